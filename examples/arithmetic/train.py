@@ -1,0 +1,364 @@
+"""Train the three example models from scratch: ``python -m trim_graph.examples.arithmetic.train``.
+
+The order is small, large, judge (the process reward model). The judge starts from the large model and is
+trained on solutions sampled from both, labelled by the exact check of `problems.label_steps`. Numbers of
+steps are fixed, not seconds, so the same seed gives the same weights up to the rounding of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import WEIGHTS, problems
+from .card import write_card
+from .corpus import SO_FAR, Batch, Judged, JudgedPools, LanguagePools, Mixture, draw_training_problem, stream
+from .evaluate import judge_figures, judge_solutions, solver_figures, write_solutions
+from .optimizer import Schedule, optimise
+from .problems import DELIMITER, Split, expected_step
+from .tokenizer import (
+    END_OF_TEXT,
+    PRM_SYSTEM,
+    STEP,
+    STEP_END,
+    TURN_END,
+    VOCABULARY,
+    build_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+SPLITS: tuple[Split, ...] = ("standard", "hard", "words")
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of a training: its schedule and what it draws."""
+
+    schedule: Schedule
+    mixture: Mixture
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Size and phases of one solver; heads are 32 wide, a width that vLLM's CPU build accepts."""
+
+    hidden: int
+    layers: int
+    intermediate: int
+    phases: tuple[Phase, ...]
+
+
+# The small model sees few word problems and stops early: that is what makes it small.
+RECIPES = {
+    "small": Recipe(64, 2, 64, (Phase(Schedule(steps=1100, rows=64), Mixture(words=0.16)),)),
+    "large": Recipe(
+        96,
+        4,
+        256,
+        (
+            Phase(Schedule(steps=5000, rows=64), Mixture()),
+            # Conversations cost twice the tokens, so they come late and briefly.
+            Phase(
+                Schedule(steps=500, rows=64, matrix_rate=0.005, rate=0.001, decay_from=0.1),
+                Mixture(earlier_turns=0.4, full_earlier_turns=True),
+            ),
+        ),
+    ),
+}
+JUDGE_LAYERS = 6
+"""The large model's layers, which predict the next token, and two more to compare it with what is written."""
+JUDGE_SCHEDULE = Schedule(steps=1000, rows=64, matrix_rate=0.004, rate=0.001)
+JUDGED_SOLUTIONS = 20_000
+EARLY = 0.1
+"""Share of the judge's training after which a weaker one is kept, for the study of a worse judge."""
+SAMPLED = (
+    ("small", 0.0, 0.2),
+    ("small", 0.7, 0.3),
+    ("small", 1.0, 0.25),
+    ("large", 0.7, 0.1),
+    ("large", 1.2, 0.15),
+)
+"""Who writes the judge's training solutions: model, temperature, share."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where and how the trainings run."""
+
+    out: Path
+    seed: int
+    device: str
+    workers: int
+    tokenizer: PreTrainedTokenizerFast
+
+    def log(self, text: str) -> None:
+        """Print at once, also into a file."""
+        print(text, flush=True)
+
+    def save(self, model: Any, name: str) -> None:
+        """Write weights, config and tokenizer to the folder ``name``."""
+        model.to("cpu").save_pretrained(self.out / name)
+        save_tokenizer(self.tokenizer, self.out / name)
+        model.to(self.device)
+
+    def load(self, name: str) -> Any:
+        """Load ``small`` or ``large`` trained before."""
+        from transformers import Qwen2ForCausalLM
+
+        model: Any = Qwen2ForCausalLM.from_pretrained(self.out / name)
+        return model.to(self.device)
+
+
+def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """Build an untrained Qwen2 language model of the recipe's size."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    ids = tokenizer.get_vocab()
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.hidden // 32,
+        num_key_value_heads=recipe.hidden // 32,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=ids[TURN_END],
+        pad_token_id=ids[END_OF_TEXT],
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def compiled(backbone: Any) -> Any:
+    """Compile where there is a C compiler; without one training is a third slower."""
+    import torch
+
+    return torch.compile(backbone, dynamic=True) if shutil.which("gcc") else backbone
+
+
+def loss_of(model: Any, head: Any) -> Callable[[Batch], torch.Tensor]:
+    """Return the mean cross-entropy of ``head`` on the backbone's states, only where there is a target."""
+    import torch
+
+    backbone = compiled(model.model)
+
+    def loss(batch: Batch) -> torch.Tensor:
+        wanted = batch.targets != -100
+        states = backbone(input_ids=batch.ids, use_cache=False).last_hidden_state
+        return torch.nn.functional.cross_entropy(head(states[wanted]), batch.targets[wanted])
+
+    return loss
+
+
+def train_solver(shop: Workshop, name: str, recipe: Recipe) -> Any:
+    """Train ``small`` or ``large`` and save it."""
+    import torch
+
+    torch.manual_seed(shop.seed)
+    model = new_model(recipe, shop.tokenizer).to(shop.device)
+    loss = loss_of(model, model.lm_head)
+    for number, phase in enumerate(recipe.phases):
+        run_phase(shop, name, number, phase, model, loss)
+    shop.save(model, name)
+    return model
+
+
+def run_phase(shop: Workshop, name: str, number: int, phase: Phase, model: Any, loss: Any) -> None:
+    """Train ``model`` in place through one phase of its recipe; later phases grow no chains."""
+    schedule = phase.schedule
+    pools = LanguagePools(
+        shop.tokenizer,
+        seed=shop.seed + (name == "large") + 1000 * number,
+        steps=schedule.steps,
+        rows=schedule.rows,
+        mixture=phase.mixture,
+        grow=number == 0,
+    )
+    optimise(
+        model,
+        stream(pools, schedule.steps, shop.workers),
+        loss,
+        schedule,
+        device=shop.device,
+        log=lambda text: shop.log(f"{name}, phase {number + 1}: {text}"),
+    )
+
+
+def sample_judged(shop: Workshop, models: dict[str, Any], count: int) -> list[Judged]:
+    """Let the solvers solve training problems, and label every step exactly."""
+    judged: list[Judged] = []
+    for source in range(len(SAMPLED)):
+        judged += sample_source(shop, models[SAMPLED[source][0]], source, count)
+    right = [step == wanted for one in judged for step, wanted in zip(one.steps, one.expected, strict=True)]
+    shop.log(f"prm: {len(judged)} solutions, {right.count(False)} wrong steps of {len(right)}")
+    return judged
+
+
+def sample_source(shop: Workshop, model: Any, source: int, count: int) -> list[Judged]:
+    """Sample one entry of `SAMPLED`; each has its own seed, so their order does not matter."""
+    import torch
+
+    _, temperature, share = SAMPLED[source]
+    torch.manual_seed(1000 * shop.seed + source)
+    drawn = [
+        draw_training_problem(random.Random(f"{shop.seed}:judge:{source}:{index}"), Mixture(hard=0.25))
+        for index in range(round(share * count))
+    ]
+    texts = write_solutions(model, shop.tokenizer, drawn, temperature=temperature, rows=500)
+    judged: list[Judged] = []
+    for problem, text in zip(drawn, texts, strict=True):
+        # A step token written by the model itself would shift the labels.
+        steps = [step.replace(STEP, "") for step in text.split(DELIMITER)]
+        expected = [expected_step(problem, steps[:index]) for index in range(len(steps))]
+        judged.append(Judged(problem.question, steps, expected))
+    return judged
+
+
+def new_judge(large: Any, ids: dict[str, int]) -> Any:
+    """Build a process reward model that begins as the large model with layers on top that add nothing yet."""
+    import torch
+
+    from trim_graph.adapters.prm_head import Qwen2ForProcessRewardModel
+
+    settings = {"num_labels": 2, "tie_word_embeddings": False, "num_hidden_layers": JUDGE_LAYERS}
+    config = type(large.config)(**{**large.config.to_dict(), **settings, "layer_types": None})
+    config.architectures = ["Qwen2ForProcessRewardModel"]
+    model: Any = Qwen2ForProcessRewardModel(config)
+    model.model.load_state_dict(large.model.state_dict(), strict=False)
+    with torch.no_grad():
+        for layer in model.model.layers[large.config.num_hidden_layers :]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        # To the large model the step token is new, and it stands where a blank line was.
+        embeddings = model.model.embed_tokens.weight
+        embeddings[ids[STEP]] = embeddings[ids[STEP_END]]
+    return model
+
+
+def judge_loss(model: Any) -> Callable[[Batch], torch.Tensor]:
+    """Return the loss on verdicts plus the loss on verdicts so far; each is a mean over its tokens."""
+    import torch
+
+    backbone = compiled(model.model)
+
+    def loss(batch: Batch) -> torch.Tensor:
+        wanted = batch.targets != -100
+        states = backbone(input_ids=batch.ids, use_cache=False).last_hidden_state
+        classes = batch.targets[wanted]
+        each = torch.nn.functional.cross_entropy(
+            model.score(states[wanted]), classes % SO_FAR, reduction="none"
+        )
+        verdict = classes < SO_FAR
+        return each[verdict].mean() + each[~verdict].mean()
+
+    return loss
+
+
+def train_judge(shop: Workshop, large: Any, judged: list[Judged], schedule: Schedule) -> Any:
+    """Train the process reward model from the large one; save it, and an early state of it."""
+    import torch
+
+    torch.manual_seed(shop.seed)
+    model = new_judge(large, shop.tokenizer.get_vocab()).to(shop.device)
+    pools = JudgedPools(
+        shop.tokenizer, judged, system=PRM_SYSTEM, seed=shop.seed, steps=schedule.steps, rows=schedule.rows
+    )
+    optimise(
+        model,
+        stream(pools, schedule.steps, shop.workers),
+        judge_loss(model),
+        schedule,
+        device=shop.device,
+        log=lambda text: shop.log(f"prm: {text}"),
+        at={round(EARLY * schedule.steps): lambda: shop.save(model, "prm_early")},
+    )
+    shop.save(model, "prm")
+    return model
+
+
+def measure(shop: Workshop, n: int) -> dict[str, Any]:
+    """Measure all models on ``n`` test problems of each split."""
+    from trim_graph.adapters.prm_head import load_prm
+
+    models = {name: shop.load(name) for name in ("small", "large")}
+    figures: dict[str, Any] = {name: {} for name in ("small", "large", "prm", "prm_early")}
+    for split in SPLITS:
+        held_out = problems(split, n)
+        solutions = {name: write_solutions(model, shop.tokenizer, held_out) for name, model in models.items()}
+        for name in models:
+            figures[name][split] = solver_figures(held_out, solutions[name])
+        for name in ("prm", "prm_early"):
+            import torch
+
+            judge = load_prm(str(shop.out / name), device=torch.device(shop.device), dtype="float32")
+            scores = judge_solutions(judge, shop.tokenizer, held_out, solutions["small"])
+            figures[name][split] = judge_figures(held_out, solutions["small"], scores)
+    return figures
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=WEIGHTS, help="folder that gets small, large, prm, prm_early"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=None, help="default: cuda if there is one, else cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw training problems")
+    parser.add_argument("--only", choices=("small", "large", "prm", "measure"), help="one part of the work")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies all numbers of steps, for a try")
+    parser.add_argument("--measure-on", type=int, default=1000, metavar="N", help="test problems a split")
+    return parser
+
+
+def main() -> None:
+    """Train, measure, and write the model card."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    args = _parser().parse_args()
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = (
+        build_tokenizer(args.seed) if args.only in (None, "small") else load_tokenizer(args.out / "small")
+    )
+    shop = Workshop(args.out, args.seed, device, args.workers, tokenizer)
+
+    def scaled(schedule: Schedule) -> Schedule:
+        return replace(schedule, steps=max(10, round(schedule.steps * args.scale)))
+
+    seconds: dict[str, int] = {}
+    for name in ("small", "large", "prm"):
+        if args.only not in (None, name):
+            continue
+        begun = time.monotonic()
+        if name == "prm":
+            solvers = {solver: shop.load(solver) for solver in RECIPES}
+            judged = sample_judged(shop, solvers, round(JUDGED_SOLUTIONS * args.scale))
+            train_judge(shop, solvers["large"], judged, scaled(JUDGE_SCHEDULE))
+        else:
+            recipe = RECIPES[name]
+            train_solver(shop, name, replace(recipe, schedule=scaled(recipe.schedule)))
+        seconds[name] = round(time.monotonic() - begun)
+        shop.log(f"{name}: {seconds[name]} s")
+    if args.only in (None, "measure"):
+        figures = measure(shop, args.measure_on)
+        shop.log(json.dumps(figures, indent=1))
+        write_card(args.out / "README.md", figures, n=args.measure_on, seed=args.seed, seconds=seconds)
+
+
+if __name__ == "__main__":
+    main()
