@@ -1,0 +1,49 @@
+"""Chat models and scorers for trim-graph, and the protocols that others can implement.
+
+Importing this package loads neither torch nor transformers; an adapter imports what it needs when it is
+first used. Models in this process need ``pip install "trim-graph[local]"``.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .protocols import (
+    ChatModelContractError,
+    ScorableStep,
+    Scorer,
+    ScorerError,
+    ScorerReply,
+    StepEnd,
+    TrimError,
+)
+
+if TYPE_CHECKING:
+    from .chat_transformers import ChatTransformers
+    from .process_reward_transformers import TransformersProcessReward
+
+_LAZY = {
+    "ChatTransformers": "chat_transformers",
+    "TransformersProcessReward": "process_reward_transformers",
+}
+
+__all__ = [
+    "ChatModelContractError",
+    "ChatTransformers",
+    "ScorableStep",
+    "Scorer",
+    "ScorerError",
+    "ScorerReply",
+    "StepEnd",
+    "TransformersProcessReward",
+    "TrimError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,124 @@
+"""From LangChain messages to the exact token ids a local chat model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .special_tokens import SpecialTokenGuard
+
+
+def text_of(message: BaseMessage) -> str:
+    """The text of a message, byte for byte.
+
+    Raises:
+        ValueError: It holds something that is not text.
+    """
+    if isinstance(message.content, str):
+        return message.content
+    parts = []
+    for block in message.content:
+        if isinstance(block, dict) and block.get("type") == "text":
+            parts.append(str(block["text"]))
+        elif isinstance(block, str):
+            parts.append(block)
+        else:
+            kind = block.get("type") if isinstance(block, dict) else type(block).__name__
+            raise ValueError(
+                f"a {message.type} message holds a content block of type {kind!r}; "
+                "this adapter takes text only"
+            )
+    return "".join(parts)
+
+
+def encode_chat(
+    messages: Sequence[BaseMessage], tokenizer: PreTrainedTokenizerBase, guard: SpecialTokenGuard
+) -> list[int]:
+    """Render a conversation with the model's chat template and tokenise it.
+
+    A trailing AIMessage is continued: its text follows the generation prompt unchanged, newlines included.
+
+    Args:
+        messages: The conversation; text only.
+        tokenizer: Brings the chat template.
+        guard: Made from the same tokenizer; special tokens inside the messages stay plain text.
+
+    Returns:
+        The token ids of the prompt.
+
+    Raises:
+        ValueError: The conversation is empty, has nothing before the text to continue, holds something that
+            is not text, or is refused by the chat template.
+    """
+    if not messages:
+        raise ValueError("the conversation is empty; give at least one message")
+    continuation = ""
+    if isinstance(messages[-1], AIMessage):
+        *messages, last = messages
+        if not messages:
+            raise ValueError("the conversation is one AIMessage alone; put the message it answers before it")
+        if last.tool_calls:  # type: ignore[attr-defined]
+            raise ValueError(
+                "the last AIMessage holds tool calls, which cannot be continued; answer them first"
+            )
+        continuation = text_of(last)
+    turns = [_turn(message, guard) for message in messages]
+    try:
+        rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception as error:
+        roles = [turn["role"] for turn in turns]
+        raise ValueError(f"the model's chat template refused the roles {roles}: {error}") from error
+    return guard.encode(str(rendered), continuation)
+
+
+def _turn(message: BaseMessage, guard: SpecialTokenGuard) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": guard.shield(_role(message)), "content": guard.shield(text_of(message))}
+    if isinstance(message, AIMessage) and message.tool_calls:
+        turn["tool_calls"] = [
+            {
+                "type": "function",
+                "function": _shield_all({"name": call["name"], "arguments": call["args"]}, guard),
+            }
+            for call in message.tool_calls
+        ]
+    return turn
+
+
+def _role(message: BaseMessage) -> str:
+    match message:
+        case SystemMessage():
+            return "system"
+        case HumanMessage():
+            return "user"
+        case AIMessage():
+            return "assistant"
+        case ToolMessage():
+            return "tool"
+        case ChatMessage():
+            return message.role
+    raise ValueError(
+        f"a message of type {message.type!r} has no role in a chat template; "
+        "use SystemMessage, HumanMessage, AIMessage, ToolMessage or ChatMessage"
+    )
+
+
+def _shield_all(value: Any, guard: SpecialTokenGuard) -> Any:
+    if isinstance(value, str):
+        return guard.shield(value)
+    if isinstance(value, dict):
+        return {guard.shield(str(key)): _shield_all(item, guard) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shield_all(item, guard) for item in value]
+    return value

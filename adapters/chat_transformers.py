@@ -1,0 +1,303 @@
+"""A chat model that runs in this process with transformers and continues a trailing AIMessage exactly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+import queue
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
+
+from .generation_row import Generated, GenerationJob, Settings
+from .model_source import check_dtype, check_model, shared_engine
+
+if TYPE_CHECKING:
+    import torch
+
+    from .generation import GenerationEngine
+
+_CALL_SETTINGS = {"max_tokens", "temperature", "top_p", "seed", "logprobs", "timeout"}
+_LANGCHAIN_KWARGS = {"stream"}  # given by LangChain's own plumbing
+
+
+class ChatTransformers(BaseChatModel):
+    r"""A local chat model: weights in this process, calls batched, no server.
+
+    A conversation that ends in an AIMessage is continued: the model goes on right after the bytes of that
+    message. Text that looks like a special token stays text wherever it stands in the conversation. Calls
+    made at the same time, from threads or asyncio tasks, run as one batch. Instances with the same model,
+    device and dtype share weights and batches.
+
+    The answer's ``response_metadata`` holds ``model_name``, ``finish_reason`` (``"stop"`` or ``"length"``),
+    ``stop_reason`` (the stop string met, or None at the end of sequence, as vLLM tells it),
+    ``timed_out=True`` where a ``timeout`` cut it, and with ``logprobs=True`` ``mean_token_probability``: the
+    mean probability of the generated tokens under the model's own distribution, before temperature and
+    top_p, without the end of sequence unless that is the only token. ``usage_metadata`` counts every
+    generated token, as vLLM does: those of the stop string and the end of sequence too.
+
+    Every call takes ``stop`` and, by keyword, ``max_tokens``, ``temperature``, ``top_p``, ``seed``,
+    ``logprobs`` and ``timeout`` (seconds in the queue and in generation, without loading; the answer ends at
+    the next token). The model's own generation_config is asked for its end-of-sequence ids only.
+
+    Example:
+        ```python
+        model = ChatTransformers(model="Qwen/Qwen2.5-Math-1.5B-Instruct", device="auto", dtype="auto")
+        step = model.invoke([("human", "What is 12 * 12?"), ("ai", "First step.\n\n")], stop=["\n\n"])
+        ```
+    """
+
+    model: Annotated[
+        str, BeforeValidator(lambda m: str(m) if isinstance(m, Path) else m), AfterValidator(check_model)
+    ]
+    """Folder in the transformers layout, or id on the Hugging Face hub."""
+    device: str = "cpu"
+    """``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: CUDA where there is one."""
+    dtype: Annotated[str, AfterValidator(check_dtype)] = "float32"
+    """``float32``, ``bfloat16``, ``float16``, or ``auto``: as the weights are stored."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Most tokens to generate in a call; cut to what the model's positions leave after the prompt."""
+    temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """0 takes the likeliest token."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Sample from the likeliest tokens that make up this probability."""
+    seed: int | None = None
+    """Makes sampling repeatable: each call with this seed draws the same."""
+    logprobs: bool = False
+    """Whether answers tell their mean token probability."""
+    max_batch_size: int = Field(default=64, ge=1)
+    """Most calls to run as one batch."""
+
+    _engine: Any = PrivateAttr(default=None)
+
+    def count_prompt_tokens(self, messages: Sequence[BaseMessage]) -> int:
+        """Exact number of prompt tokens that a call with these messages reads. Loads the model.
+
+        Raises:
+            ValueError: The conversation is empty or holds something that is not text.
+        """
+        return len(self._load().encode(messages))
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Token ids of a text, in which nothing counts as a special token."""
+        return self._load().guard.encode("", text)
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """Exact number of prompt tokens, chat template included; ``tools`` are not supported."""
+        if tools:
+            raise ValueError("ChatTransformers does not take tools")
+        return self.count_prompt_tokens(messages)
+
+    @property
+    def _llm_type(self) -> str:
+        return "trim-graph-transformers"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        names = ("model", "device", "dtype", "max_tokens", "temperature", "top_p", "seed", "logprobs")
+        return {name: getattr(self, name) for name in names}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params["ls_provider"] = "transformers"
+        return params
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Pickle the settings; the weights are loaded anew on the other side."""
+        state = super().__getstate__()
+        private = {**(state["__pydantic_private__"] or {}), "_engine": None}
+        return {**state, "__pydantic_private__": private}
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        job = self._submit(messages, self._settings(stop, kwargs))
+        try:
+            return self._result(job, job.future.result())
+        finally:
+            job.future.cancel()
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        job = await self._asubmit(messages, self._settings(stop, kwargs))
+        # Cancelling this task cancels the future, which ends the row at the next token.
+        return self._result(job, await asyncio.wrap_future(job.future))
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        job = self._submit(messages, self._settings(stop, kwargs), pieces.put)
+        job.future.add_done_callback(lambda _: pieces.put(None))
+        try:
+            while (piece := pieces.get()) is not None:
+                yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
+            yield self._last_chunk(job, job.future.result())
+        finally:
+            job.future.cancel()
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def put(piece: str | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        job = await self._asubmit(messages, self._settings(stop, kwargs), put)
+        job.future.add_done_callback(lambda _: put(None))
+        try:
+            while (piece := await pieces.get()) is not None:
+                yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
+            yield self._last_chunk(job, job.future.result())
+        finally:
+            job.future.cancel()
+
+    def _load(self) -> GenerationEngine:
+        if self._engine is None:
+            self._engine = shared_engine(_build_engine, self.model, self.device, self.dtype)
+        engine: GenerationEngine = self._engine
+        return engine
+
+    def _submit(
+        self, messages: list[BaseMessage], settings: Settings, on_text: Callable[[str], None] | None = None
+    ) -> GenerationJob:
+        engine = self._load()
+        with engine.worker.preparing():
+            job = self._job(engine, messages, settings, on_text)
+            engine.worker.submit(job)
+        return job
+
+    async def _asubmit(
+        self, messages: list[BaseMessage], settings: Settings, on_text: Callable[[str], None] | None = None
+    ) -> GenerationJob:
+        engine = self._engine or await asyncio.to_thread(self._load)
+        # Tokenising a long prompt takes milliseconds: not on the loop. Submitted only here, so that a task
+        # cancelled meanwhile leaves no job behind.
+        with engine.worker.preparing():
+            job = await asyncio.to_thread(self._job, engine, messages, settings, on_text)
+            engine.worker.submit(job)
+        return job
+
+    def _job(
+        self,
+        engine: GenerationEngine,
+        messages: list[BaseMessage],
+        settings: Settings,
+        on_text: Callable[[str], None] | None,
+    ) -> GenerationJob:
+        prompt = engine.encode(messages)
+        if engine.max_positions is not None:
+            room = engine.max_positions - len(prompt)
+            if room < 1:
+                raise ValueError(
+                    f"the prompt has {len(prompt)} tokens; {self.model} takes {engine.max_positions - 1} at "
+                    f"most (max_position_embeddings={engine.max_positions}, and one token must fit behind it)"
+                )
+            settings = dataclasses.replace(settings, max_tokens=min(settings.max_tokens, room))
+        return GenerationJob(prompt, settings, batch_limit=self.max_batch_size, on_text=on_text)
+
+    def _settings(self, stop: list[str] | None, kwargs: dict[str, Any]) -> Settings:
+        """The call's settings over the model's own; None means the model's own."""
+        if unknown := sorted(set(kwargs) - _CALL_SETTINGS - _LANGCHAIN_KWARGS):
+            raise ValueError(
+                f"ChatTransformers does not know the call setting(s) {', '.join(unknown)}; "
+                f"it takes stop, {', '.join(sorted(_CALL_SETTINGS))}"
+            )
+        given = {
+            name: value for name, value in kwargs.items() if name in _CALL_SETTINGS and value is not None
+        }
+        own = ("max_tokens", "temperature", "top_p", "seed", "logprobs")
+        merged = {name: getattr(self, name) for name in own} | given
+        _check_settings(merged)
+        strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+        if any(not isinstance(string, str) or not string for string in strings):
+            raise ValueError(f"stop={stop!r}: every stop string must be a non-empty string")
+        return Settings(stop=strings, **merged)
+
+    def _metadata(self, done: Generated) -> dict[str, Any]:
+        metadata: dict[str, Any] = {
+            "model_name": self.model,
+            "finish_reason": done.finish_reason,
+            "stop_reason": done.stop_reason,
+        }
+        if done.mean_token_probability is not None:
+            metadata["mean_token_probability"] = done.mean_token_probability
+        if done.timed_out:
+            metadata["timed_out"] = True
+        return metadata
+
+    def _result(self, job: GenerationJob, done: Generated) -> ChatResult:
+        message = AIMessage(
+            content=done.text, response_metadata=self._metadata(done), usage_metadata=_usage(job, done)
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _last_chunk(self, job: GenerationJob, done: Generated) -> ChatGenerationChunk:
+        message = AIMessageChunk(
+            content="",
+            response_metadata=self._metadata(done),
+            usage_metadata=_usage(job, done),
+            chunk_position="last",
+        )
+        return ChatGenerationChunk(message=message)
+
+
+def _build_engine(model: str, device: torch.device, dtype: str) -> GenerationEngine:
+    from .generation import GenerationEngine
+
+    return GenerationEngine(model, device, dtype)
+
+
+def _usage(job: GenerationJob, done: Generated) -> UsageMetadata:
+    read, written = len(job.prompt), done.output_tokens
+    return UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Check what a call may override; the constructor's values are checked by pydantic."""
+
+    def number(name: str, kind: type | tuple[type, ...], valid: Callable[[Any], bool], what: str) -> None:
+        value = settings.get(name)
+        if value is None:
+            return
+        if not isinstance(value, kind) or isinstance(value, bool) or not valid(value):
+            raise ValueError(f"{name}={value!r} is not {what}")
+
+    real = (int, float)
+    number("max_tokens", int, lambda v: v >= 1, "a whole number of tokens, 1 or more")
+    number("temperature", real, lambda v: 0 <= v < math.inf, "a number, 0 or more")
+    number("top_p", real, lambda v: 0 < v <= 1, "a number above 0, 1 at most")
+    number("seed", int, lambda v: -(2**63) <= v < 2**64, "a 64-bit whole number")
+    number("timeout", real, lambda v: v > 0, "a number of seconds above 0")

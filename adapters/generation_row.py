@@ -1,0 +1,194 @@
+"""One call's generation: its settings, its text as tokens arrive, and how it ends. Knows nothing of torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from .batching import Job
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_CONTEXT_TOKENS = 8
+"""Prompt tokens the decoder sees first: some tokenizers drop the space before the first word they decode."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What one call asks for.
+
+    Attributes:
+        max_tokens: Most tokens to generate.
+        temperature: 0 takes the likeliest token.
+        top_p: Sample from the likeliest tokens that make up this probability.
+        seed: Makes sampling repeatable; None draws anew each time.
+        stop: Strings that end the answer.
+        logprobs: Whether the mean token probability is wanted.
+        timeout: Seconds until the answer is cut.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """How one call ended.
+
+    Attributes:
+        text: The answer, without the stop string and the end of sequence.
+        output_tokens: Every token generated, those of the stop string and the end of sequence included.
+        finish_reason: ``stop`` at a stop string or the end of sequence, else ``length``.
+        stop_reason: The stop string met; None at the end of sequence and where the answer was cut.
+        mean_token_probability: Mean probability of the tokens chosen, under the model's distribution before
+            temperature and top_p. The end of sequence is left out unless it is the only token.
+        timed_out: Whether the time limit cut it.
+    """
+
+    text: str
+    output_tokens: int
+    finish_reason: Literal["stop", "length"]
+    stop_reason: str | None = None
+    mean_token_probability: float | None = None
+    timed_out: bool = False
+
+
+class GenerationJob(Job[Generated]):
+    """One call to a local chat model.
+
+    Args:
+        prompt: Token ids.
+        settings: What is asked for; ``max_tokens`` fits behind the prompt.
+        batch_limit: Most calls to share a batch with, this one included.
+        on_text: Called on the worker's thread with each piece of the answer, in order.
+    """
+
+    def __init__(
+        self,
+        prompt: list[int],
+        settings: Settings,
+        *,
+        batch_limit: int,
+        on_text: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__(batch_limit=batch_limit)
+        self.prompt = prompt
+        self.settings = settings
+        self.on_text = on_text
+        self.deadline = None if settings.timeout is None else time.monotonic() + settings.timeout
+
+    def late(self) -> bool:
+        """Whether the time limit has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def expire(self) -> None:
+        """Settle with an empty answer if the time limit passed before generation began."""
+        if self.late():
+            self.settle(Generated(text="", output_tokens=0, finish_reason="length", timed_out=True))
+
+
+class Row:
+    """A job in a running batch: takes its tokens one by one and settles it.
+
+    Args:
+        job: Whose row it is.
+        tokenizer: Decodes the tokens.
+        end_ids: Tokens that end a sequence.
+    """
+
+    def __init__(self, job: GenerationJob, tokenizer: Tokenizer, end_ids: Set[int]) -> None:
+        self.job = job
+        self.done = False
+        self._tokenizer = tokenizer
+        self._end_ids = end_ids
+        self._decoder = _Decoder(tokenizer, job.prompt[-_CONTEXT_TOKENS:])
+        self._longest_stop = max(map(len, job.settings.stop), default=0)
+        self._text = ""
+        self._sent = 0
+        self._tokens = 0
+        self._probabilities: list[float] = []
+
+    def push(self, token: int, probability: float | None) -> None:
+        """Take the next token; nothing happens once the row is done."""
+        if not self.done and not self.job.wanted:
+            self.done = True
+        if self.done:
+            return
+        self._tokens += 1
+        ended = token in self._end_ids
+        if probability is not None and not (ended and self._probabilities):
+            self._probabilities.append(probability)
+        if ended:
+            self._finish("stop")
+            return
+        new_from = len(self._text)
+        self._text += self._decoder.push(token)
+        if found := self._first_stop(new_from):
+            self._text = self._text[: found[0]]
+            self._finish("stop", stop_reason=found[1])
+        elif self._tokens >= self.job.settings.max_tokens:
+            self._finish("length")
+        elif self.job.late():
+            self._finish("length", timed_out=True)
+        else:
+            self._send(len(self._text) - self._held_back())
+
+    def _first_stop(self, new_from: int) -> tuple[int, str] | None:
+        """Where the earliest stop string begins that the newest piece completed, and which one it is."""
+        start = max(0, new_from - self._longest_stop + 1)
+        found = [(self._text.find(stop, start), stop) for stop in self.job.settings.stop]
+        return min((hit for hit in found if hit[0] >= 0), default=None)
+
+    def _held_back(self) -> int:
+        """How many characters at the end could be the beginning of a stop string."""
+        for length in range(min(self._longest_stop - 1, len(self._text)), 0, -1):
+            tail = self._text[-length:]
+            if any(stop.startswith(tail) for stop in self.job.settings.stop):
+                return length
+        return 0
+
+    def _send(self, until: int) -> None:
+        if self.job.on_text is not None and until > self._sent:
+            self.job.on_text(self._text[self._sent : until])
+            self._sent = until
+
+    def _finish(
+        self, reason: Literal["stop", "length"], *, stop_reason: str | None = None, timed_out: bool = False
+    ) -> None:
+        self.done = True
+        self._send(len(self._text))
+        seen = self._probabilities
+        self.job.settle(
+            Generated(
+                text=self._text,
+                output_tokens=self._tokens,
+                finish_reason=reason,
+                stop_reason=stop_reason,
+                mean_token_probability=sum(seen) / len(seen) if seen else None,
+                timed_out=timed_out,
+            )
+        )
+
+
+class _Decoder:
+    """Text of a growing token sequence. Holds incomplete characters back; a last one left so is dropped."""
+
+    def __init__(self, tokenizer: Tokenizer, context: list[int]) -> None:
+        from tokenizers.decoders import DecodeStream
+
+        self._tokenizer = tokenizer
+        # A context that ends in the replacement character would be taken for an incomplete one.
+        if tokenizer.decode(context, skip_special_tokens=True).endswith("\N{REPLACEMENT CHARACTER}"):
+            context = []
+        self._stream = DecodeStream(context, skip_special_tokens=True)
+
+    def push(self, token: int) -> str:
+        return self._stream.step(self._tokenizer, token) or ""

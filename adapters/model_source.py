@@ -1,0 +1,136 @@
+"""Where weights come from: the `model`, `device` and `dtype` settings, and weights that are shared."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakValueDictionary
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+_loaded: WeakValueDictionary[tuple[str, ...], Any] = WeakValueDictionary()
+# Loading sets process-wide defaults in torch, so one load at a time.
+_load_lock = threading.Lock()
+
+Engine = TypeVar("Engine")
+
+
+def check_model(model: str | os.PathLike[str]) -> str:
+    """Check the `model` setting without loading anything.
+
+    Args:
+        model: A folder in the transformers layout, or an id on the Hugging Face hub.
+
+    Returns:
+        The setting as text, unchanged but for a leading ``~``.
+
+    Raises:
+        ValueError: It is the path of no folder, or of a folder without ``config.json``.
+    """
+    text = os.path.expanduser(os.fspath(model))
+    folder = Path(text)
+    if not folder.exists():
+        if _HUB_ID.fullmatch(text):
+            return text
+        raise ValueError(
+            f"model={text!r}: no such folder. Give the folder of a model in the transformers layout "
+            "(config.json, tokenizer.json, *.safetensors) or a hub id, as 'Qwen/Qwen2.5-Math-1.5B-Instruct'."
+        )
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"model={text!r} holds no config.json, so it is not a model in the transformers layout. "
+            "Give the folder that has config.json, tokenizer.json and *.safetensors in it."
+        )
+    return text
+
+
+def check_dtype(dtype: str) -> str:
+    """Check the `dtype` setting: one of ``auto`` (as stored), ``float32``, ``bfloat16``, ``float16``."""
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not known; choose one of {', '.join(_DTYPES)}")
+    return dtype
+
+
+def require_local_extra() -> None:
+    """Import torch and transformers, or say how to get them.
+
+    Raises:
+        ImportError: One of them is not installed.
+    """
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f'models in this process need torch and transformers: pip install "trim-graph[local]" ({error})'
+        ) from error
+
+
+def pick_device(device: str) -> torch.device:
+    """Turn the `device` setting into a device; ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: torch does not know the name.
+    """
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is not known; use 'cpu', 'cuda', 'cuda:0' or 'auto'") from error
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer exactly as its ``tokenizer.json`` says.
+
+    `AutoTokenizer` does not: for some model types (qwen2 in transformers 5.23) it puts the type's usual
+    normaliser and pre-tokenizer in place of those in the file.
+
+    Raises:
+        ValueError: It has no ``tokenizer.json`` or no chat template.
+    """
+    from transformers import PreTrainedTokenizerFast
+    from transformers.utils.hub import cached_file
+
+    if cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False) is None:
+        raise ValueError(f"model={model!r} has no tokenizer.json, which this adapter needs")
+    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(model)
+    if not tokenizer.chat_template:
+        raise ValueError(f"model={model!r}: its tokenizer has no chat template (tokenizer_config.json)")
+    return tokenizer
+
+
+def max_positions(model: Any) -> int | None:
+    """The longest sequence a transformers model takes, in tokens; None where its config does not say."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def shared_engine(
+    build: Callable[[str, torch.device, str], Engine], model: str, device: str, dtype: str
+) -> Engine:
+    """Load weights, or find them: one copy per process for the same model, device and dtype.
+
+    The copy is freed when the last adapter that uses it is gone.
+    """
+    require_local_extra()
+    target = pick_device(device)
+    place = os.path.realpath(model) if os.path.exists(model) else model
+    key = (build.__module__, place, str(target), dtype)
+    with _load_lock:
+        engine: Engine | None = _loaded.get(key)
+        if engine is None:
+            engine = build(model, target, dtype)
+            _loaded[key] = engine
+    return engine

@@ -1,0 +1,67 @@
+"""What the graph asks of a scorer and of a chat model, and the errors when it is not given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NotRequired, Protocol, runtime_checkable
+
+from typing_extensions import TypedDict
+
+StepEnd = Literal["delimiter", "eos", "length"]
+"""Why the writer stopped: it wrote the delimiter, its end of sequence, or ran into ``max_tokens``."""
+
+
+class ScorableStep(TypedDict):
+    """The part of a step that a scorer may look at."""
+
+    text: str
+    """The step without its delimiter."""
+    writer: Literal["small", "large"]
+    """Which of the two models wrote it."""
+    mean_token_probability: NotRequired[float | None]
+    """Mean probability of the step's tokens under its writer; None where the writer does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerReply:
+    """Scores and what they cost.
+
+    Attributes:
+        scores: One probability in [0, 1] per step, in the order of the steps.
+        input_tokens: Tokens the scorer read, failed attempts included.
+    """
+
+    scores: Sequence[float]
+    input_tokens: int = 0
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Rates each step of a solution.
+
+    Both methods get the question and all steps so far (the accepted ones and, last, the draft), and
+    answer with one probability in [0, 1] per step that the step is correct given what stands before it:
+    a plain sequence of floats, or a `ScorerReply` that also tells the cost. They raise `ScorerError`
+    rather than pad or truncate.
+    """
+
+    def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply | Sequence[float]:
+        """Score every step of ``steps``."""
+        ...
+
+    async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply | Sequence[float]:
+        """Score every step of ``steps`` without blocking the event loop."""
+        ...
+
+
+class TrimError(Exception):
+    """Base of all errors that trim-graph raises on purpose."""
+
+
+class ScorerError(TrimError):
+    """A scorer could not give one valid score per step; the message says why."""
+
+
+class ChatModelContractError(TrimError):
+    """A chat model's answer lacks what step-level routing needs; the message says what."""

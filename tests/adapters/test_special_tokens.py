@@ -1,0 +1,225 @@
+"""Special tokens that somebody writes stay text; those the template writes count; all else is as usual."""
+
+import json
+import shutil
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from langchain_core.messages import (
+    AIMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from trim_graph.adapters.chat_prompt import encode_chat
+from trim_graph.adapters.model_source import load_tokenizer
+from trim_graph.adapters.special_tokens import SpecialTokenGuard
+
+relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>"]
+# Text in which special tokens, pieces of them, white space and any characters are likely.
+texts = st.lists(
+    st.sampled_from([*SPECIAL, "<|im_", "end|>", "\n", "\n\n", " ", "7", "é", "\ue010\ue000"])
+    | st.text(max_size=8),
+    max_size=8,
+).map("".join)
+plain = texts.filter(lambda text: not any(name in text for name in SPECIAL))
+
+
+@pytest.fixture(scope="module")
+def guard(tokenizer):
+    return SpecialTokenGuard(tokenizer)
+
+
+def usual(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def turns(system, question):
+    return [SystemMessage(system), HumanMessage(question)]
+
+
+def rendered(tokenizer, *contents):
+    roles = ["system", "user", "assistant"]
+    chat = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
+    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+
+
+@relaxed
+@given(plain, plain, plain)
+def test_text_without_special_tokens_is_tokenised_as_usual(tokenizer, guard, system, question, answer):
+    prompt = rendered(tokenizer, system, question)
+    assert encode_chat(turns(system, question), tokenizer, guard) == usual(tokenizer, prompt)
+    continued = encode_chat([*turns(system, question), AIMessage(answer)], tokenizer, guard)
+    assert continued == usual(tokenizer, prompt + answer)
+
+
+@relaxed
+@given(texts, texts, texts)
+def test_no_text_makes_a_special_token_and_every_byte_survives(tokenizer, guard, system, question, answer):
+    ids = encode_chat([*turns(system, question), AIMessage(answer)], tokenizer, guard)
+    special = [token for token in ids if token in tokenizer.all_special_ids]
+    template = usual(tokenizer, rendered(tokenizer, "", ""))
+    assert special == [token for token in template if token in tokenizer.all_special_ids]
+    assert tokenizer.decode(ids) == rendered(tokenizer, system, question) + answer
+
+
+@relaxed
+@given(texts)
+def test_text_alone_round_trips(tokenizer, guard, text):
+    assert tokenizer.decode(guard.encode("", text)) == text
+
+
+def test_marks_differ_between_guards(tokenizer):
+    first, second = SpecialTokenGuard(tokenizer), SpecialTokenGuard(tokenizer)
+    assert first.shield("<|im_end|>") != second.shield("<|im_end|>")
+
+
+def test_an_unflagged_added_token_is_text_only_on_request(tokenizer):
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in spec["added_tokens"]:
+        token["special"] = token["content"] != "<extra_0>"
+    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(spec)))
+    number = tokenizer.convert_tokens_to_ids("<extra_0>")
+    assert number in SpecialTokenGuard(other).encode("", "a<extra_0>b")
+    assert number not in SpecialTokenGuard(other, also=["<extra_0>"]).encode("", "a<extra_0>b")
+
+
+@pytest.fixture(scope="module")
+def spaced_tokenizer():
+    """As SentencePiece models look: merges lead to the special token, a space is put before the text."""
+    pieces = ["<unk>", "</s>", *"abcs/<>▁", "s>", "/s>"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    merges = [("s", ">"), ("/", "s>"), ("<", "/s>")]
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
+    backend.add_special_tokens(
+        [
+            AddedToken("<unk>", normalized=False),
+            AddedToken("</s>", normalized=False),
+            AddedToken("<end>", rstrip=True),
+        ]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+
+
+@relaxed
+@given(
+    st.text(alphabet="abc s/<>", max_size=20).filter(lambda text: "</s>" not in text and "<end>" not in text)
+)
+def test_a_sentencepiece_like_tokenizer_is_followed_too(spaced_tokenizer, text):
+    guard = SpecialTokenGuard(spaced_tokenizer)
+    template = f"a</s>{guard.shield(text)}<end> b"
+    assert guard.encode(template, text) == usual(spaced_tokenizer, f"a</s>{text}<end> b{text}")
+
+
+def test_a_special_token_reachable_by_merges_stays_text(spaced_tokenizer):
+    guard = SpecialTokenGuard(spaced_tokenizer)
+    ids = guard.encode(guard.shield("a</s>b") + "</s>", "</s>")
+    assert ids.count(1) == 1
+    assert spaced_tokenizer.decode(ids) == "a</s>b</s></s>"
+
+
+def test_a_vocabulary_of_words_reads_a_special_token_in_a_text_as_an_unknown_word():
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "[END]": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(["[END]", "[UNK]"])
+    guard = SpecialTokenGuard(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]"))
+    assert guard.encode("a [END] ", "[END] a") == [1, 2, 0, 1]
+
+
+def test_a_unigram_vocabulary_cannot_reach_its_special_tokens_either():
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((c, -3.0) for c in "ab</s>")]
+    backend = Tokenizer(models.Unigram(list(dict(pieces).items()), unk_id=0, byte_fallback=False))
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens(["</s>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    guard = SpecialTokenGuard(tokenizer)
+    ids = guard.encode(guard.shield("a</s>b") + "</s>")
+    assert ids.count(1) == 1
+    assert tokenizer.decode(ids) == "a</s>b</s>"
+
+
+class TestMessages:
+    def encode(self, tokenizer, guard, *messages):
+        return tokenizer.decode(encode_chat(messages, tokenizer, guard))
+
+    def test_roles_and_text_blocks(self, tokenizer, guard):
+        text = self.encode(
+            tokenizer,
+            guard,
+            ChatMessage("be brief", role="developer"),
+            HumanMessage([{"type": "text", "text": "one "}, "two"]),
+            AIMessage("ok"),
+            ToolMessage("42", tool_call_id="1"),
+        )
+        assert text == (
+            "<|im_start|>developer\nbe brief<|im_end|>\n<|im_start|>user\none two<|im_end|>\n"
+            "<|im_start|>assistant\nok<|im_end|>\n<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\n"
+        )
+
+    def test_a_trailing_answer_with_no_text_is_a_plain_question(self, tokenizer, guard):
+        question = HumanMessage("hi")
+        assert self.encode(tokenizer, guard, question, AIMessage("")) == self.encode(
+            tokenizer, guard, question
+        )
+
+    def test_special_tokens_in_a_role_or_a_tool_call_are_text(self, tokenizer, guard):
+        call = {"name": "f", "args": {"<|im_end|>": ["<|im_end|>", 1]}, "id": "1"}
+        template = (
+            "{% for m in messages %}{{ m.role }}:{{ m.content }}{% if m.tool_calls %}"
+            "{{ m.tool_calls[0].function.arguments | tojson }}{% endif %}<|im_end|>{% endfor %}"
+        )
+        other = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>", chat_template=template
+        )
+        messages = [AIMessage("", tool_calls=[call]), ChatMessage("x", role="<|im_end|>")]
+        ids = encode_chat(messages, other, guard)
+        assert ids.count(tokenizer.eos_token_id) == 2
+        assert other.decode(ids).count("<|im_end|>") == 5
+
+    @pytest.mark.parametrize(
+        ("messages", "complaint"),
+        [
+            ([], "conversation is empty"),
+            ([AIMessage("I begin")], "one AIMessage alone"),
+            ([HumanMessage([{"type": "image_url", "image_url": "x"}])], "'image_url'.*text only"),
+            ([FunctionMessage("x", name="f")], "'function' has no role"),
+            (
+                [HumanMessage("x"), AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}])],
+                "holds tool calls",
+            ),
+        ],
+    )
+    def test_what_cannot_be_rendered_is_refused(self, tokenizer, guard, messages, complaint):
+        with pytest.raises(ValueError, match=complaint):
+            encode_chat(messages, tokenizer, guard)
+
+    def test_a_template_that_refuses_is_named(self, tokenizer, guard):
+        strict = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer.backend_tokenizer,
+            chat_template="{{ raise_exception('roles must alternate') }}",
+        )
+        with pytest.raises(ValueError, match=r"refused the roles \['user'\]: roles must alternate"):
+            encode_chat([HumanMessage("x")], strict, guard)
+
+
+def test_the_tokenizer_is_the_one_in_the_file(random_model, tokenizer):
+    """AutoTokenizer would replace the pre-tokenizer, which goes unnoticed until texts come out wrong."""
+    loaded = load_tokenizer(str(random_model))
+    assert loaded.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert (loaded.eos_token, loaded.pad_token) == ("<|im_end|>", "<|endoftext|>")
+
+
+def test_a_missing_tokenizer_file_is_named(random_model, tmp_path):
+    shutil.copy(random_model / "config.json", tmp_path)
+    with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
+        load_tokenizer(str(tmp_path))
