@@ -1,0 +1,8 @@
+"""The four nodes of the graph, one file each. They do no I/O but through an adapter."""
+
+from .finalize import finalize_node
+from .generate_step import after_generate_step, generate_step_node
+from .route import route_node
+from .score_step import score_step_node
+
+__all__ = ["after_generate_step", "finalize_node", "generate_step_node", "route_node", "score_step_node"]

@@ -1,0 +1,60 @@
+"""Join the steps into one AIMessage, with the usage of both models and the summary of the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.messages import AIMessage
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.runnables import RunnableLambda
+
+from trim_graph.context import Settings
+from trim_graph.events import emit
+from trim_graph.segment import join_steps
+from trim_graph.state import TrimState
+from trim_graph.summary import summarise
+
+
+def finalize_node() -> RunnableLambda[Any, Any]:
+    """Build the node."""
+
+    def run(state: TrimState) -> dict[str, Any]:
+        delimiter = Settings.model_validate(state["run"]["settings"]).delimiter
+        summary = summarise(state)
+        steps = state["steps"]
+        text = join_steps(steps, delimiter)
+        if steps and steps[-1]["end"] == "delimiter":
+            text = text.removesuffix(delimiter)
+        models = {step["writer"]: step["model"] for step in steps}
+        message = AIMessage(
+            content=text,
+            id=state["run"]["message_id"],
+            usage_metadata=_usage(state),
+            response_metadata={
+                "model_name": " + ".join(models[w] for w in ("small", "large") if w in models)
+                or "trim-graph",
+                "finish_reason": "stop" if summary["stopped"] == "finished" else "length",
+                "stop_reason": None,
+                "trim": summary,
+            },
+        )
+        emit("finished", summary=summary)
+        return {"messages": [message], "trim": summary}
+
+    async def arun(state: TrimState) -> dict[str, Any]:
+        return run(state)
+
+    return RunnableLambda(run, arun, name="finalize")
+
+
+def _usage(state: TrimState) -> UsageMetadata:
+    writers = (state["spend"]["small"], state["spend"]["large"])
+    input_tokens = sum(writer["input_tokens"] for writer in writers)
+    output_tokens = sum(writer["output_tokens"] for writer in writers)
+    cached = sum(writer["cached_tokens"] for writer in writers)
+    return UsageMetadata(
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        total_tokens=input_tokens + output_tokens,
+        input_token_details=InputTokenDetails(cache_read=cached),
+    )

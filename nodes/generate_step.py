@@ -1,0 +1,221 @@
+"""Ask the writer that `route` named for one step that carries on the accepted ones. Nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from langchain_core.messages import BaseMessage
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables.config import merge_configs
+
+from trim_graph.adapters.replies import Reply, read_reply
+from trim_graph.budget import Spend, budget_left, grant
+from trim_graph.context import Settings
+from trim_graph.conversation import compose
+from trim_graph.events import emit
+from trim_graph.process import this_process
+from trim_graph.segment import is_step, join_steps
+from trim_graph.state import Draft, Order, TrimState, changed
+
+GRACE = 0.5
+"""Seconds an asynchronous call may exceed its timeout before it is cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    model: Runnable[Any, Any]
+    messages: list[BaseMessage]
+    config: RunnableConfig
+    arguments: dict[str, Any]
+    order: Order
+    spend: Spend
+    notes: list[str]
+    noted: bool
+    """Whether ``notes`` holds more than the state does."""
+    settings: Settings
+    glued: bool
+    """Whether the accepted text ends in the middle of a paragraph, so that space before the step counts."""
+    prompt_tokens: int
+
+
+def generate_step_node(small: Runnable[Any, Any], large: Runnable[Any, Any]) -> RunnableLambda[Any, Any]:
+    """Build the node from the two writers."""
+
+    def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
+        call = _prepare(state, config, small, large)
+        if call is None:
+            return changed(state, _given_up(state))
+        begun = time.monotonic()
+        limit = call.arguments.get("timeout")
+        try:
+            message = call.model.invoke(call.messages, call.config, **call.arguments)
+        except TimeoutError:
+            if limit is None or time.monotonic() - begun < limit:
+                raise
+            return changed(state, _timed_out(call, time.monotonic() - begun))
+        return changed(state, _noted(call, message, time.monotonic() - begun))
+
+    async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
+        call = _prepare(state, config, small, large)
+        if call is None:
+            return changed(state, _given_up(state))
+        begun = time.monotonic()
+        limit = call.arguments.get("timeout")
+        try:
+            async with asyncio.timeout(None if limit is None else limit + GRACE):
+                message = await call.model.ainvoke(call.messages, call.config, **call.arguments)
+        except TimeoutError:
+            if limit is None or time.monotonic() - begun < limit:
+                raise
+            return changed(state, _timed_out(call, time.monotonic() - begun))
+        return changed(state, _noted(call, message, time.monotonic() - begun))
+
+    return RunnableLambda(run, arun, name="generate_step")
+
+
+def after_generate_step(state: TrimState) -> Literal["score_step", "route"]:
+    """Go to the scorer only where a decision hangs on its answer."""
+    order, draft = state.get("order"), state.get("draft")
+    return "score_step" if order is not None and draft is not None and order["scored"] else "route"
+
+
+def _prepare(
+    state: TrimState, config: RunnableConfig, small: Runnable[Any, Any], large: Runnable[Any, Any]
+) -> _Call | None:
+    order = state["order"]
+    assert order is not None
+    settings = Settings.model_validate(state["run"]["settings"])
+    spend, notes = _charge_lost_call(state, settings)
+    left = budget_left(settings.budget, spend, settings.prices)
+    if notes:
+        in_flight = state["in_flight"]
+        assert in_flight is not None
+        granted, _ = grant(
+            settings.budget,
+            left,
+            settings.prices,
+            wanted=order["max_tokens"],
+            prompt_tokens=in_flight["prompt_tokens"],
+        )
+        if granted == 0:
+            return None
+        order = Order(**{**order, "max_tokens": granted})
+    prefix = join_steps(state["steps"], settings.delimiter) + order["lead"]
+    arguments: dict[str, Any] = {"max_tokens": order["max_tokens"]}
+    if not order["to_end"]:
+        arguments["stop"] = [settings.delimiter]
+    if left.seconds is not None:
+        arguments["timeout"] = max(left.seconds, 0.01)
+    tag = "trim:draft" if order["decided"] else "trim:accepted"
+    return _Call(
+        model=small if order["writer"] == "small" else large,
+        messages=compose(state["messages"], settings.instruction, prefix),
+        config=merge_configs(config, {"tags": ["nostream", tag, f"trim:{order['writer']}"]}),
+        arguments=arguments,
+        order=order,
+        spend=spend,
+        notes=[*state["notes"], *notes],
+        noted=bool(notes),
+        settings=settings,
+        glued=bool(state["steps"]) and state["steps"][-1]["end"] != "delimiter",
+        prompt_tokens=(state.get("in_flight") or {"prompt_tokens": 0})["prompt_tokens"],
+    )
+
+
+def _charge_lost_call(state: TrimState, settings: Settings) -> tuple[Spend, list[str]]:
+    """Charge a large call that another process began and nobody saw the end of."""
+    in_flight, spend = state.get("in_flight"), state["spend"]
+    if in_flight is None or in_flight["process"] == this_process():
+        return spend, []
+    lost = in_flight["max_tokens"]
+    charged = Spend(**{**spend, "large": {**spend["large"], "calls": spend["large"]["calls"] + 1}})
+    charged["unaccounted_tokens"] += lost
+    charged["unaccounted_cost"] += settings.prices.large.cost(in_flight["prompt_tokens"], lost)
+    note = f"a call of the large model was cut off by a crash; {lost} tokens were charged for it"
+    emit("note", text=note)
+    return charged, [note]
+
+
+def _given_up(state: TrimState) -> dict[str, Any]:
+    """The call lost in a crash has used up the budget: let `route` find another way."""
+    settings = Settings.model_validate(state["run"]["settings"])
+    spend, notes = _charge_lost_call(state, settings)
+    return {
+        "spend": spend,
+        "notes": [*state["notes"], *notes],
+        "in_flight": None,
+        "order": None,
+        "draft": None,
+    }
+
+
+def _timed_out(call: _Call, seconds: float) -> dict[str, Any]:
+    """The writer did not answer in time: charge what it may have generated."""
+    spend, writer = Spend(**{**call.spend, "seconds": call.spend["seconds"] + seconds}), call.order["writer"]
+    spend[writer] = {**spend[writer], "calls": spend[writer]["calls"] + 1}
+    note = f"a call of the {writer} model was cut off by the limit on seconds"
+    if writer == "large":
+        lost = call.order["max_tokens"]
+        spend["unaccounted_tokens"] += lost
+        spend["unaccounted_cost"] += call.settings.prices.large.cost(call.prompt_tokens, lost)
+        note += f"; {lost} tokens were charged for it"
+    emit("note", text=note)
+    return {
+        "spend": spend,
+        "draft": None,
+        "in_flight": None,
+        "stopped": "deadline",
+        "notes": [*call.notes, note],
+    }
+
+
+def _noted(call: _Call, message: Any, seconds: float) -> dict[str, Any]:
+    order, delimiter = call.order, call.settings.delimiter
+    reply = read_reply(message, delimiter, order["writer"])
+    spend = _billed(call, reply, seconds)
+    update: dict[str, Any] = {"spend": spend, "in_flight": None}
+    if call.noted:
+        update["notes"] = call.notes
+    text = (order["lead"] if call.glued or order["lead"].strip() else "") + reply.text
+    if is_step(text):
+        update["draft"] = Draft(
+            text=text,
+            writer=order["writer"],
+            model=reply.model,
+            tokens=reply.output_tokens,
+            mean_token_probability=reply.mean_token_probability,
+            end=reply.end,
+            score=None,
+        )
+        if order["decided"]:
+            emit("draft", writer=order["writer"], text=text, tokens=reply.output_tokens)
+            left = budget_left(call.settings.budget, spend, call.settings.prices).seconds
+            if left is not None and left <= 0:
+                # No time for the scorer, nor for what a decision would ask for.
+                update["order"] = Order(**{**order, "decided": False, "scored": False})
+        return update
+    update["draft"] = None
+    if reply.end == "eos":
+        update["stopped"] = "finished"
+    else:
+        lead = order["lead"] + reply.text + (delimiter if reply.end == "delimiter" else "")
+        update["order"] = Order(**{**order, "lead": lead, "attempt": order["attempt"] + 1})
+    return update
+
+
+def _billed(call: _Call, reply: Reply, seconds: float) -> Spend:
+    writer = call.order["writer"]
+    before = call.spend[writer]
+    spend = Spend(**{**call.spend, "seconds": call.spend["seconds"] + seconds})
+    spend[writer] = {
+        "calls": before["calls"] + 1,
+        "input_tokens": before["input_tokens"] + reply.input_tokens,
+        "output_tokens": before["output_tokens"] + reply.output_tokens,
+        "cached_tokens": before["cached_tokens"] + reply.cached_tokens,
+    }
+    if writer == "large":
+        spend["overshoot_tokens"] += max(0, reply.output_tokens - call.arguments["max_tokens"])
+    return spend

@@ -1,0 +1,313 @@
+"""Decide what happens next: who writes the next step, whether a draft stays, when to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langgraph.runtime import get_runtime
+from langgraph.types import Command
+
+from trim_graph.budget import Budget, BudgetLeft, Spend, budget_left, grant, prompt_bound
+from trim_graph.context import Settings
+from trim_graph.conversation import compose
+from trim_graph.events import emit, push_text
+from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, Observation, Policy, checked
+from trim_graph.process import this_process
+from trim_graph.run import PLAIN_ROUND, SCORED_ROUND, begin_run
+from trim_graph.segment import join_steps, share_out, split_steps
+from trim_graph.state import (
+    DecisionRecord,
+    Draft,
+    InFlight,
+    Order,
+    Step,
+    TrimState,
+    changed,
+    fresh_channels,
+    scores_of,
+)
+
+Goto = Literal["generate_step", "finalize"]
+REACHED: tuple[Goto, ...] = ("generate_step", "finalize")
+
+MAX_ATTEMPTS = 3
+"""Answers without a step, in a row, after which the solution is taken for ended."""
+
+
+def route_node(settings: Settings, policy: Policy, large: Runnable[Any, Any]) -> RunnableLambda[Any, Any]:
+    """Build the node.
+
+    Args:
+        settings: The graph's own; a call may override them.
+        policy: Asked for the next writer and for the decision on a draft.
+        large: Only asked how many tokens a prompt has, for the limit on cost.
+    """
+
+    def run(state: TrimState, config: RunnableConfig) -> Command[Goto]:
+        if state.get("begin"):
+            state = begin_run(state, config.get("recursion_limit", 10_000), settings, get_runtime().context)
+            turn = _Turn(state, policy, large, update=_reset(state))
+            emit("started", run=state["run"]["id"])
+        else:
+            turn = _Turn(state, policy, large)
+        return turn.take()
+
+    async def arun(state: TrimState, config: RunnableConfig) -> Command[Goto]:
+        return run(state, config)
+
+    return RunnableLambda(run, arun, name="route")
+
+
+def _reset(state: TrimState) -> dict[str, Any]:
+    return {**fresh_channels(), "run": state["run"], "spend": state["spend"]}
+
+
+@dataclass
+class _Turn:
+    """One execution of the node: what it saw, and the update it builds."""
+
+    state: TrimState
+    policy: Policy
+    large: Runnable[Any, Any]
+    update: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.settings = Settings.model_validate(self.state["run"]["settings"])
+        self.budget: Budget = self.settings.budget
+        self.spend: Spend = self.state["spend"]
+        self.left: BudgetLeft = budget_left(self.budget, self.spend, self.settings.prices)
+        self.steps: list[Step] = list(self.state["steps"])
+        self.scores = list(scores_of(self.state))
+        self.memory = self.state.get("memory")
+        self.notes = list(self.state.get("notes", []))
+
+    def take(self) -> Command[Goto]:
+        draft, order = self.state.get("draft"), self.state.get("order")
+        if draft is not None:
+            assert order is not None
+            return self._judge(draft, order)
+        if self.state.get("stopped"):
+            return self._finish(self.state["stopped"])
+        if order is not None and order["attempt"] > 0:
+            if self._out_of_time():
+                return self._finish("deadline")
+            if order["attempt"] >= MAX_ATTEMPTS:
+                return self._finish("no_step")
+            return self._write(order)
+        return self._next()
+
+    # Who writes the next step?
+
+    def _next(self) -> Command[Goto]:
+        if len(self.steps) >= self.settings.max_steps:
+            return self._finish("max_steps")
+        if self._out_of_time():
+            return self._finish("deadline")
+        choice = checked(
+            self.policy.next_writer(self._observe("next_writer")), NEXT_WRITERS, self.policy, self.memory
+        )
+        self._remember(choice.memory)
+        wants_large = choice.value != "small"
+        if wants_large:
+            order, refused = self._large_order(choice.value == "large_to_end")
+            if order is not None:
+                return self._write(order)
+        else:
+            refused = self._grant(self.settings.max_step_tokens)[1] if self.policy.decides else None
+        if refused:
+            self._note(refused)
+            if self.budget.on_exhausted == "stop":
+                return self._finish("budget")
+        return self._write(self._small_order(decided=self.policy.decides and not refused))
+
+    def _small_order(self, decided: bool) -> Order:
+        """Order a draft; it is scored only where a decision hangs on it."""
+        return Order(
+            writer="small",
+            to_end=False,
+            max_tokens=self.settings.max_step_tokens,
+            scored=decided and self.policy.needs_score,
+            decided=decided,
+            lead="",
+            attempt=0,
+        )
+
+    def _out_of_time(self) -> bool:
+        return self.left.seconds is not None and self.left.seconds <= 0
+
+    def _tokens_to_end(self) -> int:
+        """Return what all steps that remain may take together."""
+        return self.settings.max_step_tokens * (self.settings.max_steps - len(self.steps))
+
+    def _large_order(self, to_end: bool) -> tuple[Order | None, str | None]:
+        granted, refused = self._grant(self._tokens_to_end() if to_end else self.settings.max_step_tokens)
+        if granted == 0:
+            return None, refused
+        order = Order(
+            writer="large",
+            to_end=to_end,
+            max_tokens=granted,
+            scored=False,
+            decided=False,
+            lead="",
+            attempt=0,
+        )
+        return order, None
+
+    def _prompt_tokens(self, lead: str = "") -> int:
+        if self.budget.large_cost is None and not self.settings.prices.large.input:
+            return 0
+        prefix = join_steps(self.steps, self.settings.delimiter) + lead
+        return prompt_bound(self.large, compose(self.state["messages"], self.settings.instruction, prefix))
+
+    def _grant(self, wanted: int, lead: str = "") -> tuple[int, str | None]:
+        prompt = self._prompt_tokens(lead)
+        return grant(self.budget, self.left, self.settings.prices, wanted=wanted, prompt_tokens=prompt)
+
+    # Does the draft stay?
+
+    def _judge(self, draft: Draft, order: Order) -> Command[Goto]:
+        if not order["decided"]:
+            return self._accept(draft, order)
+        choice = checked(
+            self.policy.decide(self._observe("decide", draft)), DECISIONS, self.policy, self.memory
+        )
+        self._remember(choice.memory)
+        record = DecisionRecord(step=len(self.steps), decision=choice.value, score=draft["score"])
+        large_order: Order | None = None
+        if choice.value != "accept":
+            large_order, refused = self._large_order(choice.value == "handover")
+            if large_order is None:
+                assert refused is not None
+                record["decision"], record["refused"] = "accept", refused
+                self._note(refused)
+            else:
+                record["discarded"] = _as_step(draft)
+        self.update["decisions"] = [record]
+        emit("decision", **record)
+        if large_order is None:
+            return self._accept(draft, order)
+        return self._write(large_order)
+
+    def _accept(self, draft: Draft, order: Order) -> Command[Goto]:
+        delimiter = self.settings.delimiter
+        accepted = _pieces(draft, delimiter) if order["to_end"] else [_as_step(draft)]
+        # Nothing remains for a writer that was let go on to the end and has used all that remained.
+        used_up = order["to_end"] and order["max_tokens"] >= self._tokens_to_end()
+        first = len(self.steps)
+        if draft["score"] is not None:
+            self.update["scores"] = {str(first): draft["score"]}
+        for index, step in enumerate(accepted, first):
+            score = draft["score"] if index == first else None
+            emit(
+                "accepted",
+                step=index,
+                writer=step["writer"],
+                text=step["text"],
+                score=score,
+                tokens=step["tokens"],
+            )
+            # With the step that follows it, so that the chunks make exactly the final message.
+            between = delimiter if self.steps and self.steps[-1]["end"] == "delimiter" else ""
+            push_text(between + step["text"], self.state["run"]["message_id"])
+            self.steps.append(step)
+            self.scores.append(score)
+        self.update["steps"] = accepted
+        if draft["end"] == "eos":
+            return self._finish("finished")
+        if used_up and not self._out_of_time():
+            return self._finish("max_steps")
+        return self._next()
+
+    # What a turn leaves behind
+
+    def _observe(self, asked: str, draft: Draft | None = None) -> Observation:
+        index = len(self.steps)
+        return Observation(
+            question=self.state["run"]["question"],
+            index=index,
+            max_steps=self.settings.max_steps,
+            scores=tuple(self.scores),
+            tokens=tuple(step["tokens"] for step in self.steps),
+            writers=tuple(step["writer"] for step in self.steps),
+            score=draft["score"] if draft else None,
+            draft=draft["text"] if draft else None,
+            draft_tokens=draft["tokens"] if draft else 0,
+            draft_probability=draft["mean_token_probability"] if draft else None,
+            draft_ends=draft["end"] == "eos" if draft else False,
+            budget_left=self.left,
+            memory=self.memory,
+            seed=f"{self.state['run']['seed']}:{index}:{asked}",
+        )
+
+    def _remember(self, memory: Any) -> None:
+        if memory != self.memory:
+            self.memory = self.update["memory"] = memory
+
+    def _note(self, refused: str | None) -> None:
+        note = f"the limit on {refused} is spent: the large model is not called any more"
+        if note not in self.notes:
+            self.notes.append(note)
+            self.update["notes"] = self.notes
+            emit("note", text=note)
+
+    def _write(self, order: Order) -> Command[Goto]:
+        if order["attempt"] and order["writer"] == "large":
+            granted, refused = self._grant(order["max_tokens"], order["lead"])
+            if granted == 0:
+                self._note(refused)
+                stop = self.budget.on_exhausted == "stop"
+                return self._finish("budget") if stop else self._write(self._small_order(decided=False))
+            order = Order(**{**order, "max_tokens": granted})
+        needed = SCORED_ROUND if order["decided"] else PLAIN_ROUND
+        # LangGraph looks once more after the last superstep, and counts that look.
+        if self.state["remaining_steps"] <= needed:
+            return self._finish("recursion_limit")
+        in_flight = None
+        if order["writer"] == "large":
+            in_flight = InFlight(
+                writer="large",
+                max_tokens=order["max_tokens"],
+                prompt_tokens=self._prompt_tokens(order["lead"]),
+                process=this_process(),
+            )
+        return self._go("generate_step", order=order, in_flight=in_flight)
+
+    def _finish(self, reason: str) -> Command[Goto]:
+        return self._go("finalize", stopped=reason, order=None, in_flight=None)
+
+    def _go(self, goto: Goto, **channels: Any) -> Command[Goto]:
+        leaving = {**channels, "draft": None}
+        # At the beginning of a run the state is the one to be, not the one before: everything is written.
+        new = leaving if "run" in self.update else changed(self.state, leaving)
+        return Command(update=self.update | new, goto=goto)
+
+
+def _as_step(draft: Draft) -> Step:
+    return Step(
+        text=draft["text"],
+        writer=draft["writer"],
+        model=draft["model"],
+        tokens=draft["tokens"],
+        mean_token_probability=draft["mean_token_probability"],
+        end=draft["end"],
+    )
+
+
+def _pieces(draft: Draft, delimiter: str) -> Sequence[Step]:
+    """Cut what was written in one go into steps."""
+    texts = split_steps(draft["text"], delimiter) or [draft["text"]]
+    tokens = share_out(draft["tokens"], texts)
+    whole = _as_step(draft)
+    pieces = [
+        Step(**{**whole, "text": t, "tokens": n, "end": "delimiter"})
+        for t, n in zip(texts, tokens, strict=True)
+    ]
+    pieces[-1]["end"] = draft["end"]
+    last = draft["text"].split(delimiter)[-1]
+    if draft["end"] == "length" and last != draft["text"] and not last.strip():
+        pieces[-1]["end"] = "delimiter"  # cut right behind it: the next step is a paragraph of its own
+    return pieces

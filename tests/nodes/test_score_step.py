@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import pytest
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableLambda
+
+from trim_graph.adapters.protocols import ScorerError
+from trim_graph.errors import SettingsError
+from trim_graph.policies import large_only, random_rate, small_only, stay_on_large, threshold
+from trim_graph.testing import ScriptedChatModel
+
+
+def test_the_scorer_gets_the_question_and_every_step_with_its_writer(make):
+    given = []
+
+    def scorer(question, steps):
+        given.append((question, [dict(step) for step in steps]))
+        return [0.1 if step["text"] == "small two" else 1.0 for step in steps]
+
+    make(scorer=scorer).ask("What is 2 + 2?")
+    question, steps = given[2]
+    assert question == "What is 2 + 2?"
+    assert steps == [
+        {"text": "small one", "writer": "small", "mean_token_probability": None},
+        {"text": "LARGE two", "writer": "large", "mean_token_probability": None},
+        {"text": "small three", "writer": "small", "mean_token_probability": None},
+    ]
+
+
+def test_a_large_step_is_scored_late_with_the_next_draft(make):
+    scores = {"small two": 0.1, "LARGE two": 0.7, "small three": 0.8}
+    rig = make(scores=scores)
+    accepted = rig.steps()
+    assert [event["score"] for event in accepted] == [1.0, None, 0.8, 1.0]
+    assert rig.ask()["trim"]["scores"] == [1.0, 0.7, 0.8, 1.0]
+
+
+def test_a_step_that_was_never_scored_has_none(make):
+    rig = make(policy=lambda o: "regenerate" if o.index == 3 else "accept")
+    assert rig.ask()["trim"]["scores"] == [1.0, 0.1, 1.0, None]
+
+
+def test_a_score_once_given_is_not_changed_by_a_later_pass(make):
+    passes = []
+
+    def scorer(question, steps):
+        passes.append(len(steps))
+        return [1 / len(passes)] * len(steps)
+
+    rig = make(scorer=scorer, policy=lambda o: "accept")
+    assert rig.ask()["trim"]["scores"] == [1, 1 / 2, 1 / 3, 1 / 4]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda steps: [0.5] * (len(steps) - 1), "returned 0 scores for 1 steps"),
+        (lambda steps: [0.5] * (len(steps) + 1), "returned 2 scores for 1 steps"),
+        (lambda steps: [float("nan")] * len(steps), "rated step 0 with nan"),
+        (lambda steps: [1.2] * len(steps), r"rated step 0 with 1\.2"),
+        (lambda steps: None, "did not return numbers"),
+    ],
+)
+@pytest.mark.parametrize("asynchronously", [False, True], ids=["sync", "async"])
+def test_scores_that_are_none_stop_the_run_with_the_reason(make, answer, reason, asynchronously):
+    rig = make(scorer=lambda question, steps: answer(steps))
+    with pytest.raises(ScorerError, match=reason):
+        rig.solve(asynchronously=asynchronously)
+
+
+@pytest.mark.parametrize(
+    ("policy", "passes"),
+    [
+        (small_only(), 0),
+        (large_only(), 0),
+        (random_rate(0.5), 0),
+        (threshold(0.5), 4),
+        (stay_on_large(threshold(0.5), 2), 2),
+        (threshold(0.5) | random_rate(0.1), 4),
+    ],
+    ids=repr,
+)
+def test_the_scorer_is_asked_only_where_a_decision_hangs_on_its_answer(make, policy, passes):
+    rig = make(policy=policy, seed=3)
+    rig.ask()
+    assert len(rig.scorer.calls) == passes
+
+
+def test_an_async_scorer_needs_an_async_call(make):
+    async def scorer(question, steps):
+        return [1.0] * len(steps)
+
+    rig = make(scorer=scorer)
+    assert rig.solve(asynchronously=True)["trim"]["scores"] == [1.0] * 4
+    with pytest.raises(ScorerError, match="ainvoke"):
+        rig.ask()
+
+
+def judge(model):
+    """A Runnable that asks a chat model, as an LLM judge does."""
+
+    def rate(given):
+        model.invoke([HumanMessage(given["question"])])
+        return [1.0] * len(given["steps"])
+
+    async def arate(given):
+        await model.ainvoke([HumanMessage(given["question"])])
+        return [1.0] * len(given["steps"])
+
+    return RunnableLambda(rate, arate)
+
+
+class Judge:
+    """A scorer of its own that asks a chat model."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def score(self, question, steps):
+        self.model.invoke([HumanMessage(question)])
+        return [1.0] * len(steps)
+
+    async def ascore(self, question, steps):
+        await self.model.ainvoke([HumanMessage(question)])
+        return [1.0] * len(steps)
+
+
+@pytest.mark.parametrize("kind", [judge, Judge])
+async def test_a_judges_words_are_tagged_and_never_reach_the_messages_stream(make, kind):
+    rig = make(scorer=kind(ScriptedChatModel(script=["NINE"], name="judge")))
+    given = {"messages": [("user", "2 + 2?")]}
+    streamed = "".join(chunk.content for chunk, _ in rig.graph.stream(given, stream_mode="messages"))
+    assert "NINE" not in streamed
+    async for chunk, _ in rig.graph.astream(given, stream_mode="messages"):
+        assert "NINE" not in chunk.content
+    tags = [
+        event["tags"]
+        async for event in rig.graph.astream_events(given, version="v2")
+        if event["event"] == "on_chat_model_start" and event["name"] == "judge"
+    ]
+    assert len(tags) == 4
+    assert all({"nostream", "trim:score"} <= set(each) for each in tags)
+
+
+def test_a_scorer_that_is_none_is_refused_when_the_graph_is_built(make):
+    with pytest.raises(SettingsError, match="scorer is 5"):
+        make(scorer=5)

@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from trim_graph.budget import Budget, BudgetLeft, ModelPrice, Prices, budget_left, grant, nothing_spent
+from trim_graph.policies import Policy, large_only, small_only
+from trim_graph.testing import ScriptedChatModel
+
+# The arithmetic
+
+amounts = st.none() | st.integers(0, 2000)
+lefts = st.builds(
+    BudgetLeft,
+    large_tokens=amounts,
+    large_calls=st.none() | st.integers(0, 3),
+    large_cost=st.none() | st.floats(0, 1e-2),
+    seconds=st.none() | st.sampled_from([0.0, 1.0]),
+)
+price = st.sampled_from([0.0, 1e-9, 0.1, 3.0, 15.0])
+prices = st.builds(lambda i, o: Prices(large=ModelPrice(input=i, output=o)), price, price)
+budgets = st.builds(Budget, min_tokens=st.integers(1, 600))
+
+
+@given(budgets, lefts, prices, st.integers(1, 1000), st.integers(0, 3000))
+def test_a_grant_never_passes_any_limit(budget, left, prices, wanted, prompt):
+    granted, refused = grant(budget, left, prices, wanted=wanted, prompt_tokens=prompt)
+    assert 0 <= granted <= wanted
+    assert (refused is not None) == (granted == 0)
+    if granted:
+        assert left.large_calls != 0
+        assert left.seconds != 0
+        assert left.large_tokens is None or granted <= left.large_tokens
+        if left.large_cost is not None:
+            assert prices.large.cost(prompt, granted) <= left.large_cost * (1 + 1e-9) + 1e-15
+        assert granted >= min(budget.min_tokens, wanted)
+
+
+@given(budgets, lefts, prices, st.integers(1, 1000), st.integers(0, 3000), st.integers(0, 500))
+def test_more_left_never_grants_less(budget, left, prices, wanted, prompt, more):
+    richer = replace(
+        left,
+        large_tokens=None if left.large_tokens is None else left.large_tokens + more,
+        large_calls=None if left.large_calls is None else left.large_calls + more,
+        large_cost=None if left.large_cost is None else left.large_cost + more / 1e5,
+    )
+
+    def granted(left, prompt):
+        return grant(budget, left, prices, wanted=wanted, prompt_tokens=prompt)[0]
+
+    assert granted(richer, prompt) >= granted(left, prompt)
+    assert granted(left, prompt) >= granted(left, prompt + more)
+
+
+@pytest.mark.parametrize(
+    ("left", "limit"),
+    [
+        (BudgetLeft(seconds=0), "seconds"),
+        (BudgetLeft(large_calls=0), "large_calls"),
+        (BudgetLeft(large_tokens=7), "large_tokens"),
+        (BudgetLeft(large_cost=1e-9), "large_cost"),
+    ],
+)
+def test_a_refusal_names_the_limit(left, limit):
+    paid = Prices(large=ModelPrice(input=1, output=1))
+    assert grant(Budget(), left, paid, wanted=100, prompt_tokens=10) == (0, limit)
+
+
+def test_a_step_shorter_than_min_tokens_may_still_be_asked_for():
+    assert grant(Budget(min_tokens=64), BudgetLeft(large_tokens=9), Prices(), wanted=5, prompt_tokens=0) == (
+        5,
+        None,
+    )
+
+
+def test_what_is_free_is_not_limited_by_cost():
+    assert grant(Budget(), BudgetLeft(large_cost=0.0), Prices(), wanted=5, prompt_tokens=9) == (5, None)
+
+
+def test_cached_prompt_tokens_have_a_price_of_their_own():
+    assert ModelPrice(input=10, cached_input=1).cost(100, 0, 90) == pytest.approx(190e-6)
+    assert ModelPrice(input=10).cost(100, 0, 90) == pytest.approx(1000e-6)
+
+
+def test_what_is_left_is_never_negative():
+    spend = nothing_spent()
+    spend["large"]["output_tokens"], spend["large"]["calls"], spend["seconds"] = 50, 9, 9.0
+    budget = Budget(large_tokens=40, large_calls=2, seconds=1)
+    assert budget_left(budget, spend, Prices()) == BudgetLeft(large_tokens=0, large_calls=0, seconds=0.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"large_tokens": 0},
+        {"large_calls": 0},
+        {"large_cost": 0},
+        {"large_cost": float("inf")},
+        {"seconds": 0},
+        {"seconds": float("nan")},
+        {"tokens": 5},
+        {"large_tokens": 7},
+        {"on_exhausted": "ask"},
+    ],
+)
+def test_a_limit_that_cannot_be_meant_is_refused_by_its_name(wrong):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        Budget(**wrong)
+
+
+# Runs under a budget
+
+
+class Fickle(Policy):
+    """Says anything at all, the same for the same seed."""
+
+    needs_score = False
+
+    def next_writer(self, observation):
+        return observation.random().choice(["small", "small", "large", "large_to_end"])
+
+    def decide(self, observation):
+        return observation.random().choice(["accept", "regenerate", "handover"])
+
+
+steps = st.lists(
+    st.sampled_from(["a", "b c", "d e f g h i j k l m n o p q r s t", "---", "", "x = 4\ny"]),
+    min_size=1,
+    max_size=8,
+)
+limits = st.builds(
+    dict,
+    min_tokens=st.integers(1, 12),
+    large_tokens=st.none() | st.integers(12, 60),
+    large_calls=st.none() | st.integers(1, 4),
+    large_cost=st.none() | st.floats(1e-6, 3e-3),
+    on_exhausted=st.sampled_from(["small", "stop"]),
+)
+PAID = {"large": {"input": 1, "output": 10}, "small": {"input": 0.1, "output": 1}}
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    small=steps,
+    large=steps,
+    limit=limits,
+    seed=st.integers(0, 999),
+    policy=st.sampled_from([Fickle(), large_only(), Fickle() | large_only()]),
+    max_step_tokens=st.integers(1, 20),
+)
+def test_no_run_ever_passes_a_limit(make, small, large, limit, seed, policy, max_step_tokens):
+    budget = Budget(**limit)
+    rig = make(
+        small,
+        large,
+        scorer=None,
+        policy=policy,
+        budget=budget,
+        prices=PAID,
+        seed=seed,
+        max_steps=10,
+        max_step_tokens=max_step_tokens,
+    )
+    summary = rig.ask()["trim"]
+    calls = rig.large.calls
+    billed = sum(call["tokens"] for call in calls)
+    cost = sum(call["prompt_tokens"] * 1 + call["tokens"] * 10 for call in calls) / 1e6
+    assert budget.large_tokens is None or billed <= budget.large_tokens
+    assert budget.large_calls is None or len(calls) <= budget.large_calls
+    assert budget.large_cost is None or cost <= budget.large_cost * (1 + 1e-9)
+    assert all(call["max_tokens"] >= min(budget.min_tokens, max_step_tokens) for call in calls)
+    assert summary["spend"]["large"]["output_tokens"] == billed
+    assert summary["spend"]["overshoot_tokens"] == 0
+    assert len(summary["notes"]) == len(set(summary["notes"]))
+    for writer in ("small", "large"):
+        spent = sum(call["tokens"] for call in getattr(rig, writer).calls)
+        assert summary["tokens"][writer] + summary["tokens"][f"{writer}_discarded"] == spent
+        assert summary["tokens"][f"{writer}_discarded"] >= 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(large=steps, large_tokens=st.integers(8, 40), seed=st.integers(0, 99))
+def test_a_model_that_ignores_max_tokens_passes_the_limit_in_its_last_call_only(
+    make, large, large_tokens, seed
+):
+    stubborn = ScriptedChatModel(script=large, honours_max_tokens=False)
+    rig = make(
+        ["a b", "c d", "e f", "g h"],
+        stubborn,
+        scorer=None,
+        policy=Fickle(),
+        budget=Budget(large_tokens=large_tokens),
+        seed=seed,
+        max_step_tokens=9,
+    )
+    summary = rig.ask()["trim"]
+    *earlier, _ = [call["tokens"] for call in stubborn.calls] or [0]
+    assert sum(earlier) < large_tokens
+    over = sum(max(0, call["tokens"] - call["max_tokens"]) for call in stubborn.calls)
+    assert summary["spend"]["overshoot_tokens"] == over
+    assert bool(over) == any(f"{over} tokens too many" in note for note in summary["notes"])
+
+
+def regenerating(make, **budget):
+    return make(scores={}, policy=lambda o: "regenerate", budget=budget)
+
+
+def test_when_the_budget_is_spent_the_small_model_goes_on_unscored(make):
+    rig = regenerating(make, large_calls=2)
+    summary = rig.ask()["trim"]
+    assert summary["stopped"] == "finished"
+    assert summary["steps"] == {"small": 2, "large": 2}
+    assert len(rig.scorer.calls) == 2
+    assert summary["notes"] == ["the limit on large_calls is spent: the large model is not called any more"]
+
+
+def test_or_the_run_stops_with_the_steps_it_has(make):
+    rig = regenerating(make, large_calls=2, on_exhausted="stop")
+    result = rig.ask()
+    assert result["trim"]["stopped"] == "budget"
+    assert result["messages"][-1].content == "LARGE one\n\nLARGE two"
+    assert len(rig.small.calls) == 2
+
+
+def test_the_last_large_call_gets_what_is_left(make):
+    rig = regenerating(make, large_tokens=5, min_tokens=2)
+    rig.ask()
+    assert [call["max_tokens"] for call in rig.large.calls] == [5, 2]
+
+
+def test_a_step_cut_by_the_budget_is_carried_on_by_the_small_model(make):
+    rig = make(
+        ["small one", "and a half", "end"],
+        ["LARGE one with many words"],
+        policy=lambda o: "regenerate",
+        budget={"large_tokens": 2, "min_tokens": 2},
+    )
+    assert rig.ask()["messages"][-1].content.startswith("LARGE oneand a half")
+    assert rig.prompts("small")[1][-1].content == "LARGE one"
+
+
+def test_a_refused_wish_is_in_the_record(make):
+    # After a step of 3 tokens, 5 are left: too few for a handover, enough for a step of 4.
+    rig = make(
+        policy=lambda o: "handover" if o.index else "regenerate",
+        budget={"large_tokens": 8},
+        max_step_tokens=4,
+    )
+    stream = rig.graph.stream({"messages": "2 + 2?"}, stream_mode="custom")
+    decisions = [event for event in stream if event["event"] == "decision"]
+    assert (decisions[0]["decision"], decisions[0]["discarded"]["text"]) == ("regenerate", "small one")
+    assert (decisions[1]["decision"], decisions[1]["refused"]) == ("accept", "large_tokens")
+    assert "discarded" not in decisions[1]
+
+
+def test_the_price_of_the_prompt_counts(make):
+    rig = regenerating(make, large_cost=1e-4)
+    assert rig.ask()["trim"]["steps"]["large"] == 4  # nothing has a price
+    dear = make(policy=large_only(), budget={"large_cost": 1e-5}, prices={"large": {"input": 1}})
+    assert dear.ask()["trim"]["steps"]["large"] == 0
+    assert not dear.large.calls
+
+
+def test_an_adapter_that_counts_is_asked_for_the_size_of_the_prompt(make):
+    class Counting(ScriptedChatModel):
+        def count_prompt_tokens(self, messages):
+            return 1
+
+    rig = make(
+        large=Counting(script=["one"]),
+        policy=large_only(),
+        budget={"large_cost": 1e-5},
+        prices={"large": {"input": 1}},
+    )
+    assert rig.ask()["trim"]["steps"]["large"] == 1
+
+
+def test_large_only_asks_a_model_that_does_not_end_once_and_stops(make):
+    rig = make(large=lambda prefix: "word " * 10_000, policy=large_only(), max_steps=4, max_step_tokens=16)
+    summary = rig.ask()["trim"]
+    assert len(rig.large.calls) == 1
+    assert summary["spend"]["large"]["output_tokens"] == 64
+    assert summary["stopped"] == "max_steps"
+
+
+def test_large_only_goes_on_small_where_the_budget_cuts_it(make):
+    rig = make(policy=large_only(), budget={"large_tokens": 2, "min_tokens": 2}, max_step_tokens=16)
+    result = rig.ask()
+    assert result["trim"]["spend"]["large"]["output_tokens"] == 2
+    assert result["trim"]["stopped"] == "finished"
+    assert result["trim"]["steps"]["small"] >= 1
+
+
+def test_a_budget_does_not_hinder_a_run_that_spends_nothing(make):
+    rig = make(policy=small_only(), budget={"large_calls": 1, "on_exhausted": "stop"})
+    assert rig.ask()["trim"]["notes"] == []

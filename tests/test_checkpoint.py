@@ -1,0 +1,95 @@
+import asyncio
+import subprocess
+import sys
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+
+from trim_graph import SettingsError, create_trim_graph, open_checkpointer
+from trim_graph.policies import threshold
+from trim_graph.testing import ScriptedChatModel, ScriptedScorer
+
+STEPS = ["one is 1", "two is wrong", "three is 3", "the answer is \\boxed{3}"]
+RIGHT = ["ONE IS 1", "TWO IS 2", "THREE IS 3", "THE ANSWER IS \\boxed{3}"]
+QUESTION = {"messages": [("user", "count to three")]}
+THREAD = {"configurable": {"thread_id": "a"}}
+
+
+def build(checkpointer, **options):
+    return create_trim_graph(
+        ScriptedChatModel(script=STEPS),
+        ScriptedChatModel(script=RIGHT),
+        ScriptedScorer({"two is wrong": 0.1}),
+        policy=threshold(0.5),
+        checkpointer=checkpointer,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("spec", [None, "none"])
+def test_none_is_no_checkpointer(spec):
+    with open_checkpointer(spec) as checkpointer:
+        assert checkpointer is None
+        assert build(checkpointer).invoke(QUESTION)["trim"]["answer"] == "3"
+
+
+async def test_memory_works_with_both_kinds_of_with():
+    with open_checkpointer("memory") as checkpointer:
+        assert isinstance(checkpointer, InMemorySaver)
+    async with open_checkpointer("memory") as checkpointer:
+        result = await build(checkpointer).ainvoke(QUESTION, THREAD)
+    assert result["trim"]["steps"] == {"small": 3, "large": 1}
+
+
+def test_a_run_in_sqlite_is_inspected_resumed_and_forked_with_the_ordinary_calls(tmp_path):
+    spec = f"sqlite:{tmp_path / 'runs.db'}"
+    with open_checkpointer(spec) as checkpointer:
+        graph = build(checkpointer)
+        graph.invoke(QUESTION, THREAD, interrupt_before=["score_step"], durability="sync")
+        assert graph.get_state(THREAD).values["draft"]["text"] == "one is 1"
+    with open_checkpointer(spec) as checkpointer:
+        graph = build(checkpointer)
+        result = graph.invoke(None, THREAD, durability="sync")
+        text = result["messages"][-1].text
+        assert text == "one is 1\n\nTWO IS 2\n\nthree is 3\n\nthe answer is \\boxed{3}"
+        history = list(graph.get_state_history(THREAD))
+        scored = next(s for s in reversed(history) if (s.values.get("draft") or {}).get("score"))
+        fork = graph.update_state(scored.config, {"draft": {**scored.values["draft"], "score": 0.0}})
+        forked = graph.invoke(None, fork, durability="sync")
+        assert forked["messages"][-1].text.startswith("ONE IS 1\n\nTWO IS 2")
+
+
+def test_an_asynchronous_run_resumes_in_sqlite(tmp_path):
+    spec = f"sqlite:{tmp_path / 'runs.db'}"
+
+    async def first():
+        async with open_checkpointer(spec) as checkpointer:
+            await build(checkpointer).ainvoke(QUESTION, THREAD, interrupt_after=["score_step"])
+
+    async def second():
+        async with open_checkpointer(spec) as checkpointer:
+            return await build(checkpointer).ainvoke(None, THREAD)
+
+    asyncio.run(first())
+    assert asyncio.run(second())["trim"]["answer"] == "3"
+
+
+@pytest.mark.parametrize("spec", ["redis", "sqlite", "sqlite:", "memory:x", "none:x", "SQLITE:x"])
+def test_an_unknown_specification_says_what_there_is(spec):
+    with pytest.raises(SettingsError, match=r"choose none, memory, or sqlite:PATH"):
+        open_checkpointer(spec)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(SettingsError, match="nowhere does not exist"):
+        open_checkpointer(f"sqlite:{tmp_path / 'nowhere' / 'runs.db'}")
+
+
+def test_without_the_extra_the_pip_line_is_printed():
+    code = (
+        "import sys; sys.modules['langgraph.checkpoint.sqlite'] = None\n"
+        "from trim_graph import open_checkpointer\n"
+        "open_checkpointer('sqlite:x.db').__enter__()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert 'pip install "trim-graph[sqlite]"' in done.stderr

@@ -1,0 +1,122 @@
+"""A run under an application's recursion limit: refused at entry, or a finished answer, never a crash."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
+
+from trim_graph.errors import SettingsError
+from trim_graph.policies import Policy, large_only, small_only, stay_on_large
+from trim_graph.run import RECURSION_FLOOR
+
+LIMITS = range(1, 61)
+
+
+class Fickle(Policy):
+    def next_writer(self, observation):
+        return observation.random().choice(["small", "small", "large", "large_to_end"])
+
+    def decide(self, observation):
+        return observation.random().choice(["accept", "regenerate", "handover"])
+
+
+def embedded(graph):
+    """The graph as a node of an application's, which counts its own supersteps."""
+    parent = StateGraph(MessagesState)
+    parent.add_node("solve", graph)
+    parent.add_edge(START, "solve")
+    return parent.compile()
+
+
+def check(rig, graph, limit: int, *, asynchronously: bool = False) -> None:
+    given, config = {"messages": [("user", "2 + 2?")]}, {"recursion_limit": limit}
+
+    def ask():
+        return asyncio.run(graph.ainvoke(given, config)) if asynchronously else graph.invoke(given, config)
+
+    if limit < RECURSION_FLOOR:
+        with pytest.raises(SettingsError, match=f"recursion_limit={limit} .* at least {RECURSION_FLOOR}"):
+            ask()
+        assert rig.unasked
+    else:
+        answer = ask()["messages"][-1]
+        summary = answer.response_metadata["trim"]
+        assert summary["stopped"] in ("finished", "max_steps", "recursion_limit", "no_step")
+        assert sum(summary["steps"].values()) >= 1 or summary["stopped"] != "recursion_limit"
+        assert bool(answer.content) == bool(sum(summary["steps"].values()))
+
+
+@pytest.mark.parametrize("wrap", [lambda graph: graph, embedded], ids=["alone", "embedded"])
+@pytest.mark.parametrize("asynchronously", [False, True], ids=["sync", "async"])
+def test_every_limit_is_refused_or_kept_when_every_step_is_regenerated(make, wrap, asynchronously):
+    numbers = [f"step {n}" for n in range(40)]
+    rig = make(numbers, numbers, policy=lambda o: "regenerate")
+    graph = wrap(rig.graph)
+    for limit in LIMITS if not asynchronously else (7, 8, 9, 10, 11, 12, 13, 26, 60):
+        check(rig, graph, limit, asynchronously=asynchronously)
+
+
+texts = st.lists(st.sampled_from(["a", "b c", "---", "", " ", "d e f g h"]), min_size=1, max_size=25)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    limit=st.integers(1, 60),
+    small=texts,
+    large=texts,
+    policy=st.sampled_from(
+        [Fickle(), small_only(), large_only(), stay_on_large(Fickle(), 2), Fickle() & large_only()]
+    ),
+    max_step_tokens=st.integers(1, 9),
+    seed=st.integers(0, 99),
+    inside=st.booleans(),
+)
+def test_every_limit_is_refused_or_kept_whatever_is_said_and_decided(
+    make, limit, small, large, policy, max_step_tokens, seed, inside
+):
+    rig = make(small, large, policy=policy, max_step_tokens=max_step_tokens, seed=seed)
+    given, config = {"messages": [("user", "2 + 2?")]}, {"recursion_limit": limit}
+    graph = embedded(rig.graph) if inside else rig.graph
+    if limit < RECURSION_FLOOR:
+        with pytest.raises(SettingsError, match="recursion_limit"):
+            graph.invoke(given, config)
+        assert rig.unasked
+    else:
+        summary = graph.invoke(given, config)["messages"][-1].response_metadata["trim"]
+        assert summary["stopped"] in ("finished", "max_steps", "recursion_limit", "no_step")
+
+
+def test_a_higher_limit_never_gives_fewer_steps(make):
+    numbers = [f"step {n}" for n in range(40)]
+    rig = make(numbers, numbers, scores={"step 1": 0.1})
+    counts = [
+        sum(rig.ask(config={"recursion_limit": limit})["trim"]["steps"].values()) for limit in range(8, 61, 2)
+    ]
+    assert counts == sorted(counts)
+    assert counts[-1] >= 16
+
+
+def test_the_second_question_on_a_thread_gets_the_whole_limit_again(make):
+    rig = make(checkpointer=InMemorySaver())
+    config = {"configurable": {"thread_id": "1"}, "recursion_limit": 25}
+    first = rig.ask(config=config)["trim"]
+    second = rig.ask(config=config)["trim"]
+    assert first["stopped"] == second["stopped"] == "finished"
+
+
+@pytest.mark.parametrize("node", ["generate_step", "score_step", "route", "finalize"])
+def test_a_run_stopped_before_every_node_goes_on_under_the_lowest_limit(make, node):
+    numbers = [f"step {n}" for n in range(5)]
+    rig = make(numbers, numbers, policy=lambda o: "regenerate", checkpointer=InMemorySaver())
+    config = {"configurable": {"thread_id": "1"}, "recursion_limit": RECURSION_FLOOR}
+    result = rig.ask(config=config, interrupt_before=[node])
+    for _ in range(60):
+        if result.get("trim"):
+            break
+        result = rig.graph.invoke(None, config, interrupt_before=[node])
+    assert result["trim"]["stopped"] in ("finished", "recursion_limit")

@@ -1,0 +1,86 @@
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trim_graph.summary import extract_answer
+
+balanced = st.recursive(
+    st.text(alphabet="ab1+ \\", max_size=5),
+    lambda inner: inner.map(lambda text: "{" + text + "}"),
+    max_leaves=4,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("no box", None),
+        (r"\boxed{4}", "4"),
+        (r"\boxed {4}", "4"),
+        (r"first \boxed{3}, no, \boxed{4}.", "4"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{4} and \boxed{unfinished", "4"),
+        (r"\boxed{\text{outer } \boxed{4}}", "4"),
+        (r"} \boxed{4} {", "4"),
+        (r"\boxed{}", ""),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+    ],
+)
+def test_the_answer_is_the_last_complete_box(text: str, answer: str | None):
+    assert extract_answer(text) == answer
+
+
+@given(st.text(), balanced, st.text(alphabet="xy{ \n"))
+def test_whatever_stands_around_a_box_its_content_is_found(before: str, content: str, after: str):
+    assert extract_answer(f"{before}\\boxed{{{content}}}{after}") == content.strip()
+
+
+def test_a_model_that_repeats_an_open_box_forever_is_read_in_no_time():
+    begun = time.perf_counter()
+    assert extract_answer("\\boxed{ " * 50_000) is None
+    assert time.perf_counter() - begun < 2
+
+
+def test_the_summary_adds_up_to_what_the_models_were_billed(make):
+    rig = make(scores={"small two": 0.1, "small three": 0.2})
+    summary = rig.ask()["trim"]
+    for writer in ("small", "large"):
+        calls = getattr(rig, writer).calls
+        spend, tokens = summary["spend"][writer], summary["tokens"]
+        assert spend["calls"] == len(calls)
+        assert spend["output_tokens"] == sum(call["tokens"] for call in calls)
+        assert spend["input_tokens"] == sum(call["prompt_tokens"] for call in calls)
+        assert tokens[writer] + tokens[f"{writer}_discarded"] == spend["output_tokens"]
+    assert summary["steps"] == {"small": 2, "large": 2}
+    assert summary["decisions"] == {"accept": 2, "regenerate": 2}
+    assert summary["tokens"]["small_discarded"] == 6
+    assert summary["spend"]["scorer"]["calls"] == len(rig.scorer.calls) == 4
+    assert summary["stopped"] == "finished"
+    assert summary["answer"] == "4"
+
+
+def test_the_cost_is_the_price_of_every_call(make):
+    prices = {
+        "small": {"input": 1, "output": 2},
+        "large": {"input": 10, "output": 30},
+        "scorer": {"input": 5},
+    }
+    rig = make(prices=prices)
+    summary = rig.ask()["trim"]
+    billed = sum(
+        call["prompt_tokens"] * prices[writer]["input"] + call["tokens"] * prices[writer]["output"]
+        for writer in ("small", "large")
+        for call in getattr(rig, writer).calls
+    )
+    assert summary["cost"] == pytest.approx((billed + 5 * summary["tokens"]["scorer"]) / 1e6)
+
+
+def test_pieces_that_were_no_step_are_counted_as_discarded(make):
+    def script(prefix: str) -> str:
+        return "" if prefix.endswith("done") else "---\n\nall done" if not prefix else "all done"
+
+    tokens = make(script, scores={}).ask()["trim"]["tokens"]
+    assert tokens["small"] + tokens["small_discarded"] == 5
+    assert tokens["small_discarded"] == 2

@@ -1,0 +1,73 @@
+"""Step-level routing between a small and a large language model, as a LangGraph state machine."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import extend_path
+from typing import TYPE_CHECKING, Any
+
+# An installed wheel keeps nodes, adapters and examples inside this package; the
+# repository keeps them beside it. Without this line the repository shadows the wheel.
+__path__ = extend_path(__path__, __name__)
+
+if TYPE_CHECKING:
+    from .budget import Budget, ModelPrice, Prices
+    from .checkpoint import open_checkpointer
+    from .context import TrimContext
+    from .errors import ChatModelContractError, InputError, ScorerError, SettingsError, TrimError
+    from .graph import create_trim_graph
+    from .prompts import DEFAULT_INSTRUCTION
+    from .state import Step, Summary, TrimInput, TrimOutput, TrimState
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_INSTRUCTION",
+    "Budget",
+    "ChatModelContractError",
+    "InputError",
+    "ModelPrice",
+    "Prices",
+    "ScorerError",
+    "SettingsError",
+    "Step",
+    "Summary",
+    "TrimContext",
+    "TrimError",
+    "TrimInput",
+    "TrimOutput",
+    "TrimState",
+    "__version__",
+    "create_trim_graph",
+    "open_checkpointer",
+]
+
+_HOMES = {
+    "Budget": "budget",
+    "ModelPrice": "budget",
+    "Prices": "budget",
+    "open_checkpointer": "checkpoint",
+    "TrimContext": "context",
+    "ChatModelContractError": "errors",
+    "InputError": "errors",
+    "ScorerError": "errors",
+    "SettingsError": "errors",
+    "TrimError": "errors",
+    "create_trim_graph": "graph",
+    "DEFAULT_INSTRUCTION": "prompts",
+    "Step": "state",
+    "Summary": "state",
+    "TrimInput": "state",
+    "TrimOutput": "state",
+    "TrimState": "state",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

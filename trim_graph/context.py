@@ -1,0 +1,93 @@
+"""Settings of a run: given when the graph is built, overridden per call through the context."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .budget import Budget, Prices
+from .errors import SettingsError
+from .prompts import DEFAULT_INSTRUCTION
+from .segment import DEFAULT_DELIMITER
+
+
+class Settings(BaseModel):
+    """What a run goes by; stored in the state when it begins."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_steps: int = Field(default=32, ge=1, description="most steps of a solution")
+    max_step_tokens: int = Field(default=512, ge=1, description="most tokens of one step")
+    delimiter: str = Field(default=DEFAULT_DELIMITER, min_length=1, description="what separates steps")
+    instruction: str | None = Field(
+        default=DEFAULT_INSTRUCTION, description="joins the system message; null adds nothing"
+    )
+    seed: int | None = Field(default=None, description="makes random policies repeatable")
+    budget: Budget = Budget()
+    prices: Prices = Prices()
+
+
+class TrimContext(BaseModel):
+    """Overrides for one call: `graph.invoke(..., context=TrimContext(max_steps=8))`.
+
+    An application with a context of its own puts one (or a dict of the same keys) under its key ``trim``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_steps: int | None = Field(default=None, ge=1, description="Most steps of a solution")
+    max_step_tokens: int | None = Field(default=None, ge=1, description="Most tokens of one step")
+    seed: int | None = Field(default=None, description="Makes random policies repeatable")
+    budget: Budget | None = Field(default=None, description="Hard limits instead of the graph's own")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_application(cls, given: Any) -> Any:
+        """Take an application's context too: LangGraph makes a dict into this class before we see it."""
+        if not isinstance(given, Mapping) or set(given) != {"trim"}:
+            return given
+        own = given["trim"]
+        return own.model_dump(exclude_unset=True) if isinstance(own, cls) else own or {}
+
+
+def overridden(settings: Settings, context: Any) -> Settings:
+    """Apply the overrides of a call.
+
+    Args:
+        settings: The graph's own.
+        context: A `TrimContext`, a mapping with a key ``trim``, an object with an attribute ``trim``
+            (a parent's context), or anything else, which is not looked at.
+
+    Raises:
+        SettingsError: What stands under ``trim`` is not a valid `TrimContext`.
+    """
+    given = context
+    if not isinstance(context, TrimContext):
+        given = context.get("trim") if isinstance(context, Mapping) else getattr(context, "trim", None)
+    if given is None:
+        return settings
+    try:
+        overrides = given if isinstance(given, TrimContext) else TrimContext.model_validate(given)
+    except ValidationError as error:
+        raise SettingsError(f"the context's trim settings are not valid: {describe(error)}") from error
+    changed = {
+        name: value for name in overrides.model_fields_set if (value := getattr(overrides, name)) is not None
+    }
+    return settings.model_copy(update=changed)
+
+
+def describe(error: ValidationError) -> str:
+    """Say in one line what pydantic found wrong, without its links and type names."""
+    parts = []
+    for item in error.errors(include_url=False):
+        place = ".".join(map(str, item["loc"]))
+        message = item["msg"].removeprefix("Value error, ")
+        seen = (
+            ""
+            if item["type"] == "missing" or isinstance(item["input"], dict)
+            else f" (got {item['input']!r})"
+        )
+        parts.append(f"{place}: {message}{seen}" if place else f"{message}{seen}")
+    return "; ".join(parts)

@@ -1,0 +1,15 @@
+"""Errors raised on purpose; each message names the setting or the input and says what would be right."""
+
+from __future__ import annotations
+
+from .adapters.protocols import ChatModelContractError, ScorerError, TrimError
+
+__all__ = ["ChatModelContractError", "InputError", "ScorerError", "SettingsError", "TrimError"]
+
+
+class InputError(TrimError, ValueError):
+    """The conversation cannot be worked on."""
+
+
+class SettingsError(TrimError, ValueError):
+    """A setting is wrong, or does not go with another one."""

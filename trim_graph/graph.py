@@ -1,0 +1,95 @@
+"""`create_trim_graph`: the state machine, compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from langchain_core.runnables import Runnable
+from langgraph.graph import START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import Checkpointer, Send
+from pydantic import ValidationError
+
+from .adapters.scorers import as_scorer
+from .budget import Budget, Prices
+from .context import Settings, TrimContext, describe
+from .errors import SettingsError
+from .nodes import after_generate_step, finalize_node, generate_step_node, route_node, score_step_node
+from .policies import Observation, Policy, as_policy
+from .state import TrimInput, TrimOutput, TrimState
+
+
+def create_trim_graph(
+    small: Runnable[Any, Any],
+    large: Runnable[Any, Any],
+    scorer: Any = None,
+    *,
+    policy: Policy | Callable[[Observation], Any],
+    budget: Budget | None = None,
+    prices: Prices | None = None,
+    checkpointer: Checkpointer = None,
+    name: str = "trim",
+    **settings: Any,
+) -> CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput]:
+    """Build a graph that solves a problem step by step, with the large model only where it matters.
+
+    Args:
+        small: Chat model that drafts every step. It must carry on a trailing AIMessage, and tell the end of
+            a step from the end of the solution (``response_metadata["stop_reason"]``).
+        large: Chat model that writes a step again where the policy says so; same contract.
+        scorer: Rates each step: a `Scorer`, a Runnable from ``{"question", "steps"}`` to one probability
+            per step, or a function of (question, steps). Not needed by policies that look at no score.
+        policy: When to ask the large model; a policy, or a plain function of an `Observation`.
+        budget: Hard limits on the large model; default: none.
+        prices: Price table, for the limit on cost and for the bill.
+        checkpointer: None inherits the parent's when embedded as a subgraph.
+        name: Of the graph, in traces and as a subgraph.
+        **settings: Fields of `Settings`: ``max_steps``, ``max_step_tokens``, ``delimiter``,
+            ``instruction``, ``seed``.
+
+    Returns:
+        A compiled graph from ``{"messages": [...]}`` to ``{"messages": [..., AIMessage], "trim": ...}``.
+
+    Raises:
+        SettingsError: A setting is wrong or missing; the message names it.
+    """
+    routing = as_policy(policy)
+    if scorer is None and routing.needs_score:
+        raise SettingsError(f"policy {routing!r} needs scores, but scorer is None: pass a scorer")
+    for writer, model in (("small", small), ("large", large)):
+        if not isinstance(model, Runnable):
+            raise SettingsError(f"{writer} is {model!r}: pass a LangChain chat model")
+    fixed = _settings(budget, prices, settings)
+    builder = StateGraph(TrimState, TrimContext, input_schema=TrimInput, output_schema=TrimOutput)
+    builder.add_node("route", route_node(fixed, routing, large), destinations=("generate_step", "finalize"))
+    builder.add_node("generate_step", generate_step_node(small, large))
+    builder.add_node("finalize", finalize_node())
+    builder.add_conditional_edges(START, _begin, ["route"])
+    if scorer is None:
+        builder.add_edge("generate_step", "route")
+    else:
+        try:
+            builder.add_node("score_step", score_step_node(as_scorer(scorer)))
+        except TypeError as error:
+            raise SettingsError(str(error)) from error
+        builder.add_conditional_edges("generate_step", after_generate_step, ["score_step", "route"])
+        builder.add_edge("score_step", "route")
+    return builder.compile(checkpointer=checkpointer, name=name)
+
+
+def _begin(state: TrimInput) -> list[Send]:
+    """Tell `route` that this is a new question, also on a thread that has answered others."""
+    begin = {"begin": True, "messages": state.get("messages", []), "question": state.get("question")}
+    return [Send("route", begin)]
+
+
+def _settings(budget: Budget | None, prices: Prices | None, settings: dict[str, Any]) -> Settings:
+    unknown = settings.keys() - Settings.model_fields.keys()
+    if unknown:
+        known = ", ".join(sorted(Settings.model_fields))
+        raise SettingsError(f"unknown setting {', '.join(sorted(unknown))}; there are: {known}")
+    try:
+        return Settings(budget=budget or Budget(), prices=prices or Prices(), **settings)
+    except ValidationError as error:
+        raise SettingsError(describe(error)) from error

@@ -1,0 +1,22 @@
+"""Routing policies: small pure objects, composable with ``|`` and ``&``; a plain function is one too."""
+
+from .base import AllOf, AnyOf, Choice, Decision, FunctionPolicy, NextWriter, Observation, Policy, as_policy
+from .baselines import large_only, random_rate, small_only, stay_on_large
+from .threshold import threshold
+
+__all__ = [
+    "AllOf",
+    "AnyOf",
+    "Choice",
+    "Decision",
+    "FunctionPolicy",
+    "NextWriter",
+    "Observation",
+    "Policy",
+    "as_policy",
+    "large_only",
+    "random_rate",
+    "small_only",
+    "stay_on_large",
+    "threshold",
+]

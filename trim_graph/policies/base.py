@@ -1,0 +1,220 @@
+"""What a policy sees, what it may say, and how policies are put together."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from trim_graph.budget import BudgetLeft, Writer
+from trim_graph.errors import SettingsError
+
+Decision = Literal["accept", "regenerate", "handover"]
+"""Keep the draft, let the large model write this step again, or let it write all that remains."""
+
+NextWriter = Literal["small", "large", "large_to_end"]
+"""Who writes the next step; ``large_to_end``: the large model writes all that remains."""
+
+DECISIONS: tuple[Decision, ...] = ("accept", "regenerate", "handover")
+NEXT_WRITERS: tuple[NextWriter, ...] = ("small", "large", "large_to_end")
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """All that a policy may base an answer on.
+
+    Attributes:
+        question: What the scorer takes for the question.
+        index: The step in question, from 0; equal to the number of accepted steps.
+        max_steps: Most steps a solution may have.
+        scores: One entry per accepted step; None where a step was never scored.
+        tokens: Tokens of each accepted step.
+        writers: Who wrote each accepted step.
+        score: The draft's score in [0, 1]; None before a draft exists or where none was asked for.
+        draft: The draft's text; None before it exists.
+        draft_tokens: Its tokens.
+        draft_probability: Mean probability of its tokens under the small model, if the adapter tells.
+        draft_ends: Whether the solution ends with the draft.
+        budget_left: What is left of the budget.
+        memory: What the policy returned last, JSON-native; None at the start of a run.
+        seed: Derives from (seed, run, step, question asked): the same on a second execution.
+    """
+
+    question: str
+    index: int
+    max_steps: int
+    scores: tuple[float | None, ...] = ()
+    tokens: tuple[int, ...] = ()
+    writers: tuple[Writer, ...] = ()
+    score: float | None = None
+    draft: str | None = None
+    draft_tokens: int = 0
+    draft_probability: float | None = None
+    draft_ends: bool = False
+    budget_left: BudgetLeft = field(default_factory=BudgetLeft)
+    memory: Any = None
+    seed: str = "0"
+
+    def random(self) -> random.Random:
+        """Return a generator that gives the same numbers when this decision is taken again."""
+        return random.Random(self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An answer together with what to remember.
+
+    Attributes:
+        value: A `Decision` or a `NextWriter`.
+        memory: Replaces the policy's memory; must be JSON-native.
+    """
+
+    value: str
+    memory: Any = None
+
+
+class Policy:
+    """Base of policies: small pure objects that answer two questions.
+
+    A subclass overrides one method or both. Whatever must be remembered goes into `Choice.memory`; an
+    instance never changes, so one may serve any number of runs at once.
+
+    Attributes:
+        needs_score: Whether `decide` looks at scores; if not, the scorer is never called.
+        decides: Whether `decide` can say anything but accept.
+    """
+
+    needs_score: bool = True
+    decides: bool = True
+
+    def next_writer(self, observation: Observation) -> str | Choice:
+        """Name who writes the next step, before a draft exists."""
+        return "small"
+
+    def decide(self, observation: Observation) -> str | Choice:
+        """Decide on the small model's draft."""
+        return "accept"
+
+    def __or__(self, other: Policy | Callable[[Observation], Any]) -> Policy:
+        """Combine: regenerate where either policy says so."""
+        return AnyOf(self, as_policy(other))
+
+    def __and__(self, other: Policy | Callable[[Observation], Any]) -> Policy:
+        """Combine: regenerate where both policies say so."""
+        return AllOf(self, as_policy(other))
+
+
+class FunctionPolicy(Policy):
+    """A plain function ``f(observation)`` as a policy; it is asked `decide` and needs scores."""
+
+    def __init__(self, function: Callable[[Observation], str | Choice]) -> None:
+        self.function = function
+
+    def decide(self, observation: Observation) -> str | Choice:
+        """Ask the function."""
+        return self.function(observation)
+
+    def __repr__(self) -> str:
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+class _Combined(Policy):
+    sign = ""
+
+    def __init__(self, left: Policy, right: Policy) -> None:
+        self.left, self.right = left, right
+        self.needs_score = left.needs_score or right.needs_score
+        self.decides = left.decides or right.decides
+
+    @staticmethod
+    def _pick(ranks: tuple[int, int]) -> int:
+        """Return the rank that counts."""
+        raise TypeError("a combination needs to say which of two answers counts")
+
+    def _ask(self, question: str, observation: Observation, answers: tuple[str, ...]) -> Choice:
+        memory = observation.memory or [None, None]
+        choices = []
+        for side, policy, own in zip("lr", (self.left, self.right), memory, strict=True):
+            # Draws of their own, or random_rate(0.5) & random_rate(0.5) would be the one draw.
+            seen = replace(observation, memory=own, seed=f"{observation.seed}:{side}")
+            choices.append(checked(getattr(policy, question)(seen), answers, policy, own))
+        ranks = (answers.index(choices[0].value), answers.index(choices[1].value))
+        return Choice(answers[self._pick(ranks)], [choice.memory for choice in choices])
+
+    def next_writer(self, observation: Observation) -> Choice:
+        """Ask both."""
+        return self._ask("next_writer", observation, NEXT_WRITERS)
+
+    def decide(self, observation: Observation) -> Choice:
+        """Ask both."""
+        return self._ask("decide", observation, DECISIONS)
+
+    def __repr__(self) -> str:
+        return f"({self.left!r} {self.sign} {self.right!r})"
+
+
+class AnyOf(_Combined):
+    """The dearer of two answers counts (``left | right``)."""
+
+    sign = "|"
+
+    @staticmethod
+    def _pick(ranks: tuple[int, int]) -> int:
+        return max(ranks)
+
+
+class AllOf(_Combined):
+    """The cheaper of two answers counts (``left & right``)."""
+
+    sign = "&"
+
+    @staticmethod
+    def _pick(ranks: tuple[int, int]) -> int:
+        return min(ranks)
+
+
+def remembering(observation: Observation, memory: Any) -> Observation:
+    """Return the observation with another memory: each of several policies has its own."""
+    return replace(observation, memory=memory)
+
+
+def as_policy(policy: Policy | Callable[[Observation], Any]) -> Policy:
+    """Take a policy as it is and wrap a plain function.
+
+    Raises:
+        SettingsError: It is neither.
+    """
+    if isinstance(policy, Policy):
+        return policy
+    if isinstance(policy, type):
+        raise SettingsError(
+            f"policy is the class {policy.__name__}: pass an instance, {policy.__name__}(...)"
+        )
+    if inspect.iscoroutinefunction(policy):
+        raise SettingsError(f"policy {policy.__name__} is an async function: pass a plain one")
+    if callable(policy):
+        return FunctionPolicy(policy)
+    raise SettingsError(
+        f"policy is {policy!r}: pass a policy such as threshold(0.5), or a function of an Observation"
+    )
+
+
+def checked(answer: Any, allowed: tuple[str, ...], policy: Policy, memory: Any) -> Choice:
+    """Turn a policy's answer into a `Choice`, keeping the memory where the answer says nothing of it.
+
+    Raises:
+        SettingsError: The answer is none of ``allowed``, or the memory is not JSON-native.
+    """
+    choice = answer if isinstance(answer, Choice) else Choice(answer, memory)
+    if choice.value not in allowed:
+        raise SettingsError(
+            f"policy {policy!r} answered {choice.value!r}; expected one of {', '.join(allowed)}"
+        )
+    try:
+        json.dumps(choice.memory)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"policy {policy!r} wants to remember what JSON cannot hold: {error}") from error
+    return choice

@@ -1,0 +1,193 @@
+"""The state of a run: plain JSON values and messages, nothing else.
+
+`steps`, `scores` and `decisions` only ever grow, so they are `DeltaChannel`s: a checkpoint stores what was
+added, not everything so far. The beta API is used in this file alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NotRequired
+
+from langchain_core.messages import AnyMessage
+from langgraph.channels import DeltaChannel
+from langgraph.graph.message import add_messages
+from langgraph.managed import RemainingSteps
+from langgraph.types import Overwrite
+from typing_extensions import TypedDict
+
+from .adapters.protocols import StepEnd
+from .budget import Spend, Writer
+
+SCHEMA_VERSION = 1
+"""Written into every run; a later release that changes the channels raises it."""
+
+
+class Step(TypedDict):
+    """One accepted step; never changes."""
+
+    text: str
+    writer: Writer
+    model: str
+    tokens: int
+    """Tokens generated for it, those of the delimiter included; shared out by length after a handover."""
+    mean_token_probability: float | None
+    end: StepEnd
+
+
+class Draft(Step):
+    """A step just written, not yet decided on."""
+
+    score: float | None
+
+
+class Order(TypedDict):
+    """What `route` asks `generate_step` for."""
+
+    writer: Writer
+    to_end: bool
+    """Whether the writer goes on to the end instead of stopping at the delimiter."""
+    max_tokens: int
+    scored: bool
+    """Whether a decision hangs on the draft's score."""
+    decided: bool
+    """Whether the policy is asked about the draft at all."""
+    lead: str
+    """Text already written for this step: pieces that were no step by themselves."""
+    attempt: int
+    """How often the writer has answered without a step, in a row."""
+
+
+class InFlight(TypedDict):
+    """Noted before a large call, so that a call lost in a crash can be charged."""
+
+    writer: Writer
+    max_tokens: int
+    prompt_tokens: int
+    process: str
+
+
+class DecisionRecord(TypedDict):
+    """One decision of the policy, and the draft it turned down."""
+
+    step: int
+    decision: str
+    """``accept``, ``regenerate`` or ``handover``."""
+    score: float | None
+    refused: NotRequired[str]
+    """Limit of the budget that turned a wish for the large model into ``accept``."""
+    discarded: NotRequired[Step]
+
+
+class Run(TypedDict):
+    """What is fixed when a run begins; nodes read settings here and nowhere else."""
+
+    schema: int
+    id: str
+    message_id: str
+    seed: str
+    question: str
+    settings: dict[str, Any]
+
+
+class Summary(TypedDict):
+    """What a run did; also in the final message's ``response_metadata["trim"]``."""
+
+    stopped: str
+    """``finished``, ``max_steps``, ``budget``, ``deadline``, ``recursion_limit`` or ``no_step``."""
+    answer: str | None
+    """Content of the last ``\\boxed{}``, if any."""
+    steps: dict[Writer, int]
+    decisions: dict[str, int]
+    scores: list[float | None]
+    tokens: dict[str, int]
+    """``small``, ``large``: in accepted steps; ``small_discarded``, ``large_discarded``: generated but in no
+    accepted step; ``large_unaccounted``: charged for calls whose end nobody saw; ``scorer``: read."""
+    spend: Spend
+    cost: float
+    seconds: float
+    notes: list[str]
+    """What a user should know: a limit reached, tokens charged for a crash, an overshoot."""
+
+
+def _extend(current: list[Any], writes: Sequence[list[Any]]) -> list[Any]:
+    return [*current, *(item for write in writes for item in write)]
+
+
+def _merge(current: dict[str, Any], writes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    merged = dict(current)
+    for write in writes:
+        merged.update(write)
+    return merged
+
+
+class TrimInput(TypedDict):
+    """What a caller gives."""
+
+    messages: Annotated[list[AnyMessage], add_messages]
+    """The conversation; the last message holds the problem."""
+    question: NotRequired[str | None]
+    """What the scorer takes for the question; default: the last human message."""
+
+
+class TrimOutput(TypedDict):
+    """What a caller gets."""
+
+    messages: Annotated[list[AnyMessage], add_messages]
+    """The conversation with the solution as one AIMessage at its end."""
+    trim: NotRequired[Summary | None]
+    """Steps by writer, decisions, scores, tokens accepted and discarded, why it stopped; None until then."""
+
+
+class TrimState(TrimInput, total=False):
+    """All channels of the graph."""
+
+    trim: Summary | None
+    run: Run
+    steps: Annotated[list[Step], DeltaChannel(_extend)]
+    """Accepted steps, append-only."""
+    scores: Annotated[dict[str, float], DeltaChannel(_merge)]
+    """Scores of accepted steps by their index (a string, as JSON keys are)."""
+    decisions: Annotated[list[DecisionRecord], DeltaChannel(_extend)]
+    draft: Draft | None
+    order: Order | None
+    in_flight: InFlight | None
+    memory: Any
+    """What the policy wants to remember."""
+    spend: Spend
+    stopped: Literal["", "finished", "max_steps", "budget", "deadline", "recursion_limit", "no_step"]
+    notes: list[str]
+    remaining_steps: RemainingSteps
+    begin: bool
+    """Only in the input that START sends to `route`."""
+
+
+def fresh_channels() -> dict[str, Any]:
+    """Return the update that makes a thread forget its previous run.
+
+    ``question`` too: it lives on in ``run``, and the next one must not be scored as this one.
+    """
+    return {
+        "question": None,
+        "trim": None,
+        "steps": Overwrite([]),
+        "scores": Overwrite({}),
+        "decisions": Overwrite([]),
+        "draft": None,
+        "order": None,
+        "in_flight": None,
+        "memory": None,
+        "stopped": "",
+        "notes": [],
+    }
+
+
+def changed(state: TrimState, update: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of an update that changes something: what a node returns is written and streamed."""
+    return {key: value for key, value in update.items() if key not in state or value != state.get(key)}
+
+
+def scores_of(state: TrimState) -> tuple[float | None, ...]:
+    """Return one entry per accepted step; None where a step was never scored."""
+    scores = state["scores"]
+    return tuple(scores.get(str(index)) for index in range(len(state["steps"])))

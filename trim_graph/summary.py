@@ -1,0 +1,60 @@
+"""The bill and the story of a run, computed from its state when it ends."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from .budget import total_cost
+from .context import Settings
+from .segment import join_steps
+from .state import Summary, TrimState, scores_of
+
+_BRACE = re.compile(r"\\boxed\s*\{|[{}]")
+
+
+def extract_answer(text: str) -> str | None:
+    r"""Return the content of the last complete ``\boxed{...}``, braces inside it balanced; else None."""
+    opened: list[int | None] = []
+    last, answer = -1, None
+    for brace in _BRACE.finditer(text):
+        if brace[0] == "{":
+            opened.append(None)
+        elif brace[0] != "}":
+            opened.append(brace.end())
+        elif opened and (start := opened.pop()) is not None and start > last:
+            last, answer = start, text[start : brace.start()].strip()
+    return answer
+
+
+def summarise(state: TrimState) -> Summary:
+    """Sum up a run that has ended."""
+    settings = Settings.model_validate(state["run"]["settings"])
+    steps, spend, decisions = state["steps"], state["spend"], state["decisions"]
+    writers = Counter(step["writer"] for step in steps)
+    small = sum(step["tokens"] for step in steps if step["writer"] == "small")
+    large = sum(step["tokens"] for step in steps if step["writer"] == "large")
+    notes = list(state["notes"])
+    if spend["overshoot_tokens"]:
+        notes.append(
+            f"the large model ignored max_tokens and wrote {spend['overshoot_tokens']} tokens too many"
+        )
+    return Summary(
+        stopped=state["stopped"],
+        answer=extract_answer(join_steps(steps, settings.delimiter)),
+        steps={"small": writers["small"], "large": writers["large"]},
+        decisions=dict(Counter(d["decision"] for d in decisions)),
+        scores=list(scores_of(state)),
+        tokens={
+            "small": small,
+            "large": large,
+            "small_discarded": spend["small"]["output_tokens"] - small,
+            "large_discarded": spend["large"]["output_tokens"] - large,
+            "large_unaccounted": spend["unaccounted_tokens"],
+            "scorer": spend["scorer"]["input_tokens"],
+        },
+        spend=spend,
+        cost=total_cost(spend, settings.prices),
+        seconds=spend["seconds"],
+        notes=notes,
+    )

@@ -1,0 +1,125 @@
+"""A chat model and a scorer with scripted answers, for tests of applications that embed trim-graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import Field
+
+from .adapters.protocols import ScorableStep, ScorerReply
+from .segment import DEFAULT_DELIMITER
+
+Script = Sequence[str] | Callable[[str], str]
+
+
+class ScriptedChatModel(BaseChatModel):
+    """Answers with the steps of a script, one token a word, by the contract of step-level routing.
+
+    The step it writes is the one after those in the trailing AIMessage; a beginning of the script itself is
+    carried on to the letter. It honours ``stop`` and ``max_tokens`` (unless told not to), reports usage and
+    ``stop_reason`` as vLLM does, and streams word by word.
+    """
+
+    script: Any
+    """The steps of the solution, or a function from the prefix to all text that follows it."""
+    name: str | None = "scripted"
+    delimiter: str = DEFAULT_DELIMITER
+    honours_max_tokens: bool = True
+    calls: list[dict[str, Any]] = Field(default_factory=list)
+    """Every call: its messages, its arguments, and the prompt's and the answer's tokens as billed."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted"
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        max_tokens: int | None = None,
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        prefix = str(messages[-1].text) if isinstance(messages[-1], AIMessage) else ""
+        text, reason = self._rest(prefix), None
+        for end in stop or ():
+            if end in text:
+                text, reason = text[: text.index(end)], end
+        words = text.split(" ")
+        tokens, finish = len(words) + 1, "stop"
+        if self.honours_max_tokens and max_tokens is not None and tokens > max_tokens:
+            text, tokens, finish, reason = " ".join(words[:max_tokens]), max_tokens, "length", None
+        prompt = sum(len(str(message.text).split()) + 1 for message in messages)
+        self.calls.append(
+            {
+                "messages": messages,
+                "stop": stop,
+                "max_tokens": max_tokens,
+                "timeout": timeout,
+                "prompt_tokens": prompt,
+                "tokens": tokens,
+            }
+        )
+        message = AIMessage(
+            text,
+            usage_metadata={"input_tokens": prompt, "output_tokens": tokens, "total_tokens": prompt + tokens},
+            response_metadata={"model_name": self.name, "finish_reason": finish, "stop_reason": reason},
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        message = self._generate(messages, stop, **kwargs).generations[0].message
+        assert isinstance(message, AIMessage)
+        for index, word in enumerate(str(message.text).split(" ")):
+            chunk = ChatGenerationChunk(message=AIMessageChunk(content=f" {word}" if index else word))
+            if run_manager:
+                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+            yield chunk
+        yield ChatGenerationChunk(
+            message=AIMessageChunk(
+                content="",
+                usage_metadata=message.usage_metadata,
+                response_metadata=message.response_metadata,
+                chunk_position="last",
+            )
+        )
+
+    def _rest(self, prefix: str) -> str:
+        if callable(self.script):
+            return str(self.script(prefix))
+        whole = self.delimiter.join(self.script)
+        if whole.startswith(prefix):
+            return whole[len(prefix) :]
+        done = sum(bool(piece.strip()) for piece in prefix.split(self.delimiter))
+        return self.delimiter.join(self.script[done:])
+
+
+class ScriptedScorer:
+    """Scores a step by looking its text up; other steps get ``default``."""
+
+    def __init__(self, scores: dict[str, float] | None = None, default: float = 1.0) -> None:
+        self.scores, self.default = scores or {}, default
+        self.calls: list[list[str]] = []
+
+    def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+        """Look every step up."""
+        texts = [step["text"] for step in steps]
+        self.calls.append(texts)
+        return ScorerReply([self.scores.get(t, self.default) for t in texts], sum(map(len, texts)))
+
+    async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+        """Look every step up."""
+        return self.score(question, steps)
