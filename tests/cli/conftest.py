@@ -1,0 +1,167 @@
+"""An arithmetic world without weights: the small model errs in hard steps, the scorer sees it, large knows.
+
+A subprocess gets the same by running this file (`runpy`).
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from langchain_core.language_models import BaseChatModel
+from typer.testing import CliRunner
+
+from trim_graph.config import Parts
+from trim_graph.examples.arithmetic import problems
+from trim_graph.examples.arithmetic.problems import DELIMITER, expected_step, kind_of_step
+from trim_graph.testing import ScriptedChatModel
+
+HERE = Path(__file__)
+CHAIN = (
+    "Start with 34. Step 1: add 12. Step 2: multiply by 7. Step 3: take away 5. "
+    "Always keep only the last two digits. What is the final number?"
+)
+WORLD = {p.question: p for part in ("test", "validation") for p in problems("standard", 250, part=part)}
+
+
+def known(question):
+    """The problem behind a question; the chain above is done by hand."""
+    return WORLD.get(question) or question
+
+
+def next_step(problem, before, errs):
+    if problem == CHAIN:
+        steps = ["Step 1: 34 + 12 = 46.", "Step 2: 46 * 7 = 322, keep 22.", "Step 3: 22 - 5 = 17."]
+        steps.append("The answer is \\boxed{17}.")
+        right = steps[len(before)] if len(before) < len(steps) else None
+        hard = len(before) == 1
+    else:
+        right = expected_step(problem, before)
+        hard = kind_of_step(problem, len(before)) in ("multiply", "remainder", "subtract")
+    if right is None:
+        return "The answer is \\boxed{0}." if not before or "boxed" not in before[-1] else None
+    return f"{right[:-1].rsplit(' ', 1)[0]} 1." if errs and hard else right
+
+
+class World(BaseChatModel):
+    """Solves the problems of the world step by step."""
+
+    errs: bool
+    delay: float = 0.0
+
+    @property
+    def _llm_type(self):
+        return "world"
+
+    def count_prompt_tokens(self, messages):
+        return 1
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        if self.delay:
+            Path("started").touch()  # tells a test that the work is under way
+            time.sleep(self.delay)
+        problem = known(next(m.text for m in messages if m.type == "human"))
+
+        def rest(prefix):
+            before = [piece for piece in prefix.split(DELIMITER) if piece]
+            wrote = []
+            while (step := next_step(problem, [*before, *wrote], self.errs)) is not None:
+                wrote.append(step)
+            return DELIMITER.join(wrote)
+
+        model = ScriptedChatModel(script=rest, name="small" if self.errs else "large")
+        return model._generate(messages, stop, run_manager, **kwargs)
+
+
+class Judge:
+    def score(self, question, steps):
+        before, draft = [step["text"] for step in steps[:-1]], steps[-1]["text"]
+        right = draft == next_step(known(question), before, errs=False)
+        return [*(0.9 for _ in before), 0.9 if right else 0.1]
+
+    async def ascore(self, question, steps):
+        return self.score(question, steps)
+
+
+def world_parts(delay=0.0):
+    return Parts(World(errs=True, delay=delay), World(errs=False, delay=delay), Judge())
+
+
+CALIBRATION = {
+    "threshold": 0.5,
+    "random_rate": 0.2,
+    "split": "standard",
+    "n": 1,
+    "seed": 0,
+    "accuracy_small": 0.5,
+    "accuracy_large": 1.0,
+    "random": {},
+    "curve": [],
+}
+
+
+def enter_world(folder, delay=0.0):
+    """Put the world in place of the weights; also in a subprocess."""
+    import trim_graph.cli.demo
+    import trim_graph.cli.solving
+    import trim_graph.examples.arithmetic.calibrate as calibrate
+
+    file = Path(folder) / "calibrated.json"
+    file.write_text(json.dumps(CALIBRATION))
+    calibrate.CALIBRATED = file
+    trim_graph.cli.solving.load_parts = trim_graph.cli.demo.load_parts = lambda config: world_parts(delay)
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    calibrate = "trim_graph.examples.arithmetic.calibrate.CALIBRATED"
+    (tmp_path / "calibrated.json").write_text(json.dumps(CALIBRATION))
+    monkeypatch.setattr(calibrate, tmp_path / "calibrated.json")
+    for command in ("solving", "demo"):
+        monkeypatch.setattr(f"trim_graph.cli.{command}.load_parts", lambda config: world_parts())
+    return tmp_path
+
+
+@pytest.fixture
+def run():
+    """Run a command in this process."""
+    from trim_graph.cli.app import app
+
+    return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a command in a process of its own, with slow models and, if wanted, modules that are missing."""
+    started = []
+
+    def begin(*arguments, delay=0.0, missing=(), in_world=True):
+        code = [
+            "import runpy, sys",
+            f"sys.modules.update(dict.fromkeys({list(missing)!r}))",
+            f"sys.argv = ['trim-graph', *{[str(a) for a in arguments]!r}]",
+        ]
+        if in_world:
+            code.append(f"runpy.run_path({str(HERE)!r})['enter_world']({str(tmp_path)!r}, {delay})")
+        code.append("from trim_graph.cli import main; main()")
+        process = subprocess.Popen(
+            [sys.executable, "-c", "\n".join(code)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "100"},
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.communicate()

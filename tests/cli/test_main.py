@@ -1,0 +1,69 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trim_graph import __version__
+from trim_graph.cli.app import EXAMPLE_CONFIG
+from trim_graph.config import EXAMPLE
+
+CHAIN = "Start with 34. Step 1: add 12. Always keep only the last two digits. What is the result?"
+
+
+def test_version(run):
+    assert run("--version").stdout == f"trim-graph {__version__}\n"
+
+
+def test_help_shows_the_documented_example(run):
+    shown = run("solve", "--help").stdout
+    assert "--config" in shown
+    for line in EXAMPLE.splitlines():
+        assert f"  {line}\n" in EXAMPLE_CONFIG
+        assert f"    {line}\n" in shown
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['trim-graph', 'solve', '--help']\n"
+        "from trim_graph.cli import main\n"
+        "try: main()\n"
+        "finally: print([m for m in ('torch', 'transformers', 'langgraph', 'langchain_core', 'numpy') "
+        "if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+
+
+def test_the_module_runs(tmp_path):
+    script = Path(sys.executable).with_name("trim-graph")
+    for command in ([sys.executable, "-m", "trim_graph.cli"], [str(script)]):
+        done = subprocess.run(
+            [*command, "demo", "-n", "0"], capture_output=True, text=True, cwd=tmp_path, check=False
+        )
+        assert (done.returncode, done.stderr) == (2, "trim-graph: -n is 0: choose 1 or more\n")
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "line"),
+    [
+        ("typer", ["--help"], 'typer is not installed: pip install "trim-graph[cli]"'),
+        ("rich", ["--version"], 'rich is not installed: pip install "trim-graph[cli]"'),
+        ("yaml", ["solve", CHAIN], 'yaml is not installed: pip install "trim-graph[cli]"'),
+        ("numpy", ["demo"], 'numpy is not installed: pip install "trim-graph[cli]"'),
+        (
+            "torch",
+            ["solve", CHAIN, "--threshold", "1"],
+            'torch is not installed: pip install "trim-graph[cli,local]"',
+        ),
+        (
+            "transformers",
+            ["demo", "--threshold", "1"],
+            'transformers is not installed: pip install "trim-graph[cli,local]"',
+        ),
+    ],
+)
+def test_missing_extras(start, missing, arguments, line):
+    process = start(*arguments, missing=[missing], in_world=False)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (2, "", f"trim-graph: {line}\n")

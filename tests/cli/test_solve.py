@@ -1,0 +1,214 @@
+import json
+import signal
+import time
+
+import pytest
+
+CHAIN = (
+    "Start with 34. Step 1: add 12. Step 2: multiply by 7. Step 3: take away 5. "
+    "Always keep only the last two digits. What is the final number?"
+)
+
+
+def test_steps_scores_decisions_and_the_bill(world, run):
+    result = run("solve", CHAIN)
+    assert result.exit_code == 0, result.output
+    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    assert lines[:6] == [
+        "  1  small  0.90  accept     Step 1: 34 + 12 = 46.",
+        "  2  large  0.10  regenerate Step 2: 46 * 7 = 322, keep 22.",
+        "                           instead of: Step 2: 46 * 7 = 322, keep 1.",
+        "  3  small  0.90  accept     Step 3: 22 - 5 = 17.",
+        "  4  small  0.90  accept     The answer is \\boxed{17}.",
+        "",
+    ]
+    assert "small   3 steps   21 tokens accepted, 10 discarded, 4 calls" in lines
+    assert "large   1 step    10 tokens accepted, 1 call" in lines
+    assert "answer  17" in lines
+    assert "stopped finished: the solution has ended" in lines
+    assert not any(line.startswith("cost") for line in lines)
+
+
+def test_json(world, run):
+    result = run("solve", CHAIN, "--json")
+    record = json.loads(result.stdout)
+    assert record["answer"] == "17"
+    assert record["question"] == CHAIN
+    assert [step["writer"] for step in record["steps"]] == ["small", "large", "small", "small"]
+    assert record["steps"][1]["discarded"]["score"] == 0.1
+    assert record["steps"][1]["score"] == 0.9  # scored with the draft after it
+    assert record["summary"]["spend"]["large"]["calls"] == 1
+
+
+def test_space_in_the_problem_does_not_matter(world, run):
+    result = run("solve", f"  {CHAIN.replace('. ', '.' + chr(10))}\n", "--json")
+    assert json.loads(result.stdout)["question"] == CHAIN
+
+
+def test_options_replace_policy_and_limits(world, run):
+    assert "large   0 steps" in run("solve", CHAIN, "--policy", "small_only").stdout
+    assert "large   4 steps" in run("solve", CHAIN, "--threshold", "1").stdout
+    assert "large   4 steps" in run("solve", CHAIN, "--policy", "{type: random_rate, rate: 1}").stdout
+    spent = run("solve", CHAIN, "--threshold", "1", "--large-calls", "1").stdout
+    assert "large   1 step " in spent
+    assert "note    the limit on large_calls is spent: the large model is not called any more" in spent
+
+
+def test_a_refused_wish_is_shown(world, run):
+    (world / "trim.yaml").write_text(
+        "small: {type: example}\nlarge: {type: example}\nscorer: {type: example}\n"
+        "policy: {type: threshold, t: 1}\nbudget: {large_cost: 0.00001}\n"
+        "prices: {large: {output: 0.1}}\nsettings: {max_step_tokens: 9}\n"
+    )
+    result = run("solve", CHAIN, "--config", "trim.yaml")
+    assert result.exit_code == 0
+    assert "cost    0.0000" not in result.stdout
+    assert "\ncost " in result.stdout
+
+
+def test_text_cannot_steer_the_terminal(world, run, monkeypatch):
+    from trim_graph.cli.transcript import _printable
+
+    assert _printable("a\x1b[2Jb\nc\ud800") == f"a\N{REPLACEMENT CHARACTER}[2Jb\n{' ' * 27}c�"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), 'a problem is missing: trim-graph solve "PROBLEM"'),
+        (("",), 'the problem is empty: trim-graph solve "PROBLEM"'),
+        ((" \n",), "the problem is empty"),
+        ((CHAIN, "--large-tokens", "0"), "command line: budget.large_tokens: is 0; it should be greater"),
+        ((CHAIN, "--seconds", "0"), "command line: budget.seconds: is 0"),
+        ((CHAIN, "--seconds", "nan"), "budget.seconds: is nan"),
+        ((CHAIN, "--threshold", "2"), "command line: policy.t: is 2.0; it should be less than or equal to 1"),
+        ((CHAIN, "--threshold", "nan"), "policy.t: is nan"),
+        ((CHAIN, "--policy", "treshold"), "unknown type 'treshold', did you mean threshold?"),
+        ((CHAIN, "--policy", "{type: "), "--policy '{type: ' is neither a name nor a mapping"),
+        ((CHAIN, "--policy", "small_only", "--threshold", "1"), "--policy and --threshold both choose"),
+        ((CHAIN, "--config", "nix.yaml"), "configuration file nix.yaml does not exist (looked for /"),
+        ((CHAIN, "--thread", "a"), "--thread needs a checkpoint that outlives the command, and it is none"),
+        (("--resume",), "--resume needs --thread"),
+        ((CHAIN, "--resume", "--thread", "a"), "leave out the problem"),
+        (("--resume", "--thread", "a", "--threshold", "1"), "leave out the options"),
+    ],
+)
+def test_errors_are_a_line_and_exit_with_2(world, run, arguments, said):
+    result = run("solve", *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("trim-graph: ")
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        ("What is 2 + 2?", "'What is 2 + 2?' belongs to none of their stories"),
+        (
+            "Start with 4. Step 1: cube it. Always keep only the last two digits. What is the result?",
+            "cube it",
+        ),
+    ],
+)
+def test_an_unreadable_problem_shows_both_forms(world, run, problem, said):
+    result = run("solve", problem)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "  Start with 34. Step 1: add 12." in result.stderr
+    assert "  Tom has 23 apples." in result.stderr
+
+
+def test_a_model_that_fails_is_an_error_of_one_line(world, run, monkeypatch):
+    from trim_graph.cli.solving import load_parts
+
+    parts = load_parts(None)
+
+    def fail(*arguments, **options):
+        raise ValueError("the prompt has 9999 tokens; the model takes 2047 at most")
+
+    monkeypatch.setattr(type(parts.small), "_generate", fail)
+    result = run("solve", CHAIN)
+    assert result.exit_code == 2
+    assert (
+        result.stderr
+        == "trim-graph: the run failed: the prompt has 9999 tokens; the model takes 2047 at most\n"
+    )
+
+
+def test_bad_files_exit_with_2(world, run):
+    (world / "trim.yaml").write_text("small: {type: example}\nlrage: {type: example}\npolicy: [")
+    result = run("solve", CHAIN, "--config", "trim.yaml")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("trim-graph: trim.yaml, line 3, column 10: not valid YAML")
+
+
+def configured(world, extra="checkpoint: sqlite:runs.db\n"):
+    (world / "trim.yaml").write_text(
+        "small: {type: example}\nlarge: {type: example}\nscorer: {type: example}\n"
+        f"policy: {{type: threshold, t: 0.5}}\n{extra}"
+    )
+    return ("--config", "trim.yaml")
+
+
+def test_ended_and_unknown_threads_cannot_be_resumed(world, run):
+    options = configured(world)
+    assert run("solve", CHAIN, *options, "--thread", "a").exit_code == 0
+    assert (world / "runs.db").exists()
+    ended = run("solve", *options, "--thread", "a", "--resume")
+    assert (ended.exit_code, "'a' has ended: nothing to resume" in ended.stderr) == (2, True)
+    unknown = run("solve", *options, "--thread", "b", "--resume")
+    assert (unknown.exit_code, "'b' has no run" in unknown.stderr) == (2, True)
+
+
+def test_a_thread_is_named_where_none_is_given(world, run):
+    assert run("solve", CHAIN, *configured(world)).stderr.startswith("thread ")
+    assert run("solve", CHAIN, *configured(world, "checkpoint: memory\n")).stderr == ""
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.25, 0.8])
+def test_ctrl_c_and_resume(world, run, start, pause):
+    options = configured(world)
+    process = start("solve", CHAIN, *options, "--thread", "a", delay=0.5)
+    assert "34 + 12" in process.stdout.readline()
+    time.sleep(pause)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    said = "trim-graph: interrupted; go on with: trim-graph solve --config trim.yaml --thread a --resume\n"
+    assert err == said
+    assert "answer" not in out
+    resumed = run("solve", *options, "--thread", "a", "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    whole = run("solve", CHAIN, *configured(world, ""))
+    without_seconds = [
+        [line for line in result.stdout.splitlines() if not line.startswith("seconds")]
+        for result in (resumed, whole)
+    ]
+    assert without_seconds[0] == without_seconds[1]
+
+
+def test_nothing_but_the_end_is_missing(world, run):
+    from trim_graph.checkpoint import open_checkpointer
+    from trim_graph.cli.solving import load_parts
+    from trim_graph.config import build_graph, load_config
+
+    options = configured(world)
+    config = load_config("trim.yaml")
+    place = {"configurable": {"thread_id": "a"}}
+    with open_checkpointer(config.checkpoint) as checkpointer:
+        graph = build_graph(config, checkpointer, parts=load_parts(config))
+        graph.invoke({"messages": [("user", CHAIN)]}, place, interrupt_before=["finalize"], durability="sync")
+    record = json.loads(run("solve", *options, "--thread", "a", "--resume", "--json").stdout)
+    assert record["answer"] == "17"
+    assert record["question"] == CHAIN
+    assert [step["score"] for step in record["steps"]] == [0.9, 0.9, 0.9, 0.9]
+
+
+def test_ctrl_c_without_a_checkpoint(start, world):
+    process = start("solve", CHAIN, delay=0.5)
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "trim-graph: interrupted\n")

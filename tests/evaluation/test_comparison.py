@@ -1,0 +1,64 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trim_graph.evaluation import Outcome, accuracy_difference, compare
+
+
+def arm(correct, tokens):
+    return [Outcome(i, bool(c), large_tokens=t) for i, (c, t) in enumerate(zip(correct, tokens, strict=True))]
+
+
+ARMS = {
+    "small": arm([1, 0, 0, 0] * 25, [0] * 100),
+    "large": arm([1, 1, 1, 0] * 25, [10] * 100),
+    "threshold": arm([1, 1, 0, 0] * 25, [0, 10, 0, 0] * 25),
+}
+
+
+def test_figures():
+    figures = compare(ARMS)
+    row = figures["threshold"]
+    assert (row["accuracy"], row["share"], row["pgr"]) == (0.5, 0.25, 0.5)
+    assert (row["large_tokens"], row["large_tokens_per_question"], row["n"]) == (250, 2.5, 100)
+    assert row["accuracy_interval"].low == pytest.approx(0.40, abs=0.02)
+    assert row["share_interval"].low == pytest.approx(0.17, abs=0.02)
+    assert 0.3 < row["pgr_interval"].low < 0.5 < row["pgr_interval"].high < 0.7
+    assert (figures["small"]["pgr"], figures["large"]["pgr"]) == (0, 1)
+    assert (figures["small"]["share"], figures["large"]["share"]) == (0, 1)
+    assert figures["large"]["pgr_interval"] is None
+
+
+def test_no_gap_no_pgr():
+    figures = compare({"small": ARMS["large"], "large": ARMS["small"]})
+    assert figures["small"]["pgr"] is None
+    assert figures["small"]["share"] is None
+
+
+def test_errors_are_counted_and_wrong():
+    broken = [Outcome(i, False, error="E: x") for i in range(100)]
+    figures = compare({**ARMS, "broken": broken})
+    assert (figures["broken"]["errors"], figures["broken"]["accuracy"]) == (100, 0)
+
+
+def test_a_difference_is_paired():
+    assert accuracy_difference(ARMS["large"], ARMS["large"]) == {"accuracy": 0, "interval": (0, 0)}
+    found = accuracy_difference(ARMS["large"], ARMS["small"])
+    assert found["accuracy"] == 0.5
+    assert 0.38 < found["interval"].low < 0.5 < found["interval"].high < 0.62
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 50)), min_size=1, max_size=30))
+def test_any_outcomes_have_figures(rows):
+    arms = {
+        "small": arm([a for a, _, _ in rows], [0] * len(rows)),
+        "large": arm([b for _, b, _ in rows], [t for _, _, t in rows]),
+    }
+    for row in compare(arms, resamples=20).values():
+        assert row["accuracy_interval"].low <= row["accuracy"] + 1e-9 or len(rows) < 30
+        assert row["share"] is None or 0 <= row["share"] <= 1
+
+
+def test_arms_must_have_the_same_questions():
+    with pytest.raises(ValueError, match="lengths"):
+        compare({"small": ARMS["small"], "large": ARMS["large"][:5]})

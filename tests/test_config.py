@@ -1,0 +1,250 @@
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from trim_graph import SettingsError
+from trim_graph.config import EXAMPLE, Parts, TrimConfig, build_graph, build_parts, load_config, make_config
+from trim_graph.config_parts import RunSettings
+from trim_graph.context import Settings
+from trim_graph.testing import ScriptedChatModel, ScriptedScorer
+
+MODELS = "small: {type: example}\nlarge: {type: example}\nscorer: {type: example}\n"
+STEPS = ["one is 1", "two is wrong", "the answer is \\boxed{3}"]
+RIGHT = ["ONE IS 1", "TWO IS 2", "THE ANSWER IS \\boxed{3}"]
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def make(text: str) -> str:
+        Path("trim.yaml").write_text(text, encoding="utf-8")
+        return "trim.yaml"
+
+    return make
+
+
+def folder_of_a_model(place: Path) -> Path:
+    place.mkdir(parents=True)
+    (place / "config.json").write_text("{}")
+    return place
+
+
+def scripted(**scores):
+    return Parts(
+        ScriptedChatModel(script=STEPS),
+        ScriptedChatModel(script=RIGHT),
+        ScriptedScorer({"two is wrong": 0.4}),
+    )
+
+
+def refused(path, **options) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load_config(path, **options)
+    return str(caught.value)
+
+
+def test_the_documented_example_is_valid(write, tmp_path):
+    folder_of_a_model(tmp_path / "models" / "large")
+    config = load_config(write(EXAMPLE))
+    assert config.large.model == str(tmp_path / "models" / "large")
+    assert config.small.model == "Qwen/Qwen2.5-Math-1.5B-Instruct"
+    assert config.checkpoint == f"sqlite:{tmp_path / 'runs.db'}"
+    assert config.budget.large_tokens == 2000
+    assert config.prices.large.output == 1.5
+    parts = build_parts(config)
+    assert parts.small.device == "auto"
+    assert parts.large.dtype == "bfloat16"
+    assert parts.scorer.model == "Qwen/Qwen2.5-Math-PRM-7B"
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path, monkeypatch):
+    folder_of_a_model(tmp_path / "set-up" / "mine")
+    folder_of_a_model(tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "set-up" / "trim.yaml"
+    file.write_text("small: {type: transformers, model: mine}\nlarge: {type: example}\npolicy: small_only\n")
+    assert load_config(file).small.model == str(tmp_path / "set-up" / "mine")
+    assert load_config("set-up/trim.yaml").small.model == str(tmp_path / "set-up" / "mine")
+    file.write_text(file.read_text().replace("mine", "other"))
+    said = refused(file)
+    assert "small.model" in said
+    assert str(tmp_path / "set-up" / "other") in said
+
+
+def test_run_settings_are_those_of_the_graph():
+    known = set(Settings.model_fields) - {"budget", "prices"}
+    assert set(RunSettings.model_fields) == known
+    assert RunSettings().model_dump() == Settings().model_dump(include=known)
+
+
+@pytest.mark.parametrize(
+    ("policy", "shown"),
+    [
+        ("small_only", "small_only()"),
+        ("{type: large_only}", "large_only()"),
+        ("{type: threshold, t: 0.4}", "threshold(0.4)"),
+        ("{type: random_rate, rate: 0.3}", "random_rate(0.3)"),
+        (
+            "{type: stay_on_large, k: 2, policy: {type: threshold, t: 1}}",
+            "stay_on_large(threshold(1.0), k=2)",
+        ),
+        (
+            "{type: any_of, policies: [small_only, {type: threshold, t: 0.1}, large_only]}",
+            "((small_only() | threshold(0.1)) | large_only())",
+        ),
+        ("{type: all_of, policies: [small_only, large_only]}", "(small_only() & large_only())"),
+    ],
+)
+def test_policies(write, policy, shown):
+    assert repr(load_config(write(f"{MODELS}policy: {policy}")).policy.build()) == shown
+
+
+def test_build_graph_passes_everything_on(write):
+    config = load_config(
+        write(
+            f"{MODELS}policy: {{type: threshold, t: 0.5}}\n"
+            "budget: {large_calls: 1}\nprices: {large: {output: 1000000}}\n"
+            "settings: {max_steps: 2, instruction: null, seed: 4}\n"
+        )
+    )
+    summary = build_graph(config, parts=scripted()).invoke({"messages": [("user", "count")]})["trim"]
+    assert summary["stopped"] == "max_steps"
+    assert summary["steps"] == {"small": 1, "large": 1}
+    assert summary["cost"] == 4
+
+
+def test_a_policy_that_needs_scores_needs_a_scorer(write):
+    config = load_config(
+        write("small: {type: example}\nlarge: {type: example}\npolicy: {type: threshold, t: 1}")
+    )
+    with pytest.raises(SettingsError, match="scorer is None"):
+        build_graph(config, parts=scripted()._replace(scorer=None))
+
+
+def test_weights_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("trim_graph.examples.arithmetic.SMALL", tmp_path / "nothing")
+    config = make_config({"small": {"type": "example"}, "large": {"type": "example"}, "policy": "small_only"})
+    with pytest.raises(SettingsError, match=r"^small: .*nothing.*no such folder"):
+        build_parts(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "trim.yaml is empty; it needs the keys small, large and policy"),
+        ("- small", "trim.yaml holds ['small']; it needs"),
+        ("small: [", "trim.yaml, line 1, column 9: not valid YAML"),
+        ("a: \x00", "trim.yaml: not valid YAML"),
+        (MODELS, "trim.yaml: policy: this key is missing"),
+        (f"{MODELS}policy: small_only\npolicy: large_only", "trim.yaml, line 5: policy is set twice"),
+        (
+            f"{MODELS}policy: treshold",
+            "trim.yaml, line 4: policy: unknown type 'treshold', did you mean threshold? There are: small",
+        ),
+        (f"{MODELS}policy: 3", "line 4: policy: is 3; expected a mapping"),
+        (f"{MODELS}policy: {{t: 0.5}}", "line 4: policy: is {'t': 0.5}; expected a mapping with a type"),
+        (
+            f"{MODELS}policy: {{type: threshold, t: 1.5}}",
+            "policy.t: is 1.5; it should be less than or equal to 1",
+        ),
+        (f"{MODELS}policy: {{type: threshold}}", "policy.t: this key is missing"),
+        (
+            f"{MODELS}policy:\n  type: threshold\n  t: 0.5\n  k: 2",
+            "line 7: policy.k: unknown key. There are: type, t",
+        ),
+        (
+            f"{MODELS}policy:\n  type: any_of\n  policies:\n  - small_only\n  - {{type: threshold, tt: 1}}",
+            "line 8: policy.policies[1].tt: unknown key, did you mean t?",
+        ),
+        (f"{MODELS}policy: small_only\nbudgt: {{}}", "line 5: budgt: unknown key, did you mean budget?"),
+        (
+            f"{MODELS}policy: small_only\nbudget:\n  large_tokens: 0",
+            "line 6: budget.large_tokens: is 0; it should be greater than or equal to 1; "
+            "leave it out for no limit, or choose the policy small_only",
+        ),
+        (
+            f"{MODELS}policy: small_only\nbudget: {{large_tokens: 3}}",
+            "budget: large_tokens=3 is below min_tokens=8",
+        ),
+        (f"{MODELS}policy: small_only\nbudget:", "line 5: budget: is empty; expected a mapping"),
+        (
+            f"{MODELS}policy: small_only\nprices: {{large: {{inptu: 1}}}}",
+            "prices.large.inptu: unknown key, did you mean input? There are: input, output, cached_input",
+        ),
+        (f"{MODELS}policy: small_only\nsettings: {{max_steps: many}}", "settings.max_steps: is 'many'"),
+        (
+            f"{MODELS}policy: small_only\ncheckpoint: sqlit",
+            "line 5: checkpoint: is 'sqlit'; choose none, memory, or sqlite:PATH",
+        ),
+        (f"{MODELS}policy: small_only\ncheckpoint: ['x']", "checkpoint: is ['x']; choose"),
+        ("small: {type: vlm}\nlarge: {type: example}\npolicy: small_only", "small: unknown type 'vlm'"),
+        (
+            "small: {type: transformers, model: ./nix}\nlarge: {type: example}\npolicy: small_only",
+            "nix': no such folder. Give the folder of a model in the transformers layout",
+        ),
+        (
+            "small: {type: transformers, model: 3}\nlarge: {type: example}\npolicy: small_only",
+            "is 3; it should",
+        ),
+        (
+            "small: {type: transformers, modle: x/y}\nlarge: {type: example}\npolicy: small_only",
+            "line 1: small.modle: unknown key, did you mean model?",
+        ),
+    ],
+)
+def test_errors_name_the_line_the_key_and_the_remedy(write, text, said):
+    message = refused(write(text))
+    assert said in message
+    assert len(message.splitlines()) <= 2
+
+
+def test_a_wrong_key_is_told_before_what_follows_from_it(write):
+    said = refused(write("small: {type: transformers, modle: x}\nlagre: {}\npolicy: small_only\nbudget: 3"))
+    assert [line.split(":")[1].strip() for line in said.splitlines()] == ["small.modle", "lagre"]
+    assert said.endswith("(and 3 more)")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    assert "nix.yaml does not exist (looked for /" in refused(tmp_path / "nix.yaml")
+    assert "cannot be read" in refused(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"a: \xe9\n")
+    assert "not UTF-8" in refused(tmp_path / "latin.yaml")
+
+
+def test_overrides_replace_policies_and_join_mappings(write):
+    path = write(f"{MODELS}policy: {{type: threshold, t: 0.5}}\nbudget: {{large_tokens: 50, seconds: 9}}")
+    config = load_config(path, overrides={"policy": "small_only", "budget": {"large_tokens": 20}})
+    assert config.policy.type == "small_only"
+    assert (config.budget.large_tokens, config.budget.seconds) == (20, 9)
+
+
+def test_errors_tell_the_command_line_from_the_file(write):
+    path = write(f"{MODELS}policy: small_only\nbudget: {{seconds: 0}}")
+    said = refused(path, overrides={"budget": {"large_tokens": 0}})
+    assert "command line: budget.large_tokens: is 0" in said
+    assert "trim.yaml, line 5: budget.seconds: is 0" in said
+
+
+def test_yaml_runs_no_code(write):
+    said = refused(write("small: !!python/object/apply:os.getcwd []"))
+    assert "not valid YAML: could not determine a constructor" in said
+
+
+def test_aliases_work_and_do_not_loop(write):
+    config = load_config(write("small: &m {type: example}\nlarge: *m\npolicy: small_only"))
+    assert config.large == config.small
+    assert "unknown key" in refused(write("&a\nb: *a"))
+
+
+def test_a_validated_configuration_validates_again(write, tmp_path):
+    folder_of_a_model(tmp_path / "models" / "large")
+    config = load_config(write(EXAMPLE))
+    assert make_config(json.loads(config.model_dump_json())) == config
+
+
+def test_direct_validation_is_strict_too():
+    with pytest.raises(ValidationError):
+        TrimConfig.model_validate({"small": {"type": "example"}, "large": {"type": "example"}})

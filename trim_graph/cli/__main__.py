@@ -1,0 +1,5 @@
+"""`python -m trim_graph.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,125 @@
+"""The commands and their options; what they do is in `solving` and `demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .reporting import failures_reported
+
+# Lines that begin with \b keep their breaks in the help. A test reads this file back.
+EXAMPLE_CONFIG = """\
+\b
+An example of trim.yaml (small, large and policy are required; relative paths
+are relative to the file):
+\b
+  small: {type: transformers, model: Qwen/Qwen2.5-Math-1.5B-Instruct, device: auto}
+  large: {type: transformers, model: ./models/large, device: auto, dtype: bfloat16}
+  scorer: {type: transformers_prm, model: Qwen/Qwen2.5-Math-PRM-7B, device: auto}
+  policy: {type: threshold, t: 0.5}
+  budget: {large_tokens: 2000, seconds: 120}
+  prices: {large: {input: 0.5, output: 1.5}}
+  settings: {max_steps: 40, max_step_tokens: 512}
+  checkpoint: sqlite:runs.db
+\b
+Policies: small_only, large_only, threshold (t), random_rate (rate),
+stay_on_large (policy, k), any_of and all_of (policies). Models and scorer may
+be {type: example}. Checkpoint: none, memory or sqlite:PATH.
+"""
+
+app = typer.Typer(
+    name="trim-graph",
+    help="Let a small model solve a problem step by step, and a large one only the steps that need it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from trim_graph import __version__
+
+        typer.echo(f"trim-graph {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=EXAMPLE_CONFIG, short_help="Solve one problem step by step.")
+def solve(
+    problem: Annotated[
+        str | None, typer.Argument(help="The problem; without --config an arithmetic one.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with models, scorer, policy and limits; example below.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Replaces the policy: a name, or {type: random_rate, rate: 0.3}.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Short for the policy threshold at this score.")
+    ] = None,
+    large_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens the large model may generate.")
+    ] = None,
+    large_calls: Annotated[int | None, typer.Option(help="Most calls of the large model.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Most seconds the run may take.")] = None,
+    thread: Annotated[str | None, typer.Option(help="Name of the run in the checkpoint.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of --thread.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Solve a problem, showing each step as it is accepted, then the bill.
+
+    Without --config the arithmetic models that come with trim-graph are used.
+    """
+    with failures_reported():
+        from .solving import Request, run_solve
+
+        run_solve(
+            Request(
+                problem=problem,
+                config=config,
+                policy=policy,
+                threshold=threshold,
+                budget={"large_tokens": large_tokens, "large_calls": large_calls, "seconds": seconds},
+                thread=thread,
+                resume=resume,
+                as_json=as_json,
+            )
+        )
+
+
+@app.command(short_help="Compare four ways to solve many problems.")
+def demo(
+    n: Annotated[int, typer.Option("-n", help="How many problems.")] = 100,
+    split: Annotated[
+        str, typer.Option(help="standard, hard (longer chains) or words (word problems).")
+    ] = "standard",
+    seed: Annotated[int, typer.Option(help="Draws the problems, the random policy and the intervals.")] = 0,
+    concurrency: Annotated[int, typer.Option(help="Most problems under way at once.")] = 32,
+    threshold: Annotated[float | None, typer.Option(help="Instead of the calibrated one.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write everything to this file.")
+    ] = None,
+) -> None:
+    """Compare four ways to solve held-out problems of the arithmetic world.
+
+    The small model alone, the large one alone, routing by the score of each step, and routing at random with
+    the same spend. Progress goes to stderr, the table to stdout.
+    """
+    with failures_reported():
+        from .demo import Request, run_demo
+
+        run_demo(Request(n, split, seed, concurrency, threshold, json_file))

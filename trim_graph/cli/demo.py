@@ -1,0 +1,201 @@
+"""`trim-graph demo`: four arms on held-out problems of the arithmetic world."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from trim_graph.config import Parts, TrimConfig, build_graph
+from trim_graph.errors import SettingsError, TrimError
+from trim_graph.evaluation import Outcome, Question, run_arm, share_of_large_tokens
+from trim_graph.examples.arithmetic import Split, problems
+
+from .models import example_config, load_parts
+from .reporting import Interrupted, need
+
+ARMS = ("small", "large", "threshold", "random")
+"""In this order: the random arm spends what the threshold arm was seen to spend."""
+CLOSE = 0.01
+"""How far the share of the random arm may be from that of the threshold arm."""
+ROUNDS = 4
+"""How often its rate is tried, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line of `demo`, as given."""
+
+    n: int
+    split: str
+    seed: int
+    concurrency: int
+    threshold: float | None
+    json_file: Path | None
+
+
+@dataclass
+class Arm:
+    """One way to solve the problems, as far as it has come."""
+
+    policy: dict[str, Any]
+    outcomes: list[Outcome] = field(default_factory=list)
+    seconds: float = 0.0
+    complete: bool = False
+
+
+@dataclass
+class Demo:
+    """A demo under way; it holds what is there when it is cut short."""
+
+    request: Request
+    config: TrimConfig
+    parts: Parts
+    questions: list[Question]
+    arms: dict[str, Arm] = field(default_factory=dict)
+    random_rate: float | None = None
+
+    @property
+    def threshold(self) -> float:
+        """The threshold of the arm of that name."""
+        return float(self.config.policy.model_dump()["t"])
+
+    async def run(self, tell: Callable[[str, int], None]) -> None:
+        """Run all arms.
+
+        Args:
+            tell: Called after each question with the name of its arm and how many are done there.
+        """
+        await self._run_arm("small", {"type": "small_only"}, tell)
+        await self._run_arm("large", {"type": "large_only"}, tell)
+        await self._run_arm("threshold", {"type": "threshold", "t": self.threshold}, tell)
+        await self._run_random(tell)
+
+    async def _run_random(self, tell: Callable[[str, int], None]) -> None:
+        """Run the random policy at the rate that spends what the threshold was seen to spend."""
+        wanted = self._share("threshold")
+        rate = self._calibrated_rate()
+        # Where every step is as likely to be the large model's, the rate is about the share.
+        rate = wanted if rate is None else rate
+        for _ in range(ROUNDS):
+            self.random_rate = round(min(max(rate, 0.0), 1.0), 4)
+            await self._run_arm("random", {"type": "random_rate", "rate": self.random_rate}, tell)
+            off = wanted - self._share("random")
+            if abs(off) <= CLOSE:
+                break
+            rate = self.random_rate + off
+
+    def _calibrated_rate(self) -> float | None:
+        from trim_graph.examples.arithmetic.calibrate import load_calibration
+
+        if self.request.threshold is not None:
+            return None
+        known = load_calibration()
+        return known.random_rate if known.split == self.request.split else None
+
+    async def _run_arm(self, name: str, policy: dict[str, Any], tell: Callable[[str, int], None]) -> None:
+        arm = self.arms[name] = Arm(policy)
+        config = example_config({"policy": policy, "settings": self.config.settings.model_dump()})
+        graph = build_graph(config, parts=self.parts)
+
+        def keep(outcome: Outcome) -> None:
+            arm.outcomes.append(outcome)
+            arm.seconds = time.monotonic() - begun
+            tell(name, len(arm.outcomes))
+
+        begun = time.monotonic()
+        arm.outcomes = await run_arm(
+            graph, self.questions, concurrency=self.request.concurrency, on_outcome=keep
+        )
+        arm.complete, arm.seconds = True, time.monotonic() - begun
+        errors = [outcome.error for outcome in arm.outcomes if outcome.error]
+        if len(errors) == len(arm.outcomes):
+            raise TrimError(f"every question of the arm {name} failed; the first: {errors[0]}")
+
+    def _share(self, name: str) -> float:
+        spent, whole = (sum(o.large_tokens for o in self.arms[arm].outcomes) for arm in (name, "large"))
+        return share_of_large_tokens(spent, whole) or 0.0
+
+
+def run_demo(request: Request) -> None:
+    """Run the demo of a request and print its table.
+
+    Raises:
+        TrimError: The request cannot be fulfilled.
+        Interrupted: Ctrl-C.
+    """
+    _check(request)
+    need("cli", "numpy")
+    from .demo_report import show_table, write_report
+
+    changes: dict[str, Any] = {"settings": {"seed": request.seed}}
+    if request.threshold is not None:
+        changes["policy"] = {"type": "threshold", "t": request.threshold}
+    config = example_config(changes)
+    parts = load_parts(config)
+    demo = Demo(request, config, parts, _questions(request))
+    try:
+        _run_with_progress(demo)
+    except BaseException as error:
+        if not demo.arms:
+            raise
+        kept = ""
+        if request.json_file is not None:
+            write_report(demo, request.json_file, partial=True)
+            kept = f"; what is there is in {request.json_file}, marked partial"
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(f"interrupted{kept}") from error
+        raise
+    if request.json_file is not None:
+        write_report(demo, request.json_file, partial=False)
+    show_table(demo)
+
+
+def _questions(request: Request) -> list[Question]:
+    from trim_graph.examples.arithmetic.calibrate import as_questions
+
+    return as_questions(problems(request.split, request.n, part="test", seed=request.seed))  # type: ignore[arg-type]
+
+
+def _check(request: Request) -> None:
+    """Refuse before minutes of work what would fail after them."""
+    for option, value in (("-n", request.n), ("--concurrency", request.concurrency)):
+        if value < 1:
+            raise SettingsError(f"{option} is {value}: choose 1 or more")
+    if request.split not in get_args(Split):
+        raise SettingsError(f"--split is {request.split!r}: choose one of {', '.join(get_args(Split))}")
+    file = request.json_file
+    if file is None:
+        return
+    if file.is_dir():
+        raise SettingsError(f"--json {file} is a folder: name a file")
+    if not file.absolute().parent.is_dir():
+        raise SettingsError(f"--json {file}: the folder {file.absolute().parent} does not exist")
+    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+        raise SettingsError(f"--json {file} cannot be written: no permission")
+
+
+def _run_with_progress(demo: Demo) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
+        bars = {name: progress.add_task(name, total=demo.request.n, start=False) for name in ARMS}
+
+        def tell(name: str, done: int) -> None:
+            if done == 1:
+                progress.reset(bars[name])
+            progress.update(bars[name], completed=done)
+
+        asyncio.run(demo.run(tell))

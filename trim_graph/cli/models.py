@@ -1,0 +1,90 @@
+"""The models a command runs with: from a configuration, or those that come with trim-graph."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trim_graph.config import Parts, TrimConfig, build_parts, load_config, make_config
+from trim_graph.errors import InputError, SettingsError
+
+from .reporting import need
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+
+def chosen_config(file: Path | None, overrides: dict[str, Any]) -> TrimConfig:
+    """Read the configuration, or put together the one of the example models."""
+    if file is not None:
+        return load_config(file, overrides=overrides)
+    return example_config(overrides)
+
+
+def example_config(overrides: dict[str, Any]) -> TrimConfig:
+    """Return the configuration of the example models, with the calibrated threshold."""
+    data: dict[str, Any] = {part: {"type": "example"} for part in ("small", "large", "scorer")}
+    if "policy" not in overrides:
+        from trim_graph.examples.arithmetic.calibrate import load_calibration
+
+        data["policy"] = {"type": "threshold", "t": load_calibration().threshold}
+    return make_config(data, overrides=overrides)
+
+
+def readable(problem: str, config: TrimConfig) -> str:
+    """Check a problem before a model sees it.
+
+    Raises:
+        InputError: It is empty, or the example models cannot read it.
+    """
+    if not problem.strip():
+        raise InputError('the problem is empty: trim-graph solve "PROBLEM"')
+    if "example" not in (config.small.type, config.large.type):
+        return problem
+    from trim_graph.examples.arithmetic.readable import read_problem
+
+    return read_problem(problem)
+
+
+def load_parts(config: TrimConfig) -> Parts:
+    """Make the models and load their weights, so that loading counts neither as a step nor as time spent.
+
+    Raises:
+        SettingsError: A model cannot be loaded.
+        MissingExtra: What runs models is not installed.
+    """
+    need("cli,local", "torch", "transformers", "safetensors")
+    from langchain_core.messages import HumanMessage
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    parts = build_parts(config)
+    with _loading() as status:
+        for name, model in (("small", parts.small), ("large", parts.large)):
+            status.update(f"loading the {name} model")
+            with _refusing(name):
+                model.count_prompt_tokens([HumanMessage("1")])
+        if parts.scorer is not None and config.policy.build().needs_score:
+            status.update("loading the scorer")
+            with _refusing("scorer"):
+                parts.scorer.score("1", [{"text": "1", "writer": "small"}])
+    return parts
+
+
+def _loading() -> Status:
+    from rich.console import Console
+
+    return Console(file=sys.stderr).status("loading")
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Name the model that cannot be loaded; libraries say why in their first line, and then at length."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise SettingsError(f"{name}: the model cannot be loaded: {lines[0]}") from error

@@ -1,0 +1,169 @@
+"""`trim-graph solve`: one problem, step by step."""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trim_graph.config import Parts, TrimConfig, build_graph
+from trim_graph.errors import SettingsError, TrimError
+
+from .models import chosen_config, load_parts, readable
+from .reporting import Interrupted
+
+if TYPE_CHECKING:
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.base import BaseCheckpointSaver
+
+    from .transcript import Transcript
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line of `solve`, as given."""
+
+    problem: str | None = None
+    config: Path | None = None
+    policy: str | None = None
+    threshold: float | None = None
+    budget: dict[str, float | int | None] = field(default_factory=dict)
+    thread: str | None = None
+    resume: bool = False
+    as_json: bool = False
+
+    def overrides(self) -> dict[str, Any]:
+        """Return what replaces parts of the configuration.
+
+        Raises:
+            SettingsError: Two options contradict each other.
+        """
+        changes: dict[str, Any] = {}
+        if self.policy is not None and self.threshold is not None:
+            raise SettingsError("--policy and --threshold both choose the policy: give one of them")
+        if self.policy is not None:
+            changes["policy"] = _parsed(self.policy)
+        if self.threshold is not None:
+            changes["policy"] = {"type": "threshold", "t": self.threshold}
+        limits = {name: value for name, value in self.budget.items() if value is not None}
+        if limits:
+            changes["budget"] = limits
+        return changes
+
+
+def run_solve(request: Request) -> None:
+    """Solve the problem of a request and print the solution.
+
+    Raises:
+        TrimError: The request cannot be fulfilled.
+        Interrupted: Ctrl-C.
+    """
+    _check(request)
+    config = chosen_config(request.config, request.overrides())
+    persistent = config.checkpoint.startswith("sqlite:")
+    if request.thread is not None and not persistent:
+        raise SettingsError(
+            f"--thread needs a checkpoint that outlives the command, and it is {config.checkpoint}: "
+            "put `checkpoint: sqlite:runs.db` into the file of --config"
+        )
+    question = None if request.resume else readable(request.problem or "", config)
+    from trim_graph.checkpoint import open_checkpointer
+
+    with open_checkpointer(config.checkpoint) as checkpointer:
+        parts = load_parts(config)
+        thread = request.thread or uuid.uuid4().hex[:8]
+        if persistent and request.thread is None:
+            print(f"thread {thread}", file=sys.stderr)
+        try:
+            _run(config, parts, checkpointer, question, thread, request.as_json)
+        except KeyboardInterrupt as error:
+            hint = f"; go on with: trim-graph solve --config {request.config} --thread {thread} --resume"
+            raise Interrupted(f"interrupted{hint if persistent else ''}") from error
+        except TrimError:
+            raise
+        except (ValueError, OSError) as error:  # a problem too long for a model, a server that is gone
+            raise TrimError(f"the run failed: {error}") from error
+
+
+def _check(request: Request) -> None:
+    if not request.resume:
+        if request.problem is None:
+            raise SettingsError('a problem is missing: trim-graph solve "PROBLEM"')
+        return
+    if request.thread is None:
+        raise SettingsError("--resume needs --thread: the name of the run to go on with")
+    if request.problem is not None:
+        raise SettingsError("--resume goes on with the problem of the thread: leave out the problem")
+    if request.overrides():
+        raise SettingsError("--resume keeps the policy and limits of the run: leave out the options for them")
+
+
+def _parsed(policy: str) -> Any:
+    """Read the option --policy: a name or a YAML mapping."""
+    import yaml
+
+    try:
+        return yaml.safe_load(policy)
+    except yaml.YAMLError as error:
+        raise SettingsError(
+            f"--policy {policy!r} is neither a name nor a mapping such as '{{type: threshold, t: 0.5}}'"
+        ) from error
+
+
+def _run(
+    config: TrimConfig,
+    parts: Parts,
+    checkpointer: BaseCheckpointSaver[Any] | None,
+    question: str | None,
+    thread: str,
+    as_json: bool,
+) -> None:
+    from .transcript import Transcript, show_bill
+
+    graph = build_graph(config, checkpointer, parts=parts)
+    place: RunnableConfig = {"configurable": {"thread_id": thread}}
+    transcript = Transcript(None if as_json else _stdout())
+    given: dict[str, Any] | None = {"messages": [("user", question)]}
+    if question is None:
+        given, question = None, _resumed(graph, place, thread, transcript)
+    # Only a saved run can be saved synchronously.
+    saving: dict[str, Any] = {} if checkpointer is None else {"durability": "sync"}
+    for event in graph.stream(given, place, stream_mode="custom", **saving):
+        transcript.note(event)
+    if given is None and not transcript.summary:  # only the end itself was missing
+        transcript.summary = graph.get_state(place).values["trim"]
+    if as_json:
+        record = {"question": question, "thread": thread if checkpointer else None, **transcript.record()}
+        print(json.dumps(record, indent=1))
+    else:
+        show_bill(_stdout(), transcript.summary, config.prices)
+
+
+def _resumed(graph: Any, place: RunnableConfig, thread: str, transcript: Transcript) -> str:
+    """Show what the run has so far, and return its question.
+
+    Raises:
+        SettingsError: The thread has no unfinished run.
+    """
+    state = graph.get_state(place)
+    # Not `next`: it leaves out a node that has run and whose outcome the next step would take in.
+    if not state.tasks:
+        if state.values.get("run"):
+            raise SettingsError(f"the run of thread {thread!r} has ended: nothing to resume")
+        raise SettingsError(
+            f"thread {thread!r} has no run in this checkpoint: leave out --resume to begin one"
+        )
+    run = state.values.get("run")
+    if not run:  # interrupted before the first node
+        return str(state.values["messages"][-1].text)
+    transcript.recall(state.values)
+    return str(run["question"])
+
+
+def _stdout() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False)

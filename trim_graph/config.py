@@ -1,0 +1,154 @@
+"""A routing set-up in a YAML file: models, scorer, policy, limits. Read by `trim-graph --config trim.yaml`.
+
+`EXAMPLE` is a complete file. Only ``small``, ``large`` and ``policy`` are required. Relative paths are
+relative to the file. Reading a file needs the extra ``cli`` (PyYAML).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import ValidationError
+
+from .budget import Budget, Prices
+from .config_errors import explain, read_yaml
+from .config_parts import CheckpointSpec, ModelConfig, Part, PolicyConfig, RunSettings, ScorerConfig
+from .errors import SettingsError
+
+if TYPE_CHECKING:
+    from langgraph.graph.state import CompiledStateGraph
+
+EXAMPLE = """\
+small: {type: transformers, model: Qwen/Qwen2.5-Math-1.5B-Instruct, device: auto}
+large: {type: transformers, model: ./models/large, device: auto, dtype: bfloat16}
+scorer: {type: transformers_prm, model: Qwen/Qwen2.5-Math-PRM-7B, device: auto}
+policy: {type: threshold, t: 0.5}
+budget: {large_tokens: 2000, seconds: 120}
+prices: {large: {input: 0.5, output: 1.5}}
+settings: {max_steps: 40, max_step_tokens: 512}
+checkpoint: sqlite:runs.db
+"""
+"""Also: ``type: example`` for all three models (the arithmetic models that come with trim-graph); policies
+``small_only``, ``large_only``, ``random_rate`` (rate), ``stay_on_large`` (policy, k), ``any_of`` and
+``all_of`` (policies); checkpoint ``none``, ``memory``, ``sqlite:PATH``."""
+
+
+class TrimConfig(Part):
+    """A whole configuration."""
+
+    small: ModelConfig
+    large: ModelConfig
+    scorer: ScorerConfig | None = None
+    policy: PolicyConfig
+    budget: Budget = Budget()
+    prices: Prices = Prices()
+    settings: RunSettings = RunSettings()
+    checkpoint: CheckpointSpec = "none"
+
+
+class Parts(NamedTuple):
+    """The models of a configuration, so that several graphs can share them."""
+
+    small: Any
+    large: Any
+    scorer: Any
+
+
+def load_config(path: str | os.PathLike[str], *, overrides: dict[str, Any] | None = None) -> TrimConfig:
+    """Read a configuration file.
+
+    Args:
+        path: A YAML file.
+        overrides: Replaces whole top-level keys; a mapping is merged into one (``{"budget": {...}}``).
+
+    Raises:
+        SettingsError: There is no such file, it is not YAML, or a value in it is not valid. The message
+            names the file, the line, the key, what was seen and the nearest valid key.
+        ImportError: PyYAML is not installed.
+    """
+    file = Path(path)
+    data, lines = read_yaml(file)
+    return make_config(data, overrides=overrides, base=file.parent, name=str(path), lines=lines)
+
+
+def make_config(
+    data: dict[str, Any],
+    *,
+    overrides: dict[str, Any] | None = None,
+    base: str | os.PathLike[str] = ".",
+    name: str = "configuration",
+    lines: Any = None,
+) -> TrimConfig:
+    """Validate a configuration that is a mapping already.
+
+    Args:
+        data: As in a file.
+        overrides: As in `load_config`.
+        base: What relative paths are relative to.
+        name: What errors call it.
+        lines: Finds the line of a key, if it came from a file.
+
+    Raises:
+        SettingsError: A value is not valid.
+    """
+    merged = dict(data)
+    for key, value in (overrides or {}).items():
+        old = merged.get(key)
+        joins = key != "policy" and isinstance(value, dict) and isinstance(old, dict)
+        merged[key] = {**old, **value} if joins and old else value
+    try:
+        return TrimConfig.model_validate(merged, context={"base": Path(base).absolute()})
+    except ValidationError as error:
+        schema = TrimConfig.model_json_schema()
+        raise SettingsError(explain(error, merged, schema, name, lines, overrides or {})) from error
+
+
+def build_parts(config: TrimConfig) -> Parts:
+    """Make the adapters. Weights are loaded at the first call of each.
+
+    Raises:
+        SettingsError: A model cannot be used as configured.
+    """
+    made: dict[str, Any] = {"scorer": None}
+    for part in ("small", "large"):
+        made[part] = _built(part, lambda part=part: getattr(config, part).build(part))
+    if config.scorer is not None:
+        made["scorer"] = _built("scorer", config.scorer.build)
+    return Parts(**made)
+
+
+def _built(part: str, build: Any) -> Any:
+    try:
+        return build()
+    except ValueError as error:
+        raise SettingsError(f"{part}: {error}") from error
+
+
+def build_graph(
+    config: TrimConfig, checkpointer: Any = None, *, parts: Parts | None = None
+) -> CompiledStateGraph[Any, Any, Any, Any]:
+    """Build the graph that a configuration describes.
+
+    Args:
+        config: From `load_config` or `make_config`.
+        checkpointer: What `trim_graph.checkpoint.open_checkpointer(config.checkpoint)` opened.
+        parts: From `build_parts`, to share models between graphs; default: new ones.
+
+    Raises:
+        SettingsError: Parts do not go together, such as a policy that needs scores and no scorer.
+    """
+    from .graph import create_trim_graph
+
+    small, large, scorer = parts or build_parts(config)
+    return create_trim_graph(
+        small,
+        large,
+        scorer,
+        policy=config.policy.build(),
+        budget=config.budget,
+        prices=config.prices,
+        checkpointer=checkpointer,
+        **config.settings.model_dump(),
+    )

@@ -1,0 +1,115 @@
+"""Run questions through a graph, so many at a time, and keep what came of each."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class Graph(Protocol):
+    """What `run_arm` needs of a graph built by `create_trim_graph`."""
+
+    async def ainvoke(self, input: Any, /) -> Any:
+        """Answer ``{"messages": [...]}``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question and how to grade an answer.
+
+    Attributes:
+        text: What the models are asked.
+        grade: Says of the text of a solution whether it is right.
+        expected: The right answer, for the record only.
+    """
+
+    text: str
+    grade: Callable[[str], bool]
+    expected: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one question.
+
+    Attributes:
+        index: Of the question in the list.
+        correct: Whether the solution was graded right; False after an error.
+        solution: Its text; empty after an error.
+        large_tokens: Tokens the large model generated, those lost in a crash included.
+        seconds: Wall time, waiting for others included.
+        summary: The run's own (`trim_graph.state.Summary`).
+        error: Type and message of what went wrong, or None.
+    """
+
+    index: int
+    correct: bool
+    solution: str = ""
+    large_tokens: int = 0
+    seconds: float = 0.0
+    summary: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+async def run_arm(
+    graph: Graph,
+    questions: Sequence[Question],
+    *,
+    concurrency: int = 32,
+    on_outcome: Callable[[Outcome], None] | None = None,
+) -> list[Outcome]:
+    """Run every question through the graph.
+
+    Args:
+        graph: Built by `create_trim_graph`.
+        questions: Any number.
+        concurrency: Most questions under way at once.
+        on_outcome: Called after each question, in the order they end: for a progress bar, or to keep
+            what is there when the run is cut short.
+
+    Returns:
+        One outcome per question, in the order of the questions. An error belongs to its question and
+        does not end the others.
+
+    Raises:
+        ValueError: ``concurrency`` is below 1.
+    """
+    if concurrency < 1:
+        raise ValueError(f"concurrency={concurrency} must be 1 or more")
+    outcomes: dict[int, Outcome] = {}
+    waiting = iter(enumerate(questions))
+
+    async def work() -> None:
+        for index, question in waiting:
+            outcome = outcomes[index] = await _answer(graph, index, question)
+            if on_outcome is not None:
+                on_outcome(outcome)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(concurrency, len(questions))):
+            group.create_task(work())
+    return [outcomes[index] for index in range(len(questions))]
+
+
+async def _answer(graph: Graph, index: int, question: Question) -> Outcome:
+    begun = time.monotonic()
+    try:
+        result = await graph.ainvoke({"messages": [("user", question.text)]})
+        solution = str(result["messages"][-1].text)
+        summary = dict(result["trim"])
+        correct = bool(question.grade(solution))
+    except Exception as error:
+        seconds = time.monotonic() - begun
+        return Outcome(index, False, seconds=seconds, error=f"{type(error).__name__}: {error}")
+    return Outcome(
+        index=index,
+        correct=correct,
+        solution=solution,
+        large_tokens=summary["spend"]["large"]["output_tokens"] + summary["spend"]["unaccounted_tokens"],
+        seconds=time.monotonic() - begun,
+        summary=summary,
+    )
