@@ -1,0 +1,32 @@
+# Everything runs in .venv, made from scratch with nothing but Python 3.11 or newer.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint bench train clean
+
+demo: $(READY)
+	$(BIN)/trim-graph demo
+
+test: $(READY)
+	$(BIN)/pytest -q
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	.ci/typecheck $(BIN)/python
+
+bench: $(READY)
+	$(BIN)/python -m tests.benchmarks.overhead
+
+train: $(READY)
+	$(BIN)/python -m trim_graph.examples.arithmetic.train
+
+$(READY): pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
