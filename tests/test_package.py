@@ -10,6 +10,8 @@ import pytest
 
 import trim_graph
 import trim_graph.adapters
+import trim_graph.config
+import trim_graph.evaluation
 import trim_graph.examples.arithmetic
 import trim_graph.policies
 import trim_graph.testing
@@ -63,6 +65,31 @@ PUBLIC = {
         "TransformersProcessReward",
         "TrimError",
     },
+    trim_graph.config: {
+        "EXAMPLE",
+        "Parts",
+        "TrimConfig",
+        "build_graph",
+        "build_parts",
+        "load_config",
+        "make_config",
+    },
+    trim_graph.evaluation: {
+        "ArmFigures",
+        "Difference",
+        "Interval",
+        "Outcome",
+        "Question",
+        "accuracy",
+        "accuracy_difference",
+        "compare",
+        "interval",
+        "performance_gap_recovered",
+        "resampled_means",
+        "run_arm",
+        "share_of_large_tokens",
+    },
+    trim_graph.testing: {"ScriptedChatModel", "ScriptedScorer"},
     trim_graph.examples.arithmetic: {
         "LARGE",
         "PRM",

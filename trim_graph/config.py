@@ -20,6 +20,8 @@ from .errors import SettingsError
 if TYPE_CHECKING:
     from langgraph.graph.state import CompiledStateGraph
 
+__all__ = ["EXAMPLE", "Parts", "TrimConfig", "build_graph", "build_parts", "load_config", "make_config"]
+
 EXAMPLE = """\
 small: {type: transformers, model: Qwen/Qwen2.5-Math-1.5B-Instruct, device: auto}
 large: {type: transformers, model: ./models/large, device: auto, dtype: bfloat16}

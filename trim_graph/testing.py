@@ -14,6 +14,8 @@ from pydantic import Field
 from .adapters.protocols import ScorableStep, ScorerReply
 from .segment import DEFAULT_DELIMITER
 
+__all__ = ["ScriptedChatModel", "ScriptedScorer"]
+
 Script = Sequence[str] | Callable[[str], str]
 
 

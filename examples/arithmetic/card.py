@@ -16,9 +16,9 @@ in seconds and to give every test real models. They are good for nothing else.
 | model | architecture | trained on |
 |---|---|---|
 | `small` | Qwen2, 64 wide, 2 layers | chains, few word problems; stopped early |
-| `large` | Qwen2, 96 wide, 4 layers | chains and word problems |
-| `prm` | layout of Qwen2.5-Math-PRM, from `large` | solutions sampled from both, exact labels |
-| `prm_early` | the same after a tenth of its training | for the study of a worse judge |
+| `large` | Qwen2, 96 wide, 4 layers | chains and word problems, at last in longer conversations |
+| `prm` | Qwen2.5-Math-PRM layout: `large` and two more layers | solutions sampled from both, exact labels |
+| `prm_early` | the same after a fifth of its training | for the study of a worse judge |
 
 All use one byte-level BPE tokenizer (ChatML; numbers digit by digit). A score is the probability that a step
 is right *given what stands before it*: carrying on correctly from an earlier mistake is right.

@@ -1,7 +1,7 @@
 """Train the three example models from scratch: ``python -m trim_graph.examples.arithmetic.train``.
 
 The order is small, large, judge (the process reward model). The judge starts from the large model and is
-trained on solutions sampled from both, labelled by the exact check of `problems.label_steps`. Numbers of
+trained on solutions sampled from both, labelled by the exact check of `problems.expected_step`. Numbers of
 steps are fixed, not seconds, so the same seed gives the same weights up to the rounding of the machine.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,21 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from . import WEIGHTS, problems
 from .card import write_card
-from .corpus import SO_FAR, Batch, Judged, JudgedPools, LanguagePools, Mixture, draw_training_problem, stream
+from .corpus import Batch, LanguagePools, Mixture, stream
 from .evaluate import judge_figures, judge_solutions, solver_figures, write_solutions
 from .optimizer import Schedule, optimise
-from .problems import DELIMITER, Split, expected_step
-from .tokenizer import (
-    END_OF_TEXT,
-    PRM_SYSTEM,
-    STEP,
-    STEP_END,
-    TURN_END,
-    VOCABULARY,
-    build_tokenizer,
-    load_tokenizer,
-    save_tokenizer,
-)
+from .problems import Split
+from .tokenizer import END_OF_TEXT, TURN_END, VOCABULARY, build_tokenizer, load_tokenizer
+from .workshop import Workshop, compiled
 
 if TYPE_CHECKING:
     import torch
@@ -77,48 +66,6 @@ RECIPES = {
         ),
     ),
 }
-JUDGE_LAYERS = 6
-"""The large model's layers, which predict the next token, and two more to compare it with what is written."""
-JUDGE_SCHEDULE = Schedule(steps=1000, rows=64, matrix_rate=0.004, rate=0.001)
-JUDGED_SOLUTIONS = 20_000
-EARLY = 0.1
-"""Share of the judge's training after which a weaker one is kept, for the study of a worse judge."""
-SAMPLED = (
-    ("small", 0.0, 0.2),
-    ("small", 0.7, 0.3),
-    ("small", 1.0, 0.25),
-    ("large", 0.7, 0.1),
-    ("large", 1.2, 0.15),
-)
-"""Who writes the judge's training solutions: model, temperature, share."""
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """Where and how the trainings run."""
-
-    out: Path
-    seed: int
-    device: str
-    workers: int
-    tokenizer: PreTrainedTokenizerFast
-
-    def log(self, text: str) -> None:
-        """Print at once, also into a file."""
-        print(text, flush=True)
-
-    def save(self, model: Any, name: str) -> None:
-        """Write weights, config and tokenizer to the folder ``name``."""
-        model.to("cpu").save_pretrained(self.out / name)
-        save_tokenizer(self.tokenizer, self.out / name)
-        model.to(self.device)
-
-    def load(self, name: str) -> Any:
-        """Load ``small`` or ``large`` trained before."""
-        from transformers import Qwen2ForCausalLM
-
-        model: Any = Qwen2ForCausalLM.from_pretrained(self.out / name)
-        return model.to(self.device)
 
 
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Any:
@@ -140,13 +87,6 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Any:
         pad_token_id=ids[END_OF_TEXT],
     )
     return Qwen2ForCausalLM(config)
-
-
-def compiled(backbone: Any) -> Any:
-    """Compile where there is a C compiler; without one training is a third slower."""
-    import torch
-
-    return torch.compile(backbone, dynamic=True) if shutil.which("gcc") else backbone
 
 
 def loss_of(model: Any, head: Any) -> Callable[[Batch], torch.Tensor]:
@@ -197,98 +137,6 @@ def run_phase(shop: Workshop, name: str, number: int, phase: Phase, model: Any, 
     )
 
 
-def sample_judged(shop: Workshop, models: dict[str, Any], count: int) -> list[Judged]:
-    """Let the solvers solve training problems, and label every step exactly."""
-    judged: list[Judged] = []
-    for source in range(len(SAMPLED)):
-        judged += sample_source(shop, models[SAMPLED[source][0]], source, count)
-    right = [step == wanted for one in judged for step, wanted in zip(one.steps, one.expected, strict=True)]
-    shop.log(f"prm: {len(judged)} solutions, {right.count(False)} wrong steps of {len(right)}")
-    return judged
-
-
-def sample_source(shop: Workshop, model: Any, source: int, count: int) -> list[Judged]:
-    """Sample one entry of `SAMPLED`; each has its own seed, so their order does not matter."""
-    import torch
-
-    _, temperature, share = SAMPLED[source]
-    torch.manual_seed(1000 * shop.seed + source)
-    drawn = [
-        draw_training_problem(random.Random(f"{shop.seed}:judge:{source}:{index}"), Mixture(hard=0.25))
-        for index in range(round(share * count))
-    ]
-    texts = write_solutions(model, shop.tokenizer, drawn, temperature=temperature, rows=500)
-    judged: list[Judged] = []
-    for problem, text in zip(drawn, texts, strict=True):
-        # A step token written by the model itself would shift the labels.
-        steps = [step.replace(STEP, "") for step in text.split(DELIMITER)]
-        expected = [expected_step(problem, steps[:index]) for index in range(len(steps))]
-        judged.append(Judged(problem.question, steps, expected))
-    return judged
-
-
-def new_judge(large: Any, ids: dict[str, int]) -> Any:
-    """Build a process reward model that begins as the large model with layers on top that add nothing yet."""
-    import torch
-
-    from trim_graph.adapters.prm_head import Qwen2ForProcessRewardModel
-
-    settings = {"num_labels": 2, "tie_word_embeddings": False, "num_hidden_layers": JUDGE_LAYERS}
-    config = type(large.config)(**{**large.config.to_dict(), **settings, "layer_types": None})
-    config.architectures = ["Qwen2ForProcessRewardModel"]
-    model: Any = Qwen2ForProcessRewardModel(config)
-    model.model.load_state_dict(large.model.state_dict(), strict=False)
-    with torch.no_grad():
-        for layer in model.model.layers[large.config.num_hidden_layers :]:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-        # To the large model the step token is new, and it stands where a blank line was.
-        embeddings = model.model.embed_tokens.weight
-        embeddings[ids[STEP]] = embeddings[ids[STEP_END]]
-    return model
-
-
-def judge_loss(model: Any) -> Callable[[Batch], torch.Tensor]:
-    """Return the loss on verdicts plus the loss on verdicts so far; each is a mean over its tokens."""
-    import torch
-
-    backbone = compiled(model.model)
-
-    def loss(batch: Batch) -> torch.Tensor:
-        wanted = batch.targets != -100
-        states = backbone(input_ids=batch.ids, use_cache=False).last_hidden_state
-        classes = batch.targets[wanted]
-        each = torch.nn.functional.cross_entropy(
-            model.score(states[wanted]), classes % SO_FAR, reduction="none"
-        )
-        verdict = classes < SO_FAR
-        return each[verdict].mean() + each[~verdict].mean()
-
-    return loss
-
-
-def train_judge(shop: Workshop, large: Any, judged: list[Judged], schedule: Schedule) -> Any:
-    """Train the process reward model from the large one; save it, and an early state of it."""
-    import torch
-
-    torch.manual_seed(shop.seed)
-    model = new_judge(large, shop.tokenizer.get_vocab()).to(shop.device)
-    pools = JudgedPools(
-        shop.tokenizer, judged, system=PRM_SYSTEM, seed=shop.seed, steps=schedule.steps, rows=schedule.rows
-    )
-    optimise(
-        model,
-        stream(pools, schedule.steps, shop.workers),
-        judge_loss(model),
-        schedule,
-        device=shop.device,
-        log=lambda text: shop.log(f"prm: {text}"),
-        at={round(EARLY * schedule.steps): lambda: shop.save(model, "prm_early")},
-    )
-    shop.save(model, "prm")
-    return model
-
-
 def measure(shop: Workshop, n: int) -> dict[str, Any]:
     """Measure all models on ``n`` test problems of each split."""
     from trim_graph.adapters.prm_head import load_prm
@@ -330,6 +178,8 @@ def main() -> None:
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    from .train_judge import JUDGE_SCHEDULE, JUDGED_SOLUTIONS, sample_judged, train_judge
+
     args = _parser().parse_args()
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = (

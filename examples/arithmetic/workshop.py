@@ -1,0 +1,48 @@
+"""What all trainings share: where the models lie, the device, the seed, the log."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .tokenizer import save_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where and how the trainings run."""
+
+    out: Path
+    seed: int
+    device: str
+    workers: int
+    tokenizer: PreTrainedTokenizerFast
+
+    def log(self, text: str) -> None:
+        """Print at once, also into a file."""
+        print(text, flush=True)
+
+    def save(self, model: Any, name: str) -> None:
+        """Write weights, config and tokenizer to the folder ``name``."""
+        model.to("cpu").save_pretrained(self.out / name)
+        save_tokenizer(self.tokenizer, self.out / name)
+        model.to(self.device)
+
+    def load(self, name: str) -> Any:
+        """Load ``small`` or ``large`` trained before."""
+        from transformers import Qwen2ForCausalLM
+
+        model: Any = Qwen2ForCausalLM.from_pretrained(self.out / name)
+        return model.to(self.device)
+
+
+def compiled(backbone: Any) -> Any:
+    """Compile where there is a C compiler; without one training is a third slower."""
+    import torch
+
+    return torch.compile(backbone, dynamic=True) if shutil.which("gcc") else backbone
