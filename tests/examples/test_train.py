@@ -1,0 +1,44 @@
+"""The training script, on a fraction of its steps."""
+
+import shutil
+import sys
+
+import pytest
+
+from trim_graph.adapters import TransformersProcessReward
+from trim_graph.examples.arithmetic import LARGE, SMALL, problems, train
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train", "--out", str(tmp_path), "--workers", "0", *arguments])
+        train.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def losses(log):
+    return [float(line.split("loss ")[1].split()[0]) for line in log.splitlines() if " loss " in line]
+
+
+def test_a_solver_learns_and_is_the_same_for_the_same_seed(tmp_path, run):
+    log = run("--only", "small", "--scale", "0.02")
+    assert losses(log)[-1] < 0.9 * losses(log)[0]
+    first = (tmp_path / "small" / "model.safetensors").read_bytes()
+    run("--only", "small", "--scale", "0.02")
+    assert (tmp_path / "small" / "model.safetensors").read_bytes() == first
+
+
+def test_the_judge_learns_from_the_solvers_and_loads_in_its_adapter(tmp_path, run):
+    for folder in (SMALL, LARGE):
+        shutil.copytree(folder, tmp_path / folder.name)
+    log = run("--only", "prm", "--scale", "0.01")
+    assert "200 solutions" in log
+    assert losses(log)[-1] < losses(log)[0]
+    (problem,) = problems("standard", 1)
+    steps = [{"text": step, "writer": "small"} for step in problem.steps]
+    replies = [TransformersProcessReward(tmp_path / name).score("", steps) for name in ("prm", "prm_early")]
+    assert all(len(reply.scores) == len(steps) for reply in replies)
+    assert replies[0].scores != replies[1].scores
