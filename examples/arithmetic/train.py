@@ -200,8 +200,8 @@ def main() -> None:
             judged = sample_judged(shop, solvers, round(JUDGED_SOLUTIONS * args.scale))
             train_judge(shop, solvers["large"], judged, [scaled(one) for one in JUDGE_SCHEDULES])
         else:
-            recipe = RECIPES[name]
-            train_solver(shop, name, replace(recipe, schedule=scaled(recipe.schedule)))
+            phases = tuple(replace(p, schedule=scaled(p.schedule)) for p in RECIPES[name].phases)
+            train_solver(shop, name, replace(RECIPES[name], phases=phases))
         seconds[name] = round(time.monotonic() - begun)
         shop.log(f"{name}: {seconds[name]} s")
     if args.only in (None, "measure"):
