@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -45,6 +46,8 @@ def route_node(settings: Settings, policy: Policy, large: Runnable[Any, Any]) ->
         policy: Asked for the next writer and for the decision on a draft.
         large: Only asked how many tokens a prompt has, for the limit on cost.
     """
+    # Counting a prompt may load a model or ask a server: not on the event loop.
+    counts = hasattr(large, "count_prompt_tokens")
 
     def run(state: TrimState, config: RunnableConfig) -> Command[Goto]:
         if state.get("begin"):
@@ -56,6 +59,8 @@ def route_node(settings: Settings, policy: Policy, large: Runnable[Any, Any]) ->
         return turn.take()
 
     async def arun(state: TrimState, config: RunnableConfig) -> Command[Goto]:
+        if counts:
+            return await asyncio.to_thread(run, state, config)
         return run(state, config)
 
     return RunnableLambda(run, arun, name="route")

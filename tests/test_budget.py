@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -277,6 +278,22 @@ def test_an_adapter_that_counts_is_asked_for_the_size_of_the_prompt(make):
         prices={"large": {"input": 1}},
     )
     assert rig.ask()["trim"]["steps"]["large"] == 1
+
+
+async def test_counting_a_prompt_does_not_block_the_event_loop(make):
+    class Slow(ScriptedChatModel):
+        def count_prompt_tokens(self, messages):
+            with pytest.raises(RuntimeError, match="no running event loop"):
+                asyncio.get_running_loop()
+            return 1
+
+    rig = make(
+        large=Slow(script=["one"]),
+        policy=large_only(),
+        budget={"large_cost": 1e-5},
+        prices={"large": {"input": 1}},
+    )
+    assert (await rig.aask())["trim"]["steps"]["large"] == 1
 
 
 def test_large_only_asks_a_model_that_does_not_end_once_and_stops(make):
