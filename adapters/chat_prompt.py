@@ -43,6 +43,28 @@ def text_of(message: BaseMessage) -> str:
     return "".join(parts)
 
 
+def split_continuation(messages: Sequence[BaseMessage]) -> tuple[Sequence[BaseMessage], str]:
+    """Take a trailing AIMessage off a conversation.
+
+    Returns:
+        The messages before it, and its text, which is to be continued; all messages and "" without one.
+
+    Raises:
+        ValueError: The conversation is empty, or has nothing before the text to continue, or that is a
+            tool call.
+    """
+    if not messages:
+        raise ValueError("the conversation is empty; give at least one message")
+    *before, last = messages
+    if not isinstance(last, AIMessage):
+        return messages, ""
+    if not before:
+        raise ValueError("the conversation is one AIMessage alone; put the message it answers before it")
+    if last.tool_calls:
+        raise ValueError("the last AIMessage holds tool calls, which cannot be continued; answer them first")
+    return before, text_of(last)
+
+
 def encode_chat(
     messages: Sequence[BaseMessage], tokenizer: PreTrainedTokenizerBase, guard: SpecialTokenGuard
 ) -> list[int]:
@@ -62,18 +84,7 @@ def encode_chat(
         ValueError: The conversation is empty, has nothing before the text to continue, holds something that
             is not text, or is refused by the chat template.
     """
-    if not messages:
-        raise ValueError("the conversation is empty; give at least one message")
-    continuation = ""
-    if isinstance(messages[-1], AIMessage):
-        *messages, last = messages
-        if not messages:
-            raise ValueError("the conversation is one AIMessage alone; put the message it answers before it")
-        if last.tool_calls:  # type: ignore[attr-defined]
-            raise ValueError(
-                "the last AIMessage holds tool calls, which cannot be continued; answer them first"
-            )
-        continuation = text_of(last)
+    messages, continuation = split_continuation(messages)
     turns = [_turn(message, guard) for message in messages]
     try:
         rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -84,7 +95,7 @@ def encode_chat(
 
 
 def _turn(message: BaseMessage, guard: SpecialTokenGuard) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": guard.shield(_role(message)), "content": guard.shield(text_of(message))}
+    turn: dict[str, Any] = {"role": guard.shield(role_of(message)), "content": guard.shield(text_of(message))}
     if isinstance(message, AIMessage) and message.tool_calls:
         turn["tool_calls"] = [
             {
@@ -96,7 +107,12 @@ def _turn(message: BaseMessage, guard: SpecialTokenGuard) -> dict[str, Any]:
     return turn
 
 
-def _role(message: BaseMessage) -> str:
+def role_of(message: BaseMessage) -> str:
+    """The role that chat templates and OpenAI-compatible servers know a message by.
+
+    Raises:
+        ValueError: It has none.
+    """
     match message:
         case SystemMessage():
             return "system"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import math
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
 
+from .call_settings import check_call_settings, stop_strings
 from .generation_row import Generated, GenerationJob, Settings
 from .model_source import check_dtype, check_model, shared_engine
 
@@ -240,11 +240,8 @@ class ChatTransformers(BaseChatModel):
         }
         own = ("max_tokens", "temperature", "top_p", "seed", "logprobs")
         merged = {name: getattr(self, name) for name in own} | given
-        _check_settings(merged)
-        strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
-        if any(not isinstance(string, str) or not string for string in strings):
-            raise ValueError(f"stop={stop!r}: every stop string must be a non-empty string")
-        return Settings(stop=strings, **merged)
+        check_call_settings(merged)
+        return Settings(stop=stop_strings(stop), **merged)
 
     def _metadata(self, done: Generated) -> dict[str, Any]:
         metadata: dict[str, Any] = {
@@ -283,21 +280,3 @@ def _build_engine(model: str, device: torch.device, dtype: str) -> GenerationEng
 def _usage(job: GenerationJob, done: Generated) -> UsageMetadata:
     read, written = len(job.prompt), done.output_tokens
     return UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
-
-
-def _check_settings(settings: dict[str, Any]) -> None:
-    """Check what a call may override; the constructor's values are checked by pydantic."""
-
-    def number(name: str, kind: type | tuple[type, ...], valid: Callable[[Any], bool], what: str) -> None:
-        value = settings.get(name)
-        if value is None:
-            return
-        if not isinstance(value, kind) or isinstance(value, bool) or not valid(value):
-            raise ValueError(f"{name}={value!r} is not {what}")
-
-    real = (int, float)
-    number("max_tokens", int, lambda v: v >= 1, "a whole number of tokens, 1 or more")
-    number("temperature", real, lambda v: 0 <= v < math.inf, "a number, 0 or more")
-    number("top_p", real, lambda v: 0 < v <= 1, "a number above 0, 1 at most")
-    number("seed", int, lambda v: -(2**63) <= v < 2**64, "a 64-bit whole number")
-    number("timeout", real, lambda v: v > 0, "a number of seconds above 0")
