@@ -1,7 +1,8 @@
 """Chat models and scorers for trim-graph, and the protocols that others can implement.
 
 Importing this package loads neither torch nor transformers; an adapter imports what it needs when it is
-first used. Models in this process need ``pip install "trim-graph[local]"``.
+first used. Models in this process need ``pip install "trim-graph[local]"``, models behind a vLLM server
+``pip install "trim-graph[vllm]"``.
 """
 
 from importlib import import_module
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .protocols import (
     ChatModelContractError,
+    ModelServerError,
     ScorableStep,
     Scorer,
     ScorerError,
@@ -19,16 +21,20 @@ from .protocols import (
 
 if TYPE_CHECKING:
     from .chat_transformers import ChatTransformers
+    from .chat_vllm import ChatVLLM
     from .process_reward_transformers import TransformersProcessReward
 
 _LAZY = {
     "ChatTransformers": "chat_transformers",
+    "ChatVLLM": "chat_vllm",
     "TransformersProcessReward": "process_reward_transformers",
 }
 
 __all__ = [
     "ChatModelContractError",
     "ChatTransformers",
+    "ChatVLLM",
+    "ModelServerError",
     "ScorableStep",
     "Scorer",
     "ScorerError",

@@ -65,3 +65,15 @@ class ScorerError(TrimError):
 
 class ChatModelContractError(TrimError):
     """A chat model's answer lacks what step-level routing needs; the message says what."""
+
+
+class ModelServerError(TrimError):
+    """A model server cannot be reached, refuses a request, or answers with something unreadable.
+
+    Attributes:
+        status: HTTP status of the answer; None where there was none.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status

@@ -1,0 +1,91 @@
+"""Asynchronous adapters for synchronous callers: one event loop in a daemon thread."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import queue
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_CLOSING_S = 2.0
+"""How long the end of the process waits for connections to close."""
+
+_lock = threading.Lock()
+_current: _Background | None = None
+
+
+class _Background:
+    """The loop and its thread."""
+
+    def __init__(self) -> None:
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="trim-graph calls", daemon=True)
+        self._thread.start()
+        self._ready.wait()
+        atexit.register(self.close)
+
+    def _main(self) -> None:
+        # Closing the runner ends its async generators, and those close their connections.
+        with asyncio.Runner() as runner:
+            self.loop = runner.get_loop()
+            self._stop = asyncio.Event()
+            self._ready.set()
+            runner.run(self._wait())
+
+    async def _wait(self) -> None:
+        await self._stop.wait()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes calls; in a forked child it does not."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """End the loop."""
+        if self.alive:
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(_CLOSING_S)
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    global _current
+    with _lock:
+        if _current is None or not _current.alive:
+            _current = _Background()
+        return _current.loop
+
+
+def run_sync(call: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the background loop and wait for it. An interrupt cancels it."""
+    future = asyncio.run_coroutine_threadsafe(call, _loop())
+    try:
+        return future.result()
+    finally:
+        future.cancel()
+
+
+def iterate_sync(items: AsyncGenerator[T, None]) -> Iterator[T]:
+    """Run an async generator on the background loop; leaving the iteration early closes it."""
+    arrived: queue.SimpleQueue[tuple[T] | None] = queue.SimpleQueue()
+
+    async def pump() -> None:
+        try:
+            async with contextlib.aclosing(items):
+                async for item in items:
+                    arrived.put((item,))
+        finally:
+            arrived.put(None)
+
+    future = asyncio.run_coroutine_threadsafe(pump(), _loop())
+    try:
+        while (item := arrived.get()) is not None:
+            yield item[0]
+        future.result()
+    finally:
+        future.cancel()

@@ -1,0 +1,167 @@
+"""One call to a model behind a vLLM server: attempts, the time limit, and what failed attempts cost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+from langchain_core.messages.ai import UsageMetadata
+
+from .protocols import ModelServerError
+from .vllm_prompt import VLLMPrompts
+from .vllm_server import TransientError, VLLMServer
+from .vllm_wire import Answer, CallSettings, Lost, metadata_of, usage_of
+
+_STREAM = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+
+Events = AsyncGenerator[dict[str, Any], None]
+
+
+class VLLMCall:
+    """One call; `finish` it, or iterate over its `pieces`.
+
+    Args:
+        server: Where the model is.
+        prompts: Makes the request.
+        messages: The conversation.
+        settings: Of the call.
+        extra_body: Further fields of the request.
+
+    Attributes:
+        answer: What has arrived.
+    """
+
+    def __init__(
+        self,
+        server: VLLMServer,
+        prompts: VLLMPrompts,
+        messages: Sequence[BaseMessage],
+        settings: CallSettings,
+        extra_body: dict[str, Any],
+    ) -> None:
+        self._server = server
+        self._prompts = prompts
+        self._messages = messages
+        self._settings = settings
+        self._extra_body = extra_body
+        self._lost = Lost()
+        self.answer = Answer()
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The answer's ``response_metadata``."""
+        return metadata_of(self.answer, self._settings, self._lost, self._prompts.model)
+
+    @property
+    def usage(self) -> UsageMetadata:
+        """The answer's ``usage_metadata``."""
+        return usage_of(self.answer, self._lost)
+
+    async def finish(self) -> None:
+        """Get the whole answer.
+
+        Raises:
+            ModelServerError: All attempts failed, or the server refuses.
+            TimeoutError: Nothing arrived in time.
+        """
+        limit = asyncio.timeout(self._settings.timeout)
+        try:
+            async with limit:
+                await self._server.retrying(self._attempt)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            self._cut(error)
+
+    async def pieces(self) -> AsyncGenerator[str, None]:
+        """Yield the answer's text as it arrives.
+
+        Raises:
+            ModelServerError: The server refuses, all attempts failed, or one did after text had arrived.
+            TimeoutError: Nothing arrived in time.
+        """
+        timeout = self._settings.timeout
+        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        # Only the waiting is under the limit: between two pieces the consumer is at work.
+        try:
+            async with asyncio.timeout_at(deadline):
+                events = await self._server.retrying(self._open)
+        except TimeoutError as error:
+            self._cut(error)
+            return
+        async with contextlib.aclosing(events):
+            if self.answer.text:
+                yield self.answer.text
+            while True:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        event = await anext(events, None)
+                except TimeoutError as error:
+                    self._cut(error)
+                    return
+                except TransientError as error:
+                    raise ModelServerError(f"{error}, after a part of it had been streamed") from error
+                if event is None:
+                    break
+                if piece := self.answer.add(event):
+                    yield piece
+        self._check_whole()
+
+    async def _attempt(self) -> None:
+        path, body = await self._request()
+        self.answer = Answer()
+        try:
+            if self._settings.timeout is None:
+                self.answer.add(await self._server.post_once(path, body))
+            else:
+                # A stream tells the tokens so far, and leaves something to answer with.
+                async with contextlib.aclosing(self._server.events(path, body | _STREAM)) as events:
+                    async for event in events:
+                        self.answer.add(event)
+            self._check_whole()
+        except TransientError:
+            self._lost.add(self.answer)
+            raise
+        if self.answer.reasoned and self._prompts.switch_to_raw():
+            self._lost.add(self.answer)
+            await self._attempt()
+
+    async def _open(self) -> Events:
+        """Begin a stream: wait for its first text, until when a failure can be made good."""
+        path, body = await self._request()
+        self.answer = Answer()
+        events = self._server.events(path, body | _STREAM)
+        try:
+            async for event in events:
+                if self.answer.add(event) or self.answer.reasoned:
+                    break
+        except BaseException as error:
+            await events.aclose()
+            if isinstance(error, TransientError):
+                self._lost.add(self.answer)
+            raise
+        if self.answer.reasoned and self._prompts.switch_to_raw():
+            await events.aclose()
+            self._lost.add(self.answer)
+            return await self._open()
+        return events
+
+    async def _request(self) -> tuple[str, dict[str, Any]]:
+        path, body = await self._prompts.request(self._messages, self._settings)
+        return path, body | self._extra_body
+
+    def _cut(self, error: TimeoutError) -> None:
+        """Make an answer of what has arrived within the time limit."""
+        if not self.answer.begun:
+            raise TimeoutError(
+                f"nothing arrived from {self._server.root} within timeout={self._settings.timeout} seconds"
+            ) from error
+        self.answer.timed_out = True
+        self.answer.finish_reason, self.answer.stop_reason = "length", None
+
+    def _check_whole(self) -> None:
+        if self.answer.finish_reason in (None, "abort", "error"):
+            raise TransientError(f"the server at {self._server.root} broke off its answer")

@@ -1,0 +1,191 @@
+"""How a conversation reaches a model behind a vLLM server so that its last AIMessage is continued exactly."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from langchain_core.messages import BaseMessage
+
+from .chat_prompt import split_continuation
+from .protocols import ModelServerError
+from .vllm_server import VLLMServer
+from .vllm_wire import CallSettings, openai_messages, sampling
+
+_PROBE = "\n\n a:\n\n\tb \n\n"
+"""Begins and ends with what templates like to trim."""
+_KEPT = 256
+"""Rendered conversations to remember; the steps of a solution share theirs."""
+
+Continuation = Literal["auto", "chat", "raw"]
+
+
+@dataclass(slots=True)
+class Facts:
+    """What was found out about a model.
+
+    Attributes:
+        raw: Whether prompts are rendered once and continued over ``/v1/completions``.
+        max_model_len: Longest sequence in tokens; None where the server does not tell.
+        root: Where the server has the weights from: a folder or hub id.
+    """
+
+    raw: bool
+    max_model_len: int | None
+    root: str
+
+
+@dataclass(eq=False)
+class VLLMPrompts:
+    """Makes requests from conversations; asks the server about its model at the first one.
+
+    ``/v1/chat/completions`` with ``continue_final_message`` is exact only where the chat template leaves
+    the text of the last message alone. Where it trims it, or puts a thinking block before it, the template
+    is rendered up to the generation prompt and the text appended here.
+
+    Args:
+        server: Where the model is.
+        model: Name that the server knows it by.
+        continuation: ``chat`` or ``raw`` leave the choice out.
+        template_kwargs: Further arguments of the chat template.
+    """
+
+    server: VLLMServer
+    model: str
+    continuation: Continuation = "auto"
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    _facts: Facts | None = None
+    _rendered: dict[str, str] = field(default_factory=dict)
+    _locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = field(
+        default_factory=WeakKeyDictionary
+    )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> VLLMPrompts:
+        """Copies of an adapter share what was found out."""
+        return self
+
+    async def facts(self) -> Facts:
+        """What there is to know about the model; asked once.
+
+        Raises:
+            ModelServerError: The server does not answer, or does not serve the model.
+        """
+        if self._facts is None:
+            lock = self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+            async with lock:
+                if self._facts is None:
+                    self._facts = await self._ask()
+        return self._facts
+
+    def switch_to_raw(self) -> bool:
+        """Note that the model thinks, which the chat endpoint hides. False where the choice is not ours."""
+        if self._facts is None or self._facts.raw or self.continuation != "auto":
+            return False
+        self._facts.raw = True
+        return True
+
+    async def request(
+        self, messages: Sequence[BaseMessage], settings: CallSettings
+    ) -> tuple[str, dict[str, Any]]:
+        """Path and body of the request that continues a conversation.
+
+        Raises:
+            ValueError: The conversation cannot be continued.
+            ModelServerError: The server refuses it.
+        """
+        before, text = split_continuation(messages)
+        turns = openai_messages(before)
+        facts = await self.facts()
+        body: dict[str, Any] = {"model": self.model, **sampling(settings, raw=facts.raw)}
+        if facts.max_model_len is not None:
+            # vLLM cuts max_tokens to the room behind the prompt, but refuses more than its whole length.
+            body["max_tokens"] = min(settings.max_tokens, facts.max_model_len)
+        if facts.raw:
+            prompt = await self._render(turns) + text
+            return "/v1/completions", body | {"prompt": prompt, "add_special_tokens": False}
+        return "/v1/chat/completions", body | self._chat(turns, text)
+
+    async def count(self, messages: Sequence[BaseMessage]) -> int:
+        """Exact number of prompt tokens."""
+        before, text = split_continuation(messages)
+        turns = openai_messages(before)
+        if (await self.facts()).raw:
+            return len(await self.tokenize(await self._render(turns) + text))
+        return len(await self._tokens(self._chat(turns, text)))
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, without any that the tokenizer adds on its own."""
+        return await self._tokens({"prompt": text, "add_special_tokens": False})
+
+    def _chat(self, turns: list[dict[str, Any]], text: str) -> dict[str, Any]:
+        body: dict[str, Any] = {"messages": turns, "add_generation_prompt": True}
+        if text:
+            body = {
+                "messages": [*turns, {"role": "assistant", "content": text}],
+                "add_generation_prompt": False,
+                "continue_final_message": True,
+            }
+        return body | ({"chat_template_kwargs": self.template_kwargs} if self.template_kwargs else {})
+
+    async def _ask(self) -> Facts:
+        served = (await self.server.get("/v1/models")).get("data") or []
+        names = [str(entry.get("id")) for entry in served]
+        if self.model not in names:
+            raise ModelServerError(
+                f"the server at {self.server.root} serves {', '.join(names)}; "
+                f"model={self.model!r} is none of them"
+            )
+        entry = served[names.index(self.model)]
+        raw = self.continuation == "raw" or (self.continuation == "auto" and not await self._chat_is_exact())
+        return Facts(raw, entry.get("max_model_len"), str(entry.get("root") or self.model))
+
+    async def _chat_is_exact(self) -> bool:
+        turns = [{"role": "user", "content": "?"}]
+        opened = await self._text(await self._tokens(self._chat(turns, "")))
+        try:
+            continued = await self._text(await self._tokens(self._chat(turns, _PROBE)))
+        except ModelServerError as error:
+            if error.status != 400:
+                raise
+            return False  # the template does not show the text at all
+        return continued == opened + _PROBE
+
+    async def _render(self, turns: list[dict[str, Any]]) -> str:
+        key = json.dumps(turns)
+        if key not in self._rendered:
+            tokens = await self._tokens(self._chat(turns, ""))
+            text = await self._text(tokens)
+            if await self.tokenize(text) != tokens:
+                raise ModelServerError(
+                    f"the tokenizer of {self.model} does not give back the tokens of its own rendered chat, "
+                    "so this conversation cannot be continued exactly; continuation='chat' continues it "
+                    "as the chat template allows"
+                )
+            while len(self._rendered) >= _KEPT:
+                self._rendered.pop(next(iter(self._rendered), ""), None)
+            self._rendered[key] = text
+        return self._rendered[key]
+
+    async def _tokens(self, body: dict[str, Any]) -> list[int]:
+        found = await self._call("/tokenize", body)
+        return [int(token) for token in found["tokens"]]
+
+    async def _text(self, tokens: list[int]) -> str:
+        return str((await self._call("/detokenize", {"tokens": tokens}))["prompt"])
+
+    async def _call(self, path: str, body: dict[str, Any]) -> Any:
+        try:
+            return await self.server.post(path, {"model": self.model, **body})
+        except ModelServerError as error:
+            if error.status not in (404, 405):
+                raise
+            raise ModelServerError(
+                f"{self.server.root}{path} is missing ({error}). vLLM has it; a proxy must let it through. "
+                "It tells prompt tokens, and whether the chat template keeps a text to be continued; "
+                "continuation='chat' does without the latter",
+                error.status,
+            ) from error

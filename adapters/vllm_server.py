@@ -1,0 +1,245 @@
+"""HTTP to a vLLM server: retries, and errors that name the server. Knows nothing of models."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+from tenacity.wait import wait_exponential, wait_random
+
+from .http_pool import pool_for
+from .protocols import ModelServerError
+
+T = TypeVar("T")
+
+_CONNECT_S = 10.0
+_backoff = wait_exponential(multiplier=0.2, max=5.0) + wait_random(0.0, 0.2)
+
+
+class TransientError(ModelServerError):
+    """A failure that may pass: no connection, a dropped one, 429 or 5xx. Retried here and nowhere else.
+
+    Attributes:
+        retry_after: Seconds that the server asks to wait.
+    """
+
+    def __init__(self, message: str, status: int | None = None, retry_after: float = 0.0) -> None:
+        super().__init__(message, status)
+        self.retry_after = retry_after
+
+
+def check_base_url(base_url: str) -> str:
+    """Check the `base_url` setting.
+
+    Returns:
+        The server's root: without a trailing ``/v1``, since some of vLLM's endpoints stand beside it.
+
+    Raises:
+        ValueError: It is no http(s) URL, or holds a password, which would show in logs.
+    """
+    try:
+        url = httpx.URL(base_url)
+    except (httpx.InvalidURL, TypeError) as error:
+        raise ValueError(f"base_url={base_url!r} is not a URL: {error}") from error
+    if url.userinfo:
+        raise ValueError(
+            "base_url holds a user name or password; name an environment variable in api_key_env"
+        )
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+        raise ValueError(f"base_url={base_url!r} is not right; it looks like http://localhost:8000/v1")
+    return str(url).rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class VLLMServer:
+    """One server, as an adapter's settings describe it.
+
+    Attributes:
+        root: From `check_base_url`.
+        api_key_env: Environment variable with the key, read at every request and kept nowhere.
+        read_timeout: Seconds without a byte after which a connection counts as dropped.
+        max_retries: Attempts after the first.
+        max_connections: Most requests at once from one event loop; further ones wait their turn.
+    """
+
+    root: str
+    api_key_env: str | None = None
+    read_timeout: float = 600.0
+    max_retries: int = 3
+    max_connections: int = 256
+
+    async def get(self, path: str) -> Any:
+        """GET a JSON document, with retries."""
+        return await self.retrying(lambda: self._json("GET", path, None))
+
+    async def post(self, path: str, payload: dict[str, Any]) -> Any:
+        """POST a JSON document and return the answer, with retries.
+
+        Raises:
+            ModelServerError: The server cannot be reached or refuses.
+        """
+        return await self.retrying(lambda: self.post_once(path, payload))
+
+    async def retrying(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Await ``call()``, again while it raises `TransientError`.
+
+        Raises:
+            ModelServerError: All attempts failed.
+        """
+        attempts = self.max_retries + 1
+
+        async def attempt() -> T:  # tenacity awaits coroutine functions only
+            return await call()
+
+        try:
+            return await AsyncRetrying(
+                retry=retry_if_exception_type(TransientError),
+                stop=stop_after_attempt(attempts),
+                wait=_wait,
+                reraise=True,
+            )(attempt)
+        except TransientError as error:
+            raise ModelServerError(f"{error} ({attempts} attempts)", error.status) from error
+
+    async def post_once(self, path: str, payload: dict[str, Any]) -> Any:
+        """`post` in one attempt.
+
+        Raises:
+            TransientError: It may work another time.
+            ModelServerError: The server refuses.
+        """
+        return await self._json("POST", path, payload)
+
+    async def events(self, path: str, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """POST and yield the server-sent events of the answer; one attempt.
+
+        Raises:
+            TransientError: The connection could not be made, or broke before the end.
+            ModelServerError: The server refuses.
+        """
+        async with self._response("POST", path, payload) as response:
+            done = False
+            async for line in _lines(response):
+                if not line.startswith(b"data:"):
+                    continue
+                data = line.removeprefix(b"data:").strip()
+                if done := data == b"[DONE]":
+                    break
+                event = self._parsed(data)
+                if "error" in event:
+                    raise self._refusal(_code(event["error"]), event)
+                yield event
+            if not done:
+                raise TransientError(f"the server at {self.root} broke off its answer")
+
+    async def _json(self, method: str, path: str, payload: dict[str, Any] | None) -> Any:
+        async with self._response(method, path, payload) as response:
+            return self._parsed(await response.aread())
+
+    @asynccontextmanager
+    async def _response(
+        self, method: str, path: str, payload: dict[str, Any] | None
+    ) -> AsyncIterator[httpx.Response]:
+        pool = await pool_for(self.root, self.max_connections)
+        timeout = httpx.Timeout(self.read_timeout, connect=_CONNECT_S, pool=None)
+        try:
+            async with (
+                pool.gate,
+                pool.client.stream(
+                    method, self.root + path, headers=self._headers(), timeout=timeout, json=payload
+                ) as response,
+            ):
+                if response.status_code != 200:
+                    raise self._refusal(response.status_code, await response.aread(), response.headers)
+                yield response
+        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError):
+            raise
+        except httpx.ConnectError as error:
+            raise TransientError(
+                f"no server answers at {self.root} ({error}); start it, or correct base_url"
+            ) from error
+        except httpx.TransportError as error:
+            what = str(error) or type(error).__name__
+            raise TransientError(f"the connection to {self.root} failed: {what}") from error
+
+    def _headers(self) -> dict[str, str]:
+        key = self._key()
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+    def _key(self) -> str:
+        key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
+        if not (key.isascii() and (key.isprintable() or not key)):
+            # httpx would quote the key in its own error.
+            raise ModelServerError(
+                f"the key in {self.api_key_env} holds characters that no HTTP header takes"
+            )
+        return key
+
+    def _parsed(self, data: bytes) -> Any:
+        try:
+            parsed = json.loads(data)
+        except ValueError:
+            parsed = None
+        if not isinstance(parsed, dict):
+            raise ModelServerError(
+                f"{self.root} answered with something that is not a JSON object: {self._shown(data)}. "
+                "Is it a vLLM server?"
+            )
+        return parsed
+
+    def _refusal(
+        self, status: int, body: bytes | dict[str, Any], headers: httpx.Headers | None = None
+    ) -> ModelServerError:
+        said = f"the server at {self.root} answered {status}: {self._shown(body)}"
+        if status in (401, 403):
+            name = self.api_key_env
+            state = "is set, but not right" if self._key() else "is not set"
+            said += f". The environment variable {name} {state}" if name else ". Name a key in api_key_env"
+        if status == 429 or (status >= 500 and status != 501):
+            return TransientError(said, status, _seconds(headers.get("retry-after") if headers else None))
+        return ModelServerError(said, status)
+
+    def _shown(self, body: bytes | dict[str, Any]) -> str:
+        """What a server said, short, and without the key, which a proxy may echo."""
+        said: Any = body
+        if isinstance(body, bytes):
+            said = str(body, "utf-8", "replace")
+            with suppress(ValueError):
+                said = json.loads(body)
+        for name in ("error", "message"):
+            if isinstance(said, dict):
+                said = said.get(name, said)
+        text, key = " ".join(str(said).split()), self._key()
+        return (text.replace(key, "***") if key else text)[:500]
+
+
+def _wait(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    return max(_backoff(state), getattr(error, "retry_after", 0.0))
+
+
+def _seconds(text: str | None) -> float:
+    """A Retry-After header in seconds, 30 at most; its other form, a date, counts as absent."""
+    return min(float(text), 30.0) if text and re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
+
+
+def _code(error: Any) -> int:
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) else 500
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Lines ended by a newline only: httpx's own iterator also splits at U+2028, which a token may hold."""
+    rest = b""
+    async for piece in response.aiter_bytes():
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            yield line
+    yield rest
