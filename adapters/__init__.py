@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from .chat_transformers import ChatTransformers
     from .chat_vllm import ChatVLLM
     from .process_reward_transformers import TransformersProcessReward
+    from .process_reward_vllm import VLLMProcessReward
 
 _LAZY = {
     "ChatTransformers": "chat_transformers",
     "ChatVLLM": "chat_vllm",
     "TransformersProcessReward": "process_reward_transformers",
+    "VLLMProcessReward": "process_reward_vllm",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "StepEnd",
     "TransformersProcessReward",
     "TrimError",
+    "VLLMProcessReward",
 ]
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 from langchain_core.messages import BaseMessage
 
 from .chat_prompt import split_continuation
+from .once import Once
 from .protocols import ModelServerError
 from .vllm_server import VLLMServer
 from .vllm_wire import CallSettings, openai_messages, sampling
@@ -31,12 +30,10 @@ class Facts:
     Attributes:
         raw: Whether prompts are rendered once and continued over ``/v1/completions``.
         max_model_len: Longest sequence in tokens; None where the server does not tell.
-        root: Where the server has the weights from: a folder or hub id.
     """
 
     raw: bool
     max_model_len: int | None
-    root: str
 
 
 @dataclass(eq=False)
@@ -58,11 +55,10 @@ class VLLMPrompts:
     model: str
     continuation: Continuation = "auto"
     template_kwargs: dict[str, Any] = field(default_factory=dict)
-    _facts: Facts | None = None
     _rendered: dict[str, str] = field(default_factory=dict)
-    _locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = field(
-        default_factory=WeakKeyDictionary
-    )
+
+    def __post_init__(self) -> None:
+        self._facts = Once(self._ask)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VLLMPrompts:
         """Copies of an adapter share what was found out."""
@@ -74,18 +70,14 @@ class VLLMPrompts:
         Raises:
             ModelServerError: The server does not answer, or does not serve the model.
         """
-        if self._facts is None:
-            lock = self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
-            async with lock:
-                if self._facts is None:
-                    self._facts = await self._ask()
-        return self._facts
+        return await self._facts.get()
 
     def switch_to_raw(self) -> bool:
         """Note that the model thinks, which the chat endpoint hides. False where the choice is not ours."""
-        if self._facts is None or self._facts.raw or self.continuation != "auto":
+        facts = self._facts.value
+        if facts is None or facts.raw or self.continuation != "auto":
             return False
-        self._facts.raw = True
+        facts.raw = True
         return True
 
     async def request(
@@ -132,16 +124,9 @@ class VLLMPrompts:
         return body | ({"chat_template_kwargs": self.template_kwargs} if self.template_kwargs else {})
 
     async def _ask(self) -> Facts:
-        served = (await self.server.get("/v1/models")).get("data") or []
-        names = [str(entry.get("id")) for entry in served]
-        if self.model not in names:
-            raise ModelServerError(
-                f"the server at {self.server.root} serves {', '.join(names)}; "
-                f"model={self.model!r} is none of them"
-            )
-        entry = served[names.index(self.model)]
+        entry = await self.server.served(self.model)
         raw = self.continuation == "raw" or (self.continuation == "auto" and not await self._chat_is_exact())
-        return Facts(raw, entry.get("max_model_len"), str(entry.get("root") or self.model))
+        return Facts(raw, entry.get("max_model_len"))
 
     async def _chat_is_exact(self) -> bool:
         turns = [{"role": "user", "content": "?"}]

@@ -87,6 +87,20 @@ class VLLMServer:
         """
         return await self.retrying(lambda: self.post_once(path, payload))
 
+    async def served(self, model: str) -> dict[str, Any]:
+        """What the server tells of a model: ``max_model_len``, and as ``root`` where it has it from.
+
+        Raises:
+            ModelServerError: The server does not answer, or does not serve the model.
+        """
+        entries = (await self.get("/v1/models")).get("data") or []
+        names = [str(entry.get("id")) for entry in entries]
+        if model not in names:
+            raise ModelServerError(
+                f"the server at {self.root} serves {', '.join(names)}; model={model!r} is none of them"
+            )
+        return dict(entries[names.index(model)])
+
     async def retrying(self, call: Callable[[], Awaitable[T]]) -> T:
         """Await ``call()``, again while it raises `TransientError`.
 

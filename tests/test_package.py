@@ -66,6 +66,7 @@ PUBLIC = {
         "StepEnd",
         "TransformersProcessReward",
         "TrimError",
+        "VLLMProcessReward",
     },
     trim_graph.config: {
         "EXAMPLE",

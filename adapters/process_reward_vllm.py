@@ -1,0 +1,232 @@
+"""A process reward model (PRM) behind a vLLM server as scorer."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from .background import run_sync
+from .call_batches import CallBatcher
+from .model_source import check_model, load_tokenizer
+from .once import Once
+from .prm_formats import QWEN_SYSTEM_PROMPT, PRMInput, QwenPRMFormat
+from .protocols import ModelServerError, ScorableStep, ScorerError, ScorerReply
+from .vllm_server import VLLMServer, check_base_url
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SAMPLE = "Step 1: 12 + 34 = 46, so \\boxed{46}.\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What was found out about the PRM."""
+
+    format: QwenPRMFormat
+    max_model_len: int | None
+
+
+class VLLMProcessReward:
+    """Scores steps with a PRM in the Qwen2.5-Math-PRM layout that a vLLM server serves.
+
+    The server is started as ``vllm serve MODEL --runner pooling --pooler-config '{"pooling_type": "STEP",
+    "step_tag_id": N}'`` with N the id of the step token. A step's score is the probability of label 1
+    (right) there. Token ids are made here, so that special tokens in a text stay text; calls that wait are
+    sent as one request.
+
+    Args:
+        model: Name that the server serves the PRM by.
+        base_url: The server's address, with or without ``/v1``.
+        api_key_env: Environment variable that holds the key, if the server wants one.
+        tokenizer: Folder or hub id of the PRM's tokenizer; None: where the server says it has the PRM from.
+        format: Layout of the input; ``qwen`` is the one there is.
+        step_token: The token after each step.
+        system_prompt: First turn of the input; None leaves it to the chat template.
+        max_batch_size: Most solutions in a request.
+        read_timeout: Seconds without a byte from the server after which the connection counts as dropped.
+        max_retries: How often to try again after no connection, a dropped one, 429 or 5xx.
+
+    Raises:
+        ValueError: A setting is wrong; the message names it.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str = "http://localhost:8000/v1",
+        api_key_env: str | None = "VLLM_API_KEY",
+        tokenizer: str | None = None,
+        format: Literal["qwen"] = "qwen",
+        step_token: str = "<extra_0>",
+        system_prompt: str | None = QWEN_SYSTEM_PROMPT,
+        max_batch_size: int = 64,
+        read_timeout: float = 600.0,
+        max_retries: int = 3,
+    ) -> None:
+        if format != "qwen":
+            raise ValueError(f"format={format!r} is not known; 'qwen' is the one there is")
+        if max_batch_size < 1:
+            raise ValueError(f"max_batch_size={max_batch_size!r} must be 1 or more")
+        if not read_timeout > 0:
+            raise ValueError(f"read_timeout={read_timeout!r} must be a number of seconds above 0")
+        if max_retries < 0:
+            raise ValueError(f"max_retries={max_retries!r} must be 0 or more")
+        self._settings = {
+            "model": model,
+            "base_url": base_url,
+            "api_key_env": api_key_env,
+            "tokenizer": tokenizer,
+            "format": format,
+            "step_token": step_token,
+            "system_prompt": system_prompt,
+            "max_batch_size": max_batch_size,
+            "read_timeout": read_timeout,
+            "max_retries": max_retries,
+        }
+        self.model = model
+        self.tokenizer = tokenizer
+        self.step_token = step_token
+        self.system_prompt = system_prompt
+        self._server = VLLMServer(
+            root=check_base_url(base_url),
+            api_key_env=api_key_env,
+            read_timeout=read_timeout,
+            max_retries=max_retries,
+        )
+        self._ready = Once(self._get_ready)
+        self._requests: CallBatcher[PRMInput, Any] = CallBatcher(self._send, max_batch=max_batch_size)
+
+    def __repr__(self) -> str:
+        shown = ("model", "base_url", "format", "step_token", "max_batch_size")
+        return f"{type(self).__name__}({', '.join(f'{name}={self._settings[name]!r}' for name in shown)})"
+
+    def __reduce__(self) -> Any:
+        """Pickle the settings; the server is asked anew on the other side."""
+        return _rebuild, (self._settings,)
+
+    def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+        """Score every step.
+
+        Args:
+            question: What the steps answer.
+            steps: All steps so far, in order.
+
+        Returns:
+            One probability in [0, 1] per step, and the number of tokens read.
+
+        Raises:
+            ScorerError: No steps, an empty question, an input longer than the PRM takes, a server that
+                is not there or refuses, or one that does not give one probability per step.
+        """
+        return run_sync(self.ascore(question, steps))
+
+    async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+        """Score every step without blocking the event loop; see `score`."""
+        try:
+            ready = await self._ready.get()
+            texts = [step["text"] for step in steps]
+            asked = await asyncio.to_thread(
+                ready.format.encode, question, texts, max_tokens=ready.max_model_len
+            )
+            answer = await self._requests.ask(asked)
+            if isinstance(answer, ModelServerError):
+                raise answer
+        except ModelServerError as error:
+            raise ScorerError(f"the PRM {self.model} gave no scores: {error}") from error
+        scores = _probabilities(answer, len(asked.step_positions), self._server.root)
+        return ScorerReply(scores=scores, input_tokens=len(asked.ids))
+
+    async def _get_ready(self) -> _Ready:
+        served = await self._server.served(self.model)
+        place = self.tokenizer or str(served.get("root") or self.model)
+        tokenizer = await asyncio.to_thread(_load_tokenizer, place)
+        made = QwenPRMFormat(tokenizer, system_prompt=self.system_prompt, step_token=self.step_token)
+        text = self.step_token + _SAMPLE
+        ours = tokenizer.encode(text, add_special_tokens=False)
+        if (theirs := await self._tokenized(text)) not in (None, ours):
+            raise ScorerError(
+                f"tokenizer={place!r} is not the one of the PRM at {self._server.root}: it makes {ours} of "
+                f"{text!r}, the server {theirs}; name the PRM's own"
+            )
+        return _Ready(made, served.get("max_model_len"))
+
+    async def _tokenized(self, text: str) -> list[int] | None:
+        """The server's tokens of a text; None where a proxy does not let the question through."""
+        body = {"model": self.model, "prompt": text, "add_special_tokens": False}
+        try:
+            return list((await self._server.post("/tokenize", body))["tokens"])
+        except ModelServerError as error:
+            if error.status in (404, 405):
+                return None
+            raise
+
+    async def _send(self, inputs: list[PRMInput]) -> list[Any]:
+        body = {
+            "model": self.model,
+            "task": "token_classify",
+            "use_activation": True,
+            "input": [one.ids for one in inputs],
+        }
+        try:
+            answer = await self._server.post("/pooling", body)
+        except ModelServerError as error:
+            if error.status != 400 or len(inputs) == 1:
+                raise
+            # One bad input must not cost the others their scores.
+            return [await self._alone(one) for one in inputs]
+        found = {entry.get("index"): entry.get("data") for entry in answer.get("data") or []}
+        return [found.get(number) for number in range(len(inputs))]
+
+    async def _alone(self, one: PRMInput) -> Any:
+        try:
+            return (await self._send([one]))[0]
+        except ModelServerError as error:
+            return error
+
+
+def _rebuild(settings: dict[str, Any]) -> VLLMProcessReward:
+    return VLLMProcessReward(**settings)
+
+
+def _load_tokenizer(place: str) -> PreTrainedTokenizerBase:
+    try:
+        return load_tokenizer(check_model(place))
+    except ImportError as error:
+        raise ImportError(
+            f'the tokenizer of a PRM needs transformers: pip install "trim-graph[vllm]" ({error})'
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ScorerError(
+            f"the PRM's tokenizer cannot be loaded from {place}: {error}. Unless the setting tokenizer "
+            "names a folder or hub id, that is where the server has it from"
+        ) from error
+
+
+def _probabilities(data: Any, expected: int, root: str) -> list[float]:
+    """Read the answer for one solution: a pair of probabilities (wrong, right) per step.
+
+    Raises:
+        ScorerError: It is anything else.
+    """
+    pairs = data if isinstance(data, list) else []
+    if len(pairs) != expected:
+        raise ScorerError(
+            f"the PRM at {root} gave {len(pairs)} scores for {expected} steps; start the server with "
+            '--pooler-config \'{"pooling_type": "STEP", "step_tag_id": N}\', N the id of the step token'
+        )
+    scores = []
+    for number, pair in enumerate(pairs, start=1):
+        if not (isinstance(pair, list) and len(pair) == 2):
+            raise ScorerError(f"the PRM at {root} gave {pair!r} for step {number}; expected [wrong, right]")
+        score = pair[1]
+        if not isinstance(score, int | float) or not (math.isfinite(score) and 0.0 <= score <= 1.0):
+            raise ScorerError(
+                f"the PRM at {root} gave {score} for step {number} of {expected}, not a probability in [0, 1]"
+            )
+        scores.append(float(score))
+    return scores
