@@ -11,7 +11,7 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, SecretStr
 
 from .background import iterate_sync, run_sync
 from .call_settings import check_call_settings, stop_strings
@@ -67,6 +67,8 @@ class ChatVLLM(BaseChatModel):
     """The server's address, with or without ``/v1``."""
     api_key_env: str | None = "VLLM_API_KEY"
     """Environment variable that holds the key, if the server wants one. It is read at every request."""
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """A key given in code instead. It is neither shown nor saved: a pickled model goes without."""
     max_tokens: int = Field(default=512, ge=1)
     """Most tokens to generate in a call; the server cuts it to the room behind the prompt."""
     temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
@@ -106,6 +108,7 @@ class ChatVLLM(BaseChatModel):
         self._server = VLLMServer(
             root=check_base_url(self.base_url),
             api_key_env=self.api_key_env,
+            api_key=self.api_key,
             read_timeout=self.read_timeout,
             max_retries=self.max_retries,
             max_connections=self.max_connections,
@@ -151,8 +154,9 @@ class ChatVLLM(BaseChatModel):
         return params
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Pickle the settings only."""
-        return {**super().__getstate__(), "__pydantic_private__": None}
+        """Pickle the settings, without a key."""
+        state = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], "api_key": None}, "__pydantic_private__": None}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         """Restore the settings, and ask the server anew."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
+from pydantic import SecretStr
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 from tenacity.wait import wait_exponential, wait_random
 
@@ -64,6 +65,7 @@ class VLLMServer:
     Attributes:
         root: From `check_base_url`.
         api_key_env: Environment variable with the key, read at every request and kept nowhere.
+        api_key: A key given in code, which goes before the environment's.
         read_timeout: Seconds without a byte after which a connection counts as dropped.
         max_retries: Attempts after the first.
         max_connections: Most requests at once from one event loop; further ones wait their turn.
@@ -71,6 +73,7 @@ class VLLMServer:
 
     root: str
     api_key_env: str | None = None
+    api_key: SecretStr | None = None
     read_timeout: float = 600.0
     max_retries: int = 3
     max_connections: int = 256
@@ -188,13 +191,18 @@ class VLLMServer:
         return {"Authorization": f"Bearer {key}"} if key else {}
 
     def _key(self) -> str:
-        key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
-        if not (key.isascii() and (key.isprintable() or not key)):
+        if self.api_key is not None:
+            key = self.api_key.get_secret_value().strip()
+        else:
+            key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
+        if not (key.isascii() and key.isprintable()):
             # httpx would quote the key in its own error.
-            raise ModelServerError(
-                f"the key in {self.api_key_env} holds characters that no HTTP header takes"
-            )
+            raise ModelServerError(f"{self._key_place} holds characters that no HTTP header takes")
         return key
+
+    @property
+    def _key_place(self) -> str:
+        return "api_key" if self.api_key is not None else f"the environment variable {self.api_key_env}"
 
     def _parsed(self, data: bytes) -> Any:
         try:
@@ -213,9 +221,9 @@ class VLLMServer:
     ) -> ModelServerError:
         said = f"the server at {self.root} answered {status}: {self._shown(body)}"
         if status in (401, 403):
-            name = self.api_key_env
             state = "is set, but not right" if self._key() else "is not set"
-            said += f". The environment variable {name} {state}" if name else ". Name a key in api_key_env"
+            named = self.api_key is not None or self.api_key_env
+            said += f"; {self._key_place} {state}" if named else "; name the key's variable in api_key_env"
         if status == 429 or (status >= 500 and status != 501):
             return TransientError(said, status, _seconds(headers.get("retry-after") if headers else None))
         return ModelServerError(said, status)

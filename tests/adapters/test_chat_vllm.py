@@ -551,10 +551,11 @@ class TestKey:
     def secret(self, monkeypatch):
         monkeypatch.setenv("MY_KEY", f"{KEY}\n")
 
-    def test_it_is_sent_and_nowhere_else(self, connect, secret, caplog):
+    @pytest.mark.parametrize("given", [{"api_key_env": "MY_KEY"}, {"api_key": KEY}])
+    def test_it_is_sent_and_nowhere_else(self, connect, secret, caplog, given):
         caplog.set_level(logging.DEBUG)
         echo = httpx.Response(400, json={"error": {"message": f"bad key {KEY}"}})
-        server, model = connect(chat_answer("so"), echo, api_key_env="MY_KEY")
+        server, model = connect(chat_answer("so"), echo, **given)
         answer = model.invoke(QUESTION)
         assert {r.headers["authorization"] for r in server.requests} == {f"Bearer {KEY}"}
         with pytest.raises(ModelServerError, match=r"bad key \*\*\*") as caught:
@@ -563,6 +564,7 @@ class TestKey:
         shown += [repr(caught.value), caplog.text, repr(model._prompts), str(model._identifying_params)]
         assert not [text for text in shown if KEY in text]
         assert KEY.encode() not in pickle.dumps(model)
+        assert copy.deepcopy(model)._server._key() == KEY
 
     def test_without_one_there_is_no_header(self, connect):
         server, model = connect(chat_answer("so"))
@@ -573,7 +575,7 @@ class TestKey:
         for name, said in ((None, "api_key_env"), ("NO_KEY", "NO_KEY is not set"), ("MY_KEY", "not right")):
             server, model = connect(chat_answer("so"), api_key_env=name)
             server.models = httpx.Response(401, json={"error": "Unauthorized"})
-            with pytest.raises(ModelServerError, match=rf"401: Unauthorized\. .*{said}"):
+            with pytest.raises(ModelServerError, match=rf"401: Unauthorized; .*{said}"):
                 model.invoke(QUESTION)
 
     def test_a_key_no_header_takes(self, connect, monkeypatch):

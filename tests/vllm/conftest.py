@@ -1,0 +1,146 @@
+"""Three real vLLM servers on the example models, started once. They need TRIM_VLLM_PYTHON: see .ci/run."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import pytest_socket
+
+from trim_graph.adapters import ChatTransformers, ChatVLLM, TransformersProcessReward, VLLMProcessReward
+from trim_graph.examples.arithmetic import LARGE, PRM, SMALL
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+HERE = Path(__file__).parent
+KEY = "sk-of-the-large-model"
+KEY_ENV = "TRIM_TEST_LARGE_KEY"
+STARTED_WITHIN = 300.0
+"""Seconds. On two idle cores the three need about 60."""
+
+_PYTHON = os.environ.get("TRIM_VLLM_PYTHON", "")
+_COMMON = ("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64", "--enable-prompt-tokens-details")
+
+
+@dataclass(frozen=True)
+class Server:
+    """One running server."""
+
+    name: str
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.enable_socket)
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> str:
+    if not Path(_PYTHON).is_file():
+        pytest.skip(
+            f"TRIM_VLLM_PYTHON={_PYTHON!r} is not the python of an environment with vLLM; .ci/run makes one"
+        )
+    return _PYTHON
+
+
+@pytest.fixture(scope="session")
+def servers(vllm_python, tmp_path_factory) -> Iterator[dict[str, Server]]:
+    """Three servers. The large model's wants a key, and its chat template trims what it renders."""
+    from trim_graph.adapters.model_source import load_tokenizer
+
+    pytest_socket.enable_socket()
+    step_id = load_tokenizer(str(PRM)).convert_tokens_to_ids("<extra_0>")
+    pooler = f'{{"pooling_type": "STEP", "step_tag_id": {step_id}}}'
+    wanted = {
+        "small": (SMALL, (), None),
+        "large": (LARGE, ("--chat-template", str(HERE / "trimming.jinja")), KEY),
+        "prm": (PRM, ("--runner", "pooling", "--pooler-config", pooler), None),
+    }
+    logs = tmp_path_factory.mktemp("vllm")
+    running: dict[str, Server] = {}
+    try:
+        for name, (weights, options, key) in wanted.items():
+            running[name] = _start(vllm_python, name, weights, options, key, logs / f"{name}.log")
+        deadline = time.monotonic() + STARTED_WITHIN
+        for server in running.values():
+            _wait_for(server, deadline)
+        yield running
+    finally:
+        for server in running.values():
+            server.process.terminate()
+        for server in running.values():
+            try:
+                server.process.wait(30)
+            except subprocess.TimeoutExpired:
+                server.process.kill()
+
+
+def _start(
+    python: str, name: str, weights: Path, options: tuple[str, ...], key: str | None, log: Path
+) -> Server:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {n: v for n, v in os.environ.items() if not n.startswith(("VLLM_", "PYTHON"))}
+    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= {"VLLM_API_KEY": key} if key else {}
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--model", str(weights), "--served-model-name", name, *_COMMON, *options]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=log.parent)
+    return Server(name, f"http://127.0.0.1:{port}/v1", process, log)
+
+
+def _wait_for(server: Server, deadline: float) -> None:
+    while True:
+        try:
+            if httpx.get(server.url.replace("/v1", "/health"), timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        if server.process.poll() is not None or time.monotonic() > deadline:
+            tail = server.log.read_text("utf-8", "replace")[-3000:]
+            pytest.fail(f"the {server.name} server did not start within {STARTED_WITHIN} s:\n{tail}")
+        time.sleep(0.5)
+
+
+@pytest.fixture
+def small(servers) -> ChatVLLM:
+    return ChatVLLM(model="small", base_url=servers["small"].url)
+
+
+@pytest.fixture
+def large(servers, monkeypatch) -> ChatVLLM:
+    monkeypatch.setenv(KEY_ENV, KEY)
+    return ChatVLLM(model="large", base_url=servers["large"].url, api_key_env=KEY_ENV)
+
+
+@pytest.fixture
+def scorer(servers) -> VLLMProcessReward:
+    return VLLMProcessReward("prm", base_url=servers["prm"].url)
+
+
+@pytest.fixture(scope="session")
+def local_small() -> ChatTransformers:
+    return ChatTransformers(model=str(SMALL))
+
+
+@pytest.fixture(scope="session")
+def local_large() -> ChatTransformers:
+    return ChatTransformers(model=str(LARGE))
+
+
+@pytest.fixture(scope="session")
+def local_scorer() -> TransformersProcessReward:
+    return TransformersProcessReward(PRM)

@@ -1,0 +1,255 @@
+"""`ChatVLLM` on real servers; the small model's chat template keeps all text, the large one's trims it."""
+
+import asyncio
+import time
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from langchain_core.callbacks import get_usage_metadata_callback
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+
+from trim_graph.adapters import ChatVLLM, ModelServerError
+from trim_graph.adapters.http_pool import _pools
+from trim_graph.examples.arithmetic import problems
+
+from .conftest import KEY, KEY_ENV
+
+PROBLEM = problems("standard", 1)[0]
+CHAT = [HumanMessage(PROBLEM.question)]
+STEPS = PROBLEM.solution.split("\n\n")
+EVERLASTING = {"ignore_eos": True}
+
+prefixes = st.lists(
+    st.sampled_from(["\n", "\n\n", " ", "\t", "\r\n", "Step 1:", " 12", "é", "😀", "\\boxed{", "\u2028", "x"])
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=4),
+    min_size=1,
+    max_size=8,
+).map("".join)
+live = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def ending(message):
+    return message.response_metadata["finish_reason"], message.response_metadata["stop_reason"]
+
+
+def rendered(chat):
+    turns = "".join(f"<|im_start|>user\n{m.content}<|im_end|>\n" for m in chat)
+    return f"{turns}<|im_start|>assistant\n"
+
+
+class TestContinuation:
+    @pytest.fixture(params=["small", "large"])
+    def model(self, request):
+        return request.getfixturevalue(request.param)
+
+    @live
+    @given(prefix=prefixes)
+    @example(prefix="\n\nStep 1: 1 + 1 = 2.\n\n")
+    @example(prefix="\n")
+    @example(prefix=" ")
+    def test_the_bytes_of_the_prefix_reach_the_model(self, model, local_small, prefix):
+        """What the server itself says that it read, in tokens, is the rendered chat and the prefix."""
+
+        async def read() -> list[int]:
+            chat = [*CHAT, AIMessage(prefix)]
+            path, body = await model._prompts.request(chat, model._settings(None, {"max_tokens": 1}))
+            answer = await model._server.post(path, body | {"return_token_ids": True})
+            return answer.get("prompt_token_ids") or answer["choices"][0]["prompt_token_ids"]
+
+        tokens = asyncio.run(read())
+        tokenizer = local_small._load().tokenizer
+        text = rendered(CHAT) + prefix
+        assert tokenizer.backend_tokenizer.decode(tokens, skip_special_tokens=False) == text
+        assert tokens == tokenizer(text, add_special_tokens=False).input_ids
+
+    def test_both_ways_are_taken(self, small, large):
+        for model, raw in ((small, False), (large, True)):
+            model.invoke(CHAT, max_tokens=1)
+            assert model._prompts._facts.value.raw is raw
+
+    @live
+    @given(prefix=prefixes)
+    def test_it_writes_what_transformers_write(self, small, local_small, prefix):
+        chat = [*CHAT, AIMessage(prefix)]
+        one, other = (m.invoke(chat, stop=["\n\n"], max_tokens=24) for m in (small, local_small))
+        assert one.content == other.content
+        assert ending(one) == ending(other)
+        for count in ("input_tokens", "output_tokens"):
+            assert one.usage_metadata[count] == other.usage_metadata[count]
+
+    def test_a_system_message_and_earlier_turns(self, model, local_small, local_large):
+        local = local_small if model.model == "small" else local_large
+        chat = [
+            SystemMessage("Be exact."),
+            *CHAT,
+            AIMessage(PROBLEM.solution),
+            HumanMessage(PROBLEM.question),
+        ]
+        chat.append(AIMessage(STEPS[0] + "\n\n"))
+        assert model.invoke(chat).content == local.invoke(chat).content
+        assert model.count_prompt_tokens(chat) == local.count_prompt_tokens(chat)
+
+    def test_prompt_tokens_are_counted_exactly(self, model):
+        chat = [*CHAT, AIMessage("\nStep 1:\n\n")]
+        assert (
+            model.count_prompt_tokens(chat) == model.invoke(chat, max_tokens=1).usage_metadata["input_tokens"]
+        )
+
+
+class TestEnd:
+    def test_delimiter_end_of_sequence_and_length(self, large):
+        so_far = "".join(f"{step}\n\n" for step in STEPS[:-1])
+        assert ending(large.invoke(CHAT, stop=["\n\n"])) == ("stop", "\n\n")
+        assert ending(large.invoke([*CHAT, AIMessage(so_far)], stop=["\n\n"])) == ("stop", None)
+        assert ending(large.invoke(CHAT)) == ("stop", None)
+        assert ending(large.invoke(CHAT, max_tokens=2)) == ("length", None)
+        assert large.invoke([*CHAT, AIMessage(so_far)]).content == STEPS[-1]
+
+    def test_max_tokens_beyond_the_models_length_is_cut(self, small):
+        patient = small.model_copy(update={"extra_body": EVERLASTING})
+        answer = patient.invoke(CHAT, max_tokens=10_000)
+        assert ending(answer) == ("length", None)
+        assert answer.usage_metadata["total_tokens"] == 2048
+
+    def test_a_prompt_that_is_too_long_is_refused_at_once(self, small):
+        with pytest.raises(ModelServerError, match=r"400: .*maximum context length is 2048") as caught:
+            small.invoke("why " * 3000)
+        assert caught.value.status == 400
+
+
+class TestUsage:
+    @pytest.mark.parametrize("stop", [["\n\n"], []])
+    async def test_streamed_or_not_it_is_the_same(self, small, large, stop):
+        for model in (small, large):
+            whole = model.invoke(CHAT, stop=stop, logprobs=True)
+            seen = list(model.stream(CHAT, stop=stop, logprobs=True))
+            aseen = [chunk async for chunk in model.astream(CHAT, stop=stop, logprobs=True)]
+            for chunks in (seen, aseen):
+                assert "".join(chunk.content for chunk in chunks) == whole.content
+                metadata = dict(chunks[-1].response_metadata)
+                probability = metadata.pop("mean_token_probability")
+                expected = dict(whole.response_metadata)
+                assert probability == pytest.approx(expected.pop("mean_token_probability"), abs=1e-5)
+                assert metadata == expected
+                assert chunks[-1].usage_metadata["total_tokens"] == whole.usage_metadata["total_tokens"]
+                assert len(chunks) > 3
+
+    def test_usage_callbacks_see_each_call_once(self, small):
+        with get_usage_metadata_callback() as usage:
+            answer = small.invoke(CHAT)
+            list(small.stream(CHAT))
+        seen = usage.usage_metadata["small"]
+        assert seen["output_tokens"] == 2 * answer.usage_metadata["output_tokens"]
+
+    def test_cached_prompt_tokens(self, small):
+        chat = [HumanMessage("count the words " * 60), AIMessage("so")]
+        small.invoke(chat, max_tokens=1)
+        for answer in (small.invoke(chat, max_tokens=1), list(small.stream(chat, max_tokens=1))[-1]):
+            assert answer.usage_metadata["input_token_details"]["cache_read"] >= 128
+
+    @pytest.mark.parametrize("stop", [["\n\n"], []])
+    def test_mean_token_probability_is_that_of_transformers(self, small, local_small, stop):
+        key = "mean_token_probability"
+        one, other = (
+            m.invoke(CHAT, stop=stop, logprobs=True).response_metadata for m in (small, local_small)
+        )
+        assert one[key] == pytest.approx(other[key], abs=1e-4)
+        raw = small.model_copy()
+        raw.continuation = "raw"
+        raw.model_post_init(None)
+        assert raw.invoke(CHAT, stop=stop, logprobs=True).response_metadata[key] == pytest.approx(one[key])
+
+    def test_top_log_probabilities(self, small, large):
+        for model in (small, large):
+            told = model.invoke(CHAT, max_tokens=1, top_logprobs=5).response_metadata["logprobs"]["content"]
+            assert len(told) == 1
+            assert len(told[0]["top_logprobs"]) == 5
+            assert told[0]["logprob"] == pytest.approx(told[0]["top_logprobs"][0]["logprob"])
+
+
+class TestManyCalls:
+    async def test_hundreds_at_once_over_few_connections(self, servers):
+        model = ChatVLLM(model="small", base_url=servers["small"].url, max_connections=32)
+        asked = problems("standard", 300)
+        answers = await asyncio.gather(
+            *(model.ainvoke(p.question, stop=["\n\n"], max_tokens=32) for p in asked)
+        )
+        assert all(ending(answer)[0] == "stop" for answer in answers)
+        for problem, answer in list(zip(asked, answers, strict=True))[:3]:
+            assert (await model.ainvoke(problem.question, stop=["\n\n"])).content == answer.content
+        (pool,) = [p for key, p in _pools.items() if key[:2] == (model._server.root, 32)]
+        assert len(pool.client._transport._pool.connections) <= 32
+
+    def test_threads(self, small):
+        answers = small.batch([CHAT] * 40, stop=["\n\n"])
+        assert len({answer.content for answer in answers}) == 1
+
+
+class TestLeaving:
+    @pytest.fixture
+    def endless(self, small):
+        return small.model_copy(update={"extra_body": EVERLASTING, "max_tokens": 1900})
+
+    async def check_idle(self, model):
+        """The server runs nothing any more, long before 1900 tokens are written."""
+        async with httpx.AsyncClient() as client:
+            for _ in range(40):
+                lines = (await client.get(f"{model._server.root}/metrics")).text.splitlines()
+                running = [line for line in lines if line.startswith("vllm:num_requests_running")]
+                if float(running[0].split()[-1]) == 0:
+                    return
+                await asyncio.sleep(0.025)
+        pytest.fail("the request is still running after a second")
+
+    async def test_a_cancelled_call_ends_on_the_server(self, endless):
+        task = asyncio.create_task(endless.ainvoke(CHAT))
+        await asyncio.sleep(0.4)
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await self.check_idle(endless)
+
+    async def test_a_stream_left_early_ends_on_the_server(self, endless):
+        stream = endless.astream(CHAT)
+        await anext(stream)
+        await stream.aclose()
+        await self.check_idle(endless)
+        sync = endless.stream(CHAT)
+        next(sync)
+        sync.close()
+        await self.check_idle(endless)
+
+    async def test_a_time_limit_leaves_what_is_written(self, endless):
+        begun = time.monotonic()
+        answer = await endless.ainvoke(CHAT, timeout=0.5)
+        assert time.monotonic() - begun < 2
+        assert ending(answer) == ("length", None)
+        assert answer.response_metadata["timed_out"] is True
+        assert 0 < answer.usage_metadata["output_tokens"] < 1900
+        await self.check_idle(endless)
+
+
+class TestKey:
+    def test_a_wrong_key_is_refused_and_not_shown(self, large, monkeypatch):
+        monkeypatch.setenv(KEY_ENV, "sk-wrong")
+        with pytest.raises(
+            ModelServerError, match=rf"401: Unauthorized.*{KEY_ENV} is set, but not right"
+        ) as caught:
+            large.invoke(CHAT)
+        assert "sk-wrong" not in str(caught.value)
+        monkeypatch.setenv(KEY_ENV, KEY)
+        assert large.invoke(CHAT).content
+
+    def test_another_models_name(self, servers):
+        with pytest.raises(ModelServerError, match="serves small; model='smal' is none of them"):
+            ChatVLLM(model="smal", base_url=servers["small"].url).invoke(CHAT)
+
+    def test_a_server_that_is_not_there(self, unused_tcp_port):
+        absent = ChatVLLM(model="m", base_url=f"http://127.0.0.1:{unused_tcp_port}/v1", max_retries=1)
+        with pytest.raises(
+            ModelServerError, match=rf"no server answers at http://127.0.0.1:{unused_tcp_port}"
+        ):
+            absent.invoke(CHAT)

@@ -1,0 +1,78 @@
+"""The graph over servers does what it does over transformers, and gives no key away."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+
+from trim_graph.examples.arithmetic import is_right, problems
+from trim_graph.graph import create_trim_graph
+from trim_graph.policies import threshold
+
+from .conftest import KEY
+
+ASKED = problems("standard", 30, seed=11) + problems("hard", 10, seed=11) + problems("words", 10, seed=11)
+
+
+async def told(graph, problem, **config):
+    """The events of a run without names of models and scores, and the state it ends in."""
+    stream = graph.astream(
+        {"messages": [("user", problem.question)]}, config or None, stream_mode=["custom", "values"]
+    )
+    events, state = [], {}
+    async for mode, data in stream:
+        if mode == "values":
+            state = data
+        elif data["event"] in ("draft", "decision", "accepted"):
+            events.append(
+                {name: data.get(name) for name in ("event", "writer", "text", "decision", "tokens")}
+            )
+    return events, state
+
+
+async def test_answers_and_decisions_are_those_of_transformers(
+    small, large, scorer, local_small, local_large, local_scorer
+):
+    runs = []
+    for models in ((small, large, scorer), (local_small, local_large, local_scorer)):
+        graph = create_trim_graph(*models, policy=threshold(0.5))
+        runs.append(await asyncio.gather(*(told(graph, problem) for problem in ASKED)))
+    for (events, state), (local_events, local_state) in zip(*runs, strict=True):
+        assert events == local_events
+        assert state["messages"][-1].text == local_state["messages"][-1].text
+        assert state["trim"]["answer"] == local_state["trim"]["answer"]
+    decisions = [
+        event["decision"] for events, _ in runs[0] for event in events if event["event"] == "decision"
+    ]
+    assert set(decisions) == {"accept", "regenerate"}
+    right = sum(is_right(p, s["messages"][-1].text) for p, (_, s) in zip(ASKED, runs[0], strict=True))
+    assert right > len(ASKED) / 2
+
+
+async def test_the_key_is_in_no_event_trace_state_or_log(small, large, scorer, caplog):
+    caplog.set_level(logging.DEBUG)
+    graph = create_trim_graph(small, large, scorer, policy=threshold(0.9), checkpointer=InMemorySaver())
+    config = {"configurable": {"thread_id": "1"}}
+    asked = {"messages": [("user", ASKED[0].question)]}
+    seen = [str(event) async for event in graph.astream_events(asked, config, version="v2")]
+    states = [repr(state) async for state in graph.aget_state_history(config)]
+    assert any("on_chat_model_end" in text for text in seen)
+    assert len(states) > 3
+    assert not [text for text in (*seen, *states, caplog.text, repr(graph), repr(large)) if KEY in text]
+
+
+@pytest.mark.parametrize("budget", [{"large_tokens": 30}, {"large_cost": 3e-5}])
+async def test_budgets_hold_over_servers(small, large, scorer, budget):
+    prices = {"large": {"input": 0.1, "output": 1.0}}
+    graph = create_trim_graph(small, large, scorer, policy=threshold(1.0), budget=budget, prices=prices)
+    results = await asyncio.gather(
+        *(graph.ainvoke({"messages": [("user", problem.question)]}) for problem in ASKED[:8])
+    )
+    for result in results:
+        spend = result["trim"]["spend"]["large"]
+        assert spend["output_tokens"] <= budget.get("large_tokens", 30)
+        cost = (0.1 * spend["input_tokens"] + spend["output_tokens"]) / 1e6
+        assert cost <= budget.get("large_cost", 1.0)
+    json.dumps([result["trim"] for result in results])
