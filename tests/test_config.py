@@ -5,8 +5,9 @@ import pytest
 from pydantic import ValidationError
 
 from trim_graph import SettingsError
+from trim_graph.adapters import ChatVLLM, VLLMProcessReward
 from trim_graph.config import EXAMPLE, Parts, TrimConfig, build_graph, build_parts, load_config, make_config
-from trim_graph.config_parts import RunSettings
+from trim_graph.config_parts import VLLMPRM, RunSettings, VLLMModel
 from trim_graph.context import Settings
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
@@ -190,6 +191,18 @@ def test_weights_that_are_not_there(tmp_path, monkeypatch):
             "is 3; it should",
         ),
         (
+            "small: {type: vllm, model: m, base_url: localhost}\nlarge: {type: example}\npolicy: small_only",
+            "line 1: small.base_url: 'localhost' is not right; it looks like http://localhost:8000/v1",
+        ),
+        (
+            "small: {type: vllm, model: m, api_key: sk-1}\nlarge: {type: example}\npolicy: small_only",
+            "line 1: small.api_key: unknown key, did you mean api_key_env?",
+        ),
+        (
+            "small: {type: vllm}\nlarge: {type: example}\npolicy: small_only",
+            "line 1: small.model: this key is missing",
+        ),
+        (
             "small: {type: transformers, modle: x/y}\nlarge: {type: example}\npolicy: small_only",
             "line 1: small.modle: unknown key, did you mean model?",
         ),
@@ -199,6 +212,45 @@ def test_errors_name_the_line_the_key_and_the_remedy(write, text, said):
     message = refused(write(text))
     assert said in message
     assert len(message.splitlines()) <= 2
+
+
+def test_models_on_servers(write):
+    config = load_config(
+        write(
+            "small: {type: vllm, model: s, base_url: 'http://a:1/v1'}\n"
+            "large: {type: vllm, model: l, base_url: 'http://b:2', api_key_env: MY_KEY, seed: 3,"
+            " chat_template_kwargs: {enable_thinking: false}, extra_body: {top_k: 5}}\n"
+            "scorer: {type: vllm_prm, model: p, base_url: 'http://c:3', tokenizer: org/prm}\n"
+            "policy: {type: threshold, t: 0.5}\n"
+        )
+    )
+    small, large, scorer = build_parts(config)
+    assert (small.model, small.base_url) == ("s", "http://a:1/v1")
+    assert (large.api_key_env, large.seed, large.extra_body) == ("MY_KEY", 3, {"top_k": 5})
+    assert large.chat_template_kwargs == {"enable_thinking": False}
+    assert "VLLMProcessReward(model='p', base_url='http://c:3'" in repr(scorer)
+    assert scorer.tokenizer == "org/prm"
+    assert build_graph(config).name
+
+
+def test_every_setting_of_a_server_is_one_of_its_adapter():
+    for part, made in (
+        (VLLMModel, ChatVLLM(model="m")),
+        (VLLMPRM, VLLMProcessReward("m")),
+    ):
+        written = part(type=part.model_fields["type"].annotation.__args__[0], model="m").model_dump()
+        settings = made._settings if isinstance(made, VLLMProcessReward) else made.model_dump()
+        assert {name: settings[name] for name in written if name != "type"} == {
+            name: value for name, value in written.items() if name != "type"
+        }
+
+
+def test_a_password_in_a_url_is_not_repeated(write):
+    said = refused(
+        write("small: {type: vllm, model: m, base_url: 'http://me:hunter2@x'}\nlarge: {type: example}")
+    )
+    assert "small.base_url: holds a user name or password" in said
+    assert "hunter2" not in said
 
 
 def test_a_wrong_key_is_told_before_what_follows_from_it(write):

@@ -201,10 +201,13 @@ def _problem(item: Any, place: Place, keys: list[str]) -> str:
         return f"unknown type {context['tag']!r}{_nearest(context['tag'], tags)}"
     if kind in ("union_tag_not_found", "model_type", "model_attributes_type", "dict_type"):
         return f"is {_shown(seen)}; expected a mapping{' with a type' if 'tag' in kind else ''}"
-    message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     if kind == "value_error":
-        says_itself = isinstance(seen, dict) or message.startswith("model=")
-        return message.removeprefix("model=") if says_itself else f"is {_shown(seen)}; {message}"
+        # Begun with the key, a message says itself what was seen, or hides it: a URL may hold a password.
+        for told in (f"{place[-1]}=", f"{place[-1]} ", "model=") if place else ():
+            if message.startswith(told):
+                return message.removeprefix(told)
+        return message if isinstance(seen, dict) else f"is {_shown(seen)}; {message}"
     hint = ""
     if place[0] == "budget" and kind.startswith("greater_than") and place[-1] != "min_tokens":
         hint = "; leave it out for no limit, or choose the policy small_only"

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from .adapters.model_source import check_model
 from .adapters.prm_formats import QWEN_SYSTEM_PROMPT
@@ -60,6 +60,40 @@ class TransformersModel(Part):
         return ChatTransformers(**self.model_dump(exclude={"type"}))
 
 
+def _server_url(value: str) -> str:
+    from .adapters.vllm_server import check_base_url
+
+    check_base_url(value)
+    return value
+
+
+ServerURL = Annotated[str, AfterValidator(_server_url)]
+
+
+class VLLMModel(Part):
+    """A chat model behind a vLLM server (`trim_graph.adapters.ChatVLLM`)."""
+
+    type: Literal["vllm"]
+    model: str = Field(min_length=1)
+    base_url: ServerURL = "http://localhost:8000/v1"
+    api_key_env: str | None = "VLLM_API_KEY"
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int | None = None
+    max_retries: int = Field(default=3, ge=0)
+    max_connections: int = Field(default=256, ge=1)
+    read_timeout: float = Field(default=600.0, gt=0)
+    continuation: Literal["auto", "chat", "raw"] = "auto"
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+
+    def build(self, writer: Writer) -> Any:
+        """Make the adapter; the server is asked at the first call."""
+        from .adapters import ChatVLLM
+
+        return ChatVLLM(**self.model_dump(exclude={"type"}))
+
+
 class ExampleModel(Part):
     """The arithmetic model of this size that comes with trim-graph."""
 
@@ -92,6 +126,28 @@ class TransformersPRM(Part):
         from .adapters import TransformersProcessReward
 
         return TransformersProcessReward(**self.model_dump(exclude={"type"}))
+
+
+class VLLMPRM(Part):
+    """A process reward model behind a vLLM server (`trim_graph.adapters.VLLMProcessReward`)."""
+
+    type: Literal["vllm_prm"]
+    model: str = Field(min_length=1)
+    base_url: ServerURL = "http://localhost:8000/v1"
+    api_key_env: str | None = "VLLM_API_KEY"
+    tokenizer: ModelPlace | None = None
+    format: Literal["qwen"] = "qwen"
+    step_token: str = "<extra_0>"
+    system_prompt: str | None = QWEN_SYSTEM_PROMPT
+    max_batch_size: int = Field(default=64, ge=1)
+    max_retries: int = Field(default=3, ge=0)
+    read_timeout: float = Field(default=600.0, gt=0)
+
+    def build(self) -> Any:
+        """Make the adapter; the server is asked at the first call."""
+        from .adapters import VLLMProcessReward
+
+        return VLLMProcessReward(**self.model_dump(exclude={"type"}))
 
 
 class ExamplePRM(Part):
@@ -180,8 +236,8 @@ def _named(value: Any) -> Any:
     return {"type": value} if isinstance(value, str) else value
 
 
-ModelConfig = Annotated[TransformersModel | ExampleModel, Field(discriminator="type")]
-ScorerConfig = Annotated[TransformersPRM | ExamplePRM, Field(discriminator="type")]
+ModelConfig = Annotated[TransformersModel | VLLMModel | ExampleModel, Field(discriminator="type")]
+ScorerConfig = Annotated[TransformersPRM | VLLMPRM | ExamplePRM, Field(discriminator="type")]
 PolicyConfig = Annotated[
     SmallOnly | LargeOnly | Threshold | RandomRate | StayOnLarge | Combined,
     Field(discriminator="type"),

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from .adapters.protocols import ChatModelContractError, ScorerError, TrimError
+from .adapters.protocols import ChatModelContractError, ModelServerError, ScorerError, TrimError
 
-__all__ = ["ChatModelContractError", "InputError", "ScorerError", "SettingsError", "TrimError"]
+__all__ = [
+    "ChatModelContractError",
+    "InputError",
+    "ModelServerError",
+    "ScorerError",
+    "SettingsError",
+    "TrimError",
+]
 
 
 class InputError(TrimError, ValueError):

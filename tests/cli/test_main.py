@@ -67,3 +67,23 @@ def test_missing_extras(start, missing, arguments, line):
     process = start(*arguments, missing=[missing], in_world=False)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (2, "", f"trim-graph: {line}\n")
+
+
+def test_models_on_servers_need_neither_torch_nor_a_load(tmp_path):
+    """Asked for its models, a configuration of servers says which server is not there."""
+    (tmp_path / "trim.yaml").write_text(
+        "small: {type: vllm, model: m, base_url: 'http://127.0.0.1:9', max_retries: 0}\n"
+        "large: {type: vllm, model: m, base_url: 'http://127.0.0.1:9', max_retries: 0}\n"
+        "policy: small_only\n"
+    )
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "sys.argv = ['trim-graph', 'solve', '--config', 'trim.yaml', 'What is 1 + 1?']\n"
+        "from trim_graph.cli import main\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 2
+    assert "trim-graph: small: no server answers at http://127.0.0.1:9" in done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_graph.config import Parts, TrimConfig, build_parts, load_config, make_config
-from trim_graph.errors import InputError, SettingsError
+from trim_graph.errors import InputError, SettingsError, TrimError
 
 from .reporting import need
 
@@ -56,11 +56,15 @@ def load_parts(config: TrimConfig) -> Parts:
         SettingsError: A model cannot be loaded.
         MissingExtra: What runs models is not installed.
     """
-    need("cli,local", "torch", "transformers", "safetensors")
     from langchain_core.messages import HumanMessage
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if _all_on_servers(config):
+        need("cli,vllm", "httpx", "transformers")
+    else:
+        need("cli,local", "torch", "transformers", "safetensors")
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     parts = build_parts(config)
     with _loading() as status:
         for name, model in (("small", parts.small), ("large", parts.large)):
@@ -74,6 +78,11 @@ def load_parts(config: TrimConfig) -> Parts:
     return parts
 
 
+def _all_on_servers(config: TrimConfig) -> bool:
+    parts = (config.small, config.large, config.scorer)
+    return all(part.type in ("vllm", "vllm_prm") for part in parts if part is not None)
+
+
 def _loading() -> Status:
     from rich.console import Console
 
@@ -85,6 +94,8 @@ def _refusing(name: str) -> Iterator[None]:
     """Name the model that cannot be loaded; libraries say why in their first line, and then at length."""
     try:
         yield
+    except TrimError as error:
+        raise SettingsError(f"{name}: {error}") from error
     except (OSError, ValueError, RuntimeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise SettingsError(f"{name}: the model cannot be loaded: {lines[0]}") from error
