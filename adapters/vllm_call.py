@@ -112,7 +112,6 @@ class VLLMCall:
 
     async def _attempt(self) -> None:
         path, body = await self._request()
-        self.answer = Answer()
         try:
             if self._settings.timeout is None:
                 self.answer.add(await self._server.post_once(path, body))
@@ -123,16 +122,15 @@ class VLLMCall:
                         self.answer.add(event)
             self._check_whole()
         except TransientError:
-            self._lost.add(self.answer)
+            self._lose()
             raise
         if self.answer.reasoned and self._prompts.switch_to_raw():
-            self._lost.add(self.answer)
+            self._lose()
             await self._attempt()
 
     async def _open(self) -> Events:
         """Begin a stream: wait for its first text, until when a failure can be made good."""
         path, body = await self._request()
-        self.answer = Answer()
         events = self._server.events(path, body | _STREAM)
         try:
             async for event in events:
@@ -141,17 +139,22 @@ class VLLMCall:
         except BaseException as error:
             await events.aclose()
             if isinstance(error, TransientError):
-                self._lost.add(self.answer)
+                self._lose()
             raise
         if self.answer.reasoned and self._prompts.switch_to_raw():
             await events.aclose()
-            self._lost.add(self.answer)
+            self._lose()
             return await self._open()
         return events
 
     async def _request(self) -> tuple[str, dict[str, Any]]:
         path, body = await self._prompts.request(self._messages, self._settings)
         return path, body | self._extra_body
+
+    def _lose(self) -> None:
+        """Count what has arrived as lost; a time limit that ends later must not count it again."""
+        self._lost.add(self.answer)
+        self.answer = Answer()
 
     def _cut(self, error: TimeoutError) -> None:
         """Make an answer of what has arrived within the time limit."""

@@ -486,6 +486,14 @@ class TestTime:
             model.invoke(QUESTION, timeout=0.2)
         assert time.monotonic() - begun < 5
 
+    @pytest.mark.parametrize("how", ["whole", "stream"])
+    def test_a_failed_attempt_is_no_answer_when_time_is_up(self, connect, monkeypatch, how):
+        monkeypatch.setattr(vllm_server, "_backoff", lambda state: 10.0)
+        events = chat_events("a", "b")[: 2 if how == "whole" else 1]
+        _, model = connect(httpx.Response(200, stream=Broken(events)), timeout=0.2)
+        with pytest.raises(TimeoutError, match="nothing arrived"):
+            model.invoke(QUESTION) if how == "whole" else list(model.stream(QUESTION))
+
     async def test_a_cancelled_call_closes_its_request(self, connect):
         body = Broken(chat_events("a")[:2], hangs=True)
         _, model = connect(httpx.Response(200, stream=body))
