@@ -74,9 +74,11 @@ def test_an_asynchronous_run_resumes_in_sqlite(tmp_path):
     assert asyncio.run(second())["trim"]["answer"] == "3"
 
 
-@pytest.mark.parametrize("spec", ["redis", "sqlite", "sqlite:", "memory:x", "none:x", "SQLITE:x"])
+@pytest.mark.parametrize(
+    "spec", ["redis", "sqlite", "sqlite:", "memory:x", "none:x", "SQLITE:x", "postgresql:x", "env:"]
+)
 def test_an_unknown_specification_says_what_there_is(spec):
-    with pytest.raises(SettingsError, match=r"choose none, memory, or sqlite:PATH"):
+    with pytest.raises(SettingsError, match=r"choose none, memory, sqlite:PATH, postgresql://"):
         open_checkpointer(spec)
 
 
@@ -93,3 +95,23 @@ def test_without_the_extra_the_pip_line_is_printed():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert 'pip install "trim-graph[sqlite]"' in done.stderr
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:secret@h/d", "postgres://h/d?password=secret"])
+def test_a_password_is_refused_and_not_repeated(url):
+    with pytest.raises(SettingsError, match="holds a password; set PGPASSWORD") as caught:
+        open_checkpointer(url)
+    assert "secret" not in str(caught.value)
+
+
+async def test_an_environment_variable_may_name_the_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNS", f"sqlite:{tmp_path / 'runs.db'}")
+    async with open_checkpointer("env:RUNS") as checkpointer:
+        await build(checkpointer).ainvoke(QUESTION, THREAD)
+    assert (tmp_path / "runs.db").exists()
+    monkeypatch.setenv("RUNS", "rubbish")
+    with pytest.raises(SettingsError, match="the variable RUNS holds, and that is none: choose none, memory"):
+        open_checkpointer("env:RUNS")
+    monkeypatch.delenv("RUNS")
+    with pytest.raises(SettingsError, match="the environment variable RUNS is not set"):
+        open_checkpointer("env:RUNS")

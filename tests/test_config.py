@@ -178,7 +178,7 @@ def test_weights_that_are_not_there(tmp_path, monkeypatch):
         (f"{MODELS}policy: small_only\nsettings: {{max_steps: many}}", "settings.max_steps: is 'many'"),
         (
             f"{MODELS}policy: small_only\ncheckpoint: sqlit",
-            "line 5: checkpoint: is 'sqlit'; choose none, memory, or sqlite:PATH",
+            "line 5: checkpoint: is 'sqlit'; choose none, memory, sqlite:PATH, postgresql://",
         ),
         (f"{MODELS}policy: small_only\ncheckpoint: ['x']", "checkpoint: is ['x']; choose"),
         ("small: {type: vlm}\nlarge: {type: example}\npolicy: small_only", "small: unknown type 'vlm'"),

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from .adapters.model_source import check_model
 from .adapters.prm_formats import QWEN_SYSTEM_PROMPT
 from .budget import Writer
+from .checkpoint import CHOICES, checkpoint_place
 from .policies import Policy, large_only, random_rate, small_only, stay_on_large, threshold
 from .prompts import DEFAULT_INSTRUCTION
 from .segment import DEFAULT_DELIMITER
@@ -257,12 +258,12 @@ class RunSettings(Part):
 
 def placed_checkpoint(value: Any, info: ValidationInfo) -> Any:
     """Check a checkpoint's specification; a relative path is relative to the file."""
-    if value is None or value in ("none", "memory"):
-        return value or "none"
-    kind, _, place = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if kind != "sqlite" or not place:
-        raise ValueError("choose none, memory, or sqlite:PATH")
-    return f"sqlite:{_base(info) / os.path.expanduser(place)}"
+    if not isinstance(value, str | None):
+        raise ValueError(f"choose {CHOICES}")
+    place = checkpoint_place(value)
+    if place.kind != "sqlite":
+        return str(place)
+    return f"sqlite:{_base(info) / os.path.expanduser(place.place)}"
 
 
 CheckpointSpec = Annotated[str, BeforeValidator(placed_checkpoint)]

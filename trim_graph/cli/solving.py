@@ -63,16 +63,17 @@ def run_solve(request: Request) -> None:
     """
     _check(request)
     config = chosen_config(request.config, request.overrides())
-    persistent = config.checkpoint.startswith("sqlite:")
+    from trim_graph.checkpoint import open_checkpointer
+
+    opening = open_checkpointer(config.checkpoint)
+    persistent = opening.place.lasts
     if request.thread is not None and not persistent:
         raise SettingsError(
             f"--thread needs a checkpoint that outlives the command, and it is {config.checkpoint}: "
             "put `checkpoint: sqlite:runs.db` into the file of --config"
         )
     question = None if request.resume else readable(request.problem or "", config)
-    from trim_graph.checkpoint import open_checkpointer
-
-    with open_checkpointer(config.checkpoint) as checkpointer:
+    with opening as checkpointer:
         parts = load_parts(config)
         thread = request.thread or uuid.uuid4().hex[:8]
         if persistent and request.thread is None:

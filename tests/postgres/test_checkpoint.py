@@ -1,0 +1,145 @@
+"""Checkpoints in a real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import psycopg
+import pytest
+
+from trim_graph import SettingsError, create_trim_graph, open_checkpointer
+from trim_graph.policies import threshold
+from trim_graph.testing import ScriptedChatModel, ScriptedScorer
+
+STEPS = ["one is 1", "two is wrong", "three is 3", "the answer is \\boxed{3}"]
+RIGHT = ["ONE IS 1", "TWO IS 2", "THREE IS 3", "THE ANSWER IS \\boxed{3}"]
+TEXT = "one is 1\n\nTWO IS 2\n\nthree is 3\n\nthe answer is \\boxed{3}"
+QUESTION = {"messages": [("user", "count to three")]}
+
+
+def build(checkpointer):
+    return create_trim_graph(
+        ScriptedChatModel(script=STEPS),
+        ScriptedChatModel(script=RIGHT),
+        ScriptedScorer({"two is wrong": 0.1}),
+        policy=threshold(0.5),
+        checkpointer=checkpointer,
+    )
+
+
+def on(thread: str):
+    return {"configurable": {"thread_id": thread}}
+
+
+@pytest.fixture
+def spec(database, monkeypatch) -> str:
+    monkeypatch.setenv("TRIM_TEST_RUNS", database)
+    return "env:TRIM_TEST_RUNS"
+
+
+def test_a_run_is_inspected_resumed_and_forked_with_the_ordinary_calls(spec):
+    with open_checkpointer(spec) as checkpointer:
+        graph = build(checkpointer)
+        graph.invoke(QUESTION, on("a"), interrupt_before=["score_step"], durability="sync")
+        assert graph.get_state(on("a")).values["draft"]["text"] == "one is 1"
+    with open_checkpointer(spec) as checkpointer:
+        graph = build(checkpointer)
+        assert graph.invoke(None, on("a"), durability="sync")["messages"][-1].text == TEXT
+        history = list(graph.get_state_history(on("a")))
+        scored = next(s for s in reversed(history) if (s.values.get("draft") or {}).get("score"))
+        fork = graph.update_state(scored.config, {"draft": {**scored.values["draft"], "score": 0.0}})
+        forked = graph.invoke(None, fork, durability="sync")
+        assert forked["messages"][-1].text.startswith("ONE IS 1\n\nTWO IS 2")
+
+
+def test_many_runs_at_once_share_the_pool(spec):
+    async def run():
+        async with open_checkpointer(spec) as checkpointer:
+            graph = build(checkpointer)
+            runs = (graph.ainvoke(QUESTION, on(str(n)), durability="sync") for n in range(40))
+            return await asyncio.gather(*runs)
+
+    assert {result["messages"][-1].text for result in asyncio.run(run())} == {TEXT}
+
+
+def test_processes_that_start_together_make_the_tables_once(database, tmp_path):
+    code = "import sys\nfrom trim_graph import open_checkpointer\nwith open_checkpointer('env:RUNS'): pass\n"
+    environment = {**os.environ, "RUNS": database}
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=tmp_path, stderr=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    for process in started:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said.decode()
+
+
+KILLED = """
+import os, signal, sys
+from trim_graph import create_trim_graph, open_checkpointer
+from trim_graph.policies import threshold
+from trim_graph.testing import ScriptedChatModel
+from tests.postgres.test_checkpoint import QUESTION, RIGHT, STEPS, on
+
+def score(question, steps):
+    if len(steps) == 3 and sys.argv[1] == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [0.1 if "wrong" in step["text"] else 1.0 for step in steps]
+
+with open_checkpointer("env:RUNS") as checkpointer:
+    graph = create_trim_graph(
+        ScriptedChatModel(script=STEPS), ScriptedChatModel(script=RIGHT), score,
+        policy=threshold(0.5), checkpointer=checkpointer,
+    )
+    result = graph.invoke(QUESTION if sys.argv[1] == "die" else None, on("killed"), durability="sync")
+    print(result["messages"][-1].text, end="")
+"""
+
+
+def test_a_killed_run_goes_on_in_another_process(database, pytestconfig):
+    environment = {**os.environ, "RUNS": database, "PYTHONPATH": str(pytestconfig.rootpath)}
+
+    def run(how):
+        return subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(KILLED), how],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert run("die").returncode == -signal.SIGKILL
+    done = run("resume")
+    assert (done.returncode, done.stdout) == (0, TEXT), done.stderr
+
+
+def test_a_database_that_is_not_there_is_named_without_its_password(database, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("RUNS", f"{database}_not")
+    with (
+        pytest.raises(SettingsError, match=r"PostgreSQL database host=127.0.0.1 .* does not exist") as caught,
+        open_checkpointer("env:RUNS"),
+    ):
+        pass
+    password = psycopg.conninfo.conninfo_to_dict(database)["password"]
+    assert password not in str(caught.value) + caplog.text
+
+
+async def test_a_server_that_is_not_there_is_said_at_once():
+    with pytest.raises(SettingsError, match=r"cannot be opened: .*refused"):
+        async with open_checkpointer("postgresql://nobody@127.0.0.1:9/runs"):
+            pass
+
+
+def test_the_password_may_come_from_the_environment(database, monkeypatch):
+    parts = psycopg.conninfo.conninfo_to_dict(database)
+    monkeypatch.setenv("PGPASSWORD", parts["password"])
+    spec = f"postgresql://{parts['user']}@{parts['host']}:{parts['port']}/{parts['dbname']}"
+    with open_checkpointer(spec) as checkpointer:
+        assert build(checkpointer).invoke(QUESTION, on("a"))["messages"][-1].text == TEXT
