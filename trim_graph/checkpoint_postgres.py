@@ -20,11 +20,11 @@ from .errors import SettingsError
 
 _CONNECT_S = 10
 _OTHER_SETUP_S = 60
-_CONNECTIONS = 10
 _SETUP_LOCK = 7_286_117
 """Any number, the same in all processes."""
 # What PostgresSaver.from_conn_string asks of a connection.
 _OPTIONS: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+_POOL: dict[str, Any] = {"min_size": 1, "max_size": 10, "kwargs": _OPTIONS, "open": False}
 
 
 @contextmanager
@@ -38,14 +38,7 @@ def open_postgres(url: str) -> Iterator[PostgresSaver]:
         SettingsError: The database cannot be opened.
     """
     _set_up(url)
-    with ConnectionPool(
-        url,
-        connection_class=Connection[DictRow],
-        max_size=_CONNECTIONS,
-        min_size=1,
-        kwargs=_OPTIONS,
-        open=False,
-    ) as pool:
+    with open_pool(url) as pool:
         yield PostgresSaver(pool)
 
 
@@ -53,19 +46,22 @@ def open_postgres(url: str) -> Iterator[PostgresSaver]:
 async def aopen_postgres(url: str) -> AsyncIterator[AsyncPostgresSaver]:
     """Open for asynchronous use; see `open_postgres`."""
     await asyncio.to_thread(_set_up, url)
-    async with AsyncConnectionPool(
-        url,
-        connection_class=AsyncConnection[DictRow],
-        max_size=_CONNECTIONS,
-        min_size=1,
-        kwargs=_OPTIONS,
-        open=False,
-    ) as pool:
+    async with AsyncConnectionPool(url, connection_class=AsyncConnection[DictRow], **_POOL) as pool:
         yield AsyncPostgresSaver(pool)
 
 
-def _set_up(url: str) -> None:
-    """Make the tables. Processes that start together take turns: the migrations bear no company."""
+def open_pool(url: str) -> ConnectionPool[Connection[DictRow]]:
+    """A pool for synchronous use, to be opened by ``with``."""
+    return ConnectionPool(url, connection_class=Connection[DictRow], **_POOL)
+
+
+@contextmanager
+def taking_turns(url: str) -> Iterator[Connection[DictRow]]:
+    """A connection for making tables: processes that start together use theirs one after the other.
+
+    Raises:
+        SettingsError: The database cannot be opened.
+    """
     try:
         with psycopg.connect(url, connect_timeout=_CONNECT_S, **_OPTIONS) as connection:
             # Waiting inside the database would hold a snapshot, for which CREATE INDEX CONCURRENTLY waits.
@@ -74,9 +70,14 @@ def _set_up(url: str) -> None:
                 wait=wait_fixed(0.1),
                 stop=stop_after_delay(_OTHER_SETUP_S),
             )(_try_lock, connection)
-            PostgresSaver(connection).setup()
+            yield connection
     except psycopg.Error as error:
-        raise SettingsError(f"checkpoint: {_shown(url)} cannot be opened: {str(error).strip()}") from error
+        raise SettingsError(f"{_shown(url)} cannot be opened: {str(error).strip()}") from error
+
+
+def _set_up(url: str) -> None:
+    with taking_turns(url) as connection:
+        PostgresSaver(connection).setup()
 
 
 def _try_lock(connection: Connection[Any]) -> bool:
