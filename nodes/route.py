@@ -17,7 +17,7 @@ from trim_graph.conversation import compose
 from trim_graph.events import emit, push_text
 from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, Observation, Policy, checked
 from trim_graph.process import this_process
-from trim_graph.run import PLAIN_ROUND, SCORED_ROUND, begin_run
+from trim_graph.run import PLAIN_ROUND, SCORED_ROUND, begin_run, policy_of
 from trim_graph.segment import join_steps, share_out, split_steps
 from trim_graph.state import (
     DecisionRecord,
@@ -38,20 +38,25 @@ MAX_ATTEMPTS = 3
 """Answers without a step, in a row, after which the solution is taken for ended."""
 
 
-def route_node(settings: Settings, policy: Policy, large: Runnable[Any, Any]) -> RunnableLambda[Any, Any]:
+def route_node(
+    settings: Settings, policy: Policy, large: Runnable[Any, Any], *, has_scorer: bool
+) -> RunnableLambda[Any, Any]:
     """Build the node.
 
     Args:
         settings: The graph's own; a call may override them.
         policy: Asked for the next writer and for the decision on a draft.
         large: Only asked how many tokens a prompt has, for the limit on cost.
+        has_scorer: Whether the graph has one.
     """
     # Counting a prompt may load a model or ask a server: not on the event loop.
     counts = hasattr(large, "count_prompt_tokens")
 
     def run(state: TrimState, config: RunnableConfig) -> Command[Goto]:
         if state.get("begin"):
-            state = begin_run(state, config.get("recursion_limit", 10_000), settings, get_runtime().context)
+            limit = config.get("recursion_limit", 10_000)
+            context = get_runtime().context
+            state = begin_run(state, limit, settings, context, policy=policy, has_scorer=has_scorer)
             turn = _Turn(state, policy, large, update=_reset(state))
             emit("started", run=state["run"]["id"])
         else:
@@ -81,6 +86,7 @@ class _Turn:
 
     def __post_init__(self) -> None:
         self.settings = Settings.model_validate(self.state["run"]["settings"])
+        self.policy = policy_of(self.settings, self.policy)
         self.budget: Budget = self.settings.budget
         self.spend: Spend = self.state["spend"]
         self.left: BudgetLeft = budget_left(self.budget, self.spend, self.settings.prices)

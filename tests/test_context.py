@@ -3,10 +3,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.memory import InMemorySaver
 
 from trim_graph.budget import Budget
 from trim_graph.context import Settings, TrimContext, overridden
 from trim_graph.errors import SettingsError
+from trim_graph.policies import small_only
 
 SETTINGS = Settings(max_steps=9)
 
@@ -80,3 +82,48 @@ def test_an_overridden_budget_replaces_the_graphs_own(make):
 def test_one_runs_overrides_are_not_the_next_runs(rig):
     assert rig.ask(context=TrimContext(max_steps=1))["trim"]["stopped"] == "max_steps"
     assert rig.ask()["trim"]["stopped"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("context", "large"),
+    [
+        (TrimContext(policy="large_only"), 1),
+        ({"trim": {"policy": "small_only"}}, 0),
+        (TrimContext(policy={"type": "random_rate", "rate": 1.0}), 4),
+        (TrimContext(threshold=0.05), 0),
+        (TrimContext(threshold=0.5), 1),
+        (None, 1),
+    ],
+)
+def test_a_call_may_go_by_another_policy(make, context: Any, large: int):
+    rig = make()
+    rig.ask(context=context)
+    assert len(rig.large.calls) == large
+
+
+def test_the_contexts_policy_outlives_an_interruption(make):
+    rig = make(checkpointer=InMemorySaver())
+    thread = {"configurable": {"thread_id": "a"}}
+    rig.ask(config=thread, context=TrimContext(threshold=0.05), interrupt_before=["score_step"])
+    assert rig.graph.invoke(None, thread)["trim"]["steps"] == {"small": 4, "large": 0}
+
+
+@pytest.mark.parametrize(
+    ("context", "told"),
+    [
+        ({"trim": {"policy": "nonsense"}}, "the context's policy is not valid: .*nonsense"),
+        ({"trim": {"policy": {"type": "threshold", "t": 7}}}, "less than or equal to 1"),
+        ({"trim": {"policy": "small_only", "threshold": 0.5}}, "threshold and policy are both given"),
+    ],
+)
+def test_a_wrong_policy_in_the_context_is_refused_before_any_model_call(rig, context: Any, told: str):
+    with pytest.raises(ValueError, match=told):
+        rig.ask(context=context)
+    assert rig.unasked
+
+
+def test_a_contexts_policy_cannot_need_scores_that_nobody_gives(make):
+    rig = make(scorer=None, policy=small_only())
+    with pytest.raises(SettingsError, match="needs scores, but the graph was built without a scorer"):
+        rig.ask(context=TrimContext(threshold=0.5))
+    assert rig.unasked

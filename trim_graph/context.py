@@ -27,6 +27,9 @@ class Settings(BaseModel):
     seed: int | None = Field(default=None, description="makes random policies repeatable")
     budget: Budget = Budget()
     prices: Prices = Prices()
+    policy: dict[str, Any] | None = Field(
+        default=None, description="instead of the graph's own; as in a configuration file"
+    )
 
 
 class TrimContext(BaseModel):
@@ -37,6 +40,14 @@ class TrimContext(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    threshold: float | None = Field(
+        default=None, ge=0, le=1, description="Short for the policy threshold at this score"
+    )
+    policy: str | dict[str, Any] | None = Field(
+        default=None,
+        description="Policy instead of the graph's own, as in a configuration file: large_only, or "
+        '{"type": "random_rate", "rate": 0.3}',
+    )
     max_steps: int | None = Field(default=None, ge=1, description="Most steps of a solution")
     max_step_tokens: int | None = Field(default=None, ge=1, description="Most tokens of one step")
     seed: int | None = Field(default=None, description="Makes random policies repeatable")
@@ -50,6 +61,21 @@ class TrimContext(BaseModel):
             return given
         own = given["trim"]
         return own.model_dump(exclude_unset=True) if isinstance(own, cls) else own or {}
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> TrimContext:
+        if self.threshold is not None and self.policy is not None:
+            raise ValueError("threshold and policy are both given; threshold is short for a policy")
+        return self
+
+    def overrides(self) -> dict[str, Any]:
+        """The fields of `Settings` that are to be changed."""
+        given = {name: value for name in self.model_fields_set if (value := getattr(self, name)) is not None}
+        if (t := given.pop("threshold", None)) is not None:
+            given["policy"] = {"type": "threshold", "t": t}
+        if isinstance(given.get("policy"), str):
+            given["policy"] = {"type": given["policy"]}
+        return given
 
 
 def overridden(settings: Settings, context: Any) -> Settings:
@@ -72,10 +98,7 @@ def overridden(settings: Settings, context: Any) -> Settings:
         overrides = given if isinstance(given, TrimContext) else TrimContext.model_validate(given)
     except ValidationError as error:
         raise SettingsError(f"the context's trim settings are not valid: {describe(error)}") from error
-    changed = {
-        name: value for name in overrides.model_fields_set if (value := getattr(overrides, name)) is not None
-    }
-    return settings.model_copy(update=changed)
+    return settings.model_copy(update=overrides.overrides())
 
 
 def describe(error: ValidationError) -> str:

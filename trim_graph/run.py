@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import uuid
+from functools import lru_cache
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from .budget import nothing_spent
-from .context import Settings, overridden
+from .context import Settings, describe, overridden
 from .conversation import question_of, require_answerable
 from .errors import SettingsError
+from .policies import Policy
 from .state import SCHEMA_VERSION, Run, TrimState
 
 SCORED_ROUND = 6
@@ -20,7 +25,29 @@ RECURSION_FLOOR = 1 + SCORED_ROUND + 1
 """Lowest recursion limit a run can begin with: the first `route`, one round, LangGraph's last look."""
 
 
-def begin_run(given: TrimState, limit: int, settings: Settings, context: Any) -> TrimState:
+def policy_of(settings: Settings, own: Policy) -> Policy:
+    """Return the policy a run goes by: the graph's own, or the one its context named.
+
+    Raises:
+        SettingsError: The context's is not valid.
+    """
+    return own if settings.policy is None else _built(json.dumps(settings.policy, sort_keys=True))
+
+
+@lru_cache(maxsize=64)
+def _built(spec: str) -> Policy:
+    from .config_parts import PolicyConfig
+
+    try:
+        policy: Policy = TypeAdapter[Any](PolicyConfig).validate_python(json.loads(spec)).build()
+    except ValidationError as error:
+        raise SettingsError(f"the context's policy is not valid: {describe(error)}") from error
+    return policy
+
+
+def begin_run(
+    given: TrimState, limit: int, settings: Settings, context: Any, *, policy: Policy, has_scorer: bool
+) -> TrimState:
     """Check the input and set up the state of a new run, before any model is called.
 
     Args:
@@ -28,6 +55,8 @@ def begin_run(given: TrimState, limit: int, settings: Settings, context: Any) ->
         limit: The recursion limit, counted in supersteps.
         settings: The graph's own.
         context: Of the call; may hold overrides.
+        policy: The graph's own.
+        has_scorer: Whether the graph has a scorer, which a context's policy may need.
 
     Raises:
         SettingsError: The recursion limit is too low for one step, or the overrides are not valid.
@@ -39,6 +68,11 @@ def begin_run(given: TrimState, limit: int, settings: Settings, context: Any) ->
             f"{RECURSION_FLOOR} supersteps, and 3 to 5 more for every further step"
         )
     settings = overridden(settings, context)
+    routing = policy_of(settings, policy)
+    if routing.needs_score and not has_scorer:
+        raise SettingsError(
+            f"the context's policy {settings.policy} needs scores, but the graph was built without a scorer"
+        )
     messages = given.get("messages", [])
     question = given.get("question") or question_of(messages)
     require_answerable(messages, question)
