@@ -76,10 +76,11 @@ def generate_step_node(small: Runnable[Any, Any], large: Runnable[Any, Any]) -> 
     return RunnableLambda(run, arun, name="generate_step")
 
 
-def after_generate_step(state: TrimState) -> Literal["score_step", "route"]:
+def after_generate_step(state: TrimState) -> Literal["score decides", "no score needed"]:
     """Go to the scorer only where a decision hangs on its answer."""
     order, draft = state.get("order"), state.get("draft")
-    return "score_step" if order is not None and draft is not None and order["scored"] else "route"
+    scored = order is not None and draft is not None and order["scored"]
+    return "score decides" if scored else "no score needed"
 
 
 def _prepare(

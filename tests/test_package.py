@@ -74,6 +74,7 @@ PUBLIC = {
         "TrimConfig",
         "build_graph",
         "build_parts",
+        "example_config",
         "load_config",
         "make_config",
     },

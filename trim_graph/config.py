@@ -20,7 +20,16 @@ from .errors import SettingsError
 if TYPE_CHECKING:
     from langgraph.graph.state import CompiledStateGraph
 
-__all__ = ["EXAMPLE", "Parts", "TrimConfig", "build_graph", "build_parts", "load_config", "make_config"]
+__all__ = [
+    "EXAMPLE",
+    "Parts",
+    "TrimConfig",
+    "build_graph",
+    "build_parts",
+    "example_config",
+    "load_config",
+    "make_config",
+]
 
 EXAMPLE = """\
 small: {type: transformers, model: Qwen/Qwen2.5-Math-1.5B-Instruct, device: auto}
@@ -107,6 +116,21 @@ def make_config(
     except ValidationError as error:
         schema = TrimConfig.model_json_schema()
         raise SettingsError(explain(error, merged, schema, name, lines, overrides or {})) from error
+
+
+def example_config(overrides: dict[str, Any] | None = None) -> TrimConfig:
+    """Return the configuration of the example models, with the calibrated threshold.
+
+    Args:
+        overrides: As in `load_config`.
+    """
+    overrides = overrides or {}
+    data: dict[str, Any] = {part: {"type": "example"} for part in ("small", "large", "scorer")}
+    if "policy" not in overrides:
+        from .examples.arithmetic.calibrate import load_calibration
+
+        data["policy"] = {"type": "threshold", "t": load_calibration().threshold}
+    return make_config(data, overrides=overrides)
 
 
 def build_parts(config: TrimConfig) -> Parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from langchain_core.runnables import Runnable
@@ -18,6 +18,9 @@ from .errors import SettingsError
 from .nodes import after_generate_step, finalize_node, generate_step_node, route_node, score_step_node
 from .policies import Observation, Policy, as_policy
 from .state import TrimInput, TrimOutput, TrimState
+
+AFTER_GENERATE_STEP: dict[Hashable, str] = {"score decides": "score_step", "no score needed": "route"}
+"""Where the labels that `after_generate_step` returns lead."""
 
 
 def create_trim_graph(
@@ -63,7 +66,7 @@ def create_trim_graph(
     fixed = _settings(budget, prices, settings)
     builder = StateGraph(TrimState, TrimContext, input_schema=TrimInput, output_schema=TrimOutput)
     route = route_node(fixed, routing, large, has_scorer=scorer is not None)
-    builder.add_node("route", route, destinations=("generate_step", "finalize"))
+    builder.add_node("route", route, destinations={"generate_step": "write a step", "finalize": "done"})
     builder.add_node("generate_step", generate_step_node(small, large))
     builder.add_node("finalize", finalize_node())
     builder.add_conditional_edges(START, _begin, ["route"])
@@ -74,7 +77,7 @@ def create_trim_graph(
             builder.add_node("score_step", score_step_node(as_scorer(scorer)))
         except TypeError as error:
             raise SettingsError(str(error)) from error
-        builder.add_conditional_edges("generate_step", after_generate_step, ["score_step", "route"])
+        builder.add_conditional_edges("generate_step", after_generate_step, AFTER_GENERATE_STEP)
         builder.add_edge("score_step", "route")
     return builder.compile(checkpointer=checkpointer, name=name)
 

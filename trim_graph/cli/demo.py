@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from trim_graph.config import Parts, TrimConfig, build_graph
+from trim_graph.config import Parts, TrimConfig, build_graph, example_config
 from trim_graph.errors import SettingsError, TrimError
 from trim_graph.evaluation import Outcome, Question, run_arm, share_of_large_tokens
 from trim_graph.examples.arithmetic import Split, problems
 
-from .models import example_config, load_parts
+from .models import load_parts
 from .reporting import Interrupted, need
 
 ARMS = ("small", "large", "threshold", "random")

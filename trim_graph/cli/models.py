@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trim_graph.config import Parts, TrimConfig, build_parts, load_config, make_config
+from trim_graph.config import Parts, TrimConfig, build_parts, example_config, load_config
 from trim_graph.errors import InputError, SettingsError, TrimError
 
 from .reporting import need
@@ -22,16 +22,6 @@ def chosen_config(file: Path | None, overrides: dict[str, Any]) -> TrimConfig:
     if file is not None:
         return load_config(file, overrides=overrides)
     return example_config(overrides)
-
-
-def example_config(overrides: dict[str, Any]) -> TrimConfig:
-    """Return the configuration of the example models, with the calibrated threshold."""
-    data: dict[str, Any] = {part: {"type": "example"} for part in ("small", "large", "scorer")}
-    if "policy" not in overrides:
-        from trim_graph.examples.arithmetic.calibrate import load_calibration
-
-        data["policy"] = {"type": "threshold", "t": load_calibration().threshold}
-    return make_config(data, overrides=overrides)
 
 
 def readable(problem: str, config: TrimConfig) -> str:
