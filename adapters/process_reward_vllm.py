@@ -19,6 +19,9 @@ from .vllm_server import VLLMServer, check_base_url
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_Answer = tuple[Any, int]
+"""What came for one input, an error among it, and the attempts that failed before."""
+
 _SAMPLE = "Step 1: 12 + 34 = 46, so \\boxed{46}.\n\n"
 
 
@@ -99,7 +102,7 @@ class VLLMProcessReward:
             max_retries=max_retries,
         )
         self._ready = Once(self._get_ready)
-        self._requests: CallBatcher[PRMInput, Any] = CallBatcher(self._send, max_batch=max_batch_size)
+        self._requests: CallBatcher[PRMInput, _Answer] = CallBatcher(self._send, max_batch=max_batch_size)
 
     def __repr__(self) -> str:
         shown = ("model", "base_url", "format", "step_token", "max_batch_size")
@@ -133,13 +136,13 @@ class VLLMProcessReward:
             asked = await asyncio.to_thread(
                 ready.format.encode, question, texts, max_tokens=ready.max_model_len
             )
-            answer = await self._requests.ask(asked)
+            answer, failed = await self._requests.ask(asked)
             if isinstance(answer, ModelServerError):
                 raise answer
         except ModelServerError as error:
             raise ScorerError(f"the PRM {self.model} gave no scores: {error}") from error
         scores = _probabilities(answer, len(asked.step_positions), self._server.root)
-        return ScorerReply(scores=scores, input_tokens=len(asked.ids))
+        return ScorerReply(scores=scores, input_tokens=len(asked.ids), failed_attempts=failed)
 
     async def _get_ready(self) -> _Ready:
         served = await self._server.served(self.model)
@@ -165,7 +168,7 @@ class VLLMProcessReward:
                 return None
             raise
 
-    async def _send(self, inputs: list[PRMInput]) -> list[Any]:
+    async def _send(self, inputs: list[PRMInput]) -> list[_Answer]:
         body = {
             "model": self.model,
             "task": "token_classify",
@@ -173,20 +176,25 @@ class VLLMProcessReward:
             "input": [one.ids for one in inputs],
         }
         try:
-            answer = await self._server.post("/pooling", body)
+            answer, failed = await self._server.post_counted("/pooling", body)
         except ModelServerError as error:
             if error.status != 400 or len(inputs) == 1:
                 raise
             # One bad input must not cost the others their scores.
             return [await self._alone(one) for one in inputs]
-        found = {entry.get("index"): entry.get("data") for entry in answer.get("data") or []}
-        return [found.get(number) for number in range(len(inputs))]
+        entries = answer.get("data")
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ModelServerError(
+                f"{self._server.root} answered /pooling with {str(answer)[:200]}", begun=True
+            )
+        found = {entry.get("index"): entry.get("data") for entry in entries}
+        return [(found.get(number), failed) for number in range(len(inputs))]
 
-    async def _alone(self, one: PRMInput) -> Any:
+    async def _alone(self, one: PRMInput) -> _Answer:
         try:
             return (await self._send([one]))[0]
         except ModelServerError as error:
-            return error
+            return error, 0
 
 
 def _rebuild(settings: dict[str, Any]) -> VLLMProcessReward:

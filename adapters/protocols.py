@@ -30,10 +30,12 @@ class ScorerReply:
     Attributes:
         scores: One probability in [0, 1] per step, in the order of the steps.
         input_tokens: Tokens the scorer read, failed attempts included.
+        failed_attempts: Attempts that failed before the one that gave the scores.
     """
 
     scores: Sequence[float]
     input_tokens: int = 0
+    failed_attempts: int = 0
 
 
 @runtime_checkable
@@ -55,6 +57,17 @@ class Scorer(Protocol):
         ...
 
 
+class FailedAttempts(TypedDict):
+    """What failed attempts of a call have used; ``response_metadata["failed_attempts"]`` of an answer."""
+
+    count: int
+    input_tokens: int
+    """As far as the server told; part of the answer's usage."""
+    output_tokens: int
+    unknown: int
+    """Attempts that broke off with nothing told of their tokens."""
+
+
 class TrimError(Exception):
     """Base of all errors that trim-graph raises on purpose."""
 
@@ -72,8 +85,12 @@ class ModelServerError(TrimError):
 
     Attributes:
         status: HTTP status of the answer; None where there was none.
+        begun: Whether the server may have worked on the request: then what it used is not known.
+        attempts: What the failed attempts of the call have used; None where nobody counted.
     """
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, *, begun: bool = False) -> None:
         super().__init__(message)
         self.status = status
+        self.begun = begun
+        self.attempts: FailedAttempts | None = None

@@ -94,4 +94,4 @@ def read_scores(answer: Any, expected: int) -> ScorerReply:
     for index, score in enumerate(scores):
         if math.isnan(score) or not 0 <= score <= 1:
             raise ScorerError(f"the scorer rated step {index} with {score}; expected a value in [0, 1]")
-    return ScorerReply(scores, reply.input_tokens)
+    return ScorerReply(scores, reply.input_tokens, reply.failed_attempts)

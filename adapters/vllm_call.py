@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage
@@ -69,8 +69,9 @@ class VLLMCall:
         """
         limit = asyncio.timeout(self._settings.timeout)
         try:
-            async with limit:
-                await self._server.retrying(self._attempt)
+            with self._telling():
+                async with limit:
+                    await self._server.retrying(self._attempt)
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -87,8 +88,9 @@ class VLLMCall:
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         # Only the waiting is under the limit: between two pieces the consumer is at work.
         try:
-            async with asyncio.timeout_at(deadline):
-                events = await self._server.retrying(self._open)
+            with self._telling():
+                async with asyncio.timeout_at(deadline):
+                    events = await self._server.retrying(self._open)
         except TimeoutError as error:
             self._cut(error)
             return
@@ -103,10 +105,12 @@ class VLLMCall:
                     self._cut(error)
                     return
                 except TransientError as error:
-                    raise ModelServerError(f"{error}, after a part of it had been streamed") from error
+                    with self._telling():
+                        self._lose(error)
+                        raise ModelServerError(f"{error}, after a part of it had been streamed") from error
                 if event is None:
                     break
-                if piece := self.answer.add(event):
+                if piece := self._take(event):
                     yield piece
         self._check_whole()
 
@@ -114,15 +118,15 @@ class VLLMCall:
         path, body = await self._request()
         try:
             if self._settings.timeout is None:
-                self.answer.add(await self._server.post_once(path, body))
+                self._take(await self._server.post_once(path, body))
             else:
                 # A stream tells the tokens so far, and leaves something to answer with.
                 async with contextlib.aclosing(self._server.events(path, body | _STREAM)) as events:
                     async for event in events:
-                        self.answer.add(event)
+                        self._take(event)
             self._check_whole()
-        except TransientError:
-            self._lose()
+        except ModelServerError as error:
+            self._lose(error)
             raise
         if self.answer.reasoned and self._prompts.switch_to_raw():
             self._lose()
@@ -134,12 +138,12 @@ class VLLMCall:
         events = self._server.events(path, body | _STREAM)
         try:
             async for event in events:
-                if self.answer.add(event) or self.answer.reasoned:
+                if self._take(event) or self.answer.reasoned:
                     break
         except BaseException as error:
             await events.aclose()
-            if isinstance(error, TransientError):
-                self._lose()
+            if isinstance(error, ModelServerError):
+                self._lose(error)
             raise
         if self.answer.reasoned and self._prompts.switch_to_raw():
             await events.aclose()
@@ -151,10 +155,29 @@ class VLLMCall:
         path, body = await self._prompts.request(self._messages, self._settings)
         return path, body | self._extra_body
 
-    def _lose(self) -> None:
+    def _take(self, event: dict[str, Any]) -> str:
+        try:
+            return self.answer.add(event)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise ModelServerError(
+                f"{self._server.root} answered with JSON that is no completion: {str(event)[:200]}. "
+                "Is it a vLLM server?",
+                begun=True,
+            ) from error
+
+    def _lose(self, error: ModelServerError | None = None) -> None:
         """Count what has arrived as lost; a time limit that ends later must not count it again."""
-        self._lost.add(self.answer)
+        self._lost.add(self.answer, worked_on=error is not None and error.begun)
         self.answer = Answer()
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Let an error that ends the call tell what its attempts have used."""
+        try:
+            yield
+        except ModelServerError as error:
+            error.attempts = self._lost.told
+            raise
 
     def _cut(self, error: TimeoutError) -> None:
         """Make an answer of what has arrived within the time limit."""
@@ -167,4 +190,4 @@ class VLLMCall:
 
     def _check_whole(self) -> None:
         if self.answer.finish_reason in (None, "abort", "error"):
-            raise TransientError(f"the server at {self._server.root} broke off its answer")
+            raise TransientError(f"the server at {self._server.root} broke off its answer", begun=True)

@@ -16,7 +16,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from tenacity.wait import wait_exponential, wait_random
 
 from .http_pool import pool_for
-from .protocols import ModelServerError
+from .protocols import FailedAttempts, ModelServerError
 
 T = TypeVar("T")
 
@@ -31,8 +31,10 @@ class TransientError(ModelServerError):
         retry_after: Seconds that the server asks to wait.
     """
 
-    def __init__(self, message: str, status: int | None = None, retry_after: float = 0.0) -> None:
-        super().__init__(message, status)
+    def __init__(
+        self, message: str, status: int | None = None, retry_after: float = 0.0, *, begun: bool = False
+    ) -> None:
+        super().__init__(message, status, begun=begun)
         self.retry_after = retry_after
 
 
@@ -88,7 +90,18 @@ class VLLMServer:
         Raises:
             ModelServerError: The server cannot be reached or refuses.
         """
-        return await self.retrying(lambda: self.post_once(path, payload))
+        return (await self.post_counted(path, payload))[0]
+
+    async def post_counted(self, path: str, payload: dict[str, Any]) -> tuple[Any, int]:
+        """`post`, and how many attempts failed before the one that gave the answer."""
+        begun = 0
+
+        async def attempt() -> Any:
+            nonlocal begun
+            begun += 1
+            return await self.post_once(path, payload)
+
+        return await self.retrying(attempt), begun - 1
 
     async def served(self, model: str) -> dict[str, Any]:
         """What the server tells of a model: ``max_model_len``, and as ``root`` where it has it from.
@@ -123,7 +136,11 @@ class VLLMServer:
                 reraise=True,
             )(attempt)
         except TransientError as error:
-            raise ModelServerError(f"{error} ({attempts} attempts)", error.status) from error
+            final = ModelServerError(f"{error} ({attempts} attempts)", error.status, begun=error.begun)
+            final.attempts = FailedAttempts(
+                count=attempts, input_tokens=0, output_tokens=0, unknown=attempts * error.begun
+            )
+            raise final from error
 
     async def post_once(self, path: str, payload: dict[str, Any]) -> Any:
         """`post` in one attempt.
@@ -154,7 +171,7 @@ class VLLMServer:
                     raise self._refusal(_code(event["error"]), event)
                 yield event
             if not done:
-                raise TransientError(f"the server at {self.root} broke off its answer")
+                raise TransientError(f"the server at {self.root} broke off its answer", begun=True)
 
     async def _json(self, method: str, path: str, payload: dict[str, Any] | None) -> Any:
         async with self._response(method, path, payload) as response:
@@ -178,13 +195,13 @@ class VLLMServer:
                 yield response
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError):
             raise
-        except httpx.ConnectError as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise TransientError(
                 f"no server answers at {self.root} ({error}); start it, or correct base_url"
             ) from error
         except httpx.TransportError as error:
             what = str(error) or type(error).__name__
-            raise TransientError(f"the connection to {self.root} failed: {what}") from error
+            raise TransientError(f"the connection to {self.root} failed: {what}", begun=True) from error
 
     def _headers(self) -> dict[str, str]:
         key = self._key()
@@ -212,7 +229,8 @@ class VLLMServer:
         if not isinstance(parsed, dict):
             raise ModelServerError(
                 f"{self.root} answered with something that is not a JSON object: {self._shown(data)}. "
-                "Is it a vLLM server?"
+                "Is it a vLLM server?",
+                begun=True,
             )
         return parsed
 

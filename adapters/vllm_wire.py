@@ -12,6 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
 from .chat_prompt import role_of, text_of
+from .protocols import FailedAttempts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,12 +147,30 @@ class Lost:
     attempts: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    unknown: int = 0
+    """Attempts that the server may have worked on and told nothing of."""
 
-    def add(self, answer: Answer) -> None:
-        """Count an attempt that came to nothing."""
+    def add(self, answer: Answer, *, worked_on: bool) -> None:
+        """Count an attempt that came to nothing.
+
+        Args:
+            answer: What had arrived of it.
+            worked_on: Whether the server may have worked on it.
+        """
         self.attempts += 1
         self.input_tokens += answer.input_tokens
         self.output_tokens += answer.output_tokens
+        self.unknown += worked_on and not answer.input_tokens
+
+    @property
+    def told(self) -> FailedAttempts:
+        """What ``response_metadata`` and errors say of it."""
+        return FailedAttempts(
+            count=self.attempts,
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+            unknown=self.unknown,
+        )
 
 
 def metadata_of(answer: Answer, settings: CallSettings, lost: Lost, model: str) -> dict[str, Any]:
@@ -168,11 +187,7 @@ def metadata_of(answer: Answer, settings: CallSettings, lost: Lost, model: str) 
     if answer.timed_out:
         metadata["timed_out"] = True
     if lost.attempts:
-        metadata["failed_attempts"] = {
-            "count": lost.attempts,
-            "input_tokens": lost.input_tokens,
-            "output_tokens": lost.output_tokens,
-        }
+        metadata["failed_attempts"] = lost.told
     return metadata
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from langchain_core.messages import BaseMessage
@@ -20,8 +21,8 @@ from trim_graph.process import this_process
 from trim_graph.segment import is_step, join_steps
 from trim_graph.state import Draft, Order, TrimState, changed
 
-GRACE = 0.5
-"""Seconds an asynchronous call may exceed its timeout before it is cancelled."""
+from .deadline import GRACE, call_within
+from .failures import charge_attempts, charge_failed_call, failure, has_way_out, told_of_retries
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,19 @@ class _Call:
     """Whether the accepted text ends in the middle of a paragraph, so that space before the step counts."""
     prompt_tokens: int
 
+    @property
+    def limit(self) -> float | None:
+        """Seconds it may take."""
+        return self.arguments.get("timeout")
+
+    def charge(self) -> dict[str, Any]:
+        """What a charge for tokens that nobody told goes by."""
+        return {
+            "max_tokens": self.arguments["max_tokens"],
+            "prompt_tokens": self.prompt_tokens,
+            "prices": self.settings.prices,
+        }
+
 
 def generate_step_node(small: Runnable[Any, Any], large: Runnable[Any, Any]) -> RunnableLambda[Any, Any]:
     """Build the node from the two writers."""
@@ -49,13 +63,11 @@ def generate_step_node(small: Runnable[Any, Any], large: Runnable[Any, Any]) -> 
         if call is None:
             return changed(state, _given_up(state))
         begun = time.monotonic()
-        limit = call.arguments.get("timeout")
+        ask = partial(call.model.invoke, call.messages, call.config, **call.arguments)
         try:
-            message = call.model.invoke(call.messages, call.config, **call.arguments)
-        except TimeoutError:
-            if limit is None or time.monotonic() - begun < limit:
-                raise
-            return changed(state, _timed_out(call, time.monotonic() - begun))
+            message = call_within(call.limit, ask)
+        except Exception as error:
+            return changed(state, _came_to_nothing(call, error, time.monotonic() - begun))
         return changed(state, _noted(call, message, time.monotonic() - begun))
 
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
@@ -63,14 +75,11 @@ def generate_step_node(small: Runnable[Any, Any], large: Runnable[Any, Any]) -> 
         if call is None:
             return changed(state, _given_up(state))
         begun = time.monotonic()
-        limit = call.arguments.get("timeout")
         try:
-            async with asyncio.timeout(None if limit is None else limit + GRACE):
+            async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
                 message = await call.model.ainvoke(call.messages, call.config, **call.arguments)
-        except TimeoutError:
-            if limit is None or time.monotonic() - begun < limit:
-                raise
-            return changed(state, _timed_out(call, time.monotonic() - begun))
+        except Exception as error:
+            return changed(state, _came_to_nothing(call, error, time.monotonic() - begun))
         return changed(state, _noted(call, message, time.monotonic() - begun))
 
     return RunnableLambda(run, arun, name="generate_step")
@@ -153,6 +162,23 @@ def _given_up(state: TrimState) -> dict[str, Any]:
     }
 
 
+def _came_to_nothing(call: _Call, error: Exception, seconds: float) -> dict[str, Any]:
+    """Note why there is no answer, where the run has a way to go on; else raise."""
+    if isinstance(error, TimeoutError) and call.limit is not None and seconds >= call.limit:
+        return _timed_out(call, seconds)
+    writer = call.order["writer"]
+    if not has_way_out(error, writer, call.settings):
+        raise error
+    spend = Spend(**{**call.spend, "seconds": call.spend["seconds"] + seconds})
+    return {
+        "spend": charge_failed_call(spend, writer, error, **call.charge()),
+        "draft": None,
+        "in_flight": None,
+        "failed": failure(error, writer),
+        "notes": call.notes,
+    }
+
+
 def _timed_out(call: _Call, seconds: float) -> dict[str, Any]:
     """The writer did not answer in time: charge what it may have generated."""
     spend, writer = Spend(**{**call.spend, "seconds": call.spend["seconds"] + seconds}), call.order["writer"]
@@ -176,7 +202,7 @@ def _timed_out(call: _Call, seconds: float) -> dict[str, Any]:
 def _noted(call: _Call, message: Any, seconds: float) -> dict[str, Any]:
     order, delimiter = call.order, call.settings.delimiter
     reply = read_reply(message, delimiter, order["writer"])
-    spend = _billed(call, reply, seconds)
+    spend = _billed(call, reply, message.response_metadata, seconds)
     update: dict[str, Any] = {"spend": spend, "in_flight": None}
     if call.noted:
         update["notes"] = call.notes
@@ -207,11 +233,12 @@ def _noted(call: _Call, message: Any, seconds: float) -> dict[str, Any]:
     return update
 
 
-def _billed(call: _Call, reply: Reply, seconds: float) -> Spend:
+def _billed(call: _Call, reply: Reply, metadata: dict[str, Any], seconds: float) -> Spend:
     writer = call.order["writer"]
     before = call.spend[writer]
     spend = Spend(**{**call.spend, "seconds": call.spend["seconds"] + seconds})
     spend[writer] = {
+        **before,
         "calls": before["calls"] + 1,
         "input_tokens": before["input_tokens"] + reply.input_tokens,
         "output_tokens": before["output_tokens"] + reply.output_tokens,
@@ -219,4 +246,6 @@ def _billed(call: _Call, reply: Reply, seconds: float) -> Spend:
     }
     if writer == "large":
         spend["overshoot_tokens"] += max(0, reply.output_tokens - call.arguments["max_tokens"])
+    if (lost := told_of_retries(metadata, writer)) is not None:
+        spend = charge_attempts(spend, writer, lost, **call.charge())
     return spend

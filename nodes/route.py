@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from trim_graph.events import emit, push_text
 from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, Observation, Policy, checked
 from trim_graph.process import this_process
 from trim_graph.run import PLAIN_ROUND, SCORED_ROUND, begin_run, policy_of
-from trim_graph.segment import join_steps, share_out, split_steps
+from trim_graph.segment import join_steps
 from trim_graph.state import (
     DecisionRecord,
     Draft,
@@ -30,6 +29,9 @@ from trim_graph.state import (
     fresh_channels,
     scores_of,
 )
+
+from .accepting import as_step, pieces
+from .fallback import GIVE_UP, fall_back
 
 Goto = Literal["generate_step", "finalize"]
 REACHED: tuple[Goto, ...] = ("generate_step", "finalize")
@@ -57,10 +59,10 @@ def route_node(
             limit = config.get("recursion_limit", 10_000)
             context = get_runtime().context
             state = begin_run(state, limit, settings, context, policy=policy, has_scorer=has_scorer)
-            turn = _Turn(state, policy, large, update=_reset(state))
+            turn = Turn(state, policy, large, update=_reset(state))
             emit("started", run=state["run"]["id"])
         else:
-            turn = _Turn(state, policy, large)
+            turn = Turn(state, policy, large)
         return turn.take()
 
     async def arun(state: TrimState, config: RunnableConfig) -> Command[Goto]:
@@ -76,7 +78,7 @@ def _reset(state: TrimState) -> dict[str, Any]:
 
 
 @dataclass
-class _Turn:
+class Turn:
     """One execution of the node: what it saw, and the update it builds."""
 
     state: TrimState
@@ -96,45 +98,50 @@ class _Turn:
         self.notes = list(self.state.get("notes", []))
 
     def take(self) -> Command[Goto]:
+        """Look at what the last node left, and say what comes next."""
         draft, order = self.state.get("draft"), self.state.get("order")
+        failed = self.state.get("failed")
+        if failed is not None:
+            assert order is not None
+            return self.finish("deadline") if self._out_of_time() else fall_back(self, failed, draft, order)
         if draft is not None:
             assert order is not None
             return self._judge(draft, order)
         if self.state.get("stopped"):
-            return self._finish(self.state["stopped"])
+            return self.finish(self.state["stopped"])
         if order is not None and order["attempt"] > 0:
             if self._out_of_time():
-                return self._finish("deadline")
+                return self.finish("deadline")
             if order["attempt"] >= MAX_ATTEMPTS:
-                return self._finish("no_step")
-            return self._write(order)
+                return self.finish("no_step")
+            return self.write(order)
         return self._next()
 
     # Who writes the next step?
 
     def _next(self) -> Command[Goto]:
         if len(self.steps) >= self.settings.max_steps:
-            return self._finish("max_steps")
+            return self.finish("max_steps")
         if self._out_of_time():
-            return self._finish("deadline")
+            return self.finish("deadline")
         choice = checked(
             self.policy.next_writer(self._observe("next_writer")), NEXT_WRITERS, self.policy, self.memory
         )
         self._remember(choice.memory)
         wants_large = choice.value != "small"
         if wants_large:
-            order, refused = self._large_order(choice.value == "large_to_end")
+            order, refused = self.large_order(choice.value == "large_to_end")
             if order is not None:
-                return self._write(order)
+                return self.write(order)
         else:
             refused = self._grant(self.settings.max_step_tokens)[1] if self.policy.decides else None
         if refused:
-            self._note(refused)
-            if self.budget.on_exhausted == "stop":
-                return self._finish("budget")
-        return self._write(self._small_order(decided=self.policy.decides and not refused))
+            self.note_refusal(refused)
+            if self._stops(refused):
+                return self.finish("budget")
+        return self.write(self.small_order(decided=self.policy.decides and not refused))
 
-    def _small_order(self, decided: bool) -> Order:
+    def small_order(self, decided: bool) -> Order:
         """Order a draft; it is scored only where a decision hangs on it."""
         return Order(
             writer="small",
@@ -153,7 +160,8 @@ class _Turn:
         """Return what all steps that remain may take together."""
         return self.settings.max_step_tokens * (self.settings.max_steps - len(self.steps))
 
-    def _large_order(self, to_end: bool) -> tuple[Order | None, str | None]:
+    def large_order(self, to_end: bool) -> tuple[Order | None, str | None]:
+        """Order a step, or all that remain, within the limits; or name the limit that refuses."""
         granted, refused = self._grant(self._tokens_to_end() if to_end else self.settings.max_step_tokens)
         if granted == 0:
             return None, refused
@@ -175,14 +183,19 @@ class _Turn:
         return prompt_bound(self.large, compose(self.state["messages"], self.settings.instruction, prefix))
 
     def _grant(self, wanted: int, lead: str = "") -> tuple[int, str | None]:
+        if self.spend["large"]["failed_calls"] >= GIVE_UP:
+            return 0, "large_failures"
         prompt = self._prompt_tokens(lead)
         return grant(self.budget, self.left, self.settings.prices, wanted=wanted, prompt_tokens=prompt)
+
+    def _stops(self, refused: str) -> bool:
+        return self.budget.on_exhausted == "stop" and refused != "large_failures"
 
     # Does the draft stay?
 
     def _judge(self, draft: Draft, order: Order) -> Command[Goto]:
         if not order["decided"]:
-            return self._accept(draft, order)
+            return self.accept(draft, order)
         choice = checked(
             self.policy.decide(self._observe("decide", draft)), DECISIONS, self.policy, self.memory
         )
@@ -190,22 +203,27 @@ class _Turn:
         record = DecisionRecord(step=len(self.steps), decision=choice.value, score=draft["score"])
         large_order: Order | None = None
         if choice.value != "accept":
-            large_order, refused = self._large_order(choice.value == "handover")
+            large_order, refused = self.large_order(choice.value == "handover")
             if large_order is None:
                 assert refused is not None
                 record["decision"], record["refused"] = "accept", refused
-                self._note(refused)
+                self.note_refusal(refused)
             else:
-                record["discarded"] = _as_step(draft)
+                record["discarded"] = as_step(draft)
+        self.decide(record)
+        if large_order is None:
+            return self.accept(draft, order)
+        return self.write(large_order)
+
+    def decide(self, record: DecisionRecord) -> None:
+        """Put a decision on record."""
         self.update["decisions"] = [record]
         emit("decision", **record)
-        if large_order is None:
-            return self._accept(draft, order)
-        return self._write(large_order)
 
-    def _accept(self, draft: Draft, order: Order) -> Command[Goto]:
+    def accept(self, draft: Draft, order: Order) -> Command[Goto]:
+        """Add a draft to the solution, and go on."""
         delimiter = self.settings.delimiter
-        accepted = _pieces(draft, delimiter) if order["to_end"] else [_as_step(draft)]
+        accepted = pieces(draft, delimiter) if order["to_end"] else [as_step(draft)]
         # Nothing remains for a writer that was let go on to the end and has used all that remained.
         used_up = order["to_end"] and order["max_tokens"] >= self._tokens_to_end()
         first = len(self.steps)
@@ -228,9 +246,9 @@ class _Turn:
             self.scores.append(score)
         self.update["steps"] = accepted
         if draft["end"] == "eos":
-            return self._finish("finished")
+            return self.finish("finished")
         if used_up and not self._out_of_time():
-            return self._finish("max_steps")
+            return self.finish("max_steps")
         return self._next()
 
     # What a turn leaves behind
@@ -258,25 +276,33 @@ class _Turn:
         if memory != self.memory:
             self.memory = self.update["memory"] = memory
 
-    def _note(self, refused: str | None) -> None:
-        note = f"the limit on {refused} is spent: the large model is not called any more"
+    def note_refusal(self, refused: str) -> None:
+        """Tell a user that the large model is not asked any more."""
+        if refused != "large_failures":  # noted when it happened
+            self.note(f"the limit on {refused} is spent: the large model is not called any more")
+
+    def note(self, note: str) -> None:
+        """Tell a user, once."""
         if note not in self.notes:
             self.notes.append(note)
             self.update["notes"] = self.notes
             emit("note", text=note)
 
-    def _write(self, order: Order) -> Command[Goto]:
+    def write(self, order: Order) -> Command[Goto]:
+        """Send an order to its writer."""
         if order["attempt"] and order["writer"] == "large":
             granted, refused = self._grant(order["max_tokens"], order["lead"])
             if granted == 0:
-                self._note(refused)
-                stop = self.budget.on_exhausted == "stop"
-                return self._finish("budget") if stop else self._write(self._small_order(decided=False))
+                assert refused is not None
+                self.note_refusal(refused)
+                if self._stops(refused):
+                    return self.finish("budget")
+                return self.write(self.small_order(decided=False))
             order = Order(**{**order, "max_tokens": granted})
         needed = SCORED_ROUND if order["decided"] else PLAIN_ROUND
         # LangGraph looks once more after the last superstep, and counts that look.
         if self.state["remaining_steps"] <= needed:
-            return self._finish("recursion_limit")
+            return self.finish("recursion_limit")
         in_flight = None
         if order["writer"] == "large":
             in_flight = InFlight(
@@ -285,40 +311,14 @@ class _Turn:
                 prompt_tokens=self._prompt_tokens(order["lead"]),
                 process=this_process(),
             )
-        return self._go("generate_step", order=order, in_flight=in_flight)
+        return self._go("generate_step", order=order, in_flight=in_flight, failed=None)
 
-    def _finish(self, reason: str) -> Command[Goto]:
-        return self._go("finalize", stopped=reason, order=None, in_flight=None)
+    def finish(self, reason: str) -> Command[Goto]:
+        """End the run."""
+        return self._go("finalize", stopped=reason, order=None, in_flight=None, failed=None)
 
     def _go(self, goto: Goto, **channels: Any) -> Command[Goto]:
         leaving = {**channels, "draft": None}
         # At the beginning of a run the state is the one to be, not the one before: everything is written.
         new = leaving if "run" in self.update else changed(self.state, leaving)
         return Command(update=self.update | new, goto=goto)
-
-
-def _as_step(draft: Draft) -> Step:
-    return Step(
-        text=draft["text"],
-        writer=draft["writer"],
-        model=draft["model"],
-        tokens=draft["tokens"],
-        mean_token_probability=draft["mean_token_probability"],
-        end=draft["end"],
-    )
-
-
-def _pieces(draft: Draft, delimiter: str) -> Sequence[Step]:
-    """Cut what was written in one go into steps."""
-    texts = split_steps(draft["text"], delimiter) or [draft["text"]]
-    tokens = share_out(draft["tokens"], texts)
-    whole = _as_step(draft)
-    pieces = [
-        Step(**{**whole, "text": t, "tokens": n, "end": "delimiter"})
-        for t, n in zip(texts, tokens, strict=True)
-    ]
-    pieces[-1]["end"] = draft["end"]
-    last = draft["text"].split(delimiter)[-1]
-    if draft["end"] == "length" and last != draft["text"] and not last.strip():
-        pieces[-1]["end"] = "delimiter"  # cut right behind it: the next step is a paragraph of its own
-    return pieces

@@ -13,11 +13,13 @@ from langchain_core.runnables.config import merge_configs, set_config_context
 
 from trim_graph.adapters.protocols import ScorableStep, Scorer
 from trim_graph.adapters.scorers import read_scores
-from trim_graph.budget import ScorerSpend, Spend, budget_left
+from trim_graph.budget import Spend, budget_left
 from trim_graph.context import Settings
+from trim_graph.events import emit
 from trim_graph.state import Draft, Order, Step, TrimState
 
-from .generate_step import GRACE
+from .deadline import GRACE, call_within
+from .failures import attempts_of, charge_scorer, failure, has_way_out
 
 
 def score_step_node(scorer: Scorer) -> RunnableLambda[Any, Any]:
@@ -25,26 +27,48 @@ def score_step_node(scorer: Scorer) -> RunnableLambda[Any, Any]:
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         begun = time.monotonic()
-        with _quiet(config) as context:
-            answer = context.run(scorer.score, state["run"]["question"], _scorable(state))
-        return _noted(state, answer, time.monotonic() - begun)
+        left = _seconds_left(state)
+        question, steps = state["run"]["question"], _scorable(state)
+        try:
+            with _quiet(config) as context:
+                answer = call_within(left, lambda: context.run(scorer.score, question, steps))
+            return _noted(state, answer, time.monotonic() - begun)
+        except Exception as error:
+            return _came_to_nothing(state, error, left, time.monotonic() - begun)
 
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         begun = time.monotonic()
-        settings = Settings.model_validate(state["run"]["settings"])
-        left = budget_left(settings.budget, state["spend"], settings.prices).seconds
+        left = _seconds_left(state)
         try:
-            async with asyncio.timeout(None if left is None else left + GRACE) as limit:
+            async with asyncio.timeout(None if left is None else left + GRACE):
                 with _quiet(config) as context:
                     asked = scorer.ascore(state["run"]["question"], _scorable(state))
                     answer = await asyncio.create_task(asked, context=context)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            return _timed_out(state, time.monotonic() - begun)
-        return _noted(state, answer, time.monotonic() - begun)
+            return _noted(state, answer, time.monotonic() - begun)
+        except Exception as error:
+            return _came_to_nothing(state, error, left, time.monotonic() - begun)
 
     return RunnableLambda(run, arun, name="score_step")
+
+
+def _seconds_left(state: TrimState) -> float | None:
+    settings = Settings.model_validate(state["run"]["settings"])
+    return budget_left(settings.budget, state["spend"], settings.prices).seconds
+
+
+def _came_to_nothing(
+    state: TrimState, error: Exception, left: float | None, seconds: float
+) -> dict[str, Any]:
+    """Note why there are no scores, where the run has a way to go on; else raise."""
+    if isinstance(error, TimeoutError) and left is not None and seconds >= left:
+        return _timed_out(state, seconds)
+    if not has_way_out(error, "scorer", Settings.model_validate(state["run"]["settings"])):
+        raise error
+    attempts = attempts_of(error)["count"]
+    return {
+        "failed": failure(error, "scorer"),
+        "spend": charge_scorer(state["spend"], seconds, failed=True, attempts=attempts),
+    }
 
 
 def _quiet(config: RunnableConfig) -> AbstractContextManager[Context]:
@@ -75,15 +99,14 @@ def _scorable(state: TrimState) -> list[ScorableStep]:
 
 
 def _noted(state: TrimState, answer: Any, seconds: float) -> dict[str, Any]:
-    draft, known, before = state["draft"], state["scores"], state["spend"]
+    draft, known = state["draft"], state["scores"]
     assert draft is not None
     count = len(state["steps"])
     reply = read_scores(answer, count + 1)
-    spend = Spend(**{**before, "seconds": before["seconds"] + seconds})
-    spend["scorer"] = ScorerSpend(
-        calls=before["scorer"]["calls"] + 1,
-        input_tokens=before["scorer"]["input_tokens"] + reply.input_tokens,
-    )
+    tokens, attempts = reply.input_tokens, reply.failed_attempts
+    if attempts:
+        emit("retried", part="scorer", attempts=attempts)
+    spend = charge_scorer(state["spend"], seconds, failed=False, tokens=tokens, attempts=attempts)
     update: dict[str, Any] = {"draft": Draft(**{**draft, "score": reply.scores[-1]}), "spend": spend}
     # A step of the large model is scored here, together with the draft that follows it.
     late = {str(i): reply.scores[i] for i in range(count) if str(i) not in known}

@@ -76,7 +76,7 @@ def test_relative_paths_are_relative_to_the_file(tmp_path, monkeypatch):
 
 
 def test_run_settings_are_those_of_the_graph():
-    known = set(Settings.model_fields) - {"budget", "prices"}
+    known = set(Settings.model_fields) - {"budget", "prices", "policy"}
     assert set(RunSettings.model_fields) == known
     assert RunSettings().model_dump() == Settings().model_dump(include=known)
 

@@ -81,7 +81,17 @@ def test_its_schemas_show_what_goes_in_and_comes_out(rig):
     assert set(rig.graph.get_input_jsonschema()["properties"]) == {"messages", "question"}
     assert set(rig.graph.get_output_jsonschema()["properties"]) == {"messages", "trim"}
     context = rig.graph.get_context_jsonschema()["properties"]
-    assert set(context) == {"threshold", "policy", "max_steps", "max_step_tokens", "seed", "budget"}
+    assert set(context) == {
+        "threshold",
+        "policy",
+        "max_steps",
+        "max_step_tokens",
+        "seed",
+        "budget",
+        "on_scorer_error",
+        "on_large_error",
+        "on_small_error",
+    }
     assert all("description" in field for field in context.values())
 
 

@@ -80,6 +80,10 @@ class WriterSpend(TypedDict):
     input_tokens: int
     output_tokens: int
     cached_tokens: int
+    failed_attempts: int
+    """Attempts that failed, those included that were made good by another one."""
+    failed_calls: int
+    """Calls that failed with all their attempts."""
 
 
 class ScorerSpend(TypedDict):
@@ -87,6 +91,8 @@ class ScorerSpend(TypedDict):
 
     calls: int
     input_tokens: int
+    failed_attempts: int
+    failed_calls: int
 
 
 class Spend(TypedDict):
@@ -96,7 +102,7 @@ class Spend(TypedDict):
     large: WriterSpend
     scorer: ScorerSpend
     unaccounted_tokens: int
-    """Large tokens charged for calls that a crash cut off: their ``max_tokens``."""
+    """Large tokens charged, ``max_tokens`` a call, where nobody saw the end: a crash, a broken connection."""
     unaccounted_cost: float
     overshoot_tokens: int
     """Large tokens beyond what a call was granted (a model that ignores ``max_tokens``)."""
@@ -105,11 +111,13 @@ class Spend(TypedDict):
 
 def nothing_spent() -> Spend:
     """Return the spend of a run that has not begun."""
-    writer = WriterSpend(calls=0, input_tokens=0, output_tokens=0, cached_tokens=0)
+    writer = WriterSpend(
+        calls=0, input_tokens=0, output_tokens=0, cached_tokens=0, failed_attempts=0, failed_calls=0
+    )
     return Spend(
         small=writer.copy(),
         large=writer.copy(),
-        scorer=ScorerSpend(calls=0, input_tokens=0),
+        scorer=ScorerSpend(calls=0, input_tokens=0, failed_attempts=0, failed_calls=0),
         unaccounted_tokens=0,
         unaccounted_cost=0.0,
         overshoot_tokens=0,

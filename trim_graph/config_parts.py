@@ -12,6 +12,7 @@ from .adapters.model_source import check_model
 from .adapters.prm_formats import QWEN_SYSTEM_PROMPT
 from .budget import Writer
 from .checkpoint import CHOICES, checkpoint_place
+from .context import OnLargeError, OnScorerError, OnSmallError
 from .policies import Policy, large_only, random_rate, small_only, stay_on_large, threshold
 from .prompts import DEFAULT_INSTRUCTION
 from .segment import DEFAULT_DELIMITER
@@ -254,6 +255,9 @@ class RunSettings(Part):
     delimiter: str = Field(default=DEFAULT_DELIMITER, min_length=1)
     instruction: str | None = DEFAULT_INSTRUCTION
     seed: int | None = None
+    on_scorer_error: OnScorerError = "raise"
+    on_large_error: OnLargeError = "raise"
+    on_small_error: OnSmallError = "raise"
 
 
 def placed_checkpoint(value: Any, info: ValidationInfo) -> Any:

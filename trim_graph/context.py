@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -11,6 +11,10 @@ from .budget import Budget, Prices
 from .errors import SettingsError
 from .prompts import DEFAULT_INSTRUCTION
 from .segment import DEFAULT_DELIMITER
+
+OnScorerError = Literal["accept", "regenerate", "raise"]
+OnLargeError = Literal["accept", "raise"]
+OnSmallError = Literal["large", "raise"]
 
 
 class Settings(BaseModel):
@@ -25,6 +29,15 @@ class Settings(BaseModel):
         default=DEFAULT_INSTRUCTION, description="joins the system message; null adds nothing"
     )
     seed: int | None = Field(default=None, description="makes random policies repeatable")
+    on_scorer_error: OnScorerError = Field(
+        default="raise", description="when a draft cannot be scored: accept it, regenerate it, or raise"
+    )
+    on_large_error: OnLargeError = Field(
+        default="raise", description="when the large model fails: accept the small one's step, or raise"
+    )
+    on_small_error: OnSmallError = Field(
+        default="raise", description="when the small model fails: the large one writes the step, or raise"
+    )
     budget: Budget = Budget()
     prices: Prices = Prices()
     policy: dict[str, Any] | None = Field(
@@ -51,6 +64,15 @@ class TrimContext(BaseModel):
     max_steps: int | None = Field(default=None, ge=1, description="Most steps of a solution")
     max_step_tokens: int | None = Field(default=None, ge=1, description="Most tokens of one step")
     seed: int | None = Field(default=None, description="Makes random policies repeatable")
+    on_scorer_error: OnScorerError | None = Field(
+        default=None, description="When a draft cannot be scored: accept it, regenerate it, or raise"
+    )
+    on_large_error: OnLargeError | None = Field(
+        default=None, description="When the large model fails: accept the small one's step, or raise"
+    )
+    on_small_error: OnSmallError | None = Field(
+        default=None, description="When the small model fails: the large one writes the step, or raise"
+    )
     budget: Budget | None = Field(default=None, description="Hard limits instead of the graph's own")
 
     @model_validator(mode="before")

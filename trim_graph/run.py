@@ -98,6 +98,7 @@ def begin_run(
         draft=None,
         order=None,
         in_flight=None,
+        failed=None,
         memory=None,
         spend=nothing_spent(),
         stopped="",

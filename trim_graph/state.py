@@ -67,6 +67,13 @@ class InFlight(TypedDict):
     process: str
 
 
+class Failure(TypedDict):
+    """What a node could not do, for `route` to find the declared way out."""
+
+    part: Literal["small", "large", "scorer"]
+    error: str
+
+
 class DecisionRecord(TypedDict):
     """One decision of the policy, and the draft it turned down."""
 
@@ -76,6 +83,8 @@ class DecisionRecord(TypedDict):
     score: float | None
     refused: NotRequired[str]
     """Limit of the budget that turned a wish for the large model into ``accept``."""
+    fallback: NotRequired[str]
+    """What had failed, where the decision is not the policy's but that of ``on_scorer_error`` or its like."""
     discarded: NotRequired[Step]
 
 
@@ -94,7 +103,8 @@ class Summary(TypedDict):
     """What a run did; also in the final message's ``response_metadata["trim"]``."""
 
     stopped: str
-    """``finished``, ``max_steps``, ``budget``, ``deadline``, ``recursion_limit`` or ``no_step``."""
+    """``finished``, ``max_steps``, ``budget``, ``deadline``, ``recursion_limit``, ``no_step`` or ``failed``
+    (no model was left to write the next step)."""
     answer: str | None
     """Content of the last ``\\boxed{}``, if any."""
     steps: dict[Writer, int]
@@ -152,10 +162,13 @@ class TrimState(TrimInput, total=False):
     draft: Draft | None
     order: Order | None
     in_flight: InFlight | None
+    failed: Failure | None
     memory: Any
     """What the policy wants to remember."""
     spend: Spend
-    stopped: Literal["", "finished", "max_steps", "budget", "deadline", "recursion_limit", "no_step"]
+    stopped: Literal[
+        "", "finished", "max_steps", "budget", "deadline", "recursion_limit", "no_step", "failed"
+    ]
     notes: list[str]
     remaining_steps: RemainingSteps
     begin: bool
@@ -176,6 +189,7 @@ def fresh_channels() -> dict[str, Any]:
         "draft": None,
         "order": None,
         "in_flight": None,
+        "failed": None,
         "memory": None,
         "stopped": "",
         "notes": [],

@@ -265,6 +265,7 @@ class TestContinuation:
             "count": 1,
             "input_tokens": 30,
             "output_tokens": 9,
+            "unknown": 0,
         }
         model.invoke(QUESTION)
         assert [path for path, _ in server.generations] == ["/v1/chat/completions", *["/v1/completions"] * 2]
@@ -388,6 +389,7 @@ class TestRetries:
             "count": 1,
             "input_tokens": 30,
             "output_tokens": 2,
+            "unknown": 0,
         }
         assert answer.usage_metadata["output_tokens"] == 4
         assert server.generations[0][1]["stream_options"]["continuous_usage_stats"] is True

@@ -1,0 +1,116 @@
+"""What a failed call leaves behind: its cost, and word to `route`, which knows the declared way out."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from langgraph.errors import GraphBubbleUp
+
+from trim_graph.adapters.protocols import FailedAttempts, ModelServerError
+from trim_graph.budget import Prices, ScorerSpend, Spend, Writer
+from trim_graph.context import Settings
+from trim_graph.errors import ChatModelContractError, SettingsError
+from trim_graph.events import emit
+from trim_graph.state import Failure
+
+SHOWN = 300
+"""Characters of an error that the state keeps."""
+
+# Mistakes in a set-up, not failures of a model; and LangGraph's own ways to leave a node.
+_NEVER_CAUGHT = (GraphBubbleUp, SettingsError, ChatModelContractError)
+
+
+def has_way_out(error: Exception, part: Literal["small", "large", "scorer"], settings: Settings) -> bool:
+    """Tell whether a run goes on after this error, by ``on_small_error`` and its like."""
+    return not isinstance(error, _NEVER_CAUGHT) and getattr(settings, f"on_{part}_error") != "raise"
+
+
+def failure(error: Exception, part: Literal["small", "large", "scorer"]) -> Failure:
+    """Put an error into words for the state, and tell the stream."""
+    told = " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
+    emit("failed", part=part, error=told)
+    return Failure(part=part, error=told)
+
+
+def attempts_of(error: Exception) -> FailedAttempts:
+    """What the attempts of a failed call have used, as far as its adapter tells."""
+    # An adapter's own error may come out of a server's, as a scorer's does.
+    server = next((e for e in (error, error.__cause__) if isinstance(e, ModelServerError)), None)
+    if server is not None and server.attempts is not None:
+        return server.attempts
+    begun = server is None or server.begun
+    return FailedAttempts(count=1, input_tokens=0, output_tokens=0, unknown=int(begun))
+
+
+def charge_failed_call(
+    spend: Spend, writer: Writer, error: Exception, *, max_tokens: int, prompt_tokens: int, prices: Prices
+) -> Spend:
+    """Charge a call that failed with all its attempts."""
+    lost = attempts_of(error)
+    before = spend[writer]
+    charged = Spend(**{**spend})
+    charged[writer] = {
+        **before,
+        "calls": before["calls"] + 1,
+        "input_tokens": before["input_tokens"] + lost["input_tokens"],
+        "output_tokens": before["output_tokens"] + lost["output_tokens"],
+        "failed_calls": before["failed_calls"] + 1,
+    }
+    return charge_attempts(
+        charged, writer, lost, max_tokens=max_tokens, prompt_tokens=prompt_tokens, prices=prices
+    )
+
+
+def charge_attempts(
+    spend: Spend,
+    writer: Writer,
+    lost: FailedAttempts,
+    *,
+    max_tokens: int,
+    prompt_tokens: int,
+    prices: Prices,
+) -> Spend:
+    """Count failed attempts; of those that told nothing the large model's are charged in full."""
+    charged = Spend(**{**spend})
+    charged[writer] = {**spend[writer], "failed_attempts": spend[writer]["failed_attempts"] + lost["count"]}
+    if writer == "large":
+        tokens = lost["unknown"] * max_tokens
+        charged["unaccounted_tokens"] += tokens
+        charged["unaccounted_cost"] += prices.large.cost(lost["unknown"] * prompt_tokens, tokens)
+    return charged
+
+
+def charge_scorer(spend: Spend, seconds: float, *, failed: bool, tokens: int = 0, attempts: int = 0) -> Spend:
+    """Count a call of the scorer.
+
+    Args:
+        spend: Before it.
+        seconds: It took.
+        failed: Whether it came to nothing.
+        tokens: It read.
+        attempts: That failed.
+    """
+    before = spend["scorer"]
+    charged = Spend(**{**spend, "seconds": spend["seconds"] + seconds})
+    charged["scorer"] = ScorerSpend(
+        calls=before["calls"] + 1,
+        input_tokens=before["input_tokens"] + tokens,
+        failed_attempts=before["failed_attempts"] + attempts,
+        failed_calls=before["failed_calls"] + failed,
+    )
+    return charged
+
+
+def told_of_retries(metadata: dict[str, Any], writer: Writer) -> FailedAttempts | None:
+    """Read an answer's word on attempts that failed before it, and tell the stream."""
+    told = metadata.get("failed_attempts")
+    if not told:
+        return None
+    lost = FailedAttempts(
+        count=int(told["count"]),
+        input_tokens=int(told["input_tokens"]),
+        output_tokens=int(told["output_tokens"]),
+        unknown=int(told.get("unknown", 0)),
+    )
+    emit("retried", part=writer, attempts=lost["count"])
+    return lost
