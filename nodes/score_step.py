@@ -6,6 +6,7 @@ import asyncio
 import time
 from contextlib import AbstractContextManager
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig, RunnableLambda
@@ -31,7 +32,9 @@ def score_step_node(scorer: Scorer) -> RunnableLambda[Any, Any]:
         question, steps = state["run"]["question"], _scorable(state)
         try:
             with _quiet(config) as context:
-                answer = call_within(left, lambda: context.run(scorer.score, question, steps))
+                # A scorer that hangs stays in its context: one of its own, then.
+                ask = partial(context.copy().run, scorer.score, question, steps)
+                answer = call_within(left, ask)
             return _noted(state, answer, time.monotonic() - begun)
         except Exception as error:
             return _came_to_nothing(state, error, left, time.monotonic() - begun)

@@ -291,3 +291,26 @@ def test_a_hanging_call_ends_at_the_deadline():
     graph = graph_of(Hanging(script=STEPS), policy=small_only(), budget={"seconds": 0.3})
     assert run(graph)["stopped"] == "deadline"
     assert time.monotonic() - begun < 3
+
+
+class HangingScorer(ScriptedScorer):
+    """Does not answer for longer than anybody waits."""
+
+    def score(self, question: str, steps: Any) -> Any:
+        time.sleep(5)
+        return super().score(question, steps)
+
+
+def test_a_hanging_scorer_ends_at_the_deadline():
+    begun = time.monotonic()
+    graph = create_trim_graph(
+        ScriptedChatModel(script=STEPS),
+        ScriptedChatModel(script=STEPS),
+        HangingScorer(),
+        policy=threshold(0.5),
+        budget={"seconds": 0.3},
+    )
+    result = graph.invoke(QUESTION)["trim"]
+    assert result["stopped"] == "deadline"
+    assert result["steps"] == {"small": 1, "large": 0}
+    assert time.monotonic() - begun < 3
