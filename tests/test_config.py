@@ -7,7 +7,9 @@ from pydantic import ValidationError
 from trim_graph import SettingsError
 from trim_graph.adapters import ChatVLLM, VLLMProcessReward
 from trim_graph.config import EXAMPLE, Parts, TrimConfig, build_graph, build_parts, load_config, make_config
-from trim_graph.config_parts import VLLMPRM, RunSettings, VLLMModel
+from trim_graph.config_models import VLLMModel
+from trim_graph.config_run import RunSettings
+from trim_graph.config_scorers import VLLMPRM
 from trim_graph.context import Settings
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 

@@ -14,7 +14,11 @@ from pydantic import ValidationError
 
 from .budget import Budget, Prices
 from .config_errors import explain, read_yaml
-from .config_parts import CheckpointSpec, ModelConfig, Part, PolicyConfig, RunSettings, ScorerConfig
+from .config_models import ModelConfig
+from .config_places import Part
+from .config_policies import PolicyConfig
+from .config_run import CheckpointSpec, RunSettings
+from .config_scorers import ScorerConfig
 from .errors import SettingsError
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ def policy_of(settings: Settings, own: Policy) -> Policy:
 
 @lru_cache(maxsize=64)
 def _built(spec: str) -> Policy:
-    from .config_parts import PolicyConfig
+    from .config_policies import PolicyConfig
 
     try:
         policy: Policy = TypeAdapter[Any](PolicyConfig).validate_python(json.loads(spec)).build()

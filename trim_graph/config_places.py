@@ -1,0 +1,46 @@
+"""What the parts of a configuration file share: strict mappings, places of models, servers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo
+
+from .adapters.model_source import check_model
+
+
+class Part(BaseModel):
+    """A mapping in the file; a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def beside_file(value: Any, info: ValidationInfo) -> Any:
+    """Find a model's folder beside the configuration file; anything else may be a hub id."""
+    if not isinstance(value, str | os.PathLike):
+        return value
+    text = os.path.expanduser(os.fspath(value))
+    place = base_folder(info) / text
+    # The adapters would look in the working directory, where a folder of that name is another one.
+    is_path = text.startswith(("./", "../", "/")) or place.exists() or Path(text).exists()
+    return check_model(place if is_path else text)
+
+
+def base_folder(info: ValidationInfo) -> Path:
+    return Path((info.context or {}).get("base", "."))
+
+
+ModelPlace = Annotated[str, BeforeValidator(beside_file)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def _server_url(value: str) -> str:
+    from .adapters.vllm_server import check_base_url
+
+    check_base_url(value)
+    return value
+
+
+ServerURL = Annotated[str, AfterValidator(_server_url)]

@@ -1,0 +1,92 @@
+"""The policies a configuration file may name, and how each is built."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from .config_places import Part
+from .policies import Policy, large_only, random_rate, small_only, stay_on_large, threshold
+
+
+class SmallOnly(Part):
+    """`trim_graph.policies.small_only`."""
+
+    type: Literal["small_only"]
+
+    def build(self) -> Policy:
+        """Make the policy."""
+        return small_only()
+
+
+class LargeOnly(Part):
+    """`trim_graph.policies.large_only`."""
+
+    type: Literal["large_only"]
+
+    def build(self) -> Policy:
+        """Make the policy."""
+        return large_only()
+
+
+class Threshold(Part):
+    """`trim_graph.policies.threshold`."""
+
+    type: Literal["threshold"]
+    t: float = Field(ge=0, le=1)
+
+    def build(self) -> Policy:
+        """Make the policy."""
+        return threshold(self.t)
+
+
+class RandomRate(Part):
+    """`trim_graph.policies.random_rate`."""
+
+    type: Literal["random_rate"]
+    rate: float = Field(ge=0, le=1)
+
+    def build(self) -> Policy:
+        """Make the policy."""
+        return random_rate(self.rate)
+
+
+class StayOnLarge(Part):
+    """`trim_graph.policies.stay_on_large`."""
+
+    type: Literal["stay_on_large"]
+    policy: PolicyConfig
+    k: int = Field(ge=0)
+
+    def build(self) -> Policy:
+        """Make the policy."""
+        return stay_on_large(self.policy.build(), self.k)
+
+
+class Combined(Part):
+    """Several policies joined by ``|`` (``any_of``) or ``&`` (``all_of``)."""
+
+    type: Literal["any_of", "all_of"]
+    policies: list[PolicyConfig] = Field(min_length=1)
+
+    def build(self) -> Policy:
+        """Make the policy."""
+        first, *others = [policy.build() for policy in self.policies]
+        for other in others:
+            first = first | other if self.type == "any_of" else first & other
+        return first
+
+
+def _named(value: Any) -> Any:
+    return {"type": value} if isinstance(value, str) else value
+
+
+PolicyConfig = Annotated[
+    SmallOnly | LargeOnly | Threshold | RandomRate | StayOnLarge | Combined,
+    Field(discriminator="type"),
+    BeforeValidator(_named),
+]
+
+for _recursive in (StayOnLarge, Combined):
+    _recursive.model_rebuild()

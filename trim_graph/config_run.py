@@ -1,0 +1,40 @@
+"""The settings of a run and the checkpoint's place in a configuration file."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationInfo
+
+from .checkpoint import CHOICES, checkpoint_place
+from .config_places import Part, base_folder
+from .context import OnLargeError, OnScorerError, OnSmallError
+from .prompts import DEFAULT_INSTRUCTION
+from .segment import DEFAULT_DELIMITER
+
+
+class RunSettings(Part):
+    """What a run goes by; as in `trim_graph.context.Settings`."""
+
+    max_steps: int = Field(default=32, ge=1)
+    max_step_tokens: int = Field(default=512, ge=1)
+    delimiter: str = Field(default=DEFAULT_DELIMITER, min_length=1)
+    instruction: str | None = DEFAULT_INSTRUCTION
+    seed: int | None = None
+    on_scorer_error: OnScorerError = "raise"
+    on_large_error: OnLargeError = "raise"
+    on_small_error: OnSmallError = "raise"
+
+
+def placed_checkpoint(value: Any, info: ValidationInfo) -> Any:
+    """Check a checkpoint's specification; a relative path is relative to the file."""
+    if not isinstance(value, str | None):
+        raise ValueError(f"choose {CHOICES}")
+    place = checkpoint_place(value)
+    if place.kind != "sqlite":
+        return str(place)
+    return f"sqlite:{base_folder(info) / os.path.expanduser(place.place)}"
+
+
+CheckpointSpec = Annotated[str, BeforeValidator(placed_checkpoint)]

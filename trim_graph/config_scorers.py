@@ -1,0 +1,68 @@
+"""The scorers a configuration file may name, and how each is built."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from .adapters.prm_formats import QWEN_SYSTEM_PROMPT
+from .config_places import Dtype, ModelPlace, Part, ServerURL
+
+
+class TransformersPRM(Part):
+    """A process reward model in this process (`trim_graph.adapters.TransformersProcessReward`)."""
+
+    type: Literal["transformers_prm"]
+    model: ModelPlace
+    device: str = "cpu"
+    dtype: Dtype = "float32"
+    format: Literal["qwen"] = "qwen"
+    step_token: str = "<extra_0>"
+    system_prompt: str | None = QWEN_SYSTEM_PROMPT
+    max_batch_size: int = Field(default=16, ge=1)
+
+    def build(self) -> Any:
+        """Make the adapter; the weights are loaded at the first call."""
+        from .adapters import TransformersProcessReward
+
+        return TransformersProcessReward(**self.model_dump(exclude={"type"}))
+
+
+class VLLMPRM(Part):
+    """A process reward model behind a vLLM server (`trim_graph.adapters.VLLMProcessReward`)."""
+
+    type: Literal["vllm_prm"]
+    model: str = Field(min_length=1)
+    base_url: ServerURL = "http://localhost:8000/v1"
+    api_key_env: str | None = "VLLM_API_KEY"
+    tokenizer: ModelPlace | None = None
+    format: Literal["qwen"] = "qwen"
+    step_token: str = "<extra_0>"
+    system_prompt: str | None = QWEN_SYSTEM_PROMPT
+    max_batch_size: int = Field(default=64, ge=1)
+    max_retries: int = Field(default=3, ge=0)
+    read_timeout: float = Field(default=600.0, gt=0)
+
+    def build(self) -> Any:
+        """Make the adapter; the server is asked at the first call."""
+        from .adapters import VLLMProcessReward
+
+        return VLLMProcessReward(**self.model_dump(exclude={"type"}))
+
+
+class ExamplePRM(Part):
+    """The arithmetic process reward model that comes with trim-graph."""
+
+    type: Literal["example"]
+    device: str = "cpu"
+
+    def build(self) -> Any:
+        """Make the adapter; the weights are loaded at the first call."""
+        from .adapters import TransformersProcessReward
+        from .examples import arithmetic
+
+        return TransformersProcessReward(arithmetic.PRM, device=self.device, max_batch_size=64)
+
+
+ScorerConfig = Annotated[TransformersPRM | VLLMPRM | ExamplePRM, Field(discriminator="type")]
