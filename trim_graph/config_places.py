@@ -29,6 +29,7 @@ def beside_file(value: Any, info: ValidationInfo) -> Any:
 
 
 def base_folder(info: ValidationInfo) -> Path:
+    """Folder that relative paths start from: the configuration file's."""
     return Path((info.context or {}).get("base", "."))
 
 
