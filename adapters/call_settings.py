@@ -27,6 +27,8 @@ def check_call_settings(settings: dict[str, Any]) -> None:
     number("top_p", real, lambda v: 0 < v <= 1, "a number above 0, 1 at most")
     number("top_logprobs", int, lambda v: v >= 0, "a whole number, 0 or more")
     number("seed", int, lambda v: -(2**63) <= v < 2**64, "a 64-bit whole number")
+    if settings.get("stop_when") is not None and not callable(settings["stop_when"]):
+        raise ValueError(f"stop_when={settings['stop_when']!r} is not a function of the text so far")
     number("timeout", real, lambda v: v > 0, "a number of seconds above 0")
 
 

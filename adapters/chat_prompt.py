@@ -65,6 +65,11 @@ def split_continuation(messages: Sequence[BaseMessage]) -> tuple[Sequence[BaseMe
     return before, text_of(last)
 
 
+def opens_thought(rendered: str) -> bool:
+    """Tell whether a rendered generation prompt ends within a thought, as that of DeepSeek-R1 does."""
+    return rendered.rstrip().endswith("<think>")
+
+
 def encode_chat(
     messages: Sequence[BaseMessage], tokenizer: PreTrainedTokenizerBase, guard: SpecialTokenGuard
 ) -> list[int]:

@@ -8,7 +8,7 @@ import dataclasses
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models.base import LangSmithParams
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .generation import GenerationEngine
 
-_CALL_SETTINGS = {"max_tokens", "temperature", "top_p", "seed", "logprobs", "timeout"}
+_CALL_SETTINGS = {"max_tokens", "temperature", "top_p", "seed", "logprobs", "timeout", "stop_when"}
 _LANGCHAIN_KWARGS = {"stream"}  # given by LangChain's own plumbing
 
 
@@ -47,8 +47,10 @@ class ChatTransformers(BaseChatModel):
     generated token, as vLLM does: those of the stop string and the end of sequence too.
 
     Every call takes ``stop`` and, by keyword, ``max_tokens``, ``temperature``, ``top_p``, ``seed``,
-    ``logprobs`` and ``timeout`` (seconds in the queue and in generation, without loading; the answer ends at
-    the next token). The model's own generation_config is asked for its end-of-sequence ids only.
+    ``logprobs``, ``timeout`` (seconds in the queue and in generation, without loading; the answer ends at
+    the next token) and ``stop_when`` (a function of the text so far that ends the answer; its
+    ``stop_reason`` is ``"stop_when"``). The model's own generation_config is asked for its
+    end-of-sequence ids only.
 
     Example:
         ```python
@@ -56,6 +58,8 @@ class ChatTransformers(BaseChatModel):
         step = model.invoke([("human", "What is 12 * 12?"), ("ai", "First step.\n\n")], stop=["\n\n"])
         ```
     """
+
+    takes_stop_when: ClassVar[bool] = True
 
     model: Annotated[
         str, BeforeValidator(lambda m: str(m) if isinstance(m, Path) else m), AfterValidator(check_model)
@@ -251,6 +255,8 @@ class ChatTransformers(BaseChatModel):
         }
         if done.mean_token_probability is not None:
             metadata["mean_token_probability"] = done.mean_token_probability
+        if self._load().opens_thought:
+            metadata["prompt_opens_thought"] = True
         if done.timed_out:
             metadata["timed_out"] = True
         return metadata

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models.base import LangSmithParams
@@ -21,6 +21,7 @@ from .vllm_server import VLLMServer, check_base_url
 from .vllm_wire import CallSettings
 
 _OWN_SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs", "timeout")
+_CALL_SETTINGS = (*_OWN_SETTINGS, "stop_when")
 _LANGCHAIN_KWARGS = {"stream"}  # given by LangChain's own plumbing
 
 
@@ -39,13 +40,14 @@ class ChatVLLM(BaseChatModel):
 
     The answer's ``response_metadata`` holds ``model_name``, ``finish_reason`` (``"stop"`` or ``"length"``),
     ``stop_reason`` (the stop string met, or None at the end of sequence), ``timed_out=True`` where a
-    ``timeout`` cut it, with ``logprobs=True`` ``mean_token_probability`` as in `ChatTransformers`, with
-    ``top_logprobs`` the raw ``logprobs``, and ``failed_attempts`` where some were, with the tokens known of
-    them. ``usage_metadata`` counts those too, and tells prompt tokens served from the cache where the
-    server does.
+    ``timeout`` cut it, ``prompt_opens_thought=True`` where the chat template opens one, with
+    ``logprobs=True`` ``mean_token_probability`` as in `ChatTransformers`, with ``top_logprobs`` the raw
+    ``logprobs``, and ``failed_attempts`` where some were, with the tokens known of them.
+    ``usage_metadata`` counts those too, and tells prompt tokens served from the cache where the server does.
 
     Every call takes ``stop`` and, by keyword, ``max_tokens``, ``temperature``, ``top_p``, ``seed``,
-    ``logprobs``, ``top_logprobs`` and ``timeout``. Of the model's generation_config only the ends of
+    ``logprobs``, ``top_logprobs``, ``timeout`` and ``stop_when`` (a function of the text so far that ends
+    the answer; its ``stop_reason`` is ``"stop_when"``). Of the model's generation_config only the ends of
     sequence count. Cancelling a call, or leaving a stream, ends the request on the server.
 
     Raises:
@@ -60,6 +62,8 @@ class ChatVLLM(BaseChatModel):
     """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    takes_stop_when: ClassVar[bool] = True
 
     model: str = Field(min_length=1)
     """Name that the server serves the model by."""
@@ -226,12 +230,12 @@ class ChatVLLM(BaseChatModel):
 
     def _settings(self, stop: list[str] | None, kwargs: dict[str, Any]) -> CallSettings:
         """The call's settings over the model's own; None means the model's own."""
-        if unknown := sorted(set(kwargs) - set(_OWN_SETTINGS) - _LANGCHAIN_KWARGS):
+        if unknown := sorted(set(kwargs) - set(_CALL_SETTINGS) - _LANGCHAIN_KWARGS):
             raise ValueError(
                 f"ChatVLLM does not know the call setting(s) {', '.join(unknown)}; "
-                f"it takes stop, {', '.join(sorted(_OWN_SETTINGS))}"
+                f"it takes stop, {', '.join(sorted(_CALL_SETTINGS))}"
             )
-        given = {name: kwargs[name] for name in _OWN_SETTINGS if kwargs.get(name) is not None}
+        given = {name: kwargs[name] for name in _CALL_SETTINGS if kwargs.get(name) is not None}
         merged = {name: getattr(self, name) for name in _OWN_SETTINGS} | given
         check_call_settings(merged)
         return CallSettings(stop=stop_strings(self.stop if stop is None else stop), **merged)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers import (
 )
 
 from .batching import BatchWorker
-from .chat_prompt import encode_chat
+from .chat_prompt import encode_chat, opens_thought
 from .generation_row import GenerationJob, Row
 from .model_source import load_tokenizer, max_positions
 from .special_tokens import SpecialTokenGuard
@@ -56,6 +57,13 @@ class GenerationEngine:
     def __deepcopy__(self, memo: dict[int, Any]) -> GenerationEngine:
         """Copies of an adapter share the weights."""
         return self
+
+    @cached_property
+    def opens_thought(self) -> bool:
+        """Whether the chat template opens a thought before the model writes anything."""
+        asked = [{"role": "user", "content": "?"}]
+        rendered = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        return opens_thought(str(rendered))
 
     def encode(self, messages: Sequence[BaseMessage]) -> list[int]:
         """Token ids of the prompt for a conversation."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from .batching import Job
+from .protocols import STOPPED, StopWhen
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,6 +29,7 @@ class Settings:
         stop: Strings that end the answer.
         logprobs: Whether the mean token probability is wanted.
         timeout: Seconds until the answer is cut.
+        stop_when: Ends the answer where it says so of the text so far.
     """
 
     max_tokens: int
@@ -37,6 +39,7 @@ class Settings:
     stop: tuple[str, ...] = ()
     logprobs: bool = False
     timeout: float | None = None
+    stop_when: StopWhen | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +50,8 @@ class Generated:
         text: The answer, without the stop string and the end of sequence.
         output_tokens: Every token generated, those of the stop string and the end of sequence included.
         finish_reason: ``stop`` at a stop string or the end of sequence, else ``length``.
-        stop_reason: The stop string met; None at the end of sequence and where the answer was cut.
+        stop_reason: The stop string met, or `STOPPED`; None at the end of sequence and where the answer was
+            cut.
         mean_token_probability: Mean probability of the tokens chosen, under the model's distribution before
             temperature and top_p. The end of sequence is left out unless it is the only token.
         timed_out: Whether the time limit cut it.
@@ -134,6 +138,8 @@ class Row:
         if found := self._first_stop(new_from):
             self._text = self._text[: found[0]]
             self._finish("stop", stop_reason=found[1])
+        elif self._wants_no_more(new_from):
+            self._finish("stop", stop_reason=STOPPED)
         elif self._tokens >= self.job.settings.max_tokens:
             self._finish("length")
         elif self.job.late():
@@ -146,6 +152,17 @@ class Row:
         start = max(0, new_from - self._longest_stop + 1)
         found = [(self._text.find(stop, start), stop) for stop in self.job.settings.stop]
         return min((hit for hit in found if hit[0] >= 0), default=None)
+
+    def _wants_no_more(self, new_from: int) -> bool:
+        """Ask the caller's own function; its mistake ends this row, not the batch."""
+        watch = self.job.settings.stop_when
+        if watch is None or len(self._text) == new_from:
+            return False
+        try:
+            return watch(self._text)
+        except Exception as error:
+            self.job.fail(error)
+            return True
 
     def _held_back(self) -> int:
         """How many characters at the end could be the beginning of a stop string."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NotRequired, Protocol, runtime_checkable
 
 from typing_extensions import TypedDict
 
 StepEnd = Literal["delimiter", "eos", "length"]
-"""Why the writer stopped: it wrote the delimiter, its end of sequence, or ran into ``max_tokens``."""
+"""Why the writer stopped: at the end of a step, at its end of sequence, or at ``max_tokens``."""
+
+StopWhen = Callable[[str], bool]
+"""Gets the text of an answer so far; whether the answer is to end there. The adapters of this package take
+one as the call setting ``stop_when`` and answer with ``stop_reason`` `STOPPED`."""
+
+STOPPED = "stop_when"
 
 
 class ScorableStep(TypedDict):

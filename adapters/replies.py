@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.messages import AIMessage
 
-from .protocols import ChatModelContractError, StepEnd
+from .protocols import STOPPED, ChatModelContractError, StepEnd
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,23 +18,27 @@ class Reply:
     Attributes:
         text: Without the delimiter.
         end: Why it stopped.
+        separator: The stop string met; empty at any other end.
         model: Name of the model, as it reports it.
         input_tokens: Tokens of the prompt.
         cached_tokens: Those of them that were served from a cache.
         output_tokens: Tokens generated, those of the delimiter included.
         mean_token_probability: Of the generated tokens; None where the adapter does not tell.
+        opens_thought: Whether the chat template opened a thought before the model wrote anything.
     """
 
     text: str
     end: StepEnd
+    separator: str
     model: str
     input_tokens: int
     cached_tokens: int
     output_tokens: int
     mean_token_probability: float | None
+    opens_thought: bool = False
 
 
-def read_reply(message: Any, delimiter: str, writer: str) -> Reply:
+def read_reply(message: Any, stops: Collection[str], writer: str) -> Reply:
     """Read an AIMessage the way vLLM's fields are meant.
 
     vLLM answers ``finish_reason="stop"`` both at the end of sequence and at a stop string; only
@@ -42,7 +47,7 @@ def read_reply(message: Any, delimiter: str, writer: str) -> Reply:
 
     Args:
         message: What the model returned.
-        delimiter: The stop string that was asked for.
+        stops: The stop strings that were asked for.
         writer: ``small`` or ``large``, for the error message.
 
     Raises:
@@ -58,25 +63,30 @@ def read_reply(message: Any, delimiter: str, writer: str) -> Reply:
             f"the {writer} model's answer has no usage_metadata, so its tokens cannot be counted against the "
             "budget; use an adapter that reports usage (for OpenAI-compatible servers: stream_usage=True)"
         )
-    text, end = str(message.text), _end(metadata, delimiter, writer)
+    text, end, separator = str(message.text), *_end(metadata, stops, writer)
     return Reply(
         # A server told to keep the stop string in its output (include_stop_str_in_output) repeats it here.
-        text=text.removesuffix(delimiter) if end == "delimiter" else text,
+        text=text.removesuffix(separator),
         end=end,
+        separator=separator,
         model=str(metadata.get("model_name", writer)),
         input_tokens=usage["input_tokens"],
         cached_tokens=usage.get("input_token_details", {}).get("cache_read", 0) or 0,
         output_tokens=usage["output_tokens"],
         mean_token_probability=metadata.get("mean_token_probability"),
+        opens_thought=bool(metadata.get("prompt_opens_thought")),
     )
 
 
-def _end(metadata: dict[str, Any], delimiter: str, writer: str) -> StepEnd:
+def _end(metadata: dict[str, Any], stops: Collection[str], writer: str) -> tuple[StepEnd, str]:
     if metadata.get("finish_reason") in ("length", "max_tokens"):
-        return "length"
+        return "length", ""
     if "stop_reason" not in metadata:
         raise ChatModelContractError(
             f"the {writer} model does not tell a step's end from the solution's: its answer has no "
             "response_metadata['stop_reason'] (None at the end of sequence, the delimiter at a step's end)"
         )
-    return "delimiter" if metadata["stop_reason"] == delimiter else "eos"
+    reason = metadata["stop_reason"]
+    if reason == STOPPED:
+        return "delimiter", ""
+    return ("delimiter", reason) if reason in stops else ("eos", "")

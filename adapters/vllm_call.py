@@ -53,7 +53,13 @@ class VLLMCall:
     @property
     def metadata(self) -> dict[str, Any]:
         """The answer's ``response_metadata``."""
-        return metadata_of(self.answer, self._settings, self._lost, self._prompts.model)
+        return metadata_of(
+            self.answer,
+            self._settings,
+            self._lost,
+            self._prompts.model,
+            opens_thought=self._prompts.opens_thought,
+        )
 
     @property
     def usage(self) -> UsageMetadata:
@@ -95,9 +101,10 @@ class VLLMCall:
             self._cut(error)
             return
         async with contextlib.aclosing(events):
-            if self.answer.text:
-                yield self.answer.text
-            while True:
+            piece = self.answer.text
+            if piece:
+                yield piece
+            while not self._stops(piece):
                 try:
                     async with asyncio.timeout_at(deadline):
                         event = await anext(events, None)
@@ -114,16 +121,25 @@ class VLLMCall:
                     yield piece
         self._check_whole()
 
+    def _stops(self, piece: str) -> bool:
+        """Tell whether the caller wants no more, after this piece; leaving the stream ends the request."""
+        watch = self._settings.stop_when
+        if not piece or watch is None or self.answer.finish_reason is not None or not watch(self.answer.text):
+            return False
+        self.answer.stop()
+        return True
+
     async def _attempt(self) -> None:
         path, body = await self._request()
         try:
-            if self._settings.timeout is None:
+            if self._settings.timeout is None and self._settings.stop_when is None:
                 self._take(await self._server.post_once(path, body))
             else:
                 # A stream tells the tokens so far, and leaves something to answer with.
                 async with contextlib.aclosing(self._server.events(path, body | _STREAM)) as events:
                     async for event in events:
-                        self._take(event)
+                        if self._stops(self._take(event)):
+                            break
             self._check_whole()
         except ModelServerError as error:
             self._lose(error)

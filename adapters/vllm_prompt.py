@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from langchain_core.messages import BaseMessage
 
-from .chat_prompt import split_continuation
+from .chat_prompt import opens_thought, split_continuation
 from .once import Once
 from .protocols import ModelServerError
 from .vllm_server import VLLMServer
@@ -17,6 +17,8 @@ from .vllm_wire import CallSettings, openai_messages, sampling
 
 _PROBE = "\n\n a:\n\n\tb \n\n"
 """Begins and ends with what templates like to trim."""
+_THOUGHT = "<think>\na\n</think>\n\nb"
+"""Some templates take a thought out of an earlier turn, or set it apart in their own way."""
 _KEPT = 256
 """Rendered conversations to remember; the steps of a solution share theirs."""
 
@@ -30,10 +32,12 @@ class Facts:
     Attributes:
         raw: Whether prompts are rendered once and continued over ``/v1/completions``.
         max_model_len: Longest sequence in tokens; None where the server does not tell.
+        opens_thought: Whether the chat template opens a thought before the model writes anything.
     """
 
     raw: bool
     max_model_len: int | None
+    opens_thought: bool = False
 
 
 @dataclass(eq=False)
@@ -71,6 +75,12 @@ class VLLMPrompts:
             ModelServerError: The server does not answer, or does not serve the model.
         """
         return await self._facts.get()
+
+    @property
+    def opens_thought(self) -> bool:
+        """Whether the chat template opens a thought; False until the server was asked."""
+        facts = self._facts.value
+        return facts is not None and facts.opens_thought
 
     def switch_to_raw(self) -> bool:
         """Note that the model thinks, which the chat endpoint hides. False where the choice is not ours."""
@@ -124,20 +134,25 @@ class VLLMPrompts:
         return body | ({"chat_template_kwargs": self.template_kwargs} if self.template_kwargs else {})
 
     async def _ask(self) -> Facts:
-        entry = await self.server.served(self.model)
-        raw = self.continuation == "raw" or (self.continuation == "auto" and not await self._chat_is_exact())
-        return Facts(raw, entry.get("max_model_len"))
-
-    async def _chat_is_exact(self) -> bool:
+        length = (await self.server.served(self.model)).get("max_model_len")
+        if self.continuation == "chat":
+            return Facts(raw=False, max_model_len=length)
         turns = [{"role": "user", "content": "?"}]
         opened = await self._text(await self._tokens(self._chat(turns, "")))
-        try:
-            continued = await self._text(await self._tokens(self._chat(turns, _PROBE)))
-        except ModelServerError as error:
-            if error.status != 400:
-                raise
-            return False  # the template does not show the text at all
-        return continued == opened + _PROBE
+        raw = self.continuation == "raw" or not await self._chat_is_exact(turns, opened)
+        return Facts(raw, length, opens_thought(opened))
+
+    async def _chat_is_exact(self, turns: list[dict[str, Any]], opened: str) -> bool:
+        for probe in (_PROBE, _THOUGHT):
+            try:
+                continued = await self._text(await self._tokens(self._chat(turns, probe)))
+            except ModelServerError as error:
+                if error.status != 400:
+                    raise
+                return False  # the template does not show the text at all
+            if continued != opened + probe:
+                return False
+        return True
 
     async def _render(self, turns: list[dict[str, Any]]) -> str:
         key = json.dumps(turns)

@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
 from .chat_prompt import role_of, text_of
-from .protocols import FailedAttempts
+from .protocols import STOPPED, FailedAttempts, StopWhen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +27,7 @@ class CallSettings:
     logprobs: bool
     top_logprobs: int
     timeout: float | None
+    stop_when: StopWhen | None = None
 
 
 def openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
@@ -131,6 +132,10 @@ class Answer:
         if details.get("cached_tokens") is not None:
             self.cached_tokens = details["cached_tokens"]
 
+    def stop(self) -> None:
+        """End it here: its own `StopWhen` said so."""
+        self.finish_reason, self.stop_reason = "stop", STOPPED
+
     @property
     def mean_token_probability(self) -> float | None:
         """Mean over the generated tokens; the end of sequence counts only if it is the only one."""
@@ -173,7 +178,9 @@ class Lost:
         )
 
 
-def metadata_of(answer: Answer, settings: CallSettings, lost: Lost, model: str) -> dict[str, Any]:
+def metadata_of(
+    answer: Answer, settings: CallSettings, lost: Lost, model: str, *, opens_thought: bool
+) -> dict[str, Any]:
     """The ``response_metadata`` of an answer."""
     metadata: dict[str, Any] = {
         "model_name": answer.model or model,
@@ -184,6 +191,8 @@ def metadata_of(answer: Answer, settings: CallSettings, lost: Lost, model: str) 
         metadata["mean_token_probability"] = answer.mean_token_probability
     if settings.top_logprobs:
         metadata["logprobs"] = {"content": answer.logprobs}
+    if opens_thought:
+        metadata["prompt_opens_thought"] = True
     if answer.timed_out:
         metadata["timed_out"] = True
     if lost.attempts:

@@ -3,36 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
-from trim_graph.segment import share_out, split_steps
+from trim_graph.segment import Segmentation, share_out
 from trim_graph.state import DecisionRecord, Draft, Step
+from trim_graph.thinking import Thinking
 
 
 def as_step(draft: Draft) -> Step:
     """The draft without its score, which has a channel of its own."""
-    return Step(
-        text=draft["text"],
-        writer=draft["writer"],
-        model=draft["model"],
-        tokens=draft["tokens"],
-        mean_token_probability=draft["mean_token_probability"],
-        end=draft["end"],
-    )
+    kept = {**draft}
+    del kept["score"]
+    return cast(Step, kept)
 
 
-def pieces(draft: Draft, delimiter: str) -> Sequence[Step]:
-    """Cut what was written in one go into steps."""
-    texts = split_steps(draft["text"], delimiter) or [draft["text"]]
-    tokens = share_out(draft["tokens"], texts)
+def separated(step: Step, separator: str, delimiter: str) -> Step:
+    """The step, ended by a separator; the record names it only where it is not the delimiter."""
+    ended = Step(**{**step, "end": "delimiter"})
+    if separator != delimiter:
+        ended["separator"] = separator
+    return ended
+
+
+def pieces(
+    draft: Draft,
+    segmentation: Segmentation,
+    *,
+    delimiter: str,
+    thinking: Thinking | None,
+) -> Sequence[Step]:
+    """Cut what was written in one go into steps.
+
+    Args:
+        draft: What was written.
+        segmentation: Where a step ends.
+        delimiter: Of the settings.
+        thinking: How a thought is marked, to tell which part each step belongs to.
+    """
+    texts = segmentation.split(draft["text"]) or [(draft["text"], "")]
+    tokens = share_out(draft["tokens"], [text for text, _ in texts])
     whole = as_step(draft)
-    found = [
-        Step(**{**whole, "text": t, "tokens": n, "end": "delimiter"})
-        for t, n in zip(texts, tokens, strict=True)
-    ]
-    found[-1]["end"] = draft["end"]
-    last = draft["text"].split(delimiter)[-1]
-    if draft["end"] == "length" and last != draft["text"] and not last.strip():
-        found[-1]["end"] = "delimiter"  # cut right behind it: the next step is a paragraph of its own
+    found: list[Step] = []
+    for (text, separator), share in zip(texts, tokens, strict=True):
+        step = Step(**{**whole, "text": text, "tokens": share})
+        last = len(found) == len(texts) - 1
+        # Cut by its limit right behind a separator: the next step is one of its own.
+        if not last or (separator and draft["end"] == "length"):
+            step = separated(step, separator, delimiter)
+        if thinking is not None and found:
+            part = thinking.part_of(found[-1], text)
+            if part is not None:
+                step["part"] = part
+        found.append(step)
     return found
 
 

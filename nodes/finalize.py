@@ -10,7 +10,7 @@ from langchain_core.runnables import RunnableLambda
 
 from trim_graph.context import Settings
 from trim_graph.events import emit
-from trim_graph.segment import join_steps
+from trim_graph.segment import join_steps, separator_of
 from trim_graph.state import TrimState
 from trim_graph.summary import summarise
 
@@ -23,8 +23,8 @@ def finalize_node() -> RunnableLambda[Any, Any]:
         summary = summarise(state)
         steps = state["steps"]
         text = join_steps(steps, delimiter)
-        if steps and steps[-1]["end"] == "delimiter":
-            text = text.removesuffix(delimiter)
+        if steps:
+            text = text.removesuffix(separator_of(steps[-1], delimiter))
         models = {step["writer"]: step["model"] for step in steps}
         message = AIMessage(
             content=text,

@@ -13,15 +13,17 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import merge_configs
 
 from trim_graph.adapters.replies import Reply, read_reply
-from trim_graph.budget import Spend, budget_left, grant
+from trim_graph.budget import Spend, Writer, budget_left, grant
 from trim_graph.context import Settings
 from trim_graph.conversation import compose
 from trim_graph.events import emit
 from trim_graph.process import this_process
-from trim_graph.segment import is_step, join_steps
-from trim_graph.state import Draft, Order, TrimState, changed
+from trim_graph.run import segmentation_of
+from trim_graph.segment import Segmentation, join_steps
+from trim_graph.state import Order, Step, TrimState, changed
 
 from .deadline import GRACE, call_within
+from .drafting import draft_of, endings, lead_counts
 from .failures import charge_attempts, charge_failed_call, failure, has_way_out, told_of_retries
 
 
@@ -37,8 +39,10 @@ class _Call:
     noted: bool
     """Whether ``notes`` holds more than the state does."""
     settings: Settings
-    glued: bool
-    """Whether the accepted text ends in the middle of a paragraph, so that space before the step counts."""
+    segmentation: Segmentation
+    previous: Step | None
+    lead: str
+    """What was written of this step before, as far as it counts."""
     prompt_tokens: int
 
     @property
@@ -55,11 +59,14 @@ class _Call:
         }
 
 
-def generate_step_node(small: Runnable[Any, Any], large: Runnable[Any, Any]) -> RunnableLambda[Any, Any]:
-    """Build the node from the two writers."""
+def generate_step_node(
+    small: Runnable[Any, Any], large: Runnable[Any, Any], segmentation: Segmentation | None = None
+) -> RunnableLambda[Any, Any]:
+    """Build the node from the two writers and the graph's own way to find the end of a step."""
+    models: dict[Writer, Runnable[Any, Any]] = {"small": small, "large": large}
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        call = _prepare(state, config, small, large)
+        call = _prepare(state, config, models, segmentation)
         if call is None:
             return changed(state, _given_up(state))
         begun = time.monotonic()
@@ -71,7 +78,7 @@ def generate_step_node(small: Runnable[Any, Any], large: Runnable[Any, Any]) -> 
         return changed(state, _noted(call, message, time.monotonic() - begun))
 
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        call = _prepare(state, config, small, large)
+        call = _prepare(state, config, models, segmentation)
         if call is None:
             return changed(state, _given_up(state))
         begun = time.monotonic()
@@ -93,7 +100,10 @@ def after_generate_step(state: TrimState) -> Literal["score decides", "no score 
 
 
 def _prepare(
-    state: TrimState, config: RunnableConfig, small: Runnable[Any, Any], large: Runnable[Any, Any]
+    state: TrimState,
+    config: RunnableConfig,
+    models: dict[Writer, Runnable[Any, Any]],
+    own_segmentation: Segmentation | None,
 ) -> _Call | None:
     order = state["order"]
     assert order is not None
@@ -114,14 +124,17 @@ def _prepare(
             return None
         order = Order(**{**order, "max_tokens": granted})
     prefix = join_steps(state["steps"], settings.delimiter) + order["lead"]
+    segmentation, model = segmentation_of(settings, own_segmentation), models[order["writer"]]
+    previous = state["steps"][-1] if state["steps"] else None
+    lead = order["lead"] if lead_counts(previous, order["lead"]) else ""
     arguments: dict[str, Any] = {"max_tokens": order["max_tokens"]}
     if not order["to_end"]:
-        arguments["stop"] = [settings.delimiter]
+        arguments |= endings(segmentation, settings.thinking, previous, lead=lead, model=model)
     if left.seconds is not None:
         arguments["timeout"] = max(left.seconds, 0.01)
     tag = "trim:draft" if order["decided"] else "trim:accepted"
     return _Call(
-        model=small if order["writer"] == "small" else large,
+        model=model,
         messages=compose(state["messages"], settings.instruction, prefix),
         config=merge_configs(config, {"tags": ["nostream", tag, f"trim:{order['writer']}"]}),
         arguments=arguments,
@@ -130,7 +143,9 @@ def _prepare(
         notes=[*state["notes"], *notes],
         noted=bool(notes),
         settings=settings,
-        glued=bool(state["steps"]) and state["steps"][-1]["end"] != "delimiter",
+        segmentation=segmentation,
+        previous=previous,
+        lead=lead,
         prompt_tokens=(state.get("in_flight") or {"prompt_tokens": 0})["prompt_tokens"],
     )
 
@@ -200,35 +215,34 @@ def _timed_out(call: _Call, seconds: float) -> dict[str, Any]:
 
 
 def _noted(call: _Call, message: Any, seconds: float) -> dict[str, Any]:
-    order, delimiter = call.order, call.settings.delimiter
-    reply = read_reply(message, delimiter, order["writer"])
+    order, thinking = call.order, call.settings.thinking
+    reply = read_reply(message, call.arguments.get("stop", ()), order["writer"])
     spend = _billed(call, reply, message.response_metadata, seconds)
     update: dict[str, Any] = {"spend": spend, "in_flight": None}
     if call.noted:
         update["notes"] = call.notes
-    text = (order["lead"] if call.glued or order["lead"].strip() else "") + reply.text
-    if is_step(text):
-        update["draft"] = Draft(
-            text=text,
-            writer=order["writer"],
-            model=reply.model,
-            tokens=reply.output_tokens,
-            mean_token_probability=reply.mean_token_probability,
-            end=reply.end,
-            score=None,
-        )
+    draft = draft_of(
+        reply,
+        writer=order["writer"],
+        lead=call.lead,
+        segmentation=None if order["to_end"] else call.segmentation,
+        settings=call.settings,
+        previous=call.previous,
+    )
+    update["draft"] = draft
+    if draft is not None:
         if order["decided"]:
-            emit("draft", writer=order["writer"], text=text, tokens=reply.output_tokens)
+            part = {"part": draft["part"]} if "part" in draft else {}
+            emit("draft", writer=order["writer"], text=draft["text"], tokens=draft["tokens"], **part)
             left = budget_left(call.settings.budget, spend, call.settings.prices).seconds
-            if left is not None and left <= 0:
-                # No time for the scorer, nor for what a decision would ask for.
+            routed = thinking is None or not part or thinking.routed in ("both", draft["part"])
+            # A part that is not routed stays; and with no time left nobody could act on a decision.
+            if not routed or (left is not None and left <= 0):
                 update["order"] = Order(**{**order, "decided": False, "scored": False})
-        return update
-    update["draft"] = None
-    if reply.end == "eos":
+    elif reply.end == "eos":
         update["stopped"] = "finished"
     else:
-        lead = order["lead"] + reply.text + (delimiter if reply.end == "delimiter" else "")
+        lead = order["lead"] + reply.text + reply.separator
         update["order"] = Order(**{**order, "lead": lead, "attempt": order["attempt"] + 1})
     return update
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,8 +17,8 @@ from trim_graph.conversation import compose
 from trim_graph.events import emit, push_text
 from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, Observation, Policy, checked
 from trim_graph.process import this_process
-from trim_graph.run import PLAIN_ROUND, SCORED_ROUND, begin_run, policy_of
-from trim_graph.segment import join_steps
+from trim_graph.run import PLAIN_ROUND, SCORED_ROUND, begin_run, policy_of, segmentation_of
+from trim_graph.segment import Segmentation, join_steps, separator_of
 from trim_graph.state import (
     DecisionRecord,
     Draft,
@@ -59,10 +60,10 @@ def route_node(
             limit = config.get("recursion_limit", 10_000)
             context = get_runtime().context
             state = begin_run(state, limit, settings, context, policy=policy, has_scorer=has_scorer)
-            turn = Turn(state, policy, large, update=_reset(state))
+            turn = Turn(state, policy, large, settings.segmentation, update=_reset(state))
             emit("started", run=state["run"]["id"])
         else:
-            turn = Turn(state, policy, large)
+            turn = Turn(state, policy, large, settings.segmentation)
         return turn.take()
 
     async def arun(state: TrimState, config: RunnableConfig) -> Command[Goto]:
@@ -84,11 +85,14 @@ class Turn:
     state: TrimState
     policy: Policy
     large: Runnable[Any, Any]
+    own_segmentation: Segmentation | None
     update: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.settings = Settings.model_validate(self.state["run"]["settings"])
         self.policy = policy_of(self.settings, self.policy)
+        self.segmentation = segmentation_of(self.settings, self.own_segmentation)
+        self.step_tokens = self.segmentation.cap(self.settings.max_step_tokens)
         self.budget: Budget = self.settings.budget
         self.spend: Spend = self.state["spend"]
         self.left: BudgetLeft = budget_left(self.budget, self.spend, self.settings.prices)
@@ -134,7 +138,7 @@ class Turn:
             if order is not None:
                 return self.write(order)
         else:
-            refused = self._grant(self.settings.max_step_tokens)[1] if self.policy.decides else None
+            refused = self._grant(self.step_tokens)[1] if self.policy.decides else None
         if refused:
             self.note_refusal(refused)
             if self._stops(refused):
@@ -146,7 +150,7 @@ class Turn:
         return Order(
             writer="small",
             to_end=False,
-            max_tokens=self.settings.max_step_tokens,
+            max_tokens=self.step_tokens,
             scored=decided and self.policy.needs_score,
             decided=decided,
             lead="",
@@ -158,11 +162,11 @@ class Turn:
 
     def _tokens_to_end(self) -> int:
         """Return what all steps that remain may take together."""
-        return self.settings.max_step_tokens * (self.settings.max_steps - len(self.steps))
+        return self.step_tokens * (self.settings.max_steps - len(self.steps))
 
     def large_order(self, to_end: bool) -> tuple[Order | None, str | None]:
         """Order a step, or all that remain, within the limits; or name the limit that refuses."""
-        granted, refused = self._grant(self._tokens_to_end() if to_end else self.settings.max_step_tokens)
+        granted, refused = self._grant(self._tokens_to_end() if to_end else self.step_tokens)
         if granted == 0:
             return None, refused
         order = Order(
@@ -201,6 +205,8 @@ class Turn:
         )
         self._remember(choice.memory)
         record = DecisionRecord(step=len(self.steps), decision=choice.value, score=draft["score"])
+        if "part" in draft:
+            record["part"] = draft["part"]
         large_order: Order | None = None
         if choice.value != "accept":
             large_order, refused = self.large_order(choice.value == "handover")
@@ -223,7 +229,9 @@ class Turn:
     def accept(self, draft: Draft, order: Order) -> Command[Goto]:
         """Add a draft to the solution, and go on."""
         delimiter = self.settings.delimiter
-        accepted = pieces(draft, delimiter) if order["to_end"] else [as_step(draft)]
+        accepted: Sequence[Step] = [as_step(draft)]
+        if order["to_end"]:
+            accepted = pieces(draft, self.segmentation, delimiter=delimiter, thinking=self.settings.thinking)
         # Nothing remains for a writer that was let go on to the end and has used all that remained.
         used_up = order["to_end"] and order["max_tokens"] >= self._tokens_to_end()
         first = len(self.steps)
@@ -238,9 +246,10 @@ class Turn:
                 text=step["text"],
                 score=score,
                 tokens=step["tokens"],
+                **({"part": step["part"]} if "part" in step else {}),
             )
             # With the step that follows it, so that the chunks make exactly the final message.
-            between = delimiter if self.steps and self.steps[-1]["end"] == "delimiter" else ""
+            between = separator_of(self.steps[-1], delimiter) if self.steps else ""
             push_text(between + step["text"], self.state["run"]["message_id"])
             self.steps.append(step)
             self.scores.append(score)
@@ -267,6 +276,7 @@ class Turn:
             draft_tokens=draft["tokens"] if draft else 0,
             draft_probability=draft["mean_token_probability"] if draft else None,
             draft_ends=draft["end"] == "eos" if draft else False,
+            part=draft.get("part") if draft else None,
             budget_left=self.left,
             memory=self.memory,
             seed=f"{self.state['run']['seed']}:{index}:{asked}",

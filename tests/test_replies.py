@@ -25,11 +25,11 @@ def answer(text: str = "step", **metadata) -> AIMessage:
     ],
 )
 def test_the_stop_reason_tells_the_end_of_a_step_from_the_end_of_the_solution(metadata, end):
-    assert read_reply(answer(**metadata), "\n\n", "small").end == end
+    assert read_reply(answer(**metadata), ("\n\n",), "small").end == end
 
 
 def test_a_stop_string_kept_in_the_text_is_not_doubled():
-    assert read_reply(answer("step\n\n", stop_reason="\n\n"), "\n\n", "small").text == "step"
+    assert read_reply(answer("step\n\n", stop_reason="\n\n"), ("\n\n",), "small").text == "step"
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_stop_string_kept_in_the_text_is_not_doubled():
 )
 def test_an_answer_that_breaks_the_contract_is_refused_with_the_reason(message, reason):
     with pytest.raises(ChatModelContractError, match=reason) as raised:
-        read_reply(message, "\n\n", "large")
+        read_reply(message, ("\n\n",), "large")
     assert "the large model" in str(raised.value)
 
 
@@ -64,7 +64,7 @@ def test_usage_and_text_are_read_as_they_are(text, stop, finish, usage):
         },
         response_metadata={"stop_reason": stop, "finish_reason": finish, "mean_token_probability": 0.5},
     )
-    reply = read_reply(message, "\n\n", "small")
+    reply = read_reply(message, ("\n\n",), "small")
     assert (reply.input_tokens, reply.output_tokens, reply.cached_tokens) == usage
     assert reply.text == (text.removesuffix("\n\n") if reply.end == "delimiter" else text)
     assert reply.mean_token_probability == 0.5

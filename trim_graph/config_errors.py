@@ -151,8 +151,9 @@ def _walk(loc: Sequence[str | int], data: Any, schema: dict[str, Any]) -> tuple[
     here: dict[str, Any] = schema
     keys: list[str] = []
     for index, step in enumerate(loc):
-        here = _resolved(here, data, schema)
-        inside = (isinstance(data, dict) and step in data) or isinstance(step, int)
+        here, union = _resolved(here, data, schema)
+        is_tag = union and isinstance(data, dict) and step == data.get("type")
+        inside = (isinstance(data, dict) and step in data and not is_tag) or isinstance(step, int)
         if not inside and index < len(loc) - 1:
             continue
         properties = here.get("properties", {})
@@ -166,8 +167,9 @@ def _walk(loc: Sequence[str | int], data: Any, schema: dict[str, Any]) -> tuple[
     return tuple(place), keys
 
 
-def _resolved(here: dict[str, Any], data: Any, schema: dict[str, Any]) -> dict[str, Any]:
-    """Follow references and unions to the member that the data name."""
+def _resolved(here: dict[str, Any], data: Any, schema: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Follow references and unions to the member that the data name, and tell whether there was a union."""
+    union = False
     while True:
         if "$ref" in here:
             here = schema["$defs"][here["$ref"].removeprefix("#/$defs/")]
@@ -175,12 +177,13 @@ def _resolved(here: dict[str, Any], data: Any, schema: dict[str, Any]) -> dict[s
             chosen = data.get("type") if isinstance(data, dict) else data
             reference = here["discriminator"]["mapping"].get(chosen) if isinstance(chosen, str) else None
             if reference is None:
-                return {}
+                return {}, True
+            union = True
             here = {"$ref": reference}
         elif "anyOf" in here:
             here = next((m for m in here["anyOf"] if m.get("type") != "null"), {})
         else:
-            return here
+            return here, union
 
 
 def _path(place: Place) -> str:

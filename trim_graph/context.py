@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .budget import Budget, Prices
 from .errors import SettingsError
 from .prompts import DEFAULT_INSTRUCTION
-from .segment import DEFAULT_DELIMITER
+from .segment import DEFAULT_DELIMITER, AnySegmentation
+from .thinking import Thinking
 
 OnScorerError = Literal["accept", "regenerate", "raise"]
 OnLargeError = Literal["accept", "raise"]
@@ -25,6 +26,12 @@ class Settings(BaseModel):
     max_steps: int = Field(default=32, ge=1, description="most steps of a solution")
     max_step_tokens: int = Field(default=512, ge=1, description="most tokens of one step")
     delimiter: str = Field(default=DEFAULT_DELIMITER, min_length=1, description="what separates steps")
+    segmentation: AnySegmentation | None = Field(
+        default=None, description="another way to find where a step ends, in place of the delimiter"
+    )
+    thinking: Thinking | None = Field(
+        default=Thinking(), description="how a model's thought is marked; null looks for none"
+    )
     instruction: str | None = Field(
         default=DEFAULT_INSTRUCTION, description="joins the system message; null adds nothing"
     )
@@ -43,6 +50,12 @@ class Settings(BaseModel):
     policy: dict[str, Any] | None = Field(
         default=None, description="instead of the graph's own; as in a configuration file"
     )
+
+    @model_validator(mode="after")
+    def _one_segmentation(self) -> Settings:
+        if self.segmentation is not None and self.delimiter != DEFAULT_DELIMITER:
+            raise ValueError("delimiter and segmentation are both given; a delimiter is a segmentation")
+        return self
 
 
 class TrimContext(BaseModel):

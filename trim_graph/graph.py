@@ -17,6 +17,7 @@ from .context import Settings, TrimContext, describe
 from .errors import SettingsError
 from .nodes import after_generate_step, finalize_node, generate_step_node, route_node, score_step_node
 from .policies import Observation, Policy, as_policy
+from .segment import as_segmentation
 from .state import TrimInput, TrimOutput, TrimState
 
 AFTER_GENERATE_STEP: dict[Hashable, str] = {"score decides": "score_step", "no score needed": "route"}
@@ -49,7 +50,8 @@ def create_trim_graph(
         checkpointer: None inherits the parent's when embedded as a subgraph.
         name: Of the graph, in traces and as a subgraph.
         **settings: Fields of `Settings`: ``max_steps``, ``max_step_tokens``, ``delimiter``,
-            ``instruction``, ``seed``.
+            ``segmentation`` (see `trim_graph.segment`; a function will do), ``thinking``, ``instruction``,
+            ``seed``, ``on_scorer_error`` and its like.
 
     Returns:
         A compiled graph from ``{"messages": [...]}`` to ``{"messages": [..., AIMessage], "trim": ...}``.
@@ -67,7 +69,7 @@ def create_trim_graph(
     builder = StateGraph(TrimState, TrimContext, input_schema=TrimInput, output_schema=TrimOutput)
     route = route_node(fixed, routing, large, has_scorer=scorer is not None)
     builder.add_node("route", route, destinations={"generate_step": "write a step", "finalize": "done"})
-    builder.add_node("generate_step", generate_step_node(small, large))
+    builder.add_node("generate_step", generate_step_node(small, large, fixed.segmentation))
     builder.add_node("finalize", finalize_node())
     builder.add_conditional_edges(START, _begin, ["route"])
     if scorer is None:
@@ -93,6 +95,8 @@ def _settings(budget: Budget | None, prices: Prices | None, settings: dict[str, 
     if unknown:
         known = ", ".join(sorted(Settings.model_fields))
         raise SettingsError(f"unknown setting {', '.join(sorted(unknown))}; there are: {known}")
+    if "segmentation" in settings:
+        settings = {**settings, "segmentation": as_segmentation(settings["segmentation"])}
     try:
         return Settings(budget=budget or Budget(), prices=prices or Prices(), **settings)
     except ValidationError as error:

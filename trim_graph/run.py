@@ -15,6 +15,7 @@ from .context import Settings, describe, overridden
 from .conversation import question_of, require_answerable
 from .errors import SettingsError
 from .policies import Policy
+from .segment import DelimiterSteps, FunctionSteps, Segmentation
 from .state import SCHEMA_VERSION, Run, TrimState
 
 SCORED_ROUND = 6
@@ -32,6 +33,29 @@ def policy_of(settings: Settings, own: Policy) -> Policy:
         SettingsError: The context's is not valid.
     """
     return own if settings.policy is None else _built(json.dumps(settings.policy, sort_keys=True))
+
+
+def segmentation_of(settings: Settings, own: Segmentation | None) -> Segmentation:
+    """Return how a run finds where a step ends.
+
+    Args:
+        settings: Of the run. They name a user's function, but cannot hold it.
+        own: The graph's own.
+
+    Raises:
+        SettingsError: The run was begun with a function that this graph does not have.
+    """
+    chosen = settings.segmentation
+    if chosen is None:
+        return DelimiterSteps(delimiter=settings.delimiter)
+    if not isinstance(chosen, FunctionSteps):
+        return chosen
+    if not isinstance(own, FunctionSteps) or own.name != chosen.name:
+        raise SettingsError(
+            f"this run was begun with the segmentation function {chosen.name}; build the graph "
+            "with it to go on"
+        )
+    return own
 
 
 @lru_cache(maxsize=64)

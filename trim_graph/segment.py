@@ -1,27 +1,72 @@
-"""What a step is, and how steps make a text again."""
+r"""What a step is: where it ends, and how steps make a text again.
+
+By default a blank line ends a step. ``segmentation`` chooses another way: `pattern` (a regular expression),
+`token_cap`, or any function that finds the end of the first step of a text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from .errors import SettingsError
+
+__all__ = [
+    "DEFAULT_DELIMITER",
+    "AnySegmentation",
+    "Boundary",
+    "Segmentation",
+    "as_segmentation",
+    "delimiter",
+    "is_step",
+    "join_steps",
+    "pattern",
+    "separator_of",
+    "share_out",
+    "split_steps",
+    "token_cap",
+]
 
 DEFAULT_DELIMITER = "\n\n"
 
+_TAG = re.compile(r"</?\w+>")
+
+FindStep = Callable[[str], "int | tuple[int, int] | None"]
+"""Gets the text written so far; says where its first step ends, or None while it has not ended. A pair tells
+also where the next step begins, behind what separates the two."""
+
+
+class Boundary(NamedTuple):
+    """A step ends at ``end``; the next one begins at ``next``, behind what separates them."""
+
+    end: int
+    next: int
+
 
 def is_step(text: str) -> bool:
-    """Tell whether a piece of text says anything: nothing but space and punctuation is not a step."""
-    return any(character.isalnum() for character in text)
+    """Tell whether a piece of text says anything: space, punctuation or a lone ``<tag>`` is not a step."""
+    return any(character.isalnum() for character in _TAG.sub("", text))
+
+
+def separator_of(step: Mapping[str, Any], delimiter: str = DEFAULT_DELIMITER) -> str:
+    """Return what the writer wrote between this step and the next: nothing after ``length`` and ``eos``."""
+    return str(step.get("separator", delimiter)) if step["end"] == "delimiter" else ""
 
 
 def join_steps(steps: Iterable[Mapping[str, Any]], delimiter: str = DEFAULT_DELIMITER) -> str:
     """Join step records into the text the models continue, byte for byte what they wrote.
 
     Args:
-        steps: Records with ``text`` and ``end``. After ``delimiter`` the delimiter is put back; a step cut
-            by its token limit (``length``) is carried on without one; after ``eos`` there is none.
+        steps: Records with ``text`` and ``end``. After ``delimiter`` the ``separator`` of the record is put
+            back, or ``delimiter`` where it has none; a step cut by its token limit (``length``) is carried
+            on without one; after ``eos`` there is none.
         delimiter: What separates steps.
     """
-    return "".join(step["text"] + (delimiter if step["end"] == "delimiter" else "") for step in steps)
+    return "".join(step["text"] + separator_of(step, delimiter) for step in steps)
 
 
 def split_steps(text: str, delimiter: str = DEFAULT_DELIMITER) -> list[str]:
@@ -50,3 +95,191 @@ def share_out(total: int, texts: list[str]) -> list[int]:
         shares.append(upto - given)
         given = upto
     return shares
+
+
+class Segmentation(BaseModel):
+    """Base of the ways to find where a step ends; what it stores is JSON-native."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Strings at which the writer itself stops."""
+        return ()
+
+    @property
+    def watches(self) -> bool:
+        """Whether the end of a step is found in the text instead."""
+        return False
+
+    def cap(self, max_step_tokens: int) -> int:
+        """Return the most tokens of a step."""
+        return max_step_tokens
+
+    def boundary(self, text: str, *, ended: bool) -> Boundary | None:
+        """Find where the first step of a text ends.
+
+        Args:
+            text: Written so far.
+            ended: Whether nothing will be added to it.
+        """
+        return None
+
+    def split(self, text: str) -> list[tuple[str, str]]:
+        """Cut a text written in one go into steps.
+
+        Returns:
+            Each step and what separates it from the next; the last separator is empty unless the text
+            ends right behind one.
+        """
+        steps: list[tuple[str, str]] = []
+        while found := self.boundary(text, ended=True):
+            steps.append((text[: found.end], text[found.end : found.next]))
+            text = text[found.next :]
+        if not text or not (steps or is_step(text)):
+            return steps
+        if is_step(text):
+            return [*steps, (text, "")]
+        last, separator = steps[-1]
+        return [*steps[:-1], (last + separator + text, "")]
+
+
+class DelimiterSteps(Segmentation):
+    """A string ends a step; the writer stops there by itself."""
+
+    type: Literal["delimiter"] = "delimiter"
+    delimiter: str = Field(default=DEFAULT_DELIMITER, min_length=1)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The delimiter."""
+        return (self.delimiter,)
+
+    def split(self, text: str) -> list[tuple[str, str]]:
+        """Cut a text written in one go into steps; see `split_steps`."""
+        steps = [(step, self.delimiter) for step in split_steps(text, self.delimiter)]
+        if steps and text.rsplit(self.delimiter, 1)[-1].strip():
+            steps[-1] = (steps[-1][0], "")
+        return steps
+
+
+class PatternSteps(Segmentation):
+    """A match of a regular expression separates steps. The text is watched as it is written."""
+
+    type: Literal["pattern"] = "pattern"
+    pattern: str = Field(min_length=1)
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            compiled = re.compile(value)
+        except re.error as error:
+            raise ValueError(f"is not a regular expression: {error}") from error
+        if compiled.match(""):
+            raise ValueError("matches the empty text, so that every letter would be a step")
+        return value
+
+    @cached_property
+    def _compiled(self) -> re.Pattern[str]:
+        return re.compile(self.pattern)
+
+    @property
+    def watches(self) -> bool:
+        """True."""
+        return True
+
+    def boundary(self, text: str, *, ended: bool) -> Boundary | None:
+        """Find the first match behind a step. One at the very end may still grow until the text has ended."""
+        for match in self._compiled.finditer(text):
+            if (ended or match.end() < len(text)) and match.end() > 0 and is_step(text[: match.start()]):
+                return Boundary(match.start(), match.end())
+        return None
+
+
+class TokenSteps(Segmentation):
+    """Every so many tokens are a step, wherever they end."""
+
+    type: Literal["tokens"] = "tokens"
+    tokens: int = Field(ge=1)
+
+    def cap(self, max_step_tokens: int) -> int:
+        """Return the smaller of both limits."""
+        return min(self.tokens, max_step_tokens)
+
+
+class FunctionSteps(Segmentation):
+    """A user's function finds the end of a step. The state keeps its name only."""
+
+    type: Literal["function"] = "function"
+    name: str
+    function: Any = Field(default=None, exclude=True, repr=False)
+
+    @property
+    def watches(self) -> bool:
+        """True."""
+        return True
+
+    def boundary(self, text: str, *, ended: bool) -> Boundary | None:
+        """Ask the function; what it calls a step and is none joins the one that follows.
+
+        Raises:
+            SettingsError: It answered with something that is no place in the text.
+        """
+        begin = 0
+        while begin < len(text):
+            found = self._ask(text[begin:])
+            if found is None:
+                return None
+            if is_step(text[: begin + found.end]):
+                return Boundary(begin + found.end, begin + found.next)
+            begin += found.next
+        return None
+
+    def _ask(self, text: str) -> Boundary | None:
+        found = self.function(text)
+        if found is None:
+            return None
+        pair = (found, found) if isinstance(found, int) else found
+        try:
+            end, following = (int(place) for place in pair)
+        except (TypeError, ValueError):
+            end, following = -1, -1
+        if not 0 <= end <= following <= len(text) or following == 0:
+            raise SettingsError(
+                f"the segmentation function {self.name} returned {found!r} for a text of {len(text)} "
+                "characters; it returns None, the place where the first step ends, or that place and the one "
+                "where the next step begins"
+            )
+        return Boundary(end, following)
+
+
+AnySegmentation = Annotated[
+    DelimiterSteps | PatternSteps | TokenSteps | FunctionSteps, Field(discriminator="type")
+]
+
+
+def delimiter(text: str = DEFAULT_DELIMITER) -> Segmentation:
+    """End a step at this string, which the writer is told to stop at."""
+    return DelimiterSteps(delimiter=text)
+
+
+def pattern(expression: str) -> Segmentation:
+    r"""End a step where a regular expression matches; what it matches separates the steps.
+
+    A lookahead keeps what follows: ``pattern(r"\n+(?=Step \d)")``.
+    """
+    return PatternSteps(pattern=expression)
+
+
+def token_cap(tokens: int) -> Segmentation:
+    """End a step after so many tokens."""
+    return TokenSteps(tokens=tokens)
+
+
+def as_segmentation(given: Any) -> Any:
+    """Take a segmentation as it is, and wrap a function."""
+    if isinstance(given, Segmentation | Mapping) or not callable(given):
+        return given
+    name = f"{getattr(given, '__module__', '?')}.{getattr(given, '__qualname__', type(given).__qualname__)}"
+    return FunctionSteps(name=name, function=given)

@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 
 from .adapters.protocols import StepEnd
 from .budget import Spend, Writer
+from .thinking import Part
 
 SCHEMA_VERSION = 1
 """Written into every run; a later release that changes the channels raises it."""
@@ -30,9 +31,14 @@ class Step(TypedDict):
     writer: Writer
     model: str
     tokens: int
-    """Tokens generated for it, those of the delimiter included; shared out by length after a handover."""
+    """Tokens generated for it, those of the delimiter included; shared out by length where it was cut out of
+    a longer text."""
     mean_token_probability: float | None
     end: StepEnd
+    separator: NotRequired[str]
+    """What separates it from the next, where that is not the delimiter of the settings."""
+    part: NotRequired[Part]
+    """Whether it belongs to the thought or to the answer of a model that thinks."""
 
 
 class Draft(Step):
@@ -83,6 +89,8 @@ class DecisionRecord(TypedDict):
     score: float | None
     refused: NotRequired[str]
     """Limit of the budget that turned a wish for the large model into ``accept``."""
+    part: NotRequired[Part]
+    """Which part of a thinking model's text was routed."""
     fallback: NotRequired[str]
     """What had failed, where the decision is not the policy's but that of ``on_scorer_error`` or its like."""
     discarded: NotRequired[Step]
@@ -116,6 +124,8 @@ class Summary(TypedDict):
     spend: Spend
     cost: float
     seconds: float
+    parts: NotRequired[dict[Part, dict[Writer, int]]]
+    """Steps by writer in thought and answer, where a model thinks."""
     notes: list[str]
     """What a user should know: a limit reached, tokens charged for a crash, an overshoot."""
 

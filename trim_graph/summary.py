@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
-from .budget import total_cost
+from .budget import Writer, total_cost
 from .context import Settings
 from .segment import join_steps
-from .state import Summary, TrimState, scores_of
+from .state import Step, Summary, TrimState, scores_of
+from .thinking import Part
 
 _BRACE = re.compile(r"\\boxed\s*\{|[{}]")
 
@@ -35,13 +37,16 @@ def summarise(state: TrimState) -> Summary:
     small = sum(step["tokens"] for step in steps if step["writer"] == "small")
     large = sum(step["tokens"] for step in steps if step["writer"] == "large")
     notes = list(state["notes"])
+    text = join_steps(steps, settings.delimiter)
+    if settings.thinking is not None:
+        text = settings.thinking.answer_in(text, steps[0] if steps else None)
     if spend["overshoot_tokens"]:
         notes.append(
             f"the large model ignored max_tokens and wrote {spend['overshoot_tokens']} tokens too many"
         )
-    return Summary(
+    summary = Summary(
         stopped=state["stopped"],
-        answer=extract_answer(join_steps(steps, settings.delimiter)),
+        answer=extract_answer(text),
         steps={"small": writers["small"], "large": writers["large"]},
         decisions=dict(Counter(d["decision"] for d in decisions)),
         scores=list(scores_of(state)),
@@ -58,3 +63,14 @@ def summarise(state: TrimState) -> Summary:
         seconds=spend["seconds"],
         notes=notes,
     )
+    if parts := _parts(steps):
+        summary["parts"] = parts
+    return summary
+
+
+def _parts(steps: Sequence[Step]) -> dict[Part, dict[Writer, int]]:
+    """Count the steps of each part by writer; nothing where nobody thinks."""
+    counts = Counter((step["part"], step["writer"]) for step in steps if "part" in step)
+    writers: tuple[Writer, ...] = ("small", "large")
+    parts: tuple[Part, ...] = ("thought", "answer")
+    return {part: {writer: counts[part, writer] for writer in writers} for part in parts} if counts else {}

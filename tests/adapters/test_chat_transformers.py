@@ -66,6 +66,33 @@ class TestEnd:
     def test_the_earliest_stop_string_counts(self, reciter):
         assert ending(reciter.invoke(QUESTION, stop=["4", "add", "dd"])) == ("stop", "add")
 
+    def test_the_callers_own_function_may_end_it(self, reciter):
+        answer = reciter.invoke(QUESTION, stop_when=lambda text: text.endswith("3"))
+        assert answer.content == "First, add 3"
+        assert ending(answer) == ("stop", "stop_when")
+        whole = reciter.invoke(QUESTION)
+        assert answer.usage_metadata["output_tokens"] < whole.usage_metadata["output_tokens"]
+        assert "".join(c.content for c in reciter.stream(QUESTION, stop_when=lambda t: "3" in t)) == (
+            answer.content
+        )
+
+    async def test_a_function_that_fails_ends_its_own_call_alone(self, reciter):
+        answers = await asyncio.gather(
+            reciter.ainvoke(QUESTION, stop_when=lambda text: text[99]),
+            reciter.ainvoke(QUESTION),
+            return_exceptions=True,
+        )
+        assert isinstance(answers[0], IndexError)
+        assert answers[1].content == SCRIPT
+
+    def test_a_template_that_opens_a_thought_is_told(self, reciter):
+        assert "prompt_opens_thought" not in reciter.invoke(QUESTION).response_metadata
+        engine = copy.copy(reciter._load())
+        engine.tokenizer = copy.copy(engine.tokenizer)
+        engine.__dict__.pop("opens_thought")
+        engine.tokenizer.chat_template += "{{ '<think>\n' }}"
+        assert engine.opens_thought
+
     def test_length(self, reciter):
         answer = reciter.invoke(QUESTION, max_tokens=3)
         assert SCRIPT.startswith(answer.content)

@@ -183,6 +183,7 @@ class TestRequests:
             ({"top_logprobs": -1}, "top_logprobs=-1"),
             ({"timeout": 0}, "timeout=0"),
             ({"stop": [""]}, "non-empty"),
+            ({"stop_when": "\n"}, "stop_when='"),
             ({"n": 3, "beams": 2}, "beams, n; it takes stop, logprobs"),
         ],
     )
@@ -247,6 +248,24 @@ class TestContinuation:
         assert body["add_special_tokens"] is False
         rendered = [b for b in server.bodies("/tokenize") if b.get("messages", [{}])[0].get("content") != "?"]
         assert len([b for b in rendered if "messages" in b]) == 1
+
+    def test_a_template_that_sets_thoughts_apart_is_continued_raw(self, connect):
+        server, model = connect(raw_answer("so"))
+        server.template = lambda text: text.split("</think>")[-1]
+        model.invoke([*QUESTION, AIMessage("<think>\nhm\n</think>\n\nSo")])
+        path, body = server.generations[0]
+        assert path == "/v1/completions"
+        assert body["prompt"].endswith("<assistant><think>\nhm\n</think>\n\nSo")
+
+    def test_a_template_that_opens_a_thought_is_told(self, connect):
+        for opener, told in (("<think>\n", True), ("", None)):
+            server, model = connect(raw_answer("so"), chat_answer("so"))
+            render = server.render
+            server.render = lambda body, render=render, opener=opener: render(body).replace(
+                "<assistant>", "<assistant>" + opener
+            )
+            answer = model.invoke(QUESTION)
+            assert answer.response_metadata.get("prompt_opens_thought") is told
 
     def test_a_template_that_refuses_the_probe_is_continued_raw(self, connect):
         server, model = connect(raw_answer("so"))
@@ -407,6 +426,23 @@ class TestStreams:
         assert chunks[-1].usage_metadata["output_tokens"] == 3
         assert chunks[-1].chunk_position == "last"
         assert not any(chunk.usage_metadata or chunk.response_metadata for chunk in chunks[:-1])
+
+    @pytest.mark.parametrize("how", ["invoke", "stream"])
+    def test_the_callers_own_function_may_end_it(self, connect, how):
+        endless = Broken(chat_events("One", " two", " three", stop=None)[:-2], hangs=True)
+        _, model = connect(httpx.Response(200, stream=endless))
+        options = {"stop_when": lambda text: text.endswith("two")}
+        if how == "invoke":
+            answer = model.invoke(QUESTION, **options)
+        else:
+            chunks = list(model.stream(QUESTION, **options))
+            answer = chunks[0]
+            for chunk in chunks[1:]:
+                answer += chunk
+        assert answer.content == "One two"
+        assert ending(answer) == ("stop", "stop_when")
+        assert answer.usage_metadata["output_tokens"] == 2
+        assert endless.closed
 
     def test_a_failure_before_the_first_text_is_made_good(self, connect):
         begun = httpx.Response(200, stream=Broken(chat_events("a")[:1]))

@@ -203,6 +203,13 @@ class TestLeaving:
                 await asyncio.sleep(0.025)
         pytest.fail("the request is still running after a second")
 
+    async def test_an_answer_ended_by_the_callers_function_ends_on_the_server(self, endless):
+        answer = await endless.ainvoke(CHAT, stop_when=lambda text: len(text) > 40)
+        assert 40 < len(answer.content) < 80
+        assert ending(answer) == ("stop", "stop_when")
+        assert 10 < answer.usage_metadata["output_tokens"] < 80
+        await self.check_idle(endless)
+
     async def test_a_cancelled_call_ends_on_the_server(self, endless):
         task = asyncio.create_task(endless.ainvoke(CHAT))
         await asyncio.sleep(0.4)

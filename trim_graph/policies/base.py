@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from trim_graph.budget import BudgetLeft, Writer
 from trim_graph.errors import SettingsError
+from trim_graph.thinking import Part
 
 Decision = Literal["accept", "regenerate", "handover"]
 """Keep the draft, let the large model write this step again, or let it write all that remains."""
@@ -38,6 +39,7 @@ class Observation:
         draft_tokens: Its tokens.
         draft_probability: Mean probability of its tokens under the small model, if the adapter tells.
         draft_ends: Whether the solution ends with the draft.
+        part: ``thought`` or ``answer``, the part the draft belongs to, where the model thinks.
         budget_left: What is left of the budget.
         memory: What the policy returned last, JSON-native; None at the start of a run.
         seed: Derives from (seed, run, step, question asked): the same on a second execution.
@@ -54,6 +56,7 @@ class Observation:
     draft_tokens: int = 0
     draft_probability: float | None = None
     draft_ends: bool = False
+    part: Part | None = None
     budget_left: BudgetLeft = field(default_factory=BudgetLeft)
     memory: Any = None
     seed: str = "0"

@@ -1,0 +1,183 @@
+"""Models that think in `<think>`: steps inside the thought, and which part was routed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trim_graph.policies import large_only, threshold
+from trim_graph.segment import is_step, pattern
+from trim_graph.testing import ScriptedChatModel
+from trim_graph.thinking import Thinking
+
+THOUGHT = "<think>\nAdd 2.\n\nMaybe \\boxed{3}?\n\nNo, it is 4.\n</think>\n\n"
+TEXT = THOUGHT + "Two and two:\n\n\\boxed{4}"
+
+
+def model(text=TEXT, **fields):
+    return ScriptedChatModel(
+        script=lambda prefix: text[len(prefix) :] if text.startswith(prefix) else "?", **fields
+    )
+
+
+class Opened(ScriptedChatModel):
+    """Its chat template has opened the thought already, as that of DeepSeek-R1 does."""
+
+    def _generate(self, *args, **kwargs):
+        result = super()._generate(*args, **kwargs)
+        result.generations[0].message.response_metadata["prompt_opens_thought"] = True
+        return result
+
+
+def told(rig, **options):
+    return [(step["part"], step["text"]) for step in rig.steps(**options)]
+
+
+EXPECTED = [
+    ("thought", "<think>\nAdd 2."),
+    ("thought", "Maybe \\boxed{3}?"),
+    ("thought", "No, it is 4.\n"),
+    ("answer", "\n\nTwo and two:"),
+    ("answer", "\\boxed{4}"),
+]
+
+
+def test_each_step_says_which_part_it_belongs_to(make):
+    rig = make(model(), model(), scores={})
+    assert told(rig) == EXPECTED
+    result = rig.ask()
+    assert result["messages"][-1].content == TEXT
+    assert result["trim"]["parts"] == {
+        "thought": {"small": 3, "large": 0},
+        "answer": {"small": 2, "large": 0},
+    }
+    json.dumps(result["trim"])
+
+
+def test_the_answer_is_looked_for_behind_the_thought(make):
+    text = "<think>\nSo \\boxed{3}.\n</think>\n\nI do not know."
+    assert make(model(text), model(text), scores={}).ask()["trim"]["answer"] is None
+    unfinished = "<think>\nSo \\boxed{3}."
+    assert make(model(unfinished), model(unfinished), scores={}).ask()["trim"]["answer"] is None
+    assert make(model(), model(), scores={}).ask()["trim"]["answer"] == "4"
+
+
+def test_the_end_of_the_thought_ends_a_step_wherever_it_stands(make):
+    text = "<think>\nOne.\n\nTwo.</think>It is \\boxed{2}."
+    rig = make(model(text), model(text), scores={})
+    assert told(rig) == [("thought", "<think>\nOne."), ("thought", "Two."), ("answer", "It is \\boxed{2}.")]
+    assert rig.ask()["messages"][-1].content == text
+    assert [call["stop"] for call in rig.small.calls[:3]] == [
+        ["\n\n"],
+        ["\n\n", "</think>"],
+        ["\n\n"],
+    ]
+
+
+def test_a_template_may_have_opened_the_thought(make):
+    text = TEXT.removeprefix("<think>\n")
+
+    def opened():
+        return Opened(script=lambda prefix: text[len(prefix) :])
+
+    rig = make(opened(), opened(), scores={})
+    assert [part for part, _ in told(rig)] == ["thought"] * 3 + ["answer"] * 2
+    assert rig.ask()["trim"]["answer"] == "4"
+
+
+def test_a_model_told_not_to_think_writes_its_answer(make):
+    text = "<think>\n\n</think>\n\nTwo and two.\n\n\\boxed{4}"
+    rig = make(model(text), model(text), scores={})
+    assert [part for part, _ in told(rig)] == ["answer", "answer"]
+    result = rig.ask()
+    assert result["messages"][-1].content == text
+    assert result["trim"]["answer"] == "4"
+
+
+def test_the_trace_says_which_part_was_routed(make):
+    large = model(TEXT.replace("Maybe \\boxed{3}?", "Perhaps not 3."))
+    rig = make(model(), large, {"Maybe \\boxed{3}?": 0.1}, policy=threshold(0.5))
+    events = list(rig.graph.stream({"messages": "?"}, stream_mode="custom"))
+    decided = [(e["decision"], e["part"]) for e in events if e["event"] == "decision"]
+    assert decided[:2] == [("accept", "thought"), ("regenerate", "thought")]
+    assert {e["part"] for e in events if e["event"] == "draft"} == {"thought"}
+
+
+@pytest.mark.parametrize("routed", ["thought", "answer"])
+def test_one_part_alone_may_be_routed(make, routed):
+    seen = []
+    rig = make(
+        model(),
+        model(),
+        scorer=lambda question, steps: [seen.append(steps[-1]["text"]) or 1.0] * len(steps),
+        thinking=Thinking(routed=routed),
+    )
+    result = rig.ask()
+    wanted = [text for part, text in EXPECTED if part == routed]
+    assert seen == wanted
+    assert result["trim"]["decisions"] == {"accept": len(wanted)}
+    assert result["messages"][-1].content == TEXT
+
+
+def test_a_policy_sees_the_part(make):
+    parts = []
+    policy = lambda seen: parts.append(seen.part) or "accept"  # noqa: E731
+    make(model(), model(), scores={}, policy=policy).ask()
+    assert parts == [part for part, _ in EXPECTED]
+
+
+def test_a_handover_is_cut_into_both_parts(make):
+    rig = make(model(), model(), policy=large_only())
+    assert [part for part, _ in told(rig)] == ["thought"] * 3 + ["answer"] * 2
+    assert rig.ask()["trim"]["parts"]["thought"] == {"small": 0, "large": 3}
+
+
+def test_other_tags(make):
+    text = TEXT.replace("think>", "reason>")
+    tags = {"open": "<reason>", "close": "</reason>"}
+    rig = make(model(text), model(text), scores={}, thinking=tags)
+    assert [part for part, _ in told(rig)] == ["thought"] * 3 + ["answer"] * 2
+
+
+def test_without_thoughts_nothing_is_said_of_parts(make, rig):
+    result = rig.ask()
+    assert "parts" not in result["trim"]
+    assert all("part" not in step for step in rig.steps())
+    off = make(model(), model(), scores={}, thinking=None)
+    assert all("part" not in step for step in off.steps())
+    assert off.ask()["messages"][-1].content == TEXT
+
+
+def test_with_another_segmentation(make):
+    text = "<think>\nStep 1: one\nStep 2: two</think>Step 3: \\boxed{3}"
+    rig = make(model(text), model(text), scores={}, segmentation=pattern(r"\n(?=Step \d)"))
+    assert [part for part, _ in told(rig)] == ["thought", "thought", "answer"]
+    assert rig.ask()["messages"][-1].content == text
+
+
+def carries_on(text):
+    """Goes on behind the visible characters of the prefix; the graph drops blank pieces."""
+
+    def rest(prefix):
+        place, seen = 0, len("".join(prefix.split()))
+        while seen:
+            seen -= not text[place].isspace()
+            place += 1
+        return text[place:].lstrip() if prefix[-1:].isspace() else text[place:]
+
+    return ScriptedChatModel(script=rest)
+
+
+chunk = st.sampled_from(["a", "b c", "\n", "\n\n", " ", ".", "<think>", "</think>", "1"])
+
+
+@given(st.lists(chunk, max_size=12).map("".join))
+def test_the_graph_loses_no_word(make, text):
+    result = make(carries_on(text), carries_on(text), scores={}, max_steps=99).ask()
+    said, content = ("".join(t.split()) for t in (text, result["messages"][-1].content))
+    assert said.startswith(content)
+    if result["trim"]["stopped"] == "finished":
+        assert not is_step(said[len(content) :])
