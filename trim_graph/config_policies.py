@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo
 
-from .config_places import Part
-from .policies import Policy, large_only, random_rate, small_only, stay_on_large, threshold
+from .config_places import Part, base_folder
+from .policies import Policy, large_only, load_policy, random_rate, small_only, stay_on_large, threshold
+
+
+def _beside_file(value: Any, info: ValidationInfo) -> Any:
+    """Find a policy file beside the configuration; a call, which may come from anyone, names none."""
+    if info.context is None:
+        raise ValueError("a policy file is named in a configuration, not in a call")
+    return str(base_folder(info) / os.path.expanduser(value)) if isinstance(value, str) else value
 
 
 class SmallOnly(Part):
@@ -78,12 +86,25 @@ class Combined(Part):
         return first
 
 
+class PolicyFile(Part):
+    """A policy that was written to a file (`trim_graph.policies.load_policy`)."""
+
+    type: Literal["file"]
+    path: Annotated[str, BeforeValidator(_beside_file)]
+
+    def build(self) -> Policy:
+        """Read the file."""
+        return load_policy(self.path)
+
+
 def _named(value: Any) -> Any:
-    return {"type": value} if isinstance(value, str) else value
+    if isinstance(value, str):
+        return {"type": "file", "path": value} if value.endswith(".json") else {"type": value}
+    return value
 
 
 PolicyConfig = Annotated[
-    SmallOnly | LargeOnly | Threshold | RandomRate | StayOnLarge | Combined,
+    SmallOnly | LargeOnly | Threshold | RandomRate | StayOnLarge | Combined | PolicyFile,
     Field(discriminator="type"),
     BeforeValidator(_named),
 ]

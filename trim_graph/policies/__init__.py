@@ -2,6 +2,7 @@
 
 from .base import AllOf, AnyOf, Choice, Decision, FunctionPolicy, NextWriter, Observation, Policy, as_policy
 from .baselines import large_only, random_rate, small_only, stay_on_large
+from .files import load_policy, save_policy
 from .threshold import threshold
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "Policy",
     "as_policy",
     "large_only",
+    "load_policy",
     "random_rate",
+    "save_policy",
     "small_only",
     "stay_on_large",
     "threshold",
