@@ -180,6 +180,17 @@ async def test_stop_strings(rig, model, stop, text):
     assert TrimChatModel(graph=rig.graph, stop=stop).invoke("?").content == text
 
 
+async def test_max_tokens_end_it_behind_a_step(rig, model):
+    for answer in (model.invoke("?", max_tokens=4), TrimChatModel(graph=rig.graph, max_tokens=4).invoke("?")):
+        assert answer.content == "small one\n\nLARGE two"
+        assert answer.response_metadata["finish_reason"] == "length"
+        assert answer.usage_metadata["output_tokens"] > 4
+    assert "".join([c.content async for c in model.astream("?", max_tokens=1)]) == "small one"
+    assert model.invoke("?", max_tokens=999).response_metadata["finish_reason"] == "stop"
+    with pytest.raises(ValueError, match="max_tokens=0"):
+        model.invoke("?", max_tokens=0)
+
+
 def test_what_it_cannot_do_is_refused(rig, model):
     class Answer(BaseModel):
         value: int

@@ -17,6 +17,7 @@ from langchain_core.callbacks import (
     CallbackManager,
     CallbackManagerForLLMRun,
 )
+from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
@@ -28,7 +29,7 @@ from langchain_core.tracers.log_stream import LogStreamCallbackHandler
 from langgraph.graph.state import CompiledStateGraph
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
-from .adapters.call_settings import stop_strings
+from .adapters.call_settings import check_call_settings, stop_strings
 from .budget import Spend
 from .graph import create_trim_graph
 from .segment import DEFAULT_DELIMITER, separator_of
@@ -48,8 +49,9 @@ class TrimChatModel(BaseChatModel):
     `stream` gives each step as it is accepted. The answer's ``usage_metadata`` sums both models, discarded
     drafts included; ``response_metadata["trim"]`` is the run's summary (`trim_graph.Summary`).
 
-    Every call takes ``stop``, and ``trim``: settings of this call as in `trim_graph.TrimContext`. A stop
-    string ends the run as soon as an accepted step holds one; there is no summary then.
+    Every call takes ``stop``, ``max_tokens``, and ``trim``: settings of this call as in
+    `trim_graph.TrimContext`. A stop string ends the run as soon as an accepted step holds one, ``max_tokens``
+    at the end of the step that reaches it; there is no summary then.
 
     Example:
         ```python
@@ -65,6 +67,10 @@ class TrimChatModel(BaseChatModel):
     """Built by `create_trim_graph`, without a checkpointer."""
     stop: list[str] | None = None
     """Stop strings of calls that name none."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of accepted steps after which an answer ends; None leaves that to the graph's own limits."""
+    streaming: bool = False
+    """Whether ``invoke`` streams too; LangChain's usual switch."""
 
     _call: tuple[list[Any], UUID | None] = PrivateAttr(default=([], None))
 
@@ -84,6 +90,12 @@ class TrimChatModel(BaseChatModel):
     def _llm_type(self) -> str:
         return "trim-graph"
 
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        return LangSmithParams(
+            **{**params, "ls_provider": "trim-graph", "ls_model_name": kwargs.get("model") or self.graph.name}
+        )
+
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> NoReturn:
         """Refuse: steps of a solution are text.
 
@@ -92,7 +104,7 @@ class TrimChatModel(BaseChatModel):
         """
         raise NotImplementedError(
             "TrimChatModel binds no tools: it routes the steps of a solution, which are text. For an agent, "
-            "route whole turns with trim_graph.middleware.TrimMiddleware"
+            "give the model that calls tools on its own, and this one as a tool of it"
         )
 
     def with_structured_output(self, schema: Any, **kwargs: Any) -> NoReturn:
@@ -173,7 +185,7 @@ class TrimChatModel(BaseChatModel):
         own = contextvars.Context()
         events = own.run(self._begin, self.graph.stream, messages, config, given)
         try:
-            while not answer.stopped and (event := own.run(next, events, None)) is not None:
+            while not answer.ended and (event := own.run(next, events, None)) is not None:
                 yield from answer.take(event)
         finally:
             own.run(events.close)
@@ -192,7 +204,7 @@ class TrimChatModel(BaseChatModel):
             async for event in events:
                 for chunk in answer.take(event):
                     yield chunk
-                if answer.stopped:
+                if answer.ended:
                     break
         yield answer.last()
 
@@ -201,28 +213,38 @@ class TrimChatModel(BaseChatModel):
         return stream({"messages": messages}, config, context=given, stream_mode="updates")
 
     def _answer(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> tuple[_Answer, Any]:
-        unknown = sorted(set(kwargs) - {"trim"} - _LANGCHAIN_KWARGS)
+        unknown = sorted(set(kwargs) - {"trim", "max_tokens"} - _LANGCHAIN_KWARGS)
         if unknown:
             raise ValueError(
-                f"TrimChatModel does not know the call setting(s) {', '.join(unknown)}; it takes stop and "
-                "trim (settings as in TrimContext); what the two models go by is set on them"
+                f"TrimChatModel does not know the call setting(s) {', '.join(unknown)}; it takes stop, "
+                "max_tokens and trim (settings as in TrimContext); what the two models go by is set on them"
             )
+        check_call_settings(dict(kwargs))
         given = kwargs.get("trim")
         context = {"trim": given} if isinstance(given, Mapping) else given
-        return _Answer(stop_strings(self.stop if stop is None else stop)), context
+        stops = stop_strings(self.stop if stop is None else stop)
+        return _Answer(stops, kwargs.get("max_tokens") or self.max_tokens), context
 
 
 class _Answer:
-    """Makes chunks of the events of a run; ends at a stop string."""
+    """Makes chunks of the events of a run; ends at a stop string, or behind so many tokens."""
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
+    def __init__(self, stops: tuple[str, ...], max_tokens: int | None) -> None:
         self.stopped: str | None = None
+        self.tokens = 0
         self._stops = stops
+        self._max_tokens = max_tokens
         self._held = ""
         self._final: AIMessage | None = None
         self._spend: Spend | None = None
         self._previous: Step | None = None
         self._delimiter = DEFAULT_DELIMITER
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more is wanted."""
+        full = self._max_tokens is not None and self.tokens >= self._max_tokens
+        return self.stopped is not None or full
 
     def take(self, updates: dict[str, dict[str, Any]]) -> Iterator[ChatGenerationChunk]:
         """Take in what nodes have changed, and give the text that is new.
@@ -238,9 +260,10 @@ class _Answer:
             for step in update.get("steps", ()):
                 before = separator_of(self._previous, self._delimiter) if self._previous else ""
                 self._previous = step
+                self.tokens += step["tokens"]
                 if text := self._shown(before + step["text"]):
                     yield ChatGenerationChunk(message=AIMessageChunk(content=text))
-                if self.stopped:
+                if self.ended:
                     return
 
     def _shown(self, text: str) -> str:
@@ -261,9 +284,10 @@ class _Answer:
     def last(self) -> ChatGenerationChunk:
         """Give what was held back, and what the run has used."""
         final = self._final
-        if self.stopped is not None or final is None:
+        if final is None:
             assert self._spend is not None
-            metadata = {"model_name": "trim-graph", "finish_reason": "stop", "stop_reason": self.stopped}
+            reason = "length" if self.stopped is None else "stop"
+            metadata = {"model_name": "trim-graph", "finish_reason": reason, "stop_reason": self.stopped}
             usage: UsageMetadata | None = usage_of(self._spend)
         else:
             metadata, usage = final.response_metadata, final.usage_metadata
