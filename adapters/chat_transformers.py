@@ -8,7 +8,7 @@ import dataclasses
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models.base import LangSmithParams
@@ -56,6 +56,9 @@ class ChatTransformers(BaseChatModel):
         step = model.invoke([("human", "What is 12 * 12?"), ("ai", "First step.\n\n")], stop=["\n\n"])
         ```
     """
+
+    continues_exactly: ClassVar[bool] = True
+    """Says to `create_trim_graph` that no prompt is needed to go on with a text."""
 
     model: Annotated[
         str, BeforeValidator(lambda m: str(m) if isinstance(m, Path) else m), AfterValidator(check_model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models.base import LangSmithParams
@@ -60,6 +60,9 @@ class ChatVLLM(BaseChatModel):
     """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    continues_exactly: ClassVar[bool] = True
+    """Says to `create_trim_graph` that no prompt is needed to go on with a text."""
 
     model: str = Field(min_length=1)
     """Name that the server serves the model by."""
