@@ -165,8 +165,8 @@ class LLMJudge:
                     raise answer
                 read, lost = _cost(answer)
                 tokens, attempts = tokens + read, attempts + lost
-                form.scores[index] = self._read(answer)
-                self._scores.put(form.keys[index], form.scores[index])
+                form.scores[index] = score = self._read(answer)
+                self._scores.put(form.keys[index], score)
             except Exception as error:
                 failed = failed or (index, error)
                 if isinstance(error, ModelServerError) and error.attempts is not None:

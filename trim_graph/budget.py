@@ -202,6 +202,12 @@ def grant(
     return granted, None
 
 
+def counts_itself(model: Any) -> bool:
+    """Tell whether a model counts prompts by itself, for which it may be loaded, or its server asked."""
+    asked = getattr(model, "model", None) if hasattr(model, "may_send") else model
+    return hasattr(asked, "count_prompt_tokens")
+
+
 def prompt_bound(model: Any, messages: Sequence[BaseMessage]) -> int:
     """Return the size of a prompt in tokens: exact where the adapter can count, else an upper bound.
 
