@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from trim_graph.segment import DEFAULT_DELIMITER
 
 from .call_settings import stop_strings
-from .foreign_answer import cut_short, failed_attempts, model_name, refusal, span_probability
+from .foreign_answer import configured_name, cut_short, failed_attempts, model_name, refusal, span_probability
 from .inner_model import call_names, chat_model_inside, continues_exactly
 from .prompted_step import PromptedStep, read_step, request
 from .protocols import ChatModelContractError
@@ -115,9 +115,9 @@ class ContinueByPrompt(BaseChatModel):
         return {**own, "model": inside._identifying_params if inside else type(self.model).__name__}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        inside = chat_model_inside(self.model)
-        own = super()._get_ls_params(stop=stop, **kwargs)
-        return own if inside is None else inside._get_ls_params(stop=stop, **kwargs)
+        inside = chat_model_inside(self.model) or super()
+        params = inside._get_ls_params(stop=stop, **kwargs)
+        return {"ls_model_name": configured_name(self.model), **params}
 
     def _generate(
         self,
@@ -166,9 +166,9 @@ class ContinueByPrompt(BaseChatModel):
     def _settings(self, stops: tuple[str, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The call's settings by the model's names; those that are None are the model's own."""
         given = {name: value for name, value in kwargs.items() if value is not None and name != "stream"}
-        names, known = (self.max_tokens_name, self.timeout_name), call_names(self.model)
-        for own, named, default in zip(("max_tokens", "timeout"), names, known, strict=True):
-            value, name = given.pop(own, None), default if named == _AS_KNOWN else named
+        known = call_names(self.model)
+        for own, named in (("max_tokens", self.max_tokens_name), ("timeout", self.timeout_name)):
+            value, name = given.pop(own, None), getattr(known, own) if named == _AS_KNOWN else named
             if value is not None and name is not None:
                 given[name] = value
         return {**given, "stop": list(stops)} if stops and self.send_stop else given

@@ -47,11 +47,14 @@ def refusal(answer: AIMessage) -> ModelServerError | None:
 def model_name(answer: AIMessage, model: Any) -> str:
     """Name of the model that answered: as the answer tells, else as it is configured."""
     metadata = answer.response_metadata
+    return str(metadata.get("model_name") or metadata.get("model") or configured_name(model))
+
+
+def configured_name(model: Any) -> str:
+    """Name of a model as it is configured; its class where it has none."""
     inside: Any = chat_model_inside(model)
-    own = next(
-        (getattr(inside, name, None) for name in ("model_name", "model") if hasattr(inside, name)), None
-    )
-    return str(metadata.get("model_name") or metadata.get("model") or own or type(inside or model).__name__)
+    name = getattr(inside, "model_name", None) or getattr(inside, "model", None)
+    return str(name or type(inside or model).__name__)
 
 
 def failed_attempts(answer: AIMessage) -> dict[str, FailedAttempts]:

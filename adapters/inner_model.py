@@ -11,17 +11,19 @@ from langchain_core.runnables.configurable import DynamicRunnable
 
 
 class CallNames(NamedTuple):
-    """What a chat model calls two settings of a call; None where it takes none by call."""
+    """What a chat model calls settings of a call; None where it takes none by call."""
 
     max_tokens: str | None = "max_tokens"
     timeout: str | None = None
+    streams: str | None = None
+    """Set to False, it answers at once even where somebody watches tokens."""
 
 
-_OPENAI = CallNames("max_tokens", "timeout")
+_OPENAI = CallNames("max_tokens", "timeout", "stream")
 """langchain-openai: ``ChatOpenAI`` turns ``max_tokens`` into what its endpoint wants, and its client takes
-``timeout`` with a request."""
+``timeout`` with a request. Streamed from a server other than OpenAI's, an answer comes without usage."""
 
-_KNOWN = {"BaseChatOpenAI": _OPENAI, "ScriptedChatModel": _OPENAI}
+_KNOWN = {"BaseChatOpenAI": _OPENAI}
 """By a class among a model's bases. Elsewhere: ``max_tokens`` is LangChain's standard name; of a time limit
 no name is standard."""
 

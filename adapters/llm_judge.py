@@ -105,8 +105,11 @@ class LLMJudge:
         self.model, self.prompt, self.concurrency = model, prompt, concurrency
         self.top_logprobs = top_logprobs
         self._arguments: dict[str, Any] = {}
-        if (name_of_limit := call_names(model).max_tokens) is not None:
-            self._arguments[name_of_limit] = max_tokens
+        names = call_names(model)
+        if names.max_tokens is not None:
+            self._arguments[names.max_tokens] = max_tokens
+        if names.streams is not None:
+            self._arguments[names.streams] = False
         if top_logprobs:
             self._arguments |= {"logprobs": True, "top_logprobs": top_logprobs}
         self._scores = _Scores(cache_size)

@@ -122,6 +122,7 @@ def _text(content: Any) -> str:
 def _handler(server: ScriptedServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body leave together: apart, the second waits for an acknowledgement
 
         def do_GET(self) -> None:
             models = ("small", "large", "judge")
