@@ -22,12 +22,18 @@ from .protocols import (
 if TYPE_CHECKING:
     from .chat_transformers import ChatTransformers
     from .chat_vllm import ChatVLLM
+    from .continue_by_prompt import ContinueByPrompt
+    from .llm_judge import LLMJudge
     from .process_reward_transformers import TransformersProcessReward
     from .process_reward_vllm import VLLMProcessReward
+    from .token_probability import TokenProbability
 
 _LAZY = {
     "ChatTransformers": "chat_transformers",
     "ChatVLLM": "chat_vllm",
+    "ContinueByPrompt": "continue_by_prompt",
+    "LLMJudge": "llm_judge",
+    "TokenProbability": "token_probability",
     "TransformersProcessReward": "process_reward_transformers",
     "VLLMProcessReward": "process_reward_vllm",
 }
@@ -36,12 +42,15 @@ __all__ = [
     "ChatModelContractError",
     "ChatTransformers",
     "ChatVLLM",
+    "ContinueByPrompt",
+    "LLMJudge",
     "ModelServerError",
     "ScorableStep",
     "Scorer",
     "ScorerError",
     "ScorerReply",
     "StepEnd",
+    "TokenProbability",
     "TransformersProcessReward",
     "TrimError",
     "VLLMProcessReward",

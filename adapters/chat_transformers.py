@@ -59,7 +59,10 @@ class ChatTransformers(BaseChatModel):
         ```
     """
 
+    continues_exactly: ClassVar[bool] = True
+    """Says to `create_trim_graph` that no prompt is needed to go on with a text."""
     takes_stop_when: ClassVar[bool] = True
+    """Says that a call may end its own answer with ``stop_when``."""
 
     model: Annotated[
         str, BeforeValidator(lambda m: str(m) if isinstance(m, Path) else m), AfterValidator(check_model)

@@ -63,7 +63,10 @@ class ChatVLLM(BaseChatModel):
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
+    continues_exactly: ClassVar[bool] = True
+    """Says to `create_trim_graph` that no prompt is needed to go on with a text."""
     takes_stop_when: ClassVar[bool] = True
+    """Says that a call may end its own answer with ``stop_when``."""
 
     model: str = Field(min_length=1)
     """Name that the server serves the model by."""

@@ -219,8 +219,9 @@ def _noted(call: _Call, message: Any, seconds: float) -> dict[str, Any]:
     reply = read_reply(message, call.arguments.get("stop", ()), order["writer"])
     spend = _billed(call, reply, message.response_metadata, seconds)
     update: dict[str, Any] = {"spend": spend, "in_flight": None}
-    if call.noted:
-        update["notes"] = call.notes
+    notes = _told_of_prompting(call, message.response_metadata)
+    if call.noted or notes != call.notes:
+        update["notes"] = notes
     draft = draft_of(
         reply,
         writer=order["writer"],
@@ -245,6 +246,15 @@ def _noted(call: _Call, message: Any, seconds: float) -> dict[str, Any]:
         lead = order["lead"] + reply.text + reply.separator
         update["order"] = Order(**{**order, "lead": lead, "attempt": order["attempt"] + 1})
     return update
+
+
+def _told_of_prompting(call: _Call, metadata: dict[str, Any]) -> list[str]:
+    """The notes, with word of a writer that is asked by prompt, once a run."""
+    note = f"the {call.order['writer']} model continues by prompt: it cannot carry on a text exactly"
+    if metadata.get("continuation") != "prompt" or note in call.notes:
+        return call.notes
+    emit("note", text=note)
+    return [*call.notes, note]
 
 
 def _billed(call: _Call, reply: Reply, metadata: dict[str, Any], seconds: float) -> Spend:

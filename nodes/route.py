@@ -11,7 +11,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langgraph.runtime import get_runtime
 from langgraph.types import Command
 
-from trim_graph.budget import Budget, BudgetLeft, Spend, budget_left, grant, prompt_bound
+from trim_graph.budget import Budget, BudgetLeft, Spend, budget_left, counts_itself, grant, prompt_bound
 from trim_graph.context import Settings
 from trim_graph.conversation import compose
 from trim_graph.events import emit, push_text
@@ -53,7 +53,7 @@ def route_node(
         has_scorer: Whether the graph has one.
     """
     # Counting a prompt may load a model or ask a server: not on the event loop.
-    counts = hasattr(large, "count_prompt_tokens")
+    counts = counts_itself(large)
 
     def run(state: TrimState, config: RunnableConfig) -> Command[Goto]:
         if state.get("begin"):

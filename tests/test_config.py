@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from langchain_openai import ChatOpenAI
 from pydantic import ValidationError
 
 from trim_graph import SettingsError
@@ -233,6 +234,62 @@ def test_models_on_servers(write):
     assert "VLLMProcessReward(model='p', base_url='http://c:3'" in repr(scorer)
     assert scorer.tokenizer == "org/prm"
     assert build_graph(config).name
+
+
+SECRET = "{{type: langchain, model: 'openai:m', kwargs: {{{}}}}}"
+HOSTED = "{type: langchain, model: 'openai:m', kwargs: {temperature: 0, base_url: 'http://a:1/v1'}}"
+
+
+def test_hosted_models_and_a_judge(write, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    text = (
+        f"small: {HOSTED}\nlarge: {{type: vllm, model: l}}\n"
+        f"scorer: {{type: llm_judge, model: {HOSTED}, top_logprobs: 5, cache_size: 10}}\n"
+        "policy: {type: threshold, t: 0.7}\n"
+    )
+    config = load_config(write(text))
+    small, _, scorer = build_parts(config)
+    assert isinstance(small, ChatOpenAI)
+    assert (small.model_name, small.temperature, small.openai_api_base) == ("m", 0, "http://a:1/v1")
+    assert isinstance(scorer.model, ChatOpenAI)
+    assert (scorer.top_logprobs, scorer._scores._size) == (5, 10)
+    assert build_graph(config).name
+    assert "sk-very-secret" not in repr(config)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(SettingsError, match=r"small: openai:m: .*OPENAI_API_KEY"):
+        build_parts(config)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("{type: langchain, model: gpt-4.1}", "small.model: is 'gpt-4.1'; name the provider too"),
+        ("{type: langchain, model: 'openai:'}", "name the provider too"),
+        (
+            "{type: langchain, model: 'openai:m', kwargs: {api_key: hunter2}}",
+            "kwargs.api_key does not belong",
+        ),
+        (
+            "{type: langchain, model: 'openai:m', kwargs: {default_headers: {A: hunter2}}}",
+            "kwargs.default_headers",
+        ),
+        ("{type: langchain, model: 'openai:m', kwargs: {github_token: hunter2}}", "kwargs.github_token"),
+    ],
+)
+def test_hosted_models_that_are_refused(write, model, said):
+    message = refused(write(f"small: {model}\nlarge: {{type: example}}\npolicy: small_only\n"))
+    assert said in message
+    assert "hunter2" not in message
+
+
+def test_token_probabilities_must_be_told_by_the_models(write):
+    text = (
+        "small: {type: vllm, model: s, logprobs: true}\nlarge: {type: example, logprobs: LARGE}\n"
+        "scorer: {type: token_probability}\npolicy: {type: threshold, t: 0.9}\n"
+    )
+    assert build_graph(load_config(write(text.replace("LARGE", "true")))).name
+    with pytest.raises(SettingsError, match=r"set logprobs=True on both .*; large has not"):
+        build_graph(load_config(write(text.replace("LARGE", "false"))))
 
 
 def test_every_setting_of_a_server_is_one_of_its_adapter():

@@ -46,7 +46,9 @@ settings: {max_steps: 40, max_step_tokens: 512}
 checkpoint: sqlite:runs.db
 """
 """Also: ``type: vllm`` (model, base_url, api_key_env) and ``vllm_prm`` for models behind vLLM servers;
-``type: example`` for all three models (the arithmetic models that come with trim-graph); policies
+``type: langchain`` (model, kwargs) for hosted models by the names LangChain has for them; scorers
+``llm_judge`` (model) and ``token_probability`` (wants ``logprobs: true`` of the models); ``type: example``
+for all three models (the arithmetic models that come with trim-graph); policies
 ``small_only``, ``large_only``, ``random_rate`` (rate), ``stay_on_large`` (policy, k), ``any_of`` and
 ``all_of`` (policies); in settings ``segmentation: {type: pattern, pattern: ...}`` or ``{type: tokens,
 tokens: 64}``, ``thinking: {routed: thought}``; checkpoint ``none``, ``memory``, ``sqlite:PATH``,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from .adapters.prm_formats import QWEN_SYSTEM_PROMPT
+from .config_models import ModelConfig
 from .config_places import Dtype, ModelPlace, Part, ServerURL
 
 
@@ -65,4 +66,37 @@ class ExamplePRM(Part):
         return TransformersProcessReward(arithmetic.PRM, device=self.device, max_batch_size=64)
 
 
-ScorerConfig = Annotated[TransformersPRM | VLLMPRM | ExamplePRM, Field(discriminator="type")]
+class LLMJudgeScorer(Part):
+    """A chat model that rates each step from 0 to 9 (`trim_graph.adapters.LLMJudge`)."""
+
+    type: Literal["llm_judge"]
+    model: ModelConfig
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    max_tokens: int = Field(default=1, ge=1)
+    cache_size: int = Field(default=4096, ge=1)
+    concurrency: int = Field(default=8, ge=1)
+
+    def build(self) -> Any:
+        """Make the scorer and its model; the model is asked at the first draft."""
+        from .adapters import LLMJudge
+
+        settings = self.model_dump(exclude={"type", "model"})
+        return LLMJudge(self.model.build("large"), **settings)
+
+
+class TokenProbabilityScorer(Part):
+    """How sure the writer was of its tokens (`trim_graph.adapters.TokenProbability`); costs nothing."""
+
+    type: Literal["token_probability"]
+
+    def build(self) -> Any:
+        """Make the scorer."""
+        from .adapters import TokenProbability
+
+        return TokenProbability()
+
+
+ScorerConfig = Annotated[
+    TransformersPRM | VLLMPRM | LLMJudgeScorer | TokenProbabilityScorer | ExamplePRM,
+    Field(discriminator="type"),
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
@@ -26,6 +26,8 @@ class ScriptedChatModel(BaseChatModel):
     carried on to the letter. It honours ``stop`` and ``max_tokens`` (unless told not to), reports usage and
     ``stop_reason`` as vLLM does, and streams word by word.
     """
+
+    continues_exactly: ClassVar[bool] = True
 
     script: Any
     """The steps of the solution, or a function from the prefix to all text that follows it."""
