@@ -115,8 +115,10 @@ class ContinueByPrompt(BaseChatModel):
         return {**own, "model": inside._identifying_params if inside else type(self.model).__name__}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        inside = chat_model_inside(self.model) or super()
-        params = inside._get_ls_params(stop=stop, **kwargs)
+        inside = chat_model_inside(self.model)
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        if inside is not None:
+            params = inside._get_ls_params(stop=stop, **kwargs)
         return {"ls_model_name": configured_name(self.model), **params}
 
     def _generate(

@@ -45,7 +45,7 @@ class Arm:
     def __init__(self, name: str, server: ScriptedServer) -> None:
         self.name, self._server = name, server
         self._judge = self._hosted("judge")
-        self._writers = [self._writer(name) for name in ("small", "large")]
+        self._small, self._large = self._writer("small"), self._writer("large")
         self.total = dict.fromkeys(COUNTS, 0)
         self.seconds: list[float] = []
 
@@ -58,7 +58,8 @@ class Arm:
         times = []
         for _ in range(repeats):
             # A judge remembers; its calls are part of what is measured.
-            graph = create_trim_graph(*self._writers, LLMJudge(self._judge), policy=threshold(7 / 9))
+            judge = LLMJudge(self._judge)
+            graph: Any = create_trim_graph(self._small, self._large, judge, policy=threshold(7 / 9))
             self._server.requests.clear()
             begun = time.perf_counter()
             result = graph.invoke({"messages": [("user", problem.question)]})

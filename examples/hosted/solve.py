@@ -25,9 +25,9 @@ def build(small: str, large: str, judge: str, *, t: float, large_tokens: int) ->
         t: Score below which the large model is asked; SpecReason's 7 of 9 by default.
         large_tokens: It may generate.
     """
-    models = [init_chat_model(name, temperature=0) for name in (small, large, judge)]
-    scorer = LLMJudge(models.pop())
-    return create_trim_graph(*models, scorer, policy=threshold(t), budget=Budget(large_tokens=large_tokens))
+    drafts, corrects, rates = (init_chat_model(name, temperature=0) for name in (small, large, judge))
+    budget = Budget(large_tokens=large_tokens)
+    return create_trim_graph(drafts, corrects, LLMJudge(rates), policy=threshold(t), budget=budget)
 
 
 def main(arguments: list[str] | None = None) -> None:

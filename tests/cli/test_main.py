@@ -92,7 +92,7 @@ def test_hosted_models_need_no_load(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert json.loads(done.stdout)["trim"]["stopped"] == "failed", done.stderr
+    assert json.loads(done.stdout)["summary"]["stopped"] == "failed", done.stderr
     assert "Connection error" in done.stdout
     assert "sk-very-secret" not in done.stdout + done.stderr
 
