@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from .prm_formats import prm_format
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -14,10 +16,16 @@ def serve_options(
 ) -> list[str]:
     """The arguments after ``vllm serve MODEL`` for a PRM of this format.
 
-    Loads neither torch nor vllm.
+    A language model that answers + or - is served as a classifier of one label, whose weights vLLM takes from
+    the two rows of the output matrix (``method: from_2_way_softmax``): the sigmoid of their difference is the
+    probability of + against -. The pooler answers for tokens with the id of a step's position only; which of
+    them are steps the client knows. Needs vLLM 0.32 or later; loads neither torch nor vllm.
+
+    A checkpoint with a value head is not in a layout that vLLM serves; ``trim-graph convert-prm`` writes one
+    (`trim_graph.adapters.prm_convert`), and these are the arguments for that.
 
     Args:
-        format: ``qwen``.
+        format: ``qwen``, ``math_shepherd``, ``skywork`` or ``rlhflow``.
         tokenizer: The PRM's tokenizer.
         step_token: The token after each step; None: the format's own.
 
@@ -25,13 +33,16 @@ def serve_options(
         Arguments, one list element each, unquoted: ready for `subprocess`, to be quoted for a shell.
 
     Raises:
-        ValueError: The format is not known, or the tokenizer has no such step token.
+        ValueError: The format is not known, or the tokenizer does not fit it.
     """
-    if format != "qwen":
-        raise ValueError(f"format={format!r} is not known; 'qwen' is the one there is")
-    token = step_token or "<extra_0>"
-    added = tokenizer.get_added_vocab()
-    if token not in added:
-        raise ValueError(f"step_token={token!r} is not an added token of this tokenizer")
-    pooler = {"pooling_type": "STEP", "step_tag_id": added[token]}
-    return ["--runner", "pooling", "--pooler-config", json.dumps(pooler)]
+    layout = prm_format(format, tokenizer, step_token=step_token)
+    sample = layout.encode("a", ["b"])
+    pooler = {"pooling_type": "STEP", "step_tag_id": sample.ids[sample.step_positions[0]]}
+    options = ["--runner", "pooling", "--pooler-config", json.dumps(pooler)]
+    if layout.head != "labels":
+        options += ["--convert", "classify"]
+    if layout.answer_ids is not None:
+        names = tokenizer.convert_ids_to_tokens(list(layout.answer_ids))
+        overrides: dict[str, Any] = {"method": "from_2_way_softmax", "classifier_from_token": names}
+        options += ["--hf-overrides", json.dumps(overrides)]
+    return options
