@@ -6,15 +6,12 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .prm_formats import Head, PRMInput, check_length, check_texts
+from .prm_formats import STEP_TOKENS, Head, PRMInput, check_length, check_texts
 from .protocols import ScorerError
 from .special_tokens import SpecialTokenGuard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-STEP_TOKEN = "ки"
-"""The step tag of math-shepherd-mistral-7b-prm; a rare token of Mistral's vocabulary, no added one."""
 
 # SentencePiece writes U+2581 for a space, and takes the character itself for one.
 _END = re.compile(r"[\s\u2581]+\Z")
@@ -34,7 +31,7 @@ class MathShepherdPRMFormat:
 
     Args:
         tokenizer: The PRM's tokenizer.
-        step_token: The tag after each step.
+        step_token: The tag after each step; the authors' is a rare token of Mistral's vocabulary.
 
     Raises:
         ValueError: The tag, ``+`` or ``-`` is not one token in this tokenizer.
@@ -42,7 +39,9 @@ class MathShepherdPRMFormat:
 
     head: Head = "tokens"
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, step_token: str = STEP_TOKEN) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, step_token: str = STEP_TOKENS["math_shepherd"]
+    ) -> None:
         self._guard = SpecialTokenGuard(tokenizer, also=[step_token])
         self._step_token = step_token
         self._tag = self._guard.renamed(step_token)

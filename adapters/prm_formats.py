@@ -15,14 +15,15 @@ from .special_tokens import SpecialTokenGuard
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-QWEN_STEP_TOKEN = "<extra_0>"
-
 QWEN_SYSTEM_PROMPT = "Please reason step by step, and put your final answer within \\boxed{}."
 """System prompt that the model card of Qwen2.5-Math-PRM-7B uses."""
 
 
 FormatName = Literal["qwen", "math_shepherd", "skywork", "rlhflow"]
 """The formats there are."""
+
+STEP_TOKENS = {"qwen": "<extra_0>", "math_shepherd": "ки"}
+"""The token after each step of those formats that have one to choose, unless another is chosen."""
 
 Head = Literal["labels", "value", "tokens"]
 """What the model gives at a step: logits of two labels (wrong, right), one value, or next-token logits."""
@@ -92,14 +93,15 @@ def prm_format(
         ValueError: The name is not known, the format has no such setting, or the tokenizer does not fit.
     """
     check_format(name, step_token=step_token, system_prompt=system_prompt)
+    token = step_token or STEP_TOKENS.get(name, "")
     prompt = None if system_prompt == "auto" else system_prompt
     if name == "qwen":
         prompt = QWEN_SYSTEM_PROMPT if system_prompt == "auto" else system_prompt
-        return QwenPRMFormat(tokenizer, system_prompt=prompt, step_token=step_token or QWEN_STEP_TOKEN)
+        return QwenPRMFormat(tokenizer, system_prompt=prompt, step_token=token)
     if name == "math_shepherd":
-        from .prm_format_math_shepherd import STEP_TOKEN, MathShepherdPRMFormat
+        from .prm_format_math_shepherd import MathShepherdPRMFormat
 
-        return MathShepherdPRMFormat(tokenizer, step_token=step_token or STEP_TOKEN)
+        return MathShepherdPRMFormat(tokenizer, step_token=token)
     if name == "skywork":
         from .prm_format_skywork import SkyworkPRMFormat
 
@@ -117,7 +119,7 @@ def check_format(name: str, *, step_token: str | None = None, system_prompt: str
     """
     if name not in get_args(FormatName):
         raise ValueError(f"format={name!r} is not known; choose one of {', '.join(get_args(FormatName))}")
-    if step_token is not None and name in ("skywork", "rlhflow"):
+    if step_token is not None and name not in STEP_TOKENS:
         own = "a line break ends" if name == "skywork" else "turns of the chat template end"
         raise ValueError(f"step_token={step_token!r}: the format {name} has none to choose, {own} a step")
     if step_token is not None and not step_token.strip():
@@ -179,7 +181,7 @@ class QwenPRMFormat:
         tokenizer: PreTrainedTokenizerBase,
         *,
         system_prompt: str | None = QWEN_SYSTEM_PROMPT,
-        step_token: str = QWEN_STEP_TOKEN,
+        step_token: str = STEP_TOKENS["qwen"],
     ) -> None:
         self._tokenizer = tokenizer
         self._system_prompt = system_prompt

@@ -37,10 +37,12 @@ def serve_options(
     """
     layout = prm_format(format, tokenizer, step_token=step_token)
     sample = layout.encode("a", ["b"])
-    pooler = {"pooling_type": "STEP", "step_tag_id": sample.ids[sample.step_positions[0]]}
-    options = ["--runner", "pooling", "--pooler-config", json.dumps(pooler)]
+    pooler: dict[str, Any] = {"pooling_type": "STEP", "step_tag_id": sample.ids[sample.step_positions[0]]}
+    convert = []
     if layout.head != "labels":
-        options += ["--convert", "classify"]
+        convert = ["--convert", "classify"]
+        pooler["task"] = "token_classify"  # else a classifier takes whole texts only
+    options = ["--runner", "pooling", *convert, "--pooler-config", json.dumps(pooler)]
     if layout.answer_ids is not None:
         names = tokenizer.convert_ids_to_tokens(list(layout.answer_ids))
         overrides: dict[str, Any] = {"method": "from_2_way_softmax", "classifier_from_token": names}

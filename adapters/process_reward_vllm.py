@@ -12,7 +12,7 @@ from .background import run_sync
 from .call_batches import CallBatcher
 from .model_source import check_model, load_tokenizer
 from .once import Once
-from .prm_formats import FormatName, PRMFormat, PRMInput, check_format, is_chat, prm_format
+from .prm_formats import STEP_TOKENS, FormatName, PRMFormat, PRMInput, check_format, is_chat, prm_format
 from .prm_scores import read_pooled
 from .prm_serving import serve_options
 from .protocols import ModelServerError, ScorableStep, ScorerError, ScorerReply
@@ -145,9 +145,10 @@ class VLLMProcessReward:
             if isinstance(answer, ModelServerError):
                 raise answer
         except ModelServerError as error:
-            # What a server that runs no pooler, or another one, says to every request.
-            hint = f". {ready.served_with}" if error.status in (400, 404, 501) and ready else ""
-            raise ScorerError(f"the PRM {self.model} gave no scores: {error}{hint}") from error
+            said = f"the PRM {self.model} gave no scores: {error}"
+            if ready is not None and error.status in (400, 404, 501):
+                said += f". If it is no PRM in the format {self.format}, {ready.served_with}"
+            raise ScorerError(said) from error
         scores = read_pooled(answer, asked, ready.format.head, at=self._server.root, hint=ready.served_with)
         return ScorerReply(scores=scores, input_tokens=len(asked.ids), failed_attempts=failed)
 
@@ -159,7 +160,7 @@ class VLLMProcessReward:
             self.format, tokenizer, step_token=self.step_token, system_prompt=self.system_prompt
         )
         options = serve_options(self.format, tokenizer=tokenizer, step_token=self.step_token)
-        text = (self.step_token or "") + _SAMPLE
+        text = (self.step_token or STEP_TOKENS.get(self.format, "")) + _SAMPLE
         ours = tokenizer.encode(text, add_special_tokens=False)
         if (theirs := await self._tokenized(text)) not in (None, ours):
             raise ScorerError(
