@@ -63,6 +63,7 @@ class MathShepherdPRMFormat:
 
     def encode(self, question: str, steps: Sequence[str], *, max_tokens: int | None = None) -> PRMInput:
         """Lay out one solution; see `PRMFormat.encode`."""
+        question = _END.sub("", question)
         check_texts(question, steps)
         text, ends = self._text(question, steps)
         plain, spans = self._guard.encode_spans(text)
@@ -81,12 +82,12 @@ class MathShepherdPRMFormat:
 
     def _text(self, question: str, steps: Sequence[str]) -> tuple[str, list[int]]:
         """The text, and where in it each step's tag ends."""
-        text = _END.sub("", question)
+        text = question
         ends = []
         for number, step in enumerate(steps):
-            start = "\n" if number else " "
             body = _END.sub("", step)
-            text += f"{start}{body} {self._tag}" if body else f"{start}{self._tag}"
+            joint = "\n" if number else " " * bool(body)
+            text += f"{joint}{body} {self._tag}"
             ends.append(len(text))
         return text, ends
 

@@ -57,7 +57,7 @@ LLAMA_TEMPLATE = (
 
 
 def mistral_tokenizer() -> PreTrainedTokenizerFast:
-    """As Mistral's: SentencePiece pieces with byte fallback, a space put before the text, ``<s>`` before all."""
+    """As Mistral's: SentencePiece pieces, byte fallback, a space put before the text, ``<s>`` before all."""
     control = ["<unk>", "<s>", "</s>"]
     alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import pytest_socket
@@ -87,12 +86,3 @@ async def test_scores_are_those_of_transformers(served):
 def test_too_long_an_input_is_refused_here(served):
     with pytest.raises(ScorerError, match=r"make \d+ tokens; the PRM takes 512.*Nothing was truncated"):
         served.scorer().score("q", steps("why " * 600))
-
-
-def test_another_format_is_refused_with_what_to_start(served):
-    # The tokenizer of the example PRM: it has what the format qwen needs, and is not the server's.
-    other = served.scorer(format="qwen", tokenizer=str(Path(tiny_prms.PRM)))
-    with pytest.raises(
-        ScorerError, match=r"is not the one of the PRM|start the server with --runner pooling"
-    ):
-        other.score("q", steps("a"))
