@@ -26,7 +26,8 @@ are relative to the file):
 \b
 Policies: small_only, large_only, threshold (t), random_rate (rate),
 stay_on_large (policy, k), any_of and all_of (policies). Models and scorer may
-be {type: example}. Checkpoint: none, memory, sqlite:PATH,
+be {type: example}. Formats of a reward model: qwen, math_shepherd, skywork,
+rlhflow. Checkpoint: none, memory, sqlite:PATH,
 postgresql://USER@HOST/DATABASE, or env:NAME for a variable that holds one.
 """
 
