@@ -15,7 +15,6 @@ from transformers import (
     LlamaForCausalLM,
     MistralForCausalLM,
     PreTrainedConfig,
-    PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2Model,
@@ -130,11 +129,11 @@ class AnswerLogits(nn.Module):
         answer_ids: Tokens that say (wrong, right).
     """
 
-    def __init__(self, language_model: PreTrainedModel, answer_ids: tuple[int, int]) -> None:
+    def __init__(self, language_model: Any, answer_ids: tuple[int, int]) -> None:
         super().__init__()
         self.config = language_model.config
-        self.model: Any = language_model.model
-        rows = language_model.get_output_embeddings().weight[list(answer_ids)]
+        self.model = language_model.model
+        rows = language_model.lm_head.weight[list(answer_ids)]
         self.answers = nn.Parameter(rows.detach().clone(), requires_grad=False)
 
     def forward(
@@ -164,10 +163,10 @@ def load_network(
     if head == "labels":
         return load_prm(model, device=device, dtype=dtype)
     if head == "value":
-        return _load_value_head(model, dtype).to(device).eval()
+        return _placed(_load_value_head(model, dtype), device)
     if answer_ids is None:
         raise ValueError("a language model as a PRM needs to know which tokens say wrong and right")
-    return AnswerLogits(_load_language_model(model, dtype), answer_ids).to(device).eval()
+    return _placed(AnswerLogits(_load_language_model(model, dtype), answer_ids), device)
 
 
 def load_prm(model: str, *, device: torch.device, dtype: str) -> Qwen2ForProcessRewardModel:
@@ -190,11 +189,16 @@ def load_prm(model: str, *, device: torch.device, dtype: str) -> Qwen2ForProcess
             f'the format qwen: config.json must say "architectures": ["{ARCHITECTURE}"], as '
             "Qwen/Qwen2.5-Math-PRM-7B does"
         )
-    prm: Qwen2ForProcessRewardModel = _load(Qwen2ForProcessRewardModel, model, dtype, config=config)
-    return prm.to(device).eval()  # type: ignore[arg-type]
+    network = _load(Qwen2ForProcessRewardModel, model, dtype, config=config)
+    prm: Qwen2ForProcessRewardModel = _placed(network, device)
+    return prm
 
 
-def _load_value_head(model: str, dtype: str) -> Qwen2ForValueHead:
+def _placed(network: Any, device: torch.device) -> Any:
+    return network.to(device).eval()
+
+
+def _load_value_head(model: str, dtype: str) -> Any:
     settings, _ = PreTrainedConfig.get_config_dict(model)
     if settings.get("model_type") != "qwen2":
         raise ValueError(
@@ -203,18 +207,15 @@ def _load_value_head(model: str, dtype: str) -> Qwen2ForValueHead:
         )
     renamed = {r"^score\.(weight|bias)$": r"v_head.summary.\1"}
     config = Qwen2Config.from_pretrained(model)
-    network: Qwen2ForValueHead = _load(Qwen2ForValueHead, model, dtype, config=config, key_mapping=renamed)
-    return network
+    return _load(Qwen2ForValueHead, model, dtype, config=config, key_mapping=renamed)
 
 
-def _load_language_model(model: str, dtype: str) -> PreTrainedModel:
+def _load_language_model(model: str, dtype: str) -> Any:
     settings, _ = PreTrainedConfig.get_config_dict(model)
     named = settings.get("architectures") or []
     for kind in _LANGUAGE_MODELS:
         if kind.__name__ in named:
-            config = kind.config_class.from_pretrained(model)
-            network: PreTrainedModel = _load(kind, model, dtype, config=config)
-            return network
+            return _load(kind, model, dtype)
     known = ", ".join(kind.__name__ for kind in _LANGUAGE_MODELS)
     raise ValueError(
         f"model={model!r} is a {named or 'model of unnamed architecture'}; as a PRM that answers + or - this "
