@@ -14,7 +14,13 @@ import httpx
 import pytest
 import pytest_socket
 
-from trim_graph.adapters import ChatTransformers, ChatVLLM, TransformersProcessReward, VLLMProcessReward
+from trim_graph.adapters import (
+    ChatTransformers,
+    ChatVLLM,
+    TransformersProcessReward,
+    VLLMProcessReward,
+    serve_options,
+)
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -60,12 +66,11 @@ def servers(vllm_python, tmp_path_factory) -> Iterator[dict[str, Server]]:
     from trim_graph.adapters.model_source import load_tokenizer
 
     pytest_socket.enable_socket()
-    step_id = load_tokenizer(str(PRM)).convert_tokens_to_ids("<extra_0>")
-    pooler = f'{{"pooling_type": "STEP", "step_tag_id": {step_id}}}'
+    pooling = tuple(serve_options("qwen", tokenizer=load_tokenizer(str(PRM))))
     wanted = {
         "small": (SMALL, (), None),
         "large": (LARGE, ("--chat-template", str(HERE / "trimming.jinja")), KEY),
-        "prm": (PRM, ("--runner", "pooling", "--pooler-config", pooler), None),
+        "prm": (PRM, pooling, None),
     }
     logs = tmp_path_factory.mktemp("vllm")
     running: dict[str, Server] = {}
