@@ -231,7 +231,8 @@ def _load(kind: Any, model: str, dtype: str, **options: Any) -> Any:
             model, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
     except OSError as error:
-        if "safetensors" in str(error):
+        # Of a hub id, only the download tells.
+        if "does not appear to have a file named" in str(error):
             raise ValueError(f"model={model!r} has no *.safetensors: {error}. {_CONVERT}") from error
         raise
     if missing := sorted(info["missing_keys"]):

@@ -161,6 +161,27 @@ class TestWrongWeights:
         ):
             TransformersProcessReward(folder, format=name).score("q", steps("a"))
 
+    @pytest.mark.parametrize(
+        ("said", "kind", "complaint"),
+        [
+            (
+                "x does not appear to have a file named model.safetensors",
+                ValueError,
+                r"no \*\.safetensors: .*AutoM",
+            ),
+            ("no space left on model.safetensors", OSError, "^no space left"),
+        ],
+    )
+    def test_a_hub_id_without_safetensors(self, folders, monkeypatch, said, kind, complaint):
+        def download(*args, **kwargs):
+            assert kwargs["use_safetensors"] is True
+            raise OSError(said)
+
+        monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", download)
+        scorer = TransformersProcessReward(folders["rlhflow"], format="rlhflow", dtype="float16")
+        with pytest.raises(kind, match=complaint):
+            scorer.score("q", steps("a"))
+
 
 class TestConversion:
     def test_only_names_change(self, folders, converted):
