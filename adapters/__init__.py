@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .chat_vllm import ChatVLLM
     from .continue_by_prompt import ContinueByPrompt
     from .llm_judge import LLMJudge
+    from .prm_serving import serve_options
     from .process_reward_transformers import TransformersProcessReward
     from .process_reward_vllm import VLLMProcessReward
     from .token_probability import TokenProbability
@@ -36,6 +37,7 @@ _LAZY = {
     "TokenProbability": "token_probability",
     "TransformersProcessReward": "process_reward_transformers",
     "VLLMProcessReward": "process_reward_vllm",
+    "serve_options": "prm_serving",
 }
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "TransformersProcessReward",
     "TrimError",
     "VLLMProcessReward",
+    "serve_options",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The commands and their options; what they do is in `solving` and `demo`."""
+"""The commands and their options; what they do is in `solving`, `demo` and `converting`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ Policies: small_only, large_only, threshold (t), random_rate (rate),
 stay_on_large (policy, k), any_of and all_of (policies). Models and scorer may
 be {type: example}; models on servers are {type: vllm} and {type: langchain,
 model: "openai:..."}, scorers without a reward model {type: llm_judge, model:
-{...}} and {type: token_probability}. Checkpoint: none, memory, sqlite:PATH,
+{...}} and {type: token_probability}. Formats of a reward model: qwen,
+math_shepherd, skywork, rlhflow. Checkpoint: none, memory, sqlite:PATH,
 postgresql://USER@HOST/DATABASE, or env:NAME for a variable that holds one.
 """
 
@@ -126,3 +127,18 @@ def demo(
         from .demo import Request, run_demo
 
         run_demo(Request(n, split, seed, concurrency, threshold, json_file))
+
+
+@app.command(short_help="Make a reward model with a value head fit for vLLM.")
+def convert_prm(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of Skywork-o1-Open-PRM.")],
+    target: Annotated[Path, typer.Argument(help="Folder to be made.")],
+) -> None:
+    """Copy a process reward model with a value head in a layout that vLLM serves; print how.
+
+    For the format skywork behind a vLLM server. The transformers adapter reads either layout.
+    """
+    with failures_reported():
+        from .converting import run_convert
+
+        run_convert(model, target)
