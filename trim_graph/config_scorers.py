@@ -8,6 +8,7 @@ from pydantic import Field
 
 from .adapters.prm_formats import QWEN_SYSTEM_PROMPT
 from .config_places import Dtype, ModelPlace, Part, ServerURL
+from .config_serve import Serve
 
 
 class TransformersPRM(Part):
@@ -43,12 +44,13 @@ class VLLMPRM(Part):
     max_batch_size: int = Field(default=64, ge=1)
     max_retries: int = Field(default=3, ge=0)
     read_timeout: float = Field(default=600.0, gt=0)
+    serve: Serve = Serve()
 
     def build(self) -> Any:
         """Make the adapter; the server is asked at the first call."""
         from .adapters import VLLMProcessReward
 
-        return VLLMProcessReward(**self.model_dump(exclude={"type"}))
+        return VLLMProcessReward(**self.model_dump(exclude={"type", "serve"}))
 
 
 class ExamplePRM(Part):
