@@ -125,10 +125,15 @@ class VLLMPrompts:
 
     async def _ask(self) -> Facts:
         entry = await self.server.served(self.model)
-        raw = self.continuation == "raw" or (self.continuation == "auto" and not await self._chat_is_exact())
+        raw = self.continuation == "raw" or (self.continuation == "auto" and not await self.chat_is_exact())
         return Facts(raw, entry.get("max_model_len"))
 
-    async def _chat_is_exact(self) -> bool:
+    async def chat_is_exact(self) -> bool:
+        """Whether the chat endpoint carries on the last message byte for byte. Asks the server.
+
+        Raises:
+            ModelServerError: The server does not answer, or does not tokenize.
+        """
         turns = [{"role": "user", "content": "?"}]
         opened = await self._text(await self._tokens(self._chat(turns, "")))
         try:
