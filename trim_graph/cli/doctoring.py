@@ -71,7 +71,7 @@ def _examined(config: TrimConfig, timeout: float) -> Report:
     with Console(file=sys.stderr).status("checking") as status:
         status.update("loading models")
         unusable = _load(config)
-        return asyncio.run(examine(config, timeout=timeout, told=status.update, unusable=unusable))
+        return asyncio.run(examine(config, limit=timeout, told=status.update, unusable=unusable))
 
 
 def _load(config: TrimConfig) -> list[Finding]:
@@ -80,7 +80,12 @@ def _load(config: TrimConfig) -> list[Finding]:
 
     from trim_graph.doctor.findings import Finding
 
-    found = []
+    found: list[Finding] = []
+    entries = [entry for entry in (config.small, config.large, config.scorer) if entry is not None]
+    if not all(entry.type in _ON_SERVERS for entry in entries):
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     for part in ("small", "large", "scorer"):
         entry: Any = getattr(config, part)
         if entry is None or hasattr(entry, "base_url"):
@@ -92,11 +97,7 @@ def _load(config: TrimConfig) -> list[Finding]:
                 entry.build(part).count_prompt_tokens([HumanMessage("1")])
         except (TrimError, OSError, ValueError, RuntimeError, AttributeError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            found.append(
-                Finding(
-                    "fault", f"cannot be loaded: {lines[0]}", "see what it says", part=part, check="loading"
-                )
-            )
+            found.append(Finding("fault", lines[0], "see what it says", part=part, check="loading"))
     return found
 
 
@@ -114,9 +115,15 @@ def _show(report: Report) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("part", "check", "", "what was found"):
         table.add_column(column, overflow="fold")
+    before = None
     for finding in report.findings:
+        # A line for each check that an earlier fault has left pointless would bury that fault.
+        if finding.status == "skipped" and before is not None and before.status == "skipped":
+            continue
+        check = "all further checks" if finding.status == "skipped" else finding.check
         status = Text(finding.status, style=_STYLES[finding.status])
-        table.add_row(finding.part, finding.check, status, Text(finding.found))
+        table.add_row(finding.part, check, status, Text(finding.found))
+        before = finding
     console.print(table)
     for finding in report.faults:
         console.print(f"\n{finding.sentence}.", markup=False, soft_wrap=True)

@@ -55,7 +55,7 @@ async def step_token(subject: Subject) -> Finding:
     if len(ids) != 1 or (subject.entry.format == "qwen" and token not in loaded.get_added_vocab()):
         special = ", ".join(sorted(loaded.get_added_vocab())[:8])
         return fault(
-            f"step_token={token!r} is no token of its own in the PRM's tokenizer, so no position can hold a score",
+            f"step_token={token!r} is no token of its own in the PRM's tokenizer, so nothing can hold a score",
             f"write the PRM's step token, often one of its added tokens: {special}",
             ends=True,
         )
@@ -96,10 +96,10 @@ async def ranking(subject: Subject) -> Finding:
         return ok(f"{seen}, {means}")
     if turned >= _TOLD_APART * len(pairs):
         return fault(
-            f"the scores are the wrong way round: only {seen}, {means}; it is as if the labels right and wrong "
-            "were swapped",
-            "use a PRM whose label 1 means right, as in Qwen2.5-Math-PRM, or swap the labels in its config and "
-            "head",
+            f"the scores are the wrong way round: only {seen}, {means}; it is as if the labels right "
+            "and wrong were swapped",
+            "use a PRM whose label 1 means right, as in Qwen2.5-Math-PRM, or swap the labels in its config "
+            "and head",
         )
     if not _is_reward_model(subject):
         return hint(f"{seen}, {means}", "such a scorer tells little about a single step; measure it first")

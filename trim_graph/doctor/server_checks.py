@@ -21,12 +21,16 @@ async def server(subject: Subject) -> Finding:
     """A server answers at the address."""
     root = subject.on_server.root
     try:
-        subject.known["models"] = (await subject.on_server.get("/v1/models")).get("data") or []
+        listed = (await subject.on_server.get("/v1/models")).get("data") or []
+        subject.known["models"] = [entry for entry in listed if isinstance(entry, dict)]
     except ModelServerError as error:
         if error.status not in (401, 403):
             if error.status is None and not error.begun:
-                mend = f"start it (trim-graph up starts those on this machine), or correct base_url of {subject.part}"
-                return fault(f"no server answers at {root}", mend, ends=True)
+                return fault(
+                    f"no server answers at {root}",
+                    f"start it (trim-graph up does, on this machine), or correct base_url of {subject.part}",
+                    ends=True,
+                )
             return fault(
                 f"what answers at {root} is no vLLM server: {error}",
                 f"correct base_url of {subject.part}, or let a gateway pass /v1/models on",
@@ -44,12 +48,10 @@ async def key(subject: Subject) -> Finding:
     name = subject.entry.api_key_env
     given = bool(name and os.environ.get(name, "").strip())
     if subject.unauthorised:
-        mend = (
-            f"put the server's key into the environment variable {name}"
-            if name
-            else f"put the server's key into an environment variable and name that in api_key_env of {subject.part}"
-        )
-        return fault(subject.unauthorised, mend, ends=True)
+        place = f"the environment variable {name}"
+        if not name:
+            place = f"an environment variable, and name that in api_key_env of {subject.part}"
+        return fault(subject.unauthorised, f"put the server's key into {place}", ends=True)
     if given and urlsplit(subject.on_server.root).scheme == "http" and not _is_here(subject):
         return hint(
             f"the key in {name} is taken, but goes to {subject.on_server.root} unencrypted",

@@ -38,9 +38,7 @@ def two_models(config: TrimConfig) -> Finding:
     small, large = config.small.model_dump(), config.large.model_dump()
     places = [{key: entry.get(key) for key in ("type", "model", "base_url")} for entry in (small, large)]
     if config.small.type != "example" and places[0] == places[1]:
-        return hint(
-            "small and large are the same model, so nothing is gained by asking large", "name another"
-        )
+        return hint("small and large are the same model, so large adds nothing", "name another one")
     return ok("small and large are two models")
 
 

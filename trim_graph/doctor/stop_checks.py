@@ -35,7 +35,7 @@ async def _stops(subject: Subject, name: str, **settings: Any) -> Finding:
     reason, finish = (answer.response_metadata.get(key) for key in ("stop_reason", "finish_reason"))
     if needle in answer.text:
         return fault(
-            f"told to stop at {needle!r}, the model writes on past it, so a step would not end at the delimiter",
+            f"told to stop at {needle!r}, the model writes on past it, so no step would end at the delimiter",
             "let a gateway pass on the field stop of a request",
         )
     if reason == needle:

@@ -83,7 +83,7 @@ def share_out(
         )
     known = [size for name in open_ if (size := sizes.get(name)) is not None]
     weights = {name: float(sizes.get(name) or 1) if len(known) == len(open_) else 1.0 for name in open_}
-    return {name: share for name, share in fixed.items()} | _divided(left, weights)
+    return fixed | _divided(left, weights)
 
 
 def _divided(left: float, weights: dict[str, float]) -> dict[str, float]:
