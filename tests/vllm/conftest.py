@@ -71,10 +71,10 @@ def servers(vllm_python, tmp_path_factory) -> Iterator[dict[str, Server]]:
     running: dict[str, Server] = {}
     try:
         for name, (weights, options, key) in wanted.items():
-            running[name] = _start(vllm_python, name, weights, options, key, logs / f"{name}.log")
+            running[name] = start_server(vllm_python, name, weights, options, key, logs / f"{name}.log")
         deadline = time.monotonic() + STARTED_WITHIN
         for server in running.values():
-            _wait_for(server, deadline)
+            wait_for(server, deadline)
         yield running
     finally:
         for server in running.values():
@@ -86,7 +86,7 @@ def servers(vllm_python, tmp_path_factory) -> Iterator[dict[str, Server]]:
                 server.process.kill()
 
 
-def _start(
+def start_server(
     python: str, name: str, weights: Path, options: tuple[str, ...], key: str | None, log: Path
 ) -> Server:
     with socket.socket() as probe:
@@ -102,7 +102,7 @@ def _start(
     return Server(name, f"http://127.0.0.1:{port}/v1", process, log)
 
 
-def _wait_for(server: Server, deadline: float) -> None:
+def wait_for(server: Server, deadline: float) -> None:
     while True:
         try:
             if httpx.get(server.url.replace("/v1", "/health"), timeout=5).status_code == 200:

@@ -6,6 +6,7 @@ import json
 import statistics
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,9 @@ async def _continuation_by_count(subject: Subject) -> Finding:
     count = getattr(subject.adapter, "count_prompt_tokens", None)
     if count is None:
         return hint("cannot be told: the model does not count prompt tokens")
+    asked = conversation(subject)
     kept, cut = [
-        await in_thread(lambda text=text: count([*conversation(subject), AIMessage(text)]))
+        await in_thread(partial(count, [*asked, AIMessage(text)]))
         for text in ("\n\n\tOne.\n\n \n\n\t\n", "One.")
     ]
     if kept > cut:
@@ -117,6 +119,8 @@ async def carrying_on(subject: Subject) -> Finding:
     if cut <= 0 or len(rest) < _ALIKE:
         return hint(f"cannot be told: the model writes but {text[:40]!r}")
     answer = await subject.adapter.ainvoke(conversation(subject, begun), max_tokens=WRITTEN, temperature=0.0)
+    if (strange := await _another_prompt(subject, begun, answer)) is not None:
+        return strange
     if answer.text[:_ALIKE] == rest[:_ALIKE]:
         return ok("the model carries on what stands there")
     if answer.text.lstrip()[:_ALIKE] == begun.lstrip()[:_ALIKE] or not answer.text.strip():
@@ -126,6 +130,22 @@ async def carrying_on(subject: Subject) -> Finding:
             "let a gateway pass on continue_final_message and add_generation_prompt of a request",
         )
     return hint("cannot be told: the model did not write the same again at temperature 0", "ask again")
+
+
+async def _another_prompt(subject: Subject, begun: str, answer: Any) -> Finding | None:
+    """Compare the tokens that were read with those of the conversation, as the adapter counts them."""
+    count = getattr(subject.adapter, "count_prompt_tokens", None)
+    read = (answer.usage_metadata or {}).get("input_tokens")
+    if count is None or not read:
+        return None
+    meant = await in_thread(partial(count, conversation(subject, begun)))
+    if read == meant:
+        return None
+    return fault(
+        f"given {begun[-40:]!r} to carry on, the model read {read} tokens; carrying on exactly takes {meant}",
+        "let a gateway pass on continue_final_message and add_generation_prompt of a request, and "
+        "chat_template_kwargs where the configuration has some",
+    )
 
 
 async def usage(subject: Subject) -> Finding:

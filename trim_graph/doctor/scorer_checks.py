@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from trim_graph.adapters.protocols import ModelServerError, ScorableStep, ScorerError
 from trim_graph.adapters.scorers import as_scorer, read_scores
 
@@ -53,14 +55,21 @@ async def step_token(subject: Subject) -> Finding:
         return ok("the format's own")
     ids = list(loaded.encode(token, add_special_tokens=False))
     if len(ids) != 1 or (subject.entry.format == "qwen" and token not in loaded.get_added_vocab()):
-        special = ", ".join(sorted(loaded.get_added_vocab())[:8])
+        special = ", ".join(_like_step_tokens(loaded.get_added_vocab()))
         return fault(
-            f"step_token={token!r} is no token of its own in the PRM's tokenizer, so nothing can hold a score",
+            f"step_token={token!r} is no token of its own in the PRM's tokenizer, so nothing holds a score",
             f"write the PRM's step token, often one of its added tokens: {special}",
             ends=True,
         )
     subject.known["step_id"] = ids[0]
     return ok(f"{token!r} is token {ids[0]}")
+
+
+def _like_step_tokens(added: Iterable[str]) -> list[str]:
+    """Added tokens that look like one, the likeliest first."""
+    marks = [token for token in added if token[:1] in "<[|" and " " not in token]
+    words = ("extra", "step", "score", "prm")
+    return sorted(marks, key=lambda token: (not any(word in token.lower() for word in words), token))[:8]
 
 
 async def scores(subject: Subject) -> Finding:

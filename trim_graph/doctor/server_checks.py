@@ -65,12 +65,12 @@ async def model(subject: Subject) -> Finding:
     entries = {str(entry.get("id")): entry for entry in subject.known["models"]}
     wanted, names = subject.entry.model, ", ".join(map(repr, entries)) or "nothing"
     if wanted not in entries:
-        only = (
-            f"model: {next(iter(entries))}"
-            if len(entries) == 1
-            else f"model of {subject.part} as one of them"
+        one = f"model: {next(iter(entries))}" if len(entries) == 1 else "one of them as model"
+        return fault(
+            f"the server serves {names}; {wanted!r} is none of them",
+            f"write {one} in {subject.part}, or start the server with --served-model-name {wanted}",
+            ends=True,
         )
-        return fault(f"the server serves {names}; {wanted!r} is none of them", f"write {only}", ends=True)
     subject.served = entries[wanted]
     return ok(f"{wanted!r} is served, from {subject.served.get('root')}")
 

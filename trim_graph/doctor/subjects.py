@@ -67,7 +67,8 @@ def subject_of(part: str, entry: Any, settings: RunSettings, budget: Budget, tim
         ValueError: The adapter refuses its settings.
         ImportError: What it needs is not installed.
     """
-    patience = {"max_retries": 0, "read_timeout": min(timeout, getattr(entry, "read_timeout", timeout))}
+    # The entry's own read_timeout is judged against the speed that is seen.
+    patience = {"max_retries": 0, "read_timeout": timeout}
     hasty = entry.model_copy(update={k: v for k, v in patience.items() if hasattr(entry, k)})
     adapter = hasty.build() if part == "scorer" else hasty.build(part)
     server = None

@@ -182,7 +182,7 @@ def plan_servers(config: TrimConfig, folder: Path) -> Plan:
             elsewhere.append(f"{name}: {entry.base_url} is another machine's: not started here")
     groups = _grouped(here)
     shares = _shares(groups, here, folder)
-    servers = [_server(names, here[names[0]], folder, shares.get(names[0])) for names in groups]
+    servers = [_server(group, here[group[0]], folder, shares.get(group[0])) for group in groups]
     return Plan(tuple(servers), tuple(elsewhere))
 
 
