@@ -1,4 +1,4 @@
-"""`trim-graph doctor` against real servers: it passes a good set-up, and names the fault of each broken one."""
+"""`trim-graph doctor` against real servers: a good set-up passes, and the fault of each broken one is named."""
 
 from __future__ import annotations
 

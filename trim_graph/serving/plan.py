@@ -67,7 +67,8 @@ def find_launcher(python: str | None) -> Launcher:
     """
     module = ("-m", "vllm.entrypoints.openai.api_server")
     if python is None:
-        if importlib.util.find_spec("vllm") is not None:
+        # A folder of that name on the path has a spec, but no origin.
+        if (spec := importlib.util.find_spec("vllm")) is not None and spec.origin:
             return Launcher((sys.executable, *module), True)
         if shutil.which("vllm") is None:
             raise SettingsError(
@@ -249,10 +250,10 @@ def _shares(groups: list[tuple[str, ...]], entries: dict[str, Entry], folder: Pa
         for gpu in _gpus(entries[names[0]]):
             users.setdefault(gpu, []).append(names[0])
     shares: dict[str, float] = {}
-    for gpu, names in users.items():
-        given = {name: entries[name].serve.memory_share for name in names}
+    for gpu, tenants in users.items():
+        given = {name: entries[name].serve.memory_share for name in tenants}
         sizes: dict[str, int | None] = {}
-        for name in names:
+        for name in tenants:
             size = weights_bytes(_weights(name, entries[name], folder))
             sizes[name] = size and size // max(1, len(entries[name].serve.gpu))
         for name, share in share_out(given, sizes, gpu).items():
