@@ -45,7 +45,8 @@ prices: {large: {input: 0.5, output: 1.5}}
 settings: {max_steps: 40, max_step_tokens: 512}
 checkpoint: sqlite:runs.db
 """
-"""Also: ``type: vllm`` (model, base_url, api_key_env) and ``vllm_prm`` for models behind vLLM servers;
+"""Also: ``type: vllm`` (model, base_url, api_key_env) and ``vllm_prm`` for models behind vLLM servers, whose
+``serve`` says how `trim-graph up` starts them;
 ``type: example`` for all three models (the arithmetic models that come with trim-graph); policies
 ``small_only``, ``large_only``, ``random_rate`` (rate), ``stay_on_large`` (policy, k), ``any_of`` and
 ``all_of`` (policies); checkpoint ``none``, ``memory``, ``sqlite:PATH``,

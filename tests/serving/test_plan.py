@@ -142,7 +142,7 @@ def test_what_cannot_be_started_is_refused(parts, told, plan):
         ({"args": ["--port", "3"]}, "large.serve.args: holds --port, which base_url says"),
         (
             {"args": ["--max_model_len=3"]},
-            "large.serve.args: holds --max-model-len, which max_model_len in serve says",
+            "holds --max-model-len, which max_model_len in serve says",
         ),
         ({"args": ["--api-key", "sk-1"]}, "which every user of the machine could read"),
         ({"args": ["--api_key=sk-1"]}, "name that in api_key_env"),

@@ -1,4 +1,4 @@
-"""`trim-graph doctor` against real servers: a good set-up passes, and the fault of each broken one is named."""
+"""`trim-graph doctor` on real servers: a good set-up passes, the fault of each broken one is named."""
 
 from __future__ import annotations
 

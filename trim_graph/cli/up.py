@@ -63,13 +63,16 @@ def run_up(request: Request) -> int:
         TrimError: The request cannot be fulfilled.
         Interrupted: Ctrl-C before all servers were up.
     """
-    need("cli,vllm", "httpx", "transformers")
+    need("cli,vllm", "httpx")
     from trim_graph.serving.plan import PROGRAM, find_launcher, plan_servers
 
     if not request.patience > 0:
         raise SettingsError(f"--patience is {request.patience:g}: choose a number of seconds above 0")
     folder = request.config.absolute().parent
-    plan = plan_servers(load_config(request.config), folder)
+    config = load_config(request.config)
+    if config.scorer is not None and config.scorer.type == "vllm_prm":
+        need("cli,vllm", "transformers")
+    plan = plan_servers(config, folder)
     python = request.python or os.environ.get("TRIM_VLLM_PYTHON") or None
     if request.show:
         try:
