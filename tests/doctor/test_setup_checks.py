@@ -39,10 +39,18 @@ def test_a_scorer_that_nobody_asks():
     assert graph(config(policy="small_only"), parts(scorer=False)).status == "ok"
 
 
-def test_what_the_graph_refuses_is_a_fault():
+def test_a_limit_on_cost_without_prices_limits_nothing():
     finding = graph(config(scorer=PRM, budget={"large_cost": 1}), parts())
     assert finding.status == "fault"
-    assert "price" in finding.found
+    assert "has no price" in finding.found
+    prices = {"large": {"output": 1.0}}
+    assert graph(config(scorer=PRM, budget={"large_cost": 1}, prices=prices), parts()).status == "ok"
+
+
+def test_what_the_graph_refuses_is_a_fault():
+    finding = graph(config(scorer=PRM), Parts(None, *parts()[1:]))
+    assert finding.status == "fault"
+    assert "pass a LangChain chat model" in finding.found
 
 
 def test_small_and_large_may_be_the_same():

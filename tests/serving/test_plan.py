@@ -8,7 +8,8 @@ import pytest
 from trim_graph.config import load_config
 from trim_graph.errors import SettingsError
 from trim_graph.examples.arithmetic import LARGE, PRM
-from trim_graph.serving.plan import PROGRAM, find_launcher, plan_servers
+from trim_graph.serving.launcher import PROGRAM, find_launcher
+from trim_graph.serving.plan import plan_servers
 
 
 @pytest.fixture
@@ -189,6 +190,10 @@ def test_shell_lines_are_quoted(plan):
 def test_a_python_that_is_none_or_has_no_vllm(tmp_path, fake_python, monkeypatch):
     with pytest.raises(SettingsError, match="there is no such program"):
         find_launcher(str(tmp_path / "none"))
+    (tmp_path / "data").write_bytes(b"\x00")
+    (tmp_path / "data").chmod(0o755)
+    with pytest.raises(SettingsError, match="data does not run: "):
+        find_launcher(str(tmp_path / "data"))
     assert find_launcher(str(fake_python)).command[1:] == ("-m", "vllm.entrypoints.openai.api_server")
     monkeypatch.setenv("FAKE_HAS_VLLM", "no")
     with pytest.raises(SettingsError, match="has no vLLM"):

@@ -202,6 +202,14 @@ def test_a_gateway_without_tokenize(config, doctor, behind):
     assert "/tokenize" in "".join(one["found"] for one in faults.values())
 
 
+def test_a_gateway_that_answers_with_anything(config, doctor, behind):
+    behind("small", answered=lambda path, body: {"hello": ["world"]} if "tokenize" in path else body)
+    code, faults = doctor(config)
+    assert code == 1
+    assert {part for part, _ in faults} == {"small"}
+    assert "could not be read" in next(iter(faults.values()))["found"]
+
+
 def test_a_chat_server_as_scorer(config, doctor):
     config["scorer"] |= {"model": "small", "base_url": config["small"]["base_url"]}
     check(doctor(config), "scorer", "pooling", "writes text, not as a process reward", "--runner pooling")

@@ -1,4 +1,4 @@
-"""The command line, ``trim-graph``: `solve` a problem, see a `demo`, start servers with `up`, check with `doctor`.
+"""The command line: `solve` a problem, see a `demo`, start servers (`up`), check them (`doctor`).
 
 Nothing heavy is imported here, nor by ``--help``: the commands import what they need when they run.
 """

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from trim_graph.serving.fleet import Member
-    from trim_graph.serving.plan import Launcher, Plan, ServerPlan
+    from trim_graph.serving.launcher import Launcher
+    from trim_graph.serving.plan import Plan, ServerPlan
 
 FAULT = 1
 """Exit code when a server failed."""
@@ -64,7 +65,8 @@ def run_up(request: Request) -> int:
         Interrupted: Ctrl-C before all servers were up.
     """
     need("cli,vllm", "httpx")
-    from trim_graph.serving.plan import PROGRAM, find_launcher, plan_servers
+    from trim_graph.serving.launcher import PROGRAM, find_launcher
+    from trim_graph.serving.plan import plan_servers
 
     if not request.patience > 0:
         raise SettingsError(f"--patience is {request.patience:g}: choose a number of seconds above 0")

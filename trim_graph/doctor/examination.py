@@ -132,9 +132,14 @@ async def _limited(check: Callable[[Subject], Awaitable[Finding | None]], subjec
             "look at the server's log and load; a longer limit: --timeout SECONDS",
             ends=True,
         )
-    except (TrimError, OSError, ValueError, RuntimeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return fault(lines[0], "see what it says", ends=True)
+    except Exception as error:  # whatever stands between us and a model may answer anything
+        lines = str(error).strip().splitlines() or [""]
+        told = isinstance(error, TrimError | OSError | ValueError) and lines[0]
+        return fault(
+            lines[0] if told else f"an answer could not be read: {type(error).__name__}: {lines[0]}",
+            "see what it says; a gateway must pass vLLM's answers on as they are",
+            ends=True,
+        )
 
 
 async def _samples_here(subject: Subject) -> tuple[Sample, ...]:

@@ -17,7 +17,8 @@ import httpx
 
 from trim_graph.errors import TrimError
 
-from .plan import Launcher, ServerPlan
+from .launcher import Launcher
+from .plan import ServerPlan
 
 State = Literal["waiting", "starting", "up"]
 
@@ -151,19 +152,25 @@ class Fleet:
         for member in self._in("waiting"):
             busy = frozenset().union(*(other.plan.gpus for other in self._in("starting")))
             if member.plan.gpus.isdisjoint(busy):
-                with member.log.open("wb") as log:
-                    member.process = subprocess.Popen(
-                        member.plan.command(self._launcher),
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        env=member.plan.full_environment(),
-                        cwd=self._folder,
-                        # A group of its own: Ctrl-C in the terminal is for us, who end it in order.
-                        start_new_session=True,
-                    )
                 member.begun = time.monotonic()
+                member.process = self._begin(member)
                 self._enter(member, "starting")
+
+    def _begin(self, member: Member) -> subprocess.Popen[bytes]:
+        try:
+            with member.log.open("wb") as log:
+                return subprocess.Popen(
+                    member.plan.command(self._launcher),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=member.plan.full_environment(),
+                    cwd=self._folder,
+                    # A group of its own: Ctrl-C in the terminal is for us, who end it in order.
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise ServerFailed(f"{member.plan.name} cannot be started: {error}") from error
 
     def _check_alive(self) -> None:
         for member in self.members:
