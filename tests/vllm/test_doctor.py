@@ -111,8 +111,8 @@ def test_a_server_that_hangs(config, doctor):
     with FaultProxy(config["small"]["base_url"], then="stall") as proxy:
         config["small"]["base_url"] = proxy.url
         begun = time.monotonic()
-        check(doctor(config, "--timeout", "2"), "small", "generation", "2 s")
-        assert time.monotonic() - begun < 60
+        check(doctor(config, "--timeout", "6"), "small", "generation", "6 s")
+        assert time.monotonic() - begun < 90
 
 
 def test_a_page_instead_of_a_server(config, doctor):
