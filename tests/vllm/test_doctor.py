@@ -21,7 +21,7 @@ from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.cli.app import app
 from trim_graph.examples.arithmetic import PRM
 
-from .conftest import KEY, KEY_ENV, start_server, wait_for
+from .conftest import KEY, KEY_ENV, start_server, stop_servers, wait_for
 
 
 @pytest.fixture
@@ -311,8 +311,7 @@ def test_a_reward_model_served_with_another_step_tag(pooler, config, doctor, vll
         config["scorer"]["base_url"] = server.url
         check(doctor(config), "scorer", "scores", "scores for", '"step_tag_id": 3')
     finally:
-        server.process.terminate()
-        server.process.wait(30)
+        stop_servers(server)
 
 
 def test_ctrl_c_ends_it_cleanly(config, tmp_path):
