@@ -45,7 +45,8 @@ prices: {large: {input: 0.5, output: 1.5}}
 settings: {max_steps: 40, max_step_tokens: 512}
 checkpoint: sqlite:runs.db
 """
-"""Also: ``type: vllm`` (model, base_url, api_key_env) and ``vllm_prm`` for models behind vLLM servers;
+"""Also: ``type: vllm`` (model, base_url, api_key_env) and ``vllm_prm`` for models behind vLLM servers, whose
+``serve`` says how `trim-graph up` starts them;
 reward models of another ``format``: ``math_shepherd``, ``skywork`` or ``rlhflow``;
 ``type: langchain`` (model, kwargs) for hosted models by the names LangChain has for them; scorers
 ``llm_judge`` (model) and ``token_probability`` (wants ``logprobs: true`` of the models); ``type: example``

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from .adapters.model_source import check_model
 from .budget import Writer
 from .config_places import Dtype, ModelPlace, Part, ServerURL
+from .config_serve import Serve
 
 
 class TransformersModel(Part):
@@ -49,12 +50,13 @@ class VLLMModel(Part):
     continuation: Literal["auto", "chat", "raw"] = "auto"
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     extra_body: dict[str, Any] = Field(default_factory=dict)
+    serve: Serve = Serve()
 
     def build(self, writer: Writer) -> Any:
         """Make the adapter; the server is asked at the first call."""
         from .adapters import ChatVLLM
 
-        return ChatVLLM(**self.model_dump(exclude={"type"}))
+        return ChatVLLM(**self.model_dump(exclude={"type", "serve"}))
 
 
 class ExampleModel(Part):

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from .adapters.prm_formats import FormatName, check_format
 from .config_models import ModelConfig
 from .config_places import Dtype, ModelPlace, Part, ServerURL
+from .config_serve import Serve
 
 
 class FormattedPRM(Part):
@@ -51,12 +52,13 @@ class VLLMPRM(FormattedPRM):
     max_batch_size: int = Field(default=64, ge=1)
     max_retries: int = Field(default=3, ge=0)
     read_timeout: float = Field(default=600.0, gt=0)
+    serve: Serve = Serve()
 
     def build(self) -> Any:
         """Make the adapter; the server is asked at the first call."""
         from .adapters import VLLMProcessReward
 
-        return VLLMProcessReward(**self.model_dump(exclude={"type"}))
+        return VLLMProcessReward(**self.model_dump(exclude={"type", "serve"}))
 
 
 class ExamplePRM(Part):

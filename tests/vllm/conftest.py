@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,26 +78,16 @@ def servers(vllm_python, tmp_path_factory) -> Iterator[dict[str, Server]]:
     running: dict[str, Server] = {}
     try:
         for name, (weights, options, key) in wanted.items():
-            running[name] = start(vllm_python, name, weights, options, key, logs / f"{name}.log")
+            running[name] = start_server(vllm_python, name, weights, options, key, logs / f"{name}.log")
         deadline = time.monotonic() + STARTED_WITHIN
         for server in running.values():
             wait_for(server, deadline)
         yield running
     finally:
-        stop(*running.values())
+        stop_servers(*running.values())
 
 
-def stop(*servers: Server) -> None:
-    for server in servers:
-        server.process.terminate()
-    for server in servers:
-        try:
-            server.process.wait(30)
-        except subprocess.TimeoutExpired:
-            server.process.kill()
-
-
-def start(
+def start_server(
     python: str, name: str, weights: Path, options: tuple[str, ...], key: str | None, log: Path
 ) -> Server:
     with socket.socket() as probe:
@@ -107,8 +99,22 @@ def start(
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--model", str(weights), "--served-model-name", name, *_COMMON, *options]
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=log.parent)
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, env=environment, cwd=log.parent, start_new_session=True
+        )
     return Server(name, f"http://127.0.0.1:{port}/v1", process, log)
+
+
+def stop_servers(*servers: Server) -> None:
+    """End servers, and the engines of those that do not end in time: they outlive a killed server."""
+    for server in servers:
+        server.process.terminate()
+    for server in servers:
+        with suppress(subprocess.TimeoutExpired):
+            server.process.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(server.process.pid, signal.SIGKILL)
+        server.process.wait()
 
 
 def wait_for(server: Server, deadline: float) -> None:

@@ -9,7 +9,7 @@ import pytest
 import pytest_socket
 
 from tests import tiny_prms
-from tests.vllm.conftest import STARTED_WITHIN, start, stop, wait_for
+from tests.vllm.conftest import STARTED_WITHIN, start_server, stop_servers, wait_for
 from trim_graph.adapters import ScorerError, TransformersProcessReward, VLLMProcessReward
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.prm_convert import convert_value_head
@@ -39,12 +39,12 @@ def served(request, vllm_python, tmp_path_factory) -> Iterator[Served]:
         weights = folder / "converted"
         convert_value_head(str(original), weights)
     options = serve_options(format, tokenizer=load_tokenizer(str(weights), chat=False))
-    server = start(vllm_python, "prm", weights, tuple(options), None, folder / "server.log")
+    server = start_server(vllm_python, "prm", weights, tuple(options), None, folder / "server.log")
     try:
         wait_for(server, time.monotonic() + STARTED_WITHIN)
         yield Served(format, server.url, TransformersProcessReward(original, format=format))
     finally:
-        stop(server)
+        stop_servers(server)
 
 
 def steps(*texts):

@@ -1,4 +1,4 @@
-"""The command line, ``trim-graph``: `solve` a problem, see a `demo` on many, `convert-prm` a reward model.
+"""The command line: `solve`, `demo`, `doctor` and `up` for servers, `convert-prm`; see ``--help``.
 
 Nothing heavy is imported here, nor by ``--help``: the commands import what they need when they run.
 """

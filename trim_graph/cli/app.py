@@ -1,4 +1,4 @@
-"""The commands and their options; what they do is in `solving`, `demo` and `converting`."""
+"""The commands and their options; what they do is in the module of each, such as `solving`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,24 @@ model: "openai:..."}, scorers without a reward model {type: llm_judge, model:
 {...}} and {type: token_probability}. Formats of a reward model: qwen,
 math_shepherd, skywork, rlhflow. Checkpoint: none, memory, sqlite:PATH,
 postgresql://USER@HOST/DATABASE, or env:NAME for a variable that holds one.
+"""
+
+SERVE_HELP = """\
+\b
+How a server is started stands in its part of the file, all of it optional:
+\b
+  large:
+    type: vllm
+    model: Qwen/Qwen2.5-7B-Instruct
+    base_url: http://localhost:8002/v1
+    api_key_env: LARGE_KEY      # the server will want the key in this variable
+    serve: {gpu: 0, memory_share: 0.4, dtype: bfloat16, max_model_len: 8192,
+            path: ./weights, args: [--enforce-eager]}
+\b
+gpu: an index or several, [0, 1]; or cpu: true. memory_share: by default the
+weights' share in 0.9 of the GPU. kv_cache_gb: memory for keys and values.
+path: the weights where model is but a name; example: small, large or prm
+for those that come with trim-graph.
 """
 
 app = typer.Typer(
@@ -142,3 +160,53 @@ def convert_prm(
         from .converting import run_convert
 
         run_convert(model, target)
+
+
+@app.command(short_help="Check a configuration against its models and servers.")
+def doctor(
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file as of solve; without it the example models are checked.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Most seconds for one check.")] = 30.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Check small, large and scorer as a run would use them, and say what is wrong and how to mend it.
+
+    Asks each for a few short texts or scores. Exit code 0: no fault; 1: faults; 2: bad input.
+    """
+    with failures_reported():
+        from .doctoring import Request, run_doctor
+
+        code = run_doctor(Request(config, timeout, as_json))
+    raise typer.Exit(code)
+
+
+@app.command(epilog=SERVE_HELP, short_help="Start the vLLM servers that a configuration names.")
+def up(
+    config: Annotated[Path, typer.Option(help="YAML file as of solve.")],
+    show: Annotated[bool, typer.Option("--print", help="Print the commands and start nothing.")] = False,
+    python: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Python of an environment that has vLLM; default: TRIM_VLLM_PYTHON, this one.",
+        ),
+    ] = None,
+    logs: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where logs go; default: a new temporary folder.")
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(help="Most seconds for one server to become healthy, downloads included.")
+    ] = 1800.0,
+) -> None:
+    """Start the vLLM servers of a configuration and end them together.
+
+    They are the parts of type vllm and vllm_prm whose base_url is at localhost; servers elsewhere are left
+    alone, and so is one that runs already with the same model from the same weights. Servers on one GPU
+    start one after the other. Ctrl-C, SIGTERM or the death of one ends all.
+    """
+    with failures_reported():
+        from .up import Request, run_up
+
+        code = run_up(Request(config, show, python, logs, patience))
+    raise typer.Exit(code)
