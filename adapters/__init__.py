@@ -22,6 +22,7 @@ from .protocols import (
 if TYPE_CHECKING:
     from .chat_transformers import ChatTransformers
     from .chat_vllm import ChatVLLM
+    from .prm_serving import serve_options
     from .process_reward_transformers import TransformersProcessReward
     from .process_reward_vllm import VLLMProcessReward
 
@@ -30,6 +31,7 @@ _LAZY = {
     "ChatVLLM": "chat_vllm",
     "TransformersProcessReward": "process_reward_transformers",
     "VLLMProcessReward": "process_reward_vllm",
+    "serve_options": "prm_serving",
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "TransformersProcessReward",
     "TrimError",
     "VLLMProcessReward",
+    "serve_options",
 ]
 
 

@@ -302,3 +302,19 @@ def test_a_validated_configuration_validates_again(write, tmp_path):
 def test_direct_validation_is_strict_too():
     with pytest.raises(ValidationError):
         TrimConfig.model_validate({"small": {"type": "example"}, "large": {"type": "example"}})
+
+
+@pytest.mark.parametrize("kind", ["transformers_prm", "vllm_prm"])
+def test_the_format_of_a_reward_model(write, kind):
+    base = "small: {type: example}\nlarge: {type: example}\npolicy: {type: threshold, t: 0.5}\n"
+    scorer = f"type: {kind}, model: org/prm, format: math_shepherd, step_token: так"
+    built = build_parts(load_config(write(f"{base}scorer: {{{scorer}}}"))).scorer
+    assert (built.format, built.step_token, built.system_prompt) == ("math_shepherd", "так", "auto")
+    built = build_parts(load_config(write(f"{base}scorer: {{type: {kind}, model: org/prm}}"))).scorer
+    assert (built.format, built.step_token, built.system_prompt) == ("qwen", None, "auto")
+    message = refused(write(f"{base}scorer: {{type: {kind}, model: org/prm, format: llama}}"))
+    assert "line 4: scorer.format" in message
+    message = refused(
+        write(f"{base}scorer: {{type: {kind}, model: org/prm, format: skywork, step_token: x}}")
+    )
+    assert "line 4: scorer: step_token='x': the format skywork has none to choose" in message

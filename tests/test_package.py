@@ -67,6 +67,7 @@ PUBLIC = {
         "TransformersProcessReward",
         "TrimError",
         "VLLMProcessReward",
+        "serve_options",
     },
     trim_graph.config: {
         "EXAMPLE",

@@ -153,7 +153,9 @@ def _walk(loc: Sequence[str | int], data: Any, schema: dict[str, Any]) -> tuple[
     for index, step in enumerate(loc):
         here = _resolved(here, data, schema)
         inside = (isinstance(data, dict) and step in data) or isinstance(step, int)
-        if not inside and index < len(loc) - 1:
+        # What is wrong with a part as a whole ends in the name of its union member.
+        is_member = isinstance(data, dict) and data.get("type") == step
+        if not inside and (is_member or index < len(loc) - 1):
             continue
         properties = here.get("properties", {})
         keys = list(properties)

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from .adapters.prm_formats import QWEN_SYSTEM_PROMPT
+from .adapters.prm_formats import FormatName, check_format
 from .config_places import Dtype, ModelPlace, Part, ServerURL
 
 
-class TransformersPRM(Part):
+class FormattedPRM(Part):
+    """What a process reward model reads (`trim_graph.adapters.prm_formats`)."""
+
+    format: FormatName = "qwen"
+    step_token: str | None = None
+    system_prompt: str | None = "auto"
+
+    @model_validator(mode="after")
+    def _the_format_has_these_settings(self) -> Self:
+        check_format(self.format, step_token=self.step_token, system_prompt=self.system_prompt)
+        return self
+
+
+class TransformersPRM(FormattedPRM):
     """A process reward model in this process (`trim_graph.adapters.TransformersProcessReward`)."""
 
     type: Literal["transformers_prm"]
     model: ModelPlace
     device: str = "cpu"
     dtype: Dtype = "float32"
-    format: Literal["qwen"] = "qwen"
-    step_token: str = "<extra_0>"
-    system_prompt: str | None = QWEN_SYSTEM_PROMPT
     max_batch_size: int = Field(default=16, ge=1)
 
     def build(self) -> Any:
@@ -29,7 +39,7 @@ class TransformersPRM(Part):
         return TransformersProcessReward(**self.model_dump(exclude={"type"}))
 
 
-class VLLMPRM(Part):
+class VLLMPRM(FormattedPRM):
     """A process reward model behind a vLLM server (`trim_graph.adapters.VLLMProcessReward`)."""
 
     type: Literal["vllm_prm"]
@@ -37,9 +47,6 @@ class VLLMPRM(Part):
     base_url: ServerURL = "http://localhost:8000/v1"
     api_key_env: str | None = "VLLM_API_KEY"
     tokenizer: ModelPlace | None = None
-    format: Literal["qwen"] = "qwen"
-    step_token: str = "<extra_0>"
-    system_prompt: str | None = QWEN_SYSTEM_PROMPT
     max_batch_size: int = Field(default=64, ge=1)
     max_retries: int = Field(default=3, ge=0)
     read_timeout: float = Field(default=600.0, gt=0)

@@ -26,7 +26,8 @@ are relative to the file):
 \b
 Policies: small_only, large_only, threshold (t), random_rate (rate),
 stay_on_large (policy, k), any_of and all_of (policies). Models and scorer may
-be {type: example}. Checkpoint: none, memory, sqlite:PATH,
+be {type: example}. Formats of a reward model: qwen, math_shepherd, skywork,
+rlhflow. Checkpoint: none, memory, sqlite:PATH,
 postgresql://USER@HOST/DATABASE, or env:NAME for a variable that holds one.
 """
 
@@ -124,3 +125,18 @@ def demo(
         from .demo import Request, run_demo
 
         run_demo(Request(n, split, seed, concurrency, threshold, json_file))
+
+
+@app.command(short_help="Make a reward model with a value head fit for vLLM.")
+def convert_prm(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of Skywork-o1-Open-PRM.")],
+    target: Annotated[Path, typer.Argument(help="Folder to be made.")],
+) -> None:
+    """Copy a process reward model with a value head in a layout that vLLM serves; print how.
+
+    For the format skywork behind a vLLM server. The transformers adapter reads either layout.
+    """
+    with failures_reported():
+        from .converting import run_convert
+
+        run_convert(model, target)
