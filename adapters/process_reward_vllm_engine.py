@@ -17,7 +17,7 @@ from .prm_scores import read_pooled
 from .prm_serving import serve_options
 from .protocols import ModelServerError, ScorableStep, ScorerError, ScorerReply
 from .vllm_engine import EngineHold, VLLMEngine
-from .vllm_engine_start import EngineSpec, memory_options, require_vllm
+from .vllm_engine_start import EngineSpec, memory_options, vllm_module
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -176,7 +176,7 @@ class VLLMEngineProcessReward:
     def _load(self) -> _Ready:
         with self._loading:
             if self._ready is None:
-                require_vllm()
+                vllm_module()
                 tokenizer = load_tokenizer(self.model, chat=is_chat(self.format))
                 layout = prm_format(
                     self.format, tokenizer, step_token=self.step_token, system_prompt=self.system_prompt
@@ -201,9 +201,8 @@ def pooling_options(
 
 
 async def _pooled(engine: VLLMEngine, ids: list[int]) -> Any:
-    from vllm import PoolingParams
-
-    output = await engine.encode(ids, PoolingParams(task="token_classify", use_activation=True))
+    params = vllm_module("vllm").PoolingParams(task="token_classify", use_activation=True)
+    output = await engine.encode(ids, params)
     return output.outputs.data.tolist()
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from .model_source import load_tokenizer
 from .protocols import ModelServerError
 from .special_tokens import SpecialTokenGuard
-from .vllm_engine_start import EngineSpec, engine_processes, start_engine
+from .vllm_engine_start import EngineSpec, engine_processes, start_engine, vllm_module
 
 _QUIET_S = 2.0
 
@@ -150,6 +150,7 @@ class VLLMEngine:
 
         def work() -> None:
             # No local may hold the engine: libraries keep tracebacks, and with them this frame, for ever.
+            result: tuple[Any, BaseException | None]
             try:
                 result = (start_engine(self.spec), None)
             except BaseException as error:
@@ -170,8 +171,7 @@ class VLLMEngine:
     @contextlib.asynccontextmanager
     async def _telling(self) -> AsyncIterator[None]:
         """Name the engine in vLLM's errors, and fail calls that are under way when it is closed."""
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
+        errors = vllm_module("vllm.v1.engine.exceptions")
         task = asyncio.current_task()
         assert task is not None
         self._calls.add(task)
@@ -182,11 +182,11 @@ class VLLMEngine:
                 raise
             task.uncancel()
             raise self._gone("was closed during the call", begun=True) from None
-        except EngineDeadError as error:
+        except errors.EngineDeadError as error:
             raise self._gone(
                 "has died; vLLM wrote the cause to stderr. The next call starts it anew", begun=True
             ) from error
-        except EngineGenerateError as error:
+        except errors.EngineGenerateError as error:
             cause = error.__cause__ or error
             raise self._gone(f"failed: {cause}", begun=True) from error
         finally:
@@ -268,6 +268,4 @@ def _close_all() -> None:
 
 
 def _tokens(ids: list[int]) -> Any:
-    from vllm.inputs import tokens_input
-
-    return tokens_input(ids)
+    return vllm_module("vllm.inputs").tokens_input(ids)

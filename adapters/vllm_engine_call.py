@@ -14,6 +14,7 @@ from langchain_core.messages.ai import UsageMetadata
 from .chat_prompt import encode_chat
 from .protocols import FailedAttempts, ModelServerError
 from .vllm_engine import EngineHold, VLLMEngine
+from .vllm_engine_start import vllm_module
 from .vllm_wire import Answer, CallSettings, Lost, metadata_of, usage_of
 
 _LEAST_LOGPROB = -9999.0
@@ -158,19 +159,18 @@ def sampling_params(settings: CallSettings, further: Mapping[str, Any], *, whole
     Raises:
         ValueError: vLLM does not know a field, or refuses a value.
     """
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
+    vllm = vllm_module("vllm.sampling_params")
+    kinds = vllm.RequestOutputKind
     wants_logprobs = settings.logprobs or settings.top_logprobs > 0
     try:
-        return SamplingParams(
+        return vllm.SamplingParams(
             max_tokens=settings.max_tokens,
             temperature=settings.temperature,
             top_p=settings.top_p,
             seed=settings.seed,
             stop=list(settings.stop),
             logprobs=settings.top_logprobs if wants_logprobs else None,
-            output_kind=RequestOutputKind.FINAL_ONLY if whole else RequestOutputKind.DELTA,
+            output_kind=kinds.FINAL_ONLY if whole else kinds.DELTA,
             **further,
         )
     except TypeError as error:

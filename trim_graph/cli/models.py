@@ -52,9 +52,9 @@ def load_parts(config: TrimConfig) -> Parts:
         need("cli,vllm", "httpx", "transformers")
     else:
         if _any_on_engines(config):
-            from trim_graph.adapters.vllm_engine_start import require_vllm
+            from trim_graph.adapters.vllm_engine_start import vllm_module
 
-            require_vllm()
+            vllm_module()
         need("cli,local", "torch", "transformers", "safetensors")
         from transformers.utils import logging
 
