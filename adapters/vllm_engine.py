@@ -172,6 +172,7 @@ class VLLMEngine:
     async def _telling(self) -> AsyncIterator[None]:
         """Name the engine in vLLM's errors, and fail calls that are under way when it is closed."""
         errors = vllm_module("vllm.v1.engine.exceptions")
+        refused = vllm_module("vllm.exceptions").VLLMClientError
         task = asyncio.current_task()
         assert task is not None
         self._calls.add(task)
@@ -186,6 +187,8 @@ class VLLMEngine:
             raise self._gone(
                 "has died; vLLM wrote the cause to stderr. The next call starts it anew", begun=True
             ) from error
+        except refused as error:
+            raise ValueError(f"vLLM refuses the call: {error}") from error
         except errors.EngineGenerateError as error:
             cause = error.__cause__ or error
             raise self._gone(f"failed: {cause}", begun=True) from error

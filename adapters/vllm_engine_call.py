@@ -173,8 +173,9 @@ def sampling_params(settings: CallSettings, further: Mapping[str, Any], *, whole
             output_kind=kinds.FINAL_ONLY if whole else kinds.DELTA,
             **further,
         )
-    except TypeError as error:
-        raise ValueError(f"sampling_params={dict(further)!r}: {error}") from error
+    except (TypeError, vllm_module("vllm.exceptions").VLLMClientError) as error:
+        given = f"sampling_params={dict(further)!r}: " if further else ""
+        raise ValueError(f"vLLM refuses the call: {given}{error}") from error
 
 
 def logprob_entries(choice: Any, top: int) -> list[dict[str, Any]]:
