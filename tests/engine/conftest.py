@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,46 +61,27 @@ def _line(process) -> list[str]:
         return []
 
 
-def busy(seconds: float = 0.5) -> float:
-    """Processor time that vLLM's processes use meanwhile, as a share of one core."""
-    import psutil
-
-    def used() -> float:
-        times = 0.0
-        for process in processes():
-            try:
-                one = process.cpu_times()
-            except psutil.Error:
-                continue
-            times += one.user + one.system
-        return times
-
-    before = used()
-    time.sleep(seconds)
-    return (used() - before) / seconds
-
-
 @pytest.fixture(scope="session")
-def _sockets() -> None:
+def sockets() -> None:
     pytest_socket.enable_socket()
 
 
 @pytest.fixture(scope="session")
-def small(_sockets) -> Iterator[ChatVLLMEngine]:
+def small(sockets) -> Iterator[ChatVLLMEngine]:
     model = chat(SMALL)
     yield model
     model.close()
 
 
 @pytest.fixture(scope="session")
-def large(_sockets) -> Iterator[ChatVLLMEngine]:
+def large(sockets) -> Iterator[ChatVLLMEngine]:
     model = chat(LARGE)
     yield model
     model.close()
 
 
 @pytest.fixture(scope="session")
-def scorer(_sockets) -> Iterator[VLLMEngineProcessReward]:
+def scorer(sockets) -> Iterator[VLLMEngineProcessReward]:
     prm = VLLMEngineProcessReward(PRM, **ENGINE)
     yield prm
     prm.close()

@@ -42,7 +42,7 @@ def gone(found):
 
 
 @pytest.fixture
-def engine(_sockets):
+def engine(sockets):
     """An adapter with an engine that nobody shares."""
     model = chat(SMALL, max_model_len=1000)
     before = processes()
@@ -51,31 +51,31 @@ def engine(_sockets):
     model.close()
 
 
-def test_close_ends_the_processes_and_a_call_starts_them_anew(engine):
+def endless(model):
+    return model.model_copy(update={"sampling_params": {"ignore_eos": True}})
+
+
+def test_closed_or_killed_it_fails_its_calls_and_the_next_starts_it_anew(engine):
     model, started = engine
     assert started
-    assert model.invoke(CHAT, max_tokens=2).content
+    stream = endless(model).stream(CHAT, max_tokens=900)
+    next(stream)
+    model.close()
+    assert gone(started)
     with pytest.raises(ModelServerError, match="was closed during the call"):
-        for number, _ in enumerate(
-            model.model_copy(update={"sampling_params": {"ignore_eos": True}}).stream(CHAT, max_tokens=900)
-        ):
-            if number == 3:
-                model.close()
-                assert gone(started)
+        list(stream)
     assert model.invoke(CHAT, max_tokens=2).content
-    # And by accident:
-    calls = [model._hold.engine()]
-    asking = asyncio.run(_killed_during_a_call(model))
-    assert "has died; vLLM wrote the cause to stderr. The next call starts it anew" in str(asking)
-    assert asking.begun
-    assert asking.attempts["input_tokens"] > 0
-    assert not calls[0].usable
+    died = model._hold.engine()
+    error = asyncio.run(_killed_during_a_call(model))
+    assert "has died; vLLM wrote the cause to stderr. The next call starts it anew" in str(error)
+    assert error.begun
+    assert error.attempts["input_tokens"] > 0
+    assert not died.usable
     assert model.invoke(CHAT, max_tokens=2).content
 
 
 async def _killed_during_a_call(model):
-    endless = model.model_copy(update={"sampling_params": {"ignore_eos": True}})
-    task = asyncio.create_task(endless.ainvoke(CHAT, max_tokens=900, timeout=30))
+    task = asyncio.create_task(endless(model).ainvoke(CHAT, max_tokens=900, timeout=30))
     await asyncio.sleep(0.3)
     cores = [one for one in processes() if "EngineCore" in " ".join(one.cmdline())]
     newest = max(cores, key=lambda one: one.create_time())
@@ -85,7 +85,7 @@ async def _killed_during_a_call(model):
     return caught.value
 
 
-def test_the_last_adapter_takes_the_engine_with_it(_sockets):
+def test_the_last_adapter_takes_the_engine_with_it(sockets):
     before = processes()
     model = chat(SMALL, max_model_len=1001)
     other = chat(SMALL, max_model_len=1001, temperature=0.5)
@@ -108,7 +108,7 @@ def test_the_last_adapter_takes_the_engine_with_it(_sockets):
         ({"kv_cache_gib": 1e6}, ModelServerError, "did not start: .* gpu_memory_utilization or kv_cache_gib"),
     ],
 )
-def test_an_engine_that_does_not_start(_sockets, capfd, setting, error, match):
+def test_an_engine_that_does_not_start(sockets, capfd, setting, error, match):
     before = processes()
     model = chat(SMALL, **setting)
     with pytest.raises(error, match=match):

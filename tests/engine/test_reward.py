@@ -51,7 +51,7 @@ async def test_scores_are_those_of_transformers(scorer, local_scorer):
     assert {score > 0.5 for score in scores} == {True, False}
 
 
-async def test_another_format(tmp_path, _sockets):
+async def test_another_format(tmp_path, sockets):
     """A language model that answers + or -: vLLM serves it as a classifier by several options more."""
     folder = tiny_prms.save_rlhflow(tmp_path)
     ours = VLLMEngineProcessReward(folder, format="rlhflow", **ENGINE)
@@ -84,7 +84,7 @@ def test_copies_share_the_engine(scorer):
     assert len(processes()) == before
 
 
-def test_a_chat_model_is_no_prm(_sockets):
+def test_a_chat_model_is_no_prm(sockets):
     wrong = VLLMEngineProcessReward(SMALL, **ENGINE)
     with pytest.raises((ScorerError, ValueError)):
         wrong.score("q", steps("a"))
