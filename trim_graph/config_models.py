@@ -59,6 +59,29 @@ class VLLMModel(Part):
         return ChatVLLM(**self.model_dump(exclude={"type", "serve"}))
 
 
+class VLLMEngineModel(Part):
+    """A chat model on a vLLM engine in this process (`trim_graph.adapters.ChatVLLMEngine`)."""
+
+    type: Literal["vllm_engine"]
+    model: ModelPlace
+    dtype: Dtype = "auto"
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    kv_cache_gib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_model_len: int | None = Field(default=None, ge=1)
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    sampling_params: dict[str, Any] = Field(default_factory=dict)
+
+    def build(self, writer: Writer) -> Any:
+        """Make the adapter; the engine starts at the first call."""
+        from .adapters import ChatVLLMEngine
+
+        return ChatVLLMEngine(**self.model_dump(exclude={"type"}))
+
+
 class ExampleModel(Part):
     """The arithmetic model of this size that comes with trim-graph."""
 
@@ -128,5 +151,6 @@ class LangChainModel(Part):
 _SECRET = re.compile(r"key|secret|token$|password|credential|headers", re.IGNORECASE)
 
 ModelConfig = Annotated[
-    TransformersModel | VLLMModel | LangChainModel | ExampleModel, Field(discriminator="type")
+    TransformersModel | VLLMModel | VLLMEngineModel | LangChainModel | ExampleModel,
+    Field(discriminator="type"),
 ]

@@ -61,6 +61,24 @@ class VLLMPRM(FormattedPRM):
         return VLLMProcessReward(**self.model_dump(exclude={"type", "serve"}))
 
 
+class VLLMEnginePRM(FormattedPRM):
+    """A process reward model on a vLLM engine here (`trim_graph.adapters.VLLMEngineProcessReward`)."""
+
+    type: Literal["vllm_engine_prm"]
+    model: ModelPlace
+    dtype: Dtype = "auto"
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    kv_cache_gib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_model_len: int | None = Field(default=None, ge=1)
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+
+    def build(self) -> Any:
+        """Make the adapter; the engine starts at the first call."""
+        from .adapters import VLLMEngineProcessReward
+
+        return VLLMEngineProcessReward(**self.model_dump(exclude={"type"}))
+
+
 class ExamplePRM(Part):
     """The arithmetic process reward model that comes with trim-graph."""
 
@@ -106,6 +124,6 @@ class TokenProbabilityScorer(Part):
 
 
 ScorerConfig = Annotated[
-    TransformersPRM | VLLMPRM | LLMJudgeScorer | TokenProbabilityScorer | ExamplePRM,
+    TransformersPRM | VLLMPRM | VLLMEnginePRM | LLMJudgeScorer | TokenProbabilityScorer | ExamplePRM,
     Field(discriminator="type"),
 ]

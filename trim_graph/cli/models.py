@@ -53,8 +53,10 @@ def load_parts(config: TrimConfig) -> Parts:
     with _loading() as status:
         for name, model in (("small", parts.small), ("large", parts.large)):
             status.update(f"loading the {name} model")
-            if hasattr(model, "count_prompt_tokens"):  # a hosted model has nothing to load
-                with _refusing(name):
+            with _refusing(name):
+                if hasattr(model, "start"):
+                    model.start()
+                if hasattr(model, "count_prompt_tokens"):  # a hosted model has nothing to load
                     model.count_prompt_tokens([HumanMessage("1")])
         if _loads_scorer(config) and config.policy.build().needs_score:
             status.update("loading the scorer")
@@ -65,6 +67,7 @@ def load_parts(config: TrimConfig) -> Parts:
 
 _HERE = {"transformers", "transformers_prm", "example"}
 _ON_SERVERS = {"vllm", "vllm_prm"}
+_ON_ENGINES = {"vllm_engine", "vllm_engine_prm"}
 
 
 def _need_extras(config: TrimConfig) -> None:
@@ -78,6 +81,10 @@ def _need_extras(config: TrimConfig) -> None:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if types & _ON_SERVERS:
         need("cli,vllm", "httpx", "transformers")
+    if types & _ON_ENGINES:
+        from trim_graph.adapters.vllm_engine_start import vllm_module
+
+        vllm_module()
     if "langchain" in types:
         need("cli,hosted", "langchain")
 
