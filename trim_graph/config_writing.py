@@ -24,7 +24,8 @@ def with_policy(text: str, policy: Any) -> str:
 
     data = yaml.safe_load(text)
     wanted = {**data, "policy": policy}
-    node = next(value for key, value in yaml.compose(text).value if key.value == "policy")
+    root: Any = yaml.compose(text)
+    node = next(value for key, value in root.value if key.value == "policy")
     start, end = node.start_mark.index, node.end_mark.index
     # The end of a block is told where the next token begins: what lies between belongs to the next key.
     old = text[start:end]
