@@ -116,6 +116,7 @@ PUBLIC = {
         "label_steps",
         "part_of",
         "problems",
+        "stream_problems",
     },
 }
 
