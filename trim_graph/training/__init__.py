@@ -1,4 +1,4 @@
-"""Learn policies: models of steps and scores, a simulator, planning. Needs the extras ``policies`` or ``train``.
+"""Learn policies: models of steps and scores, a simulator, planning. Needs NumPy (extra ``policies``).
 
 Nothing is imported here: name the module, such as `trim_graph.training.step_model`.
 """

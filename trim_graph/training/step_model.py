@@ -1,8 +1,8 @@
 """How solutions go on, step by step, and what a scorer says of them: the model that policies are planned on.
 
-The states of a draft are those of TRIM-POMDP (arXiv 2601.10245, section 4.4): `RIGHT`, all is right so far, the
-draft included; `LOST`, an accepted step is wrong; `SLIP`, the draft is the first wrong step. The observation is
-the pair (least score of the earlier steps, score of the draft).
+The states of a draft are those of TRIM-POMDP (arXiv 2601.10245, section 4.4): `RIGHT`, all is right so far,
+the draft included; `LOST`, an accepted step is wrong; `SLIP`, the draft is the first wrong step. The
+observation is the pair (least score of the earlier steps, score of the draft).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ NO_EARLIER = 1.0
 """The least score of the earlier steps where there are none."""
 
 SPARSE = 1e-3
-"""Where the tables hold less than about this of P(least earlier | state), the score is taken to be independent
-of it: the far tails of kernel densities say nothing."""
+"""Where the tables hold less than about this of P(least earlier | state), the score is taken to be
+independent of it: the far tails of kernel densities say nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,10 +42,11 @@ class StepModel:
     Attributes:
         p_small: Probability that the small model's next step is right, given that all before it is.
         p_large: The same of the large model.
-        hazard: ``hazard[t]``: probability that a solution ends with its step ``t`` (from 0), given that it gets
-            there. The last is 1.
+        hazard: ``hazard[t]``: probability that a solution ends with its step ``t`` (from 0), given that it
+            gets there. The last is 1.
         edges: Borders of the bins of a score, from 0 to 1.
-        tables: P(least earlier score, score | state) over the bins; shape (3, bins, bins), each state sums to 1.
+        tables: P(least earlier score, score | state) over the bins; shape (3, bins, bins), each state sums
+            to 1.
         tokens: Token counts of a draft, all equally likely.
         large_ratio: Large tokens spent on replacing a draft, for one token of the draft.
         made: Where the model comes from, for people; JSON-native.
@@ -177,8 +178,8 @@ def load_published(
         ends: ``slm``, ``llm`` or ``slm_llm``: whose solutions the hazard of ending comes from.
         small: The small model.
         large: The large model.
-        tokens: Token counts of a step, equally likely. The parameters say nothing of tokens; the measured runs of
-            the same release take 62 large tokens a step.
+        tokens: Token counts of a step, equally likely. The parameters say nothing of tokens; the measured
+            runs of the same release take 62 large tokens a step.
 
     Raises:
         SettingsError: There is no such file or no such entry in it.
