@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Values = npt.NDArray[np.float32]
 
 REWARD = 100.0
 """For a solution that ends right (arXiv 2601.10245, section 4.4)."""
@@ -26,19 +27,20 @@ published."""
 BELIEFS: tuple[BeliefKind, ...] = get_args(BeliefKind)
 
 
-def step_tables(tables: npt.ArrayLike, belief: str, sparse: float) -> Floats:
+def step_tables(tables: npt.ArrayLike, belief: str, shrink: npt.ArrayLike) -> Floats:
     """Return P(observation | context, state), shape (3, contexts, observations), for a kind of belief.
 
     Args:
         tables: P(least, score | state), shape (3, bins, bins).
         belief: A `BeliefKind`.
-        sparse: Rows of ``tables`` with less than about this much are filled up by P(score | state).
+        shrink: For ``carried``: this much of P(score | state), for each state, joins the rows of ``tables``.
     """
     pairs = np.asarray(tables, np.float64)
     bins = pairs.shape[1]
     if belief == "carried":
+        weight = np.asarray(shrink, np.float64).reshape(-1, 1, 1)
         alone = pairs.sum(1)[:, None, :]
-        return np.asarray((pairs + sparse * alone) / (pairs.sum(2, keepdims=True) + sparse))
+        return np.asarray((pairs + weight * alone) / (pairs.sum(2, keepdims=True) + weight))
     if belief == "carried_alone":
         return pairs.sum(1)[:, None, :]
     return pairs.reshape(3, 1, bins * bins)
@@ -88,8 +90,8 @@ class Plan:
     hazard: Floats
     edges: Floats
     tables: Floats
-    values: Floats
-    regenerated: Floats
+    values: Values
+    regenerated: Values
     rest_right: Floats
     rest_tokens: Floats
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from scipy.special import ndtr  # type: ignore[import-untyped]
 
 from trim_graph.errors import InputError, SettingsError
+from trim_graph.policies.plan import step_tables
 
 from .step_model import LOST, NO_EARLIER, RIGHT, SLIP, Floats, Ints, StepModel
 
@@ -20,6 +21,8 @@ BANDWIDTHS = (0.01, 0.02, 0.04, 0.08)
 """Widths of the kernels to choose from, the same for both scores, by held-out likelihood."""
 PSEUDOCOUNTS = (0.5, 2.0, 8.0, 32.0)
 """The same for histograms: this many observations from the product of the margins join the counts."""
+SHRINKS = (0.001, 0.01, 0.1, 1.0, 10.0)
+"""How far the score may be drawn to being independent of the least earlier one, by held-out likelihood."""
 FOLDS = 5
 UNIFORM = 1e-3
 """Share of every table that is uniform: no score is impossible in any state."""
@@ -153,7 +156,7 @@ def fit(
     drafts = material.drafts
     alive, scored = drafts.state != LOST, drafts.scored()
     edges = np.linspace(0.0, 1.0, bins + 1)
-    tables = np.empty((3, bins, bins))
+    tables, shrink = np.empty((3, bins, bins)), np.empty(3)
     widths = []
     for state, name in ((RIGHT, "right"), (LOST, "behind a wrong step"), (SLIP, "first wrong")):
         part = scored.of(scored.state == state)
@@ -162,7 +165,7 @@ def fit(
                 f"step model: only {len(part.run)} scored drafts of the small model are {name}; "
                 f"at least {2 * FOLDS} are needed"
             )
-        tables[state], width = estimate(part, edges, method)
+        tables[state], width, shrink[state] = estimate(part, edges, method)
         widths.append(width)
     if p_large is None:
         if not (drafts.large & alive).any():
@@ -184,6 +187,7 @@ def fit(
         edges=edges,
         tables=tables,
         tokens=np.atleast_1d(np.asarray(tokens, np.float64)),
+        shrink=shrink,
         large_ratio=float(large_ratio),
         made={
             "solutions": len(material.lengths),
@@ -222,24 +226,30 @@ def hazard_of(lengths: Ints, finished: npt.NDArray[np.bool_], prior: float = 2.0
     return np.asarray(hazard)
 
 
-def estimate(drafts: Drafts, edges: Floats, method: Method) -> tuple[Floats, float]:
-    """Return P(least, score) over the bins, and the width or pseudocount that held-out likelihood chose.
+def estimate(drafts: Drafts, edges: Floats, method: Method) -> tuple[Floats, float, float]:
+    """Return P(least, score) over the bins, its width or pseudocount, and how far to shrink.
 
+    Both are chosen by held-out likelihood: the one of the pair, then that of the score given the least one.
     Whole solutions are held out: steps of one solution share their least score.
     """
-    fold = drafts.run % FOLDS
     smooth = _kernel if method == "kernel" else _histogram
-    best, chosen = -np.inf, 0.0
+    parts = [
+        (drafts.of(drafts.run % FOLDS != fold), drafts.of(drafts.run % FOLDS == fold))
+        for fold in range(FOLDS)
+    ]
+    parts = [(train, test) for train, test in parts if len(train.run) and len(test.run)]
     choices = BANDWIDTHS if method == "kernel" else PSEUDOCOUNTS
-    for width in choices:
-        total = 0.0
-        for held in range(FOLDS):
-            train, test = drafts.of(fold != held), drafts.of(fold == held)
-            if len(train.run) and len(test.run):
-                total += float(np.log(_at(smooth(train, edges, width), test, edges)).sum())
-        if total > best:
-            best, chosen = total, width
-    return smooth(drafts, edges, chosen), chosen
+    tables = {width: [smooth(train, edges, width) for train, _ in parts] for width in choices}
+
+    def likelihood(of: list[Floats]) -> float:
+        return sum(float(np.log(_at(t, test, edges)).sum()) for t, (_, test) in zip(of, parts, strict=True))
+
+    def given(shrink: float) -> list[Floats]:
+        return [step_tables(table[None], "carried", shrink)[0] for table in tables[width]]
+
+    width = max(choices, key=lambda choice: likelihood(tables[choice]))
+    shrink = max(SHRINKS, key=lambda choice: likelihood(given(choice)))
+    return smooth(drafts, edges, width), width, shrink
 
 
 def _at(table: Floats, drafts: Drafts, edges: Floats) -> Floats:

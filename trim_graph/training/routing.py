@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trim_graph.policies.plan import REWARD, Plan
+from trim_graph.policies.plan import REWARD, Plan, Values
 from trim_graph.policies.pomdp import CLOSE
 
 from .simulator import ACCEPT, HANDOVER, REGENERATE, Seen
@@ -116,7 +116,7 @@ class PlanRouter:
         return np.where(limited, np.clip(np.where(limited, tokens, 0) / self.plan.unit, 0, top - 1), top)
 
     @staticmethod
-    def _value(table: Floats, step: Ints, right: Floats, context: Ints, level: Floats) -> Floats:
+    def _value(table: Values, step: Ints, right: Floats, context: Ints, level: Floats) -> Floats:
         place = right * (table.shape[1] - 1)
         low = np.minimum(place.astype(np.intp), table.shape[1] - 2)
         part = place - low
