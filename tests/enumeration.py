@@ -1,4 +1,4 @@
-"""The value of a plan by enumeration: every history of scores, token counts and ends, three-state beliefs, no grid.
+"""The value of a plan by enumeration: every history of scores, token counts and ends, no grid.
 
 Written apart from the planner: beliefs are unnormalised vectors over the three states, moved by matrices.
 """

@@ -3,8 +3,8 @@
 ``python -m tests.benchmarks.planning --published FILE [--traces FILE ...] [--graph N] [--json FILE]``
 
 On the published parameters everything is simulated. ``--traces`` names labelled traces of the example world
-(``trim-graph collect --label-steps``): a step model is fitted on the first four fifths, beliefs are compared on the
-rest. ``--graph`` then routes N fresh problems through the real models under each belief's plan.
+(``trim-graph collect --label-steps``): a step model is fitted on the first four fifths, beliefs are compared
+on the rest. ``--graph`` then routes N fresh problems through the real models under each belief's plan.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class Mixed:
 def beliefs(model: StepModel, n: int) -> dict[str, Any]:
     """Compare the beliefs where the least score is derived from the trajectory's own scores."""
     mixed = Mixed({belief: solve(model, belief=belief) for belief in BELIEFS})
-    play(model, mixed, n // 4, seed=TEST, watch=mixed.watch)
+    play(model, mixed, n // 4, rounds=1, seed=TEST, watch=mixed.watch)
     found: dict[str, Any] = {}
     for belief in BELIEFS:
         per_solution = np.nanmean(np.stack(mixed.losses[belief]), axis=0)
@@ -199,6 +199,8 @@ def budgets(model: StepModel, n: int, scores: str, belief: str) -> dict[str, Any
             best = max(tuned, key=lambda key: tuned[key])
             row[name] = {**played(model, routers[best], n, TEST, scores=scores, budget=budget), "best": best}
         found[str(budget)] = row
+        for name, came in row.items():
+            print(f"    {budget:>4} {name:26} {shown(came)}", flush=True)
     return found
 
 
@@ -284,14 +286,9 @@ def report(figures: dict[str, Any]) -> None:
         for cost, came in row["routing"].items():
             reward = came["reward"]
             print(
-                f"    cost {cost:5} accuracy {came['accuracy']:.4f} at {came['large_tokens']:6.1f} large tokens, "
+                f"    cost {cost:5} accuracy {came['accuracy']:.4f} at {came['large_tokens']:6.1f} tokens, "
                 f"reward {reward['mean']:.2f} ± {reward['half_width']:.2f}"
             )
-    for setting, table in figures["budgets"].items():
-        print(f"hard budgets, {setting}")
-        for budget, row in table.items():
-            for name, came in row.items():
-                print(f"    {budget:>4} {name:26} {shown(came)}")
 
 
 def main() -> None:

@@ -268,23 +268,43 @@ class Played:
     large_calls: Ints
 
 
-def play(model: StepModel, router: Router, n: int, *, watch: Any = None, **settings: Any) -> Played:
-    """Let a router work on ``n`` solutions to their ends.
+def play(
+    model: StepModel, router: Router, n: int, *, rounds: int = 8, watch: Any = None, **settings: Any
+) -> Played:
+    """Let a router work on at least ``n`` solutions to their ends.
 
     Args:
         model: The step model.
-        router: Decides.
+        router: Decides. It meets ``rounds`` solutions one after the other in each row: a new one has index 0.
         n: How many solutions.
+        rounds: Solutions a row; rows whose solutions end early do not wait for the others.
         watch: Called with the simulator before each decision.
         **settings: Of `Simulator`.
     """
-    simulator = Simulator(model, n, **settings)
-    router.begin(n)
+    rows = -(-n // rounds)
+    simulator = Simulator(model, rows, **settings)
+    router.begin(rows)
+    right, calls = np.zeros((rounds, rows), np.bool_), np.zeros((rounds, rows), np.intp)
+    large, small = np.zeros((rounds, rows)), np.zeros((rounds, rows))
+    turn = np.zeros(rows, np.intp)
     while not simulator.done.all():
         if watch is not None:
             watch(simulator)
+        under_way = ~simulator.done
         simulator.step(router.decide(simulator.seen))
-    return Played(simulator.right, simulator.large_tokens, simulator.small_tokens, simulator.large_calls)
+        ended = np.flatnonzero(under_way & simulator.done)
+        for kept, now in (
+            (right, simulator.right),
+            (large, simulator.large_tokens),
+            (small, simulator.small_tokens),
+            (calls, simulator.large_calls),
+        ):
+            kept[turn[ended], ended] = now[ended]
+        turn[ended] += 1
+        again = np.zeros(rows, np.bool_)
+        again[ended[turn[ended] < rounds]] = True
+        simulator.reset(again)
+    return Played(right.ravel(), large.ravel(), small.ravel(), calls.ravel())
 
 
 def _pick(cumulative: Floats, rng: np.random.Generator) -> Ints:
