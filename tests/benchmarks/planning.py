@@ -319,14 +319,16 @@ def main() -> None:
         figures["small_alone"] = played(model, Stateless(lambda seen: 0 * seen.index), args.n, TEST)
         figures["least_distance"] = least_distance(model, args.n // 2)
         figures["beliefs"] = beliefs(model, args.n)
-        figures["budgets"] = {
-            "independent scores, 60 tokens a step": budgets(model, args.n, "alone", "carried_alone"),
-            "scores given the least, 60 tokens a step": budgets(model, args.n, "given_min", "carried"),
-            "scores given the least, 20 to 100 tokens a step": budgets(
-                spread, args.n, "given_min", "carried"
-            ),
-        }
         report(figures)
+        settings = (
+            ("independent scores, 60 tokens a step", model, "alone", "carried_alone"),
+            ("scores given the least, 60 tokens a step", model, "given_min", "carried"),
+            ("scores given the least, 20 to 100 tokens a step", spread, "given_min", "carried"),
+        )
+        figures["budgets"] = {}
+        for name, world, scores, belief in settings:
+            print(f"hard budgets, {name}", flush=True)
+            figures["budgets"][name] = budgets(world, args.n, scores, belief)
     for path in args.traces:
         fitted, figures[str(path.name)] = real(path)
         print(f"{path.name}: {json.dumps(figures[str(path.name)]['log_loss'], indent=1)}", flush=True)

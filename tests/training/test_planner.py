@@ -32,8 +32,7 @@ def exact(model, belief, **terms):
 
 
 @pytest.mark.parametrize("belief", ["carried", "carried_alone", "carried_joint"])
-@pytest.mark.parametrize("cost", [0.0, 0.4, 1.5])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("cost", "seed"), [(0.0, 0), (0.4, 1), (1.5, 2)])
 def test_it_is_worth_what_enumeration_says(belief, cost, seed):
     model = small_world(seed)
     terms = Terms(cost_per_token=cost, cost_per_call=1.0, cost_per_draft=0.5, handover=False)

@@ -210,7 +210,9 @@ def plan(
         float | None, typer.Option(help="Chance that the large model's step is right; replaces the source's.")
     ] = None,
     tokens: Annotated[float | None, typer.Option(help="Tokens of a draft; replaces the source's.")] = None,
-    bins: Annotated[int, typer.Option(help="Bins of a score, where traces are read.")] = 20,
+    bins: Annotated[
+        int | None, typer.Option(help="Bins of a score, where traces are read; default: 20.")
+    ] = None,
     model_out: Annotated[Path | None, typer.Option(help="Write the step model to this file.")] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Draw the step model, and the traces beside it (.png, .svg, .pdf).")

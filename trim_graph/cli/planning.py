@@ -34,7 +34,7 @@ class Request:
     handover: bool = True
     p_large: float | None = None
     tokens: float | None = None
-    bins: int = 20
+    bins: int | None = None
     model_out: Path | None = None
     picture: Path | None = None
     simulate: int = 10_000
@@ -93,6 +93,8 @@ def run_plan(request: Request) -> None:
 def _files(request: Request) -> list[tuple[float, Path]]:
     """Return each cost with the file of its plan, or refuse before anything is read."""
     out = request.out
+    if request.simulate < 1:
+        raise SettingsError(f"--simulate is {request.simulate}: choose 1 or more")
     if out.suffix != ".json":
         raise SettingsError(f"--out {out}: the name must end in .json")
     for option, file in (("--out", out), ("--model-out", request.model_out), ("--picture", request.picture)):
@@ -137,10 +139,14 @@ def _model(request: Request) -> tuple[StepModel, Any]:
             material,
             p_large=request.p_large,
             tokens=tokens,
-            bins=request.bins,
+            bins=request.bins or 20,
             made={"traces": source.name},
         )
         return model, material
+    if request.bins is not None:
+        raise SettingsError(
+            f"--bins {request.bins}: only where traces are read; {source} has bins of its own"
+        )
     document = read_document(source)
     if document.get("format") == FORMAT:
         model = StepModel.load(source)
