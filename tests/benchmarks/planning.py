@@ -183,24 +183,39 @@ def budgets(model: StepModel, n: int, scores: str, belief: str) -> dict[str, Any
         "thresholds_of_4": {str(t): threshold_router(t) for t in FOUR},
         "thresholds_of_19": {str(t): threshold_router(t) for t in FINE},
     }
-    aware = PlanRouter(solve(model, belief=belief, budget=max(BUDGETS)))
+    plan = solve(model, belief=belief, budget=max(BUDGETS))
+    aware = PlanRouter(plan)
     blind_end = PlanRouter(solve(model, Terms(knows_end=False), belief=belief, budget=max(BUDGETS)))
+    tuned = {
+        name: {
+            key: [
+                float(play(model, router, n // 4, seed=TUNING, scores=scores, budget=budget).right.mean())
+                for budget in BUDGETS
+            ]
+            for key, router in routers.items()
+        }
+        for name, routers in families.items()
+    }
     found: dict[str, Any] = {}
-    for budget in BUDGETS:
+    for place, budget in enumerate(BUDGETS):
         row = {
             "aware": played(model, aware, n, TEST, scores=scores, budget=budget),
             "aware_not_knowing_the_end": played(model, blind_end, n, TEST, scores=scores, budget=budget),
         }
+        row["aware"]["planned"] = plan.start(budget) / 100
         for name, routers in families.items():
-            tuned = {
-                key: play(model, router, n // 2, seed=TUNING, scores=scores, budget=budget).right.mean()
-                for key, router in routers.items()
-            }
-            best = max(tuned, key=lambda key: tuned[key])
-            row[name] = {**played(model, routers[best], n, TEST, scores=scores, budget=budget), "best": best}
+            by_key = tuned[name]
+            for what, best in (
+                (name, max(by_key, key=lambda key: by_key[key][place])),
+                (f"{name}_one_for_all", max(by_key, key=lambda key: sum(by_key[key]))),
+            ):
+                row[what] = {
+                    **played(model, routers[best], n, TEST, scores=scores, budget=budget),
+                    "best": best,
+                }
         found[str(budget)] = row
         for name, came in row.items():
-            print(f"    {budget:>4} {name:26} {shown(came)}", flush=True)
+            print(f"    {budget:>4} {name:30} {shown(came)}", flush=True)
     return found
 
 
@@ -269,6 +284,7 @@ def shown(row: dict[str, Any]) -> str:
     """Say accuracy and large tokens in a line."""
     accuracy, tokens = row["accuracy"], row["large_tokens"]
     best = f"  (best: {row['best']})" if "best" in row else ""
+    best += f"  (planned: {row['planned']:.4f})" if "planned" in row else ""
     return (
         f"{accuracy['mean']:.4f} ± {accuracy['half_width']:.4f} at {tokens['mean']:6.1f} large tokens{best}"
     )

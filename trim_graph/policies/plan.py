@@ -42,7 +42,7 @@ def step_tables(tables: npt.ArrayLike, belief: str, shrink: npt.ArrayLike) -> Fl
         alone = pairs.sum(1)[:, None, :]
         return np.asarray((pairs + weight * alone) / (pairs.sum(2, keepdims=True) + weight))
     if belief == "carried_alone":
-        return pairs.sum(1)[:, None, :]
+        return np.asarray(pairs.sum(1)[:, None, :])
     return pairs.reshape(3, 1, bins * bins)
 
 

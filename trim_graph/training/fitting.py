@@ -116,8 +116,16 @@ def read_material(traces: Iterable[Mapping[str, Any]]) -> Material:
     if not rows:
         raise InputError("step model: the traces hold no labelled step; a model of steps needs labels")
     table = np.array(rows, np.float64)
-    whole = table[:, :3].astype(np.intp)
-    drafts = Drafts(*whole.T, *table[:, 3:6].T, table[:, 6] > 0)
+    run_of, index_of, state_of = table[:, :3].astype(np.intp).T
+    drafts = Drafts(
+        run_of,
+        index_of,
+        state_of,
+        least=table[:, 3],
+        score=table[:, 4],
+        tokens=table[:, 5],
+        large=table[:, 6] > 0,
+    )
     return Material(drafts, np.array(lengths), np.array(finished), replaced, replacing)
 
 
