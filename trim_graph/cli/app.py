@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .app_policies import policies
 from .reporting import failures_reported
 
 # Lines that begin with \b keep their breaks in the help. A test reads this file back.
@@ -60,6 +61,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(policies)
 
 
 def _version(wanted: bool) -> None:
@@ -210,113 +213,3 @@ def up(
 
         code = run_up(Request(config, show, python, logs, patience))
     raise typer.Exit(code)
-
-
-DATASETS = """\
-\b
-Datasets: arithmetic:standard, arithmetic:hard, arithmetic:words (and a part:
-arithmetic:hard:test), a JSONL or Parquet file in the shape of MATH-500, AIME,
-GSM8K or ProcessBench, or
-\b
-  {type: file, path: my.jsonl, question: KEY, answer: KEY, grader: GRADER}
-\b
-Graders: exact, numeric, multiple_choice, math, none, or your own
-module:function of (solution, row).
-"""
-
-
-@app.command(epilog=DATASETS, short_help="Run a dataset and keep a trace of every question.")
-def collect(
-    dataset: Annotated[str, typer.Option(help="Questions to run; see below.")],
-    out: Annotated[Path, typer.Option(help="File for the traces, .jsonl or .parquet.")],
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file as for solve; without it the arithmetic models.")
-    ] = None,
-    policy: Annotated[
-        str | None, typer.Option(help="The behaviour policy: a name, or {type: random_rate, rate: 0.3}.")
-    ] = None,
-    n: Annotated[
-        int | None, typer.Option("-n", help="How many questions; default: all of a file, else 1000.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(help="Most questions under way at once.")] = 32,
-    seed: Annotated[int, typer.Option(help="Draws arithmetic problems, and of a random policy.")] = 0,
-    label_steps: Annotated[
-        bool, typer.Option("--label-steps", help="Say of each step whether it is right (arithmetic only).")
-    ] = False,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Run the questions again that failed before.")
-    ] = False,
-) -> None:
-    """Run a dataset under a behaviour policy, and write a trace of every question as it ends.
-
-    The same command goes on with a file that was interrupted, or given a larger -n with one that is complete.
-    A file never mixes datasets, policies, models or seeds. Every step is scored.
-    """
-    with failures_reported():
-        from .collecting import Request, run_collect
-
-        run_collect(Request(dataset, out, config, policy, n, concurrency, seed, label_steps, retry_errors))
-
-
-@app.command(epilog=DATASETS, short_help="Choose a policy's threshold, or a policy, for a spend.")
-def calibrate(
-    large_share: Annotated[
-        float | None, typer.Option(help="Wanted: this share of the tokens the large model alone uses.")
-    ] = None,
-    max_cost: Annotated[
-        float | None, typer.Option(help="Wanted: no more than this a question, by the price table.")
-    ] = None,
-    pgr: Annotated[
-        float | None, typer.Option(help="Wanted: this much of the performance gap, at the least spend.")
-    ] = None,
-    family: Annotated[
-        list[str] | None,
-        typer.Option(
-            help='threshold, random_rate, a policy with "?" for a number, policy files or a folder of them '
-            "(may be repeated); default: that of the configuration."
-        ),
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Validation questions; a spend needs no answers. See below.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file as for solve; without it the arithmetic models.")
-    ] = None,
-    n: Annotated[
-        int | None, typer.Option("-n", help="How many questions; default: all of a file, else 500.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(help="Most questions under way at once.")] = 32,
-    seed: Annotated[int, typer.Option(help="Draws arithmetic problems, random policies, intervals.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="File for the configuration; default: CONFIG.calibrated.yaml.")
-    ] = None,
-    keep: Annotated[
-        Path | None, typer.Option(help="Folder for what was measured, to go on with after an interrupt.")
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write every point to this file.")
-    ] = None,
-) -> None:
-    """Choose the operating point of a policy for a spend or for a PGR, on validation questions.
-
-    Says what to expect with 95 % intervals, and writes the configuration with that policy.
-    """
-    with failures_reported():
-        from .calibrating import Request, run_calibrate
-
-        run_calibrate(
-            Request(
-                family=family or (),
-                large_share=large_share,
-                max_cost=max_cost,
-                pgr=pgr,
-                dataset=dataset,
-                config=config,
-                n=n,
-                concurrency=concurrency,
-                seed=seed,
-                out=out,
-                keep=keep,
-                json_file=json_file,
-            )
-        )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FORMAT = "trim-graph policy"
 VERSION = 1
 
-KINDS: dict[str, str] = {}
+KINDS: dict[str, str] = {"pomdp": "trim_graph.policies.pomdp:pomdp"}
 """Types of policy that a file may hold, and the class of each: ``{"threshold": "module:Class"}``."""
 
 

@@ -1,0 +1,297 @@
+"""Step models: what is read from traces, what is fitted, what is kept, how well it fits."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from step_worlds import PUBLISHED, trace, traces_from, world, write
+
+from trim_graph import SettingsError
+from trim_graph.errors import InputError
+from trim_graph.training.fitting import estimate, fit, hazard_of, read_material
+from trim_graph.training.goodness import draw, ending_chances, goodness_of_fit, least_distance
+from trim_graph.training.labelled import read_labelled
+from trim_graph.training.planner import Terms, solve
+from trim_graph.training.replay import drafts_of, losses
+from trim_graph.training.routing import PlanRouter
+from trim_graph.training.simulator import SCORES, Simulator, Stateless, play, threshold_router
+from trim_graph.training.step_model import LOST, RIGHT, SLIP, StepModel, load_published
+
+NEVER = Stateless(lambda seen: 0 * seen.index)
+PROCESSBENCH = PUBLISHED.parent / "processbench_gsm8k.json"
+
+
+class TestReading:
+    def test_states_and_least_scores(self):
+        material = read_material(
+            [
+                trace(("small", 0.9, True), ("large", 0.8, True, 0.1, False), ("small", 0.7, False)),
+                trace(
+                    ("small", 0.6, False),
+                    ("small", 0.5, True),
+                    ("small", None, None, 0.4, None),
+                    stopped="budget",
+                ),
+                trace(("small", 0.9, True), ("small", 0.8, None), ("small", 0.7, True)),
+            ]
+        )
+        drafts = material.drafts
+        rows = list(zip(drafts.run, drafts.index, drafts.state, drafts.large, drafts.least, strict=True))
+        assert rows == [
+            (0, 0, RIGHT, False, 1.0),
+            (0, 1, SLIP, False, 0.9),  # thrown away
+            (0, 1, RIGHT, True, 0.9),
+            (0, 2, SLIP, False, 0.8),
+            (1, 0, SLIP, False, 1.0),
+            (1, 1, LOST, False, 0.6),  # right given what stands before it, and lost all the same
+            (1, 2, LOST, False, 0.5),
+            (1, 2, LOST, False, 0.5),
+            (2, 0, RIGHT, False, 1.0),  # nobody knows behind it
+        ]
+        assert np.isnan(drafts.score[7])
+        assert (material.lengths.tolist(), material.finished.tolist()) == ([3, 3, 3], [True, False, True])
+        assert (material.replaced, material.replacing) == (20, 24)
+
+    def test_replay_sees_what_was_seen(self):
+        one = trace(("small", 0.9, True), ("large", 0.8, True, 0.1, False), ("small", 0.7, False))
+        (first, a), (second, b), (third, c) = drafts_of(one)
+        assert (a, b, c) == (RIGHT, SLIP, SLIP)
+        assert (second.score, second.scores, second.writers) == (0.1, (0.9,), ("small",))
+        assert (third.scores, third.writers) == ((0.9, 0.8), ("small", "large"))
+        assert [seen.draft_ends for seen in (first, second, third)] == [False, False, True]
+
+    def test_nothing_to_read(self):
+        with pytest.raises(InputError, match="no labelled step"):
+            read_material([trace(("small", 0.9, None))])
+        with pytest.raises(InputError, match="only 1 scored drafts of the small model are right"):
+            fit([trace(("small", 0.9, True))])
+
+    def test_what_the_traces_do_not_hold_must_be_given(self):
+        traces = traces_from(world(), 300, rate=0.0)
+        with pytest.raises(
+            InputError, match="no labelled step of the large model in the traces; give p_large"
+        ):
+            fit(traces)
+        for one in traces:
+            for step in one["steps"]:
+                step["tokens"] = 0
+        with pytest.raises(InputError, match="nobody counted tokens"):
+            fit(traces, p_large=0.9)
+        model = fit(traces, p_large=0.9, tokens=30)
+        assert (model.p_large, model.tokens.tolist(), model.large_ratio) == (0.9, [30.0], 1.0)
+
+    @pytest.mark.skipif(not PROCESSBENCH.exists(), reason="ProcessBench is not here")
+    def test_labelled_solutions(self):
+        """Real labels; the scores are drawn from a known world, state by state."""
+        rng, tables = np.random.default_rng(0), world().score_alone()
+        traces, slips, drafts = [], 0, 0
+        for solution in read_labelled(PROCESSBENCH):
+            steps, lost = [], False
+            for label in solution["labels"]:
+                state = LOST if lost else RIGHT if label else SLIP
+                steps.append(("small", (rng.choice(5, p=tables[state]) + rng.random()) / 5, label))
+                slips, drafts = slips + (state == SLIP), drafts + (state != LOST)
+                lost = lost or label is False
+            traces.append(trace(*steps))
+        model = fit(traces, p_large=0.95, bins=5)
+        assert model.p_small == pytest.approx(1 - slips / drafts, abs=1e-3)
+        assert np.abs(model.score_alone() - tables).sum(1).max() < 0.25
+
+
+class TestFitting:
+    @pytest.mark.parametrize("method", ["kernel", "histogram"])
+    def test_it_finds_the_world_the_traces_come_from(self, method):
+        true = world(large_ratio=1.5)
+        traces = traces_from(true, 2000)
+        model = fit(traces[:1700], bins=5, method=method)
+        assert model.p_small == pytest.approx(true.p_small, abs=0.02)
+        assert model.p_large == pytest.approx(true.p_large, abs=0.02)
+        assert np.abs(ending_chances(model)[:6] - ending_chances(true)).max() < 0.03
+        assert (set(model.tokens), model.large_ratio) == ({20.0}, 1.5)
+        assert np.abs(model.score_alone() - true.score_alone()).sum(1).max() < 0.15
+        loss = [
+            np.concatenate([losses(PlanPolicy(one), held) for held in traces[1700:]]).mean()
+            for one in (true, model, world(tables=np.full((3, 5, 5), 1 / 25)))
+        ]
+        assert loss[0] - 0.02 < loss[1] < loss[0] + 0.02 < loss[2]
+
+    def test_where_the_least_score_says_nothing_it_is_made_to_count_for_nothing(self):
+        """Scores independent of it: shrunk; scores that follow it: not."""
+        scores = world().score_alone()
+        independent = fit(traces_from(world(), 1500), bins=5)
+        follows = np.stack([np.roll(np.diag([0.9] * 5) + 0.02, state, axis=1) for state in range(3)])
+        tables = follows / follows.sum(2, keepdims=True) / 5
+        dependent = fit(traces_from(world(tables=tables), 1500), bins=5)
+        assert independent.shrink.min() > 10 * dependent.shrink.max()
+        assert np.abs(independent.score_given_min() - scores[:, None]).max() < 0.2
+
+    def test_hazard_of_solutions_that_were_cut_off(self):
+        lengths, finished = np.array([2, 2, 3, 3, 3]), np.array([True, True, True, True, False])
+        assert hazard_of(lengths, finished, prior=0).tolist() == [0.0, 0.4, 1.0]
+        with pytest.raises(InputError, match="ended by itself"):
+            hazard_of(lengths, np.zeros(5, bool))
+
+    def test_kernels_keep_their_mass_at_the_borders(self):
+        drafts = read_material(traces_from(world(), 200)).drafts.scored()
+        top = dataclasses.replace(drafts, score=np.ones_like(drafts.score), least=np.ones_like(drafts.least))
+        table, _, _ = estimate(top, np.linspace(0, 1, 11), "kernel")
+        assert table.sum() == pytest.approx(1)
+        assert table[-1, -1] > 0.95
+
+
+def PlanPolicy(model):
+    from trim_graph.policies.pomdp import pomdp
+
+    return pomdp(solve(model, Terms(0.1)))
+
+
+class TestGoodness:
+    def test_a_right_model_and_a_wrong_one(self):
+        material = read_material(traces_from(world(), 2000))
+        right = goodness_of_fit(world(), material, simulated=500)
+        wrong = goodness_of_fit(world(p_small=0.6, hazard=np.array([0.5, 1.0])), material, simulated=500)
+        assert right["accuracy"]["small"]["same_everywhere_p"] > 0.001
+        assert right["length"]["distance"] < 0.05 < wrong["length"]["distance"]
+        for state in right["observation"].values():
+            assert state["n"] > 100
+            assert state["log_likelihood"] > state["log_likelihood_uniform"]
+            assert state["total_variation_score"] < 0.1
+        assert json.loads(json.dumps(right)) == right
+
+    def test_accuracy_that_changes_from_step_to_step_is_told(self):
+        traces = traces_from(world(), 1500, rate=0.0)
+        for one in traces:
+            one["steps"][0]["label"] = True  # nobody slips in the first step
+        report = goodness_of_fit(world(), read_material(traces), simulated=100)
+        assert report["accuracy"]["small"]["same_everywhere_p"] < 1e-6
+
+    def test_picture(self, tmp_path):
+        draw(world(), tmp_path / "model.png")
+        draw(world(), tmp_path / "both.png", read_material(traces_from(world(), 100)))
+        for name in ("model", "both"):
+            assert (tmp_path / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+class TestFile:
+    def test_it_comes_back(self, tmp_path):
+        model = world(made={"by": "a test"}, shrink=np.array([0.1, 0.2, 0.3]))
+        model.save(tmp_path / "model.json")
+        loaded = StepModel.load(tmp_path / "model.json")
+        for field in dataclasses.fields(StepModel):
+            assert np.array_equal(getattr(loaded, field.name), getattr(model, field.name)), field.name
+
+    @pytest.mark.parametrize(
+        ("changes", "complaint"),
+        [
+            ({"format": "recipe"}, "no step model"),
+            ({"version": 2}, "version 2; this release of trim-graph reads version 1"),
+            ({"p_small": 1.5}, r"p_small is 1\.5"),
+            ({"hazard": [0.1, 0.2]}, "hazard must end with 1"),
+            ({"edges": [0, 1]}, "tables have shape"),
+            ({"tokens": None}, "not valid"),
+            ({"tokens": [0]}, "tokens must be positive"),
+            ({"tables": [[[1.0]]]}, "tables have shape"),
+        ],
+    )
+    def test_a_wrong_file_is_refused(self, tmp_path, changes, complaint):
+        file = tmp_path / "model.json"
+        world().save(file)
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+        with pytest.raises(SettingsError, match=complaint):
+            StepModel.load(file)
+
+    def test_no_file(self, tmp_path):
+        with pytest.raises(SettingsError, match="does not exist"):
+            StepModel.load(tmp_path / "model.json")
+        (tmp_path / "model.json").write_text("{")
+        with pytest.raises(SettingsError, match="cannot be read"):
+            StepModel.load(tmp_path / "model.json")
+
+    @pytest.mark.skipif(not PUBLISHED.exists(), reason="the published parameters are not here")
+    def test_published(self):
+        model = load_published(PUBLISHED, scores="omni", ends="llm", large="qwen3-8b", tokens=[10, 20])
+        assert (model.p_large, model.tokens.tolist()) == (pytest.approx(0.99236, abs=1e-5), [10, 20])
+        with pytest.raises(SettingsError, match="no entry 'gsm8k'"):
+            load_published(PUBLISHED, scores="gsm8k")
+
+
+class TestSimulator:
+    @pytest.mark.parametrize("scores", SCORES)
+    def test_scores_are_the_models(self, scores):
+        model = world()
+        counts = np.zeros((3, 5, 5))
+
+        def watch(simulator):
+            rows = ~simulator.done
+            where = (simulator.state, model.bin_of(simulator.least), model.bin_of(simulator.score))
+            np.add.at(counts, tuple(part[rows] for part in where), 1)
+
+        play(model, NEVER, 40_000, scores=scores, watch=watch)
+        alone = counts.sum(1) / counts.sum((1, 2))[:, None]
+        assert np.abs(alone - model.score_alone()).max() < 0.02
+        if scores == "published":
+            assert np.abs(counts / counts.sum((1, 2), keepdims=True) - model.tables).max() < 0.01
+
+    def test_the_least_score_is_the_least_of_its_own(self):
+        simulator = Simulator(world(), 500, seed=1)
+        least = np.ones(500)
+        while not simulator.done.all():
+            seen, under_way = simulator.seen, ~simulator.done
+            assert np.array_equal(seen.least[under_way], least[under_way])
+            decisions = (np.arange(500) % 3 == 0).astype(int)
+            score = seen.score
+            simulator.step(decisions)
+            own = np.where(simulator.by_large, simulator.large_score, score)
+            least = np.minimum(least, own)
+
+    def test_accuracies(self):
+        model, alive = world(), ending_chances(world())
+        steps = np.arange(1, model.steps + 1)
+        for decision, chance in ((0, model.p_small), (1, model.p_large), (2, model.p_large)):
+            always = Stateless(lambda seen, decision=decision: decision + 0 * seen.index)
+            played = play(model, always, 40_000)
+            assert played.right.mean() == pytest.approx((alive * chance**steps).sum(), abs=0.01)
+            large = 0 if decision == 0 else 20 * (alive * steps).sum()
+            assert played.large_tokens.mean() == pytest.approx(large, abs=1)
+
+    @pytest.mark.parametrize("decision", [1, 2])
+    def test_a_budget_is_kept(self, decision):
+        model = world(tokens=np.array([15.0, 20.0]))
+        always = Stateless(lambda seen: decision + 0 * seen.index)
+        played = play(model, always, 4000, budget=50)
+        assert 30 <= played.large_tokens.max() <= 50
+        assert play(model, NEVER, 4000).right.mean() < played.right.mean()
+
+    def test_a_row_that_is_done_stays_until_it_is_reset(self):
+        simulator = Simulator(world(), 50, seed=2)
+        while not simulator.done.all():
+            simulator.step(np.ones(50, int))
+        right, spent = simulator.right.copy(), simulator.large_tokens.copy()
+        assert not simulator.step(np.ones(50, int)).any()
+        assert np.array_equal(simulator.right, right)
+        some = np.arange(50) < 5
+        seen = simulator.reset(some)
+        assert not simulator.done[some].any()
+        assert (seen.index[some] == 0).all()
+        assert np.array_equal(simulator.large_tokens[~some], spent[~some])
+
+    def test_rounds_change_nothing(self):
+        """A row's next solution knows nothing of the one before."""
+        router = PlanRouter(solve(world(), Terms(0.5)))
+        for one in (router, threshold_router(0.5)):
+            once, again = (play(world(), one, 24_000, rounds=rounds, seed=4) for rounds in (1, 8))
+            assert once.right.mean() == pytest.approx(again.right.mean(), abs=0.015)
+            assert once.large_tokens.mean() == pytest.approx(again.large_tokens.mean(), rel=0.05)
+
+    def test_the_derived_least_scores_are_compared_with_the_tables(self):
+        assert set(least_distance(world(), 500)) == {"right so far", "lost before", "first wrong step"}
+        with pytest.raises(SettingsError, match="scores='guessed'"):
+            Simulator(world(), 1, scores="guessed")
+
+
+def test_traces_files_are_read(tmp_path):
+    from trim_graph.training.traces import read_traces
+
+    file = write(tmp_path / "traces.jsonl", traces_from(world(), 300))
+    assert fit(read_traces(file), bins=5).p_small == pytest.approx(0.8, abs=0.05)
