@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .reporting import failures_reported
+from .training import train
 
 # Lines that begin with \b keep their breaks in the help. A test reads this file back.
 EXAMPLE_CONFIG = """\
@@ -25,8 +26,9 @@ are relative to the file):
   checkpoint: sqlite:runs.db
 \b
 Policies: small_only, large_only, threshold (t), random_rate (rate),
-stay_on_large (policy, k), any_of and all_of (policies). Models and scorer may
-be {type: example}. Checkpoint: none, memory, sqlite:PATH,
+entropy_probe (limit), stay_on_large (policy, k), any_of and all_of (policies);
+FILE.json for one that was trained or planned. Models and scorer may be
+{type: example}. Checkpoint: none, memory, sqlite:PATH,
 postgresql://USER@HOST/DATABASE, or env:NAME for a variable that holds one.
 """
 
@@ -39,6 +41,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(train)
 
 
 def _version(wanted: bool) -> None:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 FORMAT = "trim-graph policy"
 VERSION = 1
 
-KINDS: dict[str, str] = {}
+KINDS: dict[str, str] = {
+    "query_router": "trim_graph.policies.query_router:query_router",
+}
 """Types of policy that a file may hold, and the class of each: ``{"threshold": "module:Class"}``."""
 
 
