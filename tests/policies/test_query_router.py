@@ -41,7 +41,7 @@ def router():
 @given(any_text)
 @example("")
 @example("\ud800 \udfff\udfff\udfff x")
-@example("\u202eשלום עולם\u202c 12 مرحبا")
+@example("\u202e\u05e9\u05dc\u05d5\u05dd\u202c 12 \u0645\u0631\u062d\u0628\u0627")  # right to left
 @example("a" * 1_000_000)
 @example("\x00\x00\x00\x00")
 def test_any_text_has_features(router, text):
@@ -108,7 +108,7 @@ def test_features_are_the_same_in_every_process():
         for seed in ("1", "2")
     ]
     # Pinned: a policy file made by an earlier release must mean the same. Another way is another VERSION.
-    assert said == ["PINNED\n"] * 2
+    assert said == ["7515032a3b66c697ea7a5564d1b6db493f73d2fc78522a5e0761cb6cc3e74dd9\n"] * 2
 
 
 # The policy

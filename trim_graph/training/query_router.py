@@ -160,6 +160,7 @@ def train_query_router(
         from sklearn.linear_model import LogisticRegression
         from sklearn.metrics import roc_auc_score
         from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_split
+        from threadpoolctl import threadpool_limits
     except ImportError as error:
         raise ImportError(
             f'training needs scikit-learn: pip install "trim-graph[train]" ({error})'
@@ -176,7 +177,10 @@ def train_query_router(
         {"C": STRENGTHS},
         scoring="neg_log_loss",
         cv=StratifiedKFold(FOLDS, shuffle=True, random_state=seed),
-    ).fit(feature_matrix([examples[index].question for index in kept], idf), [labels[i] for i in kept])
+    )
+    matrix = feature_matrix([examples[index].question for index in kept], idf)
+    with threadpool_limits(1):  # the products are too small to share among cores
+        search.fit(matrix, [labels[index] for index in kept])
     best = search.best_estimator_
     router = query_router(best.coef_[0].astype(np.float64), idf, float(best.intercept_[0]))
     probabilities = [router.probability(examples[index].question) for index in held]
