@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trim_graph.evaluation import Outcome, Question, compare, run_arm
+from trim_graph.evaluation.datasets import arithmetic_question
 from trim_graph.policies import (
     Policy,
     entropy_probe,
@@ -31,7 +32,6 @@ from trim_graph.policies import (
 from trim_graph.training.query_router import Example, TrainedRouter, auc_of, train_query_router
 
 from . import LARGE, PRM, SMALL, problems
-from .calibrate import as_questions
 
 ENTROPIES = (0.002, 0.004, 0.006, 0.01, 0.02, 0.1)
 THRESHOLDS = (0.5, 0.9)
@@ -132,9 +132,12 @@ async def measure(models: Sequence[Any], given: argparse.Namespace) -> tuple[Bas
     """Train and measure all of it, and print what was found."""
     baselines = Baselines(models, given.concurrency, given.seed)
     drawn = problems(given.split, given.train, part="train", seed=given.seed)
-    examples = await baselines.examples(as_questions(drawn))
+    examples = await baselines.examples([arithmetic_question(problem) for problem in drawn])
     trained = train_query_router(examples, seed=given.seed)
-    test = as_questions(problems(given.split, given.n, part="test", seed=given.seed))
+    test = [
+        arithmetic_question(problem)
+        for problem in problems(given.split, given.n, part="test", seed=given.seed)
+    ]
     others = problems(given.split, given.n, part="validation", seed=given.seed)
     limits = limits_of(trained.policy, [problem.question for problem in others])
     await baselines.measure(test, trained.policy, limits)
@@ -143,10 +146,11 @@ async def measure(models: Sequence[Any], given: argparse.Namespace) -> tuple[Bas
         Example(q.text, float(bool(s.correct)), float(bool(g.correct)))
         for q, s, g in zip(test, small, large, strict=True)
     ]
+    auc, benefit = auc_of(trained.policy, seen), sum(example.benefits for example in seen)
     print(
         f"query router, trained on {trained.trained_on} problems of the training part (C = {trained.c:g}): "
-        f"AUC {trained.auc:.3f} on {trained.validated_on} others of it and {auc_of(trained.policy, seen):.3f} "
-        f"on {len(seen)} test problems, of which {sum(e.benefits for e in seen)} benefit from the large model"
+        f"AUC {trained.auc:.3f} on {trained.validated_on} others of it, {auc:.3f} on {len(seen)} test "
+        f"problems, of which {benefit} benefit from the large model"
     )
     print(f"\n{baselines.table()}")
     return baselines, trained
