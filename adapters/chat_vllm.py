@@ -33,13 +33,16 @@ class ChatVLLM(VLLMChatModel):
     ``stop_reason`` (the stop string met, or None at the end of sequence), ``timed_out=True`` where a
     ``timeout`` cut it, ``prompt_opens_thought=True`` where the chat template opens one, with
     ``logprobs=True`` ``mean_token_probability`` as in `ChatTransformers`, with ``top_logprobs`` the raw
-    ``logprobs``, and ``failed_attempts`` where some were, with the tokens known of them.
+    ``logprobs``, with ``first_token_entropy=True`` a lower bound of the first token's entropy in nats and the
+    ``untold_probability`` of the tokens it does not rest on (see `entropy_logprobs`), and
+    ``failed_attempts`` where some were, with the tokens known of them.
     ``usage_metadata`` counts those too, and tells prompt tokens served from the cache where the server does.
 
     Every call takes ``stop`` and, by keyword, ``max_tokens``, ``temperature``, ``top_p``, ``seed``,
-    ``logprobs``, ``top_logprobs``, ``timeout`` and ``stop_when`` (a function of the text so far that ends
-    the answer; its ``stop_reason`` is ``"stop_when"``). Of the model's generation_config only the ends of
-    sequence count. Cancelling a call, or leaving a stream, ends the request on the server.
+    ``logprobs``, ``top_logprobs``, ``first_token_entropy``, ``timeout`` and ``stop_when`` (a function of the
+    text so far that ends the answer; its ``stop_reason`` is ``"stop_when"``). Of the model's
+    generation_config only the ends of sequence count. Cancelling a call, or leaving a stream, ends the
+    request on the server.
 
     Raises:
         ModelServerError: The server is not there, refuses, or failed ``max_retries`` times more; by a call.

@@ -17,10 +17,11 @@ from pydantic import ConfigDict, Field
 
 from .background import iterate_sync, run_sync
 from .call_settings import check_call_settings, stop_strings
+from .entropy import TOP_LOGPROBS
 from .vllm_wire import Answer, CallSettings
 
 CALL_SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs", "timeout")
-_OF_A_CALL = (*CALL_SETTINGS, "stop_when")
+_OF_A_CALL = (*CALL_SETTINGS, "first_token_entropy", "stop_when")
 _LANGCHAIN_KWARGS = {"stream"}  # given by LangChain's own plumbing
 
 T = TypeVar("T")
@@ -59,6 +60,8 @@ class VLLMChatModel(BaseChatModel):
     """Says to `create_trim_graph` that no prompt is needed to go on with a text."""
     takes_stop_when: ClassVar[bool] = True
     """Says that a call may end its own answer with ``stop_when``."""
+    tells_entropy: ClassVar[bool] = True
+    """Says that a call may ask for the entropy of its first token."""
 
     max_tokens: int = Field(default=512, ge=1)
     """Most tokens to generate in a call; cut to the room behind the prompt."""
@@ -74,6 +77,9 @@ class VLLMChatModel(BaseChatModel):
     """Whether answers tell their mean token probability."""
     top_logprobs: int = Field(default=0, ge=0)
     """How many alternatives to tell of each token; 0 leaves raw log-probabilities out of the answer."""
+    entropy_logprobs: int = Field(default=TOP_LOGPROBS, ge=1)
+    """How many of the likeliest tokens an entropy is computed from: at most vLLM's ``max_logprobs``, which is
+    20 unless set. The entropy is exact with as many as the vocabulary has."""
     timeout: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     """Seconds for a whole call; what has been written by then is the answer."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -98,7 +104,7 @@ class VLLMChatModel(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = ("model", *CALL_SETTINGS, "stop", "chat_template_kwargs", *self._shown)
+        names = ("model", *CALL_SETTINGS, "entropy_logprobs", "stop", "chat_template_kwargs", *self._shown)
         return {name: getattr(self, name) for name in names}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -187,4 +193,9 @@ class VLLMChatModel(BaseChatModel):
         given = {name: kwargs[name] for name in _OF_A_CALL if kwargs.get(name) is not None}
         merged = {name: getattr(self, name) for name in CALL_SETTINGS} | given
         check_call_settings(merged)
-        return CallSettings(stop=stop_strings(self.stop if stop is None else stop), **merged)
+        wants_entropy = merged.pop("first_token_entropy", False)
+        return CallSettings(
+            stop=stop_strings(self.stop if stop is None else stop),
+            entropy_logprobs=self.entropy_logprobs if wants_entropy else 0,
+            **merged,
+        )

@@ -51,9 +51,9 @@ def continues_exactly(model: Runnable[Any, Any]) -> bool:
     return _says(model, "continues_exactly", where_unknown=True)
 
 
-def takes_stop_when(model: Runnable[Any, Any]) -> bool:
-    """Tell whether a call may end its own answer with ``stop_when``; a chat model says so in the same way."""
-    return _says(model, "takes_stop_when", where_unknown=False)
+def capable(model: Any, capability: str) -> bool:
+    """Tell whether a chat model says that it can do more: ``takes_stop_when``, ``tells_entropy``."""
+    return _says(model, capability, where_unknown=False)
 
 
 def _says(model: Any, name: str, *, where_unknown: bool) -> bool:

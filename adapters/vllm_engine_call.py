@@ -138,7 +138,9 @@ class EngineCall:
             answer.cached_tokens = output.num_cached_tokens
         answer.output_tokens += len(choice.token_ids)
         answer.text += choice.text
-        answer.logprobs += logprob_entries(choice, self._settings.top_logprobs)
+        answer.logprobs += logprob_entries(
+            choice, max(self._settings.top_logprobs, self._settings.entropy_logprobs)
+        )
         if choice.finish_reason is not None:
             answer.finish_reason = choice.finish_reason
             # A token id is one of several ends of sequence that the model's generation_config names.
@@ -174,7 +176,8 @@ def sampling_params(settings: CallSettings, further: Mapping[str, Any], *, whole
     """
     vllm = vllm_module("vllm.sampling_params")
     kinds = vllm.RequestOutputKind
-    wants_logprobs = settings.logprobs or settings.top_logprobs > 0
+    tops = max(settings.top_logprobs, settings.entropy_logprobs)
+    wants_logprobs = settings.logprobs or tops > 0
     try:
         return vllm.SamplingParams(
             max_tokens=settings.max_tokens,
@@ -182,7 +185,7 @@ def sampling_params(settings: CallSettings, further: Mapping[str, Any], *, whole
             top_p=settings.top_p,
             seed=settings.seed,
             stop=list(settings.stop),
-            logprobs=settings.top_logprobs if wants_logprobs else None,
+            logprobs=tops if wants_logprobs else None,
             output_kind=kinds.FINAL_ONLY if whole else kinds.DELTA,
             **further,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trim_graph.adapters.inner_model import takes_stop_when
+from trim_graph.adapters.inner_model import capable
 from trim_graph.adapters.replies import Reply
 from trim_graph.context import Settings
 from trim_graph.segment import Segmentation, is_step, separator_of, share_out
@@ -45,7 +45,7 @@ def endings(
     if thinking is not None and thinking.inside(previous) and thinking.close not in lead:
         stops.append(thinking.close)
     arguments: dict[str, Any] = {"stop": stops} if stops else {}
-    if segmentation.watches and takes_stop_when(model):
+    if segmentation.watches and capable(model, "takes_stop_when"):
 
         def stop_when(text: str) -> bool:
             return segmentation.boundary(lead + text, ended=False) is not None

@@ -9,6 +9,7 @@ import typer
 
 from .app_policies import policies
 from .reporting import failures_reported
+from .training import train
 
 # Lines that begin with \b keep their breaks in the help. A test reads this file back.
 EXAMPLE_CONFIG = """\
@@ -26,10 +27,11 @@ are relative to the file):
   checkpoint: sqlite:runs.db
 \b
 Policies: small_only, large_only, threshold (t), random_rate (rate),
-stay_on_large (policy, k), any_of and all_of (policies). Models and scorer may
-be {type: example}; models on servers are {type: vllm} and {type: langchain,
-model: "openai:..."}, scorers without a reward model {type: llm_judge, model:
-{...}} and {type: token_probability}. Formats of a reward model: qwen,
+entropy_probe (limit), stay_on_large (policy, k), any_of and all_of (policies);
+FILE.json for one that was trained or planned. Models and scorer may be {type:
+example}; models on servers are {type: vllm} and {type: langchain, model:
+"openai:..."}, scorers without a reward model {type: llm_judge, model: {...}}
+and {type: token_probability}. Formats of a reward model: qwen,
 math_shepherd, skywork, rlhflow. Checkpoint: none, memory, sqlite:PATH,
 postgresql://USER@HOST/DATABASE, or env:NAME for a variable that holds one.
 """
@@ -63,6 +65,7 @@ app = typer.Typer(
 )
 
 app.add_typer(policies)
+app.add_typer(train)
 
 
 def _version(wanted: bool) -> None:
