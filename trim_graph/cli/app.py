@@ -1,4 +1,4 @@
-"""The commands and their options; what they do is in `solving` and `demo`."""
+"""The commands and their options; what they do is in `solving`, `demo`, `collecting` and `calibrating`."""
 
 from __future__ import annotations
 
