@@ -25,7 +25,7 @@ def with_policy(text: str, policy: Any) -> str:
     data = yaml.safe_load(text)
     wanted = {**data, "policy": policy}
     root: Any = yaml.compose(text)
-    node = next(value for key, value in root.value if key.value == "policy")
+    name, node = next((key, value) for key, value in root.value if key.value == "policy")
     start, end = node.start_mark.index, node.end_mark.index
     # The end of a block is told where the next token begins: what lies between belongs to the next key.
     old = text[start:end]
@@ -35,14 +35,13 @@ def with_policy(text: str, policy: Any) -> str:
     kept = kept.rstrip()
     written = yaml.safe_dump(policy, default_flow_style=True, width=10_000, sort_keys=False)
     flow = written.removesuffix("\n").removesuffix("\n...").strip()
-    before = text[:start].rstrip(" \n")  # of a block, which begins on a line of its own
-    new = f"{before} {flow}{old[len(kept) :]}{text[end:]}"
+    new = f"{text[: name.end_mark.index]}: {flow}{old[len(kept) :]}{text[end:]}"
     try:
         if yaml.safe_load(new) == wanted:
             return new
     except yaml.YAMLError:
         pass
-    return str(yaml.safe_dump(wanted, sort_keys=False, width=110, allow_unicode=True))
+    return str(yaml.safe_dump(wanted, sort_keys=False, width=110))
 
 
 def check_place(source: Path | None, out: Path) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import signal
 import time
@@ -33,7 +34,7 @@ def config(world):
     return "trim.yaml"
 
 
-async def test_a_share_is_hit_on_fresh_questions(world, run, config):
+def test_a_share_is_hit_on_fresh_questions(world, run, config):
     result = run(
         "calibrate", "--config", config, *DATASET, "--large-share", 0.3, "-n", 150, "--json", "r.json"
     )
@@ -53,7 +54,7 @@ async def test_a_share_is_hit_on_fresh_questions(world, run, config):
     fresh = [arithmetic_question(problem) for problem in drawn]
     spent = []
     for policy in (chosen.policy.build(), large_only()):
-        outcomes = await run_arm(create_trim_graph(*parts, policy=policy), fresh)
+        outcomes = asyncio.run(run_arm(create_trim_graph(*parts, policy=policy), fresh))
         spent.append(sum(outcome.large_tokens for outcome in outcomes))
     low, high = report["expected"]["share"]["interval"]
     assert low <= share_of_large_tokens(*spent) <= high
