@@ -108,6 +108,7 @@ PUBLIC = {
         "label_steps",
         "part_of",
         "problems",
+        "stream_problems",
     },
 }
 

@@ -88,7 +88,7 @@ def _array(file: Path) -> Iterator[Row]:
 
 def _parquet(file: Path) -> Iterator[Row]:
     parquet = import_parquet()
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
 
     number = 0
     try:

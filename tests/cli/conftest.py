@@ -3,6 +3,8 @@
 A subprocess gets the same by running this file (`runpy`).
 """
 
+import hashlib
+import importlib
 import json
 import os
 import signal
@@ -25,7 +27,11 @@ CHAIN = (
     "Start with 34. Step 1: add 12. Step 2: multiply by 7. Step 3: take away 5. "
     "Always keep only the last two digits. What is the final number?"
 )
-WORLD = {p.question: p for part in ("test", "validation") for p in problems("standard", 250, part=part)}
+WORLD = {
+    p.question: p
+    for part, seed in (("test", 0), ("validation", 0), ("validation", 1), ("train", 0))
+    for p in problems("standard", 250, part=part, seed=seed)
+}
 
 
 def known(question):
@@ -78,17 +84,32 @@ class World(BaseChatModel):
 
 
 class Judge:
+    """Knows a wrong step; where it wavers, its scores spread over [0.4, 1] and [0, 0.6]."""
+
+    def __init__(self, wavers=False):
+        self.wavers = wavers
+
+    def rate(self, question, texts):
+        right = texts[-1] == next_step(known(question), texts[:-1], errs=False)
+        if not self.wavers:
+            return 0.9 if right else 0.1
+        part = int.from_bytes(hashlib.sha256("|".join([question, *texts]).encode()).digest()[:4]) / 2**32
+        return (0.4 if right else 0.0) + 0.6 * part
+
     def score(self, question, steps):
-        before, draft = [step["text"] for step in steps[:-1]], steps[-1]["text"]
-        right = draft == next_step(known(question), before, errs=False)
-        return [*(0.9 for _ in before), 0.9 if right else 0.1]
+        texts = [step["text"] for step in steps]
+        return [self.rate(question, texts[:end]) for end in range(1, len(texts) + 1)]
 
     async def ascore(self, question, steps):
         return self.score(question, steps)
 
 
-def world_parts(delay=0.0):
-    return Parts(World(errs=True, delay=delay), World(errs=False, delay=delay), Judge())
+def world_parts(delay=0.0, wavers=False):
+    return Parts(World(errs=True, delay=delay), World(errs=False, delay=delay), Judge(wavers))
+
+
+COMMANDS = {"solving": False, "demo": False, "collecting": True, "calibrating": True}
+"""The modules that load models, and whether the judge wavers there."""
 
 
 CALIBRATION = {
@@ -106,14 +127,14 @@ CALIBRATION = {
 
 def enter_world(folder, delay=0.0):
     """Put the world in place of the weights; also in a subprocess."""
-    import trim_graph.cli.demo
-    import trim_graph.cli.solving
     import trim_graph.examples.arithmetic.calibrate as calibrate
 
     file = Path(folder) / "calibrated.json"
     file.write_text(json.dumps(CALIBRATION))
     calibrate.CALIBRATED = file
-    trim_graph.cli.solving.load_parts = trim_graph.cli.demo.load_parts = lambda config: world_parts(delay)
+    for command, wavers in COMMANDS.items():
+        module = importlib.import_module(f"trim_graph.cli.{command}")
+        module.load_parts = lambda config, wavers=wavers, **_: world_parts(delay, wavers)
 
 
 @pytest.fixture
@@ -122,8 +143,10 @@ def world(tmp_path, monkeypatch):
     calibrate = "trim_graph.examples.arithmetic.calibrate.CALIBRATED"
     (tmp_path / "calibrated.json").write_text(json.dumps(CALIBRATION))
     monkeypatch.setattr(calibrate, tmp_path / "calibrated.json")
-    for command in ("solving", "demo"):
-        monkeypatch.setattr(f"trim_graph.cli.{command}.load_parts", lambda config: world_parts())
+    for command, wavers in COMMANDS.items():
+        monkeypatch.setattr(
+            f"trim_graph.cli.{command}.load_parts", lambda config, w=wavers, **_: world_parts(wavers=w)
+        )
     return tmp_path
 
 

@@ -2,43 +2,23 @@ import json
 
 import pytest
 
-from trim_graph import SettingsError
+from trim_graph import SettingsError, TrimError
+from trim_graph.evaluation.datasets import arithmetic_question
 from trim_graph.examples.arithmetic import problems
-from trim_graph.examples.arithmetic.calibrate import (
-    Calibrator,
-    Point,
-    as_questions,
-    calibrate,
-    choose,
-    load_calibration,
-)
-
-
-def point(setting, share, pgr):
-    return Point(setting, 0.5, share, pgr)
-
-
-def test_the_cheapest_that_recovers_enough_is_chosen():
-    points = [point(0.1, 0.1, 0.5), point(0.5, 0.3, 0.96), point(0.6, 0.2, 0.95), point(0.9, 0.9, 1.0)]
-    assert choose(points).setting == 0.6
-
-
-def test_where_none_recovers_enough_the_best_is_chosen():
-    assert choose([point(0.1, 0.1, 0.5), point(0.5, 0.5, 0.8), point(0.6, 0.4, 0.8)]).setting == 0.6
-
-
-def test_without_a_gap_there_is_nothing_to_choose():
-    with pytest.raises(ValueError, match="no better than the small one"):
-        choose([point(0.1, 0.1, None)])
+from trim_graph.examples.arithmetic.calibrate import calibrate, example_calibrator, load_calibration
 
 
 @pytest.fixture
-def calibrator(world):
+def models(world):
     from trim_graph.cli.solving import load_parts
 
-    small, large, judge = load_parts(None)
-    questions = as_questions(problems("standard", 40, part="validation"))
-    return Calibrator(small, large, judge, questions, concurrency=8)
+    return load_parts(None)
+
+
+@pytest.fixture
+def calibrator(models):
+    questions = [arithmetic_question(problem) for problem in problems("standard", 40, part="validation")]
+    return example_calibrator(*models, questions, concurrency=8)
 
 
 async def test_sweep(calibrator):
@@ -51,22 +31,21 @@ async def test_sweep(calibrator):
     assert (found.n, found.split, found.accuracy_large) == (40, "standard", 1)
 
 
-async def test_no_solution_is_scored_twice(calibrator):
-    calls = []
-    scorer = calibrator.models[2].scorer
-    calibrator.models[2].scorer = type(
-        "Counting", (), {"ascore": lambda self, q, s: (calls.append(1), scorer.ascore(q, s))[1]}
-    )()
-    await calibrate(calibrator, split="standard", thresholds=(0.5,))
-    once = len(calls)
-    await calibrate(calibrator, split="standard", thresholds=(0.5,))
-    assert len(calls) == once
+async def test_failures_are_not_left_out(models):
+    def broken(question, steps):
+        raise OSError("gone")
 
-
-async def test_failures_are_not_left_out(calibrator):
-    calibrator.models[2].score = calibrator.models[2].ascore = None
-    with pytest.raises(RuntimeError, match="cannot leave questions out: TypeError"):
+    questions = [arithmetic_question(problem) for problem in problems("standard", 3, part="validation")]
+    calibrator = example_calibrator(models.small, models.large, broken, questions, concurrency=8)
+    with pytest.raises(TrimError, match="cannot leave questions out: OSError: gone"):
         await calibrate(calibrator, split="standard", thresholds=(0.5,))
+
+
+def test_what_ships_is_what_calibrate_writes():
+    shipped = load_calibration()
+    chosen = min((row for row in shipped.curve if row["pgr"] >= 0.95), key=lambda row: row["share"])
+    assert chosen["setting"] == shipped.threshold
+    assert shipped.random["setting"] == shipped.random_rate
 
 
 def test_loading(tmp_path):

@@ -111,7 +111,7 @@ def math(expected: str, row: dict[str, Any] | None = None) -> Grade:
         ImportError: math-verify is not installed.
     """
     try:
-        from math_verify import parse, verify
+        from math_verify import parse, verify  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError(
             f'the grader math needs math-verify: pip install "trim-graph[eval]" ({error})'

@@ -8,7 +8,7 @@ wrong step by human annotators, -1 where all are right; ``generator``, the model
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ async def score_labelled(
 
 
 def _trace(
-    index: int, solution: LabelledSolution, scores: list[float] | None, read: int, error: str | None
+    index: int, solution: LabelledSolution, scores: Sequence[float] | None, read: int, error: str | None
 ) -> Trace:
     steps = (
         [

@@ -167,7 +167,7 @@ def _write_lines(file: Path, traces: Iterable[Trace]) -> int:
 
 def _write_parquet(file: Path, traces: Iterable[Trace]) -> int:
     parquet, schema = import_parquet(), _schema()
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
 
     count, group = 0, list[dict[str, Any]]()
     with parquet.ParquetWriter(file, schema, compression="zstd") as writer:

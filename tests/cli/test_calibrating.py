@@ -1,0 +1,171 @@
+import asyncio
+import json
+import signal
+import time
+
+import pytest
+import yaml
+
+from trim_graph.config import load_config
+from trim_graph.evaluation import run_arm, share_of_large_tokens
+from trim_graph.evaluation.datasets import arithmetic_question
+from trim_graph.examples.arithmetic import problems
+from trim_graph.graph import create_trim_graph
+from trim_graph.policies import large_only
+
+CONFIG = """\
+# what we route with
+small: {type: example}
+large: {type: example}  # the dear one
+scorer: {type: example}
+policy:
+  type: threshold  # chosen by hand
+  t: 0.5
+# what it costs
+prices: {large: {input: 0.0, output: 1000.0}}
+settings: {max_steps: 20}
+"""
+DATASET = ("--dataset", "arithmetic:standard")
+
+
+@pytest.fixture
+def config(world):
+    (world / "trim.yaml").write_text(CONFIG)
+    return "trim.yaml"
+
+
+def test_a_share_is_hit_on_fresh_questions(world, run, config):
+    result = run(
+        "calibrate", "--config", config, *DATASET, "--large-share", 0.3, "-n", 150, "--json", "r.json"
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads((world / "r.json").read_text())
+    assert report["expected"]["share"]["value"] == pytest.approx(0.3, abs=0.01)
+    assert "share of large tokens" in result.stdout
+    assert "measured on 150 questions of arithmetic:standard, validation" in result.stdout
+    chosen = load_config("trim.calibrated.yaml")
+    assert chosen.policy.model_dump() == report["policy"]
+    assert 3 <= len(report["points"]) + 1 <= 9
+
+    from trim_graph.cli.calibrating import load_parts
+
+    parts = load_parts(chosen)
+    drawn = problems("standard", 150, part="validation", seed=1)
+    fresh = [arithmetic_question(problem) for problem in drawn]
+    spent = []
+    for policy in (chosen.policy.build(), large_only()):
+        outcomes = asyncio.run(run_arm(create_trim_graph(*parts, policy=policy), fresh))
+        spent.append(sum(outcome.large_tokens for outcome in outcomes))
+    low, high = report["expected"]["share"]["interval"]
+    assert low <= share_of_large_tokens(*spent) <= high
+
+
+def test_only_the_policy_of_the_file_changes(world, run, config):
+    assert run("calibrate", "--config", config, *DATASET, "--large-share", 0.4, "-n", 20).exit_code == 0
+    written = (world / "trim.calibrated.yaml").read_text()
+    policy = yaml.safe_load(written)["policy"]
+    before, after = CONFIG.split("policy:\n  type: threshold  # chosen by hand\n  t: 0.5\n")
+    assert written == f"{before}policy: {{type: threshold, t: {policy['t']}}}\n{after}"
+    assert (world / config).read_text() == CONFIG
+
+
+def test_a_cost_is_a_limit_by_the_price_table(world, run, config):
+    result = run("calibrate", "--config", config, *DATASET, "--max-cost", 0.02, "-n", 60, "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    expected = json.loads((world / "r.json").read_text())["expected"]
+    assert 0.018 < expected["cost"]["value"] <= 0.02
+    assert "cost a question" in result.stdout
+    assert "share of large tokens" not in result.stdout  # the large model alone was not run
+
+
+def test_a_pgr(world, run, config):
+    result = run("calibrate", "--config", config, *DATASET, "--pgr", 0.6, "-n", 60, "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    assert json.loads((world / "r.json").read_text())["expected"]["pgr"]["value"] >= 0.6
+
+
+def test_a_spend_needs_only_questions(world, run, config):
+    rows = [{"text": problem.question} for problem in problems("standard", 40, part="validation")]
+    (world / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = "{type: file, path: q.jsonl, question: text}"
+    result = run("calibrate", "--config", config, "--dataset", dataset, "--large-share", 0.3)
+    assert result.exit_code == 0, result.output
+    assert "accuracy" not in result.stdout
+    result = run("calibrate", "--config", config, "--dataset", dataset, "--pgr", 0.9)
+    assert result.exit_code == 2
+    assert "a PGR needs the right answers, and the dataset has none" in result.stderr
+
+
+def test_other_families(world, run, config):
+    common = ("calibrate", "--config", config, *DATASET, "--large-share", 0.3, "-n", 40)
+    result = run(*common, "--family", "random_rate")
+    assert 0.2 < yaml.safe_load((world / "trim.calibrated.yaml").read_text())["policy"]["rate"] < 0.4, result
+    stay = '{type: stay_on_large, k: 1, policy: {type: threshold, t: "?"}}'
+    assert run(*common, "--family", stay).exit_code == 0
+    policy = yaml.safe_load((world / "trim.calibrated.yaml").read_text())["policy"]
+    assert (policy["type"], policy["k"], policy["policy"]["type"]) == ("stay_on_large", 1, "threshold")
+
+
+def test_what_no_policy_reaches_is_told(world, run, config):
+    rates = '{type: all_of, policies: [{type: random_rate, rate: "?"}, {type: random_rate, rate: 0.1}]}'
+    result = run("calibrate", "--config", config, *DATASET, "--large-share", 0.8, "--family", rates, "-n", 20)
+    assert result.exit_code == 0, result.output
+    assert "No policy of this family comes closer to the large share of 0.8" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "give one of --large-share, --max-cost and --pgr"),
+        (["--large-share", 0.2, "--pgr", 0.9], "give one of"),
+        (["--large-share", 1.2], "--large-share: large_share is 1.2: choose a number above 0 and at most 1"),
+        (["--large-share", 0.2, "--family", "thr"], "--family thr: choose threshold"),
+        (["--large-share", 0.2, "--out", "no/trim.yaml"], "/no does not exist"),
+        (["--large-share", 0.2, "--json", "no/r.json"], "/no does not exist"),
+        (["--large-share", 0.2, "--dataset", "no.jsonl"], "no.jsonl does not exist"),
+    ],
+)
+def test_what_is_wrong_is_told_before_a_model_is_loaded(world, run, monkeypatch, arguments, told):
+    monkeypatch.setattr("trim_graph.cli.calibrating.load_parts", lambda *a, **k: pytest.fail("loaded"))
+    result = run("calibrate", *arguments)
+    assert result.exit_code == 2, result.output
+    assert told in result.stderr
+
+
+def test_a_configuration_asks_for_its_questions_and_prices(world, run, monkeypatch):
+    monkeypatch.setattr("trim_graph.cli.calibrating.load_parts", lambda *a, **k: pytest.fail("loaded"))
+    (world / "trim.yaml").write_text("small: {type: example}\nlarge: {type: example}\npolicy: small_only\n")
+    common = ("calibrate", "--config", "trim.yaml", "--family", "random_rate")
+    assert "--dataset is missing" in run(*common, "--large-share", 0.2).stderr
+    assert "--max-cost needs prices" in run(*common, *DATASET, "--max-cost", 0.2).stderr
+    assert "--family is missing" in run("calibrate", "--config", "trim.yaml", *DATASET, "--pgr", 0.5).stderr
+
+
+def test_an_interrupted_calibration_goes_on(world, run, start, config):
+    arguments = ("calibrate", "--config", config, *DATASET, "--large-share", 0.3, "-n", 12, "--keep", "kept")
+    process = start(*arguments, "--concurrency", 2, delay=0.02)
+    until = time.monotonic() + 60
+    while len(list((world / "kept").glob("*.jsonl"))) < 3 and time.monotonic() < until:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted; what was measured is in kept: the same command goes on" in told
+    assert not (world / "trim.calibrated.yaml").exists()
+    before = {file: file.read_bytes() for file in (world / "kept").glob("*.jsonl")}
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    for file, content in before.items():
+        whole = content[: content.rfind(b"\n") + 1]
+        assert file.read_bytes().startswith(whole)
+        assert len(file.read_bytes().splitlines()) == 12
+
+
+def test_the_shipped_models(tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("calibrate", "--large-share", 0.25, "-n", 40, "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    expected = json.loads((tmp_path / "r.json").read_text())["expected"]
+    assert expected["share"]["value"] == pytest.approx(0.25, abs=0.05)
+    assert load_config("trim.calibrated.yaml").policy.model_dump()["type"] == "threshold"

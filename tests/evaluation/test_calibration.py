@@ -1,0 +1,288 @@
+import random
+from types import SimpleNamespace
+
+import pytest
+
+from trim_graph import InputError, SettingsError, TrimError
+from trim_graph.evaluation import Question
+from trim_graph.evaluation.calibration import (
+    Calibrator,
+    Listed,
+    Point,
+    RememberingScorer,
+    Searched,
+    Target,
+    choose,
+)
+from trim_graph.evaluation.expectation import expectation
+from trim_graph.evaluation.families import FAMILIES, make_family
+from trim_graph.evaluation.outcome_files import OutcomeFile
+from trim_graph.policies import files, save_policy
+from trim_graph.testing import ScriptedScorer
+
+STEPS, TOKENS = 5, 10
+
+
+class World:
+    """Questions whose drafts have scores: a step is wrong with the probability the score tells.
+
+    What costs nothing to compute: a graph that only counts. Its questions are their own seeds.
+    """
+
+    def __init__(self, n=200, seed=0, answers=True):
+        self.questions = [
+            Question(f"{seed}:{i}", (lambda text: text == "right") if answers else None) for i in range(n)
+        ]
+        self.asked, self.scores, self.broken = [], [], False
+
+    def build(self, policy):
+        return SimpleNamespace(ainvoke=lambda given: self.answer(given["messages"][0][1], policy))
+
+    async def answer(self, question, policy):
+        self.asked.append((question, str(policy)))
+        if self.broken:
+            raise OSError("gone")
+        rng = random.Random(question)
+        tokens, right = 0, True
+        for _ in range(STEPS):
+            score, wrong, drawn = rng.betavariate(0.9, 0.3), rng.random(), rng.random()
+            self.scores.append(score)
+            regenerate = {
+                "small_only": False,
+                "large_only": True,
+                "threshold": score < policy.get("t", 0),
+                "random_rate": drawn < policy.get("rate", 0),
+            }[policy["type"]]
+            tokens += TOKENS * regenerate
+            right &= regenerate or wrong < score
+        spend = {"large": {"output_tokens": tokens}, "unaccounted_tokens": 0}
+        message = SimpleNamespace(text="right" if right else "wrong")
+        return {"messages": [message], "trim": {"spend": spend, "cost": 0.01 + tokens / 1000}}
+
+    def calibrator(self, **more):
+        return Calibrator(self.build, self.questions, scores=lambda: sorted(self.scores), **more)
+
+
+THRESHOLD, RATE = FAMILIES["threshold"], FAMILIES["random_rate"]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("family", [THRESHOLD, RATE])
+async def test_a_share_is_hit_in_few_runs_and_on_fresh_questions(family, share):
+    calibrator = World(n=600).calibrator()
+    found = await calibrator.find(family, Target("large_share", share))
+    assert found.share == pytest.approx(share, rel=0.02, abs=0.002)
+    assert len(calibrator.points) <= 9
+    policy = family.policy(found.setting)
+    told = expectation(await calibrator.outcomes(policy), small=calibrator.small, large=calibrator.large)
+    fresh = World(n=3000, seed=1).calibrator()
+    await fresh.measure()
+    point = await fresh.point(family, found.setting)
+    low, high = told["share"]["interval"]
+    assert low <= share <= high
+    assert low <= point.share <= high
+    for key, seen in (("accuracy", point.accuracy), ("pgr", point.pgr)):  # 1 in 20 is outside its interval
+        low, high = told[key]["interval"]
+        assert low <= told[key]["value"] <= high
+        assert abs(seen - told[key]["value"]) <= high - low, key
+
+
+async def test_a_spend_needs_no_answers():
+    calibrator = World(answers=False).calibrator()
+    found = await calibrator.find(THRESHOLD, Target("large_share", 0.3))
+    assert found.share == pytest.approx(0.3, abs=0.01)
+    assert (found.accuracy, found.pgr) == (None, None)
+    told = expectation(await calibrator.outcomes(THRESHOLD.policy(found.setting)), large=calibrator.large)
+    assert told["share"]["value"] == found.share
+    assert told["accuracy"] == told["pgr"] == {"value": None, "interval": None}
+    assert calibrator.small is None  # not run: it would tell nothing
+    with pytest.raises(InputError, match="the dataset has none: choose a spend"):
+        await World(answers=False).calibrator().find(THRESHOLD, Target("pgr", 0.9))
+
+
+async def test_a_cost_is_a_limit():
+    calibrator = World().calibrator()
+    found = await calibrator.find(THRESHOLD, Target("max_cost", 0.02))
+    assert 0.0195 <= found.cost <= 0.02
+    assert calibrator.large is None
+
+
+async def test_a_limit_that_cannot_be_kept_gives_the_cheapest():
+    found = await World().calibrator().find(THRESHOLD, Target("max_cost", 0.001))
+    assert found.cost == pytest.approx(0.01)
+
+
+async def test_a_limit_that_is_never_reached_gives_the_dearest():
+    found = await World().calibrator().find(THRESHOLD, Target("max_cost", 1.0))
+    assert found.cost > 0.055
+
+
+async def test_a_pgr_is_recovered_at_the_least_spend():
+    calibrator = World(n=600).calibrator()
+    found = await calibrator.find(THRESHOLD, Target("pgr", 0.8))
+    assert 0.8 <= found.pgr < 0.84
+    at_random = await World(n=600).calibrator().find(RATE, Target("pgr", 0.8))
+    assert found.share < at_random.share
+
+
+async def test_without_a_gap_there_is_no_pgr_to_recover():
+    world = World()
+    world.questions = [Question(q.text, lambda text: True) for q in world.questions]
+    with pytest.raises(InputError, match="no better than the small one"):
+        await world.calibrator().find(THRESHOLD, Target("pgr", 0.8))
+
+
+async def test_a_list_is_measured_whole():
+    policies = {name: {"type": "threshold", "t": t} for name, t in (("a", 0.2), ("b", 0.6), ("c", 0.99))}
+    calibrator = World().calibrator()
+    found = await calibrator.find(Listed(policies), Target("large_share", 0.25))
+    nearest = min(calibrator.points.values(), key=lambda point: abs(point.share - 0.25))
+    assert found == nearest
+    assert len(calibrator.points) == 3
+
+
+async def test_no_policy_is_run_twice():
+    world = World(n=50)
+    calibrator = world.calibrator()
+    await calibrator.find(THRESHOLD, Target("large_share", 0.2))
+    await calibrator.find(THRESHOLD, Target("pgr", 0.8))
+    assert len(world.asked) == len(set(world.asked))
+
+
+async def test_a_question_that_fails_ends_it():
+    world = World()
+    world.broken = True
+    with pytest.raises(TrimError, match="cannot leave questions out: OSError: gone"):
+        await world.calibrator().find(THRESHOLD, Target("large_share", 0.2))
+
+
+async def test_what_was_kept_is_not_run_again(tmp_path):
+    def store(policy):
+        return OutcomeFile(tmp_path, {"policy": policy})
+
+    target = Target("large_share", 0.2)
+    first = World(n=60)
+    done = []
+
+    def interrupt(outcome):
+        done.append(outcome)
+        if len(done) == 100:  # in the second policy
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        await first.calibrator(store=store, concurrency=1, on_outcome=interrupt).find(THRESHOLD, target)
+    second = World(n=60)
+    calibrator = second.calibrator(store=store)
+    found = await calibrator.find(THRESHOLD, target)
+    assert not set(first.asked) & set(second.asked)
+    whole = await World(n=60).calibrator().find(THRESHOLD, target)
+    assert found == whole
+    third = World(n=60)
+    third.scores = second.scores
+    assert (await third.calibrator(store=store).outcomes({"type": "large_only"})) == calibrator.large
+    assert third.asked == []
+
+
+def point(setting, share, pgr, cost=0.0):
+    return Point(setting, 0.5, share, pgr, cost)
+
+
+def test_the_cheapest_that_recovers_enough_is_chosen():
+    points = [point(0.1, 0.1, 0.5), point(0.5, 0.3, 0.96), point(0.6, 0.2, 0.95), point(0.9, 0.9, 1.0)]
+    assert choose(points, Target("pgr", 0.95)).setting == 0.6
+
+
+def test_where_none_recovers_enough_the_best_is_chosen():
+    points = [point(0.1, 0.1, 0.5), point(0.5, 0.5, 0.8), point(0.6, 0.4, 0.8)]
+    assert choose(points, Target("pgr", 0.95)).setting == 0.6
+
+
+def test_without_a_gap_there_is_nothing_to_choose():
+    with pytest.raises(ValueError, match="no better than the small one"):
+        choose([point(0.1, 0.1, None)], Target("pgr", 0.95))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("large_share", 0), ("large_share", 1.1), ("pgr", 2), ("max_cost", -1)],
+)
+def test_a_target_out_of_range(kind, value):
+    with pytest.raises(SettingsError, match=rf"{kind} is {value}: choose a number above 0"):
+        Target(kind, value)
+
+
+async def test_no_solution_is_scored_twice():
+    scorer = ScriptedScorer()
+    remembering = RememberingScorer(scorer)
+    steps = [{"text": "a", "writer": "small"}, {"text": "b", "writer": "small"}]
+    replies = [await remembering.ascore("q", steps), remembering.score("q", steps)]
+    assert replies[0] == replies[1]
+    assert len(scorer.calls) == 1
+    remembering.score("q", steps[:1])
+    remembering.score("another", steps)
+    assert len(scorer.calls) == 3
+    assert remembering.draft_scores() == [1, 1, 1]
+
+
+class Lambda:
+    """A policy in a file."""
+
+    needs_score, decides = True, True
+
+    def __init__(self, cost):
+        self.cost = cost
+
+    def contents(self):
+        return files.PolicyContents("lambda", {"cost": self.cost})
+
+    @classmethod
+    def from_contents(cls, contents):
+        return cls(contents.parameters["cost"])
+
+
+def test_families_by_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(files.KINDS, "lambda", f"{__name__}:Lambda")
+    monkeypatch.setattr(
+        "trim_graph.evaluation.families.policy_config", lambda policy: SimpleNamespace(build=dict)
+    )
+    for cost in (1, 2):
+        save_policy(Lambda(cost), tmp_path / f"cost{cost}.json")
+    family = make_family([str(tmp_path)], {"type": "threshold", "t": 0.5})
+    assert [policy["path"] for policy in family.policies.values()] == [
+        str(tmp_path / "cost1.json"),
+        str(tmp_path / "cost2.json"),
+    ]
+    assert make_family([], {"type": "random_rate", "rate": 0.1}) == RATE
+    assert make_family(["threshold"], {"type": "small_only"}) == THRESHOLD
+
+
+def test_any_policy_with_a_number_to_choose():
+    own = {"type": "small_only"}
+    stay = make_family(['{type: stay_on_large, k: 2, policy: {type: threshold, t: "?"}}'], own)
+    assert stay.policy(0.25)["policy"] == {"type": "threshold", "t": 0.25}
+    assert stay.scored
+    two = make_family(['{type: any_of, policies: [{type: random_rate, rate: "?"}]}'], own)
+    assert two == Searched(
+        {"type": "any_of", "policies": [{"type": "random_rate", "rate": "?"}]}, scored=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([], "--family is missing: the policy small_only has no number to choose"),
+        (["thresh"], "--family thresh: choose threshold, random_rate, policy files"),
+        (["{type: threshold, t: 0.5}"], r'put "\?" in place of the number'),
+        (['{type: threshold, x: "?"}'], "policy .*: Field required"),
+        (["{type: "], "is not YAML"),
+        (["no.json"], "policy file .*no.json does not exist"),
+    ],
+)
+def test_what_is_no_family(given, told):
+    with pytest.raises(SettingsError, match=told):
+        make_family(given, {"type": "small_only"})
+
+
+def test_a_folder_without_policies(tmp_path):
+    with pytest.raises(SettingsError, match="there is no policy file"):
+        make_family([str(tmp_path)], {"type": "small_only"})

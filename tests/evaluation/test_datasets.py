@@ -1,0 +1,151 @@
+import json
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trim_graph import InputError, SettingsError
+from trim_graph.evaluation.datasets import first_questions, make_dataset
+from trim_graph.examples.arithmetic import problems
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+SHAPES = {
+    "MATH-500": (
+        {"problem": "p", "solution": "so \\boxed{1/2}", "answer": "\\frac{1}{2}", "unique_id": "u"},
+        "0.5",
+        "u",
+    ),
+    "AIME": ({"ID": "1983-1", "problem": "p", "solution": "60"}, "60", "1983-1"),
+    "GSM8K": ({"question": "p", "answer": "48/2 = 24, so\n#### 1,200"}, "1200", "0"),
+    "MATH": ({"problem": "p", "solution": "so it is \\boxed{7}"}, "7.0", "0"),
+    "plain": ({"prompt": "p", "expected": "4", "id": 9}, "4", "9"),
+}
+
+
+def write(folder, rows, name="q.jsonl"):
+    file = folder / name
+    if file.suffix == ".parquet":
+        from pyarrow import Table, parquet
+
+        parquet.write_table(Table.from_pylist(rows), file)
+    else:
+        file.write_text("\n".join(map(json.dumps, rows)) if file.suffix == ".jsonl" else json.dumps(rows))
+    return str(file)
+
+
+@pytest.mark.parametrize("name", ["q.jsonl", "q.json", "q.parquet"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_known_shapes_need_no_more_than_the_path(tmp_path, shape, name):
+    row, answer, id = SHAPES[shape]
+    dataset = make_dataset(write(tmp_path, [row, row], name))
+    first, second = dataset.questions()
+    assert (first.text, first.id) == ("p", id)
+    assert first.grade(f"it is \\boxed{{{answer}}}")
+    assert not first.grade("it is \\boxed{17}")
+    assert dataset.count() == 2
+    assert second.text == "p"
+
+
+def test_processbench_has_questions_and_no_answers(tmp_path):
+    row = {"id": "math-0", "problem": "p", "steps": ["a"], "label": 0, "final_answer_correct": True}
+    (question,) = make_dataset(write(tmp_path, [row])).questions()
+    assert (question.text, question.grade, question.id) == ("p", None, "math-0")
+
+
+def test_keys_and_grader_can_be_named(tmp_path):
+    path = write(tmp_path, [{"q": "which?", "right": "b", "name": "n"}])
+    mapping = {"type": "file", "path": path, "question": "q", "answer": "right", "id": "name"}
+    (question,) = make_dataset({**mapping, "grader": "multiple_choice"}).questions()
+    assert question.id == "n"
+    assert question.grade("The answer is (B).")
+    (question,) = make_dataset({**mapping, "grader": "none"}).questions()
+    assert question.grade is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "told"),
+    [
+        ([{"text": "p"}], {}, r"line 1: which key holds the question\? There are text"),
+        ([{"problem": "p", "answer": "1"}, {"problem": " ", "answer": "1"}], {}, "line 2: problem is ' '"),
+        (
+            [{"problem": "p", "answer": "1"}, {"problem": "p"}],
+            {},
+            "line 2: answer is None; expected an answer",
+        ),
+        ([{"problem": "p", "answer": "x"}], {"grader": "numeric"}, "line 1: answer: .*'x' is no number"),
+        ([{"problem": "p"}], {"grader": "exact"}, "line 1: the grader exact needs answers"),
+        ([["p"]], {}, "line 1: holds a JSON list"),
+    ],
+)
+def test_a_row_that_will_not_do_is_told_with_its_line(tmp_path, rows, more, told):
+    dataset = make_dataset({"type": "file", "path": write(tmp_path, rows), **more})
+    with pytest.raises(InputError, match=rf"q\.jsonl, {told}"):
+        list(dataset.questions())
+
+
+def test_a_file_is_read_as_it_is_needed(tmp_path):
+    file = tmp_path / "q.jsonl"
+    file.write_text(json.dumps({"problem": "p", "answer": "1"}) + "\nnot json\n")
+    assert len(list(first_questions(make_dataset(str(file)), 1, default=5))) == 1
+
+
+def test_identity_is_the_content_not_the_place(tmp_path):
+    rows = [{"problem": "p", "answer": "1"}]
+    (tmp_path / "b").mkdir()
+    one, other = (make_dataset(write(folder, rows)) for folder in (tmp_path, tmp_path / "b"))
+    assert one.identity() == other.identity()
+    assert one.identity() != make_dataset(write(tmp_path, rows * 2)).identity()
+
+
+def test_the_arithmetic_world():
+    dataset = make_dataset("arithmetic:hard", part="validation", seed=3)
+    assert (dataset.name, dataset.part_name, dataset.count()) == ("arithmetic:hard", "validation", None)
+    drawn = problems("hard", 4, part="validation", seed=3)
+    questions = list(first_questions(dataset, 4, default=9))
+    assert [question.text for question in questions] == [problem.question for problem in drawn]
+    assert questions[0].grade(drawn[0].solution)
+    assert not questions[0].grade(drawn[1].solution)
+    assert all(questions[0].label_steps(drawn[0].steps))
+    assert len(list(first_questions(dataset, None, default=9))) == 9
+    assert make_dataset("arithmetic:words:test").part_name == "test"
+    assert make_dataset("arithmetic", part="train").name == "arithmetic:standard"
+    assert len({question.id for question in islice(dataset.questions(), 50)}) == 50
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("arithmetic:easy", "split: Input should be 'standard', 'hard' or 'words'"),
+        ({"type": "web"}, "does not match any of the expected tags"),
+        ({"type": "file", "path": "q.jsonl", "colour": "red"}, "colour: Extra inputs"),
+        ({"path": "q.jsonl"}, "Unable to extract tag"),
+    ],
+)
+def test_what_is_no_dataset(given, told):
+    with pytest.raises(SettingsError, match=told):
+        make_dataset(given)
+
+
+@given(text=st.text(max_size=20))
+def test_any_name_is_a_dataset_or_refused(text):
+    with suppress(SettingsError, InputError):
+        next(first_questions(make_dataset(text), 1, default=1), None)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the data folder beside the repository is absent")
+@pytest.mark.parametrize(
+    ("name", "count", "graded"),
+    [("math500.jsonl", 500, True), ("aime.jsonl", 482, True), ("processbench_gsm8k.json", 400, False)],
+)
+def test_real_datasets(name, count, graded):
+    dataset = make_dataset(str(DATA / name))
+    questions = list(dataset.questions())
+    assert dataset.count() == len(questions) == count
+    assert len({question.id for question in questions}) == count
+    assert all((question.grade is not None) == graded for question in questions)
+    for question in questions[:40] if graded else ():
+        assert question.grade(f"So it is \\boxed{{{question.expected}}}.")
+        assert not question.grade("So it is \\boxed{-987654}.")
