@@ -9,11 +9,10 @@ from bisect import bisect_right
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .base import Choice, Observation, Policy
 from .files import PolicyContents
-from .plan import ARRAYS, REWARD, Plan
+from .plan import ARRAYS, REWARD, Floats, Plan, Values
 
 CLOSE = 1e-4
 """Values that differ by less than this are the same: the cheaper decision is taken."""
@@ -149,7 +148,7 @@ class pomdp(Policy):
             return top
         return max(0.0, min(tokens / self.plan.unit, top - 1.0))
 
-    def _value(self, table: npt.NDArray[Any], step: int, right: float, context: int, level: float) -> float:
+    def _value(self, table: Values, step: int, right: float, context: int, level: float) -> float:
         place = right * (table.shape[1] - 1)
         low = min(int(place), table.shape[1] - 2)
         part = place - low
@@ -164,7 +163,7 @@ class pomdp(Policy):
         return value if rest < CLOSE else value + rest * (between(near + 1) - value)
 
     @staticmethod
-    def _line(table: npt.NDArray[Any], step: int, level: float) -> float:
+    def _line(table: Floats, step: int, level: float) -> float:
         near = int(level)
         value = table.item(step, near)
         rest = level - near
@@ -181,11 +180,12 @@ class pomdp(Policy):
         """Make it from a file's contents."""
         if set(contents.arrays) != set(ARRAYS):
             raise ValueError(f"arrays are {sorted(contents.arrays)}; expected {sorted(ARRAYS)}")
-        arrays = {name: np.ascontiguousarray(contents.arrays[name]) for name in ARRAYS}
+        arrays: dict[str, Any] = {name: np.ascontiguousarray(contents.arrays[name]) for name in ARRAYS}
         for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise ValueError(f"{name} holds numbers that are not finite")
-        return cls(Plan(**contents.parameters, **arrays), contents.made)
+        plan = Plan(**{**contents.parameters, **arrays})
+        return cls(plan, contents.made)
 
     def __repr__(self) -> str:
         plan = self.plan
