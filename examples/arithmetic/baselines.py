@@ -88,14 +88,23 @@ class Baselines:
         """Run every policy on the test questions."""
         self.arms["small"] = await self.run(small_only(), questions)
         self.arms["large"] = await self.run(large_only(), questions)
+        for one in map(router.with_limit, limits):
+            self.arms[repr(one)] = self._routed(one, questions)
         policies: list[Policy] = [
             *map(threshold, THRESHOLDS),
             *map(random_rate, RATES),
-            *map(router.with_limit, limits),
             *map(entropy_probe, ENTROPIES),
         ]
         for policy in policies:
             self.arms[repr(policy)] = await self.run(policy, questions)
+
+    def _routed(self, router: query_router, questions: Sequence[Question]) -> list[Outcome]:
+        """Take each question's outcome from the model that gets all of it: greedy models answer the same."""
+        arms = self.arms["small"], self.arms["large"]
+        return [
+            large if router.probability(question.text) > router.limit else small
+            for question, small, large in zip(questions, *arms, strict=True)
+        ]
 
     def table(self) -> str:
         """Return accuracy with its interval, share of large tokens and PGR of each arm, in Markdown."""

@@ -192,6 +192,20 @@ def test_the_command_writes_a_policy_and_says_how_good_it_is(tmp_path):
     assert load_policy(out).probability("residue of 1?") > load_policy(out).probability("half of 1?")
 
 
+def test_several_shares_make_a_family_of_files(tmp_path):
+    rows = [trace(text, "small_only", not needs) for text, needs in questions(200)]
+    traces = write(tmp_path / "small.jsonl", *rows)
+    result = invoke("--traces", traces, "--out", tmp_path / "r.json", "--share", 0.2, "--share", 0.6)
+    assert result.exit_code == 0, result.output
+    low, high = (load_policy(tmp_path / f"r-{share}.json") for share in (0.2, 0.6))
+    assert low.limit > high.limit
+    assert np.array_equal(low.weights, high.weights)
+    made = [json.loads((tmp_path / f"r-{share}.json").read_text())["made"] for share in (0.2, 0.6)]
+    assert [one["share"] for one in made] == [pytest.approx(0.2, abs=0.06), pytest.approx(0.6, abs=0.06)]
+    refused = invoke("--traces", traces, "--out", tmp_path / "r.json", "--share", 0.2, "--share", 2)
+    assert (refused.exit_code, "--share is 2.0" in refused.output) == (2, True)
+
+
 def test_the_command_refuses_before_it_reads(tmp_path):
     result = invoke("--traces", tmp_path / "none.jsonl", "--out", tmp_path / "router.pt")
     assert result.exit_code == 2

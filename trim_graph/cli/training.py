@@ -25,7 +25,13 @@ def query_router(
         list[Path], typer.Option(help="Traces of small_only and of large_only; give it once for each file.")
     ],
     out: Annotated[Path, typer.Option(help="The policy file, .json; its arrays go beside it.")],
-    share: Annotated[float, typer.Option(help="Share of the questions to give to the large model.")] = 0.5,
+    share: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Share of the questions to give to the large model; default: 0.5. With several there is a "
+            "file for each, OUT-SHARE.json, for trim-graph calibrate --family to choose from."
+        ),
+    ] = None,
     validation: Annotated[float, typer.Option(help="Share of the questions to validate on.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Draws the validation questions and the folds.")] = 0,
 ) -> None:
@@ -42,10 +48,19 @@ def query_router(
 
         if out.suffix != ".json" or not out.absolute().parent.is_dir():
             raise SettingsError(f"--out {out}: name a .json file in a folder that exists")
-        found = train_query_router(read_examples(traces), share=share, validation=validation, seed=seed)
-        save_policy(found.policy, out, traces=[path.name for path in traces])
+        wanted = share or [0.5]
+        if wrong := [value for value in wanted if not 0 < value < 1]:
+            raise SettingsError(f"--share is {wrong[0]}: choose a share between 0 and 1")
+        trained = train_query_router(read_examples(traces), validation=validation, seed=seed)
         typer.echo(
-            f"{out}: trained on {found.trained_on} questions, of which {found.base_rate:.3f} benefit; AUC "
-            f"{found.auc:.3f} on {found.validated_on} others; limit {found.policy.limit:.4f} gives "
-            f"{found.share:.3f} of them to the large model"
+            f"trained on {trained.trained_on} questions; {trained.base_rate:.3f} of all benefit from the "
+            f"large model; AUC {trained.auc:.3f} on {trained.validated_on} others"
         )
+        for value in wanted:
+            found, file = trained.at_share(value), out
+            if len(wanted) > 1:
+                file = out.with_stem(f"{out.stem}-{value:g}")
+            save_policy(found.policy, file, share=found.share, traces=[path.name for path in traces])
+            typer.echo(
+                f"{file}: limit {found.policy.limit:.4f} gives {found.share:.3f} of those to the large model"
+            )

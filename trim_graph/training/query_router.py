@@ -7,7 +7,7 @@ and, where known, ``large_correct``. Needs scikit-learn (extra ``train``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,8 +52,8 @@ class TrainedRouter:
 
     Attributes:
         policy: With the limit that gives the wished share on the validation questions.
+        probabilities: Of the validation questions.
         auc: Area under the ROC curve on the validation questions; 0.5 is guessing.
-        share: Of the validation questions that go to the large model.
         c: The strength chosen.
         trained_on: Number of questions.
         validated_on: Number of questions.
@@ -61,12 +61,25 @@ class TrainedRouter:
     """
 
     policy: query_router
+    probabilities: tuple[float, ...]
     auc: float
-    share: float
     c: float
     trained_on: int
     validated_on: int
     base_rate: float
+
+    @property
+    def share(self) -> float:
+        """Share of the validation questions that go to the large model."""
+        return sum(p > self.policy.limit for p in self.probabilities) / len(self.probabilities)
+
+    def at_share(self, share: float) -> TrainedRouter:
+        """Return the same router with another limit.
+
+        Raises:
+            SettingsError: ``share`` is out of range.
+        """
+        return replace(self, policy=self.policy.with_limit(_limit(self.probabilities, share)))
 
 
 def read_examples(paths: Iterable[str | Path]) -> list[Example]:
@@ -146,9 +159,8 @@ def train_query_router(
         InputError: There are too few questions of either kind.
         ImportError: scikit-learn is not installed.
     """
-    for name, value in (("share", share), ("validation", validation)):
-        if not 0 < value < 1:
-            raise SettingsError(f"{name} is {value}: choose a share between 0 and 1")
+    _check_share("share", share)
+    _check_share("validation", validation)
     labels = [example.benefits for example in examples]
     rarest = min(sum(labels), len(labels) - sum(labels))
     if rarest < LEAST / (1 - validation) or rarest * validation < 1:
@@ -188,18 +200,29 @@ def train_query_router(
     router = query_router(best.coef_[0].astype(np.float64), idf, float(best.intercept_[0]))
     held_out = [examples[index] for index in held]
     probabilities = [router.probability(example.question) for example in held_out]
-    limit = float(np.quantile(probabilities, 1 - share, method="lower"))
-    spent = float(np.mean([p > limit for p in probabilities]))
     made: dict[str, Any] = {
         "auc": auc_of(router, held_out),
-        "share": spent,
         "c": float(search.best_params_["C"]),
         "trained_on": len(kept),
         "validated_on": len(held),
         "base_rate": sum(labels) / len(labels),
     }
+    limit = _limit(probabilities, share)
     policy = query_router(router.weights, idf, router.bias, limit=limit, made={**made, "seed": seed})
-    return TrainedRouter(policy=policy, **made)
+    return TrainedRouter(policy=policy, probabilities=tuple(probabilities), **made)
+
+
+def _limit(probabilities: Sequence[float], share: float) -> float:
+    """Return the limit above which this share of the probabilities lies."""
+    import numpy as np
+
+    _check_share("share", share)
+    return float(np.quantile(probabilities, 1 - share, method="lower"))
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise SettingsError(f"{name} is {value}: choose a share between 0 and 1")
 
 
 def auc_of(router: query_router, examples: Sequence[Example]) -> float:
