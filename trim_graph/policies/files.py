@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 FORMAT = "trim-graph policy"
 VERSION = 1
 
-KINDS: dict[str, str] = {}
+KINDS: dict[str, str] = {
+    "aggregate": "trim_graph.policies.aggregate:aggregate",
+    "sequence": "trim_graph.policies.sequence:sequence",
+}
 """Types of policy that a file may hold, and the class of each: ``{"threshold": "module:Class"}``."""
 
 
