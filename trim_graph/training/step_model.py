@@ -1,0 +1,226 @@
+"""How solutions go on, step by step, and what a scorer says of them: the model that policies are planned on.
+
+The states of a draft are those of TRIM-POMDP (arXiv 2601.10245, section 4.4): `RIGHT`, all is right so far, the
+draft included; `LOST`, an accepted step is wrong; `SLIP`, the draft is the first wrong step. The observation is
+the pair (least score of the earlier steps, score of the draft).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trim_graph.errors import SettingsError
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.intp]
+
+FORMAT = "trim-graph step model"
+VERSION = 1
+
+RIGHT, LOST, SLIP = 0, 1, 2
+STATES = ("right so far", "lost before", "first wrong step")
+
+NO_EARLIER = 1.0
+"""The least score of the earlier steps where there are none."""
+
+SPARSE = 1e-3
+"""Where the tables hold less than about this of P(least earlier | state), the score is taken to be independent
+of it: the far tails of kernel densities say nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepModel:
+    """Step accuracies, the hazard of ending, and the scorer's tables.
+
+    Attributes:
+        p_small: Probability that the small model's next step is right, given that all before it is.
+        p_large: The same of the large model.
+        hazard: ``hazard[t]``: probability that a solution ends with its step ``t`` (from 0), given that it gets
+            there. The last is 1.
+        edges: Borders of the bins of a score, from 0 to 1.
+        tables: P(least earlier score, score | state) over the bins; shape (3, bins, bins), each state sums to 1.
+        tokens: Token counts of a draft, all equally likely.
+        large_ratio: Large tokens spent on replacing a draft, for one token of the draft.
+        made: Where the model comes from, for people; JSON-native.
+    """
+
+    p_small: float
+    p_large: float
+    hazard: Floats
+    edges: Floats
+    tables: Floats
+    tokens: Floats
+    large_ratio: float = 1.0
+    made: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        bins = len(self.edges) - 1
+        for name in ("hazard", "edges", "tables", "tokens"):
+            array = np.ascontiguousarray(getattr(self, name), dtype=np.float64)
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+            _require(array.size > 0 and bool(np.isfinite(array).all()), name, "must be finite numbers")
+        for name in ("p_small", "p_large"):
+            _require(0 < getattr(self, name) < 1, name, f"is {getattr(self, name)}; it must be in (0, 1)")
+        _require(
+            self.hazard.ndim == 1 and self.hazard.min() >= 0 and self.hazard.max() <= 1, "hazard", "is off"
+        )
+        _require(self.hazard[-1] == 1, "hazard", "must end with 1: a solution cannot go on for ever")
+        ordered = self.edges.ndim == 1 and bins >= 1 and bool((np.diff(self.edges) > 0).all())
+        _require(ordered and self.edges[0] == 0 and self.edges[-1] == 1, "edges", "must rise from 0 to 1")
+        shape = (3, bins, bins)
+        _require(self.tables.shape == shape, "tables", f"have shape {self.tables.shape}; expected {shape}")
+        sums = self.tables.sum((1, 2))
+        _require(self.tables.min() >= 0 and bool(np.allclose(sums, 1, atol=1e-6)), "tables", f"sum to {sums}")
+        _require(self.tokens.ndim == 1 and self.tokens.min() > 0, "tokens", "must be positive")
+        _require(self.large_ratio > 0, "large_ratio", "must be positive")
+
+    @property
+    def steps(self) -> int:
+        """Most steps of a solution."""
+        return len(self.hazard)
+
+    @property
+    def bins(self) -> int:
+        """Number of bins of a score."""
+        return len(self.edges) - 1
+
+    @property
+    def large_tokens(self) -> Floats:
+        """Tokens of the large model for one step, all equally likely."""
+        return self.tokens * self.large_ratio
+
+    def bin_of(self, score: npt.ArrayLike) -> Ints:
+        """Return the bin of each score."""
+        found = np.searchsorted(self.edges, np.asarray(score, np.float64), side="right") - 1
+        return np.clip(found, 0, self.bins - 1)
+
+    def score_alone(self) -> Floats:
+        """Return P(score | state), shape (3, bins)."""
+        return np.asarray(self.tables.sum(1))
+
+    def score_given_min(self) -> Floats:
+        """Return P(score | least earlier score, state), shape (3, bins, bins); see `SPARSE`."""
+        alone = self.score_alone()[:, None, :]
+        return np.asarray((self.tables + SPARSE * alone) / (self.tables.sum(2, keepdims=True) + SPARSE))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model as JSON; an older file stays whole until the new one is."""
+        file = Path(path)
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "p_small": self.p_small,
+            "p_large": self.p_large,
+            "large_ratio": self.large_ratio,
+            **{name: getattr(self, name).tolist() for name in ("hazard", "edges", "tokens", "tables")},
+            "made": self.made,
+        }
+        beside = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            beside.write_text(json.dumps(document) + "\n", "utf-8")
+            beside.replace(file)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> StepModel:
+        """Read what `save` wrote.
+
+        Raises:
+            SettingsError: There is no such file, it is no step model, or one of a later release.
+        """
+        document = _read(path)
+        if document.get("format") != FORMAT:
+            raise SettingsError(f"{path} is no step model: it does not say format: {FORMAT!r}")
+        if document.get("version") != VERSION:
+            raise SettingsError(
+                f"step model {path} has version {document.get('version')!r}; "
+                f"this release of trim-graph reads version {VERSION}"
+            )
+        try:
+            return cls(
+                p_small=float(document["p_small"]),
+                p_large=float(document["p_large"]),
+                large_ratio=float(document["large_ratio"]),
+                hazard=np.array(document["hazard"], np.float64),
+                edges=np.array(document["edges"], np.float64),
+                tables=np.array(document["tables"], np.float64),
+                tokens=np.array(document["tokens"], np.float64),
+                made=document.get("made") or {},
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise SettingsError(f"step model {path} is not valid: {error!r}") from error
+
+
+def load_published(
+    path: str | os.PathLike[str],
+    *,
+    scores: str = "math-train",
+    ends: str = "slm",
+    small: str = "qwen2.5-1.5b-instruct",
+    large: str = "qwen2.5-7b-instruct",
+    tokens: npt.ArrayLike = (60.0,),
+) -> StepModel:
+    """Read the parameters that TRIM's authors published (arXiv 2601.10245; their release as JSON).
+
+    Args:
+        path: The JSON file.
+        scores: ``math-train`` or ``omni``: where the scorer's tables come from.
+        ends: ``slm``, ``llm`` or ``slm_llm``: whose solutions the hazard of ending comes from.
+        small: The small model.
+        large: The large model.
+        tokens: Token counts of a step, equally likely. The parameters say nothing of tokens; the measured runs of
+            the same release take 62 large tokens a step.
+
+    Raises:
+        SettingsError: There is no such file or no such entry in it.
+    """
+    document = _read(path)
+    try:
+        published = document["obs"][scores]
+        ending = document["terminal"][f"math_train_terminal_predictor_{ends}"]
+        accuracies = [document["transition"][name]["per_step_accuracy"] for name in (small, large)]
+        # The hazard's first entry is step 0, before any step: solutions of no step do not exist.
+        hazard = [ending["hazard"][str(step)] for step in range(1, ending["max_steps"] + 1)]
+        centres = np.unique(np.array(published["grid"])[:, 0])
+        tables = np.array([published["prob"][str(s)] for s in range(3)]).reshape(
+            3, len(centres), len(centres)
+        )
+    except KeyError as error:
+        raise SettingsError(f"published parameters {path} have no entry {error}") from error
+    edges = np.concatenate([[0.0], (centres[1:] + centres[:-1]) / 2, [1.0]])
+    made = {"published": Path(path).name, "scores": scores, "ends": ends, "small": small, "large": large}
+    return StepModel(
+        p_small=accuracies[0],
+        p_large=accuracies[1],
+        hazard=np.array(hazard, np.float64),
+        edges=edges,
+        tables=tables / tables.sum((1, 2), keepdims=True),
+        tokens=np.array(tokens, np.float64),
+        made=made,
+    )
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        document = json.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise SettingsError(f"step model {path} does not exist") from error
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"step model {path} cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise SettingsError(f"step model {path} is no JSON object")
+    return document
+
+
+def _require(holds: bool, name: str, complaint: str) -> None:
+    if not holds:
+        raise SettingsError(f"step model: {name} {complaint}")
