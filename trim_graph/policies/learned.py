@@ -88,6 +88,8 @@ class LearnedPolicy(Policy):
         if name not in self.arrays:
             raise ValueError(f"array {name} is missing")
         seen = self.arrays[name].shape
-        if len(seen) != len(shape) or any(want not in (None, got) for want, got in zip(shape, seen, strict=True)):
+        if len(seen) != len(shape) or any(
+            want not in (None, got) for want, got in zip(shape, seen, strict=True)
+        ):
             raise ValueError(f"array {name} has the shape {seen}; expected {shape}")
         return seen
