@@ -15,13 +15,14 @@ from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, SecretStr
 
 from .background import iterate_sync, run_sync
 from .call_settings import check_call_settings, stop_strings
+from .entropy import TOP_LOGPROBS
 from .vllm_call import VLLMCall
 from .vllm_prompt import VLLMPrompts
 from .vllm_server import VLLMServer, check_base_url
 from .vllm_wire import CallSettings
 
 _OWN_SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs", "timeout")
-_CALL_SETTINGS = (*_OWN_SETTINGS, "stop_when")
+_CALL_SETTINGS = (*_OWN_SETTINGS, "first_token_entropy", "stop_when")
 _LANGCHAIN_KWARGS = {"stream"}  # given by LangChain's own plumbing
 
 
@@ -42,13 +43,16 @@ class ChatVLLM(BaseChatModel):
     ``stop_reason`` (the stop string met, or None at the end of sequence), ``timed_out=True`` where a
     ``timeout`` cut it, ``prompt_opens_thought=True`` where the chat template opens one, with
     ``logprobs=True`` ``mean_token_probability`` as in `ChatTransformers`, with ``top_logprobs`` the raw
-    ``logprobs``, and ``failed_attempts`` where some were, with the tokens known of them.
+    ``logprobs``, with ``first_token_entropy=True`` a lower bound of the first token's entropy in nats and the
+    ``untold_probability`` of the tokens it does not rest on (see `entropy_logprobs`), and
+    ``failed_attempts`` where some were, with the tokens known of them.
     ``usage_metadata`` counts those too, and tells prompt tokens served from the cache where the server does.
 
     Every call takes ``stop`` and, by keyword, ``max_tokens``, ``temperature``, ``top_p``, ``seed``,
-    ``logprobs``, ``top_logprobs``, ``timeout`` and ``stop_when`` (a function of the text so far that ends
-    the answer; its ``stop_reason`` is ``"stop_when"``). Of the model's generation_config only the ends of
-    sequence count. Cancelling a call, or leaving a stream, ends the request on the server.
+    ``logprobs``, ``top_logprobs``, ``first_token_entropy``, ``timeout`` and ``stop_when`` (a function of the
+    text so far that ends the answer; its ``stop_reason`` is ``"stop_when"``). Of the model's
+    generation_config only the ends of sequence count. Cancelling a call, or leaving a stream, ends the
+    request on the server.
 
     Raises:
         ModelServerError: The server is not there, refuses, or failed ``max_retries`` times more; by a call.
@@ -64,6 +68,7 @@ class ChatVLLM(BaseChatModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     takes_stop_when: ClassVar[bool] = True
+    tells_entropy: ClassVar[bool] = True
 
     model: str = Field(min_length=1)
     """Name that the server serves the model by."""
@@ -87,6 +92,9 @@ class ChatVLLM(BaseChatModel):
     """Whether answers tell their mean token probability."""
     top_logprobs: int = Field(default=0, ge=0)
     """How many alternatives to tell of each token; 0 leaves raw log-probabilities out of the answer."""
+    entropy_logprobs: int = Field(default=TOP_LOGPROBS, ge=1)
+    """How many of the likeliest tokens an entropy is computed from: at most the server's ``--max-logprobs``,
+    which is 20 unless set. The entropy is exact with as many as the vocabulary has."""
     timeout: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     """Seconds for a whole call, retries included; what has been written by then is the answer."""
     read_timeout: float = Field(default=600.0, gt=0.0)
@@ -148,7 +156,7 @@ class ChatVLLM(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = ("model", "base_url", *_OWN_SETTINGS, "stop", "continuation")
+        names = ("model", "base_url", *_OWN_SETTINGS, "entropy_logprobs", "stop", "continuation")
         further = ("chat_template_kwargs", "extra_body")
         return {name: getattr(self, name) for name in (*names, *further)}
 
@@ -238,4 +246,9 @@ class ChatVLLM(BaseChatModel):
         given = {name: kwargs[name] for name in _CALL_SETTINGS if kwargs.get(name) is not None}
         merged = {name: getattr(self, name) for name in _OWN_SETTINGS} | given
         check_call_settings(merged)
-        return CallSettings(stop=stop_strings(self.stop if stop is None else stop), **merged)
+        wants_entropy = merged.pop("first_token_entropy", False)
+        return CallSettings(
+            stop=stop_strings(self.stop if stop is None else stop),
+            entropy_logprobs=self.entropy_logprobs if wants_entropy else 0,
+            **merged,
+        )

@@ -48,6 +48,7 @@ PUBLIC = {
         "Observation",
         "Policy",
         "as_policy",
+        "entropy_probe",
         "large_only",
         "load_policy",
         "random_rate",

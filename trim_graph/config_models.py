@@ -43,6 +43,7 @@ class VLLMModel(Part):
     max_retries: int = Field(default=3, ge=0)
     max_connections: int = Field(default=256, ge=1)
     read_timeout: float = Field(default=600.0, gt=0)
+    entropy_logprobs: int = Field(default=20, ge=1)
     continuation: Literal["auto", "chat", "raw"] = "auto"
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     extra_body: dict[str, Any] = Field(default_factory=dict)

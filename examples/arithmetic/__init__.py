@@ -30,6 +30,7 @@ __all__ = [
     "label_steps",
     "part_of",
     "problems",
+    "stream_problems",
 ]
 
 
@@ -50,13 +51,14 @@ def problems(split: Split, n: int, *, part: Part = "test", seed: int = 0) -> lis
         part: ``test`` and ``validation`` were never trained on.
         seed: Another seed draws other problems of the same part.
     """
+    return list(islice(stream_problems(split, part=part, seed=seed), n))
 
-    def fresh() -> Iterator[Problem]:
-        seen: set[str] = set()
-        for index in count():
-            problem = draw_problem(random.Random(f"{seed}:{split}:{part}:{index}"), split, part)
-            if problem.question not in seen:
-                seen.add(problem.question)
-                yield problem
 
-    return list(islice(fresh(), n))
+def stream_problems(split: Split, *, part: Part = "test", seed: int = 0) -> Iterator[Problem]:
+    """Draw different problems without end; the first ``n`` are those of `problems`."""
+    seen: set[str] = set()
+    for index in count():
+        problem = draw_problem(random.Random(f"{seed}:{split}:{part}:{index}"), split, part)
+        if problem.question not in seen:
+            seen.add(problem.question)
+            yield problem

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trim_graph import InputError
-from trim_graph.training.traces import TOKENS, read_traces, to_line, write_traces
+from trim_graph.journal import to_line
+from trim_graph.training.traces import TOKENS, read_traces, write_traces
 
 
 def a_trace(index=0, **changes):
@@ -17,7 +18,13 @@ def a_trace(index=0, **changes):
         "decision": "regenerate",
         "mean_token_probability": None,
         "label": True,
-        "discarded": {"text": "2 + 2 = 5", "tokens": 6, "score": 0.125, "label": False},
+        "discarded": {
+            "text": "2 + 2 = 5",
+            "tokens": 6,
+            "score": 0.125,
+            "label": False,
+            "mean_token_probability": 0.5,
+        },
     }
     trace = {
         "id": f"q{index}",

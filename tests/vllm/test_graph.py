@@ -9,7 +9,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from trim_graph.examples.arithmetic import is_right, problems
 from trim_graph.graph import create_trim_graph
-from trim_graph.policies import threshold
+from trim_graph.policies import entropy_probe, threshold
 
 from .conftest import KEY
 
@@ -49,6 +49,31 @@ async def test_answers_and_decisions_are_those_of_transformers(
     assert set(decisions) == {"accept", "regenerate"}
     right = sum(is_right(p, s["messages"][-1].text) for p, (_, s) in zip(ASKED, runs[0], strict=True))
     assert right > len(ASKED) / 2
+
+
+async def test_a_probe_finds_the_same_entropies_and_writers_as_in_this_process(
+    small, large, local_small, local_large
+):
+    runs = []
+    for models in ((small, large), (local_small, local_large)):
+        graph = create_trim_graph(*models, policy=entropy_probe(0.05))
+        answers = await asyncio.gather(*(probed(graph, problem) for problem in ASKED))
+        runs.append([event for events in answers for event in events])
+    for event, local in zip(*runs, strict=True):
+        assert (event["event"], event["step"], event.get("writer")) == (
+            local["event"],
+            local["step"],
+            local.get("writer"),
+        )
+        if event["event"] == "probe":
+            assert event["entropy"] <= local["entropy"] + 1e-3
+            assert event["entropy"] == pytest.approx(local["entropy"], abs=0.02 + 5 * event["untold"])
+    assert {event.get("writer") for event in runs[0]} == {None, "small", "large"}
+
+
+async def probed(graph, problem):
+    stream = graph.astream({"messages": [("user", problem.question)]}, stream_mode="custom")
+    return [event async for event in stream if event["event"] in ("probe", "accepted")]
 
 
 async def test_the_key_is_in_no_event_trace_state_or_log(small, large, scorer, caplog):

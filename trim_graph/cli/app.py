@@ -124,3 +124,49 @@ def demo(
         from .demo import Request, run_demo
 
         run_demo(Request(n, split, seed, concurrency, threshold, json_file))
+
+
+DATASETS = """\
+\b
+Datasets: arithmetic:standard, arithmetic:hard, arithmetic:words (and a part:
+arithmetic:hard:test), a JSONL or Parquet file in the shape of MATH-500, AIME,
+GSM8K or ProcessBench, or
+\b
+  {type: file, path: my.jsonl, question: KEY, answer: KEY, grader: GRADER}
+\b
+Graders: exact, numeric, multiple_choice, math, none, or your own
+module:function of (solution, row).
+"""
+
+
+@app.command(epilog=DATASETS, short_help="Run a dataset and keep a trace of every question.")
+def collect(
+    dataset: Annotated[str, typer.Option(help="Questions to run; see below.")],
+    out: Annotated[Path, typer.Option(help="File for the traces, .jsonl or .parquet.")],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file as for solve; without it the arithmetic models.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="The behaviour policy: a name, or {type: random_rate, rate: 0.3}.")
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option("-n", help="How many questions; default: all of a file, else 1000.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Most questions under way at once.")] = 32,
+    seed: Annotated[int, typer.Option(help="Draws arithmetic problems, and of a random policy.")] = 0,
+    label_steps: Annotated[
+        bool, typer.Option("--label-steps", help="Say of each step whether it is right (arithmetic only).")
+    ] = False,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Run the questions again that failed before.")
+    ] = False,
+) -> None:
+    """Run a dataset under a behaviour policy, and write a trace of every question as it ends.
+
+    The same command goes on with a file that was interrupted, or given a larger -n with one that is complete.
+    A file never mixes datasets, policies, models or seeds. Every step is scored.
+    """
+    with failures_reported():
+        from .collecting import Request, run_collect
+
+        run_collect(Request(dataset, out, config, policy, n, concurrency, seed, label_steps, retry_errors))

@@ -24,6 +24,22 @@ def chosen_config(file: Path | None, overrides: dict[str, Any]) -> TrimConfig:
     return example_config(overrides)
 
 
+def parsed_option(option: str, given: str, example: str) -> Any:
+    """Read an option that is a name or a YAML mapping.
+
+    Raises:
+        SettingsError: It is not YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(given)
+    except yaml.YAMLError as error:
+        raise SettingsError(
+            f"{option} {given!r} is neither a name nor a mapping such as '{example}'"
+        ) from error
+
+
 def readable(problem: str, config: TrimConfig) -> str:
     """Check a problem before a model sees it.
 
@@ -39,8 +55,12 @@ def readable(problem: str, config: TrimConfig) -> str:
     return read_problem(problem)
 
 
-def load_parts(config: TrimConfig) -> Parts:
+def load_parts(config: TrimConfig, *, rated: bool = False) -> Parts:
     """Make the models and load their weights, so that loading counts neither as a step nor as time spent.
+
+    Args:
+        config: Names them.
+        rated: Whether the scorer is needed also where the policy looks at no score.
 
     Raises:
         SettingsError: A model cannot be loaded.
@@ -61,7 +81,7 @@ def load_parts(config: TrimConfig) -> Parts:
             status.update(f"loading the {name} model")
             with _refusing(name):
                 model.count_prompt_tokens([HumanMessage("1")])
-        if parts.scorer is not None and config.policy.build().needs_score:
+        if parts.scorer is not None and (rated or config.policy.build().needs_score):
             status.update("loading the scorer")
             with _refusing("scorer"):
                 parts.scorer.score("1", [{"text": "1", "writer": "small"}])

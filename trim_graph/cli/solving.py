@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trim_graph.config import Parts, TrimConfig, build_graph
 from trim_graph.errors import SettingsError, TrimError
 
-from .models import chosen_config, load_parts, readable
+from .models import chosen_config, load_parts, parsed_option, readable
 from .reporting import Interrupted
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Request:
         if self.policy is not None and self.threshold is not None:
             raise SettingsError("--policy and --threshold both choose the policy: give one of them")
         if self.policy is not None:
-            changes["policy"] = _parsed(self.policy)
+            changes["policy"] = parsed_option("--policy", self.policy, "{type: threshold, t: 0.5}")
         if self.threshold is not None:
             changes["policy"] = {"type": "threshold", "t": self.threshold}
         limits = {name: value for name, value in self.budget.items() if value is not None}
@@ -100,18 +100,6 @@ def _check(request: Request) -> None:
         raise SettingsError("--resume goes on with the problem of the thread: leave out the problem")
     if request.overrides():
         raise SettingsError("--resume keeps the policy and limits of the run: leave out the options for them")
-
-
-def _parsed(policy: str) -> Any:
-    """Read the option --policy: a name or a YAML mapping."""
-    import yaml
-
-    try:
-        return yaml.safe_load(policy)
-    except yaml.YAMLError as error:
-        raise SettingsError(
-            f"--policy {policy!r} is neither a name nor a mapping such as '{{type: threshold, t: 0.5}}'"
-        ) from error
 
 
 def _run(

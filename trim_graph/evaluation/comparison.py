@@ -64,10 +64,11 @@ def compare(
         seed: Of the bootstrap.
 
     Raises:
-        ValueError: The arms are empty or did not get the same number of questions.
+        ValueError: The arms are empty, did not get the same number of questions, or questions have no known
+            answer.
     """
     means = _means(arms, resamples, seed)
-    plain = {name: accuracy([o.correct for o in outcomes]) or 0.0 for name, outcomes in arms.items()}
+    plain = {name: accuracy(graded(outcomes)) or 0.0 for name, outcomes in arms.items()}
     tokens = {name: sum(o.large_tokens for o in outcomes) for name, outcomes in arms.items()}
     figures: dict[str, ArmFigures] = {}
     for name, outcomes in arms.items():
@@ -100,13 +101,24 @@ def accuracy_difference(
         ValueError: They are empty or did not get the same number of questions.
     """
     means = _means({"left": left, "right": right}, resamples, seed)
-    plain = (accuracy([o.correct for o in left]) or 0.0) - (accuracy([o.correct for o in right]) or 0.0)
+    plain = (accuracy(graded(left)) or 0.0) - (accuracy(graded(right)) or 0.0)
     return Difference(accuracy=plain, interval=interval(means["left correct"] - means["right correct"]))
+
+
+def graded(outcomes: Sequence[Outcome]) -> list[bool]:
+    """Return whether each question was answered right.
+
+    Raises:
+        ValueError: A question has no known answer.
+    """
+    if any(outcome.correct is None for outcome in outcomes):
+        raise ValueError("questions without a known answer have no accuracy")
+    return [bool(outcome.correct) for outcome in outcomes]
 
 
 def _means(arms: Mapping[str, Sequence[Outcome]], resamples: int, seed: int) -> Means:
     columns: dict[str, list[float]] = {}
     for name, outcomes in arms.items():
-        columns[f"{name} correct"] = [float(outcome.correct) for outcome in outcomes]
+        columns[f"{name} correct"] = [float(right) for right in graded(outcomes)]
         columns[f"{name} tokens"] = [float(outcome.large_tokens) for outcome in outcomes]
     return resampled_means(columns, resamples=resamples, seed=seed)

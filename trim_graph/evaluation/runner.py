@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+Item = TypeVar("Item")
+StepLabels = Callable[[Sequence[str]], Sequence[bool | None]]
 
 
 class Graph(Protocol):
@@ -23,13 +26,17 @@ class Question:
 
     Attributes:
         text: What the models are asked.
-        grade: Says of the text of a solution whether it is right.
+        grade: Says of the text of a solution whether it is right; None where nobody knows the answer.
         expected: The right answer, for the record only.
+        id: Its name in the dataset.
+        label_steps: Says of each step whether it is right given those before it, where that can be checked.
     """
 
     text: str
-    grade: Callable[[str], bool]
+    grade: Callable[[str], bool] | None = None
     expected: str | None = None
+    id: str = ""
+    label_steps: StepLabels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +45,8 @@ class Outcome:
 
     Attributes:
         index: Of the question in the list.
-        correct: Whether the solution was graded right; False after an error.
+        correct: Whether the solution was graded right; False after an error, else None where the question
+            has no known answer.
         solution: Its text; empty after an error.
         large_tokens: Tokens the large model generated, those lost in a crash included.
         seconds: Wall time, waiting for others included.
@@ -47,7 +55,7 @@ class Outcome:
     """
 
     index: int
-    correct: bool
+    correct: bool | None
     solution: str = ""
     large_tokens: int = 0
     seconds: float = 0.0
@@ -78,21 +86,45 @@ async def run_arm(
     Raises:
         ValueError: ``concurrency`` is below 1.
     """
+    outcomes: dict[int, Outcome] = {}
+
+    async def work(item: tuple[int, Question]) -> None:
+        index, question = item
+        outcome = outcomes[index] = await _answer(graph, index, question)
+        if on_outcome is not None:
+            on_outcome(outcome)
+
+    await run_each(work, enumerate(questions), concurrency=concurrency)
+    return [outcomes[index] for index in range(len(questions))]
+
+
+async def run_each(
+    work: Callable[[Item], Awaitable[None]], items: Iterable[Item], *, concurrency: int
+) -> None:
+    """Do the work for every item, so many at a time.
+
+    Args:
+        work: Called with each item; an exception it raises ends the others too, and is raised.
+        items: Any number, taken one by one as they are needed.
+        concurrency: Most items under way at once.
+
+    Raises:
+        ValueError: ``concurrency`` is below 1.
+    """
     if concurrency < 1:
         raise ValueError(f"concurrency={concurrency} must be 1 or more")
-    outcomes: dict[int, Outcome] = {}
-    waiting = iter(enumerate(questions))
+    waiting = iter(items)
 
-    async def work() -> None:
-        for index, question in waiting:
-            outcome = outcomes[index] = await _answer(graph, index, question)
-            if on_outcome is not None:
-                on_outcome(outcome)
+    async def worker() -> None:
+        for item in waiting:
+            await work(item)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(concurrency, len(questions))):
-            group.create_task(work())
-    return [outcomes[index] for index in range(len(questions))]
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(worker())
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 async def _answer(graph: Graph, index: int, question: Question) -> Outcome:
@@ -101,7 +133,7 @@ async def _answer(graph: Graph, index: int, question: Question) -> Outcome:
         result = await graph.ainvoke({"messages": [("user", question.text)]})
         solution = str(result["messages"][-1].text)
         summary = dict(result["trim"])
-        correct = bool(question.grade(solution))
+        correct = None if question.grade is None else bool(question.grade(solution))
     except Exception as error:
         seconds = time.monotonic() - begun
         return Outcome(index, False, seconds=seconds, error=f"{type(error).__name__}: {error}")

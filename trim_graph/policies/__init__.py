@@ -2,6 +2,7 @@
 
 from .base import AllOf, AnyOf, Choice, Decision, FunctionPolicy, NextWriter, Observation, Policy, as_policy
 from .baselines import large_only, random_rate, small_only, stay_on_large
+from .entropy_probe import entropy_probe
 from .files import load_policy, save_policy
 from .threshold import threshold
 
@@ -15,6 +16,7 @@ __all__ = [
     "Observation",
     "Policy",
     "as_policy",
+    "entropy_probe",
     "large_only",
     "load_policy",
     "random_rate",

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from trim_graph.budget import Writer
 from trim_graph.errors import InputError
+from trim_graph.journal import to_line
 from trim_graph.rows import import_parquet, read_rows
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -34,6 +35,7 @@ class DiscardedDraft(TypedDict):
     tokens: Count
     score: Probability | None
     label: bool | None
+    mean_token_probability: NotRequired[Probability | None]
 
 
 class TraceStep(TypedDict):
@@ -127,12 +129,6 @@ def parse_trace(values: dict[str, Any], place: str) -> Trace:
         raise InputError(f"{place}: not a trace: {key}: {first['msg']}{seen}") from error
 
 
-def to_line(record: Any) -> bytes:
-    """Write a JSON-native record as one line of JSONL; what UTF-8 cannot hold becomes a question mark."""
-    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8", "replace") + b"\n"
-
-
 def write_traces(path: str | Path, traces: Iterable[Trace]) -> int:
     """Write traces; an older file stays whole until the new one is.
 
@@ -194,7 +190,7 @@ def _schema() -> Any:
     import pyarrow as pa
 
     text, number, flag, real = pa.string(), pa.int64(), pa.bool_(), pa.float64()
-    draft = {"text": text, "tokens": number, "score": real, "label": flag}
+    draft = {"text": text, "tokens": number, "score": real, "label": flag, "mean_token_probability": real}
     step = {
         "text": text,
         "writer": text,

@@ -1,0 +1,196 @@
+"""Run questions through a graph under a behaviour policy, and make a trace of each run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from trim_graph.adapters import ScorableStep
+from trim_graph.adapters.scorers import as_scorer, read_scores
+from trim_graph.evaluation import Question
+from trim_graph.evaluation.runner import run_each
+
+from .traces import TOKENS, DiscardedDraft, Trace, TraceStep
+
+CHANNELS = ("trim", "messages", "run", "steps", "scores", "decisions")
+"""Of the graph's state: what a trace is made of."""
+
+
+class Graph(Protocol):
+    """What `collect` needs of a graph built by `create_trim_graph`."""
+
+    async def ainvoke(self, input: Any, /, *, output_keys: Sequence[str]) -> Any:
+        """Answer with the named channels."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the traces of one collection have in common.
+
+    Attributes:
+        dataset: Its name.
+        split: Train, validation or test, if known.
+        policy: The behaviour policy, as a configuration names it.
+        seed: Of the graph.
+    """
+
+    dataset: str
+    split: str | None
+    policy: dict[str, Any]
+    seed: int | None
+
+
+async def collect(
+    graph: Graph,
+    questions: Iterable[tuple[int, Question]],
+    source: Source,
+    *,
+    scorer: Any = None,
+    on_trace: Callable[[Trace], None],
+    concurrency: int = 32,
+    label_steps: bool = False,
+) -> None:
+    """Run questions through the graph.
+
+    What the policy did not ask the scorer about is scored after the run, all accepted steps in one call: the
+    policy sees no more than it wants, and the trace has every score. The tokens read for that count.
+
+    Args:
+        graph: Built by `create_trim_graph`.
+        questions: Each with its place in the dataset; taken as they are needed.
+        source: What all traces have in common.
+        scorer: The graph's; without one, what was not scored in the run stays so.
+        on_trace: Gets each trace as its question ends. A question that fails has a trace that says why.
+        concurrency: Most questions under way at once.
+        label_steps: Whether to check each step, where the dataset can.
+
+    Raises:
+        ValueError: ``concurrency`` is below 1.
+    """
+    rater = None if scorer is None else as_scorer(scorer)
+
+    async def work(item: tuple[int, Question]) -> None:
+        index, question = item
+        try:
+            result = await graph.ainvoke({"messages": [("user", question.text)]}, output_keys=CHANNELS)
+            trace = trace_of(result, index, question, source)
+            if rater is not None:
+                await _rate(trace, rater)
+            if label_steps and question.label_steps is not None:
+                _label(trace, question)
+        except Exception as error:
+            trace = _failed(index, question, source, f"{type(error).__name__}: {error}")
+        on_trace(trace)
+
+    await run_each(work, questions, concurrency=concurrency)
+
+
+def trace_of(result: dict[str, Any], index: int, question: Question, source: Source) -> Trace:
+    """Make a trace of the channels `CHANNELS` of a run that has ended."""
+    summary = result["trim"]
+    decided = {record["step"]: record for record in result["decisions"]}
+    steps: list[TraceStep] = []
+    for number, step in enumerate(result["steps"]):
+        record = decided.get(number, {})
+        draft = record.get("discarded")
+        steps.append(
+            TraceStep(
+                text=step["text"],
+                writer=step["writer"],
+                tokens=step["tokens"],
+                score=result["scores"].get(str(number)),
+                decision=record.get("decision"),
+                mean_token_probability=step["mean_token_probability"],
+                label=None,
+                discarded=None
+                if draft is None
+                else DiscardedDraft(
+                    text=draft["text"],
+                    tokens=draft["tokens"],
+                    score=record["score"],
+                    label=None,
+                    mean_token_probability=draft["mean_token_probability"],
+                ),
+            )
+        )
+    solution = str(result["messages"][-1].text)
+    return Trace(
+        id=question.id or str(index),
+        index=index,
+        dataset=source.dataset,
+        split=source.split,
+        question=question.text,
+        policy=source.policy,
+        seed=source.seed,
+        correct=None if question.grade is None else bool(question.grade(solution)),
+        answer=summary["answer"],
+        stopped=summary["stopped"],
+        steps=steps,
+        tokens={key: summary["tokens"][key] for key in TOKENS},
+        error=None,
+    )
+
+
+async def _rate(trace: Trace, scorer: Any) -> None:
+    """Score what has no score: the accepted steps in one call, and each discarded draft behind its own."""
+    steps = trace["steps"]
+
+    async def rated(rows: list[ScorableStep]) -> Sequence[float]:
+        reply = read_scores(await scorer.ascore(trace["question"], rows), len(rows))
+        trace["tokens"]["scorer"] += reply.input_tokens
+        return reply.scores
+
+    async def accepted() -> None:
+        if any(step["score"] is None for step in steps):
+            scores = await rated([_scorable(step) for step in steps])
+            for step, score in zip(steps, scores, strict=True):
+                step["score"] = score if step["score"] is None else step["score"]
+
+    async def discarded(number: int, draft: DiscardedDraft) -> None:
+        last = ScorableStep(
+            text=draft["text"],
+            writer="small",
+            mean_token_probability=draft.get("mean_token_probability"),
+        )
+        draft["score"] = (await rated([*map(_scorable, steps[:number]), last]))[-1]
+
+    drafts = [(number, draft) for number, step in enumerate(steps) if (draft := step["discarded"])]
+    missing = [discarded(number, draft) for number, draft in drafts if draft["score"] is None]
+    await asyncio.gather(accepted(), *missing)
+
+
+def _scorable(step: TraceStep) -> ScorableStep:
+    return ScorableStep(
+        text=step["text"], writer=step["writer"], mean_token_probability=step["mean_token_probability"]
+    )
+
+
+def _label(trace: Trace, question: Question) -> None:
+    assert question.label_steps is not None
+    texts = [step["text"] for step in trace["steps"]]
+    for number, (step, label) in enumerate(zip(trace["steps"], question.label_steps(texts), strict=True)):
+        step["label"] = label
+        draft = step["discarded"]
+        if draft is not None:
+            draft["label"] = question.label_steps([*texts[:number], draft["text"]])[-1]
+
+
+def _failed(index: int, question: Question, source: Source, error: str) -> Trace:
+    return Trace(
+        id=question.id or str(index),
+        index=index,
+        dataset=source.dataset,
+        split=source.split,
+        question=question.text,
+        policy=source.policy,
+        seed=source.seed,
+        correct=None,
+        answer=None,
+        stopped="",
+        steps=[],
+        tokens=dict.fromkeys(TOKENS, 0),
+        error=error,
+    )
