@@ -170,3 +170,73 @@ def collect(
         from .collecting import Request, run_collect
 
         run_collect(Request(dataset, out, config, policy, n, concurrency, seed, label_steps, retry_errors))
+
+
+PLANNED = """\
+\b
+SOURCE is one of
+  traces with labelled and scored steps (.jsonl, .parquet; trim-graph collect)
+  a step model that --model-out wrote
+  the parameters that TRIM's authors published, as JSON
+\b
+Rewards: 100 for a solution that ends right; costs are in the same unit.
+Beliefs: carried (over time, by the score given the least earlier one),
+carried_alone (by the score), carried_joint (by both, as if independent of the
+steps before), memoryless (each step from a uniform belief, as published).
+\b
+The file is named in a configuration: policy: plan.json
+"""
+
+
+@app.command(epilog=PLANNED, short_help="Plan when to ask the large model.")
+def plan(
+    source: Annotated[Path, typer.Argument(help="What is known of steps and scores; see below.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Policy file, .json; arrays go beside it.")],
+    cost_per_token: Annotated[
+        list[float] | None,
+        typer.Option(help="Reward that a large token costs; several times: a plan and a file each."),
+    ] = None,
+    cost_per_call: Annotated[float, typer.Option(help="Reward that a call of the large model costs.")] = 0.0,
+    cost_per_draft: Annotated[
+        float, typer.Option(help="Reward that a draft and its score cost; a handover saves it.")
+    ] = 0.0,
+    budget: Annotated[
+        int | None, typer.Option(help="Most large tokens of a run; the plan holds for every limit up to it.")
+    ] = None,
+    belief: Annotated[str, typer.Option(help="How scores become a belief; see below.")] = "carried",
+    belief_step: Annotated[float, typer.Option(help="Grid of beliefs.")] = 0.025,
+    handover: Annotated[bool, typer.Option(help="Whether all that remains may be handed over.")] = True,
+    p_large: Annotated[
+        float | None, typer.Option(help="Chance that the large model's step is right; replaces the source's.")
+    ] = None,
+    tokens: Annotated[float | None, typer.Option(help="Tokens of a draft; replaces the source's.")] = None,
+    bins: Annotated[int, typer.Option(help="Bins of a score, where traces are read.")] = 20,
+    model_out: Annotated[Path | None, typer.Option(help="Write the step model to this file.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the step model, and the traces beside it (.png, .svg, .pdf).")
+    ] = None,
+    simulate: Annotated[int, typer.Option(help="Simulated solutions in the table.")] = 10_000,
+) -> None:
+    """Plan when to ask the large model, write the policy, and simulate it."""
+    with failures_reported():
+        from .planning import Request, run_plan
+
+        run_plan(
+            Request(
+                source=source,
+                out=out,
+                cost_per_token=tuple(cost_per_token or ()),
+                cost_per_call=cost_per_call,
+                cost_per_draft=cost_per_draft,
+                budget=budget,
+                belief=belief,
+                belief_step=belief_step,
+                handover=handover,
+                p_large=p_large,
+                tokens=tokens,
+                bins=bins,
+                model_out=model_out,
+                picture=picture,
+                simulate=simulate,
+            )
+        )

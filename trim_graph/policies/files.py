@@ -28,6 +28,7 @@ VERSION = 1
 
 KINDS: dict[str, str] = {
     "aggregate": "trim_graph.policies.aggregate:aggregate",
+    "pomdp": "trim_graph.policies.pomdp:pomdp",
     "sequence": "trim_graph.policies.sequence:sequence",
 }
 """Types of policy that a file may hold, and the class of each: ``{"threshold": "module:Class"}``."""

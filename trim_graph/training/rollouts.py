@@ -1,13 +1,13 @@
 """Rollouts of a graph, recorded as trees, so that a rollout taken again needs no model.
 
-Where the models are deterministic (temperature 0), what follows is a function of the text so far: a node is the
-text of the accepted steps, and from it two ways lead on, the small model's draft and what the large model writes
-in its place. Everything in a tree was written by the graph itself with its real models: `Rollouts` runs it under
-plans (`Planned`) and keeps what it wrote. A way that no run has taken is run when somebody takes it.
+Where the models are deterministic (temperature 0), what follows is a function of the text so far: a node is
+the text of the accepted steps, and from it two ways lead on, the small model's draft and what the large model
+writes in its place. Everything in a tree was written by the graph itself with its real models: `Rollouts` runs
+it under plans (`Planned`) and keeps what it wrote. A way that no run has taken is run when somebody takes it.
 
 A recorded rollout is exact, the same texts, scores and tokens as the graph's, where
 
-- the models are deterministic. At a temperature above 0 each node keeps the one continuation that was drawn first:
+- the models are deterministic. At a temperature above 0 a node keeps the one continuation that was drawn there:
   a sample of what the models may write, not the whole of it;
 - a score depends on the texts only, not on who wrote them (a scorer by token confidence is not of this kind);
 - the run has no budget: it would change decisions.
@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from trim_graph.budget import Writer
 from trim_graph.errors import TrimError
@@ -26,10 +26,13 @@ from trim_graph.evaluation import Question
 from trim_graph.policies import Choice, Observation, Policy
 from trim_graph.policies.base import DECISIONS, checked, remembering
 
-from .traces import TOKENS, DiscardedDraft, Trace, TraceStep
+from .collecting import Graph, Source, collect
+from .traces import Trace, TraceStep
 
 Plan = Sequence[bool]
 """For each draft in turn, whether it is regenerated."""
+
+SOURCE = Source(dataset="rollouts", split=None, policy={"type": "planned"}, seed=None)
 
 DONE = ("finished", "max_steps", "no_step")
 """How a run ends by itself."""
@@ -37,14 +40,6 @@ DONE = ("finished", "max_steps", "no_step")
 
 class RolloutError(TrimError):
     """A run failed or was stopped, so that its question cannot be learned from."""
-
-
-class Graph(Protocol):
-    """What is needed of a graph built by `create_trim_graph`."""
-
-    def astream(self, input: Any, /, *, stream_mode: Any) -> Any:
-        """Answer ``{"messages": [...]}``, telling what happens."""
-        ...
 
 
 class Planned(Policy):
@@ -97,7 +92,7 @@ class Node:
     regenerated: Node | None = field(default=None, repr=False)
 
     def after(self, regenerate: bool) -> Node | None:
-        """Return the node a decision leads to; None where no run has taken it or nothing is known behind it."""
+        """Return the node a decision leads to; None where no run has got there."""
         node = self.regenerated if regenerate else self.accepted
         return node if node is not None and node.ended is not None else None
 
@@ -154,7 +149,7 @@ class Tree:
             raise RolloutError(f"the decision on a draft of {self.question.text[:80]!r} was not carried out")
         node.ended = False
         draft: Any = step["discarded"] if regenerated else step
-        probability = None if regenerated else step["mean_token_probability"]
+        probability = draft.get("mean_token_probability")
         node.draft = self._newest(node.draft, Written(draft["text"], draft["tokens"], probability))
         node.draft_score = draft["score"]
         node.accepted = self._node((*node.steps, node.draft.text))
@@ -173,75 +168,6 @@ class Tree:
             if seen.probability is None and known.text == seen.text:
                 seen.probability = known.probability
         return seen
-
-
-async def trace_of(graph: Graph, question: Question, index: int = 0) -> Trace:
-    """Run a question through a graph and record what happened.
-
-    Args:
-        graph: Built by `create_trim_graph`.
-        question: To be answered.
-        index: Its place among the questions.
-    """
-    steps: list[TraceStep] = []
-    decision: dict[str, Any] = {}
-    final: dict[str, Any] = {}
-    trace = Trace(
-        id=str(index),
-        index=index,
-        dataset="",
-        split=None,
-        question=question.text,
-        policy={},
-        seed=None,
-        correct=None,
-        answer=None,
-        stopped="",
-        steps=steps,
-        tokens=dict.fromkeys(TOKENS, 0),
-        error=None,
-    )
-    try:
-        stream = graph.astream({"messages": [("user", question.text)]}, stream_mode=["custom", "values"])
-        async for mode, part in stream:
-            if mode == "values":
-                final = part
-            elif part.get("event") == "decision":
-                decision = part
-            elif part.get("event") == "accepted":
-                steps.append(_trace_step(part, decision))
-    except Exception as error:
-        return {**trace, "steps": [], "error": f"{type(error).__name__}: {error}"}
-    summary = final["trim"]
-    for step, score in zip(steps, summary["scores"], strict=True):
-        step["score"] = score
-    return {
-        **trace,
-        "correct": bool(question.grade(str(final["messages"][-1].text))),
-        "answer": summary["answer"],
-        "stopped": summary["stopped"],
-        "tokens": {name: summary["tokens"].get(name, 0) for name in TOKENS},
-    }
-
-
-def _trace_step(accepted: dict[str, Any], decision: dict[str, Any]) -> TraceStep:
-    decided = decision if decision.get("step") == accepted["step"] else {}
-    thrown_away: dict[str, Any] | None = decided.get("discarded")
-    discarded = None
-    if thrown_away is not None:
-        discarded = DiscardedDraft(
-            text=thrown_away["text"], tokens=thrown_away["tokens"], score=decided["score"], label=None
-        )
-    return TraceStep(
-        text=accepted["text"],
-        writer=accepted["writer"],
-        tokens=accepted["tokens"],
-        score=accepted["score"],
-        decision=decided.get("decision"),
-        mean_token_probability=accepted.get("mean_token_probability"),
-        label=None,
-        discarded=discarded,
-    )
 
 
 class Rollouts:
@@ -323,20 +249,20 @@ class Rollouts:
     async def _run(self, plans: dict[int, Plan]) -> None:
         if self._graph is None:
             raise RolloutError("a rollout takes a way that was not recorded, and there is no graph to run")
-        graph, waiting = self._graph, iter(plans.items())
+        for index, plan in plans.items():
+            self._planned.plans[self.trees[index].question.text] = plan
+        await collect(
+            self._graph,
+            ((index, self.trees[index].question) for index in plans),
+            SOURCE,
+            on_trace=self._keep,
+            concurrency=min(self.concurrency, len(plans)),
+        )
 
-        async def work() -> None:
-            for index, plan in waiting:
-                question = self.trees[index].question
-                self._planned.plans[question.text] = plan
-                trace = await trace_of(graph, question, index)
-                self.trees[index].add(trace)
-                self.traces.append(trace)
-                self.runs += 1
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(self.concurrency, len(plans))):
-                group.create_task(work())
+    def _keep(self, trace: Trace) -> None:
+        self.trees[trace["index"]].add(trace)
+        self.traces.append(trace)
+        self.runs += 1
 
 
 @dataclass(slots=True)

@@ -2,18 +2,18 @@
 
 What is assumed:
 
-- A step is right, given that all before it is, with a probability that depends on its writer only. Once a step
-  is wrong the solution is lost.
+- A step is right, given that all before it is, with a probability that depends on its writer only. Once a
+  step is wrong the solution is lost.
 - Where a solution ends is a property of the place: the draft and what the large model writes instead end it
   alike. A policy that does not look at `Seen.ends` sees the hazard of the published model, no more.
 - A score depends on the state of its step and on the least of the scores before it, which is derived from the
-  trajectory's own scores (``scores="given_min"``). So P(score | least, state) is the tables' own by construction;
-  how far the least scores then agree with the tables is reported by `trim_graph.training.goodness`.
-  ``"alone"``: on the state only. ``"published"``: the pair is drawn anew at each step, as the published POMDP
-  assumes; its least score is no minimum of anything.
+  trajectory's own scores (``scores="given_min"``). So P(score | least, state) is the tables' own by
+  construction; how far the least scores then agree with the tables is reported by
+  `trim_graph.training.goodness`. ``"alone"``: on the state only. ``"published"``: the pair is drawn anew at
+  each step, as the published POMDP assumes; its least score is no minimum of anything.
 - A step by the large model is scored, with the tables of its own state, when the next draft is.
-- A regeneration takes ``large_ratio`` times the tokens of the draft. One that the budget cannot pay for is refused
-  and the draft stays; after a handover that runs out of budget the small model writes the rest.
+- A regeneration takes ``large_ratio`` times the tokens of the draft. One that the budget cannot pay for is
+  refused and the draft stays; after a handover that runs out of budget the small model writes the rest.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """How solutions go on, step by step, and what a scorer says of them: the model that policies are planned on.
 
-The states of a draft are those of TRIM-POMDP (arXiv 2601.10245, section 4.4): `RIGHT`, all is right so far, the
-draft included; `LOST`, an accepted step is wrong; `SLIP`, the draft is the first wrong step. The observation is
-the pair (least score of the earlier steps, score of the draft).
+The states of a draft are those of TRIM-POMDP (arXiv 2601.10245, section 4.4): `RIGHT`, all is right so far,
+the draft included; `LOST`, an accepted step is wrong; `SLIP`, the draft is the first wrong step. The
+observation is the pair (least score of the earlier steps, score of the draft).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trim_graph.errors import SettingsError
+from trim_graph.policies.plan import step_tables
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
@@ -30,9 +31,9 @@ STATES = ("right so far", "lost before", "first wrong step")
 NO_EARLIER = 1.0
 """The least score of the earlier steps where there are none."""
 
-SPARSE = 1e-3
-"""Where the tables hold less than about this of P(least earlier | state), the score is taken to be independent
-of it: the far tails of kernel densities say nothing."""
+SHRINK = 1e-3
+"""Where published tables hold less than about this of P(least earlier | state), the score is taken to be
+independent of it: the far tails of kernel densities say nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,11 +43,14 @@ class StepModel:
     Attributes:
         p_small: Probability that the small model's next step is right, given that all before it is.
         p_large: The same of the large model.
-        hazard: ``hazard[t]``: probability that a solution ends with its step ``t`` (from 0), given that it gets
-            there. The last is 1.
+        hazard: ``hazard[t]``: probability that a solution ends with its step ``t`` (from 0), given that it
+            gets there. The last is 1.
         edges: Borders of the bins of a score, from 0 to 1.
-        tables: P(least earlier score, score | state) over the bins; shape (3, bins, bins), each state sums to 1.
+        tables: P(least earlier score, score | state) over the bins; shape (3, bins, bins), each state sums
+            to 1.
         tokens: Token counts of a draft, all equally likely.
+        shrink: How far P(score | least, state) is drawn to P(score | state), for each state: this much joins
+            P(least | state).
         large_ratio: Large tokens spent on replacing a draft, for one token of the draft.
         made: Where the model comes from, for people; JSON-native.
     """
@@ -57,12 +61,13 @@ class StepModel:
     edges: Floats
     tables: Floats
     tokens: Floats
+    shrink: Floats = field(default_factory=lambda: np.full(3, SHRINK))
     large_ratio: float = 1.0
     made: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         bins = len(self.edges) - 1
-        for name in ("hazard", "edges", "tables", "tokens"):
+        for name in ("hazard", "edges", "tables", "tokens", "shrink"):
             array = np.ascontiguousarray(getattr(self, name), dtype=np.float64)
             array.flags.writeable = False
             object.__setattr__(self, name, array)
@@ -80,6 +85,7 @@ class StepModel:
         sums = self.tables.sum((1, 2))
         _require(self.tables.min() >= 0 and bool(np.allclose(sums, 1, atol=1e-6)), "tables", f"sum to {sums}")
         _require(self.tokens.ndim == 1 and self.tokens.min() > 0, "tokens", "must be positive")
+        _require(self.shrink.shape == (3,) and self.shrink.min() > 0, "shrink", "must be 3 positive numbers")
         _require(self.large_ratio > 0, "large_ratio", "must be positive")
 
     @property
@@ -107,9 +113,16 @@ class StepModel:
         return np.asarray(self.tables.sum(1))
 
     def score_given_min(self) -> Floats:
-        """Return P(score | least earlier score, state), shape (3, bins, bins); see `SPARSE`."""
-        alone = self.score_alone()[:, None, :]
-        return np.asarray((self.tables + SPARSE * alone) / (self.tables.sum(2, keepdims=True) + SPARSE))
+        """Return P(score | least earlier score, state), shape (3, bins, bins); see `shrink`."""
+        return step_tables(self.tables, "carried", self.shrink)
+
+    def changed(self, *, p_large: float | None = None, tokens: npt.ArrayLike | None = None) -> StepModel:
+        """Return the model for another large model, or other token counts."""
+        return replace(
+            self,
+            p_large=self.p_large if p_large is None else p_large,
+            tokens=self.tokens if tokens is None else np.asarray(tokens, np.float64),
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model as JSON; an older file stays whole until the new one is."""
@@ -120,7 +133,10 @@ class StepModel:
             "p_small": self.p_small,
             "p_large": self.p_large,
             "large_ratio": self.large_ratio,
-            **{name: getattr(self, name).tolist() for name in ("hazard", "edges", "tokens", "tables")},
+            **{
+                name: getattr(self, name).tolist()
+                for name in ("hazard", "edges", "tokens", "shrink", "tables")
+            },
             "made": self.made,
         }
         beside = file.with_name(f".{file.name}.{os.getpid()}")
@@ -137,7 +153,7 @@ class StepModel:
         Raises:
             SettingsError: There is no such file, it is no step model, or one of a later release.
         """
-        document = _read(path)
+        document = read_document(path)
         if document.get("format") != FORMAT:
             raise SettingsError(f"{path} is no step model: it does not say format: {FORMAT!r}")
         if document.get("version") != VERSION:
@@ -154,6 +170,7 @@ class StepModel:
                 edges=np.array(document["edges"], np.float64),
                 tables=np.array(document["tables"], np.float64),
                 tokens=np.array(document["tokens"], np.float64),
+                shrink=np.array(document["shrink"], np.float64),
                 made=document.get("made") or {},
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -177,13 +194,13 @@ def load_published(
         ends: ``slm``, ``llm`` or ``slm_llm``: whose solutions the hazard of ending comes from.
         small: The small model.
         large: The large model.
-        tokens: Token counts of a step, equally likely. The parameters say nothing of tokens; the measured runs of
-            the same release take 62 large tokens a step.
+        tokens: Token counts of a step, equally likely. The parameters say nothing of tokens; the measured
+            runs of the same release take 62 large tokens a step.
 
     Raises:
         SettingsError: There is no such file or no such entry in it.
     """
-    document = _read(path)
+    document = read_document(path)
     try:
         published = document["obs"][scores]
         ending = document["terminal"][f"math_train_terminal_predictor_{ends}"]
@@ -209,7 +226,12 @@ def load_published(
     )
 
 
-def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        SettingsError: The file cannot be read, or is none.
+    """
     try:
         document = json.loads(Path(path).read_text("utf-8"))
     except FileNotFoundError as error:

@@ -1,0 +1,192 @@
+"""Carry out a plan (TRIM-POMDP, arXiv 2601.10245, section 4.4): keep a belief, pay where it is worth it.
+
+Needs NumPy. Plans are made by ``trim-graph plan`` or `trim_graph.training.planner.solve`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .base import Choice, Observation, Policy
+from .files import PolicyContents
+from .plan import ARRAYS, REWARD, Plan
+
+CLOSE = 1e-4
+"""Values that differ by less than this are the same: the cheaper decision is taken."""
+
+
+class Belief(NamedTuple):
+    """Probabilities of the three states of a draft."""
+
+    right: float
+    lost: float
+    slip: float
+
+
+class pomdp(Policy):
+    """Accept, regenerate or hand over, whichever the plan values most.
+
+    It looks at the scores, the tokens of the draft, the tokens left of the budget and, if it was planned so,
+    at whether the solution ends with the draft. It remembers four numbers.
+
+    Args:
+        plan: From `trim_graph.training.planner.solve`, or from a file by `load_policy`.
+        made: How it came about; goes into the file.
+    """
+
+    def __init__(self, plan: Plan, made: dict[str, Any] | None = None) -> None:
+        self.plan, self.made = plan, dict(made or {})
+        # Plain floats: one decision touches a handful of numbers, and NumPy takes its time for each.
+        self._tables: list[list[list[float]]] = plan.tables.tolist()
+        self._edges: list[float] = plan.edges.tolist()[1:-1]
+        self._carried = plan.belief != "memoryless"
+        self._pairs = plan.belief in ("carried_joint", "memoryless")
+        self._contexts, self._bins = plan.tables.shape[1], len(plan.edges) - 1
+
+    def decide(self, observation: Observation) -> Choice:
+        """Update the belief, and compare the decisions."""
+        prior = self._prior(observation)
+        belief = self._update(prior, self._least(observation, observation.index), observation.score)
+        open_ = belief.right + belief.slip
+        memory = [observation.index, prior, belief.right, open_] if self._carried else None
+        return Choice(self._best(observation, belief), memory)
+
+    def belief(self, observation: Observation) -> Belief:
+        """Return the belief about a draft."""
+        return self._update(
+            self._prior(observation), self._least(observation, observation.index), observation.score
+        )
+
+    # The belief
+
+    def _prior(self, seen: Observation) -> float:
+        """Return the probability that all accepted steps are right."""
+        if not self._carried:
+            return 1.0
+        done, right = 0, 1.0
+        if seen.memory is not None:
+            done, prior, accepted, open_ = seen.memory
+            if done == seen.index:
+                return float(prior)
+            # After a regeneration: what the discarded draft told of the steps before it is in no score.
+            right = accepted if seen.writers[done] == "small" else self._large(open_, seen, done)
+            done += 1
+        for step in range(done, seen.index):
+            if seen.writers[step] == "small":
+                right = self._update(right, self._least(seen, step), seen.scores[step]).right
+            else:
+                right = self._large(right, seen, step)
+        return right
+
+    def _large(self, before: float, seen: Observation, step: int) -> float:
+        """Go past a step of the large model; its score is known by now, if at all."""
+        chance = self.plan.p_large
+        if self._pairs:
+            return before * chance
+        return self._update(before, self._least(seen, step), seen.scores[step], chance).right
+
+    def _update(self, right: float, least: float, score: float | None, chance: float | None = None) -> Belief:
+        """Observe the score of a step before which all is right with this probability."""
+        chance = self.plan.p_small if chance is None else chance
+        prior = (right * chance, 1 - right, right * (1 - chance)) if self._carried else (1 / 3, 1 / 3, 1 / 3)
+        if score is None:
+            return Belief(*prior)
+        low, place = bisect_right(self._edges, least), bisect_right(self._edges, score)
+        context = low if self._contexts > 1 else 0
+        if self._pairs:
+            place += low * self._bins
+        joint = [p * table[context][place] for p, table in zip(prior, self._tables, strict=True)]
+        total = sum(joint)
+        # What cannot be under the model says nothing.
+        return Belief(joint[0] / total, joint[1] / total, joint[2] / total) if total > 0 else Belief(*prior)
+
+    @staticmethod
+    def _least(seen: Observation, step: int) -> float:
+        return min((score for score in seen.scores[:step] if score is not None), default=1.0)
+
+    # The decision
+
+    def _best(self, seen: Observation, belief: Belief) -> str:
+        plan, left = self.plan, seen.budget_left
+        tokens = (seen.draft_tokens or plan.mean_tokens) * plan.large_ratio
+        if left.large_calls == 0 or (left.large_tokens is not None and tokens > left.large_tokens):
+            return "accept"
+        # Solutions longer than any seen are taken to be in the last step but one.
+        last = len(plan.hazard) - 1
+        step = min(seen.index, max(last - 1, 0) if plan.knows_end and not seen.draft_ends else last)
+        hazard = float(seen.draft_ends) if plan.knows_end else float(plan.hazard[step])
+        context = bisect_right(self._edges, self._least(seen, seen.index)) if self._contexts > 1 else 0
+        after = context
+        if self._contexts > 1 and seen.score is not None:
+            after = min(context, bisect_right(self._edges, seen.score))
+        open_ = belief.right + belief.slip
+        fixed = self._level(left.large_tokens)
+        spent = self._level(None if left.large_tokens is None else left.large_tokens - tokens)
+        price = plan.cost_per_token * tokens + plan.cost_per_call
+        hit = REWARD * open_ * plan.p_large
+        accept = hazard * REWARD * belief.right
+        large = hazard * hit
+        handover = -1.0
+        if hazard < 1:
+            accept += (1 - hazard) * self._value(plan.values, step + 1, belief.right, after, fixed)
+            going_on = self._value(plan.regenerated, step, open_, context, spent)
+            if plan.handover:
+                rest = self._line(plan.rest_right, step, spent), self._line(plan.rest_tokens, step, spent)
+                handover = hit * rest[0] - plan.cost_per_token * rest[1] - going_on
+            large += (1 - hazard) * (going_on + max(handover, 0.0))
+        if accept >= large - price - CLOSE:
+            return "accept"
+        return "handover" if handover > CLOSE else "regenerate"
+
+    def _level(self, tokens: float | None) -> float:
+        """Return the place on the axis of the budget."""
+        top = self.plan.values.shape[-1] - 1
+        if tokens is None or not self.plan.unit:
+            return top
+        return max(0.0, min(tokens / self.plan.unit, top - 1.0))
+
+    def _value(self, table: npt.NDArray[Any], step: int, right: float, context: int, level: float) -> float:
+        place = right * (table.shape[1] - 1)
+        low = min(int(place), table.shape[1] - 2)
+        part = place - low
+        near = int(level)
+        rest = level - near
+
+        def between(column: int) -> float:
+            below, above = table.item(step, low, context, column), table.item(step, low + 1, context, column)
+            return below + part * (above - below)
+
+        value = between(near)
+        return value if rest < CLOSE else value + rest * (between(near + 1) - value)
+
+    @staticmethod
+    def _line(table: npt.NDArray[Any], step: int, level: float) -> float:
+        near = int(level)
+        value = table.item(step, near)
+        rest = level - near
+        return value if rest < CLOSE else value + rest * (table.item(step, near + 1) - value)
+
+    # The file
+
+    def contents(self) -> PolicyContents:
+        """Return what makes this policy again."""
+        return PolicyContents("pomdp", self.plan.settings(), self.plan.arrays(), self.made)
+
+    @classmethod
+    def from_contents(cls, contents: PolicyContents) -> pomdp:
+        """Make it from a file's contents."""
+        if set(contents.arrays) != set(ARRAYS):
+            raise ValueError(f"arrays are {sorted(contents.arrays)}; expected {sorted(ARRAYS)}")
+        arrays = {name: np.ascontiguousarray(contents.arrays[name]) for name in ARRAYS}
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds numbers that are not finite")
+        return cls(Plan(**contents.parameters, **arrays), contents.made)
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        return f"pomdp({plan.belief}, cost_per_token={plan.cost_per_token}, steps={len(plan.hazard)})"

@@ -1,0 +1,278 @@
+"""Fit a step model on traces, or on labelled solutions that a scorer has rated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtr  # type: ignore[import-untyped]
+
+from trim_graph.errors import InputError, SettingsError
+from trim_graph.policies.plan import step_tables
+
+from .step_model import LOST, NO_EARLIER, RIGHT, SLIP, Floats, Ints, StepModel
+
+Method = Literal["kernel", "histogram"]
+
+BANDWIDTHS = (0.01, 0.02, 0.04, 0.08)
+"""Widths of the kernels to choose from, the same for both scores, by held-out likelihood."""
+PSEUDOCOUNTS = (0.5, 2.0, 8.0, 32.0)
+"""The same for histograms: this many observations from the product of the margins join the counts."""
+SHRINKS = (0.001, 0.01, 0.1, 1.0, 10.0)
+"""How far the score may be drawn to being independent of the least earlier one, by held-out likelihood."""
+FOLDS = 5
+UNIFORM = 1e-3
+"""Share of every table that is uniform: no score is impossible in any state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """Steps with known state; arrays of shape (n,).
+
+    Attributes:
+        run: Number of the trace that each stands in.
+        index: Step, from 0.
+        state: `RIGHT`, `LOST` or `SLIP`.
+        least: Least score of the steps before.
+        score: Its own; NaN where there is none.
+        tokens: Its tokens; 0 where nobody counted.
+        large: Whether the large model wrote it.
+    """
+
+    run: Ints
+    index: Ints
+    state: Ints
+    least: Floats
+    score: Floats
+    tokens: Floats
+    large: npt.NDArray[np.bool_]
+
+    def of(self, where: npt.NDArray[np.bool_]) -> Drafts:
+        """Return some of them."""
+        return Drafts(*(getattr(self, name)[where] for name in self.__slots__))
+
+    def scored(self) -> Drafts:
+        """Return those by the small model that have a score."""
+        return self.of(~self.large & np.isfinite(self.score))
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What traces hold.
+
+    Attributes:
+        drafts: All steps with known state, thrown-away drafts included.
+        lengths: Steps of each solution.
+        finished: Whether it ended by itself, and was not cut off.
+        replaced: Tokens of thrown-away drafts.
+        replacing: Tokens of the steps that replaced them.
+    """
+
+    drafts: Drafts
+    lengths: Ints
+    finished: npt.NDArray[np.bool_]
+    replaced: float
+    replacing: float
+
+
+def read_material(traces: Iterable[Mapping[str, Any]]) -> Material:
+    """Read labelled steps and lengths from traces, one at a time.
+
+    A step's state is known up to the first step without a label. Behind the first wrong step every draft is
+    `LOST`, whatever its label says: labels judge a step by what stands before it.
+
+    Args:
+        traces: As `trim_graph.training.traces.read_traces` gives them.
+
+    Raises:
+        InputError: There is nothing in them.
+    """
+    rows: list[tuple[float, ...]] = []
+    lengths, finished = [], []
+    replaced = replacing = 0.0
+    for run, trace in enumerate(traces):
+        if trace.get("error"):
+            continue
+        lengths.append(len(trace["steps"]))
+        finished.append(trace["stopped"] == "finished")
+        least, lost, known = NO_EARLIER, False, True
+        for index, step in enumerate(trace["steps"]):
+            draft, large = step["discarded"], step["writer"] == "large"
+            if draft is not None and step["decision"] == "regenerate":
+                replaced += draft["tokens"]
+                replacing += step["tokens"]
+            for part, by_large in ([(draft, False)] if draft else []) + [(step, large)]:
+                state = LOST if lost else {True: RIGHT, False: SLIP}.get(part["label"])
+                if known and state is not None:
+                    score = np.nan if part["score"] is None else part["score"]
+                    rows.append((run, index, state, least, score, part["tokens"], by_large))
+            if step["score"] is not None:
+                least = min(least, step["score"])
+            known = known and (lost or step["label"] is not None)
+            lost = lost or step["label"] is False
+    if not rows:
+        raise InputError("step model: the traces hold no labelled step; a model of steps needs labels")
+    table = np.array(rows, np.float64)
+    whole = table[:, :3].astype(np.intp)
+    drafts = Drafts(*whole.T, *table[:, 3:6].T, table[:, 6] > 0)
+    return Material(drafts, np.array(lengths), np.array(finished), replaced, replacing)
+
+
+def fit(
+    traces: Iterable[Mapping[str, Any]] | Material,
+    *,
+    p_large: float | None = None,
+    bins: int = 20,
+    method: Method = "kernel",
+    tokens: npt.ArrayLike | None = None,
+    large_ratio: float | None = None,
+    made: dict[str, Any] | None = None,
+) -> StepModel:
+    """Fit a step model.
+
+    Args:
+        traces: Traces with labels and scores, or what `read_material` made of them. Labelled solutions in
+            the shape of ProcessBench become traces by `trim_graph.training.labelled.score_labelled`.
+        p_large: Chance of the large model's step to be right. Needed where the traces hold none of its
+            steps; replaces what they say.
+        bins: Of a score.
+        method: ``kernel``: reflected Gaussian kernels; ``histogram``: smoothed counts.
+        tokens: Token counts of a draft. Needed where nobody counted; replaces what the traces say.
+        large_ratio: Large tokens for one token of a draft; default: as seen, or 1.
+        made: Says where the traces come from.
+
+    Raises:
+        InputError: The traces do not hold enough to fit on; the message says what is missing.
+        SettingsError: A setting is out of range.
+    """
+    if method not in ("kernel", "histogram") or bins < 2:
+        raise SettingsError(
+            f"step model: method={method!r}, bins={bins}; choose kernel or histogram, bins >= 2"
+        )
+    material = traces if isinstance(traces, Material) else read_material(traces)
+    drafts = material.drafts
+    alive, scored = drafts.state != LOST, drafts.scored()
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    tables, shrink = np.empty((3, bins, bins)), np.empty(3)
+    widths = []
+    for state, name in ((RIGHT, "right"), (LOST, "behind a wrong step"), (SLIP, "first wrong")):
+        part = scored.of(scored.state == state)
+        if len(part.run) < 2 * FOLDS:
+            raise InputError(
+                f"step model: only {len(part.run)} scored drafts of the small model are {name}; "
+                f"at least {2 * FOLDS} are needed"
+            )
+        tables[state], width, shrink[state] = estimate(part, edges, method)
+        widths.append(width)
+    if p_large is None:
+        if not (drafts.large & alive).any():
+            raise InputError("step model: no labelled step of the large model in the traces; give p_large")
+        p_large = _chance(drafts.state[drafts.large & alive])
+    if tokens is None:
+        counted = drafts.tokens[~drafts.large & (drafts.tokens > 0)]
+        if not len(counted):
+            raise InputError("step model: nobody counted tokens in the traces; give tokens of a draft")
+        tokens = np.round(np.quantile(counted, (np.arange(9) + 0.5) / 9))
+    if large_ratio is None:
+        large_ratio = (
+            material.replacing / material.replaced if material.replaced and material.replacing else 1.0
+        )
+    return StepModel(
+        p_small=_chance(drafts.state[~drafts.large & alive]),
+        p_large=float(p_large),
+        hazard=hazard_of(material.lengths, material.finished),
+        edges=edges,
+        tables=tables,
+        tokens=np.atleast_1d(np.asarray(tokens, np.float64)),
+        shrink=shrink,
+        large_ratio=float(large_ratio),
+        made={
+            "solutions": len(material.lengths),
+            "drafts": len(scored.run),
+            "method": method,
+            "widths" if method == "kernel" else "pseudocounts": widths,
+            **(made or {}),
+        },
+    )
+
+
+def _chance(states: Ints) -> float:
+    """Share of right steps; half a step of either kind keeps it off 0 and 1 (Jeffreys' prior)."""
+    return float(((states == RIGHT).sum() + 0.5) / (len(states) + 1))
+
+
+def hazard_of(lengths: Ints, finished: npt.NDArray[np.bool_], prior: float = 2.0) -> Floats:
+    """Return the hazard of ending at each step, from solutions of which some were cut off.
+
+    Ends divided by solutions that got there (the life-table estimate); where few did, drawn to the hazard
+    over all steps by ``prior`` pseudo-solutions.
+
+    Raises:
+        InputError: No solution ended by itself.
+    """
+    if not finished.any():
+        raise InputError("step model: no solution in the traces ended by itself")
+    steps = int(lengths[finished].max())
+    ends = np.bincount(lengths[finished] - 1, minlength=steps)[:steps].astype(np.float64)
+    reached = np.array([(lengths > step).sum() for step in range(steps)], np.float64)
+    overall = ends.sum() / reached.sum()
+    hazard = (ends + prior * overall) / (reached + prior)
+    # Before the first end ever seen nothing ends.
+    hazard[: int(np.flatnonzero(ends)[0])] = 0.0
+    hazard[-1] = 1.0
+    return np.asarray(hazard)
+
+
+def estimate(drafts: Drafts, edges: Floats, method: Method) -> tuple[Floats, float, float]:
+    """Return P(least, score) over the bins, its width or pseudocount, and how far to shrink.
+
+    Both are chosen by held-out likelihood: the one of the pair, then that of the score given the least one.
+    Whole solutions are held out: steps of one solution share their least score.
+    """
+    smooth = _kernel if method == "kernel" else _histogram
+    parts = [
+        (drafts.of(drafts.run % FOLDS != fold), drafts.of(drafts.run % FOLDS == fold))
+        for fold in range(FOLDS)
+    ]
+    parts = [(train, test) for train, test in parts if len(train.run) and len(test.run)]
+    choices = BANDWIDTHS if method == "kernel" else PSEUDOCOUNTS
+    tables = {width: [smooth(train, edges, width) for train, _ in parts] for width in choices}
+
+    def likelihood(of: list[Floats]) -> float:
+        return sum(float(np.log(_at(t, test, edges)).sum()) for t, (_, test) in zip(of, parts, strict=True))
+
+    def given(shrink: float) -> list[Floats]:
+        return [step_tables(table[None], "carried", shrink)[0] for table in tables[width]]
+
+    width = max(choices, key=lambda choice: likelihood(tables[choice]))
+    shrink = max(SHRINKS, key=lambda choice: likelihood(given(choice)))
+    return smooth(drafts, edges, width), width, shrink
+
+
+def _at(table: Floats, drafts: Drafts, edges: Floats) -> Floats:
+    low, score = (np.searchsorted(edges[1:-1], part, side="right") for part in (drafts.least, drafts.score))
+    return np.asarray(table[low, score])
+
+
+def _kernel(drafts: Drafts, edges: Floats, width: float) -> Floats:
+    """Gaussian kernels reflected at 0 and 1, integrated over the bins exactly."""
+    table = _mass(drafts.least, edges, width).T @ _mass(drafts.score, edges, width)
+    return np.asarray((1 - UNIFORM) * table / table.sum() + UNIFORM / table.size)
+
+
+def _mass(values: Floats, edges: Floats, width: float) -> Floats:
+    """Return the share of each value's kernel in each bin."""
+    copies = np.stack([values, -values, 2 - values])
+    below = ndtr((edges - copies[..., None]) / width)
+    return np.asarray(np.diff(below, axis=-1).sum(0))
+
+
+def _histogram(drafts: Drafts, edges: Floats, pseudo: float) -> Floats:
+    """Counts, and pseudocounts spread as the product of the margins."""
+    counts = np.histogram2d(drafts.least, drafts.score, bins=(edges, edges))[0]
+    margins = np.outer(counts.sum(1), counts.sum(0)) / counts.sum() ** 2
+    table = (counts + pseudo * margins) / (counts.sum() + pseudo)
+    return np.asarray((1 - UNIFORM) * table + UNIFORM / table.size)
