@@ -240,3 +240,67 @@ def plan(
                 simulate=simulate,
             )
         )
+
+
+@app.command(epilog=DATASETS, short_help="Choose a policy's threshold, or a policy, for a spend.")
+def calibrate(
+    large_share: Annotated[
+        float | None, typer.Option(help="Wanted: this share of the tokens the large model alone uses.")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="Wanted: no more than this a question, by the price table.")
+    ] = None,
+    pgr: Annotated[
+        float | None, typer.Option(help="Wanted: this much of the performance gap, at the least spend.")
+    ] = None,
+    family: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='threshold, random_rate, a policy with "?" for a number, policy files or a folder of them '
+            "(may be repeated); default: that of the configuration."
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Validation questions; a spend needs no answers. See below.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file as for solve; without it the arithmetic models.")
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option("-n", help="How many questions; default: all of a file, else 500.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Most questions under way at once.")] = 32,
+    seed: Annotated[int, typer.Option(help="Draws arithmetic problems, random policies, intervals.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the configuration; default: CONFIG.calibrated.yaml.")
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder for what was measured, to go on with after an interrupt.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write every point to this file.")
+    ] = None,
+) -> None:
+    """Choose the operating point of a policy for a spend or for a PGR, on validation questions.
+
+    Says what to expect with 95 % intervals, and writes the configuration with that policy.
+    """
+    with failures_reported():
+        from .calibrating import Request, run_calibrate
+
+        run_calibrate(
+            Request(
+                family=family or (),
+                large_share=large_share,
+                max_cost=max_cost,
+                pgr=pgr,
+                dataset=dataset,
+                config=config,
+                n=n,
+                concurrency=concurrency,
+                seed=seed,
+                out=out,
+                keep=keep,
+                json_file=json_file,
+            )
+        )

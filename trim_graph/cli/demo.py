@@ -14,6 +14,7 @@ from typing import Any, get_args
 from trim_graph.config import Parts, TrimConfig, build_graph, example_config
 from trim_graph.errors import SettingsError, TrimError
 from trim_graph.evaluation import Outcome, Question, run_arm, share_of_large_tokens
+from trim_graph.evaluation.datasets import arithmetic_question
 from trim_graph.examples.arithmetic import Split, problems
 
 from .models import load_parts
@@ -157,9 +158,8 @@ def run_demo(request: Request) -> None:
 
 
 def _questions(request: Request) -> list[Question]:
-    from trim_graph.examples.arithmetic.calibrate import as_questions
-
-    return as_questions(problems(request.split, request.n, part="test", seed=request.seed))  # type: ignore[arg-type]
+    drawn = problems(request.split, request.n, part="test", seed=request.seed)  # type: ignore[arg-type]
+    return [arithmetic_question(problem) for problem in drawn]
 
 
 def _check(request: Request) -> None:

@@ -1,0 +1,369 @@
+"""Choose the operating point of a family of policies on validation questions, for a spend or for a PGR.
+
+A family is one policy with a number to be chosen (`Searched`: a threshold, the rate of a random policy), or a
+list of policies (`Listed`: files planned or trained with different costs). A spend asks for no right answers.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from trim_graph.adapters import ScorableStep, ScorerReply
+from trim_graph.adapters.scorers import as_scorer, read_scores
+from trim_graph.errors import InputError, SettingsError, TrimError
+
+from .comparison import graded
+from .figures import accuracy, performance_gap_recovered, share_of_large_tokens
+from .runner import Graph, Outcome, Question, run_arm
+
+PolicyMapping = dict[str, Any]
+"""A policy as a configuration names it."""
+
+HOLE = "?"
+"""Stands in a `Searched` policy for the number to be chosen."""
+ROUNDS = 9
+"""Most operating points tried in a search."""
+CLOSE = 0.01
+"""How far, relative to the target, a spend may be off for the search to end."""
+_DIGITS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is wanted.
+
+    Attributes:
+        kind: ``large_share``: this share of the tokens that the large model alone uses. ``max_cost``: no more
+            than this per question, by the price table. ``pgr``: this much of the gap, as cheap as can be.
+        value: In [0, 1], but for a cost.
+
+    Raises:
+        SettingsError: The value is out of range.
+    """
+
+    kind: Literal["large_share", "max_cost", "pgr"]
+    value: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.value < float("inf") or (self.kind != "max_cost" and self.value > 1):
+            allowed = "above 0" if self.kind == "max_cost" else "above 0 and at most 1"
+            raise SettingsError(f"{self.kind} is {self.value}: choose a number {allowed}")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What a policy came to on the validation questions.
+
+    Attributes:
+        setting: What was chosen: a number, or which policy of a list.
+        accuracy: None where no answers are known.
+        share: Of large tokens; None where the large model alone was not run.
+        pgr: None where the models alone were not run, or the large one is no better.
+        cost: Per question, by the price table.
+    """
+
+    setting: float | str
+    accuracy: float | None
+    share: float | None
+    pgr: float | None
+    cost: float = 0.0
+
+    def value(self, target: Target) -> float | None:
+        """Return the figure that a target is about."""
+        return {"large_share": self.share, "max_cost": self.cost, "pgr": self.pgr}[target.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """A policy with a number from 0 to 1 to be chosen, that spends more the higher the number is.
+
+    Attributes:
+        template: The policy, with `HOLE` where the number belongs.
+        scored: Whether the number is one that scores are compared with.
+    """
+
+    template: PolicyMapping
+    scored: bool = True
+
+    def policy(self, setting: float | str) -> PolicyMapping:
+        """Fill in the number."""
+        filled: PolicyMapping = _filled(self.template, setting)
+        return filled
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Policies by name.
+
+    Attributes:
+        policies: The name of each, and what a configuration calls it.
+    """
+
+    policies: dict[str, PolicyMapping]
+
+    def policy(self, setting: float | str) -> PolicyMapping:
+        """Return the policy of that name."""
+        return self.policies[str(setting)]
+
+
+def _filled(value: Any, setting: float | str) -> Any:
+    if isinstance(value, dict):
+        return {key: _filled(inner, setting) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(inner, setting) for inner in value]
+    return setting if value == HOLE else value
+
+
+class RememberingScorer:
+    """A scorer that reads no solution twice: the runs of a calibration share most of their prefixes."""
+
+    def __init__(self, scorer: Any) -> None:
+        self.scorer = as_scorer(scorer)
+        self.known: dict[tuple[str, ...], ScorerReply] = {}
+
+    def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+        """Recall or ask."""
+        key = (question, *(step["text"] for step in steps))
+        if key not in self.known:
+            self.known[key] = read_scores(self.scorer.score(question, steps), len(steps))
+        return self.known[key]
+
+    async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+        """Recall or ask."""
+        key = (question, *(step["text"] for step in steps))
+        if key not in self.known:
+            self.known[key] = read_scores(await self.scorer.ascore(question, steps), len(steps))
+        return self.known[key]
+
+    def draft_scores(self) -> list[float]:
+        """Return the scores of all drafts so far, in order of size."""
+        return sorted(reply.scores[-1] for reply in self.known.values())
+
+
+class Store(Protocol):
+    """Keeps the outcomes of a policy between two calibrations."""
+
+    def read(self) -> list[Outcome]:
+        """Return what is there."""
+        ...
+
+    def append(self, outcome: Outcome) -> None:
+        """Keep one more."""
+        ...
+
+    def __enter__(self) -> Store:
+        """Open it."""
+        ...
+
+    def __exit__(self, *failure: Any) -> None:
+        """Close it."""
+        ...
+
+
+class Calibrator:
+    """Measures policies on one set of questions, each only once.
+
+    Args:
+        build: Makes the graph of a policy.
+        questions: To measure on.
+        scores: Scores of drafts seen so far, in order of size: where between 0 and 1 settings differ.
+        concurrency: Most questions under way at once.
+        store: Opens what is kept of a policy's outcomes; default: nothing is kept.
+        on_begin: Called before a policy is run, with it and how many outcomes are there already.
+        on_outcome: Called after each question.
+        on_point: Called with each point that was measured.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[PolicyMapping], Graph],
+        questions: Sequence[Question],
+        *,
+        scores: Callable[[], Sequence[float]] = list,
+        concurrency: int = 64,
+        store: Callable[[PolicyMapping], Store] | None = None,
+        on_begin: Callable[[PolicyMapping, int], None] = lambda policy, done: None,
+        on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+        on_point: Callable[[Point], None] = lambda point: None,
+    ) -> None:
+        self.build, self.questions, self.scores, self.concurrency = build, questions, scores, concurrency
+        self.store, self.on_begin, self.on_outcome, self.on_point = store, on_begin, on_outcome, on_point
+        self.graded = all(question.grade is not None for question in questions)
+        self.small: list[Outcome] | None = None
+        self.large: list[Outcome] | None = None
+        self.points: dict[str, Point] = {}
+        self._known: dict[str, list[Outcome]] = {}
+
+    async def measure(self, *, small: bool = True, large: bool = True) -> None:
+        """Run the models alone: what everything else is compared with."""
+        if small:
+            self.small = await self.outcomes({"type": "small_only"})
+        if large:
+            self.large = await self.outcomes({"type": "large_only"})
+
+    async def point(self, family: Searched | Listed, setting: float | str) -> Point:
+        """Measure one operating point."""
+        policy = family.policy(setting)
+        key = json.dumps(policy, sort_keys=True)
+        if key not in self.points:
+            outcomes = await self.outcomes(policy)
+            right = accuracy(graded(outcomes)) if self.graded else None
+            self.points[key] = Point(
+                setting=setting,
+                accuracy=right,
+                share=None
+                if self.large is None
+                else share_of_large_tokens(spent(outcomes), spent(self.large)),
+                pgr=self._pgr(right),
+                cost=sum(cost_of(outcome) for outcome in outcomes) / len(outcomes),
+            )
+            self.on_point(self.points[key])
+        return self.points[key]
+
+    def _pgr(self, right: float | None) -> float | None:
+        if right is None or self.small is None or self.large is None:
+            return None
+        alone = [accuracy(graded(outcomes)) or 0.0 for outcomes in (self.small, self.large)]
+        return performance_gap_recovered(right, *alone)
+
+    async def outcomes(self, policy: PolicyMapping) -> list[Outcome]:
+        """Run a policy, or recall what it came to.
+
+        Raises:
+            TrimError: A question failed: a figure that leaves questions out is no figure.
+        """
+        key = json.dumps(policy, sort_keys=True)
+        if key not in self._known:
+            with self.store(policy) if self.store else nullcontext(None) as store:
+                self._known[key] = await self._run(policy, store)
+        return self._known[key]
+
+    async def _run(self, policy: PolicyMapping, store: Store | None) -> list[Outcome]:
+        found = {o.index: o for o in store.read() if o.index < len(self.questions)} if store else {}
+        self.on_begin(policy, len(found))
+        left = [index for index in range(len(self.questions)) if index not in found]
+
+        def keep(outcome: Outcome) -> None:
+            if outcome.error is not None:
+                raise TrimError(f"calibration cannot leave questions out: {outcome.error}")
+            named = Outcome(
+                index=left[outcome.index],
+                correct=outcome.correct,
+                large_tokens=outcome.large_tokens,
+                seconds=outcome.seconds,
+                summary={"cost": cost_of(outcome)},
+            )
+            found[named.index] = named
+            if store:
+                store.append(named)
+            self.on_outcome(named)
+
+        questions = [self.questions[index] for index in left]
+        if questions:
+            graph = self.build(policy)
+            await run_arm(graph, questions, concurrency=self.concurrency, on_outcome=keep)
+        return [found[index] for index in range(len(self.questions))]
+
+    async def find(self, family: Searched | Listed, target: Target) -> Point:
+        """Choose the operating point for a target.
+
+        Raises:
+            InputError: A PGR is wanted, and answers are missing or the large model is no better.
+            TrimError: A question failed.
+        """
+        if target.kind == "pgr" and not self.graded:
+            raise InputError("a PGR needs the right answers, and the dataset has none: choose a spend")
+        alone = self.graded and target.kind != "max_cost"
+        await self.measure(small=alone, large=target.kind != "max_cost")
+        if target.kind == "large_share" and not spent(self.large or ()):
+            raise InputError("the large model alone wrote nothing: there is no share to choose")
+        if target.kind == "pgr" and self._pgr(1.0) is None:
+            raise InputError("the large model is no better than the small one on these questions")
+        if isinstance(family, Listed):
+            points = [await self.point(family, name) for name in family.policies]
+        else:
+            points = await self._search(family, target)
+        return choose(points, target)
+
+    async def _search(self, family: Searched, target: Target) -> list[Point]:
+        """Close in on the setting that meets the target; spend and PGR rise with it, but for noise."""
+        low, high = 0.0, 1.0
+        values: dict[float, float] = {}
+        if target.kind != "max_cost":
+            values = {low: 0.0, high: 1.0}  # roughly; measured only where needed
+        points: list[Point] = []
+        for _ in range(ROUNDS):
+            guess = _between(low, high, values, target, self.scores() if family.scored else ())
+            if guess is None:
+                break
+            point = await self.point(family, guess)
+            points.append(point)
+            value = point.value(target) or 0.0
+            values[guess] = value
+            if target.kind != "pgr" and abs(value - target.value) <= CLOSE * target.value:
+                return points
+            low, high = (guess, high) if value < target.value else (low, guess)
+        # At an end the search has taken a value for granted.
+        return points + [await self.point(family, end) for end in (low, high) if end in (0.0, 1.0)]
+
+
+def _between(
+    low: float, high: float, values: dict[float, float], target: Target, scores: Sequence[float]
+) -> float | None:
+    """Guess a setting between two; None where none of those between makes a difference.
+
+    Where scores are known, it is not the setting that is cut in proportion but the number of drafts with a
+    score below it: scores crowd at 0 and 1.
+    """
+    part = 0.5
+    if target.kind != "pgr" and {low, high} <= values.keys() and values[high] > values[low]:
+        part = (target.value - values[low]) / (values[high] - values[low])
+        part = min(max(part, 0.05), 0.95)
+    below, above = bisect_left(scores, low), bisect_left(scores, high)
+    if not scores:
+        guess = low + part * (high - low)
+    elif above - below < 2:
+        return None
+    else:
+        place = below + min(max(round(part * (above - below)), 1), above - below - 1)
+        guess = (scores[place - 1] + scores[place]) / 2
+    guess = round(guess, _DIGITS)
+    return guess if low < guess < high else None
+
+
+def choose(points: Sequence[Point], target: Target) -> Point:
+    """Return the point that meets a target best.
+
+    For a share the nearest; for a cost the dearest that does not exceed it, else the cheapest; for a PGR the
+    cheapest that recovers enough, else the one that recovers most.
+
+    Raises:
+        ValueError: No point has the figure the target is about.
+    """
+    known = [(point, value) for point in points if (value := point.value(target)) is not None]
+    if not known:
+        raise ValueError("the large model is no better than the small one on these questions")
+    if target.kind == "large_share":
+        return min(known, key=lambda item: (abs(item[1] - target.value), item[1]))[0]
+    if target.kind == "max_cost":
+        within = [item for item in known if item[1] <= target.value]
+        return max(within, key=lambda item: item[1])[0] if within else min(known, key=lambda item: item[1])[0]
+    good = [point for point, value in known if value >= target.value]
+    if good:
+        return min(good, key=lambda point: (point.share or 0.0, point.setting))
+    return max(known, key=lambda item: (item[1], -(item[0].share or 0.0)))[0]
+
+
+def spent(outcomes: Sequence[Outcome]) -> int:
+    """Return the tokens the large model generated."""
+    return sum(outcome.large_tokens for outcome in outcomes)
+
+
+def cost_of(outcome: Outcome) -> float:
+    """Return what a question cost by the price table."""
+    return float(outcome.summary.get("cost", 0.0))
