@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .reporting import failures_reported
+from .training import train
 
 # Lines that begin with \b keep their breaks in the help. A test reads this file back.
 EXAMPLE_CONFIG = """\
@@ -39,6 +40,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(train)
 
 
 def _version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""`trim-graph train aggregate` and `sequence`: policies by reinforcement learning, one for each price."""
+"""`trim-graph train aggregate` and `sequence`: policies by reinforcement learning, one for each lambda."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class Request:
     out: Path
     prices: tuple[float, ...]
     dataset: str
+    validation_dataset: str | None = None
     config: Path | None = None
     n: int = 1000
     validation: int = 300
@@ -67,11 +68,12 @@ def run_training(request: Request) -> None:
     rollouts, validation = _rollouts(request, config, questions)
     done: list[Trained] = []
     for price in request.prices:
-        best = max(
-            (_train(request, price, seed, rollouts, validation, model, training) for seed in range(request.seeds)),
-            key=lambda one: (done.append(one), one.validation.reward)[1],
-        )
-        _save(request, best, config)
+        family = [
+            _train(request, price, seed, rollouts, validation, model, training)
+            for seed in range(request.seeds)
+        ]
+        _save(request, max(family, key=lambda one: one.validation.reward), config)
+        done += family
     files = write_curves(done, request.out, f"{request.kind}-curves")
     print(f"learning curves: {', '.join(file.name for file in files)} in {request.out}")
     _warn_of_contradictions((rollouts, validation))
@@ -109,14 +111,13 @@ def _train(
 
 
 def _save(request: Request, best: Trained, config: TrimConfig) -> None:
-    from trim_graph.training.ppo import score
-
     file = request.out / f"{request.kind}-{best.price:g}.json"
     save_policy(
         best.policy,
         file,
         command=f"trim-graph train {request.kind}",
         dataset=request.dataset,
+        validation_dataset=request.validation_dataset,
         questions=request.n,
         validation_questions=request.validation,
         simulator=None if request.simulator is None else request.simulator.name,
@@ -124,11 +125,10 @@ def _save(request: Request, best: Trained, config: TrimConfig) -> None:
         validation=_rounded(best.validation),
     )
     print(
-        f"{file}: price {best.price:g}, seed {best.seed}; on {request.validation} validation questions: reward "
+        f"{file}: lambda {best.price:g}, seed {best.seed}; on {request.validation} validation questions: reward "
         f"{best.validation.reward:.4f}, accuracy {best.validation.accuracy:.3f}, "
         f"{best.validation.large_tokens:.2f} large tokens a question"
     )
-    del score
 
 
 def _rounded(found: Score) -> dict[str, float]:
@@ -136,7 +136,7 @@ def _rounded(found: Score) -> dict[str, float]:
 
 
 def _rollouts(
-    request: Request, config: TrimConfig, questions: Sequence[Question]
+    request: Request, config: TrimConfig, questions: tuple[list[Question], list[Question]]
 ) -> tuple[Rollouts, Rollouts]:
     """Record rollouts of the real models, or go on with those recorded before."""
     from trim_graph.training.rollouts import Rollouts
@@ -147,10 +147,8 @@ def _rollouts(
         raise SettingsError("learned policies need scores: name a scorer in the configuration")
     build = graph_builder(config, parts)
     sets = []
-    for name, those in zip(SETS, (questions[: request.n], questions[request.n :]), strict=True):
-        found = Rollouts(
-            those, build, max_steps=config.settings.max_steps, concurrency=request.concurrency
-        )
+    for name, those in zip(SETS, questions, strict=True):
+        found = Rollouts(those, build, max_steps=config.settings.max_steps, concurrency=request.concurrency)
         file = None if request.rollouts is None else request.rollouts / f"{name}.jsonl"
         if file is not None and file.exists():
             found.add(read_traces(file))
@@ -170,7 +168,7 @@ def _rollouts(
 
 
 def graph_builder(config: TrimConfig, parts: Parts) -> Any:
-    """Return what makes the graph of a policy, without a budget and with models that remember their answers."""
+    """Return what makes the graph of a policy: without a budget, of models that remember their answers."""
     from langchain_core.caches import InMemoryCache
 
     from trim_graph.graph import create_trim_graph
@@ -187,18 +185,28 @@ def graph_builder(config: TrimConfig, parts: Parts) -> Any:
     return build
 
 
-def _questions(request: Request) -> list[Question]:
-    given = parsed_option("--dataset", request.dataset, "{type: file, path: questions.jsonl}")
+def _questions(request: Request) -> tuple[list[Question], list[Question]]:
+    if request.validation_dataset is None:
+        every = _first(request.n + request.validation, "--dataset", request.dataset)
+        training, validation = every[: request.n], every[request.n :]
+    else:
+        training = _first(request.n, "--dataset", request.dataset)
+        validation = _first(request.validation, "--validation-dataset", request.validation_dataset)
+    known = {question.text for question in training}
+    if both := [question.text for question in validation if question.text in known]:
+        raise SettingsError(f"a validation question is a training question too: {both[0][:80]}")
+    return training, validation
+
+
+def _first(wanted: int, option: str, named: str) -> list[Question]:
+    given = parsed_option(option, named, "{type: file, path: questions.jsonl}")
+    # Another seed than that of calibrate: what is trained here may be calibrated there.
     dataset = make_dataset(given, part="validation", seed=1)
-    wanted = request.n + request.validation
     questions = list(islice(dataset.questions(), wanted))
     if len(questions) < wanted:
-        raise SettingsError(
-            f"--dataset {request.dataset} has {len(questions)} questions; -n {request.n} and --validation "
-            f"{request.validation} need {wanted}"
-        )
+        raise SettingsError(f"{option} {named} has {len(questions)} questions; {wanted} are needed")
     if any(question.grade is None for question in questions):
-        raise SettingsError(f"--dataset {request.dataset} has questions without a right answer")
+        raise SettingsError(f"{option} {named} has questions without a right answer")
     return questions
 
 
@@ -224,9 +232,9 @@ def _check(request: Request) -> Training:
             raise SettingsError(f"{option} is {value}: choose 1 or more")
     for price in request.prices:
         if not 0 <= price <= 1:
-            raise SettingsError(f"--price is {price}: choose a cost in right answers, such as 0.01")
+            raise SettingsError(f"--lambda is {price}: choose a cost in right answers, such as 0.01")
     if not request.prices or len(set(request.prices)) < len(request.prices):
-        raise SettingsError("--price: give one or more, each once")
+        raise SettingsError("--lambda: give one or more, each once")
     for option, folder in (("--out", request.out), ("--rollouts", request.rollouts)):
         if folder is not None and not (folder.is_dir() and os.access(folder, os.W_OK)):
             raise SettingsError(f"{option} {folder}: name a folder that exists and can be written")

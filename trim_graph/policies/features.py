@@ -3,10 +3,10 @@
 The aggregate features are those of TRIM-Agg (arXiv 2601.10245): the smallest and the product of the earlier
 scores, the draft's score, its tokens, the step's index. The sequence features are one row for each step.
 
-Every earlier step that the scorer has seen has a score, those of the large model too: they are scored with the
-draft that follows. A step that was never scored (the scorer had failed, or another policy had not asked it) counts
-as `UNSCORED`, so that it changes neither the smallest score nor the product; a row says by its feature ``scored``
-that the score is no measurement.
+Every earlier step that the scorer has seen has a score, those of the large model too: they are scored with
+the draft that follows. A step that was never scored (the scorer had failed, or another policy had not asked
+it) counts as `UNSCORED`, so that it changes neither the smallest score nor the product; a row says by its
+feature ``scored`` whether the score was measured.
 """
 
 from __future__ import annotations

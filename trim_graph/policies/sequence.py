@@ -19,8 +19,8 @@ class sequence(LearnedPolicy):
     """A transformer encoder on the rows of `sequence_features`; the draft's row is read out.
 
     Layer norm before attention and before the feed-forward part (ReLU), no positions but the feature
-    ``index``. Arrays: ``mean``, ``scale``, ``embed``, ``norm`` and, for each layer ``l``, ``l.norm1``, ``l.qkv``,
-    ``l.out``, ``l.norm2``, ``l.up``, ``l.down`` (each with ``.weight`` and ``.bias``), at last ``head`` with one
+    ``index``. Arrays: ``mean``, ``scale``; each with ``.weight`` and ``.bias``: ``embed``, ``norm``, for each
+    layer ``l`` ``l.norm1``, ``l.qkv``, ``l.out``, ``l.norm2``, ``l.up``, ``l.down``, and ``head`` with one
     output, the log-odds of regenerating. Trained by `trim_graph.training.ppo`.
 
     Args (beside those of `LearnedPolicy`):

@@ -25,13 +25,13 @@ def write_curves(trained: Sequence[Trained], folder: Path, name: str) -> list[Pa
     files = [folder / f"{name}.{ending}" for ending in ("csv", "json", "png")]
     with files[0].open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["kind", "price", "seed", *(column.name for column in fields(Point))])
+        writer.writerow(["kind", "lambda", "seed", *(column.name for column in fields(Point))])
         for one in trained:
             writer.writerows([one.kind, one.price, one.seed, *asdict(look).values()] for look in one.curve)
     document = [
         {
             "kind": one.kind,
-            "price": one.price,
+            "lambda": one.price,
             "seed": one.seed,
             "validation": one.validation._asdict(),
             "curve": [asdict(look) for look in one.curve],
@@ -44,7 +44,7 @@ def write_curves(trained: Sequence[Trained], folder: Path, name: str) -> list[Pa
 
 
 def draw_curves(trained: Sequence[Trained], file: Path) -> None:
-    """Draw the reward on the validation questions over the decisions, one picture for each price."""
+    """Draw the reward on the validation questions over the decisions, one picture for each lambda."""
     from matplotlib.figure import Figure
 
     prices = sorted({one.price for one in trained})
@@ -54,11 +54,13 @@ def draw_curves(trained: Sequence[Trained], file: Path) -> None:
         for one in trained:
             if one.price == price:
                 steps = [look.steps for look in one.curve]
-                line = axes.plot(steps, [look.reward for look in one.curve], label=f"{one.kind}, seed {one.seed}")
+                line = axes.plot(
+                    steps, [look.reward for look in one.curve], label=f"{one.kind}, seed {one.seed}"
+                )
                 real = next((look.steps for look in one.curve if look.phase == "rollouts"), None)
                 if real is not None and one.curve[0].phase == "simulator":
                     axes.axvline(real, color=line[0].get_color(), linestyle=":", linewidth=1)
-        axes.set_title(f"price {price:g} a large token", fontsize="medium")
+        axes.set_title(f"lambda {price:g}", fontsize="medium")
         axes.set_ylabel("validation reward")
         axes.legend(fontsize="small", loc="lower right")
     axes.set_xlabel("decisions (dotted: from the simulator to real rollouts)")

@@ -1,11 +1,11 @@
 """Routing as a reinforcement learning problem: drafts are seen, accepted or regenerated, and solutions end.
 
-Two back ends stand behind one interface, `Batch`: rollouts of a graph with its real models (`Recorded`), and a
-step model's simulator (`Simulated`). `RoutingEnvironment` is one question as a Gymnasium environment;
+Two back ends stand behind one interface, `Batch`: rollouts of a graph with its real models (`Recorded`), and
+a step model's simulator (`Simulated`). `RoutingEnvironment` is one question as a Gymnasium environment;
 `RoutingVecEnv` is many side by side for stable-baselines3, where both back ends are fast.
 
-The reward is ``correct - price * large tokens`` (arXiv 2601.10245): minus the price of the large tokens with each
-decision, plus 1 where a solution ends right.
+The reward is ``correct - price * large tokens`` (arXiv 2601.10245): minus the price of the large tokens with
+each decision, plus 1 where a solution ends right.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ class Recorded:
 
     def decide(self, regenerate: Sequence[bool]) -> tuple[list[Observation], Turn]:
         """Carry out one decision in each row."""
-        spent = np.array([row.decide(bool(how)) for row, how in zip(self._rows, regenerate, strict=True)], float)
+        spent = np.array(
+            [row.decide(bool(how)) for row, how in zip(self._rows, regenerate, strict=True)], float
+        )
         ended = np.array([row.ended for row in self._rows])
         correct = np.array([row.ended and row.correct for row in self._rows])
         self._rows = [self._next() if row.ended else row for row in self._rows]
@@ -259,7 +261,9 @@ class RoutingVecEnv(VecEnv):
         """Take the decisions."""
         self._decisions = [bool(action) for action in actions]
 
-    def step_wait(self) -> tuple[Floats, npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
+    def step_wait(
+        self,
+    ) -> tuple[Floats, npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
         """Carry them out."""
         seen, turn = self.batch.decide(self._decisions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]

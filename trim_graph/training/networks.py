@@ -51,15 +51,23 @@ class Layer(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
 
-    def forward(self, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """Let each step look at all that are present; ``x`` is (batch, steps, width)."""
+    def forward(self, x: torch.Tensor, present: torch.Tensor, *, last: bool) -> torch.Tensor:
+        """Let each step look at all that are present.
+
+        Args:
+            x: (batch, steps, width).
+            present: (batch, steps).
+            last: Whether only the last step's row is wanted.
+        """
         batch, length, width = x.shape
         qkv = self.qkv(self.norm1(x)).reshape(batch, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        if last:
+            x, query = x[:, -1:], query[:, :, -1:]
         mixed = nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=present[:, None, None, :]
         )
-        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        x = x + self.out(mixed.transpose(1, 2).reshape(batch, -1, width))
         mapped: torch.Tensor = x + self.down(torch.relu(self.up(self.norm2(x))))
         return mapped
 
@@ -98,10 +106,14 @@ class Encoder(BaseFeaturesExtractor):
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Encode; ``rows`` is (batch, window, features)."""
         present = rows[:, :, SEQUENCE.index("present")] > 0.5
-        # Absent rows may look anywhere: a softmax over nothing would be NaN, and nobody reads them.
+        longest = max(1, int(present.sum(1).max()))
+        # Absent rows look at what is present, like all others, and nobody looks at them. An input without any
+        # (stable-baselines3 tries one of zeros) has its last row, so that no softmax is over nothing.
+        rows, present = rows[:, -longest:], present[:, -longest:].clone()
+        present[:, -1] = True
         x = self.embed((rows - self.mean) / self.scale)
-        for layer in self.layers:
-            x = layer(x, present)
+        for number, layer in enumerate(self.layers, 1):
+            x = layer(x, present, last=number == len(self.layers))
         encoded: torch.Tensor = self.norm(x[:, -1])
         return encoded
 

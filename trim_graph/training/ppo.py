@@ -1,7 +1,7 @@
 """Train a learned policy by PPO (Schulman et al. 2017, arXiv 1707.06347) with stable-baselines3.
 
-First on the simulator of a step model, where experience is cheap, then on rollouts of the real models. What is
-kept is the policy that did best on validation questions, deciding as it will at run time; where it has not
+First on the simulator of a step model, where experience is cheap, then on rollouts of the real models. What
+is kept is the policy that did best on validation questions, deciding as it will at run time; where it has not
 improved for a while, training ends.
 """
 
@@ -18,6 +18,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
+from trim_graph.errors import SettingsError
 from trim_graph.policies.aggregate import aggregate
 from trim_graph.policies.learned import LearnedPolicy
 from trim_graph.policies.sequence import sequence
@@ -61,6 +62,13 @@ class Training:
     patience: int = 10
     window: int = 16
     width: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "rollout", "batch", "epochs", "every", "patience", "window", "width"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"training: {name} is {getattr(self, name)}; choose 1 or more")
+        if max(self.steps, self.simulated_steps) < 1:
+            raise SettingsError("training: steps and simulated_steps are both 0; there is nothing to do")
 
 
 class Score(NamedTuple):
@@ -151,7 +159,7 @@ def train(
     with _one_thread():
         env = RoutingVecEnv(phases[0][1], look, price=price)
         learner = _learner(kind, env, spread_of(_sample(recorded, look, seed)), given, seed)
-        made = {"price": price, "seed": seed, "training": asdict(given)}
+        made = {"lambda": price, "seed": seed, "training": asdict(given)}
         best = _Best(lambda: export(kind, learner, given, made), validation, price, tell)
         for phase, batch, steps in phases:
             if steps > 0:
@@ -162,7 +170,9 @@ def train(
     return Trained(best.policy, kind, price, seed, best.score, best.curve)
 
 
-def export(kind: Kind, learner: PPO, training: Training, made: Mapping[str, Any] | None = None) -> LearnedPolicy:
+def export(
+    kind: Kind, learner: PPO, training: Training, made: Mapping[str, Any] | None = None
+) -> LearnedPolicy:
     """Make the policy for run time of a model in training."""
     if kind == "aggregate":
         return aggregate(aggregate_arrays(learner), made=made)
@@ -243,7 +253,7 @@ class _Best:
 
 
 class _Watch(BaseCallback):
-    """Looks at the policy before every so many updates and after the last, and ends a phase that stands still."""
+    """Looks at the policy before every so many updates and after the last; ends a phase that stands still."""
 
     def __init__(self, best: _Best, phase: str, training: Training) -> None:
         super().__init__()

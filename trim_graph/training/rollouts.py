@@ -1,14 +1,15 @@
 """Rollouts of a graph, recorded as trees, so that a rollout taken again needs no model.
 
-Where the models are deterministic (temperature 0), what follows is a function of the text so far: a node is
-the text of the accepted steps, and from it two ways lead on, the small model's draft and what the large model
-writes in its place. Everything in a tree was written by the graph itself with its real models: `Rollouts` runs
-it under plans (`Planned`) and keeps what it wrote. A way that no run has taken is run when somebody takes it.
+Where the models are deterministic (temperature 0), what follows is a function of the text so far: a node
+is the text of the accepted steps, and from it two ways lead on, the small model's draft and what the large
+model writes in its place. Everything in a tree was written by the graph itself with its real models:
+`Rollouts` runs it under plans (`Planned`) and keeps what it wrote. A way that no run has taken is run when
+somebody takes it.
 
 A recorded rollout is exact, the same texts, scores and tokens as the graph's, where
 
-- the models are deterministic. At a temperature above 0 a node keeps the one continuation that was drawn there:
-  a sample of what the models may write, not the whole of it;
+- the models are deterministic. At a temperature above 0 a node keeps the one continuation that was drawn
+  there: a sample of what the models may write, not the whole of it;
 - a score depends on the texts only, not on who wrote them (a scorer by token confidence is not of this kind);
 - the run has no budget: it would change decisions.
 """
