@@ -74,7 +74,7 @@ def run_training(request: Request) -> None:
         ]
         _save(request, max(family, key=lambda one: one.validation.reward), config)
         done += family
-    files = write_curves(done, request.out, f"{request.kind}-curves")
+        files = write_curves(done, request.out, f"{request.kind}-curves")
     print(f"learning curves: {', '.join(file.name for file in files)} in {request.out}")
     _warn_of_contradictions((rollouts, validation))
 
@@ -125,7 +125,7 @@ def _save(request: Request, best: Trained, config: TrimConfig) -> None:
         validation=_rounded(best.validation),
     )
     print(
-        f"{file}: lambda {best.price:g}, seed {best.seed}; on {request.validation} validation questions: reward "
+        f"{file}: lambda {best.price:g}, seed {best.seed}; on the validation questions reward "
         f"{best.validation.reward:.4f}, accuracy {best.validation.accuracy:.3f}, "
         f"{best.validation.large_tokens:.2f} large tokens a question"
     )

@@ -42,7 +42,7 @@ class Training:
         rollout: Decisions of each row between two updates.
         batch: Decisions in a minibatch.
         epochs: Passes over them.
-        learning_rate: Falls to 0 in a straight line over each phase.
+        learning_rate: Of Adam.
         entropy: Weight of the entropy bonus.
         every: Updates between two looks at the validation questions.
         patience: Looks without an improvement after which a phase ends.
