@@ -51,6 +51,7 @@ PUBLIC = {
         "entropy_probe",
         "large_only",
         "load_policy",
+        "query_router",
         "random_rate",
         "save_policy",
         "small_only",

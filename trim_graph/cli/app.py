@@ -26,8 +26,9 @@ are relative to the file):
   checkpoint: sqlite:runs.db
 \b
 Policies: small_only, large_only, threshold (t), random_rate (rate),
-stay_on_large (policy, k), any_of and all_of (policies). Models and scorer may
-be {type: example}. Checkpoint: none, memory, sqlite:PATH,
+entropy_probe (limit), stay_on_large (policy, k), any_of and all_of (policies);
+FILE.json for one that was trained or planned. Models and scorer may be
+{type: example}. Checkpoint: none, memory, sqlite:PATH,
 postgresql://USER@HOST/DATABASE, or env:NAME for a variable that holds one.
 """
 

@@ -4,6 +4,7 @@ from .base import AllOf, AnyOf, Choice, Decision, FunctionPolicy, NextWriter, Ob
 from .baselines import large_only, random_rate, small_only, stay_on_large
 from .entropy_probe import entropy_probe
 from .files import load_policy, save_policy
+from .query_router import query_router
 from .threshold import threshold
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "entropy_probe",
     "large_only",
     "load_policy",
+    "query_router",
     "random_rate",
     "save_policy",
     "small_only",
