@@ -9,21 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from trim_graph.config import Parts, TrimConfig
+from trim_graph.config import TrimConfig
 from trim_graph.errors import SettingsError
 from trim_graph.evaluation import Question
-from trim_graph.evaluation.calibration import RememberingScorer
 from trim_graph.evaluation.datasets import make_dataset
-from trim_graph.policies import Policy, save_policy
+from trim_graph.policies import save_policy
 
 from .models import chosen_config, load_parts, parsed_option
 from .reporting import need
 
 if TYPE_CHECKING:
     from trim_graph.training.ppo import Point, Score, Trained, Training
-    from trim_graph.training.rollouts import Graph, Rollouts
+    from trim_graph.training.rollouts import Rollouts
     from trim_graph.training.step_model import StepModel
 
 SETS = ("training", "validation")
@@ -139,6 +138,7 @@ def _rollouts(
     request: Request, config: TrimConfig, questions: tuple[list[Question], list[Question]]
 ) -> tuple[Rollouts, Rollouts]:
     """Record rollouts of the real models, or go on with those recorded before."""
+    from trim_graph.training.recording import graph_builder
     from trim_graph.training.rollouts import Rollouts
     from trim_graph.training.traces import read_traces, write_traces
 
@@ -165,24 +165,6 @@ def _rollouts(
             write_traces(file, found.traces)
         sets.append(found)
     return sets[0], sets[1]
-
-
-def graph_builder(config: TrimConfig, parts: Parts) -> Any:
-    """Return what makes the graph of a policy: without a budget, of models that remember their answers."""
-    from langchain_core.caches import InMemoryCache
-
-    from trim_graph.graph import create_trim_graph
-
-    for model in (parts.small, parts.large):
-        if getattr(model, "cache", False) is None:
-            model.cache = InMemoryCache()
-    scorer = RememberingScorer(parts.scorer)
-
-    def build(policy: Policy) -> Graph:
-        settings = config.settings.model_dump()
-        return create_trim_graph(parts.small, parts.large, scorer, policy=policy, **settings)
-
-    return build
 
 
 def _questions(request: Request) -> tuple[list[Question], list[Question]]:
