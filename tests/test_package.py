@@ -187,6 +187,7 @@ def test_the_wheel_holds_code_types_and_weights_and_nothing_else(wheel):
         "trim_graph",
         f"trim_graph-{trim_graph.__version__}.dist-info",
     }
+    assert "trim_graph/examples/arithmetic/policies/aggregate-0.02.safetensors" in names
     python = {str(p.relative_to(ROOT)) for p in (ROOT / "trim_graph").rglob("*.py")}
     for mapped in ("nodes", "adapters", "examples"):
         python |= {f"trim_graph/{p.relative_to(ROOT)}" for p in (ROOT / mapped).rglob("*.py")}

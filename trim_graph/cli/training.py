@@ -9,14 +9,150 @@ import typer
 
 from .reporting import failures_reported, need
 
-train = typer.Typer(
-    name="train", help="Train a policy from traces.", no_args_is_help=True, rich_markup_mode=None
-)
+train = typer.Typer(name="train", help="Train a policy.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @train.callback()
 def _group() -> None:
-    """Train a policy from traces, and write it to a file that a configuration can name."""
+    """Train a policy, and write it to a file that a configuration can name."""
+
+
+Out = Annotated[Path, typer.Option(help="Folder for policies and learning curves.")]
+Price = Annotated[
+    list[float],
+    typer.Option(
+        "--lambda",
+        help="Reward is 1 for a right answer less this for each large token; several times: a policy each.",
+    ),
+]
+Dataset = Annotated[str, typer.Option(help="Questions with right answers, as for collect.")]
+Config = Annotated[
+    Path | None, typer.Option(help="YAML file as for solve; without it the arithmetic models.")
+]
+Number = Annotated[int, typer.Option("-n", help="Training questions: the first of the dataset.")]
+ValidationSet = Annotated[
+    str | None, typer.Option(help="Where validation questions come from; default: those that follow.")
+]
+Validation = Annotated[int, typer.Option(help="Validation questions.")]
+Simulator = Annotated[
+    Path | None,
+    typer.Option(
+        help="Begin on a simulator: traces with labelled and scored steps, or a step model (.json) of plan."
+    ),
+]
+Seeds = Annotated[int, typer.Option(help="Trainings for each price; the best on validation is kept.")]
+Steps = Annotated[int, typer.Option(help="Most decisions on rollouts of the models.")]
+SimulatedSteps = Annotated[int, typer.Option(help="Most decisions on the simulator.")]
+Patience = Annotated[int, typer.Option(help="Looks at the validation questions without improvement.")]
+Recorded = Annotated[
+    Path | None, typer.Option("--rollouts", help="Folder that keeps the models' rollouts for the next time.")
+]
+Rounds = Annotated[int, typer.Option(help="Most runs of a question before training; more follow as needed.")]
+Concurrency = Annotated[int, typer.Option(help="Most runs under way at once.")]
+
+_ABOUT = """\
+\b
+The models are run first, and what they wrote is kept: to train on it again needs
+no model. That is exact for models at temperature 0. Where -n, --dataset and the
+models are the same, --rollouts goes on with what it holds.
+"""
+
+
+@train.command("aggregate", epilog=_ABOUT, short_help="PPO on five features of the steps so far.")
+def aggregate(
+    out: Out,
+    price: Price,
+    dataset: Dataset = "arithmetic:standard",
+    validation_dataset: ValidationSet = None,
+    config: Config = None,
+    n: Number = 1000,
+    validation: Validation = 300,
+    simulator: Simulator = None,
+    seeds: Seeds = 1,
+    steps: Steps = 200_000,
+    simulated_steps: SimulatedSteps = 100_000,
+    patience: Patience = 10,
+    rollouts: Recorded = None,
+    rounds: Rounds = 64,
+    concurrency: Concurrency = 128,
+) -> None:
+    """Train a small network by PPO that sees five features of a draft and the steps before it.
+
+    They are the least and the product of the earlier scores, the draft's score, its tokens and its place.
+    Writes aggregate-LAMBDA.json with its arrays, and learning curves.
+    """
+    with failures_reported():
+        from .learning import Request, run_training
+
+        run_training(
+            Request(
+                kind="aggregate",
+                out=out,
+                prices=tuple(price),
+                dataset=dataset,
+                validation_dataset=validation_dataset,
+                config=config,
+                n=n,
+                validation=validation,
+                simulator=simulator,
+                seeds=seeds,
+                steps=steps,
+                simulated_steps=simulated_steps,
+                patience=patience,
+                rollouts=rollouts,
+                rounds=rounds,
+                concurrency=concurrency,
+            )
+        )
+
+
+@train.command("sequence", epilog=_ABOUT, short_help="PPO on the whole sequence of steps.")
+def sequence(
+    out: Out,
+    price: Price,
+    dataset: Dataset = "arithmetic:standard",
+    validation_dataset: ValidationSet = None,
+    config: Config = None,
+    n: Number = 1000,
+    validation: Validation = 300,
+    simulator: Simulator = None,
+    seeds: Seeds = 1,
+    steps: Steps = 200_000,
+    simulated_steps: SimulatedSteps = 100_000,
+    patience: Patience = 10,
+    window: Annotated[int, typer.Option(help="Most steps it looks at, the draft included.")] = 16,
+    rollouts: Recorded = None,
+    rounds: Rounds = 64,
+    concurrency: Concurrency = 128,
+) -> None:
+    """Train a small transformer by PPO that sees score, tokens and writer of every step.
+
+    Writes sequence-LAMBDA.json with its arrays, and learning curves.
+    """
+    with failures_reported():
+        from .learning import Request, run_training
+
+        run_training(
+            Request(
+                kind="sequence",
+                out=out,
+                prices=tuple(price),
+                dataset=dataset,
+                validation_dataset=validation_dataset,
+                config=config,
+                n=n,
+                validation=validation,
+                simulator=simulator,
+                seeds=seeds,
+                steps=steps,
+                simulated_steps=simulated_steps,
+                patience=patience,
+                window=window,
+                rollouts=rollouts,
+                rounds=rounds,
+                concurrency=concurrency,
+            )
+        )
 
 
 @train.command("query-router", short_help="Train the policy that sends whole questions to one model.")
