@@ -49,12 +49,12 @@ def test_an_engine_ends_in_several_ways_and_the_next_call_starts_it_anew(sockets
     model, other = (chat(SMALL, max_model_len=1000, temperature=t) for t in (0.0, 0.5))
     shared = processes()
 
-    def started():
+    def started(model):
         assert model.invoke(CHAT, max_tokens=2).content
         return [one for one in processes() if one not in shared]
 
     # Closed, with a call under way:
-    found = started()
+    found = started(model)
     assert found
     stream = endless(model).stream(CHAT, max_tokens=900)
     next(stream)
@@ -63,7 +63,7 @@ def test_an_engine_ends_in_several_ways_and_the_next_call_starts_it_anew(sockets
     with pytest.raises(ModelServerError, match="was closed during the call"):
         list(stream)
     # Killed, with a call under way:
-    found, died = started(), model._hold.engine()
+    found, died = started(model), model._hold.engine()
     error = asyncio.run(_killed_during_a_call(model, found))
     assert "has died; vLLM wrote the cause to stderr. The next call starts it anew" in str(error)
     assert error.begun
@@ -71,7 +71,7 @@ def test_an_engine_ends_in_several_ways_and_the_next_call_starts_it_anew(sockets
     assert not died.usable
     wait_until(lambda: gone(found))
     # Garbage collected, with the last adapter that has it:
-    found = started()
+    found = started(model)
     other.start()
     del model, stream
     gc.collect()
