@@ -32,12 +32,16 @@ ENGINE = {
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # What vLLM's imports warn of, and the ZeroMQ contexts that its engines leave to be collected.
+    for warning in ("ignore:::(vllm|torch)", "ignore:Unclosed context:ResourceWarning"):
+        config.addinivalue_line("filterwarnings", warning)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.enable_socket)
-            # What vLLM's imports warn of is not ours.
-            item.add_marker(pytest.mark.filterwarnings("ignore:::(vllm|torch)"))
 
 
 def chat(model: Path, **settings) -> ChatVLLMEngine:

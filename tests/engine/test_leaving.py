@@ -7,8 +7,9 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from trim_graph.adapters.background import run_sync
+from trim_graph.examples.arithmetic import problems
 
-CHAT = [HumanMessage("Count.")]
+CHAT = [HumanMessage(problems("hard", 1)[0].question)]
 
 
 @pytest.fixture
@@ -110,9 +111,9 @@ class TestTimeLimit:
         check_idle(endless)
 
     def test_a_slow_reader_does_not_lose_what_is_written(self, small):
-        whole = small.invoke("What is 1 + 1?").content
+        whole = small.invoke(CHAT).content
         pieces = []
-        for chunk in small.stream("What is 1 + 1?", timeout=5):
+        for chunk in small.stream(CHAT, timeout=5):
             pieces.append(chunk.content)
             time.sleep(0.01)
         assert "".join(pieces) == whole

@@ -41,63 +41,53 @@ def gone(found):
     return all(not one.is_running() or one.status() == psutil.STATUS_ZOMBIE for one in found)
 
 
-@pytest.fixture
-def engine(sockets):
-    """An adapter with an engine that nobody shares."""
-    model = chat(SMALL, max_model_len=1000)
-    before = processes()
-    model.start()
-    yield model, [one for one in processes() if one not in before]
-    model.close()
-
-
 def endless(model):
     return model.model_copy(update={"sampling_params": {"ignore_eos": True}})
 
 
-def test_closed_or_killed_it_fails_its_calls_and_the_next_starts_it_anew(engine):
-    model, started = engine
-    assert started
+def test_an_engine_ends_in_several_ways_and_the_next_call_starts_it_anew(sockets):
+    model, other = (chat(SMALL, max_model_len=1000, temperature=t) for t in (0.0, 0.5))
+    shared = processes()
+
+    def started(model):
+        assert model.invoke(CHAT, max_tokens=2).content
+        return [one for one in processes() if one not in shared]
+
+    # Closed, with a call under way:
+    found = started(model)
+    assert found
     stream = endless(model).stream(CHAT, max_tokens=900)
     next(stream)
     model.close()
-    assert gone(started)
+    assert gone(found)
     with pytest.raises(ModelServerError, match="was closed during the call"):
         list(stream)
-    assert model.invoke(CHAT, max_tokens=2).content
-    died = model._hold.engine()
-    error = asyncio.run(_killed_during_a_call(model))
+    # Killed, with a call under way:
+    found, died = started(model), model._hold.engine()
+    error = asyncio.run(_killed_during_a_call(model, found))
     assert "has died; vLLM wrote the cause to stderr. The next call starts it anew" in str(error)
     assert error.begun
     assert error.attempts["input_tokens"] > 0
     assert not died.usable
-    assert model.invoke(CHAT, max_tokens=2).content
-
-
-async def _killed_during_a_call(model):
-    task = asyncio.create_task(endless(model).ainvoke(CHAT, max_tokens=900, timeout=30))
-    await asyncio.sleep(0.3)
-    cores = [one for one in processes() if "EngineCore" in " ".join(one.cmdline())]
-    newest = max(cores, key=lambda one: one.create_time())
-    newest.kill()
-    with pytest.raises(ModelServerError) as caught:
-        await task
-    return caught.value
-
-
-def test_the_last_adapter_takes_the_engine_with_it(sockets):
-    before = processes()
-    model = chat(SMALL, max_model_len=1001)
-    other = chat(SMALL, max_model_len=1001, temperature=0.5)
-    model.start()
+    wait_until(lambda: gone(found))
+    # Garbage collected, with the last adapter that has it:
+    found = started(model)
     other.start()
-    started = [one for one in processes() if one not in before]
-    del model
+    del model, stream
     gc.collect()
     assert other.invoke(CHAT, max_tokens=2).content
     del other
     gc.collect()
-    wait_until(lambda: gone(started))
+    wait_until(lambda: gone(found))
+
+
+async def _killed_during_a_call(model, found):
+    task = asyncio.create_task(endless(model).ainvoke(CHAT, max_tokens=900, timeout=30))
+    await asyncio.sleep(0.3)
+    next(one for one in found if "EngineCore" in " ".join(one.cmdline())).kill()
+    with pytest.raises(ModelServerError) as caught:
+        await task
+    return caught.value
 
 
 @pytest.mark.parametrize(
@@ -159,7 +149,7 @@ class TestProcess:
         assert process.returncode == 1
         assert out.splitlines()[0] == "begun"
         assert out.count("begun") == 1  # the engine's process did not run the script once more
-        assert "answer: length" in out
+        assert "answer: stop" in out
         assert "LookupError: end of script" in err
         for noise in ("INFO", "ERROR", "Exception ignored", "resource_tracker"):
             assert noise not in err + out

@@ -20,6 +20,11 @@ class TestStandard(ChatModelIntegrationTests):
         return {"model": str(SMALL), "max_tokens": 100, **ENGINE}
 
     @property
+    def standard_chat_model_params(self) -> dict:
+        """Without those of a server: a key, retries."""
+        return {"temperature": 0, "timeout": 60, "stop": []}
+
+    @property
     def supports_model_override(self) -> bool:
         return False
 
