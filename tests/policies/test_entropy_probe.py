@@ -200,6 +200,18 @@ def test_memory_counts_a_probed_step_once(make):
     assert counted == [1, 2, 3, 4]
 
 
+def test_a_memory_that_comes_with_a_probe_is_dropped(make):
+    seen = []
+
+    class Remembering(entropy_probe):
+        def next_writer(self, observation):
+            seen.append(observation.memory)
+            return Choice(super().next_writer(observation), (observation.memory or 0) + 1)
+
+    rig_of(make, policy=Remembering(1.0), scorer=None).ask()
+    assert seen == [None, None, 1, 1, 2, 2, 3, 3]
+
+
 # Limits
 
 
