@@ -1,0 +1,64 @@
+"""The trained policies that ship with the example: they load, route, and stand in the measured table."""
+
+import asyncio
+import json
+
+import pytest
+
+from trim_graph import create_trim_graph
+from trim_graph.adapters import ChatTransformers, TransformersProcessReward
+from trim_graph.evaluation import run_arm
+from trim_graph.evaluation.datasets import arithmetic_question
+from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
+from trim_graph.examples.arithmetic.measure_learned import MEASURED, POLICIES, measure, table
+from trim_graph.policies import load_policy, threshold
+from trim_graph.training.recording import graph_builder
+from trim_graph.training.rollouts import Rollouts
+
+FILES = sorted(file for file in POLICIES.glob("*-0.*.json"))
+
+
+def test_there_is_a_family_of_each():
+    assert {file.stem.split("-")[0] for file in FILES} == {"aggregate", "sequence"}
+    assert len(FILES) >= 8
+    assert sum(file.stat().st_size for file in POLICIES.iterdir()) < 1_000_000
+
+
+def test_all_of_them_are_measured_on_a_thousand_problems():
+    measured = json.loads(MEASURED.read_text())
+    assert measured["n"] >= 1000
+    assert {file.stem for file in FILES} <= {row["policy"] for row in measured["rows"]}
+
+
+@pytest.fixture(scope="module")
+def models():
+    return (
+        ChatTransformers(model=str(SMALL)),
+        ChatTransformers(model=str(LARGE)),
+        TransformersProcessReward(PRM),
+    )
+
+
+@pytest.mark.parametrize("kind", ["aggregate", "sequence"])
+def test_they_route_the_example_models(kind, models):
+    policy = load_policy(POLICIES / f"{kind}-0.005.json")
+    graph = create_trim_graph(*models, policy=policy)
+    questions = [arithmetic_question(problem) for problem in problems("standard", 8, part="test", seed=9)]
+    outcomes = asyncio.run(run_arm(graph, questions))
+    assert [outcome.error for outcome in outcomes] == [None] * 8
+    assert sum(bool(outcome.correct) for outcome in outcomes) >= 7
+    assert 0 < sum(outcome.large_tokens for outcome in outcomes) < 8 * 62.6 / 2
+
+
+def test_the_measurement_pairs_a_policy_with_the_threshold_that_spends_no_less(models):
+    from trim_graph.config import Parts, example_config
+
+    questions = [arithmetic_question(problem) for problem in problems("standard", 4, part="test", seed=8)]
+    rollouts = Rollouts(questions, graph_builder(example_config({}), Parts(*models)))
+    asyncio.run(rollouts.explore(50))
+    rows = measure(rollouts, {"like a threshold": threshold(0.7)})
+    found = next(row for row in rows if row["policy"] == "like a threshold")
+    assert found["beside"]["large_tokens"] >= found["large_tokens"]
+    same = next(row for row in rows if row["policy"] == "threshold(0.7)")
+    assert (found["accuracy"], found["large_tokens"]) == (same["accuracy"], same["large_tokens"])
+    assert len(table(rows).splitlines()) == len(rows) + 2
