@@ -1,17 +1,20 @@
-"""The README's Python and YAML do what it says, as printed and in order."""
+"""The Python and YAML of the README and the guides do what they say, as printed and in order."""
 
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 from trim_graph.config import TrimConfig
 
-README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+GUIDES = sorted((ROOT / "examples/guides").glob("*.md"))
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
@@ -30,6 +33,15 @@ def test_the_configuration_is_valid():
     TrimConfig.model_validate(yaml.safe_load(block))
 
 
-def test_every_file_it_links_to_exists():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (Path(__file__).parent.parent / target).exists(), target
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
+def test_the_python_of_a_guide_runs(guide, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks("python", guide.read_text("utf-8")):
+        exec(compile(block, guide.name, "exec"), names)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *GUIDES], ids=lambda page: page.stem)
+def test_every_file_it_links_to_exists(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), target
