@@ -36,13 +36,13 @@ def config(world):
 
 def test_a_share_is_hit_on_fresh_questions(world, run, config):
     result = run(
-        "calibrate", "--config", config, *DATASET, "--large-share", 0.3, "-n", 150, "--json", "r.json"
+        "calibrate", "--config", config, *DATASET, "--large-share", 0.3, "-n", 100, "--json", "r.json"
     )
     assert result.exit_code == 0, result.output
     report = json.loads((world / "r.json").read_text())
     assert report["expected"]["share"]["value"] == pytest.approx(0.3, abs=0.01)
     assert "share of large tokens" in result.stdout
-    assert "measured on 150 questions of arithmetic:standard, validation" in result.stdout
+    assert "measured on 100 questions of arithmetic:standard, validation" in result.stdout
     chosen = load_config("trim.calibrated.yaml")
     assert chosen.policy.model_dump() == report["policy"]
     assert 3 <= len(report["points"]) + 1 <= 9
@@ -50,7 +50,7 @@ def test_a_share_is_hit_on_fresh_questions(world, run, config):
     from trim_graph.cli.calibrating import load_parts
 
     parts = load_parts(chosen)
-    drawn = problems("standard", 150, part="validation", seed=1)
+    drawn = problems("standard", 100, part="validation", seed=1)
     fresh = [arithmetic_question(problem) for problem in drawn]
     spent = []
     for policy in (chosen.policy.build(), large_only()):
@@ -70,16 +70,16 @@ def test_only_the_policy_of_the_file_changes(world, run, config):
 
 
 def test_a_cost_is_a_limit_by_the_price_table(world, run, config):
-    result = run("calibrate", "--config", config, *DATASET, "--max-cost", 0.02, "-n", 60, "--json", "r.json")
+    result = run("calibrate", "--config", config, *DATASET, "--max-cost", 0.02, "-n", 30, "--json", "r.json")
     assert result.exit_code == 0, result.output
     expected = json.loads((world / "r.json").read_text())["expected"]
-    assert 0.018 < expected["cost"]["value"] <= 0.02
+    assert 0.015 < expected["cost"]["value"] <= 0.02
     assert "cost a question" in result.stdout
     assert "share of large tokens" not in result.stdout  # the large model alone was not run
 
 
 def test_a_pgr(world, run, config):
-    result = run("calibrate", "--config", config, *DATASET, "--pgr", 0.6, "-n", 60, "--json", "r.json")
+    result = run("calibrate", "--config", config, *DATASET, "--pgr", 0.6, "-n", 25, "--json", "r.json")
     assert result.exit_code == 0, result.output
     assert json.loads((world / "r.json").read_text())["expected"]["pgr"]["value"] >= 0.6
 
@@ -97,9 +97,11 @@ def test_a_spend_needs_only_questions(world, run, config):
 
 
 def test_other_families(world, run, config):
-    common = ("calibrate", "--config", config, *DATASET, "--large-share", 0.3, "-n", 40)
+    common = ("calibrate", "--config", config, *DATASET, "--large-share", 0.3, "-n", 20)
     result = run(*common, "--family", "random_rate")
-    assert 0.2 < yaml.safe_load((world / "trim.calibrated.yaml").read_text())["policy"]["rate"] < 0.4, result
+    assert 0.15 < yaml.safe_load((world / "trim.calibrated.yaml").read_text())["policy"]["rate"] < 0.45, (
+        result
+    )
     stay = '{type: stay_on_large, k: 1, policy: {type: threshold, t: "?"}}'
     assert run(*common, "--family", stay).exit_code == 0
     policy = yaml.safe_load((world / "trim.calibrated.yaml").read_text())["policy"]
