@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench train clean
+.PHONY: demo test test-engine lint bench train clean
 
 demo: $(READY)
 	$(BIN)/trim-graph demo
 
 test: $(READY)
 	$(BIN)/pytest -q
+
+# vLLM in this process; about 5 GB of memory. make test covers all else.
+test-engine:
+	.ci/vllm
+	.venv-vllm/bin/python -m pytest -q tests/engine
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Asynchronous adapters for synchronous callers: one event loop in a daemon thread."""
+"""One event loop in a daemon thread: for synchronous callers, and for what must live on a loop of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import atexit
 import contextlib
 import queue
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -73,19 +73,42 @@ def run_sync(call: Coroutine[Any, Any, T]) -> T:
 def iterate_sync(items: AsyncGenerator[T, None]) -> Iterator[T]:
     """Run an async generator on the background loop; leaving the iteration early closes it."""
     arrived: queue.SimpleQueue[tuple[T] | None] = queue.SimpleQueue()
-
-    async def pump() -> None:
-        try:
-            async with contextlib.aclosing(items):
-                async for item in items:
-                    arrived.put((item,))
-        finally:
-            arrived.put(None)
-
-    future = asyncio.run_coroutine_threadsafe(pump(), _loop())
+    future = asyncio.run_coroutine_threadsafe(_pump(items, arrived.put), _loop())
     try:
         while (item := arrived.get()) is not None:
             yield item[0]
         future.result()
     finally:
         future.cancel()
+
+
+async def run_aside(call: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the background loop and await it on this one. Cancelling passes on."""
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, _loop()))
+
+
+async def iterate_aside(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """Run an async generator on the background loop and iterate on this one; leaving early closes it."""
+    own = asyncio.get_running_loop()
+    arrived: asyncio.Queue[tuple[T] | None] = asyncio.Queue()
+
+    def put(item: tuple[T] | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read
+            own.call_soon_threadsafe(arrived.put_nowait, item)
+
+    future = asyncio.run_coroutine_threadsafe(_pump(items, put), _loop())
+    try:
+        while (item := await arrived.get()) is not None:
+            yield item[0]
+        await asyncio.wrap_future(future)
+    finally:
+        future.cancel()
+
+
+async def _pump(items: AsyncGenerator[T, None], put: Callable[[tuple[T] | None], None]) -> None:
+    try:
+        async with contextlib.aclosing(items):
+            async for item in items:
+                put((item,))
+    finally:
+        put(None)

@@ -29,6 +29,9 @@ def check_call_settings(settings: dict[str, Any]) -> None:
     number("seed", int, lambda v: -(2**63) <= v < 2**64, "a 64-bit whole number")
     if settings.get("stop_when") is not None and not callable(settings["stop_when"]):
         raise ValueError(f"stop_when={settings['stop_when']!r} is not a function of the text so far")
+    entropy = settings.get("first_token_entropy")
+    if entropy is not None and not isinstance(entropy, bool):
+        raise ValueError(f"first_token_entropy={entropy!r} is neither True nor False")
     number("timeout", real, lambda v: v > 0, "a number of seconds above 0")
 
 

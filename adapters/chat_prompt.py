@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import (
@@ -71,7 +71,10 @@ def opens_thought(rendered: str) -> bool:
 
 
 def encode_chat(
-    messages: Sequence[BaseMessage], tokenizer: PreTrainedTokenizerBase, guard: SpecialTokenGuard
+    messages: Sequence[BaseMessage],
+    tokenizer: PreTrainedTokenizerBase,
+    guard: SpecialTokenGuard,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Render a conversation with the model's chat template and tokenise it.
 
@@ -81,6 +84,7 @@ def encode_chat(
         messages: The conversation; text only.
         tokenizer: Brings the chat template.
         guard: Made from the same tokenizer; special tokens inside the messages stay plain text.
+        template_kwargs: Further arguments of the chat template.
 
     Returns:
         The token ids of the prompt.
@@ -92,7 +96,9 @@ def encode_chat(
     messages, continuation = split_continuation(messages)
     turns = [_turn(message, guard) for message in messages]
     try:
-        rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        rendered = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, **(template_kwargs or {})
+        )
     except Exception as error:
         roles = [turn["role"] for turn in turns]
         raise ValueError(f"the model's chat template refused the roles {roles}: {error}") from error

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from .generation import GenerationEngine
 
-_CALL_SETTINGS = {"max_tokens", "temperature", "top_p", "seed", "logprobs", "timeout", "stop_when"}
+_OWN_SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "logprobs")
+_CALL_SETTINGS = {*_OWN_SETTINGS, "first_token_entropy", "timeout", "stop_when"}
 _LANGCHAIN_KWARGS = {"stream"}  # given by LangChain's own plumbing
 
 
@@ -41,15 +42,16 @@ class ChatTransformers(BaseChatModel):
 
     The answer's ``response_metadata`` holds ``model_name``, ``finish_reason`` (``"stop"`` or ``"length"``),
     ``stop_reason`` (the stop string met, or None at the end of sequence, as vLLM tells it),
-    ``timed_out=True`` where a ``timeout`` cut it, and with ``logprobs=True`` ``mean_token_probability``: the
+    ``timed_out=True`` where a ``timeout`` cut it, with ``logprobs=True`` ``mean_token_probability``: the
     mean probability of the generated tokens under the model's own distribution, before temperature and
-    top_p, without the end of sequence unless that is the only token. ``usage_metadata`` counts every
-    generated token, as vLLM does: those of the stop string and the end of sequence too.
+    top_p, without the end of sequence unless that is the only token; and with ``first_token_entropy=True``
+    that of the first token under the same distribution, in nats. ``usage_metadata`` counts every generated
+    token, as vLLM does: those of the stop string and the end of sequence too.
 
     Every call takes ``stop`` and, by keyword, ``max_tokens``, ``temperature``, ``top_p``, ``seed``,
-    ``logprobs``, ``timeout`` (seconds in the queue and in generation, without loading; the answer ends at
-    the next token) and ``stop_when`` (a function of the text so far that ends the answer; its
-    ``stop_reason`` is ``"stop_when"``). The model's own generation_config is asked for its
+    ``logprobs``, ``first_token_entropy``, ``timeout`` (seconds in the queue and in generation, without
+    loading; the answer ends at the next token) and ``stop_when`` (a function of the text so far that ends
+    the answer; its ``stop_reason`` is ``"stop_when"``). The model's own generation_config is asked for its
     end-of-sequence ids only.
 
     Example:
@@ -59,7 +61,12 @@ class ChatTransformers(BaseChatModel):
         ```
     """
 
+    continues_exactly: ClassVar[bool] = True
+    """Says to `create_trim_graph` that no prompt is needed to go on with a text."""
     takes_stop_when: ClassVar[bool] = True
+    """Says that a call may end its own answer with ``stop_when``."""
+    tells_entropy: ClassVar[bool] = True
+    """Says that a call may ask for the entropy of its first token."""
 
     model: Annotated[
         str, BeforeValidator(lambda m: str(m) if isinstance(m, Path) else m), AfterValidator(check_model)
@@ -242,8 +249,7 @@ class ChatTransformers(BaseChatModel):
         given = {
             name: value for name, value in kwargs.items() if name in _CALL_SETTINGS and value is not None
         }
-        own = ("max_tokens", "temperature", "top_p", "seed", "logprobs")
-        merged = {name: getattr(self, name) for name in own} | given
+        merged = {name: getattr(self, name) for name in _OWN_SETTINGS} | given
         check_call_settings(merged)
         return Settings(stop=stop_strings(stop), **merged)
 
@@ -255,6 +261,8 @@ class ChatTransformers(BaseChatModel):
         }
         if done.mean_token_probability is not None:
             metadata["mean_token_probability"] = done.mean_token_probability
+        if done.first_token_entropy is not None:
+            metadata["first_token_entropy"] = done.first_token_entropy
         if self._load().opens_thought:
             metadata["prompt_opens_thought"] = True
         if done.timed_out:

@@ -112,6 +112,7 @@ class _Chooser(LogitsProcessor):
         self.probabilities: list[float] | None = None
         self._rows = rows
         self._wants_probability = any(row.job.settings.logprobs for row in rows)
+        self._entropies_wanted = [row for row in rows if row.job.settings.first_token_entropy]
         self._generators = {
             i: _generator(row.job.settings.seed, device)
             for i, row in enumerate(rows)
@@ -119,6 +120,8 @@ class _Chooser(LogitsProcessor):
         }
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if self._entropies_wanted:
+            self._tell_entropies(scores)
         if not self._generators and not self._wants_probability:
             return scores
         choice = scores.argmax(dim=-1)
@@ -132,6 +135,14 @@ class _Chooser(LogitsProcessor):
             self.probabilities = log_p.exp().tolist()
         only: Any = torch.full_like(scores, -torch.inf).scatter_(-1, chosen, 0.0)
         return only  # type: ignore[no-any-return]
+
+    def _tell_entropies(self, scores: torch.Tensor) -> None:
+        """Tell the rows that want it the entropy of their first token: the rows of a batch begin together."""
+        entropies = torch.special.entr(scores.float().softmax(dim=-1)).sum(dim=-1).tolist()
+        for row, entropy in zip(self._rows, entropies, strict=True):
+            if row in self._entropies_wanted:
+                row.first_token_entropy = entropy
+        self._entropies_wanted = []
 
 
 class _RowsDone(StoppingCriteria):

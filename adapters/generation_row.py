@@ -28,6 +28,7 @@ class Settings:
         seed: Makes sampling repeatable; None draws anew each time.
         stop: Strings that end the answer.
         logprobs: Whether the mean token probability is wanted.
+        first_token_entropy: Whether the entropy of the first token's distribution is wanted.
         timeout: Seconds until the answer is cut.
         stop_when: Ends the answer where it says so of the text so far.
     """
@@ -38,6 +39,7 @@ class Settings:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: bool = False
+    first_token_entropy: bool = False
     timeout: float | None = None
     stop_when: StopWhen | None = None
 
@@ -55,6 +57,7 @@ class Generated:
         mean_token_probability: Mean probability of the tokens chosen, under the model's distribution before
             temperature and top_p. The end of sequence is left out unless it is the only token.
         timed_out: Whether the time limit cut it.
+        first_token_entropy: In nats, of the whole vocabulary, before temperature and top_p.
     """
 
     text: str
@@ -63,6 +66,7 @@ class Generated:
     stop_reason: str | None = None
     mean_token_probability: float | None = None
     timed_out: bool = False
+    first_token_entropy: float | None = None
 
 
 class GenerationJob(Job[Generated]):
@@ -106,6 +110,9 @@ class Row:
         job: Whose row it is.
         tokenizer: Decodes the tokens.
         end_ids: Tokens that end a sequence.
+
+    Attributes:
+        first_token_entropy: For whoever sees the distribution to set.
     """
 
     def __init__(self, job: GenerationJob, tokenizer: Tokenizer, end_ids: Set[int]) -> None:
@@ -119,6 +126,7 @@ class Row:
         self._sent = 0
         self._tokens = 0
         self._probabilities: list[float] = []
+        self.first_token_entropy: float | None = None
 
     def push(self, token: int, probability: float | None) -> None:
         """Take the next token; nothing happens once the row is done."""
@@ -191,6 +199,7 @@ class Row:
                 stop_reason=stop_reason,
                 mean_token_probability=sum(seen) / len(seen) if seen else None,
                 timed_out=timed_out,
+                first_token_entropy=self.first_token_entropy,
             )
         )
 

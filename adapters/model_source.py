@@ -91,14 +91,18 @@ def pick_device(device: str) -> torch.device:
         raise ValueError(f"device={device!r} is not known; use 'cpu', 'cuda', 'cuda:0' or 'auto'") from error
 
 
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str, *, chat: bool = True) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer exactly as its ``tokenizer.json`` says.
 
     `AutoTokenizer` does not: for some model types (qwen2 in transformers 5.23) it puts the type's usual
     normaliser and pre-tokenizer in place of those in the file.
 
+    Args:
+        model: Folder or hub id.
+        chat: Whether it needs a chat template.
+
     Raises:
-        ValueError: It has no ``tokenizer.json`` or no chat template.
+        ValueError: It has no ``tokenizer.json``, or no chat template where it needs one.
     """
     from transformers import PreTrainedTokenizerFast
     from transformers.utils.hub import cached_file
@@ -106,7 +110,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     if cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False) is None:
         raise ValueError(f"model={model!r} has no tokenizer.json, which this adapter needs")
     tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(model)
-    if not tokenizer.chat_template:
+    if chat and not tokenizer.chat_template:
         raise ValueError(f"model={model!r}: its tokenizer has no chat template (tokenizer_config.json)")
     return tokenizer
 
@@ -118,16 +122,28 @@ def max_positions(model: Any) -> int | None:
 
 
 def shared_engine(
-    build: Callable[[str, torch.device, str], Engine], model: str, device: str, dtype: str
+    build: Callable[[str, torch.device, str], Engine],
+    model: str,
+    device: str,
+    dtype: str,
+    *,
+    variant: str = "",
 ) -> Engine:
-    """Load weights, or find them: one copy per process for the same model, device and dtype.
+    """Load weights, or find them: one copy per process for the same model, device, dtype and variant.
 
     The copy is freed when the last adapter that uses it is gone.
+
+    Args:
+        build: Loads them.
+        model: Folder or hub id.
+        device: The `device` setting.
+        dtype: The `dtype` setting.
+        variant: What else tells copies apart: which part of the weights ``build`` keeps.
     """
     require_local_extra()
     target = pick_device(device)
     place = os.path.realpath(model) if os.path.exists(model) else model
-    key = (build.__module__, place, str(target), dtype)
+    key = (build.__module__, place, str(target), dtype, variant)
     with _load_lock:
         engine: Engine | None = _loaded.get(key)
         if engine is None:

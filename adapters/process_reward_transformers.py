@@ -6,11 +6,11 @@ import asyncio
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .batching import Job
-from .model_source import check_dtype, check_model, shared_engine
-from .prm_formats import QWEN_SYSTEM_PROMPT, PRMInput, QwenPRMFormat
+from .model_source import check_dtype, check_model, load_tokenizer, require_local_extra, shared_engine
+from .prm_formats import FormatName, PRMFormat, PRMInput, check_format, is_chat, prm_format
 from .protocols import ScorableStep, ScorerError, ScorerReply
 
 if TYPE_CHECKING:
@@ -33,19 +33,26 @@ class RewardJob(Job[list[float]]):
 
 
 class TransformersProcessReward:
-    """Scores steps with a PRM in the Qwen2.5-Math-PRM layout (see `trim_graph.adapters.prm_head`).
+    """Scores steps with a process reward model.
 
-    A step's score is the softmax probability of label 1 (right) at the step token behind it. Weights are
-    loaded on the first call. Calls made at the same time run as one batch; instances with the same model,
-    device and dtype share weights and batches.
+    ``format`` says what the PRM reads and how a score is read from it:
+
+    - ``qwen``: Qwen2.5-Math-PRM, a classifier at a step token (`trim_graph.adapters.prm_formats`).
+    - ``math_shepherd``: a language model that answers + or - behind a step tag.
+    - ``skywork``: Skywork-o1-Open-PRM, a value head at line breaks.
+    - ``rlhflow``: a chat model that answers + or - to every step.
+
+    The last three are described in ``prm_format_*.py``. Weights come from safetensors and are loaded on the
+    first call; no code that comes with them is run. Calls made at the same time run as one batch; instances
+    with the same model, device, dtype and kind of head share weights and batches.
 
     Args:
         model: Folder with safetensors, or hub id, such as ``Qwen/Qwen2.5-Math-PRM-7B``.
         device: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: CUDA where there is one.
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: as the weights are stored.
-        format: Layout of the input; ``qwen`` is the one there is.
-        step_token: The token after each step.
-        system_prompt: First turn of the input; None leaves it to the chat template.
+        format: ``qwen``, ``math_shepherd``, ``skywork`` or ``rlhflow``.
+        step_token: The token after each step; None: the format's own.
+        system_prompt: First turn of a chat; None leaves it to the chat template, ``auto``: the format's own.
         max_batch_size: Most solutions to run as one batch.
 
     Raises:
@@ -58,23 +65,22 @@ class TransformersProcessReward:
         *,
         device: str = "cpu",
         dtype: str = "float32",
-        format: Literal["qwen"] = "qwen",
-        step_token: str = "<extra_0>",
-        system_prompt: str | None = QWEN_SYSTEM_PROMPT,
+        format: FormatName = "qwen",
+        step_token: str | None = None,
+        system_prompt: str | None = "auto",
         max_batch_size: int = 16,
     ) -> None:
-        if format != "qwen":
-            raise ValueError(f"format={format!r} is not known; 'qwen' is the one there is")
+        check_format(format, step_token=step_token, system_prompt=system_prompt)
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size={max_batch_size!r} must be 1 or more")
         self.model = check_model(model)
         self.device = device
         self.dtype = check_dtype(dtype)
-        self.format = format
+        self.format: FormatName = format
         self.step_token = step_token
         self.system_prompt = system_prompt
         self.max_batch_size = max_batch_size
-        self._loaded: tuple[RewardEngine, QwenPRMFormat] | None = None
+        self._loaded: tuple[RewardEngine, PRMFormat] | None = None
 
     def __repr__(self) -> str:
         names = ("model", "device", "dtype", "format", "step_token", "max_batch_size")
@@ -98,9 +104,9 @@ class TransformersProcessReward:
             ScorerError: No steps, an empty question, an input longer than the PRM takes, or a PRM that
                 answers with something that is not a probability.
         """
-        engine, prm_format = self._load()
+        engine, layout = self._load()
         with engine.worker.preparing():
-            job = self._job(engine, prm_format, question, steps)
+            job = self._job(engine, layout, question, steps)
             engine.worker.submit(job)
         try:
             return _reply(job, job.future.result())
@@ -110,37 +116,41 @@ class TransformersProcessReward:
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Score every step without blocking the event loop; see `score`."""
         loaded = self._loaded
-        engine, prm_format = loaded if loaded is not None else await asyncio.to_thread(self._load)
+        engine, layout = loaded if loaded is not None else await asyncio.to_thread(self._load)
         with engine.worker.preparing():
-            job = await asyncio.to_thread(self._job, engine, prm_format, question, steps)
+            job = await asyncio.to_thread(self._job, engine, layout, question, steps)
             engine.worker.submit(job)
         return _reply(job, await asyncio.wrap_future(job.future))
 
-    def _load(self) -> tuple[RewardEngine, QwenPRMFormat]:
+    def _load(self) -> tuple[RewardEngine, PRMFormat]:
         if self._loaded is None:
-            engine = shared_engine(_build_engine, self.model, self.device, self.dtype)
-            prm_format = QwenPRMFormat(
-                engine.tokenizer, system_prompt=self.system_prompt, step_token=self.step_token
+            require_local_extra()
+            tokenizer = load_tokenizer(self.model, chat=is_chat(self.format))
+            layout = prm_format(
+                self.format, tokenizer, step_token=self.step_token, system_prompt=self.system_prompt
             )
-            self._loaded = engine, prm_format
+            self._loaded = self._engine(layout), layout
         return self._loaded
+
+    def _engine(self, layout: PRMFormat) -> RewardEngine:
+        def build(model: str, device: torch.device, dtype: str) -> RewardEngine:
+            from .reward_engine import RewardEngine
+
+            return RewardEngine(model, device, dtype, head=layout.head, answer_ids=layout.answer_ids)
+
+        variant = f"{layout.head} {layout.answer_ids}"
+        return shared_engine(build, self.model, self.device, self.dtype, variant=variant)
 
     def _job(
         self,
         engine: RewardEngine,
-        prm_format: QwenPRMFormat,
+        layout: PRMFormat,
         question: str,
         steps: Sequence[ScorableStep],
     ) -> RewardJob:
         texts = [step["text"] for step in steps]
-        prm_input = prm_format.encode(question, texts, max_tokens=engine.max_positions)
+        prm_input = layout.encode(question, texts, max_tokens=engine.max_positions)
         return RewardJob(prm_input, batch_limit=self.max_batch_size)
-
-
-def _build_engine(model: str, device: torch.device, dtype: str) -> RewardEngine:
-    from .reward_engine import RewardEngine
-
-    return RewardEngine(model, device, dtype)
 
 
 def _reply(job: RewardJob, scores: list[float]) -> ScorerReply:

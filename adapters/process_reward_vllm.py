@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .background import run_sync
 from .call_batches import CallBatcher
 from .model_source import check_model, load_tokenizer
 from .once import Once
-from .prm_formats import QWEN_SYSTEM_PROMPT, PRMInput, QwenPRMFormat
+from .prm_formats import STEP_TOKENS, FormatName, PRMFormat, PRMInput, check_format, is_chat, prm_format
+from .prm_scores import read_pooled
+from .prm_serving import serve_options
 from .protocols import ModelServerError, ScorableStep, ScorerError, ScorerReply
 from .vllm_server import VLLMServer, check_base_url
 
@@ -29,26 +31,28 @@ _SAMPLE = "Step 1: 12 + 34 = 46, so \\boxed{46}.\n\n"
 class _Ready:
     """What was found out about the PRM."""
 
-    format: QwenPRMFormat
+    format: PRMFormat
     max_model_len: int | None
+    served_with: str
+    """What the server has to be started with."""
 
 
 class VLLMProcessReward:
-    """Scores steps with a PRM in the Qwen2.5-Math-PRM layout that a vLLM server serves.
+    """Scores steps with a process reward model that a vLLM server serves.
 
-    The server is started as ``vllm serve MODEL --runner pooling --pooler-config '{"pooling_type": "STEP",
-    "step_tag_id": N}'`` with N the id of the step token. A step's score is the probability of label 1
-    (right) there. Token ids are made here, so that special tokens in a text stay text; calls that wait are
-    sent as one request.
+    The server is started as ``vllm serve MODEL`` with what `trim_graph.adapters.prm_serving.serve_options`
+    gives for the format; a server with the pooling type ALL instead of STEP is understood too. Token ids and
+    positions are made here, so that special tokens in a text stay text; calls that wait are sent as one
+    request. For the formats see `TransformersProcessReward`.
 
     Args:
         model: Name that the server serves the PRM by.
         base_url: The server's address, with or without ``/v1``.
         api_key_env: Environment variable that holds the key, if the server wants one.
         tokenizer: Folder or hub id of the PRM's tokenizer; None: where the server says it has the PRM from.
-        format: Layout of the input; ``qwen`` is the one there is.
-        step_token: The token after each step.
-        system_prompt: First turn of the input; None leaves it to the chat template.
+        format: ``qwen``, ``math_shepherd``, ``skywork`` or ``rlhflow``.
+        step_token: The token after each step; None: the format's own.
+        system_prompt: First turn of a chat; None leaves it to the chat template, ``auto``: the format's own.
         max_batch_size: Most solutions in a request.
         read_timeout: Seconds without a byte from the server after which the connection counts as dropped.
         max_retries: How often to try again after no connection, a dropped one, 429 or 5xx.
@@ -64,15 +68,14 @@ class VLLMProcessReward:
         base_url: str = "http://localhost:8000/v1",
         api_key_env: str | None = "VLLM_API_KEY",
         tokenizer: str | None = None,
-        format: Literal["qwen"] = "qwen",
-        step_token: str = "<extra_0>",
-        system_prompt: str | None = QWEN_SYSTEM_PROMPT,
+        format: FormatName = "qwen",
+        step_token: str | None = None,
+        system_prompt: str | None = "auto",
         max_batch_size: int = 64,
         read_timeout: float = 600.0,
         max_retries: int = 3,
     ) -> None:
-        if format != "qwen":
-            raise ValueError(f"format={format!r} is not known; 'qwen' is the one there is")
+        check_format(format, step_token=step_token, system_prompt=system_prompt)
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size={max_batch_size!r} must be 1 or more")
         if not read_timeout > 0:
@@ -93,6 +96,7 @@ class VLLMProcessReward:
         }
         self.model = model
         self.tokenizer = tokenizer
+        self.format: FormatName = format
         self.step_token = step_token
         self.system_prompt = system_prompt
         self._server = VLLMServer(
@@ -130,6 +134,7 @@ class VLLMProcessReward:
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Score every step without blocking the event loop; see `score`."""
+        ready: _Ready | None = None
         try:
             ready = await self._ready.get()
             texts = [step["text"] for step in steps]
@@ -140,23 +145,30 @@ class VLLMProcessReward:
             if isinstance(answer, ModelServerError):
                 raise answer
         except ModelServerError as error:
-            raise ScorerError(f"the PRM {self.model} gave no scores: {error}") from error
-        scores = _probabilities(answer, len(asked.step_positions), self._server.root)
+            said = f"the PRM {self.model} gave no scores: {error}"
+            if ready is not None and error.status in (400, 404, 501):
+                said += f". If it is no PRM in the format {self.format}, {ready.served_with}"
+            raise ScorerError(said) from error
+        scores = read_pooled(answer, asked, ready.format.head, at=self._server.root, hint=ready.served_with)
         return ScorerReply(scores=scores, input_tokens=len(asked.ids), failed_attempts=failed)
 
     async def _get_ready(self) -> _Ready:
         served = await self._server.served(self.model)
         place = self.tokenizer or str(served.get("root") or self.model)
-        tokenizer = await asyncio.to_thread(_load_tokenizer, place)
-        made = QwenPRMFormat(tokenizer, system_prompt=self.system_prompt, step_token=self.step_token)
-        text = self.step_token + _SAMPLE
+        tokenizer = await asyncio.to_thread(_load_tokenizer, place, is_chat(self.format))
+        made = prm_format(
+            self.format, tokenizer, step_token=self.step_token, system_prompt=self.system_prompt
+        )
+        options = serve_options(self.format, tokenizer=tokenizer, step_token=self.step_token)
+        text = (self.step_token or STEP_TOKENS.get(self.format, "")) + _SAMPLE
         ours = tokenizer.encode(text, add_special_tokens=False)
         if (theirs := await self._tokenized(text)) not in (None, ours):
             raise ScorerError(
                 f"tokenizer={place!r} is not the one of the PRM at {self._server.root}: it makes {ours} of "
                 f"{text!r}, the server {theirs}; name the PRM's own"
             )
-        return _Ready(made, served.get("max_model_len"))
+        start = f"start the server with {shlex.join(options)}"
+        return _Ready(made, served.get("max_model_len"), start)
 
     async def _tokenized(self, text: str) -> list[int] | None:
         """The server's tokens of a text; None where a proxy does not let the question through."""
@@ -201,9 +213,9 @@ def _rebuild(settings: dict[str, Any]) -> VLLMProcessReward:
     return VLLMProcessReward(**settings)
 
 
-def _load_tokenizer(place: str) -> PreTrainedTokenizerBase:
+def _load_tokenizer(place: str, chat: bool) -> PreTrainedTokenizerBase:
     try:
-        return load_tokenizer(check_model(place))
+        return load_tokenizer(check_model(place), chat=chat)
     except ImportError as error:
         raise ImportError(
             f'the tokenizer of a PRM needs transformers: pip install "trim-graph[vllm]" ({error})'
@@ -213,28 +225,3 @@ def _load_tokenizer(place: str) -> PreTrainedTokenizerBase:
             f"the PRM's tokenizer cannot be loaded from {place}: {error}. Unless the setting tokenizer "
             "names a folder or hub id, that is where the server has it from"
         ) from error
-
-
-def _probabilities(data: Any, expected: int, root: str) -> list[float]:
-    """Read the answer for one solution: a pair of probabilities (wrong, right) per step.
-
-    Raises:
-        ScorerError: It is anything else.
-    """
-    pairs = data if isinstance(data, list) else []
-    if len(pairs) != expected:
-        raise ScorerError(
-            f"the PRM at {root} gave {len(pairs)} scores for {expected} steps; start the server with "
-            '--pooler-config \'{"pooling_type": "STEP", "step_tag_id": N}\', N the id of the step token'
-        )
-    scores = []
-    for number, pair in enumerate(pairs, start=1):
-        if not (isinstance(pair, list) and len(pair) == 2):
-            raise ScorerError(f"the PRM at {root} gave {pair!r} for step {number}; expected [wrong, right]")
-        score = pair[1]
-        if not isinstance(score, int | float) or not (math.isfinite(score) and 0.0 <= score <= 1.0):
-            raise ScorerError(
-                f"the PRM at {root} gave {score} for step {number} of {expected}, not a probability in [0, 1]"
-            )
-        scores.append(float(score))
-    return scores

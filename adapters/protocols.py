@@ -79,7 +79,15 @@ class TrimError(Exception):
 
 
 class ScorerError(TrimError):
-    """A scorer could not give one valid score per step; the message says why."""
+    """A scorer could not give one valid score per step; the message says why.
+
+    Attributes:
+        attempts: What the call has used nevertheless; None where nobody counted.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.attempts: FailedAttempts | None = None
 
 
 class ChatModelContractError(TrimError):

@@ -8,6 +8,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage
 
+from .entropy import Entropy, entropy_of_likeliest
 from .protocols import STOPPED, ChatModelContractError, StepEnd
 
 
@@ -75,6 +76,43 @@ def read_reply(message: Any, stops: Collection[str], writer: str) -> Reply:
         output_tokens=usage["output_tokens"],
         mean_token_probability=metadata.get("mean_token_probability"),
         opens_thought=bool(metadata.get("prompt_opens_thought")),
+    )
+
+
+def read_entropy(message: AIMessage, writer: str) -> Entropy | None:
+    """Read the entropy of an answer's first token.
+
+    Our adapters tell it (``first_token_entropy``, asked for by the call setting of that name); of others the
+    likeliest tokens are read, in the form of OpenAI's chat API (``logprobs``).
+
+    Args:
+        message: What the model returned.
+        writer: ``small`` or ``large``, for the error message.
+
+    Returns:
+        None where a time limit has cut the answer before its first token.
+
+    Raises:
+        ChatModelContractError: The answer tells neither.
+    """
+    metadata = message.response_metadata
+    try:
+        if (nats := metadata.get("first_token_entropy")) is not None:
+            return Entropy(float(nats), float(metadata.get("untold_probability", 0.0)))
+        entries = (metadata.get("logprobs") or {}).get("content") or []
+        if entries and entries[0].get("top_logprobs"):
+            told = [entry["logprob"] for entry in entries[0]["top_logprobs"]]
+            return entropy_of_likeliest(told, chosen=entries[0].get("logprob"))
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise ChatModelContractError(
+            f"the {writer} model's log-probabilities cannot be read, so its entropy is not known: {error}"
+        ) from error
+    if metadata.get("timed_out"):
+        return None
+    raise ChatModelContractError(
+        f"the {writer} model does not tell the entropy of its first token, which the policy asks for: its "
+        "answer has neither response_metadata['first_token_entropy'] nor ['logprobs'] with top_logprobs; use "
+        "ChatVLLM or ChatTransformers, or another policy"
     )
 
 

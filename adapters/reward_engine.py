@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from .batching import BatchWorker
-from .model_source import load_tokenizer, max_positions
-from .prm_head import load_prm
+from .model_source import max_positions
+from .prm_formats import Head
+from .prm_head import load_network
+from .prm_scores import probability
 
 if TYPE_CHECKING:
     from .process_reward_transformers import RewardJob
@@ -24,12 +26,21 @@ class RewardEngine:
         model: Folder or hub id.
         device: Where the weights go.
         dtype: ``auto`` or the name of a torch dtype.
+        head: What the format is read from.
+        answer_ids: The format's, where that is a language model.
     """
 
-    def __init__(self, model: str, device: torch.device, dtype: str) -> None:
-        self._model = load_prm(model, device=device, dtype=dtype)
+    def __init__(
+        self,
+        model: str,
+        device: torch.device,
+        dtype: str,
+        *,
+        head: Head = "labels",
+        answer_ids: tuple[int, int] | None = None,
+    ) -> None:
+        self._model = load_network(head, model, answer_ids=answer_ids, device=device, dtype=dtype)
         self._device = device
-        self.tokenizer = load_tokenizer(model)
         self.max_positions = max_positions(self._model)
         self.worker: BatchWorker[RewardJob] = BatchWorker(
             self._run, fits=self._fits, name=f"trim-graph score {model}"
@@ -56,8 +67,8 @@ class RewardEngine:
             rows += [i] * len(job.input.step_positions)
             columns += job.input.step_positions
         positions = torch.tensor(rows, device=self._device), torch.tensor(columns, device=self._device)
-        logits = self._model(ids.to(self._device), mask.to(self._device), positions)
-        scores: list[float] = torch.softmax(logits.float(), dim=-1)[:, 1].tolist()
+        outputs = self._model(ids.to(self._device), mask.to(self._device), positions)
+        scores = [probability(one) for one in outputs.float().tolist()]
         for job in jobs:
             count = len(job.input.step_positions)
             job.settle(scores[:count])

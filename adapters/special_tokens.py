@@ -65,10 +65,25 @@ class SpecialTokenGuard:
         Returns:
             Token ids; none are added that the template did not write.
         """
+        return self.encode_spans(self.unshielded(rendered) + continuation)[0]
+
+    def renamed(self, token: str) -> str:
+        """What a special token is called in a text for `encode_spans`; any other text is called as it is."""
+        return self._special.get(token, token)
+
+    def unshielded(self, rendered: str) -> str:
+        """What a template rendered from shielded text, as a text for `encode_spans`."""
         text = self._find_special.sub(lambda found: self._special[found[0]], rendered)
-        text = self._find_shielded.sub(lambda found: self._unshield[found[0]], text) + continuation
-        encoded = self._copy.encode(text, add_special_tokens=False).ids
-        return [self._true_ids.get(token, token) for token in encoded]
+        return self._find_shielded.sub(lambda found: self._unshield[found[0]], text)
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokenise a text in which nothing is special but names from `renamed`.
+
+        Returns:
+            Token ids, and for each the place in ``text``, in characters, that it came from.
+        """
+        encoded = self._copy.encode(text, add_special_tokens=False)
+        return [self._true_ids.get(token, token) for token in encoded.ids], encoded.offsets
 
 
 def _renamed_copy(spec: dict[str, Any], new_names: dict[str, str]) -> tuple[Tokenizer, dict[int, int]]:

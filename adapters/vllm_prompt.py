@@ -15,6 +15,7 @@ from .protocols import ModelServerError
 from .vllm_server import VLLMServer
 from .vllm_wire import CallSettings, openai_messages, sampling
 
+_ASKED = [{"role": "user", "content": "?"}]
 _PROBE = "\n\n a:\n\n\tb \n\n"
 """Begins and ends with what templates like to trim."""
 _THOUGHT = "<think>\na\n</think>\n\nb"
@@ -137,15 +138,25 @@ class VLLMPrompts:
         length = (await self.server.served(self.model)).get("max_model_len")
         if self.continuation == "chat":
             return Facts(raw=False, max_model_len=length)
-        turns = [{"role": "user", "content": "?"}]
-        opened = await self._text(await self._tokens(self._chat(turns, "")))
-        raw = self.continuation == "raw" or not await self._chat_is_exact(turns, opened)
+        opened = await self._opened()
+        raw = self.continuation == "raw" or not await self._keeps_text(opened)
         return Facts(raw, length, opens_thought(opened))
 
-    async def _chat_is_exact(self, turns: list[dict[str, Any]], opened: str) -> bool:
+    async def chat_is_exact(self) -> bool:
+        """Whether the chat endpoint carries on the last message byte for byte. Asks the server.
+
+        Raises:
+            ModelServerError: The server does not answer, or does not tokenize.
+        """
+        return await self._keeps_text(await self._opened())
+
+    async def _opened(self) -> str:
+        return await self._text(await self._tokens(self._chat(_ASKED, "")))
+
+    async def _keeps_text(self, opened: str) -> bool:
         for probe in (_PROBE, _THOUGHT):
             try:
-                continued = await self._text(await self._tokens(self._chat(turns, probe)))
+                continued = await self._text(await self._tokens(self._chat(_ASKED, probe)))
             except ModelServerError as error:
                 if error.status != 400:
                     raise

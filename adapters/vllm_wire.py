@@ -12,6 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
 from .chat_prompt import role_of, text_of
+from .entropy import Entropy, entropy_of_likeliest
 from .protocols import STOPPED, FailedAttempts, StopWhen
 
 
@@ -26,6 +27,8 @@ class CallSettings:
     seed: int | None
     logprobs: bool
     top_logprobs: int
+    entropy_logprobs: int = 0
+    """How many tokens to compute the first one's entropy from; 0: it is not wanted."""
     timeout: float | None
     stop_when: StopWhen | None = None
 
@@ -75,9 +78,13 @@ def sampling(settings: CallSettings, *, raw: bool) -> dict[str, Any]:
         body["stop"] = list(settings.stop)
     if settings.seed is not None:
         body["seed"] = settings.seed
-    if settings.logprobs or settings.top_logprobs:
-        wanted: dict[str, Any] = {"logprobs": True, "top_logprobs": settings.top_logprobs}
-        body |= {"logprobs": settings.top_logprobs} if raw else wanted
+    tops = max(settings.top_logprobs, settings.entropy_logprobs)
+    if settings.logprobs or tops:
+        wanted: dict[str, Any] = {"logprobs": True, "top_logprobs": tops}
+        body |= {"logprobs": tops} if raw else wanted
+    if settings.entropy_logprobs and raw:
+        # This endpoint tells them by their text, which several tokens may share: halves of characters.
+        body["return_tokens_as_token_ids"] = True
     return body
 
 
@@ -144,6 +151,14 @@ class Answer:
             del told[-1]
         return sum(map(math.exp, told)) / len(told) if told else None
 
+    @property
+    def first_token_entropy(self) -> Entropy | None:
+        """A lower bound, from the likeliest tokens; None where they were not told."""
+        if not self.logprobs or not self.logprobs[0]["top_logprobs"]:
+            return None
+        first = self.logprobs[0]
+        return entropy_of_likeliest([top["logprob"] for top in first["top_logprobs"]], first["logprob"])
+
 
 @dataclass(slots=True)
 class Lost:
@@ -189,6 +204,8 @@ def metadata_of(
     }
     if settings.logprobs and answer.mean_token_probability is not None:
         metadata["mean_token_probability"] = answer.mean_token_probability
+    if settings.entropy_logprobs and (entropy := answer.first_token_entropy) is not None:
+        metadata["first_token_entropy"], metadata["untold_probability"] = entropy.nats, entropy.untold
     if settings.top_logprobs:
         metadata["logprobs"] = {"content": answer.logprobs}
     if opens_thought:

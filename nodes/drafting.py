@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trim_graph.adapters.capabilities import capable
+from trim_graph.adapters.inner_model import capable
 from trim_graph.adapters.replies import Reply
 from trim_graph.context import Settings
 from trim_graph.segment import Segmentation, is_step, separator_of, share_out

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from langgraph.errors import GraphBubbleUp
 
-from trim_graph.adapters.protocols import FailedAttempts, ModelServerError
+from trim_graph.adapters.protocols import FailedAttempts, ModelServerError, ScorerError
 from trim_graph.budget import Prices, ScorerSpend, Spend, Writer
 from trim_graph.context import Settings
 from trim_graph.errors import ChatModelContractError, SettingsError
@@ -35,9 +35,10 @@ def failure(error: Exception, part: Literal["small", "large", "scorer"]) -> Fail
 def attempts_of(error: Exception) -> FailedAttempts:
     """What the attempts of a failed call have used, as far as its adapter tells."""
     # An adapter's own error may come out of a server's, as a scorer's does.
+    for one in (error, error.__cause__):
+        if isinstance(one, ModelServerError | ScorerError) and one.attempts is not None:
+            return one.attempts
     server = next((e for e in (error, error.__cause__) if isinstance(e, ModelServerError)), None)
-    if server is not None and server.attempts is not None:
-        return server.attempts
     begun = server is None or server.begun
     return FailedAttempts(count=1, input_tokens=0, output_tokens=0, unknown=int(begun))
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from langchain_core.messages import AIMessage
-from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.runnables import RunnableLambda
 
 from trim_graph.context import Settings
 from trim_graph.events import emit
 from trim_graph.segment import join_steps, separator_of
 from trim_graph.state import TrimState
-from trim_graph.summary import summarise
+from trim_graph.summary import summarise, usage_of
 
 
 def finalize_node() -> RunnableLambda[Any, Any]:
@@ -29,7 +28,7 @@ def finalize_node() -> RunnableLambda[Any, Any]:
         message = AIMessage(
             content=text,
             id=state["run"]["message_id"],
-            usage_metadata=_usage(state),
+            usage_metadata=usage_of(state["spend"]),
             response_metadata={
                 "model_name": " + ".join(models[w] for w in ("small", "large") if w in models)
                 or "trim-graph",
@@ -45,16 +44,3 @@ def finalize_node() -> RunnableLambda[Any, Any]:
         return run(state)
 
     return RunnableLambda(run, arun, name="finalize")
-
-
-def _usage(state: TrimState) -> UsageMetadata:
-    writers = (state["spend"]["small"], state["spend"]["large"])
-    input_tokens = sum(writer["input_tokens"] for writer in writers)
-    output_tokens = sum(writer["output_tokens"] for writer in writers)
-    cached = sum(writer["cached_tokens"] for writer in writers)
-    return UsageMetadata(
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        total_tokens=input_tokens + output_tokens,
-        input_token_details=InputTokenDetails(cache_read=cached),
-    )

@@ -25,6 +25,7 @@ from trim_graph.state import Order, Step, TrimState, changed
 from .deadline import GRACE, call_within
 from .drafting import draft_of, endings, lead_counts
 from .failures import charge_attempts, charge_failed_call, failure, has_way_out, told_of_retries
+from .probing import entropy_arguments, probed
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class _Call:
     settings: Settings
     segmentation: Segmentation
     previous: Step | None
+    index: int
+    """Of the step."""
     lead: str
     """What was written of this step before, as far as it counts."""
     prompt_tokens: int
@@ -128,11 +131,14 @@ def _prepare(
     previous = state["steps"][-1] if state["steps"] else None
     lead = order["lead"] if lead_counts(previous, order["lead"]) else ""
     arguments: dict[str, Any] = {"max_tokens": order["max_tokens"]}
-    if not order["to_end"]:
+    if "probe" in order:
+        arguments |= entropy_arguments(model)
+    elif not order["to_end"]:
         arguments |= endings(segmentation, settings.thinking, previous, lead=lead, model=model)
     if left.seconds is not None:
         arguments["timeout"] = max(left.seconds, 0.01)
     tag = "trim:draft" if order["decided"] else "trim:accepted"
+    tag = "trim:probe" if "probe" in order else tag
     return _Call(
         model=model,
         messages=compose(state["messages"], settings.instruction, prefix),
@@ -145,6 +151,7 @@ def _prepare(
         settings=settings,
         segmentation=segmentation,
         previous=previous,
+        index=len(state["steps"]),
         lead=lead,
         prompt_tokens=(state.get("in_flight") or {"prompt_tokens": 0})["prompt_tokens"],
     )
@@ -219,8 +226,11 @@ def _noted(call: _Call, message: Any, seconds: float) -> dict[str, Any]:
     reply = read_reply(message, call.arguments.get("stop", ()), order["writer"])
     spend = _billed(call, reply, message.response_metadata, seconds)
     update: dict[str, Any] = {"spend": spend, "in_flight": None}
-    if call.noted:
-        update["notes"] = call.notes
+    notes = _told_of_prompting(call, message.response_metadata)
+    if call.noted or notes != call.notes:
+        update["notes"] = notes
+    if "probe" in order:
+        return update | {"order": probed(order, message, index=call.index)}
     draft = draft_of(
         reply,
         writer=order["writer"],
@@ -245,6 +255,15 @@ def _noted(call: _Call, message: Any, seconds: float) -> dict[str, Any]:
         lead = order["lead"] + reply.text + reply.separator
         update["order"] = Order(**{**order, "lead": lead, "attempt": order["attempt"] + 1})
     return update
+
+
+def _told_of_prompting(call: _Call, metadata: dict[str, Any]) -> list[str]:
+    """The notes, with word of a writer that is asked by prompt, once a run."""
+    note = f"the {call.order['writer']} model continues by prompt: it cannot carry on a text exactly"
+    if metadata.get("continuation") != "prompt" or note in call.notes:
+        return call.notes
+    emit("note", text=note)
+    return [*call.notes, note]
 
 
 def _billed(call: _Call, reply: Reply, metadata: dict[str, Any], seconds: float) -> Spend:

@@ -11,19 +11,20 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langgraph.runtime import get_runtime
 from langgraph.types import Command
 
-from trim_graph.budget import Budget, BudgetLeft, Spend, budget_left, grant, prompt_bound
+from trim_graph.budget import Budget, BudgetLeft, Spend, budget_left, counts_itself, grant, prompt_bound
 from trim_graph.context import Settings
 from trim_graph.conversation import compose
 from trim_graph.events import emit, push_text
-from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, Observation, Policy, checked
+from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, Observation, Policy, checked
 from trim_graph.process import this_process
-from trim_graph.run import PLAIN_ROUND, SCORED_ROUND, begin_run, policy_of, segmentation_of
+from trim_graph.run import PLAIN_ROUND, PROBE, SCORED_ROUND, begin_run, policy_of, segmentation_of
 from trim_graph.segment import Segmentation, join_steps, separator_of
 from trim_graph.state import (
     DecisionRecord,
     Draft,
     InFlight,
     Order,
+    Probe,
     Step,
     TrimState,
     changed,
@@ -53,7 +54,7 @@ def route_node(
         has_scorer: Whether the graph has one.
     """
     # Counting a prompt may load a model or ask a server: not on the event loop.
-    counts = hasattr(large, "count_prompt_tokens")
+    counts = counts_itself(large)
 
     def run(state: TrimState, config: RunnableConfig) -> Command[Goto]:
         if state.get("begin"):
@@ -119,18 +120,21 @@ class Turn:
             if order["attempt"] >= MAX_ATTEMPTS:
                 return self.finish("no_step")
             return self.write(order)
-        return self._next()
+        return self._next(order)
 
     # Who writes the next step?
 
-    def _next(self) -> Command[Goto]:
+    def _next(self, probed: Order | None = None) -> Command[Goto]:
         if len(self.steps) >= self.settings.max_steps:
             return self.finish("max_steps")
         if self._out_of_time():
             return self.finish("deadline")
-        choice = checked(
-            self.policy.next_writer(self._observe("next_writer")), NEXT_WRITERS, self.policy, self.memory
-        )
+        entropy = probed["probe"]["entropy"] if probed is not None and "probe" in probed else None
+        seen = self._observe("next_writer", entropy=entropy)
+        answers = NEXT_WRITERS if entropy is None else WRITERS
+        choice = checked(self.policy.next_writer(seen), answers, self.policy, self.memory)
+        if choice.value == "probe":
+            return self._probe()
         self._remember(choice.memory)
         wants_large = choice.value != "small"
         if wants_large:
@@ -144,6 +148,15 @@ class Turn:
             if self._stops(refused):
                 return self.finish("budget")
         return self.write(self.small_order(decided=self.policy.decides and not refused))
+
+    def _probe(self) -> Command[Goto]:
+        """Have the small model asked for one token, unless nobody could act on what it tells."""
+        refused = self._grant(self.step_tokens)[1]
+        if refused:
+            self.note_refusal(refused)
+            return self.finish("budget") if self._stops(refused) else self.write(self.small_order(False))
+        order = self.small_order(decided=False)
+        return self.write(Order(**{**order, "max_tokens": 1, "probe": Probe(entropy=None, untold=None)}))
 
     def small_order(self, decided: bool) -> Order:
         """Order a draft; it is scored only where a decision hangs on it."""
@@ -262,7 +275,9 @@ class Turn:
 
     # What a turn leaves behind
 
-    def _observe(self, asked: str, draft: Draft | None = None) -> Observation:
+    def _observe(
+        self, asked: str, draft: Draft | None = None, *, entropy: float | None = None
+    ) -> Observation:
         index = len(self.steps)
         return Observation(
             question=self.state["run"]["question"],
@@ -277,6 +292,7 @@ class Turn:
             draft_probability=draft["mean_token_probability"] if draft else None,
             draft_ends=draft["end"] == "eos" if draft else False,
             part=draft.get("part") if draft else None,
+            probe_entropy=entropy,
             budget_left=self.left,
             memory=self.memory,
             seed=f"{self.state['run']['seed']}:{index}:{asked}",
@@ -310,6 +326,8 @@ class Turn:
                 return self.write(self.small_order(decided=False))
             order = Order(**{**order, "max_tokens": granted})
         needed = SCORED_ROUND if order["decided"] else PLAIN_ROUND
+        if "probe" in order:
+            needed = PROBE + (SCORED_ROUND if self.policy.decides else PLAIN_ROUND)
         # LangGraph looks once more after the last superstep, and counts that look.
         if self.state["remaining_steps"] <= needed:
             return self.finish("recursion_limit")

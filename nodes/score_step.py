@@ -67,10 +67,11 @@ def _came_to_nothing(
         return _timed_out(state, seconds)
     if not has_way_out(error, "scorer", Settings.model_validate(state["run"]["settings"])):
         raise error
-    attempts = attempts_of(error)["count"]
+    lost = attempts_of(error)
+    tokens, attempts = lost["input_tokens"], lost["count"]
     return {
         "failed": failure(error, "scorer"),
-        "spend": charge_scorer(state["spend"], seconds, failed=True, attempts=attempts),
+        "spend": charge_scorer(state["spend"], seconds, failed=True, tokens=tokens, attempts=attempts),
     }
 
 

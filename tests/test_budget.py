@@ -6,9 +6,21 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain_core.messages import AIMessage, HumanMessage
 from pydantic import ValidationError
 
-from trim_graph.budget import Budget, BudgetLeft, ModelPrice, Prices, budget_left, grant, nothing_spent
+from trim_graph.adapters import ContinueByPrompt
+from trim_graph.budget import (
+    Budget,
+    BudgetLeft,
+    ModelPrice,
+    Prices,
+    budget_left,
+    counts_itself,
+    grant,
+    nothing_spent,
+    prompt_bound,
+)
 from trim_graph.policies import Policy, large_only, small_only
 from trim_graph.testing import ScriptedChatModel
 
@@ -278,6 +290,36 @@ def test_an_adapter_that_counts_is_asked_for_the_size_of_the_prompt(make):
         prices={"large": {"input": 1}},
     )
     assert rig.ask()["trim"]["steps"]["large"] == 1
+
+
+def test_the_bound_of_a_model_asked_by_prompt_covers_all_that_is_sent(make):
+    class Foreign(ScriptedChatModel):
+        continues_exactly = False
+
+        def _rest(self, prefix):
+            return "one"
+
+    class Counting(Foreign):
+        def count_prompt_tokens(self, messages):
+            return len(messages)
+
+    foreign, counting = Foreign(script=[]), Counting(script=[])
+    wrapped = ContinueByPrompt(foreign)
+    for messages in ([HumanMessage("2 + 2?")], [HumanMessage("2 + 2?"), AIMessage("one\n\n")]):
+        for stop in (["\n\n"], None):
+            wrapped.invoke(messages, stop=stop)
+            sent = sum(len(message.text.encode()) for message in foreign.calls[-1]["messages"])
+            assert sent < prompt_bound(wrapped, messages) < sent + 500
+    assert prompt_bound(ContinueByPrompt(counting), [HumanMessage("2?"), AIMessage("one")]) == 3
+    assert counts_itself(ContinueByPrompt(counting))
+    assert counts_itself(counting.bind(seed=1))
+    assert not counts_itself(wrapped)
+    # The question and the instruction would do; with the request by prompt it is too dear for one call.
+    limits = {"policy": large_only(), "budget": {"large_cost": 3e-4}, "prices": {"large": {"input": 1}}}
+    assert make(large=ScriptedChatModel(script=["one"]), **limits).ask()["trim"]["steps"]["large"] == 1
+    calls = len(foreign.calls)
+    assert make(large=foreign, **limits).ask()["trim"]["steps"]["large"] == 0
+    assert len(foreign.calls) == calls
 
 
 async def test_counting_a_prompt_does_not_block_the_event_loop(make):

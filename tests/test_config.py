@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from langchain_openai import ChatOpenAI
 from pydantic import ValidationError
 
 from trim_graph import SettingsError
@@ -235,6 +236,62 @@ def test_models_on_servers(write):
     assert build_graph(config).name
 
 
+SECRET = "{{type: langchain, model: 'openai:m', kwargs: {{{}}}}}"
+HOSTED = "{type: langchain, model: 'openai:m', kwargs: {temperature: 0, base_url: 'http://a:1/v1'}}"
+
+
+def test_hosted_models_and_a_judge(write, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    text = (
+        f"small: {HOSTED}\nlarge: {{type: vllm, model: l}}\n"
+        f"scorer: {{type: llm_judge, model: {HOSTED}, top_logprobs: 5, cache_size: 10}}\n"
+        "policy: {type: threshold, t: 0.7}\n"
+    )
+    config = load_config(write(text))
+    small, _, scorer = build_parts(config)
+    assert isinstance(small, ChatOpenAI)
+    assert (small.model_name, small.temperature, small.openai_api_base) == ("m", 0, "http://a:1/v1")
+    assert isinstance(scorer.model, ChatOpenAI)
+    assert (scorer.top_logprobs, scorer._scores._size) == (5, 10)
+    assert build_graph(config).name
+    assert "sk-very-secret" not in repr(config)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(SettingsError, match=r"small: openai:m: .*OPENAI_API_KEY"):
+        build_parts(config)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("{type: langchain, model: gpt-4.1}", "small.model: is 'gpt-4.1'; name the provider too"),
+        ("{type: langchain, model: 'openai:'}", "name the provider too"),
+        (
+            "{type: langchain, model: 'openai:m', kwargs: {api_key: hunter2}}",
+            "kwargs.api_key does not belong",
+        ),
+        (
+            "{type: langchain, model: 'openai:m', kwargs: {default_headers: {A: hunter2}}}",
+            "kwargs.default_headers",
+        ),
+        ("{type: langchain, model: 'openai:m', kwargs: {github_token: hunter2}}", "kwargs.github_token"),
+    ],
+)
+def test_hosted_models_that_are_refused(write, model, said):
+    message = refused(write(f"small: {model}\nlarge: {{type: example}}\npolicy: small_only\n"))
+    assert said in message
+    assert "hunter2" not in message
+
+
+def test_token_probabilities_must_be_told_by_the_models(write):
+    text = (
+        "small: {type: vllm, model: s, logprobs: true}\nlarge: {type: example, logprobs: LARGE}\n"
+        "scorer: {type: token_probability}\npolicy: {type: threshold, t: 0.9}\n"
+    )
+    assert build_graph(load_config(write(text.replace("LARGE", "true")))).name
+    with pytest.raises(SettingsError, match=r"set logprobs=True on both .*; large has not"):
+        build_graph(load_config(write(text.replace("LARGE", "false"))))
+
+
 def test_every_setting_of_a_server_is_one_of_its_adapter():
     for part, made in (
         (VLLMModel, ChatVLLM(model="m")),
@@ -242,9 +299,8 @@ def test_every_setting_of_a_server_is_one_of_its_adapter():
     ):
         written = part(type=part.model_fields["type"].annotation.__args__[0], model="m").model_dump()
         settings = made._settings if isinstance(made, VLLMProcessReward) else made.model_dump()
-        assert {name: settings[name] for name in written if name != "type"} == {
-            name: value for name, value in written.items() if name != "type"
-        }
+        own = {name: value for name, value in written.items() if name not in ("type", "serve")}
+        assert {name: settings[name] for name in own} == own
 
 
 def test_a_password_in_a_url_is_not_repeated(write):
@@ -302,3 +358,19 @@ def test_a_validated_configuration_validates_again(write, tmp_path):
 def test_direct_validation_is_strict_too():
     with pytest.raises(ValidationError):
         TrimConfig.model_validate({"small": {"type": "example"}, "large": {"type": "example"}})
+
+
+@pytest.mark.parametrize("kind", ["transformers_prm", "vllm_prm"])
+def test_the_format_of_a_reward_model(write, kind):
+    base = "small: {type: example}\nlarge: {type: example}\npolicy: {type: threshold, t: 0.5}\n"
+    scorer = f"type: {kind}, model: org/prm, format: math_shepherd, step_token: так"
+    built = build_parts(load_config(write(f"{base}scorer: {{{scorer}}}"))).scorer
+    assert (built.format, built.step_token, built.system_prompt) == ("math_shepherd", "так", "auto")
+    built = build_parts(load_config(write(f"{base}scorer: {{type: {kind}, model: org/prm}}"))).scorer
+    assert (built.format, built.step_token, built.system_prompt) == ("qwen", None, "auto")
+    message = refused(write(f"{base}scorer: {{type: {kind}, model: org/prm, format: llama}}"))
+    assert "line 4: scorer.format" in message
+    message = refused(
+        write(f"{base}scorer: {{type: {kind}, model: org/prm, format: skywork, step_token: x}}")
+    )
+    assert "line 4: scorer: step_token='x': the format skywork has none to choose" in message

@@ -11,14 +11,25 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 
 from trim_graph.errors import SettingsError
-from trim_graph.policies import Policy, large_only, small_only, stay_on_large
+from trim_graph.policies import (
+    FunctionPolicy,
+    Policy,
+    entropy_probe,
+    large_only,
+    small_only,
+    stay_on_large,
+    threshold,
+)
 from trim_graph.run import RECURSION_FLOOR
+from trim_graph.testing import ScriptedChatModel
 
 LIMITS = range(1, 61)
 
 
 class Fickle(Policy):
     def next_writer(self, observation):
+        if observation.probe_entropy is None and observation.random().random() < 0.5:
+            return "probe"
         return observation.random().choice(["small", "small", "large", "large_to_end"])
 
     def decide(self, observation):
@@ -57,8 +68,22 @@ def test_every_limit_is_refused_or_kept_when_every_step_is_regenerated(make, wra
     numbers = [f"step {n}" for n in range(40)]
     rig = make(numbers, numbers, policy=lambda o: "regenerate")
     graph = wrap(rig.graph)
-    for limit in LIMITS if not asynchronously else (7, 8, 9, 10, 11, 12, 13, 26, 60):
+    for limit in LIMITS if not asynchronously else (8, 9, 10, 11, 12, 13, 14, 26, 60):
         check(rig, graph, limit, asynchronously=asynchronously)
+
+
+@pytest.mark.parametrize("entropy", [0.1, 9.0])
+@pytest.mark.parametrize(
+    "policy",
+    [entropy_probe(1.0), entropy_probe(1.0) | threshold(0.5), entropy_probe(1.0) | (lambda o: "regenerate")],
+    ids=repr,
+)
+def test_every_limit_is_refused_or_kept_when_every_step_is_probed(make, policy, entropy):
+    numbers = [f"step {n}" for n in range(40)]
+    small = ScriptedChatModel(script=numbers, entropies=lambda prefix: entropy)
+    rig = make(small, numbers, scores={}, policy=policy)
+    for limit in LIMITS:
+        check(rig, rig.graph, limit)
 
 
 texts = st.lists(st.sampled_from(["a", "b c", "---", "", " ", "d e f g h"]), min_size=1, max_size=25)
@@ -70,15 +95,27 @@ texts = st.lists(st.sampled_from(["a", "b c", "---", "", " ", "d e f g h"]), min
     small=texts,
     large=texts,
     policy=st.sampled_from(
-        [Fickle(), small_only(), large_only(), stay_on_large(Fickle(), 2), Fickle() & large_only()]
+        [
+            Fickle(),
+            small_only(),
+            large_only(),
+            stay_on_large(Fickle(), 2),
+            Fickle() & large_only(),
+            entropy_probe(1.0),
+            entropy_probe(1.0) | Fickle(),
+            entropy_probe(1.0) & Fickle(),
+            stay_on_large(Fickle() | entropy_probe(0.0), 1),
+        ]
     ),
+    entropies=st.lists(st.sampled_from([0.0, 0.5, 1.5]), max_size=25),
     max_step_tokens=st.integers(1, 9),
     seed=st.integers(0, 99),
     inside=st.booleans(),
 )
 def test_every_limit_is_refused_or_kept_whatever_is_said_and_decided(
-    make, limit, small, large, policy, max_step_tokens, seed, inside
+    make, limit, small, large, policy, entropies, max_step_tokens, seed, inside
 ):
+    small = ScriptedChatModel(script=small, entropies=entropies)
     rig = make(small, large, policy=policy, max_step_tokens=max_step_tokens, seed=seed)
     given, config = {"messages": [("user", "2 + 2?")]}, {"recursion_limit": limit}
     graph = embedded(rig.graph) if inside else rig.graph
@@ -95,7 +132,8 @@ def test_a_higher_limit_never_gives_fewer_steps(make):
     numbers = [f"step {n}" for n in range(40)]
     rig = make(numbers, numbers, scores={"step 1": 0.1})
     counts = [
-        sum(rig.ask(config={"recursion_limit": limit})["trim"]["steps"].values()) for limit in range(8, 61, 2)
+        sum(rig.ask(config={"recursion_limit": limit})["trim"]["steps"].values())
+        for limit in range(RECURSION_FLOOR, 61, 2)
     ]
     assert counts == sorted(counts)
     assert counts[-1] >= 16
@@ -109,10 +147,14 @@ def test_the_second_question_on_a_thread_gets_the_whole_limit_again(make):
     assert first["stopped"] == second["stopped"] == "finished"
 
 
+@pytest.mark.parametrize("probing", [False, True], ids=["plain", "probing"])
 @pytest.mark.parametrize("node", ["generate_step", "score_step", "route", "finalize"])
-def test_a_run_stopped_before_every_node_goes_on_under_the_lowest_limit(make, node):
+def test_a_run_stopped_before_every_node_goes_on_under_the_lowest_limit(make, node, probing):
     numbers = [f"step {n}" for n in range(5)]
-    rig = make(numbers, numbers, policy=lambda o: "regenerate", checkpointer=InMemorySaver())
+    small = ScriptedChatModel(script=numbers, entropies=[])
+    always = FunctionPolicy(lambda o: "regenerate")
+    policy = entropy_probe(1.0) | always if probing else always
+    rig = make(small, numbers, policy=policy, checkpointer=InMemorySaver())
     config = {"configurable": {"thread_id": "1"}, "recursion_limit": RECURSION_FLOOR}
     result = rig.ask(config=config, interrupt_before=[node])
     for _ in range(60):

@@ -12,6 +12,7 @@ __path__ = extend_path(__path__, __name__)
 
 if TYPE_CHECKING:
     from .budget import Budget, ModelPrice, Prices
+    from .chat_model import TrimChatModel, create_trim_chat_model
     from .checkpoint import open_checkpointer
     from .context import TrimContext
     from .errors import ChatModelContractError, InputError, ScorerError, SettingsError, TrimError
@@ -32,12 +33,14 @@ __all__ = [
     "SettingsError",
     "Step",
     "Summary",
+    "TrimChatModel",
     "TrimContext",
     "TrimError",
     "TrimInput",
     "TrimOutput",
     "TrimState",
     "__version__",
+    "create_trim_chat_model",
     "create_trim_graph",
     "open_checkpointer",
 ]
@@ -46,6 +49,8 @@ _HOMES = {
     "Budget": "budget",
     "ModelPrice": "budget",
     "Prices": "budget",
+    "TrimChatModel": "chat_model",
+    "create_trim_chat_model": "chat_model",
     "open_checkpointer": "checkpoint",
     "TrimContext": "context",
     "ChatModelContractError": "errors",

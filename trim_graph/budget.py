@@ -202,11 +202,21 @@ def grant(
     return granted, None
 
 
+def counts_itself(model: Any) -> bool:
+    """Tell whether a model counts prompts by itself, for which it may be loaded, or its server asked."""
+    asked = getattr(model, "model", None) if hasattr(model, "may_send") else model
+    return hasattr(asked, "count_prompt_tokens")
+
+
 def prompt_bound(model: Any, messages: Sequence[BaseMessage]) -> int:
     """Return the size of a prompt in tokens: exact where the adapter can count, else an upper bound.
 
-    A byte-level tokenizer makes at most one token of a byte; 16 a message pay for the template.
+    A byte-level tokenizer makes at most one token of a byte; 16 a message pay for the template. Of a model
+    that is asked by prompt, what it is really sent counts.
     """
+    may_send = getattr(model, "may_send", None)
+    if may_send is not None:
+        return max(prompt_bound(model.model, prompt) for prompt in may_send(messages))
     counter = getattr(model, "count_prompt_tokens", None)
     if counter is not None:
         return int(counter(messages))

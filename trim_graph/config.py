@@ -45,8 +45,13 @@ prices: {large: {input: 0.5, output: 1.5}}
 settings: {max_steps: 40, max_step_tokens: 512}
 checkpoint: sqlite:runs.db
 """
-"""Also: ``type: vllm`` (model, base_url, api_key_env) and ``vllm_prm`` for models behind vLLM servers;
-``type: example`` for all three models (the arithmetic models that come with trim-graph); policies
+"""Also: ``type: vllm`` (model, base_url, api_key_env) and ``vllm_prm`` for models behind vLLM servers, whose
+``serve`` says how `trim-graph up` starts them; ``vllm_engine`` and ``vllm_engine_prm`` (model,
+``gpu_memory_utilization`` or ``kv_cache_gib``, ``engine_args``) for vLLM in this process;
+reward models of another ``format``: ``math_shepherd``, ``skywork`` or ``rlhflow``;
+``type: langchain`` (model, kwargs) for hosted models by the names LangChain has for them; scorers
+``llm_judge`` (model) and ``token_probability`` (wants ``logprobs: true`` of the models); ``type: example``
+for all three models (the arithmetic models that come with trim-graph); policies
 ``small_only``, ``large_only``, ``random_rate`` (rate), ``stay_on_large`` (policy, k), ``any_of`` and
 ``all_of`` (policies); in settings ``segmentation: {type: pattern, pattern: ...}`` or ``{type: tokens,
 tokens: 64}``, ``thinking: {routed: thought}``; checkpoint ``none``, ``memory``, ``sqlite:PATH``,

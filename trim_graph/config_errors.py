@@ -154,7 +154,7 @@ def _walk(loc: Sequence[str | int], data: Any, schema: dict[str, Any]) -> tuple[
         here, union = _resolved(here, data, schema)
         is_tag = union and isinstance(data, dict) and step == data.get("type")
         inside = (isinstance(data, dict) and step in data and not is_tag) or isinstance(step, int)
-        if not inside and index < len(loc) - 1:
+        if not inside and (is_tag or index < len(loc) - 1):
             continue
         properties = here.get("properties", {})
         keys = list(properties)

@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo
 
 from .config_places import Part, base_folder
-from .policies import Policy, large_only, load_policy, random_rate, small_only, stay_on_large, threshold
+from .policies import (
+    Policy,
+    entropy_probe,
+    large_only,
+    load_policy,
+    random_rate,
+    small_only,
+    stay_on_large,
+    threshold,
+)
 
 
 def _beside_file(value: Any, info: ValidationInfo) -> Any:
@@ -60,6 +69,17 @@ class RandomRate(Part):
         return random_rate(self.rate)
 
 
+class EntropyProbe(Part):
+    """`trim_graph.policies.entropy_probe`."""
+
+    type: Literal["entropy_probe"]
+    limit: float = Field(ge=0, allow_inf_nan=False)
+
+    def build(self) -> Policy:
+        """Make the policy."""
+        return entropy_probe(self.limit)
+
+
 class StayOnLarge(Part):
     """`trim_graph.policies.stay_on_large`."""
 
@@ -104,7 +124,7 @@ def _named(value: Any) -> Any:
 
 
 PolicyConfig = Annotated[
-    SmallOnly | LargeOnly | Threshold | RandomRate | StayOnLarge | Combined | PolicyFile,
+    SmallOnly | LargeOnly | Threshold | RandomRate | EntropyProbe | StayOnLarge | Combined | PolicyFile,
     Field(discriminator="type"),
     BeforeValidator(_named),
 ]

@@ -11,7 +11,9 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer, Send
 from pydantic import ValidationError
 
+from .adapters.continue_by_prompt import as_writer
 from .adapters.scorers import as_scorer
+from .adapters.token_probability import TokenProbability
 from .budget import Budget, Prices
 from .context import Settings, TrimContext, describe
 from .errors import SettingsError
@@ -39,9 +41,11 @@ def create_trim_graph(
     """Build a graph that solves a problem step by step, with the large model only where it matters.
 
     Args:
-        small: Chat model that drafts every step. It must carry on a trailing AIMessage, and tell the end of
-            a step from the end of the solution (``response_metadata["stop_reason"]``).
-        large: Chat model that writes a step again where the policy says so; same contract.
+        small: Chat model that drafts every step. It should carry on a trailing AIMessage, tell the end of
+            a step from the end of the solution (``response_metadata["stop_reason"]``), and say so by the
+            class attribute ``continues_exactly = True``. Any other chat model is asked by prompt
+            (`trim_graph.adapters.ContinueByPrompt`); a Runnable that is no chat model is trusted.
+        large: Chat model that writes a step again where the policy says so; likewise.
         scorer: Rates each step: a `Scorer`, a Runnable from ``{"question", "steps"}`` to one probability
             per step, or a function of (question, steps). Not needed by policies that look at no score.
         policy: When to ask the large model; a policy, or a plain function of an `Observation`.
@@ -66,6 +70,9 @@ def create_trim_graph(
         if not isinstance(model, Runnable):
             raise SettingsError(f"{writer} is {model!r}: pass a LangChain chat model")
     fixed = _settings(budget, prices, settings)
+    if isinstance(scorer, TokenProbability):
+        _check_probabilities(scorer, small=small, large=large)
+    small, large = as_writer(small, fixed.delimiter), as_writer(large, fixed.delimiter)
     builder = StateGraph(TrimState, TrimContext, input_schema=TrimInput, output_schema=TrimOutput)
     route = route_node(fixed, routing, large, has_scorer=scorer is not None)
     builder.add_node("route", route, destinations={"generate_step": "write a step", "finalize": "done"})
@@ -82,6 +89,14 @@ def create_trim_graph(
         builder.add_conditional_edges("generate_step", after_generate_step, AFTER_GENERATE_STEP)
         builder.add_edge("score_step", "route")
     return builder.compile(checkpointer=checkpointer, name=name)
+
+
+def _check_probabilities(scorer: TokenProbability, **writers: Any) -> None:
+    for writer, model in writers.items():
+        try:
+            scorer.check_writer(writer, model)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
 
 
 def _begin(state: TrimInput) -> list[Send]:

@@ -22,8 +22,10 @@ SCORED_ROUND = 6
 """Supersteps kept for a draft that may be regenerated: generate, score, route, generate, route, finalize."""
 PLAIN_ROUND = 3
 """Supersteps kept for a step on which no decision hangs: generate, route, finalize."""
-RECURSION_FLOOR = 1 + SCORED_ROUND + 1
-"""Lowest recursion limit a run can begin with: the first `route`, one round, LangGraph's last look."""
+PROBE = 2
+"""Supersteps that a probe adds to a step: generate, route."""
+RECURSION_FLOOR = 1 + PROBE + SCORED_ROUND + 1
+"""Lowest recursion limit a run can begin with: the first `route`, the longest round, the last look."""
 
 
 def policy_of(settings: Settings, own: Policy) -> Policy:
@@ -89,7 +91,7 @@ def begin_run(
     if limit < RECURSION_FLOOR:
         raise SettingsError(
             f"recursion_limit={limit} is too low for a single step: trim-graph needs at least "
-            f"{RECURSION_FLOOR} supersteps, and 3 to 5 more for every further step"
+            f"{RECURSION_FLOOR} supersteps, and 3 to 5 more for every further step (2 more with a probe)"
         )
     settings = overridden(settings, context)
     routing = policy_of(settings, policy)

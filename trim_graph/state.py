@@ -47,6 +47,15 @@ class Draft(Step):
     score: float | None
 
 
+class Probe(TypedDict):
+    """What one token of the small model told; both None until it has."""
+
+    entropy: float | None
+    """Of the first token's distribution, in nats; a lower bound where ``untold`` is above 0."""
+    untold: float | None
+    """Probability of the tokens that the model's server did not tell."""
+
+
 class Order(TypedDict):
     """What `route` asks `generate_step` for."""
 
@@ -62,6 +71,8 @@ class Order(TypedDict):
     """Text already written for this step: pieces that were no step by themselves."""
     attempt: int
     """How often the writer has answered without a step, in a row."""
+    probe: NotRequired[Probe]
+    """The order is for one token, which is thrown away; its entropy is noted here."""
 
 
 class InFlight(TypedDict):

@@ -6,7 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from .budget import Writer, total_cost
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+
+from .budget import Spend, Writer, total_cost
 from .context import Settings
 from .segment import join_steps
 from .state import Step, Summary, TrimState, scores_of
@@ -66,6 +68,20 @@ def summarise(state: TrimState) -> Summary:
     if parts := _parts(steps):
         summary["parts"] = parts
     return summary
+
+
+def usage_of(spend: Spend) -> UsageMetadata:
+    """Sum up what both models have used, discarded drafts included."""
+    writers = (spend["small"], spend["large"])
+    input_tokens = sum(writer["input_tokens"] for writer in writers)
+    output_tokens = sum(writer["output_tokens"] for writer in writers)
+    cached = sum(writer["cached_tokens"] for writer in writers)
+    return UsageMetadata(
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        total_tokens=input_tokens + output_tokens,
+        input_token_details=InputTokenDetails(cache_read=cached),
+    )
 
 
 def _parts(steps: Sequence[Step]) -> dict[Part, dict[Writer, int]]:

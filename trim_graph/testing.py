@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
@@ -27,11 +27,17 @@ class ScriptedChatModel(BaseChatModel):
     ``stop_reason`` as vLLM does, and streams word by word.
     """
 
+    continues_exactly: ClassVar[bool] = True
+    tells_entropy: ClassVar[bool] = True
+
     script: Any
     """The steps of the solution, or a function from the prefix to all text that follows it."""
     name: str | None = "scripted"
     delimiter: str = DEFAULT_DELIMITER
     honours_max_tokens: bool = True
+    entropies: Any = None
+    """Entropy in nats of each step's first token (0 for steps beyond them), or a function from the prefix to
+    one; None: the model does not tell it."""
     calls: list[dict[str, Any]] = Field(default_factory=list)
     """Every call: its messages, its arguments, and the prompt's and the answer's tokens as billed."""
 
@@ -47,6 +53,7 @@ class ScriptedChatModel(BaseChatModel):
         *,
         max_tokens: int | None = None,
         timeout: float | None = None,
+        first_token_entropy: bool = False,
         **kwargs: Any,
     ) -> ChatResult:
         prefix = str(messages[-1].text) if isinstance(messages[-1], AIMessage) else ""
@@ -74,6 +81,8 @@ class ScriptedChatModel(BaseChatModel):
             usage_metadata={"input_tokens": prompt, "output_tokens": tokens, "total_tokens": prompt + tokens},
             response_metadata={"model_name": self.name, "finish_reason": finish, "stop_reason": reason},
         )
+        if first_token_entropy and self.entropies is not None:
+            message.response_metadata["first_token_entropy"] = self._entropy(prefix)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _stream(
@@ -105,8 +114,16 @@ class ScriptedChatModel(BaseChatModel):
         whole = self.delimiter.join(self.script)
         if whole.startswith(prefix):
             return whole[len(prefix) :]
-        done = sum(bool(piece.strip()) for piece in prefix.split(self.delimiter))
-        return self.delimiter.join(self.script[done:])
+        return self.delimiter.join(self.script[self._done(prefix) :])
+
+    def _entropy(self, prefix: str) -> float:
+        if callable(self.entropies):
+            return float(self.entropies(prefix))
+        done = self._done(prefix)
+        return float(self.entropies[done]) if done < len(self.entropies) else 0.0
+
+    def _done(self, prefix: str) -> int:
+        return sum(bool(piece.strip()) for piece in prefix.split(self.delimiter))
 
 
 class ScriptedScorer:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from trim_graph.adapters import background
-from trim_graph.adapters.background import iterate_sync, run_sync
+from trim_graph.adapters.background import iterate_aside, iterate_sync, run_aside, run_sync
 
 
 async def add(a, b):
@@ -87,7 +87,7 @@ def test_a_loop_that_ended_is_replaced():
 def test_the_process_ends_at_once_and_quietly():
     code = (
         "import asyncio\n"
-        "from trim_graph.adapters.background import iterate_sync, run_sync\n"
+        "from trim_graph.adapters.background import iterate_aside, iterate_sync, run_aside, run_sync\n"
         "async def forever():\n"
         "    while True:\n"
         "        yield 1\n"
@@ -101,3 +101,52 @@ def test_the_process_ends_at_once_and_quietly():
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
     assert time.monotonic() - begun < 30
+
+
+async def test_a_coroutine_aside_gives_its_result_error_and_leaves_when_cancelled():
+    here = asyncio.get_running_loop()
+    left = threading.Event()
+
+    async def loop():
+        return asyncio.get_running_loop()
+
+    async def wait():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            left.set()
+
+    assert await run_aside(loop()) is not here
+    with pytest.raises(TypeError, match="unsupported operand"):
+        await run_aside(add(1, "x"))
+    task = asyncio.create_task(run_aside(wait()))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert left.wait(5)
+
+
+async def test_items_from_aside_the_error_behind_them_and_leaving_early():
+    seen, closed = [], threading.Event()
+
+    async def read():
+        async for item in iterate_aside(count(3)):
+            seen.append(item)
+
+    with pytest.raises(LookupError, match="no more"):
+        await read()
+    assert seen == [0, 1, 2]
+
+    async def slowly():
+        try:
+            while True:
+                yield 1
+                await asyncio.sleep(60)
+        finally:
+            closed.set()
+
+    items = iterate_aside(slowly())
+    assert await anext(items) == 1
+    await items.aclose()
+    assert closed.wait(5)

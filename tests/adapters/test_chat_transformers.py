@@ -219,6 +219,41 @@ class TestCounts:
     def test_no_probability_unless_asked(self, noisy):
         assert "mean_token_probability" not in noisy.invoke(QUESTION).response_metadata
 
+    @pytest.mark.parametrize("settings", [{}, {"temperature": 5.0, "seed": 1}, {"logprobs": True}])
+    def test_the_first_tokens_entropy_is_that_of_the_whole_vocabulary(self, noisy, settings):
+        model = AutoModelForCausalLM.from_pretrained(noisy.model)
+        for chat in (QUESTION, [*QUESTION, AIMessage("It is 3")]):
+            with torch.no_grad():
+                logits = model(torch.tensor([noisy._load().encode(chat)])).logits[0, -1]
+            expected = torch.distributions.Categorical(logits=logits.double()).entropy().item()
+            for tokens in (1, 9):
+                told = noisy.invoke(chat, first_token_entropy=True, max_tokens=tokens, **settings)
+                assert told.response_metadata["first_token_entropy"] == pytest.approx(expected, abs=1e-5)
+
+    def test_only_those_of_a_batch_that_ask_are_told_an_entropy_and_each_its_own(self, noisy):
+        chats = [[HumanMessage(text)] for text in ("a", "what is 3 and 4", "b")]
+        alone = [noisy.invoke(chat, first_token_entropy=True).response_metadata for chat in chats]
+
+        async def gather():
+            asked = zip(chats, (True, False, True), strict=True)
+            return await asyncio.gather(
+                *(noisy.ainvoke(c, first_token_entropy=wanted) for c, wanted in asked)
+            )
+
+        key = "first_token_entropy"
+        one, none, other = (message.response_metadata for message in asyncio.run(gather()))
+        assert key not in none
+        assert (one[key], other[key]) == (pytest.approx(alone[0][key]), pytest.approx(alone[2][key]))
+        assert one[key] != pytest.approx(other[key], abs=1e-6)
+
+    def test_a_streamed_answer_tells_it_too(self, noisy):
+        last = list(noisy.stream(QUESTION, first_token_entropy=True))[-1]
+        assert last.response_metadata["first_token_entropy"] > 0
+
+    def test_a_wish_for_an_entropy_is_true_or_false(self, noisy):
+        with pytest.raises(ValueError, match="first_token_entropy=2"):
+            noisy.invoke(QUESTION, first_token_entropy=2)
+
 
 class TestSampling:
     def test_a_seed_repeats_and_another_differs(self, noisy):

@@ -116,6 +116,34 @@ class TestAnswers:
             "content": [{"token": "a", "logprob": -0.1, "top_logprobs": [{"token": "a", "logprob": -0.1}]}]
         }
 
+    @pytest.mark.parametrize("raw", [False, True])
+    def test_the_first_tokens_entropy_rests_on_the_likeliest_tokens(self, connect, raw):
+        half, eighth = math.log(0.5), math.log(0.125)
+        if raw:
+            tops = [{"token_id:1": half, "token_id:2": eighth, "token_id:3": eighth}, {}]
+            told = {"tokens": ["token_id:1", "<e>"], "token_logprobs": [half, -1.0], "top_logprobs": tops}
+            server, model = connect(raw_answer("a", logprobs=told), continuation="raw")
+        else:
+            tops = [{"token": "a", "logprob": p} for p in (half, eighth, eighth)]
+            first = {"token": "a", "logprob": half, "top_logprobs": tops}
+            told = {"content": [first, {"token": "<e>", "logprob": -1.0, "top_logprobs": []}]}
+            server, model = connect(chat_answer("a", logprobs=told), continuation="chat")
+        metadata = model.invoke(QUESTION, first_token_entropy=True).response_metadata
+        # The quarter not told is at least two tokens of an eighth.
+        assert metadata["first_token_entropy"] == pytest.approx(2.0 * math.log(2))
+        assert metadata["untold_probability"] == pytest.approx(0.25)
+        assert "logprobs" not in metadata
+        assert "mean_token_probability" not in metadata
+        ((_, body),) = server.generations
+        assert body["logprobs" if raw else "top_logprobs"] == 20
+        assert body.get("return_tokens_as_token_ids") is (True if raw else None)
+
+    def test_an_entropy_may_rest_on_more_tokens(self, connect):
+        server, model = connect(chat_answer("a"), continuation="chat", entropy_logprobs=50)
+        assert "first_token_entropy" not in model.invoke(QUESTION, first_token_entropy=True).response_metadata
+        ((_, body),) = server.generations
+        assert body["top_logprobs"] == 50
+
     def test_a_body_that_is_not_vllms(self, connect):
         for body in (httpx.Response(200, text="<html>login</html>"), httpx.Response(200, json=[1])):
             _, model = connect(body)
@@ -184,7 +212,7 @@ class TestRequests:
             ({"timeout": 0}, "timeout=0"),
             ({"stop": [""]}, "non-empty"),
             ({"stop_when": "\n"}, "stop_when='"),
-            ({"n": 3, "beams": 2}, "beams, n; it takes stop, logprobs"),
+            ({"n": 3, "beams": 2}, "beams, n; it takes stop, first_token_entropy, logprobs"),
         ],
     )
     def test_a_call_refuses_what_it_cannot_do(self, connect, kwargs, complaint):

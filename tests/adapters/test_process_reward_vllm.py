@@ -3,15 +3,25 @@
 import asyncio
 import json
 import pickle
+import shlex
 import sys
 import time
 
 import httpx
 import pytest
 
-from trim_graph.adapters import Scorer, ScorerError, VLLMProcessReward, http_pool, vllm_server
+from tests import tiny_prms
+from trim_graph.adapters import (
+    Scorer,
+    ScorerError,
+    VLLMProcessReward,
+    http_pool,
+    serve_options,
+    vllm_server,
+)
 from trim_graph.adapters.call_batches import CallBatcher
-from trim_graph.adapters.prm_formats import QwenPRMFormat
+from trim_graph.adapters.model_source import load_tokenizer
+from trim_graph.adapters.prm_formats import QwenPRMFormat, prm_format
 
 from .recorded_server import RecordedServer, failed
 
@@ -81,7 +91,10 @@ class TestScores:
     @pytest.mark.parametrize(
         ("data", "complaint"),
         [
-            ([[0.1, 0.9]], "gave 1 scores for 2 steps; start the server with --pooler-config"),
+            (
+                [[0.1, 0.9]],
+                "gave 1 scores for 2 steps; start the server with --runner pooling --pooler-config",
+            ),
             ([], "gave 0 scores for 2 steps"),
             (None, "gave 0 scores"),
             ([[0.1, 0.9], [0.1, float("nan")]], "gave nan for step 2 of 2"),
@@ -94,6 +107,70 @@ class TestScores:
         _, scorer = connect(gives(data))
         with pytest.raises(ScorerError, match=complaint):
             scorer.score(QUESTION, steps("a", "b"))
+
+
+class TestFormats:
+    """What the formats beside Qwen's send, and both ways in which a pooler answers."""
+
+    @pytest.fixture(params=["math_shepherd", "skywork", "rlhflow"])
+    def prm(self, request, tmp_path, connect):
+        """The format, its layout, and a function from a script to the server and a scorer."""
+        name = request.param
+        folder = getattr(tiny_prms, f"save_{name}")(tmp_path / name)
+        tokenizer = load_tokenizer(str(folder), chat=False)
+
+        def make(*script):
+            server, scorer = connect(*script, format=name)
+            server.models = {"data": [{"id": "m", "root": str(folder), "max_model_len": 512}]}
+            server._tokenizer = lambda body: {
+                "tokens": tokenizer.encode(body["prompt"], add_special_tokens=False)
+            }
+            return server, scorer
+
+        return name, prm_format(name, tokenizer), make
+
+    TEXTS = ("Step 1: ки + - 7.\n\n+", "<|eot_id|>14", "so")
+
+    @pytest.mark.parametrize("pooling", ["ALL", "STEP"])
+    @pytest.mark.parametrize("width", [1, 2])
+    def test_scores_are_those_at_our_positions(self, prm, pooling, width):
+        name, layout, make = prm
+        expected = layout.encode(QUESTION, self.TEXTS)
+        tag = expected.ids[expected.step_positions[0]]
+
+        def pooled(request):
+            (ids,) = json.loads(request.content)["input"]
+            assert ids == expected.ids
+            rows = [[1 - n / 512, n / 512][-width:] for n in range(len(ids))]
+            kept = [n for n, token in enumerate(ids) if pooling == "ALL" or token == tag]
+            return gives([rows[n] for n in kept])
+
+        _, scorer = make(pooled)
+        if (name, width) == ("skywork", 2):  # a value head has no second label
+            with pytest.raises(ScorerError, match="for step 1; expected one probability"):
+                scorer.score(QUESTION, steps(*self.TEXTS))
+            return
+        reply = scorer.score(QUESTION, steps(*self.TEXTS))
+        assert reply.scores == [position / 512 for position in expected.step_positions]
+        assert reply.input_tokens == len(expected.ids)
+
+    def test_a_refusal_says_what_to_start(self, prm):
+        name, _, make = prm
+        server, scorer = make(failed(400, "Unsupported task"))
+        with pytest.raises(
+            ScorerError, match=r"answered 400: Unsupported task\. If it is no PRM in"
+        ) as error:
+            scorer.score(QUESTION, steps("a"))
+        options = shlex.join(
+            serve_options(name, tokenizer=load_tokenizer(server.models["data"][0]["root"], chat=False))
+        )
+        assert str(error.value).endswith(f"in the format {name}, start the server with {options}")
+
+    def test_a_tag_that_is_another_on_the_server(self, prm):
+        _, _, make = prm
+        _, scorer = make(gives([[0.5]] * 2))
+        with pytest.raises(ScorerError, match=r"gave 2 scores for 3 steps; start the server with --runner"):
+            scorer.score("q", steps("a", "b", "c"))
 
 
 class TestServer:

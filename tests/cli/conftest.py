@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from langchain_core.language_models import BaseChatModel
@@ -56,6 +57,7 @@ def next_step(problem, before, errs):
 class World(BaseChatModel):
     """Solves the problems of the world step by step."""
 
+    continues_exactly: ClassVar[bool] = True
     errs: bool
     delay: float = 0.0
 

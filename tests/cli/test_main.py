@@ -1,3 +1,5 @@
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +69,32 @@ def test_missing_extras(start, missing, arguments, line):
     process = start(*arguments, missing=[missing], in_world=False)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (2, "", f"trim-graph: {line}\n")
+
+
+def test_hosted_models_need_no_load(tmp_path):
+    """No call is made before the question's own, whose first step tells of the server that is not there."""
+    place = "kwargs: {base_url: 'http://127.0.0.1:9/v1', max_retries: 0}"
+    hosted = f"{{type: langchain, model: 'openai:m', {place}}}"
+    (tmp_path / "trim.yaml").write_text(
+        f"small: {hosted}\nlarge: {hosted}\nscorer: {{type: llm_judge, model: {hosted}}}\n"
+        "policy: {type: threshold, t: 0.7}\nsettings: {on_small_error: large, on_large_error: accept}\n"
+    )
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "sys.argv = ['trim-graph', 'solve', '--config', 'trim.yaml', '--json', 'What is 1 + 1?']\n"
+        "from trim_graph.cli import main\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "OPENAI_API_KEY": "sk-very-secret"},
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(done.stdout)["summary"]["stopped"] == "failed", done.stderr
+    assert "Connection error" in done.stdout
+    assert "sk-very-secret" not in done.stdout + done.stderr
 
 
 def test_models_on_servers_need_neither_torch_nor_a_load(tmp_path):

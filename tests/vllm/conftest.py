@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,13 @@ import httpx
 import pytest
 import pytest_socket
 
-from trim_graph.adapters import ChatTransformers, ChatVLLM, TransformersProcessReward, VLLMProcessReward
+from trim_graph.adapters import (
+    ChatTransformers,
+    ChatVLLM,
+    TransformersProcessReward,
+    VLLMProcessReward,
+    serve_options,
+)
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -60,33 +68,26 @@ def servers(vllm_python, tmp_path_factory) -> Iterator[dict[str, Server]]:
     from trim_graph.adapters.model_source import load_tokenizer
 
     pytest_socket.enable_socket()
-    step_id = load_tokenizer(str(PRM)).convert_tokens_to_ids("<extra_0>")
-    pooler = f'{{"pooling_type": "STEP", "step_tag_id": {step_id}}}'
+    pooling = tuple(serve_options("qwen", tokenizer=load_tokenizer(str(PRM))))
     wanted = {
         "small": (SMALL, (), None),
         "large": (LARGE, ("--chat-template", str(HERE / "trimming.jinja")), KEY),
-        "prm": (PRM, ("--runner", "pooling", "--pooler-config", pooler), None),
+        "prm": (PRM, pooling, None),
     }
     logs = tmp_path_factory.mktemp("vllm")
     running: dict[str, Server] = {}
     try:
         for name, (weights, options, key) in wanted.items():
-            running[name] = _start(vllm_python, name, weights, options, key, logs / f"{name}.log")
+            running[name] = start_server(vllm_python, name, weights, options, key, logs / f"{name}.log")
         deadline = time.monotonic() + STARTED_WITHIN
         for server in running.values():
-            _wait_for(server, deadline)
+            wait_for(server, deadline)
         yield running
     finally:
-        for server in running.values():
-            server.process.terminate()
-        for server in running.values():
-            try:
-                server.process.wait(30)
-            except subprocess.TimeoutExpired:
-                server.process.kill()
+        stop_servers(*running.values())
 
 
-def _start(
+def start_server(
     python: str, name: str, weights: Path, options: tuple[str, ...], key: str | None, log: Path
 ) -> Server:
     with socket.socket() as probe:
@@ -98,11 +99,25 @@ def _start(
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--model", str(weights), "--served-model-name", name, *_COMMON, *options]
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=log.parent)
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, env=environment, cwd=log.parent, start_new_session=True
+        )
     return Server(name, f"http://127.0.0.1:{port}/v1", process, log)
 
 
-def _wait_for(server: Server, deadline: float) -> None:
+def stop_servers(*servers: Server) -> None:
+    """End servers, and the engines of those that do not end in time: they outlive a killed server."""
+    for server in servers:
+        server.process.terminate()
+    for server in servers:
+        with suppress(subprocess.TimeoutExpired):
+            server.process.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+
+
+def wait_for(server: Server, deadline: float) -> None:
     while True:
         try:
             if httpx.get(server.url.replace("/v1", "/health"), timeout=5).status_code == 200:

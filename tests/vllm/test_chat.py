@@ -169,6 +169,48 @@ class TestUsage:
             assert told[0]["logprob"] == pytest.approx(told[0]["top_logprobs"][0]["logprob"])
 
 
+class TestEntropy:
+    CHATS = (
+        CHAT,
+        [*CHAT, AIMessage("Step 1: 4")],
+        [HumanMessage("Hi")],
+        [HumanMessage("Hi"), AIMessage("47 ")],
+    )
+
+    def test_it_is_a_lower_bound_of_the_exact_one_and_close_where_little_is_untold(self, small, local_small):
+        close = 0
+        for chat in self.CHATS:
+            told = small.invoke(chat, max_tokens=1, first_token_entropy=True).response_metadata
+            exact = local_small.invoke(chat, max_tokens=1, first_token_entropy=True).response_metadata
+            bound, untold = told["first_token_entropy"], told["untold_probability"]
+            assert bound <= exact["first_token_entropy"] + 1e-3
+            if untold < 1e-3:
+                close += 1
+                assert bound == pytest.approx(exact["first_token_entropy"], abs=2e-2)
+        assert close
+
+    def test_it_is_the_same_by_either_endpoint_streamed_or_sampled(self, small):
+        raw = small.model_copy(update={"continuation": "raw"})
+        raw.model_post_init(None)
+        wanted = {"max_tokens": 1, "first_token_entropy": True}
+        for chat in self.CHATS:
+            plain = small.invoke(chat, **wanted).response_metadata["first_token_entropy"]
+            ways = (
+                raw.invoke(chat, **wanted),
+                small.invoke(chat, timeout=60.0, **wanted),
+                list(small.stream(chat, **wanted))[-1],
+            )
+            for way in ways:
+                assert way.response_metadata["first_token_entropy"] == pytest.approx(plain, abs=1e-3)
+            hot = small.invoke(chat, temperature=2.0, **wanted).response_metadata["first_token_entropy"]
+            assert hot == pytest.approx(plain, abs=0.1)  # a token drawn from afar takes the place of the last
+
+    def test_more_tokens_than_the_server_allows_are_refused(self, small):
+        greedy = small.model_copy(update={"entropy_logprobs": 21})
+        with pytest.raises(ModelServerError, match="max allowed: 20"):
+            greedy.invoke(CHAT, max_tokens=1, first_token_entropy=True)
+
+
 class TestManyCalls:
     async def test_hundreds_at_once_over_few_connections(self, servers):
         model = ChatVLLM(model="small", base_url=servers["small"].url, max_connections=32)

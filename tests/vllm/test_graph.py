@@ -7,48 +7,46 @@ import logging
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
-from trim_graph.examples.arithmetic import is_right, problems
+from tests.agreement import ASKED, check_agreement, run_all
+from trim_graph.examples.arithmetic import is_right
 from trim_graph.graph import create_trim_graph
-from trim_graph.policies import threshold
+from trim_graph.policies import entropy_probe, threshold
 
 from .conftest import KEY
-
-ASKED = problems("standard", 30, seed=11) + problems("hard", 10, seed=11) + problems("words", 10, seed=11)
-
-
-async def told(graph, problem, **config):
-    """The events of a run without names of models and scores, and the state it ends in."""
-    stream = graph.astream(
-        {"messages": [("user", problem.question)]}, config or None, stream_mode=["custom", "values"]
-    )
-    events, state = [], {}
-    async for mode, data in stream:
-        if mode == "values":
-            state = data
-        elif data["event"] in ("draft", "decision", "accepted"):
-            events.append(
-                {name: data.get(name) for name in ("event", "writer", "text", "decision", "tokens")}
-            )
-    return events, state
 
 
 async def test_answers_and_decisions_are_those_of_transformers(
     small, large, scorer, local_small, local_large, local_scorer
 ):
-    runs = []
-    for models in ((small, large, scorer), (local_small, local_large, local_scorer)):
-        graph = create_trim_graph(*models, policy=threshold(0.5))
-        runs.append(await asyncio.gather(*(told(graph, problem) for problem in ASKED)))
-    for (events, state), (local_events, local_state) in zip(*runs, strict=True):
-        assert events == local_events
-        assert state["messages"][-1].text == local_state["messages"][-1].text
-        assert state["trim"]["answer"] == local_state["trim"]["answer"]
-    decisions = [
-        event["decision"] for events, _ in runs[0] for event in events if event["event"] == "decision"
-    ]
-    assert set(decisions) == {"accept", "regenerate"}
-    right = sum(is_right(p, s["messages"][-1].text) for p, (_, s) in zip(ASKED, runs[0], strict=True))
+    ours = await run_all(small, large, scorer)
+    check_agreement(ours, await run_all(local_small, local_large, local_scorer))
+    right = sum(is_right(problem, one.text) for problem, one in zip(ASKED, ours, strict=True))
     assert right > len(ASKED) / 2
+
+
+async def test_a_probe_finds_the_same_entropies_and_writers_as_in_this_process(
+    small, large, local_small, local_large
+):
+    runs = []
+    for models in ((small, large), (local_small, local_large)):
+        graph = create_trim_graph(*models, policy=entropy_probe(0.05))
+        answers = await asyncio.gather(*(probed(graph, problem) for problem in ASKED))
+        runs.append([event for events in answers for event in events])
+    for event, local in zip(*runs, strict=True):
+        assert (event["event"], event["step"], event.get("writer")) == (
+            local["event"],
+            local["step"],
+            local.get("writer"),
+        )
+        if event["event"] == "probe":
+            assert event["entropy"] <= local["entropy"] + 1e-3
+            assert event["entropy"] == pytest.approx(local["entropy"], abs=0.02 + 5 * event["untold"])
+    assert {event.get("writer") for event in runs[0]} == {None, "small", "large"}
+
+
+async def probed(graph, problem):
+    stream = graph.astream({"messages": [("user", problem.question)]}, stream_mode="custom")
+    return [event async for event in stream if event["event"] in ("probe", "accepted")]
 
 
 async def test_the_key_is_in_no_event_trace_state_or_log(small, large, scorer, caplog):

@@ -57,7 +57,7 @@ def test_the_longest_input_is_scored_and_one_token_more_is_refused(scorer, local
 
 def test_a_step_token_the_server_does_not_score(servers):
     other = VLLMProcessReward("prm", base_url=servers["prm"].url, step_token="<|endoftext|>")
-    with pytest.raises(ScorerError, match=r"0 scores for 1 steps; start the server with --pooler-config"):
+    with pytest.raises(ScorerError, match=r"0 scores for 1 steps; start the server with --runner pooling"):
         other.score("q", steps("a"))
 
 

@@ -1,4 +1,4 @@
-"""The command line, ``trim-graph``: `solve` one problem, or see a `demo` on many.
+"""The command line: `solve`, `demo`, `doctor` and `up` for servers, `convert-prm`; see ``--help``.
 
 Nothing heavy is imported here, nor by ``--help``: the commands import what they need when they run.
 """

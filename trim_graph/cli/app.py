@@ -1,4 +1,4 @@
-"""The commands and their options; what they do is in `solving`, `demo`, `collecting` and `calibrating`."""
+"""The commands and their options; what they do is in the module of each, such as `solving`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from .app_policies import policies
 from .reporting import failures_reported
+from .training import train
 
 # Lines that begin with \b keep their breaks in the help. A test reads this file back.
 EXAMPLE_CONFIG = """\
@@ -25,9 +27,31 @@ are relative to the file):
   checkpoint: sqlite:runs.db
 \b
 Policies: small_only, large_only, threshold (t), random_rate (rate),
-stay_on_large (policy, k), any_of and all_of (policies). Models and scorer may
-be {type: example}. Checkpoint: none, memory, sqlite:PATH,
+entropy_probe (limit), stay_on_large (policy, k), any_of and all_of (policies);
+FILE.json for one that was trained or planned. Models and scorer may be {type:
+example}; models on servers are {type: vllm} and {type: langchain, model:
+"openai:..."}, scorers without a reward model {type: llm_judge, model: {...}}
+and {type: token_probability}. Formats of a reward model: qwen,
+math_shepherd, skywork, rlhflow. Checkpoint: none, memory, sqlite:PATH,
 postgresql://USER@HOST/DATABASE, or env:NAME for a variable that holds one.
+"""
+
+SERVE_HELP = """\
+\b
+How a server is started stands in its part of the file, all of it optional:
+\b
+  large:
+    type: vllm
+    model: Qwen/Qwen2.5-7B-Instruct
+    base_url: http://localhost:8002/v1
+    api_key_env: LARGE_KEY      # the server will want the key in this variable
+    serve: {gpu: 0, memory_share: 0.4, dtype: bfloat16, max_model_len: 8192,
+            path: ./weights, args: [--enforce-eager]}
+\b
+gpu: an index or several, [0, 1]; or cpu: true. memory_share: by default the
+weights' share in 0.9 of the GPU. kv_cache_gb: memory for keys and values.
+path: the weights where model is but a name; example: small, large or prm
+for those that come with trim-graph.
 """
 
 app = typer.Typer(
@@ -39,6 +63,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(policies)
+app.add_typer(train)
 
 
 def _version(wanted: bool) -> None:
@@ -126,183 +153,66 @@ def demo(
         run_demo(Request(n, split, seed, concurrency, threshold, json_file))
 
 
-DATASETS = """\
-\b
-Datasets: arithmetic:standard, arithmetic:hard, arithmetic:words (and a part:
-arithmetic:hard:test), a JSONL or Parquet file in the shape of MATH-500, AIME,
-GSM8K or ProcessBench, or
-\b
-  {type: file, path: my.jsonl, question: KEY, answer: KEY, grader: GRADER}
-\b
-Graders: exact, numeric, multiple_choice, math, none, or your own
-module:function of (solution, row).
-"""
-
-
-@app.command(epilog=DATASETS, short_help="Run a dataset and keep a trace of every question.")
-def collect(
-    dataset: Annotated[str, typer.Option(help="Questions to run; see below.")],
-    out: Annotated[Path, typer.Option(help="File for the traces, .jsonl or .parquet.")],
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file as for solve; without it the arithmetic models.")
-    ] = None,
-    policy: Annotated[
-        str | None, typer.Option(help="The behaviour policy: a name, or {type: random_rate, rate: 0.3}.")
-    ] = None,
-    n: Annotated[
-        int | None, typer.Option("-n", help="How many questions; default: all of a file, else 1000.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(help="Most questions under way at once.")] = 32,
-    seed: Annotated[int, typer.Option(help="Draws arithmetic problems, and of a random policy.")] = 0,
-    label_steps: Annotated[
-        bool, typer.Option("--label-steps", help="Say of each step whether it is right (arithmetic only).")
-    ] = False,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Run the questions again that failed before.")
-    ] = False,
+@app.command(short_help="Make a reward model with a value head fit for vLLM.")
+def convert_prm(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of Skywork-o1-Open-PRM.")],
+    target: Annotated[Path, typer.Argument(help="Folder to be made.")],
 ) -> None:
-    """Run a dataset under a behaviour policy, and write a trace of every question as it ends.
+    """Copy a process reward model with a value head in a layout that vLLM serves; print how.
 
-    The same command goes on with a file that was interrupted, or given a larger -n with one that is complete.
-    A file never mixes datasets, policies, models or seeds. Every step is scored.
+    For the format skywork behind a vLLM server. The transformers adapter reads either layout.
     """
     with failures_reported():
-        from .collecting import Request, run_collect
+        from .converting import run_convert
 
-        run_collect(Request(dataset, out, config, policy, n, concurrency, seed, label_steps, retry_errors))
+        run_convert(model, target)
 
 
-@app.command(epilog=DATASETS, short_help="Choose a policy's threshold, or a policy, for a spend.")
-def calibrate(
-    large_share: Annotated[
-        float | None, typer.Option(help="Wanted: this share of the tokens the large model alone uses.")
+@app.command(short_help="Check a configuration against its models and servers.")
+def doctor(
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file as of solve; without it the example models are checked.")
     ] = None,
-    max_cost: Annotated[
-        float | None, typer.Option(help="Wanted: no more than this a question, by the price table.")
-    ] = None,
-    pgr: Annotated[
-        float | None, typer.Option(help="Wanted: this much of the performance gap, at the least spend.")
-    ] = None,
-    family: Annotated[
-        list[str] | None,
+    timeout: Annotated[float, typer.Option(help="Most seconds for one check.")] = 30.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Check small, large and scorer as a run would use them, and say what is wrong and how to mend it.
+
+    Asks each for a few short texts or scores. Exit code 0: no fault; 1: faults; 2: bad input.
+    """
+    with failures_reported():
+        from .doctoring import Request, run_doctor
+
+        code = run_doctor(Request(config, timeout, as_json))
+    raise typer.Exit(code)
+
+
+@app.command(epilog=SERVE_HELP, short_help="Start the vLLM servers that a configuration names.")
+def up(
+    config: Annotated[Path, typer.Option(help="YAML file as of solve.")],
+    show: Annotated[bool, typer.Option("--print", help="Print the commands and start nothing.")] = False,
+    python: Annotated[
+        str | None,
         typer.Option(
-            help='threshold, random_rate, a policy with "?" for a number, policy files or a folder of them '
-            "(may be repeated); default: that of the configuration."
+            metavar="PATH",
+            help="Python of an environment that has vLLM; default: TRIM_VLLM_PYTHON, this one.",
         ),
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Validation questions; a spend needs no answers. See below.")
+    logs: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where logs go; default: a new temporary folder.")
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file as for solve; without it the arithmetic models.")
-    ] = None,
-    n: Annotated[
-        int | None, typer.Option("-n", help="How many questions; default: all of a file, else 500.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(help="Most questions under way at once.")] = 32,
-    seed: Annotated[int, typer.Option(help="Draws arithmetic problems, random policies, intervals.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="File for the configuration; default: CONFIG.calibrated.yaml.")
-    ] = None,
-    keep: Annotated[
-        Path | None, typer.Option(help="Folder for what was measured, to go on with after an interrupt.")
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write every point to this file.")
-    ] = None,
+    patience: Annotated[
+        float, typer.Option(help="Most seconds for one server to become healthy, downloads included.")
+    ] = 1800.0,
 ) -> None:
-    """Choose the operating point of a policy for a spend or for a PGR, on validation questions.
+    """Start the vLLM servers of a configuration and end them together.
 
-    Says what to expect with 95 % intervals, and writes the configuration with that policy.
+    They are the parts of type vllm and vllm_prm whose base_url is at localhost; servers elsewhere are left
+    alone, and so is one that runs already with the same model from the same weights. Servers on one GPU
+    start one after the other. Ctrl-C, SIGTERM or the death of one ends all.
     """
     with failures_reported():
-        from .calibrating import Request, run_calibrate
+        from .up import Request, run_up
 
-        run_calibrate(
-            Request(
-                family=family or (),
-                large_share=large_share,
-                max_cost=max_cost,
-                pgr=pgr,
-                dataset=dataset,
-                config=config,
-                n=n,
-                concurrency=concurrency,
-                seed=seed,
-                out=out,
-                keep=keep,
-                json_file=json_file,
-            )
-        )
-
-
-PLANNED = """\
-\b
-SOURCE is one of
-  traces with labelled and scored steps (.jsonl, .parquet; trim-graph collect)
-  a step model that --model-out wrote
-  the parameters that TRIM's authors published, as JSON
-\b
-Rewards: 100 for a solution that ends right; costs are in the same unit.
-Beliefs: carried (over time, by the score given the least earlier one),
-carried_alone (by the score), carried_joint (by both, as if independent of the
-steps before), memoryless (each step from a uniform belief, as published).
-\b
-The file is named in a configuration: policy: plan.json
-"""
-
-
-@app.command(epilog=PLANNED, short_help="Plan when to ask the large model.")
-def plan(
-    source: Annotated[Path, typer.Argument(help="What is known of steps and scores; see below.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Policy file, .json; arrays go beside it.")],
-    cost_per_token: Annotated[
-        list[float] | None,
-        typer.Option(help="Reward that a large token costs; several times: a plan and a file each."),
-    ] = None,
-    cost_per_call: Annotated[float, typer.Option(help="Reward that a call of the large model costs.")] = 0.0,
-    cost_per_draft: Annotated[
-        float, typer.Option(help="Reward that a draft and its score cost; a handover saves it.")
-    ] = 0.0,
-    budget: Annotated[
-        int | None, typer.Option(help="Most large tokens of a run; the plan holds for every limit up to it.")
-    ] = None,
-    belief: Annotated[str, typer.Option(help="How scores become a belief; see below.")] = "carried",
-    belief_step: Annotated[float, typer.Option(help="Grid of beliefs.")] = 0.025,
-    handover: Annotated[bool, typer.Option(help="Whether all that remains may be handed over.")] = True,
-    p_large: Annotated[
-        float | None, typer.Option(help="Chance that the large model's step is right; replaces the source's.")
-    ] = None,
-    tokens: Annotated[float | None, typer.Option(help="Tokens of a draft; replaces the source's.")] = None,
-    bins: Annotated[
-        int | None, typer.Option(help="Bins of a score, where traces are read; default: 20.")
-    ] = None,
-    model_out: Annotated[Path | None, typer.Option(help="Write the step model to this file.")] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="Draw the step model, and the traces beside it (.png, .svg, .pdf).")
-    ] = None,
-    simulate: Annotated[int, typer.Option(help="Simulated solutions in the table.")] = 10_000,
-) -> None:
-    """Plan when to ask the large model, write the policy, and simulate it."""
-    with failures_reported():
-        from .planning import Request, run_plan
-
-        run_plan(
-            Request(
-                source=source,
-                out=out,
-                cost_per_token=tuple(cost_per_token or ()),
-                cost_per_call=cost_per_call,
-                cost_per_draft=cost_per_draft,
-                budget=budget,
-                belief=belief,
-                belief_step=belief_step,
-                handover=handover,
-                p_large=p_large,
-                tokens=tokens,
-                bins=bins,
-                model_out=model_out,
-                picture=picture,
-                simulate=simulate,
-            )
-        )
+        code = run_up(Request(config, show, python, logs, patience))
+    raise typer.Exit(code)

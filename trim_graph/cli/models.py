@@ -68,29 +68,49 @@ def load_parts(config: TrimConfig, *, rated: bool = False) -> Parts:
     """
     from langchain_core.messages import HumanMessage
 
-    if _all_on_servers(config):
-        need("cli,vllm", "httpx", "transformers")
-    else:
-        need("cli,local", "torch", "transformers", "safetensors")
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    _need_extras(config)
     parts = build_parts(config)
     with _loading() as status:
         for name, model in (("small", parts.small), ("large", parts.large)):
             status.update(f"loading the {name} model")
             with _refusing(name):
-                model.count_prompt_tokens([HumanMessage("1")])
-        if parts.scorer is not None and (rated or config.policy.build().needs_score):
+                if hasattr(model, "start"):
+                    model.start()
+                if hasattr(model, "count_prompt_tokens"):  # a hosted model has nothing to load
+                    model.count_prompt_tokens([HumanMessage("1")])
+        if _loads_scorer(config) and (rated or config.policy.build().needs_score):
             status.update("loading the scorer")
             with _refusing("scorer"):
                 parts.scorer.score("1", [{"text": "1", "writer": "small"}])
     return parts
 
 
-def _all_on_servers(config: TrimConfig) -> bool:
-    parts = (config.small, config.large, config.scorer)
-    return all(part.type in ("vllm", "vllm_prm") for part in parts if part is not None)
+_HERE = {"transformers", "transformers_prm", "example"}
+_ON_SERVERS = {"vllm", "vllm_prm"}
+_ON_ENGINES = {"vllm_engine", "vllm_engine_prm"}
+
+
+def _need_extras(config: TrimConfig) -> None:
+    types: set[str] = {config.small.type, config.large.type}
+    if config.scorer is not None:
+        types.add(config.scorer.model.type if config.scorer.type == "llm_judge" else config.scorer.type)
+    if types & _HERE:
+        need("cli,local", "torch", "transformers", "safetensors")
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if types & _ON_SERVERS:
+        need("cli,vllm", "httpx", "transformers")
+    if types & _ON_ENGINES:
+        from trim_graph.adapters.vllm_engine_start import vllm_module
+
+        vllm_module()
+    if "langchain" in types:
+        need("cli,hosted", "langchain")
+
+
+def _loads_scorer(config: TrimConfig) -> bool:
+    return config.scorer is not None and config.scorer.type not in ("llm_judge", "token_probability")
 
 
 def _loading() -> Status:

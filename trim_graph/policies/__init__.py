@@ -2,7 +2,9 @@
 
 from .base import AllOf, AnyOf, Choice, Decision, FunctionPolicy, NextWriter, Observation, Policy, as_policy
 from .baselines import large_only, random_rate, small_only, stay_on_large
+from .entropy_probe import entropy_probe
 from .files import load_policy, save_policy
+from .query_router import query_router
 from .threshold import threshold
 
 __all__ = [
@@ -15,8 +17,10 @@ __all__ = [
     "Observation",
     "Policy",
     "as_policy",
+    "entropy_probe",
     "large_only",
     "load_policy",
+    "query_router",
     "random_rate",
     "save_policy",
     "small_only",

@@ -16,11 +16,14 @@ from trim_graph.thinking import Part
 Decision = Literal["accept", "regenerate", "handover"]
 """Keep the draft, let the large model write this step again, or let it write all that remains."""
 
-NextWriter = Literal["small", "large", "large_to_end"]
-"""Who writes the next step; ``large_to_end``: the large model writes all that remains."""
+NextWriter = Literal["small", "large", "large_to_end", "probe"]
+"""Who writes the next step; ``large_to_end``: the large model writes all that remains; ``probe``: ask again
+once the entropy of the small model's first token is known (`Observation.probe_entropy`)."""
 
 DECISIONS: tuple[Decision, ...] = ("accept", "regenerate", "handover")
-NEXT_WRITERS: tuple[NextWriter, ...] = ("small", "large", "large_to_end")
+NEXT_WRITERS: tuple[NextWriter, ...] = ("small", "large", "large_to_end", "probe")
+WRITERS = NEXT_WRITERS[:3]
+"""Answers that name a writer, the cheapest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class Observation:
         draft_probability: Mean probability of its tokens under the small model, if the adapter tells.
         draft_ends: Whether the solution ends with the draft.
         part: ``thought`` or ``answer``, the part the draft belongs to, where the model thinks.
+        probe_entropy: Entropy in nats of the small model's first token of this step, once `next_writer` has
+            answered ``probe``; a lower bound where its server tells the likeliest tokens only.
         budget_left: What is left of the budget.
         memory: What the policy returned last, JSON-native; None at the start of a run.
         seed: Derives from (seed, run, step, question asked): the same on a second execution.
@@ -57,6 +62,7 @@ class Observation:
     draft_probability: float | None = None
     draft_ends: bool = False
     part: Part | None = None
+    probe_entropy: float | None = None
     budget_left: BudgetLeft = field(default_factory=BudgetLeft)
     memory: Any = None
     seed: str = "0"
@@ -94,7 +100,11 @@ class Policy:
     decides: bool = True
 
     def next_writer(self, observation: Observation) -> str | Choice:
-        """Name who writes the next step, before a draft exists."""
+        """Name who writes the next step, before a draft exists.
+
+        After ``probe`` the question is asked again with `Observation.probe_entropy`. A memory that comes
+        with ``probe`` is dropped, and a second ``probe`` for the same step is an error.
+        """
         return "small"
 
     def decide(self, observation: Observation) -> str | Choice:
@@ -137,23 +147,34 @@ class _Combined(Policy):
         """Return the rank that counts."""
         raise TypeError("a combination needs to say which of two answers counts")
 
-    def _ask(self, question: str, observation: Observation, answers: tuple[str, ...]) -> Choice:
+    def _ask(self, question: str, observation: Observation, answers: tuple[str, ...]) -> list[Choice]:
         memory = observation.memory or [None, None]
         choices = []
         for side, policy, own in zip("lr", (self.left, self.right), memory, strict=True):
             # Draws of their own, or random_rate(0.5) & random_rate(0.5) would be the one draw.
             seen = replace(observation, memory=own, seed=f"{observation.seed}:{side}")
             choices.append(checked(getattr(policy, question)(seen), answers, policy, own))
+        return choices
+
+    def _joined(self, choices: list[Choice], answers: tuple[str, ...]) -> Choice:
         ranks = (answers.index(choices[0].value), answers.index(choices[1].value))
         return Choice(answers[self._pick(ranks)], [choice.memory for choice in choices])
 
     def next_writer(self, observation: Observation) -> Choice:
-        """Ask both."""
-        return self._ask("next_writer", observation, NEXT_WRITERS)
+        """Ask both; a probe comes first, unless the other answer counts whatever the probe says."""
+        choices = self._ask("next_writer", observation, NEXT_WRITERS)
+        if all(choice.value != "probe" for choice in choices):
+            return self._joined(choices, WRITERS)
+        memory = observation.memory or [None, None]
+        settled = WRITERS[self._pick((0, len(WRITERS) - 1))]
+        if all(choice.value != settled for choice in choices):
+            return Choice("probe", observation.memory)
+        kept = [own if c.value == "probe" else c.memory for c, own in zip(choices, memory, strict=True)]
+        return Choice(settled, kept)
 
     def decide(self, observation: Observation) -> Choice:
         """Ask both."""
-        return self._ask("decide", observation, DECISIONS)
+        return self._joined(self._ask("decide", observation, DECISIONS), DECISIONS)
 
     def __repr__(self) -> str:
         return f"({self.left!r} {self.sign} {self.right!r})"

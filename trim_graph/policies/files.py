@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 FORMAT = "trim-graph policy"
 VERSION = 1
 
-KINDS: dict[str, str] = {"pomdp": "trim_graph.policies.pomdp:pomdp"}
+KINDS: dict[str, str] = {
+    "aggregate": "trim_graph.policies.aggregate:aggregate",
+    "pomdp": "trim_graph.policies.pomdp:pomdp",
+    "query_router": "trim_graph.policies.query_router:query_router",
+    "sequence": "trim_graph.policies.sequence:sequence",
+}
 """Types of policy that a file may hold, and the class of each: ``{"threshold": "module:Class"}``."""
 
 

@@ -1,0 +1,81 @@
+"""Two sets of models that should do the same: what runs over many problems tell, and where they differ."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from trim_graph.examples.arithmetic import Problem, problems
+from trim_graph.graph import create_trim_graph
+from trim_graph.policies import threshold
+
+ASKED = problems("standard", 40, seed=11) + problems("hard", 30, seed=11) + problems("words", 30, seed=11)
+"""A hundred held-out problems."""
+TOLERATED = len(ASKED) * 2 // 100
+"""Problems that may differ: in another order of summation two near tokens, or scores, may change places."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a run over one problem did.
+
+    Attributes:
+        events: Drafts, decisions and accepted steps in order, without names of models and scores.
+        scores: Those of the decisions, to be shown.
+        answer: The final one.
+        text: The whole solution.
+    """
+
+    events: list[dict[str, Any]]
+    scores: list[float | None]
+    answer: str | None
+    text: str
+
+
+async def told(graph: Any, problem: Problem) -> Told:
+    asked = {"messages": [("user", problem.question)]}
+    events, scores, state = [], [], {}
+    async for mode, data in graph.astream(asked, stream_mode=["custom", "values"]):
+        if mode == "values":
+            state = data
+        elif data["event"] in ("draft", "decision", "accepted"):
+            names = ("event", "writer", "text", "decision", "tokens")
+            events.append({name: data.get(name) for name in names})
+            scores += [data.get("score")] if data["event"] == "decision" else []
+    return Told(events, scores, state["trim"]["answer"], state["messages"][-1].text)
+
+
+async def run_all(small: Any, large: Any, scorer: Any) -> list[Told]:
+    """Run every problem at temperature 0, all at once."""
+    graph = create_trim_graph(small, large, scorer, policy=threshold(0.5))
+    return await asyncio.gather(*(told(graph, problem) for problem in ASKED))
+
+
+def check_agreement(ours: list[Told], reference: list[Told]) -> None:
+    """Fail where more than `TOLERATED` problems differ, and list each with its first differing event."""
+    pairs = zip(ASKED, ours, reference, strict=True)
+    differing = [
+        _difference(number, problem, one, other)
+        for number, (problem, one, other) in enumerate(pairs)
+        if (one.events, one.answer, one.text) != (other.events, other.answer, other.text)
+    ]
+    report = f"{len(differing)} of {len(ASKED)} problems differ:\n\n" + "\n\n".join(differing)
+    assert len(differing) <= TOLERATED, report
+    if differing:
+        print(report)
+    decisions = {event["decision"] for one in ours for event in one.events if event["event"] == "decision"}
+    assert decisions == {"accept", "regenerate"}  # else the problems try nothing
+
+
+def _difference(number: int, problem: Problem, one: Told, other: Told) -> str:
+    longest = max(len(one.events), len(other.events))
+    events = [told.events + [{}] * (longest - len(told.events)) for told in (one, other)]
+    at = next((i for i in range(longest) if events[0][i] != events[1][i]), None)
+    first = ("none", "none") if at is None else (events[0][at], events[1][at])
+    return (
+        f"problem {number}: {problem.question}\n"
+        f"  first differing event, number {at}:\n    {first[0]}\n    {first[1]}\n"
+        f"  scores: {one.scores}\n          {other.scores}\n"
+        f"  answers: {one.answer} and {other.answer}"
+    )

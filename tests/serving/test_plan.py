@@ -1,0 +1,194 @@
+"""The commands that a configuration makes, and what is refused before anything is started."""
+
+import json
+import shlex
+
+import pytest
+
+from trim_graph.config import load_config
+from trim_graph.errors import SettingsError
+from trim_graph.examples.arithmetic import LARGE, PRM
+from trim_graph.serving.launcher import PROGRAM, find_launcher
+from trim_graph.serving.plan import plan_servers
+
+
+@pytest.fixture
+def plan(write, tmp_path):
+    return lambda **parts: plan_servers(load_config(write(**parts)), tmp_path)
+
+
+def options(server):
+    words = list(server.arguments)
+    return {
+        word: words[n + 1] if n + 1 < len(words) else "" for n, word in enumerate(words) if word[:2] == "--"
+    }
+
+
+def test_a_chat_model(plan, tmp_path):
+    serve = {
+        "path": "./weights",
+        "gpu": [0, 1],
+        "memory_share": 0.5,
+        "dtype": "bfloat16",
+        "max_model_len": 4096,
+    }
+    server = plan(large={"serve": {**serve, "args": ["--enforce-eager", "--seed=3"]}}).servers[1]
+    assert server.command(PROGRAM)[:3] == ["vllm", "serve", str(tmp_path / "weights")]
+    told = options(server)
+    assert told["--served-model-name"] == "large"
+    assert (told["--host"], told["--port"]) == ("127.0.0.1", "8002")
+    assert (told["--dtype"], told["--max-model-len"]) == ("bfloat16", "4096")
+    assert told["--gpu-memory-utilization"] == "0.5"
+    assert told["--tensor-parallel-size"] == "2"
+    assert {"--enable-prefix-caching", "--enable-prompt-tokens-details", "--enforce-eager"} <= told.keys()
+    assert server.arguments[-2:] == ("--enforce-eager", "--seed=3")
+    assert server.environment == {"CUDA_VISIBLE_DEVICES": "0,1"}
+
+
+def test_a_reward_model_knows_its_step_token(plan):
+    entry = {
+        "type": "vllm_prm",
+        "model": "prm",
+        "base_url": "http://localhost:8003",
+        "serve": {"example": "prm"},
+    }
+    told = options(plan(scorer=entry).servers[2])
+    assert told["--runner"] == "pooling"
+    assert json.loads(told["--pooler-config"]) == {"pooling_type": "STEP", "step_tag_id": 3}
+    assert "--enable-prefix-caching" not in told
+    own = {"example": "prm", "args": ["--pooler-config", "{}"]}
+    server = plan(scorer={**entry, "serve": own}).servers[2]
+    assert server.arguments.count("--pooler-config") == 1
+
+
+def test_the_reward_models_known_by_name_need_no_tokenizer(plan):
+    entry = {"type": "vllm_prm", "model": "Qwen/Qwen2.5-Math-PRM-7B", "base_url": "http://localhost:8003"}
+    told = options(plan(scorer=entry).servers[2])
+    assert told["--runner"] == "pooling"
+    assert json.loads(told["--pooler-config"]) == {"pooling_type": "STEP", "step_tag_id": 151651}
+
+
+def test_a_step_token_that_the_tokenizer_lacks(plan):
+    entry = {"type": "vllm_prm", "model": "prm", "step_token": "<x>", "base_url": "http://localhost:8003"}
+    with pytest.raises(SettingsError, match=r"scorer: the arguments for format qwen cannot be told: .*<x>"):
+        plan(scorer={**entry, "serve": {"example": "prm"}})
+
+
+def test_shares_are_per_gpu(plan):
+    scorer = {"type": "vllm_prm", "model": "p", "base_url": "http://localhost:8003"}
+    made = plan(
+        small={"serve": {"example": "small", "gpu": 0}},
+        large={"serve": {"example": "large", "gpu": 1}},
+        scorer={**scorer, "serve": {"example": "prm", "gpu": 0, "memory_share": 0.3}},
+    )
+    assert [options(server)["--gpu-memory-utilization"] for server in made.servers] == ["0.6", "0.9", "0.3"]
+
+
+def test_on_a_cpu_there_is_no_share_but_a_cache(plan):
+    told = options(plan(small={"serve": {"example": "small", "cpu": True}}).servers[0])
+    assert "--gpu-memory-utilization" not in told
+    assert told["--kv-cache-memory-bytes"] == str(4 * 2**30)
+
+
+def test_parts_that_name_one_server_share_it(plan):
+    same = {"model": "one", "base_url": "http://localhost:8001/v1"}
+    (server,) = plan(small=same, large=same).servers
+    assert server.names == ("small", "large")
+
+
+def test_servers_elsewhere_are_left_alone(plan):
+    made = plan(large={"base_url": "http://gpu.example:8002/v1"})
+    assert [server.names for server in made.servers] == [("small",)]
+    assert made.elsewhere == ("large: http://gpu.example:8002/v1 is another machine's: not started here",)
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"large": {"base_url": "http://127.0.0.1:8001"}}, "small and large both have port 8001"),
+        ({"large": {"base_url": "https://localhost:8002"}}, "plain http servers"),
+        ({"large": {"base_url": "http://localhost:8002/vllm/v1"}}, "has a path, as a gateway does"),
+        ({"large": {"serve": {}}}, "model='large' is neither a folder nor a hub id"),
+        ({"large": {"serve": {"path": "./none"}}}, "no such folder"),
+        (
+            {name: {"serve": {"path": "a/b", "memory_share": 0.6}} for name in ("small", "large")},
+            "make 1.20 of GPU 0",
+        ),
+    ],
+)
+def test_what_cannot_be_started_is_refused(parts, told, plan):
+    with pytest.raises(SettingsError, match=told):
+        plan(**parts)
+
+
+@pytest.mark.parametrize(
+    ("serve", "told"),
+    [
+        ({"gpus": 0}, "large.serve.gpus: unknown key, did you mean gpu?"),
+        ({"memory_share": 1.5}, "large.serve.memory_share: is 1.5; it should be less than or equal to 0.95"),
+        ({"gpu": -1}, "large.serve.gpu"),
+        ({"gpu": [0, 0]}, "gpu names one GPU twice"),
+        ({"gpu": 0, "cpu": True}, "gpu and cpu contradict each other"),
+        ({"path": "x", "example": "small"}, "path and example both name the weights"),
+        ({"example": "tiny"}, "large.serve.example"),
+        ({"args": ["--port", "3"]}, "large.serve.args: holds --port, which base_url says"),
+        (
+            {"args": ["--max_model_len=3"]},
+            "holds --max-model-len, which max_model_len in serve says",
+        ),
+        ({"args": ["--api-key", "sk-1"]}, "which every user of the machine could read"),
+        ({"args": ["--api_key=sk-1"]}, "name that in api_key_env"),
+        ({"args": [3]}, "large.serve.args"),
+    ],
+)
+def test_errors_in_serve_name_the_key(serve, told, write):
+    with pytest.raises(SettingsError) as error:
+        load_config(write(large={"serve": serve}))
+    assert told in str(error.value)
+    assert "sk-1" not in str(error.value)
+
+
+def test_adapters_do_not_see_serve(write):
+    config = load_config(write(small={"serve": {"example": "small"}}))
+    assert config.small.build("small").model == "small"
+    assert config.small.serve.weights.endswith("weights/small")
+
+
+def test_weights_need_not_be_here_to_ask_a_server(write, tmp_path):
+    config = load_config(write(large={"serve": {"path": "./not-here"}}))
+    assert config.large.serve.path == str(tmp_path / "not-here")
+
+
+def test_the_key_stays_in_the_environment(plan, monkeypatch):
+    monkeypatch.setenv("LARGE_KEY", "sk-secret")
+    small, large = plan(small={"api_key_env": None}, large={"api_key_env": "LARGE_KEY"}).servers
+    assert large.full_environment()["VLLM_API_KEY"] == "sk-secret"
+    assert small.full_environment()["VLLM_API_KEY"] == ""
+    for server in (small, large):
+        assert "sk-secret" not in " ".join(
+            [repr(server), *server.command(PROGRAM), server.shell_line(PROGRAM)]
+        )
+    assert 'VLLM_API_KEY="$LARGE_KEY" vllm serve' in large.shell_line(PROGRAM)
+
+
+def test_shell_lines_are_quoted(plan):
+    args = ["--chat-template", "./my template.jinja", "--override", '{"a": "$b"}']
+    (server, _) = plan(small={"serve": {"example": "large", "args": args}}).servers
+    assert shlex.split(server.shell_line(PROGRAM)) == ["vllm", "serve", str(LARGE), *server.arguments]
+    assert str(PRM) not in server.shell_line(PROGRAM)
+
+
+def test_a_python_that_is_none_or_has_no_vllm(tmp_path, fake_python, monkeypatch):
+    with pytest.raises(SettingsError, match="there is no such program"):
+        find_launcher(str(tmp_path / "none"))
+    (tmp_path / "data").write_bytes(b"\x00")
+    (tmp_path / "data").chmod(0o755)
+    with pytest.raises(SettingsError, match="data does not run: "):
+        find_launcher(str(tmp_path / "data"))
+    assert find_launcher(str(fake_python)).command[1:] == ("-m", "vllm.entrypoints.openai.api_server")
+    monkeypatch.setenv("FAKE_HAS_VLLM", "no")
+    with pytest.raises(SettingsError, match="has no vLLM"):
+        find_launcher(str(fake_python))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SettingsError, match="pip install vllm"):
+        find_launcher(None)

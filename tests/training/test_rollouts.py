@@ -1,0 +1,125 @@
+"""Recorded rollouts are the graph's: the same observations, decisions, tokens and answers."""
+
+import asyncio
+
+import pytest
+from toy import build, questions
+
+from trim_graph.evaluation import run_arm
+from trim_graph.policies import Policy, small_only, stay_on_large, threshold
+from trim_graph.policies.features import aggregate_features, sequence_features
+from trim_graph.training.rollouts import RolloutError, Rollouts, solve
+from trim_graph.training.traces import read_traces, write_traces
+
+N = 8
+SAME = ("question", "index", "max_steps", "scores", "tokens", "writers", "score", "draft", "draft_tokens")
+
+
+class Watching(Policy):
+    """Asks another policy and keeps what it saw, by question."""
+
+    def __init__(self, policy):
+        self.policy, self.seen = policy, {}
+
+    def decide(self, observation):
+        answer = self.policy(observation) if callable(self.policy) else self.policy.decide(observation)
+        self.seen.setdefault(observation.question, []).append((observation, answer))
+        return answer
+
+
+POLICIES = [
+    threshold(0.5),
+    threshold(0.8),
+    threshold(1.0),
+    lambda seen: "regenerate" if seen.index % 2 else "accept",
+    lambda seen: "regenerate" if sum(map(len, seen.draft)) % 2 else "accept",
+    lambda seen: "accept",
+]
+
+
+@pytest.fixture(scope="module")
+def explored():
+    rollouts = Rollouts(questions(N), build)
+    assert asyncio.run(rollouts.explore(40)) == 0
+    return rollouts
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("beforehand", [True, False])
+def test_they_are_exact(policy, beforehand, explored):
+    rollouts = explored if beforehand else Rollouts(questions(N), build)
+    runs = rollouts.runs
+    recorded, real = Watching(policy), Watching(policy)
+    ended = list(solve(rollouts, recorded))
+    outcomes = asyncio.run(run_arm(build(real), questions(N)))
+    for rollout, outcome in zip(ended, outcomes, strict=True):
+        assert outcome.error is None
+        assert (rollout.correct, rollout.large_tokens) == (outcome.correct, outcome.large_tokens)
+    assert recorded.seen.keys() == real.seen.keys()
+    for question, pairs in real.seen.items():
+        for (there, decided), (here, same) in zip(pairs, recorded.seen[question], strict=True):
+            assert same == decided
+            assert [getattr(here, name) for name in SAME] == [getattr(there, name) for name in SAME]
+            assert aggregate_features(here) == aggregate_features(there)
+            assert sequence_features(here, 4) == sequence_features(there, 4)
+    assert (rollouts.runs == runs) is beforehand  # known: no model is asked again; else it is
+    assert rollouts.contradictions == 0
+
+
+def test_all_ways_are_found_and_ways_that_meet_are_looked_at_once(explored):
+    tree = explored.trees[0]
+    assert all(tree.unknown() is None for tree in explored.trees)
+    leaves = [node for node in tree.nodes.values() if node.ended]
+    wrong = [sum("wrong" in text for text in leaf.steps) for leaf in leaves]
+    assert sorted(wrong) == sorted(bin(i).count("1") for i in range(2 ** max(wrong)))
+    assert all(leaf.correct is (count == 0) for leaf, count in zip(leaves, wrong, strict=True))
+    assert sum(trace["index"] == 0 for trace in explored.traces) <= len(leaves) + 1
+
+
+def test_they_are_kept_in_a_file(explored, tmp_path):
+    write_traces(tmp_path / "rollouts.jsonl", explored.traces)
+    again = Rollouts(questions(N))
+    again.add(read_traces(tmp_path / "rollouts.jsonl"))
+    for policy in (threshold(0.5), threshold(0.9)):
+        figures = [
+            [(one.correct, one.large_tokens) for one in solve(rollouts, policy)]
+            for rollouts in (explored, again)
+        ]
+        assert figures[0] == figures[1]
+
+
+def test_without_a_graph_only_what_is_known_can_be_taken():
+    with pytest.raises(RolloutError, match="not recorded, and there is no graph"):
+        list(solve(Rollouts(questions(1)), small_only()))
+
+
+def test_a_run_that_fails_is_an_error_and_not_a_wrong_answer():
+    rollouts = Rollouts(questions(2), lambda policy: build(policy, fails=True))
+    with pytest.raises(RolloutError, match="the toy is broken"):
+        asyncio.run(rollouts.explore(1))
+
+
+def test_a_policy_with_a_memory_is_given_it(explored):
+    kept = stay_on_large(threshold(0.5), k=0)
+    assert [one.large_tokens for one in solve(explored, kept)] == [
+        one.large_tokens for one in solve(explored, threshold(0.5))
+    ]
+
+
+def test_a_handover_is_refused(explored):
+    with pytest.raises(RolloutError, match="answered handover"):
+        list(solve(explored, Watching(lambda seen: "handover")))
+
+
+def test_questions_are_told_apart_by_their_text():
+    with pytest.raises(RolloutError, match="the same text"):
+        Rollouts([*questions(2), *questions(1)])
+
+
+def test_what_is_written_last_counts(explored):
+    again = Rollouts(questions(1))
+    first, *_ = (trace for trace in explored.traces if trace["index"] == 0)
+    assert first["steps"][0]["writer"] == "large"
+    again.add([first, {**first, "steps": [{**first["steps"][0], "text": "something else"}]}])
+    assert again.contradictions == 1
+    assert again.trees[0].root.regenerated.steps == ("something else",)

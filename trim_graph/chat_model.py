@@ -1,0 +1,349 @@
+"""`TrimChatModel`: the whole router as one LangChain chat model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+from uuid import UUID
+
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForLLMRun,
+    BaseCallbackHandler,
+    CallbackManager,
+    CallbackManagerForLLMRun,
+)
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ensure_config, get_callback_manager_for_config
+from langchain_core.tracers.base import BaseTracer
+from langchain_core.tracers.log_stream import LogStreamCallbackHandler
+from langgraph.graph.state import CompiledStateGraph
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator
+
+from .adapters.call_settings import check_call_settings, stop_strings
+from .budget import Spend
+from .graph import create_trim_graph
+from .segment import DEFAULT_DELIMITER, separator_of
+from .state import Step
+from .summary import usage_of
+
+_LANGCHAIN_KWARGS = {"stream"}  # given by LangChain's own plumbing
+_BUFFERED = 64
+"""Events of a run that may wait for a slow reader."""
+
+
+class TrimChatModel(BaseChatModel):
+    """A router as a chat model, for whatever takes one: chains, agents without tools, evaluations.
+
+    Each call is a run of its own: it has its own recursion limit, writes no checkpoint, and its inner calls
+    are seen by tracers only, so that a usage callback counts it once and no draft leaks into a stream.
+    `stream` gives each step as it is accepted. The answer's ``usage_metadata`` sums both models, discarded
+    drafts included; ``response_metadata["trim"]`` is the run's summary (`trim_graph.Summary`).
+
+    Every call takes ``stop``, ``max_tokens``, and ``trim``: settings of this call as in
+    `trim_graph.TrimContext`. A stop string ends the run as soon as an accepted step holds one, ``max_tokens``
+    at the end of the step that reaches it; there is no summary then.
+
+    Example:
+        ```python
+        model = create_trim_chat_model(small, large, scorer, policy=threshold(0.9))
+        model.invoke("What is 12 * 12?").text
+        model.invoke("What is 12 * 13?", trim={"threshold": 0.5})
+        ```
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    graph: Any = Field(repr=False, exclude=True)
+    """Built by `create_trim_graph`, without a checkpointer."""
+    stop: list[str] | None = None
+    """Stop strings of calls that name none."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of accepted steps after which an answer ends; None leaves that to the graph's own limits."""
+    streaming: bool = False
+    """Whether ``invoke`` streams too; LangChain's usual switch."""
+
+    _call: tuple[list[Any], UUID | None] = PrivateAttr(default=([], None))
+
+    @field_validator("graph")
+    @classmethod
+    def _own_run(cls, graph: Any) -> Any:
+        if not isinstance(graph, CompiledStateGraph):
+            raise ValueError(f"graph is {graph!r}: give one that create_trim_graph built")
+        if graph.checkpointer:
+            raise ValueError(
+                "graph has a checkpointer, but a chat model's calls have no thread: build it without, or "
+                "embed the graph itself"
+            )
+        return graph
+
+    @property
+    def _llm_type(self) -> str:
+        return "trim-graph"
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        return LangSmithParams(
+            **{**params, "ls_provider": "trim-graph", "ls_model_name": kwargs.get("model") or self.graph.name}
+        )
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> NoReturn:
+        """Refuse: steps of a solution are text.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "TrimChatModel binds no tools: it routes the steps of a solution, which are text. For an agent, "
+            "give the model that calls tools on its own, and this one as a tool of it"
+        )
+
+    def with_structured_output(self, schema: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: a schema is no solution written step by step.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "TrimChatModel gives no structured output: let it solve the problem, and have another model put "
+            "the solution into the schema"
+        )
+
+    def stream(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[AIMessageChunk]:
+        """Stream each step as it is accepted; see `langchain_core`'s own documentation."""
+        told, config = self._told(config)
+        yield from BaseChatModel.stream(told, input, config, **kwargs)
+
+    async def astream(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[AIMessageChunk]:
+        """Stream each step as it is accepted; see `langchain_core`'s own documentation."""
+        told, config = self._told(config)
+        async with contextlib.aclosing(BaseChatModel.astream(told, input, config, **kwargs)) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                yield chunk
+
+    def _told(self, config: RunnableConfig | None) -> tuple[TrimChatModel, RunnableConfig]:
+        """LangChain tells `_stream` nothing of its call: a copy knows who traces it, and under which id."""
+        config = ensure_config(config)
+        run_id = config.get("run_id") or uuid.uuid4()
+        told = self.model_copy()
+        told._call = get_callback_manager_for_config(config).inheritable_handlers, run_id
+        return told, {**config, "run_id": run_id}
+
+    def _config(self, run_manager: Any, kind: type[CallbackManager | AsyncCallbackManager]) -> RunnableConfig:
+        """The inner run hangs below this call in a trace; no other handler sees it."""
+        handlers, run_id = self._call
+        if run_manager is not None:
+            handlers, run_id = run_manager.inheritable_handlers, run_manager.run_id
+        tracers: list[BaseCallbackHandler] = [
+            handler
+            for handler in handlers
+            if isinstance(handler, BaseTracer) and not isinstance(handler, LogStreamCallbackHandler)
+        ]
+        return {"callbacks": kind(tracers, tracers, run_id)}
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return _whole(list(self._stream(messages, stop, run_manager, **kwargs)))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return _whole([chunk async for chunk in self._astream(messages, stop, run_manager, **kwargs)])
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        answer, given = self._answer(stop, kwargs)
+        config = self._config(run_manager, CallbackManager)
+        # An empty context: nothing of a surrounding graph (its limits, store, callbacks) reaches the run.
+        own = contextvars.Context()
+        events = own.run(self._begin, self.graph.stream, messages, config, given)
+        try:
+            while not answer.ended and (event := own.run(next, events, None)) is not None:
+                yield from answer.take(event)
+        finally:
+            own.run(events.close)
+        yield answer.last()
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        answer, given = self._answer(stop, kwargs)
+        config = self._config(run_manager, AsyncCallbackManager)
+        async with contextlib.aclosing(_elsewhere(self.graph, messages, config, given)) as events:
+            async for event in events:
+                for chunk in answer.take(event):
+                    yield chunk
+                if answer.ended:
+                    break
+        yield answer.last()
+
+    @staticmethod
+    def _begin(stream: Callable[..., Any], messages: Any, config: RunnableConfig, given: Any) -> Any:
+        return stream({"messages": messages}, config, context=given, stream_mode="updates")
+
+    def _answer(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> tuple[_Answer, Any]:
+        unknown = sorted(set(kwargs) - {"trim", "max_tokens"} - _LANGCHAIN_KWARGS)
+        if unknown:
+            raise ValueError(
+                f"TrimChatModel does not know the call setting(s) {', '.join(unknown)}; it takes stop, "
+                "max_tokens and trim (settings as in TrimContext); what the two models go by is set on them"
+            )
+        check_call_settings(dict(kwargs))
+        given = kwargs.get("trim")
+        context = {"trim": given} if isinstance(given, Mapping) else given
+        stops = stop_strings(self.stop if stop is None else stop)
+        return _Answer(stops, kwargs.get("max_tokens") or self.max_tokens), context
+
+
+class _Answer:
+    """Makes chunks of the events of a run; ends at a stop string, or behind so many tokens."""
+
+    def __init__(self, stops: tuple[str, ...], max_tokens: int | None) -> None:
+        self.stopped: str | None = None
+        self.tokens = 0
+        self._stops = stops
+        self._max_tokens = max_tokens
+        self._held = ""
+        self._final: AIMessage | None = None
+        self._spend: Spend | None = None
+        self._previous: Step | None = None
+        self._delimiter = DEFAULT_DELIMITER
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more is wanted."""
+        full = self._max_tokens is not None and self.tokens >= self._max_tokens
+        return self.stopped is not None or full
+
+    def take(self, updates: dict[str, dict[str, Any]]) -> Iterator[ChatGenerationChunk]:
+        """Take in what nodes have changed, and give the text that is new.
+
+        Not from the stream of messages: where that is listened to, LangChain streams every inner call.
+        """
+        for update in updates.values():
+            self._spend = update.get("spend", self._spend)
+            self._final = update.get("messages", [self._final])[-1]
+            if "run" in update:  # the run begins, and forgets the steps of any other
+                self._delimiter = update["run"]["settings"]["delimiter"]
+                continue
+            for step in update.get("steps", ()):
+                before = separator_of(self._previous, self._delimiter) if self._previous else ""
+                self._previous = step
+                self.tokens += step["tokens"]
+                if text := self._shown(before + step["text"]):
+                    yield ChatGenerationChunk(message=AIMessageChunk(content=text))
+                if self.ended:
+                    return
+
+    def _shown(self, text: str) -> str:
+        """Return what may be shown: up to a stop string, and without what may be the beginning of one."""
+        if not self._stops:
+            return text
+        seen = self._held + text
+        found = [(seen.index(stop), stop) for stop in self._stops if stop in seen]
+        if found:
+            place, self.stopped = min(found)
+            self._held = ""
+            return seen[:place]
+        keep = max(map(len, self._stops)) - 1
+        cut = len(seen) - keep if keep else len(seen)
+        self._held = seen[max(cut, 0) :]
+        return seen[: max(cut, 0)]
+
+    def last(self) -> ChatGenerationChunk:
+        """Give what was held back, and what the run has used."""
+        final = self._final
+        if final is None:
+            assert self._spend is not None
+            reason = "length" if self.stopped is None else "stop"
+            metadata = {"model_name": "trim-graph", "finish_reason": reason, "stop_reason": self.stopped}
+            usage: UsageMetadata | None = usage_of(self._spend)
+        else:
+            metadata, usage = final.response_metadata, final.usage_metadata
+        return ChatGenerationChunk(
+            message=AIMessageChunk(
+                content=self._held,
+                response_metadata=metadata,
+                usage_metadata=usage,
+                chunk_position="last",
+            )
+        )
+
+
+def create_trim_chat_model(*models: Any, stop: list[str] | None = None, **options: Any) -> TrimChatModel:
+    """Build a router that is a chat model.
+
+    Args:
+        *models: Small, large and scorer, as `create_trim_graph` takes them.
+        stop: Stop strings of calls that name none.
+        **options: All others of `create_trim_graph`, but for ``checkpointer``.
+
+    Raises:
+        SettingsError: A setting is wrong or missing; the message names it.
+    """
+    return TrimChatModel(graph=create_trim_graph(*models, **options), stop=stop)
+
+
+def _whole(chunks: list[ChatGenerationChunk]) -> ChatResult:
+    text = "".join(chunk.text for chunk in chunks)
+    told = chunks[-1].message
+    assert isinstance(told, AIMessageChunk)
+    message = AIMessage(text, response_metadata=told.response_metadata, usage_metadata=told.usage_metadata)
+    return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+async def _elsewhere(
+    graph: Any, messages: list[BaseMessage], config: RunnableConfig, given: Any
+) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield the events of a run that has a task, and so an empty context, of its own."""
+    events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(_BUFFERED)
+
+    async def run() -> None:
+        try:
+            stream = graph.astream({"messages": messages}, config, context=given, stream_mode="updates")
+            async with contextlib.aclosing(stream):
+                async for event in stream:
+                    await events.put(event)
+        finally:
+            if not asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                await events.put(None)
+
+    task = asyncio.create_task(run(), context=contextvars.Context())
+    try:
+        while (event := await events.get()) is not None:
+            yield event
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

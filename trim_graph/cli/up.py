@@ -1,0 +1,228 @@
+"""`trim-graph up`: the vLLM servers of a configuration, started and ended together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trim_graph.config import load_config
+from trim_graph.errors import SettingsError
+
+from .reporting import Interrupted, need
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trim_graph.serving.fleet import Member
+    from trim_graph.serving.launcher import Launcher
+    from trim_graph.serving.plan import Plan, ServerPlan
+
+FAULT = 1
+"""Exit code when a server failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line of `up`, as given."""
+
+    config: Path
+    show: bool
+    python: str | None
+    logs: Path | None
+    patience: float
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What was asked for from outside.
+
+    Attributes:
+        stop: Ctrl-C, SIGTERM or SIGHUP.
+        hurry: A second one.
+    """
+
+    stop: threading.Event
+    hurry: threading.Event
+
+
+def run_up(request: Request) -> int:
+    """Start the servers of a request, and stay until they are to end.
+
+    Returns:
+        The exit code: 0, or 1 where a server failed.
+
+    Raises:
+        TrimError: The request cannot be fulfilled.
+        Interrupted: Ctrl-C before all servers were up.
+    """
+    need("cli,vllm", "httpx")
+    from trim_graph.serving.launcher import PROGRAM, find_launcher
+    from trim_graph.serving.plan import plan_servers
+
+    if not request.patience > 0:
+        raise SettingsError(f"--patience is {request.patience:g}: choose a number of seconds above 0")
+    folder = request.config.absolute().parent
+    config = load_config(request.config)
+    if config.scorer is not None and config.scorer.type == "vllm_prm":
+        need("cli,vllm", "transformers")
+    plan = plan_servers(config, folder)
+    python = request.python or os.environ.get("TRIM_VLLM_PYTHON") or None
+    if request.show:
+        try:
+            launcher = find_launcher(python)
+        except SettingsError:
+            if python is not None:
+                raise
+            launcher = PROGRAM
+        _print(plan, launcher, folder)
+        return 0
+    if not plan.servers:
+        raise SettingsError(
+            f"{request.config} names no vLLM server on this machine: up starts parts of type vllm and "
+            f"vllm_prm whose base_url is at localhost. {'; '.join(plan.elsewhere)}".rstrip(". ")
+        )
+    return _run(plan, find_launcher(python), folder, request)
+
+
+def _print(plan: Plan, launcher: Launcher, folder: Path) -> None:
+    """Print a shell script; what is not run is a comment in it."""
+    if folder != Path.cwd():
+        import shlex
+
+        print(f"cd {shlex.quote(str(folder))}")
+    seen: set[str] = set()
+    for server in plan.servers:
+        turn = " (once the one before is up: they share a GPU)" if server.gpus & seen else ""
+        seen |= server.gpus
+        print(f"# {server.name}{turn}")
+        print(server.shell_line(launcher))
+    for line in plan.elsewhere:
+        print(f"# {line}")
+
+
+def _run(plan: Plan, launcher: Launcher, folder: Path, request: Request) -> int:
+    from rich.console import Console
+
+    from trim_graph.serving.fleet import Fleet, ServerFailed
+    from trim_graph.serving.ports import already_running
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for line in plan.elsewhere:
+        console.print(line, markup=False)
+    there = already_running(plan.servers)
+    for server in there:
+        console.print(
+            f"{server.name}: runs already at {server.root}: it is used, and not ended", markup=False
+        )
+    missing = [server for server in plan.servers if server not in there]
+    if not missing:
+        console.print("all servers run already")
+        return 0
+    logs = _logs(request.logs)
+    console.print(f"logs in {logs}", markup=False)
+    failure: ServerFailed | None = None
+    with _signals() as signals, _Display(console, missing) as display:
+        fleet = Fleet(missing, launcher, folder, logs, patience=request.patience, told=display.told)
+        try:
+            if not fleet.start(signals.stop):
+                raise Interrupted("interrupted; all servers that had been started are ended")
+            display.close()
+            console.print(
+                f"all up; Ctrl-C ends them. Check them with: trim-graph doctor --config {request.config}",
+                markup=False,
+            )
+            fleet.watch(signals.stop)
+        except ServerFailed as error:
+            failure = error
+        finally:
+            display.close()
+            if signals.stop.is_set():
+                console.print("ending the servers (Ctrl-C again: at once)")
+            fleet.end(signals.hurry)
+    if failure is not None:
+        print(f"trim-graph: {failure}\ntrim-graph: all servers are ended", file=sys.stderr)
+        return FAULT
+    return 0
+
+
+def _logs(folder: Path | None) -> Path:
+    if folder is None:
+        return Path(tempfile.mkdtemp(prefix="trim-graph-up-"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--logs {folder} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise SettingsError(f"--logs {folder} cannot be written to: no permission")
+    return folder.absolute()
+
+
+@contextmanager
+def _signals() -> Iterator[Signals]:
+    """Take Ctrl-C, SIGTERM and SIGHUP as wishes, so that none can cut the ending of the servers short."""
+    signals = Signals(threading.Event(), threading.Event())
+
+    def handle(*_: object) -> None:
+        (signals.hurry if signals.stop.is_set() else signals.stop).set()
+
+    kinds = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = [signal.signal(kind, handle) for kind in kinds]
+    try:
+        yield signals
+    finally:
+        for kind, old in zip(kinds, before, strict=True):
+            signal.signal(kind, old)
+
+
+class _Display:
+    """A line for each server that moves on a terminal; elsewhere a line for each change."""
+
+    def __init__(self, console: Console, servers: list[ServerPlan]) -> None:
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._console = console
+        self._progress = Progress(
+            SpinnerColumn(finished_text="*"),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._tasks = {
+            server.name: self._progress.add_task(f"{server.name}: waits for its turn", total=1, start=False)
+            for server in servers
+        }
+
+    def __enter__(self) -> _Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the moving lines away."""
+        self._progress.stop()
+
+    def told(self, member: Member) -> None:
+        """Show that a server has reached another state."""
+        name, task = member.plan.name, self._tasks[member.plan.name]
+        if member.state == "starting":
+            self._progress.start_task(task)
+            self._progress.update(task, description=f"{name}: starting, log {member.log}")
+            if not self._console.is_terminal:
+                self._console.print(f"{name}: starting, log {member.log}", markup=False)
+            return
+        self._progress.update(task, description=f"{name}: up", completed=1)
+        took = time.monotonic() - member.begun
+        self._console.print(f"{name}: up at {member.plan.root} after {took:.0f} s", markup=False)

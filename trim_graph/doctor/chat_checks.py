@@ -1,0 +1,262 @@
+"""Whether a chat model continues a text exactly, tells its usage, and has room and speed for the settings."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+
+from trim_graph.adapters.protocols import ModelServerError
+from trim_graph.adapters.vllm_prompt import VLLMPrompts
+from trim_graph.conversation import compose
+
+from .findings import Finding, fault, hint, ok
+from .samples import ARITHMETIC, GENERAL, PROBE_TEXT, reads_arithmetic
+from .server_checks import tokens_of
+from .subjects import Subject, in_thread
+
+WRITTEN = 128
+"""Tokens asked for where a text is looked at."""
+_CALLS = 3
+_ALIKE = 8
+"""Characters that two texts must share to count as the same."""
+
+
+def conversation(subject: Subject, prefix: str = "") -> list[BaseMessage]:
+    """What a run would ask about the first sample, with `prefix` written already."""
+    question = HumanMessage(subject.samples[0].question)
+    return compose([question], subject.settings.instruction, prefix)
+
+
+async def choose_samples(subject: Subject) -> None:
+    """Find out whether the model reads general texts or nothing but the arithmetic world."""
+    tokens: list[int] | None = None
+    if subject.server is not None:
+        tokens = await tokens_of(subject, PROBE_TEXT)
+    elif subject.entry.type in ("transformers", "example"):
+        tokens = await in_thread(lambda: list(subject.adapter.get_token_ids(PROBE_TEXT)))
+    subject.known["tokens"] = tokens
+    subject.samples = ARITHMETIC if tokens is not None and reads_arithmetic(tokens) else GENERAL
+
+
+async def continuation(subject: Subject) -> Finding:
+    """A text is carried on byte for byte: its newlines are part of the format."""
+    if subject.server is None:
+        return await _continuation_by_count(subject)
+    how = subject.entry.continuation
+    prompts = VLLMPrompts(
+        subject.server, subject.entry.model, "auto", dict(subject.entry.chat_template_kwargs)
+    )
+    try:
+        exact = await prompts.chat_is_exact()
+    except ModelServerError as error:
+        if how == "chat" and error.status in (404, 405):
+            return hint(
+                "whether the chat template keeps newlines cannot be told: /tokenize is not let through",
+                "let a gateway pass /tokenize and /detokenize on",
+            )
+        raise
+    if exact:
+        return ok("the chat endpoint carries a text on byte for byte")
+    if how != "chat":
+        return ok(
+            "the chat template changes a text to be carried on (it trims, or adds to it), so the adapter "
+            "renders it once and goes over /v1/completions, which is exact"
+        )
+    return fault(
+        "the chat template changes a text to be carried on (it trims, or adds to it), and continuation: chat "
+        "forbids the way round it: newlines between steps would be lost",
+        f"leave out continuation in {subject.part}, or write continuation: auto",
+    )
+
+
+async def _continuation_by_count(subject: Subject) -> Finding:
+    count = getattr(subject.adapter, "count_prompt_tokens", None)
+    if count is None:
+        return hint("cannot be told: the model does not count prompt tokens")
+    asked = conversation(subject)
+    kept, cut = [
+        await in_thread(partial(count, [*asked, AIMessage(text)]))
+        for text in ("\n\n\tOne.\n\n \n\n\t\n", "One.")
+    ]
+    if kept > cut:
+        return ok("newlines around a text to be carried on reach the model")
+    return fault(
+        "newlines around a text to be carried on do not reach the model",
+        "use a model whose chat template does not trim, or an adapter that continues exactly",
+    )
+
+
+async def writing(subject: Subject) -> Finding:
+    """The model writes a text when asked as in a run; later checks look at it."""
+    begun = time.monotonic()
+    answer = await subject.adapter.ainvoke(conversation(subject), max_tokens=WRITTEN, temperature=0.0)
+    took = time.monotonic() - begun
+    subject.known["answer"] = answer
+    if not answer.text.strip():
+        return fault(
+            f"asked for {WRITTEN} tokens, the model writes nothing that can be seen",
+            "look at its chat template and, in a thinking model, its reasoning parser",
+            ends=True,
+        )
+    written = (answer.usage_metadata or {}).get("output_tokens") or 0
+    subject.tokens_per_second = written / took if took and written else None
+    shown = " ".join(answer.text.split())
+    return ok(f"writes: {shown[:60]}{'...' if len(shown) > 60 else ''}")
+
+
+async def carrying_on(subject: Subject) -> Finding:
+    """Given the beginning of its own text, the model writes the rest, not the whole again."""
+    text, delimiter = subject.known["answer"].text, subject.settings.delimiter
+    cut = text.find(delimiter) + len(delimiter) if delimiter in text else text.find(" ", len(text) // 3)
+    begun, rest = text[:cut], text[cut:]
+    if cut <= 0 or len(rest) < _ALIKE:
+        return hint(f"cannot be told: the model writes but {text[:40]!r}")
+    answer = await subject.adapter.ainvoke(conversation(subject, begun), max_tokens=WRITTEN, temperature=0.0)
+    if (strange := await _another_prompt(subject, begun, answer)) is not None:
+        return strange
+    if answer.text[:_ALIKE] == rest[:_ALIKE]:
+        return ok("the model carries on what stands there")
+    if answer.text.lstrip()[:_ALIKE] == begun.lstrip()[:_ALIKE] or not answer.text.strip():
+        return fault(
+            f"given {begun[-40:]!r} to carry on, the model "
+            f"{'begins anew' if answer.text.strip() else 'writes nothing'}",
+            "let a gateway pass on continue_final_message and add_generation_prompt of a request",
+        )
+    return hint("cannot be told: the model did not write the same again at temperature 0", "ask again")
+
+
+async def _another_prompt(subject: Subject, begun: str, answer: Any) -> Finding | None:
+    """Compare the tokens that were read with those of the conversation, as the adapter counts them."""
+    count = getattr(subject.adapter, "count_prompt_tokens", None)
+    read = (answer.usage_metadata or {}).get("input_tokens")
+    if count is None or not read:
+        return None
+    meant = await in_thread(partial(count, conversation(subject, begun)))
+    if read == meant:
+        return None
+    return fault(
+        f"given {begun[-40:]!r} to carry on, the model read {read} tokens; carrying on exactly takes {meant}",
+        "let a gateway pass on continue_final_message and add_generation_prompt of a request, and "
+        "chat_template_kwargs where the configuration has some",
+    )
+
+
+async def usage(subject: Subject) -> Finding:
+    """Answers tell the tokens that budgets count."""
+    for how, answer in (("an answer", "answer"), ("a streamed answer", "streamed")):
+        told = getattr(subject.known.get(answer), "usage_metadata", None) or {}
+        if answer in subject.known and not (told.get("input_tokens") and told.get("output_tokens")):
+            return fault(
+                f"{how} does not tell how many tokens it used, so no budget could hold",
+                "let a gateway pass on the field usage"
+                + (", and stream_options of the request" if answer == "streamed" else ""),
+            )
+    told = subject.known["answer"].usage_metadata
+    return ok(f"told: {told['input_tokens']} tokens read and {told['output_tokens']} written")
+
+
+async def cached_tokens(subject: Subject) -> Finding:
+    """The server tells how much of a prompt came from its cache, for the bill."""
+    again = subject.known.get("repeated") or subject.known["answer"]
+    cached = (again.usage_metadata.get("input_token_details") or {}).get("cache_read")
+    if cached is None:
+        return hint(
+            "the server does not tell cached prompt tokens, so a bill counts them in full",
+            "start vLLM with --enable-prompt-tokens-details",
+        )
+    return ok(f"told: {cached} of {again.usage_metadata['input_tokens']} at a repeated call")
+
+
+async def context_length(subject: Subject) -> Finding:
+    """The longest sequence holds a step, and better a whole solution."""
+    length, settings = longest(subject), subject.settings
+    if length is None:
+        return ok("not told, so taken as enough")
+    asked = (subject.known["answer"].usage_metadata or {}).get("input_tokens") or 0
+    return room(subject.part, length, asked, settings.max_steps, settings.max_step_tokens)
+
+
+def room(part: str, length: int, asked: int, max_steps: int, step_tokens: int) -> Finding:
+    """Judge a context length against the settings.
+
+    Args:
+        part: Whose it is.
+        length: Longest sequence, in tokens.
+        asked: Tokens of a short question.
+        max_steps: Most steps of a run.
+        step_tokens: Most tokens of a step.
+    """
+    seen = f"{part} takes {length} tokens"
+    if asked + step_tokens > length:
+        return fault(
+            f"{seen}, but a question of {asked} and a step of max_step_tokens={step_tokens} make "
+            f"{asked + step_tokens}",
+            f"set max_step_tokens to {max(1, (length - asked) // 4)} or so, or serve the model with a larger "
+            "--max-model-len",
+        )
+    if asked + max_steps * step_tokens > length:
+        return hint(
+            f"{seen}; a solution of max_steps={max_steps} steps of max_step_tokens={step_tokens} could need "
+            f"{asked + max_steps * step_tokens}",
+            "lower one of them if solutions get that long",
+        )
+    return ok(f"{seen}, enough for {max_steps} steps of {step_tokens}")
+
+
+def longest(subject: Subject) -> int | None:
+    """Longest sequence in tokens, from the server or from the model's folder."""
+    if subject.server is not None:
+        told = subject.served.get("max_model_len")
+        return told if isinstance(told, int) else None
+    place = getattr(subject.adapter, "model", None)
+    with suppress(OSError, ValueError, TypeError):
+        config = json.loads(Path(str(place), "config.json").read_text("utf-8"))
+        told = config.get("max_position_embeddings")
+        return told if isinstance(told, int) else None
+    return None
+
+
+async def latency(subject: Subject) -> Finding:
+    """How long the shortest call takes."""
+
+    async def call() -> Any:
+        return await subject.adapter.ainvoke(conversation(subject), max_tokens=1, temperature=0.0)
+
+    subject.seconds = await median_seconds(call)
+    speed = f", then {subject.tokens_per_second:.0f} tokens/s" if subject.tokens_per_second else ""
+    return ok(f"{subject.seconds * 1000:.0f} ms to a first token (median of {_CALLS}){speed}")
+
+
+async def median_seconds(call: Any) -> float:
+    """Median duration of a few calls, one after the other."""
+    took = []
+    for _ in range(_CALLS):
+        begun = time.monotonic()
+        await call()
+        took.append(time.monotonic() - begun)
+    return statistics.median(took)
+
+
+async def time_limits(subject: Subject) -> Finding:
+    """The longest step fits into the time limits."""
+    if subject.seconds is None or not subject.tokens_per_second:
+        return hint("cannot be told: the speed was not seen")
+    tokens = subject.settings.max_step_tokens
+    step = subject.seconds + tokens / subject.tokens_per_second
+    seen = f"a step of max_step_tokens={tokens} takes about {step:.1f} s"
+    patience, seconds = getattr(subject.entry, "read_timeout", None), subject.budget.seconds
+    if patience is not None and step > patience:
+        return fault(
+            f"{seen}, and read_timeout={patience:g} would end it before as a dropped connection",
+            f"set read_timeout of {subject.part} to {2 * step:.0f} or more",
+        )
+    if seconds is not None and step > seconds:
+        return hint(f"{seen}, more than a run may take: seconds={seconds:g} in budget", "raise it")
+    return ok(f"{seen}, within the limits")

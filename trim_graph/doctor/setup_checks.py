@@ -1,0 +1,84 @@
+"""Whether the parts of a configuration go together; most of it without asking a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from trim_graph.config import Parts, TrimConfig, build_graph
+from trim_graph.config_policies import Threshold
+from trim_graph.errors import SettingsError
+
+from .findings import Finding, fault, hint, ok
+from .subjects import Subject
+
+
+def graph(config: TrimConfig, parts: Parts) -> Finding:
+    """The graph can be built: policy, scorer, budget and prices fit."""
+    policy = config.policy.build()
+    if policy.needs_score and config.scorer is None:
+        return fault(
+            f"the policy {config.policy.type} decides by scores, and there is no scorer",
+            "add a scorer, or choose a policy that needs none: small_only, large_only, random_rate",
+        )
+    try:
+        build_graph(config, parts=parts)
+    except SettingsError as error:
+        return fault(str(error), "correct that key of the configuration")
+    large = config.prices.large
+    if config.budget.large_cost is not None and not (large.input or large.output):
+        return fault(
+            f"budget limits large_cost to {config.budget.large_cost:g}, but the large model has no price, "
+            "so it never costs anything",
+            "write its prices per million tokens: prices: {large: {input: ..., output: ...}}",
+        )
+    if config.scorer is not None and not policy.needs_score:
+        return hint(
+            f"the policy {config.policy.type} looks at no score, so the scorer is never asked",
+            "leave out the scorer, or choose a policy such as threshold",
+        )
+    return ok("policy, scorer, budget and prices go together")
+
+
+def two_models(config: TrimConfig) -> Finding:
+    """Small and large are not the same."""
+    small, large = config.small.model_dump(), config.large.model_dump()
+    places = [{key: entry.get(key) for key in ("type", "model", "base_url")} for entry in (small, large)]
+    if config.small.type != "example" and places[0] == places[1]:
+        return hint("small and large are the same model, so large adds nothing", "name another one")
+    return ok("small and large are two models")
+
+
+def shared_tokenizer(small: Subject, large: Subject) -> Finding:
+    """Whether small and large have one tokenizer."""
+    ours, theirs = small.known.get("tokens"), large.known.get("tokens")
+    if ours is None or theirs is None:
+        return hint("whether small and large have one tokenizer cannot be told; nothing here needs it")
+    if ours == theirs:
+        return ok("small and large have one tokenizer")
+    return hint("small and large have different tokenizers; nothing here needs one, texts are exchanged")
+
+
+def thresholds(config: TrimConfig, scorer: Subject) -> Finding | None:
+    """The policy's thresholds lie among the scores that were seen; None without any."""
+    found = list(_thresholds(config.policy))
+    if not found or scorer.scores is None:
+        return None
+    right, wrong = scorer.scores
+    low, high = min(*right, *wrong), max(*right, *wrong)
+    seen = f"the scores seen lie between {low:.3f} and {high:.3f}"
+    for t in found:
+        if t > high:
+            return hint(f"t={t:g} of threshold: {seen}, so every draft would be regenerated", "lower it")
+        if t <= low:
+            return hint(f"t={t:g} of threshold: {seen}, so even wrong drafts would be kept", "raise it")
+    return ok(f"t={', '.join(f'{t:g}' for t in found)}: {seen}")
+
+
+def _thresholds(policy: Any) -> Iterator[float]:
+    if isinstance(policy, Threshold):
+        yield policy.t
+    for name in ("policy", "policies"):
+        inner = getattr(policy, name, None) or ()
+        for one in inner if isinstance(inner, list) else [inner] if inner else []:
+            yield from _thresholds(one)

@@ -1,0 +1,272 @@
+"""Which servers a configuration needs on this machine, and the command of each."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from trim_graph.config import TrimConfig
+from trim_graph.config_models import VLLMModel
+from trim_graph.config_scorers import VLLMPRM
+from trim_graph.errors import SettingsError
+
+from .launcher import Launcher
+from .memory import share_out, weights_bytes
+
+Entry = VLLMModel | VLLMPRM
+
+_LOOPBACK = {"localhost": "127.0.0.1", "127.0.0.1": "127.0.0.1", "::1": "::1"}
+_KEY = "VLLM_API_KEY"
+_CPU_CACHE_GB = 4.0
+STEP_TOKEN_IDS = {
+    "Qwen/Qwen2.5-Math-PRM-7B": 151651,
+    "Qwen/Qwen2.5-Math-PRM-72B": 151651,
+    "Qwen/Qwen2.5-Math-7B-PRM800K": 151651,
+}
+"""Ids of ``<extra_0>``, so that the command can be told without the tokenizer at hand (tokenizer.json of
+https://huggingface.co/Qwen/Qwen2.5-Math-PRM-7B; vLLM's own default)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPlan:
+    """One server.
+
+    Attributes:
+        names: The parts that it serves; two that name the same model share one.
+        model: Name it serves the model by.
+        weights: Folder or hub id.
+        host: Address to listen at.
+        port: Port to listen at.
+        arguments: All arguments after the weights.
+        gpus: Names of the GPUs it uses; empty: the CPU.
+        environment: What it gets besides the environment of the caller, less the key.
+        key_env: Variable that holds the key.
+    """
+
+    names: tuple[str, ...]
+    model: str
+    weights: str
+    host: str
+    port: int
+    arguments: tuple[str, ...]
+    gpus: frozenset[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    key_env: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return " and ".join(self.names)
+
+    @property
+    def root(self) -> str:
+        """Its address, without ``/v1``."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def key(self) -> str:
+        """The key, read now; empty where none is set."""
+        return os.environ.get(self.key_env, "").strip() if self.key_env else ""
+
+    def command(self, launcher: Launcher) -> list[str]:
+        """The command, ready for `subprocess`. It holds no key: vLLM reads that from the environment."""
+        return [*launcher(self.weights), *self.arguments]
+
+    def full_environment(self) -> dict[str, str]:
+        """The environment of its process."""
+        # Safe path: a folder beside the configuration must not shadow a package of vLLM's.
+        return {**os.environ, "PYTHONSAFEPATH": "1", **self.environment, _KEY: self.key}
+
+    def shell_line(self, launcher: Launcher) -> str:
+        """The command for a shell; the key as the variable that holds it."""
+        given = ["PYTHONSAFEPATH=1"] if launcher.module else []
+        given += [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        if self.key_env != _KEY:
+            given.append(f'{_KEY}="${self.key_env}"' if self.key_env else f"{_KEY}=")
+        return " ".join([*given, shlex.join(self.command(launcher))])
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All servers of a configuration.
+
+    Attributes:
+        servers: To be started here.
+        elsewhere: What is said of each part that is left alone.
+    """
+
+    servers: tuple[ServerPlan, ...]
+    elsewhere: tuple[str, ...]
+
+
+def plan_servers(config: TrimConfig, folder: Path) -> Plan:
+    """Work out the servers of a configuration.
+
+    Args:
+        config: The configuration.
+        folder: Where its file is.
+
+    Raises:
+        SettingsError: Two parts want one port for different models, an address is not one that a server can
+            be started at, weights are not named, or shares of memory do not go together.
+    """
+    here: dict[str, Entry] = {}
+    elsewhere = []
+    for name in TrimConfig.model_fields:
+        entry = getattr(config, name)
+        if not isinstance(entry, VLLMModel | VLLMPRM):
+            continue
+        if urlsplit(entry.base_url).hostname in _LOOPBACK:
+            here[name] = entry
+        else:
+            elsewhere.append(f"{name}: {entry.base_url} is another machine's: not started here")
+    groups = _grouped(here)
+    shares = _shares(groups, here, folder)
+    servers = [_server(group, here[group[0]], folder, shares.get(group[0])) for group in groups]
+    return Plan(tuple(servers), tuple(elsewhere))
+
+
+def _grouped(entries: dict[str, Entry]) -> list[tuple[str, ...]]:
+    """Parts that share a server, in order."""
+    groups: dict[int, list[str]] = {}
+    for name, entry in entries.items():
+        port = _address(name, entry)[1]
+        others = groups.setdefault(port, [])
+        others.append(name)
+        first = entries[others[0]]
+        same = (type(entry), entry.model, entry.serve, entry.api_key_env)
+        if same != (type(first), first.model, first.serve, first.api_key_env):
+            raise SettingsError(
+                f"{others[0]} and {name} both have port {port} in base_url, but are not the same model with "
+                "the same serve and api_key_env: give each its own port"
+            )
+    return [tuple(names) for names in groups.values()]
+
+
+def _address(name: str, entry: Entry) -> tuple[str, int]:
+    url = urlsplit(entry.base_url)
+    if url.scheme != "http":
+        raise SettingsError(
+            f"{name}: base_url={entry.base_url!r}: up starts plain http servers; write http://, or start "
+            "this one yourself"
+        )
+    if url.path.rstrip("/") not in ("", "/v1"):
+        raise SettingsError(
+            f"{name}: base_url={entry.base_url!r} has a path, as a gateway does; up starts servers at "
+            f"http://{url.netloc}/v1"
+        )
+    return _LOOPBACK[str(url.hostname)], url.port or 80
+
+
+def _weights(name: str, entry: Entry, folder: Path) -> str:
+    named = entry.serve.weights
+    if named is None:
+        place = folder / os.path.expanduser(entry.model)
+        if place.is_dir():
+            return str(place.absolute())
+        if "/" in entry.model:
+            return entry.model
+        raise SettingsError(
+            f"{name}: model={entry.model!r} is neither a folder nor a hub id such as "
+            "Qwen/Qwen2.5-7B-Instruct; name the weights: serve: {path: FOLDER_OR_HUB_ID}"
+        )
+    if Path(named).is_absolute() and not Path(named).is_dir():
+        raise SettingsError(f"{name}: serve.path={named!r}: no such folder")
+    return named
+
+
+def _gpus(entry: Entry) -> list[str]:
+    if entry.serve.cpu:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [str(gpu) for gpu in entry.serve.gpu] or [visible[0].strip() or "0"]
+
+
+def _shares(groups: list[tuple[str, ...]], entries: dict[str, Entry], folder: Path) -> dict[str, float]:
+    """The memory share of the first part of each group; the smallest where a model is on several GPUs."""
+    users: dict[str, list[str]] = {}
+    for names in groups:
+        for gpu in _gpus(entries[names[0]]):
+            users.setdefault(gpu, []).append(names[0])
+    shares: dict[str, float] = {}
+    for gpu, tenants in users.items():
+        given = {name: entries[name].serve.memory_share for name in tenants}
+        sizes: dict[str, int | None] = {}
+        for name in tenants:
+            size = weights_bytes(_weights(name, entries[name], folder))
+            sizes[name] = size and size // max(1, len(entries[name].serve.gpu))
+        for name, share in share_out(given, sizes, gpu).items():
+            shares[name] = min(share, shares.get(name, 1.0))
+    return shares
+
+
+def _server(names: tuple[str, ...], entry: Entry, folder: Path, share: float | None) -> ServerPlan:
+    name, serve = names[0], entry.serve
+    host, port = _address(name, entry)
+    weights = _weights(name, entry, folder)
+    arguments = [
+        "--served-model-name",
+        entry.model,
+        "--host",
+        host,
+        "--port",
+        str(port),
+        "--dtype",
+        serve.dtype,
+    ]
+    if serve.max_model_len is not None:
+        arguments += ["--max-model-len", str(serve.max_model_len)]
+    if isinstance(entry, VLLMPRM):
+        arguments += _pooling(name, entry, weights)
+    else:
+        arguments += ["--enable-prefix-caching", "--enable-prompt-tokens-details"]
+    share = serve.memory_share if serve.cpu else share
+    if share is not None:
+        arguments += ["--gpu-memory-utilization", f"{share:g}"]
+    cache = serve.kv_cache_gb or (_CPU_CACHE_GB if serve.cpu and share is None else None)
+    if cache is not None:
+        arguments += ["--kv-cache-memory-bytes", str(int(cache * 2**30))]
+    if len(serve.gpu) > 1 and not _given("--tensor-parallel-size", serve.args):
+        arguments += ["--tensor-parallel-size", str(len(serve.gpu))]
+    environment = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, serve.gpu))} if serve.gpu else {}
+    return ServerPlan(
+        names,
+        entry.model,
+        weights,
+        host,
+        port,
+        (*arguments, *serve.args),
+        frozenset(_gpus(entry)),
+        environment,
+        entry.api_key_env,
+    )
+
+
+def _given(flag: str, args: list[str]) -> bool:
+    return any(arg.partition("=")[0].replace("_", "-") == flag for arg in args)
+
+
+def _pooling(name: str, entry: VLLMPRM, weights: str) -> list[str]:
+    """Runner and pooler of a process reward model."""
+    if _given("--pooler-config", entry.serve.args):
+        return ["--runner", "pooling"]
+    place = entry.tokenizer or weights
+    if entry.format == "qwen" and entry.step_token in (None, "<extra_0>") and place in STEP_TOKEN_IDS:
+        pooler = {"pooling_type": "STEP", "step_tag_id": STEP_TOKEN_IDS[place]}
+        return ["--runner", "pooling", "--pooler-config", json.dumps(pooler)]
+    from trim_graph.adapters.model_source import load_tokenizer
+    from trim_graph.adapters.prm_serving import serve_options
+
+    try:
+        return serve_options(entry.format, tokenizer=load_tokenizer(place), step_token=entry.step_token)
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"{name}: the arguments for format {entry.format} cannot be told: {error}. Name the PRM's "
+            "tokenizer in the setting tokenizer, or give --pooler-config in serve.args"
+        ) from error
