@@ -143,14 +143,15 @@ class pomdp(Policy):
 
     def _level(self, tokens: float | None) -> float:
         """Return the place on the axis of the budget."""
-        top = self.plan.values.shape[-1] - 1
+        top = float(self.plan.values.shape[-1] - 1)
         if tokens is None or not self.plan.unit:
             return top
         return max(0.0, min(tokens / self.plan.unit, top - 1.0))
 
     def _value(self, table: Values, step: int, right: float, context: int, level: float) -> float:
-        place = right * (table.shape[1] - 1)
-        low = min(int(place), table.shape[1] - 2)
+        last = int(table.shape[1]) - 1
+        place = right * last
+        low = min(int(place), last - 1)
         part = place - low
         near = int(level)
         rest = level - near
