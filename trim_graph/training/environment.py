@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import gymnasium
 import numpy as np
@@ -217,7 +217,8 @@ class RoutingEnvironment(gymnasium.Env[Floats, np.int64]):
         if batch.n != 1:
             raise ValueError(f"the back end has {batch.n} rows; an environment takes one")
         self.batch, self.look, self.price = batch, look, price
-        self.observation_space, self.action_space = _spaces(look)
+        box, self.action_space = _spaces(look)
+        self.observation_space = cast("spaces.Space[Floats]", box)
         self._next: Observation | None = None
 
     def reset(

@@ -31,6 +31,9 @@ class Standardised(BaseFeaturesExtractor):
         scale: Standard deviation of each.
     """
 
+    mean: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self, space: spaces.Box, mean: npt.NDArray[Any], scale: npt.NDArray[Any]) -> None:
         super().__init__(space, space.shape[-1])
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32))
@@ -84,6 +87,9 @@ class Encoder(BaseFeaturesExtractor):
         inner: Width of the feed-forward part.
         layers: How many.
     """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(
         self,

@@ -176,7 +176,8 @@ def export(
     """Make the policy for run time of a model in training."""
     if kind == "aggregate":
         return aggregate(aggregate_arrays(learner), made=made)
-    heads = learner.policy.features_extractor.layers[0].heads
+    encoder: Any = learner.policy.features_extractor
+    heads = encoder.layers[0].heads
     return sequence(sequence_arrays(learner), made=made, heads=heads, window=training.window)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+from langgraph.graph.state import CompiledStateGraph
 
 from trim_graph.config import Parts, TrimConfig
 from trim_graph.evaluation.calibration import RememberingScorer
 from trim_graph.policies import Policy
 
-from .collecting import Graph
 
-
-def graph_builder(config: TrimConfig, parts: Parts) -> Callable[[Policy], Graph]:
+def graph_builder(
+    config: TrimConfig, parts: Parts
+) -> Callable[[Policy], CompiledStateGraph[Any, Any, Any, Any]]:
     """Return what makes the graph of a policy.
 
     Its models and scorer remember their answers, since rollouts of a question have most of their steps in
@@ -30,7 +33,7 @@ def graph_builder(config: TrimConfig, parts: Parts) -> Callable[[Policy], Graph]
             model.cache = InMemoryCache()
     scorer = RememberingScorer(parts.scorer)
 
-    def build(policy: Policy) -> Graph:
+    def build(policy: Policy) -> CompiledStateGraph[Any, Any, Any, Any]:
         settings = config.settings.model_dump()
         return create_trim_graph(parts.small, parts.large, scorer, policy=policy, **settings)
 

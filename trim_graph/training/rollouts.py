@@ -17,7 +17,7 @@ A recorded rollout is exact, the same texts, scores and tokens as the graph's, w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -247,7 +247,7 @@ class Rollouts:
         """Run a question by a plan, because a rollout takes a way that no run has taken."""
         asyncio.run(self._run({index: plan}))
 
-    async def _run(self, plans: dict[int, Plan]) -> None:
+    async def _run(self, plans: Mapping[int, Plan]) -> None:
         if self._graph is None:
             raise RolloutError("a rollout takes a way that was not recorded, and there is no graph to run")
         for index, plan in plans.items():
