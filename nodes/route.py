@@ -34,6 +34,7 @@ from trim_graph.state import (
 
 from .accepting import as_step, pieces
 from .fallback import GIVE_UP, fall_back
+from .observing import observation
 
 Goto = Literal["generate_step", "finalize"]
 REACHED: tuple[Goto, ...] = ("generate_step", "finalize")
@@ -278,24 +279,9 @@ class Turn:
     def _observe(
         self, asked: str, draft: Draft | None = None, *, entropy: float | None = None
     ) -> Observation:
-        index = len(self.steps)
-        return Observation(
-            question=self.state["run"]["question"],
-            index=index,
-            max_steps=self.settings.max_steps,
-            scores=tuple(self.scores),
-            tokens=tuple(step["tokens"] for step in self.steps),
-            writers=tuple(step["writer"] for step in self.steps),
-            score=draft["score"] if draft else None,
-            draft=draft["text"] if draft else None,
-            draft_tokens=draft["tokens"] if draft else 0,
-            draft_probability=draft["mean_token_probability"] if draft else None,
-            draft_ends=draft["end"] == "eos" if draft else False,
-            part=draft.get("part") if draft else None,
-            probe_entropy=entropy,
-            budget_left=self.left,
-            memory=self.memory,
-            seed=f"{self.state['run']['seed']}:{index}:{asked}",
+        run, left, memory = self.state["run"], self.left, self.memory
+        return observation(
+            asked, run, self.steps, self.scores, left=left, memory=memory, draft=draft, entropy=entropy
         )
 
     def _remember(self, memory: Any) -> None:

@@ -82,8 +82,9 @@ def example_calibrator(
         concurrency: Most questions under way at once.
         seed: Of the random policy.
     """
-    from trim_graph.evaluation.calibration import Calibrator, RememberingScorer
+    from trim_graph.evaluation.calibration import Calibrator
     from trim_graph.evaluation.families import policy_config
+    from trim_graph.evaluation.remembering import RememberingScorer
     from trim_graph.graph import create_trim_graph
 
     remembering = RememberingScorer(scorer)

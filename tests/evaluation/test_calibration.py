@@ -9,7 +9,6 @@ from trim_graph.evaluation.calibration import (
     Calibrator,
     Listed,
     Point,
-    RememberingScorer,
     Searched,
     Target,
     choose,
@@ -17,6 +16,7 @@ from trim_graph.evaluation.calibration import (
 from trim_graph.evaluation.expectation import expectation
 from trim_graph.evaluation.families import FAMILIES, make_family
 from trim_graph.evaluation.outcome_files import OutcomeFile
+from trim_graph.evaluation.remembering import RememberingScorer
 from trim_graph.policies import files, save_policy
 from trim_graph.testing import ScriptedScorer
 

@@ -14,12 +14,13 @@ from typing import Any
 from trim_graph.config import Parts, TrimConfig, build_graph
 from trim_graph.config_writing import check_place, write_config
 from trim_graph.errors import SettingsError
-from trim_graph.evaluation.calibration import Calibrator, Listed, Point, RememberingScorer, Searched, Target
+from trim_graph.evaluation.calibration import Calibrator, Listed, Point, Searched, Target
 from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset
 from trim_graph.evaluation.expectation import Expectation, Expected, expectation
 from trim_graph.evaluation.families import make_family, policy_config
 from trim_graph.evaluation.identity import identity_of
 from trim_graph.evaluation.outcome_files import OutcomeFile
+from trim_graph.evaluation.remembering import RememberingScorer
 
 from .models import chosen_config, load_parts, parsed_option
 from .progress import Progress

@@ -13,8 +13,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from trim_graph.adapters import ScorableStep, ScorerReply
-from trim_graph.adapters.scorers import as_scorer, read_scores
 from trim_graph.errors import InputError, SettingsError, TrimError
 
 from .comparison import graded
@@ -117,32 +115,6 @@ def _filled(value: Any, setting: float | str) -> Any:
     if isinstance(value, list):
         return [_filled(inner, setting) for inner in value]
     return setting if value == HOLE else value
-
-
-class RememberingScorer:
-    """A scorer that reads no solution twice: the runs of a calibration share most of their prefixes."""
-
-    def __init__(self, scorer: Any) -> None:
-        self.scorer = as_scorer(scorer)
-        self.known: dict[tuple[str, ...], ScorerReply] = {}
-
-    def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Recall or ask."""
-        key = (question, *(step["text"] for step in steps))
-        if key not in self.known:
-            self.known[key] = read_scores(self.scorer.score(question, steps), len(steps))
-        return self.known[key]
-
-    async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Recall or ask."""
-        key = (question, *(step["text"] for step in steps))
-        if key not in self.known:
-            self.known[key] = read_scores(await self.scorer.ascore(question, steps), len(steps))
-        return self.known[key]
-
-    def draft_scores(self) -> list[float]:
-        """Return the scores of all drafts so far, in order of size."""
-        return sorted(reply.scores[-1] for reply in self.known.values())
 
 
 class Store(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 from langgraph.graph.state import CompiledStateGraph
 
 from trim_graph.config import Parts, TrimConfig
-from trim_graph.evaluation.calibration import RememberingScorer
+from trim_graph.evaluation.remembering import RememberingScorer
 from trim_graph.policies import Policy
 
 
