@@ -1,6 +1,7 @@
 """Questions and models without weights: the small model errs at some steps, the scorer mostly sees it."""
 
 import random
+from typing import ClassVar
 
 from langchain_core.language_models import BaseChatModel
 
@@ -38,6 +39,7 @@ def rest(writer, question, prefix):
 
 
 class ToyModel(BaseChatModel):
+    continues_exactly: ClassVar[bool] = True
     writer: str
     answered: list = []  # noqa: RUF012
     fails: bool = False
