@@ -8,7 +8,8 @@ from typing import Any
 
 from trim_graph.examples.arithmetic import Problem, problems
 from trim_graph.graph import create_trim_graph
-from trim_graph.policies import threshold
+from trim_graph.policies import random_rate, threshold
+from trim_graph.segment import pattern
 
 ASKED = problems("standard", 40, seed=11) + problems("hard", 30, seed=11) + problems("words", 30, seed=11)
 """A hundred held-out problems."""
@@ -79,3 +80,22 @@ def _difference(number: int, problem: Problem, one: Told, other: Told) -> str:
         f"  scores: {one.scores}\n          {other.scores}\n"
         f"  answers: {one.answer} and {other.answer}"
     )
+
+
+async def check_watched_steps(small: Any, large: Any) -> None:
+    """Steps that are found in the text as it is written are those at whose delimiter the models stop.
+
+    And the writer is stopped there: what it writes beyond is little.
+    """
+    runs = []
+    for settings in ({}, {"segmentation": pattern(r"\n\n(?=[A-Z])")}):
+        graph = create_trim_graph(small, large, policy=random_rate(0.3), seed=1, **settings)
+        given = [{"messages": [("user", problem.question)]} for problem in ASKED[:16]]
+        runs.append(await asyncio.gather(*(graph.ainvoke(one) for one in given)))
+    written = [0, 0]
+    for stopped, watched in zip(*runs, strict=True):
+        assert watched["messages"][-1].text == stopped["messages"][-1].text
+        assert watched["trim"]["decisions"] == stopped["trim"]["decisions"]
+        for index, told in enumerate((stopped, watched)):
+            written[index] += told["trim"]["spend"]["small"]["output_tokens"]
+    assert written[1] < 1.5 * written[0]

@@ -2,7 +2,7 @@
 
 import yaml
 
-from tests.agreement import ASKED, check_agreement, run_all
+from tests.agreement import ASKED, check_agreement, check_watched_steps, run_all
 from trim_graph.config import build_graph, make_config
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, is_right
 
@@ -16,6 +16,10 @@ async def test_answers_and_decisions_are_those_of_transformers(
     check_agreement(ours, await run_all(local_small, local_large, local_scorer))
     right = sum(is_right(problem, one.text) for problem, one in zip(ASKED, ours, strict=True))
     assert right > len(ASKED) / 2
+
+
+async def test_the_engine_stops_where_the_text_shows_the_end_of_a_step(small, large):
+    await check_watched_steps(small, large)
 
 
 def test_a_configuration_names_engines(small, large, scorer):

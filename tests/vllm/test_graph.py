@@ -7,7 +7,7 @@ import logging
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
-from tests.agreement import ASKED, check_agreement, run_all
+from tests.agreement import ASKED, check_agreement, check_watched_steps, run_all
 from trim_graph.examples.arithmetic import is_right
 from trim_graph.graph import create_trim_graph
 from trim_graph.policies import entropy_probe, threshold
@@ -22,6 +22,10 @@ async def test_answers_and_decisions_are_those_of_transformers(
     check_agreement(ours, await run_all(local_small, local_large, local_scorer))
     right = sum(is_right(problem, one.text) for problem, one in zip(ASKED, ours, strict=True))
     assert right > len(ASKED) / 2
+
+
+async def test_the_server_stops_where_the_text_shows_the_end_of_a_step(small, large):
+    await check_watched_steps(small, large)
 
 
 async def test_a_probe_finds_the_same_entropies_and_writers_as_in_this_process(
