@@ -16,7 +16,7 @@ from .prm_formats import FormatName, PRMFormat, check_format, is_chat, prm_forma
 from .prm_scores import read_pooled
 from .prm_serving import serve_options
 from .protocols import ModelServerError, ScorableStep, ScorerError, ScorerReply
-from .vllm_engine import EngineHold, VLLMEngine
+from .vllm_engine import CallRefused, EngineHold, VLLMEngine
 from .vllm_engine_start import EngineSpec, memory_options, vllm_module
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class VLLMEngineProcessReward:
             longest = await engine.max_model_len()
             asked = await asyncio.to_thread(ready.format.encode, question, texts, max_tokens=longest)
             rows = await _pooled(engine, asked.ids)
-        except ModelServerError as error:
+        except (ModelServerError, CallRefused) as error:
             raise ScorerError(f"the PRM {self.model} gave no scores: {error}") from error
         scores = read_pooled(rows, asked, ready.format.head, at=self.model, hint=_HINT)
         return ScorerReply(scores=scores, input_tokens=len(asked.ids))

@@ -97,6 +97,8 @@ class ChatModelContractError(TrimError):
 class ModelServerError(TrimError):
     """A model server cannot be reached, refuses a request, or answers with something unreadable.
 
+    Or an engine in this process did not start, has died, or was closed.
+
     Attributes:
         status: HTTP status of the answer; None where there was none.
         begun: Whether the server may have worked on the request: then what it used is not known.

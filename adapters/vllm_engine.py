@@ -27,6 +27,10 @@ _lock = threading.RLock()
 _engines: dict[str, VLLMEngine] = {}
 
 
+class CallRefused(ValueError):
+    """VLLM does not take a call: a value is out of its range, or the model is of another kind."""
+
+
 class VLLMEngine:
     """One engine. Its coroutines run on the background loop (`trim_graph.adapters.background`) only.
 
@@ -196,7 +200,7 @@ class VLLMEngine:
                 "has died; vLLM wrote the cause to stderr. The next call starts it anew", begun=True
             ) from error
         except refused as error:
-            raise ValueError(f"vLLM refuses the call: {error}") from error
+            raise CallRefused(f"vLLM refuses the call: {error}") from error
         except errors.EngineGenerateError as error:
             cause = error.__cause__ or error
             raise self._gone(f"failed: {cause}", begun=True) from error

@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +15,11 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from trim_graph.adapters import ModelServerError
-from trim_graph.examples.arithmetic import SMALL
+from trim_graph.examples.arithmetic import SMALL, problems
 
 from .conftest import ENGINE, chat, processes
 
-CHAT = [HumanMessage("What is 1 + 1?")]
+CHAT = [HumanMessage(problems("standard", 1)[0].question)]
 WITHIN = 60.0
 """Seconds. An engine that is told to end takes about 5 on two idle cores."""
 
@@ -45,8 +47,20 @@ def endless(model):
     return model.model_copy(update={"sampling_params": {"ignore_eos": True}})
 
 
-def test_an_engine_ends_in_several_ways_and_the_next_call_starts_it_anew(sockets):
-    model, other = (chat(SMALL, max_model_len=1000, temperature=t) for t in (0.0, 0.5))
+def with_sampling_defaults(folder):
+    """The small model with defaults of its own for what a call does not name."""
+    shutil.copytree(SMALL, folder)
+    defaults = folder / "generation_config.json"
+    ends = json.loads(defaults.read_text())["eos_token_id"] if defaults.exists() else None
+    ends = json.loads((folder / "config.json").read_text())["eos_token_id"] if ends is None else ends
+    own = {"eos_token_id": ends, "do_sample": True, "temperature": 1.9, "top_k": 3, "repetition_penalty": 4.0}
+    defaults.write_text(json.dumps({**own, "max_new_tokens": 3}))
+    return folder
+
+
+def test_an_engine_ends_in_several_ways_and_the_next_call_starts_it_anew(sockets, tmp_path, local_small):
+    folder = with_sampling_defaults(tmp_path / "model")
+    model, other = (chat(folder, temperature=t) for t in (0.0, 0.5))
     shared = processes()
 
     def started(model):
@@ -56,6 +70,7 @@ def test_an_engine_ends_in_several_ways_and_the_next_call_starts_it_anew(sockets
     # Closed, with a call under way:
     found = started(model)
     assert found
+    assert model.invoke(CHAT).content == local_small.invoke(CHAT).content
     stream = endless(model).stream(CHAT, max_tokens=900)
     next(stream)
     model.close()
@@ -73,7 +88,7 @@ def test_an_engine_ends_in_several_ways_and_the_next_call_starts_it_anew(sockets
     # Garbage collected, with the last adapter that has it:
     found = started(model)
     other.start()
-    del model, stream
+    del model, stream, error  # its traceback holds what was called
     gc.collect()
     assert other.invoke(CHAT, max_tokens=2).content
     del other
