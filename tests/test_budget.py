@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
 from pydantic import ValidationError
 
+from trim_graph import SettingsError
 from trim_graph.adapters import ContinueByPrompt
 from trim_graph.budget import (
     Budget,
@@ -271,8 +272,8 @@ def test_a_refused_wish_is_in_the_record(make):
 
 
 def test_the_price_of_the_prompt_counts(make):
-    rig = regenerating(make, large_cost=1e-4)
-    assert rig.ask()["trim"]["steps"]["large"] == 4  # nothing has a price
+    cheap = make(policy=large_only(), budget={"large_cost": 1e-5}, prices={"large": {"output": 1e-3}})
+    assert cheap.ask()["trim"]["steps"]["large"] == 4  # the prompt has no price
     dear = make(policy=large_only(), budget={"large_cost": 1e-5}, prices={"large": {"input": 1}})
     assert dear.ask()["trim"]["steps"]["large"] == 0
     assert not dear.large.calls
@@ -357,3 +358,13 @@ def test_large_only_goes_on_small_where_the_budget_cuts_it(make):
 def test_a_budget_does_not_hinder_a_run_that_spends_nothing(make):
     rig = make(policy=small_only(), budget={"large_calls": 1, "on_exhausted": "stop"})
     assert rig.ask()["trim"]["notes"] == []
+
+
+def test_a_limit_on_money_needs_prices(make):
+    with pytest.raises(SettingsError, match=r"budget\.large_cost is 0\.5, but the large model has no price"):
+        make(budget={"large_cost": 0.5})
+    rig = make()
+    with pytest.raises(SettingsError, match="has no price"):
+        rig.ask(context={"budget": {"large_cost": 0.5}})
+    assert rig.unasked
+    make(budget={"large_cost": 0.5}, prices={"large": {"output": 1}}).ask()

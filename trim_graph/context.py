@@ -136,6 +136,21 @@ def overridden(settings: Settings, context: Any) -> Settings:
     return settings.model_copy(update=overrides.overrides())
 
 
+def check_prices(settings: Settings) -> Settings:
+    """Refuse a limit on money where nothing costs any: it would limit nothing, without a word.
+
+    Raises:
+        SettingsError: The budget limits the cost of a large model that has no price.
+    """
+    price, limit = settings.prices.large, settings.budget.large_cost
+    if limit is not None and not (price.input or price.output):
+        raise SettingsError(
+            f"budget.large_cost is {limit:g}, but the large model has no price, so it would cost nothing: "
+            "give prices.large its input and output, per million tokens"
+        )
+    return settings
+
+
 def describe(error: ValidationError) -> str:
     """Say in one line what pydantic found wrong, without its links and type names."""
     parts = []

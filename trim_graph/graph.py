@@ -15,7 +15,7 @@ from .adapters.continue_by_prompt import as_writer
 from .adapters.scorers import as_scorer
 from .adapters.token_probability import TokenProbability
 from .budget import Budget, Prices
-from .context import Settings, TrimContext, describe
+from .context import Settings, TrimContext, check_prices, describe
 from .errors import SettingsError
 from .nodes import after_generate_step, finalize_node, generate_step_node, route_node, score_step_node
 from .policies import Observation, Policy, as_policy
@@ -113,6 +113,6 @@ def _settings(budget: Budget | None, prices: Prices | None, settings: dict[str, 
     if "segmentation" in settings:
         settings = {**settings, "segmentation": as_segmentation(settings["segmentation"])}
     try:
-        return Settings(budget=budget or Budget(), prices=prices or Prices(), **settings)
+        return check_prices(Settings(budget=budget or Budget(), prices=prices or Prices(), **settings))
     except ValidationError as error:
         raise SettingsError(describe(error)) from error

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from .budget import nothing_spent
-from .context import Settings, describe, overridden
+from .context import Settings, check_prices, describe, overridden
 from .conversation import question_of, require_answerable
 from .errors import SettingsError
 from .policies import Policy
@@ -93,7 +93,7 @@ def begin_run(
             f"recursion_limit={limit} is too low for a single step: trim-graph needs at least "
             f"{RECURSION_FLOOR} supersteps, and 3 to 5 more for every further step (2 more with a probe)"
         )
-    settings = overridden(settings, context)
+    settings = check_prices(overridden(settings, context))
     routing = policy_of(settings, policy)
     if routing.needs_score and not has_scorer:
         raise SettingsError(

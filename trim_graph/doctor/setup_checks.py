@@ -25,13 +25,6 @@ def graph(config: TrimConfig, parts: Parts) -> Finding:
         build_graph(config, parts=parts)
     except SettingsError as error:
         return fault(str(error), "correct that key of the configuration")
-    large = config.prices.large
-    if config.budget.large_cost is not None and not (large.input or large.output):
-        return fault(
-            f"budget limits large_cost to {config.budget.large_cost:g}, but the large model has no price, "
-            "so it never costs anything",
-            "write its prices per million tokens: prices: {large: {input: ..., output: ...}}",
-        )
     if config.scorer is not None and not policy.needs_score:
         return hint(
             f"the policy {config.policy.type} looks at no score, so the scorer is never asked",
