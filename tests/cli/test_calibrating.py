@@ -121,6 +121,8 @@ def test_what_no_policy_reaches_is_told(world, run, config):
         ([], "give one of --large-share, --max-cost and --pgr"),
         (["--large-share", 0.2, "--pgr", 0.9], "give one of"),
         (["--large-share", 1.2], "--large-share: large_share is 1.2: choose a number above 0 and at most 1"),
+        (["--large-share", 0.2, "-n", -1], "-n is -1: choose 1 or more"),
+        (["--large-share", 0.2, "--concurrency", 0], "--concurrency is 0"),
         (["--large-share", 0.2, "--family", "thr"], "--family thr: choose threshold"),
         (["--large-share", 0.2, "--out", "no/trim.yaml"], "/no does not exist"),
         (["--large-share", 0.2, "--json", "no/r.json"], "/no does not exist"),

@@ -73,6 +73,17 @@ def test_a_larger_n_goes_on_and_repeats_nothing(world, run):
     assert (world / "t.jsonl").read_bytes() == after
 
 
+def test_holes_below_n_are_filled_whatever_lies_above(world, run):
+    collect(run, n=8)
+    lines = (world / "t.jsonl").read_text().splitlines(keepends=True)
+    left_out = json.loads(lines.pop(2))["index"]
+    (world / "t.jsonl").write_text("".join(lines))
+    assert collect(run, n=7).exit_code == 0
+    indices = [json.loads(line)["index"] for line in (world / "t.jsonl").read_text().splitlines()]
+    assert left_out in indices
+    assert sorted(indices) == list(range(8))
+
+
 def test_parquet_is_written_at_the_end_and_taken_up_again(world, run):
     assert collect(run, "--label-steps", n=6, out="t.parquet").exit_code == 0
     assert {p.name for p in world.glob("t.*")} == {"t.parquet", "t.parquet.jsonl.settings.json"}

@@ -41,6 +41,7 @@ def test_a_budget(model, run):
     )
     assert result.exit_code == 0, result.output
     assert "at most 40 large tokens" in result.stdout
+    assert "large alone, no limit" in result.stdout
     assert "0.990 by the large one" in result.stdout
     plan = load_policy("plan.json").plan
     assert (plan.belief, plan.handover, plan.p_large, plan.mean_tokens) == ("carried_alone", False, 0.99, 10)

@@ -247,6 +247,7 @@ def test_families_by_name(tmp_path, monkeypatch):
     )
     for cost in (1, 2):
         save_policy(Lambda(cost), tmp_path / f"cost{cost}.json")
+    (tmp_path / "lambda-curves.json").write_text('[{"step": 1}]')  # as trim-graph train leaves it there
     family = make_family([str(tmp_path)], {"type": "threshold", "t": 0.5})
     assert [policy["path"] for policy in family.policies.values()] == [
         str(tmp_path / "cost1.json"),
@@ -275,6 +276,7 @@ def test_any_policy_with_a_number_to_choose():
         (["{type: threshold, t: 0.5}"], r'put "\?" in place of the number'),
         (['{type: threshold, x: "?"}'], "policy .*: Field required"),
         (["{type: "], "is not YAML"),
+        (['{type: entropy_probe, limit: "?"}'], "entropy_probe.limit does not. Give policy files"),
         (["no.json"], "policy file .*no.json does not exist"),
     ],
 )

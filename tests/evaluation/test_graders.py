@@ -83,6 +83,8 @@ def test_a_fraction_is_read(above, below):
         ("(A) is tempting, but the answer is **(B)**.", "B"),
         ("Answer: c", "C"),
         ("so (D)", "D"),
+        ("The answer is a triangle, so (C).", "C"),
+        ("The answer is I believe (B)", "B"),
         ("A man walks", None),
         ("", None),
     ],

@@ -47,6 +47,7 @@ def test_labels_end_at_the_first_wrong_step(tmp_path, name):
             "label is 1; expected the index of one of the 1 steps, or -1",
         ),
         ({"problem": "p", "steps": ["x"], "label": -2}, "label is -2"),
+        ({"problem": "p", "steps": [], "label": -1}, "steps is empty"),
         ({"problem": "p", "steps": "x", "label": 0}, "steps: Input should be a valid list"),
         ({"problem": "p", "steps": ["x"], "label": "no"}, "label: Input should be a valid integer"),
     ],

@@ -74,6 +74,9 @@ def run_calibrate(request: Request) -> None:
         Interrupted: Ctrl-C.
     """
     need("cli", "numpy")
+    for option, value in (("-n", request.n), ("--concurrency", request.concurrency)):
+        if value is not None and value < 1:
+            raise SettingsError(f"{option} is {value}: choose 1 or more")
     target = request.target()
     config = chosen_config(request.config, {"settings": {"seed": request.seed}})
     out = _place(request)

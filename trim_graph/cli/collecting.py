@@ -85,7 +85,8 @@ class _Collection:
 
     def left(self) -> int:
         """Return how many questions are left."""
-        return max(0, self.total - len(self.journal.finished))
+        finished = self.journal.finished
+        return sum(index not in finished for index in range(self.total))
 
     def told(self) -> str:
         """Say how far it is."""

@@ -160,9 +160,11 @@ def _rollouts(
                 flush=True,
             )
 
-        asyncio.run(found.explore(request.rounds, tell))
-        if file is not None and found.runs:
-            write_traces(file, found.traces)
+        try:
+            asyncio.run(found.explore(request.rounds, tell))
+        finally:  # an interrupt, or one question that fails, must not cost the others
+            if file is not None and found.runs:
+                write_traces(file, found.traces)
         sets.append(found)
     return sets[0], sets[1]
 

@@ -57,6 +57,8 @@ def run_plan(request: Request) -> None:
         TrimError: The request cannot be fulfilled.
     """
     need("cli,policies", "numpy", "safetensors")
+    if request.picture is not None:
+        need("cli,train", "matplotlib", "scipy")
     files = _files(request)
     model, material = _model(request)
     from trim_graph.policies.files import save_policy
@@ -71,9 +73,10 @@ def run_plan(request: Request) -> None:
         from trim_graph.training.goodness import draw
 
         draw(model, request.picture, material)
+    unlimited = "large alone" if request.budget is None else "large alone, no limit"
     rows = [
         _row(request, model, "small alone", None, Stateless(lambda seen: 0 * seen.index)),
-        _row(request, model, "large alone", None, Stateless(lambda seen: 0 * seen.index + HANDOVER), None),
+        _row(request, model, unlimited, None, Stateless(lambda seen: 0 * seen.index + HANDOVER), None),
     ]
     for cost, file in files:
         terms = Terms(

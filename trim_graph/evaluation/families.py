@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from trim_graph.config_policies import PolicyConfig
 from trim_graph.errors import SettingsError
+from trim_graph.policies.files import is_policy_file
 
 from .calibration import HOLE, Listed, PolicyMapping, Searched
 
@@ -19,6 +20,8 @@ FAMILIES: dict[str, Searched] = {
     "random_rate": Searched({"type": "random_rate", "rate": HOLE}, scored=False),
 }
 _POLICY: TypeAdapter[Any] = TypeAdapter(PolicyConfig)
+_RISING = {"threshold.t", "random_rate.rate"}
+"""Numbers that a search can choose: in [0, 1], and the higher the more is spent."""
 
 
 def make_family(given: Sequence[str], own: PolicyMapping) -> Searched | Listed:
@@ -71,13 +74,29 @@ def _template(text: str) -> Searched:
     if HOLE not in json.dumps(template):
         raise SettingsError(f'--family {text}: put "{HOLE}" in place of the number to be chosen')
     example = policy_config(Searched(template).policy(0.5)).build()
+    if kinds := sorted(_searched(template) - _RISING):
+        raise SettingsError(
+            f"--family {text}: a number is chosen of {' and '.join(sorted(_RISING))}, which lie in [0, 1] "
+            f"and spend more the higher they are; {', '.join(kinds)} does not. Give policy files instead"
+        )
     return Searched(template, scored=example.needs_score)
+
+
+def _searched(policy: Any) -> set[str]:
+    """Name the numbers that a template leaves open, as ``type.number``."""
+    if isinstance(policy, list):
+        return {found for part in policy for found in _searched(part)}
+    if not isinstance(policy, dict):
+        return set()
+    own = {f"{policy.get('type')}.{key}" for key, value in policy.items() if value == HOLE}
+    return own | {found for value in policy.values() for found in _searched(value)}
 
 
 def _files(name: str) -> list[Path]:
     path = Path(name)
     if path.is_dir():
-        found = sorted(path.glob("*.json"))
+        # Learning curves and figures may stand beside the policies.
+        found = [file for file in sorted(path.glob("*.json")) if is_policy_file(file)]
         if not found:
             raise SettingsError(f"--family {name}: there is no policy file (*.json) in this folder")
         return found

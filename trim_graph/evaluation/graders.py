@@ -29,7 +29,8 @@ SECONDS = 5
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?<=\d)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 _CHOICE = re.compile(r"\(?([A-J])\)?")
-_TOLD_CHOICE = re.compile(r"answer\s*(?:is|:)\s*(?:option\s*)?\**\(?([A-J])\b", re.IGNORECASE)
+# A letter that a word follows is an article or a pronoun: "the answer is a triangle", "is I believe".
+_TOLD_CHOICE = re.compile(r"(?i:answer\s*(?:is|:)\s*(?:option\s*)?)\**\(?([A-Ja-j])\b(?!\s+[a-z])")
 _LOOSE_CHOICE = re.compile(r"\(([A-J])\)|\b([B-HJ])\b")
 
 

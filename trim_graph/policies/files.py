@@ -109,6 +109,15 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     return policy
 
 
+def is_policy_file(file: Path) -> bool:
+    """Tell whether a file says that it holds a policy, whole or not."""
+    try:
+        document = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and document.get("format") == FORMAT
+
+
 def read_contents(file: Path) -> PolicyContents:
     """Read and check a policy file without making the policy."""
     try:

@@ -76,6 +76,8 @@ def read_labelled(path: str | Path) -> Iterator[LabelledSolution]:
             key = ".".join(map(str, first["loc"]))
             raise InputError(f"{place}: no labelled solution: {key}: {first['msg']}") from error
         steps, label = row["steps"], row["label"]
+        if not steps:
+            raise InputError(f"{place}: no labelled solution: steps is empty")
         if not -1 <= label < len(steps):
             raise InputError(
                 f"{place}: label is {label}; expected the index of one of the {len(steps)} steps, or -1"
