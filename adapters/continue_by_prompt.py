@@ -129,7 +129,8 @@ class ContinueByPrompt(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         stops = stop_strings(stop)
-        asked, settings = self.prompt(messages, to_end=not stops), self._settings(stops, kwargs)
+        asked = self.prompt(messages, to_end=self.delimiter not in stops)
+        settings = self._settings(stops, kwargs)
         # Of its own context: a callback that counts tokens, or streams them, sees the outer call already.
         answer = Context().run(self.model.invoke, asked, _ALONE, **settings)
         return self._result(answer, messages, stops)
@@ -142,7 +143,8 @@ class ContinueByPrompt(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         stops = stop_strings(stop)
-        asked, settings = self.prompt(messages, to_end=not stops), self._settings(stops, kwargs)
+        asked = self.prompt(messages, to_end=self.delimiter not in stops)
+        settings = self._settings(stops, kwargs)
         call = self.model.ainvoke(asked, _ALONE, **settings)
         answer = await asyncio.create_task(_awaited(call), context=Context())
         return self._result(answer, messages, stops)
@@ -185,7 +187,7 @@ class ContinueByPrompt(BaseChatModel):
         if (error := refusal(answer)) is not None:
             raise error
         found = read_step(said, _split(messages)[1], self.delimiter, stops=stops, truncated=truncated)
-        if self.send_stop and stops and not said.strip() and not truncated:
+        if self.send_stop and self.delimiter in stops and not said.strip() and not truncated:
             # It may have begun with the stop string itself: not a sign that the solution is over.
             found = PromptedStep("", "delimiter", stops[0], ())
         metadata: dict[str, Any] = {

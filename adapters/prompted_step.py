@@ -69,7 +69,9 @@ def request(written: str, delimiter: str, *, to_end: bool) -> str:
     elif not written.strip():
         template = FIRST_STEP
     else:
-        template = NEXT_STEP if written.endswith(delimiter) else SAME_STEP
+        # The end of a thought ends a step too.
+        whole = written.endswith(delimiter) or written.rstrip().endswith("</think>")
+        template = NEXT_STEP if whole else SAME_STEP
     separator = "a blank line" if delimiter == "\n\n" else f"the separator {json.dumps(delimiter)}"
     return template.format(separator=separator, start=START, done=DONE)
 
@@ -87,12 +89,15 @@ def read_step(
         answer: Of the model.
         written: The steps so far.
         delimiter: What separates steps.
-        stops: Any of them ends the step; none: all that remains was asked for.
+        stops: Any of them ends the step. Where the delimiter is none of them, all that remains was asked for.
         truncated: Whether the answer ran into its token limit.
     """
     behind_mark = _behind_start(answer)
     new = behind_mark + new_from(answer[behind_mark:], written, delimiter)
-    found = _read(answer, new, stops, truncated=truncated, repeated=new > behind_mark)
+    if delimiter in stops:
+        found = _read(answer, new, stops, truncated=truncated, repeated=new > behind_mark)
+    else:
+        found = _rest(answer, new, stops, truncated=truncated)
     before = answer[new - 1 : found.spans[0][0]] if new > behind_mark and found.spans else ""
     return replace(found, text=_space(written, found.text, delimiter, before) + found.text)
 
@@ -101,8 +106,6 @@ def _read(answer: str, begin: int, stops: Sequence[str], *, truncated: bool, rep
     done = _DONE.search(answer, begin)
     end = done.start() if done else _without_torn_mark(answer) if truncated else len(answer)
     begin = _skip(answer, begin, end, stops)
-    if not stops:
-        return _all(answer, begin, end, "length" if truncated and not done else "eos")
     for at, stop in _ends(answer, begin, end, stops):
         if is_step(answer[begin:at]):
             last = done is not None and _skip(answer, at + len(stop), end, stops) >= end
@@ -111,6 +114,17 @@ def _read(answer: str, begin: int, stops: Sequence[str], *, truncated: bool, rep
     if done or (nothing and not repeated and not truncated):
         return _piece(answer, begin, end, "eos", None)
     return _piece(answer, begin, end, "length" if truncated else "delimiter", stops[0])
+
+
+def _rest(answer: str, begin: int, stops: Sequence[str], *, truncated: bool) -> PromptedStep:
+    """Read all that remains, up to a stop string that is really there."""
+    done = _DONE.search(answer, begin)
+    end = done.start() if done else _without_torn_mark(answer) if truncated else len(answer)
+    begin = _skip(answer, begin, end, ())
+    found = [(at, stop) for at, stop in _ends(answer, begin, end, stops) if stop]
+    if found and is_step(answer[begin : found[0][0]]):
+        return _piece(answer, begin, found[0][0], "delimiter", found[0][1])
+    return _all(answer, begin, end, "length" if truncated and not done else "eos")
 
 
 def _space(written: str, text: str, delimiter: str, before: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from .inner_model import bound_setting, chat_model_inside
 from .protocols import ScorableStep, ScorerError, ScorerReply
 
-_HINT = "set logprobs=True on both chat models (ChatTransformers, ChatVLLM, ChatOpenAI)"
+_HINT = "set logprobs=True on both chat models (ChatTransformers, ChatVLLM, ChatVLLMEngine, ChatOpenAI)"
 
 
 class TokenProbability:

@@ -6,12 +6,13 @@ import asyncio
 import atexit
 import contextlib
 import gc
+import json
 import multiprocessing.util  # noqa: F401 - so that its own exit handler is registered before, and runs after, ours
 import os
 import threading
 import uuid
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from functools import cache, cached_property
 from typing import Any
 
@@ -50,6 +51,7 @@ class VLLMEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._calls: set[asyncio.Task[Any]] = set()
         self._closed = False
+        self._opens_thought: dict[str, bool] = {}
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -61,12 +63,22 @@ class VLLMEngine:
         """Keeps special tokens in somebody's text plain."""
         return SpecialTokenGuard(self.tokenizer)
 
-    @cached_property
-    def opens_thought(self) -> bool:
-        """Whether the chat template opens a thought before the model writes anything."""
-        asked = [{"role": "user", "content": "?"}]
-        rendered = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        return opens_thought(str(rendered))
+    def opens_thought(self, template_kwargs: Mapping[str, Any]) -> bool:
+        """Whether the chat template opens a thought before the model writes anything.
+
+        Args:
+            template_kwargs: Further arguments of the template, such as ``enable_thinking``.
+        """
+        key = json.dumps(template_kwargs, sort_keys=True, default=repr)
+        if key not in self._opens_thought:
+            rendered = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": "?"}],
+                tokenize=False,
+                add_generation_prompt=True,
+                **template_kwargs,
+            )
+            self._opens_thought[key] = opens_thought(str(rendered))
+        return self._opens_thought[key]
 
     @property
     def usable(self) -> bool:

@@ -108,8 +108,9 @@ class EngineCall:
 
     async def _begin(self, streaming: bool) -> AsyncGenerator[Any, None]:
         engine = self._hold.engine()
-        self._model, self._opens_thought = engine.spec.model, engine.opens_thought
+        self._model = engine.spec.model
         prompt = await asyncio.to_thread(prompt_tokens, engine, self._messages, self._template_kwargs)
+        self._opens_thought = engine.opens_thought(self._template_kwargs)
         longest = await engine.max_model_len()
         if len(prompt) >= longest:
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trim_graph.adapters.inner_model import capable
+from trim_graph.adapters.protocols import StepEnd
 from trim_graph.adapters.replies import Reply
 from trim_graph.context import Settings
 from trim_graph.segment import Segmentation, is_step, separator_of, share_out
@@ -54,6 +55,11 @@ def endings(
     return arguments
 
 
+def _ends_a_cut_step(text: str, end: StepEnd, previous: Step | None) -> bool:
+    """Tell whether punctuation is the rest of a step that was cut by its length: ``}.`` of a boxed answer."""
+    return end == "eos" and bool(text.strip()) and previous is not None and previous["end"] == "length"
+
+
 def draft_of(
     reply: Reply,
     *,
@@ -80,7 +86,7 @@ def draft_of(
             end, separator = "delimiter", text[found.end : found.next]
             tokens = share_out(tokens, [text[: found.next], rest])[0] if rest else tokens
             text = text[: found.end]
-    if not is_step(text):
+    if not is_step(text) and not _ends_a_cut_step(text, end, previous):
         return None
     step = Step(
         text=text,

@@ -6,7 +6,9 @@ import asyncio
 import pickle
 
 import pytest
+from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
+from langchain_core.globals import set_llm_cache
 from langchain_core.messages import AIMessageChunk
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
@@ -16,7 +18,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import BaseModel, ValidationError
 
 from trim_graph import InputError, TrimChatModel, TrimContext, create_trim_chat_model
-from trim_graph.policies import threshold
+from trim_graph.policies import large_only, small_only, threshold
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
 TEXT = "small one\n\nLARGE two\n\nsmall three\n\nso it is \\boxed{4}"
@@ -243,3 +245,31 @@ async def test_cancelling_a_call_ends_the_run(make):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended
+
+
+async def test_an_answer_without_a_step_is_asked_again(make):
+    def script(prefix):
+        return "\n\nfirst\n\nlast" if not prefix else "first\n\nlast" if not prefix.strip() else "last"
+
+    model = TrimChatModel(graph=make(script, policy=small_only()).graph)
+    assert model.invoke("?").content == (await model.ainvoke("?")).content == "first\n\nlast"
+
+
+def test_an_answer_that_ends_at_its_limit_has_ended(make):
+    model = TrimChatModel(graph=make(["one two"], policy=small_only()).graph, max_tokens=1)
+    answer = model.invoke("?")
+    assert answer.response_metadata["finish_reason"] == "stop"
+    assert answer.response_metadata["trim"]["stopped"] == "finished"
+
+
+def test_a_cache_does_not_take_one_router_for_another(make):
+    set_llm_cache(InMemoryCache())
+    try:
+        answers = [
+            TrimChatModel(graph=make(policy=policy).graph).invoke("?").content
+            for policy in (small_only(), large_only())
+        ]
+    finally:
+        set_llm_cache(None)
+    assert answers[0].startswith("small one")
+    assert answers[1].startswith("LARGE one")

@@ -222,3 +222,12 @@ def test_the_graph_gives_back_the_text_that_one_model_writes_in_one_go(make, lin
         content = result["messages"][-1].content
         begin = text.index(content)
         assert not any(map(str.isalnum, text[:begin] + text[begin + len(content) :]))
+
+
+@pytest.mark.parametrize("settings", [{"segmentation": token_cap(10)}, {"max_step_tokens": 10}])
+def test_the_last_brace_of_an_answer_that_was_cut_is_kept(make, settings):
+    text = "a b c d e f g h i \\boxed{42 }."
+    rig = make(carries_on(text), carries_on(text), scores={}, **settings)
+    result = rig.ask()
+    assert result["messages"][-1].content == text
+    assert result["trim"]["answer"] == "42"

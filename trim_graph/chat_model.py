@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from typing import Any, NoReturn
 from uuid import UUID
 
+from langchain_core.caches import BaseCache
 from langchain_core.callbacks import (
     AsyncCallbackManager,
     AsyncCallbackManagerForLLMRun,
@@ -69,6 +70,8 @@ class TrimChatModel(BaseChatModel):
     """Stop strings of calls that name none."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Tokens of accepted steps after which an answer ends; None leaves that to the graph's own limits."""
+    cache: BaseCache | bool | None = False
+    """LangChain's cache is the two models' affair: it cannot tell one router from another."""
     streaming: bool = False
     """Whether ``invoke`` streams too; LangChain's usual switch."""
 
@@ -234,6 +237,7 @@ class _Answer:
         self.tokens = 0
         self._stops = stops
         self._max_tokens = max_tokens
+        self._finishing = False
         self._held = ""
         self._final: AIMessage | None = None
         self._spend: Spend | None = None
@@ -243,15 +247,18 @@ class _Answer:
     @property
     def ended(self) -> bool:
         """Whether no more is wanted."""
-        full = self._max_tokens is not None and self.tokens >= self._max_tokens
+        full = self._max_tokens is not None and self.tokens >= self._max_tokens and not self._finishing
         return self.stopped is not None or full
 
-    def take(self, updates: dict[str, dict[str, Any]]) -> Iterator[ChatGenerationChunk]:
+    def take(self, updates: dict[str, dict[str, Any] | None]) -> Iterator[ChatGenerationChunk]:
         """Take in what nodes have changed, and give the text that is new.
 
         Not from the stream of messages: where that is listened to, LangChain streams every inner call.
         """
         for update in updates.values():
+            if update is None:  # a node that changed nothing
+                continue
+            self._finishing = self._finishing or bool(update.get("stopped"))
             self._spend = update.get("spend", self._spend)
             self._final = update.get("messages", [self._final])[-1]
             if "run" in update:  # the run begins, and forgets the steps of any other

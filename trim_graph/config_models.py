@@ -69,6 +69,8 @@ class VLLMEngineModel(Part):
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     kv_cache_gib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_model_len: int | None = Field(default=None, ge=1)
+    logprobs: bool = False
+    entropy_logprobs: int = Field(default=20, ge=1)
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int | None = None

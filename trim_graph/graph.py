@@ -19,7 +19,7 @@ from .context import Settings, TrimContext, check_prices, describe
 from .errors import SettingsError
 from .nodes import after_generate_step, finalize_node, generate_step_node, route_node, score_step_node
 from .policies import Observation, Policy, as_policy
-from .segment import as_segmentation
+from .segment import DelimiterSteps, as_segmentation
 from .state import TrimInput, TrimOutput, TrimState
 
 AFTER_GENERATE_STEP: dict[Hashable, str] = {"score decides": "score_step", "no score needed": "route"}
@@ -72,7 +72,9 @@ def create_trim_graph(
     fixed = _settings(budget, prices, settings)
     if isinstance(scorer, TokenProbability):
         _check_probabilities(scorer, small=small, large=large)
-    small, large = as_writer(small, fixed.delimiter), as_writer(large, fixed.delimiter)
+    way = fixed.segmentation
+    delimiter = way.delimiter if isinstance(way, DelimiterSteps) else fixed.delimiter
+    small, large = as_writer(small, delimiter), as_writer(large, delimiter)
     builder = StateGraph(TrimState, TrimContext, input_schema=TrimInput, output_schema=TrimOutput)
     route = route_node(fixed, routing, large, has_scorer=scorer is not None)
     builder.add_node("route", route, destinations={"generate_step": "write a step", "finalize": "done"})

@@ -274,3 +274,20 @@ def test_what_is_bound_to_the_model_still_counts():
 def test_a_key_is_not_shown():
     wrapped = ContinueByPrompt(ChatOpenAI(model="m", api_key="sk-very-secret"))
     assert "sk-very-secret" not in repr(wrapped) + str(wrapped._identifying_params)
+
+
+def test_an_answer_that_only_ends_has_met_no_stop_string():
+    """Within a thought, and with steps found in the text, the end of the thought is the only stop string."""
+    answer, _ = ask(said("Then I consider pears"), stop=["</think>"])
+    assert answer.content == "Then I consider pears"
+    assert answer.response_metadata["stop_reason"] is None
+    answer, _ = ask(said("I consider pears.</think>It is 3."), stop=["</think>"])
+    assert answer.content == "I consider pears."
+    assert answer.response_metadata["stop_reason"] == "</think>"
+
+
+def test_the_end_of_a_thought_ends_a_step():
+    model = ContinueByPrompt(Foreign(said("x")))
+    for written, cut in (("<think>\nI think.</think>", False), ("<think>\nI th", True)):
+        prompt = model.prompt([HumanMessage("q"), AIMessage(written)])
+        assert ("cut off" in prompt[-1].content) is cut

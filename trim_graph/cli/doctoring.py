@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from trim_graph.config import TrimConfig
 from trim_graph.errors import SettingsError, TrimError
 
-from .models import chosen_config
-from .reporting import need
+from .models import chosen_config, load_chat_model, loads_scorer, need_extras
 
 if TYPE_CHECKING:
     from trim_graph.doctor.findings import Finding, Report
@@ -24,7 +23,6 @@ FAULTS = 1
 WIDTH = 120
 """Of the table where stdout is no terminal."""
 _STYLES = {"ok": "green", "hint": "yellow", "fault": "bold red", "skipped": "dim"}
-_ON_SERVERS = ("vllm", "vllm_prm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +48,7 @@ def run_doctor(request: Request) -> int:
         raise SettingsError(f"--timeout is {request.timeout:g}: choose a number of seconds above 0")
     config = chosen_config(request.config, {})
     entries = [entry for entry in (config.small, config.large, config.scorer) if entry is not None]
-    if all(entry.type in _ON_SERVERS for entry in entries):
-        need("cli,vllm", "httpx", "transformers")
-    else:
-        need("cli,local", "torch", "transformers", "safetensors")
+    need_extras(config)
     report = _examined(config, request.timeout).without(_keys(entries))
     if request.as_json:
         place = None if request.config is None else str(request.config)
@@ -70,35 +65,38 @@ def _examined(config: TrimConfig, timeout: float) -> Report:
 
     with Console(file=sys.stderr).status("checking") as status:
         status.update("loading models")
-        unusable = _load(config)
-        return asyncio.run(examine(config, limit=timeout, told=status.update, unusable=unusable))
+        unusable, loaded = _load(config)
+        try:
+            return asyncio.run(examine(config, limit=timeout, told=status.update, unusable=unusable))
+        finally:
+            loaded.clear()
 
 
-def _load(config: TrimConfig) -> list[Finding]:
-    """Load the models that run in this process, so that no check is charged for it; tell which cannot be."""
-    from langchain_core.messages import HumanMessage
+def _load(config: TrimConfig) -> tuple[list[Finding], list[Any]]:
+    """Load the models that run in this process, so that no check is charged for it.
 
+    Returns:
+        Which cannot be loaded; and what was, to be kept: an engine ends with the last that uses it.
+    """
     from trim_graph.doctor.findings import Finding
 
     found: list[Finding] = []
-    entries = [entry for entry in (config.small, config.large, config.scorer) if entry is not None]
-    if not all(entry.type in _ON_SERVERS for entry in entries):
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    loaded: list[Any] = []
     for part in ("small", "large", "scorer"):
         entry: Any = getattr(config, part)
         if entry is None or hasattr(entry, "base_url"):
             continue
         try:
-            if part == "scorer":
-                entry.build().score("1", [{"text": "1", "writer": "small"}])
-            else:
-                entry.build(part).count_prompt_tokens([HumanMessage("1")])
+            if part != "scorer":
+                loaded.append(entry.build(part))
+                load_chat_model(loaded[-1])
+            elif loads_scorer(config):
+                loaded.append(entry.build())
+                loaded[-1].score("1", [{"text": "1", "writer": "small"}])
         except (TrimError, OSError, ValueError, RuntimeError, AttributeError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             found.append(Finding("fault", lines[0], "see what it says", part=part, check="loading"))
-    return found
+    return found, loaded
 
 
 def _keys(entries: list[Any]) -> list[str]:

@@ -66,19 +66,14 @@ def load_parts(config: TrimConfig, *, rated: bool = False) -> Parts:
         SettingsError: A model cannot be loaded.
         MissingExtra: What runs models is not installed.
     """
-    from langchain_core.messages import HumanMessage
-
-    _need_extras(config)
+    need_extras(config)
     parts = build_parts(config)
     with _loading() as status:
         for name, model in (("small", parts.small), ("large", parts.large)):
             status.update(f"loading the {name} model")
             with _refusing(name):
-                if hasattr(model, "start"):
-                    model.start()
-                if hasattr(model, "count_prompt_tokens"):  # a hosted model has nothing to load
-                    model.count_prompt_tokens([HumanMessage("1")])
-        if _loads_scorer(config) and (rated or config.policy.build().needs_score):
+                load_chat_model(model)
+        if loads_scorer(config) and (rated or config.policy.build().needs_score):
             status.update("loading the scorer")
             with _refusing("scorer"):
                 parts.scorer.score("1", [{"text": "1", "writer": "small"}])
@@ -90,7 +85,12 @@ _ON_SERVERS = {"vllm", "vllm_prm"}
 _ON_ENGINES = {"vllm_engine", "vllm_engine_prm"}
 
 
-def _need_extras(config: TrimConfig) -> None:
+def need_extras(config: TrimConfig) -> None:
+    """Import what the models of a configuration need, or say how to get it.
+
+    Raises:
+        MissingExtra: Something is not installed.
+    """
     types: set[str] = {config.small.type, config.large.type}
     if config.scorer is not None:
         types.add(config.scorer.model.type if config.scorer.type == "llm_judge" else config.scorer.type)
@@ -109,7 +109,18 @@ def _need_extras(config: TrimConfig) -> None:
         need("cli,hosted", "langchain")
 
 
-def _loads_scorer(config: TrimConfig) -> bool:
+def load_chat_model(model: Any) -> None:
+    """Load weights, or start an engine; a hosted model has nothing to load."""
+    from langchain_core.messages import HumanMessage
+
+    if hasattr(model, "start"):
+        model.start()
+    if hasattr(model, "count_prompt_tokens"):
+        model.count_prompt_tokens([HumanMessage("1")])
+
+
+def loads_scorer(config: TrimConfig) -> bool:
+    """Tell whether the scorer has weights of its own to load."""
     return config.scorer is not None and config.scorer.type not in ("llm_judge", "token_probability")
 
 

@@ -93,6 +93,14 @@ async def _continuation_by_count(subject: Subject) -> Finding:
     )
 
 
+async def by_prompt(subject: Subject) -> Finding:
+    """Say of a model that cannot carry on a text what that means."""
+    return hint(
+        "this model cannot carry on a text exactly, so it is asked by prompt for each step: more tokens to "
+        "read, and no exactness"
+    )
+
+
 async def writing(subject: Subject) -> Finding:
     """The model writes a text when asked as in a run; later checks look at it."""
     begun = time.monotonic()

@@ -35,6 +35,8 @@ CHAT: tuple[tuple[str, Check], ...] = (
     ("latency", chat_checks.latency),
     ("time limits", chat_checks.time_limits),
 )
+_EXACT = {"continuation", "carrying on", "stop string", "stop string, streamed", "cached tokens"}
+"""Checks of a model that carries on a text itself."""
 SCORER: tuple[tuple[str, Check], ...] = (
     ("scores", scorer_checks.scores),
     ("right and wrong", scorer_checks.ranking),
@@ -45,6 +47,10 @@ SCORER: tuple[tuple[str, Check], ...] = (
 
 def checks_of(subject: Subject) -> list[tuple[str, Check]]:
     """The checks that apply to a part, in order."""
+    if subject.entry.type == "token_probability":
+        return []  # it reads what the writers tell; `graph` checks that they do
+    if subject.by_prompt:
+        return [("continuation", chat_checks.by_prompt), *(one for one in CHAT if one[0] not in _EXACT)]
     if subject.part == "scorer":
         if subject.server is None:
             return list(SCORER)

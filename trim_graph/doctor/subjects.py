@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from trim_graph.adapters.continue_by_prompt import ContinueByPrompt, as_writer
 from trim_graph.adapters.vllm_server import VLLMServer, check_base_url
 from trim_graph.budget import Budget
 from trim_graph.config_run import RunSettings
@@ -54,6 +55,11 @@ class Subject:
     known: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def by_prompt(self) -> bool:
+        """Whether it is asked by prompt for each step."""
+        return isinstance(self.adapter, ContinueByPrompt)
+
+    @property
     def on_server(self) -> VLLMServer:
         """The server, for checks that run only where there is one."""
         assert self.server is not None
@@ -70,7 +76,8 @@ def subject_of(part: str, entry: Any, settings: RunSettings, budget: Budget, tim
     # The entry's own read_timeout is judged against the speed that is seen.
     patience = {"max_retries": 0, "read_timeout": timeout}
     hasty = entry.model_copy(update={k: v for k, v in patience.items() if hasattr(entry, k)})
-    adapter = hasty.build() if part == "scorer" else hasty.build(part)
+    # As a run has it: a model that cannot carry on a text is asked by prompt.
+    adapter = hasty.build() if part == "scorer" else as_writer(hasty.build(part), settings.delimiter)
     server = None
     if entry.type in ("vllm", "vllm_prm"):
         server = VLLMServer(
