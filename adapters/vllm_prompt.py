@@ -16,10 +16,8 @@ from .vllm_server import VLLMServer
 from .vllm_wire import CallSettings, openai_messages, sampling
 
 _ASKED = [{"role": "user", "content": "?"}]
-_PROBE = "\n\n a:\n\n\tb \n\n"
-"""Begins and ends with what templates like to trim."""
-_THOUGHT = "<think>\na\n</think>\n\nb"
-"""Some templates take a thought out of an earlier turn, or set it apart in their own way."""
+_PROBE = "\n\n a:\n\n<think>\n\tb \n</think>\n\nc \n\n"
+"""Begins and ends with what templates like to trim; and holds a thought, which some take out or set apart."""
 _KEPT = 256
 """Rendered conversations to remember; the steps of a solution share theirs."""
 
@@ -154,16 +152,13 @@ class VLLMPrompts:
         return await self._text(await self._tokens(self._chat(_ASKED, "")))
 
     async def _keeps_text(self, opened: str) -> bool:
-        for probe in (_PROBE, _THOUGHT):
-            try:
-                continued = await self._text(await self._tokens(self._chat(_ASKED, probe)))
-            except ModelServerError as error:
-                if error.status != 400:
-                    raise
-                return False  # the template does not show the text at all
-            if continued != opened + probe:
-                return False
-        return True
+        try:
+            continued = await self._text(await self._tokens(self._chat(_ASKED, _PROBE)))
+        except ModelServerError as error:
+            if error.status != 400:
+                raise
+            return False  # the template does not show the text at all
+        return continued == opened + _PROBE
 
     async def _render(self, turns: list[dict[str, Any]]) -> str:
         key = json.dumps(turns)

@@ -51,6 +51,8 @@ async def tokenizer(subject: Subject) -> Finding:
 async def step_token(subject: Subject) -> Finding:
     """The step token is one token of the PRM's tokenizer."""
     token, loaded = subject.entry.step_token, subject.known["tokenizer"]
+    if token is None and subject.entry.format == "qwen":
+        token = "<extra_0>"
     if token is None:
         return ok("the format's own")
     ids = list(loaded.encode(token, add_special_tokens=False))
