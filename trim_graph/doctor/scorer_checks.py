@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from trim_graph.adapters.prm_formats import STEP_TOKENS
 from trim_graph.adapters.protocols import ModelServerError, ScorableStep, ScorerError
 from trim_graph.adapters.scorers import as_scorer, read_scores
 
@@ -52,7 +53,7 @@ async def step_token(subject: Subject) -> Finding:
     """The step token is one token of the PRM's tokenizer."""
     token, loaded = subject.entry.step_token, subject.known["tokenizer"]
     if token is None and subject.entry.format == "qwen":
-        token = "<extra_0>"
+        token = STEP_TOKENS["qwen"]
     if token is None:
         return ok("the format's own")
     ids = list(loaded.encode(token, add_special_tokens=False))
