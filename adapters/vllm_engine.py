@@ -246,7 +246,9 @@ class EngineHold:
         with _lock:
             if self._held and self._held[0].usable:
                 return self._held[0]
-            _let_go(self._held)
+            # Aside: this may be the background loop, which a dead engine must not hold up.
+            _let_go_aside(self._held.copy())
+            self._held.clear()
             found = _engines.get(self._spec.key)
             if found is None or not found.usable:
                 found = _engines[self._spec.key] = VLLMEngine(self._spec)
