@@ -70,6 +70,19 @@ def opens_thought(rendered: str) -> bool:
     return rendered.rstrip().endswith("<think>")
 
 
+def template_opens_thought(tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether a chat template opens a thought before the model writes anything.
+
+    Args:
+        tokenizer: Brings the chat template.
+        template_kwargs: Further arguments of it, such as ``enable_thinking``.
+    """
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True, **template_kwargs
+    )
+    return opens_thought(str(rendered))
+
+
 def encode_chat(
     messages: Sequence[BaseMessage],
     tokenizer: PreTrainedTokenizerBase,

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from .batching import BatchWorker
-from .chat_prompt import encode_chat, opens_thought
+from .chat_prompt import encode_chat, template_opens_thought
 from .generation_row import GenerationJob, Row
 from .model_source import load_tokenizer, max_positions
 from .special_tokens import SpecialTokenGuard
@@ -61,9 +61,7 @@ class GenerationEngine:
     @cached_property
     def opens_thought(self) -> bool:
         """Whether the chat template opens a thought before the model writes anything."""
-        asked = [{"role": "user", "content": "?"}]
-        rendered = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        return opens_thought(str(rendered))
+        return template_opens_thought(self.tokenizer, {})
 
     def encode(self, messages: Sequence[BaseMessage]) -> list[int]:
         """Token ids of the prompt for a conversation."""

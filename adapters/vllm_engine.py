@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from functools import cache, cached_property
 from typing import Any
 
-from .chat_prompt import opens_thought
+from .chat_prompt import template_opens_thought
 from .model_source import load_tokenizer
 from .protocols import ModelServerError
 from .special_tokens import SpecialTokenGuard
@@ -71,13 +71,7 @@ class VLLMEngine:
         """
         key = json.dumps(template_kwargs, sort_keys=True, default=repr)
         if key not in self._opens_thought:
-            rendered = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": "?"}],
-                tokenize=False,
-                add_generation_prompt=True,
-                **template_kwargs,
-            )
-            self._opens_thought[key] = opens_thought(str(rendered))
+            self._opens_thought[key] = template_opens_thought(self.tokenizer, template_kwargs)
         return self._opens_thought[key]
 
     @property

@@ -30,8 +30,9 @@ Policies: small_only, large_only, threshold (t), random_rate (rate),
 entropy_probe (limit), stay_on_large (policy, k), any_of and all_of (policies);
 FILE.json for one that was trained or planned. Models and scorer may be {type:
 example}; models on servers are {type: vllm} and {type: langchain, model:
-"openai:..."}, scorers without a reward model {type: llm_judge, model: {...}}
-and {type: token_probability}. Formats of a reward model: qwen,
+"openai:..."}, on vLLM in this process {type: vllm_engine}; reward models there
+{type: vllm_prm} and {type: vllm_engine_prm}, scorers without one {type:
+llm_judge, model: {...}} and {type: token_probability}. Formats of a reward model: qwen,
 math_shepherd, skywork, rlhflow. Checkpoint: none, memory, sqlite:PATH,
 postgresql://USER@HOST/DATABASE, or env:NAME for a variable that holds one.
 """
