@@ -14,7 +14,7 @@ from trim_graph import SettingsError
 from trim_graph.adapters.protocols import STOPPED
 from trim_graph.config import make_config
 from trim_graph.policies import large_only, small_only, threshold
-from trim_graph.segment import FunctionSteps, PatternSteps, pattern, token_cap
+from trim_graph.segment import FunctionSteps, PatternSteps, delimiter, pattern, token_cap
 from trim_graph.testing import ScriptedChatModel
 
 THREAD = {"configurable": {"thread_id": "1"}}
@@ -231,3 +231,15 @@ def test_the_last_brace_of_an_answer_that_was_cut_is_kept(make, settings):
     result = rig.ask()
     assert result["messages"][-1].content == text
     assert result["trim"]["answer"] == "42"
+
+
+def test_a_model_asked_by_prompt_is_told_of_the_delimiter_that_separates(make):
+    class Foreign(ScriptedChatModel):
+        continues_exactly: ClassVar[bool] = False
+
+    rig = make(
+        Foreign(script=["one", "two"]), Foreign(script=["x"]), segmentation=delimiter("###"), scores={}
+    )
+    rig.ask()
+    assert '"###"' in str(rig.small.calls[0]["messages"][-1].content)
+    assert "cut off" not in str(rig.small.calls[1]["messages"][-1].content)

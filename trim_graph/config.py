@@ -54,7 +54,8 @@ reward models of another ``format``: ``math_shepherd``, ``skywork`` or ``rlhflow
 for all three models (the arithmetic models that come with trim-graph); policies
 ``small_only``, ``large_only``, ``random_rate`` (rate), ``entropy_probe`` (limit), ``stay_on_large`` (policy,
 k), ``any_of`` and ``all_of`` (policies), or a policy file, ``plan.json``; in settings
-``segmentation: {type: pattern, pattern: ...}`` or ``{type: tokens, tokens: 64}``, ``thinking: {routed: thought}``; checkpoint ``none``, ``memory``, ``sqlite:PATH``,
+``segmentation: {type: pattern, pattern: ...}`` or ``{type: tokens, tokens: 64}``,
+``thinking: {routed: thought}``; checkpoint ``none``, ``memory``, ``sqlite:PATH``,
 ``postgresql://USER@HOST/DATABASE``, ``env:NAME``."""
 
 
