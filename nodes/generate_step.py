@@ -13,14 +13,14 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import merge_configs
 
 from trim_graph.adapters.replies import Reply, read_reply
-from trim_graph.budget import Spend, Writer, budget_left, grant
+from trim_graph.budget import Spend, Writer, budget_left
 from trim_graph.context import Settings
 from trim_graph.conversation import compose
 from trim_graph.events import emit
 from trim_graph.process import this_process
 from trim_graph.run import segmentation_of
 from trim_graph.segment import Segmentation, join_steps
-from trim_graph.state import Order, Step, TrimState, changed
+from trim_graph.state import InFlight, Order, Step, TrimState, changed
 
 from .deadline import GRACE, call_within
 from .drafting import draft_of, endings, lead_counts
@@ -37,8 +37,6 @@ class _Call:
     order: Order
     spend: Spend
     notes: list[str]
-    noted: bool
-    """Whether ``notes`` holds more than the state does."""
     settings: Settings
     segmentation: Segmentation
     previous: Step | None
@@ -71,7 +69,7 @@ def generate_step_node(
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         call = _prepare(state, config, models, segmentation)
         if call is None:
-            return changed(state, _given_up(state))
+            return changed(state, _lost_call_charged(state))
         begun = time.monotonic()
         ask = partial(call.model.invoke, call.messages, call.config, **call.arguments)
         try:
@@ -83,7 +81,7 @@ def generate_step_node(
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         call = _prepare(state, config, models, segmentation)
         if call is None:
-            return changed(state, _given_up(state))
+            return changed(state, _lost_call_charged(state))
         begun = time.monotonic()
         try:
             async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
@@ -111,21 +109,10 @@ def _prepare(
     order = state["order"]
     assert order is not None
     settings = Settings.model_validate(state["run"]["settings"])
-    spend, notes = _charge_lost_call(state, settings)
+    if _lost(state) is not None:
+        return None
+    spend = state["spend"]
     left = budget_left(settings.budget, spend, settings.prices)
-    if notes:
-        in_flight = state["in_flight"]
-        assert in_flight is not None
-        granted, _ = grant(
-            settings.budget,
-            left,
-            settings.prices,
-            wanted=order["max_tokens"],
-            prompt_tokens=in_flight["prompt_tokens"],
-        )
-        if granted == 0:
-            return None
-        order = Order(**{**order, "max_tokens": granted})
     prefix = join_steps(state["steps"], settings.delimiter) + order["lead"]
     segmentation, model = segmentation_of(settings, own_segmentation), models[order["writer"]]
     previous = state["steps"][-1] if state["steps"] else None
@@ -146,8 +133,7 @@ def _prepare(
         arguments=arguments,
         order=order,
         spend=spend,
-        notes=[*state["notes"], *notes],
-        noted=bool(notes),
+        notes=state["notes"],
         settings=settings,
         segmentation=segmentation,
         previous=previous,
@@ -157,29 +143,29 @@ def _prepare(
     )
 
 
-def _charge_lost_call(state: TrimState, settings: Settings) -> tuple[Spend, list[str]]:
-    """Charge a large call that another process began and nobody saw the end of."""
-    in_flight, spend = state.get("in_flight"), state["spend"]
-    if in_flight is None or in_flight["process"] == this_process():
-        return spend, []
+def _lost(state: TrimState) -> InFlight | None:
+    """The large call that another process began and nobody saw the end of."""
+    in_flight = state.get("in_flight")
+    return None if in_flight is None or in_flight["process"] == this_process() else in_flight
+
+
+def _lost_call_charged(state: TrimState) -> dict[str, Any]:
+    """Charge the lost call and nothing else, so that the charge is kept whatever becomes of the next call."""
+    in_flight, order, spend = _lost(state), state["order"], state["spend"]
+    assert in_flight is not None
+    assert order is not None
+    prices = Settings.model_validate(state["run"]["settings"]).prices
     lost = in_flight["max_tokens"]
     charged = Spend(**{**spend, "large": {**spend["large"], "calls": spend["large"]["calls"] + 1}})
     charged["unaccounted_tokens"] += lost
-    charged["unaccounted_cost"] += settings.prices.large.cost(in_flight["prompt_tokens"], lost)
+    charged["unaccounted_cost"] += prices.large.cost(in_flight["prompt_tokens"], lost)
     note = f"a call of the large model was cut off by a crash; {lost} tokens were charged for it"
     emit("note", text=note)
-    return charged, [note]
-
-
-def _given_up(state: TrimState) -> dict[str, Any]:
-    """The call lost in a crash has used up the budget: let `route` find another way."""
-    settings = Settings.model_validate(state["run"]["settings"])
-    spend, notes = _charge_lost_call(state, settings)
     return {
-        "spend": spend,
-        "notes": [*state["notes"], *notes],
+        "spend": charged,
+        "notes": [*state["notes"], note],
         "in_flight": None,
-        "order": None,
+        "order": Order(**{**order, "lost": True}),
         "draft": None,
     }
 
@@ -227,7 +213,7 @@ def _noted(call: _Call, message: Any, seconds: float) -> dict[str, Any]:
     spend = _billed(call, reply, message.response_metadata, seconds)
     update: dict[str, Any] = {"spend": spend, "in_flight": None}
     notes = _told_of_prompting(call, message.response_metadata)
-    if call.noted or notes != call.notes:
+    if notes != call.notes:
         update["notes"] = notes
     if "probe" in order:
         return update | {"order": probed(order, message, index=call.index)}

@@ -115,7 +115,7 @@ class Turn:
             return self._judge(draft, order)
         if self.state.get("stopped"):
             return self.finish(self.state["stopped"])
-        if order is not None and order["attempt"] > 0:
+        if order is not None and (order["attempt"] > 0 or "lost" in order):
             if self._out_of_time():
                 return self.finish("deadline")
             if order["attempt"] >= MAX_ATTEMPTS:
@@ -302,7 +302,7 @@ class Turn:
 
     def write(self, order: Order) -> Command[Goto]:
         """Send an order to its writer."""
-        if order["attempt"] and order["writer"] == "large":
+        if order["writer"] == "large" and (order["attempt"] or "lost" in order):
             granted, refused = self._grant(order["max_tokens"], order["lead"])
             if granted == 0:
                 assert refused is not None
@@ -311,6 +311,7 @@ class Turn:
                     return self.finish("budget")
                 return self.write(self.small_order(decided=False))
             order = Order(**{**order, "max_tokens": granted})
+            order.pop("lost", None)
         needed = SCORED_ROUND if order["decided"] else PLAIN_ROUND
         if "probe" in order:
             needed = PROBE + (SCORED_ROUND if self.policy.decides else PLAIN_ROUND)

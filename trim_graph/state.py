@@ -73,6 +73,8 @@ class Order(TypedDict):
     """How often the writer has answered without a step, in a row."""
     probe: NotRequired[Probe]
     """The order is for one token, which is thrown away; its entropy is noted here."""
+    lost: NotRequired[bool]
+    """A crash cut its call off, and that is charged: it is to be given again, within what is left."""
 
 
 class InFlight(TypedDict):
