@@ -7,8 +7,8 @@ from typing import Any
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 
-from trim_graph.context import Settings
 from trim_graph.events import emit
+from trim_graph.run import settings_of
 from trim_graph.segment import join_steps, separator_of
 from trim_graph.state import TrimState
 from trim_graph.summary import summarise, usage_of
@@ -18,7 +18,7 @@ def finalize_node() -> RunnableLambda[Any, Any]:
     """Build the node."""
 
     def run(state: TrimState) -> dict[str, Any]:
-        delimiter = Settings.model_validate(state["run"]["settings"]).delimiter
+        delimiter = settings_of(state["run"]).delimiter
         summary = summarise(state)
         steps = state["steps"]
         text = join_steps(steps, delimiter)

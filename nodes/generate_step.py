@@ -18,7 +18,7 @@ from trim_graph.context import Settings
 from trim_graph.conversation import compose
 from trim_graph.events import emit
 from trim_graph.process import this_process
-from trim_graph.run import segmentation_of
+from trim_graph.run import segmentation_of, settings_of
 from trim_graph.segment import Segmentation, join_steps
 from trim_graph.state import InFlight, Order, Step, TrimState, changed
 
@@ -108,7 +108,7 @@ def _prepare(
 ) -> _Call | None:
     order = state["order"]
     assert order is not None
-    settings = Settings.model_validate(state["run"]["settings"])
+    settings = settings_of(state["run"])
     if _lost(state) is not None:
         return None
     spend = state["spend"]
@@ -154,7 +154,7 @@ def _lost_call_charged(state: TrimState) -> dict[str, Any]:
     in_flight, order, spend = _lost(state), state["order"], state["spend"]
     assert in_flight is not None
     assert order is not None
-    prices = Settings.model_validate(state["run"]["settings"]).prices
+    prices = settings_of(state["run"]).prices
     lost = in_flight["max_tokens"]
     charged = Spend(**{**spend, "large": {**spend["large"], "calls": spend["large"]["calls"] + 1}})
     charged["unaccounted_tokens"] += lost

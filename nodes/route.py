@@ -17,7 +17,15 @@ from trim_graph.conversation import compose
 from trim_graph.events import emit, push_text
 from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, Observation, Policy, checked
 from trim_graph.process import this_process
-from trim_graph.run import PLAIN_ROUND, PROBE, SCORED_ROUND, begin_run, policy_of, segmentation_of
+from trim_graph.run import (
+    PLAIN_ROUND,
+    PROBE,
+    SCORED_ROUND,
+    begin_run,
+    policy_of,
+    segmentation_of,
+    settings_of,
+)
 from trim_graph.segment import Segmentation, join_steps, separator_of
 from trim_graph.state import (
     DecisionRecord,
@@ -91,7 +99,7 @@ class Turn:
     update: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.settings = Settings.model_validate(self.state["run"]["settings"])
+        self.settings = settings_of(self.state["run"])
         self.policy = policy_of(self.settings, self.policy)
         self.segmentation = segmentation_of(self.settings, self.own_segmentation)
         self.step_tokens = self.segmentation.cap(self.settings.max_step_tokens)

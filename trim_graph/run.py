@@ -28,6 +28,25 @@ RECURSION_FLOOR = 1 + PROBE + SCORED_ROUND + 1
 """Lowest recursion limit a run can begin with: the first `route`, the longest round, the last look."""
 
 
+def settings_of(run: Run) -> Settings:
+    """Return what a run goes by, as it was stored when it began.
+
+    Raises:
+        SettingsError: A newer release began the run, or its settings are none (an edited state).
+    """
+    if run["schema"] > SCHEMA_VERSION:
+        raise SettingsError(
+            f"run {run['id']} was begun by a newer trim-graph: its state has the schema {run['schema']}, "
+            f"this release reads up to {SCHEMA_VERSION}. Upgrade trim-graph to go on with it"
+        )
+    try:
+        return Settings.model_validate(run["settings"])
+    except ValidationError as error:
+        raise SettingsError(
+            f"the stored settings of run {run['id']} are not valid: {describe(error)}"
+        ) from error
+
+
 def policy_of(settings: Settings, own: Policy) -> Policy:
     """Return the policy a run goes by: the graph's own, or the one its context named.
 
