@@ -46,7 +46,7 @@ def begin_call(state: TrimState) -> Call | None:
     order = state["order"]
     assert order is not None
     settings = Settings.model_validate(state["run"]["settings"])
-    spend, notes = _charge_lost_call(state, settings)
+    spend, notes = charge_lost_call(state, settings)
     left = budget_left(settings.budget, spend, settings.prices)
     if notes and order["writer"] == "large":
         in_flight = state["in_flight"]
@@ -75,7 +75,7 @@ def begin_call(state: TrimState) -> Call | None:
 def given_up(state: TrimState) -> dict[str, Any]:
     """The call lost in a crash has used up the budget: let `route` find another way."""
     settings = Settings.model_validate(state["run"]["settings"])
-    spend, notes = _charge_lost_call(state, settings)
+    spend, notes = charge_lost_call(state, settings)
     return {
         "spend": spend,
         "notes": [*state["notes"], *notes],
@@ -85,7 +85,7 @@ def given_up(state: TrimState) -> dict[str, Any]:
     }
 
 
-def _charge_lost_call(state: TrimState, settings: Settings) -> tuple[Spend, list[str]]:
+def charge_lost_call(state: TrimState, settings: Settings) -> tuple[Spend, list[str]]:
     """Charge a large call that another process began and nobody saw the end of."""
     in_flight, spend = state.get("in_flight"), state["spend"]
     if in_flight is None or in_flight["process"] == this_process():
