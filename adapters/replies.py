@@ -70,7 +70,7 @@ def read_reply(message: Any, stops: Collection[str], writer: str) -> Reply:
     )
 
 
-def read_turn(message: Any, writer: str, model: Any) -> Reply:
+def read_turn(message: Any, writer: str, model: Any, *, last: bool) -> Reply:
     """Read an AIMessage that is a whole turn of an agent: text, tool calls, or both.
 
     Whether it was cut short is told by LangChain's providers each in its own way; it ends a step where tools
@@ -80,6 +80,7 @@ def read_turn(message: Any, writer: str, model: Any) -> Reply:
         message: What the model returned.
         writer: ``small`` or ``large``, for the error message.
         model: The model, for its name where the answer does not tell it.
+        last: Whether the agent ends with it even where it calls a tool, as for structured output.
 
     Raises:
         ChatModelContractError: It is no AIMessage, or does not tell what it cost.
@@ -91,7 +92,7 @@ def read_turn(message: Any, writer: str, model: Any) -> Reply:
         raise error
     return Reply(
         text=str(message.text),
-        end="length" if cut_short(message) else "delimiter" if message.tool_calls else "eos",
+        end="length" if cut_short(message) else "delimiter" if message.tool_calls and not last else "eos",
         separator="",
         model=model_name(message, model),
         mean_token_probability=_mean_probability(metadata),

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from langchain_core.messages import AIMessage
 from langgraph.types import Command
@@ -31,6 +31,14 @@ class AgentRouting(TrimState, total=False):
 
     handed_over: bool
     """Whether the large model writes all turns that remain."""
+
+
+class Answered(NamedTuple):
+    """What a model has answered."""
+
+    message: AIMessage
+    last: bool
+    """Whether the agent ends with it even where it calls a tool: structured output."""
 
 
 class _HandedOver(Policy):
@@ -117,7 +125,7 @@ class AgentTurn(Turn):
 
 def generate_turn(
     state: TrimState,
-    ask: Callable[[Call], AIMessage],
+    ask: Callable[[Call], Answered],
     *,
     model: Any,
     render: Callable[[AIMessage], str],
@@ -138,8 +146,8 @@ def generate_turn(
         return given_up(state)
     begun = time.monotonic()
     try:
-        message = call_within(call.limit, partial(ask, call))
-        reply = read_turn(message, call.order["writer"], model)
+        message, last = call_within(call.limit, partial(ask, call))
+        reply = read_turn(message, call.order["writer"], model, last=last)
     except Exception as error:
         return came_to_nothing(call, error, time.monotonic() - begun)
     spend = billed(call, reply, message.response_metadata, time.monotonic() - begun)
@@ -148,7 +156,7 @@ def generate_turn(
 
 async def agenerate_turn(
     state: TrimState,
-    ask: Callable[[Call], Awaitable[AIMessage]],
+    ask: Callable[[Call], Awaitable[Answered]],
     *,
     model: Any,
     render: Callable[[AIMessage], str],
@@ -160,8 +168,8 @@ async def agenerate_turn(
     begun = time.monotonic()
     try:
         async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
-            message = await ask(call)
-        reply = read_turn(message, call.order["writer"], model)
+            message, last = await ask(call)
+        reply = read_turn(message, call.order["writer"], model, last=last)
     except Exception as error:
         return came_to_nothing(call, error, time.monotonic() - begun)
     spend = billed(call, reply, message.response_metadata, time.monotonic() - begun)

@@ -23,7 +23,7 @@ from .budget import Writer, turn_prompt_bound
 from .errors import ChatModelContractError, SettingsError
 from .events import emit
 from .nodes import after_generate_step
-from .nodes.agent_turn import AgentRouting, AgentTurn, agenerate_turn, generate_turn
+from .nodes.agent_turn import AgentRouting, AgentTurn, Answered, agenerate_turn, generate_turn
 from .nodes.calling import Call
 from .policies import Policy
 from .state import applied
@@ -111,12 +111,12 @@ class TurnRouting:
         messages = [*([system] if system else []), *self.request.messages]
         return turn_prompt_bound(messages, self.tools)
 
-    def _ask(self, handler: Handler, call: Call) -> AIMessage:
+    def _ask(self, handler: Handler, call: Call) -> Answered:
         with set_config_context(merge_configs(ensure_config(), {"tags": _tags(call)})) as context:
             response = context.copy().run(handler, self._request(call))
         return self._answer(call, response)
 
-    async def _aask(self, handler: AsyncHandler, call: Call) -> AIMessage:
+    async def _aask(self, handler: AsyncHandler, call: Call) -> Answered:
         with set_config_context(merge_configs(ensure_config(), {"tags": _tags(call)})) as context:
             asked = _awaited(handler, self._request(call))
             response = await asyncio.create_task(asked, context=context)
@@ -135,13 +135,13 @@ class TurnRouting:
             settings[names.streams] = False
         return self.request.override(model=model, model_settings=settings)
 
-    def _answer(self, call: Call, response: ModelResponse[Any]) -> AIMessage:
+    def _answer(self, call: Call, response: ModelResponse[Any]) -> Answered:
         writer = call.order["writer"]
         message = next((one for one in response.result if isinstance(one, AIMessage)), None)
         if message is None:
             raise ChatModelContractError(f"the {writer} model's turn holds no AIMessage: {response.result!r}")
         self.responses[writer] = response
-        return message
+        return Answered(message, response.structured_response is not None)
 
     def _response(self) -> ExtendedModelResponse[Any]:
         summary = summary_of(self.state, self.request.state.get("trim_spent_before"))
