@@ -21,7 +21,7 @@ from trim_graph.process import this_process
 from trim_graph.state import DecisionRecord, Draft, InFlight, Order, Step, TrimState
 
 from .accepting import as_step, draft_turned_down
-from .calling import Call, begin_call, billed, came_to_nothing, given_up, out_of_time
+from .calling import Call, begin_call, billed, came_to_nothing, out_of_time
 from .deadline import GRACE, call_within
 from .route import Goto, Turn
 
@@ -91,6 +91,19 @@ class AgentTurn(Turn):
             return self.write(small)
         return None
 
+    def begin(self) -> Command[Goto]:
+        """Give the order that stands in the state, now that the whole prompt is known, tools included."""
+        order = self.state["order"]
+        if order is None:
+            return self.take()
+        if order["writer"] == "small":
+            return self.write(order)
+        granted, refused = self._grant(order["max_tokens"])
+        if refused is None:
+            return self.write(Order(**{**order, "max_tokens": granted}))
+        self.note_refusal(refused)
+        return self.finish("budget") if self._stops(refused) else self.write(self.small_order(decided=False))
+
     def show(self, step: Step) -> None:
         """The agent's own node streams the message."""
 
@@ -142,8 +155,7 @@ def generate_turn(
         An update of the state: a draft, or word of a failure.
     """
     call = begin_call(state)
-    if call is None:
-        return given_up(state)
+    assert call is not None  # `AgentTurn.begin` has seen to what a crash used up
     begun = time.monotonic()
     try:
         message, last = call_within(call.limit, partial(ask, call))
@@ -163,8 +175,7 @@ async def agenerate_turn(
 ) -> dict[str, Any]:
     """As `generate_turn`, without blocking."""
     call = begin_call(state)
-    if call is None:
-        return given_up(state)
+    assert call is not None  # `AgentTurn.begin` has seen to what a crash used up
     begun = time.monotonic()
     try:
         async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):

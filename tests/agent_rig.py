@@ -28,6 +28,13 @@ def multiply(a: int, b: int, *, by: str = "") -> AIMessage:
     return calling(("multiply", {"a": a, "b": b}), by=by)
 
 
+def talk(turns: int, words: int, by: str) -> list[Any]:
+    """A script of some turns that call a tool, and one that ends."""
+    said = " ".join(["word"] * words)
+    called = ("multiply", {"a": 1, "b": 1})
+    return [*(calling(called, text=said, by=f"{by}{index}-") for index in range(turns)), said]
+
+
 SMALL = [multiply(12, 21, by="small-"), "small answer"]
 LARGE = [multiply(12, 12, by="large-"), "LARGE answer"]
 WRONG = '[tool_call] multiply {"a": 12, "b": 21}'

@@ -1,4 +1,4 @@
-"""An agent whose turns are routed: what is executed, what is streamed, what both models and the scorer see."""
+"""An agent whose turns are routed: what is executed and streamed, what models and the scorer see."""
 
 import asyncio
 import json

@@ -20,11 +20,12 @@ from langgraph.types import Command
 from .adapters.inner_model import bound_setting, call_names, chat_model_inside
 from .agent_state import routing_of, stop_message, summary_of, update_of
 from .budget import Writer, turn_prompt_bound
+from .context import Settings
 from .errors import ChatModelContractError, SettingsError
 from .events import emit
 from .nodes import after_generate_step
 from .nodes.agent_turn import AgentRouting, AgentTurn, Answered, agenerate_turn, generate_turn
-from .nodes.calling import Call
+from .nodes.calling import Call, charge_lost_call
 from .policies import Policy
 from .state import applied
 from .turn_rendering import render_turn
@@ -48,6 +49,11 @@ class TurnRouting:
 
     def __post_init__(self) -> None:
         self.models: dict[Writer, BaseChatModel] = {"small": self.request.model, "large": self.large}
+        if not self.request.state.get("trim_run"):
+            raise SettingsError(
+                "this turn was begun by an agent without TrimMiddleware, so nothing says how to route it; "
+                "go on with a new message instead of resuming"
+            )
         self.before: AgentRouting = routing_of(self.request.state)
         self.state = self.before
         self.results = results_of(self.request.messages)
@@ -68,7 +74,7 @@ class TurnRouting:
             self._take_in(generate_turn(self.state, ask, model=self._model, render=self._render))
             if self.scoring is not None and after_generate_step(self.state) == "score decides":
                 self._take_in(self.scoring.invoke(self.state))
-            self._decide()
+            self._go_on(AgentTurn.take)
         return self._response()
 
     async def arun(self, handler: AsyncHandler) -> ExtendedModelResponse[Any]:
@@ -79,19 +85,22 @@ class TurnRouting:
             self._take_in(await agenerate_turn(self.state, ask, model=self._model, render=self._render))
             if self.scoring is not None and after_generate_step(self.state) == "score decides":
                 self._take_in(await self.scoring.ainvoke(self.state))
-            self._decide()
+            self._go_on(AgentTurn.take)
         return self._response()
 
     def _begin(self) -> None:
-        if self.state["order"] is None:
-            self._decide()
+        spend, notes = charge_lost_call(self.state, Settings.model_validate(self.state["run"]["settings"]))
+        if notes:
+            told = [*self.state["notes"], *notes]
+            self._take_in({"spend": spend, "notes": told, "in_flight": None})
+        self._go_on(AgentTurn.begin)
 
     def _take_in(self, update: Any) -> None:
         self.state = applied(self.state, update)  # type: ignore[assignment]
 
-    def _decide(self) -> None:
+    def _go_on(self, decide: Callable[[AgentTurn], Command[Any]]) -> None:
         turn = AgentTurn(self.state, self.policy, self.large, None, prompt_tokens=self._prompt_tokens)
-        command = turn.take()
+        command = decide(turn)
         self._take_in(command.update)
         self.open = command.goto == "generate_step"
         if len(self.state["steps"]) > len(self.before["steps"]):
