@@ -44,13 +44,11 @@ def test_a_failure_of_the_scorer_is_raised_where_nothing_else_is_declared():
 
 
 @both_ways
-@pytest.mark.parametrize(
-    ("way", "ran"), [("accept", ("multiply", 12, 21)), ("regenerate", ("multiply", 12, 12))]
-)
-def test_without_a_score_a_turn_is_accepted_or_written_again(way, ran, asynchronously):
+@pytest.mark.parametrize(("way", "b"), [("accept", 21), ("regenerate", 12)])
+def test_without_a_score_a_turn_is_accepted_or_written_again(way, b, asynchronously):
     rig = build(scorer=broken, on_scorer_error=way)
     result = rig.ask(asynchronously=asynchronously)
-    assert rig.ran == [ran]
+    assert rig.ran == [("multiply", 12, b)]
     assert result["trim"]["decisions"] == {way: 2}
     assert result["trim"]["notes"] == ["the scorer failed: ScorerError: the scorer is down"]
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from agent_rig import QUESTION, RIGHT, WRONG, build, multiply, turns
+from agent_rig import QUESTION, RIGHT, WRONG, build, turns
 from langchain.agents import create_agent
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
@@ -11,7 +11,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import START, MessagesState, StateGraph
 
-from trim_graph import Budget
+from trim_graph import Budget, SettingsError
 from trim_graph.policies import random_rate, stay_on_large, threshold
 
 THREAD = {"configurable": {"thread_id": "1"}}
@@ -105,13 +105,24 @@ def test_settings_of_a_call_hold_when_it_goes_on_without_a_context():
 
 
 def test_a_thread_begun_without_the_middleware_goes_on_with_it():
-    saver = InMemorySaver()
-    rig = build()
+    saver, rig = InMemorySaver(), build(scores={})
+    tools = rig.agent.nodes["tools"].bound.tools_by_name.values()
+    bare = create_agent(rig.small, list(tools), checkpointer=saver, interrupt_before=["tools"])
+    bare.invoke({"messages": [("user", QUESTION)]}, THREAD)
+    rig = build(scores={}, agent={"checkpointer": saver})
+    assert rig.agent.invoke(None, THREAD)["trim"]["steps"] == {"small": 1, "large": 0}
+    assert rig.ran == [("multiply", 12, 21)]
+
+
+def test_a_turn_begun_without_the_middleware_is_not_gone_on_with():
+    saver, rig = InMemorySaver(), build()
     bare = create_agent(rig.small, checkpointer=saver, interrupt_before=["model"])
     bare.invoke({"messages": [("user", QUESTION)]}, THREAD)
-    rig = build([multiply(12, 12, by="s"), "done"], scores={}, agent={"checkpointer": saver})
-    result = rig.agent.invoke(None, THREAD)
-    assert result["trim"]["steps"] == {"small": 2, "large": 0}
+    rig = build(agent={"checkpointer": saver})
+    with pytest.raises(SettingsError, match="without TrimMiddleware"):
+        rig.agent.invoke(None, THREAD)
+    assert rig.unasked
+    assert rig.ask(config=THREAD)["trim"]["steps"] == {"small": 1, "large": 1}
 
 
 @pytest.mark.parametrize("asynchronously", [False, True])
