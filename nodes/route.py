@@ -256,31 +256,39 @@ class Turn:
             accepted = pieces(draft, self.segmentation, delimiter=delimiter, thinking=self.settings.thinking)
         # Nothing remains for a writer that was let go on to the end and has used all that remained.
         used_up = order["to_end"] and order["max_tokens"] >= self._tokens_to_end()
-        first = len(self.steps)
-        if draft["score"] is not None:
-            self.update["scores"] = {str(first): draft["score"]}
-        for index, step in enumerate(accepted, first):
-            score = draft["score"] if index == first else None
-            emit(
-                "accepted",
-                step=index,
-                writer=step["writer"],
-                text=step["text"],
-                score=score,
-                tokens=step["tokens"],
-                **({"part": step["part"]} if "part" in step else {}),
-            )
-            # With the step that follows it, so that the chunks make exactly the final message.
-            between = separator_of(self.steps[-1], delimiter) if self.steps else ""
-            push_text(between + step["text"], self.state["run"]["message_id"])
-            self.steps.append(step)
-            self.scores.append(score)
-        self.update["steps"] = accepted
+        self.keep(accepted, draft["score"])
         if draft["end"] == "eos":
             return self.finish("finished")
         if used_up and not self._out_of_time():
             return self.finish("max_steps")
         return self._next()
+
+    def keep(self, accepted: Sequence[Step], score: float | None) -> None:
+        """Add steps to the solution; the score is that of the first."""
+        first = len(self.steps)
+        if score is not None:
+            self.update["scores"] = {str(first): score}
+        for index, step in enumerate(accepted, first):
+            own = score if index == first else None
+            emit(
+                "accepted",
+                step=index,
+                writer=step["writer"],
+                text=step["text"],
+                score=own,
+                tokens=step["tokens"],
+                **({"part": step["part"]} if "part" in step else {}),
+            )
+            self.show(step)
+            self.steps.append(step)
+            self.scores.append(own)
+        self.update["steps"] = accepted
+
+    def show(self, step: Step) -> None:
+        """Stream a step that is about to be added, as a part of the final message."""
+        # With the step that follows it, so that the chunks make exactly the final message.
+        between = separator_of(self.steps[-1], self.settings.delimiter) if self.steps else ""
+        push_text(between + step["text"], self.state["run"]["message_id"])
 
     # What a turn leaves behind
 

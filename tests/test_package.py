@@ -105,7 +105,7 @@ PUBLIC = {
         "run_arm",
         "share_of_large_tokens",
     },
-    trim_graph.testing: {"ScriptedChatModel", "ScriptedScorer"},
+    trim_graph.testing: {"ScriptedChatModel", "ScriptedScorer", "ScriptedToolModel"},
     trim_graph.examples.arithmetic: {
         "LARGE",
         "PRM",

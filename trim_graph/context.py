@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .budget import Budget, Prices
 from .errors import SettingsError
 from .prompts import DEFAULT_INSTRUCTION
-from .segment import DEFAULT_DELIMITER, AnySegmentation
+from .segment import DEFAULT_DELIMITER, AnySegmentation, as_segmentation
 from .thinking import Thinking
 
 OnScorerError = Literal["accept", "regenerate", "raise"]
@@ -134,6 +134,29 @@ def overridden(settings: Settings, context: Any) -> Settings:
     except ValidationError as error:
         raise SettingsError(f"the context's trim settings are not valid: {describe(error)}") from error
     return settings.model_copy(update=overrides.overrides())
+
+
+def make_settings(budget: Budget | None, prices: Prices | None, settings: dict[str, Any]) -> Settings:
+    """Make the settings of a graph, or of an agent's middleware.
+
+    Args:
+        budget: None limits nothing.
+        prices: None costs nothing.
+        settings: The other fields of `Settings`; a function will do for ``segmentation``.
+
+    Raises:
+        SettingsError: One is unknown or not valid; the message names it.
+    """
+    unknown = settings.keys() - Settings.model_fields.keys()
+    if unknown:
+        known = ", ".join(sorted(Settings.model_fields))
+        raise SettingsError(f"unknown setting {', '.join(sorted(unknown))}; there are: {known}")
+    if "segmentation" in settings:
+        settings = {**settings, "segmentation": as_segmentation(settings["segmentation"])}
+    try:
+        return check_prices(Settings(budget=budget or Budget(), prices=prices or Prices(), **settings))
+    except ValidationError as error:
+        raise SettingsError(describe(error)) from error
 
 
 def check_prices(settings: Settings) -> Settings:

@@ -1,0 +1,223 @@
+"""The way of one agent turn through the nodes: draft, score, decision, perhaps the large model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from langchain.agents.middleware.types import ExtendedModelResponse, ModelRequest, ModelResponse
+from langchain.agents.structured_output import AutoStrategy, ProviderStrategy, ToolStrategy
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.runnables import Runnable
+from langchain_core.runnables.config import ensure_config, merge_configs, set_config_context
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from langgraph.types import Command
+
+from .adapters.inner_model import bound_setting, call_names, chat_model_inside
+from .agent_state import routing_of, stop_message, summary_of, update_of
+from .budget import Writer, turn_prompt_bound
+from .errors import ChatModelContractError, SettingsError
+from .events import emit
+from .nodes import after_generate_step
+from .nodes.agent_turn import AgentRouting, AgentTurn, Answered, agenerate_turn, generate_turn
+from .nodes.calling import Call, charge_lost_call
+from .policies import Policy
+from .state import applied
+from .turn_rendering import render_turn
+
+Handler = Callable[[ModelRequest[Any]], ModelResponse[Any]]
+AsyncHandler = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+
+
+@dataclass
+class TurnRouting:
+    """One model turn of an agent, from the order that stands in its state to an accepted message."""
+
+    request: ModelRequest[Any]
+    large: BaseChatModel
+    policy: Policy
+    scoring: Runnable[Any, Any] | None
+    longest_result: int
+    responses: dict[Writer, ModelResponse[Any]] = field(default_factory=dict)
+    accepted: Writer | None = None
+    open: bool = True
+
+    def __post_init__(self) -> None:
+        self.models: dict[Writer, BaseChatModel] = {"small": self.request.model, "large": self.large}
+        if not self.request.state.get("trim_run"):
+            raise SettingsError(
+                "this turn was begun by an agent without TrimMiddleware, so nothing says how to route it; "
+                "go on with a new message instead of resuming"
+            )
+        self.before: AgentRouting = routing_of(self.request.state)
+        self.state = self.before
+        self.results = results_of(self.request.messages)
+        self.tools = _schemas(self.request)
+        if self.tools:
+            for writer, model in self.models.items():
+                _require_tools(writer, model)
+
+    def run(self, handler: Handler) -> ExtendedModelResponse[Any]:
+        """Take the turn to its end.
+
+        Args:
+            handler: Asks a model, as the agent gives it to a middleware.
+        """
+        self._begin()
+        while self.open:
+            ask = partial(self._ask, handler)
+            self._take_in(generate_turn(self.state, ask, model=self._model, render=self._render))
+            if self.scoring is not None and after_generate_step(self.state) == "score decides":
+                self._take_in(self.scoring.invoke(self.state))
+            self._go_on(AgentTurn.take)
+        return self._response()
+
+    async def arun(self, handler: AsyncHandler) -> ExtendedModelResponse[Any]:
+        """As `run`, without blocking."""
+        self._begin()
+        while self.open:
+            ask = partial(self._aask, handler)
+            self._take_in(await agenerate_turn(self.state, ask, model=self._model, render=self._render))
+            if self.scoring is not None and after_generate_step(self.state) == "score decides":
+                self._take_in(await self.scoring.ainvoke(self.state))
+            self._go_on(AgentTurn.take)
+        return self._response()
+
+    def _begin(self) -> None:
+        spend, notes = charge_lost_call(self.state)
+        if notes:
+            told = [*self.state["notes"], *notes]
+            self._take_in({"spend": spend, "notes": told, "in_flight": None})
+        self._go_on(AgentTurn.begin)
+
+    def _take_in(self, update: Any) -> None:
+        self.state = applied(self.state, update)  # type: ignore[assignment]
+
+    def _go_on(self, decide: Callable[[AgentTurn], Command[Any]]) -> None:
+        turn = AgentTurn(self.state, self.policy, self.large, None, prompt_tokens=self._prompt_tokens)
+        command = decide(turn)
+        self._take_in(command.update)
+        self.open = command.goto == "generate_step"
+        if len(self.state["steps"]) > len(self.before["steps"]):
+            self.accepted = self.state["steps"][-1]["writer"]
+
+    @property
+    def _model(self) -> BaseChatModel:
+        order = self.state["order"]
+        assert order is not None
+        return self.models[order["writer"]]
+
+    def _render(self, message: AIMessage) -> str:
+        return render_turn(message, self.results, longest_result=self.longest_result)
+
+    def _prompt_tokens(self) -> int:
+        system = self.request.system_message
+        messages = [*([system] if system else []), *self.request.messages]
+        return turn_prompt_bound(messages, self.tools)
+
+    def _ask(self, handler: Handler, call: Call) -> Answered:
+        with set_config_context(merge_configs(ensure_config(), {"tags": _tags(call)})) as context:
+            response = context.copy().run(handler, self._request(call))
+        return self._answer(call, response)
+
+    async def _aask(self, handler: AsyncHandler, call: Call) -> Answered:
+        with set_config_context(merge_configs(ensure_config(), {"tags": _tags(call)})) as context:
+            asked = _awaited(handler, self._request(call))
+            response = await asyncio.create_task(asked, context=context)
+        return self._answer(call, response)
+
+    def _request(self, call: Call) -> ModelRequest[Any]:
+        model = self.models[call.order["writer"]]
+        names, most = call_names(model), call.order["max_tokens"]
+        settings = dict(self.request.model_settings)
+        if names.max_tokens is not None:
+            own = settings.get(names.max_tokens, bound_setting(model, "max_tokens"))
+            settings[names.max_tokens] = most if own is None else min(most, own)
+        if names.timeout is not None and call.limit is not None:
+            settings[names.timeout] = call.limit
+        if names.streams is not None:
+            settings[names.streams] = False
+        return self.request.override(model=model, model_settings=settings)
+
+    def _answer(self, call: Call, response: ModelResponse[Any]) -> Answered:
+        writer = call.order["writer"]
+        message = next((one for one in response.result if isinstance(one, AIMessage)), None)
+        if message is None:
+            raise ChatModelContractError(f"the {writer} model's turn holds no AIMessage: {response.result!r}")
+        self.responses[writer] = response
+        return Answered(message, response.structured_response is not None)
+
+    def _response(self) -> ExtendedModelResponse[Any]:
+        summary = summary_of(self.state, self.request.state.get("trim_spent_before"))
+        update = {**update_of(self.before, self.state), "trim": summary}
+        if self.state["stopped"]:
+            emit("finished", summary=summary)
+        if self.accepted is None:
+            response: ModelResponse[Any] = ModelResponse([stop_message(self.state, summary)])
+        else:
+            response = self.responses[self.accepted]
+            if self.state["steps"][-1]["end"] == "length":
+                response = ModelResponse(_unexecuted(response.result), response.structured_response)
+        return ExtendedModelResponse(response, Command(update=update))
+
+
+def results_of(messages: Sequence[BaseMessage]) -> list[ToolMessage]:
+    """Return what tools have told since the last turn."""
+    results: list[ToolMessage] = []
+    for message in reversed(messages):
+        if isinstance(message, AIMessage):
+            break
+        if isinstance(message, ToolMessage):
+            results.append(message)
+    return results[::-1]
+
+
+async def _awaited(handler: AsyncHandler, request: ModelRequest[Any]) -> ModelResponse[Any]:
+    return await handler(request)
+
+
+def _tags(call: Call) -> list[str]:
+    tag = "trim:draft" if call.order["decided"] else "trim:accepted"
+    return ["nostream", tag, f"trim:{call.order['writer']}"]
+
+
+def _schemas(request: ModelRequest[Any]) -> list[Any]:
+    """Return the tools that go along with a request as JSON, those of structured output included."""
+    tools: list[Any] = [
+        one if isinstance(one, dict) else convert_to_openai_tool(one) for one in request.tools
+    ]
+    wanted: Any = request.response_format
+    if isinstance(wanted, AutoStrategy) or (wanted is not None and not hasattr(wanted, "schema")):
+        wanted = ToolStrategy(getattr(wanted, "schema", wanted))
+    if isinstance(wanted, ToolStrategy):
+        tools += [spec.json_schema for spec in wanted.schema_specs]
+    if isinstance(wanted, ProviderStrategy):
+        tools.append(wanted.schema_spec.json_schema)
+    return tools
+
+
+def _require_tools(writer: Writer, model: Any) -> None:
+    inside = chat_model_inside(model) or model
+    if getattr(type(inside), "bind_tools", None) is BaseChatModel.bind_tools:
+        raise SettingsError(
+            f"the {writer} model, {type(inside).__name__}, takes no tools, and this agent has some: choose a "
+            "chat model with bind_tools, such as ChatOpenAI, also for a vLLM server (base_url=...)"
+        )
+
+
+def _unexecuted(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """Answer the tool calls of a turn that was cut off: half a call may parse nevertheless."""
+    answered = {message.tool_call_id for message in messages if isinstance(message, ToolMessage)}
+    told = "Not executed: the turn was cut off at its limit of tokens, so this call may be incomplete."
+    added = [
+        ToolMessage(told, tool_call_id=call["id"], name=call["name"], status="error")
+        for message in messages
+        if isinstance(message, AIMessage)
+        for call in message.tool_calls
+        if call["id"] is not None and call["id"] not in answered
+    ]
+    return [*messages, *added]
