@@ -42,7 +42,7 @@ def ask(
 
 def act_on(turn: Turn, answered: Answered, draft: Draft | None, order: Order | None) -> Command[Goto] | None:
     """Do what a person said; None where `route` is to decide again, by new limits."""
-    emit("answered", step=len(turn.steps), **answered)
+    emit("answered", step=len(turn.steps), answer=answered)
     if "step" in answered:
         return _by_hand(turn, answered["step"], ends=answered["ends"], draft=draft)
     if "decision" in answered:

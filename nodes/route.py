@@ -375,6 +375,10 @@ class Turn:
 
     def finish(self, reason: str) -> Command[Goto]:
         """End the run."""
+        if not self.update.get("steps"):
+            # LangGraph streams a message whole unless a chunk of it went before; those of a run that is
+            # resumed went into another stream.
+            push_text("", self.state["run"]["message_id"])
         return self.go("finalize", stopped=reason, order=None)
 
     def go(self, goto: Goto, **channels: Any) -> Command[Goto]:
