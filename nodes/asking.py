@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from langgraph.types import Command
 
@@ -76,5 +76,5 @@ def _by_hand(turn: Turn, text: str, *, ends: bool, draft: Draft | None) -> Comma
     if thinking is not None and (part := thinking.part_of(previous, step["text"])) is not None:
         step["part"] = part
     # To the end: what was written may be several steps.
-    whole: dict[str, Any] = {**turn.small_order(decided=False), "to_end": True, "max_tokens": 0}
-    return turn.accept(Draft(**step, score=None), Order(**whole))
+    whole = Order(**{**turn.small_order(decided=False), "to_end": True, "max_tokens": 0})
+    return turn.accept(Draft(**step, score=None), whole)

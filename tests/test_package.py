@@ -90,6 +90,7 @@ PUBLIC = {
         "build_graph",
         "build_parts",
         "example_config",
+        "for_measuring",
         "load_config",
         "make_config",
     },

@@ -47,10 +47,11 @@ def summarise(state: TrimState) -> Summary:
         notes.append(
             f"the large model ignored max_tokens and wrote {spend['overshoot_tokens']} tokens too many"
         )
+    by_writer: dict[StepWriter, int] = {"small": writers["small"], "large": writers["large"]}
     summary = Summary(
         stopped=state["stopped"],
         answer=extract_answer(text),
-        steps={"small": writers["small"], "large": writers["large"]} | by_person,
+        steps=by_writer | by_person,
         decisions=dict(Counter(d["decision"] for d in decisions)),
         scores=list(scores_of(state)),
         tokens={
