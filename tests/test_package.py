@@ -42,6 +42,7 @@ PUBLIC = {
         "create_trim_graph",
         "open_checkpointer",
         "open_ledger",
+        "trim_node",
     },
     trim_graph.policies: {
         "AllOf",

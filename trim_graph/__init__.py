@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .chat_model import TrimChatModel, create_trim_chat_model
     from .checkpoint import open_checkpointer
     from .context import TrimContext
+    from .embedding import trim_node
     from .errors import ChatModelContractError, InputError, ScorerError, SettingsError, TrimError
     from .graph import create_trim_graph
     from .ledger import open_ledger
@@ -48,6 +49,7 @@ __all__ = [
     "create_trim_graph",
     "open_checkpointer",
     "open_ledger",
+    "trim_node",
 ]
 
 _HOMES = {
@@ -61,6 +63,7 @@ _HOMES = {
     "open_checkpointer": "checkpoint",
     "open_ledger": "ledger",
     "TrimContext": "context",
+    "trim_node": "embedding",
     "ChatModelContractError": "errors",
     "InputError": "errors",
     "ScorerError": "errors",
