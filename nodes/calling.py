@@ -7,10 +7,9 @@ from typing import Any
 
 from trim_graph.adapters.replies import Reply
 from trim_graph.budget import Spend, budget_left
-from trim_graph.context import Settings
+from trim_graph.context import Settings, settings_of
 from trim_graph.events import emit
 from trim_graph.process import this_process
-from trim_graph.run import settings_of
 from trim_graph.state import InFlight, Order, TrimState
 
 from .failures import charge_attempts, charge_failed_call, failure, has_way_out, told_of_retries

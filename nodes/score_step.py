@@ -15,8 +15,8 @@ from langchain_core.runnables.config import merge_configs, set_config_context
 from trim_graph.adapters.protocols import ScorableStep, Scorer
 from trim_graph.adapters.scorers import read_scores
 from trim_graph.budget import Spend, budget_left
+from trim_graph.context import settings_of
 from trim_graph.events import emit
-from trim_graph.run import settings_of
 from trim_graph.state import Draft, Order, Step, TrimState
 
 from .deadline import GRACE, call_within
