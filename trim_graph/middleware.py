@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from langchain.agents.middleware import AgentMiddleware, hook_config
+try:
+    from langchain.agents.middleware import AgentMiddleware, hook_config
+except ImportError as error:
+    raise ImportError('TrimMiddleware needs pip install "trim-graph[agents]"') from error
 from langchain.agents.middleware.types import ExtendedModelResponse, ModelRequest, ModelResponse
 from langchain.chat_models import init_chat_model
 from langchain_core.language_models.chat_models import BaseChatModel
@@ -135,8 +138,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         routing = routing_of(state)
         spend, _ = charge_lost_call(routing, Settings.model_validate(routing["run"]["settings"]))
         # A model that was given up in one question may be back for the next.
-        large = {**spend["large"], "failed_calls": 0}
-        return Spend(**{**spend, "large": large})
+        return Spend(**{**spend, "large": {**spend["large"], "failed_calls": 0}})
 
     @hook_config(can_jump_to=["end"])
     def before_model(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
@@ -196,5 +198,5 @@ def _entered(state: TrimAgentState, begun: dict[str, Any]) -> AgentRouting:
     """Read the routing of a state; or of one that a checkpoint without it is about to become."""
     if not begun:
         return routing_of(state)
-    empty = {"trim_steps": [], "trim_decisions": [], "trim_scores": {}}
+    empty: dict[str, Any] = {"trim_steps": [], "trim_decisions": [], "trim_scores": {}}
     return routing_of({**begun, **empty})

@@ -54,6 +54,7 @@ class TurnRouting:
                 "this turn was begun by an agent without TrimMiddleware, so nothing says how to route it; "
                 "go on with a new message instead of resuming"
             )
+        self.spent_before: Any = self.request.state.get("trim_spent_before")
         self.before: AgentRouting = routing_of(self.request.state)
         self.state = self.before
         self.results = results_of(self.request.messages)
@@ -153,7 +154,7 @@ class TurnRouting:
         return Answered(message, response.structured_response is not None)
 
     def _response(self) -> ExtendedModelResponse[Any]:
-        summary = summary_of(self.state, self.request.state.get("trim_spent_before"))
+        summary = summary_of(self.state, self.spent_before)
         update = {**update_of(self.before, self.state), "trim": summary}
         if self.state["stopped"]:
             emit("finished", summary=summary)
@@ -188,16 +189,14 @@ def _tags(call: Call) -> list[str]:
 
 def _schemas(request: ModelRequest[Any]) -> list[Any]:
     """Return the tools that go along with a request as JSON, those of structured output included."""
-    tools: list[Any] = [
-        one if isinstance(one, dict) else convert_to_openai_tool(one) for one in request.tools
-    ]
+    given: list[Any] = list(request.tools)
+    tools = [one if isinstance(one, dict) else convert_to_openai_tool(one) for one in given]
     wanted: Any = request.response_format
-    if isinstance(wanted, AutoStrategy) or (wanted is not None and not hasattr(wanted, "schema")):
-        wanted = ToolStrategy(getattr(wanted, "schema", wanted))
-    if isinstance(wanted, ToolStrategy):
-        tools += [spec.json_schema for spec in wanted.schema_specs]
     if isinstance(wanted, ProviderStrategy):
         tools.append(wanted.schema_spec.json_schema)
+    elif wanted is not None:
+        schema = wanted.schema if isinstance(wanted, AutoStrategy | ToolStrategy) else wanted
+        tools += [spec.json_schema for spec in ToolStrategy(schema).schema_specs]
     return tools
 
 
