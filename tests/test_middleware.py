@@ -5,7 +5,7 @@ import json
 
 import pytest
 from agent_rig import LARGE, QUESTION, RIGHT, SMALL, WRONG, build, calling, multiply, turns
-from langchain.agents.middleware import HumanInTheLoopMiddleware
+from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware, hook_config
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
@@ -398,6 +398,19 @@ def test_a_person_is_asked_about_accepted_calls_only():
     assert result["trim"]["steps"] == {"small": 1, "large": 1}
     assert len(rig.small.calls) == 2
     assert len(rig.large.calls) == 1
+
+
+def test_an_agent_that_another_middleware_sends_on_goes_on():
+    class Insisting(AgentMiddleware):
+        @hook_config(can_jump_to=["model"])
+        def after_model(self, state, runtime):
+            if len(turns(state)) < 3:
+                return {"jump_to": "model", "messages": [HumanMessage("Are you sure?")]}
+            return None
+
+    rig = build(["one", "one", "one"], before=[Insisting()], scores={}, tools=False)
+    result = rig.ask()
+    assert result["trim"]["steps"] == {"small": 3, "large": 0}
 
 
 def test_the_agents_own_name_is_on_the_turn_kept():

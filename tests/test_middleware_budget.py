@@ -164,7 +164,7 @@ def test_a_deadline_ends_the_agent_before_the_next_turn(asynchronously, monkeypa
     assert "its limit of 5.0 seconds is reached" in turns(result)[-1].text
     # The draft was there in time for nobody to act on: it stays, and its tool has run.
     assert rig.ran == [("multiply", 12, 21)]
-    assert rig.large.calls == []
+    assert (rig.large.calls, rig.scorer.calls) == ([], [])
 
 
 @pytest.fixture
@@ -285,11 +285,11 @@ def test_where_the_large_model_could_not_be_asked_a_crash_costs_nothing(crash):
 def test_a_threads_budget_is_charged_for_a_crash_that_nobody_went_on_from(crash):
     question = {"messages": [("user", "Once more: what is 12 * 12?")]}
     options = {"budget": Budget(large_tokens=40), "max_step_tokens": 30}
-    _, result = crash("large", question, budget_per="thread", **options)
-    assert result["trim"]["spend"]["unaccounted_tokens"] == 0
-    assert result["trim"]["steps"] == {"small": 1, "large": 1}
-    _, result = crash("large", question, budget_per="question", **options)
-    assert result["trim"]["steps"] == {"small": 1, "large": 1}
+    for per, left in (("thread", 10), ("question", 30)):
+        rig, result = crash("large", question, budget_per=per, **options)
+        assert result["trim"]["spend"]["unaccounted_tokens"] == 0
+        assert result["trim"]["steps"] == {"small": 1, "large": 1}
+        assert [call["max_tokens"] for call in rig.large.calls] == [left]
 
 
 # Half a tool call
