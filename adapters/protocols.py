@@ -23,8 +23,8 @@ class ScorableStep(TypedDict):
 
     text: str
     """The step without its delimiter."""
-    writer: Literal["small", "large"]
-    """Which of the two models wrote it."""
+    writer: Literal["small", "large", "person"]
+    """Which of the two models wrote it, or a person by hand."""
     mean_token_probability: NotRequired[float | None]
     """Mean probability of the step's tokens under its writer; None where the writer does not tell."""
 

@@ -15,7 +15,8 @@ class TokenProbability:
     """Scores each step with the mean probability of its tokens under the model that wrote it.
 
     It needs no further model, and no call: the chat models tell the figure with ``logprobs=True``. It says
-    how sure a writer was, not whether it was right; scores of the two models are on different scales.
+    how sure a writer was, not whether it was right; scores of the two models are on different scales. A step
+    that a person wrote by hand scores 1.
     """
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
@@ -26,7 +27,7 @@ class TokenProbability:
         """
         scores = []
         for index, step in enumerate(steps):
-            probability = step.get("mean_token_probability")
+            probability = 1.0 if step["writer"] == "person" else step.get("mean_token_probability")
             if probability is None:
                 raise ScorerError(
                     f"step {index}, by the {step['writer']} model, came without a token probability: {_HINT}"

@@ -1,8 +1,16 @@
-"""The four nodes of the graph, one file each. They do no I/O but through an adapter."""
+"""The nodes of the graph, one file each. They do no I/O but through an adapter."""
 
+from .ask_person import ask_person_node
 from .finalize import finalize_node
 from .generate_step import after_generate_step, generate_step_node
 from .route import route_node
 from .score_step import score_step_node
 
-__all__ = ["after_generate_step", "finalize_node", "generate_step_node", "route_node", "score_step_node"]
+__all__ = [
+    "after_generate_step",
+    "ask_person_node",
+    "finalize_node",
+    "generate_step_node",
+    "route_node",
+    "score_step_node",
+]

@@ -102,7 +102,7 @@ class AgentTurn(Turn):
         if refused is None:
             return self.write(Order(**{**order, "max_tokens": granted}))
         self.note_refusal(refused)
-        return self.finish("budget") if self._stops(refused) else self.write(self.small_order(decided=False))
+        return self.finish("budget") if self.stops(refused) else self.write(self.small_order(decided=False))
 
     def show(self, step: Step) -> None:
         """The agent's own node streams the message."""
@@ -120,7 +120,7 @@ class AgentTurn(Turn):
                 prompt_tokens=self._prompt_tokens(),
                 process=this_process(),
             )
-        return self._go("generate_step", order=order, in_flight=in_flight, failed=None)
+        return self.go("generate_step", order=order, in_flight=in_flight)
 
     def _probe(self) -> Command[Goto]:
         raise SettingsError(

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from trim_graph.adapters.replies import Reply
-from trim_graph.budget import Spend, budget_left, grant
-from trim_graph.context import Settings
+from trim_graph.budget import Spend, budget_left
+from trim_graph.context import Settings, settings_of
 from trim_graph.events import emit
 from trim_graph.process import this_process
-from trim_graph.state import Order, TrimState
+from trim_graph.state import InFlight, Order, TrimState
 
 from .failures import charge_attempts, charge_failed_call, failure, has_way_out, told_of_retries
 
@@ -20,12 +20,9 @@ class Call:
     """What a call goes by."""
 
     order: Order
-    """With ``max_tokens`` as granted now."""
     spend: Spend
     """Before it."""
     notes: list[str]
-    noted: bool
-    """Whether ``notes`` holds more than the state does."""
     settings: Settings
     prompt_tokens: int
     """Of a call of the large model, for charges."""
@@ -42,61 +39,54 @@ class Call:
 
 
 def begin_call(state: TrimState) -> Call | None:
-    """Look what the call that `route` ordered may use now; None where a crash has used up the budget."""
+    """Look what the call that `route` ordered may use now; None where a crash cut off the one before it."""
     order = state["order"]
     assert order is not None
-    settings = Settings.model_validate(state["run"]["settings"])
-    spend, notes = charge_lost_call(state, settings)
+    if _lost_call(state) is not None:
+        return None
+    settings, spend = settings_of(state["run"]), state["spend"]
     left = budget_left(settings.budget, spend, settings.prices)
-    if notes and order["writer"] == "large":
-        in_flight = state["in_flight"]
-        assert in_flight is not None
-        granted, _ = grant(
-            settings.budget,
-            left,
-            settings.prices,
-            wanted=order["max_tokens"],
-            prompt_tokens=in_flight["prompt_tokens"],
-        )
-        if granted == 0:
-            return None
-        order = Order(**{**order, "max_tokens": granted})
     return Call(
         order=order,
         spend=spend,
-        notes=[*state["notes"], *notes],
-        noted=bool(notes),
+        notes=state["notes"],
         settings=settings,
         prompt_tokens=(state.get("in_flight") or {"prompt_tokens": 0})["prompt_tokens"],
         limit=None if left.seconds is None else max(left.seconds, 0.01),
     )
 
 
-def given_up(state: TrimState) -> dict[str, Any]:
-    """The call lost in a crash has used up the budget: let `route` find another way."""
-    settings = Settings.model_validate(state["run"]["settings"])
-    spend, notes = charge_lost_call(state, settings)
+def charged_first(state: TrimState) -> dict[str, Any]:
+    """Charge the lost call and nothing else, so that the charge is kept whatever becomes of the next call."""
+    order = state["order"]
+    assert order is not None
+    spend, notes = charge_lost_call(state)
     return {
         "spend": spend,
         "notes": [*state["notes"], *notes],
         "in_flight": None,
-        "order": None,
+        "order": Order(**{**order, "lost": True}),
         "draft": None,
     }
 
 
-def charge_lost_call(state: TrimState, settings: Settings) -> tuple[Spend, list[str]]:
+def charge_lost_call(state: TrimState) -> tuple[Spend, list[str]]:
     """Charge a large call that another process began and nobody saw the end of."""
-    in_flight, spend = state.get("in_flight"), state["spend"]
-    if in_flight is None or in_flight["process"] == this_process():
+    in_flight, spend = _lost_call(state), state["spend"]
+    if in_flight is None:
         return spend, []
-    lost = in_flight["max_tokens"]
+    lost, prices = in_flight["max_tokens"], settings_of(state["run"]).prices
     charged = Spend(**{**spend, "large": {**spend["large"], "calls": spend["large"]["calls"] + 1}})
     charged["unaccounted_tokens"] += lost
-    charged["unaccounted_cost"] += settings.prices.large.cost(in_flight["prompt_tokens"], lost)
+    charged["unaccounted_cost"] += prices.large.cost(in_flight["prompt_tokens"], lost)
     note = f"a call of the large model was cut off by a crash; {lost} tokens were charged for it"
     emit("note", text=note)
     return charged, [note]
+
+
+def _lost_call(state: TrimState) -> InFlight | None:
+    in_flight = state.get("in_flight")
+    return None if in_flight is None or in_flight["process"] == this_process() else in_flight
 
 
 def came_to_nothing(call: Call, error: Exception, seconds: float) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def failure(error: Exception, part: Literal["small", "large", "scorer"]) -> Fail
     return Failure(part=part, error=told)
 
 
-def attempts_of(error: Exception) -> FailedAttempts:
+def attempts_of(error: BaseException) -> FailedAttempts:
     """What the attempts of a failed call have used, as far as its adapter tells."""
     # An adapter's own error may come out of a server's, as a scorer's does.
     for one in (error, error.__cause__):
@@ -50,7 +50,7 @@ def attempts_of(error: Exception) -> FailedAttempts:
 
 
 def charge_failed_call(
-    spend: Spend, writer: Writer, error: Exception, *, max_tokens: int, prompt_tokens: int, prices: Prices
+    spend: Spend, writer: Writer, error: BaseException, *, max_tokens: int, prompt_tokens: int, prices: Prices
 ) -> Spend:
     """Charge a call that failed with all its attempts."""
     lost = attempts_of(error)

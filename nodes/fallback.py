@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from langgraph.types import Command
 
 from trim_graph.state import DecisionRecord, Draft, Failure, Order
 
 from .accepting import as_step, draft_turned_down
+from .asking import ask
 
 if TYPE_CHECKING:
-    from .route import Turn
+    from .route import Goto, Turn
 
 GIVE_UP = 3
 """Failed calls of the large model in a run after which it is not asked again, so that a dead server does not
 cost its timeouts at every step."""
 
 
-def fall_back(
-    turn: Turn, failed: Failure, draft: Draft | None, order: Order
-) -> Command[Literal["generate_step", "finalize"]]:
+def fall_back(turn: Turn, failed: Failure, draft: Draft | None, order: Order) -> Command[Goto]:
     """Find the way out that the settings name.
 
     Args:
@@ -29,6 +28,8 @@ def fall_back(
         draft: What the scorer could not rate; None where a writer failed.
         order: What the writer was asked for.
     """
+    if "refused" in failed:
+        return _taken_by_others(turn, failed["refused"], order)
     turn.note(f"the {_name(failed)} failed: {failed['error']}")
     if failed["part"] == "scorer":
         assert draft is not None
@@ -38,14 +39,31 @@ def fall_back(
     large, refused = turn.large_order(to_end=False)
     if large is None:
         assert refused is not None
+        if turn.asks(refused):
+            return ask(turn, "budget", refused, draft=None, order=order, failed=failed)
         turn.note_refusal(refused)
         return turn.finish("failed")
     return turn.write(large)
 
 
-def _unrated(
-    turn: Turn, failed: Failure, draft: Draft, order: Order
-) -> Command[Literal["generate_step", "finalize"]]:
+def _taken_by_others(turn: Turn, limit: str, order: Order) -> Command[Goto]:
+    """Other runs had used up an account before the large model could be called."""
+    large, refused = turn.large_order(order["to_end"])
+    if large is not None:  # there is some again: another run has used less than it had set aside
+        return turn.write(large)
+    if turn.asks(refused):
+        failed = Failure(part="large", error="", refused=limit)
+        return ask(turn, "budget", refused, draft=None, order=order, failed=failed)
+    turn.note_refusal(limit)
+    kept = draft_turned_down(turn.state["decisions"], len(turn.steps))
+    if kept is None:
+        return turn.finish("budget") if turn.stops(limit) else turn.write(turn.small_order(decided=False))
+    record = DecisionRecord(step=len(turn.steps), decision="accept", score=kept["score"], refused=limit)
+    turn.decide(record)
+    return turn.accept(kept, turn.small_order(decided=False))
+
+
+def _unrated(turn: Turn, failed: Failure, draft: Draft, order: Order) -> Command[Goto]:
     record = _record(turn, failed, "accept")
     if turn.settings.on_scorer_error == "regenerate":
         large, refused = turn.large_order(to_end=False)
@@ -54,13 +72,15 @@ def _unrated(
             turn.decide(record)
             return turn.write(large)
         assert refused is not None
+        if turn.asks(refused):
+            return ask(turn, "budget", refused, draft=draft, order=order, failed=failed)
         record["refused"] = refused
         turn.note_refusal(refused)
     turn.decide(record)
     return turn.accept(draft, order)
 
 
-def _without_large(turn: Turn, failed: Failure) -> Command[Literal["generate_step", "finalize"]]:
+def _without_large(turn: Turn, failed: Failure) -> Command[Goto]:
     if turn.spend["large"]["failed_calls"] >= GIVE_UP:
         turn.note(f"the large model failed {GIVE_UP} times: it is not called any more")
     kept = draft_turned_down(turn.state["decisions"], len(turn.steps))

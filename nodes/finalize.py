@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 
-from trim_graph.context import Settings
+from trim_graph.accounts import Accounts
+from trim_graph.context import settings_of
 from trim_graph.events import emit
+from trim_graph.ledger import Ledger
 from trim_graph.segment import join_steps, separator_of
 from trim_graph.state import TrimState
 from trim_graph.summary import summarise, usage_of
 
 
-def finalize_node() -> RunnableLambda[Any, Any]:
-    """Build the node."""
+def finalize_node(ledger: Ledger | None = None) -> RunnableLambda[Any, Any]:
+    """Build the node; the ledger tells what the accounts of a run have used."""
 
     def run(state: TrimState) -> dict[str, Any]:
-        delimiter = Settings.model_validate(state["run"]["settings"]).delimiter
+        delimiter = settings_of(state["run"]).delimiter
         summary = summarise(state)
+        if accounts := Accounts(state["run"].get("accounts"), ledger):
+            summary["accounts"] = accounts.used()
         steps = state["steps"]
         text = join_steps(steps, delimiter)
         if steps:
@@ -41,6 +46,6 @@ def finalize_node() -> RunnableLambda[Any, Any]:
         return {"messages": [message], "trim": summary}
 
     async def arun(state: TrimState) -> dict[str, Any]:
-        return run(state)
+        return run(state) if ledger is None else await asyncio.to_thread(run, state)
 
     return RunnableLambda(run, arun, name="finalize")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -13,16 +13,19 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import merge_configs
 
 from trim_graph.adapters.replies import read_reply
-from trim_graph.budget import Writer
+from trim_graph.budget import Spend, Writer
 from trim_graph.conversation import compose
 from trim_graph.events import emit
+from trim_graph.ledger import Ledger
 from trim_graph.run import segmentation_of
 from trim_graph.segment import Segmentation, join_steps
-from trim_graph.state import Order, Step, TrimState, changed
+from trim_graph.state import Failure, Order, Step, TrimState, changed
 
-from .calling import Call, begin_call, billed, came_to_nothing, given_up, out_of_time
+from .calling import Call, begin_call, billed, came_to_nothing, charged_first, out_of_time
 from .deadline import GRACE, call_within
 from .drafting import draft_of, endings, lead_counts
+from .drawing import Drawing, noting
+from .failures import charge_failed_call
 from .probing import entropy_arguments, probed
 
 
@@ -41,36 +44,71 @@ class _StepCall(Call):
 
 
 def generate_step_node(
-    small: Runnable[Any, Any], large: Runnable[Any, Any], segmentation: Segmentation | None = None
+    small: Runnable[Any, Any],
+    large: Runnable[Any, Any],
+    segmentation: Segmentation | None = None,
+    ledger: Ledger | None = None,
 ) -> RunnableLambda[Any, Any]:
-    """Build the node from the two writers and the graph's own way to find the end of a step."""
+    """Build the node from the two writers, the graph's own way to find the end of a step, and its ledger."""
     models: dict[Writer, Runnable[Any, Any]] = {"small": small, "large": large}
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         call = _prepare(state, config, models, segmentation)
         if call is None:
-            return changed(state, given_up(state))
-        begun = time.monotonic()
-        ask = partial(call.model.invoke, call.messages, call.config, **call.arguments)
+            return changed(state, charged_first(state))
+        drawing = Drawing(state, call.order, ledger)
+        drawn = drawing.reserve(call.order["max_tokens"])
+        if drawn.refused is not None:
+            return changed(state, _refused(call, drawn.refused))
+        call = _granted(call, drawn.tokens)
         try:
-            message = call_within(call.limit, ask)
-        except Exception as error:
-            return changed(state, came_to_nothing(call, error, time.monotonic() - begun))
-        return changed(state, _noted(call, message, time.monotonic() - begun))
+            update = _asked(call)
+        except BaseException as error:
+            drawing.settle(call.spend, _spend_of_raised(call, error))
+            raise
+        return changed(state, noting(update, state, drawing.settle(call.spend, update["spend"])))
 
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         call = _prepare(state, config, models, segmentation)
         if call is None:
-            return changed(state, given_up(state))
-        begun = time.monotonic()
+            return changed(state, charged_first(state))
+        drawing = Drawing(state, call.order, ledger)
+        if not drawing:
+            return changed(state, await _aasked(call))
+        drawn = await asyncio.to_thread(drawing.reserve, call.order["max_tokens"])
+        if drawn.refused is not None:
+            return changed(state, _refused(call, drawn.refused))
+        call = _granted(call, drawn.tokens)
         try:
-            async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
-                message = await call.model.ainvoke(call.messages, call.config, **call.arguments)
-        except Exception as error:
-            return changed(state, came_to_nothing(call, error, time.monotonic() - begun))
-        return changed(state, _noted(call, message, time.monotonic() - begun))
+            update = await _aasked(call)
+        except BaseException as error:
+            spend = _spend_of_raised(call, error)
+            await asyncio.shield(asyncio.to_thread(drawing.settle, call.spend, spend))
+            raise
+        note = await asyncio.shield(asyncio.to_thread(drawing.settle, call.spend, update["spend"]))
+        return changed(state, noting(update, state, note))
 
     return RunnableLambda(run, arun, name="generate_step")
+
+
+def _asked(call: _StepCall) -> dict[str, Any]:
+    begun = time.monotonic()
+    ask = partial(call.model.invoke, call.messages, call.config, **call.arguments)
+    try:
+        message = call_within(call.limit, ask)
+    except Exception as error:
+        return came_to_nothing(call, error, time.monotonic() - begun)
+    return _noted(call, message, time.monotonic() - begun)
+
+
+async def _aasked(call: _StepCall) -> dict[str, Any]:
+    begun = time.monotonic()
+    try:
+        async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
+            message = await call.model.ainvoke(call.messages, call.config, **call.arguments)
+    except Exception as error:
+        return came_to_nothing(call, error, time.monotonic() - begun)
+    return _noted(call, message, time.monotonic() - begun)
 
 
 def after_generate_step(state: TrimState) -> Literal["score decides", "no score needed"]:
@@ -116,13 +154,38 @@ def _prepare(
     )
 
 
+def _granted(call: _StepCall, tokens: int) -> _StepCall:
+    """Cut the call to what the accounts grant."""
+    if tokens == call.order["max_tokens"]:
+        return call
+    order = Order(**{**call.order, "max_tokens": tokens})
+    return replace(call, order=order, arguments={**call.arguments, "max_tokens": tokens})
+
+
+def _refused(call: _StepCall, limit: str) -> dict[str, Any]:
+    """Other runs have used an account up since `route` looked: let it find another way."""
+    error = f"the limit on {limit} is spent"
+    return {
+        "spend": call.spend,
+        "draft": None,
+        "in_flight": None,
+        "failed": Failure(part="large", error=error, refused=limit),
+        "notes": call.notes,
+    }
+
+
+def _spend_of_raised(call: _StepCall, error: BaseException) -> Spend:
+    """What a call has used that leaves the node by an error; all it might have, where it was cancelled."""
+    return charge_failed_call(call.spend, call.order["writer"], error, **call.charge())
+
+
 def _noted(call: _StepCall, message: Any, seconds: float) -> dict[str, Any]:
     order, thinking = call.order, call.settings.thinking
     reply = read_reply(message, call.arguments.get("stop", ()), order["writer"])
     spend = billed(call, reply, message.response_metadata, seconds)
     update: dict[str, Any] = {"spend": spend, "in_flight": None}
     notes = _told_of_prompting(call, message.response_metadata)
-    if call.noted or notes != call.notes:
+    if notes != call.notes:
         update["notes"] = notes
     if "probe" in order:
         return update | {"order": probed(order, message, index=call.index)}

@@ -5,19 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langgraph.runtime import get_runtime
 from langgraph.types import Command
 
+from trim_graph.accounts import Accounts, scarcest
 from trim_graph.budget import Budget, BudgetLeft, Spend, budget_left, counts_itself, grant, prompt_bound
-from trim_graph.context import Settings
+from trim_graph.context import Settings, settings_of
 from trim_graph.conversation import compose
 from trim_graph.events import emit, push_text
-from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, Observation, Policy, checked
+from trim_graph.ledger import Ledger
+from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, Choice, Observation, Policy, checked
 from trim_graph.process import this_process
-from trim_graph.run import PLAIN_ROUND, PROBE, SCORED_ROUND, begin_run, policy_of, segmentation_of
+from trim_graph.run import (
+    PLAIN_ROUND,
+    PROBE,
+    SCORED_ROUND,
+    begin_run,
+    policy_of,
+    segmentation_of,
+)
 from trim_graph.segment import Segmentation, join_steps, separator_of
 from trim_graph.state import (
     DecisionRecord,
@@ -33,18 +43,23 @@ from trim_graph.state import (
 )
 
 from .accepting import as_step, pieces
+from .asking import act_on, ask
 from .fallback import GIVE_UP, fall_back
 from .observing import observation
 
-Goto = Literal["generate_step", "finalize"]
-REACHED: tuple[Goto, ...] = ("generate_step", "finalize")
+Goto = Literal["generate_step", "ask_person", "finalize"]
 
 MAX_ATTEMPTS = 3
 """Answers without a step, in a row, after which the solution is taken for ended."""
 
 
 def route_node(
-    settings: Settings, policy: Policy, large: Runnable[Any, Any], *, has_scorer: bool
+    settings: Settings,
+    policy: Policy,
+    large: Runnable[Any, Any],
+    *,
+    has_scorer: bool,
+    ledger: Ledger | None = None,
 ) -> RunnableLambda[Any, Any]:
     """Build the node.
 
@@ -53,23 +68,25 @@ def route_node(
         policy: Asked for the next writer and for the decision on a draft.
         large: Only asked how many tokens a prompt has, for the limit on cost.
         has_scorer: Whether the graph has one.
+        ledger: Keeps the accounts that runs share.
     """
-    # Counting a prompt may load a model or ask a server: not on the event loop.
-    counts = counts_itself(large)
+    # Counting a prompt may load a model or ask a server, and a ledger blocks: not on the event loop.
+    blocks = counts_itself(large) or ledger is not None
 
     def run(state: TrimState, config: RunnableConfig) -> Command[Goto]:
         if state.get("begin"):
-            limit = config.get("recursion_limit", 10_000)
             context = get_runtime().context
-            state = begin_run(state, limit, settings, context, policy=policy, has_scorer=has_scorer)
-            turn = Turn(state, policy, large, settings.segmentation, update=_reset(state))
+            state = begin_run(
+                state, config, settings, context, policy=policy, has_scorer=has_scorer, ledger=ledger
+            )
+            turn = Turn(state, policy, large, settings.segmentation, ledger, update=_reset(state))
             emit("started", run=state["run"]["id"])
         else:
-            turn = Turn(state, policy, large, settings.segmentation)
+            turn = Turn(state, policy, large, settings.segmentation, ledger)
         return turn.take()
 
     async def arun(state: TrimState, config: RunnableConfig) -> Command[Goto]:
-        if counts:
+        if blocks:
             return await asyncio.to_thread(run, state, config)
         return run(state, config)
 
@@ -88,16 +105,18 @@ class Turn:
     policy: Policy
     large: Runnable[Any, Any]
     own_segmentation: Segmentation | None
+    ledger: Ledger | None = None
     update: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.settings = Settings.model_validate(self.state["run"]["settings"])
+        self.settings = settings_of(self.state["run"])
         self.policy = policy_of(self.settings, self.policy)
         self.segmentation = segmentation_of(self.settings, self.own_segmentation)
         self.step_tokens = self.segmentation.cap(self.settings.max_step_tokens)
         self.budget: Budget = self.settings.budget
         self.spend: Spend = self.state["spend"]
         self.left: BudgetLeft = budget_left(self.budget, self.spend, self.settings.prices)
+        self.shared = Accounts(self.state["run"].get("accounts"), self.ledger).left()
         self.steps: list[Step] = list(self.state["steps"])
         self.scores = list(scores_of(self.state))
         self.memory = self.state.get("memory")
@@ -106,6 +125,10 @@ class Turn:
     def take(self) -> Command[Goto]:
         """Look at what the last node left, and say what comes next."""
         draft, order = self.state.get("draft"), self.state.get("order")
+        if (answered := self.state.get("answered")) is not None:
+            acted = act_on(self, answered, draft, order)
+            if acted is not None:
+                return acted
         failed = self.state.get("failed")
         if failed is not None:
             assert order is not None
@@ -115,7 +138,7 @@ class Turn:
             return self._judge(draft, order)
         if self.state.get("stopped"):
             return self.finish(self.state["stopped"])
-        if order is not None and order["attempt"] > 0:
+        if order is not None and (order["attempt"] > 0 or "lost" in order):
             if self._out_of_time():
                 return self.finish("deadline")
             if order["attempt"] >= MAX_ATTEMPTS:
@@ -136,26 +159,30 @@ class Turn:
         choice = checked(self.policy.next_writer(seen), answers, self.policy, self.memory)
         if choice.value == "probe":
             return self._probe()
-        self._remember(choice.memory)
         wants_large = choice.value != "small"
+        order, refused = None, None
         if wants_large:
             order, refused = self.large_order(choice.value == "large_to_end")
-            if order is not None:
-                return self.write(order)
-        else:
-            refused = self._grant(self.step_tokens)[1] if self.policy.decides else None
+            if self.asks(refused):  # before the choice is remembered: it is asked for again
+                return ask(self, "budget", refused, draft=None, order=probed)
+        elif self.policy.decides and self.budget.on_exhausted != "ask":
+            refused = self._grant(self.step_tokens)[1]
+        self._remember(choice.memory)
+        if order is not None:
+            return self.write(order)
         if refused:
             self.note_refusal(refused)
-            if self._stops(refused):
+            if self.stops(refused):
                 return self.finish("budget")
-        return self.write(self.small_order(decided=self.policy.decides and not refused))
+        decided = (self.policy.decides and not refused) or self.settings.ask_below is not None
+        return self.write(self.small_order(decided=decided))
 
     def _probe(self) -> Command[Goto]:
         """Have the small model asked for one token, unless nobody could act on what it tells."""
         refused = self._grant(self.step_tokens)[1]
-        if refused:
+        if refused and not self.asks(refused):
             self.note_refusal(refused)
-            return self.finish("budget") if self._stops(refused) else self.write(self.small_order(False))
+            return self.finish("budget") if self.stops(refused) else self.write(self.small_order(False))
         order = self.small_order(decided=False)
         return self.write(Order(**{**order, "max_tokens": 1, "probe": Probe(entropy=None, untold=None)}))
 
@@ -165,7 +192,7 @@ class Turn:
             writer="small",
             to_end=False,
             max_tokens=self.step_tokens,
-            scored=decided and self.policy.needs_score,
+            scored=decided and (self.policy.needs_score or self.settings.ask_below is not None),
             decided=decided,
             lead="",
             attempt=0,
@@ -204,9 +231,20 @@ class Turn:
         if self.spend["large"]["failed_calls"] >= GIVE_UP:
             return 0, "large_failures"
         prompt = self._prompt_tokens(lead)
-        return grant(self.budget, self.left, self.settings.prices, wanted=wanted, prompt_tokens=prompt)
+        ask_for = partial(grant, self.budget, prices=self.settings.prices, prompt_tokens=prompt)
+        granted, refused = ask_for(left=self.left, wanted=wanted)
+        for account, left in self.shared.items():
+            if granted:
+                granted, refused = ask_for(left=left, wanted=granted)
+                refused = refused and f"{refused} of {account}"
+        return granted, refused
 
-    def _stops(self, refused: str) -> bool:
+    def asks(self, refused: str | None) -> bool:
+        """Tell whether a person is to be asked because of a spent limit."""
+        return self.budget.on_exhausted == "ask" and refused not in (None, "large_failures")
+
+    def stops(self, refused: str) -> bool:
+        """Tell whether the run ends because of a spent limit."""
         return self.budget.on_exhausted == "stop" and refused != "large_failures"
 
     # Does the draft stay?
@@ -214,22 +252,35 @@ class Turn:
     def _judge(self, draft: Draft, order: Order) -> Command[Goto]:
         if not order["decided"]:
             return self.accept(draft, order)
+        score, bar = draft["score"], self.settings.ask_below
+        if bar is not None and score is not None and score < bar and self.state.get("answered") is None:
+            return ask(self, "score", None, draft=draft, order=order)
         choice = checked(
             self.policy.decide(self._observe("decide", draft)), DECISIONS, self.policy, self.memory
         )
-        self._remember(choice.memory)
+        return self.carry_out(choice, draft, order)
+
+    def carry_out(
+        self, choice: Choice, draft: Draft, order: Order, *, by_person: bool = False
+    ) -> Command[Goto]:
+        """Do with a draft as was decided, as far as the budget allows."""
         record = DecisionRecord(step=len(self.steps), decision=choice.value, score=draft["score"])
         if "part" in draft:
             record["part"] = draft["part"]
+        if by_person:
+            record["by"] = "person"
         large_order: Order | None = None
         if choice.value != "accept":
             large_order, refused = self.large_order(choice.value == "handover")
+            if self.asks(refused):  # before the choice is remembered: it is asked for again
+                return ask(self, "budget", refused, draft=draft, order=order)
             if large_order is None:
                 assert refused is not None
                 record["decision"], record["refused"] = "accept", refused
                 self.note_refusal(refused)
             else:
                 record["discarded"] = as_step(draft)
+        self._remember(choice.memory)
         self.decide(record)
         if large_order is None:
             return self.accept(draft, order)
@@ -287,7 +338,7 @@ class Turn:
     def _observe(
         self, asked: str, draft: Draft | None = None, *, entropy: float | None = None
     ) -> Observation:
-        run, left, memory = self.state["run"], self.left, self.memory
+        run, left, memory = self.state["run"], scarcest(self.left, [*self.shared.values()]), self.memory
         return observation(
             asked, run, self.steps, self.scores, left=left, memory=memory, draft=draft, entropy=entropy
         )
@@ -310,15 +361,18 @@ class Turn:
 
     def write(self, order: Order) -> Command[Goto]:
         """Send an order to its writer."""
-        if order["attempt"] and order["writer"] == "large":
+        if order["writer"] == "large" and (order["attempt"] or "lost" in order):
             granted, refused = self._grant(order["max_tokens"], order["lead"])
             if granted == 0:
                 assert refused is not None
+                if self.asks(refused):
+                    return ask(self, "budget", refused, draft=None, order=order)
                 self.note_refusal(refused)
-                if self._stops(refused):
+                if self.stops(refused):
                     return self.finish("budget")
                 return self.write(self.small_order(decided=False))
             order = Order(**{**order, "max_tokens": granted})
+            order.pop("lost", None)
         needed = SCORED_ROUND if order["decided"] else PLAIN_ROUND
         if "probe" in order:
             needed = PROBE + (SCORED_ROUND if self.policy.decides else PLAIN_ROUND)
@@ -333,14 +387,20 @@ class Turn:
                 prompt_tokens=self._prompt_tokens(order["lead"]),
                 process=this_process(),
             )
-        return self._go("generate_step", order=order, in_flight=in_flight, failed=None)
+        return self.go("generate_step", order=order, in_flight=in_flight)
 
     def finish(self, reason: str) -> Command[Goto]:
         """End the run."""
-        return self._go("finalize", stopped=reason, order=None, in_flight=None, failed=None)
+        if not self.update.get("steps"):
+            # LangGraph streams a message whole unless a chunk of it went before; those of a run that is
+            # resumed went into another stream.
+            push_text("", self.state["run"]["message_id"])
+        return self.go("finalize", stopped=reason, order=None)
 
-    def _go(self, goto: Goto, **channels: Any) -> Command[Goto]:
-        leaving = {**channels, "draft": None}
+    def go(self, goto: Goto, **channels: Any) -> Command[Goto]:
+        """Leave: what is not given here of what the last nodes left is done with."""
+        done = dict.fromkeys(("draft", "in_flight", "failed", "asking", "answered"))
+        leaving = done | channels
         # At the beginning of a run the state is the one to be, not the one before: everything is written.
         new = leaving if "run" in self.update else changed(self.state, leaving)
         return Command(update=self.update | new, goto=goto)

@@ -118,7 +118,7 @@ def test_what_is_left_is_never_negative():
         {"seconds": float("nan")},
         {"tokens": 5},
         {"large_tokens": 7},
-        {"on_exhausted": "ask"},
+        {"on_exhausted": "wait"},
     ],
 )
 def test_a_limit_that_cannot_be_meant_is_refused_by_its_name(wrong):

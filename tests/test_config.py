@@ -1,13 +1,23 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 from langchain_openai import ChatOpenAI
 from pydantic import ValidationError
 
-from trim_graph import SettingsError
+from trim_graph import SettingsError, TrimContext, open_ledger
 from trim_graph.adapters import ChatVLLM, VLLMProcessReward
-from trim_graph.config import EXAMPLE, Parts, TrimConfig, build_graph, build_parts, load_config, make_config
+from trim_graph.config import (
+    EXAMPLE,
+    Parts,
+    TrimConfig,
+    build_graph,
+    build_parts,
+    for_measuring,
+    load_config,
+    make_config,
+)
 from trim_graph.config_models import VLLMModel
 from trim_graph.config_run import RunSettings
 from trim_graph.config_scorers import VLLMPRM
@@ -79,7 +89,7 @@ def test_relative_paths_are_relative_to_the_file(tmp_path, monkeypatch):
 
 
 def test_run_settings_are_those_of_the_graph():
-    known = set(Settings.model_fields) - {"budget", "prices", "policy"}
+    known = set(Settings.model_fields) - {"budget", "allowances", "prices", "policy"}
     assert set(RunSettings.model_fields) == known
     assert RunSettings().model_dump() == Settings().model_dump(include=known)
 
@@ -374,3 +384,43 @@ def test_the_format_of_a_reward_model(write, kind):
         write(f"{base}scorer: {{type: {kind}, model: org/prm, format: skywork, step_token: x}}")
     )
     assert "line 4: scorer: step_token='x': the format skywork has none to choose" in message
+
+
+@pytest.mark.parametrize(
+    ("added", "told"),
+    [
+        (
+            "allowances: {user: {large_tokens: 5}}",
+            "allowances need a ledger that counts: add for example ledger",
+        ),
+        ("ledger: none", "ledger: is 'none'; choose memory, sqlite:PATH, postgresql://"),
+        ("ledger: redis", "ledger: is 'redis'; choose memory"),
+        ("ledger: postgresql://u:secret@h/d", "ledger: holds a password; set PGPASSWORD"),
+        ("ledger: memory\nallowances: {user: {tokens: 5}}", r"allowances\.user\.tokens"),
+    ],
+)
+def test_a_ledger_and_allowances_go_together(write, added, told):
+    said = refused(write(f"{MODELS}policy: small_only\n{added}\n"))
+    assert "secret" not in said
+    assert re.search(told, said), said
+
+
+def test_a_graph_of_a_file_draws_from_its_ledger(write, tmp_path):
+    text = f"{MODELS}policy: {{type: threshold, t: 0.5}}\nallowances: {{user: {{large_calls: 1}}}}\n"
+    config = load_config(write(f"{text}ledger: sqlite:spend.db\n"))
+    assert config.ledger == f"sqlite:{tmp_path / 'spend.db'}"
+    with open_ledger(config.ledger) as ledger:
+        graph = build_graph(config, parts=scripted(), ledger=ledger)
+        graph.invoke({"messages": "count"}, context=TrimContext(user="ada"))
+        assert ledger.used("user:ada").large_calls == 1
+    with pytest.raises(SettingsError, match="no ledger that counts"):
+        build_graph(config, parts=scripted())
+
+
+def test_runs_that_measure_draw_from_no_account_and_ask_nobody(write):
+    text = f"{MODELS}policy: {{type: threshold, t: 0.5}}\nallowances: {{user: {{large_calls: 1}}}}\n"
+    asks = "budget: {large_calls: 1, on_exhausted: ask}\nsettings: {ask_below: 0.9}\nledger: memory\n"
+    config = load_config(write(text + asks))
+    result = build_graph(for_measuring(config), parts=scripted()).invoke({"messages": "count"})
+    assert result["trim"]["stopped"] == "finished"
+    assert "accounts" not in result["trim"]

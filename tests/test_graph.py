@@ -62,10 +62,11 @@ def test_every_error_on_purpose_is_a_trim_error():
 # What is built
 
 
-def test_the_graph_has_four_nodes_and_names_itself(make):
+def test_the_graph_has_five_nodes_and_names_itself(make):
     graph = make(name="solver").graph
     assert graph.name == "solver"
-    assert set(graph.nodes) - {"__start__"} == {"route", "generate_step", "score_step", "finalize"}
+    nodes = {"route", "generate_step", "score_step", "ask_person", "finalize"}
+    assert set(graph.nodes) - {"__start__"} == nodes
     assert "score_step" not in make(policy=small_only(), scorer=None).graph.nodes
 
 
@@ -73,6 +74,7 @@ def test_route_names_update_and_next_node_in_one_command(rig):
     edges = {(edge.source, edge.target, edge.conditional) for edge in rig.graph.get_graph().edges}
     assert {edge for edge in edges if edge[0] == "route"} == {
         ("route", "generate_step", True),
+        ("route", "ask_person", True),
         ("route", "finalize", True),
     }
 
@@ -88,6 +90,9 @@ def test_its_schemas_show_what_goes_in_and_comes_out(rig):
         "max_step_tokens",
         "seed",
         "budget",
+        "allowances",
+        "ask_below",
+        "user",
         "on_scorer_error",
         "on_large_error",
         "on_small_error",

@@ -21,6 +21,8 @@ ROOT = Path(__file__).parent.parent
 PUBLIC = {
     trim_graph: {
         "DEFAULT_INSTRUCTION",
+        "Allowance",
+        "Allowances",
         "Budget",
         "ChatModelContractError",
         "InputError",
@@ -40,6 +42,8 @@ PUBLIC = {
         "create_trim_chat_model",
         "create_trim_graph",
         "open_checkpointer",
+        "open_ledger",
+        "trim_node",
     },
     trim_graph.policies: {
         "AllOf",
@@ -88,6 +92,7 @@ PUBLIC = {
         "build_graph",
         "build_parts",
         "example_config",
+        "for_measuring",
         "load_config",
         "make_config",
     },

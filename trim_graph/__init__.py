@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 __path__ = extend_path(__path__, __name__)
 
 if TYPE_CHECKING:
+    from .accounts import Allowance, Allowances
     from .budget import Budget, ModelPrice, Prices
     from .chat_model import TrimChatModel, create_trim_chat_model
     from .checkpoint import open_checkpointer
     from .context import TrimContext
+    from .embedding import trim_node
     from .errors import ChatModelContractError, InputError, ScorerError, SettingsError, TrimError
     from .graph import create_trim_graph
+    from .ledger import open_ledger
     from .prompts import DEFAULT_INSTRUCTION
     from .state import Step, Summary, TrimInput, TrimOutput, TrimState
 
@@ -24,6 +27,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DEFAULT_INSTRUCTION",
+    "Allowance",
+    "Allowances",
     "Budget",
     "ChatModelContractError",
     "InputError",
@@ -43,16 +48,22 @@ __all__ = [
     "create_trim_chat_model",
     "create_trim_graph",
     "open_checkpointer",
+    "open_ledger",
+    "trim_node",
 ]
 
 _HOMES = {
+    "Allowance": "accounts",
+    "Allowances": "accounts",
     "Budget": "budget",
     "ModelPrice": "budget",
     "Prices": "budget",
     "TrimChatModel": "chat_model",
     "create_trim_chat_model": "chat_model",
     "open_checkpointer": "checkpoint",
+    "open_ledger": "ledger",
     "TrimContext": "context",
+    "trim_node": "embedding",
     "ChatModelContractError": "errors",
     "InputError": "errors",
     "ScorerError": "errors",

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 Writer = Literal["small", "large"]
+StepWriter = Literal["small", "large", "person"]
+"""Who wrote a step: a person may write one by hand."""
 
 
 class ModelPrice(BaseModel):
@@ -60,8 +62,9 @@ class Budget(BaseModel):
         default=None, gt=0, description="active seconds of the run; then it ends with the steps it has"
     )
     min_tokens: int = Field(default=8, ge=1, description="fewer tokens than this are not worth a large call")
-    on_exhausted: Literal["small", "stop"] = Field(
-        default="small", description="when the large model may not be called any more: go on small, or stop"
+    on_exhausted: Literal["small", "stop", "ask"] = Field(
+        default="small",
+        description="when the large model may not be called any more: go on small, stop, or ask a person",
     )
 
     @model_validator(mode="after")

@@ -10,19 +10,22 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
+from .accounts import Allowances
 from .budget import Budget, Prices
 from .config_errors import explain, read_yaml
 from .config_models import ModelConfig
 from .config_places import Part
 from .config_policies import PolicyConfig
-from .config_run import CheckpointSpec, RunSettings
+from .config_run import CheckpointSpec, LedgerSpec, RunSettings
 from .config_scorers import ScorerConfig
 from .errors import SettingsError
 
 if TYPE_CHECKING:
     from langgraph.graph.state import CompiledStateGraph
+
+    from .ledger import Ledger
 
 __all__ = [
     "EXAMPLE",
@@ -31,6 +34,7 @@ __all__ = [
     "build_graph",
     "build_parts",
     "example_config",
+    "for_measuring",
     "load_config",
     "make_config",
 ]
@@ -55,8 +59,9 @@ for all three models (the arithmetic models that come with trim-graph); policies
 ``small_only``, ``large_only``, ``random_rate`` (rate), ``entropy_probe`` (limit), ``stay_on_large`` (policy,
 k), ``any_of`` and ``all_of`` (policies), or a policy file, ``plan.json``; in settings
 ``segmentation: {type: pattern, pattern: ...}`` or ``{type: tokens, tokens: 64}``,
-``thinking: {routed: thought}``; checkpoint ``none``, ``memory``, ``sqlite:PATH``,
-``postgresql://USER@HOST/DATABASE``, ``env:NAME``."""
+``thinking: {routed: thought}``, ``ask_below: 0.2``; ``allowances: {user: {large_tokens: 20000}}`` with
+``ledger: sqlite:spend.db`` (or what checkpoint takes, but for none); checkpoint
+``none``, ``memory``, ``sqlite:PATH``, ``postgresql://USER@HOST/DATABASE``, ``env:NAME``."""
 
 
 class TrimConfig(Part):
@@ -67,9 +72,17 @@ class TrimConfig(Part):
     scorer: ScorerConfig | None = None
     policy: PolicyConfig
     budget: Budget = Budget()
+    allowances: Allowances = Allowances()
+    ledger: LedgerSpec = None
     prices: Prices = Prices()
     settings: RunSettings = RunSettings()
     checkpoint: CheckpointSpec = "none"
+
+    @model_validator(mode="after")
+    def _counted(self) -> TrimConfig:
+        if self.ledger is None and self.allowances != Allowances():
+            raise ValueError("allowances need a ledger that counts: add for example ledger: sqlite:spend.db")
+        return self
 
 
 class Parts(NamedTuple):
@@ -144,6 +157,15 @@ def example_config(overrides: dict[str, Any] | None = None) -> TrimConfig:
     return make_config(data, overrides=overrides)
 
 
+def for_measuring(config: TrimConfig) -> TrimConfig:
+    """The configuration without what belongs to users: runs that measure draw from no account, ask nobody."""
+    budget = config.budget
+    if budget.on_exhausted == "ask":
+        budget = budget.model_copy(update={"on_exhausted": "small"})
+    settings = config.settings.model_copy(update={"ask_below": None})
+    return config.model_copy(update={"allowances": Allowances(), "budget": budget, "settings": settings})
+
+
 def build_parts(config: TrimConfig) -> Parts:
     """Make the adapters. Weights are loaded at the first call of each.
 
@@ -166,7 +188,11 @@ def _built(part: str, build: Any) -> Any:
 
 
 def build_graph(
-    config: TrimConfig, checkpointer: Any = None, *, parts: Parts | None = None
+    config: TrimConfig,
+    checkpointer: Any = None,
+    *,
+    parts: Parts | None = None,
+    ledger: Ledger | None = None,
 ) -> CompiledStateGraph[Any, Any, Any, Any]:
     """Build the graph that a configuration describes.
 
@@ -174,9 +200,11 @@ def build_graph(
         config: From `load_config` or `make_config`.
         checkpointer: What `trim_graph.checkpoint.open_checkpointer(config.checkpoint)` opened.
         parts: From `build_parts`, to share models between graphs; default: new ones.
+        ledger: What `trim_graph.open_ledger(config.ledger)` opened, for a configuration with allowances.
 
     Raises:
-        SettingsError: Parts do not go together, such as a policy that needs scores and no scorer.
+        SettingsError: Parts do not go together, such as a policy that needs scores and no scorer, or
+            allowances and no ledger.
     """
     from .graph import create_trim_graph
 
@@ -188,6 +216,8 @@ def build_graph(
         policy=config.policy.build(),
         budget=config.budget,
         prices=config.prices,
+        allowances=config.allowances,
         checkpointer=checkpointer,
+        ledger=ledger,
         **config.settings.model_dump(),
     )

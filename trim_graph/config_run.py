@@ -30,6 +30,7 @@ class RunSettings(Part):
     on_scorer_error: OnScorerError = "raise"
     on_large_error: OnLargeError = "raise"
     on_small_error: OnSmallError = "raise"
+    ask_below: float | None = Field(default=None, ge=0, le=1)
 
 
 def placed_checkpoint(value: Any, info: ValidationInfo) -> Any:
@@ -42,4 +43,23 @@ def placed_checkpoint(value: Any, info: ValidationInfo) -> Any:
     return f"sqlite:{base_folder(info) / os.path.expanduser(place.place)}"
 
 
+LEDGERS = CHOICES.removeprefix("none, ")
+
+
+def placed_ledger(value: Any, info: ValidationInfo) -> Any:
+    """Check a ledger's specification, as a checkpoint's; null is none."""
+    if value is None:
+        return None
+    try:
+        placed = placed_checkpoint(value, info)
+    except ValueError as error:
+        raise ValueError(
+            str(error).replace("checkpoint holds", "ledger holds").replace(CHOICES, LEDGERS)
+        ) from error
+    if placed == "none":
+        raise ValueError(f"choose {LEDGERS}")
+    return placed
+
+
 CheckpointSpec = Annotated[str, BeforeValidator(placed_checkpoint)]
+LedgerSpec = Annotated[str | None, BeforeValidator(placed_ledger)]

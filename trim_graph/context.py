@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .accounts import Allowances
 from .budget import Budget, Prices
 from .errors import SettingsError
 from .prompts import DEFAULT_INSTRUCTION
 from .segment import DEFAULT_DELIMITER, AnySegmentation, as_segmentation
+from .state import SCHEMA_VERSION, Run
 from .thinking import Thinking
 
 OnScorerError = Literal["accept", "regenerate", "raise"]
@@ -45,7 +47,11 @@ class Settings(BaseModel):
     on_small_error: OnSmallError = Field(
         default="raise", description="when the small model fails: the large one writes the step, or raise"
     )
+    ask_below: float | None = Field(
+        default=None, ge=0, le=1, description="a draft that scores below it is shown to a person first"
+    )
     budget: Budget = Budget()
+    allowances: Allowances = Allowances()
     prices: Prices = Prices()
     policy: dict[str, Any] | None = Field(
         default=None, description="instead of the graph's own; as in a configuration file"
@@ -86,7 +92,17 @@ class TrimContext(BaseModel):
     on_small_error: OnSmallError | None = Field(
         default=None, description="When the small model fails: the large one writes the step, or raise"
     )
+    ask_below: float | None = Field(
+        default=None, ge=0, le=1, description="A draft that scores below it is shown to a person first"
+    )
     budget: Budget | None = Field(default=None, description="Hard limits instead of the graph's own")
+    allowances: Allowances | None = Field(
+        default=None,
+        description="What a thread and a user may spend over all runs",
+    )
+    user: str | None = Field(
+        default=None, min_length=1, description="Whose account the run draws from, if users have allowances"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -106,6 +122,7 @@ class TrimContext(BaseModel):
     def overrides(self) -> dict[str, Any]:
         """The fields of `Settings` that are to be changed."""
         given = {name: value for name in self.model_fields_set if (value := getattr(self, name)) is not None}
+        given.pop("user", None)
         if (t := given.pop("threshold", None)) is not None:
             given["policy"] = {"type": "threshold", "t": t}
         if isinstance(given.get("policy"), str):
@@ -124,16 +141,25 @@ def overridden(settings: Settings, context: Any) -> Settings:
     Raises:
         SettingsError: What stands under ``trim`` is not a valid `TrimContext`.
     """
+    given = trim_context(context)
+    return settings if given is None else settings.model_copy(update=given.overrides())
+
+
+def trim_context(context: Any) -> TrimContext | None:
+    """Find the settings of a call in its context, as `overridden` says; None where there are none.
+
+    Raises:
+        SettingsError: What stands under ``trim`` is not a valid `TrimContext`.
+    """
     given = context
     if not isinstance(context, TrimContext):
         given = context.get("trim") if isinstance(context, Mapping) else getattr(context, "trim", None)
-    if given is None:
-        return settings
+    if given is None or isinstance(given, TrimContext):
+        return given
     try:
-        overrides = given if isinstance(given, TrimContext) else TrimContext.model_validate(given)
+        return TrimContext.model_validate(given)
     except ValidationError as error:
         raise SettingsError(f"the context's trim settings are not valid: {describe(error)}") from error
-    return settings.model_copy(update=overrides.overrides())
 
 
 def make_settings(budget: Budget | None, prices: Prices | None, settings: dict[str, Any]) -> Settings:
@@ -159,18 +185,42 @@ def make_settings(budget: Budget | None, prices: Prices | None, settings: dict[s
         raise SettingsError(describe(error)) from error
 
 
+def settings_of(run: Run) -> Settings:
+    """Return what a run goes by, as it was stored when it began.
+
+    Raises:
+        SettingsError: A newer release began the run, or its settings are none (an edited state).
+    """
+    if run["schema"] > SCHEMA_VERSION:
+        raise SettingsError(
+            f"run {run['id']} was begun by a newer trim-graph: its state has the schema {run['schema']}, "
+            f"this release reads up to {SCHEMA_VERSION}. Upgrade trim-graph to go on with it"
+        )
+    try:
+        return Settings.model_validate(run["settings"])
+    except ValidationError as error:
+        raise SettingsError(
+            f"the stored settings of run {run['id']} are not valid: {describe(error)}"
+        ) from error
+
+
 def check_prices(settings: Settings) -> Settings:
     """Refuse a limit on money where nothing costs any: it would limit nothing, without a word.
 
     Raises:
-        SettingsError: The budget limits the cost of a large model that has no price.
+        SettingsError: The budget or an allowance limits the cost of a large model that has no price.
     """
-    price, limit = settings.prices.large, settings.budget.large_cost
-    if limit is not None and not (price.input or price.output):
-        raise SettingsError(
-            f"budget.large_cost is {limit:g}, but the large model has no price, so it would cost nothing: "
-            "give prices.large its input and output, per million tokens"
-        )
+    price, allowances = settings.prices.large, settings.allowances
+    for name, limits in (
+        ("budget", settings.budget),
+        ("allowances.thread", allowances.thread),
+        ("allowances.user", allowances.user),
+    ):
+        if limits is not None and limits.large_cost is not None and not (price.input or price.output):
+            raise SettingsError(
+                f"{name}.large_cost is {limits.large_cost:g}, but the large model has no price, so it would "
+                "cost nothing: give prices.large its input and output, per million tokens"
+            )
     return settings
 
 

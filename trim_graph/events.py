@@ -13,8 +13,8 @@ def emit(event: str, **content: Any) -> None:
     """Send one step event to ``stream_mode="custom"``.
 
     Args:
-        event: ``started``, ``probe``, ``draft``, ``decision``, ``accepted``, ``retried``, ``failed``,
-            ``note`` or ``finished``.
+        event: ``started``, ``probe``, ``draft``, ``decision``, ``accepted``, ``asked``, ``answered``,
+            ``retried``, ``failed``, ``note`` or ``finished``.
         content: JSON-native values that belong to it.
     """
     get_stream_writer()({"type": "trim", "event": event, **content})

@@ -10,17 +10,28 @@ from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer, Send
 
+from .accounts import Allowances
 from .adapters.continue_by_prompt import as_writer
 from .adapters.scorers import as_scorer
 from .adapters.token_probability import TokenProbability
 from .budget import Budget, Prices
 from .context import TrimContext, make_settings
 from .errors import SettingsError
-from .nodes import after_generate_step, finalize_node, generate_step_node, route_node, score_step_node
+from .ledger import Ledger
+from .nodes import (
+    after_generate_step,
+    ask_person_node,
+    finalize_node,
+    generate_step_node,
+    route_node,
+    score_step_node,
+)
 from .policies import Observation, Policy, as_policy
 from .segment import DelimiterSteps
 from .state import TrimInput, TrimOutput, TrimState
 
+FROM_ROUTE = {"generate_step": "write a step", "ask_person": "ask a person", "finalize": "done"}
+"""Where `route` may go, and why."""
 AFTER_GENERATE_STEP: dict[Hashable, str] = {"score decides": "score_step", "no score needed": "route"}
 """Where the labels that `after_generate_step` returns lead."""
 
@@ -34,6 +45,7 @@ def create_trim_graph(
     budget: Budget | None = None,
     prices: Prices | None = None,
     checkpointer: Checkpointer = None,
+    ledger: Ledger | None = None,
     name: str = "trim",
     **settings: Any,
 ) -> CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput]:
@@ -51,10 +63,11 @@ def create_trim_graph(
         budget: Hard limits on the large model; default: none.
         prices: Price table, for the limit on cost and for the bill.
         checkpointer: None inherits the parent's when embedded as a subgraph.
+        ledger: Keeps the accounts of threads and users that have ``allowances``; see `open_ledger`.
         name: Of the graph, in traces and as a subgraph.
         **settings: Fields of `Settings`: ``max_steps``, ``max_step_tokens``, ``delimiter``,
             ``segmentation`` (see `trim_graph.segment`; a function will do), ``thinking``, ``instruction``,
-            ``seed``, ``on_scorer_error`` and its like.
+            ``seed``, ``allowances``, ``ask_below``, ``on_scorer_error`` and its like.
 
     Returns:
         A compiled graph from ``{"messages": [...]}`` to ``{"messages": [..., AIMessage], "trim": ...}``.
@@ -69,16 +82,20 @@ def create_trim_graph(
         if not isinstance(model, Runnable):
             raise SettingsError(f"{writer} is {model!r}: pass a LangChain chat model")
     fixed = make_settings(budget, prices, settings)
+    if ledger is None and fixed.allowances != Allowances():
+        raise SettingsError("allowances are given, but no ledger that counts: pass ledger=, of open_ledger")
     if isinstance(scorer, TokenProbability):
         _check_probabilities(scorer, small=small, large=large)
     way = fixed.segmentation
     delimiter = way.delimiter if isinstance(way, DelimiterSteps) else fixed.delimiter
     small, large = as_writer(small, delimiter), as_writer(large, delimiter)
     builder = StateGraph(TrimState, TrimContext, input_schema=TrimInput, output_schema=TrimOutput)
-    route = route_node(fixed, routing, large, has_scorer=scorer is not None)
-    builder.add_node("route", route, destinations={"generate_step": "write a step", "finalize": "done"})
-    builder.add_node("generate_step", generate_step_node(small, large, fixed.segmentation))
-    builder.add_node("finalize", finalize_node())
+    route = route_node(fixed, routing, large, has_scorer=scorer is not None, ledger=ledger)
+    builder.add_node("route", route, destinations=FROM_ROUTE)
+    builder.add_node("generate_step", generate_step_node(small, large, fixed.segmentation, ledger))
+    builder.add_node("ask_person", ask_person_node())
+    builder.add_edge("ask_person", "route")
+    builder.add_node("finalize", finalize_node(ledger))
     builder.add_conditional_edges(START, _begin, ["route"])
     if scorer is None:
         builder.add_edge("generate_step", "route")

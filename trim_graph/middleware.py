@@ -17,12 +17,13 @@ from langgraph.runtime import Runtime
 from .adapters.scorers import as_scorer
 from .agent_state import TrimAgentState, named, routing_of, stop_message, summary_of, update_of
 from .budget import Budget, Prices, Spend, nothing_spent, turn_prompt_bound
-from .context import Settings, make_settings
+from .context import Settings, make_settings, overridden
 from .errors import SettingsError
 from .events import emit
 from .nodes import score_step_node
 from .nodes.agent_turn import AgentRouting, AgentTurn
 from .nodes.calling import charge_lost_call
+from .person import asks
 from .policies import Observation, Policy, as_policy
 from .run import begin_run
 from .state import TrimState, applied, fresh_channels
@@ -110,13 +111,15 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
     def before_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Begin with a question: check it and the call's settings before any model is asked."""
         given = TrimState(messages=state["messages"])
+        _check_nobody_asked(overridden(self.settings, runtime.context))
         routing = begin_run(
             given,
-            10_000,
+            {"recursion_limit": 10_000},
             self.settings,
             runtime.context,
             policy=self.policy,
             has_scorer=self._scoring is not None,
+            ledger=None,
         )
         emit("started", run=routing["run"]["id"])
         spent = self._spent_before(state)
@@ -136,7 +139,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             return nothing_spent()
         # A turn that a crash has ended is not gone on with any more.
         routing = routing_of(state)
-        spend, _ = charge_lost_call(routing, Settings.model_validate(routing["run"]["settings"]))
+        spend, _ = charge_lost_call(routing)
         # A model that was given up in one question may be back for the next.
         return Spend(**{**spend, "large": {**spend["large"], "failed_calls": 0}})
 
@@ -191,7 +194,18 @@ def _settings(budget: Budget | None, prices: Prices | None, given: dict[str, Any
             f"unknown setting {', '.join(unknown)}; an agent's turns go by: {', '.join(sorted(_SETTINGS))}"
         )
     own = {"max_step_tokens": DEFAULT_TURN_TOKENS, "thinking": None, "instruction": None}
-    return make_settings(budget, prices, {**own, **given})
+    made = make_settings(budget, prices, {**own, **given})
+    _check_nobody_asked(made)
+    return made
+
+
+def _check_nobody_asked(settings: Settings) -> None:
+    if asks(settings):
+        name = "ask_below" if settings.ask_below is not None else 'budget.on_exhausted="ask"'
+        raise SettingsError(
+            f"{name} has a person asked about a step, and nobody is asked about an agent's turn: choose "
+            'on_exhausted "small" or "stop", and HumanInTheLoopMiddleware for its tool calls'
+        )
 
 
 def _entered(state: TrimAgentState, begun: dict[str, Any]) -> AgentRouting:

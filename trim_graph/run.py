@@ -8,12 +8,16 @@ import uuid
 from functools import lru_cache
 from typing import Any
 
+from langchain_core.runnables import RunnableConfig
 from pydantic import TypeAdapter, ValidationError
 
+from .accounts import open_accounts
 from .budget import nothing_spent
-from .context import Settings, check_prices, describe, overridden
+from .context import Settings, check_prices, describe, overridden, trim_context
 from .conversation import question_of, require_answerable
 from .errors import SettingsError
+from .ledger import Ledger
+from .person import asks
 from .policies import Policy
 from .segment import DelimiterSteps, FunctionSteps, Segmentation
 from .state import SCHEMA_VERSION, Run, TrimState
@@ -24,6 +28,8 @@ PLAIN_ROUND = 3
 """Supersteps kept for a step on which no decision hangs: generate, route, finalize."""
 PROBE = 2
 """Supersteps that a probe adds to a step: generate, route."""
+_CHECKPOINTER = "__pregel_checkpointer"
+"""Where LangGraph tells a node of the checkpointer in effect, that of an embedding graph included."""
 RECURSION_FLOOR = 1 + PROBE + SCORED_ROUND + 1
 """Lowest recursion limit a run can begin with: the first `route`, the longest round, the last look."""
 
@@ -60,6 +66,20 @@ def segmentation_of(settings: Settings, own: Segmentation | None) -> Segmentatio
     return own
 
 
+def _check_asking(settings: Settings, has_scorer: bool, configurable: dict[str, Any]) -> None:
+    """Refuse to ask a person where the run cannot wait, or has no score to ask about."""
+    if settings.ask_below is not None and not has_scorer:
+        raise SettingsError(
+            f"ask_below is {settings.ask_below:g}, but the graph was built without a scorer: pass one"
+        )
+    if asks(settings) and configurable.get(_CHECKPOINTER) is None:
+        name = "ask_below" if settings.ask_below is not None else 'budget.on_exhausted="ask"'
+        raise SettingsError(
+            f"{name} stops a run to ask a person, but no checkpointer keeps the run until the answer: give "
+            "one to create_trim_graph, or to the graph that this one is embedded in"
+        )
+
+
 @lru_cache(maxsize=64)
 def _built(spec: str) -> Policy:
     from .config_policies import PolicyConfig
@@ -72,22 +92,32 @@ def _built(spec: str) -> Policy:
 
 
 def begin_run(
-    given: TrimState, limit: int, settings: Settings, context: Any, *, policy: Policy, has_scorer: bool
+    given: TrimState,
+    config: RunnableConfig,
+    settings: Settings,
+    context: Any,
+    *,
+    policy: Policy,
+    has_scorer: bool,
+    ledger: Ledger | None,
 ) -> TrimState:
     """Check the input and set up the state of a new run, before any model is called.
 
     Args:
         given: The channels of the input: ``messages`` and perhaps ``question``.
-        limit: The recursion limit, counted in supersteps.
+        config: Of the call: recursion limit, thread, checkpointer.
         settings: The graph's own.
         context: Of the call; may hold overrides.
         policy: The graph's own.
         has_scorer: Whether the graph has a scorer, which a context's policy may need.
+        ledger: The graph's.
 
     Raises:
-        SettingsError: The recursion limit is too low for one step, or the overrides are not valid.
+        SettingsError: The recursion limit is too low for one step, the overrides are not valid, an account
+            is not named, or a person is to be asked where no checkpointer keeps the run meanwhile.
         InputError: The conversation cannot be answered.
     """
+    limit = config.get("recursion_limit", 10_000)
     if limit < RECURSION_FLOOR:
         raise SettingsError(
             f"recursion_limit={limit} is too low for a single step: trim-graph needs at least "
@@ -99,6 +129,16 @@ def begin_run(
         raise SettingsError(
             f"the context's policy {settings.policy} needs scores, but the graph was built without a scorer"
         )
+    configurable = config.get("configurable", {})
+    _check_asking(settings, has_scorer, configurable)
+    told = trim_context(context)
+    thread = configurable.get("thread_id")
+    accounts = open_accounts(
+        settings.allowances,
+        user=told.user if told else None,
+        thread=None if thread is None else str(thread),
+        ledger=ledger,
+    )
     messages = given.get("messages", [])
     question = given.get("question") or question_of(messages)
     require_answerable(messages, question)
@@ -115,6 +155,8 @@ def begin_run(
         question=question,
         settings=settings.model_dump(mode="json"),
     )
+    if accounts:
+        run["accounts"] = accounts
     return TrimState(
         messages=messages,
         run=run,
@@ -125,6 +167,8 @@ def begin_run(
         order=None,
         in_flight=None,
         failed=None,
+        asking=None,
+        answered=None,
         memory=None,
         spend=nothing_spent(),
         stopped="",

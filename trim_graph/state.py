@@ -17,7 +17,7 @@ from langgraph.types import Overwrite
 from typing_extensions import TypedDict
 
 from .adapters.protocols import StepEnd
-from .budget import Spend, Writer
+from .budget import Spend, StepWriter, Writer
 from .thinking import Part
 
 SCHEMA_VERSION = 1
@@ -28,7 +28,7 @@ class Step(TypedDict):
     """One accepted step; never changes."""
 
     text: str
-    writer: Writer
+    writer: StepWriter
     model: str
     tokens: int
     """Tokens generated for it, those of the delimiter included; shared out by length where it was cut out of
@@ -73,6 +73,8 @@ class Order(TypedDict):
     """How often the writer has answered without a step, in a row."""
     probe: NotRequired[Probe]
     """The order is for one token, which is thrown away; its entropy is noted here."""
+    lost: NotRequired[bool]
+    """A crash cut its call off, and that is charged: it is to be given again, within what is left."""
 
 
 class InFlight(TypedDict):
@@ -89,6 +91,26 @@ class Failure(TypedDict):
 
     part: Literal["small", "large", "scorer"]
     error: str
+    refused: NotRequired[str]
+    """Limit of an account that other runs had used up before the large model could be called."""
+
+
+class Asking(TypedDict):
+    """What a person is to be asked about."""
+
+    reason: Literal["budget", "score"]
+    limit: str | None
+    """That is spent, where it is the budget."""
+
+
+class Answered(TypedDict):
+    """What a person has answered, as far as `route` is to act on it."""
+
+    more: NotRequired[dict[str, float]]
+    step: NotRequired[str]
+    ends: NotRequired[bool]
+    decision: NotRequired[str]
+    go_on: NotRequired[str]
 
 
 class DecisionRecord(TypedDict):
@@ -96,7 +118,7 @@ class DecisionRecord(TypedDict):
 
     step: int
     decision: str
-    """``accept``, ``regenerate`` or ``handover``."""
+    """``accept``, ``regenerate`` or ``handover``; ``by_hand``: a person wrote the step."""
     score: float | None
     refused: NotRequired[str]
     """Limit of the budget that turned a wish for the large model into ``accept``."""
@@ -104,6 +126,8 @@ class DecisionRecord(TypedDict):
     """Which part of a thinking model's text was routed."""
     fallback: NotRequired[str]
     """What had failed, where the decision is not the policy's but that of ``on_scorer_error`` or its like."""
+    by: NotRequired[Literal["person"]]
+    """Who decided, where it is not the policy."""
     discarded: NotRequired[Step]
 
 
@@ -116,17 +140,20 @@ class Run(TypedDict):
     seed: str
     question: str
     settings: dict[str, Any]
+    accounts: NotRequired[dict[str, dict[str, Any]]]
+    """Limits of the accounts that it draws from, by their names."""
 
 
 class Summary(TypedDict):
     """What a run did; also in the final message's ``response_metadata["trim"]``."""
 
     stopped: str
-    """``finished``, ``max_steps``, ``budget``, ``deadline``, ``recursion_limit``, ``no_step`` or ``failed``
-    (no model was left to write the next step)."""
+    """``finished``, ``max_steps``, ``budget``, ``deadline``, ``recursion_limit``, ``no_step``, ``failed``
+    (no model was left to write the next step) or ``person`` (who was asked, and ended it)."""
     answer: str | None
     """Content of the last ``\\boxed{}``, if any."""
-    steps: dict[Writer, int]
+    steps: dict[StepWriter, int]
+    """By writer; ``person`` only where one wrote a step."""
     decisions: dict[str, int]
     scores: list[float | None]
     tokens: dict[str, int]
@@ -135,8 +162,10 @@ class Summary(TypedDict):
     spend: Spend
     cost: float
     seconds: float
-    parts: NotRequired[dict[Part, dict[Writer, int]]]
+    parts: NotRequired[dict[Part, dict[StepWriter, int]]]
     """Steps by writer in thought and answer, where a model thinks."""
+    accounts: NotRequired[dict[str, dict[str, float]]]
+    """What the accounts that the run drew from have used when it ended, all their runs together."""
     notes: list[str]
     """What a user should know: a limit reached, tokens charged for a crash, an overshoot."""
 
@@ -191,11 +220,13 @@ class TrimState(TrimInput, total=False):
     order: Order | None
     in_flight: InFlight | None
     failed: Failure | None
+    asking: Asking | None
+    answered: Answered | None
     memory: Any
     """What the policy wants to remember."""
     spend: Spend
     stopped: Literal[
-        "", "finished", "max_steps", "budget", "deadline", "recursion_limit", "no_step", "failed"
+        "", "finished", "max_steps", "budget", "deadline", "recursion_limit", "no_step", "failed", "person"
     ]
     notes: list[str]
     remaining_steps: RemainingSteps
@@ -218,6 +249,8 @@ def fresh_channels() -> dict[str, Any]:
         "order": None,
         "in_flight": None,
         "failed": None,
+        "asking": None,
+        "answered": None,
         "memory": None,
         "stopped": "",
         "notes": [],

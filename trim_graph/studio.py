@@ -8,8 +8,13 @@ file's is not used.
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 
 from trim_graph.config import build_graph, example_config, load_config
+from trim_graph.ledger import open_ledger
 
 _file = os.environ.get("TRIM_CONFIG")
-graph = build_graph(load_config(_file) if _file else example_config())
+_config = load_config(_file) if _file else example_config()
+_stays_open = ExitStack()
+_ledger = _stays_open.enter_context(open_ledger(_config.ledger)) if _config.ledger else None
+graph = build_graph(_config, ledger=_ledger)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
-from .budget import Spend, Writer, total_cost
-from .context import Settings
+from .budget import Spend, StepWriter, total_cost
+from .context import settings_of
 from .segment import join_steps
 from .state import Step, Summary, TrimState, scores_of
 from .thinking import Part
@@ -33,11 +33,12 @@ def extract_answer(text: str) -> str | None:
 
 def summarise(state: TrimState) -> Summary:
     """Sum up a run that has ended."""
-    settings = Settings.model_validate(state["run"]["settings"])
+    settings = settings_of(state["run"])
     steps, spend, decisions = state["steps"], state["spend"], state["decisions"]
     writers = Counter(step["writer"] for step in steps)
     small = sum(step["tokens"] for step in steps if step["writer"] == "small")
     large = sum(step["tokens"] for step in steps if step["writer"] == "large")
+    by_person: dict[StepWriter, int] = {"person": writers["person"]} if writers["person"] else {}
     notes = list(state["notes"])
     text = join_steps(steps, settings.delimiter)
     if settings.thinking is not None:
@@ -46,10 +47,11 @@ def summarise(state: TrimState) -> Summary:
         notes.append(
             f"the large model ignored max_tokens and wrote {spend['overshoot_tokens']} tokens too many"
         )
+    by_writer: dict[StepWriter, int] = {"small": writers["small"], "large": writers["large"]}
     summary = Summary(
         stopped=state["stopped"],
         answer=extract_answer(text),
-        steps={"small": writers["small"], "large": writers["large"]},
+        steps=by_writer | by_person,
         decisions=dict(Counter(d["decision"] for d in decisions)),
         scores=list(scores_of(state)),
         tokens={
@@ -84,9 +86,10 @@ def usage_of(spend: Spend) -> UsageMetadata:
     )
 
 
-def _parts(steps: Sequence[Step]) -> dict[Part, dict[Writer, int]]:
+def _parts(steps: Sequence[Step]) -> dict[Part, dict[StepWriter, int]]:
     """Count the steps of each part by writer; nothing where nobody thinks."""
     counts = Counter((step["part"], step["writer"]) for step in steps if "part" in step)
-    writers: tuple[Writer, ...] = ("small", "large")
+    by_person = any(step["writer"] == "person" for step in steps)
+    writers: tuple[StepWriter, ...] = ("small", "large", *(("person",) if by_person else ()))
     parts: tuple[Part, ...] = ("thought", "answer")
     return {part: {writer: counts[part, writer] for writer in writers} for part in parts} if counts else {}

@@ -20,7 +20,6 @@ from langgraph.types import Command
 from .adapters.inner_model import bound_setting, call_names, chat_model_inside
 from .agent_state import routing_of, stop_message, summary_of, update_of
 from .budget import Writer, turn_prompt_bound
-from .context import Settings
 from .errors import ChatModelContractError, SettingsError
 from .events import emit
 from .nodes import after_generate_step
@@ -90,7 +89,7 @@ class TurnRouting:
         return self._response()
 
     def _begin(self) -> None:
-        spend, notes = charge_lost_call(self.state, Settings.model_validate(self.state["run"]["settings"]))
+        spend, notes = charge_lost_call(self.state)
         if notes:
             told = [*self.state["notes"], *notes]
             self._take_in({"spend": spend, "notes": told, "in_flight": None})

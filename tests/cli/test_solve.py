@@ -67,9 +67,9 @@ def test_a_refused_wish_is_shown(world, run):
 
 
 def test_text_cannot_steer_the_terminal(world, run, monkeypatch):
-    from trim_graph.cli.transcript import _printable
+    from trim_graph.cli.transcript import printable
 
-    assert _printable("a\x1b[2Jb\nc\ud800") == f"a\N{REPLACEMENT CHARACTER}[2Jb\n{' ' * 27}c�"
+    assert printable("a\x1b[2Jb\nc\ud800") == f"a\N{REPLACEMENT CHARACTER}[2Jb\n{' ' * 27}c�"
 
 
 @pytest.mark.parametrize(
@@ -212,3 +212,69 @@ def test_ctrl_c_without_a_checkpoint(start, world):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "trim-graph: interrupted\n")
+
+
+# A person, and accounts of users
+
+ASKS = "checkpoint: sqlite:runs.db\nbudget: {large_calls: 1, on_exhausted: ask}\n"
+
+
+def asks_at_every_step(world):
+    options = configured(world, ASKS)
+    file = world / "trim.yaml"
+    file.write_text(file.read_text().replace("{type: threshold, t: 0.5}", "{type: random_rate, rate: 1}"))
+    return options
+
+
+def test_a_run_that_asks_says_how_it_is_answered(world, run):
+    options = asks_at_every_step(world)
+    asked = run("solve", CHAIN, *options, "--thread", "a")
+    assert asked.exit_code == 0, asked.output
+    said = asked.stdout
+    assert "asked   the limit on large_calls is spent; the large model has used 1 call, " in said
+    assert "draft   (not scored) Step 2: 46 * 7 = 322, keep 1." in said
+    command = "trim-graph solve --config trim.yaml --thread a --resume --answer '{more: {large_tokens: 200}}'"
+    assert f"answer  {command}" in said
+    again = run("solve", *options, "--thread", "a", "--resume", "--json")
+    assert json.loads(again.stdout)["asked"]["limit"] == "large_calls"
+    by_hand = "{step: 'Step 2: 46 * 7 = 322, keep 22.'}"
+    run("solve", *options, "--thread", "a", "--resume", "--answer", by_hand)
+    done = run("solve", *options, "--thread", "a", "--resume", "--answer", "{go_on: small}")
+    assert "  2  person     -  by_hand    Step 2: 46 * 7 = 322, keep 22." in done.stdout
+    assert "\nperson  1 step\n" in done.stdout
+    assert "answer  17" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--thread", "a", "--resume", "--answer", "{more: 5}"), "--answer is not valid: more: Input should"),
+        (("--thread", "a", "--resume", "--answer", "{go_on"), "--answer '{go_on' is neither a name"),
+        ((CHAIN, "--answer", "{go_on: small}"), "--answer needs --resume"),
+    ],
+)
+def test_an_answer_that_cannot_be_meant_is_refused(world, run, arguments, said):
+    options = asks_at_every_step(world)
+    assert run("solve", CHAIN, *options, "--thread", "a").exit_code == 0
+    result = run("solve", *options, *arguments)
+    assert (result.exit_code, said in result.stderr) == (2, True), result.stderr
+
+
+@pytest.mark.parametrize(
+    "asks", ["budget: {large_calls: 1, on_exhausted: ask}", "settings: {ask_below: 0.5}"]
+)
+def test_a_command_that_cannot_wait_asks_nobody(world, run, asks):
+    result = run("solve", CHAIN, *configured(world, f"{asks}\n"))
+    assert (result.exit_code, "a run cannot wait there" in result.stderr) == (2, True)
+
+
+def test_a_user_has_one_allowance_over_all_commands(world, run):
+    limits = "ledger: sqlite:spend.db\nallowances: {user: {large_calls: 3}}\n"
+    options = (*configured(world, limits), "--policy", "{type: random_rate, rate: 1}", "--user")
+    counts = [
+        json.loads(run("solve", CHAIN, *options, user, "--json").stdout)["summary"]["steps"]["large"]
+        for user in ("ada", "ada", "eve")
+    ]
+    assert counts == [3, 0, 3]
+    nobody = run("solve", CHAIN, *options[:-1])
+    assert (nobody.exit_code, "does not name its user" in nobody.stderr) == (2, True)

@@ -18,12 +18,13 @@ def assistant(client) -> str:
     return found["assistant_id"]
 
 
-def test_the_drawn_graph_has_the_four_nodes_and_labelled_edges(client, assistant):
+def test_the_drawn_graph_has_the_five_nodes_and_labelled_edges(client, assistant):
     drawn = client.assistants.get_graph(assistant)
     nodes = {node["id"] for node in drawn["nodes"]} - {"__start__", "__end__"}
-    assert nodes == {"route", "generate_step", "score_step", "finalize"}
+    assert nodes == {"route", "generate_step", "score_step", "ask_person", "finalize"}
     labels = {(edge["source"], edge["target"]): edge.get("data") for edge in drawn["edges"]}
     assert labels["route", "generate_step"] == "write a step"
+    assert labels["route", "ask_person"] == "ask a person"
     assert labels["route", "finalize"] == "done"
     assert labels["generate_step", "score_step"] == "score decides"
     assert labels["generate_step", "route"] == "no score needed"

@@ -107,6 +107,11 @@ def solve(
     seconds: Annotated[float | None, typer.Option(help="Most seconds the run may take.")] = None,
     thread: Annotated[str | None, typer.Option(help="Name of the run in the checkpoint.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of --thread.")] = False,
+    answer: Annotated[
+        str | None,
+        typer.Option(help="For a run that waits for a person: {more: {large_tokens: 200}}, {go_on: small}."),
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="Whose allowance the run draws from.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Solve a problem, showing each step as it is accepted, then the bill.
@@ -125,6 +130,8 @@ def solve(
                 budget={"large_tokens": large_tokens, "large_calls": large_calls, "seconds": seconds},
                 thread=thread,
                 resume=resume,
+                answer=answer,
+                user=user,
                 as_json=as_json,
             )
         )

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trim_graph.config import Parts, TrimConfig, build_graph
+from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
 from trim_graph.config_writing import check_place, write_config
 from trim_graph.errors import SettingsError
 from trim_graph.evaluation.calibration import Calibrator, Listed, Point, Searched, Target
@@ -156,7 +156,7 @@ class _Calibration:
         folder = self.request.keep
         self.n = len(questions)
         return Calibrator(
-            lambda policy: build_graph(self._with(policy), parts=self.parts),
+            lambda policy: build_graph(for_measuring(self._with(policy)), parts=self.parts),
             questions,
             scores=self.scorer.draft_scores if self.scorer else list,
             concurrency=self.request.concurrency,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trim_graph.config import Parts, TrimConfig, build_graph
+from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
 from trim_graph.errors import SettingsError, TrimError
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset
@@ -108,7 +108,7 @@ class _Collection:
         )
         with Progress("collecting", self.total, done=len(self.journal.finished)) as self.progress:
             work = collect(
-                build_graph(self.config, parts=parts),
+                build_graph(for_measuring(self.config), parts=parts),
                 self._questions(),
                 source,
                 scorer=parts.scorer,

@@ -9,15 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trim_graph.config import Parts, TrimConfig, build_graph
+from pydantic import ValidationError
+
+from trim_graph.config import TrimConfig, build_graph
+from trim_graph.context import describe
 from trim_graph.errors import SettingsError, TrimError
 
+from .asking import asks, show_question, waiting
 from .models import chosen_config, load_parts, parsed_option, readable
 from .reporting import Interrupted
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
-    from langgraph.checkpoint.base import BaseCheckpointSaver
 
     from .transcript import Transcript
 
@@ -33,6 +36,8 @@ class Request:
     budget: dict[str, float | int | None] = field(default_factory=dict)
     thread: str | None = None
     resume: bool = False
+    answer: str | None = None
+    user: str | None = None
     as_json: bool = False
 
     def overrides(self) -> dict[str, Any]:
@@ -64,25 +69,34 @@ def run_solve(request: Request) -> None:
     _check(request)
     config = chosen_config(request.config, request.overrides())
     from trim_graph.checkpoint import open_checkpointer
+    from trim_graph.ledger import open_ledger
 
     opening = open_checkpointer(config.checkpoint)
     persistent = opening.place.lasts
+    if asks(config) and not persistent:
+        raise SettingsError(
+            f"the configuration has a person asked, but the checkpoint is {config.checkpoint}, and a run "
+            "cannot wait there for an answer: put `checkpoint: sqlite:runs.db` into the file of --config"
+        )
     if request.thread is not None and not persistent:
         raise SettingsError(
             f"--thread needs a checkpoint that outlives the command, and it is {config.checkpoint}: "
             "put `checkpoint: sqlite:runs.db` into the file of --config"
         )
     question = None if request.resume else readable(request.problem or "", config)
-    with opening as checkpointer:
+    with opening as checkpointer, open_ledger(config.ledger or "memory") as ledger:
         parts = load_parts(config)
         thread = request.thread or uuid.uuid4().hex[:8]
         if persistent and request.thread is None:
             print(f"thread {thread}", file=sys.stderr)
         try:
-            _run(config, parts, checkpointer, question, thread, request.as_json)
+            graph = build_graph(config, checkpointer, parts=parts, ledger=ledger)
+            _run(request, config, graph, question, thread)
         except KeyboardInterrupt as error:
             hint = f"; go on with: trim-graph solve --config {request.config} --thread {thread} --resume"
             raise Interrupted(f"interrupted{hint if persistent else ''}") from error
+        except ValidationError as error:
+            raise SettingsError(f"--answer is not valid: {describe(error)}") from error
         except TrimError:
             raise
         except (ValueError, OSError) as error:  # a problem too long for a model, a server that is gone
@@ -91,6 +105,8 @@ def run_solve(request: Request) -> None:
 
 def _check(request: Request) -> None:
     if not request.resume:
+        if request.answer is not None:
+            raise SettingsError("--answer needs --resume: it answers what the run of --thread has asked")
         if request.problem is None:
             raise SettingsError('a problem is missing: trim-graph solve "PROBLEM"')
         return
@@ -102,33 +118,45 @@ def _check(request: Request) -> None:
         raise SettingsError("--resume keeps the policy and limits of the run: leave out the options for them")
 
 
-def _run(
-    config: TrimConfig,
-    parts: Parts,
-    checkpointer: BaseCheckpointSaver[Any] | None,
-    question: str | None,
-    thread: str,
-    as_json: bool,
-) -> None:
+def _run(request: Request, config: TrimConfig, graph: Any, question: str | None, thread: str) -> None:
+    from trim_graph.context import TrimContext
+
     from .transcript import Transcript, show_bill
 
-    graph = build_graph(config, checkpointer, parts=parts)
     place: RunnableConfig = {"configurable": {"thread_id": thread}}
-    transcript = Transcript(None if as_json else _stdout())
-    given: dict[str, Any] | None = {"messages": [("user", question)]}
+    transcript = Transcript(None if request.as_json else _stdout())
+    given = _given(request, question)
     if question is None:
-        given, question = None, _resumed(graph, place, thread, transcript)
+        question = _resumed(graph, place, thread, transcript)
     # Only a saved run can be saved synchronously.
-    saving: dict[str, Any] = {} if checkpointer is None else {"durability": "sync"}
-    for event in graph.stream(given, place, stream_mode="custom", **saving):
+    saving: dict[str, Any] = {} if graph.checkpointer is None else {"durability": "sync"}
+    context = TrimContext(user=request.user) if request.user else None
+    for event in graph.stream(given, place, context=context, stream_mode="custom", **saving):
         transcript.note(event)
-    if given is None and not transcript.summary:  # only the end itself was missing
+    asked = waiting(graph, place)
+    if request.resume and not transcript.summary and not asked:  # only the end itself was missing
         transcript.summary = graph.get_state(place).values["trim"]
-    if as_json:
-        record = {"question": question, "thread": thread if checkpointer else None, **transcript.record()}
-        print(json.dumps(record, indent=1))
+    if request.as_json:
+        kept = None if graph.checkpointer is None else thread
+        record = {"question": question, "thread": kept, **transcript.record()}
+        print(json.dumps(record | ({"asked": asked} if asked else {}), indent=1))
+    elif asked:
+        show_question(_stdout(), asked, f"trim-graph solve --config {request.config} --thread {thread}")
     else:
         show_bill(_stdout(), transcript.summary, config.prices)
+
+
+def _given(request: Request, question: str | None) -> Any:
+    """What the graph is invoked with.
+
+    Raises:
+        SettingsError: ``--answer`` is not YAML.
+    """
+    if request.answer is not None:
+        from langgraph.types import Command
+
+        return Command(resume=parsed_option("--answer", request.answer, "{more: {large_tokens: 200}}"))
+    return None if question is None else {"messages": [("user", question)]}
 
 
 def _resumed(graph: Any, place: RunnableConfig, thread: str, transcript: Transcript) -> str:

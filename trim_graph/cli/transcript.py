@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from trim_graph.budget import Prices
 
-COLOURS = {"small": "cyan", "large": "magenta"}
+COLOURS = {"small": "cyan", "large": "magenta", "person": "green"}
 WHY = {
     "finished": "the solution has ended",
     "max_steps": "the limit on steps is reached",
@@ -19,6 +19,7 @@ WHY = {
     "deadline": "the time is up",
     "recursion_limit": "the recursion limit is reached",
     "no_step": "the model wrote nothing that is a step",
+    "person": "who was asked ended it",
 }
 _INDENT = " " * 27
 
@@ -93,18 +94,18 @@ class Transcript:
         line = Text(f"{step['step'] + 1:>3}  ")
         line.append(f"{step['writer']:<5}  ", style=f"bold {colour}")
         line.append(f"{rated:>4}  {step['decision'] or '-':<10} ", style="dim")
-        line.append(_printable(step["text"]), style=colour)
+        line.append(printable(step["text"]), style=colour)
         console.print(line, soft_wrap=True)
         if discarded:
             old = Text(_INDENT)
-            old.append(f"instead of: {_printable(discarded['text'])}", style="dim strike")
+            old.append(f"instead of: {printable(discarded['text'])}", style="dim strike")
             console.print(old, soft_wrap=True)
         if "refused" in step:
             said = f"{_INDENT}wanted the large model; the limit on {step['refused']} is spent"
             console.print(Text(said, style="yellow"), soft_wrap=True)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Keep a model's text from steering the terminal, and its lines in their column."""
     shown = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
     return shown.strip("\n").replace("\n", f"\n{_INDENT}")
@@ -117,19 +118,21 @@ def show_bill(console: Console, summary: dict[str, Any], prices: Prices) -> None
     tokens, spend = summary["tokens"], summary["spend"]
     console.print()
     for writer in ("small", "large"):
-        parts = [f"{_count(tokens[writer], 'token')} accepted"]
+        parts = [f"{counted(tokens[writer], 'token')} accepted"]
         if writer == "small":
             parts.append(f"{tokens['small_discarded']} discarded")
         elif tokens["large_unaccounted"]:
             parts.append(f"{tokens['large_unaccounted']} charged for calls lost in a crash")
-        parts.append(_count(spend[writer]["calls"], "call"))
-        steps = _count(summary["steps"][writer], "step")
+        parts.append(counted(spend[writer]["calls"], "call"))
+        steps = counted(summary["steps"][writer], "step")
         console.print(
             Text.assemble((f"{writer:<8}", f"bold {COLOURS[writer]}"), f"{steps:<9} {', '.join(parts)}"),
             soft_wrap=True,
         )
-    scorer = f"{_count(tokens['scorer'], 'token')} read, {_count(spend['scorer']['calls'], 'call')}"
+    scorer = f"{counted(tokens['scorer'], 'token')} read, {counted(spend['scorer']['calls'], 'call')}"
     rows = [("scorer", scorer)]
+    if by_hand := summary["steps"].get("person"):
+        rows.insert(0, ("person", counted(by_hand, "step")))
     if prices != type(prices)():
         rows.append(("cost", f"{summary['cost']:.6g}"))
     rows.append(("seconds", f"{summary['seconds']:.2f}"))
@@ -137,8 +140,9 @@ def show_bill(console: Console, summary: dict[str, Any], prices: Prices) -> None
     rows.append(("stopped", f"{summary['stopped']}: {WHY.get(summary['stopped'], 'see the notes')}"))
     rows.extend(("note", note) for note in summary["notes"])
     for name, value in rows:
-        console.print(Text.assemble((f"{name:<8}", "bold"), _printable(value)), soft_wrap=True)
+        console.print(Text.assemble((f"{name:<8}", "bold"), printable(value)), soft_wrap=True)
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Put a number before its noun."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from trim_graph.config import Parts, TrimConfig, build_graph
+from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
 from trim_graph.config_policies import Threshold
 from trim_graph.errors import SettingsError
 
@@ -22,7 +22,7 @@ def graph(config: TrimConfig, parts: Parts) -> Finding:
             "add a scorer, or choose a policy that needs none: small_only, large_only, random_rate",
         )
     try:
-        build_graph(config, parts=parts)
+        build_graph(for_measuring(config), parts=parts)
     except SettingsError as error:
         return fault(str(error), "correct that key of the configuration")
     if config.scorer is not None and not policy.needs_score:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from trim_graph.budget import BudgetLeft, Writer
+from trim_graph.budget import BudgetLeft, StepWriter
 from trim_graph.errors import SettingsError
 from trim_graph.thinking import Part
 
@@ -55,7 +55,7 @@ class Observation:
     max_steps: int
     scores: tuple[float | None, ...] = ()
     tokens: tuple[int, ...] = ()
-    writers: tuple[Writer, ...] = ()
+    writers: tuple[StepWriter, ...] = ()
     score: float | None = None
     draft: str | None = None
     draft_tokens: int = 0

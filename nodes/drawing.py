@@ -1,0 +1,72 @@
+"""A large call and the accounts that runs share: set aside before it, settled with what it used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trim_graph.accounts import Accounts, Drawn, amount_between
+from trim_graph.budget import Spend
+from trim_graph.context import settings_of
+from trim_graph.events import emit
+from trim_graph.ledger import Ledger
+from trim_graph.state import Order, TrimState
+
+
+class Drawing:
+    """What one large call draws from the accounts of its run; nothing, where there are none.
+
+    Args:
+        state: Of the run.
+        order: Of the call; another writer's draws nothing.
+        ledger: The graph's.
+
+    Raises:
+        SettingsError: The run draws from accounts, and the graph has no ledger.
+    """
+
+    def __init__(self, state: TrimState, order: Order, ledger: Ledger | None) -> None:
+        limits = state["run"].get("accounts") if order["writer"] == "large" else None
+        self._accounts = Accounts(limits, ledger)
+        self._settings = settings_of(state["run"])
+        in_flight = state.get("in_flight")
+        self._prompt_tokens = in_flight["prompt_tokens"] if in_flight else 0
+        # The same when the node runs again in this process. What a crash cut off is charged as a call before
+        # the next one, so what it had set aside stays in its place.
+        self._entry = f"{state['run']['id']}.{state['spend']['large']['calls']}"
+
+    def __bool__(self) -> bool:
+        return bool(self._accounts)
+
+    def reserve(self, wanted: int) -> Drawn:
+        """Set aside what the call may use."""
+        if not self._accounts:
+            return Drawn(wanted)
+        return self._accounts.reserve(
+            self._entry,
+            wanted=wanted,
+            prompt_tokens=self._prompt_tokens,
+            budget=self._settings.budget,
+            prices=self._settings.prices,
+        )
+
+    def settle(self, before: Spend, after: Spend) -> str | None:
+        """Tell the ledger what the call has used.
+
+        Returns:
+            A note where the ledger cannot be told: an answer that was paid for is not thrown away for that.
+        """
+        if not self._accounts:
+            return None
+        try:
+            self._accounts.settle(self._entry, amount_between(before, after, self._settings.prices))
+        except Exception as error:
+            told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            note = f"the ledger could not be told what a call used, so all that was set aside counts: {told}"
+            emit("note", text=note)
+            return note
+        return None
+
+
+def noting(update: dict[str, Any], state: TrimState, note: str | None) -> dict[str, Any]:
+    """Add a note to a node's update."""
+    return update if note is None else update | {"notes": [*update.get("notes", state["notes"]), note]}

@@ -1,0 +1,93 @@
+"""A trim graph as a node of a graph whose state has other keys, or another reducer for its messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from langchain_core.messages import convert_to_messages
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+
+from .errors import InputError, SettingsError
+
+Form = Literal["message", "conversation", "text", "answer"]
+_FORMS: tuple[Form, ...] = ("message", "conversation", "text", "answer")
+
+
+def trim_node(
+    graph: Runnable[Any, Any],
+    *,
+    problem: str | Callable[[Any], Any] = "messages",
+    solution: str = "messages",
+    form: Form = "message",
+    summary: str | None = None,
+    name: str = "trim",
+) -> RunnableLambda[Any, Any]:
+    r"""Wrap a trim graph for a parent that does not share ``messages`` by ``add_messages``.
+
+    A parent that does takes the graph itself: ``builder.add_node("solve", graph)``. Either way the parent's
+    checkpointer, its context's ``trim`` and its stream serve the run, and an interrupt stops the parent too.
+
+    For example, for a parent with ``question: str`` and ``solution: str``::
+
+        builder.add_node("solve", trim_node(graph, problem="question", solution="solution", form="text"))
+
+    Args:
+        graph: Of `create_trim_graph`.
+        problem: Key of the parent's state with the problem, a text or a list of messages; or a function from
+            the state to one of these or to the graph's whole input.
+        solution: Key that the solution is written to.
+        form: What is written: ``message``, a list with the AIMessage, for a key that adds up (such as
+            ``Annotated[list, operator.add]``); ``conversation``, all messages, for a key that is overwritten;
+            ``text``; or ``answer``, what stands in the last ``\boxed{}``, None where nothing does.
+        summary: Key for the run's `trim_graph.Summary`; None writes it nowhere.
+        name: Of the node in traces.
+
+    Raises:
+        SettingsError: ``form`` is none of these.
+    """
+    if form not in _FORMS:
+        raise SettingsError(f"form is {form!r}: choose {', '.join(_FORMS)}")
+
+    def run(state: Any, config: RunnableConfig) -> dict[str, Any]:
+        return _written(graph.invoke(_input(state, problem), config))
+
+    async def arun(state: Any, config: RunnableConfig) -> dict[str, Any]:
+        return _written(await graph.ainvoke(_input(state, problem), config))
+
+    def _written(result: dict[str, Any]) -> dict[str, Any]:
+        message, told = result["messages"][-1], result["trim"]
+        forms: dict[str, Any] = {
+            "message": [message],
+            "conversation": result["messages"],
+            "text": str(message.text),
+            "answer": told["answer"],
+        }
+        return {solution: forms[form]} | ({summary: told} if summary is not None else {})
+
+    return RunnableLambda(run, arun, name=name)
+
+
+def _input(state: Any, problem: str | Callable[[Any], Any]) -> dict[str, Any]:
+    """The graph's input from the parent's state.
+
+    Raises:
+        InputError: There is no such key, or what it holds is neither text nor messages.
+    """
+    if callable(problem):
+        given, told = problem(state), "what the function `problem` returned"
+    else:
+        held = isinstance(state, Mapping)
+        missing = problem not in state if held else not hasattr(state, problem)
+        if missing:
+            raise InputError(f"the parent's state has no {problem!r}: name the key with the problem in it")
+        given, told = (state[problem] if held else getattr(state, problem)), f"the parent's {problem!r}"
+    if isinstance(given, Mapping) and "messages" in given:
+        return dict(given)
+    messages = [("user", given)] if isinstance(given, str) else given
+    try:
+        if not isinstance(messages, list | tuple):
+            raise TypeError
+        return {"messages": convert_to_messages(messages)}
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise InputError(f"{told} is {given!r}: give a text or a list of messages") from error

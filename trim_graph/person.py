@@ -1,0 +1,184 @@
+"""A person in the loop: what one is asked when the budget is spent or a score is low, and may answer."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import TypedDict
+
+from .budget import Spend
+from .context import Settings, settings_of
+from .segment import is_step
+from .state import Answered, Run, TrimState, scores_of
+
+SMALL_ONLY = {"type": "small_only"}
+
+
+class More(BaseModel):
+    """Amounts to add to the limits of a run, and to those of the accounts that it draws from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    large_tokens: int | None = Field(default=None, ge=1, description="tokens the large model may generate")
+    large_calls: int | None = Field(default=None, ge=1, description="calls of the large model")
+    large_cost: float | None = Field(default=None, gt=0, description="cost of the large model's calls")
+    seconds: float | None = Field(default=None, gt=0, description="active seconds of the run")
+
+    @model_validator(mode="after")
+    def _something(self) -> More:
+        if not self.given():
+            raise ValueError("more of what? give large_tokens, large_calls, large_cost or seconds")
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """The amounts that are set."""
+        return self.model_dump(exclude_none=True)
+
+    def on_top_of(self, limits: dict[str, Any]) -> dict[str, Any]:
+        """Raise limits; one that is not set stays without a limit."""
+        raised = {n: limits[n] + more for n, more in self.given().items() if limits.get(n) is not None}
+        return {**limits, **raised}
+
+
+class PersonAnswer(BaseModel):
+    """What a run is resumed with: ``Command(resume={"more": {"large_tokens": 200}})``.
+
+    Exactly one of ``more``, ``go_on`` and ``step``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    more: More | None = Field(default=None, description="a larger budget, for this run")
+    go_on: Literal["small", "stop"] | None = Field(
+        default=None,
+        description="small: without the large model and further questions; stop: end with the steps so far",
+    )
+    step: str | None = Field(default=None, description="the next step by hand, in place of the draft")
+    ends: bool = Field(default=False, description="whether the solution ends with this step")
+
+    @model_validator(mode="after")
+    def _one_answer(self) -> PersonAnswer:
+        choices = [name for name in type(self).model_fields if name != "ends"]
+        given = [name for name in choices if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of {', '.join(choices)}; there is {' and '.join(given) or 'none'}"
+            )
+        if self.step is not None and not is_step(self.step):
+            raise ValueError(f"step is {self.step!r}: write at least one word or number")
+        if self.ends and self.step is None:
+            raise ValueError("ends says that the solution ends with the step: give the step too")
+        return self
+
+
+class DraftAnswer(PersonAnswer):
+    """Where a draft waits, an answer may also be the ``decision`` on it."""
+
+    decision: Literal["accept", "regenerate", "handover"] | None = Field(
+        default=None, description="what becomes of the draft, in place of the policy's word"
+    )
+
+
+def answer_to(state: TrimState) -> type[PersonAnswer]:
+    """What a person may answer now."""
+    return PersonAnswer if state.get("draft") is None else DraftAnswer
+
+
+class ShownStep(TypedDict):
+    """An accepted step, or the draft, as a person sees it."""
+
+    text: str
+    writer: str
+    score: float | None
+    end: str
+    """``length`` where a limit cut it: what follows goes on right behind its last word."""
+
+
+class PersonQuestion(TypedDict):
+    """What an interrupt shows: ``result["__interrupt__"][0].value``. All of it is plain JSON."""
+
+    type: Literal["trim"]
+    reason: Literal["budget", "score"]
+    limit: str | None
+    """That is spent: ``large_tokens``, ``large_calls of user:42``, ...; None where it is the score."""
+    question: str
+    steps: list[ShownStep]
+    draft: ShownStep | None
+    """Waits for a decision; None where no step has been drafted."""
+    score: float | None
+    """Of the draft."""
+    spend: Spend
+    budget: dict[str, Any]
+    """Limits that are set."""
+    accounts: dict[str, dict[str, Any]]
+    """Limits of the accounts that the run draws from."""
+    answers: dict[str, str]
+    """What the run may be resumed with: a key of `PersonAnswer`, and what it does."""
+    run: str
+    """Its id, to tell questions of parallel runs apart."""
+
+
+def asks(settings: Settings) -> bool:
+    """Tell whether a run may stop to ask a person."""
+    return settings.budget.on_exhausted == "ask" or settings.ask_below is not None
+
+
+def question_to_person(state: TrimState) -> PersonQuestion:
+    """Put together what a person is shown, the same whenever the node runs again."""
+    asking, run, draft = state["asking"], state["run"], state.get("draft")
+    assert asking is not None
+    settings = settings_of(run)
+    answers = {
+        "more": 'a larger budget: {"more": {"large_tokens": 200}}',
+        "go_on": '"small": without the large model and further questions; "stop": end with the steps so far',
+        "step": 'the next step by hand: {"step": "...", "ends": false}',
+    }
+    if draft is not None:
+        answers["decision"] = '"accept" the draft, "regenerate" it, or "handover" to the large model'
+    return PersonQuestion(
+        type="trim",
+        run=run["id"],
+        reason=asking["reason"],
+        limit=asking["limit"],
+        question=run["question"],
+        steps=[
+            ShownStep(text=step["text"], writer=step["writer"], score=score, end=step["end"])
+            for step, score in zip(state["steps"], scores_of(state), strict=True)
+        ],
+        draft=None
+        if draft is None
+        else ShownStep(text=draft["text"], writer=draft["writer"], score=draft["score"], end=draft["end"]),
+        score=None if draft is None else draft["score"],
+        spend=state["spend"],
+        budget=settings.budget.model_dump(exclude_none=True),
+        accounts=run.get("accounts", {}),
+        answers=answers,
+    )
+
+
+def taken_in(run: Run, answer: PersonAnswer) -> tuple[Run, Answered]:
+    """Apply an answer to what a run goes by; the rest of it is for `route`.
+
+    Args:
+        run: Of the state.
+        answer: Valid.
+    """
+    settings = dict(run["settings"])
+    left = Answered()
+    if answer.step is not None:
+        left = Answered(step=answer.step, ends=answer.ends)
+    if answer.go_on is not None:
+        left["go_on"] = answer.go_on
+    if isinstance(answer, DraftAnswer) and answer.decision is not None:
+        left["decision"] = answer.decision
+    if answer.more is not None:
+        left["more"] = answer.more.given()
+        settings["budget"] = answer.more.on_top_of(settings["budget"])
+        accounts = {n: answer.more.on_top_of(limits) for n, limits in run.get("accounts", {}).items()}
+        run = Run(**{**run, "accounts": accounts}) if accounts else run
+    if answer.go_on == "small":
+        # What is still to be written by the large model is not asked about again either.
+        budget = {**settings["budget"], "on_exhausted": "small"}
+        settings |= {"policy": SMALL_ONLY, "ask_below": None, "budget": budget}
+    return Run(**{**run, "settings": settings}), left
