@@ -269,7 +269,12 @@ def test_a_call_goes_by_settings_of_its_own(context):
 
 @pytest.mark.parametrize(
     ("trim", "told"),
-    [({"treshold": 0.5}, "treshold"), ({"budget": {"large_tokens": 3}}, "below min_tokens")],
+    [
+        ({"treshold": 0.5}, "treshold"),
+        ({"budget": {"large_tokens": 3}}, "below min_tokens"),
+        ({"ask_below": 0.5}, "ask_below has a person asked"),
+        ({"allowances": {"user": {"large_calls": 1}}}, "without a ledger"),
+    ],
 )
 def test_wrong_settings_of_a_call_are_refused_before_any_model_is_called(trim, told):
     rig = build(agent={"context_schema": dict})
@@ -289,7 +294,7 @@ def test_a_calls_policy_that_needs_scores_needs_a_scorer():
     [
         (
             {"delimiter": "\n"},
-            "unknown setting delimiter; an agent's turns go by: max_step_tokens, max_steps",
+            "unknown setting delimiter; an agent's turns go by: allowances, max_step_tokens, max_steps",
         ),
         ({"max_steps": 0}, "max_steps"),
         ({"budget_per": "day"}, "budget_per is 'day': choose question or thread"),
@@ -299,6 +304,8 @@ def test_a_calls_policy_that_needs_scores_needs_a_scorer():
         ({"policy": 7}, "policy is 7"),
         ({"large": lambda x: x, "scorer": None, "policy": small_only()}, "large is"),
         ({"budget": Budget(large_cost=1.0)}, "the large model has no price"),
+        ({"budget": Budget(on_exhausted="ask")}, 'on_exhausted="ask" has a person asked'),
+        ({"allowances": {"user": {"large_calls": 1}}}, "allowances are given, but no ledger"),
     ],
 )
 def test_wrong_settings_are_refused_when_it_is_built(wrong, told):

@@ -14,6 +14,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import Field
 
 from trim_graph import Budget, ModelPrice, Prices
+from trim_graph.ledger import Amount, MemoryLedger
 from trim_graph.policies import large_only, random_rate, small_only
 from trim_graph.testing import ScriptedToolModel
 
@@ -222,6 +223,68 @@ def test_threads_do_not_share_a_threads_budget():
     for thread in ("1", "2"):
         result = rig.ask(config={"configurable": {"thread_id": thread}})
         assert result["trim"]["spend"]["large"]["calls"] == 2
+
+
+# Accounts that agents share
+
+
+@both_ways
+@pytest.mark.parametrize("kind", ["user", "thread"])
+def test_agents_draw_from_the_accounts_of_users_and_threads(kind, asynchronously):
+    ledger = MemoryLedger()
+    rig = build(
+        policy=random_rate(1.0),
+        ledger=ledger,
+        allowances={kind: {"large_tokens": 13}},
+        agent={"context_schema": dict},
+        budget=Budget(min_tokens=1),
+    )
+
+    def ask(name):
+        config = {"configurable": {"thread_id": name}}
+        context = {"trim": {"user": name}}
+        return rig.ask(config=config, context=context, asynchronously=asynchronously)["trim"]
+
+    first, second, other = ask("ada"), ask("ada"), ask("grace")
+    assert [told["steps"]["large"] for told in (first, second, other)] == [2, 0, 2]
+    used = sum(call["tokens"] for call in rig.large.calls[:2])
+    assert first["accounts"] == {f"{kind}:ada": {"large_tokens": used, "large_calls": 2, "large_cost": 0.0}}
+    assert ledger.used(f"{kind}:ada").large_tokens <= 13
+    assert f"the limit on large_tokens of {kind}:ada is spent" in " ".join(second["notes"])
+    limits = [call["max_tokens"] for call in rig.large.calls[:2]]
+    assert limits == [13, 13 - rig.large.calls[0]["tokens"]]
+
+
+@both_ways
+def test_a_call_that_failed_is_settled_too(asynchronously):
+    class Down(ScriptedToolModel):
+        def _generate(self, *given, **options):
+            raise ValueError("down")
+
+    ledger = MemoryLedger()
+    rig = build(
+        large=Down(script=[]),
+        ledger=ledger,
+        allowances={"thread": {"large_tokens": 100}},
+        max_step_tokens=30,
+    )
+    with pytest.raises(ValueError, match="down"):
+        rig.ask(config={"configurable": {"thread_id": "1"}}, asynchronously=asynchronously)
+    assert ledger.used("thread:1") == Amount(large_tokens=30, large_calls=1)
+
+
+@both_ways
+def test_what_others_take_meanwhile_leaves_the_turn_to_the_small_model(asynchronously):
+    class Contended(MemoryLedger):
+        def reserve(self, account, entry, ask):
+            super().reserve(account, "another's", lambda used: Amount(95, 1, 0.0))
+            return super().reserve(account, entry, ask)
+
+    rig = build(ledger=Contended(), allowances={"thread": {"large_tokens": 100}})
+    result = rig.ask(config={"configurable": {"thread_id": "1"}}, asynchronously=asynchronously)
+    assert rig.large.calls == []
+    assert rig.ran == [("multiply", 12, 21)]
+    assert result["trim"]["decisions"] == {"regenerate": 1, "accept": 1}
 
 
 # Crashes

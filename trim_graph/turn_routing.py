@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from langchain.agents.middleware.types import ExtendedModelResponse, ModelRequest, ModelResponse
 from langchain.agents.structured_output import AutoStrategy, ProviderStrategy, ToolStrategy
@@ -22,6 +22,7 @@ from .agent_state import routing_of, stop_message, summary_of, update_of
 from .budget import Writer, turn_prompt_bound
 from .errors import ChatModelContractError, SettingsError
 from .events import emit
+from .ledger import Ledger
 from .nodes import after_generate_step
 from .nodes.agent_turn import AgentRouting, AgentTurn, Answered, agenerate_turn, generate_turn
 from .nodes.calling import Call, charge_lost_call
@@ -30,6 +31,8 @@ from .state import applied
 from .turn_rendering import render_turn
 
 Handler = Callable[[ModelRequest[Any]], ModelResponse[Any]]
+T = TypeVar("T")
+
 AsyncHandler = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
 
 
@@ -41,6 +44,7 @@ class TurnRouting:
     large: BaseChatModel
     policy: Policy
     scoring: Runnable[Any, Any] | None
+    ledger: Ledger | None
     longest_result: int
     responses: dict[Writer, ModelResponse[Any]] = field(default_factory=dict)
     accepted: Writer | None = None
@@ -70,8 +74,7 @@ class TurnRouting:
         """
         self._begin()
         while self.open:
-            ask = partial(self._ask, handler)
-            self._take_in(generate_turn(self.state, ask, model=self._model, render=self._render))
+            self._take_in(generate_turn(self.state, partial(self._ask, handler), **self._known()))
             if self.scoring is not None and after_generate_step(self.state) == "score decides":
                 self._take_in(self.scoring.invoke(self.state))
             self._go_on(AgentTurn.take)
@@ -79,14 +82,22 @@ class TurnRouting:
 
     async def arun(self, handler: AsyncHandler) -> ExtendedModelResponse[Any]:
         """As `run`, without blocking."""
-        self._begin()
+        await self._aside(self._begin)
         while self.open:
-            ask = partial(self._aask, handler)
-            self._take_in(await agenerate_turn(self.state, ask, model=self._model, render=self._render))
+            self._take_in(await agenerate_turn(self.state, partial(self._aask, handler), **self._known()))
             if self.scoring is not None and after_generate_step(self.state) == "score decides":
                 self._take_in(await self.scoring.ainvoke(self.state))
-            self._go_on(AgentTurn.take)
-        return self._response()
+            await self._aside(self._go_on, AgentTurn.take)
+        return await self._aside(self._response)
+
+    async def _aside(self, work: Callable[..., T], *given: Any) -> T:
+        """Do what a ledger may block in a thread."""
+        return work(*given) if self.ledger is None else await asyncio.to_thread(work, *given)
+
+    def _known(self) -> dict[str, Any]:
+        order = self.state["order"]
+        assert order is not None
+        return {"model": self.models[order["writer"]], "render": self._render, "ledger": self.ledger}
 
     def _begin(self) -> None:
         spend, notes = charge_lost_call(self.state)
@@ -99,18 +110,14 @@ class TurnRouting:
         self.state = applied(self.state, update)  # type: ignore[assignment]
 
     def _go_on(self, decide: Callable[[AgentTurn], Command[Any]]) -> None:
-        turn = AgentTurn(self.state, self.policy, self.large, None, prompt_tokens=self._prompt_tokens)
+        turn = AgentTurn(
+            self.state, self.policy, self.large, None, self.ledger, prompt_tokens=self._prompt_tokens
+        )
         command = decide(turn)
         self._take_in(command.update)
         self.open = command.goto == "generate_step"
         if len(self.state["steps"]) > len(self.before["steps"]):
-            self.accepted = self.state["steps"][-1]["writer"]
-
-    @property
-    def _model(self) -> BaseChatModel:
-        order = self.state["order"]
-        assert order is not None
-        return self.models[order["writer"]]
+            self.accepted = "large" if self.state["steps"][-1]["writer"] == "large" else "small"
 
     def _render(self, message: AIMessage) -> str:
         return render_turn(message, self.results, longest_result=self.longest_result)
@@ -153,7 +160,7 @@ class TurnRouting:
         return Answered(message, response.structured_response is not None)
 
     def _response(self) -> ExtendedModelResponse[Any]:
-        summary = summary_of(self.state, self.spent_before)
+        summary = summary_of(self.state, self.spent_before, self.ledger)
         update = {**update_of(self.before, self.state), "trim": summary}
         if self.state["stopped"]:
             emit("finished", summary=summary)
