@@ -9,9 +9,10 @@ import pytest
 from agent_rig import LARGE, SMALL, build, calling, multiply, talk, turns
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from trim_graph import Budget, ModelPrice, Prices
 from trim_graph.ledger import Amount, MemoryLedger
@@ -389,3 +390,30 @@ def test_of_two_turns_that_were_cut_off_the_large_ones_stays_and_is_not_executed
     result = rig.ask()
     assert rig.ran == []
     assert turns(result)[0].tool_calls[0]["args"] == {"a": 2, "b": 2}
+
+
+def test_a_structured_answer_that_was_cut_off_is_asked_for_again():
+    class Verdict(BaseModel):
+        """The verdict."""
+
+        reason: str
+
+    def verdict(reason, **metadata):
+        made = calling(("Verdict", {"reason": reason}), by="s")
+        return AIMessage("", tool_calls=made.tool_calls, response_metadata=metadata)
+
+    rig = build(
+        [verdict("It is ri", finish_reason="length"), verdict("It is right.")],
+        scores={},
+        agent={"response_format": ToolStrategy(Verdict)},
+    )
+    result = rig.ask()
+    assert result["structured_response"].reason == "It is right."
+    assert result["trim"]["steps"]["small"] == 2
+
+
+def test_a_last_answer_that_was_cut_off_ends_the_agent_as_any_other():
+    rig = build(["a long answer " * 9], scores={}, max_step_tokens=8)
+    result = rig.ask()
+    assert result["trim"]["stopped"] == "finished"
+    assert result["trim"]["notes"] == ["a turn of the small model was cut off at 8 tokens"]

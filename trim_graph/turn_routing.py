@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from langchain.agents.middleware.types import ExtendedModelResponse, ModelRequest, ModelResponse
 from langchain.agents.structured_output import AutoStrategy, ProviderStrategy, ToolStrategy
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
 from langchain_core.runnables import Runnable
 from langchain_core.runnables.config import ensure_config, merge_configs, set_config_context
 from langchain_core.utils.function_calling import convert_to_openai_tool
@@ -31,9 +31,8 @@ from .state import applied
 from .turn_rendering import render_turn
 
 Handler = Callable[[ModelRequest[Any]], ModelResponse[Any]]
-T = TypeVar("T")
-
 AsyncHandler = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+T = TypeVar("T")
 
 
 @dataclass
@@ -160,17 +159,28 @@ class TurnRouting:
         return Answered(message, response.structured_response is not None)
 
     def _response(self) -> ExtendedModelResponse[Any]:
+        response = None if self.accepted is None else self._kept(self.responses[self.accepted])
+        if response is not None and not any(_calls(message) for message in response.result):
+            self._take_in({"stopped": "finished"})  # also where its limit has cut it off
         summary = summary_of(self.state, self.spent_before, self.ledger)
         update = {**update_of(self.before, self.state), "trim": summary}
         if self.state["stopped"]:
             emit("finished", summary=summary)
-        if self.accepted is None:
-            response: ModelResponse[Any] = ModelResponse([stop_message(self.state, summary)])
-        else:
-            response = self.responses[self.accepted]
-            if self.state["steps"][-1]["end"] == "length":
-                response = ModelResponse(_unexecuted(response.result), response.structured_response)
+        if response is None:
+            response = ModelResponse([stop_message(self.state, summary)])
         return ExtendedModelResponse(response, Command(update=update))
+
+    def _kept(self, response: ModelResponse[Any]) -> ModelResponse[Any]:
+        """The accepted turn; if it was cut off, with its tool calls answered: half a call may parse too."""
+        calls = [call for message in response.result for call in _calls(message)]
+        if self.state["steps"][-1]["end"] != "length" or not calls:
+            return response
+        told = "Not executed: the turn was cut off at its limit of tokens, so this call may be incomplete."
+        unexecuted = [
+            ToolMessage(told, tool_call_id=call["id"], name=call["name"], status="error") for call in calls
+        ]
+        turn = [message for message in response.result if not isinstance(message, ToolMessage)]
+        return ModelResponse([*turn, *unexecuted])
 
 
 def results_of(messages: Sequence[BaseMessage]) -> list[ToolMessage]:
@@ -215,15 +225,5 @@ def _require_tools(writer: Writer, model: Any) -> None:
         )
 
 
-def _unexecuted(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """Answer the tool calls of a turn that was cut off: half a call may parse nevertheless."""
-    answered = {message.tool_call_id for message in messages if isinstance(message, ToolMessage)}
-    told = "Not executed: the turn was cut off at its limit of tokens, so this call may be incomplete."
-    added = [
-        ToolMessage(told, tool_call_id=call["id"], name=call["name"], status="error")
-        for message in messages
-        if isinstance(message, AIMessage)
-        for call in message.tool_calls
-        if call["id"] is not None and call["id"] not in answered
-    ]
-    return [*messages, *added]
+def _calls(message: BaseMessage) -> list[ToolCall]:
+    return message.tool_calls if isinstance(message, AIMessage) else []
