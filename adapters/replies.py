@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.messages import AIMessage
+from typing_extensions import TypedDict
 
 from .entropy import Entropy, entropy_of_likeliest
 from .foreign_answer import cut_short, model_name, refusal
@@ -100,7 +101,13 @@ def read_turn(message: Any, writer: str, model: Any, *, last: bool) -> Reply:
     )
 
 
-def _counted(message: Any, writer: str) -> tuple[dict[str, Any], dict[str, int]]:
+class _Tokens(TypedDict):
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+def _counted(message: Any, writer: str) -> tuple[dict[str, Any], _Tokens]:
     """Return an answer's metadata, and its tokens as fields of a `Reply`."""
     if not isinstance(message, AIMessage):
         raise ChatModelContractError(
@@ -112,11 +119,11 @@ def _counted(message: Any, writer: str) -> tuple[dict[str, Any], dict[str, int]]
             f"the {writer} model's answer has no usage_metadata, so its tokens cannot be counted against the "
             "budget; use an adapter that reports usage (for OpenAI-compatible servers: stream_usage=True)"
         )
-    return message.response_metadata, {
-        "input_tokens": usage["input_tokens"],
-        "cached_tokens": usage.get("input_token_details", {}).get("cache_read", 0) or 0,
-        "output_tokens": usage["output_tokens"],
-    }
+    return message.response_metadata, _Tokens(
+        input_tokens=usage["input_tokens"],
+        cached_tokens=usage.get("input_token_details", {}).get("cache_read", 0) or 0,
+        output_tokens=usage["output_tokens"],
+    )
 
 
 def _mean_probability(metadata: dict[str, Any]) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,13 +16,23 @@ from trim_graph.adapters.replies import Reply, read_turn
 from trim_graph.budget import Spend
 from trim_graph.errors import SettingsError
 from trim_graph.events import emit
+from trim_graph.ledger import Ledger
 from trim_graph.policies.base import Observation, Policy
 from trim_graph.process import this_process
 from trim_graph.state import DecisionRecord, Draft, InFlight, Order, Step, TrimState
 
 from .accepting import as_step, draft_turned_down
-from .calling import Call, begin_call, billed, came_to_nothing, out_of_time
+from .calling import (
+    Call,
+    begin_call,
+    billed,
+    came_to_nothing,
+    out_of_time,
+    refused,
+    spend_of_raised,
+)
 from .deadline import GRACE, call_within
+from .drawing import Drawing, noting
 from .route import Goto, Turn
 
 
@@ -107,6 +117,10 @@ class AgentTurn(Turn):
     def show(self, step: Step) -> None:
         """The agent's own node streams the message."""
 
+    def finish(self, reason: str) -> Command[Goto]:
+        """End the turn; without a reason the agent goes on."""
+        return self.go("finalize", stopped=reason, order=None)
+
     def write(self, order: Order) -> Command[Goto]:
         """Send an order to its writer, and note what a call of the large model in this turn may use."""
         most = order["max_tokens"] if order["writer"] == "large" else 0
@@ -142,6 +156,7 @@ def generate_turn(
     *,
     model: Any,
     render: Callable[[AIMessage], str],
+    ledger: Ledger | None = None,
 ) -> dict[str, Any]:
     """Ask the writer that `route` named for one turn.
 
@@ -150,20 +165,24 @@ def generate_turn(
         ask: Makes the call.
         model: That is asked, for its name.
         render: Makes the text of a turn that scorers and policies see.
+        ledger: Keeps the accounts that runs share.
 
     Returns:
         An update of the state: a draft, or word of a failure.
     """
-    call = begin_call(state)
-    assert call is not None  # `AgentTurn.begin` has seen to what a crash used up
+    call = _begun(state)
+    drawing = Drawing(state, call.order, ledger)
+    drawn = drawing.reserve(call.order["max_tokens"])
+    if drawn.refused is not None:
+        return refused(call, drawn.refused)
+    call = _granted(call, drawn.tokens)
     begun = time.monotonic()
     try:
-        message, last = call_within(call.limit, partial(ask, call))
-        reply = read_turn(message, call.order["writer"], model, last=last)
-    except Exception as error:
-        return came_to_nothing(call, error, time.monotonic() - begun)
-    spend = billed(call, reply, message.response_metadata, time.monotonic() - begun)
-    return _noted(call, reply, spend, render(message))
+        update = _asked(call, partial(ask, call), begun, model, render)
+    except BaseException as error:
+        drawing.settle(call.spend, spend_of_raised(call, error))
+        raise
+    return noting(update, state, drawing.settle(call.spend, update["spend"]))
 
 
 async def agenerate_turn(
@@ -172,14 +191,64 @@ async def agenerate_turn(
     *,
     model: Any,
     render: Callable[[AIMessage], str],
+    ledger: Ledger | None = None,
 ) -> dict[str, Any]:
     """As `generate_turn`, without blocking."""
+    call = _begun(state)
+    drawing = Drawing(state, call.order, ledger)
+    if not drawing:
+        return await _aasked(call, ask(call), time.monotonic(), model, render)
+    drawn = await asyncio.to_thread(drawing.reserve, call.order["max_tokens"])
+    if drawn.refused is not None:
+        return refused(call, drawn.refused)
+    call = _granted(call, drawn.tokens)
+    try:
+        update = await _aasked(call, ask(call), time.monotonic(), model, render)
+    except BaseException as error:
+        spend = spend_of_raised(call, error)
+        await asyncio.shield(asyncio.to_thread(drawing.settle, call.spend, spend))
+        raise
+    note = await asyncio.shield(asyncio.to_thread(drawing.settle, call.spend, update["spend"]))
+    return noting(update, state, note)
+
+
+def _begun(state: TrimState) -> Call:
     call = begin_call(state)
-    assert call is not None  # `AgentTurn.begin` has seen to what a crash used up
-    begun = time.monotonic()
+    assert call is not None  # `AgentTurn.begin` has charged what a crash cut off
+    return call
+
+
+def _granted(call: Call, tokens: int) -> Call:
+    """Cut the call to what the accounts grant."""
+    return replace(call, order=Order(**{**call.order, "max_tokens": tokens}))
+
+
+def _asked(
+    call: Call,
+    ask: Callable[[], Answered],
+    begun: float,
+    model: Any,
+    render: Callable[[AIMessage], str],
+) -> dict[str, Any]:
+    try:
+        message, last = call_within(call.limit, ask)
+        reply = read_turn(message, call.order["writer"], model, last=last)
+    except Exception as error:
+        return came_to_nothing(call, error, time.monotonic() - begun)
+    spend = billed(call, reply, message.response_metadata, time.monotonic() - begun)
+    return _noted(call, reply, spend, render(message))
+
+
+async def _aasked(
+    call: Call,
+    asked: Awaitable[Answered],
+    begun: float,
+    model: Any,
+    render: Callable[[AIMessage], str],
+) -> dict[str, Any]:
     try:
         async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
-            message, last = await ask(call)
+            message, last = await asked
         reply = read_turn(message, call.order["writer"], model, last=last)
     except Exception as error:
         return came_to_nothing(call, error, time.monotonic() - begun)

@@ -10,7 +10,7 @@ from trim_graph.budget import Spend, budget_left
 from trim_graph.context import Settings, settings_of
 from trim_graph.events import emit
 from trim_graph.process import this_process
-from trim_graph.state import InFlight, Order, TrimState
+from trim_graph.state import Failure, InFlight, Order, TrimState
 
 from .failures import charge_attempts, charge_failed_call, failure, has_way_out, told_of_retries
 
@@ -104,6 +104,23 @@ def came_to_nothing(call: Call, error: Exception, seconds: float) -> dict[str, A
         "failed": failure(error, writer),
         "notes": call.notes,
     }
+
+
+def refused(call: Call, limit: str) -> dict[str, Any]:
+    """Other runs have used an account up since `route` looked: let it find another way."""
+    error = f"the limit on {limit} is spent"
+    return {
+        "spend": call.spend,
+        "draft": None,
+        "in_flight": None,
+        "failed": Failure(part="large", error=error, refused=limit),
+        "notes": call.notes,
+    }
+
+
+def spend_of_raised(call: Call, error: BaseException) -> Spend:
+    """What a call has used that leaves the node by an error; all it might have, where it was cancelled."""
+    return charge_failed_call(call.spend, call.order["writer"], error, **call.charge())
 
 
 def _timed_out(call: Call, seconds: float) -> dict[str, Any]:

@@ -44,8 +44,8 @@ def attempts_of(error: BaseException) -> FailedAttempts:
     # LangChain's errors of structured output bring the answer that has no such structure.
     answer = getattr(error, "ai_message", None)
     if isinstance(answer, AIMessage) and (usage := answer.usage_metadata) is not None:
-        tokens = {"input_tokens": usage["input_tokens"], "output_tokens": usage["output_tokens"]}
-        return FailedAttempts(count=1, **tokens, unknown=0)
+        read, written = usage["input_tokens"], usage["output_tokens"]
+        return FailedAttempts(count=1, input_tokens=read, output_tokens=written, unknown=0)
     return FailedAttempts(count=1, input_tokens=0, output_tokens=0, unknown=int(begun))
 
 

@@ -13,19 +13,27 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import merge_configs
 
 from trim_graph.adapters.replies import read_reply
-from trim_graph.budget import Spend, Writer
+from trim_graph.budget import Writer
 from trim_graph.conversation import compose
 from trim_graph.events import emit
 from trim_graph.ledger import Ledger
 from trim_graph.run import segmentation_of
 from trim_graph.segment import Segmentation, join_steps
-from trim_graph.state import Failure, Order, Step, TrimState, changed
+from trim_graph.state import Order, Step, TrimState, changed
 
-from .calling import Call, begin_call, billed, came_to_nothing, charged_first, out_of_time
+from .calling import (
+    Call,
+    begin_call,
+    billed,
+    came_to_nothing,
+    charged_first,
+    out_of_time,
+    refused,
+    spend_of_raised,
+)
 from .deadline import GRACE, call_within
 from .drafting import draft_of, endings, lead_counts
 from .drawing import Drawing, noting
-from .failures import charge_failed_call
 from .probing import entropy_arguments, probed
 
 
@@ -59,12 +67,12 @@ def generate_step_node(
         drawing = Drawing(state, call.order, ledger)
         drawn = drawing.reserve(call.order["max_tokens"])
         if drawn.refused is not None:
-            return changed(state, _refused(call, drawn.refused))
+            return changed(state, refused(call, drawn.refused))
         call = _granted(call, drawn.tokens)
         try:
             update = _asked(call)
         except BaseException as error:
-            drawing.settle(call.spend, _spend_of_raised(call, error))
+            drawing.settle(call.spend, spend_of_raised(call, error))
             raise
         return changed(state, noting(update, state, drawing.settle(call.spend, update["spend"])))
 
@@ -77,12 +85,12 @@ def generate_step_node(
             return changed(state, await _aasked(call))
         drawn = await asyncio.to_thread(drawing.reserve, call.order["max_tokens"])
         if drawn.refused is not None:
-            return changed(state, _refused(call, drawn.refused))
+            return changed(state, refused(call, drawn.refused))
         call = _granted(call, drawn.tokens)
         try:
             update = await _aasked(call)
         except BaseException as error:
-            spend = _spend_of_raised(call, error)
+            spend = spend_of_raised(call, error)
             await asyncio.shield(asyncio.to_thread(drawing.settle, call.spend, spend))
             raise
         note = await asyncio.shield(asyncio.to_thread(drawing.settle, call.spend, update["spend"]))
@@ -160,23 +168,6 @@ def _granted(call: _StepCall, tokens: int) -> _StepCall:
         return call
     order = Order(**{**call.order, "max_tokens": tokens})
     return replace(call, order=order, arguments={**call.arguments, "max_tokens": tokens})
-
-
-def _refused(call: _StepCall, limit: str) -> dict[str, Any]:
-    """Other runs have used an account up since `route` looked: let it find another way."""
-    error = f"the limit on {limit} is spent"
-    return {
-        "spend": call.spend,
-        "draft": None,
-        "in_flight": None,
-        "failed": Failure(part="large", error=error, refused=limit),
-        "notes": call.notes,
-    }
-
-
-def _spend_of_raised(call: _StepCall, error: BaseException) -> Spend:
-    """What a call has used that leaves the node by an error; all it might have, where it was cancelled."""
-    return charge_failed_call(call.spend, call.order["writer"], error, **call.charge())
 
 
 def _noted(call: _StepCall, message: Any, seconds: float) -> dict[str, Any]:

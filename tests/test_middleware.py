@@ -5,7 +5,7 @@ import json
 
 import pytest
 from agent_rig import LARGE, QUESTION, RIGHT, SMALL, WRONG, build, calling, multiply, turns
-from langchain.agents.middleware import HumanInTheLoopMiddleware
+from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware, hook_config
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
@@ -269,7 +269,12 @@ def test_a_call_goes_by_settings_of_its_own(context):
 
 @pytest.mark.parametrize(
     ("trim", "told"),
-    [({"treshold": 0.5}, "treshold"), ({"budget": {"large_tokens": 3}}, "below min_tokens")],
+    [
+        ({"treshold": 0.5}, "treshold"),
+        ({"budget": {"large_tokens": 3}}, "below min_tokens"),
+        ({"ask_below": 0.5}, "ask_below has a person asked"),
+        ({"allowances": {"user": {"large_calls": 1}}}, "without a ledger"),
+    ],
 )
 def test_wrong_settings_of_a_call_are_refused_before_any_model_is_called(trim, told):
     rig = build(agent={"context_schema": dict})
@@ -289,7 +294,7 @@ def test_a_calls_policy_that_needs_scores_needs_a_scorer():
     [
         (
             {"delimiter": "\n"},
-            "unknown setting delimiter; an agent's turns go by: max_step_tokens, max_steps",
+            "unknown setting delimiter; an agent's turns go by: allowances, max_step_tokens, max_steps",
         ),
         ({"max_steps": 0}, "max_steps"),
         ({"budget_per": "day"}, "budget_per is 'day': choose question or thread"),
@@ -299,6 +304,8 @@ def test_a_calls_policy_that_needs_scores_needs_a_scorer():
         ({"policy": 7}, "policy is 7"),
         ({"large": lambda x: x, "scorer": None, "policy": small_only()}, "large is"),
         ({"budget": Budget(large_cost=1.0)}, "the large model has no price"),
+        ({"budget": Budget(on_exhausted="ask")}, 'on_exhausted="ask" has a person asked'),
+        ({"allowances": {"user": {"large_calls": 1}}}, "allowances are given, but no ledger"),
     ],
 )
 def test_wrong_settings_are_refused_when_it_is_built(wrong, told):
@@ -398,6 +405,19 @@ def test_a_person_is_asked_about_accepted_calls_only():
     assert result["trim"]["steps"] == {"small": 1, "large": 1}
     assert len(rig.small.calls) == 2
     assert len(rig.large.calls) == 1
+
+
+def test_an_agent_that_another_middleware_sends_on_goes_on():
+    class Insisting(AgentMiddleware):
+        @hook_config(can_jump_to=["model"])
+        def after_model(self, state, runtime):
+            if len(turns(state)) < 3:
+                return {"jump_to": "model", "messages": [HumanMessage("Are you sure?")]}
+            return None
+
+    rig = build(["one", "one", "one"], before=[Insisting()], scores={}, tools=False)
+    result = rig.ask()
+    assert result["trim"]["steps"] == {"small": 3, "large": 0}
 
 
 def test_the_agents_own_name_is_on_the_turn_kept():

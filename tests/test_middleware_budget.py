@@ -9,11 +9,13 @@ import pytest
 from agent_rig import LARGE, SMALL, build, calling, multiply, talk, turns
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from trim_graph import Budget, ModelPrice, Prices
+from trim_graph.ledger import Amount, MemoryLedger
 from trim_graph.policies import large_only, random_rate, small_only
 from trim_graph.testing import ScriptedToolModel
 
@@ -164,7 +166,7 @@ def test_a_deadline_ends_the_agent_before_the_next_turn(asynchronously, monkeypa
     assert "its limit of 5.0 seconds is reached" in turns(result)[-1].text
     # The draft was there in time for nobody to act on: it stays, and its tool has run.
     assert rig.ran == [("multiply", 12, 21)]
-    assert rig.large.calls == []
+    assert (rig.large.calls, rig.scorer.calls) == ([], [])
 
 
 @pytest.fixture
@@ -222,6 +224,68 @@ def test_threads_do_not_share_a_threads_budget():
     for thread in ("1", "2"):
         result = rig.ask(config={"configurable": {"thread_id": thread}})
         assert result["trim"]["spend"]["large"]["calls"] == 2
+
+
+# Accounts that agents share
+
+
+@both_ways
+@pytest.mark.parametrize("kind", ["user", "thread"])
+def test_agents_draw_from_the_accounts_of_users_and_threads(kind, asynchronously):
+    ledger = MemoryLedger()
+    rig = build(
+        policy=random_rate(1.0),
+        ledger=ledger,
+        allowances={kind: {"large_tokens": 13}},
+        agent={"context_schema": dict},
+        budget=Budget(min_tokens=1),
+    )
+
+    def ask(name):
+        config = {"configurable": {"thread_id": name}}
+        context = {"trim": {"user": name}}
+        return rig.ask(config=config, context=context, asynchronously=asynchronously)["trim"]
+
+    first, second, other = ask("ada"), ask("ada"), ask("grace")
+    assert [told["steps"]["large"] for told in (first, second, other)] == [2, 0, 2]
+    used = sum(call["tokens"] for call in rig.large.calls[:2])
+    assert first["accounts"] == {f"{kind}:ada": {"large_tokens": used, "large_calls": 2, "large_cost": 0.0}}
+    assert ledger.used(f"{kind}:ada").large_tokens <= 13
+    assert f"the limit on large_tokens of {kind}:ada is spent" in " ".join(second["notes"])
+    limits = [call["max_tokens"] for call in rig.large.calls[:2]]
+    assert limits == [13, 13 - rig.large.calls[0]["tokens"]]
+
+
+@both_ways
+def test_a_call_that_failed_is_settled_too(asynchronously):
+    class Down(ScriptedToolModel):
+        def _generate(self, *given, **options):
+            raise ValueError("down")
+
+    ledger = MemoryLedger()
+    rig = build(
+        large=Down(script=[]),
+        ledger=ledger,
+        allowances={"thread": {"large_tokens": 100}},
+        max_step_tokens=30,
+    )
+    with pytest.raises(ValueError, match="down"):
+        rig.ask(config={"configurable": {"thread_id": "1"}}, asynchronously=asynchronously)
+    assert ledger.used("thread:1") == Amount(large_tokens=30, large_calls=1)
+
+
+@both_ways
+def test_what_others_take_meanwhile_leaves_the_turn_to_the_small_model(asynchronously):
+    class Contended(MemoryLedger):
+        def reserve(self, account, entry, ask):
+            super().reserve(account, "another's", lambda used: Amount(95, 1, 0.0))
+            return super().reserve(account, entry, ask)
+
+    rig = build(ledger=Contended(), allowances={"thread": {"large_tokens": 100}})
+    result = rig.ask(config={"configurable": {"thread_id": "1"}}, asynchronously=asynchronously)
+    assert rig.large.calls == []
+    assert rig.ran == [("multiply", 12, 21)]
+    assert result["trim"]["decisions"] == {"regenerate": 1, "accept": 1}
 
 
 # Crashes
@@ -285,11 +349,11 @@ def test_where_the_large_model_could_not_be_asked_a_crash_costs_nothing(crash):
 def test_a_threads_budget_is_charged_for_a_crash_that_nobody_went_on_from(crash):
     question = {"messages": [("user", "Once more: what is 12 * 12?")]}
     options = {"budget": Budget(large_tokens=40), "max_step_tokens": 30}
-    _, result = crash("large", question, budget_per="thread", **options)
-    assert result["trim"]["spend"]["unaccounted_tokens"] == 0
-    assert result["trim"]["steps"] == {"small": 1, "large": 1}
-    _, result = crash("large", question, budget_per="question", **options)
-    assert result["trim"]["steps"] == {"small": 1, "large": 1}
+    for per, left in (("thread", 10), ("question", 30)):
+        rig, result = crash("large", question, budget_per=per, **options)
+        assert result["trim"]["spend"]["unaccounted_tokens"] == 0
+        assert result["trim"]["steps"] == {"small": 1, "large": 1}
+        assert [call["max_tokens"] for call in rig.large.calls] == [left]
 
 
 # Half a tool call
@@ -326,3 +390,30 @@ def test_of_two_turns_that_were_cut_off_the_large_ones_stays_and_is_not_executed
     result = rig.ask()
     assert rig.ran == []
     assert turns(result)[0].tool_calls[0]["args"] == {"a": 2, "b": 2}
+
+
+def test_a_structured_answer_that_was_cut_off_is_asked_for_again():
+    class Verdict(BaseModel):
+        """The verdict."""
+
+        reason: str
+
+    def verdict(reason, **metadata):
+        made = calling(("Verdict", {"reason": reason}), by="s")
+        return AIMessage("", tool_calls=made.tool_calls, response_metadata=metadata)
+
+    rig = build(
+        [verdict("It is ri", finish_reason="length"), verdict("It is right.")],
+        scores={},
+        agent={"response_format": ToolStrategy(Verdict)},
+    )
+    result = rig.ask()
+    assert result["structured_response"].reason == "It is right."
+    assert result["trim"]["steps"]["small"] == 2
+
+
+def test_a_last_answer_that_was_cut_off_ends_the_agent_as_any_other():
+    rig = build(["a long answer " * 9], scores={}, max_step_tokens=8)
+    result = rig.ask()
+    assert result["trim"]["stopped"] == "finished"
+    assert result["trim"]["notes"] == ["a turn of the small model was cut off at 8 tokens"]

@@ -3,6 +3,7 @@
 import pytest
 from agent_rig import LARGE, SMALL, build, multiply, talk, turns
 from langchain_core.messages import AIMessage
+from langgraph.checkpoint.memory import InMemorySaver
 
 from trim_graph import ScorerError
 from trim_graph.adapters import ModelServerError
@@ -68,13 +69,24 @@ def test_where_the_large_model_was_to_write_the_small_one_does():
     assert rig.ask()["trim"]["steps"] == {"small": 2, "large": 0}
 
 
-def test_a_large_model_that_keeps_failing_is_given_up_but_asked_again_for_the_next_question():
+@pytest.mark.parametrize("per", ["question", "thread"])
+def test_a_large_model_that_keeps_failing_is_given_up_but_asked_again_for_the_next_question(per):
     large = Failing(script=talk(5, 1, "l"), failures=3)
-    rig = build(talk(5, 1, "s"), large, policy=random_rate(1.0), on_large_error="accept")
-    result = rig.ask()
+    thread = {"configurable": {"thread_id": "1"}}
+    rig = build(
+        talk(5, 1, "s"),
+        large,
+        policy=random_rate(1.0),
+        on_large_error="accept",
+        budget_per=per,
+        agent={"checkpointer": InMemorySaver()},
+    )
+    result = rig.ask(config=thread)
     assert len(large.calls) == 3
     assert "the large model failed 3 times: it is not called any more" in result["trim"]["notes"]
-    assert rig.ask()["trim"]["steps"] == {"small": 0, "large": 6}
+    result = rig.ask(config=thread)
+    assert result["trim"]["steps"] == {"small": 0, "large": 6}
+    assert result["trim"]["spend"]["large"]["failed_calls"] == 0
 
 
 @both_ways

@@ -9,7 +9,9 @@ from langchain.agents import AgentState
 from langchain.agents.middleware.types import OmitFromInput, PrivateStateAttr
 from langchain_core.messages import AIMessage
 
+from .accounts import Accounts
 from .budget import Spend, spend_since
+from .ledger import Ledger
 from .nodes.agent_turn import AgentRouting
 from .state import Decisions, InFlight, Order, Run, Scores, Steps, Summary, TrimState, added
 from .summary import summarise
@@ -73,15 +75,19 @@ def named(update: Mapping[str, Any]) -> dict[str, Any]:
     return {f"trim_{name}": value for name, value in update.items() if name in _CHANNELS}
 
 
-def summary_of(state: AgentRouting, before: Spend | None) -> Summary:
+def summary_of(state: AgentRouting, before: Spend | None, ledger: Ledger | None) -> Summary:
     """Sum up the turns since the question.
 
     Args:
         state: Of the routing.
         before: What the budget was charged with when the question came; None: nothing.
+        ledger: Keeps the accounts that runs share.
     """
     spend = state["spend"] if before is None else spend_since(before, state["spend"])
-    return summarise(cast(TrimState, {**state, "spend": spend}))
+    summary = summarise(cast(TrimState, {**state, "spend": spend}))
+    if accounts := Accounts(state["run"].get("accounts"), ledger):
+        summary["accounts"] = accounts.used()
+    return summary
 
 
 def stop_message(state: AgentRouting, summary: Summary) -> AIMessage:

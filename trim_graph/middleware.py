@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from langchain.agents.middleware import AgentMiddleware, hook_config
+try:
+    from langchain.agents.middleware import AgentMiddleware, hook_config
+except ImportError as error:
+    raise ImportError('TrimMiddleware needs pip install "trim-graph[agents]"') from error
 from langchain.agents.middleware.types import ExtendedModelResponse, ModelRequest, ModelResponse
 from langchain.chat_models import init_chat_model
 from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.runnables.config import ensure_config
 from langgraph.runtime import Runtime
 
+from .accounts import Allowances
 from .adapters.scorers import as_scorer
 from .agent_state import TrimAgentState, named, routing_of, stop_message, summary_of, update_of
 from .budget import Budget, Prices, Spend, nothing_spent, turn_prompt_bound
 from .context import Settings, make_settings, overridden
 from .errors import SettingsError
 from .events import emit
+from .ledger import Ledger
 from .nodes import score_step_node
 from .nodes.agent_turn import AgentRouting, AgentTurn
 from .nodes.calling import charge_lost_call
@@ -32,7 +39,15 @@ __all__ = ["TrimAgentState", "TrimMiddleware", "render_turn"]
 DEFAULT_TURN_TOKENS = 4096
 """Most tokens of one turn: a call with a whole program in it, or a long answer."""
 
-_SETTINGS = ("max_steps", "max_step_tokens", "seed", "on_scorer_error", "on_large_error", "on_small_error")
+_SETTINGS = (
+    "max_steps",
+    "max_step_tokens",
+    "seed",
+    "on_scorer_error",
+    "on_large_error",
+    "on_small_error",
+    "allowances",
+)
 
 
 class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
@@ -58,9 +73,10 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         budget: Hard limits on the large model; default: none.
         prices: Price table, for the limit on cost and for the bill.
         budget_per: What the budget is for: each ``question`` of the user, or all of a ``thread``.
+        ledger: Keeps the accounts of threads and users that have ``allowances``; see `open_ledger`.
         longest_result: Characters of a tool's result that the scorer is shown.
         **settings: ``max_steps`` (turns a question, default 32), ``max_step_tokens`` (tokens a turn, default
-            4096), ``seed``, ``on_scorer_error``, ``on_large_error`` and ``on_small_error``.
+            4096), ``seed``, ``allowances``, ``on_scorer_error``, ``on_large_error`` and ``on_small_error``.
 
     Raises:
         SettingsError: A setting is wrong or missing; the message names it.
@@ -84,6 +100,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         budget: Budget | None = None,
         prices: Prices | None = None,
         budget_per: Literal["question", "thread"] = "question",
+        ledger: Ledger | None = None,
         longest_result: int = LONGEST_RESULT,
         **settings: Any,
     ) -> None:
@@ -99,7 +116,11 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         if not isinstance(self.large, BaseChatModel):
             raise SettingsError(f"large is {large!r}: pass a LangChain chat model, or its name")
         self.settings = _settings(budget, prices, settings)
-        self.budget_per, self.longest_result = budget_per, longest_result
+        if ledger is None and self.settings.allowances != Allowances():
+            raise SettingsError(
+                "allowances are given, but no ledger that counts: pass ledger=, of open_ledger"
+            )
+        self.budget_per, self.ledger, self.longest_result = budget_per, ledger, longest_result
         try:
             self._scoring = None if scorer is None else score_step_node(as_scorer(scorer))
         except TypeError as error:
@@ -111,12 +132,13 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         _check_nobody_asked(overridden(self.settings, runtime.context))
         routing = begin_run(
             given,
-            {"recursion_limit": 10_000},
+            # Not the recursion limit: an agent's supersteps are not the graph's.
+            {"configurable": ensure_config().get("configurable", {})},
             self.settings,
             runtime.context,
             policy=self.policy,
             has_scorer=self._scoring is not None,
-            ledger=None,
+            ledger=self.ledger,
         )
         emit("started", run=routing["run"]["id"])
         spent = self._spent_before(state)
@@ -138,8 +160,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         routing = routing_of(state)
         spend, _ = charge_lost_call(routing)
         # A model that was given up in one question may be back for the next.
-        large = {**spend["large"], "failed_calls": 0}
-        return Spend(**{**spend, "large": large})
+        return Spend(**{**spend, "large": {**spend["large"], "failed_calls": 0}})
 
     @hook_config(can_jump_to=["end"])
     def before_model(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
@@ -152,20 +173,22 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         def prompt_tokens() -> int:
             return turn_prompt_bound(state["messages"], ())
 
-        turn = AgentTurn(after, self.policy, self.large, None, prompt_tokens=prompt_tokens)
+        turn = AgentTurn(after, self.policy, self.large, None, self.ledger, prompt_tokens=prompt_tokens)
         command = turn.take()
         after = applied(after, command.update)  # type: ignore[arg-type]
         update = {**begun, **update_of(before, after)}
         if not after["stopped"]:
             return update
-        summary = summary_of(after, state.get("trim_spent_before"))
+        summary = summary_of(after, state.get("trim_spent_before"), self.ledger)
         emit("finished", summary=summary)
         return {**update, "trim": summary, "jump_to": "end", "messages": [stop_message(after, summary)]}
 
     @hook_config(can_jump_to=["end"])
     async def abefore_model(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Say who writes the turn, or that the agent must end."""
-        return self.before_model(state, runtime)
+        if self.ledger is None:
+            return self.before_model(state, runtime)
+        return await asyncio.to_thread(self.before_model, state, runtime)
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
@@ -182,7 +205,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         return await self._routing(request).arun(handler)
 
     def _routing(self, request: ModelRequest[Any]) -> TurnRouting:
-        return TurnRouting(request, self.large, self.policy, self._scoring, self.longest_result)
+        return TurnRouting(request, self.large, self.policy, self._scoring, self.ledger, self.longest_result)
 
 
 def _settings(budget: Budget | None, prices: Prices | None, given: dict[str, Any]) -> Settings:
@@ -210,5 +233,5 @@ def _entered(state: TrimAgentState, begun: dict[str, Any]) -> AgentRouting:
     """Read the routing of a state; or of one that a checkpoint without it is about to become."""
     if not begun:
         return routing_of(state)
-    empty = {"trim_steps": [], "trim_decisions": [], "trim_scores": {}}
+    empty: dict[str, Any] = {"trim_steps": [], "trim_decisions": [], "trim_scores": {}}
     return routing_of({**begun, **empty})

@@ -275,7 +275,7 @@ def added(before: TrimState, after: TrimState) -> dict[str, Any]:
     update = changed(before, dict(after))
     for name in ("steps", "decisions"):
         if name in update:
-            update[name] = after[name][len(before[name]) :]  # type: ignore[literal-required]
+            update[name] = update[name][len(before[name]) :]
     if "scores" in update:
         update["scores"] = {
             key: score for key, score in after["scores"].items() if key not in before["scores"]

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from langchain.agents.middleware.types import ExtendedModelResponse, ModelRequest, ModelResponse
 from langchain.agents.structured_output import AutoStrategy, ProviderStrategy, ToolStrategy
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
 from langchain_core.runnables import Runnable
 from langchain_core.runnables.config import ensure_config, merge_configs, set_config_context
 from langchain_core.utils.function_calling import convert_to_openai_tool
@@ -22,6 +22,7 @@ from .agent_state import routing_of, stop_message, summary_of, update_of
 from .budget import Writer, turn_prompt_bound
 from .errors import ChatModelContractError, SettingsError
 from .events import emit
+from .ledger import Ledger
 from .nodes import after_generate_step
 from .nodes.agent_turn import AgentRouting, AgentTurn, Answered, agenerate_turn, generate_turn
 from .nodes.calling import Call, charge_lost_call
@@ -31,6 +32,7 @@ from .turn_rendering import render_turn
 
 Handler = Callable[[ModelRequest[Any]], ModelResponse[Any]]
 AsyncHandler = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+T = TypeVar("T")
 
 
 @dataclass
@@ -41,6 +43,7 @@ class TurnRouting:
     large: BaseChatModel
     policy: Policy
     scoring: Runnable[Any, Any] | None
+    ledger: Ledger | None
     longest_result: int
     responses: dict[Writer, ModelResponse[Any]] = field(default_factory=dict)
     accepted: Writer | None = None
@@ -53,6 +56,7 @@ class TurnRouting:
                 "this turn was begun by an agent without TrimMiddleware, so nothing says how to route it; "
                 "go on with a new message instead of resuming"
             )
+        self.spent_before: Any = self.request.state.get("trim_spent_before")
         self.before: AgentRouting = routing_of(self.request.state)
         self.state = self.before
         self.results = results_of(self.request.messages)
@@ -69,8 +73,7 @@ class TurnRouting:
         """
         self._begin()
         while self.open:
-            ask = partial(self._ask, handler)
-            self._take_in(generate_turn(self.state, ask, model=self._model, render=self._render))
+            self._take_in(generate_turn(self.state, partial(self._ask, handler), **self._known()))
             if self.scoring is not None and after_generate_step(self.state) == "score decides":
                 self._take_in(self.scoring.invoke(self.state))
             self._go_on(AgentTurn.take)
@@ -78,14 +81,22 @@ class TurnRouting:
 
     async def arun(self, handler: AsyncHandler) -> ExtendedModelResponse[Any]:
         """As `run`, without blocking."""
-        self._begin()
+        await self._aside(self._begin)
         while self.open:
-            ask = partial(self._aask, handler)
-            self._take_in(await agenerate_turn(self.state, ask, model=self._model, render=self._render))
+            self._take_in(await agenerate_turn(self.state, partial(self._aask, handler), **self._known()))
             if self.scoring is not None and after_generate_step(self.state) == "score decides":
                 self._take_in(await self.scoring.ainvoke(self.state))
-            self._go_on(AgentTurn.take)
-        return self._response()
+            await self._aside(self._go_on, AgentTurn.take)
+        return await self._aside(self._response)
+
+    async def _aside(self, work: Callable[..., T], *given: Any) -> T:
+        """Do what a ledger may block in a thread."""
+        return work(*given) if self.ledger is None else await asyncio.to_thread(work, *given)
+
+    def _known(self) -> dict[str, Any]:
+        order = self.state["order"]
+        assert order is not None
+        return {"model": self.models[order["writer"]], "render": self._render, "ledger": self.ledger}
 
     def _begin(self) -> None:
         spend, notes = charge_lost_call(self.state)
@@ -98,18 +109,14 @@ class TurnRouting:
         self.state = applied(self.state, update)  # type: ignore[assignment]
 
     def _go_on(self, decide: Callable[[AgentTurn], Command[Any]]) -> None:
-        turn = AgentTurn(self.state, self.policy, self.large, None, prompt_tokens=self._prompt_tokens)
+        turn = AgentTurn(
+            self.state, self.policy, self.large, None, self.ledger, prompt_tokens=self._prompt_tokens
+        )
         command = decide(turn)
         self._take_in(command.update)
         self.open = command.goto == "generate_step"
         if len(self.state["steps"]) > len(self.before["steps"]):
-            self.accepted = self.state["steps"][-1]["writer"]
-
-    @property
-    def _model(self) -> BaseChatModel:
-        order = self.state["order"]
-        assert order is not None
-        return self.models[order["writer"]]
+            self.accepted = "large" if self.state["steps"][-1]["writer"] == "large" else "small"
 
     def _render(self, message: AIMessage) -> str:
         return render_turn(message, self.results, longest_result=self.longest_result)
@@ -152,17 +159,28 @@ class TurnRouting:
         return Answered(message, response.structured_response is not None)
 
     def _response(self) -> ExtendedModelResponse[Any]:
-        summary = summary_of(self.state, self.request.state.get("trim_spent_before"))
+        response = None if self.accepted is None else self._kept(self.responses[self.accepted])
+        if response is not None and not any(_calls(message) for message in response.result):
+            self._take_in({"stopped": "finished"})  # also where its limit has cut it off
+        summary = summary_of(self.state, self.spent_before, self.ledger)
         update = {**update_of(self.before, self.state), "trim": summary}
         if self.state["stopped"]:
             emit("finished", summary=summary)
-        if self.accepted is None:
-            response: ModelResponse[Any] = ModelResponse([stop_message(self.state, summary)])
-        else:
-            response = self.responses[self.accepted]
-            if self.state["steps"][-1]["end"] == "length":
-                response = ModelResponse(_unexecuted(response.result), response.structured_response)
+        if response is None:
+            response = ModelResponse([stop_message(self.state, summary)])
         return ExtendedModelResponse(response, Command(update=update))
+
+    def _kept(self, response: ModelResponse[Any]) -> ModelResponse[Any]:
+        """The accepted turn; if it was cut off, with its tool calls answered: half a call may parse too."""
+        calls = [call for message in response.result for call in _calls(message)]
+        if self.state["steps"][-1]["end"] != "length" or not calls:
+            return response
+        told = "Not executed: the turn was cut off at its limit of tokens, so this call may be incomplete."
+        unexecuted = [
+            ToolMessage(told, tool_call_id=call["id"], name=call["name"], status="error") for call in calls
+        ]
+        turn = [message for message in response.result if not isinstance(message, ToolMessage)]
+        return ModelResponse([*turn, *unexecuted])
 
 
 def results_of(messages: Sequence[BaseMessage]) -> list[ToolMessage]:
@@ -187,16 +205,14 @@ def _tags(call: Call) -> list[str]:
 
 def _schemas(request: ModelRequest[Any]) -> list[Any]:
     """Return the tools that go along with a request as JSON, those of structured output included."""
-    tools: list[Any] = [
-        one if isinstance(one, dict) else convert_to_openai_tool(one) for one in request.tools
-    ]
+    given: list[Any] = list(request.tools)
+    tools = [one if isinstance(one, dict) else convert_to_openai_tool(one) for one in given]
     wanted: Any = request.response_format
-    if isinstance(wanted, AutoStrategy) or (wanted is not None and not hasattr(wanted, "schema")):
-        wanted = ToolStrategy(getattr(wanted, "schema", wanted))
-    if isinstance(wanted, ToolStrategy):
-        tools += [spec.json_schema for spec in wanted.schema_specs]
     if isinstance(wanted, ProviderStrategy):
         tools.append(wanted.schema_spec.json_schema)
+    elif wanted is not None:
+        schema = wanted.schema if isinstance(wanted, AutoStrategy | ToolStrategy) else wanted
+        tools += [spec.json_schema for spec in ToolStrategy(schema).schema_specs]
     return tools
 
 
@@ -209,15 +225,5 @@ def _require_tools(writer: Writer, model: Any) -> None:
         )
 
 
-def _unexecuted(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """Answer the tool calls of a turn that was cut off: half a call may parse nevertheless."""
-    answered = {message.tool_call_id for message in messages if isinstance(message, ToolMessage)}
-    told = "Not executed: the turn was cut off at its limit of tokens, so this call may be incomplete."
-    added = [
-        ToolMessage(told, tool_call_id=call["id"], name=call["name"], status="error")
-        for message in messages
-        if isinstance(message, AIMessage)
-        for call in message.tool_calls
-        if call["id"] is not None and call["id"] not in answered
-    ]
-    return [*messages, *added]
+def _calls(message: BaseMessage) -> list[ToolCall]:
+    return message.tool_calls if isinstance(message, AIMessage) else []

@@ -46,7 +46,10 @@ async def test_turns_are_routed_between_hosted_models(serve, tools, asynchronous
     server = serve(shop)
     small, large = openai(server, "small", max_tokens=300), openai(server, "large")
     routing = TrimMiddleware(
-        large, LLMJudge(openai(server, "judge")), policy=threshold(7 / 9), budget=Budget(large_tokens=500)
+        large,
+        LLMJudge(openai(server, "judge")),
+        policy=threshold(7 / 9),
+        budget=Budget(large_tokens=500, seconds=600),
     )
     agent = create_agent(small, tools, middleware=[routing])
     given = {"messages": [("user", QUESTION)]}
