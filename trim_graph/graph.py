@@ -16,6 +16,7 @@ from .adapters.continue_by_prompt import as_writer
 from .adapters.scorers import as_scorer
 from .adapters.token_probability import TokenProbability
 from .budget import Budget, Prices
+from .compiled import TrimGraph
 from .context import Settings, TrimContext, check_prices, describe
 from .errors import SettingsError
 from .ledger import Ledger
@@ -107,7 +108,9 @@ def create_trim_graph(
             raise SettingsError(str(error)) from error
         builder.add_conditional_edges("generate_step", after_generate_step, AFTER_GENERATE_STEP)
         builder.add_edge("score_step", "route")
-    return builder.compile(checkpointer=checkpointer, name=name)
+    graph = builder.compile(checkpointer=checkpointer, name=name)
+    graph.__class__ = TrimGraph
+    return graph
 
 
 def _check_probabilities(scorer: TokenProbability, **writers: Any) -> None:
