@@ -34,6 +34,8 @@ from .state import TrimInput, TrimOutput, TrimState
 
 FROM_ROUTE = {"generate_step": "write a step", "ask_person": "ask a person", "finalize": "done"}
 """Where `route` may go, and why."""
+TAG = "trim"
+"""Every run has it, and so has every call inside one."""
 AFTER_GENERATE_STEP: dict[Hashable, str] = {"score decides": "score_step", "no score needed": "route"}
 """Where the labels that `after_generate_step` returns lead."""
 
@@ -110,7 +112,7 @@ def create_trim_graph(
         builder.add_edge("score_step", "route")
     graph = builder.compile(checkpointer=checkpointer, name=name)
     graph.__class__ = TrimGraph
-    return graph
+    return graph.with_config(tags=[TAG])
 
 
 def _check_probabilities(scorer: TokenProbability, **writers: Any) -> None:
