@@ -73,9 +73,8 @@ def test_every_run_node_and_call_has_a_span_below_the_callers(rig, backend, asyn
         rig.solve(asynchronously=asynchronously, config=backend.config)
     nodes = [span.name for span in backend.spans("trim.") if span.name != "trim.run"]
     assert nodes == [f"trim.{node}" for node in NODES]
-    assert [span.name for span in backend.spans("chat")] == [
-        f"chat {m}" for m in ["tiny", "tiny", "huge", "tiny", "tiny"]
-    ]
+    calls = [span.name.removeprefix("chat ") for span in backend.spans("chat")]
+    assert calls == ["tiny", "tiny", "huge", "tiny", "tiny"]
     assert parents(backend) == {
         ("request", None),
         ("trim.run", "request"),

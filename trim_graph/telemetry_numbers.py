@@ -67,10 +67,7 @@ class Meters:
 def called(run: Run) -> dict[str, Any]:
     """Attributes of a model call, by OpenTelemetry's conventions for generative AI."""
     metadata = (run.extra or {}).get("metadata", {})
-    tags = run.tags or []
-    writer = next(
-        (tag.removeprefix("trim:") for tag in tags if tag in ("trim:small", "trim:large")), "scorer"
-    )
+    writers = [tag for tag in run.tags or [] if tag in ("trim:small", "trim:large")]
     told: dict[str, Any] = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": metadata.get("ls_provider"),
