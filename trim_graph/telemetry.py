@@ -102,7 +102,7 @@ class TrimTelemetry(BaseTracer):
         return "error"
 
 
-_WAYS_OUT = {kind.__name__ for kind in (GraphBubbleUp, *GraphBubbleUp.__subclasses__())}
+_WAYS_OUT = {kind.__name__ for kind in [GraphBubbleUp, *GraphBubbleUp.__subclasses__()]}
 """How LangGraph stops a run that has not failed, such as one that waits for a person."""
 
 

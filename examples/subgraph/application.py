@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from langchain_core.messages import AIMessage, HumanMessage
-from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, Send
 from typing_extensions import TypedDict
 
@@ -52,7 +52,7 @@ def check(state: TutorState) -> Command[Literal["solve", "__end__"]]:
     rounds = state.get("rounds", 0) + 1
     solved = isinstance(last, AIMessage) and last.response_metadata["trim"]["answer"] is not None
     if solved or rounds >= ROUNDS:
-        return Command(update={"solved": solved, "rounds": 0}, goto=END)
+        return Command(update={"solved": solved, "rounds": 0}, goto="__end__")
     return Command(update={"messages": [HumanMessage("What is the answer?")], "rounds": rounds}, goto="solve")
 
 
