@@ -43,8 +43,8 @@ from .observing import observation
 Goto = Literal["generate_step", "ask_person", "finalize"]
 
 LIMIT_REACHED = (
-    "the recursion limit is reached: give the call's config a higher recursion_limit; a chain (a | graph) has "
-    "LangChain's 25 unless its config names one"
+    "the recursion limit is reached: give the call's config a higher recursion_limit; a chain (a | graph) "
+    "has LangChain's 25 unless its config names one"
 )
 MAX_ATTEMPTS = 3
 """Answers without a step, in a row, after which the solution is taken for ended."""

@@ -102,7 +102,8 @@ class TrimTelemetry(BaseTracer):
         return "error"
 
 
-_WAYS_OUT = {kind.__name__ for kind in [GraphBubbleUp, *GraphBubbleUp.__subclasses__()]}
+_BUBBLES: list[type[BaseException]] = [GraphBubbleUp, *GraphBubbleUp.__subclasses__()]
+_WAYS_OUT = {kind.__name__ for kind in _BUBBLES}
 """How LangGraph stops a run that has not failed, such as one that waits for a person."""
 
 

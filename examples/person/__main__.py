@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     with open_checkpointer(f"sqlite:{given.file}") as checkpointer:
         graph = build(checkpointer)
-        what: Any = Command(resume=given.answer) if given.command == "answer" else {"messages": given.question}
+        what: Any = {"messages": given.question} if given.command == "ask" else Command(resume=given.answer)
         try:
             show(graph.invoke(what, PLACE, durability="sync"))
         except ValidationError as error:  # the question stays open
