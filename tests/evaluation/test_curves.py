@@ -103,7 +103,7 @@ def test_what_is_no_curve_is_refused():
         mean_ibc([(0.5, 0.6), (0.2, 0.4)])
     with pytest.raises(ValueError, match="target=0"):
         cpt([], 0)
-    with pytest.raises(ValueError, match="share=1.5"):
+    with pytest.raises(ValueError, match=r"share=1\.5"):
         best_pgr([], 1.5)
     with pytest.raises(ValueError, match="shares=0"):
         mean_ibc([], shares=0)

@@ -13,7 +13,7 @@ Each function works on numbers and, element by element, on arrays of resampled m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -149,14 +149,14 @@ def frontier(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def pgr_at(curve: Sequence[tuple[float, float]], share: float) -> float:
     """Return the PGR of a curve at a share, by straight lines between its points."""
-    for (low, before), (high, after) in zip(curve, curve[1:], strict=False):
+    for (low, before), (high, after) in pairwise(curve):
         if share <= high:
             return before + (after - before) * (share - low) / (high - low)
     return curve[-1][1]
 
 
 def _least_share(curve: Sequence[tuple[float, float]], target: float) -> float:
-    for (low, before), (high, after) in zip(curve, curve[1:], strict=False):
+    for (low, before), (high, after) in pairwise(curve):
         if after >= target:
             return low + (high - low) * (target - before) / (after - before)
     raise AssertionError("a frontier that begins at 0 and ends at 1 or more reaches every PGR up to 1")
