@@ -77,7 +77,8 @@ def _accuracy(summary: RunSummary) -> Table:
     for arm in filter(_shown, summary["arms"]):
         own = arm["figures"]
         beside = arm["differences"].get("large", {}).get("accuracy")
-        against = arm["differences"].get((arm["beside"] or [arm["equal_spend"]])[0] or "", {})
+        same = next(iter(arm["beside"] or ()), arm["equal_spend"]) or ""
+        against = arm["differences"].get(same, {})
         random = against.get("accuracy")
         table.add_row(
             arm["arm"],

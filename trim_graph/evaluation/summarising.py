@@ -100,7 +100,7 @@ class Comparison:
             errors=self.arms[name].errors,
             figures=self._figures(name),
             equal_spend=beside,
-            beside=same if "dial" in settings else None,
+            beside=same if same or "dial" in settings else None,
             differences={other: self.differences(name, other) for other in others if other != name},
         )
 

@@ -196,6 +196,9 @@ def _told_rest(verdict: Verdict, worth: Worth) -> list[str]:
         told.append(f"Accuracy {accuracy['value']:+.3f}{_between(accuracy, 1, '')} beside the large model.")
     if seconds["value"] is not None:
         told.append(f"Wall clock {seconds['value']:+.3g} s a question{_between(seconds, 1, 's')}.")
+    net = verdict["net"]["value"]
+    if net is not None and net > 0 and not worth.second and (seconds["value"] or 0.0) > 0:
+        told.append(f"That pays where a second of waiting costs less than {net / seconds['value']:.3g}.")  # type: ignore[operator]
     return told
 
 
