@@ -75,7 +75,7 @@ def _nearest(measured: dict[float, float], target: float) -> float | None:
 
 
 def _guess(measured: dict[float, float], target: float, whole: float) -> float:
-    """Draw a straight line between the nearest spends on either side; from one side alone, through nothing."""
+    """Draw a straight line between the nearest spends on either side, or from nothing through the nearest."""
     low = max((n for n, spend in measured.items() if spend <= target), key=measured.__getitem__, default=None)
     high = min((n for n, spend in measured.items() if spend > target), key=measured.__getitem__, default=None)
     if low is not None and high is not None:
