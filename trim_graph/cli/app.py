@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .app_evaluation import reports
 from .app_policies import policies
 from .reporting import failures_reported
 from .training import train
@@ -66,6 +67,7 @@ app = typer.Typer(
 )
 
 app.add_typer(policies)
+app.add_typer(reports)
 app.add_typer(train)
 
 
