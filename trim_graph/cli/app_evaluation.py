@@ -12,6 +12,24 @@ from .reporting import failures_reported
 reports = typer.Typer(rich_markup_mode=None)
 
 
+@reports.command(short_help="Write an HTML page and pictures of an evaluation.")
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an evaluation: eval --out RUN.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The page; default: report.html in RUN.")
+    ] = None,
+) -> None:
+    """Write one HTML page with summary, curves and the trace of every question, and its pictures beside it.
+
+    The page loads nothing and needs no server. Pictures, as PNG and SVG, go into a folder pictures. An
+    evaluation that is still running may be looked at too.
+    """
+    with failures_reported():
+        from .report import run_report
+
+        run_report(run, out)
+
+
 @reports.command("eval-scorer", short_help="Measure a scorer on labelled solutions.")
 def eval_scorer(
     data: Annotated[
