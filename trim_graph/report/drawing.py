@@ -78,9 +78,9 @@ def pictures_of(
             "was right. Nobody says of the single steps whether they are."
         )
         yield Picture("calibration", told, lambda dark: draw_reliability(shown, dark=dark))
-    named = [name for name in _by_interest(arms) if gathered.places[name].solutions][:_MOST_ARMS]
-    if named:
-        places = {name: gathered.places[name].shares() for name in named}
+    known = {name: found for name, found in gathered.places.items() if found.solutions}
+    places = {name: known[name].shares() for name in _by_interest(arms) if name in known}
+    if places := dict(list(places.items())[:_MOST_ARMS]):
         told = "Where in a solution the large model writes"
         yield Picture(
             "large_by_place",

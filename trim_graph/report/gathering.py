@@ -118,7 +118,7 @@ class Gathered:
 
     def __init__(self, rows: Iterable[Row], spool: Path) -> None:
         self.calibration = Calibration()
-        self.places: defaultdict[str, Places] = defaultdict(Places)
+        self.places: dict[str, Places] = {}
         self.count = 0
         self._database = sqlite3.connect(spool)
         # The file is thrown away: nothing needs to survive a crash.
@@ -129,7 +129,7 @@ class Gathered:
         for row in rows:
             self.count += 1
             self.calibration.add(row)
-            self.places[row["arm"]].add(row["steps"])
+            self.places.setdefault(row["arm"], Places()).add(row["steps"])
             # ASCII escapes keep what UTF-8 cannot hold, such as half of a pair of surrogates.
             batch.append((row["index"], json.dumps(row["arm"]), row["sample"], json.dumps(row)))
             if len(batch) == _BATCH:
