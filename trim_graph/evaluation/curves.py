@@ -168,7 +168,7 @@ def _on_curve(points: Sequence[Point], figure: Callable[[list[tuple[float, float
         if any(value is None or value != value for point in points for value in point):
             return None
         _in_order(points)
-        return figure(whole_curve(points))
+        return figure(whole_curve([(float(share), float(pgr)) for share, pgr in points]))
     import numpy as np
 
     values = np.array([np.broadcast_arrays(*point) for point in points], dtype=float)

@@ -116,8 +116,10 @@ class ArmSettings(TypedDict):
     policy: dict[str, Any]
     """As a configuration names it, files by their content. Of an arm that is composed of the outcomes of the
     models alone, what it is composed by."""
-    beside: NotRequired[str]
-    """Of a random arm: the arm whose spend it has."""
+    dial: NotRequired[float]
+    """Of an arm that was chosen for its spend: the number that was chosen, in [0, 1]."""
+    beside: NotRequired[list[str]]
+    """The arms whose spend it was chosen to have."""
 
 
 class RunSettings(TypedDict):

@@ -47,7 +47,7 @@ FIGURES = {
     "first_step_median": "median wall clock to the first accepted step",
     "first_step_p95": "95th percentile of the wall clock to the first accepted step",
 }
-"""Keys of `ArmSummary` ``figures``, each per question; what is counted includes all samples' mean."""
+"""Keys of `ArmSummary` ``figures``. All but the first four are per question, means over its samples."""
 
 
 class ArmSummary(TypedDict):
@@ -67,7 +67,7 @@ class ArmSummary(TypedDict):
     """The random arm with the same spend, where one was run."""
     differences: dict[str, dict[str, Figure]]
     """This arm minus another, paired by question: by the other's name (``small``, ``large``, and
-    ``equal_spend``), then ``accuracy``, ``cost``, ``seconds``."""
+    ``equal_spend``), then ``accuracy``, ``cost``, ``seconds``, ``large_tokens``."""
 
 
 class CurvePoint(TypedDict):

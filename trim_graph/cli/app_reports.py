@@ -1,4 +1,4 @@
-"""The commands that measure and show what was measured."""
+"""The commands that measure a scorer, and show what was measured."""
 
 from __future__ import annotations
 
