@@ -248,7 +248,6 @@ def _style(dark: bool) -> AbstractContextManager[Any]:
     except ImportError as error:
         raise ImportError(f'a picture needs matplotlib: pip install "trim-graph[eval]" ({error})') from error
     ink = "#d7dce3" if dark else "#222831"
-    keys = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     ground = "#171b21" if dark else "#ffffff"
     return rc_context(
         {
@@ -258,7 +257,11 @@ def _style(dark: bool) -> AbstractContextManager[Any]:
             "legend.framealpha": 0.7,
             "figure.facecolor": ground,
             "axes.facecolor": ground,
-            **dict.fromkeys(keys, ink),
+            "text.color": ink,
+            "axes.labelcolor": ink,
+            "axes.edgecolor": ink,
+            "xtick.color": ink,
+            "ytick.color": ink,
         }
     )
 

@@ -191,9 +191,9 @@ def best_threshold(rated: Iterable[Rated]) -> float | None:
     candidates = np.unique([high for pairs in ends.values() for _, high in pairs] or [0.5])
     hits = {}
     for kind, pairs in ends.items():
-        low, high = np.array(pairs).reshape(-1, 2).T
-        above = np.searchsorted(np.sort(low), candidates, side="left")
-        hits[kind] = (above - np.searchsorted(np.sort(high), candidates, side="left")) / kinds[kind]
+        lows, highs = np.sort(np.array(pairs).reshape(-1, 2), axis=0).T
+        begun, over = (np.searchsorted(bounds, candidates, side="left") for bounds in (lows, highs))
+        hits[kind] = (begun - over) / kinds[kind]
     total = hits[True] + hits[False]
     f1 = 2 * hits[True] * hits[False] / np.where(total > 0, total, 1)
     return float(candidates[int(np.argmax(f1))])

@@ -61,7 +61,7 @@ def trace_of(rows: Sequence[Row], arms: Mapping[str, int]) -> dict[str, Any]:
     for row in rows:
         steps = [
             {
-                **{key: step[key] for key in ("writer", "tokens", "score", "decision", "label")},  # type: ignore[literal-required]
+                **{key: step[key] for key in ("writer", "tokens", "score", "decision", "label")},
                 "part": step.get("part"),
                 "text": place(step["text"]),
                 "discarded": None

@@ -8,7 +8,7 @@ wrong step by human annotators, -1 where all are right; ``generator``, the model
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def labels_from(first_wrong: int, count: int) -> list[bool | None]:
 
 async def score_labelled(
     scorer: Any, solutions: Iterable[LabelledSolution], *, concurrency: int = 16
-) -> AsyncIterator[Trace]:
+) -> AsyncGenerator[Trace]:
     """Have a scorer rate every step, and give traces in the order of the solutions.
 
     All steps count as the small model's: that is what a policy is to judge. Nobody counted their tokens.
