@@ -1,6 +1,6 @@
 """The picture of a report in the README: `python -m tests.report.screenshot RUN/report.html FILE.png`.
 
-It shows the page as a reader has it who has gone to a question; colours are reduced to keep the file small.
+It shows the page as a reader has it who has gone to the questions. Fewer colours keep the file small.
 """
 
 import argparse
@@ -8,7 +8,7 @@ import shutil
 from io import BytesIO
 from pathlib import Path
 
-SIZE = {"width": 1200, "height": 1000}
+SIZE = {"width": 1200, "height": 980}
 COLOURS = 96
 
 
@@ -30,7 +30,7 @@ def main():
             page.keyboard.press("j")
         if (draft := page.locator(".draft summary")).count():
             draft.first.click()
-        page.locator("#pictures figure").first.evaluate("node => node.scrollIntoView()")
+        page.locator("#questions").evaluate("node => node.scrollIntoView()")
         taken = Image.open(BytesIO(page.screenshot()))
         browser.close()
     taken.convert("RGB").quantize(COLOURS).save(wanted.file, optimize=True)

@@ -92,9 +92,6 @@ def _document(run: Run, arms: list[str], questions: list[dict[str, Any]]) -> dic
     settings, summary = run.settings["settings"], run.summary
     known = run.settings["arms"]
     kinds = {name: known[name]["kind"] if name in known else "baseline" for name in arms}
-    routed = [name for kind in ("policy", "sweep") for name in arms if kinds[name] == kind]
-    others = [name for name in arms if name not in (SMALL, LARGE)]
-    chosen = next(iter([*routed, *others, *arms]), None)
     warnings = (
         list(summary["warnings"]) if summary else ["This evaluation has not ended: figures are missing."]
     )
@@ -106,10 +103,20 @@ def _document(run: Run, arms: list[str], questions: list[dict[str, Any]]) -> dic
         "summary": finite(summary),
         "warnings": warnings,
         "arms": [{"name": name, "kind": kinds[name]} for name in arms],
-        "chosen": arms.index(chosen) if chosen is not None else 0,
+        "chosen": arms.index(_shown_first(run, kinds)),
         "limit": _limit(settings, questions, arms),
         "questions": questions,
     }
+
+
+def _shown_first(run: Run, kinds: Mapping[str, str]) -> str:
+    """Return an arm that is worth it, else the first policy, the middle of a sweep, whatever there is."""
+    verdicts = run.summary["verdicts"] if run.summary else []
+    worth = [verdict["arm"] for verdict in verdicts if verdict["use"] == "yes" and verdict["arm"] in kinds]
+    of = {kind: [name for name in kinds if kinds[name] == kind] for kind in ("policy", "sweep")}
+    middle = of["sweep"][len(of["sweep"]) // 2 :]
+    others = [name for name in kinds if name not in (SMALL, LARGE)]
+    return next(iter([*worth, *of["policy"], *middle, *others, *kinds]))
 
 
 def _limit(settings: Mapping[str, Any], questions: list[dict[str, Any]], arms: list[str]) -> int:

@@ -123,6 +123,9 @@ function showDetail(wanted = null) {
     ...runOf(question.texts, chosen).filter(Boolean),
   );
   detail.dataset.position = position;
+  // On a phone arms stand in one row, which is moved to the chosen one.
+  const row = detail.querySelector(".chips");
+  row.scrollLeft = row.querySelector("[aria-pressed=true]").offsetLeft - row.offsetLeft - 16;
   const told = chosen.failed ? "failed" : MARKS[chosen.verdict][2];
   document.getElementById("told").textContent = `Question ${state.at + 1} of ${state.shown.length}: ${told}`;
   // What had the focus was replaced by its like.
@@ -208,7 +211,7 @@ const LIST_KEYS = {
 
 function keyed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
-  if (event.key.startsWith("Arrow") && event.target.closest(".scroll")) return;
+  if (event.key.startsWith("Arrow") && event.target.closest(".scroll, .chips")) return;
   const action = (event.target === list && LIST_KEYS[event.key]) || KEYS[event.key];
   if (!action) return;
   event.preventDefault();

@@ -6,7 +6,7 @@ const FIGURES = [
   ["share", "Share", (v) => fixed(v, 3)],
   ["pgr", "PGR", (v) => fixed(v, 3)],
   ["cost", "Cost", (v) => (v === null ? "–" : v.toPrecision(3))],
-  ["seconds_median", "Seconds", (v) => fixed(v, 2)],
+  ["seconds_median", "Median seconds", (v) => fixed(v, 2)],
 ];
 const USE = { yes: ["good", "✓ worth it"], no: ["bad", "✗ not worth it"], undecided: ["open", "? undecided"] };
 
@@ -21,14 +21,19 @@ function table(caption, heads, rows) {
   const head = el("tr", {}, heads.map((name) => el("th", { scope: "col" }, name)));
   return el(
     "div",
-    { class: "scroll", role: "region", tabindex: "0", "aria-label": caption },
-    el("table", {}, el("caption", {}, caption), el("thead", {}, head), el("tbody", {}, rows)),
+    {},
+    el("p", { class: "caption", "aria-hidden": "true" }, caption),
+    el(
+      "div",
+      { class: "scroll", role: "region", tabindex: "0", "aria-label": caption },
+      el("table", { "aria-label": caption }, el("thead", {}, head), el("tbody", {}, rows)),
+    ),
   );
 }
 
-function armsTable(summary) {
+function armsTable(summary, arms, caption) {
   const shown = FIGURES.filter(([key]) => key !== "cost" || summary.priced);
-  const rows = summary.arms.map((arm) =>
+  const rows = arms.map((arm) =>
     el(
       "tr",
       { class: arm.kind === "policy" ? "main" : null },
@@ -39,7 +44,7 @@ function armsTable(summary) {
     ),
   );
   const heads = ["Arm", ...shown.map(([, name]) => name), "Accuracy minus large", "Failed"];
-  return table("Arms, figures per question, with 95 % intervals", heads, rows);
+  return table(caption, heads, rows);
 }
 
 function curvesTable(curves) {
@@ -109,7 +114,13 @@ function showSummary() {
     return;
   }
   place.append(el("div", { class: "card verdict" }, el("p", {}, inline(summary.verdict, 1000)), verdicts(summary)));
-  const tables = el("div", { class: "card" }, armsTable(summary));
+  const random = summary.arms.filter((arm) => arm.kind === "random");
+  const others = summary.arms.filter((arm) => arm.kind !== "random");
+  const tables = el("div", { class: "card" }, armsTable(summary, others, "Figures per question, with 95 % intervals"));
+  if (random.length) {
+    const title = "Random routing at the spend of each policy";
+    tables.append(el("details", {}, el("summary", {}, title), armsTable(summary, random, title)));
+  }
   if (summary.curves.length) tables.append(curvesTable(summary.curves));
   place.append(tables);
 }
