@@ -29,8 +29,8 @@ def show(summary: RunSummary, folder: Path, *, as_json: bool) -> None:
         console = Console(markup=False, highlight=False, width=WIDTH)
     samples = f", {summary['samples']} samples of each" if summary["samples"] > 1 else ""
     console.print(
-        f"{summary['n']} questions of {summary['dataset']['name']}{samples}, {summary['concurrency']} at a time; "
-        "95 % intervals by bootstrap, paired between arms"
+        f"{summary['n']} questions of {summary['dataset']['name']}{samples}, {summary['concurrency']} at "
+        "a time; 95 % intervals by bootstrap, paired between arms"
     )
     console.print(_accuracy(summary))
     console.print(_spend(summary))
@@ -38,8 +38,10 @@ def show(summary: RunSummary, folder: Path, *, as_json: bool) -> None:
         console.print(_curves(summary))
     for warning in summary["warnings"]:
         console.print(f"warning: {warning}")
+    kinds = {arm["arm"]: arm["kind"] for arm in summary["arms"]}
     for verdict in summary["verdicts"]:
-        console.print(f"- {verdict['text']}")
+        if kinds[verdict["arm"]] != "baseline":
+            console.print(f"- {verdict['text']}")
     console.print(f"\n{summary['verdict']}")
     console.print(f"\nrows and summary in {folder}")
 
@@ -52,6 +54,11 @@ def _table(title: str, *columns: str) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     return table
+
+
+def _shown(arm: ArmSummary) -> bool:
+    """Leave out arms that were run on the way to a spend and missed it."""
+    return arm["beside"] is None or bool(arm["beside"])
 
 
 def _accuracy(summary: RunSummary) -> Table:
@@ -67,10 +74,12 @@ def _accuracy(summary: RunSummary) -> Table:
         "random",
     )
     spread = summary["n"] >= _SPREAD_FROM
-    for arm in summary["arms"]:
+    for arm in filter(_shown, summary["arms"]):
         own = arm["figures"]
         beside = arm["differences"].get("large", {}).get("accuracy")
-        random = arm["differences"].get(arm["equal_spend"] or "", {}).get("accuracy")
+        same = next(iter(arm["beside"] or ()), arm["equal_spend"]) or ""
+        against = arm["differences"].get(same, {})
+        random = against.get("accuracy")
         table.add_row(
             arm["arm"],
             _told(own["accuracy"], spread=spread),
@@ -81,7 +90,10 @@ def _accuracy(summary: RunSummary) -> Table:
             _told(own["ibc"], digits=2),
             _told(random, signed=True, spread=spread),
         )
-    table.caption = "random: accuracy above random routing with the same spend of large tokens"
+    table.caption = (
+        "same spend: accuracy beside random routing with the large tokens of this policy; of a baseline, "
+        "beside the policy whose large tokens it was given"
+    )
     return table
 
 
@@ -90,7 +102,7 @@ def _spend(summary: RunSummary) -> Table:
         "a question", "arm", "small tokens", "discarded", "scorer", "prefill small/large", "cached",
         "calls s/l/score", "cost", "seconds median", "p95", "first step", "p95",
     )  # fmt: skip
-    for arm in summary["arms"]:
+    for arm in filter(_shown, summary["arms"]):
         own = arm["figures"]
         table.add_row(
             arm["arm"],

@@ -176,7 +176,9 @@ class _Evaluation:
             await self._run_baselines(course)
         self.close()
         lacking = harness.take_older()
-        course.warnings += [f"the arm {arm} is left out: it lacks questions" for arm in lacking]
+        course.warnings += [
+            f"the arm {arm} is left out: questions are lacking, or all failed" for arm in lacking
+        ]
         write_rows(request.out, list(harness.arms))
         worth = Worth(priced=_priced(self.config.prices), second=request.cost_per_second)
         summary = summarise_run(harness, self.config, worth, course.warnings)

@@ -105,7 +105,7 @@ class Baselines:
             try:
                 await ways[name]()
             except (TrimError, ImportError) as error:
-                if not all_of_them or not isinstance(error, ValueError | ImportError):
+                if not all_of_them:
                     raise
                 self.course.warnings.append(f"baseline {name} was not run: {error}")
 
@@ -199,7 +199,8 @@ class Baselines:
         plan = harness.plan
         signals, tokens = read_signals(pairs(self.folder, plan.n, plan.samples), signal)
         whole, own = course.spend(LARGE), course.spend(self.beside)
-        targets = {**{share * whole: [] for share in SHARES}, own: [self.beside]} if own > 0 else {}
+        targets: dict[float, list[str]] = {own: [self.beside]} if own > 0 else {}
+        targets.update((share * whole, []) for share in SHARES if share * whole != own)
         for target, beside in targets.items():
             limit = limit_for(signals, tokens, target)
             part = round(float((signals > limit).mean()), DIGITS)
@@ -214,7 +215,7 @@ class Baselines:
             harness.arms.pop(arm, None)  # its limit may have been another on fewer questions
             harness.note(arm, settings)
             rows = pairs(self.folder, plan.n, plan.samples)
-            compose(self.folder, arm, rows, lambda row, at=limit: signal(row) > at, both=both)
+            compose(self.folder, arm, rows, signal, limit, both=both)
             harness.take(arm)
 
     def _validated(self) -> Validation:

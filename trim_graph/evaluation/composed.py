@@ -86,7 +86,7 @@ def limit_for(signals: NDArray[np.float64], tokens: NDArray[np.float64], target:
 
 
 def compose(
-    folder: Path, arm: str, rows: Iterable[tuple[Row, Row]], ask_large: Callable[[Row], bool], *, both: bool
+    folder: Path, arm: str, rows: Iterable[tuple[Row, Row]], signal: Signal, limit: float, *, both: bool
 ) -> None:
     """Write the journal of an arm that is put together.
 
@@ -94,7 +94,8 @@ def compose(
         folder: Of the run.
         arm: Its name.
         rows: From `pairs`.
-        ask_large: Says from the small model's row whether the large model answers.
+        signal: Of the small model's row.
+        limit: Above it the large model answers.
         both: Whether the small model has been asked first all the same.
     """
     file = journal_of(folder, arm)
@@ -102,7 +103,7 @@ def compose(
     try:
         with beside.open("wb") as stream:
             for small, large in rows:
-                chosen = small if not ask_large(small) else _after(small, large) if both else large
+                chosen = small if signal(small) <= limit else _after(small, large) if both else large
                 stream.write(to_line({**chosen, "arm": arm}))
         beside.replace(file)
     finally:

@@ -155,9 +155,16 @@ class Harness:
         """Take an arm's rows into the comparison.
 
         Raises:
-            InputError: Rows are missing.
+            InputError: Rows are missing, or all runs failed.
         """
-        self.done[arm] = resample(self.columns(arm, prices), seed=self.plan.seed)
+        columns = self.columns(arm, prices)
+        if columns.errors == self.plan.n * self.plan.samples:
+            failed = next((row["error"] for row in read_rows_of(self.folder, arm) if row["error"]), "")
+            raise InputError(
+                f"all {columns.errors} runs of the arm {arm} failed, the first with {failed}. When that is "
+                "put right, go on with --retry-errors"
+            )
+        self.done[arm] = resample(columns, seed=self.plan.seed)
         return self.done[arm]
 
     def take_older(self) -> list[str]:

@@ -65,9 +65,12 @@ class ArmSummary(TypedDict):
     """By the keys `FIGURES`."""
     equal_spend: str | None
     """The random arm with the same spend, where one was run."""
+    beside: list[str] | None
+    """The arms whose spend it was chosen to have: none where it was run on the way and missed; None of an arm
+    that was not chosen for its spend."""
     differences: dict[str, dict[str, Figure]]
-    """This arm minus another, paired by question: by the other's name (``small``, ``large``, and
-    ``equal_spend``), then ``accuracy``, ``cost``, ``seconds``, ``large_tokens``."""
+    """This arm minus another, paired by question: by the other's name (``small``, ``large``,
+    ``equal_spend``, ``beside``), then ``accuracy``, ``cost``, ``seconds``, ``large_tokens``."""
 
 
 class CurvePoint(TypedDict):

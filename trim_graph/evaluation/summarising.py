@@ -89,7 +89,8 @@ class Comparison:
 
     def _summary(self, name: str) -> ArmSummary:
         settings, beside = self.settings[name], self.equal_spend(name)
-        others = dict.fromkeys((SMALL, LARGE, *([beside] if beside else [])))
+        same = [one for one in settings.get("beside", []) if one in self.arms]
+        others = dict.fromkeys((SMALL, LARGE, *([beside] if beside else []), *same))
         return ArmSummary(
             arm=name,
             kind=settings["kind"],
@@ -99,6 +100,7 @@ class Comparison:
             errors=self.arms[name].errors,
             figures=self._figures(name),
             equal_spend=beside,
+            beside=same if same or "dial" in settings else None,
             differences={other: self.differences(name, other) for other in others if other != name},
         )
 
@@ -106,6 +108,15 @@ class Comparison:
         """Return the random arm that has the spend of this one."""
         of = (arm for arm, settings in self.settings.items() if name in settings.get("beside", []))
         return next((arm for arm in of if arm in self.arms and self.settings[arm]["kind"] == "random"), None)
+
+    def better_baselines(self, name: str) -> list[str]:
+        """Return the baselines that are more often right at the spend of this arm, beyond doubt."""
+        found = []
+        for other, settings in self.settings.items():
+            if settings["kind"] == "baseline" and name in settings.get("beside", []) and other in self.arms:
+                spread = self.difference(other, name, "correct")["interval"]
+                found += [other] if spread is not None and spread.low > 0 else []
+        return found
 
     def _figures(self, name: str) -> dict[str, Figure]:
         arm = self.arms[name]

@@ -74,13 +74,7 @@ def _verdict(comparison: Comparison, name: str, worth: Worth) -> Verdict:
     added = net = UNKNOWN
     if worth.priced:
         added = _figure(comparison, name, lambda large, arm: arm[ADDED] - large[ADDED])
-        net = _figure(
-            comparison,
-            name,
-            lambda large, arm: (
-                large["cost"] - arm["cost"] - worth.second * (arm["seconds"] - large["seconds"])
-            ),
-        )
+        net = _figure(comparison, name, lambda large, arm: _net(large, arm, worth))
     accuracy = comparison.difference(name, LARGE, "correct")
     use, reasons = _decide(comparison, name, net if worth.priced else saved, worth)
     found = Verdict(
@@ -89,6 +83,19 @@ def _verdict(comparison: Comparison, name: str, worth: Worth) -> Verdict:
     told = [_told_cost(found, comparison, worth), *_told_rest(found, worth), *reasons]
     end = {"yes": "Use it here.", "no": "Do not use it here.", "undecided": "Undecided."}[use]
     return Verdict(**{**found, "text": f"{name}: {' '.join(told)} {end}"})
+
+
+def _net(large: Any, arm: Any, worth: Worth) -> Any:
+    return large["cost"] - arm["cost"] - worth.second * (arm["seconds"] - large["seconds"])
+
+
+def _net_spread(comparison: Comparison, name: str, worth: Worth) -> str:
+    """Tell the interval of what is saved net, as a share of the large model's cost."""
+    large, arm = comparison.arms[LARGE].means, comparison.arms[name].means
+    if not (large["cost"] > 0).all():
+        return ""
+    share = _net(large, arm, worth) / large["cost"]
+    return _between(Figure(value=None, interval=interval(share)), 100, "%")
 
 
 def _large(of: Any, key: str) -> Any:
@@ -140,6 +147,11 @@ def _decide(comparison: Comparison, name: str, net: Figure, worth: Worth) -> tup
                 "Routing at random with the same spend is as often right: the scores are of no use.",
                 "These questions do not tell whether it beats routing at random with the same spend.",
             )
+    better = comparison.better_baselines(name)
+    if better:
+        found.append(
+            ("no", f"With the same large tokens {' and '.join(better)} is more often right: use that.")
+        )
     if not worth.priced:
         found.append(("undecided", "Without prices nobody can say whether that pays."))
     order = ("no", "undecided", "yes")
@@ -158,8 +170,9 @@ def _above_line(comparison: Comparison, name: str) -> Figure:
 def _told_cost(verdict: Verdict, comparison: Comparison, worth: Worth) -> str:
     large, arm = comparison.arms[LARGE].plain, comparison.arms[verdict["arm"]].plain
     saved = verdict["saved"]["value"] or 0.0
+    whole = large["cost" if worth.priced else "large_tokens"]
     if not worth.priced:
-        whole, extra = large["large_tokens"], arm["small_tokens"]
+        extra = arm["small_tokens"]
         told = (
             f"It saves {saved:.4g} of {whole:.4g} large tokens a question{_percent(saved, whole)} and spends "
             f"{extra:.4g} small tokens and {arm['scorer_tokens']:.4g} that the scorer reads."
@@ -168,11 +181,11 @@ def _told_cost(verdict: Verdict, comparison: Comparison, worth: Worth) -> str:
             ratio = (arm["small_tokens"] + arm["scorer_tokens"]) / saved
             told += f" That pays where a large token costs more than {ratio:.3g} of these."
         return told
-    whole, added, net = large["cost"], verdict["added"]["value"] or 0.0, verdict["net"]
+    added, net = verdict["added"]["value"] or 0.0, verdict["net"]["value"] or 0.0
     return (
         f"It saves {_share(saved, whole)} of the large model's cost and spends {_share(added, whole)} on the "
-        f"small model and the scorer: {_share(net['value'] or 0.0, whole)} net"
-        f"{_between(net, 100 / whole if whole else 0, '%')}{', waiting paid' if worth.second else ''}."
+        f"small model and the scorer: {_share(net, whole)} net"
+        f"{_net_spread(comparison, verdict['arm'], worth)}{', waiting paid' if worth.second else ''}."
     )
 
 
@@ -183,6 +196,9 @@ def _told_rest(verdict: Verdict, worth: Worth) -> list[str]:
         told.append(f"Accuracy {accuracy['value']:+.3f}{_between(accuracy, 1, '')} beside the large model.")
     if seconds["value"] is not None:
         told.append(f"Wall clock {seconds['value']:+.3g} s a question{_between(seconds, 1, 's')}.")
+    net = verdict["net"]["value"]
+    if net is not None and net > 0 and not worth.second and (seconds["value"] or 0.0) > 0:
+        told.append(f"That pays where a second of waiting costs less than {net / seconds['value']:.3g}.")  # type: ignore[operator]
     return told
 
 
