@@ -18,7 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from trim_graph.errors import InputError
-from trim_graph.evaluation.run_files import Run, read_run
+from trim_graph.evaluation.run_files import SUMMARY, Run, read_run
+from trim_graph.evaluation.run_summary import VERSION, RunSummary
 
 from .drawing import LARGE, SMALL, pictures_of
 from .gathering import Gathered
@@ -44,7 +45,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
         ImportError: The extra ``eval`` is not installed.
         OSError: The files cannot be written.
     """
-    run = read_run(folder)
+    run = _checked(read_run(folder))
     page = Path(folder) / "report.html" if out is None else Path(out)
     beside = page.with_name(f".{page.name}.{os.getpid()}")
     with TemporaryDirectory() as spool:
@@ -66,6 +67,17 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
         place.mkdir(exist_ok=True)
         written += [file for picture in pictures for file in picture.save(place)]
     return written
+
+
+def _checked(run: Run) -> Run:
+    """Refuse a summary that is not one this release wrote or knows."""
+    if run.summary is not None:
+        given = run.summary if isinstance(run.summary, dict) else {}
+        missing = RunSummary.__required_keys__ - given.keys()
+        if missing or given["version"] > VERSION:
+            seen = f"{', '.join(sorted(missing))} missing" if missing else f"version {given['version']}"
+            raise InputError(f"{run.folder / SUMMARY} is no summary of this release: {seen}")
+    return run
 
 
 def _parts(run: Run, gathered: Gathered, pictures: str) -> Iterator[str]:
