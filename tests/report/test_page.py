@@ -1,7 +1,7 @@
 """The page as a reader has it: figures, filters, keys, a phone."""
 
 import pytest
-from written_runs import a_summary, usual_rows, write_run
+from written_runs import a_row, a_summary, usual_rows, write_run
 
 from trim_graph.report import write_report
 
@@ -114,8 +114,8 @@ def test_keys(report, opened):
     press("]")
     assert "random" in page.locator(".chip[aria-pressed=true]").text_content()
     press("/")
-    page.keyboard.type("q-1")  # letters in a field are letters
-    assert page.locator("#words").input_value() == "q-1"
+    page.keyboard.type("jok/")  # letters in a field are letters
+    assert page.locator("#words").input_value() == "jok/"
     page.locator("#words").fill("")
     page.locator("#list").focus()
     press("End")
@@ -151,6 +151,35 @@ def test_every_control_can_be_reached_and_is_seen_to_have_the_focus(report, open
     seen.page.keyboard.press("Enter")
     seen.page.keyboard.press("Enter")
     assert seen.question() == "q-2"
+
+
+def test_samples_thoughts_and_what_nobody_graded(tmp_path, opened):
+    rows = [
+        a_row(arm, index, sample, correct=None if index else sample == 0, seconds=float("inf"))
+        for arm in ("large", "threshold-0.5")
+        for index in (0, 1)
+        for sample in (0, 1)
+    ]
+    for row in rows:
+        row["steps"][0].update(part="thought", score=None, label=None)
+    rows[-1].update(steps=[], solution="all in one")
+    seen = opened(write_report(write_run(tmp_path / "run", rows))[0])
+    page = seen.page
+    assert "has not ended" in page.locator("#summary").text_content()
+    assert "1/2" in page.locator(".row").first.text_content()
+    assert page.locator(".chip", has_text="sample 2").count() == 2
+    assert "wrong" in page.locator(".chip", has_text="threshold-0.5, sample 2").text_content()
+    step = page.locator(".step").first
+    assert "thought" in step.text_content()
+    assert "no score" in step.text_content()
+    assert step.locator(".bar, .badge.good, .badge.bad").count() == 0
+    page.keyboard.press("j")
+    assert "not graded" in page.locator(".chip").first.text_content()
+    page.locator(".chip").last.click()
+    assert "all in one" in page.locator("#detail").text_content()
+    page.get_by_role("checkbox").first.check()
+    assert seen.count() == "1 of 2 questions"
+    assert seen.clean()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

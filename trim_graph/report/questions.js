@@ -6,7 +6,7 @@ const LONGEST_STRIP = 40;
 
 const state = { arm: data.chosen, shown: [], at: -1, wrong: false, over: false, differs: false, failed: false, words: "", limit: data.limit };
 const list = document.getElementById("list");
-const inner = el("div", { class: "inner" });
+const inner = el("div", { class: "inner", role: "presentation" });
 const detail = document.getElementById("detail");
 
 function runsOf(position) {
