@@ -97,6 +97,19 @@ def test_a_scorer_that_never_answers_is_given_up(scorer, run, tmp_path, monkeypa
     assert "bench.jsonl: 20 solutions failed in a row, the last with OSError: gone" in result.stderr
 
 
+def test_an_interrupt_keeps_what_was_scored(scorer, run, tmp_path, monkeypatch):
+    async def interrupted(question, steps):
+        if question == "r":
+            raise KeyboardInterrupt
+        return scorer.score(question, steps)
+
+    monkeypatch.setattr("trim_graph.cli.scorer_evaluation.load_scorer", lambda config: interrupted)
+    result = run("eval-scorer", "bench.jsonl", "--out", ".", "--concurrency", 1)
+    assert result.exit_code == 130
+    assert "what was scored is in .: the same command goes on" in result.stderr
+    assert len((tmp_path / "bench.scores.jsonl").read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
