@@ -9,58 +9,12 @@ from trim_graph.evaluation.run_files import journal_of, parse_row, read_run
 from trim_graph.evaluation.run_summary import VERSION
 from trim_graph.evaluation.run_writing import check_folder, restore_journal, write_json, write_rows
 from trim_graph.journal import to_line
-from trim_graph.training.traces import TOKENS
 
 ARMS = ("small", "threshold-0.5", "odd: name/with %2F")
 
 
-def a_row(arm="small", index=0, sample=0, **changes):
-    step = {
-        "text": "2 + 2 = 4",
-        "writer": "large",
-        "tokens": 7,
-        "score": 0.25,
-        "decision": "regenerate",
-        "mean_token_probability": None,
-        "label": None,
-        "part": None,
-        "discarded": {
-            "text": "2 + 2 = 5",
-            "tokens": 6,
-            "score": 0.125,
-            "label": False,
-            "mean_token_probability": 0.5,
-        },
-    }
-    row = {
-        "arm": arm,
-        "index": index,
-        "id": f"q{index}",
-        "sample": sample,
-        "seed": 3 + sample,
-        "question": "2 + 2 = ?",
-        "expected": "4",
-        "correct": True,
-        "answer": "4",
-        "solution": "2 + 2 = 4\n\n\\boxed{4}",
-        "error": None,
-        "stopped": "finished",
-        "notes": ["a note"],
-        "seconds": 0.5,
-        "first_step_seconds": 0.25,
-        "large_tokens": 14,
-        "tokens": {**dict.fromkeys(TOKENS, 0), "large": 14, "small_discarded": 6},
-        "prefill": {"small": 9, "large": 8},
-        "cached_prefill": {"small": 4, "large": 0},
-        "calls": {"small": 1, "large": 1, "scorer": 1},
-        "cost": 0.125,
-        "steps": [step, {**step, "part": "answer", "discarded": None, "decision": None, "score": None}],
-    }
-    return {**row, **changes}
-
-
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, make_row):
     place = tmp_path / "run"
     check_folder(place)
     (place / "rows").mkdir()
@@ -69,7 +23,7 @@ def folder(tmp_path):
         place / "settings.json", {"version": 1, "settings": {"seed": 3}, "arms": dict.fromkeys(ARMS, arm)}
     )
     for name in ARMS:
-        rows = [a_row(name, index, sample) for index in (5, 0, 300, 2) for sample in (1, 0)]
+        rows = [make_row(name, index, sample) for index in (5, 0, 300, 2) for sample in (1, 0)]
         journal_of(place, name).write_bytes(b"".join(map(to_line, rows)))
     return place
 
@@ -94,11 +48,11 @@ def test_a_folder_is_read_while_it_runs_and_after(folder):
     assert keys(after.rows(ARMS[2])) == [(ARMS[2], i, s) for i in (0, 2, 5, 300) for s in (0, 1)]
 
 
-def test_an_arm_goes_on_from_parquet(folder):
+def test_an_arm_goes_on_from_parquet(folder, make_row):
     write_rows(folder, ARMS)
     restore_journal(folder, ARMS[1])
     with journal_of(folder, ARMS[1]).open("ab") as stream:
-        stream.write(to_line(a_row(ARMS[1], 1, 0)))
+        stream.write(to_line(make_row(ARMS[1], 1, 0)))
         stream.write(b'{"arm": "torn')
     assert len(keys(read_run(folder).rows(ARMS[1]))) == 9  # the torn line of a killed writer is passed over
     assert len(keys(read_run(folder).rows())) == 25
@@ -109,9 +63,9 @@ def test_an_arm_goes_on_from_parquet(folder):
     assert keys(read_run(folder).rows(ARMS[1]))[2] == (ARMS[1], 1, 0)
 
 
-def test_an_older_parquet_file_stays_whole_when_writing_fails(folder):
+def test_an_older_parquet_file_stays_whole_when_writing_fails(folder, make_row):
     write_rows(folder, ARMS)
-    journal_of(folder, "small").write_bytes(to_line(a_row(seconds="long")))
+    journal_of(folder, "small").write_bytes(to_line(make_row(seconds="long")))
     with pytest.raises(InputError, match="seconds"):
         write_rows(folder, ARMS)
     assert not list(folder.glob(".rows*"))
@@ -119,9 +73,9 @@ def test_an_older_parquet_file_stays_whole_when_writing_fails(folder):
     assert len(keys(read_run(folder).rows())) == 24
 
 
-def test_many_rows_of_an_arm(folder):
+def test_many_rows_of_an_arm(folder, make_row):
     journal_of(folder, "small").write_bytes(
-        b"".join(to_line(a_row(index=index)) for index in reversed(range(600)))
+        b"".join(to_line(make_row(index=index)) for index in reversed(range(600)))
     )
     assert write_rows(folder, ["small"]) == 600
     assert keys(read_run(folder).rows()) == [
@@ -130,13 +84,12 @@ def test_many_rows_of_an_arm(folder):
     ]
 
 
-@given(
-    st.sampled_from(sorted(a_row())), st.one_of(st.none(), st.text(max_size=5), st.integers(), st.booleans())
-)
-def test_any_value_is_a_rows_or_told(key, value):
+@given(data=st.data(), value=st.one_of(st.none(), st.text(max_size=5), st.integers(), st.booleans()))
+def test_any_value_is_a_rows_or_told(make_row, data, value):
+    key = data.draw(st.sampled_from(sorted(make_row())))
     told = "nothing"
     try:
-        read = parse_row({**a_row(), key: value}, "there, line 3")
+        read = parse_row({**make_row(), key: value}, "there, line 3")
     except InputError as error:
         told = str(error)
     else:

@@ -71,7 +71,7 @@ def _accuracy(summary: RunSummary) -> Table:
         "share",
         "PGR",
         "IBC",
-        "random",
+        "same spend",
     )
     spread = summary["n"] >= _SPREAD_FROM
     for arm in filter(_shown, summary["arms"]):

@@ -130,11 +130,10 @@ def best_pgr(points: Sequence[Point], share: float) -> Any:
 
 def whole_curve(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the points of a curve from (0, 0) to (1, 1), one for each share."""
-    inner = [
-        (share, fmean(pgr for _, pgr in same))
-        for share, same in groupby(sorted(points), key=lambda point: point[0])
-        if 0 < share < 1
-    ]
+    inner = sorted(point for point in points if 0 < point[0] < 1)
+    if any(low[0] == high[0] for low, high in pairwise(inner)):
+        groups = groupby(inner, key=lambda point: point[0])
+        inner = [(share, fmean(pgr for _, pgr in same)) for share, same in groups]
     return [(0.0, 0.0), *inner, (1.0, 1.0)]
 
 

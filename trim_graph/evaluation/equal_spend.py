@@ -75,10 +75,13 @@ def _nearest(measured: dict[float, float], target: float) -> float | None:
 
 
 def _guess(measured: dict[float, float], target: float, whole: float) -> float:
-    """Draw a straight line between the nearest spends on either side."""
-    points = {0.0: 0.0, 1.0: whole, **measured}
-    low = max((n for n, spend in points.items() if spend <= target), key=points.__getitem__, default=0.0)
-    high = min((n for n, spend in points.items() if spend > target), key=points.__getitem__, default=1.0)
-    below, above = points[low], points[high]
-    part = (target - below) / (above - below) if above > below else 1.0
-    return round(min(1.0, max(0.0, low + part * (high - low))), DIGITS)
+    """Draw a straight line between the nearest spends on either side, or from nothing through the nearest."""
+    low = max((n for n, spend in measured.items() if spend <= target), key=measured.__getitem__, default=None)
+    high = min((n for n, spend in measured.items() if spend > target), key=measured.__getitem__, default=None)
+    if low is not None and high is not None:
+        part = (target - measured[low]) / (measured[high] - measured[low])
+        number = low + part * (high - low)
+    else:
+        one = low if low is not None and measured[low] > 0 else high
+        number = target / whole if one is None else one * target / measured[one]
+    return round(min(1.0, max(0.0, number)), DIGITS)

@@ -67,7 +67,7 @@ def resampled_means(
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"columns have the lengths {sorted(lengths)}; expected one length of 1 or more")
     n = lengths.pop()
-    values = np.array([list(map(float, column)) for column in columns.values()])
+    values = np.array([np.asarray(column, dtype=float) for column in columns.values()])
     rng = np.random.default_rng(seed)
     means = np.empty((len(columns), resamples))
     chunk, chances = max(1, min(_CHUNK, _COUNTS // n)), np.full(n, 1 / n)

@@ -194,15 +194,14 @@ class Comparison:
         mean = figure(mean_ibc)
 
         def within(share: float) -> Figure:
-            found = figure(lambda given: best_pgr(given, share))
-            if found["value"] is None:
+            if not known:
                 return UNKNOWN
-            gap = large.means["correct"] - small.means["correct"]
-            gained = best_pgr(drawn, share) * gap
-            value = small.plain["correct"] + found["value"] * (
-                large.plain["correct"] - small.plain["correct"]
+            gap = large.plain["correct"] - small.plain["correct"]
+            gaps = large.means["correct"] - small.means["correct"]
+            return Figure(
+                value=small.plain["correct"] + best_pgr(plain, share) * gap,
+                interval=interval(small.means["correct"] + best_pgr(drawn, share) * gaps),
             )
-            return Figure(value=value, interval=interval(small.means["correct"] + gained))
 
         return CurveSummary(
             family=family,

@@ -49,13 +49,20 @@ def overall(verdicts: Sequence[Verdict], comparison: Comparison) -> str:
     good = [verdict for verdict in own if verdict["use"] == "yes"]
     if good:
         best = max(good, key=lambda verdict: _gain(verdict["arm"], comparison))
-        return f"Use it here, with {best['text']}"
+        return f"Use it here, with {_without_end(best)}"
     undecided = [verdict for verdict in own if verdict["use"] == "undecided"]
     if undecided:
         best = max(undecided, key=lambda verdict: _gain(verdict["arm"], comparison))
-        return f"Undecided. The best so far is {best['text']}"
+        return f"Undecided. The best so far is {_without_end(best)}"
     best = max(own, key=lambda verdict: _gain(verdict["arm"], comparison))
-    return f"Do not use it here. The best of them is {best['text']}"
+    return f"Do not use it here. The best of them is {_without_end(best)}"
+
+
+_ENDS = {"yes": "Use it here.", "no": "Do not use it here.", "undecided": "Undecided."}
+
+
+def _without_end(verdict: Verdict) -> str:
+    return verdict["text"].removesuffix(_ENDS[verdict["use"]]).rstrip()
 
 
 def _gain(name: str, comparison: Comparison) -> float:
@@ -81,8 +88,7 @@ def _verdict(comparison: Comparison, name: str, worth: Worth) -> Verdict:
         arm=name, use=use, text="", saved=saved, added=added, net=net, accuracy=accuracy, seconds=seconds
     )
     told = [_told_cost(found, comparison, worth), *_told_rest(found, worth), *reasons]
-    end = {"yes": "Use it here.", "no": "Do not use it here.", "undecided": "Undecided."}[use]
-    return Verdict(**{**found, "text": f"{name}: {' '.join(told)} {end}"})
+    return Verdict(**{**found, "text": f"{name}: {' '.join(told)} {_ENDS[use]}"})
 
 
 def _net(large: Any, arm: Any, worth: Worth) -> Any:
@@ -203,7 +209,7 @@ def _told_rest(verdict: Verdict, worth: Worth) -> list[str]:
 
 
 def _share(value: float, whole: float) -> str:
-    return f"{100 * value / whole:.3g} %" if whole else f"{value:.3g}"
+    return f"{round(100 * value / whole, 6):.3g} %" if whole else f"{value:.3g}"
 
 
 def _percent(value: float, whole: float) -> str:
