@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,19 @@ SWITCHES = (
 )
 
 
+THREAD = ThreadPoolExecutor(1)
+"""Playwright keeps an event loop running in its thread, where no test with one of its own could run."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    if "opened" not in pyfuncitem.fixturenames:
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    THREAD.submit(pyfuncitem.obj, **arguments).result()
+    return True
+
+
 @pytest.fixture(scope="session")
 def chromium():
     """A browser for all tests."""
@@ -29,10 +43,11 @@ def chromium():
         pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=program, args=list(SWITCHES))
-        yield browser
-        browser.close()
+    play = THREAD.submit(lambda: sync_playwright().start()).result()
+    browser = THREAD.submit(play.chromium.launch, executable_path=program, args=list(SWITCHES)).result()
+    yield browser
+    THREAD.submit(browser.close).result()
+    THREAD.submit(play.stop).result()
 
 
 @dataclass
@@ -73,7 +88,7 @@ def opened(chromium):
 
     yield open_file
     for context in contexts:
-        context.close()
+        THREAD.submit(context.close).result()
 
 
 @pytest.fixture(scope="session")

@@ -156,9 +156,9 @@ def _about(run: Run, questions: int) -> str:
 def _dataset_name(dataset: Any) -> str:
     if not isinstance(dataset, dict):
         return "An evaluation"
-    if dataset.get("type") == "arithmetic":
-        return ":".join(str(dataset[key]) for key in ("type", "split", "part") if dataset.get(key))
-    return str(dataset.get("file") or dataset.get("path") or dataset.get("type") or "An evaluation")
+    keys = {"arithmetic": ("type", "split", "part"), "hub": ("path", "config", "split")}
+    named = keys.get(str(dataset.get("type")), ("file",))
+    return ":".join(str(dataset[key]) for key in named if dataset.get(key)) or "An evaluation"
 
 
 def _data(name: str, values: Any) -> str:
