@@ -217,6 +217,9 @@ def test_the_wheel_holds_code_types_and_weights_and_nothing_else(wheel):
     for folder in ("small", "large", "prm"):
         assert f"trim_graph/examples/arithmetic/weights/{folder}/model.safetensors" in names
         assert f"trim_graph/examples/arithmetic/weights/{folder}/tokenizer.json" in names
+    page = [p.name for p in (ROOT / "trim_graph/report").iterdir() if p.suffix in (".html", ".css", ".js")]
+    assert "page.html" in page
+    assert {f"trim_graph/report/{name}" for name in page} <= set(names)
     assert {name.split("/")[0] for name in names} == {
         "trim_graph",
         f"trim_graph-{trim_graph.__version__}.dist-info",

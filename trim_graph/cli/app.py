@@ -9,6 +9,7 @@ import typer
 
 from .app_eval import evaluation
 from .app_policies import policies
+from .app_reports import reports
 from .reporting import failures_reported
 from .training import train
 
@@ -69,6 +70,7 @@ app = typer.Typer(
 
 app.add_typer(evaluation)
 app.add_typer(policies)
+app.add_typer(reports)
 app.add_typer(train)
 
 
