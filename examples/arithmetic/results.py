@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from trim_graph.evaluation.figures import RESAMPLES
 
 from . import WEIGHTS, Split
-from .results_trees import Problems, recorded_trees, weights_identity
+from .results_trees import Problems, keep_trees, recorded_trees, weights_identity
 
 if TYPE_CHECKING:
     from .results_study import Studied
@@ -49,9 +49,14 @@ def study(given: argparse.Namespace) -> dict[str, Any]:
     worlds: dict[str, Studied] = {split: _world(split, given) for split in given.split}
     found = {}
     for split, world in worlds.items():
-        found[split] = study_world(world, resamples=given.resamples)
+        try:
+            found[split] = study_world(world, resamples=given.resamples)
+        finally:
+            _keep(world, given)
         _tell(f"{split}: measured")
     transfer = study_transfer(worlds)
+    for world in worlds.values():
+        _keep(world, given)
     _tell("transfer: measured")
     scorers = {}
     if SCORERS_ON in worlds:
@@ -93,6 +98,15 @@ def _world(split: Split, given: argparse.Namespace) -> Studied:
     training = max(_at_most(TRAINING, given), min(LEAST_TRAINING, TRAINING))
     router = trained_router(Problems(split, "train", training, TRAINING_SEED), given.folder)
     return Studied(validation, test, router)
+
+
+def _keep(world: Studied, given: argparse.Namespace) -> None:
+    """Keep what has grown where policies went."""
+    split: Any = world.test.split
+    for drawn, measured in ((_validation(split, given), world.validation), (_test(split, given), world.test)):
+        rollouts = measured.rollouts
+        keep_trees(drawn, given.folder, {index: rollouts.trees[index] for index in sorted(rollouts.grown)})
+        rollouts.grown.clear()
 
 
 def _test(split: Split, given: argparse.Namespace) -> Problems:

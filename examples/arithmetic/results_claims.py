@@ -104,7 +104,9 @@ def _budget(split: str, world: dict[str, Any]) -> str:
 def _possible(split: str, world: dict[str, Any]) -> str:
     share, floor = world["oracle"]["share"]["value"], world["floor"]
     accuracy = world["oracle"]["accuracy"]["value"]
-    least = "cannot be reached at all" if floor is None else f"takes {floor:.3f} at least, with hindsight"
+    least = (
+        "takes an unknown share at least" if floor is None else f"takes {floor:.3f} at least, with hindsight"
+    )
     return (
         f"`{split}`, what is possible: the small model gets {world['small_steps_right']:.3f} of its steps "
         "right. A "

@@ -125,7 +125,7 @@ def policy_family(
 
 def thresholds(world: World, count: int = 150) -> list[float]:
     """Return thresholds between which the scores of drafts are evenly spread."""
-    return [*quantiles(world.draft_scores(), count), 1.0]
+    return [*quantiles(world.draft_scores, count), 1.0]
 
 
 THRESHOLD = policy_family("threshold", thresholds, threshold)
@@ -144,7 +144,7 @@ def families(router: query_router) -> list[Family]:
         policy_family("planned (POMDP)", lambda world: COSTS, _planned),
         *(policy_family(f"learned ({kind})", lambda world: _LEARNED, _learned(kind)) for kind in LEARNED),
         policy_family(
-            "entropy probe", lambda world: [*reversed(quantiles(world.entropies(), 60)), 0.0], entropy_probe
+            "entropy probe", lambda world: [*reversed(quantiles(world.entropies, 60)), 0.0], entropy_probe
         ),
         router_family(router),
         _by_question("cascade, token probability", lambda world: world.confidence(), higher=False),

@@ -110,7 +110,7 @@ def _alone(worlds: dict[str, Any]) -> str:
             figure(world["large"]),
             f"{world['large_tokens']:.1f}",
             f"{figure(world['oracle']['accuracy'])} at {figure(world['oracle']['share'])}",
-            "none" if world["floor"] is None else f"{world['floor']:.3f}",
+            "not known" if world["floor"] is None else f"{world['floor']:.3f}",
         ]
         for split, world in worlds.items()
     ]

@@ -76,7 +76,7 @@ def step_auc(world: World) -> float:
 
 def _open(tree: Tree) -> list[Node]:
     """Return the places with a draft, in the order of the tree."""
-    return [node for node in tree.nodes.values() if not node.ended]
+    return [node for node in tree.nodes.values() if node.draft is not None]
 
 
 def _set_score(node: Node, score: float | None) -> None:

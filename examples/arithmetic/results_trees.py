@@ -1,4 +1,4 @@
-"""Every way that a solution of a problem can take, recorded once, in a folder that a run goes on with."""
+"""The ways that solutions of problems can take, recorded once, in a folder that a run goes on with."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import asyncio
 import hashlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trim_graph.errors import TrimError
 from trim_graph.evaluation import Question
@@ -20,6 +21,7 @@ from trim_graph.rows import read_rows
 from . import LARGE, PRM, SMALL, Part, Split, stream_problems
 
 if TYPE_CHECKING:
+    from trim_graph.training.growing import Grower
     from trim_graph.training.rollout_tree import Tree
 
 _TOLD_EVERY = 50
@@ -72,13 +74,7 @@ def recorded_trees(drawn: Problems, folder: Path, *, concurrency: int = 48) -> l
     questions = drawn.questions()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{drawn.name}.jsonl"
-    settings = {
-        "split": drawn.split,
-        "part": drawn.part,
-        "seed": drawn.seed,
-        "weights": weights_identity(),
-    }
-    with Journal(path, settings) as journal:
+    with Journal(path, _settings(drawn)) as journal:
         left = [index for index in range(drawn.n) if index not in journal.finished]
         if left:
             asyncio.run(_record(drawn, journal, [(index, questions[index]) for index in left], concurrency))
@@ -89,20 +85,46 @@ def recorded_trees(drawn: Problems, folder: Path, *, concurrency: int = 48) -> l
     return [trees[index] for index in range(drawn.n)]
 
 
-async def _record(
-    drawn: Problems, journal: Journal, left: Sequence[tuple[int, Question]], concurrency: int
-) -> None:
-    from trim_graph.adapters import ChatTransformers, TransformersProcessReward
-    from trim_graph.evaluation.runner import run_each
-    from trim_graph.training.growing import Grower
+def keep_trees(drawn: Problems, folder: Path, trees: Mapping[int, Tree]) -> None:
+    """Keep trees that have grown since they were recorded; of several records the last counts."""
     from trim_graph.training.rollout_records import to_record
 
-    grower = Grower(
+    with Journal(folder / f"{drawn.name}.jsonl", _settings(drawn)) as journal:
+        for index, tree in trees.items():
+            journal.append({"index": index, **to_record(tree)})
+
+
+@cache
+def example_grower() -> Grower:
+    """Return what grows trees with the example models."""
+    from trim_graph.adapters import ChatTransformers, TransformersProcessReward
+    from trim_graph.training.growing import Grower
+
+    return Grower(
         ChatTransformers(model=str(SMALL), logprobs=True),
         ChatTransformers(model=str(LARGE)),
         TransformersProcessReward(PRM, max_batch_size=64),
         probes=True,
+        most=150,
     )
+
+
+def _settings(drawn: Problems) -> dict[str, Any]:
+    return {
+        "split": drawn.split,
+        "part": drawn.part,
+        "seed": drawn.seed,
+        "weights": weights_identity(),
+    }
+
+
+async def _record(
+    drawn: Problems, journal: Journal, left: Sequence[tuple[int, Question]], concurrency: int
+) -> None:
+    from trim_graph.evaluation.runner import run_each
+    from trim_graph.training.rollout_records import to_record
+
+    grower = example_grower()
     begun, done = time.monotonic(), 0
 
     async def record(item: tuple[int, Question]) -> None:

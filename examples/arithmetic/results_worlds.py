@@ -13,8 +13,11 @@ import numpy.typing as npt
 from trim_graph.evaluation import Outcome
 from trim_graph.policies import Policy, small_only
 
+from .results_trees import example_grower
+
 if TYPE_CHECKING:
     from trim_graph.training.rollout_tree import Node, Tree
+    from trim_graph.training.rollouts import Rollout
 
 Floats = npt.NDArray[np.float64]
 Made = TypeVar("Made")
@@ -63,17 +66,21 @@ class World:
 
     Args:
         split: Which world.
-        trees: Of the problems, every way known.
+        trees: Of the problems; they grow where a policy leaves what is known.
     """
 
     def __init__(self, split: str, trees: Sequence[Tree]) -> None:
-        from trim_graph.training.rollouts import Rollouts
+        from trim_graph.training.growing import GrowingRollouts
 
-        self.split, self.trees = split, list(trees)
-        self.rollouts = Rollouts([tree.question for tree in trees])
-        self.rollouts.trees = self.trees
+        self.split, self.rollouts = split, GrowingRollouts(trees, example_grower())
+        self.trees = self.rollouts.trees
         self.small, self.large = self.solved(small_only()), self.solved(LargeAtEachStep())
         self._made: dict[Any, Any] = {}
+        nodes = [node for tree in self.trees for node in tree.nodes.values()]
+        self.draft_scores: Floats = np.sort([n.draft_score for n in nodes if n.draft_score is not None])
+        """Of all drafts known at first, in order of size."""
+        self.entropies: Floats = np.sort([node.entropy for node in nodes if node.entropy is not None])
+        """Of all first tokens known at first, in order of size."""
 
     def __len__(self) -> int:
         return len(self.trees)
@@ -87,8 +94,7 @@ class World:
         """Let a policy route every problem."""
         from trim_graph.training.solving import solve
 
-        ended = list(solve(self.rollouts, policy, seed=seed))
-        return Arm(np.array([one.correct for one in ended]), np.array([one.large_tokens for one in ended]))
+        return _arm(list(solve(self.rollouts, policy, seed=seed)))
 
     def once(self, key: Any, make: Callable[[], Made]) -> Made:
         """Return what was made of this world under a key, or make it."""
@@ -109,15 +115,23 @@ class World:
 
     def oracle(self) -> Arm:
         """Regenerate exactly the drafts that are wrong given what stands before: a judge without error."""
-        ended = [_walked(tree, lambda tree, node: not _right(tree, node)) for tree in self.trees]
-        return Arm(np.array([right for right, _ in ended]), np.array([tokens for _, tokens in ended]))
+        from trim_graph.training.rollouts import Rollout
+
+        ended = [Rollout(self.rollouts, index) for index in range(len(self))]
+        for rollout in ended:
+            while not rollout.ended:
+                rollout.decide(not _right(self.trees[rollout.index], rollout.node))
+        return _arm(ended)
 
     def floor(self, accuracy: float) -> float | None:
         """Return the least share of large tokens for an accuracy, with hindsight.
 
         Each problem takes its cheapest way to the right answer, and the cheapest problems are solved: no
-        policy can do it for less. None where not even that reaches the accuracy.
+        policy can do it for less. None where not even that reaches the accuracy, or where not all ways are
+        known.
         """
+        if any(tree.unknown() is not None for tree in self.trees):
+            return None
         costs = np.sort([_least_tokens(tree.root, {}) for tree in self.trees])
         solved = math.ceil(accuracy * len(costs) - 1e-9)
         spent = float(costs[:solved].sum())
@@ -152,16 +166,6 @@ class World:
             [min((node.draft_score or 0.0 for node in self.alone(tree)), default=1.0) for tree in self.trees]
         )
 
-    def draft_scores(self) -> Floats:
-        """Return the scores of all drafts, in order of size."""
-        nodes = (node for tree in self.trees for node in tree.nodes.values())
-        return np.sort([node.draft_score for node in nodes if node.draft_score is not None])
-
-    def entropies(self) -> Floats:
-        """Return the entropies of all first tokens, in order of size."""
-        nodes = (node for tree in self.trees for node in tree.nodes.values())
-        return np.sort([node.entropy for node in nodes if node.entropy is not None])
-
 
 def _right(tree: Tree, node: Node) -> bool:
     """Say whether the draft at a place is right given what stands before it."""
@@ -170,16 +174,8 @@ def _right(tree: Tree, node: Node) -> bool:
     return bool(tree.question.label_steps([*node.steps, node.draft.text])[-1])
 
 
-def _walked(tree: Tree, regenerated: Callable[[Tree, Node], bool]) -> tuple[bool, int]:
-    """Go one way through a tree; return whether it ends right, and its large tokens."""
-    node, tokens = tree.root, 0
-    while not node.ended:
-        large = regenerated(tree, node)
-        tokens += node.large.tokens if large and node.large is not None else 0
-        behind = node.after(large)
-        assert behind is not None
-        node = behind
-    return node.correct, tokens
+def _arm(ended: Sequence[Rollout]) -> Arm:
+    return Arm(np.array([one.correct for one in ended]), np.array([one.large_tokens for one in ended]))
 
 
 def _least_tokens(node: Node, known: dict[Node, float]) -> float:

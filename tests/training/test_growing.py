@@ -8,10 +8,12 @@ from toy import ToyModel, ToyScorer, build, questions
 
 from trim_graph import InputError
 from trim_graph.context import Settings
+from trim_graph.policies import random_rate, threshold
 from trim_graph.testing import ScriptedChatModel
-from trim_graph.training.growing import Grower
+from trim_graph.training.growing import Grower, GrowingRollouts
 from trim_graph.training.rollout_records import from_record, to_record
 from trim_graph.training.rollouts import Rollouts
+from trim_graph.training.solving import solve
 
 N = 8
 
@@ -54,6 +56,26 @@ def test_a_tree_survives_a_file():
         assert known(again) == known(tree)
         assert again.root is again.nodes[()]
         assert again.unknown() is None
+
+
+def test_a_tree_that_grows_on_where_policies_go_gives_what_the_whole_one_gives():
+    whole = GrowingRollouts([grown(grower(), question) for question in questions(N)], grower())
+    small, large = ToyModel(writer="small"), ToyModel(writer="large")
+    meagre = Grower(small, large, ToyScorer(), most=2)
+    trees = [grown(meagre, question) for question in questions(N)]
+    assert all(tree.unknown() is not None for tree in trees)
+    kept = [
+        from_record(q, json.loads(json.dumps(to_record(t)))) for q, t in zip(questions(N), trees, strict=True)
+    ]
+    for partial in (GrowingRollouts(trees, meagre), GrowingRollouts(kept, meagre)):
+        for policy in (threshold(0.5), threshold(0.8), random_rate(0.5)):
+            ways = [
+                [(one.correct, one.large_tokens, one.scores) for one in solve(rollouts, policy)]
+                for rollouts in (whole, partial)
+            ]
+            assert ways[0] == ways[1]
+        assert partial.grown == set(range(N))
+    assert not whole.grown
 
 
 def test_a_damaged_record_or_another_question_is_refused():

@@ -1,4 +1,4 @@
-"""Grow whole rollout trees by asking the models place by place, in place of runs of the graph.
+"""Grow rollout trees by asking the models place by place, in place of runs of the graph.
 
 At each place it does what the nodes of the graph do there, by their own functions, but only once: a run of
 the graph begins at the question and passes all earlier places again. A tree grown here is the tree that
@@ -9,7 +9,7 @@ step, a thought) is not grown.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from langchain_core.messages import HumanMessage
@@ -29,7 +29,8 @@ from trim_graph.run import segmentation_of
 from trim_graph.segment import join_steps, separator_of
 from trim_graph.state import Step
 
-from .rollout_tree import Node, Tree, Written
+from .rollout_tree import Node, RolloutError, Tree, Written
+from .rollouts import Plan, Rollouts
 
 
 class NotGrown(Exception):
@@ -45,7 +46,8 @@ class Grower:
         scorer: Rates the drafts.
         settings: Of the graph it stands for.
         probes: Whether to ask the small model for the entropy of its first token at each place.
-        most: Places of a tree at which growing is given up.
+        most: Places of a tree at which growing ends: where the models rarely agree, a solution of 12 steps
+            has thousands. What is left grows where a policy goes (`GrowingRollouts`).
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Grower:
         settings: Settings | None = None,
         *,
         probes: bool = False,
-        most: int = 20_000,
+        most: int = 1000,
     ) -> None:
         self.models: dict[Writer, Runnable[Any, Any]] = {"small": small, "large": large}
         self.scorer = as_scorer(scorer)
@@ -65,7 +67,7 @@ class Grower:
         self.probes, self.most = probes, most
 
     async def grow(self, question: Question) -> Tree | None:
-        """Return the whole tree of a question; None where only runs of the graph can find it."""
+        """Return the tree of a question; None where only runs of the graph can find it."""
         tree = Tree(question)
         places: list[tuple[Node, list[Step]]] = [(tree.root, [])]
         known = {tree.root}
@@ -84,8 +86,28 @@ class Grower:
                     if not node.ended:
                         places.append((node, steps))
             if len(known) > self.most:
-                return None
+                break
         return tree
+
+    async def extend(self, tree: Tree, plan: Sequence[bool]) -> None:
+        """Grow the place that a plan leads to.
+
+        Raises:
+            RolloutError: Only a run of the graph can find it.
+        """
+        node = tree.root
+        for regenerated in plan:
+            behind = node.regenerated if regenerated else node.accepted
+            assert behind is not None
+            node = behind
+        # Whatever separates steps otherwise is not grown.
+        steps = [_ended(text) for text in node.steps]
+        try:
+            await self._place(tree, node, steps)
+        except NotGrown as error:
+            raise RolloutError(
+                f"only a run of the graph can tell what follows in {tree.question.text[:80]!r}"
+            ) from error
 
     async def _place(self, tree: Tree, node: Node, steps: list[Step]) -> Iterable[tuple[Node, list[Step]]]:
         """Ask both writers at a place, rate the draft, and return the places behind."""
@@ -130,7 +152,7 @@ class Grower:
             settings=self.settings,
             previous=previous,
         )
-        if draft is None or draft["end"] == "length" or "part" in draft:
+        if draft is None or draft["end"] == "length" or "part" in draft or "separator" in draft:
             raise NotGrown
         return as_step(draft), None if told is None else told.nats
 
@@ -145,6 +167,30 @@ class Grower:
         solution = text.removesuffix(separator_of(steps[-1], self.settings.delimiter))
         node.ended = True
         node.correct = question.grade is not None and bool(question.grade(solution))
+
+
+class GrowingRollouts(Rollouts):
+    """Rollouts of grown trees, which grow on where a rollout leaves what is known.
+
+    Args:
+        trees: Of the questions, each with another text.
+        grower: With the models that the trees were grown with.
+    """
+
+    def __init__(self, trees: Sequence[Tree], grower: Grower) -> None:
+        super().__init__([tree.question for tree in trees], max_steps=grower.settings.max_steps)
+        self.trees, self.grower = list(trees), grower
+        self.grown: set[int] = set()
+        """Questions whose trees have grown here."""
+
+    def find(self, index: int, plan: Plan) -> None:
+        """Grow the place that a plan leads to."""
+        asyncio.run(self.grower.extend(self.trees[index], plan))
+        self.grown.add(index)
+
+
+def _ended(text: str) -> Step:
+    return Step(text=text, writer="small", model="", tokens=0, mean_token_probability=None, end="delimiter")
 
 
 def _scorable(step: Step) -> ScorableStep:

@@ -14,7 +14,7 @@ def to_record(tree: Tree) -> dict[str, Any]:
     """Return the question's text and every place; places name those behind them by their number.
 
     Args:
-        tree: Every way of it known.
+        tree: As far as it is known.
     """
     numbers = {node: number for number, node in enumerate(tree.nodes.values())}
     return {"question": tree.question.text, "places": [_place(node, numbers) for node in numbers]}
@@ -59,10 +59,12 @@ def from_record(question: Question, record: dict[str, Any]) -> Tree:
 def _restore(
     tree: Tree, node: Node, place: dict[str, Any], places: list[dict[str, Any]], reached: dict[int, Node]
 ) -> None:
-    node.score, node.ended = place["score"], "correct" in place
-    if node.ended:
-        node.correct = place["correct"]
+    node.score = place["score"]
+    if "correct" in place:
+        node.ended, node.correct = True, place["correct"]
         return
+    if "draft" in place:
+        node.ended = False
     node.draft_score, node.entropy = place["draft_score"], place["entropy"]
     for name in ("draft", "large"):
         if name not in place:
