@@ -49,6 +49,10 @@ from .observing import observation
 
 Goto = Literal["generate_step", "ask_person", "finalize"]
 
+LIMIT_REACHED = (
+    "the recursion limit is reached: give the call's config a higher recursion_limit; a chain (a | graph) "
+    "has LangChain's 25 unless its config names one"
+)
 MAX_ATTEMPTS = 3
 """Answers without a step, in a row, after which the solution is taken for ended."""
 
@@ -378,6 +382,7 @@ class Turn:
             needed = PROBE + (SCORED_ROUND if self.policy.decides else PLAIN_ROUND)
         # LangGraph looks once more after the last superstep, and counts that look.
         if self.state["remaining_steps"] <= needed:
+            self.note(LIMIT_REACHED)
             return self.finish("recursion_limit")
         in_flight = None
         if order["writer"] == "large":

@@ -272,3 +272,12 @@ def test_a_parents_low_limit_ends_in_a_partial_answer_or_is_refused(make, wrappe
     with pytest.raises(SettingsError, match=f"recursion_limit={RECURSION_FLOOR - 1} is too low"):
         app.invoke(given, {"recursion_limit": RECURSION_FLOOR - 1})
     assert len(rig.small.calls) == asked
+
+
+@pytest.mark.parametrize("asynchronously", [False, True], ids=["sync", "async"])
+async def test_a_wrapper_node_does_not_shorten_a_long_solution(make, asynchronously):
+    rig = make([f"step {n}" for n in range(20)], scores={})
+    app = desk(trim_node(rig.graph, problem="question", solution="solution", form="text", summary="bill"))
+    given = {"question": "2 + 2?"}
+    result = await app.ainvoke(given) if asynchronously else app.invoke(given)
+    assert result["bill"]["stopped"] == "finished"

@@ -289,3 +289,10 @@ def test_a_solution_in_one_call_is_written_once(make, sqlite):
     make([], [f"step {n}" for n in range(100)], policy=large_only(), checkpointer=sqlite).ask(config=THREAD)
     (count,) = sqlite.conn.execute("select count(*) from checkpoints").fetchone()
     assert count <= 6
+
+
+def test_what_is_written_grows_with_the_steps_not_with_their_square():
+    from benchmarks.state_size import written
+
+    few, many = written(15, "sync").written / 15, written(90, "sync").written / 90
+    assert many < 1.1 * few

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from langchain_core.messages import convert_to_messages
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
+from .compiled import with_limit
 from .errors import InputError, SettingsError
 
 Form = Literal["message", "conversation", "text", "answer"]
@@ -18,7 +19,7 @@ def trim_node(
     graph: Runnable[Any, Any],
     *,
     problem: str | Callable[[Any], Any] = "messages",
-    solution: str = "messages",
+    solution: str | Callable[[dict[str, Any]], dict[str, Any]] = "messages",
     form: Form = "message",
     summary: str | None = None,
     name: str = "trim",
@@ -36,7 +37,8 @@ def trim_node(
         graph: Of `create_trim_graph`.
         problem: Key of the parent's state with the problem, a text or a list of messages; or a function from
             the state to one of these or to the graph's whole input.
-        solution: Key that the solution is written to.
+        solution: Key that the solution is written to; or a function from the graph's result to the update,
+            for which ``form`` and ``summary`` mean nothing.
         form: What is written: ``message``, a list with the AIMessage, for a key that adds up (such as
             ``Annotated[list, operator.add]``); ``conversation``, all messages, for a key that is overwritten;
             ``text``; or ``answer``, what stands in the last ``\boxed{}``, None where nothing does.
@@ -56,6 +58,8 @@ def trim_node(
         return _written(await graph.ainvoke(_input(state, problem), config))
 
     def _written(result: dict[str, Any]) -> dict[str, Any]:
+        if callable(solution):
+            return solution(result)
         message, told = result["messages"][-1], result["trim"]
         forms: dict[str, Any] = {
             "message": [message],
@@ -65,7 +69,17 @@ def trim_node(
         }
         return {solution: forms[form]} | ({summary: told} if summary is not None else {})
 
-    return RunnableLambda(run, arun, name=name)
+    return _Node(run, arun, name=name)
+
+
+class _Node(RunnableLambda[Any, Any]):
+    """Hands on the parent's recursion limit; where it has none, LangChain would make it 25."""
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return super().invoke(input, with_limit(config), **kwargs)
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return await super().ainvoke(input, with_limit(config), **kwargs)
 
 
 def _input(state: Any, problem: str | Callable[[Any], Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from .adapters.continue_by_prompt import as_writer
 from .adapters.scorers import as_scorer
 from .adapters.token_probability import TokenProbability
 from .budget import Budget, Prices
+from .compiled import TrimGraph
 from .context import TrimContext, make_settings
 from .errors import SettingsError
 from .ledger import Ledger
@@ -32,6 +33,8 @@ from .state import TrimInput, TrimOutput, TrimState
 
 FROM_ROUTE = {"generate_step": "write a step", "ask_person": "ask a person", "finalize": "done"}
 """Where `route` may go, and why."""
+TAG = "trim"
+"""Every run has it, and so has every call inside one."""
 AFTER_GENERATE_STEP: dict[Hashable, str] = {"score decides": "score_step", "no score needed": "route"}
 """Where the labels that `after_generate_step` returns lead."""
 
@@ -106,7 +109,9 @@ def create_trim_graph(
             raise SettingsError(str(error)) from error
         builder.add_conditional_edges("generate_step", after_generate_step, AFTER_GENERATE_STEP)
         builder.add_edge("score_step", "route")
-    return builder.compile(checkpointer=checkpointer, name=name)
+    graph = builder.compile(checkpointer=checkpointer, name=name)
+    graph.__class__ = TrimGraph
+    return graph.with_config(tags=[TAG])
 
 
 def _check_probabilities(scorer: TokenProbability, **writers: Any) -> None:

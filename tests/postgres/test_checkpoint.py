@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 
-from trim_graph import SettingsError, create_trim_graph, open_checkpointer
+from trim_graph import SettingsError, TrimContext, create_trim_graph, open_checkpointer, open_ledger
 from trim_graph.policies import threshold
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
@@ -143,3 +144,34 @@ def test_the_password_may_come_from_the_environment(database, monkeypatch):
     spec = f"postgresql://{parts['user']}@{parts['host']}:{parts['port']}/{parts['dbname']}"
     with open_checkpointer(spec) as checkpointer:
         assert build(checkpointer).invoke(QUESTION, on("a"))["messages"][-1].text == TEXT
+
+
+def test_a_thread_is_deleted_whole_or_refused(spec):
+    with open_checkpointer(spec) as checkpointer:
+        graph = build(checkpointer)
+        for thread in ("a", "b"):
+            graph.invoke(QUESTION, on(thread), durability="sync")
+        with pytest.raises(NotImplementedError, match="DeltaChannel"):
+            checkpointer.prune(["a"])
+        checkpointer.prune(["a"], strategy="delete")
+        checkpointer.delete_thread("b")
+        assert not graph.get_state(on("a")).values
+        assert not graph.get_state(on("b")).values
+
+
+def test_runs_on_many_threads_share_an_account_of_the_same_database(spec):
+    with open_checkpointer(spec) as checkpointer, open_ledger(spec) as ledger:
+        graph = create_trim_graph(
+            ScriptedChatModel(script=STEPS),
+            ScriptedChatModel(script=RIGHT),
+            lambda question, steps: [0.0] * len(steps),
+            policy=threshold(0.5),
+            checkpointer=checkpointer,
+            ledger=ledger,
+            allowances={"user": {"large_calls": 5}},
+        )
+        ada = TrimContext(user="ada")
+        with ThreadPoolExecutor(4) as threads:
+            runs = [threads.submit(graph.invoke, QUESTION, on(str(n)), context=ada) for n in range(4)]
+            calls = [run.result()["trim"]["spend"]["large"]["calls"] for run in runs]
+        assert sum(calls) == ledger.used("user:ada").large_calls == 5

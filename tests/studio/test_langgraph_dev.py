@@ -91,3 +91,24 @@ def test_a_second_question_on_the_thread_starts_clean(client):
     done = client.runs.wait(thread, "trim", input=second)
     assert [message["type"] for message in done["messages"]] == ["human", "ai", "human", "ai"]
     assert sum(done["trim"]["steps"].values()) == 5
+
+
+def test_a_run_asks_a_person_and_takes_the_answer(client):
+    thread = client.threads.create()["thread_id"]
+    asks = {"threshold": 1.0, "budget": {"large_calls": 1, "on_exhausted": "ask"}}
+    client.runs.wait(thread, "trim", input=QUESTION, context=asks)
+    waiting = client.threads.get_state(thread)
+    assert waiting["next"] == ["ask_person"]
+    (asked,) = waiting["tasks"][0]["interrupts"]
+    assert asked["value"]["limit"] == "large_calls"
+    assert len(asked["value"]["steps"]) == 1
+    assert asked["value"]["draft"]["writer"] == "small"
+
+    wrong = client.runs.wait(thread, "trim", command={"resume": {"mor": 1}}, raise_error=False)
+    assert "mor" in str(wrong)
+    assert client.threads.get_state(thread)["tasks"][0]["interrupts"][0]["value"] == asked["value"]
+
+    client.runs.wait(thread, "trim", command={"resume": {"step": asked["value"]["draft"]["text"]}})
+    done = client.runs.wait(thread, "trim", command={"resume": {"go_on": "small"}})
+    assert done["trim"]["stopped"] == "finished"
+    assert done["trim"]["steps"] == {"small": 3, "large": 1, "person": 1}

@@ -1,0 +1,1 @@
+"""Several turns on one thread, and budgets that runs share: per run, per thread, per user."""

@@ -1,0 +1,55 @@
+"""The compiled graph: LangGraph's own, but for the recursion limit that LangChain's helpers make up.
+
+`batch`, `astream_events` and their like fill a config up with LangChain's defaults before the graph sees it,
+a ``recursion_limit`` of 25 among them, where LangGraph's own is about 10 000. A solution of more than eight
+steps would end early, and only in these calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.graph.state import CompiledStateGraph
+
+from .context import TrimContext
+from .state import TrimInput, TrimOutput, TrimState
+
+DEFAULT_LIMIT = 10_000
+"""Supersteps of a call that names no limit; ``max_steps`` ends a run long before."""
+
+
+class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput]):
+    """What `create_trim_graph` returns; a `CompiledStateGraph` in every respect."""
+
+    def batch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
+        """Run several inputs in threads, at most ``max_concurrency`` of the config at once."""
+        return super().batch(inputs, self._limited(config), **kwargs)
+
+    async def abatch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
+        """Run several inputs at once, at most ``max_concurrency`` of the config."""
+        return await super().abatch(inputs, self._limited(config), **kwargs)
+
+    def batch_as_completed(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> Any:
+        """As `batch`, each result with its index as soon as it is there."""
+        return super().batch_as_completed(inputs, self._limited(config), **kwargs)
+
+    def abatch_as_completed(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> Any:
+        """As `abatch`, each result with its index as soon as it is there."""
+        return super().abatch_as_completed(inputs, self._limited(config), **kwargs)
+
+    def astream_events(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        """Stream every event inside a run; see `langchain_core`'s own documentation."""
+        return super().astream_events(input, self._limited(config), **kwargs)
+
+    def _limited(self, config: Any) -> Any:
+        if isinstance(config, Sequence):
+            return [self._limited(one) for one in config]
+        return with_limit(config, (self.config or {}).get("recursion_limit", DEFAULT_LIMIT))
+
+
+def with_limit(config: RunnableConfig | None, limit: int = DEFAULT_LIMIT) -> RunnableConfig:
+    """Name a recursion limit where the config names none, before LangChain does."""
+    given: RunnableConfig = {"recursion_limit": limit}
+    return {**given, **(config or {})}
