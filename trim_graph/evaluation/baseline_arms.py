@@ -122,12 +122,10 @@ class Baselines:
         policy = {"type": "threshold", "t": JUDGE_LEVEL}
         arm = Arm("judge-7of9", "baseline", "judge", policy)
         settings = ArmSettings(**{**arm.settings, "policy": {**policy, "scorer": self.judge_name}})
-        prices = self.judge_prices
         await self.course.harness.run(
             arm.name,
             settings,
-            lambda: self.course.build(policy, scorer=self.judge, prices=prices),
-            **({} if prices is None else {"prices": prices}),
+            lambda: self.course.build(policy, scorer=self.judge, prices=self.judge_prices),
         )
 
     async def cascade(self) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trim_graph.budget import Prices
-
 from .arms import REFERENCES, Arm
 from .equal_spend import Dial, match_spend
 from .harness import Harness
@@ -41,11 +39,9 @@ class Course:
         for arm in REFERENCES:
             await self.run(arm)
 
-    async def run(self, arm: Arm, *, scorer: Any = None, prices: Prices | None = None) -> None:
+    async def run(self, arm: Arm) -> None:
         """Run one arm."""
-        options = {} if prices is None else {"prices": prices}
-        build = lambda: self.build(arm.policy, scorer=scorer, prices=prices)  # noqa: E731
-        await self.harness.run(arm.name, arm.settings, build, **options)
+        await self.harness.run(arm.name, arm.settings, lambda: self.build(arm.policy))
 
     def spend(self, arm: str) -> float:
         """Return the large tokens of an arm that was run, mean a question."""

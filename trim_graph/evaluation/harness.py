@@ -19,6 +19,7 @@ from .run_writing import check_folder, restore_journal, write_json
 from .running import Graph, Task, run_rows, unit_of
 from .summarising import Resampled, resample
 
+WRITERS = ("small", "large")
 GIVE_UP = 20
 """Runs that may fail in a row, before any has succeeded since: then something else is wrong."""
 
@@ -83,16 +84,13 @@ class Harness:
                 )
             self.arms = dict(known["arms"])
 
-    async def run(
-        self, arm: str, settings: ArmSettings, build: Callable[[], Graph], **options: Any
-    ) -> Resampled:
+    async def run(self, arm: str, settings: ArmSettings, build: Callable[[], Graph]) -> Resampled:
         """Run what is left of an arm.
 
         Args:
             arm: Its name.
             settings: What it is.
             build: Makes its graph, if there is anything left.
-            **options: ``prices``: of this arm, where they are not the plan's; ``on_event``: gets events.
 
         Raises:
             SettingsError: An arm of this name was another policy.
@@ -114,9 +112,8 @@ class Harness:
                     seed=self.plan.seed,
                     concurrency=min(self.plan.concurrency, left),
                     on_row=keeper.keep,
-                    on_event=options.get("on_event", lambda event: None),
                 )
-        return self.take(arm, options.get("prices", self.plan.prices))
+        return self.take(arm)
 
     def note(self, arm: str, settings: ArmSettings) -> None:
         """Write down what an arm is.
@@ -141,7 +138,7 @@ class Harness:
         settings = RunSettings(version=VERSION, settings=self.plan.settings, arms=self.arms)
         write_json(self.folder / SETTINGS_FILE, settings)
 
-    def columns(self, arm: str, prices: Prices | None = None) -> Columns:
+    def columns(self, arm: str) -> Columns:
         """Read the numbers of an arm.
 
         Raises:
@@ -149,15 +146,15 @@ class Harness:
         """
         plan = self.plan
         rows = read_rows_of(self.folder, arm)
-        return read_columns(rows, n=plan.n, samples=plan.samples, prices=prices or plan.prices)
+        return read_columns(rows, n=plan.n, samples=plan.samples, prices=self._prices(arm))
 
-    def take(self, arm: str, prices: Prices | None = None) -> Resampled:
+    def take(self, arm: str) -> Resampled:
         """Take an arm's rows into the comparison.
 
         Raises:
             InputError: Rows are missing, or all runs failed.
         """
-        columns = self.columns(arm, prices)
+        columns = self.columns(arm)
         if columns.errors == self.plan.n * self.plan.samples:
             failed = next((row["error"] for row in read_rows_of(self.folder, arm) if row["error"]), "")
             raise InputError(
@@ -177,6 +174,12 @@ class Harness:
                 except InputError:
                     lacking.append(arm)
         return lacking
+
+    def _prices(self, arm: str) -> Prices:
+        """Return the price table of an arm: a judge that is one of the models is paid like it."""
+        judge = self.arms[arm]["policy"].get("scorer", {}).get("model")
+        prices = self.plan.prices
+        return prices.model_copy(update={"scorer": getattr(prices, judge)}) if judge in WRITERS else prices
 
     def _journal(self, arm: str) -> Journal:
         restore_journal(self.folder, arm)
