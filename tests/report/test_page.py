@@ -11,7 +11,7 @@ def test_summary_pictures_and_a_trace(report, opened):
     page = seen.page
     assert page.title() == "arithmetic:standard:test \N{EN DASH} trim-graph report"
     assert "recovers 0.96 of the gap" in page.locator("#summary").text_content()
-    assert "✓ worth it" in page.locator("#summary").text_content()
+    assert "✓ worth it threshold-0.5 It saves 46" in page.locator("#summary").text_content()
     row = page.locator("#summary tr", has_text="threshold-0.5").first
     assert "0.970" in row.text_content()
     assert "0.940 to 0.970" in row.text_content()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from trim_graph.evaluation.run_files import Row
+from trim_graph.evaluation.run_files import Row, RowStep
 
 from .drawing import LARGE
 
@@ -57,44 +57,7 @@ def trace_of(rows: Sequence[Row], arms: Mapping[str, int]) -> dict[str, Any]:
     def place(text: str) -> int:
         return texts.setdefault(text, len(texts))
 
-    runs = []
-    for row in rows:
-        steps = [
-            {
-                **{key: step[key] for key in ("writer", "tokens", "score", "decision", "label")},
-                "part": step.get("part"),
-                "text": place(step["text"]),
-                "discarded": None
-                if step["discarded"] is None
-                else {
-                    "text": place(step["discarded"]["text"]),
-                    "tokens": step["discarded"]["tokens"],
-                    "score": step["discarded"]["score"],
-                    "label": step["discarded"]["label"],
-                },
-            }
-            for step in row["steps"]
-        ]
-        tokens = row["tokens"]
-        runs.append(
-            {
-                "arm": arms[row["arm"]],
-                "sample": row["sample"],
-                "verdict": UNKNOWN if row["correct"] is None else int(row["correct"]),
-                "failed": row["error"] is not None,
-                "answer": row["answer"],
-                "error": row["error"],
-                "stopped": row["stopped"],
-                "notes": row["notes"],
-                "seconds": finite(row["seconds"]),
-                "large_tokens": row["large_tokens"],
-                "small_tokens": tokens.get("small", 0) + tokens.get("small_discarded", 0),
-                "cost": finite(row["cost"]),
-                "steps": steps,
-                # Only where there are no steps to show it by.
-                "solution": place(row["solution"]) if row["solution"] and not steps else None,
-            }
-        )
+    runs = [_run_of(row, arms[row["arm"]], place) for row in rows]
     first = rows[0]
     return {
         "id": first["id"],
@@ -102,6 +65,47 @@ def trace_of(rows: Sequence[Row], arms: Mapping[str, int]) -> dict[str, Any]:
         "expected": first["expected"],
         "runs": runs,
         "texts": list(texts),
+    }
+
+
+def _run_of(row: Row, arm: int, place: Callable[[str], int]) -> dict[str, Any]:
+    tokens = row["tokens"]
+    return {
+        "arm": arm,
+        "sample": row["sample"],
+        "verdict": UNKNOWN if row["correct"] is None else int(row["correct"]),
+        "failed": row["error"] is not None,
+        "answer": row["answer"],
+        "error": row["error"],
+        "stopped": row["stopped"],
+        "notes": row["notes"],
+        "seconds": finite(row["seconds"]),
+        "large_tokens": row["large_tokens"],
+        "small_tokens": tokens.get("small", 0) + tokens.get("small_discarded", 0),
+        "cost": finite(row["cost"]),
+        "steps": [_step_of(step, place) for step in row["steps"]],
+        # Only where there are no steps to show it by.
+        "solution": place(row["solution"]) if row["solution"] and not row["steps"] else None,
+    }
+
+
+def _step_of(step: RowStep, place: Callable[[str], int]) -> dict[str, Any]:
+    draft = step["discarded"]
+    return {
+        "text": place(step["text"]),
+        "writer": step["writer"],
+        "tokens": step["tokens"],
+        "score": step["score"],
+        "decision": step["decision"],
+        "label": step["label"],
+        "part": step.get("part"),
+        "discarded": draft
+        and {
+            "text": place(draft["text"]),
+            "tokens": draft["tokens"],
+            "score": draft["score"],
+            "label": draft["label"],
+        },
     }
 
 

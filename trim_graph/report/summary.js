@@ -84,6 +84,8 @@ function countsTable() {
 function verdicts(summary) {
   const items = summary.verdicts.map((one) => {
     const [look, word] = USE[one.use] || USE.undecided;
+    const named = `${one.arm}: `;
+    const text = one.text.startsWith(named) ? one.text.slice(named.length) : one.text;
     return el(
       "li",
       {},
@@ -91,13 +93,13 @@ function verdicts(summary) {
       " ",
       el("strong", {}, inline(one.arm, 60)),
       " ",
-      inline(one.text, 600),
+      inline(text, 600),
     );
   });
   if (!items.length) return null;
   const list = el("ul", { class: "plain" }, items);
   if (items.length === 1) return list;
-  return el("details", {}, el("summary", {}, `Of each of ${items.length} arms`), list);
+  return el("details", {}, el("summary", {}, `What each of ${items.length} arms saves`), list);
 }
 
 function showSummary() {
