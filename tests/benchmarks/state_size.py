@@ -11,6 +11,7 @@ import argparse
 import json
 import sqlite3
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,25 +28,33 @@ DURABILITIES = ("sync", "exit")
 CHARACTERS = 400
 
 
+@dataclass
+class Counted:
+    """Bytes of everything that was serialised to be stored."""
+
+    written: int = 0
+    largest: int = 0
+
+
 class CountingSerializer(JsonPlusSerializer):
-    """Counts the bytes of everything that is serialised to be stored."""
+    """Counts. The count is shared with the copies that LangGraph makes where msgpack is strict."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.written, self.largest = 0, 0
+        self.counted = Counted()
 
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
         """Serialise and count."""
         kind, data = super().dumps_typed(obj)
-        self.written += len(data)
-        self.largest = max(self.largest, len(data))
+        self.counted.written += len(data)
+        self.counted.largest = max(self.counted.largest, len(data))
         return kind, data
 
 
-def written(steps: int, durability: Any) -> CountingSerializer:
+def written(steps: int, durability: Any) -> Counted:
     """Solve a problem in ``steps`` steps with SQLite checkpoints, and return what counted."""
     script = [f"step {n} ".ljust(CHARACTERS, "x") for n in range(steps - 1)] + ["\\boxed{1}"]
-    counted, config = CountingSerializer(), {"configurable": {"thread_id": "1"}}
+    serde, config = CountingSerializer(), {"configurable": {"thread_id": "1"}}
     with closing(sqlite3.connect(":memory:", check_same_thread=False)) as connection:
         graph = create_trim_graph(
             ScriptedChatModel(script=script),
@@ -53,11 +62,11 @@ def written(steps: int, durability: Any) -> CountingSerializer:
             ScriptedScorer(dict.fromkeys(script[::5], 0.1)),
             policy=threshold(0.5),
             max_steps=steps + 1,
-            checkpointer=SqliteSaver(connection, serde=counted),
+            checkpointer=SqliteSaver(connection, serde=serde),
         )
         result = graph.invoke({"messages": [("user", "a question")]}, config, durability=durability)
     assert sum(result["trim"]["steps"].values()) == steps
-    return counted
+    return serde.counted
 
 
 def main(arguments: list[str] | None = None) -> None:
