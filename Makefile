@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-engine lint bench train clean
+.PHONY: demo test test-engine lint bench soak train clean
 
 demo: $(READY)
 	$(BIN)/trim-graph demo
@@ -24,6 +24,13 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.overhead
+
+# Too long for every change: thousands of killed processes, faults under load, half an hour of steady load.
+soak: $(READY)
+	.ci/vllm
+	TRIM_KILL_POINTS=2000 $(BIN)/pytest -q -s tests/test_kills.py tests/postgres/test_kills.py
+	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.soak faults
+	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.soak steady
 
 train: $(READY)
 	$(BIN)/python -m trim_graph.examples.arithmetic.train

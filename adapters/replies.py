@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.messages import AIMessage
+from typing_extensions import TypedDict
 
 from .entropy import Entropy, entropy_of_likeliest
+from .foreign_answer import cut_short, model_name, refusal
 from .protocols import STOPPED, ChatModelContractError, StepEnd
 
 
@@ -54,16 +57,7 @@ def read_reply(message: Any, stops: Collection[str], writer: str) -> Reply:
     Raises:
         ChatModelContractError: It is no AIMessage, or does not tell why it stopped or what it cost.
     """
-    if not isinstance(message, AIMessage):
-        raise ChatModelContractError(
-            f"the {writer} model returned {type(message).__name__}; a chat model returns an AIMessage"
-        )
-    metadata, usage = message.response_metadata, message.usage_metadata
-    if usage is None:
-        raise ChatModelContractError(
-            f"the {writer} model's answer has no usage_metadata, so its tokens cannot be counted against the "
-            "budget; use an adapter that reports usage (for OpenAI-compatible servers: stream_usage=True)"
-        )
+    metadata, usage = _counted(message, writer)
     text, end, separator = str(message.text), *_end(metadata, stops, writer)
     return Reply(
         # A server told to keep the stop string in its output (include_stop_str_in_output) repeats it here.
@@ -71,12 +65,74 @@ def read_reply(message: Any, stops: Collection[str], writer: str) -> Reply:
         end=end,
         separator=separator,
         model=str(metadata.get("model_name", writer)),
+        mean_token_probability=metadata.get("mean_token_probability"),
+        opens_thought=bool(metadata.get("prompt_opens_thought")),
+        **usage,
+    )
+
+
+def read_turn(message: Any, writer: str, model: Any, *, last: bool) -> Reply:
+    """Read an AIMessage that is a whole turn of an agent: text, tool calls, or both.
+
+    Whether it was cut short is told by LangChain's providers each in its own way; it ends a step where tools
+    are called, else the solution.
+
+    Args:
+        message: What the model returned.
+        writer: ``small`` or ``large``, for the error message.
+        model: The model, for its name where the answer does not tell it.
+        last: Whether the agent ends with it even where it calls a tool, as for structured output.
+
+    Raises:
+        ChatModelContractError: It is no AIMessage, or does not tell what it cost.
+        ModelServerError: It is empty for another reason than that the model had ended: a filter, a refusal.
+    """
+    metadata, usage = _counted(message, writer)
+    error = None if message.tool_calls or message.invalid_tool_calls else refusal(message)
+    if error is not None:
+        raise error
+    return Reply(
+        text=str(message.text),
+        end="length" if cut_short(message) else "delimiter" if message.tool_calls and not last else "eos",
+        separator="",
+        model=model_name(message, model),
+        mean_token_probability=_mean_probability(metadata),
+        **usage,
+    )
+
+
+class _Tokens(TypedDict):
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+def _counted(message: Any, writer: str) -> tuple[dict[str, Any], _Tokens]:
+    """Return an answer's metadata, and its tokens as fields of a `Reply`."""
+    if not isinstance(message, AIMessage):
+        raise ChatModelContractError(
+            f"the {writer} model returned {type(message).__name__}; a chat model returns an AIMessage"
+        )
+    usage = message.usage_metadata
+    if usage is None:
+        raise ChatModelContractError(
+            f"the {writer} model's answer has no usage_metadata, so its tokens cannot be counted against the "
+            "budget; use an adapter that reports usage (for OpenAI-compatible servers: stream_usage=True)"
+        )
+    return message.response_metadata, _Tokens(
         input_tokens=usage["input_tokens"],
         cached_tokens=usage.get("input_token_details", {}).get("cache_read", 0) or 0,
         output_tokens=usage["output_tokens"],
-        mean_token_probability=metadata.get("mean_token_probability"),
-        opens_thought=bool(metadata.get("prompt_opens_thought")),
     )
+
+
+def _mean_probability(metadata: dict[str, Any]) -> float | None:
+    """Of all tokens of an answer that are told, by one of our adapters or in OpenAI's form."""
+    if (told := metadata.get("mean_token_probability")) is not None:
+        return float(told)
+    logprobs = metadata.get("logprobs")
+    entries = (logprobs.get("content") if isinstance(logprobs, dict) else None) or []
+    return sum(math.exp(entry["logprob"]) for entry in entries) / len(entries) if entries else None
 
 
 def read_entropy(message: AIMessage, writer: str) -> Entropy | None:

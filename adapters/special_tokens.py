@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from .well_formed import well_formed
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
@@ -77,12 +79,12 @@ class SpecialTokenGuard:
         return self._find_shielded.sub(lambda found: self._unshield[found[0]], text)
 
     def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Tokenise a text in which nothing is special but names from `renamed`.
+        """Tokenise a text in which nothing is special but names from `renamed`; see `well_formed` too.
 
         Returns:
             Token ids, and for each the place in ``text``, in characters, that it came from.
         """
-        encoded = self._copy.encode(text, add_special_tokens=False)
+        encoded = self._copy.encode(well_formed(text), add_special_tokens=False)
         return [self._true_ids.get(token, token) for token in encoded.ids], encoded.offsets
 
 

@@ -17,10 +17,12 @@ from tenacity.wait import wait_exponential, wait_random
 
 from .http_pool import pool_for
 from .protocols import FailedAttempts, ModelServerError
+from .well_formed import json_body
 
 T = TypeVar("T")
 
 _CONNECT_S = 10.0
+_JSON = {"Content-Type": "application/json"}
 _backoff = wait_exponential(multiplier=0.2, max=5.0) + wait_random(0.0, 0.2)
 
 
@@ -187,7 +189,11 @@ class VLLMServer:
             async with (
                 pool.gate,
                 pool.client.stream(
-                    method, self.root + path, headers=self._headers(), timeout=timeout, json=payload
+                    method,
+                    self.root + path,
+                    headers=self._headers() | _JSON,
+                    timeout=timeout,
+                    content=None if payload is None else json_body(payload),
                 ) as response,
             ):
                 if response.status_code != 200:

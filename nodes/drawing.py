@@ -6,10 +6,9 @@ from typing import Any
 
 from trim_graph.accounts import Accounts, Drawn, amount_between
 from trim_graph.budget import Spend
-from trim_graph.context import Settings
+from trim_graph.context import settings_of
 from trim_graph.events import emit
 from trim_graph.ledger import Ledger
-from trim_graph.process import this_process
 from trim_graph.state import Order, TrimState
 
 
@@ -28,14 +27,12 @@ class Drawing:
     def __init__(self, state: TrimState, order: Order, ledger: Ledger | None) -> None:
         limits = state["run"].get("accounts") if order["writer"] == "large" else None
         self._accounts = Accounts(limits, ledger)
-        self._settings = Settings.model_validate(state["run"]["settings"])
+        self._settings = settings_of(state["run"])
         in_flight = state.get("in_flight")
         self._prompt_tokens = in_flight["prompt_tokens"] if in_flight else 0
-        # The same when the node runs again in this process, and another one after a crash: what the lost
-        # call had set aside then stays in its place.
+        # The same when the node runs again in this process. What a crash cut off is charged as a call before
+        # the next one, so what it had set aside stays in its place.
         self._entry = f"{state['run']['id']}.{state['spend']['large']['calls']}"
-        if in_flight is not None and in_flight["process"] != this_process():
-            self._entry += f".{this_process()}"
 
     def __bool__(self) -> bool:
         return bool(self._accounts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from langchain_core.messages import AIMessage
 from langgraph.errors import GraphBubbleUp
 
 from trim_graph.adapters.protocols import FailedAttempts, ModelServerError, ScorerError
@@ -40,6 +41,11 @@ def attempts_of(error: BaseException) -> FailedAttempts:
             return one.attempts
     server = next((e for e in (error, error.__cause__) if isinstance(e, ModelServerError)), None)
     begun = server is None or server.begun
+    # LangChain's errors of structured output bring the answer that has no such structure.
+    answer = getattr(error, "ai_message", None)
+    if isinstance(answer, AIMessage) and (usage := answer.usage_metadata) is not None:
+        read, written = usage["input_tokens"], usage["output_tokens"]
+        return FailedAttempts(count=1, input_tokens=read, output_tokens=written, unknown=0)
     return FailedAttempts(count=1, input_tokens=0, output_tokens=0, unknown=int(begun))
 
 

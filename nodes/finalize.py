@@ -9,7 +9,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 
 from trim_graph.accounts import Accounts
-from trim_graph.context import Settings
+from trim_graph.context import settings_of
 from trim_graph.events import emit
 from trim_graph.ledger import Ledger
 from trim_graph.segment import join_steps, separator_of
@@ -21,7 +21,7 @@ def finalize_node(ledger: Ledger | None = None) -> RunnableLambda[Any, Any]:
     """Build the node; the ledger tells what the accounts of a run have used."""
 
     def run(state: TrimState) -> dict[str, Any]:
-        delimiter = Settings.model_validate(state["run"]["settings"]).delimiter
+        delimiter = settings_of(state["run"]).delimiter
         summary = summarise(state)
         if accounts := Accounts(state["run"].get("accounts"), ledger):
             summary["accounts"] = accounts.used()

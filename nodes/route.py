@@ -14,13 +14,20 @@ from langgraph.types import Command
 
 from trim_graph.accounts import Accounts, scarcest
 from trim_graph.budget import Budget, BudgetLeft, Spend, budget_left, counts_itself, grant, prompt_bound
-from trim_graph.context import Settings
+from trim_graph.context import Settings, settings_of
 from trim_graph.conversation import compose
 from trim_graph.events import emit, push_text
 from trim_graph.ledger import Ledger
 from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, Choice, Observation, Policy, checked
 from trim_graph.process import this_process
-from trim_graph.run import PLAIN_ROUND, PROBE, SCORED_ROUND, begin_run, policy_of, segmentation_of
+from trim_graph.run import (
+    PLAIN_ROUND,
+    PROBE,
+    SCORED_ROUND,
+    begin_run,
+    policy_of,
+    segmentation_of,
+)
 from trim_graph.segment import Segmentation, join_steps, separator_of
 from trim_graph.state import (
     DecisionRecord,
@@ -102,11 +109,11 @@ class Turn:
     policy: Policy
     large: Runnable[Any, Any]
     own_segmentation: Segmentation | None
-    ledger: Ledger | None
+    ledger: Ledger | None = None
     update: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.settings = Settings.model_validate(self.state["run"]["settings"])
+        self.settings = settings_of(self.state["run"])
         self.policy = policy_of(self.settings, self.policy)
         self.segmentation = segmentation_of(self.settings, self.own_segmentation)
         self.step_tokens = self.segmentation.cap(self.settings.max_step_tokens)
@@ -135,7 +142,7 @@ class Turn:
             return self._judge(draft, order)
         if self.state.get("stopped"):
             return self.finish(self.state["stopped"])
-        if order is not None and order["attempt"] > 0:
+        if order is not None and (order["attempt"] > 0 or "lost" in order):
             if self._out_of_time():
                 return self.finish("deadline")
             if order["attempt"] >= MAX_ATTEMPTS:
@@ -296,31 +303,39 @@ class Turn:
             accepted = pieces(draft, self.segmentation, delimiter=delimiter, thinking=self.settings.thinking)
         # Nothing remains for a writer that was let go on to the end and has used all that remained.
         used_up = order["to_end"] and order["max_tokens"] >= self._tokens_to_end()
-        first = len(self.steps)
-        if draft["score"] is not None:
-            self.update["scores"] = {str(first): draft["score"]}
-        for index, step in enumerate(accepted, first):
-            score = draft["score"] if index == first else None
-            emit(
-                "accepted",
-                step=index,
-                writer=step["writer"],
-                text=step["text"],
-                score=score,
-                tokens=step["tokens"],
-                **({"part": step["part"]} if "part" in step else {}),
-            )
-            # With the step that follows it, so that the chunks make exactly the final message.
-            between = separator_of(self.steps[-1], delimiter) if self.steps else ""
-            push_text(between + step["text"], self.state["run"]["message_id"])
-            self.steps.append(step)
-            self.scores.append(score)
-        self.update["steps"] = accepted
+        self.keep(accepted, draft["score"])
         if draft["end"] == "eos":
             return self.finish("finished")
         if used_up and not self._out_of_time():
             return self.finish("max_steps")
         return self._next()
+
+    def keep(self, accepted: Sequence[Step], score: float | None) -> None:
+        """Add steps to the solution; the score is that of the first."""
+        first = len(self.steps)
+        if score is not None:
+            self.update["scores"] = {str(first): score}
+        for index, step in enumerate(accepted, first):
+            own = score if index == first else None
+            emit(
+                "accepted",
+                step=index,
+                writer=step["writer"],
+                text=step["text"],
+                score=own,
+                tokens=step["tokens"],
+                **({"part": step["part"]} if "part" in step else {}),
+            )
+            self.show(step)
+            self.steps.append(step)
+            self.scores.append(own)
+        self.update["steps"] = accepted
+
+    def show(self, step: Step) -> None:
+        """Stream a step that is about to be added, as a part of the final message."""
+        # With the step that follows it, so that the chunks make exactly the final message.
+        between = separator_of(self.steps[-1], self.settings.delimiter) if self.steps else ""
+        push_text(between + step["text"], self.state["run"]["message_id"])
 
     # What a turn leaves behind
 
@@ -350,7 +365,7 @@ class Turn:
 
     def write(self, order: Order) -> Command[Goto]:
         """Send an order to its writer."""
-        if order["attempt"] and order["writer"] == "large":
+        if order["writer"] == "large" and (order["attempt"] or "lost" in order):
             granted, refused = self._grant(order["max_tokens"], order["lead"])
             if granted == 0:
                 assert refused is not None
@@ -361,6 +376,7 @@ class Turn:
                     return self.finish("budget")
                 return self.write(self.small_order(decided=False))
             order = Order(**{**order, "max_tokens": granted})
+            order.pop("lost", None)
         needed = SCORED_ROUND if order["decided"] else PLAIN_ROUND
         if "probe" in order:
             needed = PROBE + (SCORED_ROUND if self.policy.decides else PLAIN_ROUND)

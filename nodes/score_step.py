@@ -15,7 +15,7 @@ from langchain_core.runnables.config import merge_configs, set_config_context
 from trim_graph.adapters.protocols import ScorableStep, Scorer
 from trim_graph.adapters.scorers import read_scores
 from trim_graph.budget import Spend, budget_left
-from trim_graph.context import Settings
+from trim_graph.context import settings_of
 from trim_graph.events import emit
 from trim_graph.state import Draft, Order, Step, TrimState
 
@@ -55,7 +55,7 @@ def score_step_node(scorer: Scorer) -> RunnableLambda[Any, Any]:
 
 
 def _seconds_left(state: TrimState) -> float | None:
-    settings = Settings.model_validate(state["run"]["settings"])
+    settings = settings_of(state["run"])
     return budget_left(settings.budget, state["spend"], settings.prices).seconds
 
 
@@ -65,7 +65,7 @@ def _came_to_nothing(
     """Note why there are no scores, where the run has a way to go on; else raise."""
     if isinstance(error, TimeoutError) and left is not None and seconds >= left:
         return _timed_out(state, seconds)
-    if not has_way_out(error, "scorer", Settings.model_validate(state["run"]["settings"])):
+    if not has_way_out(error, "scorer", settings_of(state["run"])):
         raise error
     lost = attempts_of(error)
     tokens, attempts = lost["input_tokens"], lost["count"]

@@ -13,6 +13,7 @@ import trim_graph.adapters
 import trim_graph.config
 import trim_graph.evaluation
 import trim_graph.examples.arithmetic
+import trim_graph.middleware
 import trim_graph.policies
 import trim_graph.testing
 
@@ -110,7 +111,8 @@ PUBLIC = {
         "run_arm",
         "share_of_large_tokens",
     },
-    trim_graph.testing: {"ScriptedChatModel", "ScriptedScorer"},
+    trim_graph.middleware: {"TrimAgentState", "TrimMiddleware", "render_turn"},
+    trim_graph.testing: {"ScriptedChatModel", "ScriptedScorer", "ScriptedToolModel"},
     trim_graph.examples.arithmetic: {
         "LARGE",
         "PRM",
@@ -158,8 +160,28 @@ def test_an_unknown_name_is_an_attribute_error():
     ],
 )
 def test_imports_stay_light(statement):
-    heavy = ("torch", "vllm", "transformers", "numpy", "trim_graph.adapters.chat_vllm")
+    heavy = (
+        "torch",
+        "vllm",
+        "transformers",
+        "numpy",
+        "langchain",
+        "trim_graph.adapters.chat_vllm",
+        "trim_graph.middleware",
+    )
     assert run(f"{statement}\nimport sys\nprint([m for m in {heavy} if m in sys.modules])") == "[]"
+
+
+def test_the_middleware_says_what_it_needs():
+    code = """
+import sys
+sys.modules["langchain"] = None
+try:
+    import trim_graph.middleware
+except ImportError as error:
+    print(error)
+"""
+    assert run(code) == 'TrimMiddleware needs pip install "trim-graph[agents]"'
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -155,6 +156,17 @@ def total_cost(spend: Spend, prices: Prices) -> float:
     )
 
 
+def spend_since(before: Spend, now: Spend) -> Spend:
+    """Subtract what had been spent before from what is spent now."""
+
+    def difference(late: Any, early: Any) -> Any:
+        if isinstance(late, dict):
+            return {name: difference(late[name], early[name]) for name in late}
+        return late - early
+
+    return cast(Spend, difference(now, before))
+
+
 def budget_left(budget: Budget, spend: Spend, prices: Prices) -> BudgetLeft:
     """Subtract what was spent from the limits."""
     large = spend["large"]
@@ -224,3 +236,15 @@ def prompt_bound(model: Any, messages: Sequence[BaseMessage]) -> int:
     if counter is not None:
         return int(counter(messages))
     return sum(len(str(message.text).encode("utf-8", "surrogatepass")) + 16 for message in messages)
+
+
+def turn_prompt_bound(messages: Sequence[BaseMessage], tools: Sequence[Any]) -> int:
+    """Return an upper bound of an agent's prompt in tokens, its text and tools counted; no images.
+
+    Args:
+        messages: The conversation.
+        tools: JSON schemas of the tools that go along.
+    """
+    calls = [call for message in messages for call in getattr(message, "tool_calls", ())]
+    written = (json.dumps(one, default=str) for one in (*calls, *tools))
+    return prompt_bound(None, messages) + sum(len(one) + 16 for one in written)

@@ -62,14 +62,25 @@ def taking_turns(url: str) -> Iterator[Connection[DictRow]]:
     Raises:
         SettingsError: The database cannot be opened.
     """
+    with connected(url) as connection:
+        # Waiting inside the database would hold a snapshot, for which CREATE INDEX CONCURRENTLY waits.
+        Retrying(
+            retry=retry_if_result(lambda got: not got),
+            wait=wait_fixed(0.1),
+            stop=stop_after_delay(_OTHER_SETUP_S),
+        )(_try_lock, connection)
+        yield connection
+
+
+@contextmanager
+def connected(url: str) -> Iterator[Connection[DictRow]]:
+    """A connection of its own.
+
+    Raises:
+        SettingsError: The database cannot be opened.
+    """
     try:
         with psycopg.connect(url, connect_timeout=_CONNECT_S, **_OPTIONS) as connection:
-            # Waiting inside the database would hold a snapshot, for which CREATE INDEX CONCURRENTLY waits.
-            Retrying(
-                retry=retry_if_result(lambda got: not got),
-                wait=wait_fixed(0.1),
-                stop=stop_after_delay(_OTHER_SETUP_S),
-            )(_try_lock, connection)
             yield connection
     except psycopg.Error as error:
         raise SettingsError(f"{_shown(url)} cannot be opened: {str(error).strip()}") from error

@@ -11,7 +11,8 @@ from .accounts import Allowances
 from .budget import Budget, Prices
 from .errors import SettingsError
 from .prompts import DEFAULT_INSTRUCTION
-from .segment import DEFAULT_DELIMITER, AnySegmentation
+from .segment import DEFAULT_DELIMITER, AnySegmentation, as_segmentation
+from .state import SCHEMA_VERSION, Run
 from .thinking import Thinking
 
 OnScorerError = Literal["accept", "regenerate", "raise"]
@@ -159,6 +160,48 @@ def trim_context(context: Any) -> TrimContext | None:
         return TrimContext.model_validate(given)
     except ValidationError as error:
         raise SettingsError(f"the context's trim settings are not valid: {describe(error)}") from error
+
+
+def make_settings(budget: Budget | None, prices: Prices | None, settings: dict[str, Any]) -> Settings:
+    """Make the settings of a graph, or of an agent's middleware.
+
+    Args:
+        budget: None limits nothing.
+        prices: None costs nothing.
+        settings: The other fields of `Settings`; a function will do for ``segmentation``.
+
+    Raises:
+        SettingsError: One is unknown or not valid; the message names it.
+    """
+    unknown = settings.keys() - Settings.model_fields.keys()
+    if unknown:
+        known = ", ".join(sorted(Settings.model_fields))
+        raise SettingsError(f"unknown setting {', '.join(sorted(unknown))}; there are: {known}")
+    if "segmentation" in settings:
+        settings = {**settings, "segmentation": as_segmentation(settings["segmentation"])}
+    try:
+        return check_prices(Settings(budget=budget or Budget(), prices=prices or Prices(), **settings))
+    except ValidationError as error:
+        raise SettingsError(describe(error)) from error
+
+
+def settings_of(run: Run) -> Settings:
+    """Return what a run goes by, as it was stored when it began.
+
+    Raises:
+        SettingsError: A newer release began the run, or its settings are none (an edited state).
+    """
+    if run["schema"] > SCHEMA_VERSION:
+        raise SettingsError(
+            f"run {run['id']} was begun by a newer trim-graph: its state has the schema {run['schema']}, "
+            f"this release reads up to {SCHEMA_VERSION}. Upgrade trim-graph to go on with it"
+        )
+    try:
+        return Settings.model_validate(run["settings"])
+    except ValidationError as error:
+        raise SettingsError(
+            f"the stored settings of run {run['id']} are not valid: {describe(error)}"
+        ) from error
 
 
 def check_prices(settings: Settings) -> Settings:

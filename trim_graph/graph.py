@@ -9,7 +9,6 @@ from langchain_core.runnables import Runnable
 from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer, Send
-from pydantic import ValidationError
 
 from .accounts import Allowances
 from .adapters.continue_by_prompt import as_writer
@@ -17,7 +16,7 @@ from .adapters.scorers import as_scorer
 from .adapters.token_probability import TokenProbability
 from .budget import Budget, Prices
 from .compiled import TrimGraph
-from .context import Settings, TrimContext, check_prices, describe
+from .context import TrimContext, make_settings
 from .errors import SettingsError
 from .ledger import Ledger
 from .nodes import (
@@ -29,7 +28,7 @@ from .nodes import (
     score_step_node,
 )
 from .policies import Observation, Policy, as_policy
-from .segment import DelimiterSteps, as_segmentation
+from .segment import DelimiterSteps
 from .state import TrimInput, TrimOutput, TrimState
 
 FROM_ROUTE = {"generate_step": "write a step", "ask_person": "ask a person", "finalize": "done"}
@@ -85,7 +84,7 @@ def create_trim_graph(
     for writer, model in (("small", small), ("large", large)):
         if not isinstance(model, Runnable):
             raise SettingsError(f"{writer} is {model!r}: pass a LangChain chat model")
-    fixed = _settings(budget, prices, settings)
+    fixed = make_settings(budget, prices, settings)
     if ledger is None and fixed.allowances != Allowances():
         raise SettingsError("allowances are given, but no ledger that counts: pass ledger=, of open_ledger")
     if isinstance(scorer, TokenProbability):
@@ -127,16 +126,3 @@ def _begin(state: TrimInput) -> list[Send]:
     """Tell `route` that this is a new question, also on a thread that has answered others."""
     begin = {"begin": True, "messages": state.get("messages", []), "question": state.get("question")}
     return [Send("route", begin)]
-
-
-def _settings(budget: Budget | None, prices: Prices | None, settings: dict[str, Any]) -> Settings:
-    unknown = settings.keys() - Settings.model_fields.keys()
-    if unknown:
-        known = ", ".join(sorted(Settings.model_fields))
-        raise SettingsError(f"unknown setting {', '.join(sorted(unknown))}; there are: {known}")
-    if "segmentation" in settings:
-        settings = {**settings, "segmentation": as_segmentation(settings["segmentation"])}
-    try:
-        return check_prices(Settings(budget=budget or Budget(), prices=prices or Prices(), **settings))
-    except ValidationError as error:
-        raise SettingsError(describe(error)) from error

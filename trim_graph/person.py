@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from .budget import Spend
-from .context import Settings
+from .context import Settings, settings_of
 from .segment import is_step
 from .state import Answered, Run, TrimState, scores_of
 
@@ -128,7 +128,7 @@ def question_to_person(state: TrimState) -> PersonQuestion:
     """Put together what a person is shown, the same whenever the node runs again."""
     asking, run, draft = state["asking"], state["run"], state.get("draft")
     assert asking is not None
-    settings = Settings.model_validate(run["settings"])
+    settings = settings_of(run)
     answers = {
         "more": 'a larger budget: {"more": {"large_tokens": 200}}',
         "go_on": '"small": without the large model and further questions; "stop": end with the steps so far',

@@ -7,7 +7,7 @@ By default a blank line ends a step. ``segmentation`` chooses another way: `patt
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -33,7 +33,8 @@ __all__ = [
 
 DEFAULT_DELIMITER = "\n\n"
 
-_TAG = re.compile(r"</?\w+>")
+_WORD = re.compile(r"</?\w+>|([^\W_])")
+"""A lone tag, or the first letter or digit of a word: `str.isalnum`."""
 
 FindStep = Callable[[str], "int | tuple[int, int] | None"]
 """Gets the text written so far; says where its first step ends, or None while it has not ended. A pair tells
@@ -49,7 +50,12 @@ class Boundary(NamedTuple):
 
 def is_step(text: str) -> bool:
     """Tell whether a piece of text says anything: space, punctuation or a lone ``<tag>`` is not a step."""
-    return any(character.isalnum() for character in _TAG.sub("", text))
+    return _next_word(text) is not None
+
+
+def _next_word(text: str, begin: int = 0) -> int | None:
+    """Return the place of the first letter or digit that is not part of a lone tag."""
+    return next((found.start() for found in _WORD.finditer(text, begin) if found[1]), None)
 
 
 def separator_of(step: Mapping[str, Any], delimiter: str = DEFAULT_DELIMITER) -> str:
@@ -136,12 +142,16 @@ class Segmentation(BaseModel):
         while found := self.boundary(text, ended=True):
             steps.append((text[: found.end], text[found.end : found.next]))
             text = text[found.next :]
-        if not text or not (steps or is_step(text)):
+        return self._with_rest(steps, text)
+
+    def _with_rest(self, steps: list[tuple[str, str]], rest: str) -> list[tuple[str, str]]:
+        """Add what stands behind the last separator; where that is no step, it belongs to the last one."""
+        if is_step(rest):
+            return [*steps, (rest, "")]
+        if not rest or not steps:
             return steps
-        if is_step(text):
-            return [*steps, (text, "")]
         last, separator = steps[-1]
-        return [*steps[:-1], (last + separator + text, "")]
+        return [*steps[:-1], (last + separator + rest, "")]
 
 
 class DelimiterSteps(Segmentation):
@@ -191,10 +201,24 @@ class PatternSteps(Segmentation):
 
     def boundary(self, text: str, *, ended: bool) -> Boundary | None:
         """Find the first match behind a step. One at the very end may still grow until the text has ended."""
+        return next(self._boundaries(text, ended=ended), None)
+
+    def split(self, text: str) -> list[tuple[str, str]]:
+        """Cut a text written in one go into steps, in one pass: it may be long."""
+        steps, begin = list[tuple[str, str]](), 0
+        for found in self._boundaries(text, ended=True):
+            steps.append((text[begin : found.end], text[found.end : found.next]))
+            begin = found.next
+        return self._with_rest(steps, text[begin:])
+
+    def _boundaries(self, text: str, *, ended: bool) -> Iterator[Boundary]:
+        word = _next_word(text)
         for match in self._compiled.finditer(text):
-            if (ended or match.end() < len(text)) and match.end() > 0 and is_step(text[: match.start()]):
-                return Boundary(match.start(), match.end())
-        return None
+            if word is None:
+                return
+            if word < match.start() and (ended or match.end() < len(text)):
+                yield Boundary(match.start(), match.end())
+                word = _next_word(text, match.end())
 
 
 class TokenSteps(Segmentation):
@@ -226,12 +250,12 @@ class FunctionSteps(Segmentation):
         Raises:
             SettingsError: It answered with something that is no place in the text.
         """
-        begin = 0
-        while begin < len(text):
+        begin, word = 0, _next_word(text)
+        while begin < len(text) and word is not None:
             found = self._ask(text[begin:])
             if found is None:
                 return None
-            if is_step(text[: begin + found.end]):
+            if word < begin + found.end:
                 return Boundary(begin + found.end, begin + found.next)
             begin += found.next
         return None

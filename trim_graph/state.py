@@ -6,8 +6,8 @@ added, not everything so far. The beta API is used in this file alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NotRequired
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NotRequired, cast
 
 from langchain_core.messages import AnyMessage
 from langgraph.channels import DeltaChannel
@@ -73,6 +73,8 @@ class Order(TypedDict):
     """How often the writer has answered without a step, in a row."""
     probe: NotRequired[Probe]
     """The order is for one token, which is thrown away; its entropy is noted here."""
+    lost: NotRequired[bool]
+    """A crash cut its call off, and that is charged: it is to be given again, within what is left."""
 
 
 class InFlight(TypedDict):
@@ -179,6 +181,13 @@ def _merge(current: dict[str, Any], writes: Sequence[dict[str, Any]]) -> dict[st
     return merged
 
 
+Steps = Annotated[list[Step], DeltaChannel(_extend)]
+Scores = Annotated[dict[str, float], DeltaChannel(_merge)]
+Decisions = Annotated[list[DecisionRecord], DeltaChannel(_extend)]
+
+_REDUCED: dict[str, Any] = {"steps": _extend, "decisions": _extend, "scores": _merge}
+
+
 class TrimInput(TypedDict):
     """What a caller gives."""
 
@@ -202,11 +211,11 @@ class TrimState(TrimInput, total=False):
 
     trim: Summary | None
     run: Run
-    steps: Annotated[list[Step], DeltaChannel(_extend)]
+    steps: Steps
     """Accepted steps, append-only."""
-    scores: Annotated[dict[str, float], DeltaChannel(_merge)]
+    scores: Scores
     """Scores of accepted steps by their index (a string, as JSON keys are)."""
-    decisions: Annotated[list[DecisionRecord], DeltaChannel(_extend)]
+    decisions: Decisions
     draft: Draft | None
     order: Order | None
     in_flight: InFlight | None
@@ -251,6 +260,27 @@ def fresh_channels() -> dict[str, Any]:
 def changed(state: TrimState, update: dict[str, Any]) -> dict[str, Any]:
     """Return the part of an update that changes something: what a node returns is written and streamed."""
     return {key: value for key, value in update.items() if key not in state or value != state.get(key)}
+
+
+def applied(state: TrimState, update: Mapping[str, Any]) -> TrimState:
+    """Return the state as the channels would make it of an update, for whoever runs nodes without a graph."""
+    new = dict(state)
+    for key, value in update.items():
+        new[key] = _REDUCED[key](state[key], [value]) if key in _REDUCED else value  # type: ignore[literal-required]
+    return cast(TrimState, new)
+
+
+def added(before: TrimState, after: TrimState) -> dict[str, Any]:
+    """Return the update that makes the one state of the other, where channels that grow have only grown."""
+    update = changed(before, dict(after))
+    for name in ("steps", "decisions"):
+        if name in update:
+            update[name] = update[name][len(before[name]) :]
+    if "scores" in update:
+        update["scores"] = {
+            key: score for key, score in after["scores"].items() if key not in before["scores"]
+        }
+    return update
 
 
 def scores_of(state: TrimState) -> tuple[float | None, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
 from .budget import Spend, StepWriter, total_cost
-from .context import Settings
+from .context import settings_of
 from .segment import join_steps
 from .state import Step, Summary, TrimState, scores_of
 from .thinking import Part
@@ -33,7 +33,7 @@ def extract_answer(text: str) -> str | None:
 
 def summarise(state: TrimState) -> Summary:
     """Sum up a run that has ended."""
-    settings = Settings.model_validate(state["run"]["settings"])
+    settings = settings_of(state["run"])
     steps, spend, decisions = state["steps"], state["spend"], state["decisions"]
     writers = Counter(step["writer"] for step in steps)
     small = sum(step["tokens"] for step in steps if step["writer"] == "small")

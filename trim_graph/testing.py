@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
+from langchain_core.messages.tool import invalid_tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field
 
 from .adapters.protocols import ScorableStep, ScorerReply
 from .segment import DEFAULT_DELIMITER
 
-__all__ = ["ScriptedChatModel", "ScriptedScorer"]
+__all__ = ["ScriptedChatModel", "ScriptedScorer", "ScriptedToolModel"]
 
 Script = Sequence[str] | Callable[[str], str]
 
@@ -124,6 +128,125 @@ class ScriptedChatModel(BaseChatModel):
 
     def _done(self, prefix: str) -> int:
         return sum(bool(piece.strip()) for piece in prefix.split(self.delimiter))
+
+
+class ScriptedToolModel(BaseChatModel):
+    """Plays the turns of an agent from a script, tool calls included; a token is a word.
+
+    The turn it plays is the one after those since the last human message. It honours ``max_tokens`` (unless
+    told not to), reports usage, and streams word by word; a tool call that no longer fits into its limit is
+    cut in half, and so invalid.
+    """
+
+    script: Any
+    """The turns, each an AIMessage or its text, or a function from the messages to one."""
+    name: str | None = "scripted"
+    honours_max_tokens: bool = True
+    calls: list[dict[str, Any]] = Field(default_factory=list)
+    """Every call: its messages, tools and limits, and the prompt's and the answer's tokens as billed."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted tools"
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, AIMessage]:
+        """Bind tools; the script may call any."""
+        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        tool_choice: Any = None,
+        max_tokens: int | None = None,
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call = {
+            "messages": messages,
+            "tool_choice": tool_choice,
+            "max_tokens": max_tokens,
+            "timeout": timeout,
+        }
+        self.calls.append({**call, "tools": [tool["function"]["name"] for tool in tools]})
+        message, tokens = _within(self._turn(messages), max_tokens if self.honours_max_tokens else None)
+        prompt = sum(len(str(message.text).split()) + 1 for message in messages)
+        self.calls[-1] |= {"prompt_tokens": prompt, "tokens": tokens}
+        message.usage_metadata = {
+            "input_tokens": prompt,
+            "output_tokens": tokens,
+            "total_tokens": prompt + tokens,
+        }
+        ended = "tool_calls" if message.tool_calls else "stop"
+        told = {"model_name": self.name, "finish_reason": ended}
+        message.response_metadata = {**told, **message.response_metadata}
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _turn(self, messages: list[BaseMessage]) -> AIMessage:
+        if callable(self.script):
+            turn = self.script(messages)
+        else:
+            asked = max(i for i, message in enumerate(messages) if isinstance(message, HumanMessage))
+            turn = self.script[sum(isinstance(message, AIMessage) for message in messages[asked:])]
+        return AIMessage(turn) if isinstance(turn, str) else turn.model_copy(deep=True)
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        message = self._generate(messages, stop, **kwargs).generations[0].message
+        assert isinstance(message, AIMessage)
+        for index, word in enumerate(str(message.text).split(" ")):
+            chunk = ChatGenerationChunk(message=AIMessageChunk(content=f" {word}" if index else word))
+            if run_manager:
+                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+            yield chunk
+        whole = [(call["name"], json.dumps(call["args"]), call["id"]) for call in message.tool_calls]
+        broken = [(call["name"], call["args"], call["id"]) for call in message.invalid_tool_calls]
+        chunks = [
+            tool_call_chunk(name=name, args=args, id=called, index=index)
+            for index, (name, args, called) in enumerate([*whole, *broken])
+        ]
+        yield ChatGenerationChunk(
+            message=AIMessageChunk(
+                content="",
+                tool_call_chunks=chunks,
+                usage_metadata=message.usage_metadata,
+                response_metadata=message.response_metadata,
+                chunk_position="last",
+            )
+        )
+
+
+def _within(turn: AIMessage, limit: int | None) -> tuple[AIMessage, int]:
+    """Cut a turn at its limit of tokens, and count them."""
+    words = str(turn.text).split(" ") if str(turn.text) else []
+    written = [json.dumps(call["args"]) for call in turn.tool_calls]
+    sizes = [1 + len(args.split(" ")) for args in written]
+    tokens = len(words) + sum(sizes) + 1
+    if limit is None or tokens <= limit:
+        return turn, tokens
+    left, kept, broken = limit - len(words), [], []
+    for call, args, size in zip(turn.tool_calls, written, sizes, strict=True):
+        left -= size
+        if left >= 0:
+            kept.append(call)
+        elif left + size > 0:
+            half = args[: len(args) // 2]
+            broken.append(invalid_tool_call(name=call["name"], args=half, id=call["id"], error="cut off"))
+    cut = AIMessage(
+        " ".join(words[:limit]),
+        tool_calls=kept,
+        invalid_tool_calls=broken,
+        response_metadata={"finish_reason": "length"},
+    )
+    return cut, limit
 
 
 class ScriptedScorer:

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -32,6 +32,7 @@ class Answer:
         logprobs: Of the choice; None leaves them out.
         usage: Whether it tells tokens.
         status: HTTP status; not 200 makes ``text`` an error message.
+        tool_calls: As OpenAI has them.
     """
 
     text: str
@@ -40,6 +41,7 @@ class Answer:
     logprobs: Body | None = None
     usage: bool = True
     status: int = 200
+    tool_calls: list[Body] = field(default_factory=list)
 
 
 class ScriptedServer:
@@ -102,7 +104,9 @@ def _cut(answer: Answer, body: Body) -> Answer:
 
 def _completion(answer: Answer, body: Body, written: int) -> Body:
     read = sum(len(pieces(_text(message["content"]))) + 4 for message in body["messages"])
-    message = {"role": "assistant", "content": answer.text, "refusal": None}
+    message: Body = {"role": "assistant", "content": answer.text, "refusal": None}
+    if answer.tool_calls:
+        message["tool_calls"] = answer.tool_calls
     choice = {
         "index": 0,
         "message": message,

@@ -167,15 +167,16 @@ def test_a_thread_is_named_where_none_is_given(world, run):
     assert run("solve", CHAIN, *configured(world, "checkpoint: memory\n")).stderr == ""
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("pause", [0.0, 0.25, 0.8])
-def test_ctrl_c_and_resume(world, run, start, pause):
+def test_ctrl_c_or_termination_and_resume(world, run, start, pause, sent):
     options = configured(world)
     process = start("solve", CHAIN, *options, "--thread", "a", delay=0.5)
     assert "34 + 12" in process.stdout.readline()
     time.sleep(pause)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + sent, err
     said = "trim-graph: interrupted; go on with: trim-graph solve --config trim.yaml --thread a --resume\n"
     assert err == said
     assert "answer" not in out
@@ -278,3 +279,19 @@ def test_a_user_has_one_allowance_over_all_commands(world, run):
     assert counts == [3, 0, 3]
     nobody = run("solve", CHAIN, *options[:-1])
     assert (nobody.exit_code, "does not name its user" in nobody.stderr) == (2, True)
+
+
+def test_two_processes_are_not_at_one_thread(world, run, start):
+    options = configured(world)
+    process = start("solve", CHAIN, *options, "--thread", "a", delay=0.5)
+    process.stdout.readline()
+    second = run("solve", CHAIN, *options, "--thread", "a")
+    assert second.exit_code == 2
+    assert second.stderr == (
+        "trim-graph: another process is at work on thread 'a': wait until it has ended, or name another\n"
+    )
+    assert run("solve", CHAIN, *options, "--thread", "b").exit_code == 0
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    resumed = run("solve", *options, "--thread", "a", "--resume")
+    assert resumed.exit_code == 0, resumed.output

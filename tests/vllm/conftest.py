@@ -6,9 +6,10 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,28 +64,36 @@ def vllm_python() -> str:
 
 
 @pytest.fixture(scope="session")
-def servers(vllm_python, tmp_path_factory) -> Iterator[dict[str, Server]]:
-    """Three servers. The large model's wants a key, and its chat template trims what it renders."""
+def servers(vllm_python) -> Iterator[dict[str, Server]]:
+    """The three servers."""
+    pytest_socket.enable_socket()
+    with running_servers() as running:
+        yield running
+
+
+@contextmanager
+def running_servers() -> Iterator[dict[str, Server]]:
+    """Start three servers. The large model's wants a key, and its chat template trims what it renders."""
     from trim_graph.adapters.model_source import load_tokenizer
 
-    pytest_socket.enable_socket()
     pooling = tuple(serve_options("qwen", tokenizer=load_tokenizer(str(PRM))))
     wanted = {
         "small": (SMALL, (), None),
         "large": (LARGE, ("--chat-template", str(HERE / "trimming.jinja")), KEY),
         "prm": (PRM, pooling, None),
     }
-    logs = tmp_path_factory.mktemp("vllm")
     running: dict[str, Server] = {}
-    try:
-        for name, (weights, options, key) in wanted.items():
-            running[name] = start_server(vllm_python, name, weights, options, key, logs / f"{name}.log")
-        deadline = time.monotonic() + STARTED_WITHIN
-        for server in running.values():
-            wait_for(server, deadline)
-        yield running
-    finally:
-        stop_servers(*running.values())
+    with tempfile.TemporaryDirectory(prefix="trim-vllm-") as logs:
+        try:
+            for name, (weights, options, key) in wanted.items():
+                log = Path(logs) / f"{name}.log"
+                running[name] = start_server(_PYTHON, name, weights, options, key, log)
+            deadline = time.monotonic() + STARTED_WITHIN
+            for server in running.values():
+                wait_for(server, deadline)
+            yield running
+        finally:
+            stop_servers(*running.values())
 
 
 def start_server(

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 
+import httpx
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
@@ -46,6 +47,39 @@ async def test_a_probe_finds_the_same_entropies_and_writers_as_in_this_process(
             assert event["entropy"] <= local["entropy"] + 1e-3
             assert event["entropy"] == pytest.approx(local["entropy"], abs=0.02 + 5 * event["untold"])
     assert {event.get("writer") for event in runs[0]} == {None, "small", "large"}
+
+
+async def counted(servers):
+    """Tokens that the servers themselves have counted: prompt and generated, by server."""
+    told = {}
+    async with httpx.AsyncClient(timeout=60) as client:
+        for name, server in servers.items():
+            lines = (await client.get(server.url.replace("/v1", "/metrics"))).text.splitlines()
+            for kind in ("prompt", "generation"):
+                found = [line for line in lines if line.startswith(f"vllm:{kind}_tokens_total")]
+                told[name, kind] = sum(float(line.split()[-1]) for line in found)
+    return told
+
+
+@pytest.mark.parametrize("policy", [threshold(0.9), entropy_probe(0.001)])
+async def test_the_summary_says_what_the_servers_counted(servers, small, large, scorer, policy):
+    graph = create_trim_graph(
+        small, large, scorer if policy.needs_score else None, policy=policy, budget={"large_tokens": 40}
+    )
+    await graph.ainvoke({"messages": [("user", ASKED[0].question)]})  # what is asked of a server once
+    before = await counted(servers)
+    results = await asyncio.gather(
+        *(graph.ainvoke({"messages": [("user", problem.question)]}) for problem in ASKED[:12])
+    )
+    after = await counted(servers)
+    spends = [result["trim"]["spend"] for result in results]
+    for name in ("small", "large"):
+        for kind, key in (("prompt", "input_tokens"), ("generation", "output_tokens")):
+            assert sum(spend[name][key] for spend in spends) == after[name, kind] - before[name, kind]
+    scored = sum(spend["scorer"]["input_tokens"] for spend in spends)
+    assert scored == after["prm", "prompt"] - before["prm", "prompt"]
+    assert all(spend["large"]["output_tokens"] <= 40 for spend in spends)
+    assert sum(spend["large"]["output_tokens"] for spend in spends) > 0
 
 
 async def probed(graph, problem):

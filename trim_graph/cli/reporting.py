@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 class MissingExtra(ImportError):
@@ -16,7 +19,7 @@ class MissingExtra(ImportError):
 
 
 class Interrupted(Exception):
-    """Ctrl-C; the message says what is left of the work."""
+    """Ctrl-C or SIGTERM; the message says what is left of the work."""
 
 
 def need(extra: str, *modules: str) -> None:
@@ -46,18 +49,38 @@ def failures_reported() -> Iterator[None]:
     from trim_graph.errors import TrimError
 
     try:
-        yield
+        with _termination_interrupts() as terminated:
+            yield
     except (TrimError, MissingExtra) as error:
         message, code = str(error), BAD_INPUT
     except ImportError as error:  # those of the adapters name their extra; any other is a bug
         if "pip install" not in str(error):
             raise
         message, code = str(error), BAD_INPUT
-    except Interrupted as error:
-        message, code = str(error), INTERRUPTED
-    except KeyboardInterrupt:
-        message, code = "interrupted", INTERRUPTED
+    except (Interrupted, KeyboardInterrupt) as error:
+        message = str(error) or "interrupted"
+        code = TERMINATED if terminated else INTERRUPTED
     else:
         return
     print(f"trim-graph: {message}", file=sys.stderr)
     raise typer.Exit(code)
+
+
+@contextmanager
+def _termination_interrupts() -> Iterator[list[int]]:
+    """Take SIGTERM as Ctrl-C: what a command would keep then it keeps. The list is filled where one came."""
+    terminated: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        terminated.append(number)
+        signal.raise_signal(signal.SIGINT)
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield terminated
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield terminated
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

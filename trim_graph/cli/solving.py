@@ -70,6 +70,7 @@ def run_solve(request: Request) -> None:
     config = chosen_config(request.config, request.overrides())
     from trim_graph.checkpoint import open_checkpointer
     from trim_graph.ledger import open_ledger
+    from trim_graph.thread_claim import claim_thread
 
     opening = open_checkpointer(config.checkpoint)
     persistent = opening.place.lasts
@@ -84,9 +85,10 @@ def run_solve(request: Request) -> None:
             "put `checkpoint: sqlite:runs.db` into the file of --config"
         )
     question = None if request.resume else readable(request.problem or "", config)
-    with opening as checkpointer, open_ledger(config.ledger or "memory") as ledger:
+    thread = request.thread or uuid.uuid4().hex[:8]
+    claim = claim_thread(opening.place, thread)
+    with claim, opening as checkpointer, open_ledger(config.ledger or "memory") as ledger:
         parts = load_parts(config)
-        thread = request.thread or uuid.uuid4().hex[:8]
         if persistent and request.thread is None:
             print(f"thread {thread}", file=sys.stderr)
         try:

@@ -1,0 +1,10 @@
+"""One process at a time on a thread, in PostgreSQL."""
+
+from __future__ import annotations
+
+import test_thread_claim
+
+
+def test_advisory_locks(database, monkeypatch):
+    monkeypatch.setenv("RUNS", database)
+    test_thread_claim.check("env:RUNS")

@@ -1,0 +1,419 @@
+"""The hard budget of an agent: over turns, questions and threads, over crashes, and what ends an agent."""
+
+import asyncio
+import itertools
+import threading
+from types import SimpleNamespace
+
+import pytest
+from agent_rig import LARGE, SMALL, build, calling, multiply, talk, turns
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain.agents.structured_output import ToolStrategy
+from langchain_core.messages import AIMessage, ToolMessage
+from langgraph.checkpoint.memory import InMemorySaver
+from pydantic import BaseModel, Field
+
+from trim_graph import Budget, ModelPrice, Prices
+from trim_graph.ledger import Amount, MemoryLedger
+from trim_graph.policies import large_only, random_rate, small_only
+from trim_graph.testing import ScriptedToolModel
+
+PRICES = Prices(large=ModelPrice(input=1e6, output=2e6))
+both_ways = pytest.mark.parametrize("asynchronously", [False, True])
+
+
+# Limits hold
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    limit=st.integers(8, 60),
+    calls=st.none() | st.integers(1, 3),
+    per=st.sampled_from(["question", "thread"]),
+    words=st.integers(1, 30),
+    rate=st.sampled_from([0.0, 0.5, 1.0]),
+    min_tokens=st.integers(1, 8),
+)
+def test_no_question_and_no_thread_spends_more_than_its_limits(limit, calls, per, words, rate, min_tokens):
+    budget = Budget(large_tokens=limit, large_calls=calls, min_tokens=min_tokens)
+    rig = build(
+        talk(2, 3, "s"),
+        talk(2, words, "l"),
+        policy=random_rate(rate),
+        budget=budget,
+        budget_per=per,
+        agent={"checkpointer": InMemorySaver()},
+    )
+    thread = {"configurable": {"thread_id": "1"}}
+    for _ in range(2):
+        before = len(rig.large.calls)
+        result = rig.ask(config=thread)
+        counted = rig.large.calls if per == "thread" else rig.large.calls[before:]
+        assert sum(call["tokens"] for call in counted) <= limit
+        assert calls is None or len(counted) <= calls
+        assert result["trim"]["stopped"] == "finished"
+        spend = result["trim"]["spend"]
+        assert spend["large"]["output_tokens"] == sum(call["tokens"] for call in rig.large.calls[before:])
+        assert spend["large"]["calls"] == len(rig.large.calls[before:])
+        assert all(count >= 0 for count in result["trim"]["tokens"].values())
+
+
+def test_a_large_calls_tokens_are_cut_to_what_is_left():
+    rig = build(talk(1, 3, "s"), talk(1, 3, "l"), policy=large_only(), budget=Budget(large_tokens=25))
+    rig.ask()
+    assert [call["max_tokens"] for call in rig.large.calls] == [25, 25 - rig.large.calls[0]["tokens"]]
+
+
+def test_a_models_own_lower_limit_stays():
+    class Limited(ScriptedToolModel):
+        max_tokens: int = 40
+
+    rig = build(Limited(script=SMALL), Limited(script=LARGE))
+    rig.ask()
+    assert {call["max_tokens"] for call in (*rig.small.calls, *rig.large.calls)} == {40}
+
+
+def test_a_large_turn_cut_off_by_the_budget_gives_way_to_the_small_ones():
+    rig = build(large=[multiply(12, 12, by="large-" * 20), "x"], budget=Budget(large_tokens=3, min_tokens=1))
+    result = rig.ask()
+    assert rig.ran == [("multiply", 12, 21)]
+    assert turns(result)[0].tool_calls == SMALL[0].tool_calls
+    assert result["trim"]["tokens"]["large_discarded"] == 3
+    told = "the large model's turn was cut off at 3 tokens"
+    assert told in result["trim"]["notes"]
+    events = rig.agent.stream({"messages": [("user", "12 * 12?")]}, stream_mode="custom")
+    decided = [e for e in events if e["event"] == "decision"]
+    assert [d["decision"] for d in decided] == ["regenerate", "accept"]
+    assert (decided[1]["fallback"], decided[1]["score"]) == (told, 0.1)
+
+
+def test_a_large_turn_cut_off_where_there_is_no_draft_is_written_small():
+    rig = build(policy=large_only(), budget=Budget(large_tokens=3, min_tokens=1))
+    result = rig.ask()
+    assert result["trim"]["steps"] == {"small": 2, "large": 0}
+    assert rig.ran == [("multiply", 12, 21)]
+
+
+def test_a_model_that_ignores_its_limit_overshoots_by_one_call_and_is_told_of():
+    loud = ScriptedToolModel(script=talk(2, 30, "l"), name="huge", honours_max_tokens=False)
+    rig = build(talk(2, 3, "s"), loud, policy=random_rate(1.0), budget=Budget(large_tokens=20))
+    result = rig.ask()
+    (call,) = loud.calls
+    assert call["max_tokens"] == 20
+    over = call["tokens"] - 20
+    assert result["trim"]["spend"]["overshoot_tokens"] == over
+    assert f"wrote {over} tokens too many" in result["trim"]["notes"][-1]
+    assert result["trim"]["steps"] == {"small": 2, "large": 1}
+
+
+def test_the_limit_on_cost_counts_the_prompt_with_its_tools():
+    dear = Prices(large=ModelPrice(input=1e6, output=1.0))
+    conversation = len("What?") + 16
+    rig = build(policy=large_only(), prices=dear, budget=Budget(large_cost=conversation + 50.0))
+    result = rig.ask("What?")
+    assert rig.large.calls == []
+    assert "the limit on large_cost is spent" in result["trim"]["notes"][0]
+    rig = build(policy=large_only(), prices=dear, budget=Budget(large_cost=conversation + 50.0), tools=False)
+    assert turns(rig.ask("What?"))
+
+
+# What happens then
+
+
+@both_ways
+def test_a_spent_budget_leaves_the_agent_to_the_small_model(asynchronously):
+    rig = build(talk(3, 3, "s"), talk(3, 3, "l"), policy=random_rate(1.0), budget=Budget(large_calls=2))
+    result = rig.ask(asynchronously=asynchronously)
+    assert result["trim"]["steps"] == {"small": 2, "large": 2}
+    assert result["trim"]["notes"] == [
+        "the limit on large_calls is spent: the large model is not called any more"
+    ]
+
+
+@both_ways
+def test_a_spent_budget_ends_the_agent_where_it_is_told_to(asynchronously):
+    rig = build(
+        talk(3, 3, "s"),
+        talk(3, 3, "l"),
+        policy=large_only(),
+        budget=Budget(large_calls=2, on_exhausted="stop"),
+    )
+    result = rig.ask(asynchronously=asynchronously)
+    last = result["messages"][-1]
+    assert last.text == "Stopped before an answer was found: the large model's budget is spent."
+    assert last.response_metadata["trim"] == result["trim"]
+    assert result["trim"]["stopped"] == "budget"
+    assert (len(rig.ran), rig.small.calls) == (2, [])
+
+
+def test_the_most_turns_of_a_question_end_the_agent():
+    rig = build(talk(9, 1, "s"), policy=small_only(), scorer=None, max_steps=3)
+    result = rig.ask()
+    assert result["trim"]["stopped"] == "max_steps"
+    assert "its limit of 3 turns is reached" in turns(result)[-1].text
+    assert len(rig.small.calls) == 3
+
+
+@both_ways
+def test_a_deadline_ends_the_agent_before_the_next_turn(asynchronously, monkeypatch):
+    clock = itertools.count(0, 10)
+    fake = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr("trim_graph.nodes.agent_turn.time", fake)
+    rig = build(budget=Budget(seconds=5))
+    result = rig.ask(asynchronously=asynchronously)
+    assert result["trim"]["stopped"] == "deadline"
+    assert "its limit of 5.0 seconds is reached" in turns(result)[-1].text
+    # The draft was there in time for nobody to act on: it stays, and its tool has run.
+    assert rig.ran == [("multiply", 12, 21)]
+    assert (rig.large.calls, rig.scorer.calls) == ([], [])
+
+
+@pytest.fixture
+def hanging():
+    released = threading.Event()
+
+    class Hanging(ScriptedToolModel):
+        def _generate(self, *given, **options):
+            released.wait()
+            raise RuntimeError("nobody waits any more")
+
+        async def _agenerate(self, *given, **options):
+            await asyncio.Event().wait()
+
+    yield Hanging(script=SMALL)
+    released.set()
+
+
+@both_ways
+def test_a_model_that_hangs_is_given_up_at_the_deadline(asynchronously, hanging, monkeypatch):
+    monkeypatch.setattr("trim_graph.nodes.agent_turn.GRACE", 0.01)
+    monkeypatch.setattr("trim_graph.nodes.deadline.GRACE", 0.01)
+    rig = build(hanging, budget=Budget(seconds=0.02))
+    result = rig.ask(asynchronously=asynchronously)
+    assert result["trim"]["stopped"] == "deadline"
+    assert "cut off by the limit on seconds" in result["trim"]["notes"][0]
+
+
+# A question's budget, a thread's budget
+
+
+def test_a_budget_is_each_questions_or_the_threads():
+    thread = {"configurable": {"thread_id": "1"}}
+    spent = {}
+    for per in ("question", "thread"):
+        rig = build(
+            policy=random_rate(1.0),
+            budget=Budget(large_calls=3),
+            budget_per=per,
+            agent={"checkpointer": InMemorySaver()},
+        )
+        results = [rig.ask(config=thread) for _ in range(3)]
+        spent[per] = [result["trim"]["spend"]["large"]["calls"] for result in results]
+        assert [sum(result["trim"]["steps"].values()) for result in results] == [2, 2, 2]
+    assert spent == {"question": [2, 2, 2], "thread": [2, 1, 0]}
+
+
+def test_threads_do_not_share_a_threads_budget():
+    rig = build(
+        policy=random_rate(1.0),
+        budget=Budget(large_calls=2),
+        budget_per="thread",
+        agent={"checkpointer": InMemorySaver()},
+    )
+    for thread in ("1", "2"):
+        result = rig.ask(config={"configurable": {"thread_id": thread}})
+        assert result["trim"]["spend"]["large"]["calls"] == 2
+
+
+# Accounts that agents share
+
+
+@both_ways
+@pytest.mark.parametrize("kind", ["user", "thread"])
+def test_agents_draw_from_the_accounts_of_users_and_threads(kind, asynchronously):
+    ledger = MemoryLedger()
+    rig = build(
+        policy=random_rate(1.0),
+        ledger=ledger,
+        allowances={kind: {"large_tokens": 13}},
+        agent={"context_schema": dict},
+        budget=Budget(min_tokens=1),
+    )
+
+    def ask(name):
+        config = {"configurable": {"thread_id": name}}
+        context = {"trim": {"user": name}}
+        return rig.ask(config=config, context=context, asynchronously=asynchronously)["trim"]
+
+    first, second, other = ask("ada"), ask("ada"), ask("grace")
+    assert [told["steps"]["large"] for told in (first, second, other)] == [2, 0, 2]
+    used = sum(call["tokens"] for call in rig.large.calls[:2])
+    assert first["accounts"] == {f"{kind}:ada": {"large_tokens": used, "large_calls": 2, "large_cost": 0.0}}
+    assert ledger.used(f"{kind}:ada").large_tokens <= 13
+    assert f"the limit on large_tokens of {kind}:ada is spent" in " ".join(second["notes"])
+    limits = [call["max_tokens"] for call in rig.large.calls[:2]]
+    assert limits == [13, 13 - rig.large.calls[0]["tokens"]]
+
+
+@both_ways
+def test_a_call_that_failed_is_settled_too(asynchronously):
+    class Down(ScriptedToolModel):
+        def _generate(self, *given, **options):
+            raise ValueError("down")
+
+    ledger = MemoryLedger()
+    rig = build(
+        large=Down(script=[]),
+        ledger=ledger,
+        allowances={"thread": {"large_tokens": 100}},
+        max_step_tokens=30,
+    )
+    with pytest.raises(ValueError, match="down"):
+        rig.ask(config={"configurable": {"thread_id": "1"}}, asynchronously=asynchronously)
+    assert ledger.used("thread:1") == Amount(large_tokens=30, large_calls=1)
+
+
+@both_ways
+def test_what_others_take_meanwhile_leaves_the_turn_to_the_small_model(asynchronously):
+    class Contended(MemoryLedger):
+        def reserve(self, account, entry, ask):
+            super().reserve(account, "another's", lambda used: Amount(95, 1, 0.0))
+            return super().reserve(account, entry, ask)
+
+    rig = build(ledger=Contended(), allowances={"thread": {"large_tokens": 100}})
+    result = rig.ask(config={"configurable": {"thread_id": "1"}}, asynchronously=asynchronously)
+    assert rig.large.calls == []
+    assert rig.ran == [("multiply", 12, 21)]
+    assert result["trim"]["decisions"] == {"regenerate": 1, "accept": 1}
+
+
+# Crashes
+
+
+class Crash(BaseException):
+    """Ends a process."""
+
+
+class Crashing(ScriptedToolModel):
+    """Dies in its first call."""
+
+    alive: list[bool] = Field(default_factory=list)
+
+    def _generate(self, *given, **options):
+        if not self.alive:
+            self.alive.append(True)
+            raise Crash
+        return super()._generate(*given, **options)
+
+
+@pytest.fixture
+def crash(monkeypatch):
+    """An agent that dies in a turn, and goes on as another process."""
+
+    def run(writer, go_on=None, **options):
+        model = Crashing(script={"small": SMALL, "large": LARGE}[writer], name="huge")
+        rig = build(**{writer: model}, agent={"checkpointer": InMemorySaver()}, **options)
+        thread = {"configurable": {"thread_id": "1"}}
+        with pytest.raises(Crash):
+            rig.ask(config=thread, durability="sync")
+        for module in ("calling", "agent_turn"):
+            monkeypatch.setattr(f"trim_graph.nodes.{module}.this_process", lambda: "another")
+        return rig, rig.agent.invoke(go_on, thread, durability="sync")
+
+    return run
+
+
+@pytest.mark.parametrize("writer", ["small", "large"])
+def test_a_turn_that_a_crash_has_cut_off_is_charged_what_it_may_have_cost(crash, writer):
+    rig, result = crash(writer, budget=Budget(large_tokens=100), max_step_tokens=30)
+    spend = result["trim"]["spend"]
+    assert (spend["unaccounted_tokens"], spend["large"]["calls"]) == (30, 2)
+    assert "a call of the large model was cut off by a crash; 30 tokens" in result["trim"]["notes"][0]
+    assert result["trim"]["steps"] == {"small": 1, "large": 1}
+    assert rig.ran == [("multiply", 12, 12)]
+
+
+def test_a_crash_that_may_have_used_up_the_budget_leaves_the_turn_to_the_small_model(crash):
+    rig, result = crash("large", policy=large_only(), budget=Budget(large_tokens=20))
+    assert result["trim"]["spend"]["unaccounted_tokens"] == 20
+    assert result["trim"]["steps"] == {"small": 2, "large": 0}
+    assert rig.large.calls == []
+
+
+def test_where_the_large_model_could_not_be_asked_a_crash_costs_nothing(crash):
+    _, result = crash("small", policy=small_only(), scorer=None)
+    assert result["trim"]["spend"]["unaccounted_tokens"] == 0
+
+
+def test_a_threads_budget_is_charged_for_a_crash_that_nobody_went_on_from(crash):
+    question = {"messages": [("user", "Once more: what is 12 * 12?")]}
+    options = {"budget": Budget(large_tokens=40), "max_step_tokens": 30}
+    for per, left in (("thread", 10), ("question", 30)):
+        rig, result = crash("large", question, budget_per=per, **options)
+        assert result["trim"]["spend"]["unaccounted_tokens"] == 0
+        assert result["trim"]["steps"] == {"small": 1, "large": 1}
+        assert [call["max_tokens"] for call in rig.large.calls] == [left]
+
+
+# Half a tool call
+
+
+def cut(args, text=""):
+    """A turn at its limit, whose half tool call parses nevertheless."""
+    made = calling(("multiply", args), ("query", {"sql": "DELETE FROM city"}), text=text, by="cut-")
+    return AIMessage(text, tool_calls=made.tool_calls, response_metadata={"finish_reason": "length"})
+
+
+@both_ways
+def test_a_tool_call_that_was_cut_off_is_not_executed_and_the_model_is_told(asynchronously):
+    rig = build([cut({"a": 1, "b": 1}), multiply(12, 12, by="s"), "done"], scores={})
+    result = rig.ask(asynchronously=asynchronously)
+    assert rig.ran == [("multiply", 12, 12)]
+    told = [m for m in result["messages"] if isinstance(m, ToolMessage)]
+    assert [(m.tool_call_id, m.status) for m in told] == [
+        ("cut-0", "error"),
+        ("cut-1", "error"),
+        ("s0", "success"),
+    ]
+    assert "cut off" in told[0].text
+    assert "a turn of the small model was cut off at 4096 tokens" in result["trim"]["notes"]
+
+
+def test_of_two_turns_that_were_cut_off_the_large_ones_stays_and_is_not_executed():
+    rig = build(
+        [cut({"a": 1, "b": 1}), "done"],
+        [cut({"a": 2, "b": 2})],
+        policy=lambda seen: "accept" if seen.index else "regenerate",
+        scores={},
+    )
+    result = rig.ask()
+    assert rig.ran == []
+    assert turns(result)[0].tool_calls[0]["args"] == {"a": 2, "b": 2}
+
+
+def test_a_structured_answer_that_was_cut_off_is_asked_for_again():
+    class Verdict(BaseModel):
+        """The verdict."""
+
+        reason: str
+
+    def verdict(reason, **metadata):
+        made = calling(("Verdict", {"reason": reason}), by="s")
+        return AIMessage("", tool_calls=made.tool_calls, response_metadata=metadata)
+
+    rig = build(
+        [verdict("It is ri", finish_reason="length"), verdict("It is right.")],
+        scores={},
+        agent={"response_format": ToolStrategy(Verdict)},
+    )
+    result = rig.ask()
+    assert result["structured_response"].reason == "It is right."
+    assert result["trim"]["steps"]["small"] == 2
+
+
+def test_a_last_answer_that_was_cut_off_ends_the_agent_as_any_other():
+    rig = build(["a long answer " * 9], scores={}, max_step_tokens=8)
+    result = rig.ask()
+    assert result["trim"]["stopped"] == "finished"
+    assert result["trim"]["notes"] == ["a turn of the small model was cut off at 8 tokens"]

@@ -1,0 +1,57 @@
+"""One process at a time on a thread."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from trim_graph import SettingsError, open_checkpointer
+from trim_graph.thread_claim import claim_thread
+
+HOLDS = """
+import sys
+from trim_graph import open_checkpointer
+from trim_graph.thread_claim import claim_thread
+
+with claim_thread(open_checkpointer(sys.argv[1]).place, sys.argv[2]):
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(spec, thread):
+    """Have another process claim a thread, until its input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, spec, thread], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"claimed\n"
+    return process
+
+
+def check(spec):
+    """A thread is one process's until it ends, in whatever way; others are free."""
+    place = open_checkpointer(spec).place
+    for killed in (False, True):
+        with hold(spec, "a") as process:
+            taken = pytest.raises(SettingsError, match="another process is at work on thread 'a'")
+            with taken, claim_thread(place, "a"):
+                pass
+            with claim_thread(place, "b"):
+                pass
+            if killed:
+                process.kill()
+        with claim_thread(place, "a"):
+            pass
+
+
+def test_beside_a_sqlite_file(tmp_path):
+    check(f"sqlite:{tmp_path / 'runs.db'}")
+    assert (tmp_path / "runs.db.claims").stat().st_size == 0
+
+
+def test_where_no_other_process_can_see_the_thread():
+    place = open_checkpointer("memory").place
+    with claim_thread(place, "a"), claim_thread(place, "a"):
+        pass

@@ -1,0 +1,105 @@
+"""What the middleware keeps in an agent's state: the graph's channels, ``trim_`` before their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, NotRequired, cast
+
+from langchain.agents import AgentState
+from langchain.agents.middleware.types import OmitFromInput, PrivateStateAttr
+from langchain_core.messages import AIMessage
+
+from .accounts import Accounts
+from .budget import Spend, spend_since
+from .ledger import Ledger
+from .nodes.agent_turn import AgentRouting
+from .state import Decisions, InFlight, Order, Run, Scores, Steps, Summary, TrimState, added
+from .summary import summarise
+
+_CHANNELS = (
+    "run",
+    "steps",
+    "scores",
+    "decisions",
+    "order",
+    "in_flight",
+    "memory",
+    "spend",
+    "stopped",
+    "notes",
+    "handed_over",
+)
+
+
+class TrimAgentState(AgentState[Any]):
+    """An agent's state with the routing of its turns; all of it plain JSON."""
+
+    trim: NotRequired[Annotated[Summary | None, OmitFromInput]]
+    """Of the question being answered: turns by writer, decisions, scores, tokens, notes; as of a run."""
+    trim_run: NotRequired[Annotated[Run, PrivateStateAttr]]
+    """What was fixed when the question came: its settings, its text, its seed."""
+    trim_steps: NotRequired[Annotated[Steps, PrivateStateAttr]]
+    """Accepted turns since the question, as text."""
+    trim_scores: NotRequired[Annotated[Scores, PrivateStateAttr]]
+    trim_decisions: NotRequired[Annotated[Decisions, PrivateStateAttr]]
+    """What was decided on each draft, and the drafts turned down."""
+    trim_order: NotRequired[Annotated[Order | None, PrivateStateAttr]]
+    """Who writes the turn that has begun."""
+    trim_in_flight: NotRequired[Annotated[InFlight | None, PrivateStateAttr]]
+    """What the large model may use in the turn that has begun; charged if a crash ends it."""
+    trim_memory: NotRequired[Annotated[Any, PrivateStateAttr]]
+    """What the policy remembers."""
+    trim_spend: NotRequired[Annotated[Spend, PrivateStateAttr]]
+    """What the budget is charged with: since the question, or on the thread."""
+    trim_spent_before: NotRequired[Annotated[Spend, PrivateStateAttr]]
+    """What of it earlier questions have used."""
+    trim_stopped: NotRequired[Annotated[str, PrivateStateAttr]]
+    trim_notes: NotRequired[Annotated[list[str], PrivateStateAttr]]
+    trim_handed_over: NotRequired[Annotated[bool, PrivateStateAttr]]
+    """Whether the large model writes all turns that remain of this question."""
+
+
+def routing_of(state: Mapping[str, Any]) -> AgentRouting:
+    """Read the routing out of an agent's state."""
+    kept = {name: state[f"trim_{name}"] for name in _CHANNELS if f"trim_{name}" in state}
+    return cast(AgentRouting, {**kept, "draft": None, "failed": None})
+
+
+def update_of(before: AgentRouting, after: AgentRouting) -> dict[str, Any]:
+    """Return what an agent's state is to take in of a routing that went on."""
+    return named(added(before, after))
+
+
+def named(update: Mapping[str, Any]) -> dict[str, Any]:
+    """Name channels of the graph as the agent's state does; those that do not outlive a turn are dropped."""
+    return {f"trim_{name}": value for name, value in update.items() if name in _CHANNELS}
+
+
+def summary_of(state: AgentRouting, before: Spend | None, ledger: Ledger | None) -> Summary:
+    """Sum up the turns since the question.
+
+    Args:
+        state: Of the routing.
+        before: What the budget was charged with when the question came; None: nothing.
+        ledger: Keeps the accounts that runs share.
+    """
+    spend = state["spend"] if before is None else spend_since(before, state["spend"])
+    summary = summarise(cast(TrimState, {**state, "spend": spend}))
+    if accounts := Accounts(state["run"].get("accounts"), ledger):
+        summary["accounts"] = accounts.used()
+    return summary
+
+
+def stop_message(state: AgentRouting, summary: Summary) -> AIMessage:
+    """Return the turn that ends an agent which may not go on."""
+    settings, reason = state["run"]["settings"], state["stopped"]
+    why = {
+        "max_steps": f"its limit of {settings['max_steps']} turns is reached",
+        "budget": "the large model's budget is spent",
+        "deadline": f"its limit of {settings['budget']['seconds']} seconds is reached",
+        "failed": "no model could write the next turn",
+    }[reason]
+    return AIMessage(
+        f"Stopped before an answer was found: {why}.",
+        response_metadata={"model_name": "trim-graph", "finish_reason": "length", "trim": summary},
+    )

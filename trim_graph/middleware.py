@@ -1,0 +1,237 @@
+"""`TrimMiddleware`: the turns of a LangChain agent, routed between its model and a large one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+try:
+    from langchain.agents.middleware import AgentMiddleware, hook_config
+except ImportError as error:
+    raise ImportError('TrimMiddleware needs pip install "trim-graph[agents]"') from error
+from langchain.agents.middleware.types import ExtendedModelResponse, ModelRequest, ModelResponse
+from langchain.chat_models import init_chat_model
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.runnables.config import ensure_config
+from langgraph.runtime import Runtime
+
+from .accounts import Allowances
+from .adapters.scorers import as_scorer
+from .agent_state import TrimAgentState, named, routing_of, stop_message, summary_of, update_of
+from .budget import Budget, Prices, Spend, nothing_spent, turn_prompt_bound
+from .context import Settings, make_settings, overridden
+from .errors import SettingsError
+from .events import emit
+from .ledger import Ledger
+from .nodes import score_step_node
+from .nodes.agent_turn import AgentRouting, AgentTurn
+from .nodes.calling import charge_lost_call
+from .person import asks
+from .policies import Observation, Policy, as_policy
+from .run import begin_run
+from .state import TrimState, applied, fresh_channels
+from .turn_rendering import LONGEST_RESULT, render_turn
+from .turn_routing import TurnRouting
+
+__all__ = ["TrimAgentState", "TrimMiddleware", "render_turn"]
+
+DEFAULT_TURN_TOKENS = 4096
+"""Most tokens of one turn: a call with a whole program in it, or a long answer."""
+
+_SETTINGS = (
+    "max_steps",
+    "max_step_tokens",
+    "seed",
+    "on_scorer_error",
+    "on_large_error",
+    "on_small_error",
+    "allowances",
+)
+
+
+class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
+    """Has the agent's own model, the small one, propose each turn, and the large one rewrite critical ones.
+
+    A step is one turn of the model: text, tool calls, or both. The scorer gets it as text (`render_turn`),
+    the policy decides, and only an accepted turn reaches the agent: tool calls of a rejected one are never
+    executed, and nothing of it is among the messages. Both models get the same messages, tools and response
+    format.
+
+    Policies, budget, prices, settings, summary and custom events are those of `trim_graph.create_trim_graph`.
+    What was spent, decided and remembered stands in the agent's state, and so in its checkpoints. ``trim`` in
+    the agent's result is the `trim_graph.Summary` of the question answered last. A call may go by other
+    settings: a `trim_graph.TrimContext` under the key ``trim`` of the agent's context.
+
+    Where the budget is spent and ``on_exhausted="stop"``, at ``max_steps`` turns or at the deadline the agent
+    ends with a message that says so.
+
+    Args:
+        large: Chat model, or its name for ``init_chat_model``. It must take tools where the agent has some.
+        scorer: Rates each turn; as in `trim_graph.create_trim_graph`.
+        policy: When to ask the large model; ``handover`` gives it all turns that remain of the question.
+        budget: Hard limits on the large model; default: none.
+        prices: Price table, for the limit on cost and for the bill.
+        budget_per: What the budget is for: each ``question`` of the user, or all of a ``thread``.
+        ledger: Keeps the accounts of threads and users that have ``allowances``; see `open_ledger`.
+        longest_result: Characters of a tool's result that the scorer is shown.
+        **settings: ``max_steps`` (turns a question, default 32), ``max_step_tokens`` (tokens a turn, default
+            4096), ``seed``, ``allowances``, ``on_scorer_error``, ``on_large_error`` and ``on_small_error``.
+
+    Raises:
+        SettingsError: A setting is wrong or missing; the message names it.
+
+    Example:
+        ```python
+        routing = TrimMiddleware(large, LLMJudge(large), policy=threshold(7 / 9))
+        agent = create_agent(small, tools=[search], middleware=[routing])
+        agent.invoke({"messages": [("user", "Who won?")]})["trim"]["steps"]
+        ```
+    """
+
+    state_schema = TrimAgentState
+
+    def __init__(
+        self,
+        large: BaseChatModel | str,
+        scorer: Any = None,
+        *,
+        policy: Policy | Callable[[Observation], Any],
+        budget: Budget | None = None,
+        prices: Prices | None = None,
+        budget_per: Literal["question", "thread"] = "question",
+        ledger: Ledger | None = None,
+        longest_result: int = LONGEST_RESULT,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        self.policy = as_policy(policy)
+        if scorer is None and self.policy.needs_score:
+            raise SettingsError(f"policy {self.policy!r} needs scores, but scorer is None: pass a scorer")
+        if budget_per not in ("question", "thread"):
+            raise SettingsError(f"budget_per is {budget_per!r}: choose question or thread")
+        if isinstance(longest_result, bool) or longest_result < 1:
+            raise SettingsError(f"longest_result is {longest_result!r}: choose a whole number, 1 or more")
+        self.large = init_chat_model(large) if isinstance(large, str) else large
+        if not isinstance(self.large, BaseChatModel):
+            raise SettingsError(f"large is {large!r}: pass a LangChain chat model, or its name")
+        self.settings = _settings(budget, prices, settings)
+        if ledger is None and self.settings.allowances != Allowances():
+            raise SettingsError(
+                "allowances are given, but no ledger that counts: pass ledger=, of open_ledger"
+            )
+        self.budget_per, self.ledger, self.longest_result = budget_per, ledger, longest_result
+        try:
+            self._scoring = None if scorer is None else score_step_node(as_scorer(scorer))
+        except TypeError as error:
+            raise SettingsError(str(error)) from error
+
+    def before_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
+        """Begin with a question: check it and the call's settings before any model is asked."""
+        given = TrimState(messages=state["messages"])
+        _check_nobody_asked(overridden(self.settings, runtime.context))
+        routing = begin_run(
+            given,
+            # Not the recursion limit: an agent's supersteps are not the graph's.
+            {"configurable": ensure_config().get("configurable", {})},
+            self.settings,
+            runtime.context,
+            policy=self.policy,
+            has_scorer=self._scoring is not None,
+            ledger=self.ledger,
+        )
+        emit("started", run=routing["run"]["id"])
+        spent = self._spent_before(state)
+        return {
+            **named({**fresh_channels(), "run": routing["run"], "spend": spent, "handed_over": False}),
+            "trim_spent_before": spent,
+            "trim": None,
+        }
+
+    async def abefore_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
+        """Begin with a question."""
+        return self.before_agent(state, runtime)
+
+    def _spent_before(self, state: TrimAgentState) -> Spend:
+        """Return what earlier questions have used of a budget that is the thread's."""
+        if self.budget_per == "question" or "trim_spend" not in state:
+            return nothing_spent()
+        # A turn that a crash has ended is not gone on with any more.
+        routing = routing_of(state)
+        spend, _ = charge_lost_call(routing)
+        # A model that was given up in one question may be back for the next.
+        return Spend(**{**spend, "large": {**spend["large"], "failed_calls": 0}})
+
+    @hook_config(can_jump_to=["end"])
+    def before_model(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
+        """Say who writes the turn, or that the agent must end; note what the turn may cost in a crash."""
+        begun = {} if state.get("trim_run") else self.before_agent(state, runtime)
+        before = _entered(state, begun)
+        fresh: dict[str, Any] = {"stopped": "", "order": None, "in_flight": None}
+        after: Any = applied(before, fresh)
+
+        def prompt_tokens() -> int:
+            return turn_prompt_bound(state["messages"], ())
+
+        turn = AgentTurn(after, self.policy, self.large, None, self.ledger, prompt_tokens=prompt_tokens)
+        command = turn.take()
+        after = applied(after, command.update)  # type: ignore[arg-type]
+        update = {**begun, **update_of(before, after)}
+        if not after["stopped"]:
+            return update
+        summary = summary_of(after, state.get("trim_spent_before"), self.ledger)
+        emit("finished", summary=summary)
+        return {**update, "trim": summary, "jump_to": "end", "messages": [stop_message(after, summary)]}
+
+    @hook_config(can_jump_to=["end"])
+    async def abefore_model(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
+        """Say who writes the turn, or that the agent must end."""
+        if self.ledger is None:
+            return self.before_model(state, runtime)
+        return await asyncio.to_thread(self.before_model, state, runtime)
+
+    def wrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    ) -> ExtendedModelResponse[Any]:
+        """Route one turn."""
+        return self._routing(request).run(handler)
+
+    async def awrap_model_call(
+        self,
+        request: ModelRequest[Any],
+        handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
+    ) -> ExtendedModelResponse[Any]:
+        """Route one turn, without blocking."""
+        return await self._routing(request).arun(handler)
+
+    def _routing(self, request: ModelRequest[Any]) -> TurnRouting:
+        return TurnRouting(request, self.large, self.policy, self._scoring, self.ledger, self.longest_result)
+
+
+def _settings(budget: Budget | None, prices: Prices | None, given: dict[str, Any]) -> Settings:
+    unknown = sorted(set(given) - set(_SETTINGS))
+    if unknown:
+        raise SettingsError(
+            f"unknown setting {', '.join(unknown)}; an agent's turns go by: {', '.join(sorted(_SETTINGS))}"
+        )
+    own = {"max_step_tokens": DEFAULT_TURN_TOKENS, "thinking": None, "instruction": None}
+    made = make_settings(budget, prices, {**own, **given})
+    _check_nobody_asked(made)
+    return made
+
+
+def _check_nobody_asked(settings: Settings) -> None:
+    if asks(settings):
+        name = "ask_below" if settings.ask_below is not None else 'budget.on_exhausted="ask"'
+        raise SettingsError(
+            f"{name} has a person asked about a step, and nobody is asked about an agent's turn: choose "
+            'on_exhausted "small" or "stop", and HumanInTheLoopMiddleware for its tool calls'
+        )
+
+
+def _entered(state: TrimAgentState, begun: dict[str, Any]) -> AgentRouting:
+    """Read the routing of a state; or of one that a checkpoint without it is about to become."""
+    if not begun:
+        return routing_of(state)
+    empty: dict[str, Any] = {"trim_steps": [], "trim_decisions": [], "trim_scores": {}}
+    return routing_of({**begun, **empty})

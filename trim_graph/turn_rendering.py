@@ -1,0 +1,85 @@
+r"""A turn of an agent as text, for the scorer: what it says, which tools it calls, what the last ones told.
+
+One line a tool result, then the text, then one line a tool call::
+
+    [tool_result] query "city | inhabitants\nParis | 2102650"
+    Paris has 2102650 inhabitants. I divide that by its area.
+    [tool_call] calculator {"expression": "2102650 / 105.4"}
+
+- ``[tool_result] NAME TEXT``, or ``[tool_error] NAME TEXT`` where the tool failed: what the tools called by
+  the turn before have told. The text is a JSON string, cut in its middle where it is long.
+- The turn's own text, as it is. Of a message in parts, the parts that are text.
+- ``[tool_call] NAME ARGUMENTS``: the arguments as JSON, on one line.
+- ``[tool_invalid] NAME TEXT``: a call whose arguments were no JSON; they stand in a JSON string.
+- ``[tool_none]`` alone: the turn has neither text nor a call.
+
+A name with anything but letters, digits and ``_ . : / -`` in it is a JSON string. No line of a turn's own
+text can be one of these: where one begins like a mark, a backslash stands before the bracket. A line begins
+behind anything that some reader takes for a line's end, and it begins like a mark whatever blank space,
+backslashes and capitals it has.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessage, ToolMessage
+
+__all__ = ["render_turn"]
+
+LONGEST_RESULT = 4000
+"""Characters of a tool's result that the scorer is shown."""
+
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+_LIKE_A_MARK = re.compile(rf"((?:^|[{_LINE_ENDS}])[^\S{_LINE_ENDS}]*)(\\*\[\s*tool)", re.IGNORECASE)
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.:/-]+")
+
+
+def render_turn(
+    message: AIMessage, results: Sequence[ToolMessage] = (), *, longest_result: int = LONGEST_RESULT
+) -> str:
+    """Write a turn as the text that a scorer gets; see above for the format.
+
+    Args:
+        message: The turn.
+        results: What the tools called by the turn before have told, in order.
+        longest_result: Characters of each that are shown.
+    """
+    lines = [_result(result, longest_result) for result in results]
+    text = str(message.text)
+    if text.strip():
+        lines.append(_LIKE_A_MARK.sub(r"\1\\\2", text))
+    lines += [f"[tool_call] {_name(call['name'])} {_json(call['args'])}" for call in message.tool_calls]
+    lines += [
+        f"[tool_invalid] {_name(call.get('name') or '')} {_json(call.get('args') or '')}"
+        for call in message.invalid_tool_calls
+    ]
+    if len(lines) == len(results):
+        lines.append("[tool_none]")
+    return "\n".join(lines)
+
+
+def _result(result: ToolMessage, longest: int) -> str:
+    mark = "[tool_error]" if result.status == "error" else "[tool_result]"
+    return f"{mark} {_name(result.name or '')} {_json(_cut(str(result.text), longest))}"
+
+
+def _cut(text: str, longest: int) -> str:
+    left_out = len(text) - longest
+    if left_out <= 0:
+        return text
+    head = longest - longest // 2
+    return f"{text[:head]} ... {left_out} characters left out ... {text[len(text) - longest // 2 :]}"
+
+
+def _name(name: str) -> str:
+    return name if _PLAIN_NAME.fullmatch(name) else _json(name)
+
+
+def _json(value: Any) -> str:
+    """JSON on one line, also for a reader that knows more ends of a line than JSON does."""
+    written = json.dumps(value, ensure_ascii=False, default=str)
+    return re.sub(f"[{_LINE_ENDS}]", lambda found: f"\\u{ord(found[0]):04x}", written)
