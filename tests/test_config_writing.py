@@ -71,6 +71,18 @@ def test_a_policy_file_is_named_from_where_the_configuration_stands(tmp_path):
     assert "path: policies/a.json" in (tmp_path / "trim.yaml").read_text()
 
 
+def test_policy_files_within_policies_are_named_from_there_too(tmp_path):
+    (tmp_path / "policies").mkdir()
+    file = {"type": "file", "path": str(tmp_path / "policies" / "a.json")}
+    joined = {"type": "any_of", "policies": [{"type": "threshold", "t": 0.5}, file]}
+    write_config(None, tmp_path / "trim.yaml", {"type": "stay_on_large", "k": 2, "policy": joined})
+    text = (tmp_path / "trim.yaml").read_text()
+    assert "path: policies/a.json" in text
+    assert str(tmp_path) not in text
+    read = load_config(tmp_path / "trim.yaml").policy.model_dump()
+    assert read["policy"]["policies"][1] == file
+
+
 def test_a_place_where_paths_would_lead_elsewhere(tmp_path):
     (tmp_path / "other").mkdir()
     source = tmp_path / "trim.yaml"

@@ -1,6 +1,9 @@
 """What a routed agent keeps in its state: over turns, questions, checkpoints and processes."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from agent_rig import QUESTION, RIGHT, WRONG, build, turns
@@ -93,6 +96,39 @@ async def test_an_agent_goes_on_from_sqlite_asynchronously(tmp_path):
         result = await rig.agent.ainvoke(None, THREAD)
     assert rig.ran == [("multiply", 12, 12)]
     assert result["trim"]["steps"] == {"small": 1, "large": 1}
+
+
+KILLED = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from agent_rig import LARGE, build
+from langgraph.checkpoint.sqlite import SqliteSaver
+from trim_graph import Budget
+from trim_graph.testing import ScriptedToolModel
+
+class Dying(ScriptedToolModel):
+    def _generate(self, *given, **options):
+        os._exit(9)
+
+with SqliteSaver.from_conn_string({path!r}) as saver:
+    limits = dict(budget=Budget(large_tokens=100), max_step_tokens=30)
+    rig = build(large=Dying(script=LARGE), agent=dict(checkpointer=saver), **limits)
+    rig.ask(config={thread!r}, durability="sync")
+"""
+
+
+def test_a_killed_agent_goes_on_in_another_process(tmp_path):
+    path = str(tmp_path / "agent.db")
+    code = KILLED.format(tests=str(Path(__file__).parent), path=path, thread=THREAD)
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert killed.returncode == 9, killed.stderr
+    with SqliteSaver.from_conn_string(path) as saver:
+        rig = build(agent={"checkpointer": saver}, budget=Budget(large_tokens=100), max_step_tokens=30)
+        result = rig.agent.invoke(None, THREAD)
+    assert rig.ran == [("multiply", 12, 12)]
+    assert result["trim"]["steps"] == {"small": 1, "large": 1}
+    assert result["trim"]["tokens"]["large_unaccounted"] == 30
+    assert "cut off by a crash; 30 tokens were charged" in result["trim"]["notes"][0]
 
 
 def test_settings_of_a_call_hold_when_it_goes_on_without_a_context():

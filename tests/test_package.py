@@ -55,6 +55,7 @@ PUBLIC = {
         "Observation",
         "Policy",
         "as_policy",
+        "by_pattern",
         "entropy_probe",
         "large_only",
         "load_policy",
@@ -102,11 +103,17 @@ PUBLIC = {
         "Interval",
         "Outcome",
         "Question",
+        "Run",
         "accuracy",
         "accuracy_difference",
         "compare",
+        "cpt",
+        "ibc",
         "interval",
+        "mean_delta_ibc",
+        "mean_ibc",
         "performance_gap_recovered",
+        "read_run",
         "resampled_means",
         "run_arm",
         "share_of_large_tokens",
@@ -210,6 +217,9 @@ def test_the_wheel_holds_code_types_and_weights_and_nothing_else(wheel):
     for folder in ("small", "large", "prm"):
         assert f"trim_graph/examples/arithmetic/weights/{folder}/model.safetensors" in names
         assert f"trim_graph/examples/arithmetic/weights/{folder}/tokenizer.json" in names
+    page = [p.name for p in (ROOT / "trim_graph/report").iterdir() if p.suffix in (".html", ".css", ".js")]
+    assert "page.html" in page
+    assert {f"trim_graph/report/{name}" for name in page} <= set(names)
     assert {name.split("/")[0] for name in names} == {
         "trim_graph",
         f"trim_graph-{trim_graph.__version__}.dist-info",

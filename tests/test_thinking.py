@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trim_graph.policies import large_only, threshold
@@ -174,6 +174,7 @@ def carries_on(text):
 chunk = st.sampled_from(["a", "b c", "\n", "\n\n", " ", ".", "<think>", "</think>", "1"])
 
 
+@settings(deadline=None)
 @given(st.lists(chunk, max_size=12).map("".join))
 def test_the_graph_loses_no_word(make, text):
     result = make(carries_on(text), carries_on(text), scores={}, max_steps=99).ask()

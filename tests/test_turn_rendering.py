@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.messages.tool import invalid_tool_call, tool_call
@@ -64,6 +64,7 @@ arguments = st.dictionaries(
 calls = st.lists(st.tuples(st.one_of(st.just("multiply"), texts.filter(bool)), arguments), max_size=3)
 
 
+@settings(deadline=None)
 @given(texts, calls, st.lists(st.tuples(texts, st.booleans()), max_size=2))
 def test_what_is_read_is_what_was_written(text, called, told):
     message = AIMessage(
@@ -82,6 +83,7 @@ def test_what_is_read_is_what_was_written(text, called, told):
     assert shown.strip() == text.strip()
 
 
+@settings(deadline=None)
 @given(texts)
 def test_a_text_is_never_taken_for_a_tool_call(text):
     marked, _ = read(render_turn(AIMessage(text)))

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 from .config_places import Part, base_folder
 from .policies import (
     Policy,
+    by_pattern,
     entropy_probe,
     large_only,
     load_policy,
@@ -80,6 +81,19 @@ class EntropyProbe(Part):
         return entropy_probe(self.limit)
 
 
+class ByPattern(Part):
+    """`trim_graph.policies.by_pattern`."""
+
+    type: Literal["by_pattern"]
+    pattern: str
+    rates: dict[str, Annotated[float, Field(ge=0, le=1)]]
+    default: float = Field(default=0.0, ge=0, le=1)
+
+    def build(self) -> Policy:
+        """Make the policy."""
+        return by_pattern(self.pattern, self.rates, self.default)
+
+
 class StayOnLarge(Part):
     """`trim_graph.policies.stay_on_large`."""
 
@@ -124,7 +138,15 @@ def _named(value: Any) -> Any:
 
 
 PolicyConfig = Annotated[
-    SmallOnly | LargeOnly | Threshold | RandomRate | EntropyProbe | StayOnLarge | Combined | PolicyFile,
+    SmallOnly
+    | LargeOnly
+    | Threshold
+    | RandomRate
+    | EntropyProbe
+    | ByPattern
+    | StayOnLarge
+    | Combined
+    | PolicyFile,
     Field(discriminator="type"),
     BeforeValidator(_named),
 ]

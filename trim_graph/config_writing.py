@@ -81,10 +81,9 @@ def write_config(source: Path | None, out: Path, policy: dict[str, Any]) -> None
     Args:
         source: The configuration it is made of; None for that of the example models.
         out: Where it goes; may be ``source``.
-        policy: The new one. The path of a policy file becomes relative to ``out``.
+        policy: The new one. Paths of policy files, at any depth, become relative to ``out``.
     """
-    if policy.get("type") == "file":
-        policy = {**policy, "path": os.path.relpath(policy["path"], out.absolute().parent)}
+    policy = _relative(policy, out.absolute().parent)
     text = "small: {type: example}\nlarge: {type: example}\nscorer: {type: example}\npolicy: small_only\n"
     if source is not None:
         text = source.read_text(encoding="utf-8")
@@ -95,3 +94,14 @@ def write_config(source: Path | None, out: Path, policy: dict[str, Any]) -> None
         beside.replace(out)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _relative(policy: Any, folder: Path) -> Any:
+    """Name policy files, at any depth, from a folder."""
+    if isinstance(policy, list):
+        return [_relative(inner, folder) for inner in policy]
+    if not isinstance(policy, dict):
+        return policy
+    if policy.get("type") == "file":
+        return {**policy, "path": os.path.relpath(policy["path"], folder)}
+    return {key: _relative(value, folder) for key, value in policy.items()}

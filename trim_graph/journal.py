@@ -48,6 +48,7 @@ class Journal:
         path: Of the JSONL file; made if it is not there. Its folder must exist.
         settings: What the work is done with, JSON-native.
         keep: Which of the records that are there stay; the others' work is done again.
+        unit: Numbers the work that a record is of, without gaps; default: its ``index``.
 
     Raises:
         SettingsError: The file was begun with other settings, or without any, another process writes to it,
@@ -61,8 +62,9 @@ class Journal:
         settings: dict[str, Any],
         *,
         keep: Callable[[dict[str, Any]], bool] = lambda record: True,
+        unit: Callable[[dict[str, Any]], int] = lambda record: int(record["index"]),
     ) -> None:
-        self.path = Path(path)
+        self.path, self._unit = Path(path), unit
         self.beside = settings_beside(self.path)
         self.finished = Finished()
         try:
@@ -82,7 +84,7 @@ class Journal:
         """Write one record; it has an ``index``. When this returns, the operating system has it."""
         self._stream.write(to_line(record))
         self._stream.flush()
-        self.finished.add(record["index"])
+        self.finished.add(self._unit(record))
 
     def close(self) -> None:
         """Write to the disk and let others have the file."""
@@ -126,7 +128,7 @@ class Journal:
             known = json.loads(self.beside.read_text(encoding="utf-8"))["settings"]
         except (ValueError, TypeError, KeyError, OSError) as error:
             raise SettingsError(f"{self.beside} is damaged: choose another file than {self.path}") from error
-        different = _differences(known, settings)
+        different = differences(known, settings)
         if different:
             raise SettingsError(
                 f"{self.path} was begun with other settings, and a file holds only one kind: "
@@ -154,7 +156,7 @@ class Journal:
             if not isinstance(record.get("index"), int):
                 raise InputError(f"{place}: no record: index is {record.get('index')!r}")
             if keep(record):
-                self.finished.add(record["index"])
+                self.finished.add(self._unit(record))
             else:
                 dropped = True
         if dropped:
@@ -187,12 +189,13 @@ def to_line(record: Any) -> bytes:
     return text.encode("utf-8", "replace") + b"\n"
 
 
-def _differences(known: Any, given: Any, place: str = "") -> list[str]:
+def differences(known: Any, given: Any, place: str = "") -> list[str]:
+    """Say key by key how settings differ from those that are known."""
     if isinstance(known, dict) and isinstance(given, dict) and known.get("type") == given.get("type"):
         return [
             told
             for key in sorted(known.keys() | given.keys())
-            for told in _differences(known.get(key), given.get(key), f"{place}.{key}" if place else key)
+            for told in differences(known.get(key), given.get(key), f"{place}.{key}" if place else key)
         ]
     return [] if known == given else [f"{place} was {_short(known)}, is {_short(given)}"]
 

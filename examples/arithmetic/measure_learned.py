@@ -42,7 +42,7 @@ class Regenerate(Policy):
 
 def outcomes_of(rollouts: Rollouts, policy: Policy) -> list[Outcome]:
     """Let a policy decide on every problem."""
-    from trim_graph.training.rollouts import solve
+    from trim_graph.training.solving import solve
 
     return [
         Outcome(index, one.correct, large_tokens=one.large_tokens)

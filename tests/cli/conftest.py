@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -110,7 +111,7 @@ def world_parts(delay=0.0, wavers=False):
     return Parts(World(errs=True, delay=delay), World(errs=False, delay=delay), Judge(wavers))
 
 
-COMMANDS = {"solving": False, "demo": False, "collecting": True, "calibrating": True}
+COMMANDS = {"solving": False, "demo": False, "collecting": True, "calibrating": True, "evaluating": False}
 """The modules that load models, and whether the judge wavers there."""
 
 
@@ -150,6 +151,12 @@ def world(tmp_path, monkeypatch):
             f"trim_graph.cli.{command}.load_parts", lambda config, w=wavers, **_: world_parts(wavers=w)
         )
     return tmp_path
+
+
+@pytest.fixture
+def models():
+    """The classes of the world's models, to build others on."""
+    return SimpleNamespace(World=World, Judge=Judge)
 
 
 @pytest.fixture

@@ -5,13 +5,16 @@ import time
 import pytest
 
 from trim_graph.cli import demo_report
+from trim_graph.examples.arithmetic.choose_policies import load_chosen
 
 
 def test_table_and_file(world, run):
     result = run("demo", "-n", "30", "--json", "out.json", "--concurrency", "5")
     assert result.exit_code == 0, result.output
     assert "30 held-out problems, split standard, seed 0" in result.stdout
-    for name in ("small alone", "large alone", "threshold 0.5", "random 0."):
+    shipped = [file.stem for file in load_chosen().values()]
+    assert [name.split("-")[0] for name in shipped] == ["pomdp", "aggregate", "sequence"]
+    for name in ("small alone", "large alone", "threshold 0.5", *shipped, "random 0."):
         assert name in result.stdout
     assert " to " not in result.stdout
     assert "━" in result.stderr or "small" in result.stderr
@@ -25,6 +28,9 @@ def test_table_and_file(world, run):
     assert arms["large"]["accuracy"] == arms["threshold"]["accuracy"] == 1
     assert arms["threshold"]["pgr"] == 1
     assert arms["small"]["large_tokens"] == 0
+    for name in ("planned", "aggregate", "sequence"):
+        assert arms[name]["accuracy"] > arms["random"]["accuracy"]
+        assert 0 < arms[name]["share"] < 0.9
     assert 0 < arms["threshold"]["share"] < 0.7
     assert arms["random"]["share"] == pytest.approx(arms["threshold"]["share"], abs=0.05)
     assert arms["random"]["policy"] == {"type": "random_rate", "rate": found["random_rate"]}
@@ -107,6 +113,13 @@ def test_without_a_calibration(world, run):
     assert "python -m trim_graph.examples.arithmetic.calibrate makes it" in result.stderr
     (world / "calibrated.json").write_text("{}")
     assert "is damaged" in run("demo").stderr
+
+
+def test_without_the_choice_of_policies(world, run, monkeypatch):
+    monkeypatch.setattr("trim_graph.examples.arithmetic.choose_policies.CHOSEN", world / "none.json")
+    result = run("demo")
+    assert result.exit_code == 2
+    assert "python -m trim_graph.examples.arithmetic.choose_policies makes it" in result.stderr
 
 
 @pytest.mark.parametrize("with_file", [True, False])

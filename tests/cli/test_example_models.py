@@ -76,3 +76,15 @@ def test_the_calibration_fits_the_shipped_models():
     assert chosen["share"] <= 0.35
     assert known.random["pgr"] < chosen["pgr"]
     assert known.random["share"] == pytest.approx(chosen["share"], abs=0.01)
+
+
+def test_the_example_reward_model_finds_first_errors(here, run):
+    collected = ("collect", "--dataset", "arithmetic:standard", "--policy", "small_only", "-n", 24)
+    assert run(*collected, "--label-steps", "--out", "labelled.jsonl").exit_code == 0
+    result = run("eval-scorer", "labelled.jsonl", "--threshold", "0.6", "--out", "scorer")
+    assert result.exit_code == 0, result.output
+    found = json.loads((here / "scorer/figures.json").read_text())["sets"]["labelled"]
+    assert found["first_error"]["f1"] > 0.6
+    assert found["steps"]["auc"] > 0.9
+    again = run("eval-scorer", "labelled.jsonl", "--scorer", f"{{type: transformers_prm, model: {PRM}}}")
+    assert f"{found['steps']['auc']:.3f}" in again.stdout

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from trim_graph import SettingsError
 from trim_graph.policies import Observation, load_policy
 
 QUESTIONS = "{type: arithmetic, split: standard, part: validation, seed: 0}"
@@ -32,7 +33,8 @@ def test_a_policy_and_its_curves_are_written(kind, train, world, monkeypatch):
     assert (policy.made["lambda"], policy.made["questions"], policy.made["dataset"]) == (0.0, 12, QUESTIONS)
     curves = json.loads((world / f"{kind}-curves.json").read_text())
     assert policy.made["validation"]["reward"] == pytest.approx(curves[0]["validation"]["reward"], abs=1e-4)
-    assert {file.name for file in (world / "kept").iterdir()} == {"training.jsonl", "validation.jsonl"}
+    kept = {f"{name}.jsonl{more}" for name in ("training", "validation") for more in ("", ".settings.json")}
+    assert {file.name for file in (world / "kept").iterdir()} == kept
 
     def refuse(*arguments, **settings):
         raise AssertionError("the models were asked again")
@@ -44,6 +46,46 @@ def test_a_policy_and_its_curves_are_written(kind, train, world, monkeypatch):
     again = train(kind, "--lambda", 0, *QUICK, "--rollouts", world / "kept")
     assert again.exit_code == 0, again.stderr
     assert load_policy(world / f"{kind}-0.json").logit(draft(0.3)) == policy.logit(draft(0.3))
+
+
+MODELS = "small: {type: example%s}\nlarge: {type: example}\nscorer: {type: example}\npolicy: %s\n"
+
+
+def test_rollouts_of_other_models_settings_or_questions_are_refused(train, world, monkeypatch):
+    (world / "kept").mkdir()
+
+    def far_enough(*arguments):
+        raise SettingsError("it would train now")
+
+    monkeypatch.setattr("trim_graph.cli.learning._train", far_enough)
+
+    def again(*changed, logprobs="", policy="small_only", settings=""):
+        (world / "trim.yaml").write_text(MODELS % (logprobs, policy) + settings)
+        options = ["aggregate", "--lambda", 0, *QUICK, "--rollouts", world / "kept"]
+        return train(*options, "--config", world / "trim.yaml", *changed)
+
+    assert "it would train now" in again().stderr
+    before = (world / "kept" / "training.jsonl").read_bytes()
+    for result, complaint in (
+        (again(logprobs=", logprobs: true"), "small.logprobs was false, is true"),
+        (again(settings="settings: {max_steps: 9}\n"), "settings.max_steps was 32, is 9"),
+        (again("--dataset", QUESTIONS.replace("seed: 0", "seed: 1")), "dataset.seed was 0, is 1"),
+    ):
+        assert result.exit_code == 2
+        assert "training.jsonl was begun with other settings" in result.stderr
+        assert complaint in result.stderr
+    assert (world / "kept" / "training.jsonl").read_bytes() == before
+    # Rollouts have no policy of their own and no budget.
+    result = again(policy="large_only", settings="budget: {large_tokens: 9}\n")
+    assert "it would train now" in result.stderr
+
+
+def test_rollouts_that_do_not_say_what_made_them_are_refused(train, world):
+    (world / "kept").mkdir()
+    (world / "kept" / "training.jsonl").write_text("{}\n")
+    result = train("aggregate", "--lambda", 0, *QUICK, "--rollouts", world / "kept")
+    assert result.exit_code == 2
+    assert "training.jsonl.settings.json, which says what it was made with, does not" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,13 @@ SHAPES = {
     "GSM8K": ({"question": "p", "answer": "48/2 = 24, so\n#### 1,200"}, "1200", "0"),
     "MATH": ({"problem": "p", "solution": "so it is \\boxed{7}"}, "7.0", "0"),
     "plain": ({"prompt": "p", "expected": "4", "id": 9}, "4", "9"),
+    "OlympiadBench": (
+        {"id": 7, "question": "p", "solution": ["so"], "final_answer": ["$\\frac{1}{2}$"], "context": None},
+        "0.5",
+        "7",
+    ),
+    "OlympiadBench, two answers": ({"question": "p", "final_answer": ["1", "$3$"]}, "3, 1", "0"),
+    "AIME 2024": ({"ID": "2024-I-1", "Problem": "p", "Solution": "so", "Answer": 204}, "204", "2024-I-1"),
 }
 
 
@@ -129,7 +136,7 @@ def test_what_is_no_dataset(given, told):
         make_dataset(given)
 
 
-@given(text=st.text(max_size=20))
+@given(text=st.text(max_size=20).filter(lambda text: "/" not in text))  # an id of the hub has one
 def test_any_name_is_a_dataset_or_refused(text):
     with suppress(SettingsError, InputError):
         next(first_questions(make_dataset(text), 1, default=1), None)
@@ -149,3 +156,46 @@ def test_real_datasets(name, count, graded):
     for question in questions[:40] if graded else ():
         assert question.grade(f"So it is \\boxed{{{question.expected}}}.")
         assert not question.grade("So it is \\boxed{-987654}.")
+
+
+def test_the_context_of_a_question_stands_before_it(tmp_path):
+    row = {"context": "Let f be so.", "question": "What is f?", "final_answer": ["x"]}
+    (question,) = make_dataset(write(tmp_path, [row])).questions()
+    assert question.text == "Let f be so.\n\nWhat is f?"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A dataset in the layout of the hub, in a folder: the package reads both by the same way."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "here/data").mkdir(parents=True)
+    rows = [{"problem": f"p{number}", "answer": str(number)} for number in range(4)]
+    (tmp_path / "here/data/test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "here/data/validation.jsonl").write_text(json.dumps(rows[0]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_a_dataset_of_the_hub(hub):
+    dataset = make_dataset({"type": "hub", "path": "here"})
+    assert dataset.count() == 4
+    questions = list(dataset.questions())
+    assert [question.text for question in questions] == ["p0", "p1", "p2", "p3"]
+    assert questions[3].grade("\\boxed{3}")
+    assert len(list(make_dataset({"type": "hub", "path": "here", "split": "validation"}).questions())) == 1
+    other = make_dataset({"type": "hub", "path": "here", "split": "validation"})
+    assert dataset.identity() == make_dataset({"type": "hub", "path": "here"}).identity()
+    assert dataset.identity()["fingerprint"] != other.identity()["fingerprint"]
+    with pytest.raises(InputError, match="split train"):
+        next(make_dataset({"type": "hub", "path": "here", "split": "train"}).questions())
+
+
+def test_ids_of_the_hub_are_told_from_files(tmp_path):
+    named = make_dataset("HuggingFaceH4/MATH-500")
+    assert (named.type, named.path, named.split) == ("hub", "HuggingFaceH4/MATH-500", "test")
+    assert make_dataset("openai/gsm8k:train").split == "train"
+    assert make_dataset("a/q.jsonl").type == "file"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/b").write_text("")
+    assert make_dataset("a/b", base=tmp_path).type == "file"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import ToolMessage
 
@@ -93,6 +93,7 @@ expressions = st.recursive(
 ).filter(lambda text: len(text) <= 200)
 
 
+@settings(deadline=None)
 @given(expressions)
 def test_it_calculates_as_python_does(expression):
     try:
@@ -104,6 +105,7 @@ def test_it_calculates_as_python_does(expression):
         assert evaluate(expression) == expected
 
 
+@settings(deadline=None)
 @given(st.text(max_size=250))
 def test_whatever_else_it_is_given_is_an_error_and_nothing_worse(text):
     try:

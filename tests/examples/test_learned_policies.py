@@ -10,18 +10,40 @@ from trim_graph.adapters import ChatTransformers, TransformersProcessReward
 from trim_graph.evaluation import run_arm
 from trim_graph.evaluation.datasets import arithmetic_question
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
+from trim_graph.examples.arithmetic.choose_policies import CHOSEN, load_chosen
 from trim_graph.examples.arithmetic.measure_learned import MEASURED, POLICIES, measure, table
+from trim_graph.examples.arithmetic.results_families import STEP_MODEL
 from trim_graph.policies import load_policy, threshold
+from trim_graph.training.planner import Terms, solve
 from trim_graph.training.recording import graph_builder
 from trim_graph.training.rollouts import Rollouts
+from trim_graph.training.step_model import StepModel
 
-FILES = sorted(file for file in POLICIES.glob("*-0.*.json"))
+FILES = sorted(file for kind in ("aggregate", "sequence") for file in POLICIES.glob(f"{kind}-0.*.json"))
+PLANS = sorted(POLICIES.glob("pomdp-[0-9]*.json"))
 
 
 def test_there_is_a_family_of_each():
     assert {file.stem.split("-")[0] for file in FILES} == {"aggregate", "sequence"}
     assert len(FILES) >= 8
-    assert sum(file.stat().st_size for file in POLICIES.iterdir()) < 1_000_000
+    assert len(PLANS) >= 4
+    assert sum(file.stat().st_size for file in POLICIES.iterdir()) < 1_100_000
+
+
+def test_the_plans_are_those_of_the_step_model_that_ships():
+    model = StepModel.load(STEP_MODEL)
+    for file in PLANS:
+        shipped = load_policy(file).plan
+        again = solve(model, Terms(cost_per_token=shipped.cost_per_token))
+        assert shipped.settings() == again.settings()
+        assert all((array == again.arrays()[name]).all() for name, array in shipped.arrays().items())
+
+
+def test_the_demo_shows_the_cheapest_of_those_that_recover_enough():
+    chosen = json.loads(CHOSEN.read_text())
+    assert (chosen["part"], chosen["n"]) == ("validation", 1000)
+    assert all(one["pgr"] >= 0.95 for one in chosen["policies"].values())
+    assert [file.is_file() for file in load_chosen().values()] == [True] * 3
 
 
 def test_all_of_them_are_measured_on_a_thousand_problems():
@@ -39,9 +61,9 @@ def models():
     )
 
 
-@pytest.mark.parametrize("kind", ["aggregate", "sequence"])
-def test_they_route_the_example_models(kind, models):
-    policy = load_policy(POLICIES / f"{kind}-0.005.json")
+@pytest.mark.parametrize("file", ["aggregate-0.005", "sequence-0.005", "pomdp-0.5"])
+def test_they_route_the_example_models(file, models):
+    policy = load_policy(POLICIES / f"{file}.json")
     graph = create_trim_graph(*models, policy=policy)
     questions = [arithmetic_question(problem) for problem in problems("standard", 8, part="test", seed=9)]
     outcomes = asyncio.run(run_arm(graph, questions))

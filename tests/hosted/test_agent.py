@@ -109,7 +109,7 @@ def test_the_example_runs_on_configured_models(serve, tmp_path, capsys, monkeypa
         "small": model("small"),
         "large": model("large"),
         "scorer": {"type": "llm_judge", "model": model("judge")},
-        "policy": {"type": "threshold", "t": 0.78},
+        "policy": {"type": "threshold", "t": 0.77},
         "budget": {"large_tokens": 800},
         "settings": {"max_step_tokens": 700},
     }

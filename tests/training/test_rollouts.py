@@ -8,7 +8,8 @@ from toy import build, questions
 from trim_graph.evaluation import run_arm
 from trim_graph.policies import Policy, small_only, stay_on_large, threshold
 from trim_graph.policies.features import aggregate_features, sequence_features
-from trim_graph.training.rollouts import RolloutError, Rollouts, solve
+from trim_graph.training.rollouts import RolloutError, Rollouts
+from trim_graph.training.solving import solve
 from trim_graph.training.traces import read_traces, write_traces
 
 N = 8
@@ -104,11 +105,6 @@ def test_a_policy_with_a_memory_is_given_it(explored):
     assert [one.large_tokens for one in solve(explored, kept)] == [
         one.large_tokens for one in solve(explored, threshold(0.5))
     ]
-
-
-def test_a_handover_is_refused(explored):
-    with pytest.raises(RolloutError, match="answered handover"):
-        list(solve(explored, Watching(lambda seen: "handover")))
 
 
 def test_questions_are_told_apart_by_their_text():

@@ -78,6 +78,6 @@ def questions(n, first=0):
     return [Question(f"question {number}", grade, "0") for number in range(first, first + n)]
 
 
-def build(policy, **changes):
+def build(policy, settings=None, **changes):
     small, large = ToyModel(writer="small", **changes), ToyModel(writer="large")
-    return create_trim_graph(small, large, ToyScorer(), policy=policy)
+    return create_trim_graph(small, large, ToyScorer(), policy=policy, **(settings or {}))

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from .app_eval import evaluation
 from .app_policies import policies
+from .app_reports import reports
 from .reporting import failures_reported
 from .training import train
 
@@ -27,7 +29,8 @@ are relative to the file):
   checkpoint: sqlite:runs.db
 \b
 Policies: small_only, large_only, threshold (t), random_rate (rate),
-entropy_probe (limit), stay_on_large (policy, k), any_of and all_of (policies);
+entropy_probe (limit), by_pattern (pattern, rates), stay_on_large (policy, k),
+any_of and all_of (policies);
 FILE.json for one that was trained or planned. Models and scorer may be {type:
 example}; models on servers are {type: vllm} and {type: langchain, model:
 "openai:..."}, on vLLM in this process {type: vllm_engine}; reward models there
@@ -68,7 +71,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(evaluation)
 app.add_typer(policies)
+app.add_typer(reports)
 app.add_typer(train)
 
 

@@ -15,7 +15,8 @@ DATASETS = """\
 \b
 Datasets: arithmetic:standard, arithmetic:hard, arithmetic:words (and a part:
 arithmetic:hard:test), a JSONL or Parquet file in the shape of MATH-500, AIME,
-GSM8K or ProcessBench, or
+GSM8K, OlympiadBench or ProcessBench, such a dataset on the Hugging Face Hub
+(HuggingFaceH4/MATH-500:test), or
 \b
   {type: file, path: my.jsonl, question: KEY, answer: KEY, grader: GRADER}
 \b

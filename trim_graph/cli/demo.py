@@ -1,4 +1,4 @@
-"""`trim-graph demo`: four arms on held-out problems of the arithmetic world."""
+"""`trim-graph demo`: the models alone, and ways to route, on held-out problems of the arithmetic world."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from trim_graph.examples.arithmetic import Split, problems
 from .models import load_parts
 from .reporting import Interrupted, need
 
-ARMS = ("small", "large", "threshold", "random")
+FROM_FILES = ("planned", "aggregate", "sequence")
+"""Policies that come with the example models."""
+ARMS = ("small", "large", "threshold", *FROM_FILES, "random")
 """In this order: the random arm spends what the threshold arm was seen to spend."""
 CLOSE = 0.01
 """How far the share of the random arm may be from that of the threshold arm."""
@@ -58,6 +60,7 @@ class Demo:
     config: TrimConfig
     parts: Parts
     questions: list[Question]
+    files: dict[str, Path] = field(default_factory=dict)
     arms: dict[str, Arm] = field(default_factory=dict)
     random_rate: float | None = None
 
@@ -75,6 +78,8 @@ class Demo:
         await self._run_arm("small", {"type": "small_only"}, tell)
         await self._run_arm("large", {"type": "large_only"}, tell)
         await self._run_arm("threshold", {"type": "threshold", "t": self.threshold}, tell)
+        for name, file in self.files.items():
+            await self._run_arm(name, {"type": "file", "path": str(file)}, tell)
         await self._run_random(tell)
 
     async def _run_random(self, tell: Callable[[str, int], None]) -> None:
@@ -131,15 +136,17 @@ def run_demo(request: Request) -> None:
         Interrupted: Ctrl-C.
     """
     _check(request)
-    need("cli", "numpy")
+    need("cli,local", "numpy", "safetensors")
+    from trim_graph.examples.arithmetic.choose_policies import load_chosen
+
     from .demo_report import show_table, write_report
 
     changes: dict[str, Any] = {"settings": {"seed": request.seed}}
     if request.threshold is not None:
         changes["policy"] = {"type": "threshold", "t": request.threshold}
-    config = example_config(changes)
+    config, files = example_config(changes), load_chosen()
     parts = load_parts(config)
-    demo = Demo(request, config, parts, _questions(request))
+    demo = Demo(request, config, parts, _questions(request), files)
     try:
         _run_with_progress(demo)
     except BaseException as error:

@@ -112,6 +112,7 @@ def show_table(demo: Demo) -> None:
     for heading in ("accuracy", "large tokens", "share", "PGR", "seconds"):
         table.add_column(heading, justify="right")
     names = {"threshold": f"threshold {demo.threshold:g}", "random": f"random {demo.random_rate:g}"}
+    names |= {name: file.stem for name, file in demo.files.items()}
     for name, arm in demo.arms.items():
         row = figures[name]
         table.add_row(

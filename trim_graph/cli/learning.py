@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Literal
 from trim_graph.config import TrimConfig
 from trim_graph.errors import SettingsError
 from trim_graph.evaluation import Question
-from trim_graph.evaluation.datasets import make_dataset
+from trim_graph.evaluation.datasets import Dataset, make_dataset
+from trim_graph.evaluation.identity import identity_of
+from trim_graph.journal import Journal
 from trim_graph.policies import save_policy
 
 from .models import chosen_config, load_parts, parsed_option
@@ -64,16 +67,17 @@ def run_training(request: Request) -> None:
     from trim_graph.training.curves import write_curves
 
     model = None if request.simulator is None else _step_model(request.simulator)
-    rollouts, validation = _rollouts(request, config, questions)
-    done: list[Trained] = []
-    for price in request.prices:
-        family = [
-            _train(request, price, seed, rollouts, validation, model, training)
-            for seed in range(request.seeds)
-        ]
-        _save(request, max(family, key=lambda one: one.validation.reward), config)
-        done += family
-        files = write_curves(done, request.out, f"{request.kind}-curves")
+    with ExitStack() as opened:
+        rollouts, validation = _rollouts(request, config, questions, opened)
+        done: list[Trained] = []
+        for price in request.prices:
+            family = [
+                _train(request, price, seed, rollouts, validation, model, training)
+                for seed in range(request.seeds)
+            ]
+            _save(request, max(family, key=lambda one: one.validation.reward), config)
+            done += family
+            files = write_curves(done, request.out, f"{request.kind}-curves")
     print(f"learning curves: {', '.join(file.name for file in files)} in {request.out}")
     _warn_of_contradictions((rollouts, validation))
 
@@ -135,13 +139,14 @@ def _rounded(found: Score) -> dict[str, float]:
 
 
 def _rollouts(
-    request: Request, config: TrimConfig, questions: tuple[list[Question], list[Question]]
+    request: Request, config: TrimConfig, questions: tuple[list[Question], list[Question]], opened: ExitStack
 ) -> tuple[Rollouts, Rollouts]:
     """Record rollouts of the real models, or go on with those recorded before."""
     from trim_graph.training.recording import graph_builder
     from trim_graph.training.rollouts import Rollouts
-    from trim_graph.training.traces import read_traces, write_traces
+    from trim_graph.training.traces import read_traces
 
+    journals = _journals(request, config, opened)
     parts = load_parts(config, rated=True)
     if parts.scorer is None:
         raise SettingsError("learned policies need scores: name a scorer in the configuration")
@@ -149,9 +154,10 @@ def _rollouts(
     sets = []
     for name, those in zip(SETS, questions, strict=True):
         found = Rollouts(those, build, max_steps=config.settings.max_steps, concurrency=request.concurrency)
-        file = None if request.rollouts is None else request.rollouts / f"{name}.jsonl"
-        if file is not None and file.exists():
-            found.add(read_traces(file))
+        if name in journals:
+            found.add(read_traces(journals[name].path))
+            journal = journals[name]
+            found.on_trace = lambda trace, journal=journal: journal.append(dict(trace))
 
         def tell(turn: int, left: int, name: str = name, found: Rollouts = found) -> None:
             print(
@@ -160,13 +166,30 @@ def _rollouts(
                 flush=True,
             )
 
-        try:
-            asyncio.run(found.explore(request.rounds, tell))
-        finally:  # an interrupt, or one question that fails, must not cost the others
-            if file is not None and found.runs:
-                write_traces(file, found.traces)
+        asyncio.run(found.explore(request.rounds, tell))
         sets.append(found)
     return sets[0], sets[1]
+
+
+def _journals(request: Request, config: TrimConfig, opened: ExitStack) -> dict[str, Journal]:
+    """Open the files that keep rollouts; those of other models, settings or questions are refused.
+
+    A policy or a budget of the configuration is not looked at: rollouts have neither.
+    """
+    if request.rollouts is None:
+        return {}
+    identity = identity_of(config)
+    same = {name: identity[name] for name in ("small", "large", "scorer", "settings")}
+    named = {SETS[0]: ("--dataset", request.dataset)}
+    named[SETS[1]] = ("--validation-dataset", request.validation_dataset or request.dataset)
+    return {
+        name: opened.enter_context(
+            Journal(
+                request.rollouts / f"{name}.jsonl", {**same, "dataset": _dataset(option, given).identity()}
+            )
+        )
+        for name, (option, given) in named.items()
+    }
 
 
 def _questions(request: Request) -> tuple[list[Question], list[Question]]:
@@ -182,11 +205,14 @@ def _questions(request: Request) -> tuple[list[Question], list[Question]]:
     return training, validation
 
 
-def _first(wanted: int, option: str, named: str) -> list[Question]:
+def _dataset(option: str, named: str) -> Dataset:
     given = parsed_option(option, named, "{type: file, path: questions.jsonl}")
     # Another seed than that of calibrate: what is trained here may be calibrated there.
-    dataset = make_dataset(given, part="validation", seed=1)
-    questions = list(islice(dataset.questions(), wanted))
+    return make_dataset(given, part="validation", seed=1)
+
+
+def _first(wanted: int, option: str, named: str) -> list[Question]:
+    questions = list(islice(_dataset(option, named).questions(), wanted))
     if len(questions) < wanted:
         raise SettingsError(f"{option} {named} has {len(questions)} questions; {wanted} are needed")
     if any(question.grade is None for question in questions):

@@ -80,6 +80,25 @@ def load_parts(config: TrimConfig, *, rated: bool = False) -> Parts:
     return parts
 
 
+def load_scorer(config: TrimConfig) -> Any:
+    """Make the scorer alone and load its weights.
+
+    Raises:
+        SettingsError: There is none, or it cannot be loaded.
+        MissingExtra: What runs it is not installed.
+    """
+    if config.scorer is None:
+        raise SettingsError("the configuration names no scorer")
+    _need(_scorer_types(config))
+    with _loading() as status:
+        status.update("loading the scorer")
+        with _refusing("scorer"):
+            scorer = config.scorer.build()
+            if loads_scorer(config):
+                scorer.score("1", [{"text": "1", "writer": "small"}])
+    return scorer
+
+
 _HERE = {"transformers", "transformers_prm", "example"}
 _ON_SERVERS = {"vllm", "vllm_prm"}
 _ON_ENGINES = {"vllm_engine", "vllm_engine_prm"}
@@ -91,9 +110,16 @@ def need_extras(config: TrimConfig) -> None:
     Raises:
         MissingExtra: Something is not installed.
     """
-    types: set[str] = {config.small.type, config.large.type}
-    if config.scorer is not None:
-        types.add(config.scorer.model.type if config.scorer.type == "llm_judge" else config.scorer.type)
+    _need({config.small.type, config.large.type} | _scorer_types(config))
+
+
+def _scorer_types(config: TrimConfig) -> set[str]:
+    if config.scorer is None:
+        return set()
+    return {config.scorer.model.type if config.scorer.type == "llm_judge" else config.scorer.type}
+
+
+def _need(types: set[str]) -> None:
     if types & _HERE:
         need("cli,local", "torch", "transformers", "safetensors")
         from transformers.utils import logging

@@ -53,8 +53,8 @@ Concurrency = Annotated[int, typer.Option(help="Most runs under way at once.")]
 _ABOUT = """\
 \b
 The models are run first, and what they wrote is kept: to train on it again needs
-no model. That is exact for models at temperature 0. Where -n, --dataset and the
-models are the same, --rollouts goes on with what it holds.
+no model. That is exact for models at temperature 0. --rollouts goes on with what
+it holds; what other models, settings or datasets have left there is refused.
 """
 
 

@@ -1,6 +1,7 @@
 """Measuring routing: run questions through a graph, and turn the outcomes into figures with intervals."""
 
 from .comparison import ArmFigures, Difference, accuracy_difference, compare
+from .curves import cpt, ibc, mean_delta_ibc, mean_ibc
 from .figures import (
     Interval,
     accuracy,
@@ -9,6 +10,7 @@ from .figures import (
     resampled_means,
     share_of_large_tokens,
 )
+from .run_files import Run, read_run
 from .runner import Outcome, Question, run_arm
 
 __all__ = [
@@ -17,11 +19,17 @@ __all__ = [
     "Interval",
     "Outcome",
     "Question",
+    "Run",
     "accuracy",
     "accuracy_difference",
     "compare",
+    "cpt",
+    "ibc",
     "interval",
+    "mean_delta_ibc",
+    "mean_ibc",
     "performance_gap_recovered",
+    "read_run",
     "resampled_means",
     "run_arm",
     "share_of_large_tokens",

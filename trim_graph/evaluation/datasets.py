@@ -1,8 +1,9 @@
-"""Datasets: questions from a file or from the arithmetic world, one at a time.
+"""Datasets: questions from a file, from the Hugging Face Hub or from the arithmetic world, one at a time.
 
 In a configuration or on a command line a dataset is ``arithmetic:standard``, ``arithmetic:hard:test``, the
-path of a file, or a mapping: ``{type: file, path: questions.jsonl, question: problem, answer: solution,
-grader: numeric}``. Of files the shapes of MATH-500, AIME, GSM8K and ProcessBench need no more than the path.
+path of a file, the id of a dataset on the hub with its split, ``HuggingFaceH4/MATH-500:test``, or a mapping:
+``{type: file, path: questions.jsonl, question: problem, answer: solution, grader: numeric}``. The shapes that
+are recognised (`trim_graph.evaluation.dataset_shapes`) need no more than the name.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,17 +23,11 @@ from trim_graph.config_places import Part as Mapped
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.examples.arithmetic import Part, Split, is_right, label_steps, stream_problems
 from trim_graph.examples.arithmetic.problems import Problem
-from trim_graph.rows import Row, import_parquet, read_rows
-from trim_graph.summary import extract_answer
+from trim_graph.rows import SUFFIXES, Row, import_parquet, read_rows
 
-from .graders import Grader, find_grader
+from .dataset_shapes import KeyMapping, Shape
+from .hub import count_rows, fingerprint, read_hub
 from .runner import Question
-
-QUESTION_KEYS = ("problem", "question", "prompt", "input")
-ANSWER_KEYS = ("answer", "expected", "target", "solution")
-ID_KEYS = ("id", "ID", "unique_id", "question_id")
-_GSM8K = "#### "
-"""What stands before the answer in a solution of GSM8K."""
 
 
 class ArithmeticDataset(Mapped):
@@ -78,26 +73,15 @@ def arithmetic_question(problem: Problem, *, id: str = "") -> Question:
     )
 
 
-class FileDataset(Mapped):
+class FileDataset(KeyMapping):
     """Questions in a JSONL or Parquet file, or a JSON array.
 
     Attributes:
         path: Of the file.
-        question: Key of the question's text; default: the first of `QUESTION_KEYS` that is there.
-        answer: Key of the right answer; default: the first of `ANSWER_KEYS` that is there.
-        id: Key of a question's name; default: the first of `ID_KEYS`, else its place.
-        grader: See `trim_graph.evaluation.graders`; default: ``numeric`` for the shapes of GSM8K (``####``)
-            and AIME (a ``solution`` that is a number), else ``math``. ``none`` to grade nothing.
-        part: Train, validation or test, for the record.
     """
 
     type: Literal["file"]
     path: str
-    question: str | None = None
-    answer: str | None = None
-    id: str | None = None
-    grader: str | None = None
-    part: str | None = None
 
     @property
     def name(self) -> str:
@@ -136,79 +120,63 @@ class FileDataset(Mapped):
                 work with; the message names file and line.
             SettingsError: There is no such grader.
         """
-        shape: _Shape | None = None
-        for number, row in enumerate(read_rows(self.path)):
-            shape = shape or _Shape.of(self, row)
-            yield shape.question(row, number)
+        return _questions(self, read_rows(self.path))
 
 
-class _Shape:
-    """Where in a row the question and its answer stand."""
+class HubDataset(KeyMapping):
+    """Questions of the Hugging Face Hub, or of a folder in its layout (`trim_graph.evaluation.hub`).
 
-    def __init__(self, question: str, answer: str | None, id: str | None, grader: Grader | None) -> None:
-        self.keys, self.grader = (question, answer, id), grader
+    Attributes:
+        path: Id of the dataset, ``owner/name``, or the folder.
+        config: Which of its configurations.
+        split: As the dataset calls it.
+        revision: Branch, tag or commit.
+    """
 
-    @classmethod
-    def of(cls, given: FileDataset, row: Row) -> _Shape:
-        """Fill in from the first row what was not given."""
-        values = row.values
-        question = given.question or next((key for key in QUESTION_KEYS if key in values), None)
-        if question is None:
-            raise InputError(
-                f"{row.place}: which key holds the question? There are {', '.join(map(str, values))}: "
-                "give the dataset as {type: file, path: ..., question: KEY, answer: KEY}"
-            )
-        answer = given.answer
-        if answer is None and given.grader != "none":
-            # In ProcessBench what is called a solution has a label, not an answer.
-            answer = next(
-                (key for key in ANSWER_KEYS if isinstance(values.get(key), str | int | float)), None
-            )
-        id = given.id or next((key for key in ID_KEYS if key in values), None)
-        if given.grader == "none" or (answer is None and given.grader is None):
-            return cls(question, None, id, None)
-        name = given.grader or _usual_grader(answer or "", values)
-        if answer is None and ":" not in name:
-            raise InputError(f"{row.place}: the grader {name} needs answers: which key holds them?")
-        return cls(question, answer, id, find_grader(name))
+    type: Literal["hub"]
+    path: str
+    config: str | None = None
+    split: str = "test"
+    revision: str | None = None
 
-    def question(self, row: Row, number: int) -> Question:
-        question, answer, id = self.keys
-        text = row.values.get(question)
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{row.place}: {question} is {text!r}; expected the text of a question")
-        name = str(row.values.get(id, number)) if id else str(number)
-        if self.grader is None:
-            return Question(text, id=name)
-        expected = expected_answer(row.values.get(answer)) if answer else None
-        if answer and not expected:
-            raise InputError(f"{row.place}: {answer} is {row.values.get(answer)!r}; expected an answer")
-        try:
-            grade = self.grader(expected or "", row.values)
-        except ValueError as error:
-            raise InputError(f"{row.place}: {answer}: {error}") from error
-        return Question(text, grade, expected, id=name)
+    @property
+    def name(self) -> str:
+        """What traces and reports call it."""
+        return f"{self.path}:{self.split}"
+
+    @property
+    def part_name(self) -> str | None:
+        """The split, where no part is told."""
+        return self.part or self.split
+
+    @property
+    def _place(self) -> tuple[str, str | None, str, str | None]:
+        return self.path, self.config, self.split, self.revision
+
+    def count(self) -> int | None:
+        """Count the rows."""
+        return count_rows(*self._place)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what makes it this dataset: its name, its content, and how it is read."""
+        return {**self.model_dump(), "fingerprint": fingerprint(*self._place)}
+
+    def questions(self) -> Iterator[Question]:
+        """Read one after the other; raises as `FileDataset.questions`."""
+        return _questions(self, read_hub(*self._place))
 
 
-def expected_answer(value: Any) -> str | None:
-    r"""Return the answer in a field: what follows the last ``####`` or is in ``\boxed{}``, else all of it."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
-    text = str(value)
-    if _GSM8K in text:
-        return text.rpartition(_GSM8K)[2].strip()
-    boxed = extract_answer(text)
-    return text.strip() if boxed is None else boxed
+def _questions(given: KeyMapping, rows: Iterable[Row]) -> Iterator[Question]:
+    shape: Shape | None = None
+    for number, row in enumerate(rows):
+        shape = shape or Shape.of(given, row)
+        yield shape.question(row, number)
 
 
-def _usual_grader(key: str, values: Mapping[str, Any]) -> str:
-    text = str(values.get(key, ""))
-    is_aime = key == "solution" and re.fullmatch(r"-?\d+", text.strip())
-    return "numeric" if is_aime or _GSM8K in text else "math"
-
-
-Dataset = ArithmeticDataset | FileDataset
+Dataset = ArithmeticDataset | FileDataset | HubDataset
 DatasetConfig = Annotated[Dataset, Field(discriminator="type")]
+_HUB = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
+"""An id on the hub, and perhaps a split."""
 _DATASET: TypeAdapter[Dataset] = TypeAdapter(DatasetConfig)
 
 
@@ -218,7 +186,8 @@ def make_dataset(
     """Take a dataset as a command line or a configuration names it.
 
     Args:
-        given: ``arithmetic:SPLIT``, ``arithmetic:SPLIT:PART``, the path of a file, or a mapping.
+        given: ``arithmetic:SPLIT``, ``arithmetic:SPLIT:PART``, the path of a file, ``OWNER/NAME`` or
+            ``OWNER/NAME:SPLIT`` of the hub, or a mapping.
         part: Of the arithmetic world, where ``given`` names none.
         seed: Of the arithmetic world, where ``given`` names none.
         base: What a relative path is relative to.
@@ -230,22 +199,35 @@ def make_dataset(
         kind, *rest = given.split(":")
         if kind == "arithmetic" and len(rest) <= 2:
             given = {"type": kind, **dict(zip(("split", "part"), filter(None, rest), strict=False))}
+        elif (named := _HUB.fullmatch(given)) and not _is_file(Path(base) / given):
+            given = {"type": "hub", "path": named[1], **({"split": named[2]} if named[2] else {})}
         else:
             given = {"type": "file", "path": given}
     values = dict(given)
     if values.get("type") == "arithmetic":
         values = {"part": part, "seed": seed, **values}
-    if isinstance(values.get("path"), str):
+    if isinstance(values.get("path"), str) and (
+        values.get("type") != "hub" or _is_folder(values["path"], base)
+    ):
         values["path"] = os.fspath(Path(base) / os.path.expanduser(values["path"]))
     try:
         return _DATASET.validate_python(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(str(step) for step in first["loc"] if step not in ("arithmetic", "file"))
+        key = ".".join(str(step) for step in first["loc"] if step not in ("arithmetic", "file", "hub"))
         raise SettingsError(
             f"dataset {json.dumps(dict(given))}: {key + ': ' if key else ''}{first['msg']}; expected "
-            "arithmetic:SPLIT[:PART], a file, or {type: file, path: ..., question: KEY, answer: KEY}"
+            "arithmetic:SPLIT[:PART], a file, OWNER/NAME:SPLIT on the hub, or {type: file, path: ..., "
+            "question: KEY, answer: KEY}"
         ) from error
+
+
+def _is_file(path: Path) -> bool:
+    return path.suffix in SUFFIXES or path.exists()
+
+
+def _is_folder(path: str, base: str | Path) -> bool:
+    return (Path(base) / os.path.expanduser(path)).is_dir()
 
 
 def first_questions(dataset: Dataset, n: int | None, *, default: int) -> Iterator[Question]:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 RESAMPLES = 2000
 _CHUNK = 200
+_COUNTS = 2_000_000
+"""Most counts in memory at once: with many questions fewer resamples are drawn at a time."""
+_MANY = 50_000
+"""Questions from which drawing each one is faster than drawing how often each was drawn."""
 UNDEFINED_ALLOWED = 0.05
 """Share of resamples in which a figure may be undefined (no gap) for its interval still to be told."""
 
@@ -42,7 +46,7 @@ def performance_gap_recovered(acc: float, acc_small: float, acc_large: float) ->
 
 
 def resampled_means(
-    columns: Mapping[str, Sequence[float]], *, resamples: int = RESAMPLES, seed: int = 0
+    columns: Mapping[str, Sequence[float] | NDArray[np.float64]], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, NDArray[np.float64]]:
     """Draw questions with replacement and return the mean of each column in each resample.
 
@@ -63,22 +67,66 @@ def resampled_means(
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"columns have the lengths {sorted(lengths)}; expected one length of 1 or more")
     n = lengths.pop()
-    values = np.array([list(map(float, column)) for column in columns.values()])
+    values = np.array([np.asarray(column, dtype=float) for column in columns.values()])
     rng = np.random.default_rng(seed)
     means = np.empty((len(columns), resamples))
-    for start in range(0, resamples, _CHUNK):
+    chunk, chances = max(1, min(_CHUNK, _COUNTS // n)), np.full(n, 1 / n)
+    for start in range(0, resamples, chunk):
+        size = min(chunk, resamples - start)
         # How often each question was drawn says as much as the draws themselves, in less memory.
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=min(_CHUNK, resamples - start))
-        means[:, start : start + len(counts)] = values @ counts.T / n
+        if n < _MANY:
+            counts = rng.multinomial(n, chances, size=size)
+        else:
+            counts = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(size)])
+        means[:, start : start + size] = values @ counts.T / n
     return dict(zip(columns, means, strict=True))
 
 
+def resampled_quantiles(
+    values: Sequence[float] | NDArray[np.float64], share: float, *, resamples: int = RESAMPLES, seed: int = 0
+) -> NDArray[np.float64]:
+    """Return the quantile of each of many resamples of values drawn with replacement.
+
+    The quantile of a resample is one of the values, and its rank is distributed as the same quantile of as
+    many uniform draws, which is a Beta distribution: so no resample needs to be drawn, however many values
+    there are.
+
+    Args:
+        values: At least one, none of them NaN.
+        share: Below which values are to lie, in (0, 1]: 0.5 is the median. The quantile is the least value
+            that has this share of values at or below it.
+        resamples: How many.
+        seed: The same seed gives the same draws.
+
+    Raises:
+        ValueError: There are no values.
+    """
+    import numpy as np
+
+    ordered = np.sort(np.asarray(values, dtype=float))
+    n = len(ordered)
+    if not n:
+        raise ValueError("there is no quantile of no values")
+    rank = max(1, int(np.ceil(share * n)))
+    drawn = np.random.default_rng(seed).beta(rank, n - rank + 1, size=resamples)
+    quantiles: NDArray[np.float64] = ordered[np.minimum((drawn * n).astype(int), n - 1)]
+    return quantiles
+
+
+def quantile(values: Sequence[float] | NDArray[np.float64], share: float) -> float | None:
+    """Return the least value that has this share of the values at or below it; None for no values."""
+    import numpy as np
+
+    ordered = np.sort(np.asarray(values, dtype=float))
+    return float(ordered[max(1, int(np.ceil(share * len(ordered)))) - 1]) if len(ordered) else None
+
+
 def interval(values: Sequence[float | None] | NDArray[np.float64]) -> Interval | None:
-    """Return the middle 95 % of resampled values; None where too many of them are undefined."""
+    """Return the middle 95 % of resampled values; None where too many of them are undefined (None, NaN)."""
     import numpy as np
 
     given: list[Any] = list(values)
-    defined = [value for value in given if value is not None]
+    defined = [value for value in given if value is not None and value == value]
     if not defined or len(given) - len(defined) > UNDEFINED_ALLOWED * len(given):
         return None
     low, high = np.percentile(np.array(defined, dtype=float), [2.5, 97.5])

@@ -19,18 +19,22 @@ def identity_of(config: TrimConfig) -> dict[str, Any]:
     for part in ("small", "large", "scorer"):
         if whole[part] is not None:
             whole[part] = {key: value for key, value in whole[part].items() if key not in _INCIDENTAL}
-    whole["policy"] = _by_content(whole["policy"])
+    whole["policy"] = by_content(whole["policy"])
     return whole
 
 
-def _by_content(policy: Any) -> Any:
-    """Replace the path of a policy file, at any depth, by what is in the file."""
+def by_content(policy: Any) -> Any:
+    """Replace the path of a policy file, at any depth, by what is in the file.
+
+    Args:
+        policy: As a configuration names it.
+    """
     if isinstance(policy, list):
-        return [_by_content(inner) for inner in policy]
+        return [by_content(inner) for inner in policy]
     if not isinstance(policy, dict):
         return policy
     if policy.get("type") == "file":
         # The JSON names the digest of the arrays beside it.
         content = Path(policy["path"]).read_bytes()
         return {"type": "file", "sha256": hashlib.sha256(content).hexdigest()}
-    return {key: _by_content(value) for key, value in policy.items()}
+    return {key: by_content(value) for key, value in policy.items()}

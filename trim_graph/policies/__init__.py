@@ -2,6 +2,7 @@
 
 from .base import AllOf, AnyOf, Choice, Decision, FunctionPolicy, NextWriter, Observation, Policy, as_policy
 from .baselines import large_only, random_rate, small_only, stay_on_large
+from .by_pattern import by_pattern
 from .entropy_probe import entropy_probe
 from .files import load_policy, save_policy
 from .query_router import query_router
@@ -17,6 +18,7 @@ __all__ = [
     "Observation",
     "Policy",
     "as_policy",
+    "by_pattern",
     "entropy_probe",
     "large_only",
     "load_policy",

@@ -79,8 +79,8 @@ async def collect(
             trace = trace_of(result, index, question, source)
             if rater is not None:
                 await _rate(trace, rater)
-            if label_steps and question.label_steps is not None:
-                _label(trace, question)
+            if label_steps:
+                label_all(trace["steps"], question)
         except Exception as error:
             trace = _failed(index, question, source, f"{type(error).__name__}: {error}")
         on_trace(trace)
@@ -90,7 +90,31 @@ async def collect(
 
 def trace_of(result: dict[str, Any], index: int, question: Question, source: Source) -> Trace:
     """Make a trace of the channels `CHANNELS` of a run that has ended."""
-    summary = result["trim"]
+    summary, steps = result["trim"], steps_of(result)
+    solution = str(result["messages"][-1].text)
+    return Trace(
+        id=question.id or str(index),
+        index=index,
+        dataset=source.dataset,
+        split=source.split,
+        question=question.text,
+        policy=source.policy,
+        seed=source.seed,
+        correct=None if question.grade is None else bool(question.grade(solution)),
+        answer=summary["answer"],
+        stopped=summary["stopped"],
+        steps=steps,
+        tokens={key: summary["tokens"][key] for key in TOKENS},
+        error=None,
+    )
+
+
+def steps_of(result: dict[str, Any]) -> list[TraceStep]:
+    """Return the accepted steps of a run with what is known of each: score, decision, the draft turned down.
+
+    Args:
+        result: The channels ``steps``, ``scores`` and ``decisions`` of a run that has ended.
+    """
     decided = {record["step"]: record for record in result["decisions"]}
     steps: list[TraceStep] = []
     for number, step in enumerate(result["steps"]):
@@ -116,22 +140,19 @@ def trace_of(result: dict[str, Any], index: int, question: Question, source: Sou
                 ),
             )
         )
-    solution = str(result["messages"][-1].text)
-    return Trace(
-        id=question.id or str(index),
-        index=index,
-        dataset=source.dataset,
-        split=source.split,
-        question=question.text,
-        policy=source.policy,
-        seed=source.seed,
-        correct=None if question.grade is None else bool(question.grade(solution)),
-        answer=summary["answer"],
-        stopped=summary["stopped"],
-        steps=steps,
-        tokens={key: summary["tokens"][key] for key in TOKENS},
-        error=None,
-    )
+    return steps
+
+
+def label_all(steps: Sequence[TraceStep], question: Question) -> None:
+    """Say of each step, and of each draft turned down, whether it is right, where the dataset can."""
+    if question.label_steps is None:
+        return
+    texts = [step["text"] for step in steps]
+    for number, (step, label) in enumerate(zip(steps, question.label_steps(texts), strict=True)):
+        step["label"] = label
+        draft = step["discarded"]
+        if draft is not None:
+            draft["label"] = question.label_steps([*texts[:number], draft["text"]])[-1]
 
 
 async def _rate(trace: Trace, scorer: Any) -> None:
@@ -166,16 +187,6 @@ def _scorable(step: TraceStep) -> ScorableStep:
     return ScorableStep(
         text=step["text"], writer=step["writer"], mean_token_probability=step["mean_token_probability"]
     )
-
-
-def _label(trace: Trace, question: Question) -> None:
-    assert question.label_steps is not None
-    texts = [step["text"] for step in trace["steps"]]
-    for number, (step, label) in enumerate(zip(trace["steps"], question.label_steps(texts), strict=True)):
-        step["label"] = label
-        draft = step["discarded"]
-        if draft is not None:
-            draft["label"] = question.label_steps([*texts[:number], draft["text"]])[-1]
 
 
 def _failed(index: int, question: Question, source: Source, error: str) -> Trace:

@@ -2,13 +2,13 @@
 
 ProcessBench (Zheng et al. 2024, arXiv 2412.06559): ``problem``, ``steps``, ``label``, the index of the first
 wrong step by human annotators, -1 where all are right; ``generator``, the model that wrote the solution;
-``final_answer_correct``.
+``final_answer_correct``. Traces whose steps are labelled (`trim-graph collect --label-steps`) are read too.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from trim_graph.adapters.scorers import as_scorer, read_scores
 from trim_graph.errors import InputError
 from trim_graph.rows import read_rows
 
-from .traces import TOKENS, Trace, TraceStep
+from .traces import TOKENS, Trace, TraceStep, parse_trace
 
 
 class LabelledSolution(TypedDict):
@@ -52,7 +52,7 @@ _REQUIRED = ("problem", "steps", "label")
 
 
 def read_labelled(path: str | Path) -> Iterator[LabelledSolution]:
-    """Read solutions in the shape of ProcessBench, one at a time.
+    """Read solutions in the shape of ProcessBench, or traces with labelled steps, one at a time.
 
     Args:
         path: JSONL, Parquet, or a JSON array.
@@ -63,6 +63,10 @@ def read_labelled(path: str | Path) -> Iterator[LabelledSolution]:
     """
     file = Path(path)
     for number, (place, values) in enumerate(read_rows(file)):
+        if "question" in values and "label" not in values:
+            if (from_trace := _of_trace(values, place)) is not None:
+                yield from_trace
+            continue
         missing = [key for key in _REQUIRED if key not in values]
         if missing:
             raise InputError(
@@ -93,6 +97,26 @@ def read_labelled(path: str | Path) -> Iterator[LabelledSolution]:
         )
 
 
+def _of_trace(values: dict[str, Any], place: str) -> LabelledSolution | None:
+    """Take the accepted steps of a trace; None where its question failed."""
+    trace = parse_trace(values, place)
+    if trace["error"] is not None:
+        return None
+    labels = [step["label"] for step in trace["steps"]]
+    if not labels or labels[0] is None:
+        raise InputError(f"{place}: no labelled solution: this trace says of no step whether it is right")
+    wrong = labels.index(False) if False in labels else -1
+    return LabelledSolution(
+        id=trace["id"],
+        dataset=trace["dataset"],
+        question=trace["question"],
+        generator=None,
+        steps=[step["text"] for step in trace["steps"]],
+        labels=labels if wrong < 0 else labels_from(wrong, len(labels)),
+        correct=trace["correct"],
+    )
+
+
 def labels_from(first_wrong: int, count: int) -> list[bool | None]:
     """Turn the index of the first wrong step (-1: none) into one label per step."""
     if first_wrong < 0:
@@ -102,7 +126,7 @@ def labels_from(first_wrong: int, count: int) -> list[bool | None]:
 
 async def score_labelled(
     scorer: Any, solutions: Iterable[LabelledSolution], *, concurrency: int = 16
-) -> AsyncIterator[Trace]:
+) -> AsyncGenerator[Trace]:
     """Have a scorer rate every step, and give traces in the order of the solutions.
 
     All steps count as the small model's: that is what a policy is to judge. Nobody counted their tokens.

@@ -25,7 +25,8 @@ from trim_graph.policies.sequence import sequence
 
 from .environment import Batch, Look, Recorded, RoutingVecEnv, Simulated, aggregate_look, sequence_look
 from .networks import Encoder, Standardised, aggregate_arrays, sequence_arrays, spread_of
-from .rollouts import Rollouts, solve
+from .rollouts import Rollouts
+from .solving import solve
 from .step_model import StepModel
 
 Kind = Literal["aggregate", "sequence"]

@@ -39,6 +39,7 @@ class Node:
         large: What the large model writes in its place; None where no run has asked.
         ended: Whether the solution ends here; None where no run has got here.
         correct: Whether it is right, where it ends.
+        entropy: Of the first token that the small model writes next, in nats; None where nobody has asked.
     """
 
     steps: tuple[str, ...]
@@ -48,6 +49,7 @@ class Node:
     large: Written | None = None
     ended: bool | None = None
     correct: bool = False
+    entropy: float | None = None
     accepted: Node | None = field(default=None, repr=False)
     regenerated: Node | None = field(default=None, repr=False)
 
@@ -63,7 +65,7 @@ class Tree:
     def __init__(self, question: Question) -> None:
         self.question = question
         self.nodes: dict[tuple[str, ...], Node] = {}
-        self.root = self._node(())
+        self.root = self.place(())
         self.contradictions = 0
         """How often a run wrote something else than one before it at the same place; the last counts."""
 
@@ -98,7 +100,8 @@ class Tree:
                     queue.append((behind, [*plan, regenerate]))
         return None
 
-    def _node(self, steps: tuple[str, ...]) -> Node:
+    def place(self, steps: tuple[str, ...]) -> Node:
+        """Return the node of a text, made if it is not there."""
         return self.nodes.setdefault(steps, Node(steps))
 
     def _step(self, node: Node, step: TraceStep) -> Node:
@@ -112,12 +115,12 @@ class Tree:
         probability = draft.get("mean_token_probability")
         node.draft = self._newest(node.draft, Written(draft["text"], draft["tokens"], probability))
         node.draft_score = draft["score"]
-        node.accepted = self._node((*node.steps, node.draft.text))
+        node.accepted = self.place((*node.steps, node.draft.text))
         node.accepted.score = node.draft_score
         if not regenerated:
             return node.accepted
         node.large = self._newest(node.large, Written(step["text"], step["tokens"]))
-        node.regenerated = self._node((*node.steps, node.large.text))
+        node.regenerated = self.place((*node.steps, node.large.text))
         if node.regenerated.score is None:
             node.regenerated.score = step["score"]
         return node.regenerated

@@ -17,14 +17,13 @@ A recorded rollout is exact, the same texts, scores and tokens as the graph's, w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from trim_graph.budget import Writer
 from trim_graph.evaluation import Question
 from trim_graph.policies import Choice, Observation, Policy
-from trim_graph.policies.base import DECISIONS, checked, remembering
 
 from .collecting import Graph, Source, collect
 from .rollout_tree import Node, RolloutError, Tree
@@ -61,6 +60,7 @@ class Rollouts:
             policy=policy)``. None where only what is recorded may be taken.
         max_steps: Of the graph's settings.
         concurrency: Most runs under way at once.
+        on_trace: Called with each run of the graph as it ends: to keep it.
 
     Raises:
         RolloutError: Two questions have the same text.
@@ -73,12 +73,13 @@ class Rollouts:
         *,
         max_steps: int = 32,
         concurrency: int = 128,
+        on_trace: Callable[[Trace], None] = lambda trace: None,
     ) -> None:
         self.trees = [Tree(question) for question in questions]
         self._place = {question.text: index for index, question in enumerate(questions)}
         if len(self._place) != len(questions):
             raise RolloutError("two questions have the same text")
-        self.max_steps, self.concurrency = max_steps, concurrency
+        self.max_steps, self.concurrency, self.on_trace = max_steps, concurrency, on_trace
         self._planned = Planned()
         self._graph = None if build is None else build(self._planned)
         self.traces: list[Trace] = []
@@ -145,6 +146,7 @@ class Rollouts:
         self.trees[trace["index"]].add(trace)
         self.traces.append(trace)
         self.runs += 1
+        self.on_trace(trace)
 
 
 @dataclass(slots=True)
@@ -180,7 +182,7 @@ class Rollout:
         return self.node.correct
 
     def observation(self) -> Observation:
-        """Return what the graph would show a policy."""
+        """Return what the graph would show a policy that decides on the draft."""
         draft = self.node.draft
         assert draft is not None
         return Observation(
@@ -195,6 +197,14 @@ class Rollout:
             draft_tokens=draft.tokens,
             draft_probability=draft.probability,
         )
+
+    @property
+    def draft_ends(self) -> bool:
+        """Whether the solution ends with the draft, by its own account and not for want of steps."""
+        if self.node.after(False) is None:
+            self.rollouts.find(self.index, [*self.plan, False])
+        behind = self.node.after(False)
+        return behind is not None and bool(behind.ended) and len(behind.steps) < self.rollouts.max_steps
 
     def decide(self, regenerate: bool) -> int:
         """Carry out a decision.
@@ -221,24 +231,3 @@ class Rollout:
         spent = written.tokens if regenerate else 0
         self.large_tokens += spent
         return spent
-
-
-def solve(rollouts: Rollouts, policy: Policy) -> Iterator[Rollout]:
-    """Let a policy decide on every question, and give each rollout when it has ended.
-
-    Raises:
-        RolloutError: The policy answers neither accept nor regenerate.
-    """
-    for index in range(len(rollouts)):
-        rollout = Rollout(rollouts, index)
-        memory: Any = None
-        while not rollout.ended:
-            seen = remembering(rollout.observation(), memory)
-            choice = checked(policy.decide(seen), DECISIONS, policy, memory)
-            if choice.value == "handover":
-                raise RolloutError(
-                    f"policy {policy!r} answered handover; rollouts know accept and regenerate"
-                )
-            memory = choice.memory
-            rollout.decide(choice.value == "regenerate")
-        yield rollout

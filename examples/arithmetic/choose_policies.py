@@ -1,0 +1,104 @@
+"""Choose which of the shipped policies the demo shows: `python -m ...arithmetic.choose_policies FOLDER`.
+
+Of each kind it is the one that recovers at least `ENOUGH` of the performance gap with the smallest share of
+large tokens, on validation problems: what the threshold of the demo is chosen by too. Solutions are
+recorded in FOLDER, the same that `results` uses. Writes ``policies/chosen.json``, which ships with the
+package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trim_graph.errors import SettingsError
+
+from .calibrate import ENOUGH
+
+POLICIES = Path(__file__).parent / "policies"
+CHOSEN = POLICIES / "chosen.json"
+KINDS = {"planned": "pomdp", "aggregate": "aggregate", "sequence": "sequence"}
+"""What the demo calls a kind of policy, and how its files begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A policy file, and what it came to on the validation problems."""
+
+    file: str
+    accuracy: float
+    share: float
+    pgr: float
+
+
+def load_chosen() -> dict[str, Path]:
+    """Return the file of each kind.
+
+    Raises:
+        SettingsError: The choice is missing or damaged.
+    """
+    try:
+        policies = json.loads(CHOSEN.read_text(encoding="utf-8"))["policies"]
+        return {name: POLICIES / policies[name]["file"] for name in KINDS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"{CHOSEN} is missing or damaged: "
+            "python -m trim_graph.examples.arithmetic.choose_policies makes it"
+        ) from error
+
+
+def choose(world: Any) -> dict[str, Chosen]:
+    """Choose on a `trim_graph.examples.arithmetic.results_worlds.World` of validation problems.
+
+    Raises:
+        SettingsError: No policy of a kind recovers enough.
+    """
+    from trim_graph.policies import load_policy
+
+    small, large = world.small.accuracy, world.large.accuracy
+    chosen = {}
+    for name, begin in KINDS.items():
+        tried = []
+        for file in sorted(POLICIES.glob(f"{begin}-[0-9]*.json")):
+            arm = world.solved(load_policy(file))
+            recovered = (arm.accuracy - small) / (large - small)
+            tried.append(Chosen(file.name, arm.accuracy, round(world.share(arm), 4), round(recovered, 4)))
+        enough = [one for one in tried if one.pgr >= ENOUGH]
+        if not enough:
+            raise SettingsError(f"no {name} policy recovers {ENOUGH:.0%} of the gap: {tried}")
+        chosen[name] = min(enough, key=lambda one: one.share)
+    return chosen
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Choose, and write the file."""
+    from .results import VALIDATION, VALIDATION_SEED
+    from .results_trees import Problems, recorded_trees
+    from .results_worlds import World
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="keeps what was recorded")
+    parser.add_argument("-n", type=int, default=VALIDATION["standard"], help="validation problems")
+    parser.add_argument("--out", type=Path, default=CHOSEN)
+    given = parser.parse_args(arguments)
+    drawn = Problems("standard", "validation", given.n, VALIDATION_SEED)
+    chosen = choose(World("standard", recorded_trees(drawn, given.folder)))
+    document = {
+        "split": drawn.split,
+        "part": drawn.part,
+        "n": drawn.n,
+        "seed": drawn.seed,
+        "policies": {name: asdict(one) for name, one in chosen.items()},
+    }
+    given.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(f"{', '.join(one.file for one in chosen.values())}: written to {given.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Measure the example world and write RESULTS.md: `python -m trim_graph.examples.arithmetic.results FOLDER`.
+
+Every way that a solution can take is recorded once, in FOLDER, and a run that was interrupted goes on there.
+Operating points are chosen on validation problems; the test problems are looked at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from trim_graph.evaluation.figures import RESAMPLES
+
+from . import WEIGHTS, Split
+from .results_trees import Problems, keep_trees, recorded_trees, weights_identity
+
+if TYPE_CHECKING:
+    from .results_study import Studied
+    from .results_worlds import World
+
+HERE = Path(__file__).parent
+TEST: dict[Split, int] = {"standard": 2000, "hard": 600, "words": 2000}
+VALIDATION: dict[Split, int] = {"standard": 1000, "hard": 300, "words": 600}
+TRAINING = 1500
+"""Problems that the query router of each world is trained on."""
+LEAST_TRAINING = 60
+"""Of them, where fewer problems are asked for."""
+TEST_SEED, VALIDATION_SEED, TRAINING_SEED = 0, 3, 0
+"""Policies were trained on validation problems of the seeds 1 and 2."""
+SCORERS_ON: Split = "standard"
+CHECKED = 100
+_PACKAGES = ("trim-graph", "langgraph", "langchain-core", "torch", "transformers", "numpy")
+
+
+def study(given: argparse.Namespace) -> dict[str, Any]:
+    """Record what is missing, and measure."""
+    from .results_study import study_scorers, study_transfer, study_world
+
+    worlds: dict[str, Studied] = {split: _world(split, given) for split in given.split}
+    found = {}
+    for split, world in worlds.items():
+        try:
+            found[split] = study_world(world, resamples=given.resamples)
+        finally:
+            _keep(world, given)
+        _tell(f"{split}: measured")
+    transfer = study_transfer(worlds)
+    for world in worlds.values():
+        _keep(world, given)
+    _tell("transfer: measured")
+    scorers = {}
+    if SCORERS_ON in worlds:
+        scorers = study_scorers(_scored(worlds[SCORERS_ON], given), resamples=given.resamples)
+        _tell("scorers: measured")
+    return {
+        "what": "python -m trim_graph.examples.arithmetic.results",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seeds": {
+            "test": TEST_SEED,
+            "validation": VALIDATION_SEED,
+            "training": TRAINING_SEED,
+            "bootstrap": 0,
+        },
+        "resamples": given.resamples,
+        "weights": weights_identity(),
+        "machine": {
+            "platform": platform.platform(),
+            "processor": _processor(),
+            "cpu_count": os.cpu_count(),
+        },
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "worlds": found,
+        "transfer": transfer,
+        "scorers": scorers,
+        "checks": _checks(worlds, given),
+    }
+
+
+def _world(split: Split, given: argparse.Namespace) -> Studied:
+    from .results_router import trained_router
+    from .results_study import Studied
+    from .results_worlds import World
+
+    validation, test = (
+        World(split, recorded_trees(drawn, given.folder))
+        for drawn in (_validation(split, given), _test(split, given))
+    )
+    training = max(_at_most(TRAINING, given), min(LEAST_TRAINING, TRAINING))
+    router = trained_router(Problems(split, "train", training, TRAINING_SEED), given.folder)
+    return Studied(validation, test, router)
+
+
+def _keep(world: Studied, given: argparse.Namespace) -> None:
+    """Keep what has grown where policies went."""
+    split: Any = world.test.split
+    for drawn, measured in ((_validation(split, given), world.validation), (_test(split, given), world.test)):
+        rollouts = measured.rollouts
+        keep_trees(drawn, given.folder, {index: rollouts.trees[index] for index in sorted(rollouts.grown)})
+        rollouts.grown.clear()
+
+
+def _test(split: Split, given: argparse.Namespace) -> Problems:
+    return Problems(split, "test", _at_most(TEST[split], given), TEST_SEED)
+
+
+def _validation(split: Split, given: argparse.Namespace) -> Problems:
+    return Problems(split, "validation", _at_most(VALIDATION[split], given), VALIDATION_SEED)
+
+
+def _at_most(n: int, given: argparse.Namespace) -> int:
+    return n if given.at_most is None else min(n, given.at_most)
+
+
+def _scored(world: Studied, given: argparse.Namespace) -> dict[str, tuple[World, World]]:
+    from .results_scorers import by_token_probability, rescored
+
+    drawn = _validation(SCORERS_ON, given), _test(SCORERS_ON, given)
+    early = [rescored(problems, given.folder, WEIGHTS / "prm_early") for problems in drawn]
+    bare = [by_token_probability(problems, given.folder) for problems in drawn]
+    return {
+        "prm": (world.validation, world.test),
+        "prm_early": (early[0], early[1]),
+        "token probability": (bare[0], bare[1]),
+    }
+
+
+def _checks(worlds: dict[str, Studied], given: argparse.Namespace) -> dict[str, Any]:
+    """Run some policies through the graph as well, on the first test problems."""
+    from trim_graph.adapters import ChatTransformers, TransformersProcessReward
+    from trim_graph.evaluation import run_arm
+    from trim_graph.graph import create_trim_graph
+    from trim_graph.policies import (
+        entropy_probe,
+        large_only,
+        load_policy,
+        random_rate,
+        stay_on_large,
+        threshold,
+    )
+
+    from . import LARGE, PRM, SMALL
+    from .results_families import POLICIES
+
+    if not given.check:
+        return {}
+    split = next(iter(worlds))
+    test = worlds[split].test
+    questions = [tree.question for tree in test.trees[: given.check]]
+    models: Any = ChatTransformers(model=str(SMALL)), ChatTransformers(model=str(LARGE))
+    policies = [
+        threshold(0.8),
+        stay_on_large(threshold(0.5), k=2),
+        load_policy(POLICIES / "pomdp-1.json"),
+        load_policy(POLICIES / "aggregate-0.01.json"),
+        load_policy(POLICIES / "sequence-0.01.json"),
+        entropy_probe(0.004),
+        random_rate(0.3),
+        large_only(),
+    ]
+    found = {}
+    for policy in policies:
+        graph = create_trim_graph(*models, TransformersProcessReward(PRM), policy=policy, seed=0)
+        ran = asyncio.run(run_arm(graph, questions))
+        read = test.solved(policy).outcomes()
+        pairs = list(zip(ran, read, strict=False))
+        same = sum((a.correct, a.large_tokens) == (b.correct, b.large_tokens) for a, b in pairs)
+        found[repr(policy)] = {"split": split, "n": len(pairs), "same": same}
+        _tell(f"{policy!r}: {same} of {len(pairs)} problems came out the same in the graph")
+    return found
+
+
+def _processor() -> str:
+    """Name the processor as Linux does; elsewhere as Python does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _tell(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and write ``RESULTS.md``, ``results.json`` and ``results.png``."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="keeps what was recorded; a later run goes on there")
+    parser.add_argument(
+        "--split",
+        action="append",
+        choices=get_args(Split),
+        help="world to measure, may be repeated; default: all, the transfer between them too",
+    )
+    parser.add_argument("--at-most", type=int, help="problems of each kind: to try it out")
+    parser.add_argument(
+        "--check", type=int, default=CHECKED, help="problems to run through the graph as well"
+    )
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for what is written")
+    given = parser.parse_args(arguments)
+    for option in ("at_most", "resamples"):
+        value = getattr(given, option)
+        if value is not None and value < 1:
+            parser.error(f"--{option.replace('_', '-')} is {value}: choose 1 or more")
+    if not given.out.is_dir():
+        parser.error(f"--out {given.out}: name a folder that exists")
+    given.split = list(dict.fromkeys(given.split or get_args(Split)))
+    document = study(given)
+    from .results_picture import draw
+    from .results_report import report
+
+    (given.out / "results.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (given.out / "RESULTS.md").write_text(report(document), encoding="utf-8")
+    draw(document, given.out / "results.png")
+    print(f"written: RESULTS.md, results.json and results.png in {given.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Other scorers on recorded problems: the texts stay, the scores change. For the study of a worse judge."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trim_graph.adapters import ScorableStep
+from trim_graph.adapters.scorers import read_scores
+from trim_graph.journal import Journal
+from trim_graph.rows import read_rows
+
+from .results_trees import Problems, recorded_trees
+from .results_worlds import World
+
+if TYPE_CHECKING:
+    from trim_graph.training.rollout_tree import Node, Tree
+
+
+def rescored(drawn: Problems, folder: Path, prm: Path, *, concurrency: int = 48) -> World:
+    """Return recorded problems with the scores of another process reward model.
+
+    Args:
+        drawn: Which problems; recorded before.
+        folder: Keeps the trees, and the scores beside them.
+        prm: The model's folder.
+        concurrency: Most problems under way at once.
+    """
+    trees = recorded_trees(drawn, folder)
+    path = folder / f"{drawn.name}-{prm.name}.jsonl"
+    digest = hashlib.sha256((prm / "model.safetensors").read_bytes()).hexdigest()[:16]
+    trees_digest = (folder / f"{drawn.name}.jsonl.settings.json").read_text(encoding="utf-8")
+    with Journal(path, {"prm": digest, "trees": trees_digest}) as journal:
+        left = [index for index in range(len(trees)) if index not in journal.finished]
+        if left:
+            asyncio.run(_record(trees, left, journal, prm, concurrency))
+            print(f"{drawn.name}: scored by {prm.name}", file=sys.stderr, flush=True)
+    for _, record in read_rows(path):
+        if record["index"] < len(trees):
+            for node, score in zip(_open(trees[record["index"]]), record["scores"], strict=True):
+                _set_score(node, score)
+    return World(drawn.split, trees)
+
+
+def by_token_probability(drawn: Problems, folder: Path) -> World:
+    """Return recorded problems whose scores are the drafts' mean token probability."""
+    trees = recorded_trees(drawn, folder)
+    for tree in trees:
+        for node in _open(tree):
+            assert node.draft is not None
+            _set_score(node, node.draft.probability)
+    return World(drawn.split, trees)
+
+
+def step_auc(world: World) -> float:
+    """Return the scorer's AUC for telling right from wrong steps of the small model's solutions.
+
+    A step is right or wrong given what stands before it.
+    """
+    from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
+
+    labels: list[bool] = []
+    scores: list[float] = []
+    for tree in world.trees:
+        places = world.alone(tree)
+        texts = [node.draft.text for node in places if node.draft is not None]
+        assert tree.question.label_steps is not None
+        labels += [bool(label) for label in tree.question.label_steps(texts)]
+        scores += [node.draft_score or 0.0 for node in places]
+    return float(roc_auc_score(labels, scores))
+
+
+def _open(tree: Tree) -> list[Node]:
+    """Return the places with a draft, in the order of the tree."""
+    return [node for node in tree.nodes.values() if node.draft is not None]
+
+
+def _set_score(node: Node, score: float | None) -> None:
+    node.draft_score = score
+    if node.accepted is not None:
+        node.accepted.score = score
+
+
+async def _record(
+    trees: Sequence[Tree], left: Sequence[int], journal: Journal, prm: Path, concurrency: int
+) -> None:
+    from trim_graph.adapters import TransformersProcessReward
+    from trim_graph.evaluation.runner import run_each
+
+    scorer: Any = TransformersProcessReward(prm, max_batch_size=64)
+
+    async def draft_score(tree: Tree, node: Node) -> float:
+        assert node.draft is not None
+        texts = [*node.steps, node.draft.text]
+        steps = [ScorableStep(text=text, writer="small", mean_token_probability=None) for text in texts]
+        return read_scores(await scorer.ascore(tree.question.text, steps), len(steps)).scores[-1]
+
+    async def work(index: int) -> None:
+        scores = await asyncio.gather(*(draft_score(trees[index], node) for node in _open(trees[index])))
+        journal.append({"index": index, "scores": scores})
+
+    await run_each(work, left, concurrency=concurrency)

@@ -1,0 +1,146 @@
+"""The ways that solutions of problems can take, recorded once, in a folder that a run goes on with."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trim_graph.errors import TrimError
+from trim_graph.evaluation import Question
+from trim_graph.journal import Journal
+from trim_graph.rows import read_rows
+
+from . import LARGE, PRM, SMALL, Part, Split, stream_problems
+
+if TYPE_CHECKING:
+    from trim_graph.training.growing import Grower
+    from trim_graph.training.rollout_tree import Tree
+
+_TOLD_EVERY = 50
+"""Problems between two words on the progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problems:
+    """The first ``n`` problems that a seed draws of a part of a world."""
+
+    split: Split
+    part: Part
+    n: int
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of the file that keeps them."""
+        return f"{self.split}-{self.part}-{self.seed}"
+
+    def questions(self) -> list[Question]:
+        """Draw them."""
+        from trim_graph.evaluation.datasets import arithmetic_question
+
+        drawn = stream_problems(self.split, part=self.part, seed=self.seed)
+        return [arithmetic_question(problem) for problem in islice(drawn, self.n)]
+
+
+def weights_identity() -> dict[str, str]:
+    """Return the digest of each model's weights: others write other texts."""
+    return {
+        folder.name: hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
+        for folder in (SMALL, LARGE, PRM)
+    }
+
+
+def recorded_trees(drawn: Problems, folder: Path, *, concurrency: int = 48) -> list[Tree]:
+    """Return the tree of each problem, recorded now or before.
+
+    Args:
+        drawn: Which problems.
+        folder: Keeps the trees; what an interrupted run recorded stays.
+        concurrency: Most problems under way at once.
+
+    Raises:
+        TrimError: The folder holds trees of other weights, or a solution cannot be recorded.
+    """
+    from trim_graph.training.rollout_records import from_record
+
+    questions = drawn.questions()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{drawn.name}.jsonl"
+    with Journal(path, _settings(drawn)) as journal:
+        left = [index for index in range(drawn.n) if index not in journal.finished]
+        if left:
+            asyncio.run(_record(drawn, journal, [(index, questions[index]) for index in left], concurrency))
+    trees: dict[int, Tree] = {}
+    for _, record in read_rows(path):
+        if record["index"] < drawn.n:
+            trees[record["index"]] = from_record(questions[record["index"]], record)
+    return [trees[index] for index in range(drawn.n)]
+
+
+def keep_trees(drawn: Problems, folder: Path, trees: Mapping[int, Tree]) -> None:
+    """Keep trees that have grown since they were recorded; of several records the last counts."""
+    from trim_graph.training.rollout_records import to_record
+
+    with Journal(folder / f"{drawn.name}.jsonl", _settings(drawn)) as journal:
+        for index, tree in trees.items():
+            journal.append({"index": index, **to_record(tree)})
+
+
+@cache
+def example_grower() -> Grower:
+    """Return what grows trees with the example models."""
+    from trim_graph.adapters import ChatTransformers, TransformersProcessReward
+    from trim_graph.training.growing import Grower
+
+    return Grower(
+        ChatTransformers(model=str(SMALL), logprobs=True),
+        ChatTransformers(model=str(LARGE)),
+        TransformersProcessReward(PRM, max_batch_size=64),
+        probes=True,
+        most=150,
+    )
+
+
+def _settings(drawn: Problems) -> dict[str, Any]:
+    return {
+        "split": drawn.split,
+        "part": drawn.part,
+        "seed": drawn.seed,
+        "weights": weights_identity(),
+    }
+
+
+async def _record(
+    drawn: Problems, journal: Journal, left: Sequence[tuple[int, Question]], concurrency: int
+) -> None:
+    from trim_graph.evaluation.runner import run_each
+    from trim_graph.training.rollout_records import to_record
+
+    grower = example_grower()
+    begun, done = time.monotonic(), 0
+
+    async def record(item: tuple[int, Question]) -> None:
+        nonlocal done
+        index, question = item
+        tree = await grower.grow(question)
+        if tree is None:
+            raise TrimError(f"{drawn.name}: the solutions of {question.text[:80]!r} cannot be recorded")
+        journal.append({"index": index, **to_record(tree)})
+        done += 1
+        if done % _TOLD_EVERY == 0 or done == len(left):
+            rate = done / (time.monotonic() - begun)
+            print(
+                f"{drawn.name}: {done} of {len(left)} problems recorded, {rate:.2f}/s",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    await run_each(record, left, concurrency=concurrency)

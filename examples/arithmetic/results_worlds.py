@@ -1,0 +1,191 @@
+"""The recorded problems of a world, and what a way of routing comes to on each of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from trim_graph.evaluation import Outcome
+from trim_graph.policies import Policy, small_only
+
+from .results_trees import example_grower
+
+if TYPE_CHECKING:
+    from trim_graph.training.rollout_tree import Node, Tree
+    from trim_graph.training.rollouts import Rollout
+
+Floats = npt.NDArray[np.float64]
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arm:
+    """What came of each problem, in their order.
+
+    Attributes:
+        correct: Shape (n,).
+        tokens: Of the large model; shape (n,).
+    """
+
+    correct: npt.NDArray[np.bool_]
+    tokens: npt.NDArray[np.int64]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return float(self.correct.mean())
+
+    @property
+    def spent(self) -> int:
+        """Large tokens of all problems."""
+        return int(self.tokens.sum())
+
+    def outcomes(self) -> list[Outcome]:
+        """Return it as `trim_graph.evaluation` takes it."""
+        pairs = zip(self.correct.tolist(), self.tokens.tolist(), strict=True)
+        return [Outcome(index, right, large_tokens=tokens) for index, (right, tokens) in enumerate(pairs)]
+
+
+class LargeAtEachStep(Policy):
+    """The large model writes every step: the same as the large model alone, but step by step."""
+
+    needs_score = False
+
+    def decide(self, observation: Any) -> str:
+        """Ask the large model."""
+        return "regenerate"
+
+
+class World:
+    """Recorded problems.
+
+    Args:
+        split: Which world.
+        trees: Of the problems; they grow where a policy leaves what is known.
+    """
+
+    def __init__(self, split: str, trees: Sequence[Tree]) -> None:
+        from trim_graph.training.growing import GrowingRollouts
+
+        self.split, self.rollouts = split, GrowingRollouts(trees, example_grower())
+        self.trees = self.rollouts.trees
+        self.small, self.large = self.solved(small_only()), self.solved(LargeAtEachStep())
+        self._made: dict[Any, Any] = {}
+        nodes = [node for tree in self.trees for node in tree.nodes.values()]
+        self.draft_scores: Floats = np.sort([n.draft_score for n in nodes if n.draft_score is not None])
+        """Of all drafts known at first, in order of size."""
+        self.entropies: Floats = np.sort([node.entropy for node in nodes if node.entropy is not None])
+        """Of all first tokens known at first, in order of size."""
+
+    def __len__(self) -> int:
+        return len(self.trees)
+
+    @property
+    def questions(self) -> list[str]:
+        """Texts of the problems."""
+        return [tree.question.text for tree in self.trees]
+
+    def solved(self, policy: Policy, *, seed: int = 0) -> Arm:
+        """Let a policy route every problem."""
+        from trim_graph.training.solving import solve
+
+        return _arm(list(solve(self.rollouts, policy, seed=seed)))
+
+    def once(self, key: Any, make: Callable[[], Made]) -> Made:
+        """Return what was made of this world under a key, or make it."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: Made = self._made[key]
+        return made
+
+    def split_by(self, large: npt.NDArray[np.bool_]) -> Arm:
+        """Give whole problems to one model or the other; shape of ``large``: (n,)."""
+        return Arm(
+            np.where(large, self.large.correct, self.small.correct), np.where(large, self.large.tokens, 0)
+        )
+
+    def share(self, arm: Arm) -> float:
+        """Return the large tokens as a share of what the large model alone uses."""
+        return arm.spent / self.large.spent
+
+    def oracle(self) -> Arm:
+        """Regenerate exactly the drafts that are wrong given what stands before: a judge without error."""
+        from trim_graph.training.rollouts import Rollout
+
+        ended = [Rollout(self.rollouts, index) for index in range(len(self))]
+        for rollout in ended:
+            while not rollout.ended:
+                rollout.decide(not _right(self.trees[rollout.index], rollout.node))
+        return _arm(ended)
+
+    def floor(self, accuracy: float) -> float | None:
+        """Return the least share of large tokens for an accuracy, with hindsight.
+
+        Each problem takes its cheapest way to the right answer, and the cheapest problems are solved: no
+        policy can do it for less. None where not even that reaches the accuracy, or where not all ways are
+        known.
+        """
+        if any(tree.unknown() is not None for tree in self.trees):
+            return None
+        costs = np.sort([_least_tokens(tree.root, {}) for tree in self.trees])
+        solved = math.ceil(accuracy * len(costs) - 1e-9)
+        spent = float(costs[:solved].sum())
+        return spent / self.large.spent if math.isfinite(spent) else None
+
+    def steps_right(self) -> float:
+        """Return how many steps of the small model's solutions are right given what stands before them."""
+        labels = [_right(tree, node) for tree in self.trees for node in self.alone(tree)]
+        return sum(labels) / len(labels)
+
+    def alone(self, tree: Tree) -> list[Node]:
+        """Return the places that the small model alone passes, the end not included."""
+        places, node = [], tree.root
+        while not node.ended:
+            places.append(node)
+            assert node.accepted is not None
+            node = node.accepted
+        return places
+
+    def confidence(self) -> Floats:
+        """Return the mean token probability of the small model's whole answers, shape (n,)."""
+        found = []
+        for tree in self.trees:
+            drafts = [node.draft for node in self.alone(tree) if node.draft is not None]
+            tokens = sum(draft.tokens for draft in drafts)
+            found.append(sum((draft.probability or 0.0) * draft.tokens for draft in drafts) / max(tokens, 1))
+        return np.array(found)
+
+    def least_score(self) -> Floats:
+        """Return the least score of a step of the small model's whole answers, shape (n,)."""
+        return np.array(
+            [min((node.draft_score or 0.0 for node in self.alone(tree)), default=1.0) for tree in self.trees]
+        )
+
+
+def _right(tree: Tree, node: Node) -> bool:
+    """Say whether the draft at a place is right given what stands before it."""
+    assert tree.question.label_steps is not None
+    assert node.draft is not None
+    return bool(tree.question.label_steps([*node.steps, node.draft.text])[-1])
+
+
+def _arm(ended: Sequence[Rollout]) -> Arm:
+    return Arm(np.array([one.correct for one in ended]), np.array([one.large_tokens for one in ended]))
+
+
+def _least_tokens(node: Node, known: dict[Node, float]) -> float:
+    """Return the fewest large tokens that lead from a place to a right answer; infinite where none does."""
+    if node.ended:
+        return 0.0 if node.correct else math.inf
+    if node not in known:
+        accepted, regenerated, large = node.accepted, node.regenerated, node.large
+        assert accepted is not None
+        assert regenerated is not None
+        assert large is not None
+        known[node] = min(_least_tokens(accepted, known), large.tokens + _least_tokens(regenerated, known))
+    return known[node]

@@ -1,0 +1,51 @@
+import json
+import re
+
+from written_runs import a_summary, usual_rows, write_run
+
+from trim_graph.evaluation.run_files import read_run
+
+
+def test_a_report(run, tmp_path):
+    write_run(tmp_path / "run", usual_rows(3), summary=a_summary(3))
+    result = run("report", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "report.html: 0." in result.stdout
+    assert "8 pictures in" in result.stdout
+    assert (tmp_path / "run/report.html").read_text("utf-8").startswith("<!doctype html>")
+
+
+def test_a_report_of_what_eval_wrote(world, run):
+    told = ("eval", "--dataset", "arithmetic:standard", "-n", 6, "--baselines", "none", "--out", "run")
+    assert run(*told, "--sweep", "threshold:0.3,0.9").exit_code == 0
+    result = run("report", "run", "-o", "page.html")
+    assert result.exit_code == 0, result.output
+    page = (world / "page.html").read_text("utf-8")
+    data = json.loads(re.search(r'id="data">(.*)</script>', page)[1])
+    names = [arm["name"] for arm in data["arms"]]
+    assert names[:4] == ["small", "large", "threshold-0.3", "threshold-0.9"]
+    assert data["summary"]["arms"][0]["arm"] == "small"
+    assert len(data["questions"]) == 6
+    rows = {(row["arm"], row["index"]): row for row in read_run("run").rows()}
+    for position, question in enumerate(data["questions"]):
+        trace = json.loads(re.search(rf'id="row-{position}">(.*)</script>', page)[1])
+        for short, whole in zip(question["r"], trace["runs"], strict=True):
+            row = rows[names[short[0]], position]
+            assert (short[2], short[3]) == (int(row["correct"]), row["large_tokens"])
+            assert short[5] == "".join(step["writer"][0] for step in row["steps"])
+            assert [trace["texts"][step["text"]] for step in whole["steps"]] == [
+                step["text"] for step in row["steps"]
+            ]
+    assert {file.name for file in (world / "pictures").glob("*.png")} >= {"accuracy.png", "calibration.png"}
+
+
+def test_bad_input(run, tmp_path):
+    write_run(tmp_path / "run", usual_rows(1))
+    for arguments, complaint in (
+        ((tmp_path,), "is no folder of an evaluation"),
+        ((tmp_path / "run", "--out", tmp_path / "page.txt"), "must end in .html"),
+        ((tmp_path / "run", "--out", tmp_path / "no/page.html"), "cannot be written: No such file"),
+    ):
+        result = run("report", *arguments)
+        assert (result.exit_code, complaint in result.stderr) == (2, True), result.output
+    assert not list(tmp_path.rglob("*.html*"))

@@ -1,0 +1,142 @@
+import asyncio
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trim_graph import InputError, SettingsError
+from trim_graph.evaluation.by_kind import MATHEMATICS, OPERATIONS, fit_kinds, policy_of_kinds
+from trim_graph.evaluation.composed import limit_for, unsureness
+from trim_graph.evaluation.equal_spend import CLOSE, TRIES, Dial, match_spend
+
+
+def match(spend, target, whole=100.0, **more):
+    tried = []
+
+    async def measure(number):
+        tried.append(number)
+        return spend(number)
+
+    return asyncio.run(match_spend(target, whole, measure, **more)), tried
+
+
+@given(st.floats(0.3, 3), st.floats(5, 95))
+def test_a_spend_is_met_or_came_nearest(power, target):
+    found, tried = match(lambda number: 100 * number**power, target)
+    assert 1 <= len(tried) <= TRIES
+    assert all(0 <= number <= 1 for number in tried)
+    off = {number: abs(100 * number**power - target) for number in tried}
+    assert off[found] == min(off.values())
+    assert off[found] <= CLOSE * target or len(tried) == TRIES
+
+
+def test_a_straight_line_is_met_at_once():
+    assert match(lambda number: 100 * number, 30) == (0.3, [0.3])
+    assert match(lambda number: 80 * number, 30)[1] == [0.3, pytest.approx(0.375, abs=1e-3)]
+
+
+def test_what_was_measured_is_not_run_again():
+    assert match(lambda number: pytest.fail("ran"), 30, known={0.3: 30.5}) == (0.3, [])
+    assert match(lambda number: 100 * number, 30, first=0.31) == (0.31, [0.31])
+
+
+def test_more_than_there_is_ends_at_all_of_it():
+    found, tried = match(lambda number: 50 * number, 120)
+    assert found == tried[0] == 1.0
+
+
+def test_arms_of_a_dial():
+    dial = Dial("random", lambda rate: {"type": "random_rate", "rate": rate})
+    assert dial.arm(0.25) == "random-0.25"
+
+
+signals = st.lists(
+    st.tuples(st.sampled_from([0.1, 0.2, 0.5, 0.9]), st.integers(0, 50)), min_size=1, max_size=12
+)
+
+
+@given(signals, st.floats(0, 40))
+def test_no_other_limit_comes_nearer(rows, target):
+    signal, tokens = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+
+    def spend(limit):
+        return tokens[signal > limit].sum() / len(tokens)
+
+    found = abs(spend(limit_for(signal, tokens, target)) - target)
+    assert found <= min(abs(spend(limit) - target) for limit in [0.0, *signal]) + 1e-9
+
+
+def test_how_unsure_an_answer_is(make_row):
+    step = make_row()["steps"][0]
+    row = make_row(
+        steps=[
+            {**step, "tokens": 3, "mean_token_probability": 0.5},
+            {**step, "tokens": 1, "mean_token_probability": 0.9},
+        ]
+    )
+    assert unsureness(row) == pytest.approx(1 - (3 * 0.5 + 0.9) / 4)
+    assert unsureness(make_row(error="OSError: gone", steps=[])) == 1
+    with pytest.raises(InputError, match="logprobs: true"):
+        unsureness(make_row())
+
+
+def trace(*steps):
+    return {
+        "steps": [
+            {"text": text, "writer": writer, "tokens": tokens, "label": label, "score": score}
+            for text, writer, tokens, label, score in steps
+        ]
+    }
+
+
+TRACES = [
+    trace(
+        ("Step 1: 2 + 2 = 4.", "small", 10, True, None),
+        ("Step 2: 4 * 7 = 21.", "small", 10, False, None),
+        ("The answer is \\boxed{21}.", "small", 5, True, None),
+    ),
+    trace(
+        ("Step 1: 9 mod 4 = 2.", "small", 10, None, 0.25),
+        ("Step 2: 2 * 7 = 14.", "small", 10, True, 0.0),
+        ("Step 3: 2 * 8 = 9.", "large", 99, False, 0.0),
+        ("So be it.", "small", 5, None, None),
+    ),
+]
+
+
+def test_kinds_are_counted_by_label_and_else_by_score():
+    kinds = {kind.kind: kind for kind in fit_kinds(TRACES, OPERATIONS)}
+    assert {name: (kind.wrong, kind.tokens, kind.drafts) for name, kind in kinds.items()} == {
+        "mod": (0.75, 10, 1),
+        "*": (0.5, 20, 2),
+        "+": (0.0, 10, 1),
+        "boxed": (0.0, 5, 1),
+    }
+    assert [kind.kind for kind in fit_kinds(TRACES, OPERATIONS)][:2] == ["mod", "*"]
+    assert None in {kind.kind for kind in fit_kinds(TRACES, "Step")}  # the answer is none
+
+
+@given(st.floats(0, 1))
+def test_the_worst_kinds_are_written_again_first(part):
+    kinds = fit_kinds(TRACES, OPERATIONS)
+    policy = policy_of_kinds(kinds, OPERATIONS, part)
+    tokens = {kind.kind: kind.tokens for kind in kinds}
+    again = sum(rate * tokens[kind] for kind, rate in policy["rates"].items())
+    assert again == pytest.approx(part * 45, abs=0.01)
+    rates = [policy["rates"][kind.kind] for kind in kinds]
+    assert rates == sorted(rates, reverse=True)
+    assert sum(0 < rate < 1 for rate in rates) <= 1
+
+
+def test_kinds_of_mathematical_steps():
+    texts = {"Thus \\frac{1}{2} of it": "\\frac", "we get x^2 + 1": "^", "so 4 = 2 * 2": "=", "hence": None}
+    traces = [trace(*((text, "small", 1, True, None) for text in texts))]
+    assert {kind.kind for kind in fit_kinds(traces, MATHEMATICS)} == set(texts.values())
+
+
+def test_traces_that_tell_nothing():
+    with pytest.raises(InputError, match="labelled or scored"):
+        fit_kinds([trace(("a", "small", 1, None, None))], OPERATIONS)
+    with pytest.raises(SettingsError, match="cannot be read"):
+        fit_kinds(TRACES, "(")

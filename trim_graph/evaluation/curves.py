@@ -1,0 +1,188 @@
+"""Curves of performance gap recovered over large tokens: IBC, mean IBC, CPT. All pure.
+
+A curve is given by its points ``(share, pgr)``, one for each operating point of a policy, in order of share:
+the share of the tokens that the large model alone uses, and the PGR. It starts at (0, 0), the small model
+alone, and ends at (1, 1), the large one; between two points it is a straight line, which is what drawing one
+of two policies for each question comes to. Points outside of shares between 0 and 1 are left out: they say
+nothing of a curve that is known at both ends. Of points at one share the curve takes the mean.
+
+Each function works on numbers and, element by element, on arrays of resampled means: then ``share`` and
+``pgr`` of every point are arrays of one length, and so is the answer, with NaN where it is undefined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby, pairwise
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Number = float | NDArray[np.float64]
+    Point = tuple[Number, Number]
+
+SHARES = 20
+"""How many evenly spaced shares a mean is taken over: 0.05, 0.10, ..., 1.00."""
+
+
+def ibc(pgr: Number, share: Number) -> Any:
+    """Return the incremental benefit per cost: PGR divided by the share of large tokens.
+
+    1 is the straight line from the small model alone to the large one.
+
+    Args:
+        pgr: Performance gap recovered.
+        share: Of the tokens that the large model alone uses.
+
+    Returns:
+        A number, None where the share is 0; of arrays an array, NaN there.
+    """
+    if not _is_array(pgr) and not _is_array(share):
+        return pgr / share if share > 0 else None
+    import numpy as np
+
+    shares, pgrs = np.broadcast_arrays(np.asarray(share, float), np.asarray(pgr, float))
+    return np.divide(pgrs, shares, out=np.full(shares.shape, np.nan), where=shares > 0)
+
+
+def mean_ibc(points: Sequence[Point], *, shares: int = SHARES) -> Any:
+    """Return the mean of the curve's IBC over evenly spaced shares.
+
+    Args:
+        points: ``(share, pgr)`` in order of share; all of them count, those below others too.
+        shares: How many: at 20 they are 0.05, 0.10, ..., 1.00.
+
+    Returns:
+        A number, None where a point is undefined; of arrays an array.
+
+    Raises:
+        ValueError: ``shares`` is below 1, or the points are not in order.
+    """
+    if shares < 1:
+        raise ValueError(f"shares={shares}: a mean needs 1 or more")
+    spaced = [number / shares for number in range(1, shares + 1)]
+
+    def mean(curve: list[tuple[float, float]]) -> float:
+        return fmean(pgr_at(curve, share) / share for share in spaced)
+
+    return _on_curve(points, mean)
+
+
+def mean_delta_ibc(points: Sequence[Point], *, shares: int = SHARES) -> Any:
+    """Return the mean of IBC - 1: how far the curve lies above the straight line, relative to the spend.
+
+    Args:
+        points: See `mean_ibc`.
+        shares: See `mean_ibc`.
+
+    Raises:
+        ValueError: See `mean_ibc`.
+    """
+    mean = mean_ibc(points, shares=shares)
+    return None if mean is None else mean - 1
+
+
+def cpt(points: Sequence[Point], target: float) -> Any:
+    """Return the CPT: the least share of large tokens at which this PGR is reached.
+
+    Straight lines between the points of the Pareto frontier, those that recover more than every cheaper one.
+
+    Args:
+        points: ``(share, pgr)`` in order of share.
+        target: The PGR, above 0 and at most 1.
+
+    Returns:
+        A number, None where a point is undefined; of arrays an array.
+
+    Raises:
+        ValueError: ``target`` is out of range, or the points are not in order.
+    """
+    if not 0 < target <= 1:
+        raise ValueError(f"target={target}: choose a PGR above 0 and at most 1")
+    return _on_curve(points, lambda curve: _least_share(frontier(curve), target))
+
+
+def best_pgr(points: Sequence[Point], share: float) -> Any:
+    """Return the most that can be recovered at this share of large tokens, on the lines of `cpt`.
+
+    Args:
+        points: ``(share, pgr)`` in order of share.
+        share: In [0, 1].
+
+    Returns:
+        A number, None where a point is undefined; of arrays an array.
+
+    Raises:
+        ValueError: ``share`` is out of range, or the points are not in order.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share={share}: choose one from 0 to 1")
+
+    def best(curve: list[tuple[float, float]]) -> float:
+        efficient = frontier(curve)
+        return pgr_at(efficient, min(share, efficient[-1][0]))
+
+    return _on_curve(points, best)
+
+
+def whole_curve(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points of a curve from (0, 0) to (1, 1), one for each share."""
+    inner = sorted(point for point in points if 0 < point[0] < 1)
+    if any(low[0] == high[0] for low, high in pairwise(inner)):
+        groups = groupby(inner, key=lambda point: point[0])
+        inner = [(share, fmean(pgr for _, pgr in same)) for share, same in groups]
+    return [(0.0, 0.0), *inner, (1.0, 1.0)]
+
+
+def frontier(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that recover more than every cheaper one."""
+    kept = list[tuple[float, float]]()
+    for point in curve:
+        if not kept or point[1] > kept[-1][1]:
+            kept.append(point)
+    return kept
+
+
+def pgr_at(curve: Sequence[tuple[float, float]], share: float) -> float:
+    """Return the PGR of a curve at a share, by straight lines between its points."""
+    for (low, before), (high, after) in pairwise(curve):
+        if share <= high:
+            return before + (after - before) * (share - low) / (high - low)
+    return curve[-1][1]
+
+
+def _least_share(curve: Sequence[tuple[float, float]], target: float) -> float:
+    for (low, before), (high, after) in pairwise(curve):
+        if after >= target:
+            return low + (high - low) * (target - before) / (after - before)
+    raise AssertionError("a frontier that begins at 0 and ends at 1 or more reaches every PGR up to 1")
+
+
+def _on_curve(points: Sequence[Point], figure: Callable[[list[tuple[float, float]]], float]) -> Any:
+    """Compute a figure of a curve, for each of the resamples where points are arrays."""
+    if not any(_is_array(value) for point in points for value in point):
+        if any(value is None or value != value for point in points for value in point):
+            return None
+        _in_order(points)
+        return figure(whole_curve([(float(share), float(pgr)) for share, pgr in points]))
+    import numpy as np
+
+    values = np.array([np.broadcast_arrays(*point) for point in points], dtype=float)
+    answers = np.full(values.shape[2], np.nan)
+    for number in np.flatnonzero(np.isfinite(values).all(axis=(0, 1))):
+        # Resampled points may change places.
+        answers[number] = figure(whole_curve([(s, p) for s, p in values[:, :, number].tolist()]))
+    return answers
+
+
+def _in_order(points: Sequence[Any]) -> None:
+    shares = [share for share, _ in points]
+    if shares != sorted(shares):
+        raise ValueError(f"the points of a curve come in order of share; these are at {shares}")
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and value.shape != ()

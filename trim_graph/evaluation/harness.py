@@ -1,0 +1,216 @@
+"""The arms of an evaluation, one after the other, in a run folder that an interrupted run goes on with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trim_graph.budget import Prices
+from trim_graph.errors import InputError, SettingsError, TrimError
+from trim_graph.journal import Journal, differences
+
+from .columns import Columns, read_columns
+from .datasets import Dataset, first_questions
+from .run_files import SETTINGS as SETTINGS_FILE
+from .run_files import VERSION, ArmSettings, Row, RunSettings, journal_of, read_rows_of, read_settings
+from .run_writing import check_folder, restore_journal, write_json
+from .running import Graph, Task, run_rows, unit_of
+from .summarising import Resampled, resample
+
+WRITERS = ("small", "large")
+GIVE_UP = 20
+"""Runs that may fail in a row, before any has succeeded since: then something else is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What all arms of an evaluation have in common.
+
+    Attributes:
+        dataset: The questions.
+        n: How many of them: the first.
+        samples: Runs of each question in each arm.
+        seed: Of the graphs, and of the bootstrap.
+        concurrency: Most questions under way at once.
+        prices: The price table.
+        settings: What makes outcomes comparable, JSON-native; other settings are refused in this folder.
+        retry_errors: Whether runs that failed are run again.
+    """
+
+    dataset: Dataset
+    n: int
+    samples: int
+    seed: int
+    concurrency: int
+    prices: Prices
+    settings: dict[str, Any]
+    retry_errors: bool = False
+
+
+@dataclass
+class Harness:
+    """Runs arms and keeps their figures.
+
+    Args:
+        folder: Of the run; made if it is not there.
+        plan: What all arms have in common.
+        on_begin: Called before an arm is run, with its name, all its runs, and those done before.
+        on_row: Called with each row.
+
+    Raises:
+        SettingsError: The folder was begun with other settings, or cannot be used.
+    """
+
+    folder: Path
+    plan: Plan
+    on_begin: Callable[[str, int, int], None] = lambda arm, total, done: None
+    on_row: Callable[[Row], None] = lambda row: None
+    arms: dict[str, ArmSettings] = field(default_factory=dict)
+    """All that the folder knows of."""
+    done: dict[str, Resampled] = field(default_factory=dict)
+    """The arms that are complete."""
+
+    def __post_init__(self) -> None:
+        check_folder(self.folder)
+        known = read_settings(self.folder)
+        if known is not None:
+            different = differences(known["settings"], self.plan.settings)
+            if different:
+                raise SettingsError(
+                    f"{self.folder} was begun with other settings, and a folder holds only one kind: "
+                    f"{'; '.join(different)}. Choose another --out, or give the same settings"
+                )
+            self.arms = dict(known["arms"])
+
+    async def run(self, arm: str, settings: ArmSettings, build: Callable[[], Graph]) -> Resampled:
+        """Run what is left of an arm.
+
+        Args:
+            arm: Its name.
+            settings: What it is.
+            build: Makes its graph, if there is anything left.
+
+        Raises:
+            SettingsError: An arm of this name was another policy.
+            TrimError: `GIVE_UP` runs failed in a row.
+        """
+        if arm in self.done:
+            return self.done[arm]
+        self.note(arm, settings)
+        total = self.plan.n * self.plan.samples
+        with self._journal(arm) as journal:
+            left = sum(unit not in journal.finished for unit in range(total))
+            self.on_begin(arm, total, total - left)
+            if left:
+                keeper = _Keeper(journal, self.folder, self.on_row)
+                await run_rows(
+                    build(),
+                    arm,
+                    self._tasks(journal),
+                    seed=self.plan.seed,
+                    concurrency=min(self.plan.concurrency, left),
+                    on_row=keeper.keep,
+                )
+        return self.take(arm)
+
+    def note(self, arm: str, settings: ArmSettings) -> None:
+        """Write down what an arm is.
+
+        Raises:
+            SettingsError: An arm of this name was another policy.
+        """
+        known = self.arms.get(arm)
+        if known is not None and known["policy"] != settings["policy"]:
+            told = "; ".join(differences(known["policy"], settings["policy"], "policy"))
+            raise SettingsError(
+                f"{self.folder}: the arm {arm} was another policy: {told}. Name this one NAME={{...}}, or "
+                "choose another --out"
+            )
+        self.arms[arm] = settings
+        if known is not None and "beside" in known:
+            settings["beside"] = list(dict.fromkeys([*known["beside"], *settings.get("beside", [])]))
+        self.write_settings()
+
+    def write_settings(self) -> None:
+        """Write what the run is to its folder."""
+        settings = RunSettings(version=VERSION, settings=self.plan.settings, arms=self.arms)
+        write_json(self.folder / SETTINGS_FILE, settings)
+
+    def columns(self, arm: str) -> Columns:
+        """Read the numbers of an arm.
+
+        Raises:
+            InputError: Rows are missing.
+        """
+        plan = self.plan
+        rows = read_rows_of(self.folder, arm)
+        return read_columns(rows, n=plan.n, samples=plan.samples, prices=self._prices(arm))
+
+    def take(self, arm: str) -> Resampled:
+        """Take an arm's rows into the comparison.
+
+        Raises:
+            InputError: Rows are missing, or all runs failed.
+        """
+        columns = self.columns(arm)
+        if columns.errors == self.plan.n * self.plan.samples:
+            failed = next((row["error"] for row in read_rows_of(self.folder, arm) if row["error"]), "")
+            raise InputError(
+                f"all {columns.errors} runs of the arm {arm} failed, the first with {failed}. When that is "
+                "put right, go on with --retry-errors"
+            )
+        self.done[arm] = resample(columns, seed=self.plan.seed)
+        return self.done[arm]
+
+    def take_older(self) -> list[str]:
+        """Take in the arms that other commands have left in this folder; return those that lack rows."""
+        lacking = []
+        for arm in self.arms:
+            if arm not in self.done:
+                try:
+                    self.take(arm)
+                except InputError:
+                    lacking.append(arm)
+        return lacking
+
+    def _prices(self, arm: str) -> Prices:
+        """Return the price table of an arm: a judge that is one of the models is paid like it."""
+        judge = self.arms[arm]["policy"].get("scorer", {}).get("model")
+        prices = self.plan.prices
+        return prices.model_copy(update={"scorer": getattr(prices, judge)}) if judge in WRITERS else prices
+
+    def _journal(self, arm: str) -> Journal:
+        restore_journal(self.folder, arm)
+        samples, retry = self.plan.samples, self.plan.retry_errors
+        return Journal(
+            journal_of(self.folder, arm),
+            {**self.plan.settings, "arm": {"policy": self.arms[arm]["policy"]}},
+            keep=lambda row: not retry or row["error"] is None,
+            unit=lambda row: unit_of(row["index"], row["sample"], samples),
+        )
+
+    def _tasks(self, journal: Journal) -> Iterator[Task]:
+        questions = first_questions(self.plan.dataset, self.plan.n, default=self.plan.n)
+        for index, question in enumerate(questions):
+            for sample in range(self.plan.samples):
+                if unit_of(index, sample, self.plan.samples) not in journal.finished:
+                    yield Task(index, sample, question)
+
+
+class _Keeper:
+    """Keeps rows, and gives up where all fail."""
+
+    def __init__(self, journal: Journal, folder: Path, on_row: Callable[[Row], None]) -> None:
+        self.journal, self.folder, self.on_row, self.in_a_row = journal, folder, on_row, 0
+
+    def keep(self, row: Row) -> None:
+        self.journal.append(dict(row))
+        self.on_row(row)
+        self.in_a_row = 0 if row["error"] is None else self.in_a_row + 1
+        if self.in_a_row >= GIVE_UP:
+            raise TrimError(
+                f"arm {row['arm']}: {self.in_a_row} runs failed in a row, the last with {row['error']}. When "
+                f"that is put right, go on with --retry-errors; what is done is in {self.folder}"
+            )

@@ -1,0 +1,159 @@
+"""Run the questions of an evaluation through a graph, and make a row of each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from trim_graph.context import TrimContext
+from trim_graph.training.collecting import CHANNELS, label_all, steps_of
+from trim_graph.training.traces import TOKENS
+
+from .run_files import Calls, PerWriter, Row, RowStep
+from .runner import Question, run_each
+
+
+class Graph(Protocol):
+    """What `run_rows` needs of a graph built by `create_trim_graph`."""
+
+    def astream(
+        self,
+        input: Any,
+        /,
+        *,
+        context: TrimContext,
+        stream_mode: Sequence[str],
+        output_keys: Sequence[str],
+    ) -> AsyncIterator[tuple[str, Any]]:
+        """Tell events and states."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One run of one question.
+
+    Attributes:
+        index: Of the question in the dataset.
+        sample: Which of the repeated samples.
+        question: Its text and its grader.
+    """
+
+    index: int
+    sample: int
+    question: Question
+
+
+def unit_of(index: int, sample: int, samples: int) -> int:
+    """Number a question's samples without gaps, for a journal's list of what is done."""
+    return index * samples + sample
+
+
+async def run_rows(
+    graph: Graph,
+    arm: str,
+    tasks: Iterable[Task],
+    *,
+    seed: int = 0,
+    concurrency: int = 32,
+    on_row: Callable[[Row], None],
+    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> None:
+    """Run tasks through a graph. Nothing of a run is kept but what `on_row` keeps.
+
+    Args:
+        graph: Built by `create_trim_graph`.
+        arm: Its name, for the rows.
+        tasks: Taken as they are needed.
+        seed: Of the graph; a sample adds its number.
+        concurrency: Most questions under way at once.
+        on_row: Gets each row as its run ends. A run that fails has a row that says why.
+        on_event: Gets each event of each run.
+
+    Raises:
+        ValueError: ``concurrency`` is below 1.
+    """
+
+    async def work(task: Task) -> None:
+        on_row(await _run(graph, arm, task, seed + task.sample, on_event))
+
+    await run_each(work, tasks, concurrency=concurrency)
+
+
+async def _run(graph: Graph, arm: str, task: Task, seed: int, on_event: Callable[[Any], None]) -> Row:
+    row = empty_row(arm, task, seed)
+    begun = time.monotonic()
+    try:
+        result: dict[str, Any] = {}
+        async for mode, content in graph.astream(
+            {"messages": [("user", task.question.text)]},
+            context=TrimContext(seed=seed),
+            stream_mode=["custom", "values"],
+            output_keys=CHANNELS,
+        ):
+            if mode == "values":
+                result = content
+                continue
+            on_event(content)
+            if content.get("event") == "accepted" and row["first_step_seconds"] is None:
+                row["first_step_seconds"] = time.monotonic() - begun
+        row["seconds"] = time.monotonic() - begun
+        _fill(row, result, task.question)
+    except Exception as error:
+        failed = empty_row(arm, task, seed)
+        failed["seconds"] = time.monotonic() - begun
+        failed["correct"] = False
+        failed["error"] = f"{type(error).__name__}: {error}"
+        return failed
+    return row
+
+
+def empty_row(arm: str, task: Task, seed: int | None) -> Row:
+    """Return the row of a task of which nothing is known yet."""
+    question = task.question
+    return Row(
+        arm=arm,
+        index=task.index,
+        id=question.id or str(task.index),
+        sample=task.sample,
+        seed=seed,
+        question=question.text,
+        expected=question.expected,
+        correct=None,
+        answer=None,
+        solution="",
+        error=None,
+        stopped="",
+        notes=[],
+        seconds=0.0,
+        first_step_seconds=None,
+        large_tokens=0,
+        tokens=dict.fromkeys(TOKENS, 0),
+        prefill=PerWriter(small=0, large=0),
+        cached_prefill=PerWriter(small=0, large=0),
+        calls=Calls(small=0, large=0, scorer=0),
+        cost=0.0,
+        steps=[],
+    )
+
+
+def _fill(row: Row, result: dict[str, Any], question: Question) -> None:
+    summary, solution = result["trim"], str(result["messages"][-1].text)
+    spend = summary["spend"]
+    small, large = spend["small"], spend["large"]
+    steps = steps_of(result)
+    label_all(steps, question)
+    row["correct"] = None if question.grade is None else bool(question.grade(solution))
+    row["answer"], row["solution"], row["stopped"] = summary["answer"], solution, summary["stopped"]
+    row["notes"] = list(summary["notes"])
+    row["large_tokens"] = large["output_tokens"] + spend["unaccounted_tokens"]
+    row["tokens"] = {key: summary["tokens"][key] for key in TOKENS}
+    row["prefill"] = PerWriter(small=small["input_tokens"], large=large["input_tokens"])
+    row["cached_prefill"] = PerWriter(small=small["cached_tokens"], large=large["cached_tokens"])
+    row["calls"] = Calls(small=small["calls"], large=large["calls"], scorer=spend["scorer"]["calls"])
+    row["cost"] = summary["cost"]
+    row["steps"] = [
+        RowStep(**known, part=step.get("part")) for known, step in zip(steps, result["steps"], strict=True)
+    ]

@@ -1,0 +1,239 @@
+"""From the numbers of arms to their figures: 95 % intervals by bootstrap, paired between arms by question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .columns import ADDED, NUMBERS, Columns
+from .curves import best_pgr, cpt, ibc, mean_ibc
+from .figures import RESAMPLES, interval, quantile, resampled_means, resampled_quantiles
+from .run_files import ArmSettings
+from .run_summary import BUDGETS, CPT_TARGETS, ArmSummary, CurvePoint, CurveSummary, Figure
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+SMALL, LARGE = "small", "large"
+"""The arms of the models alone."""
+_MEANS = (*(name for name in NUMBERS if name != "first_step"), ADDED)
+_PLAIN = tuple(name for name in _MEANS if name not in ("correct", ADDED))
+_QUANTILES = {
+    "seconds_median": ("seconds", 0.5),
+    "seconds_p95": ("seconds", 0.95),
+    "first_step_median": ("first_step", 0.5),
+    "first_step_p95": ("first_step", 0.95),
+}
+UNKNOWN = Figure(value=None, interval=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """The means of an arm, and in each resample of the questions; draws are the same for all arms.
+
+    Attributes:
+        plain: By name.
+        means: By name, shape (resamples,).
+        quantiles: Figures that are no means.
+        errors: Runs that failed.
+    """
+
+    plain: Mapping[str, float]
+    means: Mapping[str, Array]
+    quantiles: Mapping[str, Figure]
+    errors: int
+
+
+def resample(columns: Columns, *, resamples: int = RESAMPLES, seed: int = 0) -> Resampled:
+    """Draw questions with replacement; after this the columns are not needed any more."""
+    names = [name for name in _MEANS if name != "correct" or columns.graded]
+    return Resampled(
+        plain={name: columns.mean(name) for name in names},
+        means=resampled_means({name: columns.of[name] for name in names}, resamples=resamples, seed=seed),
+        quantiles={
+            figure: _quantile(columns.of[name], share, resamples, seed)
+            for figure, (name, share) in _QUANTILES.items()
+        },
+        errors=columns.errors,
+    )
+
+
+def _quantile(values: Array, share: float, resamples: int, seed: int) -> Figure:
+    known = values[values == values]
+    if not len(known):
+        return UNKNOWN
+    drawn = resampled_quantiles(known, share, resamples=resamples, seed=seed)
+    return Figure(value=quantile(known, share), interval=interval(drawn))
+
+
+class Comparison:
+    """All arms of an evaluation beside each other.
+
+    Args:
+        arms: By name; those of the models alone, `SMALL` and `LARGE`, are among them.
+        settings: Of each arm.
+        n: Questions.
+    """
+
+    def __init__(self, arms: Mapping[str, Resampled], settings: Mapping[str, ArmSettings], *, n: int) -> None:
+        self.arms, self.settings, self.n = arms, settings, n
+        self.graded = all("correct" in arm.plain for arm in arms.values())
+
+    def summaries(self) -> list[ArmSummary]:
+        """Return the figures of each arm."""
+        return [self._summary(name) for name in self.arms]
+
+    def _summary(self, name: str) -> ArmSummary:
+        settings, beside = self.settings[name], self.equal_spend(name)
+        same = [one for one in settings.get("beside", []) if one in self.arms]
+        others = dict.fromkeys((SMALL, LARGE, *([beside] if beside else []), *same))
+        return ArmSummary(
+            arm=name,
+            kind=settings["kind"],
+            family=settings["family"],
+            policy=settings["policy"],
+            n=self.n,
+            errors=self.arms[name].errors,
+            figures=self._figures(name),
+            equal_spend=beside,
+            beside=same if same or "dial" in settings else None,
+            differences={other: self.differences(name, other) for other in others if other != name},
+        )
+
+    def equal_spend(self, name: str) -> str | None:
+        """Return the random arm that has the spend of this one."""
+        of = (arm for arm, settings in self.settings.items() if name in settings.get("beside", []))
+        return next((arm for arm in of if arm in self.arms and self.settings[arm]["kind"] == "random"), None)
+
+    def better_baselines(self, name: str) -> list[str]:
+        """Return the baselines that are more often right at the spend of this arm, beyond doubt."""
+        found = []
+        for other, settings in self.settings.items():
+            if settings["kind"] == "baseline" and name in settings.get("beside", []) and other in self.arms:
+                spread = self.difference(other, name, "correct")["interval"]
+                found += [other] if spread is not None and spread.low > 0 else []
+        return found
+
+    def _figures(self, name: str) -> dict[str, Figure]:
+        arm = self.arms[name]
+        found = {
+            "accuracy": self._mean(name, "correct"),
+            "share": self._derived(name, "share"),
+            "pgr": self._derived(name, "pgr"),
+            "ibc": self._derived(name, "ibc"),
+        }
+        return {**found, **{key: self._mean(name, key) for key in _PLAIN}, **arm.quantiles}
+
+    def _mean(self, name: str, key: str) -> Figure:
+        arm = self.arms[name]
+        if key not in arm.plain:
+            return UNKNOWN
+        return Figure(value=arm.plain[key], interval=interval(arm.means[key]))
+
+    def differences(self, name: str, other: str) -> dict[str, Figure]:
+        """Return what one arm has more of than another: accuracy, cost, seconds."""
+        keys = {"accuracy": "correct", "cost": "cost", "seconds": "seconds", "large_tokens": "large_tokens"}
+        return {figure: self.difference(name, other, key) for figure, key in keys.items()}
+
+    def difference(self, name: str, other: str, key: str) -> Figure:
+        """Return the mean of a column in one arm minus that in another."""
+        left, right = self.arms[name], self.arms[other]
+        if key not in left.plain or key not in right.plain:
+            return UNKNOWN
+        return Figure(
+            value=left.plain[key] - right.plain[key], interval=interval(left.means[key] - right.means[key])
+        )
+
+    def _derived(self, name: str, figure: str) -> Figure:
+        """Return a figure that the models alone have by definition, and so without an interval."""
+        plain, drawn = self.point(name, drawn=False), self.point(name, drawn=True)
+        place = {"share": 0, "pgr": 1}.get(figure)
+        if place is None:
+            value, values = _ibc(plain), None if drawn[1] is None else ibc(drawn[1], drawn[0])
+        else:
+            value, values = plain[place], drawn[place]
+        if value is None:
+            return UNKNOWN
+        reference = name in (SMALL, LARGE)
+        return Figure(value=value, interval=None if reference or values is None else interval(values))
+
+    def point(self, name: str, *, drawn: bool) -> tuple[Any, Any]:
+        """Return share and PGR of an arm: numbers or None, or arrays over the resamples."""
+        arm, small, large = (self._of(one, drawn) for one in (name, SMALL, LARGE))
+        share = _ratio(arm["large_tokens"], large["large_tokens"])
+        if not self.graded:
+            return share, None
+        return share, _ratio(arm["correct"] - small["correct"], large["correct"] - small["correct"])
+
+    def _of(self, name: str, drawn: bool) -> Mapping[str, Any]:
+        return self.arms[name].means if drawn else self.arms[name].plain
+
+    def curves(self) -> list[CurveSummary]:
+        """Return what each family comes to; nothing where the right answers are not known."""
+        families: dict[str, list[str]] = {}
+        for name in self.arms:
+            if name not in (SMALL, LARGE):
+                families.setdefault(self.settings[name]["family"], []).append(name)
+        return [self._curve(family, names) for family, names in families.items()] if self.graded else []
+
+    def _curve(self, family: str, names: Sequence[str]) -> CurveSummary:
+        points = {name: self.point(name, drawn=False) for name in names}
+        known = all(value is not None for point in points.values() for value in point)
+        order = sorted(names, key=lambda name: points[name] if known else (0, 0))
+        plain = [points[name] for name in order]
+        drawn = [self.point(name, drawn=True) for name in order]
+
+        def figure(compute: Any) -> Figure:
+            return Figure(value=compute(plain), interval=interval(compute(drawn))) if known else UNKNOWN
+
+        small, large = (self.arms[name] for name in (SMALL, LARGE))
+        mean = figure(mean_ibc)
+
+        def within(share: float) -> Figure:
+            if not known:
+                return UNKNOWN
+            gap = large.plain["correct"] - small.plain["correct"]
+            gaps = large.means["correct"] - small.means["correct"]
+            return Figure(
+                value=small.plain["correct"] + best_pgr(plain, share) * gap,
+                interval=interval(small.means["correct"] + best_pgr(drawn, share) * gaps),
+            )
+
+        return CurveSummary(
+            family=family,
+            points=[CurvePoint(arm=name, share=points[name][0], pgr=points[name][1]) for name in order],
+            mean_ibc=mean,
+            mean_delta_ibc=_shifted(mean, -1.0),
+            cpt={
+                f"{round(100 * target)}": figure(lambda given, t=target: cpt(given, t))
+                for target in CPT_TARGETS
+            },
+            budgeted_accuracy={f"{share:g}": within(share) for share in BUDGETS},
+        )
+
+
+def _ratio(above: Any, below: Any) -> Any:
+    """Divide; None or NaN where the divisor is not above 0."""
+    if not hasattr(below, "shape"):
+        return above / below if below > 0 else None
+    import numpy as np
+
+    return np.divide(above, below, out=np.full(below.shape, np.nan), where=below > 0)
+
+
+def _ibc(point: tuple[float | None, float | None]) -> float | None:
+    share, pgr = point
+    return None if share is None or pgr is None else ibc(pgr, share)
+
+
+def _shifted(figure: Figure, by: float) -> Figure:
+    value, spread = figure["value"], figure["interval"]
+    if value is None:
+        return UNKNOWN
+    return Figure(
+        value=value + by, interval=None if spread is None else type(spread)(*(b + by for b in spread))
+    )

@@ -1,0 +1,223 @@
+"""Is it worth it? What an arm saves beside the large model alone, and what it costs.
+
+An arm is not to be used where it costs more than the large model alone, where it is no more right than the
+small model alone or than drawing one of the two models for each question at the same spend, or where routing
+at random does as well. Where an interval leaves that open, so does the verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .columns import ADDED
+from .figures import interval
+from .run_summary import Figure, Verdict
+from .summarising import LARGE, SMALL, UNKNOWN, Comparison
+
+Use = Literal["yes", "no", "undecided"]
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What things are worth.
+
+    Attributes:
+        priced: Whether there is a price table.
+        second: What a second of waiting costs, in the table's currency.
+    """
+
+    priced: bool
+    second: float = 0.0
+
+
+def judge(comparison: Comparison, worth: Worth) -> list[Verdict]:
+    """Return a verdict on every arm but those of the models alone and the random ones."""
+    return [
+        _verdict(comparison, name, worth)
+        for name, settings in comparison.settings.items()
+        if name in comparison.arms and settings["kind"] not in ("reference", "random")
+    ]
+
+
+def overall(verdicts: Sequence[Verdict], comparison: Comparison) -> str:
+    """Say of the whole evaluation whether to use trim-graph here, and with which policy."""
+    if not verdicts:
+        return "No policy was evaluated beside the models alone."
+    own = [v for v in verdicts if comparison.settings[v["arm"]]["kind"] != "baseline"] or list(verdicts)
+    good = [verdict for verdict in own if verdict["use"] == "yes"]
+    if good:
+        best = max(good, key=lambda verdict: _gain(verdict["arm"], comparison))
+        return f"Use it here, with {_without_end(best)}"
+    undecided = [verdict for verdict in own if verdict["use"] == "undecided"]
+    if undecided:
+        best = max(undecided, key=lambda verdict: _gain(verdict["arm"], comparison))
+        return f"Undecided. The best so far is {_without_end(best)}"
+    best = max(own, key=lambda verdict: _gain(verdict["arm"], comparison))
+    return f"Do not use it here. The best of them is {_without_end(best)}"
+
+
+_ENDS = {"yes": "Use it here.", "no": "Do not use it here.", "undecided": "Undecided."}
+
+
+def _without_end(verdict: Verdict) -> str:
+    return verdict["text"].removesuffix(_ENDS[verdict["use"]]).rstrip()
+
+
+def _gain(name: str, comparison: Comparison) -> float:
+    """Return how far an arm lies above the line from the small model alone to the large one."""
+    share, pgr = comparison.point(name, drawn=False)
+    if pgr is None or share is None:
+        return -comparison.arms[name].plain["large_tokens"]
+    large, own = (comparison.arms[one].plain["cost"] for one in (LARGE, name))
+    return float(pgr - (own / large if large > 0 else share))
+
+
+def _verdict(comparison: Comparison, name: str, worth: Worth) -> Verdict:
+    key = "large_cost" if worth.priced else "large_tokens"
+    saved = _figure(comparison, name, lambda large, arm: _large(large, key) - _large(arm, key))
+    seconds = comparison.difference(name, LARGE, "seconds")
+    added = net = UNKNOWN
+    if worth.priced:
+        added = _figure(comparison, name, lambda large, arm: arm[ADDED] - large[ADDED])
+        net = _figure(comparison, name, lambda large, arm: _net(large, arm, worth))
+    accuracy = comparison.difference(name, LARGE, "correct")
+    use, reasons = _decide(comparison, name, net if worth.priced else saved, worth)
+    found = Verdict(
+        arm=name, use=use, text="", saved=saved, added=added, net=net, accuracy=accuracy, seconds=seconds
+    )
+    told = [_told_cost(found, comparison, worth), *_told_rest(found, worth), *reasons]
+    return Verdict(**{**found, "text": f"{name}: {' '.join(told)} {_ENDS[use]}"})
+
+
+def _net(large: Any, arm: Any, worth: Worth) -> Any:
+    return large["cost"] - arm["cost"] - worth.second * (arm["seconds"] - large["seconds"])
+
+
+def _net_spread(comparison: Comparison, name: str, worth: Worth) -> str:
+    """Tell the interval of what is saved net, as a share of the large model's cost."""
+    large, arm = comparison.arms[LARGE].means, comparison.arms[name].means
+    if not (large["cost"] > 0).all():
+        return ""
+    share = _net(large, arm, worth) / large["cost"]
+    return _between(Figure(value=None, interval=interval(share)), 100, "%")
+
+
+def _large(of: Any, key: str) -> Any:
+    return of["cost"] - of[ADDED] if key == "large_cost" else of[key]
+
+
+def _figure(comparison: Comparison, name: str, compute: Any) -> Figure:
+    large, arm = comparison.arms[LARGE], comparison.arms[name]
+    return Figure(
+        value=float(compute(large.plain, arm.plain)), interval=interval(compute(large.means, arm.means))
+    )
+
+
+def _decide(comparison: Comparison, name: str, net: Figure, worth: Worth) -> tuple[Use, list[str]]:
+    """Weigh an arm: the worst of what is found counts."""
+    found: list[tuple[Use, str]] = []
+
+    def above(figure: Figure, least: float, failed: str, doubtful: str) -> None:
+        value, spread = figure["value"], figure["interval"]
+        if value is None:
+            return
+        if value <= least:
+            found.append(("no", failed))
+        elif spread is None or spread.low <= least:
+            found.append(("undecided", doubtful))
+
+    what = "than the large model alone"
+    above(net, 0.0, f"It costs no less {what}.", f"These questions do not tell whether it costs less {what}.")
+    if not comparison.graded:
+        found.append(("undecided", "Without right answers nothing is known of accuracy."))
+    elif comparison.difference(LARGE, SMALL, "correct")["value"] <= 0:  # type: ignore[operator]
+        found.append(("no", "The large model is no better than the small one here: use the small one alone."))
+    else:
+        gained = comparison.difference(name, SMALL, "correct")
+        above(gained, 0.0, "It is no more often right than the small model alone.", "")
+        line = _above_line(comparison, name)
+        lottery = "drawing one of the two models for each question"
+        above(
+            line,
+            0.0,
+            f"At its spend {lottery} is as often right.",
+            f"These questions do not tell whether it beats {lottery}.",
+        )
+        beside = comparison.equal_spend(name)
+        if beside:
+            above(
+                comparison.difference(name, beside, "correct"),
+                0.0,
+                "Routing at random with the same spend is as often right: the scores are of no use.",
+                "These questions do not tell whether it beats routing at random with the same spend.",
+            )
+    better = comparison.better_baselines(name)
+    if better:
+        found.append(
+            ("no", f"With the same large tokens {' and '.join(better)} is more often right: use that.")
+        )
+    if not worth.priced:
+        found.append(("undecided", "Without prices nobody can say whether that pays."))
+    order = ("no", "undecided", "yes")
+    use: Use = min((use for use, _ in found), key=order.index, default="yes")
+    return use, [reason for one, reason in found if one == use and reason]
+
+
+def _above_line(comparison: Comparison, name: str) -> Figure:
+    """Return accuracy above the straight line from small alone to large alone, at the arm's spend."""
+    (share, pgr), (shares, pgrs) = (comparison.point(name, drawn=drawn) for drawn in (False, True))
+    if share is None or pgr is None:
+        return UNKNOWN
+    return Figure(value=pgr - share, interval=interval(pgrs - shares))
+
+
+def _told_cost(verdict: Verdict, comparison: Comparison, worth: Worth) -> str:
+    large, arm = comparison.arms[LARGE].plain, comparison.arms[verdict["arm"]].plain
+    saved = verdict["saved"]["value"] or 0.0
+    whole = large["cost" if worth.priced else "large_tokens"]
+    if not worth.priced:
+        extra = arm["small_tokens"]
+        told = (
+            f"It saves {saved:.4g} of {whole:.4g} large tokens a question{_percent(saved, whole)} and spends "
+            f"{extra:.4g} small tokens and {arm['scorer_tokens']:.4g} that the scorer reads."
+        )
+        if saved > 0:
+            ratio = (arm["small_tokens"] + arm["scorer_tokens"]) / saved
+            told += f" That pays where a large token costs more than {ratio:.3g} of these."
+        return told
+    added, net = verdict["added"]["value"] or 0.0, verdict["net"]["value"] or 0.0
+    return (
+        f"It saves {_share(saved, whole)} of the large model's cost and spends {_share(added, whole)} on the "
+        f"small model and the scorer: {_share(net, whole)} net"
+        f"{_net_spread(comparison, verdict['arm'], worth)}{', waiting paid' if worth.second else ''}."
+    )
+
+
+def _told_rest(verdict: Verdict, worth: Worth) -> list[str]:
+    told = []
+    accuracy, seconds = verdict["accuracy"], verdict["seconds"]
+    if accuracy["value"] is not None:
+        told.append(f"Accuracy {accuracy['value']:+.3f}{_between(accuracy, 1, '')} beside the large model.")
+    if seconds["value"] is not None:
+        told.append(f"Wall clock {seconds['value']:+.3g} s a question{_between(seconds, 1, 's')}.")
+    net = verdict["net"]["value"]
+    if net is not None and net > 0 and not worth.second and (seconds["value"] or 0.0) > 0:
+        told.append(f"That pays where a second of waiting costs less than {net / seconds['value']:.3g}.")  # type: ignore[operator]
+    return told
+
+
+def _share(value: float, whole: float) -> str:
+    return f"{round(100 * value / whole, 6):.3g} %" if whole else f"{value:.3g}"
+
+
+def _percent(value: float, whole: float) -> str:
+    return f" ({100 * value / whole:.3g} %)" if whole else ""
+
+
+def _between(figure: Figure, scale: float, unit: str) -> str:
+    spread = figure["interval"]
+    if spread is None:
+        return ""
+    return f" ({scale * spread.low:.3g} to {scale * spread.high:.3g}{' ' + unit if unit else ''})"

@@ -1,0 +1,8 @@
+"""One self-contained HTML page of an evaluation, and its pictures.
+
+It needs ``pip install "trim-graph[eval]"``.
+"""
+
+from .page import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,191 @@
+"""The page: one HTML file that loads nothing, and in which no text of a model can become markup or script.
+
+Text stands as JSON in script elements that no browser runs, with ``<``, ``>`` and ``&`` escaped, so that
+none can end the element; the page's script makes text nodes of it. A Content-Security-Policy allows that one
+script and that one style sheet by their hashes, and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from trim_graph.errors import InputError
+from trim_graph.evaluation.run_files import SUMMARY, Run, read_run
+from trim_graph.evaluation.run_summary import VERSION, RunSummary
+
+from .drawing import LARGE, SMALL, pictures_of
+from .gathering import Gathered
+from .index import finite, index_of, trace_of
+
+SCRIPTS = ("data.js", "text.js", "summary.js", "trace.js", "questions.js")
+PICTURES = "pictures"
+"""Folder of the pictures, beside the page."""
+
+
+def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path]:
+    """Write the page of a run, and its pictures as PNG and SVG.
+
+    Args:
+        folder: Of the run, as ``trim-graph eval --out`` wrote it; it may still be running.
+        out: The page; default: ``report.html`` in the folder. Pictures go into ``pictures`` beside it.
+
+    Returns:
+        What was written, the page first.
+
+    Raises:
+        InputError: ``folder`` is no run, has no rows, or a row in it cannot be read.
+        ImportError: The extra ``eval`` is not installed.
+        OSError: The files cannot be written.
+    """
+    run = _checked(read_run(folder))
+    page = Path(folder) / "report.html" if out is None else Path(out)
+    beside = page.with_name(f".{page.name}.{os.getpid()}")
+    with TemporaryDirectory() as spool:
+        gathered = Gathered(run.rows(), Path(spool) / "rows.db")
+        try:
+            if not gathered.count:
+                raise InputError(f"{folder} has no rows yet: nothing to show")
+            pictures = list(pictures_of(gathered, run.summary, run.settings["arms"]))
+            with beside.open("w", encoding="utf-8", newline="\n") as stream:
+                for part in _parts(run, gathered, "".join(picture.html() for picture in pictures)):
+                    stream.write(part)
+            beside.replace(page)
+        finally:
+            gathered.close()
+            beside.unlink(missing_ok=True)
+    written = [page]
+    if pictures:
+        place = page.with_name(PICTURES)
+        place.mkdir(exist_ok=True)
+        written += [file for picture in pictures for file in picture.save(place)]
+    return written
+
+
+def _checked(run: Run) -> Run:
+    """Refuse a summary that is not one this release wrote or knows."""
+    if run.summary is not None:
+        given = run.summary if isinstance(run.summary, dict) else {}
+        missing = RunSummary.__required_keys__ - given.keys()
+        if missing or given["version"] > VERSION:
+            seen = f"{', '.join(sorted(missing))} missing" if missing else f"version {given['version']}"
+            raise InputError(f"{run.folder / SUMMARY} is no summary of this release: {seen}")
+    return run
+
+
+def _parts(run: Run, gathered: Gathered, pictures: str) -> Iterator[str]:
+    """Give the page piece by piece; of the rows one question is in memory at a time."""
+    style, script = _source("page.css"), "\n".join(map(_source, SCRIPTS))
+    script = f'"use strict";\n(() => {{\n{script}}})();\n'
+    yield _filled(
+        _source("page.html"),
+        {"policy": _policy(script, style), "style": style, "pictures": pictures},
+    )
+    names = list(dict.fromkeys([*run.settings["arms"], *sorted(gathered.places)]))
+    ran = [name for name in names if name in gathered.places]
+    arms = {name: place for place, name in enumerate(ran)}
+    questions = []
+    for position, rows in enumerate(gathered.by_question()):
+        rows.sort(key=lambda row: (arms[row["arm"]], row["sample"]))
+        questions.append(index_of(rows, arms))
+        yield _data(f"row-{position}", trace_of(rows, arms))
+    yield _data("data", _document(run, ran, questions))
+    yield f"<script>{script}</script>\n</body>\n</html>\n"
+
+
+def _document(run: Run, arms: list[str], questions: list[dict[str, Any]]) -> dict[str, Any]:
+    settings, summary = run.settings["settings"], run.summary
+    known = run.settings["arms"]
+    kinds = {name: known[name]["kind"] if name in known else "baseline" for name in arms}
+    warnings = (
+        list(summary["warnings"]) if summary else ["This evaluation has not ended: figures are missing."]
+    )
+    if missing := [name for name in known if name not in arms]:
+        warnings.append(f"No rows of {', '.join(missing)}.")
+    return {
+        "title": _dataset_name(settings.get("dataset")),
+        "about": _about(run, len(questions)),
+        "summary": finite(summary),
+        "warnings": warnings,
+        "arms": [{"name": name, "kind": kinds[name]} for name in arms],
+        "chosen": arms.index(_shown_first(run, kinds)),
+        "limit": _limit(settings, questions, arms),
+        "questions": questions,
+    }
+
+
+def _shown_first(run: Run, kinds: Mapping[str, str]) -> str:
+    """Return an arm that is worth it, else the first policy, the middle of a sweep, whatever there is."""
+    verdicts = run.summary["verdicts"] if run.summary else []
+    worth = [verdict["arm"] for verdict in verdicts if verdict["use"] == "yes" and verdict["arm"] in kinds]
+    of = {kind: [name for name in kinds if kinds[name] == kind] for kind in ("policy", "sweep")}
+    middle = of["sweep"][len(of["sweep"]) // 2 :]
+    others = [name for name in kinds if name not in (SMALL, LARGE)]
+    return next(iter([*worth, *of["policy"], *middle, *others, *kinds]))
+
+
+def _limit(settings: Mapping[str, Any], questions: list[dict[str, Any]], arms: list[str]) -> int:
+    """Return the budget to look at first: the run's, else what the large model alone uses on average."""
+    budget = (settings.get("budget") or {}).get("large_tokens")
+    if isinstance(budget, int):
+        return budget
+    large = arms.index(LARGE) if LARGE in arms else None
+    spent = [run[3] for question in questions for run in question["r"] if run[0] == large]
+    return round(sum(spent) / len(spent)) if spent else 0
+
+
+def _about(run: Run, questions: int) -> str:
+    settings = run.settings["settings"]
+    told = [f"{questions} question{'' if questions == 1 else 's'}"]
+    if run.summary is not None:
+        told[0] += f", {run.summary['samples']} sample{'' if run.summary['samples'] == 1 else 's'} of each"
+        told.append(f"seed {run.summary['seed']}")
+    for part in (SMALL, LARGE, "scorer"):
+        if isinstance(model := settings.get(part), dict):
+            told.append(f"{part}: {model.get('model') or model.get('type')}")
+    return "; ".join(map(str, told))
+
+
+def _dataset_name(dataset: Any) -> str:
+    if not isinstance(dataset, dict):
+        return "An evaluation"
+    keys = {"arithmetic": ("type", "split", "part"), "hub": ("path", "config", "split")}
+    named = keys.get(str(dataset.get("type")), ("file",))
+    return ":".join(str(dataset[key]) for key in named if dataset.get(key)) or "An evaluation"
+
+
+def _data(name: str, values: Any) -> str:
+    """Return a script element that holds data; nothing in it can end it or begin another."""
+    text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return f'<script type="application/json" id="{name}">{text}</script>\n'
+
+
+def _policy(script: str, style: str) -> str:
+    hashes = {
+        name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for name, text in (("script", script), ("style", style))
+    }
+    return (
+        f"default-src 'none'; script-src 'sha256-{hashes['script']}'; style-src 'sha256-{hashes['style']}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; "
+        "trusted-types 'none'"
+    )
+
+
+def _filled(template: str, values: Mapping[str, str]) -> str:
+    for name, value in values.items():
+        template = template.replace(f"@{name}@", value)
+    return template
+
+
+def _source(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text("utf-8")

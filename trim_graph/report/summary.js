@@ -1,0 +1,128 @@
+// What stands above the questions: verdict, warnings, arms, curves.
+
+const FIGURES = [
+  ["accuracy", "Accuracy", (v) => fixed(v, 3)],
+  ["large_tokens", "Large tokens", count],
+  ["share", "Share", (v) => fixed(v, 3)],
+  ["pgr", "PGR", (v) => fixed(v, 3)],
+  ["cost", "Cost", (v) => (v === null ? "–" : v.toPrecision(3))],
+  ["seconds_median", "Median seconds", (v) => fixed(v, 2)],
+];
+const USE = { yes: ["good", "✓ worth it"], no: ["bad", "✗ not worth it"], undecided: ["open", "? undecided"] };
+
+function withInterval(figure, format) {
+  if (!figure || figure.value === null) return ["–"];
+  const spread = figure.interval;
+  const told = spread ? el("span", { class: "spread" }, `${format(spread[0])} to ${format(spread[1])}`) : null;
+  return [el("span", {}, format(figure.value)), told];
+}
+
+function table(caption, heads, rows) {
+  const head = el("tr", {}, heads.map((name) => el("th", { scope: "col" }, name)));
+  return el(
+    "div",
+    {},
+    el("p", { class: "caption", "aria-hidden": "true" }, caption),
+    el(
+      "div",
+      { class: "scroll", role: "region", tabindex: "0", "aria-label": caption },
+      el("table", { "aria-label": caption }, el("thead", {}, head), el("tbody", {}, rows)),
+    ),
+  );
+}
+
+function armsTable(summary, arms, caption) {
+  const shown = FIGURES.filter(([key]) => key !== "cost" || summary.priced);
+  const rows = arms.map((arm) =>
+    el(
+      "tr",
+      { class: arm.kind === "policy" ? "main" : null },
+      el("th", { scope: "row" }, inline(arm.arm, 60)),
+      shown.map(([key, , format]) => el("td", {}, withInterval(arm.figures[key], format))),
+      el("td", {}, withInterval((arm.differences.large || {}).accuracy, (v) => (v > 0 ? "+" : "") + fixed(v, 3))),
+      el("td", {}, arm.errors ? count(arm.errors) : "0"),
+    ),
+  );
+  const heads = ["Arm", ...shown.map(([, name]) => name), "Accuracy minus large", "Failed"];
+  return table(caption, heads, rows);
+}
+
+function curvesTable(curves) {
+  const levels = Object.keys(curves[0].cpt);
+  const rows = curves.map((curve) =>
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, inline(curve.family, 60)),
+      el("td", {}, withInterval(curve.mean_ibc, (v) => fixed(v, 2))),
+      levels.map((level) => el("td", {}, withInterval(curve.cpt[level], (v) => fixed(v, 3)))),
+    ),
+  );
+  return table(
+    "Curves: mean benefit per cost (1 is the straight line), and the share of large tokens needed for a PGR",
+    ["Policy", "Mean IBC", ...levels.map((level) => `CPT ${level} %`)],
+    rows,
+  );
+}
+
+// Of a run that has not ended, or of which no summary was made: counts, no intervals.
+function countsTable() {
+  const rows = data.arms.map((arm, number) => {
+    const runs = data.questions.flatMap((question) => question.runs.filter((run) => run.arm === number));
+    const right = runs.filter((run) => run.verdict === RIGHT).length;
+    const large = runs.reduce((sum, run) => sum + run.large, 0);
+    return el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, inline(arm.name, 60)),
+      [count(runs.length), count(right), count(runs.length ? large / runs.length : null)].map((v) => el("td", {}, v)),
+    );
+  });
+  return table("Arms so far", ["Arm", "Runs", "Right", "Large tokens a run"], rows);
+}
+
+function verdicts(summary) {
+  const items = summary.verdicts.map((one) => {
+    const [look, word] = USE[one.use] || USE.undecided;
+    const named = `${one.arm}: `;
+    const text = one.text.startsWith(named) ? one.text.slice(named.length) : one.text;
+    return el(
+      "li",
+      {},
+      el("span", { class: `badge ${look}` }, word),
+      " ",
+      el("strong", {}, inline(one.arm, 60)),
+      " ",
+      inline(text, 600),
+    );
+  });
+  if (!items.length) return null;
+  const list = el("ul", { class: "plain" }, items);
+  if (items.length === 1) return list;
+  return el("details", {}, el("summary", {}, `What each of ${items.length} arms saves`), list);
+}
+
+function showSummary() {
+  const { summary, title, about } = data;
+  document.title = `${readable(title)} – trim-graph report`;
+  document.getElementById("title").append(inline(title));
+  document.getElementById("about").append(inline(about, 400));
+  const place = document.getElementById("summary");
+  for (const warning of data.warnings) {
+    place.append(el("p", { class: "card warning" }, "⚠ ", inline(warning, 1000)));
+  }
+  if (!summary) {
+    place.append(el("div", { class: "card" }, countsTable()));
+    return;
+  }
+  place.append(el("div", { class: "card verdict" }, el("p", {}, inline(summary.verdict, 1000)), verdicts(summary)));
+  const random = summary.arms.filter((arm) => arm.kind === "random");
+  const others = summary.arms.filter((arm) => arm.kind !== "random");
+  const tables = el("div", { class: "card" }, armsTable(summary, others, "Figures per question, with 95 % intervals"));
+  if (random.length) {
+    const title = "Random routing at the spend of each policy";
+    tables.append(el("details", {}, el("summary", {}, title), armsTable(summary, random, title)));
+  }
+  if (summary.curves.length) tables.append(curvesTable(summary.curves));
+  place.append(tables);
+}

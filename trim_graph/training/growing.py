@@ -1,0 +1,199 @@
+"""Grow rollout trees by asking the models place by place, in place of runs of the graph.
+
+At each place it does what the nodes of the graph do there, by their own functions, but only once: a run of
+the graph begins at the question and passes all earlier places again. A tree grown here is the tree that
+`Rollouts.explore` records. What only the graph can follow (a draft cut by its length, an answer that holds no
+step, a thought) is not grown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import Runnable
+
+from trim_graph.adapters import ScorableStep
+from trim_graph.adapters.replies import read_entropy, read_reply
+from trim_graph.adapters.scorers import as_scorer, read_scores
+from trim_graph.budget import Writer
+from trim_graph.context import Settings
+from trim_graph.conversation import compose
+from trim_graph.evaluation import Question
+from trim_graph.nodes.accepting import as_step
+from trim_graph.nodes.drafting import draft_of, endings
+from trim_graph.nodes.probing import entropy_arguments
+from trim_graph.run import segmentation_of
+from trim_graph.segment import join_steps, separator_of
+from trim_graph.state import Step
+
+from .rollout_tree import Node, RolloutError, Tree, Written
+from .rollouts import Plan, Rollouts
+
+
+class NotGrown(Exception):
+    """Something happened that only a run of the graph can follow."""
+
+
+class Grower:
+    """Grows the trees of questions.
+
+    Args:
+        small: Chat model; deterministic, and one that continues a text exactly.
+        large: The same.
+        scorer: Rates the drafts.
+        settings: Of the graph it stands for.
+        probes: Whether to ask the small model for the entropy of its first token at each place.
+        most: Places of a tree at which growing ends: where the models rarely agree, a solution of 12 steps
+            has thousands. What is left grows where a policy goes (`GrowingRollouts`).
+    """
+
+    def __init__(
+        self,
+        small: Runnable[Any, Any],
+        large: Runnable[Any, Any],
+        scorer: Any,
+        settings: Settings | None = None,
+        *,
+        probes: bool = False,
+        most: int = 1000,
+    ) -> None:
+        self.models: dict[Writer, Runnable[Any, Any]] = {"small": small, "large": large}
+        self.scorer = as_scorer(scorer)
+        self.settings = settings or Settings()
+        self.segmentation = segmentation_of(self.settings, None)
+        self.probes, self.most = probes, most
+
+    async def grow(self, question: Question) -> Tree | None:
+        """Return the tree of a question; None where only runs of the graph can find it."""
+        tree = Tree(question)
+        places: list[tuple[Node, list[Step]]] = [(tree.root, [])]
+        known = {tree.root}
+        while places:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(self._place(tree, node, steps)) for node, steps in places]
+            except BaseExceptionGroup as errors:
+                if isinstance(errors.exceptions[0], NotGrown):
+                    return None
+                raise errors.exceptions[0] from None
+            places = []
+            for node, steps in (reached for task in tasks for reached in task.result()):
+                if node not in known:
+                    known.add(node)
+                    if not node.ended:
+                        places.append((node, steps))
+            if len(known) > self.most:
+                break
+        return tree
+
+    async def extend(self, tree: Tree, plan: Sequence[bool]) -> None:
+        """Grow the place that a plan leads to.
+
+        Raises:
+            RolloutError: Only a run of the graph can find it.
+        """
+        node = tree.root
+        for regenerated in plan:
+            behind = node.regenerated if regenerated else node.accepted
+            assert behind is not None
+            node = behind
+        # Whatever separates steps otherwise is not grown.
+        steps = [_ended(text) for text in node.steps]
+        try:
+            await self._place(tree, node, steps)
+        except NotGrown as error:
+            raise RolloutError(
+                f"only a run of the graph can tell what follows in {tree.question.text[:80]!r}"
+            ) from error
+
+    async def _place(self, tree: Tree, node: Node, steps: list[Step]) -> Iterable[tuple[Node, list[Step]]]:
+        """Ask both writers at a place, rate the draft, and return the places behind."""
+        question = tree.question
+        (draft, node.entropy), (large, _) = await asyncio.gather(
+            self._written("small", question, steps), self._written("large", question, steps)
+        )
+        asked = [_scorable(step) for step in (*steps, draft)]
+        scores = read_scores(await self.scorer.ascore(question.text, asked), len(asked)).scores
+        node.ended, node.draft_score = False, scores[-1]
+        if steps and node.score is None:
+            node.score = scores[-2]
+        node.draft = Written(draft["text"], draft["tokens"], draft["mean_token_probability"])
+        node.large = Written(large["text"], large["tokens"])
+        node.accepted = tree.place((*node.steps, draft["text"]))
+        node.accepted.score = node.draft_score
+        node.regenerated = tree.place((*node.steps, large["text"]))
+        behind = [(node.accepted, [*steps, draft]), (node.regenerated, [*steps, large])]
+        for place, written in behind:
+            self._end(place, written, question)
+        return behind
+
+    async def _written(
+        self, writer: Writer, question: Question, steps: list[Step]
+    ) -> tuple[Step, float | None]:
+        """Return the writer's next step, and the entropy of its first token where that is wanted."""
+        model, previous = self.models[writer], steps[-1] if steps else None
+        arguments = endings(self.segmentation, self.settings.thinking, previous, lead="", model=model)
+        probed = self.probes and writer == "small"
+        message = await model.ainvoke(
+            self._messages(question, steps),
+            max_tokens=self.segmentation.cap(self.settings.max_step_tokens),
+            **arguments,
+            **(entropy_arguments(model) if probed else {}),
+        )
+        told = read_entropy(message, writer) if probed else None
+        draft = draft_of(
+            read_reply(message, arguments.get("stop", ()), writer),
+            writer=writer,
+            lead="",
+            segmentation=self.segmentation,
+            settings=self.settings,
+            previous=previous,
+        )
+        if draft is None or draft["end"] == "length" or "part" in draft or "separator" in draft:
+            raise NotGrown
+        return as_step(draft), None if told is None else told.nats
+
+    def _messages(self, question: Question, steps: list[Step]) -> list[Any]:
+        prefix = join_steps(steps, self.settings.delimiter)
+        return compose([HumanMessage(question.text)], self.settings.instruction, prefix)
+
+    def _end(self, node: Node, steps: list[Step], question: Question) -> None:
+        if steps[-1]["end"] != "eos" and len(steps) < self.settings.max_steps:
+            return
+        text = join_steps(steps, self.settings.delimiter)
+        solution = text.removesuffix(separator_of(steps[-1], self.settings.delimiter))
+        node.ended = True
+        node.correct = question.grade is not None and bool(question.grade(solution))
+
+
+class GrowingRollouts(Rollouts):
+    """Rollouts of grown trees, which grow on where a rollout leaves what is known.
+
+    Args:
+        trees: Of the questions, each with another text.
+        grower: With the models that the trees were grown with.
+    """
+
+    def __init__(self, trees: Sequence[Tree], grower: Grower) -> None:
+        super().__init__([tree.question for tree in trees], max_steps=grower.settings.max_steps)
+        self.trees, self.grower = list(trees), grower
+        self.grown: set[int] = set()
+        """Questions whose trees have grown here."""
+
+    def find(self, index: int, plan: Plan) -> None:
+        """Grow the place that a plan leads to."""
+        asyncio.run(self.grower.extend(self.trees[index], plan))
+        self.grown.add(index)
+
+
+def _ended(text: str) -> Step:
+    return Step(text=text, writer="small", model="", tokens=0, mean_token_probability=None, end="delimiter")
+
+
+def _scorable(step: Step) -> ScorableStep:
+    return ScorableStep(
+        text=step["text"], writer=step["writer"], mean_token_probability=step["mean_token_probability"]
+    )
