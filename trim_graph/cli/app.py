@@ -38,6 +38,9 @@ example}; models on servers are {type: vllm} and {type: langchain, model:
 llm_judge, model: {...}} and {type: token_probability}. Formats of a reward model: qwen,
 math_shepherd, skywork, rlhflow. Checkpoint: none, memory, sqlite:PATH,
 postgresql://USER@HOST/DATABASE, or env:NAME for a variable that holds one.
+A spent budget: on_exhausted small, stop or ask. What users and threads may
+spend over all runs: allowances {user: {large_tokens: 20000}}, counted by a
+ledger such as sqlite:spend.db.
 """
 
 SERVE_HELP = """\
