@@ -10,13 +10,10 @@ from trim_graph.state import DecisionRecord, Draft, Failure, Order
 
 from .accepting import as_step, draft_turned_down
 from .asking import ask
+from .sight import GIVE_UP
 
 if TYPE_CHECKING:
     from .route import Goto, Turn
-
-GIVE_UP = 3
-"""Failed calls of the large model in a run after which it is not asked again, so that a dead server does not
-cost its timeouts at every step."""
 
 
 def fall_back(turn: Turn, failed: Failure, draft: Draft | None, order: Order) -> Command[Goto]:
@@ -54,6 +51,11 @@ def _taken_by_others(turn: Turn, limit: str, order: Order) -> Command[Goto]:
     if turn.asks(refused):
         failed = Failure(part="large", error="", refused=limit)
         return ask(turn, "budget", refused, draft=None, order=order, failed=failed)
+    return give_way(turn, limit)
+
+
+def give_way(turn: Turn, limit: str) -> Command[Goto]:
+    """Go on without the large model, which a spent limit keeps from a step it was to write."""
     turn.note_refusal(limit)
     kept = draft_turned_down(turn.state["decisions"], len(turn.steps))
     if kept is None:
