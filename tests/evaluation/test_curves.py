@@ -74,20 +74,32 @@ def test_a_better_point_never_hurts(points, more):
     assert mean_delta_ibc(points) == mean_ibc(points) - 1
 
 
-@given(st.lists(curves.filter(lambda points: len(points) >= 2).map(lambda points: points[:2]), min_size=1))
-def test_arrays_give_each_resample_its_own_figure(resamples):
+ties = st.sampled_from([-0.1, 0.0, 0.2, 0.5, 1.0, 1.2])
+resampled = st.lists(
+    st.lists(st.tuples(ties | st.floats(0.001, 1.2), ties | numbers), min_size=3, max_size=3),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(resampled, st.sampled_from([0.0, 0.2, 0.3, 0.5, 1.0]), st.sampled_from([0.2, 0.5, 0.95, 1.0]))
+def test_arrays_give_each_resample_its_own_figure(resamples, share, target):
+    """Points of a resample may have changed places."""
     points = [
         (np.array([one[place][0] for one in resamples]), np.array([one[place][1] for one in resamples]))
-        for place in range(2)
+        for place in range(3)
     ]
     for figure in (
         mean_ibc,
         mean_delta_ibc,
-        lambda given: cpt(given, 0.5),
-        lambda given: best_pgr(given, 0.3),
+        lambda given: cpt(given, target),
+        lambda given: best_pgr(given, share),
     ):
-        assert figure(points).tolist() == [figure(one) for one in resamples]
-    assert ibc(points[0][1], points[0][0]).tolist() == [ibc(one[0][1], one[0][0]) for one in resamples]
+        alone = [figure(sorted(one)) for one in resamples]
+        assert figure(points).tolist() == pytest.approx(alone, rel=1e-9, abs=1e-9)
+    plain = [ibc(one[0][1], one[0][0]) for one in resamples]
+    found = ibc(points[0][1], points[0][0]).tolist()
+    assert [None if value != value else value for value in found] == plain
 
 
 def test_what_is_undefined_stays_so():

@@ -73,7 +73,8 @@ def test_an_older_parquet_file_stays_whole_when_writing_fails(folder, make_row):
     assert len(keys(read_run(folder).rows())) == 24
 
 
-def test_many_rows_of_an_arm(folder, make_row):
+def test_many_rows_of_an_arm(folder, make_row, monkeypatch):
+    monkeypatch.setattr("trim_graph.evaluation.run_writing._GROUP", 100)
     journal_of(folder, "small").write_bytes(
         b"".join(to_line(make_row(index=index)) for index in reversed(range(600)))
     )

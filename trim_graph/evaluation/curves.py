@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from .resampled_curves import ResampledCurve
+
     Number = float | NDArray[np.float64]
     Point = tuple[Number, Number]
 
@@ -68,7 +70,7 @@ def mean_ibc(points: Sequence[Point], *, shares: int = SHARES) -> Any:
     def mean(curve: list[tuple[float, float]]) -> float:
         return fmean(pgr_at(curve, share) / share for share in spaced)
 
-    return _on_curve(points, mean)
+    return _on_curve(points, mean, lambda curve: curve.mean_ibc(spaced))
 
 
 def mean_delta_ibc(points: Sequence[Point], *, shares: int = SHARES) -> Any:
@@ -102,7 +104,9 @@ def cpt(points: Sequence[Point], target: float) -> Any:
     """
     if not 0 < target <= 1:
         raise ValueError(f"target={target}: choose a PGR above 0 and at most 1")
-    return _on_curve(points, lambda curve: _least_share(frontier(curve), target))
+    return _on_curve(
+        points, lambda curve: _least_share(frontier(curve), target), lambda curve: curve.cpt(target)
+    )
 
 
 def best_pgr(points: Sequence[Point], share: float) -> Any:
@@ -125,7 +129,7 @@ def best_pgr(points: Sequence[Point], share: float) -> Any:
         efficient = frontier(curve)
         return pgr_at(efficient, min(share, efficient[-1][0]))
 
-    return _on_curve(points, best)
+    return _on_curve(points, best, lambda curve: curve.best_pgr(share))
 
 
 def whole_curve(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -161,21 +165,20 @@ def _least_share(curve: Sequence[tuple[float, float]], target: float) -> float:
     raise AssertionError("a frontier that begins at 0 and ends at 1 or more reaches every PGR up to 1")
 
 
-def _on_curve(points: Sequence[Point], figure: Callable[[list[tuple[float, float]]], float]) -> Any:
-    """Compute a figure of a curve, for each of the resamples where points are arrays."""
-    if not any(_is_array(value) for point in points for value in point):
-        if any(value is None or value != value for point in points for value in point):
-            return None
-        _in_order(points)
-        return figure(whole_curve([(float(share), float(pgr)) for share, pgr in points]))
-    import numpy as np
+def _on_curve(
+    points: Sequence[Point],
+    figure: Callable[[list[tuple[float, float]]], float],
+    resampled: Callable[[ResampledCurve], Any],
+) -> Any:
+    """Compute a figure of a curve, in all resamples where points are arrays."""
+    if any(_is_array(value) for point in points for value in point):
+        from .resampled_curves import ResampledCurve
 
-    values = np.array([np.broadcast_arrays(*point) for point in points], dtype=float)
-    answers = np.full(values.shape[2], np.nan)
-    for number in np.flatnonzero(np.isfinite(values).all(axis=(0, 1))):
-        # Resampled points may change places.
-        answers[number] = figure(whole_curve([(s, p) for s, p in values[:, :, number].tolist()]))
-    return answers
+        return resampled(ResampledCurve(points))
+    if any(value is None or value != value for point in points for value in point):
+        return None
+    _in_order(points)
+    return figure(whole_curve([(float(share), float(pgr)) for share, pgr in points]))
 
 
 def _in_order(points: Sequence[Any]) -> None:

@@ -16,8 +16,9 @@ from trim_graph.training.traces import TOKENS
 
 from .run_files import ROWS, SETTINGS, Row, journal_of, parse_row, read_rows_of
 
-_GROUP = 256
-"""Rows to a row group of Parquet; as many are in memory while one is written."""
+_GROUP = 1024
+"""Rows to a row group of Parquet; as many are in memory while one is written or read, and what is kept of
+each group until the file is closed grows with their number."""
 
 
 def check_folder(folder: Path) -> None:
