@@ -16,11 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from . import WEIGHTS, Split
+from . import WEIGHTS, Part, Split
 from .results_trees import Problems, keep_trees, recorded_trees, weights_identity
 
 if TYPE_CHECKING:
@@ -50,12 +51,11 @@ def study(given: argparse.Namespace) -> dict[str, Any]:
     from .results_study import study_scorers, study_transfer, study_world
 
     worlds: dict[str, Studied] = {split: _world(split, given) for split in given.split}
-    found = {}
+    found: dict[str, Any] = {}
     for split, world in worlds.items():
         try:
-            found[split] = _once(
-                split, given, lambda world=world: study_world(world, resamples=given.resamples)
-            )
+            measure = partial(study_world, world, resamples=given.resamples)
+            found[split] = _once(split, given, measure)
         finally:
             _keep(world, given)
     transfer = _once("transfer", given, lambda: study_transfer(worlds, found))
@@ -162,7 +162,7 @@ def _scored(given: argparse.Namespace) -> dict[str, tuple[World, World]]:
     from .results_scorers import by_token_probability, rescored
     from .results_worlds import World
 
-    seeds = ("validation", VALIDATION_SEED), ("test", TEST_SEED)
+    seeds: list[tuple[Part, int]] = [("validation", VALIDATION_SEED), ("test", TEST_SEED)]
     drawn = [
         Problems(SCORERS_ON, part, _at_most(n, given), seed)
         for n, (part, seed) in zip(SCORED, seeds, strict=True)
@@ -199,7 +199,7 @@ def _checks(worlds: dict[str, Studied], given: argparse.Namespace) -> dict[str, 
     split = next(iter(worlds))
     test = worlds[split].test
     questions = [tree.question for tree in test.trees[: given.check]]
-    models: Any = ChatTransformers(model=str(SMALL)), ChatTransformers(model=str(LARGE))
+    small, large = ChatTransformers(model=str(SMALL)), ChatTransformers(model=str(LARGE))
     policies = [
         threshold(0.8),
         stay_on_large(threshold(0.5), k=2),
@@ -212,7 +212,7 @@ def _checks(worlds: dict[str, Studied], given: argparse.Namespace) -> dict[str, 
     ]
     found = {}
     for policy in policies:
-        graph = create_trim_graph(*models, TransformersProcessReward(PRM), policy=policy, seed=0)
+        graph = create_trim_graph(small, large, TransformersProcessReward(PRM), policy=policy, seed=0)
         ran = asyncio.run(run_arm(graph, questions))
         read = test.solved(policy).outcomes()
         pairs = list(zip(ran, read, strict=False))

@@ -165,7 +165,7 @@ def _router(world: Studied) -> dict[str, Any]:
 
 def _against(curves: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Compare the threshold's curve with those of policies that route whole questions."""
-    found = {}
+    found: dict[str, Any] = {}
     for other in BY_QUESTION:
         if other not in curves or THRESHOLD.name not in curves:
             continue
