@@ -145,9 +145,9 @@ def demo(
 ) -> None:
     """Compare ways to solve held-out problems of the arithmetic world.
 
-    The small model alone, the large one alone, routing by a threshold on the score of each step, by the planned
-    and the learned policies that ship with the models, and at random with the spend of the threshold. Progress
-    goes to stderr, the table to stdout.
+    The small model alone, the large one alone, routing by a threshold on the score of each step, by the
+    planned and the learned policies that ship with the models, and at random with the spend of the
+    threshold. Progress goes to stderr, the table to stdout.
     """
     with failures_reported():
         from .demo import Request, run_demo
