@@ -222,6 +222,15 @@ def _checks(worlds: dict[str, Studied], given: argparse.Namespace) -> dict[str, 
     return found
 
 
+def _rounded(value: Any) -> Any:
+    """Return a document whose numbers have as many digits as mean something."""
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(inner) for inner in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
 def _processor() -> str:
     """Name the processor as Linux does; elsewhere as Python does."""
     try:
@@ -261,11 +270,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given.out.is_dir():
         parser.error(f"--out {given.out}: name a folder that exists")
     given.split = list(dict.fromkeys(given.split or TEST))
-    document = study(given)
+    document = _rounded(study(given))
     from .results_picture import draw
     from .results_report import report
 
-    (given.out / "results.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (given.out / "results.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
     (given.out / "RESULTS.md").write_text(report(document), encoding="utf-8")
     draw(document, given.out / "results.png")
     print(f"written: RESULTS.md, results.json and results.png in {given.out}")
