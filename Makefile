@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-engine lint bench soak train clean
+.PHONY: demo test test-engine lint bench soak train results clean
 
 demo: $(READY)
 	$(BIN)/trim-graph demo
@@ -35,6 +35,10 @@ soak: $(READY)
 
 train: $(READY)
 	$(BIN)/python -m trim_graph.examples.arithmetic.train
+
+# What it records stays in .results; an interrupted run goes on there.
+results: $(READY)
+	$(BIN)/python -m trim_graph.examples.arithmetic.results .results
 
 $(READY): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from trim_graph.evaluation.figures import RESAMPLES
-
-from . import WEIGHTS, Split
+from . import WEIGHTS, Part, Split
 from .results_trees import Problems, keep_trees, recorded_trees, weights_identity
 
 if TYPE_CHECKING:
@@ -29,16 +29,20 @@ if TYPE_CHECKING:
     from .results_worlds import World
 
 HERE = Path(__file__).parent
-TEST: dict[Split, int] = {"standard": 2000, "hard": 600, "words": 2000}
-VALIDATION: dict[Split, int] = {"standard": 1000, "hard": 300, "words": 600}
-TRAINING = 1500
+TEST: dict[Split, int] = {"standard": 2000, "words": 600, "hard": 150}
+VALIDATION: dict[Split, int] = {"standard": 1000, "words": 500, "hard": 100}
+TRAINING = 600
 """Problems that the query router of each world is trained on."""
 LEAST_TRAINING = 60
 """Of them, where fewer problems are asked for."""
 TEST_SEED, VALIDATION_SEED, TRAINING_SEED = 0, 3, 0
 """Policies were trained on validation problems of the seeds 1 and 2."""
 SCORERS_ON: Split = "standard"
-CHECKED = 100
+SCORED = (300, 600)
+"""Validation and test problems of the study of scorers."""
+CHECKED = 50
+RESAMPLES = 1000
+"""Of the bootstrap."""
 _PACKAGES = ("trim-graph", "langgraph", "langchain-core", "torch", "transformers", "numpy")
 
 
@@ -47,21 +51,17 @@ def study(given: argparse.Namespace) -> dict[str, Any]:
     from .results_study import study_scorers, study_transfer, study_world
 
     worlds: dict[str, Studied] = {split: _world(split, given) for split in given.split}
-    found = {}
+    found: dict[str, Any] = {}
     for split, world in worlds.items():
         try:
-            found[split] = study_world(world, resamples=given.resamples)
+            measure = partial(study_world, world, resamples=given.resamples)
+            found[split] = _once(split, given, measure)
         finally:
             _keep(world, given)
-        _tell(f"{split}: measured")
-    transfer = study_transfer(worlds)
-    for world in worlds.values():
-        _keep(world, given)
-    _tell("transfer: measured")
+    transfer = _once("transfer", given, lambda: study_transfer(worlds, found))
     scorers = {}
     if SCORERS_ON in worlds:
-        scorers = study_scorers(_scored(worlds[SCORERS_ON], given), resamples=given.resamples)
-        _tell("scorers: measured")
+        scorers = _once("scorers", given, lambda: study_scorers(_scored(given), resamples=given.resamples))
     return {
         "what": "python -m trim_graph.examples.arithmetic.results",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -82,8 +82,45 @@ def study(given: argparse.Namespace) -> dict[str, Any]:
         "worlds": found,
         "transfer": transfer,
         "scorers": scorers,
-        "checks": _checks(worlds, given),
+        "checks": _once("checks", given, lambda: _checks(worlds, given)),
     }
+
+
+def _once(name: str, given: argparse.Namespace, make: Callable[[], Any]) -> Any:
+    """Return a part of the document that an earlier run made of the same numbers of problems, or make it."""
+    file = given.folder / f"study-{name}.json"
+    settings = {
+        "split": given.split,
+        "n": [[_drawn(split, given).n for split in given.split] for _drawn in (_validation, _test)],
+        "training": TRAINING,
+        "scored": [_at_most(n, given) for n in SCORED],
+        "resamples": given.resamples,
+        "check": given.check,
+        "weights": weights_identity(),
+        "code": _code(),
+    }
+    if name in given.split:
+        at = given.split.index(name)
+        settings |= {"split": name, "n": [numbers[at] for numbers in settings["n"]], "check": None}
+    if file.exists():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["settings"] == settings:
+            return kept["found"]
+    found = json.loads(json.dumps(make()))
+    file.write_text(json.dumps({"settings": settings, "found": found}) + "\n", encoding="utf-8")
+    _tell(f"{name}: measured")
+    return found
+
+
+def _code() -> str:
+    """Return the digest of what measures and of what is measured."""
+    whole = hashlib.sha256()
+    measuring = [
+        HERE / f"results_{name}.py" for name in ("families", "figures", "scorers", "study", "worlds")
+    ]
+    for file in [*measuring, *sorted((HERE / "policies").glob("*.json"))]:
+        whole.update(file.read_bytes())
+    return whole.hexdigest()[:16]
 
 
 def _world(split: Split, given: argparse.Namespace) -> Studied:
@@ -121,14 +158,20 @@ def _at_most(n: int, given: argparse.Namespace) -> int:
     return n if given.at_most is None else min(n, given.at_most)
 
 
-def _scored(world: Studied, given: argparse.Namespace) -> dict[str, tuple[World, World]]:
+def _scored(given: argparse.Namespace) -> dict[str, tuple[World, World]]:
     from .results_scorers import by_token_probability, rescored
+    from .results_worlds import World
 
-    drawn = _validation(SCORERS_ON, given), _test(SCORERS_ON, given)
+    seeds: list[tuple[Part, int]] = [("validation", VALIDATION_SEED), ("test", TEST_SEED)]
+    drawn = [
+        Problems(SCORERS_ON, part, _at_most(n, given), seed)
+        for n, (part, seed) in zip(SCORED, seeds, strict=True)
+    ]
+    shipped = [World(SCORERS_ON, recorded_trees(problems, given.folder)) for problems in drawn]
     early = [rescored(problems, given.folder, WEIGHTS / "prm_early") for problems in drawn]
     bare = [by_token_probability(problems, given.folder) for problems in drawn]
     return {
-        "prm": (world.validation, world.test),
+        "prm": (shipped[0], shipped[1]),
         "prm_early": (early[0], early[1]),
         "token probability": (bare[0], bare[1]),
     }
@@ -156,7 +199,7 @@ def _checks(worlds: dict[str, Studied], given: argparse.Namespace) -> dict[str, 
     split = next(iter(worlds))
     test = worlds[split].test
     questions = [tree.question for tree in test.trees[: given.check]]
-    models: Any = ChatTransformers(model=str(SMALL)), ChatTransformers(model=str(LARGE))
+    small, large = ChatTransformers(model=str(SMALL)), ChatTransformers(model=str(LARGE))
     policies = [
         threshold(0.8),
         stay_on_large(threshold(0.5), k=2),
@@ -169,7 +212,7 @@ def _checks(worlds: dict[str, Studied], given: argparse.Namespace) -> dict[str, 
     ]
     found = {}
     for policy in policies:
-        graph = create_trim_graph(*models, TransformersProcessReward(PRM), policy=policy, seed=0)
+        graph = create_trim_graph(small, large, TransformersProcessReward(PRM), policy=policy, seed=0)
         ran = asyncio.run(run_arm(graph, questions))
         read = test.solved(policy).outcomes()
         pairs = list(zip(ran, read, strict=False))
@@ -177,6 +220,15 @@ def _checks(worlds: dict[str, Studied], given: argparse.Namespace) -> dict[str, 
         found[repr(policy)] = {"split": split, "n": len(pairs), "same": same}
         _tell(f"{policy!r}: {same} of {len(pairs)} problems came out the same in the graph")
     return found
+
+
+def _rounded(value: Any) -> Any:
+    """Return a document whose numbers have as many digits as mean something."""
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(inner) for inner in value]
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def _processor() -> str:
@@ -217,12 +269,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--{option.replace('_', '-')} is {value}: choose 1 or more")
     if not given.out.is_dir():
         parser.error(f"--out {given.out}: name a folder that exists")
-    given.split = list(dict.fromkeys(given.split or get_args(Split)))
-    document = study(given)
+    given.split = list(dict.fromkeys(given.split or TEST))
+    document = _rounded(study(given))
     from .results_picture import draw
     from .results_report import report
 
-    (given.out / "results.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (given.out / "results.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
     (given.out / "RESULTS.md").write_text(report(document), encoding="utf-8")
     draw(document, given.out / "results.png")
     print(f"written: RESULTS.md, results.json and results.png in {given.out}")

@@ -142,7 +142,7 @@ def _added(worlds: dict[str, Any]) -> list[str]:
         ]
         if said:
             lines.append(
-                f"{family[0].upper()}{family[1:]}, beside the threshold of equal spend: {'; '.join(said)}."
+                f"{family[0].upper()}{family[1:]}, beside the threshold of as much spend or slightly more: {'; '.join(said)}."
             )
     return lines
 

@@ -32,7 +32,7 @@ SHARES = tuple(round(0.05 * number, 2) for number in range(1, 20))
 COSTS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
 """Of a large token, where a right solution is worth 100: what plans are made for."""
 LAMBDAS = ("0.005", "0.01", "0.02", "0.03", "0.04")
-LIMITS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9)
+LIMITS = (0.2, 0.35, 0.5, 0.65, 0.8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def policy_family(
     return Family(name, settings, lambda world, setting: world.solved(make(setting)))
 
 
-def thresholds(world: World, count: int = 150) -> list[float]:
+def thresholds(world: World, count: int = 100) -> list[float]:
     """Return thresholds between which the scores of drafts are evenly spread."""
     return [*quantiles(world.draft_scores, count), 1.0]
 
@@ -144,7 +144,7 @@ def families(router: query_router) -> list[Family]:
         policy_family("planned (POMDP)", lambda world: COSTS, _planned),
         *(policy_family(f"learned ({kind})", lambda world: _LEARNED, _learned(kind)) for kind in LEARNED),
         policy_family(
-            "entropy probe", lambda world: [*reversed(quantiles(world.entropies, 60)), 0.0], entropy_probe
+            "entropy probe", lambda world: [*reversed(quantiles(world.entropies, 40)), 0.0], entropy_probe
         ),
         router_family(router),
         _by_question("cascade, token probability", lambda world: world.confidence(), higher=False),
@@ -159,7 +159,7 @@ _LEARNED = [(price, limit) for price in LAMBDAS for limit in LIMITS]
 
 def _staying(k: int) -> Family:
     def settings(world: World) -> list[float]:
-        return thresholds(world, 60)
+        return thresholds(world, 40)
 
     return policy_family(f"threshold, stay {k}", settings, lambda t: stay_on_large(threshold(t), k=k))
 

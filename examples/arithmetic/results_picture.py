@@ -39,7 +39,7 @@ def draw(document: dict[str, Any], file: Path) -> None:
         axes.set_xlim(0, 1)
     panels[0].set_ylabel("accuracy (95 % intervals)")
     panels[-1].legend(fontsize="x-small", loc="lower right")
-    figure.savefig(file, dpi=80)
+    figure.savefig(file, dpi=64)
 
 
 def _draw_points(axes: Any, points: list[dict[str, Any]], name: str, colour: str) -> None:

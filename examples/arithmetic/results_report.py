@@ -41,7 +41,9 @@ def report(document: dict[str, Any]) -> str:
     if len(worlds) > 1:
         parts += ["## Tuned on one world, tested on another", _TRANSFER, _transfer(document["transfer"])]
     if document["scorers"]:
-        parts += ["## A worse scorer", _SCORERS, _scorers(document["scorers"])]
+        one = next(iter(document["scorers"].values()))
+        numbers = f"{one['n']} test and {one['n_validation']} validation problems."
+        parts += ["## A worse scorer", f"{_SCORERS} {numbers}", _scorers(document["scorers"])]
     if document["checks"]:
         parts += ["## The recorded solutions are the graph's", _checks(document["checks"])]
     return "\n\n".join(parts) + "\n"

@@ -165,7 +165,7 @@ def _router(world: Studied) -> dict[str, Any]:
 
 def _against(curves: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Compare the threshold's curve with those of policies that route whole questions."""
-    found = {}
+    found: dict[str, Any] = {}
     for other in BY_QUESTION:
         if other not in curves or THRESHOLD.name not in curves:
             continue
@@ -203,22 +203,29 @@ def _adds(world: Studied, chosen: Mapping[str, Sequence[Point]]) -> list[dict[st
     return rows
 
 
-def study_transfer(worlds: Mapping[str, Studied]) -> list[dict[str, Any]]:
-    """Tune on one world, test on another, beside random routing that spends as much there or more."""
+def study_transfer(worlds: Mapping[str, Studied], studied: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Tune on one world, test on another, beside random routing that spends as much there or more.
+
+    Args:
+        worlds: All of them.
+        studied: What `study_world` found of each; its operating points are taken.
+    """
     rows = []
     for source, tuned in worlds.items():
         for family in tuned.families:
             if family.name not in (THRESHOLD.name, *STEPWISE[2:], BY_QUESTION[0]):
                 continue
-            points = operating_points(family, tuned.validation, [BUDGET])
-            for target, tested in worlds.items() if points else ():
-                arm = family.on(tested.test, points[0].setting)
+            points = studied[source]["families"][family.name]["points"]
+            chosen = [point["setting"] for point in points if point["target"] == BUDGET]
+            for target, tested in worlds.items() if chosen else ():
+                setting = tuple(chosen[0]) if isinstance(chosen[0], list) else chosen[0]
+                arm = family.on(tested.test, setting)
                 rows.append(
                     {
                         "family": family.name,
                         "tuned_on": source,
                         "tested_on": target,
-                        "setting": points[0].setting,
+                        "setting": setting,
                         "share": tested.test.share(arm),
                         "accuracy": arm.accuracy,
                         **_beside_random(tested.test, arm),
@@ -255,6 +262,8 @@ def study_scorers(
         draws = Draws(test, arms, resamples=resamples)
         at = [point for point in points if point.target == BUDGET]
         found[name] = {
+            "n": len(test),
+            "n_validation": len(validation),
             "auc": step_auc(test),
             "budget": _measured(draws, _arm(name, at[0]), at[0]) if at else None,
             "curve": {key: figure.document() for key, figure in draws.curve(list(arms)).items()},

@@ -62,10 +62,20 @@ def test_a_second_run_asks_no_model_and_finds_the_same(kept, tmp_path, monkeypat
 
     monkeypatch.setattr(Grower, "grow", refuse)
     monkeypatch.setattr("trim_graph.examples.arithmetic.results_router._alone", refuse)
+    for file in kept[0].glob("study-*.json"):
+        file.unlink()
     results.main([str(kept[0]), *OPTIONS, "--check", "0", "--out", str(tmp_path)])
     first, second = (json.loads((out / "results.json").read_text()) for out in (kept[1], tmp_path))
     for key in ("worlds", "transfer", "scorers"):
         assert first[key] == second[key]
+
+
+def test_what_was_measured_of_a_world_is_taken_from_there(kept, tmp_path, monkeypatch):
+    monkeypatch.setattr("trim_graph.examples.arithmetic.results_study.study_world", None)
+    results.main([str(kept[0]), *OPTIONS, "--out", str(tmp_path)])
+    monkeypatch.setattr(results, "_code", lambda: "changed")
+    with pytest.raises(TypeError):
+        results.main([str(kept[0]), *OPTIONS, "--out", str(tmp_path)])
 
 
 def test_an_interrupted_recording_goes_on(tmp_path, monkeypatch):

@@ -145,7 +145,7 @@ def solve(
         )
 
 
-@app.command(short_help="Compare four ways to solve many problems.")
+@app.command(short_help="Compare ways to solve many problems.")
 def demo(
     n: Annotated[int, typer.Option("-n", help="How many problems.")] = 100,
     split: Annotated[
@@ -158,10 +158,11 @@ def demo(
         Path | None, typer.Option("--json", metavar="FILE", help="Write everything to this file.")
     ] = None,
 ) -> None:
-    """Compare four ways to solve held-out problems of the arithmetic world.
+    """Compare ways to solve held-out problems of the arithmetic world.
 
-    The small model alone, the large one alone, routing by the score of each step, and routing at random with
-    the same spend. Progress goes to stderr, the table to stdout.
+    The small model alone, the large one alone, routing by a threshold on the score of each step, by the
+    planned and the learned policies that ship with the models, and at random with the spend of the
+    threshold. Progress goes to stderr, the table to stdout.
     """
     with failures_reported():
         from .demo import Request, run_demo

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from trim_graph.training.ppo import Point, Score, Trained, Training
     from trim_graph.training.rollouts import Rollouts
     from trim_graph.training.step_model import StepModel
+    from trim_graph.training.traces import Trace
 
 SETS = ("training", "validation")
 
@@ -156,8 +158,7 @@ def _rollouts(
         found = Rollouts(those, build, max_steps=config.settings.max_steps, concurrency=request.concurrency)
         if name in journals:
             found.add(read_traces(journals[name].path))
-            journal = journals[name]
-            found.on_trace = lambda trace, journal=journal: journal.append(dict(trace))
+            found.on_trace = partial(_keep, journals[name])
 
         def tell(turn: int, left: int, name: str = name, found: Rollouts = found) -> None:
             print(
@@ -169,6 +170,10 @@ def _rollouts(
         asyncio.run(found.explore(request.rounds, tell))
         sets.append(found)
     return sets[0], sets[1]
+
+
+def _keep(journal: Journal, trace: Trace) -> None:
+    journal.append(dict(trace))
 
 
 def _journals(request: Request, config: TrimConfig, opened: ExitStack) -> dict[str, Journal]:

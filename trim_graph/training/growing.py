@@ -2,8 +2,8 @@
 
 At each place it does what the nodes of the graph do there, by their own functions, but only once: a run of
 the graph begins at the question and passes all earlier places again. A tree grown here is the tree that
-`Rollouts.explore` records. What only the graph can follow (a draft cut by its length, an answer that holds no
-step, a thought) is not grown.
+`Rollouts.explore` records. What only the graph can follow (a draft cut by its length, no step at all, a
+thought) is not grown.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from trim_graph.context import Settings
 from trim_graph.conversation import compose
 from trim_graph.evaluation import Question
 from trim_graph.nodes.accepting import as_step
-from trim_graph.nodes.drafting import draft_of, endings
+from trim_graph.nodes.drafting import draft_of, endings, lead_counts
 from trim_graph.nodes.probing import entropy_arguments
+from trim_graph.nodes.route import MAX_ATTEMPTS
 from trim_graph.run import segmentation_of
 from trim_graph.segment import join_steps, separator_of
 from trim_graph.state import Step
@@ -134,30 +135,38 @@ class Grower:
         self, writer: Writer, question: Question, steps: list[Step]
     ) -> tuple[Step, float | None]:
         """Return the writer's next step, and the entropy of its first token where that is wanted."""
-        model, previous = self.models[writer], steps[-1] if steps else None
-        arguments = endings(self.segmentation, self.settings.thinking, previous, lead="", model=model)
-        probed = self.probes and writer == "small"
-        message = await model.ainvoke(
-            self._messages(question, steps),
-            max_tokens=self.segmentation.cap(self.settings.max_step_tokens),
-            **arguments,
-            **(entropy_arguments(model) if probed else {}),
-        )
-        told = read_entropy(message, writer) if probed else None
-        draft = draft_of(
-            read_reply(message, arguments.get("stop", ()), writer),
-            writer=writer,
-            lead="",
-            segmentation=self.segmentation,
-            settings=self.settings,
-            previous=previous,
-        )
-        if draft is None or draft["end"] == "length" or "part" in draft or "separator" in draft:
-            raise NotGrown
-        return as_step(draft), None if told is None else told.nats
+        model, previous, before = self.models[writer], steps[-1] if steps else None, ""
+        told: float | None = None
+        for _ in range(MAX_ATTEMPTS):
+            lead = before if lead_counts(previous, before) else ""
+            arguments = endings(self.segmentation, self.settings.thinking, previous, lead=lead, model=model)
+            probed = self.probes and writer == "small" and not before
+            message = await model.ainvoke(
+                self._messages(question, steps, before),
+                max_tokens=self.segmentation.cap(self.settings.max_step_tokens),
+                **arguments,
+                **(entropy_arguments(model) if probed else {}),
+            )
+            reply = read_reply(message, arguments.get("stop", ()), writer)
+            entropy = read_entropy(message, writer) if probed else None
+            told = entropy.nats if entropy is not None else told
+            draft = draft_of(
+                reply,
+                writer=writer,
+                lead=lead,
+                segmentation=self.segmentation,
+                settings=self.settings,
+                previous=previous,
+            )
+            if draft is not None and draft["end"] != "length" and not {"part", "separator"} & draft.keys():
+                return as_step(draft), told
+            if draft is not None or reply.end == "eos":
+                break
+            before += reply.text + reply.separator
+        raise NotGrown
 
-    def _messages(self, question: Question, steps: list[Step]) -> list[Any]:
-        prefix = join_steps(steps, self.settings.delimiter)
+    def _messages(self, question: Question, steps: list[Step], before: str) -> list[Any]:
+        prefix = join_steps(steps, self.settings.delimiter) + before
         return compose([HumanMessage(question.text)], self.settings.instruction, prefix)
 
     def _end(self, node: Node, steps: list[Step], question: Question) -> None:
