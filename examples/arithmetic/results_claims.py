@@ -142,7 +142,8 @@ def _added(worlds: dict[str, Any]) -> list[str]:
         ]
         if said:
             lines.append(
-                f"{family[0].upper()}{family[1:]}, beside the threshold of as much spend or slightly more: {'; '.join(said)}."
+                f"{family[0].upper()}{family[1:]}, beside the threshold of as much spend or slightly more: "
+                f"{'; '.join(said)}."
             )
     return lines
 
