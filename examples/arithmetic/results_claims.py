@@ -141,9 +141,10 @@ def _added(worlds: dict[str, Any]) -> list[str]:
             if sides[side]
         ]
         if said:
-            name = f"{family[0].upper()}{family[1:]}"
-            beside = f"{name}, beside the threshold of as much spend or slightly more"
-            lines.append(f"{beside}: {'; '.join(said)}.")
+            lines.append(
+                f"{family[0].upper()}{family[1:]}, beside the threshold of as much spend or slightly more: "
+                f"{'; '.join(said)}."
+            )
     return lines
 
 

@@ -71,10 +71,13 @@ def test_a_second_run_asks_no_model_and_finds_the_same(kept, tmp_path, monkeypat
 
 
 def test_what_was_measured_of_a_world_is_taken_from_there(kept, tmp_path, monkeypatch):
-    monkeypatch.setattr("trim_graph.examples.arithmetic.results_study.study_world", None)
+    def refuse(world, resamples):
+        raise AssertionError("it was measured again")
+
+    monkeypatch.setattr("trim_graph.examples.arithmetic.results_study.study_world", refuse)
     results.main([str(kept[0]), *OPTIONS, "--out", str(tmp_path)])
     monkeypatch.setattr(results, "_code", lambda: "changed")
-    with pytest.raises(TypeError):
+    with pytest.raises(AssertionError, match="measured again"):
         results.main([str(kept[0]), *OPTIONS, "--out", str(tmp_path)])
 
 
