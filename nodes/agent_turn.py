@@ -27,6 +27,7 @@ from .calling import (
     begin_call,
     billed,
     came_to_nothing,
+    charged_if_left,
     out_of_time,
     refused,
     spend_of_raised,
@@ -198,7 +199,7 @@ async def agenerate_turn(
     drawing = Drawing(state, call.order, ledger)
     if not drawing:
         return await _aasked(call, ask(call), time.monotonic(), model, render)
-    drawn = await asyncio.to_thread(drawing.reserve, call.order["max_tokens"])
+    drawn = await drawing.areserve(call.order["max_tokens"])
     if drawn.refused is not None:
         return refused(call, drawn.refused)
     call = _granted(call, drawn.tokens)
@@ -230,13 +231,14 @@ def _asked(
     model: Any,
     render: Callable[[AIMessage], str],
 ) -> dict[str, Any]:
-    try:
-        message, last = call_within(call.limit, ask)
-        reply = read_turn(message, call.order["writer"], model, last=last)
-    except Exception as error:
-        return came_to_nothing(call, error, time.monotonic() - begun)
-    spend = billed(call, reply, message.response_metadata, time.monotonic() - begun)
-    return _noted(call, reply, spend, render(message))
+    with charged_if_left(call):
+        try:
+            message, last = call_within(call.limit, ask)
+            reply = read_turn(message, call.order["writer"], model, last=last)
+        except Exception as error:
+            return came_to_nothing(call, error, time.monotonic() - begun)
+        spend = billed(call, reply, message.response_metadata, time.monotonic() - begun)
+        return _noted(call, reply, spend, render(message))
 
 
 async def _aasked(
@@ -246,14 +248,15 @@ async def _aasked(
     model: Any,
     render: Callable[[AIMessage], str],
 ) -> dict[str, Any]:
-    try:
-        async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
-            message, last = await asked
-        reply = read_turn(message, call.order["writer"], model, last=last)
-    except Exception as error:
-        return came_to_nothing(call, error, time.monotonic() - begun)
-    spend = billed(call, reply, message.response_metadata, time.monotonic() - begun)
-    return _noted(call, reply, spend, render(message))
+    with charged_if_left(call):
+        try:
+            async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
+                message, last = await asked
+            reply = read_turn(message, call.order["writer"], model, last=last)
+        except Exception as error:
+            return came_to_nothing(call, error, time.monotonic() - begun)
+        spend = billed(call, reply, message.response_metadata, time.monotonic() - begun)
+        return _noted(call, reply, spend, render(message))
 
 
 def _noted(call: Call, reply: Reply, spend: Spend, text: str) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from langgraph.types import Command
 
 from trim_graph.events import emit
 from trim_graph.policies.base import Choice
+from trim_graph.segment import DelimiterSteps
 from trim_graph.state import Answered, Asking, DecisionRecord, Draft, Failure, Order, Step
 
-from .accepting import as_step
+from .accepting import as_step, draft_turned_down
 
 if TYPE_CHECKING:
     from .route import Goto, Turn
@@ -51,12 +52,30 @@ def act_on(turn: Turn, answered: Answered, draft: Draft | None, order: Order | N
         return turn.carry_out(Choice(answered["decision"], turn.memory), draft, order, by_person=True)
     if "more" in answered:
         raised = ", ".join(f"{name} by {amount:g}" for name, amount in answered["more"].items())
-        turn.note(f"a person raised the limits: {raised}")
+        turn.note(f"a person raised the limits: {raised or 'none of those that are set'}")
         return None
     if answered["go_on"] == "stop":
         return turn.finish("person")
     turn.note("a person had the small model go on alone")
-    return None
+    waits = turn.state.get("failed") is not None or (order is not None and order["writer"] == "large")
+    return _without_large(turn) if draft is None and waits else None
+
+
+def _without_large(turn: Turn) -> Command[Goto]:
+    """Keep the draft that the large model was to replace, or have the small one write the step."""
+    kept, small = draft_turned_down(turn.state["decisions"], len(turn.steps)), turn.small_order(decided=False)
+    if kept is None:
+        return turn.write(small)
+    turn.decide(DecisionRecord(step=len(turn.steps), decision="accept", score=kept["score"], by="person"))
+    return turn.accept(kept, small)
+
+
+def _separator(turn: Turn, draft: Draft | None) -> str | None:
+    """What separates the steps of this solution, where that is not the delimiter of the settings."""
+    for step in (draft, *reversed(turn.steps)):
+        if step is not None and step["end"] == "delimiter":
+            return step.get("separator")
+    return turn.segmentation.delimiter if isinstance(turn.segmentation, DelimiterSteps) else None
 
 
 def _by_hand(turn: Turn, text: str, *, ends: bool, draft: Draft | None) -> Command[Goto]:
@@ -72,6 +91,8 @@ def _by_hand(turn: Turn, text: str, *, ends: bool, draft: Draft | None) -> Comma
         mean_token_probability=None,
         end="eos" if ends else "delimiter",
     )
+    if not ends and (separator := _separator(turn, draft)) is not None:
+        step["separator"] = separator
     thinking, previous = turn.settings.thinking, turn.steps[-1] if turn.steps else None
     if thinking is not None and (part := thinking.part_of(previous, step["text"])) is not None:
         step["part"] = part

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from langgraph.errors import GraphBubbleUp
 
 from trim_graph.adapters.replies import Reply
 from trim_graph.budget import Spend, budget_left
 from trim_graph.context import Settings, settings_of
+from trim_graph.errors import SettingsError
 from trim_graph.events import emit
 from trim_graph.process import this_process
-from trim_graph.state import Failure, InFlight, Order, TrimState
+from trim_graph.state import Failure, Order, TrimState
 
-from .failures import charge_attempts, charge_failed_call, failure, has_way_out, told_of_retries
+from .failures import NEVER_CAUGHT, charge_attempts, charge_failed_call, failure, has_way_out, told_of_retries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +30,8 @@ class Call:
     """Before it."""
     notes: list[str]
     settings: Settings
+    run: str
+    """Id of the run."""
     prompt_tokens: int
     """Of a call of the large model, for charges."""
     limit: float | None
@@ -39,10 +47,10 @@ class Call:
 
 
 def begin_call(state: TrimState) -> Call | None:
-    """Look what the call that `route` ordered may use now; None where a crash cut off the one before it."""
+    """Look what the call that `route` ordered may use now; None where one before it was cut off."""
     order = state["order"]
     assert order is not None
-    if _lost_call(state) is not None:
+    if _cut_off(state) is not None:
         return None
     settings, spend = settings_of(state["run"]), state["spend"]
     left = budget_left(settings.budget, spend, settings.prices)
@@ -51,6 +59,7 @@ def begin_call(state: TrimState) -> Call | None:
         spend=spend,
         notes=state["notes"],
         settings=settings,
+        run=state["run"]["id"],
         prompt_tokens=(state.get("in_flight") or {"prompt_tokens": 0})["prompt_tokens"],
         limit=None if left.seconds is None else max(left.seconds, 0.01),
     )
@@ -61,6 +70,7 @@ def charged_first(state: TrimState) -> dict[str, Any]:
     order = state["order"]
     assert order is not None
     spend, notes = charge_lost_call(state)
+    forget_cut_off(state["run"]["id"])
     return {
         "spend": spend,
         "notes": [*state["notes"], *notes],
@@ -71,27 +81,66 @@ def charged_first(state: TrimState) -> dict[str, Any]:
 
 
 def charge_lost_call(state: TrimState) -> tuple[Spend, list[str]]:
-    """Charge a large call that another process began and nobody saw the end of."""
-    in_flight, spend = _lost_call(state), state["spend"]
+    """Charge a large call that nobody saw the end of: a crash ended its process, or an error its node."""
+    cut_off = _cut_off(state)
+    if cut_off is None:
+        return state["spend"], []
+    spend, how = cut_off
+    tokens = spend["unaccounted_tokens"] - state["spend"]["unaccounted_tokens"]
+    note = f"a call of the large model was cut off by {how}; {tokens} tokens were charged for it"
+    emit("note", text=note)
+    return spend, [note]
+
+
+_LEFT: OrderedDict[str, tuple[int, Spend]] = OrderedDict()
+"""Runs of this process whose last large call left its node by an error or a cancellation, which writes
+nothing into the state: the number of the call, and the spend with it."""
+_LEFT_KEPT = 10_000
+
+
+@contextmanager
+def charged_if_left(call: Call) -> Iterator[None]:
+    """Remember what a large call may have used that leaves its node by an error: the run may go on later."""
+    try:
+        yield
+    except (GraphBubbleUp, SettingsError):
+        raise
+    except BaseException as error:
+        if call.order["writer"] == "large":
+            spend = spend_of_raised(call, error)
+            # Raised to the caller, who has it tried again: no reason to give the model up.
+            spend["large"] = {**spend["large"], "failed_calls": call.spend["large"]["failed_calls"]}
+            _LEFT[call.run] = (call.spend["large"]["calls"], spend)
+            _LEFT.move_to_end(call.run)
+            while len(_LEFT) > _LEFT_KEPT:
+                _LEFT.popitem(last=False)
+        raise
+
+
+def forget_cut_off(run: str) -> None:
+    """What was cut off is charged in the state."""
+    _LEFT.pop(run, None)
+
+
+def _cut_off(state: TrimState) -> tuple[Spend, str] | None:
+    """The spend with a large call that was cut off, and what did it."""
+    in_flight, spend = state.get("in_flight"), state["spend"]
     if in_flight is None:
-        return spend, []
+        return None
+    if in_flight["process"] == this_process():
+        number, with_it = _LEFT.get(state["run"]["id"], (-1, spend))
+        return (with_it, "an error") if number >= spend["large"]["calls"] else None
     lost, prices = in_flight["max_tokens"], settings_of(state["run"]).prices
     charged = Spend(**{**spend, "large": {**spend["large"], "calls": spend["large"]["calls"] + 1}})
     charged["unaccounted_tokens"] += lost
     charged["unaccounted_cost"] += prices.large.cost(in_flight["prompt_tokens"], lost)
-    note = f"a call of the large model was cut off by a crash; {lost} tokens were charged for it"
-    emit("note", text=note)
-    return charged, [note]
-
-
-def _lost_call(state: TrimState) -> InFlight | None:
-    in_flight = state.get("in_flight")
-    return None if in_flight is None or in_flight["process"] == this_process() else in_flight
+    return charged, "a crash"
 
 
 def came_to_nothing(call: Call, error: Exception, seconds: float) -> dict[str, Any]:
     """Note why there is no answer, where the run has a way to go on; else raise."""
-    if isinstance(error, TimeoutError) and call.limit is not None and seconds >= call.limit:
+    # A client that was given the time limit may have an error of its own for it.
+    if call.limit is not None and seconds >= call.limit and not isinstance(error, NEVER_CAUGHT):
         return _timed_out(call, seconds)
     writer = call.order["writer"]
     if not has_way_out(error, writer, call.settings):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from trim_graph.accounts import Accounts, Drawn, amount_between
-from trim_graph.budget import Spend
+from trim_graph.budget import Spend, nothing_spent
 from trim_graph.context import settings_of
 from trim_graph.events import emit
 from trim_graph.ledger import Ledger
@@ -48,6 +49,19 @@ class Drawing:
             budget=self._settings.budget,
             prices=self._settings.prices,
         )
+
+    async def areserve(self, wanted: int) -> Drawn:
+        """As `reserve`, without blocking; what is set aside for a run cancelled meanwhile is given back."""
+        if not self._accounts:
+            return Drawn(wanted)
+        reserving = asyncio.ensure_future(asyncio.to_thread(self.reserve, wanted))
+        try:
+            return await asyncio.shield(reserving)
+        except asyncio.CancelledError:
+            await reserving
+            nothing = nothing_spent()
+            await asyncio.to_thread(self.settle, nothing, nothing)
+            raise
 
     def settle(self, before: Spend, after: Spend) -> str | None:
         """Tell the ledger what the call has used.

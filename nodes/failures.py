@@ -18,12 +18,12 @@ SHOWN = 300
 """Characters of an error that the state keeps."""
 
 # Mistakes in a set-up, not failures of a model; and LangGraph's own ways to leave a node.
-_NEVER_CAUGHT = (GraphBubbleUp, SettingsError, ChatModelContractError)
+NEVER_CAUGHT = (GraphBubbleUp, SettingsError, ChatModelContractError)
 
 
 def has_way_out(error: Exception, part: Literal["small", "large", "scorer"], settings: Settings) -> bool:
     """Tell whether a run goes on after this error, by ``on_small_error`` and its like."""
-    return not isinstance(error, _NEVER_CAUGHT) and getattr(settings, f"on_{part}_error") != "raise"
+    return not isinstance(error, NEVER_CAUGHT) and getattr(settings, f"on_{part}_error") != "raise"
 
 
 def failure(error: Exception, part: Literal["small", "large", "scorer"]) -> Failure:

@@ -27,6 +27,7 @@ from .calling import (
     billed,
     came_to_nothing,
     charged_first,
+    charged_if_left,
     out_of_time,
     refused,
     spend_of_raised,
@@ -83,7 +84,7 @@ def generate_step_node(
         drawing = Drawing(state, call.order, ledger)
         if not drawing:
             return changed(state, await _aasked(call))
-        drawn = await asyncio.to_thread(drawing.reserve, call.order["max_tokens"])
+        drawn = await drawing.areserve(call.order["max_tokens"])
         if drawn.refused is not None:
             return changed(state, refused(call, drawn.refused))
         call = _granted(call, drawn.tokens)
@@ -102,21 +103,23 @@ def generate_step_node(
 def _asked(call: _StepCall) -> dict[str, Any]:
     begun = time.monotonic()
     ask = partial(call.model.invoke, call.messages, call.config, **call.arguments)
-    try:
-        message = call_within(call.limit, ask)
-    except Exception as error:
-        return came_to_nothing(call, error, time.monotonic() - begun)
-    return _noted(call, message, time.monotonic() - begun)
+    with charged_if_left(call):
+        try:
+            message = call_within(call.limit, ask)
+        except Exception as error:
+            return came_to_nothing(call, error, time.monotonic() - begun)
+        return _noted(call, message, time.monotonic() - begun)
 
 
 async def _aasked(call: _StepCall) -> dict[str, Any]:
     begun = time.monotonic()
-    try:
-        async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
-            message = await call.model.ainvoke(call.messages, call.config, **call.arguments)
-    except Exception as error:
-        return came_to_nothing(call, error, time.monotonic() - begun)
-    return _noted(call, message, time.monotonic() - begun)
+    with charged_if_left(call):
+        try:
+            async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
+                message = await call.model.ainvoke(call.messages, call.config, **call.arguments)
+        except Exception as error:
+            return came_to_nothing(call, error, time.monotonic() - begun)
+        return _noted(call, message, time.monotonic() - begun)
 
 
 def after_generate_step(state: TrimState) -> Literal["score decides", "no score needed"]:

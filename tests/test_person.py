@@ -19,9 +19,10 @@ from langgraph.types import Command
 from pydantic import ValidationError
 
 from trim_graph import Budget, SettingsError, TrimContext, create_trim_chat_model, open_checkpointer
-from trim_graph.ledger import MemoryLedger
+from trim_graph.ledger import Amount, MemoryLedger
 from trim_graph.policies import large_only, small_only, stay_on_large
 from trim_graph.run import RECURSION_FLOOR
+from trim_graph.segment import delimiter, pattern
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
 THREAD = {"configurable": {"thread_id": "1"}}
@@ -77,7 +78,7 @@ def test_more_budget_lets_the_large_model_go_on(make, asynchronously):
     assert done["decisions"] == {"regenerate": 4}
     assert done["notes"] == [
         "a person raised the limits: large_calls by 2",
-        "a person raised the limits: large_tokens by 50, large_calls by 1",
+        "a person raised the limits: large_calls by 1",
     ], "large_tokens had no limit, and has none now"
 
 
@@ -135,6 +136,52 @@ def test_a_step_by_hand_belongs_to_the_thought_it_goes_on_with(make):
         "answer": {"small": 0, "large": 0, "person": 1},
     }
     assert done["answer"] == "1"
+
+
+@pytest.mark.parametrize("way", [delimiter("\n"), pattern(r"\n(?=[sl])")], ids=["delimiter", "pattern"])
+def test_a_step_by_hand_is_separated_as_the_others_are(make, way):
+    lines = "\n".join(["small one", "small two", "so it is \\boxed{4}"])
+
+    def script(prefix):
+        return lines[len(prefix) :] if lines.startswith(prefix) else "\nso it is \\boxed{4}"[1:]
+
+    models = [ScriptedChatModel(script=script, delimiter="\n") for _ in range(2)]
+    saver = InMemorySaver()
+    rig = make(
+        *models, {"small one": 1.0}, segmentation=way, ask_below=0.5, checkpointer=saver, policy=small_only()
+    )
+    rig.scorer.default = 0.0
+    rig.ask(config=THREAD)
+    result = answer(rig, {"step": "by hand"})
+    text = asked(result)["steps"] if "__interrupt__" in result else None
+    assert [step["text"] for step in text] == ["small one", "by hand"]
+    done = answer(rig, {"go_on": "small"})
+    assert done["messages"][-1].text == "small one\nby hand\nso it is \\boxed{4}"
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_go_on_small_does_not_call_the_large_model_once_more(make, failing):
+    """Also where there is some budget again when the answer comes."""
+    ledger, calls = MemoryLedger(), []
+
+    def grab(prefix):
+        calls.append(prefix)
+        return "LARGE"
+
+    rig = asking(
+        make,
+        large=ScriptedChatModel(script=grab),
+        budget={"on_exhausted": "ask"},
+        ledger=ledger,
+        allowances={"user": {"large_calls": 1}},
+    )
+    ledger.reserve("user:ada", "another's", lambda used: Amount(0, 1, 0.0))
+    rig.graph.invoke({"messages": [("user", "?")]}, THREAD, context=TrimContext(user="ada"))
+    if failing:  # there is some again, when the answer comes
+        ledger.settle("user:ada", "another's", Amount(0, 0, 0.0))
+    done = answer(rig, {"go_on": "small"})
+    assert not calls
+    assert done["trim"]["steps"] == {"small": 4, "large": 0}
 
 
 def test_token_probabilities_know_no_doubt_of_a_person():

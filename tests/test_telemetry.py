@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from trim_graph import create_trim_chat_model
+from trim_graph import create_trim_chat_model, create_trim_graph
 from trim_graph.policies import threshold
 from trim_graph.telemetry import TrimTelemetry
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
@@ -204,3 +204,38 @@ def test_without_the_extra_the_pip_line_is_printed():
     code = "import sys; sys.modules['opentelemetry'] = None\nfrom trim_graph.telemetry import TrimTelemetry\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert 'pip install "trim-graph[otel]"' in done.stderr
+
+
+class Endless(ScriptedChatModel):
+    async def _agenerate(self, *arguments, **settings):
+        self.script.set()
+        await asyncio.sleep(60)
+
+
+async def test_a_cancelled_run_leaves_nothing_open(backend):
+    asked = asyncio.Event()
+    model = Endless(script=asked)
+    graph = create_trim_graph(model, model, ScriptedScorer(), policy=threshold(0.5))
+    graph = graph.with_config(**backend.config)
+    for _ in range(2):
+        task = asyncio.create_task(graph.ainvoke({"messages": "?"}))
+        await asked.wait()
+        asked.clear()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert len(backend.spans("chat")) == 2
+    assert not backend.telemetry.run_map
+    assert not backend.telemetry._spans
+
+
+def test_an_error_s_words_enter_no_span(backend):
+    def refuse(prefix):
+        raise ValueError("400: the prompt 'SECRET' is against our policy")
+
+    model = ScriptedChatModel(script=refuse)
+    graph = create_trim_graph(model, model, ScriptedScorer(), policy=threshold(0.5))
+    with pytest.raises(ValueError, match="SECRET"):
+        graph.invoke({"messages": "SECRET"}, backend.config)
+    told = [span.to_json() for span in backend.spans()]
+    assert any('"description": "ValueError"' in text for text in told)
+    assert not [text for text in told if "SECRET" in text.split('"events"')[0]]

@@ -35,7 +35,7 @@ def check(spec):
     place = open_checkpointer(spec).place
     for killed in (False, True):
         with hold(spec, "a") as process:
-            taken = pytest.raises(SettingsError, match="another process is at work on thread 'a'")
+            taken = pytest.raises(SettingsError, match="somebody else is at work on thread 'a'")
             with taken, claim_thread(place, "a"):
                 pass
             with claim_thread(place, "b"):
@@ -54,4 +54,21 @@ def test_beside_a_sqlite_file(tmp_path):
 def test_where_no_other_process_can_see_the_thread():
     place = open_checkpointer("memory").place
     with claim_thread(place, "a"), claim_thread(place, "a"):
+        pass
+
+
+def test_other_runs_of_this_process_are_kept_off_too(tmp_path):
+    """And a claim that ends leaves the others of the process in place."""
+    spec = f"sqlite:{tmp_path / 'runs.db'}"
+    place = open_checkpointer(spec).place
+    with claim_thread(place, "a"):
+        with claim_thread(place, "b"):
+            pass
+        with pytest.raises(SettingsError, match="somebody else"), claim_thread(place, "a"):
+            pass
+        other = subprocess.run(
+            [sys.executable, "-c", HOLDS, spec, "a"], input=b"", capture_output=True, check=False
+        )
+        assert b"somebody else is at work on thread 'a'" in other.stderr
+    with claim_thread(place, "a"):
         pass

@@ -63,7 +63,7 @@ def checkpoint_place(spec: str | None) -> CheckpointPlace:
     kind, _, place = (spec or "none").partition(":")
     if kind in ("postgres", "postgresql") and place.startswith("//"):
         url = f"postgresql:{place}"
-        if urlsplit(url).password or "password" in parse_qs(urlsplit(url).query):
+        if urlsplit(url).password or any("password" in name for name in parse_qs(urlsplit(url).query)):
             # Begun with the setting's name, the message is told without the value.
             raise ValueError(
                 "checkpoint holds a password; set PGPASSWORD, keep it in ~/.pgpass, or put the whole URL "

@@ -15,7 +15,7 @@ from .accounts import open_accounts
 from .budget import nothing_spent
 from .context import Settings, check_prices, describe, overridden, trim_context
 from .conversation import question_of, require_answerable
-from .errors import SettingsError
+from .errors import InputError, SettingsError
 from .ledger import Ledger
 from .person import asks
 from .policies import Policy
@@ -141,6 +141,11 @@ def begin_run(
     )
     messages = given.get("messages", [])
     question = given.get("question") or question_of(messages)
+    if not isinstance(question, str):
+        raise InputError(
+            f"question is of type {type(question).__name__}: it is what the scorer takes for the question, a "
+            "text. An application whose key question means something else embeds the graph by trim_node"
+        )
     require_answerable(messages, question)
     run_id = uuid.uuid4().hex
     seed = run_id

@@ -55,6 +55,8 @@ class TrimTelemetry(BaseTracer):
         super().__init__()
         self._tracer = trace.get_tracer(SCOPE, tracer_provider=tracer_provider)
         self._meters = Meters(metrics.get_meter(SCOPE, meter_provider=meter_provider))
+        self._roots: dict[str, str] = {}
+        """Of each run that has not ended, the outermost run that it is part of."""
         self._spans: dict[str, Span] = {}
         """Of the runs that have not ended, by their ids; a run without a span of its own has its parent's."""
 
@@ -64,6 +66,8 @@ class TrimTelemetry(BaseTracer):
     def _on_run_create(self, run: Run) -> None:
         above = self._spans.get(str(run.parent_run_id))
         name = _name(run, outermost=above is None)
+        if above is not None or name is not None:
+            self._roots[str(run.id)] = self._roots.get(str(run.parent_run_id), str(run.id))
         if name is None:
             if above is not None:
                 self._spans[str(run.id)] = above
@@ -75,6 +79,8 @@ class TrimTelemetry(BaseTracer):
 
     def _on_run_update(self, run: Run) -> None:
         span = self._spans.pop(str(run.id), None)
+        if self._roots.pop(str(run.id), None) == str(run.id):
+            self._end_what_is_left(str(run.id))
         above = self._spans.get(str(run.parent_run_id))
         if span is None or span is above:
             return
@@ -89,6 +95,17 @@ class TrimTelemetry(BaseTracer):
             self._meters.node(run, outcome)
         span.end()
 
+    def _end_what_is_left(self, root: str) -> None:
+        """End the spans of calls that were cancelled: LangChain tells of their beginning only."""
+        for run_id in [one for one, of in self._roots.items() if of == root]:
+            del self._roots[run_id]
+            span = self._spans.pop(run_id, None)
+            cancelled = self.run_map.pop(run_id, None)
+            if span is not None and cancelled is not None and cancelled.run_type == "llm":
+                span.set_attribute("error.type", "cancelled")
+                span.set_status(Status(StatusCode.ERROR, "cancelled"))
+                span.end()
+
     @staticmethod
     def _outcome(span: Span, run: Run) -> str:
         if run.error is None:
@@ -98,7 +115,8 @@ class TrimTelemetry(BaseTracer):
             span.set_attribute("trim.interrupted", True)
             return "interrupted"
         span.set_attribute("error.type", kind)
-        span.set_status(Status(StatusCode.ERROR, run.error.partition("\n")[0][:300]))
+        # Not its message: a provider's may quote the prompt.
+        span.set_status(Status(StatusCode.ERROR, kind))
         return "error"
 
 

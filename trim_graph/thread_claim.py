@@ -7,9 +7,12 @@ ends with its process, however that ends.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from .checkpoint import CheckpointPlace
 from .errors import SettingsError
@@ -36,7 +39,8 @@ def claim_thread(place: CheckpointPlace, thread: str) -> AbstractContextManager[
         thread: The ``thread_id``.
 
     Raises:
-        SettingsError: On entering: another process has it, or the place cannot be opened.
+        SettingsError: On entering: another process or another run of this one has it, or the place cannot be
+            opened.
     """
     ways: dict[str, Callable[[str, int], AbstractContextManager[bool]]] = {
         "sqlite": _beside_file,
@@ -56,9 +60,21 @@ def _claim(
     with way(place, int.from_bytes(digest[:4], "big") >> 1) as claimed:
         if not claimed:
             raise SettingsError(
-                f"another process is at work on thread {thread!r}: wait until it has ended, or name another"
+                f"somebody else is at work on thread {thread!r}: wait until it has ended, or name another"
             )
         yield
+
+
+@dataclass
+class _Claims:
+    """What this process has claimed beside one file. Closing any descriptor of it would end all claims."""
+
+    file: IO[bytes]
+    numbers: set[int] = field(default_factory=set)
+
+
+_HELD: dict[str, _Claims] = {}
+_HOLDING = threading.Lock()
 
 
 @contextmanager
@@ -68,20 +84,39 @@ def _beside_file(path: str, number: int) -> Iterator[bool]:
     except ImportError:
         yield True
         return
+    name = str(Path(f"{path}.claims").resolve())
+
+    def let_go(claims: _Claims) -> None:
+        if not claims.numbers:
+            _HELD.pop(name).file.close()
+
+    with _HOLDING:
+        claims = _HELD.get(name) or _HELD.setdefault(name, _Claims(_opened(name)))
+        claimed = number not in claims.numbers
+        if claimed:
+            try:
+                # A byte for each thread. The lock is the process's: the kernel lets go of it when that ends.
+                fcntl.lockf(claims.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+                claims.numbers.add(number)
+            except (BlockingIOError, PermissionError):
+                claimed = False
+                let_go(claims)
     try:
-        file = Path(f"{path}.claims").open("ab")  # noqa: SIM115
+        yield claimed
+    finally:
+        if claimed:
+            with _HOLDING:
+                fcntl.lockf(claims.file, fcntl.LOCK_UN, 1, number)
+                claims.numbers.remove(number)
+                let_go(claims)
+
+
+def _opened(name: str) -> IO[bytes]:
+    try:
+        return Path(name).open("ab")
     except OSError as error:
-        raise SettingsError(
-            f"{path}.claims, which tells who is at a thread, cannot be opened: {error}"
-        ) from error
-    with file:
-        try:
-            # A byte for each thread. The lock is the process's: the kernel lets go of it when that ends.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-        except (BlockingIOError, PermissionError):
-            yield False
-            return
-        yield True
+        told = f"{name}, which tells who is at a thread, cannot be opened: {error}"
+        raise SettingsError(told) from error
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from .events import emit
 from .ledger import Ledger
 from .nodes import after_generate_step
 from .nodes.agent_turn import AgentRouting, AgentTurn, Answered, agenerate_turn, generate_turn
-from .nodes.calling import Call, charge_lost_call
+from .nodes.calling import Call, charge_lost_call, forget_cut_off
 from .policies import Policy
 from .state import applied
 from .turn_rendering import render_turn
@@ -162,6 +162,7 @@ class TurnRouting:
         response = None if self.accepted is None else self._kept(self.responses[self.accepted])
         if response is not None and not any(_calls(message) for message in response.result):
             self._take_in({"stopped": "finished"})  # also where its limit has cut it off
+        forget_cut_off(self.state["run"]["id"])
         summary = summary_of(self.state, self.spent_before, self.ledger)
         update = {**update_of(self.before, self.state), "trim": summary}
         if self.state["stopped"]:

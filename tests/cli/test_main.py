@@ -52,7 +52,7 @@ def test_the_module_runs(tmp_path):
         ("typer", ["--help"], 'typer is not installed: pip install "trim-graph[cli]"'),
         ("rich", ["--version"], 'rich is not installed: pip install "trim-graph[cli]"'),
         ("yaml", ["solve", CHAIN], 'yaml is not installed: pip install "trim-graph[cli]"'),
-        ("numpy", ["demo"], 'numpy is not installed: pip install "trim-graph[cli]"'),
+        ("numpy", ["demo"], 'numpy is not installed: pip install "trim-graph[cli,local]"'),
         (
             "torch",
             ["solve", CHAIN, "--threshold", "1"],
@@ -115,3 +115,22 @@ def test_models_on_servers_need_neither_torch_nor_a_load(tmp_path):
     )
     assert done.returncode == 2
     assert "trim-graph: small: no server answers at http://127.0.0.1:9" in done.stderr
+
+
+def test_sigterm_ends_a_job_in_the_background_of_a_shell(tmp_path):
+    """There Ctrl-C is ignored, and so it is in what the shell starts."""
+    code = (
+        "import time\nfrom trim_graph.cli.reporting import failures_reported\n"
+        "with failures_reported():\n    print('begun', flush=True)\n    time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+    )
+    assert process.stdout.readline() == b"begun\n"
+    process.terminate()
+    _, told = process.communicate(timeout=30)
+    assert told.startswith(b"trim-graph: interrupted\n")
+    assert b"Exit: 143" in told  # typer makes an exit code of it

@@ -234,7 +234,7 @@ def test_a_run_that_asks_says_how_it_is_answered(world, run):
     said = asked.stdout
     assert "asked   the limit on large_calls is spent; the large model has used 1 call, " in said
     assert "draft   (not scored) Step 2: 46 * 7 = 322, keep 1." in said
-    command = "trim-graph solve --config trim.yaml --thread a --resume --answer '{more: {large_tokens: 200}}'"
+    command = "trim-graph solve --config trim.yaml --thread a --resume --answer '{more: {large_calls: 5}}'"
     assert f"answer  {command}" in said
     again = run("solve", *options, "--thread", "a", "--resume", "--json")
     assert json.loads(again.stdout)["asked"]["limit"] == "large_calls"
@@ -288,10 +288,32 @@ def test_two_processes_are_not_at_one_thread(world, run, start):
     second = run("solve", CHAIN, *options, "--thread", "a")
     assert second.exit_code == 2
     assert second.stderr == (
-        "trim-graph: another process is at work on thread 'a': wait until it has ended, or name another\n"
+        "trim-graph: somebody else is at work on thread 'a': wait until it has ended, or name another\n"
     )
     assert run("solve", CHAIN, *options, "--thread", "b").exit_code == 0
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     resumed = run("solve", *options, "--thread", "a", "--resume")
     assert resumed.exit_code == 0, resumed.output
+
+
+def test_an_answer_to_nothing_is_refused_before_the_run_goes_on(world, run):
+    from trim_graph.checkpoint import open_checkpointer
+    from trim_graph.cli.solving import load_parts
+    from trim_graph.config import build_graph, load_config
+
+    options = asks_at_every_step(world)
+    config, place = load_config("trim.yaml"), {"configurable": {"thread_id": "a"}}
+    with open_checkpointer(config.checkpoint) as checkpointer:
+        graph = build_graph(config, checkpointer, parts=load_parts(config))
+        graph.invoke(
+            {"messages": [("user", CHAIN)]}, place, interrupt_before=["generate_step"], durability="sync"
+        )
+        before = graph.get_state(place).config
+    told = run("solve", *options, "--thread", "a", "--resume", "--answer", "{go_on: stop}")
+    assert told.exit_code == 2
+    assert told.stderr.endswith(
+        "the run of thread 'a' has asked nothing: leave out --answer to go on with it\n"
+    )
+    with open_checkpointer(config.checkpoint) as checkpointer:
+        assert build_graph(config, checkpointer, parts=load_parts(config)).get_state(place).config == before

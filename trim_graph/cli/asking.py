@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from trim_graph.config import TrimConfig
 
 
+_MORE = {"large_tokens": 200, "large_calls": 5, "large_cost": 0.01}
+"""An amount to suggest, by the limit that is spent."""
+
+
 def asks(config: TrimConfig) -> bool:
     """Tell whether a configuration has a person asked."""
     return config.budget.on_exhausted == "ask" or config.settings.ask_below is not None
@@ -40,7 +44,10 @@ def show_question(console: Console, asked: dict[str, Any], command: str) -> None
     why = f"the limit on {asked['limit']} is spent" if asked["limit"] else "the draft has a low score"
     used = f"{counted(spend['calls'], 'call')}, {counted(spend['output_tokens'], 'token')}"
     rows = [("asked", f"{why}; the large model has used {used}")]
-    answers = ["{more: {large_tokens: 200}}", "{go_on: small}", "{go_on: stop}", "{step: ...}"]
+    answers = ["{go_on: small}", "{go_on: stop}", '{step: "..."}']
+    limit = (asked["limit"] or "").partition(" ")[0]
+    if limit in _MORE:
+        answers.insert(0, f"{{more: {{{limit}: {_MORE[limit]}}}}}")
     if draft is not None:
         score = "not scored" if draft["score"] is None else f"score {draft['score']:.2f}"
         rows.append(("draft", f"({score}) {printable(draft['text'])}"))

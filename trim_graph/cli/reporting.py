@@ -79,8 +79,13 @@ def _termination_interrupts() -> Iterator[list[int]]:
     if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield terminated
         return
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:  # a shell's job in the background: Ctrl-C is not meant for it, SIGTERM is
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, interrupt)
     try:
         yield terminated
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)

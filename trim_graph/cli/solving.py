@@ -130,6 +130,10 @@ def _run(request: Request, config: TrimConfig, graph: Any, question: str | None,
     given = _given(request, question)
     if question is None:
         question = _resumed(graph, place, thread, transcript)
+    if request.answer is not None and waiting(graph, place) is None:
+        raise SettingsError(
+            f"the run of thread {thread!r} has asked nothing: leave out --answer to go on with it"
+        )
     # Only a saved run can be saved synchronously.
     saving: dict[str, Any] = {} if graph.checkpointer is None else {"durability": "sync"}
     context = TrimContext(user=request.user) if request.user else None
