@@ -104,6 +104,8 @@ def start_server(
         port = probe.getsockname()[1]
     environment = {n: v for n, v in os.environ.items() if not n.startswith(("VLLM_", "PYTHON"))}
     environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    # One thread an engine: several on few cores wait for each other by spinning, and starve the server.
+    environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
     environment |= {"VLLM_API_KEY": key} if key else {}
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--model", str(weights), "--served-model-name", name, *_COMMON, *options]

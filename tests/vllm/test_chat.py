@@ -1,6 +1,7 @@
 """`ChatVLLM` on real servers; the small model's chat template keeps all text, the large one's trims it."""
 
 import asyncio
+import contextlib
 import time
 
 import httpx
@@ -240,62 +241,73 @@ class TestLeaving:
             lines = (await client.get(f"{model._server.root}/metrics")).text.splitlines()
         return float(next(line for line in lines if line.startswith(f"vllm:{name}")).split()[-1])
 
-    async def check_idle(self, model):
-        """The server runs nothing any more, and has not written the 1900 tokens it was asked for.
+    async def check(self, model, leave):
+        """Leaving ends the request on the server: it does not write the 1900 tokens it was asked for.
 
-        Tokens are counted, not seconds, however slow the machine.
+        Two busy cores deliver what is written in bursts, now and then all of it at the end, when there is
+        nothing left to be ended: then it is tried again.
         """
-        for _ in range(800):
-            if not await self.told(model, "num_requests_running"):
-                break
-            await asyncio.sleep(0.025)
-        written = await self.told(model, "generation_tokens_total") - self.written_before
-        assert 0 < written < 1900
-
-    @pytest.fixture(autouse=True)
-    async def note_what_was_written_before(self, endless):
-        self.written_before = await self.told(endless, "generation_tokens_total")
+        for _ in range(10):
+            before = await self.told(model, "generation_tokens_total")
+            await leave()
+            for _ in range(800):
+                if not await self.told(model, "num_requests_running"):
+                    break
+                await asyncio.sleep(0.025)
+            if 0 < await self.told(model, "generation_tokens_total") - before < 1900:
+                return
+        pytest.fail("the server wrote all it was asked for, each time")
 
     async def test_an_answer_ended_by_the_callers_function_ends_on_the_server(self, endless):
-        answer = await endless.ainvoke(CHAT, stop_when=lambda text: len(text) > 40)
-        assert 40 < len(answer.content) < 80
-        assert ending(answer) == ("stop", "stop_when")
-        assert 10 < answer.usage_metadata["output_tokens"] < 80
-        await self.check_idle(endless)
+        async def leave():
+            answer = await endless.ainvoke(CHAT, stop_when=lambda text: len(text) > 40)
+            assert 40 < len(answer.content) < 80
+            assert ending(answer) == ("stop", "stop_when")
+            assert 10 < answer.usage_metadata["output_tokens"] < 80
+
+        await self.check(endless, leave)
 
     async def test_a_cancelled_call_ends_on_the_server(self, endless):
-        task = asyncio.create_task(endless.ainvoke(CHAT))
-        await asyncio.sleep(0.4)
-        assert not task.done()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await self.check_idle(endless)
+        async def leave():
+            task = asyncio.create_task(endless.ainvoke(CHAT))
+            await asyncio.sleep(0.4)
+            assert not task.done()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        await self.check(endless, leave)
 
     async def test_a_stream_left_early_ends_on_the_server(self, endless):
-        stream = endless.astream(CHAT)
-        await anext(stream)
-        await stream.aclose()
-        await self.check_idle(endless)
-        sync = endless.stream(CHAT)
-        next(sync)
-        sync.close()
-        await self.check_idle(endless)
+        async def leave():
+            stream = endless.astream(CHAT)
+            await anext(stream)
+            await stream.aclose()
+
+        async def leave_synchronously():
+            stream = endless.stream(CHAT)
+            next(stream)
+            stream.close()
+
+        await self.check(endless, leave)
+        await self.check(endless, leave_synchronously)
 
     async def test_a_time_limit_leaves_what_is_written(self, endless):
-        await endless.ainvoke(CHAT, max_tokens=1)  # what is asked of the server once takes time too
-        for limit in (1, 2, 4, 8):
+        async def leave():
             begun = time.monotonic()
-            try:
-                answer = await endless.ainvoke(CHAT, timeout=limit)
+            with contextlib.suppress(TimeoutError):  # a busy machine had delivered nothing yet
+                answers.append(await endless.ainvoke(CHAT, timeout=1))
+            assert time.monotonic() - begun < 10
+
+        answers = []
+        await endless.ainvoke(CHAT, max_tokens=1)  # what is asked of the server once takes time too
+        for _ in range(10):
+            await self.check(endless, leave)
+            if answers and answers[-1].response_metadata.get("timed_out"):
                 break
-            except TimeoutError:  # a busy machine had written nothing yet
-                assert time.monotonic() - begun < limit + 2
-        assert time.monotonic() - begun < limit + 2
-        assert ending(answer) == ("length", None)
-        assert answer.response_metadata["timed_out"] is True
-        assert 0 < answer.usage_metadata["output_tokens"] < 1900
-        await self.check_idle(endless)
+        assert answers[-1].response_metadata["timed_out"] is True
+        assert ending(answers[-1]) == ("length", None)
+        assert 0 < answers[-1].usage_metadata["output_tokens"] < 1900
 
 
 class TestKey:
