@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis  # noqa: F401 - or its plugin does at the very end, where Python 3.11 fails to parse it
 import pytest
 from langchain_core.messages import BaseMessage, HumanMessage
 
