@@ -259,6 +259,21 @@ def test_without_prices_nobody_knows(world, run):
     assert "That pays where a large token costs more than" in result.stdout.replace("\n", " ")
 
 
+def test_an_evaluation_asks_nobody_and_draws_from_no_account(world, run):
+    parts = "".join(f"{part}: {{type: example}}\n" for part in ("small", "large", "scorer"))
+    (world / "trim.yaml").write_text(
+        f"{parts}policy: {{type: threshold, t: 0.5}}\n"
+        "budget: {large_tokens: 20, on_exhausted: ask}\n"
+        "settings: {ask_below: 0.5}\n"
+        "allowances: {user: {large_tokens: 8}}\nledger: sqlite:spend.db\n"
+    )
+    result = evaluate(run, "--config", "trim.yaml", n=3)
+    assert result.exit_code == 0, result.output
+    assert not any(row["error"] for row in read_run("run").rows())
+    assert max(row["large_tokens"] for row in rows_of("run", "threshold-0.5")) > 8
+    assert not (world / "spend.db").exists()
+
+
 class Failing:
     """Wraps a model; calls for some questions fail until it is mended."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trim_graph.budget import Prices
-from trim_graph.config import Parts, build_graph
+from trim_graph.config import Parts, build_graph, for_measuring
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.evaluation.arms import Arm, check_names, policy_arms, sweep_arms
 from trim_graph.evaluation.baseline_arms import BASELINES, Baselines
@@ -213,7 +213,7 @@ class _Evaluation:
         if self.config.scorer is not None and self.config.scorer.type == "llm_judge":
             own = self.config.scorer.build()  # it remembers what it was asked: no arm may profit from another
         parts = Parts(self.parts.small, self.parts.large, own if scorer is None else scorer)
-        return build_graph(self.config.model_copy(update=changed), parts=parts)
+        return build_graph(for_measuring(self.config.model_copy(update=changed)), parts=parts)
 
     def _announce(self) -> None:
         runs = self.n * self.request.samples
