@@ -143,7 +143,7 @@ class Run:
     Attributes:
         folder: Where it is.
         settings: What it was begun with.
-        summary: None while it has not ended.
+        summary: None while it has not ended, or was begun again and has not.
     """
 
     folder: Path
@@ -168,7 +168,9 @@ def read_run(folder: str | Path) -> Run:
     settings = read_settings(place)
     if settings is None:
         raise InputError(f"{place} is no folder of an evaluation: {SETTINGS} is not there")
-    summary: RunSummary | None = _json(place / SUMMARY) if (place / SUMMARY).exists() else None
+    # A run that was begun again has journals: its older summary is not of the rows that are there now.
+    ended = (place / SUMMARY).exists() and not any((place / JOURNALS).glob("*.jsonl"))
+    summary: RunSummary | None = _json(place / SUMMARY) if ended else None
     return Run(place, settings, summary)
 
 

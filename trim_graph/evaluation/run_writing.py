@@ -14,7 +14,7 @@ from trim_graph.journal import to_line
 from trim_graph.rows import import_parquet
 from trim_graph.training.traces import TOKENS
 
-from .run_files import ROWS, SETTINGS, Row, journal_of, parse_row, read_rows_of
+from .run_files import ROWS, SETTINGS, SUMMARY, Row, journal_of, parse_row, read_rows_of
 
 _GROUP = 1024
 """Rows to a row group of Parquet; as many are in memory while one is written or read, and what is kept of
@@ -72,6 +72,7 @@ def write_rows(folder: Path, arms: Sequence[str]) -> int:
             for group in _grouped(folder, arms):
                 writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
                 count += len(group)
+        (folder / SUMMARY).unlink(missing_ok=True)  # it is of the rows before these
         beside.replace(folder / ROWS)
     finally:
         beside.unlink(missing_ok=True)
