@@ -26,9 +26,7 @@ CLOSE = 1e-6
 SECONDS = 5
 """Most time `math` takes for one comparison, where it can be limited."""
 
-_NUMBER = re.compile(
-    r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?"
-)
+_NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?")
 _FRACTION = re.compile(r"(-?)\s*\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 _CHOICE = re.compile(r"\(?([A-J])\)?")
 # A letter that a word follows is an article or a pronoun: "the answer is a triangle", "is I believe".
