@@ -17,6 +17,9 @@ from .run_summary import Figure, Verdict
 from .summarising import LARGE, SMALL, UNKNOWN, Comparison
 
 Use = Literal["yes", "no", "undecided"]
+LEAST = 20
+"""Questions from which a verdict may be "yes": of fewer, resampled, intervals are much too narrow; of one they
+have no width at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,8 @@ def _decide(comparison: Comparison, name: str, net: Figure, worth: Worth) -> tup
         )
     if not worth.priced:
         found.append(("undecided", "Without prices nobody can say whether that pays."))
+    if comparison.n < LEAST:
+        found.append(("undecided", f"{comparison.n} questions are too few to tell: take {LEAST} or more."))
     order = ("no", "undecided", "yes")
     use: Use = min((use for use, _ in found), key=order.index, default="yes")
     return use, [reason for one, reason in found if one == use and reason]
