@@ -192,9 +192,14 @@ def read_settings(folder: Path) -> RunSettings | None:
         raise InputError(f"{file} is damaged: {error.errors(include_url=False)[0]['msg']}") from error
 
 
+def file_name(arm: str) -> str:
+    """Return an arm's name as the name of a file has it."""
+    return quote(arm, safe=" +@=,()")
+
+
 def journal_of(folder: Path, arm: str) -> Path:
     """Return where the journal of an arm lies."""
-    return folder / JOURNALS / f"{quote(arm, safe=' +@=,()')}.jsonl"
+    return folder / JOURNALS / f"{file_name(arm)}.jsonl"
 
 
 def read_rows_of(folder: str | Path, *arms: str) -> Iterator[Row]:
