@@ -129,7 +129,7 @@ def check_names(arms: Sequence[Arm]) -> None:
     for name in names:
         if len(file_name(name)) > LONGEST:
             raise SettingsError(
-                f"the name {name[:40]}... of an arm is too long for a file: choose a shorter NAME={{type: ...}}"
+                f"the arm {name[:40]}... has a name too long for a file: choose a shorter NAME={{type: ...}}"
             )
         if name in RESERVED:
             raise SettingsError(f"an arm named {name!r}: that is the model alone; name this one otherwise")
@@ -138,7 +138,7 @@ def check_names(arms: Sequence[Arm]) -> None:
 
 
 def arm_name(policy: PolicyMapping) -> str:
-    """Name an arm by its policy: ``threshold-0.3``, the stem of a file; by a digest where that is too long."""
+    """Name an arm by its policy: ``threshold-0.3``, the stem of a file; a digest where that is too long."""
     if policy.get("type") == "file":
         return Path(policy["path"]).stem
     name = "-".join(_words(policy))
