@@ -18,8 +18,7 @@ from .summarising import LARGE, SMALL, UNKNOWN, Comparison
 
 Use = Literal["yes", "no", "undecided"]
 LEAST = 20
-"""Questions from which a verdict may be "yes": resampled intervals of fewer are much too narrow, and that of one
-has no width at all."""
+"""Questions from which a verdict may be "yes": resampled intervals of fewer are much too narrow."""
 
 
 @dataclass(frozen=True, slots=True)
