@@ -421,12 +421,17 @@ def test_all_baselines_of_models_that_tell_all(world, models, run, monkeypatch):
         ({}, ["--judge", "medium"], "--judge medium: give large, small, or"),
         ({}, ["--validation", "arithmetic:standard:test"], "are the questions of --dataset"),
         ({"baselines": "rooter"}, [], "there is no 'rooter'; choose all, none, or of router"),
+        ({"dataset": "torn.jsonl", "n": 2}, [], "torn.jsonl, line 2: not JSON"),
+        ({"dataset": "holes.jsonl", "n": 2}, [], "holes.jsonl, line 2: answer is None"),
+        ({}, ["--validation", "holes.jsonl"], "holes.jsonl, line 2: answer is None"),
         ({"out": "mine"}, [], "mine holds files, and no settings.json"),
     ],
 )
 def test_what_is_wrong_is_told_before_a_model_is_loaded(world, run, monkeypatch, arguments, more, told):
     monkeypatch.setattr("trim_graph.cli.evaluating.load_parts", lambda *a, **k: pytest.fail("loaded"))
     (world / "q.jsonl").write_text(json.dumps({"problem": "p", "answer": "1"}))
+    (world / "torn.jsonl").write_text(json.dumps({"problem": "p", "answer": "1"}) + "\n{bad\n")
+    (world / "holes.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem": "q"}\n')
     (world / "mine").mkdir()
     (world / "mine/letter.txt").write_text("dear")
     result = evaluate(run, *more, **arguments)

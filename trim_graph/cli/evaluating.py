@@ -17,7 +17,12 @@ from trim_graph.evaluation.arms import Arm, check_names, policy_arms, sweep_arms
 from trim_graph.evaluation.baseline_arms import BASELINES, Baselines
 from trim_graph.evaluation.by_kind import MATHEMATICS, OPERATIONS
 from trim_graph.evaluation.course import Course
-from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset
+from trim_graph.evaluation.datasets import (
+    Dataset,
+    first_questions,
+    make_dataset,
+    read_through,
+)
 from trim_graph.evaluation.families import policy_config
 from trim_graph.evaluation.harness import Harness, Plan
 from trim_graph.evaluation.identity import identity_of
@@ -245,7 +250,7 @@ def _dataset(option: str, given: str, part: Any, seed: int) -> Dataset:
 
 
 def _count(option: str, named: str, dataset: Dataset, wanted: int | None, default: int) -> int:
-    """Return how many questions there are to run, after a look at the first one."""
+    """Return how many questions there are to run, after a look at each of them."""
     if next(first_questions(dataset, 1, default=1), None) is None:
         raise InputError(f"{option} {named}: there are no questions in it")
     there = dataset.count()
@@ -253,7 +258,9 @@ def _count(option: str, named: str, dataset: Dataset, wanted: int | None, defaul
         return default if wanted is None else wanted
     if wanted is not None and wanted > there:
         raise SettingsError(f"{option} {named} has {there} questions; {wanted} are wanted")
-    return there if wanted is None else wanted
+    n = there if wanted is None else wanted
+    read_through(dataset, n)
+    return n
 
 
 def _baselines(given: str) -> list[str]:

@@ -240,3 +240,13 @@ def first_questions(dataset: Dataset, n: int | None, *, default: int) -> Iterato
     """
     limit = default if n is None and dataset.count() is None else n
     return islice(dataset.questions(), limit)
+
+
+def read_through(dataset: Dataset, n: int) -> None:
+    """Read the first questions of a dataset once, so that what is wrong with one is told before any is asked.
+
+    Raises:
+        InputError: One cannot be read; the message names the file and the line.
+    """
+    for _ in islice(dataset.questions(), n):
+        pass
