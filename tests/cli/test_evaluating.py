@@ -12,6 +12,7 @@ import pytest
 
 from trim_graph.config import Parts
 from trim_graph.evaluation.run_files import read_run
+from trim_graph.examples.arithmetic import problems
 
 PRICES = "{small: {input: 0.1, output: 0.1}, large: {input: 1, output: 9}, scorer: {input: 0.1}}"
 POLICY = "{type: threshold, t: 0.5}"
@@ -362,6 +363,17 @@ def test_a_router_is_trained_on_other_questions(world, models, run, monkeypatch)
     lines = (world / "run/validation/small.jsonl").read_text().splitlines()
     validated = {json.loads(line)["question"] for line in lines}
     assert not validated & {row["question"] for row in read_run("run").rows("small")}
+
+
+def test_validation_questions_among_those_of_the_evaluation_are_told(world, run):
+    drawn = [*problems("standard", 4, part="test", seed=0), *problems("standard", 8, part="train", seed=0)]
+    rows = [{"problem": problem.question, "answer": problem.answer} for problem in drawn]
+    (world / "other.jsonl").write_text("".join(map("{}\n".format, map(json.dumps, rows))))
+    result = evaluate(run, "--validation", "other.jsonl", n=3, baselines="kind")
+    assert result.exit_code == 0, result.output
+    told = "3 of the 12 questions of --validation are among those of --dataset"
+    assert any(told in warning for warning in read_run("run").summary["warnings"])
+    assert told in result.stderr
 
 
 def test_all_baselines_of_models_that_tell_all(world, models, run, monkeypatch):

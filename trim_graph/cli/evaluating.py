@@ -22,6 +22,7 @@ from trim_graph.evaluation.datasets import (
     first_questions,
     make_dataset,
     read_through,
+    shared_questions,
 )
 from trim_graph.evaluation.families import policy_config
 from trim_graph.evaluation.harness import Harness, Plan
@@ -107,6 +108,7 @@ class _Evaluation:
         self.judge = judge_of(request.judge, self.config)
         check_folder(request.out)
         self.harness = Harness(request.out, self._plan(), on_begin=self._begin, on_row=self._advance)
+        self.leak: str | None = None
         self.validation = self._validation()
         self._bar: Progress | None = None
         self._opened = ExitStack()
@@ -156,6 +158,11 @@ class _Evaluation:
         if dataset.identity() == self.dataset.identity():
             raise SettingsError("--validation are the questions of --dataset: choose others")
         n = _count("--validation", given, dataset, request.validation_n, VALIDATION_N)
+        if shared := shared_questions(self.dataset, self.n, dataset, n):
+            self.leak = (
+                f"{shared} of the {n} questions of --validation are among those of --dataset: what is fitted "
+                "on them, router and kind, looks better here than it is"
+            )
         return Validation(
             folder=request.out,
             dataset=dataset,
@@ -173,6 +180,9 @@ class _Evaluation:
         self.parts = load_parts(self.config, rated=self.config.scorer is not None)
         course = Course(harness, self._graph)
         self._announce()
+        if self.leak and {"router", "kind"} & set(self.baselines):
+            print(f"warning: {self.leak}", file=sys.stderr, flush=True)
+            course.warnings.append(self.leak)
         await course.references()
         for arm in self.arms:
             await course.run(arm)

@@ -250,3 +250,21 @@ def read_through(dataset: Dataset, n: int) -> None:
     """
     for _ in islice(dataset.questions(), n):
         pass
+
+
+def shared_questions(dataset: Dataset, n: int, other: Dataset, m: int) -> int:
+    """Count which of the first ``m`` questions of one dataset are among the first ``n`` of another, by text.
+
+    Args:
+        dataset: Kept in memory as a digest of 8 bytes a question.
+        n: Of it.
+        other: The one whose questions are counted.
+        m: Of it.
+    """
+    known = {_digest(question) for question in islice(dataset.questions(), n)}
+    return sum(_digest(question) in known for question in islice(other.questions(), m))
+
+
+def _digest(question: Question) -> bytes:
+    words = " ".join(question.text.split())
+    return hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=8).digest()
