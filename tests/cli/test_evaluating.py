@@ -142,6 +142,19 @@ def test_a_killed_run_repeats_no_finished_question(world, models, run, start):
     assert {(row["arm"], row["index"]): row for row in read_run("run").rows()} == after
 
 
+def test_the_same_command_again_runs_nothing(world, run, monkeypatch):
+    evaluate(run, n=6)  # random routing does not come within 5 % of the spend
+    before, rows = read_run("run").summary, list(read_run("run").rows())
+    dead = Parts(None, None, None)
+    monkeypatch.setattr("trim_graph.cli.evaluating.load_parts", lambda config, **_: dead)
+    monkeypatch.setattr("trim_graph.cli.evaluating.build_graph", lambda *a, **k: pytest.fail("ran"))
+    assert evaluate(run, n=6).exit_code == 0
+    after = read_run("run").summary
+    assert {one["arm"]: one for one in after["arms"]} == {one["arm"]: one for one in before["arms"]}
+    assert after["verdicts"] == before["verdicts"]
+    assert list(read_run("run").rows()) == rows
+
+
 def test_an_interrupt_says_how_to_go_on(world, run, start):
     process = start("eval", "--dataset", "arithmetic:standard", "--out", "run", "-n", 50, delay=0.05)
     while not (world / "started").exists():

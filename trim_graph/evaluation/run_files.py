@@ -120,6 +120,8 @@ class ArmSettings(TypedDict):
     """Of an arm that was chosen for its spend: the number that was chosen, in [0, 1]."""
     beside: NotRequired[list[str]]
     """The arms whose spend it was chosen to have."""
+    spends: NotRequired[dict[str, float]]
+    """Of those that a search has chosen it for, large tokens a question at that time."""
 
 
 class RunSettings(TypedDict):
