@@ -71,7 +71,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
 
 
 def _rows(run: Run) -> Iterator[Row]:
-    """Give the rows that the summary is of: a folder may hold those of more questions, run for an earlier one."""
+    """Give the rows that the summary is of: a folder may hold those of more questions, from before."""
     n, samples = (run.summary["n"], run.summary["samples"]) if run.summary else (inf, inf)
     return (row for row in run.rows() if row["index"] < n and row["sample"] < samples)
 
