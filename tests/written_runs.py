@@ -147,7 +147,7 @@ def write_run(folder, rows, *, summary=None, budget=None, arms=ARMS, parquet=Fal
         lines.setdefault(row["arm"], []).append(json.dumps(row))
     for arm, those in lines.items():
         journal_of(folder, arm).write_text("\n".join(those) + "\n")
-    if parquet:
+    if parquet or summary is not None:
         write_rows(folder, list(lines))
     if summary is not None:
         (folder / SUMMARY).write_text(json.dumps(summary))

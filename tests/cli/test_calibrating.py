@@ -127,10 +127,13 @@ def test_what_no_policy_reaches_is_told(world, run, config):
         (["--large-share", 0.2, "--out", "no/trim.yaml"], "/no does not exist"),
         (["--large-share", 0.2, "--json", "no/r.json"], "/no does not exist"),
         (["--large-share", 0.2, "--dataset", "no.jsonl"], "no.jsonl does not exist"),
+        (["--large-share", 0.2, "--dataset", "q.jsonl", "-n", 3], "q.jsonl has 2 questions; 3 are wanted"),
+        (["--large-share", 0.2, "--keep", "q.jsonl"], "--keep q.jsonl cannot be made a folder: File exists"),
     ],
 )
 def test_what_is_wrong_is_told_before_a_model_is_loaded(world, run, monkeypatch, arguments, told):
     monkeypatch.setattr("trim_graph.cli.calibrating.load_parts", lambda *a, **k: pytest.fail("loaded"))
+    (world / "q.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem": "q", "answer": "2"}\n')
     result = run("calibrate", *arguments)
     assert result.exit_code == 2, result.output
     assert told in result.stderr

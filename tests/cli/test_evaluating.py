@@ -12,6 +12,7 @@ import pytest
 
 from trim_graph.config import Parts
 from trim_graph.evaluation.run_files import read_run
+from trim_graph.examples.arithmetic import problems
 
 PRICES = "{small: {input: 0.1, output: 0.1}, large: {input: 1, output: 9}, scorer: {input: 0.1}}"
 POLICY = "{type: threshold, t: 0.5}"
@@ -141,6 +142,19 @@ def test_a_killed_run_repeats_no_finished_question(world, models, run, start):
     assert {(row["arm"], row["index"]): row for row in read_run("run").rows()} == after
 
 
+def test_the_same_command_again_runs_nothing(world, run, monkeypatch):
+    evaluate(run, n=6)  # random routing does not come within 5 % of the spend
+    before, rows = read_run("run").summary, list(read_run("run").rows())
+    dead = Parts(None, None, None)
+    monkeypatch.setattr("trim_graph.cli.evaluating.load_parts", lambda config, **_: dead)
+    monkeypatch.setattr("trim_graph.cli.evaluating.build_graph", lambda *a, **k: pytest.fail("ran"))
+    assert evaluate(run, n=6).exit_code == 0
+    after = read_run("run").summary
+    assert {one["arm"]: one for one in after["arms"]} == {one["arm"]: one for one in before["arms"]}
+    assert after["verdicts"] == before["verdicts"]
+    assert list(read_run("run").rows()) == rows
+
+
 def test_an_interrupt_says_how_to_go_on(world, run, start):
     process = start("eval", "--dataset", "arithmetic:standard", "--out", "run", "-n", 50, delay=0.05)
     while not (world / "started").exists():
@@ -259,6 +273,21 @@ def test_without_prices_nobody_knows(world, run):
     assert "That pays where a large token costs more than" in result.stdout.replace("\n", " ")
 
 
+def test_an_evaluation_asks_nobody_and_draws_from_no_account(world, run):
+    parts = "".join(f"{part}: {{type: example}}\n" for part in ("small", "large", "scorer"))
+    (world / "trim.yaml").write_text(
+        f"{parts}policy: {{type: threshold, t: 0.5}}\n"
+        "budget: {large_tokens: 20, on_exhausted: ask}\n"
+        "settings: {ask_below: 0.5}\n"
+        "allowances: {user: {large_tokens: 8}}\nledger: sqlite:spend.db\n"
+    )
+    result = evaluate(run, "--config", "trim.yaml", n=3)
+    assert result.exit_code == 0, result.output
+    assert not any(row["error"] for row in read_run("run").rows())
+    assert max(row["large_tokens"] for row in rows_of("run", "threshold-0.5")) > 8
+    assert not (world / "spend.db").exists()
+
+
 class Failing:
     """Wraps a model; calls for some questions fail until it is mended."""
 
@@ -349,6 +378,17 @@ def test_a_router_is_trained_on_other_questions(world, models, run, monkeypatch)
     assert not validated & {row["question"] for row in read_run("run").rows("small")}
 
 
+def test_validation_questions_among_those_of_the_evaluation_are_told(world, run):
+    drawn = [*problems("standard", 4, part="test", seed=0), *problems("standard", 8, part="train", seed=0)]
+    rows = [{"problem": problem.question, "answer": problem.answer} for problem in drawn]
+    (world / "other.jsonl").write_text("".join(map("{}\n".format, map(json.dumps, rows))))
+    result = evaluate(run, "--validation", "other.jsonl", n=3, baselines="kind")
+    assert result.exit_code == 0, result.output
+    told = "3 of the 12 questions of --validation are among those of --dataset"
+    assert any(told in warning for warning in read_run("run").summary["warnings"])
+    assert told in result.stderr
+
+
 def test_all_baselines_of_models_that_tell_all(world, models, run, monkeypatch):
     class Telling(models.World):
         tells_entropy: ClassVar[bool] = True
@@ -406,12 +446,17 @@ def test_all_baselines_of_models_that_tell_all(world, models, run, monkeypatch):
         ({}, ["--judge", "medium"], "--judge medium: give large, small, or"),
         ({}, ["--validation", "arithmetic:standard:test"], "are the questions of --dataset"),
         ({"baselines": "rooter"}, [], "there is no 'rooter'; choose all, none, or of router"),
+        ({"dataset": "torn.jsonl", "n": 2}, [], "torn.jsonl, line 2: not JSON"),
+        ({"dataset": "holes.jsonl", "n": 2}, [], "holes.jsonl, line 2: answer is None"),
+        ({}, ["--validation", "holes.jsonl"], "holes.jsonl, line 2: answer is None"),
         ({"out": "mine"}, [], "mine holds files, and no settings.json"),
     ],
 )
 def test_what_is_wrong_is_told_before_a_model_is_loaded(world, run, monkeypatch, arguments, more, told):
     monkeypatch.setattr("trim_graph.cli.evaluating.load_parts", lambda *a, **k: pytest.fail("loaded"))
     (world / "q.jsonl").write_text(json.dumps({"problem": "p", "answer": "1"}))
+    (world / "torn.jsonl").write_text(json.dumps({"problem": "p", "answer": "1"}) + "\n{bad\n")
+    (world / "holes.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem": "q"}\n')
     (world / "mine").mkdir()
     (world / "mine/letter.txt").write_text("dear")
     result = evaluate(run, *more, **arguments)

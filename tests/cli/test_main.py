@@ -134,3 +134,23 @@ def test_sigterm_ends_a_job_in_the_background_of_a_shell(tmp_path):
     _, told = process.communicate(timeout=30)
     assert told.startswith(b"trim-graph: interrupted\n")
     assert b"Exit: 143" in told  # typer makes an exit code of it
+
+
+@pytest.mark.parametrize("code", [130, 143, 2])
+def test_an_interrupt_waits_for_no_thread_within_a_model(code):
+    program = f"""
+import atexit, sys, trim_graph.cli
+from trim_graph.cli import app
+class Kept:
+    def __del__(self): print("the interpreter ends", flush=True)
+kept = Kept()
+def end(**named):
+    atexit.register(print, "what is registered is done")
+    sys.exit({code})
+app.app = end
+trim_graph.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+    told = ["what is registered is done", "the interpreter ends"]
+    assert done.stdout.splitlines() == (told if code == 2 else told[:1])

@@ -71,6 +71,19 @@ def test_a_fraction_is_read(above, below):
         == read_number(f"\\frac{{{above}}}{{{below}}}")
         == Fraction(above, below)
     )
+    assert read_number(f"x = -\\frac{{{above}}}{{{below}}}") == Fraction(-above, below)
+
+
+@given(st.lists(st.text("1/. ,-e", max_size=4), max_size=6).map("".join))
+def test_what_looks_like_numbers_is_read_or_not(text):
+    assert numeric("3")(f"\\boxed{{{text}}}") in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("5/12/2024", 2024), ("1/2/3", 3), ("-.5", Fraction(-1, 2)), ("it is 1.", 1)]
+)
+def test_the_last_number_is_read(text, number):
+    assert read_number(text) == number
 
 
 @pytest.mark.parametrize(

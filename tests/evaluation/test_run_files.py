@@ -63,6 +63,25 @@ def test_an_arm_goes_on_from_parquet(folder, make_row):
     assert keys(read_run(folder).rows(ARMS[1]))[2] == (ARMS[1], 1, 0)
 
 
+def test_an_older_summary_is_not_that_of_a_run_that_goes_on(folder, make_row):
+    write_rows(folder, ARMS)
+    write_json(folder / "summary.json", {"version": VERSION, "verdict": "it is"})
+    restore_journal(folder, "small")
+    assert read_run(folder).summary is None
+    write_rows(folder, ARMS)
+    assert not (folder / "summary.json").exists()
+
+
+def test_a_torn_line_is_passed_over_and_no_row_is_told(folder, make_row):
+    with journal_of(folder, "small").open("ab") as stream:
+        stream.write(to_line(make_row(index=7))[:-40])
+    assert write_rows(folder, ARMS) == 24
+    for line in (b"{\n", b"{}\n", b"[1]\n"):
+        journal_of(folder, "small").write_bytes(line)
+        with pytest.raises(InputError, match=r"small\.jsonl, byte 0: not a row of an evaluation"):
+            write_rows(folder, ARMS)
+
+
 def test_an_older_parquet_file_stays_whole_when_writing_fails(folder, make_row):
     write_rows(folder, ARMS)
     journal_of(folder, "small").write_bytes(to_line(make_row(seconds="long")))

@@ -10,7 +10,7 @@ from trim_graph.evaluation.curves import mean_ibc
 from trim_graph.evaluation.figures import quantile, resampled_means, resampled_quantiles
 from trim_graph.evaluation.run_summary import FIGURES
 from trim_graph.evaluation.summarising import Comparison, resample
-from trim_graph.evaluation.verdicts import Worth, judge, overall
+from trim_graph.evaluation.verdicts import LEAST, Worth, judge, overall
 
 N = 60
 
@@ -191,6 +191,15 @@ def test_what_stays_open(arm, options, told):
     assert verdict["use"] == "undecided"
     assert told in verdict["text"]
     assert whole.startswith("Undecided.")
+
+
+@pytest.mark.parametrize("n", [1, LEAST - 1, LEAST])
+def test_a_few_questions_decide_nothing(n):
+    arms = {"small": columns([False] * n, [0] * n), "large": columns([True] * n, [100] * n)}
+    comparison = compared({**arms, "p": columns([True] * n, [20] * n)})
+    (verdict,) = judge(comparison, Worth(priced=True))
+    assert verdict["use"] == ("undecided" if n < LEAST else "yes")
+    assert (f"{n} questions are too few to tell" in verdict["text"]) is (n < LEAST)
 
 
 def test_a_slower_way_says_what_waiting_may_cost():

@@ -123,6 +123,13 @@ def test_a_run_that_goes_on_and_one_that_has_ended_in_parquet(tmp_path):
         assert begin.startswith(b"\x89PNG") if file.suffix == ".png" else b"<?xml" in begin
 
 
+def test_a_report_of_fewer_questions_than_the_folder_has_shows_those(tmp_path):
+    write_run(tmp_path / "run", usual_rows(9), summary=a_summary(4))
+    page = write_report(tmp_path / "run")[0].read_text()
+    assert 'id="row-3"' in page
+    assert 'id="row-4"' not in page
+
+
 def test_what_is_no_run_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no folder of an evaluation"):
         write_report(tmp_path)

@@ -5,11 +5,18 @@ Nothing heavy is imported here, nor by ``--help``: the commands import what they
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
+
+INTERRUPTED = (130, 143)
+"""Exit codes after Ctrl-C and SIGTERM."""
 
 
 def main() -> None:
     """Run the command line; the entry point of the script ``trim-graph``."""
+    ended = list[int]()
+    atexit.register(_leave, ended)  # registered first, it runs after all others
     try:
         from .reporting import need
 
@@ -21,4 +28,17 @@ def main() -> None:
     except KeyboardInterrupt:
         print("trim-graph: interrupted", file=sys.stderr)
         sys.exit(130)
-    app(prog_name="trim-graph")
+    try:
+        app(prog_name="trim-graph")
+    except SystemExit as end:
+        if end.code in INTERRUPTED:
+            ended.append(int(end.code))
+        raise
+
+
+def _leave(ended: list[int]) -> None:
+    """Leave at once after an interrupt: a thread within a model's call would abort the interpreter's end."""
+    if ended:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended[0])

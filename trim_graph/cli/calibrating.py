@@ -90,6 +90,10 @@ def run_calibrate(request: Request) -> None:
     questions = list(first_questions(dataset, request.n, default=DEFAULT_N))
     if not questions:
         raise SettingsError(f"--dataset {request.dataset}: there are no questions in it")
+    if request.n is not None and request.n > len(questions):
+        raise SettingsError(
+            f"--dataset {request.dataset} has {len(questions)} questions; {request.n} are wanted"
+        )
     work = _Calibration(request, config, dataset, load_parts(config, rated=_rated(family)))
     calibrator = work.calibrator(questions)
     try:
@@ -116,6 +120,11 @@ def _place(request: Request) -> Path:
     file = request.json_file
     if file is not None and not file.absolute().parent.is_dir():
         raise SettingsError(f"--json {file}: the folder {file.absolute().parent} does not exist")
+    if request.keep is not None:
+        try:
+            request.keep.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"--keep {request.keep} cannot be made a folder: {error.strerror}") from error
     return out
 
 

@@ -11,13 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from trim_graph.budget import Prices
-from trim_graph.config import Parts, build_graph
+from trim_graph.config import Parts, build_graph, for_measuring
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.evaluation.arms import Arm, check_names, policy_arms, sweep_arms
 from trim_graph.evaluation.baseline_arms import BASELINES, Baselines
 from trim_graph.evaluation.by_kind import MATHEMATICS, OPERATIONS
 from trim_graph.evaluation.course import Course
-from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset
+from trim_graph.evaluation.datasets import (
+    Dataset,
+    first_questions,
+    make_dataset,
+    read_through,
+    shared_questions,
+)
 from trim_graph.evaluation.families import policy_config
 from trim_graph.evaluation.harness import Harness, Plan
 from trim_graph.evaluation.identity import identity_of
@@ -102,6 +108,7 @@ class _Evaluation:
         self.judge = judge_of(request.judge, self.config)
         check_folder(request.out)
         self.harness = Harness(request.out, self._plan(), on_begin=self._begin, on_row=self._advance)
+        self.leak: str | None = None
         self.validation = self._validation()
         self._bar: Progress | None = None
         self._opened = ExitStack()
@@ -151,6 +158,11 @@ class _Evaluation:
         if dataset.identity() == self.dataset.identity():
             raise SettingsError("--validation are the questions of --dataset: choose others")
         n = _count("--validation", given, dataset, request.validation_n, VALIDATION_N)
+        if shared := shared_questions(self.dataset, self.n, dataset, n):
+            self.leak = (
+                f"{shared} of the {n} questions of --validation are among those of --dataset: what is fitted "
+                "on them, router and kind, looks better here than it is"
+            )
         return Validation(
             folder=request.out,
             dataset=dataset,
@@ -168,6 +180,9 @@ class _Evaluation:
         self.parts = load_parts(self.config, rated=self.config.scorer is not None)
         course = Course(harness, self._graph)
         self._announce()
+        if self.leak and {"router", "kind"} & set(self.baselines):
+            print(f"warning: {self.leak}", file=sys.stderr, flush=True)
+            course.warnings.append(self.leak)
         await course.references()
         for arm in self.arms:
             await course.run(arm)
@@ -213,7 +228,7 @@ class _Evaluation:
         if self.config.scorer is not None and self.config.scorer.type == "llm_judge":
             own = self.config.scorer.build()  # it remembers what it was asked: no arm may profit from another
         parts = Parts(self.parts.small, self.parts.large, own if scorer is None else scorer)
-        return build_graph(self.config.model_copy(update=changed), parts=parts)
+        return build_graph(for_measuring(self.config.model_copy(update=changed)), parts=parts)
 
     def _announce(self) -> None:
         runs = self.n * self.request.samples
@@ -245,7 +260,7 @@ def _dataset(option: str, given: str, part: Any, seed: int) -> Dataset:
 
 
 def _count(option: str, named: str, dataset: Dataset, wanted: int | None, default: int) -> int:
-    """Return how many questions there are to run, after a look at the first one."""
+    """Return how many questions there are to run, after a look at each of them."""
     if next(first_questions(dataset, 1, default=1), None) is None:
         raise InputError(f"{option} {named}: there are no questions in it")
     there = dataset.count()
@@ -253,7 +268,9 @@ def _count(option: str, named: str, dataset: Dataset, wanted: int | None, defaul
         return default if wanted is None else wanted
     if wanted is not None and wanted > there:
         raise SettingsError(f"{option} {named} has {there} questions; {wanted} are wanted")
-    return there if wanted is None else wanted
+    n = there if wanted is None else wanted
+    read_through(dataset, n)
+    return n
 
 
 def _baselines(given: str) -> list[str]:

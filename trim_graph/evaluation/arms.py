@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +15,13 @@ from trim_graph.errors import SettingsError
 from .calibration import HOLE, PolicyMapping, Searched
 from .families import FAMILIES, make_family, policy_config
 from .identity import by_content
-from .run_files import ArmKind, ArmSettings
+from .run_files import ArmKind, ArmSettings, file_name
 
 SWEPT = {**FAMILIES, "entropy_probe": Searched({"type": "entropy_probe", "limit": HOLE}, scored=False)}
 """What may be swept by name."""
 RESERVED = ("small", "large")
+LONGEST = 200
+"""Bytes of an arm's name in the name of a file, which has 255 at most, endings included."""
 _NAMED = re.compile(r"([\w.@+-]+)=(.*)", re.DOTALL)
 
 
@@ -101,6 +105,8 @@ def _swept(text: str) -> Iterator[Arm]:
         family, name = SWEPT[template], template
     elif template.lstrip().startswith("{"):
         family = Searched(_yaml(template))
+        if HOLE not in json.dumps(family.template):
+            raise SettingsError(f'--sweep {text}: put "{HOLE}" in place of the number in the policy')
         name = str(family.template.get("type"))
     else:
         raise SettingsError(f"--sweep {text}: there is no family {template!r}: choose {', '.join(SWEPT)}")
@@ -117,10 +123,14 @@ def check_names(arms: Sequence[Arm]) -> None:
     """Refuse arms that could not be told apart.
 
     Raises:
-        SettingsError: Two have one name, or one has that of a model alone.
+        SettingsError: Two have one name, or one has that of a model alone, or one that no file can have.
     """
     names = [arm.name for arm in arms]
     for name in names:
+        if len(file_name(name)) > LONGEST:
+            raise SettingsError(
+                f"the arm {name[:40]}... has a name too long for a file: choose a shorter NAME={{type: ...}}"
+            )
         if name in RESERVED:
             raise SettingsError(f"an arm named {name!r}: that is the model alone; name this one otherwise")
         if names.count(name) > 1:
@@ -128,10 +138,13 @@ def check_names(arms: Sequence[Arm]) -> None:
 
 
 def arm_name(policy: PolicyMapping) -> str:
-    """Name an arm by its policy: ``threshold-0.3``, the stem of a file."""
+    """Name an arm by its policy: ``threshold-0.3``, the stem of a file; a digest where that is too long."""
     if policy.get("type") == "file":
         return Path(policy["path"]).stem
-    return "-".join(_words(policy))
+    name = "-".join(_words(policy))
+    if len(file_name(name)) <= LONGEST:
+        return name
+    return f"{policy['type']}-{hashlib.sha256(json.dumps(policy, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
 def _words(value: Any) -> Iterator[str]:

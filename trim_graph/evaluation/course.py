@@ -69,16 +69,28 @@ class Course:
             await harness.run(name, settings, lambda: self.build(settings["policy"]))
             return self.spend(name)
 
+        chosen = self._chosen(dial, arm, target)
+        if chosen is not None:  # a search that begins with it might go on and end elsewhere
+            known[chosen] = await measure(chosen)
+            return dial.arm(chosen)
         found = (
             settings.get("dial")
             for settings in harness.arms.values()
             if settings["family"] == dial.family and arm in settings.get("beside", [])
         )
         number = await match_spend(target, self.spend(LARGE), measure, known=known, first=next(found, None))
-        self._belongs(dial, number, arm)
+        self._belongs(dial, number, arm, target)
         return dial.arm(number)
 
-    def _belongs(self, dial: Dial, number: float, arm: str) -> None:
+    def _chosen(self, dial: Dial, arm: str, target: float) -> float | None:
+        """Return the number that an earlier run has chosen for this arm at this very spend."""
+        for settings in self.harness.arms.values():
+            same = arm in settings.get("beside", []) and settings.get("spends", {}).get(arm) == target
+            if settings["family"] == dial.family and same:
+                return settings.get("dial")
+        return None
+
+    def _belongs(self, dial: Dial, number: float, arm: str, target: float) -> None:
         """Write down which arm of a dial has the spend of this one."""
         chosen = dial.arm(number)
         for name, settings in self.harness.arms.items():
@@ -86,4 +98,5 @@ class Course:
                 settings["beside"] = [one for one in settings["beside"] if one != arm or name == chosen]
         own = self.harness.arms[chosen]
         own["beside"] = list(dict.fromkeys([*own.get("beside", []), arm]))
+        own["spends"] = {**own.get("spends", {}), arm: target}
         self.harness.write_settings()

@@ -240,3 +240,31 @@ def first_questions(dataset: Dataset, n: int | None, *, default: int) -> Iterato
     """
     limit = default if n is None and dataset.count() is None else n
     return islice(dataset.questions(), limit)
+
+
+def read_through(dataset: Dataset, n: int) -> None:
+    """Read the first questions of a dataset once, so that what is wrong with one is told before any is asked.
+
+    Raises:
+        InputError: One cannot be read; the message names the file and the line.
+    """
+    for _ in islice(dataset.questions(), n):
+        pass
+
+
+def shared_questions(dataset: Dataset, n: int, other: Dataset, m: int) -> int:
+    """Count which of the first ``m`` questions of one dataset are among the first ``n`` of another, by text.
+
+    Args:
+        dataset: Kept in memory as a digest of 8 bytes a question.
+        n: Of it.
+        other: The one whose questions are counted.
+        m: Of it.
+    """
+    known = {_digest(question) for question in islice(dataset.questions(), n)}
+    return sum(_digest(question) in known for question in islice(other.questions(), m))
+
+
+def _digest(question: Question) -> bytes:
+    words = " ".join(question.text.split())
+    return hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -61,7 +61,11 @@ def policy_config(policy: PolicyMapping) -> Any:
         return _POLICY.validate_python(policy, context={"base": Path.cwd()})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise SettingsError(f"policy {json.dumps(policy)}: {first['msg']}") from error
+        # The first of the places is the type, which the policy says itself.
+        key = ".".join(str(place) for place in first["loc"][1:])
+        raise SettingsError(
+            f"policy {json.dumps(policy)}: {f'{key}: ' if key else ''}{first['msg']}"
+        ) from error
 
 
 def _template(text: str) -> Searched:

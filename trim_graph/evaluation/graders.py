@@ -26,8 +26,8 @@ CLOSE = 1e-6
 SECONDS = 5
 """Most time `math` takes for one comparison, where it can be limited."""
 
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?<=\d)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?")
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+_NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?")
+_FRACTION = re.compile(r"(-?)\s*\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 _CHOICE = re.compile(r"\(?([A-J])\)?")
 # A letter that a word follows is an article or a pronoun: "the answer is a triangle", "is I believe".
 _TOLD_CHOICE = re.compile(r"(?i:answer\s*(?:is|:)\s*(?:option\s*)?)\**\(?([A-Ja-j])\b(?!\s+[a-z])")
@@ -65,8 +65,9 @@ def numeric(expected: str, row: dict[str, Any] | None = None) -> Grade:
 
 def read_number(text: str) -> Fraction | None:
     """Return the last number in a text, or None."""
-    plain = _FRACTION.sub(r" \1/\2 ", text).replace("{,}", ",").replace("\\!", "").replace("\u2212", "-")
-    found = [match[0] for match in _NUMBER.finditer(plain) if match[0]]
+    plain = text.replace("{,}", ",").replace("\\!", "").replace("\u2212", "-")
+    plain = _FRACTION.sub(_divided, plain)
+    found = [match[0] for match in _NUMBER.finditer(plain)]
     if not found:
         return None
     above, _, below = found[-1].replace(",", "").partition("/")
@@ -76,6 +77,11 @@ def read_number(text: str) -> Fraction | None:
         return Fraction(above.strip()) / Fraction(below.strip() or "1")
     except ZeroDivisionError:
         return None
+
+
+def _divided(fraction: re.Match[str]) -> str:
+    sign, above, below = fraction.groups()
+    return f" {above.removeprefix('-') if sign and above.startswith('-') else sign + above}/{below} "
 
 
 def multiple_choice(expected: str, row: dict[str, Any] | None = None) -> Grade:

@@ -120,6 +120,8 @@ class ArmSettings(TypedDict):
     """Of an arm that was chosen for its spend: the number that was chosen, in [0, 1]."""
     beside: NotRequired[list[str]]
     """The arms whose spend it was chosen to have."""
+    spends: NotRequired[dict[str, float]]
+    """Of those that a search has chosen it for, large tokens a question at that time."""
 
 
 class RunSettings(TypedDict):
@@ -143,7 +145,7 @@ class Run:
     Attributes:
         folder: Where it is.
         settings: What it was begun with.
-        summary: None while it has not ended.
+        summary: None while it has not ended, or was begun again and has not.
     """
 
     folder: Path
@@ -168,7 +170,9 @@ def read_run(folder: str | Path) -> Run:
     settings = read_settings(place)
     if settings is None:
         raise InputError(f"{place} is no folder of an evaluation: {SETTINGS} is not there")
-    summary: RunSummary | None = _json(place / SUMMARY) if (place / SUMMARY).exists() else None
+    # A run that was begun again has journals: its older summary is not of the rows that are there now.
+    ended = (place / SUMMARY).exists() and not any((place / JOURNALS).glob("*.jsonl"))
+    summary: RunSummary | None = _json(place / SUMMARY) if ended else None
     return Run(place, settings, summary)
 
 
@@ -190,9 +194,14 @@ def read_settings(folder: Path) -> RunSettings | None:
         raise InputError(f"{file} is damaged: {error.errors(include_url=False)[0]['msg']}") from error
 
 
+def file_name(arm: str) -> str:
+    """Return an arm's name as the name of a file has it."""
+    return quote(arm, safe=" +@=,()")
+
+
 def journal_of(folder: Path, arm: str) -> Path:
     """Return where the journal of an arm lies."""
-    return folder / JOURNALS / f"{quote(arm, safe=' +@=,()')}.jsonl"
+    return folder / JOURNALS / f"{file_name(arm)}.jsonl"
 
 
 def read_rows_of(folder: str | Path, *arms: str) -> Iterator[Row]:

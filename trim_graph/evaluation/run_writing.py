@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trim_graph.errors import SettingsError
+from trim_graph.errors import InputError, SettingsError
 from trim_graph.journal import to_line
 from trim_graph.rows import import_parquet
 from trim_graph.training.traces import TOKENS
 
-from .run_files import ROWS, SETTINGS, Row, journal_of, parse_row, read_rows_of
+from .run_files import ROWS, SETTINGS, SUMMARY, Row, journal_of, parse_row, read_rows_of
 
 _GROUP = 1024
 """Rows to a row group of Parquet; as many are in memory while one is written or read, and what is kept of
@@ -72,6 +72,7 @@ def write_rows(folder: Path, arms: Sequence[str]) -> int:
             for group in _grouped(folder, arms):
                 writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
                 count += len(group)
+        (folder / SUMMARY).unlink(missing_ok=True)  # it is of the rows before these
         beside.replace(folder / ROWS)
     finally:
         beside.unlink(missing_ok=True)
@@ -97,6 +98,8 @@ def _grouped(folder: Path, arms: Iterable[str]) -> Iterator[list[dict[str, Any]]
 def in_order(journal: Path) -> Iterator[Row]:
     """Give the rows of a journal in order of question and sample; only where each begins is kept in memory.
 
+    A last line that ends in the middle, as a killed writer leaves it, is passed over.
+
     Raises:
         InputError: A row cannot be read.
     """
@@ -106,14 +109,25 @@ def in_order(journal: Path) -> Iterator[Row]:
     with journal.open("rb") as stream:
         place = 0
         for line in stream:
-            values = json.loads(line)
+            if not line.endswith(b"\n"):
+                break
+            values = _read_place(line, f"{journal}, byte {place}")
             places.append(place)
-            order.extend((values["index"], values["sample"]))
+            order.extend(values)
             place += len(line)
         keys = np.array(order, dtype=np.int64).reshape(-1, 2)
         for number in np.lexsort((keys[:, 1], keys[:, 0])):
             stream.seek(places[number])
             yield parse_row(json.loads(stream.readline()), f"{journal}, byte {places[number]}")
+
+
+def _read_place(line: bytes, place: str) -> tuple[int, int]:
+    """Return question and sample of a line."""
+    try:
+        values = json.loads(line)
+        return values["index"], values["sample"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{place}: not a row of an evaluation: {error}") from error
 
 
 def restore_journal(folder: Path, arm: str) -> None:

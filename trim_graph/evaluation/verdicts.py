@@ -17,6 +17,8 @@ from .run_summary import Figure, Verdict
 from .summarising import LARGE, SMALL, UNKNOWN, Comparison
 
 Use = Literal["yes", "no", "undecided"]
+LEAST = 20
+"""Questions from which a verdict may be "yes": resampled intervals of fewer are much too narrow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,8 @@ def _decide(comparison: Comparison, name: str, net: Figure, worth: Worth) -> tup
         )
     if not worth.priced:
         found.append(("undecided", "Without prices nobody can say whether that pays."))
+    if comparison.n < LEAST:
+        found.append(("undecided", f"{comparison.n} questions are too few to tell: take {LEAST} or more."))
     order = ("no", "undecided", "yes")
     use: Use = min((use for use, _ in found), key=order.index, default="yes")
     return use, [reason for one, reason in found if one == use and reason]

@@ -13,12 +13,13 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from importlib import resources
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from trim_graph.errors import InputError
-from trim_graph.evaluation.run_files import SUMMARY, Run, read_run
+from trim_graph.evaluation.run_files import SUMMARY, Row, Run, read_run
 from trim_graph.evaluation.run_summary import VERSION, RunSummary
 
 from .drawing import LARGE, SMALL, pictures_of
@@ -49,7 +50,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
     page = Path(folder) / "report.html" if out is None else Path(out)
     beside = page.with_name(f".{page.name}.{os.getpid()}")
     with TemporaryDirectory() as spool:
-        gathered = Gathered(run.rows(), Path(spool) / "rows.db")
+        gathered = Gathered(_rows(run), Path(spool) / "rows.db")
         try:
             if not gathered.count:
                 raise InputError(f"{folder} has no rows yet: nothing to show")
@@ -67,6 +68,12 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
         place.mkdir(exist_ok=True)
         written += [file for picture in pictures for file in picture.save(place)]
     return written
+
+
+def _rows(run: Run) -> Iterator[Row]:
+    """Give the rows that the summary is of: a folder may hold those of more questions, from before."""
+    n, samples = (run.summary["n"], run.summary["samples"]) if run.summary else (inf, inf)
+    return (row for row in run.rows() if row["index"] < n and row["sample"] < samples)
 
 
 def _checked(run: Run) -> Run:
