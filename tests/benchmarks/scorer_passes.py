@@ -2,9 +2,9 @@
 
 ``TRIM_VLLM_PYTHON=... python -m tests.benchmarks.scorer_passes [--json FILE]`` prints two tables. The first
 scores a solution step by step, as a run does, on vLLM servers with and without prefix caching: tokens read,
-those of them that the server took from its cache (its own metrics), seconds. The second has 64 runs at once and
-counts what their passes are sent as: requests to a vLLM server, batches in this process. The PRM is that of
-the examples.
+those of them that the server took from its cache (by its metrics), seconds. The second has 64 runs at once,
+and counts what their passes are sent as: requests to a vLLM server, batches in this process. The PRM is that
+of the examples.
 """
 
 from __future__ import annotations
