@@ -22,8 +22,10 @@ _MEASURED: dict[Part, str] = {
 }
 """What ``vllm bench serve --save-result`` calls the tokens a second of a part."""
 
-_COLUMNS = ("arm", "large share", "part", "tokens/question", "tokens/call", "prompt (cached)")
-_COLUMNS += ("tokens/s", "servers", "GPUs", "busy")
+_COLUMNS = (
+    *("arm", "large share", "part", "tokens/question", "tokens/call", "prompt (cached)"),
+    *("tokens/s", "servers", "GPUs", "busy"),
+)
 
 
 @dataclass(frozen=True, slots=True)
