@@ -25,6 +25,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.overhead
 	$(BIN)/python -m tests.benchmarks.state_size
+	$(BIN)/python -m tests.benchmarks.startup
 
 # Too long for every change: thousands of killed processes, faults under load, half an hour of steady load.
 soak: $(READY)

@@ -10,15 +10,16 @@ from pydantic import AfterValidator, Field, PrivateAttr, SecretStr
 
 from .background import run_sync
 from .chat_vllm_base import VLLMChatModel
+from .replicas import Replicas, check_base_urls, conversation_key
 from .vllm_call import VLLMCall
 from .vllm_prompt import VLLMPrompts
-from .vllm_server import VLLMServer, check_base_url
+from .vllm_server import VLLMServer
 from .vllm_wire import CallSettings
 
 
-def _checked_url(url: str) -> str:
-    check_base_url(url)
-    return url
+def _checked_urls(base_url: str | list[str]) -> str | list[str]:
+    check_base_urls(base_url)
+    return base_url
 
 
 class ChatVLLM(VLLMChatModel):
@@ -57,8 +58,9 @@ class ChatVLLM(VLLMChatModel):
 
     model: str = Field(min_length=1)
     """Name that the server serves the model by."""
-    base_url: Annotated[str, AfterValidator(_checked_url)] = "http://localhost:8000/v1"
-    """The server's address, with or without ``/v1``."""
+    base_url: Annotated[str | list[str], AfterValidator(_checked_urls)] = "http://localhost:8000/v1"
+    """The server's address, with or without ``/v1``; a list names replicas, which serve the same model. All
+    steps of a solution go to one of them, by a hash of its conversation; to the next if that one fails."""
     api_key_env: str | None = "VLLM_API_KEY"
     """Environment variable that holds the key, if the server wants one. It is read at every request."""
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
@@ -68,25 +70,30 @@ class ChatVLLM(VLLMChatModel):
     max_retries: int = Field(default=3, ge=0)
     """How often to try again after no connection, a dropped one, 429 or 5xx. A 400 is never retried."""
     max_connections: int = Field(default=256, ge=1)
-    """Most requests at once; others wait. Adapters of the same server and event loop share connections."""
+    """Most requests at once to a server; others wait. Adapters of a server and event loop share them."""
     continuation: Literal["auto", "chat", "raw"] = "auto"
     """``chat`` trusts the chat template with the text to be continued, ``raw`` never does."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further fields of every generation request, such as ``{"top_k": 20}``."""
 
     _shown: ClassVar[tuple[str, ...]] = ("base_url", "continuation", "extra_body")
-    _server: VLLMServer = PrivateAttr()
+    _server: Replicas = PrivateAttr()
     _prompts: VLLMPrompts = PrivateAttr()
 
     def model_post_init(self, context: Any) -> None:
         """Connect the parts; nothing is sent."""
-        self._server = VLLMServer(
-            root=check_base_url(self.base_url),
-            api_key_env=self.api_key_env,
-            api_key=self.api_key,
-            read_timeout=self.read_timeout,
-            max_retries=self.max_retries,
-            max_connections=self.max_connections,
+        self._server = Replicas(
+            [
+                VLLMServer(
+                    root=root,
+                    api_key_env=self.api_key_env,
+                    api_key=self.api_key,
+                    read_timeout=self.read_timeout,
+                    max_retries=self.max_retries,
+                    max_connections=self.max_connections,
+                )
+                for root in check_base_urls(self.base_url)
+            ]
         )
         self._prompts = VLLMPrompts(
             self._server, self.model, self.continuation, dict(self.chat_template_kwargs)
@@ -120,4 +127,5 @@ class ChatVLLM(VLLMChatModel):
         self.model_post_init(None)
 
     def _call(self, messages: list[BaseMessage], settings: CallSettings) -> VLLMCall:
-        return VLLMCall(self._server, self._prompts, messages, settings, self.extra_body)
+        route = self._server.route(lambda: conversation_key(messages))
+        return VLLMCall(route, self._prompts, messages, settings, self.extra_body)

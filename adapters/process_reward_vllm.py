@@ -6,6 +6,7 @@ import asyncio
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .background import run_sync
@@ -16,13 +17,11 @@ from .prm_formats import STEP_TOKENS, FormatName, PRMFormat, PRMInput, check_for
 from .prm_scores import read_pooled
 from .prm_serving import serve_options
 from .protocols import ModelServerError, ScorableStep, ScorerError, ScorerReply
-from .vllm_server import VLLMServer, check_base_url
+from .replicas import Replicas, check_base_urls
+from .vllm_server import VLLMServer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_Answer = tuple[Any, int]
-"""What came for one input, an error among it, and the attempts that failed before."""
 
 _SAMPLE = "Step 1: 12 + 34 = 46, so \\boxed{46}.\n\n"
 
@@ -47,7 +46,8 @@ class VLLMProcessReward:
 
     Args:
         model: Name that the server serves the PRM by.
-        base_url: The server's address, with or without ``/v1``.
+        base_url: The server's address, with or without ``/v1``; a list names several that serve the same PRM.
+            All steps of a question are scored by one of them, and by the next if that one fails.
         api_key_env: Environment variable that holds the key, if the server wants one.
         tokenizer: Folder or hub id of the PRM's tokenizer; None: where the server says it has the PRM from.
         format: ``qwen``, ``math_shepherd``, ``skywork`` or ``rlhflow``.
@@ -65,7 +65,7 @@ class VLLMProcessReward:
         self,
         model: str,
         *,
-        base_url: str = "http://localhost:8000/v1",
+        base_url: str | Sequence[str] = "http://localhost:8000/v1",
         api_key_env: str | None = "VLLM_API_KEY",
         tokenizer: str | None = None,
         format: FormatName = "qwen",
@@ -84,7 +84,7 @@ class VLLMProcessReward:
             raise ValueError(f"max_retries={max_retries!r} must be 0 or more")
         self._settings = {
             "model": model,
-            "base_url": base_url,
+            "base_url": base_url if isinstance(base_url, str) else list(base_url),
             "api_key_env": api_key_env,
             "tokenizer": tokenizer,
             "format": format,
@@ -99,14 +99,19 @@ class VLLMProcessReward:
         self.format: FormatName = format
         self.step_token = step_token
         self.system_prompt = system_prompt
-        self._server = VLLMServer(
-            root=check_base_url(base_url),
-            api_key_env=api_key_env,
-            read_timeout=read_timeout,
-            max_retries=max_retries,
+        self._server = Replicas(
+            [
+                VLLMServer(
+                    root=root, api_key_env=api_key_env, read_timeout=read_timeout, max_retries=max_retries
+                )
+                for root in check_base_urls(base_url)
+            ]
         )
         self._ready = Once(self._get_ready)
-        self._requests: CallBatcher[PRMInput, _Answer] = CallBatcher(self._send, max_batch=max_batch_size)
+        self._requests: dict[str, CallBatcher[PRMInput, Any]] = {
+            root: CallBatcher(partial(self._send, server), max_batch=max_batch_size)
+            for root, server in self._server.servers.items()
+        }
 
     def __repr__(self) -> str:
         shown = ("model", "base_url", "format", "step_token", "max_batch_size")
@@ -135,22 +140,28 @@ class VLLMProcessReward:
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Score every step without blocking the event loop; see `score`."""
         ready: _Ready | None = None
+        route = self._server.route(question)
+
+        async def attempt() -> Any:
+            answer = await self._requests[route.root].ask(asked)
+            if isinstance(answer, ModelServerError):
+                raise answer
+            return answer
+
         try:
             ready = await self._ready.get()
             texts = [step["text"] for step in steps]
             asked = await asyncio.to_thread(
                 ready.format.encode, question, texts, max_tokens=ready.max_model_len
             )
-            answer, failed = await self._requests.ask(asked)
-            if isinstance(answer, ModelServerError):
-                raise answer
+            answer = await route.retrying(attempt)
         except ModelServerError as error:
             said = f"the PRM {self.model} gave no scores: {error}"
             if ready is not None and error.status in (400, 404, 501):
                 said += f". If it is no PRM in the format {self.format}, {ready.served_with}"
             raise ScorerError(said) from error
-        scores = read_pooled(answer, asked, ready.format.head, at=self._server.root, hint=ready.served_with)
-        return ScorerReply(scores=scores, input_tokens=len(asked.ids), failed_attempts=failed)
+        scores = read_pooled(answer, asked, ready.format.head, at=route.root, hint=ready.served_with)
+        return ScorerReply(scores=scores, input_tokens=len(asked.ids), failed_attempts=route.failures)
 
     async def _get_ready(self) -> _Ready:
         served = await self._server.served(self.model)
@@ -180,7 +191,8 @@ class VLLMProcessReward:
                 return None
             raise
 
-    async def _send(self, inputs: list[PRMInput]) -> list[_Answer]:
+    async def _send(self, server: VLLMServer, inputs: list[PRMInput]) -> list[Any]:
+        """Ask a replica once. The answer to an input may be an error, which is that input's own."""
         body = {
             "model": self.model,
             "task": "token_classify",
@@ -188,25 +200,23 @@ class VLLMProcessReward:
             "input": [one.ids for one in inputs],
         }
         try:
-            answer, failed = await self._server.post_counted("/pooling", body)
+            answer = await server.post_once("/pooling", body)
         except ModelServerError as error:
             if error.status != 400 or len(inputs) == 1:
                 raise
             # One bad input must not cost the others their scores.
-            return [await self._alone(one) for one in inputs]
+            return [await self._alone(server, one) for one in inputs]
         entries = answer.get("data")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise ModelServerError(
-                f"{self._server.root} answered /pooling with {str(answer)[:200]}", begun=True
-            )
+            raise ModelServerError(f"{server.root} answered /pooling with {str(answer)[:200]}", begun=True)
         found = {entry.get("index"): entry.get("data") for entry in entries}
-        return [(found.get(number), failed) for number in range(len(inputs))]
+        return [found.get(number) for number in range(len(inputs))]
 
-    async def _alone(self, one: PRMInput) -> _Answer:
+    async def _alone(self, server: VLLMServer, one: PRMInput) -> Any:
         try:
-            return (await self._send([one]))[0]
+            return (await self._send(server, [one]))[0]
         except ModelServerError as error:
-            return error, 0
+            return error
 
 
 def _rebuild(settings: dict[str, Any]) -> VLLMProcessReward:

@@ -11,8 +11,9 @@ from langchain_core.messages import BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 
 from .protocols import ModelServerError
+from .replicas import Route
 from .vllm_prompt import VLLMPrompts
-from .vllm_server import TransientError, VLLMServer
+from .vllm_server import TransientError
 from .vllm_wire import Answer, CallSettings, Lost, metadata_of, usage_of
 
 _STREAM = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
@@ -24,7 +25,7 @@ class VLLMCall:
     """One call; `finish` it, or iterate over its `pieces`.
 
     Args:
-        server: Where the model is.
+        server: Where the model is: the way of this call through its replicas.
         prompts: Makes the request.
         messages: The conversation.
         settings: Of the call.
@@ -36,7 +37,7 @@ class VLLMCall:
 
     def __init__(
         self,
-        server: VLLMServer,
+        server: Route,
         prompts: VLLMPrompts,
         messages: Sequence[BaseMessage],
         settings: CallSettings,

@@ -12,6 +12,7 @@ from langchain_core.messages import BaseMessage
 from .chat_prompt import opens_thought, split_continuation
 from .once import Once
 from .protocols import ModelServerError
+from .replicas import Replicas
 from .vllm_server import VLLMServer
 from .vllm_wire import CallSettings, openai_messages, sampling
 
@@ -54,7 +55,7 @@ class VLLMPrompts:
         template_kwargs: Further arguments of the chat template.
     """
 
-    server: VLLMServer
+    server: VLLMServer | Replicas
     model: str
     continuation: Continuation = "auto"
     template_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -84,7 +84,7 @@ class VLLMServer:
 
     async def get(self, path: str) -> Any:
         """GET a JSON document, with retries."""
-        return await self.retrying(lambda: self._json("GET", path, None))
+        return await retry(lambda: self._json("GET", path, None), self.max_retries)
 
     async def post(self, path: str, payload: dict[str, Any]) -> Any:
         """POST a JSON document and return the answer, with retries.
@@ -92,18 +92,7 @@ class VLLMServer:
         Raises:
             ModelServerError: The server cannot be reached or refuses.
         """
-        return (await self.post_counted(path, payload))[0]
-
-    async def post_counted(self, path: str, payload: dict[str, Any]) -> tuple[Any, int]:
-        """`post`, and how many attempts failed before the one that gave the answer."""
-        begun = 0
-
-        async def attempt() -> Any:
-            nonlocal begun
-            begun += 1
-            return await self.post_once(path, payload)
-
-        return await self.retrying(attempt), begun - 1
+        return await retry(lambda: self.post_once(path, payload), self.max_retries)
 
     async def served(self, model: str) -> dict[str, Any]:
         """What the server tells of a model: ``max_model_len``, and as ``root`` where it has it from.
@@ -111,38 +100,17 @@ class VLLMServer:
         Raises:
             ModelServerError: The server does not answer, or does not serve the model.
         """
-        entries = (await self.get("/v1/models")).get("data") or []
+        return await retry(lambda: self.served_once(model), self.max_retries)
+
+    async def served_once(self, model: str) -> dict[str, Any]:
+        """`served` in one attempt."""
+        entries = (await self._json("GET", "/v1/models", None)).get("data") or []
         names = [str(entry.get("id")) for entry in entries]
         if model not in names:
             raise ModelServerError(
                 f"the server at {self.root} serves {', '.join(names)}; model={model!r} is none of them"
             )
         return dict(entries[names.index(model)])
-
-    async def retrying(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Await ``call()``, again while it raises `TransientError`.
-
-        Raises:
-            ModelServerError: All attempts failed.
-        """
-        attempts = self.max_retries + 1
-
-        async def attempt() -> T:  # tenacity awaits coroutine functions only
-            return await call()
-
-        try:
-            return await AsyncRetrying(
-                retry=retry_if_exception_type(TransientError),
-                stop=stop_after_attempt(attempts),
-                wait=_wait,
-                reraise=True,
-            )(attempt)
-        except TransientError as error:
-            final = ModelServerError(f"{error} ({attempts} attempts)", error.status, begun=error.begun)
-            final.attempts = FailedAttempts(
-                count=attempts, input_tokens=0, output_tokens=0, unknown=attempts * error.begun
-            )
-            raise final from error
 
     async def post_once(self, path: str, payload: dict[str, Any]) -> Any:
         """`post` in one attempt.
@@ -266,7 +234,51 @@ class VLLMServer:
         return (text.replace(key, "***") if key else text)[:500]
 
 
-def _wait(state: RetryCallState) -> float:
+async def retry(
+    call: Callable[[], Awaitable[T]],
+    max_retries: int,
+    *,
+    wait: Callable[[RetryCallState], float] | None = None,
+    asked: Callable[[], Sequence[str]] = tuple,
+) -> T:
+    """Await ``call()``, again while it raises `TransientError`. Nothing else in this project tries again.
+
+    Args:
+        call: One attempt.
+        max_retries: Attempts after the first.
+        wait: Seconds before the next attempt; None: `backoff`.
+        asked: The servers that were asked, where they are several.
+
+    Raises:
+        ModelServerError: All attempts failed.
+    """
+    attempts, unknown = max_retries + 1, 0
+
+    async def attempt() -> T:  # tenacity awaits coroutine functions only
+        nonlocal unknown
+        try:
+            return await call()
+        except TransientError as error:
+            unknown += error.begun
+            raise
+
+    try:
+        return await AsyncRetrying(
+            retry=retry_if_exception_type(TransientError),
+            stop=stop_after_attempt(attempts),
+            wait=wait or backoff,
+            reraise=True,
+        )(attempt)
+    except TransientError as error:
+        roots = asked()
+        at = f", at {', '.join(roots)}" if len(roots) > 1 else ""
+        final = ModelServerError(f"{error} ({attempts} attempts{at})", error.status, begun=error.begun)
+        final.attempts = FailedAttempts(count=attempts, input_tokens=0, output_tokens=0, unknown=unknown)
+        raise final from error
+
+
+def backoff(state: RetryCallState) -> float:
+    """Seconds to wait before the next attempt: longer each time, and as long as the server asks."""
     error = state.outcome.exception() if state.outcome else None
     return max(_backoff(state), getattr(error, "retry_after", 0.0))
 

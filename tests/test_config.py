@@ -208,6 +208,16 @@ def test_weights_that_are_not_there(tmp_path, monkeypatch):
             "line 1: small.base_url: 'localhost' is not right; it looks like http://localhost:8000/v1",
         ),
         (
+            "small: {type: vllm, model: m, base_url: ['http://a:1', 3]}\n"
+            "large: {type: example}\npolicy: small_only",
+            "small.base_url: is ['http://a:1', 3]; it should be an address or a list of addresses",
+        ),
+        (
+            "small: {type: vllm, model: m, base_url: ['http://a:1', 'http://a:1/v1']}\n"
+            "large: {type: example}\npolicy: small_only",
+            "small.base_url: names http://a:1 more than once",
+        ),
+        (
             "small: {type: vllm, model: m, api_key: sk-1}\nlarge: {type: example}\npolicy: small_only",
             "line 1: small.api_key: unknown key, did you mean api_key_env?",
         ),

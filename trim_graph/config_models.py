@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from .adapters.model_source import check_model
 from .budget import Writer
-from .config_places import Dtype, ModelPlace, Part, ServerURL
+from .config_places import Dtype, ModelPlace, Part, ServerURLs
 from .config_serve import Serve
 
 
@@ -38,7 +38,7 @@ class VLLMModel(Part):
 
     type: Literal["vllm"]
     model: str = Field(min_length=1)
-    base_url: ServerURL = "http://localhost:8000/v1"
+    base_url: ServerURLs = "http://localhost:8000/v1"
     api_key_env: str | None = "VLLM_API_KEY"
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)

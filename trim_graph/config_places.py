@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 
 from .adapters.model_source import check_model
 
@@ -37,11 +37,15 @@ ModelPlace = Annotated[str, BeforeValidator(beside_file)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-def _server_url(value: str) -> str:
-    from .adapters.vllm_server import check_base_url
+def _server_urls(value: Any) -> Any:
+    from .adapters.replicas import check_base_urls
 
-    check_base_url(value)
+    urls = value if isinstance(value, list) else [value]
+    if not all(isinstance(url, str) for url in urls):
+        raise ValueError("it should be an address or a list of addresses")
+    check_base_urls(value)
     return value
 
 
-ServerURL = Annotated[str, AfterValidator(_server_url)]
+ServerURLs = Annotated[str | list[str], BeforeValidator(_server_urls)]
+"""One address, or those of several replicas of a server."""

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from .adapters.prm_formats import FormatName, check_format
 from .config_models import ModelConfig
-from .config_places import Dtype, ModelPlace, Part, ServerURL
+from .config_places import Dtype, ModelPlace, Part, ServerURLs
 from .config_serve import Serve
 
 
@@ -46,7 +46,7 @@ class VLLMPRM(FormattedPRM):
 
     type: Literal["vllm_prm"]
     model: str = Field(min_length=1)
-    base_url: ServerURL = "http://localhost:8000/v1"
+    base_url: ServerURLs = "http://localhost:8000/v1"
     api_key_env: str | None = "VLLM_API_KEY"
     tokenizer: ModelPlace | None = None
     max_batch_size: int = Field(default=64, ge=1)

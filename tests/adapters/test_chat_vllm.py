@@ -638,7 +638,8 @@ class TestKey:
         shown += [repr(caught.value), caplog.text, repr(model._prompts), str(model._identifying_params)]
         assert not [text for text in shown if KEY in text]
         assert KEY.encode() not in pickle.dumps(model)
-        assert copy.deepcopy(model)._server._key() == KEY
+        (connection,) = copy.deepcopy(model)._server.servers.values()
+        assert connection._key() == KEY
 
     def test_without_one_there_is_no_header(self, connect):
         server, model = connect(chat_answer("so"))

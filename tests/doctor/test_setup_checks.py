@@ -8,8 +8,8 @@ from trim_graph.config import Parts, make_config
 from trim_graph.doctor.chat_checks import room
 from trim_graph.doctor.findings import Finding, Report
 from trim_graph.doctor.samples import ARITHMETIC, GENERAL
-from trim_graph.doctor.setup_checks import graph, thresholds, two_models
-from trim_graph.doctor.subjects import subject_of
+from trim_graph.doctor.setup_checks import alike, graph, thresholds, two_models
+from trim_graph.doctor.subjects import subject_of, subjects_of
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
 SERVED = {"type": "vllm", "model": "m", "base_url": "http://127.0.0.1:8001"}
@@ -128,3 +128,20 @@ def test_a_report_counts_and_hides_secrets():
     assert report.verdict == "1 fault (large), 1 hint: mend them before a run"
     assert report.faults[0].sentence == "large, key: what is wrong: the server said ***; mend it: not ***"
     assert Report(report.findings[:1]).verdict == "no fault: this set-up does what a run needs"
+
+
+def test_each_replica_is_a_subject_and_all_must_be_alike():
+    made = config(small={**SERVED, "base_url": ["http://a:1", "http://b:1/v1"]}, scorer=PRM)
+    first, second = subjects_of("small", made.small, made.settings, made.budget, 3.0)
+    assert (first.name, second.name) == ("small at http://a:1", "small at http://b:1")
+    assert second.adapter.base_url == "http://b:1/v1"
+    assert [one.name for one in subjects_of("scorer", made.scorer, made.settings, made.budget, 3.0)] == [
+        "scorer"
+    ]
+    assert alike([first, second]).status == "hint"
+    first.served = second.served = {"root": "org/m", "max_model_len": 4096}
+    assert alike([first, second]).status == "ok"
+    second.known["tokens"] = [1]
+    assert "another tokenizer" in alike([first, second]).found
+    second.served = {"root": "org/m", "max_model_len": 512}
+    assert "max_model_len 512" in alike([first, second]).found

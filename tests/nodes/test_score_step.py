@@ -4,6 +4,7 @@ import pytest
 from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableLambda
 
+from tests.conftest import SMALL
 from trim_graph.adapters.protocols import ScorerError
 from trim_graph.errors import SettingsError
 from trim_graph.policies import large_only, random_rate, small_only, stay_on_large, threshold
@@ -145,3 +146,36 @@ async def test_a_judges_words_are_tagged_and_never_reach_the_messages_stream(mak
 def test_a_scorer_that_is_none_is_refused_when_the_graph_is_built(make):
     with pytest.raises(SettingsError, match="scorer is 5"):
         make(scorer=5)
+
+
+def _fails(prefix):
+    raise RuntimeError("the large model is down")
+
+
+@pytest.mark.parametrize(
+    ("given", "passes"),
+    [
+        ({"budget": {"large_calls": 1}}, 2),
+        ({"budget": {"large_tokens": 10}}, 2),  # less than min_tokens is left after the first large step
+        ({"budget": {"large_calls": 1, "on_exhausted": "stop"}}, 2),
+        ({"budget": {"seconds": 1e-9}}, 0),
+        ({"policy": lambda o: "handover" if o.index == 1 else "accept"}, 2),
+        ({"small": ["small one", ""]}, 1),  # ends without a further step
+        ({"scores": dict.fromkeys(SMALL, 0.1), "large": _fails, "on_large_error": "accept"}, 3),
+        ({"max_steps": 2}, 2),  # the last step that is allowed may be written again
+    ],
+    ids=[
+        "calls spent",
+        "tokens spent",
+        "stops",
+        "no time",
+        "handed over",
+        "ended",
+        "large is down",
+        "last step",
+    ],
+)
+def test_no_pass_is_made_when_nothing_can_come_of_it(make, given, passes):
+    rig = make(**given)
+    rig.ask()
+    assert len(rig.scorer.calls) == passes

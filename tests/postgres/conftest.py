@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,24 @@ def _program(name: str) -> str | None:
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """URL of a database, with its password."""
-    initdb, postgres = _program("initdb"), _program("postgres")
-    if initdb is None or postgres is None:
+    if not installed():
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
     pytest_socket.enable_socket()
+    with running_postgres() as url:
+        yield url
+
+
+def installed() -> bool:
+    """Whether PostgreSQL's programs are here."""
+    return _program("initdb") is not None and _program("postgres") is not None
+
+
+@contextmanager
+def running_postgres(*, fsync: bool = False) -> Iterator[str]:
+    """Start a server, which need not wait for the disk; gives the URL of a database, with its password."""
+    initdb, postgres = _program("initdb"), _program("postgres")
+    assert initdb is not None
+    assert postgres is not None
     # Not pytest's own folder: another user must reach it, since PostgreSQL refuses to run as root.
     folder = Path(tempfile.mkdtemp(prefix="trim-postgres-"))
     user = {}
@@ -51,7 +66,7 @@ def postgres_url() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = ["-h", "127.0.0.1", "-p", str(port), "-k", str(folder), "-F"]
+    options = ["-h", "127.0.0.1", "-p", str(port), "-k", str(folder), *([] if fsync else ["-F"])]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
             [postgres, "-D", str(folder / "data"), *options], stdout=log, stderr=log, cwd=folder, **user

@@ -102,6 +102,12 @@ def test_servers_elsewhere_are_left_alone(plan):
     assert made.elsewhere == ("large: http://gpu.example:8002/v1 is another machine's: not started here",)
 
 
+def test_replicas_are_left_alone(plan):
+    made = plan(large={"base_url": ["http://localhost:8002/v1", "http://gpu.example:8002/v1"]})
+    assert [server.names for server in made.servers] == [("small",)]
+    assert made.elsewhere == ("large: base_url is a list of replicas, which up does not start",)
+
+
 @pytest.mark.parametrize(
     ("parts", "told"),
     [

@@ -85,6 +85,19 @@ def test_a_good_set_up_passes(config, doctor, tmp_path):
     assert KEY not in shown.output
 
 
+def test_every_replica_is_examined(config, servers, doctor, behind):
+    gateway = behind("small")
+    config["small"]["base_url"] = [servers["small"].url, gateway.url]
+    code, found = doctor(config)
+    assert code == 0
+    for url in config["small"]["base_url"]:
+        assert found[f"small at {url.removesuffix('/v1')}", "carrying on"]["status"] == "ok"
+    assert "all 2 serve one model alike" in found["small", "replicas"]["found"]
+    config["small"]["base_url"] = [servers["small"].url, "http://127.0.0.1:9/v1"]
+    code, faults = doctor(config)
+    assert (code, list(faults)) == (1, [("small at http://127.0.0.1:9", "server")])
+
+
 def test_a_gateway_that_passes_everything_on_passes_too(config, doctor, behind):
     for part in ("small", "large", "scorer"):
         behind(part)

@@ -27,6 +27,15 @@ Baselines: router (trained), cascade (by confidence), prm (accepts at 0.7), judg
 """
 )
 
+MEASURED = """
+\b
+A measured speed is a number of tokens a second, or a result file of
+vllm bench serve --save-result; x2 behind it: a server takes two GPUs.
+  --small 5200 --large bench-large.json --scorer 40000x2
+small and large: tokens written, at prompts and answers as long as the table
+shows (tokens/call, prompt). scorer: tokens read.
+"""
+
 
 @evaluation.command(name="eval", epilog=ARMS, short_help="What would it save, and what would it cost?")
 def evaluate(
@@ -102,3 +111,32 @@ def evaluate(
                 as_json=as_json,
             )
         )
+
+
+@evaluation.command(
+    "capacity", epilog=MEASURED, short_help="How many servers and GPUs do so many questions need?"
+)
+def capacity(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an evaluation: eval --out RUN.")],
+    rate: Annotated[float, typer.Option("--questions-per-second", help="Mean rate of questions.")],
+    small: Annotated[str | None, typer.Option(help="Measured speed of a server; see below.")] = None,
+    large: Annotated[str | None, typer.Option(help="Measured speed of a server; see below.")] = None,
+    scorer: Annotated[str | None, typer.Option(help="Measured speed of a server; see below.")] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option(help="May be repeated. Default: large alone and every policy.")
+    ] = None,
+    utilisation: Annotated[
+        float, typer.Option(help="Share of its time that a server is to be at work; the rest is for bursts.")
+    ] = 0.7,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Work out the servers of each model from measured speeds and an evaluation's tokens a question.
+
+    servers = questions/s x tokens a question / (utilisation x tokens/s of a server), rounded up. Nothing is
+    assumed of any hardware: measure your servers.
+    """
+    with failures_reported():
+        from .capacity import Request, parts_given, run_capacity
+
+        servers = parts_given(small, large, scorer)
+        run_capacity(Request(run, rate, servers, arm or (), utilisation, as_json))

@@ -12,7 +12,7 @@ from trim_graph.config import Parts, TrimConfig
 from . import chat_checks, scorer_checks, server_checks, setup_checks, stop_checks
 from .findings import Finding, Report, fault
 from .samples import ARITHMETIC, GENERAL, PROBE_TEXT, Sample, reads_arithmetic
-from .subjects import Subject, in_thread, subject_of
+from .subjects import Subject, in_thread, subjects_of
 
 Check = Callable[[Subject], Awaitable[Finding]]
 Told = Callable[[str], None]
@@ -81,28 +81,31 @@ async def examine(
         ImportError: What a part needs is not installed.
     """
     left_out = {finding.part for finding in unusable}
-    subjects = {}
+    subjects: dict[str, list[Subject]] = {}
     for part in ("small", "large", "scorer"):
         entry = getattr(config, part)
         if entry is None:
             continue
         try:
-            subjects[part] = subject_of(part, entry, config.settings, config.budget, limit)
+            subjects[part] = subjects_of(part, entry, config.settings, config.budget, limit)
         except ValueError as error:
             raise TrimError(f"{part}: {error}") from error
-    adapters = {part: subject.adapter for part, subject in subjects.items()}
+    adapters = {part: replicas[0].adapter for part, replicas in subjects.items()}
     parts = Parts(adapters["small"], adapters["large"], adapters.get("scorer"))
     findings = [
         _named(setup_checks.graph(config, parts), "set-up", "graph"),
         _named(setup_checks.two_models(config), "set-up", "models"),
         *unusable,
     ]
-    for part, subject in subjects.items():
+    for part, replicas in subjects.items():
         if part not in left_out:
-            findings += await _examine(subject, told)
-    small, large = subjects["small"], subjects["large"]
+            for subject in replicas:
+                findings += await _examine(subject, told)
+            if len(replicas) > 1:
+                findings.append(_named(setup_checks.alike(replicas), part, "replicas"))
+    small, large = subjects["small"][0], subjects["large"][0]
     findings.append(_named(setup_checks.shared_tokenizer(small, large), "set-up", "tokenizers"))
-    if "scorer" in subjects and (about := setup_checks.thresholds(config, subjects["scorer"])):
+    if "scorer" in subjects and (about := setup_checks.thresholds(config, subjects["scorer"][0])):
         findings.append(_named(about, "set-up", "threshold"))
     return Report(tuple(findings))
 
@@ -115,13 +118,13 @@ async def _examine(subject: Subject, told: Told) -> list[Finding]:
             await _limited(chat_checks.choose_samples, subject)
         elif subject.part == "scorer" and not subject.samples and subject.server is None:
             subject.samples = await _samples_here(subject)
-        told(f"{subject.part}: {name}")
-        finding = _named(await _limited(check, subject), subject.part, name)
+        told(f"{subject.name}: {name}")
+        finding = _named(await _limited(check, subject), subject.name, name)
         findings.append(finding)
         if finding.ends:
             rest = [other for other, _ in checks[place + 1 :]]
             findings += [
-                Finding("skipped", f"not checked, because of {name}", part=subject.part, check=other)
+                Finding("skipped", f"not checked, because of {name}", part=subject.name, check=other)
                 for other in rest
             ]
             break

@@ -19,7 +19,7 @@ class Finding:
         found: What was seen, one sentence without a full stop.
         mend: What to do about a fault or a hint.
         ends: Whether further checks of the same part would say nothing more.
-        part: ``small``, ``large``, ``scorer`` or ``set-up``.
+        part: ``small``, ``large``, ``scorer`` or ``set-up``; with its address, where a part has replicas.
         check: Name of the check.
     """
 

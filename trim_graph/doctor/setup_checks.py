@@ -42,6 +42,30 @@ def two_models(config: TrimConfig) -> Finding:
     return ok("small and large are two models")
 
 
+def alike(replicas: list[Subject]) -> Finding:
+    """The replicas of a part serve one model: a question may be moved from any to any other."""
+    seen = [
+        {"model": subject.served.get("root"), "max_model_len": subject.served.get("max_model_len")}
+        for subject in replicas
+    ]
+    asked = [(s, told) for s, told in zip(replicas, seen, strict=True) if s.served]
+    if len(asked) < len(replicas):
+        return hint("cannot be told of all: not every replica serves the model")
+    for subject, told in asked[1:]:
+        for name, value in told.items():
+            if value != seen[0][name]:
+                return fault(
+                    f"{subject.name} has {name} {value!r}, {replicas[0].name} {seen[0][name]!r}",
+                    "start all replicas of a model with the same arguments",
+                )
+        if subject.known.get("tokens") != replicas[0].known.get("tokens"):
+            return fault(
+                f"{subject.name} has another tokenizer than {replicas[0].name}",
+                "start all replicas of a model with the same weights",
+            )
+    return ok(f"all {len(replicas)} serve one model alike")
+
+
 def shared_tokenizer(small: Subject, large: Subject) -> Finding:
     """Whether small and large have one tokenizer."""
     ours, theirs = small.known.get("tokens"), large.known.get("tokens")

@@ -24,7 +24,7 @@ class Subject:
 
     Attributes:
         part: ``small``, ``large`` or ``scorer``.
-        entry: Its mapping in the configuration.
+        entry: Its mapping in the configuration; of a replica, with its own address alone.
         adapter: The chat model or scorer, which tries each call once.
         server: The server behind it; None for what runs in this process or elsewhere.
         settings: Of a run.
@@ -37,6 +37,7 @@ class Subject:
         tokens_per_second: Speed of writing.
         scores: What the scorer gave for right and for wrong steps.
         known: Anything else that a later check needs.
+        replica: Whether it is one of several replicas.
     """
 
     part: str
@@ -53,6 +54,12 @@ class Subject:
     tokens_per_second: float | None = None
     scores: tuple[list[float], list[float]] | None = None
     known: dict[str, Any] = field(default_factory=dict)
+    replica: bool = False
+
+    @property
+    def name(self) -> str:
+        """What findings call it: the part, and which of its replicas."""
+        return f"{self.part} at {self.on_server.root}" if self.replica else self.part
 
     @property
     def by_prompt(self) -> bool:
@@ -64,6 +71,20 @@ class Subject:
         """The server, for checks that run only where there is one."""
         assert self.server is not None
         return self.server
+
+
+def subjects_of(
+    part: str, entry: Any, settings: RunSettings, budget: Budget, timeout: float
+) -> list[Subject]:
+    """Make what is examined of a part: each replica where ``base_url`` lists several; see `subject_of`."""
+    urls = getattr(entry, "base_url", None)
+    if not isinstance(urls, list):
+        return [subject_of(part, entry, settings, budget, timeout)]
+    single = [entry.model_copy(update={"base_url": url}) for url in urls]
+    subjects = [subject_of(part, one, settings, budget, timeout) for one in single]
+    for subject in subjects:
+        subject.replica = len(subjects) > 1
+    return subjects
 
 
 def subject_of(part: str, entry: Any, settings: RunSettings, budget: Budget, timeout: float) -> Subject:

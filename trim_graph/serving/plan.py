@@ -122,7 +122,9 @@ def plan_servers(config: TrimConfig, folder: Path) -> Plan:
         entry = getattr(config, name)
         if not isinstance(entry, VLLMModel | VLLMPRM):
             continue
-        if urlsplit(entry.base_url).hostname in _LOOPBACK:
+        if not isinstance(entry.base_url, str):
+            elsewhere.append(f"{name}: base_url is a list of replicas, which up does not start")
+        elif urlsplit(entry.base_url).hostname in _LOOPBACK:
             here[name] = entry
         else:
             elsewhere.append(f"{name}: {entry.base_url} is another machine's: not started here")
@@ -150,7 +152,7 @@ def _grouped(entries: dict[str, Entry]) -> list[tuple[str, ...]]:
 
 
 def _address(name: str, entry: Entry) -> tuple[str, int]:
-    url = urlsplit(entry.base_url)
+    url = urlsplit(str(entry.base_url))
     if url.scheme != "http":
         raise SettingsError(
             f"{name}: base_url={entry.base_url!r}: up starts plain http servers; write http://, or start "
