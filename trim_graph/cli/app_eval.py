@@ -46,7 +46,7 @@ def evaluate(
     ] = None,
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="A policy; may be repeated. Default: the configuration's. See below."),
+        typer.Option(help="A policy; may be repeated. Without it and --sweep: the configuration's."),
     ] = None,
     sweep: Annotated[
         list[str] | None, typer.Option(help="Several operating points; may be repeated. See below.")
