@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.evaluation import Question
-from trim_graph.evaluation.datasets import Dataset
+from trim_graph.evaluation.datasets import Dataset, make_dataset
 
 from .models import parsed_option
 
