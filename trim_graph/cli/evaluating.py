@@ -74,9 +74,14 @@ def run_eval(request: Request) -> RunSummary | None:
 
 
 class Evaluation:
-    """A request that has been checked; models are loaded last."""
+    """A request that has been checked; models are loaded last.
 
-    def __init__(self, request: Request) -> None:
+    Args:
+        request: What is asked for.
+        merging: Whether nothing is run: the folder may then hold shards alone.
+    """
+
+    def __init__(self, request: Request, *, merging: bool = False) -> None:
         need("cli,eval", "numpy", "pyarrow")
         check_request(request)
         self.request = request
@@ -94,7 +99,7 @@ class Evaluation:
         self.validation = self._validation()
         self.plan = self._plan()
         self.folder = None if request.shard is None else self._shard_folder(self.shard)
-        if self.folder is None:
+        if self.folder is None and not merging:
             check_folder(request.out)
         self.harness(None)  # refuses a folder that was begun otherwise
         self._bar: Progress | None = None

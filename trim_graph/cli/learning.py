@@ -119,7 +119,7 @@ def _rollouts(
 ) -> tuple[Rollouts, Rollouts]:
     """Record rollouts of the real models, or go on with those recorded before."""
     recording = Recording(request, config, load_parts)
-    workers = opened.enter_context(recording.workers()) if request.ray is not None else None
+    workers = recording.opened_workers(opened)
     sets = []
     for name, those in zip(SETS, questions, strict=True):
         journal = None

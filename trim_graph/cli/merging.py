@@ -79,7 +79,7 @@ def merge_evaluation(out: Path, shards: Sequence[ShardFolder]) -> int:
     Raises:
         TrimError: Questions are missing, or shards do not belong together.
     """
-    evaluation = Evaluation(Request.of(shards[0].told["request"], out))
+    evaluation = Evaluation(Request.of(shards[0].told["request"], out), merging=True)
     _join_all(evaluation, out, shards)
     course = asyncio.run(evaluation.run(None))
     if course.pending:

@@ -57,14 +57,16 @@ class Recording:
             option, given = "--validation-dataset", request.validation_dataset or request.dataset
         return {**same, "dataset": named_dataset(option, given).identity()}
 
-    def workers(self) -> Any:
-        """Return a context with those who run the models."""
+    def opened_workers(self, opened: ExitStack) -> Workers | None:
+        """Return workers on a cluster, where one is named; else the rollouts have graphs of their own."""
+        ray, count = self.request.ray, self.request.ray_workers
+        if ray is None and count is None:
+            return None
 
         def load() -> Models:
             return Models(self.config, self.load(self.config, rated=True))
 
-        request = self.request
-        return open_workers(self.config, load, rated=True, ray=request.ray, count=request.ray_workers)
+        return opened.enter_context(open_workers(self.config, load, rated=True, ray=ray, count=count))
 
     @cached_property
     def _builder(self) -> Callable[[Policy], Any]:
@@ -133,7 +135,7 @@ def record_shard(
     recording = Recording(request, config, load_parts)
     told = {"command": "train", "code": code_identity(), "request": request.told()}
     folder = open_shard(request.rollouts, shard, {**told, "folder": os.getcwd()})
-    workers = opened.enter_context(recording.workers()) if request.ray is not None else None
+    workers = recording.opened_workers(opened)
     for name, those in zip(SETS, questions, strict=True):
         places = [index for index in range(len(those)) if shard.takes(index)]
         file = folder.journal(f"{name}.jsonl")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trim_graph.distributed.shards import WHOLE
 from trim_graph.errors import SettingsError, TrimError
 from trim_graph.policies.files import save_policy
 from trim_graph.training.query_router import read_examples, train_query_router
@@ -179,7 +178,7 @@ class Baselines:
     @property
     def _partial(self) -> bool:
         """Whether this is but a shard: what costs no call is left to those who have all of them."""
-        return self.course.harness.plan.shard != WHOLE
+        return self.course.harness.whole is not None
 
     def _validated(self) -> Validation:
         if self.validation is None:

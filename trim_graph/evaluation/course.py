@@ -101,8 +101,12 @@ class Course:
         async def measure(numbers: Sequence[float]) -> list[float]:
             return await self.all_of([lambda number=number: at(number) for number in numbers])
 
-        searches = [Match(target, whole, self._found(dial, arm)) for arm, target in targets.items()]
         known = self._measured.setdefault(dial.family, {})
+        found = {arm: self._found(dial, arm) for arm in targets}
+        for number in found.values():
+            if number is not None and harness.is_whole(dial.arm(number)):
+                known[number] = await at(number)  # the search for it has ended before
+        searches = [Match(target, whole, found[arm]) for arm, target in targets.items()]
         for arm, number in zip(targets, await match_spends(searches, measure, known=known), strict=True):
             self._belongs(dial, number, arm)
 

@@ -102,7 +102,7 @@ class Harness:
     def __post_init__(self) -> None:
         self._older: dict[str, ArmSettings] = {}
         if self.whole is None:
-            check_folder(self.folder)
+            check_folder(self.folder, shards=self.workers is None)
         for folder in (self.folder, self.whole):
             self._know(folder, read_settings(folder) if folder is not None else None)
 
@@ -144,7 +144,7 @@ class Harness:
         if arm in self.done:
             return self.done[arm]
         self.note(arm, settings)
-        if self.whole is not None and self._is_in(self.whole, arm):
+        if self.whole is not None and self.is_whole(arm):
             return self.take(arm)
         restore_journal(self.folder, arm)
         settings_of_rows = {**self.plan.settings, "arm": {"policy": self.arms[arm]["policy"]}}
@@ -196,14 +196,14 @@ class Harness:
                     concurrency=min(self.plan.concurrency, left),
                     on_result=keep,
                 )
-        if units.shard != WHOLE:
+        if self.whole is not None:
             raise Pending(what)
 
-    def _is_in(self, folder: Path, arm: str) -> bool:
-        """Tell whether all rows of an arm are in a folder."""
-        plan = self.plan
+    def is_whole(self, arm: str) -> bool:
+        """Tell whether all rows of an arm are there."""
+        plan, rows = self.plan, read_rows_of(self.whole or self.folder, arm)
         try:
-            read_columns(read_rows_of(folder, arm), n=plan.n, samples=plan.samples, prices=plan.prices)
+            read_columns(rows, n=plan.n, samples=plan.samples, prices=plan.prices)
         except InputError:
             return False
         return True

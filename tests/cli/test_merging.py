@@ -1,0 +1,187 @@
+"""Shards of a command, joined, are what one run of it writes."""
+
+import json
+import shutil
+from contextlib import suppress
+
+import pytest
+
+from trim_graph.evaluation.run_files import read_run
+from trim_graph.training.traces import read_traces
+
+POLICY = "{type: threshold, t: 0.5}"
+OF = 3
+
+
+def evaluate(run, *more, out="run", n=7):
+    given = ["eval", "--dataset", "arithmetic:standard", "--out", out, "-n", n, "--validation-n", 5]
+    given += ["--policy", POLICY, "--policy", "{type: threshold, t: 0.95}", "--baselines", "prm,kind"]
+    return run(*given, *more)
+
+
+def untimed(value):
+    """What two runs have in common: not how long they took."""
+    if isinstance(value, dict):
+        return {
+            key: untimed(inner)
+            for key, inner in value.items()
+            if "second" not in key and "first_step" not in key
+        }
+    return [untimed(inner) for inner in value] if isinstance(value, list) else value
+
+
+def merged(run, command, out):
+    """Run all shards, one after the other, and merge, as often as merging says so."""
+    for turn in range(1, 9):
+        for number in range(1, OF + 1):
+            result = command("--shard", f"{number}/{OF}")
+            assert result.exit_code == 0, result.output
+        result = run("merge", out)
+        if result.exit_code != 3:
+            return result, turn
+    raise AssertionError(result.output)
+
+
+def test_an_evaluation(world, run):
+    assert evaluate(run, out="whole").exit_code == 0
+    result, turns = merged(run, lambda *more: evaluate(run, *more), "run")
+    assert result.exit_code == 0, result.output
+    assert turns <= 4  # what hangs on nothing, then a guess and two corrections
+    whole, joined = read_run("whole"), read_run("run")
+    assert joined.settings == whole.settings
+    assert list(joined.settings["arms"]) == list(whole.settings["arms"])
+    assert untimed(list(joined.rows())) == untimed(list(whole.rows()))  # in the same order too
+    (more,) = joined.summary["warnings"]
+    assert "run in 3 shards, each with 32 questions under way" in more
+    assert {**untimed(joined.summary), "warnings": []} == untimed(whole.summary)
+    names = {path.name for path in (world / "run").iterdir()}
+    assert names == {path.name for path in (world / "whole").iterdir()} | {"shards"}
+    assert {path.name for path in (world / "run/rows").iterdir()} == {
+        path.name for path in (world / "whole/rows").iterdir()
+    }
+
+    # Merging again changes nothing, and an unsharded call goes on with it.
+    before = (world / "run/rows.parquet").read_bytes()
+    assert run("merge", "run").exit_code == 0
+    assert (world / "run/rows.parquet").read_bytes() == before
+    assert "nothing left" in evaluate(run, "--shard", "2/3").stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trim_graph.cli.evaluating.load_parts", lambda *a, **k: pytest.fail("loaded"))
+        assert evaluate(run).exit_code == 0
+    # But with more questions than the shards had it is not theirs any more.
+    assert evaluate(run, n=8).exit_code == 0
+    result = run("merge", "run")
+    assert result.exit_code == 2
+    assert "question 7 of the arm" in result.stderr
+
+
+def test_what_is_missing_is_named_and_nothing_is_written(world, run):
+    assert run("merge", "run").exit_code == 2
+    for number in (1, 3):
+        assert evaluate(run, "--shard", f"{number}/3").exit_code == 0
+    file = world / "run/shards/3-of-3/rows/small.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(line for line in lines if json.loads(line)["index"] != 5))
+    result = run("merge", "run")
+    assert result.exit_code == 2
+    assert "shard 2/3 is not there" in result.stderr
+    assert "shard 3/3 lacks rows/small.jsonl: questions 5\n" in result.stderr
+    assert not (world / "run/settings.json").exists()
+    assert evaluate(run, "--shard", "2/3").exit_code == 0
+    assert evaluate(run, "--shard", "3/3").exit_code == 0
+    assert run("merge", "run").exit_code == 3  # random routing is next
+    shutil.rmtree(world / "run/shards/1-of-3/rows")
+    result = run("merge", "run")
+    assert result.exit_code == 2
+    assert "shard 1/3 lacks" in result.stderr
+
+
+def asked(world, answers):
+    rows = [{"problem": f"p{place}", "answer": answer} for place, answer in enumerate(answers)]
+    (world / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_other_questions_or_options_do_not_join(world, run):
+    (world / "q.jsonl").write_text(
+        "".join(json.dumps({"problem": "p", "answer": str(i)}) + "\n" for i in "12")
+    )
+    given = ["eval", "--dataset", "q.jsonl", "--out", "run", "--policy", POLICY, "--baselines", "none"]
+    assert run(*given, "--shard", "1/2").exit_code == 0
+    assert run(*given, "--shard", "2/2", "--samples", 2).exit_code == 0
+    assert "request.samples was 1, is 2" in run("merge", "run").stderr
+    shutil.rmtree(world / "run/shards/2-of-2")
+    assert run(*given, "--shard", "2/2").exit_code == 0
+    (world / "q.jsonl").write_text(
+        "".join(json.dumps({"problem": "p", "answer": str(i)}) + "\n" for i in "13")
+    )
+    result = run("merge", "run")
+    assert result.exit_code == 2
+    assert "shard 1/2 was begun with other settings than are to be merged" in result.stderr
+    assert "dataset.sha256 was" in result.stderr
+    # A shard does not go into the folder of a whole run.
+    shutil.rmtree(world / "run")
+    assert run(*given).exit_code == 0
+    assert "was run without --shard" in run(*given, "--shard", "1/2").stderr
+    assert "--shard is '3/2'" in run(*given, "--shard", "3/2").stderr
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_collection(world, run, suffix):
+    def collect(*more, out=f"t.{suffix}"):
+        given = ["collect", "--dataset", "arithmetic:standard", "--policy", "{type: random_rate, rate: 0.3}"]
+        return run(*given, "-n", 10, "--label-steps", "--out", out, *more)
+
+    assert collect(out="whole.jsonl").exit_code == 0
+    assert collect("--shard", "2/3").exit_code == 0
+    result = run("merge", f"t.{suffix}")
+    assert "shard 1/3 is not there\n  shard 3/3 is not there" in result.stderr
+    result, turns = merged(run, collect, f"t.{suffix}")
+    assert result.exit_code == 0, result.output
+    assert turns == 1
+    assert f"10 questions of 3 shards in t.{suffix}" in result.stdout.replace(f"{world}/", "")
+    whole = sorted(read_traces("whole.jsonl"), key=lambda trace: trace["index"])
+    assert list(read_traces(f"t.{suffix}")) == whole
+    # It is a file that the command without --shard goes on with.
+    assert "10 questions" in collect().stdout
+    assert run("merge", f"t.{suffix}").exit_code == 0
+
+
+def test_rollouts_for_training(world, run, monkeypatch):
+    from trim_graph.cli import demo
+
+    monkeypatch.setattr("trim_graph.cli.learning.load_parts", lambda config, rated: demo.load_parts(config))
+
+    def train(folder, *more):
+        (world / folder).mkdir(exist_ok=True)
+        given = ["train", "aggregate", "--lambda", 0.1, "-n", 5, "--validation", 4, "--out", world]
+        dataset = "{type: arithmetic, split: standard, part: validation, seed: 0}"
+        return run(*given, "--dataset", dataset, "--rollouts", world / folder, *more)
+
+    class Enough(Exception):
+        pass
+
+    def enough(*arguments):
+        raise Enough
+
+    monkeypatch.setattr("trim_graph.cli.learning._train", enough)
+    with suppress(Enough):
+        train("whole")
+    result, _ = merged(run, lambda *more: train("kept", *more), world / "kept")
+    assert result.exit_code == 0, result.output
+    assert "5 training questions" in result.stdout
+    for name in ("training", "validation"):
+        whole, joined = (
+            sorted(read_traces(world / folder / f"{name}.jsonl"), key=lambda trace: trace["index"])
+            for folder in ("whole", "kept")
+        )
+        assert joined == whole
+        assert len(joined) > 9
+    monkeypatch.setattr("trim_graph.cli.learning.load_parts", lambda *a, **k: pytest.fail("loaded"))
+    result = train("kept")
+    assert isinstance(result.exception, Enough)
+    # A question whose ways are not all known is not complete.
+    file = world / "kept/shards/2-of-3/training.jsonl"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:1]))
+    result = run("merge", world / "kept")
+    assert result.exit_code == 2
+    assert "shard 2/3 lacks training questions: questions 1" in result.stderr
