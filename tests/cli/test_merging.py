@@ -2,11 +2,15 @@
 
 import json
 import shutil
+import zlib
 from contextlib import suppress
+from typing import ClassVar
 
 import pytest
 
+from trim_graph.config import Parts
 from trim_graph.evaluation.run_files import read_run
+from trim_graph.examples.arithmetic import problems
 from trim_graph.training.traces import read_traces
 
 POLICY = "{type: threshold, t: 0.5}"
@@ -15,7 +19,14 @@ OF = 3
 
 def evaluate(run, *more, out="run", n=7):
     given = ["eval", "--dataset", "arithmetic:standard", "--out", out, "-n", n, "--validation-n", 5]
-    given += ["--policy", POLICY, "--policy", "{type: threshold, t: 0.95}", "--baselines", "prm,kind"]
+    given += [
+        "--policy",
+        POLICY,
+        "--policy",
+        "{type: threshold, t: 0.95}",
+        "--baselines",
+        "prm,cascade,entropy,kind",
+    ]
     return run(*given, *more)
 
 
@@ -42,7 +53,21 @@ def merged(run, command, out):
     raise AssertionError(result.output)
 
 
-def test_an_evaluation(world, run):
+def test_an_evaluation(world, models, run, monkeypatch):
+    class Telling(models.World):
+        tells_entropy: ClassVar[bool] = True
+
+        def _generate(self, messages, *given, **named):
+            result = super()._generate(messages, *given, **named)
+            told = result.generations[0].message.response_metadata
+            said = "".join(one.text for one in messages)
+            told["mean_token_probability"] = 0.4 + len(said) % 7 / 12
+            if named.get("first_token_entropy"):
+                told["first_token_entropy"] = zlib.crc32(said.encode()) / 2**32
+            return result
+
+    parts = Parts(Telling(errs=True), Telling(errs=False), models.Judge())
+    monkeypatch.setattr("trim_graph.cli.evaluating.load_parts", lambda config, **_: parts)
     assert evaluate(run, out="whole").exit_code == 0
     result, turns = merged(run, lambda *more: evaluate(run, *more), "run")
     assert result.exit_code == 0, result.output
@@ -96,8 +121,12 @@ def test_what_is_missing_is_named_and_nothing_is_written(world, run):
     assert "shard 1/3 lacks" in result.stderr
 
 
-def asked(world, answers):
-    rows = [{"problem": f"p{place}", "answer": answer} for place, answer in enumerate(answers)]
+def asked(world, *answers):
+    drawn = problems("standard", len(answers), part="test", seed=0)
+    rows = [
+        {"problem": one.question, "answer": said or one.answer}
+        for one, said in zip(drawn, answers, strict=True)
+    ]
     (world / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -184,4 +213,4 @@ def test_rollouts_for_training(world, run, monkeypatch):
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:1]))
     result = run("merge", world / "kept")
     assert result.exit_code == 2
-    assert "shard 2/3 lacks training questions: questions 1" in result.stderr
+    assert "shard 2/3 lacks training.jsonl: questions 1" in result.stderr

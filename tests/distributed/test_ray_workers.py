@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -56,9 +57,7 @@ def test_a_worker_that_is_killed_costs_no_result_and_doubles_none(scene, tmp_pat
     told, errors = ended(process)
     assert sorted(told["indices"]) == list(range(24))
     assert told["same"]
-    assert f"process {workers[0]} died; its" in errors
-    again = [file for file in tmp_path.glob("asked-*") if int(file.name.partition("-")[2]) not in workers]
-    assert again  # by one that was not there before
+    assert re.search(f"process {workers[0]} died; its [1-6] questions are run by another", errors)
 
 
 def test_rollouts_are_those_of_the_models_here(scene):

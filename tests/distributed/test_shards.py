@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trim_graph import InputError, SettingsError
-from trim_graph.distributed.merging import Lacking, join
+from trim_graph.distributed.merging import Join, join_all
 from trim_graph.distributed.shards import Shard, open_shard, read_shards
 from trim_graph.evaluation.datasets import make_dataset
 from trim_graph.evaluation.running import unit_of
@@ -65,9 +65,7 @@ def write(out, shard, units, settings=SETTINGS, name="rows/a.jsonl", **work):
 
 def joined(out, n, samples=1, name="rows/a.jsonl"):
     shards = read_shards(out)
-    lacking = Lacking(shards)
-    lacking.note("a", join(shards, name, out / name, settings=SETTINGS, total=n, samples=samples))
-    lacking.check(out)
+    join_all(out, [Join(shards, name, out / name, SETTINGS, n, samples)])
     return [(record["index"], record["sample"]) for _, record in read_rows(out / name)]
 
 
@@ -97,7 +95,7 @@ def test_a_merge_has_every_unit_once_or_says_what_is_missing(of, n, samples, dat
         if shard in absent:
             assert line.endswith(f"shard {shard} is not there")
         elif gone:
-            assert line.endswith(f"shard {shard} lacks a: questions {', '.join(map(str, gone))}")
+            assert line.endswith(f"shard {shard} lacks rows/a.jsonl: questions {', '.join(map(str, gone))}")
         else:
             assert not line
 
@@ -124,7 +122,7 @@ def test_what_a_killed_shard_was_writing_is_missing(tmp_path):
     write(tmp_path, Shard(2, 2), [(1, 0)])
     file = folder.journal("rows/a.jsonl")
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(InputError, match=r"shard 1/2 lacks a: questions 2\n"):
+    with pytest.raises(InputError, match=r"shard 1/2 lacks rows/a.jsonl: questions 2\n"):
         joined(tmp_path, 3)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trim_graph.config import TrimConfig, for_measuring
-from trim_graph.distributed.merging import Lacking, join
+from trim_graph.distributed.merging import Join, join_all
 from trim_graph.distributed.shards import WHOLE, Shard, ShardFolder, open_shard
 from trim_graph.distributed.workers import Models, Workers
 from trim_graph.errors import SettingsError, TrimError
@@ -103,12 +103,8 @@ def merge_traces(out: Path, shards: Sequence[ShardFolder]) -> None:
     collection = _Collection(request)
     path = _journal_path(request)
     _check_whole(request, path)
-    lacking = Lacking(shards)
     total = len(collection.units)
-    lacking.note(
-        _SHARD, join(shards, _SHARD, path, settings=collection.settings, total=total, check=parse_trace)
-    )
-    lacking.check(out)
+    join_all(out, [Join(shards, _SHARD, path, collection.settings, total, check=parse_trace)])
     _to_parquet(request, path)
     print(f"{total} questions of {len(shards)} shards in {out}")
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, nullcontext
 from pathlib import Path
 from typing import Any
 
-from trim_graph.distributed.merging import Lacking, join
+from trim_graph.distributed.merging import Join, join_all
 from trim_graph.distributed.shards import ShardFolder, read_shards
 from trim_graph.errors import InputError
+from trim_graph.evaluation.harness import Harness
 from trim_graph.evaluation.piloting import FILE, NAME, pilot_settings, pilot_units
 from trim_graph.evaluation.run_files import JOURNALS, arm_of, journal_of, parse_row, read_rows_of
-from trim_graph.evaluation.validation import FOLDER
+from trim_graph.evaluation.validation import Validation
 from trim_graph.journal import settings_beside
 
 from .eval_request import Request
@@ -80,7 +81,9 @@ def merge_evaluation(out: Path, shards: Sequence[ShardFolder]) -> int:
         TrimError: Questions are missing, or shards do not belong together.
     """
     evaluation = Evaluation(Request.of(shards[0].told["request"], out), merging=True)
-    _join_all(evaluation, out, shards)
+    harness = evaluation.harness(None)
+    join_all(out, [*_rows(evaluation, out, shards), *_fitted(evaluation, harness, out, shards)])
+    harness.write_settings()
     course = asyncio.run(evaluation.run(None))
     if course.pending:
         print(
@@ -100,30 +103,27 @@ def merge_evaluation(out: Path, shards: Sequence[ShardFolder]) -> int:
     return 0
 
 
-def _join_all(evaluation: Evaluation, out: Path, shards: Sequence[ShardFolder]) -> None:
-    """Join every journal that a shard has."""
-    harness, plan, lacking = evaluation.harness(None), evaluation.plan, Lacking(shards)
-
-    def take(
-        name: str, target: Path, settings: dict[str, Any], total: int, samples: int = 1, **more: Any
-    ) -> None:
-        lacking.note(
-            name, join(shards, name, target, settings=settings, total=total, samples=samples, **more)
-        )
-
+def _rows(evaluation: Evaluation, out: Path, shards: Sequence[ShardFolder]) -> Iterator[Join]:
+    """Give the journals of all arms that a shard has."""
+    plan = evaluation.plan
     for name in sorted(set().union(*(folder.journals(f"{JOURNALS}/*.jsonl") for folder in shards))):
         arm = arm_of(Path(name))
         _check_rows(out, arm, plan.n)
         settings = {**plan.settings, "arm": _arm_settings(shards, name)}
-        take(name, journal_of(out, arm), settings, plan.n, plan.samples, check=parse_row)
+        yield Join(shards, name, journal_of(out, arm), settings, plan.n, plan.samples, parse_row)
+
+
+def _fitted(
+    evaluation: Evaluation, harness: Harness, out: Path, shards: Sequence[ShardFolder]
+) -> Iterator[Join]:
+    """Give the journals that baselines are fitted on."""
     validation = evaluation.validate(harness)
     for writer in ("small", "large"):
-        name = f"{FOLDER}/{writer}.jsonl"
+        name = Validation.name(writer)
         if validation is not None and any(folder.journal(name).exists() for folder in shards):
-            take(name, out / name, validation.settings(writer), validation.n)
+            yield Join(shards, name, out / name, validation.settings(writer), validation.n)
     if any(folder.journal(NAME).exists() for folder in shards) and not (out / FILE).exists():
-        take(NAME, out / NAME, pilot_settings(harness), pilot_units(harness).n)
-    lacking.check(out)
+        yield Join(shards, NAME, out / NAME, pilot_settings(harness), pilot_units(harness).n)
 
 
 def _arm_settings(shards: Sequence[ShardFolder], name: str) -> Any:

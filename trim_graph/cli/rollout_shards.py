@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_graph.config import Parts, TrimConfig
-from trim_graph.distributed.merging import Lacking, join
+from trim_graph.distributed.merging import Join, join_all
 from trim_graph.distributed.shards import Shard, ShardFolder, open_shard
 from trim_graph.distributed.workers import Models, Workers
 from trim_graph.errors import InputError, SettingsError
@@ -156,44 +156,62 @@ def merge_rollouts(out: Path, shards: Sequence[ShardFolder]) -> None:
         TrimError: Questions are missing or not explored, or shards do not belong together.
     """
     need("cli,train", "stable_baselines3")
-    from trim_graph.training.rollout_tree import Tree
-    from trim_graph.training.traces import parse_trace
-
     request = Request.of(shards[0].told["request"], out)
     recording = Recording(
         request, chosen_config(request.config, {}), lambda *_, **__: Parts(None, None, None)
     )
-    lacking, told = Lacking(shards), []
-    for name, those in zip(SETS, read_questions(request), strict=True):
-        trees, runs = [Tree(question) for question in those], [0] * len(those)
-
-        def take(
-            record: dict[str, Any], place: str, trees: list[Tree] = trees, runs: list[int] = runs
-        ) -> None:
-            trace = parse_trace(record, place)
-            index = trace["index"]
-            if index >= len(trees) or trace["question"] != trees[index].question.text:
-                raise InputError(f"{place}: question {index} is another one than in the dataset")
-            trees[index].add(trace)
-            runs[index] += 1
-
-        def unexplored(trees: list[Tree] = trees, runs: list[int] = runs) -> list[int]:
-            pairs = enumerate(zip(trees, runs, strict=True))
-            return [i for i, (tree, count) in pairs if count < request.rounds and tree.unknown() is not None]
-
-        file = out / f"{name}.jsonl"
-        settings = recording.settings(name)
-        missing = join(
-            shards,
-            file.name,
-            file,
-            settings=settings,
-            total=len(those),
-            samples=0,
-            check=take,
-            more=unexplored,
-        )
-        lacking.note(f"{name} questions", missing)
-        told.append(f"{sum(runs)} runs of {len(those)} {name} questions")
-    lacking.check(out)
+    sets = {
+        name: _Seen(those, request.rounds) for name, those in zip(SETS, read_questions(request), strict=True)
+    }
+    join_all(
+        out,
+        [
+            Join(
+                shards,
+                f"{name}.jsonl",
+                out / f"{name}.jsonl",
+                recording.settings(name),
+                len(seen.trees),
+                samples=0,
+                check=seen.take,
+                more=seen.unexplored,
+            )
+            for name, seen in sets.items()
+        ],
+    )
+    told = [f"{sum(seen.runs)} runs of {len(seen.runs)} {name} questions" for name, seen in sets.items()]
     print(f"{', '.join(told)} of {len(shards)} shards in {out}")
+
+
+class _Seen:
+    """What rollouts of some questions have shown.
+
+    Args:
+        questions: In order.
+        rounds: Runs after which a question may have unknown ways left.
+    """
+
+    def __init__(self, questions: Sequence[Question], rounds: int) -> None:
+        from trim_graph.training.rollout_tree import Tree
+
+        self.trees, self.runs, self.rounds = [Tree(one) for one in questions], [0] * len(questions), rounds
+
+    def take(self, record: dict[str, Any], place: str) -> None:
+        """Take in a run.
+
+        Raises:
+            InputError: It is none of these questions.
+        """
+        from trim_graph.training.traces import parse_trace
+
+        trace = parse_trace(record, place)
+        index = trace["index"]
+        if index >= len(self.trees) or trace["question"] != self.trees[index].question.text:
+            raise InputError(f"{place}: question {index} is another one than in the dataset")
+        self.trees[index].add(trace)
+        self.runs[index] += 1
+
+    def unexplored(self) -> list[int]:
+        """Return the questions that have unknown ways and might have had more runs."""
+        pairs = enumerate(zip(self.trees, self.runs, strict=True))
+        return [i for i, (tree, runs) in pairs if runs < self.rounds and tree.unknown() is not None]

@@ -113,47 +113,78 @@ class Lacking:
             )
 
 
-def join(
-    shards: Sequence[ShardFolder],
-    name: str,
-    out: Path,
-    *,
-    settings: dict[str, Any],
-    total: int,
-    samples: int = 1,
-    check: Callable[[dict[str, Any], str], Any] = lambda record, place: None,
-    more: Callable[[], Sequence[int]] = tuple,
-) -> dict[Shard, list[int]]:
-    """Join one journal of all shards, in order of question and sample.
+@dataclass(frozen=True)
+class Join:
+    """The journals of one name of all shards, which become one.
 
-    Args:
+    Attributes:
         shards: Of one piece of work.
         name: Of the journal in their folders.
-        out: The journal to be written; an older one stays whole until the new one is.
+        out: The journal to be written.
         settings: What all must have been begun with.
         total: Questions wanted.
         samples: Units of each question; 0 where there may be any number.
         check: Of each record and its place; raises `InputError` where it is none.
         more: Asked when all have been checked: questions of which there is something, and not all.
+    """
 
-    Returns:
-        What is missing, by shard; nothing is written then.
+    shards: Sequence[ShardFolder]
+    name: str
+    out: Path
+    settings: dict[str, Any]
+    total: int
+    samples: int = 1
+    check: Callable[[dict[str, Any], str], Any] = lambda record, place: None
+    more: Callable[[], Sequence[int]] = tuple
+
+    def missing(self) -> dict[Shard, list[int]]:
+        """Return what is missing, by shard.
+
+        Raises:
+            InputError: A shard was begun with other settings, holds a question that is not its own or one
+                twice, or cannot be read.
+        """
+        tally = self._tally()
+        for folder in self._there():
+            _check_settings(folder, self.name, self.settings)
+            for _ in _lines(folder, self.name, tally, self.check):
+                pass
+        return tally.missing(self.more())
+
+    def write(self) -> None:
+        """Write the joined journal, in order of question and sample; an older one stays whole until then."""
+        tally = self._tally()
+        lines = sorted(
+            line
+            for folder in self._there()
+            for line in _lines(folder, self.name, tally, lambda record, place: None)
+        )
+        self.out.parent.mkdir(exist_ok=True)
+        _write(self.out, self.settings, lines)
+
+    def _tally(self) -> Tally:
+        return Tally(self.total, self.shards[0].shard.of, self.samples)
+
+    def _there(self) -> list[ShardFolder]:
+        return [folder for folder in self.shards if folder.journal(self.name).exists()]
+
+
+def join_all(out: Path, joins: Sequence[Join]) -> None:
+    """Join journals, once nothing is missing of any of them.
+
+    Args:
+        out: What the shards were given as their output, for the message.
+        joins: Of the same shards.
 
     Raises:
-        InputError: A shard was begun with other settings, holds a question that is not its own or one twice,
-            or cannot be read.
+        InputError: Something is missing, and nothing has been written; or see `Join.missing`.
     """
-    tally = Tally(total, shards[0].shard.of, samples)
-    lines = list[_Line]()
-    for folder in shards:
-        if folder.journal(name).exists():
-            _check_settings(folder, name, settings)
-            lines += _lines(folder, name, tally, check)
-    missing = tally.missing(more())
-    if not missing:
-        out.parent.mkdir(exist_ok=True)
-        _write(out, settings, sorted(lines))
-    return missing
+    lacking = Lacking(joins[0].shards)
+    for one in joins:
+        lacking.note(one.name, one.missing())
+    lacking.check(out)
+    for one in joins:
+        one.write()
 
 
 class _Line(NamedTuple):
