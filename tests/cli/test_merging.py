@@ -4,6 +4,7 @@ import json
 import shutil
 import zlib
 from contextlib import suppress
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -17,27 +18,19 @@ POLICY = "{type: threshold, t: 0.5}"
 OF = 3
 
 
-def evaluate(run, *more, out="run", n=7):
+def evaluate(run, *more, out="run", n=7, baselines="kind"):
     given = ["eval", "--dataset", "arithmetic:standard", "--out", out, "-n", n, "--validation-n", 5]
-    given += [
-        "--policy",
-        POLICY,
-        "--policy",
-        "{type: threshold, t: 0.95}",
-        "--baselines",
-        "prm,cascade,entropy,kind",
-    ]
-    return run(*given, *more)
+    policies = ["--policy", POLICY, "--policy", "{type: threshold, t: 0.95}"]
+    return run(*given, *policies, "--baselines", baselines, *more)
+
+
+TIMED = ("second", "first_step", "verdict")
 
 
 def untimed(value):
-    """What two runs have in common: not how long they took."""
+    """What two runs have in common: not how long they took, nor what is said of that."""
     if isinstance(value, dict):
-        return {
-            key: untimed(inner)
-            for key, inner in value.items()
-            if "second" not in key and "first_step" not in key
-        }
+        return {key: untimed(inner) for key, inner in value.items() if not any(word in key for word in TIMED)}
     return [untimed(inner) for inner in value] if isinstance(value, list) else value
 
 
@@ -68,8 +61,9 @@ def test_an_evaluation(world, models, run, monkeypatch):
 
     parts = Parts(Telling(errs=True), Telling(errs=False), models.Judge())
     monkeypatch.setattr("trim_graph.cli.evaluating.load_parts", lambda config, **_: parts)
-    assert evaluate(run, out="whole").exit_code == 0
-    result, turns = merged(run, lambda *more: evaluate(run, *more), "run")
+    all_of_them = partial(evaluate, run, baselines="prm,cascade,entropy,kind")
+    assert all_of_them(out="whole").exit_code == 0
+    result, turns = merged(run, all_of_them, "run")
     assert result.exit_code == 0, result.output
     assert turns <= 4  # what hangs on nothing, then a guess and two corrections
     whole, joined = read_run("whole"), read_run("run")
@@ -89,12 +83,12 @@ def test_an_evaluation(world, models, run, monkeypatch):
     before = (world / "run/rows.parquet").read_bytes()
     assert run("merge", "run").exit_code == 0
     assert (world / "run/rows.parquet").read_bytes() == before
-    assert "nothing left" in evaluate(run, "--shard", "2/3").stdout
+    assert "nothing left" in all_of_them("--shard", "2/3").stdout
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trim_graph.cli.evaluating.load_parts", lambda *a, **k: pytest.fail("loaded"))
-        assert evaluate(run).exit_code == 0
+        assert all_of_them().exit_code == 0
     # But with more questions than the shards had it is not theirs any more.
-    assert evaluate(run, n=8).exit_code == 0
+    assert all_of_them(n=8).exit_code == 0
     result = run("merge", "run")
     assert result.exit_code == 2
     assert "question 7 of the arm" in result.stderr
@@ -131,18 +125,14 @@ def asked(world, *answers):
 
 
 def test_other_questions_or_options_do_not_join(world, run):
-    (world / "q.jsonl").write_text(
-        "".join(json.dumps({"problem": "p", "answer": str(i)}) + "\n" for i in "12")
-    )
+    asked(world, None, None)
     given = ["eval", "--dataset", "q.jsonl", "--out", "run", "--policy", POLICY, "--baselines", "none"]
     assert run(*given, "--shard", "1/2").exit_code == 0
     assert run(*given, "--shard", "2/2", "--samples", 2).exit_code == 0
     assert "request.samples was 1, is 2" in run("merge", "run").stderr
     shutil.rmtree(world / "run/shards/2-of-2")
     assert run(*given, "--shard", "2/2").exit_code == 0
-    (world / "q.jsonl").write_text(
-        "".join(json.dumps({"problem": "p", "answer": str(i)}) + "\n" for i in "13")
-    )
+    asked(world, None, "100")
     result = run("merge", "run")
     assert result.exit_code == 2
     assert "shard 1/2 was begun with other settings than are to be merged" in result.stderr

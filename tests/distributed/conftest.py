@@ -37,7 +37,7 @@ def cluster() -> Iterator[str]:
             started.shutdown()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """Of a command that is called."""
     return {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}

@@ -1,7 +1,7 @@
 """A process that has workers on a cluster and tells a test, a JSON object a line, what they do.
 
 It is one of its own because a cluster is left as it was found only when its process has ended. Called as
-``python ray_site.py ADDRESS SCENE FOLDER``.
+``python ray_site.py ADDRESS FOLDER``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ray import cloudpickle
 from trim_graph import TrimError
 from trim_graph.config import Parts, make_config
 from trim_graph.distributed import ray_workers
+from trim_graph.distributed.ray_cluster import connected
 from trim_graph.distributed.ray_workers import open_ray_workers
 from trim_graph.distributed.workers import LocalWorkers, Models
 from trim_graph.training.collecting import CollectTraces, Source
@@ -74,7 +75,7 @@ def collect(workers: Any, *, aloud: bool = False) -> list[Any]:
     def keep(trace: Any) -> None:
         traces.append(trace)
         if aloud and len(traces) == N // 3:
-            tell(done=len(traces))
+            tell(scene="begun")
 
     job, items = CollectTraces(SOURCE), enumerate(toy.questions(N))
     asyncio.run(workers.do(job, items, concurrency=6, on_result=keep))
@@ -88,6 +89,7 @@ def killed(address: str, folder: str) -> None:
         traces = collect(workers, aloud=True)
     ordered = sorted(traces, key=lambda trace: trace["index"])
     tell(
+        scene="killed",
         indices=[trace["index"] for trace in traces],
         same=ordered == sorted(here, key=lambda trace: trace["index"]),
     )
@@ -105,7 +107,12 @@ def explored(address: str, folder: str) -> None:
     def known(found: Rollouts) -> list[Any]:
         return sorted((trace["index"], str(trace["steps"])) for trace in found.traces)
 
-    tell(left=[left, left_there], runs=[here.runs, there.runs], same=known(here) == known(there))
+    tell(
+        scene="explored",
+        left=[left, left_there],
+        runs=[here.runs, there.runs],
+        same=known(here) == known(there),
+    )
 
 
 def failing(address: str, folder: str) -> None:
@@ -126,7 +133,7 @@ def failing(address: str, folder: str) -> None:
                 collect(workers)
         except TrimError as error:
             told[name] = str(error)
-    tell(**told)
+    tell(scene="failing", **told)
 
 
 OWN = ray_workers.code_identity
@@ -138,4 +145,6 @@ def OTHER() -> dict[str, str]:
 
 if __name__ == "__main__":
     cloudpickle.register_pickle_by_value(toy)
-    {"killed": killed, "explored": explored, "failing": failing}[sys.argv[2]](sys.argv[1], sys.argv[3])
+    with connected(sys.argv[1]):
+        for scene in (killed, explored, failing):
+            scene(sys.argv[1], sys.argv[2])

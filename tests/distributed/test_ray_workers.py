@@ -11,7 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from trim_graph import SettingsError
+from trim_graph.cli.app import app
+from trim_graph.distributed import ray_cluster
 from trim_graph.evaluation.run_files import read_run
 
 SITE = Path(__file__).parent / "ray_site.py"
@@ -20,127 +24,119 @@ LIMIT = 240
 """Seconds for a process of a test."""
 
 
-@pytest.fixture
-def scene(cluster, environment, tmp_path):
-    """Starts a scene of ``ray_site.py``."""
-    started = []
-
-    def start(name):
-        paths = os.pathsep.join([str(SITE.parent.parent / "training"), environment.get("PYTHONPATH", "")])
-        process = subprocess.Popen(
-            [sys.executable, str(SITE), cluster, name, str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**environment, "PYTHONPATH": paths},
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def ended(process):
-    output, errors = process.communicate(timeout=LIMIT)
+@pytest.fixture(scope="module")
+def scenes(cluster, environment, tmp_path_factory):
+    """What ``ray_site.py`` tells, by scene, of a worker that is killed in the middle of the first."""
+    folder, training = tmp_path_factory.mktemp("asked"), str(SITE.parent.parent / "training")
+    paths = os.pathsep.join([training, environment.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, str(SITE), cluster, str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment, "PYTHONPATH": paths},
+    )
+    try:
+        assert json.loads(process.stdout.readline() or "{}") == {"scene": "begun"}
+        worker = next(int(file.name.partition("-")[2]) for file in folder.glob("asked-*"))
+        os.kill(worker, signal.SIGKILL)
+    finally:
+        output, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, errors
-    return json.loads(output.splitlines()[-1]), errors
+    told = [json.loads(line) for line in output.splitlines()]
+    return {one["scene"]: one for one in told} | {"worker": worker, "errors": errors}
 
 
-def test_a_worker_that_is_killed_costs_no_result_and_doubles_none(scene, tmp_path):
-    process = scene("killed")
-    assert json.loads(process.stdout.readline())["done"] == 8
-    workers = [int(file.name.partition("-")[2]) for file in tmp_path.glob("asked-*")]
-    os.kill(workers[0], signal.SIGKILL)
-    told, errors = ended(process)
+def test_a_worker_that_is_killed_costs_no_result_and_doubles_none(scenes):
+    told = scenes["killed"]
     assert sorted(told["indices"]) == list(range(24))
     assert told["same"]
-    assert re.search(f"process {workers[0]} died; its [1-6] questions are run by another", errors)
+    assert re.search(
+        rf"process {scenes['worker']} died; its [1-6] questions are run by another", scenes["errors"]
+    )
 
 
-def test_rollouts_are_those_of_the_models_here(scene):
-    told, _ = ended(scene("explored"))
+def test_rollouts_are_those_of_the_models_here(scenes):
+    told = scenes["explored"]
     assert told["left"] == [0, 0]
     assert told["runs"][0] == told["runs"][1] > 12
     assert told["same"]
 
 
-def test_what_cannot_go_on_is_told(scene):
-    told, _ = ended(scene("failing"))
-    assert told["dies"].startswith(
-        "3 workers died one after the other, all with the same question under way: "
-    )
+def test_what_cannot_go_on_is_told(scenes):
+    told = scenes["failing"]
+    assert told["dies"].startswith("3 workers died one after the other, all with the same question under way")
     assert told["broken"] == "small: the model cannot be loaded"
     assert "has another trim-graph, 0.1.0" in told["code"]
     assert "the cluster found no place for a worker in 2 s; each needs 1 CPU, and free are" in told["room"]
 
 
-EVALUATION = ["eval", "--dataset", "arithmetic:standard", "-n", "12", "--baselines", "none"]
+EVALUATION = ["eval", "--dataset", "arithmetic:standard", "-n", "10", "--baselines", "none"]
 """Of the models that come with trim-graph, which each worker loads."""
-
-
-def command(environment, folder, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-c", CODE, *EVALUATION, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=folder,
-        env=environment,
-    )
 
 
 def same(row):
     """What two runs of a question have in common: neither time nor the last digits of a score."""
-    steps = [
-        {key: value for key, value in step.items() if key in ("text", "writer", "tokens")}
-        for step in row["steps"]
-    ]
+    steps = [(step["text"], step["writer"], step["tokens"]) for step in row["steps"]]
     kept = ("arm", "index", "correct", "solution", "error", "large_tokens", "tokens", "calls", "seed")
     return {**{key: row[key] for key in kept}, "steps": steps}
 
 
-def test_an_evaluation_of_which_a_worker_is_killed(cluster, environment, tmp_path):
-    here = command(environment, tmp_path, "--out", "here")
-    there_too = ["--out", "there", "--ray", cluster]
-    there = command(environment, tmp_path, *there_too)
-    deadline = time.monotonic() + LIMIT
+def test_an_evaluation_goes_on_after_a_killed_worker_and_after_an_interrupt(
+    cluster, environment, tmp_path, monkeypatch
+):
     journal = tmp_path / "there/rows/small.jsonl"
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 2:
-        assert there.poll() is None, there.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    workers = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and is_worker(pid)]
-    os.kill(workers[0], signal.SIGKILL)
-    _, errors = there.communicate(timeout=LIMIT)
-    assert there.returncode == 0, errors
-    assert f"process {workers[0]} died" in errors
-    assert "each of 2 workers loads small, large, scorer of its own" in errors
-    _, errors = here.communicate(timeout=LIMIT)
-    assert here.returncode == 0, errors
-    runs = [read_run(tmp_path / folder) for folder in ("here", "there")]
-    assert runs[0].settings["arms"] == runs[1].settings["arms"]
-    assert [same(row) for row in runs[1].rows()] == [same(row) for row in runs[0].rows()]
-    figures = [[arm["figures"]["accuracy"] for arm in run.summary["arms"]] for run in runs]
-    assert figures[0] == figures[1]
 
-    # Ctrl-C leaves what is done, and the same command goes on with it.
-    more = command(
-        environment, tmp_path, "--out", "there", "--ray", cluster, "--concurrency", "6", "-n", "500"
-    )
-    journal.unlink(missing_ok=True)
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 14:
-        assert more.poll() is None, more.communicate()
-        time.sleep(0.02)
-    more.send_signal(signal.SIGINT)
-    _, errors = more.communicate(timeout=LIMIT)
-    assert more.returncode == 130
+    def start():
+        given = [*EVALUATION, "--out", "there", "--ray", cluster, "--concurrency", "4"]
+        return subprocess.Popen(
+            [sys.executable, "-c", CODE, *given],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+        )
+
+    def wait_for(process, rows):
+        deadline = time.monotonic() + LIMIT
+        while not journal.exists() or journal.read_bytes().count(b"\n") < rows:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    first = start()
+    wait_for(first, rows=1)
+    worker = actors()[0]
+    os.kill(worker, signal.SIGKILL)
+    wait_for(first, rows=10)
+    first.send_signal(signal.SIGINT)
+    _, errors = first.communicate(timeout=LIMIT)
+    assert first.returncode == 130
+    assert f"process {worker} died" in errors
+    assert "each of 2 workers loads small, large, scorer of its own" in errors
     assert errors.splitlines()[-1] == "trim-graph: interrupted: the same command goes on with there"
     assert "Traceback" not in errors
-    assert len(list(read_run(tmp_path / "there").rows("small"))) >= 14
-    assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and is_worker(pid)]
+    assert not actors()
+    before = [json.loads(line) for line in journal.read_bytes().splitlines()]
+    second = start()
+    _, errors = second.communicate(timeout=LIMIT)
+    assert second.returncode == 0, errors
+
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, [*EVALUATION, "--out", "here", "--concurrency", "4"])
+    assert result.exit_code == 0, result.output
+    here, there = read_run("here"), read_run("there")
+    assert list(there.rows("small")) == sorted(before, key=lambda row: row["index"])
+    assert there.settings == here.settings
+    assert [same(row) for row in there.rows()] == [same(row) for row in here.rows()]
+    figures = [[arm["figures"]["accuracy"] for arm in run.summary["arms"]] for run in (here, there)]
+    assert figures[0] == figures[1]
+
+
+def actors():
+    """Return the process ids of our actors."""
+    return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and is_worker(pid)]
 
 
 def is_worker(pid):
@@ -161,18 +157,12 @@ def is_worker(pid):
     ],
 )
 def test_an_address_that_is_none(address, told):
-    from trim_graph import SettingsError
-    from trim_graph.distributed.ray_cluster import connected
-
-    with pytest.raises(SettingsError) as error, connected(address):
+    with pytest.raises(SettingsError) as error, ray_cluster.connected(address):
         pass
     assert told in str(error.value)
 
 
 def test_an_address_that_never_answers(monkeypatch):
-    from trim_graph import SettingsError
-    from trim_graph.distributed import ray_cluster
-
     monkeypatch.setattr(ray_cluster, "ANSWERED_IN", 3.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
