@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .app_distributed import distributed
 from .app_eval import evaluation
 from .app_policies import policies
 from .app_reports import reports
@@ -75,6 +76,7 @@ app.add_typer(evaluation)
 app.add_typer(policies)
 app.add_typer(reports)
 app.add_typer(train)
+app.add_typer(distributed)
 
 
 def _version(wanted: bool) -> None:

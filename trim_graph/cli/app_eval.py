@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .app_distributed import Ray, RayWorkers, Shard
 from .app_policies import DATASETS
 from .reporting import failures_reported
 
@@ -79,6 +80,9 @@ def evaluate(
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Run the questions again that failed before.")
     ] = False,
+    shard: Shard = None,
+    ray: Ray = None,
+    ray_workers: RayWorkers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Run policies, the models alone and baselines on a dataset, and say whether a policy is worth it.
@@ -109,6 +113,9 @@ def evaluate(
                 concurrency=concurrency,
                 retry_errors=retry_errors,
                 as_json=as_json,
+                shard=shard,
+                ray=ray,
+                ray_workers=ray_workers,
             )
         )
 

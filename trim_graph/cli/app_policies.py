@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .app_distributed import Ray, RayWorkers, Shard
 from .reporting import failures_reported
 
 policies = typer.Typer(rich_markup_mode=None)
@@ -46,6 +47,9 @@ def collect(
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Run the questions again that failed before.")
     ] = False,
+    shard: Shard = None,
+    ray: Ray = None,
+    ray_workers: RayWorkers = None,
 ) -> None:
     """Run a dataset under a behaviour policy, and write a trace of every question as it ends.
 
@@ -55,7 +59,22 @@ def collect(
     with failures_reported():
         from .collecting import Request, run_collect
 
-        run_collect(Request(dataset, out, config, policy, n, concurrency, seed, label_steps, retry_errors))
+        run_collect(
+            Request(
+                dataset=dataset,
+                out=out,
+                config=config,
+                policy=policy,
+                n=n,
+                concurrency=concurrency,
+                seed=seed,
+                label_steps=label_steps,
+                retry_errors=retry_errors,
+                shard=shard,
+                ray=ray,
+                ray_workers=ray_workers,
+            )
+        )
 
 
 @policies.command(epilog=DATASETS, short_help="Choose a policy's threshold, or a policy, for a spend.")

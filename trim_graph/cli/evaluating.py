@@ -3,82 +3,67 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from trim_graph.budget import Prices
-from trim_graph.config import Parts, build_graph, for_measuring
-from trim_graph.errors import InputError, SettingsError
+from trim_graph.distributed.shards import WHOLE, Shard, ShardFolder, open_shard, shards_of
+from trim_graph.distributed.workers import Models, Workers
+from trim_graph.errors import SettingsError
 from trim_graph.evaluation.arms import Arm, check_names, policy_arms, sweep_arms
-from trim_graph.evaluation.baseline_arms import BASELINES, Baselines
+from trim_graph.evaluation.baseline_arms import Baselines
 from trim_graph.evaluation.by_kind import MATHEMATICS, OPERATIONS
 from trim_graph.evaluation.course import Course
-from trim_graph.evaluation.datasets import (
-    Dataset,
-    first_questions,
-    make_dataset,
-    read_through,
-    shared_questions,
-)
+from trim_graph.evaluation.datasets import shared_questions
 from trim_graph.evaluation.families import policy_config
 from trim_graph.evaluation.harness import Harness, Plan
-from trim_graph.evaluation.identity import identity_of
+from trim_graph.evaluation.identity import code_identity, identity_of
 from trim_graph.evaluation.judging import judge_of
-from trim_graph.evaluation.run_files import SUMMARY
+from trim_graph.evaluation.run_files import SETTINGS, SUMMARY
 from trim_graph.evaluation.run_summary import RunSummary
 from trim_graph.evaluation.run_writing import check_folder, write_json, write_rows
 from trim_graph.evaluation.validation import Validation
 from trim_graph.evaluation.verdicts import Worth
 from trim_graph.evaluation.whole_summary import summarise_run
 
+from .eval_request import (
+    DEFAULT_N,
+    VALIDATION_N,
+    Request,
+    check_request,
+    chosen_baselines,
+    count_questions,
+    read_dataset,
+)
 from .models import chosen_config, load_parts, parsed_option
 from .progress import Progress
 from .reporting import Interrupted, need
+from .working import open_workers
 
-DEFAULT_N = 200
-"""Questions of a dataset without end, where -n does not say."""
-VALIDATION_N = 300
-"""Validation questions, where --validation-n does not say."""
+__all__ = ["Evaluation", "Request", "run_eval"]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The command line of `eval`, as given."""
-
-    dataset: str
-    out: Path
-    config: Path | None = None
-    policies: Sequence[str] = ()
-    sweeps: Sequence[str] = ()
-    baselines: str = "all"
-    validation: str | None = None
-    validation_n: int | None = None
-    pattern: str | None = None
-    judge: str | None = None
-    prices: str | None = None
-    cost_per_second: float = 0.0
-    n: int | None = None
-    samples: int = 1
-    seed: int = 0
-    concurrency: int = 32
-    retry_errors: bool = False
-    as_json: bool = False
-
-
-def run_eval(request: Request) -> RunSummary:
+def run_eval(request: Request) -> RunSummary | None:
     """Evaluate, write the run's folder, print the summary.
+
+    Returns:
+        The summary; None of a shard, whose part is not all there is.
 
     Raises:
         TrimError: The request cannot be fulfilled.
         Interrupted: Ctrl-C.
     """
-    evaluation = _Evaluation(request)
+    evaluation = Evaluation(request)
     try:
-        summary = asyncio.run(evaluation.run())
+        with evaluation.workers() as workers:
+            course = asyncio.run(evaluation.run(workers))
+        if evaluation.folder is not None:
+            evaluation.tell(course)
+            return None
+        summary = evaluation.finish(course)
     except KeyboardInterrupt as error:
         raise Interrupted(f"interrupted: the same command goes on with {request.out}") from error
     finally:
@@ -89,29 +74,71 @@ def run_eval(request: Request) -> RunSummary:
     return summary
 
 
-class _Evaluation:
-    """A request that has been checked; models are loaded last."""
+class Evaluation:
+    """A request that has been checked; models are loaded last.
 
-    def __init__(self, request: Request) -> None:
+    Args:
+        request: What is asked for.
+        merging: Whether nothing is run: the folder may then hold shards alone.
+    """
+
+    def __init__(self, request: Request, *, merging: bool = False) -> None:
         need("cli,eval", "numpy", "pyarrow")
-        _check(request)
+        check_request(request)
         self.request = request
+        self.shard = WHOLE if request.shard is None else Shard.parse(request.shard)
         overrides: dict[str, Any] = {"settings": {"seed": request.seed}}
         if request.prices is not None:
             example = "{large: {input: 0.5, output: 1.5}}"
             overrides["prices"] = parsed_option("--prices", request.prices, example)
         self.config = chosen_config(request.config, overrides)
         self.arms = self._arms()
-        self.baselines = _baselines(request.baselines)
-        self.dataset = _dataset("--dataset", request.dataset, "test", request.seed)
-        self.n = _count("--dataset", request.dataset, self.dataset, request.n, DEFAULT_N)
+        self.baselines = chosen_baselines(request.baselines)
+        self.dataset = read_dataset("--dataset", request.dataset, "test", request.seed)
+        self.n = count_questions("--dataset", request.dataset, self.dataset, request.n, DEFAULT_N)
         self.judge = judge_of(request.judge, self.config)
-        check_folder(request.out)
-        self.harness = Harness(request.out, self._plan(), on_begin=self._begin, on_row=self._advance)
         self.leak: str | None = None
         self.validation = self._validation()
+        self.plan = self._plan()
+        self.folder = None if request.shard is None else self._shard_folder(self.shard)
+        if self.folder is None and not merging:
+            check_folder(request.out)
+        self.harness(None)  # refuses a folder that was begun otherwise
         self._bar: Progress | None = None
         self._opened = ExitStack()
+
+    def harness(self, workers: Workers | None) -> Harness:
+        """Return what runs arms, or takes what is there of them where there is nobody to run them."""
+        out, folder = self.request.out, self.folder
+        return Harness(
+            out if folder is None else folder.path,
+            self.plan,
+            workers,
+            whole=None if folder is None else out,
+            on_begin=self._begin,
+            on_row=self._advance,
+        )
+
+    def workers(self) -> Any:
+        """Return a context with those who run the models."""
+        rated = self.config.scorer is not None
+
+        def load() -> Models:
+            return Models(self.config, load_parts(self.config, rated=rated), self.judge)
+
+        request = self.request
+        return open_workers(
+            self.config, load, judge=self.judge, rated=rated, ray=request.ray, count=request.ray_workers
+        )
+
+    def _shard_folder(self, shard: Shard) -> ShardFolder:
+        told = {"command": "eval", "code": code_identity(), "request": self.request.told()}
+        out = self.request.out
+        if (out / SETTINGS).exists() and not shards_of(out).exists():
+            raise SettingsError(
+                f"--out {out} holds an evaluation that was run without --shard: choose another folder"
+            )
+        return open_shard(self.request.out, shard, {**told, "folder": os.getcwd()})
 
     def _arms(self) -> list[Arm]:
         given = self.request.policies
@@ -145,44 +172,49 @@ class _Evaluation:
             prices=config.prices,
             settings=settings,
             retry_errors=request.retry_errors,
+            shard=self.shard,
         )
 
-    def _validation(self) -> Validation | None:
+    def _validation(self) -> tuple[Any, int] | None:
+        """Return the validation questions and how many."""
         request = self.request
         given = request.validation
         if given is None:
             if self.dataset.type != "arithmetic":
                 return None
             given = f"arithmetic:{self.dataset.split}:validation"
-        dataset = _dataset("--validation", given, "validation", request.seed)
+        dataset = read_dataset("--validation", given, "validation", request.seed)
         if dataset.identity() == self.dataset.identity():
             raise SettingsError("--validation are the questions of --dataset: choose others")
-        n = _count("--validation", given, dataset, request.validation_n, VALIDATION_N)
+        n = count_questions("--validation", given, dataset, request.validation_n, VALIDATION_N)
         if shared := shared_questions(self.dataset, self.n, dataset, n):
             self.leak = (
                 f"{shared} of the {n} questions of --validation are among those of --dataset: what is fitted "
                 "on them, router and kind, looks better here than it is"
             )
-        return Validation(
-            folder=request.out,
-            dataset=dataset,
-            n=n,
-            settings=self.harness.plan.settings,
-            seed=request.seed,
-            concurrency=request.concurrency,
-            on_begin=self._begin,
-            on_trace=lambda trace: self._bar.advance() if self._bar else None,
-        )
+        return dataset, n
 
-    async def run(self) -> RunSummary:
-        """Run all arms, and write what came of them."""
-        harness, request = self.harness, self.request
-        self.parts = load_parts(self.config, rated=self.config.scorer is not None)
-        course = Course(harness, self._graph)
-        self._announce()
+    def validate(self, harness: Harness) -> Validation | None:
+        """Return what runs the models alone on the validation questions."""
+        if self.validation is None:
+            return None
+        dataset, n = self.validation
+        advance = lambda trace: self._bar.advance() if self._bar else None  # noqa: E731
+        return Validation(harness=harness, dataset=dataset, n=n, on_trace=advance)
+
+    async def run(self, workers: Workers | None) -> Course:
+        """Run all arms, or what can be of them.
+
+        Args:
+            workers: None: nothing is run, only what is there is taken.
+        """
+        course = Course(self.harness(workers))
+        if workers is not None:
+            self._announce()
         if self.leak and {"router", "kind"} & set(self.baselines):
-            print(f"warning: {self.leak}", file=sys.stderr, flush=True)
             course.warnings.append(self.leak)
+            if workers is not None:
+                print(f"warning: {self.leak}", file=sys.stderr, flush=True)
         await course.references()
         for arm in self.arms:
             await course.run(arm)
@@ -190,6 +222,11 @@ class _Evaluation:
         if self.baselines:
             await self._run_baselines(course)
         self.close()
+        return course
+
+    def finish(self, course: Course) -> RunSummary:
+        """Write what came of all arms."""
+        harness, request = course.harness, self.request
         lacking = harness.take_older()
         course.warnings += [
             f"the arm {arm} is left out: questions are lacking, or all failed" for arm in lacking
@@ -200,35 +237,34 @@ class _Evaluation:
         write_json(request.out / SUMMARY, summary)
         return summary
 
+    def tell(self, course: Course) -> None:
+        """Say how far a shard is."""
+        out = self.request.out
+        if self.request.as_json:
+            print(json.dumps({"shard": str(self.shard), "pending": course.pending}))
+        elif course.pending:
+            print(
+                f"shard {self.shard} has ended its part of {', '.join(course.pending)}. When all have: "
+                f"trim-graph merge {out}"
+            )
+        else:
+            print(f"shard {self.shard} has nothing left to run: trim-graph merge {out}")
+
     async def _run_baselines(self, course: Course) -> None:
         pattern = self.request.pattern
         scorer = self.config.scorer
-        judge = self.judge
         work = Baselines(
             course=course,
-            folder=self.request.out,
+            folder=course.harness.folder,
             beside=self.arms[len(self.arms) // 2 if not self.request.policies else 0].name,
-            validation=self.validation,
-            scorer=self.parts.scorer,
+            validation=self.validate(course.harness),
             scorer_type=None if scorer is None else scorer.type,
-            judge=None if judge is None else judge.build(self.parts),
-            judge_prices=None if judge is None else judge.prices(self.config.prices),
-            judge_name=None if judge is None else judge.name,
+            judge_name=None if self.judge is None else self.judge.name,
             pattern=pattern or (OPERATIONS if self.dataset.type == "arithmetic" else MATHEMATICS),
             seed=self.request.seed,
         )
         every = self.request.baselines == "all"
         await work.run(self.baselines, all_of_them=every)
-
-    def _graph(self, policy: dict[str, Any], *, scorer: Any = None, prices: Prices | None = None) -> Any:
-        changed: dict[str, Any] = {"policy": policy_config(policy)}
-        if prices is not None:
-            changed["prices"] = prices
-        own = self.parts.scorer
-        if self.config.scorer is not None and self.config.scorer.type == "llm_judge":
-            own = self.config.scorer.build()  # it remembers what it was asked: no arm may profit from another
-        parts = Parts(self.parts.small, self.parts.large, own if scorer is None else scorer)
-        return build_graph(for_measuring(self.config.model_copy(update=changed)), parts=parts)
 
     def _announce(self) -> None:
         runs = self.n * self.request.samples
@@ -254,50 +290,5 @@ class _Evaluation:
         self._bar = None
 
 
-def _dataset(option: str, given: str, part: Any, seed: int) -> Dataset:
-    parsed = parsed_option(option, given, "{type: file, path: questions.jsonl}")
-    return make_dataset(parsed, part=part, seed=seed)
-
-
-def _count(option: str, named: str, dataset: Dataset, wanted: int | None, default: int) -> int:
-    """Return how many questions there are to run, after a look at each of them."""
-    if next(first_questions(dataset, 1, default=1), None) is None:
-        raise InputError(f"{option} {named}: there are no questions in it")
-    there = dataset.count()
-    if there is None:
-        return default if wanted is None else wanted
-    if wanted is not None and wanted > there:
-        raise SettingsError(f"{option} {named} has {there} questions; {wanted} are wanted")
-    n = there if wanted is None else wanted
-    read_through(dataset, n)
-    return n
-
-
-def _baselines(given: str) -> list[str]:
-    if given in ("all", "none"):
-        return list(BASELINES) if given == "all" else []
-    names = [name.strip() for name in given.split(",")]
-    for name in names:
-        if name not in BASELINES:
-            raise SettingsError(
-                f"--baselines {given}: there is no {name!r}; choose all, none, or of {', '.join(BASELINES)}"
-            )
-    return names
-
-
 def _priced(prices: Prices) -> bool:
     return any(price.input or price.output for _, price in prices)
-
-
-def _check(request: Request) -> None:
-    """Refuse before hours of work what would fail after them."""
-    for option, value in (
-        ("-n", request.n),
-        ("--validation-n", request.validation_n),
-        ("--samples", request.samples),
-        ("--concurrency", request.concurrency),
-    ):
-        if value is not None and value < 1:
-            raise SettingsError(f"{option} is {value}: choose 1 or more")
-    if not 0 <= request.cost_per_second < float("inf"):
-        raise SettingsError(f"--cost-per-second is {request.cost_per_second}: choose 0 or more")

@@ -7,53 +7,24 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from trim_graph.config import TrimConfig
 from trim_graph.errors import SettingsError
 from trim_graph.evaluation import Question
-from trim_graph.evaluation.datasets import Dataset, make_dataset
-from trim_graph.evaluation.identity import identity_of
 from trim_graph.journal import Journal
 from trim_graph.policies import save_policy
 
-from .models import chosen_config, load_parts, parsed_option
+from .learning_request import SETS, Request, read_questions
+from .models import chosen_config, load_parts
 from .reporting import need
+from .rollout_shards import Recording, record_shard
 
 if TYPE_CHECKING:
     from trim_graph.training.ppo import Point, Score, Trained, Training
     from trim_graph.training.rollouts import Rollouts
     from trim_graph.training.step_model import StepModel
-    from trim_graph.training.traces import Trace
-
-SETS = ("training", "validation")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The command line, as given."""
-
-    kind: Literal["aggregate", "sequence"]
-    out: Path
-    prices: tuple[float, ...]
-    dataset: str
-    validation_dataset: str | None = None
-    config: Path | None = None
-    n: int = 1000
-    validation: int = 300
-    simulator: Path | None = None
-    seeds: int = 1
-    steps: int = 200_000
-    simulated_steps: int = 100_000
-    patience: int = 10
-    window: int = 16
-    rollouts: Path | None = None
-    rounds: int = 64
-    concurrency: int = 128
 
 
 def run_training(request: Request) -> None:
@@ -65,11 +36,14 @@ def run_training(request: Request) -> None:
     need("cli,train", "stable_baselines3", "gymnasium", "matplotlib", "safetensors")
     training = _check(request)
     config = chosen_config(request.config, {})
-    questions = _questions(request)
+    questions = read_questions(request)
     from trim_graph.training.curves import write_curves
 
     model = None if request.simulator is None else _step_model(request.simulator)
     with ExitStack() as opened:
+        if request.shard is not None:
+            record_shard(request, config, questions, opened)
+            return
         rollouts, validation = _rollouts(request, config, questions, opened)
         done: list[Trained] = []
         for price in request.prices:
@@ -144,85 +118,18 @@ def _rollouts(
     request: Request, config: TrimConfig, questions: tuple[list[Question], list[Question]], opened: ExitStack
 ) -> tuple[Rollouts, Rollouts]:
     """Record rollouts of the real models, or go on with those recorded before."""
-    from trim_graph.training.recording import graph_builder
-    from trim_graph.training.rollouts import Rollouts
-    from trim_graph.training.traces import read_traces
-
-    journals = _journals(request, config, opened)
-    parts = load_parts(config, rated=True)
-    if parts.scorer is None:
-        raise SettingsError("learned policies need scores: name a scorer in the configuration")
-    build = graph_builder(config, parts)
+    recording = Recording(request, config, load_parts)
+    workers = recording.opened_workers(opened)
     sets = []
     for name, those in zip(SETS, questions, strict=True):
-        found = Rollouts(those, build, max_steps=config.settings.max_steps, concurrency=request.concurrency)
-        if name in journals:
-            found.add(read_traces(journals[name].path))
-            found.on_trace = partial(_keep, journals[name])
-
-        def tell(turn: int, left: int, name: str = name, found: Rollouts = found) -> None:
-            print(
-                f"{name} questions: {found.runs} runs, {left} of {len(found)} questions with unknown ways",
-                file=sys.stderr,
-                flush=True,
-            )
-
-        asyncio.run(found.explore(request.rounds, tell))
+        journal = None
+        if request.rollouts is not None:
+            file = request.rollouts / f"{name}.jsonl"
+            journal = opened.enter_context(Journal(file, recording.settings(name)))
+        found = recording.rollouts(those, journal)
+        asyncio.run(recording.explore(name, found, workers))
         sets.append(found)
     return sets[0], sets[1]
-
-
-def _keep(journal: Journal, trace: Trace) -> None:
-    journal.append(dict(trace))
-
-
-def _journals(request: Request, config: TrimConfig, opened: ExitStack) -> dict[str, Journal]:
-    """Open the files that keep rollouts; those of other models, settings or questions are refused.
-
-    A policy or a budget of the configuration is not looked at: rollouts have neither.
-    """
-    if request.rollouts is None:
-        return {}
-    identity = identity_of(config)
-    same = {name: identity[name] for name in ("small", "large", "scorer", "settings")}
-    named = {SETS[0]: ("--dataset", request.dataset)}
-    named[SETS[1]] = ("--validation-dataset", request.validation_dataset or request.dataset)
-    return {
-        name: opened.enter_context(
-            Journal(
-                request.rollouts / f"{name}.jsonl", {**same, "dataset": _dataset(option, given).identity()}
-            )
-        )
-        for name, (option, given) in named.items()
-    }
-
-
-def _questions(request: Request) -> tuple[list[Question], list[Question]]:
-    if request.validation_dataset is None:
-        every = _first(request.n + request.validation, "--dataset", request.dataset)
-        training, validation = every[: request.n], every[request.n :]
-    else:
-        training = _first(request.n, "--dataset", request.dataset)
-        validation = _first(request.validation, "--validation-dataset", request.validation_dataset)
-    known = {question.text for question in training}
-    if both := [question.text for question in validation if question.text in known]:
-        raise SettingsError(f"a validation question is a training question too: {both[0][:80]}")
-    return training, validation
-
-
-def _dataset(option: str, named: str) -> Dataset:
-    given = parsed_option(option, named, "{type: file, path: questions.jsonl}")
-    # Another seed than that of calibrate: what is trained here may be calibrated there.
-    return make_dataset(given, part="validation", seed=1)
-
-
-def _first(wanted: int, option: str, named: str) -> list[Question]:
-    questions = list(islice(_dataset(option, named).questions(), wanted))
-    if len(questions) < wanted:
-        raise SettingsError(f"{option} {named} has {len(questions)} questions; {wanted} are needed")
-    if any(question.grade is None for question in questions):
-        raise SettingsError(f"{option} {named} has questions without a right answer")
-    return questions
 
 
 def _step_model(source: Path) -> StepModel:

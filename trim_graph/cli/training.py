@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .app_distributed import Ray, RayWorkers, Shard
 from .reporting import failures_reported, need
 
 train = typer.Typer(name="train", help="Train a policy.", no_args_is_help=True, rich_markup_mode=None)
@@ -75,6 +76,9 @@ def aggregate(
     rollouts: Recorded = None,
     rounds: Rounds = 64,
     concurrency: Concurrency = 128,
+    shard: Shard = None,
+    ray: Ray = None,
+    ray_workers: RayWorkers = None,
 ) -> None:
     """Train a small network by PPO that sees five features of a draft and the steps before it.
 
@@ -102,6 +106,9 @@ def aggregate(
                 rollouts=rollouts,
                 rounds=rounds,
                 concurrency=concurrency,
+                shard=shard,
+                ray=ray,
+                ray_workers=ray_workers,
             )
         )
 
@@ -124,6 +131,9 @@ def sequence(
     rollouts: Recorded = None,
     rounds: Rounds = 64,
     concurrency: Concurrency = 128,
+    shard: Shard = None,
+    ray: Ray = None,
+    ray_workers: RayWorkers = None,
 ) -> None:
     """Train a small transformer by PPO that sees score, tokens and writer of every step.
 
@@ -151,6 +161,9 @@ def sequence(
                 rollouts=rollouts,
                 rounds=rounds,
                 concurrency=concurrency,
+                shard=shard,
+                ray=ray,
+                ray_workers=ray_workers,
             )
         )
 

@@ -6,13 +6,11 @@ further call, also spends at fixed shares, so that they have a curve.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trim_graph.budget import Prices
 from trim_graph.errors import SettingsError, TrimError
 from trim_graph.policies.files import save_policy
 from trim_graph.training.query_router import read_examples, train_query_router
@@ -22,11 +20,10 @@ from .arms import Arm
 from .by_kind import fit_kinds, policy_of_kinds
 from .composed import compose, limit_for, pairs, read_signals, unsureness
 from .course import Course
-from .datasets import first_questions
 from .equal_spend import DIGITS, Dial
+from .piloting import first_token_entropies
 from .run_files import ArmSettings, Row
 from .run_writing import write_json
-from .running import Task, run_rows
 from .summarising import LARGE
 from .validation import Validation
 
@@ -44,9 +41,6 @@ PRM_LEVEL = 0.7
 """ArXiv 2501.19324: reward-guided speculative decoding accepts steps of this reward and more."""
 JUDGE_LEVEL = 7 / 9
 """ArXiv 2504.07891: speculative reasoning accepts steps rated 7 of 9 and more."""
-PILOT = 50
-"""Questions whose first-token entropies set the limits of the entropy baseline."""
-_NEVER = 1e9
 
 
 class Missing(SettingsError):
@@ -62,11 +56,8 @@ class Baselines:
         folder: Of the run.
         beside: The arm whose spend they get.
         validation: Where there are validation questions.
-        scorer: That of the configuration.
-        scorer_type: Its type in the configuration.
-        judge: A fresh judge, where one is given.
-        judge_prices: Prices where the judge scores.
-        judge_name: What the judge is, for the record.
+        scorer_type: The type of the configuration's scorer.
+        judge_name: What the judge is, for the record, where one is given.
         pattern: What tells kinds of steps.
         seed: Of the training.
     """
@@ -75,10 +66,7 @@ class Baselines:
     folder: Path
     beside: str
     validation: Validation | None
-    scorer: Any
     scorer_type: str | None
-    judge: Any
-    judge_prices: Prices | None
     judge_name: dict[str, Any] | None
     pattern: str
     seed: int
@@ -103,7 +91,7 @@ class Baselines:
         }
         for name in names:
             try:
-                await ways[name]()
+                await self.course.attempt(ways[name])
             except (TrimError, ImportError) as error:
                 if not all_of_them:
                     raise
@@ -111,22 +99,18 @@ class Baselines:
 
     async def prm(self) -> None:
         """Accept drafts by the reward model's score alone, at the published level."""
-        if self.scorer is None or self.scorer_type in ("llm_judge", "token_probability"):
+        if self.scorer_type in (None, "llm_judge", "token_probability"):
             raise Missing("it needs a process reward model as the scorer")
         await self.course.run(_fixed("prm", {"type": "threshold", "t": PRM_LEVEL}))
 
     async def rated_by_judge(self) -> None:
         """Accept drafts by a judge's digit, at the published level."""
-        if self.judge is None:
+        if self.judge_name is None:
             raise Missing("it needs a judge: --judge large, or {type: llm_judge, model: {...}}")
         policy = {"type": "threshold", "t": JUDGE_LEVEL}
         arm = Arm("judge-7of9", "baseline", "judge", policy)
         settings = ArmSettings(**{**arm.settings, "policy": {**policy, "scorer": self.judge_name}})
-        await self.course.harness.run(
-            arm.name,
-            settings,
-            lambda: self.course.build(policy, scorer=self.judge, prices=self.judge_prices),
-        )
+        await self.course.harness.run(arm.name, settings, policy, judged=True)
 
     async def cascade(self) -> None:
         """Let the large model answer where the small one's whole answer is improbable."""
@@ -135,8 +119,11 @@ class Baselines:
     async def router(self) -> None:
         """Let a classifier give whole questions to one model."""
         validation = self._validated()
-        small = await validation.run("small", self.course.build({"type": "small_only"}), self.scorer)
-        large = await validation.run("large", self.course.build({"type": "large_only"}))
+        small, large = await self.course.all_of(
+            [lambda: validation.run("small"), lambda: validation.run("large")]
+        )
+        if self._partial:
+            return
         router = train_query_router(read_examples([small, large]), seed=self.seed).policy
         file = self.folder / "router.json"
         save_policy(router, file, dataset=validation.dataset.identity(), questions=validation.n)
@@ -146,57 +133,29 @@ class Baselines:
     async def kind(self) -> None:
         """Regenerate by the kind of step alone."""
         validation = self._validated()
-        traces = await validation.run("small", self.course.build({"type": "small_only"}), self.scorer)
+        traces = await validation.run("small")
         kinds = fit_kinds(read_traces(traces), self.pattern)
         told = [one._asdict() for one in kinds]
         write_json(self.folder / "kinds.json", {"pattern": self.pattern, "kinds": told})
         dial = Dial("kind", lambda part: policy_of_kinds(kinds, self.pattern, part))
-        await self.course.at_spend_of(self.beside, dial, "baseline")
+        await self.course.at_spends_of([self.beside], dial, "baseline")
 
     async def entropy(self) -> None:
         """Let the entropy of a step's first token say who writes it."""
-        entropies = await self._entropies()
+        entropies = await first_token_entropies(self.course.harness)
         dial = Dial("entropy", lambda part: {"type": "entropy_probe", "limit": _upper(entropies, part)})
-        await self.course.at_spend_of(self.beside, dial, "baseline")
-
-    async def _entropies(self) -> list[float]:
-        """Probe each step of the small model on a few questions; their answers are not looked at."""
-        file = self.folder / "entropies.json"
-        if file.exists():
-            return list(json.loads(file.read_bytes())["entropies"])
-        plan, found, failed = self.course.harness.plan, list[float](), list[str]()
-
-        def event(told: dict[str, Any]) -> None:
-            if told.get("event") == "probe" and told.get("entropy") is not None:
-                found.append(float(told["entropy"]))
-
-        def row(made: Row) -> None:
-            failed.extend([made["error"]] if made["error"] else [])
-
-        questions = list(first_questions(plan.dataset, min(plan.n, PILOT), default=PILOT))
-        await run_rows(
-            self.course.build({"type": "entropy_probe", "limit": _NEVER}),
-            "pilot",
-            [Task(index, 0, question) for index, question in enumerate(questions)],
-            seed=plan.seed,
-            concurrency=plan.concurrency,
-            on_row=row,
-            on_event=event,
-        )
-        if not found:
-            why = failed[0] if failed else "it tells none"
-            raise Missing(f"the small model must tell the entropy of its first token: {why}")
-        write_json(file, {"questions": len(questions), "entropies": sorted(found)})
-        return found
+        await self.course.at_spends_of([self.beside], dial, "baseline")
 
     def _composed(
         self, family: str, policy: dict[str, Any], signal: Callable[[Row], float], *, both: bool
     ) -> None:
         """Put arms together of the models alone: at the spend of the other arm, and at fixed shares."""
+        if self._partial:
+            return
         harness, course = self.course.harness, self.course
         plan = harness.plan
-        signals, tokens = read_signals(pairs(self.folder, plan.n, plan.samples), signal)
         whole, own = course.spend(LARGE), course.spend(self.beside)
+        signals, tokens = read_signals(pairs(self.folder, plan.n, plan.samples), signal)
         targets: dict[float, list[str]] = {own: [self.beside]} if own > 0 else {}
         targets.update((share * whole, []) for share in SHARES if share * whole != own)
         for target, beside in targets.items():
@@ -210,11 +169,16 @@ class Baselines:
             )
             if beside:
                 settings["beside"] = list(beside)
-            harness.arms.pop(arm, None)  # its limit may have been another on fewer questions
+            harness.forget(arm)  # its limit may have been another on fewer questions
             harness.note(arm, settings)
             rows = pairs(self.folder, plan.n, plan.samples)
             compose(self.folder, arm, rows, signal, limit, both=both)
             harness.take(arm)
+
+    @property
+    def _partial(self) -> bool:
+        """Whether this is but a shard: what costs no call is left to those who have all of them."""
+        return self.course.harness.whole is not None
 
     def _validated(self) -> Validation:
         if self.validation is None:

@@ -1,20 +1,22 @@
-"""The course of an evaluation: the models alone, policies, random routing at the spend of each, baselines."""
+"""The course of an evaluation: the models alone, policies, random routing at the spend of each, baselines.
+
+Some arms hang on what others have spent. Where those are not all there yet, as in a shard before the others
+have ended, the course goes on with what hangs on nothing, and notes what is `Pending`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from .arms import REFERENCES, Arm
-from .equal_spend import Dial, match_spend
-from .harness import Harness
+from .equal_spend import Dial, Match, match_spends
+from .harness import Harness, Pending
 from .run_files import ArmSettings
-from .running import Graph
 from .summarising import LARGE
 
-Build = Callable[..., Graph]
-"""From a policy, as a configuration names it, to its graph; ``scorer`` and ``prices`` replace the usual."""
+Result = TypeVar("Result")
 
 RANDOM = Dial("random", lambda rate: {"type": "random_rate", "rate": rate})
 
@@ -25,13 +27,13 @@ class Course:
 
     Args:
         harness: Runs arms.
-        build: Makes graphs.
     """
 
     harness: Harness
-    build: Build
     warnings: list[str] = field(default_factory=list)
     """What a reader of the summary should know."""
+    pending: list[str] = field(default_factory=list)
+    """What is not all there."""
     _measured: dict[str, dict[float, float]] = field(default_factory=dict)
 
     async def references(self) -> None:
@@ -40,55 +42,92 @@ class Course:
             await self.run(arm)
 
     async def run(self, arm: Arm) -> None:
-        """Run one arm."""
-        await self.harness.run(arm.name, arm.settings, lambda: self.build(arm.policy))
+        """Run one arm; note it where it is not all there."""
+        await self.attempt(lambda: self.harness.run(arm.name, arm.settings, arm.policy))
+
+    async def attempt(self, work: Callable[[], Awaitable[Any]]) -> None:
+        """Do what may hang on what is not all there, and note that."""
+        try:
+            await work()
+        except Pending as error:
+            self.pending += [what for what in error.what if what not in self.pending]
+
+    @staticmethod
+    async def all_of(works: Sequence[Callable[[], Awaitable[Result]]]) -> list[Result]:
+        """Do several things of which none hangs on another.
+
+        Raises:
+            Pending: Something is not all there, after all have been done as far as they can.
+        """
+        results, pending = list[Result](), list[str]()
+        for work in works:
+            try:
+                results.append(await work())
+            except Pending as error:
+                pending += error.what
+        if pending:
+            raise Pending(*pending)
+        return results
 
     def spend(self, arm: str) -> float:
-        """Return the large tokens of an arm that was run, mean a question."""
+        """Return the large tokens of an arm that was run, mean a question.
+
+        Raises:
+            Pending: It is not all there.
+        """
+        if arm not in self.harness.done:
+            raise Pending(arm)
         return self.harness.done[arm].plain["large_tokens"]
 
     async def beside(self, arms: Sequence[Arm]) -> None:
-        """Run random routing at the spend of each of these."""
-        for arm in arms:
-            await self.at_spend_of(arm.name, RANDOM, "random")
+        """Run random routing at the spend of each of these; note it where something is not all there."""
+        await self.attempt(lambda: self.at_spends_of([arm.name for arm in arms], RANDOM, "random"))
 
-    async def at_spend_of(self, arm: str, dial: Dial, kind: Any) -> str | None:
-        """Run a dial at the spend of an arm.
+    async def at_spends_of(self, arms: Sequence[str], dial: Dial, kind: Any) -> None:
+        """Run a dial at the spend of each of some arms; nothing where that is none: the small model alone.
 
-        Returns:
-            The arm that has it; None where nothing is spent, which is the small model alone.
+        Raises:
+            Pending: Something is not all there.
         """
-        target, harness = self.spend(arm), self.harness
-        if target <= 0:
-            return None
-        known = self._measured.setdefault(dial.family, {})
+        harness, whole = self.harness, self.spend(LARGE)
+        targets = {arm: target for arm in arms if (target := self.spend(arm)) > 0}
 
-        async def measure(number: float) -> float:
+        async def at(number: float) -> float:
             name = dial.arm(number)
             settings = ArmSettings(kind=kind, family=dial.family, policy=dial.policy(number), dial=number)
-            await harness.run(name, settings, lambda: self.build(settings["policy"]))
+            await harness.run(name, settings, settings["policy"])
             return self.spend(name)
 
-        chosen = self._chosen(dial, arm, target)
-        if chosen is not None:  # a search that begins with it might go on and end elsewhere
-            known[chosen] = await measure(chosen)
-            return dial.arm(chosen)
-        found = (
-            settings.get("dial")
-            for settings in harness.arms.values()
-            if settings["family"] == dial.family and arm in settings.get("beside", [])
-        )
-        number = await match_spend(target, self.spend(LARGE), measure, known=known, first=next(found, None))
-        self._belongs(dial, number, arm, target)
-        return dial.arm(number)
+        async def measure(numbers: Sequence[float]) -> list[float]:
+            return await self.all_of([lambda number=number: at(number) for number in numbers])
+
+        known = self._measured.setdefault(dial.family, {})
+        chosen = {arm: self._chosen(dial, arm, target) for arm, target in targets.items()}
+        numbers = [number for number in dict.fromkeys(chosen.values()) if number is not None]
+        known.update(zip(numbers, await measure(numbers), strict=True))
+        # A search that begins with what was chosen might go on and end elsewhere.
+        sought = {arm: target for arm, target in targets.items() if chosen[arm] is None}
+        found = {arm: self._found(dial, arm) for arm in sought}
+        for number in found.values():
+            if number is not None and harness.is_whole(dial.arm(number)):
+                known[number] = await at(number)  # the search for it has ended before
+        searches = [Match(target, whole, found[arm]) for arm, target in sought.items()]
+        for arm, number in zip(sought, await match_spends(searches, measure, known=known), strict=True):
+            self._belongs(dial, number, arm, targets[arm])
 
     def _chosen(self, dial: Dial, arm: str, target: float) -> float | None:
-        """Return the number that an earlier run has chosen for this arm at this very spend."""
+        """Return the number that an earlier run has chosen for an arm at this very spend."""
         for settings in self.harness.arms.values():
             same = arm in settings.get("beside", []) and settings.get("spends", {}).get(arm) == target
             if settings["family"] == dial.family and same:
                 return settings.get("dial")
         return None
+
+    def _found(self, dial: Dial, arm: str) -> float | None:
+        """Return the number that an earlier run has found for an arm."""
+        arms = self.harness.arms.values()
+        of = (one for one in arms if one["family"] == dial.family and arm in one.get("beside", []))
+        return next((one.get("dial") for one in of), None)
 
     def _belongs(self, dial: Dial, number: float, arm: str, target: float) -> None:
         """Write down which arm of a dial has the spend of this one."""

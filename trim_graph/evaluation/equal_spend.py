@@ -7,7 +7,7 @@ guess by a straight line between what is known. Only spends are looked at, never
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,46 +35,77 @@ class Dial:
         return f"{self.family}-{number:g}"
 
 
-async def match_spend(
-    target: float,
-    whole: float,
-    measure: Callable[[float], Awaitable[float]],
-    *,
-    known: dict[float, float] | None = None,
-    first: float | None = None,
-) -> float:
-    """Choose the number at which a dial's spend is that of another arm.
+@dataclass
+class Match:
+    """The search for the number at which a dial's spend is that of an arm.
 
     Args:
         target: Large tokens wanted.
         whole: Large tokens of the large model alone: roughly what the dial spends at 1.
-        measure: Runs the dial at a number and returns its large tokens.
-        known: Measured before: spend by number; is added to.
         first: The first guess, where an earlier run has found one.
+    """
+
+    target: float
+    whole: float
+    first: float | None = None
+    tries: int = 0
+    number: float | None = None
+    """That whose spend was nearest, when the search has ended."""
+
+    def next(self, known: Mapping[float, float]) -> float | None:
+        """Return the number to be run next; None where the search has ended.
+
+        Args:
+            known: Spend by number.
+        """
+        if self.number is not None:
+            return None
+        near = _nearest(known, self.target)
+        if near is not None and (self._close(known[near]) or self.tries == TRIES):
+            self.number = near
+            return None
+        number = self.first if self.first is not None else _guess(known, self.target, self.whole)
+        self.first = None
+        if number in known:
+            self.number = near
+            return None
+        self.tries += 1
+        return number
+
+    def _close(self, spend: float) -> bool:
+        return abs(spend - self.target) <= CLOSE * self.target
+
+
+async def match_spends(
+    matches: Sequence[Match],
+    measure: Callable[[Sequence[float]], Awaitable[Sequence[float]]],
+    *,
+    known: dict[float, float] | None = None,
+) -> list[float]:
+    """Choose the numbers at which a dial's spends are those of other arms.
+
+    All searches take one step after the other together, so that shards have few rounds to wait for.
+
+    Args:
+        matches: The searches.
+        measure: Runs the dial at some numbers and returns its large tokens at each.
+        known: Measured before: spend by number; is added to.
 
     Returns:
-        The number whose spend was nearest; it has been measured.
+        For each search the number whose spend was nearest; it has been measured.
     """
     measured = {} if known is None else known
-    for _ in range(TRIES):
-        near = _nearest(measured, target)
-        if near is not None and abs(measured[near] - target) <= CLOSE * target:
-            return near
-        number = first if first is not None else _guess(measured, target, whole)
-        first = None
-        if number in measured:
-            break
-        measured[number] = await measure(number)
-    near = _nearest(measured, target)
-    assert near is not None
-    return near
+    while numbers := list(dict.fromkeys(n for one in matches if (n := one.next(measured)) is not None)):
+        measured.update(zip(numbers, await measure(numbers), strict=True))
+    found = [one.number for one in matches]
+    return [number for number in found if number is not None]
 
 
-def _nearest(measured: dict[float, float], target: float) -> float | None:
+def _nearest(measured: Mapping[float, float], target: float) -> float | None:
     return min(measured, key=lambda number: abs(measured[number] - target), default=None)
 
 
-def _guess(measured: dict[float, float], target: float, whole: float) -> float:
+def _guess(measured: Mapping[float, float], target: float, whole: float) -> float:
     """Draw a straight line between the nearest spends on either side, or from nothing through the nearest."""
     low = max((n for n, spend in measured.items() if spend <= target), key=measured.__getitem__, default=None)
     high = min((n for n, spend in measured.items() if spend > target), key=measured.__getitem__, default=None)

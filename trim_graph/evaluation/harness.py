@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trim_graph.budget import Prices
+from trim_graph.distributed.shards import WHOLE, Shard
 from trim_graph.errors import InputError, SettingsError, TrimError
 from trim_graph.journal import Journal, differences
 
 from .columns import Columns, read_columns
-from .datasets import Dataset, first_questions
+from .datasets import Dataset
 from .run_files import SETTINGS as SETTINGS_FILE
 from .run_files import VERSION, ArmSettings, Row, RunSettings, journal_of, read_rows_of, read_settings
 from .run_writing import check_folder, restore_journal, write_json
-from .running import Graph, Task, run_rows, unit_of
+from .running import RunRows, Task, unit_of
 from .summarising import Resampled, resample
+from .units import Units
+
+if TYPE_CHECKING:
+    from trim_graph.distributed.workers import Workers
 
 WRITERS = ("small", "large")
 GIVE_UP = 20
 """Runs that may fail in a row, before any has succeeded since: then something else is wrong."""
+
+
+class Pending(Exception):
+    """Something cannot be told or run yet, because other shards have not ended.
+
+    Attributes:
+        what: Arms and the like that are not all there.
+    """
+
+    def __init__(self, *what: str) -> None:
+        super().__init__(f"not all there: {', '.join(what)}")
+        self.what = what
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +64,12 @@ class Plan:
     prices: Prices
     settings: dict[str, Any]
     retry_errors: bool = False
+    shard: Shard = WHOLE
+
+    @property
+    def units(self) -> Units:
+        """Its runs of one arm, those of this shard."""
+        return Units(self.dataset, self.n, self.samples, self.shard)
 
 
 @dataclass
@@ -54,8 +77,10 @@ class Harness:
     """Runs arms and keeps their figures.
 
     Args:
-        folder: Of the run; made if it is not there.
+        folder: Of the run, or of the shard; made if it is not there.
         plan: What all arms have in common.
+        workers: Who runs them; None: nothing is run, only what is there is taken.
+        whole: Of a shard: the folder that shards are merged into, whose arms are not run again.
         on_begin: Called before an arm is run, with its name, all its runs, and those done before.
         on_row: Called with each row.
 
@@ -65,6 +90,8 @@ class Harness:
 
     folder: Path
     plan: Plan
+    workers: Workers | None = None
+    whole: Path | None = None
     on_begin: Callable[[str, int, int], None] = lambda arm, total, done: None
     on_row: Callable[[Row], None] = lambda row: None
     arms: dict[str, ArmSettings] = field(default_factory=dict)
@@ -73,47 +100,113 @@ class Harness:
     """The arms that are complete."""
 
     def __post_init__(self) -> None:
-        check_folder(self.folder)
-        known = read_settings(self.folder)
-        if known is not None:
-            different = differences(known["settings"], self.plan.settings)
-            if different:
-                raise SettingsError(
-                    f"{self.folder} was begun with other settings, and a folder holds only one kind: "
-                    f"{'; '.join(different)}. Choose another --out, or give the same settings"
-                )
+        self._older: dict[str, ArmSettings] = {}
+        if self.whole is None:
+            check_folder(self.folder, shards=self.workers is None)
+        for folder in (self.folder, self.whole):
+            self._know(folder, read_settings(folder) if folder is not None else None)
+
+    @property
+    def replays(self) -> bool:
+        """Whether the course is gone through from its beginning: its arms then stand in its order."""
+        return self.workers is None or self.whole is not None
+
+    def _know(self, folder: Path | None, known: RunSettings | None) -> None:
+        if known is None:
+            return
+        different = differences(known["settings"], self.plan.settings)
+        if different:
+            raise SettingsError(
+                f"{folder} was begun with other settings, and a folder holds only one kind: "
+                f"{'; '.join(different)}. Choose another --out, or give the same settings"
+            )
+        if self.replays:
+            self._older = {**self._older, **known["arms"]}
+        else:
             self.arms = dict(known["arms"])
 
-    async def run(self, arm: str, settings: ArmSettings, build: Callable[[], Graph]) -> Resampled:
+    async def run(
+        self, arm: str, settings: ArmSettings, policy: dict[str, Any], *, judged: bool = False
+    ) -> Resampled:
         """Run what is left of an arm.
 
         Args:
             arm: Its name.
             settings: What it is.
-            build: Makes its graph, if there is anything left.
+            policy: As a configuration names it.
+            judged: Whether a judge scores in the scorer's place.
 
         Raises:
             SettingsError: An arm of this name was another policy.
             TrimError: `GIVE_UP` runs failed in a row.
+            Pending: Only a shard's part of it is there.
         """
         if arm in self.done:
             return self.done[arm]
         self.note(arm, settings)
-        total = self.plan.n * self.plan.samples
-        with self._journal(arm) as journal:
-            left = sum(unit not in journal.finished for unit in range(total))
-            self.on_begin(arm, total, total - left)
-            if left:
-                keeper = _Keeper(journal, self.folder, self.on_row)
-                await run_rows(
-                    build(),
-                    arm,
-                    self._tasks(journal),
-                    seed=self.plan.seed,
-                    concurrency=min(self.plan.concurrency, left),
-                    on_row=keeper.keep,
-                )
+        if self.whole is not None and self.is_whole(arm):
+            return self.take(arm)
+        restore_journal(self.folder, arm)
+        settings_of_rows = {**self.plan.settings, "arm": {"policy": self.arms[arm]["policy"]}}
+        samples, retry = self.plan.samples, self.plan.retry_errors
+        with Journal(
+            journal_of(self.folder, arm),
+            settings_of_rows,
+            keep=lambda row: not retry or row["error"] is None,
+            unit=lambda row: unit_of(row["index"], row["sample"], samples),
+        ) as journal:
+            job = RunRows(arm, policy, judged=judged, seed=self.plan.seed)
+            keeper = _Keeper(journal, self.folder, self.on_row)
+            await self.fill(arm, journal, self.plan.units, job, keeper.keep)
         return self.take(arm)
+
+    async def fill(
+        self,
+        what: str,
+        journal: Journal,
+        units: Units,
+        job: Any,
+        keep: Callable[[Any], None],
+        item: Callable[[Task], Any] = lambda task: task,
+    ) -> None:
+        """Have workers do what is left of some units.
+
+        Args:
+            what: They are, in a word.
+            journal: That has what is done.
+            units: All of them.
+            job: See `trim_graph.distributed.workers.Job`.
+            keep: Keeps each result.
+            item: From a task to what the job works on.
+
+        Raises:
+            Pending: Nobody may run what is left, or these are but a shard's.
+        """
+        left = units.left(journal.finished)
+        if self.workers is None and left:
+            raise Pending(what)
+        if self.workers is not None:
+            if left:
+                await self.workers.ready()
+            self.on_begin(what, len(units), len(units) - left)
+            if left:
+                await self.workers.do(
+                    job,
+                    map(item, units.tasks(journal.finished)),
+                    concurrency=min(self.plan.concurrency, left),
+                    on_result=keep,
+                )
+        if self.whole is not None:
+            raise Pending(what)
+
+    def is_whole(self, arm: str) -> bool:
+        """Tell whether all rows of an arm are there."""
+        plan, rows = self.plan, read_rows_of(self.whole or self.folder, arm)
+        try:
+            read_columns(rows, n=plan.n, samples=plan.samples, prices=plan.prices)
+        except InputError:
+            return False
+        return True
 
     def note(self, arm: str, settings: ArmSettings) -> None:
         """Write down what an arm is.
@@ -121,7 +214,7 @@ class Harness:
         Raises:
             SettingsError: An arm of this name was another policy.
         """
-        known = self.arms.get(arm)
+        known = self.arms.get(arm) or self._older.get(arm)
         if known is not None and known["policy"] != settings["policy"]:
             told = "; ".join(differences(known["policy"], settings["policy"], "policy"))
             raise SettingsError(
@@ -129,15 +222,21 @@ class Harness:
                 "choose another --out"
             )
         self.arms[arm] = settings
-        if known is not None and "beside" in known:
+        if known is not None and "beside" in known and not self.replays:
             settings["beside"] = list(dict.fromkeys([*known["beside"], *settings.get("beside", [])]))
         if known is not None and "spends" in known:
             settings["spends"] = {**known["spends"], **settings.get("spends", {})}
         self.write_settings()
 
+    def forget(self, arm: str) -> None:
+        """Let an arm of this name be another policy than it was."""
+        self.arms.pop(arm, None)
+        self._older.pop(arm, None)
+
     def write_settings(self) -> None:
         """Write what the run is to its folder."""
-        settings = RunSettings(version=VERSION, settings=self.plan.settings, arms=self.arms)
+        older = {arm: settings for arm, settings in self._older.items() if arm not in self.arms}
+        settings = RunSettings(version=VERSION, settings=self.plan.settings, arms={**self.arms, **older})
         write_json(self.folder / SETTINGS_FILE, settings)
 
     def columns(self, arm: str) -> Columns:
@@ -147,7 +246,7 @@ class Harness:
             InputError: Rows are missing.
         """
         plan = self.plan
-        rows = read_rows_of(self.folder, arm)
+        rows = read_rows_of(self.whole or self.folder, arm)
         return read_columns(rows, n=plan.n, samples=plan.samples, prices=self._prices(arm))
 
     def take(self, arm: str) -> Resampled:
@@ -158,7 +257,8 @@ class Harness:
         """
         columns = self.columns(arm)
         if columns.errors == self.plan.n * self.plan.samples:
-            failed = next((row["error"] for row in read_rows_of(self.folder, arm) if row["error"]), "")
+            rows = read_rows_of(self.whole or self.folder, arm)
+            failed = next((row["error"] for row in rows if row["error"]), "")
             raise InputError(
                 f"all {columns.errors} runs of the arm {arm} failed, the first with {failed}. When that is "
                 "put right, go on with --retry-errors"
@@ -169,6 +269,7 @@ class Harness:
     def take_older(self) -> list[str]:
         """Take in the arms that other commands have left in this folder; return those that lack rows."""
         lacking = []
+        self.arms |= {arm: settings for arm, settings in self._older.items() if arm not in self.arms}
         for arm in self.arms:
             if arm not in self.done:
                 try:
@@ -182,23 +283,6 @@ class Harness:
         judge = self.arms[arm]["policy"].get("scorer", {}).get("model")
         prices = self.plan.prices
         return prices.model_copy(update={"scorer": getattr(prices, judge)}) if judge in WRITERS else prices
-
-    def _journal(self, arm: str) -> Journal:
-        restore_journal(self.folder, arm)
-        samples, retry = self.plan.samples, self.plan.retry_errors
-        return Journal(
-            journal_of(self.folder, arm),
-            {**self.plan.settings, "arm": {"policy": self.arms[arm]["policy"]}},
-            keep=lambda row: not retry or row["error"] is None,
-            unit=lambda row: unit_of(row["index"], row["sample"], samples),
-        )
-
-    def _tasks(self, journal: Journal) -> Iterator[Task]:
-        questions = first_questions(self.plan.dataset, self.plan.n, default=self.plan.n)
-        for index, question in enumerate(questions):
-            for sample in range(self.plan.samples):
-                if unit_of(index, sample, self.plan.samples) not in journal.finished:
-                    yield Task(index, sample, question)
 
 
 class _Keeper:

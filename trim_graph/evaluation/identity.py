@@ -1,15 +1,21 @@
-"""What of a configuration decides over outcomes: two that agree in it may share a file of outcomes."""
+"""What decides over outcomes: of a configuration, where two that agree may share a file; and the code."""
 
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import trim_graph
+import trim_graph.adapters
+import trim_graph.examples
+import trim_graph.nodes
 from trim_graph.config import TrimConfig
 
 _INCIDENTAL = ("device", "max_batch_size", "max_connections", "read_timeout", "max_retries", "api_key_env")
 """Settings of models that change how fast an answer comes, not which."""
+_MAPPED = ("nodes", "adapters", "examples")
 _PARTS = ("small", "large", "scorer", "policy", "budget", "settings")
 
 
@@ -38,3 +44,18 @@ def by_content(policy: Any) -> Any:
         content = Path(policy["path"]).read_bytes()
         return {"type": "file", "sha256": hashlib.sha256(content).hexdigest()}
     return {key: by_content(value) for key, value in policy.items()}
+
+
+@cache
+def code_identity() -> dict[str, str]:
+    """Return the version of trim-graph and a digest of its code, the same wherever it is installed."""
+    digest = hashlib.sha256()
+    for package in (trim_graph, trim_graph.nodes, trim_graph.adapters, trim_graph.examples):
+        folder = Path(str(package.__file__)).parent
+        for file in sorted(folder.rglob("*.py"), key=lambda file: file.relative_to(folder).as_posix()):
+            name = file.relative_to(folder).as_posix()
+            if package is trim_graph and name.split("/")[0] in _MAPPED:
+                continue  # lie inside where it is installed, and beside it in the repository
+            digest.update(f"{package.__name__}/{name}\n".encode())
+            digest.update(file.read_bytes())
+    return {"version": trim_graph.__version__, "sha256": digest.hexdigest()}

@@ -204,6 +204,11 @@ def journal_of(folder: Path, arm: str) -> Path:
     return folder / JOURNALS / f"{file_name(arm)}.jsonl"
 
 
+def arm_of(journal: Path) -> str:
+    """Return the arm that a journal is of."""
+    return unquote(journal.stem)
+
+
 def read_rows_of(folder: str | Path, *arms: str) -> Iterator[Row]:
     """Stream the rows of a run, arm by arm.
 
@@ -219,7 +224,7 @@ def read_rows_of(folder: str | Path, *arms: str) -> Iterator[Row]:
         ImportError: Parquet is not installed.
     """
     place = Path(folder)
-    journals = {unquote(file.stem): file for file in sorted((place / JOURNALS).glob("*.jsonl"))}
+    journals = {arm_of(file): file for file in sorted((place / JOURNALS).glob("*.jsonl"))}
 
     def wanted(arm: str) -> bool:
         return not arms or arm in arms

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from trim_graph.context import TrimContext
 from trim_graph.training.collecting import CHANNELS, label_all, steps_of
 from trim_graph.training.traces import TOKENS
 
 from .run_files import Calls, PerWriter, Row, RowStep
-from .runner import Question, run_each
+from .runner import Question
+
+if TYPE_CHECKING:
+    from trim_graph.distributed.workers import Models
 
 
 class Graph(Protocol):
-    """What `run_rows` needs of a graph built by `create_trim_graph`."""
+    """What `run_row` needs of a graph built by `create_trim_graph`."""
 
     def astream(
         self,
@@ -51,38 +54,52 @@ def unit_of(index: int, sample: int, samples: int) -> int:
     return index * samples + sample
 
 
-async def run_rows(
+@dataclass(frozen=True, slots=True)
+class RunRows:
+    """The job of running tasks through the graph of an arm (`trim_graph.distributed.workers.Job`).
+
+    Attributes:
+        arm: Its name, for the rows.
+        policy: As a configuration names it.
+        judged: Whether a judge scores in the scorer's place.
+        seed: Of the graph; a sample adds its number.
+    """
+
+    arm: str
+    policy: dict[str, Any]
+    judged: bool = False
+    seed: int = 0
+
+    def begin(self, models: Models) -> Callable[[Task], Awaitable[Row]]:
+        """Build the graph; a run that fails has a row that says why."""
+        # Of a scorer that remembers what it was asked no arm may profit after another.
+        graph = models.graph(self.policy, judged=self.judged, fresh=True)
+
+        async def work(task: Task) -> Row:
+            return await run_row(graph, self.arm, task, self.seed + task.sample)
+
+        return work
+
+
+async def run_row(
     graph: Graph,
     arm: str,
-    tasks: Iterable[Task],
-    *,
-    seed: int = 0,
-    concurrency: int = 32,
-    on_row: Callable[[Row], None],
+    task: Task,
+    seed: int,
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
-) -> None:
-    """Run tasks through a graph. Nothing of a run is kept but what `on_row` keeps.
+) -> Row:
+    """Run a task through a graph.
 
     Args:
         graph: Built by `create_trim_graph`.
-        arm: Its name, for the rows.
-        tasks: Taken as they are needed.
-        seed: Of the graph; a sample adds its number.
-        concurrency: Most questions under way at once.
-        on_row: Gets each row as its run ends. A run that fails has a row that says why.
-        on_event: Gets each event of each run.
+        arm: Its name, for the row.
+        task: What to run.
+        seed: Of the run.
+        on_event: Gets each event of the run.
 
-    Raises:
-        ValueError: ``concurrency`` is below 1.
+    Returns:
+        Its row; of a run that failed one that says why.
     """
-
-    async def work(task: Task) -> None:
-        on_row(await _run(graph, arm, task, seed + task.sample, on_event))
-
-    await run_each(work, tasks, concurrency=concurrency)
-
-
-async def _run(graph: Graph, arm: str, task: Task, seed: int, on_event: Callable[[Any], None]) -> Row:
     row = empty_row(arm, task, seed)
     begun = time.monotonic()
     try:

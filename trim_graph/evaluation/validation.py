@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trim_graph.errors import TrimError
 from trim_graph.journal import Journal
-from trim_graph.training.collecting import Source, collect
+from trim_graph.rows import read_rows
+from trim_graph.training.collecting import CollectTraces, Source
 from trim_graph.training.traces import Trace
 
 from .datasets import Dataset, first_questions
-from .runner import Question
+from .harness import Harness
+from .running import Task
+from .units import Units
 
 FOLDER = "validation"
 
@@ -23,46 +26,46 @@ class Validation:
     """Validation questions and where their traces are kept.
 
     Attributes:
-        folder: Of the run.
+        harness: Of the evaluation.
         dataset: The questions; not those of the evaluation.
         n: How many.
-        settings: What makes outcomes comparable, JSON-native.
-        seed: Of the graphs.
-        concurrency: Most questions under way at once.
-        on_begin: Called before a model is run, with its name, all runs, and those done before.
         on_trace: Called with each trace.
     """
 
-    folder: Path
+    harness: Harness
     dataset: Dataset
     n: int
-    settings: dict[str, Any]
-    seed: int
-    concurrency: int
-    on_begin: Callable[[str, int, int], None]
     on_trace: Callable[[Trace], None]
 
-    def file(self, writer: str) -> Path:
-        """Return where the traces of a model alone are."""
-        return self.folder / FOLDER / f"{writer}.jsonl"
+    @staticmethod
+    def name(writer: str) -> str:
+        """Return where in the folder of a run the traces of a model alone are."""
+        return f"{FOLDER}/{writer}.jsonl"
 
-    async def run(self, writer: str, graph: Any, scorer: Any = None) -> Path:
+    def settings(self, writer: str) -> dict[str, Any]:
+        """Return what the traces of a model alone are made with."""
+        policy = {"type": f"{writer}_only"}
+        settings = self.harness.plan.settings
+        return {**settings, "validation": self.dataset.identity(), "policy": policy}
+
+    async def run(self, writer: str) -> Path:
         """Run what is left of a model alone; steps are labelled where the dataset can, else scored.
 
         Args:
             writer: ``small`` or ``large``.
-            graph: Under the policy ``small_only`` or ``large_only``.
-            scorer: Scores steps that nothing else labels.
 
         Returns:
             The file of traces.
 
         Raises:
             TrimError: A question failed.
+            Pending: Only a shard's part of it is there.
         """
-        self.file(writer).parent.mkdir(exist_ok=True)
-        policy = {"type": f"{writer}_only"}
-        settings = {**self.settings, "validation": self.dataset.identity(), "policy": policy}
+        harness = self.harness
+        if harness.whole is not None and self._is_in(harness.whole / self.name(writer)):
+            return harness.whole / self.name(writer)
+        file, settings = harness.folder / self.name(writer), self.settings(writer)
+        file.parent.mkdir(exist_ok=True)
 
         def keep(trace: Trace) -> None:
             if trace["error"] is not None:
@@ -70,24 +73,19 @@ class Validation:
             journal.append(dict(trace))
             self.on_trace(trace)
 
-        with Journal(self.file(writer), settings) as journal:
-            left = [index for index in range(self.n) if index not in journal.finished]
-            self.on_begin(f"validation, {writer}", self.n, self.n - len(left))
-            if left:
-                source = Source(self.dataset.name, "validation", policy, self.seed)
-                labelled = all(question.label_steps for _, question in self._questions({left[0]}))
-                await collect(
-                    graph,
-                    self._questions(set(left)),
-                    source,
-                    scorer=None if labelled else scorer,
-                    on_trace=keep,
-                    concurrency=min(self.concurrency, len(left)),
-                    label_steps=True,
-                )
-        return self.file(writer)
+        with Journal(file, settings) as journal:
+            source = Source(self.dataset.name, "validation", settings["policy"], harness.plan.seed)
+            labelled = all(one.label_steps for one in first_questions(self.dataset, 1, default=1))
+            rated = writer == "small" and not labelled
+            job = CollectTraces(source, settings["policy"], rated=rated, label_steps=True)
+            units = Units(self.dataset, self.n, shard=harness.plan.shard)
+            await harness.fill(f"validation, {writer}", journal, units, job, keep, _item)
+        return file
 
-    def _questions(self, wanted: set[int]) -> Iterator[tuple[int, Question]]:
-        for index, question in enumerate(first_questions(self.dataset, self.n, default=self.n)):
-            if index in wanted:
-                yield index, question
+    def _is_in(self, file: Path) -> bool:
+        there = {record["index"] for _, record in read_rows(file, torn=True)} if file.exists() else set()
+        return there.issuperset(range(self.n))
+
+
+def _item(task: Task) -> tuple[int, Any]:
+    return task.index, task.question

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from trim_graph.adapters import ScorableStep
 from trim_graph.adapters.scorers import as_scorer, read_scores
 from trim_graph.evaluation import Question
-from trim_graph.evaluation.runner import run_each
 
 from .traces import TOKENS, DiscardedDraft, Trace, TraceStep
+
+if TYPE_CHECKING:
+    from trim_graph.distributed.workers import Models
 
 CHANNELS = ("trim", "messages", "run", "steps", "scores", "decisions")
 """Of the graph's state: what a trace is made of."""
 
 
 class Graph(Protocol):
-    """What `collect` needs of a graph built by `create_trim_graph`."""
+    """What `make_trace` needs of a graph built by `create_trim_graph`."""
 
     async def ainvoke(self, input: Any, /, *, output_keys: Sequence[str]) -> Any:
         """Answer with the named channels."""
@@ -43,49 +45,68 @@ class Source:
     seed: int | None
 
 
-async def collect(
+@dataclass(frozen=True, slots=True)
+class CollectTraces:
+    """The job of making a trace of each question (`trim_graph.distributed.workers.Job`).
+
+    Attributes:
+        source: What all traces have in common.
+        policy: The behaviour policy, as a configuration names it; default: the configuration's own.
+        rated: Whether the scorer rates what the policy did not ask it about.
+        label_steps: Whether to check each step, where the dataset can.
+    """
+
+    source: Source
+    policy: dict[str, Any] | None = None
+    rated: bool = True
+    label_steps: bool = False
+
+    def begin(self, models: Models) -> Callable[[tuple[int, Question]], Awaitable[Trace]]:
+        """Build the graph; a question that fails has a trace that says why."""
+        graph = models.graph(self.policy)
+        scorer = models.parts.scorer if self.rated else None
+        rater = None if scorer is None else as_scorer(scorer)
+
+        async def work(item: tuple[int, Question]) -> Trace:
+            return await make_trace(graph, item, self.source, rater=rater, label_steps=self.label_steps)
+
+        return work
+
+
+async def make_trace(
     graph: Graph,
-    questions: Iterable[tuple[int, Question]],
+    item: tuple[int, Question],
     source: Source,
     *,
-    scorer: Any = None,
-    on_trace: Callable[[Trace], None],
-    concurrency: int = 32,
+    rater: Any = None,
     label_steps: bool = False,
-) -> None:
-    """Run questions through the graph.
+) -> Trace:
+    """Run one question through the graph.
 
     What the policy did not ask the scorer about is scored after the run, all accepted steps in one call: the
     policy sees no more than it wants, and the trace has every score. The tokens read for that count.
 
     Args:
         graph: Built by `create_trim_graph`.
-        questions: Each with its place in the dataset; taken as they are needed.
+        item: The question with its place in the dataset.
         source: What all traces have in common.
-        scorer: The graph's; without one, what was not scored in the run stays so.
-        on_trace: Gets each trace as its question ends. A question that fails has a trace that says why.
-        concurrency: Most questions under way at once.
+        rater: The graph's scorer; without one, what was not scored in the run stays so.
         label_steps: Whether to check each step, where the dataset can.
 
-    Raises:
-        ValueError: ``concurrency`` is below 1.
+    Returns:
+        The trace; of a question that failed one that says why.
     """
-    rater = None if scorer is None else as_scorer(scorer)
-
-    async def work(item: tuple[int, Question]) -> None:
-        index, question = item
-        try:
-            result = await graph.ainvoke({"messages": [("user", question.text)]}, output_keys=CHANNELS)
-            trace = trace_of(result, index, question, source)
-            if rater is not None:
-                await _rate(trace, rater)
-            if label_steps:
-                label_all(trace["steps"], question)
-        except Exception as error:
-            trace = _failed(index, question, source, f"{type(error).__name__}: {error}")
-        on_trace(trace)
-
-    await run_each(work, questions, concurrency=concurrency)
+    index, question = item
+    try:
+        result = await graph.ainvoke({"messages": [("user", question.text)]}, output_keys=CHANNELS)
+        trace = trace_of(result, index, question, source)
+        if rater is not None:
+            await _rate(trace, rater)
+        if label_steps:
+            label_all(trace["steps"], question)
+    except Exception as error:
+        trace = _failed(index, question, source, f"{type(error).__name__}: {error}")
+    return trace
 
 
 def trace_of(result: dict[str, Any], index: int, question: Question, source: Source) -> Trace:

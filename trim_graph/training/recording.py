@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langgraph.graph.state import CompiledStateGraph
 
 from trim_graph.config import Parts, TrimConfig
+from trim_graph.evaluation import Question
 from trim_graph.evaluation.remembering import RememberingScorer
 from trim_graph.policies import Policy
+
+from .rollouts import Rollouts
+from .traces import Trace
+
+if TYPE_CHECKING:
+    from trim_graph.distributed.workers import Models, Workers
 
 
 def graph_builder(
@@ -38,3 +46,75 @@ def graph_builder(
         return create_trim_graph(parts.small, parts.large, scorer, policy=policy, **settings)
 
     return build
+
+
+class Unexplored(NamedTuple):
+    """A question whose ways are not all known.
+
+    Attributes:
+        index: Its place among the questions that are explored.
+        question: Its text and its grader.
+        known: Runs recorded before.
+    """
+
+    index: int
+    question: Question
+    known: Sequence[Trace]
+
+
+@dataclass(frozen=True, slots=True)
+class ExploreQuestions:
+    """The job of running questions until all their ways are known (`trim_graph.distributed.workers.Job`).
+
+    Attributes:
+        rounds: Most runs of a question.
+    """
+
+    rounds: int
+
+    def begin(self, models: Models) -> Callable[[Unexplored], Awaitable[list[Trace]]]:
+        """Make the graphs; what a worker's models have answered they remember. A run that fails raises."""
+        build, steps = graph_builder(models.config, models.parts), models.config.settings.max_steps
+
+        async def work(item: Unexplored) -> list[Trace]:
+            made = list[Trace]()
+            one = Rollouts([item.question], build, max_steps=steps, on_trace=made.append)
+            one.add(item.known)
+            await one.explore(self.rounds)
+            return [{**trace, "index": item.index} for trace in made]
+
+        return work
+
+
+async def explore_with(workers: Workers, rollouts: Rollouts, rounds: int) -> int:
+    """Have workers run each question until all its ways are known; see `Rollouts.explore`.
+
+    Args:
+        workers: With the models.
+        rollouts: Keep what is found, question by question.
+        rounds: Most runs of a question.
+
+    Returns:
+        How many questions have unknown ways left.
+    """
+
+    def keep(traces: list[Trace]) -> None:
+        for trace in traces:
+            rollouts.keep(trace)
+
+    open_ones = [index for index, tree in enumerate(rollouts.trees) if tree.unknown() is not None]
+    if open_ones:
+        known: dict[str, list[Trace]] = {}
+        for trace in rollouts.traces:
+            known.setdefault(trace["question"], []).append(trace)
+        questions = (rollouts.trees[index].question for index in open_ones)
+        await workers.do(
+            ExploreQuestions(rounds),
+            (
+                Unexplored(index, question, known.get(question.text, ()))
+                for index, question in zip(open_ones, questions, strict=True)
+            ),
+            concurrency=min(rollouts.concurrency, len(open_ones)),
+            on_result=keep,
+        )
+    return sum(tree.unknown() is not None for tree in rollouts.trees)

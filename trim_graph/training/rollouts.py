@@ -23,9 +23,10 @@ from typing import Literal
 
 from trim_graph.budget import Writer
 from trim_graph.evaluation import Question
+from trim_graph.evaluation.runner import run_each
 from trim_graph.policies import Choice, Observation, Policy
 
-from .collecting import Graph, Source, collect
+from .collecting import Graph, Source, make_trace
 from .rollout_tree import Node, RolloutError, Tree
 from .traces import Trace
 
@@ -81,7 +82,8 @@ class Rollouts:
             raise RolloutError("two questions have the same text")
         self.max_steps, self.concurrency, self.on_trace = max_steps, concurrency, on_trace
         self._planned = Planned()
-        self._graph = None if build is None else build(self._planned)
+        self._build = build
+        self._built: Graph | None = None
         self.traces: list[Trace] = []
         self.runs = 0
         """Of the graph, so far."""
@@ -130,19 +132,25 @@ class Rollouts:
         asyncio.run(self._run({index: plan}))
 
     async def _run(self, plans: Mapping[int, Plan]) -> None:
-        if self._graph is None:
+        if self._build is None:
             raise RolloutError("a rollout takes a way that was not recorded, and there is no graph to run")
+        if self._built is None:
+            self._built = self._build(self._planned)
         for index, plan in plans.items():
             self._planned.plans[self.trees[index].question.text] = plan
-        await collect(
-            self._graph,
-            ((index, self.trees[index].question) for index in plans),
-            SOURCE,
-            on_trace=self._keep,
-            concurrency=min(self.concurrency, len(plans)),
-        )
+        graph = self._built
 
-    def _keep(self, trace: Trace) -> None:
+        async def work(index: int) -> None:
+            self.keep(await make_trace(graph, (index, self.trees[index].question), SOURCE))
+
+        await run_each(work, plans, concurrency=min(self.concurrency, len(plans)))
+
+    def keep(self, trace: Trace) -> None:
+        """Take in a run of the graph that has just ended.
+
+        Args:
+            trace: Its ``index`` is that of the question among these.
+        """
         self.trees[trace["index"]].add(trace)
         self.traces.append(trace)
         self.runs += 1

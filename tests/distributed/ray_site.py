@@ -1,0 +1,150 @@
+"""A process that has workers on a cluster and tells a test, a JSON object a line, what they do.
+
+It is one of its own because a cluster is left as it was found only when its process has ended. Called as
+``python ray_site.py ADDRESS FOLDER``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import toy
+from ray import cloudpickle
+
+from trim_graph import TrimError
+from trim_graph.config import Parts, make_config
+from trim_graph.distributed import ray_workers
+from trim_graph.distributed.ray_cluster import connected
+from trim_graph.distributed.ray_workers import open_ray_workers
+from trim_graph.distributed.workers import LocalWorkers, Models
+from trim_graph.training.collecting import CollectTraces, Source
+from trim_graph.training.recording import explore_with
+from trim_graph.training.rollouts import Rollouts
+
+CONFIG = make_config(
+    {
+        "small": {"type": "vllm", "model": "small"},
+        "large": {"type": "vllm", "model": "large"},
+        "scorer": {"type": "vllm_prm", "model": "prm"},
+        "policy": {"type": "threshold", "t": 0.5},
+    }
+)
+SOURCE = Source("toy", None, {"type": "threshold", "t": 0.5}, 0)
+N = 24
+
+
+def tell(**what: Any) -> None:
+    print(json.dumps(what), flush=True)
+
+
+class Slow(toy.ToyModel):
+    """Leaves a test time to look, and notes which process was asked what."""
+
+    folder: str
+    deadly: bool = False
+
+    def _generate(self, messages: Any, *given: Any, **named: Any) -> Any:
+        question = next(message.text for message in messages if message.type == "human")
+        if self.deadly and question == "question 3":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.folder:
+            time.sleep(0.01)
+            with open(Path(self.folder) / f"asked-{os.getpid()}", "a") as notes:
+                notes.write(question + "\n")
+        return super()._generate(messages, *given, **named)
+
+
+def models(folder: str, deadly: bool = False, broken: bool = False) -> Models:
+    if broken:
+        raise TrimError("small: the model cannot be loaded")
+    small = Slow(writer="small", folder=folder, deadly=deadly)
+    return Models(CONFIG, Parts(small, toy.ToyModel(writer="large"), toy.ToyScorer()))
+
+
+def collect(workers: Any, *, aloud: bool = False) -> list[Any]:
+    traces: list[Any] = []
+
+    def keep(trace: Any) -> None:
+        traces.append(trace)
+        if aloud and len(traces) == N // 3:
+            tell(scene="begun")
+
+    job, items = CollectTraces(SOURCE), enumerate(toy.questions(N))
+    asyncio.run(workers.do(job, items, concurrency=6, on_result=keep))
+    return traces
+
+
+def killed(address: str, folder: str) -> None:
+    """The traces of a collection in which a test kills a worker."""
+    here = collect(LocalWorkers(partial(models, "")))
+    with open_ray_workers(address, partial(models, folder), CONFIG, count=2) as workers:
+        traces = collect(workers, aloud=True)
+    ordered = sorted(traces, key=lambda trace: trace["index"])
+    tell(
+        scene="killed",
+        indices=[trace["index"] for trace in traces],
+        same=ordered == sorted(here, key=lambda trace: trace["index"]),
+    )
+
+
+def explored(address: str, folder: str) -> None:
+    """Rollouts, here and on the cluster."""
+    builder = partial(Rollouts, toy.questions(6), max_steps=CONFIG.settings.max_steps)
+    here = builder(lambda policy: toy.build(policy))
+    left = asyncio.run(here.explore(40))
+    there = builder()
+    with open_ray_workers(address, partial(models, ""), CONFIG, count=2) as workers:
+        left_there = asyncio.run(explore_with(workers, there, 40))
+
+    def known(found: Rollouts) -> list[Any]:
+        return sorted((trace["index"], str(trace["steps"])) for trace in found.traces)
+
+    tell(
+        scene="explored",
+        left=[left, left_there],
+        runs=[here.runs, there.runs],
+        same=known(here) == known(there),
+    )
+
+
+def failing(address: str, folder: str) -> None:
+    """What is said where workers die again and again, cannot load their models, or find no place."""
+    told = {}
+    for name, changed in {
+        "dies": {"deadly": True},
+        "broken": {"broken": True},
+        "code": {},
+        "room": {},
+    }.items():
+        ray_workers.PLACED_IN = 2.0 if name == "room" else 60.0
+        ray_workers.code_identity = OTHER if name == "code" else OWN
+        try:
+            with open_ray_workers(address, partial(models, "", **changed), CONFIG, count=1) as workers:
+                if name == "room":
+                    workers._options["num_cpus"] = 64
+                collect(workers)
+        except TrimError as error:
+            told[name] = str(error)
+    tell(scene="failing", **told)
+
+
+OWN = ray_workers.code_identity
+
+
+def OTHER() -> dict[str, str]:
+    return {"version": "0.0.1", "sha256": "0" * 64}
+
+
+if __name__ == "__main__":
+    cloudpickle.register_pickle_by_value(toy)
+    with connected(sys.argv[1]):
+        for scene in (killed, explored, failing):
+            scene(sys.argv[1], sys.argv[2])

@@ -1,0 +1,186 @@
+"""Workers on a real Ray cluster of two nodes do what the models here do, also where one is killed."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from trim_graph import SettingsError
+from trim_graph.cli.app import app
+from trim_graph.distributed import ray_cluster
+from trim_graph.evaluation.run_files import read_run
+
+SITE = Path(__file__).parent / "ray_site.py"
+CODE = "import sys; from trim_graph.cli import main; sys.argv[0] = 'trim-graph'; main()"
+LIMIT = 240
+"""Seconds for a process of a test."""
+
+
+@pytest.fixture(scope="module")
+def scenes(cluster, environment, tmp_path_factory):
+    """What ``ray_site.py`` tells, by scene, of a worker that is killed in the middle of the first."""
+    folder, training = tmp_path_factory.mktemp("asked"), str(SITE.parent.parent / "training")
+    paths = os.pathsep.join([training, environment.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, str(SITE), cluster, str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment, "PYTHONPATH": paths},
+    )
+    try:
+        assert json.loads(process.stdout.readline() or "{}") == {"scene": "begun"}
+        worker = next(int(file.name.partition("-")[2]) for file in folder.glob("asked-*"))
+        os.kill(worker, signal.SIGKILL)
+    finally:
+        output, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, errors
+    told = [json.loads(line) for line in output.splitlines()]
+    return {one["scene"]: one for one in told} | {"worker": worker, "errors": errors}
+
+
+def test_a_worker_that_is_killed_costs_no_result_and_doubles_none(scenes):
+    told = scenes["killed"]
+    assert sorted(told["indices"]) == list(range(24))
+    assert told["same"]
+    assert re.search(
+        rf"process {scenes['worker']} died; its [1-6] questions are run by another", scenes["errors"]
+    )
+
+
+def test_rollouts_are_those_of_the_models_here(scenes):
+    told = scenes["explored"]
+    assert told["left"] == [0, 0]
+    assert told["runs"][0] == told["runs"][1] > 12
+    assert told["same"]
+
+
+def test_what_cannot_go_on_is_told(scenes):
+    told = scenes["failing"]
+    assert told["dies"].startswith("3 workers died one after the other, all with the same question under way")
+    assert told["broken"] == "small: the model cannot be loaded"
+    assert "has another trim-graph, 0.1.0" in told["code"]
+    assert "the cluster found no place for a worker in 2 s; each needs 1 CPU, and free are" in told["room"]
+
+
+EVALUATION = ["eval", "--dataset", "arithmetic:standard", "-n", "10", "--baselines", "none"]
+"""Of the models that come with trim-graph, which each worker loads."""
+
+
+def same(row):
+    """What two runs of a question have in common: neither time nor the last digits of a score."""
+    steps = [(step["text"], step["writer"], step["tokens"]) for step in row["steps"]]
+    kept = ("arm", "index", "correct", "solution", "error", "large_tokens", "tokens", "calls", "seed")
+    return {**{key: row[key] for key in kept}, "steps": steps}
+
+
+def test_an_evaluation_goes_on_after_a_killed_worker_and_after_an_interrupt(
+    cluster, environment, tmp_path, monkeypatch
+):
+    journal = tmp_path / "there/rows/small.jsonl"
+
+    def start():
+        given = [*EVALUATION, "--out", "there", "--ray", cluster, "--concurrency", "4"]
+        return subprocess.Popen(
+            [sys.executable, "-c", CODE, *given],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+        )
+
+    def wait_for(process, rows):
+        deadline = time.monotonic() + LIMIT
+        while not journal.exists() or journal.read_bytes().count(b"\n") < rows:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    first = start()
+    wait_for(first, rows=1)
+    worker = actors()[0]
+    os.kill(worker, signal.SIGKILL)
+    wait_for(first, rows=10)
+    first.send_signal(signal.SIGINT)
+    _, errors = first.communicate(timeout=LIMIT)
+    assert first.returncode == 130
+    assert f"process {worker} died" in errors
+    assert "each of 2 workers loads small, large, scorer of its own" in errors
+    assert errors.splitlines()[-1] == "trim-graph: interrupted: the same command goes on with there"
+    assert "Traceback" not in errors
+    assert not actors()
+    before = [json.loads(line) for line in journal.read_bytes().splitlines()]
+    second = start()
+    _, errors = second.communicate(timeout=LIMIT)
+    assert second.returncode == 0, errors
+
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, [*EVALUATION, "--out", "here", "--concurrency", "4"])
+    assert result.exit_code == 0, result.output
+    here, there = read_run("here"), read_run("there")
+    assert list(there.rows("small")) == sorted(before, key=lambda row: row["index"])
+    assert there.settings == here.settings
+    assert [same(row) for row in there.rows()] == [same(row) for row in here.rows()]
+    figures = [[arm["figures"]["accuracy"] for arm in run.summary["arms"]] for run in (here, there)]
+    assert figures[0] == figures[1]
+
+
+def actors():
+    """Return the process ids of our actors."""
+    return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and is_worker(pid)]
+
+
+def is_worker(pid):
+    """Tell whether a process is one of our actors."""
+    try:
+        return b"ray::Worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("127.0.0.1:1", "--ray 127.0.0.1:1 cannot be reached: [Errno 111] Connection refused"),
+        ("ray://127.0.0.1:10001", "give HOST:PORT of the cluster's head"),
+        ("somewhere", "give HOST:PORT of the cluster's head"),
+        ("127.0.0.1:99999", "--ray 127.0.0.1:99999 cannot be reached"),
+    ],
+)
+def test_an_address_that_is_none(address, told):
+    with pytest.raises(SettingsError) as error, ray_cluster.connected(address):
+        pass
+    assert told in str(error.value)
+
+
+def test_an_address_that_never_answers(monkeypatch):
+    monkeypatch.setattr(ray_cluster, "ANSWERED_IN", 3.0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with (
+            pytest.raises(SettingsError, match="no Ray cluster answers in 3 s"),
+            ray_cluster.connected(address),
+        ):
+            pass
+
+
+def test_ray_that_is_not_installed(tmp_path, environment):
+    missing = f"import sys; sys.modules['ray'] = None; {CODE}"
+    given = [*EVALUATION, "--out", "run", "--ray", "auto"]
+    result = subprocess.run(
+        [sys.executable, "-c", missing, *given], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert result.returncode == 2
+    assert 'pip install "trim-graph[ray]"' in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,113 @@
+"""What `trim-graph eval` is asked for, checked before hours of work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trim_graph.errors import InputError, SettingsError
+from trim_graph.evaluation.baseline_arms import BASELINES
+from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset, read_through
+
+from .models import parsed_option
+
+DEFAULT_N = 200
+"""Questions of a dataset without end, where -n does not say."""
+VALIDATION_N = 300
+"""Validation questions, where --validation-n does not say."""
+_OF_A_CALL = ("out", "shard", "ray", "ray_workers", "retry_errors", "as_json")
+"""What two calls that work on one evaluation may differ in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line of `eval`, as given."""
+
+    dataset: str
+    out: Path
+    config: Path | None = None
+    policies: Sequence[str] = ()
+    sweeps: Sequence[str] = ()
+    baselines: str = "all"
+    validation: str | None = None
+    validation_n: int | None = None
+    pattern: str | None = None
+    judge: str | None = None
+    prices: str | None = None
+    cost_per_second: float = 0.0
+    n: int | None = None
+    samples: int = 1
+    seed: int = 0
+    concurrency: int = 32
+    retry_errors: bool = False
+    as_json: bool = False
+    shard: str | None = None
+    ray: str | None = None
+    ray_workers: int | None = None
+
+    def told(self) -> dict[str, Any]:
+        """Return what makes it this evaluation, JSON-native."""
+        values = {name: value for name, value in asdict(self).items() if name not in _OF_A_CALL}
+        return {**values, "config": None if self.config is None else str(self.config)}
+
+    @classmethod
+    def of(cls, told: dict[str, Any], out: Path) -> Request:
+        """Make a request again of what `told` has returned.
+
+        Raises:
+            InputError: It is none.
+        """
+        try:
+            config = None if told["config"] is None else Path(told["config"])
+            return cls(**{**told, "config": config}, out=out)
+        except (TypeError, KeyError) as error:
+            raise InputError(f"the shards of {out} do not say what was asked for: {error}") from error
+
+
+def read_dataset(option: str, given: str, part: Any, seed: int) -> Dataset:
+    """Read an option that names a dataset."""
+    parsed = parsed_option(option, given, "{type: file, path: questions.jsonl}")
+    return make_dataset(parsed, part=part, seed=seed)
+
+
+def count_questions(option: str, named: str, dataset: Dataset, wanted: int | None, default: int) -> int:
+    """Return how many questions there are to run, after a look at each of them."""
+    if next(first_questions(dataset, 1, default=1), None) is None:
+        raise InputError(f"{option} {named}: there are no questions in it")
+    there = dataset.count()
+    if there is None:
+        return default if wanted is None else wanted
+    if wanted is not None and wanted > there:
+        raise SettingsError(f"{option} {named} has {there} questions; {wanted} are wanted")
+    n = there if wanted is None else wanted
+    read_through(dataset, n)
+    return n
+
+
+def chosen_baselines(given: str) -> list[str]:
+    """Return the names of the baselines that are wanted."""
+    if given in ("all", "none"):
+        return list(BASELINES) if given == "all" else []
+    names = [name.strip() for name in given.split(",")]
+    for name in names:
+        if name not in BASELINES:
+            raise SettingsError(
+                f"--baselines {given}: there is no {name!r}; choose all, none, or of {', '.join(BASELINES)}"
+            )
+    return names
+
+
+def check_request(request: Request) -> None:
+    """Refuse before hours of work what would fail after them."""
+    for option, value in (
+        ("-n", request.n),
+        ("--validation-n", request.validation_n),
+        ("--samples", request.samples),
+        ("--concurrency", request.concurrency),
+    ):
+        if value is not None and value < 1:
+            raise SettingsError(f"{option} is {value}: choose 1 or more")
+    if not 0 <= request.cost_per_second < float("inf"):
+        raise SettingsError(f"--cost-per-second is {request.cost_per_second}: choose 0 or more")

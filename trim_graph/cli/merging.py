@@ -1,0 +1,148 @@
+"""`trim-graph merge`: join the shards of an evaluation, of traces or of rollouts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, nullcontext
+from pathlib import Path
+from typing import Any
+
+from trim_graph.distributed.merging import Join, join_all
+from trim_graph.distributed.shards import ShardFolder, read_shards
+from trim_graph.errors import InputError
+from trim_graph.evaluation.harness import Harness
+from trim_graph.evaluation.piloting import FILE, NAME, pilot_settings, pilot_units
+from trim_graph.evaluation.run_files import JOURNALS, arm_of, journal_of, parse_row, read_rows_of
+from trim_graph.evaluation.validation import Validation
+from trim_graph.journal import settings_beside
+
+from .eval_request import Request
+from .evaluating import Evaluation
+
+UNFINISHED = 3
+"""Exit code: all shards are there, and there is more for them to run."""
+
+
+def run_merge(out: Path) -> int:
+    """Join shards, check that every question is there exactly once, and write what an unsharded run had.
+
+    Args:
+        out: What the shards were given as ``--out``, or as ``--rollouts``.
+
+    Returns:
+        The exit code: 0, or `UNFINISHED`.
+
+    Raises:
+        TrimError: Questions are missing, or shards do not belong together.
+    """
+    shards, out = read_shards(out), out.absolute()
+    ways: dict[str, Callable[[Path, Sequence[ShardFolder]], int | None]] = {
+        "eval": merge_evaluation,
+        "collect": _merge_traces,
+        "train": _merge_rollouts,
+    }
+    told = shards[0].told
+    if told.get("command") not in ways:
+        raise InputError(
+            f"{shards[0].path} is a shard of {told.get('command')!r}, which this release does not know"
+        )
+    # Paths that were given to the shards are relative to where they were called.
+    called = Path(str(told.get("folder")))
+    with chdir(called) if called.is_dir() else nullcontext():
+        absolute = [ShardFolder(folder.path.absolute(), folder.shard, folder.told) for folder in shards]
+        return ways[str(told["command"])](out, absolute) or 0
+
+
+def _merge_traces(out: Path, shards: Sequence[ShardFolder]) -> None:
+    from .collecting import merge_traces
+
+    merge_traces(out, shards)
+
+
+def _merge_rollouts(out: Path, shards: Sequence[ShardFolder]) -> None:
+    from .rollout_shards import merge_rollouts
+
+    merge_rollouts(out, shards)
+
+
+def merge_evaluation(out: Path, shards: Sequence[ShardFolder]) -> int:
+    """Join the shards of an evaluation, and go through its course without running anything.
+
+    Args:
+        out: The folder of the evaluation.
+        shards: Of it.
+
+    Returns:
+        0, or `UNFINISHED` where arms hang on what has been joined only now.
+
+    Raises:
+        TrimError: Questions are missing, or shards do not belong together.
+    """
+    evaluation = Evaluation(Request.of(shards[0].told["request"], out), merging=True)
+    harness = evaluation.harness(None)
+    join_all(out, [*_rows(evaluation, out, shards), *_fitted(evaluation, harness, out, shards)])
+    harness.write_settings()
+    course = asyncio.run(evaluation.run(None))
+    if course.pending:
+        print(
+            f"{len(shards)} shards are joined. Still to be run, by the same commands: "
+            f"{', '.join(course.pending)}; then merge again"
+        )
+        return UNFINISHED
+    of, each = len(shards), evaluation.request.concurrency
+    if of > 1:
+        course.warnings.append(
+            f"run in {of} shards, each with {each} questions under way: seconds hang on how many ran at once"
+        )
+    summary = evaluation.finish(course)
+    from .eval_report import show
+
+    show(summary, out, as_json=False)
+    return 0
+
+
+def _rows(evaluation: Evaluation, out: Path, shards: Sequence[ShardFolder]) -> Iterator[Join]:
+    """Give the journals of all arms that a shard has."""
+    plan = evaluation.plan
+    for name in sorted(set().union(*(folder.journals(f"{JOURNALS}/*.jsonl") for folder in shards))):
+        arm = arm_of(Path(name))
+        _check_rows(out, arm, plan.n)
+        settings = {**plan.settings, "arm": _arm_settings(shards, name)}
+        yield Join(shards, name, journal_of(out, arm), settings, plan.n, plan.samples, parse_row)
+
+
+def _fitted(
+    evaluation: Evaluation, harness: Harness, out: Path, shards: Sequence[ShardFolder]
+) -> Iterator[Join]:
+    """Give the journals that baselines are fitted on."""
+    validation = evaluation.validate(harness)
+    for writer in ("small", "large"):
+        name = Validation.name(writer)
+        if validation is not None and any(folder.journal(name).exists() for folder in shards):
+            yield Join(shards, name, out / name, validation.settings(writer), validation.n)
+    if any(folder.journal(NAME).exists() for folder in shards) and not (out / FILE).exists():
+        yield Join(shards, NAME, out / NAME, pilot_settings(harness), pilot_units(harness).n)
+
+
+def _arm_settings(shards: Sequence[ShardFolder], name: str) -> Any:
+    """Return what the first shard that has an arm says it is; the others must say the same."""
+    for folder in shards:
+        beside = settings_beside(folder.journal(name))
+        if beside.exists():
+            try:
+                return json.loads(beside.read_bytes())["settings"]["arm"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise InputError(f"{beside} is damaged: {error!r}") from error
+    raise InputError(f"no shard says what {name} was made with")
+
+
+def _check_rows(out: Path, arm: str, n: int) -> None:
+    """Refuse to write over rows that no shard has."""
+    beyond = next((row["index"] for row in read_rows_of(out, arm) if row["index"] >= n), None)
+    if beyond is not None:
+        raise InputError(
+            f"{out} has question {beyond} of the arm {arm}, and its shards were given -n {n}: it was gone on "
+            "with since. Merge into a fresh folder: move the folder shards there"
+        )

@@ -1,0 +1,244 @@
+"""Join the journals of shards: every unit of work exactly once, each from the shard that has it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trim_graph.errors import InputError
+from trim_graph.journal import Finished, Journal, differences, settings_beside
+
+from .shards import Shard, ShardFolder
+
+_NAMED = 5
+"""Questions that a message names; of the others it tells the number."""
+
+
+@dataclass
+class Tally:
+    """Which units of work are there.
+
+    Args:
+        total: Questions wanted: the first so many.
+        of: Shards there are.
+        samples: Units of each question; 0 where there may be any number.
+    """
+
+    total: int
+    of: int
+    samples: int = 1
+    seen: Finished = field(default_factory=Finished)
+
+    def add(self, index: int, sample: int, shard: Shard, place: str) -> None:
+        """Note a unit.
+
+        Raises:
+            InputError: It is not this shard's, or was there before.
+        """
+        if not shard.takes(index):
+            raise InputError(
+                f"{place}: question {index} is not shard {shard}'s, but shard {self.owner(index)}'s"
+            )
+        if self.samples == 0:
+            self.seen.add(index)
+            return
+        if not 0 <= sample < self.samples:
+            raise InputError(
+                f"{place}: question {index} has a sample {sample}, and {self.samples} were wanted"
+            )
+        unit = index * self.samples + sample
+        if unit in self.seen:
+            told = f", sample {sample}" if self.samples > 1 else ""
+            raise InputError(f"{place}: question {index}{told} is there twice")
+        self.seen.add(unit)
+
+    def owner(self, index: int) -> Shard:
+        """Return whose question it is."""
+        return Shard(index % self.of + 1, self.of)
+
+    def missing(self, more: Sequence[int] = ()) -> dict[Shard, list[int]]:
+        """Return the questions of which something is missing, by shard.
+
+        Args:
+            more: Questions that lack something that is not counted here.
+        """
+        found, each, lacking = dict[Shard, list[int]](), max(1, self.samples), set(more)
+        for index in range(self.total):
+            units = range(index * each, (index + 1) * each)
+            if index in lacking or not all(unit in self.seen for unit in units):
+                found.setdefault(self.owner(index), []).append(index)
+        return found
+
+
+class Lacking:
+    """What is missing of several journals, to be told in one message."""
+
+    def __init__(self, shards: Sequence[ShardFolder]) -> None:
+        self.there = {folder.shard for folder in shards}
+        self.of = shards[0].shard.of
+        self._told: dict[Shard, list[str]] = {}
+
+    def note(self, name: str, missing: dict[Shard, list[int]]) -> None:
+        """Note what of one journal is missing."""
+        for shard, questions in missing.items():
+            named = ", ".join(map(str, questions[:_NAMED]))
+            more = f" and {len(questions) - _NAMED} more" if len(questions) > _NAMED else ""
+            self._told.setdefault(shard, []).append(f"{name}: questions {named}{more}")
+
+    def check(self, out: Path) -> None:
+        """Refuse to go on where something is missing.
+
+        Raises:
+            InputError: It names the shards and the questions.
+        """
+        absent = [Shard(number, self.of) for number in range(1, self.of + 1)]
+        absent = [shard for shard in absent if shard not in self.there]
+        told = [f"shard {shard} is not there" for shard in absent]
+        told += [
+            f"shard {shard} lacks {'; '.join(parts)}"
+            for shard, parts in sorted(self._told.items())
+            if shard in self.there
+        ]
+        if told:
+            raise InputError(
+                f"{out} is not complete:\n  "
+                + "\n  ".join(told)
+                + "\nThe same command goes on with a shard; "
+                "then merge again"
+            )
+
+
+@dataclass(frozen=True)
+class Join:
+    """The journals of one name of all shards, which become one.
+
+    Attributes:
+        shards: Of one piece of work.
+        name: Of the journal in their folders.
+        out: The journal to be written.
+        settings: What all must have been begun with.
+        total: Questions wanted.
+        samples: Units of each question; 0 where there may be any number.
+        check: Of each record and its place; raises `InputError` where it is none.
+        more: Asked when all have been checked: questions of which there is something, and not all.
+    """
+
+    shards: Sequence[ShardFolder]
+    name: str
+    out: Path
+    settings: dict[str, Any]
+    total: int
+    samples: int = 1
+    check: Callable[[dict[str, Any], str], Any] = lambda record, place: None
+    more: Callable[[], Sequence[int]] = tuple
+
+    def missing(self) -> dict[Shard, list[int]]:
+        """Return what is missing, by shard.
+
+        Raises:
+            InputError: A shard was begun with other settings, holds a question that is not its own or one
+                twice, or cannot be read.
+        """
+        tally = self._tally()
+        for folder in self._there():
+            _check_settings(folder, self.name, self.settings)
+            for _ in _lines(folder, self.name, tally, self.check):
+                pass
+        return tally.missing(self.more())
+
+    def write(self) -> None:
+        """Write the joined journal, in order of question and sample; an older one stays whole until then."""
+        tally = self._tally()
+        lines = sorted(
+            line
+            for folder in self._there()
+            for line in _lines(folder, self.name, tally, lambda record, place: None)
+        )
+        self.out.parent.mkdir(exist_ok=True)
+        _write(self.out, self.settings, lines)
+
+    def _tally(self) -> Tally:
+        return Tally(self.total, self.shards[0].shard.of, self.samples)
+
+    def _there(self) -> list[ShardFolder]:
+        return [folder for folder in self.shards if folder.journal(self.name).exists()]
+
+
+def join_all(out: Path, joins: Sequence[Join]) -> None:
+    """Join journals, once nothing is missing of any of them.
+
+    Args:
+        out: What the shards were given as their output, for the message.
+        joins: Of the same shards.
+
+    Raises:
+        InputError: Something is missing, and nothing has been written; or see `Join.missing`.
+    """
+    lacking = Lacking(joins[0].shards)
+    for one in joins:
+        lacking.note(one.name, one.missing())
+    lacking.check(out)
+    for one in joins:
+        one.write()
+
+
+class _Line(NamedTuple):
+    """Where a record stands, in the order in which records are joined."""
+
+    index: int
+    sample: int
+    file: str
+    start: int
+
+
+def _lines(
+    folder: ShardFolder, name: str, tally: Tally, check: Callable[[dict[str, Any], str], Any]
+) -> Iterator[_Line]:
+    """Give the records of a shard; a last line without an end is work that has not ended."""
+    file, start = folder.journal(name), 0
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.endswith(b"\n"):
+                return
+            place = f"{file}, line {number}"
+            try:
+                record = json.loads(line)
+                index, sample = int(record["index"]), int(record.get("sample", 0))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise InputError(f"{place}: no record: {error!r}") from error
+            tally.add(index, sample, folder.shard, place)
+            check(record, place)
+            yield _Line(index, sample, str(file), start)
+            start += len(line)
+
+
+def _check_settings(folder: ShardFolder, name: str, settings: dict[str, Any]) -> None:
+    beside = settings_beside(folder.journal(name))
+    try:
+        known = json.loads(beside.read_bytes())["settings"]
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise InputError(f"{beside}, which says what it was made with, cannot be read: {error}") from error
+    if different := differences(known, json.loads(json.dumps(settings))):
+        raise InputError(
+            f"shard {folder.shard} was begun with other settings than are to be merged, {name}: "
+            f"{'; '.join(different)}"
+        )
+
+
+def _write(out: Path, settings: dict[str, Any], lines: Sequence[_Line]) -> None:
+    """Write the journal that an unsharded run would have left."""
+    Journal(out, settings).close()  # its settings beside it; refuses a file that was begun otherwise
+    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    with ExitStack() as opened:
+        opened.callback(beside.unlink, missing_ok=True)
+        streams = {file: opened.enter_context(open(file, "rb")) for file in {line.file for line in lines}}
+        with beside.open("wb") as whole:
+            for line in lines:
+                streams[line.file].seek(line.start)
+                whole.write(streams[line.file].readline())
+        beside.replace(out)
