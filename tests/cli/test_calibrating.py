@@ -9,6 +9,7 @@ import yaml
 from trim_graph.config import load_config
 from trim_graph.evaluation import run_arm, share_of_large_tokens
 from trim_graph.evaluation.datasets import arithmetic_question
+from trim_graph.evaluation.outcome_files import OutcomeFile
 from trim_graph.examples.arithmetic import problems
 from trim_graph.graph import create_trim_graph
 from trim_graph.policies import large_only
@@ -167,6 +168,26 @@ def test_an_interrupted_calibration_goes_on(world, run, start, config):
         whole = content[: content.rfind(b"\n") + 1]
         assert file.read_bytes().startswith(whole)
         assert len(file.read_bytes().splitlines()) == 12
+
+
+def test_a_calibration_that_goes_on_tries_what_one_at_a_stretch_does(world, run, config, monkeypatch):
+    common = ("calibrate", "--config", config, *DATASET, "--pgr", 0.9, "-n", 10)
+    assert run(*common, "--keep", "whole", "--json", "whole.json").exit_code == 0
+    points = json.loads((world / "whole.json").read_text())["points"]
+    original, done = OutcomeFile.append, []
+
+    def append(file, outcome):
+        original(file, outcome)
+        done.append(outcome)
+        if len(done) == 45:  # within the third of the points
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OutcomeFile, "append", append)
+        assert run(*common, "--keep", "cut").exit_code == 130
+    for folder in ("cut", "whole"):  # gone on with, and asked for again
+        assert run(*common, "--keep", folder, "--json", "again.json").exit_code == 0
+        assert json.loads((world / "again.json").read_text())["points"] == points
 
 
 def test_the_shipped_models(tmp_path, run, monkeypatch):

@@ -184,7 +184,7 @@ class _Calibration:
 
     def _store(self, folder: Path, policy: dict[str, Any]) -> OutcomeFile:
         chosen = identity_of(self._with(policy))["policy"]
-        return OutcomeFile(folder, {**self.identity, "policy": chosen})
+        return OutcomeFile(folder, {**self.identity, "policy": chosen}, self.scorer)
 
     def _begin(self, policy: dict[str, Any], done: int) -> None:
         self._opened.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trim_graph.adapters import ScorableStep, ScorerReply
@@ -15,6 +17,7 @@ class RememberingScorer:
     def __init__(self, scorer: Any) -> None:
         self.scorer = as_scorer(scorer)
         self.known: dict[tuple[str, ...], ScorerReply] = {}
+        self._recalled: dict[str, float] = {}
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Recall or ask."""
@@ -32,4 +35,17 @@ class RememberingScorer:
 
     def draft_scores(self) -> list[float]:
         """Return the scores of all drafts so far, in order of size."""
-        return sorted(reply.scores[-1] for reply in self.known.values())
+        return sorted(self.drafts().values())
+
+    def drafts(self) -> dict[str, float]:
+        """Return the score of each draft so far, by a digest of what was read."""
+        read = {_digest(key): reply.scores[-1] for key, reply in self.known.items()}
+        return {**self._recalled, **read}
+
+    def recall(self, drafts: Mapping[str, float]) -> None:
+        """Take in what an earlier process has seen (`drafts`): only `draft_scores` tells of it."""
+        self._recalled.update(drafts)
+
+
+def _digest(key: tuple[str, ...]) -> str:
+    return hashlib.blake2b(json.dumps(key).encode(), digest_size=8).hexdigest()
