@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import subprocess
@@ -50,7 +51,7 @@ def connected(address: str) -> Iterator[Any]:
     try:
         # Ray prints notes of its own, which do not belong into a command's output.
         with redirect_stdout(sys.stderr):
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             if main:  # Ray's own would end the process without a word of what is left
                 signal.signal(signal.SIGTERM, handler)
             yield ray
