@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Sequence
@@ -119,16 +118,14 @@ def _rollouts(
 ) -> tuple[Rollouts, Rollouts]:
     """Record rollouts of the real models, or go on with those recorded before."""
     recording = Recording(request, config, load_parts)
-    workers = recording.opened_workers(opened)
     sets = []
     for name, those in zip(SETS, questions, strict=True):
         journal = None
         if request.rollouts is not None:
             file = request.rollouts / f"{name}.jsonl"
             journal = opened.enter_context(Journal(file, recording.settings(name)))
-        found = recording.rollouts(those, journal)
-        asyncio.run(recording.explore(name, found, workers))
-        sets.append(found)
+        sets.append(recording.rollouts(those, journal))
+    recording.explore(sets)
     return sets[0], sets[1]
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,17 +57,6 @@ class Recording:
             option, given = "--validation-dataset", request.validation_dataset or request.dataset
         return {**same, "dataset": named_dataset(option, given).identity()}
 
-    def opened_workers(self, opened: ExitStack) -> Workers | None:
-        """Return workers on a cluster, where one is named; else the rollouts have graphs of their own."""
-        ray, count = self.request.ray, self.request.ray_workers
-        if ray is None and count is None:
-            return None
-
-        def load() -> Models:
-            return Models(self.config, self.load(self.config, rated=True))
-
-        return opened.enter_context(open_workers(self.config, load, rated=True, ray=ray, count=count))
-
     @cached_property
     def _builder(self) -> Callable[[Policy], Any]:
         from trim_graph.training.recording import graph_builder
@@ -101,22 +90,38 @@ class Recording:
             found.on_trace = keep
         return found
 
-    async def explore(self, name: str, found: Rollouts, workers: Workers | None) -> None:
-        """Run each question of a set until all its ways are known, here or by workers."""
-        from trim_graph.training.recording import explore_with
+    def explore(self, sets: Sequence[Rollouts]) -> None:
+        """Run each question of both sets until all its ways are known: here, or by workers on a cluster.
 
-        def tell(turn: int, left: int) -> None:
-            print(
-                f"{name} questions: {found.runs} runs, {left} of {len(found)} questions with unknown ways",
-                file=sys.stderr,
-                flush=True,
-            )
+        Raises:
+            SettingsError: The cluster cannot be reached.
+        """
+        ray, count = self.request.ray, self.request.ray_workers
+        named = list(zip(SETS, sets, strict=True))
+        if ray is None and count is None:
+            for name, found in named:
+                asyncio.run(found.explore(self.request.rounds, partial(_tell, name, found)))
+            return
 
-        if workers is None:
-            await found.explore(self.request.rounds, tell)
-        else:
-            await workers.ready()
-            tell(1, await explore_with(workers, found, self.request.rounds))
+        def load() -> Models:
+            return Models(self.config, self.load(self.config, rated=True))
+
+        async def spread(workers: Workers) -> None:
+            from trim_graph.training.recording import explore_with
+
+            for name, found in named:
+                _tell(name, found, 1, await explore_with(workers, found, self.request.rounds))
+
+        with open_workers(self.config, load, rated=True, ray=ray, count=count) as workers:
+            asyncio.run(spread(workers))
+
+
+def _tell(name: str, found: Rollouts, turn: int, left: int) -> None:
+    print(
+        f"{name} questions: {found.runs} runs, {left} of {len(found)} questions with unknown ways",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def record_shard(
@@ -135,13 +140,13 @@ def record_shard(
     recording = Recording(request, config, load_parts)
     told = {"command": "train", "code": code_identity(), "request": request.told()}
     folder = open_shard(request.rollouts, shard, {**told, "folder": os.getcwd()})
-    workers = recording.opened_workers(opened)
+    sets = []
     for name, those in zip(SETS, questions, strict=True):
         places = [index for index in range(len(those)) if shard.takes(index)]
         file = folder.journal(f"{name}.jsonl")
         journal = opened.enter_context(Journal(file, recording.settings(name)))
-        found = recording.rollouts([those[index] for index in places], journal, places)
-        asyncio.run(recording.explore(name, found, workers))
+        sets.append(recording.rollouts([those[index] for index in places], journal, places))
+    recording.explore(sets)
     print(f"shard {shard} has ended, in {folder.path}. When all have: trim-graph merge {request.rollouts}")
 
 

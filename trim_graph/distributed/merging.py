@@ -190,7 +190,7 @@ def join_all(out: Path, joins: Sequence[Join]) -> None:
 class _Line(NamedTuple):
     """Where a record stands, in the order in which records are joined."""
 
-    index: int
+    question: int
     sample: int
     file: str
     start: int

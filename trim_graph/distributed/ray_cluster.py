@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from trim_graph.errors import SettingsError
@@ -28,7 +29,7 @@ except Exception as error:
 
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
-    """Connect to a cluster.
+    """Connect to a cluster; until the end what is printed goes to stderr.
 
     Args:
         address: ``HOST:PORT`` of its head, or ``auto`` for the one that this machine is part of.
@@ -48,10 +49,12 @@ def connected(address: str) -> Iterator[Any]:
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        if main:  # Ray's own would end the process without a word of what is left
-            signal.signal(signal.SIGTERM, handler)
-        yield ray
+        # Ray prints notes of its own, which do not belong into a command's output.
+        with redirect_stdout(sys.stderr):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            if main:  # Ray's own would end the process without a word of what is left
+                signal.signal(signal.SIGTERM, handler)
+            yield ray
     finally:
         ray.shutdown()
         if main:
