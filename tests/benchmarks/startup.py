@@ -1,4 +1,4 @@
-"""How long ``import trim_graph`` takes beside ``import langgraph.graph``, which it cannot do without.
+"""How long it takes to import `create_trim_graph`, beside ``import langgraph.graph``, which it needs.
 
 ``python -m tests.benchmarks.startup [--json FILE]`` starts processes in turns and prints the least of each,
 on the clock and of the CPU, less that of a bare interpreter. What is wanted is a ratio of 1.5 at most.
@@ -15,7 +15,12 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-IMPORTS = {"nothing": "", "langgraph.graph": "import langgraph.graph", "trim_graph": "import trim_graph"}
+IMPORTS = {
+    "nothing": "",
+    "langgraph.graph": "import langgraph.graph",
+    "trim_graph": "import trim_graph",
+    "create_trim_graph": "from trim_graph import create_trim_graph",
+}
 REPEATS = 10
 
 
@@ -48,14 +53,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=REPEATS)
     given = parser.parse_args(arguments)
     found = measure(given.repeats)
-    ours, theirs, bare = (found[name] for name in ("trim_graph", "langgraph.graph", "nothing"))
+    ours, theirs, bare = (found[name] for name in ("create_trim_graph", "langgraph.graph", "nothing"))
     ratio = {of: (ours[of] - bare[of]) / (theirs[of] - bare[of]) for of in ("clock", "cpu")}
     print(f"{datetime.now(UTC).date()}  least of {given.repeats}, less a bare interpreter")
     print("| import | clock, s | CPU, s |")
     print("|---|---|---|")
-    for name, one in (("langgraph.graph", theirs), ("trim_graph", ours)):
+    for name, one in found.items():
         print(f"| {name} | {one['clock'] - bare['clock']:.2f} | {one['cpu'] - bare['cpu']:.2f} |")
-    print(f"ratio: {ratio['clock']:.2f} on the clock, {ratio['cpu']:.2f} of the CPU (wanted: 1.5 at most)")
+    print(f"ratio: {ratio['cpu']:.2f} of the CPU, {ratio['clock']:.2f} on the clock (wanted: 1.5 at most)")
     if given.json:
         figures = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "ratio": ratio, "seconds": found}
         given.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")

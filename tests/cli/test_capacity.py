@@ -8,6 +8,8 @@ def a_run(folder):
     for arm in told["arms"]:
         figures = {"small_tokens": 300, "small_calls": 10, "small_prefill": 900, "scorer_tokens": 4000}
         arm["figures"] |= {name: {"value": value, "interval": None} for name, value in figures.items()}
+    (policy,) = [arm for arm in told["arms"] if arm["kind"] == "policy"]
+    told["arms"].append({**policy, "arm": "swept", "kind": "sweep"})
     return write_run(folder, usual_rows(3), summary=told)
 
 
@@ -22,7 +24,7 @@ def test_servers_from_measurements(run, tmp_path):
     assert "20 questions/s; a server carries 50% of what it was measured at" in result.stdout
     assert "threshold-0.5" in result.stdout
     told = json.loads(run(*asked, "--json").stdout)
-    assert [one["arm"] for one in told] == ["large", "threshold-0.5"]
+    assert [one["arm"] for one in told] == ["large", "threshold-0.5", "swept"]
     needs = {need["part"]: need for need in told[1]["needs"]}
     assert {part: need["replicas"] for part, need in needs.items()} == {"small": 6, "large": 2, "scorer": 2}
     assert {part: need["gpus"] for part, need in needs.items()} == {"small": 6, "large": 8, "scorer": 4}

@@ -23,7 +23,7 @@ _MEASURED: dict[Part, str] = {
 """What ``vllm bench serve --save-result`` calls the tokens a second of a part."""
 
 _COLUMNS = (
-    *("arm", "large share", "part", "tokens/question", "tokens/call", "prompt (cached)"),
+    *("arm", "share", "part", "tokens/question", "tokens/call", "prompt (cached)"),
     *("tokens/s", "servers", "GPUs", "busy"),
 )
 
@@ -62,9 +62,9 @@ def run_capacity(request: Request) -> None:
 
 
 def _usual(summary: RunSummary) -> list[str]:
-    """The large model alone, and every policy."""
+    """The large model alone, and every policy, of a sweep too."""
     kinds = {arm["arm"]: arm["kind"] for arm in summary["arms"]}
-    return [name for name, kind in kinds.items() if name == "large" or kind == "policy"]
+    return [name for name, kind in kinds.items() if name == "large" or kind in ("policy", "sweep")]
 
 
 def server_of(part: Part, given: str) -> Server:
