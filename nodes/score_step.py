@@ -21,15 +21,18 @@ from trim_graph.state import Draft, Order, Step, TrimState
 
 from .deadline import GRACE, call_within
 from .failures import attempts_of, charge_scorer, failure, has_way_out
+from .looking_ahead import LookingAhead
 
 
-def score_step_node(scorer: Scorer) -> RunnableLambda[Any, Any]:
-    """Build the node from the scorer."""
+def score_step_node(scorer: Scorer, looking: LookingAhead | None = None) -> RunnableLambda[Any, Any]:
+    """Build the node from the scorer, and from what the small model does meanwhile."""
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         begun = time.monotonic()
         left = _seconds_left(state)
         question, steps = state["run"]["question"], _scorable(state)
+        if looking is not None:
+            looking.begin(state, config)
         try:
             with _quiet(config) as context:
                 # A scorer that hangs stays in its context: one of its own, then.
@@ -42,6 +45,8 @@ def score_step_node(scorer: Scorer) -> RunnableLambda[Any, Any]:
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         begun = time.monotonic()
         left = _seconds_left(state)
+        if looking is not None:
+            looking.begin(state, config)
         try:
             async with asyncio.timeout(None if left is None else left + GRACE):
                 with _quiet(config) as context:
