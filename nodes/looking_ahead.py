@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -103,17 +104,17 @@ class LookingAhead:
 
     def after_route(self, state: TrimState, command: Command[Any], config: RunnableConfig) -> Command[Any]:
         """Give up what the decision has made useless, and put on the bill what has ended so far."""
-        update = dict(command.update)  # type: ignore[call-overload]
-        order = update.get("order", state.get("order"))
-        goes_on = command.goto == "generate_step" and order is not None and order["writer"] == "small"
+        update: dict[str, Any] = command.update  # type: ignore[assignment]
+        run, order = update.get("run") or state["run"], update.get("order", state.get("order"))
+        follows = command.goto == "generate_step" and order["writer"] == "small" and "probe" not in order
         under_way = work_ahead_of(config)
-        if under_way is not None and (not goes_on or "probe" in order):
+        if under_way is not None and not follows:
             under_way.drop()
-        run = update.get("run") or state["run"]
         wasted = self._unbooked.take(run["id"])
-        if wasted is not None:
-            update["spend"] = booked(update.get("spend") or state["spend"], wasted)
-        return Command(update=update, goto=command.goto)
+        if wasted is None:
+            return command
+        spend = booked(update.get("spend") or state["spend"], wasted)
+        return replace(command, update={**update, "spend": spend})
 
     def settle(self, state: TrimState) -> Spend | None:
         """Return the bill with what has ended since `route`; None where nothing has."""

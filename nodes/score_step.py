@@ -22,6 +22,7 @@ from trim_graph.state import Draft, Order, Step, TrimState
 from .deadline import GRACE, call_within
 from .failures import attempts_of, charge_scorer, failure, has_way_out
 from .looking_ahead import LookingAhead
+from .work_ahead import work_ahead_of
 
 
 def score_step_node(scorer: Scorer, looking: LookingAhead | None = None) -> RunnableLambda[Any, Any]:
@@ -43,6 +44,15 @@ def score_step_node(scorer: Scorer, looking: LookingAhead | None = None) -> Runn
             return _came_to_nothing(state, error, left, time.monotonic() - begun)
 
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
+        try:
+            return await rate(state, config)
+        except BaseException:
+            # Here already, not only when the run has ended: traces want a call to end before its node.
+            if (under_way := work_ahead_of(config)) is not None:
+                await under_way.close()
+            raise
+
+    async def rate(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         begun = time.monotonic()
         left = _seconds_left(state)
         if looking is not None:

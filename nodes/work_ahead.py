@@ -22,6 +22,8 @@ UNTAKEN_S = 120.0
 """Seconds after which a call that nobody has taken is given up."""
 GIVEN_UP_S = 0.5
 """Seconds that a call may take to end by itself once it is given up; then it is cancelled."""
+TASK = "trim-graph lookahead"
+"""Name of the tasks."""
 _KEPT = 10_000
 
 
@@ -179,7 +181,7 @@ class WorkAhead:
             unbooked: Learns what it has used, if nobody takes it.
         """
         self.drop()
-        task = asyncio.create_task(ahead.call(ask), name="trim-graph lookahead")
+        task = asyncio.create_task(ahead.call(ask), name=TASK)
         self._current = ahead, task, unbooked
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
