@@ -70,6 +70,8 @@ class TellingModel(PacedModel):
 
     async def _pace(self, prefix: str, stop_when: Any) -> None:
         await pause(self.turns)
+        if prefix not in self.hangs and stop_when is not None:
+            stop_when("word")
         if prefix in self.hangs:
             await pause(self.silent)
             for words in range(1, 10_000):
