@@ -16,8 +16,9 @@ from typing_extensions import TypedDict
 
 from .failures import attempts_of, read_attempts
 
-KEY = "__trim_lookahead"
-"""Where a config tells the nodes of their invocation's `WorkAhead`; such names enter no checkpoint."""
+KEY = "__pregel_trim_lookahead"
+"""Where a config tells the nodes of their invocation's `WorkAhead`. LangGraph takes names that begin so for
+its own: they enter no checkpoint, no stream and no trace."""
 UNTAKEN_S = 120.0
 """Seconds after which a call that nobody has taken is given up."""
 GIVEN_UP_S = 0.5

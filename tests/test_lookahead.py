@@ -349,6 +349,15 @@ async def test_events_and_streamed_text_are_the_same():
     assert told(streams[0]) == told(streams[1])
 
 
+@pytest.mark.parametrize("mode", ["debug", "checkpoints", "tasks", "updates", "values"])
+async def test_what_is_in_flight_is_in_no_stream(mode):
+    rig = Rig(poor=["two"], checkpointer=InMemorySaver())
+    config = {"configurable": {"thread_id": "1"}}
+    parts = await collected(rig.graph.astream(GIVEN, config, stream_mode=mode))
+    assert parts
+    assert "WorkAhead" not in str(parts)
+
+
 async def test_events_of_langchain_tell_calls_ahead_by_a_tag():
     rig = Rig(poor=["two"])
     events = [event async for event in rig.graph.astream_events(GIVEN, version="v2")]
@@ -503,7 +512,7 @@ POLICIES = {
 words = st.sampled_from(["a", "b b", "c c c", "d d d d d d"])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     steps=st.lists(st.tuples(words, st.sampled_from([0.05, 0.3, 0.8])), min_size=1, max_size=6),
     policy=st.sampled_from(sorted(POLICIES)),
