@@ -38,7 +38,7 @@ def test_what_is_in_flight_when_a_run_is_killed_is_written_again(tmp_path):
     assert whole.result["trim"]["spend"]["lookahead"]["taken"] == 2
     assert whole.result["trim"]["spend"]["lookahead"]["discarded"] == 1
     kills.check_text(world, whole, plain)
-    for instant in range(1, whole.instants, 7):
+    for instant in range(1, whole.instants, 11):
         told = kills.run(world, spec, f"killed-{instant}", tmp_path, [instant])
         assert told.kills == 1
         kills.check_text(world, told, plain)
