@@ -29,7 +29,7 @@ from tests.fault_proxy import FaultProxy
 from trim_graph import create_trim_graph
 from trim_graph.adapters import ChatTransformers, ChatVLLM, TransformersProcessReward, VLLMProcessReward
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
-from trim_graph.policies import threshold
+from trim_graph.policies import large_only, threshold
 
 THRESHOLDS = (0.0, 0.5, 0.98)
 CONCURRENCY = (1, 16)
@@ -199,6 +199,9 @@ async def measured(
 ) -> list[dict[str, Any]]:
     """Measure all lines of one kind of models."""
     lines = []
+    small, large, scorer = places["here"]
+    # The large model's weights are loaded, and its server is asked once, before anything is timed.
+    await asked(create_trim_graph(small, large, scorer, policy=large_only()), ["What is 1 + 1?"], 1, [])
     for place in args.scorer:
         for concurrency in CONCURRENCY:
             count = args.questions if concurrency == 1 else max(2 * concurrency, args.questions)
