@@ -5,7 +5,9 @@
 with lookahead and without, in turns; ``same`` says how many answers agree. ``scorer``: ``here`` it shares the
 machine's cores with the small model; ``away`` each of its answers takes ``--delay`` seconds more, as if it
 were on another machine: that time is added, by a proxy before the real server or by waiting before the real
-scorer, and uses no core. ``draft`` and ``score`` are the medians of the calls without lookahead.
+scorer, and uses no core. ``draft`` and ``score`` are the medians of the calls without lookahead; ``off``,
+``on`` and ``ratio`` come from the least of each question's rounds, ``quartiles`` are those of all ratios of
+neighbouring runs, and ``through`` is the ratio of what gets done in a second.
 """
 
 from __future__ import annotations
@@ -100,7 +102,7 @@ async def asked(graph: Any, questions: list[str], concurrency: int, callbacks: l
 async def cell(
     parts: tuple[Any, Any, Any], t: float, concurrency: int, count: int, rounds: int
 ) -> dict[str, Any]:
-    """Measure one line of the table: both arms in turns, the first round not counted."""
+    """Measure one line of the table: the arms take turns at every question, or at as many as go at once."""
     small, large, scorer = parts
     timed, drafts = Timed(scorer), Drafts()
     graphs = {
@@ -111,32 +113,51 @@ async def cell(
     for graph in graphs.values():
         await asked(graph, questions[:concurrency], concurrency, [])
     timed.seconds.clear()
-    told: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    told: dict[bool, list[list[dict[str, Any]]]] = {on: [] for on in graphs}
     for number in range(rounds):
-        # Each arm goes first as often as the other: the machine may not be quiet.
-        for on in (False, True) if number % 2 == 0 else (True, False):
-            told[on].append(await asked(graphs[on], questions, concurrency, [] if on else [drafts]))
+        for arm in told.values():
+            arm.append([])
+        for start in range(0, count, concurrency):
+            together = questions[start : start + concurrency]
+            # Each arm goes first as often as the other: the machine may not be quiet.
+            for on in (False, True) if number % 2 == 0 else (True, False):
+                one = await asked(graphs[on], together, concurrency, [] if on else [drafts])
+                told[on][-1].append(one)
     return figures(told, timed.seconds, drafts.seconds) | {"t": t, "concurrency": concurrency}
 
 
 def figures(
-    told: dict[bool, list[dict[str, Any]]], scores: list[float], drafts: list[float]
+    told: dict[bool, list[list[dict[str, Any]]]], scores: list[float], drafts: list[float]
 ) -> dict[str, Any]:
-    """Sum up both arms."""
+    """Sum up both arms.
 
-    def texts(on: bool) -> list[str]:
-        return [result["messages"][-1].text for result in told[on][0]["results"]]
+    A latency is the least of a question's rounds: what else the machine does only adds to it.
+    """
+
+    def results(on: bool) -> list[dict[str, Any]]:
+        return [result for one in told[on] for group in one for result in group["results"]]
 
     def total(on: bool, name: str) -> int:
-        return sum(r["trim"]["tokens"].get(name, 0) for one in told[on] for r in one["results"])
+        return sum(result["trim"]["tokens"].get(name, 0) for result in results(on))
+
+    def mean(group: dict[str, Any]) -> float:
+        return statistics.fmean(group["seconds"])
 
     def latency(on: bool) -> float:
-        return statistics.fmean(seconds for one in told[on] for seconds in one["seconds"])
+        return statistics.fmean(min(map(mean, groups)) for groups in zip(*told[on], strict=True))
 
-    decisions = [d for one in told[False] for r in one["results"] for d in r["trim"]["decisions"].items()]
+    def wall(on: bool) -> float:
+        return sum(min(group["wall"] for group in groups) for groups in zip(*told[on], strict=True))
+
+    decisions = [pair for result in results(False) for pair in result["trim"]["decisions"].items()]
     accepted = sum(count for decision, count in decisions if decision == "accept")
     small = total(False, "small") + total(False, "small_discarded")
-    pairs = zip(told[False], told[True], strict=True)
+    ratios = [
+        mean(off) / mean(on)
+        for one, other in zip(told[False], told[True], strict=True)
+        for off, on in zip(one, other, strict=True)
+    ]
+    texts = [[result["messages"][-1].text for result in results(on)] for on in (False, True)]
     return {
         "accepted": accepted / sum(count for _, count in decisions),
         "draft_ms": 1000 * statistics.median(drafts),
@@ -144,18 +165,17 @@ def figures(
         "off_s": latency(False),
         "on_s": latency(True),
         "ratio": latency(False) / latency(True),
-        "ratios": [statistics.fmean(off["seconds"]) / statistics.fmean(on["seconds"]) for off, on in pairs],
-        "throughput_ratio": sum(one["wall"] for one in told[False]) / sum(one["wall"] for one in told[True]),
+        "quartiles": statistics.quantiles(ratios, n=4),
+        "throughput_ratio": wall(False) / wall(True),
         "extra_small_tokens": (total(True, "small") + total(True, "small_discarded") - small) / small,
         "unaccounted_tokens": total(True, "lookahead_unaccounted"),
-        "same_answers": sum(a == b for a, b in zip(texts(False), texts(True), strict=True))
-        / len(texts(False)),
+        "same_answers": sum(a == b for a, b in zip(*texts, strict=True)) / len(texts[0]),
     }
 
 
 @contextmanager
 def in_process(delay: float) -> Iterator[dict[str, tuple[Any, Any, Any]]]:
-    """The example models in this process, on one thread each way torch likes."""
+    """The example models in this process."""
     small, large = ChatTransformers(model=str(SMALL)), ChatTransformers(model=str(LARGE))
     scorer = TransformersProcessReward(PRM)
     yield {"here": (small, large, scorer), "away": (small, large, Away(scorer, delay))}
@@ -180,12 +200,12 @@ def on_servers(delay: float) -> Iterator[dict[str, tuple[Any, Any, Any]]]:
 
 
 HEAD = f"{'models':13}{'scorer':7}{'at once':>8}{'t':>6}{'accepted':>9}{'draft':>8}{'score':>8}"
-HEAD += f"{'off':>8}{'on':>8}{'ratio':>7}  {'by round':18}{'through':>8}{'small+':>8}{'same':>6}"
+HEAD += f"{'off':>8}{'on':>8}{'ratio':>7}  {'quartiles':18}{'through':>8}{'small+':>8}{'same':>6}"
 
 
 def line(models: str, place: str, one: dict[str, Any]) -> str:
     """One line of the table."""
-    rounds = " ".join(f"{ratio:.2f}" for ratio in one["ratios"])
+    rounds = " ".join(f"{ratio:.2f}" for ratio in one["quartiles"])
     return (
         f"{models:13}{place:7}{one['concurrency']:>8}{one['t']:>6}{one['accepted']:>9.2f}"
         f"{one['draft_ms']:>6.0f}ms{one['score_ms']:>6.0f}ms{one['off_s']:>7.2f}s{one['on_s']:>7.2f}s"
@@ -203,8 +223,8 @@ async def measured(
     # The large model's weights are loaded, and its server is asked once, before anything is timed.
     await asked(create_trim_graph(small, large, scorer, policy=large_only()), ["What is 1 + 1?"], 1, [])
     for place in args.scorer:
-        for concurrency in CONCURRENCY:
-            count = args.questions if concurrency == 1 else max(2 * concurrency, args.questions)
+        for concurrency in args.at_once:
+            count = args.questions if concurrency == 1 else 2 * concurrency
             for t in THRESHOLDS:
                 one = await cell(places[place], t, concurrency, count, args.rounds)
                 print(line(models, place, one), flush=True)
@@ -216,12 +236,13 @@ def main() -> None:
     """Measure, print, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--questions", type=int, default=8, help="of each cell; at least 32 at 16 at once")
-    parser.add_argument("--rounds", type=int, default=2, help="of both arms")
+    parser.add_argument("--questions", type=int, default=6, help="of each cell; at least 32 at 16 at once")
+    parser.add_argument("--rounds", type=int, default=4, help="of both arms")
     parser.add_argument("--delay", type=float, default=0.06, help="seconds on the way to a scorer away")
     parser.add_argument(
         "--models", nargs="*", default=["transformers", "vllm"], choices=["transformers", "vllm"]
     )
+    parser.add_argument("--at-once", nargs="*", type=int, default=list(CONCURRENCY))
     parser.add_argument("--scorer", nargs="*", default=["here", "away"], choices=["here", "away"])
     args = parser.parse_args()
     told: dict[str, Any] = {
