@@ -13,12 +13,12 @@ from langgraph.types import Command
 
 from trim_graph.adapters.inner_model import bound_setting, caches, capable, native_async
 from trim_graph.adapters.token_probability import TokenProbability
-from trim_graph.budget import LookaheadSpend, Spend, lookahead_spend, prompt_bound
+from trim_graph.budget import LookaheadSpend, Spend, WriterSpend, lookahead_spend, prompt_bound
 from trim_graph.context import settings_of
 from trim_graph.policies import Policy
 from trim_graph.run import SCORED_ROUND, policy_of
 from trim_graph.segment import Segmentation
-from trim_graph.state import Order, TrimState
+from trim_graph.state import Order, Run, TrimState
 
 from .accepting import as_step
 from .step_call import StepCall, prepare_step
@@ -105,10 +105,11 @@ class LookingAhead:
     def after_route(self, state: TrimState, command: Command[Any], config: RunnableConfig) -> Command[Any]:
         """Give up what the decision has made useless, and put on the bill what has ended so far."""
         update: dict[str, Any] = command.update  # type: ignore[assignment]
-        run, order = update.get("run") or state["run"], update.get("order", state.get("order"))
-        follows = command.goto == "generate_step" and order["writer"] == "small" and "probe" not in order
+        run: Run = update.get("run") or state["run"]
+        order: Order | None = update.get("order", state.get("order"))
+        writes = order is not None and order["writer"] == "small" and "probe" not in order
         under_way = work_ahead_of(config)
-        if under_way is not None and not follows:
+        if under_way is not None and not (writes and command.goto == "generate_step"):
             under_way.drop()
         wasted = self._unbooked.take(run["id"])
         if wasted is None:
@@ -124,21 +125,23 @@ class LookingAhead:
 
 def booked(spend: Spend, wasted: Wasted) -> Spend:
     """Put calls for steps that nobody took on the bill."""
-    small, ahead = spend["small"], lookahead_spend(spend)
-    added = {name: small[name] + wasted[name] for name in small}  # type: ignore[literal-required]
-    return Spend(
-        **{
-            **spend,
-            "small": added,
-            "lookahead": LookaheadSpend(
-                taken=ahead["taken"],
-                discarded=ahead["discarded"] + wasted["calls"],
-                input_tokens=ahead["input_tokens"] + wasted["input_tokens"],
-                output_tokens=ahead["output_tokens"] + wasted["output_tokens"],
-                unaccounted_tokens=ahead["unaccounted_tokens"] + wasted["unaccounted_tokens"],
-            ),
-        }
+    before, ahead = spend["small"], lookahead_spend(spend)
+    small = WriterSpend(
+        calls=before["calls"] + wasted.calls,
+        input_tokens=before["input_tokens"] + wasted.input_tokens,
+        output_tokens=before["output_tokens"] + wasted.output_tokens,
+        cached_tokens=before["cached_tokens"] + wasted.cached_tokens,
+        failed_attempts=before["failed_attempts"] + wasted.failed_attempts,
+        failed_calls=before["failed_calls"] + wasted.failed_calls,
     )
+    lookahead = LookaheadSpend(
+        taken=ahead["taken"],
+        discarded=ahead["discarded"] + wasted.calls,
+        input_tokens=ahead["input_tokens"] + wasted.input_tokens,
+        output_tokens=ahead["output_tokens"] + wasted.output_tokens,
+        unaccounted_tokens=ahead["unaccounted_tokens"] + wasted.unaccounted_tokens,
+    )
+    return Spend(**{**spend, "small": small, "lookahead": lookahead})
 
 
 def with_taken(spend: Spend) -> Spend:

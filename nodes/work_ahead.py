@@ -7,12 +7,11 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
-from typing_extensions import TypedDict
 
 from .failures import attempts_of, read_attempts
 
@@ -60,17 +59,23 @@ class GiveUp:
         return self.now or (self.inner is not None and self.inner(text))
 
 
-class Wasted(TypedDict):
+@dataclass(kw_only=True)
+class Wasted:
     """What calls for steps that nobody took have used."""
 
-    calls: int
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    failed_attempts: int
-    failed_calls: int
-    unaccounted_tokens: int
+    calls: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    failed_attempts: int = 0
+    failed_calls: int = 0
+    unaccounted_tokens: int = 0
     """``max_tokens`` a call, where nobody told what it had written."""
+
+    def __add__(self, other: Wasted) -> Wasted:
+        """Add up."""
+        one, two = asdict(self), asdict(other)
+        return Wasted(**{name: one[name] + two[name] for name in one})
 
 
 @dataclass(eq=False, kw_only=True)
@@ -98,36 +103,42 @@ class Ahead:
 
     def used(self, task: asyncio.Task[Any]) -> Wasted:
         """Count what the call has used, once it has ended."""
-        wasted = dict.fromkeys(Wasted.__annotations__, 0)
         if not self.begun:
-            return Wasted(**wasted)
-        wasted |= {"calls": 1, "input_tokens": self.prompt_tokens}
+            return Wasted()
         if task.cancelled():
             # Before its first text a model that tells its tokens has none to tell.
             known = self.give_up is not None and not self.give_up.begun
-            wasted["unaccounted_tokens"] = 0 if known else self.max_tokens
-        elif (error := task.exception()) is not None:
-            self._failed(wasted, error)
-        else:
-            self._answered(wasted, task.result())
-        return Wasted(**wasted)
+            return self._untold(0 if known else self.max_tokens)
+        error = task.exception()
+        return self._answered(task.result()) if error is None else self._failed(error)
 
-    def _failed(self, wasted: dict[str, int], error: BaseException) -> None:
+    def _untold(self, tokens: int) -> Wasted:
+        return Wasted(calls=1, input_tokens=self.prompt_tokens, unaccounted_tokens=tokens)
+
+    def _failed(self, error: BaseException) -> Wasted:
         lost = attempts_of(error)
-        wasted |= {"input_tokens": lost["input_tokens"], "output_tokens": lost["output_tokens"]}
-        wasted |= {"failed_calls": 1, "failed_attempts": lost["count"]}
-        wasted["unaccounted_tokens"] = lost["unknown"] * self.max_tokens
+        return Wasted(
+            calls=1,
+            input_tokens=lost["input_tokens"],
+            output_tokens=lost["output_tokens"],
+            failed_attempts=lost["count"],
+            failed_calls=1,
+            unaccounted_tokens=lost["unknown"] * self.max_tokens,
+        )
 
-    def _answered(self, wasted: dict[str, int], message: Any) -> None:
+    def _answered(self, message: Any) -> Wasted:
         usage = message.usage_metadata if isinstance(message, AIMessage) else None
         if usage is None:
-            wasted["unaccounted_tokens"] = self.max_tokens
-            return
-        wasted |= {"input_tokens": usage["input_tokens"], "output_tokens": usage["output_tokens"]}
-        wasted["cached_tokens"] = usage.get("input_token_details", {}).get("cache_read", 0) or 0
-        if (lost := read_attempts(message.response_metadata)) is not None:
-            wasted["failed_attempts"] = lost["count"]
-            wasted["unaccounted_tokens"] = lost["unknown"] * self.max_tokens
+            return self._untold(self.max_tokens)
+        lost = read_attempts(message.response_metadata)
+        return Wasted(
+            calls=1,
+            input_tokens=usage["input_tokens"],
+            cached_tokens=usage.get("input_token_details", {}).get("cache_read", 0) or 0,
+            output_tokens=usage["output_tokens"],
+            failed_attempts=lost["count"] if lost else 0,
+            unaccounted_tokens=lost["unknown"] * self.max_tokens if lost else 0,
+        )
 
 
 class Unbooked:
@@ -142,17 +153,13 @@ class Unbooked:
     def add(self, run: str, wasted: Wasted) -> None:
         """Add what a run has used."""
         known = self._runs.pop(run, None)
-        self._runs[run] = wasted if known is None else _sum(known, wasted)
+        self._runs[run] = wasted if known is None else known + wasted
         while len(self._runs) > _KEPT:
             self._runs.popitem(last=False)
 
     def take(self, run: str) -> Wasted | None:
         """Return what a run has used since it was last asked for, once."""
         return self._runs.pop(run, None)
-
-
-def _sum(one: Wasted, other: Wasted) -> Wasted:
-    return Wasted(**{name: one[name] + other[name] for name in one})  # type: ignore[literal-required,typeddict-item]
 
 
 class WorkAhead:

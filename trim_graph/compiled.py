@@ -9,7 +9,7 @@ steps would end early, and only in these calls.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -31,10 +31,10 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
         # Nothing is in flight, also where this graph is called inside another that has something.
         yield from super().stream(input, _with_work(config, None), **kwargs)
 
-    async def astream(self, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
+    async def astream(self, input: Any, config: Any = None, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Stream a run; see LangGraph's own documentation. `ainvoke` and its like come this way too."""
         under_way = WorkAhead()
-        parts = super().astream(input, _with_work(config, under_way), **kwargs)
+        parts: Any = super().astream(input, _with_work(config, under_way), **kwargs)
         try:
             async with contextlib.aclosing(parts):
                 async for part in parts:
