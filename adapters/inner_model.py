@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from langchain_core.globals import get_llm_cache
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase
@@ -61,6 +62,26 @@ def _says(model: Any, name: str, *, where_unknown: bool) -> bool:
         return all(_says(one, name, where_unknown=where_unknown) for one in model.runnables)
     inside = chat_model_inside(model)
     return where_unknown if inside is None else bool(getattr(type(inside), name, False))
+
+
+def native_async(model: Any) -> bool:
+    """Tell whether a chat model's asynchronous calls are its own, so that cancelling one ends it.
+
+    LangChain makes others of synchronous ones in threads, which go on. Of a model with fallbacks all must be.
+    """
+    if isinstance(model, RunnableWithFallbacks):
+        return all(native_async(one) for one in model.runnables)
+    inside = chat_model_inside(model)
+    if inside is None or type(inside)._agenerate is BaseChatModel._agenerate:
+        return False
+    # A model that is asked by prompt is as its own inner model.
+    return not hasattr(inside, "may_send") or native_async(getattr(inside, "model", None))
+
+
+def caches(model: Any) -> bool:
+    """Tell whether LangChain keeps a chat model's answers in a cache."""
+    cache = getattr(chat_model_inside(model), "cache", None)
+    return bool(cache) or (cache is None and get_llm_cache() is not None)
 
 
 def bound_setting(model: Any, name: str) -> Any:

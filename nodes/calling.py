@@ -11,7 +11,7 @@ from typing import Any
 from langgraph.errors import GraphBubbleUp
 
 from trim_graph.adapters.replies import Reply
-from trim_graph.budget import Spend, budget_left
+from trim_graph.budget import Spend, Writer, budget_left
 from trim_graph.context import Settings, settings_of
 from trim_graph.errors import SettingsError
 from trim_graph.events import emit
@@ -209,6 +209,12 @@ def billed(call: Call, reply: Reply, metadata: dict[str, Any], seconds: float) -
     if (lost := told_of_retries(metadata, writer)) is not None:
         spend = charge_attempts(spend, writer, lost, **call.charge())
     return spend
+
+
+def used_between(before: Spend, after: Spend, writer: Writer) -> int:
+    """Return the tokens that a writer has read and written meanwhile."""
+    kinds = ("input_tokens", "output_tokens")
+    return sum(after[writer][kind] - before[writer][kind] for kind in kinds)  # type: ignore[literal-required]
 
 
 def out_of_time(call: Call, spend: Spend) -> bool:

@@ -110,14 +110,20 @@ def charge_scorer(spend: Spend, seconds: float, *, failed: bool, tokens: int = 0
 
 def told_of_retries(metadata: dict[str, Any], writer: Writer) -> FailedAttempts | None:
     """Read an answer's word on attempts that failed before it, and tell the stream."""
+    lost = read_attempts(metadata)
+    if lost is not None:
+        emit("retried", part=writer, attempts=lost["count"])
+    return lost
+
+
+def read_attempts(metadata: dict[str, Any]) -> FailedAttempts | None:
+    """Read an answer's word on attempts that failed before it."""
     told = metadata.get("failed_attempts")
     if not told:
         return None
-    lost = FailedAttempts(
+    return FailedAttempts(
         count=int(told["count"]),
         input_tokens=int(told["input_tokens"]),
         output_tokens=int(told["output_tokens"]),
         unknown=int(told.get("unknown", 0)),
     )
-    emit("retried", part=writer, attempts=lost["count"])
-    return lost

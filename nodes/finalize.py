@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from langchain_core.messages import AIMessage
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableConfig, RunnableLambda
 
 from trim_graph.accounts import Accounts
 from trim_graph.context import settings_of
@@ -16,11 +16,27 @@ from trim_graph.segment import join_steps, separator_of
 from trim_graph.state import TrimState
 from trim_graph.summary import summarise, usage_of
 
+from .looking_ahead import LookingAhead
+from .work_ahead import work_ahead_of
 
-def finalize_node(ledger: Ledger | None = None) -> RunnableLambda[Any, Any]:
-    """Build the node; the ledger tells what the accounts of a run have used."""
+
+def finalize_node(
+    ledger: Ledger | None = None, looking: LookingAhead | None = None
+) -> RunnableLambda[Any, Any]:
+    """Build the node.
+
+    Args:
+        ledger: Tells what the accounts of a run have used.
+        looking: Tells what the small model wrote for nothing.
+    """
 
     def run(state: TrimState) -> dict[str, Any]:
+        spend = None if looking is None else looking.settle(state)
+        if spend is not None:
+            return {**ended({**state, "spend": spend}), "spend": spend}
+        return ended(state)
+
+    def ended(state: TrimState) -> dict[str, Any]:
         delimiter = settings_of(state["run"]).delimiter
         summary = summarise(state)
         if accounts := Accounts(state["run"].get("accounts"), ledger):
@@ -45,7 +61,9 @@ def finalize_node(ledger: Ledger | None = None) -> RunnableLambda[Any, Any]:
         emit("finished", summary=summary)
         return {"messages": [message], "trim": summary}
 
-    async def arun(state: TrimState) -> dict[str, Any]:
+    async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
+        if (under_way := work_ahead_of(config)) is not None:
+            await under_way.close()
         return run(state) if ledger is None else await asyncio.to_thread(run, state)
 
     return RunnableLambda(run, arun, name="finalize")

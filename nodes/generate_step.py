@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
-from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
-from langchain_core.runnables.config import merge_configs
 
 from trim_graph.adapters.replies import read_reply
 from trim_graph.budget import Writer
-from trim_graph.conversation import compose
 from trim_graph.events import emit
 from trim_graph.ledger import Ledger
-from trim_graph.run import segmentation_of
-from trim_graph.segment import Segmentation, join_steps
-from trim_graph.state import Order, Step, TrimState, changed
+from trim_graph.segment import Segmentation
+from trim_graph.state import Order, TrimState, changed
 
 from .calling import (
-    Call,
-    begin_call,
     billed,
     came_to_nothing,
     charged_first,
@@ -31,25 +25,15 @@ from .calling import (
     out_of_time,
     refused,
     spend_of_raised,
+    used_between,
 )
 from .deadline import GRACE, call_within
-from .drafting import draft_of, endings, lead_counts
+from .drafting import draft_of
 from .drawing import Drawing, noting
-from .probing import entropy_arguments, probed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _StepCall(Call):
-    model: Runnable[Any, Any]
-    messages: list[BaseMessage]
-    config: RunnableConfig
-    arguments: dict[str, Any]
-    segmentation: Segmentation
-    previous: Step | None
-    index: int
-    """Of the step."""
-    lead: str
-    """What was written of this step before, as far as it counts."""
+from .looking_ahead import with_taken
+from .probing import probed
+from .step_call import StepCall, prepare_step
+from .work_ahead import WorkAhead, work_ahead_of
 
 
 def generate_step_node(
@@ -62,7 +46,7 @@ def generate_step_node(
     models: dict[Writer, Runnable[Any, Any]] = {"small": small, "large": large}
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        call = _prepare(state, config, models, segmentation)
+        call = prepare_step(state, config, models, segmentation)
         if call is None:
             return changed(state, charged_first(state))
         drawing = Drawing(state, call.order, ledger)
@@ -78,12 +62,12 @@ def generate_step_node(
         return changed(state, noting(update, state, drawing.settle(call.spend, update["spend"])))
 
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        call = _prepare(state, config, models, segmentation)
+        call = prepare_step(state, config, models, segmentation)
         if call is None:
             return changed(state, charged_first(state))
         drawing = Drawing(state, call.order, ledger)
         if not drawing:
-            return changed(state, await _aasked(call))
+            return changed(state, await _aasked(call, work_ahead_of(config)))
         drawn = await drawing.areserve(call.order["max_tokens"])
         if drawn.refused is not None:
             return changed(state, refused(call, drawn.refused))
@@ -100,7 +84,7 @@ def generate_step_node(
     return RunnableLambda(run, arun, name="generate_step")
 
 
-def _asked(call: _StepCall) -> dict[str, Any]:
+def _asked(call: StepCall) -> dict[str, Any]:
     begun = time.monotonic()
     ask = partial(call.model.invoke, call.messages, call.config, **call.arguments)
     with charged_if_left(call):
@@ -111,15 +95,20 @@ def _asked(call: _StepCall) -> dict[str, Any]:
         return _noted(call, message, time.monotonic() - begun)
 
 
-async def _aasked(call: _StepCall) -> dict[str, Any]:
+async def _aasked(call: StepCall, under_way: WorkAhead | None = None) -> dict[str, Any]:
+    """Ask the writer, or wait for what it is writing already."""
     begun = time.monotonic()
+    ahead = None if under_way is None else under_way.take(call.run, call.key)
     with charged_if_left(call):
         try:
             async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
-                message = await call.model.ainvoke(call.messages, call.config, **call.arguments)
+                message = await (ahead or call.model.ainvoke(call.messages, call.config, **call.arguments))
         except Exception as error:
             return came_to_nothing(call, error, time.monotonic() - begun)
-        return _noted(call, message, time.monotonic() - begun)
+        update = _noted(call, message, time.monotonic() - begun)
+    if under_way is not None:
+        under_way.prompt_tokens = used_between(call.spend, update["spend"], call.order["writer"])
+    return update if ahead is None else update | {"spend": with_taken(update["spend"])}
 
 
 def after_generate_step(state: TrimState) -> Literal["score decides", "no score needed"]:
@@ -129,43 +118,7 @@ def after_generate_step(state: TrimState) -> Literal["score decides", "no score 
     return "score decides" if scored else "no score needed"
 
 
-def _prepare(
-    state: TrimState,
-    config: RunnableConfig,
-    models: dict[Writer, Runnable[Any, Any]],
-    own_segmentation: Segmentation | None,
-) -> _StepCall | None:
-    call = begin_call(state)
-    if call is None:
-        return None
-    order, settings = call.order, call.settings
-    prefix = join_steps(state["steps"], settings.delimiter) + order["lead"]
-    segmentation, model = segmentation_of(settings, own_segmentation), models[order["writer"]]
-    previous = state["steps"][-1] if state["steps"] else None
-    lead = order["lead"] if lead_counts(previous, order["lead"]) else ""
-    arguments: dict[str, Any] = {"max_tokens": order["max_tokens"]}
-    if "probe" in order:
-        arguments |= entropy_arguments(model)
-    elif not order["to_end"]:
-        arguments |= endings(segmentation, settings.thinking, previous, lead=lead, model=model)
-    if call.limit is not None:
-        arguments["timeout"] = call.limit
-    tag = "trim:draft" if order["decided"] else "trim:accepted"
-    tag = "trim:probe" if "probe" in order else tag
-    return _StepCall(
-        **{field.name: getattr(call, field.name) for field in fields(call)},
-        model=model,
-        messages=compose(state["messages"], settings.instruction, prefix),
-        config=merge_configs(config, {"tags": ["nostream", tag, f"trim:{order['writer']}"]}),
-        arguments=arguments,
-        segmentation=segmentation,
-        previous=previous,
-        index=len(state["steps"]),
-        lead=lead,
-    )
-
-
-def _granted(call: _StepCall, tokens: int) -> _StepCall:
+def _granted(call: StepCall, tokens: int) -> StepCall:
     """Cut the call to what the accounts grant."""
     if tokens == call.order["max_tokens"]:
         return call
@@ -173,7 +126,7 @@ def _granted(call: _StepCall, tokens: int) -> _StepCall:
     return replace(call, order=order, arguments={**call.arguments, "max_tokens": tokens})
 
 
-def _noted(call: _StepCall, message: Any, seconds: float) -> dict[str, Any]:
+def _noted(call: StepCall, message: Any, seconds: float) -> dict[str, Any]:
     order, thinking = call.order, call.settings.thinking
     reply = read_reply(message, call.arguments.get("stop", ()), order["writer"])
     spend = billed(call, reply, message.response_metadata, seconds)
@@ -208,7 +161,7 @@ def _noted(call: _StepCall, message: Any, seconds: float) -> dict[str, Any]:
     return update
 
 
-def _told_of_prompting(call: _StepCall, metadata: dict[str, Any]) -> list[str]:
+def _told_of_prompting(call: StepCall, metadata: dict[str, Any]) -> list[str]:
     """The notes, with word of a writer that is asked by prompt, once a run."""
     note = f"the {call.order['writer']} model continues by prompt: it cannot carry on a text exactly"
     if metadata.get("continuation") != "prompt" or note in call.notes:

@@ -37,6 +37,7 @@ from trim_graph.state import (
 from .accepting import as_step, pieces
 from .asking import act_on, ask
 from .fallback import fall_back, give_way
+from .looking_ahead import LookingAhead
 from .sight import Sight
 
 Goto = Literal["generate_step", "ask_person", "finalize"]
@@ -56,6 +57,7 @@ def route_node(
     *,
     has_scorer: bool,
     ledger: Ledger | None = None,
+    looking: LookingAhead | None = None,
 ) -> RunnableLambda[Any, Any]:
     """Build the node.
 
@@ -65,11 +67,12 @@ def route_node(
         large: Only asked how many tokens a prompt has, for the limit on cost.
         has_scorer: Whether the graph has one.
         ledger: Keeps the accounts that runs share.
+        looking: The graph's; what it has under way for another decision is given up.
     """
     # Counting a prompt may load a model or ask a server, and a ledger blocks: not on the event loop.
     blocks = counts_itself(large) or ledger is not None
 
-    def run(state: TrimState, config: RunnableConfig) -> Command[Goto]:
+    def decide(state: TrimState, config: RunnableConfig) -> Command[Goto]:
         if state.get("begin"):
             context = get_runtime().context
             state = begin_run(
@@ -81,10 +84,16 @@ def route_node(
             turn = Turn(state, policy, large, settings.segmentation, ledger)
         return turn.take()
 
+    def run(state: TrimState, config: RunnableConfig) -> Command[Goto]:
+        command = decide(state, config)
+        return command if looking is None else looking.after_route(state, command, config)
+
     async def arun(state: TrimState, config: RunnableConfig) -> Command[Goto]:
-        if blocks:
-            return await asyncio.to_thread(run, state, config)
-        return run(state, config)
+        if not blocks:
+            return run(state, config)
+        command = await asyncio.to_thread(decide, state, config)
+        # What is under way belongs to the event loop.
+        return command if looking is None else looking.after_route(state, command, config)
 
     return RunnableLambda(run, arun, name="route")
 

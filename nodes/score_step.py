@@ -21,15 +21,19 @@ from trim_graph.state import Draft, Order, Step, TrimState
 
 from .deadline import GRACE, call_within
 from .failures import attempts_of, charge_scorer, failure, has_way_out
+from .looking_ahead import LookingAhead
+from .work_ahead import work_ahead_of
 
 
-def score_step_node(scorer: Scorer) -> RunnableLambda[Any, Any]:
-    """Build the node from the scorer."""
+def score_step_node(scorer: Scorer, looking: LookingAhead | None = None) -> RunnableLambda[Any, Any]:
+    """Build the node from the scorer, and from what the small model does meanwhile."""
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         begun = time.monotonic()
         left = _seconds_left(state)
         question, steps = state["run"]["question"], _scorable(state)
+        if looking is not None:
+            looking.begin(state, config)
         try:
             with _quiet(config) as context:
                 # A scorer that hangs stays in its context: one of its own, then.
@@ -40,8 +44,19 @@ def score_step_node(scorer: Scorer) -> RunnableLambda[Any, Any]:
             return _came_to_nothing(state, error, left, time.monotonic() - begun)
 
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
+        try:
+            return await rate(state, config)
+        except BaseException:
+            # Here already, not only when the run has ended: traces want a call to end before its node.
+            if (under_way := work_ahead_of(config)) is not None:
+                await under_way.close()
+            raise
+
+    async def rate(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         begun = time.monotonic()
         left = _seconds_left(state)
+        if looking is not None:
+            looking.begin(state, config)
         try:
             async with asyncio.timeout(None if left is None else left + GRACE):
                 with _quiet(config) as context:

@@ -42,12 +42,21 @@ class FaultProxy:
         url: The real server's.
         first: Faults of the first such requests; None lets one through.
         then: The fault of all further ones.
+        delay: Seconds that the fault ``delay`` takes.
 
     Attributes:
         met: The faults that were met.
     """
 
-    def __init__(self, url: str, first: Iterable[Fault | None] = (), then: Fault | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        first: Iterable[Fault | None] = (),
+        then: Fault | None = None,
+        *,
+        delay: float = DELAY_S,
+    ) -> None:
+        self._delay = delay
         parts = urlsplit(url)
         self._host, self._port, self._path = str(parts.hostname), int(parts.port or 80), parts.path
         self._plan: Iterator[Fault | None] = chain(first, repeat(then))
@@ -126,7 +135,7 @@ class FaultProxy:
                 await _answer(writer, f"{fault[:3]} {_STATUS[fault[:3]]}", body, more=wait)
             case _:
                 if fault == "delay":
-                    await asyncio.sleep(DELAY_S)
+                    await asyncio.sleep(self._delay)
                 await self._forward(fault, request, writer)
 
     async def _forward(self, fault: Fault | None, request: bytes, writer: asyncio.StreamWriter) -> None:

@@ -8,6 +8,7 @@ half after.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -76,6 +77,8 @@ class World:
     steps: int
     large_tokens: int | None
     poor: frozenset[int] = field(default_factory=frozenset)
+    ahead: bool = False
+    """Whether the small model writes ahead; the run is an asynchronous one then."""
 
     def text(self, writer: str, step: int) -> str:
         """Every text differs, so that a step lost, doubled or out of order is seen."""
@@ -123,35 +126,80 @@ def attempt(world: World, spec: str, thread: str, bill: Path, instant: Instants)
     def model(name: str) -> BilledModel:
         return BilledModel(script=world.script(name), name=name, instant=instant, bill=bill)
 
-    with open_checkpointer(spec) as checkpointer:
-        for method in ("put", "put_writes"):
-            setattr(checkpointer, method, _watched(getattr(checkpointer, method), instant))
-        graph = create_trim_graph(
+    def build(checkpointer: Any) -> Any:
+        return create_trim_graph(
             model("small"),
             model("large"),
-            score,
+            scorer,
             policy=POLICIES[world.policy](),
             budget=Budget(large_tokens=world.large_tokens),
             checkpointer=checkpointer,
             max_step_tokens=STEP_TOKENS,
             seed=1,
+            lookahead=world.ahead,
         )
-        config = {"configurable": {"thread_id": thread}}
+
+    config = {"configurable": {"thread_id": thread}}
+    scorer: Any = _Slow(score) if world.ahead else score
+    if world.ahead:
+        return asyncio.run(_agone_on_with(build, spec, config, instant))
+    with open_checkpointer(spec) as checkpointer:
+        for method in ("put", "put_writes"):
+            setattr(checkpointer, method, _watched(getattr(checkpointer, method), instant))
+        graph = build(checkpointer)
         known = graph.get_state(config)
         # Not `next`: it is empty too where a node's writes are stored and the step's checkpoint is not.
         if known.values.get("trim"):
             result = known.values
         else:
             result = graph.invoke(None if known.values else QUESTION, config, durability="sync")
-        values = graph.get_state(config).values
-        return {
-            "text": result["messages"][-1].text,
-            "messages": len(result["messages"]),
-            "steps": [step["text"] for step in values["steps"]],
-            "decisions": values["decisions"],
-            "scores": values["scores"],
-            "trim": result["trim"],
-        }
+        return _told(result, graph.get_state(config).values)
+
+
+async def _agone_on_with(build: Any, spec: str, config: Any, instant: Instants) -> dict[str, Any]:
+    async with open_checkpointer(spec) as checkpointer:
+        for method in ("aput", "aput_writes"):
+            setattr(checkpointer, method, _awatched(getattr(checkpointer, method), instant))
+        graph = build(checkpointer)
+        known = await graph.aget_state(config)
+        if known.values.get("trim"):
+            result = known.values
+        else:
+            result = await graph.ainvoke(None if known.values else QUESTION, config, durability="sync")
+        return _told(result, (await graph.aget_state(config)).values)
+
+
+class _Slow:
+    """A scorer during whose work the small model writes ahead."""
+
+    def __init__(self, score: Any) -> None:
+        self.score = score
+
+    async def ascore(self, question: str, steps: Any) -> Any:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return self.score(question, steps)
+
+
+def _told(result: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "text": result["messages"][-1].text,
+        "messages": len(result["messages"]),
+        "steps": [step["text"] for step in values["steps"]],
+        "decisions": values["decisions"],
+        "scores": values["scores"],
+        "trim": result["trim"],
+    }
+
+
+def _awatched(method: Any, instant: Instants) -> Any:
+    async def call(*arguments: Any, **settings: Any) -> Any:
+        instant()
+        result = await method(*arguments, **settings)
+        instant()
+        return result
+
+    return call
 
 
 def _watched(method: Any, instant: Instants) -> Any:

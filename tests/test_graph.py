@@ -92,6 +92,7 @@ def test_its_schemas_show_what_goes_in_and_comes_out(rig):
         "budget",
         "allowances",
         "ask_below",
+        "lookahead",
         "user",
         "on_scorer_error",
         "on_large_error",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import kills
@@ -24,4 +25,21 @@ def test_every_instant_of_one_run(tmp_path):
         told = kills.run(world, spec, f"killed-{instant}", tmp_path, [instant])
         assert told.kills == 1
         kills.check_text(world, told, whole)
+        kills.check_bill(world, told)
+
+
+def test_what_is_in_flight_when_a_run_is_killed_is_written_again(tmp_path):
+    world = kills.World(
+        number=5, policy="threshold", steps=4, large_tokens=None, poor=frozenset({1}), ahead=True
+    )
+    spec = f"sqlite:{tmp_path / 'runs.db'}"
+    plain = kills.run(dataclasses.replace(world, ahead=False), spec, "plain", tmp_path, [])
+    whole = kills.run(world, spec, "whole", tmp_path, [])
+    assert whole.result["trim"]["spend"]["lookahead"]["taken"] == 2
+    assert whole.result["trim"]["spend"]["lookahead"]["discarded"] == 1
+    kills.check_text(world, whole, plain)
+    for instant in range(1, whole.instants, 11):
+        told = kills.run(world, spec, f"killed-{instant}", tmp_path, [instant])
+        assert told.kills == 1
+        kills.check_text(world, told, plain)
         kills.check_bill(world, told)

@@ -283,6 +283,12 @@ def test_wrong_settings_of_a_call_are_refused_before_any_model_is_called(trim, t
     assert rig.unasked
 
 
+def test_a_call_cannot_have_an_agent_look_ahead():
+    rig = build(agent={"context_schema": dict})
+    with pytest.raises(SettingsError, match="lookahead is no setting of an agent"):
+        rig.ask(context={"trim": {"lookahead": True}})
+
+
 def test_a_calls_policy_that_needs_scores_needs_a_scorer():
     rig = build(policy=small_only(), scorer=None, agent={"context_schema": dict})
     with pytest.raises(SettingsError, match="without a scorer"):
@@ -297,6 +303,7 @@ def test_a_calls_policy_that_needs_scores_needs_a_scorer():
             "unknown setting delimiter; an agent's turns go by: allowances, max_step_tokens, max_steps",
         ),
         ({"max_steps": 0}, "max_steps"),
+        ({"lookahead": True}, "lookahead is no setting of an agent: what follows a turn depends on"),
         ({"budget_per": "day"}, "budget_per is 'day': choose question or thread"),
         ({"longest_result": 0}, "longest_result is 0"),
         ({"scorer": None}, "needs scores, but scorer is None"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from ahead_rig import PacedModel, PacedScorer, pause
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command
@@ -239,3 +240,22 @@ def test_an_error_s_words_enter_no_span(backend):
     told = [span.to_json() for span in backend.spans()]
     assert any('"description": "ValueError"' in text for text in told)
     assert not [text for text in told if "SECRET" in text.split('"events"')[0]]
+
+
+async def test_a_call_ahead_that_outlives_its_node_is_a_call(backend, caplog):
+    class Silent(PacedModel):
+        async def _pace(self, prefix, stop_when):
+            await pause(400)
+
+    small = Silent(script=["one", "two", "three \\boxed{3}"], name="tiny").with_retry(stop_after_attempt=2)
+    model = PacedModel(script=["ONE", "TWO"], name="huge")
+    scorer = PacedScorer({"two": 0.1}, turns=20)
+    graph = create_trim_graph(small, model, scorer, policy=threshold(0.5), lookahead=True)
+    result = await graph.ainvoke({"messages": [("user", "2 + 2?")]}, backend.config)
+    ahead = result["trim"]["spend"]["lookahead"]
+    assert (ahead["taken"], ahead["discarded"]) == (1, 1)
+    chats = [span for span in backend.spans("chat") if "scripted" in span.name or "tiny" in span.name]
+    assert len(chats) == result["trim"]["spend"]["small"]["calls"]
+    assert sum(backend.numbers("trim.runs").values()) == 1
+    assert len(backend.spans("trim.run")) == 1
+    assert not caplog.records  # OpenTelemetry's word on a span that is ended twice

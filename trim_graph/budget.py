@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, NotRequired, cast
 
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -99,6 +99,21 @@ class ScorerSpend(TypedDict):
     failed_calls: int
 
 
+class LookaheadSpend(TypedDict):
+    """What became of the steps that the small model wrote ahead, while the scorer was at work."""
+
+    taken: int
+    """Calls that became drafts."""
+    discarded: int
+    """Calls that were given up."""
+    input_tokens: int
+    """Of those given up; part of the small model's."""
+    output_tokens: int
+    """Of those given up, as far as the model told; part of the small model's."""
+    unaccounted_tokens: int
+    """Charged for those given up, ``max_tokens`` a call, where the model does not tell."""
+
+
 class Spend(TypedDict):
     """What a run has used so far; a state channel."""
 
@@ -111,6 +126,8 @@ class Spend(TypedDict):
     overshoot_tokens: int
     """Large tokens beyond what a call was granted (a model that ignores ``max_tokens``)."""
     seconds: float
+    lookahead: NotRequired[LookaheadSpend]
+    """Only once a step was written ahead."""
 
 
 def nothing_spent() -> Spend:
@@ -153,7 +170,14 @@ def total_cost(spend: Spend, prices: Prices) -> float:
         prices.small.cost(small["input_tokens"], small["output_tokens"], small["cached_tokens"])
         + large_cost(spend, prices)
         + prices.scorer.cost(spend["scorer"]["input_tokens"], 0)
+        + prices.small.cost(0, lookahead_spend(spend)["unaccounted_tokens"])
     )
+
+
+def lookahead_spend(spend: Spend) -> LookaheadSpend:
+    """Return what became of the steps written ahead, of a run that has written none too."""
+    nothing = LookaheadSpend(taken=0, discarded=0, input_tokens=0, output_tokens=0, unaccounted_tokens=0)
+    return spend.get("lookahead", nothing)
 
 
 def spend_since(before: Spend, now: Spend) -> Spend:

@@ -1,5 +1,6 @@
-"""The compiled graph: LangGraph's own, but for the recursion limit that LangChain's helpers make up.
+"""The compiled graph: LangGraph's own, but for two things.
 
+What its nodes have in flight ends with the invocation, however that ends. And there is the recursion limit:
 `batch`, `astream_events` and their like fill a config up with LangChain's defaults before the graph sees it,
 a ``recursion_limit`` of 25 among them, where LangGraph's own is about 10 000. A solution of more than eight
 steps would end early, and only in these calls.
@@ -7,13 +8,15 @@ steps would end early, and only in these calls.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph.state import CompiledStateGraph
 
 from .context import TrimContext
+from .nodes.work_ahead import KEY, WorkAhead
 from .state import TrimInput, TrimOutput, TrimState
 
 DEFAULT_LIMIT = 10_000
@@ -22,6 +25,22 @@ DEFAULT_LIMIT = 10_000
 
 class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput]):
     """What `create_trim_graph` returns; a `CompiledStateGraph` in every respect."""
+
+    def stream(self, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
+        """Stream a run; see LangGraph's own documentation. `invoke` and its like come this way too."""
+        # Nothing is in flight, also where this graph is called inside another that has something.
+        yield from super().stream(input, _with_work(config, None), **kwargs)
+
+    async def astream(self, input: Any, config: Any = None, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        """Stream a run; see LangGraph's own documentation. `ainvoke` and its like come this way too."""
+        under_way = WorkAhead()
+        parts: Any = super().astream(input, _with_work(config, under_way), **kwargs)
+        try:
+            async with contextlib.aclosing(parts):
+                async for part in parts:
+                    yield part
+        finally:
+            await under_way.close()
 
     def batch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
         """Run several inputs in threads, at most ``max_concurrency`` of the config at once."""
@@ -47,6 +66,12 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
         if isinstance(config, Sequence):
             return [self._limited(one) for one in config]
         return with_limit(config, (self.config or {}).get("recursion_limit", DEFAULT_LIMIT))
+
+
+def _with_work(config: RunnableConfig | None, under_way: WorkAhead | None) -> RunnableConfig:
+    """Tell the nodes of an invocation what it has in flight."""
+    given = config or {}
+    return {**given, "configurable": {**(given.get("configurable") or {}), KEY: under_way}}
 
 
 def with_limit(config: RunnableConfig | None, limit: int = DEFAULT_LIMIT) -> RunnableConfig:

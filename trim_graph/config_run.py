@@ -31,6 +31,7 @@ class RunSettings(Part):
     on_large_error: OnLargeError = "raise"
     on_small_error: OnSmallError = "raise"
     ask_below: float | None = Field(default=None, ge=0, le=1)
+    lookahead: bool = False
 
 
 def placed_checkpoint(value: Any, info: ValidationInfo) -> Any:

@@ -50,6 +50,10 @@ class Settings(BaseModel):
     ask_below: float | None = Field(
         default=None, ge=0, le=1, description="a draft that scores below it is shown to a person first"
     )
+    lookahead: bool = Field(
+        default=False,
+        description="the small model writes the next step while the scorer is at work; async calls only",
+    )
     budget: Budget = Budget()
     allowances: Allowances = Allowances()
     prices: Prices = Prices()
@@ -94,6 +98,9 @@ class TrimContext(BaseModel):
     )
     ask_below: float | None = Field(
         default=None, ge=0, le=1, description="A draft that scores below it is shown to a person first"
+    )
+    lookahead: bool | None = Field(
+        default=None, description="Have the small model write the next step while the scorer is at work"
     )
     budget: Budget | None = Field(default=None, description="Hard limits instead of the graph's own")
     allowances: Allowances | None = Field(

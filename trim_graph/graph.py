@@ -27,6 +27,7 @@ from .nodes import (
     route_node,
     score_step_node,
 )
+from .nodes.looking_ahead import LookingAhead
 from .policies import Observation, Policy, as_policy
 from .segment import DelimiterSteps
 from .state import TrimInput, TrimOutput, TrimState
@@ -70,7 +71,8 @@ def create_trim_graph(
         name: Of the graph, in traces and as a subgraph.
         **settings: Fields of `Settings`: ``max_steps``, ``max_step_tokens``, ``delimiter``,
             ``segmentation`` (see `trim_graph.segment`; a function will do), ``thinking``, ``instruction``,
-            ``seed``, ``allowances``, ``ask_below``, ``on_scorer_error`` and its like.
+            ``seed``, ``allowances``, ``ask_below``, ``lookahead`` (the small model writes the next step while
+            the scorer is at work), ``on_scorer_error`` and its like.
 
     Returns:
         A compiled graph from ``{"messages": [...]}`` to ``{"messages": [..., AIMessage], "trim": ...}``.
@@ -93,18 +95,21 @@ def create_trim_graph(
     delimiter = way.delimiter if isinstance(way, DelimiterSteps) else fixed.delimiter
     small, large = as_writer(small, delimiter), as_writer(large, delimiter)
     builder = StateGraph(TrimState, TrimContext, input_schema=TrimInput, output_schema=TrimOutput)
-    route = route_node(fixed, routing, large, has_scorer=scorer is not None, ledger=ledger)
+    looking = LookingAhead(small, scorer, routing, fixed.segmentation)
+    looking.check(wanted=fixed.lookahead)
+    has_scorer = scorer is not None
+    route = route_node(fixed, routing, large, has_scorer=has_scorer, ledger=ledger, looking=looking)
     builder.add_node("route", route, destinations=FROM_ROUTE)
     builder.add_node("generate_step", generate_step_node(small, large, fixed.segmentation, ledger))
     builder.add_node("ask_person", ask_person_node())
     builder.add_edge("ask_person", "route")
-    builder.add_node("finalize", finalize_node(ledger))
+    builder.add_node("finalize", finalize_node(ledger, looking))
     builder.add_conditional_edges(START, _begin, ["route"])
     if scorer is None:
         builder.add_edge("generate_step", "route")
     else:
         try:
-            builder.add_node("score_step", score_step_node(as_scorer(scorer)))
+            builder.add_node("score_step", score_step_node(as_scorer(scorer), looking))
         except TypeError as error:
             raise SettingsError(str(error)) from error
         builder.add_conditional_edges("generate_step", after_generate_step, AFTER_GENERATE_STEP)

@@ -39,6 +39,11 @@ __all__ = ["TrimAgentState", "TrimMiddleware", "render_turn"]
 DEFAULT_TURN_TOKENS = 4096
 """Most tokens of one turn: a call with a whole program in it, or a long answer."""
 
+NO_LOOKAHEAD = (
+    "lookahead is no setting of an agent: what follows a turn depends on what its tools answer, so nothing "
+    "can be written ahead; leave it out"
+)
+
 _SETTINGS = (
     "max_steps",
     "max_step_tokens",
@@ -129,7 +134,10 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
     def before_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Begin with a question: check it and the call's settings before any model is asked."""
         given = TrimState(messages=state["messages"])
-        _check_nobody_asked(overridden(self.settings, runtime.context))
+        called_by = overridden(self.settings, runtime.context)
+        _check_nobody_asked(called_by)
+        if called_by.lookahead:
+            raise SettingsError(NO_LOOKAHEAD)
         routing = begin_run(
             given,
             # Not the recursion limit: an agent's supersteps are not the graph's.
@@ -209,6 +217,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
 
 
 def _settings(budget: Budget | None, prices: Prices | None, given: dict[str, Any]) -> Settings:
+    if "lookahead" in given:
+        raise SettingsError(NO_LOOKAHEAD)
     unknown = sorted(set(given) - set(_SETTINGS))
     if unknown:
         raise SettingsError(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
-from .budget import Spend, StepWriter, total_cost
+from .budget import Spend, StepWriter, lookahead_spend, total_cost
 from .context import settings_of
 from .segment import join_steps
 from .state import Step, Summary, TrimState, scores_of
@@ -67,6 +67,10 @@ def summarise(state: TrimState) -> Summary:
         seconds=spend["seconds"],
         notes=notes,
     )
+    if settings.lookahead or "lookahead" in spend:
+        ahead = lookahead_spend(spend)
+        summary["tokens"]["lookahead_discarded"] = ahead["output_tokens"]
+        summary["tokens"]["lookahead_unaccounted"] = ahead["unaccounted_tokens"]
     if parts := _parts(steps):
         summary["parts"] = parts
     return summary

@@ -79,15 +79,16 @@ class TrimTelemetry(BaseTracer):
 
     def _on_run_update(self, run: Run) -> None:
         span = self._spans.pop(str(run.id), None)
-        if self._roots.pop(str(run.id), None) == str(run.id):
+        outermost = self._roots.pop(str(run.id), None) == str(run.id)
+        if outermost:
             self._end_what_is_left(str(run.id))
-        above = self._spans.get(str(run.parent_run_id))
-        if span is None or span is above:
+        # A call of lookahead may outlive the node that it began in: the parent's span tells nothing here.
+        if span is None or _name(run, outermost=outermost) is None:
             return
         outcome = self._outcome(span, run)
         if run.run_type == "llm":
             span.set_attributes(called(run))
-        elif above is None:
+        elif outermost:
             span.set_attributes(summed(run))
             self._meters.run(run)
         else:

@@ -99,6 +99,15 @@ class Policy:
     needs_score: bool = True
     decides: bool = True
 
+    @property
+    def small_follows(self) -> bool:
+        """Whether the small model writes the step after an accepted draft: then it may write ahead.
+
+        True of a policy that does not override `next_writer`; one that does says so itself. It is no promise:
+        a step written ahead for nothing is thrown away.
+        """
+        return type(self).next_writer is Policy.next_writer
+
     def next_writer(self, observation: Observation) -> str | Choice:
         """Name who writes the next step, before a draft exists.
 
@@ -141,6 +150,11 @@ class _Combined(Policy):
         self.left, self.right = left, right
         self.needs_score = left.needs_score or right.needs_score
         self.decides = left.decides or right.decides
+
+    @property
+    def small_follows(self) -> bool:
+        """Where it does by both policies."""
+        return self.left.small_follows and self.right.small_follows
 
     @staticmethod
     def _pick(ranks: tuple[int, int]) -> int:

@@ -85,6 +85,11 @@ class stay_on_large(Policy):
         self.policy, self.k = as_policy(policy), k
         self.needs_score, self.decides = self.policy.needs_score, self.policy.decides
 
+    @property
+    def small_follows(self) -> bool:
+        """As the wrapped policy: the large model stays behind its own steps only."""
+        return self.policy.small_follows
+
     def next_writer(self, observation: Observation) -> Choice:
         """Name the large model while steps are left to stay; else ask the wrapped policy."""
         left, inner = observation.memory or (0, None)

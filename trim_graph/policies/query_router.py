@@ -74,6 +74,11 @@ class query_router(Policy):
         probability = known if isinstance(known, float) else self.probability(observation.question)
         return Choice("large_to_end" if probability > self.limit else "small", probability)
 
+    @property
+    def small_follows(self) -> bool:
+        """True: a question that the small model has begun is its own."""
+        return True
+
     def with_limit(self, limit: float) -> query_router:
         """Return the same classifier with another limit: another share of questions for the large model."""
         return query_router(self.weights, self.idf, self.bias, limit=limit, made=self.made)

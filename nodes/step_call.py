@@ -1,0 +1,84 @@
+"""What a writer is asked for one step, from the state alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import merge_configs
+
+from trim_graph.budget import Writer
+from trim_graph.conversation import compose
+from trim_graph.run import segmentation_of
+from trim_graph.segment import Segmentation, join_steps
+from trim_graph.state import Step, TrimState
+
+from .calling import Call, begin_call
+from .drafting import endings, lead_counts
+from .probing import entropy_arguments
+from .work_ahead import key_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCall(Call):
+    """A call for a step: which model is asked what."""
+
+    model: Runnable[Any, Any]
+    messages: list[BaseMessage]
+    config: RunnableConfig
+    arguments: dict[str, Any]
+    segmentation: Segmentation
+    previous: Step | None
+    index: int
+    """Of the step."""
+    lead: str
+    """What was written of this step before, as far as it counts."""
+    key: str
+    """Names the call within its run."""
+
+
+def prepare_step(
+    state: TrimState,
+    config: RunnableConfig,
+    models: dict[Writer, Runnable[Any, Any]],
+    own_segmentation: Segmentation | None,
+) -> StepCall | None:
+    """Make the call that `route` ordered; None where one before it was cut off.
+
+    Args:
+        state: Of the run.
+        config: Of the node.
+        models: The two writers.
+        own_segmentation: The graph's own.
+    """
+    call = begin_call(state)
+    if call is None:
+        return None
+    order, settings = call.order, call.settings
+    prefix = join_steps(state["steps"], settings.delimiter) + order["lead"]
+    segmentation, model = segmentation_of(settings, own_segmentation), models[order["writer"]]
+    previous = state["steps"][-1] if state["steps"] else None
+    lead = order["lead"] if lead_counts(previous, order["lead"]) else ""
+    arguments: dict[str, Any] = {"max_tokens": order["max_tokens"]}
+    if "probe" in order:
+        arguments |= entropy_arguments(model)
+    elif not order["to_end"]:
+        arguments |= endings(segmentation, settings.thinking, previous, lead=lead, model=model)
+    if call.limit is not None:
+        arguments["timeout"] = call.limit
+    tag = "trim:draft" if order["decided"] else "trim:accepted"
+    tag = "trim:probe" if "probe" in order else tag
+    return StepCall(
+        **{field.name: getattr(call, field.name) for field in fields(call)},
+        model=model,
+        messages=compose(state["messages"], settings.instruction, prefix),
+        config=merge_configs(config, {"tags": ["nostream", tag, f"trim:{order['writer']}"]}),
+        arguments=arguments,
+        segmentation=segmentation,
+        previous=previous,
+        index=len(state["steps"]),
+        lead=lead,
+        key=key_of(prefix, arguments),
+    )
