@@ -204,6 +204,8 @@ class RayWorkers:
         except Exception as error:
             self._why = _cause(error)
             self._kill(actor)
+            if self._live:
+                _tell(f"a worker could not start, {len(self._live)} go on: {_reason(self._why)}")
 
     def _failure(self) -> Exception:
         why = self._why
