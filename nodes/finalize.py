@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from langchain_core.messages import AIMessage
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableConfig
 
 from trim_graph.accounts import Accounts
 from trim_graph.context import settings_of
@@ -16,11 +16,13 @@ from trim_graph.segment import join_steps, separator_of
 from trim_graph.state import TrimState
 from trim_graph.summary import summarise, usage_of
 
+from .node import Node
 
-def finalize_node(ledger: Ledger | None = None) -> RunnableLambda[Any, Any]:
+
+def finalize_node(ledger: Ledger | None = None) -> Node:
     """Build the node; the ledger tells what the accounts of a run have used."""
 
-    def run(state: TrimState) -> dict[str, Any]:
+    def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         delimiter = settings_of(state["run"]).delimiter
         summary = summarise(state)
         if accounts := Accounts(state["run"].get("accounts"), ledger):
@@ -45,7 +47,7 @@ def finalize_node(ledger: Ledger | None = None) -> RunnableLambda[Any, Any]:
         emit("finished", summary=summary)
         return {"messages": [message], "trim": summary}
 
-    async def arun(state: TrimState) -> dict[str, Any]:
-        return run(state) if ledger is None else await asyncio.to_thread(run, state)
+    async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
+        return run(state, config) if ledger is None else await asyncio.to_thread(run, state, config)
 
-    return RunnableLambda(run, arun, name="finalize")
+    return Node(run, arun, name="finalize")

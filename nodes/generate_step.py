@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 from langchain_core.messages import BaseMessage
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import merge_configs
 
 from trim_graph.adapters.replies import read_reply
@@ -35,6 +35,7 @@ from .calling import (
 from .deadline import GRACE, call_within
 from .drafting import draft_of, endings, lead_counts
 from .drawing import Drawing, noting
+from .node import Node
 from .probing import entropy_arguments, probed
 
 
@@ -57,7 +58,7 @@ def generate_step_node(
     large: Runnable[Any, Any],
     segmentation: Segmentation | None = None,
     ledger: Ledger | None = None,
-) -> RunnableLambda[Any, Any]:
+) -> Node:
     """Build the node from the two writers, the graph's own way to find the end of a step, and its ledger."""
     models: dict[Writer, Runnable[Any, Any]] = {"small": small, "large": large}
 
@@ -97,7 +98,7 @@ def generate_step_node(
         note = await asyncio.shield(asyncio.to_thread(drawing.settle, call.spend, update["spend"]))
         return changed(state, noting(update, state, note))
 
-    return RunnableLambda(run, arun, name="generate_step")
+    return Node(run, arun, name="generate_step")
 
 
 def _asked(call: _StepCall) -> dict[str, Any]:

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.runtime import get_runtime
 from langgraph.types import Command
 
 from trim_graph.budget import counts_itself
-from trim_graph.context import Settings
+from trim_graph.context import Settings, settings_of
 from trim_graph.events import emit, push_text
 from trim_graph.ledger import Ledger
 from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, Choice, Policy, checked
@@ -37,6 +37,7 @@ from trim_graph.state import (
 from .accepting import as_step, pieces
 from .asking import act_on, ask
 from .fallback import fall_back, give_way
+from .node import Node
 from .sight import Sight
 
 Goto = Literal["generate_step", "ask_person", "finalize"]
@@ -56,7 +57,7 @@ def route_node(
     *,
     has_scorer: bool,
     ledger: Ledger | None = None,
-) -> RunnableLambda[Any, Any]:
+) -> Node:
     """Build the node.
 
     Args:
@@ -66,8 +67,12 @@ def route_node(
         has_scorer: Whether the graph has one.
         ledger: Keeps the accounts that runs share.
     """
-    # Counting a prompt may load a model or ask a server, and a ledger blocks: not on the event loop.
-    blocks = counts_itself(large) or ledger is not None
+    counts = counts_itself(large)
+
+    def blocks(state: TrimState) -> bool:
+        # Counting a prompt, which only its price asks for, may load a model or ask a server; a ledger blocks.
+        price = (settings if state.get("begin") else settings_of(state["run"])).prices.large
+        return ledger is not None or (counts and bool(price.input or price.output))
 
     def run(state: TrimState, config: RunnableConfig) -> Command[Goto]:
         if state.get("begin"):
@@ -82,11 +87,11 @@ def route_node(
         return turn.take()
 
     async def arun(state: TrimState, config: RunnableConfig) -> Command[Goto]:
-        if blocks:
+        if blocks(state):
             return await asyncio.to_thread(run, state, config)
         return run(state, config)
 
-    return RunnableLambda(run, arun, name="route")
+    return Node(run, arun, name="route")
 
 
 def _reset(state: TrimState) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import merge_configs, set_config_context
 
 from trim_graph.adapters.protocols import ScorableStep, Scorer
@@ -21,9 +21,10 @@ from trim_graph.state import Draft, Order, Step, TrimState
 
 from .deadline import GRACE, call_within
 from .failures import attempts_of, charge_scorer, failure, has_way_out
+from .node import Node
 
 
-def score_step_node(scorer: Scorer) -> RunnableLambda[Any, Any]:
+def score_step_node(scorer: Scorer) -> Node:
     """Build the node from the scorer."""
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def score_step_node(scorer: Scorer) -> RunnableLambda[Any, Any]:
         except Exception as error:
             return _came_to_nothing(state, error, left, time.monotonic() - begun)
 
-    return RunnableLambda(run, arun, name="score_step")
+    return Node(run, arun, name="score_step")
 
 
 def _seconds_left(state: TrimState) -> float | None:
