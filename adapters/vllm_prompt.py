@@ -10,6 +10,7 @@ from typing import Any, Literal
 from langchain_core.messages import BaseMessage
 
 from .chat_prompt import opens_thought, split_continuation
+from .learned_template import Surroundings, plain_question, surroundings
 from .once import Once
 from .protocols import ModelServerError
 from .vllm_server import VLLMServer
@@ -59,6 +60,7 @@ class VLLMPrompts:
     continuation: Continuation = "auto"
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     _rendered: dict[str, str] = field(default_factory=dict)
+    _around: dict[str, Once[Surroundings | Literal[False]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._facts = Once(self._ask)
@@ -161,6 +163,20 @@ class VLLMPrompts:
         return continued == opened + _PROBE
 
     async def _render(self, turns: list[dict[str, Any]]) -> str:
+        if (question := plain_question(turns)) is not None:
+            around = await self._surroundings(turns)
+            if around:
+                return around.before + question + around.behind
+        return await self._asked(turns)
+
+    async def _surroundings(self, turns: list[dict[str, Any]]) -> Surroundings | Literal[False]:
+        key = json.dumps(turns[:-1])
+        if key not in self._around:
+            _make_room(self._around)
+            self._around[key] = Once(lambda: surroundings(turns, self._asked))
+        return await self._around[key].get()
+
+    async def _asked(self, turns: list[dict[str, Any]]) -> str:
         key = json.dumps(turns)
         if key not in self._rendered:
             tokens = await self._tokens(self._chat(turns, ""))
@@ -171,8 +187,7 @@ class VLLMPrompts:
                     "so this conversation cannot be continued exactly; continuation='chat' continues it "
                     "as the chat template allows"
                 )
-            while len(self._rendered) >= _KEPT:
-                self._rendered.pop(next(iter(self._rendered), ""), None)
+            _make_room(self._rendered)
             self._rendered[key] = text
         return self._rendered[key]
 
@@ -195,3 +210,8 @@ class VLLMPrompts:
                 "continuation='chat' does without the latter",
                 error.status,
             ) from error
+
+
+def _make_room(kept: dict[str, Any]) -> None:
+    while len(kept) >= _KEPT:
+        kept.pop(next(iter(kept), ""), None)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import merge_configs
 
 from trim_graph.adapters.replies import read_reply
 from trim_graph.budget import Writer
@@ -35,7 +34,7 @@ from .calling import (
 from .deadline import GRACE, call_within
 from .drafting import draft_of, endings, lead_counts
 from .drawing import Drawing, noting
-from .node import Node
+from .node import Node, tagged
 from .probing import entropy_arguments, probed
 
 
@@ -157,7 +156,7 @@ def _prepare(
         **{field.name: getattr(call, field.name) for field in fields(call)},
         model=model,
         messages=compose(state["messages"], settings.instruction, prefix),
-        config=merge_configs(config, {"tags": ["nostream", tag, f"trim:{order['writer']}"]}),
+        config=tagged(config, "nostream", tag, f"trim:{order['writer']}"),
         arguments=arguments,
         segmentation=segmentation,
         previous=previous,

@@ -9,6 +9,12 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
 
+def tagged(config: RunnableConfig, *tags: str) -> RunnableConfig:
+    """Return a node's config for a call inside it, with tags of its own."""
+    # `merge_configs` also copies what nobody changes, callbacks and metadata; they took as long as our own work.
+    return {**config, "tags": [*(config.get("tags") or ()), *tags]}
+
+
 class Node(Runnable[Any, Any]):
     """A pair of functions of state and config.
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import merge_configs, set_config_context
+from langchain_core.runnables.config import set_config_context
 
 from trim_graph.adapters.protocols import ScorableStep, Scorer
 from trim_graph.adapters.scorers import read_scores
@@ -21,7 +21,7 @@ from trim_graph.state import Draft, Order, Step, TrimState
 
 from .deadline import GRACE, call_within
 from .failures import attempts_of, charge_scorer, failure, has_way_out
-from .node import Node
+from .node import Node, tagged
 
 
 def score_step_node(scorer: Scorer) -> Node:
@@ -78,7 +78,7 @@ def _came_to_nothing(
 
 def _quiet(config: RunnableConfig) -> AbstractContextManager[Context]:
     """Tag whatever model the scorer calls: an LLM judge's tokens are no part of the answer."""
-    return set_config_context(merge_configs(config, {"tags": ["nostream", "trim:score"]}))
+    return set_config_context(tagged(config, "nostream", "trim:score"))
 
 
 def _timed_out(state: TrimState, seconds: float) -> dict[str, Any]:

@@ -16,7 +16,9 @@ import asyncio
 import json
 import os
 import platform
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +29,7 @@ from .ways import bare, skeleton, trim
 
 FIGURES = Path(__file__).with_name("figures.json")
 WAYS = {"trim": trim, "bare": bare, "skeleton": skeleton}
-QUESTIONS = {1: 10, 8: 40, 64: 192, 256: 384}
+QUESTIONS = {1: 6, 8: 24, 64: 96, 256: 256}
 """How many are asked, by how many at once."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -38,16 +40,16 @@ AtOnce = Annotated[list[int] | None, typer.Option("--at-once", help="Questions a
 
 @app.command()
 def servers(
-    turns: Turns = 3, at_once: AtOnce = None, together: int = 64, output: Output = FIGURES, lock: bool = True
+    turns: Turns = 3, at_once: AtOnce = None, together: int = 128, output: Output = FIGURES, lock: bool = True
 ) -> None:
     """Over HTTP."""
     from tests.vllm.conftest import running_servers
 
-    from .served import Servers
+    from .served import IN_ENGINE, Servers
 
-    with running_servers() as running:
-        found = asyncio.run(_measured(Servers(running, together=together), turns, at_once, lock))
-    _keep(output, "servers", found)
+    with running_servers("--distributed-executor-backend", IN_ENGINE) as running:
+        keep = partial(_keep, output, "servers")
+        asyncio.run(_measured(Servers(running, together=together), turns, at_once, lock, keep))
 
 
 @app.command()
@@ -60,16 +62,18 @@ def engines(turns: Turns = 3, at_once: AtOnce = None, output: Output = FIGURES, 
 
     held = Engines()
     try:
-        found = asyncio.run(_measured(held, turns, at_once, lock))
+        asyncio.run(_measured(held, turns, at_once, lock, partial(_keep, output, "engines")))
     finally:
         held.close()
-    _keep(output, "engines", found)
 
 
-async def _measured(place: Any, turns: int, at_once: list[int] | None, lock: bool) -> dict[str, Any]:
+async def _measured(
+    place: Any, turns: int, at_once: list[int] | None, lock: bool, keep: Callable[[dict[str, Any]], None]
+) -> None:
     await ask_all(trim(await place.fresh()), mixed(4, seed=1000), 4)  # what is loaded at the first call
-    found: dict[str, Any] = {}
-    for concurrency in at_once or QUESTIONS:
+    if lock:
+        keep({"lock_step": await _against_lock_step(place, turns)})
+    for concurrency in QUESTIONS if at_once is None else at_once:
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
         for turn in range(turns):
             questions = mixed(QUESTIONS[concurrency], seed=turn)
@@ -86,13 +90,12 @@ async def _measured(place: Any, turns: int, at_once: list[int] | None, lock: boo
                 _say(concurrency, name, runs[name][-1])
             for name in WAYS:
                 runs[name][-1]["same_solutions"] = same(texts[name], texts["bare"])
-        found[str(concurrency)] = {
+        found = {
+            "turns": turns,
             "ways": {name: medians(of) for name, of in runs.items()},
             "trim_to": ratios(runs, "trim", ("bare", "skeleton")),
         }
-    if lock:
-        found["lock_step"] = await _against_lock_step(place, turns)
-    return found
+        keep({str(concurrency): found})
 
 
 async def _against_lock_step(place: Any, turns: int, n: int = 128) -> dict[str, Any]:
@@ -115,6 +118,7 @@ async def _against_lock_step(place: Any, turns: int, n: int = 128) -> dict[str, 
         runs["trim"][-1]["same_solutions"] = same(texts["trim"], texts["lock_step"])
         runs["lock_step"][-1]["same_solutions"] = 1.0
     return {
+        "turns": turns,
         "ways": {name: medians(of) for name, of in runs.items()},
         "trim_to": ratios(runs, "trim", ("lock_step",)),
     }
@@ -136,7 +140,7 @@ def _say(concurrency: int, name: str, run: dict[str, float]) -> None:
 
 def _keep(output: Path, part: str, found: dict[str, Any]) -> None:
     kept = json.loads(output.read_text("utf-8")) if output.exists() else {}
-    kept[part] = {
+    kept[part] = kept.get(part, {}) | {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         **found,

@@ -29,10 +29,19 @@ from .lockstep import EngineBatches, ServerBatches, conversation, solve_all
 from .ways import MAX_STEP_TOKENS, Models, Solved, Written
 
 LockStep = Callable[[Sequence[str]], Awaitable[list[Solved]]]
+IN_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""Runs the model in the engine's own process. The default on CPUs, a process more, spends most of two cores on
+looking for work."""
+PATIENCE = 4.0
+"""These models write a step in a tenth of a second."""
 ENGINE: dict[str, Any] = {
     "dtype": "float32",
     "kv_cache_gib": 0.5,
-    "engine_args": {"enforce_eager": True, "max_num_seqs": 64},
+    "engine_args": {
+        "enforce_eager": True,
+        "max_num_seqs": 64,
+        "distributed_executor_backend": IN_ENGINE,
+    },
 }
 
 
@@ -46,7 +55,11 @@ class Servers:
 
     async def fresh(self) -> Models:
         """Adapters for a run."""
-        salt = {"extra_body": {"cache_salt": uuid.uuid4().hex}, **({"max_batch_size": self._together} if self._together > 1 else {})}
+        salt = {
+            "extra_body": {"cache_salt": uuid.uuid4().hex},
+            "max_batch_size": self._together,
+            "batch_patience": PATIENCE,
+        }
         return Models(
             ChatVLLM(model="small", base_url=self._urls["small"], **salt),
             ChatVLLM(model="large", base_url=self._urls["large"], api_key_env=KEY_ENV, **salt),

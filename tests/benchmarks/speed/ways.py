@@ -211,5 +211,3 @@ def skeleton(models: Models) -> Way:
         )
 
     return solve
-
-
