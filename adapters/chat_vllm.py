@@ -78,8 +78,8 @@ class ChatVLLM(VLLMChatModel):
     others are done. 1: each call is a request of its own."""
     batch_patience: float = Field(default=0.25, ge=0.0, allow_inf_nan=False)
     """How long a call waits for others: until so many wait for each one under way, or it has waited for so
-    many times as long as calls take lately. More makes larger batches, which suits a model that answers faster
-    than its server takes requests."""
+    many times as long as calls take lately. More makes larger batches, which suits models that answer faster
+    than their server takes requests."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further fields of every generation request, such as ``{"top_k": 20}``."""
 

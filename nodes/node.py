@@ -11,7 +11,7 @@ from langchain_core.runnables.config import ensure_config
 
 def tagged(config: RunnableConfig, *tags: str) -> RunnableConfig:
     """Return a node's config for a call inside it, with tags of its own."""
-    # `merge_configs` also copies what nobody changes, callbacks and metadata; they took as long as our own work.
+    # `merge_configs` also copies callbacks and metadata, which took as long as all else that a node does.
     return {**config, "tags": [*(config.get("tags") or ()), *tags]}
 
 

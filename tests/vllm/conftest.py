@@ -73,7 +73,10 @@ def servers(vllm_python) -> Iterator[dict[str, Server]]:
 
 @contextmanager
 def running_servers(*further: str) -> Iterator[dict[str, Server]]:
-    """Start three servers, with further options. The large model's wants a key, and its chat template trims what it renders."""
+    """Start three servers, with further options.
+
+    The large model's wants a key, and its chat template trims what it renders.
+    """
     from trim_graph.adapters.model_source import load_tokenizer
 
     pooling = tuple(serve_options("qwen", tokenizer=load_tokenizer(str(PRM))))

@@ -67,6 +67,36 @@ def engines(turns: Turns = 3, at_once: AtOnce = None, output: Output = FIGURES, 
         held.close()
 
 
+@app.command()
+def graph(output: Output = FIGURES) -> None:
+    """Without models: CPU, memory, ten thousand questions at once, starting."""
+    from . import alone
+
+    parts = {"start": alone.start, "cpu": alone.cpu, "memory": alone.memory, "crowd": alone.crowd}
+    for name, part in parts.items():
+        found = part()
+        print(name, json.dumps(found, indent=1), flush=True)
+        _keep(output, "graph", {name: found})
+
+
+@app.command(hidden=True)
+def held(name: str, n: int) -> None:
+    """One way, so many questions at once; in a process of its own."""
+    from . import alone
+
+    print(json.dumps(alone.held(name, n)))
+
+
+@app.command()
+def report(given: Output = FIGURES) -> None:
+    """The tables, and the picture beside the figures."""
+    from . import picture
+
+    found = json.loads(given.read_text("utf-8"))
+    print(picture.table(picture.rows(found)), "", picture.table(picture.ratio_rows(found)), sep="\n")
+    print(*picture.draw(found, given.with_name("speed")))
+
+
 async def _measured(
     place: Any, turns: int, at_once: list[int] | None, lock: bool, keep: Callable[[dict[str, Any]], None]
 ) -> None:

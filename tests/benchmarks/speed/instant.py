@@ -24,10 +24,11 @@ TOKENS = 12
 
 
 class InstantModel(BaseChatModel):
-    """Writes `STEPS` steps of about 60 letters, each after ``delay`` seconds."""
+    """Writes ``steps`` steps of about 60 letters, each after ``delay`` seconds."""
 
     continues_exactly: ClassVar[bool] = True
     delay: float = 0.0
+    steps: int = STEPS
 
     @property
     def _llm_type(self) -> str:
@@ -43,7 +44,7 @@ class InstantModel(BaseChatModel):
         last = messages[-1]
         done = str(last.content).count(DEFAULT_DELIMITER) if isinstance(last, AIMessage) else 0
         text, reason = f"Step {done + 1}: what is said here takes about sixty letters.", DEFAULT_DELIMITER
-        ended = done == STEPS - 1
+        ended = done == self.steps - 1
         message = AIMessage(
             "The answer is \\boxed{1}." if ended else text,
             usage_metadata={"input_tokens": 100, "output_tokens": TOKENS, "total_tokens": 100 + TOKENS},
@@ -78,9 +79,9 @@ class InstantScorer:
         return self.score(question, steps)
 
 
-def instant(delay: float = 0.0) -> Models:
+def instant(delay: float = 0.0, steps: int = STEPS) -> Models:
     """Both models and the scorer."""
-    return Models(InstantModel(delay=delay), InstantModel(delay=delay), InstantScorer())
+    return Models(*(InstantModel(delay=delay, steps=steps) for _ in range(2)), InstantScorer())
 
 
 class _Count(TypedDict):

@@ -30,7 +30,7 @@ from .ways import MAX_STEP_TOKENS, Models, Solved, Written
 
 LockStep = Callable[[Sequence[str]], Awaitable[list[Solved]]]
 IN_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-"""Runs the model in the engine's own process. The default on CPUs, a process more, spends most of two cores on
+"""Runs the model in the engine's own process. The default on CPUs, a process more, spends most of its time on
 looking for work."""
 PATIENCE = 4.0
 """These models write a step in a tenth of a second."""
