@@ -60,7 +60,7 @@ class VLLMPrompts:
     continuation: Continuation = "auto"
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     _rendered: dict[str, str] = field(default_factory=dict)
-    _around: dict[str, Once[Surroundings | Literal[False]]] = field(default_factory=dict)
+    _around: dict[str, tuple[str, Once[Surroundings | Literal[False]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._facts = Once(self._ask)
@@ -164,17 +164,15 @@ class VLLMPrompts:
 
     async def _render(self, turns: list[dict[str, Any]]) -> str:
         if (question := plain_question(turns)) is not None:
-            around = await self._surroundings(turns)
-            if around:
+            key = json.dumps(turns[:-1])
+            if key not in self._around:
+                _make_room(self._around)
+                # The first question of its kind may be the only one: what is around it is for the next.
+                self._around[key] = question, Once(lambda: surroundings(turns, self._asked))
+            first, learned = self._around[key]
+            if question != first and (around := await learned.get()):
                 return around.before + question + around.behind
         return await self._asked(turns)
-
-    async def _surroundings(self, turns: list[dict[str, Any]]) -> Surroundings | Literal[False]:
-        key = json.dumps(turns[:-1])
-        if key not in self._around:
-            _make_room(self._around)
-            self._around[key] = Once(lambda: surroundings(turns, self._asked))
-        return await self._around[key].get()
 
     async def _asked(self, turns: list[dict[str, Any]]) -> str:
         key = json.dumps(turns)
