@@ -111,7 +111,7 @@ def held(name: str, n: int) -> dict[str, Any]:
     async def run() -> dict[str, Any]:
         ask = WAYS[name](instant(WAIT_S, steps=HELD_STEPS))
         await ask("warm up")
-        questions = (mixed(200) * (n // 200 + 1))[:n]
+        questions = (mixed(20) * (n // 20 + 1))[:n]
         gc.collect()
         begun, before = time.perf_counter(), resident_mb()
         async with Peak() as peak:
