@@ -22,10 +22,16 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	.ci/typecheck $(BIN)/python
 
+# Against real vLLM servers and engines on the example models; half an hour on two idle cores.
 bench: $(READY)
+	.ci/vllm
 	$(BIN)/python -m tests.benchmarks.overhead
 	$(BIN)/python -m tests.benchmarks.state_size
 	$(BIN)/python -m tests.benchmarks.startup
+	$(BIN)/python -m tests.benchmarks.speed graph
+	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.speed servers
+	.venv-vllm/bin/python -m tests.benchmarks.speed engines
+	$(BIN)/python -m tests.benchmarks.speed report
 
 # Too long for every change: thousands of killed processes, faults under load, half an hour of steady load.
 soak: $(READY)

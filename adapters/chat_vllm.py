@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, SecretStr
 
 from .background import run_sync
 from .chat_vllm_base import VLLMChatModel
+from .prompts_together import PromptsTogether
 from .replicas import Replicas, check_base_urls, conversation_key
 from .vllm_call import VLLMCall
 from .vllm_prompt import VLLMPrompts
@@ -73,12 +74,21 @@ class ChatVLLM(VLLMChatModel):
     """Most requests at once to a server; others wait. Adapters of a server and event loop share them."""
     continuation: Literal["auto", "chat", "raw"] = "auto"
     """``chat`` trusts the chat template with the text to be continued, ``raw`` never does."""
+    max_batch_size: int = Field(default=1, ge=1)
+    """Most calls to send as one request, which takes load off the server where many wait. An answer that came
+    with others does not tell the prompt tokens served from a cache; one cancelled is written on until the
+    others are done. 1: each call is a request of its own."""
+    batch_patience: float = Field(default=0.25, ge=0.0, allow_inf_nan=False)
+    """How long a call waits for others: until so many wait for each one under way, or it has waited for so
+    many times as long as calls take lately. More makes larger batches, which suits models that answer faster
+    than their server takes requests."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further fields of every generation request, such as ``{"top_k": 20}``."""
 
     _shown: ClassVar[tuple[str, ...]] = ("base_url", "continuation", "extra_body")
     _server: Replicas = PrivateAttr()
     _prompts: VLLMPrompts = PrivateAttr()
+    _together: dict[str, PromptsTogether] = PrivateAttr(default_factory=dict)
 
     def model_post_init(self, context: Any) -> None:
         """Connect the parts; nothing is sent."""
@@ -95,9 +105,19 @@ class ChatVLLM(VLLMChatModel):
                 for root in check_base_urls(self.base_url)
             ]
         )
-        self._prompts = VLLMPrompts(
-            self._server, self.model, self.continuation, dict(self.chat_template_kwargs)
-        )
+        together = self.max_batch_size > 1
+        if together and self.continuation == "chat":
+            raise ValueError(
+                f"max_batch_size={self.max_batch_size} sends many prompts to /v1/completions, which "
+                "continuation='chat' rules out: leave continuation at 'auto', or max_batch_size at 1"
+            )
+        continuation = "raw" if together else self.continuation
+        self._prompts = VLLMPrompts(self._server, self.model, continuation, dict(self.chat_template_kwargs))
+        self._together = {
+            root: PromptsTogether(server, max_batch=self.max_batch_size, patience=self.batch_patience)
+            for root, server in self._server.servers.items()
+            if together
+        }
 
     def count_prompt_tokens(self, messages: Sequence[BaseMessage]) -> int:
         """Exact number of prompt tokens that a call with these messages reads. Asks the server.
@@ -128,4 +148,4 @@ class ChatVLLM(VLLMChatModel):
 
     def _call(self, messages: list[BaseMessage], settings: CallSettings) -> VLLMCall:
         route = self._server.route(lambda: conversation_key(messages))
-        return VLLMCall(route, self._prompts, messages, settings, self.extra_body)
+        return VLLMCall(route, self._prompts, messages, settings, self.extra_body, self._together)

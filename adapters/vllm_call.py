@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 
+from .prompts_together import STREAM, PromptsTogether
 from .protocols import ModelServerError
 from .replicas import Route
 from .vllm_prompt import VLLMPrompts
 from .vllm_server import TransientError
 from .vllm_wire import Answer, CallSettings, Lost, metadata_of, usage_of
-
-_STREAM = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 
 Events = AsyncGenerator[dict[str, Any], None]
 
@@ -30,6 +29,8 @@ class VLLMCall:
         messages: The conversation.
         settings: Of the call.
         extra_body: Further fields of the request.
+        together: By the address of a server: sends it with others that wait there. None: as a request of its
+            own.
 
     Attributes:
         answer: What has arrived.
@@ -42,12 +43,14 @@ class VLLMCall:
         messages: Sequence[BaseMessage],
         settings: CallSettings,
         extra_body: dict[str, Any],
+        together: Mapping[str, PromptsTogether] | None = None,
     ) -> None:
         self._server = server
         self._prompts = prompts
         self._messages = messages
         self._settings = settings
         self._extra_body = extra_body
+        self._together = together or {}
         self._lost = Lost()
         self.answer = Answer()
 
@@ -133,11 +136,12 @@ class VLLMCall:
     async def _attempt(self) -> None:
         path, body = await self._request()
         try:
-            if self._settings.timeout is None and self._settings.stop_when is None:
+            seen = self._settings.timeout is not None or self._settings.stop_when is not None
+            if not seen and not self._together:
                 self._take(await self._server.post_once(path, body))
             else:
                 # A stream tells the tokens so far, and leaves something to answer with.
-                async with contextlib.aclosing(self._server.events(path, body | _STREAM)) as events:
+                async with contextlib.aclosing(self._events(path, body, seen=seen)) as events:
                     async for event in events:
                         if self._stops(self._take(event)):
                             break
@@ -152,7 +156,7 @@ class VLLMCall:
     async def _open(self) -> Events:
         """Begin a stream: wait for its first text, until when a failure can be made good."""
         path, body = await self._request()
-        events = self._server.events(path, body | _STREAM)
+        events = self._events(path, body, seen=True)
         try:
             async for event in events:
                 if self._take(event) or self.answer.reasoned:
@@ -167,6 +171,11 @@ class VLLMCall:
             self._lose()
             return await self._open()
         return events
+
+    def _events(self, path: str, body: dict[str, Any], *, seen: bool) -> Events:
+        if self._together:
+            return self._together[self._server.root].events(body, seen=seen)
+        return self._server.events(path, body | STREAM)
 
     async def _request(self) -> tuple[str, dict[str, Any]]:
         path, body = await self._prompts.request(self._messages, self._settings)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from langchain_core.messages import BaseMessage
 
 from .chat_prompt import opens_thought, split_continuation
+from .learned_template import Surroundings, plain_question, surroundings
 from .once import Once
 from .protocols import ModelServerError
 from .replicas import Replicas
@@ -60,6 +61,7 @@ class VLLMPrompts:
     continuation: Continuation = "auto"
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     _rendered: dict[str, str] = field(default_factory=dict)
+    _around: dict[str, tuple[str, Once[Surroundings | Literal[False]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._facts = Once(self._ask)
@@ -162,6 +164,18 @@ class VLLMPrompts:
         return continued == opened + _PROBE
 
     async def _render(self, turns: list[dict[str, Any]]) -> str:
+        if (question := plain_question(turns)) is not None:
+            key = json.dumps(turns[:-1])
+            if key not in self._around:
+                _make_room(self._around)
+                # The first question of its kind may be the only one: what is around it is for the next.
+                self._around[key] = question, Once(lambda: surroundings(turns, self._asked))
+            first, learned = self._around[key]
+            if question != first and (around := await learned.get()):
+                return around.before + question + around.behind
+        return await self._asked(turns)
+
+    async def _asked(self, turns: list[dict[str, Any]]) -> str:
         key = json.dumps(turns)
         if key not in self._rendered:
             tokens = await self._tokens(self._chat(turns, ""))
@@ -172,8 +186,7 @@ class VLLMPrompts:
                     "so this conversation cannot be continued exactly; continuation='chat' continues it "
                     "as the chat template allows"
                 )
-            while len(self._rendered) >= _KEPT:
-                self._rendered.pop(next(iter(self._rendered), ""), None)
+            _make_room(self._rendered)
             self._rendered[key] = text
         return self._rendered[key]
 
@@ -196,3 +209,8 @@ class VLLMPrompts:
                 "continuation='chat' does without the latter",
                 error.status,
             ) from error
+
+
+def _make_room(kept: dict[str, Any]) -> None:
+    while len(kept) >= _KEPT:
+        kept.pop(next(iter(kept), ""), None)

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableConfig
 from langgraph.types import interrupt
 
 from trim_graph.person import answer_to, question_to_person, taken_in
 from trim_graph.state import TrimState, changed
 
+from .node import Node
 
-def ask_person_node() -> RunnableLambda[Any, Any]:
+
+def ask_person_node() -> Node:
     """Build the node.
 
     A wrong answer raises `pydantic.ValidationError` where the run is resumed; the question stays open.
     """
 
-    def run(state: TrimState) -> dict[str, Any]:
+    def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         answer = interrupt(question_to_person(state), response_schema=answer_to(state))
         settled, answered = taken_in(state["run"], answer)
         return changed(state, {"run": settled, "answered": answered, "asking": None})
 
-    async def arun(state: TrimState) -> dict[str, Any]:
-        return run(state)
+    async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
+        return run(state, config)
 
-    return RunnableLambda(run, arun, name="ask_person")
+    return Node(run, arun, name="ask_person")

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from langchain_core.messages import AIMessage
-from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_core.runnables import RunnableConfig
 
 from trim_graph.accounts import Accounts
 from trim_graph.context import settings_of
@@ -17,12 +17,11 @@ from trim_graph.state import TrimState
 from trim_graph.summary import summarise, usage_of
 
 from .looking_ahead import LookingAhead
+from .node import Node
 from .work_ahead import work_ahead_of
 
 
-def finalize_node(
-    ledger: Ledger | None = None, looking: LookingAhead | None = None
-) -> RunnableLambda[Any, Any]:
+def finalize_node(ledger: Ledger | None = None, looking: LookingAhead | None = None) -> Node:
     """Build the node.
 
     Args:
@@ -30,7 +29,7 @@ def finalize_node(
         looking: Tells what the small model wrote for nothing.
     """
 
-    def run(state: TrimState) -> dict[str, Any]:
+    def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         spend = None if looking is None else looking.settle(state)
         if spend is not None:
             return {**ended({**state, "spend": spend}), "spend": spend}
@@ -64,6 +63,6 @@ def finalize_node(
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         if (under_way := work_ahead_of(config)) is not None:
             await under_way.close()
-        return run(state) if ledger is None else await asyncio.to_thread(run, state)
+        return run(state, config) if ledger is None else await asyncio.to_thread(run, state, config)
 
-    return RunnableLambda(run, arun, name="finalize")
+    return Node(run, arun, name="finalize")

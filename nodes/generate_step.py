@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig
 
 from trim_graph.adapters.replies import read_reply
 from trim_graph.budget import Writer
@@ -31,6 +31,7 @@ from .deadline import GRACE, call_within
 from .drafting import draft_of
 from .drawing import Drawing, noting
 from .looking_ahead import with_taken
+from .node import Node
 from .probing import probed
 from .step_call import StepCall, prepare_step
 from .work_ahead import WorkAhead, work_ahead_of
@@ -41,7 +42,7 @@ def generate_step_node(
     large: Runnable[Any, Any],
     segmentation: Segmentation | None = None,
     ledger: Ledger | None = None,
-) -> RunnableLambda[Any, Any]:
+) -> Node:
     """Build the node from the two writers, the graph's own way to find the end of a step, and its ledger."""
     models: dict[Writer, Runnable[Any, Any]] = {"small": small, "large": large}
 
@@ -81,7 +82,7 @@ def generate_step_node(
         note = await asyncio.shield(asyncio.to_thread(drawing.settle, call.spend, update["spend"]))
         return changed(state, noting(update, state, note))
 
-    return RunnableLambda(run, arun, name="generate_step")
+    return Node(run, arun, name="generate_step")
 
 
 def _asked(call: StepCall) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import merge_configs
 from langgraph.types import Command
 
 from trim_graph.adapters.inner_model import bound_setting, caches, capable, native_async
@@ -21,6 +20,7 @@ from trim_graph.segment import Segmentation
 from trim_graph.state import Order, Run, TrimState
 
 from .accepting import as_step
+from .node import tagged
 from .step_call import StepCall, prepare_step
 from .work_ahead import Ahead, GiveUp, Unbooked, Wasted, work_ahead_of
 
@@ -78,8 +78,8 @@ class LookingAhead:
             prompt_tokens=under_way.prompt_tokens or prompt_bound(None, call.messages),
             give_up=give_up,
         )
-        tagged = merge_configs(call.config, {"tags": ["trim:lookahead"]})
-        ask = partial(call.model.ainvoke, call.messages, tagged, **arguments)
+        told = tagged(call.config, "trim:lookahead")
+        ask = partial(call.model.ainvoke, call.messages, told, **arguments)
         under_way.start(ahead, ask, self._unbooked)
 
     def _next_call(self, state: TrimState, config: RunnableConfig) -> StepCall | None:

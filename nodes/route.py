@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.runtime import get_runtime
 from langgraph.types import Command
 
 from trim_graph.budget import counts_itself
-from trim_graph.context import Settings
+from trim_graph.context import Settings, settings_of
 from trim_graph.events import emit, push_text
 from trim_graph.ledger import Ledger
 from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, Choice, Policy, checked
@@ -38,6 +38,7 @@ from .accepting import as_step, pieces
 from .asking import act_on, ask
 from .fallback import fall_back, give_way
 from .looking_ahead import LookingAhead
+from .node import Node
 from .sight import Sight
 
 Goto = Literal["generate_step", "ask_person", "finalize"]
@@ -58,7 +59,7 @@ def route_node(
     has_scorer: bool,
     ledger: Ledger | None = None,
     looking: LookingAhead | None = None,
-) -> RunnableLambda[Any, Any]:
+) -> Node:
     """Build the node.
 
     Args:
@@ -69,8 +70,12 @@ def route_node(
         ledger: Keeps the accounts that runs share.
         looking: The graph's; what it has under way for another decision is given up.
     """
-    # Counting a prompt may load a model or ask a server, and a ledger blocks: not on the event loop.
-    blocks = counts_itself(large) or ledger is not None
+    counts = counts_itself(large)
+
+    def blocks(state: TrimState) -> bool:
+        # Counting a prompt, which only its price asks for, may load a model or ask a server; a ledger blocks.
+        price = (settings if state.get("begin") else settings_of(state["run"])).prices.large
+        return ledger is not None or (counts and bool(price.input or price.output))
 
     def decide(state: TrimState, config: RunnableConfig) -> Command[Goto]:
         if state.get("begin"):
@@ -89,13 +94,13 @@ def route_node(
         return command if looking is None else looking.after_route(state, command, config)
 
     async def arun(state: TrimState, config: RunnableConfig) -> Command[Goto]:
-        if not blocks:
+        if not blocks(state):
             return run(state, config)
         command = await asyncio.to_thread(decide, state, config)
         # What is under way belongs to the event loop.
         return command if looking is None else looking.after_route(state, command, config)
 
-    return RunnableLambda(run, arun, name="route")
+    return Node(run, arun, name="route")
 
 
 def _reset(state: TrimState) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from langchain_core.runnables import RunnableConfig, RunnableLambda
-from langchain_core.runnables.config import merge_configs, set_config_context
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import set_config_context
 
 from trim_graph.adapters.protocols import ScorableStep, Scorer
 from trim_graph.adapters.scorers import read_scores
@@ -22,10 +22,11 @@ from trim_graph.state import Draft, Order, Step, TrimState
 from .deadline import GRACE, call_within
 from .failures import attempts_of, charge_scorer, failure, has_way_out
 from .looking_ahead import LookingAhead
+from .node import Node, tagged
 from .work_ahead import work_ahead_of
 
 
-def score_step_node(scorer: Scorer, looking: LookingAhead | None = None) -> RunnableLambda[Any, Any]:
+def score_step_node(scorer: Scorer, looking: LookingAhead | None = None) -> Node:
     """Build the node from the scorer, and from what the small model does meanwhile."""
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def score_step_node(scorer: Scorer, looking: LookingAhead | None = None) -> Runn
         except Exception as error:
             return _came_to_nothing(state, error, left, time.monotonic() - begun)
 
-    return RunnableLambda(run, arun, name="score_step")
+    return Node(run, arun, name="score_step")
 
 
 def _seconds_left(state: TrimState) -> float | None:
@@ -92,7 +93,7 @@ def _came_to_nothing(
 
 def _quiet(config: RunnableConfig) -> AbstractContextManager[Context]:
     """Tag whatever model the scorer calls: an LLM judge's tokens are no part of the answer."""
-    return set_config_context(merge_configs(config, {"tags": ["nostream", "trim:score"]}))
+    return set_config_context(tagged(config, "nostream", "trim:score"))
 
 
 def _timed_out(state: TrimState, seconds: float) -> dict[str, Any]:

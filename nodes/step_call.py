@@ -7,7 +7,6 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import merge_configs
 
 from trim_graph.budget import Writer
 from trim_graph.conversation import compose
@@ -17,6 +16,7 @@ from trim_graph.state import Step, TrimState
 
 from .calling import Call, begin_call
 from .drafting import endings, lead_counts
+from .node import tagged
 from .probing import entropy_arguments
 from .work_ahead import key_of
 
@@ -74,7 +74,7 @@ def prepare_step(
         **{field.name: getattr(call, field.name) for field in fields(call)},
         model=model,
         messages=compose(state["messages"], settings.instruction, prefix),
-        config=merge_configs(config, {"tags": ["nostream", tag, f"trim:{order['writer']}"]}),
+        config=tagged(config, "nostream", tag, f"trim:{order['writer']}"),
         arguments=arguments,
         segmentation=segmentation,
         previous=previous,

@@ -49,6 +49,8 @@ class VLLMModel(Part):
     read_timeout: float = Field(default=600.0, gt=0)
     entropy_logprobs: int = Field(default=20, ge=1)
     continuation: Literal["auto", "chat", "raw"] = "auto"
+    max_batch_size: int = Field(default=1, ge=1)
+    batch_patience: float = Field(default=0.25, ge=0, allow_inf_nan=False)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     extra_body: dict[str, Any] = Field(default_factory=dict)
     serve: Serve = Serve()

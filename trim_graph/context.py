@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -203,12 +204,26 @@ def settings_of(run: Run) -> Settings:
             f"run {run['id']} was begun by a newer trim-graph: its state has the schema {run['schema']}, "
             f"this release reads up to {SCHEMA_VERSION}. Upgrade trim-graph to go on with it"
         )
+    return _read(run["settings"], run["id"])
+
+
+_recent: tuple[tuple[dict[str, Any], Settings], ...] = ()
+"""What was read last, newest first: every node reads them, and most runs go by the same ones."""
+_RECENT_KEPT = 8
+
+
+def _read(stored: dict[str, Any], run: str) -> Settings:
+    global _recent
+    for known, settings in _recent:
+        if known == stored:
+            return settings
     try:
-        return Settings.model_validate(run["settings"])
+        settings = Settings.model_validate(stored)
     except ValidationError as error:
-        raise SettingsError(
-            f"the stored settings of run {run['id']} are not valid: {describe(error)}"
-        ) from error
+        raise SettingsError(f"the stored settings of run {run} are not valid: {describe(error)}") from error
+    # A copy: whoever has the state may change what is in it.
+    _recent = ((deepcopy(stored), settings), *_recent[: _RECENT_KEPT - 1])
+    return settings
 
 
 def check_prices(settings: Settings) -> Settings:

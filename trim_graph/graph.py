@@ -28,6 +28,7 @@ from .nodes import (
     score_step_node,
 )
 from .nodes.looking_ahead import LookingAhead
+from .nodes.node import Way
 from .policies import Observation, Policy, as_policy
 from .segment import DelimiterSteps
 from .state import TrimInput, TrimOutput, TrimState
@@ -104,7 +105,7 @@ def create_trim_graph(
     builder.add_node("ask_person", ask_person_node())
     builder.add_edge("ask_person", "route")
     builder.add_node("finalize", finalize_node(ledger, looking))
-    builder.add_conditional_edges(START, _begin, ["route"])
+    builder.add_conditional_edges(START, Way(_begin, name="begin"), ["route"])
     if scorer is None:
         builder.add_edge("generate_step", "route")
     else:
@@ -112,7 +113,8 @@ def create_trim_graph(
             builder.add_node("score_step", score_step_node(as_scorer(scorer), looking))
         except TypeError as error:
             raise SettingsError(str(error)) from error
-        builder.add_conditional_edges("generate_step", after_generate_step, AFTER_GENERATE_STEP)
+        way = Way(after_generate_step, name="after_generate_step")
+        builder.add_conditional_edges("generate_step", way, AFTER_GENERATE_STEP)
         builder.add_edge("score_step", "route")
     graph = builder.compile(checkpointer=checkpointer, name=name)
     graph.__class__ = TrimGraph

@@ -346,7 +346,7 @@ class TestContinuation:
         monkeypatch.setattr("trim_graph.adapters.vllm_prompt._KEPT", 3)
         _, model = connect(raw_answer("4"), continuation="raw")
         for n in range(9):
-            model.invoke(str(n))
+            model.invoke(f"<{n}>")  # no plain question: each is rendered
         assert len(model._prompts._rendered) == 3
 
     @pytest.mark.parametrize("continuation", ["chat", "raw"])

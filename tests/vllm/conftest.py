@@ -72,8 +72,11 @@ def servers(vllm_python) -> Iterator[dict[str, Server]]:
 
 
 @contextmanager
-def running_servers() -> Iterator[dict[str, Server]]:
-    """Start three servers. The large model's wants a key, and its chat template trims what it renders."""
+def running_servers(*further: str) -> Iterator[dict[str, Server]]:
+    """Start three servers, with further options.
+
+    The large model's wants a key, and its chat template trims what it renders.
+    """
     from trim_graph.adapters.model_source import load_tokenizer
 
     pooling = tuple(serve_options("qwen", tokenizer=load_tokenizer(str(PRM))))
@@ -87,7 +90,7 @@ def running_servers() -> Iterator[dict[str, Server]]:
         try:
             for name, (weights, options, key) in wanted.items():
                 log = Path(logs) / f"{name}.log"
-                running[name] = start_server(_PYTHON, name, weights, options, key, log)
+                running[name] = start_server(_PYTHON, name, weights, (*options, *further), key, log)
             deadline = time.monotonic() + STARTED_WITHIN
             for server in running.values():
                 wait_for(server, deadline)

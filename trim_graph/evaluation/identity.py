@@ -13,7 +13,15 @@ import trim_graph.examples
 import trim_graph.nodes
 from trim_graph.config import TrimConfig
 
-_INCIDENTAL = ("device", "max_batch_size", "max_connections", "read_timeout", "max_retries", "api_key_env")
+_INCIDENTAL = (
+    "device",
+    "max_batch_size",
+    "batch_patience",
+    "max_connections",
+    "read_timeout",
+    "max_retries",
+    "api_key_env",
+)
 """Settings of models that change how fast an answer comes, not which."""
 _MAPPED = ("nodes", "adapters", "examples")
 _PARTS = ("small", "large", "scorer", "policy", "budget", "settings")

@@ -1,0 +1,182 @@
+"""How fast routing is, against real vLLM servers and engines: ``make bench``.
+
+::
+
+    python -m tests.benchmarks.speed servers   # three vLLM servers; TRIM_VLLM_PYTHON names a Python with vLLM
+    python -m tests.benchmarks.speed engines   # three engines in this process; in a Python with vLLM
+    python -m tests.benchmarks.speed graph     # no models: CPU, memory, many questions at once, starting
+    python -m tests.benchmarks.speed report    # the table and the picture of all that was measured
+
+Each measures all ways in turn, several times, and takes medians: of figures, and of the ratios within a turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .load import Clock, Peak, ask_all, figures, medians, mixed, ratios, same
+from .ways import bare, skeleton, trim
+
+FIGURES = Path(__file__).with_name("figures.json")
+WAYS = {"trim": trim, "bare": bare, "skeleton": skeleton}
+QUESTIONS = {1: 6, 8: 24, 64: 96, 256: 256}
+"""How many are asked, by how many at once."""
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+Output = Annotated[Path, typer.Option("--json", help="File for the figures; other parts of it stay.")]
+Turns = Annotated[int, typer.Option("--turns", min=1)]
+AtOnce = Annotated[list[int] | None, typer.Option("--at-once", help="Questions at once; several times.")]
+
+
+@app.command()
+def servers(
+    turns: Turns = 3, at_once: AtOnce = None, together: int = 128, output: Output = FIGURES, lock: bool = True
+) -> None:
+    """Over HTTP."""
+    from tests.vllm.conftest import running_servers
+
+    from .served import IN_ENGINE, Servers
+
+    with running_servers("--distributed-executor-backend", IN_ENGINE) as running:
+        keep = partial(_keep, output, "servers")
+        asyncio.run(_measured(Servers(running, together=together), turns, at_once, lock, keep))
+
+
+@app.command()
+def engines(turns: Turns = 3, at_once: AtOnce = None, output: Output = FIGURES, lock: bool = True) -> None:
+    """In process."""
+    for name, value in (("HF_HUB_OFFLINE", "1"), ("VLLM_NO_USAGE_STATS", "1"), ("OMP_NUM_THREADS", "1")):
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    from .served import Engines
+
+    held = Engines()
+    try:
+        asyncio.run(_measured(held, turns, at_once, lock, partial(_keep, output, "engines")))
+    finally:
+        held.close()
+
+
+@app.command()
+def graph(output: Output = FIGURES) -> None:
+    """Without models: CPU, memory, ten thousand questions at once, starting."""
+    from . import alone
+
+    parts = {"start": alone.start, "cpu": alone.cpu, "memory": alone.memory, "crowd": alone.crowd}
+    for name, part in parts.items():
+        found = part()
+        print(name, json.dumps(found, indent=1), flush=True)
+        _keep(output, "graph", {name: found})
+
+
+@app.command(hidden=True)
+def held(name: str, n: int) -> None:
+    """One way, so many questions at once; in a process of its own."""
+    from . import alone
+
+    print(json.dumps(alone.held(name, n)))
+
+
+@app.command()
+def report(given: Output = FIGURES) -> None:
+    """The tables, and the picture beside the figures."""
+    from . import picture
+
+    found = json.loads(given.read_text("utf-8"))
+    print(picture.table(picture.rows(found)), "", picture.table(picture.ratio_rows(found)), sep="\n")
+    print(*picture.draw(found, given.with_name("speed")))
+
+
+async def _measured(
+    place: Any, turns: int, at_once: list[int] | None, lock: bool, keep: Callable[[dict[str, Any]], None]
+) -> None:
+    await ask_all(trim(await place.fresh()), mixed(4, seed=1000), 4)  # what is loaded at the first call
+    if lock:
+        keep({"lock_step": await _against_lock_step(place, turns)})
+    for concurrency in QUESTIONS if at_once is None else at_once:
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
+        for turn in range(turns):
+            questions = mixed(QUESTIONS[concurrency], seed=turn)
+            texts = {}
+            for name in _turned(list(WAYS), turn):
+                way = WAYS[name](await place.fresh())
+                async with Peak() as peak:
+                    with Clock() as clock:
+                        solved = await ask_all(way, questions, concurrency)
+                texts[name] = solved
+                runs[name].append(
+                    figures(solved, clock) | {"mb_a_question": (peak.mb - peak.before) / concurrency}
+                )
+                _say(concurrency, name, runs[name][-1])
+            for name in WAYS:
+                runs[name][-1]["same_solutions"] = same(texts[name], texts["bare"])
+        found = {
+            "turns": turns,
+            "ways": {name: medians(of) for name, of in runs.items()},
+            "trim_to": ratios(runs, "trim", ("bare", "skeleton")),
+        }
+        keep({str(concurrency): found})
+
+
+async def _against_lock_step(place: Any, turns: int, n: int = 128) -> dict[str, Any]:
+    """The graph and the lock-step loop on the same questions, all asked at once."""
+    runs: dict[str, list[dict[str, float]]] = {"trim": [], "lock_step": []}
+    for turn in range(turns):
+        questions = mixed(n, seed=100 + turn)
+        texts = {}
+        for name in _turned(list(runs), turn):
+            if name == "trim":
+                way = trim(await place.fresh())
+                with Clock() as clock:
+                    texts[name] = await ask_all(way, questions, n)
+            else:
+                async with place.lock_step(questions) as loop:
+                    with Clock() as clock:
+                        texts[name] = await loop()
+            runs[name].append(figures(texts[name], clock))
+            _say(n, name, runs[name][-1])
+        runs["trim"][-1]["same_solutions"] = same(texts["trim"], texts["lock_step"])
+        runs["lock_step"][-1]["same_solutions"] = 1.0
+    return {
+        "turns": turns,
+        "ways": {name: medians(of) for name, of in runs.items()},
+        "trim_to": ratios(runs, "trim", ("lock_step",)),
+    }
+
+
+def _turned(names: list[str], turn: int) -> list[str]:
+    """Begin with another one at each turn."""
+    return names[turn % len(names) :] + names[: turn % len(names)]
+
+
+def _say(concurrency: int, name: str, run: dict[str, float]) -> None:
+    print(
+        f"{concurrency:4} at once  {name:9} {run['questions_per_s']:7.2f} questions/s "
+        f"{run['tokens_per_s']:7.0f} tokens/s  median {run['latency_s']:6.2f} s "
+        f"first step {run['first_step_s']:6.2f} s  CPU a step {run['cpu_ms_a_step']:6.2f} ms",
+        flush=True,
+    )
+
+
+def _keep(output: Path, part: str, found: dict[str, Any]) -> None:
+    kept = json.loads(output.read_text("utf-8")) if output.exists() else {}
+    kept[part] = kept.get(part, {}) | {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        **found,
+    }
+    output.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    app()

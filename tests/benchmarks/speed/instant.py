@@ -1,0 +1,108 @@
+"""Models that answer at once: what is left is the graph's own, and LangGraph's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langgraph.graph import START, StateGraph
+from langgraph.types import Command
+from typing_extensions import TypedDict
+
+from trim_graph.adapters.protocols import ScorableStep, ScorerReply
+from trim_graph.segment import DEFAULT_DELIMITER
+
+from .ways import Models
+
+STEPS = 10
+TOKENS = 12
+
+
+class InstantModel(BaseChatModel):
+    """Writes ``steps`` steps of about 60 letters, each after ``delay`` seconds."""
+
+    continues_exactly: ClassVar[bool] = True
+    delay: float = 0.0
+    steps: int = STEPS
+
+    @property
+    def _llm_type(self) -> str:
+        return "instant"
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        last = messages[-1]
+        done = str(last.content).count(DEFAULT_DELIMITER) if isinstance(last, AIMessage) else 0
+        text, reason = f"Step {done + 1}: what is said here takes about sixty letters.", DEFAULT_DELIMITER
+        ended = done == self.steps - 1
+        message = AIMessage(
+            "The answer is \\boxed{1}." if ended else text,
+            usage_metadata={"input_tokens": 100, "output_tokens": TOKENS, "total_tokens": 100 + TOKENS},
+            response_metadata={
+                "model_name": "instant",
+                "finish_reason": "stop",
+                "stop_reason": None if ended else reason,
+            },
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        await asyncio.sleep(self.delay)
+        return self._generate(messages, stop)
+
+
+class InstantScorer:
+    """Rates every step, one in five of them low enough to be written again."""
+
+    def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+        """Rate them."""
+        return ScorerReply([0.5 if number % 5 == 2 else 0.99 for number in range(len(steps))], 100)
+
+    async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+        """Rate them."""
+        return self.score(question, steps)
+
+
+def instant(delay: float = 0.0, steps: int = STEPS) -> Models:
+    """Both models and the scorer."""
+    return Models(*(InstantModel(delay=delay, steps=steps) for _ in range(2)), InstantScorer())
+
+
+class _Count(TypedDict):
+    left: int
+
+
+def empty() -> Any:
+    """A LangGraph of four empty nodes: generate, score, route, finalize; three supersteps a step."""
+
+    async def nothing(state: _Count) -> dict[str, Any]:
+        return {}
+
+    async def route(state: _Count) -> Command[Any]:
+        left = state["left"]
+        return Command(update={"left": left - 1}, goto="generate" if left > 0 else "finalize")
+
+    builder = StateGraph(_Count)
+    for name in ("generate", "score", "finalize"):
+        builder.add_node(name, nothing)
+    builder.add_node("route", route, destinations=("generate", "finalize"))
+    builder.add_edge(START, "route")
+    builder.add_edge("generate", "score")
+    builder.add_edge("score", "route")
+    return builder.compile()

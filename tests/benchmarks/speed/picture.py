@@ -1,0 +1,102 @@
+"""The table and the picture of what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PLACES = {"servers": "HTTP", "engines": "in process"}
+
+
+def rows(figures: dict[str, Any]) -> Iterator[list[str]]:
+    """The cells of the table, its head first."""
+    yield [
+        "where",
+        "at once",
+        "way",
+        "questions/s",
+        "tokens/s",
+        "latency s (p95)",
+        "first step s (p95)",
+        "CPU ms",
+    ]
+    for place, called in PLACES.items():
+        for at_once, found in figures.get(place, {}).items():
+            if not isinstance(found, dict):
+                continue
+            label = "128, lock-step" if at_once == "lock_step" else at_once
+            for way, run in found["ways"].items():
+                yield [
+                    called,
+                    label,
+                    way.replace("_", "-"),
+                    f"{run['questions_per_s']:.2f}",
+                    f"{run['tokens_per_s']:.0f}",
+                    f"{run['latency_s']:.2f} ({run['latency_p95_s']:.2f})",
+                    f"{run['first_step_s']:.2f} ({run['first_step_p95_s']:.2f})",
+                    f"{run['cpu_ms_a_step']:.2f}",
+                ]
+
+
+def ratio_rows(figures: dict[str, Any]) -> Iterator[list[str]]:
+    """The graph's figures as ratios to the others', medians over the turns."""
+    yield ["where", "at once", "the graph to", "throughput", "latency", "first step", "CPU a step"]
+    for place, called in PLACES.items():
+        for at_once, found in figures.get(place, {}).items():
+            if not isinstance(found, dict):
+                continue
+            label = "128" if at_once == "lock_step" else at_once
+            for other, ratio in found["trim_to"].items():
+                names = ("questions_per_s", "latency_s", "first_step_s", "cpu_ms_a_step")
+                cells = [f"{ratio[name]:.2f}" for name in names]
+                yield [called, label, other.replace("_", "-"), *cells]
+
+
+def table(cells: Iterator[list[str]]) -> str:
+    """Cells as a table in Markdown."""
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "---|" * (lines[0].count("|") - 1), *lines[1:]])
+
+
+def draw(figures: dict[str, Any], stem: Path) -> list[Path]:
+    """Draw throughput by way, and CPU by way."""
+    from matplotlib.figure import Figure
+
+    from trim_graph.evaluation.pictures import COLOURS, save_picture
+
+    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    names = ("bare", "skeleton", "trim", "lock_step")
+    labels = {"bare": "bare loop", "skeleton": "skeleton", "trim": "trim-graph", "lock_step": "lock-step"}
+    groups = [
+        (f"{called}\n{'128' if at_once == 'lock_step' else at_once} at once", found["ways"])
+        for place, called in PLACES.items()
+        for at_once, found in figures.get(place, {}).items()
+        if at_once in ("64", "lock_step")
+    ]
+    for number, name in enumerate(names):
+        bars = [(place + 0.2 * number, ways[name]) for place, (_, ways) in enumerate(groups) if name in ways]
+        left.bar(
+            [x for x, _ in bars],
+            [run["questions_per_s"] for _, run in bars],
+            width=0.2,
+            color=COLOURS[number],
+            label=labels[name],
+        )
+    left.set_xticks([place + 0.3 for place in range(len(groups))], [label for label, _ in groups], fontsize=8)
+    left.set_ylabel("questions/s")
+    left.legend(fontsize=7)
+    if "graph" in figures:
+        spent = figures["graph"]["cpu"]["ms_a_step"]
+        order = ("bare", "empty", "skeleton", "trim")
+        shown = {
+            "empty": "four empty\nnodes",
+            "bare": "bare\nloop",
+            "skeleton": "skeleton",
+            "trim": "trim-\ngraph",
+        }
+        right.bar([shown[name] for name in order], [spent[name] for name in order], color=COLOURS[2])
+        right.tick_params(axis="x", labelsize=7)
+        right.set_ylabel("CPU ms a step, instant models")
+    return save_picture(figure, stem)

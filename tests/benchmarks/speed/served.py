@@ -1,0 +1,154 @@
+"""The ways over HTTP (three vLLM servers) and in process (three engines), on the example models."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+from langchain_core.messages import AIMessage
+
+from tests.vllm.conftest import KEY, KEY_ENV, Server
+from trim_graph.adapters import (
+    ChatVLLM,
+    ChatVLLMEngine,
+    VLLMEngineProcessReward,
+    VLLMProcessReward,
+)
+from trim_graph.adapters.background import run_aside
+from trim_graph.adapters.vllm_engine_call import prompt_tokens, sampling_params
+from trim_graph.adapters.vllm_engine_start import vllm_module
+from trim_graph.examples.arithmetic import LARGE, PRM, SMALL
+from trim_graph.segment import DEFAULT_DELIMITER
+
+from .lockstep import EngineBatches, ServerBatches, conversation, solve_all
+from .ways import MAX_STEP_TOKENS, Models, Solved, Written
+
+LockStep = Callable[[Sequence[str]], Awaitable[list[Solved]]]
+IN_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""Runs the model in the engine's own process. The default on CPUs, a process more, spends most of its time on
+looking for work."""
+PATIENCE = 4.0
+"""These models write a step in a tenth of a second."""
+ENGINE: dict[str, Any] = {
+    "dtype": "float32",
+    "kv_cache_gib": 0.5,
+    "engine_args": {
+        "enforce_eager": True,
+        "max_num_seqs": 64,
+        "distributed_executor_backend": IN_ENGINE,
+    },
+}
+
+
+class Servers:
+    """Three servers. Each run has a prefix cache of its own: no run profits from what another one asked."""
+
+    def __init__(self, servers: dict[str, Server], *, together: int) -> None:
+        os.environ[KEY_ENV] = KEY
+        self._urls = {name: server.url for name, server in servers.items()}
+        self._together = together
+
+    async def fresh(self) -> Models:
+        """Adapters for a run."""
+        salt = {
+            "extra_body": {"cache_salt": uuid.uuid4().hex},
+            "max_batch_size": self._together,
+            "batch_patience": PATIENCE,
+        }
+        return Models(
+            ChatVLLM(model="small", base_url=self._urls["small"], **salt),
+            ChatVLLM(model="large", base_url=self._urls["large"], api_key_env=KEY_ENV, **salt),
+            VLLMProcessReward("prm", base_url=self._urls["prm"]),
+        )
+
+    @asynccontextmanager
+    async def lock_step(self, questions: Sequence[str]) -> Any:
+        """The loop for these questions; what their prompts begin with is rendered on entry."""
+        writers = {
+            "small": ChatVLLM(model="small", base_url=self._urls["small"], continuation="raw"),
+            "large": ChatVLLM(
+                model="large", base_url=self._urls["large"], api_key_env=KEY_ENV, continuation="raw"
+            ),
+        }
+        scorer = VLLMProcessReward("prm", base_url=self._urls["prm"])
+        heads = [
+            {name: await _head(model, question) for name, model in writers.items()} for question in questions
+        ]
+        layout = (await scorer._ready.get()).format
+        async with httpx.AsyncClient(timeout=None) as client:
+            roots = {name: url.removesuffix("/v1") for name, url in self._urls.items()}
+            batches = ServerBatches(client, roots, {"large": KEY}, {"cache_salt": uuid.uuid4().hex})
+
+            async def loop() -> list[Solved]:
+                return await solve_all(questions, heads, batches, layout, lambda _, head, text: head + text)
+
+            yield loop
+
+
+async def _head(model: ChatVLLM, question: str) -> str:
+    _, body = await model._prompts.request(conversation(question), model._settings(None, {}))
+    return str(body["prompt"])
+
+
+class Engines:
+    """Three engines in this process. Their prefix caches are emptied before each run."""
+
+    def __init__(self) -> None:
+        self._small = ChatVLLMEngine(model=str(SMALL), **ENGINE)
+        self._large = ChatVLLMEngine(model=str(LARGE), **ENGINE)
+        self._scorer = VLLMEngineProcessReward(PRM, **ENGINE)
+        for model in (self._small, self._large, self._scorer):
+            model.start()
+
+    def close(self) -> None:
+        """End them."""
+        for model in (self._small, self._large, self._scorer):
+            model.close()
+
+    async def fresh(self) -> Models:
+        """Adapters for a run."""
+        for model in (self._small, self._large):
+            await run_aside(model._hold.engine()._llm.reset_prefix_cache())
+        return Models(self._small, self._large, self._scorer)
+
+    @asynccontextmanager
+    async def lock_step(self, questions: Sequence[str]) -> Any:
+        """The loop for these questions."""
+        await self.fresh()
+        engines = {"small": self._small._hold.engine(), "large": self._large._hold.engine()}
+        ready = self._scorer._load()
+        pooling = ready.hold.engine()
+
+        def write_by(model: ChatVLLMEngine) -> Callable[[list[int]], Awaitable[Written]]:
+            settings = model._settings([DEFAULT_DELIMITER], {"max_tokens": MAX_STEP_TOKENS})
+
+            async def write(prompt: list[int]) -> Written:
+                params = sampling_params(settings, {}, whole=True)
+                async for output in model._hold.engine().generate(prompt, params):
+                    choice = output.outputs[0]
+                return Written(choice.text, choice.stop_reason is None, len(choice.token_ids))
+
+            return write
+
+        async def encode(ids: list[int]) -> Any:
+            params = vllm_module("vllm").PoolingParams(task="token_classify", use_activation=True)
+            return (await pooling.encode(ids, params)).outputs.data.tolist()
+
+        def join(writer: str, head: Any, prefix: str) -> list[int]:
+            asked = [*head, AIMessage(prefix)] if prefix else head
+            return prompt_tokens(engines[writer], asked, {})
+
+        writers = {"small": write_by(self._small), "large": write_by(self._large)}
+        batches = EngineBatches(writers, encode, run_aside)
+        heads = [dict.fromkeys(writers, conversation(question)) for question in questions]
+
+        async def loop() -> list[Solved]:
+            return await solve_all(questions, heads, batches, ready.format, join)
+
+        yield loop
+        await asyncio.sleep(0)
