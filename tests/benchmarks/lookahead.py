@@ -1,19 +1,22 @@
 """What lookahead saves, and what it costs: latency a question with it and without, small tokens thrown away.
 
 ``python -m tests.benchmarks.lookahead [--json FILE]`` runs the example models in this process and, where
-``TRIM_VLLM_PYTHON`` names a Python with vLLM, behind real vLLM servers. Each line asks the same questions
-with lookahead and without, in turns; ``same`` says how many answers agree. ``scorer``: ``here`` it shares the
-machine's cores with the small model; ``away`` each of its answers takes ``--delay`` seconds more, as if it
-were on another machine: that time is added, by a proxy before the real server or by waiting before the real
-scorer, and uses no core. ``draft`` and ``score`` are the medians of the calls without lookahead; ``off``,
-``on`` and ``ratio`` come from the least of each question's rounds, ``quartiles`` are those of all ratios of
-neighbouring runs, and ``through`` is the ratio of what gets done in a second.
+``TRIM_VLLM_PYTHON`` names a Python with vLLM, behind real vLLM servers; ``waiting`` has no models at all,
+only their waiting, a draft and a score of 100 ms each: what the graph itself makes of lookahead. Each line
+asks the same questions with lookahead and without, in turns; ``same`` says how many answers agree.
+``scorer``: ``here`` it shares the machine's cores with the small model; ``away`` each of its answers takes
+``--delay`` seconds more, as if it were on another machine: that time is added, by a proxy before the real
+server or by waiting before the real scorer, and uses no core. ``draft`` and ``score`` are the medians of the
+calls without lookahead; ``off``, ``on`` and ``ratio`` come from the least of each question's rounds,
+``quartiles`` are those of all ratios of neighbouring runs, and ``through`` is the ratio of what gets done in
+a second.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import os
 import platform
@@ -23,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackHandler
 
@@ -32,8 +35,12 @@ from trim_graph import create_trim_graph
 from trim_graph.adapters import ChatTransformers, ChatVLLM, TransformersProcessReward, VLLMProcessReward
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
 from trim_graph.policies import large_only, threshold
+from trim_graph.testing import ScriptedChatModel
 
 THRESHOLDS = (0.0, 0.5, 0.98)
+KINDS = ("waiting", "transformers", "vllm")
+WORDS, TOKEN_S = 20, 0.005
+"""Of a step, where nothing but waiting is measured."""
 CONCURRENCY = (1, 16)
 
 
@@ -173,6 +180,47 @@ def figures(
     }
 
 
+class Waiting(ScriptedChatModel):
+    """No model: waits `TOKEN_S` a word of a script."""
+
+    takes_stop_when: ClassVar[bool] = True
+
+    async def _agenerate(
+        self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> Any:
+        ended = kwargs.get("stop_when") or (lambda text: False)
+        for words in range(1, WORDS + 1):
+            await asyncio.sleep(TOKEN_S)
+            if ended("word " * words):
+                break
+        return self._generate(messages, stop, **kwargs)
+
+
+class WaitingScorer:
+    """No scorer: waits as long as a draft takes, and draws a score from the text."""
+
+    def score(self, question: str, steps: Any) -> list[float]:
+        return [
+            int(hashlib.sha256((question + step["text"]).encode()).hexdigest()[:4], 16) / 0xFFFF
+            for step in steps
+        ]
+
+    async def ascore(self, question: str, steps: Any) -> list[float]:
+        await asyncio.sleep(WORDS * TOKEN_S)
+        return self.score(question, steps)
+
+
+@contextmanager
+def waiting(delay: float) -> Iterator[dict[str, tuple[Any, Any, Any]]]:
+    """Nothing but waiting: what the graph makes of a draft and a score that take equally long."""
+
+    def script(writer: str) -> list[str]:
+        return [f"{writer} {step} " + "word " * (WORDS - 3) for step in range(8)]
+
+    small, large = (Waiting(script=script(writer), name=writer) for writer in ("small", "large"))
+    yield {"away": (small, large, WaitingScorer())}
+
+
 @contextmanager
 def in_process(delay: float) -> Iterator[dict[str, tuple[Any, Any, Any]]]:
     """The example models in this process."""
@@ -219,13 +267,13 @@ async def measured(
 ) -> list[dict[str, Any]]:
     """Measure all lines of one kind of models."""
     lines = []
-    small, large, scorer = places["here"]
+    small, large, scorer = next(iter(places.values()))
     # The large model's weights are loaded, and its server is asked once, before anything is timed.
     await asked(create_trim_graph(small, large, scorer, policy=large_only()), ["What is 1 + 1?"], 1, [])
-    for place in args.scorer:
+    for place in (place for place in args.scorer if place in places):
         for concurrency in args.at_once:
             count = args.questions if concurrency == 1 else 2 * concurrency
-            for t in THRESHOLDS:
+            for t in (0.0, 0.2, 0.5) if models == "waiting" else THRESHOLDS:
                 one = await cell(places[place], t, concurrency, count, args.rounds)
                 print(line(models, place, one), flush=True)
                 lines.append({"models": models, "scorer": place, "questions": count, **one})
@@ -239,9 +287,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=6, help="of each cell; at least 32 at 16 at once")
     parser.add_argument("--rounds", type=int, default=4, help="of both arms")
     parser.add_argument("--delay", type=float, default=0.06, help="seconds on the way to a scorer away")
-    parser.add_argument(
-        "--models", nargs="*", default=["transformers", "vllm"], choices=["transformers", "vllm"]
-    )
+    parser.add_argument("--models", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--at-once", nargs="*", type=int, default=list(CONCURRENCY))
     parser.add_argument("--scorer", nargs="*", default=["here", "away"], choices=["here", "away"])
     args = parser.parse_args()
@@ -253,7 +299,7 @@ def main() -> None:
         "lines": [],
     }
     print(f"{told['date']}  {told['machine']}  load {told['load_before']:.1f}\n{HEAD}")
-    for models, made in (("transformers", in_process), ("vllm", on_servers)):
+    for models, made in (("waiting", waiting), ("transformers", in_process), ("vllm", on_servers)):
         if models not in args.models:
             continue
         if models == "vllm" and not os.environ.get("TRIM_VLLM_PYTHON"):
