@@ -48,17 +48,17 @@ def connected(address: str) -> Iterator[Any]:
     _reach(address)
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
-    try:
-        # Ray prints notes of its own, which do not belong into a command's output.
-        with redirect_stdout(sys.stderr):
+    # Ray prints notes of its own, the last of them as it ends; they do not belong into a command's output.
+    with redirect_stdout(sys.stderr):
+        try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             if main:  # Ray's own would end the process without a word of what is left
                 signal.signal(signal.SIGTERM, handler)
             yield ray
-    finally:
-        ray.shutdown()
-        if main:
-            signal.signal(signal.SIGTERM, handler)
+        finally:
+            ray.shutdown()
+            if main:
+                signal.signal(signal.SIGTERM, handler)
 
 
 def _reach(address: str) -> None:
