@@ -54,6 +54,7 @@ class VLLMProcessReward:
         step_token: The token after each step; None: the format's own.
         system_prompt: First turn of a chat; None leaves it to the chat template, ``auto``: the format's own.
         max_batch_size: Most solutions in a request.
+        max_requests: Most requests at once from one event loop; what comes meanwhile goes with the next.
         read_timeout: Seconds without a byte from the server after which the connection counts as dropped.
         max_retries: How often to try again after no connection, a dropped one, 429 or 5xx.
 
@@ -72,12 +73,15 @@ class VLLMProcessReward:
         step_token: str | None = None,
         system_prompt: str | None = "auto",
         max_batch_size: int = 64,
+        max_requests: int = 2,
         read_timeout: float = 600.0,
         max_retries: int = 3,
     ) -> None:
         check_format(format, step_token=step_token, system_prompt=system_prompt)
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size={max_batch_size!r} must be 1 or more")
+        if max_requests < 1:
+            raise ValueError(f"max_requests={max_requests!r} must be 1 or more")
         if not read_timeout > 0:
             raise ValueError(f"read_timeout={read_timeout!r} must be a number of seconds above 0")
         if max_retries < 0:
@@ -91,6 +95,7 @@ class VLLMProcessReward:
             "step_token": step_token,
             "system_prompt": system_prompt,
             "max_batch_size": max_batch_size,
+            "max_requests": max_requests,
             "read_timeout": read_timeout,
             "max_retries": max_retries,
         }
@@ -109,7 +114,9 @@ class VLLMProcessReward:
         )
         self._ready = Once(self._get_ready)
         self._requests: dict[str, CallBatcher[PRMInput, Any]] = {
-            root: CallBatcher(partial(self._send, server), max_batch=max_batch_size)
+            root: CallBatcher(
+                partial(self._send, server), max_batch=max_batch_size, max_requests=max_requests
+            )
             for root, server in self._server.servers.items()
         }
 

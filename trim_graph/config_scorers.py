@@ -50,6 +50,7 @@ class VLLMPRM(FormattedPRM):
     api_key_env: str | None = "VLLM_API_KEY"
     tokenizer: ModelPlace | None = None
     max_batch_size: int = Field(default=64, ge=1)
+    max_requests: int = Field(default=2, ge=1)
     max_retries: int = Field(default=3, ge=0)
     read_timeout: float = Field(default=600.0, gt=0)
     serve: Serve = Serve()

@@ -233,6 +233,7 @@ class TestServer:
         [
             {"format": "other"},
             {"max_batch_size": 0},
+            {"max_requests": 0},
             {"max_retries": -1},
             {"read_timeout": 0},
             {"base_url": "x"},

@@ -17,6 +17,7 @@ _INCIDENTAL = (
     "device",
     "max_batch_size",
     "batch_patience",
+    "max_requests",
     "max_connections",
     "read_timeout",
     "max_retries",

@@ -139,6 +139,7 @@ def start() -> dict[str, Any]:
         "python": [*python, "pass"],
         "import langgraph.graph": [*python, "import langgraph.graph"],
         "import trim_graph": [*python, "import trim_graph"],
+        "create_trim_graph": [*python, "from trim_graph import create_trim_graph"],
         "trim-graph --help": [program, "--help"],
     }
     took: dict[str, list[float]] = {name: [] for name in commands}
@@ -149,5 +150,8 @@ def start() -> dict[str, Any]:
             took[name].append(time.perf_counter() - begun)
     seconds = {name: statistics.median(values) for name, values in took.items()}
     nothing_yet = seconds["python"]
-    ratio = (seconds["import trim_graph"] - nothing_yet) / (seconds["import langgraph.graph"] - nothing_yet)
-    return {"seconds": seconds, "import_to_langgraph": ratio}
+    langgraph = seconds["import langgraph.graph"] - nothing_yet
+    to_langgraph = {
+        name: (seconds[name] - nothing_yet) / langgraph for name in ("import trim_graph", "create_trim_graph")
+    }
+    return {"seconds": seconds, "to_langgraph": to_langgraph}

@@ -63,7 +63,7 @@ class Servers:
         return Models(
             ChatVLLM(model="small", base_url=self._urls["small"], **salt),
             ChatVLLM(model="large", base_url=self._urls["large"], api_key_env=KEY_ENV, **salt),
-            VLLMProcessReward("prm", base_url=self._urls["prm"]),
+            VLLMProcessReward("prm", base_url=self._urls["prm"], max_requests=1),
         )
 
     @asynccontextmanager
