@@ -27,6 +27,7 @@ from .calling import (
     spend_of_raised,
     used_between,
 )
+from .clock import timed
 from .deadline import GRACE, call_within
 from .drafting import draft_of
 from .drawing import Drawing, noting
@@ -46,32 +47,32 @@ def generate_step_node(
     """Build the node from the two writers, the graph's own way to find the end of a step, and its ledger."""
     models: dict[Writer, Runnable[Any, Any]] = {"small": small, "large": large}
 
-    def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
+    def write(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         call = prepare_step(state, config, models, segmentation)
         if call is None:
-            return changed(state, charged_first(state))
+            return charged_first(state)
         drawing = Drawing(state, call.order, ledger)
         drawn = drawing.reserve(call.order["max_tokens"])
         if drawn.refused is not None:
-            return changed(state, refused(call, drawn.refused))
+            return refused(call, drawn.refused)
         call = _granted(call, drawn.tokens)
         try:
             update = _asked(call)
         except BaseException as error:
             drawing.settle(call.spend, spend_of_raised(call, error))
             raise
-        return changed(state, noting(update, state, drawing.settle(call.spend, update["spend"])))
+        return noting(update, state, drawing.settle(call.spend, update["spend"]))
 
-    async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
+    async def awrite(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         call = prepare_step(state, config, models, segmentation)
         if call is None:
-            return changed(state, charged_first(state))
+            return charged_first(state)
         drawing = Drawing(state, call.order, ledger)
         if not drawing:
-            return changed(state, await _aasked(call, work_ahead_of(config)))
+            return await _aasked(call, work_ahead_of(config))
         drawn = await drawing.areserve(call.order["max_tokens"])
         if drawn.refused is not None:
-            return changed(state, refused(call, drawn.refused))
+            return refused(call, drawn.refused)
         call = _granted(call, drawn.tokens)
         try:
             update = await _aasked(call)
@@ -80,7 +81,15 @@ def generate_step_node(
             await asyncio.shield(asyncio.to_thread(drawing.settle, call.spend, spend))
             raise
         note = await asyncio.shield(asyncio.to_thread(drawing.settle, call.spend, update["spend"]))
-        return changed(state, noting(update, state, note))
+        return noting(update, state, note)
+
+    def run(given: TrimState, config: RunnableConfig) -> dict[str, Any]:
+        with timed(given, config) as state:
+            return changed(given, write(state, config))
+
+    async def arun(given: TrimState, config: RunnableConfig) -> dict[str, Any]:
+        with timed(given, config) as state:
+            return changed(given, await awrite(state, config))
 
     return Node(run, arun, name="generate_step")
 

@@ -19,6 +19,7 @@ from trim_graph.context import settings_of
 from trim_graph.events import emit
 from trim_graph.state import Draft, Order, Step, TrimState
 
+from .clock import timed
 from .deadline import GRACE, call_within
 from .failures import attempts_of, charge_scorer, failure, has_way_out
 from .looking_ahead import LookingAhead
@@ -30,6 +31,10 @@ def score_step_node(scorer: Scorer, looking: LookingAhead | None = None) -> Node
     """Build the node from the scorer, and from what the small model does meanwhile."""
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
+        with timed(state, config) as timed_state:
+            return rate(timed_state, config)
+
+    def rate(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         begun = time.monotonic()
         left = _seconds_left(state)
         question, steps = state["run"]["question"], _scorable(state)
@@ -46,14 +51,15 @@ def score_step_node(scorer: Scorer, looking: LookingAhead | None = None) -> Node
 
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         try:
-            return await rate(state, config)
+            with timed(state, config) as timed_state:
+                return await arate(timed_state, config)
         except BaseException:
             # Here already, not only when the run has ended: traces want a call to end before its node.
             if (under_way := work_ahead_of(config)) is not None:
                 await under_way.close()
             raise
 
-    async def rate(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
+    async def arate(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         begun = time.monotonic()
         left = _seconds_left(state)
         if looking is not None:

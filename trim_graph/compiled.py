@@ -16,6 +16,8 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.graph.state import CompiledStateGraph
 
 from .context import TrimContext
+from .nodes.clock import KEY as CLOCK
+from .nodes.clock import Clock
 from .nodes.work_ahead import KEY, WorkAhead
 from .state import TrimInput, TrimOutput, TrimState
 
@@ -29,16 +31,20 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
     def stream(self, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         """Stream a run; see LangGraph's own documentation. `invoke` and its like come this way too."""
         # Nothing is in flight, also where this graph is called inside another that has something.
-        yield from super().stream(input, _with_work(config, None), **kwargs)
+        clock = Clock()
+        for part in super().stream(input, _of_invocation(config, clock, None), **kwargs):
+            with clock.held():
+                yield part
 
     async def astream(self, input: Any, config: Any = None, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Stream a run; see LangGraph's own documentation. `ainvoke` and its like come this way too."""
-        under_way = WorkAhead()
-        parts: Any = super().astream(input, _with_work(config, under_way), **kwargs)
+        clock, under_way = Clock(), WorkAhead()
+        parts: Any = super().astream(input, _of_invocation(config, clock, under_way), **kwargs)
         try:
             async with contextlib.aclosing(parts):
                 async for part in parts:
-                    yield part
+                    with clock.held():
+                        yield part
         finally:
             await under_way.close()
 
@@ -68,10 +74,13 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
         return with_limit(config, (self.config or {}).get("recursion_limit", DEFAULT_LIMIT))
 
 
-def _with_work(config: RunnableConfig | None, under_way: WorkAhead | None) -> RunnableConfig:
-    """Tell the nodes of an invocation what it has in flight."""
+def _of_invocation(
+    config: RunnableConfig | None, clock: Clock, under_way: WorkAhead | None
+) -> RunnableConfig:
+    """Give the nodes of an invocation its clock, and tell them what it has in flight."""
     given = config or {}
-    return {**given, "configurable": {**(given.get("configurable") or {}), KEY: under_way}}
+    own = {CLOCK: clock, KEY: under_way}
+    return {**given, "configurable": {**(given.get("configurable") or {}), **own}}
 
 
 def with_limit(config: RunnableConfig | None, limit: int = DEFAULT_LIMIT) -> RunnableConfig:

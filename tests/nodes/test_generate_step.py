@@ -181,7 +181,8 @@ def clock(monkeypatch):
     clock = SimpleNamespace(now=0.0)
     fake = SimpleNamespace(monotonic=lambda: clock.now)
     monkeypatch.setattr(generate_step, "time", fake)
-    monkeypatch.setattr(sys.modules["trim_graph.nodes.score_step"], "time", fake)
+    for module in ("score_step", "clock"):
+        monkeypatch.setattr(sys.modules[f"trim_graph.nodes.{module}"], "time", fake)
     return clock
 
 

@@ -35,7 +35,13 @@ STARTED_WITHIN = 300.0
 """Seconds. On two idle cores the three need about 60."""
 
 _PYTHON = os.environ.get("TRIM_VLLM_PYTHON", "")
-_COMMON = ("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64", "--enable-prompt-tokens-details")
+IN_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""Runs the model in the engine's own process. The default on CPUs, a process more, spends most of its time on
+looking for work."""
+_COMMON = (
+    *("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64", "--enable-prompt-tokens-details"),
+    *("--distributed-executor-backend", IN_ENGINE),
+)
 
 
 @dataclass(frozen=True)
@@ -72,11 +78,8 @@ def servers(vllm_python) -> Iterator[dict[str, Server]]:
 
 
 @contextmanager
-def running_servers(*further: str) -> Iterator[dict[str, Server]]:
-    """Start three servers, with further options.
-
-    The large model's wants a key, and its chat template trims what it renders.
-    """
+def running_servers() -> Iterator[dict[str, Server]]:
+    """Start three servers. The large model's wants a key, and its chat template trims what it renders."""
     from trim_graph.adapters.model_source import load_tokenizer
 
     pooling = tuple(serve_options("qwen", tokenizer=load_tokenizer(str(PRM))))
@@ -90,7 +93,7 @@ def running_servers(*further: str) -> Iterator[dict[str, Server]]:
         try:
             for name, (weights, options, key) in wanted.items():
                 log = Path(logs) / f"{name}.log"
-                running[name] = start_server(_PYTHON, name, weights, (*options, *further), key, log)
+                running[name] = start_server(_PYTHON, name, weights, options, key, log)
             deadline = time.monotonic() + STARTED_WITHIN
             for server in running.values():
                 wait_for(server, deadline)

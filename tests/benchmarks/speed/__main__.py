@@ -45,9 +45,9 @@ def servers(
     """Over HTTP."""
     from tests.vllm.conftest import running_servers
 
-    from .served import IN_ENGINE, Servers
+    from .served import Servers
 
-    with running_servers("--distributed-executor-backend", IN_ENGINE) as running:
+    with running_servers() as running:
         keep = partial(_keep, output, "servers")
         asyncio.run(_measured(Servers(running, together=together), turns, at_once, lock, keep))
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from langchain_core.messages import AIMessage
 
-from tests.vllm.conftest import KEY, KEY_ENV, Server
+from tests.vllm.conftest import IN_ENGINE, KEY, KEY_ENV, Server
 from trim_graph.adapters import (
     ChatVLLM,
     ChatVLLMEngine,
@@ -29,9 +29,6 @@ from .lockstep import EngineBatches, ServerBatches, conversation, solve_all
 from .ways import MAX_STEP_TOKENS, Models, Solved, Written
 
 LockStep = Callable[[Sequence[str]], Awaitable[list[Solved]]]
-IN_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-"""Runs the model in the engine's own process. The default on CPUs, a process more, spends most of its time on
-looking for work."""
 PATIENCE = 4.0
 """These models write a step in a tenth of a second."""
 ENGINE: dict[str, Any] = {
