@@ -113,8 +113,8 @@ def create_trim_graph(
             builder.add_node("score_step", score_step_node(as_scorer(scorer), looking))
         except TypeError as error:
             raise SettingsError(str(error)) from error
-        way = Way(after_generate_step, name="after_generate_step")
-        builder.add_conditional_edges("generate_step", way, AFTER_GENERATE_STEP)
+        choice = Way(after_generate_step, name="after_generate_step")
+        builder.add_conditional_edges("generate_step", choice, AFTER_GENERATE_STEP)
         builder.add_edge("score_step", "route")
     graph = builder.compile(checkpointer=checkpointer, name=name)
     graph.__class__ = TrimGraph

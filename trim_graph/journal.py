@@ -34,8 +34,8 @@ class Finished:
                 self._above.remove(self._below)
                 self._below += 1
 
-    def __contains__(self, index: int) -> bool:
-        return index < self._below or index in self._above
+    def __contains__(self, index: object) -> bool:
+        return isinstance(index, int) and (index < self._below or index in self._above)
 
     def __len__(self) -> int:
         return self._below + len(self._above)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from trim_graph.training.rollouts import Rollouts
     from trim_graph.training.step_model import StepModel
 
+__all__ = ["Request", "load_parts", "run_training"]
+
 
 def run_training(request: Request) -> None:
     """Train the policies that a request asks for, and write them and their curves.

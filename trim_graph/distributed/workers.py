@@ -17,6 +17,8 @@ from trim_graph.evaluation.runner import run_each
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Item_contra = TypeVar("Item_contra", contravariant=True)
+Result_co = TypeVar("Result_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,10 @@ class Models:
         return build_graph(for_measuring(self.config.model_copy(update=changed)), parts=parts)
 
 
-class Job(Protocol[Item, Result]):
+class Job(Protocol[Item_contra, Result_co]):
     """Work of one kind on many items. It is pickled, and so are items and results."""
 
-    def begin(self, models: Models) -> Callable[[Item], Awaitable[Result]]:
+    def begin(self, models: Models) -> Callable[[Item_contra], Awaitable[Result_co]]:
         """Return what does the work on one item. An error of an item belongs into its result."""
         ...
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from .arms import REFERENCES, Arm
@@ -99,7 +100,7 @@ class Course:
             return self.spend(name)
 
         async def measure(numbers: Sequence[float]) -> list[float]:
-            return await self.all_of([lambda number=number: at(number) for number in numbers])
+            return await self.all_of([partial(at, number) for number in numbers])
 
         known = self._measured.setdefault(dial.family, {})
         chosen = {arm: self._chosen(dial, arm, target) for arm, target in targets.items()}

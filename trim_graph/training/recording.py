@@ -52,12 +52,12 @@ class Unexplored(NamedTuple):
     """A question whose ways are not all known.
 
     Attributes:
-        index: Its place among the questions that are explored.
+        place: Its place among the questions that are explored.
         question: Its text and its grader.
         known: Runs recorded before.
     """
 
-    index: int
+    place: int
     question: Question
     known: Sequence[Trace]
 
@@ -81,7 +81,7 @@ class ExploreQuestions:
             one = Rollouts([item.question], build, max_steps=steps, on_trace=made.append)
             one.add(item.known)
             await one.explore(self.rounds)
-            return [{**trace, "index": item.index} for trace in made]
+            return [{**trace, "index": item.place} for trace in made]
 
         return work
 
