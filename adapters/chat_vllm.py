@@ -111,6 +111,11 @@ class ChatVLLM(VLLMChatModel):
                 f"max_batch_size={self.max_batch_size} sends many prompts to /v1/completions, which "
                 "continuation='chat' rules out: leave continuation at 'auto', or max_batch_size at 1"
             )
+        if together and self.extra_body.get("n", 1) != 1:
+            raise ValueError(
+                f"extra_body asks for n={self.extra_body['n']} answers a prompt: leave it out where "
+                "max_batch_size is above 1"
+            )
         continuation = "raw" if together else self.continuation
         self._prompts = VLLMPrompts(self._server, self.model, continuation, dict(self.chat_template_kwargs))
         self._together = {

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .protocols import ModelServerError
+
 _PROBES = (
     "What is 12 times 12?",
     "Two lines, with numbers (1, 2.5),\n\nand signs: + - * / = ' \" \\ $ % # @ ! ; _ ^ ~ `, é ü 中",
@@ -43,7 +45,12 @@ async def surroundings(
         turns: A conversation with a plain question.
         render: Asks for the rendered conversation.
     """
-    first, other = [await render([*turns[:-1], {"role": "user", "content": probe}]) for probe in _PROBES]
+    try:
+        first, other = [await render([*turns[:-1], {"role": "user", "content": probe}]) for probe in _PROBES]
+    except ModelServerError as error:
+        if error.status is not None or error.begun:
+            raise
+        return False  # its tokenizer cannot tell one of these texts; a question may be another matter
     before, found, behind = first.partition(_PROBES[0])
     if not found or before + _PROBES[1] + behind != other:
         return False

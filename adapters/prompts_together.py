@@ -17,13 +17,15 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from .protocols import ModelServerError
-from .vllm_server import VLLMServer
+from .vllm_server import TransientError, VLLMServer
 
 STREAM = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 _UNSEEN = {"stream_interval": 1_000_000}
 """Nobody looks at an answer before it is done: it comes in two events, its first token and the rest."""
 _BEGIN_S = 0.02
 """The time of a call until one is known."""
+_OF_LIMIT = 0.1
+"""Most of its time limit that a call waits for others."""
 
 Event = dict[str, Any]
 
@@ -34,6 +36,8 @@ class _Seat:
 
     prompt: str
     arrived: asyncio.Queue[Event | Exception | None] = field(default_factory=asyncio.Queue)
+    begun: bool = False
+    """Whether a part of the answer has come."""
     over: bool = False
     """Whether nothing more is to come, or nobody waits for it."""
     request: asyncio.Task[None] | None = None
@@ -75,7 +79,9 @@ class PromptsTogether:
         """Copies of an adapter wait in one line."""
         return self
 
-    async def events(self, body: Event, *, seen: bool) -> AsyncGenerator[Event, None]:
+    async def events(
+        self, body: Event, *, seen: bool, within: float | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Yield the events of one answer, as a request of its own would have them.
 
         Leaving early takes it out of the line, or out of its request: the server goes on with it, unless all
@@ -84,6 +90,7 @@ class PromptsTogether:
         Args:
             body: Of the request, with one prompt.
             seen: Whether the answer is looked at before it is done.
+            within: Seconds that it may take; where they are few it does not wait for company.
 
         Raises:
             TransientError: The connection could not be made, or broke before the end.
@@ -98,6 +105,8 @@ class PromptsTogether:
         line.waiting.setdefault(key, []).append(seat)
         if line.under_way == 0:
             loop.call_soon(self._send_if_due, line)  # the calls of this turn of the loop come in first
+        elif within is not None and self._patience * line.seconds > _OF_LIMIT * within:
+            self._send_all(line)
         elif line.timer is None:
             line.timer = loop.call_later(self._patience * line.seconds, self._send_all, line)
             self._send_if_due(line)
@@ -160,7 +169,9 @@ class PromptsTogether:
             for seat in live.values():
                 if len(seats) > 1 and isinstance(error, ModelServerError) and error.status == 400:
                     # One bad prompt must not cost the others their answers.
-                    if not seat.over:
+                    if seat.begun:
+                        self._end(seat, TransientError(str(error), begun=True))
+                    elif not seat.over:
                         self._start(line, common, [seat])
                 else:
                     self._end(seat, copy.copy(error))
@@ -195,6 +206,7 @@ class PromptsTogether:
                         "request (continuous_usage_stats); max_batch_size=1 sends each on its own",
                         begun=True,
                     )
+                live[number].begun = True
                 live[number].arrived.put_nowait(event)
                 if choices[0].get("finish_reason") and len(seats) > 1:
                     done(number)

@@ -50,7 +50,8 @@ class VLLMCall:
         self._messages = messages
         self._settings = settings
         self._extra_body = extra_body
-        self._together = together or {}
+        # A server cannot end one prompt of several: what is to end early goes by itself.
+        self._together = together if together and settings.stop_when is None else {}
         self._lost = Lost()
         self.answer = Answer()
 
@@ -135,8 +136,8 @@ class VLLMCall:
 
     async def _attempt(self) -> None:
         path, body = await self._request()
+        seen = self._settings.timeout is not None or self._settings.stop_when is not None
         try:
-            seen = self._settings.timeout is not None or self._settings.stop_when is not None
             if not seen and not self._together:
                 self._take(await self._server.post_once(path, body))
             else:
@@ -147,7 +148,7 @@ class VLLMCall:
                             break
             self._check_whole()
         except ModelServerError as error:
-            self._lose(error)
+            self._lose(error, told=seen)
             raise
         if self.answer.reasoned and self._prompts.switch_to_raw():
             self._lose()
@@ -174,7 +175,8 @@ class VLLMCall:
 
     def _events(self, path: str, body: dict[str, Any], *, seen: bool) -> Events:
         if self._together:
-            return self._together[self._server.root].events(body, seen=seen)
+            line = self._together[self._server.root]
+            return line.events(body, seen=seen, within=self._settings.timeout)
         return self._server.events(path, body | STREAM)
 
     async def _request(self) -> tuple[str, dict[str, Any]]:
@@ -191,9 +193,9 @@ class VLLMCall:
                 begun=True,
             ) from error
 
-    def _lose(self, error: ModelServerError | None = None) -> None:
+    def _lose(self, error: ModelServerError | None = None, *, told: bool = True) -> None:
         """Count what has arrived as lost; a time limit that ends later must not count it again."""
-        self._lost.add(self.answer, worked_on=error is not None and error.begun)
+        self._lost.add(self.answer, worked_on=error is not None and error.begun, told=told)
         self.answer = Answer()
 
     @contextlib.contextmanager

@@ -170,14 +170,19 @@ class Lost:
     unknown: int = 0
     """Attempts that the server may have worked on and told nothing of."""
 
-    def add(self, answer: Answer, *, worked_on: bool) -> None:
+    def add(self, answer: Answer, *, worked_on: bool, told: bool = True) -> None:
         """Count an attempt that came to nothing.
 
         Args:
             answer: What had arrived of it.
             worked_on: Whether the server may have worked on it.
+            told: Whether the tokens were told as they were written; else those of an answer that did not
+                come to its end are unknown.
         """
         self.attempts += 1
+        if not told and answer.finish_reason is None:
+            self.unknown += worked_on or answer.begun
+            return
         self.input_tokens += answer.input_tokens
         self.output_tokens += answer.output_tokens
         self.unknown += worked_on and not answer.input_tokens

@@ -217,6 +217,16 @@ def used_between(before: Spend, after: Spend, writer: Writer) -> int:
     return sum(after[writer][kind] - before[writer][kind] for kind in kinds)  # type: ignore[literal-required]
 
 
+def too_late(call: Call) -> bool:
+    """Tell whether the time ended on the way to a large call, which would be cut off and charged in full."""
+    return call.order["writer"] == "large" and out_of_time(call, call.spend)
+
+
+def not_made(call: Call) -> dict[str, Any]:
+    """End the run without the call."""
+    return {"spend": call.spend, "draft": None, "in_flight": None, "stopped": "deadline"}
+
+
 def out_of_time(call: Call, spend: Spend) -> bool:
     """Tell whether no time is left in which anybody could act on a decision."""
     left = budget_left(call.settings.budget, spend, call.settings.prices).seconds

@@ -42,7 +42,8 @@ class Clock:
         try:
             yield
         finally:
-            self._since += time.monotonic() - begun
+            now = time.monotonic()
+            self._since += now - min(now, max(begun, self._since))
 
 
 @contextmanager

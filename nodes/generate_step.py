@@ -22,9 +22,11 @@ from .calling import (
     came_to_nothing,
     charged_first,
     charged_if_left,
+    not_made,
     out_of_time,
     refused,
     spend_of_raised,
+    too_late,
     used_between,
 )
 from .clock import timed
@@ -51,6 +53,8 @@ def generate_step_node(
         call = prepare_step(state, config, models, segmentation)
         if call is None:
             return charged_first(state)
+        if too_late(call):
+            return not_made(call)
         drawing = Drawing(state, call.order, ledger)
         drawn = drawing.reserve(call.order["max_tokens"])
         if drawn.refused is not None:
@@ -67,6 +71,8 @@ def generate_step_node(
         call = prepare_step(state, config, models, segmentation)
         if call is None:
             return charged_first(state)
+        if too_late(call):
+            return not_made(call)
         drawing = Drawing(state, call.order, ledger)
         if not drawing:
             return await _aasked(call, work_ahead_of(config))

@@ -93,7 +93,6 @@ class Ahead:
     """None where the model takes no ``stop_when``: its call can only be cancelled, and nobody tells what it
     has used."""
     begun: bool = False
-    booked: bool = False
 
     async def call(self, ask: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Make the call, behind the scorer's: that is the one somebody waits for."""
