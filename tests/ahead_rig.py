@@ -67,6 +67,8 @@ class TellingModel(PacedModel):
     silent: int = 0
     ended_at: dict[str, int] = Field(default_factory=dict)
     """Words that a call had written when it was told to end, by its prefix."""
+    writing: asyncio.Event = Field(default_factory=asyncio.Event)
+    """Set once a call that hangs has written a word."""
 
     async def _pace(self, prefix: str, stop_when: Any) -> None:
         await pause(self.turns)
@@ -79,6 +81,7 @@ class TellingModel(PacedModel):
                 if stop_when is not None and stop_when("word " * words):
                     self.ended_at[prefix] = words
                     return
+                self.writing.set()
 
     def _generate(
         self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
@@ -103,6 +106,8 @@ class PacedScorer:
         self.scores, self.turns, self.fails = scores or {}, turns, fails
         self.at_work: Callable[[str], None] = lambda text: None
         """Told of the draft once it has waited."""
+        self.waits: dict[str, asyncio.Event] = {}
+        """What it waits for besides, by the text of the draft."""
 
     def score(self, question: str, steps: Sequence[Any]) -> list[float]:
         if steps[-1]["text"] in self.fails:
@@ -111,5 +116,7 @@ class PacedScorer:
 
     async def ascore(self, question: str, steps: Sequence[Any]) -> list[float]:
         await pause(self.turns)
+        if steps[-1]["text"] in self.waits:
+            await self.waits[steps[-1]["text"]].wait()
         self.at_work(steps[-1]["text"])
         return self.score(question, steps)

@@ -152,6 +152,7 @@ async def test_a_call_that_nobody_tells_of_is_cancelled_and_charged_in_full():
 
 async def test_a_call_that_can_be_told_to_end_ends_at_its_next_token_and_is_counted_to_it():
     rig = Rig(TellingModel, poor=["two"], model={"hangs": {AFTER_TWO}})
+    rig.scorer.waits["two"] = rig.small.writing
     result = await rig.ask()
     words = rig.small.ended_at[AFTER_TWO]
     assert 1 < words < 100
@@ -374,6 +375,7 @@ async def test_events_of_langchain_tell_calls_ahead_by_a_tag():
 
 async def test_a_usage_callback_counts_what_was_thrown_away():
     rig = Rig(TellingModel, poor=["two"], model={"hangs": {AFTER_TWO}})
+    rig.scorer.waits["two"] = rig.small.writing
     usage = UsageMetadataCallbackHandler()
     result = await rig.ask({"callbacks": [usage]})
     for writer, name in (("small", "tiny"), ("large", "huge")):
