@@ -37,7 +37,9 @@ def run_merge(out: Path) -> int:
     Raises:
         TrimError: Questions are missing, or shards do not belong together.
     """
-    shards, out = read_shards(out), out.absolute()
+    # Absolute, and read, before the folder is changed below.
+    out = out.absolute()
+    shards = read_shards(out)
     ways: dict[str, Callable[[Path, Sequence[ShardFolder]], int | None]] = {
         "eval": merge_evaluation,
         "collect": _merge_traces,
@@ -51,8 +53,7 @@ def run_merge(out: Path) -> int:
     # Paths that were given to the shards are relative to where they were called.
     called = Path(str(told.get("folder")))
     with chdir(called) if called.is_dir() else nullcontext():
-        absolute = [ShardFolder(folder.path.absolute(), folder.shard, folder.told) for folder in shards]
-        return ways[str(told["command"])](out, absolute) or 0
+        return ways[str(told["command"])](out, shards) or 0
 
 
 def _merge_traces(out: Path, shards: Sequence[ShardFolder]) -> None:

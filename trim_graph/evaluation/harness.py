@@ -144,7 +144,7 @@ class Harness:
         if arm in self.done:
             return self.done[arm]
         self.note(arm, settings)
-        if self.whole is not None and self.is_whole(arm):
+        if self.whole is not None and self.has_ended(arm):
             return self.take(arm)
         restore_journal(self.folder, arm)
         settings_of_rows = {**self.plan.settings, "arm": {"policy": self.arms[arm]["policy"]}}
@@ -199,14 +199,13 @@ class Harness:
         if self.whole is not None:
             raise Pending(what)
 
-    def is_whole(self, arm: str) -> bool:
-        """Tell whether all rows of an arm are there."""
-        plan, rows = self.plan, read_rows_of(self.whole or self.folder, arm)
+    def has_ended(self, arm: str) -> bool:
+        """Tell whether all rows of an arm are there, and none of them is to be run again."""
         try:
-            read_columns(rows, n=plan.n, samples=plan.samples, prices=plan.prices)
+            columns = self.columns(arm)
         except InputError:
             return False
-        return True
+        return not (self.plan.retry_errors and columns.errors)
 
     def note(self, arm: str, settings: ArmSettings) -> None:
         """Write down what an arm is.
