@@ -72,3 +72,32 @@ def test_merging_from_another_folder(world, run, monkeypatch):
     result = run("merge", "../run")
     assert result.exit_code == 3, result.output
     assert (world / "run/settings.json").exists()
+
+
+def collect(run, *more, n=4, out="t.jsonl"):
+    given = ["collect", "--dataset", "arithmetic:standard", "--policy", "{type: random_rate, rate: 0.3}"]
+    return run(*given, "-n", n, "--out", out, *more)
+
+
+@pytest.mark.parametrize("out", ["t.jsonl", "t.parquet"])
+def test_traces_that_were_gone_on_with_are_not_written_over(world, run, out):
+    shards(lambda *more: collect(run, *more, out=out))
+    assert run("merge", out).exit_code == 0
+    assert collect(run, n=6, out=out).exit_code == 0
+    before = (world / out).read_bytes()
+    result = run("merge", out)
+    assert result.exit_code == 2
+    assert f"has question 4 of {out}, and its shards, as they were called last, have not" in result.stderr
+    assert (world / out).read_bytes() == before
+
+
+def test_rows_that_were_run_again_are_not_written_over(world, run, failing):
+    failing.add(question(1))
+    shards(lambda *more: evaluate(run, *more))
+    assert run("merge", "run").exit_code == 3
+    failing.clear()
+    assert evaluate(run, "--retry-errors").exit_code == 0
+    result = run("merge", "run")
+    assert result.exit_code == 2
+    assert "has question 1 of the arm small, which failed in its shard: it was gone on with" in result.stderr
+    assert errors("run") == []

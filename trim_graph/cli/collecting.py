@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,26 @@ def merge_traces(out: Path, shards: Sequence[ShardFolder]) -> None:
     path = _journal_path(request)
     _check_whole(request, path)
     total = len(collection.units)
-    join_all(out, [Join(shards, _SHARD, path, collection.settings, total, check=parse_trace)])
+    there = request.out if request.out.exists() and not path.exists() else path
+
+    def older() -> Iterator[Trace]:
+        return read_traces(there, errors=True, torn=True) if there.exists() else iter(())
+
+    join_all(
+        out,
+        [
+            Join(
+                shards,
+                _SHARD,
+                path,
+                collection.settings,
+                total,
+                check=parse_trace,
+                older=older,
+                what=out.name,
+            )
+        ],
+    )
     _to_parquet(request, path)
     print(f"{total} questions of {len(shards)} shards in {out}")
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,18 @@ def _rows(evaluation: Evaluation, out: Path, shards: Sequence[ShardFolder]) -> I
     plan = evaluation.plan
     for name in sorted(set().union(*(folder.journals(f"{JOURNALS}/*.jsonl") for folder in shards))):
         arm = arm_of(Path(name))
-        _check_rows(out, arm, plan.n)
         settings = {**plan.settings, "arm": _arm_settings(shards, name)}
-        yield Join(shards, name, journal_of(out, arm), settings, plan.n, plan.samples, parse_row)
+        yield Join(
+            shards,
+            name,
+            journal_of(out, arm),
+            settings,
+            plan.n,
+            plan.samples,
+            parse_row,
+            older=partial(read_rows_of, out, arm),
+            what=f"the arm {arm}",
+        )
 
 
 def _fitted(
@@ -137,13 +147,3 @@ def _arm_settings(shards: Sequence[ShardFolder], name: str) -> Any:
             except (ValueError, TypeError, KeyError) as error:
                 raise InputError(f"{beside} is damaged: {error!r}") from error
     raise InputError(f"no shard says what {name} was made with")
-
-
-def _check_rows(out: Path, arm: str, n: int) -> None:
-    """Refuse to write over rows that no shard has."""
-    beyond = next((row["index"] for row in read_rows_of(out, arm) if row["index"] >= n), None)
-    if beyond is not None:
-        raise InputError(
-            f"{out} has question {beyond} of the arm {arm}, and its shards were given -n {n}: it was gone on "
-            "with since. Merge into a fresh folder: move the folder shards there"
-        )

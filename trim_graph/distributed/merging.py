@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from trim_graph.errors import InputError
 from trim_graph.journal import Finished, Journal, differences, settings_beside
+from trim_graph.rows import read_rows
 
 from .shards import Shard, ShardFolder
 
@@ -126,6 +127,8 @@ class Join:
         samples: Units of each question; 0 where there may be any number.
         check: Of each record and its place; raises `InputError` where it is none.
         more: Asked when all have been checked: questions of which there is something, and not all.
+        older: Gives the records that are in the place of the joined journal; default: those of ``out``.
+        what: Its records are of, for messages.
     """
 
     shards: Sequence[ShardFolder]
@@ -136,6 +139,8 @@ class Join:
     samples: int = 1
     check: Callable[[dict[str, Any], str], Any] = lambda record, place: None
     more: Callable[[], Sequence[int]] = tuple
+    older: Callable[[], Iterable[Mapping[str, Any]]] | None = None
+    what: str = ""
 
     def missing(self) -> dict[Shard, list[int]]:
         """Return what is missing, by shard.
@@ -151,6 +156,34 @@ class Join:
                 pass
         return tally.missing(self.more())
 
+    def check_older(self) -> None:
+        """Refuse to write over what was gone on with since an earlier merge.
+
+        Raises:
+            InputError: There is a unit that no shard has, or one without an error that failed in its shard.
+        """
+        failed, tally = dict[Any, bool](), self._tally()
+
+        def note(record: Mapping[str, Any], place: str) -> None:
+            failed[self._unit(record)] = bool(record.get("error"))
+
+        for record in self._older():
+            if not failed:  # only now: mostly there is nothing to compare with
+                for folder in self._there():
+                    for _ in _lines(folder, self.name, tally, note):
+                        pass
+            unit, one = self._unit(record), "a run of question" if self.samples == 0 else "question"
+            if unit not in failed:
+                why = "and its shards, as they were called last, have not"
+            elif failed[unit] and not record.get("error"):
+                why = "which failed in its shard"
+            else:
+                continue
+            raise InputError(
+                f"{self.out.parent} has {one} {record['index']} of {self.what or self.name}, {why}: it was "
+                "gone on with since. Merge into a fresh place: move the shards there"
+            )
+
     def write(self) -> None:
         """Write the joined journal, in order of question and sample; an older one stays whole until then."""
         tally = self._tally()
@@ -161,6 +194,17 @@ class Join:
         )
         self.out.parent.mkdir(exist_ok=True)
         _write(self.out, self.settings, lines)
+
+    def _older(self) -> Iterable[Mapping[str, Any]]:
+        if self.older is not None:
+            return self.older()
+        return (record for _, record in read_rows(self.out, torn=True)) if self.out.exists() else ()
+
+    def _unit(self, record: Mapping[str, Any]) -> tuple[int, Any]:
+        """Return what a record is told from others by: where there may be any number, all that it says."""
+        if self.samples == 0:
+            return record["index"], json.dumps(record, sort_keys=True)
+        return record["index"], record.get("sample", 0)
 
     def _tally(self) -> Tally:
         return Tally(self.total, self.shards[0].shard.of, self.samples)
@@ -177,12 +221,15 @@ def join_all(out: Path, joins: Sequence[Join]) -> None:
         joins: Of the same shards.
 
     Raises:
-        InputError: Something is missing, and nothing has been written; or see `Join.missing`.
+        InputError: Something is missing, or see `Join.missing` and `Join.check_older`. Nothing has been
+            written then.
     """
     lacking = Lacking(joins[0].shards)
     for one in joins:
         lacking.note(one.name, one.missing())
     lacking.check(out)
+    for one in joins:
+        one.check_older()
     for one in joins:
         one.write()
 
