@@ -1,10 +1,13 @@
 """Merging once more: after questions were run again, from another folder, over what was gone on with."""
 
+import shutil
+from functools import partial
 from typing import ClassVar
 
 import pytest
 
 from trim_graph.config import Parts
+from trim_graph.distributed.merging import Join
 from trim_graph.evaluation.run_files import read_run
 
 POLICY = "{type: threshold, t: 0.5}"
@@ -101,3 +104,80 @@ def test_rows_that_were_run_again_are_not_written_over(world, run, failing):
     assert result.exit_code == 2
     assert "has question 1 of the arm small, which failed in its shard: it was gone on with" in result.stderr
     assert errors("run") == []
+
+
+def merged(run, command):
+    """Run all shards and merge, as often as merging says so; return what it ends with."""
+    for _ in range(6):
+        told = shards(command)
+        result = run("merge", "run")
+        if result.exit_code != 3:
+            return result, told
+    raise AssertionError(result.output)
+
+
+def validation_question():
+    from trim_graph.examples.arithmetic import problems
+
+    return problems("standard", 1, part="validation", seed=0)[0].question
+
+
+def test_a_baseline_that_cannot_run_is_left_out_until_it_can(world, run, failing):
+    failing.add(validation_question())
+    every = partial(evaluate, run, baselines="all")
+    result, told = merged(run, every)
+    assert result.exit_code == 0, result.output
+    assert "warning: baseline kind was not run: a validation question failed: OSError" in told[0].stderr
+    assert "baseline kind" not in told[1].stderr
+    run_there = read_run("run")
+    assert any(
+        "baseline kind was not run: shard 1/2: a validation question failed" in warning
+        for warning in run_there.summary["warnings"]
+    )
+    failing.clear()
+    result, told = merged(run, every)
+    assert result.exit_code == 0, result.output
+    run_there = read_run("run")
+    assert "kind" in {arm["family"] for arm in run_there.settings["arms"].values()}
+    assert not any("baseline kind" in warning for warning in run_there.summary["warnings"])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_arms_of_an_earlier_command_line(world, run, whole):
+    both = partial(evaluate, run, policies=(POLICY, "{type: threshold, t: 0.95}"))
+    for number in range(1, OF + 1 if whole else OF):
+        assert both("--shard", f"{number}/{OF}").exit_code == 0
+    result, _ = merged(run, partial(evaluate, run))
+    assert result.exit_code == 0, result.output
+    there = read_run("run")
+    assert there.summary is not None
+    assert ("threshold-0.95" in there.settings["arms"]) == whole
+    assert ({"threshold-0.95"} <= {row["arm"] for row in there.rows()}) == whole
+    assert not list((world / "run/rows").glob("*.jsonl"))
+
+
+def test_a_merge_that_was_killed_is_made_again(world, run, monkeypatch):
+    shards(partial(evaluate, run))
+    write, written = Join.write, list[str]()
+
+    def killed(join):
+        if written:
+            raise KeyboardInterrupt
+        write(join)
+        written.append(join.name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Join, "write", killed)
+        run("merge", "run")
+    assert written
+    result = run("merge", "run")
+    assert result.exit_code == 3, result.output
+
+
+def test_shards_that_have_recorded_nothing(world, run):
+    shards(partial(evaluate, run))
+    for number in range(1, OF + 1):
+        shutil.rmtree(world / f"run/shards/{number}-of-{OF}/rows")
+    result = run("merge", "run")
+    assert result.exit_code == 2
+    assert "have begun, and recorded nothing yet" in result.stderr

@@ -91,27 +91,21 @@ class Lacking:
             more = f" and {len(questions) - _NAMED} more" if len(questions) > _NAMED else ""
             self._told.setdefault(shard, []).append(f"{name}: questions {named}{more}")
 
-    def check(self, out: Path) -> None:
-        """Refuse to go on where something is missing.
+    @property
+    def absent(self) -> list[Shard]:
+        """The shards that are not there at all."""
+        every = (Shard(number, self.of) for number in range(1, self.of + 1))
+        return [shard for shard in every if shard not in self.there]
 
-        Raises:
-            InputError: It names the shards and the questions.
-        """
-        absent = [Shard(number, self.of) for number in range(1, self.of + 1)]
-        absent = [shard for shard in absent if shard not in self.there]
-        told = [f"shard {shard} is not there" for shard in absent]
+    def __str__(self) -> str:
+        """Name the shards and the questions, each shard on a line of its own."""
+        told = [f"shard {shard} is not there" for shard in self.absent]
         told += [
             f"shard {shard} lacks {'; '.join(parts)}"
             for shard, parts in sorted(self._told.items())
             if shard in self.there
         ]
-        if told:
-            raise InputError(
-                f"{out} is not complete:\n  "
-                + "\n  ".join(told)
-                + "\nThe same command goes on with a shard; "
-                "then merge again"
-            )
+        return "".join(f"\n  {line}" for line in told)
 
 
 @dataclass(frozen=True)
@@ -129,6 +123,7 @@ class Join:
         more: Asked when all have been checked: questions of which there is something, and not all.
         older: Gives the records that are in the place of the joined journal; default: those of ``out``.
         what: Its records are of, for messages.
+        needed: Whether nothing is joined where something of this is missing, or only this is not.
     """
 
     shards: Sequence[ShardFolder]
@@ -141,6 +136,7 @@ class Join:
     more: Callable[[], Sequence[int]] = tuple
     older: Callable[[], Iterable[Mapping[str, Any]]] | None = None
     what: str = ""
+    needed: bool = True
 
     def missing(self) -> dict[Shard, list[int]]:
         """Return what is missing, by shard.
@@ -216,22 +212,45 @@ class Join:
 def join_all(out: Path, joins: Sequence[Join]) -> None:
     """Join journals, once nothing is missing of any of them.
 
+    Raises:
+        InputError: See `check_joins`.
+    """
+    for one in check_joins(out, joins)[0]:
+        one.write()
+
+
+def check_joins(out: Path, joins: Sequence[Join]) -> tuple[list[Join], Lacking]:
+    """Check journals before any is written.
+
     Args:
         out: What the shards were given as their output, for the message.
         joins: Of the same shards.
 
+    Returns:
+        Those of which nothing is missing, which are all that are needed, and what is missing of the others.
+
     Raises:
-        InputError: Something is missing, or see `Join.missing` and `Join.check_older`. Nothing has been
-            written then.
+        InputError: Something that is needed is missing, or see `Join.missing` and `Join.check_older`.
     """
-    lacking = Lacking(joins[0].shards)
+    if not joins:
+        raise InputError(
+            f"the shards of {out} have begun, and recorded nothing yet: the same commands go on with them; "
+            "then merge again"
+        )
+    lacking, whole, stops = Lacking(joins[0].shards), list[Join](), False
     for one in joins:
-        lacking.note(one.name, one.missing())
-    lacking.check(out)
-    for one in joins:
+        missing = one.missing()
+        lacking.note(one.name, missing)
+        stops = stops or (one.needed and bool(missing))
+        if not missing:
+            whole.append(one)
+    if stops or lacking.absent:
+        raise InputError(
+            f"{out} is not complete:{lacking}\nThe same command goes on with a shard; then merge again"
+        )
+    for one in whole:
         one.check_older()
-    for one in joins:
-        one.write()
+    return whole, lacking
 
 
 class _Line(NamedTuple):

@@ -227,6 +227,10 @@ class Harness:
             settings["spends"] = {**known["spends"], **settings.get("spends", {})}
         self.write_settings()
 
+    def remember(self, arms: dict[str, ArmSettings]) -> None:
+        """Take in what other folders know of arms, as those that other commands have left."""
+        self._older |= {arm: settings for arm, settings in arms.items() if arm not in self._older}
+
     def forget(self, arm: str) -> None:
         """Let an arm of this name be another policy than it was."""
         self.arms.pop(arm, None)
