@@ -277,9 +277,10 @@ def _lines(
                 index, sample = int(record["index"]), int(record.get("sample", 0))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise InputError(f"{place}: no record: {error!r}") from error
-            tally.add(index, sample, folder.shard, place)
-            check(record, place)
-            yield _Line(index, sample, str(file), start)
+            if index < tally.total:  # else it is of an earlier command line, which wanted more
+                tally.add(index, sample, folder.shard, place)
+                check(record, place)
+                yield _Line(index, sample, str(file), start)
             start += len(line)
 
 
