@@ -1,5 +1,6 @@
 """Merging once more: after questions were run again, from another folder, over what was gone on with."""
 
+import json
 import shutil
 from functools import partial
 from typing import ClassVar
@@ -181,3 +182,23 @@ def test_shards_that_have_recorded_nothing(world, run):
     result = run("merge", "run")
     assert result.exit_code == 2
     assert "have begun, and recorded nothing yet" in result.stderr
+
+
+def test_shards_of_another_code_or_without_a_request_are_told(world, run):
+    shards(partial(collect, run))
+    files = [world / f"t.jsonl.shards/{number}-of-{OF}/shard.json" for number in range(1, OF + 1)]
+    told = json.loads(files[0].read_text())
+    for changed, complaint in (
+        (
+            {"code": {**told["code"], "version": "0.0.1"}},
+            'by another trim-graph than this one: code.version was "0.0.1"',
+        ),
+        ({"request": {"n": 4}}, "do not say what was asked for: 'config'"),
+        ({"request": {**told["request"], "speed": 9}}, "unexpected keyword argument 'speed'"),
+    ):
+        for file in files:
+            file.write_text(json.dumps({**told, **changed}))
+        result = run("merge", "t.jsonl")
+        assert result.exit_code == 2, result.output
+        assert complaint in result.stderr
+    assert not (world / "t.jsonl").exists()

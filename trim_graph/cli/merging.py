@@ -15,6 +15,7 @@ from trim_graph.distributed.shards import ShardFolder, read_shards
 from trim_graph.errors import InputError
 from trim_graph.evaluation.arms import REFERENCES
 from trim_graph.evaluation.harness import Harness
+from trim_graph.evaluation.identity import code_identity
 from trim_graph.evaluation.piloting import FILE, NAME, pilot_settings, pilot_units
 from trim_graph.evaluation.run_files import (
     JOURNALS,
@@ -26,7 +27,7 @@ from trim_graph.evaluation.run_files import (
     read_settings,
 )
 from trim_graph.evaluation.validation import Validation
-from trim_graph.journal import settings_beside
+from trim_graph.journal import differences, settings_beside
 
 from .eval_request import Request
 from .evaluating import GIVEN_UP, Evaluation
@@ -59,6 +60,11 @@ def run_merge(out: Path) -> int:
     if told.get("command") not in ways:
         raise InputError(
             f"{shards[0].path} is a shard of {told.get('command')!r}, which this release does not know"
+        )
+    if different := differences(told.get("code"), code_identity(), "code"):
+        raise InputError(
+            f"{shards[0].path} was run by another trim-graph than this one: {'; '.join(different)}. Merge "
+            "with that one"
         )
     # Paths that were given to the shards are relative to where they were called.
     called = Path(str(told.get("folder")))
