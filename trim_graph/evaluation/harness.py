@@ -272,7 +272,14 @@ class Harness:
     def take_older(self) -> list[str]:
         """Take in the arms that other commands have left in this folder; return those that lack rows."""
         lacking = []
-        self.arms |= {arm: settings for arm, settings in self._older.items() if arm not in self.arms}
+        chosen = {(one["family"], of) for one in self.arms.values() for of in one.get("beside", [])}
+        for arm, settings in self._older.items():
+            if arm not in self.arms:
+                if "beside" in settings:  # but not of what another is chosen for now
+                    beside = [of for of in settings["beside"] if (settings["family"], of) not in chosen]
+                    settings = ArmSettings(**{**settings, "beside": beside})
+                self.arms[arm] = settings
+        self.write_settings()
         for arm in self.arms:
             if arm not in self.done:
                 try:
