@@ -157,6 +157,10 @@ def test_arms_of_an_earlier_command_line(world, run, whole):
     assert result.exit_code == 0, result.output
     there = read_run("run")
     assert there.summary is not None
+    left_out = any(
+        "threshold-0.95.jsonl of the shards is left out" in one for one in there.summary["warnings"]
+    )
+    assert left_out != whole
     assert ("threshold-0.95" in there.settings["arms"]) == whole
     assert ({"threshold-0.95"} <= {row["arm"] for row in there.rows()}) == whole
     assert not list((world / "run/rows").glob("*.jsonl"))

@@ -114,6 +114,11 @@ def merge_evaluation(out: Path, shards: Sequence[ShardFolder]) -> int:
             f"{', '.join(course.pending)}; then merge again{lacking}"
         )
         return UNFINISHED
+    course.warnings += [
+        f"{join.name} of the shards is left out: questions of it are lacking, and nothing asked for needs it"
+        for join in joins
+        if join.name not in joined
+    ]
     of, each = len(shards), evaluation.request.concurrency
     if of > 1:
         course.warnings.append(
