@@ -119,9 +119,9 @@ def test_settings_are_never_mixed(world, run, more, told):
 
 def test_a_changed_file_of_questions_is_another_dataset(world, run):
     (world / "q.jsonl").write_text(json.dumps({"problem": "p", "answer": "1"}) + "\n")
-    collect(run, dataset="q.jsonl")
+    collect(run, n=1, dataset="q.jsonl")
     (world / "q.jsonl").write_text(json.dumps({"problem": "p", "answer": "2"}) + "\n")
-    result = collect(run, dataset="q.jsonl")
+    result = collect(run, n=1, dataset="q.jsonl")
     assert result.exit_code == 2
     assert "dataset.sha256 was" in result.stderr
 
@@ -249,6 +249,7 @@ def test_two_processes_do_not_share_a_file(world, run, start):
     ("arguments", "told"),
     [
         ({"n": 0}, "-n is 0: choose 1 or more"),
+        ({"dataset": "q.jsonl", "n": 3}, "--dataset q.jsonl has 2 questions; 3 are wanted"),
         ({"out": "t.csv"}, "the name must end in .jsonl or .parquet"),
         ({"out": "no/t.jsonl"}, "/no does not exist"),
         ({"dataset": "no.jsonl"}, "no.jsonl"),
@@ -259,6 +260,7 @@ def test_two_processes_do_not_share_a_file(world, run, start):
 )
 def test_what_is_wrong_is_told_before_a_model_is_loaded(world, run, monkeypatch, arguments, told):
     monkeypatch.setattr("trim_graph.cli.collecting.load_parts", lambda *a, **k: pytest.fail("loaded"))
+    (world / "q.jsonl").write_text(2 * (json.dumps({"problem": "p", "answer": "1"}) + "\n"))
     result = collect(run, **arguments)
     assert result.exit_code == 2, result.output
     assert told in result.stderr

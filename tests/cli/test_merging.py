@@ -198,6 +198,16 @@ def test_rollouts_for_training(world, run, monkeypatch):
     monkeypatch.setattr("trim_graph.cli.learning.load_parts", lambda *a, **k: pytest.fail("loaded"))
     result = train("kept")
     assert isinstance(result.exception, Enough)
+    # What was recorded since is not written over.
+    before = (world / "kept/training.jsonl").read_bytes()
+    more = json.loads(before.splitlines()[-1])
+    more["seed"] = 1
+    (world / "kept/training.jsonl").write_bytes(before + json.dumps(more).encode() + b"\n")
+    result = run("merge", world / "kept")
+    assert result.exit_code == 2
+    assert "has a run of question 4 of training.jsonl, and its shards" in result.stderr
+    (world / "kept/training.jsonl").write_bytes(before)
+    assert run("merge", world / "kept").exit_code == 0
     # A question whose ways are not all known is not complete.
     file = world / "kept/shards/2-of-3/training.jsonl"
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:1]))

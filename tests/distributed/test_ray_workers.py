@@ -1,5 +1,6 @@
 """Workers on a real Ray cluster of two nodes do what the models here do, also where one is killed."""
 
+import asyncio
 import json
 import os
 import re
@@ -13,9 +14,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from trim_graph import SettingsError
+from trim_graph import SettingsError, TrimError
 from trim_graph.cli.app import app
 from trim_graph.distributed import ray_cluster
+from trim_graph.distributed.ray_workers import RayWorkers, _Live
 from trim_graph.evaluation.run_files import read_run
 
 SITE = Path(__file__).parent / "ray_site.py"
@@ -69,6 +71,35 @@ def test_what_cannot_go_on_is_told(scenes):
     assert told["broken"] == "small: the model cannot be loaded"
     assert "has another trim-graph, 0.1.0" in told["code"]
     assert "the cluster found no place for a worker in 2 s; each needs 1 CPU, and free are" in told["room"]
+
+
+class Scripted(RayWorkers):
+    """Workers whose starts end as told: with a worker (None), or with an error."""
+
+    def __init__(self, *ends):
+        super().__init__(None, lambda: None, count=2)
+        self.ends = list(ends)
+
+    async def _start(self):
+        end = self.ends.pop(0)
+        if end is None:
+            self._live.append(_Live(None, "here"))
+        else:
+            self._why = end
+
+
+def test_a_start_that_fails_ends_nothing_while_a_worker_lives(capsys):
+    workers = Scripted(None, TrimError("the disk is full"), None)
+    asyncio.run(workers.ready())
+    assert workers.count == 1
+    assert "1 of 2 workers: the disk is full" in capsys.readouterr().err
+    # One that died and could not be replaced is no reason once another lives.
+    workers._live.clear()
+    workers._why = TrimError("the disk is full")
+    asyncio.run(workers.ready())
+    assert capsys.readouterr().err == ""
+    with pytest.raises(TrimError, match="the disk is full"):
+        asyncio.run(Scripted(*[TrimError("the disk is full")] * 2).ready())
 
 
 EVALUATION = ["eval", "--dataset", "arithmetic:standard", "-n", "10", "--baselines", "none"]

@@ -126,6 +126,12 @@ def test_what_a_killed_shard_was_writing_is_missing(tmp_path):
         joined(tmp_path, 3)
 
 
+def test_what_an_earlier_command_line_wanted_besides_is_passed_over(tmp_path):
+    write(tmp_path, Shard(1, 2), [(4, 0), (0, 0), (2, 0)])
+    write(tmp_path, Shard(2, 2), [(1, 0), (3, 0)])
+    assert joined(tmp_path, 2) == [(0, 0), (1, 0)]
+
+
 def test_many_that_are_missing_are_counted(tmp_path):
     write(tmp_path, Shard(1, 1), [])
     with pytest.raises(InputError, match="questions 0, 1, 2, 3, 4 and 15 more"):

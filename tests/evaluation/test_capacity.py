@@ -52,6 +52,12 @@ def test_the_servers_are_just_enough(rate, tokens, speed, utilisation, gpus):
     assert found.gpus == need.replicas * gpus
 
 
+def test_a_load_near_none_takes_a_server():
+    asked = summary(large_tokens=1e-6)
+    (found,) = capacity(asked, ["threshold-0.5"], {"large": Server(1e9)}, questions_per_second=1e-6)
+    assert [(need.part, need.replicas) for need in found.needs] == [("large", 1)]
+
+
 def test_a_part_that_is_not_asked_needs_nothing():
     (found,) = capacity(summary(), ["large"], {"large": Server(1e9)}, questions_per_second=1)
     assert [(need.part, need.replicas) for need in found.needs] == [("large", 1)]

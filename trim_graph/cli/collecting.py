@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ from trim_graph.config import TrimConfig, for_measuring
 from trim_graph.distributed.merging import Join, join_all
 from trim_graph.distributed.shards import WHOLE, Shard, ShardFolder, open_shard
 from trim_graph.distributed.workers import Models, Workers
-from trim_graph.errors import SettingsError, TrimError
-from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset
+from trim_graph.errors import InputError, SettingsError, TrimError
+from trim_graph.evaluation.datasets import Dataset, make_dataset
 from trim_graph.evaluation.identity import code_identity, identity_of
 from trim_graph.evaluation.units import Units
 from trim_graph.journal import Journal, settings_beside
 from trim_graph.training.collecting import CollectTraces, Source
 from trim_graph.training.traces import Trace, parse_trace, read_traces, write_traces
 
+from .eval_request import count_questions
 from .models import chosen_config, load_parts, parsed_option
 from .progress import Progress
 from .reporting import Interrupted, need
@@ -60,9 +61,16 @@ class Request:
 
     @classmethod
     def of(cls, told: dict[str, Any], out: Path) -> Request:
-        """Make a request again of what `told` has returned."""
-        config = None if told["config"] is None else Path(told["config"])
-        return cls(**{**told, "config": config, "out": out})
+        """Make a request again of what `told` has returned.
+
+        Raises:
+            InputError: It is none.
+        """
+        try:
+            config = None if told["config"] is None else Path(told["config"])
+            return cls(**{**told, "config": config, "out": out})
+        except (TypeError, KeyError) as error:
+            raise InputError(f"the shards of {out} do not say what was asked for: {error}") from error
 
 
 def run_collect(request: Request) -> None:
@@ -104,7 +112,26 @@ def merge_traces(out: Path, shards: Sequence[ShardFolder]) -> None:
     path = _journal_path(request)
     _check_whole(request, path)
     total = len(collection.units)
-    join_all(out, [Join(shards, _SHARD, path, collection.settings, total, check=parse_trace)])
+    there = request.out if request.out.exists() and not path.exists() else path
+
+    def older() -> Iterator[Trace]:
+        return read_traces(there, errors=True, torn=True) if there.exists() else iter(())
+
+    join_all(
+        out,
+        [
+            Join(
+                shards,
+                _SHARD,
+                path,
+                collection.settings,
+                total,
+                check=parse_trace,
+                older=older,
+                what=out.name,
+            )
+        ],
+    )
     _to_parquet(request, path)
     print(f"{total} questions of {len(shards)} shards in {out}")
 
@@ -128,10 +155,8 @@ class _Collection:
             "dataset": dataset.identity(),
             "label_steps": request.label_steps,
         }
-        # A file that cannot be read is told before models load.
-        next(first_questions(dataset, 1, default=1), None)
-        total = request.n if request.n is not None else dataset.count()
-        self.units = Units(dataset, total or DEFAULT_N, shard=self.shard)
+        total = count_questions("--dataset", request.dataset, dataset, request.n, DEFAULT_N)
+        self.units = Units(dataset, total, shard=self.shard)
         self.errors = self.in_a_row = 0
 
     def open_path(self) -> Path:

@@ -45,6 +45,9 @@ from .working import open_workers
 
 __all__ = ["Evaluation", "Request", "run_eval"]
 
+GIVEN_UP = "given_up.json"
+"""In the folder of a shard: the baselines that it could not run, and why."""
+
 
 def run_eval(request: Request) -> RunSummary | None:
     """Evaluate, write the run's folder, print the summary.
@@ -103,6 +106,8 @@ class Evaluation:
         self.folder = None if request.shard is None else self._shard_folder(self.shard)
         if self.folder is None and not merging:
             check_folder(request.out)
+        self.given_up = dict[str, str]()
+        """Baselines that cannot be run, and why."""
         self.harness(None)  # refuses a folder that was begun otherwise
         self._bar: Progress | None = None
         self._opened = ExitStack()
@@ -211,6 +216,7 @@ class Evaluation:
         course = Course(self.harness(workers))
         if workers is not None:
             self._announce()
+            self._tell_merge_of_given_up()
         if self.leak and {"router", "kind"} & set(self.baselines):
             course.warnings.append(self.leak)
             if workers is not None:
@@ -240,6 +246,9 @@ class Evaluation:
     def tell(self, course: Course) -> None:
         """Say how far a shard is."""
         out = self.request.out
+        for warning in course.warnings:
+            if warning != self.leak:  # that was told before the first run
+                print(f"warning: {warning}", file=sys.stderr, flush=True)
         if self.request.as_json:
             print(json.dumps({"shard": str(self.shard), "pending": course.pending}))
         elif course.pending:
@@ -262,9 +271,20 @@ class Evaluation:
             judge_name=None if self.judge is None else self.judge.name,
             pattern=pattern or (OPERATIONS if self.dataset.type == "arithmetic" else MATHEMATICS),
             seed=self.request.seed,
+            given_up=self.given_up,
         )
         every = self.request.baselines == "all"
         await work.run(self.baselines, all_of_them=every)
+        self._tell_merge_of_given_up()
+
+    def _tell_merge_of_given_up(self) -> None:
+        """Write down, in a shard, which baselines it will not go on with: merging does not wait for them."""
+        if self.folder is not None:
+            file = self.folder.journal(GIVEN_UP)
+            if self.given_up:
+                write_json(file, self.given_up)
+            else:
+                file.unlink(missing_ok=True)
 
     def _announce(self) -> None:
         runs = self.n * self.request.samples

@@ -6,20 +6,31 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trim_graph.distributed.merging import Join, join_all
+from trim_graph.distributed.merging import Join, check_joins
 from trim_graph.distributed.shards import ShardFolder, read_shards
 from trim_graph.errors import InputError
+from trim_graph.evaluation.arms import REFERENCES
 from trim_graph.evaluation.harness import Harness
+from trim_graph.evaluation.identity import code_identity
 from trim_graph.evaluation.piloting import FILE, NAME, pilot_settings, pilot_units
-from trim_graph.evaluation.run_files import JOURNALS, arm_of, journal_of, parse_row, read_rows_of
+from trim_graph.evaluation.run_files import (
+    JOURNALS,
+    ArmSettings,
+    arm_of,
+    journal_of,
+    parse_row,
+    read_rows_of,
+    read_settings,
+)
 from trim_graph.evaluation.validation import Validation
-from trim_graph.journal import settings_beside
+from trim_graph.journal import differences, settings_beside
 
 from .eval_request import Request
-from .evaluating import Evaluation
+from .evaluating import GIVEN_UP, Evaluation
 
 UNFINISHED = 3
 """Exit code: all shards are there, and there is more for them to run."""
@@ -37,7 +48,9 @@ def run_merge(out: Path) -> int:
     Raises:
         TrimError: Questions are missing, or shards do not belong together.
     """
-    shards, out = read_shards(out), out.absolute()
+    # Absolute, and read, before the folder is changed below.
+    out = out.absolute()
+    shards = read_shards(out)
     ways: dict[str, Callable[[Path, Sequence[ShardFolder]], int | None]] = {
         "eval": merge_evaluation,
         "collect": _merge_traces,
@@ -48,11 +61,15 @@ def run_merge(out: Path) -> int:
         raise InputError(
             f"{shards[0].path} is a shard of {told.get('command')!r}, which this release does not know"
         )
+    if different := differences(told.get("code"), code_identity(), "code"):
+        raise InputError(
+            f"{shards[0].path} was run by another trim-graph than this one: {'; '.join(different)}. Merge "
+            "with that one"
+        )
     # Paths that were given to the shards are relative to where they were called.
     called = Path(str(told.get("folder")))
     with chdir(called) if called.is_dir() else nullcontext():
-        absolute = [ShardFolder(folder.path.absolute(), folder.shard, folder.told) for folder in shards]
-        return ways[str(told["command"])](out, absolute) or 0
+        return ways[str(told["command"])](out, shards) or 0
 
 
 def _merge_traces(out: Path, shards: Sequence[ShardFolder]) -> None:
@@ -81,16 +98,27 @@ def merge_evaluation(out: Path, shards: Sequence[ShardFolder]) -> int:
         TrimError: Questions are missing, or shards do not belong together.
     """
     evaluation = Evaluation(Request.of(shards[0].told["request"], out), merging=True)
-    harness = evaluation.harness(None)
-    join_all(out, [*_rows(evaluation, out, shards), *_fitted(evaluation, harness, out, shards)])
-    harness.write_settings()
+    evaluation.given_up = _given_up(shards)
+    harness, arms = evaluation.harness(None), _known_arms(shards)
+    joins = [*_rows(evaluation, arms, out, shards), *_fitted(evaluation, harness, out, shards)]
+    whole, lacking = check_joins(out, joins)
+    joined = {join.name for join in whole}
+    harness.remember({arm: arms[arm] for arm in arms if _name(arm) in joined})
+    harness.write_settings()  # first: a folder with rows and without it is taken for no run's
+    for join in whole:
+        join.write()
     course = asyncio.run(evaluation.run(None))
     if course.pending:
         print(
             f"{len(shards)} shards are joined. Still to be run, by the same commands: "
-            f"{', '.join(course.pending)}; then merge again"
+            f"{', '.join(course.pending)}; then merge again{lacking}"
         )
         return UNFINISHED
+    course.warnings += [
+        f"{join.name} of the shards is left out: questions of it are lacking, and nothing asked for needs it"
+        for join in joins
+        if join.name not in joined
+    ]
     of, each = len(shards), evaluation.request.concurrency
     if of > 1:
         course.warnings.append(
@@ -103,27 +131,77 @@ def merge_evaluation(out: Path, shards: Sequence[ShardFolder]) -> int:
     return 0
 
 
-def _rows(evaluation: Evaluation, out: Path, shards: Sequence[ShardFolder]) -> Iterator[Join]:
-    """Give the journals of all arms that a shard has."""
-    plan = evaluation.plan
+def _known_arms(shards: Sequence[ShardFolder]) -> dict[str, ArmSettings]:
+    """Return all arms that shards have begun, under this command line or an earlier one."""
+    arms = dict[str, ArmSettings]()
+    for folder in shards:
+        known = read_settings(folder.path)
+        arms = {
+            **arms,
+            **{arm: one for arm, one in (known["arms"] if known else {}).items() if arm not in arms},
+        }
+    return arms
+
+
+def _given_up(shards: Sequence[ShardFolder]) -> dict[str, str]:
+    """Return the baselines that a shard could not run, and why."""
+    told = dict[str, str]()
+    for folder in shards:
+        file = folder.journal(GIVEN_UP)
+        if file.exists():
+            try:
+                found = dict(json.loads(file.read_bytes()))
+            except (ValueError, TypeError) as error:
+                raise InputError(f"{file} is damaged: {error}") from error
+            told |= {name: f"shard {folder.shard}: {why}" for name, why in found.items() if name not in told}
+    return told
+
+
+def _name(arm: str) -> str:
+    """Return where in the folder of a run the journal of an arm is."""
+    return str(journal_of(Path(), arm))
+
+
+def _rows(
+    evaluation: Evaluation, arms: dict[str, ArmSettings], out: Path, shards: Sequence[ShardFolder]
+) -> Iterator[Join]:
+    """Give the journals of all arms that a shard has; those that hang on what others spent may be missing."""
+    plan, needed = evaluation.plan, {arm.name for arm in (*REFERENCES, *evaluation.arms)}
     for name in sorted(set().union(*(folder.journals(f"{JOURNALS}/*.jsonl") for folder in shards))):
         arm = arm_of(Path(name))
-        _check_rows(out, arm, plan.n)
+        if arm not in arms or (
+            arms[arm]["kind"] == "baseline" and arms[arm]["family"] in evaluation.given_up
+        ):
+            continue
         settings = {**plan.settings, "arm": _arm_settings(shards, name)}
-        yield Join(shards, name, journal_of(out, arm), settings, plan.n, plan.samples, parse_row)
+        yield Join(
+            shards,
+            name,
+            journal_of(out, arm),
+            settings,
+            plan.n,
+            plan.samples,
+            parse_row,
+            older=partial(read_rows_of, out, arm),
+            what=f"the arm {arm}",
+            needed=arm in needed,
+        )
 
 
 def _fitted(
     evaluation: Evaluation, harness: Harness, out: Path, shards: Sequence[ShardFolder]
 ) -> Iterator[Join]:
-    """Give the journals that baselines are fitted on."""
-    validation = evaluation.validate(harness)
-    for writer in ("small", "large"):
+    """Give the journals that the baselines of this evaluation are fitted on."""
+    validation, wanted = evaluation.validate(harness), set(evaluation.baselines) - set(evaluation.given_up)
+    for writer, fitted in (("small", {"router", "kind"}), ("large", {"router"})):
         name = Validation.name(writer)
-        if validation is not None and any(folder.journal(name).exists() for folder in shards):
-            yield Join(shards, name, out / name, validation.settings(writer), validation.n)
-    if any(folder.journal(NAME).exists() for folder in shards) and not (out / FILE).exists():
-        yield Join(shards, NAME, out / NAME, pilot_settings(harness), pilot_units(harness).n)
+        there = any(folder.journal(name).exists() for folder in shards)
+        if validation is not None and there and fitted & wanted:
+            yield Join(shards, name, out / name, validation.settings(writer), validation.n, needed=False)
+    there = any(folder.journal(NAME).exists() for folder in shards)
+    if there and "entropy" in wanted and not (out / FILE).exists():
+        probed = pilot_units(harness).n
+        yield Join(shards, NAME, out / NAME, pilot_settings(harness), probed, needed=False)
 
 
 def _arm_settings(shards: Sequence[ShardFolder], name: str) -> Any:
@@ -136,13 +214,3 @@ def _arm_settings(shards: Sequence[ShardFolder], name: str) -> Any:
             except (ValueError, TypeError, KeyError) as error:
                 raise InputError(f"{beside} is damaged: {error!r}") from error
     raise InputError(f"no shard says what {name} was made with")
-
-
-def _check_rows(out: Path, arm: str, n: int) -> None:
-    """Refuse to write over rows that no shard has."""
-    beyond = next((row["index"] for row in read_rows_of(out, arm) if row["index"] >= n), None)
-    if beyond is not None:
-        raise InputError(
-            f"{out} has question {beyond} of the arm {arm}, and its shards were given -n {n}: it was gone on "
-            "with since. Merge into a fresh folder: move the folder shards there"
-        )

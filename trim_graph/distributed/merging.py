@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from trim_graph.errors import InputError
 from trim_graph.journal import Finished, Journal, differences, settings_beside
+from trim_graph.rows import read_rows
 
 from .shards import Shard, ShardFolder
 
@@ -90,27 +91,21 @@ class Lacking:
             more = f" and {len(questions) - _NAMED} more" if len(questions) > _NAMED else ""
             self._told.setdefault(shard, []).append(f"{name}: questions {named}{more}")
 
-    def check(self, out: Path) -> None:
-        """Refuse to go on where something is missing.
+    @property
+    def absent(self) -> list[Shard]:
+        """The shards that are not there at all."""
+        every = (Shard(number, self.of) for number in range(1, self.of + 1))
+        return [shard for shard in every if shard not in self.there]
 
-        Raises:
-            InputError: It names the shards and the questions.
-        """
-        absent = [Shard(number, self.of) for number in range(1, self.of + 1)]
-        absent = [shard for shard in absent if shard not in self.there]
-        told = [f"shard {shard} is not there" for shard in absent]
+    def __str__(self) -> str:
+        """Name the shards and the questions, each shard on a line of its own."""
+        told = [f"shard {shard} is not there" for shard in self.absent]
         told += [
             f"shard {shard} lacks {'; '.join(parts)}"
             for shard, parts in sorted(self._told.items())
             if shard in self.there
         ]
-        if told:
-            raise InputError(
-                f"{out} is not complete:\n  "
-                + "\n  ".join(told)
-                + "\nThe same command goes on with a shard; "
-                "then merge again"
-            )
+        return "".join(f"\n  {line}" for line in told)
 
 
 @dataclass(frozen=True)
@@ -126,6 +121,9 @@ class Join:
         samples: Units of each question; 0 where there may be any number.
         check: Of each record and its place; raises `InputError` where it is none.
         more: Asked when all have been checked: questions of which there is something, and not all.
+        older: Gives the records that are in the place of the joined journal; default: those of ``out``.
+        what: Its records are of, for messages.
+        needed: Whether nothing is joined where something of this is missing, or only this is not.
     """
 
     shards: Sequence[ShardFolder]
@@ -136,6 +134,9 @@ class Join:
     samples: int = 1
     check: Callable[[dict[str, Any], str], Any] = lambda record, place: None
     more: Callable[[], Sequence[int]] = tuple
+    older: Callable[[], Iterable[Mapping[str, Any]]] | None = None
+    what: str = ""
+    needed: bool = True
 
     def missing(self) -> dict[Shard, list[int]]:
         """Return what is missing, by shard.
@@ -151,6 +152,34 @@ class Join:
                 pass
         return tally.missing(self.more())
 
+    def check_older(self) -> None:
+        """Refuse to write over what was gone on with since an earlier merge.
+
+        Raises:
+            InputError: There is a unit that no shard has, or one without an error that failed in its shard.
+        """
+        failed, tally = dict[Any, bool](), self._tally()
+
+        def note(record: Mapping[str, Any], place: str) -> None:
+            failed[self._unit(record)] = bool(record.get("error"))
+
+        for record in self._older():
+            if not failed:  # only now: mostly there is nothing to compare with
+                for folder in self._there():
+                    for _ in _lines(folder, self.name, tally, note):
+                        pass
+            unit, one = self._unit(record), "a run of question" if self.samples == 0 else "question"
+            if unit not in failed:
+                why = "and its shards, as they were called last, have not"
+            elif failed[unit] and not record.get("error"):
+                why = "which failed in its shard"
+            else:
+                continue
+            raise InputError(
+                f"{self.out.parent} has {one} {record['index']} of {self.what or self.name}, {why}: it was "
+                "gone on with since. Merge into a fresh place: move the shards there"
+            )
+
     def write(self) -> None:
         """Write the joined journal, in order of question and sample; an older one stays whole until then."""
         tally = self._tally()
@@ -162,6 +191,17 @@ class Join:
         self.out.parent.mkdir(exist_ok=True)
         _write(self.out, self.settings, lines)
 
+    def _older(self) -> Iterable[Mapping[str, Any]]:
+        if self.older is not None:
+            return self.older()
+        return (record for _, record in read_rows(self.out, torn=True)) if self.out.exists() else ()
+
+    def _unit(self, record: Mapping[str, Any]) -> tuple[int, Any]:
+        """Return what a record is told from others by: where there may be any number, all that it says."""
+        if self.samples == 0:
+            return record["index"], json.dumps(record, sort_keys=True)
+        return record["index"], record.get("sample", 0)
+
     def _tally(self) -> Tally:
         return Tally(self.total, self.shards[0].shard.of, self.samples)
 
@@ -172,19 +212,45 @@ class Join:
 def join_all(out: Path, joins: Sequence[Join]) -> None:
     """Join journals, once nothing is missing of any of them.
 
+    Raises:
+        InputError: See `check_joins`.
+    """
+    for one in check_joins(out, joins)[0]:
+        one.write()
+
+
+def check_joins(out: Path, joins: Sequence[Join]) -> tuple[list[Join], Lacking]:
+    """Check journals before any is written.
+
     Args:
         out: What the shards were given as their output, for the message.
         joins: Of the same shards.
 
+    Returns:
+        Those of which nothing is missing, which are all that are needed, and what is missing of the others.
+
     Raises:
-        InputError: Something is missing, and nothing has been written; or see `Join.missing`.
+        InputError: Something that is needed is missing, or see `Join.missing` and `Join.check_older`.
     """
-    lacking = Lacking(joins[0].shards)
+    if not joins:
+        raise InputError(
+            f"the shards of {out} have begun, and recorded nothing yet: the same commands go on with them; "
+            "then merge again"
+        )
+    lacking, whole, stops = Lacking(joins[0].shards), list[Join](), False
     for one in joins:
-        lacking.note(one.name, one.missing())
-    lacking.check(out)
-    for one in joins:
-        one.write()
+        missing = one.missing()
+        lacking.note(one.name, missing)
+        stops = stops or (one.needed and bool(missing))
+        if not missing:
+            whole.append(one)
+    if stops or lacking.absent:
+        raise InputError(
+            f"{out} is not complete:{lacking}\nThe same command goes on with a shard; then merge again"
+        )
+    for one in whole:
+        one.check_older()
+    return whole, lacking
 
 
 class _Line(NamedTuple):
@@ -211,9 +277,10 @@ def _lines(
                 index, sample = int(record["index"]), int(record.get("sample", 0))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise InputError(f"{place}: no record: {error!r}") from error
-            tally.add(index, sample, folder.shard, place)
-            check(record, place)
-            yield _Line(index, sample, str(file), start)
+            if index < tally.total:  # else it is of an earlier command line, which wanted more
+                tally.add(index, sample, folder.shard, place)
+                check(record, place)
+                yield _Line(index, sample, str(file), start)
             start += len(line)
 
 

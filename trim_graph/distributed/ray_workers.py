@@ -108,18 +108,18 @@ class RayWorkers:
         """Start the workers that there are not, and wait until they have their models.
 
         Raises:
-            TrimError: None can be placed, or one cannot load its models.
+            TrimError: There is none, and none can be placed or load its models.
         """
+        self._why = None  # an earlier start that failed is no reason now
         while len(self._live) + len(self._starting) < self.count:
             self._start_one()
         if self._starting:
             await asyncio.wait(self._starting)
-        if self._why is not None and not (isinstance(self._why, _Unplaced) and self._live):
+        if not self._live:
             raise self._failure()
         if len(self._live) < self.count:
             _tell(f"{len(self._live)} of {self.count} workers: {self._why}")
             self.count = len(self._live)
-        self._why = None
 
     async def do(
         self,

@@ -7,7 +7,7 @@ further call, also spends at fixed shares, so that they have a curve.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class Baselines:
         judge_name: What the judge is, for the record, where one is given.
         pattern: What tells kinds of steps.
         seed: Of the training.
+        given_up: Why baselines cannot be run, by name: those that are there already, and what `run` adds.
     """
 
     course: Course
@@ -70,6 +71,7 @@ class Baselines:
     judge_name: dict[str, Any] | None
     pattern: str
     seed: int
+    given_up: dict[str, str] = field(default_factory=dict)
 
     async def run(self, names: Sequence[str], *, all_of_them: bool) -> None:
         """Run baselines.
@@ -91,11 +93,14 @@ class Baselines:
         }
         for name in names:
             try:
-                await self.course.attempt(ways[name])
+                if name not in self.given_up:
+                    await self.course.attempt(ways[name])
             except (TrimError, ImportError) as error:
                 if not all_of_them:
                     raise
-                self.course.warnings.append(f"baseline {name} was not run: {error}")
+                self.given_up[name] = str(error)
+            if name in self.given_up:
+                self.course.warnings.append(f"baseline {name} was not run: {self.given_up[name]}")
 
     async def prm(self) -> None:
         """Accept drafts by the reward model's score alone, at the published level."""

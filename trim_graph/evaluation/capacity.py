@@ -133,7 +133,7 @@ def _need(
     if server.gpus < 1:
         raise SettingsError(f"{part}: {server.gpus!r} GPUs a server must be 1 or more")
     load, calls = rate * tokens, _figure(arm, f"{part}_calls")
-    replicas = math.ceil(load / (utilisation * server.tokens_per_second) - 1e-9)
+    replicas = max(1, math.ceil(load / (utilisation * server.tokens_per_second) - 1e-9))
     prompt = None
     if part != "scorer" and calls:
         read, cached = _figure(arm, f"{part}_prefill"), _figure(arm, f"{part}_cached_prefill")

@@ -108,11 +108,7 @@ class Course:
         known.update(zip(numbers, await measure(numbers), strict=True))
         # A search that begins with what was chosen might go on and end elsewhere.
         sought = {arm: target for arm, target in targets.items() if chosen[arm] is None}
-        found = {arm: self._found(dial, arm) for arm in sought}
-        for number in found.values():
-            if number is not None and harness.is_whole(dial.arm(number)):
-                known[number] = await at(number)  # the search for it has ended before
-        searches = [Match(target, whole, found[arm]) for arm, target in sought.items()]
+        searches = [Match(target, whole, self._found(dial, arm)) for arm, target in sought.items()]
         for arm, number in zip(sought, await match_spends(searches, measure, known=known), strict=True):
             self._belongs(dial, number, arm, targets[arm])
 

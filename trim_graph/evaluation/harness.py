@@ -144,7 +144,7 @@ class Harness:
         if arm in self.done:
             return self.done[arm]
         self.note(arm, settings)
-        if self.whole is not None and self.is_whole(arm):
+        if self.whole is not None and self.has_ended(arm):
             return self.take(arm)
         restore_journal(self.folder, arm)
         settings_of_rows = {**self.plan.settings, "arm": {"policy": self.arms[arm]["policy"]}}
@@ -199,14 +199,13 @@ class Harness:
         if self.whole is not None:
             raise Pending(what)
 
-    def is_whole(self, arm: str) -> bool:
-        """Tell whether all rows of an arm are there."""
-        plan, rows = self.plan, read_rows_of(self.whole or self.folder, arm)
+    def has_ended(self, arm: str) -> bool:
+        """Tell whether all rows of an arm are there, and none of them is to be run again."""
         try:
-            read_columns(rows, n=plan.n, samples=plan.samples, prices=plan.prices)
+            columns = self.columns(arm)
         except InputError:
             return False
-        return True
+        return not (self.plan.retry_errors and columns.errors)
 
     def note(self, arm: str, settings: ArmSettings) -> None:
         """Write down what an arm is.
@@ -227,6 +226,10 @@ class Harness:
         if known is not None and "spends" in known:
             settings["spends"] = {**known["spends"], **settings.get("spends", {})}
         self.write_settings()
+
+    def remember(self, arms: dict[str, ArmSettings]) -> None:
+        """Take in what other folders know of arms, as those that other commands have left."""
+        self._older |= {arm: settings for arm, settings in arms.items() if arm not in self._older}
 
     def forget(self, arm: str) -> None:
         """Let an arm of this name be another policy than it was."""
@@ -269,7 +272,14 @@ class Harness:
     def take_older(self) -> list[str]:
         """Take in the arms that other commands have left in this folder; return those that lack rows."""
         lacking = []
-        self.arms |= {arm: settings for arm, settings in self._older.items() if arm not in self.arms}
+        chosen = {(one["family"], of) for one in self.arms.values() for of in one.get("beside", [])}
+        for arm, settings in self._older.items():
+            if arm not in self.arms:
+                if "beside" in settings:  # but not of what another is chosen for now
+                    beside = [of for of in settings["beside"] if (settings["family"], of) not in chosen]
+                    settings = ArmSettings(**{**settings, "beside": beside})
+                self.arms[arm] = settings
+        self.write_settings()
         for arm in self.arms:
             if arm not in self.done:
                 try:
