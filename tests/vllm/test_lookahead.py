@@ -10,7 +10,7 @@ from trim_graph.policies import threshold
 
 from .test_chat import EVERLASTING
 
-MOST = 1500
+MOST = 600
 
 
 async def told(server, name):
