@@ -27,7 +27,6 @@ bench: $(READY)
 	.ci/vllm
 	$(BIN)/python -m tests.benchmarks.overhead
 	$(BIN)/python -m tests.benchmarks.state_size
-	$(BIN)/python -m tests.benchmarks.startup
 	$(BIN)/python -m tests.benchmarks.speed graph
 	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.speed servers
 	.venv-vllm/bin/python -m tests.benchmarks.speed engines

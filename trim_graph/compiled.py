@@ -1,6 +1,7 @@
-"""The compiled graph: LangGraph's own, but for two things.
+"""The compiled graph: LangGraph's own, but for three things.
 
-What its nodes have in flight ends with the invocation, however that ends. And there is the recursion limit:
+An invocation has a clock, which leaves out what the reader of its stream takes. What its nodes have in flight
+ends with it, however it ends. And there is the recursion limit:
 `batch`, `astream_events` and their like fill a config up with LangChain's defaults before the graph sees it,
 a ``recursion_limit`` of 25 among them, where LangGraph's own is about 10 000. A solution of more than eight
 steps would end early, and only in these calls.

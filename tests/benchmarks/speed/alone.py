@@ -15,12 +15,9 @@ from typing import Any
 
 from langchain_core.messages import HumanMessage
 
-from trim_graph import create_trim_graph
-from trim_graph.policies import threshold
-
 from .instant import STEPS, empty, instant
 from .load import Peak, mixed, resident_mb
-from .ways import MAX_STEP_TOKENS, MAX_STEPS, THRESHOLD, Models, bare, skeleton
+from .ways import Models, bare, graph_of, skeleton
 
 TURNS = 7
 QUESTIONS = 40
@@ -36,14 +33,7 @@ Ask = Callable[[str], Awaitable[Any]]
 
 def asked(models: Models) -> Ask:
     """The graph, invoked."""
-    graph = create_trim_graph(
-        models.small,
-        models.large,
-        models.scorer,
-        policy=threshold(THRESHOLD),
-        max_steps=MAX_STEPS,
-        max_step_tokens=MAX_STEP_TOKENS,
-    )
+    graph = graph_of(models)
 
     async def ask(question: str) -> Any:
         return await graph.ainvoke({"messages": [HumanMessage(question)]})

@@ -46,9 +46,9 @@ class Solved(NamedTuple):
 Way = Callable[[str], Awaitable[Solved]]
 
 
-def trim(models: Models) -> Way:
-    """The graph of this project, its events streamed."""
-    graph = create_trim_graph(
+def graph_of(models: Models) -> Any:
+    """The graph of this project."""
+    return create_trim_graph(
         models.small,
         models.large,
         models.scorer,
@@ -56,6 +56,11 @@ def trim(models: Models) -> Way:
         max_steps=MAX_STEPS,
         max_step_tokens=MAX_STEP_TOKENS,
     )
+
+
+def trim(models: Models) -> Way:
+    """It, its events streamed."""
+    graph = graph_of(models)
 
     async def solve(question: str) -> Solved:
         begun, first, texts = time.perf_counter(), None, []
