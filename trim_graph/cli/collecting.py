@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from trim_graph.config import TrimConfig, for_measuring
 from trim_graph.distributed.merging import Join, join_all
 from trim_graph.distributed.shards import WHOLE, Shard, ShardFolder, open_shard
 from trim_graph.distributed.workers import Models, Workers
-from trim_graph.errors import InputError, SettingsError, TrimError
+from trim_graph.errors import SettingsError, TrimError
 from trim_graph.evaluation.datasets import Dataset, make_dataset
 from trim_graph.evaluation.identity import code_identity, identity_of
 from trim_graph.evaluation.units import Units
@@ -25,10 +25,13 @@ from .eval_request import count_questions
 from .models import chosen_config, load_parts, parsed_option
 from .progress import Progress
 from .reporting import Interrupted, need
+from .told_request import names_but, read_told, tell
 from .working import open_workers
 
 DEFAULT_N = 1000
 """Questions of a dataset without end, where -n does not say."""
+_OF_A_CALL = ("out", "shard", "ray", "ray_workers", "retry_errors")
+"""What two calls that work on one collection may differ in."""
 _SHARD = "traces.jsonl"
 """The journal in the folder of a shard."""
 GIVE_UP = 20
@@ -54,10 +57,7 @@ class Request:
 
     def told(self) -> dict[str, Any]:
         """Return what makes it this collection, JSON-native."""
-        values = asdict(self)
-        for name in ("out", "retry_errors", "shard", "ray", "ray_workers"):
-            del values[name]
-        return {**values, "config": None if self.config is None else str(self.config)}
+        return tell(self, names_but(type(self), _OF_A_CALL))
 
     @classmethod
     def of(cls, told: dict[str, Any], out: Path) -> Request:
@@ -66,11 +66,7 @@ class Request:
         Raises:
             InputError: It is none.
         """
-        try:
-            config = None if told["config"] is None else Path(told["config"])
-            return cls(**{**told, "config": config, "out": out})
-        except (TypeError, KeyError) as error:
-            raise InputError(f"the shards of {out} do not say what was asked for: {error}") from error
+        return cls(**read_told(told, names_but(cls, _OF_A_CALL), out), out=out)
 
 
 def run_collect(request: Request) -> None:

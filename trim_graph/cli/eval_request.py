@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from trim_graph.evaluation.baseline_arms import BASELINES
 from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset, read_through
 
 from .models import parsed_option
+from .told_request import names_but, read_told, tell
 
 DEFAULT_N = 200
 """Questions of a dataset without end, where -n does not say."""
@@ -49,8 +50,7 @@ class Request:
 
     def told(self) -> dict[str, Any]:
         """Return what makes it this evaluation, JSON-native."""
-        values = {name: value for name, value in asdict(self).items() if name not in _OF_A_CALL}
-        return {**values, "config": None if self.config is None else str(self.config)}
+        return tell(self, names_but(type(self), _OF_A_CALL))
 
     @classmethod
     def of(cls, told: dict[str, Any], out: Path) -> Request:
@@ -59,11 +59,7 @@ class Request:
         Raises:
             InputError: It is none.
         """
-        try:
-            config = None if told["config"] is None else Path(told["config"])
-            return cls(**{**told, "config": config}, out=out)
-        except (TypeError, KeyError) as error:
-            raise InputError(f"the shards of {out} do not say what was asked for: {error}") from error
+        return cls(**read_told(told, names_but(cls, _OF_A_CALL), out), out=out)
 
 
 def read_dataset(option: str, given: str, part: Any, seed: int) -> Dataset:

@@ -7,14 +7,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from trim_graph.errors import InputError, SettingsError
+from trim_graph.errors import SettingsError
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.datasets import Dataset, make_dataset
 
 from .models import parsed_option
+from .told_request import read_told, tell
 
 SETS = ("training", "validation")
-_OF_ROLLOUTS = ("dataset", "validation_dataset", "n", "validation", "rounds")
+_OF_ROLLOUTS = ("config", "dataset", "validation_dataset", "n", "validation", "rounds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,7 @@ class Request:
 
     def told(self) -> dict[str, Any]:
         """Return what decides over its rollouts, JSON-native."""
-        config = None if self.config is None else str(self.config)
-        return {"config": config, **{name: getattr(self, name) for name in _OF_ROLLOUTS}}
+        return tell(self, _OF_ROLLOUTS)
 
     @classmethod
     def of(cls, told: dict[str, Any], rollouts: Path) -> Request:
@@ -54,12 +54,8 @@ class Request:
         Raises:
             InputError: It is none.
         """
-        try:
-            config = None if told["config"] is None else Path(told["config"])
-            rest = {name: told[name] for name in _OF_ROLLOUTS}
-        except (TypeError, KeyError) as error:
-            raise InputError(f"the shards of {rollouts} do not say what was asked for: {error}") from error
-        return cls(kind="aggregate", out=rollouts, prices=(), config=config, rollouts=rollouts, **rest)
+        values = read_told(told, _OF_ROLLOUTS, rollouts)
+        return cls(kind="aggregate", out=rollouts, prices=(), rollouts=rollouts, **values)
 
 
 def read_questions(request: Request) -> tuple[list[Question], list[Question]]:
