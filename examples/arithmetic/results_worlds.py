@@ -94,7 +94,7 @@ class World:
         """Let a policy route every problem."""
         from trim_graph.training.solving import solve
 
-        return _arm(list(solve(self.rollouts, policy, seed=seed)))
+        return _arm(solve(self.rollouts, policy, seed=seed))
 
     def once(self, key: Any, make: Callable[[], Made]) -> Made:
         """Return what was made of this world under a key, or make it."""
@@ -115,13 +115,13 @@ class World:
 
     def oracle(self) -> Arm:
         """Regenerate exactly the drafts that are wrong given what stands before: a judge without error."""
-        from trim_graph.training.rollouts import Rollout
+        from trim_graph.training.rollouts import in_rounds
 
-        ended = [Rollout(self.rollouts, index) for index in range(len(self))]
-        for rollout in ended:
+        def lead(rollout: Rollout) -> None:
             while not rollout.ended:
                 rollout.decide(not _right(self.trees[rollout.index], rollout.node))
-        return _arm(ended)
+
+        return _arm(in_rounds(self.rollouts, lead))
 
     def floor(self, accuracy: float) -> float | None:
         """Return the least share of large tokens for an accuracy, with hindsight.

@@ -17,14 +17,16 @@ SAME = ("question", "index", "max_steps", "scores", "tokens", "writers", "score"
 
 
 class Watching(Policy):
-    """Asks another policy and keeps what it saw, by question."""
+    """Asks another policy and keeps what it saw, by question; the last time where one was begun anew."""
 
     def __init__(self, policy):
         self.policy, self.seen = policy, {}
 
     def decide(self, observation):
         answer = self.policy(observation) if callable(self.policy) else self.policy.decide(observation)
-        self.seen.setdefault(observation.question, []).append((observation, answer))
+        if observation.index == 0:
+            self.seen[observation.question] = []
+        self.seen[observation.question].append((observation, answer))
         return answer
 
 
@@ -51,7 +53,7 @@ def test_they_are_exact(policy, beforehand, explored):
     rollouts = explored if beforehand else Rollouts(questions(N), build)
     runs = rollouts.runs
     recorded, real = Watching(policy), Watching(policy)
-    ended = list(solve(rollouts, recorded))
+    ended = solve(rollouts, recorded)
     outcomes = asyncio.run(run_arm(build(real), questions(N)))
     for rollout, outcome in zip(ended, outcomes, strict=True):
         assert outcome.error is None
@@ -91,7 +93,7 @@ def test_they_are_kept_in_a_file(explored, tmp_path):
 
 def test_without_a_graph_only_what_is_known_can_be_taken():
     with pytest.raises(RolloutError, match="not recorded, and there is no graph"):
-        list(solve(Rollouts(questions(1)), small_only()))
+        solve(Rollouts(questions(1)), small_only())
 
 
 def test_a_run_that_fails_is_an_error_and_not_a_wrong_answer():

@@ -65,7 +65,7 @@ class Curious(Policy):
 def test_tokens_and_answers_are_those_of_the_graph(policy, rollouts):
     runs = rollouts.runs
     policy = policy if isinstance(policy, Policy) else threshold(0) | policy
-    ended = list(solve(rollouts, policy, seed=SEED))
+    ended = solve(rollouts, policy, seed=SEED)
     outcomes = asyncio.run(run_arm(build(policy), questions(N)))
     assert [(o.correct, o.large_tokens) for o in outcomes] == [(r.correct, r.large_tokens) for r in ended]
     assert rollouts.runs == runs
@@ -74,7 +74,7 @@ def test_tokens_and_answers_are_those_of_the_graph(policy, rollouts):
 @pytest.mark.parametrize("policy", [large_only(), lambda seen: "handover" if seen.score < 0.5 else "accept"])
 def test_the_large_model_goes_on_to_the_end(policy, rollouts):
     policy = policy if isinstance(policy, Policy) else threshold(0) | policy
-    ended = list(solve(rollouts, policy))
+    ended = solve(rollouts, policy)
     outcomes = asyncio.run(run_arm(build(policy), questions(N)))
     assert [o.correct for o in outcomes] == [r.correct for r in ended]
     # The toy counts a separator for a token where it is cut: the graph's calls are fewer.
@@ -87,7 +87,7 @@ def test_the_large_model_goes_on_to_the_end(policy, rollouts):
 @pytest.mark.parametrize("scored", [True, False])
 def test_a_policy_sees_what_it_sees_in_the_graph(scored, rollouts):
     there, here = Curious(scored), Curious(scored)
-    list(solve(rollouts, here, seed=SEED))
+    solve(rollouts, here, seed=SEED)
     asyncio.run(run_arm(build(there), questions(N), concurrency=1))
     assert len(here.seen) > 3 * N
     assert here.seen == there.seen
@@ -100,4 +100,4 @@ def test_another_seed_draws_otherwise(rollouts):
 
 def test_a_probe_needs_entropies(rollouts):
     with pytest.raises(RolloutError, match="no entropy was recorded"):
-        list(solve(rollouts, entropy_probe(0.1)))
+        solve(rollouts, entropy_probe(0.1))

@@ -9,7 +9,7 @@ thought) is not grown.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import HumanMessage
@@ -22,6 +22,7 @@ from trim_graph.budget import Writer
 from trim_graph.context import Settings
 from trim_graph.conversation import compose
 from trim_graph.evaluation import Question
+from trim_graph.evaluation.runner import run_each
 from trim_graph.nodes.accepting import as_step
 from trim_graph.nodes.drafting import draft_of, endings, lead_counts
 from trim_graph.nodes.probing import entropy_arguments
@@ -192,10 +193,14 @@ class GrowingRollouts(Rollouts):
         self.grown: set[int] = set()
         """Questions whose trees have grown here."""
 
-    def find(self, index: int, plan: Plan) -> None:
-        """Grow the place that a plan leads to."""
-        asyncio.run(self.grower.extend(self.trees[index], plan))
-        self.grown.add(index)
+    def find(self, plans: Mapping[int, Plan]) -> None:
+        """Grow the places that plans lead to."""
+
+        async def extend(index: int) -> None:
+            await self.grower.extend(self.trees[index], plans[index])
+            self.grown.add(index)
+
+        asyncio.run(run_each(extend, plans, concurrency=min(self.concurrency, len(plans))))
 
 
 def _ended(text: str) -> Step:

@@ -121,7 +121,7 @@ def score(rollouts: Rollouts, policy: Any, price: float) -> Score:
         policy: Any that accepts and regenerates.
         price: Of a large token, in right answers.
     """
-    ended = list(solve(rollouts, policy))
+    ended = solve(rollouts, policy)
     accuracy = sum(one.correct for one in ended) / len(ended)
     tokens = sum(one.large_tokens for one in ended) / len(ended)
     return Score(accuracy - price * tokens, accuracy, tokens)

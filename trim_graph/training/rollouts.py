@@ -127,9 +127,13 @@ class Rollouts:
             await self._run(plans)
         return left
 
-    def find(self, index: int, plan: Plan) -> None:
-        """Run a question by a plan, because a rollout takes a way that no run has taken."""
-        asyncio.run(self._run({index: plan}))
+    def find(self, plans: Mapping[int, Plan]) -> None:
+        """Run questions by plans, all at a time, because rollouts take ways that no run has taken.
+
+        Args:
+            plans: By the place of the question among these.
+        """
+        asyncio.run(self._run(plans))
 
     async def _run(self, plans: Mapping[int, Plan]) -> None:
         if self._build is None:
@@ -145,6 +149,13 @@ class Rollouts:
 
         await run_each(work, plans, concurrency=min(self.concurrency, len(plans)))
 
+    def changed(self, index: int) -> RolloutError:
+        """Return the error that says that a question's models wrote something else when asked again."""
+        return RolloutError(
+            f"the models wrote something else when asked again about "
+            f"{self.trees[index].question.text[:80]!r}: they are not deterministic"
+        )
+
     def keep(self, trace: Trace) -> None:
         """Take in a run of the graph that has just ended.
 
@@ -157,16 +168,63 @@ class Rollouts:
         self.on_trace(trace)
 
 
+class NotYetKnown(Exception):
+    """A rollout that puts off what it lacks has come to a way that no run has taken.
+
+    Attributes:
+        plan: The way.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__("no run has taken this way")
+        self.plan = plan
+
+
+def in_rounds(rollouts: Rollouts, lead: Callable[[Rollout], None]) -> list[Rollout]:
+    """Lead a rollout of each question to its end; what they lack is found for all of them at a time.
+
+    Args:
+        rollouts: Of the questions.
+        lead: Takes the decisions, from the question to the end. It is called again for a rollout that came to
+            an unknown way, with a new one, so it has to decide the same again.
+
+    Returns:
+        The ended rollouts, in the order of the questions.
+
+    Raises:
+        RolloutError: A way stays unknown: the models wrote something else when asked again.
+    """
+    ended: dict[int, Rollout] = {}
+    unknown: dict[int, Plan] = {}
+    left: Iterable[int] = range(len(rollouts))
+    while left:
+        before, unknown = unknown, {}
+        for index in left:
+            try:
+                ended[index] = Rollout(rollouts, index, puts_off=True)
+                lead(ended[index])
+            except NotYetKnown as way:
+                if before.get(index) == way.plan:
+                    raise rollouts.changed(index) from None
+                unknown[index] = way.plan
+        if unknown:
+            rollouts.find(unknown)
+        left = list(unknown)
+    return [ended[index] for index in range(len(rollouts))]
+
+
 @dataclass(slots=True)
 class Rollout:
     """One solution under way, taken from a tree.
 
     Attributes:
+        puts_off: Whether an unknown way raises `NotYetKnown` in place of being found at once.
         large_tokens: Tokens of the large model's steps so far.
     """
 
     rollouts: Rollouts
     index: int
+    puts_off: bool = False
     node: Node = field(init=False)
     plan: list[bool] = field(default_factory=list)
     scores: tuple[float | None, ...] = ()
@@ -177,7 +235,7 @@ class Rollout:
     def __post_init__(self) -> None:
         self.node = self.rollouts.trees[self.index].root
         if self.node.ended is None:
-            self.rollouts.find(self.index, [])
+            self._find([])
 
     @property
     def ended(self) -> bool:
@@ -210,7 +268,7 @@ class Rollout:
     def draft_ends(self) -> bool:
         """Whether the solution ends with the draft, by its own account and not for want of steps."""
         if self.node.after(False) is None:
-            self.rollouts.find(self.index, [*self.plan, False])
+            self._find([*self.plan, False])
         behind = self.node.after(False)
         return behind is not None and bool(behind.ended) and len(behind.steps) < self.rollouts.max_steps
 
@@ -222,13 +280,10 @@ class Rollout:
         """
         self.plan.append(regenerate)
         if self.node.after(regenerate) is None:
-            self.rollouts.find(self.index, self.plan)
+            self._find(self.plan)
         behind = self.node.after(regenerate)
         if behind is None:
-            raise RolloutError(
-                f"the models wrote something else when asked again about "
-                f"{self.rollouts.trees[self.index].question.text[:80]!r}: they are not deterministic"
-            )
+            raise self.rollouts.changed(self.index)
         written = self.node.large if regenerate else self.node.draft
         writer: Literal["small", "large"] = "large" if regenerate else "small"
         assert written is not None
@@ -239,3 +294,8 @@ class Rollout:
         spent = written.tokens if regenerate else 0
         self.large_tokens += spent
         return spent
+
+    def _find(self, plan: Plan) -> None:
+        if self.puts_off:
+            raise NotYetKnown(tuple(plan))
+        self.rollouts.find({self.index: plan})

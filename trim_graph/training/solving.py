@@ -7,7 +7,6 @@ tokens are counted step by step, also where the graph has the large model go on 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +14,11 @@ from trim_graph.policies import Choice, Observation, Policy
 from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, checked
 
 from .rollout_tree import RolloutError
-from .rollouts import Rollout, Rollouts
+from .rollouts import Rollout, Rollouts, in_rounds
 
 
-def solve(rollouts: Rollouts, policy: Policy, *, seed: int = 0) -> Iterator[Rollout]:
-    """Let a policy decide on every question, and give each rollout when it has ended.
+def solve(rollouts: Rollouts, policy: Policy, *, seed: int = 0) -> list[Rollout]:
+    """Let a policy decide on every question, and return the ended rollouts in their order.
 
     Args:
         rollouts: Of the questions.
@@ -31,11 +30,13 @@ def solve(rollouts: Rollouts, policy: Policy, *, seed: int = 0) -> Iterator[Roll
     """
     # Most policies leave every draft to the small model: no need to ask them at each step.
     asked = type(policy).next_writer is not Policy.next_writer
-    for index in range(len(rollouts)):
-        solution = _Solution(Rollout(rollouts, index), policy, asked, seed)
-        while not solution.rollout.ended:
+
+    def lead(rollout: Rollout) -> None:
+        solution = _Solution(rollout, policy, asked, seed)
+        while not rollout.ended:
             solution.go_on()
-        yield solution.rollout
+
+    return in_rounds(rollouts, lead)
 
 
 class _Solution:
