@@ -17,8 +17,8 @@ in seconds and to give every test real models. They are good for nothing else.
 |---|---|---|
 | `small` | Qwen2, 64 wide, 2 layers | chains, few word problems; stopped early |
 | `large` | Qwen2, 96 wide, 4 layers | chains and word problems, at last in longer conversations |
-| `prm` | Qwen2.5-Math-PRM layout: `large` and two more layers | solutions sampled from both, exact labels |
-| `prm_early` | the same after a fifth of its training | for the study of a worse judge |
+| `prm` | Qwen2.5-Math-PRM layout: `large` widened, two layers on top | exact labels of solutions of both |
+| `prm_early` | the same after a tenth of its training | for the study of a worse judge |
 
 All use one byte-level BPE tokenizer (ChatML; numbers digit by digit). A score is the probability that a step
 is right *given what stands before it*: carrying on correctly from an earlier mistake is right.
@@ -67,7 +67,7 @@ def write_card(path: Path, figures: dict[str, Any], *, n: int, seed: int, second
         aucs = (prm["auc"], prm["auc_within_kind"], early["auc"], early["auc_within_kind"])
         lines.append(
             f"| {split} | {prm['steps']} | {100 * prm['wrong_share']:.1f} % | "
-            + " | ".join(f"{auc:.3f}" for auc in aucs)
+            + " | ".join(f"{auc:.4f}" for auc in aucs)
             + " |"
         )
     if seconds:

@@ -45,7 +45,8 @@ def optimise(
     """Train ``model`` in place on ``batches``.
 
     Args:
-        model: Its parameters of two dimensions, embeddings aside, go to Muon (Jordan et al. 2024).
+        model: Of its parameters those that want a gradient are trained; those of two dimensions, embeddings
+            aside, by Muon (Jordan et al. 2024).
         batches: Yields at least ``schedule.steps`` batches.
         loss: Mean loss of a batch.
         schedule: Steps and rates.
@@ -57,11 +58,10 @@ def optimise(
 
     from .corpus import Batch
 
-    hidden = [
-        p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "score.2" not in n
-    ]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    hidden = [p for n, p in trained.items() if p.ndim == 2 and "embed" not in n and "score.2" not in n]
     chosen = {id(p) for p in hidden}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    rest = [p for p in trained.values() if id(p) not in chosen]
     optimisers: list[torch.optim.Optimizer] = [
         torch.optim.Muon(hidden, lr=schedule.matrix_rate, weight_decay=0.01, momentum=0.95),
         torch.optim.AdamW(rest, lr=schedule.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),

@@ -16,7 +16,7 @@ MOST_IBC = sum(SHARES / number for number in range(1, SHARES + 1)) / SHARES
 CPTS = ("cpt_50", "cpt_80", "cpt_95")
 SCORERS = {
     "prm": "the shipped PRM",
-    "prm_early": "the same after a fifth of its training (`prm_early`)",
+    "prm_early": "the same after a tenth of its training (`prm_early`)",
     "token probability": "none: mean token probability of the draft",
 }
 

@@ -178,7 +178,7 @@ def main() -> None:
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    from .train_judge import JUDGE_SCHEDULES, JUDGED_SOLUTIONS, sample_judged, train_judge
+    from .train_judge import JUDGE_SCHEDULE, JUDGED_SOLUTIONS, sample_judged, train_judge
 
     args = _parser().parse_args()
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -198,7 +198,7 @@ def main() -> None:
         if name == "prm":
             solvers = {solver: shop.load(solver) for solver in RECIPES}
             judged = sample_judged(shop, solvers, round(JUDGED_SOLUTIONS * args.scale))
-            train_judge(shop, solvers["large"], judged, [scaled(one) for one in JUDGE_SCHEDULES])
+            train_judge(shop, solvers["large"], judged, scaled(JUDGE_SCHEDULE))
         else:
             phases = tuple(replace(p, schedule=scaled(p.schedule)) for p in RECIPES[name].phases)
             train_solver(shop, name, replace(RECIPES[name], phases=phases))

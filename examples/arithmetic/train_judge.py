@@ -1,36 +1,29 @@
 """The training of the process reward model, on solutions that small and large wrote.
 
-It begins as the large model, which knows what should come next, with two layers on top, which learn to
-compare that with what was written.
+It begins as the large model, which knows what should come next, with layers on top that compare that with
+what was written (`new_judge`). Only these are trained.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from trim_graph.adapters.prm_head import Qwen2ForProcessRewardModel
-
 from .corpus import SO_FAR, Batch, Judged, JudgedPools, Mixture, draw_training_problem, stream
 from .evaluate import write_solutions
+from .new_judge import LAYERS_ON_TOP, carried, layers_on_top, new_judge
 from .optimizer import Schedule, optimise
 from .problems import DELIMITER, expected_step
-from .tokenizer import PRM_SYSTEM, STEP, STEP_END
+from .tokenizer import PRM_SYSTEM, STEP
 from .workshop import Workshop, compiled
 
-JUDGE_LAYERS = 6
-JUDGE_SCHEDULES = (
-    Schedule(steps=2000, rows=64),
-    # A second, slower descent: AUC on long chains goes on rising.
-    Schedule(steps=700, rows=64, matrix_rate=0.008, rate=0.0012, decay_from=0.0),
-)
+JUDGE_SCHEDULE = Schedule(steps=1000, rows=64)
 JUDGED_SOLUTIONS = 20_000
-EARLY = 0.2
-"""Share of the first schedule after which a weaker one is kept, for the study of a worse judge."""
+EARLY = 0.1
+"""Share of the steps after which a weaker one is kept, for the study of a worse judge."""
 SAMPLED = (
     ("small", 0.0, 0.2),
     ("small", 0.7, 0.3),
@@ -69,40 +62,31 @@ def sample_source(shop: Workshop, model: Any, source: int, count: int) -> list[J
     return judged
 
 
-def new_judge(large: Any, ids: dict[str, int]) -> Any:
-    """Build a process reward model that begins as the large model with layers on top that add nothing yet."""
-    settings = {"num_labels": 2, "tie_word_embeddings": False, "num_hidden_layers": JUDGE_LAYERS}
-    config = type(large.config)(**{**large.config.to_dict(), **settings, "layer_types": None})
-    config.architectures = ["Qwen2ForProcessRewardModel"]
-    model: Any = Qwen2ForProcessRewardModel(config)
-    model.model.load_state_dict(large.model.state_dict(), strict=False)
-    with torch.no_grad():
-        for layer in model.model.layers[large.config.num_hidden_layers :]:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-        # To the large model the step token is new, and it stands where a blank line was.
-        embeddings = model.model.embed_tokens.weight
-        embeddings[ids[STEP]] = embeddings[ids[STEP_END]]
-    return model
-
-
 class Lesson(torch.nn.Module):
-    """What the judge is taught; besides verdicts, what leads up to them.
+    """What the layers on top of the large model's are taught; besides verdicts, what leads up to them.
 
-    The sum of four mean losses: the verdict at every step token; the verdict so far at every token; after
-    the large model's layers the next token wherever it is right, which keeps what they know; one layer
-    later whether a token is the first wrong one of its step, through a probe that is thrown away.
+    The sum of three mean losses: the verdict at every step token; the verdict so far at every token; after
+    the first layer on top whether a token is the first wrong one of its step, through a probe that is thrown
+    away. What comes from the large model stays as it is.
 
     Args:
         judge: The model to train.
-        solver_layers: How many of its layers come from the large model.
     """
 
-    def __init__(self, judge: Any, solver_layers: int) -> None:
+    def __init__(self, judge: Any) -> None:
         super().__init__()
-        self.judge, self.solver_layers = judge, solver_layers
+        self.judge = judge
         self.probe = torch.nn.Linear(judge.config.hidden_size, 2)
         self._backbone = [compiled(judge.model)]  # in a list: not a module of its own
+        on_top = layers_on_top(judge)
+        for part in (judge.model.embed_tokens, *judge.model.layers[: -len(on_top)]):
+            part.requires_grad_(False)
+        # The smallest step of the optimiser would drown the codes, which are tiny.
+        reads_only = torch.ones(judge.config.hidden_size, 1)
+        reads_only[carried(judge)] = 0.0
+        for layer in on_top:
+            for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
+                weight.register_hook(lambda gradient: gradient * reads_only.to(gradient.device))
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the loss of a batch of `JudgedPools`."""
@@ -112,49 +96,32 @@ class Lesson(torch.nn.Module):
         logits = self.judge.score(out.last_hidden_state[wanted])
         each = functional.cross_entropy(logits, classes[wanted] % SO_FAR, reduction="none")
         verdict = classes[wanted] < SO_FAR
-        next_token, first_wrong = self._next_token(batch, out), self._first_wrong(batch, out)
-        return each[verdict].mean() + each[~verdict].mean() + next_token + first_wrong
-
-    def _next_token(self, batch: Batch, out: Any) -> torch.Tensor:
-        right = batch.targets[:, 1:] == SO_FAR + 1
-        states = self.judge.model.norm(out.hidden_states[self.solver_layers][:, :-1][right])
-        return functional.cross_entropy(
-            functional.linear(states, self.judge.model.embed_tokens.weight), batch.ids[:, 1:][right]
-        )
+        return each[verdict].mean() + each[~verdict].mean() + self._first_wrong(batch, out)
 
     def _first_wrong(self, batch: Batch, out: Any) -> torch.Tensor:
         before = functional.pad(batch.targets[:, :-1], (1, 0), value=-100)
         open_still = (batch.targets != -100) & (before != SO_FAR)
-        states = out.hidden_states[self.solver_layers + 1][open_still]
+        states = out.hidden_states[-LAYERS_ON_TOP][open_still]
         states = functional.rms_norm(states, states.shape[-1:])
         return functional.cross_entropy(self.probe(states), batch.targets[open_still] % SO_FAR)
 
 
-def train_judge(
-    shop: Workshop, large: Any, judged: list[Judged], schedules: Sequence[Schedule] = JUDGE_SCHEDULES
-) -> Any:
+def train_judge(shop: Workshop, large: Any, judged: list[Judged], schedule: Schedule = JUDGE_SCHEDULE) -> Any:
     """Train the process reward model from the large one; save it, and an early state of it."""
     torch.manual_seed(shop.seed)
-    model = new_judge(large, shop.tokenizer.get_vocab())
-    early = {round(EARLY * schedules[0].steps): lambda: shop.save(model, "prm_early")}
-    for number, schedule in enumerate(schedules):
-        lesson = Lesson(model, large.config.num_hidden_layers).to(shop.device)
-        pools = JudgedPools(
-            shop.tokenizer,
-            judged,
-            system=PRM_SYSTEM,
-            seed=shop.seed + 1000 * number,
-            steps=schedule.steps,
-            rows=schedule.rows,
-        )
-        optimise(
-            lesson,
-            stream(pools, schedule.steps, shop.workers),
-            lesson,
-            schedule,
-            device=shop.device,
-            log=lambda text, number=number: shop.log(f"prm, phase {number + 1}: {text}"),  # type: ignore[misc]
-            at={} if number else early,
-        )
+    model = new_judge(large.to("cpu"), shop.tokenizer, judged)
+    lesson = Lesson(model).to(shop.device)
+    pools = JudgedPools(
+        shop.tokenizer, judged, system=PRM_SYSTEM, seed=shop.seed, steps=schedule.steps, rows=schedule.rows
+    )
+    optimise(
+        lesson,
+        stream(pools, schedule.steps, shop.workers),
+        lesson,
+        schedule,
+        device=shop.device,
+        log=lambda text: shop.log(f"prm: {text}"),
+        at={round(EARLY * schedule.steps): lambda: shop.save(model, "prm_early")},
+    )
     shop.save(model, "prm")
     return model
