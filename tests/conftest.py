@@ -86,6 +86,14 @@ def rig() -> Rig:
     return build()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep what a folder of tests starts in one process, where several run the tests (``-n 2``)."""
+    here = Path(__file__).parent
+    for item in items if config.pluginmanager.hasplugin("xdist") else ():
+        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(here).parts[0]))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # A shell has what it starts in the background ignore Ctrl-C, and so would the commands under test.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

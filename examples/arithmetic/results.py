@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from .results_worlds import World
 
 HERE = Path(__file__).parent
-TEST: dict[Split, int] = {"standard": 2000, "words": 600, "hard": 150}
-VALIDATION: dict[Split, int] = {"standard": 1000, "words": 500, "hard": 100}
+TEST: dict[Split, int] = {"standard": 2000, "words": 2000, "hard": 2000}
+VALIDATION: dict[Split, int] = {"standard": 1000, "words": 500, "hard": 300}
 TRAINING = 600
 """Problems that the query router of each world is trained on."""
 LEAST_TRAINING = 60

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from trim_graph.training.growing import Grower
     from trim_graph.training.rollout_tree import Tree
 
+PLACES = {"standard": 150, "words": 150, "hard": 48}
+"""Places of a tree that are recorded before any policy asks; of `hard` there are too many to record all."""
 _TOLD_EVERY = 50
 """Problems between two words on the progress."""
 
@@ -95,8 +97,8 @@ def keep_trees(drawn: Problems, folder: Path, trees: Mapping[int, Tree]) -> None
 
 
 @cache
-def example_grower() -> Grower:
-    """Return what grows trees with the example models."""
+def example_grower(split: str = "standard") -> Grower:
+    """Return what grows trees of a world with the example models."""
     from trim_graph.adapters import ChatTransformers, TransformersProcessReward
     from trim_graph.training.growing import Grower
 
@@ -105,7 +107,7 @@ def example_grower() -> Grower:
         ChatTransformers(model=str(LARGE)),
         TransformersProcessReward(PRM, max_batch_size=64),
         probes=True,
-        most=150,
+        most=PLACES[split],
     )
 
 
@@ -124,7 +126,7 @@ async def _record(
     from trim_graph.evaluation.runner import run_each
     from trim_graph.training.rollout_records import to_record
 
-    grower = example_grower()
+    grower = example_grower(drawn.split)
     begun, done = time.monotonic(), 0
 
     async def record(item: tuple[int, Question]) -> None:

@@ -72,7 +72,7 @@ class World:
     def __init__(self, split: str, trees: Sequence[Tree]) -> None:
         from trim_graph.training.growing import GrowingRollouts
 
-        self.split, self.rollouts = split, GrowingRollouts(trees, example_grower())
+        self.split, self.rollouts = split, GrowingRollouts(trees, example_grower(split))
         self.trees = self.rollouts.trees
         self.small, self.large = self.solved(small_only()), self.solved(LargeAtEachStep())
         self._made: dict[Any, Any] = {}
