@@ -29,9 +29,9 @@ POLICIES = Path(__file__).parent / "policies"
 STEP_MODEL = POLICIES / "pomdp-step-model.json"
 SHARES = tuple(round(0.05 * number, 2) for number in range(1, 20))
 """Of large tokens, for which operating points are chosen."""
-COSTS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
+COSTS = (0.1, 0.5, 1.0, 2.0, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.0, 8.0, 10.0)
 """Of a large token, where a right solution is worth 100: what plans are made for."""
-LAMBDAS = ("0.005", "0.01", "0.02", "0.03", "0.04")
+LAMBDAS = ("0.01", "0.02", "0.04", "0.05", "0.06")
 LIMITS = (0.2, 0.35, 0.5, 0.65, 0.8)
 
 

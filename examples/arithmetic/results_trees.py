@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trim_graph.training.growing import Grower
     from trim_graph.training.rollout_tree import Tree
 
-PLACES = {"standard": 150, "words": 150, "hard": 48}
+PLACES = {"standard": 150, "words": 150, "hard": 16}
 """Places of a tree that are recorded before any policy asks; of `hard` there are too many to record all."""
 _TOLD_EVERY = 50
 """Problems between two words on the progress."""

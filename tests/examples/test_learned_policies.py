@@ -61,7 +61,7 @@ def models():
     )
 
 
-@pytest.mark.parametrize("file", ["aggregate-0.005", "sequence-0.005", "pomdp-0.5"])
+@pytest.mark.parametrize("file", ["aggregate-0.01", "sequence-0.01", "pomdp-1"])
 def test_they_route_the_example_models(file, models):
     policy = load_policy(POLICIES / f"{file}.json")
     graph = create_trim_graph(*models, policy=policy)
