@@ -60,7 +60,7 @@ class Curious(Policy):
         threshold(0.3) | random_rate(0.2),
         lambda seen: "regenerate" if seen.draft_ends else "accept",
     ],
-    ids=repr,
+    ids=lambda policy: repr(policy) if isinstance(policy, Policy) else "function",
 )
 def test_tokens_and_answers_are_those_of_the_graph(policy, rollouts):
     runs = rollouts.runs
