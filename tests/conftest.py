@@ -86,12 +86,10 @@ def rig() -> Rig:
     return build()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Keep what a folder of tests starts in one process, where several run the tests (``-n 2``)."""
-    here = Path(__file__).parent
-    for item in items if config.pluginmanager.hasplugin("xdist") else ():
-        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(here).parts[0]))
+    if item.config.pluginmanager.hasplugin("xdist"):
+        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(Path(__file__).parent).parts[0]))
 
 
 def pytest_configure(config: pytest.Config) -> None:
