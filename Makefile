@@ -11,7 +11,7 @@ demo: $(READY)
 
 # Two processes; a folder of tests stays in one of them, with the servers that it starts.
 test: $(READY)
-	$(BIN)/pytest -q -n 2 --dist loadgroup
+	$(BIN)/pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 
 # vLLM in this process; about 5 GB of memory. make test covers all else.
 test-engine:
