@@ -87,7 +87,7 @@ def carried(model: Any) -> slice:
 
 
 def _written_most(tokenizer: PreTrainedTokenizerFast, solutions: Sequence[Judged]) -> list[int]:
-    encode: Any = tokenizer.backend_tokenizer.encode_batch  # type: ignore[attr-defined]
+    encode: Any = tokenizer.backend_tokenizer.encode_batch
     steps = [step for one in solutions for step in one.steps]
     counts = Counter(chain.from_iterable(encoded.ids for encoded in encode(steps)))
     return [token for token, _ in counts.most_common(CODES - 1)]
