@@ -9,9 +9,8 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/trim-graph demo
 
-# Two processes; a folder of tests stays in one of them, with the servers that it starts.
 test: $(READY)
-	$(BIN)/pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -q
 
 # vLLM in this process; about 5 GB of memory. make test covers all else.
 test-engine:

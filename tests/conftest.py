@@ -86,17 +86,6 @@ def rig() -> Rig:
     return build()
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep what a folder of tests starts in one process, where several run the tests (``-n 2``)."""
-    if item.config.pluginmanager.hasplugin("xdist"):
-        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(Path(__file__).parent).parts[0]))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest, or one process would end with it alone."""
-    items.sort(key=lambda item: item.path.parent.name != "vllm")
-
-
 def pytest_configure(config: pytest.Config) -> None:
     # A shell has what it starts in the background ignore Ctrl-C, and so would the commands under test.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
