@@ -70,7 +70,7 @@ def new_judge(large: Any, tokenizer: PreTrainedTokenizerFast, solutions: Sequenc
     with torch.no_grad():
         _take_over(model, large)
         _give_codes(model, tokenizer, written, solver_width=large.config.hidden_size)
-        _begin_on_top(model, large, size=_size_of_states(model, large, tokenizer, sample[:30]))
+        _begin_on_top(model, size=_size_of_states(model, large, tokenizer, sample[:30]))
         _begin_as_comparison(model, large, written)
     return model
 
@@ -137,7 +137,7 @@ def _size_of_states(
     return float(torch.cat(sizes).median())
 
 
-def _begin_on_top(model: Any, large: Any, size: float) -> None:
+def _begin_on_top(model: Any, *, size: float) -> None:
     """Let the layers on top add nothing yet, and see the codes as large as the states."""
     for layer in layers_on_top(model):
         layer.self_attn.o_proj.weight.zero_()

@@ -97,18 +97,21 @@ def keep_trees(drawn: Problems, folder: Path, trees: Mapping[int, Tree]) -> None
 
 
 @cache
-def example_grower(split: str = "standard") -> Grower:
-    """Return what grows trees of a world with the example models."""
+def _models() -> tuple[Any, Any, Any]:
     from trim_graph.adapters import ChatTransformers, TransformersProcessReward
-    from trim_graph.training.growing import Grower
 
-    return Grower(
+    return (
         ChatTransformers(model=str(SMALL), logprobs=True),
         ChatTransformers(model=str(LARGE)),
         TransformersProcessReward(PRM, max_batch_size=64),
-        probes=True,
-        most=PLACES[split],
     )
+
+
+def example_grower(split: str) -> Grower:
+    """Return what grows trees of a world with the example models, which are loaded once."""
+    from trim_graph.training.growing import Grower
+
+    return Grower(*_models(), probes=True, most=PLACES[split])
 
 
 def _settings(drawn: Problems) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def test_the_demo_shows_that_routing_pays(here, run):
     arms = found["arms"]
     assert {name: len(arm["outcomes"]) for name, arm in arms.items()} == dict.fromkeys(ARMS, 60)
     assert arms["small"]["accuracy"] < 0.7 < arms["large"]["accuracy"]
-    # Floors for so few problems; the README has the figures of a thousand.
+    # Floors for so few problems; the README has the figures of two thousand.
     for name in ("threshold", "planned", "aggregate", "sequence"):
         assert arms[name]["pgr"] >= 0.8
         assert arms[name]["share"] <= 0.4

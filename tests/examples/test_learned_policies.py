@@ -74,7 +74,8 @@ def test_they_route_the_example_models(file, models):
 
 def test_the_measurement_pairs_a_policy_with_the_threshold_that_spends_no_less():
     questions = [arithmetic_question(problem) for problem in problems("standard", 4, part="test", seed=8)]
-    world = World("standard", [asyncio.run(example_grower().grow(question)) for question in questions])
+    grower = example_grower("standard")
+    world = World("standard", [asyncio.run(grower.grow(question)) for question in questions])
     rows = measure(world, {"like a threshold": threshold(0.7)})
     found = next(row for row in rows if row["policy"] == "like a threshold")
     assert found["beside"]["large_tokens"] >= found["large_tokens"]

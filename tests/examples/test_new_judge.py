@@ -4,11 +4,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from trim_graph.examples.arithmetic import LARGE, SMALL, problems
-from trim_graph.examples.arithmetic.corpus import Judged, judged_prompt
+from trim_graph.examples.arithmetic import LARGE, SMALL, problems, train_judge
+from trim_graph.examples.arithmetic.corpus import Judged, JudgedPools, judged_prompt, stream
 from trim_graph.examples.arithmetic.new_judge import CODE_SIZE, SHRUNK, carried, layers_on_top, new_judge
 from trim_graph.examples.arithmetic.tokenizer import PRM_SYSTEM, STEP, load_tokenizer
-from trim_graph.examples.arithmetic.train_judge import Lesson
 
 N = 60
 
@@ -93,11 +92,8 @@ def test_it_tells_a_wrong_digit_before_it_has_learned_anything(judge, large, tok
 
 
 def test_only_the_layers_on_top_learn_and_none_writes_to_the_codes(judge, tokenizer, solutions, monkeypatch):
-    from trim_graph.examples.arithmetic import train_judge
-    from trim_graph.examples.arithmetic.corpus import JudgedPools, stream
-
     monkeypatch.setattr(train_judge, "compiled", lambda backbone: backbone)  # takes a minute
-    lesson = Lesson(judge)
+    lesson = train_judge.Lesson(judge)
     pools = JudgedPools(tokenizer, solutions, system=PRM_SYSTEM, seed=0, steps=1, rows=8)
     lesson(next(stream(pools, 1, 0))).backward()
     learned = {name for name, weight in lesson.named_parameters() if weight.grad is not None}

@@ -12,6 +12,7 @@ from trim_graph.policies import random_rate, threshold
 from trim_graph.testing import ScriptedChatModel
 from trim_graph.training.growing import Grower, GrowingRollouts
 from trim_graph.training.rollout_records import from_record, to_record
+from trim_graph.training.rollout_tree import RolloutError, Tree
 from trim_graph.training.rollouts import Rollouts
 from trim_graph.training.solving import solve
 
@@ -100,3 +101,22 @@ def test_a_model_that_fails_is_an_error():
     of = Grower(ToyModel(writer="small", fails=True), ToyModel(writer="large"), ToyScorer())
     with pytest.raises(RuntimeError, match="the toy is broken"):
         grown(of, questions(1)[0])
+
+
+def test_what_many_questions_lack_is_grown_for_all_of_them_at_a_time(monkeypatch):
+    rollouts = GrowingRollouts([Tree(question) for question in questions(N)], grower())
+    asked = []
+    monkeypatch.setattr(
+        rollouts, "find", lambda plans: asked.append(len(plans)) or GrowingRollouts.find(rollouts, plans)
+    )
+    ended = solve(rollouts, threshold(0.5))
+    assert asked[0] == N
+    # At the root, and at each step where its draft leads and where the decision does.
+    assert len(asked) <= 1 + 2 * max(len(one.scores) for one in ended)
+
+
+def test_a_way_that_stays_unknown_is_an_error_and_not_an_endless_search(monkeypatch):
+    rollouts = GrowingRollouts([Tree(question) for question in questions(1)], grower())
+    monkeypatch.setattr(rollouts, "find", lambda plans: None)
+    with pytest.raises(RolloutError, match="wrote something else when asked again"):
+        solve(rollouts, threshold(0.5))
