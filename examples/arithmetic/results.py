@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .results_worlds import World
 
 HERE = Path(__file__).parent
-TEST: dict[Split, int] = {"standard": 2000, "words": 2000, "hard": 500}
+TEST: dict[Split, int] = {"standard": 2000, "words": 2000, "hard": 2000}
 VALIDATION: dict[Split, int] = {"standard": 1000, "words": 500, "hard": 200}
 TRAINING = 600
 """Problems that the query router of each world is trained on."""

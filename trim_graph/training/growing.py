@@ -122,7 +122,8 @@ class Grower:
         node.ended, node.draft_score = False, scores[-1]
         if steps and node.score is None:
             node.score = scores[-2]
-        node.draft = Written(draft["text"], draft["tokens"], draft["mean_token_probability"])
+        ends = draft["end"] == "eos"
+        node.draft = Written(draft["text"], draft["tokens"], draft["mean_token_probability"], ends)
         node.large = Written(large["text"], large["tokens"])
         node.accepted = tree.place((*node.steps, draft["text"]))
         node.accepted.score = node.draft_score

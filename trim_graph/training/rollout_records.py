@@ -30,8 +30,8 @@ def _place(node: Node, numbers: dict[Node, int]) -> dict[str, Any]:
     ):
         if written is not None and behind is not None:
             known[name] = {"to": numbers[behind], "tokens": written.tokens}
-            if written.probability is not None:
-                known[name]["probability"] = written.probability
+            told = {"probability": written.probability, "ends": written.ends}
+            known[name] |= {key: value for key, value in told.items() if value is not None}
     return {**known, "draft_score": node.draft_score, "entropy": node.entropy}
 
 
@@ -72,7 +72,8 @@ def _restore(
         to = place[name]["to"]
         text = places[to]["step"]
         reached[to] = tree.place((*node.steps, text))
-        written = Written(text, place[name]["tokens"], place[name].get("probability"))
+        kept = place[name]
+        written = Written(text, kept["tokens"], kept.get("probability"), kept.get("ends"))
         if name == "draft":
             node.draft, node.accepted = written, reached[to]
         else:

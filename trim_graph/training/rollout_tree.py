@@ -20,11 +20,16 @@ class RolloutError(TrimError):
 
 @dataclass(slots=True)
 class Written:
-    """A step that a model wrote at a node."""
+    """A step that a model wrote at a node.
+
+    Attributes:
+        ends: Whether the model ends the solution with it; None where that shows only in what follows.
+    """
 
     text: str
     tokens: int
     probability: float | None = None
+    ends: bool | None = None
 
 
 @dataclass(slots=True, eq=False)

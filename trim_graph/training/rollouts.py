@@ -267,6 +267,9 @@ class Rollout:
     @property
     def draft_ends(self) -> bool:
         """Whether the solution ends with the draft, by its own account and not for want of steps."""
+        draft = self.node.draft
+        if draft is not None and draft.ends is not None:
+            return draft.ends
         if self.node.after(False) is None:
             self._find([*self.plan, False])
         behind = self.node.after(False)
