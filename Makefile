@@ -9,8 +9,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/trim-graph demo
 
+# In two processes; by folder, so that each server that tests need is started once.
 test: $(READY)
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
 # vLLM in this process; about 5 GB of memory. make test covers all else.
 test-engine:

@@ -94,3 +94,15 @@ def pytest_configure(config: pytest.Config) -> None:
     from no_skips import register
 
     register(config)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # They take longest, so another process does the rest meanwhile.
+    items.sort(key=lambda item: "vllm" not in item.path.parts)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from by_folder import ByFolder
+
+    return ByFolder(config, log)
