@@ -5,6 +5,7 @@
     python -m tests.benchmarks.speed servers   # three vLLM servers; TRIM_VLLM_PYTHON names a Python with vLLM
     python -m tests.benchmarks.speed engines   # three engines in this process; in a Python with vLLM
     python -m tests.benchmarks.speed graph     # no models: CPU, memory, many questions at once, starting
+    python -m tests.benchmarks.speed paced     # engines with accelerators of their own, emulated
     python -m tests.benchmarks.speed report    # the table and the picture of all that was measured
 
 Each measures all ways in turn, several times, and takes medians: of figures, and of the ratios within a turn.
@@ -24,13 +25,16 @@ from typing import Annotated, Any
 
 import typer
 
-from .load import Clock, Peak, ask_all, figures, medians, mixed, ratios, same
+from .load import Clock, Peak, ask_all, figures, medians, mixed, mixed_problems, ratios, same
 from .ways import bare, skeleton, trim
 
 FIGURES = Path(__file__).with_name("figures.json")
 WAYS = {"trim": trim, "bare": bare, "skeleton": skeleton}
 QUESTIONS = {1: 6, 8: 24, 64: 96, 256: 256}
 """How many are asked, by how many at once."""
+
+LOCK_STEPPED = 128
+"""Questions asked of the lock-step loop and of the graph, all at once."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 Output = Annotated[Path, typer.Option("--json", help="File for the figures; other parts of it stay.")]
@@ -77,6 +81,20 @@ def graph(output: Output = FIGURES) -> None:
         found = part()
         print(name, json.dumps(found, indent=1), flush=True)
         _keep(output, "graph", {name: found})
+
+
+@app.command()
+def paced(turns: Turns = 3, output: Output = FIGURES) -> None:
+    """Against the lock-step loop, with engines that take time and no CPU."""
+    from .paced import Pace, Paced, Solutions
+
+    drawn = [one for turn in range(turns) for one in mixed_problems(LOCK_STEPPED, _seed(turn))]
+    found, solutions = {}, Solutions(drawn)
+    for pace in (Pace(8, 8, 2), Pace(8, 16, 4), Pace(8, 32, 8)):
+        name = f"{pace.small:g}/{pace.large:g} ms a token, {pace.scorer:g} ms a score"
+        print(name)
+        found[name] = asyncio.run(_against_lock_step(Paced(pace, solutions), turns))
+    _keep(output, "paced", found)
 
 
 @app.command(hidden=True)
@@ -128,23 +146,23 @@ async def _measured(
         keep({str(concurrency): found})
 
 
-async def _against_lock_step(place: Any, turns: int, n: int = 128) -> dict[str, Any]:
+async def _against_lock_step(place: Any, turns: int) -> dict[str, Any]:
     """The graph and the lock-step loop on the same questions, all asked at once."""
     runs: dict[str, list[dict[str, float]]] = {"trim": [], "lock_step": []}
     for turn in range(turns):
-        questions = mixed(n, seed=100 + turn)
+        questions = mixed(LOCK_STEPPED, _seed(turn))
         texts = {}
         for name in _turned(list(runs), turn):
             if name == "trim":
                 way = trim(await place.fresh())
                 with Clock() as clock:
-                    texts[name] = await ask_all(way, questions, n)
+                    texts[name] = await ask_all(way, questions, LOCK_STEPPED)
             else:
                 async with place.lock_step(questions) as loop:
                     with Clock() as clock:
                         texts[name] = await loop()
             runs[name].append(figures(texts[name], clock))
-            _say(n, name, runs[name][-1])
+            _say(LOCK_STEPPED, name, runs[name][-1])
         runs["trim"][-1]["same_solutions"] = same(texts["trim"], texts["lock_step"])
         runs["lock_step"][-1]["same_solutions"] = 1.0
     return {
@@ -152,6 +170,11 @@ async def _against_lock_step(place: Any, turns: int, n: int = 128) -> dict[str, 
         "ways": {name: medians(of) for name, of in runs.items()},
         "trim_to": ratios(runs, "trim", ("lock_step",)),
     }
+
+
+def _seed(turn: int) -> int:
+    """Of the questions of a turn against the lock-step loop."""
+    return 100 + turn
 
 
 def _turned(names: list[str], turn: int) -> list[str]:

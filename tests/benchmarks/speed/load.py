@@ -10,16 +10,21 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from trim_graph.examples.arithmetic import problems
+from trim_graph.examples.arithmetic import Problem, problems
 
 from .ways import Solved, Way
 
 
+def mixed_problems(n: int, seed: int = 0) -> list[Problem]:
+    """Draw problems of mixed length: half of them of 4 to 7 operations, half of 8 to 12."""
+    drawn = [*problems("standard", n - n // 2, seed=seed), *problems("hard", n // 2, seed=seed)]
+    random.Random(seed).shuffle(drawn)
+    return drawn
+
+
 def mixed(n: int, seed: int = 0) -> list[str]:
-    """Draw questions of mixed length: half of them of 4 to 7 operations, half of 8 to 12."""
-    half = [*problems("standard", n - n // 2, seed=seed), *problems("hard", n // 2, seed=seed)]
-    random.Random(seed).shuffle(half)
-    return [problem.question for problem in half]
+    """Draw the questions of such problems."""
+    return [problem.question for problem in mixed_problems(n, seed)]
 
 
 async def ask_all(way: Way, questions: Sequence[str], concurrency: int) -> list[Solved]:

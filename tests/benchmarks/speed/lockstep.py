@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import httpx
 from langchain_core.messages import HumanMessage
 
-from trim_graph.adapters.prm_formats import PRMFormat
+from trim_graph.adapters.prm_formats import PRMFormat, PRMInput
 from trim_graph.adapters.prm_scores import read_pooled
 from trim_graph.conversation import DEFAULT_INSTRUCTION, compose
 from trim_graph.segment import DEFAULT_DELIMITER, is_step
@@ -30,8 +30,8 @@ class Batches(Protocol):
         """Have one model write one step for each prompt."""
         ...
 
-    async def pool(self, inputs: list[list[int]]) -> list[Any]:
-        """Have the PRM read token ids."""
+    async def score(self, asked: list[tuple[str, list[str]]]) -> list[float]:
+        """Have the PRM rate the last of each question's steps."""
         ...
 
 
@@ -54,7 +54,6 @@ async def solve_all(
     questions: Sequence[str],
     heads: Sequence[dict[str, Any]],
     batches: Batches,
-    layout: PRMFormat,
     join: Callable[[str, Any, str], Any],
 ) -> list[Solved]:
     """Solve questions in lock-step.
@@ -63,7 +62,6 @@ async def solve_all(
         questions: All of them advance together; those that have ended leave the batch.
         heads: What each writer's prompts begin with, by question.
         batches: Answers.
-        layout: Of the PRM.
         join: Makes a prompt of writer, head and accepted steps.
     """
     begun = time.perf_counter()
@@ -73,12 +71,9 @@ async def solve_all(
         drafts = await batches.write("small", [join("small", q.heads["small"], q.prefix) for q in live])
         steps = dict(zip(map(id, live), drafts, strict=True))
         scored = [q for q in live if is_step(steps[id(q)].text)]
-        inputs = [layout.encode(q.text, [*q.texts, steps[id(q)].text]) for q in scored]
-        rows = await batches.pool([one.ids for one in inputs]) if inputs else []
-        again = []
-        for q, one, row in zip(scored, inputs, rows, strict=True):
-            if read_pooled(row, one, layout.head, at="the PRM", hint="")[-1] < THRESHOLD:
-                again.append(q)
+        asked = [(q.text, [*q.texts, steps[id(q)].text]) for q in scored]
+        rated = zip(scored, await batches.score(asked) if asked else [], strict=True)
+        again = [q for q, score in rated if score < THRESHOLD]
         for q in live:
             q.tokens += steps[id(q)].tokens
         if again:
@@ -110,12 +105,19 @@ class ServerBatches:
         roots: The servers' addresses by model.
         keys: Their keys.
         further: Fields of every request for text.
+        layout: Of the PRM.
     """
 
     def __init__(
-        self, client: httpx.AsyncClient, roots: dict[str, str], keys: dict[str, str], further: dict[str, Any]
+        self,
+        client: httpx.AsyncClient,
+        roots: dict[str, str],
+        keys: dict[str, str],
+        further: dict[str, Any],
+        layout: PRMFormat,
     ) -> None:
         self._client, self._roots, self._keys, self._further = client, roots, keys, further
+        self._layout = layout
 
     async def write(self, writer: str, prompts: list[str]) -> list[Written]:
         """One request."""
@@ -135,11 +137,14 @@ class ServerBatches:
             for choice in sorted(answer["choices"], key=lambda choice: choice["index"])
         ]
 
-    async def pool(self, inputs: list[list[int]]) -> list[Any]:
+    async def score(self, asked: list[tuple[str, list[str]]]) -> list[float]:
         """One request."""
-        body = {"model": "prm", "task": "token_classify", "use_activation": True, "input": inputs}
+        inputs = [self._layout.encode(*one) for one in asked]
+        ids = [one.ids for one in inputs]
+        body = {"model": "prm", "task": "token_classify", "use_activation": True, "input": ids}
         answer = await self._post("prm", "/pooling", body)
-        return [entry["data"] for entry in sorted(answer["data"], key=lambda entry: entry["index"])]
+        rows = [entry["data"] for entry in sorted(answer["data"], key=lambda entry: entry["index"])]
+        return _last_scores(rows, inputs, self._layout)
 
     async def _post(self, name: str, path: str, body: dict[str, Any]) -> Any:
         headers = {"Authorization": f"Bearer {self._keys[name]}"} if name in self._keys else {}
@@ -154,6 +159,7 @@ class EngineBatches:
     Args:
         generate: By writer: from a prompt's token ids to the step.
         encode: From token ids to the PRM's rows.
+        layout: Of the PRM.
         run: Runs a coroutine on the event loop that the engines live on.
     """
 
@@ -161,21 +167,29 @@ class EngineBatches:
         self,
         generate: dict[str, Callable[[list[int]], Awaitable[Written]]],
         encode: Callable[[list[int]], Awaitable[Any]],
+        layout: PRMFormat,
         run: Callable[[Any], Awaitable[Any]],
     ) -> None:
-        self._generate, self._encode, self._run = generate, encode, run
+        self._generate, self._encode, self._layout, self._run = generate, encode, layout, run
 
     async def write(self, writer: str, prompts: list[list[int]]) -> list[Written]:
         """One batch."""
         return await self._run(_all(self._generate[writer], prompts))
 
-    async def pool(self, inputs: list[list[int]]) -> list[Any]:
+    async def score(self, asked: list[tuple[str, list[str]]]) -> list[float]:
         """One batch."""
-        return await self._run(_all(self._encode, inputs))
+        inputs = [self._layout.encode(*one) for one in asked]
+        rows = await self._run(_all(self._encode, [one.ids for one in inputs]))
+        return _last_scores(rows, inputs, self._layout)
 
 
 async def _all(ask: Callable[[list[int]], Awaitable[Any]], given: list[list[int]]) -> list[Any]:
     return list(await asyncio.gather(*map(ask, given)))
+
+
+def _last_scores(rows: Sequence[Any], inputs: Sequence[PRMInput], layout: PRMFormat) -> list[float]:
+    pairs = zip(rows, inputs, strict=True)
+    return [read_pooled(row, one, layout.head, at="the PRM", hint="")[-1] for row, one in pairs]
 
 
 def conversation(question: str) -> Any:

@@ -79,10 +79,11 @@ class Servers:
         layout = (await scorer._ready.get()).format
         async with httpx.AsyncClient(timeout=None) as client:
             roots = {name: url.removesuffix("/v1") for name, url in self._urls.items()}
-            batches = ServerBatches(client, roots, {"large": KEY}, {"cache_salt": uuid.uuid4().hex})
+            salt = {"cache_salt": uuid.uuid4().hex}
+            batches = ServerBatches(client, roots, {"large": KEY}, salt, layout)
 
             async def loop() -> list[Solved]:
-                return await solve_all(questions, heads, batches, layout, lambda _, head, text: head + text)
+                return await solve_all(questions, heads, batches, lambda _, head, text: head + text)
 
             yield loop
 
@@ -141,11 +142,11 @@ class Engines:
             return prompt_tokens(engines[writer], asked, {})
 
         writers = {"small": write_by(self._small), "large": write_by(self._large)}
-        batches = EngineBatches(writers, encode, run_aside)
+        batches = EngineBatches(writers, encode, ready.format, run_aside)
         heads = [dict.fromkeys(writers, conversation(question)) for question in questions]
 
         async def loop() -> list[Solved]:
-            return await solve_all(questions, heads, batches, ready.format, join)
+            return await solve_all(questions, heads, batches, join)
 
         yield loop
         await asyncio.sleep(0)
