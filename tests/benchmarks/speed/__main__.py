@@ -5,6 +5,7 @@
     python -m tests.benchmarks.speed servers   # three vLLM servers; TRIM_VLLM_PYTHON names a Python with vLLM
     python -m tests.benchmarks.speed engines   # three engines in this process; in a Python with vLLM
     python -m tests.benchmarks.speed graph     # no models: CPU, memory, many questions at once, starting
+    python -m tests.benchmarks.speed crowd     # ten thousand questions at once on the servers
     python -m tests.benchmarks.speed paced     # engines with accelerators of their own, emulated
     python -m tests.benchmarks.speed report    # the table and the picture of all that was measured
 
@@ -35,6 +36,8 @@ QUESTIONS = {1: 6, 8: 24, 64: 96, 256: 256}
 
 LOCK_STEPPED = 128
 """Questions asked of the lock-step loop and of the graph, all at once."""
+TOGETHER = 128
+"""Most calls that go to a server as one request."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 Output = Annotated[Path, typer.Option("--json", help="File for the figures; other parts of it stay.")]
@@ -44,7 +47,11 @@ AtOnce = Annotated[list[int] | None, typer.Option("--at-once", help="Questions a
 
 @app.command()
 def servers(
-    turns: Turns = 3, at_once: AtOnce = None, together: int = 128, output: Output = FIGURES, lock: bool = True
+    turns: Turns = 3,
+    at_once: AtOnce = None,
+    together: int = TOGETHER,
+    output: Output = FIGURES,
+    lock: bool = True,
 ) -> None:
     """Over HTTP."""
     from tests.vllm.conftest import running_servers
@@ -81,6 +88,23 @@ def graph(output: Output = FIGURES) -> None:
         found = part()
         print(name, json.dumps(found, indent=1), flush=True)
         _keep(output, "graph", {name: found})
+
+
+@app.command()
+def crowd(n: int = 10_000, steps: int = 2, output: Output = FIGURES) -> None:
+    """So many questions at once over HTTP, cut off after a few steps."""
+    from tests.vllm.conftest import running_servers
+
+    from . import alone
+    from .served import Servers
+
+    async def run(place: Servers) -> dict[str, Any]:
+        return await alone.all_at_once(alone.asked(await place.fresh(), max_steps=steps), n)
+
+    with running_servers() as running:
+        found = asyncio.run(run(Servers(running, together=TOGETHER)))
+    print(json.dumps(found, indent=1))
+    _keep(output, "crowd", found | {"at_once": n, "steps": steps})
 
 
 @app.command()

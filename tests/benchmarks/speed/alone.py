@@ -17,7 +17,7 @@ from langchain_core.messages import HumanMessage
 
 from .instant import STEPS, empty, instant
 from .load import Peak, mixed, resident_mb
-from .ways import Models, bare, graph_of, skeleton
+from .ways import MAX_STEPS, Models, bare, graph_of, skeleton
 
 TURNS = 7
 QUESTIONS = 40
@@ -31,9 +31,9 @@ WAIT_S = 0.5
 Ask = Callable[[str], Awaitable[Any]]
 
 
-def asked(models: Models) -> Ask:
+def asked(models: Models, *, max_steps: int = MAX_STEPS) -> Ask:
     """The graph, invoked."""
-    graph = graph_of(models)
+    graph = graph_of(models, max_steps=max_steps)
 
     async def ask(question: str) -> Any:
         return await graph.ainvoke({"messages": [HumanMessage(question)]})
@@ -97,24 +97,25 @@ def crowd() -> dict[str, Any]:
 
 def held(name: str, n: int) -> dict[str, Any]:
     """Ask so many questions at once of models that take their time; all of them must be answered."""
+    return asyncio.run(all_at_once(WAYS[name](instant(WAIT_S, steps=HELD_STEPS)), n))
 
-    async def run() -> dict[str, Any]:
-        ask = WAYS[name](instant(WAIT_S, steps=HELD_STEPS))
-        await ask("warm up")
-        questions = (mixed(20) * (n // 20 + 1))[:n]
-        gc.collect()
-        begun, before = time.perf_counter(), resident_mb()
-        async with Peak() as peak:
-            answers = await asyncio.gather(*map(ask, questions), return_exceptions=True)
-        failures = sum(isinstance(answer, BaseException) for answer in answers)
-        return {
-            "failures": failures,
-            "seconds": time.perf_counter() - begun,
-            "peak_mb": peak.mb,
-            "kb_a_question": 1000 * (peak.mb - before) / n,
-        }
 
-    return asyncio.run(run())
+async def all_at_once(ask: Ask, n: int) -> dict[str, Any]:
+    """Ask so many questions at once, and count those that failed."""
+    await ask(mixed(1, seed=1000)[0])
+    questions = (mixed(20) * (n // 20 + 1))[:n]
+    gc.collect()
+    begun, before = time.perf_counter(), resident_mb()
+    async with Peak() as peak:
+        answers = await asyncio.gather(*map(ask, questions), return_exceptions=True)
+    failures = [answer for answer in answers if isinstance(answer, BaseException)]
+    return {
+        "failures": len(failures),
+        **({"first_failure": repr(failures[0])} if failures else {}),
+        "seconds": time.perf_counter() - begun,
+        "peak_mb": peak.mb,
+        "kb_a_question": 1000 * (peak.mb - before) / n,
+    }
 
 
 def _in_a_process(*arguments: Any) -> dict[str, Any]:

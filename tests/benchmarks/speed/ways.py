@@ -46,14 +46,14 @@ class Solved(NamedTuple):
 Way = Callable[[str], Awaitable[Solved]]
 
 
-def graph_of(models: Models) -> Any:
+def graph_of(models: Models, *, max_steps: int = MAX_STEPS) -> Any:
     """The graph of this project."""
     return create_trim_graph(
         models.small,
         models.large,
         models.scorer,
         policy=threshold(THRESHOLD),
-        max_steps=MAX_STEPS,
+        max_steps=max_steps,
         max_step_tokens=MAX_STEP_TOKENS,
     )
 
