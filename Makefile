@@ -23,13 +23,15 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	.ci/typecheck $(BIN)/python
 
-# Against real vLLM servers and engines on the example models; half an hour on two idle cores.
+# Against real vLLM servers and engines on the example models; about an hour on two idle cores.
 bench: $(READY)
 	.ci/vllm
 	$(BIN)/python -m tests.benchmarks.overhead
 	$(BIN)/python -m tests.benchmarks.state_size
 	$(BIN)/python -m tests.benchmarks.speed graph
+	$(BIN)/python -m tests.benchmarks.speed paced
 	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.speed servers
+	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.speed crowd
 	.venv-vllm/bin/python -m tests.benchmarks.speed engines
 	$(BIN)/python -m tests.benchmarks.speed report
 

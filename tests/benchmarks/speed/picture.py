@@ -9,6 +9,17 @@ from typing import Any
 PLACES = {"servers": "HTTP", "engines": "in process"}
 
 
+def _parts(figures: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """What was measured: where, how many at once, and the figures."""
+    for place, called in PLACES.items():
+        for at_once, found in figures.get(place, {}).items():
+            if isinstance(found, dict):
+                yield called, "128, lock-step" if at_once == "lock_step" else at_once, found
+    for pace, found in figures.get("paced", {}).items():
+        if isinstance(found, dict):
+            yield f"emulated, {pace}", "128, lock-step", found
+
+
 def rows(figures: dict[str, Any]) -> Iterator[list[str]]:
     """The cells of the table, its head first."""
     yield [
@@ -21,36 +32,28 @@ def rows(figures: dict[str, Any]) -> Iterator[list[str]]:
         "first step s (p95)",
         "CPU ms",
     ]
-    for place, called in PLACES.items():
-        for at_once, found in figures.get(place, {}).items():
-            if not isinstance(found, dict):
-                continue
-            label = "128, lock-step" if at_once == "lock_step" else at_once
-            for way, run in found["ways"].items():
-                yield [
-                    called,
-                    label,
-                    way.replace("_", "-"),
-                    f"{run['questions_per_s']:.2f}",
-                    f"{run['tokens_per_s']:.0f}",
-                    f"{run['latency_s']:.2f} ({run['latency_p95_s']:.2f})",
-                    f"{run['first_step_s']:.2f} ({run['first_step_p95_s']:.2f})",
-                    f"{run['cpu_ms_a_step']:.2f}",
-                ]
+    for called, label, found in _parts(figures):
+        for way, run in found["ways"].items():
+            yield [
+                called,
+                label,
+                way.replace("_", "-"),
+                f"{run['questions_per_s']:.2f}",
+                f"{run['tokens_per_s']:.0f}",
+                f"{run['latency_s']:.2f} ({run['latency_p95_s']:.2f})",
+                f"{run['first_step_s']:.2f} ({run['first_step_p95_s']:.2f})",
+                f"{run['cpu_ms_a_step']:.2f}",
+            ]
 
 
 def ratio_rows(figures: dict[str, Any]) -> Iterator[list[str]]:
     """The graph's figures as ratios to the others', medians over the turns."""
     yield ["where", "at once", "the graph to", "throughput", "latency", "first step", "CPU a step"]
-    for place, called in PLACES.items():
-        for at_once, found in figures.get(place, {}).items():
-            if not isinstance(found, dict):
-                continue
-            label = "128" if at_once == "lock_step" else at_once
-            for other, ratio in found["trim_to"].items():
-                names = ("questions_per_s", "latency_s", "first_step_s", "cpu_ms_a_step")
-                cells = [f"{ratio[name]:.2f}" for name in names]
-                yield [called, label, other.replace("_", "-"), *cells]
+    for called, label, found in _parts(figures):
+        for other, ratio in found["trim_to"].items():
+            names = ("questions_per_s", "latency_s", "first_step_s", "cpu_ms_a_step")
+            cells = [f"{ratio[name]:.2f}" for name in names]
+            yield [called, label.partition(",")[0], other.replace("_", "-"), *cells]
 
 
 def table(cells: Iterator[list[str]]) -> str:
