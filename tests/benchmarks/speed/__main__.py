@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import platform
 from collections.abc import Callable
@@ -27,10 +28,10 @@ from typing import Annotated, Any
 import typer
 
 from .load import Clock, Peak, ask_all, figures, medians, mixed, mixed_problems, ratios, same
-from .ways import bare, skeleton, trim
+from .ways import bare, skeleton, streamed, trim
 
 FIGURES = Path(__file__).with_name("figures.json")
-WAYS = {"trim": trim, "bare": bare, "skeleton": skeleton}
+WAYS = {"trim": trim, "streamed": streamed, "bare": bare, "skeleton": skeleton}
 QUESTIONS = {1: 6, 8: 24, 64: 96, 256: 256}
 """How many are asked, by how many at once."""
 
@@ -165,7 +166,7 @@ async def _measured(
         found = {
             "turns": turns,
             "ways": {name: medians(of) for name, of in runs.items()},
-            "trim_to": ratios(runs, "trim", ("bare", "skeleton")),
+            "trim_to": ratios(runs, "trim", ("streamed", "bare", "skeleton")),
         }
         keep({str(concurrency): found})
 
@@ -210,7 +211,7 @@ def _say(concurrency: int, name: str, run: dict[str, float]) -> None:
     print(
         f"{concurrency:4} at once  {name:9} {run['questions_per_s']:7.2f} questions/s "
         f"{run['tokens_per_s']:7.0f} tokens/s  median {run['latency_s']:6.2f} s "
-        f"first step {run['first_step_s']:6.2f} s  CPU a step {run['cpu_ms_a_step']:6.2f} ms",
+        f"first step {run.get('first_step_s', math.nan):6.2f} s  CPU a step {run['cpu_ms_a_step']:6.2f} ms",
         flush=True,
     )
 

@@ -56,7 +56,10 @@ def figures(solved: Sequence[Solved], clock: Clock) -> dict[str, float]:
     """Say what a run came to."""
     steps = sum(one.steps for one in solved)
     seconds = sorted(one.seconds for one in solved)
-    first = sorted(one.first_seconds for one in solved)
+    first = sorted(one.first_seconds for one in solved if one.first_seconds is not None)
+    told = (
+        {"first_step_s": statistics.median(first), "first_step_p95_s": quantile(first, 0.95)} if first else {}
+    )
     return {
         "questions": len(solved),
         "steps": steps,
@@ -65,8 +68,7 @@ def figures(solved: Sequence[Solved], clock: Clock) -> dict[str, float]:
         "tokens_per_s": sum(one.tokens for one in solved) / clock.seconds,
         "latency_s": statistics.median(seconds),
         "latency_p95_s": quantile(seconds, 0.95),
-        "first_step_s": statistics.median(first),
-        "first_step_p95_s": quantile(first, 0.95),
+        **told,
         "cpu_ms_a_step": 1000 * clock.cpu / steps,
     }
 
@@ -121,6 +123,7 @@ def ratios(runs: dict[str, list[dict[str, float]]], of: str, to: Sequence[str]) 
                 ours[name] / theirs[name] for ours, theirs in zip(runs[of], runs[other], strict=True)
             )
             for name in names
+            if name in runs[of][0] and name in runs[other][0]
         }
         for other in to
         if other in runs

@@ -41,17 +41,17 @@ def rows(figures: dict[str, Any]) -> Iterator[list[str]]:
                 f"{run['questions_per_s']:.2f}",
                 f"{run['tokens_per_s']:.0f}",
                 f"{run['latency_s']:.2f} ({run['latency_p95_s']:.2f})",
-                f"{run['first_step_s']:.2f} ({run['first_step_p95_s']:.2f})",
+                f"{run['first_step_s']:.2f} ({run['first_step_p95_s']:.2f})" if "first_step_s" in run else "",
                 f"{run['cpu_ms_a_step']:.2f}",
             ]
 
 
 def ratio_rows(figures: dict[str, Any]) -> Iterator[list[str]]:
     """The graph's figures as ratios to the others', medians over the turns."""
-    yield ["where", "at once", "the graph to", "throughput", "latency", "first step", "CPU a step"]
+    yield ["where", "at once", "the graph to", "throughput", "latency", "CPU a step"]
     for called, label, found in _parts(figures):
         for other, ratio in found["trim_to"].items():
-            names = ("questions_per_s", "latency_s", "first_step_s", "cpu_ms_a_step")
+            names = ("questions_per_s", "latency_s", "cpu_ms_a_step")
             cells = [f"{ratio[name]:.2f}" for name in names]
             yield [called, label.partition(",")[0], other.replace("_", "-"), *cells]
 
@@ -70,8 +70,14 @@ def draw(figures: dict[str, Any], stem: Path) -> list[Path]:
 
     figure = Figure(figsize=(7.2, 3.0), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    names = ("bare", "skeleton", "trim", "lock_step")
-    labels = {"bare": "bare loop", "skeleton": "skeleton", "trim": "trim-graph", "lock_step": "lock-step"}
+    labels = {
+        "bare": "bare loop",
+        "skeleton": "skeleton",
+        "trim": "trim-graph",
+        "streamed": "trim-graph, streamed",
+        "lock_step": "lock-step",
+    }
+    names = tuple(labels)
     groups = [
         (f"{called}\n{'128' if at_once == 'lock_step' else at_once} at once", found["ways"])
         for place, called in PLACES.items()
