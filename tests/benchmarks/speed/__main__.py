@@ -6,6 +6,7 @@
     python -m tests.benchmarks.speed engines   # three engines in this process; in a Python with vLLM
     python -m tests.benchmarks.speed graph     # no models: CPU, memory, many questions at once, starting
     python -m tests.benchmarks.speed crowd     # ten thousand questions at once on the servers
+    python -m tests.benchmarks.speed parts     # each server alone, for `trim-graph capacity`
     python -m tests.benchmarks.speed paced     # engines with accelerators of their own, emulated
     python -m tests.benchmarks.speed report    # the table and the picture of all that was measured
 
@@ -106,6 +107,20 @@ def crowd(n: int = 10_000, steps: int = 2, output: Output = FIGURES) -> None:
         found = asyncio.run(run(Servers(running, together=TOGETHER)))
     print(json.dumps(found, indent=1))
     _keep(output, "crowd", found | {"at_once": n, "steps": steps})
+
+
+@app.command()
+def parts(turns: Turns = 3, output: Output = FIGURES) -> None:
+    """Tokens a second of each server alone, over HTTP."""
+    from tests.vllm.conftest import running_servers
+
+    from .parts import measured
+    from .served import Servers
+
+    with running_servers() as running:
+        found = asyncio.run(measured(Servers(running, together=TOGETHER), turns))
+    print(json.dumps(found, indent=1))
+    _keep(output, "parts", found)
 
 
 @app.command()
