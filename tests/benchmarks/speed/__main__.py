@@ -169,7 +169,7 @@ async def _measured(
             for name in _turned(list(WAYS), turn):
                 way = WAYS[name](await place.fresh())
                 async with Peak() as peak:
-                    with Clock() as clock:
+                    with Clock(place.elsewhere) as clock:
                         solved = await ask_all(way, questions, concurrency)
                 texts[name] = solved
                 runs[name].append(
@@ -195,11 +195,11 @@ async def _against_lock_step(place: Any, turns: int) -> dict[str, Any]:
         for name in _turned(list(runs), turn):
             if name == "trim":
                 way = trim(await place.fresh())
-                with Clock() as clock:
+                with Clock(place.elsewhere) as clock:
                     texts[name] = await ask_all(way, questions, LOCK_STEPPED)
             else:
                 async with place.lock_step(questions) as loop:
-                    with Clock() as clock:
+                    with Clock(place.elsewhere) as clock:
                         texts[name] = await loop()
             runs[name].append(figures(texts[name], clock))
             _say(LOCK_STEPPED, name, runs[name][-1])

@@ -7,8 +7,10 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+import psutil
 
 from trim_graph.examples.arithmetic import Problem, problems
 
@@ -41,15 +43,30 @@ async def ask_all(way: Way, questions: Sequence[str], concurrency: int) -> list[
 
 
 class Clock:
-    """Seconds that passed, and seconds of CPU that this process used."""
+    """Seconds that passed, and seconds of CPU that this process used, and others.
+
+    Args:
+        elsewhere: Tells the CPU seconds of other processes so far.
+    """
+
+    def __init__(self, elsewhere: Callable[[], float] = lambda: 0.0) -> None:
+        self._elsewhere = elsewhere
 
     def __enter__(self) -> Clock:
-        self._begun = time.perf_counter(), time.process_time()
+        self._begun = time.perf_counter(), time.process_time(), self._elsewhere()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.seconds = time.perf_counter() - self._begun[0]
         self.cpu = time.process_time() - self._begun[1]
+        self.cpu_elsewhere = self._elsewhere() - self._begun[2]
+
+
+def cpu_of(processes: Iterable[psutil.Process]) -> float:
+    """CPU seconds of processes and all that they started, so far."""
+    everyone = {one for process in processes for one in (process, *process.children(recursive=True))}
+    times = [one.cpu_times() for one in everyone]
+    return float(sum(one.user + one.system for one in times))
 
 
 def figures(solved: Sequence[Solved], clock: Clock) -> dict[str, float]:
@@ -70,6 +87,7 @@ def figures(solved: Sequence[Solved], clock: Clock) -> dict[str, float]:
         "latency_p95_s": quantile(seconds, 0.95),
         **told,
         "cpu_ms_a_step": 1000 * clock.cpu / steps,
+        "cpu_elsewhere_ms_a_step": 1000 * clock.cpu_elsewhere / steps,
     }
 
 
@@ -91,8 +109,6 @@ def same(ours: Sequence[Solved], theirs: Sequence[Solved]) -> float:
 
 def resident_mb() -> float:
     """What this process holds of memory now."""
-    import psutil
-
     return float(psutil.Process().memory_info().rss) / 1e6
 
 

@@ -167,6 +167,10 @@ class Paced:
     def __init__(self, pace: Pace, solutions: Solutions) -> None:
         self._pace, self._solutions = pace, solutions
 
+    def elsewhere(self) -> float:
+        """Nothing is computed."""
+        return 0.0
+
     async def fresh(self) -> Models:
         """Models for a run."""
         small, large, scorer = self._engines()

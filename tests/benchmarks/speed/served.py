@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
+import psutil
 from langchain_core.messages import AIMessage
 
 from tests.vllm.conftest import IN_ENGINE, KEY, KEY_ENV, Server
@@ -25,6 +26,7 @@ from trim_graph.adapters.vllm_engine_start import vllm_module
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL
 from trim_graph.segment import DEFAULT_DELIMITER
 
+from .load import cpu_of
 from .lockstep import EngineBatches, ServerBatches, conversation, solve_all
 from .ways import MAX_STEP_TOKENS, Models, Solved, Written
 
@@ -48,7 +50,12 @@ class Servers:
     def __init__(self, servers: dict[str, Server], *, together: int) -> None:
         os.environ[KEY_ENV] = KEY
         self._urls = {name: server.url for name, server in servers.items()}
+        self._processes = [psutil.Process(server.process.pid) for server in servers.values()]
         self._together = together
+
+    def elsewhere(self) -> float:
+        """CPU seconds of the servers and their engines so far."""
+        return cpu_of(self._processes)
 
     async def fresh(self) -> Models:
         """Adapters for a run."""
@@ -102,6 +109,10 @@ class Engines:
         self._scorer = VLLMEngineProcessReward(PRM, **ENGINE)
         for model in (self._small, self._large, self._scorer):
             model.start()
+
+    def elsewhere(self) -> float:
+        """CPU seconds of the engines' own processes so far."""
+        return cpu_of(psutil.Process().children())
 
     def close(self) -> None:
         """End them."""
