@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ PLACES = {"servers": "HTTP", "engines": "in process"}
 def _parts(figures: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """What was measured: where, how many at once, and the figures."""
     for place, called in PLACES.items():
-        for at_once, found in figures.get(place, {}).items():
-            if isinstance(found, dict):
-                yield called, "128, lock-step" if at_once == "lock_step" else at_once, found
+        parts = {key: found for key, found in figures.get(place, {}).items() if isinstance(found, dict)}
+        for at_once in sorted(parts, key=lambda key: int(key) if key.isdigit() else math.inf):
+            found = parts[at_once]
+            yield called, "128, lock-step" if at_once == "lock_step" else at_once, found
     for pace, found in figures.get("paced", {}).items():
         if isinstance(found, dict):
             yield f"emulated, {pace}", "128, lock-step", found
@@ -102,7 +104,7 @@ def draw(figures: dict[str, Any], stem: Path) -> list[Path]:
         )
     left.set_xticks(range(len(groups)), [label for label, _ in groups], fontsize=8)
     left.set_ylabel("questions/s")
-    left.legend(fontsize=7)
+    left.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     if "graph" in figures:
         spent = figures["graph"]["cpu"]["ms_a_step"]
         order = ("bare", "empty", "skeleton", "trim")
