@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from trim_graph.adapters.protocols import ScorableStep, ScorerReply
 from trim_graph.segment import DEFAULT_DELIMITER
 
-from .ways import Models
+from .ways import Models, Written
 
 STEPS = 10
 TOKENS = 12
@@ -34,6 +34,18 @@ class InstantModel(BaseChatModel):
     def _llm_type(self) -> str:
         return "instant"
 
+    def step_after(self, messages: list[BaseMessage]) -> Written:
+        """Return the step that follows a conversation."""
+        last = messages[-1]
+        done = str(last.content).count(DEFAULT_DELIMITER) if isinstance(last, AIMessage) else 0
+        if done == self.steps - 1:
+            return Written("The answer is \\boxed{1}.", True, TOKENS)
+        return Written(f"Step {done + 1}: what is said here takes about sixty letters.", False, TOKENS)
+
+    async def take(self, step: Written) -> None:
+        """Take the time that writing a step takes."""
+        await asyncio.sleep(self.delay)
+
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -41,20 +53,7 @@ class InstantModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        last = messages[-1]
-        done = str(last.content).count(DEFAULT_DELIMITER) if isinstance(last, AIMessage) else 0
-        text, reason = f"Step {done + 1}: what is said here takes about sixty letters.", DEFAULT_DELIMITER
-        ended = done == self.steps - 1
-        message = AIMessage(
-            "The answer is \\boxed{1}." if ended else text,
-            usage_metadata={"input_tokens": 100, "output_tokens": TOKENS, "total_tokens": 100 + TOKENS},
-            response_metadata={
-                "model_name": "instant",
-                "finish_reason": "stop",
-                "stop_reason": None if ended else reason,
-            },
-        )
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        return _answer(self.step_after(messages))
 
     async def _agenerate(
         self,
@@ -63,8 +62,26 @@ class InstantModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        await asyncio.sleep(self.delay)
-        return self._generate(messages, stop)
+        step = self.step_after(messages)
+        await self.take(step)
+        return _answer(step)
+
+
+def _answer(step: Written) -> ChatResult:
+    message = AIMessage(
+        step.text,
+        usage_metadata={
+            "input_tokens": 100,
+            "output_tokens": step.tokens,
+            "total_tokens": 100 + step.tokens,
+        },
+        response_metadata={
+            "model_name": "instant",
+            "finish_reason": "stop",
+            "stop_reason": None if step.ended else DEFAULT_DELIMITER,
+        },
+    )
+    return ChatResult(generations=[ChatGeneration(message=message)])
 
 
 class InstantScorer:

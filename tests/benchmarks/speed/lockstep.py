@@ -20,7 +20,7 @@ from trim_graph.adapters.prm_scores import read_pooled
 from trim_graph.conversation import DEFAULT_INSTRUCTION, compose
 from trim_graph.segment import DEFAULT_DELIMITER, is_step
 
-from .ways import MAX_STEP_TOKENS, MAX_STEPS, THRESHOLD, Solved, Written
+from .ways import MAX_STEP_TOKENS, MAX_STEPS, THRESHOLD, Solved, Written, prefix_of
 
 
 class Batches(Protocol):
@@ -47,7 +47,7 @@ class _Question:
 
     @property
     def prefix(self) -> str:
-        return "".join(text + DEFAULT_DELIMITER for text in self.texts)
+        return prefix_of(self.texts)
 
 
 async def solve_all(

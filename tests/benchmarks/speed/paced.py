@@ -15,18 +15,16 @@ import math
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import ConfigDict
 
 from trim_graph.adapters.protocols import ScorableStep, ScorerReply
 from trim_graph.examples.arithmetic import SMALL, Problem
 from trim_graph.segment import DEFAULT_DELIMITER
 
+from .instant import InstantModel
 from .lockstep import solve_all
 from .ways import Models, Solved, Written
 
@@ -90,50 +88,23 @@ class Solutions:
         return 0.5 if drawn[0] < 256 * LOW_RATED else 0.99
 
 
-class PacedModel(BaseChatModel):
+class PacedModel(InstantModel):
     """Writes the right solution at its engine's pace."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
-    continues_exactly: ClassVar[bool] = True
     engine: Writing
     solutions: Solutions
 
-    @property
-    def _llm_type(self) -> str:
-        return "paced"
-
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        raise NotImplementedError("asked asynchronously only")
-
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
+    def step_after(self, messages: list[BaseMessage]) -> Written:
+        """Return the right step that follows a conversation."""
         last = messages[-1]
         prefix = str(last.content) if isinstance(last, AIMessage) else ""
         question = next(str(one.content) for one in messages if one.type == "human")
-        written = self.solutions.after(question, prefix)
-        await self.engine.passes(written.tokens + 1)
-        reason = None if written.ended else DEFAULT_DELIMITER
-        message = AIMessage(
-            written.text,
-            usage_metadata={
-                "input_tokens": 100,
-                "output_tokens": written.tokens,
-                "total_tokens": 100 + written.tokens,
-            },
-            response_metadata={"model_name": "paced", "finish_reason": "stop", "stop_reason": reason},
-        )
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        return self.solutions.after(question, prefix)
+
+    async def take(self, step: Written) -> None:
+        """Take part in as many passes as the step has tokens, and one that reads the prompt."""
+        await self.engine.passes(step.tokens + 1)
 
 
 class PacedScorer:
@@ -143,13 +114,13 @@ class PacedScorer:
         self._engine, self._solutions = engine, solutions
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Not to be called: it would hold up all others."""
-        raise NotImplementedError("asked asynchronously only")
+        """Rate them at once."""
+        return ScorerReply([self._solutions.score(question, n) for n in range(len(steps))], 100)
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Rate them."""
         await self._engine.read(1)
-        return ScorerReply([self._solutions.score(question, n) for n in range(len(steps))], 100)
+        return self.score(question, steps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import statistics
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
-from trim_graph.segment import DEFAULT_DELIMITER
+from trim_graph.evaluation.runner import run_each
 
 from .load import Clock, mixed_problems
 from .served import Servers
-from .ways import scorable, write
+from .ways import prefix_of, scorable, write
 
 N, AT_ONCE = 512, 64
 """Calls of a turn, and how many at once."""
@@ -26,24 +26,14 @@ async def measured(place: Servers, turns: int) -> dict[str, Any]:
     found: dict[str, list[float]] = {"small": [], "large": [], "scorer": []}
     for turn in range(turns + 1):
         models, calls = await place.fresh(), _calls(turn)
-
-        async def written(call: Call, model: Any) -> int:
-            question, steps = call
-            prefix = "".join(step + DEFAULT_DELIMITER for step in steps)
-            return (await write(model, question, prefix)).tokens
-
-        async def read(call: Call, scorer: Any) -> int:
-            question, steps = call
-            return int((await scorer.ascore(question, scorable(steps))).input_tokens)
-
-        asked: list[tuple[str, Callable[[Call, Any], Awaitable[int]], Any]] = [
-            ("small", written, models.small),
-            ("large", written, models.large),
-            ("scorer", read, models.scorer),
-        ]
-        for name, ask, model in asked:
+        asked = {
+            "small": partial(_written, models.small),
+            "large": partial(_written, models.large),
+            "scorer": partial(_read, models.scorer),
+        }
+        for name, ask in asked.items():
             with Clock() as clock:
-                tokens = await _all(ask, model, calls)
+                tokens = await _all(ask, calls)
             # The first turn is to get warm.
             found[name] += [tokens / clock.seconds] if turn else []
     return {
@@ -54,6 +44,16 @@ async def measured(place: Servers, turns: int) -> dict[str, Any]:
     }
 
 
+async def _written(model: Any, call: Call) -> int:
+    question, steps = call
+    return (await write(model, question, prefix_of(steps))).tokens
+
+
+async def _read(scorer: Any, call: Call) -> int:
+    question, steps = call
+    return int((await scorer.ascore(question, scorable(steps))).input_tokens)
+
+
 def _calls(turn: int) -> list[Call]:
     """Solutions as they stand in the middle of a run: at least a step, not yet the last."""
     chance = random.Random(turn)
@@ -61,11 +61,11 @@ def _calls(turn: int) -> list[Call]:
     return [(question, steps[: chance.randint(1, len(steps) - 1)]) for question, steps in drawn]
 
 
-async def _all(ask: Callable[[Call, Any], Awaitable[int]], model: Any, calls: Sequence[Call]) -> int:
-    gate = asyncio.Semaphore(AT_ONCE)
+async def _all(ask: Callable[[Call], Awaitable[int]], calls: Sequence[Call]) -> int:
+    tokens: list[int] = []
 
-    async def one(call: Call) -> int:
-        async with gate:
-            return await ask(call, model)
+    async def one(call: Call) -> None:
+        tokens.append(await ask(call))
 
-    return sum(await asyncio.gather(*map(one, calls)))
+    await run_each(one, calls, concurrency=AT_ONCE)
+    return sum(tokens)

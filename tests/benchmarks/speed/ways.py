@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -114,6 +114,11 @@ async def write(model: Any, question: str, prefix: str) -> Written:
     return Written(str(message.text), ended, message.usage_metadata["output_tokens"])
 
 
+def prefix_of(texts: Sequence[str]) -> str:
+    """Accepted steps as a writer goes on with them."""
+    return "".join(text + DEFAULT_DELIMITER for text in texts)
+
+
 def scorable(texts: list[str]) -> Any:
     """Texts as a scorer takes them."""
     return [{"text": text, "writer": "small", "mean_token_probability": None} for text in texts]
@@ -126,7 +131,7 @@ def bare(models: Models) -> Way:
         begun, first, tokens = time.perf_counter(), None, 0
         texts: list[str] = []
         while len(texts) < MAX_STEPS:
-            prefix = "".join(text + DEFAULT_DELIMITER for text in texts)
+            prefix = prefix_of(texts)
             written = await write(models.small, question, prefix)
             tokens += written.tokens
             if is_step(written.text):
