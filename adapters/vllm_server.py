@@ -155,8 +155,8 @@ class VLLMServer:
         timeout = httpx.Timeout(self.read_timeout, connect=_CONNECT_S, pool=None)
         try:
             async with (
-                pool.gate,
-                pool.client.stream(
+                pool.client() as client,
+                client.stream(
                     method,
                     self.root + path,
                     headers=self._headers() | _JSON,
@@ -253,15 +253,22 @@ async def retry(
         ModelServerError: All attempts failed.
     """
     attempts, unknown = max_retries + 1, 0
+    failed: list[TransientError] = []
 
     async def attempt() -> T:  # tenacity awaits coroutine functions only
         nonlocal unknown
+        if failed:
+            raise failed.pop()
         try:
             return await call()
         except TransientError as error:
             unknown += error.begun
             raise
 
+    try:
+        return await attempt()
+    except TransientError as error:
+        failed.append(error)  # tenacity takes longer than a call that succeeds: it gets those that did not
     try:
         return await AsyncRetrying(
             retry=retry_if_exception_type(TransientError),

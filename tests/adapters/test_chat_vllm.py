@@ -577,13 +577,13 @@ class TestConnections:
         other = ChatVLLM(model="m", base_url=model.base_url.removesuffix("/v1"))
 
         async def main():
-            await asyncio.gather(*(m.ainvoke(QUESTION) for m in (model, other) for _ in range(5)))
+            await asyncio.gather(*(m.ainvoke(QUESTION) for m in (model, other) for _ in range(4)))
             (pool,) = [p for key, p in http_pool._pools.items() if key[0] == model._server.root]
-            return pool.client
+            return pool.lanes
 
-        client = asyncio.run(main())
+        (lane,) = asyncio.run(main())
         assert server.clients == 1
-        assert client.is_closed
+        assert lane.client.is_closed
         assert not [key for key in http_pool._pools if key[0] == model._server.root]
         model.invoke(QUESTION)
         other.invoke(QUESTION)
@@ -598,26 +598,57 @@ class TestConnections:
         assert server.clients == 2
         assert not [key for key in http_pool._pools if key[2] is loop]
 
-    def test_no_more_requests_at_once_than_allowed(self, connect):
-        now, most = 0, 0
+    @pytest.fixture
+    def crowds(self, monkeypatch):
+        """Most requests at once: of each client in the order of their making, and of all."""
+        now, most, most_of_all = [], [], [0]
 
-        async def handler(request):
-            nonlocal now, most
-            now, most = now + 1, max(most, now + 1)
-            await asyncio.sleep(0.005)
-            now -= 1
-            return httpx.Response(200, json=chat_answer("so"))
+        def new_client(room):
+            number = len(most)
+            most.append(0)
+            now.append(0)
 
-        _, model = connect(chat_answer("so"), max_connections=3, continuation="chat")
+            async def handler(request):
+                now[number] += 1
+                most[number] = max(most[number], now[number])
+                most_of_all[0] = max(most_of_all[0], sum(now))
+                await asyncio.sleep(0.005)
+                now[number] -= 1
+                return httpx.Response(200, json={})
 
-        async def main():
-            await model.ainvoke(QUESTION)
-            (pool,) = [p for key, p in http_pool._pools.items() if key[0] == model._server.root]
-            pool.client = httpx.AsyncClient(transport=httpx.MockTransport(handler))
-            await asyncio.gather(*(model.ainvoke(QUESTION) for _ in range(20)))
+            assert room > 0
+            return SlowlyClosed(transport=httpx.MockTransport(handler))
 
-        asyncio.run(main())
-        assert most == 3
+        class SlowlyClosed(httpx.AsyncClient):
+            async def aclose(self):
+                await asyncio.sleep(0.01)
+                await super().aclose()
+
+        monkeypatch.setattr(http_pool, "new_client", new_client)
+        return most, most_of_all
+
+    @pytest.mark.parametrize("allowed", [3, 8, 20])
+    async def test_no_more_requests_at_once_than_allowed(self, crowds, allowed):
+        server = vllm_server.VLLMServer("http://nobody", max_connections=allowed)
+        await asyncio.gather(*(server.get("/") for _ in range(50)))
+        each, of_all = crowds
+        assert of_all == [allowed]
+        assert sum(each) == allowed
+        assert max(each) <= http_pool.LANE
+
+    async def test_connections_of_a_busier_time_are_closed(self, crowds, monkeypatch):
+        server = vllm_server.VLLMServer("http://nobody")
+        await asyncio.gather(*(server.get("/") for _ in range(3 * http_pool.LANE)))
+        pool = await http_pool.pool_for(server.root, server.max_connections)
+        first, *others = pool.lanes
+        assert len(others) == 2
+        await server.get("/")
+        assert len(pool.lanes) == 3
+        monkeypatch.setattr(http_pool, "KEEP_ALIVE_S", -1.0)
+        await asyncio.gather(*(server.get("/") for _ in range(3)))
+        assert pool.lanes == [first]
+        assert all(lane.client.is_closed for lane in others)
+        assert not first.client.is_closed
 
 
 class TestKey:
