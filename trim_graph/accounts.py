@@ -206,6 +206,8 @@ def amount_between(before: Spend, after: Spend, prices: Prices) -> Amount:
 
 def scarcest(own: BudgetLeft, others: Sequence[BudgetLeft]) -> BudgetLeft:
     """What is left of every limit where several apply."""
+    if not others:
+        return own
 
     def least(name: str) -> Any:
         known = [left for one in (own, *others) if (left := getattr(one, name)) is not None]

@@ -15,7 +15,7 @@ from typing import Any
 
 from langchain_core.messages import HumanMessage
 
-from .instant import STEPS, empty, instant
+from .instant import REGENERATED, STEPS, empty, instant
 from .load import Peak, mixed, resident_mb
 from .ways import MAX_STEPS, Models, bare, graph_of, skeleton
 
@@ -46,7 +46,7 @@ def nothing(models: Models) -> Ask:
     graph = empty()
 
     async def ask(question: str) -> Any:
-        return await graph.ainvoke({"left": STEPS})
+        return await graph.ainvoke({"left": STEPS + REGENERATED})
 
     return ask
 

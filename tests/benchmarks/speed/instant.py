@@ -84,12 +84,21 @@ def _answer(step: Written) -> ChatResult:
     return ChatResult(generations=[ChatGeneration(message=message)])
 
 
+def _low(number: int) -> bool:
+    """Which steps are written again."""
+    return number % 5 == 2
+
+
+REGENERATED = sum(map(_low, range(STEPS)))
+"""Of ``STEPS`` steps."""
+
+
 class InstantScorer:
     """Rates every step, one in five of them low enough to be written again."""
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Rate them."""
-        return ScorerReply([0.5 if number % 5 == 2 else 0.99 for number in range(len(steps))], 100)
+        return ScorerReply([0.5 if _low(number) else 0.99 for number in range(len(steps))], 100)
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Rate them."""
@@ -106,19 +115,24 @@ class _Count(TypedDict):
 
 
 def empty() -> Any:
-    """A LangGraph of four empty nodes: generate, score, route, finalize; three supersteps a step."""
+    """A LangGraph of four empty nodes: generate, score, route, finalize; as many supersteps as the graph's.
+
+    ``left`` counts what is written: ``STEPS`` drafts, scored each, and ``REGENERATED`` steps that are not.
+    """
+    every = (STEPS + REGENERATED) // REGENERATED
 
     async def nothing(state: _Count) -> dict[str, Any]:
         return {}
 
     async def route(state: _Count) -> Command[Any]:
         left = state["left"]
-        return Command(update={"left": left - 1}, goto="generate" if left > 0 else "finalize")
+        goto = "score" if left % every == 0 else "generate"  # two supersteps, or three
+        return Command(update={"left": left - 1}, goto=goto if left > 0 else "finalize")
 
     builder = StateGraph(_Count)
     for name in ("generate", "score", "finalize"):
         builder.add_node(name, nothing)
-    builder.add_node("route", route, destinations=("generate", "finalize"))
+    builder.add_node("route", route, destinations=("generate", "score", "finalize"))
     builder.add_edge(START, "route")
     builder.add_edge("generate", "score")
     builder.add_edge("score", "route")
