@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +38,11 @@ _PYTHON = os.environ.get("TRIM_VLLM_PYTHON", "")
 IN_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 """Runs the model in the engine's own process. The default on CPUs, a process more, spends most of its time on
 looking for work."""
-_COMMON = (
+_ON_CPUS = (
     *("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64", "--enable-prompt-tokens-details"),
     *("--distributed-executor-backend", IN_ENGINE),
 )
+EXAMPLES = {"small": SMALL, "large": LARGE, "prm": PRM}
 
 
 @dataclass(frozen=True)
@@ -78,22 +79,29 @@ def servers(vllm_python) -> Iterator[dict[str, Server]]:
 
 
 @contextmanager
-def running_servers() -> Iterator[dict[str, Server]]:
-    """Start three servers. The large model's wants a key, and its chat template trims what it renders."""
+def running_servers(
+    weights: Mapping[str, Path] = EXAMPLES, common: Callable[[str], Sequence[str]] = lambda name: _ON_CPUS
+) -> Iterator[dict[str, Server]]:
+    """Start three servers. The large model's wants a key, and its chat template trims what it renders.
+
+    Args:
+        weights: Folders by the names of the servers.
+        common: What a server is told about its engine.
+    """
     from trim_graph.adapters.model_source import load_tokenizer
 
     pooling = tuple(serve_options("qwen", tokenizer=load_tokenizer(str(PRM))))
     wanted = {
-        "small": (SMALL, (), None),
-        "large": (LARGE, ("--chat-template", str(HERE / "trimming.jinja")), KEY),
-        "prm": (PRM, pooling, None),
+        "small": ((), None),
+        "large": (("--chat-template", str(HERE / "trimming.jinja")), KEY),
+        "prm": (pooling, None),
     }
     running: dict[str, Server] = {}
     with tempfile.TemporaryDirectory(prefix="trim-vllm-") as logs:
         try:
-            for name, (weights, options, key) in wanted.items():
+            for name, (own, key) in wanted.items():
                 log = Path(logs) / f"{name}.log"
-                running[name] = start_server(_PYTHON, name, weights, options, key, log)
+                running[name] = start_server(_PYTHON, name, weights[name], own, key, log, common=common(name))
             deadline = time.monotonic() + STARTED_WITHIN
             for server in running.values():
                 wait_for(server, deadline)
@@ -103,7 +111,14 @@ def running_servers() -> Iterator[dict[str, Server]]:
 
 
 def start_server(
-    python: str, name: str, weights: Path, options: tuple[str, ...], key: str | None, log: Path
+    python: str,
+    name: str,
+    weights: Path,
+    options: tuple[str, ...],
+    key: str | None,
+    log: Path,
+    *,
+    common: Sequence[str] = _ON_CPUS,
 ) -> Server:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -114,7 +129,7 @@ def start_server(
     environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
     environment |= {"VLLM_API_KEY": key} if key else {}
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--model", str(weights), "--served-model-name", name, *_COMMON, *options]
+    command += ["--model", str(weights), "--served-model-name", name, *common, *options]
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=out, env=environment, cwd=log.parent, start_new_session=True

@@ -8,6 +8,8 @@
     python -m tests.benchmarks.speed crowd     # ten thousand questions at once on the servers
     python -m tests.benchmarks.speed parts     # each server alone, for `trim-graph capacity`
     python -m tests.benchmarks.speed paced     # engines with accelerators of their own, emulated
+    python -m tests.benchmarks.speed widen DIR # models as large as the paper's, with the examples' answers;
+                                               # servers and engines with --widened DIR measure them on a GPU
     python -m tests.benchmarks.speed report    # the table and the picture of all that was measured
 
 Each measures all ways in turn, several times, and takes medians: of figures, and of the ratios within a turn.
@@ -40,10 +42,17 @@ LOCK_STEPPED = 128
 """Questions asked of the lock-step loop and of the graph, all at once."""
 TOGETHER = 128
 """Most calls that go to a server as one request."""
+PATIENCE = 4.0
+"""The example models write a step in a tenth of a second."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 Output = Annotated[Path, typer.Option("--json", help="File for the figures; other parts of it stay.")]
 Turns = Annotated[int, typer.Option("--turns", min=1)]
+Patience = Annotated[float, typer.Option("--patience", help="`batch_patience` of the chat models.")]
+Widened = Annotated[
+    Path | None,
+    typer.Option("--widened", help="Folder of `widen`: models as large as the paper's, on a GPU."),
+]
 AtOnce = Annotated[list[int] | None, typer.Option("--at-once", help="Questions at once; several times.")]
 
 
@@ -52,32 +61,57 @@ def servers(
     turns: Turns = 3,
     at_once: AtOnce = None,
     together: int = TOGETHER,
+    patience: Patience = PATIENCE,
+    widened: Widened = None,
     output: Output = FIGURES,
     lock: bool = True,
 ) -> None:
     """Over HTTP."""
     from tests.vllm.conftest import running_servers
 
-    from .served import Servers
+    from .served import Servers, server_options
 
-    with running_servers() as running:
-        keep = partial(_keep, output, "servers")
-        asyncio.run(_measured(Servers(running, together=together), turns, at_once, lock, keep))
+    started = running_servers()
+    keep = partial(_keep, output, "servers")
+    if widened is not None:
+        started = running_servers(_folders(widened), server_options)
+        keep = _keep_of_gpu(output, "gpu_servers")
+    with started as running:
+        place = Servers(running, together=together, patience=patience)
+        asyncio.run(_measured(place, turns, at_once, lock, keep))
 
 
 @app.command()
-def engines(turns: Turns = 3, at_once: AtOnce = None, output: Output = FIGURES, lock: bool = True) -> None:
+def engines(
+    turns: Turns = 3,
+    at_once: AtOnce = None,
+    widened: Widened = None,
+    output: Output = FIGURES,
+    lock: bool = True,
+) -> None:
     """In process."""
     for name, value in (("HF_HUB_OFFLINE", "1"), ("VLLM_NO_USAGE_STATS", "1"), ("OMP_NUM_THREADS", "1")):
         os.environ.setdefault(name, value)
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    from .served import Engines
+    from .served import Engines, on_a_gpu
 
-    held = Engines()
+    held = Engines() if widened is None else Engines(_folders(widened), on_a_gpu)
+    keep = partial(_keep, output, "engines") if widened is None else _keep_of_gpu(output, "gpu_engines")
     try:
-        asyncio.run(_measured(held, turns, at_once, lock, partial(_keep, output, "engines")))
+        asyncio.run(_measured(held, turns, at_once, lock, keep))
     finally:
         held.close()
+
+
+@app.command()
+def widen(folder: Path) -> None:
+    """Write the example models with as many parameters as those of the paper."""
+    import torch
+
+    from .widened import widen_all
+
+    for name, place in widen_all(folder, device="cuda" if torch.cuda.is_available() else "cpu").items():
+        print(name, place, flush=True)
 
 
 @app.command()
@@ -104,7 +138,7 @@ def crowd(n: int = 10_000, steps: int = 2, output: Output = FIGURES) -> None:
         return await alone.all_at_once(alone.asked(await place.fresh(), max_steps=steps), n)
 
     with running_servers() as running:
-        found = asyncio.run(run(Servers(running, together=TOGETHER)))
+        found = asyncio.run(run(Servers(running, together=TOGETHER, patience=PATIENCE)))
     print(json.dumps(found, indent=1))
     _keep(output, "crowd", found | {"at_once": n, "steps": steps})
 
@@ -118,7 +152,7 @@ def parts(turns: Turns = 3, output: Output = FIGURES) -> None:
     from .served import Servers
 
     with running_servers() as running:
-        found = asyncio.run(measured(Servers(running, together=TOGETHER), turns))
+        found = asyncio.run(measured(Servers(running, together=TOGETHER, patience=PATIENCE), turns))
     print(json.dumps(found, indent=1))
     _keep(output, "parts", found)
 
@@ -217,6 +251,11 @@ def _seed(turn: int) -> int:
     return 100 + turn
 
 
+def _folders(widened: Path) -> dict[str, Path]:
+    """The folders that `widen` made."""
+    return {name: widened / name for name in ("small", "large", "prm")}
+
+
 def _turned(names: list[str], turn: int) -> list[str]:
     """Begin with another one at each turn."""
     return names[turn % len(names) :] + names[: turn % len(names)]
@@ -229,6 +268,12 @@ def _say(concurrency: int, name: str, run: dict[str, float]) -> None:
         f"first step {run.get('first_step_s', math.nan):6.2f} s  CPU a step {run['cpu_ms_a_step']:6.2f} ms",
         flush=True,
     )
+
+
+def _keep_of_gpu(output: Path, part: str) -> Callable[[dict[str, Any]], None]:
+    import torch
+
+    return lambda found: _keep(output, part, {"gpu": torch.cuda.get_device_name(), **found})
 
 
 def _keep(output: Path, part: str, found: dict[str, Any]) -> None:

@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PLACES = {"servers": "HTTP", "engines": "in process"}
+PLACES = {
+    "servers": "HTTP",
+    "engines": "in process",
+    "gpu_servers": "GPU, HTTP",
+    "gpu_engines": "GPU, in process",
+}
 
 
 def _parts(figures: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -70,7 +75,7 @@ def draw(figures: dict[str, Any], stem: Path) -> list[Path]:
 
     from trim_graph.evaluation.pictures import COLOURS, save_picture
 
-    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+    figure = Figure(figsize=(8.2, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     labels = {
         "bare": "bare loop",
@@ -81,7 +86,7 @@ def draw(figures: dict[str, Any], stem: Path) -> list[Path]:
     }
     names = tuple(labels)
     groups = [
-        (f"{called}\n{'128' if at_once == 'lock_step' else at_once} at once", found["ways"])
+        (f"{called}\n{'128' if at_once == 'lock_step' else at_once}", found["ways"])
         for place, called in PLACES.items()
         for at_once, found in figures.get(place, {}).items()
         if at_once in ("64", "lock_step")
@@ -103,6 +108,7 @@ def draw(figures: dict[str, Any], stem: Path) -> list[Path]:
             label=labels[name],
         )
     left.set_xticks(range(len(groups)), [label for label, _ in groups], fontsize=8)
+    left.set_xlabel("where, and questions at once")
     left.set_ylabel("questions/s")
     left.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     if "graph" in figures:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 from langchain_core.messages import AIMessage
 
-from tests.vllm.conftest import IN_ENGINE, KEY, KEY_ENV, Server
+from tests.vllm.conftest import EXAMPLES, IN_ENGINE, KEY, KEY_ENV, Server
 from trim_graph.adapters import (
     ChatVLLM,
     ChatVLLMEngine,
@@ -23,7 +25,6 @@ from trim_graph.adapters import (
 from trim_graph.adapters.background import run_aside
 from trim_graph.adapters.vllm_engine_call import prompt_tokens, sampling_params
 from trim_graph.adapters.vllm_engine_start import vllm_module
-from trim_graph.examples.arithmetic import LARGE, PRM, SMALL
 from trim_graph.segment import DEFAULT_DELIMITER
 
 from .load import cpu_of
@@ -31,9 +32,7 @@ from .lockstep import EngineBatches, ServerBatches, conversation, solve_all
 from .ways import MAX_STEP_TOKENS, Models, Solved, Written
 
 LockStep = Callable[[Sequence[str]], Awaitable[list[Solved]]]
-PATIENCE = 4.0
-"""These models write a step in a tenth of a second."""
-ENGINE: dict[str, Any] = {
+ON_CPUS: dict[str, Any] = {
     "dtype": "float32",
     "kv_cache_gib": 0.5,
     "engine_args": {
@@ -42,16 +41,51 @@ ENGINE: dict[str, Any] = {
         "distributed_executor_backend": IN_ENGINE,
     },
 }
+# CUDA graphs without torch.compile, which takes minutes; a pooling model has no such steps.
+_GRAPHS = {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
+
+
+def on_a_gpu(name: str) -> dict[str, Any]:
+    """How the engine of a model is started on a GPU that it shares with two others."""
+    return {
+        "dtype": "bfloat16",
+        "kv_cache_gib": 6,
+        "gpu_memory_utilization": 0.25,
+        "engine_args": {"max_num_seqs": 256, **({"enforce_eager": True} if name == "prm" else _GRAPHS)},
+    }
+
+
+def server_options(name: str) -> list[str]:
+    """Tell a server on a GPU what an engine in process is told."""
+    engine = on_a_gpu(name)
+    told = {
+        "dtype": engine["dtype"],
+        "kv-cache-memory-bytes": int(engine["kv_cache_gib"] * 2**30),
+        "gpu-memory-utilization": engine["gpu_memory_utilization"],
+    }
+    for option, value in engine["engine_args"].items():
+        told[option.replace("_", "-")] = json.dumps(value)
+    return [
+        word
+        for option, value in told.items()
+        for word in ([f"--{option}"] if value == "true" else [f"--{option}", str(value)])
+    ]
 
 
 class Servers:
-    """Three servers. Each run has a prefix cache of its own: no run profits from what another one asked."""
+    """Three servers. Each run has a prefix cache of its own: no run profits from what another one asked.
 
-    def __init__(self, servers: dict[str, Server], *, together: int) -> None:
+    Args:
+        servers: By the names of the models.
+        together: Most calls that go as one request.
+        patience: How long a call waits for others, in the time that calls take.
+    """
+
+    def __init__(self, servers: dict[str, Server], *, together: int, patience: float) -> None:
         os.environ[KEY_ENV] = KEY
         self._urls = {name: server.url for name, server in servers.items()}
         self._processes = [psutil.Process(server.process.pid) for server in servers.values()]
-        self._together = together
+        self._together, self._patience = together, patience
 
     def elsewhere(self) -> float:
         """CPU seconds of the servers and their engines so far."""
@@ -62,7 +96,7 @@ class Servers:
         salt = {
             "extra_body": {"cache_salt": uuid.uuid4().hex},
             "max_batch_size": self._together,
-            "batch_patience": PATIENCE,
+            "batch_patience": self._patience,
         }
         return Models(
             ChatVLLM(model="small", base_url=self._urls["small"], **salt),
@@ -101,12 +135,17 @@ async def _head(model: ChatVLLM, question: str) -> str:
 
 
 class Engines:
-    """Three engines in this process. Their prefix caches are emptied before each run."""
+    """Three engines in this process. Their prefix caches are emptied before each run.
 
-    def __init__(self) -> None:
-        self._small = ChatVLLMEngine(model=str(SMALL), **ENGINE)
-        self._large = ChatVLLMEngine(model=str(LARGE), **ENGINE)
-        self._scorer = VLLMEngineProcessReward(PRM, **ENGINE)
+    Args:
+        weights: Folders by the names of the models.
+        options: Of each engine.
+    """
+
+    def __init__(self, weights: Mapping[str, Path] = EXAMPLES, options: Mapping[str, Any] = ON_CPUS) -> None:
+        self._small = ChatVLLMEngine(model=str(weights["small"]), **options)
+        self._large = ChatVLLMEngine(model=str(weights["large"]), **options)
+        self._scorer = VLLMEngineProcessReward(weights["prm"], **options)
         for model in (self._small, self._large, self._scorer):
             model.start()
 
