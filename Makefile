@@ -28,6 +28,7 @@ bench: $(READY)
 	.ci/vllm
 	$(BIN)/python -m tests.benchmarks.overhead
 	$(BIN)/python -m tests.benchmarks.state_size
+	$(BIN)/python -m tests.benchmarks.http
 	$(BIN)/python -m tests.benchmarks.speed graph
 	$(BIN)/python -m tests.benchmarks.speed paced
 	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.speed servers
