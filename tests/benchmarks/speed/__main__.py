@@ -74,7 +74,9 @@ def servers(
     started = running_servers()
     keep = partial(_keep, output, "servers")
     if widened is not None:
-        started = running_servers(_folders(widened), server_options)
+        from .widened import folders
+
+        started = running_servers(folders(widened), server_options)
         keep = _keep_of_gpu(output, "gpu_servers")
     with started as running:
         place = Servers(running, together=together, patience=patience)
@@ -95,8 +97,12 @@ def engines(
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     from .served import Engines, on_a_gpu
 
-    held = Engines() if widened is None else Engines(_folders(widened), on_a_gpu)
-    keep = partial(_keep, output, "engines") if widened is None else _keep_of_gpu(output, "gpu_engines")
+    if widened is None:
+        held, keep = Engines(), partial(_keep, output, "engines")
+    else:
+        from .widened import folders
+
+        held, keep = Engines(folders(widened), on_a_gpu), _keep_of_gpu(output, "gpu_engines")
     try:
         asyncio.run(_measured(held, turns, at_once, lock, keep))
     finally:
@@ -249,11 +255,6 @@ async def _against_lock_step(place: Any, turns: int) -> dict[str, Any]:
 def _seed(turn: int) -> int:
     """Of the questions of a turn against the lock-step loop."""
     return 100 + turn
-
-
-def _folders(widened: Path) -> dict[str, Path]:
-    """The folders that `widen` made."""
-    return {name: widened / name for name in ("small", "large", "prm")}
 
 
 def _turned(names: list[str], turn: int) -> list[str]:

@@ -31,7 +31,6 @@ from .load import cpu_of
 from .lockstep import EngineBatches, ServerBatches, conversation, solve_all
 from .ways import MAX_STEP_TOKENS, Models, Solved, Written
 
-LockStep = Callable[[Sequence[str]], Awaitable[list[Solved]]]
 ON_CPUS: dict[str, Any] = {
     "dtype": "float32",
     "kv_cache_gib": 0.5,
@@ -60,16 +59,16 @@ def server_options(name: str) -> list[str]:
     engine = on_a_gpu(name)
     told = {
         "dtype": engine["dtype"],
-        "kv-cache-memory-bytes": int(engine["kv_cache_gib"] * 2**30),
-        "gpu-memory-utilization": engine["gpu_memory_utilization"],
+        "kv_cache_memory_bytes": int(engine["kv_cache_gib"] * 2**30),
+        "gpu_memory_utilization": engine["gpu_memory_utilization"],
+        **engine["engine_args"],
     }
-    for option, value in engine["engine_args"].items():
-        told[option.replace("_", "-")] = json.dumps(value)
-    return [
-        word
-        for option, value in told.items()
-        for word in ([f"--{option}"] if value == "true" else [f"--{option}", str(value)])
-    ]
+    words: list[str] = []
+    for option, value in told.items():
+        words.append(f"--{option.replace('_', '-')}")
+        if value is not True:
+            words.append(value if isinstance(value, str) else json.dumps(value))
+    return words
 
 
 class Servers:
@@ -139,13 +138,17 @@ class Engines:
 
     Args:
         weights: Folders by the names of the models.
-        options: Of each engine.
+        options: Of a model's engine.
     """
 
-    def __init__(self, weights: Mapping[str, Path] = EXAMPLES, options: Mapping[str, Any] = ON_CPUS) -> None:
-        self._small = ChatVLLMEngine(model=str(weights["small"]), **options)
-        self._large = ChatVLLMEngine(model=str(weights["large"]), **options)
-        self._scorer = VLLMEngineProcessReward(weights["prm"], **options)
+    def __init__(
+        self,
+        weights: Mapping[str, Path] = EXAMPLES,
+        options: Callable[[str], dict[str, Any]] = lambda name: ON_CPUS,
+    ) -> None:
+        self._small = ChatVLLMEngine(model=str(weights["small"]), **options("small"))
+        self._large = ChatVLLMEngine(model=str(weights["large"]), **options("large"))
+        self._scorer = VLLMEngineProcessReward(weights["prm"], **options("prm"))
         for model in (self._small, self._large, self._scorer):
             model.start()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from trim_graph.examples.arithmetic import LARGE, PRM, SMALL
+from tests.vllm.conftest import EXAMPLES
 
 HEAD = 128
 NOISE = 0.02
@@ -36,9 +37,9 @@ class Shape:
 
 SHAPES = {
     # Qwen2.5-1.5B, Qwen2.5-7B, and the latter with a key for each of the PRM's own heads.
-    "small": (SMALL, Shape(1536, 28, 12, 2, 8960)),
-    "large": (LARGE, Shape(3584, 28, 28, 4, 18944)),
-    "prm": (PRM, Shape(3584, 28, 28, 7, 18944)),
+    "small": Shape(1536, 28, 12, 2, 8960),
+    "large": Shape(3584, 28, 28, 4, 18944),
+    "prm": Shape(3584, 28, 28, 7, 18944),
 }
 
 
@@ -50,8 +51,14 @@ def widen_all(target: Path, *, device: str = "cpu") -> dict[str, Path]:
         device: Where the weights are made.
     """
     return {
-        name: widen(source, target / name, shape, device=device) for name, (source, shape) in SHAPES.items()
+        name: widen(EXAMPLES[name], folder, SHAPES[name], device=device)
+        for name, folder in folders(target).items()
     }
+
+
+def folders(target: Path) -> dict[str, Path]:
+    """Where `widen_all` puts the models."""
+    return {name: target / name for name in SHAPES}
 
 
 def widen(
@@ -61,7 +68,6 @@ def widen(
     *,
     device: str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
-    noise: float = NOISE,
 ) -> Path:
     """Write one model in another shape.
 
@@ -71,7 +77,9 @@ def widen(
         shape: At least as large in all respects; heads of a multiple of the source's dimensions.
         device: Where the weights are made.
         dtype: Of the weights.
-        noise: Standard deviation of weights that nothing comes of.
+
+    Raises:
+        ValueError: The model's heads do not fit.
     """
     config = json.loads((source / "config.json").read_text("utf-8"))
     target.mkdir(parents=True, exist_ok=True)
@@ -79,30 +87,43 @@ def widen(
         if file.suffix != ".safetensors":
             shutil.copy(file, target)
     torch.manual_seed(0)
-    old = load_file(source / "model.safetensors", device=device)
-    wider = _Wider(config, shape, old, noise)
-    weights = {name: value.to(dtype).cpu().contiguous() for name, value in wider.weights()}
+    wider = _Wider(config, shape, load_file(source / "model.safetensors", device=device))
+    weights = {name: value.to(dtype).cpu() for name, value in wider.weights()}
     save_file(weights, target / "model.safetensors", {"format": "pt"})
     (target / "config.json").write_text(json.dumps(wider.config(dtype), indent=1), "utf-8")
     return target
 
 
 class _Wider:
-    def __init__(
-        self, config: dict[str, Any], shape: Shape, old: dict[str, torch.Tensor], noise: float
-    ) -> None:
-        self._config, self._shape, self._old, self._noise = config, shape, old, noise
-        self._hidden, self._heads = config["hidden_size"], config["num_attention_heads"]
-        self._dim = self._hidden // self._heads
-        if HEAD % self._dim or self._heads > shape.kv_heads or config["num_key_value_heads"] != self._heads:
+    def __init__(self, config: dict[str, Any], shape: Shape, old: dict[str, torch.Tensor]) -> None:
+        self._config, self._shape, self._old = config, shape, old
+        self._hidden, heads = config["hidden_size"], config["num_attention_heads"]
+        dim = self._hidden // heads
+        if HEAD % dim or heads > shape.kv_heads or config["num_key_value_heads"] != heads:
             raise ValueError(f"heads of {config} do not fit into {shape}")
+        self._stretch = HEAD // dim
         # A dimension and the one half a head further turn together, at a speed that falls with their number.
-        half, step = self._dim // 2, HEAD // self._dim
-        first = torch.arange(half) * step
+        first = torch.arange(dim // 2) * self._stretch
         inside = torch.cat([first, first + HEAD // 2])
         group = shape.heads // shape.kv_heads
-        self._q = torch.cat([inside + HEAD * group * head for head in range(self._heads)])
-        self._kv = torch.cat([inside + HEAD * head for head in range(self._heads)])
+        q_at = torch.cat([inside + HEAD * group * head for head in range(heads)])
+        kv_at = torch.cat([inside + HEAD * head for head in range(heads)])
+        hidden, q, kv = shape.hidden, HEAD * shape.heads, HEAD * shape.kv_heads
+        # The weights of a layer: their size, and where old rows and columns go if not to the front.
+        self._layer: dict[str, tuple[tuple[int, ...], torch.Tensor | None, torch.Tensor | None]] = {
+            "input_layernorm.weight": ((hidden,), None, None),
+            "post_attention_layernorm.weight": ((hidden,), None, None),
+            "self_attn.q_proj.weight": ((q, hidden), q_at, None),
+            "self_attn.q_proj.bias": ((q,), q_at, None),
+            "self_attn.k_proj.weight": ((kv, hidden), kv_at, None),
+            "self_attn.k_proj.bias": ((kv,), kv_at, None),
+            "self_attn.v_proj.weight": ((kv, hidden), kv_at, None),
+            "self_attn.v_proj.bias": ((kv,), kv_at, None),
+            "self_attn.o_proj.weight": ((hidden, q), None, q_at),
+            "mlp.gate_proj.weight": ((shape.intermediate, hidden), None, None),
+            "mlp.up_proj.weight": ((shape.intermediate, hidden), None, None),
+            "mlp.down_proj.weight": ((hidden, shape.intermediate), None, None),
+        }
 
     def config(self, dtype: torch.dtype) -> dict[str, Any]:
         """Return that of the new model."""
@@ -119,75 +140,49 @@ class _Wider:
             "dtype": str(dtype).removeprefix("torch."),
         }
 
-    def weights(self) -> Any:
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the new weights by their names."""
-        for name, value in self._old.items():
+        for name, old in self._old.items():
             if not name.startswith("model.layers."):
-                yield name, self._outer(name, value)
+                size = tuple(self._shape.hidden if n == self._hidden else n for n in old.shape)
+                yield name, self._grown(name, old, size)
         for layer in range(self._shape.layers):
-            yield from self._layer(layer)
+            for part, (size, rows, columns) in self._layer.items():
+                name = f"model.layers.{layer}.{part}"
+                known = self._old.get(name)
+                yield (
+                    name,
+                    self._idle(name, size)
+                    if known is None
+                    else self._grown(name, known, size, rows, columns),
+                )
 
-    def _outer(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """What is not in a layer."""
-        if name == "model.norm.weight":
-            return self._norm(value)
-        if name in ("model.embed_tokens.weight", "lm_head.weight"):
-            return self._placed(value, len(value), self._shape.hidden)
-        if name == "score.0.weight":  # a reward model's head is as wide as the model
-            return self._placed(value, self._shape.hidden, self._shape.hidden)
-        if name == "score.2.weight":
-            return self._placed(value, len(value), self._shape.hidden)
-        if name == "score.0.bias":
-            return self._placed(value[:, None], self._shape.hidden, 1)[:, 0]
-        return value
-
-    def _layer(self, layer: int) -> Any:
-        shape, at = self._shape, f"model.layers.{layer}."
-        known = layer < self._config["num_hidden_layers"]
-        hidden, q, kv = shape.hidden, HEAD * shape.heads, HEAD * shape.kv_heads
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            key = f"{at}{name}.weight"
-            yield key, self._norm(self._old[key]) if known else torch.ones(hidden)
-        sizes = {
-            "self_attn.q_proj": (q, hidden, self._q, None, (HEAD / self._dim) ** 0.5),
-            "self_attn.k_proj": (kv, hidden, self._kv, None, 1.0),
-            "self_attn.v_proj": (kv, hidden, self._kv, None, 1.0),
-            "self_attn.o_proj": (hidden, q, None, self._q, 1.0),
-            "mlp.gate_proj": (shape.intermediate, hidden, None, None, 1.0),
-            "mlp.up_proj": (shape.intermediate, hidden, None, None, 1.0),
-            "mlp.down_proj": (hidden, shape.intermediate, None, None, 1.0),
-        }
-        for name, (out, inner, rows, columns, scale) in sizes.items():
-            adds = name.endswith(("o_proj", "down_proj"))
-            for kind in ("weight", "bias"):
-                old = self._old.get(f"{at}{name}.{kind}") if known else None
-                if old is not None and kind == "weight":
-                    yield at + name + ".weight", self._placed(old * scale, out, inner, rows, columns)
-                elif old is not None:
-                    yield at + name + ".bias", self._placed(old[:, None] * scale, out, 1, rows)[:, 0]
-                elif kind == "weight":
-                    device = self._old["model.norm.weight"].device
-                    noise = 0.0 if adds else self._noise
-                    yield at + name + ".weight", noise * torch.randn(out, inner, device=device)
-                elif name.endswith(("q_proj", "k_proj", "v_proj")):
-                    yield at + name + ".bias", torch.zeros(out)
-
-    def _norm(self, weight: torch.Tensor) -> torch.Tensor:
-        """Make up for the new dimensions, zeros, that the mean square is taken over too."""
-        new = torch.ones(self._shape.hidden, device=weight.device)
-        new[: len(weight)] = weight * (len(weight) / self._shape.hidden) ** 0.5
-        return new
-
-    def _placed(
+    def _grown(
         self,
+        name: str,
         old: torch.Tensor,
-        rows: int,
-        columns: int,
-        at_rows: torch.Tensor | None = None,
-        at_columns: torch.Tensor | None = None,
+        size: tuple[int, ...],
+        rows: torch.Tensor | None = None,
+        columns: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        new = torch.zeros(rows, columns, device=old.device)
-        r = torch.arange(len(old)) if at_rows is None else at_rows
-        c = torch.arange(old.shape[1]) if at_columns is None else at_columns
-        new[r.to(old.device)[:, None], c.to(old.device)[None, :]] = old
+        """Put what was learned into zeros."""
+        if name.endswith("norm.weight"):
+            # The mean square that it divides by is taken over the new zeros too.
+            old = old * (self._hidden / self._shape.hidden) ** 0.5
+        elif ".q_proj." in name:  # attention divides by the root of a head's dimensions
+            old = old * self._stretch**0.5
+        places = [
+            torch.arange(n) if at is None else at for n, at in zip(old.shape, (rows, columns), strict=False)
+        ]
+        new = torch.zeros(size, device=old.device)
+        new[torch.meshgrid(*(place.to(old.device) for place in places), indexing="ij")] = old
         return new
+
+    def _idle(self, name: str, size: tuple[int, ...]) -> torch.Tensor:
+        """A weight of a layer that adds nothing."""
+        device = self._old["model.norm.weight"].device
+        if name.endswith("norm.weight"):
+            return torch.ones(size, device=device)
+        if name.endswith(("bias", "o_proj.weight", "down_proj.weight")):
+            return torch.zeros(size, device=device)
+        return NOISE * torch.randn(size, device=device)
