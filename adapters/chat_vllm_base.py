@@ -21,7 +21,7 @@ from .entropy import TOP_LOGPROBS
 from .vllm_wire import Answer, CallSettings
 
 CALL_SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs", "timeout")
-_OF_A_CALL = (*CALL_SETTINGS, "first_token_entropy", "stop_when")
+_OF_A_CALL = (*CALL_SETTINGS, "first_token_entropy", "stop_when", "retry_tokens")
 _LANGCHAIN_KWARGS = {"stream"}  # given by LangChain's own plumbing
 
 T = TypeVar("T")

@@ -17,6 +17,10 @@ one as the call setting ``stop_when`` and answer with ``stop_reason`` `STOPPED`.
 
 STOPPED = "stop_when"
 
+RetryTokens = Callable[["FailedAttempts"], int]
+"""Gets what the failed attempts of a call have used; returns how many tokens the next attempt may generate, 0
+where there is to be none. `ChatVLLM` takes one as the call setting ``retry_tokens``."""
+
 
 class ScorableStep(TypedDict):
     """The part of a step that a scorer may look at."""
@@ -71,11 +75,25 @@ class FailedAttempts(TypedDict):
     """As far as the server told; part of the answer's usage."""
     output_tokens: int
     unknown: int
-    """Attempts that broke off with nothing told of their tokens."""
+    """Attempts that broke off without a report of their tokens."""
+    unknown_tokens: NotRequired[int]
+    """Most tokens that those may have generated; without it each may have generated ``max_tokens``."""
 
 
 class TrimError(Exception):
     """Base of all errors that trim-graph raises on purpose."""
+
+
+class CallTimeoutError(TimeoutError):
+    """Nothing of an answer arrived within a call's ``timeout``.
+
+    Attributes:
+        attempts: What the attempts of the call have used, the one that was cut off included.
+    """
+
+    def __init__(self, message: str, attempts: FailedAttempts) -> None:
+        super().__init__(message)
+        self.attempts = attempts
 
 
 class ScorerError(TrimError):

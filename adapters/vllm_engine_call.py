@@ -13,6 +13,7 @@ from langchain_core.messages.ai import UsageMetadata
 
 from .chat_prompt import encode_chat
 from .protocols import FailedAttempts, ModelServerError
+from .stop_reasons import classify
 from .vllm_engine import EngineHold, VLLMEngine
 from .vllm_engine_start import vllm_module
 from .vllm_wire import Answer, CallSettings, Lost, metadata_of, usage_of
@@ -50,7 +51,7 @@ class EngineCall:
         self._sampling_params = sampling_params
         self._model = ""
         self._opens_thought = False
-        self.answer = Answer()
+        self.answer = Answer(usage_known=True, reports_stop=True)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -101,7 +102,7 @@ class EngineCall:
                     yield piece
                     if self._stops():
                         return
-        if self.answer.finish_reason in (None, "abort", "error"):
+        if self.answer.finish_reason is None or classify(self.answer.finish_reason) == "failed":
             broken = ModelServerError(f"the vLLM engine of {self._model} broke off its answer", begun=True)
             broken.attempts = self._lost(streaming)
             raise broken

@@ -60,6 +60,8 @@ class VLLMPrompts:
     model: str
     continuation: Continuation = "auto"
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    keeps_stop: bool = False
+    """Whether the server keeps the stop string it met in the text, since it reports it nowhere else."""
     _rendered: dict[str, str] = field(default_factory=dict)
     _around: dict[str, tuple[str, Once[Surroundings | Literal[False]]]] = field(default_factory=dict)
 

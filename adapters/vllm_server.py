@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _CONNECT_S = 10.0
 _JSON = {"Content-Type": "application/json"}
+_BOM = b"\xef\xbb\xbf"
 _backoff = wait_exponential(multiplier=0.2, max=5.0) + wait_random(0.0, 0.2)
 
 
@@ -129,23 +130,17 @@ class VLLMServer:
             ModelServerError: The server refuses.
         """
         async with self._response("POST", path, payload) as response:
-            done = False
-            async for line in _lines(response):
-                if not line.startswith(b"data:"):
-                    continue
-                data = line.removeprefix(b"data:").strip()
-                if done := data == b"[DONE]":
-                    break
-                event = self._parsed(data)
-                if "error" in event:
-                    raise self._refusal(_code(event["error"]), event)
-                yield event
-            if not done:
-                raise TransientError(f"the server at {self.root} broke off its answer", begun=True)
+            if "json" in response.headers.get("content-type", ""):  # it does not stream
+                yield self._document(await response.aread())
+                return
+            async for data in _event_data(response):
+                if data == b"[DONE]":
+                    return
+                yield self._document(data)
 
     async def _json(self, method: str, path: str, payload: dict[str, Any] | None) -> Any:
         async with self._response(method, path, payload) as response:
-            return self._parsed(await response.aread())
+            return self._document(await response.aread())
 
     @asynccontextmanager
     async def _response(
@@ -176,6 +171,10 @@ class VLLMServer:
         except httpx.TransportError as error:
             what = str(error) or type(error).__name__
             raise TransientError(f"the connection to {self.root} failed: {what}", begun=True) from error
+        except httpx.RequestError as error:
+            raise ModelServerError(
+                f"{self.root} answered with bytes that cannot be decoded: {error}", begun=True
+            ) from error
 
     def _headers(self) -> dict[str, str]:
         key = self._key()
@@ -195,10 +194,11 @@ class VLLMServer:
     def _key_place(self) -> str:
         return "api_key" if self.api_key is not None else f"the environment variable {self.api_key_env}"
 
-    def _parsed(self, data: bytes) -> Any:
+    def _document(self, data: bytes) -> Any:
+        """A JSON object that is no error. Bytes that are no UTF-8 become U+FFFD: the rest is kept."""
         try:
-            parsed = json.loads(data)
-        except ValueError:
+            parsed = json.loads(data.decode("utf-8-sig", "replace"))
+        except (ValueError, RecursionError):
             parsed = None
         if not isinstance(parsed, dict):
             raise ModelServerError(
@@ -206,6 +206,8 @@ class VLLMServer:
                 "Is it a vLLM server?",
                 begun=True,
             )
+        if parsed.get("error") or parsed.get("object") == "error":
+            raise self._refusal(_code(parsed), parsed)
         return parsed
 
     def _refusal(
@@ -217,7 +219,9 @@ class VLLMServer:
             named = self.api_key is not None or self.api_key_env
             said += f"; {self._key_place} {state}" if named else "; name the key's variable in api_key_env"
         if status == 429 or (status >= 500 and status != 501):
-            return TransientError(said, status, _seconds(headers.get("retry-after") if headers else None))
+            wait = _seconds(headers.get("retry-after") if headers else None)
+            # 503 is a refusal to begin; a gateway answers the others while the model is at work, or after it.
+            return TransientError(said, status, wait, begun=status >= 500 and status != 503)
         return ModelServerError(said, status)
 
     def _shown(self, body: bytes | dict[str, Any]) -> str:
@@ -225,8 +229,8 @@ class VLLMServer:
         said: Any = body
         if isinstance(body, bytes):
             said = str(body, "utf-8", "replace")
-            with suppress(ValueError):
-                said = json.loads(body)
+            with suppress(ValueError, RecursionError):
+                said = json.loads(said)
         for name in ("error", "message"):
             if isinstance(said, dict):
                 said = said.get(name, said)
@@ -295,16 +299,45 @@ def _seconds(text: str | None) -> float:
     return min(float(text), 30.0) if text and re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
 
 
-def _code(error: Any) -> int:
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, int) else 500
+def _code(document: dict[str, Any]) -> int:
+    """The status of an error that came as a document, where it names one; else 500."""
+    error = document.get("error")
+    code = error.get("code") if isinstance(error, dict) else document.get("code")
+    code = int(code) if isinstance(code, str) and code.isascii() and code.isdecimal() else code
+    return code if isinstance(code, int) and 400 <= code < 600 else 500
+
+
+async def _event_data(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The data of server-sent events, without those that have none.
+
+    Source: HTML standard, "Event stream interpretation". A line ends with a line feed, a carriage return, or
+    both: httpx's own iterator also splits at U+2028, which a token may hold. An event may have several lines
+    of data.
+    """
+    data: list[bytes] = []
+    first = True
+    async for line in _lines(response):
+        line, first = line.removeprefix(_BOM) if first else line, False
+        if line.startswith(b"data:"):
+            data.append(line.removeprefix(b"data:").removeprefix(b" "))
+        elif not line:
+            if event := b"\n".join(data).strip():
+                yield event
+            data = []
+    if event := b"\n".join(data).strip():
+        yield event
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Lines ended by a newline only: httpx's own iterator also splits at U+2028, which a token may hold."""
     rest = b""
     async for piece in response.aiter_bytes():
-        *whole, rest = (rest + piece).split(b"\n")
+        text = rest + piece
+        # A line feed may still follow a carriage return at the end.
+        kept, text = (b"\r", text[:-1]) if text.endswith(b"\r") else (b"", text)
+        if b"\r" in text:
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *whole, rest = text.split(b"\n")
+        rest += kept
         for line in whole:
             yield line
-    yield rest
+    yield rest.removesuffix(b"\r")

@@ -13,7 +13,15 @@ from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
 from .chat_prompt import role_of, text_of
 from .entropy import Entropy, entropy_of_likeliest
-from .protocols import STOPPED, FailedAttempts, StopWhen
+from .protocols import STOPPED, FailedAttempts, RetryTokens, StopWhen
+from .stop_reasons import classify
+
+_ROUNDING = 1e-3
+"""A log-probability may be as much above 0 as it was rounded by."""
+
+
+class AnswerError(ValueError):
+    """An answer that breaks the contract; the message says how, as a clause about the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +39,7 @@ class CallSettings:
     """How many tokens to compute the first one's entropy from; 0: it is not wanted."""
     timeout: float | None
     stop_when: StopWhen | None = None
+    retry_tokens: RetryTokens | None = None
 
 
 def openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
@@ -98,63 +107,111 @@ class Answer:
     finish_reason: str | None = None
     stop_reason: str | None = None
     """The stop string met; None at the end of sequence."""
+    reports_stop: bool = False
+    """Whether the server reports which stop string it met, if any."""
     model: str = ""
     input_tokens: int = 0
     cached_tokens: int | None = None
     output_tokens: int = 0
+    usage_known: bool = False
+    """Whether the server has reported the tokens of all that has arrived."""
     logprobs: list[dict[str, Any]] = field(default_factory=list)
+    logprobs_known: bool = True
+    """Whether all log-probabilities that came could be read."""
     begun: bool = False
     """Whether anything has arrived."""
     timed_out: bool = False
+    choice: int | None = None
+    """Index of the choice that is read, of several."""
 
     def add(self, event: dict[str, Any]) -> str:
         """Take in a document or event.
 
         Returns:
             The text it brought.
+
+        Raises:
+            AnswerError: A number of its usage cannot be true, or its text is no text.
         """
         self.begun = True
         self.model = event.get("model") or self.model
-        self._add_usage(event.get("usage") or {})
+        text = self._add_choice(event)
+        if usage := event.get("usage"):
+            self._add_usage(usage)
+        elif text:
+            self.usage_known = False
+        return text
+
+    def _add_choice(self, event: dict[str, Any]) -> str:
         choices = event.get("choices") or []
-        if not choices:
+        if self.choice is None and choices:
+            self.choice = min(map(_index, choices))
+        choice = next((one for one in choices if _index(one) == self.choice), None)
+        if choice is None:
             return ""
-        choice = choices[0]
         message = choice.get("message") or choice.get("delta") or {}
-        text = choice.get("text") or message.get("content") or ""
+        if message.get("tool_calls"):
+            raise AnswerError(
+                "it called a tool, though none was offered: start the server without a tool parser "
+                "(--enable-auto-tool-choice), which takes text away"
+            )
+        text = _content(choice.get("text") or message.get("content"))
         self.reasoned |= bool(message.get("reasoning") or message.get("reasoning_content"))
-        self.logprobs += _logprobs(choice.get("logprobs"))
+        logprobs = _logprobs(choice.get("logprobs"))
+        self.logprobs_known &= logprobs is not None
+        self.logprobs += logprobs or []
         self.text += text
         if choice.get("finish_reason"):
-            self.finish_reason = choice["finish_reason"]
-            reason = choice.get("stop_reason")
-            # A token id is one of several ends of sequence that the model's generation_config names.
-            self.stop_reason = reason if isinstance(reason, str) else None
-        return str(text)
+            self._finish(choice, event)
+        return text
+
+    def _finish(self, choice: dict[str, Any], event: dict[str, Any]) -> None:
+        self.finish_reason = str(choice["finish_reason"])
+        self.reports_stop, reason = _stop_reported(choice, event)
+        # A token id is one of several ends of sequence that the model's generation_config names.
+        self.stop_reason = reason if isinstance(reason, str) else None
 
     def _add_usage(self, usage: dict[str, Any]) -> None:
-        self.input_tokens = usage.get("prompt_tokens") or self.input_tokens
-        self.output_tokens = usage.get("completion_tokens") or self.output_tokens
-        details = usage.get("prompt_tokens_details") or {}
-        if details.get("cached_tokens") is not None:
-            self.cached_tokens = details["cached_tokens"]
+        read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+        if read is not None:
+            self.input_tokens = _count("prompt_tokens", read)
+        if written is not None:
+            self.output_tokens = _count("completion_tokens", written)
+            self.usage_known = bool(self.input_tokens)
+        if cached is not None:
+            self.cached_tokens = min(_count("cached_tokens", cached), self.input_tokens)
 
     def stop(self) -> None:
         """End it here: its own `StopWhen` said so."""
-        self.finish_reason, self.stop_reason = "stop", STOPPED
+        self.finish_reason, self.stop_reason, self.reports_stop = "stop", STOPPED, True
+
+    def check(self) -> None:
+        """Check a finished answer.
+
+        Raises:
+            AnswerError: It was refused or broken off, or has text without tokens.
+        """
+        assert self.finish_reason is not None
+        if classify(self.finish_reason) == "refused":
+            raise AnswerError(f"it was ended by {self.finish_reason!r}, and what it says is not complete")
+        if self.text and self.usage_known and not self.output_tokens:
+            raise AnswerError("its usage reports 0 completion_tokens for an answer that has text")
 
     @property
     def mean_token_probability(self) -> float | None:
         """Mean over the generated tokens; the end of sequence counts only if it is the only one."""
-        told = [entry["logprob"] for entry in self.logprobs]
-        if self.finish_reason == "stop" and self.stop_reason is None and len(told) > 1:
-            del told[-1]
-        return sum(map(math.exp, told)) / len(told) if told else None
+        if not self.logprobs_known:
+            return None
+        reported = [entry["logprob"] for entry in self.logprobs]
+        if self.finish_reason == "stop" and self.stop_reason is None and len(reported) > 1:
+            del reported[-1]
+        return sum(map(math.exp, reported)) / len(reported) if reported else None
 
     @property
     def first_token_entropy(self) -> Entropy | None:
         """A lower bound, from the likeliest tokens; None where they were not told."""
-        if not self.logprobs or not self.logprobs[0]["top_logprobs"]:
+        if not self.logprobs_known or not self.logprobs or not self.logprobs[0]["top_logprobs"]:
             return None
         first = self.logprobs[0]
         return entropy_of_likeliest([top["logprob"] for top in first["top_logprobs"]], first["logprob"])
@@ -162,40 +219,46 @@ class Answer:
 
 @dataclass(slots=True)
 class Lost:
-    """Tokens of attempts that failed, as far as the server told them."""
+    """Tokens of attempts that failed, as far as the server reported them."""
 
     attempts: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     unknown: int = 0
-    """Attempts that the server may have worked on and told nothing of."""
+    """Attempts that the server may have worked on without reporting their tokens."""
+    unknown_tokens: int = 0
+    """Most tokens that those may have generated."""
 
-    def add(self, answer: Answer, *, worked_on: bool, told: bool = True) -> None:
-        """Count an attempt that came to nothing.
+    def add(self, answer: Answer, *, max_tokens: int, worked_on: bool, told: bool = True) -> None:
+        """Count an attempt that failed.
 
         Args:
             answer: What had arrived of it.
+            max_tokens: Most tokens it could generate.
             worked_on: Whether the server may have worked on it.
             told: Whether the tokens were told as they were written; else those of an answer that did not
                 come to its end are unknown.
         """
         self.attempts += 1
-        if not told and answer.finish_reason is None:
-            self.unknown += worked_on or answer.begun
-            return
-        self.input_tokens += answer.input_tokens
-        self.output_tokens += answer.output_tokens
-        self.unknown += worked_on and not answer.input_tokens
+        if answer.usage_known and (told or answer.finish_reason is not None):
+            self.input_tokens += answer.input_tokens
+            self.output_tokens += answer.output_tokens
+        elif worked_on or answer.begun:
+            self.unknown += 1
+            self.unknown_tokens += max_tokens
 
     @property
-    def told(self) -> FailedAttempts:
-        """What ``response_metadata`` and errors say of it."""
-        return FailedAttempts(
+    def reported(self) -> FailedAttempts:
+        """The failed attempts, for ``response_metadata`` and errors."""
+        found = FailedAttempts(
             count=self.attempts,
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
             unknown=self.unknown,
         )
+        if self.unknown:
+            found["unknown_tokens"] = self.unknown_tokens
+        return found
 
 
 def metadata_of(
@@ -205,53 +268,115 @@ def metadata_of(
     metadata: dict[str, Any] = {
         "model_name": answer.model or model,
         "finish_reason": answer.finish_reason,
-        "stop_reason": answer.stop_reason,
     }
+    if answer.reports_stop or not settings.stop or classify(answer.finish_reason or "") != "ended":
+        metadata["stop_reason"] = answer.stop_reason
     if settings.logprobs and answer.mean_token_probability is not None:
         metadata["mean_token_probability"] = answer.mean_token_probability
     if settings.entropy_logprobs and (entropy := answer.first_token_entropy) is not None:
         metadata["first_token_entropy"], metadata["untold_probability"] = entropy.nats, entropy.untold
-    if settings.top_logprobs:
+    if settings.top_logprobs and answer.logprobs_known:
         metadata["logprobs"] = {"content": answer.logprobs}
     if opens_thought:
         metadata["prompt_opens_thought"] = True
     if answer.timed_out:
         metadata["timed_out"] = True
     if lost.attempts:
-        metadata["failed_attempts"] = lost.told
+        metadata["failed_attempts"] = lost.reported
+    if not answer.usage_known:
+        metadata["usage_estimated"] = True
     return metadata
 
 
-def usage_of(answer: Answer, lost: Lost) -> UsageMetadata:
-    """The ``usage_metadata`` of an answer: what it and the failed attempts before it cost."""
-    read = answer.input_tokens + lost.input_tokens
-    written = answer.output_tokens + lost.output_tokens
+def usage_of(answer: Answer, lost: Lost, *, most_read: int = 0, most_written: int = 0) -> UsageMetadata:
+    """The ``usage_metadata`` of an answer: what it and the failed attempts before it cost.
+
+    Args:
+        answer: The answer.
+        lost: The failed attempts.
+        most_read: Upper bound of its prompt's tokens, charged where the server does not report them.
+        most_written: Most tokens it could generate, charged likewise.
+    """
+    read, written = answer.input_tokens, answer.output_tokens
+    if not answer.usage_known:
+        read, written = read or most_read, max(written, most_written)
+    read, written = read + lost.input_tokens, written + lost.output_tokens
     usage = UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
     if answer.cached_tokens is not None:
         usage["input_token_details"] = InputTokenDetails(cache_read=answer.cached_tokens)
     return usage
 
 
-def _logprobs(found: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Log-probabilities of either endpoint in the form of the chat endpoint, without bytes."""
-    if not found:
-        return []
-    if "content" in found:
-        entries = found["content"] or []
+def _stop_reported(choice: dict[str, Any], event: dict[str, Any]) -> tuple[bool, Any]:
+    """Whether a server reports which stop string ended an answer, and the string.
+
+    vLLM: ``stop_reason`` of the choice (``CompletionOutput.stop_reason``). SGLang: ``matched_stop`` of the
+    choice. llama.cpp: ``stop_type`` and ``stopping_word`` in ``__verbose``, asked for by ``verbose``.
+    """
+    for name in ("stop_reason", "matched_stop"):
+        if name in choice:
+            return True, choice[name]
+    verbose = event.get("__verbose") or {}
+    if verbose.get("stop_type") in ("eos", "word"):
+        return True, verbose.get("stopping_word") if verbose["stop_type"] == "word" else None
+    return False, None
+
+
+def _index(choice: dict[str, Any]) -> int:
+    index = choice.get("index")
+    return index if isinstance(index, int) else 0
+
+
+def _content(content: Any) -> str:
+    """The text of a choice, which some servers give in parts."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = content if isinstance(content, list) else [None]
+    if all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        return "".join(str(part.get("text") or "") for part in parts)
+    raise AnswerError(f"its content is no text: {str(content)[:100]}")
+
+
+def _count(name: str, value: Any) -> int:
+    """A number of tokens; some servers write it as 5.0.
+
+    Raises:
+        AnswerError: It cannot be true.
+    """
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0
+    if not whole or value < 0:
+        raise AnswerError(f"its usage reports {name}={value!r}, which is no number of tokens")
+    return int(value)
+
+
+def _logprobs(found: Any) -> list[dict[str, Any]] | None:
+    """Log-probabilities of either endpoint in the form of the chat endpoint, without bytes.
+
+    None where one is missing or cannot be true: then nothing is computed from them.
+    """
+    try:
+        if not found:
+            return []
+        if "content" in found:
+            entries = found["content"] or []
+            return [
+                {**_pair(entry), "top_logprobs": [_pair(top) for top in entry.get("top_logprobs") or []]}
+                for entry in entries
+            ]
+        tops = found.get("top_logprobs") or [None] * len(found["tokens"])
         return [
-            {**_pair(entry), "top_logprobs": [_pair(top) for top in entry.get("top_logprobs") or []]}
-            for entry in entries
+            {
+                **_pair({"token": token, "logprob": logprob}),
+                "top_logprobs": [_pair({"token": t, "logprob": p}) for t, p in (top or {}).items()],
+            }
+            for token, logprob, top in zip(found["tokens"], found["token_logprobs"], tops, strict=True)
         ]
-    tops = found.get("top_logprobs") or [None] * len(found["tokens"])
-    return [
-        {
-            "token": token,
-            "logprob": logprob,
-            "top_logprobs": [{"token": t, "logprob": p} for t, p in (top or {}).items()],
-        }
-        for token, logprob, top in zip(found["tokens"], found["token_logprobs"], tops, strict=True)
-    ]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _pair(entry: dict[str, Any]) -> dict[str, Any]:
-    return {"token": entry["token"], "logprob": entry["logprob"]}
+    logprob = entry["logprob"]
+    if not logprob <= _ROUNDING:
+        raise ValueError(f"logprob={logprob!r}")
+    return {"token": entry["token"], "logprob": min(logprob, 0.0)}
