@@ -217,7 +217,7 @@ class VLLMCall:
         if not self._prompts.keeps_stop:
             raise ChatModelContractError(
                 f"the server at {self._server.root} does not report which stop string ended an answer, so "
-                "the end of a step cannot be told from the end of the solution. vLLM reports it in stop_reason, "
+                "the end of a step cannot be told from that of the solution. vLLM reports it in stop_reason, "
                 "SGLang in matched_stop: have the gateway let that field through, or wrap the gateway's chat "
                 "model in ContinueByPrompt"
             )
