@@ -29,6 +29,8 @@ class Reply:
         output_tokens: Tokens generated, those of the delimiter included.
         mean_token_probability: Of the generated tokens; None where the adapter does not tell.
         opens_thought: Whether the chat template opened a thought before the model wrote anything.
+        reasoning_tokens: Those of the tokens generated that went into a thought that is not shown, as far as
+            the answer tells.
     """
 
     text: str
@@ -40,6 +42,7 @@ class Reply:
     output_tokens: int
     mean_token_probability: float | None
     opens_thought: bool = False
+    reasoning_tokens: int = 0
 
 
 def read_reply(message: Any, stops: Collection[str], writer: str) -> Reply:
@@ -105,6 +108,7 @@ class _Tokens(TypedDict):
     input_tokens: int
     cached_tokens: int
     output_tokens: int
+    reasoning_tokens: int
 
 
 def _counted(message: Any, writer: str) -> tuple[dict[str, Any], _Tokens]:
@@ -123,6 +127,7 @@ def _counted(message: Any, writer: str) -> tuple[dict[str, Any], _Tokens]:
         input_tokens=usage["input_tokens"],
         cached_tokens=usage.get("input_token_details", {}).get("cache_read", 0) or 0,
         output_tokens=usage["output_tokens"],
+        reasoning_tokens=usage.get("output_token_details", {}).get("reasoning", 0) or 0,
     )
 
 

@@ -103,3 +103,27 @@ def draft_of(
         if part is not None:
             step["part"] = part
     return Draft(**step, score=None)
+
+
+def why_no_step(reply: Reply, lead: str, *, timed_out: bool) -> str:
+    """Say what a writer's answers held in place of a step, and what may help.
+
+    Args:
+        reply: The last answer.
+        lead: All that was written of the step.
+        timed_out: Whether a time limit cut the last answer.
+    """
+    if lead.strip():
+        return f"it wrote nothing but punctuation or tags: {lead.strip()[:40]!r}"
+    if timed_out:
+        return "a time limit cut its answer off before the first word"
+    if reply.end == "length":
+        spent = f"all {reply.output_tokens} tokens of its answer"
+        if reply.reasoning_tokens:
+            spent += f" were used up and {reply.reasoning_tokens} of them went into thoughts that are not shown"
+        else:
+            spent += " were used up before it showed any text"
+        return f"{spent}; raise max_step_tokens, or have it think less"
+    if lead:
+        return "it wrote nothing but blank lines"
+    return "its answer was empty" if reply.end == "eos" else "its answer had nothing new in it"

@@ -43,10 +43,21 @@ def attempts_of(error: BaseException) -> FailedAttempts:
     begun = server is None or server.begun
     # LangChain's errors of structured output bring the answer that has no such structure.
     answer = getattr(error, "ai_message", None)
-    if isinstance(answer, AIMessage) and (usage := answer.usage_metadata) is not None:
-        read, written = usage["input_tokens"], usage["output_tokens"]
-        return FailedAttempts(count=1, input_tokens=read, output_tokens=written, unknown=0)
+    if isinstance(answer, AIMessage) and answer.usage_metadata is not None:
+        return attempts_of_answer(answer)
     return FailedAttempts(count=1, input_tokens=0, output_tokens=0, unknown=int(begun))
+
+
+def attempts_of_answer(answer: AIMessage) -> FailedAttempts:
+    """What an answer has used that is a failure by itself, the failed attempts before it included."""
+    before = read_attempts(answer.response_metadata)
+    usage = answer.usage_metadata
+    return FailedAttempts(
+        count=1 + (before["count"] if before else 0),
+        input_tokens=usage["input_tokens"] if usage else 0,
+        output_tokens=usage["output_tokens"] if usage else 0,
+        unknown=int(usage is None) + (before["unknown"] if before else 0),
+    )
 
 
 def charge_failed_call(

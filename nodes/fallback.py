@@ -27,7 +27,12 @@ def fall_back(turn: Turn, failed: Failure, draft: Draft | None, order: Order) ->
     """
     if "refused" in failed:
         return _taken_by_others(turn, failed["refused"], order)
-    turn.note(f"the {_name(failed)} failed: {failed['error']}")
+    if "no_step" in failed:
+        turn.note(f"the {_name(failed)} wrote no step: {failed['error']}")
+        if getattr(turn.settings, f"on_{failed['part']}_error") == "raise":
+            return turn.finish("no_step")  # no error: the steps so far are an answer too
+    else:
+        turn.note(f"the {_name(failed)} failed: {failed['error']}")
     if failed["part"] == "scorer":
         assert draft is not None
         return _unrated(turn, failed, draft, order)

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from trim_graph.adapters.replies import read_reply
-from trim_graph.budget import Writer
+from trim_graph.adapters.protocols import ModelServerError
+from trim_graph.adapters.replies import Reply, read_reply
+from trim_graph.budget import Spend, Writer
 from trim_graph.events import emit
 from trim_graph.ledger import Ledger
 from trim_graph.segment import Segmentation
-from trim_graph.state import Order, TrimState, changed
+from trim_graph.state import Failure, Order, TrimState, changed
 
 from .calling import (
     billed,
@@ -31,11 +32,13 @@ from .calling import (
 )
 from .clock import timed
 from .deadline import GRACE, call_within
-from .drafting import draft_of
+from .drafting import draft_of, why_no_step
 from .drawing import Drawing, noting
+from .failures import attempts_of_answer
 from .looking_ahead import with_taken
 from .node import Node
 from .probing import probed
+from .route import MAX_ATTEMPTS, MAX_IDLE
 from .step_call import StepCall, prepare_step
 from .work_ahead import WorkAhead, work_ahead_of
 
@@ -106,9 +109,10 @@ def _asked(call: StepCall) -> dict[str, Any]:
     with charged_if_left(call):
         try:
             message = call_within(call.limit, ask)
+            reply = _read(call, message)
         except Exception as error:
             return came_to_nothing(call, error, time.monotonic() - begun)
-        return _noted(call, message, time.monotonic() - begun)
+        return _noted(call, message, reply, time.monotonic() - begun)
 
 
 async def _aasked(call: StepCall, under_way: WorkAhead | None = None) -> dict[str, Any]:
@@ -119,9 +123,10 @@ async def _aasked(call: StepCall, under_way: WorkAhead | None = None) -> dict[st
         try:
             async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
                 message = await (ahead or call.model.ainvoke(call.messages, call.config, **call.arguments))
+            reply = _read(call, message)
         except Exception as error:
             return came_to_nothing(call, error, time.monotonic() - begun)
-        update = _noted(call, message, time.monotonic() - begun)
+        update = _noted(call, message, reply, time.monotonic() - begun)
     if under_way is not None:
         under_way.prompt_tokens = used_between(call.spend, update["spend"], call.order["writer"])
     return update if ahead is None else update | {"spend": with_taken(update["spend"])}
@@ -142,16 +147,28 @@ def _granted(call: StepCall, tokens: int) -> StepCall:
     return replace(call, order=order, arguments={**call.arguments, "max_tokens": tokens})
 
 
-def _noted(call: StepCall, message: Any, seconds: float) -> dict[str, Any]:
+def _read(call: StepCall, message: Any) -> Reply:
+    """Read an answer; one that is a failure by itself, such as a filter's, is charged as it tells."""
+    try:
+        return read_reply(message, call.arguments.get("stop", ()), call.order["writer"])
+    except ModelServerError as error:
+        if error.attempts is None:
+            error.attempts = attempts_of_answer(message)
+        raise
+
+
+def _noted(call: StepCall, message: Any, reply: Reply, seconds: float) -> dict[str, Any]:
     order, thinking = call.order, call.settings.thinking
-    reply = read_reply(message, call.arguments.get("stop", ()), order["writer"])
     spend = billed(call, reply, message.response_metadata, seconds)
     update: dict[str, Any] = {"spend": spend, "in_flight": None}
     notes = _told_of_prompting(call, message.response_metadata)
     if notes != call.notes:
         update["notes"] = notes
     if "probe" in order:
-        return update | {"order": probed(order, message, index=call.index)}
+        order = probed(order, message, index=call.index)
+        if order["attempt"] < MAX_IDLE:
+            return update | {"order": order}
+        return update | _gave_no_step(call, spend, "a time limit cut it off before its first token")
     draft = draft_of(
         reply,
         writer=order["writer"],
@@ -169,12 +186,35 @@ def _noted(call: StepCall, message: Any, seconds: float) -> dict[str, Any]:
             # A part that is not routed stays; and with no time left nobody could act on a decision.
             if not routed or out_of_time(call, spend):
                 update["order"] = Order(**{**order, "decided": False, "scored": False})
-    elif reply.end == "eos":
+    elif reply.end == "eos" and call.previous is not None:
         update["stopped"] = "finished"
     else:
-        lead = order["lead"] + reply.text + reply.separator
-        update["order"] = Order(**{**order, "lead": lead, "attempt": order["attempt"] + 1})
+        update |= _without_step(call, reply, spend, message.response_metadata)
     return update
+
+
+def _without_step(call: StepCall, reply: Reply, spend: Spend, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Have the writer asked again behind what it has written, while that may lead to a step."""
+    order, added = call.order, reply.text + reply.separator
+    lead, attempt = order["lead"] + added, order["attempt"] + 1
+    if metadata.get("continuation") == "prompt":  # a prompt shows the model no blank lines
+        added = added.strip()
+    most = MAX_ATTEMPTS if added else MAX_IDLE
+    only_thought = reply.end == "length" and not added.strip() and reply.reasoning_tokens > 0
+    if reply.end != "eos" and not only_thought and attempt < most:
+        return {"order": Order(**{**order, "lead": lead, "attempt": attempt})}
+    written = lead if added else order["lead"].strip()
+    return _gave_no_step(call, spend, why_no_step(reply, written, timed_out=bool(metadata.get("timed_out"))))
+
+
+def _gave_no_step(call: StepCall, spend: Spend, why: str) -> dict[str, Any]:
+    writer = call.order["writer"]
+    emit("failed", part=writer, error=why)
+    failed = {**spend[writer], "failed_calls": spend[writer]["failed_calls"] + 1}
+    return {
+        "failed": Failure(part=writer, error=why, no_step=True),
+        "spend": Spend(**{**spend, writer: failed}),  # type: ignore[typeddict-item]
+    }
 
 
 def _told_of_prompting(call: StepCall, metadata: dict[str, Any]) -> list[str]:

@@ -47,8 +47,10 @@ LIMIT_REACHED = (
     "the recursion limit is reached: give the call's config a higher recursion_limit; a chain (a | graph) "
     "has LangChain's 25 unless its config names one"
 )
-MAX_ATTEMPTS = 3
-"""Answers without a step, in a row, after which the solution is taken for ended."""
+MAX_ATTEMPTS = 16
+"""Answers without a step, in a row, after which the writer has failed: blank lines, a rule, a lone tag."""
+MAX_IDLE = 3
+"""The same where the last of them has added nothing, so that the next one has the same prompt."""
 
 
 def route_node(
@@ -129,8 +131,6 @@ class Turn(Sight):
         if order is not None and (order["attempt"] > 0 or "lost" in order):
             if self._out_of_time():
                 return self.finish("deadline")
-            if order["attempt"] >= MAX_ATTEMPTS:
-                return self.finish("no_step")
             return self.write(order)
         return self._next(order)
 

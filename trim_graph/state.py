@@ -93,6 +93,8 @@ class Failure(TypedDict):
     error: str
     refused: NotRequired[str]
     """Limit of an account that other runs had used up before the large model could be called."""
+    no_step: NotRequired[bool]
+    """The model has answered, but its answers held no step; ``error`` says what they held."""
 
 
 class Asking(TypedDict):
@@ -148,8 +150,9 @@ class Summary(TypedDict):
     """What a run did; also in the final message's ``response_metadata["trim"]``."""
 
     stopped: str
-    """``finished``, ``max_steps``, ``budget``, ``deadline``, ``recursion_limit``, ``no_step``, ``failed``
-    (no model was left to write the next step) or ``person`` (who was asked, and ended it)."""
+    """``finished``, ``max_steps``, ``budget``, ``deadline``, ``recursion_limit``, ``no_step`` (a model's answers
+    held no step, which ``notes`` explains), ``failed`` (no model was left to write the next step) or
+    ``person`` (who was asked, and ended it)."""
     answer: str | None
     """Content of the last ``\\boxed{}``, if any."""
     steps: dict[StepWriter, int]

@@ -178,7 +178,7 @@ def test_a_step_cut_off_by_its_token_limit_is_carried_on(serve):
             "finished",
         ),
         (["One is 1.", "One is 1."], "One is 1.", "no_step"),
-        ([""], "", "finished"),
+        ([""], "", "no_step"),
     ],
     ids=["repeats", "empty", "mentions a box", "has nothing new", "says nothing at all"],
 )

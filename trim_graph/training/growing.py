@@ -162,9 +162,10 @@ class Grower:
             )
             if draft is not None and draft["end"] != "length" and not {"part", "separator"} & draft.keys():
                 return as_step(draft), told
-            if draft is not None or reply.end == "eos":
+            added = reply.text + reply.separator
+            if draft is not None or reply.end == "eos" or not added:
                 break
-            before += reply.text + reply.separator
+            before += added
         raise NotGrown
 
     def _messages(self, question: Question, steps: list[Step], before: str) -> list[Any]:
