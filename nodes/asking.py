@@ -72,9 +72,13 @@ def _without_large(turn: Turn) -> Command[Goto]:
 
 def _separator(turn: Turn, draft: Draft | None) -> str | None:
     """What separates the steps of this solution, where that is not the delimiter of the settings."""
+    thinking = turn.settings.thinking
     for step in (draft, *reversed(turn.steps)):
-        if step is not None and step["end"] == "delimiter":
-            return step.get("separator")
+        if step is None or step["end"] != "delimiter":
+            continue
+        separator = step.get("separator")
+        if thinking is None or separator != thinking.close:  # that ends a thought, which has ended already
+            return separator
     return turn.segmentation.delimiter if isinstance(turn.segmentation, DelimiterSteps) else None
 
 

@@ -43,7 +43,7 @@ def endings(
         model: Watches the text itself where it can; else all it writes is cut afterwards.
     """
     stops = list(segmentation.stops)
-    if thinking is not None and thinking.inside(previous) and thinking.close not in lead:
+    if thinking is not None and thinking.may_close(previous, lead):
         stops.append(thinking.close)
     arguments: dict[str, Any] = {"stop": stops} if stops else {}
     if segmentation.watches and capable(model, "takes_stop_when"):
@@ -80,7 +80,15 @@ def draft_of(
         previous: The step accepted last.
     """
     text, tokens, end, separator = lead + reply.text, reply.output_tokens, reply.end, reply.separator
-    if segmentation is not None and (found := segmentation.boundary(text, ended=True)):
+    thinking = settings.thinking
+    if segmentation is not None:
+        ends = [segmentation.boundary(text, ended=True)]
+        if thinking is not None:  # the writer may not stop at the close mark by itself
+            ends.append(thinking.boundary(previous, text, opened=reply.opens_thought))
+        found = min(filter(None, ends), default=None)
+    else:
+        found = None
+    if found is not None:
         rest = text[found.next :]
         if rest.strip() or end != "eos":
             end, separator = "delimiter", text[found.end : found.next]
@@ -98,8 +106,8 @@ def draft_of(
     )
     if end == "delimiter":
         step = separated(step, separator, settings.delimiter)
-    if settings.thinking is not None:
-        part = settings.thinking.part_of(previous, text, opened=reply.opens_thought)
+    if thinking is not None:
+        part = thinking.part_of(previous, text, opened=reply.opens_thought)
         if part is not None:
             step["part"] = part
     return Draft(**step, score=None)

@@ -26,10 +26,22 @@ def model(text=TEXT, **fields):
 class Opened(ScriptedChatModel):
     """Its chat template has opened the thought already, as that of DeepSeek-R1 does."""
 
+    template_opens: bool = True
+
     def _generate(self, *args, **kwargs):
         result = super()._generate(*args, **kwargs)
-        result.generations[0].message.response_metadata["prompt_opens_thought"] = True
+        result.generations[0].message.response_metadata["prompt_opens_thought"] = self.template_opens
         return result
+
+
+class Deaf(Opened):
+    """Stops at blank lines only, as a server does that drops further stop strings."""
+
+    template_opens: bool = False
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        kept = [string for string in stop or () if string == "\n\n"]
+        return super()._generate(messages, kept or None, run_manager, **kwargs)
 
 
 def told(rig, **options):
@@ -71,7 +83,7 @@ def test_the_end_of_the_thought_ends_a_step_wherever_it_stands(make):
     assert told(rig) == [("thought", "<think>\nOne."), ("thought", "Two."), ("answer", "It is \\boxed{2}.")]
     assert rig.ask()["messages"][-1].content == text
     assert [call["stop"] for call in rig.small.calls[:3]] == [
-        ["\n\n"],
+        ["\n\n", "</think>"],
         ["\n\n", "</think>"],
         ["\n\n"],
     ]
@@ -156,6 +168,86 @@ def test_with_another_segmentation(make):
     rig = make(model(text), model(text), scores={}, segmentation=pattern(r"\n(?=Step \d)"))
     assert [part for part, _ in told(rig)] == ["thought", "thought", "answer"]
     assert rig.ask()["messages"][-1].content == text
+
+
+SHORT = "<think>\nAdd 2.\n</think>\nIt is 4.\n\n\\boxed{4}"
+
+
+@pytest.mark.parametrize("kind", [ScriptedChatModel, Deaf])
+@pytest.mark.parametrize("policy", [None, large_only()], ids=["stepwise", "in one go"])
+def test_a_thought_shorter_than_a_step_ends_it(make, kind, policy):
+    writer = kind(script=lambda prefix: SHORT[len(prefix) :])
+    rig = make(writer, writer, scores={}, policy=policy)
+    assert told(rig) == [
+        ("thought", "<think>\nAdd 2.\n"),
+        ("answer", "\nIt is 4."),
+        ("answer", "\\boxed{4}"),
+    ]
+    assert rig.ask()["messages"][-1].content == SHORT
+
+
+@pytest.mark.parametrize("kind", [ScriptedChatModel, Deaf])
+def test_the_answer_behind_a_short_thought_is_decided_on(make, kind):
+    better = SHORT.replace("4", "5")
+    small = kind(script=lambda prefix: SHORT[len(prefix) :])
+    large = kind(script=lambda prefix: better[len(prefix) :])
+    rig = make(small, large, {"\nIt is 4.": 0.1}, thinking={"routed": "answer"})
+    assert rig.ask()["trim"]["parts"]["answer"]["large"] == 1
+
+
+def test_a_template_may_open_a_thought_shorter_than_a_step(make):
+    text = SHORT.removeprefix("<think>\n")
+    writer = Opened(script=lambda prefix: text[len(prefix) :])
+    assert [part for part, _ in told(make(writer, writer, scores={}))] == ["thought", "answer", "answer"]
+
+
+def test_a_thought_may_be_opened_by_a_later_step(make):
+    text = "Let me see.\n\n<think>Two.</think>It is 2.\n\n<think>Sure?</think>Yes."
+    rig = make(model(text), model(text), scores={})
+    parts = [event.get("part") for event in rig.steps()]
+    assert parts == [None, "thought", "answer", "thought", "answer"]
+    assert rig.ask()["messages"][-1].content == text
+
+
+def test_a_close_mark_that_the_open_mark_contains_is_refused():
+    with pytest.raises(ValueError, match="would end as it begins"):
+        Thinking(open="***", close="**")
+
+
+@pytest.mark.parametrize("at", range(1, len("</think>")))
+def test_a_close_mark_that_the_token_limit_cut_in_two_ends_the_thought(at):
+    marks, close = Thinking(), "</think>"
+    previous = {"text": f"Add 2.{close[:at]}", "part": "thought", "end": "length"}
+    assert marks.part_of(previous, f"{close[at:]} It is 4.") == "answer"
+    assert marks.part_of({**previous, "end": "delimiter"}, f"{close[at:]} It is 4.") == "thought"
+
+
+def body(word):
+    return st.lists(st.sampled_from([word, f" {word}", "\n", "\n\n", " ", ". "]), max_size=9).map("".join)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    thought=body("t1"),
+    answer=body("a1"),
+    opened=st.booleans(),
+    in_one_go=st.booleans(),
+    kind=st.sampled_from([Opened, Deaf]),
+    cap=st.sampled_from([3, 512]),
+)
+def test_each_word_belongs_to_the_part_that_the_marks_say(
+    make, thought, answer, opened, in_one_go, kind, cap
+):
+    text = f"{'' if opened else '<think>'}{thought}</think>{answer}"
+    writer = kind(script=carries_on(text).script, template_opens=opened)
+    policy = large_only() if in_one_go else threshold(0.5)
+    rig = make(writer, writer, scores={}, policy=policy, max_step_tokens=cap, max_steps=99)
+    steps = rig.steps()
+    for step in steps:
+        assert ("t1" in step["text"]) <= (step["part"] == "thought")
+        assert ("a1" in step["text"]) <= (step["part"] == "answer")
+    seen = "".join(step["text"] for step in steps)
+    assert (seen.count("t1"), seen.count("a1")) == (text.count("t1"), text.count("a1"))
 
 
 def carries_on(text):

@@ -34,7 +34,8 @@ def texts(rig, **options):
 
 def test_a_step_ends_at_the_delimiter_and_the_solution_at_the_end_of_sequence(rig):
     result = rig.ask()
-    assert all(call["stop"] == ["\n\n"] for call in rig.small.calls)
+    # The first step may open a thought, which ends a step too.
+    assert [call["stop"] for call in rig.small.calls] == [["\n\n", "</think>"], *[["\n\n"]] * 3]
     assert result["messages"][-1].content == "small one\n\nLARGE two\n\nsmall three\n\nso it is \\boxed{4}"
 
 
