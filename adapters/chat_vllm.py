@@ -57,6 +57,8 @@ class ChatVLLM(VLLMChatModel):
         ```
     """
 
+    takes_retry_tokens: ClassVar[bool] = True
+
     model: str = Field(min_length=1)
     """Name that the server serves the model by."""
     base_url: Annotated[str | list[str], AfterValidator(_checked_urls)] = "http://localhost:8000/v1"

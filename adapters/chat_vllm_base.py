@@ -60,6 +60,8 @@ class VLLMChatModel(BaseChatModel):
     """Says to `create_trim_graph` that no prompt is needed to go on with a text."""
     takes_stop_when: ClassVar[bool] = True
     """Says that a call may end its own answer with ``stop_when``."""
+    takes_retry_tokens: ClassVar[bool] = False
+    """Says that a call may limit what its further attempts generate with ``retry_tokens``."""
     tells_entropy: ClassVar[bool] = True
     """Says that a call may ask for the entropy of its first token."""
 

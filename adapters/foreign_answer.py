@@ -10,32 +10,27 @@ from langchain_core.messages import AIMessage
 
 from .inner_model import chat_model_inside
 from .protocols import FailedAttempts, ModelServerError
-
-_CUT = {"length", "max_tokens", "max_output_tokens", "model_length"}
-"""OpenAI and Ollama; Anthropic and, in capitals, Google; OpenAI's Responses API; Mistral."""
-_ENDED = {"stop", "eos", "end_turn", "stop_sequence", "completed", *_CUT}
-_WHY = ("finish_reason", "stop_reason", "done_reason")
-
-
-def _why_it_ended(answer: AIMessage) -> str:
-    metadata = answer.response_metadata
-    told = next((metadata[name] for name in _WHY if isinstance(metadata.get(name), str)), None)
-    if told is None:
-        told = (metadata.get("incomplete_details") or {}).get("reason") or metadata.get("status")
-    return str(told or "stop").lower()
+from .stop_reasons import classify, provider_reason
 
 
 def cut_short(answer: AIMessage) -> bool:
     """Tell whether an answer ran into its token limit."""
-    return _why_it_ended(answer) in _CUT
+    reason = provider_reason(answer.response_metadata)
+    return reason is not None and classify(reason) == "cut"
 
 
 def refusal(answer: AIMessage) -> ModelServerError | None:
-    """Return the error that an answer without text is, unless the model simply ended; else None."""
-    why = _why_it_ended(answer)
-    if str(answer.text).strip() or why in _ENDED:
+    """Return the error that an answer is which a filter, the model or its server ended; else None.
+
+    So is an empty answer that ended for a reason that is not known.
+    """
+    reason = provider_reason(answer.response_metadata)
+    kind = "ended" if reason is None else classify(reason)
+    empty = not (str(answer.text).strip() or answer.tool_calls or answer.invalid_tool_calls)
+    if kind not in ("refused", "failed") and not (empty and kind in ("unknown", "tools")):
         return None
-    error = ModelServerError(f"the model wrote nothing: it ended with {why!r}", begun=True)
+    wrote = "wrote nothing" if empty else "did not end its answer by itself"
+    error = ModelServerError(f"the model {wrote}: it stopped for {reason!r}", begun=True)
     usage = answer.usage_metadata
     if usage is not None:
         error.attempts = FailedAttempts(

@@ -11,8 +11,9 @@ from langchain_core.messages import AIMessage
 from typing_extensions import TypedDict
 
 from .entropy import Entropy, entropy_of_likeliest
-from .foreign_answer import cut_short, model_name, refusal
-from .protocols import STOPPED, ChatModelContractError, StepEnd
+from .foreign_answer import model_name, refusal
+from .protocols import STOPPED, ChatModelContractError, ModelServerError, StepEnd
+from .stop_reasons import classify, provider_reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Reply:
         opens_thought: Whether the chat template opened a thought before the model wrote anything.
         reasoning_tokens: Those of the tokens generated that went into a thought that is not shown, as far as
             the answer tells.
+        notes: What a user should know of how the answer was read.
     """
 
     text: str
@@ -43,6 +45,7 @@ class Reply:
     mean_token_probability: float | None
     opens_thought: bool = False
     reasoning_tokens: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def read_reply(message: Any, stops: Collection[str], writer: str) -> Reply:
@@ -59,12 +62,19 @@ def read_reply(message: Any, stops: Collection[str], writer: str) -> Reply:
 
     Raises:
         ChatModelContractError: It is no AIMessage, or does not tell why it stopped or what it cost.
+        ModelServerError: A filter ended it, the model refused, or its server broke off.
     """
     metadata, usage = _counted(message, writer)
-    text, end, separator = str(message.text), *_end(metadata, stops, writer)
+    end, separator, notes = _end(metadata, stops, writer)
+    if metadata.get("usage_estimated"):
+        notes += (
+            f"the server of the {writer} model does not report usage: a call counts as its max_tokens and an "
+            "upper bound of its prompt",
+        )
     return Reply(
         # A server told to keep the stop string in its output (include_stop_str_in_output) repeats it here.
-        text=text.removesuffix(separator),
+        text=str(message.text).removesuffix(separator),
+        notes=notes,
         end=end,
         separator=separator,
         model=str(metadata.get("model_name", writer)),
@@ -74,32 +84,38 @@ def read_reply(message: Any, stops: Collection[str], writer: str) -> Reply:
     )
 
 
-def read_turn(message: Any, writer: str, model: Any, *, last: bool) -> Reply:
+def read_turn(message: Any, writer: str, model: Any, *, last: bool, max_tokens: int) -> Reply:
     """Read an AIMessage that is a whole turn of an agent: text, tool calls, or both.
 
-    Whether it was cut short is told by LangChain's providers each in its own way; it ends a step where tools
-    are called, else the solution.
+    LangChain's providers report each in its own way whether it was cut short (see `stop_reasons`). Where the
+    reason is missing or not known, it was if it used all tokens it was asked for. A turn ends a step where
+    tools are called, else the solution.
 
     Args:
         message: What the model returned.
         writer: ``small`` or ``large``, for the error message.
         model: The model, for its name where the answer does not tell it.
         last: Whether the agent ends with it even where it calls a tool, as for structured output.
+        max_tokens: Most tokens it was asked for.
 
     Raises:
         ChatModelContractError: It is no AIMessage, or does not tell what it cost.
-        ModelServerError: It is empty for another reason than that the model had ended: a filter, a refusal.
+        ModelServerError: A filter ended it, the model refused, its server broke off, or it is empty and its
+            reason is not known.
     """
     metadata, usage = _counted(message, writer)
-    error = None if message.tool_calls or message.invalid_tool_calls else refusal(message)
-    if error is not None:
+    if (error := refusal(message)) is not None:
         raise error
+    reason = provider_reason(metadata)
+    kind = "unknown" if reason is None else classify(reason)
+    cut = kind == "cut" or (kind == "unknown" and usage["output_tokens"] >= max_tokens)
     return Reply(
         text=str(message.text),
-        end="length" if cut_short(message) else "delimiter" if message.tool_calls and not last else "eos",
+        end="length" if cut else "delimiter" if message.tool_calls and not last else "eos",
         separator="",
         model=model_name(message, model),
         mean_token_probability=_mean_probability(metadata),
+        notes=() if reason is None or kind != "unknown" else (_not_known(writer, reason, cut=cut),),
         **usage,
     )
 
@@ -177,9 +193,21 @@ def read_entropy(message: AIMessage, writer: str) -> Entropy | None:
     )
 
 
-def _end(metadata: dict[str, Any], stops: Collection[str], writer: str) -> tuple[StepEnd, str]:
-    if metadata.get("finish_reason") in ("length", "max_tokens"):
-        return "length", ""
+def _end(
+    metadata: dict[str, Any], stops: Collection[str], writer: str
+) -> tuple[StepEnd, str, tuple[str, ...]]:
+    """Why a step's answer stopped, the separator met, and notes."""
+    finish = metadata.get("finish_reason")
+    kind = classify(finish) if isinstance(finish, str) else "ended"  # then stop_reason alone tells
+    if kind in ("refused", "failed", "tools"):
+        what = "called a tool, though none was offered" if kind == "tools" else "was ended"
+        raise ModelServerError(f"the {writer} model's answer {what}: finish_reason={finish!r}", begun=True)
+    if kind == "unknown":
+        return "length", "", (_not_known(writer, str(finish), cut=True),)
+    if kind == "cut":
+        loops = str(finish).startswith("repetition")
+        note = f"the {writer} model's server ended an answer that repeated itself (finish_reason={finish!r})"
+        return "length", "", (note,) if loops else ()
     if "stop_reason" not in metadata:
         raise ChatModelContractError(
             f"the {writer} model does not tell a step's end from the solution's: its answer has no "
@@ -187,5 +215,10 @@ def _end(metadata: dict[str, Any], stops: Collection[str], writer: str) -> tuple
         )
     reason = metadata["stop_reason"]
     if reason == STOPPED:
-        return "delimiter", ""
-    return ("delimiter", reason) if reason in stops else ("eos", "")
+        return "delimiter", "", ()
+    return ("delimiter", reason, ()) if reason in stops else ("eos", "", ())
+
+
+def _not_known(writer: str, reason: str, *, cut: bool) -> str:
+    read = "cut off" if cut else "whole, since it used fewer tokens than it was asked for"
+    return f"the {writer} model stopped for an unknown reason, {reason!r}: its answer is taken as {read}"

@@ -31,6 +31,7 @@ from .calling import (
     out_of_time,
     refused,
     spend_of_raised,
+    with_notes,
 )
 from .deadline import GRACE, call_within
 from .drawing import Drawing, noting
@@ -234,7 +235,9 @@ def _asked(
     with charged_if_left(call):
         try:
             message, last = call_within(call.limit, ask)
-            reply = read_turn(message, call.order["writer"], model, last=last)
+            reply = read_turn(
+                message, call.order["writer"], model, last=last, max_tokens=call.order["max_tokens"]
+            )
         except Exception as error:
             return came_to_nothing(call, error, time.monotonic() - begun)
         spend = billed(call, reply, message.response_metadata, time.monotonic() - begun)
@@ -252,7 +255,9 @@ async def _aasked(
         try:
             async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
                 message, last = await asked
-            reply = read_turn(message, call.order["writer"], model, last=last)
+            reply = read_turn(
+                message, call.order["writer"], model, last=last, max_tokens=call.order["max_tokens"]
+            )
         except Exception as error:
             return came_to_nothing(call, error, time.monotonic() - begun)
         spend = billed(call, reply, message.response_metadata, time.monotonic() - begun)
@@ -270,7 +275,12 @@ def _noted(call: Call, reply: Reply, spend: Spend, text: str) -> dict[str, Any]:
         end=reply.end,
         score=None,
     )
-    update: dict[str, Any] = {"spend": spend, "in_flight": None, "draft": draft, "notes": call.notes}
+    update: dict[str, Any] = {
+        "spend": spend,
+        "in_flight": None,
+        "draft": draft,
+        "notes": with_notes(call, reply.notes),
+    }
     if order["decided"]:
         emit("draft", writer=draft["writer"], text=draft["text"], tokens=draft["tokens"])
         if out_of_time(call, spend):

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from langgraph.errors import GraphBubbleUp
 
+from trim_graph.adapters.protocols import FailedAttempts
 from trim_graph.adapters.replies import Reply
-from trim_graph.budget import Spend, Writer, budget_left
+from trim_graph.budget import Spend, Writer, budget_left, grant
 from trim_graph.context import Settings, settings_of
 from trim_graph.errors import SettingsError
 from trim_graph.events import emit
 from trim_graph.process import this_process
 from trim_graph.state import Failure, Order, TrimState
 
-from .failures import NEVER_CAUGHT, charge_attempts, charge_failed_call, failure, has_way_out, told_of_retries
+from .failures import (
+    NEVER_CAUGHT,
+    attempts_of,
+    charge_attempts,
+    charge_failed_call,
+    charge_lost,
+    failure,
+    has_way_out,
+    told_of_retries,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +46,8 @@ class Call:
     """Of a call of the large model, for charges."""
     limit: float | None
     """Seconds it may take."""
+    retry: RetryGrant | None = None
+    """What further attempts may use, where the model's adapter asks."""
 
     def charge(self) -> dict[str, Any]:
         """What a charge for tokens that nobody told goes by."""
@@ -44,6 +56,41 @@ class Call:
             "prompt_tokens": self.prompt_tokens,
             "prices": self.settings.prices,
         }
+
+
+class RetryGrant:
+    """How many tokens another attempt of a large call may generate: what the limits leave.
+
+    Args:
+        call: Of the large model.
+        reserved: Whether accounts that runs share have granted the call: then an attempt that may have cost
+            something ends it, and `route` asks the accounts anew.
+
+    Attributes:
+        exhausted_limit: Name of the limit that left nothing; None while there was something left.
+    """
+
+    def __init__(self, call: Call, *, reserved: bool = False) -> None:
+        self._call = call
+        self._reserved = reserved
+        self.exhausted_limit: str | None = None
+
+    def __call__(self, lost: FailedAttempts) -> int:
+        """Return ``max_tokens`` of the next attempt; 0: there is to be none."""
+        call = self._call
+        if self._reserved and (lost["unknown"] or lost["input_tokens"] or lost["output_tokens"]):
+            self.exhausted_limit = "a reservation"
+            return 0
+        spend = charge_lost(call.spend, "large", lost, **call.charge())
+        left = budget_left(call.settings.budget, spend, call.settings.prices)
+        granted, self.exhausted_limit = grant(
+            call.settings.budget,
+            left,
+            call.settings.prices,
+            wanted=call.order["max_tokens"],
+            prompt_tokens=call.prompt_tokens,
+        )
+        return granted
 
 
 def begin_call(state: TrimState) -> Call | None:
@@ -141,17 +188,23 @@ def came_to_nothing(call: Call, error: Exception, seconds: float) -> dict[str, A
     """Note why there is no answer, where the run has a way to go on; else raise."""
     # A client that was given the time limit may have an error of its own for it.
     if call.limit is not None and seconds >= call.limit and not isinstance(error, NEVER_CAUGHT):
-        return _timed_out(call, seconds)
+        return _timed_out(call, error, seconds)
     writer = call.order["writer"]
-    if not has_way_out(error, writer, call.settings):
+    limit = None if call.retry is None else call.retry.exhausted_limit
+    if limit is None and not has_way_out(error, writer, call.settings):
         raise error
     spend = Spend(**{**call.spend, "seconds": call.spend["seconds"] + seconds})
+    failed = failure(error, writer)
+    notes = call.notes
+    if limit is not None:
+        notes = with_notes(call, [f"the {writer} model failed: {failed['error']}"])
+        failed["refused"] = limit
     return {
         "spend": charge_failed_call(spend, writer, error, **call.charge()),
         "draft": None,
         "in_flight": None,
-        "failed": failure(error, writer),
-        "notes": call.notes,
+        "failed": failed,
+        "notes": notes,
     }
 
 
@@ -172,16 +225,15 @@ def spend_of_raised(call: Call, error: BaseException) -> Spend:
     return charge_failed_call(call.spend, call.order["writer"], error, **call.charge())
 
 
-def _timed_out(call: Call, seconds: float) -> dict[str, Any]:
+def _timed_out(call: Call, error: Exception, seconds: float) -> dict[str, Any]:
     """The writer did not answer in time: charge what it may have generated."""
     spend, writer = Spend(**{**call.spend, "seconds": call.spend["seconds"] + seconds}), call.order["writer"]
     spend[writer] = {**spend[writer], "calls": spend[writer]["calls"] + 1}
     note = f"a call of the {writer} model was cut off by the limit on seconds"
     if writer == "large":
-        lost = call.order["max_tokens"]
-        spend["unaccounted_tokens"] += lost
-        spend["unaccounted_cost"] += call.settings.prices.large.cost(call.prompt_tokens, lost)
-        note += f"; {lost} tokens were charged for it"
+        before = spend["unaccounted_tokens"]
+        spend = charge_lost(spend, writer, attempts_of(error), **call.charge())
+        note += f"; {spend['unaccounted_tokens'] - before} tokens were charged for it"
     emit("note", text=note)
     return {
         "spend": spend,
@@ -209,6 +261,14 @@ def billed(call: Call, reply: Reply, metadata: dict[str, Any], seconds: float) -
     if (lost := told_of_retries(metadata, writer)) is not None:
         spend = charge_attempts(spend, writer, lost, **call.charge())
     return spend
+
+
+def with_notes(call: Call, added: Sequence[str]) -> list[str]:
+    """The notes of the run with some of an answer, each once a run."""
+    new = [note for note in dict.fromkeys(added) if note not in call.notes]
+    for note in new:
+        emit("note", text=note)
+    return [*call.notes, *new]
 
 
 def used_between(before: Spend, after: Spend, writer: Writer) -> int:

@@ -128,7 +128,9 @@ def why_no_step(reply: Reply, lead: str, *, timed_out: bool) -> str:
     if reply.end == "length":
         spent = f"all {reply.output_tokens} tokens of its answer"
         if reply.reasoning_tokens:
-            spent += f" were used up and {reply.reasoning_tokens} of them went into thoughts that are not shown"
+            spent += (
+                f" were used up and {reply.reasoning_tokens} of them went into thoughts that are not shown"
+            )
         else:
             spent += " were used up before it showed any text"
         return f"{spent}; raise max_step_tokens, or have it think less"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from langchain_core.messages import AIMessage
 from langgraph.errors import GraphBubbleUp
 
-from trim_graph.adapters.protocols import FailedAttempts, ModelServerError, ScorerError
+from trim_graph.adapters.protocols import FailedAttempts, ModelServerError
 from trim_graph.budget import Prices, ScorerSpend, Spend, Writer
 from trim_graph.context import Settings
 from trim_graph.errors import ChatModelContractError, SettingsError
@@ -37,8 +37,8 @@ def attempts_of(error: BaseException) -> FailedAttempts:
     """What the attempts of a failed call have used, as far as its adapter tells."""
     # An adapter's own error may come out of a server's, as a scorer's does.
     for one in (error, error.__cause__):
-        if isinstance(one, ModelServerError | ScorerError) and one.attempts is not None:
-            return one.attempts
+        if isinstance(attempts := getattr(one, "attempts", None), dict):
+            return cast(FailedAttempts, attempts)
     server = next((e for e in (error, error.__cause__) if isinstance(e, ModelServerError)), None)
     begun = server is None or server.begun
     # LangChain's errors of structured output bring the answer that has no such structure.
@@ -64,15 +64,31 @@ def charge_failed_call(
     spend: Spend, writer: Writer, error: BaseException, *, max_tokens: int, prompt_tokens: int, prices: Prices
 ) -> Spend:
     """Charge a call that failed with all its attempts."""
+    before = spend[writer]
+    charged = Spend(**{**spend})
+    charged[writer] = {**before, "calls": before["calls"] + 1, "failed_calls": before["failed_calls"] + 1}
     lost = attempts_of(error)
+    return charge_lost(
+        charged, writer, lost, max_tokens=max_tokens, prompt_tokens=prompt_tokens, prices=prices
+    )
+
+
+def charge_lost(
+    spend: Spend,
+    writer: Writer,
+    lost: FailedAttempts,
+    *,
+    max_tokens: int,
+    prompt_tokens: int,
+    prices: Prices,
+) -> Spend:
+    """Charge failed attempts that no answer followed: tokens that were reported, and those that were not."""
     before = spend[writer]
     charged = Spend(**{**spend})
     charged[writer] = {
         **before,
-        "calls": before["calls"] + 1,
         "input_tokens": before["input_tokens"] + lost["input_tokens"],
         "output_tokens": before["output_tokens"] + lost["output_tokens"],
-        "failed_calls": before["failed_calls"] + 1,
     }
     return charge_attempts(
         charged, writer, lost, max_tokens=max_tokens, prompt_tokens=prompt_tokens, prices=prices
@@ -92,7 +108,7 @@ def charge_attempts(
     charged = Spend(**{**spend})
     charged[writer] = {**spend[writer], "failed_attempts": spend[writer]["failed_attempts"] + lost["count"]}
     if writer == "large":
-        tokens = lost["unknown"] * max_tokens
+        tokens = lost.get("unknown_tokens", lost["unknown"] * max_tokens)
         charged["unaccounted_tokens"] += tokens
         charged["unaccounted_cost"] += prices.large.cost(lost["unknown"] * prompt_tokens, tokens)
     return charged
@@ -129,12 +145,15 @@ def told_of_retries(metadata: dict[str, Any], writer: Writer) -> FailedAttempts 
 
 def read_attempts(metadata: dict[str, Any]) -> FailedAttempts | None:
     """Read an answer's word on attempts that failed before it."""
-    told = metadata.get("failed_attempts")
-    if not told:
+    reported = metadata.get("failed_attempts")
+    if not reported:
         return None
-    return FailedAttempts(
-        count=int(told["count"]),
-        input_tokens=int(told["input_tokens"]),
-        output_tokens=int(told["output_tokens"]),
-        unknown=int(told.get("unknown", 0)),
+    found = FailedAttempts(
+        count=int(reported["count"]),
+        input_tokens=int(reported["input_tokens"]),
+        output_tokens=int(reported["output_tokens"]),
+        unknown=int(reported.get("unknown", 0)),
     )
+    if "unknown_tokens" in reported:
+        found["unknown_tokens"] = int(reported["unknown_tokens"])
+    return found

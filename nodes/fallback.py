@@ -56,7 +56,7 @@ def _taken_by_others(turn: Turn, limit: str, order: Order) -> Command[Goto]:
     if turn.asks(refused):
         failed = Failure(part="large", error="", refused=limit)
         return ask(turn, "budget", refused, draft=None, order=order, failed=failed)
-    return give_way(turn, limit)
+    return give_way(turn, refused or limit)
 
 
 def give_way(turn: Turn, limit: str) -> Command[Goto]:

@@ -19,6 +19,7 @@ from trim_graph.segment import Segmentation
 from trim_graph.state import Failure, Order, TrimState, changed
 
 from .calling import (
+    RetryGrant,
     billed,
     came_to_nothing,
     charged_first,
@@ -29,6 +30,7 @@ from .calling import (
     spend_of_raised,
     too_late,
     used_between,
+    with_notes,
 )
 from .clock import timed
 from .deadline import GRACE, call_within
@@ -62,7 +64,7 @@ def generate_step_node(
         drawn = drawing.reserve(call.order["max_tokens"])
         if drawn.refused is not None:
             return refused(call, drawn.refused)
-        call = _granted(call, drawn.tokens)
+        call = _granted(call, drawn.tokens, reserved=bool(drawing))
         try:
             update = _asked(call)
         except BaseException as error:
@@ -82,7 +84,7 @@ def generate_step_node(
         drawn = await drawing.areserve(call.order["max_tokens"])
         if drawn.refused is not None:
             return refused(call, drawn.refused)
-        call = _granted(call, drawn.tokens)
+        call = _granted(call, drawn.tokens, reserved=bool(drawing))
         try:
             update = await _aasked(call)
         except BaseException as error:
@@ -139,12 +141,16 @@ def after_generate_step(state: TrimState) -> Literal["score decides", "no score 
     return "score decides" if scored else "no score needed"
 
 
-def _granted(call: StepCall, tokens: int) -> StepCall:
+def _granted(call: StepCall, tokens: int, *, reserved: bool) -> StepCall:
     """Cut the call to what the accounts grant."""
-    if tokens == call.order["max_tokens"]:
+    if not reserved:
         return call
     order = Order(**{**call.order, "max_tokens": tokens})
-    return replace(call, order=order, arguments={**call.arguments, "max_tokens": tokens})
+    call = replace(call, order=order, arguments={**call.arguments, "max_tokens": tokens})
+    if call.retry is None:
+        return call
+    retry = RetryGrant(call, reserved=True)
+    return replace(call, retry=retry, arguments={**call.arguments, "retry_tokens": retry})
 
 
 def _read(call: StepCall, message: Any) -> Reply:
@@ -161,7 +167,9 @@ def _noted(call: StepCall, message: Any, reply: Reply, seconds: float) -> dict[s
     order, thinking = call.order, call.settings.thinking
     spend = billed(call, reply, message.response_metadata, seconds)
     update: dict[str, Any] = {"spend": spend, "in_flight": None}
-    notes = _told_of_prompting(call, message.response_metadata)
+    prompted = f"the {order['writer']} model continues by prompt: it cannot carry on a text exactly"
+    by_prompt = message.response_metadata.get("continuation") == "prompt"
+    notes = with_notes(call, (*reply.notes, *([prompted] if by_prompt else ())))
     if notes != call.notes:
         update["notes"] = notes
     if "probe" in order:
@@ -215,12 +223,3 @@ def _gave_no_step(call: StepCall, spend: Spend, why: str) -> dict[str, Any]:
         "failed": Failure(part=writer, error=why, no_step=True),
         "spend": Spend(**{**spend, writer: failed}),  # type: ignore[typeddict-item]
     }
-
-
-def _told_of_prompting(call: StepCall, metadata: dict[str, Any]) -> list[str]:
-    """The notes, with word of a writer that is asked by prompt, once a run."""
-    note = f"the {call.order['writer']} model continues by prompt: it cannot carry on a text exactly"
-    if metadata.get("continuation") != "prompt" or note in call.notes:
-        return call.notes
-    emit("note", text=note)
-    return [*call.notes, note]

@@ -8,13 +8,14 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 
+from trim_graph.adapters.inner_model import capable
 from trim_graph.budget import Writer
 from trim_graph.conversation import compose
 from trim_graph.run import segmentation_of
 from trim_graph.segment import Segmentation, join_steps
 from trim_graph.state import Step, TrimState
 
-from .calling import Call, begin_call
+from .calling import Call, RetryGrant, begin_call
 from .drafting import endings, lead_counts
 from .node import tagged
 from .probing import entropy_arguments
@@ -68,10 +69,13 @@ def prepare_step(
         arguments |= endings(segmentation, settings.thinking, previous, lead=lead, model=model)
     if call.limit is not None:
         arguments["timeout"] = call.limit
+    retry = None
+    if order["writer"] == "large" and capable(model, "takes_retry_tokens"):
+        retry = arguments["retry_tokens"] = RetryGrant(call)
     tag = "trim:draft" if order["decided"] else "trim:accepted"
     tag = "trim:probe" if "probe" in order else tag
     return StepCall(
-        **{field.name: getattr(call, field.name) for field in fields(call)},
+        **{field.name: getattr(call, field.name) for field in fields(call)} | {"retry": retry},
         model=model,
         messages=compose(state["messages"], settings.instruction, prefix),
         config=tagged(config, "nostream", tag, f"trim:{order['writer']}"),

@@ -3,8 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 
-from trim_graph.adapters.protocols import ChatModelContractError
-from trim_graph.adapters.replies import read_reply
+from trim_graph.adapters.protocols import ChatModelContractError, ModelServerError
+from trim_graph.adapters.replies import read_reply, read_turn
+from trim_graph.adapters.stop_reasons import classify, provider_reason
 
 USAGE = {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10}
 
@@ -68,3 +69,112 @@ def test_usage_and_text_are_read_as_they_are(text, stop, finish, usage):
     assert (reply.input_tokens, reply.output_tokens, reply.cached_tokens) == usage
     assert reply.text == (text.removesuffix("\n\n") if reply.end == "delimiter" else text)
     assert reply.mean_token_probability == 0.5
+
+
+@pytest.mark.parametrize("reason", ["content_filter", "SAFETY", "refusal", "error", "abort", "tool_calls"])
+def test_a_step_that_a_filter_or_a_server_ended_is_a_failure_with_its_name(reason):
+    with pytest.raises(ModelServerError, match=f"small model's answer .*{reason}"):
+        read_reply(answer(finish_reason=reason, stop_reason=None), ("\n\n",), "small")
+
+
+@pytest.mark.parametrize(
+    ("reason", "note"),
+    [
+        ("length", None),
+        ("max_tokens", None),
+        ("model_context_window_exceeded", None),
+        ("repetition", "repeated itself"),
+        ("eos_but_new", "unknown reason, 'eos_but_new'"),
+    ],
+)
+def test_an_answer_that_was_cut_off_or_ended_for_an_unknown_reason_is_not_finished(reason, note):
+    reply = read_reply(answer(finish_reason=reason, stop_reason=None), ("\n\n",), "small")
+    assert reply.end == "length"
+    assert [note in given for given in reply.notes] == ([] if note is None else [True])
+
+
+def test_tokens_that_are_only_bounded_are_noted():
+    reply = read_reply(answer(finish_reason="stop", stop_reason=None, usage_estimated=True), (), "large")
+    assert "server of the large model does not report usage" in reply.notes[0]
+
+
+def turn(text="Done.", *, tool=False, **metadata):
+    calls = [{"name": "f", "args": {}, "id": "1"}] if tool else []
+    return AIMessage(text, tool_calls=calls, usage_metadata=USAGE, response_metadata=metadata)
+
+
+CUT = [
+    {"finish_reason": "length"},  # OpenAI, Mistral
+    {"stop_reason": "max_tokens"},  # Anthropic
+    {"finish_reason": "MAX_TOKENS"},  # Google, Cohere
+    {"stopReason": "max_tokens"},  # Bedrock
+    {"done_reason": "length"},  # Ollama
+    {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}},  # OpenAI responses
+    {"finish_reason": "model_length"},  # Mistral
+    {"stop_reason": "pause_turn"},  # Anthropic
+]
+WHOLE = [
+    {"finish_reason": "stop"},
+    {"finish_reason": "tool_calls"},
+    {"stop_reason": "end_turn"},
+    {"stop_reason": "tool_use"},
+    {"stopReason": "tool_use"},
+    {"finish_reason": "STOP"},
+    {"finish_reason": "COMPLETE"},
+    {"status": "completed", "incomplete_details": None},
+    {"done_reason": "stop"},
+]
+
+
+@pytest.mark.parametrize("metadata", CUT, ids=str)
+@pytest.mark.parametrize("tool", [False, True])
+def test_a_turn_that_was_cut_is_known_by_every_providers_name_for_it(metadata, tool):
+    assert read_turn(turn(tool=tool, **metadata), "small", None, last=False, max_tokens=100).end == "length"
+
+
+@pytest.mark.parametrize("metadata", WHOLE, ids=str)
+def test_a_turn_that_has_ended_is_whole_however_many_tokens_it_used(metadata):
+    for tool, end in ((False, "eos"), (True, "delimiter")):
+        assert read_turn(turn(tool=tool, **metadata), "small", None, last=False, max_tokens=3).end == end
+
+
+@pytest.mark.parametrize("metadata", [{}, {"finish_reason": "brand_new"}], ids=str)
+def test_an_unknown_reason_is_a_cut_where_all_tokens_were_used(metadata):
+    read = [read_turn(turn(tool=True, **metadata), "small", None, last=False, max_tokens=n) for n in (3, 4)]
+    assert [reply.end for reply in read] == ["length", "delimiter"]
+    for reply in read:
+        assert bool(reply.notes) is bool(metadata)
+    with pytest.raises(ModelServerError, match="brand_new"):
+        read_turn(turn("", finish_reason="brand_new"), "small", None, last=False, max_tokens=3)
+
+
+@pytest.mark.parametrize("tool", [False, True])
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"finish_reason": "content_filter"},
+        {"stop_reason": "refusal"},
+        {"finish_reason": "MALFORMED_FUNCTION_CALL"},
+    ],
+    ids=str,
+)
+def test_a_turn_that_was_refused_is_a_failure_with_its_name_and_its_cost(metadata, tool):
+    with pytest.raises(ModelServerError, match=next(iter(metadata.values())).lower()) as raised:
+        read_turn(turn("I", tool=tool, **metadata), "small", None, last=False, max_tokens=100)
+    assert raised.value.attempts["output_tokens"] == 3
+
+
+@given(st.text(max_size=20))
+def test_a_name_is_ended_only_if_the_table_says_so(name):
+    known = {"stop", "eos", "word", "eos_token", "end_turn", "stop_sequence", "complete", "completed"}
+    assert (classify(name) == "ended") is (name.lower() in known)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["finish_reason", "stop_reason", "status", "incomplete_details"]),
+        st.none() | st.integers() | st.text(max_size=5),
+    )
+)
+def test_whatever_a_provider_puts_there_is_a_reason_or_none(metadata):
+    assert isinstance(provider_reason(metadata), str | None)

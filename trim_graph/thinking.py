@@ -32,7 +32,9 @@ class Thinking(BaseModel):
     @model_validator(mode="after")
     def _marks_differ(self) -> Thinking:
         if self.close in self.open:
-            raise ValueError(f"close={self.close!r} is in open={self.open!r}: a thought would end as it begins")
+            raise ValueError(
+                f"close={self.close!r} is in open={self.open!r}: a thought would end as it begins"
+            )
         return self
 
     def inside(self, previous: Mapping[str, Any] | None) -> bool:

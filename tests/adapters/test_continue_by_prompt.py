@@ -138,11 +138,14 @@ def test_a_model_without_usage_is_not_given_any():
     assert ask(AIMessage("Three."))[0].usage_metadata is None
 
 
-def test_a_refusal_is_no_end_of_the_solution():
+@pytest.mark.parametrize("text", ["", "Thr"])
+def test_a_refusal_is_no_end_of_the_solution(text):
     with pytest.raises(ModelServerError, match="content_filter") as caught:
-        ask(said("", finish_reason="content_filter"))
+        ask(said(text, finish_reason="content_filter"))
     assert caught.value.attempts == {"count": 1, "input_tokens": 20, "output_tokens": 7, "unknown": 0}
-    assert ask(said("Three.", finish_reason="content_filter"))[0].text == "Three."
+
+
+def test_an_empty_answer_that_has_ended_is_the_end():
     assert ask(said("", finish_reason="end_turn"))[0].response_metadata["stop_reason"] is None
 
 

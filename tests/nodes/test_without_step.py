@@ -31,7 +31,9 @@ class Thinker(ScriptedChatModel):
 
 
 STEPS = ["one", "two", "so it is \\boxed{4}"]
-ONLY_THOUGHT = "the {} model wrote no step: all 512 tokens of its answer were used up and 512 of them went into"
+ONLY_THOUGHT = (
+    "the {} model wrote no step: all 512 tokens of its answer were used up and 512 of them went into"
+)
 GO_ON = {"on_small_error": "large", "on_large_error": "accept"}
 
 
