@@ -16,7 +16,7 @@ from .once import Once
 from .prm_formats import STEP_TOKENS, FormatName, PRMFormat, PRMInput, check_format, is_chat, prm_format
 from .prm_scores import read_pooled
 from .prm_serving import serve_options
-from .protocols import ModelServerError, ScorableStep, ScorerError, ScorerReply
+from .protocols import FailedAttempts, ModelServerError, ScorableStep, ScorerError, ScorerReply
 from .replicas import Replicas, check_base_urls
 from .vllm_server import VLLMServer
 
@@ -147,6 +147,7 @@ class VLLMProcessReward:
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Score every step without blocking the event loop; see `score`."""
         ready: _Ready | None = None
+        asked: PRMInput | None = None
         route = self._server.route(question)
 
         async def attempt() -> Any:
@@ -166,9 +167,17 @@ class VLLMProcessReward:
             said = f"the PRM {self.model} gave no scores: {error}"
             if ready is not None and error.status in (400, 404, 501):
                 said += f". If it is no PRM in the format {self.format}, {ready.served_with}"
-            raise ScorerError(said) from error
+            failed = ScorerError(said)
+            failed.attempts = FailedAttempts(
+                count=max(route.failures, 1),
+                input_tokens=0 if asked is None else route.begun * len(asked.ids),
+                output_tokens=0,
+                unknown=0,
+            )
+            raise failed from error
         scores = read_pooled(answer, asked, ready.format.head, at=route.root, hint=ready.served_with)
-        return ScorerReply(scores=scores, input_tokens=len(asked.ids), failed_attempts=route.failures)
+        read = (1 + route.begun) * len(asked.ids)
+        return ScorerReply(scores=scores, input_tokens=read, failed_attempts=route.failures)
 
     async def _get_ready(self) -> _Ready:
         served = await self._server.served(self.model)

@@ -148,6 +148,7 @@ class Route:
     Attributes:
         server: The one of the attempt at hand.
         failures: Attempts that failed.
+        begun: Those of them that a server may have worked on.
     """
 
     def __init__(self, replicas: Replicas, order: Sequence[VLLMServer]) -> None:
@@ -156,6 +157,7 @@ class Route:
         self._tried: list[VLLMServer] = []
         self.server = order[0]
         self.failures = 0
+        self.begun = 0
 
     @property
     def root(self) -> str:
@@ -176,14 +178,14 @@ class Route:
             self.server = self._replicas.choose(self._order, self._tried)
             try:
                 result = await call()
-            except TransientError as error:
-                self.failures += 1
-                if error.status != _BUSY:
-                    self._leave(self.server)
-                raise
             except ModelServerError as error:
-                if error.status is not None:  # it refuses, so it is there
-                    self._replicas.answered(self.server)
+                self.failures += 1
+                self.begun += error.begun
+                if not isinstance(error, TransientError):
+                    if error.status is not None:  # it refuses, so it is there
+                        self._replicas.answered(self.server)
+                elif error.status != _BUSY:
+                    self._leave(self.server)
                 raise
             self._replicas.answered(self.server)
             return result

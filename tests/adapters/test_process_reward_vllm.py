@@ -179,6 +179,16 @@ class TestServer:
         assert len(scorer.score(QUESTION, steps("a")).scores) == 1
         assert len(server.generations) == 3
 
+    def test_what_failed_attempts_have_read_is_counted(self, connect):
+        once = connect(answer)[1].score(QUESTION, steps("a")).input_tokens
+        _, scorer = connect(failed(504), failed(503), answer)
+        assert scorer.score(QUESTION, steps("a")).input_tokens == 2 * once  # a 503 has not begun
+        _, scorer = connect(failed(504), max_retries=1)
+        with pytest.raises(ScorerError) as raised:
+            scorer.score(QUESTION, steps("a"))
+        assert raised.value.attempts["count"] == 2
+        assert raised.value.attempts["input_tokens"] == 2 * once
+
     def test_a_refusal_is_a_scorer_error(self, connect):
         server, scorer = connect(failed(400, "no"))
         with pytest.raises(ScorerError, match=r"the PRM m gave no scores: .*prm.* answered 400: no"):

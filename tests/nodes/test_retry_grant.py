@@ -1,0 +1,103 @@
+"""All attempts of a large call share what the limits leave, measured by what a server was asked for."""
+
+import itertools
+
+import httpx
+import pytest
+
+from tests.adapters.recorded_server import RecordedServer, chat_answer, failed
+from trim_graph import Allowances, Budget, ModelPrice, Prices, TrimContext, create_trim_graph, open_ledger
+from trim_graph.adapters import ChatVLLM, http_pool, vllm_server
+from trim_graph.policies import threshold
+from trim_graph.testing import ScriptedChatModel, ScriptedScorer
+
+STEP = 100
+_names = itertools.count()
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs a graph whose large model is a server that answers by a script; the drafts are all turned down."""
+    monkeypatch.setattr(vllm_server, "_backoff", lambda state: 0.0)
+
+    def ran(*script, invoke=None, **options):
+        server = RecordedServer(*script)
+        server.models = {"data": [{"id": "m", "root": "org/m", "max_model_len": 4096}]}
+        monkeypatch.setattr(http_pool, "new_client", server.client)
+        large = ChatVLLM(model="m", base_url=f"http://grant{next(_names)}.test", max_retries=3)
+        graph = create_trim_graph(
+            ScriptedChatModel(script=["a b c", "d e f"]),
+            large,
+            ScriptedScorer(default=0.0),
+            policy=threshold(0.5),
+            max_step_tokens=STEP,
+            **options,
+        )
+        result = graph.invoke({"messages": [("user", "q?")]}, **(invoke or {}))
+        asked = [body["max_tokens"] for _, body in server.generations]
+        return result["trim"], asked
+
+    return ran
+
+
+GOOD = chat_answer("L", finish="stop", stop=None, spent=(30, 20))
+BROKEN = httpx.RemoteProtocolError("gone")
+
+
+@pytest.mark.parametrize("broken", [BROKEN, failed(504), failed(500)], ids=str)
+def test_where_one_attempt_may_have_used_all_there_is_no_other(run, broken):
+    trim, asked = run(broken, GOOD, budget=Budget(large_tokens=STEP))
+    assert asked == [STEP]
+    assert trim["tokens"]["large_unaccounted"] == STEP
+    assert trim["stopped"] == "finished"  # on_exhausted="small"
+    assert any("leaves no tokens for another attempt" in note for note in trim["notes"])
+    assert any("the limit on large_tokens is spent" in note for note in trim["notes"])
+
+
+def test_a_limit_that_has_more_left_lets_them_go_on(run):
+    trim, asked = run(BROKEN, BROKEN, GOOD, budget=Budget(large_tokens=230))
+    assert asked == [STEP, STEP, 30]
+    assert trim["tokens"]["large_unaccounted"] + trim["tokens"]["large"] == 220
+    trim, asked = run(BROKEN, BROKEN, GOOD)
+    assert asked == [STEP] * 3
+
+
+def test_what_costs_nothing_is_tried_again_freely(run):
+    free = (failed(429), httpx.ConnectError("refused"), failed(503))
+    trim, asked = run(*free, GOOD, budget=Budget(large_tokens=STEP))
+    assert asked == [STEP] * 4
+    assert (trim["tokens"]["large"], trim["tokens"]["large_unaccounted"]) == (20, 0)
+
+
+def test_a_limit_on_cost_counts_each_attempts_prompt(run):
+    prices = Prices(large=ModelPrice(input=0, output=1e6))  # a unit a token
+    trim, asked = run(BROKEN, GOOD, budget=Budget(large_cost=150), prices=prices)
+    assert asked == [STEP, 50]
+    assert trim["cost"] == 120
+
+
+def test_on_exhausted_says_how_it_goes_on(run):
+    trim, asked = run(BROKEN, GOOD, budget=Budget(large_tokens=STEP, on_exhausted="stop"))
+    assert asked == [STEP]
+    assert trim["steps"]["large"] == 0
+
+
+def test_an_account_is_asked_anew_after_an_attempt_that_may_have_cost_something(run):
+    with open_ledger("memory") as ledger:
+        options = {"ledger": ledger, "allowances": Allowances.model_validate({"user": {"large_tokens": 150}})}
+        trim, asked = run(BROKEN, GOOD, invoke={"context": TrimContext(user="ada")}, **options)
+        used = ledger.used("user:ada").large_tokens
+    assert asked == [STEP, 50]
+    assert used == trim["tokens"]["large"] + trim["tokens"]["large_unaccounted"] == 120
+
+
+def test_a_server_that_stays_away_is_given_up(run):
+    with open_ledger("memory") as ledger:
+        options = {
+            "ledger": ledger,
+            "allowances": Allowances.model_validate({"user": {"large_tokens": 10_000}}),
+        }
+        trim, asked = run(BROKEN, invoke={"context": TrimContext(user="ada")}, **options)
+        used = ledger.used("user:ada").large_tokens
+    assert len(asked) <= 3
+    assert used == trim["tokens"]["large_unaccounted"] == sum(asked)
