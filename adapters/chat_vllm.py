@@ -135,6 +135,15 @@ class ChatVLLM(VLLMChatModel):
         """
         return run_sync(self._prompts.count(messages))
 
+    @property
+    def stop_reported_in(self) -> str:
+        """The field in which the server has reported which stop string it met; empty until it has.
+
+        ``stop_reason``: vLLM. ``matched_stop``: SGLang. ``stop_type``: llama.cpp.
+        ``include_stop_str_in_output``: a vLLM behind a gateway that drops ``stop_reason``.
+        """
+        return self._prompts.stop_field
+
     def get_token_ids(self, text: str) -> list[int]:
         """Token ids of a text, none added. Asks the server."""
         return run_sync(self._prompts.tokenize(text))

@@ -17,13 +17,13 @@ from .prompts_together import STREAM, PromptsTogether
 from .protocols import CallTimeoutError, ChatModelContractError, ModelServerError
 from .replicas import Route
 from .stop_reasons import classify
-from .vllm_prompt import VLLMPrompts
+from .vllm_prompt import KEPT, VLLMPrompts
 from .vllm_server import TransientError
 from .vllm_wire import Answer, AnswerError, CallSettings, Lost, metadata_of, usage_of
 
 Events = AsyncGenerator[dict[str, Any], None]
 
-_KEEP_STOP = {"include_stop_str_in_output": True}
+_KEEP_STOP = {KEPT: True}
 
 
 class VLLMCall:
@@ -182,7 +182,8 @@ class VLLMCall:
         """Whether the server has reported which stop string it met, where one was asked for."""
         answer = self.answer
         assert answer.finish_reason is not None
-        return answer.reports_stop or not self._settings.stop or classify(answer.finish_reason) != "ended"
+        self._prompts.stop_field = answer.stop_field or self._prompts.stop_field
+        return bool(answer.stop_field) or not self._settings.stop or classify(answer.finish_reason) != "ended"
 
     def _read_kept_stop(self) -> bool:
         """Tell by the end of the text which stop string was met, where the server keeps it there."""
@@ -191,7 +192,7 @@ class VLLMCall:
         answer, stops = self.answer, self._settings.stop
         answer.stop_reason = next((stop for stop in stops if answer.text.endswith(stop)), None)
         answer.text = answer.text.removesuffix(answer.stop_reason or "")
-        answer.reports_stop = True
+        answer.stop_field = self._prompts.stop_field = KEPT
         return True
 
     async def _find_kept_stop(self) -> None:

@@ -51,7 +51,7 @@ class EngineCall:
         self._sampling_params = sampling_params
         self._model = ""
         self._opens_thought = False
-        self.answer = Answer(usage_known=True, reports_stop=True)
+        self.answer = Answer(usage_known=True, stop_field="stop_reason")
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -23,6 +23,9 @@ _PROBE = "\n\n a:\n\n<think>\n\tb \n</think>\n\nc \n\n"
 _KEPT = 256
 """Rendered conversations to remember; the steps of a solution share theirs."""
 
+KEPT = "include_stop_str_in_output"
+"""vLLM's field of a request that leaves a stop string in the text."""
+
 Continuation = Literal["auto", "chat", "raw"]
 
 
@@ -60,6 +63,8 @@ class VLLMPrompts:
     model: str
     continuation: Continuation = "auto"
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    stop_field: str = ""
+    """Where the server last reported which stop string it met; empty until then."""
     keeps_stop: bool = False
     """Whether the server keeps the stop string it met in the text, since it reports it nowhere else."""
     _rendered: dict[str, str] = field(default_factory=dict)

@@ -107,8 +107,8 @@ class Answer:
     finish_reason: str | None = None
     stop_reason: str | None = None
     """The stop string met; None at the end of sequence."""
-    reports_stop: bool = False
-    """Whether the server reports which stop string it met, if any."""
+    stop_field: str = ""
+    """Where the server reports which stop string it met, if any; empty where it does not."""
     model: str = ""
     input_tokens: int = 0
     cached_tokens: int | None = None
@@ -167,7 +167,7 @@ class Answer:
 
     def _finish(self, choice: dict[str, Any], event: dict[str, Any]) -> None:
         self.finish_reason = str(choice["finish_reason"])
-        self.reports_stop, reason = _stop_reported(choice, event)
+        self.stop_field, reason = _stop_reported(choice, event)
         # A token id is one of several ends of sequence that the model's generation_config names.
         self.stop_reason = reason if isinstance(reason, str) else None
 
@@ -184,7 +184,7 @@ class Answer:
 
     def stop(self) -> None:
         """End it here: its own `StopWhen` said so."""
-        self.finish_reason, self.stop_reason, self.reports_stop = "stop", STOPPED, True
+        self.finish_reason, self.stop_reason, self.stop_field = "stop", STOPPED, STOPPED
 
     def check(self) -> None:
         """Check a finished answer.
@@ -269,7 +269,7 @@ def metadata_of(
         "model_name": answer.model or model,
         "finish_reason": answer.finish_reason,
     }
-    if answer.reports_stop or not settings.stop or classify(answer.finish_reason or "") != "ended":
+    if answer.stop_field or not settings.stop or classify(answer.finish_reason or "") != "ended":
         metadata["stop_reason"] = answer.stop_reason
     if settings.logprobs and answer.mean_token_probability is not None:
         metadata["mean_token_probability"] = answer.mean_token_probability
@@ -307,19 +307,19 @@ def usage_of(answer: Answer, lost: Lost, *, most_read: int = 0, most_written: in
     return usage
 
 
-def _stop_reported(choice: dict[str, Any], event: dict[str, Any]) -> tuple[bool, Any]:
-    """Whether a server reports which stop string ended an answer, and the string.
+def _stop_reported(choice: dict[str, Any], event: dict[str, Any]) -> tuple[str, Any]:
+    """The field in which a server reports which stop string ended an answer, and the string.
 
     vLLM: ``stop_reason`` of the choice (``CompletionOutput.stop_reason``). SGLang: ``matched_stop`` of the
     choice. llama.cpp: ``stop_type`` and ``stopping_word`` in ``__verbose``, asked for by ``verbose``.
     """
     for name in ("stop_reason", "matched_stop"):
         if name in choice:
-            return True, choice[name]
+            return name, choice[name]
     verbose = event.get("__verbose") or {}
     if verbose.get("stop_type") in ("eos", "word"):
-        return True, verbose.get("stopping_word") if verbose["stop_type"] == "word" else None
-    return False, None
+        return "stop_type", verbose.get("stopping_word") if verbose["stop_type"] == "word" else None
+    return "", None
 
 
 def _index(choice: dict[str, Any]) -> int:

@@ -172,12 +172,23 @@ def _without(*names: str):
 
 def test_a_gateway_that_drops_stop_reason(config, doctor, behind):
     behind("small", answered=_without("stop_reason"))
+    code, found = doctor(config)
+    assert code == 0  # a stop string that is kept in the text tells it as well
+    for name in ("stop string", "stop string, streamed"):
+        assert found["small", name]["status"] == "hint"
+        assert "include_stop_str_in_output" in found["small", name]["found"]
+        assert "stop_reason" in found["small", name]["mend"]
+
+
+def test_a_gateway_that_drops_stop_reason_and_does_not_let_it_be_kept(config, doctor, behind):
+    def drop(path: str, body: Any) -> Any:
+        return {name: value for name, value in body.items() if name != "include_stop_str_in_output"}
+
+    behind("small", asked=drop, answered=_without("stop_reason"))
     code, faults = doctor(config)
     assert code == 1
-    assert set(faults) == {("small", "stop string"), ("small", "stop string, streamed")}
-    for one in faults.values():
-        assert "looks like the end of the solution" in one["found"]
-        assert "stop_reason" in one["mend"]
+    assert all("does not report which stop string" in one["found"] for one in faults.values())
+    assert {part for part, _ in faults} == {"small"}
 
 
 def test_a_gateway_that_ignores_stop(config, doctor, behind):
@@ -204,7 +215,7 @@ def test_a_gateway_that_tells_no_usage(config, doctor, behind):
         return body
 
     behind("small", answered=drop)
-    check(doctor(config), "small", "usage", "no budget could hold", "usage")
+    check(doctor(config), "small", "usage", "counts as all its max_tokens", "usage")
 
 
 def test_a_gateway_without_tokenize(config, doctor, behind):

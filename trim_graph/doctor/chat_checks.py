@@ -159,10 +159,12 @@ async def _another_prompt(subject: Subject, begun: str, answer: Any) -> Finding 
 async def usage(subject: Subject) -> Finding:
     """Answers tell the tokens that budgets count."""
     for how, answer in (("an answer", "answer"), ("a streamed answer", "streamed")):
-        told = getattr(subject.known.get(answer), "usage_metadata", None) or {}
-        if answer in subject.known and not (told.get("input_tokens") and told.get("output_tokens")):
+        seen = subject.known.get(answer)
+        used = getattr(seen, "usage_metadata", None) or {}
+        estimated = seen is not None and "usage_estimated" in seen.response_metadata
+        if seen is not None and (estimated or not (used.get("input_tokens") and used.get("output_tokens"))):
             return fault(
-                f"{how} does not tell how many tokens it used, so no budget could hold",
+                f"{how} does not report how many tokens it used, so each call counts as all its max_tokens",
                 "let a gateway pass on the field usage"
                 + (", and stream_options of the request" if answer == "streamed" else ""),
             )

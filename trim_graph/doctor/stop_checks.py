@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from trim_graph.adapters.vllm_prompt import KEPT
+
 from .chat_checks import WRITTEN, conversation
 from .findings import Finding, fault, hint, ok
 from .subjects import Subject
@@ -39,7 +41,14 @@ async def _stops(subject: Subject, name: str, **settings: Any) -> Finding:
             "let a gateway pass on the field stop of a request",
         )
     if reason == needle:
-        return ok(f"ends at a stop string and tells it: stop_reason={needle!r}")
+        place = getattr(subject.adapter, "stop_reported_in", "stop_reason")
+        if place == KEPT:
+            return hint(
+                f"ends at a stop string, which only a text that keeps it shows ({KEPT}): the first answer "
+                "of a process is asked for twice",
+                "let a gateway pass on the field stop_reason of vLLM's answers",
+            )
+        return ok(f"ends at a stop string and reports it in {place}: {needle!r}")
     if written.startswith(answer.text) and len(answer.text) < len(written):
         return fault(
             f"a call that ended at the stop string {needle!r} says stop_reason={reason!r}, "
