@@ -7,6 +7,7 @@ import contextvars
 import hashlib
 import re
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from langchain_core.runnables import Runnable
 from .digit_scores import MIN_MASS, expected_score, written_score
 from .inner_model import call_names, chat_model_inside
 from .protocols import FailedAttempts, ModelServerError, ScorableStep, ScorerError, ScorerReply
+from .refused_setting import LOGPROBS, refused_setting, remedy
 
 DEFAULT_PROMPT = """\
 Below are a problem, the steps of a solution so far, and the next step. Judge the next step alone: is it \
@@ -61,13 +63,15 @@ class LLMJudge:
         prompt: With ``{fence}``, ``{question}``, ``{before}`` and ``{step}``; fences are lines that stand in
             none of the texts.
         top_logprobs: Alternatives to ask for; 0 reads the digit written. Default: 20 where the model has a
-            setting of that name, else 0.
+            setting of that name, else 0; where its server then refuses log-probabilities, the judge warns,
+            and reads the digit written from then on.
         max_tokens: A call may write. One is enough unless the model thinks before it answers.
         cache_size: Scores to keep.
         concurrency: Most calls at the same time for one draft.
 
     Raises:
-        ScorerError: The answer has no digit, or no usage; by a call.
+        ScorerError: The answer has no digit, or no usage, or the server refuses the log-probabilities that
+            ``top_logprobs`` asks for; by a call.
         ValueError: A setting is wrong.
 
     Example:
@@ -99,6 +103,7 @@ class LLMJudge:
                 raise ValueError(f"{name}={count!r} is not a whole number, 1 or more")
         if top_logprobs is not None and top_logprobs < 0:
             raise ValueError(f"top_logprobs={top_logprobs!r} is not a whole number, 0 or more")
+        self._asked_for = top_logprobs
         if top_logprobs is None:
             known = "top_logprobs" in getattr(type(chat_model_inside(model)), "model_fields", {})
             top_logprobs = 20 if known else 0
@@ -121,10 +126,7 @@ class LLMJudge:
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Rate every step that was not rated before."""
         form = _Form(question, [step["text"] for step in steps], self._scores)
-        calls = {
-            index: partial(self.model.invoke, self._asked(form, index), **self._arguments)
-            for index in form.missing
-        }
+        calls = {index: partial(self._ask, self._asked(form, index)) for index in form.missing}
         answers: dict[int, Any] = {}
         if len(calls) < 2:
             answers = {index: _result(call) for index, call in calls.items()}
@@ -144,10 +146,51 @@ class LLMJudge:
 
         async def ask(index: int) -> Any:
             async with slots:
-                return await self.model.ainvoke(self._asked(form, index), **self._arguments)
+                return await self._aask(self._asked(form, index))
 
         answers = await asyncio.gather(*map(ask, form.missing), return_exceptions=True)
         return self._reply(form, dict(zip(form.missing, answers, strict=True)))
+
+    def _ask(self, messages: list[BaseMessage]) -> Any:
+        arguments = self._arguments
+        try:
+            return self.model.invoke(messages, **arguments)
+        except Exception as error:
+            arguments = self._without_logprobs(arguments, error)
+        return self.model.invoke(messages, **arguments)
+
+    async def _aask(self, messages: list[BaseMessage]) -> Any:
+        arguments = self._arguments
+        try:
+            return await self.model.ainvoke(messages, **arguments)
+        except Exception as error:
+            arguments = self._without_logprobs(arguments, error)
+        return await self.model.ainvoke(messages, **arguments)
+
+    def _without_logprobs(self, arguments: dict[str, Any], error: Exception) -> dict[str, Any]:
+        """Return the settings of another attempt, where log-probabilities were refused that nobody asked for.
+
+        Raises:
+            ScorerError: They were asked for by number.
+            Exception: The error itself, where it has another reason.
+        """
+        if not arguments.keys() & set(LOGPROBS) or refused_setting(error) not in LOGPROBS:
+            raise error
+        if self._asked_for is not None:
+            raise ScorerError(
+                f"top_logprobs={self._asked_for} asks for log-probabilities, and its model refuses them; "
+                f"top_logprobs=0 reads the digit that it writes, a coarser score. The server said: {error}"
+            ) from error
+        kept = {name: value for name, value in arguments.items() if name not in LOGPROBS}
+        if self.top_logprobs:
+            self.top_logprobs, self._arguments = 0, kept
+            warnings.warn(
+                "LLMJudge: its model refuses log-probabilities, so a score is the digit that it writes, not "
+                f"the expected digit; top_logprobs=0 asks for that. The server said: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return kept
 
     def _asked(self, form: _Form, index: int) -> list[BaseMessage]:
         values = {
@@ -179,7 +222,8 @@ class LLMJudge:
                     attempts += 1
         if failed is not None:
             index, cause = failed
-            raised = ScorerError(f"the judge did not rate step {index}: {cause}")
+            why = "; ".join(filter(None, (str(cause), remedy(cause))))
+            raised = ScorerError(f"the judge did not rate step {index}: {why}")
             raised.attempts = FailedAttempts(count=attempts, input_tokens=tokens, output_tokens=0, unknown=0)
             raise raised from cause
         return ScorerReply([score for score in form.scores if score is not None], tokens, attempts)

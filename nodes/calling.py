@@ -10,7 +10,8 @@ from typing import Any
 
 from langgraph.errors import GraphBubbleUp
 
-from trim_graph.adapters.protocols import FailedAttempts
+from trim_graph.adapters.protocols import ChatModelContractError, FailedAttempts
+from trim_graph.adapters.refused_setting import LOGPROBS, refused_setting, remedy
 from trim_graph.adapters.replies import Reply
 from trim_graph.budget import Spend, Writer, budget_left, grant
 from trim_graph.context import Settings, settings_of
@@ -190,8 +191,15 @@ def came_to_nothing(call: Call, error: Exception, seconds: float) -> dict[str, A
     if call.limit is not None and seconds >= call.limit and not isinstance(error, NEVER_CAUGHT):
         return _timed_out(call, error, seconds)
     writer = call.order["writer"]
+    if "probe" in call.order and refused_setting(error) in LOGPROBS:
+        raise ChatModelContractError(
+            f"the {writer} model does not tell the entropy of its first token, which the policy asks for; it "
+            f"refuses log-probabilities. Use ChatVLLM or ChatTransformers, or another policy ({error})"
+        ) from error
     limit = None if call.retry is None else call.retry.exhausted_limit
     if limit is None and not has_way_out(error, writer, call.settings):
+        if (told := remedy(error)) is not None:
+            error.add_note(f"trim-graph, {writer}: {told}")
         raise error
     spend = Spend(**{**call.spend, "seconds": call.spend["seconds"] + seconds})
     failed = failure(error, writer)

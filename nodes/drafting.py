@@ -126,14 +126,11 @@ def why_no_step(reply: Reply, lead: str, *, timed_out: bool) -> str:
     if timed_out:
         return "a time limit cut its answer off before the first word"
     if reply.end == "length":
-        spent = f"all {reply.output_tokens} tokens of its answer"
+        spent = f"all {reply.output_tokens} tokens of its answer were used up"
+        seen = "before it showed any text"
         if reply.reasoning_tokens:
-            spent += (
-                f" were used up and {reply.reasoning_tokens} of them went into thoughts that are not shown"
-            )
-        else:
-            spent += " were used up before it showed any text"
-        return f"{spent}; raise max_step_tokens, or have it think less"
+            seen = f"and {reply.reasoning_tokens} of them went into thoughts that are not shown"
+        return f"{spent} {seen}; raise max_step_tokens, or have it think less"
     if lead:
         return "it wrote nothing but blank lines"
     return "its answer was empty" if reply.end == "eos" else "its answer had nothing new in it"

@@ -8,6 +8,7 @@ from langchain_core.messages import AIMessage
 from langgraph.errors import GraphBubbleUp
 
 from trim_graph.adapters.protocols import FailedAttempts, ModelServerError
+from trim_graph.adapters.refused_setting import remedy
 from trim_graph.budget import Prices, ScorerSpend, Spend, Writer
 from trim_graph.context import Settings
 from trim_graph.errors import ChatModelContractError, SettingsError
@@ -29,6 +30,8 @@ def has_way_out(error: Exception, part: Literal["small", "large", "scorer"], set
 def failure(error: Exception, part: Literal["small", "large", "scorer"]) -> Failure:
     """Put an error into words for the state, and tell the stream."""
     told = " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
+    if (way := remedy(error)) is not None:
+        told += f"; {way}"
     emit("failed", part=part, error=told)
     return Failure(part=part, error=told)
 

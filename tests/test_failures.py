@@ -203,6 +203,22 @@ def test_a_mistake_in_the_set_up_is_no_failure_to_go_on_from():
         run(graph_of(wrong, **GO_ON))
 
 
+class Refused(Exception):
+    """What a client raises for a setting that its server does not take."""
+
+    status_code = 400
+
+
+def test_a_setting_that_a_server_refuses_is_named_with_its_remedy():
+    error = Refused("Unsupported value: 'temperature' does not support 0 with this model.")
+    told = "the model refuses the setting temperature: build the model without temperature"
+    with pytest.raises(Refused) as raised:
+        run(graph_of(Failing(script=STEPS, fails_at=[0], error=error)))
+    assert f"trim-graph, small: {told}" in raised.value.__notes__
+    result = run(graph_of(Failing(script=STEPS, fails_at=[0], error=error), **GO_ON))
+    assert any(note.endswith(told) for note in result["notes"])
+
+
 def test_the_stream_tells_of_failures():
     events = list(
         graph_of(scorer=[1], **GO_ON).stream(

@@ -150,9 +150,9 @@ class Summary(TypedDict):
     """What a run did; also in the final message's ``response_metadata["trim"]``."""
 
     stopped: str
-    """``finished``, ``max_steps``, ``budget``, ``deadline``, ``recursion_limit``, ``no_step`` (a model's
-    answers held no step, which ``notes`` explains), ``failed`` (no model was left to write the next step) or
-    ``person`` (who was asked, and ended it)."""
+    """``finished``, ``max_steps``, ``budget``, ``deadline``, ``recursion_limit``, ``no_step`` (a model
+    answered without a step, which ``notes`` explain), ``failed`` (no model was left to write the next step)
+    or ``person`` (who was asked, and ended it)."""
     answer: str | None
     """Content of the last ``\\boxed{}``, if any."""
     steps: dict[StepWriter, int]

@@ -216,6 +216,54 @@ def test_whether_log_probabilities_are_asked_for_goes_by_the_model():
     assert LLMJudge(Foreign()).top_logprobs == 0
 
 
+class Refused(Exception):
+    status_code = 400
+
+
+def refusing(refuses, asked):
+    """A model of OpenAI's client whose server refuses a setting."""
+
+    class Refusing(Foreign):
+        top_logprobs: int | None = None
+
+        def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+            asked.append(kwargs)
+            if refuses in kwargs:
+                raise Refused(f"Unsupported parameter: {refuses!r} is not supported with this model.")
+            return super()._generate(messages, stop, run_manager, **kwargs)
+
+    return Refusing("7")
+
+
+@WAYS
+def test_a_model_without_log_probabilities_is_found_out_once_and_said(way):
+    asked = []
+    judge = LLMJudge(refusing("logprobs", asked))
+    with pytest.warns(RuntimeWarning, match="refuses log-probabilities.*top_logprobs=0.*'logprobs'"):
+        assert asks(judge, QUESTION, "one", "two", way=way).scores == [7 / 9, 7 / 9]
+    del asked[:]
+    assert asks(judge, QUESTION, "one", "two", "three", way=way).scores == [7 / 9] * 3
+    assert asked == [{"max_tokens": 1}]
+    assert "top_logprobs=0" in repr(judge)
+
+
+@WAYS
+def test_log_probabilities_that_were_asked_for_are_not_done_without(way):
+    asked = []
+    judge = LLMJudge(refusing("logprobs", asked), top_logprobs=5)
+    with pytest.raises(ScorerError, match=r"step 0: top_logprobs=5 .* top_logprobs=0 reads the digit"):
+        asks(judge, QUESTION, "one", way=way)
+    assert len(asked) == 1
+
+
+@WAYS
+def test_another_setting_that_is_refused_is_named_with_its_remedy(way):
+    asked = []
+    with pytest.raises(ScorerError, match="the model refuses the setting max_tokens: "):
+        asks(LLMJudge(refusing("max_tokens", asked)), QUESTION, "one", way=way)
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "match"),
     [

@@ -31,9 +31,7 @@ class Thinker(ScriptedChatModel):
 
 
 STEPS = ["one", "two", "so it is \\boxed{4}"]
-ONLY_THOUGHT = (
-    "the {} model wrote no step: all 512 tokens of its answer were used up and 512 of them went into"
-)
+ONLY_THOUGHT = "the {} model wrote no step: all 512 tokens of its answer were used up and 512 of them went"
 GO_ON = {"on_small_error": "large", "on_large_error": "accept"}
 
 
@@ -49,7 +47,7 @@ def test_thoughts_that_use_up_all_tokens_are_named_and_not_paid_for_again(make, 
     assert result["messages"][-1].text == "one"
     assert notes(result) == [
         ONLY_THOUGHT.format("small")
-        + " thoughts that are not shown; raise max_step_tokens, or have it think less"
+        + " into thoughts that are not shown; raise max_step_tokens, or have it think less"
     ]
     assert len(small.calls) == 2
     spent = result["trim"]["spend"]["small"]

@@ -274,6 +274,23 @@ def test_a_model_that_tells_no_entropy_is_refused_at_the_first_probe(make):
     assert len(rig.small.calls) == 1
 
 
+@pytest.mark.parametrize("asynchronously", [False, True], ids=["sync", "async"])
+def test_a_model_that_refuses_log_probabilities_is_no_failure_to_go_on_from(make, asynchronously):
+    class Refused(Exception):
+        status_code = 400
+
+    class Refusing(ScriptedChatModel):
+        tells_entropy = False
+
+        def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+            raise Refused("Unsupported parameter: 'logprobs' is not supported with this model.")
+
+    rig = make(Refusing(script=STEPS), policy=entropy_probe(1.0), scorer=None, on_small_error="large")
+    with pytest.raises(ChatModelContractError, match=r"entropy.*refuses log-probabilities.*another policy"):
+        rig.solve(asynchronously=asynchronously)
+    assert not rig.large.calls
+
+
 def openai_like(top):
     def answer(messages, **call):
         model = ScriptedChatModel(script=STEPS)
