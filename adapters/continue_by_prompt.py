@@ -23,6 +23,7 @@ from .foreign_answer import configured_name, cut_short, failed_attempts, model_n
 from .inner_model import call_names, chat_model_inside, continues_exactly
 from .prompted_step import PromptedStep, read_step, request
 from .protocols import ChatModelContractError
+from .usage import TokenCounter, reports_usage
 
 _AS_KNOWN = "as known"
 
@@ -70,6 +71,8 @@ class ContinueByPrompt(BaseChatModel):
     send_stop: bool = False
     """Whether the model gets ``stop`` too. It saves what a model writes beyond the step. But reasoning models
     refuse it, and one that begins by repeating the steps before stops at the first of them."""
+    counter: TokenCounter | None = Field(default=None, exclude=True, repr=False)
+    """Counts the tokens of an answer whose model does not report them; `create_trim_graph` gives one."""
     cache: BaseCache | bool | None = False
     """LangChain's cache is the inner model's affair."""
 
@@ -133,7 +136,7 @@ class ContinueByPrompt(BaseChatModel):
         settings = self._settings(stops, kwargs)
         # Of its own context: a callback that counts tokens, or streams them, sees the outer call already.
         answer = Context().run(self.model.invoke, asked, _ALONE, **settings)
-        return self._result(answer, messages, stops)
+        return self._result(answer, messages, asked, stops)
 
     async def _agenerate(
         self,
@@ -147,7 +150,10 @@ class ContinueByPrompt(BaseChatModel):
         settings = self._settings(stops, kwargs)
         call = self.model.ainvoke(asked, _ALONE, **settings)
         answer = await asyncio.create_task(_awaited(call), context=Context())
-        return self._result(answer, messages, stops)
+        if self.counter is None or not isinstance(answer, AIMessage) or reports_usage(answer):
+            return self._result(answer, messages, asked, stops)
+        # What counts tokens may have to be loaded first.
+        return await asyncio.to_thread(self._result, answer, messages, asked, stops)
 
     def _stream(
         self,
@@ -177,7 +183,13 @@ class ContinueByPrompt(BaseChatModel):
                 given[name] = value
         return {**given, "stop": list(stops)} if stops and self.send_stop else given
 
-    def _result(self, answer: Any, messages: Sequence[BaseMessage], stops: tuple[str, ...]) -> ChatResult:
+    def _result(
+        self,
+        answer: Any,
+        messages: Sequence[BaseMessage],
+        asked: Sequence[BaseMessage],
+        stops: tuple[str, ...],
+    ) -> ChatResult:
         if not isinstance(answer, AIMessage):
             raise ChatModelContractError(
                 f"the model in ContinueByPrompt returned {type(answer).__name__}; a chat model returns an "
@@ -199,13 +211,28 @@ class ContinueByPrompt(BaseChatModel):
         if (probability := span_probability(answer, said, found.spans)) is not None:
             metadata["mean_token_probability"] = probability
         metadata |= failed_attempts(answer)
-        message = AIMessage(found.text, response_metadata=metadata, usage_metadata=answer.usage_metadata)
+        usage = answer.usage_metadata
+        if self.counter is not None and not reports_usage(answer):
+            usage, metadata["usage_estimated"] = self.counter.usage(asked, answer), self.counter.name
+        message = AIMessage(found.text, response_metadata=metadata, usage_metadata=usage)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
 
-def as_writer(model: Runnable[Any, Any], delimiter: str) -> Runnable[Any, Any]:
-    """Take a model that continues exactly as it is, and have any other chat model asked by prompt."""
-    return model if continues_exactly(model) else ContinueByPrompt(model, delimiter=delimiter)
+def as_writer(
+    model: Runnable[Any, Any], delimiter: str, counter: TokenCounter | None = None
+) -> Runnable[Any, Any]:
+    """Take a model that continues exactly as it is, and have any other chat model asked by prompt.
+
+    Args:
+        model: The model.
+        delimiter: What separates steps.
+        counter: For a model that does not report its tokens, and is asked by prompt.
+    """
+    if isinstance(model, ContinueByPrompt) and model.counter is None and counter is not None:
+        return model.model_copy(update={"counter": counter})
+    if continues_exactly(model):
+        return model
+    return ContinueByPrompt(model, delimiter=delimiter, counter=counter)
 
 
 _ALONE = RunnableConfig(callbacks=[])

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.messages import AIMessage
-from typing_extensions import TypedDict
 
 from .entropy import Entropy, entropy_of_likeliest
 from .foreign_answer import model_name, refusal
 from .protocols import STOPPED, ChatModelContractError, ModelServerError, StepEnd
 from .stop_reasons import classify, provider_reason
+from .usage import Estimate, Tokens, missing_usage, reported_tokens, reports_usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Reply:
         opens_thought: Whether the chat template opened a thought before the model wrote anything.
         reasoning_tokens: Those of the tokens generated that went into a thought that is not shown, as far as
             the answer tells.
+        estimated: What has counted the tokens, where the model does not report them; else None.
         notes: What a user should know of how the answer was read.
     """
 
@@ -45,10 +46,11 @@ class Reply:
     mean_token_probability: float | None
     opens_thought: bool = False
     reasoning_tokens: int = 0
+    estimated: str | None = None
     notes: tuple[str, ...] = ()
 
 
-def read_reply(message: Any, stops: Collection[str], writer: str) -> Reply:
+def read_reply(message: Any, stops: Collection[str], writer: str, estimate: Estimate | None = None) -> Reply:
     """Read an AIMessage the way vLLM's fields are meant.
 
     vLLM answers ``finish_reason="stop"`` both at the end of sequence and at a stop string; only
@@ -59,14 +61,15 @@ def read_reply(message: Any, stops: Collection[str], writer: str) -> Reply:
         message: What the model returned.
         stops: The stop strings that were asked for.
         writer: ``small`` or ``large``, for the error message.
+        estimate: Counts its tokens where it does not tell them; None refuses it then.
 
     Raises:
         ChatModelContractError: It is no AIMessage, or does not tell why it stopped or what it cost.
         ModelServerError: A filter ended it, the model refused, or its server broke off.
     """
-    metadata, usage = _counted(message, writer)
+    metadata, usage, estimated = _counted(message, writer, estimate)
     end, separator, notes = _end(metadata, stops, writer)
-    if metadata.get("usage_estimated"):
+    if metadata.get("usage_upper_bound"):
         notes += (
             f"the server of the {writer} model does not report usage: a call counts as its max_tokens and an "
             "upper bound of its prompt",
@@ -80,11 +83,20 @@ def read_reply(message: Any, stops: Collection[str], writer: str) -> Reply:
         model=str(metadata.get("model_name", writer)),
         mean_token_probability=metadata.get("mean_token_probability"),
         opens_thought=bool(metadata.get("prompt_opens_thought")),
+        estimated=estimated,
         **usage,
     )
 
 
-def read_turn(message: Any, writer: str, model: Any, *, last: bool, max_tokens: int) -> Reply:
+def read_turn(
+    message: Any,
+    writer: str,
+    model: Any,
+    *,
+    last: bool,
+    max_tokens: int,
+    estimate: Estimate | None = None,
+) -> Reply:
     """Read an AIMessage that is a whole turn of an agent: text, tool calls, or both.
 
     LangChain's providers report each in its own way whether it was cut short (see `stop_reasons`). Where the
@@ -97,13 +109,14 @@ def read_turn(message: Any, writer: str, model: Any, *, last: bool, max_tokens: 
         model: The model, for its name where the answer does not tell it.
         last: Whether the agent ends with it even where it calls a tool, as for structured output.
         max_tokens: Most tokens it was asked for.
+        estimate: Counts its tokens where it does not tell them; None refuses it then.
 
     Raises:
         ChatModelContractError: It is no AIMessage, or does not tell what it cost.
         ModelServerError: A filter ended it, the model refused, its server broke off, or it is empty and its
             reason is not known.
     """
-    metadata, usage = _counted(message, writer)
+    metadata, usage, estimated = _counted(message, writer, estimate)
     if (error := refusal(message)) is not None:
         raise error
     reason = provider_reason(metadata)
@@ -115,36 +128,29 @@ def read_turn(message: Any, writer: str, model: Any, *, last: bool, max_tokens: 
         separator="",
         model=model_name(message, model),
         mean_token_probability=_mean_probability(metadata),
+        estimated=estimated,
         notes=() if reason is None or kind != "unknown" else (_not_known(writer, reason, cut=cut),),
         **usage,
     )
 
 
-class _Tokens(TypedDict):
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-
-
-def _counted(message: Any, writer: str) -> tuple[dict[str, Any], _Tokens]:
-    """Return an answer's metadata, and its tokens as fields of a `Reply`."""
+def _counted(
+    message: Any, writer: str, estimate: Estimate | None
+) -> tuple[dict[str, Any], Tokens, str | None]:
+    """Return an answer's metadata, its tokens as fields of a `Reply`, and what estimated them."""
     if not isinstance(message, AIMessage):
         raise ChatModelContractError(
             f"the {writer} model returned {type(message).__name__}; a chat model returns an AIMessage"
         )
-    usage = message.usage_metadata
-    if usage is None:
-        raise ChatModelContractError(
-            f"the {writer} model's answer has no usage_metadata, so its tokens cannot be counted against the "
-            "budget; use an adapter that reports usage (for OpenAI-compatible servers: stream_usage=True)"
-        )
-    return message.response_metadata, _Tokens(
-        input_tokens=usage["input_tokens"],
-        cached_tokens=usage.get("input_token_details", {}).get("cache_read", 0) or 0,
-        output_tokens=usage["output_tokens"],
-        reasoning_tokens=usage.get("output_token_details", {}).get("reasoning", 0) or 0,
-    )
+    metadata, usage = message.response_metadata, message.usage_metadata
+    estimated: str | None = metadata.get("usage_estimated")
+    reports = reports_usage(message)
+    if estimate is None and (estimated is not None or not reports):
+        raise ChatModelContractError(missing_usage(message, writer))
+    if estimate is not None and not reports:
+        usage, estimated = estimate.usage(message), estimate.counter.name
+    assert usage is not None
+    return metadata, reported_tokens(usage, writer), estimated
 
 
 def _mean_probability(metadata: dict[str, Any]) -> float | None:

@@ -284,7 +284,7 @@ def metadata_of(
     if lost.attempts:
         metadata["failed_attempts"] = lost.reported
     if not answer.usage_known:
-        metadata["usage_estimated"] = True
+        metadata["usage_upper_bound"] = True
     return metadata
 
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from langchain_core.messages import AIMessage
 from langgraph.types import Command
 
-from trim_graph.adapters.replies import Reply, read_turn
+from trim_graph.adapters.replies import Reply
+from trim_graph.adapters.usage import reports_usage
 from trim_graph.budget import Spend
 from trim_graph.errors import SettingsError
 from trim_graph.events import emit
@@ -28,10 +29,10 @@ from .calling import (
     billed,
     came_to_nothing,
     charged_if_left,
+    notes_on,
     out_of_time,
     refused,
     spend_of_raised,
-    with_notes,
 )
 from .deadline import GRACE, call_within
 from .drawing import Drawing, noting
@@ -51,6 +52,10 @@ class Answered(NamedTuple):
     message: AIMessage
     last: bool
     """Whether the agent ends with it even where it calls a tool: structured output."""
+
+
+Read = Callable[[Call, Answered], Reply]
+"""Reads what a model has answered to a call."""
 
 
 class _HandedOver(Policy):
@@ -156,7 +161,7 @@ def generate_turn(
     state: TrimState,
     ask: Callable[[Call], Answered],
     *,
-    model: Any,
+    read: Read,
     render: Callable[[AIMessage], str],
     ledger: Ledger | None = None,
 ) -> dict[str, Any]:
@@ -165,7 +170,7 @@ def generate_turn(
     Args:
         state: Of the run.
         ask: Makes the call.
-        model: That is asked, for its name.
+        read: Reads the answer.
         render: Makes the text of a turn that scorers and policies see.
         ledger: Keeps the accounts that runs share.
 
@@ -180,7 +185,7 @@ def generate_turn(
     call = _granted(call, drawn.tokens)
     begun = time.monotonic()
     try:
-        update = _asked(call, partial(ask, call), begun, model, render)
+        update = _asked(call, partial(ask, call), begun, read, render)
     except BaseException as error:
         drawing.settle(call.spend, spend_of_raised(call, error))
         raise
@@ -191,7 +196,7 @@ async def agenerate_turn(
     state: TrimState,
     ask: Callable[[Call], Awaitable[Answered]],
     *,
-    model: Any,
+    read: Read,
     render: Callable[[AIMessage], str],
     ledger: Ledger | None = None,
 ) -> dict[str, Any]:
@@ -199,13 +204,13 @@ async def agenerate_turn(
     call = _begun(state)
     drawing = Drawing(state, call.order, ledger)
     if not drawing:
-        return await _aasked(call, ask(call), time.monotonic(), model, render)
+        return await _aasked(call, ask(call), time.monotonic(), read, render)
     drawn = await drawing.areserve(call.order["max_tokens"])
     if drawn.refused is not None:
         return refused(call, drawn.refused)
     call = _granted(call, drawn.tokens)
     try:
-        update = await _aasked(call, ask(call), time.monotonic(), model, render)
+        update = await _aasked(call, ask(call), time.monotonic(), read, render)
     except BaseException as error:
         spend = spend_of_raised(call, error)
         await asyncio.shield(asyncio.to_thread(drawing.settle, call.spend, spend))
@@ -229,39 +234,42 @@ def _asked(
     call: Call,
     ask: Callable[[], Answered],
     begun: float,
-    model: Any,
+    read: Read,
     render: Callable[[AIMessage], str],
 ) -> dict[str, Any]:
     with charged_if_left(call):
         try:
-            message, last = call_within(call.limit, ask)
-            reply = read_turn(
-                message, call.order["writer"], model, last=last, max_tokens=call.order["max_tokens"]
-            )
+            answered = call_within(call.limit, ask)
+            reply = read(call, answered)
         except Exception as error:
             return came_to_nothing(call, error, time.monotonic() - begun)
-        spend = billed(call, reply, message.response_metadata, time.monotonic() - begun)
-        return _noted(call, reply, spend, render(message))
+        metadata = answered.message.response_metadata
+        spend = billed(call, reply, metadata, time.monotonic() - begun)
+        update = _noted(call, reply, spend, render(answered.message))
+        return update | {"notes": notes_on(call, reply, metadata)}
 
 
 async def _aasked(
     call: Call,
     asked: Awaitable[Answered],
     begun: float,
-    model: Any,
+    read: Read,
     render: Callable[[AIMessage], str],
 ) -> dict[str, Any]:
     with charged_if_left(call):
         try:
             async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
-                message, last = await asked
-            reply = read_turn(
-                message, call.order["writer"], model, last=last, max_tokens=call.order["max_tokens"]
-            )
+                answered = await asked
+            if reports_usage(answered.message):
+                reply = read(call, answered)
+            else:  # what counts tokens may have to be loaded first
+                reply = await asyncio.to_thread(read, call, answered)
         except Exception as error:
             return came_to_nothing(call, error, time.monotonic() - begun)
-        spend = billed(call, reply, message.response_metadata, time.monotonic() - begun)
-        return _noted(call, reply, spend, render(message))
+        metadata = answered.message.response_metadata
+        spend = billed(call, reply, metadata, time.monotonic() - begun)
+        update = _noted(call, reply, spend, render(answered.message))
+        return update | {"notes": notes_on(call, reply, metadata)}
 
 
 def _noted(call: Call, reply: Reply, spend: Spend, text: str) -> dict[str, Any]:
@@ -275,12 +283,7 @@ def _noted(call: Call, reply: Reply, spend: Spend, text: str) -> dict[str, Any]:
         end=reply.end,
         score=None,
     )
-    update: dict[str, Any] = {
-        "spend": spend,
-        "in_flight": None,
-        "draft": draft,
-        "notes": with_notes(call, reply.notes),
-    }
+    update: dict[str, Any] = {"spend": spend, "in_flight": None, "draft": draft}
     if order["decided"]:
         emit("draft", writer=draft["writer"], text=draft["text"], tokens=draft["tokens"])
         if out_of_time(call, spend):

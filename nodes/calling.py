@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from langchain_core.messages import BaseMessage
 from langgraph.errors import GraphBubbleUp
 
 from trim_graph.adapters.protocols import ChatModelContractError, FailedAttempts
 from trim_graph.adapters.refused_setting import LOGPROBS, refused_setting, remedy
 from trim_graph.adapters.replies import Reply
+from trim_graph.adapters.usage import Estimate, TokenCounter
 from trim_graph.budget import Spend, Writer, budget_left, grant
 from trim_graph.context import Settings, settings_of
 from trim_graph.errors import SettingsError
@@ -92,6 +94,38 @@ class RetryGrant:
             prompt_tokens=call.prompt_tokens,
         )
         return granted
+
+
+def estimate_of(call: Call, counter: TokenCounter | None, prompt: Sequence[BaseMessage]) -> Estimate | None:
+    """Return how a call's tokens may be estimated; None where a limit hangs on them and nobody said how.
+
+    Args:
+        call: The call.
+        counter: Of its model.
+        prompt: That was sent.
+    """
+    settings = call.settings
+    limits = (settings.budget, settings.allowances.thread, settings.allowances.user)
+    limited = call.order["writer"] == "large" and any(
+        limit is not None and (limit.large_tokens is not None or limit.large_cost is not None)
+        for limit in limits
+    )
+    if counter is None or (limited and counter.given is None):
+        return None
+    return Estimate(counter, prompt)
+
+
+def notes_on(call: Call, reply: Reply, metadata: dict[str, Any]) -> list[str]:
+    """Return the run's notes, with what a user should know of the answers of a writer, each once."""
+    writer, found = call.order["writer"], list[str]()
+    if metadata.get("continuation") == "prompt":
+        found.append(f"the {writer} model continues by prompt: it cannot carry on a text exactly")
+    if reply.estimated is not None:
+        found.append(
+            f"the {writer} model does not report its tokens: they are estimated by {reply.estimated}, and "
+            "thoughts that it does not show are not among them"
+        )
+    return with_notes(call, [*found, *reply.notes])
 
 
 def begin_call(state: TrimState) -> Call | None:

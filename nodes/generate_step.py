@@ -8,10 +8,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 
 from trim_graph.adapters.protocols import ModelServerError
 from trim_graph.adapters.replies import Reply, read_reply
+from trim_graph.adapters.usage import TokenCounter, reports_usage
 from trim_graph.budget import Spend, Writer
 from trim_graph.events import emit
 from trim_graph.ledger import Ledger
@@ -25,12 +27,12 @@ from .calling import (
     charged_first,
     charged_if_left,
     not_made,
+    notes_on,
     out_of_time,
     refused,
     spend_of_raised,
     too_late,
     used_between,
-    with_notes,
 )
 from .clock import timed
 from .deadline import GRACE, call_within
@@ -50,12 +52,21 @@ def generate_step_node(
     large: Runnable[Any, Any],
     segmentation: Segmentation | None = None,
     ledger: Ledger | None = None,
+    counters: dict[Writer, TokenCounter] | None = None,
 ) -> Node:
-    """Build the node from the two writers, the graph's own way to find the end of a step, and its ledger."""
+    """Build the node.
+
+    Args:
+        small: A writer.
+        large: The other one.
+        segmentation: The graph's own way to find the end of a step.
+        ledger: The graph's.
+        counters: Count the tokens of writers that do not report them.
+    """
     models: dict[Writer, Runnable[Any, Any]] = {"small": small, "large": large}
 
     def write(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        call = prepare_step(state, config, models, segmentation)
+        call = prepare_step(state, config, models, segmentation, counters)
         if call is None:
             return charged_first(state)
         if too_late(call):
@@ -73,7 +84,7 @@ def generate_step_node(
         return noting(update, state, drawing.settle(call.spend, update["spend"]))
 
     async def awrite(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        call = prepare_step(state, config, models, segmentation)
+        call = prepare_step(state, config, models, segmentation, counters)
         if call is None:
             return charged_first(state)
         if too_late(call):
@@ -111,8 +122,11 @@ def _asked(call: StepCall) -> dict[str, Any]:
     with charged_if_left(call):
         try:
             message = call_within(call.limit, ask)
-            reply = _read(call, message)
         except Exception as error:
+            return came_to_nothing(call, error, time.monotonic() - begun)
+        try:
+            reply = _read(call, message)
+        except ModelServerError as error:
             return came_to_nothing(call, error, time.monotonic() - begun)
         return _noted(call, message, reply, time.monotonic() - begun)
 
@@ -125,8 +139,11 @@ async def _aasked(call: StepCall, under_way: WorkAhead | None = None) -> dict[st
         try:
             async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
                 message = await (ahead or call.model.ainvoke(call.messages, call.config, **call.arguments))
-            reply = _read(call, message)
         except Exception as error:
+            return came_to_nothing(call, error, time.monotonic() - begun)
+        try:
+            reply = await _aread(call, message)
+        except ModelServerError as error:
             return came_to_nothing(call, error, time.monotonic() - begun)
         update = _noted(call, message, reply, time.monotonic() - begun)
     if under_way is not None:
@@ -156,20 +173,25 @@ def _granted(call: StepCall, tokens: int, *, reserved: bool) -> StepCall:
 def _read(call: StepCall, message: Any) -> Reply:
     """Read an answer; one that is a failure by itself, such as a filter's, is charged as it tells."""
     try:
-        return read_reply(message, call.arguments.get("stop", ()), call.order["writer"])
+        return read_reply(message, call.arguments.get("stop", ()), call.order["writer"], call.estimate)
     except ModelServerError as error:
         if error.attempts is None:
             error.attempts = attempts_of_answer(message)
         raise
 
 
+async def _aread(call: StepCall, message: Any) -> Reply:
+    """As `_read`; what counts tokens may have to be loaded first, so that is done in a thread."""
+    if call.estimate is None or not isinstance(message, AIMessage) or reports_usage(message):
+        return _read(call, message)
+    return await asyncio.to_thread(_read, call, message)
+
+
 def _noted(call: StepCall, message: Any, reply: Reply, seconds: float) -> dict[str, Any]:
     order, thinking = call.order, call.settings.thinking
     spend = billed(call, reply, message.response_metadata, seconds)
     update: dict[str, Any] = {"spend": spend, "in_flight": None}
-    prompted = f"the {order['writer']} model continues by prompt: it cannot carry on a text exactly"
-    by_prompt = message.response_metadata.get("continuation") == "prompt"
-    notes = with_notes(call, (*reply.notes, *([prompted] if by_prompt else ())))
+    notes = notes_on(call, reply, message.response_metadata)
     if notes != call.notes:
         update["notes"] = notes
     if "probe" in order:
@@ -218,8 +240,6 @@ def _without_step(call: StepCall, reply: Reply, spend: Spend, metadata: dict[str
 def _gave_no_step(call: StepCall, spend: Spend, why: str) -> dict[str, Any]:
     writer = call.order["writer"]
     emit("failed", part=writer, error=why)
-    failed = {**spend[writer], "failed_calls": spend[writer]["failed_calls"] + 1}
-    return {
-        "failed": Failure(part=writer, error=why, no_step=True),
-        "spend": Spend(**{**spend, writer: failed}),  # type: ignore[typeddict-item]
-    }
+    charged = Spend(**{**spend})
+    charged[writer] = {**spend[writer], "failed_calls": spend[writer]["failed_calls"] + 1}
+    return {"failed": Failure(part=writer, error=why, no_step=True), "spend": charged}

@@ -9,13 +9,14 @@ from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 
 from trim_graph.adapters.inner_model import capable
+from trim_graph.adapters.usage import Estimate, TokenCounter
 from trim_graph.budget import Writer
 from trim_graph.conversation import compose
 from trim_graph.run import segmentation_of
 from trim_graph.segment import Segmentation, join_steps
 from trim_graph.state import Step, TrimState
 
-from .calling import Call, RetryGrant, begin_call
+from .calling import Call, RetryGrant, begin_call, estimate_of
 from .drafting import endings, lead_counts
 from .node import tagged
 from .probing import entropy_arguments
@@ -38,6 +39,8 @@ class StepCall(Call):
     """What was written of this step before, as far as it counts."""
     key: str
     """Names the call within its run."""
+    estimate: Estimate | None
+    """Counts its tokens if the model does not report them."""
 
 
 def prepare_step(
@@ -45,6 +48,7 @@ def prepare_step(
     config: RunnableConfig,
     models: dict[Writer, Runnable[Any, Any]],
     own_segmentation: Segmentation | None,
+    counters: dict[Writer, TokenCounter] | None = None,
 ) -> StepCall | None:
     """Make the call that `route` ordered; None where one before it was cut off.
 
@@ -53,6 +57,7 @@ def prepare_step(
         config: Of the node.
         models: The two writers.
         own_segmentation: The graph's own.
+        counters: Count the tokens of writers that do not report them.
     """
     call = begin_call(state)
     if call is None:
@@ -72,12 +77,13 @@ def prepare_step(
     retry = None
     if order["writer"] == "large" and capable(model, "takes_retry_tokens"):
         retry = arguments["retry_tokens"] = RetryGrant(call)
+    messages = compose(state["messages"], settings.instruction, prefix)
     tag = "trim:draft" if order["decided"] else "trim:accepted"
     tag = "trim:probe" if "probe" in order else tag
     return StepCall(
         **{field.name: getattr(call, field.name) for field in fields(call)} | {"retry": retry},
         model=model,
-        messages=compose(state["messages"], settings.instruction, prefix),
+        messages=messages,
         config=tagged(config, "nostream", tag, f"trim:{order['writer']}"),
         arguments=arguments,
         segmentation=segmentation,
@@ -85,4 +91,5 @@ def prepare_step(
         index=len(state["steps"]),
         lead=lead,
         key=key_of(prefix, arguments),
+        estimate=estimate_of(call, (counters or {}).get(order["writer"]), messages),
     )

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +40,7 @@ def test_a_stop_string_kept_in_the_text_is_not_doubled():
     [
         ("text", "returned str"),
         (AIMessage("x", response_metadata={"stop_reason": None}), "usage_metadata"),
+        (AIMessage("x", usage_metadata={**USAGE, "output_tokens": 0}), "has text, but .* output_tokens=0"),
         (answer(finish_reason="stop"), "stop_reason"),
     ],
 )
@@ -51,7 +54,7 @@ def test_an_answer_that_breaks_the_contract_is_refused_with_the_reason(message, 
     text=st.text(),
     stop=st.sampled_from([None, "\n\n", 2, "other"]),
     finish=st.sampled_from(["stop", "length", None]),
-    usage=st.tuples(st.integers(0, 9999), st.integers(0, 9999), st.integers(0, 99)),
+    usage=st.tuples(st.integers(99, 9999), st.integers(1, 9999), st.integers(0, 99)),
 )
 def test_usage_and_text_are_read_as_they_are(text, stop, finish, usage):
     read, written, cached = usage
@@ -94,7 +97,7 @@ def test_an_answer_that_was_cut_off_or_ended_for_an_unknown_reason_is_not_finish
 
 
 def test_tokens_that_are_only_bounded_are_noted():
-    reply = read_reply(answer(finish_reason="stop", stop_reason=None, usage_estimated=True), (), "large")
+    reply = read_reply(answer(finish_reason="stop", stop_reason=None, usage_upper_bound=True), (), "large")
     assert "server of the large model does not report usage" in reply.notes[0]
 
 
@@ -178,3 +181,55 @@ def test_a_name_is_ended_only_if_the_table_says_so(name):
 )
 def test_whatever_a_provider_puts_there_is_a_reason_or_none(metadata):
     assert isinstance(provider_reason(metadata), str | None)
+
+
+def reported(**numbers) -> AIMessage:
+    """An answer whose usage nobody has checked, as an adapter may set it."""
+    message = answer(stop_reason=None)
+    message.usage_metadata = {**USAGE, **numbers}
+    return message
+
+
+@pytest.mark.parametrize(
+    ("numbers", "reason"),
+    [
+        ({"output_tokens": -3}, "output_tokens=-3"),
+        ({"input_tokens": 2.5}, "input_tokens=2.5"),
+        ({"output_tokens": "3"}, "output_tokens='3'"),
+        ({"output_tokens": True}, "output_tokens=True"),
+        ({"input_tokens": None}, "input_tokens=None"),
+        ({"input_token_details": {"cache_read": -1}}, "cache_read=-1"),
+        ({"input_token_details": {"cache_read": 8}}, "cache_read=8, but input_tokens=7"),
+        ({"output_token_details": {"reasoning": "all"}}, "reasoning='all'"),
+    ],
+)
+@pytest.mark.parametrize("turn", [False, True], ids=["step", "turn"])
+def test_a_number_that_cannot_be_true_is_refused_by_name(numbers, reason, turn):
+    read = partial(read_turn, model=None, last=False, max_tokens=9) if turn else partial(read_reply, stops=())
+    with pytest.raises(ChatModelContractError, match=f"the small model reports .*{reason}"):
+        read(reported(**numbers), writer="small")
+
+
+@pytest.mark.parametrize("name", ["reasoning", "flex_reasoning"])
+def test_tokens_of_thoughts_are_read(name):
+    assert read_reply(reported(output_token_details={name: 2}), (), "small").reasoning_tokens == 2
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            name: st.one_of(st.none(), st.integers(-9, 99), st.floats(), st.text(max_size=2), st.booleans())
+            for name in USAGE
+        },
+    )
+)
+def test_no_number_is_read_that_is_none(numbers):
+    message = answer(stop_reason=None)
+    message.usage_metadata = numbers
+    try:
+        reply = read_reply(message, (), "small")
+    except ChatModelContractError:
+        return
+    assert reply.output_tokens == numbers["output_tokens"] > 0
+    assert reply.input_tokens == numbers["input_tokens"] >= 0

@@ -14,7 +14,8 @@ from .accounts import Allowances
 from .adapters.continue_by_prompt import as_writer
 from .adapters.scorers import as_scorer
 from .adapters.token_probability import TokenProbability
-from .budget import Budget, Prices
+from .adapters.usage import CountTokens, TokenCounter, check_count_tokens
+from .budget import Budget, Prices, Writer
 from .compiled import TrimGraph
 from .context import TrimContext, make_settings
 from .errors import SettingsError
@@ -51,6 +52,7 @@ def create_trim_graph(
     prices: Prices | None = None,
     checkpointer: Checkpointer = None,
     ledger: Ledger | None = None,
+    count_tokens: CountTokens | None = None,
     name: str = "trim",
     **settings: Any,
 ) -> CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput]:
@@ -69,6 +71,9 @@ def create_trim_graph(
         prices: Price table, for the limit on cost and for the bill.
         checkpointer: None inherits the parent's when embedded as a subgraph.
         ledger: Keeps the accounts of threads and users that have ``allowances``; see `open_ledger`.
+        count_tokens: Number of tokens of a text, for models whose answers have no ``usage_metadata``. Without
+            it such a model's own ``get_num_tokens`` counts, unless a limit hangs on its tokens: then its
+            first answer is refused. The summary's notes say that tokens are estimated.
         name: Of the graph, in traces and as a subgraph.
         **settings: Fields of `Settings`: ``max_steps``, ``max_step_tokens``, ``delimiter``,
             ``segmentation`` (see `trim_graph.segment`; a function will do), ``thinking``, ``instruction``,
@@ -87,6 +92,7 @@ def create_trim_graph(
     for writer, model in (("small", small), ("large", large)):
         if not isinstance(model, Runnable):
             raise SettingsError(f"{writer} is {model!r}: pass a LangChain chat model")
+    check_count_tokens(count_tokens)
     fixed = make_settings(budget, prices, settings)
     if ledger is None and fixed.allowances != Allowances():
         raise SettingsError("allowances are given, but no ledger that counts: pass ledger=, of open_ledger")
@@ -94,14 +100,19 @@ def create_trim_graph(
         _check_probabilities(scorer, small=small, large=large)
     way = fixed.segmentation
     delimiter = way.delimiter if isinstance(way, DelimiterSteps) else fixed.delimiter
-    small, large = as_writer(small, delimiter), as_writer(large, delimiter)
+    counters: dict[Writer, TokenCounter] = {
+        "small": TokenCounter("small", small, count_tokens),
+        "large": TokenCounter("large", large, count_tokens),
+    }
+    small = as_writer(small, delimiter, counters["small"])
+    large = as_writer(large, delimiter, counters["large"])
     builder = StateGraph(TrimState, TrimContext, input_schema=TrimInput, output_schema=TrimOutput)
     looking = LookingAhead(small, scorer, routing, fixed.segmentation)
     looking.check(wanted=fixed.lookahead)
     has_scorer = scorer is not None
     route = route_node(fixed, routing, large, has_scorer=has_scorer, ledger=ledger, looking=looking)
     builder.add_node("route", route, destinations=FROM_ROUTE)
-    builder.add_node("generate_step", generate_step_node(small, large, fixed.segmentation, ledger))
+    builder.add_node("generate_step", generate_step_node(small, large, fixed.segmentation, ledger, counters))
     builder.add_node("ask_person", ask_person_node())
     builder.add_edge("ask_person", "route")
     builder.add_node("finalize", finalize_node(ledger, looking))

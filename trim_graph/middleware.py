@@ -18,6 +18,7 @@ from langgraph.runtime import Runtime
 
 from .accounts import Allowances
 from .adapters.scorers import as_scorer
+from .adapters.usage import CountTokens, check_count_tokens
 from .agent_state import TrimAgentState, named, routing_of, stop_message, summary_of, update_of
 from .budget import Budget, Prices, Spend, nothing_spent, turn_prompt_bound
 from .context import Settings, make_settings, overridden
@@ -80,6 +81,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         budget_per: What the budget is for: each ``question`` of the user, or all of a ``thread``.
         ledger: Keeps the accounts of threads and users that have ``allowances``; see `open_ledger`.
         longest_result: Characters of a tool's result that the scorer is shown.
+        count_tokens: Number of tokens of a text, for models whose answers have no ``usage_metadata``; as in
+            `trim_graph.create_trim_graph`.
         **settings: ``max_steps`` (turns a question, default 32), ``max_step_tokens`` (tokens a turn, default
             4096), ``seed``, ``allowances``, ``on_scorer_error``, ``on_large_error`` and ``on_small_error``.
 
@@ -107,6 +110,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         budget_per: Literal["question", "thread"] = "question",
         ledger: Ledger | None = None,
         longest_result: int = LONGEST_RESULT,
+        count_tokens: CountTokens | None = None,
         **settings: Any,
     ) -> None:
         super().__init__()
@@ -125,6 +129,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             raise SettingsError(
                 "allowances are given, but no ledger that counts: pass ledger=, of open_ledger"
             )
+        check_count_tokens(count_tokens)
+        self.count_tokens = count_tokens
         self.budget_per, self.ledger, self.longest_result = budget_per, ledger, longest_result
         try:
             self._scoring = None if scorer is None else score_step_node(as_scorer(scorer))
@@ -213,7 +219,15 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         return await self._routing(request).arun(handler)
 
     def _routing(self, request: ModelRequest[Any]) -> TurnRouting:
-        return TurnRouting(request, self.large, self.policy, self._scoring, self.ledger, self.longest_result)
+        return TurnRouting(
+            request,
+            self.large,
+            self.policy,
+            self._scoring,
+            self.ledger,
+            self.longest_result,
+            self.count_tokens,
+        )
 
 
 def _settings(budget: Budget | None, prices: Prices | None, given: dict[str, Any]) -> Settings:

@@ -18,6 +18,8 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.types import Command
 
 from .adapters.inner_model import bound_setting, call_names, chat_model_inside
+from .adapters.replies import Reply, read_turn
+from .adapters.usage import CountTokens, TokenCounter
 from .agent_state import routing_of, stop_message, summary_of, update_of
 from .budget import Writer, turn_prompt_bound
 from .errors import ChatModelContractError, SettingsError
@@ -25,7 +27,7 @@ from .events import emit
 from .ledger import Ledger
 from .nodes import after_generate_step
 from .nodes.agent_turn import AgentRouting, AgentTurn, Answered, agenerate_turn, generate_turn
-from .nodes.calling import Call, charge_lost_call, forget_cut_off
+from .nodes.calling import Call, charge_lost_call, estimate_of, forget_cut_off
 from .policies import Policy
 from .state import applied
 from .turn_rendering import render_turn
@@ -45,6 +47,7 @@ class TurnRouting:
     scoring: Runnable[Any, Any] | None
     ledger: Ledger | None
     longest_result: int
+    count_tokens: CountTokens | None = None
     responses: dict[Writer, ModelResponse[Any]] = field(default_factory=dict)
     accepted: Writer | None = None
     open: bool = True
@@ -94,9 +97,20 @@ class TurnRouting:
         return work(*given) if self.ledger is None else await asyncio.to_thread(work, *given)
 
     def _known(self) -> dict[str, Any]:
-        order = self.state["order"]
-        assert order is not None
-        return {"model": self.models[order["writer"]], "render": self._render, "ledger": self.ledger}
+        return {"read": self._read, "render": self._render, "ledger": self.ledger}
+
+    def _read(self, call: Call, answered: Answered) -> Reply:
+        writer = call.order["writer"]
+        model = self.models[writer]
+        estimate = estimate_of(call, TokenCounter(writer, model, self.count_tokens), self._prompt())
+        return read_turn(
+            answered.message,
+            writer,
+            model,
+            last=answered.last,
+            max_tokens=call.order["max_tokens"],
+            estimate=estimate,
+        )
 
     def _begin(self) -> None:
         spend, notes = charge_lost_call(self.state)
@@ -122,9 +136,11 @@ class TurnRouting:
         return render_turn(message, self.results, longest_result=self.longest_result)
 
     def _prompt_tokens(self) -> int:
+        return turn_prompt_bound(self._prompt(), self.tools)
+
+    def _prompt(self) -> list[BaseMessage]:
         system = self.request.system_message
-        messages = [*([system] if system else []), *self.request.messages]
-        return turn_prompt_bound(messages, self.tools)
+        return [*([system] if system else []), *self.request.messages]
 
     def _ask(self, handler: Handler, call: Call) -> Answered:
         with set_config_context(merge_configs(ensure_config(), {"tags": _tags(call)})) as context:

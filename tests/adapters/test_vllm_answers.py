@@ -193,7 +193,7 @@ def test_no_text_is_lost(ask, streamed, reply, text):
     assert answer.content == text
     assert answer.usage_metadata["input_tokens"] == 10
     assert answer.usage_metadata["output_tokens"] == 5
-    assert "usage_estimated" not in answer.response_metadata
+    assert "usage_upper_bound" not in answer.response_metadata
 
 
 REFUSED = {
@@ -318,7 +318,7 @@ def test_tokens_that_nobody_reports_are_charged_in_full(ask, stream_it):
     answer = ask(reply, stream=stream_it)
     assert answer.usage_metadata["output_tokens"] == MOST
     assert answer.usage_metadata["input_tokens"] >= len("q")
-    assert answer.response_metadata["usage_estimated"] is True
+    assert answer.response_metadata["usage_upper_bound"] is True
 
 
 def test_tokens_of_a_stream_left_early_are_charged_in_full_unless_they_came_with_the_text(ask):
@@ -330,7 +330,7 @@ def test_tokens_of_a_stream_left_early_are_charged_in_full_unless_they_came_with
     assert answer.usage_metadata["output_tokens"] == MOST
     current = stream(event("One"), event(" two", usage={"prompt_tokens": 10, "completion_tokens": 2}), DONE)
     answer = ask(current, stop_when=lambda text: text.endswith("two"))
-    assert (answer.usage_metadata["output_tokens"], "usage_estimated" in answer.response_metadata) == (
+    assert (answer.usage_metadata["output_tokens"], "usage_upper_bound" in answer.response_metadata) == (
         2,
         False,
     )

@@ -142,10 +142,10 @@ def test_a_model_asked_by_prompt_is_not_asked_again_and_again_for_what_it_repeat
 @pytest.mark.parametrize("asynchronously", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("writer", ["small", "large"])
 def test_an_answer_that_is_a_failure_takes_the_declared_way_out(make, monkeypatch, writer, asynchronously):
-    def read(message, stops, name):
+    def read(message, stops, name, *others):
         if name == writer:
             raise ModelServerError("the model ended with 'content_filter'", begun=True)
-        return real(message, stops, name)
+        return real(message, stops, name, *others)
 
     real = generate_step.read_reply
     monkeypatch.setattr(generate_step, "read_reply", read)

@@ -161,8 +161,8 @@ async def usage(subject: Subject) -> Finding:
     for how, answer in (("an answer", "answer"), ("a streamed answer", "streamed")):
         seen = subject.known.get(answer)
         used = getattr(seen, "usage_metadata", None) or {}
-        estimated = seen is not None and "usage_estimated" in seen.response_metadata
-        if seen is not None and (estimated or not (used.get("input_tokens") and used.get("output_tokens"))):
+        bounded = seen is not None and "usage_upper_bound" in seen.response_metadata
+        if seen is not None and (bounded or not (used.get("input_tokens") and used.get("output_tokens"))):
             return fault(
                 f"{how} does not report how many tokens it used, so each call counts as all its max_tokens",
                 "let a gateway pass on the field usage"
