@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, SecretStr
 from .background import run_sync
 from .chat_vllm_base import VLLMChatModel
 from .prompts_together import PromptsTogether
+from .redaction import check_variable_name
 from .replicas import Replicas, check_base_urls, conversation_key
 from .vllm_call import VLLMCall
 from .vllm_prompt import VLLMPrompts
@@ -21,6 +22,10 @@ from .vllm_wire import CallSettings
 def _checked_urls(base_url: str | list[str]) -> str | list[str]:
     check_base_urls(base_url)
     return base_url
+
+
+def _checked_variable(name: str | None) -> str | None:
+    return check_variable_name("api_key_env", name)
 
 
 class ChatVLLM(VLLMChatModel):
@@ -64,7 +69,7 @@ class ChatVLLM(VLLMChatModel):
     base_url: Annotated[str | list[str], AfterValidator(_checked_urls)] = "http://localhost:8000/v1"
     """The server's address, with or without ``/v1``; a list names replicas, which serve the same model. All
     steps of a solution go to one of them, by a hash of its conversation; to the next if that one fails."""
-    api_key_env: str | None = "VLLM_API_KEY"
+    api_key_env: Annotated[str | None, AfterValidator(_checked_variable)] = "VLLM_API_KEY"
     """Environment variable that holds the key, if the server wants one. It is read at every request."""
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
     """A key given in code instead. It is neither shown nor saved: a pickled model goes without."""

@@ -12,6 +12,8 @@ from functools import cache
 
 import httpx
 
+from .protocols import ModelServerError
+
 KEEP_ALIVE_S = 4.0
 """Below the 5 s after which uvicorn, which vLLM runs on, drops an idle connection."""
 LANE = 8
@@ -100,7 +102,12 @@ def new_client(max_connections: int) -> httpx.AsyncClient:
         max_keepalive_connections=max_connections,
         keepalive_expiry=KEEP_ALIVE_S,
     )
-    return httpx.AsyncClient(limits=limits, verify=_certificates())
+    try:
+        return httpx.AsyncClient(limits=limits, verify=_certificates())
+    except (ValueError, ImportError, httpx.InvalidURL):
+        fault = "is not the URL of a proxy that httpx can use"
+    # Out of the except clause: httpx's own words may repeat a proxy's password.
+    raise ModelServerError(f"a proxy of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) {fault}")
 
 
 async def pool_for(root: str, max_connections: int) -> Pool:

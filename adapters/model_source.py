@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
+from .redaction import may_be_shown
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
@@ -41,8 +43,9 @@ def check_model(model: str | os.PathLike[str]) -> str:
     if not folder.exists():
         if _HUB_ID.fullmatch(text):
             return text
+        seen = f"model={text!r}" if may_be_shown(text) else "model holds what may be a secret"
         raise ValueError(
-            f"model={text!r}: no such folder. Give the folder of a model in the transformers layout "
+            f"{seen}: no such folder. Give the folder of a model in the transformers layout "
             "(config.json, tokenizer.json, *.safetensors) or a hub id, as 'Qwen/Qwen2.5-Math-1.5B-Instruct'."
         )
     if not (folder / "config.json").is_file():

@@ -17,6 +17,7 @@ from .prm_formats import STEP_TOKENS, FormatName, PRMFormat, PRMInput, check_for
 from .prm_scores import read_pooled
 from .prm_serving import serve_options
 from .protocols import FailedAttempts, ModelServerError, ScorableStep, ScorerError, ScorerReply
+from .redaction import check_variable_name
 from .replicas import Replicas, check_base_urls
 from .vllm_server import VLLMServer
 
@@ -86,6 +87,7 @@ class VLLMProcessReward:
             raise ValueError(f"read_timeout={read_timeout!r} must be a number of seconds above 0")
         if max_retries < 0:
             raise ValueError(f"max_retries={max_retries!r} must be 0 or more")
+        check_variable_name("api_key_env", api_key_env)
         self._settings = {
             "model": model,
             "base_url": base_url if isinstance(base_url, str) else list(base_url),

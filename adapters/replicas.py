@@ -32,10 +32,11 @@ def check_base_urls(base_url: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: The list is empty, an address is not right, or two are the same server.
     """
-    urls = [base_url] if isinstance(base_url, str) else list(base_url)
-    if not urls:
+    if isinstance(base_url, str):
+        return (check_base_url(base_url),)
+    if not base_url:
         raise ValueError("base_url is an empty list; name at least one address")
-    roots = tuple(check_base_url(url) for url in urls)
+    roots = tuple(check_base_url(url, f"base_url[{place}]") for place, url in enumerate(base_url))
     if twice := sorted({root for root in roots if roots.count(root) > 1}):
         raise ValueError(f"base_url names {', '.join(twice)} more than once; each replica stands there once")
     return roots

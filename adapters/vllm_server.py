@@ -17,6 +17,7 @@ from tenacity.wait import wait_exponential, wait_random
 
 from .http_pool import pool_for
 from .protocols import FailedAttempts, ModelServerError
+from .redaction import shown_url
 from .well_formed import json_body
 
 T = TypeVar("T")
@@ -41,26 +42,40 @@ class TransientError(ModelServerError):
         self.retry_after = retry_after
 
 
-def check_base_url(base_url: str) -> str:
+def check_base_url(base_url: str, setting: str = "base_url") -> str:
     """Check the `base_url` setting.
+
+    Args:
+        base_url: Its value.
+        setting: What messages call it.
 
     Returns:
         The server's root: without a trailing ``/v1``, since some of vLLM's endpoints stand beside it.
 
     Raises:
-        ValueError: It is no http(s) URL, or holds a password, which would show in logs.
+        ValueError: It is no http(s) URL of host, port and path. The message does not repeat it, since what is
+            wrong with a URL may be part of a password.
     """
-    try:
-        url = httpx.URL(base_url)
-    except (httpx.InvalidURL, TypeError) as error:
-        raise ValueError(f"base_url={base_url!r} is not a URL: {error}") from error
-    if url.userinfo:
-        raise ValueError(
-            "base_url holds a user name or password; name an environment variable in api_key_env"
-        )
-    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
-        raise ValueError(f"base_url={base_url!r} is not right; it looks like http://localhost:8000/v1")
-    return str(url).rstrip("/").removesuffix("/v1").rstrip("/")
+    if wrong := _base_url_fault(base_url):
+        raise ValueError(f"{setting} {wrong}; it looks like http://localhost:8000/v1")
+    return str(httpx.URL(base_url)).rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _base_url_fault(base_url: str) -> str:
+    if not isinstance(base_url, str):
+        return "is not a text"
+    scheme, _, rest = base_url.partition("://")
+    if scheme.lower() not in ("http", "https"):
+        return "does not begin with http:// or https://"
+    if "@" in rest:
+        return "holds a user name or password; name an environment variable in api_key_env instead"
+    if "?" in rest or "#" in rest:
+        return "holds a query or a fragment"
+    if shown_url(scheme.lower() + "://" + rest) is None:
+        return "is not a URL of a host, perhaps a port in digits, and perhaps a path"
+    with suppress(httpx.InvalidURL):
+        return "" if httpx.URL(base_url).host else "names no host"
+    return "is not a URL: its host or its port cannot be"
 
 
 @dataclass(frozen=True, slots=True)

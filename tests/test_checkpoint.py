@@ -110,7 +110,9 @@ async def test_an_environment_variable_may_name_the_place(tmp_path, monkeypatch)
         await build(checkpointer).ainvoke(QUESTION, THREAD)
     assert (tmp_path / "runs.db").exists()
     monkeypatch.setenv("RUNS", "rubbish")
-    with pytest.raises(SettingsError, match="the variable RUNS holds, and that is none: choose none, memory"):
+    with pytest.raises(
+        SettingsError, match="from the environment variable RUNS, is not one of the choices: choose none, "
+    ):
         open_checkpointer("env:RUNS")
     monkeypatch.delenv("RUNS")
     with pytest.raises(SettingsError, match="the environment variable RUNS is not set"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -12,20 +13,23 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import unquote
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
 
+from .adapters.redaction import is_variable_name, may_be_shown
 from .errors import SettingsError
 
 Saver = BaseCheckpointSaver[Any] | None
 
 CHOICES = "none, memory, sqlite:PATH, postgresql://USER@HOST/DATABASE, or env:NAME"
+LEDGERS = CHOICES.removeprefix("none, ")
+_HOST_AND_PORT = r"(\[[0-9A-Fa-f:.]+\]|[\w.%-]*)(:\d*)?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,45 +38,76 @@ class CheckpointPlace:
 
     Attributes:
         kind: ``none``, ``memory``, ``sqlite``, ``postgresql`` or ``env``.
-        place: The file, the URL, or the variable's name; empty for the first two.
+        place: The file, the URL, or the variable's name; empty for the first two. Not part of the repr, since
+            a URL from the environment may hold a password.
     """
 
     kind: str
-    place: str = ""
+    place: str = field(default="", repr=False)
 
     @property
     def lasts(self) -> bool:
         """Whether the runs outlive the process."""
         return self.kind not in ("none", "memory")
 
-    def __str__(self) -> str:
+    @property
+    def spec(self) -> str:
+        """The specification again, a password included."""
         return (
             self.place if self.kind == "postgresql" else self.kind + (f":{self.place}" if self.place else "")
         )
 
 
-def checkpoint_place(spec: str | None) -> CheckpointPlace:
+def checkpoint_place(spec: str | None, setting: str = "checkpoint") -> CheckpointPlace:
     """Take a specification apart, without looking whether the place exists.
 
     Args:
         spec: As for `open_checkpointer`.
+        setting: What messages call it.
 
     Raises:
-        ValueError: It is none, or holds a password.
+        ValueError: It is none, or may hold a password. The message names the setting and does not repeat the
+            specification.
     """
     kind, _, place = (spec or "none").partition(":")
     if kind in ("postgres", "postgresql") and place.startswith("//"):
-        url = f"postgresql:{place}"
-        if urlsplit(url).password or any("password" in name for name in parse_qs(urlsplit(url).query)):
-            # Begun with the setting's name, the message is told without the value.
-            raise ValueError(
-                "checkpoint holds a password; set PGPASSWORD, keep it in ~/.pgpass, or put the whole URL "
-                "into an environment variable and write env:NAME"
-            )
-        return CheckpointPlace("postgresql", url)
-    if kind not in ("none", "memory", "sqlite", "env") or bool(place) != (kind in ("sqlite", "env")):
-        raise ValueError(f"choose {CHOICES}")
+        if wrong := _url_fault(f"postgresql:{place}"):
+            raise ValueError(f"{setting} {wrong}")
+        return CheckpointPlace("postgresql", f"postgresql:{place}")
+    if kind == "env" and place:
+        if not is_variable_name(place):
+            raise ValueError(f"{setting} has something after env: that is no name of an environment variable")
+    elif kind not in ("none", "memory", "sqlite") or bool(place) != (kind == "sqlite"):
+        choices = LEDGERS if setting.startswith("ledger") else CHOICES
+        raise ValueError(f"{setting} is not one of the choices: choose {choices}")
+    if kind == "sqlite" and re.match(r"//[^/]", place):
+        raise ValueError(f"{setting} is a URL where a file is wanted: write sqlite:PATH, without //")
     return CheckpointPlace(kind, place)
+
+
+def _url_fault(url: str) -> str:
+    """Say what is wrong with a libpq URL that stands in the open; empty where nothing is."""
+    bare, _, query = url.partition("?")
+    user, at, rest = bare.removeprefix("postgresql://").rpartition("@")
+    names = {unquote(pair.partition("=")[0]) for pair in query.split("&")}
+    if ":" in user or any("password" in name for name in names):
+        return (
+            "holds a password; set PGPASSWORD, keep it in ~/.pgpass, or put the whole URL "
+            "into an environment variable and write env:NAME"
+        )
+    # A password with an unescaped slash, question mark or hash would have ended the host.
+    plain = not at or re.fullmatch(r"[\w.~%-]+", user)
+    if "@" in query or not plain or not re.fullmatch(r"[^\s#@]*", rest) or not _is_host(rest):
+        return (
+            "is not a URL that can be read: write postgresql://USER@HOST/DATABASE, with any other "
+            "character of a name percent-encoded"
+        )
+    return ""
+
+
+def _is_host(rest: str) -> bool:
+    hosts = rest.partition("/")[0]
+    return not hosts or all(re.fullmatch(_HOST_AND_PORT, host) for host in hosts.split(","))
 
 
 class open_checkpointer:
@@ -101,21 +136,7 @@ class open_checkpointer:
     """
 
     def __init__(self, spec: str | None) -> None:
-        try:
-            place = checkpoint_place(spec)
-        except ValueError as error:
-            told = str(error)
-            raise SettingsError(
-                told if told.startswith("checkpoint ") else f"checkpoint is {spec!r}: {told}"
-            ) from error
-        if place.kind == "env":
-            place = _from_environment(place.place)
-        if place.kind == "sqlite":
-            place = CheckpointPlace("sqlite", str(Path(place.place).expanduser()))
-            folder = Path(place.place).resolve().parent
-            if not folder.is_dir():
-                raise SettingsError(f"checkpoint is {spec!r}: the folder {folder} does not exist")
-        self.place = place
+        self.place = existing_place(spec)
         self._stack: ExitStack | None = None
         self._async_stack: AsyncExitStack | None = None
 
@@ -146,22 +167,48 @@ class open_checkpointer:
             self._async_stack = None
 
 
-def _from_environment(name: str) -> CheckpointPlace:
+def existing_place(spec: str | None, setting: str = "checkpoint") -> CheckpointPlace:
+    """Take a specification apart, follow ``env:``, and find the folder of a file.
+
+    Args:
+        spec: As for `open_checkpointer`.
+        setting: What messages call it.
+
+    Raises:
+        SettingsError: See `open_checkpointer`.
+    """
+    place = _taken_apart(spec, setting)
+    named = setting
+    if place.kind == "env":
+        named = f"{setting}, from the environment variable {place.place},"
+        place = _from_environment(place.place, setting, named)
+    if place.kind == "sqlite":
+        place = CheckpointPlace("sqlite", str(Path(place.place).expanduser()))
+        folder = Path(place.place).resolve().parent
+        if not folder.is_dir():
+            where = f": the folder {folder}" if may_be_shown(place.place) else " in a folder that"
+            raise SettingsError(f"{named} is a SQLite file{where} does not exist")
+    return place
+
+
+def _taken_apart(spec: str | None, setting: str) -> CheckpointPlace:
+    try:
+        return checkpoint_place(spec, setting)
+    except ValueError as error:
+        wrong = str(error)
+    raise SettingsError(wrong)
+
+
+def _from_environment(name: str, setting: str, named: str) -> CheckpointPlace:
     spec = os.environ.get(name, "").strip()
     if not spec:
-        raise SettingsError(f"checkpoint is 'env:{name}', but the environment variable {name} is not set")
+        raise SettingsError(f"{setting} is env:{name}, but the environment variable {name} is not set")
     kind, _, place = spec.partition(":")
     if kind in ("postgres", "postgresql") and place.startswith("//"):
         return CheckpointPlace("postgresql", f"postgresql:{place}")
-    try:
-        found = checkpoint_place(spec)
-    except ValueError as error:
-        raise SettingsError(
-            f"checkpoint is what the variable {name} holds, and that is none: {error}"
-        ) from error
-    if found.kind == "env":
-        raise SettingsError(f"checkpoint is what the variable {name} holds, and that is another env:...")
-    return found
+    if kind == "env":
+        raise SettingsError(f"{named} is another env:...; put the place itself into the variable")
+    return _taken_apart(spec, named)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from .errors import SettingsError
 
 _CONNECT_S = 10
 _OTHER_SETUP_S = 60
+_SHOWN = {"host": r"[\w.,:/-]+", "port": r"[\d,]+", "dbname": r"[\w.-]+", "user": r"[\w.-]+"}
 _SETUP_LOCK = 7_286_117
 """Any number, the same in all processes."""
 # What PostgresSaver.from_conn_string asks of a connection.
@@ -79,11 +81,15 @@ def connected(url: str) -> Iterator[Connection[DictRow]]:
     Raises:
         SettingsError: The database cannot be opened.
     """
+    connection, failed = None, ""
     try:
-        with psycopg.connect(url, connect_timeout=_CONNECT_S, **_OPTIONS) as connection:
-            yield connection
-    except psycopg.Error as error:
-        raise SettingsError(f"{_shown(url)} cannot be opened: {str(error).strip()}") from error
+        connection = psycopg.connect(url, connect_timeout=_CONNECT_S, **_OPTIONS)
+    except (psycopg.Error, ValueError) as error:  # ValueError: of a host that is no name
+        failed = _said(url, error)
+    if connection is None:  # out of the except clause: libpq's own words may repeat the URL
+        raise SettingsError(f"{shown_database(url)} cannot be opened{failed}")
+    with connection:
+        yield connection
 
 
 def _set_up(url: str) -> None:
@@ -96,11 +102,30 @@ def _try_lock(connection: Connection[Any]) -> bool:
     return bool(row and row["got"])
 
 
-def _shown(url: str) -> str:
-    """The database, without the password."""
+def shown_database(url: str) -> str:
+    """The database by host, port, name and user, where none of these can be a piece of a password."""
+    parts = _parts(url)
+    shown = {name: str(parts[name]) for name in _SHOWN if parts and parts.get(name)}
+    if not all(re.fullmatch(_SHOWN[name], value) for name, value in shown.items()):
+        shown = {}
+    return " ".join(["the PostgreSQL database", *(f"{name}={value}" for name, value in shown.items())])
+
+
+def _said(url: str, error: Exception) -> str:
+    """What PostgreSQL said, without what else the URL holds; empty of words where the URL is malformed."""
+    parts = _parts(url)
+    if not parts:
+        return ": its URL cannot be read"
+    if "=" not in shown_database(url):
+        return ": host, port, user or name of the database hold characters that no such name has"
+    said = str(error).strip()
+    for value in sorted((str(v) for n, v in parts.items() if n not in _SHOWN and v), key=len, reverse=True):
+        said = said.replace(value, "***")
+    return f": {said or type(error).__name__}"
+
+
+def _parts(url: str) -> dict[str, Any]:
     try:
-        parts = conninfo_to_dict(url)
+        return dict(conninfo_to_dict(url))
     except psycopg.ProgrammingError:
-        return "the PostgreSQL database"
-    names = ("host", "port", "dbname", "user")
-    return "the PostgreSQL database " + " ".join(f"{n}={parts[n]}" for n in names if parts.get(n))
+        return {}

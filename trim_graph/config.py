@@ -139,7 +139,8 @@ def make_config(
         return TrimConfig.model_validate(merged, context={"base": Path(base).absolute()})
     except ValidationError as error:
         schema = TrimConfig.model_json_schema()
-        raise SettingsError(explain(error, merged, schema, name, lines, overrides or {})) from error
+        wrong = explain(error, merged, schema, name, lines, overrides or {})
+    raise SettingsError(wrong)  # out of the except clause: pydantic's own words may repeat a secret
 
 
 def example_config(overrides: dict[str, Any] | None = None) -> TrimConfig:
@@ -184,7 +185,8 @@ def _built(part: str, build: Any) -> Any:
     try:
         return build()
     except ValueError as error:
-        raise SettingsError(f"{part}: {error}") from error
+        wrong = str(error)
+    raise SettingsError(f"{part}: {wrong}")  # without a provider's own error, which may repeat a key
 
 
 def build_graph(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from .adapters.redaction import SECRET_NAME, may_be_shown
 from .errors import SettingsError
 
 Place = tuple[str | int, ...]
@@ -16,6 +18,9 @@ Lines = Callable[[Place], int | None]
 
 SHOWN = 2
 """Problems told at once; more would scroll the first one away."""
+_GUARDED = ("base_url", "checkpoint", "ledger")
+"""Keys whose values may hold a password; so may those that `SECRET_NAME` matches."""
+_QUOTED = re.compile(r"'[^'<]{2,}'")
 
 
 def read_yaml(file: Path) -> tuple[dict[str, Any], Lines]:
@@ -39,17 +44,25 @@ def read_yaml(file: Path) -> tuple[dict[str, Any], Lines]:
         raise SettingsError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except OSError as error:
         raise SettingsError(f"configuration file {file} cannot be read: {error.strerror}") from error
+    malformed = None
     try:
         node, data = _parsed(text, file)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "malformed"
-        raise SettingsError(f"{file}{place}: not valid YAML: {problem}") from error
+        malformed = _yaml_problem(error)
+    if malformed is not None:  # out of the except clause: PyYAML's own error repeats the line
+        raise SettingsError(f"{file}{malformed}")
     if not isinstance(data, dict):
-        seen = "is empty" if data is None else f"holds {_shown(data)}"
+        held = _shown(data) if may_be_shown(data) else "no mapping"
+        seen = "is empty" if data is None else f"holds {held}"
         raise SettingsError(f"{file} {seen}; it needs the keys small, large and policy (see solve --help)")
     return data, lambda place: _line(node, place)
+
+
+def _yaml_problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "malformed"
+    return f"{place}: not valid YAML: {_QUOTED.sub('(what stands there)', str(problem))}"
 
 
 def _parsed(text: str, file: Path) -> tuple[Any, Any]:
@@ -194,27 +207,35 @@ def _path(place: Place) -> str:
 
 
 def _problem(item: Any, place: Place, keys: list[str]) -> str:
-    kind, seen, context = item["type"], item["input"], item.get("ctx", {})
+    kind, context = item["type"], item.get("ctx", {})
     if kind == "extra_forbidden":
         return f"unknown key{_nearest(str(place[-1]), keys)}"
     if kind == "missing":
         return "this key is missing"
+    seen = _seen(place, item["input"])
     if kind == "union_tag_invalid":
         tags = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
-        return f"unknown type {context['tag']!r}{_nearest(context['tag'], tags)}"
+        tag = f" {context['tag']!r}" if may_be_shown(context["tag"]) else ""
+        return f"unknown type{tag}{_nearest(context['tag'], tags)}"
     if kind in ("union_tag_not_found", "model_type", "model_attributes_type", "dict_type"):
-        return f"is {_shown(seen)}; expected a mapping{' with a type' if 'tag' in kind else ''}"
+        return f"{seen}expected a mapping{' with a type' if 'tag' in kind else ''}"
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     if kind == "value_error":
         # Begun with the key, a message says itself what was seen, or hides it: a URL may hold a password.
         for told in (f"{place[-1]}=", f"{place[-1]} ", "model=") if place else ():
             if message.startswith(told):
                 return message.removeprefix(told)
-        return message if isinstance(seen, dict) else f"is {_shown(seen)}; {message}"
+        return message if isinstance(item["input"], dict) else f"{seen}{message}"
     hint = ""
     if place[0] == "budget" and kind.startswith("greater_than") and place[-1] != "min_tokens":
         hint = "; leave it out for no limit, or choose the policy small_only"
-    return f"is {_shown(seen)}; it {message}{hint}"
+    return f"{seen}it {message}{hint}"
+
+
+def _seen(place: Place, value: Any) -> str:
+    """Say what was seen, where that may be repeated."""
+    guarded = any(key in _GUARDED or SECRET_NAME.search(str(key)) for key in place)
+    return "" if guarded or not may_be_shown(value) else f"is {_shown(value)}; "
 
 
 def _nearest(given: str, known: Sequence[str]) -> str:

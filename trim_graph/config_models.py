@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from .adapters.model_source import check_model
+from .adapters.redaction import SECRET_NAME
 from .budget import Writer
-from .config_places import Dtype, ModelPlace, Part, ServerURLs
+from .config_places import Dtype, KeyVariable, ModelPlace, Part, ServerURLs
 from .config_serve import Serve
 
 
@@ -39,7 +40,7 @@ class VLLMModel(Part):
     type: Literal["vllm"]
     model: str = Field(min_length=1)
     base_url: ServerURLs = "http://localhost:8000/v1"
-    api_key_env: str | None = "VLLM_API_KEY"
+    api_key_env: KeyVariable = "VLLM_API_KEY"
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int | None = None
@@ -126,11 +127,10 @@ class LangChainModel(Part):
     @field_validator("kwargs")
     @classmethod
     def _no_keys(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        secret = [name for name in kwargs if _SECRET.search(name)]
-        if secret:
+        if (place := _secret_in(kwargs)) is not None:
             # Not by a message that shows what was seen.
             raise ValueError(
-                f"kwargs.{secret[0]} does not belong into a file: set the provider's variable, "
+                f"kwargs{place} does not belong into a file: set the provider's variable, "
                 "such as OPENAI_API_KEY, in the environment"
             )
         return kwargs
@@ -150,10 +150,28 @@ class LangChainModel(Part):
         except ImportError:
             raise
         except Exception as error:  # each provider's class has its own for a missing key or a wrong setting
-            raise ValueError(f"{self.model}: {str(error).strip().splitlines()[0]}") from error
+            wrong = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{self.model}: {wrong}")
 
 
-_SECRET = re.compile(r"key|secret|token$|password|credential|headers", re.IGNORECASE)
+_USERINFO = re.compile(r"://[^/?#]*@")
+
+
+def _secret_in(value: Any, place: str = "") -> str | None:
+    """Find the place of the first secret: what is named as one, or a URL with a user name or password."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            here = f"{place}.{key}"
+            if SECRET_NAME.search(str(key)):
+                return here
+            if (found := _secret_in(inner, here)) is not None:
+                return found
+    if isinstance(value, list):
+        for index, inner in enumerate(value):
+            if (found := _secret_in(inner, f"{place}[{index}]")) is not None:
+                return found
+    return place if isinstance(value, str) and _USERINFO.search(value) else None
+
 
 ModelConfig = Annotated[
     TransformersModel | VLLMModel | VLLMEngineModel | LangChainModel | ExampleModel,

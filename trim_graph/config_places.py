@@ -6,15 +6,17 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 
 from .adapters.model_source import check_model
+from .adapters.redaction import check_variable_name
 
 
 class Part(BaseModel):
     """A mapping in the file; a key it does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Hidden, since a traceback shows pydantic's own words, and a wrong value may hold a password.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 def beside_file(value: Any, info: ValidationInfo) -> Any:
@@ -42,10 +44,18 @@ def _server_urls(value: Any) -> Any:
 
     urls = value if isinstance(value, list) else [value]
     if not all(isinstance(url, str) for url in urls):
-        raise ValueError("it should be an address or a list of addresses")
+        raise ValueError("base_url should be an address or a list of addresses")
     check_base_urls(value)
     return value
 
 
 ServerURLs = Annotated[str | list[str], BeforeValidator(_server_urls)]
 """One address, or those of several replicas of a server."""
+
+
+def _variable(name: str | None) -> str | None:
+    return check_variable_name("api_key_env", name)
+
+
+KeyVariable = Annotated[str | None, AfterValidator(_variable)]
+"""Name of an environment variable that holds a key."""

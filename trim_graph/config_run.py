@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo
 
-from .checkpoint import CHOICES, checkpoint_place
+from .checkpoint import CHOICES, LEDGERS, checkpoint_place
 from .config_places import Part, base_folder
 from .context import OnLargeError, OnScorerError, OnSmallError
 from .prompts import DEFAULT_INSTRUCTION
@@ -34,31 +34,28 @@ class RunSettings(Part):
     lookahead: bool = False
 
 
-def placed_checkpoint(value: Any, info: ValidationInfo) -> Any:
-    """Check a checkpoint's specification; a relative path is relative to the file."""
+def _placed(value: Any, info: ValidationInfo, setting: str) -> str:
+    """Check a specification; a relative path is relative to the file."""
     if not isinstance(value, str | None):
-        raise ValueError(f"choose {CHOICES}")
-    place = checkpoint_place(value)
+        raise ValueError(f"{setting} is not a text: choose {CHOICES if setting == 'checkpoint' else LEDGERS}")
+    place = checkpoint_place(value, setting)
     if place.kind != "sqlite":
-        return str(place)
+        return place.spec
     return f"sqlite:{base_folder(info) / os.path.expanduser(place.place)}"
 
 
-LEDGERS = CHOICES.removeprefix("none, ")
+def placed_checkpoint(value: Any, info: ValidationInfo) -> str:
+    """Check a checkpoint's specification."""
+    return _placed(value, info, "checkpoint")
 
 
-def placed_ledger(value: Any, info: ValidationInfo) -> Any:
+def placed_ledger(value: Any, info: ValidationInfo) -> str | None:
     """Check a ledger's specification, as a checkpoint's; null is none."""
     if value is None:
         return None
-    try:
-        placed = placed_checkpoint(value, info)
-    except ValueError as error:
-        raise ValueError(
-            str(error).replace("checkpoint holds", "ledger holds").replace(CHOICES, LEDGERS)
-        ) from error
+    placed = _placed(value, info, "ledger")
     if placed == "none":
-        raise ValueError(f"choose {LEDGERS}")
+        raise ValueError(f"ledger cannot be none: choose {LEDGERS}")
     return placed
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from .adapters.prm_formats import FormatName, check_format
 from .config_models import ModelConfig
-from .config_places import Dtype, ModelPlace, Part, ServerURLs
+from .config_places import Dtype, KeyVariable, ModelPlace, Part, ServerURLs
 from .config_serve import Serve
 
 
@@ -47,7 +47,7 @@ class VLLMPRM(FormattedPRM):
     type: Literal["vllm_prm"]
     model: str = Field(min_length=1)
     base_url: ServerURLs = "http://localhost:8000/v1"
-    api_key_env: str | None = "VLLM_API_KEY"
+    api_key_env: KeyVariable = "VLLM_API_KEY"
     tokenizer: ModelPlace | None = None
     max_batch_size: int = Field(default=64, ge=1)
     max_requests: int = Field(default=2, ge=1)

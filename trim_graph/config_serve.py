@@ -76,6 +76,11 @@ class Serve(Part):
                     "args holds --api-key, which every user of the machine could read; put the key into an "
                     "environment variable and name that in api_key_env"
                 )
+            if flag == "--hf-token":
+                raise ValueError(
+                    "args holds --hf-token, which every user of the machine could read; put the token into "
+                    "the environment variable HF_TOKEN"
+                )
             if flag in _OWNED:
                 raise ValueError(f"args holds {flag}, which {_OWNED[flag]} says")
         return args

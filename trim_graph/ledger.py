@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
-from .checkpoint import CheckpointPlace, open_checkpointer
+from .checkpoint import LEDGERS, existing_place
 from .errors import SettingsError
 
 
@@ -125,7 +125,7 @@ def open_ledger(spec: str) -> AbstractContextManager[Ledger]:
     Raises:
         SettingsError: The specification is none of these, or the place cannot be opened.
     """
-    place: CheckpointPlace = open_checkpointer(spec).place
+    place = existing_place(spec, "ledger")
     if place.kind == "memory":
         return nullcontext(MemoryLedger())
     if place.kind == "sqlite":
@@ -140,4 +140,4 @@ def open_ledger(spec: str) -> AbstractContextManager[Ledger]:
                 'a ledger in PostgreSQL needs an extra: pip install "trim-graph[postgres]"'
             ) from error
         return open_postgres_ledger(place.place)
-    raise SettingsError(f"ledger is {spec!r}: choose memory, sqlite:PATH, postgresql://... or env:NAME")
+    raise SettingsError(f"ledger cannot be none: choose {LEDGERS}")

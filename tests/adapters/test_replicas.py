@@ -71,7 +71,7 @@ class TestRank:
     [
         ([], "empty list"),
         (["http://a:1/v1", "http://a:1"], "http://a:1 more than once"),
-        (["http://a:1", "ftp://b"], "ftp://b"),
+        (["http://a:1", "ftp://b"], r"base_url\[1\] does not begin with http://"),
     ],
 )
 def test_wrong_lists_are_refused(urls, said):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trim_graph.adapters.redaction import may_be_shown
 from trim_graph.config import Parts, TrimConfig, build_parts, example_config, load_config
 from trim_graph.errors import InputError, SettingsError, TrimError
 
@@ -34,10 +35,9 @@ def parsed_option(option: str, given: str, example: str) -> Any:
 
     try:
         return yaml.safe_load(given)
-    except yaml.YAMLError as error:
-        raise SettingsError(
-            f"{option} {given!r} is neither a name nor a mapping such as '{example}'"
-        ) from error
+    except yaml.YAMLError:
+        shown = f" {given!r}" if may_be_shown(given) else ""
+    raise SettingsError(f"{option}{shown} is neither a name nor a mapping such as '{example}'")
 
 
 def readable(problem: str, config: TrimConfig) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
+from trim_graph.adapters.redaction import shown_address
 from trim_graph.errors import SettingsError
 
 REACHED_IN = 5.0
@@ -83,10 +84,10 @@ def _reach(address: str) -> None:
 
 def _take_connection(address: str) -> None:
     host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
+    if shown_address(address) is None:
         raise SettingsError(
-            f"--ray {address}: give HOST:PORT of the cluster's head, such as 10.0.0.1:6379, or auto; run "
-            "this command on one of its machines, or hand it in with ray job submit"
+            "--ray is neither HOST:PORT nor auto: give HOST:PORT of the cluster's head, such as "
+            "10.0.0.1:6379; run this command on one of its machines, or hand it in with ray job submit"
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACHED_IN).close()

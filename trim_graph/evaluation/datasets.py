@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from trim_graph.adapters.redaction import may_be_shown
 from trim_graph.config_places import Part as Mapped
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.examples.arithmetic import Part, Split, is_right, label_steps, stream_problems
@@ -204,6 +205,8 @@ def make_dataset(
         else:
             given = {"type": "file", "path": given}
     values = dict(given)
+    if "://" in str(values.get("path")):
+        raise SettingsError("a dataset is a file, a folder or an id on the hub, not a URL: download it first")
     if values.get("type") == "arithmetic":
         values = {"part": part, "seed": seed, **values}
     if isinstance(values.get("path"), str) and (
@@ -215,8 +218,9 @@ def make_dataset(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(step) for step in first["loc"] if step not in ("arithmetic", "file", "hub"))
+        shown = f" {json.dumps(dict(given))}" if may_be_shown(given) else ""
         raise SettingsError(
-            f"dataset {json.dumps(dict(given))}: {key + ': ' if key else ''}{first['msg']}; expected "
+            f"dataset{shown}: {key + ': ' if key else ''}{first['msg']}; expected "
             "arithmetic:SPLIT[:PART], a file, OWNER/NAME:SPLIT on the hub, or {type: file, path: ..., "
             "question: KEY, answer: KEY}"
         ) from error
