@@ -15,6 +15,9 @@ INTERRUPTED = (130, 143)
 
 def main() -> None:
     """Run the command line; the entry point of the script ``trim-graph``."""
+    from .terminal import guard
+
+    guard()
     ended = list[int]()
     atexit.register(_leave, ended)  # registered first, it runs after all others
     try:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from .app_distributed import distributed
 from .app_eval import evaluation
 from .app_policies import policies
 from .app_reports import reports
 from .reporting import failures_reported
+from .terminal import guarded
 from .training import train
 
 # Lines that begin with \b keep their breaks in the help. A test reads this file back.
@@ -62,8 +64,19 @@ path: the weights where model is but a name; example: small, large or prm
 for those that come with trim-graph.
 """
 
+
+class GuardedGroup(TyperGroup):
+    """All commands, and what typer itself says of their options, with stdout and stderr guarded."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command."""
+        with guarded():
+            return super().main(*args, **options)
+
+
 app = typer.Typer(
     name="trim-graph",
+    cls=GuardedGroup,
     help="Let a small model solve a problem step by step, and a large one only the steps that need it.",
     no_args_is_help=True,
     add_completion=False,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from .transcript import counted, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from trim_graph.config import TrimConfig
+
+    from .console import Console
 
 
 _MORE = {"large_tokens": 200, "large_calls": 5, "large_cost": 0.01}

@@ -99,12 +99,11 @@ def _of_file(part: Part, file: Path) -> float:
 
 def _show(found: list[ArmNeeds], failed: dict[str, int], request: Request) -> None:
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console = Console(markup=False, highlight=False, width=WIDTH)
+    from .console import Console
+
+    console = Console(plain_width=WIDTH)
     console.print(
         f"{request.rate:g} questions/s; a server carries {request.utilisation:.0%} of what it was measured at"
     )

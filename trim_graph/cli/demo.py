@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -188,16 +187,17 @@ def _check(request: Request) -> None:
 
 
 def _run_with_progress(demo: Demo) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    from .console import Console, live, text_column
 
     columns = (
-        TextColumn("{task.description:<9}"),
+        text_column("{task.description:<9}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
+    with live(Progress(*columns, console=Console(stderr=True))) as progress:
         bars = {name: progress.add_task(name, total=demo.request.n, start=False) for name in ARMS}
 
         def tell(name: str, done: int) -> None:

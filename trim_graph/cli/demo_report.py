@@ -98,12 +98,11 @@ def write_report(demo: Demo, file: Path, *, partial: bool) -> None:
 
 def show_table(demo: Demo) -> None:
     """Print the arms side by side on stdout."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+    from .console import Console
+
+    console = Console(plain_width=WIDTH)
     request = demo.request
     figures, difference = figures_of(demo)
     precise = request.n >= INTERVALS_FROM
@@ -126,12 +125,12 @@ def show_table(demo: Demo) -> None:
     console.print(table)
     if difference is not None:
         told = _figure(difference["accuracy"], difference["interval"] if precise else None, "+.3f")
-        console.print(f"accuracy of threshold minus random: {told}", markup=False)
+        console.print(f"accuracy of threshold minus random: {told}")
     if precise:
-        console.print(f"in brackets: 95 % intervals, paired bootstrap, {RESAMPLES} resamples", markup=False)
+        console.print(f"in brackets: 95 % intervals, paired bootstrap, {RESAMPLES} resamples")
     errors = {name: row["errors"] for name, row in figures.items() if row["errors"]}
     for name, count in errors.items():
-        console.print(f"{name}: {count} of {request.n} questions failed and count as wrong", markup=False)
+        console.print(f"{name}: {count} of {request.n} questions failed and count as wrong")
 
 
 def _figure(value: float | None, within: Interval | None, form: str = ".3f") -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,15 +58,14 @@ def run_doctor(request: Request) -> int:
 
 
 def _examined(config: TrimConfig, timeout: float) -> Report:
-    from rich.console import Console
-
     from trim_graph.doctor.examination import examine
 
-    with Console(file=sys.stderr).status("checking") as status:
-        status.update("loading models")
+    from .console import status
+
+    with status("loading models") as tell:
         unusable, loaded = _load(config)
         try:
-            return asyncio.run(examine(config, limit=timeout, told=status.update, unusable=unusable))
+            return asyncio.run(examine(config, limit=timeout, told=tell, unusable=unusable))
         finally:
             loaded.clear()
 
@@ -105,11 +103,12 @@ def _keys(entries: list[Any]) -> list[str]:
 
 
 def _show(report: Report) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    from .console import Console
+
+    console = Console(plain_width=WIDTH)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("part", "check", "", "what was found"):
         table.add_column(column, overflow="fold")
@@ -120,13 +119,13 @@ def _show(report: Report) -> None:
             continue
         check = "all further checks" if finding.status == "skipped" else finding.check
         status = Text(finding.status, style=_STYLES[finding.status])
-        table.add_row(finding.part, check, status, Text(finding.found))
+        table.add_row(finding.part, check, status, finding.found)
         before = finding
     console.print(table)
     for finding in report.faults:
-        console.print(f"\n{finding.sentence}.", markup=False, soft_wrap=True)
+        console.print(f"\n{finding.sentence}.", soft_wrap=True)
     advised = [finding for finding in report.hints if finding.mend]
     for finding in advised:
         line = f"\nhint, {finding.part}, {finding.check}: {finding.found}; {finding.mend}."
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(f"\n{report.verdict}", style="bold", markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
+    console.print(f"\n{report.verdict}", style="bold", soft_wrap=True)

@@ -22,11 +22,9 @@ def show(summary: RunSummary, folder: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(summary, indent=1))
         return
-    from rich.console import Console
+    from .console import Console
 
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console = Console(markup=False, highlight=False, width=WIDTH)
+    console = Console(plain_width=WIDTH)
     samples = f", {summary['samples']} samples of each" if summary["samples"] > 1 else ""
     console.print(
         f"{summary['n']} questions of {summary['dataset']['name']}{samples}, {summary['concurrency']} at "

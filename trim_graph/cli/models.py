@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trim_graph.adapters.redaction import may_be_shown
 from trim_graph.config import Parts, TrimConfig, build_parts, example_config, load_config
 from trim_graph.errors import InputError, SettingsError, TrimError
 
 from .reporting import need
-
-if TYPE_CHECKING:
-    from rich.status import Status
 
 
 def chosen_config(file: Path | None, overrides: dict[str, Any]) -> TrimConfig:
@@ -68,13 +64,13 @@ def load_parts(config: TrimConfig, *, rated: bool = False) -> Parts:
     """
     need_extras(config)
     parts = build_parts(config)
-    with _loading() as status:
+    with _loading() as tell:
         for name, model in (("small", parts.small), ("large", parts.large)):
-            status.update(f"loading the {name} model")
+            tell(f"loading the {name} model")
             with _refusing(name):
                 load_chat_model(model)
         if loads_scorer(config) and (rated or config.policy.build().needs_score):
-            status.update("loading the scorer")
+            tell("loading the scorer")
             with _refusing("scorer"):
                 parts.scorer.score("1", [{"text": "1", "writer": "small"}])
     return parts
@@ -90,8 +86,8 @@ def load_scorer(config: TrimConfig) -> Any:
     if config.scorer is None:
         raise SettingsError("the configuration names no scorer")
     _need(_scorer_types(config))
-    with _loading() as status:
-        status.update("loading the scorer")
+    with _loading() as tell:
+        tell("loading the scorer")
         with _refusing("scorer"):
             scorer = config.scorer.build()
             if loads_scorer(config):
@@ -150,10 +146,10 @@ def loads_scorer(config: TrimConfig) -> bool:
     return config.scorer is not None and config.scorer.type not in ("llm_judge", "token_probability")
 
 
-def _loading() -> Status:
-    from rich.console import Console
+def _loading() -> AbstractContextManager[Callable[[str], None]]:
+    from .console import status
 
-    return Console(file=sys.stderr).status("loading")
+    return status("loading")
 
 
 @contextmanager

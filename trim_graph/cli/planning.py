@@ -190,8 +190,9 @@ def _row(
 
 
 def _show(request: Request, model: StepModel, rows: list[Row]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from .console import Console
 
     limit = f", at most {request.budget} large tokens" if request.budget is not None else ""
     console = Console()

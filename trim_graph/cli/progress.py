@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -22,19 +24,22 @@ class Progress:
     """
 
     def __init__(self, what: str, total: int | None, *, done: int = 0, every: float = EVERY) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
+
+        from .console import Console, live, text_column
 
         self.what, self.total, self.done, self.every = what, total, done, every
         self.now = self.failed = 0
         self._begun = self._told = time.monotonic()
-        console = Console(file=sys.stderr)
+        console = Console(stderr=True)
         self._bar: Bar | None = None
+        self._shown = ExitStack()
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            rest = (TimeElapsedColumn(), TextColumn("{task.fields[rate]}"))
+            columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn())
+            rest = (TimeElapsedColumn(), text_column("{task.fields[rate]}"))
             self._bar = Bar(*columns, *rest, console=console)
+            self._show = partial(live, self._bar)
             self._task = self._bar.add_task(what, total=total, completed=done, rate="")
 
     def advance(self, *, failed: bool = False) -> None:
@@ -63,13 +68,12 @@ class Progress:
     def __enter__(self) -> Self:
         self._begun = self._told = time.monotonic()
         if self._bar is not None:
-            self._bar.start()
+            self._shown.enter_context(self._show())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        else:
+        self._shown.close()
+        if self._bar is None:
             print(f"{self.what}: {self.line()}", file=sys.stderr, flush=True)

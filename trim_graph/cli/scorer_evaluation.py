@@ -213,8 +213,9 @@ def average_f1(figures: dict[str, ScorerFigures]) -> float | None:
 
 
 def _show(figures: dict[str, ScorerFigures], threshold: float, chosen: str) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from .console import Console
 
     console = Console()
     console.print(

@@ -187,6 +187,6 @@ def _resumed(graph: Any, place: RunnableConfig, thread: str, transcript: Transcr
 
 
 def _stdout() -> Any:
-    from rich.console import Console
+    from .console import Console
 
-    return Console(highlight=False)
+    return Console()

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from .terminal import visible
 
+if TYPE_CHECKING:
     from trim_graph.budget import Prices
+
+    from .console import Console
 
 COLOURS = {"small": "cyan", "large": "magenta", "person": "green"}
 WHY = {
@@ -45,7 +47,7 @@ class Transcript:
         elif kind == "accepted":
             self._accepted(event)
         elif kind == "note" and self.console:
-            self.console.print(Text(f"     {event['text']}", style="yellow"), soft_wrap=True)
+            self.console.print(f"     {event['text']}", style="yellow", soft_wrap=True)
         elif kind == "finished":
             self.summary = event["summary"]
 
@@ -106,9 +108,8 @@ class Transcript:
 
 
 def printable(text: str) -> str:
-    """Keep a model's text from steering the terminal, and its lines in their column."""
-    shown = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return shown.strip("\n").replace("\n", f"\n{_INDENT}")
+    """Show a model's control characters, and keep its lines in their column."""
+    return visible(text).strip("\n").replace("\n", f"\n{_INDENT}")
 
 
 def show_bill(console: Console, summary: dict[str, Any], prices: Prices) -> None:

@@ -9,8 +9,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,11 @@ from trim_graph.errors import SettingsError
 from .reporting import Interrupted, need
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from trim_graph.serving.fleet import Member
     from trim_graph.serving.launcher import Launcher
     from trim_graph.serving.plan import Plan, ServerPlan
+
+    from .console import Console
 
 FAULT = 1
 """Exit code when a server failed."""
@@ -110,25 +111,23 @@ def _print(plan: Plan, launcher: Launcher, folder: Path) -> None:
 
 
 def _run(plan: Plan, launcher: Launcher, folder: Path, request: Request) -> int:
-    from rich.console import Console
-
     from trim_graph.serving.fleet import Fleet, ServerFailed
     from trim_graph.serving.ports import already_running
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    from .console import Console
+
+    console = Console(stderr=True, soft_wrap=True)
     for line in plan.elsewhere:
-        console.print(line, markup=False)
+        console.print(line)
     there = already_running(plan.servers)
     for server in there:
-        console.print(
-            f"{server.name}: runs already at {server.root}: it is used, and not ended", markup=False
-        )
+        console.print(f"{server.name}: runs already at {server.root}: it is used, and not ended")
     missing = [server for server in plan.servers if server not in there]
     if not missing:
         console.print("all servers run already")
         return 0
     logs = _logs(request.logs)
-    console.print(f"logs in {logs}", markup=False)
+    console.print(f"logs in {logs}")
     failure: ServerFailed | None = None
     with _signals() as signals, _Display(console, missing) as display:
         fleet = Fleet(missing, launcher, folder, logs, patience=request.patience, told=display.told)
@@ -137,8 +136,7 @@ def _run(plan: Plan, launcher: Launcher, folder: Path, request: Request) -> int:
                 raise Interrupted("interrupted; all servers that had been started are ended")
             display.close()
             console.print(
-                f"all up; Ctrl-C ends them. Check them with: trim-graph doctor --config {request.config}",
-                markup=False,
+                f"all up; Ctrl-C ends them. Check them with: trim-graph doctor --config {request.config}"
             )
             fleet.watch(signals.stop)
         except ServerFailed as error:
@@ -187,24 +185,27 @@ class _Display:
     """A line for each server that moves on a terminal; elsewhere a line for each change."""
 
     def __init__(self, console: Console, servers: list[ServerPlan]) -> None:
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+
+        from .console import live, text_column
 
         self._console = console
         self._progress = Progress(
             SpinnerColumn(finished_text="*"),
-            TextColumn("{task.description}", markup=False),
+            text_column("{task.description}"),
             TimeElapsedColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
+        self._shown, self._show = ExitStack(), partial(live, self._progress)
         self._tasks = {
             server.name: self._progress.add_task(f"{server.name}: waits for its turn", total=1, start=False)
             for server in servers
         }
 
     def __enter__(self) -> _Display:
-        self._progress.start()
+        self._shown.enter_context(self._show())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -212,7 +213,7 @@ class _Display:
 
     def close(self) -> None:
         """Take the moving lines away."""
-        self._progress.stop()
+        self._shown.close()
 
     def told(self, member: Member) -> None:
         """Show that a server has reached another state."""
@@ -221,8 +222,8 @@ class _Display:
             self._progress.start_task(task)
             self._progress.update(task, description=f"{name}: starting, log {member.log}")
             if not self._console.is_terminal:
-                self._console.print(f"{name}: starting, log {member.log}", markup=False)
+                self._console.print(f"{name}: starting, log {member.log}")
             return
         self._progress.update(task, description=f"{name}: up", completed=1)
         took = time.monotonic() - member.begun
-        self._console.print(f"{name}: up at {member.plan.root} after {took:.0f} s", markup=False)
+        self._console.print(f"{name}: up at {member.plan.root} after {took:.0f} s")
