@@ -96,7 +96,8 @@ class ContinueByPrompt(BaseChatModel):
         asked, written = _split(messages)
         question = request(written, self.delimiter, to_end=to_end)
         if written.strip():
-            return [*asked, AIMessage(written.rstrip()), HumanMessage(question)]
+            # Where a step was cut off, its last blanks tell where it goes on.
+            return [*asked, AIMessage(written.removesuffix(self.delimiter)), HumanMessage(question)]
         if asked and isinstance(asked[-1], HumanMessage):
             said, added = asked[-1].content, f"\n\n{question}"
             content = said + added if isinstance(said, str) else [*said, {"type": "text", "text": added}]

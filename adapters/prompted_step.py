@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from trim_graph.segment import is_step
 
 from .protocols import StepEnd
-from .repetition import new_from
+from .repetition import last_words, new_from
 
 START = "[[STEP]]"
 DONE = "[[DONE]]"
@@ -28,10 +28,15 @@ NEXT_STEP = (
 )
 SAME_STEP = (
     "Your last step was cut off. Go on exactly where it ends, and write only the rest of that step, without "
-    "{separator} in it. Repeat nothing of the above. Begin with {start} on a line of its own. "
+    "{separator} in it. Begin with {start} on a line of its own. {again} "
     "If the solution is complete with this step, put {done} on a line of its own after it. "
     "If it is complete already, answer only {done}"
 )
+FROM_LAST_WORDS = (
+    'On the next line repeat the words that it ends with, "{words}", and nothing else of the above; '
+    "go on right behind them, with the blanks and line breaks that belong there."
+)
+REPEAT_NOTHING = "Repeat nothing of the above."
 REST = (
     "Write all that remains of your solution, in steps with {separator} between them. Repeat nothing of the "
     "above; go on exactly where it ends. Begin with {start} on a line of its own, and put {done} on a line "
@@ -72,8 +77,10 @@ def request(written: str, delimiter: str, *, to_end: bool) -> str:
         # The end of a thought ends a step too.
         whole = written.endswith(delimiter) or written.rstrip().endswith("</think>")
         template = NEXT_STEP if whole else SAME_STEP
+    words = last_words(written, delimiter) if template is SAME_STEP else None
+    again = REPEAT_NOTHING if words is None else FROM_LAST_WORDS.format(words=words)
     separator = "a blank line" if delimiter == "\n\n" else f"the separator {json.dumps(delimiter)}"
-    return template.format(separator=separator, start=START, done=DONE)
+    return template.format(separator=separator, start=START, done=DONE, again=again)
 
 
 def read_step(
@@ -85,6 +92,11 @@ def read_step(
     its last steps, nor what follows ``[[DONE]]`` at the end of a line. The step ends at the first stop
     string, whatever follows. Without ``[[DONE]]`` more steps follow, unless the answer is empty.
 
+    All other text is taken as it stands, with its indentation, line breaks and trailing blanks. Left out
+    are the line of a mark, blank lines in front of a step that begins, and line breaks between a step's end
+    and a mark or the end of the answer: they separate steps. A blank is added in one case only: an answer
+    without marks goes on behind a word as if a new word began.
+
     Args:
         answer: Of the model.
         written: The steps so far.
@@ -92,83 +104,111 @@ def read_step(
         stops: Any of them ends the step. Where the delimiter is none of them, all that remains was asked for.
         truncated: Whether the answer ran into its token limit.
     """
-    behind_mark = _behind_start(answer)
-    new = behind_mark + new_from(answer[behind_mark:], written, delimiter)
-    if delimiter in stops:
-        found = _read(answer, new, stops, truncated=truncated, repeated=new > behind_mark)
-    else:
-        found = _rest(answer, new, stops, truncated=truncated)
-    before = answer[new - 1 : found.spans[0][0]] if new > behind_mark and found.spans else ""
-    return replace(found, text=_space(written, found.text, delimiter, before) + found.text)
-
-
-def _read(answer: str, begin: int, stops: Sequence[str], *, truncated: bool, repeated: bool) -> PromptedStep:
+    mark = _START.search(answer)
+    behind_mark = mark.end() if mark else 0
+    begin = behind_mark + new_from(answer[behind_mark:], written, delimiter)
+    repeated = begin > behind_mark
     done = _DONE.search(answer, begin)
     end = done.start() if done else _without_torn_mark(answer) if truncated else len(answer)
-    begin = _skip(answer, begin, end, stops)
+    cut, to_end = truncated and done is None, delimiter not in stops
+    begins = not written.strip() or written.endswith(delimiter)
+    if begins:
+        begin = _skip(answer, begin, end, () if to_end else stops)
+    elif repeated:
+        begin += _common_blanks(written, answer[begin:end])
+    if to_end:
+        found = _rest(answer, begin, end, stops, done=done is not None, cut=cut)
+    else:
+        found = _read(answer, begin, end, stops, done=done is not None, cut=cut, repeated=repeated)
+    if mark or repeated or begins:
+        return found
+    return replace(found, text=_space(written, found.text) + found.text)
+
+
+def _read(
+    answer: str, begin: int, end: int, stops: Sequence[str], *, done: bool, cut: bool, repeated: bool
+) -> PromptedStep:
+    """Read one step."""
     for at, stop in _ends(answer, begin, end, stops):
         if is_step(answer[begin:at]):
-            last = done is not None and _skip(answer, at + len(stop), end, stops) >= end
-            return _piece(answer, begin, at, "eos" if last else "delimiter", stop or stops[0])
+            last = done and _skip(answer, at + len(stop), end, stops) >= end
+            text_end = at if stop else _text_end(answer, begin, at)
+            return _piece(answer, begin, text_end, "eos" if last else "delimiter", stop or stops[0])
     nothing = not answer[begin:end].strip()
-    if done or (nothing and not repeated and not truncated):
-        return _piece(answer, begin, end, "eos", None)
-    return _piece(answer, begin, end, "length" if truncated else "delimiter", stops[0])
+    if cut:
+        return _piece(answer, begin, end, "length", None)
+    ended: StepEnd = "eos" if done or (nothing and not repeated) else "delimiter"
+    return _piece(answer, begin, _text_end(answer, begin, end), ended, stops[0])
 
 
-def _rest(answer: str, begin: int, stops: Sequence[str], *, truncated: bool) -> PromptedStep:
+def _rest(answer: str, begin: int, end: int, stops: Sequence[str], *, done: bool, cut: bool) -> PromptedStep:
     """Read all that remains, up to a stop string that is really there."""
-    done = _DONE.search(answer, begin)
-    end = done.start() if done else _without_torn_mark(answer) if truncated else len(answer)
-    begin = _skip(answer, begin, end, ())
     found = [(at, stop) for at, stop in _ends(answer, begin, end, stops) if stop]
     if found and is_step(answer[begin : found[0][0]]):
         return _piece(answer, begin, found[0][0], "delimiter", found[0][1])
-    return _all(answer, begin, end, "length" if truncated and not done else "eos")
+    if done or not answer[begin:end].strip():
+        end = _text_end(answer, begin, end)
+    return _all(answer, begin, end, "length" if cut else "eos")
 
 
-def _space(written: str, text: str, delimiter: str, before: str) -> str:
-    """What joins a text to the written one where that ends within a step.
-
-    Args:
-        written: The steps so far.
-        text: That goes on.
-        delimiter: What separates steps.
-        before: What stands in the answer between a repetition and the text; empty where nothing was repeated.
-    """
-    if not text or not written.strip() or written.endswith(delimiter) or written[-1].isspace():
+def _space(written: str, text: str) -> str:
+    """Return the blank between a text and what goes on with it, where a model has most likely left it out."""
+    if not text or written[-1].isspace() or (written[-1].isdigit() and text[0].isdigit()):
         return ""
-    if before:
-        return " " if before[-1].isspace() else ""
     word_ends = written[-1].isalnum() or written[-1] in ".,;:!?)]}"
     return " " if word_ends and (text[0].isalnum() or text[0] in "([{\\$") else ""
 
 
-_START = re.compile(rf"^[ \t]*[*_`]*{re.escape(START)}[*_`:]*[ \t]*\n?", re.MULTILINE)
-_DONE = re.compile(rf"[*_`]*{re.escape(DONE)}[*_`.]*[ \t]*$", re.MULTILINE)
+def _common_blanks(written: str, rest: str) -> int:
+    """Count the blanks and line breaks at the end of a text that a repetition of it has written again."""
+    blanks = written[len(written.rstrip()) :]
+    ahead = rest[: len(rest) - len(rest.lstrip())]
+    return next(size for size in range(len(blanks), -1, -1) if ahead.startswith(blanks[len(blanks) - size :]))
 
 
-def _behind_start(answer: str) -> int:
-    mark = _START.search(answer)
-    return mark.end() if mark else 0
+_START = re.compile(
+    # The rest of the mark's line belongs to it; text on that line does not, but for one blank in front of it.
+    rf"^[ \t]*(?P<around>[*_`]*){re.escape(START)}"
+    r"(?:[*_`:]*[ \t]*(?:\r?\n|\Z)|:?(?:(?P=around))?:?(?:[ ](?![ \t]))?)",
+    re.MULTILINE,
+)
+# Three backticks before it may end a block of code.
+_DONE = re.compile(
+    rf"(?:(?<![*_`])[*_]*(?P<ticks>`*))?{re.escape(DONE)}(?(ticks)(?P=ticks))[*_`.]*[ \t\r]*$", re.MULTILINE
+)
 
 
 def _without_torn_mark(answer: str) -> int:
-    """End of an answer without the beginning of a mark at which it was cut off."""
+    """Return the end of an answer without the beginning of a mark at which it was cut off."""
     line = answer[answer.rfind("\n") + 1 :]
-    torn = len(line.strip()) >= 2 and any(mark.startswith(line.strip()) for mark in (START, DONE))
-    return len(answer) - len(line) if torn else len(answer)
+    for size in range(min(len(line), len(START)), 0, -1):
+        before, torn = line[:-size], line[-size:]
+        if any(mark.startswith(torn) for mark in (START, DONE)) and (size > 1 or not before.strip()):
+            return len(answer) - size - (0 if before.strip() else len(before))
+    return len(answer)
 
 
 def _skip(answer: str, begin: int, end: int, stops: Sequence[str]) -> int:
-    """Where text begins, behind space and stop strings."""
+    """Return where a step begins: behind blank lines and stop strings, in front of its indentation."""
     while True:
-        while begin < end and answer[begin].isspace():
-            begin += 1
-        stop = next((one for one in stops if answer.startswith(one, begin, end)), None)
+        at, line = begin, begin
+        while at < end and answer[at].isspace():
+            at += 1
+            line = at if answer[at - 1] == "\n" else line
+        stop = next((one for one in stops if answer.startswith(one, at, end)), None)
         if stop is None:
-            return begin
-        begin += len(stop)
+            return line if at < end else end
+        begin = at + len(stop)
+
+
+def _text_end(answer: str, begin: int, end: int) -> int:
+    """Return where a text ends in front of a mark or of the answer's end: before its last line breaks."""
+    last = begin + len(answer[begin:end].rstrip())
+    line_break = answer.find("\n", last, end)
+    if line_break < 0:
+        # A mark on the same line is set off by blanks; the end of the answer by none.
+        return last if end < len(answer) else end
+    return line_break - answer.endswith("\r", last, line_break)
 
 
 def _ends(answer: str, begin: int, end: int, stops: Sequence[str]) -> list[tuple[int, str]]:
@@ -184,8 +224,6 @@ def _ends(answer: str, begin: int, end: int, stops: Sequence[str]) -> list[tuple
 
 def _piece(answer: str, begin: int, end: int, why: StepEnd, stop: str | None) -> PromptedStep:
     text = answer[begin:end]
-    if why != "length":  # what is cut off is carried on to the letter
-        text = text.rstrip()
     return PromptedStep(text, why, stop if why == "delimiter" else None, ((begin, begin + len(text)),))
 
 
@@ -195,6 +233,6 @@ def _all(answer: str, begin: int, end: int, why: StepEnd) -> PromptedStep:
     for mark in _START.finditer(answer, begin, end):
         spans.append((at, mark.start()))
         at = mark.end()
-    spans.append((at, len(answer[:end].rstrip()) if why != "length" else end))
+    spans.append((at, end))
     kept = tuple((first, last) for first, last in spans if first < last)
     return PromptedStep("".join(answer[first:last] for first, last in kept), why, None, kept)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 ENOUGH = 12
 """Characters, space aside, from which on equal text within a line counts as repeated; fewer may be chance."""
+LONGEST = 80
+"""Characters of the words that a model is asked to repeat."""
 
 
 def new_from(answer: str, written: str, delimiter: str) -> int:
@@ -39,6 +41,19 @@ def new_from(answer: str, written: str, delimiter: str) -> int:
             if _line_ends(answer[end:], delimiter):
                 return end
     return 0
+
+
+def last_words(written: str, delimiter: str) -> str | None:
+    """Return the words at the end of a cut-off step that `new_from` finds again; None where they are too few.
+
+    Args:
+        written: The steps so far; ends in the middle of a step.
+        delimiter: What separates steps.
+    """
+    starts = list(_starts(written, delimiter))
+    found = _word_starts(written, starts[-1]) if starts else []
+    words = written[found[-1] :].rstrip() if found else ""
+    return words if 0 < len(words) <= LONGEST else None
 
 
 def _compact(text: str) -> tuple[str, list[int]]:

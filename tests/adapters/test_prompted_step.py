@@ -108,6 +108,67 @@ def test_a_step_that_was_cut_off_is_joined(written, answer, text):
     assert read(answer, written) == (text, "delimiter")
 
 
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (f"{START}\n    return y\n```", "    return y\n```"),
+        (f"{START}\n\n\t- nested\n\t  - deeper  \n{DONE}", "\t- nested\n\t  - deeper  "),
+        (f"{START}\r\n  a\r\n  b\r\n{DONE}\r\n", "  a\r\n  b"),
+        ("    return y", "    return y"),
+        ("Two is 2.\n\n    return y", "    return y"),
+        ("One is 1.\n\nTwo is 2.\n\n\n  - three", "  - three"),
+        (f"{START}\n  x = 1  \n\n  y = 2", "  x = 1  "),
+        (f"{START}\n  x = 1\t\n{START}\n  y = 2", "  x = 1\t"),
+        (f"{START}    return y", "    return y"),
+        (f"{START} `y` is 2 {DONE}", "`y` is 2"),
+        (f"**{START}** **Three** is 3.", "**Three** is 3."),
+        (f"{START}\n```\ny = 2\n```{DONE}", "```\ny = 2\n```"),
+    ],
+)
+def test_the_blanks_and_line_breaks_of_a_text_are_its_own(answer, text):
+    assert read(answer)[0] == text
+    assert read(answer, stops=())[0].startswith(text)
+
+
+@pytest.mark.parametrize("mark", [f"{START}\n", ""])
+@pytest.mark.parametrize(
+    "rest", ["\ny = 2", "\n    y = 2", "\r\ny = 2", "\n\ny = 2", " + 1", "0", "\t# one", "}"]
+)
+@pytest.mark.parametrize("stops", [(D,), ()])
+def test_a_cut_step_goes_on_as_the_answer_says(mark, rest, stops):
+    written = "Two is 2.\n\n```\nx = 1"
+    assert read(f"{mark}{rest}\n{DONE}", written, stops=stops) == (rest, "eos")
+
+
+def test_an_answer_with_its_mark_goes_on_within_a_word():
+    assert read(f"{START}\nator is 12.", "The numer")[0] == "ator is 12."
+    assert read("is 12.", "The sum")[0] == " is 12."
+
+
+@pytest.mark.parametrize("rest", ["y = 2", "    y = 2", "\ny = 2"])
+@pytest.mark.parametrize("blanks", ["", " ", "\n", "\n    ", "\n\t"])
+def test_repeated_words_of_a_cut_step_tell_where_it_goes_on(blanks, rest):
+    words = "x = the sum of both"
+    written = f"Two is 2.\n\n```\n{words}{blanks}"
+    answer = f"{START}\nthe sum of both{blanks}{rest}"
+    assert read(answer, written)[0] == rest
+
+
+def test_a_cut_step_is_asked_for_by_its_last_words():
+    asked = request("Two is 2.\n\n```\nx = the sum of both\n    ", D, to_end=False)
+    assert '"sum of both"' not in asked
+    assert '"the sum of both"' in asked
+    assert "Repeat nothing" not in asked
+    for few in ("```\nx = 1", "x" * 500, f"Two\n\n{'x' * 500} y"):
+        assert "Repeat nothing" in request(few, D, to_end=False)
+
+
+@pytest.mark.parametrize("torn", ["[", "[[", "[[ST", "[[DONE]", "  [[D"])
+def test_half_a_mark_is_no_text(torn):
+    assert read(f"{START}\nThree is 3.\n{torn}", truncated=True) == ("Three is 3.\n", "length")
+    assert read(f"{START}\nThree is {torn.strip()}", truncated=True)[0] in ("Three is ", "Three is [")
+
+
 def test_another_delimiter():
     assert read("Three.\nFour.", "One.\nTwo.\n", stops=("\n",), delimiter="\n") == ("Three.", "delimiter")
     assert read(f"Three.\n{DONE}", "One.\nTwo.\n", stops=("\n",), delimiter="\n") == ("Three.", "eos")
@@ -116,7 +177,7 @@ def test_another_delimiter():
 
 def test_the_stop_string_met_is_told():
     found = read_step("Three. Obs: 4", WRITTEN, D, stops=(D, "Obs:"), truncated=False)
-    assert (found.text, found.stop) == ("Three.", "Obs:")
+    assert (found.text, found.stop) == ("Three. ", "Obs:")
     assert read_step(DONE, WRITTEN, D, stops=(D,), truncated=False).stop is None
 
 
