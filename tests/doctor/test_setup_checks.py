@@ -8,7 +8,7 @@ from trim_graph.config import Parts, make_config
 from trim_graph.doctor.chat_checks import room
 from trim_graph.doctor.findings import Finding, Report
 from trim_graph.doctor.samples import ARITHMETIC, GENERAL
-from trim_graph.doctor.setup_checks import alike, graph, thresholds, two_models
+from trim_graph.doctor.setup_checks import alike, graph, segmentation, thresholds, two_models
 from trim_graph.doctor.subjects import subject_of, subjects_of
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
@@ -145,3 +145,33 @@ def test_each_replica_is_a_subject_and_all_must_be_alike():
     assert "another tokenizer" in alike([first, second]).found
     second.served = {"root": "org/m", "max_model_len": 512}
     assert "max_model_len 512" in alike([first, second]).found
+
+
+@pytest.mark.parametrize(
+    ("form", "settings", "status"),
+    [
+        ("qwen", {}, "ok"),
+        ("qwen", {"segmentation": {"type": "markdown"}}, "ok"),
+        ("qwen", {"segmentation": {"type": "delimiter", "delimiter": "\n"}}, "hint"),
+        ("qwen", {"segmentation": {"type": "pattern", "pattern": "\\n+(?=Step \\d)"}}, "hint"),
+        ("qwen", {"segmentation": {"type": "tokens", "tokens": 64}}, "hint"),
+        ("qwen", {"delimiter": "###"}, "hint"),
+        ("math_shepherd", {}, "hint"),
+        ("math_shepherd", {"segmentation": {"type": "pattern", "pattern": "\\n+(?=Step \\d)"}}, "ok"),
+        ("skywork", {"segmentation": {"type": "markdown"}}, "hint"),
+        ("skywork", {"delimiter": "\n"}, "ok"),
+        ("rlhflow", {}, "ok"),
+        ("rlhflow", {"delimiter": "\n"}, "ok"),
+        ("rlhflow", {"segmentation": {"type": "tokens", "tokens": 64}}, "hint"),
+    ],
+)
+def test_steps_are_compared_with_those_of_the_prm(form, settings, status):
+    found = segmentation(config(scorer={**PRM, "format": form}, settings=settings))
+    assert found.status == status
+    assert f"format {form}" in found.found
+    assert ("segmentation" in found.mend) is (status == "hint")
+
+
+def test_without_a_prm_steps_are_compared_with_nothing():
+    assert segmentation(config(settings={"delimiter": "\n"})) is None
+    assert segmentation(config(scorer={"type": "llm_judge", "model": SERVED})) is None

@@ -95,8 +95,10 @@ async def examine(
     findings = [
         _named(setup_checks.graph(config, parts), "set-up", "graph"),
         _named(setup_checks.two_models(config), "set-up", "models"),
-        *unusable,
     ]
+    if (steps := setup_checks.segmentation(config)) is not None:
+        findings.append(_named(steps, "set-up", "segmentation"))
+    findings += unusable
     for part, replicas in subjects.items():
         if part not in left_out:
             for subject in replicas:

@@ -8,6 +8,7 @@ from typing import Any
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
 from trim_graph.config_policies import Threshold
 from trim_graph.errors import SettingsError
+from trim_graph.segment import Segmentation, delimiter
 
 from .findings import Finding, fault, hint, ok
 from .subjects import Subject
@@ -90,6 +91,40 @@ def thresholds(config: TrimConfig, scorer: Subject) -> Finding | None:
         if t <= low:
             return hint(f"t={t:g} of threshold: {seen}, so even wrong drafts would be kept", "raise it")
     return ok(f"t={', '.join(f'{t:g}' for t in found)}: {seen}")
+
+
+_STEPS = ("Step 1: 2 + 2 = 4.", "Step 2: 4 + 1 = 5.")
+_ENDS = {"\n": "a line break", "\n\n": "a blank line"}
+_TRAINED_ON = {
+    "qwen": ("\n\n",),
+    "math_shepherd": ("\n",),
+    "skywork": ("\n",),
+    "rlhflow": ("\n\n", "\n"),  # Deepseek-Data, Mistral-Data
+}
+"""By format, what ends a step in the solutions that its PRMs were trained on."""
+
+
+def segmentation(config: TrimConfig) -> Finding | None:
+    """Steps end where those end that the PRM was trained on; None without a PRM."""
+    form = getattr(config.scorer, "format", None)
+    if form is None:
+        return None
+    trained = " or ".join(_ENDS[end] for end in _TRAINED_ON[form])
+    found = _step_end(config.settings.segmentation or delimiter(config.settings.delimiter))
+    if found in _TRAINED_ON[form]:
+        return ok(f"steps end at {_ENDS[found]}, as those that PRMs of the format {form} were trained on")
+    ends = "at neither a line break nor a blank line" if found is None else f"at {_ENDS[found]}"
+    return hint(
+        f"steps end {ends}; those that PRMs of the format {form} were trained on end at {trained}, and of "
+        "other steps the scores mean little",
+        "set segmentation in settings to the PRM's own way to make steps, unless yours was trained on these",
+    )
+
+
+def _step_end(way: Segmentation) -> str | None:
+    """The least that ends a step; None where neither a line break nor a blank line does."""
+    cuts = (end for end in _ENDS if [step for step, _ in way.split(end.join(_STEPS))] == list(_STEPS))
+    return next(cuts, None)
 
 
 def _thresholds(policy: Any) -> Iterator[float]:
