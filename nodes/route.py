@@ -22,6 +22,7 @@ from trim_graph.run import (
     SCORED_ROUND,
     begin_run,
 )
+from trim_graph.segment import cut_text
 from trim_graph.state import (
     DecisionRecord,
     Draft,
@@ -218,7 +219,8 @@ class Turn(Sight):
         delimiter = self.settings.delimiter
         accepted: Sequence[Step] = [as_step(draft)]
         if order["to_end"]:
-            accepted = pieces(draft, self.segmentation, delimiter=delimiter, thinking=self.settings.thinking)
+            way = self.segmentation.continuing(cut_text(self.steps))
+            accepted = pieces(draft, way, delimiter=delimiter, thinking=self.settings.thinking)
         # Nothing remains for a writer that was let go on to the end and has used all that remained.
         used_up = order["to_end"] and order["max_tokens"] >= self._tokens_to_end()
         self.keep(accepted, draft["score"])

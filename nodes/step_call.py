@@ -13,7 +13,7 @@ from trim_graph.adapters.usage import Estimate, TokenCounter
 from trim_graph.budget import Writer
 from trim_graph.conversation import compose
 from trim_graph.run import segmentation_of
-from trim_graph.segment import Segmentation, join_steps
+from trim_graph.segment import Segmentation, cut_text, join_steps
 from trim_graph.state import Step, TrimState
 
 from .calling import Call, RetryGrant, begin_call, estimate_of
@@ -64,7 +64,8 @@ def prepare_step(
         return None
     order, settings = call.order, call.settings
     prefix = join_steps(state["steps"], settings.delimiter) + order["lead"]
-    segmentation, model = segmentation_of(settings, own_segmentation), models[order["writer"]]
+    model = models[order["writer"]]
+    segmentation = segmentation_of(settings, own_segmentation).continuing(cut_text(state["steps"]))
     previous = state["steps"][-1] if state["steps"] else None
     lead = order["lead"] if lead_counts(previous, order["lead"]) else ""
     arguments: dict[str, Any] = {"max_tokens": order["max_tokens"]}

@@ -8,7 +8,7 @@ from trim_graph import open_checkpointer
 from trim_graph.adapters import ChatTransformers, TransformersProcessReward
 from trim_graph.adapters.well_formed import json_body, well_formed
 from trim_graph.examples.arithmetic import PRM, SMALL
-from trim_graph.segment import PatternSteps, is_step, pattern
+from trim_graph.segment import PatternSteps, is_step, markdown, pattern
 from trim_graph.testing import ScriptedChatModel
 
 SURROGATE = "\ud800"
@@ -26,6 +26,7 @@ TEXTS = {
 WAYS = {
     "delimiter": None,
     "pattern": pattern(r"\n+(?=Step \d)|\n\n"),
+    "markdown": markdown(),
     "function": lambda t: t.find("\n\n") + 1 or None,
 }
 LONG = {
@@ -38,6 +39,9 @@ LONG = {
     "braces": "}{" * 500_000,
     "tags": "<think>" * 140_000,
     "half tags": "<" * 1_000_000,
+    "backticks": f"a{'`' * 500_000} {'` `` ' * 100_000}",
+    "list markers": f"{'- ' * 500_000}a",
+    "environments": "a" + "\\begin{a}" * 70_000 + "\\end{b}" * 70_000,
     "surrogates": SURROGATE * 1_000_000,
 }
 

@@ -11,7 +11,7 @@ from .checkpoint import CHOICES, LEDGERS, checkpoint_place
 from .config_places import Part, base_folder
 from .context import OnLargeError, OnScorerError, OnSmallError
 from .prompts import DEFAULT_INSTRUCTION
-from .segment import DEFAULT_DELIMITER, DelimiterSteps, PatternSteps, TokenSteps
+from .segment import DEFAULT_DELIMITER, DelimiterSteps, MarkdownSteps, PatternSteps, TokenSteps
 from .thinking import Thinking
 
 
@@ -21,7 +21,7 @@ class RunSettings(Part):
     max_steps: int = Field(default=32, ge=1)
     max_step_tokens: int = Field(default=512, ge=1)
     delimiter: str = Field(default=DEFAULT_DELIMITER, min_length=1)
-    segmentation: DelimiterSteps | PatternSteps | TokenSteps | None = Field(
+    segmentation: DelimiterSteps | PatternSteps | MarkdownSteps | TokenSteps | None = Field(
         default=None, discriminator="type"
     )
     thinking: Thinking | None = Thinking()

@@ -1,19 +1,22 @@
 r"""What a step is: where it ends, and how steps make a text again.
 
-By default a blank line ends a step. ``segmentation`` chooses another way: `pattern` (a regular expression),
-`token_cap`, or any function that finds the end of the first step of a text.
+By default a blank line ends a step. ``segmentation`` chooses another way: `markdown`, `pattern` (a regular
+expression), `token_cap`, or any function that finds the end of the first step of a text. A scorer that was
+trained on steps, as process reward models are, has to be given steps of the same kind.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
 from .errors import SettingsError
+from .markdown_blocks import Blocks
 
 __all__ = [
     "DEFAULT_DELIMITER",
@@ -21,9 +24,11 @@ __all__ = [
     "Boundary",
     "Segmentation",
     "as_segmentation",
+    "cut_text",
     "delimiter",
     "is_step",
     "join_steps",
+    "markdown",
     "pattern",
     "separator_of",
     "share_out",
@@ -75,6 +80,12 @@ def join_steps(steps: Iterable[Mapping[str, Any]], delimiter: str = DEFAULT_DELI
     return "".join(step["text"] + separator_of(step, delimiter) for step in steps)
 
 
+def cut_text(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Return what is written of a step that its token limit has cut; empty where the last step is whole."""
+    cut = takewhile(lambda step: step["end"] == "length", reversed(steps))
+    return "".join(reversed([step["text"] for step in cut]))
+
+
 def split_steps(text: str, delimiter: str = DEFAULT_DELIMITER) -> list[str]:
     """Cut a text written in one go into steps; pieces that are no step join the one that follows."""
     steps: list[str] = []
@@ -121,6 +132,14 @@ class Segmentation(BaseModel):
     def cap(self, max_step_tokens: int) -> int:
         """Return the most tokens of a step."""
         return max_step_tokens
+
+    def continuing(self, cut: str) -> Segmentation:
+        """Return the segmentation for text that goes on with a step which its token limit has cut.
+
+        Args:
+            cut: What is written of that step; empty where a step begins.
+        """
+        return self
 
     def boundary(self, text: str, *, ended: bool) -> Boundary | None:
         """Find where the first step of a text ends.
@@ -173,8 +192,32 @@ class DelimiterSteps(Segmentation):
         return steps
 
 
-class PatternSteps(Segmentation):
-    """A match of a regular expression separates steps. The text is watched as it is written."""
+class WatchedSteps(Segmentation):
+    """Base of the ways that find all steps of a text in one pass. The text is watched as it is written."""
+
+    @property
+    def watches(self) -> bool:
+        """True."""
+        return True
+
+    def boundary(self, text: str, *, ended: bool) -> Boundary | None:
+        """Find where the first step ends; until the text has ended, only what more text will not move."""
+        return next(self._boundaries(text, ended=ended), None)
+
+    def split(self, text: str) -> list[tuple[str, str]]:
+        """Cut a text written in one go into steps, in one pass: it may be long."""
+        steps, begin = list[tuple[str, str]](), 0
+        for found in self._boundaries(text, ended=True):
+            steps.append((text[begin : found.end], text[found.end : found.next]))
+            begin = found.next
+        return self._with_rest(steps, text[begin:])
+
+    def _boundaries(self, text: str, *, ended: bool) -> Iterator[Boundary]:
+        raise NotImplementedError
+
+
+class PatternSteps(WatchedSteps):
+    """A match of a regular expression separates steps. One at the very end of a text may still grow."""
 
     type: Literal["pattern"] = "pattern"
     pattern: str = Field(min_length=1)
@@ -194,23 +237,6 @@ class PatternSteps(Segmentation):
     def _compiled(self) -> re.Pattern[str]:
         return re.compile(self.pattern)
 
-    @property
-    def watches(self) -> bool:
-        """True."""
-        return True
-
-    def boundary(self, text: str, *, ended: bool) -> Boundary | None:
-        """Find the first match behind a step. One at the very end may still grow until the text has ended."""
-        return next(self._boundaries(text, ended=ended), None)
-
-    def split(self, text: str) -> list[tuple[str, str]]:
-        """Cut a text written in one go into steps, in one pass: it may be long."""
-        steps, begin = list[tuple[str, str]](), 0
-        for found in self._boundaries(text, ended=True):
-            steps.append((text[begin : found.end], text[found.end : found.next]))
-            begin = found.next
-        return self._with_rest(steps, text[begin:])
-
     def _boundaries(self, text: str, *, ended: bool) -> Iterator[Boundary]:
         word = _next_word(text)
         for match in self._compiled.finditer(text):
@@ -219,6 +245,53 @@ class PatternSteps(Segmentation):
             if word < match.start() and (ended or match.end() < len(text)):
                 yield Boundary(match.start(), match.end())
                 word = _next_word(text, match.end())
+
+
+class MarkdownSteps(WatchedSteps):
+    """Blank lines separate steps, but not within a block of Markdown or LaTeX (`trim_graph.markdown_blocks`).
+
+    A block that is never closed reaches to the end of the text. The limit on a step's tokens cuts it there,
+    and the next step goes on within the block.
+    """
+
+    type: Literal["markdown"] = "markdown"
+    _cut: str = PrivateAttr(default="")
+
+    def continuing(self, cut: str) -> Segmentation:
+        """Return the segmentation that knows which blocks the text before has left open."""
+        if not cut:
+            return self
+        going_on = self.model_copy()
+        going_on._cut = cut
+        return going_on
+
+    def _boundaries(self, text: str, *, ended: bool) -> Iterator[Boundary]:
+        blocks, word, before = Blocks(), _next_word(text), len(self._cut)
+        end: int | None = None  # of the last line with text
+        gap: Boundary | None = None  # the blank lines behind it
+        for line in _LINE.finditer(self._cut + text):
+            if word is None:
+                return
+            if line[0].isspace():
+                if end is not None and line[0].endswith("\n"):
+                    gap = Boundary(end, line.end() - before)
+                    blocks.add_blank()
+                continue
+            if gap is not None and word < gap.end and blocks.may_end(line[0]):
+                yield gap
+                word = _next_word(text, gap.next)
+            end, gap = line.end() - before - _line_break(line[0]), None
+            blocks.add(line[0])
+        if ended and gap is not None and word is not None and word < gap.end and blocks.may_end(""):
+            yield gap
+
+
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+
+
+def _line_break(line: str) -> int:
+    """Return the length of a line's break."""
+    return len(line) - len(line.removesuffix("\n").removesuffix("\r"))
 
 
 class TokenSteps(Segmentation):
@@ -279,7 +352,7 @@ class FunctionSteps(Segmentation):
 
 
 AnySegmentation = Annotated[
-    DelimiterSteps | PatternSteps | TokenSteps | FunctionSteps, Field(discriminator="type")
+    DelimiterSteps | PatternSteps | MarkdownSteps | TokenSteps | FunctionSteps, Field(discriminator="type")
 ]
 
 
@@ -294,6 +367,15 @@ def pattern(expression: str) -> Segmentation:
     A lookahead keeps what follows: ``pattern(r"\n+(?=Step \d)")``.
     """
     return PatternSteps(pattern=expression)
+
+
+def markdown() -> Segmentation:
+    r"""End a step at blank lines outside blocks of Markdown and LaTeX, and not behind a heading.
+
+    Blocks are code between fences, tables, ``$$...$$``, ``\[...\]`` and ``\begin{...}...\end{...}``. The
+    writer cannot be told to stop at a blank line, so the text is watched as it is written.
+    """
+    return MarkdownSteps()
 
 
 def token_cap(tokens: int) -> Segmentation:

@@ -6,7 +6,16 @@ from collections.abc import Callable, Sequence
 
 from tests import tiny_prms
 from trim_graph.adapters.prm_formats import prm_format
-from trim_graph.segment import DelimiterSteps, PatternSteps, Segmentation, is_step, join_steps, split_steps
+from trim_graph.segment import (
+    DelimiterSteps,
+    MarkdownSteps,
+    PatternSteps,
+    Segmentation,
+    WatchedSteps,
+    is_step,
+    join_steps,
+    split_steps,
+)
 from trim_graph.summary import extract_answer
 from trim_graph.thinking import Thinking
 
@@ -20,6 +29,12 @@ PIECES = [
     "\\boxed{",
     "}",
     "---",
+    "\n```\n",
+    "\n~~~",
+    "$$",
+    "\\[",
+    "\n# ",
+    "\n| ",
     "Step 1:",
     "<extra_0>",
     " ки",
@@ -44,6 +59,7 @@ WAYS: list[Segmentation] = [
     DelimiterSteps(delimiter="##"),
     PatternSteps(pattern=r"\n"),
     PatternSteps(pattern=r"\n+(?=Step \d)"),
+    MarkdownSteps(),
 ]
 
 
@@ -66,7 +82,7 @@ def steps() -> Check:
         for way in WAYS:
             found = way.split(text)
             assert all(is_step(step) for step, _ in found), (way, text)
-            if isinstance(way, PatternSteps):
+            if isinstance(way, WatchedSteps):
                 assert not found or "".join(step + separator for step, separator in found) == text, (
                     way,
                     text,
