@@ -449,6 +449,11 @@ def test_all_baselines_of_models_that_tell_all(world, models, run, monkeypatch):
         ({"dataset": "torn.jsonl", "n": 2}, [], "torn.jsonl, line 2: not JSON"),
         ({"dataset": "holes.jsonl", "n": 2}, [], "holes.jsonl, line 2: answer is None"),
         ({}, ["--validation", "holes.jsonl"], "holes.jsonl, line 2: answer is None"),
+        (
+            {"dataset": "odd.jsonl", "n": 2},
+            [],
+            "odd.jsonl, line 2: answer: expected answer '3, 4' is no number",
+        ),
         ({"out": "mine"}, [], "mine holds files, and no settings.json"),
     ],
 )
@@ -457,6 +462,8 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(world, run, monkeypatch,
     (world / "q.jsonl").write_text(json.dumps({"problem": "p", "answer": "1"}))
     (world / "torn.jsonl").write_text(json.dumps({"problem": "p", "answer": "1"}) + "\n{bad\n")
     (world / "holes.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem": "q"}\n')
+    golds = [{"question": f"p{gold}", "answer": f"so\n#### {gold}"} for gold in ("3", "3, 4")]
+    (world / "odd.jsonl").write_text("\n".join(map(json.dumps, golds)))
     (world / "mine").mkdir()
     (world / "mine/letter.txt").write_text("dear")
     result = evaluate(run, *more, **arguments)

@@ -18,9 +18,17 @@ SHAPES = {
         "0.5",
         "u",
     ),
+    "AIME, two answers": (
+        {"ID": "2", "problem": "p", "solution": "80 or 081 (both were accepted)"},
+        "81",
+        "2",
+    ),
     "AIME": ({"ID": "1983-1", "problem": "p", "solution": "60"}, "60", "1983-1"),
     "GSM8K": ({"question": "p", "answer": "48/2 = 24, so\n#### 1,200"}, "1200", "0"),
+    "GSM8K without a space": ({"question": "p", "answer": "so\n####42"}, "42", "0"),
     "MATH": ({"problem": "p", "solution": "so it is \\boxed{7}"}, "7.0", "0"),
+    "MATH with headings": ({"problem": "p", "solution": "#### Step 1\nso it is \\boxed{7}"}, "7.0", "0"),
+    "an answer, and another key without": ({"problem": "p", "final_answer": None, "answer": "7"}, "7", "0"),
     "plain": ({"prompt": "p", "expected": "4", "id": 9}, "4", "9"),
     "OlympiadBench": (
         {"id": 7, "question": "p", "solution": ["so"], "final_answer": ["$\\frac{1}{2}$"], "context": None},
@@ -83,6 +91,48 @@ def test_keys_and_grader_can_be_named(tmp_path):
             "line 2: answer is None; expected an answer",
         ),
         ([{"problem": "p", "answer": "x"}], {"grader": "numeric"}, "line 1: answer: .*'x' is no number"),
+        (
+            [{"question": "p", "answer": "so\n#### 5"}, {"question": "p", "answer": "it is 5"}],
+            {},
+            "line 2: answer: .*'it is 5' is no number",
+        ),
+        (
+            [{"question": "p", "answer": "so\n#### 5"}, {"question": "p", "answer": "so\n#### 5 or x"}],
+            {},
+            "line 2: answer: .*'5 or x' is no number",
+        ),
+        (
+            [{"problem": "p", "solution": "5"}, {"problem": "p", "solution": "3, 4"}],
+            {},
+            "line 2: solution: .*'3, 4' is no number",
+        ),
+        (
+            [{"problem": "p", "answer": 2}],
+            {"grader": "multiple_choice"},
+            "line 1: answer: .*'2' is no letter from A to J",
+        ),
+        (
+            [{"problem": "p", "answer": "1"}, {"problem": "p", "answer": "}{"}],
+            {},
+            "line 2: answer: .*'}{' fits no box",
+        ),
+        (
+            [{"problem": "p", "answer": None}],
+            {},
+            "line 1: answer is None; expected an answer, or grader: none",
+        ),
+        ([{"problem": "p", "answer": float("nan")}], {}, "line 1: answer is nan; expected an answer"),
+        ([{"problem": "p", "final_answer": []}], {}, r"line 1: final_answer is \[\]; expected an answer"),
+        (
+            [{"problem": "p", "final_answer": ["1", None]}],
+            {},
+            "line 1: final_answer is .*; expected an answer",
+        ),
+        (
+            [{"problem": "p", "answer": "1"}, {"problem": "p", "answer": True}],
+            {},
+            "line 2: answer is True; expected",
+        ),
         ([{"problem": "p"}], {"grader": "exact"}, "line 1: the grader exact needs answers"),
         ([["p"]], {}, "line 1: holds a JSON list"),
     ],
@@ -91,6 +141,14 @@ def test_a_row_that_will_not_do_is_told_with_its_line(tmp_path, rows, more, told
     dataset = make_dataset({"type": "file", "path": write(tmp_path, rows), **more})
     with pytest.raises(InputError, match=rf"q\.jsonl, {told}"):
         list(dataset.questions())
+
+
+def test_ones_own_grader_needs_no_answers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_grader.py").write_text("def right(solution, row):\n    return row['answer'] is None\n")
+    path = write(tmp_path, [{"problem": "p", "answer": None}])
+    (question,) = make_dataset({"type": "file", "path": path, "grader": "own_grader:right"}).questions()
+    assert question.grade("anything")
 
 
 def test_a_file_is_read_as_it_is_needed(tmp_path):

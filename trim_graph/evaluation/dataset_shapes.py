@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 from trim_graph.config_places import Part
@@ -28,8 +29,8 @@ from .runner import Question
 QUESTION_KEYS = ("problem", "question", "prompt", "input")
 ANSWER_KEYS = ("final_answer", "answer", "expected", "target", "solution")
 ID_KEYS = ("id", "unique_id", "question_id")
-_GSM8K = "#### "
-"""What stands before the answer in a solution of GSM8K."""
+_GSM8K = re.compile(r"####[ \t]*(\S[^\n]*)")
+"""The answer in a solution of GSM8K."""
 _OLYMPIAD = "final_answer"
 
 
@@ -76,6 +77,11 @@ class Shape:
         if answer is None and given.grader != "none":
             # In ProcessBench what is called a solution has a label, not an answer.
             answer = _first({key: value for key, value in values.items() if _text(value)}, ANSWER_KEYS)
+            if answer is None and ":" not in (given.grader or ""):
+                # A key without its value makes a row that is refused, not a dataset without answers.
+                answer = _first(
+                    {key: value for key, value in values.items() if _is_missing(value)}, ANSWER_KEYS
+                )
         id = given.id or _first(values, ID_KEYS)
         if given.grader == "none" or (answer is None and given.grader is None):
             return cls(question, None, id, None)
@@ -101,7 +107,10 @@ class Shape:
             text = "\n\n".join(filter(None, (row.values.get("context"), text)))
         expected = expected_answer(row.values.get(answer)) if answer else None
         if answer and not expected:
-            raise InputError(f"{row.place}: {answer} is {row.values.get(answer)!r}; expected an answer")
+            raise InputError(
+                f"{row.place}: {answer} is {row.values.get(answer)!r}; expected an answer, or grader: none "
+                "for the dataset"
+            )
         try:
             grade = self.grader(expected or "", row.values)
         except ValueError as error:
@@ -110,26 +119,30 @@ class Shape:
 
 
 def expected_answer(value: Any) -> str | None:
-    r"""Return the answer in a field: what follows the last ``####`` or is in ``\boxed{}``, else all of it.
+    r"""Return the answer in a field: what is in ``\boxed{}``, else what follows the last ``####``, else all.
 
-    Of a list, as OlympiadBench has, all of its answers, separated by commas.
+    Of a list, as OlympiadBench has, all of its answers, separated by commas. None where the field or a part
+    of the list holds neither text nor a number.
     """
     text = _text(value)
     if text is None:
         return None
-    if _GSM8K in text:
-        return text.rpartition(_GSM8K)[2].strip()
     boxed = extract_answer(text)
-    return text.strip() if boxed is None else boxed
+    return (_GSM8K.findall(text) or [text])[-1].strip() if boxed is None else boxed
 
 
 def _text(value: Any) -> str | None:
     if isinstance(value, Sequence) and not isinstance(value, str) and value:
         parts = [_text(part) for part in value]
-        return ", ".join(part.strip().strip("$") for part in parts if part) or None
+        return ", ".join(part.strip().strip("$") for part in parts if part) if all(parts) else None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
-    return str(value)
+    return None if value != value or value in (inf, -inf) else str(value)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a field is empty as files of data have it: null, NaN, an empty text or list."""
+    return value is None or (isinstance(value, str | float | Sequence) and not _text(value))
 
 
 def _first(values: Mapping[str, Any], keys: Sequence[str]) -> str | None:
@@ -139,5 +152,6 @@ def _first(values: Mapping[str, Any], keys: Sequence[str]) -> str | None:
 
 def _usual_grader(key: str, values: Mapping[str, Any]) -> str:
     text = _text(values.get(key)) or ""
-    is_aime = key.lower() == "solution" and re.fullmatch(r"-?\d+", text.strip())
-    return "numeric" if is_aime or _GSM8K in text else "math"
+    is_aime = key.lower() == "solution" and re.fullmatch(r"-?\d+(?: or .*)?", text.strip())
+    is_gsm8k = extract_answer(text) is None and _GSM8K.search(text)
+    return "numeric" if is_aime or is_gsm8k else "math"

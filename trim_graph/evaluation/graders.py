@@ -1,7 +1,9 @@
 r"""Graders: is the answer in this solution the right one?
 
 A grader is made for one expected answer and asked about texts of solutions. All look at the last
-``\boxed{...}``; `numeric` and `multiple_choice` make do with the last number or choice where there is none.
+``\boxed{...}`` and read it as a whole: a number among other things is no number. Without a box
+`numeric` and `multiple_choice` look at the text (`trim_graph.evaluation.number_reading`, `choice_reading`);
+`exact` and `math` do not.
 """
 
 from __future__ import annotations
@@ -17,25 +19,28 @@ from typing import Any
 from trim_graph.errors import SettingsError
 from trim_graph.summary import extract_answer
 
+from .choice_reading import read_boxed_choice, read_choice
+from .number_reading import find_number, read_number
+
 Grade = Callable[[str], bool]
 Grader = Callable[[str, dict[str, Any]], Grade]
 """From the expected answer and the dataset's row to a grade."""
 
-CLOSE = 1e-6
-"""Relative difference of two numbers that count as one."""
+CLOSE = Fraction(1, 10**6)
+"""Relative difference of two numbers that count as one, where they are not both whole."""
 SECONDS = 5
 """Most time `math` takes for one comparison, where it can be limited."""
-
-_NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?")
-_FRACTION = re.compile(r"(-?)\s*\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
-_CHOICE = re.compile(r"\(?([A-J])\)?")
-# A letter that a word follows is an article or a pronoun: "the answer is a triangle", "is I believe".
-_TOLD_CHOICE = re.compile(r"(?i:answer\s*(?:is|:)\s*(?:option\s*)?)\**\(?([A-Ja-j])\b(?!\s+[a-z])")
-_LOOSE_CHOICE = re.compile(r"\(([A-J])\)|\b([B-HJ])\b")
+_ACCEPTED = re.compile(r"\s*\([a-z ]*accepted\)\s*$")
+"""A remark behind alternatives, as AIME has it in 2022: ``080 or 081 (both were accepted)``."""
 
 
 def exact(expected: str, row: dict[str, Any] | None = None) -> Grade:
-    """The boxed answer is the expected one, letter by letter; space around and between words is ignored."""
+    """The boxed answer is the expected one, letter by letter; space around and between words is ignored.
+
+    Raises:
+        ValueError: No box can hold ``expected``.
+    """
+    _check_fits_a_box(expected)
     wanted = " ".join(expected.split())
 
     def grade(solution: str) -> bool:
@@ -48,40 +53,29 @@ def exact(expected: str, row: dict[str, Any] | None = None) -> Grade:
 def numeric(expected: str, row: dict[str, Any] | None = None) -> Grade:
     """The answer is the expected number, however it is written: ``1,200``, ``$1200.00``, ``2400/2``.
 
+    Args:
+        expected: A number, or several that are all accepted: ``080 or 081 (both were accepted)``.
+        row: Is not used.
+
     Raises:
         ValueError: ``expected`` is no number.
     """
-    wanted = read_number(expected)
-    if wanted is None:
+    numbers = [read_number(part) for part in _ACCEPTED.sub("", expected).split(" or ")]
+    wanted = [number for number in numbers if number is not None]
+    if len(wanted) < len(numbers):
         raise ValueError(f"expected answer {expected!r} is no number")
 
     def grade(solution: str) -> bool:
-        boxed = extract_answer(solution)
-        found = read_number(solution if boxed is None else boxed)
-        return found is not None and abs(found - wanted) <= CLOSE * abs(wanted)
+        found = find_number(solution)
+        return found is not None and any(_is_same(found, number) for number in wanted)
 
     return grade
 
 
-def read_number(text: str) -> Fraction | None:
-    """Return the last number in a text, or None."""
-    plain = text.replace("{,}", ",").replace("\\!", "").replace("\u2212", "-")
-    plain = _FRACTION.sub(_divided, plain)
-    found = [match[0] for match in _NUMBER.finditer(plain)]
-    if not found:
-        return None
-    above, _, below = found[-1].replace(",", "").partition("/")
-    if len(above) > 400 or ("e" in above.lower() and abs(int(re.split("[eE]", above)[1])) > 400):
-        return None  # no answer, and slow to compare
-    try:
-        return Fraction(above.strip()) / Fraction(below.strip() or "1")
-    except ZeroDivisionError:
-        return None
-
-
-def _divided(fraction: re.Match[str]) -> str:
-    sign, above, below = fraction.groups()
-    return f" {above.removeprefix('-') if sign and above.startswith('-') else sign + above}/{below} "
+def _is_same(found: Fraction, wanted: Fraction) -> bool:
+    if found.denominator == wanted.denominator == 1:
+        return found == wanted
+    return abs(found - wanted) <= CLOSE * abs(wanted)
 
 
 def multiple_choice(expected: str, row: dict[str, Any] | None = None) -> Grade:
@@ -90,25 +84,10 @@ def multiple_choice(expected: str, row: dict[str, Any] | None = None) -> Grade:
     Raises:
         ValueError: ``expected`` is no letter from A to J.
     """
-    match = _CHOICE.fullmatch(expected.strip().upper())
-    if match is None:
+    wanted = read_boxed_choice(expected)
+    if wanted is None:
         raise ValueError(f"expected answer {expected!r} is no letter from A to J")
-    wanted = match[1]
     return lambda solution: read_choice(solution) == wanted
-
-
-def read_choice(text: str) -> str | None:
-    """Return the letter a solution chooses: boxed, behind "answer is", or the last one that stands alone."""
-    boxed = extract_answer(text)
-    if boxed is not None:
-        inner = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", boxed).strip()
-        match = re.match(r"\(?([A-J])(?![A-Za-z])", inner)
-        return match[1] if match else None
-    told = _TOLD_CHOICE.findall(text)
-    if told:
-        return str(told[-1]).upper()
-    loose = _LOOSE_CHOICE.findall(text)
-    return next(filter(None, loose[-1])) if loose else None
 
 
 def math(expected: str, row: dict[str, Any] | None = None) -> Grade:
@@ -116,13 +95,22 @@ def math(expected: str, row: dict[str, Any] | None = None) -> Grade:
 
     Raises:
         ImportError: math-verify is not installed.
+        ValueError: No box can hold ``expected``.
     """
+    _check_fits_a_box(expected)
     try:
-        from math_verify import parse, verify  # type: ignore[import-untyped]
+        from math_verify import LatexExtractionConfig, parse, verify  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError(
             f'the grader math needs math-verify: pip install "trim-graph[eval]" ({error})'
         ) from error
+    # A box that is no LaTeX as a whole is compared as text: math-verify would go on to search it for numbers.
+    box = [LatexExtractionConfig(boxed_match_priority=0)]
+
+    def read(answer: str, seconds: int | None) -> list[Any]:
+        content = f"\\boxed{{{answer}}}"
+        return list(parse(content, box, extraction_mode="first_match", parsing_timeout=seconds))
+
     gold: list[Any] = []
 
     def grade(solution: str) -> bool:
@@ -134,11 +122,17 @@ def math(expected: str, row: dict[str, Any] | None = None) -> Grade:
         # Its limits are alarm signals, which only the main thread can set.
         seconds = SECONDS if threading.current_thread() is threading.main_thread() else None
         if not gold:
-            gold[:] = parse(f"\\boxed{{{expected}}}", parsing_timeout=seconds)
-        found = parse(f"\\boxed{{{answer}}}", parsing_timeout=seconds)
-        return bool(verify(gold, found, timeout_seconds=seconds))
+            gold[:] = read(expected, seconds)
+        return bool(verify(gold, read(answer, seconds), timeout_seconds=seconds))
 
     return grade
+
+
+def _check_fits_a_box(expected: str) -> None:
+    if extract_answer(f"\\boxed{{{expected}}}") != expected.strip():
+        raise ValueError(
+            f"expected answer {expected!r} fits no box: its braces are not balanced, or it holds a box"
+        )
 
 
 GRADERS: dict[str, Grader] = {
