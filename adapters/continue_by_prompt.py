@@ -14,13 +14,14 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import ensure_config
 from pydantic import Field, field_validator
 
 from trim_graph.segment import DEFAULT_DELIMITER
 
 from .call_settings import stop_strings
 from .foreign_answer import configured_name, cut_short, failed_attempts, model_name, refusal, span_probability
-from .inner_model import call_names, chat_model_inside, continues_exactly
+from .inner_model import call_names, chat_model_inside, continues_exactly, unaskable
 from .prompted_step import PromptedStep, read_step, request
 from .protocols import ChatModelContractError
 from .usage import TokenCounter, reports_usage
@@ -44,7 +45,9 @@ class ContinueByPrompt(BaseChatModel):
     of the outer one, so nothing is counted or streamed twice. Of a model that tells its ``logprobs`` as
     ``ChatOpenAI`` does, the answer has a ``mean_token_probability``: of the text kept.
 
-    `create_trim_graph` wraps a chat model by itself that does not say ``continues_exactly = True``.
+    `create_trim_graph` wraps a model by itself that does not say ``continues_exactly = True``. One of several
+    models (``with_fallbacks``, ``configurable_alternatives``) that does not is enough. Of the config of a call
+    the model gets ``configurable``, so a model of ``init_chat_model(configurable_fields=...)`` will do.
 
     Raises:
         ModelServerError: The model wrote nothing for another reason than that it had ended (a filter, a
@@ -81,9 +84,11 @@ class ContinueByPrompt(BaseChatModel):
 
     @field_validator("model")
     @classmethod
-    def _unwrapped(cls, model: Runnable[Any, Any]) -> Runnable[Any, Any]:
+    def _askable(cls, model: Runnable[Any, Any]) -> Runnable[Any, Any]:
         if isinstance(chat_model_inside(model), cls):
             raise ValueError("model is a ContinueByPrompt already")
+        if (why := unaskable(model)) is not None:
+            raise ValueError(why)
         return model
 
     def prompt(self, messages: Sequence[BaseMessage], *, to_end: bool = False) -> list[BaseMessage]:
@@ -136,7 +141,7 @@ class ContinueByPrompt(BaseChatModel):
         asked = self.prompt(messages, to_end=self.delimiter not in stops)
         settings = self._settings(stops, kwargs)
         # Of its own context: a callback that counts tokens, or streams them, sees the outer call already.
-        answer = Context().run(self.model.invoke, asked, _ALONE, **settings)
+        answer = Context().run(self.model.invoke, asked, _own_config(), **settings)
         return self._result(answer, messages, asked, stops)
 
     async def _agenerate(
@@ -149,7 +154,7 @@ class ContinueByPrompt(BaseChatModel):
         stops = stop_strings(stop)
         asked = self.prompt(messages, to_end=self.delimiter not in stops)
         settings = self._settings(stops, kwargs)
-        call = self.model.ainvoke(asked, _ALONE, **settings)
+        call = self.model.ainvoke(asked, _own_config(), **settings)
         answer = await asyncio.create_task(_awaited(call), context=Context())
         if self.counter is None or not isinstance(answer, AIMessage) or reports_usage(answer):
             return self._result(answer, messages, asked, stops)
@@ -222,12 +227,15 @@ class ContinueByPrompt(BaseChatModel):
 def as_writer(
     model: Runnable[Any, Any], delimiter: str, counter: TokenCounter | None = None
 ) -> Runnable[Any, Any]:
-    """Take a model that continues exactly as it is, and have any other chat model asked by prompt.
+    """Take a model that continues exactly as it is, and have any other asked by prompt.
 
     Args:
         model: The model.
         delimiter: What separates steps.
         counter: For a model that does not report its tokens, and is asked by prompt.
+
+    Raises:
+        ValueError: It cannot be asked by prompt either.
     """
     if isinstance(model, ContinueByPrompt) and model.counter is None and counter is not None:
         return model.model_copy(update={"counter": counter})
@@ -236,7 +244,11 @@ def as_writer(
     return ContinueByPrompt(model, delimiter=delimiter, counter=counter)
 
 
-_ALONE = RunnableConfig(callbacks=[])
+def _own_config() -> RunnableConfig:
+    """Config of the inner call: no callback of the outer one, but what a user chose of a configurable model."""
+    given = ensure_config().get("configurable", {})
+    chosen = {name: value for name, value in given.items() if not name.startswith("__")}
+    return RunnableConfig(callbacks=[], configurable=chosen)
 
 
 async def _awaited(call: Any) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from inspect import getattr_static
+from typing import Any, NamedTuple, get_args
 
 from langchain_core.globals import get_llm_cache
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.runnables import Runnable, RunnableWithFallbacks
+from langchain_core.messages import BaseMessage
+from langchain_core.runnables import Runnable, RunnableSequence, RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase
-from langchain_core.runnables.configurable import DynamicRunnable
+from langchain_core.runnables.configurable import DynamicRunnable, RunnableConfigurableAlternatives
 
 
 class CallNames(NamedTuple):
@@ -29,50 +31,91 @@ _KNOWN = {"BaseChatOpenAI": _OPENAI}
 no name is standard."""
 
 
+def models_inside(model: Any) -> list[Any]:
+    """Return everything that may answer a call of a model, the first choice first.
+
+    Looks through ``bind``, ``with_config``, ``with_retry`` and their like, at all fallbacks and at all
+    configurable alternatives. What is no chat model is returned as it is.
+    """
+    if isinstance(model, RunnableBindingBase):
+        return models_inside(model.bound)
+    if isinstance(model, RunnableWithFallbacks):
+        return [inside for one in model.runnables for inside in models_inside(one)]
+    if isinstance(model, RunnableConfigurableAlternatives):
+        choices = (model.default, *model.alternatives.values())
+        return [inside for one in choices for inside in models_inside(one)]
+    return models_inside(model.default) if isinstance(model, DynamicRunnable) else [model]
+
+
 def chat_model_inside(model: Any) -> BaseChatModel | None:
-    """Look through ``bind``, ``with_config``, ``with_retry`` and their like to the chat model, if any."""
-    while not isinstance(model, BaseChatModel):
-        if isinstance(model, RunnableBindingBase):
-            model = model.bound
-        elif isinstance(model, RunnableWithFallbacks):
-            model = model.runnable
-        elif isinstance(model, DynamicRunnable):
-            model = model.default
-        else:
-            return None
-    return model
+    """Return the chat model that a call of a model asks first; None where that cannot be told."""
+    first = models_inside(model)[0]
+    return first if isinstance(first, BaseChatModel) else None
 
 
 def continues_exactly(model: Runnable[Any, Any]) -> bool:
     """Tell whether a model carries on a trailing AIMessage exactly.
 
-    A chat model says so itself, by the class attribute ``continues_exactly = True``. A Runnable that is none
-    is trusted. Of a model with fallbacks all must.
+    A chat model says so itself, by the class attribute ``continues_exactly = True``; any other Runnable by an
+    attribute of that name. All of a model's fallbacks and configurable alternatives must.
     """
-    return _says(model, "continues_exactly", where_unknown=True)
+    return _says(model, "continues_exactly")
+
+
+def unaskable(model: Runnable[Any, Any]) -> str | None:
+    """Return why a model cannot be asked by prompt either; None where it can."""
+    for inside in models_inside(model):
+        if isinstance(inside, RunnableSequence):
+            return (
+                "a chain hands a call's settings, max_tokens among them, to its first part only, so no budget "
+                "could hold: pass the chat model itself, and what the chain puts around it as messages"
+            )
+        if isinstance(inside, Runnable) and not _may_be_message(_output_type(inside)):
+            return (
+                f"{type(inside).__name__} returns {_output_type(inside)!r}, and a writer returns an AIMessage: pass "
+                "a chat model, or a Runnable that takes messages and returns one"
+            )
+    return None
+
+
+def _output_type(runnable: Runnable[Any, Any]) -> Any:
+    try:
+        return runnable.OutputType
+    except TypeError:  # it declares none
+        return Any
+
+
+def _may_be_message(kind: Any) -> bool:
+    if parts := get_args(kind):
+        return any(_may_be_message(part) for part in parts)
+    if isinstance(kind, type) and kind not in (Any, object):
+        return issubclass(kind, BaseMessage)
+    return kind is not None  # as of a graph, which returns a state
 
 
 def capable(model: Any, capability: str) -> bool:
     """Tell whether a chat model says that it can do more: ``takes_stop_when``, ``tells_entropy``."""
-    return _says(model, capability, where_unknown=False)
+    return _says(model, capability)
 
 
-def _says(model: Any, name: str, *, where_unknown: bool) -> bool:
-    if isinstance(model, RunnableWithFallbacks):
-        return all(_says(one, name, where_unknown=where_unknown) for one in model.runnables)
-    inside = chat_model_inside(model)
-    return where_unknown if inside is None else bool(getattr(type(inside), name, False))
+def _says(model: Any, name: str) -> bool:
+    # Statically: a model that is configured at the call would build itself to answer.
+    return all(
+        getattr_static(type(inside) if isinstance(inside, BaseChatModel) else inside, name, False) is True
+        for inside in models_inside(model)
+    )
 
 
 def native_async(model: Any) -> bool:
     """Tell whether a chat model's asynchronous calls are its own, so that cancelling one ends it.
 
-    LangChain makes others of synchronous ones in threads, which go on. Of a model with fallbacks all must be.
+    LangChain makes others of synchronous ones in threads, which go on. All that may answer must be.
     """
-    if isinstance(model, RunnableWithFallbacks):
-        return all(native_async(one) for one in model.runnables)
-    inside = chat_model_inside(model)
-    if inside is None or type(inside)._agenerate is BaseChatModel._agenerate:
+    return all(_cancellable(inside) for inside in models_inside(model))
+
+
+def _cancellable(inside: Any) -> bool:
+    if not isinstance(inside, BaseChatModel) or type(inside)._agenerate is BaseChatModel._agenerate:
         return False
     # A model that is asked by prompt is as its own inner model.
     return not hasattr(inside, "may_send") or native_async(getattr(inside, "model", None))
@@ -80,8 +123,8 @@ def native_async(model: Any) -> bool:
 
 def caches(model: Any) -> bool:
     """Tell whether LangChain keeps a chat model's answers in a cache."""
-    cache = getattr(chat_model_inside(model), "cache", None)
-    return bool(cache) or (cache is None and get_llm_cache() is not None)
+    chosen = [one.cache if isinstance(one, BaseChatModel) else None for one in models_inside(model)]
+    return any(bool(cache) or (cache is None and get_llm_cache() is not None) for cache in chosen)
 
 
 def bound_setting(model: Any, name: str) -> Any:
@@ -94,8 +137,13 @@ def bound_setting(model: Any, name: str) -> Any:
 
 
 def call_names(model: Any) -> CallNames:
-    """Return the names by which a model takes the settings of a call."""
-    for base in type(chat_model_inside(model)).__mro__:
-        if base.__name__ in _KNOWN:
-            return _KNOWN[base.__name__]
-    return CallNames()
+    """Return the names by which a model takes the settings of a call; of several models what they share."""
+    names = [_names(inside) for inside in models_inside(model)]
+    shared = (values[0] if len(set(values)) == 1 else None for values in zip(*names, strict=True))
+    return CallNames(*shared)
+
+
+def _names(inside: Any) -> CallNames:
+    return next(
+        (_KNOWN[base.__name__] for base in type(inside).__mro__ if base.__name__ in _KNOWN), CallNames()
+    )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain_core.language_models.fake import FakeListLLM
 from langchain_core.messages import AIMessage, HumanMessage
-from langchain_core.runnables import RunnableLambda
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.message import add_messages
@@ -112,7 +114,75 @@ def test_a_wrapped_model_serves_as_well(make):
     bound = ScriptedChatModel(script=["one", "two"]).bind(temperature=0).with_retry()
     assert make(bound, scores={}).ask()["trim"]["steps"]["small"] == 2
     plain = RunnableLambda(lambda messages, **_: MODEL.invoke(messages))
+    plain.continues_exactly = True
     assert make(plain, policy=small_only()).ask()["trim"]["stopped"] == "finished"
+
+
+def answering(text):
+    usage = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
+    return AIMessage(text, usage_metadata=usage, response_metadata={"finish_reason": "stop"})
+
+
+def test_a_runnable_that_does_not_say_it_continues_exactly_is_asked_by_prompt(make):
+    asked = []
+
+    def answer(messages, **call):
+        asked.append(messages)
+        return answering("[[STEP]]\nIt is 4.\n[[DONE]]")
+
+    result = make(RunnableLambda(answer), policy=small_only(), scorer=None).ask()
+    assert result["messages"][-1].text == "It is 4."
+    assert "the small model continues by prompt" in result["trim"]["notes"][0]
+    assert "[[DONE]]" in asked[0][-1].text
+
+
+class Choosable(ScriptedChatModel):
+    """A foreign model, one of whose fields is chosen by the call."""
+
+    continues_exactly: ClassVar[bool] = False
+    said: str = "[[STEP]]\nby default\n[[DONE]]"
+
+    def _generate(self, messages, *given, **call):
+        made = super()._generate([HumanMessage("2 + 2?")], *given, **call)
+        made.generations[0].message = answering(self.said)
+        return made
+
+
+@pytest.mark.parametrize("asynchronously", [False, True])
+def test_what_a_call_chooses_of_a_configurable_model_reaches_it_when_asked_by_prompt(make, asynchronously):
+    model = Choosable(script=["x"]).configurable_fields(said=ConfigurableField("said"))
+    rig = make(model, policy=small_only(), scorer=None)
+    config = {"configurable": {"said": "[[STEP]]\nas chosen\n[[DONE]]"}}
+    for chosen, said in ((None, "by default"), (config, "as chosen")):
+        given = {"messages": [("user", "2 + 2?")]}
+        run = rig.graph.ainvoke(given, chosen) if asynchronously else None
+        result = asyncio.run(run) if run else rig.graph.invoke(given, chosen)
+        assert result["messages"][-1].text == said
+
+
+def test_a_model_whose_alternatives_do_not_all_continue_exactly_is_asked_by_prompt(make):
+    exact = ScriptedChatModel(script=["[[STEP]]\nexact\n[[DONE]]"])
+    field = ConfigurableField("which")
+    for other, noted in ((Choosable(script=["x"]), True), (exact, False), (lambda: exact, True)):
+        model = exact.configurable_alternatives(field, other=other)
+        notes = make(model, policy=small_only(), scorer=None).ask()["trim"]["notes"]
+        assert ("the small model continues by prompt" in " ".join(notes)) is noted
+
+
+@pytest.mark.parametrize("part", ["small", "large"])
+def test_a_runnable_that_cannot_be_asked_is_refused_when_the_graph_is_built(part):
+    prompt = ChatPromptTemplate.from_messages([("placeholder", "{messages}")])
+    foreign = Choosable(script=["x"])
+    for wrong, told in (
+        (prompt | foreign, "max_tokens among them, to its first part only"),
+        ((prompt | foreign).with_retry(), "max_tokens among them, to its first part only"),
+        (foreign.with_fallbacks([prompt | foreign]), "max_tokens among them, to its first part only"),
+        (FakeListLLM(responses=["four"]), "FakeListLLM returns .*str"),
+        (create_trim_graph(MODEL, MODEL, policy=small_only()), "TrimGraph returns"),
+    ):
+        models = {"small": MODEL, "large": MODEL, part: wrong}
+        with pytest.raises(SettingsError, match=f"{part} cannot write steps: .*{told}"):
+            create_trim_graph(**models, policy=small_only())
 
 
 def test_a_step_may_have_no_more_than_max_step_tokens(make):

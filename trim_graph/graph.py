@@ -12,6 +12,7 @@ from langgraph.types import Checkpointer, Send
 
 from .accounts import Allowances
 from .adapters.continue_by_prompt import as_writer
+from .adapters.inner_model import continues_exactly, unaskable
 from .adapters.scorers import as_scorer
 from .adapters.token_probability import TokenProbability
 from .adapters.usage import CountTokens, TokenCounter, check_count_tokens
@@ -61,8 +62,10 @@ def create_trim_graph(
     Args:
         small: Chat model that drafts every step. It should carry on a trailing AIMessage, tell the end of
             a step from the end of the solution (``response_metadata["stop_reason"]``), and say so by the
-            class attribute ``continues_exactly = True``. Any other chat model is asked by prompt
-            (`trim_graph.adapters.ContinueByPrompt`); a Runnable that is no chat model is trusted.
+            class attribute ``continues_exactly = True``. Any other is asked by prompt
+            (`trim_graph.adapters.ContinueByPrompt`), also one of ``init_chat_model(configurable_fields=...)``
+            or a Runnable from messages to an AIMessage; a chain is refused. A Runnable that is no chat
+            model may have the attribute ``continues_exactly`` too.
         large: Chat model that writes a step again where the policy says so; likewise.
         scorer: Rates each step: a `Scorer`, a Runnable from ``{"question", "steps"}`` to one probability
             per step, or a function of (question, steps). Not needed by policies that look at no score.
@@ -104,8 +107,8 @@ def create_trim_graph(
         "small": TokenCounter("small", small, count_tokens),
         "large": TokenCounter("large", large, count_tokens),
     }
-    small = as_writer(small, delimiter, counters["small"])
-    large = as_writer(large, delimiter, counters["large"])
+    small = _writer(small, delimiter, counters["small"])
+    large = _writer(large, delimiter, counters["large"])
     builder = StateGraph(TrimState, TrimContext, input_schema=TrimInput, output_schema=TrimOutput)
     looking = LookingAhead(small, scorer, routing, fixed.segmentation)
     looking.check(wanted=fixed.lookahead)
@@ -130,6 +133,12 @@ def create_trim_graph(
     graph = builder.compile(checkpointer=checkpointer, name=name)
     graph.__class__ = TrimGraph
     return graph.with_config(tags=[TAG])
+
+
+def _writer(model: Runnable[Any, Any], delimiter: str, counter: TokenCounter) -> Runnable[Any, Any]:
+    if not continues_exactly(model) and (why := unaskable(model)) is not None:
+        raise SettingsError(f"{counter.writer} cannot write steps: {why}")
+    return as_writer(model, delimiter, counter)
 
 
 def _check_probabilities(scorer: TokenProbability, **writers: Any) -> None:

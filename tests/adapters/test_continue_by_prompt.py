@@ -4,6 +4,7 @@ import asyncio
 import math
 
 import pytest
+from langchain.chat_models import init_chat_model
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
 from langchain_core.globals import set_llm_cache
@@ -239,12 +240,16 @@ def test_a_global_cache_does_not_mix_models_up():
 
 def test_who_continues_exactly():
     foreign, scripted = Foreign(), ScriptedChatModel(script=["one"])
-    exact = [
+    configurable = init_chat_model("openai:m", api_key="k", configurable_fields=("model",))
+    plain, exact = RunnableLambda(lambda messages: None), RunnableLambda(lambda messages: None)
+    exact.continues_exactly = True
+    exactly = [
         ChatVLLM(model="m"),
         ChatTransformers(model="org/m"),
         scripted,
         scripted.bind(seed=1).with_config(tags=["a"]).with_retry(),
-        RunnableLambda(lambda messages: None),
+        exact,
+        exact.bind(seed=1).with_retry(),
         ContinueByPrompt(foreign),
         scripted.with_fallbacks([scripted]),
     ]
@@ -255,8 +260,13 @@ def test_who_continues_exactly():
         scripted.with_fallbacks([foreign]),
         foreign.configurable_fields(logprobs=ConfigurableField("logprobs")),
         ChatOpenAI(model="m", api_key="k"),
+        configurable,
+        init_chat_model(),
+        plain,
+        plain.bind(seed=1).with_retry(),
+        scripted.configurable_alternatives(ConfigurableField("which"), other=foreign),
     ]
-    assert [continues_exactly(model) for model in exact] == [True] * len(exact)
+    assert [continues_exactly(model) for model in exactly] == [True] * len(exactly)
     assert [continues_exactly(model) for model in by_prompt] == [False] * len(by_prompt)
     assert as_writer(scripted, D) is scripted
     for model in by_prompt:
@@ -264,7 +274,19 @@ def test_who_continues_exactly():
         assert isinstance(wrapped, ContinueByPrompt)
         assert wrapped.model is model
         assert wrapped.delimiter == "###"
-        assert chat_model_inside(model) is not None
+    assert [chat_model_inside(model) is None for model in by_prompt] == [False] * 6 + [True] * 4 + [False]
+
+
+def test_several_models_are_asked_by_the_names_they_share():
+    openai, foreign = ChatOpenAI(model="m", api_key="k"), Foreign()
+    assert call_names(openai.with_fallbacks([openai])) == call_names(openai)
+    shared = call_names(openai.bind(seed=1).with_fallbacks([foreign]))
+    assert (shared.max_tokens, shared.timeout, shared.streams) == ("max_tokens", None, None)
+
+
+def test_a_chain_is_refused():
+    with pytest.raises(ValueError, match="a chain hands a call's settings"):
+        ContinueByPrompt(RunnableLambda(lambda messages: messages) | Foreign())
 
 
 def test_what_is_bound_to_the_model_still_counts():

@@ -250,6 +250,12 @@ def test_a_probe_that_hangs_ends_the_run_at_its_deadline(make, asynchronously):
     assert (summary["stopped"], summary["steps"]["small"]) == ("deadline", 1)
 
 
+class Exact(RunnableLambda):
+    """A function that carries on a text exactly, and says so."""
+
+    continues_exactly = True
+
+
 def cut_probe(messages, **call):
     cut = call["max_tokens"] == 1
     metadata = {"finish_reason": "length", "stop_reason": None, "timed_out": True}
@@ -259,7 +265,7 @@ def cut_probe(messages, **call):
 
 
 def test_a_probe_cut_before_its_token_is_asked_again_and_at_last_given_up(make):
-    rig = make(RunnableLambda(cut_probe), policy=entropy_probe(1.0), scorer=None)
+    rig = make(Exact(cut_probe), policy=entropy_probe(1.0), scorer=None)
     summary = rig.ask()["trim"]
     assert (summary["stopped"], summary["spend"]["small"]["calls"]) == ("no_step", 3)
 
@@ -301,7 +307,7 @@ def openai_like(top):
             message.response_metadata["logprobs"] = {"content": [first]}
         return message
 
-    return RunnableLambda(answer)
+    return Exact(answer)
 
 
 def test_a_model_of_openais_api_is_asked_for_the_likeliest_tokens(make):
