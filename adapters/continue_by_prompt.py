@@ -45,9 +45,9 @@ class ContinueByPrompt(BaseChatModel):
     of the outer one, so nothing is counted or streamed twice. Of a model that tells its ``logprobs`` as
     ``ChatOpenAI`` does, the answer has a ``mean_token_probability``: of the text kept.
 
-    `create_trim_graph` wraps a model by itself that does not say ``continues_exactly = True``. One of several
-    models (``with_fallbacks``, ``configurable_alternatives``) that does not is enough. Of the config of a call
-    the model gets ``configurable``, so a model of ``init_chat_model(configurable_fields=...)`` will do.
+    `create_trim_graph` wraps a model by itself that does not say ``continues_exactly = True``, or one of whose
+    fallbacks or configurable alternatives does not. Of a call's config the model gets ``configurable``, so
+    a model of ``init_chat_model(configurable_fields=...)`` will do.
 
     Raises:
         ModelServerError: The model wrote nothing for another reason than that it had ended (a filter, a
@@ -245,7 +245,7 @@ def as_writer(
 
 
 def _own_config() -> RunnableConfig:
-    """Config of the inner call: no callback of the outer one, but what a user chose of a configurable model."""
+    """Config of the inner call: no callbacks of the outer one, but what its user chose of a model."""
     given = ensure_config().get("configurable", {})
     chosen = {name: value for name, value in given.items() if not name.startswith("__")}
     return RunnableConfig(callbacks=[], configurable=chosen)

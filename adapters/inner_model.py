@@ -67,13 +67,13 @@ def unaskable(model: Runnable[Any, Any]) -> str | None:
     for inside in models_inside(model):
         if isinstance(inside, RunnableSequence):
             return (
-                "a chain hands a call's settings, max_tokens among them, to its first part only, so no budget "
-                "could hold: pass the chat model itself, and what the chain puts around it as messages"
+                "a chain hands a call's settings, max_tokens among them, to its first part only, so no "
+                "budget could hold: pass the chat model itself, and what the chain adds as messages"
             )
         if isinstance(inside, Runnable) and not _may_be_message(_output_type(inside)):
             return (
-                f"{type(inside).__name__} returns {_output_type(inside)!r}, and a writer returns an AIMessage: pass "
-                "a chat model, or a Runnable that takes messages and returns one"
+                f"{type(inside).__name__} returns {_output_type(inside)!r}, and a writer returns an "
+                "AIMessage: pass a chat model, or a Runnable that takes messages and returns one"
             )
     return None
 
