@@ -45,7 +45,7 @@ class ContinueByPrompt(BaseChatModel):
     of the outer one, so nothing is counted or streamed twice. Of a model that tells its ``logprobs`` as
     ``ChatOpenAI`` does, the answer has a ``mean_token_probability``: of the text kept.
 
-    `create_trim_graph` wraps a model by itself that does not say ``continues_exactly = True``, or one of whose
+    `create_trim_graph` wraps a model that does not say ``continues_exactly = True`` by itself, or one whose
     fallbacks or configurable alternatives does not. Of a call's config the model gets ``configurable``, so
     a model of ``init_chat_model(configurable_fields=...)`` will do.
 

@@ -36,6 +36,7 @@ from .calling import (
 )
 from .deadline import GRACE, call_within
 from .drawing import Drawing, noting
+from .failures import NEVER_CAUGHT, charge_failed_call, failure
 from .route import Goto, Turn
 
 
@@ -44,6 +45,10 @@ class AgentRouting(TrimState, total=False):
 
     handed_over: bool
     """Whether the large model writes all turns that remain."""
+    returns_direct: bool
+    """Whether the agent ends with what the tools of the last turn return."""
+    ended: bool
+    """Whether the end of the question is in the summary, and told."""
 
 
 class Answered(NamedTuple):
@@ -95,18 +100,29 @@ class AgentTurn(Turn):
 
     def _instead_of_a_cut(self, order: Order) -> Command[Goto] | None:
         """Keep the small model's turn, or have it write one: half a tool call is of no use."""
+        if not self.has_better_than_a_cut(order):
+            return None
         told = f"the large model's turn was cut off at {order['max_tokens']} tokens"
+        self.note(told)
         kept = draft_turned_down(self.state["decisions"], len(self.steps))
         small = self.small_order(decided=False)
-        if kept is not None and kept["end"] != "length":
-            self.note(told)
-            score = kept["score"]
-            self.decide(DecisionRecord(step=len(self.steps), decision="accept", score=score, fallback=told))
-            return self.accept(kept, small)
-        if kept is None and order["max_tokens"] < self.step_tokens:
-            self.note(told)
+        if kept is None:
             return self.write(small)
-        return None
+        score = kept["score"]
+        self.decide(DecisionRecord(step=len(self.steps), decision="accept", score=score, fallback=told))
+        return self.accept(kept, small)
+
+    def has_better_than_a_cut(self, order: Order) -> bool:
+        """Tell whether the small model's turn is to be had where the large one's was cut off."""
+        kept = draft_turned_down(self.state["decisions"], len(self.steps))
+        return order["max_tokens"] < self.step_tokens if kept is None else kept["end"] != "length"
+
+    def again(self, order: Order) -> Order | None:
+        """Return the order for a writer's next fallback; None where the budget has nothing left for it."""
+        if order["writer"] == "small":
+            return order
+        granted, _ = self._grant(order["max_tokens"])
+        return Order(**{**order, "max_tokens": granted}) if granted else None
 
     def begin(self) -> Command[Goto]:
         """Give the order that stands in the state, now that the whole prompt is known, tools included."""
@@ -163,6 +179,7 @@ def generate_turn(
     *,
     read: Read,
     render: Callable[[AIMessage], str],
+    fall_back: Callable[[Exception, Spend], Order | None],
     ledger: Ledger | None = None,
 ) -> dict[str, Any]:
     """Ask the writer that `route` named for one turn.
@@ -172,10 +189,12 @@ def generate_turn(
         ask: Makes the call.
         read: Reads the answer.
         render: Makes the text of a turn that scorers and policies see.
+        fall_back: Orders the turn from the writer's next fallback, after an error and what it has cost;
+            None: there is none.
         ledger: Keeps the accounts that runs share.
 
     Returns:
-        An update of the state: a draft, or word of a failure.
+        An update of the state: a draft, an order for a fallback, or word of a failure.
     """
     call = _begun(state)
     drawing = Drawing(state, call.order, ledger)
@@ -185,7 +204,7 @@ def generate_turn(
     call = _granted(call, drawn.tokens)
     begun = time.monotonic()
     try:
-        update = _asked(call, partial(ask, call), begun, read, render)
+        update = _asked(call, partial(ask, call), begun, read, render, fall_back)
     except BaseException as error:
         drawing.settle(call.spend, spend_of_raised(call, error))
         raise
@@ -198,19 +217,20 @@ async def agenerate_turn(
     *,
     read: Read,
     render: Callable[[AIMessage], str],
+    fall_back: Callable[[Exception, Spend], Awaitable[Order | None]],
     ledger: Ledger | None = None,
 ) -> dict[str, Any]:
     """As `generate_turn`, without blocking."""
     call = _begun(state)
     drawing = Drawing(state, call.order, ledger)
     if not drawing:
-        return await _aasked(call, ask(call), time.monotonic(), read, render)
+        return await _aasked(call, ask(call), time.monotonic(), read, render, fall_back)
     drawn = await drawing.areserve(call.order["max_tokens"])
     if drawn.refused is not None:
         return refused(call, drawn.refused)
     call = _granted(call, drawn.tokens)
     try:
-        update = await _aasked(call, ask(call), time.monotonic(), read, render)
+        update = await _aasked(call, ask(call), time.monotonic(), read, render, fall_back)
     except BaseException as error:
         spend = spend_of_raised(call, error)
         await asyncio.shield(asyncio.to_thread(drawing.settle, call.spend, spend))
@@ -236,16 +256,20 @@ def _asked(
     begun: float,
     read: Read,
     render: Callable[[AIMessage], str],
+    fall_back: Callable[[Exception, Spend], Order | None],
 ) -> dict[str, Any]:
     with charged_if_left(call):
         try:
             answered = call_within(call.limit, ask)
             reply = read(call, answered)
         except Exception as error:
-            return came_to_nothing(call, error, time.monotonic() - begun)
+            seconds = time.monotonic() - begun
+            if (spend := _before_fallback(call, error, seconds)) and (order := fall_back(error, spend)):
+                return _fallen_back(call, error, spend, order)
+            return came_to_nothing(call, error, seconds)
         metadata = answered.message.response_metadata
         spend = billed(call, reply, metadata, time.monotonic() - begun)
-        update = _noted(call, reply, spend, render(answered.message))
+        update = _noted(call, reply, spend, answered.message, render)
         return update | {"notes": notes_on(call, reply, metadata)}
 
 
@@ -255,6 +279,7 @@ async def _aasked(
     begun: float,
     read: Read,
     render: Callable[[AIMessage], str],
+    fall_back: Callable[[Exception, Spend], Awaitable[Order | None]],
 ) -> dict[str, Any]:
     with charged_if_left(call):
         try:
@@ -265,17 +290,41 @@ async def _aasked(
             else:  # what counts tokens may have to be loaded first
                 reply = await asyncio.to_thread(read, call, answered)
         except Exception as error:
-            return came_to_nothing(call, error, time.monotonic() - begun)
+            seconds = time.monotonic() - begun
+            if (spend := _before_fallback(call, error, seconds)) and (order := await fall_back(error, spend)):
+                return _fallen_back(call, error, spend, order)
+            return came_to_nothing(call, error, seconds)
         metadata = answered.message.response_metadata
         spend = billed(call, reply, metadata, time.monotonic() - begun)
-        update = _noted(call, reply, spend, render(answered.message))
+        update = _noted(call, reply, spend, answered.message, render)
         return update | {"notes": notes_on(call, reply, metadata)}
 
 
-def _noted(call: Call, reply: Reply, spend: Spend, text: str) -> dict[str, Any]:
+def _before_fallback(call: Call, error: Exception, seconds: float) -> Spend | None:
+    """Charge a failed call after which a fallback may be asked; None where none may."""
+    if isinstance(error, NEVER_CAUGHT) or (call.limit is not None and seconds >= call.limit):
+        return None
+    writer = call.order["writer"]
+    spent = Spend(**{**call.spend, "seconds": call.spend["seconds"] + seconds})
+    spend = charge_failed_call(spent, writer, error, **call.charge())
+    # The writer has not failed yet.
+    spend[writer] = {**spend[writer], "failed_calls": call.spend[writer]["failed_calls"]}
+    return spend
+
+
+def _fallen_back(call: Call, error: Exception, spend: Spend, order: Order) -> dict[str, Any]:
+    writer = order["writer"]
+    note = f"the {writer} model failed, so its fallback was asked: {failure(error, writer)['error']}"
+    notes = call.notes if note in call.notes else [*call.notes, note]
+    return {"spend": spend, "draft": None, "order": order, "notes": notes}
+
+
+def _noted(
+    call: Call, reply: Reply, spend: Spend, message: AIMessage, render: Callable[[AIMessage], str]
+) -> dict[str, Any]:
     order = call.order
     draft = Draft(
-        text=text,
+        text=render(message),
         writer=order["writer"],
         model=reply.model,
         tokens=reply.output_tokens,
@@ -283,7 +332,14 @@ def _noted(call: Call, reply: Reply, spend: Spend, text: str) -> dict[str, Any]:
         end=reply.end,
         score=None,
     )
-    update: dict[str, Any] = {"spend": spend, "in_flight": None, "draft": draft}
+    if message.id is not None:
+        draft["message"] = message.id
+    update: dict[str, Any] = {
+        "spend": spend,
+        "in_flight": None,
+        "order": order,  # as it was granted
+        "draft": draft,
+    }
     if order["decided"]:
         emit("draft", writer=draft["writer"], text=draft["text"], tokens=draft["tokens"])
         if out_of_time(call, spend):

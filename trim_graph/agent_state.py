@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NotRequired, cast
 
 from langchain.agents import AgentState
 from langchain.agents.middleware.types import OmitFromInput, PrivateStateAttr
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage
 
 from .accounts import Accounts
 from .budget import Spend, spend_since
+from .conversation import question_of
 from .ledger import Ledger
 from .nodes.agent_turn import AgentRouting
 from .state import Decisions, InFlight, Order, Run, Scores, Steps, Summary, TrimState, added
 from .summary import summarise
+from .turn_rendering import restated
 
 _CHANNELS = (
     "run",
@@ -28,6 +30,8 @@ _CHANNELS = (
     "stopped",
     "notes",
     "handed_over",
+    "returns_direct",
+    "ended",
 )
 
 
@@ -37,9 +41,9 @@ class TrimAgentState(AgentState[Any]):
     trim: NotRequired[Annotated[Summary | None, OmitFromInput]]
     """Of the question being answered: turns by writer, decisions, scores, tokens, notes; as of a run."""
     trim_run: NotRequired[Annotated[Run, PrivateStateAttr]]
-    """What was fixed when the question came: its settings, its text, its seed."""
+    """What was fixed when the question came: its settings, its seed; and its text as ``messages`` has it."""
     trim_steps: NotRequired[Annotated[Steps, PrivateStateAttr]]
-    """Accepted turns since the question, as text."""
+    """Accepted turns since the question; their text, as ``messages`` has it, when the question has ended."""
     trim_scores: NotRequired[Annotated[Scores, PrivateStateAttr]]
     trim_decisions: NotRequired[Annotated[Decisions, PrivateStateAttr]]
     """What was decided on each draft, and the drafts turned down."""
@@ -57,6 +61,10 @@ class TrimAgentState(AgentState[Any]):
     trim_notes: NotRequired[Annotated[list[str], PrivateStateAttr]]
     trim_handed_over: NotRequired[Annotated[bool, PrivateStateAttr]]
     """Whether the large model writes all turns that remain of this question."""
+    trim_returns_direct: NotRequired[Annotated[bool, PrivateStateAttr]]
+    """Whether the agent ends with what the tools of the last turn return."""
+    trim_ended: NotRequired[Annotated[bool, PrivateStateAttr]]
+    """Whether the end of the question is in the summary, and told."""
 
 
 def routing_of(state: Mapping[str, Any]) -> AgentRouting:
@@ -73,6 +81,29 @@ def update_of(before: AgentRouting, after: AgentRouting) -> dict[str, Any]:
 def named(update: Mapping[str, Any]) -> dict[str, Any]:
     """Name channels of the graph as the agent's state does; those that do not outlive a turn are dropped."""
     return {f"trim_{name}": value for name, value in update.items() if name in _CHANNELS}
+
+
+def as_held(routing: AgentRouting, messages: Sequence[BaseMessage], longest_result: int) -> AgentRouting:
+    """Return a routing with the question and the turns as some messages have them.
+
+    Other middlewares rewrite messages, in the state or in one request only. So no text is kept from before:
+    the scorer sees what the models are sent, and the state keeps what its own messages have.
+
+    Args:
+        routing: Of an agent.
+        messages: Its conversation.
+        longest_result: Characters of each tool's result in the text of a turn.
+    """
+    run = Run(**{**routing["run"], "question": _question(routing["run"], messages)})
+    steps = restated(routing["steps"], messages, longest_result=longest_result)
+    return cast(AgentRouting, {**routing, "run": run, "steps": steps})
+
+
+def _question(run: Run, messages: Sequence[BaseMessage]) -> str:
+    """The text of the message that the run began with; where that is gone, of the last human message."""
+    known = run.get("question_message")
+    found = next((one for one in messages if known is not None and one.id == known), None)
+    return question_of(messages) if found is None else str(found.text)
 
 
 def summary_of(state: AgentRouting, before: Spend | None, ledger: Ledger | None) -> Summary:

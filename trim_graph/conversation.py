@@ -33,7 +33,7 @@ def compose(messages: Sequence[BaseMessage], instruction: str | None, prefix: st
     return asked
 
 
-def question_of(messages: Sequence[AnyMessage]) -> str:
+def question_of(messages: Sequence[BaseMessage]) -> str:
     """Return the text of the last human message, which the scorer takes for the question."""
     for message in reversed(messages):
         if isinstance(message, HumanMessage):

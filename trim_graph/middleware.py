@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 try:
@@ -13,25 +15,31 @@ except ImportError as error:
 from langchain.agents.middleware.types import ExtendedModelResponse, ModelRequest, ModelResponse
 from langchain.chat_models import init_chat_model
 from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import BaseMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import Runnable
 from langchain_core.runnables.config import ensure_config
+from langgraph.errors import GraphBubbleUp
 from langgraph.runtime import Runtime
+from langgraph.types import Overwrite
 
 from .accounts import Allowances
 from .adapters.scorers import as_scorer
 from .adapters.usage import CountTokens, check_count_tokens
-from .agent_state import TrimAgentState, named, routing_of, stop_message, summary_of, update_of
+from .agent_state import TrimAgentState, as_held, named, routing_of, stop_message, summary_of, update_of
 from .budget import Budget, Prices, Spend, nothing_spent, turn_prompt_bound
 from .context import Settings, make_settings, overridden
-from .errors import SettingsError
+from .errors import InputError, SettingsError
 from .events import emit
 from .ledger import Ledger
 from .nodes import score_step_node
 from .nodes.agent_turn import AgentRouting, AgentTurn
-from .nodes.calling import charge_lost_call
+from .nodes.calling import charge_lost_call, forget_cut_off
+from .nodes.failures import SHOWN
 from .person import asks
 from .policies import Observation, Policy, as_policy
 from .run import begin_run
-from .state import TrimState, applied, fresh_channels
+from .state import Run, TrimState, applied, fresh_channels
+from .turn_models import check_turn_model
 from .turn_rendering import LONGEST_RESULT, render_turn
 from .turn_routing import TurnRouting
 
@@ -45,6 +53,8 @@ NO_LOOKAHEAD = (
     "can be written ahead; leave it out"
 )
 
+_RAISED_KEPT = 10_000
+"""Runs whose error is remembered: of some nobody ever learns how they ended."""
 _SETTINGS = (
     "max_steps",
     "max_step_tokens",
@@ -73,7 +83,9 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
     ends with a message that says so.
 
     Args:
-        large: Chat model, or its name for ``init_chat_model``. It must take tools where the agent has some.
+        large: Chat model, or its name for ``init_chat_model``. It must take tools where the agent has some,
+            and may have fallbacks, settings bound to it, or be chosen by the call, as one of
+            ``init_chat_model(configurable_fields=...)``.
         scorer: Rates each turn; as in `trim_graph.create_trim_graph`.
         policy: When to ask the large model; ``handover`` gives it all turns that remain of the question.
         budget: Hard limits on the large model; default: none.
@@ -83,6 +95,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         longest_result: Characters of a tool's result that the scorer is shown.
         count_tokens: Number of tokens of a text, for models whose answers have no ``usage_metadata``; as in
             `trim_graph.create_trim_graph`.
+        keep_discarded: Whether the state keeps the text of turns that were turned down. They never are among
+            the messages, so a middleware that redacts what models write does not get to see them.
         **settings: ``max_steps`` (turns a question, default 32), ``max_step_tokens`` (tokens a turn, default
             4096), ``seed``, ``allowances``, ``on_scorer_error``, ``on_large_error`` and ``on_small_error``.
 
@@ -101,7 +115,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
 
     def __init__(
         self,
-        large: BaseChatModel | str,
+        large: BaseChatModel | Runnable[Any, Any] | str,
         scorer: Any = None,
         *,
         policy: Policy | Callable[[Observation], Any],
@@ -111,6 +125,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         ledger: Ledger | None = None,
         longest_result: int = LONGEST_RESULT,
         count_tokens: CountTokens | None = None,
+        keep_discarded: bool = True,
         **settings: Any,
     ) -> None:
         super().__init__()
@@ -122,8 +137,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         if isinstance(longest_result, bool) or longest_result < 1:
             raise SettingsError(f"longest_result is {longest_result!r}: choose a whole number, 1 or more")
         self.large = init_chat_model(large) if isinstance(large, str) else large
-        if not isinstance(self.large, BaseChatModel):
-            raise SettingsError(f"large is {large!r}: pass a LangChain chat model, or its name")
+        check_turn_model("large", self.large)
         self.settings = _settings(budget, prices, settings)
         if ledger is None and self.settings.allowances != Allowances():
             raise SettingsError(
@@ -132,6 +146,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         check_count_tokens(count_tokens)
         self.count_tokens = count_tokens
         self.budget_per, self.ledger, self.longest_result = budget_per, ledger, longest_result
+        self.keep_discarded = keep_discarded
+        self._raised: OrderedDict[str, str] = OrderedDict()
         try:
             self._scoring = None if scorer is None else score_step_node(as_scorer(scorer))
         except TypeError as error:
@@ -156,11 +172,13 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         )
         emit("started", run=routing["run"]["id"])
         spent = self._spent_before(state)
-        return {
-            **named({**fresh_channels(), "run": routing["run"], "spend": spent, "handed_over": False}),
-            "trim_spent_before": spent,
-            "trim": None,
-        }
+        # Its text is read where it is used: another middleware may be about to rewrite it.
+        run = Run(**{**routing["run"], "question": ""})
+        asked = next(one for one in reversed(state["messages"]) if isinstance(one, HumanMessage))
+        if asked.id is not None:
+            run["question_message"] = asked.id
+        begun = {"run": run, "spend": spent, "handed_over": False, "returns_direct": False, "ended": False}
+        return {**named({**fresh_channels(), **begun}), "trim_spent_before": spent, "trim": None}
 
     async def abefore_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Begin with a question."""
@@ -180,8 +198,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
     def before_model(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Say who writes the turn, or that the agent must end; note what the turn may cost in a crash."""
         begun = {} if state.get("trim_run") else self.before_agent(state, runtime)
-        before = _entered(state, begun)
-        fresh: dict[str, Any] = {"stopped": "", "order": None, "in_flight": None}
+        before = as_held(_entered(state, begun), state["messages"], self.longest_result)
+        fresh: dict[str, Any] = {"stopped": "", "order": None, "in_flight": None, "ended": False}
         after: Any = applied(before, fresh)
 
         def prompt_tokens() -> int:
@@ -194,7 +212,6 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         if not after["stopped"]:
             return update
         summary = summary_of(after, state.get("trim_spent_before"), self.ledger)
-        emit("finished", summary=summary)
         return {**update, "trim": summary, "jump_to": "end", "messages": [stop_message(after, summary)]}
 
     @hook_config(can_jump_to=["end"])
@@ -208,7 +225,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ExtendedModelResponse[Any]:
         """Route one turn."""
-        return self._routing(request).run(handler)
+        with self._noting_errors(request):
+            return self._routing(request).run(handler)
 
     async def awrap_model_call(
         self,
@@ -216,7 +234,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ExtendedModelResponse[Any]:
         """Route one turn, without blocking."""
-        return await self._routing(request).arun(handler)
+        with self._noting_errors(request):
+            return await self._routing(request).arun(handler)
 
     def _routing(self, request: ModelRequest[Any]) -> TurnRouting:
         return TurnRouting(
@@ -226,8 +245,75 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             self._scoring,
             self.ledger,
             self.longest_result,
+            self.keep_discarded,
             self.count_tokens,
         )
+
+    @contextmanager
+    def _noting_errors(self, request: ModelRequest[Any]) -> Iterator[None]:
+        """Remember why a turn failed: another middleware may make a message of it, and so end the agent."""
+        run: Any = request.state.get("trim_run")
+        try:
+            yield
+        except GraphBubbleUp:
+            raise
+        except Exception as error:
+            if run:
+                told = " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
+                self._raised[run["id"]] = told
+                while len(self._raised) > _RAISED_KEPT:
+                    self._raised.popitem(last=False)
+            raise
+        if run:
+            self._raised.pop(run["id"], None)
+
+    def after_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
+        """Sum up and tell the end of a question, whatever has ended the agent."""
+        begun: dict[str, Any] = {}
+        if not state.get("trim_run") or state.get("trim_ended"):
+            # Another middleware has ended the agent before this one could begin.
+            asked = [at for at, one in enumerate(state["messages"]) if isinstance(one, HumanMessage)]
+            question = state["messages"][: asked[-1] + 1] if asked else []
+            try:
+                begun = self.before_agent({**state, "messages": question}, runtime)
+            except InputError:
+                return {"trim": None}
+        before = as_held(_entered(state, begun), state["messages"], self.longest_result)
+        spend, notes = charge_lost_call(before)
+        forget_cut_off(before["run"]["id"])
+        stopped, told = self._why_ended(before, state["messages"])
+        after: Any = applied(
+            before,
+            {
+                "stopped": stopped,
+                "spend": spend,
+                "notes": [*before["notes"], *notes, *told],
+                "order": None,
+                "in_flight": None,
+                "ended": True,
+            },
+        )
+        spent_before = begun.get("trim_spent_before", state.get("trim_spent_before"))
+        summary = summary_of(after, spent_before, self.ledger)
+        emit("finished", summary=summary)
+        texts = {"trim_run": before["run"], "trim_steps": Overwrite(before["steps"])}
+        return {**begun, **update_of(before, after), **texts, "trim": summary}
+
+    async def aafter_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
+        """Sum up and tell the end of a question, whatever has ended the agent."""
+        if self.ledger is None:
+            return self.after_agent(state, runtime)
+        return await asyncio.to_thread(self.after_agent, state, runtime)
+
+    def _why_ended(self, routing: AgentRouting, messages: Sequence[BaseMessage]) -> tuple[str, list[str]]:
+        """Return why an agent has ended, and what there is to note about it."""
+        raised = self._raised.pop(routing["run"]["id"], None)
+        if routing["stopped"]:
+            return routing["stopped"], []
+        if routing["order"] is not None and raised is not None:
+            return "failed", [f"a turn failed, and another middleware ended the agent: {raised}"]
+        direct = routing.get("returns_direct") and isinstance(messages[-1], ToolMessage)
+        return ("finished", []) if direct else ("middleware", [])
 
 
 def _settings(budget: Budget | None, prices: Prices | None, given: dict[str, Any]) -> Settings:

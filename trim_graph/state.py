@@ -39,6 +39,8 @@ class Step(TypedDict):
     """What separates it from the next, where that is not the delimiter of the settings."""
     part: NotRequired[Part]
     """Whether it belongs to the thought or to the answer of a model that thinks."""
+    message: NotRequired[str]
+    """Of an agent's turn: the id of its message."""
 
 
 class Draft(Step):
@@ -144,6 +146,8 @@ class Run(TypedDict):
     settings: dict[str, Any]
     accounts: NotRequired[dict[str, dict[str, Any]]]
     """Limits of the accounts that it draws from, by their names."""
+    question_message: NotRequired[str]
+    """Of an agent: the id of the message that holds the question."""
 
 
 class Summary(TypedDict):
@@ -151,8 +155,8 @@ class Summary(TypedDict):
 
     stopped: str
     """``finished``, ``max_steps``, ``budget``, ``deadline``, ``recursion_limit``, ``no_step`` (a model
-    answered without a step, which ``notes`` explain), ``failed`` (no model was left to write the next step)
-    or ``person`` (who was asked, and ended it)."""
+    answered without a step, which ``notes`` explain), ``failed`` (no model was left to write the next step),
+    ``person`` (who was asked, and ended it) or ``middleware`` (another middleware of an agent ended it)."""
     answer: str | None
     """Content of the last ``\\boxed{}``, if any."""
     steps: dict[StepWriter, int]
@@ -231,7 +235,16 @@ class TrimState(TrimInput, total=False):
     """What the policy wants to remember."""
     spend: Spend
     stopped: Literal[
-        "", "finished", "max_steps", "budget", "deadline", "recursion_limit", "no_step", "failed", "person"
+        "",
+        "finished",
+        "max_steps",
+        "budget",
+        "deadline",
+        "recursion_limit",
+        "no_step",
+        "failed",
+        "person",
+        "middleware",
     ]
     notes: list[str]
     remaining_steps: RemainingSteps

@@ -12,6 +12,7 @@ One line a tool result, then the text, then one line a tool call::
 - ``[tool_call] NAME ARGUMENTS``: the arguments as JSON, on one line.
 - ``[tool_invalid] NAME TEXT``: a call whose arguments were no JSON; they stand in a JSON string.
 - ``[tool_none]`` alone: the turn has neither text nor a call.
+- ``[tool_turn_removed]`` alone: an earlier turn that is not among the messages any more, but in a summary.
 
 A name with anything but letters, digits and ``_ . : / -`` in it is a JSON string. No line of a turn's own
 text can be one of these: where one begins like a mark, a backslash stands before the bracket. A line begins
@@ -26,12 +27,15 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+
+from .state import Step
 
 __all__ = ["render_turn"]
 
 LONGEST_RESULT = 4000
 """Characters of a tool's result that the scorer is shown."""
+REMOVED = "[tool_turn_removed]"
 
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _LIKE_A_MARK = re.compile(rf"((?:^|[{_LINE_ENDS}])[^\S{_LINE_ENDS}]*)(\\*\[\s*tool)", re.IGNORECASE)
@@ -60,6 +64,40 @@ def render_turn(
     if len(lines) == len(results):
         lines.append("[tool_none]")
     return "\n".join(lines)
+
+
+def results_of(messages: Sequence[BaseMessage]) -> list[ToolMessage]:
+    """Return what tools have told since the last turn."""
+    results: list[ToolMessage] = []
+    for message in reversed(messages):
+        if isinstance(message, AIMessage):
+            break
+        if isinstance(message, ToolMessage):
+            results.append(message)
+    return results[::-1]
+
+
+def restated(steps: Sequence[Step], messages: Sequence[BaseMessage], *, longest_result: int) -> list[Step]:
+    """Return turns with the texts that the messages have now: another middleware may have rewritten them.
+
+    Args:
+        steps: The turns. One that does not name its message, as those of an older release, stays as it is.
+        messages: The conversation.
+        longest_result: Characters of each tool's result that are shown.
+    """
+    at = {message.id: index for index, message in enumerate(messages) if isinstance(message, AIMessage)}
+
+    def text(step: Step) -> str:
+        if "message" not in step:
+            return step["text"]
+        index = at.get(step["message"])
+        if index is None:
+            return REMOVED
+        message = messages[index]
+        assert isinstance(message, AIMessage)
+        return render_turn(message, results_of(messages[:index]), longest_result=longest_result)
+
+    return [Step(**{**step, "text": text(step)}) for step in steps]
 
 
 def _result(result: ToolMessage, longest: int) -> str:

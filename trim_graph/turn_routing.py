@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from langchain.agents.middleware.types import ExtendedModelResponse, ModelRequest, ModelResponse
-from langchain.agents.structured_output import AutoStrategy, ProviderStrategy, ToolStrategy
+from langchain.agents.structured_output import (
+    AutoStrategy,
+    ProviderStrategy,
+    StructuredOutputError,
+    ToolStrategy,
+)
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, merge_configs, set_config_context
+from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.types import Command
 
-from .adapters.inner_model import bound_setting, call_names, chat_model_inside
+from .adapters.inner_model import call_names
 from .adapters.replies import Reply, read_turn
 from .adapters.usage import CountTokens, TokenCounter
-from .agent_state import routing_of, stop_message, summary_of, update_of
-from .budget import Writer, turn_prompt_bound
-from .errors import ChatModelContractError, SettingsError
-from .events import emit
+from .agent_state import as_held, routing_of, stop_message, summary_of, update_of
+from .budget import Spend, Writer, turn_prompt_bound
+from .errors import ChatModelContractError, InputError, SettingsError
 from .ledger import Ledger
 from .nodes import after_generate_step
 from .nodes.agent_turn import AgentRouting, AgentTurn, Answered, agenerate_turn, generate_turn
 from .nodes.calling import Call, charge_lost_call, estimate_of, forget_cut_off
 from .policies import Policy
-from .state import applied
-from .turn_rendering import render_turn
+from .state import DecisionRecord, Order, Step, applied
+from .turn_models import TurnModel, turn_models
+from .turn_rendering import render_turn, results_of
 
 Handler = Callable[[ModelRequest[Any]], ModelResponse[Any]]
 AsyncHandler = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
@@ -42,31 +49,45 @@ class TurnRouting:
     """One model turn of an agent, from the order that stands in its state to an accepted message."""
 
     request: ModelRequest[Any]
-    large: BaseChatModel
+    large: Any
     policy: Policy
     scoring: Runnable[Any, Any] | None
     ledger: Ledger | None
     longest_result: int
+    keep_discarded: bool
     count_tokens: CountTokens | None = None
     responses: dict[Writer, ModelResponse[Any]] = field(default_factory=dict)
+    drafts: dict[str, AIMessage] = field(default_factory=dict)
+    """Turns written so far, by the ids of their messages."""
     accepted: Writer | None = None
     open: bool = True
 
     def __post_init__(self) -> None:
-        self.models: dict[Writer, BaseChatModel] = {"small": self.request.model, "large": self.large}
         if not self.request.state.get("trim_run"):
             raise SettingsError(
                 "this turn was begun by an agent without TrimMiddleware, so nothing says how to route it; "
                 "go on with a new message instead of resuming"
             )
+        config = ensure_config()
+        self.models: dict[Writer, list[TurnModel]] = {
+            "small": turn_models("small", self.request.model, config),
+            "large": turn_models("large", self.large, config),
+        }
+        self.untried: list[TurnModel] = []
         self.spent_before: Any = self.request.state.get("trim_spent_before")
         self.before: AgentRouting = routing_of(self.request.state)
-        self.state = self.before
+        self.state = as_held(self.before, self.request.messages, self.longest_result)
+        if not self.state["run"]["question"].strip():
+            raise InputError(
+                "no human message with text is left for this turn: another middleware has removed it, and "
+                "the scorer needs a question"
+            )
         self.results = results_of(self.request.messages)
         self.tools = _schemas(self.request)
         if self.tools:
-            for writer, model in self.models.items():
-                _require_tools(writer, model)
+            for writer, models in self.models.items():
+                for one in models:
+                    _require_tools(writer, one.model)
 
     def run(self, handler: Handler) -> ExtendedModelResponse[Any]:
         """Take the turn to its end.
@@ -76,7 +97,10 @@ class TurnRouting:
         """
         self._begin()
         while self.open:
-            self._take_in(generate_turn(self.state, partial(self._ask, handler), **self._known()))
+            ask, fall_back = partial(self._ask, handler), self._fall_back
+            self._take_in(generate_turn(self.state, ask, fall_back=fall_back, **self._known()))
+            if self._falls_back():
+                continue
             if self.scoring is not None and after_generate_step(self.state) == "score decides":
                 self._take_in(self.scoring.invoke(self.state))
             self._go_on(AgentTurn.take)
@@ -86,7 +110,10 @@ class TurnRouting:
         """As `run`, without blocking."""
         await self._aside(self._begin)
         while self.open:
-            self._take_in(await agenerate_turn(self.state, partial(self._aask, handler), **self._known()))
+            ask, fall_back = partial(self._aask, handler), partial(self._aside, self._fall_back)
+            self._take_in(await agenerate_turn(self.state, ask, fall_back=fall_back, **self._known()))
+            if self._falls_back():
+                continue
             if self.scoring is not None and after_generate_step(self.state) == "score decides":
                 self._take_in(await self.scoring.ainvoke(self.state))
             await self._aside(self._go_on, AgentTurn.take)
@@ -101,7 +128,7 @@ class TurnRouting:
 
     def _read(self, call: Call, answered: Answered) -> Reply:
         writer = call.order["writer"]
-        model = self.models[writer]
+        model = self.untried[0].model
         estimate = estimate_of(call, TokenCounter(writer, model, self.count_tokens), self._prompt())
         return read_turn(
             answered.message,
@@ -123,14 +150,33 @@ class TurnRouting:
         self.state = applied(self.state, update)  # type: ignore[assignment]
 
     def _go_on(self, decide: Callable[[AgentTurn], Command[Any]]) -> None:
-        turn = AgentTurn(
-            self.state, self.policy, self.large, None, self.ledger, prompt_tokens=self._prompt_tokens
-        )
-        command = decide(turn)
+        command = decide(self._turn(self.state))
         self._take_in(command.update)
         self.open = command.goto == "generate_step"
+        if self.open and (order := self.state["order"]) is not None:
+            self.untried = self.models[order["writer"]]
         if len(self.state["steps"]) > len(self.before["steps"]):
             self.accepted = "large" if self.state["steps"][-1]["writer"] == "large" else "small"
+
+    def _turn(self, state: AgentRouting) -> AgentTurn:
+        return AgentTurn(state, self.policy, self.large, None, self.ledger, prompt_tokens=self._prompt_tokens)
+
+    def _falls_back(self) -> bool:
+        """Tell whether a fallback is to be asked for what the last call did not bring."""
+        state = self.state
+        return not (state.get("draft") or state.get("failed") or state["stopped"])
+
+    def _fall_back(self, error: Exception, spend: Spend) -> Order | None:
+        """Order the turn from the next fallback; a model that answered, be it unfit, has none."""
+        failed, *rest = self.untried
+        order = self.state["order"]
+        assert order is not None
+        if not rest or isinstance(error, StructuredOutputError) or not isinstance(error, failed.handled):
+            return None
+        again = self._turn(cast(AgentRouting, {**self.state, "spend": spend})).again(order)
+        if again is not None:
+            self.untried = rest
+        return again
 
     def _render(self, message: AIMessage) -> str:
         return render_turn(message, self.results, longest_result=self.longest_result)
@@ -143,49 +189,107 @@ class TurnRouting:
         return [*([system] if system else []), *self.request.messages]
 
     def _ask(self, handler: Handler, call: Call) -> Answered:
-        with set_config_context(merge_configs(ensure_config(), {"tags": _tags(call)})) as context:
-            response = context.copy().run(handler, self._request(call))
+        with set_config_context(self._config(call)) as context:
+            try:
+                response = context.copy().run(handler, self._request(call))
+            except StructuredOutputError as error:
+                response = self._cut_off(call, error)
         return self._answer(call, response)
 
     async def _aask(self, handler: AsyncHandler, call: Call) -> Answered:
-        with set_config_context(merge_configs(ensure_config(), {"tags": _tags(call)})) as context:
+        with set_config_context(self._config(call)) as context:
             asked = _awaited(handler, self._request(call))
-            response = await asyncio.create_task(asked, context=context)
+            try:
+                response = await asyncio.create_task(asked, context=context)
+            except StructuredOutputError as error:
+                response = self._cut_off(call, error)
         return self._answer(call, response)
 
+    def _config(self, call: Call) -> RunnableConfig:
+        return merge_configs(self.untried[0].config, ensure_config(), {"tags": _tags(call)})
+
     def _request(self, call: Call) -> ModelRequest[Any]:
-        model = self.models[call.order["writer"]]
-        names, most = call_names(model), call.order["max_tokens"]
-        settings = dict(self.request.model_settings)
+        asked = self.untried[0]
+        names, most = call_names(asked.model), call.order["max_tokens"]
+        settings = {**asked.settings, **self.request.model_settings}
         if names.max_tokens is not None:
-            own = settings.get(names.max_tokens, bound_setting(model, "max_tokens"))
+            own = settings.get(names.max_tokens, getattr(asked.model, "max_tokens", None))
             settings[names.max_tokens] = most if own is None else min(most, own)
         if names.timeout is not None and call.limit is not None:
             settings[names.timeout] = call.limit
         if names.streams is not None:
             settings[names.streams] = False
-        return self.request.override(model=model, model_settings=settings)
+        return self.request.override(model=asked.model, model_settings=settings)
+
+    def _cut_off(self, call: Call, error: StructuredOutputError) -> ModelResponse[Any]:
+        """Take half a structured answer for a turn that was cut off, where it gives way to another.
+
+        Raises:
+            StructuredOutputError: It does not: it is the model's failure.
+        """
+        message, writer = getattr(error, "ai_message", None), call.order["writer"]
+        if writer == "small" or not isinstance(message, AIMessage) or message.usage_metadata is None:
+            raise error
+        end = read_turn(message, writer, self.untried[0].model, last=False).end
+        if end != "length" or not self._turn(self.state).has_better_than_a_cut(call.order):
+            raise error
+        return ModelResponse([message])
 
     def _answer(self, call: Call, response: ModelResponse[Any]) -> Answered:
         writer = call.order["writer"]
         message = next((one for one in response.result if isinstance(one, AIMessage)), None)
         if message is None:
             raise ChatModelContractError(f"the {writer} model's turn holds no AIMessage: {response.result!r}")
+        if message.id is None:
+            message.id = f"trim-{uuid.uuid4().hex}"
         self.responses[writer] = response
+        self.drafts[message.id] = message
         return Answered(message, response.structured_response is not None)
 
     def _response(self) -> ExtendedModelResponse[Any]:
         response = None if self.accepted is None else self._kept(self.responses[self.accepted])
-        if response is not None and not any(_calls(message) for message in response.result):
+        calls = [] if response is None else [call for one in response.result for call in _calls(one)]
+        if response is not None and not calls:
             self._take_in({"stopped": "finished"})  # also where its limit has cut it off
         forget_cut_off(self.state["run"]["id"])
-        summary = summary_of(self.state, self.spent_before, self.ledger)
-        update = {**update_of(self.before, self.state), "trim": summary}
-        if self.state["stopped"]:
-            emit("finished", summary=summary)
+        kept = self._to_keep()
+        summary = summary_of(kept, self.spent_before, self.ledger)
         if response is None:
-            response = ModelResponse([stop_message(self.state, summary)])
+            response = ModelResponse([stop_message(kept, summary)])
+        direct = {"trim_returns_direct": _return_direct(calls, self.request.tools)}
+        update = {**update_of(self.before, kept), **direct, "trim": summary}
         return ExtendedModelResponse(response, Command(update=update))
+
+    def _to_keep(self) -> AgentRouting:
+        """What the state keeps: no text but what its own messages have, and drafts that no message has.
+
+        The text of the new turn is left out, as another middleware may be about to rewrite the message.
+        """
+        messages = self.request.state["messages"]
+        results, decided = results_of(messages), len(self.before["decisions"])
+
+        def discarded(step: Step) -> Step:
+            text = ""
+            if self.keep_discarded:
+                message = self.drafts[step["message"]]
+                text = render_turn(message, results, longest_result=self.longest_result)
+            return Step(**{**step, "text": text})
+
+        decisions = [
+            DecisionRecord(**{**record, "discarded": discarded(record["discarded"])})
+            if "discarded" in record
+            else record
+            for record in self.state["decisions"][decided:]
+        ]
+        new = [Step(**{**step, "text": ""}) for step in self.state["steps"][len(self.before["steps"]) :]]
+        held = as_held(self.before, messages, self.longest_result)
+        kept = {
+            **self.state,
+            "run": held["run"],
+            "steps": [*held["steps"], *new],
+            "decisions": [*self.before["decisions"], *decisions],
+        }
+        return cast(AgentRouting, kept)
 
     def _kept(self, response: ModelResponse[Any]) -> ModelResponse[Any]:
         """The accepted turn; if it was cut off, with its tool calls answered: half a call may parse too."""
@@ -198,17 +302,6 @@ class TurnRouting:
         ]
         turn = [message for message in response.result if not isinstance(message, ToolMessage)]
         return ModelResponse([*turn, *unexecuted])
-
-
-def results_of(messages: Sequence[BaseMessage]) -> list[ToolMessage]:
-    """Return what tools have told since the last turn."""
-    results: list[ToolMessage] = []
-    for message in reversed(messages):
-        if isinstance(message, AIMessage):
-            break
-        if isinstance(message, ToolMessage):
-            results.append(message)
-    return results[::-1]
 
 
 async def _awaited(handler: AsyncHandler, request: ModelRequest[Any]) -> ModelResponse[Any]:
@@ -233,14 +326,20 @@ def _schemas(request: ModelRequest[Any]) -> list[Any]:
     return tools
 
 
-def _require_tools(writer: Writer, model: Any) -> None:
-    inside = chat_model_inside(model) or model
-    if getattr(type(inside), "bind_tools", None) is BaseChatModel.bind_tools:
+def _require_tools(writer: Writer, model: BaseChatModel) -> None:
+    if type(model).bind_tools is BaseChatModel.bind_tools:
         raise SettingsError(
-            f"the {writer} model, {type(inside).__name__}, takes no tools, and this agent has some: choose a "
+            f"the {writer} model, {type(model).__name__}, takes no tools, and this agent has some: choose a "
             "chat model with bind_tools, such as ChatOpenAI, also for a vLLM server (base_url=...)"
         )
 
 
 def _calls(message: BaseMessage) -> list[ToolCall]:
     return message.tool_calls if isinstance(message, AIMessage) else []
+
+
+def _return_direct(calls: Sequence[ToolCall], tools: Sequence[Any]) -> bool:
+    """Tell whether an agent ends with what the tools called return: all of those it executes must say so."""
+    direct = {tool.name: tool.return_direct for tool in tools if isinstance(tool, BaseTool)}
+    executed = [direct[call["name"]] for call in calls if call["name"] in direct]
+    return bool(executed) and all(executed)
