@@ -9,8 +9,13 @@ import pytest
 from agent_rig import LARGE, SMALL, build, calling, multiply, talk, turns
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from langchain.agents.structured_output import ToolStrategy
+from langchain.agents.structured_output import (
+    ProviderStrategy,
+    StructuredOutputValidationError,
+    ToolStrategy,
+)
 from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.messages.tool import invalid_tool_call
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel, Field
 
@@ -417,3 +422,193 @@ def test_a_last_answer_that_was_cut_off_ends_the_agent_as_any_other():
     result = rig.ask()
     assert result["trim"]["stopped"] == "finished"
     assert result["trim"]["notes"] == ["a turn of the small model was cut off at 8 tokens"]
+
+
+CUT = {
+    "OpenAI": {"finish_reason": "length"},
+    "Anthropic": {"finish_reason": None, "stop_reason": "max_tokens"},
+    "Google": {"finish_reason": "MAX_TOKENS"},
+    "Mistral": {"finish_reason": "model_length"},
+    "Ollama": {"finish_reason": None, "done_reason": "length"},
+    "OpenAI's Responses API": {
+        "finish_reason": None,
+        "status": "incomplete",
+        "incomplete_details": {"reason": "max_output_tokens"},
+    },
+}
+
+
+@both_ways
+@pytest.mark.parametrize("writer", ["small", "large"])
+@pytest.mark.parametrize("turns_allowed", [1, 9], ids=["the last turn", "a turn"])
+@pytest.mark.parametrize("provider", CUT)
+def test_no_call_of_a_turn_that_was_cut_off_is_executed_whatever_its_provider_calls_it(
+    provider, turns_allowed, writer, asynchronously
+):
+    half = AIMessage(
+        "",
+        tool_calls=cut({"a": 6, "b": 6}).tool_calls,
+        invalid_tool_calls=[invalid_tool_call(name="query", args='{"sql": "DEL', id="cut-9", error=None)],
+        response_metadata=CUT[provider],
+    )
+    rig = build(
+        **{writer: [half, "done"]},
+        policy=large_only() if writer == "large" else small_only(),
+        scorer=None,
+        max_steps=turns_allowed,
+    )
+    result = rig.ask(asynchronously=asynchronously)
+    assert rig.ran == []
+    told = [m for m in result["messages"] if isinstance(m, ToolMessage)]
+    assert {m.tool_call_id for m in told} >= {"cut-0", "cut-1"}
+    assert {m.status for m in told} == {"error"}
+    assert result["trim"]["stopped"] == ("max_steps" if turns_allowed == 1 else "finished")
+
+
+# A structured answer that was cut off
+
+
+class Verdict(BaseModel):
+    """The verdict."""
+
+    reason: str
+
+
+def verdict(strategy, reason, **metadata):
+    """A turn that gives a verdict, whose ``metadata`` may say that it was cut off."""
+    if strategy is ProviderStrategy:
+        written = f'{{"reason": "{reason}"}}'
+        return AIMessage(written[:-5] if metadata else written, response_metadata=metadata)
+    made = calling(("Verdict", {} if metadata else {"reason": reason}), by="s")
+    return AIMessage("", tool_calls=made.tool_calls, response_metadata=metadata)
+
+
+both_strategies = pytest.mark.parametrize("strategy", [ProviderStrategy, ToolStrategy])
+
+
+@both_ways
+@both_strategies
+@pytest.mark.parametrize("drafted", [True, False])
+def test_a_structured_answer_that_the_budget_cuts_off_gives_way_to_the_small_models(
+    drafted, strategy, asynchronously
+):
+    large = verdict(strategy, "because " * 30)
+    rig = build(
+        [verdict(strategy, "so it is")],
+        [large],
+        policy=random_rate(1.0) if drafted else large_only(),
+        scorer=None,
+        budget=Budget(large_tokens=20),
+        agent={"response_format": strategy(Verdict)},
+    )
+    result = rig.ask(asynchronously=asynchronously)
+    assert result["structured_response"] == Verdict(reason="so it is")
+    assert result["trim"]["tokens"]["large_discarded"] == 20
+    assert result["trim"]["notes"][0] == "the large model's turn was cut off at 20 tokens"
+    assert (result["trim"]["stopped"], result["trim"]["steps"]["small"]) == ("finished", 1)
+    assert result["trim"]["spend"]["large"]["failed_calls"] == 0
+    assert len(rig.small.calls) == 1
+
+
+@both_ways
+@pytest.mark.parametrize(
+    "strategy", [ProviderStrategy(Verdict), ToolStrategy(Verdict, handle_errors=False)], ids=["own", "tool"]
+)
+@pytest.mark.parametrize("way", ["raise", "accept"])
+def test_half_a_structured_answer_that_nothing_can_replace_is_the_large_models_failure(
+    way, strategy, asynchronously
+):
+    kind = type(strategy)
+    rig = build(
+        [verdict(kind, "so it is")],
+        [verdict(kind, "because", finish_reason="length")],
+        policy=large_only(),
+        scorer=None,
+        on_large_error=way,
+        agent={"response_format": strategy},
+    )
+    if way == "raise":
+        with pytest.raises(StructuredOutputValidationError):
+            rig.ask(asynchronously=asynchronously)
+        return
+    result = rig.ask(asynchronously=asynchronously)
+    assert result["structured_response"] == Verdict(reason="so it is")
+    spend = result["trim"]["spend"]["large"]
+    assert (spend["failed_calls"], spend["output_tokens"]) == (1, rig.large.calls[0]["tokens"])
+    assert result["trim"]["spend"]["unaccounted_tokens"] == 0
+
+
+@both_ways
+@pytest.mark.parametrize("way", ["raise", "accept"])
+@pytest.mark.parametrize("drafted", [True, False])
+def test_a_structured_answer_that_does_not_fit_is_the_large_models_failure(drafted, way, asynchronously):
+    rig = build(
+        [verdict(ProviderStrategy, "so it is")],
+        ["not JSON"],
+        policy=random_rate(1.0) if drafted else large_only(),
+        scorer=None,
+        on_large_error=way,
+        budget=Budget(large_tokens=20),
+        agent={"response_format": ProviderStrategy(Verdict)},
+    )
+    if way == "raise":
+        with pytest.raises(StructuredOutputValidationError):
+            rig.ask(asynchronously=asynchronously)
+        return
+    result = rig.ask(asynchronously=asynchronously)
+    assert result["structured_response"] == Verdict(reason="so it is")
+    assert result["trim"]["tokens"]["large_discarded"] == 3
+    assert "StructuredOutputValidationError" in result["trim"]["notes"][0]
+
+
+@both_ways
+@pytest.mark.parametrize("way", ["raise", "large"])
+@pytest.mark.parametrize(
+    "wrote", ["not JSON", '{"reason": "and so it went on and on"}'], ids=["unfit", "cut"]
+)
+def test_a_structured_answer_that_does_not_fit_is_the_small_models_failure(wrote, way, asynchronously):
+    rig = build(
+        [wrote],
+        [verdict(ProviderStrategy, "so")],
+        policy=small_only(),
+        scorer=None,
+        on_small_error=way,
+        max_step_tokens=5,
+        agent={"response_format": ProviderStrategy(Verdict)},
+    )
+    if way == "raise":
+        with pytest.raises(StructuredOutputValidationError):
+            rig.ask(asynchronously=asynchronously)
+        return
+    result = rig.ask(asynchronously=asynchronously)
+    assert result["structured_response"] == Verdict(reason="so")
+    assert result["trim"]["spend"]["small"]["failed_calls"] == 1
+
+
+def test_half_a_structured_answer_after_which_nothing_works_ends_the_agent():
+    rig = build(
+        ["not JSON"],
+        [verdict(ProviderStrategy, "because " * 30)],
+        policy=large_only(),
+        scorer=None,
+        on_small_error="large",
+        budget=Budget(large_tokens=20),
+        agent={"response_format": ProviderStrategy(Verdict)},
+    )
+    result = rig.ask()
+    assert (result["trim"]["stopped"], result["structured_response"]) == ("failed", None)
+    assert result["trim"]["spend"]["large"]["output_tokens"] == 20
+
+
+@both_ways
+def test_a_schema_alone_is_the_models_own_way_where_it_has_one(asynchronously):
+    scripts = [verdict(ProviderStrategy, "so it is")], [verdict(ProviderStrategy, "because " * 30)]
+    native = {"structured_output": True}
+    rig = build(
+        *(ScriptedToolModel(script=script, profile=native) for script in scripts),
+        policy=large_only(),
+        scorer=None,
+        budget=Budget(large_tokens=20),
+        agent={"response_format": Verdict},
+    )
+    assert rig.ask(asynchronously=asynchronously)["structured_response"] == Verdict(reason="so it is")
