@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
 from pydantic import ValidationError
 
-from trim_graph import SettingsError
+from trim_graph import SettingsError, TrimContext
 from trim_graph.adapters import ContinueByPrompt
 from trim_graph.budget import (
     Budget,
@@ -110,20 +112,85 @@ def test_what_is_left_is_never_negative():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"large_tokens": 0},
-        {"large_calls": 0},
-        {"large_cost": 0},
+        {"large_tokens": 1.5},
+        {"large_tokens": "many"},
         {"large_cost": float("inf")},
-        {"seconds": 0},
+        {"large_cost": float("-inf")},
         {"seconds": float("nan")},
         {"tokens": 5},
-        {"large_tokens": 7},
+        {"min_tokens": 0},
         {"on_exhausted": "wait"},
     ],
 )
 def test_a_limit_that_cannot_be_meant_is_refused_by_its_name(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         Budget(**wrong)
+
+
+# A remainder that an application has computed
+
+
+PRICED = {"large": {"output": 10}}
+USED_UP = [
+    {"large_tokens": 0},
+    {"large_tokens": 7},
+    {"large_tokens": -3},
+    {"large_calls": 0},
+    {"large_calls": -1},
+    {"large_cost": 0},
+    {"large_cost": -1e-9},
+    {"large_cost": 1e-9},
+]
+
+
+@pytest.mark.parametrize("asynchronously", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("way", ["graph", "call"])
+@pytest.mark.parametrize("remainder", USED_UP, ids=str)
+def test_a_remainder_that_is_used_up_is_a_spent_limit(make, remainder, way, asynchronously):
+    built = {"budget": remainder} if way == "graph" else {}
+    called = {"context": TrimContext(budget=remainder)} if way == "call" else {}
+    rig = make(policy=lambda seen: "regenerate", prices=PRICED, **built)
+    summary = rig.solve(asynchronously=asynchronously, **called)["trim"]
+    assert (summary["stopped"], summary["steps"]) == ("finished", {"small": 4, "large": 0})
+    assert not rig.large.calls
+    limit = next(iter(remainder))
+    assert summary["notes"] == [
+        f"the limit on {limit} is spent: the large model is not called any more",
+    ]
+
+
+@pytest.mark.parametrize("remainder", [{"large_tokens": 0}, {"large_calls": -2}], ids=str)
+def test_on_exhausted_says_what_a_remainder_that_is_used_up_does(make, remainder):
+    stopping = make(policy=large_only(), budget={**remainder, "on_exhausted": "stop"})
+    assert stopping.ask()["trim"]["stopped"] == "budget"
+    assert stopping.unasked
+    asking = make(
+        policy=large_only(), budget={**remainder, "on_exhausted": "ask"}, checkpointer=InMemorySaver()
+    )
+    thread = {"configurable": {"thread_id": "1"}}
+    question = asking.ask(config=thread)["__interrupt__"][0].value
+    limit = next(iter(remainder))
+    assert (question["limit"], question["budget"][limit]) == (limit, 0)
+    summary = asking.graph.invoke(Command(resume={"more": {limit: 50}}), thread)["trim"]
+    assert summary["steps"]["large"] == 4
+    assert summary["notes"][0] == f"a person raised the limits: {limit} by 50"
+
+
+@pytest.mark.parametrize("seconds", [0, 0.0, -4.5])
+def test_no_seconds_left_end_a_run_before_any_model_is_called(make, seconds):
+    rig = make(budget={"seconds": seconds})
+    assert rig.ask()["trim"]["stopped"] == "deadline"
+    assert rig.unasked
+
+
+@given(st.integers(-50, 50), st.integers(1, 20))
+def test_any_remainder_makes_a_budget(remainder, min_tokens):
+    budget = Budget(large_tokens=remainder, min_tokens=min_tokens)
+    assert budget.large_tokens == max(0, remainder)
+    left = budget_left(budget, nothing_spent(), Prices())
+    granted, refused = grant(budget, left, Prices(), wanted=100, prompt_tokens=0)
+    assert granted == (remainder if remainder >= min_tokens else 0)
+    assert (refused == "large_tokens") == (granted == 0)
 
 
 # Runs under a budget
@@ -149,9 +216,9 @@ steps = st.lists(
 limits = st.builds(
     dict,
     min_tokens=st.integers(1, 12),
-    large_tokens=st.none() | st.integers(12, 60),
-    large_calls=st.none() | st.integers(1, 4),
-    large_cost=st.none() | st.floats(1e-6, 3e-3),
+    large_tokens=st.none() | st.integers(-5, 60),
+    large_calls=st.none() | st.integers(-1, 4),
+    large_cost=st.none() | st.floats(-1e-6, 3e-3),
     on_exhausted=st.sampled_from(["small", "stop"]),
 )
 PAID = {"large": {"input": 1, "output": 10}, "small": {"input": 0.1, "output": 1}}

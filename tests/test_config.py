@@ -175,13 +175,8 @@ def test_weights_that_are_not_there(tmp_path, monkeypatch):
         ),
         (f"{MODELS}policy: small_only\nbudgt: {{}}", "line 5: budgt: unknown key, did you mean budget?"),
         (
-            f"{MODELS}policy: small_only\nbudget:\n  large_tokens: 0",
-            "line 6: budget.large_tokens: is 0; it should be greater than or equal to 1; "
-            "leave it out for no limit, or choose the policy small_only",
-        ),
-        (
-            f"{MODELS}policy: small_only\nbudget: {{large_tokens: 3}}",
-            "budget: large_tokens=3 is below min_tokens=8",
+            f"{MODELS}policy: small_only\nbudget:\n  min_tokens: 0",
+            "line 6: budget.min_tokens: is 0; it should be greater than or equal to 1",
         ),
         (f"{MODELS}policy: small_only\nbudget:", "line 5: budget: is empty; expected a mapping"),
         (
@@ -352,10 +347,18 @@ def test_overrides_replace_policies_and_join_mappings(write):
 
 
 def test_errors_tell_the_command_line_from_the_file(write):
-    path = write(f"{MODELS}policy: small_only\nbudget: {{seconds: 0}}")
-    said = refused(path, overrides={"budget": {"large_tokens": 0}})
-    assert "command line: budget.large_tokens: is 0" in said
-    assert "trim.yaml, line 5: budget.seconds: is 0" in said
+    path = write(f"{MODELS}policy: small_only\nbudget: {{seconds: many}}")
+    said = refused(path, overrides={"budget": {"min_tokens": 0}})
+    assert "command line: budget.min_tokens: is 0" in said
+    assert "trim.yaml, line 5: budget.seconds: is 'many'" in said
+
+
+@pytest.mark.parametrize("remainder", [0, 3, -4])
+def test_a_limit_that_is_used_up_is_a_limit(write, remainder):
+    path = write(f"{MODELS}policy: small_only\nbudget: {{large_tokens: {remainder}}}")
+    assert load_config(path).budget.large_tokens == max(0, remainder)
+    overridden = load_config(path, overrides={"budget": {"seconds": remainder}})
+    assert overridden.budget.seconds == max(0, remainder)
 
 
 def test_yaml_runs_no_code(write):

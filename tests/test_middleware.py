@@ -271,7 +271,7 @@ def test_a_call_goes_by_settings_of_its_own(context):
     ("trim", "told"),
     [
         ({"treshold": 0.5}, "treshold"),
-        ({"budget": {"large_tokens": 3}}, "below min_tokens"),
+        ({"budget": {"large_tokens": 1.5}}, "budget.large_tokens"),
         ({"ask_below": 0.5}, "ask_below has a person asked"),
         ({"allowances": {"user": {"large_calls": 1}}}, "without a ledger"),
     ],

@@ -137,6 +137,19 @@ def test_a_spent_budget_leaves_the_agent_to_the_small_model(asynchronously):
 
 
 @both_ways
+@pytest.mark.parametrize(
+    "remainder", [{"large_tokens": 0}, {"large_tokens": -9}, {"large_calls": 0}], ids=str
+)
+def test_a_remainder_that_is_used_up_leaves_the_agent_to_the_small_model(remainder, asynchronously):
+    rig = build(talk(2, 3, "s"), talk(2, 3, "l"), policy=random_rate(1.0), agent={"context_schema": dict})
+    result = rig.ask(asynchronously=asynchronously, context={"trim": {"budget": remainder}})
+    assert result["trim"]["steps"] == {"small": 3, "large": 0}
+    assert result["trim"]["notes"] == [
+        f"the limit on {next(iter(remainder))} is spent: the large model is not called any more"
+    ]
+
+
+@both_ways
 def test_a_spent_budget_ends_the_agent_where_it_is_told_to(asynchronously):
     rig = build(
         talk(3, 3, "s"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, cast
 
 from langchain_core.messages import BaseMessage
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from typing_extensions import TypedDict
 
 Writer = Literal["small", "large"]
@@ -49,17 +49,21 @@ class Budget(BaseModel):
 
     Before every call of the large model its ``max_tokens`` is cut to what is left; when nothing useful is
     left, ``on_exhausted`` says how the run goes on.
+
+    A limit may be a remainder that an application has computed: 0, or a remainder below ``min_tokens``, means
+    that the limit is used up from the beginning. A negative remainder means the same and is stored as 0:
+    a model that ignores ``max_tokens`` passes a limit. No number means "no limit": leave it out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    large_tokens: int | None = Field(default=None, ge=1, description="tokens the large model may generate")
-    large_calls: int | None = Field(default=None, ge=1, description="calls of the large model")
+    large_tokens: int | None = Field(default=None, description="tokens the large model may generate")
+    large_calls: int | None = Field(default=None, description="calls of the large model")
     large_cost: float | None = Field(
-        default=None, gt=0, description="cost of the large model's calls, prompt included, by the price table"
+        default=None, description="cost of the large model's calls, prompt included, by the price table"
     )
     seconds: float | None = Field(
-        default=None, gt=0, description="active seconds of the run; then it ends with the steps it has"
+        default=None, description="active seconds of the run; then it ends with the steps it has"
     )
     min_tokens: int = Field(default=8, ge=1, description="fewer tokens than this are not worth a large call")
     on_exhausted: Literal["small", "stop", "ask"] = Field(
@@ -67,14 +71,10 @@ class Budget(BaseModel):
         description="when the large model may not be called any more: go on small, stop, or ask a person",
     )
 
-    @model_validator(mode="after")
-    def _useful(self) -> Budget:
-        if self.large_tokens is not None and self.large_tokens < self.min_tokens:
-            raise ValueError(
-                f"large_tokens={self.large_tokens} is below min_tokens={self.min_tokens}: "
-                "the large model could never be called; raise it, or use the policy small_only()"
-            )
-        return self
+    @field_validator("large_tokens", "large_calls", "large_cost", "seconds")
+    @classmethod
+    def _used_up(cls, limit: float | None) -> float | None:
+        return limit if limit is None or limit > 0 else type(limit)(0)
 
 
 class WriterSpend(TypedDict):

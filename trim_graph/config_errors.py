@@ -226,10 +226,7 @@ def _problem(item: Any, place: Place, keys: list[str]) -> str:
             if message.startswith(told):
                 return message.removeprefix(told)
         return message if isinstance(item["input"], dict) else f"{seen}{message}"
-    hint = ""
-    if place[0] == "budget" and kind.startswith("greater_than") and place[-1] != "min_tokens":
-        hint = "; leave it out for no limit, or choose the policy small_only"
-    return f"{seen}it {message}{hint}"
+    return f"{seen}it {message}"
 
 
 def _seen(place: Place, value: Any) -> str:

@@ -174,7 +174,9 @@ def taken_in(run: Run, answer: PersonAnswer) -> tuple[Run, Answered]:
         left["decision"] = answer.decision
     if answer.more is not None:
         places = [settings["budget"], *run.get("accounts", {}).values()]
-        left["more"] = {n: more for n, more in answer.more.given().items() if any(p.get(n) for p in places)}
+        left["more"] = {
+            n: more for n, more in answer.more.given().items() if any(p.get(n) is not None for p in places)
+        }
         settings["budget"] = answer.more.on_top_of(settings["budget"])
         accounts = {n: answer.more.on_top_of(limits) for n, limits in run.get("accounts", {}).items()}
         run = Run(**{**run, "accounts": accounts}) if accounts else run
