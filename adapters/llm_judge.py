@@ -8,7 +8,7 @@ import hashlib
 import re
 import threading
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -56,7 +56,7 @@ class LLMJudge:
 
     Each step is asked about once: scores are kept by question and steps up to it, so a draft costs one call,
     and a step of the large model one when it first stands before a draft. Missing ones are asked about at the
-    same time. `ScorerReply.input_tokens` counts what the judge read; the digit it writes is not counted.
+    same time. `ScorerReply` counts all tokens that the judge reads and writes, those of a thought included.
 
     Args:
         model: The judge; may be the small or the large model itself. Its temperature should be 0.
@@ -108,6 +108,7 @@ class LLMJudge:
             known = "top_logprobs" in getattr(type(chat_model_inside(model)), "model_fields", {})
             top_logprobs = 20 if known else 0
         self.model, self.prompt, self.concurrency = model, prompt, concurrency
+        self.max_tokens = max_tokens
         self.top_logprobs = top_logprobs
         self._arguments: dict[str, Any] = {}
         names = call_names(model)
@@ -203,32 +204,42 @@ class LLMJudge:
 
     def _reply(self, form: _Form, answers: dict[int, Any]) -> ScorerReply:
         """Note what was answered, and raise what was raised with the tokens of all calls."""
-        tokens = attempts = 0
+        used = Counter[str]()
         failed: tuple[int, Exception] | None = None
         for index, answer in answers.items():
+            cost = _cost(answer)
+            used.update(cost)
+            used["input_tokens"] += cost["unknown"] * self._prompt_bound(form, index)
+            used["output_tokens"] += cost["unknown"] * self.max_tokens
             try:
-                if isinstance(answer, BaseException):
-                    raise answer
-                read, lost = _cost(answer)
-                tokens, attempts = tokens + read, attempts + lost
                 form.scores[index] = score = self._read(answer)
                 self._scores.put(form.keys[index], score)
             except Exception as error:
                 failed = failed or (index, error)
-                if isinstance(error, ModelServerError) and error.attempts is not None:
-                    tokens += error.attempts["input_tokens"]
-                    attempts += error.attempts["count"]
-                elif isinstance(answer, BaseException):
-                    attempts += 1
+        attempts, unknown = used["count"], used["unknown"]
+        read, written = used["input_tokens"], used["output_tokens"]
         if failed is not None:
             index, cause = failed
             why = "; ".join(filter(None, (str(cause), remedy(cause))))
             raised = ScorerError(f"the judge did not rate step {index}: {why}")
-            raised.attempts = FailedAttempts(count=attempts, input_tokens=tokens, output_tokens=0, unknown=0)
+            raised.attempts = FailedAttempts(
+                count=attempts, input_tokens=read, output_tokens=written, unknown=unknown
+            )
             raise raised from cause
-        return ScorerReply([score for score in form.scores if score is not None], tokens, attempts)
+        scores = [score for score in form.scores if score is not None]
+        return ScorerReply(scores, read, attempts, written, unknown)
 
-    def _read(self, answer: AIMessage) -> float:
+    def _prompt_bound(self, form: _Form, index: int) -> int:
+        """Return the most tokens that the prompt for a step can have."""
+        return sum(len(_bytes(str(message.text))) + 16 for message in self._asked(form, index))
+
+    def _read(self, answer: Any) -> float:
+        if isinstance(answer, BaseException):
+            raise answer
+        if not isinstance(answer, AIMessage):
+            raise ScorerError(f"it returned {type(answer).__name__}; a chat model returns an AIMessage")
+        if answer.usage_metadata is None:
+            raise ScorerError("its answer has no usage_metadata, so its tokens cannot be counted")
         logprobs = answer.response_metadata.get("logprobs")
         content = logprobs.get("content") if isinstance(logprobs, dict) else None
         if self.top_logprobs and content:
@@ -299,14 +310,24 @@ def _result(call: Callable[[], Any]) -> Any:
         return error
 
 
-def _cost(answer: Any) -> tuple[int, int]:
-    """Tokens read for an answer, and attempts that failed before it."""
-    if not isinstance(answer, AIMessage):
-        raise ScorerError(f"it returned {type(answer).__name__}; a chat model returns an AIMessage")
-    if answer.usage_metadata is None:
-        raise ScorerError("its answer has no usage_metadata, so what it read cannot be counted")
+def _cost(answer: Any) -> FailedAttempts:
+    """Tokens of one call of the judge as far as they are known, and its failed attempts."""
+    nothing = FailedAttempts(count=0, input_tokens=0, output_tokens=0, unknown=0)
+    if isinstance(answer, ModelServerError) and answer.attempts is not None:
+        return answer.attempts
+    if isinstance(answer, BaseException):
+        begun = not isinstance(answer, ModelServerError) or answer.begun
+        return {**nothing, "count": 1, "unknown": int(begun)}
+    usage = answer.usage_metadata if isinstance(answer, AIMessage) else None
+    if usage is None:
+        return {**nothing, "unknown": 1}
     lost = answer.response_metadata.get("failed_attempts") or {}
-    return answer.usage_metadata["input_tokens"], int(lost.get("count", 0))
+    return FailedAttempts(
+        count=int(lost.get("count", 0)),
+        input_tokens=usage["input_tokens"],
+        output_tokens=usage["output_tokens"],
+        unknown=int(lost.get("unknown", 0)),
+    )
 
 
 def _fence(digest: str, texts: Sequence[str]) -> str:

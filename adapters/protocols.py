@@ -41,11 +41,16 @@ class ScorerReply:
         scores: One probability in [0, 1] per step, in the order of the steps.
         input_tokens: Tokens the scorer read, failed attempts included.
         failed_attempts: Attempts that failed before the one that gave the scores.
+        output_tokens: Tokens the scorer wrote, failed attempts included; only a judge writes any.
+        unknown_attempts: Those of the failed attempts whose tokens no server reported. The counts above
+            include the most that they can have used.
     """
 
     scores: Sequence[float]
     input_tokens: int = 0
     failed_attempts: int = 0
+    output_tokens: int = 0
+    unknown_attempts: int = 0
 
 
 @runtime_checkable

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from langchain_core.runnables import Runnable
@@ -94,4 +95,4 @@ def read_scores(answer: Any, expected: int) -> ScorerReply:
     for index, score in enumerate(scores):
         if math.isnan(score) or not 0 <= score <= 1:
             raise ScorerError(f"the scorer rated step {index} with {score}; expected a value in [0, 1]")
-    return ScorerReply(scores, reply.input_tokens, reply.failed_attempts)
+    return replace(reply, scores=scores)

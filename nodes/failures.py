@@ -117,22 +117,22 @@ def charge_attempts(
     return charged
 
 
-def charge_scorer(spend: Spend, seconds: float, *, failed: bool, tokens: int = 0, attempts: int = 0) -> Spend:
+def charge_scorer(spend: Spend, seconds: float, used: FailedAttempts, *, failed: bool) -> Spend:
     """Count a call of the scorer.
 
     Args:
         spend: Before it.
         seconds: It took.
+        used: Tokens of the call, and its attempts that failed.
         failed: Whether it came to nothing.
-        tokens: It read.
-        attempts: That failed.
     """
     before = spend["scorer"]
     charged = Spend(**{**spend, "seconds": spend["seconds"] + seconds})
     charged["scorer"] = ScorerSpend(
         calls=before["calls"] + 1,
-        input_tokens=before["input_tokens"] + tokens,
-        failed_attempts=before["failed_attempts"] + attempts,
+        input_tokens=before["input_tokens"] + used["input_tokens"],
+        output_tokens=before.get("output_tokens", 0) + used["output_tokens"],
+        failed_attempts=before["failed_attempts"] + used["count"],
         failed_calls=before["failed_calls"] + failed,
     )
     return charged

@@ -12,7 +12,7 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import set_config_context
 
-from trim_graph.adapters.protocols import ScorableStep, Scorer
+from trim_graph.adapters.protocols import FailedAttempts, ScorableStep, Scorer
 from trim_graph.adapters.scorers import read_scores
 from trim_graph.budget import Spend, budget_left
 from trim_graph.context import settings_of
@@ -90,11 +90,20 @@ def _came_to_nothing(
     if not has_way_out(error, "scorer", settings_of(state["run"])):
         raise error
     lost = attempts_of(error)
-    tokens, attempts = lost["input_tokens"], lost["count"]
     return {
         "failed": failure(error, "scorer"),
-        "spend": charge_scorer(state["spend"], seconds, failed=True, tokens=tokens, attempts=attempts),
+        "spend": charge_scorer(state["spend"], seconds, lost, failed=True),
+        **_untold(state, lost["unknown"]),
     }
+
+
+def _untold(state: TrimState, attempts: int) -> dict[str, Any]:
+    """Note that the scorer's bill is no exact count, once a run."""
+    note = "attempts of the scorer broke off unreported: its tokens and cost are the most it can have used"
+    if not attempts or note in state["notes"]:
+        return {}
+    emit("note", text=note)
+    return {"notes": [*state["notes"], note]}
 
 
 def _quiet(config: RunnableConfig) -> AbstractContextManager[Context]:
@@ -129,11 +138,20 @@ def _noted(state: TrimState, answer: Any, seconds: float) -> dict[str, Any]:
     assert draft is not None
     count = len(state["steps"])
     reply = read_scores(answer, count + 1)
-    tokens, attempts = reply.input_tokens, reply.failed_attempts
-    if attempts:
-        emit("retried", part="scorer", attempts=attempts)
-    spend = charge_scorer(state["spend"], seconds, failed=False, tokens=tokens, attempts=attempts)
-    update: dict[str, Any] = {"draft": Draft(**{**draft, "score": reply.scores[-1]}), "spend": spend}
+    used = FailedAttempts(
+        count=reply.failed_attempts,
+        input_tokens=reply.input_tokens,
+        output_tokens=reply.output_tokens,
+        unknown=reply.unknown_attempts,
+    )
+    if used["count"]:
+        emit("retried", part="scorer", attempts=used["count"])
+    spend = charge_scorer(state["spend"], seconds, used, failed=False)
+    update: dict[str, Any] = {
+        "draft": Draft(**{**draft, "score": reply.scores[-1]}),
+        "spend": spend,
+        **_untold(state, used["unknown"]),
+    }
     # A step of the large model is scored here, together with the draft that follows it.
     late = {str(i): reply.scores[i] for i in range(count) if str(i) not in known}
     if late:

@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from trim_graph import create_trim_chat_model, create_trim_graph
+from trim_graph.adapters import ScorerReply
 from trim_graph.policies import threshold
 from trim_graph.telemetry import TrimTelemetry
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
@@ -115,6 +116,12 @@ def test_no_text_of_a_prompt_or_an_answer_enters_a_span(rig, backend):
     told = repr([(span.name, dict(span.attributes), span.status.description) for span in backend.spans()])
     for text in ("secret", "small one", "LARGE two"):
         assert text not in told
+
+
+def test_what_a_judge_writes_is_counted(make, backend):
+    rig = make(scorer=lambda question, steps: ScorerReply([1.0] * len(steps), 50, 0, 300))
+    summary = rig.ask(config=backend.config)["trim"]
+    assert backend.numbers("trim.tokens")["output", "scorer"] == summary["tokens"]["scorer_output"] == 1200
 
 
 def test_counters_add_up_to_the_summaries(make, backend):

@@ -95,6 +95,8 @@ class ScorerSpend(TypedDict):
 
     calls: int
     input_tokens: int
+    output_tokens: NotRequired[int]
+    """What a judge wrote; a run of an earlier release has not counted it."""
     failed_attempts: int
     failed_calls: int
 
@@ -138,7 +140,7 @@ def nothing_spent() -> Spend:
     return Spend(
         small=writer.copy(),
         large=writer.copy(),
-        scorer=ScorerSpend(calls=0, input_tokens=0, failed_attempts=0, failed_calls=0),
+        scorer=ScorerSpend(calls=0, input_tokens=0, output_tokens=0, failed_attempts=0, failed_calls=0),
         unaccounted_tokens=0,
         unaccounted_cost=0.0,
         overshoot_tokens=0,
@@ -169,7 +171,7 @@ def total_cost(spend: Spend, prices: Prices) -> float:
     return (
         prices.small.cost(small["input_tokens"], small["output_tokens"], small["cached_tokens"])
         + large_cost(spend, prices)
-        + prices.scorer.cost(spend["scorer"]["input_tokens"], 0)
+        + prices.scorer.cost(spend["scorer"]["input_tokens"], spend["scorer"].get("output_tokens", 0))
         + prices.small.cost(0, lookahead_spend(spend)["unaccounted_tokens"])
     )
 
@@ -185,7 +187,7 @@ def spend_since(before: Spend, now: Spend) -> Spend:
 
     def difference(late: Any, early: Any) -> Any:
         if isinstance(late, dict):
-            return {name: difference(late[name], early[name]) for name in late}
+            return {name: difference(late[name], early.get(name, type(late[name])())) for name in late}
         return late - early
 
     return cast(Spend, difference(now, before))

@@ -165,7 +165,8 @@ class Summary(TypedDict):
     scores: list[float | None]
     tokens: dict[str, int]
     """``small``, ``large``: in accepted steps; ``small_discarded``, ``large_discarded``: generated but in no
-    accepted step; ``large_unaccounted``: charged for calls whose end nobody saw; ``scorer``: read. With
+    accepted step; ``large_unaccounted``: charged for calls whose end nobody saw; ``scorer``: read;
+    ``scorer_output``: written, by a judge. With
     lookahead ``lookahead_discarded``: of ``small_discarded`` those of steps written ahead that nobody took;
     ``lookahead_unaccounted``: charged for such steps where the model does not tell."""
     spend: Spend

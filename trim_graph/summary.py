@@ -61,6 +61,7 @@ def summarise(state: TrimState) -> Summary:
             "large_discarded": spend["large"]["output_tokens"] - large,
             "large_unaccounted": spend["unaccounted_tokens"],
             "scorer": spend["scorer"]["input_tokens"],
+            "scorer_output": spend["scorer"].get("output_tokens", 0),
         },
         spend=spend,
         cost=total_cost(spend, settings.prices),

@@ -12,6 +12,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 
 from trim_graph.adapters import ChatTransformers, ChatVLLM, LLMJudge, ModelServerError, Scorer, ScorerError
+from trim_graph.adapters.llm_judge import DEFAULT_PROMPT
 
 from .foreign import Foreign, said
 
@@ -157,7 +158,11 @@ def test_a_failure_tells_what_the_others_cost_and_keeps_their_scores(way):
     with pytest.raises(ScorerError, match="step 1: down") as caught:
         asks(judge, QUESTION, "good", "bad", way=way)
     assert caught.value.__cause__ is lost
-    assert (caught.value.attempts["count"], caught.value.attempts["input_tokens"]) == (4, 25)
+    told = caught.value.attempts
+    assert (told["count"], told["unknown"]) == (4, 1)
+    # The attempt that nobody reported counts with all of its prompt and all it may have written.
+    assert told["input_tokens"] > 25 + len(DEFAULT_PROMPT) / 2
+    assert told["output_tokens"] == 7 + 1
     broken = False
     assert asks(judge, QUESTION, "good", "bad", way=way).input_tokens == 20
 
@@ -165,6 +170,55 @@ def test_a_failure_tells_what_the_others_cost_and_keeps_their_scores(way):
 def test_failed_attempts_of_the_adapter_are_counted():
     answer = said("9", failed_attempts={"count": 2, "input_tokens": 1, "output_tokens": 0, "unknown": 0})
     assert asks(LLMJudge(Foreign(answer)), QUESTION, "one").failed_attempts == 2
+
+
+@WAYS
+def test_what_a_judge_writes_is_counted(way):
+    model = Foreign(said("9", 20, 700), said("8", 30, 900))
+    reply = asks(LLMJudge(model, max_tokens=1000), QUESTION, "one", "two", way=way)
+    assert (reply.input_tokens, reply.output_tokens) == (50, 1600)
+    assert asks(LLMJudge(model), QUESTION, way=way).output_tokens == 0
+
+
+@WAYS
+def test_attempts_that_nobody_reported_count_in_full(way):
+    lost = {"count": 3, "input_tokens": 5, "output_tokens": 2, "unknown": 2}
+    answer = said("9", 20, 7, failed_attempts=lost)
+    reply = asks(LLMJudge(Foreign(answer), max_tokens=50), QUESTION, "one", way=way)
+    assert (reply.failed_attempts, reply.unknown_attempts, reply.output_tokens) == (3, 2, 7 + 2 * 50)
+    assert reply.input_tokens > 20 + 2 * len(DEFAULT_PROMPT)
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("ended", "known", "unknown"),
+    [
+        (said("nine", 20, 5), (20, 5), 0),
+        (said("9").model_copy(update={"usage_metadata": None}), None, 1),
+        (ConnectionError("gone"), None, 1),
+        (ModelServerError("busy", 429), (0, 0), 0),
+        (ModelServerError("gone", begun=True), None, 1),
+    ],
+    ids=["no digit", "no usage", "foreign error", "refused", "broke off"],
+)
+def test_a_judge_that_fails_has_cost_what_it_used(way, ended, known, unknown):
+    def rate(messages, **_):
+        if isinstance(ended, Exception):
+            raise ended
+        return ended
+
+    async def arate(messages, **_):
+        return rate(messages)
+
+    with pytest.raises(ScorerError) as caught:
+        asks(LLMJudge(RunnableLambda(rate, arate), max_tokens=30), QUESTION, "one", way=way)
+    told = caught.value.attempts
+    assert told["unknown"] == unknown
+    if known is None:
+        assert told["output_tokens"] == 30
+        assert told["input_tokens"] > len(DEFAULT_PROMPT) / 2
+    else:
+        assert (told["input_tokens"], told["output_tokens"]) == known
 
 
 def test_the_prompt_shows_question_steps_before_and_the_step():

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trim_graph import InputError, Prices
+from trim_graph import InputError, ModelPrice, Prices
 from trim_graph.evaluation import Outcome, compare
 from trim_graph.evaluation.columns import ADDED, NUMBERS, Columns, read_columns
 from trim_graph.evaluation.curves import mean_ibc
@@ -267,3 +267,14 @@ def test_columns_of_rows_want_all_of_them(make_row):
     one = read_columns(iter([failed]), n=1, samples=1, prices=Prices())
     assert one.errors == 1
     assert resample(one).quantiles["first_step_median"]["value"] is None
+
+
+def test_what_a_judge_writes_is_part_of_the_cost_besides_the_large_model(make_row):
+    prices = Prices(scorer=ModelPrice(input=1, output=10))
+    row = make_row()
+    judged = {**row, "tokens": {**row["tokens"], "scorer": 100, "scorer_output": 50}}
+    older = {**row, "tokens": {**row["tokens"], "scorer": 100}}
+    del older["tokens"]["scorer_output"]
+    columns = read_columns([judged, {**older, "index": 1, "id": "q1"}], n=2, samples=1, prices=prices)
+    assert columns.of[ADDED].tolist() == pytest.approx([600e-6, 100e-6])
+    assert columns.of["scorer_output_tokens"].tolist() == [50, 0]

@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableLambda
+from langgraph.checkpoint.memory import InMemorySaver
 
 from tests.conftest import SMALL
-from trim_graph.adapters.protocols import ScorerError
+from trim_graph.adapters.protocols import FailedAttempts, ScorerError, ScorerReply
 from trim_graph.errors import SettingsError
 from trim_graph.policies import large_only, random_rate, small_only, stay_on_large, threshold
 from trim_graph.testing import ScriptedChatModel
@@ -179,3 +180,56 @@ def test_no_pass_is_made_when_nothing_can_come_of_it(make, given, passes):
     rig = make(**given)
     rig.ask()
     assert len(rig.scorer.calls) == passes
+
+
+class Judging:
+    """A scorer that writes: 40 tokens a call, those of an attempt that broke off included."""
+
+    def score(self, question, steps):
+        return ScorerReply([1.0] * len(steps), 100, 2, 40, 1)
+
+    async def ascore(self, question, steps):
+        return self.score(question, steps)
+
+
+@pytest.mark.parametrize("asynchronously", [False, True], ids=["sync", "async"])
+def test_what_a_scorer_writes_is_on_the_bill(make, asynchronously):
+    rig = make(scorer=Judging(), prices={"scorer": {"input": 1, "output": 10}})
+    summary = rig.solve(asynchronously=asynchronously)["trim"]
+    calls = summary["spend"]["scorer"]["calls"]
+    assert calls == 4
+    assert summary["spend"]["scorer"]["output_tokens"] == summary["tokens"]["scorer_output"] == 40 * calls
+    assert summary["tokens"]["scorer"] == 100 * calls
+    assert summary["cost"] == pytest.approx(calls * (100 * 1 + 40 * 10) / 1e6)
+    assert summary["notes"] == [
+        "attempts of the scorer broke off unreported: its tokens and cost are the most it can have used"
+    ]
+
+
+def test_a_scorer_that_fails_has_cost_what_it_told(make):
+    def fails(question, steps):
+        error = ScorerError("no digit")
+        error.attempts = FailedAttempts(count=2, input_tokens=7, output_tokens=9, unknown=1)
+        raise error
+
+    rig = make(scorer=fails, on_scorer_error="accept", prices={"scorer": {"input": 1, "output": 10}})
+    summary = rig.ask()["trim"]
+    assert summary["spend"]["scorer"] == {
+        "calls": 4,
+        "input_tokens": 28,
+        "output_tokens": 36,
+        "failed_attempts": 8,
+        "failed_calls": 4,
+    }
+    assert summary["cost"] == pytest.approx((28 + 360) / 1e6)
+    assert any("attempts of the scorer broke off" in note for note in summary["notes"])
+
+
+def test_a_run_of_a_release_that_did_not_count_it_goes_on(make):
+    rig = make(scorer=Judging(), checkpointer=InMemorySaver())
+    thread = {"configurable": {"thread_id": "1"}}
+    rig.ask(config=thread, interrupt_before=["score_step"])
+    spend = rig.graph.get_state(thread).values["spend"]
+    spend = {**spend, "scorer": {k: v for k, v in spend["scorer"].items() if k != "output_tokens"}}
+    rig.graph.update_state(thread, {"spend": spend}, as_node="generate_step")
+    assert rig.graph.invoke(None, thread)["trim"]["tokens"]["scorer_output"] == 40 * 4

@@ -109,6 +109,7 @@ class _Set:
                         "id": trace["id"],
                         "scores": None if failed else [step["score"] for step in trace["steps"]],
                         "scorer_tokens": trace["tokens"]["scorer"],
+                        "scorer_output_tokens": trace["tokens"]["scorer_output"],
                         "error": trace["error"],
                     }
                 )

@@ -130,7 +130,10 @@ def show_bill(console: Console, summary: dict[str, Any], prices: Prices) -> None
             Text.assemble((f"{writer:<8}", f"bold {COLOURS[writer]}"), f"{steps:<9} {', '.join(parts)}"),
             soft_wrap=True,
         )
-    scorer = f"{counted(tokens['scorer'], 'token')} read, {counted(spend['scorer']['calls'], 'call')}"
+    parts = [f"{counted(tokens['scorer'], 'token')} read"]
+    if written := tokens.get("scorer_output"):
+        parts.append(f"{written} written")
+    scorer = ", ".join([*parts, counted(spend["scorer"]["calls"], "call")])
     rows = [("scorer", scorer)]
     if by_hand := summary["steps"].get("person"):
         rows.insert(0, ("person", counted(by_hand, "step")))

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def _cost_of_small_and_scorer(row: Row, prices: Prices) -> float:
     small, cached = row["prefill"]["small"], row["cached_prefill"]["small"]
     written = row["tokens"]["small"] + row["tokens"]["small_discarded"]
-    return prices.small.cost(small, written, cached) + prices.scorer.cost(row["tokens"]["scorer"], 0)
+    scorer = prices.scorer.cost(row["tokens"]["scorer"], row["tokens"].get("scorer_output", 0))
+    return prices.small.cost(small, written, cached) + scorer
 
 
 NUMBERS: dict[str, Callable[[Row], float | None]] = {
@@ -28,6 +29,7 @@ NUMBERS: dict[str, Callable[[Row], float | None]] = {
     "small_tokens": lambda row: row["tokens"]["small"] + row["tokens"]["small_discarded"],
     "discarded_tokens": lambda row: row["tokens"]["small_discarded"] + row["tokens"]["large_discarded"],
     "scorer_tokens": lambda row: row["tokens"]["scorer"],
+    "scorer_output_tokens": lambda row: row["tokens"].get("scorer_output", 0),
     "small_prefill": lambda row: row["prefill"]["small"],
     "large_prefill": lambda row: row["prefill"]["large"],
     "small_cached_prefill": lambda row: row["cached_prefill"]["small"],

@@ -130,7 +130,10 @@ def _after(small: Row, large: Row) -> Row:
         "tokens": {
             **large["tokens"],
             "small_discarded": thrown,
-            "scorer": small["tokens"]["scorer"] + large["tokens"]["scorer"],
+            **{
+                name: small["tokens"].get(name, 0) + large["tokens"].get(name, 0)
+                for name in ("scorer", "scorer_output")
+            },
         },
         "prefill": total("prefill"),
         "cached_prefill": total("cached_prefill"),

@@ -96,7 +96,8 @@ class Row(TypedDict):
     """What the large model generated, discarded, unaccounted and failed attempts included."""
     tokens: dict[str, Count]
     """``small``, ``large``: in accepted steps; ``small_discarded``, ``large_discarded``: generated besides;
-    ``large_unaccounted``: charged for calls whose end nobody saw; ``scorer``: read."""
+    ``large_unaccounted``: charged for calls whose end nobody saw; ``scorer``: read;
+    ``scorer_output``: written by a judge, not in rows of earlier releases."""
     prefill: PerWriter
     """Prompt tokens of all calls."""
     cached_prefill: PerWriter

@@ -33,6 +33,7 @@ FIGURES = {
     "small_tokens": "tokens the small model generated",
     "discarded_tokens": "tokens of either that are in no accepted step",
     "scorer_tokens": "tokens the scorer read",
+    "scorer_output_tokens": "tokens the scorer wrote, if it is a judge",
     "small_prefill": "prompt tokens of the small model",
     "large_prefill": "prompt tokens of the large model",
     "small_cached_prefill": "those of them served from a cache",

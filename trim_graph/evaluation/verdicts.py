@@ -182,13 +182,14 @@ def _told_cost(verdict: Verdict, comparison: Comparison, worth: Worth) -> str:
     saved = verdict["saved"]["value"] or 0.0
     whole = large["cost" if worth.priced else "large_tokens"]
     if not worth.priced:
-        extra = arm["small_tokens"]
+        extra, written = arm["small_tokens"], arm["scorer_output_tokens"]
+        judged = f", and {written:.4g} that it writes" if written else ""
         told = (
             f"It saves {saved:.4g} of {whole:.4g} large tokens a question{_percent(saved, whole)} and spends "
-            f"{extra:.4g} small tokens and {arm['scorer_tokens']:.4g} that the scorer reads."
+            f"{extra:.4g} small tokens and {arm['scorer_tokens']:.4g} that the scorer reads{judged}."
         )
         if saved > 0:
-            ratio = (arm["small_tokens"] + arm["scorer_tokens"]) / saved
+            ratio = (extra + arm["scorer_tokens"] + written) / saved
             told += f" That pays where a large token costs more than {ratio:.3g} of these."
         return told
     added, net = verdict["added"]["value"] or 0.0, verdict["net"]["value"] or 0.0

@@ -183,6 +183,7 @@ async def _rate(trace: Trace, scorer: Any) -> None:
     async def rated(rows: list[ScorableStep]) -> Sequence[float]:
         reply = read_scores(await scorer.ascore(trace["question"], rows), len(rows))
         trace["tokens"]["scorer"] += reply.input_tokens
+        trace["tokens"]["scorer_output"] += reply.output_tokens
         return reply.scores
 
     async def accepted() -> None:

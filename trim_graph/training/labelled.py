@@ -8,7 +8,7 @@ wrong step by human annotators, -1 where all are right; ``generator``, the model
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -148,8 +148,9 @@ async def score_labelled(
         try:
             reply = read_scores(await asked.ascore(solution["question"], steps), len(steps))
         except Exception as error:
-            return _trace(index, solution, None, 0, f"{type(error).__name__}: {error}")
-        return _trace(index, solution, reply.scores, reply.input_tokens, None)
+            return _trace(index, solution, None, f"{type(error).__name__}: {error}", {})
+        used = {"scorer": reply.input_tokens, "scorer_output": reply.output_tokens}
+        return _trace(index, solution, reply.scores, None, used)
 
     pending = [asyncio.ensure_future(rated(*item)) for item in islice(waiting, concurrency)]
     try:
@@ -163,7 +164,11 @@ async def score_labelled(
 
 
 def _trace(
-    index: int, solution: LabelledSolution, scores: Sequence[float] | None, read: int, error: str | None
+    index: int,
+    solution: LabelledSolution,
+    scores: Sequence[float] | None,
+    error: str | None,
+    used: Mapping[str, int],
 ) -> Trace:
     steps = (
         [
@@ -194,6 +199,6 @@ def _trace(
         answer=None,
         stopped="" if error else "finished",
         steps=steps,
-        tokens={**dict.fromkeys(TOKENS, 0), "scorer": read},
+        tokens={**dict.fromkeys(TOKENS, 0), **used},
         error=error,
     )

@@ -22,7 +22,15 @@ from trim_graph.rows import import_parquet, read_rows
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
-TOKENS = ("small", "large", "small_discarded", "large_discarded", "large_unaccounted", "scorer")
+TOKENS = (
+    "small",
+    "large",
+    "small_discarded",
+    "large_discarded",
+    "large_unaccounted",
+    "scorer",
+    "scorer_output",
+)
 """Keys of a trace's ``tokens``, as in `trim_graph.state.Summary`."""
 _GROUP = 512
 """Traces to a row group of Parquet; as many are in memory while one is written."""
