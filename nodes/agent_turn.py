@@ -154,7 +154,7 @@ class AgentTurn(Turn):
             in_flight = InFlight(
                 writer="large",
                 max_tokens=most,
-                prompt_tokens=self._prompt_tokens(),
+                prompt_tokens=self._prompt_tokens()[0],
                 process=this_process(),
             )
         return self.go("generate_step", order=order, in_flight=in_flight)
@@ -168,9 +168,8 @@ class AgentTurn(Turn):
     def _tokens_to_end(self) -> int:
         return self.step_tokens
 
-    def _prompt_tokens(self, lead: str = "") -> int:
-        costs = self.budget.large_cost is not None or self.settings.prices.large.input
-        return self.prompt_tokens() if costs else 0
+    def _count_prompt(self, lead: str) -> int:
+        return self.prompt_tokens()
 
 
 def generate_turn(

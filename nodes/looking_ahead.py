@@ -12,9 +12,10 @@ from langgraph.types import Command
 
 from trim_graph.adapters.inner_model import bound_setting, caches, capable, native_async
 from trim_graph.adapters.token_probability import TokenProbability
-from trim_graph.budget import LookaheadSpend, Spend, WriterSpend, lookahead_spend, prompt_bound
+from trim_graph.budget import LookaheadSpend, Spend, WriterSpend, lookahead_spend
 from trim_graph.context import settings_of
 from trim_graph.policies import Policy
+from trim_graph.prompt_size import UnboundedPrompt, prompt_bound
 from trim_graph.run import SCORED_ROUND, policy_of
 from trim_graph.segment import Segmentation
 from trim_graph.state import Order, Run, TrimState
@@ -75,7 +76,7 @@ class LookingAhead:
             run=call.run,
             key=call.key,
             max_tokens=call.order["max_tokens"],
-            prompt_tokens=under_way.prompt_tokens or prompt_bound(None, call.messages),
+            prompt_tokens=under_way.prompt_tokens or _bound(call),
             give_up=give_up,
         )
         told = tagged(call.config, "trim:lookahead")
@@ -148,6 +149,13 @@ def with_taken(spend: Spend) -> Spend:
     """Count a step that was written ahead and has become a draft."""
     ahead = lookahead_spend(spend)
     return Spend(**{**spend, "lookahead": LookaheadSpend(**{**ahead, "taken": ahead["taken"] + 1})})
+
+
+def _bound(call: StepCall) -> int:
+    try:
+        return prompt_bound(None, call.messages)
+    except UnboundedPrompt as unbounded:
+        return unbounded.least
 
 
 def _hindrance(small: Any, scorer: Any) -> str | None:

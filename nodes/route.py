@@ -10,12 +10,12 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.runtime import get_runtime
 from langgraph.types import Command
 
-from trim_graph.budget import counts_itself
 from trim_graph.context import Settings, settings_of
 from trim_graph.events import emit, push_text
 from trim_graph.ledger import Ledger
 from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, Choice, Policy, checked
 from trim_graph.process import this_process
+from trim_graph.prompt_size import counts_itself
 from trim_graph.run import (
     PLAIN_ROUND,
     PROBE,
@@ -84,7 +84,14 @@ def route_node(
         if state.get("begin"):
             context = get_runtime().context
             state = begin_run(
-                state, config, settings, context, policy=policy, has_scorer=has_scorer, ledger=ledger
+                state,
+                config,
+                settings,
+                context,
+                policy=policy,
+                large=large,
+                has_scorer=has_scorer,
+                ledger=ledger,
             )
             turn = Turn(state, policy, large, settings.segmentation, ledger, update=_reset(state))
             emit("started", run=state["run"]["id"])
@@ -255,7 +262,7 @@ class Turn(Sight):
             in_flight = InFlight(
                 writer="large",
                 max_tokens=order["max_tokens"],
-                prompt_tokens=self._prompt_tokens(order["lead"]),
+                prompt_tokens=self._prompt_tokens(order["lead"])[0],
                 process=this_process(),
             )
         return self.go("generate_step", order=order, in_flight=in_flight)

@@ -9,13 +9,14 @@ from typing import Any
 
 from langchain_core.runnables import Runnable
 
-from trim_graph.accounts import Accounts, scarcest
-from trim_graph.budget import Budget, BudgetLeft, Spend, budget_left, grant, prompt_bound
+from trim_graph.accounts import Accounts, cost_limit, scarcest
+from trim_graph.budget import Budget, BudgetLeft, Spend, budget_left, grant
 from trim_graph.context import settings_of
 from trim_graph.conversation import compose
 from trim_graph.events import emit, push_text
 from trim_graph.ledger import Ledger
 from trim_graph.policies.base import Observation, Policy
+from trim_graph.prompt_size import UnboundedPrompt, prompt_bound
 from trim_graph.run import policy_of, segmentation_of
 from trim_graph.segment import Segmentation, join_steps, separator_of
 from trim_graph.state import DecisionRecord, Draft, Order, Step, TrimState, scores_of
@@ -25,6 +26,11 @@ from .observing import observation
 GIVE_UP = 3
 """Failed calls of the large model in a run after which it is not asked again, so that a dead server does not
 cost its timeouts at every step."""
+
+
+UNBOUNDED = "unbounded_prompt"
+NOT_SPENT = ("large_failures", UNBOUNDED)
+"""Why the large model is not called, besides a limit that is spent: nobody's budget helps."""
 
 
 @dataclass
@@ -98,16 +104,31 @@ class Sight:
         )
         return order, None
 
-    def _prompt_tokens(self, lead: str = "") -> int:
-        if self.budget.large_cost is None and not self.settings.prices.large.input:
-            return 0
+    def _count_prompt(self, lead: str) -> int:
         prefix = join_steps(self.steps, self.settings.delimiter) + lead
         return prompt_bound(self.large, compose(self.state["messages"], self.settings.instruction, prefix))
+
+    def _prompt_tokens(self, lead: str = "") -> tuple[int, bool]:
+        """Return the most tokens of the large model's prompt, and whether that is true of all it holds."""
+        if not self.settings.prices.large.input:
+            return 0, True
+        try:
+            return self._count_prompt(lead), True
+        except UnboundedPrompt as unbounded:
+            self.note(
+                f"the prompt holds a content block of type {unbounded.what}, whose tokens are not known "
+                "before a call: a call of the large model that is cut off is charged without it"
+            )
+            return unbounded.least, False
 
     def _grant(self, wanted: int, lead: str = "") -> tuple[int, str | None]:
         if self.spend["large"]["failed_calls"] >= GIVE_UP:
             return 0, "large_failures"
-        prompt = self._prompt_tokens(lead)
+        prompt, bounded = self._prompt_tokens(lead)
+        limit = cost_limit(self.budget, self.settings.prices, self.state["run"].get("accounts", {}))
+        if not bounded and limit is not None:
+            self.note(f"{limit} cannot be kept for this prompt: the large model is not called for it")
+            return 0, UNBOUNDED
         ask_for = partial(grant, self.budget, prices=self.settings.prices, prompt_tokens=prompt)
         granted, refused = ask_for(left=self.left, wanted=wanted)
         for account, left in self.shared.items():
@@ -118,11 +139,11 @@ class Sight:
 
     def asks(self, refused: str | None) -> bool:
         """Tell whether a person is to be asked because of a spent limit."""
-        return self.budget.on_exhausted == "ask" and refused not in (None, "large_failures")
+        return self.budget.on_exhausted == "ask" and refused not in (None, *NOT_SPENT)
 
     def stops(self, refused: str) -> bool:
         """Tell whether the run ends because of a spent limit."""
-        return self.budget.on_exhausted == "stop" and refused != "large_failures"
+        return self.budget.on_exhausted == "stop" and refused not in NOT_SPENT
 
     # What a turn leaves behind
 
@@ -172,7 +193,7 @@ class Sight:
 
     def note_refusal(self, refused: str) -> None:
         """Tell a user that the large model is not asked any more."""
-        if refused != "large_failures":  # noted when it happened
+        if refused not in NOT_SPENT:  # noted when it happened
             self.note(f"the limit on {refused} is spent: the large model is not called any more")
 
     def note(self, note: str) -> None:

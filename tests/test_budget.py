@@ -19,12 +19,11 @@ from trim_graph.budget import (
     ModelPrice,
     Prices,
     budget_left,
-    counts_itself,
     grant,
     nothing_spent,
-    prompt_bound,
 )
 from trim_graph.policies import Policy, large_only, small_only
+from trim_graph.prompt_size import counts_itself, prompt_bound
 from trim_graph.testing import ScriptedChatModel
 
 # The arithmetic

@@ -38,7 +38,7 @@ THREAD = {"configurable": {"thread_id": "1"}}
         ({"max_steps": 0}, "max_steps: .*got 0"),
         ({"max_step_tokens": 0}, "max_step_tokens"),
         ({"delimiter": ""}, "delimiter"),
-        ({"budget": {"large_tokens": 0}}, r"budget\.large_tokens"),
+        ({"budget": {"large_tokens": 1.5}}, r"budget\.large_tokens"),
         ({"budget": {"tokens": 5}}, r"budget\.tokens"),
         ({"prices": {"small": {"input": -1}}}, r"prices\.small\.input"),
         ({"scorer": None}, r"threshold\(0\.5\) needs scores, but scorer is None"),

@@ -53,6 +53,22 @@ class Allowances(BaseModel):
     )
 
 
+def cost_limit(budget: Budget, prices: Prices, accounts: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Name a limit of a run under which the size of the large model's prompts counts; None: there is none.
+
+    Args:
+        budget: Of the run.
+        prices: Of the run.
+        accounts: As `open_accounts` returned them.
+    """
+    if not prices.large.input:
+        return None
+    if budget.large_cost is not None:
+        return "budget.large_cost"
+    limited = (name for name, limits in accounts.items() if limits.get("large_cost") is not None)
+    return next((f"large_cost of {name}" for name in limited), None)
+
+
 def open_accounts(
     allowances: Allowances, *, user: str | None, thread: str | None, ledger: Ledger | None
 ) -> dict[str, dict[str, Any]]:

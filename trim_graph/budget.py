@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, cast
 
-from langchain_core.messages import BaseMessage
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from typing_extensions import TypedDict
 
@@ -241,36 +238,3 @@ def grant(
     if granted < min(budget.min_tokens, wanted):
         return 0, limit
     return granted, None
-
-
-def counts_itself(model: Any) -> bool:
-    """Tell whether a model counts prompts by itself, for which it may be loaded, or its server asked."""
-    asked = getattr(model, "model", None) if hasattr(model, "may_send") else model
-    return hasattr(asked, "count_prompt_tokens")
-
-
-def prompt_bound(model: Any, messages: Sequence[BaseMessage]) -> int:
-    """Return the size of a prompt in tokens: exact where the adapter can count, else an upper bound.
-
-    A byte-level tokenizer makes at most one token of a byte; 16 a message pay for the template. Of a model
-    that is asked by prompt, what it is really sent counts.
-    """
-    may_send = getattr(model, "may_send", None)
-    if may_send is not None:
-        return max(prompt_bound(model.model, prompt) for prompt in may_send(messages))
-    counter = getattr(model, "count_prompt_tokens", None)
-    if counter is not None:
-        return int(counter(messages))
-    return sum(len(str(message.text).encode("utf-8", "surrogatepass")) + 16 for message in messages)
-
-
-def turn_prompt_bound(messages: Sequence[BaseMessage], tools: Sequence[Any]) -> int:
-    """Return an upper bound of an agent's prompt in tokens, its text and tools counted; no images.
-
-    Args:
-        messages: The conversation.
-        tools: JSON schemas of the tools that go along.
-    """
-    calls = [call for message in messages for call in getattr(message, "tool_calls", ())]
-    written = (json.dumps(one, default=str) for one in (*calls, *tools))
-    return prompt_bound(None, messages) + sum(len(one) + 16 for one in written)

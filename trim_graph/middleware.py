@@ -26,7 +26,7 @@ from .accounts import Allowances
 from .adapters.scorers import as_scorer
 from .adapters.usage import CountTokens, check_count_tokens
 from .agent_state import TrimAgentState, as_held, named, routing_of, stop_message, summary_of, update_of
-from .budget import Budget, Prices, Spend, nothing_spent, turn_prompt_bound
+from .budget import Budget, Prices, Spend, nothing_spent
 from .context import Settings, make_settings, overridden
 from .errors import InputError, SettingsError
 from .events import emit
@@ -37,6 +37,7 @@ from .nodes.calling import charge_lost_call, forget_cut_off
 from .nodes.failures import SHOWN
 from .person import asks
 from .policies import Observation, Policy, as_policy
+from .prompt_size import turn_prompt_bound
 from .run import begin_run
 from .state import Run, TrimState, applied, fresh_channels
 from .turn_models import check_turn_model
@@ -167,6 +168,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             self.settings,
             runtime.context,
             policy=self.policy,
+            large=None,
             has_scorer=self._scoring is not None,
             ledger=self.ledger,
         )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 from pydantic import TypeAdapter, ValidationError
 
-from .accounts import open_accounts
+from .accounts import cost_limit, open_accounts
 from .budget import nothing_spent
 from .context import Settings, check_prices, describe, overridden, trim_context
 from .conversation import question_of, require_answerable
@@ -19,6 +21,7 @@ from .errors import InputError, SettingsError
 from .ledger import Ledger
 from .person import asks
 from .policies import Policy
+from .prompt_size import counts_itself, uncountable
 from .segment import DelimiterSteps, FunctionSteps, Segmentation
 from .state import SCHEMA_VERSION, Run, TrimState
 
@@ -80,6 +83,20 @@ def _check_asking(settings: Settings, has_scorer: bool, configurable: dict[str, 
         )
 
 
+def _check_countable(
+    messages: Sequence[BaseMessage], settings: Settings, accounts: Mapping[str, Any], large: Any
+) -> None:
+    """Refuse a limit on cost for a prompt whose tokens nobody can bound."""
+    limit = cost_limit(settings.budget, settings.prices, accounts)
+    if limit is None or counts_itself(large) or (what := uncountable(messages)) is None:
+        return
+    raise InputError(
+        f"{limit} limits what the large model's prompts cost, but the conversation holds a content block of "
+        f"type {what}, whose tokens are not known before the call: limit large_tokens or large_calls "
+        "instead, or choose a large model that counts its prompts (count_prompt_tokens)"
+    )
+
+
 @lru_cache(maxsize=64)
 def _built(spec: str) -> Policy:
     from .config_policies import PolicyConfig
@@ -98,6 +115,7 @@ def begin_run(
     context: Any,
     *,
     policy: Policy,
+    large: Any,
     has_scorer: bool,
     ledger: Ledger | None,
 ) -> TrimState:
@@ -109,13 +127,14 @@ def begin_run(
         settings: The graph's own.
         context: Of the call; may hold overrides.
         policy: The graph's own.
+        large: Only looked at for whether it counts its prompts; None does not.
         has_scorer: Whether the graph has a scorer, which a context's policy may need.
         ledger: The graph's.
 
     Raises:
         SettingsError: The recursion limit is too low for one step, the overrides are not valid, an account
             is not named, or a person is to be asked where no checkpointer keeps the run meanwhile.
-        InputError: The conversation cannot be answered.
+        InputError: The conversation cannot be answered, or a limit on cost cannot hold for it.
     """
     limit = config.get("recursion_limit", 10_000)
     if limit < RECURSION_FLOOR:
@@ -147,6 +166,7 @@ def begin_run(
             "text. An application whose key question means something else embeds the graph by trim_node"
         )
     require_answerable(messages, question)
+    _check_countable(messages, settings, accounts, large)
     run_id = uuid.uuid4().hex
     seed = run_id
     if settings.seed is not None:

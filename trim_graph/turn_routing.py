@@ -28,13 +28,14 @@ from .adapters.inner_model import call_names
 from .adapters.replies import Reply, read_turn
 from .adapters.usage import CountTokens, TokenCounter
 from .agent_state import as_held, routing_of, stop_message, summary_of, update_of
-from .budget import Spend, Writer, turn_prompt_bound
+from .budget import Spend, Writer
 from .errors import ChatModelContractError, InputError, SettingsError
 from .ledger import Ledger
 from .nodes import after_generate_step
 from .nodes.agent_turn import AgentRouting, AgentTurn, Answered, agenerate_turn, generate_turn
 from .nodes.calling import Call, charge_lost_call, estimate_of, forget_cut_off
 from .policies import Policy
+from .prompt_size import turn_prompt_bound
 from .state import DecisionRecord, Order, Step, applied
 from .turn_models import TurnModel, turn_models
 from .turn_rendering import render_turn, results_of

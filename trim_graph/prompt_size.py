@@ -1,0 +1,145 @@
+"""Size of a prompt in tokens: exact where the model counts, else an upper bound, or no answer at all.
+
+The limit on cost is only as hard as this number. What has no bound, an image or a file, is never taken for a
+few tokens: `UnboundedPrompt` names it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage
+
+from .adapters.inner_model import bound_setting
+
+TEMPLATE = 16
+"""Tokens that a chat template may put around a message, a content block or a tool."""
+TOOLS_PROMPT = 600
+"""Tokens of what a provider itself adds where tools go along; Anthropic documents up to 530."""
+_BOUND_SCHEMAS = ("tools", "functions", "response_format")
+"""Settings that a model may be bound to, and that enter its prompt."""
+_MEDIA = ("image", "audio", "video", "file", "document", "media", "upload")
+_TEXTUAL = (
+    *("text", "reasoning", "thinking", "refusal", "citation", "annotation", "json", "code", "search"),
+    *("tool", "function", "call", "result", "non_standard"),
+)
+"""Words in the types of content blocks whose tokens are at most the bytes of their JSON."""
+_CALLS = ("tool_use", "tool_call", "function_call")
+"""Content blocks that repeat a message's tool calls."""
+_UNTYPED = frozenset({"text", "reasoningContent", "toolUse", "toolResult", "cachePoint", "json"})
+"""Content blocks of Amazon Bedrock, whose type is their key."""
+
+
+class UnboundedPrompt(Exception):
+    """A prompt holds something whose tokens nobody can bound before the call.
+
+    Attributes:
+        what: Type of the content block.
+        least: Bound of all the rest.
+    """
+
+    def __init__(self, what: str, least: int) -> None:
+        super().__init__(what)
+        self.what, self.least = what, least
+
+
+def counts_itself(model: Any) -> bool:
+    """Tell whether a model counts prompts by itself, for which it may be loaded, or its server asked."""
+    asked = getattr(model, "model", None) if hasattr(model, "may_send") else model
+    return hasattr(asked, "count_prompt_tokens")
+
+
+def prompt_bound(model: Any, messages: Sequence[BaseMessage]) -> int:
+    """Return the size of a prompt in tokens: exact where the adapter can count, else an upper bound.
+
+    A byte-level tokenizer makes at most one token of a byte; `TEMPLATE` pays for what stands around a
+    message. All of a message counts: text, reasoning, tool calls, names, additional fields; and schemas that
+    the model is bound to. Of a model that is asked by prompt, what it is really sent counts.
+
+    Raises:
+        UnboundedPrompt: The model does not count, and the prompt holds more than text.
+    """
+    may_send = getattr(model, "may_send", None)
+    if may_send is not None:
+        return max(prompt_bound(model.model, prompt) for prompt in may_send(messages))
+    counter = getattr(model, "count_prompt_tokens", None)
+    if counter is not None:
+        return int(counter(messages))
+    schemas = [bound for name in _BOUND_SCHEMAS if (bound := bound_setting(model, name)) is not None]
+    least = sum(map(_message, messages)) + _schemas(schemas)
+    if (what := uncountable(messages)) is not None:
+        raise UnboundedPrompt(what, least)
+    return least
+
+
+def turn_prompt_bound(messages: Sequence[BaseMessage], schemas: Sequence[Any]) -> int:
+    """Return an upper bound of an agent's prompt in tokens.
+
+    Args:
+        messages: The conversation, the system message included.
+        schemas: JSON schemas of the tools and of the response format that go along.
+
+    Raises:
+        UnboundedPrompt: The conversation holds more than text.
+    """
+    try:
+        return prompt_bound(None, messages) + _schemas(schemas)
+    except UnboundedPrompt as unbounded:
+        raise UnboundedPrompt(unbounded.what, unbounded.least + _schemas(schemas)) from None
+
+
+def uncountable(messages: Sequence[BaseMessage]) -> str | None:
+    """Return the type of the first content block whose tokens nobody can bound; None where all is text."""
+    for message in messages:
+        beside = filter(_is_media, message.additional_kwargs)
+        if (what := next(chain(_unbounded(message.content), beside), None)) is not None:
+            return what
+    return None
+
+
+def _unbounded(content: Any) -> Iterator[str]:
+    """Find what has no bound in a message's content, and in the content of its blocks."""
+    if not isinstance(content, list | tuple):
+        return
+    for block in content:
+        if not isinstance(block, Mapping):
+            continue
+        kind = block.get("type")
+        if not isinstance(kind, str):
+            yield from sorted(block.keys() - _UNTYPED)
+        elif kind == "text-plain" and not isinstance(block.get("text"), str):
+            yield kind  # by its address or its name, to be read elsewhere
+        elif _is_media(kind) or not any(word in kind for word in _TEXTUAL):
+            yield kind
+        for inner in (block, block.get("toolResult"), block.get("value")):
+            if isinstance(inner, Mapping):
+                yield from chain.from_iterable(_unbounded(inner.get(key)) for key in ("content", "output"))
+
+
+def _is_media(kind: str) -> bool:
+    return any(word in kind for word in _MEDIA)
+
+
+def _message(message: BaseMessage) -> int:
+    content = message.content
+    parts = [content] if isinstance(content, str) else list(content)
+    calls = message.tool_calls if isinstance(message, AIMessage) else []
+    if calls:  # counted once: contents and additional fields may hold them again, as the provider spells them
+        parts = [one for one in parts if isinstance(one, str) or one.get("type") not in _CALLS]
+    beside = {key: v for key, v in message.additional_kwargs.items() if not calls or key != "tool_calls"}
+    invalid = message.invalid_tool_calls if isinstance(message, AIMessage) else []
+    called = [getattr(message, name, None) for name in ("name", "tool_call_id", "role")]
+    extra = [one for one in (*calls, *invalid, *called, beside) if one]
+    return TEMPLATE + sum(map(_size, parts)) + sum(_size(one) + TEMPLATE for one in extra)
+
+
+def _schemas(schemas: Sequence[Any]) -> int:
+    return sum(_size(one) + TEMPLATE for one in schemas) + (TOOLS_PROMPT if schemas else 0)
+
+
+def _size(value: Any) -> int:
+    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    return len(text.encode("utf-8", "surrogatepass"))
