@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import Any
 
 from trim_graph.accounts import Accounts, Drawn, amount_between
@@ -11,6 +12,9 @@ from trim_graph.context import settings_of
 from trim_graph.events import emit
 from trim_graph.ledger import Ledger
 from trim_graph.state import Order, TrimState
+
+_GIVING_BACK: set[asyncio.Future[None]] = set()
+"""Tasks under way: an event loop itself does not keep them."""
 
 
 class Drawing:
@@ -31,9 +35,8 @@ class Drawing:
         self._settings = settings_of(state["run"])
         in_flight = state.get("in_flight")
         self._prompt_tokens = in_flight["prompt_tokens"] if in_flight else 0
-        # The same when the node runs again in this process. What a crash cut off is charged as a call before
-        # the next one, so what it had set aside stays in its place.
-        self._entry = f"{state['run']['id']}.{state['spend']['large']['calls']}"
+        # Another one for each execution: branches of one checkpoint may make the same call at the same time.
+        self._entry = f"{state['run']['id']}.{state['spend']['large']['calls']}.{uuid.uuid4().hex}"
 
     def __bool__(self) -> bool:
         return bool(self._accounts)
@@ -58,10 +61,18 @@ class Drawing:
         try:
             return await asyncio.shield(reserving)
         except asyncio.CancelledError:
-            await reserving
+            # A task of its own, which goes on where this one is cancelled again.
+            giving_back = asyncio.ensure_future(self._give_back(reserving))
+            _GIVING_BACK.add(giving_back)
+            giving_back.add_done_callback(_GIVING_BACK.discard)
+            await asyncio.shield(giving_back)
+            raise
+
+    async def _give_back(self, reserving: asyncio.Future[Drawn]) -> None:
+        await asyncio.wait([reserving])
+        if reserving.exception() is None and reserving.result().refused is None:
             nothing = nothing_spent()
             await asyncio.to_thread(self.settle, nothing, nothing)
-            raise
 
     def settle(self, before: Spend, after: Spend) -> str | None:
         """Tell the ledger what the call has used.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,13 +165,14 @@ class Accounts:
             budget: Of the run, which says how few tokens are not worth a call.
             prices: For limits on cost.
         """
-        for done, (name, limit) in enumerate(self._limits.items()):
-            drawn = self._reserve_one(name, limit, entry, wanted, prompt_tokens, budget, prices)
-            if drawn.refused:
-                for other in list(self._limits)[:done]:
-                    self._settle_one(other, entry, Amount())
-                return drawn
-            wanted = drawn.tokens
+        with ExitStack() as given_back:
+            for name, limit in self._limits.items():
+                drawn = self._reserve_one(name, limit, entry, wanted, prompt_tokens, budget, prices)
+                if drawn.refused:
+                    return drawn
+                given_back.callback(self._settle_one, name, entry, Amount())
+                wanted = drawn.tokens
+            given_back.pop_all()
         return Drawn(wanted)
 
     def _reserve_one(
@@ -199,8 +201,9 @@ class Accounts:
 
     def settle(self, entry: str, used: Amount) -> None:
         """Put what a call has used in the place of what was set aside for it."""
-        for name in self._limits:
-            self._settle_one(name, entry, used)
+        with ExitStack() as all_of_them:  # also where one of them fails
+            for name in self._limits:
+                all_of_them.callback(self._settle_one, name, entry, used)
 
     def _settle_one(self, name: str, entry: str, used: Amount) -> None:
         assert self._ledger is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,8 @@ from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
 from .checkpoint_postgres import open_pool, taking_turns
-from .ledger import Amount, Ask
+from .errors import SettingsError
+from .ledger import RESERVATION_S, Amount, Ask, Reservation, this_owner
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS trim_accounts (
@@ -20,6 +22,9 @@ CREATE TABLE IF NOT EXISTS trim_reserved (
     account TEXT NOT NULL, entry TEXT NOT NULL, large_tokens BIGINT NOT NULL, large_calls BIGINT NOT NULL,
     large_cost DOUBLE PRECISION NOT NULL, PRIMARY KEY (account, entry));
 """
+_ADDED = {"owner": "TEXT", "since": "DOUBLE PRECISION", "expires": "DOUBLE PRECISION"}
+"""Columns of ``trim_reserved`` that a ledger of an earlier release lacks."""
+_LISTED = "account, entry, large_tokens, large_calls, large_cost, owner, since, expires"
 _SUM = """
 SELECT COALESCE(SUM(large_tokens), 0)::BIGINT AS large_tokens, COALESCE(SUM(large_calls), 0)::BIGINT
     AS large_calls, COALESCE(SUM(large_cost), 0) AS large_cost FROM (
@@ -34,10 +39,13 @@ class PostgresLedger:
 
     Args:
         pool: Connections to it.
+        reservation_s: Seconds after which a reservation is listed as expired.
     """
 
-    def __init__(self, pool: ConnectionPool[Connection[dict[str, Any]]]) -> None:
-        self._pool = pool
+    def __init__(
+        self, pool: ConnectionPool[Connection[dict[str, Any]]], reservation_s: float = RESERVATION_S
+    ) -> None:
+        self._pool, self._reservation_s = pool, reservation_s
 
     def reserve(self, account: str, entry: str, ask: Ask) -> Amount | None:
         """Set aside what a call may use; see `trim_graph.ledger.Ledger`."""
@@ -56,8 +64,10 @@ class PostgresLedger:
                 return Amount(**row)
             wanted = ask(self._sum(connection, account))
             if wanted is not None:
+                now = time.time()
                 connection.execute(
-                    "INSERT INTO trim_reserved VALUES (%s, %s, %s, %s, %s)", [account, entry, *wanted]
+                    f"INSERT INTO trim_reserved ({_LISTED}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+                    [account, entry, *wanted, this_owner(), now, now + self._reservation_s],
                 )
             return wanted
 
@@ -79,6 +89,26 @@ class PostgresLedger:
         with self._pool.connection() as connection:
             return self._sum(connection, account)
 
+    def reservations(self, account: str | None = None) -> list[Reservation]:
+        """List what is set aside; see `trim_graph.ledger.Ledger`."""
+        with self._pool.connection() as connection:
+            rows = connection.execute(
+                f"SELECT {_LISTED} FROM trim_reserved "
+                "WHERE %(account)s::TEXT IS NULL OR account = %(account)s "
+                "ORDER BY since NULLS FIRST, account, entry",
+                {"account": account},
+            ).fetchall()
+        found = (list(row.values()) for row in rows)
+        return [Reservation(row[0], row[1], Amount(*row[2:5]), *row[5:]) for row in found]
+
+    def release(self, account: str, entry: str) -> bool:
+        """Give back what a call set aside; see `trim_graph.ledger.Ledger`."""
+        with self._pool.connection() as connection:
+            gone = connection.execute(
+                "DELETE FROM trim_reserved WHERE account = %s AND entry = %s", [account, entry]
+            )
+            return bool(gone.rowcount)
+
     @staticmethod
     def _sum(connection: Connection[dict[str, Any]], account: str) -> Amount:
         row = connection.execute(_SUM, {"account": account}).fetchone()
@@ -86,16 +116,32 @@ class PostgresLedger:
 
 
 @contextmanager
-def open_postgres_ledger(url: str) -> Iterator[PostgresLedger]:
-    """Make the tables where they are missing, and open.
+def open_postgres_ledger(url: str, reservation_s: float = RESERVATION_S) -> Iterator[PostgresLedger]:
+    """Make the tables, or bring those of an earlier release up to date, and open.
 
     Args:
         url: A libpq connection URL.
+        reservation_s: Seconds after which a reservation is listed as expired.
 
     Raises:
-        SettingsError: The database cannot be opened.
+        SettingsError: The database cannot be opened, or its tables are none of a ledger.
     """
     with taking_turns(url) as connection:
         connection.execute(_TABLES, prepare=False)
+        _bring_up_to_date(connection)
     with open_pool(url) as pool:
-        yield PostgresLedger(pool)
+        yield PostgresLedger(pool, reservation_s)
+
+
+def _bring_up_to_date(connection: Connection[dict[str, Any]]) -> None:
+    """Add the columns that an earlier release did not write."""
+    columns = connection.execute("SELECT * FROM trim_reserved LIMIT 0").description or ()
+    found = {column.name for column in columns}
+    if missing := set(_LISTED.split(", ")) - _ADDED.keys() - found:
+        raise SettingsError(
+            f"the database has a table trim_reserved that lacks {', '.join(sorted(missing))}, so it is none "
+            "of a ledger: choose another database"
+        )
+    for name, kind in _ADDED.items():
+        if name not in found:
+            connection.execute(f"ALTER TABLE trim_reserved ADD COLUMN {name} {kind}")

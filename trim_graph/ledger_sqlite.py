@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from .errors import SettingsError
-from .ledger import Amount, Ask
+from .ledger import RESERVATION_S, Amount, Ask, Reservation, this_owner
 
 _BUSY_S = 30.0
 _TABLES = """
@@ -15,8 +16,11 @@ CREATE TABLE IF NOT EXISTS trim_accounts (
     account TEXT PRIMARY KEY, large_tokens INTEGER, large_calls INTEGER, large_cost REAL);
 CREATE TABLE IF NOT EXISTS trim_reserved (
     account TEXT, entry TEXT, large_tokens INTEGER, large_calls INTEGER, large_cost REAL,
-    PRIMARY KEY (account, entry));
+    owner TEXT, since REAL, expires REAL, PRIMARY KEY (account, entry));
 """
+_ADDED = {"owner": "TEXT", "since": "REAL", "expires": "REAL"}
+"""Columns of ``trim_reserved`` that a ledger of an earlier release lacks."""
+_LISTED = "account, entry, large_tokens, large_calls, large_cost, owner, since, expires"
 _SUM = """
 SELECT COALESCE(SUM(large_tokens), 0), COALESCE(SUM(large_calls), 0), COALESCE(SUM(large_cost), 0.0) FROM (
     SELECT large_tokens, large_calls, large_cost FROM trim_accounts WHERE account = :account
@@ -29,17 +33,20 @@ class SqliteLedger:
 
     Args:
         path: Of the file, made where it is missing.
+        reservation_s: Seconds after which a reservation is listed as expired.
 
     Raises:
-        SettingsError: The file cannot be opened, or is no SQLite file.
+        SettingsError: The file cannot be opened, is no SQLite file, or its tables are none of a ledger.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, reservation_s: float = RESERVATION_S) -> None:
+        self._path, self._reservation_s = path, reservation_s
         try:
             with closing(self._connect()) as connection:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.executescript(_TABLES)
+            with self._transaction() as connection:
+                _bring_up_to_date(connection, path)
         except sqlite3.DatabaseError as error:
             raise SettingsError(f"the ledger {path} cannot be opened: {error}") from error
 
@@ -53,8 +60,10 @@ class SqliteLedger:
                 return Amount(*row)
             wanted = ask(Amount(*connection.execute(_SUM, key).fetchone()))
             if wanted is not None:
+                now = time.time()
                 connection.execute(
-                    "INSERT INTO trim_reserved VALUES (?, ?, ?, ?, ?)", (account, entry, *wanted)
+                    f"INSERT INTO trim_reserved ({_LISTED}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (account, entry, *wanted, this_owner(), now, now + self._reservation_s),
                 )
             return wanted
 
@@ -78,6 +87,24 @@ class SqliteLedger:
         with closing(self._connect()) as connection:
             return Amount(*connection.execute(_SUM, {"account": account}).fetchone())
 
+    def reservations(self, account: str | None = None) -> list[Reservation]:
+        """List what is set aside; see `trim_graph.ledger.Ledger`."""
+        with closing(self._connect()) as connection:
+            rows = connection.execute(
+                f"SELECT {_LISTED} FROM trim_reserved WHERE ? IS NULL OR account = ? "
+                "ORDER BY since, account, entry",
+                (account, account),
+            )
+            return [Reservation(*row[:2], Amount(*row[2:5]), *row[5:]) for row in rows]
+
+    def release(self, account: str, entry: str) -> bool:
+        """Give back what a call set aside; see `trim_graph.ledger.Ledger`."""
+        with self._transaction() as connection:
+            gone = connection.execute(
+                "DELETE FROM trim_reserved WHERE account = ? AND entry = ?", (account, entry)
+            )
+            return bool(gone.rowcount)
+
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
 
@@ -92,3 +119,16 @@ class SqliteLedger:
                 connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
+
+
+def _bring_up_to_date(connection: sqlite3.Connection, path: str) -> None:
+    """Add the columns that an earlier release did not write."""
+    found = {name for _, name, *_ in connection.execute("PRAGMA table_info(trim_reserved)")}
+    if missing := set(_LISTED.split(", ")) - _ADDED.keys() - found:
+        raise SettingsError(
+            f"the ledger {path} cannot be opened: its table trim_reserved lacks "
+            f"{', '.join(sorted(missing))}, so it is none of a ledger"
+        )
+    for name, kind in _ADDED.items():
+        if name not in found:
+            connection.execute(f"ALTER TABLE trim_reserved ADD COLUMN {name} {kind}")
