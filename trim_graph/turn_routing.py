@@ -231,7 +231,7 @@ class TurnRouting:
         message, writer = getattr(error, "ai_message", None), call.order["writer"]
         if writer == "small" or not isinstance(message, AIMessage) or message.usage_metadata is None:
             raise error
-        end = read_turn(message, writer, self.untried[0].model, last=False).end
+        end = self._read(call, Answered(message, last=False)).end
         if end != "length" or not self._turn(self.state).has_better_than_a_cut(call.order):
             raise error
         return ModelResponse([message])
