@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .protocols import (
     ChatModelContractError,
+    ContextLengthError,
     ModelServerError,
     ScorableStep,
     Scorer,
@@ -50,6 +51,7 @@ __all__ = [
     "ChatTransformers",
     "ChatVLLM",
     "ChatVLLMEngine",
+    "ContextLengthError",
     "ContinueByPrompt",
     "LLMJudge",
     "ModelServerError",

@@ -19,8 +19,10 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
 
 from .call_settings import check_call_settings, stop_strings
+from .chat_prompt import takes_system_role
 from .generation_row import Generated, GenerationJob, Settings
 from .model_source import check_dtype, check_model, shared_engine
+from .protocols import ContextLengthError
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +38,10 @@ class ChatTransformers(BaseChatModel):
     r"""A local chat model: weights in this process, calls batched, no server.
 
     A conversation that ends in an AIMessage is continued: the model goes on right after the bytes of that
-    message. Text that looks like a special token stays text wherever it stands in the conversation. Calls
-    made at the same time, from threads or asyncio tasks, run as one batch. Instances with the same model,
-    device and dtype share weights and batches.
+    message. Text that looks like a special token stays text wherever it stands in the conversation. An
+    earlier turn's reasoning is left out; a chat template without a role for system messages gets them in
+    front of the human message that follows. Calls made at the same time, from threads or asyncio tasks, run
+    as one batch. Instances with the same model, device and dtype share weights and batches.
 
     The answer's ``response_metadata`` holds ``model_name``, ``finish_reason`` (``"stop"`` or ``"length"``),
     ``stop_reason`` (the stop string met, or None at the end of sequence, as vLLM tells it),
@@ -98,6 +101,13 @@ class ChatTransformers(BaseChatModel):
             ValueError: The conversation is empty or holds something that is not text.
         """
         return len(self._load().encode(messages))
+
+    def takes_system_role(self) -> bool:
+        """Whether the chat template has a role for system messages; else they precede a human message.
+
+        Loads the model.
+        """
+        return takes_system_role(self._load().tokenizer, {})
 
     def get_token_ids(self, text: str) -> list[int]:
         """Token ids of a text, in which nothing counts as a special token."""
@@ -232,7 +242,7 @@ class ChatTransformers(BaseChatModel):
         if engine.max_positions is not None:
             room = engine.max_positions - len(prompt)
             if room < 1:
-                raise ValueError(
+                raise ContextLengthError(
                     f"the prompt has {len(prompt)} tokens; {self.model} takes {engine.max_positions - 1} at "
                     f"most (max_position_embeddings={engine.max_positions}, and one token must fit behind it)"
                 )

@@ -11,6 +11,7 @@ from langchain_core.messages import BaseMessage
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
 
 from .background import iterate_aside, run_aside, run_sync
+from .chat_prompt import takes_system_role
 from .chat_vllm_base import CALL_SETTINGS, VLLMChatModel
 from .model_source import check_dtype, check_model
 from .vllm_engine import EngineHold
@@ -48,7 +49,8 @@ class ChatVLLMEngine(VLLMChatModel):
 
     Raises:
         ImportError: vllm is not installed; by a call.
-        ValueError: The prompt is too long, or vLLM refuses an option; by a call.
+        ContextLengthError: The prompt fills the model's context; by a call.
+        ValueError: vLLM refuses an option; by a call.
         ModelServerError: The engine did not start, has died, or was closed; by a call. The next call starts
             it anew.
 
@@ -126,6 +128,13 @@ class ChatVLLMEngine(VLLMChatModel):
             ValueError: The conversation is empty or holds something that is not text.
         """
         return len(prompt_tokens(self._hold.engine(), messages, self.chat_template_kwargs))
+
+    def takes_system_role(self) -> bool:
+        """Whether the chat template has a role for system messages; else they precede a human message.
+
+        Does not start the engine.
+        """
+        return takes_system_role(self._hold.engine().tokenizer, self.chat_template_kwargs)
 
     def get_token_ids(self, text: str) -> list[int]:
         """Token ids of a text, in which nothing counts as a special token. Does not start the engine."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
-from .protocols import ScorerError
+from .protocols import ContextLengthError, ScorerError
 from .special_tokens import SpecialTokenGuard
 
 if TYPE_CHECKING:
@@ -152,10 +152,11 @@ def check_length(ids: Sequence[int], steps: Sequence[str], max_tokens: int | Non
         ScorerError: More than ``max_tokens`` tokens.
     """
     if max_tokens is not None and len(ids) > max_tokens:
-        raise ScorerError(
+        said = (
             f"question and {len(steps)} steps make {len(ids)} tokens; the PRM takes {max_tokens}. "
             "Nothing was truncated: shorten the question or score fewer steps"
         )
+        raise ScorerError(said) from ContextLengthError(said)
 
 
 class QwenPRMFormat:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NotRequired, Protocol, runtime_checkable
 
+from langchain_core.exceptions import ContextOverflowError
 from typing_extensions import TypedDict
 
 StepEnd = Literal["delimiter", "eos", "length"]
@@ -133,3 +134,18 @@ class ModelServerError(TrimError):
         self.status = status
         self.begun = begun
         self.attempts: FailedAttempts | None = None
+
+
+class ContextLengthError(ModelServerError, ContextOverflowError, ValueError):
+    """A prompt fills the context of its model: nothing can be written behind it, or it cannot be read whole.
+
+    It is no failure that may pass: nothing was generated, and no attempt more is made.
+    """
+
+
+def is_context_full(error: BaseException) -> bool:
+    """Tell whether a call failed because its prompt fills the model's context.
+
+    LangChain's integrations say so by `ContextOverflowError`. A scorer's error may come out of either.
+    """
+    return any(isinstance(one, ContextOverflowError) for one in (error, error.__cause__))

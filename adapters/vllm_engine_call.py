@@ -12,7 +12,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 
 from .chat_prompt import encode_chat
-from .protocols import FailedAttempts, ModelServerError
+from .protocols import ContextLengthError, FailedAttempts, ModelServerError
 from .stop_reasons import classify
 from .vllm_engine import EngineHold, VLLMEngine
 from .vllm_engine_start import vllm_module
@@ -69,7 +69,8 @@ class EngineCall:
         """Get the whole answer.
 
         Raises:
-            ValueError: The conversation cannot be continued, or is too long.
+            ValueError: The conversation cannot be continued.
+            ContextLengthError: It fills the model's context.
             ModelServerError: The engine did not start, has died, or was closed.
         """
         async for _ in self._pieces(streaming=False):
@@ -114,7 +115,7 @@ class EngineCall:
         self._opens_thought = engine.opens_thought(self._template_kwargs)
         longest = await engine.max_model_len()
         if len(prompt) >= longest:
-            raise ValueError(
+            raise ContextLengthError(
                 f"the prompt has {len(prompt)} tokens; {self._model} takes {longest - 1} at most "
                 f"(max_model_len={longest}, and one token must fit behind it)"
             )

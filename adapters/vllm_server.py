@@ -16,13 +16,18 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from tenacity.wait import wait_exponential, wait_random
 
 from .http_pool import pool_for
-from .protocols import FailedAttempts, ModelServerError
+from .protocols import ContextLengthError, FailedAttempts, ModelServerError
 from .redaction import shown_url
 from .well_formed import json_body
 
 T = TypeVar("T")
 
 _CONNECT_S = 10.0
+_CONTEXT_FULL = re.compile(
+    r"maximum (context|model) length (?!.*\byou requested\b)|max_tokens must be at least 1", re.DOTALL
+)
+"""How vLLM refuses a prompt that leaves no room behind it; the last where it fills the context to the token.
+Versions that do not cut ``max_tokens`` to the room speak of what was requested: less of it would fit."""
 _JSON = {"Content-Type": "application/json"}
 _BOM = b"\xef\xbb\xbf"
 _backoff = wait_exponential(multiplier=0.2, max=5.0) + wait_random(0.0, 0.2)
@@ -237,6 +242,8 @@ class VLLMServer:
             wait = _seconds(headers.get("retry-after") if headers else None)
             # 503 is a refusal to begin; a gateway answers the others while the model is at work, or after it.
             return TransientError(said, status, wait, begun=status >= 500 and status != 503)
+        if status == 400 and _CONTEXT_FULL.search(said):
+            return ContextLengthError(said, status)
         return ModelServerError(said, status)
 
     def _shown(self, body: bytes | dict[str, Any]) -> str:

@@ -241,7 +241,7 @@ async def agenerate_turn(
 def _begun(state: TrimState) -> Call:
     call = begin_call(state)
     assert call is not None  # `AgentTurn.begin` has charged what a crash cut off
-    return call
+    return replace(call, solution=False)
 
 
 def _granted(call: Call, tokens: int) -> Call:

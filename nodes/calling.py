@@ -11,7 +11,7 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 from langgraph.errors import GraphBubbleUp
 
-from trim_graph.adapters.protocols import ChatModelContractError, FailedAttempts
+from trim_graph.adapters.protocols import ChatModelContractError, FailedAttempts, is_context_full
 from trim_graph.adapters.refused_setting import LOGPROBS, refused_setting, remedy
 from trim_graph.adapters.replies import Reply
 from trim_graph.adapters.usage import Estimate, TokenCounter
@@ -30,6 +30,7 @@ from .failures import (
     charge_lost,
     failure,
     has_way_out,
+    note_full,
     told_of_retries,
 )
 
@@ -49,6 +50,11 @@ class Call:
     """Of a call of the large model, for charges."""
     limit: float | None
     """Seconds it may take."""
+    begun: bool
+    """Whether the run has steps already, with which it may end."""
+    solution: bool = True
+    """Whether these are a solution's: an agent's conversation may be shortened by others, whom its error
+    tells that it is too long."""
     retry: RetryGrant | None = None
     """What further attempts may use, where the model's adapter asks."""
 
@@ -144,6 +150,7 @@ def begin_call(state: TrimState) -> Call | None:
         run=state["run"]["id"],
         prompt_tokens=(state.get("in_flight") or {"prompt_tokens": 0})["prompt_tokens"],
         limit=None if left.seconds is None else max(left.seconds, 0.01),
+        begun=bool(state["steps"]),
     )
 
 
@@ -231,12 +238,19 @@ def came_to_nothing(call: Call, error: Exception, seconds: float) -> dict[str, A
             f"refuses log-probabilities. Use ChatVLLM or ChatTransformers, or another policy ({error})"
         ) from error
     limit = None if call.retry is None else call.retry.exhausted_limit
-    if limit is None and not has_way_out(error, writer, call.settings):
-        if (told := remedy(error)) is not None:
-            error.add_note(f"trim-graph, {writer}: {told}")
-        raise error
+    full = call.solution and is_context_full(error)
+    # The small model goes on alone where the large one has no room, as where its budget is spent.
+    goes_on = limit is not None or (full and writer == "large")
+    if not goes_on and not has_way_out(error, writer, call.settings):
+        if not (full and call.begun):
+            if (told := remedy(error)) is not None:
+                error.add_note(f"trim-graph, {writer}: {told}")
+            raise error
+        spend = Spend(**{**call.spend, "seconds": call.spend["seconds"] + seconds})
+        notes = note_full(call.notes, f"{writer} model")
+        return {"spend": spend, "draft": None, "in_flight": None, "stopped": "length", "notes": notes}
     spend = Spend(**{**call.spend, "seconds": call.spend["seconds"] + seconds})
-    failed = failure(error, writer)
+    failed = failure(error, writer, context_full=full)
     notes = call.notes
     if limit is not None:
         notes = with_notes(call, [f"the {writer} model failed: {failed['error']}"])

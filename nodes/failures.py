@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 from langchain_core.messages import AIMessage
 from langgraph.errors import GraphBubbleUp
 
-from trim_graph.adapters.protocols import FailedAttempts, ModelServerError
+from trim_graph.adapters.protocols import FailedAttempts, ModelServerError, is_context_full
 from trim_graph.adapters.refused_setting import remedy
 from trim_graph.budget import Prices, ScorerSpend, Spend, Writer
 from trim_graph.context import Settings
@@ -27,13 +27,31 @@ def has_way_out(error: Exception, part: Literal["small", "large", "scorer"], set
     return not isinstance(error, NEVER_CAUGHT) and getattr(settings, f"on_{part}_error") != "raise"
 
 
-def failure(error: Exception, part: Literal["small", "large", "scorer"]) -> Failure:
-    """Put an error into words for the state, and tell the stream."""
+def failure(
+    error: Exception, part: Literal["small", "large", "scorer"], *, context_full: bool = False
+) -> Failure:
+    """Put an error into words for the state, and tell the stream.
+
+    Args:
+        error: That a call has raised.
+        part: Whose call.
+        context_full: Whether it is an end of the room behind a solution, which more attempts do not change.
+    """
     told = " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
     if (way := remedy(error)) is not None:
         told += f"; {way}"
     emit("failed", part=part, error=told)
-    return Failure(part=part, error=told)
+    failed = Failure(part=part, error=told)
+    if context_full:
+        failed["context_full"] = True
+    return failed
+
+
+def note_full(notes: list[str], name: str) -> list[str]:
+    """Add word that a context is full, with which the run ends."""
+    note = f"the context of the {name} is full: the solution ends here"
+    emit("note", text=note)
+    return [*notes, note]
 
 
 def attempts_of(error: BaseException) -> FailedAttempts:
@@ -43,7 +61,7 @@ def attempts_of(error: BaseException) -> FailedAttempts:
         if isinstance(attempts := getattr(one, "attempts", None), dict):
             return cast(FailedAttempts, attempts)
     server = next((e for e in (error, error.__cause__) if isinstance(e, ModelServerError)), None)
-    begun = server is None or server.begun
+    begun = server.begun if server is not None else not is_context_full(error)
     # LangChain's errors of structured output bring the answer that has no such structure.
     answer = getattr(error, "ai_message", None)
     if isinstance(answer, AIMessage) and answer.usage_metadata is not None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from langgraph.types import Command
 
+from trim_graph.errors import InputError
 from trim_graph.state import DecisionRecord, Draft, Failure, Order
 
 from .accepting import as_step, draft_turned_down
@@ -27,12 +28,13 @@ def fall_back(turn: Turn, failed: Failure, draft: Draft | None, order: Order) ->
     """
     if "refused" in failed:
         return _taken_by_others(turn, failed["refused"], order)
+    full = failed.get("context_full", False)
     if "no_step" in failed:
         turn.note(f"the {_name(failed)} wrote no step: {failed['error']}")
         if getattr(turn.settings, f"on_{failed['part']}_error") == "raise":
             return turn.finish("no_step")  # no error: the steps so far are an answer too
     else:
-        turn.note(f"the {_name(failed)} failed: {failed['error']}")
+        turn.note(f"the context of the {_name(failed)} is full" if full else _why(failed))
     if failed["part"] == "scorer":
         assert draft is not None
         return _unrated(turn, failed, draft, order)
@@ -44,7 +46,9 @@ def fall_back(turn: Turn, failed: Failure, draft: Draft | None, order: Order) ->
         if turn.asks(refused):
             return ask(turn, "budget", refused, draft=None, order=order, failed=failed)
         turn.note_refusal(refused)
-        return turn.finish("failed")
+        if full and not turn.steps:
+            raise InputError(f"no model has room for this conversation: {failed['error']}")
+        return turn.finish("length" if full else "failed")
     return turn.write(large)
 
 
@@ -103,6 +107,10 @@ def _without_large(turn: Turn, failed: Failure) -> Command[Goto]:
 def _record(turn: Turn, failed: Failure, decision: str) -> DecisionRecord:
     told = f"the {_name(failed)} failed"
     return DecisionRecord(step=len(turn.steps), decision=decision, score=None, fallback=told)
+
+
+def _why(failed: Failure) -> str:
+    return f"the {_name(failed)} failed: {failed['error']}"
 
 
 def _name(failed: Failure) -> str:

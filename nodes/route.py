@@ -233,6 +233,8 @@ class Turn(Sight):
         self.keep(accepted, draft["score"])
         if draft["end"] == "eos":
             return self.finish("finished")
+        if self.state.get("stopped"):
+            return self.finish(self.state["stopped"])
         if used_up and not self._out_of_time():
             return self.finish("max_steps")
         return self._next()

@@ -12,7 +12,7 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import set_config_context
 
-from trim_graph.adapters.protocols import FailedAttempts, ScorableStep, Scorer
+from trim_graph.adapters.protocols import FailedAttempts, ScorableStep, Scorer, is_context_full
 from trim_graph.adapters.scorers import read_scores
 from trim_graph.budget import Spend, budget_left
 from trim_graph.context import settings_of
@@ -21,14 +21,21 @@ from trim_graph.state import Draft, Order, Step, TrimState
 
 from .clock import timed
 from .deadline import GRACE, call_within
-from .failures import attempts_of, charge_scorer, failure, has_way_out
+from .failures import attempts_of, charge_scorer, failure, has_way_out, note_full
 from .looking_ahead import LookingAhead
 from .node import Node, tagged
 from .work_ahead import work_ahead_of
 
 
-def score_step_node(scorer: Scorer, looking: LookingAhead | None = None) -> Node:
-    """Build the node from the scorer, and from what the small model does meanwhile."""
+def score_step_node(scorer: Scorer, looking: LookingAhead | None = None, *, solution: bool = True) -> Node:
+    """Build the node.
+
+    Args:
+        scorer: Rates the steps.
+        looking: What the small model does meanwhile.
+        solution: Whether the steps are a solution's, which ends where the scorer has no room for it; else an
+            agent's turns.
+    """
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         with timed(state, config) as timed_state:
@@ -47,7 +54,7 @@ def score_step_node(scorer: Scorer, looking: LookingAhead | None = None) -> Node
                 answer = call_within(left, ask)
             return _noted(state, answer, time.monotonic() - begun)
         except Exception as error:
-            return _came_to_nothing(state, error, left, time.monotonic() - begun)
+            return _came_to_nothing(state, error, left, time.monotonic() - begun, solution=solution)
 
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         try:
@@ -71,7 +78,7 @@ def score_step_node(scorer: Scorer, looking: LookingAhead | None = None) -> Node
                     answer = await asyncio.create_task(asked, context=context)
             return _noted(state, answer, time.monotonic() - begun)
         except Exception as error:
-            return _came_to_nothing(state, error, left, time.monotonic() - begun)
+            return _came_to_nothing(state, error, left, time.monotonic() - begun, solution=solution)
 
     return Node(run, arun, name="score_step")
 
@@ -82,16 +89,20 @@ def _seconds_left(state: TrimState) -> float | None:
 
 
 def _came_to_nothing(
-    state: TrimState, error: Exception, left: float | None, seconds: float
+    state: TrimState, error: Exception, left: float | None, seconds: float, *, solution: bool
 ) -> dict[str, Any]:
-    """Note why there are no scores, where the run has a way to go on; else raise."""
+    """Note why there are no scores, where the run has a way to go on or may end so; else raise."""
     if isinstance(error, TimeoutError) and left is not None and seconds >= left:
-        return _timed_out(state, seconds)
+        return _unrated(state, seconds)
+    full = is_context_full(error)
     if not has_way_out(error, "scorer", settings_of(state["run"])):
-        raise error
+        if not (full and solution and state["steps"]):
+            raise error
+        notes = note_full(state["notes"], "scorer")
+        return {**_unrated(state, seconds), "notes": notes, "stopped": "length"}
     lost = attempts_of(error)
     return {
-        "failed": failure(error, "scorer"),
+        "failed": failure(error, "scorer", context_full=full),
         "spend": charge_scorer(state["spend"], seconds, lost, failed=True),
         **_untold(state, lost["unknown"]),
     }
@@ -111,8 +122,8 @@ def _quiet(config: RunnableConfig) -> AbstractContextManager[Context]:
     return set_config_context(tagged(config, "nostream", "trim:score"))
 
 
-def _timed_out(state: TrimState, seconds: float) -> dict[str, Any]:
-    """The run's seconds ended while the scorer was at work: the draft stays, without a decision."""
+def _unrated(state: TrimState, seconds: float) -> dict[str, Any]:
+    """The run ends, for want of time or of room in the scorer: the draft stays, without a decision."""
     order, before = state["order"], state["spend"]
     assert order is not None
     return {

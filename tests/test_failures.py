@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain_core.exceptions import ContextOverflowError
 from langgraph.checkpoint.memory import InMemorySaver
 
 from trim_graph import Budget, TrimContext, create_trim_graph
-from trim_graph.adapters.protocols import FailedAttempts, ModelServerError, ScorerError
+from trim_graph.adapters.prm_formats import check_length
+from trim_graph.adapters.protocols import ContextLengthError, FailedAttempts, ModelServerError, ScorerError
 from trim_graph.errors import ChatModelContractError
 from trim_graph.policies import large_only, small_only, threshold
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
@@ -227,6 +229,117 @@ def test_the_stream_tells_of_failures():
     )
     assert [e["part"] for e in events if e["event"] == "failed"] == ["scorer"]
     assert any(e.get("fallback") == "the scorer failed" for e in events if e["event"] == "decision")
+
+
+# A full context is an end, not a failure
+
+
+FULL = ContextLengthError("the prompt has 4096 tokens; m takes 4095 at most", 400)
+
+
+def full_from(call: int, script: Any = SMALL_STEPS, error: Exception = FULL) -> Failing:
+    """A model without room from this call on; by default it has written nothing for the ones refused."""
+    return Failing(script=script, fails_at=range(call, 100), error=error)
+
+
+class FullScorer(ScriptedScorer):
+    """Has no room for so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(default=1.0)
+        self.steps = steps
+
+    def score(self, question: str, steps: Any) -> Any:
+        check_length(range(100 if len(steps) >= self.steps else 1), steps, 99)
+        return super().score(question, steps)
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("error", [FULL, ContextOverflowError("a hosted model says so")])
+def test_a_full_context_ends_the_run_with_its_steps(how, error):
+    result = run(graph_of(full_from(2, error=error)), how)
+    assert [step["text"] for step in result["steps"]] == SMALL_STEPS[:2]
+    assert result["messages"][-1].text == "\n\n".join(SMALL_STEPS[:2])
+    assert result["messages"][-1].response_metadata["finish_reason"] == "length"
+    assert result["trim"]["stopped"] == "length"
+    assert "the context of the small model is full: the solution ends here" in result["trim"]["notes"]
+    assert result["spend"]["small"]["calls"] == 2
+    assert result["spend"]["unaccounted_tokens"] == 0
+
+
+@pytest.mark.parametrize("declared", [{}, GO_ON])
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_question_too_long_for_a_first_step_is_an_error(how, declared):
+    full = [full_from(0), full_from(0)]
+    with pytest.raises(ValueError, match="the prompt has 4096 tokens"):
+        run(graph_of(*full, **declared), how)
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_where_only_the_large_model_is_full_the_small_one_goes_on(how):
+    result = run(graph_of(large=full_from(1, script=STEPS), scorer=(), score=0.0), how)
+    assert writers(result) == ["large", "small", "small", "small"]
+    assert result["stopped"] == "finished"
+    assert "the context of the large model is full" in result["notes"]
+    assert result["spend"]["large"]["output_tokens"] == result["steps"][0]["tokens"]
+    assert result["spend"]["unaccounted_tokens"] == 0
+    handed = run(graph_of(large=full_from(0), policy=lambda seen: "handover"), how)
+    assert writers(handed) == ["small"] * 4
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_where_only_the_small_model_is_full_the_declared_way_is_taken(how):
+    small, large = full_from(2), Failing(script=STEPS)
+    result = run(graph_of(small, large, on_small_error="large"), how)
+    assert writers(result) == ["small", "small", "large", "large"]
+    both = run(graph_of(full_from(2), full_from(1, script=STEPS), on_small_error="large"), how)
+    assert (both["stopped"], writers(both)) == ("length", ["small", "small", "large"])
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_scorer_without_room_ends_the_run_with_the_draft_unrated(how):
+    graph = create_trim_graph(
+        Failing(script=SMALL_STEPS),
+        Failing(script=STEPS),
+        FullScorer(3),
+        policy=threshold(0.5),
+        checkpointer=InMemorySaver(),
+    )
+    result = run(graph, how)
+    assert [step["text"] for step in result["steps"]] == SMALL_STEPS[:3]
+    assert (result["stopped"], result["scores"]) == ("length", {"0": 1.0, "1": 1.0})
+    assert "the context of the scorer is full: the solution ends here" in result["notes"]
+
+
+def test_a_scorer_without_room_for_a_first_step_is_an_error():
+    with pytest.raises(ScorerError, match="100 tokens; the PRM takes 99"):
+        run(create_trim_graph(*[Failing(script=STEPS)] * 2, FullScorer(1), policy=threshold(0.5)))
+
+
+def test_a_scorer_without_room_goes_the_declared_way():
+    graph = create_trim_graph(
+        *[Failing(script=SMALL_STEPS), Failing(script=STEPS), FullScorer(3)],
+        policy=threshold(0.5),
+        on_scorer_error="accept",
+        checkpointer=InMemorySaver(),
+    )
+    result = run(graph)
+    assert (result["stopped"], len(result["steps"])) == ("finished", 4)
+
+
+@given(
+    small=st.integers(1, 6),
+    large=st.integers(0, 6),
+    score=st.sampled_from([0.0, 1.0]),
+    declared=st.booleans(),
+)
+@settings(deadline=None, max_examples=40)
+def test_contexts_that_fill_at_any_time_leave_a_solution(small, large, score, declared):
+    models = full_from(small), full_from(large, script=STEPS)
+    result = run(graph_of(*models, score=score, **(GO_ON if declared else {})))
+    assert result["stopped"] in ("finished", "length")
+    assert result["steps"]
+    assert result["spend"]["unaccounted_tokens"] == 0
 
 
 # What failed attempts cost

@@ -2,6 +2,7 @@
 
 import pytest
 from agent_rig import LARGE, SMALL, build, multiply, talk, turns
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage
 from langgraph.checkpoint.memory import InMemorySaver
 
@@ -96,6 +97,31 @@ def test_where_the_small_model_fails_the_large_one_writes(asynchronously):
     assert rig.ran == [("multiply", 12, 12)]
     assert result["trim"]["steps"] == {"small": 1, "large": 1}
     assert result["trim"]["spend"]["small"]["failed_calls"] == 1
+
+
+@both_ways
+@pytest.mark.parametrize("part", ["small", "large", "scorer"])
+def test_a_conversation_that_has_grown_too_long_is_an_error_that_others_may_act_on(part, asynchronously):
+    """LangChain's middleware shortens it then, which an agent that has ended would not come to."""
+
+    class Full(ScriptedToolModel):
+        def _generate(self, messages, *given, **options):
+            if len(messages) > 3:
+                raise ContextOverflowError("too long")
+            return super()._generate(messages, *given, **options)
+
+    def judge(question, steps):
+        if len(steps) > 1:
+            raise ScorerError("no score") from ContextOverflowError("too long")
+        return [0.1]
+
+    parts = {
+        "small": {"small": Full(script=talk(3, 1, "s")), "scorer": lambda q, steps: [1.0] * len(steps)},
+        "large": {"large": Full(script=talk(3, 1, "l")), "policy": large_only()},
+        "scorer": {"scorer": judge},
+    }[part]
+    with pytest.raises((ContextOverflowError, ScorerError)):
+        build(**parts).ask(asynchronously=asynchronously)
 
 
 def test_where_both_fail_the_agent_ends():

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from .adapters.protocols import ChatModelContractError, ModelServerError, ScorerError, TrimError
+from .adapters.protocols import (
+    ChatModelContractError,
+    ContextLengthError,
+    ModelServerError,
+    ScorerError,
+    TrimError,
+)
 
 __all__ = [
     "ChatModelContractError",
+    "ContextLengthError",
     "InputError",
     "ModelServerError",
     "ScorerError",

@@ -150,7 +150,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         self.keep_discarded = keep_discarded
         self._raised: OrderedDict[str, str] = OrderedDict()
         try:
-            self._scoring = None if scorer is None else score_step_node(as_scorer(scorer))
+            self._scoring = None if scorer is None else score_step_node(as_scorer(scorer), solution=False)
         except TypeError as error:
             raise SettingsError(str(error)) from error
 

@@ -97,6 +97,8 @@ class Failure(TypedDict):
     """Limit of an account that other runs had used up before the large model could be called."""
     no_step: NotRequired[bool]
     """The model has answered, but its answers held no step; ``error`` says what they held."""
+    context_full: NotRequired[bool]
+    """Whether the conversation and the steps so far fill the context of the model."""
 
 
 class Asking(TypedDict):
@@ -154,9 +156,10 @@ class Summary(TypedDict):
     """What a run did; also in the final message's ``response_metadata["trim"]``."""
 
     stopped: str
-    """``finished``, ``max_steps``, ``budget``, ``deadline``, ``recursion_limit``, ``no_step`` (a model
-    answered without a step, which ``notes`` explain), ``failed`` (no model was left to write the next step),
-    ``person`` (who was asked, and ended it) or ``middleware`` (another middleware of an agent ended it)."""
+    """``finished``, ``max_steps``, ``length`` (the steps fill the context of the small model or the scorer),
+    ``budget``, ``deadline``, ``recursion_limit``, ``no_step`` (a model answered without a step, which
+    ``notes`` explain), ``failed`` (no model was left to write the next step), ``person`` (who was asked, and
+    ended it) or ``middleware`` (another middleware of an agent ended it)."""
     answer: str | None
     """Content of the last ``\\boxed{}``, if any."""
     steps: dict[StepWriter, int]
@@ -239,6 +242,7 @@ class TrimState(TrimInput, total=False):
         "",
         "finished",
         "max_steps",
+        "length",
         "budget",
         "deadline",
         "recursion_limit",

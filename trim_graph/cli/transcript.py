@@ -17,6 +17,7 @@ COLOURS = {"small": "cyan", "large": "magenta", "person": "green"}
 WHY = {
     "finished": "the solution has ended",
     "max_steps": "the limit on steps is reached",
+    "length": "a model's context is full",
     "budget": "the budget is spent",
     "deadline": "the time is up",
     "recursion_limit": "the recursion limit is reached",
