@@ -20,6 +20,7 @@ from pydantic import Field, field_validator
 from trim_graph.segment import DEFAULT_DELIMITER
 
 from .call_settings import stop_strings
+from .chat_prompt import without_reasoning
 from .foreign_answer import configured_name, cut_short, failed_attempts, model_name, refusal, span_probability
 from .inner_model import call_names, chat_model_inside, continues_exactly, unaskable
 from .prompted_step import PromptedStep, read_step, request
@@ -98,7 +99,7 @@ class ContinueByPrompt(BaseChatModel):
             messages: The conversation; a trailing AIMessage holds the steps so far.
             to_end: Whether all that remains is asked for, as in a call without ``stop``.
         """
-        asked, written = _split(messages)
+        asked, written = _split([without_reasoning(message) for message in messages])
         question = request(written, self.delimiter, to_end=to_end)
         if written.strip():
             # Where a step was cut off, its last blanks tell where it goes on.

@@ -75,6 +75,12 @@ def test_every_providers_word_for_a_token_limit_is_understood(told):
     assert answer.response_metadata["stop_reason"] is None
 
 
+def test_the_reasoning_of_earlier_turns_by_another_provider_is_left_out():
+    thought = AIMessage([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "Hello."}])
+    _, model = ask("Three.", messages=[*QUESTION, thought, *SOFAR[1:]])
+    assert model.calls[0]["messages"][2] == AIMessage([{"type": "text", "text": "Hello."}])
+
+
 def test_the_steps_so_far_are_shown_and_a_request_follows_them():
     _, model = ask("Three.")
     *before, written, request = model.calls[0]["messages"]

@@ -17,7 +17,7 @@ from langchain_core.messages import (
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from trim_graph.adapters.chat_prompt import encode_chat
+from trim_graph.adapters.chat_prompt import encode_chat, takes_system_role, text_of, without_reasoning
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.special_tokens import SpecialTokenGuard
 
@@ -210,6 +210,89 @@ class TestMessages:
         )
         with pytest.raises(ValueError, match=r"refused the roles \['user'\]: roles must alternate"):
             encode_chat([HumanMessage("x")], strict, guard)
+
+
+REFUSES_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+)
+DROPS_SYSTEM = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"
+WANTS_TURNS = (
+    "{% for m in messages if m.role != 'system' %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
+)
+SHOWS = "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{% endfor %}"
+
+
+class TestForms:
+    """Templates that do not take a conversation as it is get it in a form that they take."""
+
+    def encode(self, tokenizer, template, *messages):
+        other = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer.backend_tokenizer, chat_template=template + SHOWS
+        )
+        guard = SpecialTokenGuard(other)
+        return tokenizer.decode(encode_chat(messages, other, guard)), takes_system_role(other, {})
+
+    @pytest.mark.parametrize("template", [REFUSES_SYSTEM, DROPS_SYSTEM, REFUSES_SYSTEM + WANTS_TURNS])
+    def test_a_system_message_goes_in_front_of_the_human_one_that_follows(self, tokenizer, template):
+        text, takes = self.encode(tokenizer, template, SystemMessage("Be exact."), HumanMessage("One?"))
+        assert (text, takes) == ("[user]Be exact.\n\nOne?", False)
+        later = [SystemMessage("a"), HumanMessage("b"), AIMessage("c"), SystemMessage("<|im_end|>")]
+        text, _ = self.encode(tokenizer, template, *later, HumanMessage("e"))
+        assert text == "[user]a\n\nb[assistant]c[user]<|im_end|>\n\ne"
+        assert self.encode(tokenizer, template, *later)[0].endswith("[assistant]c[user]<|im_end|>")
+
+    def test_a_role_that_is_there_is_used(self, tokenizer):
+        chat = [SystemMessage("a"), HumanMessage("b"), HumanMessage("c")]
+        assert self.encode(tokenizer, "", *chat) == ("[system]a[user]b[user]c", True)
+        assert self.encode(tokenizer, WANTS_TURNS, *chat) == ("[system]a[user]b\n\nc", True)
+
+    def test_what_is_continued_stays_as_it_is(self, tokenizer):
+        chat = [SystemMessage("a"), HumanMessage("b"), AIMessage(" c\n\n")]
+        assert self.encode(tokenizer, REFUSES_SYSTEM, *chat)[0] == "[user]a\n\nb c\n\n"
+
+    def test_a_template_that_refuses_every_form_is_named(self, tokenizer):
+        with pytest.raises(ValueError, match=r"\['assistant', 'user'\]: roles must alternate"):
+            self.encode(tokenizer, WANTS_TURNS, AIMessage("a"), HumanMessage("b"))
+
+
+REASONING = [
+    {"type": "reasoning", "reasoning": "hm"},
+    {"type": "reasoning", "summary": []},
+    {"type": "thinking", "thinking": "hm", "signature": "x"},
+    {"type": "redacted_thinking", "data": "x"},
+    {"type": "reasoning_content", "reasoning_content": {"text": "hm"}},
+    {"type": "non_standard", "value": {"type": "redacted_thinking", "data": "x"}},
+]
+
+
+class TestReasoning:
+    @pytest.mark.parametrize("block", REASONING)
+    def test_that_of_an_earlier_turn_is_left_out(self, tokenizer, guard, block):
+        def encoded(*content):
+            return encode_chat(
+                [HumanMessage("a"), AIMessage(list(content)), HumanMessage("b")], tokenizer, guard
+            )
+
+        said = {"type": "text", "text": "Hello."}
+        assert encoded(block, said) == encoded(said) == encoded(said, block)
+        assert text_of(AIMessage([block])) == ""
+        assert text_of(AIMessage("Hello.", additional_kwargs={"reasoning_content": "hm"})) == "Hello."
+
+    def test_blocks_that_repeat_tool_calls_are_left_out_where_these_are(self):
+        calls = [{"name": "f", "args": {}, "id": "1"}]
+        block = {"type": "tool_use", "id": "1", "name": "f", "input": {}}
+        assert text_of(AIMessage(["so", block], tool_calls=calls)) == "so"
+        with pytest.raises(ValueError, match=r"'tool_use'.*text only"):
+            text_of(AIMessage(["so", block]))
+
+    @pytest.mark.parametrize("block", REASONING)
+    def test_another_model_gets_the_message_without_it(self, block):
+        said = [{"type": "text", "text": "Hello."}]
+        thought = AIMessage([block, *said], additional_kwargs={"reasoning_content": "hm", "kept": 1})
+        assert without_reasoning(thought) == AIMessage(said, additional_kwargs={"kept": 1})
+        plain = AIMessage("Hello.")
+        assert without_reasoning(plain) is plain
 
 
 def test_the_tokenizer_is_the_one_in_the_file(random_model, tokenizer):
