@@ -33,8 +33,14 @@ class ChatVLLM(VLLMChatModel):
 
     A conversation that ends in an AIMessage is continued right after the bytes of that message. Where the
     model's chat template would change them (it trims, or adds a thinking block), the template is rendered
-    once and the text appended to it; that is found out at the first call. Text that looks like a special
-    token is one to the server.
+    once and the text appended to it; that is found out at the first call. A template without a role for
+    system messages gets them in front of the human message that follows; one that wants roles to alternate
+    gets messages of one role in a row as one. An earlier turn's reasoning is left out.
+
+    Special tokens in the conversation stay text: where one of their usual shapes (``<...>``, ``[...]``,
+    ``|...|``) turns up, the server is asked whether it is one, once for each, and the conversation is sent
+    as token ids over ``/v1/completions``. A text that cannot be looked at (no ``/tokenize``) or written as
+    plain text is refused.
 
     The answer's ``response_metadata`` holds ``model_name``, ``finish_reason`` (``"stop"`` or ``"length"``),
     ``stop_reason`` (the stop string met, or None at the end of sequence), ``timed_out=True`` where a
@@ -52,6 +58,7 @@ class ChatVLLM(VLLMChatModel):
     request on the server.
 
     Raises:
+        ContextLengthError: The conversation fills the model's context; by a call.
         ModelServerError: The server is not there, refuses, or failed ``max_retries`` times more; by a call.
         TimeoutError: Nothing arrived within ``timeout``; by a call.
 
@@ -80,7 +87,8 @@ class ChatVLLM(VLLMChatModel):
     max_connections: int = Field(default=256, ge=1)
     """Most requests at once to a server; others wait. Adapters of a server and event loop share them."""
     continuation: Literal["auto", "chat", "raw"] = "auto"
-    """``chat`` trusts the chat template with the text to be continued, ``raw`` never does."""
+    """``chat`` trusts the chat template with the text to be continued, ``raw`` never does. Conversations that
+    hold special tokens as text go the way of ``raw`` in any case."""
     max_batch_size: int = Field(default=1, ge=1)
     """Most calls to send as one request, which takes load off the server where many wait. An answer that came
     with others does not tell the prompt tokens served from a cache; one cancelled is written on until the
@@ -148,6 +156,16 @@ class ChatVLLM(VLLMChatModel):
         ``include_stop_str_in_output``: a vLLM behind a gateway that drops ``stop_reason``.
         """
         return self._prompts.stop_field
+
+    def takes_system_role(self) -> bool:
+        """Whether the chat template has a role for system messages; else they precede a human message.
+
+        Asks the server.
+
+        Raises:
+            ModelServerError: The server does not answer.
+        """
+        return run_sync(self._prompts.takes_system_role())
 
     def get_token_ids(self, text: str) -> list[int]:
         """Token ids of a text, none added. Asks the server."""

@@ -96,6 +96,10 @@ class VLLMChatModel(BaseChatModel):
     def count_prompt_tokens(self, messages: Sequence[BaseMessage]) -> int:
         """Exact number of prompt tokens that a call with these messages reads."""
 
+    @abstractmethod
+    def takes_system_role(self) -> bool:
+        """Whether the chat template has a role for system messages; else they precede a human message."""
+
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:

@@ -34,7 +34,7 @@ Event = dict[str, Any]
 class _Seat:
     """One call in a request."""
 
-    prompt: str
+    prompt: str | list[int]
     arrived: asyncio.Queue[Event | Exception | None] = field(default_factory=asyncio.Queue)
     begun: bool = False
     """Whether a part of the answer has come."""
@@ -100,7 +100,9 @@ class PromptsTogether:
         line = self._lines.setdefault(loop, _Line())
         common = {name: value for name, value in body.items() if name != "prompt"}
         common |= STREAM if seen else STREAM | _UNSEEN
-        key, seat = json.dumps(common, sort_keys=True), _Seat(body["prompt"])
+        seat = _Seat(body["prompt"])
+        # A request takes texts or token ids, not both.
+        key = f"{type(seat.prompt).__name__} {json.dumps(common, sort_keys=True)}"
         line.common[key] = common
         line.waiting.setdefault(key, []).append(seat)
         if line.under_way == 0:

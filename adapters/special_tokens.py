@@ -18,7 +18,7 @@ _DIGITS = "".join(chr(0xE000 + digit) for digit in range(16))
 _OPEN, _CLOSE = chr(0xE010), chr(0xE011)
 
 
-def _mark(nonce: str, number: int) -> str:
+def mark(nonce: str, number: int) -> str:
     """A string of private-use characters: no template trims it and no text holds it (64 random bits)."""
     return _OPEN + "".join(_DIGITS[int(c, 16)] for c in f"{nonce}{number:04x}") + _CLOSE
 
@@ -46,8 +46,8 @@ class SpecialTokenGuard:
         names: list[str] = sorted((token["content"] for token in tokens), key=len, reverse=True)
         nonces = secrets.token_hex(8), secrets.token_hex(8)
         self.ids: dict[str, int] = {token["content"]: token["id"] for token in tokens}
-        self._special = {name: _mark(nonces[0], n) for n, name in enumerate(names)}
-        self._shielded = {name: _mark(nonces[1], n) for n, name in enumerate(names)}
+        self._special = {name: mark(nonces[0], n) for n, name in enumerate(names)}
+        self._shielded = {name: mark(nonces[1], n) for n, name in enumerate(names)}
         self._find_special = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         self._find_shielded = re.compile("|".join(self._shielded.values()) or r"(?!)")
         self._unshield = {mark: name for name, mark in self._shielded.items()}

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from langchain_core.messages import BaseMessage
 
-from .chat_prompt import opens_thought, split_continuation
+from .chat_prompt import (
+    SYSTEM_PROBE,
+    Turns,
+    acceptable_forms,
+    opens_thought,
+    split_continuation,
+    system_texts,
+)
 from .learned_template import Surroundings, plain_question, surroundings
 from .once import Once
-from .protocols import ModelServerError
+from .protocols import ContextLengthError, ModelServerError
 from .replicas import Replicas
+from .served_tokens import ServedTokens
 from .vllm_server import VLLMServer
 from .vllm_wire import CallSettings, openai_messages, sampling
 
@@ -50,7 +58,8 @@ class VLLMPrompts:
 
     ``/v1/chat/completions`` with ``continue_final_message`` is exact only where the chat template leaves
     the text of the last message alone. Where it trims it, or puts a thinking block before it, the template
-    is rendered up to the generation prompt and the text appended here.
+    is rendered up to the generation prompt and the text appended here. A conversation whose texts hold
+    special tokens is rendered in that way too, and sent as token ids in which they are plain text.
 
     Args:
         server: Where the model is.
@@ -70,8 +79,11 @@ class VLLMPrompts:
     _rendered: dict[str, str] = field(default_factory=dict)
     _around: dict[str, tuple[str, Once[Surroundings | Literal[False]]]] = field(default_factory=dict)
 
+    _forms: dict[str, Once[list[int]]] = field(default_factory=dict)
+
     def __post_init__(self) -> None:
         self._facts = Once(self._ask)
+        self._special = ServedTokens(self, self.model)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VLLMPrompts:
         """Copies of an adapter share what was found out."""
@@ -108,29 +120,115 @@ class VLLMPrompts:
             ValueError: The conversation cannot be continued.
             ModelServerError: The server refuses it.
         """
-        before, text = split_continuation(messages)
-        turns = openai_messages(before)
+        turns, text, ids = await self._read(messages)
         facts = await self.facts()
-        body: dict[str, Any] = {"model": self.model, **sampling(settings, raw=facts.raw)}
+        raw = facts.raw or ids is not None
+        body: dict[str, Any] = {"model": self.model, **sampling(settings, raw=raw)}
         if facts.max_model_len is not None:
             # vLLM cuts max_tokens to the room behind the prompt, but refuses more than its whole length.
             body["max_tokens"] = min(settings.max_tokens, facts.max_model_len)
-        if facts.raw:
-            prompt = await self._render(turns) + text
+            if ids is not None and len(ids) >= facts.max_model_len:
+                raise ContextLengthError(
+                    f"the prompt has {len(ids)} tokens; {self.model} takes {facts.max_model_len - 1} at most "
+                    f"(max_model_len={facts.max_model_len}, and one token must fit behind it)"
+                )
+        if raw:
+            prompt = ids or await self._render(turns) + text
             return "/v1/completions", body | {"prompt": prompt, "add_special_tokens": False}
         return "/v1/chat/completions", body | self._chat(turns, text)
 
     async def count(self, messages: Sequence[BaseMessage]) -> int:
         """Exact number of prompt tokens."""
-        before, text = split_continuation(messages)
-        turns = openai_messages(before)
+        turns, text, ids = await self._read(messages)
+        if ids is not None:
+            return len(ids)
         if (await self.facts()).raw:
             return len(await self.tokenize(await self._render(turns) + text))
         return len(await self._tokens(self._chat(turns, text)))
 
+    async def takes_system_role(self) -> bool:
+        """Whether the chat template has a role for system messages. Asks the server.
+
+        Raises:
+            ModelServerError: The server does not answer, or does not tokenize.
+        """
+        return await self._fitting(SYSTEM_PROBE) == SYSTEM_PROBE
+
+    async def special_tokens_kept_plain(self) -> list[str]:
+        """The special tokens of the chat template that stay text where somebody writes them. Asks the server.
+
+        Empty where the template writes none of a known shape.
+
+        Raises:
+            ModelServerError: One cannot be kept plain, or the server does not answer or tokenize.
+        """
+        opened = await self._opened()
+        tokens = await self._special.found_in([opened]) or []
+        await self._special.encode(self._special.shield(opened, tokens), tokens)
+        return tokens
+
     async def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, without any that the tokenizer adds on its own."""
         return await self._tokens({"prompt": text, "add_special_tokens": False})
+
+    async def vocabulary_tokens(self, texts: list[str]) -> dict[str, int]:
+        """Those of the texts that are one token, with its id."""
+        body = {"prompt": "\n".join(texts), "add_special_tokens": False, "return_token_strs": True}
+        found = await self._call("/tokenize", body)
+        if (strings := found.get("token_strs")) is not None:
+            wanted = set(texts)
+            pairs = zip(strings, found["tokens"], strict=True)
+            return {string: int(token) for string, token in pairs if string in wanted}
+        each = {text: await self.tokenize(text) for text in texts}
+        return {text: tokens[0] for text, tokens in each.items() if len(tokens) == 1}
+
+    async def text_of(self, tokens: list[int]) -> str:
+        """The text of token ids."""
+        return await self._text(tokens)
+
+    async def _read(self, messages: Sequence[BaseMessage]) -> tuple[Turns, str, list[int] | None]:
+        """The turns in a form that the template takes, the text to be continued, and the whole as token ids.
+
+        No ids where the server may make them: no text holds a special token.
+        """
+        before, text = split_continuation(messages)
+        turns = openai_messages(before)
+        await self.facts()
+        tokens = await self._special.found_in([*_texts_in(turns), text])
+        if tokens is None:
+            return await self._fitting(turns), text, None
+        shielded = self._special.shield(turns, tokens)
+        rendered = await self._render(await self._fitting(shielded))
+        return turns, text, await self._special.encode(rendered + self._special.shield(text, tokens), tokens)
+
+    async def _fitting(self, turns: Turns) -> Turns:
+        """The turns in a form that the template takes, which the server is asked once for the same roles."""
+        forms = acceptable_forms(turns)
+        if len(forms) == 1:
+            return turns
+        key = json.dumps([turn["role"] for turn in turns])
+        if key not in self._forms:
+            _make_room(self._forms)
+            self._forms[key] = Once(lambda: self._first_taken(forms))
+        (number,) = await self._forms[key].get()
+        return forms[min(number, len(forms) - 1)]
+
+    async def _first_taken(self, forms: list[Turns]) -> list[int]:
+        """The number of the first form that the template renders with all that it holds."""
+        refusal: ModelServerError | None = None
+        for number, form in enumerate(forms):
+            try:
+                rendered = await self._text(await self._tokens(self._chat(form, "")))
+            except ModelServerError as error:
+                if self.continuation == "chat" and error.status in (404, 405):
+                    return [0]  # nobody tells; the chat endpoint will refuse what it does not take
+                if error.status != 400:
+                    raise
+                refusal = refusal or error
+                continue
+            if all(text in rendered for text in system_texts(form)):
+                return [number]
+        raise refusal or ModelServerError(f"the chat template of {self.model} shows no system message")
 
     def _chat(self, turns: list[dict[str, Any]], text: str) -> dict[str, Any]:
         body: dict[str, Any] = {"messages": turns, "add_generation_prompt": True}
@@ -216,6 +314,15 @@ class VLLMPrompts:
                 "continuation='chat' does without the latter",
                 error.status,
             ) from error
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """All texts of a JSON value, names of its objects left out."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(item)
 
 
 def _make_room(kept: dict[str, Any]) -> None:

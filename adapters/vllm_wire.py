@@ -60,7 +60,7 @@ def _turn(message: BaseMessage) -> dict[str, Any]:
             {
                 "type": "function",
                 "id": call["id"],
-                "function": {"name": call["name"], "arguments": json.dumps(call["args"])},
+                "function": {"name": call["name"], "arguments": json.dumps(call["args"], ensure_ascii=False)},
             }
             for call in message.tool_calls
         ]

@@ -2,17 +2,19 @@
 
 import asyncio
 import copy
+import itertools
 import json
 import logging
 import math
 import pickle
+import re
 import time
 
 import httpx
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 
-from trim_graph.adapters import ChatVLLM, ModelServerError, http_pool, vllm_server
+from trim_graph.adapters import ChatVLLM, ContextLengthError, ModelServerError, http_pool, vllm_server
 
 from .recorded_server import (
     ROOT,
@@ -370,6 +372,99 @@ class TestContinuation:
         server, model = connect(chat_answer("so"))
         model.invoke(QUESTION, max_tokens=5000)
         assert server.generations[0][1]["max_tokens"] == 100
+
+
+def without_system(server):
+    """Make a server's template refuse system messages and turns of one role in a row."""
+    tokenizer = server._tokenizer
+
+    def strict(body):
+        roles = [turn["role"] for turn in body.get("messages", [])]
+        refused = "system" in roles or any(one == other for one, other in itertools.pairwise(roles))
+        return failed(400, "System role not supported") if refused else tokenizer(body)
+
+    server._tokenizer = strict
+
+
+class TestRoles:
+    CHAT = (SystemMessage("Be exact."), *QUESTION)
+
+    @pytest.mark.parametrize("continuation", ["auto", "chat", "raw"])
+    def test_a_template_without_a_system_role_gets_it_in_the_human_message(self, connect, continuation):
+        server, model = connect(raw_answer("so"), continuation=continuation)
+        without_system(server)
+        model.invoke(self.CHAT)
+        model.invoke([*self.CHAT, AIMessage("First.\n\n")])
+        for _, body in server.generations:
+            text = body.get("prompt") or server.render(body)
+            assert text.startswith("<user>Be exact.\n\nWhat is it?</><assistant>")
+        assert model.count_prompt_tokens(self.CHAT) == len("<user>Be exact.\n\nWhat is it?</><assistant>")
+        assert not model.takes_system_role()
+
+    def test_turns_of_one_role_in_a_row_become_one(self, connect):
+        server, model = connect(chat_answer("so"))
+        without_system(server)
+        model.invoke([*QUESTION, HumanMessage("Tell!"), AIMessage("No."), HumanMessage("Why?")])
+        turns = server.generations[0][1]["messages"]
+        assert turns == [
+            {"role": "user", "content": "What is it?\n\nTell!"},
+            {"role": "assistant", "content": "No."},
+            {"role": "user", "content": "Why?"},
+        ]
+
+    def test_a_template_that_drops_the_system_message_is_not_trusted_with_it(self, connect):
+        server, model = connect(chat_answer("so"))
+        render = server.render
+        server.render = lambda body: render(
+            {**body, "messages": [turn for turn in body["messages"] if turn["role"] != "system"]}
+        )
+        model.invoke(self.CHAT)
+        assert server.generations[0][1]["messages"] == [
+            {"role": "user", "content": "Be exact.\n\nWhat is it?"}
+        ]
+
+    def test_the_server_is_asked_once_for_the_same_roles(self, connect):
+        server, model = connect(chat_answer("so"))
+        model.invoke(self.CHAT)
+        assert model.takes_system_role()
+        before = len(server.requests)
+        model.invoke([SystemMessage("Else."), HumanMessage("And?"), AIMessage("So ")])
+        assert len(server.requests) == before + 1
+
+    def test_a_proxy_without_tokenize_is_left_to_refuse_by_itself(self, connect):
+        server, model = connect(chat_answer("so"), continuation="chat")
+        server.tokenizer_is_there = False
+        assert model.invoke(self.CHAT).content == "so"
+        assert [turn["role"] for turn in server.generations[0][1]["messages"]] == ["system", "user"]
+
+
+class TestContextLength:
+    FULL = (
+        "This model's maximum context length is 100 tokens. However, your prompt contains 120 input tokens, "
+        "which exceeds this limit even without any output tokens.",
+        "The decoder prompt (length 120) is longer than the maximum model length of 100.",
+        "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)",
+    )
+
+    @pytest.mark.parametrize("said", FULL)
+    def test_a_full_context_has_an_error_of_its_own_and_is_not_tried_again(self, connect, said):
+        server, model = connect(failed(400, said))
+        with pytest.raises(ContextLengthError, match=re.escape(said[:40])) as caught:
+            model.invoke(QUESTION)
+        assert (caught.value.status, len(server.generations)) == (400, 1)
+        assert caught.value.attempts["unknown"] == 0
+
+    def test_so_has_one_that_a_stream_tells(self, connect):
+        _, model = connect(streamed([{"error": {"message": self.FULL[0], "code": 400}}]))
+        with pytest.raises(ContextLengthError):
+            list(model.stream(QUESTION))
+
+    def test_where_less_would_fit_it_is_another_error(self, connect):
+        said = "maximum context length is 100 tokens. However, you requested 140 tokens (40 in the messages"
+        _, model = connect(failed(400, said))
+        with pytest.raises(ModelServerError) as caught:
+            model.invoke(QUESTION)
+        assert not isinstance(caught.value, ContextLengthError)
 
 
 class TestRetries:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from typing import Any
 
 import httpx
 import pytest
@@ -115,6 +116,27 @@ async def test_a_lone_call_tells_what_came_from_the_cache(connect):
     answer = await ask(model, "alone")
     assert answer.usage_metadata["input_token_details"] == {"cache_read": 7}
     assert isinstance(server.generations[0][1]["prompt"], str)
+
+
+async def test_texts_and_token_ids_go_apart(connect):
+    """A request takes one kind of prompts."""
+    prompts: list[Any] = ["<user>a</>", [1, 2], "<user>b</>", [3]]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        given = json.loads(request.content)["prompt"]
+        seen.append(given)
+        ends = [event(index, str(one), 1, finish="stop") for index, one in enumerate(given)]
+        return httpx.Response(200, stream=Stream(*ends, "[DONE]"))
+
+    async def text_of(prompt: Any) -> str:
+        found = [one async for one in line.events({"model": "m", "prompt": prompt}, seen=False)]
+        return "".join(one["choices"][0]["text"] for one in found)
+
+    seen: list[Any] = []
+    _, model = connect(answer)
+    (line,) = model._together.values()
+    assert await asyncio.gather(*map(text_of, prompts)) == [str(prompt) for prompt in prompts]
+    assert sorted(map(str, seen)) == ["['<user>a</>', '<user>b</>']", "[[1, 2], [3]]"]
 
 
 async def test_calls_with_other_settings_go_apart(connect):

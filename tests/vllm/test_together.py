@@ -70,6 +70,19 @@ async def test_one_that_is_cancelled_and_one_too_long_cost_the_others_nothing(mo
     assert [answers[number].content for number in kept] == [one.content for one in expected]
 
 
+async def test_texts_with_special_tokens_share_the_line_with_others(models):
+    together, apart = models
+    asked = [
+        messages if number % 2 else [HumanMessage(f"{messages[0].content} <|im_end|>{number}"), *messages[1:]]
+        for number, messages in enumerate(LATER * 2)
+    ]
+    ours = await asyncio.gather(*(together.ainvoke(one, stop=["\n\n"]) for one in asked))
+    for one, messages in zip(ours, asked, strict=True):
+        other = await apart.ainvoke(messages, stop=["\n\n"])
+        assert one.content == other.content
+        assert one.usage_metadata["total_tokens"] == other.usage_metadata["total_tokens"]
+
+
 async def test_seeds_hold_for_each(models):
     together, _ = models
     settings = {"stop": ["\n\n"], "temperature": 1.0, "seed": 7}
