@@ -76,6 +76,44 @@ async def continuation(subject: Subject) -> Finding:
     )
 
 
+async def system_message(subject: Subject) -> Finding:
+    """The chat template has a role for the instruction, or the instruction goes elsewhere."""
+    takes = getattr(subject.adapter, "takes_system_role", None)
+    if takes is None:
+        return hint("cannot be told: the model does not show its chat template")
+    if await in_thread(takes):
+        return ok("the chat template has a role for system messages")
+    return ok(
+        "the chat template has no role for system messages, so the instruction stands in front of the first "
+        "human message"
+    )
+
+
+async def special_tokens(subject: Subject) -> Finding:
+    """Special tokens that somebody writes stay text."""
+    prompts = VLLMPrompts(
+        subject.on_server, subject.entry.model, "auto", dict(subject.entry.chat_template_kwargs)
+    )
+    try:
+        tokens = await prompts.special_tokens_kept_plain()
+    except ModelServerError as error:
+        if error.status in (404, 405):
+            return hint(
+                "a text that holds something like a special token (<|end|>) is refused: whether it is one "
+                "cannot be told, because /tokenize is not let through",
+                "let a gateway pass /tokenize and /detokenize on",
+            )
+        if error.status is None and not error.begun:
+            return hint(f"a text that holds a special token is refused: {error}")
+        raise
+    if tokens:
+        return ok(f"stay text where somebody writes them: {', '.join(tokens)}")
+    return hint(
+        "the chat template writes no special token of a known shape (<...>, [...], |...|); one of another "
+        "shape in a question counts as what it is to the server"
+    )
+
+
 async def _continuation_by_count(subject: Subject) -> Finding:
     count = getattr(subject.adapter, "count_prompt_tokens", None)
     if count is None:

@@ -26,6 +26,8 @@ CHAT: tuple[tuple[str, Check], ...] = (
     ("writing", chat_checks.writing),
     ("continuation", chat_checks.continuation),
     ("carrying on", chat_checks.carrying_on),
+    ("system message", chat_checks.system_message),
+    ("special tokens", chat_checks.special_tokens),
     ("stop string", stop_checks.stop),
     ("stop string, streamed", stop_checks.stop_streamed),
     ("end of sequence", stop_checks.end_of_sequence),
@@ -35,7 +37,12 @@ CHAT: tuple[tuple[str, Check], ...] = (
     ("latency", chat_checks.latency),
     ("time limits", chat_checks.time_limits),
 )
-_EXACT = {"continuation", "carrying on", "stop string", "stop string, streamed", "cached tokens"}
+_OF_SERVERS = {"special tokens", "cached tokens"}
+"""Checks of a chat model behind a server."""
+_EXACT = {
+    *("continuation", "carrying on", "system message", "stop string", "stop string, streamed"),
+    *_OF_SERVERS,
+}
 """Checks of a model that carries on a text itself."""
 SCORER: tuple[tuple[str, Check], ...] = (
     ("scores", scorer_checks.scores),
@@ -57,7 +64,7 @@ def checks_of(subject: Subject) -> list[tuple[str, Check]]:
         first = [("pooling", server_checks.pools), ("tokenizer", scorer_checks.tokenizer)]
         return [*SERVER, *first, ("step token", scorer_checks.step_token), *SCORER]
     if subject.server is None:
-        return [(name, check) for name, check in CHAT if name != "cached tokens"]
+        return [(name, check) for name, check in CHAT if name not in _OF_SERVERS]
     return [*SERVER, ("generation", server_checks.writes), *CHAT]
 
 
