@@ -76,37 +76,35 @@ def test_every_letter_is_read_where_any_is(letter):
         assert read_choice(text % letter.lower()) is None, text
 
 
-WORDS = [
-    *"ABCDEFGHIJ",
-    *"abcdefghij",
-    "(%)",
-    "the",
-    "answer",
-    "is",
-    ":",
+PHRASES = [
+    "The answer is",
+    "Answer:",
+    "Final choice:",
+    "option",
+    "is correct.",
     ".",
     ",",
-    "option",
-    "correct",
     "or",
     "not",
+    "because",
 ]
-WORDS += ["**", "\n", "because", "\\boxed{", "}", "\\text{", "5", "triangle"]
+PHRASES += ["\n", "**", "\\boxed{", "}", "\\text{", "5", "triangle", "I choose"]
+LETTERS_OR_NOT = st.sampled_from([*LETTERS, *LETTERS.lower(), *(f"({letter})" for letter in LETTERS)])
 
 
 @given(
-    st.lists(st.sampled_from(WORDS), max_size=14),
+    st.lists(st.tuples(st.sampled_from(PHRASES), LETTERS_OR_NOT | st.just("")), max_size=6),
+    st.sampled_from([".", "", " is correct", ", since"]),
     st.permutations(LETTERS),
-    st.sampled_from(LETTERS),
 )
-def test_no_letter_is_read_better_than_another(words, order, first):
+def test_no_letter_is_read_better_than_another(pairs, end, order):
     """Of a text with its letters exchanged the exchanged letter is read."""
     places = dict(zip(LETTERS, order, strict=True))
-    places |= {letter.lower(): other.lower() for letter, other in places.items()}
-    words = [word.replace("%", first) for word in words]
-    other = [f"({places[word[1]]})" if word.startswith("(") else places.get(word, word) for word in words]
-    chosen = read_choice(" ".join(words))
-    assert read_choice(" ".join(other)) == (chosen and places[chosen])
+    exchanged = str.maketrans(places | {letter.lower(): other.lower() for letter, other in places.items()})
+    text = " ".join(f"{phrase} {letter}" for phrase, letter in pairs) + end
+    other = " ".join(f"{phrase} {letter.translate(exchanged)}" for phrase, letter in pairs) + end
+    chosen = read_choice(text)
+    assert read_choice(other) == (chosen and places[chosen])
 
 
 @pytest.mark.parametrize(
