@@ -32,11 +32,11 @@ def test_any_text_is_graded(text):
 
 @given(
     st.lists(
-        st.sampled_from(["5", "x", "^", "_", "{", "}", "(", ")", "\\frac", "\\sqrt", "$", "=", ",", "@"]),
+        st.sampled_from(["5", "x", "_", "{", "}", "(", ")", "\\frac", "\\sqrt", "$", "=", ",", "@"]),
         max_size=12,
     )
 )
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_any_text_is_graded_as_mathematics(pieces):
     text = "".join(pieces)
     grade = math("5")
