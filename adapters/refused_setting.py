@@ -11,8 +11,8 @@ _REMEDIES = {
     "logprobs": "choose a model that tells log-probabilities, or do without them",
     "stop": "leave out stop strings: ContinueByPrompt sends them with send_stop=True only",
     "temperature": "build the model without temperature",
-    "max_completion_tokens": "ContinueByPrompt(model, max_tokens_name=...) names it as the model does",
-    "max_tokens": "ContinueByPrompt(model, max_tokens_name=...) names it as the model does",
+    "max_completion_tokens": "for a writer ContinueByPrompt(model, max_tokens_name=...) names it otherwise",
+    "max_tokens": "for a writer ContinueByPrompt(model, max_tokens_name=...) names it otherwise",
     "timeout": "ContinueByPrompt(model, timeout_name=None) does not send it",
 }
 """Settings that hosted models are known to refuse. Of two in one text the first here is the one refused."""

@@ -138,6 +138,20 @@ def test_a_step_by_hand_belongs_to_the_thought_it_goes_on_with(make):
     assert done["answer"] == "1"
 
 
+def test_a_step_by_hand_behind_a_thought_does_not_close_it_again(make):
+    text = "<think>one</think>It is one."
+
+    def script(prefix):
+        return text[len(prefix) :] if text.startswith(prefix) else "two"
+
+    rig = asking(make, script, script)
+    rig.ask(config=THREAD)
+    done = answer(rig, {"step": "by hand"})
+    while "__interrupt__" in done:
+        done = answer(rig, {"go_on": "small"})
+    assert done["messages"][-1].text == "<think>one</think>by hand\n\ntwo"
+
+
 @pytest.mark.parametrize("way", [delimiter("\n"), pattern(r"\n(?=[sl])")], ids=["delimiter", "pattern"])
 def test_a_step_by_hand_is_separated_as_the_others_are(make, way):
     lines = "\n".join(["small one", "small two", "so it is \\boxed{4}"])
