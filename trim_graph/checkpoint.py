@@ -132,7 +132,9 @@ class open_checkpointer:
 
     Raises:
         SettingsError: The specification is none of these, the folder of the file does not exist, the
-            variable is not set, the extra is not installed, or the database cannot be opened.
+            variable is not set, the extra is not installed, or the database cannot be opened. As a
+            `trim_graph.errors.StorageError` where a file is empty, damaged or another program's, on opening
+            or when a run reads it.
     """
 
     def __init__(self, spec: str | None) -> None:
@@ -234,20 +236,20 @@ async def _amemory(place: str) -> AsyncIterator[Saver]:
 @contextmanager
 def _sqlite(place: str) -> Iterator[Saver]:
     try:
-        from langgraph.checkpoint.sqlite import SqliteSaver
+        from .checkpoint_sqlite import open_sqlite
     except ImportError as error:
         raise _missing_extra("SQLite", "sqlite") from error
-    with SqliteSaver.from_conn_string(place) as saver:
+    with open_sqlite(place) as saver:
         yield saver
 
 
 @asynccontextmanager
 async def _asqlite(place: str) -> AsyncIterator[Saver]:
     try:
-        from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+        from .checkpoint_sqlite import aopen_sqlite
     except ImportError as error:
         raise _missing_extra("SQLite", "sqlite") from error
-    async with AsyncSqliteSaver.from_conn_string(place) as saver:
+    async with aopen_sqlite(place) as saver:
         yield saver
 
 

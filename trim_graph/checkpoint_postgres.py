@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -17,7 +18,8 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from .errors import SettingsError
+from .checkpoint_reading import NamingSaver
+from .errors import SettingsError, StorageError
 
 _CONNECT_S = 10
 _OTHER_SETUP_S = 60
@@ -29,6 +31,23 @@ _OPTIONS: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0, "row_fac
 _POOL: dict[str, Any] = {"min_size": 1, "max_size": 10, "kwargs": _OPTIONS, "open": False}
 
 
+_KEY = ("thread_id", "checkpoint_ns", "checkpoint_id")
+_COLUMNS = {
+    "checkpoints": (*_KEY, "parent_checkpoint_id", "type", "checkpoint", "metadata"),
+    "checkpoint_blobs": (*_KEY[:2], "channel", "version", "type", "blob"),
+    "checkpoint_writes": (*_KEY, "task_id", "idx", "channel", "type", "blob"),
+    "checkpoint_migrations": ("v",),
+}
+
+
+class _Saver(NamingSaver, PostgresSaver):
+    pass
+
+
+class _AsyncSaver(NamingSaver, AsyncPostgresSaver):
+    pass
+
+
 @contextmanager
 def open_postgres(url: str) -> Iterator[PostgresSaver]:
     """Open for synchronous use.
@@ -38,10 +57,11 @@ def open_postgres(url: str) -> Iterator[PostgresSaver]:
 
     Raises:
         SettingsError: The database cannot be opened.
+        StorageError: It holds other tables of these names.
     """
     _set_up(url)
     with open_pool(url) as pool:
-        yield PostgresSaver(pool)
+        yield _Saver(pool).name_place(shown_database(url), partial(errors_named, url))
 
 
 @asynccontextmanager
@@ -49,7 +69,7 @@ async def aopen_postgres(url: str) -> AsyncIterator[AsyncPostgresSaver]:
     """Open for asynchronous use; see `open_postgres`."""
     await asyncio.to_thread(_set_up, url)
     async with AsyncConnectionPool(url, connection_class=AsyncConnection[DictRow], **_POOL) as pool:
-        yield AsyncPostgresSaver(pool)
+        yield _AsyncSaver(pool).name_place(shown_database(url), partial(errors_named, url))
 
 
 def open_pool(url: str) -> ConnectionPool[Connection[DictRow]]:
@@ -93,8 +113,47 @@ def connected(url: str) -> Iterator[Connection[DictRow]]:
 
 
 def _set_up(url: str) -> None:
-    with taking_turns(url) as connection:
+    with errors_named(url), taking_turns(url) as connection:
+        refuse_foreign(url, connection, _COLUMNS)
         PostgresSaver(connection).setup()
+
+
+def refuse_foreign(url: str, connection: Connection[DictRow], columns: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuse a database in which a table has other columns.
+
+    Args:
+        url: Of the database.
+        connection: To it.
+        columns: What each table must have. A table that is not there yet is no fault.
+
+    Raises:
+        StorageError: A table belongs to another program.
+    """
+    for table, wanted in columns.items():
+        rows = connection.execute(
+            "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 "
+            "AND NOT attisdropped",
+            [table],
+        )
+        seen = [row["attname"] for row in rows]
+        if seen and not set(wanted) <= set(seen):
+            raise StorageError(
+                f"{shown_database(url)} cannot be opened: its table {table} has the columns "
+                f"{', '.join(seen)}, where {', '.join(wanted)} are wanted: it belongs to another program; "
+                "name another database"
+            )
+
+
+@contextmanager
+def errors_named(url: str) -> Iterator[None]:
+    """Turn PostgreSQL's errors into a `StorageError` that names the database."""
+    try:
+        yield
+    except psycopg.Error as error:
+        said = _said(url, error)
+    else:
+        return
+    raise StorageError(f"{shown_database(url)} cannot be used{said}")
 
 
 def _try_lock(connection: Connection[Any]) -> bool:

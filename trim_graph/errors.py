@@ -17,6 +17,7 @@ __all__ = [
     "ModelServerError",
     "ScorerError",
     "SettingsError",
+    "StorageError",
     "TrimError",
 ]
 
@@ -27,3 +28,10 @@ class InputError(TrimError, ValueError):
 
 class SettingsError(TrimError, ValueError):
     """A setting is wrong, or does not go with another one."""
+
+
+class StorageError(SettingsError):
+    """A checkpoint or a ledger cannot be read or written: it is damaged, foreign, or not to be reached.
+
+    The message names the file or the database.
+    """

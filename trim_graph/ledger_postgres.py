@@ -10,10 +10,11 @@ from typing import Any
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
-from .checkpoint_postgres import open_pool, taking_turns
-from .errors import SettingsError
+from .checkpoint_postgres import errors_named, open_pool, refuse_foreign, taking_turns
 from .ledger import RESERVATION_S, Amount, Ask, Reservation, this_owner
 
+_SPENT = ("large_tokens", "large_calls", "large_cost")
+_COLUMNS = {"trim_accounts": ("account", *_SPENT), "trim_reserved": ("account", "entry", *_SPENT)}
 _TABLES = """
 CREATE TABLE IF NOT EXISTS trim_accounts (
     account TEXT PRIMARY KEY, large_tokens BIGINT NOT NULL DEFAULT 0, large_calls BIGINT NOT NULL DEFAULT 0,
@@ -39,17 +40,21 @@ class PostgresLedger:
 
     Args:
         pool: Connections to it.
+        url: Its URL, for errors.
         reservation_s: Seconds after which a reservation is listed as expired.
     """
 
     def __init__(
-        self, pool: ConnectionPool[Connection[dict[str, Any]]], reservation_s: float = RESERVATION_S
+        self,
+        pool: ConnectionPool[Connection[dict[str, Any]]],
+        url: str,
+        reservation_s: float = RESERVATION_S,
     ) -> None:
-        self._pool, self._reservation_s = pool, reservation_s
+        self._pool, self._url, self._reservation_s = pool, url, reservation_s
 
     def reserve(self, account: str, entry: str, ask: Ask) -> Amount | None:
         """Set aside what a call may use; see `trim_graph.ledger.Ledger`."""
-        with self._pool.connection() as connection, connection.transaction():
+        with self._connection() as connection, connection.transaction():
             # The row of the account is its lock.
             connection.execute(
                 "INSERT INTO trim_accounts (account) VALUES (%s) ON CONFLICT DO NOTHING", [account]
@@ -73,7 +78,7 @@ class PostgresLedger:
 
     def settle(self, account: str, entry: str, used: Amount) -> None:
         """Put what a call has used in the place of what it had set aside."""
-        with self._pool.connection() as connection, connection.transaction():
+        with self._connection() as connection, connection.transaction():
             gone = connection.execute(
                 "DELETE FROM trim_reserved WHERE account = %s AND entry = %s", [account, entry]
             )
@@ -86,12 +91,12 @@ class PostgresLedger:
 
     def used(self, account: str) -> Amount:
         """What an account has used, set aside included."""
-        with self._pool.connection() as connection:
+        with self._connection() as connection:
             return self._sum(connection, account)
 
     def reservations(self, account: str | None = None) -> list[Reservation]:
         """List what is set aside; see `trim_graph.ledger.Ledger`."""
-        with self._pool.connection() as connection:
+        with self._connection() as connection:
             rows = connection.execute(
                 f"SELECT {_LISTED} FROM trim_reserved "
                 "WHERE %(account)s::TEXT IS NULL OR account = %(account)s "
@@ -103,11 +108,16 @@ class PostgresLedger:
 
     def release(self, account: str, entry: str) -> bool:
         """Give back what a call set aside; see `trim_graph.ledger.Ledger`."""
-        with self._pool.connection() as connection:
+        with self._connection() as connection:
             gone = connection.execute(
                 "DELETE FROM trim_reserved WHERE account = %s AND entry = %s", [account, entry]
             )
             return bool(gone.rowcount)
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection[dict[str, Any]]]:
+        with errors_named(self._url), self._pool.connection() as connection:
+            yield connection
 
     @staticmethod
     def _sum(connection: Connection[dict[str, Any]], account: str) -> Amount:
@@ -124,24 +134,21 @@ def open_postgres_ledger(url: str, reservation_s: float = RESERVATION_S) -> Iter
         reservation_s: Seconds after which a reservation is listed as expired.
 
     Raises:
-        SettingsError: The database cannot be opened, or its tables are none of a ledger.
+        SettingsError: The database cannot be opened.
+        StorageError: It holds other tables of these names.
     """
-    with taking_turns(url) as connection:
+    with errors_named(url), taking_turns(url) as connection:
+        refuse_foreign(url, connection, _COLUMNS)
         connection.execute(_TABLES, prepare=False)
         _bring_up_to_date(connection)
     with open_pool(url) as pool:
-        yield PostgresLedger(pool, reservation_s)
+        yield PostgresLedger(pool, url, reservation_s)
 
 
 def _bring_up_to_date(connection: Connection[dict[str, Any]]) -> None:
     """Add the columns that an earlier release did not write."""
     columns = connection.execute("SELECT * FROM trim_reserved LIMIT 0").description or ()
     found = {column.name for column in columns}
-    if missing := set(_LISTED.split(", ")) - _ADDED.keys() - found:
-        raise SettingsError(
-            f"the database has a table trim_reserved that lacks {', '.join(sorted(missing))}, so it is none "
-            "of a ledger: choose another database"
-        )
     for name, kind in _ADDED.items():
         if name not in found:
             connection.execute(f"ALTER TABLE trim_reserved ADD COLUMN {name} {kind}")

@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from .errors import SettingsError
 from .ledger import RESERVATION_S, Amount, Ask, Reservation, this_owner
+from .sqlite_file import BUSY_S, errors_named, open_file
 
-_BUSY_S = 30.0
+_SPENT = ("large_tokens", "large_calls", "large_cost")
+_COLUMNS = {"trim_accounts": ("account", *_SPENT), "trim_reserved": ("account", "entry", *_SPENT)}
 _TABLES = """
 CREATE TABLE IF NOT EXISTS trim_accounts (
     account TEXT PRIMARY KEY, large_tokens INTEGER, large_calls INTEGER, large_cost REAL);
@@ -36,19 +37,18 @@ class SqliteLedger:
         reservation_s: Seconds after which a reservation is listed as expired.
 
     Raises:
-        SettingsError: The file cannot be opened, is no SQLite file, or its tables are none of a ledger.
+        StorageError: The file is damaged or no ledger; by each method, where that shows later.
+        SettingsError: It cannot be opened.
     """
 
     def __init__(self, path: str, reservation_s: float = RESERVATION_S) -> None:
         self._path, self._reservation_s = path, reservation_s
-        try:
-            with closing(self._connect()) as connection:
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.executescript(_TABLES)
-            with self._transaction() as connection:
-                _bring_up_to_date(connection, path)
-        except sqlite3.DatabaseError as error:
-            raise SettingsError(f"the ledger {path} cannot be opened: {error}") from error
+        open_file("ledger", path, _COLUMNS, check=_unreadable)
+        with errors_named("ledger", path), closing(self._connect()) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.executescript(_TABLES)
+        with self._transaction() as connection:
+            _bring_up_to_date(connection)
 
     def reserve(self, account: str, entry: str, ask: Ask) -> Amount | None:
         """Set aside what a call may use; see `trim_graph.ledger.Ledger`."""
@@ -84,12 +84,12 @@ class SqliteLedger:
 
     def used(self, account: str) -> Amount:
         """What an account has used, set aside included."""
-        with closing(self._connect()) as connection:
+        with errors_named("ledger", self._path), closing(self._connect()) as connection:
             return Amount(*connection.execute(_SUM, {"account": account}).fetchone())
 
     def reservations(self, account: str | None = None) -> list[Reservation]:
         """List what is set aside; see `trim_graph.ledger.Ledger`."""
-        with closing(self._connect()) as connection:
+        with errors_named("ledger", self._path), closing(self._connect()) as connection:
             rows = connection.execute(
                 f"SELECT {_LISTED} FROM trim_reserved WHERE ? IS NULL OR account = ? "
                 "ORDER BY since, account, entry",
@@ -106,11 +106,11 @@ class SqliteLedger:
             return bool(gone.rowcount)
 
     def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
+        return sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with closing(self._connect()) as connection:
+        with errors_named("ledger", self._path), closing(self._connect()) as connection:
             # The lock comes first: what is read then stays true until what is written.
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -121,14 +121,26 @@ class SqliteLedger:
             connection.execute("COMMIT")
 
 
-def _bring_up_to_date(connection: sqlite3.Connection, path: str) -> None:
+def _bring_up_to_date(connection: sqlite3.Connection) -> None:
     """Add the columns that an earlier release did not write."""
     found = {name for _, name, *_ in connection.execute("PRAGMA table_info(trim_reserved)")}
-    if missing := set(_LISTED.split(", ")) - _ADDED.keys() - found:
-        raise SettingsError(
-            f"the ledger {path} cannot be opened: its table trim_reserved lacks "
-            f"{', '.join(sorted(missing))}, so it is none of a ledger"
-        )
     for name, kind in _ADDED.items():
         if name not in found:
             connection.execute(f"ALTER TABLE trim_reserved ADD COLUMN {name} {kind}")
+
+
+def _unreadable(connection: sqlite3.Connection) -> str:
+    """Find an amount that is no number, or below 0: SQLite would count it as nothing."""
+    for table in _COLUMNS:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+            continue
+        row = connection.execute(
+            f"SELECT account, large_tokens, large_calls, large_cost FROM {table} WHERE NOT ("
+            "typeof(account) = 'text' AND typeof(large_tokens) = 'integer' AND large_tokens >= 0 "
+            "AND typeof(large_calls) = 'integer' AND large_calls >= 0 "
+            "AND typeof(large_cost) = 'real' AND large_cost >= 0) LIMIT 1"
+        ).fetchone()
+        if row is not None:
+            account, *amounts = row
+            return f"account {account!r} in table {table} has {amounts}, where numbers are wanted; correct it"
+    return ""

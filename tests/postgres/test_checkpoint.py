@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from trim_graph import SettingsError, TrimContext, create_trim_graph, open_checkpointer, open_ledger
+from trim_graph.errors import StorageError
 from trim_graph.policies import threshold
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
@@ -84,6 +85,7 @@ def test_processes_that_start_together_make_the_tables_once(database, tmp_path):
 KILLED = """
 import os, signal, sys
 from trim_graph import create_trim_graph, open_checkpointer
+from trim_graph.errors import StorageError
 from trim_graph.policies import threshold
 from trim_graph.testing import ScriptedChatModel
 from tests.postgres.test_checkpoint import QUESTION, RIGHT, STEPS, on
@@ -175,3 +177,68 @@ def test_runs_on_many_threads_share_an_account_of_the_same_database(spec):
             runs = [threads.submit(graph.invoke, QUESTION, on(str(n)), context=ada) for n in range(4)]
             calls = [run.result()["trim"]["spend"]["large"]["calls"] for run in runs]
         assert sum(calls) == ledger.used("user:ada").large_calls == 5
+
+
+def columns_of(database, table):
+    with psycopg.connect(database) as connection:
+        rows = connection.execute(
+            "SELECT column_name FROM information_schema.columns WHERE table_name = %s", [table]
+        )
+        return {name for (name,) in rows}
+
+
+@pytest.mark.parametrize(
+    ("opened", "table"), [(open_checkpointer, "checkpoints"), (open_ledger, "trim_accounts")]
+)
+def test_tables_of_another_program_are_refused_and_left_alone(spec, database, opened, table):
+    with psycopg.connect(database) as connection:
+        connection.execute(f"DROP TABLE IF EXISTS {table}")
+        connection.execute(f"CREATE TABLE {table} (a INTEGER)")
+    try:
+        told = rf"database host=.* cannot be opened: its table {table} has the columns a, where "
+        with pytest.raises(StorageError, match=told), opened(spec):
+            pass
+        assert columns_of(database, table) == {"a"}
+    finally:
+        with psycopg.connect(database) as connection:
+            connection.execute(f"DROP TABLE {table}")
+            connection.execute("DROP TABLE IF EXISTS checkpoint_migrations")
+
+
+@pytest.mark.parametrize("asynchronously", [False, True])
+def test_a_value_that_cannot_be_read_is_named_with_its_database(spec, database, asynchronously):
+    thread = on(f"damaged{asynchronously}")
+    with open_checkpointer(spec) as checkpointer:
+        build(checkpointer).invoke(QUESTION, thread, interrupt_before=["finalize"], durability="sync")
+    with psycopg.connect(database) as connection:
+        for table in ("checkpoint_blobs", "checkpoint_writes"):
+            connection.execute(
+                f"UPDATE {table} SET blob = %s WHERE thread_id = %s", [b"\xc1", f"damaged{asynchronously}"]
+            )
+
+    def resume():
+        with open_checkpointer(spec) as checkpointer:
+            build(checkpointer).invoke(None, thread)
+
+    async def aresume():
+        async with open_checkpointer(spec) as checkpointer:
+            await build(checkpointer).ainvoke(None, thread)
+
+    with pytest.raises(
+        StorageError, match=r"the PostgreSQL database host=.* holds a value that cannot be read"
+    ):
+        asyncio.run(aresume()) if asynchronously else resume()
+
+
+def test_a_table_that_is_gone_is_named_with_its_database(spec, database):
+    with open_ledger(spec) as ledger:
+        with psycopg.connect(database) as connection:
+            connection.execute("ALTER TABLE trim_reserved RENAME TO elsewhere")
+        try:
+            with pytest.raises(
+                StorageError, match=r"database host=.* cannot be used: relation .*trim_reserved"
+            ):
+                ledger.used("a")
+        finally:
+            with psycopg.connect(database) as connection:
+                connection.execute("ALTER TABLE elsewhere RENAME TO trim_reserved")
