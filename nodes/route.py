@@ -13,6 +13,7 @@ from langgraph.types import Command
 from trim_graph.context import Settings, settings_of
 from trim_graph.events import emit, push_text
 from trim_graph.ledger import Ledger
+from trim_graph.loops import loop_in
 from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, Choice, Policy, checked
 from trim_graph.process import this_process
 from trim_graph.prompt_size import counts_itself
@@ -235,6 +236,10 @@ class Turn(Sight):
             return self.finish("finished")
         if self.state.get("stopped"):
             return self.finish(self.state["stopped"])
+        most = self.settings.max_repeats
+        if most is not None and (loop := loop_in(self.steps, most)) is not None:
+            self.note(f"the run has ended in a loop: {loop}")
+            return self.finish("loop")
         if used_up and not self._out_of_time():
             return self.finish("max_steps")
         return self._next()

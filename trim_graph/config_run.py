@@ -26,6 +26,7 @@ class RunSettings(Part):
     )
     thinking: Thinking | None = Thinking()
     instruction: str | None = DEFAULT_INSTRUCTION
+    max_repeats: int | None = Field(default=3, ge=1)
     seed: int | None = None
     on_scorer_error: OnScorerError = "raise"
     on_large_error: OnLargeError = "raise"

@@ -38,6 +38,12 @@ class Settings(BaseModel):
     instruction: str | None = Field(
         default=DEFAULT_INSTRUCTION, description="joins the system message; null adds nothing"
     )
+    max_repeats: int | None = Field(
+        default=3,
+        ge=1,
+        description="a run ends when its last steps have come again so often, word for word, or as many more "
+        "steps in a row box the same answer; null looks for no loop",
+    )
     seed: int | None = Field(default=None, description="makes random policies repeatable")
     on_scorer_error: OnScorerError = Field(
         default="raise", description="when a draft cannot be scored: accept it, regenerate it, or raise"

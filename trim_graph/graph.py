@@ -79,9 +79,10 @@ def create_trim_graph(
             first answer is refused. The summary's notes say that tokens are estimated.
         name: Of the graph, in traces and as a subgraph.
         **settings: Fields of `Settings`: ``max_steps``, ``max_step_tokens``, ``delimiter``,
-            ``segmentation`` (see `trim_graph.segment`; a function will do), ``thinking``, ``instruction``,
-            ``seed``, ``allowances``, ``ask_below``, ``lookahead`` (the small model writes the next step while
-            the scorer is at work), ``on_scorer_error`` and its like.
+            ``segmentation`` (see `trim_graph.segment`; a function will do), ``max_repeats`` (after which a
+            loop ends the run), ``thinking``, ``instruction``, ``seed``, ``allowances``, ``ask_below``,
+            ``lookahead`` (the small model writes the next step while the scorer is at work),
+            ``on_scorer_error`` and its like.
 
     Returns:
         A compiled graph from ``{"messages": [...]}`` to ``{"messages": [..., AIMessage], "trim": ...}``.

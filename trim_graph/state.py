@@ -157,9 +157,9 @@ class Summary(TypedDict):
 
     stopped: str
     """``finished``, ``max_steps``, ``length`` (the steps fill the context of the small model or the scorer),
-    ``budget``, ``deadline``, ``recursion_limit``, ``no_step`` (a model answered without a step, which
-    ``notes`` explain), ``failed`` (no model was left to write the next step), ``person`` (who was asked, and
-    ended it) or ``middleware`` (another middleware of an agent ended it)."""
+    ``loop`` (it repeated itself), ``budget``, ``deadline``, ``recursion_limit``, ``no_step`` (a model
+    answered without a step, which ``notes`` explain), ``failed`` (no model was left to write the next step),
+    ``person`` (who was asked, and ended it) or ``middleware`` (another middleware of an agent ended it)."""
     answer: str | None
     """Content of the last ``\\boxed{}``, if any."""
     steps: dict[StepWriter, int]
@@ -243,6 +243,7 @@ class TrimState(TrimInput, total=False):
         "finished",
         "max_steps",
         "length",
+        "loop",
         "budget",
         "deadline",
         "recursion_limit",

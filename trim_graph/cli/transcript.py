@@ -18,10 +18,12 @@ WHY = {
     "finished": "the solution has ended",
     "max_steps": "the limit on steps is reached",
     "length": "a model's context is full",
+    "loop": "the same was written again and again",
     "budget": "the budget is spent",
     "deadline": "the time is up",
     "recursion_limit": "the recursion limit is reached",
     "no_step": "the model wrote nothing that is a step",
+    "failed": "no model was left to write the next step",
     "person": "who was asked ended it",
 }
 _INDENT = " " * 27

@@ -23,6 +23,7 @@ from trim_graph.context import Settings
 from trim_graph.conversation import compose
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.runner import run_each
+from trim_graph.loops import loop_in
 from trim_graph.nodes.accepting import as_step
 from trim_graph.nodes.drafting import draft_of, endings, lead_counts
 from trim_graph.nodes.probing import entropy_arguments
@@ -173,7 +174,9 @@ class Grower:
         return compose([HumanMessage(question.text)], self.settings.instruction, prefix)
 
     def _end(self, node: Node, steps: list[Step], question: Question) -> None:
-        if steps[-1]["end"] != "eos" and len(steps) < self.settings.max_steps:
+        most = self.settings.max_repeats
+        loops = most is not None and loop_in(steps, most) is not None
+        if steps[-1]["end"] != "eos" and len(steps) < self.settings.max_steps and not loops:
             return
         text = join_steps(steps, self.settings.delimiter)
         solution = text.removesuffix(separator_of(steps[-1], self.settings.delimiter))

@@ -10,7 +10,7 @@ from trim_graph.evaluation import Question
 
 from .traces import Trace, TraceStep
 
-DONE = ("finished", "max_steps", "no_step")
+DONE = ("finished", "max_steps", "loop", "no_step")
 """How a run ends by itself."""
 
 
