@@ -37,6 +37,7 @@ class ContinueByPrompt(BaseChatModel):
     or, in a call without ``stop``, for all that remains. The answer is read by the protocol of
     `trim_graph.adapters.prompted_step`: marks tell where the step begins and whether the solution ends, what
     repeats the steps before is dropped, and the step ends at the stop string whatever the model writes on.
+    All other text stays as it is written, with its indentation and line breaks.
     So the answer keeps the contract of step-level routing, ``response_metadata["stop_reason"]`` included;
     ``response_metadata["continuation"]`` is ``"prompt"``.
 

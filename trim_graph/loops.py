@@ -29,7 +29,7 @@ def loop_in(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str | None:
 
 
 def _repeated_steps(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str | None:
-    texts = [" ".join(step["text"].split()) for step in steps]
+    texts = [step["text"].strip() for step in steps]
     for size in range(1, len(texts) // (max_repeats + 1) + 1):
         characters = sum(map(len, texts[-size:]))
         repeats = math.ceil(max_repeats * max(1.0, SHORT / max(characters, 1)))

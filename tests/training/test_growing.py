@@ -131,3 +131,9 @@ def test_a_way_that_stays_unknown_is_an_error_and_not_an_endless_search(monkeypa
     monkeypatch.setattr(rollouts, "find", lambda plans: None)
     with pytest.raises(RolloutError, match="wrote something else when asked again"):
         solve(rollouts, threshold(0.5))
+
+
+def test_a_tree_ends_where_a_run_ends_in_a_loop():
+    looping = ScriptedChatModel(script=lambda prefix: "1 + 1 is what is to be looked at\n\n")
+    tree = grown(Grower(looping, looping, ToyScorer(), Settings(max_repeats=2)), questions(1)[0])
+    assert [len(steps) for steps, node in tree.nodes.items() if node.ended] == [3]
