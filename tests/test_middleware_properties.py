@@ -101,3 +101,34 @@ def test_only_accepted_calls_run_and_every_token_counts(
     charged = told["spend"]["large"]["output_tokens"] + told["spend"]["unaccounted_tokens"]
     assert budget.large_tokens is None or charged <= budget.large_tokens
     assert budget.large_calls is None or told["spend"]["large"]["calls"] <= budget.large_calls
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(scripts, min_size=2, max_size=3),
+    writers,
+    budgets,
+    st.sampled_from(["small", "large"]),
+    st.booleans(),
+)
+def test_fallbacks_of_a_writer_keep_within_its_budget_too(written, wanted, budget, writer, asynchronously):
+    models = [model(script, f"{writer}-{index}") for index, script in enumerate(written)]
+    rig = build(
+        **{writer: models[0].with_fallbacks(models[1:])},
+        scorer=None,
+        policy=Drawn(wanted, ["accept"] * 5),
+        budget=budget,
+        max_steps=5,
+        max_step_tokens=12,
+        on_small_error="large",
+        on_large_error="accept",
+    )
+    given = {"messages": [("user", "Go.")]}
+    result = asyncio.run(rig.agent.ainvoke(given)) if asynchronously else rig.agent.invoke(given)
+    told = result["trim"]
+    answered = sum(call["tokens"] for one in models for call in one.calls)
+    assert told["spend"][writer]["output_tokens"] == answered
+    charged = told["spend"]["large"]["output_tokens"] + told["spend"]["unaccounted_tokens"]
+    assert budget.large_tokens is None or charged <= budget.large_tokens
+    assert budget.large_calls is None or told["spend"]["large"]["calls"] <= budget.large_calls
+    assert told["spend"][writer]["calls"] >= sum(len(one.calls) for one in models)
