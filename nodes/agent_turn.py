@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from langchain_core.messages import AIMessage
+from langchain_core.runnables.config import ensure_config
 from langgraph.types import Command
 
 from trim_graph.adapters.replies import Reply
@@ -28,6 +29,7 @@ from .calling import (
     begin_call,
     billed,
     came_to_nothing,
+    charged,
     charged_if_left,
     notes_on,
     out_of_time,
@@ -38,6 +40,7 @@ from .deadline import GRACE, call_within
 from .drawing import Drawing, noting
 from .failures import NEVER_CAUGHT, charge_failed_call, failure
 from .route import Goto, Turn
+from .unsaved import place_of
 
 
 class AgentRouting(TrimState, total=False):
@@ -195,7 +198,7 @@ def generate_turn(
     Returns:
         An update of the state: a draft, an order for a fallback, or word of a failure.
     """
-    call = _begun(state)
+    call = replace(begin_call(state, place_of(ensure_config())), solution=False)
     drawing = Drawing(state, call.order, ledger)
     drawn = drawing.reserve(call.order["max_tokens"])
     if drawn.refused is not None:
@@ -220,7 +223,7 @@ async def agenerate_turn(
     ledger: Ledger | None = None,
 ) -> dict[str, Any]:
     """As `generate_turn`, without blocking."""
-    call = _begun(state)
+    call = replace(begin_call(state, place_of(ensure_config())), solution=False)
     drawing = Drawing(state, call.order, ledger)
     if not drawing:
         return await _aasked(call, ask(call), time.monotonic(), read, render, fall_back)
@@ -236,12 +239,6 @@ async def agenerate_turn(
         raise
     note = await asyncio.shield(asyncio.to_thread(drawing.settle, call.spend, update["spend"]))
     return noting(update, state, note)
-
-
-def _begun(state: TrimState) -> Call:
-    call = begin_call(state)
-    assert call is not None  # `AgentTurn.begin` has charged what a crash cut off
-    return replace(call, solution=False)
 
 
 def _granted(call: Call, tokens: int) -> Call:
@@ -264,12 +261,12 @@ def _asked(
         except Exception as error:
             seconds = time.monotonic() - begun
             if (spend := _before_fallback(call, error, seconds)) and (order := fall_back(error, spend)):
-                return _fallen_back(call, error, spend, order)
-            return came_to_nothing(call, error, seconds)
+                return charged(call, _fallen_back(call, error, spend, order))
+            return charged(call, came_to_nothing(call, error, seconds))
         metadata = answered.message.response_metadata
         spend = billed(call, reply, metadata, time.monotonic() - begun)
         update = _noted(call, reply, spend, answered.message, render)
-        return update | {"notes": notes_on(call, reply, metadata)}
+        return charged(call, update | {"notes": notes_on(call, reply, metadata)})
 
 
 async def _aasked(
@@ -291,12 +288,12 @@ async def _aasked(
         except Exception as error:
             seconds = time.monotonic() - begun
             if (spend := _before_fallback(call, error, seconds)) and (order := await fall_back(error, spend)):
-                return _fallen_back(call, error, spend, order)
-            return came_to_nothing(call, error, seconds)
+                return charged(call, _fallen_back(call, error, spend, order))
+            return charged(call, came_to_nothing(call, error, seconds))
         metadata = answered.message.response_metadata
         spend = billed(call, reply, metadata, time.monotonic() - begun)
         update = _noted(call, reply, spend, answered.message, render)
-        return update | {"notes": notes_on(call, reply, metadata)}
+        return charged(call, update | {"notes": notes_on(call, reply, metadata)})
 
 
 def _before_fallback(call: Call, error: Exception, seconds: float) -> Spend | None:

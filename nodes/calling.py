@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from trim_graph.adapters.protocols import ChatModelContractError, FailedAttempts
 from trim_graph.adapters.refused_setting import LOGPROBS, refused_setting, remedy
 from trim_graph.adapters.replies import Reply
 from trim_graph.adapters.usage import Estimate, TokenCounter
-from trim_graph.budget import Spend, Writer, budget_left, grant
+from trim_graph.budget import Spend, Writer, budget_left, grant, spend_since
 from trim_graph.context import Settings, settings_of
 from trim_graph.errors import SettingsError
 from trim_graph.events import emit
@@ -33,6 +33,7 @@ from .failures import (
     note_full,
     told_of_retries,
 )
+from .unsaved import Invocation, LargeCall, Place, charged_with, lost_calls, remember
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,14 @@ class Call:
     settings: Settings
     run: str
     """Id of the run."""
+    id: str
+    """Name of this execution of the call."""
+    behind: str | None
+    """Name of the last large call that ``spend`` holds."""
+    place: Place
+    """Where the run's checkpoints are."""
+    invocation: Invocation | None
+    """That makes it."""
     prompt_tokens: int
     """Of a call of the large model, for charges."""
     limit: float | None
@@ -134,12 +143,16 @@ def notes_on(call: Call, reply: Reply, metadata: dict[str, Any]) -> list[str]:
     return with_notes(call, [*found, *reply.notes])
 
 
-def begin_call(state: TrimState) -> Call | None:
-    """Look what the call that `route` ordered may use now; None where one before it was cut off."""
+def begin_call(state: TrimState, place: Place, invocation: Invocation | None = None) -> Call:
+    """Look what the call that `route` ordered may use now.
+
+    Args:
+        state: Of the run.
+        place: Where its checkpoints are.
+        invocation: That makes the call.
+    """
     order = state["order"]
     assert order is not None
-    if _cut_off(state) is not None:
-        return None
     settings, spend = settings_of(state["run"]), state["spend"]
     left = budget_left(settings.budget, spend, settings.prices)
     return Call(
@@ -148,43 +161,61 @@ def begin_call(state: TrimState) -> Call | None:
         notes=state["notes"],
         settings=settings,
         run=state["run"]["id"],
+        id=uuid.uuid4().hex,
+        behind=state.get("charged_call"),
+        place=place,
+        invocation=invocation,
         prompt_tokens=(state.get("in_flight") or {"prompt_tokens": 0})["prompt_tokens"],
         limit=None if left.seconds is None else max(left.seconds, 0.01),
         begun=bool(state["steps"]),
     )
 
 
-def charged_first(state: TrimState) -> dict[str, Any]:
-    """Charge the lost call and nothing else, so that the charge is kept whatever becomes of the next call."""
+def charged_first(state: TrimState, charge: dict[str, Any]) -> dict[str, Any]:
+    """Charge lost calls and nothing else, so that the charge is kept whatever becomes of the next call."""
     order = state["order"]
     assert order is not None
-    spend, notes = charge_lost_call(state)
-    forget_cut_off(state["run"]["id"])
-    return {
-        "spend": spend,
-        "notes": [*state["notes"], *notes],
-        "in_flight": None,
-        "order": Order(**{**order, "lost": True}),
-        "draft": None,
-    }
+    return {**charge, "in_flight": None, "order": Order(**{**order, "lost": True}), "draft": None}
 
 
-def charge_lost_call(state: TrimState) -> tuple[Spend, list[str]]:
-    """Charge a large call that nobody saw the end of: a crash ended its process, or an error its node."""
-    cut_off = _cut_off(state)
-    if cut_off is None:
-        return state["spend"], []
-    spend, how = cut_off
-    tokens = spend["unaccounted_tokens"] - state["spend"]["unaccounted_tokens"]
-    note = f"a call of the large model was cut off by {how}; {tokens} tokens were charged for it"
-    emit("note", text=note)
-    return spend, [note]
+def charge_lost_calls(
+    state: TrimState, stored: Collection[str], invocation: Invocation | None = None
+) -> dict[str, Any]:
+    """Return the update that charges a state for large calls whose end or whose charge was lost.
+
+    A crash ended the process of a call, an error its node, or its charge is in no checkpoint.
+
+    Args:
+        state: Of the run.
+        stored: Names of large calls that its checkpoints hold; see `unsaved.stored_calls`.
+        invocation: That charges.
+
+    Returns:
+        An update with ``spend`` and ``notes``; empty where nothing was lost.
+    """
+    update: dict[str, Any] = {}
+    notes = list[str]()
+    if lost := lost_calls(state, stored):
+        update = charged_with(state, lost, invocation)
+        for call in lost:
+            how = "was cut off by an error" if call.raised else "was made, but its result could not be stored"
+            notes.append(_told(how, call.used["large"]["output_tokens"] + call.used["unaccounted_tokens"]))
+    in_flight = state.get("in_flight")
+    if in_flight is not None and in_flight["process"] != this_process():
+        tokens, prices = in_flight["max_tokens"], settings_of(state["run"]).prices
+        spend = update.get("spend", state["spend"])
+        charged = Spend(**{**spend, "large": {**spend["large"], "calls": spend["large"]["calls"] + 1}})
+        charged["unaccounted_tokens"] += tokens
+        charged["unaccounted_cost"] += prices.large.cost(in_flight["prompt_tokens"], tokens)
+        update["spend"] = charged
+        notes.append(_told("was cut off by a crash", tokens))
+    for note in notes:
+        emit("note", text=note)
+    return update | {"notes": [*state["notes"], *notes]} if notes else update
 
 
-_LEFT: OrderedDict[str, tuple[int, Spend]] = OrderedDict()
-"""Runs of this process whose last large call left its node by an error or a cancellation, which writes
-nothing into the state: the number of the call, and the spend with it."""
-_LEFT_KEPT = 10_000
+def _told(how: str, tokens: int) -> str:
+    return f"a call of the large model {how}; {tokens} tokens were charged for it"
 
 
 @contextmanager
@@ -199,31 +230,21 @@ def charged_if_left(call: Call) -> Iterator[None]:
             spend = spend_of_raised(call, error)
             # Raised to the caller, who has it tried again: no reason to give the model up.
             spend["large"] = {**spend["large"], "failed_calls": call.spend["large"]["failed_calls"]}
-            _LEFT[call.run] = (call.spend["large"]["calls"], spend)
-            _LEFT.move_to_end(call.run)
-            while len(_LEFT) > _LEFT_KEPT:
-                _LEFT.popitem(last=False)
+            _remember(call, spend, raised=True)
         raise
 
 
-def forget_cut_off(run: str) -> None:
-    """What was cut off is charged in the state."""
-    _LEFT.pop(run, None)
+def charged(call: Call, update: dict[str, Any]) -> dict[str, Any]:
+    """Name a large call in the update that charges for it, and remember it until that is stored."""
+    if call.order["writer"] != "large":
+        return update
+    _remember(call, update["spend"], raised=False)
+    return update | {"charged_call": call.id}
 
 
-def _cut_off(state: TrimState) -> tuple[Spend, str] | None:
-    """The spend with a large call that was cut off, and what did it."""
-    in_flight, spend = state.get("in_flight"), state["spend"]
-    if in_flight is None:
-        return None
-    if in_flight["process"] == this_process():
-        number, with_it = _LEFT.get(state["run"]["id"], (-1, spend))
-        return (with_it, "an error") if number >= spend["large"]["calls"] else None
-    lost, prices = in_flight["max_tokens"], settings_of(state["run"]).prices
-    charged = Spend(**{**spend, "large": {**spend["large"], "calls": spend["large"]["calls"] + 1}})
-    charged["unaccounted_tokens"] += lost
-    charged["unaccounted_cost"] += prices.large.cost(in_flight["prompt_tokens"], lost)
-    return charged, "a crash"
+def _remember(call: Call, spend: Spend, *, raised: bool) -> None:
+    used = spend_since(call.spend, spend)
+    remember(call.run, LargeCall(call.id, call.behind, used, call.place, raised, call.invocation))
 
 
 def came_to_nothing(call: Call, error: Exception, seconds: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Any
 
 from langchain_core.messages import AIMessage
@@ -13,11 +14,13 @@ from trim_graph.context import settings_of
 from trim_graph.events import emit
 from trim_graph.ledger import Ledger
 from trim_graph.segment import join_steps, separator_of
-from trim_graph.state import TrimState
+from trim_graph.state import TrimState, applied
 from trim_graph.summary import summarise, usage_of
 
+from .calling import charge_lost_calls
 from .looking_ahead import LookingAhead
 from .node import Node
+from .unsaved import astored_calls, invocation_of, stored_calls
 from .work_ahead import work_ahead_of
 
 
@@ -30,10 +33,14 @@ def finalize_node(ledger: Ledger | None = None, looking: LookingAhead | None = N
     """
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        spend = None if looking is None else looking.settle(state)
+        return billed(state, stored_calls(state, config), config)
+
+    def billed(state: TrimState, stored: Collection[str], config: RunnableConfig) -> dict[str, Any]:
+        update = charge_lost_calls(state, stored, invocation_of(config))
+        spend = None if looking is None else looking.settle(applied(state, update))
         if spend is not None:
-            return {**ended({**state, "spend": spend}), "spend": spend}
-        return ended(state)
+            update["spend"] = spend
+        return {**update, **ended(applied(state, update))}
 
     def ended(state: TrimState) -> dict[str, Any]:
         delimiter = settings_of(state["run"]).delimiter
@@ -63,6 +70,9 @@ def finalize_node(ledger: Ledger | None = None, looking: LookingAhead | None = N
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         if (under_way := work_ahead_of(config)) is not None:
             await under_way.close()
-        return run(state, config) if ledger is None else await asyncio.to_thread(run, state, config)
+        stored = await astored_calls(state, config)
+        if ledger is None:
+            return billed(state, stored, config)
+        return await asyncio.to_thread(billed, state, stored, config)
 
     return Node(run, arun, name="finalize")

@@ -24,6 +24,8 @@ from .calling import (
     RetryGrant,
     billed,
     came_to_nothing,
+    charge_lost_calls,
+    charged,
     charged_first,
     charged_if_left,
     not_made,
@@ -44,6 +46,7 @@ from .node import Node
 from .probing import probed
 from .route import MAX_ATTEMPTS, MAX_IDLE
 from .step_call import StepCall, prepare_step
+from .unsaved import astored_calls, invocation_of, stored_calls
 from .work_ahead import WorkAhead, work_ahead_of
 
 
@@ -66,9 +69,11 @@ def generate_step_node(
     models: dict[Writer, Runnable[Any, Any]] = {"small": small, "large": large}
 
     def write(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
+        if _may_have_lost(state):
+            stored = stored_calls(state, config)
+            if charge := charge_lost_calls(state, stored, invocation_of(config)):
+                return charged_first(state, charge)
         call = prepare_step(state, config, models, segmentation, counters)
-        if call is None:
-            return charged_first(state)
         if too_late(call):
             return not_made(call)
         drawing = Drawing(state, call.order, ledger)
@@ -84,9 +89,11 @@ def generate_step_node(
         return noting(update, state, drawing.settle(call.spend, update["spend"]))
 
     async def awrite(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
+        if _may_have_lost(state):
+            stored = await astored_calls(state, config)
+            if charge := charge_lost_calls(state, stored, invocation_of(config)):
+                return charged_first(state, charge)
         call = prepare_step(state, config, models, segmentation, counters)
-        if call is None:
-            return charged_first(state)
         if too_late(call):
             return not_made(call)
         drawing = Drawing(state, call.order, ledger)
@@ -116,6 +123,11 @@ def generate_step_node(
     return Node(run, arun, name="generate_step")
 
 
+def _may_have_lost(state: TrimState) -> bool:
+    """Tell whether `route` has ordered a call of the large model."""
+    return state.get("in_flight") is not None
+
+
 def _asked(call: StepCall) -> dict[str, Any]:
     begun = time.monotonic()
     ask = partial(call.model.invoke, call.messages, call.config, **call.arguments)
@@ -123,12 +135,12 @@ def _asked(call: StepCall) -> dict[str, Any]:
         try:
             message = call_within(call.limit, ask)
         except Exception as error:
-            return came_to_nothing(call, error, time.monotonic() - begun)
+            return charged(call, came_to_nothing(call, error, time.monotonic() - begun))
         try:
             reply = _read(call, message)
         except ModelServerError as error:
-            return came_to_nothing(call, error, time.monotonic() - begun)
-        return _noted(call, message, reply, time.monotonic() - begun)
+            return charged(call, came_to_nothing(call, error, time.monotonic() - begun))
+        return charged(call, _noted(call, message, reply, time.monotonic() - begun))
 
 
 async def _aasked(call: StepCall, under_way: WorkAhead | None = None) -> dict[str, Any]:
@@ -140,12 +152,12 @@ async def _aasked(call: StepCall, under_way: WorkAhead | None = None) -> dict[st
             async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
                 message = await (ahead or call.model.ainvoke(call.messages, call.config, **call.arguments))
         except Exception as error:
-            return came_to_nothing(call, error, time.monotonic() - begun)
+            return charged(call, came_to_nothing(call, error, time.monotonic() - begun))
         try:
             reply = await _aread(call, message)
         except ModelServerError as error:
-            return came_to_nothing(call, error, time.monotonic() - begun)
-        update = _noted(call, message, reply, time.monotonic() - begun)
+            return charged(call, came_to_nothing(call, error, time.monotonic() - begun))
+        update = charged(call, _noted(call, message, reply, time.monotonic() - begun))
     if under_way is not None:
         under_way.prompt_tokens = used_between(call.spend, update["spend"], call.order["writer"])
     return update if ahead is None else update | {"spend": with_taken(update["spend"])}

@@ -20,6 +20,7 @@ from .calling import Call, RetryGrant, begin_call, estimate_of
 from .drafting import endings, lead_counts
 from .node import tagged
 from .probing import entropy_arguments
+from .unsaved import invocation_of, place_of
 from .work_ahead import key_of
 
 
@@ -49,8 +50,8 @@ def prepare_step(
     models: dict[Writer, Runnable[Any, Any]],
     own_segmentation: Segmentation | None,
     counters: dict[Writer, TokenCounter] | None = None,
-) -> StepCall | None:
-    """Make the call that `route` ordered; None where one before it was cut off.
+) -> StepCall:
+    """Make the call that `route` ordered.
 
     Args:
         state: Of the run.
@@ -59,9 +60,7 @@ def prepare_step(
         own_segmentation: The graph's own.
         counters: Count the tokens of writers that do not report them.
     """
-    call = begin_call(state)
-    if call is None:
-        return None
+    call = begin_call(state, place_of(config), invocation_of(config))
     order, settings = call.order, call.settings
     prefix = join_steps(state["steps"], settings.delimiter) + order["lead"]
     model = models[order["writer"]]

@@ -335,7 +335,7 @@ def crash(monkeypatch):
         thread = {"configurable": {"thread_id": "1"}}
         with pytest.raises(Crash):
             rig.ask(config=thread, durability="sync")
-        for module in ("calling", "agent_turn"):
+        for module in ("calling", "agent_turn", "unsaved"):
             monkeypatch.setattr(f"trim_graph.nodes.{module}.this_process", lambda: "another")
         return rig, rig.agent.invoke(go_on, thread, durability="sync")
 

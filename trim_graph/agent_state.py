@@ -27,6 +27,7 @@ _CHANNELS = (
     "in_flight",
     "memory",
     "spend",
+    "charged_call",
     "stopped",
     "notes",
     "handed_over",
@@ -55,6 +56,8 @@ class TrimAgentState(AgentState[Any]):
     """What the policy remembers."""
     trim_spend: NotRequired[Annotated[Spend, PrivateStateAttr]]
     """What the budget is charged with: since the question, or on the thread."""
+    trim_charged_call: NotRequired[Annotated[str | None, PrivateStateAttr]]
+    """Name of the last large call that ``trim_spend`` holds."""
     trim_spent_before: NotRequired[Annotated[Spend, PrivateStateAttr]]
     """What of it earlier questions have used."""
     trim_stopped: NotRequired[Annotated[str, PrivateStateAttr]]

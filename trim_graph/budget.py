@@ -190,6 +190,17 @@ def spend_since(before: Spend, now: Spend) -> Spend:
     return cast(Spend, difference(now, before))
 
 
+def spend_plus(spend: Spend, more: Spend) -> Spend:
+    """Add what was spent meanwhile, as `spend_since` returned it."""
+
+    def total(one: Any, other: Any) -> Any:
+        if isinstance(other, dict):
+            return {**one, **{name: total(one.get(name, type(v)()), v) for name, v in other.items()}}
+        return one + other
+
+    return cast(Spend, total(spend, more))
+
+
 def budget_left(budget: Budget, spend: Spend, prices: Prices) -> BudgetLeft:
     """Subtract what was spent from the limits."""
     large = spend["large"]

@@ -1,7 +1,8 @@
-"""The compiled graph: LangGraph's own, but for three things.
+"""The compiled graph: LangGraph's own, but for four things.
 
 An invocation has a clock, which leaves out what the reader of its stream takes. What its nodes have in flight
-ends with it, however it ends. And there is the recursion limit:
+ends with it, however it ends. Whether it ended with all of it stored is noted. And there is the recursion
+limit:
 `batch`, `astream_events` and their like fill a config up with LangChain's defaults before the graph sees it,
 a ``recursion_limit`` of 25 among them, where LangGraph's own is about 10 000. A solution of more than eight
 steps would end early, and only in these calls.
@@ -19,6 +20,8 @@ from langgraph.graph.state import CompiledStateGraph
 from .context import TrimContext
 from .nodes.clock import KEY as CLOCK
 from .nodes.clock import Clock
+from .nodes.unsaved import KEY as INVOCATION
+from .nodes.unsaved import Invocation
 from .nodes.work_ahead import KEY, WorkAhead
 from .state import TrimInput, TrimOutput, TrimState
 
@@ -32,21 +35,27 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
     def stream(self, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         """Stream a run; see LangGraph's own documentation. `invoke` and its like come this way too."""
         # Nothing is in flight, also where this graph is called inside another that has something.
-        clock = Clock()
-        for part in super().stream(input, _of_invocation(config, clock, None), **kwargs):
-            with clock.held():
-                yield part
+        clock, invocation, stored = Clock(), Invocation(), False
+        try:
+            for part in super().stream(input, _of_invocation(config, clock, invocation, None), **kwargs):
+                with clock.held():
+                    yield part
+            stored = True
+        finally:
+            invocation.end(stored=stored)
 
     async def astream(self, input: Any, config: Any = None, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Stream a run; see LangGraph's own documentation. `ainvoke` and its like come this way too."""
-        clock, under_way = Clock(), WorkAhead()
-        parts: Any = super().astream(input, _of_invocation(config, clock, under_way), **kwargs)
+        clock, invocation, under_way, stored = Clock(), Invocation(), WorkAhead(), False
+        parts: Any = super().astream(input, _of_invocation(config, clock, invocation, under_way), **kwargs)
         try:
             async with contextlib.aclosing(parts):
                 async for part in parts:
                     with clock.held():
                         yield part
+            stored = True
         finally:
+            invocation.end(stored=stored)
             await under_way.close()
 
     def batch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
@@ -76,11 +85,11 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
 
 
 def _of_invocation(
-    config: RunnableConfig | None, clock: Clock, under_way: WorkAhead | None
+    config: RunnableConfig | None, clock: Clock, invocation: Invocation, under_way: WorkAhead | None
 ) -> RunnableConfig:
     """Give the nodes of an invocation its clock, and tell them what it has in flight."""
     given = config or {}
-    own = {CLOCK: clock, KEY: under_way}
+    own = {CLOCK: clock, INVOCATION: invocation, KEY: under_way}
     return {**given, "configurable": {**(given.get("configurable") or {}), **own}}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -33,8 +33,9 @@ from .events import emit
 from .ledger import Ledger
 from .nodes import score_step_node
 from .nodes.agent_turn import AgentRouting, AgentTurn
-from .nodes.calling import charge_lost_call, forget_cut_off
+from .nodes.calling import charge_lost_calls
 from .nodes.failures import SHOWN
+from .nodes.unsaved import astored_calls, stored_calls
 from .person import asks
 from .policies import Observation, Policy, as_policy
 from .prompt_size import turn_prompt_bound
@@ -156,6 +157,19 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
 
     def before_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Begin with a question: check it and the call's settings before any model is asked."""
+        begun = "trim_run" in state
+        return self._begun(
+            state, runtime, stored_calls(routing_of(state), ensure_config()) if begun else set()
+        )
+
+    async def abefore_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
+        """Begin with a question."""
+        begun = "trim_run" in state
+        return self._begun(
+            state, runtime, await astored_calls(routing_of(state), ensure_config()) if begun else set()
+        )
+
+    def _begun(self, state: TrimAgentState, runtime: Runtime[Any], stored: Collection[str]) -> dict[str, Any]:
         given = TrimState(messages=state["messages"])
         called_by = overridden(self.settings, runtime.context)
         _check_nobody_asked(called_by)
@@ -173,7 +187,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             ledger=self.ledger,
         )
         emit("started", run=routing["run"]["id"])
-        spent = self._spent_before(state)
+        spent = self._spent_before(state, stored)
         # Its text is read where it is used: another middleware may be about to rewrite it.
         run = Run(**{**routing["run"], "question": ""})
         asked = next(one for one in reversed(state["messages"]) if isinstance(one, HumanMessage))
@@ -182,17 +196,13 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         begun = {"run": run, "spend": spent, "handed_over": False, "returns_direct": False, "ended": False}
         return {**named({**fresh_channels(), **begun}), "trim_spent_before": spent, "trim": None}
 
-    async def abefore_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Begin with a question."""
-        return self.before_agent(state, runtime)
-
-    def _spent_before(self, state: TrimAgentState) -> Spend:
+    def _spent_before(self, state: TrimAgentState, stored: Collection[str]) -> Spend:
         """Return what earlier questions have used of a budget that is the thread's."""
         if self.budget_per == "question" or "trim_spend" not in state:
             return nothing_spent()
         # A turn that a crash has ended is not gone on with any more.
         routing = routing_of(state)
-        spend, _ = charge_lost_call(routing)
+        spend: Spend = charge_lost_calls(routing, stored).get("spend", routing["spend"])
         # A model that was given up in one question may be back for the next.
         return Spend(**{**spend, "large": {**spend["large"], "failed_calls": 0}})
 
@@ -270,7 +280,21 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             self._raised.pop(run["id"], None)
 
     def after_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Sum up and tell the end of a question, whatever has ended the agent."""
+        """Sum up and report the end of a question, whatever has ended the agent."""
+        begun = "trim_run" in state
+        return self._ended(
+            state, runtime, stored_calls(routing_of(state), ensure_config()) if begun else set()
+        )
+
+    async def aafter_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
+        """Sum up and report the end of a question, whatever has ended the agent."""
+        begun = "trim_run" in state
+        stored = await astored_calls(routing_of(state), ensure_config()) if begun else set[str]()
+        if self.ledger is None:
+            return self._ended(state, runtime, stored)
+        return await asyncio.to_thread(self._ended, state, runtime, stored)
+
+    def _ended(self, state: TrimAgentState, runtime: Runtime[Any], stored: Collection[str]) -> dict[str, Any]:
         begun: dict[str, Any] = {}
         if not state.get("trim_run") or state.get("trim_ended"):
             # Another middleware has ended the agent before this one could begin.
@@ -281,31 +305,16 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             except InputError:
                 return {"trim": None}
         before = as_held(_entered(state, begun), state["messages"], self.longest_result)
-        spend, notes = charge_lost_call(before)
-        forget_cut_off(before["run"]["id"])
-        stopped, told = self._why_ended(before, state["messages"])
-        after: Any = applied(
-            before,
-            {
-                "stopped": stopped,
-                "spend": spend,
-                "notes": [*before["notes"], *notes, *told],
-                "order": None,
-                "in_flight": None,
-                "ended": True,
-            },
-        )
+        charge = charge_lost_calls(before, stored)
+        stopped, why = self._why_ended(before, state["messages"])
+        notes = [*charge.get("notes", before["notes"]), *why]
+        ended = {"stopped": stopped, "notes": notes, "order": None, "in_flight": None, "ended": True}
+        after: Any = applied(before, {**charge, **ended})
         spent_before = begun.get("trim_spent_before", state.get("trim_spent_before"))
         summary = summary_of(after, spent_before, self.ledger)
         emit("finished", summary=summary)
         texts = {"trim_run": before["run"], "trim_steps": Overwrite(before["steps"])}
         return {**begun, **update_of(before, after), **texts, "trim": summary}
-
-    async def aafter_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Sum up and tell the end of a question, whatever has ended the agent."""
-        if self.ledger is None:
-            return self.after_agent(state, runtime)
-        return await asyncio.to_thread(self.after_agent, state, runtime)
 
     def _why_ended(self, routing: AgentRouting, messages: Sequence[BaseMessage]) -> tuple[str, list[str]]:
         """Return why an agent has ended, and what there is to note about it."""

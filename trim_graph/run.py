@@ -31,7 +31,7 @@ PLAIN_ROUND = 3
 """Supersteps kept for a step on which no decision hangs: generate, route, finalize."""
 PROBE = 2
 """Supersteps that a probe adds to a step: generate, route."""
-_CHECKPOINTER = "__pregel_checkpointer"
+CHECKPOINTER = "__pregel_checkpointer"
 """Where LangGraph tells a node of the checkpointer in effect, that of an embedding graph included."""
 RECURSION_FLOOR = 1 + PROBE + SCORED_ROUND + 1
 """Lowest recursion limit a run can begin with: the first `route`, the longest round, the last look."""
@@ -75,7 +75,7 @@ def _check_asking(settings: Settings, has_scorer: bool, configurable: dict[str, 
         raise SettingsError(
             f"ask_below is {settings.ask_below:g}, but the graph was built without a scorer: pass one"
         )
-    if asks(settings) and configurable.get(_CHECKPOINTER) is None:
+    if asks(settings) and configurable.get(CHECKPOINTER) is None:
         name = "ask_below" if settings.ask_below is not None else 'budget.on_exhausted="ask"'
         raise SettingsError(
             f"{name} stops a run to ask a person, but no checkpointer keeps the run until the answer: give "
@@ -196,6 +196,7 @@ def begin_run(
         answered=None,
         memory=None,
         spend=nothing_spent(),
+        charged_call=None,
         stopped="",
         notes=[],
         remaining_steps=limit - 1,

@@ -238,6 +238,8 @@ class TrimState(TrimInput, total=False):
     memory: Any
     """What the policy wants to remember."""
     spend: Spend
+    charged_call: str | None
+    """Name of the last large call that ``spend`` holds."""
     stopped: Literal[
         "",
         "finished",
@@ -276,6 +278,7 @@ def fresh_channels() -> dict[str, Any]:
         "asking": None,
         "answered": None,
         "memory": None,
+        "charged_call": None,
         "stopped": "",
         "notes": [],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -33,7 +33,8 @@ from .errors import ChatModelContractError, InputError, SettingsError
 from .ledger import Ledger
 from .nodes import after_generate_step
 from .nodes.agent_turn import AgentRouting, AgentTurn, Answered, agenerate_turn, generate_turn
-from .nodes.calling import Call, charge_lost_call, estimate_of, forget_cut_off
+from .nodes.calling import Call, charge_lost_calls, estimate_of
+from .nodes.unsaved import astored_calls, stored_calls
 from .policies import Policy
 from .prompt_size import turn_prompt_bound
 from .state import DecisionRecord, Order, Step, applied
@@ -96,7 +97,7 @@ class TurnRouting:
         Args:
             handler: Asks a model, as the agent gives it to a middleware.
         """
-        self._begin()
+        self._begin(stored_calls(self.state, ensure_config()))
         while self.open:
             ask, fall_back = partial(self._ask, handler), self._fall_back
             self._take_in(generate_turn(self.state, ask, fall_back=fall_back, **self._known()))
@@ -109,7 +110,8 @@ class TurnRouting:
 
     async def arun(self, handler: AsyncHandler) -> ExtendedModelResponse[Any]:
         """As `run`, without blocking."""
-        await self._aside(self._begin)
+        stored = await astored_calls(self.state, ensure_config())
+        await self._aside(self._begin, stored)
         while self.open:
             ask, fall_back = partial(self._aask, handler), partial(self._aside, self._fall_back)
             self._take_in(await agenerate_turn(self.state, ask, fall_back=fall_back, **self._known()))
@@ -140,11 +142,9 @@ class TurnRouting:
             estimate=estimate,
         )
 
-    def _begin(self) -> None:
-        spend, notes = charge_lost_call(self.state)
-        if notes:
-            told = [*self.state["notes"], *notes]
-            self._take_in({"spend": spend, "notes": told, "in_flight": None})
+    def _begin(self, stored: Collection[str]) -> None:
+        if charge := charge_lost_calls(self.state, stored):
+            self._take_in({**charge, "in_flight": None})
         self._go_on(AgentTurn.begin)
 
     def _take_in(self, update: Any) -> None:
@@ -252,7 +252,6 @@ class TurnRouting:
         calls = [] if response is None else [call for one in response.result for call in _calls(one)]
         if response is not None and not calls:
             self._take_in({"stopped": "finished"})  # also where its limit has cut it off
-        forget_cut_off(self.state["run"]["id"])
         kept = self._to_keep()
         summary = summary_of(kept, self.spent_before, self.ledger)
         if response is None:
