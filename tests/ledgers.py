@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trim_graph.ledger import Amount, Ledger
+from trim_graph.ledger import Amount, Ledger, MemoryLedger, this_owner
 
 
 def up_to(limit: int, wanted: int):
@@ -64,3 +67,108 @@ def check_concurrent_runs(ledger: Ledger, *, limit: int = 500, runs: int = 8, ca
     assert not over
     assert ledger.used("shared").large_tokens == spent <= limit
     assert spent > limit * 0.9, "the limit was hardly touched, so nothing was tried"
+
+
+def check_reservations(ledger: Ledger) -> None:
+    """What is listed, given back, and settled late."""
+    for account, entry in (("l", "1"), ("m", "1"), ("l", "2")):
+        ledger.reserve(account, entry, up_to(100, 30))
+    listed = ledger.reservations()
+    assert sorted((one.account, one.entry) for one in listed) == [("l", "1"), ("l", "2"), ("m", "1")]
+    (first, second), (other,) = ledger.reservations("l"), ledger.reservations("m")
+    assert (first.entry, second.entry, other.account) == ("1", "2", "m")
+    assert first.amount == Amount(30, 1, 0.03)
+    assert first.owner == this_owner()
+    assert first.since <= second.since < second.expires
+    assert (first.expired(), first.expired(first.expires)) == (False, True)
+    assert ledger.release("l", "1")
+    assert not ledger.release("l", "1")
+    assert not ledger.release("nobody", "2")
+    assert ledger.used("l") == Amount(30, 1, 0.03)
+    ledger.settle("l", "1", Amount(9, 1, 0.0))
+    assert ledger.used("l") == Amount(30, 1, 0.03), "what was given back is nobody's"
+    ledger.settle("l", "2", Amount(9, 1, 0.0))
+    assert ledger.used("l") == Amount(9, 1, 0.0)
+    assert ledger.reservations("l") == []
+    ledger.settle("m", "1", Amount())
+
+
+def check_expired(ledger: Ledger) -> None:
+    """Of a ledger whose reservations expire at once: they count in full, and are settled all the same."""
+    ledger.reserve("x", "1", up_to(100, 60))
+    time.sleep(0.01)
+    assert ledger.reservations("x")[0].expired()
+    assert ledger.used("x").large_tokens == 60
+    assert ledger.reserve("x", "2", up_to(100, 60)) == Amount(40, 1, 0.04)
+    ledger.settle("x", "1", Amount(10, 1, 0.0))
+    assert ledger.used("x").large_tokens == 50
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Calls that reserve, end, crash, go on beside each other and are cleared away, in any order.
+
+    ``generated`` is what models really wrote. It may pass the limit only by what they wrote beyond what they
+    were granted.
+    """
+
+    LIMIT = 100
+
+    def make(self) -> Ledger:
+        return MemoryLedger(reservation_s=1e-9)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = self.make()
+        self.number = self.generated = self.overshoot = self.settled = 0
+        self.calls: dict[str, int] = {}  # under way: granted
+        self.lost: dict[str, int] = {}  # crashed: granted
+
+    @rule(wanted=st.integers(1, 60))
+    def begin(self, wanted: int) -> None:
+        self.number += 1
+        entry = f"run.{self.number % 3}.{self.number}"
+        granted = self.ledger.reserve("a", entry, up_to(self.LIMIT, wanted))
+        assert self.ledger.reserve("a", entry, up_to(self.LIMIT, wanted)) == granted or granted is None
+        if granted is not None:
+            self.calls[entry] = granted.large_tokens
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data(), part=st.floats(0, 1), over=st.sampled_from([0, 0, 0, 7]))
+    def end(self, data: st.DataObject, part: float, over: int) -> None:
+        entry = data.draw(st.sampled_from(sorted(self.calls)))
+        granted = self.calls.pop(entry)
+        used = granted + over if over else int(granted * part)
+        self.generated, self.overshoot = self.generated + used, self.overshoot + over
+        self.settled += used
+        for _ in range(data.draw(st.integers(1, 2))):  # told twice changes nothing
+            self.ledger.settle("a", entry, Amount(used, 1, 0.0))
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data(), part=st.floats(0, 1))
+    def crash(self, data: st.DataObject, part: float) -> None:
+        entry = data.draw(st.sampled_from(sorted(self.calls)))
+        self.lost[entry] = granted = self.calls.pop(entry)
+        self.generated += int(granted * part)
+
+    @precondition(lambda self: self.lost)
+    @rule(data=st.data())
+    def charge(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(sorted(self.lost)))
+        granted = self.lost.pop(entry)
+        self.settled += granted
+        self.ledger.settle("a", entry, Amount(granted, 1, 0.0))
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data())
+    def never_made(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(sorted(self.calls)))
+        del self.calls[entry]
+        assert self.ledger.release("a", entry)
+
+    @invariant()
+    def the_limit_holds(self) -> None:
+        used = self.ledger.used("a").large_tokens
+        live = sum(self.calls.values()) + sum(self.lost.values())
+        assert used == self.settled + live
+        assert self.generated <= used <= self.LIMIT + self.overshoot
+        assert {one.entry for one in self.ledger.reservations("a")} == self.calls.keys() | self.lost.keys()

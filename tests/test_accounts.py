@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -285,6 +286,31 @@ def test_what_a_run_that_was_refused_set_aside_elsewhere_comes_back(make):
     assert ledger.used("thread:1").large_calls == 0
 
 
+@pytest.mark.parametrize("place", ["memory", "sqlite"])
+def test_branches_of_one_checkpoint_never_pass_the_limit_together(make, place, tmp_path):
+    together = threading.Barrier(6)
+
+    class Slow(ScriptedChatModel):
+        def _generate(self, *arguments, **options):
+            with suppress(threading.BrokenBarrierError):
+                together.wait(0.2)  # all that were granted a call are in it at the same time
+            return super()._generate(*arguments, **options)
+
+    with open_ledger("memory" if place == "memory" else f"sqlite:{tmp_path / 'spend.db'}") as ledger:
+        large = Slow(script=["w w w w w w w w w w w w"])
+        options = {"checkpointer": InMemorySaver(), "allowances": {"user": {"large_tokens": 30}}}
+        rig = sharing(make, ledger, large=large, max_step_tokens=12, **options)
+        rig.ask(config=on("1"), context=ADA, interrupt_before=["generate_step"])
+        rig.graph.invoke(None, on("1"), interrupt_before=["generate_step"])
+        at = rig.graph.get_state(on("1")).config
+        with ThreadPoolExecutor(6) as threads:
+            list(threads.map(lambda _: rig.graph.invoke(None, at), range(6)))
+        written = sum(call["tokens"] for call in large.calls)
+        assert ledger.used("user:ada") == Amount(written, len(large.calls))
+        assert 12 < written <= 30
+        assert ledger.reservations() == []
+
+
 def test_parallel_branches_of_a_parent_share_the_account(make, ledger):
     rig = sharing(make, ledger, allowances={"thread": {"large_calls": 5}})
     parent = StateGraph(MessagesState)
@@ -422,6 +448,59 @@ def test_what_a_killed_run_had_set_aside_stays_charged(tmp_path, pytestconfig):
         resumed = run("go on")
         assert resumed.stdout.startswith("8 ['a call of the large model was cut off"), resumed.stderr
         assert ledger.used("user:ada") == Amount(8 + 3 + 3, 3)
+
+
+async def test_what_is_set_aside_for_a_run_that_is_cancelled_twice_is_given_back_too(make):
+    class Slow(MemoryLedger):
+        def reserve(self, *arguments):
+            begun.set()
+            time.sleep(0.3)
+            return super().reserve(*arguments)
+
+    begun, ledger = threading.Event(), Slow()
+    rig = make(policy=large_only(), ledger=ledger, allowances={"user": {"large_calls": 9}})
+    task = asyncio.create_task(rig.graph.ainvoke({"messages": "?"}, context=ADA))
+    await asyncio.to_thread(begun.wait)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0.02)
+    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.sleep(0.5)
+    assert ledger.used("user:ada") == Amount()
+    assert not rig.large.calls
+
+
+def test_an_account_that_cannot_be_asked_leaves_nothing_set_aside_in_another(make):
+    class Away(MemoryLedger):
+        def reserve(self, account, entry, ask):
+            if account.startswith("user"):
+                raise OSError("the database is away")
+            return super().reserve(account, entry, ask)
+
+    ledger = Away()
+    allowances = {"thread": {"large_calls": 9}, "user": {"large_calls": 9}}
+    rig = sharing(make, ledger, allowances=allowances)
+    with pytest.raises(OSError, match="away"):
+        rig.ask(config=on("1"), context=ADA)
+    assert ledger.used("thread:1") == Amount()
+
+
+def test_a_node_that_runs_again_sets_aside_for_each_execution(make):
+    entries = []
+
+    class Watched(MemoryLedger):
+        def reserve(self, account, entry, ask):
+            entries.append(entry)
+            return super().reserve(account, entry, ask)
+
+    watched = Watched()
+    large = Failing(script=["LARGE one", "LARGE two"])
+    rig = sharing(make, watched, ["one", "two"], large, checkpointer=InMemorySaver())
+    with pytest.raises(ConnectionError):
+        rig.ask(config=on("1"), context=ADA)
+    rig.graph.invoke(None, on("1"))
+    assert len(set(entries)) == len(entries) == 3
+    assert watched.reservations() == []
 
 
 async def test_what_is_set_aside_for_a_run_that_is_cancelled_meanwhile_is_given_back(make):

@@ -1,15 +1,19 @@
 import os
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import textwrap
+from contextlib import closing
 
 import ledgers
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trim_graph import SettingsError
 from trim_graph.ledger import Amount, MemoryLedger, open_ledger
+from trim_graph.ledger_sqlite import SqliteLedger
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -28,6 +32,75 @@ def test_a_question_that_fails_changes_nothing(ledger):
 
 def test_runs_at_once_never_exceed_the_limit_together(ledger):
     ledgers.check_concurrent_runs(ledger)
+
+
+def test_what_is_set_aside_is_listed_and_given_back(ledger):
+    ledgers.check_reservations(ledger)
+
+
+@pytest.mark.parametrize("place", ["memory", "sqlite"])
+def test_what_has_expired_counts_in_full_and_may_be_settled_late(place, tmp_path):
+    spec = place if place == "memory" else f"sqlite:{tmp_path / 'spend.db'}"
+    with open_ledger(spec, reservation_s=1e-9) as ledger:
+        ledgers.check_expired(ledger)
+
+
+TestMemoryLedger = ledgers.LedgerMachine.TestCase
+TestMemoryLedger.settings = settings(max_examples=60, deadline=None)
+
+
+class _SqliteMachine(ledgers.LedgerMachine):
+    def make(self):
+        self.folder = tempfile.TemporaryDirectory()
+        return SqliteLedger(f"{self.folder.name}/spend.db", 1e-9)
+
+    def teardown(self):
+        self.folder.cleanup()
+
+
+TestSqliteLedger = _SqliteMachine.TestCase
+TestSqliteLedger.settings = settings(max_examples=8, stateful_step_count=20, deadline=None)
+
+
+OLD = """
+CREATE TABLE trim_accounts (
+    account TEXT PRIMARY KEY, large_tokens INTEGER, large_calls INTEGER, large_cost REAL);
+CREATE TABLE trim_reserved (
+    account TEXT, entry TEXT, large_tokens INTEGER, large_calls INTEGER, large_cost REAL,
+    PRIMARY KEY (account, entry));
+INSERT INTO trim_accounts VALUES ('user:ada', 40, 4, 0.5);
+INSERT INTO trim_reserved VALUES ('user:ada', 'run.4', 8, 1, 0.25);
+"""
+
+
+def test_a_ledger_of_an_earlier_release_goes_on(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "spend.db")) as connection:
+        connection.executescript(OLD)
+    for _ in range(2):
+        with open_ledger(f"sqlite:{tmp_path / 'spend.db'}") as ledger:
+            assert ledger.used("user:ada") == Amount(48, 5, 0.75)
+            (old,) = ledger.reservations()
+            assert (old.owner, old.since, old.expires, old.expired()) == (None, None, None, True)
+    with open_ledger(f"sqlite:{tmp_path / 'spend.db'}") as ledger:
+        ledger.settle("user:ada", "run.4", Amount(3, 1, 0.0))
+        assert ledger.used("user:ada") == Amount(43, 5, 0.5)
+        assert ledger.reserve("user:ada", "new", ledgers.up_to(50, 9)) == Amount(7, 1, 0.007)
+        assert ledger.reservations()[0].owner is not None
+
+
+def test_a_table_that_is_none_of_a_ledger_is_refused(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "x.db")) as connection:
+        connection.execute("CREATE TABLE trim_reserved (account TEXT, seats INTEGER)")
+    with pytest.raises(
+        SettingsError, match=r"x\.db cannot be opened: its table trim_reserved lacks entry, large_c"
+    ):
+        open_ledger(f"sqlite:{tmp_path / 'x.db'}")
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])
+def test_the_time_of_a_reservation_is_checked(seconds):
+    with pytest.raises(SettingsError, match="reservation_s is"):
+        open_ledger("memory", reservation_s=seconds)
 
 
 def test_processes_share_a_file(tmp_path, pytestconfig):

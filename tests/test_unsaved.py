@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 
 import pytest
 from agent_rig import build as build_agent
@@ -151,18 +152,19 @@ def test_a_run_that_goes_on_by_the_name_of_its_checkpoint_pays_too(make):
             saver.away = True
             return super()._generate(*arguments, **options)
 
-    rig = make(
-        STEPS, Large(script=STEPS), policy=large_only(), budget={"large_tokens": 12}, checkpointer=saver
-    )
+    limit = {"large_tokens": 24}
+    rig = make(STEPS, Large(script=STEPS), policy=lambda seen: "regenerate", budget=limit, checkpointer=saver)
     with pytest.raises(OSError, match="away"):
         rig.graph.invoke(QUESTION, THREAD, durability="sync")
-    saver.away = False
-    at = rig.graph.get_state(THREAD).config
-    with pytest.raises(OSError, match="away"):
-        rig.graph.invoke(None, at, durability="sync")
-    saver.away = False
-    result = rig.graph.invoke(None, rig.graph.get_state(THREAD).config)["trim"]
-    assert charged(result) == billed(rig.large) <= 12
+    for _ in range(20):
+        saver.away = False
+        state = rig.graph.get_state(THREAD)
+        if state.values.get("trim"):
+            break
+        with suppress(OSError):
+            rig.graph.invoke(None, state.config, durability="sync")
+    assert charged(state.values["trim"]) == billed(rig.large) <= 24
+    assert len(rig.large.calls) > 2
 
 
 # Forks that are meant

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from .app_distributed import distributed
 from .app_eval import evaluation
+from .app_ledger import ledger
 from .app_policies import policies
 from .app_reports import reports
 from .reporting import failures_reported
@@ -90,6 +91,7 @@ app.add_typer(policies)
 app.add_typer(reports)
 app.add_typer(train)
 app.add_typer(distributed)
+app.add_typer(ledger)
 
 
 def _version(wanted: bool) -> None:
