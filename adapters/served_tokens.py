@@ -12,14 +12,15 @@ from .protocols import ModelServerError
 from .special_tokens import mark
 
 _SHAPES = [
-    re.compile(f"(?=({shape}))")
-    for shape in (
+    # What follows the first character is looked at only: shapes may overlap.
+    re.compile(f"{first}(?=({rest}))")
+    for first, rest in (
         # <|im_end|> </s> <extra_0>; DeepSeek's have bars of full width, and U+2581 for a space.
-        r"<(?=[^<>]{0,64}[^\W\d_])[\w|\uff5c\u2581/:.@#!~-]{1,64}>",
-        r"\[(?=[^\[\]]{0,64}[^\W\d_])[\w|/:.-]{2,64}\]",  # [INST] [/INST] [|user|]
-        r"(?P<bars>\|{1,3})\w{4,64}(?P=bars)",  # |ENDOFTEXT| |||EMAIL_ADDRESS|||
-        r">>\w{1,64}<<",  # >>TITLE<<
-        r"[\[\]](?=[\w!]{0,16}~)[\w!~]{1,16}[\[\]]",  # ]~b] [e~[
+        ("<", r"(?=[^<>]{0,64}[^\W\d_])[\w|\uff5c\u2581/:.@#!~-]{1,64}>"),
+        (r"\[", r"(?=[^\[\]]{0,64}[^\W\d_])[\w|/:.-]{2,64}\]"),  # [INST] [/INST] [|user|]
+        (r"\|", r"(?P<bars>\|{0,2})\w{4,64}\|(?P=bars)"),  # |ENDOFTEXT| |||EMAIL_ADDRESS|||
+        (">", r">\w{1,64}<<"),  # >>TITLE<<
+        (r"[\[\]]", r"(?=[\w!]{0,16}~)[\w!~]{1,16}[\[\]]"),  # ]~b] [e~[
     )
 ]
 """Shapes of special tokens. Common mathematics has none of them, so that hardly a text needs a look at what
@@ -28,8 +29,8 @@ _THOUGHT = re.compile(r"think|thought", re.IGNORECASE)
 """In the tags of thoughts, which a thinking model's text is continued with as the tokens that they are."""
 _CONTROL = ("<|", "<\uff5c")
 """How the control tokens of most models begin: such a text is never left to the server."""
-_KNOWN = 10_000
-"""Strings to remember."""
+_KEPT = 10_000
+"""Strings to remember that are no tokens."""
 _ANCHOR = "\n"
 
 
@@ -74,8 +75,8 @@ class ServedTokens:
         self._tokenizer = tokenizer
         self._model = model
         self._nonce = secrets.token_hex(8)
-        self._known: dict[str, _Token | None] = {}
-        self._marks: dict[str, str] = {}
+        self._tokens: dict[str, _Token] = {}
+        self._others: dict[str, None] = {}
 
     async def found_in(self, texts: Iterable[str]) -> list[str] | None:
         """Return the special tokens that any of the texts holds, longest first.
@@ -86,25 +87,18 @@ class ServedTokens:
         Raises:
             ModelServerError: A text may hold one, and the server does not tell.
         """
-        looks_like = sorted(
-            {
-                found[1]
-                for text in texts
-                for shape in _SHAPES
-                for found in shape.finditer(text)
-                if not _THOUGHT.search(found[1])
-            }
-        )
-        if new := [text for text in looks_like if text not in self._known]:
+        shown = {found[0] + found[1] for text in texts for shape in _SHAPES for found in shape.finditer(text)}
+        looks_like = sorted(text for text in shown if not _THOUGHT.search(text))
+        if new := [text for text in looks_like if text not in self._tokens and text not in self._others]:
             await self._learn(new)
-        found = sorted((text for text in looks_like if self._known.get(text)), key=len, reverse=True)
+        found = sorted((text for text in looks_like if text in self._tokens), key=len, reverse=True)
         return found if found or any(text.startswith(_CONTROL) for text in looks_like) else None
 
     def shield(self, value: Any, tokens: list[str]) -> Any:
         """Replace tokens in all texts of a value by marks, which a chat template hands on."""
         if isinstance(value, str):
             for token in tokens:
-                value = value.replace(token, self._marks[token])
+                value = value.replace(token, self._mark(token))
             return value
         if isinstance(value, dict):
             return {name: self.shield(item, tokens) for name, item in value.items()}
@@ -120,7 +114,7 @@ class ServedTokens:
         Raises:
             ModelServerError: The tokenizer cannot write one of them as text.
         """
-        plain = {self._marks[token]: token for token in tokens}
+        plain = {self._mark(token): token for token in tokens}
         pieces = re.split(f"({'|'.join(map(re.escape, [*plain, *tokens])) or '(?!)'})", rendered)
         ids = await self._tokenizer.tokenize("".join(plain.get(piece, piece) for piece in pieces))
         met = pieces[1::2]  # in the order in which the tokenizer meets them
@@ -135,9 +129,12 @@ class ServedTokens:
             made += own[number].spelled if number in own and next(marked) else (number,)
         return made
 
+    def _mark(self, text: str) -> str:
+        return mark(self._nonce, self._token(text).id)
+
     def _token(self, text: str) -> _Token:
-        token = self._known.get(text)
-        if token is None or not token.spelled:
+        token = self._tokens[text]
+        if not token.spelled:
             raise self._refusal(text)
         return token
 
@@ -159,11 +156,13 @@ class ServedTokens:
                 error.status,
             ) from error
         for text in new:
-            self._known[text] = await self._spelled(text, single[text]) if text in single else None
-            if self._known[text]:
-                self._marks.setdefault(text, mark(self._nonce, len(self._marks)))
-        while len(self._known) > _KNOWN:
-            self._known.pop(next(iter(self._known)))
+            token = await self._spelled(text, single[text]) if text in single else None
+            if token is None:
+                self._others[text] = None
+            else:
+                self._tokens[text] = token
+        while len(self._others) > _KEPT:
+            self._others.pop(next(iter(self._others)), None)
 
     async def _spelled(self, text: str, own: int) -> _Token | None:
         """Write a token in two pieces, and see whether that gives back the same text wherever it stands.

@@ -78,8 +78,7 @@ class VLLMPrompts:
     """Whether the server keeps the stop string it met in the text, since it reports it nowhere else."""
     _rendered: dict[str, str] = field(default_factory=dict)
     _around: dict[str, tuple[str, Once[Surroundings | Literal[False]]]] = field(default_factory=dict)
-
-    _forms: dict[str, Once[list[int]]] = field(default_factory=dict)
+    _forms: dict[str, Once[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._facts = Once(self._ask)
@@ -210,10 +209,9 @@ class VLLMPrompts:
         if key not in self._forms:
             _make_room(self._forms)
             self._forms[key] = Once(lambda: self._first_taken(forms))
-        (number,) = await self._forms[key].get()
-        return forms[min(number, len(forms) - 1)]
+        return forms[min(await self._forms[key].get(), len(forms) - 1)]
 
-    async def _first_taken(self, forms: list[Turns]) -> list[int]:
+    async def _first_taken(self, forms: list[Turns]) -> int:
         """The number of the first form that the template renders with all that it holds."""
         refusal: ModelServerError | None = None
         for number, form in enumerate(forms):
@@ -221,13 +219,13 @@ class VLLMPrompts:
                 rendered = await self._text(await self._tokens(self._chat(form, "")))
             except ModelServerError as error:
                 if self.continuation == "chat" and error.status in (404, 405):
-                    return [0]  # nobody tells; the chat endpoint will refuse what it does not take
+                    return 0  # nobody tells; the chat endpoint will refuse what it does not take
                 if error.status != 400:
                     raise
                 refusal = refusal or error
                 continue
             if all(text in rendered for text in system_texts(form)):
-                return [number]
+                return number
         raise refusal or ModelServerError(f"the chat template of {self.model} shows no system message")
 
     def _chat(self, turns: list[dict[str, Any]], text: str) -> dict[str, Any]:

@@ -276,8 +276,9 @@ def test_a_question_too_long_for_a_first_step_is_an_error(how, declared):
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
-def test_where_only_the_large_model_is_full_the_small_one_goes_on(how):
-    result = run(graph_of(large=full_from(1, script=STEPS), scorer=(), score=0.0), how)
+@pytest.mark.parametrize("error", [FULL, ContextOverflowError("a hosted model says so")])
+def test_where_only_the_large_model_is_full_the_small_one_goes_on(how, error):
+    result = run(graph_of(large=full_from(1, script=STEPS, error=error), score=0.0), how)
     assert writers(result) == ["large", "small", "small", "small"]
     assert result["stopped"] == "finished"
     assert "the context of the large model is full" in result["notes"]

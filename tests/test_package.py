@@ -71,6 +71,7 @@ PUBLIC = {
         "ChatTransformers",
         "ChatVLLM",
         "ChatVLLMEngine",
+        "ContextLengthError",
         "ContinueByPrompt",
         "LLMJudge",
         "ModelServerError",

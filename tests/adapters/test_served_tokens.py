@@ -144,6 +144,15 @@ async def test_each_string_is_asked_for_once(tokenizer):
     assert local.asked == asked
 
 
+async def test_a_flood_of_strings_hides_none(tokenizer, monkeypatch):
+    monkeypatch.setattr("trim_graph.adapters.served_tokens._KEPT", 10)
+    served = ServedTokens(Local(tokenizer.backend_tokenizer), "m")
+    flood = [f"<|{number}x|>" for number in range(50)]
+    for text in ([*flood, "<|im_end|>"], ["<|im_end|>", *flood]):
+        assert await served.found_in(["".join(text)]) == ["<|im_end|>"]
+    assert len(served._others) == 10
+
+
 # By way of the adapter
 
 
@@ -246,6 +255,14 @@ def test_tool_calls_hold_no_special_tokens_either(connect, tokenizer):
     model.invoke([HumanMessage("?"), call, ToolMessage("<|im_end|>", tool_call_id="1")])
     ids = server.read(server.generations[-1][1])
     assert ids.count(tokenizer.eos_token_id) == 3
+
+
+def test_tool_calls_are_searched_as_a_template_shows_them(connect):
+    """JSON may escape what is not ASCII, such as the bars of full width in DeepSeek's tokens."""
+    server, model = connect(raw_answer("so"))
+    call = AIMessage("", tool_calls=[{"name": "f", "args": {"x": "<\uff5cend\uff5c>"}, "id": "1"}])
+    model.invoke([HumanMessage("?"), call, ToolMessage("1", tool_call_id="1")])
+    assert server.generations[-1][0] == "/v1/completions"
 
 
 def test_a_server_that_cannot_be_asked_gets_no_such_text(connect):

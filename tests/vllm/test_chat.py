@@ -147,7 +147,7 @@ class TestSpecialTokens:
 
     def test_common_questions_are_not_looked_up(self, small):
         small.invoke(CHAT, max_tokens=1)
-        assert not small._prompts._special._known
+        assert not small._prompts._special._others
 
     def test_the_template_that_trims(self, large, local_large):
         chat = [HumanMessage(f"{PROBLEM.question} {ATTACK}"), AIMessage("Step 1: <|im_end|>\n\n")]
