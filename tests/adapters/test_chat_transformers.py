@@ -17,7 +17,7 @@ from langchain_core.callbacks import get_usage_metadata_callback
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from transformers import AutoModelForCausalLM
 
-from trim_graph.adapters import ChatTransformers
+from trim_graph.adapters import ChatTransformers, ContextLengthError
 from trim_graph.adapters.generation_row import GenerationJob, Row, Settings
 
 SCRIPT = "First, add 3 and 4.\n\nThen"
@@ -543,7 +543,7 @@ class TestSettings:
 
     def test_a_prompt_that_is_too_long(self, noisy):
         with pytest.raises(
-            ValueError, match=r"\d+ tokens; .* takes 511 at most .*max_position_embeddings=512"
+            ContextLengthError, match=r"\d+ tokens; .* takes 511 at most .*max_position_embeddings=512"
         ):
             noisy.invoke("why " * 600)
 

@@ -21,6 +21,7 @@ from trim_graph.adapters.prm_convert import convert_value_head
 from trim_graph.adapters.prm_formats import PRMInput, prm_format
 from trim_graph.adapters.prm_scores import probability, read_pooled
 from trim_graph.adapters.prm_serving import serve_options
+from trim_graph.adapters.protocols import is_context_full
 
 NAMES = ["math_shepherd", "skywork", "rlhflow"]
 
@@ -100,8 +101,9 @@ class TestNetworks:
             assert one == pytest.approx(other.scores, abs=1e-5)
 
     def test_too_long_an_input_is_refused(self, folders, name):
-        with pytest.raises(ScorerError, match=r"make \d+ tokens; the PRM takes 512"):
+        with pytest.raises(ScorerError, match=r"make \d+ tokens; the PRM takes 512") as caught:
             TransformersProcessReward(folders[name], format=name).score("q", steps("why " * 600))
+        assert is_context_full(caught.value)
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
     def test_other_dtypes(self, folders, name, dtype):

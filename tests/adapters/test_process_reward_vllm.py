@@ -22,6 +22,7 @@ from trim_graph.adapters import (
 from trim_graph.adapters.call_batches import CallBatcher
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.prm_formats import QwenPRMFormat, prm_format
+from trim_graph.adapters.protocols import is_context_full
 
 from .recorded_server import RecordedServer, failed
 
@@ -194,6 +195,14 @@ class TestServer:
         with pytest.raises(ScorerError, match=r"the PRM m gave no scores: .*prm.* answered 400: no"):
             scorer.score(QUESTION, steps("a"))
         assert len(server.generations) == 1
+
+    def test_a_refusal_for_want_of_room_can_be_told_from_others(self, connect):
+        said = "This model's maximum context length is 100 tokens. However, your prompt contains 120"
+        for message, full in ((said, True), ("no", False)):
+            _, scorer = connect(failed(400, message))
+            with pytest.raises(ScorerError) as caught:
+                scorer.score(QUESTION, steps("a"))
+            assert is_context_full(caught.value) is full
 
     def test_a_server_that_is_not_there(self, connect):
         server, scorer = connect(answer, max_retries=1)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from langchain_core.callbacks import get_usage_metadata_callback
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
-from trim_graph.adapters import vllm_engine
+from trim_graph.adapters import ContextLengthError, vllm_engine
 from trim_graph.examples.arithmetic import SMALL, problems
 
 from .conftest import chat, processes
@@ -110,9 +110,9 @@ class TestEnd:
         assert answer.usage_metadata["total_tokens"] == 2048
 
     def test_a_prompt_that_is_too_long_is_refused(self, small):
-        with pytest.raises(ValueError, match=r"the prompt has \d+ tokens; .* takes 2047 at most"):
+        with pytest.raises(ContextLengthError, match=r"the prompt has \d+ tokens; .* takes 2047 at most"):
             small.invoke("why " * 3000)
-        with pytest.raises(ValueError, match=r"takes 2047 at most"):
+        with pytest.raises(ContextLengthError, match=r"takes 2047 at most"):
             list(small.stream("why " * 3000))
 
     def test_what_vllm_refuses(self, small):
