@@ -16,6 +16,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 
 from trim_graph.adapters.prompted_step import DONE, START
 from trim_graph.policies import large_only, small_only
+from trim_graph.segment import markdown
 
 D = "\n\n"
 LETTERS = 4
@@ -114,6 +115,12 @@ def test_a_program_still_parses(make, talkative, again, tokens):
 def test_a_handover_is_the_large_models_text(make):
     model = Hosted(text=PROGRAM)
     assert written_by(make, model, policy=large_only()) == model.text
+
+
+@pytest.mark.parametrize("tokens", [30, 512])
+def test_so_is_a_text_whose_steps_are_blocks_of_markdown(make, tokens):
+    model = Hosted(text=PROGRAM)
+    assert written_by(make, model, segmentation=markdown(), max_step_tokens=tokens) == PROGRAM
 
 
 blanks = st.text(" \t", max_size=4)
