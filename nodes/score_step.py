@@ -104,7 +104,8 @@ def _came_to_nothing(
     return {
         "failed": failure(error, "scorer", context_full=full),
         "spend": charge_scorer(state["spend"], seconds, lost, failed=True),
-        **_untold(state, lost["unknown"]),
+        # A scorer that counts nothing, such as a function, leaves nothing unreported.
+        **_untold(state, lost["unknown"] if getattr(error, "attempts", None) else 0),
     }
 
 

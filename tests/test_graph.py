@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain.chat_models import init_chat_model
 from langchain_core.language_models.fake import FakeListLLM
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
@@ -18,10 +19,11 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.message import add_messages
 from typing_extensions import TypedDict
 
+from trim_graph.budget import ModelPrice, Prices
 from trim_graph.context import TrimContext
 from trim_graph.errors import SettingsError, TrimError
 from trim_graph.graph import create_trim_graph
-from trim_graph.policies import Policy, random_rate, small_only, threshold
+from trim_graph.policies import Policy, large_only, random_rate, small_only, threshold
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
 MODEL = ScriptedChatModel(script=["one"])
@@ -167,6 +169,21 @@ def test_a_model_whose_alternatives_do_not_all_continue_exactly_is_asked_by_prom
         model = exact.configurable_alternatives(field, other=other)
         notes = make(model, policy=small_only(), scorer=None).ask()["trim"]["notes"]
         assert ("the small model continues by prompt" in " ".join(notes)) is noted
+
+
+def test_a_model_that_the_call_configures_is_not_made_before(make, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "langchain.chat_models.base._init_chat_model_helper",
+        lambda *given, **options: made.append(options) or Choosable(script=["x"]),
+    )
+    model = init_chat_model("openai:m", configurable_fields=("model",))
+    prices = Prices(large=ModelPrice(input=1.0, output=1.0))
+    rig = make(model, model, policy=large_only(), scorer=None, prices=prices)
+    assert made == []
+    result = rig.graph.invoke({"messages": [("user", "2 + 2?")]}, {"configurable": {"model": "other"}})
+    assert result["messages"][-1].text == "by default"
+    assert [options["model"] for options in made] == ["other"]
 
 
 @pytest.mark.parametrize("part", ["small", "large"])

@@ -13,7 +13,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
 
-from .adapters.inner_model import bound_setting
+from .adapters.inner_model import bound_setting, chat_model_inside
 
 TEMPLATE = 16
 """Tokens that a chat template may put around a message, a content block or a tool."""
@@ -49,7 +49,7 @@ class UnboundedPrompt(Exception):
 def counts_itself(model: Any) -> bool:
     """Tell whether a model counts prompts by itself, for which it may be loaded, or its server asked."""
     asked = getattr(model, "model", None) if hasattr(model, "may_send") else model
-    return hasattr(asked, "count_prompt_tokens")
+    return hasattr(chat_model_inside(asked), "count_prompt_tokens")
 
 
 def prompt_bound(model: Any, messages: Sequence[BaseMessage]) -> int:
@@ -62,10 +62,11 @@ def prompt_bound(model: Any, messages: Sequence[BaseMessage]) -> int:
     Raises:
         UnboundedPrompt: The model does not count, and the prompt holds more than text.
     """
-    may_send = getattr(model, "may_send", None)
+    inside: Any = chat_model_inside(model)  # a configurable model may build itself for the question
+    may_send = getattr(inside, "may_send", None)
     if may_send is not None:
-        return max(prompt_bound(model.model, prompt) for prompt in may_send(messages))
-    counter = getattr(model, "count_prompt_tokens", None)
+        return max(prompt_bound(inside.model, prompt) for prompt in may_send(messages))
+    counter = getattr(inside, "count_prompt_tokens", None)
     if counter is not None:
         return int(counter(messages))
     schemas = [bound for name in _BOUND_SCHEMAS if (bound := bound_setting(model, name)) is not None]
