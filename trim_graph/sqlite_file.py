@@ -13,9 +13,9 @@ from .errors import SettingsError, StorageError
 
 IN_MEMORY = ":memory:"
 BUSY_S = 30.0
-CHECKED_UP_TO = 256 * 2**20
-"""Bytes of the largest file of which every page is checked on opening: half a second. Of a larger one only
-the first page and the schema are; damage elsewhere is found where it is read."""
+CHECKED_UP_TO = 64 * 2**20
+"""Bytes of the largest file of which every page is checked on opening, in about a quarter of a second. Of
+a larger one only the first page and the schema are; damage elsewhere is found where it is read."""
 
 Columns = Mapping[str, tuple[str, ...]]
 """The columns that each table must have, the primary key first."""
