@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from functools import partial
 
+import aiosqlite
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
@@ -40,13 +42,17 @@ def open_sqlite(path: str) -> Iterator[SqliteSaver]:
         SettingsError: It cannot be opened.
     """
     open_file("checkpoint", path, _COLUMNS)
-    with _Saver.from_conn_string(path) as saver:
-        yield saver.name_place(f"the checkpoint {path}", partial(errors_named, "checkpoint", path))
+    with closing(sqlite3.connect(path, check_same_thread=False)) as connection:
+        yield _Saver(connection).name_place(
+            f"the checkpoint {path}", partial(errors_named, "checkpoint", path)
+        )
 
 
 @asynccontextmanager
 async def aopen_sqlite(path: str) -> AsyncIterator[AsyncSqliteSaver]:
     """Open for asynchronous use; see `open_sqlite`."""
     await asyncio.to_thread(open_file, "checkpoint", path, _COLUMNS)
-    async with _AsyncSaver.from_conn_string(path) as saver:
-        yield saver.name_place(f"the checkpoint {path}", partial(errors_named, "checkpoint", path))
+    async with aiosqlite.connect(path) as connection:
+        yield _AsyncSaver(connection).name_place(
+            f"the checkpoint {path}", partial(errors_named, "checkpoint", path)
+        )
