@@ -203,7 +203,7 @@ def charge_lost_calls(
     in_flight = state.get("in_flight")
     if in_flight is not None and in_flight["process"] != this_process():
         tokens, prices = in_flight["max_tokens"], settings_of(state["run"]).prices
-        spend = update.get("spend", state["spend"])
+        spend: Spend = update.get("spend", state["spend"])
         charged = Spend(**{**spend, "large": {**spend["large"], "calls": spend["large"]["calls"] + 1}})
         charged["unaccounted_tokens"] += tokens
         charged["unaccounted_cost"] += prices.large.cost(in_flight["prompt_tokens"], tokens)

@@ -111,7 +111,7 @@ def _came_to_nothing(
 
 def _untold(state: TrimState, attempts: int) -> dict[str, Any]:
     """Note that the scorer's bill is no exact count, once a run."""
-    note = "attempts of the scorer broke off unreported: its tokens and cost are the most it can have used"
+    note = "attempts of the scorer broke off unreported, so its tokens and cost are not exact"
     if not attempts or note in state["notes"]:
         return {}
     emit("note", text=note)

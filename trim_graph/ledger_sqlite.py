@@ -95,7 +95,7 @@ class SqliteLedger:
                 "ORDER BY since, account, entry",
                 (account, account),
             )
-            return [Reservation(*row[:2], Amount(*row[2:5]), *row[5:]) for row in rows]
+            return [Reservation(row[0], row[1], Amount(*row[2:5]), *row[5:]) for row in rows]
 
     def release(self, account: str, entry: str) -> bool:
         """Give back what a call set aside; see `trim_graph.ledger.Ledger`."""

@@ -96,7 +96,8 @@ def uncountable(messages: Sequence[BaseMessage]) -> str | None:
     """Return the type of the first content block whose tokens nobody can bound; None where all is text."""
     for message in messages:
         beside = filter(_is_media, message.additional_kwargs)
-        if (what := next(chain(_unbounded(message.content), beside), None)) is not None:
+        what: str | None = next(chain(_unbounded(message.content), beside), None)
+        if what is not None:
             return what
     return None
 

@@ -202,7 +202,7 @@ def test_what_a_scorer_writes_is_on_the_bill(make, asynchronously):
     assert summary["tokens"]["scorer"] == 100 * calls
     assert summary["cost"] == pytest.approx(calls * (100 * 1 + 40 * 10) / 1e6)
     assert summary["notes"] == [
-        "attempts of the scorer broke off unreported: its tokens and cost are the most it can have used"
+        "attempts of the scorer broke off unreported, so its tokens and cost are not exact"
     ]
 
 
