@@ -241,6 +241,37 @@ def test_a_slow_branch_does_not_pay_for_a_fast_one(make):
     assert results["slow"]["notes"] == []
 
 
+def test_a_branch_does_not_pay_for_a_call_of_another_that_is_being_stored(make):
+    first, second = threading.Event(), threading.Event()
+
+    class Large(ScriptedChatModel):
+        def _generate(self, *arguments, **options):
+            answer = super()._generate(*arguments, **options)
+            (second if first.is_set() else first).set()
+            return answer
+
+    class Slow(InMemorySaver):
+        def put(self, config, checkpoint, *arguments):
+            if checkpoint["channel_values"].get("charged_call"):
+                second.wait(20)
+            return super().put(config, checkpoint, *arguments)
+
+    rig = make(STEPS, Large(script=STEPS), policy=lambda seen: "regenerate", checkpointer=Slow(), max_steps=1)
+    rig.graph.invoke(QUESTION, THREAD, interrupt_before=["generate_step"])
+    rig.graph.invoke(None, THREAD, interrupt_before=["generate_step"])
+    at, results = rig.graph.get_state(THREAD).config, []
+
+    def branch():
+        results.append(rig.graph.invoke(None, at, durability="sync")["trim"])
+
+    other = threading.Thread(target=branch)
+    other.start()
+    first.wait(20)
+    branch()
+    other.join(60)
+    assert [(charged(one), one["notes"]) for one in results] == [(billed(rig.large) // 2, [])] * 2
+
+
 @pytest.mark.parametrize("durability", ["sync", "async"])
 def test_a_branch_does_not_pay_for_calls_that_a_run_has_stored_before_it_failed(make, durability):
     class Small(ScriptedChatModel):
