@@ -22,6 +22,7 @@ from .once import Once
 from .protocols import ContextLengthError, ModelServerError
 from .replicas import Replicas
 from .served_tokens import ServedTokens
+from .server_dialects import Dialect, dialect_of
 from .vllm_server import VLLMServer
 from .vllm_wire import CallSettings, openai_messages, sampling
 
@@ -45,11 +46,13 @@ class Facts:
         raw: Whether prompts are rendered once and continued over ``/v1/completions``.
         max_model_len: Longest sequence in tokens; None where the server does not tell.
         opens_thought: Whether the chat template opens a thought before the model writes anything.
+        dialect: Of the server.
     """
 
     raw: bool
     max_model_len: int | None
     opens_thought: bool = False
+    dialect: Dialect = field(default_factory=Dialect)
 
 
 @dataclass(eq=False)
@@ -82,6 +85,7 @@ class VLLMPrompts:
 
     def __post_init__(self) -> None:
         self._facts = Once(self._ask)
+        self._entry: Once[dict[str, Any]] = Once(lambda: self.server.served(self.model))
         self._special = ServedTokens(self, self.model)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VLLMPrompts:
@@ -122,7 +126,9 @@ class VLLMPrompts:
         turns, text, ids = await self._read(messages)
         facts = await self.facts()
         raw = facts.raw or ids is not None
-        body: dict[str, Any] = {"model": self.model, **sampling(settings, raw=raw)}
+        if facts.raw and ids is None and not facts.dialect.takes_text:
+            ids = await self.tokenize(await self._render(turns) + text)
+        body: dict[str, Any] = {"model": self.model, **sampling(settings, raw=raw), **facts.dialect.fields}
         if facts.max_model_len is not None:
             # vLLM cuts max_tokens to the room behind the prompt, but refuses more than its whole length.
             body["max_tokens"] = min(settings.max_tokens, facts.max_model_len)
@@ -192,9 +198,14 @@ class VLLMPrompts:
         """
         before, text = split_continuation(messages)
         turns = openai_messages(before)
-        await self.facts()
+        dialect = (await self.facts()).dialect
         tokens = await self._special.found_in([*_texts_in(turns), text])
-        if tokens is None:
+        if tokens and not dialect.renders:
+            raise ModelServerError(
+                f"a text of this conversation holds {tokens[0]!r}, a special token of {self.model}, which a "
+                f"{dialect.name} server cannot be given as plain text: reword it"
+            )
+        if tokens is None or not dialect.renders:
             return await self._fitting(turns), text, None
         shielded = self._special.shield(turns, tokens)
         rendered = await self._render(await self._fitting(shielded))
@@ -203,7 +214,7 @@ class VLLMPrompts:
     async def _fitting(self, turns: Turns) -> Turns:
         """The turns in a form that the template takes, which the server is asked once for the same roles."""
         forms = acceptable_forms(turns)
-        if len(forms) == 1:
+        if len(forms) == 1 or not (await self.facts()).dialect.renders:
             return turns
         key = json.dumps([turn["role"] for turn in turns])
         if key not in self._forms:
@@ -239,12 +250,19 @@ class VLLMPrompts:
         return body | ({"chat_template_kwargs": self.template_kwargs} if self.template_kwargs else {})
 
     async def _ask(self) -> Facts:
-        length = (await self.server.served(self.model)).get("max_model_len")
-        if self.continuation == "chat":
-            return Facts(raw=False, max_model_len=length)
+        entry = await self._entry.get()
+        dialect = dialect_of(entry)
+        length = dialect.max_model_len(entry)
+        if self.continuation == "raw" and not dialect.renders:
+            raise ModelServerError(
+                f"continuation='raw' needs a server that renders a conversation; that at {self.server.root} is "
+                f"{dialect.name}, which does not: leave continuation at 'auto', and max_batch_size at 1"
+            )
+        if self.continuation == "chat" or not dialect.renders:
+            return Facts(raw=False, max_model_len=length, dialect=dialect)
         opened = await self._opened()
-        raw = self.continuation == "raw" or not await self._keeps_text(opened)
-        return Facts(raw, length, opens_thought(opened))
+        raw = self.continuation == "raw" or not dialect.takes_text or not await self._keeps_text(opened)
+        return Facts(raw, length, opens_thought(opened), dialect)
 
     async def chat_is_exact(self) -> bool:
         """Whether the chat endpoint carries on the last message byte for byte. Asks the server.
@@ -294,11 +312,10 @@ class VLLMPrompts:
         return self._rendered[key]
 
     async def _tokens(self, body: dict[str, Any]) -> list[int]:
-        found = await self._call("/tokenize", body)
-        return [int(token) for token in found["tokens"]]
+        return await dialect_of(await self._entry.get()).tokens(self._call, body)
 
     async def _text(self, tokens: list[int]) -> str:
-        return str((await self._call("/detokenize", {"tokens": tokens}))["prompt"])
+        return await dialect_of(await self._entry.get()).text(self._call, tokens)
 
     async def _call(self, path: str, body: dict[str, Any]) -> Any:
         try:

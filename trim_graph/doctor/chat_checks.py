@@ -13,6 +13,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from trim_graph.adapters.protocols import ModelServerError
+from trim_graph.adapters.server_dialects import dialect_of
 from trim_graph.adapters.vllm_prompt import VLLMPrompts
 from trim_graph.conversation import compose
 
@@ -49,6 +50,8 @@ async def continuation(subject: Subject) -> Finding:
     """A text is carried on byte for byte: its newlines are part of the format."""
     if subject.server is None:
         return await _continuation_by_count(subject)
+    if not dialect_of(subject.served).renders:
+        return ok("the server appends a text to be carried on to the rendered conversation, byte for byte")
     how = subject.entry.continuation
     prompts = VLLMPrompts(
         subject.server, subject.entry.model, "auto", dict(subject.entry.chat_template_kwargs)
@@ -79,7 +82,7 @@ async def continuation(subject: Subject) -> Finding:
 async def system_message(subject: Subject) -> Finding:
     """The chat template has a role for the instruction, or the instruction goes elsewhere."""
     takes = getattr(subject.adapter, "takes_system_role", None)
-    if takes is None:
+    if takes is None or not dialect_of(subject.served).renders:
         return hint("cannot be told: the model does not show its chat template")
     if await in_thread(takes):
         return ok("the chat template has a role for system messages")
@@ -181,6 +184,8 @@ async def carrying_on(subject: Subject) -> Finding:
 async def _another_prompt(subject: Subject, begun: str, answer: Any) -> Finding | None:
     """Compare the tokens that were read with those of the conversation, as the adapter counts them."""
     count = getattr(subject.adapter, "count_prompt_tokens", None)
+    if not dialect_of(subject.served).renders:
+        return None
     read = (answer.usage_metadata or {}).get("input_tokens")
     if count is None or not read:
         return None
@@ -261,8 +266,7 @@ def room(part: str, length: int, asked: int, max_steps: int, step_tokens: int) -
 def longest(subject: Subject) -> int | None:
     """Longest sequence in tokens, from the server or from the model's folder."""
     if subject.server is not None:
-        told = subject.served.get("max_model_len")
-        return told if isinstance(told, int) else None
+        return dialect_of(subject.served).max_model_len(subject.served)
     place = getattr(subject.adapter, "model", None)
     with suppress(OSError, ValueError, TypeError):
         config = json.loads(Path(str(place), "config.json").read_text("utf-8"))

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from trim_graph.adapters.protocols import ModelServerError
+from trim_graph.adapters.server_dialects import dialect_of
 
 from .findings import Finding, fault, hint, ok
 from .subjects import Subject
@@ -37,10 +38,10 @@ async def server(subject: Subject) -> Finding:
                 ends=True,
             )
         subject.unauthorised = str(error)
-    version = ""
+    name, version = dialect_of(next(iter(subject.known.get("models", [])), {})).name, ""
     with suppress(ModelServerError):
-        version = f"vLLM {(await subject.on_server.get('/version')).get('version')} "
-    return ok(f"{version}answers at {root}")
+        version = f" {(await subject.on_server.get('/version'))['version']}"
+    return ok(f"{name}{version} answers at {root}")
 
 
 async def key(subject: Subject) -> Finding:
@@ -72,7 +73,8 @@ async def model(subject: Subject) -> Finding:
             ends=True,
         )
     subject.served = entries[wanted]
-    return ok(f"{wanted!r} is served, from {subject.served.get('root')}")
+    place = subject.served.get("root")
+    return ok(f"{wanted!r} is served{f', from {place}' if place else ''}")
 
 
 async def writes(subject: Subject) -> Finding:
@@ -116,9 +118,13 @@ async def pools(subject: Subject) -> Finding:
 
 async def tokens_of(subject: Subject, text: str) -> list[int] | None:
     """The server's tokens of a text; None where it does not tell."""
-    body = {"model": subject.entry.model, "prompt": text, "add_special_tokens": False}
+    body = {"prompt": text, "add_special_tokens": False}
+
+    async def post(path: str, asked: dict[str, Any]) -> Any:
+        return await subject.on_server.post(path, {"model": subject.entry.model, **asked})
+
     with suppress(ModelServerError, KeyError, TypeError):
-        return list((await subject.on_server.post("/tokenize", body))["tokens"])
+        return await dialect_of(subject.served).tokens(post, body)
     return None
 
 
