@@ -187,8 +187,8 @@ def _behind(state: TrimState) -> tuple[list[LargeCall], list[LargeCall]]:
     """The calls right behind a state that may be lost, and all calls of its run."""
     known = _calls.of(state["run"]["id"])
     last = state.get("charged_call")
-    at_work = (one for one in known if one.behind == last)
-    found = [one for one in at_work if one.raised or one.invocation is None or not one.invocation.at_work]
+    made = (one for one in known if one.behind == last)
+    found = [one for one in made if one.raised or one.invocation is None or not one.invocation.at_work]
     return found, known
 
 
