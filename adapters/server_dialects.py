@@ -26,18 +26,20 @@ class Dialect:
         renders: Whether the server returns the tokens of a conversation without answering it. Where it does
             not, its chat endpoint must continue a text exactly by itself.
         takes_text: Whether a completion's prompt may be a text that is tokenised as it is; else ids are sent.
-        fields: Further fields of every generation request.
     """
 
     name = "vLLM"
     renders = True
     takes_text = True
-    fields: Mapping[str, Any] = {}
 
     def max_model_len(self, entry: Mapping[str, Any]) -> int | None:
         """Longest sequence in tokens, from the model's entry in ``/v1/models``."""
         length = entry.get("max_model_len")
         return length if isinstance(length, int) else None
+
+    def adapted(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The sampling part of a generation request in this dialect."""
+        return body
 
     async def tokens(self, post: Post, body: dict[str, Any]) -> list[int]:
         """Token ids of a text (``prompt``) or of a conversation (``messages``)."""
@@ -73,12 +75,19 @@ class LlamaCpp(Dialect):
 
     name = "llama.cpp"
     takes_text = False
-    fields: Mapping[str, Any] = {"verbose": True, "response_fields": ["stop_type", "stopping_word"]}
 
     def max_model_len(self, entry: Mapping[str, Any]) -> int | None:
         """Longest sequence of one slot in tokens, where the server names it."""
         length = (entry.get("meta") or {}).get("n_ctx")
         return length if isinstance(length, int) else None
+
+    def adapted(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The sampling part of a generation request in this dialect."""
+        if (
+            "logprobs" in body
+        ):  # as many as alternatives: with none of them it tells nothing of the token itself
+            body = {**body, "logprobs": max(1, body["logprobs"])}
+        return {**body, "verbose": True, "response_fields": ["stop_type", "stopping_word"]}
 
     async def tokens(self, post: Post, body: dict[str, Any]) -> list[int]:
         """Token ids of a text or of a conversation."""

@@ -128,7 +128,7 @@ class VLLMPrompts:
         raw = facts.raw or ids is not None
         if facts.raw and ids is None and not facts.dialect.takes_text:
             ids = await self.tokenize(await self._render(turns) + text)
-        body: dict[str, Any] = {"model": self.model, **sampling(settings, raw=raw), **facts.dialect.fields}
+        body = {"model": self.model, **facts.dialect.adapted(sampling(settings, raw=raw))}
         if facts.max_model_len is not None:
             # vLLM cuts max_tokens to the room behind the prompt, but refuses more than its whole length.
             body["max_tokens"] = min(settings.max_tokens, facts.max_model_len)
@@ -255,7 +255,7 @@ class VLLMPrompts:
         length = dialect.max_model_len(entry)
         if self.continuation == "raw" and not dialect.renders:
             raise ModelServerError(
-                f"continuation='raw' needs a server that renders a conversation; that at {self.server.root} is "
+                f"continuation='raw' needs a server that renders a conversation; {self.server.root} is a "
                 f"{dialect.name}, which does not: leave continuation at 'auto', and max_batch_size at 1"
             )
         if self.continuation == "chat" or not dialect.renders:

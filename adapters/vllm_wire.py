@@ -136,7 +136,7 @@ class Answer:
         self.begun = True
         self.model = event.get("model") or self.model
         text = self._add_choice(event)
-        if usage := event.get("usage"):
+        if usage := event.get("usage") or _llama_cpp_usage(event):
             self._add_usage(usage)
         elif text:
             self.usage_known = False
@@ -320,6 +320,17 @@ def _stop_reported(choice: dict[str, Any], event: dict[str, Any]) -> tuple[str, 
     if verbose.get("stop_type") in ("eos", "word"):
         return "stop_type", verbose.get("stopping_word") if verbose["stop_type"] == "word" else None
     return "", None
+
+
+def _llama_cpp_usage(event: dict[str, Any]) -> dict[str, Any] | None:
+    """The tokens so far, which llama.cpp's server reports with each event where it is asked to be verbose."""
+    verbose = event.get("__verbose") or {}
+    if "tokens_predicted" not in verbose:
+        return None
+    return {
+        "prompt_tokens": verbose.get("tokens_evaluated"),
+        "completion_tokens": verbose["tokens_predicted"],
+    }
 
 
 def _index(choice: dict[str, Any]) -> int:
