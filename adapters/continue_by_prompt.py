@@ -23,8 +23,9 @@ from .call_settings import stop_strings
 from .chat_prompt import without_reasoning
 from .foreign_answer import configured_name, cut_short, failed_attempts, model_name, refusal, span_probability
 from .inner_model import call_names, chat_model_inside, continues_exactly, unaskable
-from .prompted_step import PromptedStep, read_step, request
+from .prompted_step import DONE, PromptedStep, read_step, request
 from .protocols import ChatModelContractError
+from .stop_reasons import classify, provider_reason
 from .usage import TokenCounter, reports_usage
 
 _AS_KNOWN = "as known"
@@ -210,9 +211,13 @@ class ContinueByPrompt(BaseChatModel):
         if self.send_stop and self.delimiter in stops and not said.strip() and not truncated:
             # It may have begun with the stop string itself: not a sign that the solution is over.
             found = PromptedStep("", "delimiter", stops[0], ())
+        reason = provider_reason(answer.response_metadata)
+        finish = "length" if found.end == "length" else "stop"
+        if reason is not None and classify(reason) == "unknown" and found.end == "eos" and DONE not in said:
+            finish = reason  # only the mark says that the solution is over
         metadata: dict[str, Any] = {
             "model_name": model_name(answer, self.model),
-            "finish_reason": "length" if found.end == "length" else "stop",
+            "finish_reason": finish,
             "stop_reason": found.stop,
             "continuation": "prompt",
         }

@@ -152,6 +152,13 @@ def test_a_refusal_is_no_end_of_the_solution(text):
     assert caught.value.attempts == {"count": 1, "input_tokens": 20, "output_tokens": 7, "unknown": 0}
 
 
+def test_only_the_mark_ends_a_solution_where_the_reason_is_not_known():
+    whole = [*SOFAR[:-1], AIMessage("One.\n\n")]
+    for text, finish in (("Two.\n[[DONE]]", "stop"), ("Two.", "brand_new")):
+        model = ContinueByPrompt(Foreign(said(text, finish_reason="brand_new")))
+        assert model.invoke(whole).response_metadata["finish_reason"] == finish
+
+
 def test_an_empty_answer_that_has_ended_is_the_end():
     assert ask(said("", finish_reason="end_turn"))[0].response_metadata["stop_reason"] is None
 
