@@ -152,7 +152,7 @@ class VLLMProcessReward:
         asked: PRMInput | None = None
         route = self._server.route(question)
 
-        async def attempt() -> Any:
+        async def attempt(asked: PRMInput) -> Any:
             answer = await self._requests[route.root].ask(asked)
             if isinstance(answer, ModelServerError):
                 raise answer
@@ -164,7 +164,7 @@ class VLLMProcessReward:
             asked = await asyncio.to_thread(
                 ready.format.encode, question, texts, max_tokens=ready.max_model_len
             )
-            answer = await route.retrying(attempt)
+            answer = await route.retrying(partial(attempt, asked))
         except ModelServerError as error:
             said = f"the PRM {self.model} gave no scores: {error}"
             if ready is not None and error.status in (400, 404, 501):

@@ -43,11 +43,11 @@ class Dialect:
 
     async def tokens(self, post: Post, body: dict[str, Any]) -> list[int]:
         """Token ids of a text (``prompt``) or of a conversation (``messages``)."""
-        return [int(token) for token in (await post("/tokenize", body))["tokens"]]
+        return [int(token) for token in await _asked(post, "/tokenize", body, "tokens")]
 
     async def text(self, post: Post, tokens: list[int]) -> str:
         """The text of token ids, special tokens included."""
-        return str((await post("/detokenize", {"tokens": tokens}))["prompt"])
+        return str(await _asked(post, "/detokenize", {"tokens": tokens}, "prompt"))
 
 
 class SGLang(Dialect):
@@ -67,7 +67,8 @@ class SGLang(Dialect):
 
     async def text(self, post: Post, tokens: list[int]) -> str:
         """The text of token ids, special tokens included."""
-        return str((await post("/detokenize", {"tokens": tokens, "skip_special_tokens": False}))["text"])
+        asked = {"tokens": tokens, "skip_special_tokens": False}
+        return str(await _asked(post, "/detokenize", asked, "text"))
 
 
 class LlamaCpp(Dialect):
@@ -95,22 +96,30 @@ class LlamaCpp(Dialect):
         if content is None:
             content, begins = await self._rendered(post, body), True
         asked = {"content": content, "add_special": begins, "parse_special": True}
-        return [int(token) for token in (await post("/tokenize", asked))["tokens"]]
+        return [int(token) for token in await _asked(post, "/tokenize", asked, "tokens")]
 
     async def text(self, post: Post, tokens: list[int]) -> str:
         """The text of token ids, special tokens included."""
-        return str((await post("/detokenize", {"tokens": tokens}))["content"])
+        return str(await _asked(post, "/detokenize", {"tokens": tokens}, "content"))
 
     @staticmethod
     async def _rendered(post: Post, body: dict[str, Any]) -> str:
         try:
-            return str((await post("/apply-template", body))["prompt"])
+            return str(await _asked(post, "/apply-template", body, "prompt"))
         except ModelServerError as error:
             if error.status != 500:
                 raise
             raise ModelServerError(
                 str(error), 400
             ) from error  # what a chat template refuses is no fault of its server
+
+
+async def _asked(post: Post, path: str, body: dict[str, Any], field: str) -> Any:
+    """A field of an answer; without it the answer is another endpoint's: a gateway has none of that name."""
+    answer = await post(path, body)
+    if field not in answer:
+        raise ModelServerError(f"the answer of {path} could not be read: it has no {field!r}", 404)
+    return answer[field]
 
 
 _BY_OWNER = {"sglang": SGLang(), "llamacpp": LlamaCpp()}

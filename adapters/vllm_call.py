@@ -274,7 +274,8 @@ class VLLMCall:
             if left < 1:
                 failed = self._failed or f"{self._server.root} took the answer apart (a reasoning parser)"
                 said = f"{failed}; what it may have generated leaves no tokens for another attempt"
-                raise ModelServerError(said, self._failed and self._failed.status) from self._failed
+                status = None if self._failed is None else self._failed.status
+                raise ModelServerError(said, status) from self._failed
         return left
 
     def _take(self, event: dict[str, Any]) -> str:

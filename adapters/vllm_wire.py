@@ -343,8 +343,11 @@ def _content(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     parts = content if isinstance(content, list) else [None]
-    if all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
-        return "".join(str(part.get("text") or "") for part in parts)
+    texts = [
+        part.get("text") or "" for part in parts if isinstance(part, dict) and part.get("type") == "text"
+    ]
+    if len(texts) == len(parts):
+        return "".join(map(str, texts))
     raise AnswerError(f"its content is no text: {str(content)[:100]}")
 
 
