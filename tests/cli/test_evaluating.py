@@ -499,9 +499,11 @@ def test_a_judge_that_is_the_large_model(world, models, run, monkeypatch):
     own, usual = rows_of("run", "judge-7of9"), rows_of("run", "threshold-0.5")
     assert [row["solution"] for row in own] == [row["solution"] for row in usual]
     for row, other in zip(own, usual, strict=True):
-        read = row["tokens"]["scorer"]
+        read, written = row["tokens"]["scorer"], row["tokens"]["scorer_output"]
         assert read > 0
-        assert row["cost"] - read / 1e6 == pytest.approx(other["cost"] - other["tokens"]["scorer"] / 1e7)
+        assert written > 0
+        judging = (read + 9 * written) / 1e6
+        assert row["cost"] - judging == pytest.approx(other["cost"] - other["tokens"]["scorer"] / 1e7)
     policy = read_run("run").settings["arms"]["judge-7of9"]["policy"]
     assert policy == {"type": "threshold", "t": 7 / 9, "scorer": {"type": "llm_judge", "model": "large"}}
 

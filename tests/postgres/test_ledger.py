@@ -68,5 +68,5 @@ def test_a_table_that_is_none_of_a_ledger_is_refused(database, monkeypatch):
     monkeypatch.setenv("TRIM_TEST_LEDGER", database)
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("CREATE TABLE trim_reserved (account TEXT, seats INTEGER)")
-    with pytest.raises(SettingsError, match="a table trim_reserved that lacks entry, large_calls"):
+    with pytest.raises(SettingsError, match="its table trim_reserved has the columns account, seats"):
         open_ledger("env:TRIM_TEST_LEDGER").__enter__()

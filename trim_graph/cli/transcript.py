@@ -25,6 +25,7 @@ WHY = {
     "no_step": "the model wrote nothing that is a step",
     "failed": "no model was left to write the next step",
     "person": "who was asked ended it",
+    "middleware": "another middleware ended the agent",
 }
 _INDENT = " " * 27
 
