@@ -31,6 +31,9 @@ def _checked_variable(name: str | None) -> str | None:
 class ChatVLLM(VLLMChatModel):
     r"""A model that a vLLM server serves (``vllm serve MODEL --enable-prompt-tokens-details``).
 
+    An SGLang server or llama.cpp's ``llama-server`` will do too: the first call reads from the server's list
+    of models which one it is (see `server_dialects`).
+
     A conversation that ends in an AIMessage is continued right after the bytes of that message. Where the
     model's chat template would change them (it trims, or adds a thinking block), the template is rendered
     once and the text appended to it; that is found out at the first call. A template without a role for
@@ -42,24 +45,30 @@ class ChatVLLM(VLLMChatModel):
     as token ids over ``/v1/completions``. A text that cannot be looked at (no ``/tokenize``) or written as
     plain text is refused.
 
-    The answer's ``response_metadata`` holds ``model_name``, ``finish_reason`` (``"stop"`` or ``"length"``),
-    ``stop_reason`` (the stop string met, or None at the end of sequence), ``timed_out=True`` where a
+    The answer's ``response_metadata`` holds ``model_name``, ``finish_reason`` as the server names it
+    (``"stop"``, ``"length"``; see `stop_reasons`), ``stop_reason`` (the stop string met, or None at the end
+    of sequence), ``timed_out=True`` where a
     ``timeout`` cut it, ``prompt_opens_thought=True`` where the chat template opens one, with
     ``logprobs=True`` ``mean_token_probability`` as in `ChatTransformers`, with ``top_logprobs`` the raw
     ``logprobs``, with ``first_token_entropy=True`` a lower bound of the first token's entropy in nats and the
     ``untold_probability`` of the tokens it does not rest on (see `entropy_logprobs`), and
-    ``failed_attempts`` where some were, with the tokens known of them.
-    ``usage_metadata`` counts those too, and tells prompt tokens served from the cache where the server does.
+    ``failed_attempts`` where some were, with the tokens known of them. ``usage_metadata`` counts those too,
+    and prompt tokens served from the cache where the server reports them. Of an answer whose tokens the
+    server does not report it holds ``max_tokens`` and an upper bound of the prompt, and
+    ``response_metadata["usage_upper_bound"]`` is True.
 
     Every call takes ``stop`` and, by keyword, ``max_tokens``, ``temperature``, ``top_p``, ``seed``,
-    ``logprobs``, ``top_logprobs``, ``first_token_entropy``, ``timeout`` and ``stop_when`` (a function of the
-    text so far that ends the answer; its ``stop_reason`` is ``"stop_when"``). Of the model's
+    ``logprobs``, ``top_logprobs``, ``first_token_entropy``, ``timeout``, ``stop_when`` (a function of the
+    text so far that ends the answer; its ``stop_reason`` is ``"stop_when"``) and ``retry_tokens`` (a function
+    of what failed attempts have used that limits the next one; see `RetryTokens`). Of the model's
     generation_config only the ends of sequence count. Cancelling a call, or leaving a stream, ends the
     request on the server.
 
     Raises:
         ContextLengthError: The conversation fills the model's context; by a call.
-        ModelServerError: The server is not there, refuses, or failed ``max_retries`` times more; by a call.
+        ModelServerError: The server is not there, refuses, failed ``max_retries`` times more, or gave an
+            answer that cannot be used: ended by a filter, or with numbers that cannot be true; by a call.
+        ChatModelContractError: The server does not report which stop string it met; by a call.
         TimeoutError: Nothing arrived within ``timeout``; by a call.
 
     Example:
