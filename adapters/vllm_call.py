@@ -61,8 +61,8 @@ class VLLMCall:
         self._lost = Lost()
         self._max_tokens = settings.max_tokens
         """Of the attempt at hand."""
-        self._prompt_bound = 0
-        """Upper bound of the prompt's tokens."""
+        self._prompt: Any = None
+        """As it was sent."""
         self._under_way = False
         """Whether a request was sent whose answer is neither whole nor counted as lost."""
         self._failed: ModelServerError | None = None
@@ -83,7 +83,13 @@ class VLLMCall:
     @property
     def usage(self) -> UsageMetadata:
         """The answer's ``usage_metadata``."""
-        return usage_of(self.answer, self._lost, most_read=self._prompt_bound, most_written=self._max_tokens)
+        most_read = 0 if self.answer.usage_known else self._prompt_bound()
+        return usage_of(self.answer, self._lost, most_read=most_read, most_written=self._max_tokens)
+
+    def _prompt_bound(self) -> int:
+        """Upper bound of the prompt's tokens."""
+        # A token is at least a byte of the text, or one of a template's marks, which are shorter than JSON's.
+        return len(json.dumps(self._prompt, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
     async def finish(self) -> None:
         """Get the whole answer.
@@ -254,9 +260,7 @@ class VLLMCall:
         self._max_tokens = self._granted()
         settings = replace(self._settings, max_tokens=self._max_tokens)
         path, body = await self._prompts.request(self._messages, settings)
-        prompt = body.get("prompt", body.get("messages"))
-        # A token is at least a byte of the text, or one of a template's marks, which are shorter than JSON's.
-        self._prompt_bound = len(json.dumps(prompt, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        self._prompt = body.get("prompt", body.get("messages"))
         self._under_way = True
         if self._prompts.keeps_stop and self._settings.stop:
             body |= _KEEP_STOP
