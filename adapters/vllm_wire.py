@@ -135,11 +135,11 @@ class Answer:
         """
         self.begun = True
         self.model = event.get("model") or self.model
+        # Where the event cannot be read, what was reported before does not count what it brought.
+        known, self.usage_known = self.usage_known, False
         text = self._add_choice(event)
-        if usage := event.get("usage") or _llama_cpp_usage(event):
-            self._add_usage(usage)
-        elif text:
-            self.usage_known = False
+        usage = event.get("usage") or _llama_cpp_usage(event)
+        self.usage_known = self._add_usage(usage) if usage else known and not text
         return text
 
     def _add_choice(self, event: dict[str, Any]) -> str:
@@ -171,16 +171,22 @@ class Answer:
         # A token id is one of several ends of sequence that the model's generation_config names.
         self.stop_reason = reason if isinstance(reason, str) else None
 
-    def _add_usage(self, usage: dict[str, Any]) -> None:
+    def _add_usage(self, usage: dict[str, Any]) -> bool:
+        """Read what an event reports; tell whether that counts all that has arrived."""
         read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         if read is not None:
             self.input_tokens = _count("prompt_tokens", read)
         if written is not None:
             self.output_tokens = _count("completion_tokens", written)
-            self.usage_known = bool(self.input_tokens)
         if cached is not None:
             self.cached_tokens = min(_count("cached_tokens", cached), self.input_tokens)
+        return written is not None and bool(self.input_tokens)
+
+    @property
+    def counted(self) -> bool:
+        """Whether the tokens of all that has arrived are known: a text of no tokens tells none."""
+        return self.usage_known and bool(self.output_tokens or not (self.text or self.reasoned))
 
     def stop(self) -> None:
         """End it here: its own `StopWhen` said so."""
@@ -240,7 +246,7 @@ class Lost:
                 come to its end are unknown.
         """
         self.attempts += 1
-        if answer.usage_known and (told or answer.finish_reason is not None):
+        if answer.counted and (told or answer.finish_reason is not None):
             self.input_tokens += answer.input_tokens
             self.output_tokens += answer.output_tokens
         elif worked_on or answer.begun:
@@ -283,7 +289,7 @@ def metadata_of(
         metadata["timed_out"] = True
     if lost.attempts:
         metadata["failed_attempts"] = lost.reported
-    if not answer.usage_known:
+    if not answer.counted:
         metadata["usage_upper_bound"] = True
     return metadata
 
@@ -298,7 +304,7 @@ def usage_of(answer: Answer, lost: Lost, *, most_read: int = 0, most_written: in
         most_written: Most tokens it could generate, charged likewise.
     """
     read, written = answer.input_tokens, answer.output_tokens
-    if not answer.usage_known:
+    if not answer.counted:
         read, written = read or most_read, max(written, most_written)
     read, written = read + lost.input_tokens, written + lost.output_tokens
     usage = UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)

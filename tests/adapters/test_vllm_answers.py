@@ -243,7 +243,25 @@ REFUSED = {
         False,
         document(usage={"prompt_tokens": 10, "completion_tokens": 0}),
         "0 completion_tokens",
-        0,
+        1,
+    ),
+    "text without tokens in a stream": (
+        True,
+        stream(event("hi", finish="stop", usage={"prompt_tokens": 10, "completion_tokens": 0}), DONE),
+        "0 completion_tokens",
+        1,
+    ),
+    "text without tokens that breaks off": (
+        True,
+        stream(event("hi", usage={"prompt_tokens": 10, "completion_tokens": 0})),
+        "broke off",
+        2,
+    ),
+    "text after which usage cannot be true": (
+        True,
+        stream(event("hi ", usage=U), event("you", usage={"prompt_tokens": 10, "completion_tokens": -1})),
+        "completion_tokens=-1",
+        1,
     ),
     "usage that is no mapping": (False, document(usage=[1]), "no completion", 1),
     "an error with status 200": (
