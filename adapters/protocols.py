@@ -84,6 +84,9 @@ class FailedAttempts(TypedDict):
     """Attempts that broke off without a report of their tokens."""
     unknown_tokens: NotRequired[int]
     """Most tokens that those may have generated; without it each may have generated ``max_tokens``."""
+    overshoot_tokens: NotRequired[int]
+    """Tokens reported beyond what each attempt was granted; without it no attempt was granted less than
+    ``max_tokens``."""
 
 
 class TrimError(Exception):
@@ -115,7 +118,15 @@ class ScorerError(TrimError):
 
 
 class ChatModelContractError(TrimError):
-    """A chat model's answer lacks what step-level routing needs; the message says what."""
+    """A chat model's answer lacks what step-level routing needs; the message says what.
+
+    Attributes:
+        attempts: What the attempts of the call have used; None where nobody counted.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.attempts: FailedAttempts | None = None
 
 
 class ModelServerError(TrimError):

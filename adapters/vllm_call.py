@@ -218,7 +218,11 @@ class VLLMCall:
             "stop": [" "],
         }
         self._under_way = True
-        self._take(await self._server.post_once("/v1/chat/completions", body | _KEEP_STOP))
+        try:
+            self._take(await self._server.post_once("/v1/chat/completions", body | _KEEP_STOP))
+        except ModelServerError as error:
+            self._lose(error)
+            raise
         self._prompts.keeps_stop = self.answer.text.endswith(" ")
         self._lose()
         if not self._prompts.keeps_stop:
@@ -311,9 +315,9 @@ class VLLMCall:
         """Let an error that ends the call report what its attempts have used, the one at hand included."""
         try:
             yield
-        except ModelServerError as error:
+        except (ModelServerError, ChatModelContractError) as error:
             if self._under_way:
-                self._lose(error)
+                self._lose(error if isinstance(error, ModelServerError) else None)
             error.attempts = self._lost.reported
             raise
         except (TimeoutError, asyncio.CancelledError) as error:

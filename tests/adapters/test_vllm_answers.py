@@ -497,8 +497,8 @@ class TestWhichStopStringWasMet:
 
     STEPS = "Step 1.\n\nStep 2."
 
-    def connect(self, monkeypatch, *, honours: bool):
-        """A server whose gateway drops ``stop_reason``."""
+    def connect(self, monkeypatch, *, honours: bool, check=None):
+        """A server whose gateway drops ``stop_reason``; ``check`` is what becomes of a check for that."""
 
         def answer(request):
             asked = json.loads(request.content)
@@ -509,6 +509,8 @@ class TestWhichStopStringWasMet:
                 if stop in text:
                     keeps = honours and asked.get("include_stop_str_in_output")
                     text = text[: text.index(stop)] + (stop if keeps else "")
+            if check is not None and "weather" in turns[0]["content"]:
+                return check
             made = document(text)
             del made["choices"][0]["stop_reason"]
             return httpx.Response(200, json=made)
@@ -533,8 +535,27 @@ class TestWhichStopStringWasMet:
         _, model = self.connect(monkeypatch, honours=False)
         with pytest.raises(
             ChatModelContractError, match=r"at http://odd\d+.test does not report .*matched_stop"
-        ):
+        ) as raised:
             model.invoke("q", stop=["\n\n"])
+        spent = {"count": 2, "input_tokens": 20, "output_tokens": 10, "unknown": 0}
+        assert raised.value.attempts == spent
+
+    def test_a_check_that_fails_is_charged(self, monkeypatch):
+        _, model = self.connect(monkeypatch, honours=True, check=httpx.Response(504))
+        model = model.model_copy(update={"max_retries": 0})
+        model.model_post_init(None)
+        with pytest.raises(ModelServerError, match="504") as raised:
+            model.invoke("q", stop=["\n\n"])
+        attempts = raised.value.attempts
+        assert (attempts["output_tokens"], attempts["unknown_tokens"]) == (5, 16)
+
+    def test_a_check_that_fails_is_charged_where_another_attempt_is_made(self, monkeypatch):
+        monkeypatch.setattr(vllm_server, "_backoff", lambda state: 0.0)
+        _, model = self.connect(monkeypatch, honours=True, check=httpx.Response(504))
+        with pytest.raises(ModelServerError, match="504") as raised:
+            model.invoke("q", stop=["\n\n"])
+        attempts = raised.value.attempts
+        assert (attempts["unknown"], attempts["output_tokens"]) == (4, 20)
 
     def test_no_stop_string_no_question(self, monkeypatch):
         server, model = self.connect(monkeypatch, honours=False)
