@@ -434,3 +434,10 @@ def test_a_limit_on_money_needs_prices(make):
         rig.ask(context={"budget": {"large_cost": 0.5}})
     assert rig.unasked
     make(budget={"large_cost": 0.5}, prices={"large": {"output": 1}}).ask()
+
+
+def test_a_limit_on_cost_is_refused_where_a_cache_is_dearer_than_what_bounds_a_prompt(make):
+    prices = {"large": {"output": 1, "cached_input": 0.1}}
+    with pytest.raises(SettingsError, match=r"prices\.large\.cached_input is 0\.1.*budget\.large_cost"):
+        make(prices=prices, budget={"large_cost": 0.5})
+    make(prices=prices, budget={"large_tokens": 5})

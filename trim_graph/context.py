@@ -233,10 +233,11 @@ def _read(stored: dict[str, Any], run: str) -> Settings:
 
 
 def check_prices(settings: Settings) -> Settings:
-    """Refuse a limit on money where nothing costs any: it would limit nothing, without a word.
+    """Refuse a limit on money that prices cannot bound.
 
     Raises:
-        SettingsError: The budget or an allowance limits the cost of a large model that has no price.
+        SettingsError: The budget or an allowance limits the cost of a large model that has no price, so that
+            it would limit nothing; or one that is dearer where a prompt comes from a cache.
     """
     price, allowances = settings.prices.large, settings.allowances
     for name, limits in (
@@ -248,6 +249,13 @@ def check_prices(settings: Settings) -> Settings:
             raise SettingsError(
                 f"{name}.large_cost is {limits.large_cost:g}, but the large model has no price, so it would "
                 "cost nothing: give prices.large its input and output, per million tokens"
+            )
+        dear = price.cached_input is not None and price.cached_input > price.input
+        if limits is not None and limits.large_cost is not None and dear:
+            raise SettingsError(
+                f"prices.large.cached_input is {price.cached_input:g}, more than prices.large.input "
+                f"({price.input:g}), by which {name}.large_cost bounds a prompt: give a token from a cache at "
+                "most the price of another one"
             )
     return settings
 
