@@ -234,6 +234,8 @@ class Lost:
     """Attempts that the server may have worked on without reporting their tokens."""
     unknown_tokens: int = 0
     """Most tokens that those may have generated."""
+    overshoot_tokens: int = 0
+    """Tokens reported beyond the most that an attempt could generate."""
 
     def add(self, answer: Answer, *, max_tokens: int, worked_on: bool, told: bool = True) -> None:
         """Count an attempt that failed.
@@ -249,6 +251,7 @@ class Lost:
         if answer.counted and (told or answer.finish_reason is not None):
             self.input_tokens += answer.input_tokens
             self.output_tokens += answer.output_tokens
+            self.overshoot_tokens += max(0, answer.output_tokens - max_tokens)
         elif worked_on or answer.begun:
             self.unknown += 1
             self.unknown_tokens += max_tokens
@@ -264,6 +267,8 @@ class Lost:
         )
         if self.unknown:
             found["unknown_tokens"] = self.unknown_tokens
+        if self.overshoot_tokens:
+            found["overshoot_tokens"] = self.overshoot_tokens
         return found
 
 

@@ -85,12 +85,14 @@ class RetryGrant:
             something ends it, and `route` asks the accounts anew.
 
     Attributes:
+        max_tokens: Of the attempt at hand.
         exhausted_limit: Name of the limit that left nothing; None while there was something left.
     """
 
     def __init__(self, call: Call, *, reserved: bool = False) -> None:
         self._call = call
         self._reserved = reserved
+        self.max_tokens = call.order["max_tokens"]
         self.exhausted_limit: str | None = None
 
     def __call__(self, lost: FailedAttempts) -> int:
@@ -101,14 +103,14 @@ class RetryGrant:
             return 0
         spend = charge_lost(call.spend, "large", lost, **call.charge())
         left = budget_left(call.settings.budget, spend, call.settings.prices)
-        granted, self.exhausted_limit = grant(
+        self.max_tokens, self.exhausted_limit = grant(
             call.settings.budget,
             left,
             call.settings.prices,
             wanted=call.order["max_tokens"],
             prompt_tokens=call.prompt_tokens,
         )
-        return granted
+        return self.max_tokens
 
 
 def estimate_of(call: Call, counter: TokenCounter | None, prompt: Sequence[BaseMessage]) -> Estimate | None:
@@ -235,11 +237,20 @@ def charged_if_left(call: Call) -> Iterator[None]:
 
 
 def charged(call: Call, update: dict[str, Any]) -> dict[str, Any]:
-    """Name a large call in the update that charges for it, and remember it until that is stored."""
+    """Name a large call in the update that charges for it, and remember it until that is stored.
+
+    A charge for tokens that nobody told is noted.
+    """
     if call.order["writer"] != "large":
         return update
     _remember(call, update["spend"], raised=False)
-    return update | {"charged_call": call.id}
+    update = update | {"charged_call": call.id}
+    tokens = update["spend"]["unaccounted_tokens"] - call.spend["unaccounted_tokens"]
+    notes, note = update.get("notes", call.notes), _told("did not tell all that it had generated", tokens)
+    if not tokens or note in notes or update.get("stopped") == "deadline":  # which has a note of its own
+        return update
+    emit("note", text=note)
+    return update | {"notes": [*notes, note]}
 
 
 def _remember(call: Call, spend: Spend, *, raised: bool) -> None:
@@ -333,11 +344,12 @@ def billed(call: Call, reply: Reply, metadata: dict[str, Any], seconds: float) -
         "output_tokens": before["output_tokens"] + reply.output_tokens,
         "cached_tokens": before["cached_tokens"] + reply.cached_tokens,
     }
+    lost = told_of_retries(metadata, writer)
     if writer == "large":
-        spend["overshoot_tokens"] += max(0, reply.output_tokens - call.order["max_tokens"])
-    if (lost := told_of_retries(metadata, writer)) is not None:
-        spend = charge_attempts(spend, writer, lost, **call.charge())
-    return spend
+        written = reply.output_tokens - (lost["output_tokens"] if lost else 0)
+        most = call.retry.max_tokens if call.retry else call.order["max_tokens"]
+        spend["overshoot_tokens"] += max(0, written - most)
+    return spend if lost is None else charge_attempts(spend, writer, lost, **call.charge())
 
 
 def with_notes(call: Call, added: Sequence[str]) -> list[str]:

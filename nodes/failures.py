@@ -130,6 +130,8 @@ def charge_attempts(
     charged[writer] = {**spend[writer], "failed_attempts": spend[writer]["failed_attempts"] + lost["count"]}
     if writer == "large":
         tokens = lost.get("unknown_tokens", lost["unknown"] * max_tokens)
+        beyond = max(0, lost["output_tokens"] - lost["count"] * max_tokens)
+        charged["overshoot_tokens"] += lost.get("overshoot_tokens", beyond)
         charged["unaccounted_tokens"] += tokens
         charged["unaccounted_cost"] += prices.large.cost(lost["unknown"] * prompt_tokens, tokens)
     return charged
@@ -177,4 +179,6 @@ def read_attempts(metadata: dict[str, Any]) -> FailedAttempts | None:
     )
     if "unknown_tokens" in reported:
         found["unknown_tokens"] = int(reported["unknown_tokens"])
+    if "overshoot_tokens" in reported:
+        found["overshoot_tokens"] = int(reported["overshoot_tokens"])
     return found

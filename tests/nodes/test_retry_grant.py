@@ -5,7 +5,7 @@ import itertools
 import httpx
 import pytest
 
-from tests.adapters.recorded_server import RecordedServer, chat_answer, failed
+from tests.adapters.recorded_server import RecordedServer, chat_answer, chat_events, failed, streamed
 from trim_graph import Allowances, Budget, ModelPrice, Prices, TrimContext, create_trim_graph, open_ledger
 from trim_graph.adapters import ChatVLLM, http_pool, vllm_server
 from trim_graph.policies import threshold
@@ -101,3 +101,48 @@ def test_a_server_that_stays_away_is_given_up(run):
         used = ledger.used("user:ada").large_tokens
     assert len(asked) <= 3
     assert used == trim["tokens"]["large_unaccounted"] == sum(asked)
+
+
+def aborted(tokens):
+    """A stream that breaks off behind so many tokens, which it has reported."""
+    events = chat_events(*["a "] * tokens)
+    for event in events:
+        if event["choices"] and event["choices"][0]["finish_reason"]:
+            event["choices"][0]["finish_reason"] = "abort"
+    return streamed(events)
+
+
+STREAMS = {"budget": Budget(seconds=1000, large_tokens=230)}
+
+
+def test_what_failed_attempts_wrote_before_is_no_overshoot(run):
+    trim, asked = run(aborted(60), streamed(chat_events(*["L "] * 80)), **STREAMS)
+    assert asked[:2] == [STEP, STEP]
+    assert trim["tokens"]["large"] + trim["tokens"]["large_discarded"] >= 140
+    assert trim["spend"]["overshoot_tokens"] == 0
+    assert not any("ignored max_tokens" in note for note in trim["notes"])
+
+
+def test_an_attempt_that_wrote_too_much_and_failed_is_an_overshoot(run):
+    trim, _ = run(aborted(120), streamed(chat_events(*["L "] * 20)), **STREAMS)
+    assert trim["spend"]["overshoot_tokens"] == 20
+
+
+def test_an_attempt_that_wrote_more_than_was_left_for_it_is_an_overshoot(run):
+    trim, asked = run(
+        BROKEN, chat_answer("L", finish="stop", spent=(30, 40)), budget=Budget(large_tokens=130)
+    )
+    assert asked == [STEP, 30]
+    assert trim["spend"]["overshoot_tokens"] == 10
+
+
+@pytest.mark.parametrize("ends", [[GOOD], []], ids=["made good", "given up"])
+def test_a_charge_for_tokens_that_nobody_told_is_noted(run, ends):
+    trim, _ = run(BROKEN, *ends, budget=Budget(large_tokens=STEP * 4), on_large_error="accept")
+    tokens = trim["tokens"]["large_unaccounted"]
+    assert tokens in (STEP, STEP * 4)
+    note = (
+        "a call of the large model did not tell all that it had generated; "
+        f"{tokens} tokens were charged for it"
+    )
+    assert trim["notes"].count(note) == 1
