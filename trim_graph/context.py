@@ -254,8 +254,8 @@ def check_prices(settings: Settings) -> Settings:
         if limits is not None and limits.large_cost is not None and dear:
             raise SettingsError(
                 f"prices.large.cached_input is {price.cached_input:g}, more than prices.large.input "
-                f"({price.input:g}), by which {name}.large_cost bounds a prompt: give a token from a cache at "
-                "most the price of another one"
+                f"({price.input:g}), by which {name}.large_cost bounds a prompt: give tokens from a cache at "
+                "most the price of others"
             )
     return settings
 
