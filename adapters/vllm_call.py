@@ -83,7 +83,7 @@ class VLLMCall:
     @property
     def usage(self) -> UsageMetadata:
         """The answer's ``usage_metadata``."""
-        most_read = 0 if self.answer.usage_known else self._prompt_bound()
+        most_read = 0 if self.answer.counted else self._prompt_bound()
         return usage_of(self.answer, self._lost, most_read=most_read, most_written=self._max_tokens)
 
     def _prompt_bound(self) -> int:
