@@ -42,6 +42,15 @@ def test_the_first_digit_written_is_the_rating():
     assert expected_score(content) == pytest.approx(3 / 9)
 
 
+def test_a_digit_in_a_thought_is_no_rating():
+    written = ["<think>", "maybe", " 3", "</th", "ink>", "\n", "8"]
+    content = [entry(token, [(token, 0.8)]) for token in written]
+    assert expected_score(content) == pytest.approx(8 / 9)
+    assert expected_score(content[1:]) == pytest.approx(8 / 9)  # its prompt had opened the thought
+    assert expected_score(content[:3]) is None
+    assert expected_score(content[:5]) is None
+
+
 def test_next_to_no_probability_of_digits_is_no_rating():
     assert expected_score([entry("I", [("I", 0.95), ("7", 0.04)])]) is None
     assert expected_score([entry("I", [("I", 0.5), ("7", MIN_MASS * 1.01)])]) == pytest.approx(7 / 9)
@@ -71,7 +80,8 @@ def test_no_answer_of_a_server_breaks_it(content):
 
 
 READINGS = {"7": 7, " 7\n": 7, "Rating: 8": 8, "**9**": 9, "8/9": 8, "0": 0, "8.": 8}
-NONE = dict.fromkeys(["10", "8.5", "8,5", "85", "", "seven", "٣"])
+READINGS |= {"<think>maybe 3</think>\n8": 8, "maybe 3</think>8": 8}
+NONE = dict.fromkeys(["10", "8.5", "8,5", "85", "", "seven", "٣", "<think>3", "\n<think>3 of", "3</think>"])
 
 
 @pytest.mark.parametrize(("text", "digit"), [*READINGS.items(), *NONE.items()])
