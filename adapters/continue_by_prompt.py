@@ -215,6 +215,8 @@ class ContinueByPrompt(BaseChatModel):
         finish = "length" if found.end == "length" else "stop"
         if reason is not None and classify(reason) == "unknown" and found.end == "eos" and DONE not in said:
             finish = reason  # only the mark says that the solution is over
+        if answer.tool_calls or answer.invalid_tool_calls:
+            finish = "tool_calls"  # no text is not the end of the solution then
         metadata: dict[str, Any] = {
             "model_name": model_name(answer, self.model),
             "finish_reason": finish,

@@ -204,7 +204,7 @@ def _end(
 ) -> tuple[StepEnd, str, tuple[str, ...]]:
     """Why a step's answer stopped, the separator met, and notes."""
     finish = metadata.get("finish_reason")
-    kind = classify(finish) if isinstance(finish, str) else "ended"  # then stop_reason alone tells
+    kind = "ended" if finish is None else classify(str(finish))  # without one, stop_reason alone tells
     if kind in ("refused", "failed", "tools"):
         what = "called a tool, though none was offered" if kind == "tools" else "was ended"
         raise ModelServerError(f"the {writer} model's answer {what}: finish_reason={finish!r}", begun=True)

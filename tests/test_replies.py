@@ -25,6 +25,8 @@ def answer(text: str = "step", **metadata) -> AIMessage:
         ({"finish_reason": "stop", "stop_reason": "<|im_end|>"}, "eos"),
         ({"finish_reason": "length", "stop_reason": None}, "length"),
         ({"finish_reason": "length"}, "length"),
+        ({"finish_reason": 2, "stop_reason": None}, "length"),
+        ({"finish_reason": None, "stop_reason": None}, "eos"),
     ],
 )
 def test_the_stop_reason_tells_the_end_of_a_step_from_the_end_of_the_solution(metadata, end):

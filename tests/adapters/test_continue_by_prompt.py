@@ -22,6 +22,7 @@ from trim_graph.adapters import (
 from trim_graph.adapters.continue_by_prompt import as_writer
 from trim_graph.adapters.inner_model import call_names, chat_model_inside, continues_exactly
 from trim_graph.adapters.prompted_step import DONE, START
+from trim_graph.adapters.replies import read_reply
 from trim_graph.testing import ScriptedChatModel
 
 from .foreign import Foreign, said
@@ -150,6 +151,14 @@ def test_a_refusal_is_no_end_of_the_solution(text):
     with pytest.raises(ModelServerError, match="content_filter") as caught:
         ask(said(text, finish_reason="content_filter"))
     assert caught.value.attempts == {"count": 1, "input_tokens": 20, "output_tokens": 7, "unknown": 0}
+
+
+@pytest.mark.parametrize("kind", ["tool_calls", "invalid_tool_calls"])
+def test_a_call_of_a_tool_is_no_end_of_the_solution(kind):
+    call = {"name": "search", "args": {} if kind == "tool_calls" else "{", "id": "1", "error": None}
+    found, _ = ask(said("", finish_reason="tool_calls").model_copy(update={kind: [call]}))
+    with pytest.raises(ModelServerError, match="the small model's answer called a tool"):
+        read_reply(found, (D,), "small")
 
 
 def test_only_the_mark_ends_a_solution_where_the_reason_is_not_known():
