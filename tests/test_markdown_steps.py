@@ -51,6 +51,8 @@ APART = {
     "no heading": ("#one", "two"),
     "an indented number sign": ("    # one", "two"),
     "a rule": ("one", "two\n\n---"),
+    "bars of absolute values": ("|x - 3| < 5 holds", "|y| > 2 does not"),
+    "a row without a table": ("| a |", "| b |"),
     "a table and text": ("| a |\n|---|\n| 1 |", "two"),
     "code ends stray math": ("it costs $$ 5\n\n```\nx = 1\n```", "two"),
     "indentation": ("one  ", "  two"),

@@ -14,6 +14,8 @@ _OPENING = re.compile(rf"{_CONTAINERS}(?P<marks>`{{3,}}|~{{3,}})(?P<info>.*)")
 _CLOSING = re.compile(r"[ \t>]*(?P<marks>`{3,}|~{3,})[ \t\r]*$")
 _HEADING = re.compile(r" {0,3}#{1,6}(?:\s|$)")
 _UNDERLINE = re.compile(r" {0,3}(?:=+|-+)\s*$")
+_TABLE_RULE = re.compile(r"\s*\|[\s:|]*-[\s:|-]*$")
+"""The line below a table's head. Without one, lines that begin with ``|`` may be ``|x| < 3``."""
 _LATEX = re.compile(
     r"`+|\\[\\$]|\$\$|\\\[|\\\]|\\begin\s*\{(?P<begin>[^{}\n]*)\}|\\end\s*\{(?P<end>[^{}\n]*)\}"
 )
@@ -34,8 +36,8 @@ class Blocks:
         """Its marks, and the deepest column at which they may close it."""
         self._math: list[str] = []
         """What would close the math and the environments that are open, the innermost last."""
-        self._heading = self._row = self._paragraph = False
-        """What the last line was; a paragraph's may become a heading by the line under it."""
+        self._heading = self._table = self._paragraph = False
+        """What the last line was part of; a paragraph may become a heading by the line under it."""
 
     def may_end(self, line: str) -> bool:
         """Tell whether a block ends at the blank lines just read.
@@ -43,7 +45,7 @@ class Blocks:
         Args:
             line: The one that follows them, as far as it is known; its first letter will do.
         """
-        within_table = self._row and line.lstrip().startswith("|")
+        within_table = self._table and line.lstrip().startswith("|")
         return not (self._fence or self._math or self._heading or within_table)
 
     def add_blank(self) -> None:
@@ -52,8 +54,8 @@ class Blocks:
 
     def add(self, line: str) -> None:
         """Read a line that is not blank, whole."""
-        after_paragraph = self._paragraph
-        self._heading = self._row = self._paragraph = False
+        after_paragraph, after_table = self._paragraph, self._table
+        self._heading = self._table = self._paragraph = False
         if self._fence is not None:
             self._close_fence(line, *self._fence)
         elif self._open_fence(line):
@@ -64,7 +66,8 @@ class Blocks:
             if not within and not self._math:
                 underlined = after_paragraph and _UNDERLINE.match(line) is not None
                 self._heading = underlined or _HEADING.match(line) is not None
-                self._row = line.lstrip().startswith("|")
+                row = line.lstrip().startswith("|")
+                self._table = row and (after_table or _TABLE_RULE.match(line) is not None)
                 self._paragraph = not self._heading
 
     def _open_fence(self, line: str) -> bool:
