@@ -55,7 +55,8 @@ def test_those_that_have_expired_are_given_back_or_charged(spend, run):
     [
         (("list", "memory"), "memory is no ledger that lasts: give sqlite:PATH"),
         (("list", "sqlite:none.db"), "none.db: no such file"),
-        (("list", "rubbish"), "choose none, memory, sqlite:PATH"),
+        (("list", "rubbish"), "ledger is not one of the choices: choose memory, sqlite:PATH"),
+        (("list", "postgresql://me:secret@host/spend"), "ledger holds a password; set PGPASSWORD"),
         (
             ("release", "sqlite:spend.db", "--account", "user:ada"),
             "say which reservations: --entry ENTRY, or",

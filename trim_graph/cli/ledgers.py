@@ -7,7 +7,7 @@ import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from trim_graph.checkpoint import open_checkpointer
+from trim_graph.checkpoint import existing_place
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.ledger import Ledger, Reservation, open_ledger
 
@@ -60,7 +60,7 @@ def run_release(place: str, account: str, entry: str | None, *, expired: bool, c
 
 def _existing(place: str) -> AbstractContextManager[Ledger]:
     """Open a ledger that is there already."""
-    where = open_checkpointer(place).place
+    where = existing_place(place, "ledger")
     if not where.lasts:
         raise SettingsError(
             f"{place} is no ledger that lasts: give sqlite:PATH, postgresql://... or env:NAME"
