@@ -209,8 +209,9 @@ class LLMJudge:
         for index, answer in answers.items():
             cost = _cost(answer)
             used.update(cost)
-            used["input_tokens"] += cost["unknown"] * self._prompt_bound(form, index)
-            used["output_tokens"] += cost["unknown"] * self.max_tokens
+            if cost["unknown"]:
+                used["input_tokens"] += cost["unknown"] * self._prompt_bound(form, index)
+                used["output_tokens"] += cost["unknown"] * self.max_tokens
             try:
                 form.scores[index] = score = self._read(answer)
                 self._scores.put(form.keys[index], score)

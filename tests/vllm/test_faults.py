@@ -24,7 +24,17 @@ THREAD = {"configurable": {"thread_id": "1"}}
 NOT_RETRIED = {("small", "html"), ("large", "html"), ("scorer", "html"), ("scorer", "wrong_json")}
 """What answers with 200 and sense of its own is no server that will be right the next time."""
 
-WORKED_ON = {"drop", "drop_answer", "drop_midway", "truncate", "half_close", "stall", "garbage", "wrong_json"}
+WORKED_ON = {
+    "500",
+    "drop",
+    "drop_answer",
+    "drop_midway",
+    "truncate",
+    "half_close",
+    "stall",
+    "garbage",
+    "wrong_json",
+}
 """Faults of which nobody can tell whether the server has worked, and on how much."""
 
 

@@ -187,7 +187,7 @@ async def _another_prompt(subject: Subject, begun: str, answer: Any) -> Finding 
     if not dialect_of(subject.served).renders:
         return None
     read = (answer.usage_metadata or {}).get("input_tokens")
-    if count is None or not read:
+    if count is None or not read or "usage_upper_bound" in answer.response_metadata:
         return None
     meant = await in_thread(partial(count, conversation(subject, begun)))
     if read == meant:
