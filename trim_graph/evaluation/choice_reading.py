@@ -16,6 +16,7 @@ _STYLE = re.compile(r"\\(?:text(?:bf|rm|it|normal)?|math(?:bf|rm|it)|mbox|boldsy
 _LOOK = re.compile(
     r"\*\*|__|[$`\"\u201c\u201d]|\\[()\[\],;:! ]|~|\\(?:left|right|q?quad|displaystyle)(?![A-Za-z])"
 )
+_QUOTED = re.compile(r"(?<!\w)['\u2018]([(\[]?[A-Ja-j][)\]]?[.,]?)['\u2019](?!\w)")
 
 _BRACKETED = r"[(\[]\s*([A-Ja-j])\s*[)\]]"
 _OPTION = r"(?:(?:option|choice|letter)\s*:?\s*)"
@@ -38,8 +39,9 @@ _CHOSEN = re.compile(
     rf"(?i:{_ANSWER_IS}){_LETTER}|(?<![\w(\[])(?:{_BRACKETED}|([A-Ja-j]))(?i:{_IS_RIGHT})"
     rf"|\b(?i:choose|pick|select)\s+(?i:{_OPTION})?(?:{_BRACKETED}|([A-J]){_ENDS})"
 )
+_NOT = r"(?<!not )(?<!not be )(?<!n['\u2019]t )(?<!n['\u2019]t be )"
 _ALONE = re.compile(
-    rf"(?<!not )(?:(?<![\w)]){_BRACKETED}|(?<![\w'\u2019(\[])([A-J]){_ENDS}"
+    rf"{_NOT}(?:(?<![\w)]){_BRACKETED}|(?<![\w'\u2019(\[])([A-J]){_ENDS}"
     rf"|\b(?i:{_OPTION}(?:is\s+)?){_LETTER})"
 )
 _AFTER_ANOTHER = re.compile(r"\b[A-Ja-j][)\]]?,?\s+(?:or|and)\s*(?i:option|choice)?\s*$")
@@ -72,7 +74,7 @@ def read_boxed_choice(content: str) -> str | None:
 
 def _plain(text: str) -> str:
     """Return a text without what changes its look only, with one space or line break between words."""
-    text = re.sub(r"[^\S\n]+", " ", _LOOK.sub(" ", _STYLE.sub(r"\1", text)))
+    text = re.sub(r"[^\S\n]+", " ", _LOOK.sub(" ", _STYLE.sub(r"\1", _QUOTED.sub(r"\1", text))))
     return re.sub(r" ?(?:\n ?)+", "\n", text).strip()
 
 

@@ -32,6 +32,7 @@ _SIGNS = str.maketrans(
         "\u00b0": r"\% ",
     }
 )
+_NEGATIVE = re.compile(r"(?<![\w-])negative\s+(?=[\d.])", re.I)
 _NO_SPACE = re.compile(r"\\!\s*")
 _SPACE = re.compile(
     r"\\[,;: ]|~|\\(?:q?quad|thinspace|enspace|displaystyle|textstyle|left|right)(?![A-Za-z])"
@@ -117,7 +118,8 @@ def read_number(text: str) -> Fraction | None:
     r"""Return the number that a text is, as the content of a box; None where it is anything else."""
     if len(text) > _LONGEST:
         return None
-    text = _SPACE.sub(" ", _NO_SPACE.sub("", text.translate(_SIGNS)).replace("{,}", ","))
+    text = _NO_SPACE.sub("", _NEGATIVE.sub("-", text.translate(_SIGNS)))
+    text = _SPACE.sub(" ", text.replace("{,}", ","))
     left, equals, right = _unwrapped(" ".join(_DEGREES.sub(r"\\%", text).split())).rpartition("=")
     if equals and (not left.strip() or left.rstrip().endswith(("!", "<", ">", "\\not")) or _is_list(left)):
         return None
