@@ -18,6 +18,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable
 
 from .digit_scores import MIN_MASS, expected_score, written_score
+from .foreign_answer import refusal
 from .inner_model import call_names, chat_model_inside
 from .protocols import FailedAttempts, ModelServerError, ScorableStep, ScorerError, ScorerReply
 from .refused_setting import LOGPROBS, refused_setting, remedy
@@ -241,6 +242,8 @@ class LLMJudge:
             raise ScorerError(f"it returned {type(answer).__name__}; a chat model returns an AIMessage")
         if answer.usage_metadata is None:
             raise ScorerError("its answer has no usage_metadata, so its tokens cannot be counted")
+        if (error := refusal(answer)) is not None:
+            raise error
         logprobs = answer.response_metadata.get("logprobs")
         content = logprobs.get("content") if isinstance(logprobs, dict) else None
         if self.top_logprobs and content:

@@ -118,7 +118,8 @@ async def _asked(post: Post, path: str, body: dict[str, Any], field: str) -> Any
     """A field of an answer; without it the answer is another endpoint's: a gateway has none of that name."""
     answer = await post(path, body)
     if field not in answer:
-        raise ModelServerError(f"the answer of {path} could not be read: it has no {field!r}", 404)
+        said = f"the answer of {path} could not be read: it has no {field!r}"
+        raise ModelServerError(f"{said}; a gateway must pass it on as it is", 404)
     return answer[field]
 
 

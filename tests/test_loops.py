@@ -62,11 +62,19 @@ def test_a_solution_that_ends_has_finished_whatever_it_repeats(make):
 
 
 def test_an_answer_boxed_again_and_again_ends_the_run(make):
-    texts = [f"{word}, so it is \\boxed{{4}}." for word in ("Two", "Hence", "Again", "Once more", "Still")]
+    texts = [f"{number}. So it is \\boxed{{4}}." for number in range(20)]
     rig = make(writes(*texts), writes("x"), scores={}, policy=small_only())
     summary = rig.ask()["trim"]
-    assert (summary["stopped"], summary["answer"], summary["steps"]["small"]) == ("loop", "4", 4)
-    assert summary["notes"] == ["the run has ended in a loop: 4 steps in a row box the answer 4"]
+    assert (summary["stopped"], summary["answer"], summary["steps"]["small"]) == ("loop", "4", 10)
+    assert summary["notes"] == ["the run has ended in a loop: 10 steps in a row box the answer 4"]
+
+
+def test_questions_that_have_the_same_answer_are_no_loop():
+    texts = [f"Question {number}: it is \\boxed{{A}}." for number in range(1, 10)]
+    assert loop_in(steps_of(*texts), 3) is None
+    assert (
+        loop_in(steps_of(*texts, "Question 10: it is \\boxed{A}."), 3) == "10 steps in a row box the answer A"
+    )
 
 
 def test_how_often_is_a_setting(make):

@@ -41,8 +41,8 @@ class Settings(BaseModel):
     max_repeats: int | None = Field(
         default=3,
         ge=1,
-        description="a run ends when its last steps have come again so often, word for word, or as many more "
-        "steps in a row box the same answer; null looks for no loop",
+        description="a run ends when its last steps have come again so often, word for word, or three times "
+        "as many more steps in a row box the same answer; null looks for no loop",
     )
     seed: int | None = Field(default=None, description="makes random policies repeatable")
     on_scorer_error: OnScorerError = Field(

@@ -18,6 +18,11 @@ SHORT = 20
 must come again more often: until as many characters are repeated as of steps of this length."""
 
 
+ANSWERS = 3
+"""How many times more often an answer must come again than a step: the questions of one message may well have
+the same answer a few times in a row."""
+
+
 def loop_in(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str | None:
     """Say what is repeated at the end of a solution; None where nothing is.
 
@@ -45,7 +50,8 @@ def _repeated_answer(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> st
     if last is None:
         return None
     times = sum(1 for _ in takewhile(lambda step: _boxed(step) == last, reversed(steps)))
-    return f"{times} steps in a row box the answer {last}" if times > max_repeats else None
+    most = ANSWERS * max_repeats
+    return f"{times} steps in a row box the answer {last}" if times > most else None
 
 
 def _boxed(step: Mapping[str, Any]) -> str | None:

@@ -341,3 +341,10 @@ def test_it_is_a_scorer_that_shows_no_key_and_can_be_copied():
     assert copy.deepcopy(own)._scores is own._scores
     with pytest.raises(ValueError, match="not a LangChain chat model"):
         LLMJudge("gpt-4.1")
+
+
+def test_an_answer_that_a_filter_ended_is_no_rating():
+    judge = LLMJudge(Foreign(said("9", finish_reason="content_filter")), top_logprobs=0)
+    with pytest.raises(ScorerError, match="content_filter") as raised:
+        judge.score("1 + 1?", [{"text": "2", "writer": "small"}])
+    assert raised.value.attempts["output_tokens"] == 7

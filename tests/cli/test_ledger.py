@@ -74,3 +74,10 @@ def test_what_cannot_be_done_is_a_line(spend, run, arguments, said):
     assert told.stdout == ""
     assert said in told.stderr
     assert len(told.stderr.splitlines()) == 1
+
+
+def test_a_name_with_a_line_break_makes_no_line(spend, run):
+    spend.reserve("user:ada\nuser:bob", "run.3.d", lambda used: Amount(1, 1, 0.0))
+    told = run("ledger", "list", "sqlite:spend.db")
+    assert len(told.stdout.splitlines()) == 5
+    assert "user:ada\\nuser:bob run.3.d" in told.stdout

@@ -72,9 +72,14 @@ def _existing(place: str) -> AbstractContextManager[Ledger]:
 
 def _line(one: Reservation) -> str:
     amount = one.amount
-    parts = [f"{one.account} {one.entry}", counted(amount.large_tokens, "token")]
+    parts = [f"{_in_line(one.account)} {_in_line(one.entry)}", counted(amount.large_tokens, "token")]
     if amount.large_cost:
         parts.append(f"cost {amount.large_cost:.6g}")
     parts.append("of an earlier release" if one.since is None else f"{time.time() - one.since:.0f} s old")
     parts.append(one.owner or "owner unknown")
     return ", ".join(parts) + ("; expired" if one.expired() else "")
+
+
+def _in_line(name: str) -> str:
+    """A name on a line of its own: a line break in it would look like another reservation."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
