@@ -28,11 +28,20 @@ class Flaky(InMemorySaver):
 
     def __init__(self, outages=()):
         super().__init__()
-        self.outages, self.written, self.away = set(outages), 0, False
+        # In one place for the copy, too, that LangGraph makes of a saver for its strict reader.
+        self.outages, self._now = set(outages), {"written": 0, "away": False}
+
+    @property
+    def away(self):
+        return self._now["away"]
+
+    @away.setter
+    def away(self, value):
+        self._now["away"] = value
 
     def _write(self):
-        self.written += 1
-        if self.away or self.written in self.outages:
+        self._now["written"] += 1
+        if self.away or self._now["written"] in self.outages:
             raise OSError("the database is away")
 
     def put(self, *arguments, **options):
