@@ -263,10 +263,7 @@ def _asked(
             if (spend := _before_fallback(call, error, seconds)) and (order := fall_back(error, spend)):
                 return charged(call, _fallen_back(call, error, spend, order))
             return charged(call, came_to_nothing(call, error, seconds))
-        metadata = answered.message.response_metadata
-        spend = billed(call, reply, metadata, time.monotonic() - begun)
-        update = _noted(call, reply, spend, answered.message, render)
-        return charged(call, update | {"notes": notes_on(call, reply, metadata)})
+        return charged(call, _noted(call, reply, time.monotonic() - begun, answered.message, render))
 
 
 async def _aasked(
@@ -290,10 +287,7 @@ async def _aasked(
             if (spend := _before_fallback(call, error, seconds)) and (order := await fall_back(error, spend)):
                 return charged(call, _fallen_back(call, error, spend, order))
             return charged(call, came_to_nothing(call, error, seconds))
-        metadata = answered.message.response_metadata
-        spend = billed(call, reply, metadata, time.monotonic() - begun)
-        update = _noted(call, reply, spend, answered.message, render)
-        return charged(call, update | {"notes": notes_on(call, reply, metadata)})
+        return charged(call, _noted(call, reply, time.monotonic() - begun, answered.message, render))
 
 
 def _before_fallback(call: Call, error: Exception, seconds: float) -> Spend | None:
@@ -316,9 +310,10 @@ def _fallen_back(call: Call, error: Exception, spend: Spend, order: Order) -> di
 
 
 def _noted(
-    call: Call, reply: Reply, spend: Spend, message: AIMessage, render: Callable[[AIMessage], str]
+    call: Call, reply: Reply, seconds: float, message: AIMessage, render: Callable[[AIMessage], str]
 ) -> dict[str, Any]:
-    order = call.order
+    order, metadata = call.order, message.response_metadata
+    spend = billed(call, reply, metadata, seconds)
     draft = Draft(
         text=render(message),
         writer=order["writer"],
@@ -335,6 +330,7 @@ def _noted(
         "in_flight": None,
         "order": order,  # as it was granted
         "draft": draft,
+        "notes": notes_on(call, reply, metadata),
     }
     if order["decided"]:
         emit("draft", writer=draft["writer"], text=draft["text"], tokens=draft["tokens"])
