@@ -1,8 +1,11 @@
 """What is public, what an import costs, and what the wheel holds."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -18,6 +21,8 @@ import trim_graph.policies
 import trim_graph.testing
 
 ROOT = Path(__file__).parent.parent
+LINKED = ("nodes", "adapters", "examples")
+"""Folders that links in `trim_graph` lead to."""
 PUBLIC = {
     trim_graph: {
         "DEFAULT_INSTRUCTION",
@@ -193,23 +198,42 @@ except ImportError as error:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    files = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split("\0")
+def source(tmp_path_factory):
+    """A copy of what is in the repository, links as links."""
+    source = tmp_path_factory.mktemp("source")
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in filter(None, files):
-        if (ROOT / name).is_file():
+        if os.path.lexists(ROOT / name):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
+            shutil.copy(ROOT / name, source / name, follow_symlinks=False)
+    return source
+
+
+def build_wheel(source, folder):
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--wheel-dir", str(folder), str(source)], check=True, capture_output=True)
     return next(folder.glob("*.whl"))
+
+
+def build(kind, source, folder):
+    """Build what pip itself gives no command for: an sdist, or the wheel of an editable install."""
+    code = f"from setuptools import build_meta; build_meta.build_{kind}({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    return next(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    return build_wheel(source, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+    subprocess.run([*pip, str(wheel)], check=True, capture_output=True)
+    return folder
 
 
 def test_the_wheel_holds_code_types_and_weights_and_nothing_else(wheel):
@@ -227,30 +251,66 @@ def test_the_wheel_holds_code_types_and_weights_and_nothing_else(wheel):
     }
     assert "trim_graph/examples/arithmetic/policies/aggregate-0.02.safetensors" in names
     python = {str(p.relative_to(ROOT)) for p in (ROOT / "trim_graph").rglob("*.py")}
-    for mapped in ("nodes", "adapters", "examples"):
-        python |= {f"trim_graph/{p.relative_to(ROOT)}" for p in (ROOT / mapped).rglob("*.py")}
+    for name in LINKED:
+        python |= {f"trim_graph/{p.relative_to(ROOT)}" for p in (ROOT / name).rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == python
+    assert len(names) == len(set(names))
 
 
-def test_an_installed_wheel_is_not_shadowed_by_the_repository(wheel, tmp_path):
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--target",
-            str(tmp_path),
-            str(wheel),
-        ],
-        check=True,
-        capture_output=True,
+def test_an_sdist_holds_files_for_links_and_the_same_wheel_comes_of_it(source, wheel, tmp_path):
+    sdist = build("sdist", source, tmp_path)
+    with tarfile.open(sdist) as archive:
+        members = archive.getmembers()
+    assert not [member.name for member in members if not (member.isfile() or member.isdir())]
+    (tmp_path / "wheel").mkdir()
+    again = build_wheel(sdist, tmp_path / "wheel")
+    assert sorted(zipfile.ZipFile(again).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
+
+
+def test_an_editable_install_is_a_plain_path_which_type_checkers_read(source, tmp_path):
+    with zipfile.ZipFile(build("editable", source, tmp_path)) as editable:
+        added = [name for name in editable.namelist() if ".dist-info/" not in name]
+        assert [Path(name).suffix for name in added] == [".pth"]
+        assert editable.read(added[0]).decode().strip() == str(source)
+
+
+PLACES = (
+    "import trim_graph, trim_graph.nodes as n, trim_graph.adapters as a, trim_graph.examples as e;"
+    "from trim_graph.evaluation.identity import code_identity;"
+    "print(*(m.__file__ for m in (trim_graph, n, a, e)), code_identity()['sha256'])"
+)
+
+
+def test_the_wheel_and_the_repository_are_each_whole_and_never_mixed(installed, tmp_path):
+    ways = {
+        # Elsewhere, and in the repository's folder where that is not on the path.
+        installed: [{"cwd": tmp_path}, {"cwd": ROOT, "env": {"PYTHONSAFEPATH": "1"}}],
+        # `python -c` puts the folder it runs in first.
+        ROOT: [{"cwd": ROOT}],
+    }
+    digests = set()
+    for root, runs in ways.items():
+        for options in runs:
+            env = {**os.environ, "PYTHONPATH": str(installed), **options.get("env", {})}
+            *places, digest = run(PLACES, cwd=options["cwd"], env=env).split()
+            folders = [root / "trim_graph", *(root / "trim_graph" / name for name in LINKED)]
+            assert places == [str(folder / "__init__.py") for folder in folders]
+            digests.add(digest)
+    assert len(digests) == 1
+
+
+def test_type_checkers_see_all_of_the_package_in_the_repository(tmp_path):
+    (tmp_path / "user.py").write_text(
+        "from trim_graph.adapters import ScorableStep\n"
+        "from trim_graph.examples.math import missing\n"
+        "from trim_graph.nodes.finalize import absent\n"
+        "step: ScorableStep = 1\n"
     )
-    place = run(
-        "import trim_graph.nodes as n, trim_graph.examples.arithmetic as a; print(a.__file__, n.__file__)",
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"},
-    )
-    assert all(part.startswith(str(tmp_path)) for part in place.split())
+    # Only what lies behind the links is read, or mypy would read LangChain too.
+    linked = "".join(f"[mypy-trim_graph.{name}.*]\nfollow_imports = silent\n" for name in LINKED)
+    (tmp_path / "mypy.ini").write_text(f"[mypy]\nfollow_imports = skip\n{linked}")
+    mypy = [sys.executable, "-m", "mypy", "--config-file", str(tmp_path / "mypy.ini")]
+    mypy += ["--cache-dir", str(tmp_path / "cache"), "--no-site-packages", str(tmp_path / "user.py")]
+    said = subprocess.run(mypy, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    errors = re.findall(r"user.py:(\d): error: .*\[([\w-]+)\]", said)
+    assert errors == [("2", "attr-defined"), ("3", "attr-defined"), ("4", "assignment")], said

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
-
-# An installed wheel keeps nodes, adapters and examples inside this package; the
-# repository keeps them beside it. Without this line the repository shadows the wheel.
-__path__ = extend_path(__path__, __name__)
 
 if TYPE_CHECKING:
     from .accounts import Allowance, Allowances

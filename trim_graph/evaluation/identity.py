@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import trim_graph
-import trim_graph.adapters
-import trim_graph.examples
-import trim_graph.nodes
 from trim_graph.config import TrimConfig
 
 _INCIDENTAL = (
@@ -24,7 +22,6 @@ _INCIDENTAL = (
     "api_key_env",
 )
 """Settings of models that change how fast an answer comes, not which."""
-_MAPPED = ("nodes", "adapters", "examples")
 _PARTS = ("small", "large", "scorer", "policy", "budget", "settings")
 
 
@@ -59,12 +56,11 @@ def by_content(policy: Any) -> Any:
 def code_identity() -> dict[str, str]:
     """Return the version of trim-graph and a digest of its code, the same wherever it is installed."""
     digest = hashlib.sha256()
-    for package in (trim_graph, trim_graph.nodes, trim_graph.adapters, trim_graph.examples):
-        folder = Path(str(package.__file__)).parent
-        for file in sorted(folder.rglob("*.py"), key=lambda file: file.relative_to(folder).as_posix()):
-            name = file.relative_to(folder).as_posix()
-            if package is trim_graph and name.split("/")[0] in _MAPPED:
-                continue  # lie inside where it is installed, and beside it in the repository
-            digest.update(f"{package.__name__}/{name}\n".encode())
-            digest.update(file.read_bytes())
+    folder = Path(str(trim_graph.__file__)).parent
+    # In the repository, nodes, adapters and examples are links.
+    walked = os.walk(folder, followlinks=True)
+    files = {Path(at, name).relative_to(folder).as_posix() for at, _, names in walked for name in names}
+    for name in sorted(name for name in files if name.endswith(".py")):
+        digest.update(f"{name}\n".encode())
+        digest.update((folder / name).read_bytes())
     return {"version": trim_graph.__version__, "sha256": digest.hexdigest()}
