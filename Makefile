@@ -21,6 +21,7 @@ test-engine:
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	.ci/typecheck $(BIN)/python
 
 # Against real vLLM servers and engines on the example models; about an hour on two idle cores.
