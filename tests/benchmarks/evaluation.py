@@ -25,7 +25,7 @@ from trim_graph.evaluation.columns import read_columns
 from trim_graph.evaluation.run_files import Row, journal_of, read_rows_of
 from trim_graph.evaluation.run_writing import write_rows
 from trim_graph.evaluation.runner import Question
-from trim_graph.evaluation.running import Task, empty_row
+from trim_graph.evaluation.running import WorkItem, empty_row
 from trim_graph.evaluation.summarising import Comparison, resample
 from trim_graph.evaluation.verdicts import Worth, judge, overall
 from trim_graph.journal import to_line
@@ -39,7 +39,7 @@ PRICES = Prices(small=ModelPrice(input=0.1, output=0.1), large=ModelPrice(input=
 def made_up(arm: str, index: int, rng: random.Random) -> Row:
     """Return a row that nobody ran."""
     right, tokens = ARMS[arm]
-    row = empty_row(arm, Task(index, 0, Question("What is it? " * 10, expected="4", id=f"q{index}")), 0)
+    row = empty_row(arm, WorkItem(index, 0, Question("What is it? " * 10, expected="4", id=f"q{index}")), 0)
     row["correct"], row["large_tokens"] = rng.random() < right, tokens and rng.randrange(2 * tokens)
     row["cost"], row["seconds"] = row["large_tokens"] / 1e6, rng.expovariate(1)
     row["first_step_seconds"] = row["seconds"] / 2

@@ -147,7 +147,7 @@ def test_the_same_command_again_runs_nothing(world, run, monkeypatch):
     before, rows = read_run("run").summary, list(read_run("run").rows())
     dead = Parts(None, None, None)
     monkeypatch.setattr("trim_graph.cli.evaluating.load_parts", lambda config, **_: dead)
-    monkeypatch.setattr("trim_graph.distributed.workers.build_graph", lambda *a, **k: pytest.fail("ran"))
+    monkeypatch.setattr("trim_graph.evaluation.executor.build_graph", lambda *a, **k: pytest.fail("ran"))
     assert evaluate(run, n=6).exit_code == 0
     after = read_run("run").summary
     assert {one["arm"]: one for one in after["arms"]} == {one["arm"]: one for one in before["arms"]}
@@ -326,6 +326,11 @@ def test_what_fails_is_told_counts_as_wrong_and_is_run_again(world, models, run,
     mended = rows_of("run", "small")
     assert not any(row["error"] for row in mended)
     assert {row["index"]: row for row in mended if row["index"] in whole} == whole
+    # An arm at the spend that the policy had before is beside it no more.
+    arms = read_run("run").settings["arms"].values()
+    (chosen,) = [arm for arm in arms if "threshold-0.5" in arm.get("beside", [])]
+    (policy,) = [arm for arm in read_run("run").summary["arms"] if arm["arm"] == "threshold-0.5"]
+    assert chosen["spends"] == {"threshold-0.5": policy["figures"]["large_tokens"]["value"]}
 
 
 def test_a_dead_server_ends_the_run(world, models, run, monkeypatch):

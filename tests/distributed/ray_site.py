@@ -21,10 +21,9 @@ from ray import cloudpickle
 
 from trim_graph import TrimError
 from trim_graph.config import Parts, make_config
-from trim_graph.distributed import ray_workers
-from trim_graph.distributed.ray_cluster import connected
-from trim_graph.distributed.ray_workers import open_ray_workers
-from trim_graph.distributed.workers import LocalWorkers, Models
+from trim_graph.distributed import ray as on_ray
+from trim_graph.distributed.ray import connected, open_ray_executor
+from trim_graph.evaluation.executor import LocalExecutor, Models
 from trim_graph.training.collecting import CollectTraces, Source
 from trim_graph.training.recording import explore_with
 from trim_graph.training.rollouts import Rollouts
@@ -69,7 +68,7 @@ def models(folder: str, deadly: bool = False, broken: bool = False) -> Models:
     return Models(CONFIG, Parts(small, toy.ToyModel(writer="large"), toy.ToyScorer()))
 
 
-def collect(workers: Any, *, aloud: bool = False) -> list[Any]:
+def collect(executor: Any, *, aloud: bool = False) -> list[Any]:
     traces: list[Any] = []
 
     def keep(trace: Any) -> None:
@@ -77,16 +76,16 @@ def collect(workers: Any, *, aloud: bool = False) -> list[Any]:
         if aloud and len(traces) == N // 3:
             tell(scene="begun")
 
-    job, items = CollectTraces(SOURCE), enumerate(toy.questions(N))
-    asyncio.run(workers.do(job, items, concurrency=6, on_result=keep))
+    task, items = CollectTraces(SOURCE), enumerate(toy.questions(N))
+    asyncio.run(executor.map(task, items, concurrency=6, on_result=keep))
     return traces
 
 
 def killed(address: str, folder: str) -> None:
     """The traces of a collection in which a test kills a worker."""
-    here = collect(LocalWorkers(partial(models, "")))
-    with open_ray_workers(address, partial(models, folder), CONFIG, count=2) as workers:
-        traces = collect(workers, aloud=True)
+    here = collect(LocalExecutor(partial(models, "")))
+    with open_ray_executor(address, partial(models, folder), CONFIG, count=2) as executor:
+        traces = collect(executor, aloud=True)
     ordered = sorted(traces, key=lambda trace: trace["index"])
     tell(
         scene="killed",
@@ -101,8 +100,8 @@ def explored(address: str, folder: str) -> None:
     here = builder(lambda policy: toy.build(policy))
     left = asyncio.run(here.explore(40))
     there = builder()
-    with open_ray_workers(address, partial(models, ""), CONFIG, count=2) as workers:
-        left_there = asyncio.run(explore_with(workers, there, 40))
+    with open_ray_executor(address, partial(models, ""), CONFIG, count=2) as executor:
+        left_there = asyncio.run(explore_with(executor, there, 40))
 
     def known(found: Rollouts) -> list[Any]:
         return sorted((trace["index"], str(trace["steps"])) for trace in found.traces)
@@ -124,19 +123,19 @@ def failing(address: str, folder: str) -> None:
         "code": {},
         "room": {},
     }.items():
-        ray_workers.PLACED_IN = 2.0 if name == "room" else 60.0
-        ray_workers.code_identity = OTHER if name == "code" else OWN
+        on_ray.PLACED_IN = 2.0 if name == "room" else 60.0
+        on_ray.code_identity = OTHER if name == "code" else OWN
         try:
-            with open_ray_workers(address, partial(models, "", **changed), CONFIG, count=1) as workers:
+            with open_ray_executor(address, partial(models, "", **changed), CONFIG, count=1) as executor:
                 if name == "room":
-                    workers._options["num_cpus"] = 64
-                collect(workers)
+                    executor._options["num_cpus"] = 64
+                collect(executor)
         except TrimError as error:
             told[name] = str(error)
     tell(scene="failing", **told)
 
 
-OWN = ray_workers.code_identity
+OWN = on_ray.code_identity
 
 
 def OTHER() -> dict[str, str]:

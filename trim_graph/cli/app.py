@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .app_distributed import distributed
 from .app_eval import evaluation
 from .app_ledger import ledger
 from .app_policies import policies
@@ -90,7 +89,6 @@ app.add_typer(evaluation)
 app.add_typer(policies)
 app.add_typer(reports)
 app.add_typer(train)
-app.add_typer(distributed)
 app.add_typer(ledger)
 
 

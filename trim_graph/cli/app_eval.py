@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .app_distributed import Ray, RayWorkers, Shard
-from .app_policies import DATASETS
+from .app_policies import DATASETS, Ray, RayWorkers
 from .reporting import failures_reported
 
 evaluation = typer.Typer(rich_markup_mode=None)
@@ -27,15 +26,6 @@ Baselines: router (trained), cascade (by confidence), prm (accepts at 0.7), judg
 (accepts at 7 of 9), entropy (of the first token), kind (of step alone).
 """
 )
-
-MEASURED = """
-\b
-A measured speed is a number of tokens a second, or a result file of
-vllm bench serve --save-result; x2 behind it: a server takes two GPUs.
-  --small 5200 --large bench-large.json --scorer 40000x2
-small and large: tokens written, at prompts and answers as long as the table
-shows (tokens/call, prompt). scorer: tokens read.
-"""
 
 
 @evaluation.command(name="eval", epilog=ARMS, short_help="What would it save, and what would it cost?")
@@ -80,7 +70,6 @@ def evaluate(
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Run the questions again that failed before.")
     ] = False,
-    shard: Shard = None,
     ray: Ray = None,
     ray_workers: RayWorkers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
@@ -113,37 +102,7 @@ def evaluate(
                 concurrency=concurrency,
                 retry_errors=retry_errors,
                 as_json=as_json,
-                shard=shard,
                 ray=ray,
                 ray_workers=ray_workers,
             )
         )
-
-
-@evaluation.command(
-    "capacity", epilog=MEASURED, short_help="How many servers and GPUs do so many questions need?"
-)
-def capacity(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an evaluation: eval --out RUN.")],
-    rate: Annotated[float, typer.Option("--questions-per-second", help="Mean rate of questions.")],
-    small: Annotated[str | None, typer.Option(help="Measured speed of a server; see below.")] = None,
-    large: Annotated[str | None, typer.Option(help="Measured speed of a server; see below.")] = None,
-    scorer: Annotated[str | None, typer.Option(help="Measured speed of a server; see below.")] = None,
-    arm: Annotated[
-        list[str] | None, typer.Option(help="May be repeated. Default: large alone and every policy.")
-    ] = None,
-    utilisation: Annotated[
-        float, typer.Option(help="Share of its time that a server is to be at work; the rest is for bursts.")
-    ] = 0.7,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
-) -> None:
-    """Work out the servers of each model from measured speeds and an evaluation's tokens a question.
-
-    servers = questions/s x tokens a question / (utilisation x tokens/s of a server), rounded up. Nothing is
-    assumed of any hardware: measure your servers.
-    """
-    with failures_reported():
-        from .capacity import Request, parts_given, run_capacity
-
-        servers = parts_given(small, large, scorer)
-        run_capacity(Request(run, rate, servers, arm or (), utilisation, as_json))

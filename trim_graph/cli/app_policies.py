@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from .app_distributed import Ray, RayWorkers, Shard
 from .reporting import failures_reported
 
 policies = typer.Typer(rich_markup_mode=None)
@@ -24,6 +23,16 @@ GSM8K, OlympiadBench or ProcessBench, such a dataset on the Hugging Face Hub
 Graders: exact, numeric, multiple_choice, math, none, or your own
 module:function of (solution, row).
 """
+
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS", help="Run on a Ray cluster: HOST:PORT of its head, or auto for the one here."
+    ),
+]
+RayWorkers = Annotated[
+    int | None, typer.Option(help="Processes on the Ray cluster; default: one for each of its nodes.")
+]
 
 
 @policies.command(epilog=DATASETS, short_help="Run a dataset and keep a trace of every question.")
@@ -47,7 +56,6 @@ def collect(
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Run the questions again that failed before.")
     ] = False,
-    shard: Shard = None,
     ray: Ray = None,
     ray_workers: RayWorkers = None,
 ) -> None:
@@ -70,7 +78,6 @@ def collect(
                 seed=seed,
                 label_steps=label_steps,
                 retry_errors=retry_errors,
-                shard=shard,
                 ray=ray,
                 ray_workers=ray_workers,
             )

@@ -12,14 +12,11 @@ from trim_graph.evaluation.baseline_arms import BASELINES
 from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset, read_through
 
 from .models import parsed_option
-from .told_request import names_but, read_told, tell
 
 DEFAULT_N = 200
 """Questions of a dataset without end, where -n does not say."""
 VALIDATION_N = 300
 """Validation questions, where --validation-n does not say."""
-_OF_A_CALL = ("out", "shard", "ray", "ray_workers", "retry_errors", "as_json")
-"""What two calls that work on one evaluation may differ in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +41,8 @@ class Request:
     concurrency: int = 32
     retry_errors: bool = False
     as_json: bool = False
-    shard: str | None = None
     ray: str | None = None
     ray_workers: int | None = None
-
-    def told(self) -> dict[str, Any]:
-        """Return what makes it this evaluation, JSON-native."""
-        return tell(self, names_but(type(self), _OF_A_CALL))
-
-    @classmethod
-    def of(cls, told: dict[str, Any], out: Path) -> Request:
-        """Make a request again of what `told` has returned.
-
-        Raises:
-            InputError: It is none.
-        """
-        return cls(**read_told(told, names_but(cls, _OF_A_CALL), out), out=out)
 
 
 def read_dataset(option: str, given: str, part: Any, seed: int) -> Dataset:

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import sys
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from trim_graph.budget import Prices
-from trim_graph.distributed.shards import WHOLE, Shard, ShardFolder, open_shard, shards_of
-from trim_graph.distributed.workers import Models, Workers
 from trim_graph.errors import SettingsError
 from trim_graph.evaluation.arms import Arm, check_names, policy_arms, sweep_arms
 from trim_graph.evaluation.baseline_arms import Baselines
 from trim_graph.evaluation.by_kind import MATHEMATICS, OPERATIONS
 from trim_graph.evaluation.course import Course
 from trim_graph.evaluation.datasets import shared_questions
+from trim_graph.evaluation.executor import Executor, Models
 from trim_graph.evaluation.families import policy_config
-from trim_graph.evaluation.harness import Harness, Plan
-from trim_graph.evaluation.identity import code_identity, identity_of
+from trim_graph.evaluation.harness import Harness, Plan, known_arms
+from trim_graph.evaluation.identity import identity_of
 from trim_graph.evaluation.judging import judge_of
-from trim_graph.evaluation.run_files import SETTINGS, SUMMARY
+from trim_graph.evaluation.run_files import SUMMARY
 from trim_graph.evaluation.run_summary import RunSummary
-from trim_graph.evaluation.run_writing import check_folder, write_json, write_rows
+from trim_graph.evaluation.run_writing import write_json, write_rows
 from trim_graph.evaluation.validation import Validation
 from trim_graph.evaluation.verdicts import Worth
 from trim_graph.evaluation.whole_summary import summarise_run
@@ -38,22 +35,16 @@ from .eval_request import (
     count_questions,
     read_dataset,
 )
+from .executors import open_executor
 from .models import chosen_config, load_parts, parsed_option
 from .progress import Progress
 from .reporting import Interrupted, need
-from .working import open_workers
 
 __all__ = ["Evaluation", "Request", "run_eval"]
 
-GIVEN_UP = "given_up.json"
-"""In the folder of a shard: the baselines that it could not run, and why."""
 
-
-def run_eval(request: Request) -> RunSummary | None:
+def run_eval(request: Request) -> RunSummary:
     """Evaluate, write the run's folder, print the summary.
-
-    Returns:
-        The summary; None of a shard, whose part is not all there is.
 
     Raises:
         TrimError: The request cannot be fulfilled.
@@ -61,11 +52,8 @@ def run_eval(request: Request) -> RunSummary | None:
     """
     evaluation = Evaluation(request)
     try:
-        with evaluation.workers() as workers:
-            course = asyncio.run(evaluation.run(workers))
-        if evaluation.folder is not None:
-            evaluation.tell(course)
-            return None
+        with evaluation.executor() as executor:
+            course = asyncio.run(evaluation.run(executor))
         summary = evaluation.finish(course)
     except KeyboardInterrupt as error:
         raise Interrupted(f"interrupted: the same command goes on with {request.out}") from error
@@ -82,14 +70,12 @@ class Evaluation:
 
     Args:
         request: What is asked for.
-        merging: Whether nothing is run: the folder may then hold shards alone.
     """
 
-    def __init__(self, request: Request, *, merging: bool = False) -> None:
+    def __init__(self, request: Request) -> None:
         need("cli,eval", "numpy", "pyarrow")
         check_request(request)
         self.request = request
-        self.shard = WHOLE if request.shard is None else Shard.parse(request.shard)
         overrides: dict[str, Any] = {"settings": {"seed": request.seed}}
         if request.prices is not None:
             example = "{large: {input: 0.5, output: 1.5}}"
@@ -103,47 +89,21 @@ class Evaluation:
         self.leak: str | None = None
         self.validation = self._validation()
         self.plan = self._plan()
-        self.folder = None if request.shard is None else self._shard_folder(self.shard)
-        if self.folder is None and not merging:
-            check_folder(request.out)
-        self.given_up = dict[str, str]()
-        """Baselines that cannot be run, and why."""
-        self.harness(None)  # refuses a folder that was begun otherwise
+        known_arms(request.out, self.plan.settings)  # refuses a folder that was begun otherwise
         self._bar: Progress | None = None
         self._opened = ExitStack()
 
-    def harness(self, workers: Workers | None) -> Harness:
-        """Return what runs arms, or takes what is there of them where there is nobody to run them."""
-        out, folder = self.request.out, self.folder
-        return Harness(
-            out if folder is None else folder.path,
-            self.plan,
-            workers,
-            whole=None if folder is None else out,
-            on_begin=self._begin,
-            on_row=self._advance,
-        )
-
-    def workers(self) -> Any:
-        """Return a context with those who run the models."""
+    def executor(self) -> AbstractContextManager[Executor]:
+        """Return a context with the executor that runs the models."""
         rated = self.config.scorer is not None
 
         def load() -> Models:
             return Models(self.config, load_parts(self.config, rated=rated), self.judge)
 
         request = self.request
-        return open_workers(
+        return open_executor(
             self.config, load, judge=self.judge, rated=rated, ray=request.ray, count=request.ray_workers
         )
-
-    def _shard_folder(self, shard: Shard) -> ShardFolder:
-        told = {"command": "eval", "code": code_identity(), "request": self.request.told()}
-        out = self.request.out
-        if (out / SETTINGS).exists() and not shards_of(out).exists():
-            raise SettingsError(
-                f"--out {out} holds an evaluation that was run without --shard: choose another folder"
-            )
-        return open_shard(self.request.out, shard, {**told, "folder": os.getcwd()})
 
     def _arms(self) -> list[Arm]:
         given = self.request.policies
@@ -177,7 +137,6 @@ class Evaluation:
             prices=config.prices,
             settings=settings,
             retry_errors=request.retry_errors,
-            shard=self.shard,
         )
 
     def _validation(self) -> tuple[Any, int] | None:
@@ -199,28 +158,18 @@ class Evaluation:
             )
         return dataset, n
 
-    def validate(self, harness: Harness) -> Validation | None:
-        """Return what runs the models alone on the validation questions."""
-        if self.validation is None:
-            return None
-        dataset, n = self.validation
-        advance = lambda trace: self._bar.advance() if self._bar else None  # noqa: E731
-        return Validation(harness=harness, dataset=dataset, n=n, on_trace=advance)
-
-    async def run(self, workers: Workers | None) -> Course:
-        """Run all arms, or what can be of them.
+    async def run(self, executor: Executor) -> Course:
+        """Run all arms.
 
         Args:
-            workers: None: nothing is run, only what is there is taken.
+            executor: Runs the models.
         """
-        course = Course(self.harness(workers))
-        if workers is not None:
-            self._announce()
-            self._tell_merge_of_given_up()
+        harness = Harness(self.request.out, self.plan, executor, on_begin=self._begin, on_row=self._advance)
+        course = Course(harness)
+        self._announce()
         if self.leak and {"router", "kind"} & set(self.baselines):
             course.warnings.append(self.leak)
-            if workers is not None:
-                print(f"warning: {self.leak}", file=sys.stderr, flush=True)
+            print(f"warning: {self.leak}", file=sys.stderr, flush=True)
         await course.references()
         for arm in self.arms:
             await course.run(arm)
@@ -243,22 +192,6 @@ class Evaluation:
         write_json(request.out / SUMMARY, summary)
         return summary
 
-    def tell(self, course: Course) -> None:
-        """Say how far a shard is."""
-        out = self.request.out
-        for warning in course.warnings:
-            if warning != self.leak:  # that was told before the first run
-                print(f"warning: {warning}", file=sys.stderr, flush=True)
-        if self.request.as_json:
-            print(json.dumps({"shard": str(self.shard), "pending": course.pending}))
-        elif course.pending:
-            print(
-                f"shard {self.shard} has ended its part of {', '.join(course.pending)}. When all have: "
-                f"trim-graph merge {out}"
-            )
-        else:
-            print(f"shard {self.shard} has nothing left to run: trim-graph merge {out}")
-
     async def _run_baselines(self, course: Course) -> None:
         pattern = self.request.pattern
         scorer = self.config.scorer
@@ -266,25 +199,21 @@ class Evaluation:
             course=course,
             folder=course.harness.folder,
             beside=self.arms[len(self.arms) // 2 if not self.request.policies else 0].name,
-            validation=self.validate(course.harness),
+            validation=self._validate(course.harness),
             scorer_type=None if scorer is None else scorer.type,
             judge_name=None if self.judge is None else self.judge.name,
             pattern=pattern or (OPERATIONS if self.dataset.type == "arithmetic" else MATHEMATICS),
             seed=self.request.seed,
-            given_up=self.given_up,
         )
-        every = self.request.baselines == "all"
-        await work.run(self.baselines, all_of_them=every)
-        self._tell_merge_of_given_up()
+        await work.run(self.baselines, all_of_them=self.request.baselines == "all")
 
-    def _tell_merge_of_given_up(self) -> None:
-        """Write down, in a shard, which baselines it will not go on with: merging does not wait for them."""
-        if self.folder is not None:
-            file = self.folder.journal(GIVEN_UP)
-            if self.given_up:
-                write_json(file, self.given_up)
-            else:
-                file.unlink(missing_ok=True)
+    def _validate(self, harness: Harness) -> Validation | None:
+        """Return what runs the models alone on the validation questions, where there are any."""
+        if self.validation is None:
+            return None
+        dataset, n = self.validation
+        advance = lambda trace: self._bar.advance() if self._bar else None  # noqa: E731
+        return Validation(harness=harness, dataset=dataset, n=n, on_trace=advance)
 
     def _announce(self) -> None:
         runs = self.n * self.request.samples

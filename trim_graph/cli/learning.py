@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trim_graph.config import TrimConfig
 from trim_graph.errors import SettingsError
 from trim_graph.evaluation import Question
+from trim_graph.evaluation.executor import Executor, Models
+from trim_graph.evaluation.identity import identity_of
 from trim_graph.journal import Journal
 from trim_graph.policies import save_policy
 
-from .learning_request import SETS, Request, read_questions
+from .executors import open_executor
+from .learning_request import SETS, Request, named_dataset, read_questions
 from .models import chosen_config, load_parts
 from .reporting import need
-from .rollout_shards import Recording, record_shard
 
 if TYPE_CHECKING:
+    from trim_graph.policies import Policy
     from trim_graph.training.ppo import Point, Score, Trained, Training
     from trim_graph.training.rollouts import Rollouts
     from trim_graph.training.step_model import StepModel
@@ -42,9 +47,6 @@ def run_training(request: Request) -> None:
 
     model = None if request.simulator is None else _step_model(request.simulator)
     with ExitStack() as opened:
-        if request.shard is not None:
-            record_shard(request, config, questions, opened)
-            return
         rollouts, validation = _rollouts(request, config, questions, opened)
         done: list[Trained] = []
         for price in request.prices:
@@ -119,7 +121,7 @@ def _rollouts(
     request: Request, config: TrimConfig, questions: tuple[list[Question], list[Question]], opened: ExitStack
 ) -> tuple[Rollouts, Rollouts]:
     """Record rollouts of the real models, or go on with those recorded before."""
-    recording = Recording(request, config, load_parts)
+    recording = _Recording(request, config)
     sets = []
     for name, those in zip(SETS, questions, strict=True):
         journal = None
@@ -129,6 +131,90 @@ def _rollouts(
         sets.append(recording.rollouts(those, journal))
     recording.explore(sets)
     return sets[0], sets[1]
+
+
+class _Recording:
+    """What the rollouts of a request are recorded with.
+
+    Args:
+        request: Names the questions.
+        config: Names the models. A policy or a budget of it is not looked at: rollouts have neither.
+
+    Raises:
+        SettingsError: There is no scorer.
+    """
+
+    def __init__(self, request: Request, config: TrimConfig) -> None:
+        if config.scorer is None:
+            raise SettingsError("learned policies need scores: name a scorer in the configuration")
+        self.request, self.config = request, config
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """Return what the rollouts of a set are made with; those of other models or questions are refused."""
+        identity, request = identity_of(self.config), self.request
+        same = {part: identity[part] for part in ("small", "large", "scorer", "settings")}
+        option, given = ("--dataset", request.dataset)
+        if name == SETS[1]:
+            option, given = "--validation-dataset", request.validation_dataset or request.dataset
+        return {**same, "dataset": named_dataset(option, given).identity()}
+
+    @cached_property
+    def _builder(self) -> Callable[[Policy], Any]:
+        from trim_graph.training.recording import graph_builder
+
+        return graph_builder(self.config, load_parts(self.config, rated=True))
+
+    def rollouts(self, questions: Sequence[Question], journal: Journal | None) -> Rollouts:
+        """Return the rollouts of some questions, with those that a journal has, which keeps the further ones.
+
+        Args:
+            questions: Theirs.
+            journal: Of rollouts.
+        """
+        from trim_graph.training.rollouts import Rollouts
+        from trim_graph.training.traces import read_traces
+
+        steps, at_once = self.config.settings.max_steps, self.request.concurrency
+        found = Rollouts(
+            questions, lambda policy: self._builder(policy), max_steps=steps, concurrency=at_once
+        )
+        if journal is not None:
+            found.add(read_traces(journal.path))
+            found.on_trace = lambda trace: journal.append(dict(trace))
+        return found
+
+    def explore(self, sets: Sequence[Rollouts]) -> None:
+        """Run each question of both sets until all its ways are known: here, or by workers on a cluster.
+
+        Raises:
+            SettingsError: The cluster cannot be reached.
+        """
+        ray, count = self.request.ray, self.request.ray_workers
+        named = list(zip(SETS, sets, strict=True))
+        if ray is None and count is None:
+            for name, found in named:
+                asyncio.run(found.explore(self.request.rounds, partial(_report, name, found)))
+            return
+
+        def load() -> Models:
+            return Models(self.config, load_parts(self.config, rated=True))
+
+        async def spread(executor: Executor) -> None:
+            from trim_graph.training.recording import explore_with
+
+            for name, found in named:
+                _report(name, found, 1, await explore_with(executor, found, self.request.rounds))
+
+        with open_executor(self.config, load, rated=True, ray=ray, count=count) as executor:
+            asyncio.run(spread(executor))
+
+
+def _report(name: str, found: Rollouts, turn: int, left: int) -> None:
+    print(
+        f"{name} questions: {found.runs} runs, {left} of {len(found)} questions with unknown ways",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _step_model(source: Path) -> StepModel:

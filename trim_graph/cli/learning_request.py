@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from trim_graph.errors import SettingsError
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.datasets import Dataset, make_dataset
 
 from .models import parsed_option
-from .told_request import read_told, tell
 
 SETS = ("training", "validation")
-_OF_ROLLOUTS = ("config", "dataset", "validation_dataset", "n", "validation", "rounds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +37,8 @@ class Request:
     rollouts: Path | None = None
     rounds: int = 64
     concurrency: int = 128
-    shard: str | None = None
     ray: str | None = None
     ray_workers: int | None = None
-
-    def told(self) -> dict[str, Any]:
-        """Return what decides over its rollouts, JSON-native."""
-        return tell(self, _OF_ROLLOUTS)
-
-    @classmethod
-    def of(cls, told: dict[str, Any], rollouts: Path) -> Request:
-        """Make a request again of what `told` has returned; it trains nothing.
-
-        Raises:
-            InputError: It is none.
-        """
-        values = read_told(told, _OF_ROLLOUTS, rollouts)
-        return cls(kind="aggregate", out=rollouts, prices=(), rollouts=rollouts, **values)
 
 
 def read_questions(request: Request) -> tuple[list[Question], list[Question]]:

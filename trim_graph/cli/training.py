@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .app_distributed import Ray, RayWorkers, Shard
+from .app_policies import Ray, RayWorkers
 from .reporting import failures_reported, need
 
 train = typer.Typer(name="train", help="Train a policy.", no_args_is_help=True, rich_markup_mode=None)
@@ -76,7 +76,6 @@ def aggregate(
     rollouts: Recorded = None,
     rounds: Rounds = 64,
     concurrency: Concurrency = 128,
-    shard: Shard = None,
     ray: Ray = None,
     ray_workers: RayWorkers = None,
 ) -> None:
@@ -106,7 +105,6 @@ def aggregate(
                 rollouts=rollouts,
                 rounds=rounds,
                 concurrency=concurrency,
-                shard=shard,
                 ray=ray,
                 ray_workers=ray_workers,
             )
@@ -131,7 +129,6 @@ def sequence(
     rollouts: Recorded = None,
     rounds: Rounds = 64,
     concurrency: Concurrency = 128,
-    shard: Shard = None,
     ray: Ray = None,
     ray_workers: RayWorkers = None,
 ) -> None:
@@ -161,7 +158,6 @@ def sequence(
                 rollouts=rollouts,
                 rounds=rounds,
                 concurrency=concurrency,
-                shard=shard,
                 ray=ray,
                 ray_workers=ray_workers,
             )

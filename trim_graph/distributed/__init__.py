@@ -1,1 +1,1 @@
-"""Work on more than one machine: shards that a batch scheduler runs, and workers on a Ray cluster."""
+"""Work on more than one machine: the executor on a Ray cluster."""

@@ -7,7 +7,7 @@ further call, also spends at fixed shares, so that they have a curve.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,6 @@ class Baselines:
         judge_name: What the judge is, for the record, where one is given.
         pattern: What tells kinds of steps.
         seed: Of the training.
-        given_up: Why baselines cannot be run, by name: those that are there already, and what `run` adds.
     """
 
     course: Course
@@ -71,7 +70,6 @@ class Baselines:
     judge_name: dict[str, Any] | None
     pattern: str
     seed: int
-    given_up: dict[str, str] = field(default_factory=dict)
 
     async def run(self, names: Sequence[str], *, all_of_them: bool) -> None:
         """Run baselines.
@@ -93,14 +91,11 @@ class Baselines:
         }
         for name in names:
             try:
-                if name not in self.given_up:
-                    await self.course.attempt(ways[name])
+                await ways[name]()
             except (TrimError, ImportError) as error:
                 if not all_of_them:
                     raise
-                self.given_up[name] = str(error)
-            if name in self.given_up:
-                self.course.warnings.append(f"baseline {name} was not run: {self.given_up[name]}")
+                self.course.warnings.append(f"baseline {name} was not run: {error}")
 
     async def prm(self) -> None:
         """Accept drafts by the reward model's score alone, at the published level."""
@@ -124,11 +119,7 @@ class Baselines:
     async def router(self) -> None:
         """Let a classifier give whole questions to one model."""
         validation = self._validated()
-        small, large = await self.course.all_of(
-            [lambda: validation.run("small"), lambda: validation.run("large")]
-        )
-        if self._partial:
-            return
+        small, large = await validation.run("small"), await validation.run("large")
         router = train_query_router(read_examples([small, large]), seed=self.seed).policy
         file = self.folder / "router.json"
         save_policy(router, file, dataset=validation.dataset.identity(), questions=validation.n)
@@ -155,8 +146,6 @@ class Baselines:
         self, family: str, policy: dict[str, Any], signal: Callable[[Row], float], *, both: bool
     ) -> None:
         """Put arms together of the models alone: at the spend of the other arm, and at fixed shares."""
-        if self._partial:
-            return
         harness, course = self.course.harness, self.course
         plan = harness.plan
         whole, own = course.spend(LARGE), course.spend(self.beside)
@@ -179,11 +168,6 @@ class Baselines:
             rows = pairs(self.folder, plan.n, plan.samples)
             compose(self.folder, arm, rows, signal, limit, both=both)
             harness.take(arm)
-
-    @property
-    def _partial(self) -> bool:
-        """Whether this is but a shard: what costs no call is left to those who have all of them."""
-        return self.course.harness.whole is not None
 
     def _validated(self) -> Validation:
         if self.validation is None:

@@ -1,23 +1,16 @@
-"""The course of an evaluation: the models alone, policies, random routing at the spend of each, baselines.
-
-Some arms hang on what others have spent. Where those are not all there yet, as in a shard before the others
-have ended, the course goes on with what hangs on nothing, and notes what is `Pending`.
-"""
+"""The course of an evaluation: the models alone, policies, random routing at the spend of each, baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from .arms import REFERENCES, Arm
 from .equal_spend import Dial, Match, match_spends
-from .harness import Harness, Pending
+from .harness import Harness
 from .run_files import ArmSettings
 from .summarising import LARGE
-
-Result = TypeVar("Result")
 
 RANDOM = Dial("random", lambda rate: {"type": "random_rate", "rate": rate})
 
@@ -33,9 +26,6 @@ class Course:
     harness: Harness
     warnings: list[str] = field(default_factory=list)
     """What a reader of the summary should know."""
-    pending: list[str] = field(default_factory=list)
-    """What is not all there."""
-    _measured: dict[str, dict[float, float]] = field(default_factory=dict)
 
     async def references(self) -> None:
         """Run the models alone."""
@@ -43,53 +33,19 @@ class Course:
             await self.run(arm)
 
     async def run(self, arm: Arm) -> None:
-        """Run one arm; note it where it is not all there."""
-        await self.attempt(lambda: self.harness.run(arm.name, arm.settings, arm.policy))
-
-    async def attempt(self, work: Callable[[], Awaitable[Any]]) -> None:
-        """Do what may hang on what is not all there, and note that."""
-        try:
-            await work()
-        except Pending as error:
-            self.pending += [what for what in error.what if what not in self.pending]
-
-    @staticmethod
-    async def all_of(works: Sequence[Callable[[], Awaitable[Result]]]) -> list[Result]:
-        """Do several things of which none hangs on another.
-
-        Raises:
-            Pending: Something is not all there, after all have been done as far as they can.
-        """
-        results, pending = list[Result](), list[str]()
-        for work in works:
-            try:
-                results.append(await work())
-            except Pending as error:
-                pending += error.what
-        if pending:
-            raise Pending(*pending)
-        return results
+        """Run one arm."""
+        await self.harness.run(arm.name, arm.settings, arm.policy)
 
     def spend(self, arm: str) -> float:
-        """Return the large tokens of an arm that was run, mean a question.
-
-        Raises:
-            Pending: It is not all there.
-        """
-        if arm not in self.harness.done:
-            raise Pending(arm)
+        """Return the large tokens of an arm that was run, mean a question."""
         return self.harness.done[arm].plain["large_tokens"]
 
     async def beside(self, arms: Sequence[Arm]) -> None:
-        """Run random routing at the spend of each of these; note it where something is not all there."""
-        await self.attempt(lambda: self.at_spends_of([arm.name for arm in arms], RANDOM, "random"))
+        """Run random routing at the spend of each of these."""
+        await self.at_spends_of([arm.name for arm in arms], RANDOM, "random")
 
     async def at_spends_of(self, arms: Sequence[str], dial: Dial, kind: Any) -> None:
-        """Run a dial at the spend of each of some arms; nothing where that is none: the small model alone.
-
-        Raises:
-            Pending: Something is not all there.
-        """
+        """Run a dial at the spend of each of some arms; nothing where that is none: the small model alone."""
         harness, whole = self.harness, self.spend(LARGE)
         targets = {arm: target for arm in arms if (target := self.spend(arm)) > 0}
 
@@ -100,12 +56,11 @@ class Course:
             return self.spend(name)
 
         async def measure(numbers: Sequence[float]) -> list[float]:
-            return await self.all_of([partial(at, number) for number in numbers])
+            return [await at(number) for number in numbers]
 
-        known = self._measured.setdefault(dial.family, {})
         chosen = {arm: self._chosen(dial, arm, target) for arm, target in targets.items()}
         numbers = [number for number in dict.fromkeys(chosen.values()) if number is not None]
-        known.update(zip(numbers, await measure(numbers), strict=True))
+        known = dict(zip(numbers, await measure(numbers), strict=True))
         # A search that begins with what was chosen might go on and end elsewhere.
         sought = {arm: target for arm, target in targets.items() if chosen[arm] is None}
         searches = [Match(target, whole, self._found(dial, arm)) for arm, target in sought.items()]

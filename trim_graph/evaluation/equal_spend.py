@@ -84,7 +84,7 @@ async def match_spends(
 ) -> list[float]:
     """Choose the numbers at which a dial's spends are those of other arms.
 
-    All searches take one step after the other together, so that shards have few rounds to wait for.
+    All searches take one step after the other together, and share what they measure.
 
     Args:
         matches: The searches.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import TypedDict
 
@@ -14,13 +14,10 @@ from trim_graph.errors import InputError
 from trim_graph.journal import Journal
 from trim_graph.rows import read_rows
 
+from .executor import Models
 from .harness import Harness
 from .run_writing import write_json
-from .running import Task, run_row
-from .units import Units
-
-if TYPE_CHECKING:
-    from trim_graph.distributed.workers import Models
+from .running import WorkItem, WorkItems, run_row
 
 PILOT = 50
 """Questions that are probed."""
@@ -38,7 +35,7 @@ class Probed(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class ProbeEntropies:
-    """The job of probing each step of the small model (`trim_graph.distributed.workers.Job`).
+    """The task of probing each step of the small model (`trim_graph.evaluation.executor.Task`).
 
     Attributes:
         seed: Of the graph.
@@ -46,32 +43,21 @@ class ProbeEntropies:
 
     seed: int
 
-    def begin(self, models: Models) -> Callable[[Task], Awaitable[Probed]]:
+    def setup(self, models: Models) -> Callable[[WorkItem], Awaitable[Probed]]:
         """Build the graph; its answers are not looked at."""
         graph = models.graph(_POLICY, fresh=True)
 
-        async def work(task: Task) -> Probed:
+        async def work(item: WorkItem) -> Probed:
             found = list[float]()
 
             def event(told: dict[str, Any]) -> None:
                 if told.get("event") == "probe" and told.get("entropy") is not None:
                     found.append(float(told["entropy"]))
 
-            row = await run_row(graph, "pilot", task, self.seed, event)
-            return Probed(index=task.index, entropies=found, error=row["error"])
+            row = await run_row(graph, "pilot", item, self.seed, event)
+            return Probed(index=item.index, entropies=found, error=row["error"])
 
         return work
-
-
-def pilot_units(harness: Harness) -> Units:
-    """Return the questions that are probed: the first of the dataset."""
-    plan = harness.plan
-    return Units(plan.dataset, min(plan.n, PILOT), shard=plan.shard)
-
-
-def pilot_settings(harness: Harness) -> dict[str, Any]:
-    """Return what the probes are made with."""
-    return {**harness.plan.settings, "pilot": _POLICY}
 
 
 async def first_token_entropies(harness: Harness) -> list[float]:
@@ -79,22 +65,21 @@ async def first_token_entropies(harness: Harness) -> list[float]:
 
     Raises:
         InputError: It tells none.
-        Pending: Only a shard's part of it is there.
     """
-    file = (harness.whole or harness.folder) / FILE
+    plan, file = harness.plan, harness.folder / FILE
     if file.exists():
         return list(json.loads(file.read_bytes())["entropies"])
     path = harness.folder / NAME
-    with Journal(path, pilot_settings(harness)) as journal:
-        units = pilot_units(harness)
-        job = ProbeEntropies(harness.plan.seed)
-        await harness.fill("entropies", journal, units, job, lambda probed: journal.append(dict(probed)))
+    items = WorkItems(plan.dataset, min(plan.n, PILOT))
+    with Journal(path, {**plan.settings, "pilot": _POLICY}) as journal:
+        task = ProbeEntropies(plan.seed)
+        await harness.fill("entropies", journal, items, task, lambda probed: journal.append(dict(probed)))
     entropies, failed = _told(path)
     path.unlink()
     if not entropies:
         why = failed or "it tells none"
         raise InputError(f"the small model must tell the entropy of its first token: {why}")
-    write_json(harness.folder / FILE, {"questions": units.n, "entropies": entropies})
+    write_json(file, {"questions": items.n, "entropies": entropies})
     return entropies
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trim_graph.distributed.shards import FOLDER as SHARDS
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.journal import to_line
 from trim_graph.rows import import_parquet
@@ -22,12 +21,11 @@ _GROUP = 1024
 each group until the file is closed grows with their number."""
 
 
-def check_folder(folder: Path, *, shards: bool = False) -> None:
+def check_folder(folder: Path) -> None:
     """Make the folder of a run where it is not there.
 
     Args:
         folder: Of the run.
-        shards: Whether it may hold shards and nothing else yet.
 
     Raises:
         SettingsError: It cannot be made or written, or holds something else than a run.
@@ -38,13 +36,7 @@ def check_folder(folder: Path, *, shards: bool = False) -> None:
         raise SettingsError(f"--out {folder} cannot be made: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
         raise SettingsError(f"--out {folder} cannot be written: no permission")
-    there = {path.name for path in folder.iterdir()} - ({SHARDS} if shards else set())
-    if there and not (folder / SETTINGS).exists():
-        if there == {SHARDS}:
-            raise SettingsError(
-                f"--out {folder} holds shards that are not merged: trim-graph merge {folder}, or choose "
-                "another folder"
-            )
+    if any(folder.iterdir()) and not (folder / SETTINGS).exists():
         raise SettingsError(
             f"--out {folder} holds files, and no {SETTINGS} that says they are a run's: choose another folder"
         )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from trim_graph.context import TrimContext
 from trim_graph.training.collecting import CHANNELS, label_all, steps_of
 from trim_graph.training.traces import TOKENS
 
+from .datasets import Dataset, first_questions
+from .executor import Models
 from .run_files import Calls, PerWriter, Row, RowStep
 from .runner import Question
-
-if TYPE_CHECKING:
-    from trim_graph.distributed.workers import Models
 
 
 class Graph(Protocol):
@@ -35,7 +34,7 @@ class Graph(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class WorkItem:
     """One run of one question.
 
     Attributes:
@@ -55,8 +54,41 @@ def unit_of(index: int, sample: int, samples: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkItems:
+    """The runs of a dataset: each question so many times.
+
+    Attributes:
+        dataset: The questions.
+        n: How many of them: the first.
+        samples: Runs of each.
+    """
+
+    dataset: Dataset
+    n: int
+    samples: int = 1
+
+    def __len__(self) -> int:
+        return self.n * self.samples
+
+    def unfinished(self, finished: Container[int]) -> Iterator[WorkItem]:
+        """Give those that are left, in order; what is finished is looked up as each is taken.
+
+        Args:
+            finished: Numbers of those that are done, as `unit_of` gives them.
+        """
+        for index, question in enumerate(first_questions(self.dataset, self.n, default=self.n)):
+            for sample in range(self.samples):
+                if unit_of(index, sample, self.samples) not in finished:
+                    yield WorkItem(index, sample, question)
+
+    def count_unfinished(self, finished: Container[int]) -> int:
+        """Return how many are left; see `unfinished`."""
+        return sum(unit not in finished for unit in range(len(self)))
+
+
+@dataclass(frozen=True, slots=True)
 class RunRows:
-    """The job of running tasks through the graph of an arm (`trim_graph.distributed.workers.Job`).
+    """The task of running items through the graph of an arm (`trim_graph.evaluation.executor.Task`).
 
     Attributes:
         arm: Its name, for the rows.
@@ -70,13 +102,13 @@ class RunRows:
     judged: bool = False
     seed: int = 0
 
-    def begin(self, models: Models) -> Callable[[Task], Awaitable[Row]]:
+    def setup(self, models: Models) -> Callable[[WorkItem], Awaitable[Row]]:
         """Build the graph; a run that fails has a row that says why."""
         # Of a scorer that remembers what it was asked no arm may profit after another.
         graph = models.graph(self.policy, judged=self.judged, fresh=True)
 
-        async def work(task: Task) -> Row:
-            return await run_row(graph, self.arm, task, self.seed + task.sample)
+        async def work(item: WorkItem) -> Row:
+            return await run_row(graph, self.arm, item, self.seed + item.sample)
 
         return work
 
@@ -84,28 +116,28 @@ class RunRows:
 async def run_row(
     graph: Graph,
     arm: str,
-    task: Task,
+    item: WorkItem,
     seed: int,
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> Row:
-    """Run a task through a graph.
+    """Run an item through a graph.
 
     Args:
         graph: Built by `create_trim_graph`.
         arm: Its name, for the row.
-        task: What to run.
+        item: What to run.
         seed: Of the run.
         on_event: Gets each event of the run.
 
     Returns:
         Its row; of a run that failed one that says why.
     """
-    row = empty_row(arm, task, seed)
+    row = empty_row(arm, item, seed)
     begun = time.monotonic()
     try:
         result: dict[str, Any] = {}
         async for mode, content in graph.astream(
-            {"messages": [("user", task.question.text)]},
+            {"messages": [("user", item.question.text)]},
             context=TrimContext(seed=seed),
             stream_mode=["custom", "values"],
             output_keys=CHANNELS,
@@ -117,9 +149,9 @@ async def run_row(
             if content.get("event") == "accepted" and row["first_step_seconds"] is None:
                 row["first_step_seconds"] = time.monotonic() - begun
         row["seconds"] = time.monotonic() - begun
-        _fill(row, result, task.question)
+        _fill(row, result, item.question)
     except Exception as error:
-        failed = empty_row(arm, task, seed)
+        failed = empty_row(arm, item, seed)
         failed["seconds"] = time.monotonic() - begun
         failed["correct"] = False
         failed["error"] = f"{type(error).__name__}: {error}"
@@ -127,14 +159,14 @@ async def run_row(
     return row
 
 
-def empty_row(arm: str, task: Task, seed: int | None) -> Row:
-    """Return the row of a task of which nothing is known yet."""
-    question = task.question
+def empty_row(arm: str, item: WorkItem, seed: int | None) -> Row:
+    """Return the row of an item of which nothing is known yet."""
+    question = item.question
     return Row(
         arm=arm,
-        index=task.index,
-        id=question.id or str(task.index),
-        sample=task.sample,
+        index=item.index,
+        id=question.id or str(item.index),
+        sample=item.sample,
         seed=seed,
         question=question.text,
         expected=question.expected,

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trim_graph.errors import TrimError
 from trim_graph.journal import Journal
-from trim_graph.rows import read_rows
 from trim_graph.training.collecting import CollectTraces, Source
 from trim_graph.training.traces import Trace
 
 from .datasets import Dataset, first_questions
 from .harness import Harness
-from .running import Task
-from .units import Units
+from .runner import Question
+from .running import WorkItem, WorkItems
 
 FOLDER = "validation"
 
@@ -37,17 +35,6 @@ class Validation:
     n: int
     on_trace: Callable[[Trace], None]
 
-    @staticmethod
-    def name(writer: str) -> str:
-        """Return where in the folder of a run the traces of a model alone are."""
-        return f"{FOLDER}/{writer}.jsonl"
-
-    def settings(self, writer: str) -> dict[str, Any]:
-        """Return what the traces of a model alone are made with."""
-        policy = {"type": f"{writer}_only"}
-        settings = self.harness.plan.settings
-        return {**settings, "validation": self.dataset.identity(), "policy": policy}
-
     async def run(self, writer: str) -> Path:
         """Run what is left of a model alone; steps are labelled where the dataset can, else scored.
 
@@ -59,12 +46,10 @@ class Validation:
 
         Raises:
             TrimError: A question failed.
-            Pending: Only a shard's part of it is there.
         """
         harness = self.harness
-        if harness.whole is not None and self._is_in(harness.whole / self.name(writer)):
-            return harness.whole / self.name(writer)
-        file, settings = harness.folder / self.name(writer), self.settings(writer)
+        file, policy = harness.folder / FOLDER / f"{writer}.jsonl", {"type": f"{writer}_only"}
+        settings = {**harness.plan.settings, "validation": self.dataset.identity(), "policy": policy}
         file.parent.mkdir(exist_ok=True)
 
         def keep(trace: Trace) -> None:
@@ -74,18 +59,14 @@ class Validation:
             self.on_trace(trace)
 
         with Journal(file, settings) as journal:
-            source = Source(self.dataset.name, "validation", settings["policy"], harness.plan.seed)
+            source = Source(self.dataset.name, "validation", policy, harness.plan.seed)
             labelled = all(one.label_steps for one in first_questions(self.dataset, 1, default=1))
             rated = writer == "small" and not labelled
-            job = CollectTraces(source, settings["policy"], rated=rated, label_steps=True)
-            units = Units(self.dataset, self.n, shard=harness.plan.shard)
-            await harness.fill(f"validation, {writer}", journal, units, job, keep, _item)
+            task = CollectTraces(source, policy, rated=rated, label_steps=True)
+            items = WorkItems(self.dataset, self.n)
+            await harness.fill(f"validation, {writer}", journal, items, task, keep, _numbered)
         return file
 
-    def _is_in(self, file: Path) -> bool:
-        there = {record["index"] for _, record in read_rows(file, torn=True)} if file.exists() else set()
-        return there.issuperset(range(self.n))
 
-
-def _item(task: Task) -> tuple[int, Any]:
-    return task.index, task.question
+def _numbered(item: WorkItem) -> tuple[int, Question]:
+    return item.index, item.question

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from trim_graph.adapters import ScorableStep
 from trim_graph.adapters.scorers import as_scorer, read_scores
 from trim_graph.evaluation import Question
+from trim_graph.evaluation.executor import Models
 
 from .traces import TOKENS, DiscardedDraft, Trace, TraceStep
-
-if TYPE_CHECKING:
-    from trim_graph.distributed.workers import Models
 
 CHANNELS = ("trim", "messages", "run", "steps", "scores", "decisions")
 """Of the graph's state: what a trace is made of."""
@@ -47,7 +45,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class CollectTraces:
-    """The job of making a trace of each question (`trim_graph.distributed.workers.Job`).
+    """The task of making a trace of each question (`trim_graph.evaluation.executor.Task`).
 
     Attributes:
         source: What all traces have in common.
@@ -61,7 +59,7 @@ class CollectTraces:
     rated: bool = True
     label_steps: bool = False
 
-    def begin(self, models: Models) -> Callable[[tuple[int, Question]], Awaitable[Trace]]:
+    def setup(self, models: Models) -> Callable[[tuple[int, Question]], Awaitable[Trace]]:
         """Build the graph; a question that fails has a trace that says why."""
         graph = models.graph(self.policy)
         scorer = models.parts.scorer if self.rated else None

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from langgraph.graph.state import CompiledStateGraph
 
 from trim_graph.config import Parts, TrimConfig
 from trim_graph.evaluation import Question
+from trim_graph.evaluation.executor import Executor, Models
 from trim_graph.evaluation.remembering import RememberingScorer
 from trim_graph.policies import Policy
 
 from .rollouts import Rollouts
 from .traces import Trace
-
-if TYPE_CHECKING:
-    from trim_graph.distributed.workers import Models, Workers
 
 
 def graph_builder(
@@ -64,7 +62,7 @@ class Unexplored(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ExploreQuestions:
-    """The job of running questions until all their ways are known (`trim_graph.distributed.workers.Job`).
+    """The task of running questions until all their ways are known (`trim_graph.evaluation.executor.Task`).
 
     Attributes:
         rounds: Most runs of a question.
@@ -72,7 +70,7 @@ class ExploreQuestions:
 
     rounds: int
 
-    def begin(self, models: Models) -> Callable[[Unexplored], Awaitable[list[Trace]]]:
+    def setup(self, models: Models) -> Callable[[Unexplored], Awaitable[list[Trace]]]:
         """Make the graphs; what a worker's models have answered they remember. A run that fails raises."""
         build, steps = graph_builder(models.config, models.parts), models.config.settings.max_steps
 
@@ -86,11 +84,11 @@ class ExploreQuestions:
         return work
 
 
-async def explore_with(workers: Workers, rollouts: Rollouts, rounds: int) -> int:
-    """Have workers run each question until all its ways are known; see `Rollouts.explore`.
+async def explore_with(executor: Executor, rollouts: Rollouts, rounds: int) -> int:
+    """Have an executor run each question until all its ways are known; see `Rollouts.explore`.
 
     Args:
-        workers: With the models.
+        executor: Has the models.
         rollouts: Keep what is found, question by question.
         rounds: Most runs of a question.
 
@@ -108,7 +106,7 @@ async def explore_with(workers: Workers, rollouts: Rollouts, rounds: int) -> int
         for trace in rollouts.traces:
             known.setdefault(trace["question"], []).append(trace)
         questions = (rollouts.trees[index].question for index in open_ones)
-        await workers.do(
+        await executor.map(
             ExploreQuestions(rounds),
             (
                 Unexplored(index, question, known.get(question.text, ()))

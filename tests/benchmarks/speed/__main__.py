@@ -6,7 +6,7 @@
     python -m tests.benchmarks.speed engines   # three engines in this process; in a Python with vLLM
     python -m tests.benchmarks.speed graph     # no models: CPU, memory, many questions at once, starting
     python -m tests.benchmarks.speed crowd     # ten thousand questions at once on the servers
-    python -m tests.benchmarks.speed parts     # each server alone, for `trim-graph capacity`
+    python -m tests.benchmarks.speed parts     # each server alone, for the plan of a load
     python -m tests.benchmarks.speed paced     # engines with accelerators of their own, emulated
     python -m tests.benchmarks.speed widen DIR # models as large as the paper's, with the examples' answers;
                                                # servers and engines with --widened DIR measure them on a GPU

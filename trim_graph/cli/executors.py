@@ -1,4 +1,4 @@
-"""Who does the work of a command: the models of this process, or workers on a Ray cluster."""
+"""Who runs the models of a command: this process, or workers on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from functools import partial
 
 from trim_graph.config import TrimConfig
-from trim_graph.distributed.workers import LocalWorkers, Models, Workers
 from trim_graph.errors import SettingsError
+from trim_graph.evaluation.executor import Executor, LocalExecutor, Models
 from trim_graph.evaluation.judging import Judge
 
 from .models import load_parts, need_extras
@@ -16,7 +16,7 @@ from .reporting import need
 
 
 @contextmanager
-def open_workers(
+def open_executor(
     config: TrimConfig,
     load: Callable[[], Models],
     *,
@@ -24,13 +24,13 @@ def open_workers(
     rated: bool,
     ray: str | None,
     count: int | None,
-) -> Iterator[Workers]:
-    """Open those who run the models.
+) -> Iterator[Executor]:
+    """Open the executor that runs the models.
 
     Args:
         config: Names the models.
         load: Loads them here.
-        judge: Scores in the scorer's place where a job says so.
+        judge: Scores in the scorer's place where a task says so.
         rated: Whether the scorer is needed also where the policy looks at no score.
         ray: Address of a Ray cluster, or ``auto``; None: the models run here.
         count: Workers on the cluster.
@@ -42,14 +42,14 @@ def open_workers(
     if ray is None:
         if count is not None:
             raise SettingsError("--ray-workers needs --ray")
-        yield LocalWorkers(load)
+        yield LocalExecutor(load)
         return
     need("ray", "ray")
     need_extras(config)
-    from trim_graph.distributed.ray_workers import open_ray_workers
+    from trim_graph.distributed.ray import open_ray_executor
 
-    with open_ray_workers(ray, partial(_models, config, judge, rated), config, count=count) as workers:
-        yield workers
+    with open_ray_executor(ray, partial(_models, config, judge, rated), config, count=count) as executor:
+        yield executor
 
 
 def _models(config: TrimConfig, judge: Judge | None, rated: bool) -> Models:

@@ -1,29 +1,44 @@
-"""Workers on a Ray cluster: actors over its nodes, each with models of its own; needs the extra ``ray``.
+"""Executor on a Ray cluster: actors over its nodes, each with models of its own; needs the extra ``ray``.
 
 The process that has the journal gives one item after the other to the workers and keeps each result as it
 comes. Where a worker dies, what it had under way is given to another, and what it had given back is not:
-every result is kept exactly once.
+every result is kept exactly once. The connection is made within a time limit, and the cluster left as it was
+found.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import signal
 import socket
+import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
+from trim_graph.adapters.redaction import shown_address
 from trim_graph.config import TrimConfig
 from trim_graph.errors import SettingsError, TrimError
+from trim_graph.evaluation.executor import Item, Models, Result, Task
 from trim_graph.evaluation.identity import code_identity
 from trim_graph.evaluation.runner import run_each
 
-from .ray_cluster import connected
-from .workers import Item, Job, Models, Result
-
+REACHED_IN = 5.0
+"""Seconds for a connection to be taken."""
+ANSWERED_IN = 60.0
+"""Seconds for a cluster to answer; a Ray that is asked goes on trying without end, and takes no signal."""
+_TRIAL = """\
+import sys, ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}".strip().splitlines()[0])
+"""
 TRIES = 3
 """Workers that may die at one item."""
 PLACED_IN = 60.0
@@ -58,11 +73,11 @@ class Worker:
             )
         self._models = make()
 
-    async def run(self, turn: int, job: Job[Any, Any], item: Any) -> Any:
-        """Work on an item; with a new turn a new job begins."""
+    async def run(self, turn: int, task: Task[Any, Any], item: Any) -> Any:
+        """Work on an item; a new turn begins a new task."""
         if turn != self._turn or self._work is None:
             assert self._models is not None
-            self._turn, self._work = turn, job.begin(self._models)
+            self._turn, self._work = turn, task.setup(self._models)
         return await self._work(item)
 
 
@@ -79,8 +94,8 @@ class _Unplaced(Exception):
     """The cluster found no place for a worker."""
 
 
-class RayWorkers:
-    """Workers on a cluster that this process is connected to; made by `open_ray_workers`.
+class RayExecutor:
+    """Does tasks by workers on a cluster that this process is connected to; made by `open_ray_executor`.
 
     Args:
         ray: The module.
@@ -118,18 +133,18 @@ class RayWorkers:
         if not self._live:
             raise self._failure()
         if len(self._live) < self.count:
-            _tell(f"{len(self._live)} of {self.count} workers: {self._why}")
+            _report(f"{len(self._live)} of {self.count} workers: {self._why}")
             self.count = len(self._live)
 
-    async def do(
+    async def map(
         self,
-        job: Job[Item, Result],
+        task: Task[Item, Result],
         items: Iterable[Item],
         *,
         concurrency: int,
         on_result: Callable[[Result], None],
     ) -> None:
-        """Do a job; see `trim_graph.distributed.workers.Workers`.
+        """Do a task; see `trim_graph.evaluation.executor.Executor.map`.
 
         Raises:
             TrimError: `TRIES` workers have died at one item, or no worker is left.
@@ -139,17 +154,17 @@ class RayWorkers:
         turn = self._turns
 
         async def one(item: Item) -> None:
-            on_result(await self._run(turn, job, item))
+            on_result(await self._run(turn, task, item))
 
         await run_each(one, items, concurrency=concurrency)
 
-    async def _run(self, turn: int, job: Any, item: Any) -> Any:
+    async def _run(self, turn: int, task: Any, item: Any) -> Any:
         errors = self._ray.exceptions
         for _ in range(TRIES):
             worker = await self._least_busy()
             worker.busy += 1
             try:
-                return await worker.actor.run.remote(turn, job, item)
+                return await worker.actor.run.remote(turn, task, item)
             except errors.RayTaskError as error:
                 raise _cause(error) from None
             except (errors.RayActorError, errors.ObjectLostError) as error:
@@ -174,7 +189,7 @@ class RayWorkers:
         if worker in self._live:
             self._live.remove(worker)
             self._kill(worker.actor)
-            _tell(
+            _report(
                 f"the worker at {worker.place} died; its {worker.busy} questions are run by another: "
                 f"{_reason(error)}"
             )
@@ -205,7 +220,7 @@ class RayWorkers:
             self._why = _cause(error)
             self._kill(actor)
             if self._live:
-                _tell(f"a worker could not start, {len(self._live)} go on: {_reason(self._why)}")
+                _report(f"a worker could not start, {len(self._live)} go on: {_reason(self._why)}")
 
     def _failure(self) -> Exception:
         why = self._why
@@ -228,10 +243,10 @@ class RayWorkers:
 
 
 @contextmanager
-def open_ray_workers(
+def open_ray_executor(
     address: str, make: Callable[[], Models], config: TrimConfig, *, count: int | None = None
-) -> Iterator[RayWorkers]:
-    """Connect to a cluster and have workers there.
+) -> Iterator[RayExecutor]:
+    """Connect to a cluster and start workers there.
 
     Args:
         address: ``HOST:PORT`` of its head, or ``auto``.
@@ -250,15 +265,15 @@ def open_ray_workers(
         own = loaded_by_each(config)
         gpus = int(any(_on_gpu(config, part) for part in own) and ray.cluster_resources().get("GPU", 0) > 0)
         if own:
-            _tell(
+            _report(
                 f"each of {wanted} workers loads {', '.join(own)} of its own; models behind servers (type: "
                 "vllm) are shared"
             )
-        workers = RayWorkers(ray, make, count=wanted, gpus=gpus)
+        executor = RayExecutor(ray, make, count=wanted, gpus=gpus)
         try:
-            yield workers
+            yield executor
         finally:
-            workers.close()
+            executor.close()
 
 
 def loaded_by_each(config: TrimConfig) -> list[str]:
@@ -290,9 +305,78 @@ def _cause(error: Exception) -> Exception:
 def _reason(error: Exception | None) -> str:
     """Return the line of Ray's long message that says why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith(("The actor is dead", "Worker exit", "ray.exceptions"))]
-    return (told or lines or [type(error).__name__])[-1][:300]
+    named = [
+        line for line in lines if line.startswith(("The actor is dead", "Worker exit", "ray.exceptions"))
+    ]
+    return (named or lines or [type(error).__name__])[-1][:300]
 
 
-def _tell(what: str) -> None:
+def _report(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """Connect to a cluster; until the end what is printed goes to stderr.
+
+    Args:
+        address: ``HOST:PORT`` of its head, or ``auto`` for the one that this machine is part of.
+
+    Yields:
+        The module ``ray``.
+
+    Raises:
+        SettingsError: There is none, or it does not answer in time.
+    """
+    import ray
+
+    if ray.is_initialized():  # by the application that calls
+        yield ray
+        return
+    _reach(address)
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if main else None
+    # Ray prints notes of its own, the last of them as it ends; they do not belong into a command's output.
+    with redirect_stdout(sys.stderr):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            if main:  # Ray's own would end the process without a word of what is left
+                signal.signal(signal.SIGTERM, handler)
+            yield ray
+        finally:
+            ray.shutdown()
+            if main:
+                signal.signal(signal.SIGTERM, handler)
+
+
+def _reach(address: str) -> None:
+    """Try in a process that can be ended."""
+    if address != "auto":
+        _take_connection(address)
+    option = f"--ray {address}: "
+    try:
+        trial = subprocess.run(
+            [sys.executable, "-c", _TRIAL, address], capture_output=True, text=True, timeout=ANSWERED_IN
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SettingsError(
+            f"{option}no Ray cluster answers in {ANSWERED_IN:g} s. This machine must be part of it: ray "
+            "start --address=HOST:PORT"
+        ) from error
+    if trial.returncode:
+        why = (trial.stderr.strip().splitlines() or ["it ended at once"])[-1]
+        hint = "ray start --head begins one" if address == "auto" else "is this machine part of it?"
+        raise SettingsError(f"{option}{why} ({hint})")
+
+
+def _take_connection(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if shown_address(address) is None:
+        raise SettingsError(
+            "--ray is neither HOST:PORT nor auto: give HOST:PORT of the cluster's head, such as "
+            "10.0.0.1:6379; run this command on one of its machines, or hand it in with ray job submit"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACHED_IN).close()
+    except (OSError, OverflowError) as error:
+        raise SettingsError(f"--ray {address} cannot be reached: {error}") from error

@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 from trim_graph import SettingsError, TrimError
 from trim_graph.cli.app import app
-from trim_graph.distributed import ray_cluster
-from trim_graph.distributed.ray_workers import RayWorkers, _Live
+from trim_graph.distributed import ray as on_ray
+from trim_graph.distributed.ray import RayExecutor, _Live
 from trim_graph.evaluation.run_files import read_run
+from trim_graph.training.traces import read_traces
 
 SITE = Path(__file__).parent / "ray_site.py"
 CODE = "import sys; from trim_graph.cli import main; sys.argv[0] = 'trim-graph'; main()"
@@ -73,8 +74,8 @@ def test_what_cannot_go_on_is_told(scenes):
     assert "the cluster found no place for a worker in 2 s; each needs 1 CPU, and free are" in told["room"]
 
 
-class Scripted(RayWorkers):
-    """Workers whose starts end as told: with a worker (None), or with an error."""
+class Scripted(RayExecutor):
+    """An executor whose workers' starts end as told: with a worker (None), or with an error."""
 
     def __init__(self, *ends):
         super().__init__(None, lambda: None, count=2)
@@ -89,83 +90,126 @@ class Scripted(RayWorkers):
 
 
 def test_a_start_that_fails_ends_nothing_while_a_worker_lives(capsys):
-    workers = Scripted(None, TrimError("the disk is full"), None)
-    asyncio.run(workers.ready())
-    assert workers.count == 1
+    executor = Scripted(None, TrimError("the disk is full"), None)
+    asyncio.run(executor.ready())
+    assert executor.count == 1
     assert "1 of 2 workers: the disk is full" in capsys.readouterr().err
     # One that died and could not be replaced is no reason once another lives.
-    workers._live.clear()
-    workers._why = TrimError("the disk is full")
-    asyncio.run(workers.ready())
+    executor._live.clear()
+    executor._why = TrimError("the disk is full")
+    asyncio.run(executor.ready())
     assert capsys.readouterr().err == ""
     with pytest.raises(TrimError, match="the disk is full"):
         asyncio.run(Scripted(*[TrimError("the disk is full")] * 2).ready())
 
 
+# Of the models that come with trim-graph, which each worker loads.
 EVALUATION = ["eval", "--dataset", "arithmetic:standard", "-n", "10", "--baselines", "none"]
-"""Of the models that come with trim-graph, which each worker loads."""
+COLLECTION = ["collect", "--dataset", "arithmetic:standard", "-n", "20", "--label-steps"]
+LIMITED = ["--concurrency", "4"]
 
 
 def same(row):
     """What two runs of a question have in common: neither time nor the last digits of a score."""
-    steps = [(step["text"], step["writer"], step["tokens"]) for step in row["steps"]]
+    steps = [(step["text"], step["writer"], step["tokens"], step["label"]) for step in row["steps"]]
     kept = ("arm", "index", "correct", "solution", "error", "large_tokens", "tokens", "calls", "seed")
-    return {**{key: row[key] for key in kept}, "steps": steps}
+    return {**{key: row[key] for key in kept if key in row}, "steps": steps}
 
 
-def test_an_evaluation_goes_on_after_a_killed_worker_and_after_an_interrupt(
-    cluster, environment, tmp_path, monkeypatch
-):
-    journal = tmp_path / "there/rows/small.jsonl"
+class Command:
+    """A command on a cluster, started in a folder as often as it takes."""
 
-    def start():
-        given = [*EVALUATION, "--out", "there", "--ray", cluster, "--concurrency", "4"]
-        return subprocess.Popen(
-            [sys.executable, "-c", CODE, *given],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-            env=environment,
-        )
+    def __init__(self, cluster, given, journal, **popen):
+        self.given = [sys.executable, "-c", CODE, *given, *LIMITED, "--ray", cluster]
+        self.journal, self.popen = journal, popen
 
-    def wait_for(process, rows):
+    def start(self):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(self.given, **pipes, **self.popen)
+
+    def wait_for(self, process, rows):
+        """Wait until so many rows are in the journal."""
         deadline = time.monotonic() + LIMIT
-        while not journal.exists() or journal.read_bytes().count(b"\n") < rows:
+        while not self.journal.exists() or self.journal.read_bytes().count(b"\n") < rows:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    first = start()
-    wait_for(first, rows=1)
-    worker = actors()[0]
-    os.kill(worker, signal.SIGKILL)
-    wait_for(first, rows=10)
-    first.send_signal(signal.SIGINT)
-    _, errors = first.communicate(timeout=LIMIT)
-    assert first.returncode == 130
-    assert f"process {worker} died" in errors
-    assert "each of 2 workers loads small, large, scorer of its own" in errors
-    assert errors.splitlines()[-1] == "trim-graph: interrupted: the same command goes on with there"
-    assert "Traceback" not in errors
-    until = time.monotonic() + 30
-    while actors():  # Ray ends them in its own time
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    before = [json.loads(line) for line in journal.read_bytes().splitlines()]
-    second = start()
-    _, errors = second.communicate(timeout=LIMIT)
-    assert second.returncode == 0, errors
+    def run_until_killed(self, how):
+        """Kill a worker in the middle, then the command itself; return the rows that are there and stderr."""
+        process = self.start()
+        self.wait_for(process, rows=1)
+        worker = actors()[0]
+        os.kill(worker, signal.SIGKILL)
+        self.wait_for(process, rows=7)
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=LIMIT)
+        assert process.returncode == (130 if how == signal.SIGINT else -how)
+        assert f"process {worker} died" in errors
+        assert "each of 2 workers loads small, large, scorer of its own" in errors
+        until = time.monotonic() + 30
+        while actors():  # Ray ends them in its own time
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        lines = self.journal.read_bytes().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith(b"\n")], errors
+
+    def finish(self):
+        """Run the same command to its end."""
+        process = self.start()
+        _, errors = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, errors
+
+
+def run_here(given):
+    result = CliRunner().invoke(app, [*given, *LIMITED])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_evaluation_has_each_question_once_after_killed_workers_and_commands(
+    cluster, environment, tmp_path, monkeypatch, how
+):
+    journal = tmp_path / "there/rows/small.jsonl"
+    command = Command(cluster, [*EVALUATION, "--out", "there"], journal, cwd=tmp_path, env=environment)
+    before, errors = command.run_until_killed(how)
+    if how == signal.SIGINT:
+        assert errors.splitlines()[-1] == "trim-graph: interrupted: the same command goes on with there"
+        assert "Traceback" not in errors
+    command.finish()
 
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, [*EVALUATION, "--out", "here", "--concurrency", "4"])
-    assert result.exit_code == 0, result.output
+    run_here([*EVALUATION, "--out", "here"])
     here, there = read_run("here"), read_run("there")
-    assert list(there.rows("small")) == sorted(before, key=lambda row: row["index"])
+    units = [(row["arm"], row["index"], row["sample"]) for row in there.rows()]
+    assert sorted(units) == sorted((arm, index, 0) for arm in there.settings["arms"] for index in range(10))
+    kept = {row["index"]: row for row in there.rows("small")}
+    assert len({row["index"] for row in before}) == len(before) >= 7
+    assert all(kept[row["index"]] == row for row in before)
     assert there.settings == here.settings
     assert [same(row) for row in there.rows()] == [same(row) for row in here.rows()]
     figures = [[arm["figures"]["accuracy"] for arm in run.summary["arms"]] for run in (here, there)]
     assert figures[0] == figures[1]
+
+
+def test_a_collection_has_each_question_once_after_killed_workers_and_commands(
+    cluster, environment, tmp_path, monkeypatch
+):
+    out = tmp_path / "there.jsonl"
+    command = Command(cluster, [*COLLECTION, "--out", out.name], out, cwd=tmp_path, env=environment)
+    before, _ = command.run_until_killed(signal.SIGKILL)
+    assert 7 <= len(before) < 20
+    command.finish()
+
+    monkeypatch.chdir(tmp_path)
+    run_here([*COLLECTION, "--out", "here.jsonl"])
+    lines = [json.loads(line) for line in out.read_bytes().splitlines()]
+    assert sorted(line["index"] for line in lines) == list(range(20))
+    assert lines[: len(before)] == before
+    here, there = (
+        sorted(map(same, read_traces(file)), key=lambda one: one["index"]) for file in ("here.jsonl", out)
+    )
+    assert there == here
 
 
 def actors():
@@ -191,20 +235,20 @@ def is_worker(pid):
     ],
 )
 def test_an_address_that_is_none(address, told):
-    with pytest.raises(SettingsError) as error, ray_cluster.connected(address):
+    with pytest.raises(SettingsError) as error, on_ray.connected(address):
         pass
     assert told in str(error.value)
 
 
 def test_an_address_that_never_answers(monkeypatch):
-    monkeypatch.setattr(ray_cluster, "ANSWERED_IN", 3.0)
+    monkeypatch.setattr(on_ray, "ANSWERED_IN", 3.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with (
             pytest.raises(SettingsError, match="no Ray cluster answers in 3 s"),
-            ray_cluster.connected(address),
+            on_ray.connected(address),
         ):
             pass
 

@@ -1,7 +1,8 @@
-"""Who does the work: the models of this process, or workers on a Ray cluster. What is done is a job.
+"""The executor protocol: who does a task, item by item, with which models. The executor of this process.
 
-A job can be pickled, and is done item by item: a question, a question's sample. Whoever keeps the results
-keeps each once, as they come, so that the same journals and the same checks serve one machine and many.
+A task can be pickled, and so can its items (a question, one sample of a question) and its results. One
+process keeps each result once, as they come, so that the same journals and the same checks serve one machine
+and many (`trim_graph.distributed.ray`).
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
-from trim_graph.evaluation.families import policy_config
-from trim_graph.evaluation.judging import Judge
-from trim_graph.evaluation.runner import run_each
+
+from .families import policy_config
+from .judging import Judge
+from .runner import run_each
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -23,12 +25,12 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 @dataclass(frozen=True)
 class Models:
-    """What a worker has: the parts of a configuration, loaded.
+    """The parts of a configuration, loaded.
 
     Attributes:
         config: Names them.
         parts: The models and the scorer.
-        judge: Scores in the scorer's place where a job says so.
+        judge: Scores in the scorer's place where a task says so.
     """
 
     config: TrimConfig
@@ -57,33 +59,33 @@ class Models:
         return build_graph(for_measuring(self.config.model_copy(update=changed)), parts=parts)
 
 
-class Job(Protocol[Item_contra, Result_co]):
-    """Work of one kind on many items. It is pickled, and so are items and results."""
+class Task(Protocol[Item_contra, Result_co]):
+    """Work of one kind on many items. Task, items and results are pickled."""
 
-    def begin(self, models: Models) -> Callable[[Item_contra], Awaitable[Result_co]]:
-        """Return what does the work on one item. An error of an item belongs into its result."""
+    def setup(self, models: Models) -> Callable[[Item_contra], Awaitable[Result_co]]:
+        """Return the function that does the work on one item. An item's error belongs into its result."""
         ...
 
 
-class Workers(Protocol):
-    """Those who do jobs."""
+class Executor(Protocol):
+    """Does tasks on many items."""
 
     async def ready(self) -> None:
-        """Load models, or wait until workers have; the first call does it."""
+        """Load models, or wait until workers have; the first `map` does it too."""
         ...
 
-    async def do(
+    async def map(
         self,
-        job: Job[Item, Result],
+        task: Task[Item, Result],
         items: Iterable[Item],
         *,
         concurrency: int,
         on_result: Callable[[Result], None],
     ) -> None:
-        """Do a job on every item.
+        """Do a task on every item.
 
         Args:
-            job: What to do.
+            task: What to do.
             items: Taken as they are needed.
             concurrency: Most items under way at once, over all workers.
             on_result: Gets each item's result, once, in the order in which they end. An error that it raises
@@ -95,8 +97,8 @@ class Workers(Protocol):
         ...
 
 
-class LocalWorkers:
-    """The models of this process.
+class LocalExecutor:
+    """Does tasks with models of this process.
 
     Args:
         load: Makes the models, when there is something to do for them.
@@ -111,18 +113,18 @@ class LocalWorkers:
         if self._models is None:
             self._models = self._load()
 
-    async def do(
+    async def map(
         self,
-        job: Job[Item, Result],
+        task: Task[Item, Result],
         items: Iterable[Item],
         *,
         concurrency: int,
         on_result: Callable[[Result], None],
     ) -> None:
-        """Do a job; see `Workers`."""
+        """Do a task; see `Executor.map`."""
         await self.ready()
         assert self._models is not None
-        work = job.begin(self._models)
+        work = task.setup(self._models)
 
         async def one(item: Item) -> None:
             on_result(await work(item))
