@@ -262,3 +262,46 @@ def test_ray_that_is_not_installed(tmp_path, environment):
     assert result.returncode == 2
     assert 'pip install "trim-graph[ray]"' in result.stderr
     assert "Traceback" not in result.stderr
+
+
+STUBS = {
+    "scontrol": "#!/bin/sh\nhostname\nhostname\n",
+    "srun": '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
+    "ray": f'#!/bin/sh\nexec {sys.executable} -m ray.scripts.scripts "$@"\n',
+    "python": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
+    "trim-graph": f"""#!{sys.executable}
+import json, sys, ray
+ray.init(address=sys.argv[sys.argv.index("--ray") + 1], log_to_driver=False)
+print(json.dumps([sys.argv[1:], [node["Resources"].get("CPU") for node in ray.nodes() if node["Alive"]]]))
+""",
+}
+"""What a job of Slurm calls, on this machine."""
+
+
+def test_the_job_of_the_guide_has_a_cluster_of_its_nodes(environment, tmp_path):
+    guide = Path(__file__).parents[2] / "examples/guides/scaling.md"
+    script = next(block for block in guide.read_text().split("```bash\n") if block.startswith("#!/bin/bash"))
+    (tmp_path / "run.sbatch").write_text(script.partition("```")[0])
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
+    (tmp_path / "stubs").mkdir()
+    for name, text in STUBS.items():
+        (tmp_path / "stubs" / name).write_text(text)
+        (tmp_path / "stubs" / name).chmod(0o755)
+    slurm = {"SLURM_CPUS_PER_TASK": "2", "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NUM_NODES": "2"}
+    slurm |= {"SLURM_JOB_NODELIST": "here[1-2]", "RAY_USAGE_STATS_ENABLED": "0"}
+    path = f"{tmp_path / 'stubs'}:{environment['PATH']}"
+    result = subprocess.run(
+        ["bash", "run.sbatch"],
+        cwd=tmp_path,
+        env={**environment, **slurm, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert result.returncode == 0, result.stdout
+    given, cpus = json.loads(next(line for line in result.stdout.splitlines() if line.startswith("[[")))
+    assert given[0] == "eval"
+    assert given[given.index("--ray-workers") + 1] == "2"
+    assert cpus == [2.0, 2.0]
