@@ -90,7 +90,7 @@ def a_summary(n, **changes):
                 "n": n,
                 "errors": 0,
                 "figures": figures,
-                "equal_spend": None,
+                "matched_budget": {},
                 "differences": {"large": {"accuracy": {"value": -0.02, "interval": [-0.03, -0.01]}}},
             }
         )
@@ -109,7 +109,7 @@ def a_summary(n, **changes):
         **dict.fromkeys(("saved", "added", "net", "accuracy", "seconds"), figure),
     }
     summary = {
-        "version": 1,
+        "version": 2,
         "dataset": {"type": "arithmetic", "split": "standard", "part": "test"},
         "n": n,
         "samples": 1,

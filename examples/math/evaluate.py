@@ -14,6 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from trim_graph.evaluation.arms import RANDOM_RATES
+from trim_graph.evaluation.baseline_arms import SHARES
+
 from .hours import AIME_FACTOR, Arms, Rates, gpu_hours
 
 HERE = Path(__file__).parent
@@ -61,7 +64,10 @@ def estimate(given: argparse.Namespace) -> dict[str, float]:
     every = given.baselines == "all"
     validation = given.validation_n if every else 0
     arms = Arms(
-        scored=policies + every, judged=int(every), unscored=policies + 2 * every, validation=validation
+        scored=policies + every,
+        judged=int(every),
+        unscored=len(RANDOM_RATES) + 2 * len(SHARES) * every,
+        validation=validation,
     )
     rates = Rates(given.small_rate, given.large_rate, given.reading_rate)
     return {

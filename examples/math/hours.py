@@ -15,8 +15,6 @@ QUESTION = 150
 """Assumed tokens of a question."""
 AIME_FACTOR = 2.5
 """Assumed tokens of an AIME question, in those of MATH-500."""
-EQUAL_SPEND_RUNS = 2
-"""Assumed arms until a spend is met (at most 3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class Arms:
     Attributes:
         scored: Policies and baselines that score each step.
         judged: Baselines that have the large model rate each step.
-        unscored: Arms with the spend of a policy and without a scorer: random routing, entropy, kind.
+        unscored: Arms that score no step: random routing, entropy, kind.
         validation: Validation questions, run by both models alone and scored.
     """
 
@@ -68,6 +66,6 @@ def gpu_hours(questions: int, arms: Arms, rates: Rates, *, factor: float = 1.0) 
     alone = rates.seconds(SMALL_ALONE, LARGE_ALONE, 2 * QUESTION)
     routed = rates.seconds(SMALL_ROUTED, LARGE_ROUTED, 2 * QUESTION)
     a_question = alone + (arms.scored + arms.judged) * (routed + rates.seconds(0, 0, read))
-    a_question += arms.unscored * EQUAL_SPEND_RUNS * routed
+    a_question += arms.unscored * routed
     validated = arms.validation * (alone + rates.seconds(0, 0, read))
     return factor * (questions * a_question + validated) / 3600

@@ -1,3 +1,4 @@
+import inspect
 import json
 import math
 import os
@@ -10,7 +11,10 @@ from typing import ClassVar
 
 import pytest
 
+from trim_graph.cli import app_eval
+from trim_graph.cli.eval_request import Request, chosen_rates
 from trim_graph.config import Parts
+from trim_graph.evaluation.arms import RANDOM_RATES
 from trim_graph.evaluation.run_files import read_run
 from trim_graph.examples.arithmetic import problems
 
@@ -55,16 +59,18 @@ def test_a_run_from_end_to_end(world, run):
         assert figures["share"] == pytest.approx(sum(row["large_tokens"] for row in rows) / whole)
         assert figures["seconds_median"] == sorted(row["seconds"] for row in rows)[9]
 
-    # Random routing has the same spend, and is worse.
-    policy, random = arms["threshold-0.5"], arms[arms["threshold-0.5"]["equal_spend"]]
-    assert random["kind"] == "random"
-    assert random["figures"]["large_tokens"]["value"] == pytest.approx(
-        policy["figures"]["large_tokens"]["value"], rel=0.25
-    )
-    assert policy["differences"][random["arm"]]["accuracy"]["value"] > 0
+    # Random routing at five rates; with as many large tokens as the policy it is worse.
+    policy = arms["threshold-0.5"]
+    random = [arm["arm"] for arm in arms.values() if arm["kind"] == "random"]
+    assert random == ["random-0.1", "random-0.25", "random-0.5", "random-0.75", "random-0.9"]
+    assert set(policy["matched_budget"]) == {"random", "kind"}
+    beside = policy["matched_budget"]["random"]
+    assert beside["difference"]["value"] > 0
+    assert beside["accuracy"]["value"] + beside["difference"]["value"] == pytest.approx(1)
     # The small model always errs in the same kinds of steps: who knows the kind needs no judge here.
-    kind = next(arm for arm in arms.values() if arm["family"] == "kind" and arm["beside"])
-    assert kind["figures"]["accuracy"]["value"] > random["figures"]["accuracy"]["value"]
+    assert list(arms)[-3:] == ["kind-0.25", "kind-0.5", "kind-0.75"]
+    assert policy["matched_budget"]["kind"]["accuracy"]["value"] > beside["accuracy"]["value"]
+    assert set(arms["kind-0.5"]["matched_budget"]) == {"random"}
 
     curve = next(curve for curve in done.summary["curves"] if curve["family"] == "threshold-0.5")
     share = policy["figures"]["share"]["value"]
@@ -143,7 +149,7 @@ def test_a_killed_run_repeats_no_finished_question(world, models, run, start):
 
 
 def test_the_same_command_again_runs_nothing(world, run, monkeypatch):
-    evaluate(run, n=6)  # random routing does not come within 5 % of the spend
+    evaluate(run, n=6)
     before, rows = read_run("run").summary, list(read_run("run").rows())
     dead = Parts(None, None, None)
     monkeypatch.setattr("trim_graph.cli.evaluating.load_parts", lambda config, **_: dead)
@@ -171,8 +177,7 @@ def test_more_questions_and_other_policies_join_a_run(world, run):
     six = {(row["arm"], row["index"]): row for row in read_run("run").rows()}
     assert evaluate(run, n=9).exit_code == 0
     nine = {(row["arm"], row["index"]): row for row in read_run("run").rows()}
-    kept = {key: row for key, row in six.items() if not key[0].startswith("random")}
-    assert {key: nine[key] for key in kept} == kept
+    assert {key: nine[key] for key in six} == six
     assert Counter(arm for arm, _ in nine)["threshold-0.5"] == 9
     assert evaluate(run, n=9, policy="mine={type: threshold, t: 0.95}").exit_code == 0
     names = [arm["arm"] for arm in read_run("run").summary["arms"]]
@@ -225,14 +230,23 @@ def test_a_sweep_is_one_curve(world, run):
     assert result.exit_code == 0, result.output
     curves = {curve["family"]: curve for curve in read_run("run").summary["curves"]}
     assert [point["arm"] for point in curves["threshold"]["points"]] == [
-        "threshold-0.05",  # regenerates nothing: it is the small model alone, and has no random arm
+        "threshold-0.05",  # regenerates nothing: it is the small model alone
         "threshold-0.5",
         "threshold-0.95",
     ]
     arms = {arm["arm"]: arm for arm in read_run("run").summary["arms"]}
-    assert arms["threshold-0.05"]["equal_spend"] is None
+    assert arms["threshold-0.05"]["matched_budget"]["random"]["difference"]["value"] == 0
     assert arms["threshold-0.95"]["figures"]["share"]["value"] > 0.9
-    assert arms["threshold-0.95"]["equal_spend"].startswith("random-")
+
+
+def test_rates_of_random_routing(world, run):
+    result = evaluate(run, "--random-rates", "0.6,0.2", n=4)
+    assert result.exit_code == 0, result.output
+    arms = read_run("run").summary["arms"]
+    assert [arm["arm"] for arm in arms if arm["kind"] == "random"] == ["random-0.2", "random-0.6"]
+    default = inspect.signature(app_eval.evaluate).parameters["random_rates"].default
+    assert chosen_rates(default) == list(RANDOM_RATES)
+    assert Request("arithmetic:standard", world / "run").random_rates == default
 
 
 def test_the_summary_as_json(world, run):
@@ -326,11 +340,6 @@ def test_what_fails_is_told_counts_as_wrong_and_is_run_again(world, models, run,
     mended = rows_of("run", "small")
     assert not any(row["error"] for row in mended)
     assert {row["index"]: row for row in mended if row["index"] in whole} == whole
-    # An arm at the spend that the policy had before is beside it no more.
-    arms = read_run("run").settings["arms"].values()
-    (chosen,) = [arm for arm in arms if "threshold-0.5" in arm.get("beside", [])]
-    (policy,) = [arm for arm in read_run("run").summary["arms"] if arm["arm"] == "threshold-0.5"]
-    assert chosen["spends"] == {"threshold-0.5": policy["figures"]["large_tokens"]["value"]}
 
 
 def test_a_dead_server_ends_the_run(world, models, run, monkeypatch):
@@ -370,8 +379,7 @@ def test_a_router_is_trained_on_other_questions(world, models, run, monkeypatch)
     assert result.exit_code == 0, result.output
     arms = {arm["arm"]: arm for arm in read_run("run").summary["arms"]}
     routed = [arm for arm in arms.values() if arm["family"] == "router"]
-    assert any(arm["beside"] == ["threshold-0.5"] for arm in routed)
-    assert any(arm["beside"] is None for arm in routed)
+    assert [arm["arm"] for arm in routed] == ["router-0.25", "router-0.5", "router-0.75"]
     for arm in routed:
         small, large, own = (rows_of("run", name) for name in ("small", "large", arm["arm"]))
         asked_large = [row["large_tokens"] > 0 for row in own]
@@ -413,14 +421,13 @@ def test_all_baselines_of_models_that_tell_all(world, models, run, monkeypatch):
     result = evaluate(run, "--prices", PRICES, n=12, baselines="cascade,entropy")
     assert result.exit_code == 0, result.output
     arms = {arm["arm"]: arm for arm in read_run("run").summary["arms"]}
-    policy = arms["threshold-0.5"]["figures"]["large_tokens"]["value"]
     for family in ("cascade", "entropy"):
-        chosen = [arm for arm in arms.values() if arm["family"] == family and arm["beside"]]
-        assert [arm["beside"] for arm in chosen] == [["threshold-0.5"]]
-        assert chosen[0]["figures"]["large_tokens"]["value"] == pytest.approx(policy, rel=0.35)
+        shares = [arms[f"{family}-{share}"]["figures"]["share"]["value"] for share in ("0.25", "0.5", "0.75")]
+        assert shares == sorted(shares)
+        assert 0 < shares[1] < 1
+        assert family in arms["threshold-0.5"]["matched_budget"]
     # A cascade pays for both answers, one after the other.
-    name = next(name for name, arm in arms.items() if arm["family"] == "cascade" and arm["beside"])
-    small, large, own = (rows_of("run", arm) for arm in ("small", "large", name))
+    small, large, own = (rows_of("run", arm) for arm in ("small", "large", "cascade-0.5"))
     for one, other, row in zip(small, large, own, strict=True):
         if row["large_tokens"]:
             assert row["solution"] == other["solution"]
@@ -447,6 +454,8 @@ def test_all_baselines_of_models_that_tell_all(world, models, run, monkeypatch):
         ({}, ["--sweep", "threshold"], "give a family and its numbers"),
         ({}, ["--sweep", "treshold:0.1"], "there is no family 'treshold'"),
         ({}, ["--sweep", "threshold:a"], "'a' is no number"),
+        ({}, ["--random-rates", "0.5,1"], "--random-rates 0.5,1: give rates between 0 and 1"),
+        ({}, ["--random-rates", "half"], "--random-rates half: give rates between 0 and 1"),
         ({}, ["--prices", "{large: {input: -1}}"], "prices.large.input"),
         ({}, ["--judge", "medium"], "--judge medium: give large, small, or"),
         ({}, ["--validation", "arithmetic:standard:test"], "are the questions of --dataset"),

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from trim_graph import InputError, ModelPrice, Prices
 from trim_graph.evaluation import Outcome, compare
@@ -27,7 +28,7 @@ def columns(correct, large_tokens, *, cost=None, added=0.0, seconds=1.0):
     return Columns(0, of)
 
 
-def compared(arms, kinds=(), beside=()):
+def compared(arms, kinds=()):
     """Compare arms; ``small`` and ``large`` are among them."""
     known = {"small": "reference", "large": "reference", **dict(kinds)}
     settings = {
@@ -35,7 +36,6 @@ def compared(arms, kinds=(), beside=()):
             "kind": known.get(name, "policy"),
             "family": name.partition("-")[0],
             "policy": {},
-            **({"beside": dict(beside)[name]} if name in dict(beside) else {}),
         }
         for name in arms
     }
@@ -112,8 +112,8 @@ def test_without_a_gap_there_is_no_curve():
     assert "use the small one alone" in verdict["text"]
 
 
-def decided(arm, *, priced=True, second=0.0, kinds=(), beside=(), **others):
-    comparison = compared({**small_and_large(), "p": arm, **others}, kinds, beside)
+def decided(arm, *, priced=True, second=0.0, kinds=(), **others):
+    comparison = compared({**small_and_large(), "p": arm, **others}, kinds)
     verdicts = {verdict["arm"]: verdict for verdict in judge(comparison, Worth(priced, second))}
     return verdicts["p"], overall(list(verdicts.values()), comparison)
 
@@ -151,18 +151,17 @@ def test_what_saves_and_is_nearly_as_good_is_to_be_used():
             {
                 "random-1": columns([i < 56 for i in range(N)], [20] * N),
                 "kinds": {"random-1": "random"},
-                "beside": {"random-1": ["p"]},
             },
             "the scores are of no use",
         ),
         (
             columns([i < 45 for i in range(N)], [20] * N),
             {
-                "kind-1": columns([True] * N, [20] * N),
-                "kinds": {"kind-1": "baseline"},
-                "beside": {"kind-1": ["p"]},
+                "kind-1": columns([True] * N, [15] * N),
+                "kind-2": columns([True] * N, [25] * N),
+                "kinds": {"kind-1": "baseline", "kind-2": "baseline"},
             },
-            "With the same large tokens kind-1 is more often right: use that.",
+            "With the same large tokens kind is more often right: use that.",
         ),
     ],
 )
@@ -191,6 +190,67 @@ def test_what_stays_open(arm, options, told):
     assert verdict["use"] == "undecided"
     assert told in verdict["text"]
     assert whole.startswith("Undecided.")
+
+
+def test_a_spend_beyond_the_random_curve_is_told():
+    """A policy that spends more than the large model alone does, at small cost."""
+    arm = columns([True] * N, [120] * N, cost=[1.0] * N)
+    random = {"random-0.5": columns([i < 30 for i in range(N)], [50] * N)}
+    verdict, _ = decided(arm, kinds={"random-0.5": "random"}, **random)
+    assert verdict["use"] != "yes"
+    told = "It spends 120 large tokens a question, and routing at random was measured up to 100"
+    assert told in verdict["text"]
+
+
+def test_a_curve_is_read_off_at_the_spend_of_a_policy():
+    """Spends are the same for all questions, so the curve at 25 is half of random-0.5, in every resample."""
+    right = [i % 4 == 0 for i in range(N)]
+    arms = {
+        "small": columns([False] * N, [0] * N),
+        "random-0.5": columns([True] * N, [50] * N),
+        "large": columns([True] * N, [100] * N),
+        "p": columns(right, [25] * N),
+        "q": columns(right, [75] * N),
+        "dear": columns(right, [101] * N),
+    }
+    comparison = compared(arms, {"random-0.5": "random"})
+    found = {name: comparison.matched_budget(name) for name in arms}
+    assert found["small"] == found["large"] == found["random-0.5"] == {}
+    at_25 = found["p"]["random"]
+    assert at_25["accuracy"] == {"value": 0.5, "interval": (0.5, 0.5)}
+    assert at_25["difference"]["value"] == 0.25 - 0.5
+    # What is left is the spread of 15 right answers of 60 questions: a binomial one.
+    expected = binom.ppf([0.025, 0.975], N, 0.25) / N - 0.5
+    assert at_25["difference"]["interval"] == pytest.approx(expected, abs=1.01 / N)
+    assert at_25["curve_ends"] is None
+    assert found["q"]["random"]["accuracy"] == {"value": 1.0, "interval": (1.0, 1.0)}
+    unknown = {"value": None, "interval": None}
+    assert found["dear"]["random"] == {"accuracy": unknown, "difference": unknown, "curve_ends": 100.0}
+
+
+def test_a_curve_is_that_of_each_resample():
+    """Where spends differ by question, the interval is that of resamples that are drawn one by one."""
+    rng = np.random.default_rng(3)
+    spends = {"small": 0, "random-0.3": 30, "random-0.6": 60, "large": 100, "p": 45}
+    chances = {"small": 0.3, "random-0.3": 0.5, "random-0.6": 0.6, "large": 0.9, "p": 0.7}
+    arms = {
+        name: columns(rng.random(N) < chances[name], rng.poisson(spend, N) if spend else [0] * N)
+        for name, spend in spends.items()
+    }
+    kinds = dict.fromkeys(("random-0.3", "random-0.6"), "random")
+    difference = compared(arms, kinds).matched_budget("p")["random"]["difference"]
+
+    def at(places):
+        means = {
+            name: (arm.of["large_tokens"][places].mean(), arm.of["correct"][places].mean())
+            for name, arm in arms.items()
+        }
+        (at, own), curve = means.pop("p"), sorted(means.values())
+        return own - np.interp(at, *zip(*curve, strict=True))
+
+    assert difference["value"] == pytest.approx(at(np.arange(N)))
+    drawn = [at(rng.integers(0, N, N)) for _ in range(2000)]
+    assert difference["interval"] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.02)
 
 
 @pytest.mark.parametrize("n", [1, LEAST - 1, LEAST])

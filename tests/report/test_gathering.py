@@ -140,7 +140,7 @@ def test_what_is_no_run_leaves_nothing_behind(tmp_path, monkeypatch):
     (broken / "rows" / "small.jsonl").write_text('{"arm": 3}\n')
     with pytest.raises(InputError, match=r"small\.jsonl, line 1: not a row"):
         write_report(broken)
-    for summary, told in (([], "accuracy|arms"), (a_summary(1, version=2), "version 2")):
+    for summary, told in (([], "accuracy|arms"), (a_summary(1, version=3), "version 3")):
         other = write_run(tmp_path / f"summary-{told[:3]}", usual_rows(1), summary=summary)
         with pytest.raises(InputError, match=rf"summary\.json is no summary of this release: .*({told})"):
             write_report(other)

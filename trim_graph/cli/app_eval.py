@@ -42,6 +42,9 @@ def evaluate(
     sweep: Annotated[
         list[str] | None, typer.Option(help="Several operating points; may be repeated. See below.")
     ] = None,
+    random_rates: Annotated[
+        str, typer.Option(help="Rates of random routing: shares of steps that it has written again.")
+    ] = "0.1,0.25,0.5,0.75,0.9",
     baselines: Annotated[str, typer.Option(help="all, none, or some: router,cascade,kind.")] = "all",
     validation: Annotated[
         str | None, typer.Option(help="Other questions, to fit router and kind on; a dataset.")
@@ -76,8 +79,9 @@ def evaluate(
 ) -> None:
     """Run policies, the models alone and baselines on a dataset, and say whether a policy is worth it.
 
-    Small alone, large alone and random routing at the spend of each policy always stand beside. Wall clock is
-    measured with --concurrency questions under way. An interrupted or killed run goes on where it was.
+    Small alone, large alone and random routing always stand beside; each policy is compared with random
+    routing at its own spend, on the lines between --random-rates. Wall clock is measured with --concurrency
+    questions under way. An interrupted or killed run goes on where it was.
     """
     with failures_reported():
         from .evaluating import Request, run_eval
@@ -89,6 +93,7 @@ def evaluate(
                 config=config,
                 policies=policy or (),
                 sweeps=sweep or (),
+                random_rates=random_rates,
                 baselines=baselines,
                 validation=validation,
                 validation_n=validation_n,

@@ -54,11 +54,6 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _shown(arm: ArmSummary) -> bool:
-    """Leave out arms that were run on the way to a spend and missed it."""
-    return arm["beside"] is None or bool(arm["beside"])
-
-
 def _accuracy(summary: RunSummary) -> Table:
     table = _table(
         "accuracy and spend",
@@ -69,15 +64,12 @@ def _accuracy(summary: RunSummary) -> Table:
         "share",
         "PGR",
         "IBC",
-        "same spend",
+        "over random",
     )
     spread = summary["n"] >= _SPREAD_FROM
-    for arm in filter(_shown, summary["arms"]):
+    for arm in summary["arms"]:
         own = arm["figures"]
         beside = arm["differences"].get("large", {}).get("accuracy")
-        same = next(iter(arm["beside"] or ()), arm["equal_spend"]) or ""
-        against = arm["differences"].get(same, {})
-        random = against.get("accuracy")
         table.add_row(
             arm["arm"],
             _told(own["accuracy"], spread=spread),
@@ -86,11 +78,11 @@ def _accuracy(summary: RunSummary) -> Table:
             _told(own["share"], spread=spread),
             _told(own["pgr"], spread=spread),
             _told(own["ibc"], digits=2),
-            _told(random, signed=True, spread=spread),
+            _over_random(arm, spread=spread),
         )
     table.caption = (
-        "same spend: accuracy beside random routing with the large tokens of this policy; of a baseline, "
-        "beside the policy whose large tokens it was given"
+        "over random: accuracy minus that of random routing with as many large tokens, read off the straight "
+        "lines between its rates"
     )
     return table
 
@@ -100,7 +92,7 @@ def _spend(summary: RunSummary) -> Table:
         "a question", "arm", "small tokens", "discarded", "scorer", "prefill small/large", "cached",
         "calls s/l/score", "cost", "seconds median", "p95", "first step", "p95",
     )  # fmt: skip
-    for arm in filter(_shown, summary["arms"]):
+    for arm in summary["arms"]:
         own = arm["figures"]
         table.add_row(
             arm["arm"],
@@ -142,6 +134,13 @@ def _told(figure: Figure | None, *, digits: int = 3, signed: bool = False, sprea
     if spread and figure["interval"] is not None:
         told += f" ({figure['interval'][0]:{sign}.{digits}f} to {figure['interval'][1]:{sign}.{digits}f})"
     return told
+
+
+def _over_random(arm: ArmSummary, *, spread: bool) -> str:
+    found = arm["matched_budget"].get("random")
+    if found is not None and found["curve_ends"] is not None:
+        return f"beyond {found['curve_ends']:.1f}"
+    return _told(found and found["difference"], signed=True, spread=spread)
 
 
 def _joined(arm: ArmSummary, *names: str, digits: int = 0) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trim_graph.errors import InputError, SettingsError
+from trim_graph.evaluation.arms import RANDOM_RATES
 from trim_graph.evaluation.baseline_arms import BASELINES
 from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset, read_through
 
@@ -28,6 +29,7 @@ class Request:
     config: Path | None = None
     policies: Sequence[str] = ()
     sweeps: Sequence[str] = ()
+    random_rates: str = ",".join(f"{rate:g}" for rate in RANDOM_RATES)
     baselines: str = "all"
     validation: str | None = None
     validation_n: int | None = None
@@ -76,6 +78,21 @@ def chosen_baselines(given: str) -> list[str]:
                 f"--baselines {given}: there is no {name!r}; choose all, none, or of {', '.join(BASELINES)}"
             )
     return names
+
+
+def chosen_rates(given: str) -> list[float]:
+    """Return the rates of random routing, in order.
+
+    Raises:
+        SettingsError: One is no rate between 0 and 1.
+    """
+    try:
+        rates = sorted({float(rate) for rate in given.split(",")})
+    except ValueError:
+        rates = []
+    if not rates or not all(0 < rate < 1 for rate in rates):
+        raise SettingsError(f"--random-rates {given}: give rates between 0 and 1, such as 0.1,0.5,0.9")
+    return rates
 
 
 def check_request(request: Request) -> None:

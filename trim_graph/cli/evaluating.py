@@ -9,10 +9,9 @@ from typing import Any
 
 from trim_graph.budget import Prices
 from trim_graph.errors import SettingsError
-from trim_graph.evaluation.arms import Arm, check_names, policy_arms, sweep_arms
+from trim_graph.evaluation.arms import REFERENCES, Arm, check_names, policy_arms, random_arms, sweep_arms
 from trim_graph.evaluation.baseline_arms import Baselines
 from trim_graph.evaluation.by_kind import MATHEMATICS, OPERATIONS
-from trim_graph.evaluation.course import Course
 from trim_graph.evaluation.datasets import shared_questions
 from trim_graph.evaluation.executor import Executor, Models
 from trim_graph.evaluation.families import policy_config
@@ -32,6 +31,7 @@ from .eval_request import (
     Request,
     check_request,
     chosen_baselines,
+    chosen_rates,
     count_questions,
     read_dataset,
 )
@@ -53,8 +53,8 @@ def run_eval(request: Request) -> RunSummary:
     evaluation = Evaluation(request)
     try:
         with evaluation.executor() as executor:
-            course = asyncio.run(evaluation.run(executor))
-        summary = evaluation.finish(course)
+            harness = asyncio.run(evaluation.run(executor))
+        summary = evaluation.finish(harness)
     except KeyboardInterrupt as error:
         raise Interrupted(f"interrupted: the same command goes on with {request.out}") from error
     finally:
@@ -87,6 +87,8 @@ class Evaluation:
         self.n = count_questions("--dataset", request.dataset, self.dataset, request.n, DEFAULT_N)
         self.judge = judge_of(request.judge, self.config)
         self.leak: str | None = None
+        self.warnings = list[str]()
+        """What a reader of the summary should know."""
         self.validation = self._validation()
         self.plan = self._plan()
         known_arms(request.out, self.plan.settings)  # refuses a folder that was begun otherwise
@@ -108,7 +110,7 @@ class Evaluation:
     def _arms(self) -> list[Arm]:
         given = self.request.policies
         own = [] if self.request.sweeps and not given else policy_arms(given, self.config.policy.model_dump())
-        arms = own + sweep_arms(self.request.sweeps)
+        arms = own + sweep_arms(self.request.sweeps) + random_arms(chosen_rates(self.request.random_rates))
         check_names(arms)
         if self.config.scorer is None:
             for arm in arms:
@@ -158,54 +160,48 @@ class Evaluation:
             )
         return dataset, n
 
-    async def run(self, executor: Executor) -> Course:
+    async def run(self, executor: Executor) -> Harness:
         """Run all arms.
 
         Args:
             executor: Runs the models.
         """
         harness = Harness(self.request.out, self.plan, executor, on_begin=self._begin, on_row=self._advance)
-        course = Course(harness)
         self._announce()
         if self.leak and {"router", "kind"} & set(self.baselines):
-            course.warnings.append(self.leak)
+            self.warnings.append(self.leak)
             print(f"warning: {self.leak}", file=sys.stderr, flush=True)
-        await course.references()
-        for arm in self.arms:
-            await course.run(arm)
-        await course.beside(self.arms)
+        for arm in (*REFERENCES, *self.arms):
+            await harness.run(arm.name, arm.settings, arm.policy)
         if self.baselines:
-            await self._run_baselines(course)
+            await self._run_baselines(harness)
         self.close()
-        return course
+        return harness
 
-    def finish(self, course: Course) -> RunSummary:
-        """Write what came of all arms."""
-        harness, request = course.harness, self.request
-        lacking = harness.take_older()
-        course.warnings += [
-            f"the arm {arm} is left out: questions are lacking, or all failed" for arm in lacking
+    def finish(self, harness: Harness) -> RunSummary:
+        """Write the rows and the summary of all arms."""
+        request = self.request
+        self.warnings += [
+            f"the arm {arm} is left out: questions are lacking, or all failed" for arm in harness.take_older()
         ]
         write_rows(request.out, list(harness.arms))
         worth = Worth(priced=_priced(self.config.prices), second=request.cost_per_second)
-        summary = summarise_run(harness, self.config, worth, course.warnings)
+        summary = summarise_run(harness, self.config, worth, self.warnings)
         write_json(request.out / SUMMARY, summary)
         return summary
 
-    async def _run_baselines(self, course: Course) -> None:
+    async def _run_baselines(self, harness: Harness) -> None:
         pattern = self.request.pattern
         scorer = self.config.scorer
         work = Baselines(
-            course=course,
-            folder=course.harness.folder,
-            beside=self.arms[len(self.arms) // 2 if not self.request.policies else 0].name,
-            validation=self._validate(course.harness),
+            harness=harness,
+            validation=self._validate(harness),
             scorer_type=None if scorer is None else scorer.type,
             judge_name=None if self.judge is None else self.judge.name,
             pattern=pattern or (OPERATIONS if self.dataset.type == "arithmetic" else MATHEMATICS),
             seed=self.request.seed,
         )
-        await work.run(self.baselines, all_of_them=self.request.baselines == "all")
+        self.warnings += await work.run(self.baselines, all_of_them=self.request.baselines == "all")
 
     def _validate(self, harness: Harness) -> Validation | None:
         """Return what runs the models alone on the validation questions, where there are any."""
@@ -219,8 +215,7 @@ class Evaluation:
         runs = self.n * self.request.samples
         told = [arm.name for arm in self.arms] + list(self.baselines)
         print(
-            f"{runs} runs an arm: small, large, {', '.join(told)}, and random routing at the spend of each "
-            "policy",
+            f"{runs} runs an arm: small, large, {', '.join(told)}",
             file=sys.stderr,
             flush=True,
         )

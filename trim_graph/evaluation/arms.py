@@ -52,6 +52,18 @@ REFERENCES = (
     Arm("large", "reference", "large", {"type": "large_only"}),
 )
 
+RANDOM_RATES = (0.1, 0.25, 0.5, 0.75, 0.9)
+"""Rates of random routing, the points of its curve between the models alone."""
+
+
+def random_arms(rates: Sequence[float]) -> list[Arm]:
+    """Return the arms of random routing.
+
+    Args:
+        rates: The share of steps that each one regenerates, between 0 and 1.
+    """
+    return [Arm(f"random-{r:g}", "random", "random", {"type": "random_rate", "rate": r}) for r in rates]
+
 
 def policy_arms(given: Sequence[str], own: PolicyMapping) -> list[Arm]:
     """Return the arms of ``--policy``.

@@ -132,6 +132,29 @@ def best_pgr(points: Sequence[Point], share: float) -> Any:
     return _on_curve(points, best, lambda curve: curve.best_pgr(share))
 
 
+def interpolated(spends: Sequence[Number], values: Sequence[Number], at: Number) -> Any:
+    """Return the value at a spend, by straight lines between points.
+
+    Args:
+        spends: Of each point, in any order; a number, or an array over the resamples.
+        values: Of each point.
+        at: The spend that is asked for.
+
+    Returns:
+        A number; of arrays an array. NaN where the spend lies outside of those of the points.
+    """
+    import numpy as np
+
+    def read(place: NDArray[np.float64], value: NDArray[np.float64], spend: float) -> float:
+        order = np.argsort(place, kind="stable")
+        return float(np.interp(spend, place[order], value[order], left=np.nan, right=np.nan))
+
+    x, y = np.array(spends, dtype=float), np.array(values, dtype=float)
+    if x.ndim == 1:
+        return read(x, y, float(at))
+    return np.array([read(*one) for one in zip(x.T, y.T, np.asarray(at, dtype=float), strict=True)])
+
+
 def whole_curve(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the points of a curve from (0, 0) to (1, 1), one for each share."""
     inner = sorted(point for point in points if 0 < point[0] < 1)

@@ -178,10 +178,6 @@ class Harness:
                 "choose another --out"
             )
         self.arms[arm] = settings
-        if known is not None and "beside" in known:
-            settings["beside"] = list(dict.fromkeys([*known["beside"], *settings.get("beside", [])]))
-        if known is not None and "spends" in known:
-            settings["spends"] = {**known["spends"], **settings.get("spends", {})}
         self.write_settings()
 
     def forget(self, arm: str) -> None:

@@ -37,7 +37,7 @@ VERSION = 1
 SETTINGS, SUMMARY, ROWS, JOURNALS = "settings.json", "summary.json", "rows.parquet", "rows"
 
 ArmKind = Literal["reference", "policy", "sweep", "random", "baseline"]
-"""``reference``: one of the models alone; ``random``: at the spend of another arm; ``sweep``: one of several
+"""``reference``: one of the models alone; ``random``: random routing at one rate; ``sweep``: one of several
 operating points of a policy."""
 
 
@@ -117,12 +117,6 @@ class ArmSettings(TypedDict):
     policy: dict[str, Any]
     """As a configuration names it, files by their content. Of an arm that is composed of the outcomes of the
     models alone, what it is composed by."""
-    dial: NotRequired[float]
-    """Of an arm that was chosen for its spend: the number that was chosen, in [0, 1]."""
-    beside: NotRequired[list[str]]
-    """The arms whose spend it was chosen to have."""
-    spends: NotRequired[dict[str, float]]
-    """Of those that a search has chosen it for, large tokens a question at that time."""
 
 
 class RunSettings(TypedDict):

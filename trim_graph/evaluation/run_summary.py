@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 from .figures import Interval
 from .run_files import ArmKind
 
-VERSION = 1
+VERSION = 2
 
 CPT_TARGETS = (0.5, 0.8, 0.95)
 """PGRs for which the large tokens needed are told."""
@@ -51,8 +51,24 @@ FIGURES = {
 """Keys of `ArmSummary` ``figures``. All but the first four are per question, means over its samples."""
 
 
+class MatchedBudget(TypedDict):
+    """An arm compared with the curve of a family, at the arm's own spend.
+
+    The curve is accuracy against large tokens: straight lines from the small model alone over the arms of the
+    family to the large model alone.
+    """
+
+    accuracy: Figure
+    """Of the family's curve at this spend."""
+    difference: Figure
+    """Accuracy of the arm minus that."""
+    curve_ends: float | None
+    """The most large tokens a question that the curve reaches, where the arm spends more: nothing is told
+    beyond. None where its spend lies on the curve."""
+
+
 class ArmSummary(TypedDict):
-    """What one arm came to."""
+    """Figures of one arm."""
 
     arm: str
     kind: ArmKind
@@ -64,14 +80,11 @@ class ArmSummary(TypedDict):
     """Runs that failed: they count as wrong, and as nothing spent."""
     figures: dict[str, Figure]
     """By the keys `FIGURES`."""
-    equal_spend: str | None
-    """The random arm with the same spend, where one was run."""
-    beside: list[str] | None
-    """The arms whose spend it was chosen to have: none where it was run on the way and missed; None of an arm
-    that was not chosen for its spend."""
+    matched_budget: dict[str, MatchedBudget]
+    """By family: ``random``, and of a policy the baselines that were run at several shares."""
     differences: dict[str, dict[str, Figure]]
-    """This arm minus another, paired by question: by the other's name (``small``, ``large``,
-    ``equal_spend``, ``beside``), then ``accuracy``, ``cost``, ``seconds``, ``large_tokens``."""
+    """This arm minus ``small`` and ``large``, paired by question: by the other's name, then ``accuracy``,
+    ``cost``, ``seconds``, ``large_tokens``."""
 
 
 class CurvePoint(TypedDict):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .columns import ADDED, NUMBERS, Columns
-from .curves import best_pgr, cpt, ibc, mean_ibc
+from .curves import best_pgr, cpt, ibc, interpolated, mean_ibc
 from .figures import RESAMPLES, interval, quantile, resampled_means, resampled_quantiles
 from .run_files import ArmSettings
-from .run_summary import BUDGETS, CPT_TARGETS, ArmSummary, CurvePoint, CurveSummary, Figure
+from .run_summary import BUDGETS, CPT_TARGETS, ArmSummary, CurvePoint, CurveSummary, Figure, MatchedBudget
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,9 +88,7 @@ class Comparison:
         return [self._summary(name) for name in self.arms]
 
     def _summary(self, name: str) -> ArmSummary:
-        settings, beside = self.settings[name], self.equal_spend(name)
-        same = [one for one in settings.get("beside", []) if one in self.arms]
-        others = dict.fromkeys((SMALL, LARGE, *([beside] if beside else []), *same))
+        settings = self.settings[name]
         return ArmSummary(
             arm=name,
             kind=settings["kind"],
@@ -99,24 +97,47 @@ class Comparison:
             n=self.n,
             errors=self.arms[name].errors,
             figures=self._figures(name),
-            equal_spend=beside,
-            beside=same if same or "dial" in settings else None,
-            differences={other: self.differences(name, other) for other in others if other != name},
+            matched_budget=self.matched_budget(name),
+            differences={other: self.differences(name, other) for other in (SMALL, LARGE) if other != name},
         )
 
-    def equal_spend(self, name: str) -> str | None:
-        """Return the random arm that has the spend of this one."""
-        of = (arm for arm, settings in self.settings.items() if name in settings.get("beside", []))
-        return next((arm for arm in of if arm in self.arms and self.settings[arm]["kind"] == "random"), None)
+    def matched_budget(self, name: str) -> dict[str, MatchedBudget]:
+        """Compare an arm with what other families reach at its spend; nothing without right answers.
 
-    def better_baselines(self, name: str) -> list[str]:
-        """Return the baselines that are more often right at the spend of this arm, beyond doubt."""
-        found = []
-        for other, settings in self.settings.items():
-            if settings["kind"] == "baseline" and name in settings.get("beside", []) and other in self.arms:
-                spread = self.difference(other, name, "correct")["interval"]
-                found += [other] if spread is not None and spread.low > 0 else []
-        return found
+        A policy is compared with random routing and with baselines that have a curve, a baseline with random
+        routing.
+        """
+        kind = self.settings[name]["kind"]
+        if not self.graded or kind in ("reference", "random"):
+            return {}
+        curves = self._families("random")
+        if kind != "baseline":
+            curves |= {family: arms for family, arms in self._families("baseline").items() if len(arms) > 1}
+        return {family: self._at_spend_of(name, arms) for family, arms in curves.items()}
+
+    def _at_spend_of(self, name: str, family: Sequence[str]) -> MatchedBudget:
+        arm, curve = self.arms[name], [self.arms[one] for one in (SMALL, *family, LARGE)]
+        spends, rights = ([one.plain[key] for one in curve] for key in ("large_tokens", "correct"))
+        spend, right = arm.plain["large_tokens"], arm.plain["correct"]
+        if spend > max(spends):
+            return MatchedBudget(accuracy=UNKNOWN, difference=UNKNOWN, curve_ends=max(spends))
+        drawn_spends, drawn_rights = (
+            [one.means[key] for one in curve] for key in ("large_tokens", "correct")
+        )
+        value = interpolated(spends, rights, spend)
+        drawn = interpolated(drawn_spends, drawn_rights, arm.means["large_tokens"])
+        return MatchedBudget(
+            accuracy=Figure(value=value, interval=interval(drawn)),
+            difference=Figure(value=right - value, interval=interval(arm.means["correct"] - drawn)),
+            curve_ends=None,
+        )
+
+    def _families(self, *kinds: str) -> dict[str, list[str]]:
+        families: dict[str, list[str]] = {}
+        for name in self.arms:
+            if self.settings[name]["kind"] in kinds:
+                families.setdefault(self.settings[name]["family"], []).append(name)
+        return families
 
     def _figures(self, name: str) -> dict[str, Figure]:
         arm = self.arms[name]
@@ -174,11 +195,10 @@ class Comparison:
 
     def curves(self) -> list[CurveSummary]:
         """Return what each family comes to; nothing where the right answers are not known."""
-        families: dict[str, list[str]] = {}
-        for name in self.arms:
-            if name not in (SMALL, LARGE):
-                families.setdefault(self.settings[name]["family"], []).append(name)
-        return [self._curve(family, names) for family, names in families.items()] if self.graded else []
+        if not self.graded:
+            return []
+        families = self._families("policy", "sweep", "random", "baseline")
+        return [self._curve(family, names) for family, names in families.items()]
 
     def _curve(self, family: str, names: Sequence[str]) -> CurveSummary:
         points = {name: self.point(name, drawn=False) for name in names}

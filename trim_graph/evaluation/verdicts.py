@@ -89,7 +89,12 @@ def _verdict(comparison: Comparison, name: str, worth: Worth) -> Verdict:
     found = Verdict(
         arm=name, use=use, text="", saved=saved, added=added, net=net, accuracy=accuracy, seconds=seconds
     )
-    told = [_told_cost(found, comparison, worth), *_told_rest(found, worth), *reasons]
+    told = [
+        _told_cost(found, comparison, worth),
+        *_told_rest(found, worth),
+        *_told_beyond(comparison, name),
+        *reasons,
+    ]
     return Verdict(**{**found, "text": f"{name}: {' '.join(told)} {_ENDS[use]}"})
 
 
@@ -147,15 +152,18 @@ def _decide(comparison: Comparison, name: str, net: Figure, worth: Worth) -> tup
             f"At its spend {lottery} is as often right.",
             f"These questions do not tell whether it beats {lottery}.",
         )
-        beside = comparison.equal_spend(name)
-        if beside:
-            above(
-                comparison.difference(name, beside, "correct"),
-                0.0,
-                "Routing at random with the same spend is as often right: the scores are of no use.",
-                "These questions do not tell whether it beats routing at random with the same spend.",
-            )
-    better = comparison.better_baselines(name)
+    matched = comparison.matched_budget(name)
+    random = matched.pop("random", None)
+    if random is not None and comparison.settings[name]["kind"] != "baseline":
+        above(
+            random["difference"],
+            0.0,
+            "Routing at random with the same spend is as often right: the scores are of no use.",
+            "These questions do not tell whether it beats routing at random with the same spend.",
+        )
+        if random["curve_ends"] is not None:
+            found.append(("undecided", ""))  # `_told_beyond` says why
+    better = [family for family, one in matched.items() if _below_zero(one["difference"])]
     if better:
         found.append(
             ("no", f"With the same large tokens {' and '.join(better)} is more often right: use that.")
@@ -167,6 +175,24 @@ def _decide(comparison: Comparison, name: str, net: Figure, worth: Worth) -> tup
     order = ("no", "undecided", "yes")
     use: Use = min((use for use, _ in found), key=order.index, default="yes")
     return use, [reason for one, reason in found if one == use and reason]
+
+
+def _below_zero(difference: Figure) -> bool:
+    """Tell whether a difference is below 0 beyond doubt."""
+    spread = difference["interval"]
+    return spread is not None and spread.high < 0
+
+
+def _told_beyond(comparison: Comparison, name: str) -> list[str]:
+    """Say where an arm spends more than any point of the curve of random routing."""
+    random = comparison.matched_budget(name).get("random")
+    if random is None or random["curve_ends"] is None:
+        return []
+    spend = comparison.arms[name].plain["large_tokens"]
+    return [
+        f"It spends {spend:.4g} large tokens a question, and routing at random was measured up to "
+        f"{random['curve_ends']:.4g}: which of the two is more often right there is not known."
+    ]
 
 
 def _above_line(comparison: Comparison, name: str) -> Figure:

@@ -31,6 +31,14 @@ function table(caption, heads, rows) {
   );
 }
 
+const signed = (v) => (v > 0 ? "+" : "") + fixed(v, 3);
+
+// Accuracy minus that of random routing at this spend; beyond the last point of its curve nothing is known.
+function overRandom(matched) {
+  if (matched && matched.curve_ends !== null) return [`beyond ${count(matched.curve_ends)}`];
+  return withInterval(matched && matched.difference, signed);
+}
+
 function armsTable(summary, arms, caption) {
   const shown = FIGURES.filter(([key]) => key !== "cost" || summary.priced);
   const rows = arms.map((arm) =>
@@ -39,11 +47,12 @@ function armsTable(summary, arms, caption) {
       { class: arm.kind === "policy" ? "main" : null },
       el("th", { scope: "row" }, inline(arm.arm, 60)),
       shown.map(([key, , format]) => el("td", {}, withInterval(arm.figures[key], format))),
-      el("td", {}, withInterval((arm.differences.large || {}).accuracy, (v) => (v > 0 ? "+" : "") + fixed(v, 3))),
+      el("td", {}, withInterval((arm.differences.large || {}).accuracy, signed)),
+      el("td", {}, overRandom((arm.matched_budget || {}).random)),
       el("td", {}, arm.errors ? count(arm.errors) : "0"),
     ),
   );
-  const heads = ["Arm", ...shown.map(([, name]) => name), "Accuracy minus large", "Failed"];
+  const heads = ["Arm", ...shown.map(([, name]) => name), "Accuracy minus large", "Over random", "Failed"];
   return table(caption, heads, rows);
 }
 
@@ -120,7 +129,7 @@ function showSummary() {
   const others = summary.arms.filter((arm) => arm.kind !== "random");
   const tables = el("div", { class: "card" }, armsTable(summary, others, "Figures per question, with 95 % intervals"));
   if (random.length) {
-    const title = "Random routing at the spend of each policy";
+    const title = "Random routing";
     tables.append(el("details", {}, el("summary", {}, title), armsTable(summary, random, title)));
   }
   if (summary.curves.length) tables.append(curvesTable(summary.curves));

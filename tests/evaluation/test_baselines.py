@@ -1,5 +1,3 @@
-import asyncio
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,62 +6,6 @@ from hypothesis import strategies as st
 from trim_graph import InputError, SettingsError
 from trim_graph.evaluation.by_kind import MATHEMATICS, OPERATIONS, fit_kinds, policy_of_kinds
 from trim_graph.evaluation.composed import limit_for, unsureness
-from trim_graph.evaluation.equal_spend import CLOSE, TRIES, Dial, Match, match_spends
-
-
-def match_all(spend, *searches, known=None):
-    tried = []
-
-    async def measure(numbers):
-        tried.extend(numbers)
-        return [spend(number) for number in numbers]
-
-    return asyncio.run(match_spends(searches, measure, known=known)), tried
-
-
-def match(spend, target, whole=100.0, *, first=None, known=None):
-    (found,), tried = match_all(spend, Match(target, whole, first), known=known)
-    return found, tried
-
-
-@given(st.floats(0.3, 3), st.floats(5, 95))
-def test_a_spend_is_met_or_came_nearest(power, target):
-    found, tried = match(lambda number: 100 * number**power, target)
-    assert 1 <= len(tried) <= TRIES
-    assert all(0 <= number <= 1 for number in tried)
-    off = {number: abs(100 * number**power - target) for number in tried}
-    assert off[found] == min(off.values())
-    assert off[found] <= CLOSE * target or len(tried) == TRIES
-
-
-def test_a_straight_line_is_met_at_once():
-    assert match(lambda number: 100 * number, 30) == (0.3, [0.3])
-    assert match(lambda number: 80 * number, 30)[1] == [0.3, pytest.approx(0.375, abs=1e-3)]
-
-
-def test_what_was_measured_is_not_run_again():
-    assert match(lambda number: pytest.fail("ran"), 30, known={0.3: 30.5}) == (0.3, [])
-    assert match(lambda number: 100 * number, 30, first=0.31) == (0.31, [0.31])
-
-
-@given(st.floats(0.3, 3), st.lists(st.floats(5, 95), min_size=1, max_size=5))
-def test_searches_side_by_side_share_what_they_measure(power, targets):
-    found, tried = match_all(lambda number: 100 * number**power, *(Match(one, 100.0) for one in targets))
-    assert len(tried) == len(set(tried)) <= TRIES * len(targets)
-    for number, target in zip(found, targets, strict=True):
-        off = {one: abs(100 * one**power - target) for one in tried}
-        assert off[number] <= CLOSE * target or off[number] == min(off.values())
-
-
-def test_more_than_there_is_ends_at_all_of_it():
-    found, tried = match(lambda number: 50 * number, 120)
-    assert found == tried[0] == 1.0
-
-
-def test_arms_of_a_dial():
-    dial = Dial("random", lambda rate: {"type": "random_rate", "rate": rate})
-    assert dial.arm(0.25) == "random-0.25"
-
 
 signals = st.lists(
     st.tuples(st.sampled_from([0.1, 0.2, 0.5, 0.9]), st.integers(0, 50)), min_size=1, max_size=12
