@@ -48,7 +48,21 @@ def check(spec):
 
 def test_beside_a_sqlite_file(tmp_path):
     check(f"sqlite:{tmp_path / 'runs.db'}")
-    assert (tmp_path / "runs.db.claims").stat().st_size == 0
+    assert [file.stat().st_size for file in (tmp_path / "runs.db.claims").iterdir()] == [0, 0]
+
+
+def test_a_place_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "runs.db.claims").write_text("no folder")
+    claim = claim_thread(open_checkpointer(f"sqlite:{tmp_path / 'runs.db'}").place, "a")
+    with pytest.raises(SettingsError, match=r"runs\.db\.claims.* cannot be opened"), claim:
+        pass
+
+
+def test_without_the_extra_the_pip_line_is_printed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "filelock", None)
+    claim = claim_thread(open_checkpointer(f"sqlite:{tmp_path / 'runs.db'}").place, "a")
+    with pytest.raises(SettingsError, match=r'pip install "trim-graph\[sqlite\]"'), claim:
+        pass
 
 
 def test_where_no_other_process_can_see_the_thread():

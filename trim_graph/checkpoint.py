@@ -238,7 +238,7 @@ def _sqlite(place: str) -> Iterator[Saver]:
     try:
         from .checkpoint_sqlite import open_sqlite
     except ImportError as error:
-        raise _missing_extra("SQLite", "sqlite") from error
+        raise missing_extra("SQLite", "sqlite") from error
     with open_sqlite(place) as saver:
         yield saver
 
@@ -248,7 +248,7 @@ async def _asqlite(place: str) -> AsyncIterator[Saver]:
     try:
         from .checkpoint_sqlite import aopen_sqlite
     except ImportError as error:
-        raise _missing_extra("SQLite", "sqlite") from error
+        raise missing_extra("SQLite", "sqlite") from error
     async with aopen_sqlite(place) as saver:
         yield saver
 
@@ -258,7 +258,7 @@ def _postgres(place: str) -> Iterator[Saver]:
     try:
         from .checkpoint_postgres import open_postgres
     except ImportError as error:
-        raise _missing_extra("PostgreSQL", "postgres") from error
+        raise missing_extra("PostgreSQL", "postgres") from error
     with open_postgres(place) as saver:
         yield saver
 
@@ -268,7 +268,7 @@ async def _apostgres(place: str) -> AsyncIterator[Saver]:
     try:
         from .checkpoint_postgres import aopen_postgres
     except ImportError as error:
-        raise _missing_extra("PostgreSQL", "postgres") from error
+        raise missing_extra("PostgreSQL", "postgres") from error
     async with aopen_postgres(place) as saver:
         yield saver
 
@@ -287,5 +287,6 @@ _ASYNC: dict[str, Callable[[str], AbstractAsyncContextManager[Saver]]] = {
 }
 
 
-def _missing_extra(name: str, extra: str) -> SettingsError:
+def missing_extra(name: str, extra: str) -> SettingsError:
+    """Make the error for a kind of checkpoint whose packages are not installed."""
     return SettingsError(f'{name} checkpoints need an extra: pip install "trim-graph[{extra}]"')
