@@ -9,17 +9,15 @@ first used. Models in this process need ``pip install "trim-graph[local]"``, mod
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .protocols import (
+from trim_graph.errors import (
     ChatModelContractError,
     ContextLengthError,
     ModelServerError,
-    ScorableStep,
-    Scorer,
     ScorerError,
-    ScorerReply,
-    StepEnd,
     TrimError,
 )
+
+from .protocols import ScorableStep, Scorer, ScorerReply, StepEnd
 
 if TYPE_CHECKING:
     from .chat_transformers import ChatTransformers

@@ -18,11 +18,12 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
 
+from trim_graph.errors import ContextLengthError
+
 from .call_settings import check_call_settings, stop_strings
 from .chat_prompt import takes_system_role
 from .generation_row import Generated, GenerationJob, Settings
 from .model_source import check_dtype, check_model, shared_engine
-from .protocols import ContextLengthError
 
 if TYPE_CHECKING:
     import torch

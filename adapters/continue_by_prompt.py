@@ -17,6 +17,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from pydantic import Field, field_validator
 
+from trim_graph.errors import ChatModelContractError
 from trim_graph.segment import DEFAULT_DELIMITER
 
 from .call_settings import stop_strings
@@ -24,7 +25,6 @@ from .chat_prompt import without_reasoning
 from .foreign_answer import configured_name, cut_short, failed_attempts, model_name, refusal, span_probability
 from .inner_model import call_names, chat_model_inside, continues_exactly, unaskable
 from .prompted_step import DONE, PromptedStep, read_step, request
-from .protocols import ChatModelContractError
 from .stop_reasons import classify, provider_reason
 from .usage import TokenCounter, reports_usage
 

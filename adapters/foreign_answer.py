@@ -8,8 +8,9 @@ from typing import Any
 
 from langchain_core.messages import AIMessage
 
+from trim_graph.errors import FailedAttempts, ModelServerError
+
 from .inner_model import chat_model_inside
-from .protocols import FailedAttempts, ModelServerError
 from .stop_reasons import classify, provider_reason
 
 

@@ -12,7 +12,7 @@ from functools import cache
 
 import httpx
 
-from .protocols import ModelServerError
+from trim_graph.errors import ModelServerError
 
 KEEP_ALIVE_S = 4.0
 """Below the 5 s after which uvicorn, which vLLM runs on, drops an idle connection."""

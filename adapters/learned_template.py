@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .protocols import ModelServerError
+from trim_graph.errors import ModelServerError
 
 _PROBES = (
     "What is 12 times 12?",

@@ -17,10 +17,12 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable
 
+from trim_graph.errors import FailedAttempts, ModelServerError, ScorerError
+
 from .digit_scores import MIN_MASS, expected_score, written_score
 from .foreign_answer import refusal
 from .inner_model import call_names, chat_model_inside
-from .protocols import FailedAttempts, ModelServerError, ScorableStep, ScorerError, ScorerReply
+from .protocols import ScorableStep, ScorerReply
 from .refused_setting import LOGPROBS, refused_setting, remedy
 
 DEFAULT_PROMPT = """\

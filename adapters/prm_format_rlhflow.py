@@ -6,8 +6,9 @@ import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from trim_graph.errors import ScorerError
+
 from .prm_formats import Head, PRMInput, check_length, check_texts
-from .protocols import ScorerError
 from .special_tokens import SpecialTokenGuard
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
-from .protocols import ContextLengthError, ScorerError
+from trim_graph.errors import ContextLengthError, ScorerError
+
 from .special_tokens import SpecialTokenGuard
 
 if TYPE_CHECKING:

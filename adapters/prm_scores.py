@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from trim_graph.errors import ScorerError
+
 from .prm_formats import Head, PRMInput
-from .protocols import ScorerError
 
 _SUM = 1e-2
 """How far the probabilities of two labels may be from 1 together: bfloat16 has three digits."""

@@ -8,10 +8,12 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from trim_graph.errors import ScorerError
+
 from .batching import Job
 from .model_source import check_dtype, check_model, load_tokenizer, require_local_extra, shared_engine
 from .prm_formats import FormatName, PRMFormat, PRMInput, check_format, is_chat, prm_format
-from .protocols import ScorableStep, ScorerError, ScorerReply
+from .protocols import ScorableStep, ScorerReply
 
 if TYPE_CHECKING:
     import torch

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from trim_graph.errors import FailedAttempts, ModelServerError, ScorerError
+
 from .background import run_sync
 from .call_batches import CallBatcher
 from .model_source import check_model, load_tokenizer
@@ -16,7 +18,7 @@ from .once import Once
 from .prm_formats import STEP_TOKENS, FormatName, PRMFormat, PRMInput, check_format, is_chat, prm_format
 from .prm_scores import read_pooled
 from .prm_serving import serve_options
-from .protocols import FailedAttempts, ModelServerError, ScorableStep, ScorerError, ScorerReply
+from .protocols import ScorableStep, ScorerReply
 from .redaction import check_variable_name
 from .replicas import Replicas, check_base_urls
 from .vllm_server import VLLMServer

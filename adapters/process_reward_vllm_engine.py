@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from trim_graph.errors import ModelServerError, ScorerError
+
 from .background import run_aside, run_sync
 from .model_source import check_dtype, check_model, load_tokenizer
 from .prm_formats import FormatName, PRMFormat, check_format, is_chat, prm_format
 from .prm_scores import read_pooled
 from .prm_serving import serve_options
-from .protocols import ModelServerError, ScorableStep, ScorerError, ScorerReply
+from .protocols import ScorableStep, ScorerReply
 from .vllm_engine import CallRefused, EngineHold, VLLMEngine
 from .vllm_engine_start import EngineSpec, memory_options, vllm_module
 

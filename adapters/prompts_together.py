@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from .protocols import ModelServerError
+from trim_graph.errors import ModelServerError
+
 from .vllm_server import TransientError, VLLMServer
 
 STREAM = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}

@@ -1,4 +1,4 @@
-"""What the graph asks of a scorer and of a chat model, and the errors when it is not given."""
+"""What the graph asks of a scorer and of a chat model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NotRequired, Protocol, runtime_checkable
 
-from langchain_core.exceptions import ContextOverflowError
 from typing_extensions import TypedDict
+
+from trim_graph.errors import FailedAttempts
 
 StepEnd = Literal["delimiter", "eos", "length"]
 """Why the writer stopped: at the end of a step, at its end of sequence, or at ``max_tokens``."""
@@ -18,7 +19,7 @@ one as the call setting ``stop_when`` and answer with ``stop_reason`` `STOPPED`.
 
 STOPPED = "stop_when"
 
-RetryTokens = Callable[["FailedAttempts"], int]
+RetryTokens = Callable[[FailedAttempts], int]
 """Gets what the failed attempts of a call have used; returns how many tokens the next attempt may generate, 0
 where there is to be none. `ChatVLLM` takes one as the call setting ``retry_tokens``."""
 
@@ -71,92 +72,3 @@ class Scorer(Protocol):
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply | Sequence[float]:
         """Score every step of ``steps`` without blocking the event loop."""
         ...
-
-
-class FailedAttempts(TypedDict):
-    """What failed attempts of a call have used; ``response_metadata["failed_attempts"]`` of an answer."""
-
-    count: int
-    input_tokens: int
-    """As far as the server told; part of the answer's usage."""
-    output_tokens: int
-    unknown: int
-    """Attempts that broke off without a report of their tokens."""
-    unknown_tokens: NotRequired[int]
-    """Most tokens that those may have generated; without it each may have generated ``max_tokens``."""
-    overshoot_tokens: NotRequired[int]
-    """Tokens reported beyond what each attempt was granted; without it no attempt was granted less than
-    ``max_tokens``."""
-
-
-class TrimError(Exception):
-    """Base of all errors that trim-graph raises on purpose."""
-
-
-class CallTimeoutError(TimeoutError):
-    """Nothing of an answer arrived within a call's ``timeout``.
-
-    Attributes:
-        attempts: What the attempts of the call have used, the one that was cut off included.
-    """
-
-    def __init__(self, message: str, attempts: FailedAttempts) -> None:
-        super().__init__(message)
-        self.attempts = attempts
-
-
-class ScorerError(TrimError):
-    """A scorer could not give one valid score per step; the message says why.
-
-    Attributes:
-        attempts: What the call has used nevertheless; None where nobody counted.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.attempts: FailedAttempts | None = None
-
-
-class ChatModelContractError(TrimError):
-    """A chat model's answer lacks what step-level routing needs; the message says what.
-
-    Attributes:
-        attempts: What the attempts of the call have used; None where nobody counted.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.attempts: FailedAttempts | None = None
-
-
-class ModelServerError(TrimError):
-    """A model server cannot be reached, refuses a request, or answers with something unreadable.
-
-    Or an engine in this process did not start, has died, or was closed.
-
-    Attributes:
-        status: HTTP status of the answer; None where there was none.
-        begun: Whether the server may have worked on the request: then what it used is not known.
-        attempts: What the failed attempts of the call have used; None where nobody counted.
-    """
-
-    def __init__(self, message: str, status: int | None = None, *, begun: bool = False) -> None:
-        super().__init__(message)
-        self.status = status
-        self.begun = begun
-        self.attempts: FailedAttempts | None = None
-
-
-class ContextLengthError(ModelServerError, ContextOverflowError, ValueError):
-    """A prompt fills the context of its model: nothing can be written behind it, or it cannot be read whole.
-
-    It is no failure that may pass: nothing was generated, and no attempt more is made.
-    """
-
-
-def is_context_full(error: BaseException) -> bool:
-    """Tell whether a call failed because its prompt fills the model's context.
-
-    LangChain's integrations say so by `ContextOverflowError`. A scorer's error may come out of either.
-    """
-    return any(isinstance(one, ContextOverflowError) for one in (error, error.__cause__))

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from langchain_core.messages import BaseMessage
 from tenacity import RetryCallState
 
+from trim_graph.errors import ModelServerError
+
 from .chat_prompt import split_continuation
-from .protocols import ModelServerError
 from .vllm_server import TransientError, VLLMServer, backoff, check_base_url, retry
 from .vllm_wire import openai_messages
 

@@ -9,9 +9,11 @@ from typing import Any
 
 from langchain_core.messages import AIMessage
 
+from trim_graph.errors import ChatModelContractError, ModelServerError
+
 from .entropy import Entropy, entropy_of_likeliest
 from .foreign_answer import model_name, refusal
-from .protocols import STOPPED, ChatModelContractError, ModelServerError, StepEnd
+from .protocols import STOPPED, StepEnd
 from .stop_reasons import classify, provider_reason
 from .usage import Estimate, Tokens, missing_usage, reported_tokens, reports_usage
 

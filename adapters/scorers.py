@@ -11,7 +11,9 @@ from typing import Any
 
 from langchain_core.runnables import Runnable
 
-from .protocols import ScorableStep, Scorer, ScorerError, ScorerReply
+from trim_graph.errors import ScorerError
+
+from .protocols import ScorableStep, Scorer, ScorerReply
 
 
 class RunnableScorer:

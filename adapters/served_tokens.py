@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .protocols import ModelServerError
+from trim_graph.errors import ModelServerError
+
 from .special_tokens import mark
 
 _SHAPES = [

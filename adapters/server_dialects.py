@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from .protocols import ModelServerError
+from trim_graph.errors import ModelServerError
 
 Post = Callable[[str, dict[str, Any]], Awaitable[Any]]
 """Posts a document to a path of the server, and returns the answer."""

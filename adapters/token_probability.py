@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from trim_graph.errors import ScorerError
+
 from .inner_model import bound_setting, chat_model_inside
-from .protocols import ScorableStep, ScorerError, ScorerReply
+from .protocols import ScorableStep, ScorerReply
 
 _HINT = "set logprobs=True on both chat models (ChatTransformers, ChatVLLM, ChatVLLMEngine, ChatOpenAI)"
 

@@ -13,10 +13,9 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import Runnable
 from typing_extensions import TypedDict
 
-from trim_graph.errors import SettingsError
+from trim_graph.errors import ChatModelContractError, SettingsError
 
 from .inner_model import chat_model_inside
-from .protocols import ChatModelContractError
 
 CountTokens = Callable[[str], int]
 """Counts the tokens of a text."""

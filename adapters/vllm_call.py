@@ -13,8 +13,9 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 
+from trim_graph.errors import CallTimeoutError, ChatModelContractError, ModelServerError
+
 from .prompts_together import STREAM, PromptsTogether
-from .protocols import CallTimeoutError, ChatModelContractError, ModelServerError
 from .replicas import Route
 from .stop_reasons import classify
 from .vllm_prompt import KEPT, VLLMPrompts

@@ -16,9 +16,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from functools import cache, cached_property
 from typing import Any
 
+from trim_graph.errors import ModelServerError
+
 from .chat_prompt import template_opens_thought
 from .model_source import load_tokenizer
-from .protocols import ModelServerError
 from .special_tokens import SpecialTokenGuard
 from .vllm_engine_start import EngineSpec, engine_processes, start_engine, vllm_module
 

@@ -11,8 +11,9 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 
+from trim_graph.errors import ContextLengthError, FailedAttempts, ModelServerError
+
 from .chat_prompt import encode_chat
-from .protocols import ContextLengthError, FailedAttempts, ModelServerError
 from .stop_reasons import classify
 from .vllm_engine import EngineHold, VLLMEngine
 from .vllm_engine_start import vllm_module

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from .protocols import ModelServerError
+from trim_graph.errors import ModelServerError
 
 _CHILD = str(Path(__file__).with_name("vllm_engine_child.py"))
 _PROCESSES = ("EngineCore", "VLLM_DP_Coordinator")

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from langchain_core.messages import BaseMessage
 
+from trim_graph.errors import ContextLengthError, ModelServerError
+
 from .chat_prompt import (
     SYSTEM_PROBE,
     Turns,
@@ -19,7 +21,6 @@ from .chat_prompt import (
 )
 from .learned_template import Surroundings, plain_question, surroundings
 from .once import Once
-from .protocols import ContextLengthError, ModelServerError
 from .replicas import Replicas
 from .served_tokens import ServedTokens
 from .server_dialects import Dialect, dialect_of

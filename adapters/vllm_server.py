@@ -15,8 +15,9 @@ from pydantic import SecretStr
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 from tenacity.wait import wait_exponential, wait_random
 
+from trim_graph.errors import ContextLengthError, FailedAttempts, ModelServerError
+
 from .http_pool import pool_for
-from .protocols import ContextLengthError, FailedAttempts, ModelServerError
 from .redaction import shown_url
 from .well_formed import json_body
 

@@ -11,9 +11,11 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
+from trim_graph.errors import FailedAttempts
+
 from .chat_prompt import role_of, text_of
 from .entropy import Entropy, entropy_of_likeliest
-from .protocols import STOPPED, FailedAttempts, RetryTokens, StopWhen
+from .protocols import STOPPED, RetryTokens, StopWhen
 from .stop_reasons import classify
 
 _ROUNDING = 1e-3

@@ -11,13 +11,12 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 from langgraph.errors import GraphBubbleUp
 
-from trim_graph.adapters.protocols import ChatModelContractError, FailedAttempts, is_context_full
 from trim_graph.adapters.refused_setting import LOGPROBS, refused_setting, remedy
 from trim_graph.adapters.replies import Reply
 from trim_graph.adapters.usage import Estimate, TokenCounter
 from trim_graph.budget import Spend, Writer, budget_left, grant, spend_since
 from trim_graph.context import Settings, settings_of
-from trim_graph.errors import SettingsError
+from trim_graph.errors import ChatModelContractError, FailedAttempts, SettingsError, is_context_full
 from trim_graph.events import emit
 from trim_graph.process import this_process
 from trim_graph.state import Failure, Order, TrimState

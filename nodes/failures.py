@@ -7,11 +7,16 @@ from typing import Any, Literal, cast
 from langchain_core.messages import AIMessage
 from langgraph.errors import GraphBubbleUp
 
-from trim_graph.adapters.protocols import FailedAttempts, ModelServerError, is_context_full
 from trim_graph.adapters.refused_setting import remedy
 from trim_graph.budget import Prices, ScorerSpend, Spend, Writer
 from trim_graph.context import Settings
-from trim_graph.errors import ChatModelContractError, SettingsError
+from trim_graph.errors import (
+    ChatModelContractError,
+    FailedAttempts,
+    ModelServerError,
+    SettingsError,
+    is_context_full,
+)
 from trim_graph.events import emit
 from trim_graph.state import Failure
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from trim_graph.adapters.protocols import ModelServerError
 from trim_graph.adapters.replies import Reply, read_reply
 from trim_graph.adapters.usage import TokenCounter, reports_usage
 from trim_graph.budget import Spend, Writer
+from trim_graph.errors import ModelServerError
 from trim_graph.events import emit
 from trim_graph.ledger import Ledger
 from trim_graph.segment import Segmentation

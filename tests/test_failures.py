@@ -14,8 +14,13 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from trim_graph import Budget, TrimContext, create_trim_graph
 from trim_graph.adapters.prm_formats import check_length
-from trim_graph.adapters.protocols import ContextLengthError, FailedAttempts, ModelServerError, ScorerError
-from trim_graph.errors import ChatModelContractError
+from trim_graph.errors import (
+    ChatModelContractError,
+    ContextLengthError,
+    FailedAttempts,
+    ModelServerError,
+    ScorerError,
+)
 from trim_graph.policies import large_only, small_only, threshold
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from trim_graph import Budget, ModelPrice, Prices, SettingsError
 from trim_graph.adapters import ModelServerError
-from trim_graph.adapters.protocols import FailedAttempts
+from trim_graph.errors import FailedAttempts
 from trim_graph.ledger import MemoryLedger
 from trim_graph.middleware import TrimMiddleware
 from trim_graph.policies import large_only, small_only

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 
-from trim_graph.adapters.protocols import ChatModelContractError, ModelServerError
 from trim_graph.adapters.replies import read_reply, read_turn
 from trim_graph.adapters.stop_reasons import classify, provider_reason
+from trim_graph.errors import ChatModelContractError, ModelServerError
 
 USAGE = {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10}
 

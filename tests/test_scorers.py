@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.runnables import RunnableLambda
 
-from trim_graph.adapters.protocols import ScorerError, ScorerReply
+from trim_graph.adapters.protocols import ScorerReply
 from trim_graph.adapters.scorers import as_scorer, read_scores
+from trim_graph.errors import ScorerError
 from trim_graph.testing import ScriptedScorer
 
 probabilities = st.lists(st.floats(0, 1), max_size=8)

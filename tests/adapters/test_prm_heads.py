@@ -21,7 +21,7 @@ from trim_graph.adapters.prm_convert import convert_value_head
 from trim_graph.adapters.prm_formats import PRMInput, prm_format
 from trim_graph.adapters.prm_scores import probability, read_pooled
 from trim_graph.adapters.prm_serving import serve_options
-from trim_graph.adapters.protocols import is_context_full
+from trim_graph.errors import is_context_full
 
 NAMES = ["math_shepherd", "skywork", "rlhflow"]
 

@@ -22,7 +22,7 @@ from trim_graph.adapters import (
 from trim_graph.adapters.call_batches import CallBatcher
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.prm_formats import QwenPRMFormat, prm_format
-from trim_graph.adapters.protocols import is_context_full
+from trim_graph.errors import is_context_full
 
 from .recorded_server import RecordedServer, failed
 

@@ -8,7 +8,7 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 from trim_graph.adapters import ChatVLLM, http_pool, vllm_server
-from trim_graph.adapters.protocols import ContextLengthError, ModelServerError
+from trim_graph.errors import ContextLengthError, ModelServerError
 
 from .recorded_server import RecordedServer, failed
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trim_graph.adapters import ChatVLLM, http_pool, vllm_server
-from trim_graph.adapters.protocols import ChatModelContractError, ModelServerError
 from trim_graph.adapters.vllm_wire import Answer, AnswerError
+from trim_graph.errors import ChatModelContractError, ModelServerError
 
 from .recorded_server import RecordedServer, chat_answer, chat_events, failed
 

@@ -16,8 +16,8 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 
 import trim_graph.nodes.generate_step as generate_step
-from trim_graph.adapters.protocols import ChatModelContractError
 from trim_graph.budget import Budget
+from trim_graph.errors import ChatModelContractError
 from trim_graph.nodes.route import MAX_ATTEMPTS
 from trim_graph.policies import large_only, small_only
 from trim_graph.testing import ScriptedChatModel

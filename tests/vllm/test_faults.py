@@ -13,7 +13,7 @@ from tests.fault_proxy import DELAY_S, FAULTS, RETRY_AFTER_S, FaultProxy
 from tests.vllm.conftest import KEY, KEY_ENV
 from trim_graph import create_trim_graph
 from trim_graph.adapters import ChatVLLM, VLLMProcessReward
-from trim_graph.adapters.protocols import ModelServerError, ScorerError
+from trim_graph.errors import ModelServerError, ScorerError
 from trim_graph.examples.arithmetic import problems
 from trim_graph.policies import threshold
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
-from trim_graph.adapters.protocols import ModelServerError
 from trim_graph.adapters.server_dialects import dialect_of
 from trim_graph.adapters.vllm_prompt import VLLMPrompts
 from trim_graph.conversation import compose
+from trim_graph.errors import ModelServerError
 
 from .findings import Finding, fault, hint, ok
 from .samples import ARITHMETIC, GENERAL, PROBE_TEXT, reads_arithmetic

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from trim_graph.adapters.protocols import TrimError
 from trim_graph.config import Parts, TrimConfig
+from trim_graph.errors import TrimError
 
 from . import chat_checks, scorer_checks, server_checks, setup_checks, stop_checks
 from .findings import Finding, Report, fault

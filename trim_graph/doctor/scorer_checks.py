@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from trim_graph.adapters.prm_formats import STEP_TOKENS
-from trim_graph.adapters.protocols import ModelServerError, ScorableStep, ScorerError
+from trim_graph.adapters.protocols import ScorableStep
 from trim_graph.adapters.scorers import as_scorer, read_scores
+from trim_graph.errors import ModelServerError, ScorerError
 
 from .chat_checks import longest, median_seconds, room
 from .findings import Finding, fault, hint, ok

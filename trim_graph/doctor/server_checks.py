@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from trim_graph.adapters.protocols import ModelServerError
 from trim_graph.adapters.server_dialects import dialect_of
+from trim_graph.errors import ModelServerError
 
 from .findings import Finding, fault, hint, ok
 from .subjects import Subject
