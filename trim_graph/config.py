@@ -16,11 +16,11 @@ from .accounts import Allowances
 from .budget import Budget, Prices
 from .config_errors import explain, read_yaml
 from .config_models import ModelConfig
-from .config_places import Part
-from .config_policies import PolicyConfig
 from .config_run import CheckpointSpec, LedgerSpec, RunSettings
 from .config_scorers import ScorerConfig
 from .errors import SettingsError
+from .part import Part
+from .policies.parsing import PolicyConfig
 
 if TYPE_CHECKING:
     from langgraph.graph.state import CompiledStateGraph

@@ -10,8 +10,9 @@ from pydantic import Field, field_validator
 from .adapters.model_source import check_model
 from .adapters.redaction import SECRET_NAME
 from .budget import Writer
-from .config_places import Dtype, KeyVariable, ModelPlace, Part, ServerURLs
+from .config_places import Dtype, KeyVariable, ModelPlace, ServerURLs
 from .config_serve import Serve
+from .part import Part
 
 
 class TransformersModel(Part):

@@ -1,4 +1,4 @@
-"""What the parts of a configuration file share: strict mappings, places of models, servers."""
+"""Types of fields that parts of a configuration file share: places of models, servers, keys."""
 
 from __future__ import annotations
 
@@ -6,17 +6,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from .adapters.model_source import check_model
 from .adapters.redaction import check_variable_name
-
-
-class Part(BaseModel):
-    """A mapping in the file; a key it does not know is an error."""
-
-    # Hidden, since a traceback shows pydantic's own words, and a wrong value may hold a password.
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+from .part import base_folder
 
 
 def beside_file(value: Any, info: ValidationInfo) -> Any:
@@ -28,11 +22,6 @@ def beside_file(value: Any, info: ValidationInfo) -> Any:
     # The adapters would look in the working directory, where a folder of that name is another one.
     is_path = text.startswith(("./", "../", "/")) or place.exists() or Path(text).exists()
     return check_model(place if is_path else text)
-
-
-def base_folder(info: ValidationInfo) -> Path:
-    """Folder that relative paths start from: the configuration file's."""
-    return Path((info.context or {}).get("base", "."))
 
 
 ModelPlace = Annotated[str, BeforeValidator(beside_file)]

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationInfo
 
 from .checkpoint import CHOICES, LEDGERS, checkpoint_place
-from .config_places import Part, base_folder
 from .context import OnLargeError, OnScorerError, OnSmallError
+from .part import Part, base_folder
 from .prompts import DEFAULT_INSTRUCTION
 from .segment import DEFAULT_DELIMITER, DelimiterSteps, MarkdownSteps, PatternSteps, TokenSteps
 from .thinking import Thinking

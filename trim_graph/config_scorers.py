@@ -8,8 +8,9 @@ from pydantic import Field, model_validator
 
 from .adapters.prm_formats import FormatName, check_format
 from .config_models import ModelConfig
-from .config_places import Dtype, KeyVariable, ModelPlace, Part, ServerURLs
+from .config_places import Dtype, KeyVariable, ModelPlace, ServerURLs
 from .config_serve import Serve
+from .part import Part
 
 
 class FormattedPRM(Part):

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from .config_places import Dtype, Part, base_folder
+from .config_places import Dtype
+from .part import Part, base_folder
 
 _OWNED = {
     "--model": "the setting model, or path in serve",

@@ -99,7 +99,7 @@ def _check_countable(
 
 @lru_cache(maxsize=64)
 def _built(spec: str) -> Policy:
-    from .config_policies import PolicyConfig
+    from .policies.parsing import PolicyConfig  # slow to import, and most calls name no policy
 
     try:
         policy: Policy = TypeAdapter[Any](PolicyConfig).validate_python(json.loads(spec)).build()

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
-from trim_graph.config_policies import Threshold
 from trim_graph.errors import SettingsError
+from trim_graph.policies.parsing import Threshold
 from trim_graph.segment import Segmentation, delimiter
 
 from .findings import Finding, fault, hint, ok

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any
 
-from trim_graph.config_places import Part
 from trim_graph.errors import InputError
+from trim_graph.part import Part
 from trim_graph.rows import Row
 from trim_graph.summary import extract_answer
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from trim_graph.config_policies import PolicyConfig
 from trim_graph.errors import SettingsError
 from trim_graph.policies.files import is_policy_file
+from trim_graph.policies.parsing import PolicyConfig
 
 from .calibration import HOLE, Listed, PolicyMapping, Searched
 

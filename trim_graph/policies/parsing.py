@@ -1,4 +1,4 @@
-"""The policies a configuration file may name, and how each is built."""
+"""Policies as mappings, which a configuration or a call's context names, and how each is built."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo
 
-from .config_places import Part, base_folder
-from .policies import (
-    Policy,
-    by_pattern,
-    entropy_probe,
-    large_only,
-    load_policy,
-    random_rate,
-    small_only,
-    stay_on_large,
-    threshold,
-)
+from trim_graph.part import Part, base_folder
+
+from .base import Policy
+from .baselines import large_only, random_rate, small_only, stay_on_large
+from .by_pattern import by_pattern
+from .entropy_probe import entropy_probe
+from .files import load_policy
+from .threshold import threshold
 
 
 def _beside_file(value: Any, info: ValidationInfo) -> Any:
