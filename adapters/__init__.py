@@ -17,7 +17,7 @@ from trim_graph.errors import (
     TrimError,
 )
 
-from .protocols import ScorableStep, Scorer, ScorerReply, StepEnd
+from .protocols import ScorableStep, Scorer, ScorerFunction, ScorerReply, StepEnd
 
 if TYPE_CHECKING:
     from .chat_transformers import ChatTransformers
@@ -56,6 +56,7 @@ __all__ = [
     "ScorableStep",
     "Scorer",
     "ScorerError",
+    "ScorerFunction",
     "ScorerReply",
     "StepEnd",
     "TokenProbability",

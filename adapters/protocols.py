@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NotRequired, Protocol, runtime_checkable
 
@@ -25,7 +25,7 @@ where there is to be none. `ChatVLLM` takes one as the call setting ``retry_toke
 
 
 class ScorableStep(TypedDict):
-    """The part of a step that a scorer may look at."""
+    """One step as a scorer gets it; of an agent, one turn, written by `trim_graph.middleware.render_turn`."""
 
     text: str
     """The step without its delimiter."""
@@ -72,3 +72,9 @@ class Scorer(Protocol):
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply | Sequence[float]:
         """Score every step of ``steps`` without blocking the event loop."""
         ...
+
+
+ScorerFunction = Callable[
+    [str, list[ScorableStep]], ScorerReply | Sequence[float] | Awaitable[ScorerReply | Sequence[float]]
+]
+"""A function of the question and all steps so far, plain or ``async``, in place of a `Scorer`."""

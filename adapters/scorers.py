@@ -13,7 +13,10 @@ from langchain_core.runnables import Runnable
 
 from trim_graph.errors import ScorerError
 
-from .protocols import ScorableStep, Scorer, ScorerReply
+from .protocols import ScorableStep, Scorer, ScorerFunction, ScorerReply
+
+AnyScorer = Scorer | ScorerFunction | Runnable[Any, Any]
+"""What `as_scorer` takes; a Runnable gets ``{"question": ..., "steps": [...]}``."""
 
 
 class RunnableScorer:
@@ -34,7 +37,7 @@ class RunnableScorer:
 class FunctionScorer:
     """A function ``f(question, steps)``, plain or ``async``, as a `Scorer`."""
 
-    def __init__(self, function: Callable[[str, Sequence[ScorableStep]], Any]) -> None:
+    def __init__(self, function: Callable[[str, list[ScorableStep]], Any]) -> None:
         self.function = function
         self._is_async = inspect.iscoroutinefunction(function)
 
@@ -46,13 +49,13 @@ class FunctionScorer:
         """
         if self._is_async:
             raise ScorerError("the scorer is an async function: call the graph with ainvoke or astream")
-        return self.function(question, steps)
+        return self.function(question, list(steps))
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> Any:
         """Await the function, or call it in a thread."""
         if self._is_async:
-            return await self.function(question, steps)
-        return await asyncio.to_thread(self.function, question, steps)
+            return await self.function(question, list(steps))
+        return await asyncio.to_thread(self.function, question, list(steps))
 
 
 def as_scorer(scorer: Any) -> Scorer:

@@ -15,10 +15,10 @@ from trim_graph.adapters.refused_setting import LOGPROBS, refused_setting, remed
 from trim_graph.adapters.replies import Reply
 from trim_graph.adapters.usage import Estimate, TokenCounter
 from trim_graph.budget import Spend, Writer, budget_left, grant, spend_since
-from trim_graph.context import Settings, settings_of
 from trim_graph.errors import ChatModelContractError, FailedAttempts, SettingsError, is_context_full
 from trim_graph.events import emit
 from trim_graph.process import this_process
+from trim_graph.settings import Settings, settings_of
 from trim_graph.state import Failure, Order, TrimState
 
 from .failures import (

@@ -7,8 +7,8 @@ from typing import Any
 from trim_graph.adapters.inner_model import capable
 from trim_graph.adapters.protocols import StepEnd
 from trim_graph.adapters.replies import Reply
-from trim_graph.context import Settings
 from trim_graph.segment import Segmentation, is_step, separator_of, share_out
+from trim_graph.settings import Settings
 from trim_graph.state import Draft, Step
 from trim_graph.thinking import Thinking
 

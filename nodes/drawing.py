@@ -8,9 +8,9 @@ from typing import Any
 
 from trim_graph.accounts import Accounts, Drawn, amount_between
 from trim_graph.budget import Spend, nothing_spent
-from trim_graph.context import settings_of
 from trim_graph.events import emit
 from trim_graph.ledger import Ledger
+from trim_graph.settings import settings_of
 from trim_graph.state import Order, TrimState
 
 _GIVING_BACK: set[asyncio.Future[None]] = set()

@@ -9,7 +9,6 @@ from langgraph.errors import GraphBubbleUp
 
 from trim_graph.adapters.refused_setting import remedy
 from trim_graph.budget import Prices, ScorerSpend, Spend, Writer
-from trim_graph.context import Settings
 from trim_graph.errors import (
     ChatModelContractError,
     FailedAttempts,
@@ -18,6 +17,7 @@ from trim_graph.errors import (
     is_context_full,
 )
 from trim_graph.events import emit
+from trim_graph.settings import Settings
 from trim_graph.state import Failure
 
 SHOWN = 300

@@ -10,10 +10,10 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 
 from trim_graph.accounts import Accounts
-from trim_graph.context import settings_of
 from trim_graph.events import emit
 from trim_graph.ledger import Ledger
 from trim_graph.segment import join_steps, separator_of
+from trim_graph.settings import settings_of
 from trim_graph.state import TrimState, applied
 from trim_graph.summary import summarise, usage_of
 

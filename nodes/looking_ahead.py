@@ -13,11 +13,11 @@ from langgraph.types import Command
 from trim_graph.adapters.inner_model import bound_setting, caches, capable, native_async
 from trim_graph.adapters.token_probability import TokenProbability
 from trim_graph.budget import LookaheadSpend, Spend, WriterSpend, lookahead_spend
-from trim_graph.context import settings_of
 from trim_graph.policies import Policy
 from trim_graph.prompt_size import UnboundedPrompt, prompt_bound
 from trim_graph.run import SCORED_ROUND, policy_of
 from trim_graph.segment import Segmentation
+from trim_graph.settings import settings_of
 from trim_graph.state import Order, Run, TrimState
 
 from .accepting import as_step

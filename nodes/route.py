@@ -10,7 +10,6 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.runtime import get_runtime
 from langgraph.types import Command
 
-from trim_graph.context import Settings, settings_of
 from trim_graph.events import emit, push_text
 from trim_graph.ledger import Ledger
 from trim_graph.loops import loop_in
@@ -24,6 +23,7 @@ from trim_graph.run import (
     begin_run,
 )
 from trim_graph.segment import cut_text
+from trim_graph.settings import Settings, settings_of
 from trim_graph.state import (
     DecisionRecord,
     Draft,

@@ -15,9 +15,9 @@ from langchain_core.runnables.config import set_config_context
 from trim_graph.adapters.protocols import ScorableStep, Scorer
 from trim_graph.adapters.scorers import read_scores
 from trim_graph.budget import Spend, budget_left
-from trim_graph.context import settings_of
 from trim_graph.errors import FailedAttempts, is_context_full
 from trim_graph.events import emit
+from trim_graph.settings import settings_of
 from trim_graph.state import Draft, Order, Step, TrimState
 
 from .clock import timed

@@ -11,7 +11,6 @@ from langchain_core.runnables import Runnable
 
 from trim_graph.accounts import Accounts, cost_limit, scarcest
 from trim_graph.budget import Budget, BudgetLeft, Spend, budget_left, grant
-from trim_graph.context import settings_of
 from trim_graph.conversation import compose
 from trim_graph.events import emit, push_text
 from trim_graph.ledger import Ledger
@@ -19,6 +18,7 @@ from trim_graph.policies.base import Observation, Policy
 from trim_graph.prompt_size import UnboundedPrompt, prompt_bound
 from trim_graph.run import policy_of, segmentation_of
 from trim_graph.segment import Segmentation, join_steps, separator_of
+from trim_graph.settings import settings_of
 from trim_graph.state import DecisionRecord, Draft, Order, Step, TrimState, scores_of
 
 from .observing import observation

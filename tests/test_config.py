@@ -19,9 +19,10 @@ from trim_graph.config import (
     make_config,
 )
 from trim_graph.config_models import VLLMModel
-from trim_graph.config_run import RunSettings
+from trim_graph.config_run import FileSettings
 from trim_graph.config_scorers import VLLMPRM
-from trim_graph.context import Settings
+from trim_graph.part import Part
+from trim_graph.settings import Settings
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
 MODELS = "small: {type: example}\nlarge: {type: example}\nscorer: {type: example}\n"
@@ -90,8 +91,9 @@ def test_relative_paths_are_relative_to_the_file(tmp_path, monkeypatch):
 
 def test_run_settings_are_those_of_the_graph():
     known = set(Settings.model_fields) - {"budget", "allowances", "prices", "policy"}
-    assert set(RunSettings.model_fields) == known
-    assert RunSettings().model_dump() == Settings().model_dump(include=known)
+    assert set(FileSettings.model_fields) == known
+    assert FileSettings().model_dump() == Settings().model_dump(include=known)
+    assert FileSettings.model_config == Part.model_config
 
 
 @pytest.mark.parametrize(

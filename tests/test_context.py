@@ -1,16 +1,49 @@
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from types import SimpleNamespace, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
 from trim_graph.budget import Budget
-from trim_graph.context import Settings, TrimContext, overridden
 from trim_graph.errors import SettingsError
 from trim_graph.policies import small_only
+from trim_graph.settings import ContextSettings, RunSettings, Settings, TrimContext, Unset, overridden
 
 SETTINGS = Settings(max_steps=9)
+
+
+def kinds(hint: Any) -> set[Any]:
+    """Members of a union, as a model's field has them."""
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return {get_args(one)[0] if get_origin(one) is Annotated else one for one in members} - {Unset}
+
+
+def test_keywords_are_those_of_the_settings_with_their_types():
+    hints = get_type_hints(RunSettings)
+    assert set(hints) == set(Settings.model_fields) - {"budget", "prices", "policy"}
+    for name in set(hints) - {"segmentation"}:  # a function will do as a keyword
+        assert kinds(hints[name]) == kinds(Settings.model_fields[name].annotation), name
+
+
+def test_a_context_has_the_settings_of_a_call_with_their_bounds_and_descriptions():
+    hints = get_type_hints(ContextSettings)
+    assert set(TrimContext.model_fields) == set(hints)
+    properties = TrimContext.model_json_schema()["properties"]
+    whole = Settings.model_json_schema()["properties"]
+    assert all(field["default"] is None for field in properties.values())
+    for name in set(hints) - {"threshold", "policy", "user"}:
+        assert kinds(hints[name]) - {type(None)} == kinds(Settings.model_fields[name].annotation) - {
+            type(None)
+        }
+        assert properties[name]["description"] == whole[name]["description"]
+    assert properties["max_steps"]["anyOf"][0]["minimum"] == whole["max_steps"]["minimum"] == 1
+    assert properties["ask_below"]["anyOf"] == whole["ask_below"]["anyOf"]
+
+
+def test_none_in_a_context_leaves_the_graphs_own():
+    nothing = TrimContext(**dict.fromkeys(TrimContext.model_fields))
+    assert overridden(SETTINGS, nothing) == SETTINGS
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ from langgraph.graph.message import add_messages
 from typing_extensions import TypedDict
 
 from trim_graph.budget import ModelPrice, Prices
-from trim_graph.context import TrimContext
 from trim_graph.errors import SettingsError, TrimError
 from trim_graph.graph import create_trim_graph
 from trim_graph.policies import Policy, large_only, random_rate, small_only, threshold
+from trim_graph.settings import TrimContext
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
 MODEL = ScriptedChatModel(script=["one"])

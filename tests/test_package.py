@@ -33,7 +33,12 @@ PUBLIC = {
         "InputError",
         "ModelPrice",
         "Prices",
+        "ScorableStep",
+        "Scorer",
         "ScorerError",
+        "ScorerFunction",
+        "ScorerReply",
+        "Settings",
         "SettingsError",
         "Step",
         "Summary",
@@ -83,6 +88,7 @@ PUBLIC = {
         "ScorableStep",
         "Scorer",
         "ScorerError",
+        "ScorerFunction",
         "ScorerReply",
         "StepEnd",
         "TokenProbability",
@@ -314,3 +320,67 @@ def test_type_checkers_see_all_of_the_package_in_the_repository(tmp_path):
     said = subprocess.run(mypy, cwd=ROOT, capture_output=True, text=True, check=False).stdout
     errors = re.findall(r"user.py:(\d): error: .*\[([\w-]+)\]", said)
     assert errors == [("2", "attr-defined"), ("3", "attr-defined"), ("4", "assignment")], said
+
+
+USER = """
+from collections.abc import Sequence
+from trim_graph import Budget, ScorableStep, ScorerReply, TrimContext
+from trim_graph import create_trim_chat_model, create_trim_graph
+from trim_graph.middleware import TrimMiddleware
+from trim_graph.policies import threshold
+from trim_graph.testing import ScriptedChatModel
+
+small, large = ScriptedChatModel(script=["a"]), ScriptedChatModel(script=["b"])
+
+
+def rate(question: str, steps: list[ScorableStep]) -> list[float]:
+    return [step["mean_token_probability"] or 0.0 for step in steps]
+
+
+async def arate(question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+    return ScorerReply([len(step["text"]) for step in steps])
+
+
+def unlike(question: str, steps: list[int]) -> list[float]:
+    return [0.5 for _ in steps]
+
+
+def ends(text: str) -> int | None:
+    return None
+
+
+create_trim_graph(small, large, rate, policy=threshold(0.5), max_steps=8, on_large_error="accept")
+create_trim_graph(small, large, arate, policy=threshold(0.5), segmentation=ends, thinking=None, name="mine")
+create_trim_graph(small, large, policy=threshold(0.5), max_step=8)  # unknown
+create_trim_graph(small, large, policy=threshold(0.5), max_steps="8")  # mistyped
+create_trim_graph(small, large, policy=threshold(0.5), max_steps=None)  # mistyped
+create_trim_graph(small, large, policy=threshold(0.5), on_large_error="large")  # mistyped
+create_trim_graph(small, large, unlike, policy=threshold(0.5))  # another step
+create_trim_chat_model(small, large, rate, policy=threshold(0.5), budget=Budget(large_calls=1), stop=["x"])
+create_trim_chat_model(small, large, rate, policy=threshold(0.5), checkpointer=None)  # unknown
+create_trim_chat_model(small, large, rate, policy=threshold(0.5), ask_below="0.5")  # mistyped
+TrimMiddleware(large, rate, policy=threshold(0.5), max_steps=3, seed=None)
+TrimMiddleware(large, rate, policy=threshold(0.5), lookahead=True)  # none of an agent
+TrimMiddleware(large, rate, policy=threshold(0.5), max_step_tokens="many")  # mistyped
+context = TrimContext(max_steps=None, threshold=0.5, budget=Budget())
+context.max_steps
+TrimContext(delimiter="x")  # none of a call
+TrimContext(max_steps="2")  # mistyped
+"""
+
+
+def test_a_type_checker_knows_every_keyword(installed, tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "user.py").write_text(USER)
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--no-error-summary"]
+    found = subprocess.run(
+        [*mypy, "--hide-error-context", "--cache-dir", str(tmp_path / "cache"), "user.py"],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(installed)},
+        capture_output=True,
+        text=True,
+    )
+    assert not found.stderr
+    errors = {int(line.split(":")[1]) for line in found.stdout.splitlines() if ": error: " in line}
+    wrong = {number for number, line in enumerate(USER.splitlines(), start=1) if "  # " in line}
+    assert errors == wrong, found.stdout

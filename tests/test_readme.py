@@ -1,11 +1,14 @@
 """The Python and YAML of the README and the guides do what they say, as printed and in order."""
 
+import inspect
 import re
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import yaml
 
+from trim_graph import create_trim_graph
 from trim_graph.config import TrimConfig
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +29,14 @@ def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, capsys
     assert "The answer is \\boxed{" in printed
     assert "'small_discarded'" in printed
     assert (tmp_path / "runs.db").exists()
+
+
+def test_the_example_of_create_trim_graph_runs(capsys):
+    (block,) = blocks("python", inspect.getdoc(create_trim_graph))
+    exec(compile(dedent(block), "create_trim_graph", "exec"), {})
+    text, steps = capsys.readouterr().out.rsplit("\n", 2)[:2]
+    assert text == "12 * 12 is 12 * 10 + 12 * 2.\n\nThe answer is \\boxed{144}."
+    assert steps == "{'small': 1, 'large': 1}"
 
 
 def test_the_configuration_is_valid():

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .accounts import Allowance, Allowances
+    from .adapters.protocols import ScorableStep, Scorer, ScorerFunction, ScorerReply
     from .budget import Budget, ModelPrice, Prices
     from .chat_model import TrimChatModel, create_trim_chat_model
     from .checkpoint import open_checkpointer
-    from .context import TrimContext
     from .embedding import trim_node
     from .errors import ChatModelContractError, InputError, ScorerError, SettingsError, TrimError
     from .graph import create_trim_graph
     from .ledger import open_ledger
     from .prompts import DEFAULT_INSTRUCTION
+    from .settings import Settings, TrimContext
     from .state import Step, Summary, TrimInput, TrimOutput, TrimState
 
 __version__ = "0.1.0"
@@ -29,7 +30,12 @@ __all__ = [
     "InputError",
     "ModelPrice",
     "Prices",
+    "ScorableStep",
+    "Scorer",
     "ScorerError",
+    "ScorerFunction",
+    "ScorerReply",
+    "Settings",
     "SettingsError",
     "Step",
     "Summary",
@@ -50,6 +56,10 @@ __all__ = [
 _HOMES = {
     "Allowance": "accounts",
     "Allowances": "accounts",
+    "ScorableStep": "adapters.protocols",
+    "Scorer": "adapters.protocols",
+    "ScorerFunction": "adapters.protocols",
+    "ScorerReply": "adapters.protocols",
     "Budget": "budget",
     "ModelPrice": "budget",
     "Prices": "budget",
@@ -57,7 +67,6 @@ _HOMES = {
     "create_trim_chat_model": "chat_model",
     "open_checkpointer": "checkpoint",
     "open_ledger": "ledger",
-    "TrimContext": "context",
     "trim_node": "embedding",
     "ChatModelContractError": "errors",
     "InputError": "errors",
@@ -66,6 +75,8 @@ _HOMES = {
     "TrimError": "errors",
     "create_trim_graph": "graph",
     "DEFAULT_INSTRUCTION": "prompts",
+    "Settings": "settings",
+    "TrimContext": "settings",
     "Step": "state",
     "Summary": "state",
     "TrimInput": "state",

@@ -22,16 +22,23 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_callback_manager_for_config
 from langchain_core.tracers.base import BaseTracer
 from langchain_core.tracers.log_stream import LogStreamCallbackHandler
 from langgraph.graph.state import CompiledStateGraph
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
+from typing_extensions import Unpack
 
 from .adapters.call_settings import check_call_settings, stop_strings
+from .adapters.scorers import AnyScorer
+from .adapters.usage import CountTokens
+from .budget import Budget, Prices
 from .chat_answer import Answer, whole
 from .graph import create_trim_graph
+from .ledger import Ledger
+from .policies import Observation, Policy
+from .settings import RunSettings
 
 _LANGCHAIN_KWARGS = {"stream"}  # given by LangChain's own plumbing
 _BUFFERED = 64
@@ -225,18 +232,51 @@ class TrimChatModel(BaseChatModel):
         return Answer(stops, kwargs.get("max_tokens") or self.max_tokens), context
 
 
-def create_trim_chat_model(*models: Any, stop: list[str] | None = None, **options: Any) -> TrimChatModel:
+def create_trim_chat_model(
+    small: Runnable[Any, Any],
+    large: Runnable[Any, Any],
+    scorer: AnyScorer | None = None,
+    *,
+    policy: Policy | Callable[[Observation], Any],
+    budget: Budget | None = None,
+    prices: Prices | None = None,
+    ledger: Ledger | None = None,
+    count_tokens: CountTokens | None = None,
+    name: str = "trim",
+    stop: list[str] | None = None,
+    **settings: Unpack[RunSettings],
+) -> TrimChatModel:
     """Build a router that is a chat model.
 
     Args:
-        *models: Small, large and scorer, as `create_trim_graph` takes them.
+        small: Chat model that drafts every step; this and the others are as in `create_trim_graph`.
+        large: Chat model that writes a step again where the policy says so.
+        scorer: Rates each step.
+        policy: When to ask the large model.
+        budget: Hard limits on the large model; default: none.
+        prices: Price table, for the limit on cost and for the bill.
+        ledger: Keeps the accounts of threads and users that have ``allowances``.
+        count_tokens: Number of tokens of a text, for models whose answers have no ``usage_metadata``.
+        name: Of the graph, in traces.
         stop: Stop strings of calls that name none.
-        **options: All others of `create_trim_graph`, but for ``checkpointer``.
+        **settings: Fields of `Settings`, such as ``max_steps``.
 
     Raises:
         SettingsError: A setting is wrong or missing; the message names it.
     """
-    return TrimChatModel(graph=create_trim_graph(*models, **options), stop=stop)
+    graph = create_trim_graph(
+        small,
+        large,
+        scorer,
+        policy=policy,
+        budget=budget,
+        prices=prices,
+        ledger=ledger,
+        count_tokens=count_tokens,
+        name=name,
+        **settings,
+    )
+    return TrimChatModel(graph=graph, stop=stop)
 
 
 async def _elsewhere(

@@ -17,12 +17,12 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph.state import CompiledStateGraph
 
-from .context import TrimContext
 from .nodes.clock import KEY as CLOCK
 from .nodes.clock import Clock
 from .nodes.unsaved import KEY as INVOCATION
 from .nodes.unsaved import Invocation
 from .nodes.work_ahead import KEY, WorkAhead
+from .settings import TrimContext
 from .state import TrimInput, TrimOutput, TrimState
 
 DEFAULT_LIMIT = 10_000

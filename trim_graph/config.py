@@ -16,7 +16,7 @@ from .accounts import Allowances
 from .budget import Budget, Prices
 from .config_errors import explain, read_yaml
 from .config_models import ModelConfig
-from .config_run import CheckpointSpec, LedgerSpec, RunSettings
+from .config_run import CheckpointSpec, FileSettings, LedgerSpec
 from .config_scorers import ScorerConfig
 from .errors import SettingsError
 from .part import Part
@@ -76,7 +76,7 @@ class TrimConfig(Part):
     allowances: Allowances = Allowances()
     ledger: LedgerSpec = None
     prices: Prices = Prices()
-    settings: RunSettings = RunSettings()
+    settings: FileSettings = FileSettings()
     checkpoint: CheckpointSpec = "none"
 
     @model_validator(mode="after")

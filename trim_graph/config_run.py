@@ -8,31 +8,17 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationInfo
 
 from .checkpoint import CHOICES, LEDGERS, checkpoint_place
-from .context import OnLargeError, OnScorerError, OnSmallError
 from .part import Part, base_folder
-from .prompts import DEFAULT_INSTRUCTION
-from .segment import DEFAULT_DELIMITER, DelimiterSteps, MarkdownSteps, PatternSteps, TokenSteps
-from .thinking import Thinking
+from .segment import DelimiterSteps, MarkdownSteps, PatternSteps, TokenSteps
+from .settings import StepSettings
 
 
-class RunSettings(Part):
-    """What a run goes by; as in `trim_graph.context.Settings`."""
+class FileSettings(StepSettings, Part):
+    """The mapping ``settings``: as a graph's, but a file names no function."""
 
-    max_steps: int = Field(default=32, ge=1)
-    max_step_tokens: int = Field(default=512, ge=1)
-    delimiter: str = Field(default=DEFAULT_DELIMITER, min_length=1)
     segmentation: DelimiterSteps | PatternSteps | MarkdownSteps | TokenSteps | None = Field(
-        default=None, discriminator="type"
+        default=None, discriminator="type", description=StepSettings.model_fields["segmentation"].description
     )
-    thinking: Thinking | None = Thinking()
-    instruction: str | None = DEFAULT_INSTRUCTION
-    max_repeats: int | None = Field(default=3, ge=1)
-    seed: int | None = None
-    on_scorer_error: OnScorerError = "raise"
-    on_large_error: OnLargeError = "raise"
-    on_small_error: OnSmallError = "raise"
-    ask_below: float | None = Field(default=None, ge=0, le=1)
-    lookahead: bool = False
 
 
 def _placed(value: Any, info: ValidationInfo, setting: str) -> str:

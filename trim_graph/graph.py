@@ -9,16 +9,16 @@ from langchain_core.runnables import Runnable
 from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer, Send
+from typing_extensions import Unpack
 
 from .accounts import Allowances
 from .adapters.continue_by_prompt import as_writer
 from .adapters.inner_model import continues_exactly, unaskable
-from .adapters.scorers import as_scorer
+from .adapters.scorers import AnyScorer, as_scorer
 from .adapters.token_probability import TokenProbability
 from .adapters.usage import CountTokens, TokenCounter, check_count_tokens
 from .budget import Budget, Prices, Writer
 from .compiled import TrimGraph
-from .context import TrimContext, make_settings
 from .errors import SettingsError
 from .ledger import Ledger
 from .nodes import (
@@ -33,6 +33,7 @@ from .nodes.looking_ahead import LookingAhead
 from .nodes.node import Way
 from .policies import Observation, Policy, as_policy
 from .segment import DelimiterSteps
+from .settings import RunSettings, TrimContext, make_settings
 from .state import TrimInput, TrimOutput, TrimState
 
 FROM_ROUTE = {"generate_step": "write a step", "ask_person": "ask a person", "finalize": "done"}
@@ -46,7 +47,7 @@ AFTER_GENERATE_STEP: dict[Hashable, str] = {"score decides": "score_step", "no s
 def create_trim_graph(
     small: Runnable[Any, Any],
     large: Runnable[Any, Any],
-    scorer: Any = None,
+    scorer: AnyScorer | None = None,
     *,
     policy: Policy | Callable[[Observation], Any],
     budget: Budget | None = None,
@@ -55,9 +56,9 @@ def create_trim_graph(
     ledger: Ledger | None = None,
     count_tokens: CountTokens | None = None,
     name: str = "trim",
-    **settings: Any,
+    **settings: Unpack[RunSettings],
 ) -> CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput]:
-    """Build a graph that solves a problem step by step, with the large model only where it matters.
+    r"""Build a graph that solves a problem step by step, with the large model only where it matters.
 
     Args:
         small: Chat model that drafts every step. It should carry on a trailing AIMessage, tell the end of
@@ -68,7 +69,8 @@ def create_trim_graph(
             model may have the attribute ``continues_exactly`` too.
         large: Chat model that writes a step again where the policy says so; likewise.
         scorer: Rates each step: a `Scorer`, a Runnable from ``{"question", "steps"}`` to one probability
-            per step, or a function of (question, steps). Not needed by policies that look at no score.
+            per step, or a function of (question, steps), plain or ``async``. Each step is a `ScorableStep`.
+            Not needed by policies that look at no score.
         policy: When to ask the large model; a policy, or a plain function of an `Observation`.
         budget: Hard limits on the large model; default: none.
         prices: Price table, for the limit on cost and for the bill.
@@ -78,17 +80,33 @@ def create_trim_graph(
             it such a model's own ``get_num_tokens`` counts, unless a limit hangs on its tokens: then its
             first answer is refused. The summary's notes say that tokens are estimated.
         name: Of the graph, in traces and as a subgraph.
-        **settings: Fields of `Settings`: ``max_steps``, ``max_step_tokens``, ``delimiter``,
-            ``segmentation`` (see `trim_graph.segment`; a function will do), ``max_repeats`` (after which a
-            loop ends the run), ``thinking``, ``instruction``, ``seed``, ``allowances``, ``ask_below``,
-            ``lookahead`` (the small model writes the next step while the scorer is at work),
-            ``on_scorer_error`` and its like.
+        **settings: Fields of `Settings`, which documents each: ``max_steps``, ``max_step_tokens``,
+            ``delimiter``, ``segmentation`` (see `trim_graph.segment`; a function will do), ``thinking``,
+            ``instruction``, ``max_repeats``, ``seed``, ``on_scorer_error``, ``on_large_error``,
+            ``on_small_error``, ``ask_below``, ``lookahead``, ``allowances``.
 
     Returns:
         A compiled graph from ``{"messages": [...]}`` to ``{"messages": [..., AIMessage], "trim": ...}``.
 
     Raises:
         SettingsError: A setting is wrong or missing; the message names it.
+
+    Example:
+        ```python
+        from trim_graph import ScorableStep, create_trim_graph
+        from trim_graph.policies import threshold
+        from trim_graph.testing import ScriptedChatModel
+
+        def rate(question: str, steps: list[ScorableStep]) -> list[float]:
+            return [0.1 if "guess" in step["text"] else 0.9 for step in steps]
+
+        small = ScriptedChatModel(script=["12 * 12 is 12 * 10 + 12 * 2.", r"I guess \boxed{142}."])
+        large = ScriptedChatModel(script=["12 * 12 = 120 + 24.", r"The answer is \boxed{144}."])
+        graph = create_trim_graph(small, large, rate, policy=threshold(0.5), max_steps=8)
+        result = graph.invoke({"messages": [("user", "What is 12 * 12?")]})
+        print(result["messages"][-1].text)  # the second step is the large model's
+        print(result["trim"]["steps"])  # {'small': 1, 'large': 1}
+        ```
     """
     routing = as_policy(policy)
     if scorer is None and routing.needs_score:

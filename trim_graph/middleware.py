@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Never
 
 try:
     from langchain.agents.middleware import AgentMiddleware, hook_config
@@ -21,13 +21,13 @@ from langchain_core.runnables.config import ensure_config
 from langgraph.errors import GraphBubbleUp
 from langgraph.runtime import Runtime
 from langgraph.types import Overwrite
+from typing_extensions import Unpack
 
 from .accounts import Allowances
-from .adapters.scorers import as_scorer
+from .adapters.scorers import AnyScorer, as_scorer
 from .adapters.usage import CountTokens, check_count_tokens
 from .agent_state import TrimAgentState, as_held, named, routing_of, stop_message, summary_of, update_of
 from .budget import Budget, Prices, Spend, nothing_spent
-from .context import Settings, make_settings, overridden
 from .errors import InputError, SettingsError
 from .events import emit
 from .ledger import Ledger
@@ -40,6 +40,7 @@ from .person import asks
 from .policies import Observation, Policy, as_policy
 from .prompt_size import turn_prompt_bound
 from .run import begin_run
+from .settings import Settings, TurnSettings, make_settings, overridden
 from .state import Run, TrimState, applied, fresh_channels
 from .turn_models import check_turn_model
 from .turn_rendering import LONGEST_RESULT, render_turn
@@ -57,15 +58,6 @@ NO_LOOKAHEAD = (
 
 _RAISED_KEPT = 10_000
 """Runs whose error is remembered: of some nobody ever learns how they ended."""
-_SETTINGS = (
-    "max_steps",
-    "max_step_tokens",
-    "seed",
-    "on_scorer_error",
-    "on_large_error",
-    "on_small_error",
-    "allowances",
-)
 
 
 class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
@@ -99,8 +91,9 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             `trim_graph.create_trim_graph`.
         keep_discarded: Whether the state keeps the text of turns that were turned down. They never are among
             the messages, so a middleware that redacts what models write does not get to see them.
-        **settings: ``max_steps`` (turns a question, default 32), ``max_step_tokens`` (tokens a turn, default
-            4096), ``seed``, ``allowances``, ``on_scorer_error``, ``on_large_error`` and ``on_small_error``.
+        **settings: Fields of `trim_graph.Settings`: ``max_steps`` (turns a question, default 32),
+            ``max_step_tokens`` (tokens a turn, default 4096), ``seed``, ``allowances``, ``on_scorer_error``,
+            ``on_large_error`` and ``on_small_error``.
 
     Raises:
         SettingsError: A setting is wrong or missing; the message names it.
@@ -118,7 +111,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
     def __init__(
         self,
         large: BaseChatModel | Runnable[Any, Any] | str,
-        scorer: Any = None,
+        scorer: AnyScorer | None = None,
         *,
         policy: Policy | Callable[[Observation], Any],
         budget: Budget | None = None,
@@ -128,7 +121,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         longest_result: int = LONGEST_RESULT,
         count_tokens: CountTokens | None = None,
         keep_discarded: bool = True,
-        **settings: Any,
+        **settings: Unpack[TurnSettings[Never]],
     ) -> None:
         super().__init__()
         self.policy = as_policy(policy)
@@ -327,13 +320,14 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         return ("finished", []) if direct else ("middleware", [])
 
 
-def _settings(budget: Budget | None, prices: Prices | None, given: dict[str, Any]) -> Settings:
+def _settings(budget: Budget | None, prices: Prices | None, given: Mapping[str, Any]) -> Settings:
     if "lookahead" in given:
         raise SettingsError(NO_LOOKAHEAD)
-    unknown = sorted(set(given) - set(_SETTINGS))
+    known = TurnSettings.__annotations__.keys()
+    unknown = sorted(given.keys() - known)
     if unknown:
         raise SettingsError(
-            f"unknown setting {', '.join(unknown)}; an agent's turns go by: {', '.join(sorted(_SETTINGS))}"
+            f"unknown setting {', '.join(unknown)}; an agent's turns go by: {', '.join(sorted(known))}"
         )
     own = {"max_step_tokens": DEFAULT_TURN_TOKENS, "thinking": None, "instruction": None}
     made = make_settings(budget, prices, {**own, **given})

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from .budget import Spend
-from .context import Settings, settings_of
 from .segment import is_step
+from .settings import Settings, settings_of
 from .state import Answered, Run, TrimState, scores_of
 
 SMALL_ONLY = {"type": "small_only"}

@@ -15,7 +15,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from .accounts import cost_limit, open_accounts
 from .budget import nothing_spent
-from .context import Settings, check_prices, describe, overridden, trim_context
 from .conversation import question_of, require_answerable
 from .errors import InputError, SettingsError
 from .ledger import Ledger
@@ -23,6 +22,7 @@ from .person import asks
 from .policies import Policy
 from .prompt_size import counts_itself, uncountable
 from .segment import DelimiterSteps, FunctionSteps, Segmentation
+from .settings import Settings, check_prices, describe, overridden, trim_context
 from .state import SCHEMA_VERSION, Run, TrimState
 
 SCORED_ROUND = 6

@@ -15,7 +15,6 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from trim_graph.budget import Budget
 from trim_graph.config import make_config
-from trim_graph.context import TrimContext
 from trim_graph.errors import ChatModelContractError, SettingsError
 from trim_graph.policies import (
     Choice,
@@ -27,6 +26,7 @@ from trim_graph.policies import (
     stay_on_large,
     threshold,
 )
+from trim_graph.settings import TrimContext
 from trim_graph.testing import ScriptedChatModel
 
 STEPS = ["small one", "small two", "small three", "so it is \\boxed{4}"]

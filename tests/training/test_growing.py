@@ -8,8 +8,8 @@ import pytest
 from toy import ToyModel, ToyScorer, build, questions
 
 from trim_graph import InputError
-from trim_graph.context import Settings
 from trim_graph.policies import random_rate, threshold
+from trim_graph.settings import Settings
 from trim_graph.testing import ScriptedChatModel
 from trim_graph.training.growing import Grower, GrowingRollouts
 from trim_graph.training.rollout_records import from_record, to_record

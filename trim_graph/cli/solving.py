@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from trim_graph.config import TrimConfig, build_graph
-from trim_graph.context import describe
 from trim_graph.errors import SettingsError, TrimError
+from trim_graph.settings import describe
 
 from .asking import asks, show_question, waiting
 from .models import chosen_config, load_parts, parsed_option, readable
@@ -121,7 +121,7 @@ def _check(request: Request) -> None:
 
 
 def _run(request: Request, config: TrimConfig, graph: Any, question: str | None, thread: str) -> None:
-    from trim_graph.context import TrimContext
+    from trim_graph.settings import TrimContext
 
     from .transcript import Transcript, show_bill
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from trim_graph.adapters.continue_by_prompt import ContinueByPrompt, as_writer
 from trim_graph.adapters.vllm_server import VLLMServer, check_base_url
 from trim_graph.budget import Budget
-from trim_graph.config_run import RunSettings
+from trim_graph.config_run import FileSettings
 
 from .samples import Sample
 
@@ -44,7 +44,7 @@ class Subject:
     entry: Any
     adapter: Any
     server: VLLMServer | None
-    settings: RunSettings
+    settings: FileSettings
     budget: Budget
     timeout: float
     served: dict[str, Any] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Subject:
 
 
 def subjects_of(
-    part: str, entry: Any, settings: RunSettings, budget: Budget, timeout: float
+    part: str, entry: Any, settings: FileSettings, budget: Budget, timeout: float
 ) -> list[Subject]:
     """Make what is examined of a part: each replica where ``base_url`` lists several; see `subject_of`."""
     urls = getattr(entry, "base_url", None)
@@ -87,7 +87,7 @@ def subjects_of(
     return subjects
 
 
-def subject_of(part: str, entry: Any, settings: RunSettings, budget: Budget, timeout: float) -> Subject:
+def subject_of(part: str, entry: Any, settings: FileSettings, budget: Budget, timeout: float) -> Subject:
     """Make the adapter of a part, impatient, and find its server.
 
     Raises:

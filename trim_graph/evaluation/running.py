@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Container, Itera
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from trim_graph.context import TrimContext
+from trim_graph.settings import TrimContext
 from trim_graph.training.collecting import CHANNELS, label_all, steps_of
 from trim_graph.training.traces import TOKENS
 

@@ -19,7 +19,6 @@ from trim_graph.adapters import ScorableStep
 from trim_graph.adapters.replies import read_entropy, read_reply
 from trim_graph.adapters.scorers import as_scorer, read_scores
 from trim_graph.budget import Writer
-from trim_graph.context import Settings
 from trim_graph.conversation import compose
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.runner import run_each
@@ -30,6 +29,7 @@ from trim_graph.nodes.probing import entropy_arguments
 from trim_graph.nodes.route import MAX_ATTEMPTS
 from trim_graph.run import segmentation_of
 from trim_graph.segment import join_steps, separator_of
+from trim_graph.settings import Settings
 from trim_graph.state import Step
 
 from .rollout_tree import Node, RolloutError, Tree, Written

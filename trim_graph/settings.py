@@ -1,18 +1,24 @@
-"""Settings of a run: given when the graph is built, overridden per call through the context."""
+"""Settings of a run: given when the graph is built, overridden per call through the context.
+
+`Settings` declares each once: type, default, bounds and description. The fields of `TrimContext` and the
+mapping ``settings`` of a configuration file derive from it. No type checker derives keywords from a model, so
+`TurnSettings`, `CallSettings` and `RunSettings` repeat names and types for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Never, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from typing_extensions import TypedDict, Unpack
 
 from .accounts import Allowances
 from .budget import Budget, Prices
 from .errors import SettingsError
 from .prompts import DEFAULT_INSTRUCTION
-from .segment import DEFAULT_DELIMITER, AnySegmentation, as_segmentation
+from .segment import DEFAULT_DELIMITER, AnySegmentation, FindStep, Segmentation, as_segmentation
 from .state import SCHEMA_VERSION, Run
 from .thinking import Thinking
 
@@ -21,64 +27,139 @@ OnLargeError = Literal["accept", "raise"]
 OnSmallError = Literal["large", "raise"]
 
 
-class Settings(BaseModel):
-    """What a run goes by; stored in the state when it begins."""
+class StepSettings(BaseModel):
+    """Settings of a run that a configuration file holds under ``settings``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_steps: int = Field(default=32, ge=1, description="most steps of a solution")
-    max_step_tokens: int = Field(default=512, ge=1, description="most tokens of one step")
-    delimiter: str = Field(default=DEFAULT_DELIMITER, min_length=1, description="what separates steps")
+    max_steps: int = Field(default=32, ge=1, description="Most steps of a solution")
+    max_step_tokens: int = Field(default=512, ge=1, description="Most tokens of one step")
+    delimiter: str = Field(default=DEFAULT_DELIMITER, min_length=1, description="What separates steps")
     segmentation: AnySegmentation | None = Field(
-        default=None, description="another way to find where a step ends, in place of the delimiter"
+        default=None, description="Another way to find where a step ends, in place of the delimiter"
     )
     thinking: Thinking | None = Field(
-        default=Thinking(), description="how a model's thought is marked; null looks for none"
+        default=Thinking(), description="How a model's thought is marked; null looks for none"
     )
     instruction: str | None = Field(
-        default=DEFAULT_INSTRUCTION, description="joins the system message; null adds nothing"
+        default=DEFAULT_INSTRUCTION, description="Joins the system message; null adds nothing"
     )
     max_repeats: int | None = Field(
         default=3,
         ge=1,
-        description="a run ends when its last steps have come again so often, word for word, or three times "
+        description="A run ends when its last steps have come again so often, word for word, or three times "
         "as many more steps in a row box the same answer; null looks for no loop",
     )
-    seed: int | None = Field(default=None, description="makes random policies repeatable")
+    seed: int | None = Field(default=None, description="Makes random policies repeatable")
     on_scorer_error: OnScorerError = Field(
-        default="raise", description="when a draft cannot be scored: accept it, regenerate it, or raise"
+        default="raise", description="When a draft cannot be scored: accept it, regenerate it, or raise"
     )
     on_large_error: OnLargeError = Field(
-        default="raise", description="when the large model fails: accept the small one's step, or raise"
+        default="raise", description="When the large model fails: accept the small one's step, or raise"
     )
     on_small_error: OnSmallError = Field(
-        default="raise", description="when the small model fails: the large one writes the step, or raise"
+        default="raise", description="When the small model fails: the large one writes the step, or raise"
     )
     ask_below: float | None = Field(
-        default=None, ge=0, le=1, description="a draft that scores below it is shown to a person first"
+        default=None, ge=0, le=1, description="A draft that scores below it is shown to a person first"
     )
     lookahead: bool = Field(
         default=False,
-        description="the small model writes the next step while the scorer is at work; async calls only",
-    )
-    budget: Budget = Budget()
-    allowances: Allowances = Allowances()
-    prices: Prices = Prices()
-    policy: dict[str, Any] | None = Field(
-        default=None, description="instead of the graph's own; as in a configuration file"
+        description="The small model writes the next step while the scorer is at work; async calls only",
     )
 
     @model_validator(mode="after")
-    def _one_segmentation(self) -> Settings:
+    def _one_segmentation(self) -> Self:
         if self.segmentation is not None and self.delimiter != DEFAULT_DELIMITER:
             raise ValueError("delimiter and segmentation are both given; a delimiter is a segmentation")
         return self
 
 
-class TrimContext(BaseModel):
+class Settings(StepSettings):
+    """Settings of a run; stored in the state when it begins."""
+
+    budget: Budget = Field(default=Budget(), description="Hard limits on the large model")
+    allowances: Allowances = Field(
+        default=Allowances(), description="What a thread and a user may spend over all runs"
+    )
+    prices: Prices = Field(
+        default=Prices(), description="Price table, for the limit on cost and for the bill"
+    )
+    policy: dict[str, Any] | None = Field(
+        default=None, description="Instead of the graph's own; as in a configuration file"
+    )
+
+
+Unset = TypeVar("Unset")
+"""What a setting may be beside its own type: None where it may be left out, else `Never`."""
+
+
+class TurnSettings(TypedDict, Generic[Unset], total=False):
+    """Keywords for the turns of an agent; documented by `Settings`."""
+
+    max_steps: int | Unset
+    max_step_tokens: int | Unset
+    seed: int | None
+    on_scorer_error: OnScorerError | Unset
+    on_large_error: OnLargeError | Unset
+    on_small_error: OnSmallError | Unset
+    allowances: Allowances | Unset
+
+
+class CallSettings(TurnSettings[Unset], Generic[Unset], total=False):
+    """Keywords that a call may override."""
+
+    ask_below: float | None
+    lookahead: bool | Unset
+
+
+class RunSettings(CallSettings[Never], total=False):
+    """Keywords of `trim_graph.create_trim_graph` that are fields of `Settings`."""
+
+    delimiter: str
+    segmentation: Segmentation | FindStep | None
+    thinking: Thinking | None
+    instruction: str | None
+    max_repeats: int | None
+
+
+class ContextSettings(CallSettings[None], total=False):
+    """Keywords of `TrimContext`."""
+
+    threshold: float | None
+    policy: str | dict[str, Any] | None
+    budget: Budget | None
+    user: str | None
+
+
+def _optional(name: str) -> Any:
+    """Return the field of `Settings` with its bounds and description, but None by default."""
+    field = Settings.model_fields[name]
+    kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    return kind | None, Field(default=None, description=field.description)
+
+
+if TYPE_CHECKING:
+
+    class _Overrides(BaseModel):
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    _Overrides = create_model(
+        "_Overrides",
+        **{
+            name: _optional(name)
+            for name in Settings.model_fields
+            if name == "budget" or name in CallSettings.__annotations__
+        },
+    )
+
+
+class TrimContext(_Overrides):
     """Overrides for one call: `graph.invoke(..., context=TrimContext(max_steps=8))`.
 
     An application with a context of its own puts one (or a dict of the same keys) under its key ``trim``.
+    Each of the fields may be None, which leaves the graph's own setting.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -91,32 +172,13 @@ class TrimContext(BaseModel):
         description="Policy instead of the graph's own, as in a configuration file: large_only, or "
         '{"type": "random_rate", "rate": 0.3}',
     )
-    max_steps: int | None = Field(default=None, ge=1, description="Most steps of a solution")
-    max_step_tokens: int | None = Field(default=None, ge=1, description="Most tokens of one step")
-    seed: int | None = Field(default=None, description="Makes random policies repeatable")
-    on_scorer_error: OnScorerError | None = Field(
-        default=None, description="When a draft cannot be scored: accept it, regenerate it, or raise"
-    )
-    on_large_error: OnLargeError | None = Field(
-        default=None, description="When the large model fails: accept the small one's step, or raise"
-    )
-    on_small_error: OnSmallError | None = Field(
-        default=None, description="When the small model fails: the large one writes the step, or raise"
-    )
-    ask_below: float | None = Field(
-        default=None, ge=0, le=1, description="A draft that scores below it is shown to a person first"
-    )
-    lookahead: bool | None = Field(
-        default=None, description="Have the small model write the next step while the scorer is at work"
-    )
-    budget: Budget | None = Field(default=None, description="Hard limits instead of the graph's own")
-    allowances: Allowances | None = Field(
-        default=None,
-        description="What a thread and a user may spend over all runs",
-    )
     user: str | None = Field(
         default=None, min_length=1, description="Whose account the run draws from, if users have allowances"
     )
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **given: Unpack[ContextSettings]) -> None: ...
 
     @model_validator(mode="before")
     @classmethod
@@ -176,7 +238,7 @@ def trim_context(context: Any) -> TrimContext | None:
         raise SettingsError(f"the context's trim settings are not valid: {describe(error)}") from error
 
 
-def make_settings(budget: Budget | None, prices: Prices | None, settings: dict[str, Any]) -> Settings:
+def make_settings(budget: Budget | None, prices: Prices | None, settings: Mapping[str, Any]) -> Settings:
     """Make the settings of a graph, or of an agent's middleware.
 
     Args:
@@ -200,7 +262,7 @@ def make_settings(budget: Budget | None, prices: Prices | None, settings: dict[s
 
 
 def settings_of(run: Run) -> Settings:
-    """Return what a run goes by, as it was stored when it began.
+    """Return the settings of a run, as they were stored when it began.
 
     Raises:
         SettingsError: A newer release began the run, or its settings are none (an edited state).
@@ -214,7 +276,7 @@ def settings_of(run: Run) -> Settings:
 
 
 _recent: tuple[tuple[dict[str, Any], Settings], ...] = ()
-"""What was read last, newest first: every node reads them, and most runs go by the same ones."""
+"""What was read last, newest first: every node reads them, and most runs have the same ones."""
 _RECENT_KEPT = 8
 
 
