@@ -1,0 +1,104 @@
+"""The golden record: what scripted runs and seeded commands do, as JSON to compare with.
+
+::
+
+    python -m tests.golden diff                         # plays anew, prints the differences, exits 1 on any
+    python -m tests.golden diff --renamed names.json    # {"old name": "new name"}: pure renames show none
+    python -m tests.golden diff graph --only lookahead  # one part, scenarios whose names hold a word
+    python -m tests.golden record                       # writes both files, after a change that is meant
+
+``graph.json`` has a record for each of `scenarios.SCENARIOS`: by invocation the custom events, the text
+streamed, the nodes that ran, what a person was asked and the error raised; what models and scorer were
+asked; the channels of the final state, messages included; of the last checkpoint the channels that it does
+not hold whole and those that differ from the state; the sizes of all checkpoints. What repeats another part
+is ``= state.trim`` or the like, and of settings only those are recorded that are not the first scenario's.
+``commands.json`` has what the commands of `commands.COMMANDS` write, with the models that are shipped.
+`normal` lists all that is replaced by a placeholder, and how far sizes may be off.
+
+A refactoring leaves no difference. One that moves modules changes imports of this package and nothing else,
+since scenarios use the public surface only. New names apply to the recorded side: to keys, and to texts
+that are a name as a whole. A name within a longer text, such as an error's, shows as a difference.
+``test_golden.py`` is the diff as a test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from tests.golden import commands, scenarios
+from tests.golden.normal import ABSENT, Difference, differences, pretty, renamed
+
+HERE = Path(__file__).parent
+PARTS = {"graph": scenarios.record, "commands": commands.record}
+SHOWN = 300
+"""Characters of a value in a printed difference."""
+
+
+def recorded(part: str) -> dict[str, Any]:
+    """Return what is on record."""
+    record: dict[str, Any] = json.loads((HERE / f"{part}.json").read_text("utf-8"))
+    return record
+
+
+def compared(part: str, names: dict[str, str], wanted: Callable[[str], bool]) -> list[Difference]:
+    """Play a part anew and compare it with the record.
+
+    Args:
+        part: ``graph`` or ``commands``.
+        names: New names by old ones.
+        wanted: Says of a scenario's name whether it is played.
+    """
+    before = {name: renamed(one, names) for name, one in recorded(part).items() if wanted(name)}
+    return list(differences(before, PARTS[part](wanted)))
+
+
+def printed(found: Iterable[Difference]) -> str:
+    """Return differences as text, by scenario."""
+    lines, scenario = [], None
+    for one in found:
+        name, *place = one.place
+        if name != scenario:
+            lines.append(f"\n{name}")
+            scenario = name
+        note = "" if one.counts else "   (within the tolerance of sizes)"
+        lines.append(f"  {' / '.join(place) or '(all of it)'}{note}")
+        lines += [f"    {sign} {_short(value)}" for sign, value in (("-", one.before), ("+", one.after))]
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if value is ABSENT else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.golden", description="The golden record.")
+    parser.add_argument("action", choices=["record", "diff"])
+    parser.add_argument("part", nargs="?", choices=[*PARTS, "all"], default="all")
+    parser.add_argument("--renamed", type=Path, metavar="FILE", help="JSON object: new names by old ones")
+    parser.add_argument("--only", default="", metavar="WORD", help="scenarios whose names hold it")
+    given = parser.parse_args()
+    parts = list(PARTS) if given.part == "all" else [given.part]
+    if given.action == "record":
+        if given.renamed or given.only:
+            parser.error("record takes neither --renamed nor --only: it writes all of a part")
+        for part in parts:
+            (HERE / f"{part}.json").write_text(f"{pretty(PARTS[part](lambda name: True))}\n", "utf-8")
+        return 0
+    names = json.loads(given.renamed.read_text("utf-8")) if given.renamed else {}
+    found = [one for part in parts for one in compared(part, names, lambda name: given.only in name)]
+    if found:
+        print(printed(found))
+    count = sum(one.counts for one in found)
+    print(f"\n{count} differences in {len({one.place[0] for one in found if one.counts})} scenarios")
+    return 1 if count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
