@@ -16,16 +16,20 @@ from langgraph.types import Interrupt, Overwrite, Send
 from pydantic import BaseModel
 
 VARYING_KEYS = frozenset({"seconds"})
-"""Keys whose floats are measured; they become ``<seconds>``."""
+"""Keys whose values are measured; they become ``<seconds>``."""
 VARYING_TEXT = (
     (re.compile(r"\b\d+-[0-9a-f]{32}\b"), "<process>"),
     (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b"), "<id>"),
     (re.compile(r"\b[0-9a-f]{32}\b"), "<id>"),
+    (re.compile(r"(?<=^seconds )[\d.]+"), "<seconds>"),
+    (re.compile(r"(?<=Wall clock ).*"), "<seconds, and what they say>"),
 )
-"""Names of processes, and ids of runs and messages, wherever they stand in a text."""
+"""Names of processes, ids of runs and messages, and what commands print of times, anywhere in a text."""
 WIDTH = 180
 DIGITS = 6
 """Significant digits of a float."""
+FLOAT_TOLERANCE = 1e-4
+"""Share by which a float may be off: processors differ in what a network computes."""
 SIZES = "sizes"
 """Key of the sizes of checkpoints. They hold the number of a process, whose length varies, and keys that may
 be renamed; so a size differs only where it is off by more than the tolerance."""
@@ -41,7 +45,7 @@ def encode(value: Any, varying: frozenset[str] = VARYING_KEYS) -> Any:
 
     Args:
         value: Of JSON, messages, pydantic models, tuples and sets.
-        varying: Keys whose floats are measured.
+        varying: Keys whose values are replaced, unless they are None.
 
     Raises:
         TypeError: It holds something else.
@@ -65,9 +69,7 @@ def encode(value: Any, varying: frozenset[str] = VARYING_KEYS) -> Any:
         return {type(value).__name__: encode(value.value, varying)}
     if isinstance(value, Mapping):
         return {
-            encode(str(key)): f"<{key}>"
-            if key in varying and isinstance(one, float)
-            else encode(one, varying)
+            encode(str(key)): f"<{key}>" if key in varying and one is not None else encode(one, varying)
             for key, one in value.items()
         }
     if isinstance(value, list | tuple):
@@ -126,8 +128,14 @@ def differences(before: Any, after: Any, place: tuple[str, ...] = ()) -> Iterato
         for index in range(max(len(before), len(after))):
             old, new = (side[index] if index < len(side) else ABSENT for side in (before, after))
             yield from differences(old, new, (*place, str(index)))
-    elif before != after or type(before) is not type(after):
+    elif not _same(before, after):
         yield Difference(place, before, after, counts=not _same_size(place, before, after))
+
+
+def _same(before: Any, after: Any) -> bool:
+    if isinstance(before, float) and isinstance(after, float):
+        return math.isclose(before, after, rel_tol=FLOAT_TOLERANCE, abs_tol=1e-9)
+    return type(before) is type(after) and bool(before == after)
 
 
 def _same_size(place: tuple[str, ...], before: Any, after: Any) -> bool:
