@@ -7,10 +7,9 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langgraph.types import interrupt
 
-from trim_graph.person import answer_to, question_to_person, taken_in
+from trim_graph.routing.human import answer_to, question_to_person, taken_in
+from trim_graph.runtime import Node
 from trim_graph.state import TrimState, changed
-
-from .node import Node
 
 
 def ask_person_node() -> Node:

@@ -9,70 +9,67 @@ from typing import Any
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 
-from trim_graph.accounts import Accounts
+from trim_graph.budget.ledger import Ledger
+from trim_graph.budget.reservations import Reservations
+from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls, stored_calls
+from trim_graph.calls.speculation import Speculation, slot_of
 from trim_graph.events import emit
-from trim_graph.ledger import Ledger
+from trim_graph.runtime import Node, invocation_of
 from trim_graph.segment import join_steps, separator_of
 from trim_graph.settings import settings_of
 from trim_graph.state import TrimState, applied
 from trim_graph.summary import summarise, usage_of
 
-from .calling import charge_lost_calls
-from .looking_ahead import LookingAhead
-from .node import Node
-from .unsaved import astored_calls, invocation_of, stored_calls
-from .work_ahead import work_ahead_of
 
-
-def finalize_node(ledger: Ledger | None = None, looking: LookingAhead | None = None) -> Node:
+def finalize_node(ledger: Ledger | None = None, speculation: Speculation | None = None) -> Node:
     """Build the node.
 
     Args:
-        ledger: Tells what the accounts of a run have used.
-        looking: Tells what the small model wrote for nothing.
+        ledger: Knows what the accounts of a run have used.
+        speculation: Knows what the small model wrote ahead for nothing.
     """
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        return billed(state, stored_calls(state, config), config)
+        return settled(state, stored_calls(state, config), config)
 
-    def billed(state: TrimState, stored: Collection[str], config: RunnableConfig) -> dict[str, Any]:
-        update = charge_lost_calls(state, stored, invocation_of(config))
-        spend = None if looking is None else looking.settle(applied(state, update))
+    def settled(state: TrimState, stored: Collection[str], config: RunnableConfig) -> dict[str, Any]:
+        update = charge_interrupted_calls(state, stored, invocation_of(config))
+        spend = None if speculation is None else speculation.settle(applied(state, update))
         if spend is not None:
             update["spend"] = spend
-        return {**update, **ended(applied(state, update))}
-
-    def ended(state: TrimState) -> dict[str, Any]:
-        delimiter = settings_of(state["run"]).delimiter
-        summary = summarise(state)
-        if accounts := Accounts(state["run"].get("accounts"), ledger):
-            summary["accounts"] = accounts.used()
-        steps = state["steps"]
-        text = join_steps(steps, delimiter)
-        if steps:
-            text = text.removesuffix(separator_of(steps[-1], delimiter))
-        models = {step["writer"]: step["model"] for step in steps}
-        message = AIMessage(
-            content=text,
-            id=state["run"]["message_id"],
-            usage_metadata=usage_of(state["spend"]),
-            response_metadata={
-                "model_name": " + ".join(models[w] for w in ("small", "large") if w in models)
-                or "trim-graph",
-                "finish_reason": "stop" if summary["stopped"] == "finished" else "length",
-                "stop_reason": None,
-                "trim": summary,
-            },
-        )
-        emit("finished", summary=summary)
-        return {"messages": [message], "trim": summary}
+        return {**update, **_ended(applied(state, update), ledger)}
 
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        if (under_way := work_ahead_of(config)) is not None:
-            await under_way.close()
+        if (slot := slot_of(invocation_of(config))) is not None:
+            await slot.close()
         stored = await astored_calls(state, config)
         if ledger is None:
-            return billed(state, stored, config)
-        return await asyncio.to_thread(billed, state, stored, config)
+            return settled(state, stored, config)
+        return await asyncio.to_thread(settled, state, stored, config)
 
     return Node(run, arun, name="finalize")
+
+
+def _ended(state: TrimState, ledger: Ledger | None) -> dict[str, Any]:
+    delimiter = settings_of(state["run"]).delimiter
+    summary = summarise(state)
+    if accounts := Reservations(state["run"].get("accounts"), ledger):
+        summary["accounts"] = accounts.used()
+    steps = state["steps"]
+    text = join_steps(steps, delimiter)
+    if steps:
+        text = text.removesuffix(separator_of(steps[-1], delimiter))
+    models = {step["writer"]: step["model"] for step in steps}
+    message = AIMessage(
+        content=text,
+        id=state["run"]["message_id"],
+        usage_metadata=usage_of(state["spend"]),
+        response_metadata={
+            "model_name": " + ".join(models[w] for w in ("small", "large") if w in models) or "trim-graph",
+            "finish_reason": "stop" if summary["stopped"] == "finished" else "length",
+            "stop_reason": None,
+            "trim": summary,
+        },
+    )
+    emit("finished", summary=summary)
+    return {"messages": [message], "trim": summary}

@@ -3,51 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from trim_graph.adapters.replies import Reply, read_reply
+from trim_graph.adapters.replies import Reply, read_entropy, read_reply
 from trim_graph.adapters.usage import TokenCounter, reports_usage
-from trim_graph.budget import Spend, Writer
+from trim_graph.budget.ledger import Ledger
+from trim_graph.budget.usage import Spend, Writer, attempts_of_answer
+from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls, stored_calls
+from trim_graph.calls.model_call import (
+    StepCall,
+    amake_call,
+    awith_reservation,
+    deadline_passed,
+    make_call,
+    nobody_may_decide,
+    notes_on,
+    prepare_step,
+    skip_call,
+    usage_with_reply,
+    with_reservation,
+)
+from trim_graph.calls.speculation import Speculation
 from trim_graph.errors import ModelServerError
 from trim_graph.events import emit
-from trim_graph.ledger import Ledger
+from trim_graph.routing import RunView
+from trim_graph.routing.router import MAX_ATTEMPTS, MAX_IDLE
+from trim_graph.routing.steps import parse_draft, why_no_step
+from trim_graph.runtime import Invocation, Node, account_wait, invocation_of
 from trim_graph.segment import Segmentation
-from trim_graph.state import Failure, Order, TrimState, changed
-
-from .calling import (
-    RetryGrant,
-    billed,
-    came_to_nothing,
-    charge_lost_calls,
-    charged,
-    charged_first,
-    charged_if_left,
-    not_made,
-    notes_on,
-    out_of_time,
-    refused,
-    spend_of_raised,
-    too_late,
-    used_between,
-)
-from .clock import timed
-from .deadline import GRACE, call_within
-from .drafting import draft_of, why_no_step
-from .drawing import Drawing, noting
-from .failures import attempts_of_answer
-from .looking_ahead import with_taken
-from .node import Node
-from .probing import probed
-from .route import MAX_ATTEMPTS, MAX_IDLE
-from .step_call import StepCall, prepare_step
-from .unsaved import astored_calls, invocation_of, stored_calls
-from .work_ahead import WorkAhead, work_ahead_of
+from trim_graph.state import Failure, Order, Probe, TrimState, changed
 
 
 def generate_step_node(
@@ -55,7 +44,8 @@ def generate_step_node(
     large: Runnable[Any, Any],
     segmentation: Segmentation | None = None,
     ledger: Ledger | None = None,
-    counters: dict[Writer, TokenCounter] | None = None,
+    counters: Mapping[Writer, TokenCounter] | None = None,
+    speculation: Speculation | None = None,
 ) -> Node:
     """Build the node.
 
@@ -65,102 +55,42 @@ def generate_step_node(
         segmentation: The graph's own way to find the end of a step.
         ledger: The graph's.
         counters: Count the tokens of writers that do not report them.
+        speculation: The graph's; a step that was written ahead is taken in place of a call.
     """
     models: dict[Writer, Runnable[Any, Any]] = {"small": small, "large": large}
 
-    def write(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        if _may_have_lost(state):
-            stored = stored_calls(state, config)
-            if charge := charge_lost_calls(state, stored, invocation_of(config)):
-                return charged_first(state, charge)
-        call = prepare_step(state, config, models, segmentation, counters)
-        if too_late(call):
-            return not_made(call)
-        drawing = Drawing(state, call.order, ledger)
-        drawn = drawing.reserve(call.order["max_tokens"])
-        if drawn.refused is not None:
-            return refused(call, drawn.refused)
-        call = _granted(call, drawn.tokens, reserved=bool(drawing))
-        try:
-            update = _asked(call)
-        except BaseException as error:
-            drawing.settle(call.spend, spend_of_raised(call, error))
-            raise
-        return noting(update, state, drawing.settle(call.spend, update["spend"]))
-
-    async def awrite(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        if _may_have_lost(state):
-            stored = await astored_calls(state, config)
-            if charge := charge_lost_calls(state, stored, invocation_of(config)):
-                return charged_first(state, charge)
-        call = prepare_step(state, config, models, segmentation, counters)
-        if too_late(call):
-            return not_made(call)
-        drawing = Drawing(state, call.order, ledger)
-        if not drawing:
-            return await _aasked(call, work_ahead_of(config))
-        drawn = await drawing.areserve(call.order["max_tokens"])
-        if drawn.refused is not None:
-            return refused(call, drawn.refused)
-        call = _granted(call, drawn.tokens, reserved=bool(drawing))
-        try:
-            update = await _aasked(call)
-        except BaseException as error:
-            spend = spend_of_raised(call, error)
-            await asyncio.shield(asyncio.to_thread(drawing.settle, call.spend, spend))
-            raise
-        note = await asyncio.shield(asyncio.to_thread(drawing.settle, call.spend, update["spend"]))
-        return noting(update, state, note)
+    def prepare(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> StepCall:
+        view = RunView(state, segmentation=segmentation)
+        assert view.order is not None
+        return prepare_step(
+            view, view.order, view.steps, config, models, invocation=invocation, counters=counters
+        )
 
     def run(given: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        with timed(given, config) as state:
-            return changed(given, write(state, config))
+        with account_wait(given, invocation := invocation_of(config)) as state:
+            if state.get("in_flight") is not None:
+                charge = charge_interrupted_calls(state, stored_calls(state, config), invocation)
+                if charge:
+                    return changed(given, _charged_first(state, charge))
+            call = prepare(state, config, invocation)
+            if deadline_passed(call):
+                return changed(given, skip_call(call))
+            return changed(given, with_reservation(call, ledger, _ask))
 
     async def arun(given: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        with timed(given, config) as state:
-            return changed(given, await awrite(state, config))
+        with account_wait(given, invocation := invocation_of(config)) as state:
+            if state.get("in_flight") is not None:
+                charge = charge_interrupted_calls(state, await astored_calls(state, config), invocation)
+                if charge:
+                    return changed(given, _charged_first(state, charge))
+            call = prepare(state, config, invocation)
+            if deadline_passed(call):
+                return changed(given, skip_call(call))
+            if call.writer == "small" and speculation is not None and call.settings.lookahead:
+                return changed(given, await speculation.on_generate(call, partial(_aask, call)))
+            return changed(given, await awith_reservation(call, ledger, _aask))
 
     return Node(run, arun, name="generate_step")
-
-
-def _may_have_lost(state: TrimState) -> bool:
-    """Tell whether `route` has ordered a call of the large model."""
-    return state.get("in_flight") is not None
-
-
-def _asked(call: StepCall) -> dict[str, Any]:
-    begun = time.monotonic()
-    ask = partial(call.model.invoke, call.messages, call.config, **call.arguments)
-    with charged_if_left(call):
-        try:
-            message = call_within(call.limit, ask)
-        except Exception as error:
-            return charged(call, came_to_nothing(call, error, time.monotonic() - begun))
-        try:
-            reply = _read(call, message)
-        except ModelServerError as error:
-            return charged(call, came_to_nothing(call, error, time.monotonic() - begun))
-        return charged(call, _noted(call, message, reply, time.monotonic() - begun))
-
-
-async def _aasked(call: StepCall, under_way: WorkAhead | None = None) -> dict[str, Any]:
-    """Ask the writer, or wait for what it is writing already."""
-    begun = time.monotonic()
-    ahead = None if under_way is None else under_way.take(call.run, call.key)
-    with charged_if_left(call):
-        try:
-            async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
-                message = await (ahead or call.model.ainvoke(call.messages, call.config, **call.arguments))
-        except Exception as error:
-            return charged(call, came_to_nothing(call, error, time.monotonic() - begun))
-        try:
-            reply = await _aread(call, message)
-        except ModelServerError as error:
-            return charged(call, came_to_nothing(call, error, time.monotonic() - begun))
-        update = charged(call, _noted(call, message, reply, time.monotonic() - begun))
-    if under_way is not None:
-        under_way.prompt_tokens = used_between(call.spend, update["spend"], call.order["writer"])
-    return update if ahead is None else update | {"spend": with_taken(update["spend"])}
 
 
 def after_generate_step(state: TrimState) -> Literal["score decides", "no score needed"]:
@@ -170,22 +100,27 @@ def after_generate_step(state: TrimState) -> Literal["score decides", "no score 
     return "score decides" if scored else "no score needed"
 
 
-def _granted(call: StepCall, tokens: int, *, reserved: bool) -> StepCall:
-    """Cut the call to what the accounts grant."""
-    if not reserved:
-        return call
-    order = Order(**{**call.order, "max_tokens": tokens})
-    call = replace(call, order=order, arguments={**call.arguments, "max_tokens": tokens})
-    if call.retry is None:
-        return call
-    retry = RetryGrant(call, reserved=True)
-    return replace(call, retry=retry, arguments={**call.arguments, "retry_tokens": retry})
+def _charged_first(state: TrimState, charge: dict[str, Any]) -> dict[str, Any]:
+    """Charge lost calls and nothing else, so that the charge is kept whatever becomes of the next call."""
+    order = state["order"]
+    assert order is not None
+    return {**charge, "in_flight": None, "order": Order(**{**order, "lost": True}), "draft": None}
+
+
+def _ask(call: StepCall) -> dict[str, Any]:
+    ask = partial(call.model.invoke, call.messages, call.config, **call.arguments)
+    return make_call(call, ask, partial(_read, call), partial(_apply_reply, call))
+
+
+async def _aask(call: StepCall, written_ahead: asyncio.Task[Any] | None = None) -> dict[str, Any]:
+    asked = written_ahead or call.model.ainvoke(call.messages, call.config, **call.arguments)
+    return await amake_call(call, asked, partial(_aread, call), partial(_apply_reply, call))
 
 
 def _read(call: StepCall, message: Any) -> Reply:
-    """Read an answer; one that is a failure by itself, such as a filter's, is charged as it tells."""
+    """Read an answer; one that is a failure by itself, such as a filter's, is charged as it reports."""
     try:
-        return read_reply(message, call.arguments.get("stop", ()), call.order["writer"], call.estimate)
+        return read_reply(message, call.arguments.get("stop", ()), call.writer, call.estimate)
     except ModelServerError as error:
         if error.attempts is None:
             error.attempts = attempts_of_answer(message)
@@ -199,19 +134,19 @@ async def _aread(call: StepCall, message: Any) -> Reply:
     return await asyncio.to_thread(_read, call, message)
 
 
-def _noted(call: StepCall, message: Any, reply: Reply, seconds: float) -> dict[str, Any]:
-    order, thinking = call.order, call.settings.thinking
-    spend = billed(call, reply, message.response_metadata, seconds)
+def _apply_reply(call: StepCall, message: Any, reply: Reply, seconds: float) -> dict[str, Any]:
+    order, thinking, metadata = call.order, call.settings.thinking, message.response_metadata
+    spend = usage_with_reply(call, reply, metadata, seconds)
     update: dict[str, Any] = {"spend": spend, "in_flight": None}
-    notes = notes_on(call, reply, message.response_metadata)
+    notes = notes_on(call, reply, metadata)
     if notes != call.notes:
         update["notes"] = notes
     if "probe" in order:
-        order = probed(order, message, index=call.index)
+        order = _apply_probe(call, message)
         if order["attempt"] < MAX_IDLE:
             return update | {"order": order}
         return update | _gave_no_step(call, spend, "a time limit cut it off before its first token")
-    draft = draft_of(
+    draft = parse_draft(
         reply,
         writer=order["writer"],
         lead=call.lead,
@@ -226,13 +161,27 @@ def _noted(call: StepCall, message: Any, reply: Reply, seconds: float) -> dict[s
             emit("draft", writer=order["writer"], text=draft["text"], tokens=draft["tokens"], **part)
             routed = thinking is None or not part or thinking.routed in ("both", draft["part"])
             # A part that is not routed stays; and with no time left nobody could act on a decision.
-            if not routed or out_of_time(call, spend):
+            if not routed or nobody_may_decide(call, spend):
                 update["order"] = Order(**{**order, "decided": False, "scored": False})
     elif reply.end == "eos" and call.previous is not None:
         update["stopped"] = "finished"
     else:
-        update |= _without_step(call, reply, spend, message.response_metadata)
+        update |= _without_step(call, reply, spend, metadata)
     return update
+
+
+def _apply_probe(call: StepCall, message: AIMessage) -> Order:
+    """Note in the order what a probe, one token of the small model, has found.
+
+    Raises:
+        ChatModelContractError: The model does not report the entropy.
+    """
+    order = call.order
+    found = read_entropy(message, order["writer"])
+    if found is None:  # cut by a time limit before the first token
+        return Order(**{**order, "attempt": order["attempt"] + 1})
+    emit("probe", step=call.index, entropy=found.nats, untold=found.untold)
+    return Order(**{**order, "attempt": 0, "probe": Probe(entropy=found.nats, untold=found.untold)})
 
 
 def _without_step(call: StepCall, reply: Reply, spend: Spend, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -250,7 +199,7 @@ def _without_step(call: StepCall, reply: Reply, spend: Spend, metadata: dict[str
 
 
 def _gave_no_step(call: StepCall, spend: Spend, why: str) -> dict[str, Any]:
-    writer = call.order["writer"]
+    writer = call.writer
     emit("failed", part=writer, error=why)
     charged = Spend(**{**spend})
     charged[writer] = {**spend[writer], "failed_calls": spend[writer]["failed_calls"] + 1}

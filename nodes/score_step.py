@@ -14,104 +14,90 @@ from langchain_core.runnables.config import set_config_context
 
 from trim_graph.adapters.protocols import ScorableStep, Scorer
 from trim_graph.adapters.scorers import read_scores
-from trim_graph.budget import Spend, budget_left
+from trim_graph.budget.usage import Spend, attempts_of, charge_scorer
+from trim_graph.calls.model_call import failure, has_way_out, note_full
+from trim_graph.calls.speculation import Speculation, slot_of
 from trim_graph.errors import FailedAttempts, is_context_full
 from trim_graph.events import emit
-from trim_graph.settings import settings_of
+from trim_graph.routing import RunView
+from trim_graph.runtime import GRACE, Node, account_wait, call_with_timeout, invocation_of, tagged
 from trim_graph.state import Draft, Order, Step, TrimState
 
-from .clock import timed
-from .deadline import GRACE, call_within
-from .failures import attempts_of, charge_scorer, failure, has_way_out, note_full
-from .looking_ahead import LookingAhead
-from .node import Node, tagged
-from .work_ahead import work_ahead_of
 
-
-def score_step_node(scorer: Scorer, looking: LookingAhead | None = None, *, solution: bool = True) -> Node:
+def score_step_node(scorer: Scorer, speculation: Speculation | None = None, *, solution: bool = True) -> Node:
     """Build the node.
 
     Args:
         scorer: Rates the steps.
-        looking: What the small model does meanwhile.
+        speculation: Has the small model write the next step meanwhile.
         solution: Whether the steps are a solution's, which ends where the scorer has no room for it; else an
             agent's turns.
     """
 
-    def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        with timed(state, config) as timed_state:
-            return rate(timed_state, config)
+    def run(given: TrimState, config: RunnableConfig) -> dict[str, Any]:
+        with account_wait(given, invocation := invocation_of(config)) as state:
+            begun, view = time.monotonic(), RunView(state)
+            if speculation is not None and view.settings.lookahead:
+                speculation.before_score(state, config, invocation)
+            try:
+                with _quiet(config) as context:
+                    # A scorer that hangs stays in its context: one of its own, then.
+                    ask = partial(context.copy().run, scorer.score, view.run["question"], _scorable(view))
+                    answer = call_with_timeout(view.left.seconds, ask)
+                return _apply_reply(state, answer, time.monotonic() - begun)
+            except Exception as error:
+                return _handle_error(view, error, time.monotonic() - begun, solution=solution)
 
-    def rate(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        begun = time.monotonic()
-        left = _seconds_left(state)
-        question, steps = state["run"]["question"], _scorable(state)
-        if looking is not None:
-            looking.begin(state, config)
+    async def arun(given: TrimState, config: RunnableConfig) -> dict[str, Any]:
+        invocation = invocation_of(config)
         try:
-            with _quiet(config) as context:
-                # A scorer that hangs stays in its context: one of its own, then.
-                ask = partial(context.copy().run, scorer.score, question, steps)
-                answer = call_within(left, ask)
-            return _noted(state, answer, time.monotonic() - begun)
-        except Exception as error:
-            return _came_to_nothing(state, error, left, time.monotonic() - begun, solution=solution)
-
-    async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        try:
-            with timed(state, config) as timed_state:
-                return await arate(timed_state, config)
+            with account_wait(given, invocation) as state:
+                return await arate(state, config, invocation)
         except BaseException:
             # Here already, not only when the run has ended: traces want a call to end before its node.
-            if (under_way := work_ahead_of(config)) is not None:
-                await under_way.close()
+            if (slot := slot_of(invocation)) is not None:
+                await slot.close()
             raise
 
-    async def arate(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        begun = time.monotonic()
-        left = _seconds_left(state)
-        if looking is not None:
-            looking.begin(state, config)
+    async def arate(state: TrimState, config: RunnableConfig, invocation: Any) -> dict[str, Any]:
+        begun, view = time.monotonic(), RunView(state)
+        left = view.left.seconds
+        if speculation is not None and view.settings.lookahead:
+            speculation.before_score(state, config, invocation)
         try:
             async with asyncio.timeout(None if left is None else left + GRACE):
                 with _quiet(config) as context:
-                    asked = scorer.ascore(state["run"]["question"], _scorable(state))
+                    asked = scorer.ascore(view.run["question"], _scorable(view))
                     answer = await asyncio.create_task(asked, context=context)
-            return _noted(state, answer, time.monotonic() - begun)
+            return _apply_reply(state, answer, time.monotonic() - begun)
         except Exception as error:
-            return _came_to_nothing(state, error, left, time.monotonic() - begun, solution=solution)
+            return _handle_error(view, error, time.monotonic() - begun, solution=solution)
 
     return Node(run, arun, name="score_step")
 
 
-def _seconds_left(state: TrimState) -> float | None:
-    settings = settings_of(state["run"])
-    return budget_left(settings.budget, state["spend"], settings.prices).seconds
-
-
-def _came_to_nothing(
-    state: TrimState, error: Exception, left: float | None, seconds: float, *, solution: bool
-) -> dict[str, Any]:
+def _handle_error(view: RunView, error: Exception, seconds: float, *, solution: bool) -> dict[str, Any]:
     """Note why there are no scores, where the run has a way to go on or may end so; else raise."""
+    state, left = view.state, view.left.seconds
     if isinstance(error, TimeoutError) and left is not None and seconds >= left:
         return _unrated(state, seconds)
     full = is_context_full(error)
-    if not has_way_out(error, "scorer", settings_of(state["run"])):
-        if not (full and solution and state["steps"]):
+    if not has_way_out(error, "scorer", view.settings):
+        if not (full and solution and view.steps):
             raise error
         notes = note_full(state["notes"], "scorer")
         return {**_unrated(state, seconds), "notes": notes, "stopped": "length"}
     lost = attempts_of(error)
     return {
         "failed": failure(error, "scorer", context_full=full),
-        "spend": charge_scorer(state["spend"], seconds, lost, failed=True),
+        "spend": charge_scorer(view.spend, seconds, lost, failed=True),
         # A scorer that counts nothing, such as a function, leaves nothing unreported.
-        **_untold(state, lost["unknown"] if getattr(error, "attempts", None) else 0),
+        **_note_unreported(state, lost["unknown"] if getattr(error, "attempts", None) else 0),
     }
 
 
-def _untold(state: TrimState, attempts: int) -> dict[str, Any]:
-    """Note that the scorer's bill is no exact count, once a run."""
+def _note_unreported(state: TrimState, attempts: int) -> dict[str, Any]:
+    """Note that the scorer's usage is no exact count, once a run."""
     note = "attempts of the scorer broke off unreported, so its tokens and cost are not exact"
     if not attempts or note in state["notes"]:
         return {}
@@ -134,10 +120,9 @@ def _unrated(state: TrimState, seconds: float) -> dict[str, Any]:
     }
 
 
-def _scorable(state: TrimState) -> list[ScorableStep]:
-    draft = state["draft"]
-    assert draft is not None
-    steps: list[Step | Draft] = [*state["steps"], draft]
+def _scorable(view: RunView) -> list[ScorableStep]:
+    assert view.draft is not None
+    steps: list[Step | Draft] = [*view.steps, view.draft]
     return [
         ScorableStep(
             text=step["text"], writer=step["writer"], mean_token_probability=step["mean_token_probability"]
@@ -146,7 +131,7 @@ def _scorable(state: TrimState) -> list[ScorableStep]:
     ]
 
 
-def _noted(state: TrimState, answer: Any, seconds: float) -> dict[str, Any]:
+def _apply_reply(state: TrimState, answer: Any, seconds: float) -> dict[str, Any]:
     draft, known = state["draft"], state["scores"]
     assert draft is not None
     count = len(state["steps"])
@@ -163,7 +148,7 @@ def _noted(state: TrimState, answer: Any, seconds: float) -> dict[str, Any]:
     update: dict[str, Any] = {
         "draft": Draft(**{**draft, "score": reply.scores[-1]}),
         "spend": spend,
-        **_untold(state, used["unknown"]),
+        **_note_unreported(state, used["unknown"]),
     }
     # A step of the large model is scored here, together with the draft that follows it.
     late = {str(i): reply.scores[i] for i in range(count) if str(i) not in known}

@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.tool import tool_call
 from langchain_core.tools import tool
 
-from trim_graph.middleware import TrimMiddleware
+from trim_graph.agents import TrimMiddleware
 from trim_graph.policies import threshold
 from trim_graph.testing import ScriptedScorer, ScriptedToolModel
 

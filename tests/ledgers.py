@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trim_graph.ledger import Amount, Ledger, MemoryLedger, this_owner
+from trim_graph.budget.ledger import Amount, Ledger, MemoryLedger, this_owner
 
 
 def up_to(limit: int, wanted: int):

@@ -20,7 +20,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 
 from trim_graph import Allowance, Allowances, SettingsError, TrimContext, open_ledger
-from trim_graph.ledger import Amount, MemoryLedger
+from trim_graph.budget.ledger import Amount, MemoryLedger
 from trim_graph.policies import Policy, large_only
 from trim_graph.testing import ScriptedChatModel
 

@@ -13,15 +13,9 @@ from pydantic import ValidationError
 
 from trim_graph import SettingsError, TrimContext
 from trim_graph.adapters import ContinueByPrompt
-from trim_graph.budget import (
-    Budget,
-    BudgetLeft,
-    ModelPrice,
-    Prices,
-    budget_left,
-    grant,
-    nothing_spent,
-)
+from trim_graph.budget import Budget, BudgetLeft, ModelPrice, Prices
+from trim_graph.budget.limits import grant
+from trim_graph.budget.usage import nothing_spent
 from trim_graph.policies import Policy, large_only, small_only
 from trim_graph.prompt_size import counts_itself, prompt_bound
 from trim_graph.testing import ScriptedChatModel
@@ -105,7 +99,7 @@ def test_what_is_left_is_never_negative():
     spend = nothing_spent()
     spend["large"]["output_tokens"], spend["large"]["calls"], spend["seconds"] = 50, 9, 9.0
     budget = Budget(large_tokens=40, large_calls=2, seconds=1)
-    assert budget_left(budget, spend, Prices()) == BudgetLeft(large_tokens=0, large_calls=0, seconds=0.0)
+    assert budget.left(spend, Prices()) == BudgetLeft(large_tokens=0, large_calls=0, seconds=0.0)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +180,7 @@ def test_no_seconds_left_end_a_run_before_any_model_is_called(make, seconds):
 def test_any_remainder_makes_a_budget(remainder, min_tokens):
     budget = Budget(large_tokens=remainder, min_tokens=min_tokens)
     assert budget.large_tokens == max(0, remainder)
-    left = budget_left(budget, nothing_spent(), Prices())
+    left = budget.left(nothing_spent(), Prices())
     granted, refused = grant(budget, left, Prices(), wanted=100, prompt_tokens=0)
     assert granted == (remainder if remainder >= min_tokens else 0)
     assert (refused == "large_tokens") == (granted == 0)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from trim_graph import SettingsError, create_trim_graph, open_checkpointer, open_ledger
+from trim_graph.budget.ledger import Amount
 from trim_graph.errors import StorageError, TrimError
-from trim_graph.ledger import Amount
 from trim_graph.policies import threshold
 from trim_graph.sqlite_file import open_file
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from trim_graph import InputError, SettingsError, TrimContext, trim_node
 from trim_graph.policies import small_only
-from trim_graph.run import RECURSION_FLOOR
+from trim_graph.routing.router import RECURSION_FLOOR
 from trim_graph.state import TrimState
 
 TEXT = "small one\n\nLARGE two\n\nsmall three\n\nso it is \\boxed{4}"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trim_graph import SettingsError
-from trim_graph.ledger import Amount, MemoryLedger, open_ledger
+from trim_graph.budget.ledger import Amount, MemoryLedger, open_ledger
 from trim_graph.ledger_sqlite import SqliteLedger
 
 
@@ -107,7 +107,7 @@ def test_processes_share_a_file(tmp_path, pytestconfig):
     code = """
     import sys
     from ledgers import up_to
-    from trim_graph.ledger import Amount, open_ledger
+    from trim_graph.budget.ledger import Amount, open_ledger
     with open_ledger(f"sqlite:{sys.argv[1]}") as ledger:
         for call in range(40):
             entry = f"{sys.argv[2]}.{call}"

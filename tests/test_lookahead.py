@@ -26,7 +26,7 @@ from trim_graph import (
     create_trim_graph,
 )
 from trim_graph.adapters import ContinueByPrompt, ModelServerError, TokenProbability
-from trim_graph.nodes import work_ahead
+from trim_graph.calls import speculation
 from trim_graph.policies import Policy, large_only, random_rate, small_only, stay_on_large, threshold
 from trim_graph.testing import ScriptedChatModel
 
@@ -59,7 +59,7 @@ class Rig:
 
 def in_flight() -> list[asyncio.Task[Any]]:
     """The tasks of lookahead on this event loop."""
-    return [task for task in asyncio.all_tasks() if task.get_name() == work_ahead.TASK]
+    return [task for task in asyncio.all_tasks() if task.get_name() == speculation.TASK]
 
 
 async def nothing_left() -> None:
@@ -182,7 +182,7 @@ async def test_a_call_that_does_not_end_by_itself_is_cancelled(monkeypatch):
                 stop_when("word")
                 await asyncio.Event().wait()
 
-    monkeypatch.setattr(work_ahead, "GIVEN_UP_S", 0.01)
+    monkeypatch.setattr(speculation, "STOP_S", 0.01)
     rig = Rig(Deaf, poor=["two"], model={"hangs": {AFTER_TWO}}, max_step_tokens=50)
     result = await rig.ask()
     assert rig.small.cancelled == [AFTER_TWO]
@@ -190,7 +190,7 @@ async def test_a_call_that_does_not_end_by_itself_is_cancelled(monkeypatch):
 
 
 async def test_a_call_that_nobody_takes_is_given_up_after_a_while(monkeypatch):
-    monkeypatch.setattr(work_ahead, "UNTAKEN_S", 0.05)
+    monkeypatch.setattr(speculation, "UNTAKEN_S", 0.05)
     small = PacedModel(script=SMALL, hangs={AFTER_TWO})
 
     class Slow(PacedScorer):

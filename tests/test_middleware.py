@@ -14,7 +14,7 @@ from langgraph.types import Command
 from pydantic import BaseModel
 
 from trim_graph import Budget, ChatModelContractError, InputError, SettingsError, TrimContext
-from trim_graph.middleware import TrimMiddleware
+from trim_graph.agents import TrimMiddleware
 from trim_graph.policies import (
     Choice,
     Policy,

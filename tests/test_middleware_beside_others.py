@@ -25,7 +25,7 @@ from langgraph.types import Command
 
 from trim_graph import Budget, InputError
 from trim_graph.adapters import ModelServerError
-from trim_graph.middleware import TrimMiddleware
+from trim_graph.agents import TrimMiddleware
 from trim_graph.policies import large_only, small_only, threshold
 from trim_graph.testing import ScriptedToolModel
 

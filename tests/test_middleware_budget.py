@@ -20,7 +20,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel, Field
 
 from trim_graph import Budget, ModelPrice, Prices
-from trim_graph.ledger import Amount, MemoryLedger
+from trim_graph.budget.ledger import Amount, MemoryLedger
 from trim_graph.policies import large_only, random_rate, small_only
 from trim_graph.testing import ScriptedToolModel
 
@@ -177,7 +177,7 @@ def test_the_most_turns_of_a_question_end_the_agent():
 def test_a_deadline_ends_the_agent_before_the_next_turn(asynchronously, monkeypatch):
     clock = itertools.count(0, 10)
     fake = SimpleNamespace(monotonic=lambda: next(clock))
-    monkeypatch.setattr("trim_graph.nodes.agent_turn.time", fake)
+    monkeypatch.setattr("trim_graph.calls.model_call.time", fake)
     rig = build(budget=Budget(seconds=5))
     result = rig.ask(asynchronously=asynchronously)
     assert result["trim"]["stopped"] == "deadline"
@@ -205,8 +205,8 @@ def hanging():
 
 @both_ways
 def test_a_model_that_hangs_is_given_up_at_the_deadline(asynchronously, hanging, monkeypatch):
-    monkeypatch.setattr("trim_graph.nodes.agent_turn.GRACE", 0.01)
-    monkeypatch.setattr("trim_graph.nodes.deadline.GRACE", 0.01)
+    monkeypatch.setattr("trim_graph.calls.model_call.GRACE", 0.01)
+    monkeypatch.setattr("trim_graph.runtime.GRACE", 0.01)
     rig = build(hanging, budget=Budget(seconds=0.02))
     result = rig.ask(asynchronously=asynchronously)
     assert result["trim"]["stopped"] == "deadline"
@@ -335,8 +335,8 @@ def crash(monkeypatch):
         thread = {"configurable": {"thread_id": "1"}}
         with pytest.raises(Crash):
             rig.ask(config=thread, durability="sync")
-        for module in ("calling", "agent_turn", "unsaved"):
-            monkeypatch.setattr(f"trim_graph.nodes.{module}.this_process", lambda: "another")
+        for module in ("routing.router", "calls.interrupted"):
+            monkeypatch.setattr(f"trim_graph.{module}.this_process", lambda: "another")
         return rig, rig.agent.invoke(go_on, thread, durability="sync")
 
     return run

@@ -13,10 +13,10 @@ import pytest
 
 import trim_graph
 import trim_graph.adapters
+import trim_graph.agents
 import trim_graph.config
 import trim_graph.evaluation
 import trim_graph.examples.arithmetic
-import trim_graph.middleware
 import trim_graph.policies
 import trim_graph.testing
 
@@ -130,7 +130,7 @@ PUBLIC = {
         "run_arm",
         "share_of_large_tokens",
     },
-    trim_graph.middleware: {"TrimAgentState", "TrimMiddleware", "render_turn"},
+    trim_graph.agents: {"TrimAgentState", "TrimMiddleware", "render_turn"},
     trim_graph.testing: {"ScriptedChatModel", "ScriptedScorer", "ScriptedToolModel"},
     trim_graph.examples.arithmetic: {
         "LARGE",
@@ -186,7 +186,7 @@ def test_imports_stay_light(statement):
         "numpy",
         "langchain",
         "trim_graph.adapters.chat_vllm",
-        "trim_graph.middleware",
+        "trim_graph.agents",
     )
     assert run(f"{statement}\nimport sys\nprint([m for m in {heavy} if m in sys.modules])") == "[]"
 
@@ -196,7 +196,7 @@ def test_the_middleware_says_what_it_needs():
 import sys
 sys.modules["langchain"] = None
 try:
-    import trim_graph.middleware
+    import trim_graph.agents
 except ImportError as error:
     print(error)
 """

@@ -19,9 +19,9 @@ from langgraph.types import Command
 from pydantic import ValidationError
 
 from trim_graph import Budget, SettingsError, TrimContext, create_trim_chat_model, open_checkpointer
-from trim_graph.ledger import Amount, MemoryLedger
+from trim_graph.budget.ledger import Amount, MemoryLedger
 from trim_graph.policies import large_only, small_only, stay_on_large
-from trim_graph.run import RECURSION_FLOOR
+from trim_graph.routing.router import RECURSION_FLOOR
 from trim_graph.segment import delimiter, pattern
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
@@ -519,7 +519,7 @@ def test_a_fallback_that_the_budget_refuses_asks_too(make, failing):
 def test_a_run_that_comes_too_late_for_its_account_asks(make):
     class Late(MemoryLedger):
         def reserve(self, account, entry, ask):
-            from trim_graph.ledger import Amount
+            from trim_graph.budget.ledger import Amount
 
             if entry != "other":
                 super().reserve(account, "other", lambda used: Amount(20, 1))

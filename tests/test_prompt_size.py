@@ -16,8 +16,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel, Field
 
 from trim_graph import Budget, InputError, ModelPrice, Prices, TrimContext
-from trim_graph.ledger import MemoryLedger
-from trim_graph.middleware import TrimMiddleware
+from trim_graph.agents import TrimMiddleware
+from trim_graph.budget.ledger import MemoryLedger
 from trim_graph.policies import large_only, random_rate, small_only
 from trim_graph.prompt_size import UnboundedPrompt, prompt_bound, turn_prompt_bound
 from trim_graph.testing import ScriptedChatModel, ScriptedToolModel

@@ -20,7 +20,7 @@ from trim_graph.policies import (
     stay_on_large,
     threshold,
 )
-from trim_graph.run import RECURSION_FLOOR
+from trim_graph.routing.router import RECURSION_FLOOR
 from trim_graph.testing import ScriptedChatModel
 
 LIMITS = range(1, 61)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.messages.tool import invalid_tool_call, tool_call
 
-from trim_graph.middleware import render_turn
+from trim_graph.agents import render_turn
 
 MARKS = ("[tool_call]", "[tool_result]", "[tool_error]", "[tool_invalid]", "[tool_none]")
 

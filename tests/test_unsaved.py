@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from langgraph.checkpoint.memory import InMemorySaver
 
 from trim_graph import Budget
-from trim_graph.nodes import unsaved
+from trim_graph.calls import interrupted
 from trim_graph.policies import large_only, random_rate
 from trim_graph.testing import ScriptedChatModel, ScriptedToolModel
 
@@ -326,17 +326,17 @@ def test_a_call_that_raised_is_charged_once_and_not_to_a_later_branch(make):
 
 def test_nothing_is_remembered_of_runs_that_have_ended(make):
     rig = make(policy=large_only())
-    before = unsaved._calls._count
+    before = interrupted._aborted_calls._count
     rig.ask()
     asyncio.run(rig.aask())
-    assert unsaved._calls._count == before
+    assert interrupted._aborted_calls._count == before
 
 
 def test_only_so_many_calls_are_remembered(monkeypatch):
-    calls = unsaved._Calls()
-    monkeypatch.setattr(unsaved, "KEPT", 10)
+    calls = interrupted._Calls()
+    monkeypatch.setattr(interrupted, "KEPT", 10)
     for number in range(50):
-        used = unsaved.LargeCall(str(number), None, {}, (None, ""), raised=True)
+        used = interrupted.LargeCall(str(number), None, {}, (None, ""), raised=True)
         calls.add(f"run {number // 3}", used)
     assert calls._count <= 10
     assert [one.id for one in calls.of("run 16")] == ["48", "49"]

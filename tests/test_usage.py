@@ -9,8 +9,8 @@ from langchain_core.messages import AIMessage
 from trim_graph import Budget, ChatModelContractError, SettingsError, create_trim_chat_model
 from trim_graph.adapters import ContinueByPrompt
 from trim_graph.adapters.prompted_step import DONE, START
-from trim_graph.ledger import MemoryLedger
-from trim_graph.middleware import TrimMiddleware
+from trim_graph.agents import TrimMiddleware
+from trim_graph.budget.ledger import MemoryLedger
 from trim_graph.policies import large_only, small_only, threshold
 from trim_graph.testing import ScriptedChatModel, ScriptedToolModel
 

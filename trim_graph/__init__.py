@@ -6,15 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .accounts import Allowance, Allowances
     from .adapters.protocols import ScorableStep, Scorer, ScorerFunction, ScorerReply
-    from .budget import Budget, ModelPrice, Prices
+    from .budget import Allowance, Allowances, Budget, ModelPrice, Prices
+    from .budget.ledger import open_ledger
     from .chat_model import TrimChatModel, create_trim_chat_model
     from .checkpoint import open_checkpointer
     from .embedding import trim_node
     from .errors import ChatModelContractError, InputError, ScorerError, SettingsError, TrimError
     from .graph import create_trim_graph
-    from .ledger import open_ledger
     from .prompts import DEFAULT_INSTRUCTION
     from .settings import Settings, TrimContext
     from .state import Step, Summary, TrimInput, TrimOutput, TrimState
@@ -54,8 +53,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Allowance": "accounts",
-    "Allowances": "accounts",
+    "Allowance": "budget",
+    "Allowances": "budget",
     "ScorableStep": "adapters.protocols",
     "Scorer": "adapters.protocols",
     "ScorerFunction": "adapters.protocols",
@@ -66,7 +65,7 @@ _HOMES = {
     "TrimChatModel": "chat_model",
     "create_trim_chat_model": "chat_model",
     "open_checkpointer": "checkpoint",
-    "open_ledger": "ledger",
+    "open_ledger": "budget.ledger",
     "trim_node": "embedding",
     "ChatModelContractError": "errors",
     "InputError": "errors",

@@ -9,7 +9,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from .budget import Spend
+from .budget.usage import Spend
 from .segment import DEFAULT_DELIMITER, separator_of
 from .state import Step
 from .summary import usage_of

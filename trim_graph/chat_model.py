@@ -34,9 +34,9 @@ from .adapters.call_settings import check_call_settings, stop_strings
 from .adapters.scorers import AnyScorer
 from .adapters.usage import CountTokens
 from .budget import Budget, Prices
+from .budget.ledger import Ledger
 from .chat_answer import Answer, whole
 from .graph import create_trim_graph
-from .ledger import Ledger
 from .policies import Observation, Policy
 from .settings import RunSettings
 

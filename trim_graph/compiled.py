@@ -1,8 +1,8 @@
-"""The compiled graph: LangGraph's own, but for four things.
+"""The compiled graph: LangGraph's own, but for the invocation that its nodes know, and the recursion limit.
 
-An invocation has a clock, which leaves out what the reader of its stream takes. What its nodes have in flight
-ends with it, however it ends. Whether it ended with all of it stored is noted. And there is the recursion
-limit:
+An invocation has a stopwatch, which leaves out what the reader of its stream takes. A step that is written
+ahead in it ends with it, however it ends. Whether it ended with all of it stored is noted.
+
 `batch`, `astream_events` and their like fill a config up with LangChain's defaults before the graph sees it,
 a ``recursion_limit`` of 25 among them, where LangGraph's own is about 10 000. A solution of more than eight
 steps would end early, and only in these calls.
@@ -17,11 +17,9 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph.state import CompiledStateGraph
 
-from .nodes.clock import KEY as CLOCK
-from .nodes.clock import Clock
-from .nodes.unsaved import KEY as INVOCATION
-from .nodes.unsaved import Invocation
-from .nodes.work_ahead import KEY, WorkAhead
+from .calls.interrupted import clear_aborted
+from .calls.speculation import SpeculationSlot
+from .runtime import INVOCATION, Invocation
 from .settings import TrimContext
 from .state import TrimInput, TrimOutput, TrimState
 
@@ -34,29 +32,30 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
 
     def stream(self, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         """Stream a run; see LangGraph's own documentation. `invoke` and its like come this way too."""
-        # Nothing is in flight, also where this graph is called inside another that has something.
-        clock, invocation, stored = Clock(), Invocation(), False
+        # No slot for a step written ahead, also where this graph is called inside another that has one.
+        invocation, stored = Invocation(), False
         try:
-            for part in super().stream(input, _of_invocation(config, clock, invocation, None), **kwargs):
-                with clock.held():
+            for part in super().stream(input, _of_invocation(config, invocation), **kwargs):
+                with invocation.stopwatch.pause():
                     yield part
             stored = True
         finally:
-            invocation.end(stored=stored)
+            _end(invocation, stored=stored)
 
     async def astream(self, input: Any, config: Any = None, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Stream a run; see LangGraph's own documentation. `ainvoke` and its like come this way too."""
-        clock, invocation, under_way, stored = Clock(), Invocation(), WorkAhead(), False
-        parts: Any = super().astream(input, _of_invocation(config, clock, invocation, under_way), **kwargs)
+        slot, stored = SpeculationSlot(), False
+        invocation = Invocation(slot)
+        parts: Any = super().astream(input, _of_invocation(config, invocation), **kwargs)
         try:
             async with contextlib.aclosing(parts):
                 async for part in parts:
-                    with clock.held():
+                    with invocation.stopwatch.pause():
                         yield part
             stored = True
         finally:
-            invocation.end(stored=stored)
-            await under_way.close()
+            _end(invocation, stored=stored)
+            await slot.close()
 
     def batch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
         """Run several inputs in threads, at most ``max_concurrency`` of the config at once."""
@@ -84,13 +83,17 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
         return with_limit(config, (self.config or {}).get("recursion_limit", DEFAULT_LIMIT))
 
 
-def _of_invocation(
-    config: RunnableConfig | None, clock: Clock, invocation: Invocation, under_way: WorkAhead | None
-) -> RunnableConfig:
-    """Give the nodes of an invocation its clock, and tell them what it has in flight."""
+def _of_invocation(config: RunnableConfig | None, invocation: Invocation) -> RunnableConfig:
+    """Return a config in which nodes find their invocation."""
     given = config or {}
-    own = {CLOCK: clock, INVOCATION: invocation, KEY: under_way}
-    return {**given, "configurable": {**(given.get("configurable") or {}), **own}}
+    return {**given, "configurable": {**(given.get("configurable") or {}), INVOCATION: invocation}}
+
+
+def _end(invocation: Invocation, *, stored: bool) -> None:
+    """Note the end of an invocation; one without an error has all of it stored by LangGraph."""
+    invocation.at_work = False
+    if stored:
+        clear_aborted(invocation)
 
 
 def with_limit(config: RunnableConfig | None, limit: int = DEFAULT_LIMIT) -> RunnableConfig:

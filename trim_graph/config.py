@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError, model_validator
 
-from .accounts import Allowances
-from .budget import Budget, Prices
+from .budget import Allowances, Budget, Prices
 from .config_errors import explain, read_yaml
 from .config_models import ModelConfig
 from .config_run import CheckpointSpec, FileSettings, LedgerSpec
@@ -25,7 +24,7 @@ from .policies.parsing import PolicyConfig
 if TYPE_CHECKING:
     from langgraph.graph.state import CompiledStateGraph
 
-    from .ledger import Ledger
+    from .budget.ledger import Ledger
 
 __all__ = [
     "EXAMPLE",

@@ -11,16 +11,16 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer, Send
 from typing_extensions import Unpack
 
-from .accounts import Allowances
 from .adapters.continue_by_prompt import as_writer
 from .adapters.inner_model import continues_exactly, unaskable
 from .adapters.scorers import AnyScorer, as_scorer
 from .adapters.token_probability import TokenProbability
 from .adapters.usage import CountTokens, TokenCounter, check_count_tokens
-from .budget import Budget, Prices, Writer
+from .budget import Allowances, Budget, Prices, Writer
+from .budget.ledger import Ledger
+from .calls.speculation import Speculation
 from .compiled import TrimGraph
 from .errors import SettingsError
-from .ledger import Ledger
 from .nodes import (
     after_generate_step,
     ask_person_node,
@@ -29,9 +29,8 @@ from .nodes import (
     route_node,
     score_step_node,
 )
-from .nodes.looking_ahead import LookingAhead
-from .nodes.node import Way
 from .policies import Observation, Policy, as_policy
+from .runtime import Branch
 from .segment import DelimiterSteps
 from .settings import RunSettings, TrimContext, make_settings
 from .state import TrimInput, TrimOutput, TrimState
@@ -129,24 +128,25 @@ def create_trim_graph(
     small = _writer(small, delimiter, counters["small"])
     large = _writer(large, delimiter, counters["large"])
     builder = StateGraph(TrimState, TrimContext, input_schema=TrimInput, output_schema=TrimOutput)
-    looking = LookingAhead(small, scorer, routing, fixed.segmentation)
-    looking.check(wanted=fixed.lookahead)
+    speculation = Speculation(small, scorer, routing, fixed.segmentation)
+    speculation.check(wanted=fixed.lookahead)
     has_scorer = scorer is not None
-    route = route_node(fixed, routing, large, has_scorer=has_scorer, ledger=ledger, looking=looking)
+    route = route_node(fixed, routing, large, has_scorer=has_scorer, ledger=ledger, speculation=speculation)
     builder.add_node("route", route, destinations=FROM_ROUTE)
-    builder.add_node("generate_step", generate_step_node(small, large, fixed.segmentation, ledger, counters))
+    generate_step = generate_step_node(small, large, fixed.segmentation, ledger, counters, speculation)
+    builder.add_node("generate_step", generate_step)
     builder.add_node("ask_person", ask_person_node())
     builder.add_edge("ask_person", "route")
-    builder.add_node("finalize", finalize_node(ledger, looking))
-    builder.add_conditional_edges(START, Way(_begin, name="begin"), ["route"])
+    builder.add_node("finalize", finalize_node(ledger, speculation))
+    builder.add_conditional_edges(START, Branch(_begin, name="begin"), ["route"])
     if scorer is None:
         builder.add_edge("generate_step", "route")
     else:
         try:
-            builder.add_node("score_step", score_step_node(as_scorer(scorer), looking))
+            builder.add_node("score_step", score_step_node(as_scorer(scorer), speculation))
         except TypeError as error:
             raise SettingsError(str(error)) from error
-        choice = Way(after_generate_step, name="after_generate_step")
+        choice = Branch(after_generate_step, name="after_generate_step")
         builder.add_conditional_edges("generate_step", choice, AFTER_GENERATE_STEP)
         builder.add_edge("score_step", "route")
     graph = builder.compile(checkpointer=checkpointer, name=name)

@@ -10,8 +10,9 @@ from typing import Any
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
+from .budget.ledger import RESERVATION_S, Ask, Reservation, this_owner
+from .budget.usage import Amount
 from .checkpoint_postgres import errors_named, open_pool, refuse_foreign, taking_turns
-from .ledger import RESERVATION_S, Amount, Ask, Reservation, this_owner
 
 _SPENT = ("large_tokens", "large_calls", "large_cost")
 _COLUMNS = {"trim_accounts": ("account", *_SPENT), "trim_reserved": ("account", "entry", *_SPENT)}
@@ -53,7 +54,7 @@ class PostgresLedger:
         self._pool, self._url, self._reservation_s = pool, url, reservation_s
 
     def reserve(self, account: str, entry: str, ask: Ask) -> Amount | None:
-        """Set aside what a call may use; see `trim_graph.ledger.Ledger`."""
+        """Set aside what a call may use; see `trim_graph.budget.ledger.Ledger`."""
         with self._connection() as connection, connection.transaction():
             # The row of the account is its lock.
             connection.execute(
@@ -95,7 +96,7 @@ class PostgresLedger:
             return self._sum(connection, account)
 
     def reservations(self, account: str | None = None) -> list[Reservation]:
-        """List what is set aside; see `trim_graph.ledger.Ledger`."""
+        """List what is set aside; see `trim_graph.budget.ledger.Ledger`."""
         with self._connection() as connection:
             rows = connection.execute(
                 f"SELECT {_LISTED} FROM trim_reserved "
@@ -107,7 +108,7 @@ class PostgresLedger:
         return [Reservation(row[0], row[1], Amount(*row[2:5]), *row[5:]) for row in found]
 
     def release(self, account: str, entry: str) -> bool:
-        """Give back what a call set aside; see `trim_graph.ledger.Ledger`."""
+        """Give back what a call set aside; see `trim_graph.budget.ledger.Ledger`."""
         with self._connection() as connection:
             gone = connection.execute(
                 "DELETE FROM trim_reserved WHERE account = %s AND entry = %s", [account, entry]

@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from .ledger import RESERVATION_S, Amount, Ask, Reservation, this_owner
+from .budget.ledger import RESERVATION_S, Ask, Reservation, this_owner
+from .budget.usage import Amount
 from .sqlite_file import BUSY_S, errors_named, open_file
 
 _SPENT = ("large_tokens", "large_calls", "large_cost")
@@ -51,7 +52,7 @@ class SqliteLedger:
             _bring_up_to_date(connection)
 
     def reserve(self, account: str, entry: str, ask: Ask) -> Amount | None:
-        """Set aside what a call may use; see `trim_graph.ledger.Ledger`."""
+        """Set aside what a call may use; see `trim_graph.budget.ledger.Ledger`."""
         with self._transaction() as connection:
             key = {"account": account, "entry": entry}
             query = "SELECT large_tokens, large_calls, large_cost FROM trim_reserved"
@@ -88,7 +89,7 @@ class SqliteLedger:
             return Amount(*connection.execute(_SUM, {"account": account}).fetchone())
 
     def reservations(self, account: str | None = None) -> list[Reservation]:
-        """List what is set aside; see `trim_graph.ledger.Ledger`."""
+        """List what is set aside; see `trim_graph.budget.ledger.Ledger`."""
         with errors_named("ledger", self._path), closing(self._connect()) as connection:
             rows = connection.execute(
                 f"SELECT {_LISTED} FROM trim_reserved WHERE ? IS NULL OR account = ? "
@@ -98,7 +99,7 @@ class SqliteLedger:
             return [Reservation(row[0], row[1], Amount(*row[2:5]), *row[5:]) for row in rows]
 
     def release(self, account: str, entry: str) -> bool:
-        """Give back what a call set aside; see `trim_graph.ledger.Ledger`."""
+        """Give back what a call set aside; see `trim_graph.budget.ledger.Ledger`."""
         with self._transaction() as connection:
             gone = connection.execute(
                 "DELETE FROM trim_reserved WHERE account = ? AND entry = ?", (account, entry)

@@ -3,70 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import uuid
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
-from pydantic import TypeAdapter, ValidationError
 
-from .accounts import cost_limit, open_accounts
-from .budget import nothing_spent
+from .budget.ledger import Ledger
+from .budget.limits import cost_limit
+from .budget.reservations import open_accounts
+from .budget.usage import nothing_spent
 from .conversation import question_of, require_answerable
 from .errors import InputError, SettingsError
-from .ledger import Ledger
-from .person import asks
 from .policies import Policy
 from .prompt_size import counts_itself, uncountable
-from .segment import DelimiterSteps, FunctionSteps, Segmentation
-from .settings import Settings, check_prices, describe, overridden, trim_context
+from .routing.human import asks
+from .routing.router import RECURSION_FLOOR
+from .routing.view import policy_of
+from .runtime import CHECKPOINTER
+from .settings import Settings, check_prices, overridden, trim_context
 from .state import SCHEMA_VERSION, Run, TrimState
-
-SCORED_ROUND = 6
-"""Supersteps kept for a draft that may be regenerated: generate, score, route, generate, route, finalize."""
-PLAIN_ROUND = 3
-"""Supersteps kept for a step on which no decision hangs: generate, route, finalize."""
-PROBE = 2
-"""Supersteps that a probe adds to a step: generate, route."""
-CHECKPOINTER = "__pregel_checkpointer"
-"""Where LangGraph tells a node of the checkpointer in effect, that of an embedding graph included."""
-RECURSION_FLOOR = 1 + PROBE + SCORED_ROUND + 1
-"""Lowest recursion limit a run can begin with: the first `route`, the longest round, the last look."""
-
-
-def policy_of(settings: Settings, own: Policy) -> Policy:
-    """Return the policy a run goes by: the graph's own, or the one its context named.
-
-    Raises:
-        SettingsError: The context's is not valid.
-    """
-    return own if settings.policy is None else _built(json.dumps(settings.policy, sort_keys=True))
-
-
-def segmentation_of(settings: Settings, own: Segmentation | None) -> Segmentation:
-    """Return how a run finds where a step ends.
-
-    Args:
-        settings: Of the run. They name a user's function, but cannot hold it.
-        own: The graph's own.
-
-    Raises:
-        SettingsError: The run was begun with a function that this graph does not have.
-    """
-    chosen = settings.segmentation
-    if chosen is None:
-        return DelimiterSteps(delimiter=settings.delimiter)
-    if not isinstance(chosen, FunctionSteps):
-        return chosen
-    if not isinstance(own, FunctionSteps) or own.name != chosen.name:
-        raise SettingsError(
-            f"this run was begun with the segmentation function {chosen.name}; build the graph "
-            "with it to go on"
-        )
-    return own
 
 
 def _check_asking(settings: Settings, has_scorer: bool, configurable: dict[str, Any]) -> None:
@@ -95,17 +52,6 @@ def _check_countable(
         f"type {what}, whose tokens are not known before the call: limit large_tokens or large_calls "
         "instead, or choose a large model that counts its prompts (count_prompt_tokens)"
     )
-
-
-@lru_cache(maxsize=64)
-def _built(spec: str) -> Policy:
-    from .policies.parsing import PolicyConfig  # slow to import, and most calls name no policy
-
-    try:
-        policy: Policy = TypeAdapter[Any](PolicyConfig).validate_python(json.loads(spec)).build()
-    except ValidationError as error:
-        raise SettingsError(f"the context's policy is not valid: {describe(error)}") from error
-    return policy
 
 
 def begin_run(

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Never, Self,
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from typing_extensions import TypedDict, Unpack
 
-from .accounts import Allowances
-from .budget import Budget, Prices
+from .budget.limits import Allowances, Budget
+from .budget.usage import Prices
 from .errors import SettingsError
 from .prompts import DEFAULT_INSTRUCTION
 from .segment import DEFAULT_DELIMITER, AnySegmentation, FindStep, Segmentation, as_segmentation

@@ -17,7 +17,7 @@ from langgraph.types import Overwrite
 from typing_extensions import TypedDict
 
 from .adapters.protocols import StepEnd
-from .budget import Spend, StepWriter, Writer
+from .budget.usage import Spend, StepWriter, Writer
 from .thinking import Part
 
 SCHEMA_VERSION = 1

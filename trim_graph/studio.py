@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
+from trim_graph.budget.ledger import open_ledger
 from trim_graph.config import build_graph, example_config, load_config
-from trim_graph.ledger import open_ledger
 
 _file = os.environ.get("TRIM_CONFIG")
 _config = load_config(_file) if _file else example_config()

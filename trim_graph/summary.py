@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
-from .budget import Spend, StepWriter, lookahead_spend, total_cost
+from .budget.usage import Spend, StepWriter, lookahead_spend, total_cost
 from .segment import join_steps
 from .settings import settings_of
 from .state import Step, Summary, TrimState, scores_of

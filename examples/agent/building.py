@@ -7,8 +7,8 @@ from typing import Any
 
 from langchain.agents import create_agent
 
+from trim_graph.agents import TrimMiddleware
 from trim_graph.config import TrimConfig, build_parts
-from trim_graph.middleware import TrimMiddleware
 from trim_graph.policies import threshold
 
 from .scripted import models

@@ -23,8 +23,8 @@ from trim_graph import (
     open_ledger,
 )
 from trim_graph.adapters import ChatTransformers, TransformersProcessReward
+from trim_graph.budget.ledger import Ledger
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
-from trim_graph.ledger import Ledger
 from trim_graph.policies import threshold
 
 PER_RUN = Budget(large_tokens=40)

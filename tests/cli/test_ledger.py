@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from trim_graph.ledger import Amount, open_ledger
+from trim_graph.budget.ledger import Amount, open_ledger
 
 
 @pytest.fixture

@@ -48,9 +48,9 @@ from trim_graph import (
     trim_node,
 )
 from trim_graph.adapters import ContextLengthError, TokenProbability
+from trim_graph.agents import TrimMiddleware
+from trim_graph.budget.usage import Amount
 from trim_graph.examples.arithmetic import WEIGHTS
-from trim_graph.ledger import Amount
-from trim_graph.middleware import TrimMiddleware
 from trim_graph.policies import (
     Choice,
     Observation,

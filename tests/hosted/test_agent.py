@@ -10,10 +10,10 @@ from langchain_core.messages import AIMessage, convert_to_messages
 
 from trim_graph import Budget
 from trim_graph.adapters import LLMJudge, TokenProbability
+from trim_graph.agents import TrimMiddleware
 from trim_graph.examples.agent import QUESTION, calculator, create_shop, query_tool, scripted
 from trim_graph.examples.agent.__main__ import main
 from trim_graph.examples.hosted.scripted_server import Answer
-from trim_graph.middleware import TrimMiddleware
 from trim_graph.policies import threshold
 
 from .conftest import openai

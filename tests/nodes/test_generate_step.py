@@ -15,11 +15,10 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 
-import trim_graph.nodes.generate_step as generate_step
 from trim_graph.budget import Budget
 from trim_graph.errors import ChatModelContractError
-from trim_graph.nodes.route import MAX_ATTEMPTS
 from trim_graph.policies import large_only, small_only
+from trim_graph.routing.router import MAX_ATTEMPTS
 from trim_graph.testing import ScriptedChatModel
 
 THREAD = {"configurable": {"thread_id": "1"}}
@@ -181,9 +180,8 @@ class Slow(ScriptedChatModel):
 def clock(monkeypatch):
     clock = SimpleNamespace(now=0.0)
     fake = SimpleNamespace(monotonic=lambda: clock.now)
-    monkeypatch.setattr(generate_step, "time", fake)
-    for module in ("score_step", "clock"):
-        monkeypatch.setattr(sys.modules[f"trim_graph.nodes.{module}"], "time", fake)
+    for module in ("calls.model_call", "nodes.score_step", "runtime"):
+        monkeypatch.setattr(sys.modules[f"trim_graph.{module}"], "time", fake)
     return clock
 
 
@@ -230,7 +228,7 @@ def test_without_a_deadline_no_timeout_is_passed_and_a_models_own_comes_through(
 
 
 async def test_a_model_that_ignores_its_timeout_is_cancelled_soon_after(make, monkeypatch):
-    monkeypatch.setattr(generate_step, "GRACE", 0.05)
+    monkeypatch.setattr("trim_graph.calls.model_call.GRACE", 0.05)
     cancelled = []
 
     class Hanging(ScriptedChatModel):

@@ -8,7 +8,7 @@ from langgraph.config import get_config, get_stream_writer
 from langgraph.graph import START, StateGraph
 from typing_extensions import TypedDict
 
-from trim_graph.nodes.node import Node, Way, tagged
+from trim_graph.runtime import Branch, Node, tagged
 
 
 class State(TypedDict):
@@ -26,7 +26,7 @@ async def arun(state, config):
 
 
 def build():
-    way = Way(lambda state: "end" if state["seen"][1:] else "again", name="more")
+    way = Branch(lambda state: "end" if state["seen"][1:] else "again", name="more")
     builder = StateGraph(State).add_node("look", Node(run, arun, name="look")).add_edge(START, "look")
     return builder.add_conditional_edges("look", way, {"again": "look", "end": "__end__"}).compile()
 

@@ -5,7 +5,7 @@ import psycopg
 import pytest
 
 from trim_graph import SettingsError
-from trim_graph.ledger import Amount, open_ledger
+from trim_graph.budget.ledger import Amount, open_ledger
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def show_question(console: Console, asked: dict[str, Any], command: str) -> None
 
     Args:
         console: Where.
-        asked: A `trim_graph.person.PersonQuestion`.
+        asked: A `trim_graph.routing.human.PersonQuestion`.
         command: Resumes the run, but for the answer.
     """
     from rich.text import Text

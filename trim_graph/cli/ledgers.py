@@ -7,9 +7,9 @@ import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from trim_graph.budget.ledger import Ledger, Reservation, open_ledger
 from trim_graph.checkpoint import existing_place
 from trim_graph.errors import InputError, SettingsError
-from trim_graph.ledger import Ledger, Reservation, open_ledger
 
 from .transcript import counted
 

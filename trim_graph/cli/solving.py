@@ -68,8 +68,8 @@ def run_solve(request: Request) -> None:
     """
     _check(request)
     config = chosen_config(request.config, request.overrides())
+    from trim_graph.budget.ledger import open_ledger
     from trim_graph.checkpoint import open_checkpointer
-    from trim_graph.ledger import open_ledger
     from trim_graph.thread_claim import claim_thread
 
     opening = open_checkpointer(config.checkpoint)

@@ -16,18 +16,18 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import Runnable
 
 from trim_graph.adapters import ScorableStep
+from trim_graph.adapters.inner_model import capable
 from trim_graph.adapters.replies import read_entropy, read_reply
 from trim_graph.adapters.scorers import as_scorer, read_scores
 from trim_graph.budget import Writer
+from trim_graph.calls.model_call import entropy_arguments
 from trim_graph.conversation import compose
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.runner import run_each
-from trim_graph.loops import loop_in
-from trim_graph.nodes.accepting import as_step
-from trim_graph.nodes.drafting import draft_of, endings, lead_counts
-from trim_graph.nodes.probing import entropy_arguments
-from trim_graph.nodes.route import MAX_ATTEMPTS
-from trim_graph.run import segmentation_of
+from trim_graph.routing.loops import loop_in
+from trim_graph.routing.router import MAX_ATTEMPTS
+from trim_graph.routing.steps import as_step, parse_draft, partial_text_counts, stop_arguments
+from trim_graph.routing.view import segmentation_of
 from trim_graph.segment import join_steps, separator_of
 from trim_graph.settings import Settings
 from trim_graph.state import Step
@@ -141,8 +141,14 @@ class Grower:
         model, previous, before = self.models[writer], steps[-1] if steps else None, ""
         told: float | None = None
         for _ in range(MAX_ATTEMPTS):
-            lead = before if lead_counts(previous, before) else ""
-            arguments = endings(self.segmentation, self.settings.thinking, previous, lead=lead, model=model)
+            lead = before if partial_text_counts(previous, before) else ""
+            arguments = stop_arguments(
+                self.segmentation,
+                self.settings.thinking,
+                previous,
+                lead=lead,
+                takes_stop_when=capable(model, "takes_stop_when"),
+            )
             probed = self.probes and writer == "small" and not before
             message = await model.ainvoke(
                 self._messages(question, steps, before),
@@ -153,7 +159,7 @@ class Grower:
             reply = read_reply(message, arguments.get("stop", ()), writer)
             entropy = read_entropy(message, writer) if probed else None
             told = entropy.nats if entropy is not None else told
-            draft = draft_of(
+            draft = parse_draft(
                 reply,
                 writer=writer,
                 lead=lead,

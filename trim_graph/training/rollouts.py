@@ -264,15 +264,18 @@ class Rollout:
             draft_probability=draft.probability,
         )
 
-    @property
-    def draft_ends(self) -> bool:
-        """Whether the solution ends with the draft, by its own account and not for want of steps."""
+    def ends(self, regenerate: bool) -> bool:
+        """Tell whether the solution ends with the next step, by its own account and not for want of steps.
+
+        Args:
+            regenerate: Whether the large model writes it, in place of the draft.
+        """
         draft = self.node.draft
-        if draft is not None and draft.ends is not None:
+        if not regenerate and draft is not None and draft.ends is not None:
             return draft.ends
-        if self.node.after(False) is None:
-            self._find([*self.plan, False])
-        behind = self.node.after(False)
+        if self.node.after(regenerate) is None:
+            self._find([*self.plan, regenerate])
+        behind = self.node.after(regenerate)
         return behind is not None and bool(behind.ended) and len(behind.steps) < self.rollouts.max_steps
 
     def decide(self, regenerate: bool) -> int:

@@ -1,4 +1,4 @@
-"""Let a policy solve recorded questions: what the graph would come to, read off rollout trees.
+"""Let a policy solve recorded questions: the graph's own router, replayed on rollout trees.
 
 All that a policy may answer is followed: who writes the next step, the decision on a draft, a handover. Large
 tokens are counted step by step, also where the graph has the large model go on to the end in one call.
@@ -7,14 +7,20 @@ tokens are counted step by step, also where the graph has the large model go on 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
-from typing import Any
+from typing import cast
 
-from trim_graph.policies import Choice, Observation, Policy
-from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, checked
+from trim_graph.budget.usage import nothing_spent
+from trim_graph.policies import Policy
+from trim_graph.routing import Action, Router, RunView
+from trim_graph.settings import Settings
+from trim_graph.state import SCHEMA_VERSION, Draft, Order, Run, TrimState, applied
 
 from .rollout_tree import RolloutError
 from .rollouts import Rollout, Rollouts, in_rounds
+
+_ROUTER = Router()
+_NO_LIMIT = 1_000_000
+"""Supersteps: a rollout has none."""
 
 
 def solve(rollouts: Rollouts, policy: Policy, *, seed: int = 0) -> list[Rollout]:
@@ -28,87 +34,73 @@ def solve(rollouts: Rollouts, policy: Policy, *, seed: int = 0) -> list[Rollout]
     Raises:
         RolloutError: The policy asks for a probe, and no entropy was recorded.
     """
-    # Most policies leave every draft to the small model: no need to ask them at each step.
-    asked = type(policy).next_writer is not Policy.next_writer
+    # Where a solution ends is recorded, loops included.
+    settings = Settings(max_steps=rollouts.max_steps, max_repeats=None, thinking=None).model_dump(mode="json")
 
     def lead(rollout: Rollout) -> None:
-        solution = _Solution(rollout, policy, asked, seed)
+        state = _begun(rollout, settings, seed)
         while not rollout.ended:
-            solution.go_on()
+            action = _ROUTER.next(RunView(state, policy))
+            if "steps" in action.update:
+                rollout.decide(action.update["steps"][0]["writer"] == "large")
+            state = _written(rollout, policy, applied(state, action.update), action)
 
     return in_rounds(rollouts, lead)
 
 
-class _Solution:
-    """One question under way, as `trim_graph.nodes.route` would lead it."""
+def _begun(rollout: Rollout, settings: dict[str, object], seed: int) -> TrimState:
+    question = rollout.rollouts.trees[rollout.index].question.text
+    # The seed of `trim_graph.run.begin_run`.
+    own = hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()
+    return TrimState(
+        messages=[],
+        run=Run(
+            schema=SCHEMA_VERSION,
+            id="",
+            message_id="",
+            seed=f"{seed}:{own}",
+            question=question,
+            settings=settings,
+        ),
+        steps=[],
+        scores={},
+        decisions=[],
+        spend=nothing_spent(),
+        remaining_steps=_NO_LIMIT,
+    )
 
-    def __init__(self, rollout: Rollout, policy: Policy, asked: bool, seed: int) -> None:
-        self.rollout, self.policy, self.asked = rollout, policy, asked
-        question = rollout.rollouts.trees[rollout.index].question.text
-        # As `trim_graph.run.begin_run` and `trim_graph.nodes.observing` make it.
-        self.seed = f"{seed}:{hashlib.sha256(question.encode('utf-8', 'surrogatepass')).hexdigest()}"
-        self.memory: Any = None
-        self.to_end = False
-        self.scored = 0
-        """Steps whose scores are known before the next draft is scored."""
 
-    def go_on(self) -> None:
-        """Add a step."""
-        if self.to_end:
-            self.rollout.decide(True)
-            return
-        writer = self._next_writer() if self.asked else "small"
-        if writer != "small":
-            self.to_end = writer == "large_to_end"
-            self.rollout.decide(True)
-        elif not self.policy.decides:
-            self.rollout.decide(False)
-        else:
-            decision = self._remembered(self.policy.decide(self._seen()), DECISIONS)
-            self.to_end = decision == "handover"
-            if self.policy.needs_score:
-                self.scored = len(self.rollout.scores) + (decision == "accept")
-            self.rollout.decide(decision != "accept")
+def _written(rollout: Rollout, policy: Policy, state: TrimState, action: Action) -> TrimState:
+    """Return the state with what the ordered writer has written, as it was recorded."""
+    order = state.get("order")
+    while order is not None and order["to_end"] and not rollout.ended:
+        rollout.decide(True)
+    if order is None or rollout.ended:
+        return state
+    if "probe" in order:
+        entropy = rollout.node.entropy
+        if entropy is None:
+            raise RolloutError(f"policy {policy!r} asks for a probe, and no entropy was recorded")
+        probed = Order(**{**order, "probe": {"entropy": entropy, "untold": None}})
+        return cast(TrimState, {**state, "order": probed})
+    draft = _draft(rollout, order)
+    if not order["scored"]:
+        return cast(TrimState, {**state, "draft": draft})
+    # A step of the large model is scored together with the draft that follows.
+    scores = {str(index): score for index, score in enumerate(rollout.scores) if score is not None}
+    return cast(TrimState, {**state, "draft": draft, "scores": scores})
 
-    def _next_writer(self) -> str:
-        seen = self._before_draft()
-        choice = checked(self.policy.next_writer(seen), NEXT_WRITERS, self.policy, self.memory)
-        if choice.value == "probe":
-            entropy = self.rollout.node.entropy
-            if entropy is None:
-                raise RolloutError(f"policy {self.policy!r} asks for a probe, and no entropy was recorded")
-            answer = self.policy.next_writer(replace(seen, probe_entropy=entropy))
-            choice = checked(answer, WRITERS, self.policy, self.memory)
-        return self._kept(choice)
 
-    def _seen(self) -> Observation:
-        seen, scored = self.rollout.observation(), self.policy.needs_score
-        return replace(
-            seen,
-            scores=seen.scores if scored else (None,) * seen.index,
-            score=seen.score if scored else None,
-            draft_ends=self.rollout.draft_ends,
-            memory=self.memory,
-            seed=f"{self.seed}:{seen.index}:decide",
-        )
-
-    def _before_draft(self) -> Observation:
-        seen = self.rollout.observation()
-        return replace(
-            seen,
-            # A step of the large model is scored together with the draft that follows.
-            scores=seen.scores[: self.scored] + (None,) * (seen.index - self.scored),
-            score=None,
-            draft=None,
-            draft_tokens=0,
-            draft_probability=None,
-            memory=self.memory,
-            seed=f"{self.seed}:{seen.index}:next_writer",
-        )
-
-    def _remembered(self, answer: Any, allowed: tuple[str, ...]) -> str:
-        return self._kept(checked(answer, allowed, self.policy, self.memory))
-
-    def _kept(self, choice: Choice) -> str:
-        self.memory = choice.memory
-        return choice.value
+def _draft(rollout: Rollout, order: Order) -> Draft:
+    node, large = rollout.node, order["writer"] == "large"
+    written = node.large if large else node.draft
+    assert written is not None
+    return Draft(
+        text=written.text,
+        writer=order["writer"],
+        model="",
+        tokens=written.tokens,
+        mean_token_probability=None if large else written.probability,
+        end="eos" if rollout.ends(large) else "delimiter",
+        score=node.draft_score if order["scored"] else None,
+    )

@@ -28,34 +28,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
-from .checkpoint import LEDGERS, existing_place
-from .errors import SettingsError
-from .process import this_process
+from trim_graph.checkpoint import LEDGERS, existing_place
+from trim_graph.errors import SettingsError
+from trim_graph.process import this_process
+
+from .usage import Amount
 
 RESERVATION_S = 3600.0
 """Seconds after which a reservation is listed as expired, unless `open_ledger` is given others."""
-
-
-class Amount(NamedTuple):
-    """What calls of the large model use.
-
-    Attributes:
-        large_tokens: Tokens generated.
-        large_calls: How many calls.
-        large_cost: Their cost by the price table, prompts included.
-    """
-
-    large_tokens: int = 0
-    large_calls: int = 0
-    large_cost: float = 0.0
-
-    def plus(self, other: Amount) -> Amount:
-        """Add, field by field."""
-        return Amount(
-            self.large_tokens + other.large_tokens,
-            self.large_calls + other.large_calls,
-            self.large_cost + other.large_cost,
-        )
 
 
 class Reservation(NamedTuple):
@@ -216,12 +196,12 @@ def open_ledger(spec: str, *, reservation_s: float = RESERVATION_S) -> AbstractC
     if place.kind == "memory":
         return nullcontext(MemoryLedger(reservation_s))
     if place.kind == "sqlite":
-        from .ledger_sqlite import SqliteLedger
+        from trim_graph.ledger_sqlite import SqliteLedger
 
         return nullcontext(SqliteLedger(place.place, reservation_s))
     if place.kind == "postgresql":
         try:
-            from .ledger_postgres import open_postgres_ledger
+            from trim_graph.ledger_postgres import open_postgres_ledger
         except ImportError as error:
             raise SettingsError(
                 'a ledger in PostgreSQL needs an extra: pip install "trim-graph[postgres]"'

@@ -7,10 +7,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
-from .budget import Spend
-from .segment import is_step
-from .settings import Settings, settings_of
-from .state import Answered, Run, TrimState, scores_of
+from trim_graph.budget.usage import Spend
+from trim_graph.segment import is_step
+from trim_graph.settings import Settings, settings_of
+from trim_graph.state import Answered, Run, TrimState, scores_of
 
 SMALL_ONLY = {"type": "small_only"}
 

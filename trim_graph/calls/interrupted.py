@@ -30,48 +30,19 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 
-from trim_graph.budget import Spend, spend_plus
+from trim_graph.budget.usage import Spend, spend_plus
+from trim_graph.events import emit
 from trim_graph.process import this_process
-from trim_graph.run import CHECKPOINTER
+from trim_graph.runtime import CHECKPOINTER, Invocation
+from trim_graph.settings import settings_of
 from trim_graph.state import TrimState
 
-KEY = "__pregel_trim_invocation"
-"""Where a config tells the nodes of their `Invocation`; see `work_ahead.KEY`."""
 CHANNELS = ("charged_call", "trim_charged_call")
 """Of the graph, and of an agent."""
 Place = tuple[str | None, str]
 """Thread and namespace of checkpoints."""
 KEPT = 10_000
 """Calls remembered; beyond that those of the run that made none for the longest time are forgotten."""
-
-
-class Invocation:
-    """One invocation of a graph.
-
-    Attributes:
-        at_work: Whether it has not ended.
-        runs: Ids of the runs in which it has made large calls.
-    """
-
-    def __init__(self) -> None:
-        self.at_work = True
-        self.runs: set[str] = set()
-
-    def end(self, *, stored: bool) -> None:
-        """Note the end.
-
-        Args:
-            stored: Whether it ended without an error, so that LangGraph has stored all of it.
-        """
-        self.at_work = False
-        if stored:
-            _calls.forget(self)
-
-
-def invocation_of(config: RunnableConfig) -> Invocation | None:
-    """Find the invocation that a node runs in; None where no `TrimGraph` runs it, as in an agent."""
-    found = (config.get("configurable") or {}).get(KEY)
-    return found if isinstance(found, Invocation) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,15 +111,20 @@ class _Calls:
                     self._runs[this_process(), run] = kept
 
 
-_calls = _Calls()
+_aborted_calls = _Calls()
+
+
+def clear_aborted(invocation: Invocation) -> None:
+    """Forget the calls of an invocation that ended without an error, so that all of it is stored."""
+    _aborted_calls.forget(invocation)
 
 
 def remember(run: str, call: LargeCall) -> None:
     """Remember a call that has ended, until a checkpoint is known to hold its charge."""
-    _calls.add(run, call)
+    _aborted_calls.add(run, call)
 
 
-def lost_calls(state: TrimState, stored: Collection[str]) -> list[LargeCall]:
+def _lost_calls(state: TrimState, stored: Collection[str]) -> list[LargeCall]:
     """Return the calls made behind this state whose charge is in no checkpoint.
 
     Args:
@@ -169,7 +145,7 @@ def lost_calls(state: TrimState, stored: Collection[str]) -> list[LargeCall]:
     return list(lost(found))
 
 
-def charged_with(state: TrimState, lost: list[LargeCall], invocation: Invocation | None) -> dict[str, Any]:
+def _charged_with(state: TrimState, lost: list[LargeCall], invocation: Invocation | None) -> dict[str, Any]:
     """Return the update that charges a state for lost calls.
 
     The charge is remembered as one call in their place: where this update is lost too, the next is the same.
@@ -179,17 +155,60 @@ def charged_with(state: TrimState, lost: list[LargeCall], invocation: Invocation
         used = spend_plus(used, call.used)
     behind, place = state.get("charged_call"), lost[-1].place
     one = LargeCall(uuid.uuid4().hex, behind, used, place, invocation=invocation)
-    _calls.merge(state["run"]["id"], lost, one)
+    _aborted_calls.merge(state["run"]["id"], lost, one)
     return {"spend": spend_plus(state["spend"], used), "charged_call": one.id}
 
 
 def _behind(state: TrimState) -> tuple[list[LargeCall], list[LargeCall]]:
     """The calls right behind a state that may be lost, and all calls of its run."""
-    known = _calls.of(state["run"]["id"])
+    known = _aborted_calls.of(state["run"]["id"])
     last = state.get("charged_call")
     made = (one for one in known if one.behind == last)
     found = [one for one in made if one.raised or one.invocation is None or not one.invocation.at_work]
     return found, known
+
+
+def charge_interrupted_calls(
+    state: TrimState, stored: Collection[str], invocation: Invocation | None = None
+) -> dict[str, Any]:
+    """Return the update that charges a state for large calls whose end or whose charge was lost.
+
+    A crash ended the process of a call, an error its node, or its charge is in no checkpoint.
+
+    Args:
+        state: Of the run.
+        stored: Names of large calls that its checkpoints hold; see `stored_calls`.
+        invocation: That charges.
+
+    Returns:
+        An update with ``spend`` and ``notes``; empty where nothing was lost.
+    """
+    update: dict[str, Any] = {}
+    notes = list[str]()
+    if lost := _lost_calls(state, stored):
+        update = _charged_with(state, lost, invocation)
+        for call in lost:
+            how = "was cut off by an error" if call.raised else "was made, but its result could not be stored"
+            notes.append(
+                charge_note(how, call.used["large"]["output_tokens"] + call.used["unaccounted_tokens"])
+            )
+    in_flight = state.get("in_flight")
+    if in_flight is not None and in_flight["process"] != this_process():
+        tokens, prices = in_flight["max_tokens"], settings_of(state["run"]).prices
+        spend: Spend = update.get("spend", state["spend"])
+        charged = Spend(**{**spend, "large": {**spend["large"], "calls": spend["large"]["calls"] + 1}})
+        charged["unaccounted_tokens"] += tokens
+        charged["unaccounted_cost"] += prices.large.cost(in_flight["prompt_tokens"], tokens)
+        update["spend"] = charged
+        notes.append(charge_note("was cut off by a crash", tokens))
+    for note in notes:
+        emit("note", text=note)
+    return update | {"notes": [*state["notes"], *notes]} if notes else update
+
+
+def charge_note(how: str, tokens: int) -> str:
+    """Return the note on a charge for a call whose usage nobody reported."""
+    return f"a call of the large model {how}; {tokens} tokens were charged for it"
 
 
 def stored_calls(state: TrimState, config: RunnableConfig) -> set[str]:

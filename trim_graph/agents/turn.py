@@ -1,4 +1,4 @@
-"""The way of one agent turn through the nodes: draft, score, decision, perhaps the large model."""
+"""One turn of an agent: draft, score, decision, perhaps the large model, until a message is accepted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from langchain.agents.middleware.types import ExtendedModelResponse, ModelRequest, ModelResponse
 from langchain.agents.structured_output import (
@@ -24,26 +24,80 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.types import Command
 
-from .adapters.inner_model import call_names
-from .adapters.replies import Reply, read_turn
-from .adapters.usage import CountTokens, TokenCounter
-from .agent_state import as_held, routing_of, stop_message, summary_of, update_of
-from .budget import Spend, Writer
-from .errors import ChatModelContractError, InputError, SettingsError
-from .ledger import Ledger
-from .nodes import after_generate_step
-from .nodes.agent_turn import AgentRouting, AgentTurn, Answered, agenerate_turn, generate_turn
-from .nodes.calling import Call, charge_lost_calls, estimate_of
-from .nodes.unsaved import astored_calls, stored_calls
-from .policies import Policy
-from .prompt_size import turn_prompt_bound
-from .state import DecisionRecord, Order, Step, applied
-from .turn_models import TurnModel, turn_models
-from .turn_rendering import render_turn, results_of
+from trim_graph.adapters.inner_model import call_names
+from trim_graph.adapters.replies import Reply, read_turn
+from trim_graph.adapters.usage import CountTokens, TokenCounter, reports_usage
+from trim_graph.budget.ledger import Ledger
+from trim_graph.budget.reservations import Reservations
+from trim_graph.budget.usage import Writer
+from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls, stored_calls
+from trim_graph.calls.model_call import (
+    Call,
+    amake_call,
+    awith_reservation,
+    begin_call,
+    estimate_of,
+    failure,
+    make_call,
+    nobody_may_decide,
+    notes_on,
+    usage_before_fallback,
+    usage_with_reply,
+    with_reservation,
+)
+from trim_graph.errors import ChatModelContractError, InputError, SettingsError
+from trim_graph.events import emit
+from trim_graph.nodes import after_generate_step
+from trim_graph.policies import Policy
+from trim_graph.prompt_size import turn_prompt_bound
+from trim_graph.routing import AcceptedText, Action, Generate, Router, RouterOptions, RunView
+from trim_graph.state import DecisionRecord, Draft, Order, Step, applied
+
+from .models import TurnModel, turn_models
+from .rendering import render_turn, results_of
+from .state import AgentRouting, as_held, routing_of, stop_message, summary_of, update_of
 
 Handler = Callable[[ModelRequest[Any]], ModelResponse[Any]]
 AsyncHandler = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
 T = TypeVar("T")
+
+ROUTER = Router(RouterOptions(unit="turn"))
+
+
+class Answered(NamedTuple):
+    """The answer of a model.
+
+    Attributes:
+        message: The turn.
+        last: Whether the agent ends with it even where it calls a tool: structured output.
+    """
+
+    message: AIMessage
+    last: bool
+
+
+def turn_view(
+    state: AgentRouting, policy: Policy, ledger: Ledger | None, prompt_tokens: Callable[[], int]
+) -> RunView:
+    """Return what the router sees of an agent's run.
+
+    Args:
+        state: Of the routing.
+        policy: The middleware's own.
+        ledger: Keeps the accounts that runs share.
+        prompt_tokens: Most tokens that the conversation has, for limits on cost.
+    """
+    view = RunView(state, policy, count_prompt=lambda steps, lead: prompt_tokens())
+    if view.accounts:
+        view.accounts_left = Reservations(view.accounts, ledger).left()
+    return view
+
+
+def report(action: Action) -> None:
+    """Send the events of an action to the stream; the agent's own node streams the message."""
+    for event in action.events:
+        if not isinstance(event, AcceptedText):
+            emit(event.name, **event.content)
 
 
 @dataclass
@@ -99,13 +153,12 @@ class TurnRouting:
         """
         self._begin(stored_calls(self.state, ensure_config()))
         while self.open:
-            ask, fall_back = partial(self._ask, handler), self._fall_back
-            self._take_in(generate_turn(self.state, ask, fall_back=fall_back, **self._known()))
+            self._update(with_reservation(self._call(), self.ledger, partial(self._make_call, handler)))
             if self._falls_back():
                 continue
             if self.scoring is not None and after_generate_step(self.state) == "score decides":
-                self._take_in(self.scoring.invoke(self.state))
-            self._go_on(AgentTurn.take)
+                self._update(self.scoring.invoke(self.state))
+            self._follow(ROUTER.next)
         return self._response()
 
     async def arun(self, handler: AsyncHandler) -> ExtendedModelResponse[Any]:
@@ -113,21 +166,41 @@ class TurnRouting:
         stored = await astored_calls(self.state, ensure_config())
         await self._aside(self._begin, stored)
         while self.open:
-            ask, fall_back = partial(self._aask, handler), partial(self._aside, self._fall_back)
-            self._take_in(await agenerate_turn(self.state, ask, fall_back=fall_back, **self._known()))
+            make = partial(self._amake_call, handler)
+            self._update(await awith_reservation(self._call(), self.ledger, make))
             if self._falls_back():
                 continue
             if self.scoring is not None and after_generate_step(self.state) == "score decides":
-                self._take_in(await self.scoring.ainvoke(self.state))
-            await self._aside(self._go_on, AgentTurn.take)
+                self._update(await self.scoring.ainvoke(self.state))
+            await self._aside(self._follow, ROUTER.next)
         return await self._aside(self._response)
+
+    def _call(self) -> Call:
+        view = RunView(self.state)
+        assert view.order is not None
+        return begin_call(view, view.order, ensure_config(), None)
+
+    def _make_call(self, handler: Handler, call: Call) -> dict[str, Any]:
+        return make_call(
+            call,
+            partial(self._ask, handler, call),
+            partial(self._read, call),
+            partial(self._apply_reply, call),
+            partial(self._recover, call),
+        )
+
+    async def _amake_call(self, handler: AsyncHandler, call: Call) -> dict[str, Any]:
+        return await amake_call(
+            call,
+            self._aask(handler, call),
+            partial(self._aread, call),
+            partial(self._apply_reply, call),
+            partial(self._aside, self._recover, call),
+        )
 
     async def _aside(self, work: Callable[..., T], *given: Any) -> T:
         """Do what a ledger may block in a thread."""
         return work(*given) if self.ledger is None else await asyncio.to_thread(work, *given)
-
-    def _known(self) -> dict[str, Any]:
-        return {"read": self._read, "render": self._render, "ledger": self.ledger}
 
     def _read(self, call: Call, answered: Answered) -> Reply:
         writer = call.order["writer"]
@@ -142,45 +215,90 @@ class TurnRouting:
             estimate=estimate,
         )
 
-    def _begin(self, stored: Collection[str]) -> None:
-        if charge := charge_lost_calls(self.state, stored):
-            self._take_in({**charge, "in_flight": None})
-        self._go_on(AgentTurn.begin)
+    async def _aread(self, call: Call, answered: Answered) -> Reply:
+        if reports_usage(answered.message):
+            return self._read(call, answered)
+        # What counts tokens may have to be loaded first.
+        return await asyncio.to_thread(self._read, call, answered)
 
-    def _take_in(self, update: Any) -> None:
+    def _apply_reply(self, call: Call, answered: Answered, reply: Reply, seconds: float) -> dict[str, Any]:
+        order, message = call.order, answered.message
+        spend = usage_with_reply(call, reply, message.response_metadata, seconds)
+        draft = Draft(
+            text=render_turn(message, self.results, longest_result=self.longest_result),
+            writer=order["writer"],
+            model=reply.model,
+            tokens=reply.output_tokens,
+            mean_token_probability=reply.mean_token_probability,
+            end=reply.end,
+            score=None,
+        )
+        if message.id is not None:
+            draft["message"] = message.id
+        update: dict[str, Any] = {
+            "spend": spend,
+            "in_flight": None,
+            "order": order,  # as it was granted
+            "draft": draft,
+            "notes": notes_on(call, reply, message.response_metadata),
+        }
+        if order["decided"]:
+            emit("draft", writer=draft["writer"], text=draft["text"], tokens=draft["tokens"])
+            if nobody_may_decide(call, spend):
+                update["order"] = Order(**{**order, "decided": False, "scored": False})
+        return update
+
+    def _recover(self, call: Call, error: Exception, seconds: float) -> dict[str, Any] | None:
+        """Order the turn from the writer's next fallback; a model that answered, be it unfit, has none."""
+        spend = usage_before_fallback(call, error, seconds)
+        failed, *rest = self.untried
+        if (
+            spend is None
+            or not rest
+            or isinstance(error, StructuredOutputError)
+            or not isinstance(error, failed.handled)
+        ):
+            return None
+        order = ROUTER.for_fallback(self._view(spend=spend), self._order())
+        if order is None:
+            return None
+        self.untried = rest
+        seen = failure(error, call.writer)["error"]
+        note = f"the {call.writer} model failed, so its fallback was asked: {seen}"
+        notes = call.notes if note in call.notes else [*call.notes, note]
+        return {"spend": spend, "draft": None, "order": order, "notes": notes}
+
+    def _begin(self, stored: Collection[str]) -> None:
+        if charge := charge_interrupted_calls(self.state, stored):
+            self._update({**charge, "in_flight": None})
+        self._follow(ROUTER.renewed)
+
+    def _update(self, update: Any) -> None:
         self.state = applied(self.state, update)  # type: ignore[assignment]
 
-    def _go_on(self, decide: Callable[[AgentTurn], Command[Any]]) -> None:
-        command = decide(self._turn(self.state))
-        self._take_in(command.update)
-        self.open = command.goto == "generate_step"
-        if self.open and (order := self.state["order"]) is not None:
-            self.untried = self.models[order["writer"]]
+    def _follow(self, decide: Callable[[RunView], Action]) -> None:
+        action = decide(self._view())
+        report(action)
+        self._update(action.update)
+        self.open = isinstance(action, Generate)
+        if self.open:
+            self.untried = self.models[self._order()["writer"]]
         if len(self.state["steps"]) > len(self.before["steps"]):
             self.accepted = "large" if self.state["steps"][-1]["writer"] == "large" else "small"
 
-    def _turn(self, state: AgentRouting) -> AgentTurn:
-        return AgentTurn(state, self.policy, self.large, None, self.ledger, prompt_tokens=self._prompt_tokens)
+    def _view(self, **changes: Any) -> RunView:
+        state = cast(AgentRouting, {**self.state, **changes})
+        return turn_view(state, self.policy, self.ledger, self._prompt_tokens)
+
+    def _order(self) -> Order:
+        order = self.state["order"]
+        assert order is not None
+        return order
 
     def _falls_back(self) -> bool:
         """Tell whether a fallback is to be asked for what the last call did not bring."""
         state = self.state
         return not (state.get("draft") or state.get("failed") or state["stopped"])
-
-    def _fall_back(self, error: Exception, spend: Spend) -> Order | None:
-        """Order the turn from the next fallback; a model that answered, be it unfit, has none."""
-        failed, *rest = self.untried
-        order = self.state["order"]
-        assert order is not None
-        if not rest or isinstance(error, StructuredOutputError) or not isinstance(error, failed.handled):
-            return None
-        again = self._turn(cast(AgentRouting, {**self.state, "spend": spend})).again(order)
-        if again is not None:
-            self.untried = rest
-        return again
-
-    def _render(self, message: AIMessage) -> str:
-        return render_turn(message, self.results, longest_result=self.longest_result)
 
     def _prompt_tokens(self) -> int:
         return turn_prompt_bound(self._prompt(), self.tools)
@@ -232,7 +350,7 @@ class TurnRouting:
         if writer == "small" or not isinstance(message, AIMessage) or message.usage_metadata is None:
             raise error
         end = self._read(call, Answered(message, last=False)).end
-        if end != "length" or not self._turn(self.state).has_better_than_a_cut(call.order):
+        if end != "length" or not ROUTER.replaces_cut_turn(self._view(), call.order):
             raise error
         return ModelResponse([message])
 
@@ -251,7 +369,7 @@ class TurnRouting:
         response = None if self.accepted is None else self._kept(self.responses[self.accepted])
         calls = [] if response is None else [call for one in response.result for call in _calls(one)]
         if response is not None and not calls:
-            self._take_in({"stopped": "finished"})  # also where its limit has cut it off
+            self._update({"stopped": "finished"})  # also where its limit has cut it off
         kept = self._to_keep()
         summary = summary_of(kept, self.spent_before, self.ledger)
         if response is None:

@@ -9,14 +9,14 @@ from langchain.agents import AgentState
 from langchain.agents.middleware.types import OmitFromInput, PrivateStateAttr
 from langchain_core.messages import AIMessage, BaseMessage
 
-from .accounts import Accounts
-from .budget import Spend, spend_since
-from .conversation import question_of
-from .ledger import Ledger
-from .nodes.agent_turn import AgentRouting
-from .state import Decisions, InFlight, Order, Run, Scores, Steps, Summary, TrimState, added
-from .summary import summarise
-from .turn_rendering import restated
+from trim_graph.budget.ledger import Ledger
+from trim_graph.budget.reservations import Reservations
+from trim_graph.budget.usage import Spend, spend_since
+from trim_graph.conversation import question_of
+from trim_graph.state import Decisions, InFlight, Order, Run, Scores, Steps, Summary, TrimState, added
+from trim_graph.summary import summarise
+
+from .rendering import restated
 
 _CHANNELS = (
     "run",
@@ -34,6 +34,17 @@ _CHANNELS = (
     "returns_direct",
     "ended",
 )
+
+
+class AgentRouting(TrimState, total=False):
+    """The state of a run whose steps are an agent's turns."""
+
+    handed_over: bool
+    """Whether the large model writes all turns that remain."""
+    returns_direct: bool
+    """Whether the agent ends with what the tools of the last turn return."""
+    ended: bool
+    """Whether the end of the question is in the summary, and told."""
 
 
 class TrimAgentState(AgentState[Any]):
@@ -119,7 +130,7 @@ def summary_of(state: AgentRouting, before: Spend | None, ledger: Ledger | None)
     """
     spend = state["spend"] if before is None else spend_since(before, state["spend"])
     summary = summarise(cast(TrimState, {**state, "spend": spend}))
-    if accounts := Accounts(state["run"].get("accounts"), ledger):
+    if accounts := Reservations(state["run"].get("accounts"), ledger):
         summary["accounts"] = accounts.used()
     return summary
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from .summary import extract_answer
+from trim_graph.summary import extract_answer
 
 SHORT = 20
 """Characters of repeated steps below which they are short, such as ``end`` or a row of a table. Short steps

@@ -29,7 +29,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
-from .state import Step
+from trim_graph.state import Step
 
 __all__ = ["render_turn"]
 

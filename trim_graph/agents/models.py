@@ -16,7 +16,7 @@ from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.configurable import DynamicRunnable, RunnableConfigurableAlternatives
 
-from .errors import SettingsError
+from trim_graph.errors import SettingsError
 
 _OF_THE_AGENT = ("tools", "tool_choice")
 

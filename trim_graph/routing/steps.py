@@ -1,21 +1,19 @@
-"""From a writer's answer to a draft: where the step ends, and which part of the text it belongs to."""
+"""From a writer's text to a draft, and from a draft to the steps it becomes."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
-from trim_graph.adapters.inner_model import capable
 from trim_graph.adapters.protocols import StepEnd
 from trim_graph.adapters.replies import Reply
 from trim_graph.segment import Segmentation, is_step, separator_of, share_out
 from trim_graph.settings import Settings
-from trim_graph.state import Draft, Step
-from trim_graph.thinking import Thinking
-
-from .accepting import separated
+from trim_graph.state import DecisionRecord, Draft, Step
+from trim_graph.thinking import Part, Thinking
 
 
-def lead_counts(previous: Step | None, lead: str) -> bool:
+def partial_text_counts(previous: Step | None, lead: str) -> bool:
     """Tell whether what was written before this step, and was none by itself, is a part of it.
 
     Blank lines behind a separator of blank space are not.
@@ -25,13 +23,13 @@ def lead_counts(previous: Step | None, lead: str) -> bool:
     return previous is not None and (not separator_of(previous) or bool(separator_of(previous).strip()))
 
 
-def endings(
+def stop_arguments(
     segmentation: Segmentation,
     thinking: Thinking | None,
     previous: Step | None,
     *,
     lead: str,
-    model: Any,
+    takes_stop_when: bool,
 ) -> dict[str, Any]:
     """Return the call settings that end an answer at the end of a step.
 
@@ -40,13 +38,13 @@ def endings(
         thinking: A thought ends a step too.
         previous: The step accepted last.
         lead: What was written of the step before.
-        model: Watches the text itself where it can; else all it writes is cut afterwards.
+        takes_stop_when: Whether the model watches its text itself; else all it writes is cut afterwards.
     """
     stops = list(segmentation.stops)
     if thinking is not None and thinking.may_close(previous, lead):
         stops.append(thinking.close)
     arguments: dict[str, Any] = {"stop": stops} if stops else {}
-    if segmentation.watches and capable(model, "takes_stop_when"):
+    if segmentation.watches and takes_stop_when:
 
         def stop_when(text: str) -> bool:
             return segmentation.boundary(lead + text, ended=False) is not None
@@ -60,7 +58,7 @@ def _ends_a_cut_step(text: str, end: StepEnd, previous: Step | None) -> bool:
     return end == "eos" and bool(text.strip()) and previous is not None and previous["end"] == "length"
 
 
-def draft_of(
+def parse_draft(
     reply: Reply,
     *,
     writer: Any,
@@ -105,7 +103,7 @@ def draft_of(
         end=end,
     )
     if end == "delimiter":
-        step = separated(step, separator, settings.delimiter)
+        step = end_step(step, separator, settings.delimiter)
     if thinking is not None:
         part = thinking.part_of(previous, text, opened=reply.opens_thought)
         if part is not None:
@@ -134,3 +132,88 @@ def why_no_step(reply: Reply, lead: str, *, timed_out: bool) -> str:
     if lead:
         return "it wrote nothing but blank lines"
     return "its answer was empty" if reply.end == "eos" else "its answer had nothing new in it"
+
+
+def as_step(draft: Draft) -> Step:
+    """The draft without its score, which has a channel of its own."""
+    kept = {**draft}
+    del kept["score"]
+    return cast(Step, kept)
+
+
+def end_step(step: Step, separator: str, delimiter: str) -> Step:
+    """The step, ended by a separator; the record names it only where it is not the delimiter."""
+    ended = Step(**{**step, "end": "delimiter"})
+    if separator != delimiter:
+        ended["separator"] = separator
+    return ended
+
+
+def split_into_steps(
+    draft: Draft,
+    segmentation: Segmentation,
+    *,
+    delimiter: str,
+    thinking: Thinking | None,
+) -> Sequence[Step]:
+    """Cut what was written in one go into steps.
+
+    Args:
+        draft: What was written.
+        segmentation: Where a step ends.
+        delimiter: Of the settings.
+        thinking: How a thought is marked, to tell which part each step belongs to.
+    """
+    texts = segmentation.split(draft["text"]) or [(draft["text"], "")]
+    parts: list[Part | None] = [draft.get("part"), *[None] * (len(texts) - 1)]
+    if thinking is not None:
+        texts, parts = _thoughts_apart(texts, thinking, draft.get("part"))
+    tokens = share_out(draft["tokens"], [text for text, _ in texts])
+    whole = as_step(draft)
+    found: list[Step] = []
+    for (text, separator), part, share in zip(texts, parts, tokens, strict=True):
+        step = Step(**{**whole, "text": text, "tokens": share})
+        last = len(found) == len(texts) - 1
+        # Cut by its limit right behind a separator: the next step is one of its own.
+        if not last or (separator and draft["end"] == "length"):
+            step = end_step(step, separator, delimiter)
+        if part is not None:
+            step["part"] = part
+        found.append(step)
+    return found
+
+
+def _thoughts_apart(
+    texts: Sequence[tuple[str, str]], thinking: Thinking, first: Part | None
+) -> tuple[list[tuple[str, str]], list[Part | None]]:
+    """Cut steps behind each thought where an answer follows it, and tell the part of each.
+
+    Args:
+        texts: The steps of one draft, with what separates them.
+        thinking: How a thought is marked.
+        first: Part of the first step.
+    """
+    cut: list[tuple[str, str]] = []
+    parts: list[Part | None] = []
+    previous: dict[str, Any] | None = None
+    for text, separator in texts:
+        rest: str | None = text
+        while rest is not None:
+            opened = previous is None and first == "thought"
+            step, after, remains = rest, separator, None
+            mark = thinking.boundary(previous, rest, opened=opened)
+            if mark is not None and is_step(rest[mark.next :]):
+                step, after, remains = rest[: mark.end], thinking.close, rest[mark.next :]
+            part = first if previous is None else thinking.part_of(previous, step)
+            cut.append((step, after))
+            parts.append(part)
+            previous = {"text": step, "end": "delimiter", "separator": after, "part": part}
+            rest = remains
+    return cut, parts
+
+
+def rejected_draft(decisions: Sequence[DecisionRecord], index: int) -> Draft | None:
+    """The draft that the large model was to replace at this step; None where there was none."""
+    if not decisions or decisions[-1]["step"] != index or "discarded" not in decisions[-1]:
+        return None
+    return Draft(**decisions[-1]["discarded"], score=decisions[-1]["score"])

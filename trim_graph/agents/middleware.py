@@ -23,30 +23,36 @@ from langgraph.runtime import Runtime
 from langgraph.types import Overwrite
 from typing_extensions import Unpack
 
-from .accounts import Allowances
-from .adapters.scorers import AnyScorer, as_scorer
-from .adapters.usage import CountTokens, check_count_tokens
-from .agent_state import TrimAgentState, as_held, named, routing_of, stop_message, summary_of, update_of
-from .budget import Budget, Prices, Spend, nothing_spent
-from .errors import InputError, SettingsError
-from .events import emit
-from .ledger import Ledger
-from .nodes import score_step_node
-from .nodes.agent_turn import AgentRouting, AgentTurn
-from .nodes.calling import charge_lost_calls
-from .nodes.failures import SHOWN
-from .nodes.unsaved import astored_calls, stored_calls
-from .person import asks
-from .policies import Observation, Policy, as_policy
-from .prompt_size import turn_prompt_bound
-from .run import begin_run
-from .settings import Settings, TurnSettings, make_settings, overridden
-from .state import Run, TrimState, applied, fresh_channels
-from .turn_models import check_turn_model
-from .turn_rendering import LONGEST_RESULT, render_turn
-from .turn_routing import TurnRouting
+from trim_graph.adapters.scorers import AnyScorer, as_scorer
+from trim_graph.adapters.usage import CountTokens, check_count_tokens
+from trim_graph.budget.ledger import Ledger
+from trim_graph.budget.limits import Allowances, Budget
+from trim_graph.budget.usage import Prices, Spend, nothing_spent
+from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls, stored_calls
+from trim_graph.calls.model_call import error_text
+from trim_graph.errors import InputError, SettingsError
+from trim_graph.events import emit
+from trim_graph.nodes import score_step_node
+from trim_graph.policies import Observation, Policy, as_policy
+from trim_graph.prompt_size import turn_prompt_bound
+from trim_graph.routing.human import asks
+from trim_graph.run import begin_run
+from trim_graph.settings import Settings, TurnSettings, make_settings, overridden
+from trim_graph.state import Run, TrimState, applied, fresh_channels
 
-__all__ = ["TrimAgentState", "TrimMiddleware", "render_turn"]
+from .models import check_turn_model
+from .rendering import LONGEST_RESULT
+from .state import (
+    AgentRouting,
+    TrimAgentState,
+    as_held,
+    named,
+    routing_of,
+    stop_message,
+    summary_of,
+    update_of,
+)
+from .turn import ROUTER, TurnRouting, report, turn_view
 
 DEFAULT_TURN_TOKENS = 4096
 """Most tokens of one turn: a call with a whole program in it, or a long answer."""
@@ -195,7 +201,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             return nothing_spent()
         # A turn that a crash has ended is not gone on with any more.
         routing = routing_of(state)
-        spend: Spend = charge_lost_calls(routing, stored).get("spend", routing["spend"])
+        spend: Spend = charge_interrupted_calls(routing, stored).get("spend", routing["spend"])
         # A model that was given up in one question may be back for the next.
         return Spend(**{**spend, "large": {**spend["large"], "failed_calls": 0}})
 
@@ -210,9 +216,9 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         def prompt_tokens() -> int:
             return turn_prompt_bound(state["messages"], ())
 
-        turn = AgentTurn(after, self.policy, self.large, None, self.ledger, prompt_tokens=prompt_tokens)
-        command = turn.take()
-        after = applied(after, command.update)  # type: ignore[arg-type]
+        action = ROUTER.next(turn_view(after, self.policy, self.ledger, prompt_tokens))
+        report(action)
+        after = applied(after, action.update)
         update = {**begun, **update_of(before, after)}
         if not after["stopped"]:
             return update
@@ -264,8 +270,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             raise
         except Exception as error:
             if run:
-                told = " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
-                self._raised[run["id"]] = told
+                self._raised[run["id"]] = error_text(error)
                 while len(self._raised) > _RAISED_KEPT:
                     self._raised.popitem(last=False)
             raise
@@ -298,7 +303,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             except InputError:
                 return {"trim": None}
         before = as_held(_entered(state, begun), state["messages"], self.longest_result)
-        charge = charge_lost_calls(before, stored)
+        charge = charge_interrupted_calls(before, stored)
         stopped, why = self._why_ended(before, state["messages"])
         notes = [*charge.get("notes", before["notes"]), *why]
         ended = {"stopped": stopped, "notes": notes, "order": None, "in_flight": None, "ended": True}

@@ -1,0 +1,7 @@
+"""Agents of LangChain whose turns are routed."""
+
+from .middleware import TrimMiddleware
+from .rendering import render_turn
+from .state import TrimAgentState
+
+__all__ = ["TrimAgentState", "TrimMiddleware", "render_turn"]

@@ -1,0 +1,170 @@
+"""Limits on what the large model may use: of one run, of a thread and of a user, and what is left of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticKnownError
+
+from .usage import Amount, Prices, Spend, large_usage
+
+
+class _LargeLimits(BaseModel):
+    """Limits on the large model, by the names of `Amount`; what is not set is not limited."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    large_tokens: int | None = Field(default=None, description="tokens the large model may generate")
+    large_calls: int | None = Field(default=None, description="calls of the large model")
+    large_cost: float | None = Field(
+        default=None, description="cost of the large model's calls, prompts included, by the price table"
+    )
+
+    def _rest(self, used: Amount) -> dict[str, Any]:
+        """Subtract from each limit what was used; never below 0."""
+        rest = {}
+        for name, amount in zip(Amount._fields, used, strict=True):
+            limit = getattr(self, name)
+            rest[name] = None if limit is None else max(limit - amount, type(limit)(0))
+        return rest
+
+
+class Budget(_LargeLimits):
+    """Hard limits of one run. What is not set is not limited.
+
+    Before every call of the large model its ``max_tokens`` is cut to what is left; when nothing useful is
+    left, ``on_exhausted`` says how the run goes on.
+
+    A limit may be a remainder that an application has computed: 0, or a remainder below ``min_tokens``, means
+    that the limit is used up from the beginning. A negative remainder means the same and is stored as 0:
+    a model that ignores ``max_tokens`` passes a limit. No number means "no limit": leave it out.
+    """
+
+    seconds: float | None = Field(
+        default=None, description="active seconds of the run; then it ends with the steps it has"
+    )
+    min_tokens: int = Field(default=8, ge=1, description="fewer tokens than this are not worth a large call")
+    on_exhausted: Literal["small", "stop", "ask"] = Field(
+        default="small",
+        description="when the large model may not be called any more: go on small, stop, or ask a person",
+    )
+
+    @field_validator("large_tokens", "large_calls", "large_cost", "seconds")
+    @classmethod
+    def _used_up(cls, limit: float | None) -> float | None:
+        return limit if limit is None or limit > 0 else type(limit)(0)
+
+    def left(self, spend: Spend, prices: Prices) -> BudgetLeft:
+        """Subtract what a run has used."""
+        seconds = None if self.seconds is None else max(self.seconds - spend["seconds"], 0.0)
+        return BudgetLeft(**self._rest(large_usage(spend, prices)), seconds=seconds)
+
+
+class Allowance(_LargeLimits):
+    """Limits of one account over all its runs. What is not set is not limited."""
+
+    @field_validator(*Amount._fields)
+    @classmethod
+    def _not_negative(cls, limit: float | None) -> float | None:
+        if limit is not None and limit < 0:
+            raise PydanticKnownError("greater_than_equal", {"ge": 0})
+        return limit
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Allowance:
+        if all(getattr(self, name) is None for name in Amount._fields):
+            raise ValueError("an allowance without a limit: set large_tokens, large_calls or large_cost")
+        return self
+
+    def left(self, used: Amount) -> BudgetLeft:
+        """Subtract what the account has used."""
+        return BudgetLeft(**self._rest(used))
+
+
+class Allowances(BaseModel):
+    """Whose accounts a run draws from, and what each may spend."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    thread: Allowance | None = Field(
+        default=None, description="All runs of one thread together; its account is thread:ID"
+    )
+    user: Allowance | None = Field(
+        default=None, description="All runs of one user together, whose name the context gives as `user`"
+    )
+
+
+def cost_limit(budget: Budget, prices: Prices, accounts: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Name a limit of a run under which the size of the large model's prompts counts; None: there is none.
+
+    Args:
+        budget: Of the run.
+        prices: Of the run.
+        accounts: As `open_accounts` returned them.
+    """
+    if not prices.large.input:
+        return None
+    if budget.large_cost is not None:
+        return "budget.large_cost"
+    limited = (name for name, limits in accounts.items() if limits.get("large_cost") is not None)
+    return next((f"large_cost of {name}" for name in limited), None)
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetLeft:
+    """What is left of each limit; None where there is no limit. Never negative."""
+
+    large_tokens: int | None = None
+    large_calls: int | None = None
+    large_cost: float | None = None
+    seconds: float | None = None
+
+
+def grant(
+    budget: Budget, left: BudgetLeft, prices: Prices, *, wanted: int, prompt_tokens: int
+) -> tuple[int, str | None]:
+    """Say how many tokens the next large call may generate.
+
+    Args:
+        budget: The limits.
+        left: What is left of them.
+        prices: For the limit on cost.
+        wanted: Tokens asked for.
+        prompt_tokens: Size of the prompt, or an upper bound of it.
+
+    Returns:
+        The ``max_tokens`` to pass, at most ``wanted``, and None; or 0 and the name of the spent limit.
+    """
+    if left.seconds is not None and left.seconds <= 0:
+        return 0, "seconds"
+    if left.large_calls is not None and left.large_calls < 1:
+        return 0, "large_calls"
+    granted, limit = wanted, None
+    if left.large_tokens is not None and left.large_tokens < granted:
+        granted, limit = left.large_tokens, "large_tokens"
+    if left.large_cost is not None:
+        after_prompt = left.large_cost - prices.large.cost(prompt_tokens, 0)
+        price = prices.large.output / 1e6
+        affordable = 0
+        if after_prompt >= 0:
+            affordable = wanted if wanted * price <= after_prompt else int(after_prompt / price)
+        if affordable < granted:
+            granted, limit = affordable, "large_cost"
+    if granted < min(budget.min_tokens, wanted):
+        return 0, limit
+    return granted, None
+
+
+def scarcest(own: BudgetLeft, others: Sequence[BudgetLeft]) -> BudgetLeft:
+    """What is left of every limit where several apply."""
+    if not others:
+        return own
+
+    def least(name: str) -> Any:
+        known = [left for one in (own, *others) if (left := getattr(one, name)) is not None]
+        return min(known, default=None)
+
+    return BudgetLeft(**{name: least(name) for name in BudgetLeft.__slots__})

@@ -1,0 +1,316 @@
+"""What a run has used: tokens, calls, seconds, and their cost by the price table."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, NotRequired, cast
+
+from langchain_core.messages import AIMessage
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
+
+from trim_graph.errors import FailedAttempts, ModelServerError, is_context_full
+
+Writer = Literal["small", "large"]
+StepWriter = Literal["small", "large", "person"]
+"""Who wrote a step: a person may write one by hand."""
+
+
+class ModelPrice(BaseModel):
+    """Prices of one model in one currency per million tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    input: float = Field(default=0.0, ge=0, description="per million prompt tokens")
+    output: float = Field(default=0.0, ge=0, description="per million generated tokens")
+    cached_input: float | None = Field(
+        default=None, ge=0, description="per million prompt tokens served from a cache; default: as `input`"
+    )
+
+    def cost(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> float:
+        """Return the price of a call; ``cached_tokens`` are part of ``input_tokens``."""
+        cached_price = self.input if self.cached_input is None else self.cached_input
+        fresh = input_tokens - cached_tokens
+        return (fresh * self.input + cached_tokens * cached_price + output_tokens * self.output) / 1e6
+
+
+class Prices(BaseModel):
+    """Prices of the three models of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    small: ModelPrice = ModelPrice()
+    large: ModelPrice = ModelPrice()
+    scorer: ModelPrice = ModelPrice()
+
+
+class Amount(NamedTuple):
+    """Usage of the large model by any number of calls: what limits, quotas and ledgers count.
+
+    Attributes:
+        large_tokens: Tokens generated, those charged for calls whose end nobody saw included.
+        large_calls: How many calls.
+        large_cost: Their cost by the price table, prompts included.
+    """
+
+    large_tokens: int = 0
+    large_calls: int = 0
+    large_cost: float = 0.0
+
+    def plus(self, other: Amount) -> Amount:
+        """Add, field by field."""
+        return Amount(
+            self.large_tokens + other.large_tokens,
+            self.large_calls + other.large_calls,
+            self.large_cost + other.large_cost,
+        )
+
+    def minus(self, other: Amount) -> Amount:
+        """Subtract, field by field; the cost is never below 0, as differences of sums may be."""
+        return Amount(
+            self.large_tokens - other.large_tokens,
+            self.large_calls - other.large_calls,
+            max(0.0, self.large_cost - other.large_cost),
+        )
+
+
+class WriterSpend(TypedDict):
+    """What one of the two writers has used."""
+
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    failed_attempts: int
+    """Attempts that failed, those included that were made good by another one."""
+    failed_calls: int
+    """Calls that failed with all their attempts."""
+
+
+class ScorerSpend(TypedDict):
+    """What the scorer has used."""
+
+    calls: int
+    input_tokens: int
+    output_tokens: NotRequired[int]
+    """What a judge wrote; a run of an earlier release has not counted it."""
+    failed_attempts: int
+    failed_calls: int
+
+
+class LookaheadSpend(TypedDict):
+    """What became of the steps that the small model wrote ahead, while the scorer was at work."""
+
+    taken: int
+    """Calls that became drafts."""
+    discarded: int
+    """Calls that were given up."""
+    input_tokens: int
+    """Of those given up; part of the small model's."""
+    output_tokens: int
+    """Of those given up, as far as the model told; part of the small model's."""
+    unaccounted_tokens: int
+    """Charged for those given up, ``max_tokens`` a call, where the model does not tell."""
+
+
+class Spend(TypedDict):
+    """What a run has used so far; a state channel."""
+
+    small: WriterSpend
+    large: WriterSpend
+    scorer: ScorerSpend
+    unaccounted_tokens: int
+    """Large tokens charged, ``max_tokens`` a call, where nobody saw the end: a crash, a broken connection."""
+    unaccounted_cost: float
+    overshoot_tokens: int
+    """Large tokens beyond what a call was granted (a model that ignores ``max_tokens``)."""
+    seconds: float
+    lookahead: NotRequired[LookaheadSpend]
+    """Only once a step was written ahead."""
+
+
+def nothing_spent() -> Spend:
+    """Return the spend of a run that has not begun."""
+    writer = WriterSpend(
+        calls=0, input_tokens=0, output_tokens=0, cached_tokens=0, failed_attempts=0, failed_calls=0
+    )
+    return Spend(
+        small=writer.copy(),
+        large=writer.copy(),
+        scorer=ScorerSpend(calls=0, input_tokens=0, output_tokens=0, failed_attempts=0, failed_calls=0),
+        unaccounted_tokens=0,
+        unaccounted_cost=0.0,
+        overshoot_tokens=0,
+        seconds=0.0,
+    )
+
+
+def large_usage(spend: Spend, prices: Prices) -> Amount:
+    """Return what the calls of the large model have used so far."""
+    large = spend["large"]
+    known = prices.large.cost(large["input_tokens"], large["output_tokens"], large["cached_tokens"])
+    return Amount(
+        large_tokens=large["output_tokens"] + spend["unaccounted_tokens"],
+        large_calls=large["calls"],
+        large_cost=known + spend["unaccounted_cost"],
+    )
+
+
+def total_cost(spend: Spend, prices: Prices) -> float:
+    """Return what all calls of a run have cost."""
+    small = spend["small"]
+    return (
+        prices.small.cost(small["input_tokens"], small["output_tokens"], small["cached_tokens"])
+        + large_usage(spend, prices).large_cost
+        + prices.scorer.cost(spend["scorer"]["input_tokens"], spend["scorer"].get("output_tokens", 0))
+        + prices.small.cost(0, lookahead_spend(spend)["unaccounted_tokens"])
+    )
+
+
+def lookahead_spend(spend: Spend) -> LookaheadSpend:
+    """Return what became of the steps written ahead, of a run that has written none too."""
+    nothing = LookaheadSpend(taken=0, discarded=0, input_tokens=0, output_tokens=0, unaccounted_tokens=0)
+    return spend.get("lookahead", nothing)
+
+
+def spend_since(before: Spend, now: Spend) -> Spend:
+    """Subtract what had been spent before from what is spent now."""
+
+    def difference(late: Any, early: Any) -> Any:
+        if isinstance(late, dict):
+            return {name: difference(late[name], early.get(name, type(late[name])())) for name in late}
+        return late - early
+
+    return cast(Spend, difference(now, before))
+
+
+def spend_plus(spend: Spend, more: Spend) -> Spend:
+    """Add what was spent meanwhile, as `spend_since` returned it."""
+
+    def total(one: Any, other: Any) -> Any:
+        if isinstance(other, dict):
+            return {**one, **{name: total(one.get(name, type(v)()), v) for name, v in other.items()}}
+        return one + other
+
+    return cast(Spend, total(spend, more))
+
+
+def read_attempts(metadata: dict[str, Any]) -> FailedAttempts | None:
+    """Read an answer's word on attempts that failed before it."""
+    reported = metadata.get("failed_attempts")
+    if not reported:
+        return None
+    found = FailedAttempts(
+        count=int(reported["count"]),
+        input_tokens=int(reported["input_tokens"]),
+        output_tokens=int(reported["output_tokens"]),
+        unknown=int(reported.get("unknown", 0)),
+    )
+    if "unknown_tokens" in reported:
+        found["unknown_tokens"] = int(reported["unknown_tokens"])
+    if "overshoot_tokens" in reported:
+        found["overshoot_tokens"] = int(reported["overshoot_tokens"])
+    return found
+
+
+def attempts_of(error: BaseException) -> FailedAttempts:
+    """What the attempts of a failed call have used, as far as its adapter tells."""
+    # An adapter's own error may come out of a server's, as a scorer's does.
+    for one in (error, error.__cause__):
+        if isinstance(attempts := getattr(one, "attempts", None), dict):
+            return cast(FailedAttempts, attempts)
+    server = next((e for e in (error, error.__cause__) if isinstance(e, ModelServerError)), None)
+    begun = server.begun if server is not None else not is_context_full(error)
+    # LangChain's errors of structured output bring the answer that has no such structure.
+    answer = getattr(error, "ai_message", None)
+    if isinstance(answer, AIMessage) and answer.usage_metadata is not None:
+        return attempts_of_answer(answer)
+    return FailedAttempts(count=1, input_tokens=0, output_tokens=0, unknown=int(begun))
+
+
+def attempts_of_answer(answer: AIMessage) -> FailedAttempts:
+    """What an answer has used that is a failure by itself, the failed attempts before it included."""
+    before = read_attempts(answer.response_metadata)
+    usage = answer.usage_metadata
+    return FailedAttempts(
+        count=1 + (before["count"] if before else 0),
+        input_tokens=usage["input_tokens"] if usage else 0,
+        output_tokens=usage["output_tokens"] if usage else 0,
+        unknown=int(usage is None) + (before["unknown"] if before else 0),
+    )
+
+
+def charge_failed_call(
+    spend: Spend, writer: Writer, error: BaseException, *, max_tokens: int, prompt_tokens: int, prices: Prices
+) -> Spend:
+    """Charge a call that failed with all its attempts."""
+    before = spend[writer]
+    charged = Spend(**{**spend})
+    charged[writer] = {**before, "calls": before["calls"] + 1, "failed_calls": before["failed_calls"] + 1}
+    lost = attempts_of(error)
+    return charge_lost(
+        charged, writer, lost, max_tokens=max_tokens, prompt_tokens=prompt_tokens, prices=prices
+    )
+
+
+def charge_lost(
+    spend: Spend,
+    writer: Writer,
+    lost: FailedAttempts,
+    *,
+    max_tokens: int,
+    prompt_tokens: int,
+    prices: Prices,
+) -> Spend:
+    """Charge failed attempts that no answer followed: tokens that were reported, and those that were not."""
+    before = spend[writer]
+    charged = Spend(**{**spend})
+    charged[writer] = {
+        **before,
+        "input_tokens": before["input_tokens"] + lost["input_tokens"],
+        "output_tokens": before["output_tokens"] + lost["output_tokens"],
+    }
+    return charge_attempts(
+        charged, writer, lost, max_tokens=max_tokens, prompt_tokens=prompt_tokens, prices=prices
+    )
+
+
+def charge_attempts(
+    spend: Spend,
+    writer: Writer,
+    lost: FailedAttempts,
+    *,
+    max_tokens: int,
+    prompt_tokens: int,
+    prices: Prices,
+) -> Spend:
+    """Count failed attempts; of those that told nothing the large model's are charged in full."""
+    charged = Spend(**{**spend})
+    charged[writer] = {**spend[writer], "failed_attempts": spend[writer]["failed_attempts"] + lost["count"]}
+    if writer == "large":
+        tokens = lost.get("unknown_tokens", lost["unknown"] * max_tokens)
+        beyond = max(0, lost["output_tokens"] - lost["count"] * max_tokens)
+        charged["overshoot_tokens"] += lost.get("overshoot_tokens", beyond)
+        charged["unaccounted_tokens"] += tokens
+        charged["unaccounted_cost"] += prices.large.cost(lost["unknown"] * prompt_tokens, tokens)
+    return charged
+
+
+def charge_scorer(spend: Spend, seconds: float, used: FailedAttempts, *, failed: bool) -> Spend:
+    """Count a call of the scorer.
+
+    Args:
+        spend: Before it.
+        seconds: It took.
+        used: Tokens of the call, and its attempts that failed.
+        failed: Whether it came to nothing.
+    """
+    before = spend["scorer"]
+    charged = Spend(**{**spend, "seconds": spend["seconds"] + seconds})
+    charged["scorer"] = ScorerSpend(
+        calls=before["calls"] + 1,
+        input_tokens=before["input_tokens"] + used["input_tokens"],
+        output_tokens=before.get("output_tokens", 0) + used["output_tokens"],
+        failed_attempts=before["failed_attempts"] + used["count"],
+        failed_calls=before["failed_calls"] + failed,
+    )
+    return charged

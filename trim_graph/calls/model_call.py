@@ -1,0 +1,666 @@
+"""One call of a writer, for a step or for an agent's turn: what it may use, and what it is charged for."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, TypeVar
+
+from langchain_core.messages import BaseMessage
+from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.errors import GraphBubbleUp
+
+from trim_graph.adapters.entropy import TOP_LOGPROBS
+from trim_graph.adapters.inner_model import capable
+from trim_graph.adapters.refused_setting import LOGPROBS, refused_setting, remedy
+from trim_graph.adapters.replies import Reply
+from trim_graph.adapters.usage import Estimate, TokenCounter
+from trim_graph.budget.ledger import Ledger
+from trim_graph.budget.limits import grant
+from trim_graph.budget.reservations import CallReservation
+from trim_graph.budget.usage import (
+    Spend,
+    Writer,
+    attempts_of,
+    charge_attempts,
+    charge_failed_call,
+    charge_lost,
+    read_attempts,
+    spend_since,
+)
+from trim_graph.conversation import compose
+from trim_graph.errors import ChatModelContractError, FailedAttempts, SettingsError, is_context_full
+from trim_graph.events import emit
+from trim_graph.routing.steps import partial_text_counts, stop_arguments
+from trim_graph.routing.view import RunView
+from trim_graph.runtime import GRACE, Invocation, call_with_timeout, tagged
+from trim_graph.segment import Segmentation, cut_text, join_steps
+from trim_graph.settings import Settings
+from trim_graph.state import Failure, Order, Step
+
+from .interrupted import LargeCall, Place, charge_note, place_of, remember
+
+SHOWN = 300
+"""Characters of an error that the state keeps."""
+NEVER_CAUGHT = (GraphBubbleUp, SettingsError, ChatModelContractError)
+"""Mistakes in a set-up, not failures of a model; and LangGraph's own ways to leave a node."""
+
+Part = Literal["small", "large", "scorer"]
+Update = dict[str, Any]
+A = TypeVar("A")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of a writer.
+
+    Attributes:
+        view: Of the run, before the call.
+        order: What `route` asks the writer for.
+        id: Name of this execution of the call.
+        place: Where the run's checkpoints are.
+        invocation: That makes the call.
+        solution: Whether the steps are a solution's. An agent's conversation may be shortened by others, to
+            whom its error reports that it is too long.
+        retry: What further attempts may use, where the model's adapter asks.
+    """
+
+    view: RunView
+    order: Order
+    id: str
+    place: Place
+    invocation: Invocation | None
+    solution: bool = True
+    retry: RetryGrant | None = None
+
+    @property
+    def writer(self) -> Writer:
+        """Which of the two models is asked."""
+        return self.order["writer"]
+
+    @property
+    def settings(self) -> Settings:
+        """Settings of the run."""
+        return self.view.settings
+
+    @property
+    def spend(self) -> Spend:
+        """Usage of the run before the call."""
+        return self.view.spend
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes of the run before the call."""
+        return self.view.state["notes"]
+
+    @property
+    def behind(self) -> str | None:
+        """Name of the last large call that the usage of the run holds."""
+        return self.view.state.get("charged_call")
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Most tokens of the prompt of a large call, for charges."""
+        in_flight = self.view.state.get("in_flight")
+        return in_flight["prompt_tokens"] if in_flight else 0
+
+    @property
+    def limit(self) -> float | None:
+        """Seconds that the call may take."""
+        seconds = self.view.left.seconds
+        return None if seconds is None else max(seconds, 0.01)
+
+    def unreported(self) -> dict[str, Any]:
+        """Return the arguments of a charge for attempts that reported no tokens."""
+        return {
+            "max_tokens": self.order["max_tokens"],
+            "prompt_tokens": self.prompt_tokens,
+            "prices": self.settings.prices,
+        }
+
+    def cap_tokens(self, tokens: int) -> Self:
+        """Cut the call to what the accounts of the run grant."""
+        return replace(self, order=Order(**{**self.order, "max_tokens": tokens}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCall(Call):
+    """A call for a step: which model is asked what.
+
+    Attributes:
+        model: The writer.
+        messages: Its prompt.
+        config: Of the call.
+        arguments: Call settings of the model.
+        segmentation: Finds the end of the step.
+        previous: The step accepted last.
+        index: Of the step.
+        lead: What was written of this step before, as far as it counts.
+        key: Name of the call within its run.
+        estimate: Counts its tokens if the model does not report them.
+    """
+
+    model: Runnable[Any, Any]
+    messages: list[BaseMessage]
+    config: RunnableConfig
+    arguments: dict[str, Any]
+    segmentation: Segmentation
+    previous: Step | None
+    index: int
+    lead: str
+    key: str
+    estimate: Estimate | None
+
+    def cap_tokens(self, tokens: int) -> Self:
+        """Cut the call to what the accounts of the run grant, and its further attempts too."""
+        order = Order(**{**self.order, "max_tokens": tokens})
+        call = replace(self, order=order, arguments={**self.arguments, "max_tokens": tokens})
+        if call.retry is None:
+            return call
+        retry = RetryGrant(call, reserved=True)
+        return replace(call, retry=retry, arguments={**call.arguments, "retry_tokens": retry})
+
+
+class RetryGrant:
+    """How many tokens another attempt of a large call may generate: what the limits leave.
+
+    Args:
+        call: Of the large model.
+        reserved: Whether accounts that runs share have granted the call: then an attempt that may have cost
+            something ends it, and `route` asks the accounts anew.
+
+    Attributes:
+        max_tokens: Of the attempt at hand.
+        exhausted_limit: Name of the limit that left nothing; None while there was something left.
+    """
+
+    def __init__(self, call: Call, *, reserved: bool = False) -> None:
+        self._call = call
+        self._reserved = reserved
+        self.max_tokens = call.order["max_tokens"]
+        self.exhausted_limit: str | None = None
+
+    def __call__(self, lost: FailedAttempts) -> int:
+        """Return ``max_tokens`` of the next attempt; 0: there is to be none."""
+        call = self._call
+        if self._reserved and (lost["unknown"] or lost["input_tokens"] or lost["output_tokens"]):
+            self.exhausted_limit = "a reservation"
+            return 0
+        spend = charge_lost(call.spend, "large", lost, **call.unreported())
+        budget, prices = call.settings.budget, call.settings.prices
+        self.max_tokens, self.exhausted_limit = grant(
+            budget,
+            budget.left(spend, prices),
+            prices,
+            wanted=call.order["max_tokens"],
+            prompt_tokens=call.prompt_tokens,
+        )
+        return self.max_tokens
+
+
+# Before the call
+
+
+def begin_call(view: RunView, order: Order, config: RunnableConfig, invocation: Invocation | None) -> Call:
+    """Make the call that `route` ordered, for a turn of an agent.
+
+    Args:
+        view: Of the run.
+        order: Of `route`.
+        config: Of the node.
+        invocation: That makes the call.
+    """
+    return Call(
+        view=view,
+        order=order,
+        id=uuid.uuid4().hex,
+        place=place_of(config),
+        invocation=invocation,
+        solution=False,
+    )
+
+
+def prepare_step(
+    view: RunView,
+    order: Order,
+    steps: Sequence[Step],
+    config: RunnableConfig,
+    models: Mapping[Writer, Runnable[Any, Any]],
+    *,
+    invocation: Invocation | None,
+    counters: Mapping[Writer, TokenCounter] | None = None,
+) -> StepCall:
+    """Make the call that `route` ordered, for a step.
+
+    Args:
+        view: Of the run.
+        order: Of `route`.
+        steps: The accepted ones, on which the step follows.
+        config: Of the node.
+        models: The two writers.
+        invocation: That makes the call.
+        counters: Count the tokens of writers that do not report them.
+    """
+    settings, writer = view.settings, order["writer"]
+    prefix = join_steps(steps, settings.delimiter) + order["lead"]
+    model = models[writer]
+    segmentation = view.segmentation.continuing(cut_text(steps))
+    previous = steps[-1] if steps else None
+    lead = order["lead"] if partial_text_counts(previous, order["lead"]) else ""
+    arguments: dict[str, Any] = {"max_tokens": order["max_tokens"]}
+    if "probe" in order:
+        arguments |= entropy_arguments(model)
+    elif not order["to_end"]:
+        arguments |= stop_arguments(
+            segmentation,
+            settings.thinking,
+            previous,
+            lead=lead,
+            takes_stop_when=capable(model, "takes_stop_when"),
+        )
+    tag = "trim:probe" if "probe" in order else "trim:draft" if order["decided"] else "trim:accepted"
+    messages = compose(view.state["messages"], settings.instruction, prefix)
+    call = StepCall(
+        view=view,
+        order=order,
+        id=uuid.uuid4().hex,
+        place=place_of(config),
+        invocation=invocation,
+        model=model,
+        messages=messages,
+        config=tagged(config, "nostream", tag, f"trim:{writer}"),
+        arguments=arguments,
+        segmentation=segmentation,
+        previous=previous,
+        index=len(steps),
+        lead=lead,
+        key=_key(prefix, arguments),
+        estimate=None,
+    )
+    if call.limit is not None:
+        arguments["timeout"] = call.limit
+    if (estimate := estimate_of(call, (counters or {}).get(writer), messages)) is not None:
+        call = replace(call, estimate=estimate)
+    if writer == "large" and capable(model, "takes_retry_tokens"):
+        retry = arguments["retry_tokens"] = RetryGrant(call)
+        call = replace(call, retry=retry)
+    return call
+
+
+def entropy_arguments(model: Any) -> dict[str, Any]:
+    """Return the call settings that make a model report the entropy of its first token.
+
+    Args:
+        model: A model that does not know the setting of our adapters is asked for the likeliest tokens, as
+            OpenAI's API has it.
+    """
+    if capable(model, "tells_entropy"):
+        return {"first_token_entropy": True}
+    return {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+
+
+def _key(prefix: str, arguments: dict[str, Any]) -> str:
+    """Name a call within its run by the text it continues and where it is to end."""
+    named = json.dumps([prefix, arguments.get("max_tokens"), arguments.get("stop")])
+    return hashlib.sha256(named.encode()).hexdigest()
+
+
+def estimate_of(call: Call, counter: TokenCounter | None, prompt: Sequence[BaseMessage]) -> Estimate | None:
+    """Return how a call's tokens may be estimated; None where a limit hangs on them and nobody said how.
+
+    Args:
+        call: The call.
+        counter: Of its model.
+        prompt: That was sent.
+    """
+    if counter is None:
+        return None
+    settings = call.settings
+    limits = (settings.budget, settings.allowances.thread, settings.allowances.user)
+    limited = call.writer == "large" and any(
+        limit is not None and (limit.large_tokens is not None or limit.large_cost is not None)
+        for limit in limits
+    )
+    return None if limited and counter.given is None else Estimate(counter, prompt)
+
+
+# The call itself
+
+
+def with_reservation(call: Call, ledger: Ledger | None, ask: Callable[[Any], Update]) -> Update:
+    """Make a call within what the accounts of its run grant, and settle with what it used.
+
+    Args:
+        call: Not yet made.
+        ledger: The graph's.
+        ask: Makes the call that was granted.
+    """
+    reservation = _reservation(call, ledger)
+    if reservation is None:
+        return ask(call)
+    granted = reservation.reserve(call.order["max_tokens"])
+    if granted.exhausted_limit is not None:
+        return _exhausted(call, granted.exhausted_limit)
+    call = call.cap_tokens(granted.tokens)
+    try:
+        update = ask(call)
+    except BaseException as error:
+        reservation.settle(call.spend, usage_of_raised(call, error))
+        raise
+    return add_note(call, update, reservation.settle(call.spend, update["spend"]))
+
+
+async def awith_reservation(
+    call: Call, ledger: Ledger | None, ask: Callable[[Any], Awaitable[Update]]
+) -> Update:
+    """As `with_reservation`, without blocking."""
+    reservation = _reservation(call, ledger)
+    if reservation is None:
+        return await ask(call)
+    granted = await reservation.areserve(call.order["max_tokens"])
+    if granted.exhausted_limit is not None:
+        return _exhausted(call, granted.exhausted_limit)
+    call = call.cap_tokens(granted.tokens)
+    try:
+        update = await ask(call)
+    except BaseException as error:
+        await reservation.asettle(call.spend, usage_of_raised(call, error))
+        raise
+    return add_note(call, update, await reservation.asettle(call.spend, update["spend"]))
+
+
+def _reservation(call: Call, ledger: Ledger | None) -> CallReservation | None:
+    if call.writer != "large" or not call.view.accounts:
+        return None
+    return CallReservation(
+        call.view.accounts,
+        ledger,
+        entry=f"{call.view.run['id']}.{call.spend['large']['calls']}",
+        prompt_tokens=call.prompt_tokens,
+        budget=call.settings.budget,
+        prices=call.settings.prices,
+    )
+
+
+def make_call(
+    call: Call,
+    ask: Callable[[], A],
+    read: Callable[[A], Reply],
+    apply_reply: Callable[[A, Reply, float], Update],
+    recover: Callable[[Exception, float], Update | None] = lambda error, seconds: None,
+) -> Update:
+    """Ask a writer, and charge for what it used, however the call ends.
+
+    Args:
+        call: The call.
+        ask: Makes it; cut off at the call's limit of seconds.
+        read: Reads the answer.
+        apply_reply: Returns the update of the state; gets answer, reply and seconds.
+        recover: Returns the update after an error, where there is another way than the declared one.
+    """
+    begun = time.monotonic()
+    with record_on_abort(call):
+        try:
+            answer = call_with_timeout(call.limit, ask)
+            reply = read(answer)
+        except Exception as error:
+            seconds = time.monotonic() - begun
+            return charged(call, recover(error, seconds) or handle_call_error(call, error, seconds))
+        return charged(call, apply_reply(answer, reply, time.monotonic() - begun))
+
+
+async def amake_call(
+    call: Call,
+    asked: Awaitable[A],
+    read: Callable[[A], Awaitable[Reply]],
+    apply_reply: Callable[[A, Reply, float], Update],
+    recover: Callable[[Exception, float], Awaitable[Update | None]] | None = None,
+) -> Update:
+    """As `make_call`, without blocking."""
+    begun = time.monotonic()
+    with record_on_abort(call):
+        try:
+            async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
+                answer = await asked
+            reply = await read(answer)
+        except Exception as error:
+            seconds = time.monotonic() - begun
+            recovered = None if recover is None else await recover(error, seconds)
+            return charged(call, recovered or handle_call_error(call, error, seconds))
+        return charged(call, apply_reply(answer, reply, time.monotonic() - begun))
+
+
+@contextmanager
+def record_on_abort(call: Call) -> Iterator[None]:
+    """Remember what a large call may have used that leaves its node by an error: the run may go on later."""
+    try:
+        yield
+    except (GraphBubbleUp, SettingsError):
+        raise
+    except BaseException as error:
+        if call.writer == "large":
+            spend = usage_of_raised(call, error)
+            # Raised to the caller, who has it tried again: no reason to give the model up.
+            spend["large"] = {**spend["large"], "failed_calls": call.spend["large"]["failed_calls"]}
+            _remember(call, spend, raised=True)
+        raise
+
+
+# What it is charged for
+
+
+def charged(call: Call, update: Update) -> Update:
+    """Name a large call in the update that charges for it, and remember it until that is stored.
+
+    A charge for tokens that nobody reported is noted.
+    """
+    if call.writer != "large":
+        return update
+    _remember(call, update["spend"], raised=False)
+    update = update | {"charged_call": call.id}
+    tokens = update["spend"]["unaccounted_tokens"] - call.spend["unaccounted_tokens"]
+    notes, note = (
+        update.get("notes", call.notes),
+        charge_note("did not tell all that it had generated", tokens),
+    )
+    if not tokens or note in notes or update.get("stopped") == "deadline":  # which has a note of its own
+        return update
+    return add_note(call, update, note)
+
+
+def _remember(call: Call, spend: Spend, *, raised: bool) -> None:
+    used = spend_since(call.spend, spend)
+    made = LargeCall(call.id, call.behind, used, call.place, raised, call.invocation)
+    remember(call.view.run["id"], made)
+
+
+def usage_with_reply(call: Call, reply: Reply, metadata: dict[str, Any], seconds: float) -> Spend:
+    """Return the usage with an answer's tokens and time, and those of attempts that failed before it."""
+    writer = call.writer
+    before = call.spend[writer]
+    spend = _later(call, seconds)
+    spend[writer] = {
+        **before,
+        "calls": before["calls"] + 1,
+        "input_tokens": before["input_tokens"] + reply.input_tokens,
+        "output_tokens": before["output_tokens"] + reply.output_tokens,
+        "cached_tokens": before["cached_tokens"] + reply.cached_tokens,
+    }
+    lost = read_attempts(metadata)
+    if lost is not None:
+        emit("retried", part=writer, attempts=lost["count"])
+    if writer == "large":
+        written = reply.output_tokens - (lost["output_tokens"] if lost else 0)
+        most = call.retry.max_tokens if call.retry else call.order["max_tokens"]
+        spend["overshoot_tokens"] += max(0, written - most)
+    return spend if lost is None else charge_attempts(spend, writer, lost, **call.unreported())
+
+
+def usage_of_raised(call: Call, error: BaseException) -> Spend:
+    """Return the usage with a call that leaves the node by an error; one cancelled counts in full."""
+    return charge_failed_call(call.spend, call.writer, error, **call.unreported())
+
+
+def usage_before_fallback(call: Call, error: Exception, seconds: float) -> Spend | None:
+    """Return the usage with a failed call after which a fallback may be asked; None where none may."""
+    if isinstance(error, NEVER_CAUGHT) or (call.limit is not None and seconds >= call.limit):
+        return None
+    writer = call.writer
+    spend = charge_failed_call(_later(call, seconds), writer, error, **call.unreported())
+    # The writer has not failed yet.
+    spend[writer] = {**spend[writer], "failed_calls": call.spend[writer]["failed_calls"]}
+    return spend
+
+
+def _later(call: Call, seconds: float) -> Spend:
+    return Spend(**{**call.spend, "seconds": call.spend["seconds"] + seconds})
+
+
+# Where it came to nothing
+
+
+def deadline_passed(call: Call) -> bool:
+    """Tell whether the time ended on the way to a large call, which would be cut off and charged in full."""
+    return call.writer == "large" and call.view.out_of_time
+
+
+def skip_call(call: Call) -> Update:
+    """End the run without the call."""
+    return {"spend": call.spend, "draft": None, "in_flight": None, "stopped": "deadline"}
+
+
+def nobody_may_decide(call: Call, spend: Spend) -> bool:
+    """Tell whether no time is left in which anybody could act on a decision."""
+    left = call.settings.budget.left(spend, call.settings.prices).seconds
+    return left is not None and left <= 0
+
+
+def _exhausted(call: Call, limit: str) -> Update:
+    """Other runs have used an account up since `route` looked: let it find another way."""
+    failed = Failure(part="large", error=f"the limit on {limit} is spent", refused=limit)
+    return {"spend": call.spend, "draft": None, "in_flight": None, "failed": failed, "notes": call.notes}
+
+
+def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
+    """Note why there is no answer, where the run has a way to go on; else raise."""
+    # A client that was given the time limit may have an error of its own for it.
+    if call.limit is not None and seconds >= call.limit and not isinstance(error, NEVER_CAUGHT):
+        return _timed_out(call, error, seconds)
+    writer = call.writer
+    if "probe" in call.order and refused_setting(error) in LOGPROBS:
+        raise ChatModelContractError(
+            f"the {writer} model does not tell the entropy of its first token, which the policy asks for; it "
+            f"refuses log-probabilities. Use ChatVLLM or ChatTransformers, or another policy ({error})"
+        ) from error
+    limit = None if call.retry is None else call.retry.exhausted_limit
+    full = call.solution and is_context_full(error)
+    # The small model goes on alone where the large one has no room, as where its budget is spent.
+    goes_on = limit is not None or (full and writer == "large")
+    if not goes_on and not has_way_out(error, writer, call.settings):
+        if not (full and call.view.steps):
+            if (advice := remedy(error)) is not None:
+                error.add_note(f"trim-graph, {writer}: {advice}")
+            raise error
+        notes = note_full(call.notes, f"{writer} model")
+        spend = _later(call, seconds)
+        return {"spend": spend, "draft": None, "in_flight": None, "stopped": "length", "notes": notes}
+    failed = failure(error, writer, context_full=full)
+    notes = call.notes
+    if limit is not None:
+        notes = with_notes(call, [f"the {writer} model failed: {failed['error']}"])
+        failed["refused"] = limit
+    return {
+        "spend": charge_failed_call(_later(call, seconds), writer, error, **call.unreported()),
+        "draft": None,
+        "in_flight": None,
+        "failed": failed,
+        "notes": notes,
+    }
+
+
+def _timed_out(call: Call, error: Exception, seconds: float) -> Update:
+    """The writer did not answer in time: charge what it may have generated."""
+    spend, writer = _later(call, seconds), call.writer
+    spend[writer] = {**spend[writer], "calls": spend[writer]["calls"] + 1}
+    note = f"a call of the {writer} model was cut off by the limit on seconds"
+    if writer == "large":
+        before = spend["unaccounted_tokens"]
+        spend = charge_lost(spend, writer, attempts_of(error), **call.unreported())
+        note += f"; {spend['unaccounted_tokens'] - before} tokens were charged for it"
+    update = {"spend": spend, "draft": None, "in_flight": None, "stopped": "deadline"}
+    return add_note(call, update, note)
+
+
+def has_way_out(error: Exception, part: Part, settings: Settings) -> bool:
+    """Tell whether a run goes on after this error, by ``on_small_error`` and its like."""
+    return not isinstance(error, NEVER_CAUGHT) and getattr(settings, f"on_{part}_error") != "raise"
+
+
+def failure(error: Exception, part: Part, *, context_full: bool = False) -> Failure:
+    """Put an error into words for the state, and report it to the stream.
+
+    Args:
+        error: That a call has raised.
+        part: Whose call.
+        context_full: Whether it is an end of the room behind a solution, which more attempts do not change.
+    """
+    text = error_text(error)
+    if (way := remedy(error)) is not None:
+        text += f"; {way}"
+    emit("failed", part=part, error=text)
+    failed = Failure(part=part, error=text)
+    if context_full:
+        failed["context_full"] = True
+    return failed
+
+
+def error_text(error: BaseException) -> str:
+    """Return an error in one line, as the state keeps it."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
+
+
+# Notes for the user
+
+
+def note_full(notes: list[str], name: str) -> list[str]:
+    """Add the note that a context is full, with which the run ends."""
+    note = f"the context of the {name} is full: the solution ends here"
+    emit("note", text=note)
+    return [*notes, note]
+
+
+def notes_on(call: Call, reply: Reply, metadata: dict[str, Any]) -> list[str]:
+    """Return the run's notes, with what a user should know of the answers of a writer, each once."""
+    writer, found = call.writer, list[str]()
+    if metadata.get("continuation") == "prompt":
+        found.append(f"the {writer} model continues by prompt: it cannot carry on a text exactly")
+    if reply.estimated is not None:
+        found.append(
+            f"the {writer} model does not report its tokens: they are estimated by {reply.estimated}, and "
+            "thoughts that it does not show are not among them"
+        )
+    return with_notes(call, [*found, *reply.notes])
+
+
+def with_notes(call: Call, added: Sequence[str]) -> list[str]:
+    """Return the notes of the run with further ones, each once a run."""
+    if not added:
+        return call.notes
+    new = [note for note in dict.fromkeys(added) if note not in call.notes]
+    for note in new:
+        emit("note", text=note)
+    return [*call.notes, *new]
+
+
+def add_note(call: Call, update: Update, note: str | None) -> Update:
+    """Add a note to an update; None adds nothing."""
+    if note is None:
+        return update
+    emit("note", text=note)
+    return update | {"notes": [*update.get("notes", call.notes), note]}

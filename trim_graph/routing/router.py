@@ -1,0 +1,757 @@
+"""The rules of routing: who writes the next step, whether a draft stays, who is asked, when a run ends.
+
+Pure: no LangGraph, no I/O, no model. `Router.next` gets a view of the run and returns one action with the
+update of the state that belongs to it. The graph, an agent's turn, lookahead and offline replay all ask it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from trim_graph.budget.limits import cost_limit, grant, scarcest
+from trim_graph.errors import InputError, SettingsError
+from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, Choice, Observation, Policy, checked
+from trim_graph.process import this_process
+from trim_graph.prompt_size import UnboundedPrompt
+from trim_graph.segment import DelimiterSteps, cut_text, separator_of
+from trim_graph.state import (
+    Answered,
+    Asking,
+    DecisionRecord,
+    Draft,
+    Failure,
+    InFlight,
+    Order,
+    Probe,
+    Step,
+    changed,
+)
+
+from .loops import loop_in
+from .steps import as_step, rejected_draft, split_into_steps
+from .view import RunView
+
+SCORED_ROUND = 6
+"""Supersteps kept for a draft that may be regenerated: generate, score, route, generate, route, finalize."""
+PLAIN_ROUND = 3
+"""Supersteps kept for a step on which no decision hangs: generate, route, finalize."""
+PROBE = 2
+"""Supersteps that a probe adds to a step: generate, route."""
+RECURSION_FLOOR = 1 + PROBE + SCORED_ROUND + 1
+"""Lowest recursion limit a run can begin with: the first `route`, the longest round, the last look."""
+LIMIT_REACHED = (
+    "the recursion limit is reached: give the call's config a higher recursion_limit; a chain (a | graph) "
+    "has LangChain's 25 unless its config names one"
+)
+MAX_ATTEMPTS = 16
+"""Answers without a step, in a row, after which the writer has failed: blank lines, a rule, a lone tag."""
+MAX_IDLE = 3
+"""The same where the last of them has added nothing, so that the next one has the same prompt."""
+MAX_LARGE_FAILURES = 3
+"""Failed calls of the large model in a run after which it is not asked again, so that a dead server does not
+cost its timeouts at every step."""
+
+_LARGE_FAILURES = "large_failures"
+_UNBOUNDED = "unbounded_prompt"
+_NO_LIMIT = (_LARGE_FAILURES, _UNBOUNDED)
+"""Why the large model is not called, besides a limit that is exhausted: no larger budget helps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One step event of a run, for ``stream_mode="custom"``."""
+
+    name: str
+    content: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedText:
+    """Text that joins the final message, for ``stream_mode="messages"``."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What comes next.
+
+    Attributes:
+        update: Of the state; holds what this action changes.
+        events: What a stream reports of it, in this order.
+    """
+
+    update: dict[str, Any]
+    events: Sequence[Event | AcceptedText]
+
+
+class Generate(Action):
+    """A writer is asked for a step; ``update["order"]`` says for which."""
+
+
+class AskHuman(Action):
+    """A person is asked; ``update["asking"]`` says why."""
+
+
+class Finish(Action):
+    """The run ends, or the turn of an agent; ``update["stopped"]`` names the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterOptions:
+    """What a step is.
+
+    Attributes:
+        unit: ``step``: a part of one solution, whose text the large model may go on writing to its end.
+            ``turn``: a whole message of an agent. It may hold tool calls, so one that was cut off is of no
+            use, nothing is asked in the middle of it, and the agent's own node begins the next one.
+    """
+
+    unit: Literal["step", "turn"] = "step"
+
+
+class Router:
+    """Decides what comes next in a run.
+
+    Args:
+        options: What a step is.
+    """
+
+    def __init__(self, options: RouterOptions | None = None) -> None:
+        self.options = options or RouterOptions()
+
+    def next(self, view: RunView) -> Action:
+        """Return what follows from what the last node left.
+
+        Args:
+            view: Of the run.
+
+        Raises:
+            SettingsError: The policy's answer is not valid.
+            InputError: No model has room for the conversation.
+        """
+        return _Decision(view, self.options).take()
+
+    def if_kept(self, view: RunView) -> Action | None:
+        """Return what follows if the draft stays and the small model writes on, for a step written ahead.
+
+        Nobody has decided yet, so neither the policy nor a limit is asked.
+
+        Args:
+            view: Of the run, before the draft's score is known.
+
+        Returns:
+            None where the policy may have another writer follow.
+        """
+        if view.draft is None or view.order is None or not view.policy.small_follows:
+            return None
+        return _Decision(view, self.options, foreseen=True).accept(view.draft, view.order)
+
+    def renewed(self, view: RunView) -> Action:
+        """Return what follows from the order in the state once the whole prompt is known, tools included."""
+        order = view.order
+        decision = _Decision(view, self.options)
+        if order is None:
+            return decision.take()
+        if order["writer"] == "small":
+            return decision.write(order)
+        granted, refused = decision.grant(order["max_tokens"])
+        if refused is None:
+            return decision.write(Order(**{**order, "max_tokens": granted}))
+        decision.note_refusal(refused)
+        return (
+            decision.finish("budget")
+            if decision.stops(refused)
+            else decision.write(decision.small_order(decided=False))
+        )
+
+    def for_fallback(self, view: RunView, order: Order) -> Order | None:
+        """Return the order for a writer's next fallback; None where the budget has nothing left for it."""
+        if order["writer"] == "small":
+            return order
+        granted, _ = _Decision(view, self.options).grant(order["max_tokens"])
+        return Order(**{**order, "max_tokens": granted}) if granted else None
+
+    def replaces_cut_turn(self, view: RunView, order: Order) -> bool:
+        """Tell whether the small model's turn is to be had where the large one's was cut off."""
+        return _Decision(view, self.options).replaces_cut_turn(order)
+
+
+class _HandedOver(Policy):
+    """The large model writes on; nobody decides any more."""
+
+    needs_score = False
+    decides = False
+
+    def next_writer(self, observation: Observation) -> str:
+        return "large_to_end"
+
+
+@dataclass
+class _Decision:
+    """One decision under way: the view, and what changes."""
+
+    view: RunView
+    options: RouterOptions
+    foreseen: bool = False
+    """Whether nobody has decided on the draft yet; see `Router.if_kept`."""
+    update: dict[str, Any] = field(default_factory=dict)
+    events: list[Event | AcceptedText] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        view = self.view
+        self.state, self.settings = view.state, view.settings
+        self.policy = _HandedOver() if self.state.get("handed_over") else view.policy
+        self.steps: list[Step] = list(view.steps)
+        self.scores = list(view.scores)
+        self.memory = self.state.get("memory")
+        self.notes: list[str] = list(self.state.get("notes", []))
+        self._prompts: dict[tuple[int, str], tuple[int, bool]] = {}
+
+    def take(self) -> Action:
+        """Look at what the last node left, and say what comes next."""
+        draft, order = self.view.draft, self.view.order
+        if (answered := self.state.get("answered")) is not None:
+            acted = self._act_on(answered, draft, order)
+            if acted is not None:
+                return acted
+        if (failed := self.state.get("failed")) is not None:
+            assert order is not None
+            return self.finish("deadline") if self.view.out_of_time else self._fall_back(failed, draft, order)
+        if draft is not None:
+            assert order is not None
+            return self._judge(draft, order)
+        if self.state.get("stopped"):
+            return self.finish(self.state["stopped"])
+        if order is not None and (order["attempt"] > 0 or "lost" in order):
+            return self.finish("deadline") if self.view.out_of_time else self.write(order)
+        return self._next_writer(order)
+
+    # Who writes the next step?
+
+    def _next_writer(self, probed: Order | None = None) -> Action:
+        if len(self.steps) >= self.settings.max_steps:
+            return self.finish("max_steps")
+        if self.view.out_of_time:
+            return self.finish("deadline")
+        if self.foreseen:
+            return self.write(self.small_order(decided=True))
+        entropy = probed["probe"]["entropy"] if probed is not None and "probe" in probed else None
+        seen = self._observation("next_writer", entropy=entropy)
+        answers = NEXT_WRITERS if entropy is None else WRITERS
+        choice = checked(self.policy.next_writer(seen), answers, self.policy, self.memory)
+        if choice.value == "probe":
+            return self._probe()
+        order, refused = None, None
+        if choice.value != "small":
+            order, refused = self.large_order(choice.value == "large_to_end")
+            if self.asks(refused):  # before the choice is remembered: it is asked for again
+                return self._ask("budget", refused, draft=None, order=probed)
+        elif self.policy.decides and self.view.budget.on_exhausted != "ask":
+            refused = self.grant(self.view.step_tokens)[1]
+        self._remember(choice.memory)
+        if order is not None:
+            return self.write(order)
+        if refused:
+            self.note_refusal(refused)
+            if self.stops(refused):
+                return self.finish("budget")
+        decided = (self.policy.decides and not refused) or self.settings.ask_below is not None
+        return self.write(self.small_order(decided=decided))
+
+    def _probe(self) -> Action:
+        """Have the small model asked for one token, unless nobody could act on its entropy."""
+        if self.options.unit == "turn":
+            raise SettingsError(
+                f"policy {self.policy!r} wants a probe, one token of the small model, which tells nothing of "
+                "a turn with tool calls; choose a policy that decides on drafts, such as threshold(0.5)"
+            )
+        refused = self.grant(self.view.step_tokens)[1]
+        if refused and not self.asks(refused):
+            self.note_refusal(refused)
+            return self.finish("budget") if self.stops(refused) else self.write(self.small_order(False))
+        order = self.small_order(decided=False)
+        return self.write(Order(**{**order, "max_tokens": 1, "probe": Probe(entropy=None, untold=None)}))
+
+    # Does the draft stay?
+
+    def _judge(self, draft: Draft, order: Order) -> Action:
+        if not order["decided"]:
+            return self.accept(draft, order)
+        score, bar = draft["score"], self.settings.ask_below
+        if bar is not None and score is not None and score < bar and self.state.get("answered") is None:
+            return self._ask("score", None, draft=draft, order=order)
+        answer = self.policy.decide(self._observation("decide", draft))
+        return self._carry_out(checked(answer, DECISIONS, self.policy, self.memory), draft, order)
+
+    def _carry_out(self, choice: Choice, draft: Draft, order: Order, *, by_person: bool = False) -> Action:
+        """Do with a draft as was decided, as far as the budget allows."""
+        record = self._record(choice.value, draft["score"])
+        if "part" in draft:
+            record["part"] = draft["part"]
+        if by_person:
+            record["by"] = "person"
+        large: Order | None = None
+        if choice.value != "accept":
+            large, refused = self.large_order(choice.value == "handover")
+            if self.asks(refused):  # before the choice is remembered: it is asked for again
+                return self._ask("budget", refused, draft=draft, order=order)
+            if large is None:
+                assert refused is not None
+                record["decision"], record["refused"] = "accept", refused
+                self.note_refusal(refused)
+            else:
+                record["discarded"] = as_step(draft)
+        self._remember(choice.memory)
+        self._decide(record)
+        return self.accept(draft, order) if large is None else self.write(large)
+
+    def accept(self, draft: Draft, order: Order) -> Action:
+        """Add a draft to the solution, and go on."""
+        if self.options.unit == "turn":
+            return self._accept_turn(draft, order)
+        accepted: Sequence[Step] = [as_step(draft)]
+        if order["to_end"]:
+            way = self.view.segmentation.continuing(cut_text(self.steps))
+            thinking = self.settings.thinking
+            accepted = split_into_steps(draft, way, delimiter=self.settings.delimiter, thinking=thinking)
+        # Nothing remains for a writer that was let go on to the end and has used all that remained.
+        used_up = order["to_end"] and order["max_tokens"] >= self._tokens_to_end()
+        self._keep(accepted, draft["score"])
+        if draft["end"] == "eos":
+            return self.finish("finished")
+        if self.state.get("stopped"):
+            return self.finish(self.state["stopped"])
+        most = self.settings.max_repeats
+        if most is not None and (loop := loop_in(self.steps, most)) is not None:
+            self.note(f"the run has ended in a loop: {loop}")
+            return self.finish("loop")
+        if used_up and not self.view.out_of_time:
+            return self.finish("max_steps")
+        return self._next_writer()
+
+    def _accept_turn(self, draft: Draft, order: Order) -> Action:
+        """End an agent's turn with this draft, unless it was cut off and something better is to be had."""
+        cut = draft["end"] == "length"
+        if cut and draft["writer"] == "large" and self.replaces_cut_turn(order):
+            why = f"the large model's turn was cut off at {order['max_tokens']} tokens"
+            self.note(why)
+            return self._instead_of_large(self._record("accept", None, fallback=why))
+        self._keep([as_step(draft)], draft["score"])
+        if order["to_end"]:
+            self.update["handed_over"] = True
+        if cut:
+            self.note(f"a turn of the {draft['writer']} model was cut off at {order['max_tokens']} tokens")
+        return self.finish("finished" if draft["end"] == "eos" else "")
+
+    def replaces_cut_turn(self, order: Order) -> bool:
+        """Tell whether the small model's turn is to be had where the large one's was cut off."""
+        kept = self._rejected_draft()
+        return order["max_tokens"] < self.view.step_tokens if kept is None else kept["end"] != "length"
+
+    # What a person has answered
+
+    def _ask(
+        self,
+        reason: Literal["budget", "score"],
+        limit: str | None,
+        *,
+        draft: Draft | None,
+        order: Order | None,
+        failed: Failure | None = None,
+    ) -> Action:
+        """Have a person asked; with the answer, the router looks at the same things again.
+
+        Args:
+            reason: Why.
+            limit: The exhausted one.
+            draft: Waits for a decision.
+            order: What the draft was written for, or what is still to be written.
+            failed: What has failed before.
+        """
+        self._event("asked", step=len(self.steps), reason=reason, limit=limit)
+        asking = Asking(reason=reason, limit=limit)
+        return self._leave(AskHuman, asking=asking, draft=draft, order=order, failed=failed)
+
+    def _act_on(self, answered: Answered, draft: Draft | None, order: Order | None) -> Action | None:
+        """Do what a person said; None where it is to be decided again, by new limits."""
+        self._event("answered", step=len(self.steps), answer=answered)
+        if "step" in answered:
+            return self._by_hand(answered["step"], ends=answered["ends"], draft=draft)
+        if "decision" in answered:
+            assert draft is not None
+            assert order is not None
+            return self._carry_out(Choice(answered["decision"], self.memory), draft, order, by_person=True)
+        if "more" in answered:
+            raised = ", ".join(f"{name} by {amount:g}" for name, amount in answered["more"].items())
+            self.note(f"a person raised the limits: {raised or 'none of those that are set'}")
+            return None
+        if answered["go_on"] == "stop":
+            return self.finish("person")
+        self.note("a person had the small model go on alone")
+        waits = self.state.get("failed") is not None or (order is not None and order["writer"] == "large")
+        if draft is not None or not waits:
+            return None
+        record = self._record("accept", None)
+        record["by"] = "person"
+        return self._instead_of_large(record)
+
+    def _by_hand(self, text: str, *, ends: bool, draft: Draft | None) -> Action:
+        record = self._record("by_hand", None)
+        record["by"] = "person"
+        if draft is not None:
+            record["score"], record["discarded"] = draft["score"], as_step(draft)
+        self._decide(record)
+        step = Step(
+            text=text.strip(),
+            writer="person",
+            model="person",
+            tokens=0,
+            mean_token_probability=None,
+            end="eos" if ends else "delimiter",
+        )
+        if not ends and (separator := self._separator(draft)) is not None:
+            step["separator"] = separator
+        thinking, previous = self.settings.thinking, self.steps[-1] if self.steps else None
+        if thinking is not None and (part := thinking.part_of(previous, step["text"])) is not None:
+            step["part"] = part
+        # To the end: what was written may be several steps.
+        whole = Order(**{**self.small_order(decided=False), "to_end": True, "max_tokens": 0})
+        return self.accept(Draft(**step, score=None), whole)
+
+    def _separator(self, draft: Draft | None) -> str | None:
+        """Return what separates the steps of this solution; None: the delimiter of the settings."""
+        thinking = self.settings.thinking
+        for step in (draft, *reversed(self.steps)):
+            if step is None or step["end"] != "delimiter":
+                continue
+            separator = step.get("separator")
+            if (
+                thinking is None or separator != thinking.close
+            ):  # that ends a thought, which has ended already
+                return separator
+        way = self.view.segmentation
+        return way.delimiter if isinstance(way, DelimiterSteps) else None
+
+    # What follows a failure: `on_small_error` and its like
+
+    def _fall_back(self, failed: Failure, draft: Draft | None, order: Order) -> Action:
+        """Find the way out that the settings name.
+
+        Args:
+            failed: What failed.
+            draft: What the scorer could not rate; None where a writer failed.
+            order: What the writer was asked for.
+        """
+        if "refused" in failed:
+            return self._exhausted_by_others(failed["refused"], order)
+        full, name = failed.get("context_full", False), _name(failed)
+        if "no_step" in failed:
+            self.note(f"the {name} wrote no step: {failed['error']}")
+            if getattr(self.settings, f"on_{failed['part']}_error") == "raise":
+                return self.finish("no_step")  # no error: the steps so far are an answer too
+        else:
+            self.note(
+                f"the context of the {name} is full" if full else f"the {name} failed: {failed['error']}"
+            )
+        if failed["part"] == "scorer":
+            assert draft is not None
+            return self._unrated(failed, draft, order)
+        if failed["part"] == "large":
+            return self._large_failed(failed)
+        large, refused = self.large_order(to_end=False)
+        if large is not None:
+            return self.write(large)
+        assert refused is not None
+        if self.asks(refused):
+            return self._ask("budget", refused, draft=None, order=order, failed=failed)
+        self.note_refusal(refused)
+        if full and not self.steps:
+            raise InputError(f"no model has room for this conversation: {failed['error']}")
+        return self.finish("length" if full else "failed")
+
+    def _exhausted_by_others(self, limit: str, order: Order) -> Action:
+        """Other runs had used up an account before the large model could be called."""
+        large, refused = self.large_order(order["to_end"])
+        if large is not None:  # there is some again: another run has used less than it had set aside
+            return self.write(large)
+        if self.asks(refused):
+            failed = Failure(part="large", error="", refused=limit)
+            return self._ask("budget", refused, draft=None, order=order, failed=failed)
+        return self._fall_back_to_small(refused or limit)
+
+    def _fall_back_to_small(self, limit: str) -> Action:
+        """Go on without the large model, which an exhausted limit keeps from a step it was to write."""
+        self.note_refusal(limit)
+        if self._rejected_draft() is None and self.stops(limit):
+            return self.finish("budget")
+        record = self._record("accept", None)
+        record["refused"] = limit
+        return self._instead_of_large(record)
+
+    def _unrated(self, failed: Failure, draft: Draft, order: Order) -> Action:
+        record = self._record("accept", None, fallback=f"the {_name(failed)} failed")
+        if self.settings.on_scorer_error == "regenerate":
+            large, refused = self.large_order(to_end=False)
+            if large is not None:
+                record["decision"], record["discarded"] = "regenerate", as_step(draft)
+                self._decide(record)
+                return self.write(large)
+            assert refused is not None
+            if self.asks(refused):
+                return self._ask("budget", refused, draft=draft, order=order, failed=failed)
+            record["refused"] = refused
+            self.note_refusal(refused)
+        self._decide(record)
+        return self.accept(draft, order)
+
+    def _large_failed(self, failed: Failure) -> Action:
+        if self._given_up():
+            self.note(f"the large model failed {MAX_LARGE_FAILURES} times: it is not called any more")
+        return self._instead_of_large(self._record("accept", None, fallback=f"the {_name(failed)} failed"))
+
+    def _instead_of_large(self, record: DecisionRecord) -> Action:
+        """Keep the draft that the large model was to replace, or have the small one write the step.
+
+        Args:
+            record: Of the decision, where there is such a draft.
+        """
+        kept, small = self._rejected_draft(), self.small_order(decided=False)
+        if kept is None:
+            return self.write(small)
+        record["score"] = kept["score"]
+        self._decide(record)
+        return self.accept(kept, small)
+
+    def _rejected_draft(self) -> Draft | None:
+        return rejected_draft(self.state["decisions"], len(self.steps))
+
+    # What may be ordered
+
+    def small_order(self, decided: bool) -> Order:
+        """Order a draft; it is scored only where a decision hangs on it."""
+        return Order(
+            writer="small",
+            to_end=False,
+            max_tokens=self.view.step_tokens,
+            scored=decided and (self.policy.needs_score or self.settings.ask_below is not None),
+            decided=decided,
+            lead="",
+            attempt=0,
+        )
+
+    def large_order(self, to_end: bool) -> tuple[Order | None, str | None]:
+        """Order a step, or all that remain, within the limits; or name the limit that refuses."""
+        granted, refused = self.grant(self._tokens_to_end() if to_end else self.view.step_tokens)
+        if granted == 0:
+            return None, refused
+        order = Order(
+            writer="large",
+            to_end=to_end,
+            max_tokens=granted,
+            scored=False,
+            decided=False,
+            lead="",
+            attempt=0,
+        )
+        return order, None
+
+    def grant(self, wanted: int, lead: str = "") -> tuple[int, str | None]:
+        """Return how many tokens the large model may generate; 0 and the limit that refuses."""
+        if self._given_up():
+            return 0, _LARGE_FAILURES
+        view = self.view
+        prompt, bounded = self._prompt_tokens(lead)
+        limit = None if bounded else cost_limit(view.budget, view.prices, view.accounts)
+        if limit is not None:
+            self.note(f"{limit} cannot be kept for this prompt: the large model is not called for it")
+            return 0, _UNBOUNDED
+        ask_for = partial(grant, view.budget, prices=view.prices, prompt_tokens=prompt)
+        granted, refused = ask_for(left=view.left, wanted=wanted)
+        for account, left in view.accounts_left.items():
+            if granted:
+                granted, refused = ask_for(left=left, wanted=granted)
+                refused = refused and f"{refused} of {account}"
+        return granted, refused
+
+    def _given_up(self) -> bool:
+        return self.view.spend["large"]["failed_calls"] >= MAX_LARGE_FAILURES
+
+    def _tokens_to_end(self) -> int:
+        """Return what all steps that remain may take together; of an agent, what one turn may."""
+        remain = 1 if self.options.unit == "turn" else self.settings.max_steps - len(self.steps)
+        return self.view.step_tokens * remain
+
+    def _prompt_tokens(self, lead: str = "") -> tuple[int, bool]:
+        """Return the most tokens of the large model's prompt, and whether that is true of all it holds."""
+        if not self.view.prices.large.input:
+            return 0, True
+        key = len(self.steps), lead
+        if key not in self._prompts:
+            self._prompts[key] = self._count_prompt(lead)
+        return self._prompts[key]
+
+    def _count_prompt(self, lead: str) -> tuple[int, bool]:
+        try:
+            return self.view.count_prompt(self.steps, lead), True
+        except UnboundedPrompt as unbounded:
+            self.note(
+                f"the prompt holds a content block of type {unbounded.what}, whose tokens are not known "
+                "before a call: a call of the large model that is cut off is charged without it"
+            )
+            return unbounded.least, False
+
+    def asks(self, refused: str | None) -> bool:
+        """Tell whether a person is to be asked because of an exhausted limit."""
+        return self.view.budget.on_exhausted == "ask" and refused not in (None, *_NO_LIMIT)
+
+    def stops(self, refused: str) -> bool:
+        """Tell whether the run ends because of an exhausted limit."""
+        return self.view.budget.on_exhausted == "stop" and refused not in _NO_LIMIT
+
+    # Where to next?
+
+    def write(self, order: Order) -> Action:
+        """Send an order to its writer."""
+        if self.options.unit == "turn":
+            return self._leave(Generate, order=order, in_flight=self._turn_in_flight(order))
+        if order["writer"] == "large" and (order["attempt"] or "lost" in order):
+            granted, refused = self.grant(order["max_tokens"], order["lead"])
+            if granted == 0:
+                assert refused is not None
+                if self.asks(refused):
+                    return self._ask("budget", refused, draft=None, order=order)
+                return self._fall_back_to_small(refused)
+            order = Order(**{**order, "max_tokens": granted})
+            order.pop("lost", None)
+        needed = SCORED_ROUND if order["decided"] else PLAIN_ROUND
+        if "probe" in order:
+            needed = PROBE + (SCORED_ROUND if self.policy.decides else PLAIN_ROUND)
+        # LangGraph looks once more after the last superstep, and counts that look.
+        if self.state["remaining_steps"] - self.foreseen <= needed:
+            self.note(LIMIT_REACHED)
+            return self.finish("recursion_limit")
+        large = order["writer"] == "large"
+        in_flight = self._in_flight(order["max_tokens"], order["lead"]) if large else None
+        return self._leave(Generate, order=order, in_flight=in_flight)
+
+    def _turn_in_flight(self, order: Order) -> InFlight | None:
+        """Note what a call of the large model in this turn may use, one in place of a draft included."""
+        most = order["max_tokens"] if order["writer"] == "large" else 0
+        if order["writer"] == "small" and (order["decided"] or self.settings.on_small_error == "large"):
+            most = self.grant(self.view.step_tokens)[0]
+        return self._in_flight(most) if most else None
+
+    def _in_flight(self, max_tokens: int, lead: str = "") -> InFlight:
+        return InFlight(
+            writer="large",
+            max_tokens=max_tokens,
+            prompt_tokens=self._prompt_tokens(lead)[0],
+            process=this_process(),
+        )
+
+    def finish(self, reason: str) -> Action:
+        """End the run."""
+        if not self.update.get("steps") and self.options.unit == "step":
+            # LangGraph streams a message whole unless a chunk of it went before; those of a run that is
+            # resumed went into another stream.
+            self.events.append(AcceptedText(""))
+        return self._leave(Finish, stopped=reason, order=None)
+
+    def _leave(self, action: type[Action], **channels: Any) -> Action:
+        """Leave: what is not given here of what the last nodes left is done with."""
+        done = dict.fromkeys(("draft", "in_flight", "failed", "asking", "answered"))
+        return action(self.update | changed(self.state, done | channels), self.events)
+
+    # What a decision leaves behind
+
+    def _record(self, decision: str, score: float | None, *, fallback: str | None = None) -> DecisionRecord:
+        record = DecisionRecord(step=len(self.steps), decision=decision, score=score)
+        if fallback is not None:
+            record["fallback"] = fallback
+        return record
+
+    def _decide(self, record: DecisionRecord) -> None:
+        """Put a decision on record."""
+        self.update["decisions"] = [record]
+        self._event("decision", **record)
+
+    def _keep(self, accepted: Sequence[Step], score: float | None) -> None:
+        """Add steps to the solution; the score is that of the first."""
+        first = len(self.steps)
+        if score is not None:
+            self.update["scores"] = {str(first): score}
+        for index, step in enumerate(accepted, first):
+            own = score if index == first else None
+            self._event(
+                "accepted",
+                step=index,
+                writer=step["writer"],
+                text=step["text"],
+                score=own,
+                tokens=step["tokens"],
+                **({"part": step["part"]} if "part" in step else {}),
+            )
+            if self.options.unit == "step":
+                # With what separates it from the step before: the chunks make exactly the final message.
+                between = separator_of(self.steps[-1], self.settings.delimiter) if self.steps else ""
+                self.events.append(AcceptedText(between + step["text"]))
+            self.steps.append(step)
+            self.scores.append(own)
+        self.update["steps"] = accepted
+
+    def _observation(
+        self, asked: str, draft: Draft | None = None, *, entropy: float | None = None
+    ) -> Observation:
+        """Put together what the policy sees.
+
+        Args:
+            asked: ``next_writer`` or ``decide``; makes random draws of the two differ.
+            draft: What is to be decided on.
+            entropy: Of the first token, as a probe has found it, in nats.
+        """
+        run, index = self.view.run, len(self.steps)
+        return Observation(
+            question=run["question"],
+            index=index,
+            max_steps=self.settings.max_steps,
+            scores=tuple(self.scores),
+            tokens=tuple(step["tokens"] for step in self.steps),
+            writers=tuple(step["writer"] for step in self.steps),
+            score=draft["score"] if draft else None,
+            draft=draft["text"] if draft else None,
+            draft_tokens=draft["tokens"] if draft else 0,
+            draft_probability=draft["mean_token_probability"] if draft else None,
+            draft_ends=draft["end"] == "eos" if draft else False,
+            part=draft.get("part") if draft else None,
+            probe_entropy=entropy,
+            budget_left=scarcest(self.view.left, [*self.view.accounts_left.values()]),
+            memory=self.memory,
+            seed=f"{run['seed']}:{index}:{asked}",
+        )
+
+    def _remember(self, memory: Any) -> None:
+        if memory != self.memory:
+            self.memory = self.update["memory"] = memory
+
+    def note_refusal(self, refused: str) -> None:
+        """Note that the large model is not asked any more."""
+        if refused not in _NO_LIMIT:  # noted when it happened
+            self.note(f"the limit on {refused} is spent: the large model is not called any more")
+
+    def note(self, note: str) -> None:
+        """Add a note for the user, once."""
+        if note not in self.notes:
+            self.notes.append(note)
+            self.update["notes"] = self.notes
+            self._event("note", text=note)
+
+    def _event(self, name: str, **content: Any) -> None:
+        self.events.append(Event(name, content))
+
+
+def _name(failed: Failure) -> str:
+    return "scorer" if failed["part"] == "scorer" else f"{failed['part']} model"

@@ -1,0 +1,150 @@
+"""What one execution of a node sees of a run: read from the state once, and handed on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from trim_graph.budget.limits import Budget, BudgetLeft
+from trim_graph.budget.usage import Prices, Spend
+from trim_graph.errors import SettingsError
+from trim_graph.policies.base import Policy
+from trim_graph.segment import DelimiterSteps, FunctionSteps, Segmentation
+from trim_graph.settings import Settings, describe, settings_of
+from trim_graph.state import Draft, Order, Run, Step, TrimState, scores_of
+
+CountPrompt = Callable[[Sequence[Step], str], int]
+"""Gets accepted steps and the text already written of the next one; returns the most tokens of the large
+model's prompt. Raises `trim_graph.prompt_size.UnboundedPrompt` where nobody can bound them."""
+
+
+def policy_of(settings: Settings, own: Policy | None) -> Policy:
+    """Return the policy of a run: the graph's own, or the one its context named.
+
+    Raises:
+        SettingsError: The context's is not valid.
+    """
+    if settings.policy is not None:
+        return _built(json.dumps(settings.policy, sort_keys=True))
+    assert own is not None
+    return own
+
+
+@lru_cache(maxsize=64)
+def _built(spec: str) -> Policy:
+    from trim_graph.policies.parsing import PolicyConfig  # slow to import, and most calls name no policy
+
+    try:
+        policy: Policy = TypeAdapter[Any](PolicyConfig).validate_python(json.loads(spec)).build()
+    except ValidationError as error:
+        raise SettingsError(f"the context's policy is not valid: {describe(error)}") from error
+    return policy
+
+
+def segmentation_of(settings: Settings, own: Segmentation | None) -> Segmentation:
+    """Return how a run finds where a step ends.
+
+    Args:
+        settings: Of the run. They name a user's function, but cannot hold it.
+        own: The graph's own.
+
+    Raises:
+        SettingsError: The run was begun with a function that this graph does not have.
+    """
+    chosen = settings.segmentation
+    if chosen is None:
+        return _delimiter_steps(settings.delimiter)
+    if not isinstance(chosen, FunctionSteps):
+        return chosen
+    if not isinstance(own, FunctionSteps) or own.name != chosen.name:
+        raise SettingsError(
+            f"this run was begun with the segmentation function {chosen.name}; build the graph "
+            "with it to go on"
+        )
+    return own
+
+
+@lru_cache(maxsize=64)
+def _delimiter_steps(delimiter: str) -> Segmentation:
+    return DelimiterSteps(delimiter=delimiter)
+
+
+class RunView:
+    """A run as one execution of a node sees it.
+
+    Args:
+        state: Of the run; not changed.
+        policy: The graph's own; the run's settings may name another. Only the router needs it.
+        segmentation: The graph's own.
+        accounts_left: What is left in each account that the run draws from; only the router needs it.
+        count_prompt: Bounds the large model's prompt; only the router needs it, where prompts have a price.
+    """
+
+    def __init__(
+        self,
+        state: TrimState,
+        policy: Policy | None = None,
+        segmentation: Segmentation | None = None,
+        *,
+        accounts_left: Mapping[str, BudgetLeft] | None = None,
+        count_prompt: CountPrompt = lambda steps, written: 0,
+    ) -> None:
+        self.state = state
+        self.run: Run = state["run"]
+        self.settings = settings_of(self.run)
+        self.spend: Spend = state["spend"]
+        self.steps: Sequence[Step] = state["steps"]
+        self.draft: Draft | None = state.get("draft")
+        self.order: Order | None = state.get("order")
+        self.accounts_left: Mapping[str, BudgetLeft] = accounts_left or {}
+        self.count_prompt = count_prompt
+        self._own_policy, self._own_segmentation = policy, segmentation
+
+    @property
+    def budget(self) -> Budget:
+        """The limits of the run."""
+        return self.settings.budget
+
+    @property
+    def prices(self) -> Prices:
+        """The price table of the run."""
+        return self.settings.prices
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The policy in effect."""
+        return policy_of(self.settings, self._own_policy)
+
+    @cached_property
+    def segmentation(self) -> Segmentation:
+        """How the end of a step is found."""
+        return segmentation_of(self.settings, self._own_segmentation)
+
+    @cached_property
+    def step_tokens(self) -> int:
+        """Most tokens of one step."""
+        return self.segmentation.cap(self.settings.max_step_tokens)
+
+    @cached_property
+    def left(self) -> BudgetLeft:
+        """What is left of the limits of the run."""
+        return self.budget.left(self.spend, self.prices)
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the active seconds of the run are used up."""
+        return self.left.seconds is not None and self.left.seconds <= 0
+
+    @cached_property
+    def scores(self) -> tuple[float | None, ...]:
+        """One entry per accepted step; None where a step was never scored."""
+        return scores_of(self.state)
+
+    @cached_property
+    def accounts(self) -> Mapping[str, Mapping[str, Any]]:
+        """Limits of the accounts that the run draws from."""
+        return self.run.get("accounts", {})

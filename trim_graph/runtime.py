@@ -1,0 +1,191 @@
+"""How nodes run: a node and a branch as LangGraph calls them, one invocation, a time limit on a call."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import ensure_config
+
+from .budget.usage import Spend
+from .state import TrimState
+
+T = TypeVar("T")
+
+INVOCATION = "__pregel_trim_invocation"
+"""Key of the `Invocation` in a node's config. LangGraph takes names that begin so for its own: they enter no
+checkpoint, no stream and no trace."""
+CHECKPOINTER = "__pregel_checkpointer"
+"""Key of the checkpointer in effect in a node's config, that of an embedding graph included."""
+GRACE = 0.5
+"""Seconds that a call may exceed its timeout before it is given up."""
+
+
+class Node(Runnable[Any, Any]):
+    """A pair of functions of state and config.
+
+    LangGraph itself traces a node and sets its context. `RunnableLambda` would do both once more, and look at
+    its function's signature at every call: that took a third of a step's time.
+
+    Args:
+        run: For synchronous calls.
+        arun: For asynchronous ones.
+        name: Of the node.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Any, RunnableConfig], Any],
+        arun: Callable[[Any, RunnableConfig], Awaitable[Any]],
+        *,
+        name: str,
+    ) -> None:
+        self.name = name
+        self._run, self._arun = run, arun
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Run it."""
+        return self._run(input, ensure_config() if config is None else config)
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Run it without blocking the event loop."""
+        return await self._arun(input, ensure_config() if config is None else config)
+
+
+class Branch(Runnable[Any, Any]):
+    """A pure function of the state that names the next node; LangGraph would call a plain one in a thread.
+
+    Args:
+        choose: The function.
+        name: Of the branch.
+    """
+
+    def __init__(self, choose: Callable[[Any], Any], *, name: str) -> None:
+        self.name = name
+        self._choose = choose
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Choose."""
+        return self._choose(input)
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Choose."""
+        return self._choose(input)
+
+
+def tagged(config: RunnableConfig, *tags: str) -> RunnableConfig:
+    """Return a node's config for a call inside it, with tags of its own."""
+    # `merge_configs` also copies callbacks and metadata, which took as long as all else that a node does.
+    return {**config, "tags": [*(config.get("tags") or ()), *tags]}
+
+
+class Stopwatch:
+    """Measures the time of an invocation that no call accounts for: the event loop, checkpoints, the policy.
+
+    A run's seconds are those it is at work. What passes within an invocation between two calls belongs to
+    them: on a busy event loop it is much. What passes between two invocations, a person's thinking, does not.
+    """
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    def lap(self) -> float:
+        """Return the seconds since the last call has ended, once."""
+        now = time.monotonic()
+        passed, self._since = max(0.0, now - self._since), now
+        return passed
+
+    def restart(self) -> None:
+        """Begin anew where a call has ended."""
+        self._since = time.monotonic()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave out the time that whoever reads the stream takes between two parts."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            now = time.monotonic()
+            self._since += now - min(now, max(begun, self._since))
+
+
+class Invocation:
+    """One invocation of a graph.
+
+    Attributes:
+        stopwatch: Measures what its calls do not account for.
+        at_work: Whether it has not ended.
+        runs: Ids of the runs in which it has made large calls.
+        speculative: Slot for the step that the small model writes ahead in it, see
+            `trim_graph.calls.speculation`; None in a synchronous one.
+    """
+
+    def __init__(self, speculative: Any = None) -> None:
+        self.stopwatch = Stopwatch()
+        self.at_work = True
+        self.runs: set[str] = set()
+        self.speculative = speculative
+
+
+def invocation_of(config: RunnableConfig) -> Invocation | None:
+    """Return the invocation that a node runs in; None where no `TrimGraph` runs it, as in an agent."""
+    found = (config.get("configurable") or {}).get(INVOCATION)
+    return found if isinstance(found, Invocation) else None
+
+
+@contextmanager
+def account_wait(state: TrimState, invocation: Invocation | None) -> Iterator[TrimState]:
+    """Give a node that makes a call its state, with the time before the call in its usage.
+
+    Args:
+        state: Of the node.
+        invocation: The node's; None adds nothing.
+    """
+    if invocation is None:
+        yield state
+        return
+    spend = state["spend"]
+    try:
+        yield {**state, "spend": Spend(**{**spend, "seconds": spend["seconds"] + invocation.stopwatch.lap()})}
+    finally:
+        invocation.stopwatch.restart()
+
+
+def call_with_timeout(seconds: float | None, call: Callable[[], T]) -> T:
+    """Call a function, and stop waiting for it ``GRACE`` after its time.
+
+    A thread cannot be ended from outside: what hangs goes on in a daemon thread, and its answer is dropped.
+
+    Args:
+        seconds: None waits for ever, in this thread.
+        call: Takes no arguments.
+
+    Raises:
+        TimeoutError: It took too long.
+    """
+    if seconds is None:
+        return call()
+    answers: list[T] = []
+    errors: list[BaseException] = []
+    context = contextvars.copy_context()
+
+    def work() -> None:
+        try:
+            answers.append(context.run(call))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="trim-graph call with a deadline", daemon=True)
+    thread.start()
+    thread.join(seconds + GRACE)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise TimeoutError(f"no answer within {seconds} seconds")
+    return answers[0]
