@@ -1,4 +1,4 @@
-"""Who runs the models of a command: this process, or workers on a Ray cluster."""
+"""The executor of a command: the models run in this process, or in workers on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def open_executor(
     ray: str | None,
     count: int | None,
 ) -> Iterator[Executor]:
-    """Open the executor that runs the models.
+    """Opens the executor that a command line asks for.
 
     Args:
         config: Names the models.
-        load: Loads them here.
+        load: Loads them in this process.
         judge: Scores in the scorer's place where a task says so.
         rated: Whether the scorer is needed also where the policy looks at no score.
         ray: Address of a Ray cluster, or ``auto``; None: the models run here.
@@ -53,5 +53,5 @@ def open_executor(
 
 
 def _models(config: TrimConfig, judge: Judge | None, rated: bool) -> Models:
-    """Load the models on a worker."""
+    """Loads the models on a worker."""
     return Models(config, load_parts(config, rated=rated), judge)

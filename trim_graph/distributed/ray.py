@@ -1,9 +1,8 @@
 """Executor on a Ray cluster: actors over its nodes, each with models of its own; needs the extra ``ray``.
 
-The process that has the journal gives one item after the other to the workers and keeps each result as it
-comes. Where a worker dies, what it had under way is given to another, and what it had given back is not:
-every result is kept exactly once. The connection is made within a time limit, and the cluster left as it was
-found.
+The process with the journal gives one item after the other to the workers and keeps each result as it comes.
+Where a worker dies, its unfinished items go to another one, and its finished ones do not: every result is
+kept exactly once. The connection is made within a time limit, and the cluster is left as it was found.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from trim_graph.evaluation.runner import run_each
 REACHED_IN = 5.0
 """Seconds for a connection to be taken."""
 ANSWERED_IN = 60.0
-"""Seconds for a cluster to answer; a Ray that is asked goes on trying without end, and takes no signal."""
+"""Seconds for a cluster to answer; ``ray.init`` has no limit of its own, and takes no signal."""
 _TRIAL = """\
 import sys, ray
 try:
@@ -48,7 +47,7 @@ _SHARED = ("vllm", "vllm_prm", "langchain", "token_probability")
 
 
 class Worker:
-    """What runs on the cluster; an actor is made of it."""
+    """One process on the cluster with models of its own; Ray makes an actor of it."""
 
     def __init__(self) -> None:
         self._turn = -1
@@ -56,11 +55,11 @@ class Worker:
         self._work: Callable[[Any], Awaitable[Any]] | None = None
 
     async def place(self) -> str:
-        """Say where it is."""
+        """Returns host and process."""
         return f"{socket.gethostname()}, process {os.getpid()}"
 
     async def load(self, code: dict[str, str], make: Callable[[], Models]) -> None:
-        """Load the models.
+        """Loads the models.
 
         Raises:
             SettingsError: Another trim-graph is installed here.
@@ -74,7 +73,7 @@ class Worker:
         self._models = make()
 
     async def run(self, turn: int, task: Task[Any, Any], item: Any) -> Any:
-        """Work on an item; a new turn begins a new task."""
+        """Does a task on an item; a new turn begins a new task."""
         if turn != self._turn or self._work is None:
             assert self._models is not None
             self._turn, self._work = turn, task.setup(self._models)
@@ -83,7 +82,7 @@ class Worker:
 
 @dataclass(eq=False, slots=True)
 class _Live:
-    """A worker that has its models."""
+    """A worker with loaded models."""
 
     actor: Any
     place: str
@@ -95,13 +94,13 @@ class _Unplaced(Exception):
 
 
 class RayExecutor:
-    """Does tasks by workers on a cluster that this process is connected to; made by `open_ray_executor`.
+    """Does tasks on a cluster that this process is connected to; made by `open_ray_executor`.
 
     Args:
         ray: The module.
-        make: Makes a worker's models, on the worker; is pickled.
+        make: Loads a worker's models, on the worker; is pickled.
         count: Workers.
-        gpus: Of each.
+        gpus: GPUs of each worker.
     """
 
     def __init__(self, ray: Any, make: Callable[[], Models], *, count: int, gpus: int = 0) -> None:
@@ -120,10 +119,10 @@ class RayExecutor:
         self._turns = 0
 
     async def ready(self) -> None:
-        """Start the workers that there are not, and wait until they have their models.
+        """Starts the missing workers, and waits until they have loaded their models.
 
         Raises:
-            TrimError: There is none, and none can be placed or load its models.
+            TrimError: No worker could be placed, or none could load its models.
         """
         self._why = None  # an earlier start that failed is no reason now
         while len(self._live) + len(self._starting) < self.count:
@@ -144,7 +143,7 @@ class RayExecutor:
         concurrency: int,
         on_result: Callable[[Result], None],
     ) -> None:
-        """Do a task; see `trim_graph.evaluation.executor.Executor.map`.
+        """Does a task; see `trim_graph.evaluation.executor.Executor.map`.
 
         Raises:
             TrimError: `TRIES` workers have died at one item, or no worker is left.
@@ -185,7 +184,7 @@ class RayExecutor:
         return min(self._live, key=lambda worker: worker.busy)
 
     def _replace(self, worker: _Live, error: Exception) -> None:
-        """Start another worker in the place of one that has died; the first of its items to know does so."""
+        """Starts another worker in place of a dead one; the first of its items to fail does so."""
         if worker in self._live:
             self._live.remove(worker)
             self._kill(worker.actor)
@@ -236,7 +235,7 @@ class RayExecutor:
         self._ray.kill(actor)
 
     def close(self) -> None:
-        """End the workers."""
+        """Ends the workers."""
         for actor in list(self._actors):
             self._kill(actor)
         self._live.clear()
@@ -246,11 +245,11 @@ class RayExecutor:
 def open_ray_executor(
     address: str, make: Callable[[], Models], config: TrimConfig, *, count: int | None = None
 ) -> Iterator[RayExecutor]:
-    """Connect to a cluster and start workers there.
+    """Connects to a cluster for workers, which the first task starts.
 
     Args:
         address: ``HOST:PORT`` of its head, or ``auto``.
-        make: Makes a worker's models, on the worker; is pickled.
+        make: Loads a worker's models, on the worker; is pickled.
         config: Names the models.
         count: Workers; default: one for each node.
 
@@ -277,7 +276,7 @@ def open_ray_executor(
 
 
 def loaded_by_each(config: TrimConfig) -> list[str]:
-    """Return the parts of a configuration that every worker loads for itself."""
+    """Returns the parts of a configuration that every worker loads for itself."""
     return [part for part in ("small", "large", "scorer") if _type(config, part) not in (None, *_SHARED)]
 
 
@@ -297,13 +296,13 @@ def _on_gpu(config: TrimConfig, part: str) -> bool:
 
 
 def _cause(error: Exception) -> Exception:
-    """Return what a worker raised, without what Ray puts around it."""
+    """Returns what a worker raised, without the error that Ray wraps around it."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, Exception) else error
 
 
 def _reason(error: Exception | None) -> str:
-    """Return the line of Ray's long message that says why."""
+    """Returns the line of Ray's long message with the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = [
         line for line in lines if line.startswith(("The actor is dead", "Worker exit", "ray.exceptions"))
@@ -317,7 +316,7 @@ def _report(what: str) -> None:
 
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
-    """Connect to a cluster; until the end what is printed goes to stderr.
+    """Connects to a cluster; meanwhile all prints go to stderr.
 
     Args:
         address: ``HOST:PORT`` of its head, or ``auto`` for the one that this machine is part of.
@@ -326,7 +325,7 @@ def connected(address: str) -> Iterator[Any]:
         The module ``ray``.
 
     Raises:
-        SettingsError: There is none, or it does not answer in time.
+        SettingsError: There is no cluster, or it does not answer in time.
     """
     import ray
 
@@ -350,7 +349,7 @@ def connected(address: str) -> Iterator[Any]:
 
 
 def _reach(address: str) -> None:
-    """Try in a process that can be ended."""
+    """Tries the connection in a process that can be killed."""
     if address != "auto":
         _take_connection(address)
     option = f"--ray {address}: "

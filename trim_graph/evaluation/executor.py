@@ -1,8 +1,8 @@
-"""The executor protocol: who does a task, item by item, with which models. The executor of this process.
+"""Executors do a task on many items, in this process or elsewhere.
 
 A task can be pickled, and so can its items (a question, one sample of a question) and its results. One
 process keeps each result once, as they come, so that the same journals and the same checks serve one machine
-and many (`trim_graph.distributed.ray`).
+and many. The executor on a Ray cluster: `trim_graph.distributed.ray`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 @dataclass(frozen=True)
 class Models:
-    """The parts of a configuration, loaded.
+    """Loaded parts of a configuration.
 
     Attributes:
-        config: Names them.
+        config: Names the models.
         parts: The models and the scorer.
         judge: Scores in the scorer's place where a task says so.
     """
@@ -40,12 +40,12 @@ class Models:
     def graph(
         self, policy: dict[str, Any] | None = None, *, judged: bool = False, fresh: bool = False
     ) -> Any:
-        """Build a graph that measures: it asks nobody, and draws from no account.
+        """Builds a graph for measurements: it asks no person, and draws from no account.
 
         Args:
-            policy: As a configuration names it; default: the configuration's own.
-            judged: Whether the judge scores; it remembers nothing yet.
-            fresh: Whether a scorer that remembers what it was asked begins anew.
+            policy: In the form of a configuration; default: the policy of the configuration.
+            judged: Whether the judge scores, with an empty cache.
+            fresh: Whether a scorer with a cache begins with an empty one.
         """
         changed: dict[str, Any] = {} if policy is None else {"policy": policy_config(policy)}
         scorer = self.parts.scorer
@@ -63,7 +63,7 @@ class Task(Protocol[Item_contra, Result_co]):
     """Work of one kind on many items. Task, items and results are pickled."""
 
     def setup(self, models: Models) -> Callable[[Item_contra], Awaitable[Result_co]]:
-        """Return the function that does the work on one item. An item's error belongs into its result."""
+        """Returns the function that does the work on one item. An item's error belongs into its result."""
         ...
 
 
@@ -71,7 +71,7 @@ class Executor(Protocol):
     """Does tasks on many items."""
 
     async def ready(self) -> None:
-        """Load models, or wait until workers have; the first `map` does it too."""
+        """Loads models, or waits until workers have; the first `map` does so too."""
         ...
 
     async def map(
@@ -82,14 +82,14 @@ class Executor(Protocol):
         concurrency: int,
         on_result: Callable[[Result], None],
     ) -> None:
-        """Do a task on every item.
+        """Does a task on every item.
 
         Args:
             task: What to do.
             items: Taken as they are needed.
             concurrency: Most items under way at once, over all workers.
-            on_result: Gets each item's result, once, in the order in which they end. An error that it raises
-                ends the work.
+            on_result: Receives each item's result, once, in the order in which they end. An error that it
+                raises ends the work.
 
         Raises:
             ValueError: ``concurrency`` is below 1.
@@ -98,10 +98,10 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """Does tasks with models of this process.
+    """Does tasks with models in this process.
 
     Args:
-        load: Makes the models, when there is something to do for them.
+        load: Loads the models; called before the first item.
     """
 
     def __init__(self, load: Callable[[], Models]) -> None:
@@ -109,7 +109,7 @@ class LocalExecutor:
         self._models: Models | None = None
 
     async def ready(self) -> None:
-        """Load the models."""
+        """Loads the models."""
         if self._models is None:
             self._models = self._load()
 
@@ -121,7 +121,7 @@ class LocalExecutor:
         concurrency: int,
         on_result: Callable[[Result], None],
     ) -> None:
-        """Do a task; see `Executor.map`."""
+        """Does a task; see `Executor.map`."""
         await self.ready()
         assert self._models is not None
         work = task.setup(self._models)

@@ -51,11 +51,11 @@ class Plan:
 
 
 def known_arms(folder: Path, settings: dict[str, Any]) -> dict[str, ArmSettings]:
-    """Return the arms that a folder has already.
+    """Returns the arms that a folder has already.
 
     Args:
         folder: Of the run; made if it is not there.
-        settings: Of the plan.
+        settings: What the arms must have been run with; see `Plan`.
 
     Raises:
         SettingsError: The folder was begun with other settings, or cannot be used.
@@ -142,15 +142,15 @@ class Harness:
         keep: Callable[[Any], None],
         convert: Callable[[WorkItem], Any] = lambda item: item,
     ) -> None:
-        """Have the executor do what is left of some items.
+        """Has the executor do what is left of some items.
 
         Args:
-            what: They are, in a word.
-            journal: That has what is done.
-            items: All of them.
-            task: What to do.
+            what: Name of the work, for the display.
+            journal: Says what is done.
+            items: All items.
+            task: Work on each item.
             keep: Keeps each result.
-            convert: Makes what the task works on of an item.
+            convert: Turns an item into the task's input.
         """
         left = items.count_unfinished(journal.finished)
         if left:

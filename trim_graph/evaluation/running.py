@@ -71,10 +71,10 @@ class WorkItems:
         return self.n * self.samples
 
     def unfinished(self, finished: Container[int]) -> Iterator[WorkItem]:
-        """Give those that are left, in order; what is finished is looked up as each is taken.
+        """Yields what is left, in order; what is finished is looked up as each item is taken.
 
         Args:
-            finished: Numbers of those that are done, as `unit_of` gives them.
+            finished: Numbers of what is done, by `unit_of`.
         """
         for index, question in enumerate(first_questions(self.dataset, self.n, default=self.n)):
             for sample in range(self.samples):
@@ -82,7 +82,7 @@ class WorkItems:
                     yield WorkItem(index, sample, question)
 
     def count_unfinished(self, finished: Container[int]) -> int:
-        """Return how many are left; see `unfinished`."""
+        """Returns how many are left; see `unfinished`."""
         return sum(unit not in finished for unit in range(len(self)))
 
 
