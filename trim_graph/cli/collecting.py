@@ -14,6 +14,7 @@ from trim_graph.errors import SettingsError, TrimError
 from trim_graph.evaluation.datasets import Dataset, make_dataset
 from trim_graph.evaluation.executor import Executor, Models
 from trim_graph.evaluation.identity import identity_of
+from trim_graph.evaluation.runner import MAX_CONSECUTIVE_FAILURES
 from trim_graph.evaluation.running import WorkItems
 from trim_graph.journal import Journal, settings_beside
 from trim_graph.training.collecting import CollectTraces, Source
@@ -27,8 +28,6 @@ from .reporting import Interrupted, need
 
 DEFAULT_N = 1000
 """Questions of a dataset without end, where -n does not say."""
-GIVE_UP = 20
-"""Questions that may fail in a row, before any has succeeded since: then something else is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,7 @@ class _Collection:
 
         Raises:
             Interrupted: Ctrl-C.
-            TrimError: `GIVE_UP` questions failed in a row.
+            TrimError: `MAX_CONSECUTIVE_FAILURES` questions failed in a row.
         """
         items, dataset = self.items, self.items.dataset
         source = Source(
@@ -147,7 +146,7 @@ class _Collection:
             self.in_a_row = 0
             return
         self.errors, self.in_a_row = self.errors + 1, self.in_a_row + 1
-        if self.in_a_row >= GIVE_UP:
+        if self.in_a_row >= MAX_CONSECUTIVE_FAILURES:
             raise TrimError(
                 f"{self.in_a_row} questions failed in a row, the last with {trace['error']}. When that is "
                 f"put right, go on with --retry-errors; {self.progress(journal)} in {journal.path}"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from trim_graph.config import TrimConfig
 from trim_graph.errors import InputError, SettingsError, TrimError
 from trim_graph.evaluation.identity import identity_of
+from trim_graph.evaluation.runner import MAX_CONSECUTIVE_FAILURES
 from trim_graph.journal import Journal
 from trim_graph.rows import read_rows
 from trim_graph.training.labelled import LabelledSolution, read_labelled, score_labelled
@@ -27,8 +28,6 @@ from .reporting import Interrupted, need
 if TYPE_CHECKING:
     from trim_graph.evaluation.scorer_figures import Rated, ScorerFigures
 
-GIVE_UP = 20
-"""Solutions that may fail in a row, before any has succeeded since: then something else is wrong."""
 FIGURES = "figures.json"
 PICTURE = "reliability"
 
@@ -115,7 +114,7 @@ class _Set:
                 )
                 progress.advance(failed=failed)
                 in_a_row = in_a_row + 1 if failed else 0
-                if in_a_row >= GIVE_UP:
+                if in_a_row >= MAX_CONSECUTIVE_FAILURES:
                     raise TrimError(
                         f"{self.file}: {in_a_row} solutions failed in a row, the last with {trace['error']}. "
                         "When that is put right, go on with --retry-errors"

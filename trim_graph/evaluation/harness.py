@@ -17,12 +17,11 @@ from .executor import Executor, Task
 from .run_files import SETTINGS as SETTINGS_FILE
 from .run_files import VERSION, ArmSettings, Row, RunSettings, journal_of, read_rows_of, read_settings
 from .run_writing import check_folder, restore_journal, write_json
+from .runner import MAX_CONSECUTIVE_FAILURES
 from .running import RunRows, WorkItem, WorkItems, unit_of
 from .summarising import Resampled, resample
 
 WRITERS = ("small", "large")
-GIVE_UP = 20
-"""Runs that may fail in a row, before any has succeeded since: then something else is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ class Harness:
 
         Raises:
             SettingsError: An arm of this name was another policy.
-            TrimError: `GIVE_UP` runs failed in a row.
+            TrimError: `MAX_CONSECUTIVE_FAILURES` runs failed in a row.
         """
         if arm in self.done:
             return self.done[arm]
@@ -244,7 +243,7 @@ class _Keeper:
         self.journal.append(dict(row))
         self.on_row(row)
         self.in_a_row = 0 if row["error"] is None else self.in_a_row + 1
-        if self.in_a_row >= GIVE_UP:
+        if self.in_a_row >= MAX_CONSECUTIVE_FAILURES:
             raise TrimError(
                 f"arm {row['arm']}: {self.in_a_row} runs failed in a row, the last with {row['error']}. When "
                 f"that is put right, go on with --retry-errors; what is done is in {self.folder}"

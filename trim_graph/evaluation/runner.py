@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 Item = TypeVar("Item")
+MAX_CONSECUTIVE_FAILURES = 20
+"""Runs that may fail in a row, before any has succeeded since: then something else is wrong."""
 StepLabels = Callable[[Sequence[str]], Sequence[bool | None]]
 
 
