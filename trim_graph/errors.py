@@ -27,6 +27,10 @@ class StorageError(SettingsError):
     """
 
 
+class ServerFailed(TrimError):
+    """A server died, or did not come up in time; the message ends with the last lines of its log."""
+
+
 class FailedAttempts(TypedDict):
     """What failed attempts of a call have used; ``response_metadata["failed_attempts"]`` of an answer."""
 

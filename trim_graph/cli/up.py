@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trim_graph.config import load_config
-from trim_graph.errors import SettingsError
+from trim_graph.errors import ServerFailed, SettingsError
 
 from .reporting import Interrupted, need
 
@@ -111,7 +111,7 @@ def _print(plan: Plan, launcher: Launcher, folder: Path) -> None:
 
 
 def _run(plan: Plan, launcher: Launcher, folder: Path, request: Request) -> int:
-    from trim_graph.serving.fleet import Fleet, ServerFailed
+    from trim_graph.serving.fleet import Fleet
     from trim_graph.serving.ports import already_running
 
     from .console import Console

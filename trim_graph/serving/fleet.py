@@ -15,7 +15,7 @@ from typing import Literal
 
 import httpx
 
-from trim_graph.errors import TrimError
+from trim_graph.errors import ServerFailed
 
 from .launcher import Launcher
 from .plan import ServerPlan
@@ -26,10 +26,6 @@ GRACE_S = 30.0
 """Between asking servers to end and ending them."""
 _TICK_S = 0.3
 _TAIL_LINES = 25
-
-
-class ServerFailed(TrimError):
-    """A server died, or did not come up in time; the message ends with the last lines of its log."""
 
 
 @dataclass(slots=True, eq=False)
