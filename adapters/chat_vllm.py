@@ -8,10 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from langchain_core.messages import BaseMessage
 from pydantic import AfterValidator, Field, PrivateAttr, SecretStr
 
+from trim_graph.redaction import check_variable_name
+
 from .background import run_sync
 from .chat_vllm_base import VLLMChatModel
 from .prompts_together import PromptsTogether
-from .redaction import check_variable_name
 from .replicas import Replicas, check_base_urls, conversation_key
 from .vllm_call import VLLMCall
 from .vllm_prompt import VLLMPrompts

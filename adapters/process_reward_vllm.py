@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trim_graph.errors import FailedAttempts, ModelServerError, ScorerError
+from trim_graph.redaction import check_variable_name
 
 from .background import run_sync
 from .call_batches import CallBatcher
@@ -19,7 +20,6 @@ from .prm_formats import STEP_TOKENS, FormatName, PRMFormat, PRMInput, check_for
 from .prm_scores import read_pooled
 from .prm_serving import serve_options
 from .protocols import ScorableStep, ScorerReply
-from .redaction import check_variable_name
 from .replicas import Replicas, check_base_urls
 from .vllm_server import VLLMServer
 

@@ -16,9 +16,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from tenacity.wait import wait_exponential, wait_random
 
 from trim_graph.errors import ContextLengthError, FailedAttempts, ModelServerError
+from trim_graph.redaction import shown_url
 
 from .http_pool import pool_for
-from .redaction import shown_url
 from .well_formed import json_body
 
 T = TypeVar("T")

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from trim_graph import SettingsError, open_checkpointer, open_ledger
 from trim_graph.adapters import ChatVLLM, VLLMProcessReward
-from trim_graph.adapters.redaction import may_be_shown, shown_address, shown_url
 from trim_graph.checkpoint import CheckpointPlace
 from trim_graph.cli.models import parsed_option
 from trim_graph.config import load_config, make_config
 from trim_graph.evaluation.datasets import make_dataset
+from trim_graph.redaction import may_be_shown, shown_address, shown_url
 
 SECRET = "hunter2SECRET"
 PARTS = {"small": {"type": "example"}, "large": {"type": "example"}, "policy": "small_only"}

@@ -22,8 +22,8 @@ from urllib.parse import unquote
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
 
-from .adapters.redaction import is_variable_name, may_be_shown
 from .errors import SettingsError
+from .redaction import is_variable_name, may_be_shown
 
 Saver = BaseCheckpointSaver[Any] | None
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .adapters.redaction import SECRET_NAME, may_be_shown
 from .errors import SettingsError
+from .redaction import SECRET_NAME, may_be_shown
 
 Place = tuple[str | int, ...]
 Lines = Callable[[Place], int | None]

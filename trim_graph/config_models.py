@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from .adapters.model_source import check_model
-from .adapters.redaction import SECRET_NAME
 from .budget import Writer
 from .config_places import Dtype, KeyVariable, ModelPlace, ServerURLs
 from .config_serve import Serve
 from .part import Part
+from .redaction import SECRET_NAME
 
 
 class TransformersModel(Part):

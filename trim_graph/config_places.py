@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from .adapters.model_source import check_model
-from .adapters.redaction import check_variable_name
 from .part import base_folder
+from .redaction import check_variable_name
 
 
 def beside_file(value: Any, info: ValidationInfo) -> Any:

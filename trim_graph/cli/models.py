@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from trim_graph.adapters.redaction import may_be_shown
 from trim_graph.config import Parts, TrimConfig, build_parts, example_config, load_config
 from trim_graph.errors import InputError, SettingsError, TrimError
+from trim_graph.redaction import may_be_shown
 
 from .reporting import need
 

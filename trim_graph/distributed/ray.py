@@ -20,7 +20,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
-from trim_graph.adapters.redaction import shown_address
+from trim_graph.redaction import shown_address
 from trim_graph.config import TrimConfig
 from trim_graph.errors import SettingsError, TrimError
 from trim_graph.evaluation.executor import Item, Models, Result, Task

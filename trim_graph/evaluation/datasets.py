@@ -19,11 +19,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from trim_graph.adapters.redaction import may_be_shown
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.examples.arithmetic import Part, Split, is_right, label_steps, stream_problems
 from trim_graph.examples.arithmetic.problems import Problem
 from trim_graph.part import Part as Mapped
+from trim_graph.redaction import may_be_shown
 from trim_graph.rows import SUFFIXES, Row, import_parquet, read_rows
 
 from .dataset_shapes import KeyMapping, Shape
