@@ -59,11 +59,11 @@ soak: $(READY)
 	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.soak steady
 
 train: $(READY)
-	$(BIN)/python -m trim_graph.examples.arithmetic.train
+	$(BIN)/python -m trim_graph.examples.arithmetic.training.train
 
 # What it records stays in .results; an interrupted run goes on there.
 results: $(READY)
-	$(BIN)/python -m trim_graph.examples.arithmetic.results .results
+	$(BIN)/python -m trim_graph.examples.arithmetic.study.results .results
 
 $(READY): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)

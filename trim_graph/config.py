@@ -152,7 +152,7 @@ def example_config(overrides: dict[str, Any] | None = None) -> TrimConfig:
     overrides = overrides or {}
     data: dict[str, Any] = {part: {"type": "example"} for part in ("small", "large", "scorer")}
     if "policy" not in overrides:
-        from .examples.arithmetic.calibrate import load_calibration
+        from .examples.arithmetic.shipped import load_calibration
 
         data["policy"] = {"type": "threshold", "t": load_calibration().threshold}
     return make_config(data, overrides=overrides)

@@ -130,11 +130,11 @@ CALIBRATION = {
 
 def enter_world(folder, delay=0.0):
     """Put the world in place of the weights; also in a subprocess."""
-    import trim_graph.examples.arithmetic.calibrate as calibrate
+    import trim_graph.examples.arithmetic.shipped as shipped
 
     file = Path(folder) / "calibrated.json"
     file.write_text(json.dumps(CALIBRATION))
-    calibrate.CALIBRATED = file
+    shipped.CALIBRATED = file
     for command, wavers in COMMANDS.items():
         module = importlib.import_module(f"trim_graph.cli.{command}")
         module.load_parts = lambda config, wavers=wavers, **_: world_parts(delay, wavers)
@@ -143,7 +143,7 @@ def enter_world(folder, delay=0.0):
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    calibrate = "trim_graph.examples.arithmetic.calibrate.CALIBRATED"
+    calibrate = "trim_graph.examples.arithmetic.shipped.CALIBRATED"
     (tmp_path / "calibrated.json").write_text(json.dumps(CALIBRATION))
     monkeypatch.setattr(calibrate, tmp_path / "calibrated.json")
     for command, wavers in COMMANDS.items():

@@ -5,7 +5,8 @@ import pytest
 from trim_graph import SettingsError, TrimError
 from trim_graph.evaluation.datasets import arithmetic_question
 from trim_graph.examples.arithmetic import problems
-from trim_graph.examples.arithmetic.calibrate import calibrate, example_calibrator, load_calibration
+from trim_graph.examples.arithmetic.shipped import load_calibration
+from trim_graph.examples.arithmetic.study.calibrate import calibrate, example_calibrator
 
 
 @pytest.fixture

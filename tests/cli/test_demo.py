@@ -5,7 +5,7 @@ import time
 import pytest
 
 from trim_graph.cli import demo_report
-from trim_graph.examples.arithmetic.choose_policies import load_chosen
+from trim_graph.examples.arithmetic.shipped import load_chosen
 
 
 def test_table_and_file(world, run):
@@ -111,16 +111,16 @@ def test_without_a_calibration(world, run):
     (world / "calibrated.json").unlink()
     result = run("demo")
     assert result.exit_code == 2
-    assert "python -m trim_graph.examples.arithmetic.calibrate makes it" in result.stderr
+    assert "python -m trim_graph.examples.arithmetic.study.calibrate makes it" in result.stderr
     (world / "calibrated.json").write_text("{}")
     assert "is damaged" in run("demo").stderr
 
 
 def test_without_the_choice_of_policies(world, run, monkeypatch):
-    monkeypatch.setattr("trim_graph.examples.arithmetic.choose_policies.CHOSEN", world / "none.json")
+    monkeypatch.setattr("trim_graph.examples.arithmetic.shipped.CHOSEN", world / "none.json")
     result = run("demo")
     assert result.exit_code == 2
-    assert "python -m trim_graph.examples.arithmetic.choose_policies makes it" in result.stderr
+    assert "python -m trim_graph.examples.arithmetic.study.choose_policies makes it" in result.stderr
 
 
 @pytest.mark.parametrize("with_file", [True, False])

@@ -7,7 +7,7 @@ import pytest
 
 from trim_graph.cli.demo import ARMS
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
-from trim_graph.examples.arithmetic.calibrate import load_calibration
+from trim_graph.examples.arithmetic.shipped import load_calibration
 
 
 @pytest.fixture

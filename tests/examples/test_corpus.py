@@ -3,7 +3,8 @@
 import pytest
 
 from trim_graph.examples.arithmetic import SMALL, problems
-from trim_graph.examples.arithmetic.corpus import (
+from trim_graph.examples.arithmetic.problems import expected_step
+from trim_graph.examples.arithmetic.training.corpus import (
     SO_FAR,
     Judged,
     JudgedPools,
@@ -12,8 +13,7 @@ from trim_graph.examples.arithmetic.corpus import (
     chat_prompt,
     stream,
 )
-from trim_graph.examples.arithmetic.problems import expected_step
-from trim_graph.examples.arithmetic.tokenizer import PRM_SYSTEM, STEP, load_tokenizer
+from trim_graph.examples.arithmetic.training.tokenizer import PRM_SYSTEM, STEP, load_tokenizer
 
 
 @pytest.fixture(scope="module")

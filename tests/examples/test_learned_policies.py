@@ -10,11 +10,11 @@ from trim_graph.adapters import ChatTransformers, TransformersProcessReward
 from trim_graph.evaluation import run_arm
 from trim_graph.evaluation.datasets import arithmetic_question
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
-from trim_graph.examples.arithmetic.choose_policies import CHOSEN, load_chosen
-from trim_graph.examples.arithmetic.measure_learned import MEASURED, POLICIES, measure, table
-from trim_graph.examples.arithmetic.results_families import STEP_MODEL
-from trim_graph.examples.arithmetic.results_trees import example_grower
-from trim_graph.examples.arithmetic.results_worlds import World
+from trim_graph.examples.arithmetic.shipped import CHOSEN, load_chosen
+from trim_graph.examples.arithmetic.study.families import STEP_MODEL
+from trim_graph.examples.arithmetic.study.measure_learned import MEASURED, POLICIES, measure, table
+from trim_graph.examples.arithmetic.study.trees import example_grower
+from trim_graph.examples.arithmetic.study.worlds import World
 from trim_graph.policies import load_policy, threshold
 from trim_graph.training.planner import Terms, solve
 from trim_graph.training.step_model import StepModel

@@ -4,13 +4,13 @@ import pytest
 
 from trim_graph.adapters import ChatTransformers
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, WEIGHTS, problems
-from trim_graph.examples.arithmetic.evaluate import (
+from trim_graph.examples.arithmetic.training.evaluate import (
     judge_figures,
     judge_solutions,
     solver_figures,
     write_solutions,
 )
-from trim_graph.examples.arithmetic.tokenizer import load_tokenizer
+from trim_graph.examples.arithmetic.training.tokenizer import load_tokenizer
 
 N = 300
 SMALL_RANGE = {"standard": (0.30, 0.55), "hard": (0.05, 0.50), "words": (0.05, 0.50)}

@@ -4,10 +4,17 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from trim_graph.examples.arithmetic import LARGE, SMALL, problems, train_judge
-from trim_graph.examples.arithmetic.corpus import Judged, JudgedPools, judged_prompt, stream
-from trim_graph.examples.arithmetic.new_judge import CODE_SIZE, SHRUNK, carried, layers_on_top, new_judge
-from trim_graph.examples.arithmetic.tokenizer import PRM_SYSTEM, STEP, load_tokenizer
+from trim_graph.examples.arithmetic import LARGE, SMALL, problems
+from trim_graph.examples.arithmetic.training import train_judge
+from trim_graph.examples.arithmetic.training.corpus import Judged, JudgedPools, judged_prompt, stream
+from trim_graph.examples.arithmetic.training.new_judge import (
+    CODE_SIZE,
+    SHRUNK,
+    carried,
+    layers_on_top,
+    new_judge,
+)
+from trim_graph.examples.arithmetic.training.tokenizer import PRM_SYSTEM, STEP, load_tokenizer
 
 N = 60
 

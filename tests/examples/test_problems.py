@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from trim_graph.examples.arithmetic import draw_problem, is_right, label_steps, part_of, problems
 from trim_graph.examples.arithmetic.chains import LENGTHS
-from trim_graph.examples.arithmetic.corpus import Mixture, draw_training_problem
 from trim_graph.examples.arithmetic.problems import (
     Operation,
     expected_step,
@@ -14,6 +13,7 @@ from trim_graph.examples.arithmetic.problems import (
     render,
     stated_result,
 )
+from trim_graph.examples.arithmetic.training.corpus import Mixture, draw_training_problem
 
 SPLITS = ("standard", "hard", "words")
 

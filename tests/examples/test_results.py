@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from trim_graph import SettingsError
-from trim_graph.examples.arithmetic import results, results_trees
-from trim_graph.examples.arithmetic.results_claims import claims
-from trim_graph.examples.arithmetic.results_families import (
+from trim_graph.examples.arithmetic.study import results
+from trim_graph.examples.arithmetic.study import trees as recordings
+from trim_graph.examples.arithmetic.study.claims import claims
+from trim_graph.examples.arithmetic.study.families import (
     RANDOM,
     SHARES,
     THRESHOLD,
@@ -16,10 +17,10 @@ from trim_graph.examples.arithmetic.results_families import (
     at_spend,
     operating_points,
 )
-from trim_graph.examples.arithmetic.results_figures import Draws, Figure, difference, over_random_questions
-from trim_graph.examples.arithmetic.results_report import report
-from trim_graph.examples.arithmetic.results_trees import Problems, recorded_trees
-from trim_graph.examples.arithmetic.results_worlds import Arm, World
+from trim_graph.examples.arithmetic.study.figures import Draws, Figure, difference, over_random_questions
+from trim_graph.examples.arithmetic.study.report import report
+from trim_graph.examples.arithmetic.study.trees import Problems, recorded_trees
+from trim_graph.examples.arithmetic.study.worlds import Arm, World
 from trim_graph.policies import threshold
 from trim_graph.training.growing import Grower
 
@@ -61,7 +62,7 @@ def test_a_second_run_asks_no_model_and_finds_the_same(kept, tmp_path, monkeypat
         raise AssertionError("the models were asked again")
 
     monkeypatch.setattr(Grower, "grow", refuse)
-    monkeypatch.setattr("trim_graph.examples.arithmetic.results_router._alone", refuse)
+    monkeypatch.setattr("trim_graph.examples.arithmetic.study.router._alone", refuse)
     for file in kept[0].glob("study-*.json"):
         file.unlink()
     results.main([str(kept[0]), *OPTIONS, "--check", "0", "--out", str(tmp_path)])
@@ -74,7 +75,7 @@ def test_what_was_measured_of_a_world_is_taken_from_there(kept, tmp_path, monkey
     def refuse(world, resamples):
         raise AssertionError("it was measured again")
 
-    monkeypatch.setattr("trim_graph.examples.arithmetic.results_study.study_world", refuse)
+    monkeypatch.setattr("trim_graph.examples.arithmetic.study.measuring.study_world", refuse)
     results.main([str(kept[0]), *OPTIONS, "--out", str(tmp_path)])
     monkeypatch.setattr(results, "_code", lambda: "changed")
     with pytest.raises(AssertionError, match="measured again"):
@@ -100,7 +101,7 @@ def test_an_interrupted_recording_goes_on(tmp_path, monkeypatch):
 
 
 def test_recordings_of_other_weights_are_refused(kept, monkeypatch):
-    monkeypatch.setattr(results_trees, "weights_identity", lambda: {"small": "retrained"})
+    monkeypatch.setattr(recordings, "weights_identity", lambda: {"small": "retrained"})
     with pytest.raises(SettingsError, match=r"was begun with other settings.*weights"):
         recorded_trees(Problems("standard", "test", 5), kept[0])
 
@@ -110,7 +111,7 @@ def test_what_cannot_be_recorded_is_an_error(tmp_path, monkeypatch):
         return None
 
     monkeypatch.setattr(Grower, "grow", nothing)
-    with pytest.raises(results_trees.TrimError, match="cannot be recorded"):
+    with pytest.raises(recordings.TrimError, match="cannot be recorded"):
         recorded_trees(Problems("standard", "test", 1), tmp_path)
 
 

@@ -4,8 +4,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
-from trim_graph.examples.arithmetic.corpus import chat_prompt, judged_prompt
-from trim_graph.examples.arithmetic.tokenizer import PRM_SYSTEM, STEP, load_tokenizer
+from trim_graph.examples.arithmetic.training.corpus import chat_prompt, judged_prompt
+from trim_graph.examples.arithmetic.training.tokenizer import PRM_SYSTEM, STEP, load_tokenizer
 from trim_graph.prompts import DEFAULT_INSTRUCTION
 
 TOKENIZER = load_tokenizer(SMALL)

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from trim_graph.adapters import TransformersProcessReward
-from trim_graph.examples.arithmetic import LARGE, SMALL, problems, train
+from trim_graph.examples.arithmetic import LARGE, SMALL, problems
+from trim_graph.examples.arithmetic.training import train
 
 
 @pytest.fixture

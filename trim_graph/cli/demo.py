@@ -96,7 +96,7 @@ class Demo:
             rate = self.random_rate + off
 
     def _calibrated_rate(self) -> float | None:
-        from trim_graph.examples.arithmetic.calibrate import load_calibration
+        from trim_graph.examples.arithmetic.shipped import load_calibration
 
         if self.request.threshold is not None:
             return None
@@ -136,7 +136,7 @@ def run_demo(request: Request) -> None:
     """
     _check(request)
     need("cli,local", "numpy", "safetensors")
-    from trim_graph.examples.arithmetic.choose_policies import load_chosen
+    from trim_graph.examples.arithmetic.shipped import load_chosen
 
     from .demo_report import show_table, write_report
 

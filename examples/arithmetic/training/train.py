@@ -1,4 +1,4 @@
-"""Train the three example models from scratch: ``python -m trim_graph.examples.arithmetic.train``.
+"""Train the three example models from scratch: ``python -m trim_graph.examples.arithmetic.training.train``.
 
 The order is small, large, judge (the process reward model). The judge starts from the large model and is
 trained on solutions sampled from both, labelled by the exact check of `problems.expected_step`. Numbers of
@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import WEIGHTS, problems
+from trim_graph.examples.arithmetic import WEIGHTS, problems
+from trim_graph.examples.arithmetic.problems import Split
+
 from .card import write_card
 from .corpus import Batch, LanguagePools, Mixture, stream
 from .evaluate import judge_figures, judge_solutions, solver_figures, write_solutions
 from .optimizer import Schedule, optimise
-from .problems import Split
 from .tokenizer import END_OF_TEXT, TURN_END, VOCABULARY, build_tokenizer, load_tokenizer
 from .workshop import Workshop, compiled
 

@@ -1,4 +1,4 @@
-"""Choose which of the shipped policies the demo shows: `python -m ...arithmetic.choose_policies FOLDER`.
+"""Choose which of the shipped policies the demo shows: `python -m ...study.choose_policies FOLDER`.
 
 Of each kind it is the one that recovers at least `ENOUGH` of the performance gap with the smallest share of
 large tokens, on validation problems: what the threshold of the demo is chosen by too. Solutions are
@@ -16,13 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from trim_graph.errors import SettingsError
+from trim_graph.examples.arithmetic.shipped import CHOSEN, KINDS, POLICIES
 
 from .calibrate import ENOUGH
-
-POLICIES = Path(__file__).parent / "policies"
-CHOSEN = POLICIES / "chosen.json"
-KINDS = {"planned": "pomdp", "aggregate": "aggregate", "sequence": "sequence"}
-"""What the demo calls a kind of policy, and how its files begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +31,8 @@ class Chosen:
     pgr: float
 
 
-def load_chosen() -> dict[str, Path]:
-    """Return the file of each kind.
-
-    Raises:
-        SettingsError: The choice is missing or damaged.
-    """
-    try:
-        policies = json.loads(CHOSEN.read_text(encoding="utf-8"))["policies"]
-        return {name: POLICIES / policies[name]["file"] for name in KINDS}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SettingsError(
-            f"{CHOSEN} is missing or damaged: "
-            "python -m trim_graph.examples.arithmetic.choose_policies makes it"
-        ) from error
-
-
 def choose(world: Any) -> dict[str, Chosen]:
-    """Choose on a `trim_graph.examples.arithmetic.results_worlds.World` of validation problems.
+    """Choose on a `trim_graph.examples.arithmetic.study.worlds.World` of validation problems.
 
     Raises:
         SettingsError: No policy of a kind recovers enough.
@@ -77,8 +57,8 @@ def choose(world: Any) -> dict[str, Chosen]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Choose, and write the file."""
     from .results import VALIDATION, VALIDATION_SEED
-    from .results_trees import Problems, recorded_trees
-    from .results_worlds import World
+    from .trees import Problems, recorded_trees
+    from .worlds import World
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

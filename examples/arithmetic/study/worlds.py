@@ -13,7 +13,7 @@ import numpy.typing as npt
 from trim_graph.evaluation import Outcome
 from trim_graph.policies import Policy, small_only
 
-from .results_trees import example_grower
+from .trees import example_grower
 
 if TYPE_CHECKING:
     from trim_graph.training.rollout_tree import Node, Tree

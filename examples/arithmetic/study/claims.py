@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .results_study import BUDGET, STEPWISE, WITHIN
+from .measuring import BUDGET, STEPWISE, WITHIN
 
 RATIO = {"standard": 5.0, "words": 5.0, "hard": 6.0}
 """Cost efficiency of step over query routing that the paper tells; the larger one on harder problems."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trim_graph.evaluation.figures import RESAMPLES
 
-from .results_families import (
+from .families import (
     RANDOM,
     SHARES,
     THRESHOLD,
@@ -19,9 +19,9 @@ from .results_families import (
     operating_points,
     router_family,
 )
-from .results_figures import Draws, difference, over_random_questions
-from .results_scorers import step_auc
-from .results_worlds import Arm, World
+from .figures import Draws, difference, over_random_questions
+from .scorers import step_auc
+from .worlds import Arm, World
 
 if TYPE_CHECKING:
     from trim_graph.training.query_router import TrainedRouter

@@ -14,8 +14,8 @@ from trim_graph.adapters.scorers import read_scores
 from trim_graph.journal import Journal
 from trim_graph.rows import read_rows
 
-from .results_trees import Problems, recorded_trees
-from .results_worlds import World
+from .trees import Problems, recorded_trees
+from .worlds import World
 
 if TYPE_CHECKING:
     from trim_graph.training.rollout_tree import Node, Tree

@@ -38,9 +38,10 @@ _PIECES = r" ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|[\r\n]+|\s+(?!\S)|\s+"
 
 def set_phrases() -> list[str]:
     """Return the texts that are one token each: step numbers, the prompts, fixed parts of the problems."""
-    from .chains import SET_PHRASES
+    from trim_graph.examples.arithmetic.chains import SET_PHRASES
+    from trim_graph.examples.arithmetic.words import fixed_leads
+
     from .foreign import REPLY
-    from .words import fixed_leads
 
     numbers = [f"{space}Step {number}:" for number in range(1, 13) for space in ("", " ")]
     prompts = [DEFAULT_INSTRUCTION, PRM_SYSTEM, REPLY, "The answer is \\boxed{"]
@@ -104,7 +105,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _corpus(seed: int) -> Iterator[str]:
-    from . import draw_problem
+    from trim_graph.examples.arithmetic import draw_problem
+
     from .foreign import draw_foreign
 
     phrases = set_phrases()

@@ -42,7 +42,7 @@ def write_card(path: Path, figures: dict[str, Any], *, n: int, seed: int, second
         "## Figures",
         "",
         f"Greedy decoding on {n} test problems a split, never trained on; measured {today} by "
-        f"`python -m trim_graph.examples.arithmetic.train --only measure`, "
+        f"`python -m trim_graph.examples.arithmetic.training.train --only measure`, "
         f"{platform.machine()}, {os.cpu_count()} cores, seed {seed}.",
         "",
         "| split | small right | large right | small, steps right | large, steps right |",

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from trim_graph.examples.arithmetic.problems import DELIMITER, expected_step
+
 from .corpus import SO_FAR, Batch, Judged, JudgedPools, Mixture, draw_training_problem, stream
 from .evaluate import write_solutions
 from .new_judge import LAYERS_ON_TOP, carried, layers_on_top, new_judge
 from .optimizer import Schedule, optimise
-from .problems import DELIMITER, expected_step
 from .tokenizer import PRM_SYSTEM, STEP
 from .workshop import Workshop, compiled
 

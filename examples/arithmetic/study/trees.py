@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from trim_graph.errors import TrimError
 from trim_graph.evaluation import Question
+from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, Part, Split, stream_problems
 from trim_graph.journal import Journal
 from trim_graph.rows import read_rows
-
-from . import LARGE, PRM, SMALL, Part, Split, stream_problems
 
 if TYPE_CHECKING:
     from trim_graph.training.growing import Grower

@@ -1,8 +1,8 @@
-"""Choose the threshold of the example models on validation problems: `python -m ...arithmetic.calibrate`.
+"""Choose the threshold of the example models on validation problems: `python -m ...study.calibrate`.
 
 The threshold is the one that recovers at least `ENOUGH` of the performance gap with the smallest share of
 large tokens. With it goes the rate at which a random policy spends the same. Both are written, with the whole
-curve, to ``calibrated.json`` beside this file, which ships with the package (`load_calibration`).
+curve, to ``calibrated.json``, which ships with the package (`load_calibration` in ``shipped.py``).
 """
 
 from __future__ import annotations
@@ -12,61 +12,20 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trim_graph.errors import SettingsError, TrimError
-
-from . import LARGE, PRM, SMALL, Split, problems
+from trim_graph.errors import TrimError
+from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, Split, problems
+from trim_graph.examples.arithmetic.shipped import CALIBRATED, Calibration
 
 if TYPE_CHECKING:
     from trim_graph.evaluation import Question
     from trim_graph.evaluation.calibration import Calibrator, Point
 
-CALIBRATED = Path(__file__).parent / "calibrated.json"
 THRESHOLDS = (*(i / 20 for i in range(1, 20)), 0.97, 0.98, 0.99, 0.995, 0.999)
 ENOUGH = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """The settings of the example policies, and what they were chosen from."""
-
-    threshold: float
-    random_rate: float
-    split: str
-    n: int
-    seed: int
-    accuracy_small: float
-    accuracy_large: float
-    random: dict[str, Any]
-    """The random policy at that rate, as a `Point`."""
-    curve: list[dict[str, Any]]
-    """One `Point` per threshold."""
-
-
-def load_calibration(path: Path | None = None) -> Calibration:
-    """Read what `calibrate` wrote.
-
-    Args:
-        path: Default: the file that ships with the package.
-
-    Raises:
-        SettingsError: There is no such file, or it is not one.
-    """
-    path = path or CALIBRATED
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return Calibration(**{field.name: data[field.name] for field in fields(Calibration)})
-    except FileNotFoundError as error:
-        raise SettingsError(
-            f"{path} is missing: python -m trim_graph.examples.arithmetic.calibrate makes it"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise SettingsError(
-            f"{path} is damaged: python -m trim_graph.examples.arithmetic.calibrate makes it anew"
-        ) from error
 
 
 def example_calibrator(

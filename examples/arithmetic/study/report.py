@@ -7,8 +7,8 @@ from typing import Any
 
 from trim_graph.evaluation.curves import SHARES
 
-from .results_claims import claims
-from .results_study import BUDGET, WITHIN
+from .claims import claims
+from .measuring import BUDGET, WITHIN
 
 SHOWN = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 """Shares whose operating points are in the tables."""

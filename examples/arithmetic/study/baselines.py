@@ -1,6 +1,6 @@
 """Measure the query-level router and the entropy probe on the example models, beside the threshold.
 
-    python -m trim_graph.examples.arithmetic.baselines
+    python -m trim_graph.examples.arithmetic.study.baselines
 
 The router is trained on problems of the training part, with the outcomes of both models alone; its AUC and
 every policy's accuracy and share of large tokens are measured on test problems. Nothing is chosen by what is
@@ -19,6 +19,7 @@ from typing import Any
 
 from trim_graph.evaluation import Outcome, Question, compare, run_arm
 from trim_graph.evaluation.datasets import arithmetic_question
+from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
 from trim_graph.policies import (
     Policy,
     entropy_probe,
@@ -30,8 +31,6 @@ from trim_graph.policies import (
     threshold,
 )
 from trim_graph.training.query_router import Example, TrainedRouter, auc_of, train_query_router
-
-from . import LARGE, PRM, SMALL, problems
 
 ENTROPIES = (0.002, 0.004, 0.006, 0.01, 0.02, 0.1)
 THRESHOLDS = (0.5, 0.9)

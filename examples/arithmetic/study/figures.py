@@ -12,7 +12,7 @@ from trim_graph.evaluation import Interval, accuracy_difference, interval, resam
 from trim_graph.evaluation.curves import cpt, mean_ibc
 from trim_graph.evaluation.figures import RESAMPLES
 
-from .results_worlds import Arm, Floats, World
+from .worlds import Arm, Floats, World
 
 TARGETS = (0.5, 0.8, 0.95)
 """PGR for which the CPT is told."""

@@ -1,4 +1,4 @@
-"""Measure the shipped policies beside the threshold: `python -m ...arithmetic.measure_learned FOLDER`.
+"""Measure the shipped policies beside the threshold: `python -m ...study.measure_learned FOLDER`.
 
 Each is compared with the threshold that spends as many large tokens on the same test problems or more: the
 nearest above, so that the threshold is never the poorer one. Solutions are recorded in FOLDER, the same that
@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_graph.evaluation import interval, resampled_means
+from trim_graph.examples.arithmetic.shipped import POLICIES
 from trim_graph.policies import Policy, load_policy, threshold
 from trim_graph.policies.files import is_policy_file
 
 if TYPE_CHECKING:
-    from .results_worlds import Arm, World
+    from .worlds import Arm, World
 
-POLICIES = Path(__file__).parent / "policies"
-MEASURED = POLICIES / "measured.json"
+MEASURED = Path(__file__).parent / "measured.json"
 SHOWN = (0.05, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Thresholds in the table."""
 
 
 def shipped() -> dict[str, Policy]:
-    """Return the policies beside this file, by name."""
+    """Return the shipped policies, by name."""
     files = (file for file in sorted(POLICIES.glob("*.json")) if is_policy_file(file))
     return {file.stem: load_policy(file) for file in files}
 
@@ -53,7 +53,7 @@ def row(name: str, arm: Arm, world: World) -> dict[str, Any]:
 
 def measure(world: World, policies: Mapping[str, Policy]) -> list[dict[str, Any]]:
     """Return a row for each policy, with the threshold that spends the same."""
-    from .results_figures import difference
+    from .figures import difference
 
     curve = {t: world.solved(threshold(t)) for t in thresholds_of(world)}
     rows = [row("small alone", world.small, world)]
@@ -94,10 +94,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the policies beside this file and write ``measured.json``."""
+    """Measure the shipped policies and write ``measured.json``."""
     from .results import TEST, TEST_SEED
-    from .results_trees import Problems, recorded_trees
-    from .results_worlds import World
+    from .trees import Problems, recorded_trees
+    from .worlds import World
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

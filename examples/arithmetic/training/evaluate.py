@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from trim_graph.examples.arithmetic.problems import DELIMITER, Problem, is_right, kind_of_step, label_steps
 from trim_graph.prompts import DEFAULT_INSTRUCTION
 
 from .corpus import chat_prompt, judged_prompt
-from .problems import DELIMITER, Problem, is_right, kind_of_step, label_steps
 from .tokenizer import END_OF_TEXT, PRM_SYSTEM, STEP
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from trim_graph.errors import TrimError
 from trim_graph.evaluation import Outcome, Question, run_arm
+from trim_graph.examples.arithmetic import LARGE, SMALL
 from trim_graph.journal import Journal
 from trim_graph.policies import large_only
 
-from . import LARGE, SMALL
-from .results_trees import Problems, weights_identity
+from .trees import Problems, weights_identity
 
 if TYPE_CHECKING:
     from trim_graph.training.query_router import TrainedRouter

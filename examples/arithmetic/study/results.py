@@ -1,4 +1,4 @@
-"""Measure the example world and write RESULTS.md: `python -m trim_graph.examples.arithmetic.results FOLDER`.
+"""Measure the example world and write RESULTS.md: `python -m ...arithmetic.study.results FOLDER`.
 
 Every way that a solution can take is recorded once, in FOLDER, and a run that was interrupted goes on there.
 Operating points are chosen on validation problems; the test problems are looked at once.
@@ -21,12 +21,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from . import WEIGHTS, Part, Split
-from .results_trees import Problems, keep_trees, recorded_trees, weights_identity
+from trim_graph.examples.arithmetic import WEIGHTS, Part, Split
+from trim_graph.examples.arithmetic.shipped import POLICIES
+
+from .trees import Problems, keep_trees, recorded_trees, weights_identity
 
 if TYPE_CHECKING:
-    from .results_study import Studied
-    from .results_worlds import World
+    from .measuring import Studied
+    from .worlds import World
 
 HERE = Path(__file__).parent
 TEST: dict[Split, int] = {"standard": 2000, "words": 2000, "hard": 2000}
@@ -48,7 +50,7 @@ _PACKAGES = ("trim-graph", "langgraph", "langchain-core", "torch", "transformers
 
 def study(given: argparse.Namespace) -> dict[str, Any]:
     """Record what is missing, and measure."""
-    from .results_study import study_scorers, study_transfer, study_world
+    from .measuring import study_scorers, study_transfer, study_world
 
     worlds: dict[str, Studied] = {split: _world(split, given) for split in given.split}
     found: dict[str, Any] = {}
@@ -63,7 +65,7 @@ def study(given: argparse.Namespace) -> dict[str, Any]:
     if SCORERS_ON in worlds:
         scorers = _once("scorers", given, lambda: study_scorers(_scored(given), resamples=given.resamples))
     return {
-        "what": "python -m trim_graph.examples.arithmetic.results",
+        "what": "python -m trim_graph.examples.arithmetic.study.results",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seeds": {
             "test": TEST_SEED,
@@ -115,18 +117,16 @@ def _once(name: str, given: argparse.Namespace, make: Callable[[], Any]) -> Any:
 def _code() -> str:
     """Return the digest of what measures and of what is measured."""
     whole = hashlib.sha256()
-    measuring = [
-        HERE / f"results_{name}.py" for name in ("families", "figures", "scorers", "study", "worlds")
-    ]
-    for file in [*measuring, *sorted((HERE / "policies").glob("*.json"))]:
+    measuring = [HERE / f"{name}.py" for name in ("families", "figures", "measuring", "scorers", "worlds")]
+    for file in [*measuring, *sorted(POLICIES.glob("*.json"))]:
         whole.update(file.read_bytes())
     return whole.hexdigest()[:16]
 
 
 def _world(split: Split, given: argparse.Namespace) -> Studied:
-    from .results_router import trained_router
-    from .results_study import Studied
-    from .results_worlds import World
+    from .measuring import Studied
+    from .router import trained_router
+    from .worlds import World
 
     validation, test = (
         World(split, recorded_trees(drawn, given.folder))
@@ -159,8 +159,8 @@ def _at_most(n: int, given: argparse.Namespace) -> int:
 
 
 def _scored(given: argparse.Namespace) -> dict[str, tuple[World, World]]:
-    from .results_scorers import by_token_probability, rescored
-    from .results_worlds import World
+    from .scorers import by_token_probability, rescored
+    from .worlds import World
 
     seeds: list[tuple[Part, int]] = [("validation", VALIDATION_SEED), ("test", TEST_SEED)]
     drawn = [
@@ -181,6 +181,7 @@ def _checks(worlds: dict[str, Studied], given: argparse.Namespace) -> dict[str, 
     """Run some policies through the graph as well, on the first test problems."""
     from trim_graph.adapters import ChatTransformers, TransformersProcessReward
     from trim_graph.evaluation import run_arm
+    from trim_graph.examples.arithmetic import LARGE, PRM, SMALL
     from trim_graph.graph import create_trim_graph
     from trim_graph.policies import (
         entropy_probe,
@@ -190,9 +191,6 @@ def _checks(worlds: dict[str, Studied], given: argparse.Namespace) -> dict[str, 
         stay_on_large,
         threshold,
     )
-
-    from . import LARGE, PRM, SMALL
-    from .results_families import POLICIES
 
     if not given.check:
         return {}
@@ -271,8 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--out {given.out}: name a folder that exists")
     given.split = list(dict.fromkeys(given.split or TEST))
     document = _rounded(study(given))
-    from .results_picture import draw
-    from .results_report import report
+    from .picture import draw
+    from .report import report
 
     (given.out / "results.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
     (given.out / "RESULTS.md").write_text(report(document), encoding="utf-8")

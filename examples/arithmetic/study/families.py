@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trim_graph.examples.arithmetic.shipped import POLICIES
 from trim_graph.policies import (
     Policy,
     entropy_probe,
@@ -20,12 +21,11 @@ from trim_graph.policies import (
     threshold,
 )
 
-from .results_worlds import Arm, Floats, World
+from .worlds import Arm, Floats, World
 
 if TYPE_CHECKING:
     from trim_graph.training.step_model import StepModel
 
-POLICIES = Path(__file__).parent / "policies"
 STEP_MODEL = POLICIES / "pomdp-step-model.json"
 SHARES = tuple(round(0.05 * number, 2) for number in range(1, 20))
 """Of large tokens, for which operating points are chosen."""

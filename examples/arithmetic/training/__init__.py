@@ -1,0 +1,1 @@
+"""How the weights of the arithmetic world are made: ``make train``. In the repository, and in no wheel."""
