@@ -7,8 +7,7 @@ import contextlib
 import dataclasses
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models.base import LangSmithParams
@@ -16,14 +15,15 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from trim_graph.errors import ContextLengthError
 
 from .call_settings import check_call_settings, stop_strings
 from .chat_prompt import takes_system_role
 from .generation_row import Generated, GenerationJob, Settings
-from .model_source import check_dtype, check_model, shared_engine
+from .model_source import shared_engine
+from .settings import TransformersSettings
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ _CALL_SETTINGS = {*_OWN_SETTINGS, "first_token_entropy", "timeout", "stop_when"}
 _LANGCHAIN_KWARGS = {"stream"}  # given by LangChain's own plumbing
 
 
-class ChatTransformers(BaseChatModel):
+class ChatTransformers(TransformersSettings, BaseChatModel):
     r"""A local chat model: weights in this process, calls batched, no server.
 
     A conversation that ends in an AIMessage is continued: the model goes on right after the bytes of that
@@ -72,26 +72,8 @@ class ChatTransformers(BaseChatModel):
     tells_entropy: ClassVar[bool] = True
     """Says that a call may ask for the entropy of its first token."""
 
-    model: Annotated[
-        str, BeforeValidator(lambda m: str(m) if isinstance(m, Path) else m), AfterValidator(check_model)
-    ]
-    """Folder in the transformers layout, or id on the Hugging Face hub."""
-    device: str = "cpu"
-    """``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: CUDA where there is one."""
-    dtype: Annotated[str, AfterValidator(check_dtype)] = "float32"
-    """``float32``, ``bfloat16``, ``float16``, or ``auto``: as the weights are stored."""
     max_tokens: int = Field(default=512, ge=1)
     """Most tokens to generate in a call; cut to what the model's positions leave after the prompt."""
-    temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
-    """0 takes the likeliest token."""
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Sample from the likeliest tokens that make up this probability."""
-    seed: int | None = None
-    """Makes sampling repeatable: each call with this seed draws the same."""
-    logprobs: bool = False
-    """Whether answers tell their mean token probability."""
-    max_batch_size: int = Field(default=64, ge=1)
-    """Most calls to run as one batch."""
 
     _engine: Any = PrivateAttr(default=None)
 

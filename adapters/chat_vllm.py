@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from langchain_core.messages import BaseMessage
-from pydantic import AfterValidator, Field, PrivateAttr, SecretStr
-
-from trim_graph.redaction import check_variable_name
+from pydantic import Field, PrivateAttr, SecretStr
 
 from .background import run_sync
 from .chat_vllm_base import VLLMChatModel
 from .prompts_together import PromptsTogether
 from .replicas import Replicas, check_base_urls, conversation_key
+from .settings import VLLMServerSettings
 from .vllm_call import VLLMCall
 from .vllm_prompt import VLLMPrompts
 from .vllm_server import VLLMServer
 from .vllm_wire import CallSettings
 
 
-def _checked_urls(base_url: str | list[str]) -> str | list[str]:
-    check_base_urls(base_url)
-    return base_url
-
-
-def _checked_variable(name: str | None) -> str | None:
-    return check_variable_name("api_key_env", name)
-
-
-class ChatVLLM(VLLMChatModel):
+class ChatVLLM(VLLMServerSettings, VLLMChatModel):
     r"""A model that a vLLM server serves (``vllm serve MODEL --enable-prompt-tokens-details``).
 
     An SGLang server or llama.cpp's ``llama-server`` will do too: the first call reads from the server's list
@@ -81,34 +71,8 @@ class ChatVLLM(VLLMChatModel):
 
     takes_retry_tokens: ClassVar[bool] = True
 
-    model: str = Field(min_length=1)
-    """Name that the server serves the model by."""
-    base_url: Annotated[str | list[str], AfterValidator(_checked_urls)] = "http://localhost:8000/v1"
-    """The server's address, with or without ``/v1``; a list names replicas, which serve the same model. All
-    steps of a solution go to one of them, by a hash of its conversation; to the next if that one fails."""
-    api_key_env: Annotated[str | None, AfterValidator(_checked_variable)] = "VLLM_API_KEY"
-    """Environment variable that holds the key, if the server wants one. It is read at every request."""
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
     """A key given in code instead. It is neither shown nor saved: a pickled model goes without."""
-    read_timeout: float = Field(default=600.0, gt=0.0)
-    """Seconds without a byte from the server after which the connection counts as dropped."""
-    max_retries: int = Field(default=3, ge=0)
-    """How often to try again after no connection, a dropped one, 429 or 5xx. A 400 is never retried."""
-    max_connections: int = Field(default=256, ge=1)
-    """Most requests at once to a server; others wait. Adapters of a server and event loop share them."""
-    continuation: Literal["auto", "chat", "raw"] = "auto"
-    """``chat`` trusts the chat template with the text to be continued, ``raw`` never does. Conversations that
-    hold special tokens as text go the way of ``raw`` in any case."""
-    max_batch_size: int = Field(default=1, ge=1)
-    """Most calls to send as one request, which takes load off the server where many wait. An answer that came
-    with others does not tell the prompt tokens served from a cache; one cancelled is written on until the
-    others are done. 1: each call is a request of its own."""
-    batch_patience: float = Field(default=0.25, ge=0.0, allow_inf_nan=False)
-    """How long a call waits for others: until so many wait for each one under way, or it has waited for so
-    many times as long as calls take lately. More makes larger batches, which suits models that answer faster
-    than their server takes requests."""
-    extra_body: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of every generation request, such as ``{"top_k": 20}``."""
 
     _shown: ClassVar[tuple[str, ...]] = ("base_url", "continuation", "extra_body")
     _server: Replicas = PrivateAttr()

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 
 from .background import iterate_sync, run_sync
 from .call_settings import check_call_settings, stop_strings
-from .entropy import TOP_LOGPROBS
+from .settings import VLLMSettings
 from .vllm_wire import Answer, CallSettings
 
 CALL_SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs", "timeout")
@@ -51,7 +51,7 @@ class ChatCall(Protocol):
         ...
 
 
-class VLLMChatModel(BaseChatModel):
+class VLLMChatModel(VLLMSettings, BaseChatModel):
     """The settings of a call, and LangChain's methods in terms of a `ChatCall`."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
@@ -67,25 +67,12 @@ class VLLMChatModel(BaseChatModel):
 
     max_tokens: int = Field(default=512, ge=1)
     """Most tokens to generate in a call; cut to the room behind the prompt."""
-    temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
-    """0 takes the likeliest token."""
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Sample from the likeliest tokens that make up this probability."""
-    seed: int | None = None
-    """Makes sampling repeatable."""
     stop: list[str] | None = None
     """Stop strings of calls that name none."""
-    logprobs: bool = False
-    """Whether answers tell their mean token probability."""
     top_logprobs: int = Field(default=0, ge=0)
     """How many alternatives to tell of each token; 0 leaves raw log-probabilities out of the answer."""
-    entropy_logprobs: int = Field(default=TOP_LOGPROBS, ge=1)
-    """How many of the likeliest tokens an entropy is computed from: at most vLLM's ``max_logprobs``, which is
-    20 unless set. The entropy is exact with as many as the vocabulary has."""
     timeout: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     """Seconds for a whole call; what has been written by then is the answer."""
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the chat template, such as ``{"enable_thinking": False}``."""
     streaming: bool = False
     """Whether ``invoke`` streams too; LangChain's usual switch."""
 

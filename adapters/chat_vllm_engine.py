@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from langchain_core.messages import BaseMessage
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
+from pydantic import PrivateAttr, field_validator
 
 from .background import iterate_aside, run_aside, run_sync
 from .chat_prompt import takes_system_role
 from .chat_vllm_base import CALL_SETTINGS, VLLMChatModel
-from .model_source import check_dtype, check_model
+from .settings import VLLMEngineSettings
 from .vllm_engine import EngineHold
 from .vllm_engine_call import EngineCall, prompt_tokens
-from .vllm_engine_start import EngineSpec, memory_options
+from .vllm_engine_start import EngineSpec, engine_options
 from .vllm_wire import CallSettings
 
 T = TypeVar("T")
@@ -24,13 +23,7 @@ T = TypeVar("T")
 _OF_CALLS = {*CALL_SETTINGS, "stop", "n", "output_kind", "detokenize", "prompt_logprobs"}
 
 
-def _further(params: dict[str, Any]) -> dict[str, Any]:
-    if taken := sorted(_OF_CALLS & set(params)):
-        raise ValueError(f"sampling_params may not hold {', '.join(taken)}: the adapter sets them itself")
-    return params
-
-
-class ChatVLLMEngine(VLLMChatModel):
+class ChatVLLMEngine(VLLMEngineSettings, VLLMChatModel):
     r"""A model on vLLM's asynchronous engine in this process, without a server.
 
     Otherwise it is as `ChatVLLM`: a conversation that ends in an AIMessage is continued right after the bytes
@@ -61,24 +54,6 @@ class ChatVLLMEngine(VLLMChatModel):
         ```
     """
 
-    model: Annotated[
-        str, BeforeValidator(lambda m: str(m) if isinstance(m, Path) else m), AfterValidator(check_model)
-    ]
-    """Folder in the transformers layout, or id on the Hugging Face hub."""
-    dtype: Annotated[str, AfterValidator(check_dtype)] = "auto"
-    """``float32``, ``bfloat16``, ``float16``, or ``auto``: as vLLM chooses it for the weights."""
-    gpu_memory_utilization: float | None = Field(default=None, gt=0.0, le=1.0)
-    """Share of a GPU's whole memory for weights and key-value cache; on a CPU, of the machine's. None: vLLM's
-    default, which leaves no room for a second engine."""
-    kv_cache_gib: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
-    """Size of the key-value cache in GiB instead, besides the weights."""
-    max_model_len: int | None = Field(default=None, ge=1)
-    """Longest sequence in tokens; None: the model's own."""
-    engine_args: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of vLLM's ``AsyncEngineArgs``, such as ``{"tensor_parallel_size": 2}``."""
-    sampling_params: Annotated[dict[str, Any], AfterValidator(_further)] = Field(default_factory=dict)
-    """Further fields of vLLM's ``SamplingParams`` for every call, such as ``{"top_k": 20}``."""
-
     _shown: ClassVar[tuple[str, ...]] = (
         "dtype",
         "gpu_memory_utilization",
@@ -89,12 +64,16 @@ class ChatVLLMEngine(VLLMChatModel):
     )
     _hold: EngineHold = PrivateAttr()
 
+    @field_validator("sampling_params")
+    @classmethod
+    def _further(cls, params: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(_OF_CALLS & set(params)):
+            raise ValueError(f"sampling_params may not hold {', '.join(taken)}: the adapter sets them itself")
+        return params
+
     def model_post_init(self, context: Any) -> None:
         """Note what the engine is to be; nothing is started."""
-        options = {"dtype": self.dtype, **memory_options(self.gpu_memory_utilization, self.kv_cache_gib)}
-        if self.max_model_len is not None:
-            options["max_model_len"] = self.max_model_len
-        self._hold = EngineHold(EngineSpec(self.model, "generate", {**options, **self.engine_args}))
+        self._hold = EngineHold(EngineSpec(self.model, "generate", engine_options(self)))
 
     def start(self) -> None:
         """Start the engine now; a call does it otherwise.

@@ -12,10 +12,11 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from trim_graph.errors import FailedAttempts, ModelServerError, ScorerError
 
@@ -24,6 +25,7 @@ from .foreign_answer import refusal
 from .inner_model import call_names, chat_model_inside
 from .protocols import ScorableStep, ScorerReply
 from .refused_setting import LOGPROBS, refused_setting, remedy
+from .settings import JudgeSettings
 
 DEFAULT_PROMPT = """\
 Below are a problem, the steps of a solution so far, and the next step. Judge the next step alone: is it \
@@ -49,7 +51,19 @@ Rate the next step with one digit from 0 (certainly wrong) to 9 (certainly right
 Answer with the digit only."""
 
 
-class LLMJudge:
+def _checked_model(model: Any) -> Any:
+    if not isinstance(model, Runnable):
+        raise ValueError(f"model={model!r} is not a LangChain chat model")
+    return model
+
+
+def _checked_prompt(prompt: str) -> str:
+    if missing := [name for name in ("{question}", "{before}", "{step}", "{fence}") if name not in prompt]:
+        raise ValueError(f"prompt lacks {', '.join(missing)}")
+    return prompt
+
+
+class LLMJudge(JudgeSettings):
     """Any LangChain chat model as a scorer, without a process reward model.
 
     Asked about one step, the model writes one digit. Where it tells ``top_logprobs`` (`ChatVLLM`,
@@ -61,16 +75,7 @@ class LLMJudge:
     and a step of the large model one when it first stands before a draft. Missing ones are asked about at the
     same time. `ScorerReply` counts all tokens that the judge reads and writes, those of a thought included.
 
-    Args:
-        model: The judge; may be the small or the large model itself. Its temperature should be 0.
-        prompt: With ``{fence}``, ``{question}``, ``{before}`` and ``{step}``; fences are lines that stand in
-            none of the texts.
-        top_logprobs: Alternatives to ask for; 0 reads the digit written. Default: 20 where the model has a
-            setting of that name, else 0; where its server then refuses log-probabilities, the judge warns,
-            and reads the digit written from then on.
-        max_tokens: A call may write. One is enough unless the model thinks before it answers.
-        cache_size: Scores to keep.
-        concurrency: Most calls at the same time for one draft.
+    Settings, by keyword but for ``model``: `trim_graph.adapters.settings.JudgeSettings`.
 
     Raises:
         ScorerError: The answer has no digit, or no usage, or the server refuses the log-probabilities that
@@ -84,48 +89,43 @@ class LLMJudge:
         ```
     """
 
-    def __init__(
-        self,
-        model: Runnable[Any, Any],
-        *,
-        prompt: str = DEFAULT_PROMPT,
-        top_logprobs: int | None = None,
-        max_tokens: int = 1,
-        cache_size: int = 4096,
-        concurrency: int = 8,
-    ) -> None:
-        if not isinstance(model, Runnable):
-            raise ValueError(f"model={model!r} is not a LangChain chat model")
-        if missing := [
-            name for name in ("{question}", "{before}", "{step}", "{fence}") if name not in prompt
-        ]:
-            raise ValueError(f"prompt lacks {', '.join(missing)}")
-        counts = {"max_tokens": max_tokens, "cache_size": cache_size, "concurrency": concurrency}
-        for name, count in counts.items():
-            if isinstance(count, bool) or count < 1:
-                raise ValueError(f"{name}={count!r} is not a whole number, 1 or more")
-        if top_logprobs is not None and top_logprobs < 0:
-            raise ValueError(f"top_logprobs={top_logprobs!r} is not a whole number, 0 or more")
-        self._asked_for = top_logprobs
-        if top_logprobs is None:
-            known = "top_logprobs" in getattr(type(chat_model_inside(model)), "model_fields", {})
-            top_logprobs = 20 if known else 0
-        self.model, self.prompt, self.concurrency = model, prompt, concurrency
-        self.max_tokens = max_tokens
-        self.top_logprobs = top_logprobs
-        self._arguments: dict[str, Any] = {}
-        names = call_names(model)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    model: Annotated[Runnable[Any, Any], BeforeValidator(_checked_model)] = Field(kw_only=False)
+    """The judge; may be the small or the large model itself. Its temperature should be 0."""
+    prompt: Annotated[str, AfterValidator(_checked_prompt)] = DEFAULT_PROMPT
+    """With ``{fence}``, ``{question}``, ``{before}`` and ``{step}``; a fence is a line that is in none of the
+    texts."""
+
+    _asked_for: int | None = PrivateAttr()
+    _arguments: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _scores: _Scores = PrivateAttr()
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, model: Runnable[Any, Any], **settings: Any) -> None:
+            super().__init__(model=model, **settings)
+
+    def model_post_init(self, context: Any) -> None:
+        """Find out what the model can be asked for."""
+        self._asked_for = self.top_logprobs
+        if self.top_logprobs is None:
+            known = "top_logprobs" in getattr(type(chat_model_inside(self.model)), "model_fields", {})
+            self.top_logprobs = 20 if known else 0
+        names = call_names(self.model)
         if names.max_tokens is not None:
-            self._arguments[names.max_tokens] = max_tokens
+            self._arguments[names.max_tokens] = self.max_tokens
         if names.streams is not None:
             self._arguments[names.streams] = False
-        if top_logprobs:
-            self._arguments |= {"logprobs": True, "top_logprobs": top_logprobs}
-        self._scores = _Scores(cache_size)
+        if self.top_logprobs:
+            self._arguments |= {"logprobs": True, "top_logprobs": self.top_logprobs}
+        self._scores = _Scores(self.cache_size)
 
     def __repr__(self) -> str:
         inside = chat_model_inside(self.model)
         return f"LLMJudge({type(inside or self.model).__name__}, top_logprobs={self.top_logprobs})"
+
+    __str__ = __repr__
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Rate every step that was not rated before."""

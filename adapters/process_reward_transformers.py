@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import PrivateAttr
 
 from trim_graph.errors import ScorerError
 
 from .batching import Job
-from .model_source import check_dtype, check_model, load_tokenizer, require_local_extra, shared_engine
-from .prm_formats import FormatName, PRMFormat, PRMInput, check_format, is_chat, prm_format
+from .model_source import load_tokenizer, require_local_extra, shared_engine
+from .prm_formats import PRMFormat, PRMInput, is_chat, prm_format
 from .protocols import ScorableStep, ScorerReply
+from .settings import TransformersPRMSettings
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +37,7 @@ class RewardJob(Job[list[float]]):
         self.input = prm_input
 
 
-class TransformersProcessReward:
+class TransformersProcessReward(TransformersPRMSettings):
     """Scores steps with a process reward model.
 
     ``format`` says what the PRM reads and how a score is read from it:
@@ -48,49 +51,31 @@ class TransformersProcessReward:
     first call; no code that comes with them is run. Calls made at the same time run as one batch; instances
     with the same model, device, dtype and kind of head share weights and batches.
 
-    Args:
-        model: Folder with safetensors, or hub id, such as ``Qwen/Qwen2.5-Math-PRM-7B``.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: CUDA where there is one.
-        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: as the weights are stored.
-        format: ``qwen``, ``math_shepherd``, ``skywork`` or ``rlhflow``.
-        step_token: The token after each step; None: the format's own.
-        system_prompt: First turn of a chat; None leaves it to the chat template, ``auto``: the format's own.
-        max_batch_size: Most solutions to run as one batch.
+    Settings, by keyword but for ``model``: `trim_graph.adapters.settings.TransformersPRMSettings`.
 
     Raises:
         ValueError: A setting is wrong; the message names it.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str],
-        *,
-        device: str = "cpu",
-        dtype: str = "float32",
-        format: FormatName = "qwen",
-        step_token: str | None = None,
-        system_prompt: str | None = "auto",
-        max_batch_size: int = 16,
-    ) -> None:
-        check_format(format, step_token=step_token, system_prompt=system_prompt)
-        if max_batch_size < 1:
-            raise ValueError(f"max_batch_size={max_batch_size!r} must be 1 or more")
-        self.model = check_model(model)
-        self.device = device
-        self.dtype = check_dtype(dtype)
-        self.format: FormatName = format
-        self.step_token = step_token
-        self.system_prompt = system_prompt
-        self.max_batch_size = max_batch_size
-        self._loaded: tuple[RewardEngine, PRMFormat] | None = None
+    _loaded: Any = PrivateAttr(default=None)
 
-    def __repr__(self) -> str:
+    if not TYPE_CHECKING:
+
+        def __init__(self, model: str | os.PathLike[str], **settings: Any) -> None:
+            super().__init__(model=model, **settings)
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         names = ("model", "device", "dtype", "format", "step_token", "max_batch_size")
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+        return ((name, getattr(self, name)) for name in names)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[Any, Any]:
         """Pickle the settings; the weights are loaded anew on the other side."""
-        return {**self.__dict__, "_loaded": None}
+        state = super().__getstate__()
+        return {**state, "__pydantic_private__": {"_loaded": None}}
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy shares the weights."""
+        return self.__copy__()
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Score every step.
@@ -132,7 +117,8 @@ class TransformersProcessReward:
                 self.format, tokenizer, step_token=self.step_token, system_prompt=self.system_prompt
             )
             self._loaded = self._engine(layout), layout
-        return self._loaded
+        loaded: tuple[RewardEngine, PRMFormat] = self._loaded
+        return loaded
 
     def _engine(self, layout: PRMFormat) -> RewardEngine:
         def build(model: str, device: torch.device, dtype: str) -> RewardEngine:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import PrivateAttr
 
 from trim_graph.errors import FailedAttempts, ModelServerError, ScorerError
-from trim_graph.redaction import check_variable_name
 
 from .background import run_sync
 from .call_batches import CallBatcher
 from .model_source import check_model, load_tokenizer
 from .once import Once
-from .prm_formats import STEP_TOKENS, FormatName, PRMFormat, PRMInput, check_format, is_chat, prm_format
+from .prm_formats import STEP_TOKENS, PRMFormat, PRMInput, is_chat, prm_format
 from .prm_scores import read_pooled
 from .prm_serving import serve_options
 from .protocols import ScorableStep, ScorerReply
 from .replicas import Replicas, check_base_urls
+from .settings import VLLMServerPRMSettings
 from .vllm_server import VLLMServer
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class _Ready:
     """What the server has to be started with."""
 
 
-class VLLMProcessReward:
+class VLLMProcessReward(VLLMServerPRMSettings):
     """Scores steps with a process reward model that a vLLM server serves.
 
     The server is started as ``vllm serve MODEL`` with what `trim_graph.adapters.prm_serving.serve_options`
@@ -47,90 +49,53 @@ class VLLMProcessReward:
     positions are made here, so that special tokens in a text stay text; calls that wait are sent as one
     request. For the formats see `TransformersProcessReward`.
 
-    Args:
-        model: Name that the server serves the PRM by.
-        base_url: The server's address, with or without ``/v1``; a list names several that serve the same PRM.
-            All steps of a question are scored by one of them, and by the next if that one fails.
-        api_key_env: Environment variable that holds the key, if the server wants one.
-        tokenizer: Folder or hub id of the PRM's tokenizer; None: where the server says it has the PRM from.
-        format: ``qwen``, ``math_shepherd``, ``skywork`` or ``rlhflow``.
-        step_token: The token after each step; None: the format's own.
-        system_prompt: First turn of a chat; None leaves it to the chat template, ``auto``: the format's own.
-        max_batch_size: Most solutions in a request.
-        max_requests: Most requests at once from one event loop; what comes meanwhile goes with the next.
-        read_timeout: Seconds without a byte from the server after which the connection counts as dropped.
-        max_retries: How often to try again after no connection, a dropped one, 429 or 5xx.
+    Settings, by keyword but for ``model``: `trim_graph.adapters.settings.VLLMServerPRMSettings`.
 
     Raises:
         ValueError: A setting is wrong; the message names it.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        base_url: str | Sequence[str] = "http://localhost:8000/v1",
-        api_key_env: str | None = "VLLM_API_KEY",
-        tokenizer: str | None = None,
-        format: FormatName = "qwen",
-        step_token: str | None = None,
-        system_prompt: str | None = "auto",
-        max_batch_size: int = 64,
-        max_requests: int = 2,
-        read_timeout: float = 600.0,
-        max_retries: int = 3,
-    ) -> None:
-        check_format(format, step_token=step_token, system_prompt=system_prompt)
-        if max_batch_size < 1:
-            raise ValueError(f"max_batch_size={max_batch_size!r} must be 1 or more")
-        if max_requests < 1:
-            raise ValueError(f"max_requests={max_requests!r} must be 1 or more")
-        if not read_timeout > 0:
-            raise ValueError(f"read_timeout={read_timeout!r} must be a number of seconds above 0")
-        if max_retries < 0:
-            raise ValueError(f"max_retries={max_retries!r} must be 0 or more")
-        check_variable_name("api_key_env", api_key_env)
-        self._settings = {
-            "model": model,
-            "base_url": base_url if isinstance(base_url, str) else list(base_url),
-            "api_key_env": api_key_env,
-            "tokenizer": tokenizer,
-            "format": format,
-            "step_token": step_token,
-            "system_prompt": system_prompt,
-            "max_batch_size": max_batch_size,
-            "max_requests": max_requests,
-            "read_timeout": read_timeout,
-            "max_retries": max_retries,
-        }
-        self.model = model
-        self.tokenizer = tokenizer
-        self.format: FormatName = format
-        self.step_token = step_token
-        self.system_prompt = system_prompt
+    _server: Replicas = PrivateAttr()
+    _ready: Once[_Ready] = PrivateAttr()
+    _requests: dict[str, CallBatcher[PRMInput, Any]] = PrivateAttr()
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, model: str, **settings: Any) -> None:
+            super().__init__(model=model, **settings)
+
+    def model_post_init(self, context: Any) -> None:
+        """Connect the parts; nothing is sent."""
         self._server = Replicas(
             [
                 VLLMServer(
-                    root=root, api_key_env=api_key_env, read_timeout=read_timeout, max_retries=max_retries
+                    root=root,
+                    api_key_env=self.api_key_env,
+                    read_timeout=self.read_timeout,
+                    max_retries=self.max_retries,
                 )
-                for root in check_base_urls(base_url)
+                for root in check_base_urls(self.base_url)
             ]
         )
         self._ready = Once(self._get_ready)
-        self._requests: dict[str, CallBatcher[PRMInput, Any]] = {
+        self._requests = {
             root: CallBatcher(
-                partial(self._send, server), max_batch=max_batch_size, max_requests=max_requests
+                partial(self._send, server), max_batch=self.max_batch_size, max_requests=self.max_requests
             )
             for root, server in self._server.servers.items()
         }
 
-    def __repr__(self) -> str:
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         shown = ("model", "base_url", "format", "step_token", "max_batch_size")
-        return f"{type(self).__name__}({', '.join(f'{name}={self._settings[name]!r}' for name in shown)})"
+        return ((name, getattr(self, name)) for name in shown)
 
     def __reduce__(self) -> Any:
         """Pickle the settings; the server is asked anew on the other side."""
-        return _rebuild, (self._settings,)
+        return partial(type(self), **self.model_dump()), ()
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy asks the server anew."""
+        return type(self)(**self.model_dump())
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Score every step.
@@ -237,10 +202,6 @@ class VLLMProcessReward:
             return (await self._send(server, [one]))[0]
         except ModelServerError as error:
             return error
-
-
-def _rebuild(settings: dict[str, Any]) -> VLLMProcessReward:
-    return VLLMProcessReward(**settings)
 
 
 def _load_tokenizer(place: str, chat: bool) -> PreTrainedTokenizerBase:

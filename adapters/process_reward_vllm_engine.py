@@ -6,20 +6,24 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import PrivateAttr
 
 from trim_graph.errors import ModelServerError, ScorerError
 
 from .background import run_aside, run_sync
-from .model_source import check_dtype, check_model, load_tokenizer
-from .prm_formats import FormatName, PRMFormat, check_format, is_chat, prm_format
+from .model_source import load_tokenizer
+from .prm_formats import FormatName, PRMFormat, is_chat, prm_format
 from .prm_scores import read_pooled
 from .prm_serving import serve_options
 from .protocols import ScorableStep, ScorerReply
+from .settings import VLLMEnginePRMSettings
 from .vllm_engine import CallRefused, EngineHold, VLLMEngine
-from .vllm_engine_start import EngineSpec, memory_options, vllm_module
+from .vllm_engine_start import EngineSpec, engine_options, vllm_module
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,83 +39,37 @@ class _Ready:
     hold: EngineHold
 
 
-class VLLMEngineProcessReward:
+class VLLMEngineProcessReward(VLLMEnginePRMSettings):
     """Scores steps with a process reward model on vLLM's asynchronous engine in this process.
 
     Token ids and positions are made here, so that special tokens in a text stay text. For the engine see
     `ChatVLLMEngine`, for the formats `TransformersProcessReward`; a checkpoint with a value head has to be
     converted for vLLM (``trim-graph convert-prm``).
 
-    Args:
-        model: Folder with safetensors, or hub id, such as ``Qwen/Qwen2.5-Math-PRM-7B``.
-        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: as vLLM chooses it for the weights.
-        format: ``qwen``, ``math_shepherd``, ``skywork`` or ``rlhflow``.
-        step_token: The token after each step; None: the format's own.
-        system_prompt: First turn of a chat; None leaves it to the chat template, ``auto``: the format's own.
-        gpu_memory_utilization: Share of a GPU's whole memory, or of the machine's; None: vLLM's default.
-        kv_cache_gib: Size of the key-value cache in GiB instead, besides the weights.
-        max_model_len: Longest input in tokens; None: the model's own.
-        engine_args: Further fields of vLLM's ``AsyncEngineArgs``.
+    Settings, by keyword but for ``model``: `trim_graph.adapters.settings.VLLMEnginePRMSettings`.
 
     Raises:
         ValueError: A setting is wrong; the message names it.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str],
-        *,
-        dtype: str = "auto",
-        format: FormatName = "qwen",
-        step_token: str | None = None,
-        system_prompt: str | None = "auto",
-        gpu_memory_utilization: float | None = None,
-        kv_cache_gib: float | None = None,
-        max_model_len: int | None = None,
-        engine_args: dict[str, Any] | None = None,
-    ) -> None:
-        check_format(format, step_token=step_token, system_prompt=system_prompt)
-        if gpu_memory_utilization is not None and not 0 < gpu_memory_utilization <= 1:
-            raise ValueError(f"gpu_memory_utilization={gpu_memory_utilization!r} must be above 0, 1 at most")
-        if kv_cache_gib is not None and not 0 < kv_cache_gib < float("inf"):
-            raise ValueError(f"kv_cache_gib={kv_cache_gib!r} must be a number of GiB above 0")
-        if max_model_len is not None and max_model_len < 1:
-            raise ValueError(f"max_model_len={max_model_len!r} must be 1 or more")
-        self.model = check_model(model)
-        self.format: FormatName = format
-        self.step_token = step_token
-        self.system_prompt = system_prompt
-        self._options = {
-            "dtype": check_dtype(dtype),
-            **memory_options(gpu_memory_utilization, kv_cache_gib),
-            **({} if max_model_len is None else {"max_model_len": max_model_len}),
-            **(engine_args or {}),
-        }
-        self._settings = {
-            "model": self.model,
-            "dtype": dtype,
-            "format": format,
-            "step_token": step_token,
-            "system_prompt": system_prompt,
-            "gpu_memory_utilization": gpu_memory_utilization,
-            "kv_cache_gib": kv_cache_gib,
-            "max_model_len": max_model_len,
-            "engine_args": engine_args,
-        }
-        self._loading = threading.Lock()
-        self._ready: _Ready | None = None
+    _loading: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+    _ready: _Ready | None = PrivateAttr(default=None)
 
-    def __repr__(self) -> str:
-        shown = {name: value for name, value in self._settings.items() if value not in (None, "auto")}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+    if not TYPE_CHECKING:
+
+        def __init__(self, model: str | os.PathLike[str], **settings: Any) -> None:
+            super().__init__(model=model, **settings)
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        return ((name, value) for name, value in self if value not in (None, "auto", {}))
 
     def __reduce__(self) -> Any:
         """Pickle the settings; the engine is started anew on the other side."""
-        return _rebuild, (self._settings,)
+        return partial(type(self), **self.model_dump()), ()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> VLLMEngineProcessReward:
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """A copy shares the engine."""
-        copy = _rebuild(self._settings)
+        copy = type(self)(**self.model_dump())
         copy._ready = self._ready
         return copy
 
@@ -183,7 +141,7 @@ class VLLMEngineProcessReward:
                 layout = prm_format(
                     self.format, tokenizer, step_token=self.step_token, system_prompt=self.system_prompt
                 )
-                options = {**pooling_options(self.format, tokenizer, self.step_token), **self._options}
+                options = {**pooling_options(self.format, tokenizer, self.step_token), **engine_options(self)}
                 self._ready = _Ready(layout, EngineHold(EngineSpec(self.model, "pooling", options)))
             return self._ready
 
@@ -206,7 +164,3 @@ async def _pooled(engine: VLLMEngine, ids: list[int]) -> Any:
     params = vllm_module("vllm").PoolingParams(task="token_classify", use_activation=True)
     output = await engine.encode(ids, params)
     return output.outputs.data.tolist()
-
-
-def _rebuild(settings: dict[str, Any]) -> VLLMEngineProcessReward:
-    return VLLMEngineProcessReward(**settings)

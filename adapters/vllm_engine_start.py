@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from trim_graph.errors import ModelServerError
 
+from .settings import EngineSettings
+
 _CHILD = str(Path(__file__).with_name("vllm_engine_child.py"))
 _PROCESSES = ("EngineCore", "VLLM_DP_Coordinator")
 """What the names of vLLM's processes begin with."""
@@ -52,14 +54,16 @@ class EngineSpec:
         return json.dumps([place, self.runner, self.options], sort_keys=True, default=repr)
 
 
-def memory_options(gpu_memory_utilization: float | None, kv_cache_gib: float | None) -> dict[str, Any]:
-    """The options for an engine's share of memory; None leaves one to vLLM."""
-    options: dict[str, Any] = {}
-    if gpu_memory_utilization is not None:
-        options["gpu_memory_utilization"] = gpu_memory_utilization
-    if kv_cache_gib is not None:
-        options["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
-    return options
+def engine_options(settings: EngineSettings) -> dict[str, Any]:
+    """Return the settings as fields of vLLM's ``AsyncEngineArgs``; None leaves one to vLLM."""
+    options: dict[str, Any] = {"dtype": settings.dtype}
+    if settings.gpu_memory_utilization is not None:
+        options["gpu_memory_utilization"] = settings.gpu_memory_utilization
+    if settings.kv_cache_gib is not None:
+        options["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * 2**30)
+    if settings.max_model_len is not None:
+        options["max_model_len"] = settings.max_model_len
+    return {**options, **settings.engine_args}
 
 
 def vllm_module(name: str = "vllm") -> Any:

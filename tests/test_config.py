@@ -7,7 +7,14 @@ from langchain_openai import ChatOpenAI
 from pydantic import ValidationError
 
 from trim_graph import SettingsError, TrimContext, open_ledger
-from trim_graph.adapters import ChatVLLM, VLLMProcessReward
+from trim_graph.adapters import (
+    ChatTransformers,
+    ChatVLLM,
+    ChatVLLMEngine,
+    TransformersProcessReward,
+    VLLMEngineProcessReward,
+    VLLMProcessReward,
+)
 from trim_graph.config import (
     EXAMPLE,
     Parts,
@@ -18,9 +25,15 @@ from trim_graph.config import (
     load_config,
     make_config,
 )
-from trim_graph.config_models import VLLMModel
-from trim_graph.config_run import FileSettings
-from trim_graph.config_scorers import VLLMPRM
+from trim_graph.config_schema import (
+    VLLMPRM,
+    FileSettings,
+    TransformersModel,
+    TransformersPRM,
+    VLLMEngineModel,
+    VLLMEnginePRM,
+    VLLMModel,
+)
 from trim_graph.part import Part
 from trim_graph.settings import Settings
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
@@ -309,15 +322,25 @@ def test_token_probabilities_must_be_told_by_the_models(write):
         build_graph(load_config(write(text.replace("LARGE", "false"))))
 
 
-def test_every_setting_of_a_server_is_one_of_its_adapter():
-    for part, made in (
-        (VLLMModel, ChatVLLM(model="m")),
-        (VLLMPRM, VLLMProcessReward("m")),
-    ):
-        written = part(type=part.model_fields["type"].annotation.__args__[0], model="m").model_dump()
-        settings = made._settings if isinstance(made, VLLMProcessReward) else made.model_dump()
-        own = {name: value for name, value in written.items() if name not in ("type", "serve")}
-        assert {name: settings[name] for name in own} == own
+PARTS_OF_ADAPTERS = [
+    (TransformersModel, ChatTransformers, set()),
+    (VLLMModel, ChatVLLM, {"serve"}),
+    (VLLMEngineModel, ChatVLLMEngine, set()),
+    (TransformersPRM, TransformersProcessReward, set()),
+    (VLLMPRM, VLLMProcessReward, {"serve"}),
+    (VLLMEnginePRM, VLLMEngineProcessReward, set()),
+]
+
+
+@pytest.mark.parametrize(("part", "adapter", "own"), PARTS_OF_ADAPTERS, ids=lambda one: str(one)[:30])
+def test_every_setting_of_a_part_is_one_of_its_adapter(part, adapter, own):
+    settings = set(part.model_fields) - {"type"} - own
+    assert settings <= set(adapter.model_fields)
+    assert part.model_config["extra"] == "forbid"
+    assert part.model_config["hide_input_in_errors"]
+    written = part(type=part.model_fields["type"].annotation.__args__[0], model="org/m").model_dump()
+    made = adapter(model="org/m")
+    assert {name: getattr(made, name) for name in settings} == {name: written[name] for name in settings}
 
 
 def test_a_password_in_a_url_is_not_repeated(write):

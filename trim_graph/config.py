@@ -14,9 +14,7 @@ from pydantic import ValidationError, model_validator
 
 from .budget import Allowances, Budget, Prices
 from .config_errors import explain, read_yaml
-from .config_models import ModelConfig
-from .config_run import CheckpointSpec, FileSettings, LedgerSpec
-from .config_scorers import ScorerConfig
+from .config_schema import CheckpointSpec, FileSettings, LedgerSpec, ModelConfig, ScorerConfig
 from .errors import SettingsError
 from .part import Part
 from .policies.parsing import PolicyConfig

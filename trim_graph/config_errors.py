@@ -170,7 +170,8 @@ def _walk(loc: Sequence[str | int], data: Any, schema: dict[str, Any]) -> tuple[
         if not inside and (is_tag or index < len(loc) - 1):
             continue
         properties = here.get("properties", {})
-        keys = list(properties)
+        required = here.get("required", ())
+        keys = sorted(properties, key=lambda key: (key != "type", key not in required))
         place.append(step)
         here = here.get("items", {}) if isinstance(step, int) else properties.get(step, {})
         try:

@@ -18,8 +18,9 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 
 from trim_graph.adapters import ChatVLLMEngine, VLLMEngineProcessReward, vllm_engine_start
 from trim_graph.adapters.process_reward_vllm_engine import pooling_options
+from trim_graph.adapters.settings import EngineSettings
 from trim_graph.adapters.vllm_engine import EngineHold
-from trim_graph.adapters.vllm_engine_start import EngineSpec, memory_options
+from trim_graph.adapters.vllm_engine_start import EngineSpec, engine_options
 from trim_graph.config import make_config
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL
 
@@ -66,9 +67,9 @@ def test_wrong_settings(settings, match):
     [
         ({"model": SMALL / "nothing"}, "no such folder"),
         ({"format": "other"}, "format='other' is not known"),
-        ({"gpu_memory_utilization": 0}, "gpu_memory_utilization=0 must be above 0"),
-        ({"kv_cache_gib": -1}, "kv_cache_gib=-1 must be"),
-        ({"max_model_len": 0}, "max_model_len=0 must be"),
+        ({"gpu_memory_utilization": 0}, r"gpu_memory_utilization\n.*greater than 0"),
+        ({"kv_cache_gib": -1}, r"kv_cache_gib\n.*greater than 0"),
+        ({"max_model_len": 0}, r"max_model_len\n.*greater than or equal to 1"),
     ],
 )
 def test_wrong_settings_of_a_reward_model(settings, match):
@@ -158,11 +159,16 @@ def test_equal_specs_share_an_engine_until_the_last_lets_go():
         one.release()
 
 
-def test_memory():
-    assert memory_options(None, None) == {}
-    assert memory_options(0.25, 1.5) == {
+def test_options_of_an_engine():
+    assert engine_options(EngineSettings(model="org/m")) == {"dtype": "auto"}
+    shared = EngineSettings(
+        model="org/m", gpu_memory_utilization=0.25, kv_cache_gib=1.5, engine_args={"dtype": "half", "seed": 1}
+    )
+    assert engine_options(shared) == {
+        "dtype": "half",
         "gpu_memory_utilization": 0.25,
         "kv_cache_memory_bytes": 3 * 2**29,
+        "seed": 1,
     }
 
 
@@ -188,7 +194,7 @@ def test_configurations():
     small, large, scorer = parts.small.build("small"), parts.large.build("large"), parts.scorer.build()
     assert (small.model, small.gpu_memory_utilization, small.seed) == (str(SMALL), 0.2, 4)
     assert large._hold._spec.options["tensor_parallel_size"] == 2
-    assert scorer._settings["kv_cache_gib"] == 2
+    assert scorer.kv_cache_gib == 2
 
 
 class TestEngineProcess:

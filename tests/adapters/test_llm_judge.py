@@ -321,10 +321,10 @@ def test_another_setting_that_is_refused_is_named_with_its_remedy(way):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"max_tokens": 0}, "max_tokens=0"),
-        ({"cache_size": 0}, "cache_size=0"),
-        ({"concurrency": True}, "concurrency=True"),
-        ({"top_logprobs": -1}, "top_logprobs=-1"),
+        ({"max_tokens": 0}, r"max_tokens\n.*greater than or equal to 1"),
+        ({"cache_size": 0}, r"cache_size\n.*greater than or equal to 1"),
+        ({"concurrency": True}, r"concurrency\n.*valid integer"),
+        ({"top_logprobs": -1}, r"top_logprobs\n.*greater than or equal to 0"),
         ({"prompt": "{question} {step}"}, "lacks {before}, {fence}"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from trim_graph.adapters.continue_by_prompt import ContinueByPrompt, as_writer
 from trim_graph.adapters.vllm_server import VLLMServer, check_base_url
 from trim_graph.budget import Budget
-from trim_graph.config_run import FileSettings
+from trim_graph.config_schema import FileSettings
 
 from .samples import Sample
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from trim_graph.budget import Prices
 from trim_graph.config import Parts, TrimConfig
-from trim_graph.config_scorers import LLMJudgeScorer
+from trim_graph.config_schema import LLMJudgeScorer
 from trim_graph.errors import SettingsError
 
 

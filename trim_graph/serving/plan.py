@@ -11,8 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from trim_graph.config import TrimConfig
-from trim_graph.config_models import VLLMModel
-from trim_graph.config_scorers import VLLMPRM
+from trim_graph.config_schema import VLLMPRM, VLLMModel
 from trim_graph.errors import SettingsError
 
 from .launcher import Launcher

@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The policies have most of their prefixes in common, and greedy answers repeat.
         ChatTransformers(model=str(SMALL), cache=InMemoryCache()),
         ChatTransformers(model=str(LARGE), cache=InMemoryCache()),
-        TransformersProcessReward(PRM, max_batch_size=64),
+        TransformersProcessReward(str(PRM), max_batch_size=64),
     )
     _, trained = asyncio.run(measure(models, given))
     if given.out is not None:

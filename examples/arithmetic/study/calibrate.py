@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     calibrator = example_calibrator(
         ChatTransformers(model=str(SMALL), cache=InMemoryCache()),
         ChatTransformers(model=str(LARGE), cache=InMemoryCache()),
-        TransformersProcessReward(PRM, max_batch_size=64),
+        TransformersProcessReward(str(PRM), max_batch_size=64),
         [arithmetic_question(problem) for problem in drawn],
         concurrency=given.concurrency,
         seed=given.seed,

@@ -210,7 +210,7 @@ def _checks(worlds: dict[str, Studied], given: argparse.Namespace) -> dict[str, 
     ]
     found = {}
     for policy in policies:
-        graph = create_trim_graph(small, large, TransformersProcessReward(PRM), policy=policy, seed=0)
+        graph = create_trim_graph(small, large, TransformersProcessReward(str(PRM)), policy=policy, seed=0)
         ran = asyncio.run(run_arm(graph, questions))
         read = test.solved(policy).outcomes()
         pairs = list(zip(ran, read, strict=False))

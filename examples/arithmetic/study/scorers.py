@@ -91,7 +91,7 @@ async def _record(
     from trim_graph.adapters import TransformersProcessReward
     from trim_graph.evaluation.runner import run_each
 
-    scorer: Any = TransformersProcessReward(prm, max_batch_size=64)
+    scorer: Any = TransformersProcessReward(str(prm), max_batch_size=64)
 
     async def draft_score(tree: Tree, node: Node) -> float:
         assert node.draft is not None

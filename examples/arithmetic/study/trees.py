@@ -102,7 +102,7 @@ def _models() -> tuple[Any, Any, Any]:
     return (
         ChatTransformers(model=str(SMALL), logprobs=True),
         ChatTransformers(model=str(LARGE)),
-        TransformersProcessReward(PRM, max_batch_size=64),
+        TransformersProcessReward(str(PRM), max_batch_size=64),
     )
 
 

@@ -1,0 +1,222 @@
+"""Settings of chat models and scorers: an adapter inherits them, and so does its mapping in a file.
+
+An adapter's other fields are not for a file: secrets, and settings that the graph gives with each call.
+Nothing here loads what an adapter needs to run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from trim_graph.redaction import check_variable_name
+
+from .entropy import TOP_LOGPROBS
+from .model_source import check_dtype, check_model
+from .prm_formats import FormatName, check_format
+
+
+def _as_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _checked_urls(value: Any) -> Any:
+    from .replicas import check_base_urls
+
+    urls = [value] if isinstance(value, str) or not isinstance(value, Sequence) else value
+    if not all(isinstance(url, str) for url in urls):
+        raise ValueError("base_url should be an address or a list of addresses")
+    check_base_urls(value)
+    return value
+
+
+def _checked_variable(name: str | None) -> str | None:
+    return check_variable_name("api_key_env", name)
+
+
+def _checked_name(value: Any) -> Any:
+    check_format(value)
+    return value
+
+
+Weights = Annotated[str, BeforeValidator(_as_text), AfterValidator(check_model)]
+"""Folder in the transformers layout, or id on the Hugging Face hub."""
+Dtype = Annotated[str, AfterValidator(check_dtype)]
+ServerURLs = Annotated[str | list[str], BeforeValidator(_checked_urls)]
+"""One address, or those of several replicas of a server."""
+KeyVariable = Annotated[str | None, AfterValidator(_checked_variable)]
+"""Name of an environment variable that holds a key."""
+
+
+class SamplingSettings(BaseModel):
+    """How a chat model picks tokens, and what it reports of them."""
+
+    temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """0 takes the likeliest token."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Sample from the likeliest tokens that make up this probability."""
+    seed: int | None = None
+    """Makes sampling repeatable: each call with this seed draws the same."""
+    logprobs: bool = False
+    """Whether answers report their mean token probability."""
+
+
+class TransformersSettings(SamplingSettings):
+    """Settings of `ChatTransformers`."""
+
+    model: Weights
+    """Folder in the transformers layout, or id on the Hugging Face hub."""
+    device: str = "cpu"
+    """``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: CUDA where there is one."""
+    dtype: Dtype = "float32"
+    """``float32``, ``bfloat16``, ``float16``, or ``auto``: as the weights are stored."""
+    max_batch_size: int = Field(default=64, ge=1)
+    """Most calls to run as one batch."""
+
+
+class VLLMSettings(SamplingSettings):
+    """Settings that `ChatVLLM` and `ChatVLLMEngine` share."""
+
+    entropy_logprobs: int = Field(default=TOP_LOGPROBS, ge=1)
+    """How many of the likeliest tokens an entropy is computed from: at most vLLM's ``max_logprobs``, which is
+    20 unless set. The entropy is exact with as many as the vocabulary has."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the chat template, such as ``{"enable_thinking": False}``."""
+
+
+class VLLMServerSettings(VLLMSettings):
+    """Settings of `ChatVLLM`."""
+
+    model: str = Field(min_length=1)
+    """Name that the server serves the model by."""
+    base_url: ServerURLs = "http://localhost:8000/v1"
+    """The server's address, with or without ``/v1``; a list names replicas, which serve the same model. All
+    steps of a solution go to one of them, by a hash of its conversation; to the next if that one fails."""
+    api_key_env: KeyVariable = "VLLM_API_KEY"
+    """Environment variable that holds the key, if the server wants one. It is read at every request."""
+    read_timeout: float = Field(default=600.0, gt=0.0)
+    """Seconds without a byte from the server after which the connection counts as dropped."""
+    max_retries: int = Field(default=3, ge=0)
+    """How often to try again after no connection, a dropped one, 429 or 5xx. A 400 is never retried."""
+    max_connections: int = Field(default=256, ge=1)
+    """Most requests at once to a server; others wait. Adapters of a server and event loop share them."""
+    continuation: Literal["auto", "chat", "raw"] = "auto"
+    """``chat`` trusts the chat template with the text to be continued, ``raw`` never does. Conversations that
+    hold special tokens as text go the way of ``raw`` in any case."""
+    max_batch_size: int = Field(default=1, ge=1)
+    """Most calls to send as one request, which takes load off the server where many wait. An answer that came
+    with others does not tell the prompt tokens served from a cache; one cancelled is written on until the
+    others are done. 1: each call is a request of its own."""
+    batch_patience: float = Field(default=0.25, ge=0.0, allow_inf_nan=False)
+    """How long a call waits for others: until so many wait for each one under way, or it has waited for so
+    many times as long as calls take lately. More makes larger batches, which suits models that answer faster
+    than their server takes requests."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of every generation request, such as ``{"top_k": 20}``."""
+
+
+class EngineSettings(BaseModel):
+    """Settings of a vLLM engine in this process."""
+
+    model: Weights
+    """Folder in the transformers layout, or id on the Hugging Face hub."""
+    dtype: Dtype = "auto"
+    """``float32``, ``bfloat16``, ``float16``, or ``auto``: as vLLM chooses it for the weights."""
+    gpu_memory_utilization: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Share of a GPU's whole memory for weights and key-value cache; on a CPU, of the machine's. None: vLLM's
+    default, which leaves no room for a second engine."""
+    kv_cache_gib: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    """Size of the key-value cache in GiB instead, besides the weights."""
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Longest sequence in tokens; None: the model's own."""
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of vLLM's ``AsyncEngineArgs``, such as ``{"tensor_parallel_size": 2}``."""
+
+
+class VLLMEngineSettings(VLLMSettings, EngineSettings):
+    """Settings of `ChatVLLMEngine`."""
+
+    sampling_params: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of vLLM's ``SamplingParams`` for every call, such as ``{"top_k": 20}``."""
+
+
+class PRMSettings(BaseModel):
+    """What a process reward model reads."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Annotated[FormatName, BeforeValidator(_checked_name)] = "qwen"
+    """``qwen``, ``math_shepherd``, ``skywork`` or ``rlhflow``."""
+    step_token: str | None = None
+    """The token after each step; None: the format's own."""
+    system_prompt: str | None = "auto"
+    """First turn of a chat; None leaves it to the chat template, ``auto``: the format's own."""
+
+    @model_validator(mode="after")
+    def _the_format_has_these_settings(self) -> Self:
+        check_format(self.format, step_token=self.step_token, system_prompt=self.system_prompt)
+        return self
+
+
+class TransformersPRMSettings(PRMSettings):
+    """Settings of `TransformersProcessReward`."""
+
+    model: Weights = Field(kw_only=False)
+    """Folder with safetensors, or hub id, such as ``Qwen/Qwen2.5-Math-PRM-7B``."""
+    device: str = "cpu"
+    """``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: CUDA where there is one."""
+    dtype: Dtype = "float32"
+    """``float32``, ``bfloat16``, ``float16``, or ``auto``: as the weights are stored."""
+    max_batch_size: int = Field(default=16, ge=1)
+    """Most solutions to run as one batch."""
+
+
+class VLLMServerPRMSettings(PRMSettings):
+    """Settings of `VLLMProcessReward`."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    model: str = Field(min_length=1, kw_only=False)
+    """Name that the server serves the PRM by."""
+    base_url: ServerURLs = "http://localhost:8000/v1"
+    """The server's address, with or without ``/v1``; a list names several that serve the same PRM. All steps
+    of a question are scored by one of them, and by the next if that one fails."""
+    api_key_env: KeyVariable = "VLLM_API_KEY"
+    """Environment variable that holds the key, if the server wants one."""
+    tokenizer: str | None = None
+    """Folder or hub id of the PRM's tokenizer; None: where the server says it has the PRM from."""
+    max_batch_size: int = Field(default=64, ge=1)
+    """Most solutions in a request."""
+    max_requests: int = Field(default=2, ge=1)
+    """Most requests at once from one event loop; what comes meanwhile goes with the next."""
+    read_timeout: float = Field(default=600.0, gt=0.0)
+    """Seconds without a byte from the server after which the connection counts as dropped."""
+    max_retries: int = Field(default=3, ge=0)
+    """How often to try again after no connection, a dropped one, 429 or 5xx."""
+
+
+class VLLMEnginePRMSettings(PRMSettings, EngineSettings):
+    """Settings of `VLLMEngineProcessReward`."""
+
+    model: Weights = Field(kw_only=False)
+    """Folder with safetensors, or hub id, such as ``Qwen/Qwen2.5-Math-PRM-7B``."""
+
+
+class JudgeSettings(BaseModel):
+    """Settings of `LLMJudge`, but for its model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    """Alternatives to ask for; 0 reads the digit written. None: 20 where the model has a setting of that
+    name, else 0. Where its server then refuses log-probabilities, the judge warns, and reads the digit from
+    then on."""
+    max_tokens: int = Field(default=1, ge=1, strict=True)
+    """Most tokens of a call. One is enough unless the model thinks before it answers."""
+    cache_size: int = Field(default=4096, ge=1, strict=True)
+    """Scores to keep."""
+    concurrency: int = Field(default=8, ge=1, strict=True)
+    """Most calls at the same time for one draft."""
