@@ -4,7 +4,7 @@
 
     python -m tests.golden diff                         # plays anew, prints the differences, exits 1 on any
     python -m tests.golden diff --renamed names.json    # {"old name": "new name"}: pure renames show none
-    python -m tests.golden diff graph --only lookahead  # one part, scenarios whose names hold a word
+    python -m tests.golden diff graph --only lookahead  # graph, async or commands; by a word in names
     python -m tests.golden record                       # writes both files, after a change that is meant
 
 ``graph.json`` has a record for each of `scenarios.SCENARIOS`: by invocation the custom events, the text
@@ -13,7 +13,8 @@ asked; the channels of the final state, messages included; of the last checkpoin
 not hold whole and those that differ from the state; the sizes of all checkpoints. What repeats another part
 is ``= state.trim`` or the like, and of settings only those are recorded that are not the first scenario's.
 ``commands.json`` has what the commands of `commands.COMMANDS` write, with the models that are shipped.
-`normal` lists all that is replaced by a placeholder, and how far sizes may be off.
+Scripted runs are played synchronously and asynchronously, against one record. `normal` lists all that is
+replaced by a placeholder, and how far sizes may be off.
 
 A refactoring leaves no difference. One that moves modules changes imports of this package and nothing else,
 since scenarios use the public surface only. New names apply to the recorded side: to keys, and to texts
@@ -34,14 +35,16 @@ from tests.golden import commands, scenarios
 from tests.golden.normal import ABSENT, Difference, differences, pretty, renamed
 
 HERE = Path(__file__).parent
-PARTS = {"graph": scenarios.record, "commands": commands.record}
+PARTS = {"graph": scenarios.record, "async": scenarios.record_async, "commands": commands.record}
+FILES = ("graph", "commands")
 SHOWN = 300
 """Characters of a value in a printed difference."""
 
 
 def recorded(part: str) -> dict[str, Any]:
-    """Return what is on record."""
-    record: dict[str, Any] = json.loads((HERE / f"{part}.json").read_text("utf-8"))
+    """Return what is on record; for ``async`` that of ``graph``, which has to be the same."""
+    file = HERE / f"{'graph' if part == 'async' else part}.json"
+    record: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return record
 
 
@@ -49,12 +52,16 @@ def compared(part: str, names: dict[str, str], wanted: Callable[[str], bool]) ->
     """Play a part anew and compare it with the record.
 
     Args:
-        part: ``graph`` or ``commands``.
+        part: ``graph``, ``async`` or ``commands``.
         names: New names by old ones.
         wanted: Says of a scenario's name whether it is played.
     """
-    before = {name: renamed(one, names) for name, one in recorded(part).items() if wanted(name)}
-    return list(differences(before, PARTS[part](wanted)))
+
+    def plays(name: str) -> bool:
+        return wanted(name) and not (part == "async" and name in scenarios.ONE_WAY)
+
+    before = {name: renamed(one, names) for name, one in recorded(part).items() if plays(name)}
+    return list(differences(before, PARTS[part](plays)))
 
 
 def printed(found: Iterable[Difference]) -> str:
@@ -88,13 +95,16 @@ def main() -> int:
     if given.action == "record":
         if given.renamed or given.only:
             parser.error("record takes neither --renamed nor --only: it writes all of a part")
-        for part in parts:
+        for part in (part for part in parts if part in FILES):
             (HERE / f"{part}.json").write_text(f"{pretty(PARTS[part](lambda name: True))}\n", "utf-8")
         return 0
     names = json.loads(given.renamed.read_text("utf-8")) if given.renamed else {}
-    found = [one for part in parts for one in compared(part, names, lambda name: given.only in name)]
-    if found:
-        print(printed(found))
+    found: list[Difference] = []
+    for part in parts:
+        of_part = compared(part, names, lambda name: given.only in name)
+        if of_part:
+            print(f"\n== {part}{printed(of_part)}")
+        found += of_part
     count = sum(one.counts for one in found)
     print(f"\n{count} differences in {len({one.place[0] for one in found if one.counts})} scenarios")
     return 1 if count else 0

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import warnings
 from collections.abc import Collection, Iterable, Sequence
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 from langchain_core.language_models import BaseChatModel
@@ -19,6 +20,8 @@ from pydantic import BaseModel, Field
 from trim_graph.adapters import ModelServerError, ScorerError
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer, ScriptedToolModel
 
+ASYNCHRONOUSLY = ContextVar("ASYNCHRONOUSLY", default=False)
+"""Whether `drive` calls ``astream`` where a scenario does not say."""
 A_WHILE = 0.02
 """Seconds that a model takes where calls overlap: far more than LangGraph takes between two of them."""
 THREAD: dict[str, Any] = {"configurable": {"thread_id": "golden"}}
@@ -36,7 +39,7 @@ class Fails(BaseModel):
         number, self.asked = self.asked, self.asked + 1
         if number in self.fails_at:
             raise self.error or ModelServerError("the server is gone")
-        return super()._generate(*given, **options)  # type: ignore[misc,no-any-return]
+        return super()._generate(*given, **options)
 
 
 class FailingModel(Fails, ScriptedChatModel):
@@ -53,9 +56,9 @@ class Away(BaseModel):
     saver: Any
 
     def _generate(self, *given: Any, **options: Any) -> ChatResult:
-        if not self.calls:  # type: ignore[attr-defined]
+        if not self.calls:
             self.saver.go_away()
-        return super()._generate(*given, **options)  # type: ignore[misc,no-any-return]
+        return super()._generate(*given, **options)
 
 
 class AwayModel(Away, ScriptedChatModel):
@@ -240,7 +243,7 @@ def drive(
     turns: Sequence[Any],
     saver: BaseCheckpointSaver[Any],
     *,
-    asynchronously: bool = False,
+    asynchronously: bool | None = None,
     updates: bool = False,
     config: dict[str, Any] | None = None,
     **options: Any,
@@ -253,12 +256,13 @@ def drive(
         turns: A question (``str``), an answer of a person (``dict``), None to resume, or a function of graph
             and config that changes something in between; in a pair with options of this invocation.
         saver: The graph's.
-        asynchronously: Whether ``astream`` is called.
+        asynchronously: Whether ``astream`` is called; None: as `ASYNCHRONOUSLY` has it.
         updates: Whether all that nodes write is recorded, not only which nodes ran.
         config: Joins the thread's.
         options: Of all invocations, such as ``context``.
     """
     config = {**THREAD, **(config or {})}
+    asynchronously = ASYNCHRONOUSLY.get() if asynchronously is None else asynchronously
     invocations = []
     for turn in turns:
         given, own = turn if isinstance(turn, tuple) else (turn, {})
@@ -273,7 +277,7 @@ def drive(
         if not updates:
             invocation["nodes"] = [name for update in invocation.pop("updates") for name in update]
         if asked := [i.value for task in graph.get_state(config).tasks for i in task.interrupts]:
-            invocation["asked"] = asked
+            invocation["interrupts"] = asked
         invocations.append(invocation)
     state = dict(graph.get_state(config).values)
     stored = saver.get_tuple({"configurable": {**config["configurable"], "checkpoint_ns": ""}})

@@ -19,6 +19,7 @@ from langgraph.types import Command
 
 from tests.golden.normal import encode
 from tests.golden.rig import (
+    ASYNCHRONOUSLY,
     AwayModel,
     AwayToolModel,
     Confident,
@@ -82,7 +83,7 @@ PRICES = Prices(
     scorer=ModelPrice(input=0.05, output=0.2),
 )
 FULL = ContextLengthError("the prompt has 4096 tokens; m takes 4095 at most", 400)
-GOES_ON = {"on_small_error": "large", "on_large_error": "accept", "on_scorer_error": "accept"}
+GOES_ON: dict[str, Any] = {"on_small_error": "large", "on_large_error": "accept", "on_scorer_error": "accept"}
 
 
 def always(observation: Observation) -> str:
@@ -252,7 +253,7 @@ def with_ledger(
             "drives": {"context": {"trim": TrimContext(user="ada")}},
             **settings,
         }
-        return plays(*turns, ledger=ledger, **settings)  # type: ignore[no-any-return]
+        return plays(*turns, ledger=ledger, **settings)
 
 
 def taken_meanwhile() -> dict[str, Any]:
@@ -768,9 +769,23 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
+ONE_WAY = frozenset({"deadline cuts a call", "lookahead, not async", "chat model", "resumed from SQLite"})
+"""Scenarios that cannot be the same on an event loop. All others have one record for both ways."""
+
+
 def record(wanted: Callable[[str], bool]) -> dict[str, Any]:
     """Play the scenarios that are wanted by their names, and return their records."""
     return {name: record_of(name) for name in SCENARIOS if wanted(name)}
+
+
+def record_async(wanted: Callable[[str], bool]) -> dict[str, Any]:
+    """Play them asynchronously."""
+    usual_settings()
+    before = ASYNCHRONOUSLY.set(True)
+    try:
+        return record(wanted)
+    finally:
+        ASYNCHRONOUSLY.reset(before)
 
 
 def record_of(name: str) -> dict[str, Any]:

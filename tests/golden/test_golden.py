@@ -6,6 +6,7 @@ import pytest
 
 from tests.golden.__main__ import compared, printed, recorded
 from tests.golden.commands import COMMANDS
+from tests.golden.normal import differences, renamed
 from tests.golden.scenarios import SCENARIOS
 
 
@@ -16,10 +17,23 @@ def test_every_scenario_and_command_is_on_record():
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_scripted_run_is_as_recorded(name):
-    found = [one for one in compared("graph", {}, name.__eq__) if one.counts]
-    assert not found, printed(found)
+    for part in ("graph", "async"):
+        found = [one for one in compared(part, {}, name.__eq__) if one.counts]
+        assert not found, f"{part}: {printed(found)}"
 
 
 def test_commands_write_what_is_recorded():
     found = [one for one in compared("commands", {}, lambda name: True) if one.counts]
     assert not found, printed(found)
+
+
+def test_a_rename_shows_no_difference_and_a_change_does():
+    before = {"scene": {"told": {"kind": "told", "n": 1}, "sizes": [100, 1000]}}
+    after = {"scene": {"metadata": {"kind": "metadata", "n": 2}, "sizes": [110, 2000]}}
+    found = list(differences(renamed(before, {"told": "metadata"}), after))
+    assert [(one.place[1:], one.counts) for one in found] == [
+        (("metadata", "n"), True),
+        (("sizes", "0"), False),
+        (("sizes", "1"), True),
+    ]
+    assert "metadata / n\n    - 1\n    + 2" in printed(found)
