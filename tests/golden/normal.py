@@ -31,7 +31,7 @@ DIGITS = 6
 FLOAT_TOLERANCE = 1e-4
 """Share by which a float may be off: processors differ in what a network computes."""
 SIZES = "sizes"
-"""Key of the sizes of checkpoints. They hold the number of a process, whose length varies, and keys that may
+"""Key of the sizes of checkpoints. They hold keys and texts that may
 be renamed; so a size differs only where it is off by more than the tolerance."""
 SIZE_TOLERANCE = (64, 0.05)
 """Bytes, and share of the recorded size; the larger one of the two counts. A channel that is stored whole in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import warnings
 from collections.abc import Collection, Iterable, Sequence
@@ -22,6 +23,8 @@ from trim_graph.testing import ScriptedChatModel, ScriptedScorer, ScriptedToolMo
 
 ASYNCHRONOUSLY = ContextVar("ASYNCHRONOUSLY", default=False)
 """Whether `drive` calls ``astream`` where a scenario does not say."""
+_PROCESS = re.compile(rb"\d+-[0-9a-f]{32}")
+"""The name of a process, whose length varies."""
 A_WHILE = 0.02
 """Seconds that a model takes where calls overlap: far more than LangGraph takes between two of them."""
 THREAD: dict[str, Any] = {"configurable": {"thread_id": "golden"}}
@@ -216,7 +219,7 @@ class MeasuringSaver(InMemorySaver):
     def _measure(self, checkpoint: str, values: Iterable[Any]) -> None:
         if self.now["away"]:
             raise OSError("the database is away")
-        size = sum(len(self.serde.dumps_typed(value)[1]) for value in values)
+        size = sum(len(_PROCESS.sub(b"", self.serde.dumps_typed(value)[1])) for value in values)
         self.stored[checkpoint] = self.stored.get(checkpoint, 0) + size
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
