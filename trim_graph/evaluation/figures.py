@@ -6,7 +6,7 @@ Each works on plain numbers and, element by element, on arrays of resampled mean
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,17 +117,16 @@ def quantile(values: Sequence[float] | NDArray[np.float64], share: float) -> flo
     """Return the least value that has this share of the values at or below it; None for no values."""
     import numpy as np
 
-    ordered = np.sort(np.asarray(values, dtype=float))
-    return float(ordered[max(1, int(np.ceil(share * len(ordered)))) - 1]) if len(ordered) else None
+    return float(np.quantile(values, share, method="inverted_cdf")) if len(values) else None
 
 
 def interval(values: Sequence[float | None] | NDArray[np.float64]) -> Interval | None:
     """Return the middle 95 % of resampled values; None where too many of them are undefined (None, NaN)."""
     import numpy as np
 
-    given: list[Any] = list(values)
-    defined = [value for value in given if value is not None and value == value]
-    if not defined or len(given) - len(defined) > UNDEFINED_ALLOWED * len(given):
+    given = np.array(values, dtype=float)  # None becomes NaN
+    defined = given[~np.isnan(given)]
+    if not len(defined) or len(given) - len(defined) > UNDEFINED_ALLOWED * len(given):
         return None
-    low, high = np.percentile(np.array(defined, dtype=float), [2.5, 97.5])
+    low, high = np.percentile(defined, [2.5, 97.5])
     return Interval(float(low), float(high))
