@@ -17,31 +17,31 @@ from trim_graph.errors import (
     TrimError,
 )
 
-from .protocols import ScorableStep, Scorer, ScorerFunction, ScorerReply, StepEnd
+from .base import ScorableStep, Scorer, ScorerFunction, ScorerReply, StepEnd
 
 if TYPE_CHECKING:
-    from .chat_transformers import ChatTransformers
-    from .chat_vllm import ChatVLLM
-    from .chat_vllm_engine import ChatVLLMEngine
-    from .continue_by_prompt import ContinueByPrompt
-    from .llm_judge import LLMJudge
-    from .prm_serving import serve_options
-    from .process_reward_transformers import TransformersProcessReward
-    from .process_reward_vllm import VLLMProcessReward
-    from .process_reward_vllm_engine import VLLMEngineProcessReward
-    from .token_probability import TokenProbability
+    from .prm.scores import serve_options
+    from .prompted.chat import ContinueByPrompt
+    from .prompted.judge import LLMJudge
+    from .token_confidence import TokenProbability
+    from .transformers.chat import ChatTransformers
+    from .transformers.scorer import TransformersProcessReward
+    from .vllm.chat import ChatVLLM
+    from .vllm.engine_chat import ChatVLLMEngine
+    from .vllm.engine_scorer import VLLMEngineProcessReward
+    from .vllm.scorer import VLLMProcessReward
 
 _LAZY = {
-    "ChatTransformers": "chat_transformers",
-    "ChatVLLM": "chat_vllm",
-    "ChatVLLMEngine": "chat_vllm_engine",
-    "ContinueByPrompt": "continue_by_prompt",
-    "LLMJudge": "llm_judge",
-    "TokenProbability": "token_probability",
-    "TransformersProcessReward": "process_reward_transformers",
-    "VLLMEngineProcessReward": "process_reward_vllm_engine",
-    "VLLMProcessReward": "process_reward_vllm",
-    "serve_options": "prm_serving",
+    "ChatTransformers": "transformers.chat",
+    "ChatVLLM": "vllm.chat",
+    "ChatVLLMEngine": "vllm.engine_chat",
+    "ContinueByPrompt": "prompted.chat",
+    "LLMJudge": "prompted.judge",
+    "TokenProbability": "token_confidence",
+    "TransformersProcessReward": "transformers.scorer",
+    "VLLMEngineProcessReward": "vllm.engine_scorer",
+    "VLLMProcessReward": "vllm.scorer",
+    "serve_options": "prm.scores",
 }
 
 __all__ = [

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
-from trim_graph.redaction import may_be_shown
+from trim_graph.errors import may_be_shown
 
 if TYPE_CHECKING:
     import torch

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from trim_graph.redaction import check_variable_name
+from trim_graph.errors import check_variable_name
 
-from .entropy import TOP_LOGPROBS
 from .model_source import check_dtype, check_model
-from .prm_formats import FormatName, check_format
+from .prm.formats import FormatName, check_format
+from .token_confidence import TOP_LOGPROBS
 
 
 def _as_text(value: Any) -> Any:
@@ -24,7 +24,7 @@ def _as_text(value: Any) -> Any:
 
 
 def _checked_urls(value: Any) -> Any:
-    from .replicas import check_base_urls
+    from .vllm.replicas import check_base_urls
 
     urls = [value] if isinstance(value, str) or not isinstance(value, Sequence) else value
     if not all(isinstance(url, str) for url in urls):

@@ -1,4 +1,4 @@
-"""Tokens of an answer: as its model reports them, checked; or counted in its text, where it reports none."""
+"""Tokens of a response: as its model reports them, checked, or counted in its text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from trim_graph.errors import ChatModelContractError, SettingsError
 
-from .inner_model import chat_model_inside
+from .capabilities import chat_model_inside
 
 CountTokens = Callable[[str], int]
 """Counts the tokens of a text."""

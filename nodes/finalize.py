@@ -15,7 +15,7 @@ from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls
 from trim_graph.calls.speculation import Speculation, slot_of
 from trim_graph.events import emit
 from trim_graph.runtime import Node, invocation_of
-from trim_graph.segment import join_steps, separator_of
+from trim_graph.segmentation import join_steps, separator_of
 from trim_graph.settings import settings_of
 from trim_graph.state import TrimState, applied
 from trim_graph.summary import summarise, usage_of

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from trim_graph.adapters.replies import Reply, read_entropy, read_reply
+from trim_graph.adapters.responses import Reply, read_entropy, read_reply
 from trim_graph.adapters.usage import TokenCounter, reports_usage
 from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.usage import Spend, Writer, attempts_of_answer
@@ -35,7 +35,7 @@ from trim_graph.routing import RunView
 from trim_graph.routing.router import MAX_ATTEMPTS, MAX_IDLE
 from trim_graph.routing.steps import parse_draft, why_no_step
 from trim_graph.runtime import Invocation, Node, account_wait, invocation_of
-from trim_graph.segment import Segmentation
+from trim_graph.segmentation import Segmentation
 from trim_graph.state import Failure, Order, Probe, TrimState, changed
 
 

@@ -21,7 +21,7 @@ from trim_graph.prompt_size import counts_itself, prompt_bound
 from trim_graph.routing import AcceptedText, Action, AskHuman, Generate, Router, RunView
 from trim_graph.run import begin_run
 from trim_graph.runtime import Node, invocation_of
-from trim_graph.segment import join_steps
+from trim_graph.segmentation import join_steps
 from trim_graph.settings import Settings
 from trim_graph.state import Step, TrimState, fresh_channels
 

@@ -12,8 +12,7 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import set_config_context
 
-from trim_graph.adapters.protocols import ScorableStep, Scorer
-from trim_graph.adapters.scorers import read_scores
+from trim_graph.adapters.base import ScorableStep, Scorer, read_scores
 from trim_graph.budget.usage import Spend, attempts_of, charge_scorer
 from trim_graph.calls.model_call import failure, has_way_out, note_full
 from trim_graph.calls.speculation import Speculation, slot_of

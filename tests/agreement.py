@@ -9,7 +9,7 @@ from typing import Any
 from trim_graph.examples.arithmetic import Problem, problems
 from trim_graph.graph import create_trim_graph
 from trim_graph.policies import random_rate, threshold
-from trim_graph.segment import pattern
+from trim_graph.segmentation import pattern
 
 ASKED = problems("standard", 40, seed=11) + problems("hard", 30, seed=11) + problems("words", 30, seed=11)
 """A hundred held-out problems."""

@@ -98,7 +98,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # They take longest, so another process does the rest meanwhile.
-    items.sort(key=lambda item: "vllm" not in item.path.parts)
+    items.sort(key=lambda item: Path(__file__).parent / "vllm" not in item.path.parents)
 
 
 @pytest.hookimpl(optionalhook=True)

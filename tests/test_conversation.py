@@ -1,9 +1,8 @@
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 
-from trim_graph.conversation import compose
+from trim_graph.conversation import DEFAULT_INSTRUCTION, compose
 from trim_graph.errors import InputError
-from trim_graph.prompts import DEFAULT_INSTRUCTION
 
 from_system = [
     SystemMessage("You are terse.", name="house"),

@@ -14,9 +14,9 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 
-from trim_graph.adapters.prompted_step import DONE, START
+from trim_graph.adapters.prompted.protocol import DONE, START
 from trim_graph.policies import large_only, small_only
-from trim_graph.segment import markdown
+from trim_graph.segmentation import markdown
 
 D = "\n\n"
 LETTERS = 4

@@ -185,7 +185,7 @@ def test_imports_stay_light(statement):
         "transformers",
         "numpy",
         "langchain",
-        "trim_graph.adapters.chat_vllm",
+        "trim_graph.adapters.vllm.chat",
         "trim_graph.agents",
     )
     assert run(f"{statement}\nimport sys\nprint([m for m in {heavy} if m in sys.modules])") == "[]"
@@ -286,7 +286,7 @@ def test_an_editable_install_is_a_plain_path_which_type_checkers_read(source, tm
 
 PLACES = (
     "import trim_graph, trim_graph.nodes as n, trim_graph.adapters as a, trim_graph.examples as e;"
-    "from trim_graph.evaluation.identity import code_identity;"
+    "from trim_graph.evaluation.arms import code_identity;"
     "print(*(m.__file__ for m in (trim_graph, n, a, e)), code_identity()['sha256'])"
 )
 

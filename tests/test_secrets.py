@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from trim_graph import SettingsError, open_checkpointer, open_ledger
 from trim_graph.adapters import ChatVLLM, VLLMProcessReward
-from trim_graph.checkpoint import CheckpointPlace
-from trim_graph.cli.models import parsed_option
+from trim_graph.cli.common import parsed_option
 from trim_graph.config import load_config, make_config
+from trim_graph.errors import may_be_shown, shown_address, shown_url
 from trim_graph.evaluation.datasets import make_dataset
-from trim_graph.redaction import may_be_shown, shown_address, shown_url
+from trim_graph.storage.checkpoint import CheckpointPlace
 
 SECRET = "hunter2SECRET"
 PARTS = {"small": {"type": "example"}, "large": {"type": "example"}, "policy": "small_only"}
@@ -136,7 +136,7 @@ def test_nor_one_that_the_environment_holds(spec):
 
 
 def test_a_database_is_named_as_far_as_that_gives_nothing_away():
-    postgres = pytest.importorskip("trim_graph.checkpoint_postgres")
+    postgres = pytest.importorskip("trim_graph.storage.postgres")
     named = "the PostgreSQL database host=h port=5 dbname=d user=u"
     assert postgres.shown_database(f"postgresql://u:{SECRET}@h:5/d?options={SECRET}") == named
     assert postgres.shown_database("postgresql://u:pa@ss@h:5/d") == "the PostgreSQL database"

@@ -11,10 +11,10 @@ from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import ValidationError
 
 from trim_graph import SettingsError
-from trim_graph.adapters.protocols import STOPPED
+from trim_graph.adapters.base import STOPPED
 from trim_graph.config import make_config
 from trim_graph.policies import large_only, small_only, threshold
-from trim_graph.segment import FunctionSteps, PatternSteps, delimiter, pattern, token_cap
+from trim_graph.segmentation import FunctionSteps, PatternSteps, delimiter, pattern, token_cap
 from trim_graph.testing import ScriptedChatModel
 
 THREAD = {"configurable": {"thread_id": "1"}}

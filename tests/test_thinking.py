@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trim_graph.policies import large_only, threshold
-from trim_graph.segment import is_step, pattern
+from trim_graph.segmentation import Thinking, is_step, pattern
 from trim_graph.testing import ScriptedChatModel
-from trim_graph.thinking import Thinking
 
 THOUGHT = "<think>\nAdd 2.\n\nMaybe \\boxed{3}?\n\nNo, it is 4.\n</think>\n\n"
 TEXT = THOUGHT + "Two and two:\n\n\\boxed{4}"

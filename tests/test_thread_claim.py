@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from trim_graph import SettingsError, open_checkpointer
-from trim_graph.thread_claim import claim_thread
+from trim_graph.storage.thread_lock import claim_thread
 
 HOLDS = """
 import sys
 from trim_graph import open_checkpointer
-from trim_graph.thread_claim import claim_thread
+from trim_graph.storage.thread_lock import claim_thread
 
 with claim_thread(open_checkpointer(sys.argv[1]).place, sys.argv[2]):
     print("claimed", flush=True)

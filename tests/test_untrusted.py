@@ -6,9 +6,9 @@ import pytest
 
 from trim_graph import open_checkpointer
 from trim_graph.adapters import ChatTransformers, TransformersProcessReward
-from trim_graph.adapters.well_formed import json_body, well_formed
+from trim_graph.adapters.tokenization import json_body, well_formed
 from trim_graph.examples.arithmetic import PRM, SMALL
-from trim_graph.segment import PatternSteps, is_step, markdown, pattern
+from trim_graph.segmentation import PatternSteps, is_step, markdown, pattern
 from trim_graph.testing import ScriptedChatModel
 
 SURROGATE = "\ud800"

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from trim_graph.adapters.model_source import load_tokenizer
-from trim_graph.adapters.prm_head import Qwen2ForValueHead
+from trim_graph.adapters.prm.heads import Qwen2ForValueHead
 from trim_graph.examples.arithmetic import PRM
 
 QUESTION = "What is (3 + 4) * 2?"

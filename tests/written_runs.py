@@ -3,10 +3,8 @@
 import json
 import random
 
-from trim_graph.evaluation.run_files import SETTINGS, SUMMARY, journal_of
-from trim_graph.evaluation.run_summary import FIGURES
-from trim_graph.evaluation.run_writing import write_rows
-from trim_graph.training.traces import TOKENS
+from trim_graph.evaluation.records import FIGURES, SETTINGS, SUMMARY, journal_of, write_rows
+from trim_graph.evaluation.traces import TOKENS
 
 ARMS = {"small": "reference", "large": "reference", "threshold-0.5": "policy", "random": "random"}
 STEPS = ("Step 1: 47 + 38 = 85.", "Step 2: 85 * 7 = 595, keep 95.", "Step 3: 95 - 21 = 74.")

@@ -6,17 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapters.protocols import ScorableStep, Scorer, ScorerFunction, ScorerReply
+    from .adapters.base import ScorableStep, Scorer, ScorerFunction, ScorerReply
     from .budget import Allowance, Allowances, Budget, ModelPrice, Prices
     from .budget.ledger import open_ledger
     from .chat_model import TrimChatModel, create_trim_chat_model
-    from .checkpoint import open_checkpointer
+    from .conversation import DEFAULT_INSTRUCTION
     from .embedding import trim_node
     from .errors import ChatModelContractError, InputError, ScorerError, SettingsError, TrimError
     from .graph import create_trim_graph
-    from .prompts import DEFAULT_INSTRUCTION
     from .settings import Settings, TrimContext
     from .state import Step, Summary, TrimInput, TrimOutput, TrimState
+    from .storage.checkpoint import open_checkpointer
 
 __version__ = "0.1.0"
 
@@ -55,16 +55,16 @@ __all__ = [
 _HOMES = {
     "Allowance": "budget",
     "Allowances": "budget",
-    "ScorableStep": "adapters.protocols",
-    "Scorer": "adapters.protocols",
-    "ScorerFunction": "adapters.protocols",
-    "ScorerReply": "adapters.protocols",
+    "ScorableStep": "adapters.base",
+    "Scorer": "adapters.base",
+    "ScorerFunction": "adapters.base",
+    "ScorerReply": "adapters.base",
     "Budget": "budget",
     "ModelPrice": "budget",
     "Prices": "budget",
     "TrimChatModel": "chat_model",
     "create_trim_chat_model": "chat_model",
-    "open_checkpointer": "checkpoint",
+    "open_checkpointer": "storage.checkpoint",
     "open_ledger": "budget.ledger",
     "trim_node": "embedding",
     "ChatModelContractError": "errors",
@@ -73,7 +73,7 @@ _HOMES = {
     "SettingsError": "errors",
     "TrimError": "errors",
     "create_trim_graph": "graph",
-    "DEFAULT_INSTRUCTION": "prompts",
+    "DEFAULT_INSTRUCTION": "conversation",
     "Settings": "settings",
     "TrimContext": "settings",
     "Step": "state",

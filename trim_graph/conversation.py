@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage
 
 from .errors import InputError
-from .prompts import DEFAULT_INSTRUCTION
 
-__all__ = ["DEFAULT_INSTRUCTION", "compose", "question_of", "require_answerable"]
+DEFAULT_INSTRUCTION = (
+    "Solve the problem step by step. Separate the steps with blank lines. "
+    "Put the final answer into \\boxed{}."
+)
+"""Asks for the two things the graph relies on: steps separated by the delimiter, and a boxed answer."""
 
 
 def compose(messages: Sequence[BaseMessage], instruction: str | None, prefix: str) -> list[BaseMessage]:

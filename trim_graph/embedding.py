@@ -8,8 +8,8 @@ from typing import Any, Literal
 from langchain_core.messages import convert_to_messages
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
-from .compiled import with_limit
 from .errors import InputError, SettingsError
+from .graph import with_limit
 
 Form = Literal["message", "conversation", "text", "answer"]
 _FORMS: tuple[Form, ...] = ("message", "conversation", "text", "answer")

@@ -1,25 +1,26 @@
-"""`create_trim_graph`: the state machine, compiled."""
+"""`create_trim_graph`: the state machine, compiled; and `TrimGraph`, which it returns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
 from typing import Any
 
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer, Send
 from typing_extensions import Unpack
 
-from .adapters.continue_by_prompt import as_writer
-from .adapters.inner_model import continues_exactly, unaskable
-from .adapters.scorers import AnyScorer, as_scorer
-from .adapters.token_probability import TokenProbability
+from .adapters.base import AnyScorer, as_scorer
+from .adapters.capabilities import continues_exactly, unaskable
+from .adapters.prompted.chat import as_writer
+from .adapters.token_confidence import TokenProbability
 from .adapters.usage import CountTokens, TokenCounter, check_count_tokens
 from .budget import Allowances, Budget, Prices, Writer
 from .budget.ledger import Ledger
-from .calls.speculation import Speculation
-from .compiled import TrimGraph
+from .calls.interrupted import clear_aborted
+from .calls.speculation import Speculation, SpeculationSlot
 from .errors import SettingsError
 from .nodes import (
     after_generate_step,
@@ -30,10 +31,89 @@ from .nodes import (
     score_step_node,
 )
 from .policies import Observation, Policy, as_policy
-from .runtime import Branch
-from .segment import DelimiterSteps
+from .runtime import INVOCATION, Branch, Invocation
+from .segmentation import DelimiterSteps
 from .settings import RunSettings, TrimContext, make_settings
 from .state import TrimInput, TrimOutput, TrimState
+
+DEFAULT_LIMIT = 10_000
+"""Supersteps of a call that names no limit; ``max_steps`` ends a run long before."""
+
+
+class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput]):
+    """What `create_trim_graph` returns; a `CompiledStateGraph` in every respect."""
+
+    def stream(self, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
+        """Stream a run; see LangGraph's own documentation. `invoke` and its like come this way too."""
+        # No slot for a step written ahead, also where this graph is called inside another that has one.
+        invocation, stored = Invocation(), False
+        try:
+            for part in super().stream(input, _of_invocation(config, invocation), **kwargs):
+                with invocation.stopwatch.pause():
+                    yield part
+            stored = True
+        finally:
+            _end(invocation, stored=stored)
+
+    async def astream(self, input: Any, config: Any = None, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        """Stream a run; see LangGraph's own documentation. `ainvoke` and its like come this way too."""
+        slot, stored = SpeculationSlot(), False
+        invocation = Invocation(slot)
+        parts: Any = super().astream(input, _of_invocation(config, invocation), **kwargs)
+        try:
+            async with contextlib.aclosing(parts):
+                async for part in parts:
+                    with invocation.stopwatch.pause():
+                        yield part
+            stored = True
+        finally:
+            _end(invocation, stored=stored)
+            await slot.close()
+
+    def batch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
+        """Run several inputs in threads, at most ``max_concurrency`` of the config at once."""
+        return super().batch(inputs, self._limited(config), **kwargs)
+
+    async def abatch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
+        """Run several inputs at once, at most ``max_concurrency`` of the config."""
+        return await super().abatch(inputs, self._limited(config), **kwargs)
+
+    def batch_as_completed(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> Any:
+        """As `batch`, each result with its index as soon as it is there."""
+        return super().batch_as_completed(inputs, self._limited(config), **kwargs)
+
+    def abatch_as_completed(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> Any:
+        """As `abatch`, each result with its index as soon as it is there."""
+        return super().abatch_as_completed(inputs, self._limited(config), **kwargs)
+
+    def astream_events(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        """Stream every event inside a run; see `langchain_core`'s own documentation."""
+        return super().astream_events(input, self._limited(config), **kwargs)
+
+    def _limited(self, config: Any) -> Any:
+        if isinstance(config, Sequence):
+            return [self._limited(one) for one in config]
+        return with_limit(config, (self.config or {}).get("recursion_limit", DEFAULT_LIMIT))
+
+
+def _of_invocation(config: RunnableConfig | None, invocation: Invocation) -> RunnableConfig:
+    """Return a config in which nodes find their invocation."""
+    given = config or {}
+    return {**given, "configurable": {**(given.get("configurable") or {}), INVOCATION: invocation}}
+
+
+def _end(invocation: Invocation, *, stored: bool) -> None:
+    """Note the end of an invocation; one without an error has all of it stored by LangGraph."""
+    invocation.at_work = False
+    if stored:
+        clear_aborted(invocation)
+
+
+def with_limit(config: RunnableConfig | None, limit: int = DEFAULT_LIMIT) -> RunnableConfig:
+    """Name a recursion limit where the config names none, before LangChain does."""
+    given: RunnableConfig = {"recursion_limit": limit}
+    return {**given, **(config or {})}
+
 
 FROM_ROUTE = {"generate_step": "write a step", "ask_person": "ask a person", "finalize": "done"}
 """Where `route` may go, and why."""
@@ -80,7 +160,7 @@ def create_trim_graph(
             first answer is refused. The summary's notes say that tokens are estimated.
         name: Of the graph, in traces and as a subgraph.
         **settings: Fields of `Settings`, which documents each: ``max_steps``, ``max_step_tokens``,
-            ``delimiter``, ``segmentation`` (see `trim_graph.segment`; a function will do), ``thinking``,
+            ``delimiter``, ``segmentation`` (see `trim_graph.segmentation`; a function will do), ``thinking``,
             ``instruction``, ``max_repeats``, ``seed``, ``on_scorer_error``, ``on_large_error``,
             ``on_small_error``, ``ask_below``, ``lookahead``, ``allowances``.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
 
-from .adapters.inner_model import bound_setting, chat_model_inside
+from .adapters.capabilities import bound_setting, chat_model_inside
 
 TEMPLATE = 16
 """Tokens that a chat template may put around a message, a content block or a tool."""

@@ -16,11 +16,17 @@ from typing_extensions import TypedDict, Unpack
 
 from .budget.limits import Allowances, Budget
 from .budget.usage import Prices
+from .conversation import DEFAULT_INSTRUCTION
 from .errors import SettingsError
-from .prompts import DEFAULT_INSTRUCTION
-from .segment import DEFAULT_DELIMITER, AnySegmentation, FindStep, Segmentation, as_segmentation
+from .segmentation import (
+    DEFAULT_DELIMITER,
+    AnySegmentation,
+    FindStep,
+    Segmentation,
+    Thinking,
+    as_segmentation,
+)
 from .state import SCHEMA_VERSION, Run
-from .thinking import Thinking
 
 OnScorerError = Literal["accept", "regenerate", "raise"]
 OnLargeError = Literal["accept", "raise"]

@@ -16,9 +16,9 @@ from langgraph.managed import RemainingSteps
 from langgraph.types import Overwrite
 from typing_extensions import TypedDict
 
-from .adapters.protocols import StepEnd
+from .adapters.base import StepEnd
 from .budget.usage import Spend, StepWriter, Writer
-from .thinking import Part
+from .segmentation import Part
 
 SCHEMA_VERSION = 1
 """Written into every run; a later release that changes the channels raises it."""

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
 from .budget.usage import Spend, StepWriter, lookahead_spend, total_cost
-from .segment import join_steps
+from .segmentation import Part, join_steps
 from .settings import settings_of
 from .state import Step, Summary, TrimState, scores_of
-from .thinking import Part
 
 _BRACE = re.compile(r"\\boxed\s*\{|[{}]")
 

@@ -1,28 +1,27 @@
-"""OpenTelemetry: a span for every run, node and model call, and counters. Needs the extra ``otel``.
-
-`TrimTelemetry` is a LangChain callback handler, so it goes wherever callbacks go::
-
-    graph = create_trim_graph(...).with_config(callbacks=[TrimTelemetry()])
-
-It looks at trim graphs only, also inside an application's graph; that one's spans are its own affair. No text
-of a prompt or an answer enters a span.
-"""
+"""OpenTelemetry: a span for every run, node and model call, and counters. Needs the extra ``otel``."""
 
 from __future__ import annotations
 
-from langchain_core.tracers.base import BaseTracer
-from langchain_core.tracers.schemas import Run
-from langgraph.errors import GraphBubbleUp
-
 from .errors import SettingsError
-from .graph import TAG
-from .telemetry_numbers import Meters, called, decided, summed
 
 try:
     from opentelemetry import context, metrics, trace
     from opentelemetry.trace import Span, Status, StatusCode
 except ImportError as error:
     raise SettingsError('telemetry needs an extra: pip install "trim-graph[otel]"') from error
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.tracers.base import BaseTracer
+from langchain_core.tracers.schemas import Run
+from langgraph.errors import GraphBubbleUp
+from langgraph.types import Command, Overwrite
+
+from .graph import TAG
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import Meter
 
 SCOPE = "trim_graph"
 
@@ -34,7 +33,7 @@ class TrimTelemetry(BaseTracer):
     node, ``trim.route`` and its like, and below those ``chat MODEL`` for each call, with OpenTelemetry's
     attributes for generative AI. Counters: ``trim.runs``, ``trim.nodes``, ``trim.tokens``,
     ``trim.decisions``, ``trim.steps``, and the histogram ``trim.node.duration`` in seconds; for their
-    attributes see `trim_graph.telemetry_numbers.Meters`.
+    attributes see `trim_graph.telemetry.Meters`.
 
     Args:
         tracer_provider: Default: the global one.
@@ -139,3 +138,137 @@ def _name(run: Run, *, outermost: bool) -> str | None:
     # LangGraph tags a node's run; what runs inside it has another name or not this tag.
     is_node = any(tag.startswith("graph:step:") for tag in tags) and run.name != "__start__"
     return f"trim.{run.name}" if is_node else None
+
+
+KINDS = ("input_tokens", "output_tokens", "cached_tokens")
+
+
+class Meters:
+    """The instruments.
+
+    Attributes of the counters, by name: ``trim.runs`` ``stopped``; ``trim.nodes`` ``node`` and ``outcome``
+    (ok, interrupted, error); ``trim.tokens`` ``part`` (small, large, scorer) and ``kind`` (input, output,
+    cached, unaccounted); ``trim.decisions`` ``decision`` and ``by`` (policy, person, fallback);
+    ``trim.steps`` ``writer``. ``trim.node.duration`` has the ``node``.
+
+    Args:
+        meter: Makes them.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self._runs = meter.create_counter("trim.runs", "{run}", "runs that have ended")
+        self._nodes = meter.create_counter("trim.nodes", "{node}", "executions of nodes")
+        self._tokens = meter.create_counter("trim.tokens", "{token}", "tokens used, discarded ones included")
+        self._decisions = meter.create_counter("trim.decisions", "{decision}", "decisions on drafts")
+        self._steps = meter.create_counter("trim.steps", "{step}", "accepted steps")
+        self._duration = meter.create_histogram("trim.node.duration", "s", "time of one node")
+
+    def run(self, run: Run) -> None:
+        """Count a run that has ended; one that waits or was cut off has not."""
+        if (summary := summary_of(run)) is not None:
+            self._runs.add(1, {"stopped": summary["stopped"]})
+
+    def node(self, run: Run, outcome: str) -> None:
+        """Count an execution of a node, and what it did."""
+        self._nodes.add(1, {"node": run.name, "outcome": outcome})
+        if run.end_time is not None:
+            self._duration.record((run.end_time - run.start_time).total_seconds(), {"node": run.name})
+        update = _update(run)
+        for record in _added(update, "decisions"):
+            by = "fallback" if "fallback" in record else record.get("by", "policy")
+            self._decisions.add(1, {"decision": record["decision"], "by": by})
+        for step in _added(update, "steps"):
+            self._steps.add(1, {"writer": step["writer"]})
+        if (after := update.get("spend")) is not None and (before := run.inputs.get("spend")) is not None:
+            self._count_tokens(before, after)
+
+    def _count_tokens(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+        for part in ("small", "large", "scorer"):
+            for kind in KINDS:
+                used = after[part].get(kind, 0) - before[part].get(kind, 0)
+                if used:
+                    self._tokens.add(used, {"part": part, "kind": kind.removesuffix("_tokens")})
+        lost = after["unaccounted_tokens"] - before["unaccounted_tokens"]
+        if lost:
+            self._tokens.add(lost, {"part": "large", "kind": "unaccounted"})
+
+
+def called(run: Run) -> dict[str, Any]:
+    """Attributes of a model call, by OpenTelemetry's conventions for generative AI."""
+    metadata = (run.extra or {}).get("metadata", {})
+    writers = [tag for tag in run.tags or [] if tag in ("trim:small", "trim:large")]
+    told: dict[str, Any] = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": metadata.get("ls_provider"),
+        "gen_ai.request.model": metadata.get("ls_model_name") or run.name,
+        "trim.part": writers[0].removeprefix("trim:") if writers else "scorer",
+    }
+    message = _message(run)
+    usage = message.get("usage_metadata") or {}
+    told["gen_ai.usage.input_tokens"] = usage.get("input_tokens")
+    told["gen_ai.usage.output_tokens"] = usage.get("output_tokens")
+    told["gen_ai.response.model"] = (message.get("response_metadata") or {}).get("model_name")
+    return _known(told)
+
+
+def decided(run: Run) -> dict[str, Any]:
+    """Attributes of a node."""
+    update, state = _update(run), run.inputs
+    told: dict[str, Any] = {"trim.step": len(state.get("steps") or ())}
+    order = update.get("order") or state.get("order") or {}
+    told["trim.writer"] = order.get("writer")
+    told["trim.max_tokens"] = order.get("max_tokens")
+    if draft := update.get("draft"):
+        told["trim.score"], told["trim.draft_tokens"] = draft.get("score"), draft.get("tokens")
+    for record in _added(update, "decisions"):
+        told["trim.decision"], told["trim.score"] = record["decision"], record["score"]
+    told["trim.stopped"] = update.get("stopped") or None
+    return _known(told)
+
+
+def summed(run: Run) -> dict[str, Any]:
+    """Attributes of a whole run."""
+    summary = summary_of(run)
+    if summary is None:
+        return {}
+    told: dict[str, Any] = {"trim.stopped": summary["stopped"], "trim.cost": summary["cost"]}
+    for writer, count in summary["steps"].items():
+        told[f"trim.steps.{writer}"] = count
+    for kind, count in summary["tokens"].items():
+        told[f"trim.tokens.{kind}"] = count
+    return told
+
+
+def summary_of(run: Run) -> dict[str, Any] | None:
+    """The summary of a run that has ended."""
+    outputs = run.outputs or {}
+    if isinstance(found := outputs.get("trim"), dict):
+        return found
+    messages = outputs.get("messages") or []
+    metadata = getattr(messages[-1], "response_metadata", {}) if messages else {}
+    found = metadata.get("trim")
+    return found if isinstance(found, dict) else None
+
+
+def _update(run: Run) -> dict[str, Any]:
+    """What a node has written."""
+    outputs = run.outputs or {}
+    inner = outputs.get("output")
+    if isinstance(inner, Command):
+        return inner.update if isinstance(inner.update, dict) else {}
+    return outputs
+
+
+def _added(update: Mapping[str, Any], channel: str) -> list[Any]:
+    added = update.get(channel) or []
+    return [] if isinstance(added, Overwrite) else list(added)
+
+
+def _message(run: Run) -> dict[str, Any]:
+    generations = (run.outputs or {}).get("generations") or [[]]
+    message = generations[0][0].get("message") if generations[0] else None
+    return (message or {}).get("kwargs", {}) if isinstance(message, dict) else {}
+
+
+def _known(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if value is not None}

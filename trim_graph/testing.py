@@ -15,8 +15,8 @@ from langchain_core.runnables import Runnable
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field
 
-from .adapters.protocols import ScorableStep, ScorerReply
-from .segment import DEFAULT_DELIMITER
+from .adapters.base import ScorableStep, ScorerReply
+from .segmentation import DEFAULT_DELIMITER
 
 __all__ = ["ScriptedChatModel", "ScriptedScorer", "ScriptedToolModel"]
 

@@ -9,8 +9,8 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable
 
-from trim_graph import TrimChatModel, create_trim_chat_model
 from trim_graph.adapters import ChatTransformers, TransformersProcessReward
+from trim_graph.chat_model import TrimChatModel, create_trim_chat_model
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL
 from trim_graph.policies import threshold
 

@@ -13,19 +13,14 @@ from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 
-from trim_graph import (
-    Allowance,
-    Allowances,
-    Budget,
-    TrimContext,
-    create_trim_graph,
-    open_checkpointer,
-    open_ledger,
-)
 from trim_graph.adapters import ChatTransformers, TransformersProcessReward
-from trim_graph.budget.ledger import Ledger
+from trim_graph.budget import Allowance, Allowances, Budget
+from trim_graph.budget.ledger import Ledger, open_ledger
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
+from trim_graph.graph import create_trim_graph
 from trim_graph.policies import threshold
+from trim_graph.settings import TrimContext
+from trim_graph.storage.checkpoint import open_checkpointer
 
 PER_RUN = Budget(large_tokens=40)
 TOGETHER = Allowances(thread=Allowance(large_tokens=60), user=Allowance(large_tokens=90))

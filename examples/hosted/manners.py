@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from trim_graph.adapters.prompted_step import DONE, START
+from trim_graph.adapters.prompted.protocol import DONE, START
 from trim_graph.examples.arithmetic.problems import Problem, expected_step, kind_of_step
 
 from .scripted_server import Answer

@@ -21,9 +21,9 @@ from typing import Any
 
 from langchain_openai import ChatOpenAI
 
-from trim_graph import create_trim_graph
 from trim_graph.adapters import ChatVLLM, LLMJudge
 from trim_graph.examples.arithmetic import Problem, is_right, problems
+from trim_graph.graph import create_trim_graph
 from trim_graph.policies import threshold
 
 from .manners import Arithmetic, Manner

@@ -10,8 +10,9 @@ from typing import Any
 
 from langchain.chat_models import init_chat_model
 
-from trim_graph import Budget, create_trim_graph
 from trim_graph.adapters import LLMJudge
+from trim_graph.budget import Budget
+from trim_graph.graph import create_trim_graph
 from trim_graph.policies import threshold
 
 

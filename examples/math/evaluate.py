@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trim_graph.evaluation.arms import RANDOM_RATES
-from trim_graph.evaluation.baseline_arms import SHARES
+from trim_graph.evaluation.baselines import SHARES
 
 from .hours import AIME_FACTOR, Arms, Rates, gpu_hours
 

@@ -13,10 +13,12 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.types import Command
 from pydantic import ValidationError
 
-from trim_graph import Budget, create_trim_graph, open_checkpointer
 from trim_graph.adapters import ChatTransformers, TransformersProcessReward
+from trim_graph.budget import Budget
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
+from trim_graph.graph import create_trim_graph
 from trim_graph.policies import threshold
+from trim_graph.storage.checkpoint import open_checkpointer
 
 PLACE: RunnableConfig = {"configurable": {"thread_id": "1"}}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 
-from trim_graph import TrimContext
 from trim_graph.examples.arithmetic import problems
+from trim_graph.settings import TrimContext
 
 from .application import TutorContext, solver, tutor, worksheet
 

@@ -11,10 +11,13 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, Send
 from typing_extensions import TypedDict
 
-from trim_graph import Budget, TrimContext, create_trim_graph, trim_node
 from trim_graph.adapters import ChatTransformers, TransformersProcessReward
+from trim_graph.budget import Budget
+from trim_graph.embedding import trim_node
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL
+from trim_graph.graph import create_trim_graph
 from trim_graph.policies import threshold
+from trim_graph.settings import TrimContext
 
 ROUNDS = 2
 """Times that a tutor asks for a solution without an answer."""

@@ -143,7 +143,7 @@ def script_model(tmp_path_factory, tokenizer):
 @pytest.fixture(scope="session")
 def reward_model(tmp_path_factory, tokenizer) -> Path:
     """A PRM with random weights, saved in two shards."""
-    from trim_graph.adapters.prm_head import Qwen2ForProcessRewardModel
+    from trim_graph.adapters.prm.heads import Qwen2ForProcessRewardModel
 
     folder = tmp_path_factory.mktemp("prm")
     torch.manual_seed(3)

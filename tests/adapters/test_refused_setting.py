@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trim_graph.adapters import ModelServerError
-from trim_graph.adapters.refused_setting import refused_setting, remedy
+from trim_graph.adapters.capabilities import refused_setting, remedy
 
 
 class ClientError(Exception):

@@ -17,9 +17,14 @@ from langchain_core.messages import (
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from trim_graph.adapters.chat_prompt import encode_chat, takes_system_role, text_of, without_reasoning
 from trim_graph.adapters.model_source import load_tokenizer
-from trim_graph.adapters.special_tokens import SpecialTokenGuard
+from trim_graph.adapters.tokenization import (
+    SpecialTokenGuard,
+    encode_chat,
+    takes_system_role,
+    text_of,
+    without_reasoning,
+)
 
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>"]

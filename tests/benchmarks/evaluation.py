@@ -21,14 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from trim_graph import ModelPrice, Prices
-from trim_graph.evaluation.columns import read_columns
-from trim_graph.evaluation.run_files import Row, journal_of, read_rows_of
-from trim_graph.evaluation.run_writing import write_rows
+from trim_graph.evaluation.comparison import Comparison, read_columns, resample
+from trim_graph.evaluation.experiment import WorkItem, empty_row
+from trim_graph.evaluation.records import Row, journal_of, read_rows_of, write_rows
 from trim_graph.evaluation.runner import Question
-from trim_graph.evaluation.running import WorkItem, empty_row
-from trim_graph.evaluation.summarising import Comparison, resample
 from trim_graph.evaluation.verdicts import Worth, judge, overall
-from trim_graph.journal import to_line
+from trim_graph.storage.journal import to_line
 
 ARMS = {"small": (0.4, 0), "large": (0.9, 60), "threshold-0.5": (0.85, 20)}
 """Accuracy and large tokens of each."""

@@ -17,8 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trim_graph.adapters.http_pool import new_client
-from trim_graph.adapters.vllm_server import VLLMServer
+from trim_graph.adapters.vllm.client import VLLMServer, new_client
 
 AT_ONCE = (1, 8, 64, 256)
 EACH = 6

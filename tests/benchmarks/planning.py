@@ -25,18 +25,14 @@ import numpy as np
 from trim_graph.config import build_parts, example_config
 from trim_graph.evaluation.datasets import first_questions, make_dataset
 from trim_graph.evaluation.runner import run_arm
+from trim_graph.evaluation.traces import read_traces
 from trim_graph.policies import threshold
 from trim_graph.policies.base import Observation
-from trim_graph.policies.plan import BELIEFS, Plan
-from trim_graph.policies.pomdp import pomdp
-from trim_graph.training.fitting import fit, read_material
-from trim_graph.training.goodness import goodness_of_fit, least_distance
-from trim_graph.training.planner import Terms, solve
-from trim_graph.training.replay import losses
-from trim_graph.training.routing import Beliefs, PlanRouter, log_loss
+from trim_graph.policies.pomdp import BELIEFS, Plan, pomdp
+from trim_graph.training.fitting import fit, goodness_of_fit, least_distance, read_material
+from trim_graph.training.planner import Beliefs, PlanRouter, Terms, log_loss, losses, solve
 from trim_graph.training.simulator import Router, Simulator, Stateless, play, threshold_router
 from trim_graph.training.step_model import StepModel, load_published
-from trim_graph.training.traces import read_traces
 
 COSTS = (0.02, 0.05, 0.1, 0.2)
 """Prices of the cut-off plans to choose from, and those the beliefs are compared at."""

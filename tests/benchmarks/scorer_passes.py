@@ -29,7 +29,7 @@ from tests.vllm.conftest import STARTED_WITHIN, start_server, stop_servers, wait
 from trim_graph import create_trim_graph
 from trim_graph.adapters import TransformersProcessReward, VLLMProcessReward, serve_options
 from trim_graph.adapters.model_source import load_tokenizer
-from trim_graph.adapters.vllm_server import VLLMServer
+from trim_graph.adapters.vllm.client import VLLMServer
 from trim_graph.examples.arithmetic import PRM, problems
 from trim_graph.policies import threshold
 from trim_graph.testing import ScriptedChatModel

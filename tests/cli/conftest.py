@@ -111,7 +111,7 @@ def world_parts(delay=0.0, wavers=False):
     return Parts(World(errs=True, delay=delay), World(errs=False, delay=delay), Judge(wavers))
 
 
-COMMANDS = {"solving": False, "demo": False, "collecting": True, "calibrating": True, "evaluating": False}
+COMMANDS = {"solve": False, "demo": False, "collect": True, "calibrate": True, "eval": False}
 """The modules that load models, and whether the judge wavers there."""
 
 
@@ -130,7 +130,7 @@ CALIBRATION = {
 
 def enter_world(folder, delay=0.0):
     """Put the world in place of the weights; also in a subprocess."""
-    import trim_graph.examples.arithmetic.shipped as shipped
+    from trim_graph.examples.arithmetic import shipped
 
     file = Path(folder) / "calibrated.json"
     file.write_text(json.dumps(CALIBRATION))

@@ -11,7 +11,7 @@ from trim_graph.examples.arithmetic.study.calibrate import calibrate, example_ca
 
 @pytest.fixture
 def models(world):
-    from trim_graph.cli.solving import load_parts
+    from trim_graph.cli.solve import load_parts
 
     return load_parts(None)
 

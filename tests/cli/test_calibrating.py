@@ -8,8 +8,8 @@ import yaml
 
 from trim_graph.config import load_config
 from trim_graph.evaluation import run_arm, share_of_large_tokens
+from trim_graph.evaluation.calibration import OutcomeFile
 from trim_graph.evaluation.datasets import arithmetic_question
-from trim_graph.evaluation.outcome_files import OutcomeFile
 from trim_graph.examples.arithmetic import problems
 from trim_graph.graph import create_trim_graph
 from trim_graph.policies import large_only
@@ -48,7 +48,7 @@ def test_a_share_is_hit_on_fresh_questions(world, run, config):
     assert chosen.policy.model_dump() == report["policy"]
     assert 3 <= len(report["points"]) + 1 <= 9
 
-    from trim_graph.cli.calibrating import load_parts
+    from trim_graph.cli.calibrate import load_parts
 
     parts = load_parts(chosen)
     drawn = problems("standard", 100, part="validation", seed=1)
@@ -133,7 +133,7 @@ def test_what_no_policy_reaches_is_told(world, run, config):
     ],
 )
 def test_what_is_wrong_is_told_before_a_model_is_loaded(world, run, monkeypatch, arguments, told):
-    monkeypatch.setattr("trim_graph.cli.calibrating.load_parts", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr("trim_graph.cli.calibrate.load_parts", lambda *a, **k: pytest.fail("loaded"))
     (world / "q.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem": "q", "answer": "2"}\n')
     result = run("calibrate", *arguments)
     assert result.exit_code == 2, result.output
@@ -141,7 +141,7 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(world, run, monkeypatch,
 
 
 def test_a_configuration_asks_for_its_questions_and_prices(world, run, monkeypatch):
-    monkeypatch.setattr("trim_graph.cli.calibrating.load_parts", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr("trim_graph.cli.calibrate.load_parts", lambda *a, **k: pytest.fail("loaded"))
     (world / "trim.yaml").write_text("small: {type: example}\nlarge: {type: example}\npolicy: small_only\n")
     common = ("calibrate", "--config", "trim.yaml", "--family", "random_rate")
     assert "--dataset is missing" in run(*common, "--large-share", 0.2).stderr

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from trim_graph.cli import demo_report
+from trim_graph.cli import demo
 from trim_graph.examples.arithmetic.shipped import load_chosen
 
 
@@ -42,8 +42,8 @@ def test_table_and_file(world, run):
 
 
 def test_intervals_where_there_are_questions_enough(world, run, monkeypatch):
-    assert demo_report.INTERVALS_FROM == 200
-    monkeypatch.setattr("trim_graph.cli.demo_report.INTERVALS_FROM", 20)
+    assert demo.INTERVALS_FROM == 200
+    monkeypatch.setattr("trim_graph.cli.demo.INTERVALS_FROM", 20)
     assert " to " not in run("demo", "-n", "19").stdout
     result = run("demo", "-n", "20")
     assert result.exit_code == 0, result.output

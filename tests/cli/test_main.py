@@ -120,7 +120,7 @@ def test_models_on_servers_need_neither_torch_nor_a_load(tmp_path):
 def test_sigterm_ends_a_job_in_the_background_of_a_shell(tmp_path):
     """There Ctrl-C is ignored, and so it is in what the shell starts."""
     code = (
-        "import time\nfrom trim_graph.cli.reporting import failures_reported\n"
+        "import time\nfrom trim_graph.cli.terminal import failures_reported\n"
         "with failures_reported():\n    print('begun', flush=True)\n    time.sleep(60)\n"
     )
     process = subprocess.Popen(

@@ -3,7 +3,7 @@ import re
 
 from written_runs import a_summary, usual_rows, write_run
 
-from trim_graph.evaluation.run_files import read_run
+from trim_graph.evaluation.records import read_run
 
 
 def test_a_report(run, tmp_path):

@@ -76,7 +76,7 @@ def test_a_refused_wish_is_shown(world, run):
 
 
 def test_text_cannot_steer_the_terminal(world, run, monkeypatch):
-    from trim_graph.cli.transcript import printable
+    from trim_graph.cli.solve import printable
 
     assert printable("a\x1b[2Jb\nc\ud800") == f"a\\x1b[2Jb\n{' ' * 27}c\\ud800"
 
@@ -128,7 +128,7 @@ def test_an_unreadable_problem_shows_both_forms(world, run, problem, said):
 
 
 def test_a_model_that_fails_is_an_error_of_one_line(world, run, monkeypatch):
-    from trim_graph.cli.solving import load_parts
+    from trim_graph.cli.solve import load_parts
 
     parts = load_parts(None)
 
@@ -198,9 +198,9 @@ def test_ctrl_c_or_termination_and_resume(world, run, start, pause, sent):
 
 
 def test_nothing_but_the_end_is_missing(world, run):
-    from trim_graph.checkpoint import open_checkpointer
-    from trim_graph.cli.solving import load_parts
+    from trim_graph.cli.solve import load_parts
     from trim_graph.config import build_graph, load_config
+    from trim_graph.storage.checkpoint import open_checkpointer
 
     options = configured(world)
     config = load_config("trim.yaml")
@@ -305,9 +305,9 @@ def test_two_processes_are_not_at_one_thread(world, run, start):
 
 
 def test_an_answer_to_nothing_is_refused_before_the_run_goes_on(world, run):
-    from trim_graph.checkpoint import open_checkpointer
-    from trim_graph.cli.solving import load_parts
+    from trim_graph.cli.solve import load_parts
     from trim_graph.config import build_graph, load_config
+    from trim_graph.storage.checkpoint import open_checkpointer
 
     options = asks_at_every_step(world)
     config, place = load_config("trim.yaml"), {"configurable": {"thread_id": "a"}}

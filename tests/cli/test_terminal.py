@@ -17,10 +17,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from trim_graph.cli.app import app
-from trim_graph.cli.console import Console, live, status, text_column
+from trim_graph.cli.common import Console, live, status, text_column
 from trim_graph.cli.terminal import GuardedStream, guarded, visible
 from trim_graph.config import Parts
-from trim_graph.doctor.findings import Report, fault, hint
+from trim_graph.doctor.subjects import Report, fault, hint
 from trim_graph.errors import ModelServerError
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
@@ -76,7 +76,7 @@ def poisoned(tmp_path, monkeypatch):
         ScriptedChatModel(script=failing),
         ScriptedScorer(default=0.1),
     )
-    for command in ("solving", "evaluating", "collecting", "calibrating"):
+    for command in ("solve", "eval", "collect", "calibrate"):
         monkeypatch.setattr(f"trim_graph.cli.{command}.load_parts", lambda config, **_: parts)
     (tmp_path / "trim.yaml").write_text(CONFIG)
     row = {"question": f"what {POISON}", "answer": "3", "level": f"easy {POISON}"}
@@ -137,7 +137,7 @@ def test_questions_answers_and_names_of_a_dataset(run, poisoned, command):
 
 def test_doctor(run, poisoned, monkeypatch):
     found = Report((fault(POISON, POISON), hint(POISON, POISON)))
-    monkeypatch.setattr("trim_graph.cli.doctoring._examined", lambda *_: found)
+    monkeypatch.setattr("trim_graph.cli.doctor._examined", lambda *_: found)
     told = clean(run("doctor", "--config", "trim.yaml"))
     assert told.count("[red]mark[/red]:boom:") >= 4
     report = json.loads(run("doctor", "--config", "trim.yaml", "--json").stdout)
@@ -186,7 +186,7 @@ def test_whatever_a_library_prints_within_a_command(run, monkeypatch):
         logging.getLogger("some.library").removeHandler(handler)
         raise ModelServerError(POISON)
 
-    monkeypatch.setattr("trim_graph.cli.solving.readable", noisy)
+    monkeypatch.setattr("trim_graph.cli.solve.readable", noisy)
     told = clean(run("solve", "x"))
     assert told.count(SHOWN) == 4
 

@@ -24,8 +24,9 @@ from trim_graph.config import Parts, make_config
 from trim_graph.distributed import ray as on_ray
 from trim_graph.distributed.ray import connected, open_ray_executor
 from trim_graph.evaluation.executor import LocalExecutor, Models
-from trim_graph.training.collecting import CollectTraces, Source
-from trim_graph.training.recording import explore_with
+from trim_graph.evaluation.experiment import CollectTraces
+from trim_graph.evaluation.traces import Source
+from trim_graph.training.rollout_collection import explore_with
 from trim_graph.training.rollouts import Rollouts
 
 CONFIG = make_config(

@@ -18,8 +18,8 @@ from trim_graph import SettingsError, TrimError
 from trim_graph.cli.app import app
 from trim_graph.distributed import ray as on_ray
 from trim_graph.distributed.ray import RayExecutor, _Live
-from trim_graph.evaluation.run_files import read_run
-from trim_graph.training.traces import read_traces
+from trim_graph.evaluation.records import read_run
+from trim_graph.evaluation.traces import read_traces
 
 SITE = Path(__file__).parent / "ray_site.py"
 CODE = "import sys; from trim_graph.cli import main; sys.argv[0] = 'trim-graph'; main()"

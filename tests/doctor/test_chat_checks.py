@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.adapters.recorded_server import RecordedServer, chat_answer, failed
-from trim_graph.adapters import http_pool
+from trim_graph.adapters.vllm import client
 from trim_graph.budget import Budget
 from trim_graph.config import make_config
 from trim_graph.doctor.chat_checks import special_tokens, system_message
@@ -37,7 +37,7 @@ class Server(RecordedServer):
 @pytest.fixture
 def subject(monkeypatch):
     def make(server: RecordedServer) -> Subject:
-        monkeypatch.setattr(http_pool, "new_client", server.client)
+        monkeypatch.setattr(client, "new_client", server.client)
         entry = {"type": "vllm", "model": "m", "base_url": f"http://vllm{time.monotonic_ns()}.test/v1"}
         config = make_config({"small": entry, "large": {**entry, "model": "n"}, "policy": "small_only"})
         return subject_of("small", config.small, config.settings, Budget(), 5.0)

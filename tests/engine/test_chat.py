@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from langchain_core.callbacks import get_usage_metadata_callback
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
-from trim_graph.adapters import ContextLengthError, vllm_engine
+from trim_graph.adapters import ContextLengthError
+from trim_graph.adapters.vllm import engine
 from trim_graph.examples.arithmetic import SMALL, problems
 
 from .conftest import chat, processes
@@ -37,13 +38,13 @@ def ending(message):
 def read(monkeypatch) -> list[list[int]]:
     """The token ids that engines are given from now on."""
     seen: list[list[int]] = []
-    usual = vllm_engine._tokens
+    usual = engine._tokens
 
     def noted(ids):
         seen.append(list(ids))
         return usual(ids)
 
-    monkeypatch.setattr(vllm_engine, "_tokens", noted)
+    monkeypatch.setattr(engine, "_tokens", noted)
     return seen
 
 

@@ -6,7 +6,7 @@ import time
 import pytest
 from langchain_core.messages import HumanMessage
 
-from trim_graph.adapters.background import run_sync
+from trim_graph.adapters.event_loop import run_sync
 from trim_graph.examples.arithmetic import problems
 
 CHAT = [HumanMessage(problems("hard", 1)[0].question)]

@@ -2,7 +2,7 @@ import pytest
 
 from trim_graph import SettingsError
 from trim_graph.evaluation.arms import Arm, check_names, policy_arms, sweep_arms
-from trim_graph.evaluation.run_files import journal_of
+from trim_graph.evaluation.records import journal_of
 
 PATTERN = "{type: by_pattern, pattern: 'PATTERN', rates: {}, default: 0.2}"
 

@@ -4,8 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trim_graph import InputError, SettingsError
-from trim_graph.evaluation.by_kind import MATHEMATICS, OPERATIONS, fit_kinds, policy_of_kinds
-from trim_graph.evaluation.composed import limit_for, unsureness
+from trim_graph.evaluation.baselines import (
+    MATHEMATICS,
+    OPERATIONS,
+    fit_kinds,
+    limit_for,
+    policy_of_kinds,
+    unsureness,
+)
 
 signals = st.lists(
     st.tuples(st.sampled_from([0.1, 0.2, 0.5, 0.9]), st.integers(0, 50)), min_size=1, max_size=12

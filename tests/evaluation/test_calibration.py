@@ -5,18 +5,18 @@ import pytest
 
 from trim_graph import InputError, SettingsError, TrimError
 from trim_graph.evaluation import Question
+from trim_graph.evaluation.arms import FAMILIES, make_family
 from trim_graph.evaluation.calibration import (
     Calibrator,
     Listed,
+    OutcomeFile,
     Point,
+    RememberingScorer,
     Searched,
     Target,
     choose,
+    expectation,
 )
-from trim_graph.evaluation.expectation import expectation
-from trim_graph.evaluation.families import FAMILIES, make_family
-from trim_graph.evaluation.outcome_files import OutcomeFile
-from trim_graph.evaluation.remembering import RememberingScorer
 from trim_graph.policies import files, save_policy
 from trim_graph.testing import ScriptedScorer
 
@@ -243,7 +243,7 @@ class Lambda:
 def test_families_by_name(tmp_path, monkeypatch):
     monkeypatch.setitem(files.KINDS, "lambda", f"{__name__}:Lambda")
     monkeypatch.setattr(
-        "trim_graph.evaluation.families.policy_config", lambda policy: SimpleNamespace(build=dict)
+        "trim_graph.evaluation.arms.policy_config", lambda policy: SimpleNamespace(build=dict)
     )
     for cost in (1, 2):
         save_policy(Lambda(cost), tmp_path / f"cost{cost}.json")

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trim_graph.evaluation.choice_reading import read_choice
-from trim_graph.evaluation.graders import multiple_choice
+from trim_graph.evaluation.graders import multiple_choice, read_choice
 
 LETTERS = "ABCDEFGHIJ"
 EITHER_CASE = [

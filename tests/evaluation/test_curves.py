@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trim_graph.evaluation.curves import best_pgr, cpt, ibc, mean_delta_ibc, mean_ibc
+from trim_graph.evaluation.metrics import best_pgr, cpt, ibc, mean_delta_ibc, mean_ibc
 
 PUBLISHED = Path(__file__).parents[3] / "shared/data/trim_published_math500_threshold.jsonl"
 

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trim_graph.evaluation.graders import numeric
-from trim_graph.evaluation.number_reading import find_number, read_number
+from trim_graph.evaluation.graders import find_number, numeric, read_number
 
 NUMBERS = {
     "1200": [

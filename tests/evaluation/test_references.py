@@ -9,8 +9,7 @@ import pytest
 import sympy
 
 from trim_graph.evaluation.datasets import make_dataset
-from trim_graph.evaluation.graders import numeric
-from trim_graph.evaluation.number_reading import read_number
+from trim_graph.evaluation.graders import numeric, read_number
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

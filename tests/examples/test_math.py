@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from trim_graph.config import load_config
 from trim_graph.evaluation.datasets import make_dataset
-from trim_graph.evaluation.run_files import read_run
+from trim_graph.evaluation.records import read_run
 from trim_graph.examples.math import evaluate
 from trim_graph.examples.math.hours import Arms, Rates, gpu_hours
 

@@ -45,7 +45,7 @@ def test_small_is_weak_but_not_hopeless(by_small):
 def judged(folder, tokenizer, held_out, solutions):
     import torch
 
-    from trim_graph.adapters.prm_head import load_prm
+    from trim_graph.adapters.prm.heads import load_prm
 
     judge = load_prm(str(folder), device=torch.device("cpu"), dtype="float32")
     return judge_figures(held_out, solutions, judge_solutions(judge, tokenizer, held_out, solutions))

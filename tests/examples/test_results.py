@@ -22,7 +22,7 @@ from trim_graph.examples.arithmetic.study.report import report
 from trim_graph.examples.arithmetic.study.trees import Problems, recorded_trees
 from trim_graph.examples.arithmetic.study.worlds import Arm, World
 from trim_graph.policies import threshold
-from trim_graph.training.growing import Grower
+from trim_graph.training.rollout_collection import Grower
 
 OPTIONS = ["--split", "standard", "--at-most", "5", "--check", "2", "--resamples", "25"]
 

@@ -3,10 +3,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from trim_graph.conversation import DEFAULT_INSTRUCTION
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
 from trim_graph.examples.arithmetic.training.corpus import chat_prompt, judged_prompt
 from trim_graph.examples.arithmetic.training.tokenizer import PRM_SYSTEM, STEP, load_tokenizer
-from trim_graph.prompts import DEFAULT_INSTRUCTION
 
 TOKENIZER = load_tokenizer(SMALL)
 
@@ -37,7 +37,7 @@ def test_the_chat_template_keeps_system_and_earlier_turns_untouched(generation_p
 
 
 def test_training_texts_of_the_judge_are_what_the_adapter_sends():
-    from trim_graph.adapters.prm_formats import QwenPRMFormat
+    from trim_graph.adapters.prm.formats import QwenPRMFormat
 
     problem = problems("standard", 1)[0]
     sent = QwenPRMFormat(TOKENIZER, system_prompt=PRM_SYSTEM).encode(problem.question, problem.steps)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tests import tiny_prms
-from trim_graph.adapters.prm_formats import prm_format
-from trim_graph.segment import (
+from trim_graph.adapters.prm.formats import prm_format
+from trim_graph.segmentation import (
     DelimiterSteps,
     MarkdownSteps,
     PatternSteps,
     Segmentation,
+    Thinking,
     WatchedSteps,
     is_step,
     join_steps,
     split_steps,
 )
 from trim_graph.summary import extract_answer
-from trim_graph.thinking import Thinking
 
 Check = Callable[[Sequence[str], Sequence[int]], None]
 PIECES = [

@@ -65,8 +65,8 @@ from trim_graph.policies import (
     stay_on_large,
     threshold,
 )
-from trim_graph.policies.text_features import SIZE
-from trim_graph.segment import markdown, pattern, token_cap
+from trim_graph.policies.query_router import SIZE
+from trim_graph.segmentation import markdown, pattern, token_cap
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer, ScriptedToolModel
 
 POLICIES = WEIGHTS.parent / "policies"

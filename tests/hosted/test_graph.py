@@ -5,7 +5,7 @@ from langchain_core.callbacks import get_usage_metadata_callback
 
 from trim_graph import Budget, ChatModelContractError, ModelPrice, Prices, create_trim_graph
 from trim_graph.adapters import ChatVLLM, LLMJudge, TokenProbability
-from trim_graph.adapters.prompted_step import DONE, START
+from trim_graph.adapters.prompted.protocol import DONE, START
 from trim_graph.examples.arithmetic import is_right, problems
 from trim_graph.examples.hosted.manners import Arithmetic
 from trim_graph.examples.hosted.scripted_server import Answer

@@ -6,7 +6,7 @@ from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 
 from tests.conftest import SMALL
-from trim_graph.adapters.protocols import ScorerReply
+from trim_graph.adapters.base import ScorerReply
 from trim_graph.errors import FailedAttempts, ScorerError, SettingsError
 from trim_graph.policies import large_only, random_rate, small_only, stay_on_large, threshold
 from trim_graph.testing import ScriptedChatModel

@@ -6,9 +6,9 @@ import pytest
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 
-import trim_graph.nodes.generate_step as generate_step
 from trim_graph.adapters import ContinueByPrompt, ModelServerError
 from trim_graph.budget import Budget
+from trim_graph.nodes import generate_step
 from trim_graph.policies import large_only, small_only
 from trim_graph.routing.router import MAX_ATTEMPTS, MAX_IDLE
 from trim_graph.testing import ScriptedChatModel

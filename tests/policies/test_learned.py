@@ -12,9 +12,14 @@ from torch import nn
 
 from trim_graph import SettingsError
 from trim_graph.policies import Observation, load_policy, save_policy
-from trim_graph.policies.aggregate import aggregate
-from trim_graph.policies.features import AGGREGATE, SEQUENCE, aggregate_features, sequence_features
-from trim_graph.policies.sequence import sequence
+from trim_graph.policies.learned import (
+    AGGREGATE,
+    SEQUENCE,
+    aggregate,
+    aggregate_features,
+    sequence,
+    sequence_features,
+)
 
 WIDTH, HEADS = 8, 2
 

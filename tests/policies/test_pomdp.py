@@ -15,10 +15,8 @@ from trim_graph.budget import BudgetLeft
 from trim_graph.config import make_config
 from trim_graph.policies import load_policy, save_policy
 from trim_graph.policies.base import Observation
-from trim_graph.policies.plan import BELIEFS
-from trim_graph.policies.pomdp import pomdp
-from trim_graph.training.planner import Terms, solve
-from trim_graph.training.routing import PlanRouter
+from trim_graph.policies.pomdp import BELIEFS, pomdp
+from trim_graph.training.planner import PlanRouter, Terms, solve
 from trim_graph.training.simulator import Simulator
 
 PLANS = {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from trim_graph.config import make_config
 from trim_graph.errors import SettingsError
 from trim_graph.policies import Observation, load_policy, query_router, save_policy
-from trim_graph.policies.text_features import (
+from trim_graph.policies.query_router import (
     CHARACTERS,
     SIZE,
     WORDS,
@@ -93,7 +93,7 @@ def test_features_are_those_that_scikit_learn_weighs():
 
 def test_features_are_the_same_in_every_process():
     code = (
-        "from trim_graph.policies.text_features import count_features as f; import hashlib\n"
+        "from trim_graph.policies.query_router import count_features as f; import hashlib\n"
         "c = f('Zähle 47 und 38 \\ud800 zusammen'); "
         "print(hashlib.sha256(c.places.tobytes() + c.counts.tobytes()).hexdigest())"
     )

@@ -9,7 +9,7 @@ from written_runs import ARMS, a_row, a_summary, usual_rows, write_run
 from trim_graph import InputError
 from trim_graph.report import write_report
 from trim_graph.report.gathering import Calibration, Gathered, Places
-from trim_graph.report.index import DIFFERS, FAILED, LIMITED, differs, index_of, trace_of
+from trim_graph.report.page import DIFFERS, FAILED, LIMITED, differs, index_of, trace_of
 
 
 def step(text, score=None, label=None, writer="small", discarded=None):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trim_graph.errors import SettingsError
-from trim_graph.serving.memory import LEAST, WHOLE, share_out, weights_bytes
+from trim_graph.serving.plan import LEAST, WHOLE, share_out, weights_bytes
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import pytest
 from trim_graph.config import load_config
 from trim_graph.errors import SettingsError
 from trim_graph.examples.arithmetic import LARGE, PRM
-from trim_graph.serving.launcher import PROGRAM, find_launcher
-from trim_graph.serving.plan import plan_servers
+from trim_graph.serving.plan import PROGRAM, find_launcher, plan_servers
 
 
 @pytest.fixture

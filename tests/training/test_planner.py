@@ -8,10 +8,9 @@ from enumeration import Enumeration
 from step_worlds import PUBLISHED, dependent, tables_from, world
 
 from trim_graph import SettingsError
-from trim_graph.policies.plan import BELIEFS, step_tables
-from trim_graph.training.goodness import ending_chances
-from trim_graph.training.planner import Terms, solve
-from trim_graph.training.routing import PlanRouter
+from trim_graph.policies.pomdp import BELIEFS, step_tables
+from trim_graph.training.fitting import ending_chances
+from trim_graph.training.planner import PlanRouter, Terms, solve
 from trim_graph.training.simulator import Stateless, play
 from trim_graph.training.step_model import load_published
 

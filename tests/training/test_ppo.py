@@ -6,15 +6,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_environment import step_model
+from test_env import step_model
 from toy import build, questions
 
 from trim_graph import SettingsError
 from trim_graph.policies import small_only, threshold
-from trim_graph.training.curves import write_curves
-from trim_graph.training.environment import Recorded, RoutingVecEnv, aggregate_look, sequence_look
-from trim_graph.training.networks import spread_of
-from trim_graph.training.ppo import Training, _learner, _sample, export, score, train
+from trim_graph.training.env import Recorded, RoutingVecEnv, aggregate_look, sequence_look
+from trim_graph.training.ppo import Training, _learner, _sample, export, score, spread_of, train, write_curves
 from trim_graph.training.rollouts import Rollouts
 
 

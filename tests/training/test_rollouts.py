@@ -6,11 +6,10 @@ import pytest
 from toy import build, questions
 
 from trim_graph.evaluation import run_arm
+from trim_graph.evaluation.traces import read_traces, write_traces
 from trim_graph.policies import Policy, small_only, stay_on_large, threshold
-from trim_graph.policies.features import aggregate_features, sequence_features
-from trim_graph.training.rollouts import RolloutError, Rollouts
-from trim_graph.training.solving import solve
-from trim_graph.training.traces import read_traces, write_traces
+from trim_graph.policies.learned import aggregate_features, sequence_features
+from trim_graph.training.rollouts import RolloutError, Rollouts, solve
 
 N = 8
 SAME = ("question", "index", "max_steps", "scores", "tokens", "writers", "score", "draft", "draft_tokens")

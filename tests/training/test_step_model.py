@@ -9,12 +9,18 @@ from step_worlds import PUBLISHED, trace, traces_from, world, write
 
 from trim_graph import SettingsError
 from trim_graph.errors import InputError
-from trim_graph.training.fitting import estimate, fit, hazard_of, read_material
-from trim_graph.training.goodness import draw, ending_chances, goodness_of_fit, least_distance
-from trim_graph.training.labelled import read_labelled
-from trim_graph.training.planner import Terms, solve
-from trim_graph.training.replay import drafts_of, losses
-from trim_graph.training.routing import PlanRouter
+from trim_graph.evaluation.scorer_metrics import read_labelled
+from trim_graph.training.fitting import (
+    draw,
+    ending_chances,
+    estimate,
+    fit,
+    goodness_of_fit,
+    hazard_of,
+    least_distance,
+    read_material,
+)
+from trim_graph.training.planner import PlanRouter, Terms, drafts_of, losses, solve
 from trim_graph.training.simulator import SCORES, Simulator, Stateless, play, threshold_router
 from trim_graph.training.step_model import LOST, RIGHT, SLIP, StepModel, load_published
 
@@ -291,7 +297,7 @@ class TestSimulator:
 
 
 def test_traces_files_are_read(tmp_path):
-    from trim_graph.training.traces import read_traces
+    from trim_graph.evaluation.traces import read_traces
 
     file = write(tmp_path / "traces.jsonl", traces_from(world(), 300))
     assert fit(read_traces(file), bins=5).p_small == pytest.approx(0.8, abs=0.05)

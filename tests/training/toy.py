@@ -7,7 +7,7 @@ from langchain_core.language_models import BaseChatModel
 
 from trim_graph import create_trim_graph
 from trim_graph.evaluation import Question
-from trim_graph.segment import DEFAULT_DELIMITER
+from trim_graph.segmentation import DEFAULT_DELIMITER
 from trim_graph.summary import extract_answer
 from trim_graph.testing import ScriptedChatModel
 

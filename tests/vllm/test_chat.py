@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 from trim_graph import create_trim_graph
 from trim_graph.adapters import ChatVLLM, ContextLengthError, ModelServerError
-from trim_graph.adapters.http_pool import _pools
+from trim_graph.adapters.vllm.client import _pools
 from trim_graph.examples.arithmetic import SMALL, problems
 from trim_graph.policies import small_only
 

@@ -12,8 +12,8 @@ from tests import tiny_prms
 from tests.vllm.conftest import STARTED_WITHIN, start_server, stop_servers, wait_for
 from trim_graph.adapters import ScorerError, TransformersProcessReward, VLLMProcessReward
 from trim_graph.adapters.model_source import load_tokenizer
-from trim_graph.adapters.prm_convert import convert_value_head
-from trim_graph.adapters.prm_serving import serve_options
+from trim_graph.adapters.prm.convert import convert_value_head
+from trim_graph.adapters.prm.scores import serve_options
 
 QUESTION, TEXTS = tiny_prms.QUESTION, tiny_prms.TEXTS
 

@@ -7,7 +7,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 
 from trim_graph.adapters import ChatTransformers, ChatVLLM, LLMJudge, TokenProbability
-from trim_graph.adapters.digit_scores import HIGHEST
+from trim_graph.adapters.prompted.judge import HIGHEST
 from trim_graph.examples.arithmetic import LARGE, SMALL, problems
 from trim_graph.graph import create_trim_graph
 from trim_graph.policies import threshold

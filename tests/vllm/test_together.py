@@ -7,7 +7,8 @@ import asyncio
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 
-from trim_graph.adapters import ChatVLLM, prompts_together
+from trim_graph.adapters import ChatVLLM
+from trim_graph.adapters.vllm import batching
 from trim_graph.examples.arithmetic import problems
 
 from .conftest import KEY, KEY_ENV
@@ -32,13 +33,13 @@ def models(request, servers, monkeypatch):
 async def test_texts_ends_and_tokens_are_those_of_calls_on_their_own(models, settings, monkeypatch):
     together, apart = models
     sizes = []
-    start = prompts_together.PromptsTogether._start
+    start = batching.PromptsTogether._start
 
     def noted(self, line, common, seats):
         sizes.append(len(seats))
         start(self, line, common, seats)
 
-    monkeypatch.setattr(prompts_together.PromptsTogether, "_start", noted)
+    monkeypatch.setattr(batching.PromptsTogether, "_start", noted)
     asked = [*FIRST, *LATER]
     await together.ainvoke(asked[0], stop=["\n\n"])  # what stands around a question is asked for once
     ours = await asyncio.gather(*(together.ainvoke(one, stop=["\n\n"], **settings) for one in asked))

@@ -23,7 +23,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Overwrite
 from typing_extensions import Unpack
 
-from trim_graph.adapters.scorers import AnyScorer, as_scorer
+from trim_graph.adapters.base import AnyScorer, as_scorer
 from trim_graph.adapters.usage import CountTokens, check_count_tokens
 from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.limits import Allowances, Budget

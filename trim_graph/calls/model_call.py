@@ -16,10 +16,9 @@ from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
-from trim_graph.adapters.entropy import TOP_LOGPROBS
-from trim_graph.adapters.inner_model import capable
-from trim_graph.adapters.refused_setting import LOGPROBS, refused_setting, remedy
-from trim_graph.adapters.replies import Reply
+from trim_graph.adapters.capabilities import LOGPROBS, capable, refused_setting, remedy
+from trim_graph.adapters.responses import Reply
+from trim_graph.adapters.token_confidence import TOP_LOGPROBS
 from trim_graph.adapters.usage import Estimate, TokenCounter
 from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.limits import grant
@@ -40,7 +39,7 @@ from trim_graph.events import emit
 from trim_graph.routing.steps import partial_text_counts, stop_arguments
 from trim_graph.routing.view import RunView
 from trim_graph.runtime import GRACE, Invocation, call_with_timeout, tagged
-from trim_graph.segment import Segmentation, cut_text, join_steps
+from trim_graph.segmentation import Segmentation, cut_text, join_steps
 from trim_graph.settings import Settings
 from trim_graph.state import Failure, Order, Step
 

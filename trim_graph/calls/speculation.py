@@ -17,8 +17,8 @@ from typing import Any
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from trim_graph.adapters.inner_model import bound_setting, caches, capable, native_async
-from trim_graph.adapters.token_probability import TokenProbability
+from trim_graph.adapters.capabilities import bound_setting, caches, capable, native_async
+from trim_graph.adapters.token_confidence import TokenProbability
 from trim_graph.budget.usage import (
     LookaheadSpend,
     Spend,
@@ -31,7 +31,7 @@ from trim_graph.policies import Policy
 from trim_graph.prompt_size import UnboundedPrompt, prompt_bound
 from trim_graph.routing import Action, Generate, Router, RunView
 from trim_graph.runtime import Invocation, tagged
-from trim_graph.segment import Segmentation
+from trim_graph.segmentation import Segmentation
 from trim_graph.state import Order, TrimState
 
 from .model_call import StepCall, prepare_step

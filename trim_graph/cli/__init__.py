@@ -21,7 +21,7 @@ def main() -> None:
     ended = list[int]()
     atexit.register(_leave, ended)  # registered first, it runs after all others
     try:
-        from .reporting import need
+        from .terminal import need
 
         need("cli", "typer", "rich", "yaml")
         from .app import app

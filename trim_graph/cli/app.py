@@ -1,4 +1,4 @@
-"""The commands and their options; what they do is in the module of each, such as `solving`."""
+"""The commands and their options; what a command does is in the module of its name."""
 
 from __future__ import annotations
 
@@ -8,13 +8,215 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .app_eval import evaluation
-from .app_ledger import ledger
-from .app_policies import policies
-from .app_reports import reports
-from .reporting import failures_reported
-from .terminal import guarded
-from .training import train
+from .policy_commands import DATASETS, Ray, RayWorkers, policies, train
+from .terminal import failures_reported, guarded
+
+evaluation = typer.Typer(rich_markup_mode=None)
+
+ARMS = (
+    DATASETS.rstrip()
+    + """
+
+\b
+Policies: small_only, {type: threshold, t: 0.3}, plan.json, each perhaps with a
+name: mine={type: threshold, t: 0.3}. Sweeps: threshold:0.1,0.3,0.5,
+random_rate:..., entropy_probe:..., a policy with "?" for its number and the
+numbers behind a colon, or a folder of policy files.
+\b
+Baselines: router (trained), cascade (by confidence), prm (accepts at 0.7), judge
+(accepts at 7 of 9), entropy (of the first token), kind (of step alone).
+"""
+)
+
+
+@evaluation.command(name="eval", epilog=ARMS, short_help="What would it save, and what would it cost?")
+def evaluate(
+    dataset: Annotated[str, typer.Option(help="Questions with right answers; see below.")],
+    out: Annotated[Path, typer.Option(help="Folder for rows and summary; the same command goes on with it.")],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file as for solve; without it the arithmetic models.")
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="A policy; may be repeated. Without it and --sweep: the configuration's."),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(help="Several operating points; may be repeated. See below.")
+    ] = None,
+    random_rates: Annotated[
+        str, typer.Option(help="Rates of random routing: shares of steps that it has written again.")
+    ] = "0.1,0.25,0.5,0.75,0.9",
+    baselines: Annotated[str, typer.Option(help="all, none, or some: router,cascade,kind.")] = "all",
+    validation: Annotated[
+        str | None, typer.Option(help="Other questions, to fit router and kind on; a dataset.")
+    ] = None,
+    validation_n: Annotated[
+        int | None, typer.Option(help="How many of them; default: all of a file, else 300.")
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="Regular expression that tells kinds of steps, for kind.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="large, small, or {type: llm_judge, model: {...}}; for judge.")
+    ] = None,
+    prices: Annotated[
+        str | None, typer.Option(help="{large: {input: 0.5, output: 1.5}, ...}; joins the configuration's.")
+    ] = None,
+    cost_per_second: Annotated[
+        float, typer.Option(help="What a second of waiting costs, in the currency of the prices.")
+    ] = 0.0,
+    n: Annotated[
+        int | None, typer.Option("-n", help="How many questions; default: all of a file, else 200.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Runs of each question in each arm.")] = 1,
+    seed: Annotated[int, typer.Option(help="Draws arithmetic problems, random policies, intervals.")] = 0,
+    concurrency: Annotated[int, typer.Option(help="Most questions under way at once.")] = 32,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Run the questions again that failed before.")
+    ] = False,
+    ray: Ray = None,
+    ray_workers: RayWorkers = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Run policies, the models alone and baselines on a dataset, and say whether a policy is worth it.
+
+    Small alone, large alone and random routing always stand beside; each policy is compared with random
+    routing at its own spend, on the lines between --random-rates. Wall clock is measured with --concurrency
+    questions under way. An interrupted or killed run goes on where it was.
+    """
+    with failures_reported():
+        from .eval import Request, run_eval
+
+        run_eval(
+            Request(
+                dataset=dataset,
+                out=out,
+                config=config,
+                policies=policy or (),
+                sweeps=sweep or (),
+                random_rates=random_rates,
+                baselines=baselines,
+                validation=validation,
+                validation_n=validation_n,
+                pattern=pattern,
+                judge=judge,
+                prices=prices,
+                cost_per_second=cost_per_second,
+                n=n,
+                samples=samples,
+                seed=seed,
+                concurrency=concurrency,
+                retry_errors=retry_errors,
+                as_json=as_json,
+                ray=ray,
+                ray_workers=ray_workers,
+            )
+        )
+
+
+reports = typer.Typer(rich_markup_mode=None)
+
+
+@reports.command(short_help="Write an HTML page and pictures of an evaluation.")
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an evaluation: eval --out RUN.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The page; default: report.html in RUN.")
+    ] = None,
+) -> None:
+    """Write one HTML page with summary, curves and the trace of every question, and its pictures beside it.
+
+    The page loads nothing and needs no server. Pictures, as PNG and SVG, go into a folder pictures. An
+    evaluation that is still running may be looked at too.
+    """
+    with failures_reported():
+        from .eval import run_report
+
+        run_report(run, out)
+
+
+@reports.command("eval-scorer", short_help="Measure a scorer on labelled solutions.")
+def eval_scorer(
+    data: Annotated[
+        list[Path],
+        typer.Argument(help="Solutions in the shape of ProcessBench, or traces of collect --label-steps."),
+    ],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file as for solve; without it the arithmetic reward model.")
+    ] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="Instead of --config: {type: transformers_prm, model: FOLDER}.")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="A step below it is taken for wrong; default: the best on the first file."),
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option("-n", help="How many solutions of each file; default: all.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Most solutions with the scorer at once.")] = 16,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for scores, figures and the picture, to go on with after an interrupt."),
+    ] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Rate the solutions again that failed before.")
+    ] = False,
+) -> None:
+    """Have a scorer rate solutions whose first wrong step is known, and say how good it is.
+
+    First-error F1 as ProcessBench (arXiv 2412.06559) defines it: the harmonic mean of the accuracy on
+    solutions with an error, whose first wrong step must be found, and on those without, where none must be.
+    Also AUC, calibration and reliability.
+    """
+    with failures_reported():
+        from .eval_scorer import Request, run_eval_scorer
+
+        run_eval_scorer(Request(tuple(data), config, scorer, threshold, n, concurrency, out, retry_errors))
+
+
+ledger = typer.Typer(name="ledger", rich_markup_mode=None, help="Look after a ledger of shared budgets.")
+
+Place = Annotated[
+    str,
+    typer.Argument(metavar="PLACE", help="As ledger: in a file: sqlite:PATH, postgresql://..., env:NAME."),
+]
+
+
+@ledger.command("list", short_help="Show what calls have set aside.")
+def list_reservations(
+    place: Place,
+    account: Annotated[str | None, typer.Option(help="Of one account, such as user:ada.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Show what calls of the large model have set aside in a ledger, the oldest first.
+
+    A reservation counts as used in full until its call has ended. One that has expired belongs to a call
+    whose end nobody saw, of a process that was killed for instance.
+    """
+    with failures_reported():
+        from .ledger import run_list
+
+        run_list(place, account, as_json)
+
+
+@ledger.command(short_help="Give back what a lost call has set aside.")
+def release(
+    place: Place,
+    account: Annotated[str, typer.Option(help="Whose, such as user:ada.")],
+    entry: Annotated[str | None, typer.Option(help="One reservation, as list shows it.")] = None,
+    expired: Annotated[bool, typer.Option("--expired", help="All that have expired.")] = False,
+    charge: Annotated[bool, typer.Option("--charge", help="Charge them in full instead, for good.")] = False,
+) -> None:
+    """Give reservations back, as if their calls had not been made; with --charge, settle them in full.
+
+    Nobody saw the end of these calls: what is given back may have been generated all the same.
+    """
+    with failures_reported():
+        from .ledger import run_release
+
+        run_release(place, account, entry, expired=expired, charge=charge)
+
 
 # Lines that begin with \b keep their breaks in the help. A test reads this file back.
 EXAMPLE_CONFIG = """\
@@ -142,7 +344,7 @@ def solve(
     Without --config the arithmetic models that come with trim-graph are used.
     """
     with failures_reported():
-        from .solving import Request, run_solve
+        from .solve import Request, run_solve
 
         run_solve(
             Request(
@@ -195,7 +397,7 @@ def convert_prm(
     For the format skywork behind a vLLM server. The transformers adapter reads either layout.
     """
     with failures_reported():
-        from .converting import run_convert
+        from .up import run_convert
 
         run_convert(model, target)
 
@@ -213,7 +415,7 @@ def doctor(
     Asks each for a few short texts or scores. Exit code 0: no fault; 1: faults; 2: bad input.
     """
     with failures_reported():
-        from .doctoring import Request, run_doctor
+        from .doctor import Request, run_doctor
 
         code = run_doctor(Request(config, timeout, as_json))
     raise typer.Exit(code)

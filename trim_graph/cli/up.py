@@ -1,8 +1,9 @@
-"""`trim-graph up`: the vLLM servers of a configuration, started and ended together."""
+"""`trim-graph up`: the vLLM servers of a configuration; `convert-prm`: a PRM that vLLM can serve."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -18,14 +19,13 @@ from typing import TYPE_CHECKING
 from trim_graph.config import load_config
 from trim_graph.errors import ServerFailed, SettingsError
 
-from .reporting import Interrupted, need
+from .terminal import Interrupted, need
 
 if TYPE_CHECKING:
-    from trim_graph.serving.fleet import Member
-    from trim_graph.serving.launcher import Launcher
-    from trim_graph.serving.plan import Plan, ServerPlan
+    from trim_graph.serving.launch import Member
+    from trim_graph.serving.plan import Launcher, Plan, ServerPlan
 
-    from .console import Console
+    from .common import Console
 
 FAULT = 1
 """Exit code when a server failed."""
@@ -66,8 +66,7 @@ def run_up(request: Request) -> int:
         Interrupted: Ctrl-C before all servers were up.
     """
     need("cli,vllm", "httpx")
-    from trim_graph.serving.launcher import PROGRAM, find_launcher
-    from trim_graph.serving.plan import plan_servers
+    from trim_graph.serving.plan import PROGRAM, find_launcher, plan_servers
 
     if not request.patience > 0:
         raise SettingsError(f"--patience is {request.patience:g}: choose a number of seconds above 0")
@@ -111,10 +110,9 @@ def _print(plan: Plan, launcher: Launcher, folder: Path) -> None:
 
 
 def _run(plan: Plan, launcher: Launcher, folder: Path, request: Request) -> int:
-    from trim_graph.serving.fleet import Fleet
-    from trim_graph.serving.ports import already_running
+    from trim_graph.serving.launch import Fleet, already_running
 
-    from .console import Console
+    from .common import Console
 
     console = Console(stderr=True, soft_wrap=True)
     for line in plan.elsewhere:
@@ -187,7 +185,7 @@ class _Display:
     def __init__(self, console: Console, servers: list[ServerPlan]) -> None:
         from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
-        from .console import live, text_column
+        from .common import live, text_column
 
         self._console = console
         self._progress = Progress(
@@ -227,3 +225,24 @@ class _Display:
         self._progress.update(task, description=f"{name}: up", completed=1)
         took = time.monotonic() - member.begun
         self._console.print(f"{name}: up at {member.plan.root} after {took:.0f} s")
+
+
+def run_convert(model: str, target: Path) -> None:
+    """Convert a PRM with a value head, and say how to serve it.
+
+    Raises:
+        SettingsError: The model or the target is not right.
+    """
+    need("local", "torch", "transformers")
+    import typer
+
+    from trim_graph.adapters.model_source import load_tokenizer
+    from trim_graph.adapters.prm.convert import convert_value_head
+    from trim_graph.adapters.prm.scores import serve_options
+
+    try:
+        convert_value_head(model, target)
+        options = serve_options("skywork", tokenizer=load_tokenizer(str(target), chat=False))
+    except (ValueError, OSError) as error:
+        raise SettingsError(str(error)) from error
+    typer.echo(f"vllm serve {shlex.quote(str(target))} {shlex.join(options)}")

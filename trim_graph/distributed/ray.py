@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from trim_graph.config import TrimConfig
-from trim_graph.errors import SettingsError, TrimError
+from trim_graph.errors import SettingsError, TrimError, shown_address
+from trim_graph.evaluation.arms import code_identity
 from trim_graph.evaluation.executor import Item, Models, Result, Task
-from trim_graph.evaluation.identity import code_identity
 from trim_graph.evaluation.runner import run_each
-from trim_graph.redaction import shown_address
 
 REACHED_IN = 5.0
 """Seconds for a connection to be taken."""

@@ -1,26 +1,309 @@
-"""Runs all checks on a configuration, each under a time limit."""
+"""Runs all checks on a configuration, each under a time limit; checks of scorers and of the whole."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
-from trim_graph.config import Parts, TrimConfig
-from trim_graph.errors import TrimError
+from trim_graph.adapters.base import ScorableStep, as_scorer, read_scores
+from trim_graph.adapters.prm.formats import STEP_TOKENS
+from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
+from trim_graph.errors import ModelServerError, ScorerError, SettingsError, TrimError
+from trim_graph.policies.parsing import Threshold
+from trim_graph.segmentation import Segmentation, delimiter
 
-from . import chat_checks, scorer_checks, server_checks, setup_checks, stop_checks
-from .findings import Finding, Report, fault
-from .samples import ARITHMETIC, GENERAL, PROBE_TEXT, Sample, reads_arithmetic
-from .subjects import Subject, in_thread, subjects_of
+from . import chat_checks
+from . import chat_checks as doctor_chat_checks
+from .chat_checks import longest, median_seconds, room, tokens_of
+from .subjects import (
+    ARITHMETIC,
+    GENERAL,
+    PROBE_TEXT,
+    Finding,
+    Report,
+    Sample,
+    Subject,
+    fault,
+    hint,
+    in_thread,
+    ok,
+    reads_arithmetic,
+    subjects_of,
+)
+
+
+def graph(config: TrimConfig, parts: Parts) -> Finding:
+    """The graph can be built: policy, scorer, budget and prices fit."""
+    policy = config.policy.build()
+    if policy.needs_score and config.scorer is None:
+        return fault(
+            f"the policy {config.policy.type} decides by scores, and there is no scorer",
+            "add a scorer, or choose a policy that needs none: small_only, large_only, random_rate",
+        )
+    try:
+        build_graph(for_measuring(config), parts=parts)
+    except SettingsError as error:
+        return fault(str(error), "correct that key of the configuration")
+    if config.scorer is not None and not policy.needs_score:
+        return hint(
+            f"the policy {config.policy.type} looks at no score, so the scorer is never asked",
+            "leave out the scorer, or choose a policy such as threshold",
+        )
+    return ok("policy, scorer, budget and prices go together")
+
+
+def two_models(config: TrimConfig) -> Finding:
+    """Small and large are not the same."""
+    small, large = config.small.model_dump(), config.large.model_dump()
+    places = [{key: entry.get(key) for key in ("type", "model", "base_url")} for entry in (small, large)]
+    if config.small.type != "example" and places[0] == places[1]:
+        return hint("small and large are the same model, so large adds nothing", "name another one")
+    return ok("small and large are two models")
+
+
+def alike(replicas: list[Subject]) -> Finding:
+    """The replicas of a part serve one model: a question may be moved from any to any other."""
+    seen = [
+        {"model": subject.served.get("root"), "max_model_len": subject.served.get("max_model_len")}
+        for subject in replicas
+    ]
+    asked = [(s, told) for s, told in zip(replicas, seen, strict=True) if s.served]
+    if len(asked) < len(replicas):
+        return hint("cannot be told of all: not every replica serves the model")
+    for subject, told in asked[1:]:
+        for name, value in told.items():
+            if value != seen[0][name]:
+                return fault(
+                    f"{subject.name} has {name} {value!r}, {replicas[0].name} {seen[0][name]!r}",
+                    "start all replicas of a model with the same arguments",
+                )
+        if subject.known.get("tokens") != replicas[0].known.get("tokens"):
+            return fault(
+                f"{subject.name} has another tokenizer than {replicas[0].name}",
+                "start all replicas of a model with the same weights",
+            )
+    return ok(f"all {len(replicas)} serve one model alike")
+
+
+def shared_tokenizer(small: Subject, large: Subject) -> Finding:
+    """Whether small and large have one tokenizer."""
+    ours, theirs = small.known.get("tokens"), large.known.get("tokens")
+    if ours is None or theirs is None:
+        return hint("whether small and large have one tokenizer cannot be told; nothing here needs it")
+    if ours == theirs:
+        return ok("small and large have one tokenizer")
+    return hint("small and large have different tokenizers; nothing here needs one, texts are exchanged")
+
+
+def thresholds(config: TrimConfig, scorer: Subject) -> Finding | None:
+    """The policy's thresholds lie among the scores that were seen; None without any."""
+    found = list(_thresholds(config.policy))
+    if not found or scorer.scores is None:
+        return None
+    right, wrong = scorer.scores
+    low, high = min(*right, *wrong), max(*right, *wrong)
+    seen = f"the scores seen lie between {low:.3f} and {high:.3f}"
+    for t in found:
+        if t > high:
+            return hint(f"t={t:g} of threshold: {seen}, so every draft would be regenerated", "lower it")
+        if t <= low:
+            return hint(f"t={t:g} of threshold: {seen}, so even wrong drafts would be kept", "raise it")
+    return ok(f"t={', '.join(f'{t:g}' for t in found)}: {seen}")
+
+
+_STEPS = ("Step 1: 2 + 2 = 4.", "Step 2: 4 + 1 = 5.")
+_ENDS = {"\n": "a line break", "\n\n": "a blank line"}
+_TRAINED_ON = {
+    "qwen": ("\n\n",),
+    "math_shepherd": ("\n",),
+    "skywork": ("\n",),
+    "rlhflow": ("\n\n", "\n"),  # Deepseek-Data, Mistral-Data
+}
+"""By format, what ends a step in the solutions that its PRMs were trained on."""
+
+
+def segmentation(config: TrimConfig) -> Finding | None:
+    """Steps end where those end that the PRM was trained on; None without a PRM."""
+    form = getattr(config.scorer, "format", None)
+    if form is None:
+        return None
+    trained = " or ".join(_ENDS[end] for end in _TRAINED_ON[form])
+    found = _step_end(config.settings.segmentation or delimiter(config.settings.delimiter))
+    if found in _TRAINED_ON[form]:
+        return ok(f"steps end at {_ENDS[found]}, as those that PRMs of the format {form} were trained on")
+    ends = "at neither a line break nor a blank line" if found is None else f"at {_ENDS[found]}"
+    return hint(
+        f"steps end {ends}; those that PRMs of the format {form} were trained on end at {trained}, and of "
+        "other steps the scores mean little",
+        "set segmentation in settings to the PRM's own way to make steps, unless yours was trained on these",
+    )
+
+
+def _step_end(way: Segmentation) -> str | None:
+    """The least that ends a step; None where neither a line break nor a blank line does."""
+    cuts = (end for end in _ENDS if [step for step, _ in way.split(end.join(_STEPS))] == list(_STEPS))
+    return next(cuts, None)
+
+
+def _thresholds(policy: Any) -> Iterator[float]:
+    if isinstance(policy, Threshold):
+        yield policy.t
+    for name in ("policy", "policies"):
+        inner = getattr(policy, name, None) or ()
+        for one in inner if isinstance(inner, list) else [inner] if inner else []:
+            yield from _thresholds(one)
+
+
+_TOLD_APART = 0.8
+"""Share of the samples that must come out right; a PRM worth its name gets nearly all of them."""
+
+
+async def tokenizer(subject: Subject) -> Finding:
+    """The tokenizer used here is the server's."""
+    from trim_graph.adapters.model_source import check_model, load_tokenizer
+
+    entry = subject.entry
+    place = entry.tokenizer or str(subject.served.get("root") or entry.model)
+    mend = "name the PRM's own folder or hub id in the setting tokenizer of scorer"
+    try:
+        loaded = await in_thread(lambda: load_tokenizer(check_model(place)))
+    except (OSError, ValueError) as error:
+        return fault(f"the tokenizer cannot be loaded from {place}: {error}", mend, ends=True)
+    subject.known["tokenizer"] = loaded
+    ours = list(loaded.encode(PROBE_TEXT, add_special_tokens=False))
+    theirs = await tokens_of(subject, PROBE_TEXT)
+    if theirs is None:
+        subject.samples = ARITHMETIC if reads_arithmetic(ours) else GENERAL
+        return hint(
+            f"whether {place} has the server's tokenizer cannot be told: /tokenize is not let through",
+            "let a gateway pass /tokenize on",
+        )
+    if theirs != ours:
+        return fault(
+            f"the tokenizer from {place} is another model's: it makes {len(ours)} tokens of a text of which "
+            f"the server makes {len(theirs)}, or others",
+            mend,
+            ends=True,
+        )
+    subject.samples = ARITHMETIC if reads_arithmetic(ours) else GENERAL
+    return ok(f"the server's, from {place}")
+
+
+async def step_token(subject: Subject) -> Finding:
+    """The step token is one token of the PRM's tokenizer."""
+    token, loaded = subject.entry.step_token, subject.known["tokenizer"]
+    if token is None and subject.entry.format == "qwen":
+        token = STEP_TOKENS["qwen"]
+    if token is None:
+        return ok("the format's own")
+    ids = list(loaded.encode(token, add_special_tokens=False))
+    if len(ids) != 1 or (subject.entry.format == "qwen" and token not in loaded.get_added_vocab()):
+        special = ", ".join(_like_step_tokens(loaded.get_added_vocab()))
+        return fault(
+            f"step_token={token!r} is no token of its own in the PRM's tokenizer, so nothing holds a score",
+            f"write the PRM's step token, often one of its added tokens: {special}",
+            ends=True,
+        )
+    subject.known["step_id"] = ids[0]
+    return ok(f"{token!r} is token {ids[0]}")
+
+
+def _like_step_tokens(added: Iterable[str]) -> list[str]:
+    """Added tokens that look like one, the likeliest first."""
+    marks = [token for token in added if token[:1] in "<[|" and " " not in token]
+    words = ("extra", "step", "score", "prm")
+    return sorted(marks, key=lambda token: (not any(word in token.lower() for word in words), token))[:8]
+
+
+async def scores(subject: Subject) -> Finding:
+    """One probability comes for each step."""
+    sample = max(subject.samples, key=lambda sample: len(sample.right))
+    try:
+        for steps in (sample.right_steps[:1], sample.right_steps):
+            await _scores(subject, sample.question, steps)
+    except ScorerError as error:
+        mend = "a scorer gives one probability per step"
+        if "step_id" in subject.known and not isinstance(error.__cause__, ModelServerError):
+            mend = (
+                "start the server with --runner pooling --pooler-config "
+                f'\'{{"pooling_type": "STEP", "step_tag_id": {subject.known["step_id"]}}}\' '
+                "(trim-graph up --print shows the whole command)"
+            )
+        return fault(str(error), mend, ends=True)
+    return ok("one probability a step")
+
+
+async def ranking(subject: Subject) -> Finding:
+    """Right steps score above wrong ones."""
+    right, wrong = [], []
+    for sample in subject.samples:
+        right.append((await _scores(subject, sample.question, sample.right_steps))[-1])
+        wrong.append((await _scores(subject, sample.question, sample.wrong_steps))[-1])
+    subject.scores = right, wrong
+    pairs = list(zip(right, wrong, strict=True))
+    apart, turned = sum(r > w for r, w in pairs), sum(r < w for r, w in pairs)
+    seen = f"{apart} of {len(pairs)} right steps score above their wrong form"
+    means = f"on average {sum(right) / len(right):.2f} against {sum(wrong) / len(wrong):.2f}"
+    if apart >= _TOLD_APART * len(pairs):
+        return ok(f"{seen}, {means}")
+    if turned >= _TOLD_APART * len(pairs):
+        return fault(
+            f"the scores are the wrong way round: only {seen}, {means}; it is as if the labels right "
+            "and wrong were swapped",
+            "use a PRM whose label 1 means right, as in Qwen2.5-Math-PRM, or swap the labels in its config "
+            "and head",
+        )
+    if not _is_reward_model(subject):
+        return hint(f"{seen}, {means}", "such a scorer tells little about a single step; measure it first")
+    return fault(
+        f"the scorer does not tell right from wrong: {seen}, {means}",
+        "check that the server has the PRM's weights with their head, and that format is the PRM's",
+    )
+
+
+def _is_reward_model(subject: Subject) -> bool:
+    return "prm" in subject.entry.type or subject.entry.type == "example"
+
+
+async def context_length(subject: Subject) -> Finding:
+    """The scorer reads a question with a step, and better with a whole solution."""
+    length, settings = longest(subject), subject.settings
+    if length is None:
+        return ok("not told, so taken as enough")
+    sample = subject.samples[0]
+    await _scores(subject, sample.question, sample.right_steps[:1])
+    asked = subject.known["input_tokens"][sample.question, 1]
+    return room(subject.part, length, asked, settings.max_steps, settings.max_step_tokens)
+
+
+async def latency(subject: Subject) -> Finding:
+    """How long one scoring takes."""
+    sample = subject.samples[0]
+    subject.seconds = await median_seconds(lambda: _scores(subject, sample.question, sample.right_steps))
+    patience = getattr(subject.entry, "read_timeout", None)
+    if patience is not None and subject.seconds > patience / 4:
+        return hint(
+            f"{subject.seconds:.1f} s for one short solution; read_timeout={patience:g} is close",
+            "raise read_timeout of scorer",
+        )
+    return ok(f"{subject.seconds * 1000:.0f} ms for one short solution (median)")
+
+
+async def _scores(subject: Subject, question: str, steps: list[ScorableStep]) -> list[float]:
+    reply = read_scores(await as_scorer(subject.adapter).ascore(question, steps), len(steps))
+    subject.known.setdefault("input_tokens", {})[question, len(steps)] = reply.input_tokens
+    return [float(score) for score in reply.scores]
+
 
 Check = Callable[[Subject], Awaitable[Finding]]
 Told = Callable[[str], None]
 
 SERVER: tuple[tuple[str, Check], ...] = (
-    ("server", server_checks.server),
-    ("key", server_checks.key),
-    ("model", server_checks.model),
+    ("server", doctor_chat_checks.server),
+    ("key", doctor_chat_checks.key),
+    ("model", doctor_chat_checks.model),
 )
 CHAT: tuple[tuple[str, Check], ...] = (
     ("writing", chat_checks.writing),
@@ -28,9 +311,9 @@ CHAT: tuple[tuple[str, Check], ...] = (
     ("carrying on", chat_checks.carrying_on),
     ("system message", chat_checks.system_message),
     ("special tokens", chat_checks.special_tokens),
-    ("stop string", stop_checks.stop),
-    ("stop string, streamed", stop_checks.stop_streamed),
-    ("end of sequence", stop_checks.end_of_sequence),
+    ("stop string", doctor_chat_checks.stop),
+    ("stop string, streamed", doctor_chat_checks.stop_streamed),
+    ("end of sequence", doctor_chat_checks.end_of_sequence),
     ("usage", chat_checks.usage),
     ("cached tokens", chat_checks.cached_tokens),
     ("context length", chat_checks.context_length),
@@ -45,10 +328,10 @@ _EXACT = {
 }
 """Checks of a model that carries on a text itself."""
 SCORER: tuple[tuple[str, Check], ...] = (
-    ("scores", scorer_checks.scores),
-    ("right and wrong", scorer_checks.ranking),
-    ("context length", scorer_checks.context_length),
-    ("latency", scorer_checks.latency),
+    ("scores", scores),
+    ("right and wrong", ranking),
+    ("context length", context_length),
+    ("latency", latency),
 )
 
 
@@ -61,11 +344,11 @@ def checks_of(subject: Subject) -> list[tuple[str, Check]]:
     if subject.part == "scorer":
         if subject.server is None:
             return list(SCORER)
-        first = [("pooling", server_checks.pools), ("tokenizer", scorer_checks.tokenizer)]
-        return [*SERVER, *first, ("step token", scorer_checks.step_token), *SCORER]
+        first = [("pooling", doctor_chat_checks.pools), ("tokenizer", tokenizer)]
+        return [*SERVER, *first, ("step token", step_token), *SCORER]
     if subject.server is None:
         return [(name, check) for name, check in CHAT if name not in _OF_SERVERS]
-    return [*SERVER, ("generation", server_checks.writes), *CHAT]
+    return [*SERVER, ("generation", doctor_chat_checks.writes), *CHAT]
 
 
 async def examine(
@@ -100,10 +383,10 @@ async def examine(
     adapters = {part: replicas[0].adapter for part, replicas in subjects.items()}
     parts = Parts(adapters["small"], adapters["large"], adapters.get("scorer"))
     findings = [
-        _named(setup_checks.graph(config, parts), "set-up", "graph"),
-        _named(setup_checks.two_models(config), "set-up", "models"),
+        _named(graph(config, parts), "set-up", "graph"),
+        _named(two_models(config), "set-up", "models"),
     ]
-    if (steps := setup_checks.segmentation(config)) is not None:
+    if (steps := segmentation(config)) is not None:
         findings.append(_named(steps, "set-up", "segmentation"))
     findings += unusable
     for part, replicas in subjects.items():
@@ -111,10 +394,10 @@ async def examine(
             for subject in replicas:
                 findings += await _examine(subject, told)
             if len(replicas) > 1:
-                findings.append(_named(setup_checks.alike(replicas), part, "replicas"))
+                findings.append(_named(alike(replicas), part, "replicas"))
     small, large = subjects["small"][0], subjects["large"][0]
-    findings.append(_named(setup_checks.shared_tokenizer(small, large), "set-up", "tokenizers"))
-    if "scorer" in subjects and (about := setup_checks.thresholds(config, subjects["scorer"][0])):
+    findings.append(_named(shared_tokenizer(small, large), "set-up", "tokenizers"))
+    if "scorer" in subjects and (about := thresholds(config, subjects["scorer"][0])):
         findings.append(_named(about, "set-up", "threshold"))
     return Report(tuple(findings))
 

@@ -1,19 +1,143 @@
-"""What is examined: a chat model or a scorer of a configuration, and what the checks find out on the way."""
+"""What is examined, what a check finds, and the sample questions that are asked."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from trim_graph.adapters.continue_by_prompt import ContinueByPrompt, as_writer
-from trim_graph.adapters.vllm_server import VLLMServer, check_base_url
+from trim_graph.adapters.base import ScorableStep
+from trim_graph.adapters.prompted.chat import ContinueByPrompt, as_writer
+from trim_graph.adapters.vllm.client import VLLMServer, check_base_url
 from trim_graph.budget import Budget
-from trim_graph.config_schema import FileSettings
+from trim_graph.config.schema import FileSettings
 
-from .samples import Sample
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A question, the steps of a right solution as far as given, and a wrong form of the last of them."""
+
+    question: str
+    right: tuple[str, ...]
+    wrong: str
+
+    @property
+    def right_steps(self) -> list[ScorableStep]:
+        """The right solution as a scorer takes it."""
+        return [_step(text) for text in self.right]
+
+    @property
+    def wrong_steps(self) -> list[ScorableStep]:
+        """The same with the last step wrong."""
+        return [_step(text) for text in (*self.right[:-1], self.wrong)]
+
+
+def _step(text: str) -> ScorableStep:
+    return {"text": text, "writer": "small", "mean_token_probability": 0.9}
+
+
+GENERAL = (
+    Sample(
+        "A baker fills 6 boxes with 8 rolls each and sells 15 rolls. How many rolls are left?",
+        (
+            "The baker has 6 * 8 = 48 rolls in the boxes.",
+            "After selling 15 rolls, 48 - 15 = 33 rolls are left. The answer is \\boxed{33}.",
+        ),
+        "After selling 15 rolls, 48 - 15 = 43 rolls are left. The answer is \\boxed{43}.",
+    ),
+    Sample(
+        "Solve 3x + 7 = 22 for x.",
+        (
+            "Subtract 7 from both sides: 3x = 15.",
+            "Divide both sides by 3: x = 5. The answer is \\boxed{5}.",
+        ),
+        "Multiply both sides by 3: x = 45. The answer is \\boxed{45}.",
+    ),
+    Sample(
+        "A train travels 180 km in 3 hours. How far does it travel in 5 hours at the same speed?",
+        (
+            "The speed of the train is 180 / 3 = 60 km per hour.",
+            "In 5 hours it travels 60 * 5 = 300 km. The answer is \\boxed{300}.",
+        ),
+        "In 5 hours it travels 60 + 5 = 65 km. The answer is \\boxed{65}.",
+    ),
+    Sample(
+        "What is the area of a rectangle with a perimeter of 26 and a width of 4?",
+        (
+            "Half of the perimeter is 13, so the length is 13 - 4 = 9.",
+            "The area is 9 * 4 = 36. The answer is \\boxed{36}.",
+        ),
+        "The area is 26 * 4 = 104. The answer is \\boxed{104}.",
+    ),
+    Sample(
+        "A coat costs 80 dollars. It is reduced by 25 percent. What does it cost now?",
+        (
+            "The reduction is 25 percent of 80 dollars, which is 0.25 * 80 = 20 dollars.",
+            "The coat now costs 80 - 20 = 60 dollars. The answer is \\boxed{60}.",
+        ),
+        "The coat now costs 80 + 20 = 100 dollars. The answer is \\boxed{100}.",
+    ),
+    Sample(
+        "How many positive divisors does 12 have?",
+        (
+            "The prime factorisation is 12 = 2^2 * 3.",
+            "The number of divisors is (2 + 1)(1 + 1) = 6. The answer is \\boxed{6}.",
+        ),
+        "The number of divisors is 2 + 1 = 3. The answer is \\boxed{3}.",
+    ),
+)
+"""For any model that has learnt mathematics. Each wrong step is wrong beyond doubt."""
+
+_LAST_TWO = "Always keep only the last two digits. What is the result?"
+ARITHMETIC = (
+    Sample(
+        f"Let the number be 66. Step 1: add 28. Step 2: add 34. Step 3: double the result. {_LAST_TWO}",
+        ("Step 1: 66 + 28 = 94.", "Step 2: 94 + 34 = 128, keep 28."),
+        "Step 2: 94 + 34 = 138, keep 38.",
+    ),
+    Sample(
+        f"Let the number be 87. Step 1: subtract 61. Step 2: increase it by 37. {_LAST_TWO}",
+        ("Step 1: 87 - 61 = 26.",),
+        "Step 1: 87 - 61 = 16.",
+    ),
+    Sample(
+        f"Let the number be 49. Step 1: take the remainder after dividing by 4. Step 2: add 50. {_LAST_TWO}",
+        ("Step 1: 49 mod 4 = 1.",),
+        "Step 1: 49 mod 4 = 3.",
+    ),
+    Sample(
+        f"Begin with 22. Step 1: add 68. Step 2: take it twice. Step 3: subtract 16. {_LAST_TWO}",
+        ("Step 1: 22 + 68 = 90.",),
+        "Step 1: 22 + 68 = 80.",
+    ),
+    Sample(
+        f"Let the number be 72. Step 1: multiply by 5. Step 2: add 4. Step 3: double the result. {_LAST_TWO}",
+        ("Step 1: 72 * 5 = 360, keep 60.", "Step 2: 60 + 4 = 64.", "Step 3: 64 * 2 = 128, keep 28."),
+        "Step 3: 64 * 4 = 256, keep 56.",
+    ),
+    Sample(
+        f"Start with 67. Step 1: subtract 3. Step 2: multiply by 6. Step 3: decrease it by 13. {_LAST_TWO}",
+        ("Step 1: 67 - 3 = 64.", "Step 2: 64 * 6 = 384, keep 84."),
+        "Step 2: 64 * 6 = 394, keep 94.",
+    ),
+)
+"""For the arithmetic models, which read nothing else; the wrong steps are some that their small one wrote."""
+
+PROBE_TEXT = "Start with 47. Step 1: add 38, so 47 + 38 = 85.\n\nThen \\boxed{85}."
+"""Tells one tokenizer from another."""
+
+
+def reads_arithmetic(tokens: list[int]) -> bool:
+    """Whether these are the tokens of `PROBE_TEXT` by the tokenizer of the arithmetic models."""
+    from tokenizers import Tokenizer
+
+    from trim_graph.examples.arithmetic import SMALL
+
+    own = Tokenizer.from_file(str(SMALL / "tokenizer.json"))
+    return bool(own.encode(PROBE_TEXT, add_special_tokens=False).ids == tokens)
+
 
 T = TypeVar("T")
 
@@ -130,3 +254,107 @@ async def in_thread(work: Callable[[], T]) -> T:
 
     threading.Thread(target=main, name="trim-graph doctor", daemon=True).start()
     return await done
+
+
+Status = Literal["ok", "hint", "fault", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The outcome of one check.
+
+    Attributes:
+        status: ``ok``; ``hint``: works, but could be better, or could not be told; ``fault``: does not do
+            what a run needs; ``skipped``: an earlier fault leaves nothing to check.
+        found: What was seen, one sentence without a full stop.
+        mend: What to do about a fault or a hint.
+        ends: Whether further checks of the same part would say nothing more.
+        part: ``small``, ``large``, ``scorer`` or ``set-up``; with its address, where a part has replicas.
+        check: Name of the check.
+    """
+
+    status: Status
+    found: str
+    mend: str = ""
+    ends: bool = False
+    part: str = ""
+    check: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong and how to mend it, in full."""
+        mend = f"; mend it: {self.mend}" if self.mend else ""
+        return f"{self.part}, {self.check}: what is wrong: {self.found}{mend}"
+
+
+def ok(found: str) -> Finding:
+    """All is well."""
+    return Finding("ok", found)
+
+
+def hint(found: str, mend: str = "") -> Finding:
+    """Not a fault, but worth knowing."""
+    return Finding("hint", found, mend)
+
+
+def fault(found: str, mend: str = "", *, ends: bool = False) -> Finding:
+    """A run would fail or go wrong."""
+    return Finding("fault", found, mend, ends)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All findings, in order."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def faults(self) -> list[Finding]:
+        """Those that a run would trip over."""
+        return [finding for finding in self.findings if finding.status == "fault"]
+
+    @property
+    def hints(self) -> list[Finding]:
+        """Those worth knowing."""
+        return [finding for finding in self.findings if finding.status == "hint"]
+
+    @property
+    def verdict(self) -> str:
+        """The whole in a sentence."""
+        hints = f", {_counted(len(self.hints), 'hint')}" if self.hints else ""
+        if not self.faults:
+            return f"no fault{hints}: this set-up does what a run needs"
+        parts = ", ".join(dict.fromkeys(finding.part for finding in self.faults))
+        return f"{_counted(len(self.faults), 'fault')} ({parts}){hints}: mend them before a run"
+
+    def record(self) -> dict[str, Any]:
+        """The report, JSON-native."""
+        return {
+            "faults": len(self.faults),
+            "hints": len(self.hints),
+            "verdict": self.verdict,
+            "checks": [
+                {name: getattr(finding, name) for name in ("part", "check", "status", "found", "mend")}
+                for finding in self.findings
+            ],
+        }
+
+    def without(self, secrets: Iterable[str]) -> Report:
+        """The same with every secret masked, should a server have echoed one."""
+        hidden = [secret for secret in secrets if secret]
+
+        def masked(text: str) -> str:
+            for secret in hidden:
+                text = text.replace(secret, "***")
+            return text
+
+        return Report(
+            tuple(
+                Finding(f.status, masked(f.found), masked(f.mend), f.ends, f.part, f.check)
+                for f in self.findings
+            )
+        )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,16 +1,19 @@
 """Measuring routing: run questions through a graph, and turn the outcomes into figures with intervals."""
 
 from .comparison import ArmFigures, Difference, accuracy_difference, compare
-from .curves import cpt, ibc, mean_delta_ibc, mean_ibc
-from .figures import (
+from .metrics import (
     Interval,
     accuracy,
+    cpt,
+    ibc,
     interval,
+    mean_delta_ibc,
+    mean_ibc,
     performance_gap_recovered,
     resampled_means,
     share_of_large_tokens,
 )
-from .run_files import Run, read_run
+from .records import Run, read_run
 from .runner import Outcome, Question, run_arm
 
 __all__ = [

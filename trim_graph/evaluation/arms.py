@@ -1,21 +1,126 @@
-"""Arms by name: what `trim-graph eval --policy` and ``--sweep`` take."""
+"""Arms and families of policies by name, a baseline's judge, and the identity of configuration and code."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from trim_graph.errors import SettingsError
+from pydantic import TypeAdapter, ValidationError
 
-from .calibration import HOLE, PolicyMapping, Searched
-from .families import FAMILIES, make_family, policy_config
-from .identity import by_content
-from .run_files import ArmKind, ArmSettings, file_name
+import trim_graph
+from trim_graph.budget import Prices
+from trim_graph.config import Parts, TrimConfig
+from trim_graph.config.schema import LLMJudgeScorer
+from trim_graph.errors import SettingsError
+from trim_graph.policies.files import is_policy_file
+from trim_graph.policies.parsing import PolicyConfig
+
+from .calibration import HOLE, Listed, PolicyMapping, Searched
+from .records import ArmKind, ArmSettings, file_name
+
+FAMILIES: dict[str, Searched] = {
+    "threshold": Searched({"type": "threshold", "t": HOLE}),
+    "random_rate": Searched({"type": "random_rate", "rate": HOLE}, scored=False),
+}
+_POLICY: TypeAdapter[Any] = TypeAdapter(PolicyConfig)
+_RISING = {"threshold.t", "random_rate.rate"}
+"""Numbers that a search can choose: in [0, 1], and the higher the more is spent."""
+
+
+def make_family(given: Sequence[str], own: PolicyMapping) -> Searched | Listed:
+    """Make a family of what a command line names.
+
+    Args:
+        given: A name in `FAMILIES`; a YAML mapping of a policy with ``"?"`` in place of the number to be
+            chosen; or any number of policy files and folders of them. Nothing: the family of ``own``.
+        own: The policy of the configuration.
+
+    Raises:
+        SettingsError: It is none of these, or a file holds no policy.
+    """
+    if not given:
+        name = own["type"]
+        if name not in FAMILIES:
+            raise SettingsError(f"--family is missing: the policy {name} has no number to choose")
+        given = [name]
+    if len(given) == 1 and given[0] in FAMILIES:
+        return FAMILIES[given[0]]
+    if len(given) == 1 and given[0].lstrip().startswith("{"):
+        return _template(given[0])
+    files = [file for name in given for file in _files(name)]
+    policies = {str(file): {"type": "file", "path": str(file.absolute())} for file in files}
+    for policy in policies.values():
+        policy_config(policy).build()  # refused here if it is none
+    return Listed(policies)
+
+
+def policy_config(policy: PolicyMapping) -> Any:
+    """Check a policy that a configuration could name.
+
+    Raises:
+        SettingsError: It is not valid.
+    """
+    try:
+        return _POLICY.validate_python(policy, context={"base": Path.cwd()})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        # The first of the places is the type, which the policy says itself.
+        key = ".".join(str(place) for place in first["loc"][1:])
+        raise SettingsError(
+            f"policy {json.dumps(policy)}: {f'{key}: ' if key else ''}{first['msg']}"
+        ) from error
+
+
+def _template(text: str) -> Searched:
+    import yaml
+
+    try:
+        template = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--family {text!r} is not YAML") from error
+    if HOLE not in json.dumps(template):
+        raise SettingsError(f'--family {text}: put "{HOLE}" in place of the number to be chosen')
+    example = policy_config(Searched(template).policy(0.5)).build()
+    if kinds := sorted(_searched(template) - _RISING):
+        raise SettingsError(
+            f"--family {text}: a number is chosen of {' and '.join(sorted(_RISING))}, which lie in [0, 1] "
+            f"and spend more the higher they are; {', '.join(kinds)} does not. Give policy files instead"
+        )
+    return Searched(template, scored=example.needs_score)
+
+
+def _searched(policy: Any) -> set[str]:
+    """Name the numbers that a template leaves open, as ``type.number``."""
+    if isinstance(policy, list):
+        return {found for part in policy for found in _searched(part)}
+    if not isinstance(policy, dict):
+        return set()
+    own = {f"{policy.get('type')}.{key}" for key, value in policy.items() if value == HOLE}
+    return own | {found for value in policy.values() for found in _searched(value)}
+
+
+def _files(name: str) -> list[Path]:
+    path = Path(name)
+    if path.is_dir():
+        # Learning curves and figures may stand beside the policies.
+        found = [file for file in sorted(path.glob("*.json")) if is_policy_file(file)]
+        if not found:
+            raise SettingsError(f"--family {name}: there is no policy file (*.json) in this folder")
+        return found
+    if path.suffix == ".json":
+        return [path]
+    raise SettingsError(
+        f"--family {name}: choose {', '.join(FAMILIES)}, policy files or a folder of them, or a policy with "
+        f'"{HOLE}" for the number: {{type: stay_on_large, k: 2, policy: {{type: threshold, t: "{HOLE}"}}}}'
+    )
+
 
 SWEPT = {**FAMILIES, "entropy_probe": Searched({"type": "entropy_probe", "limit": HOLE}, scored=False)}
 """What may be swept by name."""
@@ -31,7 +136,7 @@ class Arm:
 
     Attributes:
         name: In rows and tables.
-        kind: See `trim_graph.evaluation.run_files.ArmKind`.
+        kind: See `trim_graph.evaluation.records.ArmKind`.
         family: Whose curve it is a point of.
         policy: As a configuration names it.
     """
@@ -200,3 +305,116 @@ def _checked(policy: Any) -> PolicyMapping:
     config.build()
     mapping: PolicyMapping = config.model_dump()
     return mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A chat model that rates steps, in place of the scorer.
+
+    Attributes:
+        name: What it is, as a configuration names it.
+        config: Of a judge that is a model of its own.
+        writer: ``small`` or ``large``, where it is that model.
+    """
+
+    name: dict[str, Any]
+    config: LLMJudgeScorer | None = None
+    writer: str | None = None
+
+    def build(self, parts: Parts) -> Any:
+        """Make it; it remembers nothing yet."""
+        if self.config is not None:
+            return self.config.build()
+        from trim_graph.adapters import LLMJudge
+
+        # The digit that is written, as published, not the expected one.
+        return LLMJudge(getattr(parts, str(self.writer)), top_logprobs=0)
+
+    def prices(self, prices: Prices) -> Prices | None:
+        """Return the price table where it scores; None: the usual one."""
+        if self.writer is None:
+            return None
+        return prices.model_copy(update={"scorer": getattr(prices, self.writer)})
+
+
+def judge_of(given: str | None, config: TrimConfig) -> Judge | None:
+    """Return the judge that is given, or the configuration's scorer where that is one.
+
+    Args:
+        given: ``large``, ``small``, or a scorer of type ``llm_judge`` as a configuration names it.
+        config: The configuration.
+
+    Raises:
+        SettingsError: It is none of these.
+    """
+    if given is None:
+        scorer = config.scorer
+        if isinstance(scorer, LLMJudgeScorer):
+            return Judge(scorer.model_dump(mode="json"), config=scorer)
+        return None
+    if given in ("small", "large"):
+        return Judge({"type": "llm_judge", "model": given}, writer=given)
+    import yaml
+
+    try:
+        judge = LLMJudgeScorer.model_validate(yaml.safe_load(given))
+    except (yaml.YAMLError, ValidationError) as error:
+        raise SettingsError(
+            f"--judge {given}: give large, small, or {{type: llm_judge, model: {{...}}}}"
+        ) from error
+    return Judge(judge.model_dump(mode="json"), config=judge)
+
+
+_INCIDENTAL = (
+    "device",
+    "max_batch_size",
+    "batch_patience",
+    "max_requests",
+    "max_connections",
+    "read_timeout",
+    "max_retries",
+    "api_key_env",
+)
+"""Settings of models that change how fast an answer comes, not which."""
+_PARTS = ("small", "large", "scorer", "policy", "budget", "settings")
+
+
+def identity_of(config: TrimConfig) -> dict[str, Any]:
+    """Return models, policy, budget and settings, JSON-native; policy files by their content."""
+    whole = config.model_dump(mode="json", include=set(_PARTS))
+    for part in ("small", "large", "scorer"):
+        if whole[part] is not None:
+            whole[part] = {key: value for key, value in whole[part].items() if key not in _INCIDENTAL}
+    whole["policy"] = by_content(whole["policy"])
+    return whole
+
+
+def by_content(policy: Any) -> Any:
+    """Replace the path of a policy file, at any depth, by what is in the file.
+
+    Args:
+        policy: As a configuration names it.
+    """
+    if isinstance(policy, list):
+        return [by_content(inner) for inner in policy]
+    if not isinstance(policy, dict):
+        return policy
+    if policy.get("type") == "file":
+        # The JSON names the digest of the arrays beside it.
+        content = Path(policy["path"]).read_bytes()
+        return {"type": "file", "sha256": hashlib.sha256(content).hexdigest()}
+    return {key: by_content(value) for key, value in policy.items()}
+
+
+@cache
+def code_identity() -> dict[str, str]:
+    """Return the version of trim-graph and a digest of its code, the same wherever it is installed."""
+    digest = hashlib.sha256()
+    folder = Path(str(trim_graph.__file__)).parent
+    # In the repository, nodes, adapters and examples are links.
+    walked = os.walk(folder, followlinks=True)
+    files = {Path(at, name).relative_to(folder).as_posix() for at, _, names in walked for name in names}
+    for name in sorted(name for name in files if name.endswith(".py")):
+        digest.update(f"{name}\n".encode())
+        digest.update((folder / name).read_bytes())
+    return {"version": trim_graph.__version__, "sha256": digest.hexdigest()}

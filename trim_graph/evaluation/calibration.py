@@ -1,22 +1,36 @@
-"""Choose the operating point of a family of policies on validation questions, for a spend or for a PGR.
+"""Chooses the operating point of a family of policies on validation questions, for a spend or for a PGR.
 
-A family is one policy with a number to be chosen (`Searched`: a threshold, the rate of a random policy), or a
-list of policies (`Listed`: files planned or trained with different costs). A spend asks for no right answers.
+Outcomes are kept in a folder, so that an interrupted calibration resumes, and scores in memory.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypedDict
 
+from trim_graph.adapters import ScorableStep, ScorerReply
+from trim_graph.adapters.base import as_scorer, read_scores
 from trim_graph.errors import InputError, SettingsError, TrimError
+from trim_graph.storage.journal import Journal
+from trim_graph.storage.rows import read_rows
 
 from .comparison import graded
-from .figures import accuracy, performance_gap_recovered, share_of_large_tokens
+from .metrics import (
+    RESAMPLES,
+    Interval,
+    accuracy,
+    interval,
+    performance_gap_recovered,
+    resampled_means,
+    share_of_large_tokens,
+)
+from .records import write_json
 from .runner import Graph, Outcome, Question, run_arm
 
 PolicyMapping = dict[str, Any]
@@ -339,3 +353,173 @@ def spent(outcomes: Sequence[Outcome]) -> int:
 def cost_of(outcome: Outcome) -> float:
     """Return what a question cost by the price table."""
     return float(outcome.summary.get("cost", 0.0))
+
+
+class Expected(TypedDict):
+    """One figure; None where it is not known."""
+
+    value: float | None
+    interval: Interval | None
+
+
+class Expectation(TypedDict):
+    """What a policy is expected to come to."""
+
+    n: int
+    large_tokens: Expected
+    """Per question."""
+    share: Expected
+    cost: Expected
+    """Per question, by the price table."""
+    accuracy: Expected
+    pgr: Expected
+
+
+def expectation(
+    outcomes: Sequence[Outcome],
+    *,
+    small: Sequence[Outcome] | None = None,
+    large: Sequence[Outcome] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Expectation:
+    """Compute the figures of a policy.
+
+    Args:
+        outcomes: Of the policy.
+        small: Of the small model alone on the same questions, if it was run.
+        large: Of the large model alone on the same questions, if it was run.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: There are no outcomes, or not as many of each.
+    """
+    arms = {"it": outcomes, "small": small, "large": large}
+    columns: dict[str, list[float]] = {"cost": [cost_of(outcome) for outcome in outcomes]}
+    for name, arm in arms.items():
+        if arm is None:
+            continue
+        columns[f"{name} tokens"] = [float(outcome.large_tokens) for outcome in arm]
+        if all(outcome.correct is not None for outcome in arm):
+            columns[f"{name} correct"] = [float(right) for right in graded(arm)]
+    means = resampled_means(columns, resamples=resamples, seed=seed)
+    plain = {name: sum(column) / len(column) for name, column in columns.items()}
+
+    def told(*names: str, figure: object = None) -> Expected:
+        if not set(names) <= columns.keys():
+            return Expected(value=None, interval=None)
+        if figure is None:
+            return Expected(value=plain[names[0]], interval=interval(means[names[0]]))
+        assert callable(figure)
+        rows = zip(*(means[name] for name in names), strict=True)
+        return Expected(
+            value=figure(*(plain[name] for name in names)), interval=interval([figure(*row) for row in rows])
+        )
+
+    gap = ("it correct", "small correct", "large correct")
+    return Expectation(
+        n=len(outcomes),
+        large_tokens=told("it tokens"),
+        share=told("it tokens", "large tokens", figure=share_of_large_tokens),
+        cost=told("cost"),
+        accuracy=told("it correct"),
+        pgr=told(*gap, figure=performance_gap_recovered),
+    )
+
+
+class RememberingScorer:
+    """A scorer that reads no solution twice: the runs of a calibration share most of their prefixes."""
+
+    def __init__(self, scorer: Any) -> None:
+        self.scorer = as_scorer(scorer)
+        self.known: dict[tuple[str, ...], ScorerReply] = {}
+        self._recalled: dict[str, float] = {}
+
+    def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+        """Recall or ask."""
+        key = (question, *(step["text"] for step in steps))
+        if key not in self.known:
+            self.known[key] = read_scores(self.scorer.score(question, steps), len(steps))
+        return self.known[key]
+
+    async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+        """Recall or ask."""
+        key = (question, *(step["text"] for step in steps))
+        if key not in self.known:
+            self.known[key] = read_scores(await self.scorer.ascore(question, steps), len(steps))
+        return self.known[key]
+
+    def draft_scores(self) -> list[float]:
+        """Return the scores of all drafts so far, in order of size."""
+        return sorted(self.drafts().values())
+
+    def drafts(self) -> dict[str, float]:
+        """Return the score of each draft so far, by a digest of what was read."""
+        read = {_digest(key): reply.scores[-1] for key, reply in self.known.items()}
+        return {**self._recalled, **read}
+
+    def recall(self, drafts: Mapping[str, float]) -> None:
+        """Take in what an earlier process has seen (`drafts`): only `draft_scores` tells of it."""
+        self._recalled.update(drafts)
+
+
+def _digest(key: tuple[str, ...]) -> str:
+    return hashlib.blake2b(json.dumps(key).encode(), digest_size=8).hexdigest()
+
+
+class OutcomeFile:
+    """What one policy came to, question by question.
+
+    Args:
+        folder: Made if it is not there.
+        settings: What decides over the outcomes: models, policy, dataset. Each has a file of its own.
+        scorer: What it has seen of drafts is kept too, so that a search that is gone on with guesses as one
+            that was not interrupted.
+    """
+
+    def __init__(
+        self, folder: Path, settings: dict[str, Any], scorer: RememberingScorer | None = None
+    ) -> None:
+        self.folder, self.settings, self.scorer = folder, settings, scorer
+        name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        self.path = folder / f"{name}.jsonl"
+        self._drafts, self._added = folder / f"{name}.scores.json", False
+
+    def __enter__(self) -> OutcomeFile:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.journal = Journal(self.path, self.settings)
+        if self.scorer is not None and self._drafts.exists():
+            self.scorer.recall(json.loads(self._drafts.read_bytes()))
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        if self.scorer is not None and (self._added or not self._drafts.exists()):
+            write_json(self._drafts, self.scorer.drafts())
+        self.journal.close()
+
+    def read(self) -> list[Outcome]:
+        """Return what is there."""
+        return [
+            Outcome(
+                index=record["index"],
+                correct=record["correct"],
+                large_tokens=record["large_tokens"],
+                seconds=record["seconds"],
+                summary={"cost": record["cost"]},
+            )
+            for _, record in read_rows(self.path)
+        ]
+
+    def append(self, outcome: Outcome) -> None:
+        """Keep one more."""
+        self._added = True
+        self.journal.append(
+            {
+                "index": outcome.index,
+                "correct": outcome.correct,
+                "large_tokens": outcome.large_tokens,
+                "seconds": outcome.seconds,
+                "cost": cost_of(outcome),
+            }
+        )

@@ -1,18 +1,40 @@
-"""Arms side by side: every figure of each, with paired intervals."""
+"""Arms side by side: numbers of their rows, figures of each, and 95 % intervals paired by question."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from .figures import (
+from trim_graph.budget import Prices
+from trim_graph.errors import InputError
+
+from .metrics import (
     RESAMPLES,
     Interval,
     accuracy,
+    best_pgr,
+    cpt,
+    ibc,
+    interpolated,
     interval,
+    mean_ibc,
     performance_gap_recovered,
+    quantile,
     resampled_means,
+    resampled_quantiles,
     share_of_large_tokens,
+)
+from .records import (
+    BUDGETS,
+    CPT_TARGETS,
+    ArmSettings,
+    ArmSummary,
+    CurvePoint,
+    CurveSummary,
+    Figure,
+    MatchedBudget,
+    Row,
 )
 from .runner import Outcome
 
@@ -21,6 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Means = dict[str, NDArray[np.float64]]
+    Array = NDArray[np.float64]
 
 
 class ArmFigures(TypedDict):
@@ -122,3 +145,334 @@ def _means(arms: Mapping[str, Sequence[Outcome]], resamples: int, seed: int) -> 
         columns[f"{name} correct"] = [float(right) for right in graded(outcomes)]
         columns[f"{name} tokens"] = [float(outcome.large_tokens) for outcome in outcomes]
     return resampled_means(columns, resamples=resamples, seed=seed)
+
+
+def _cost_of_small_and_scorer(row: Row, prices: Prices) -> float:
+    small, cached = row["prefill"]["small"], row["cached_prefill"]["small"]
+    written = row["tokens"]["small"] + row["tokens"]["small_discarded"]
+    scorer = prices.scorer.cost(row["tokens"]["scorer"], row["tokens"].get("scorer_output", 0))
+    return prices.small.cost(small, written, cached) + scorer
+
+
+NUMBERS: dict[str, Callable[[Row], float | None]] = {
+    "correct": lambda row: row["correct"],
+    "large_tokens": lambda row: row["large_tokens"],
+    "small_tokens": lambda row: row["tokens"]["small"] + row["tokens"]["small_discarded"],
+    "discarded_tokens": lambda row: row["tokens"]["small_discarded"] + row["tokens"]["large_discarded"],
+    "scorer_tokens": lambda row: row["tokens"]["scorer"],
+    "scorer_output_tokens": lambda row: row["tokens"].get("scorer_output", 0),
+    "small_prefill": lambda row: row["prefill"]["small"],
+    "large_prefill": lambda row: row["prefill"]["large"],
+    "small_cached_prefill": lambda row: row["cached_prefill"]["small"],
+    "large_cached_prefill": lambda row: row["cached_prefill"]["large"],
+    "small_calls": lambda row: row["calls"]["small"],
+    "large_calls": lambda row: row["calls"]["large"],
+    "scorer_calls": lambda row: row["calls"]["scorer"],
+    "cost": lambda row: row["cost"],
+    "seconds": lambda row: row["seconds"],
+    "first_step": lambda row: row["first_step_seconds"],
+}
+"""What is read off a row; None where it is not known."""
+ADDED = "added_cost"
+"""Cost of the small model and of the scorer, the part of ``cost`` that is not the large model's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The numbers of one arm.
+
+    Attributes:
+        errors: Runs that failed.
+        of: By the keys of `NUMBERS` and `ADDED`: shape (questions,), the mean over the samples of each; NaN
+            where one is not known.
+    """
+
+    errors: int
+    of: dict[str, NDArray[np.float64]]
+
+    @property
+    def graded(self) -> bool:
+        """Whether the right answers are known."""
+        correct = self.of["correct"]
+        return bool((correct == correct).all())
+
+    def mean(self, name: str) -> float:
+        """Return the mean over the questions."""
+        return float(self.of[name].mean())
+
+
+def read_columns(rows: Iterable[Row], *, n: int, samples: int, prices: Prices) -> Columns:
+    """Read the numbers of an arm off its rows.
+
+    Args:
+        rows: Of one arm, in any order; questions and samples beyond those wanted are passed over.
+        n: Questions wanted: the first of the dataset.
+        samples: Of each.
+        prices: To tell the large model's cost from that of the others.
+
+    Raises:
+        InputError: Rows are missing, or there are two of one question and sample.
+    """
+    import numpy as np
+
+    table = np.zeros((len(NUMBERS) + 1, n))
+    seen, errors = np.zeros((n, samples), dtype=bool), 0
+    for row in rows:
+        index, sample = row["index"], row["sample"]
+        if index >= n or sample >= samples:
+            continue
+        if seen[index, sample]:
+            raise InputError(f"arm {row['arm']}: question {index}, sample {sample} has two rows")
+        seen[index, sample] = True
+        errors += row["error"] is not None
+        numbers = [number(row) for number in NUMBERS.values()]
+        table[:-1, index] += [np.nan if number is None else number for number in numbers]
+        table[-1, index] += _cost_of_small_and_scorer(row, prices)
+    if not seen.all():
+        index, sample = (int(place) for place in np.argwhere(~seen)[0])
+        raise InputError(
+            f"{int((~seen).sum())} rows are missing, the first of question {index}, sample {sample}"
+        )
+    table /= samples
+    return Columns(errors, dict(zip((*NUMBERS, ADDED), table, strict=True)))
+
+
+SMALL, LARGE = "small", "large"
+"""The arms of the models alone."""
+_MEANS = (*(name for name in NUMBERS if name != "first_step"), ADDED)
+_PLAIN = tuple(name for name in _MEANS if name not in ("correct", ADDED))
+_QUANTILES = {
+    "seconds_median": ("seconds", 0.5),
+    "seconds_p95": ("seconds", 0.95),
+    "first_step_median": ("first_step", 0.5),
+    "first_step_p95": ("first_step", 0.95),
+}
+UNKNOWN = Figure(value=None, interval=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """The means of an arm, and in each resample of the questions; draws are the same for all arms.
+
+    Attributes:
+        plain: By name.
+        means: By name, shape (resamples,).
+        quantiles: Figures that are no means.
+        errors: Runs that failed.
+    """
+
+    plain: Mapping[str, float]
+    means: Mapping[str, Array]
+    quantiles: Mapping[str, Figure]
+    errors: int
+
+
+def resample(columns: Columns, *, resamples: int = RESAMPLES, seed: int = 0) -> Resampled:
+    """Draw questions with replacement; after this the columns are not needed any more."""
+    names = [name for name in _MEANS if name != "correct" or columns.graded]
+    return Resampled(
+        plain={name: columns.mean(name) for name in names},
+        means=resampled_means({name: columns.of[name] for name in names}, resamples=resamples, seed=seed),
+        quantiles={
+            figure: _quantile(columns.of[name], share, resamples, seed)
+            for figure, (name, share) in _QUANTILES.items()
+        },
+        errors=columns.errors,
+    )
+
+
+def _quantile(values: Array, share: float, resamples: int, seed: int) -> Figure:
+    known = values[values == values]
+    if not len(known):
+        return UNKNOWN
+    drawn = resampled_quantiles(known, share, resamples=resamples, seed=seed)
+    return Figure(value=quantile(known, share), interval=interval(drawn))
+
+
+class Comparison:
+    """All arms of an evaluation beside each other.
+
+    Args:
+        arms: By name; those of the models alone, `SMALL` and `LARGE`, are among them.
+        settings: Of each arm.
+        n: Questions.
+    """
+
+    def __init__(self, arms: Mapping[str, Resampled], settings: Mapping[str, ArmSettings], *, n: int) -> None:
+        self.arms, self.settings, self.n = arms, settings, n
+        self.graded = all("correct" in arm.plain for arm in arms.values())
+
+    def summaries(self) -> list[ArmSummary]:
+        """Return the figures of each arm."""
+        return [self._summary(name) for name in self.arms]
+
+    def _summary(self, name: str) -> ArmSummary:
+        settings = self.settings[name]
+        return ArmSummary(
+            arm=name,
+            kind=settings["kind"],
+            family=settings["family"],
+            policy=settings["policy"],
+            n=self.n,
+            errors=self.arms[name].errors,
+            figures=self._figures(name),
+            matched_budget=self.matched_budget(name),
+            differences={other: self.differences(name, other) for other in (SMALL, LARGE) if other != name},
+        )
+
+    def matched_budget(self, name: str) -> dict[str, MatchedBudget]:
+        """Compare an arm with what other families reach at its spend; nothing without right answers.
+
+        A policy is compared with random routing and with baselines that have a curve, a baseline with random
+        routing.
+        """
+        kind = self.settings[name]["kind"]
+        if not self.graded or kind in ("reference", "random"):
+            return {}
+        curves = self._families("random")
+        if kind != "baseline":
+            curves |= {family: arms for family, arms in self._families("baseline").items() if len(arms) > 1}
+        return {family: self._at_spend_of(name, arms) for family, arms in curves.items()}
+
+    def _at_spend_of(self, name: str, family: Sequence[str]) -> MatchedBudget:
+        arm, curve = self.arms[name], [self.arms[one] for one in (SMALL, *family, LARGE)]
+        spends, rights = ([one.plain[key] for one in curve] for key in ("large_tokens", "correct"))
+        spend, right = arm.plain["large_tokens"], arm.plain["correct"]
+        if spend > max(spends):
+            return MatchedBudget(accuracy=UNKNOWN, difference=UNKNOWN, curve_ends=max(spends))
+        drawn_spends, drawn_rights = (
+            [one.means[key] for one in curve] for key in ("large_tokens", "correct")
+        )
+        value = interpolated(spends, rights, spend)
+        drawn = interpolated(drawn_spends, drawn_rights, arm.means["large_tokens"])
+        return MatchedBudget(
+            accuracy=Figure(value=value, interval=interval(drawn)),
+            difference=Figure(value=right - value, interval=interval(arm.means["correct"] - drawn)),
+            curve_ends=None,
+        )
+
+    def _families(self, *kinds: str) -> dict[str, list[str]]:
+        families: dict[str, list[str]] = {}
+        for name in self.arms:
+            if self.settings[name]["kind"] in kinds:
+                families.setdefault(self.settings[name]["family"], []).append(name)
+        return families
+
+    def _figures(self, name: str) -> dict[str, Figure]:
+        arm = self.arms[name]
+        found = {
+            "accuracy": self._mean(name, "correct"),
+            "share": self._derived(name, "share"),
+            "pgr": self._derived(name, "pgr"),
+            "ibc": self._derived(name, "ibc"),
+        }
+        return {**found, **{key: self._mean(name, key) for key in _PLAIN}, **arm.quantiles}
+
+    def _mean(self, name: str, key: str) -> Figure:
+        arm = self.arms[name]
+        if key not in arm.plain:
+            return UNKNOWN
+        return Figure(value=arm.plain[key], interval=interval(arm.means[key]))
+
+    def differences(self, name: str, other: str) -> dict[str, Figure]:
+        """Return what one arm has more of than another: accuracy, cost, seconds."""
+        keys = {"accuracy": "correct", "cost": "cost", "seconds": "seconds", "large_tokens": "large_tokens"}
+        return {figure: self.difference(name, other, key) for figure, key in keys.items()}
+
+    def difference(self, name: str, other: str, key: str) -> Figure:
+        """Return the mean of a column in one arm minus that in another."""
+        left, right = self.arms[name], self.arms[other]
+        if key not in left.plain or key not in right.plain:
+            return UNKNOWN
+        return Figure(
+            value=left.plain[key] - right.plain[key], interval=interval(left.means[key] - right.means[key])
+        )
+
+    def _derived(self, name: str, figure: str) -> Figure:
+        """Return a figure that the models alone have by definition, and so without an interval."""
+        plain, drawn = self.point(name, drawn=False), self.point(name, drawn=True)
+        place = {"share": 0, "pgr": 1}.get(figure)
+        if place is None:
+            value, values = _ibc(plain), None if drawn[1] is None else ibc(drawn[1], drawn[0])
+        else:
+            value, values = plain[place], drawn[place]
+        if value is None:
+            return UNKNOWN
+        reference = name in (SMALL, LARGE)
+        return Figure(value=value, interval=None if reference or values is None else interval(values))
+
+    def point(self, name: str, *, drawn: bool) -> tuple[Any, Any]:
+        """Return share and PGR of an arm: numbers or None, or arrays over the resamples."""
+        arm, small, large = (self._of(one, drawn) for one in (name, SMALL, LARGE))
+        share = _ratio(arm["large_tokens"], large["large_tokens"])
+        if not self.graded:
+            return share, None
+        return share, _ratio(arm["correct"] - small["correct"], large["correct"] - small["correct"])
+
+    def _of(self, name: str, drawn: bool) -> Mapping[str, Any]:
+        return self.arms[name].means if drawn else self.arms[name].plain
+
+    def curves(self) -> list[CurveSummary]:
+        """Return what each family comes to; nothing where the right answers are not known."""
+        if not self.graded:
+            return []
+        families = self._families("policy", "sweep", "random", "baseline")
+        return [self._curve(family, names) for family, names in families.items()]
+
+    def _curve(self, family: str, names: Sequence[str]) -> CurveSummary:
+        points = {name: self.point(name, drawn=False) for name in names}
+        known = all(value is not None for point in points.values() for value in point)
+        order = sorted(names, key=lambda name: points[name] if known else (0, 0))
+        plain = [points[name] for name in order]
+        drawn = [self.point(name, drawn=True) for name in order]
+
+        def figure(compute: Any) -> Figure:
+            return Figure(value=compute(plain), interval=interval(compute(drawn))) if known else UNKNOWN
+
+        small, large = (self.arms[name] for name in (SMALL, LARGE))
+        mean = figure(mean_ibc)
+
+        def within(share: float) -> Figure:
+            if not known:
+                return UNKNOWN
+            gap = large.plain["correct"] - small.plain["correct"]
+            gaps = large.means["correct"] - small.means["correct"]
+            return Figure(
+                value=small.plain["correct"] + best_pgr(plain, share) * gap,
+                interval=interval(small.means["correct"] + best_pgr(drawn, share) * gaps),
+            )
+
+        return CurveSummary(
+            family=family,
+            points=[CurvePoint(arm=name, share=points[name][0], pgr=points[name][1]) for name in order],
+            mean_ibc=mean,
+            mean_delta_ibc=_shifted(mean, -1.0),
+            cpt={
+                f"{round(100 * target)}": figure(lambda given, t=target: cpt(given, t))
+                for target in CPT_TARGETS
+            },
+            budgeted_accuracy={f"{share:g}": within(share) for share in BUDGETS},
+        )
+
+
+def _ratio(above: Any, below: Any) -> Any:
+    """Divide; None or NaN where the divisor is not above 0."""
+    if not hasattr(below, "shape"):
+        return above / below if below > 0 else None
+    import numpy as np
+
+    return np.divide(above, below, out=np.full(below.shape, np.nan), where=below > 0)
+
+
+def _ibc(point: tuple[float | None, float | None]) -> float | None:
+    share, pgr = point
+    return None if share is None or pgr is None else ibc(pgr, share)
+
+
+def _shifted(figure: Figure, by: float) -> Figure:
+    value, spread = figure["value"], figure["interval"]
+    if value is None:
+        return UNKNOWN
+    return Figure(
+        value=value + by, interval=None if spread is None else type(spread)(*(b + by for b in spread))
+    )

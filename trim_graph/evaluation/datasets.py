@@ -1,9 +1,6 @@
 """Datasets: questions from a file, from the Hugging Face Hub or from the arithmetic world, one at a time.
 
-In a configuration or on a command line a dataset is ``arithmetic:standard``, ``arithmetic:hard:test``, the
-path of a file, the id of a dataset on the hub with its split, ``HuggingFaceH4/MATH-500:test``, or a mapping:
-``{type: file, path: questions.jsonl, question: problem, answer: solution, grader: numeric}``. The shapes that
-are recognised (`trim_graph.evaluation.dataset_shapes`) need no more than the name.
+Which keys of a row hold the question and the answer, and how answers are graded, is found from the rows.
 """
 
 from __future__ import annotations
@@ -12,23 +9,154 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from trim_graph.errors import InputError, SettingsError
+from trim_graph.errors import InputError, SettingsError, may_be_shown
 from trim_graph.examples.arithmetic import Part, Split, is_right, label_steps, stream_problems
 from trim_graph.examples.arithmetic.problems import Problem
 from trim_graph.part import Part as Mapped
-from trim_graph.redaction import may_be_shown
-from trim_graph.rows import SUFFIXES, Row, import_parquet, read_rows
+from trim_graph.storage.rows import SUFFIXES, Row, import_parquet, read_rows
+from trim_graph.summary import extract_answer
 
-from .dataset_shapes import KeyMapping, Shape
-from .hub import count_rows, fingerprint, read_hub
+from .graders import Grader, find_grader
 from .runner import Question
+
+QUESTION_KEYS = ("problem", "question", "prompt", "input")
+ANSWER_KEYS = ("final_answer", "answer", "expected", "target", "solution")
+ID_KEYS = ("id", "unique_id", "question_id")
+_GSM8K = re.compile(r"####[ \t]*(\S[^\n]*)")
+"""The answer in a solution of GSM8K."""
+_OLYMPIAD = "final_answer"
+
+
+class KeyMapping(Mapped):
+    """How the rows of a dataset are read.
+
+    Attributes:
+        question: Key of the question's text; default: the first of `QUESTION_KEYS` that is there.
+        answer: Key of the right answer; default: the first of `ANSWER_KEYS` that is there.
+        id: Key of a question's name; default: the first of `ID_KEYS`, else its place.
+        grader: See `trim_graph.evaluation.graders`; default: by the shape. ``none`` to grade nothing.
+        part: Train, validation or test, for the record.
+    """
+
+    question: str | None = None
+    answer: str | None = None
+    id: str | None = None
+    grader: str | None = None
+    part: str | None = None
+
+
+class Shape:
+    """Where in the rows of one dataset the question and its answer stand."""
+
+    def __init__(self, question: str, answer: str | None, id: str | None, grader: Grader | None) -> None:
+        self.keys, self.grader = (question, answer, id), grader
+
+    @classmethod
+    def of(cls, given: KeyMapping, row: Row) -> Shape:
+        """Fill in from the first row what was not given.
+
+        Raises:
+            InputError: No key holds a question, or the grader needs answers and there are none.
+            SettingsError: There is no such grader.
+        """
+        values = row.values
+        question = given.question or _first(values, QUESTION_KEYS)
+        if question is None:
+            raise InputError(
+                f"{row.place}: which key holds the question? There are {', '.join(map(str, values))}: "
+                "give the dataset as {type: file, path: ..., question: KEY, answer: KEY}"
+            )
+        answer = given.answer
+        if answer is None and given.grader != "none":
+            # In ProcessBench what is called a solution has a label, not an answer.
+            answer = _first({key: value for key, value in values.items() if _text(value)}, ANSWER_KEYS)
+            if answer is None and ":" not in (given.grader or ""):
+                # A key without its value makes a row that is refused, not a dataset without answers.
+                answer = _first(
+                    {key: value for key, value in values.items() if _is_missing(value)}, ANSWER_KEYS
+                )
+        id = given.id or _first(values, ID_KEYS)
+        if given.grader == "none" or (answer is None and given.grader is None):
+            return cls(question, None, id, None)
+        name = given.grader or _usual_grader(answer or "", values)
+        if answer is None and ":" not in name:
+            raise InputError(f"{row.place}: the grader {name} needs answers: which key holds them?")
+        return cls(question, answer, id, find_grader(name))
+
+    def question(self, row: Row, number: int) -> Question:
+        """Read one row.
+
+        Raises:
+            InputError: It has no question, or no answer that the grader can work with.
+        """
+        question, answer, id = self.keys
+        text = row.values.get(question)
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"{row.place}: {question} is {text!r}; expected the text of a question")
+        name = str(row.values.get(id, number)) if id else str(number)
+        if self.grader is None:
+            return Question(text, id=name)
+        if answer == _OLYMPIAD:
+            text = "\n\n".join(filter(None, (row.values.get("context"), text)))
+        expected = expected_answer(row.values.get(answer)) if answer else None
+        if answer and not expected:
+            raise InputError(
+                f"{row.place}: {answer} is {row.values.get(answer)!r}; expected an answer, or grader: none "
+                "for the dataset"
+            )
+        try:
+            grade = self.grader(expected or "", row.values)
+        except ValueError as error:
+            raise InputError(f"{row.place}: {answer}: {error}") from error
+        return Question(text, grade, expected, id=name)
+
+
+def expected_answer(value: Any) -> str | None:
+    r"""Return the answer in a field: what is in ``\boxed{}``, else what follows the last ``####``, else all.
+
+    Of a list, as OlympiadBench has, all of its answers, separated by commas. None where the field or a part
+    of the list holds neither text nor a number.
+    """
+    text = _text(value)
+    if text is None:
+        return None
+    boxed = extract_answer(text)
+    return (_GSM8K.findall(text) or [text])[-1].strip() if boxed is None else boxed
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, Sequence) and not isinstance(value, str) and value:
+        parts = [_text(part) for part in value]
+        return ", ".join(part.strip().strip("$") for part in parts if part) if all(parts) else None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    return None if value != value or value in (inf, -inf) else str(value)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a field is empty as files of data have it: null, NaN, an empty text or list."""
+    return value is None or (isinstance(value, str | float | Sequence) and not _text(value))
+
+
+def _first(values: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    there = {str(key).lower(): key for key in reversed(list(values))}
+    return next((there[key] for key in keys if key in there), None)
+
+
+def _usual_grader(key: str, values: Mapping[str, Any]) -> str:
+    text = _text(values.get(key)) or ""
+    is_aime = key.lower() == "solution" and re.fullmatch(r"-?\d+(?: or .*)?", text.strip())
+    is_gsm8k = extract_answer(text) is None and _GSM8K.search(text)
+    return "numeric" if is_aime or is_gsm8k else "math"
 
 
 class ArithmeticDataset(Mapped):
@@ -125,7 +253,7 @@ class FileDataset(KeyMapping):
 
 
 class HubDataset(KeyMapping):
-    """Questions of the Hugging Face Hub, or of a folder in its layout (`trim_graph.evaluation.hub`).
+    """Questions of the Hugging Face Hub, or of a folder in its layout (`trim_graph.evaluation.datasets`).
 
     Attributes:
         path: Id of the dataset, ``owner/name``, or the folder.
@@ -272,3 +400,48 @@ def shared_questions(dataset: Dataset, n: int, other: Dataset, m: int) -> int:
 def _digest(question: Question) -> bytes:
     words = " ".join(question.text.split())
     return hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def read_hub(path: str, config: str | None, split: str, revision: str | None) -> Iterator[Row]:
+    """Read a split row by row.
+
+    Args:
+        path: Id of the dataset, ``owner/name``, or a folder.
+        config: Which of its configurations.
+        split: ``test`` and the like, as the dataset calls it.
+        revision: Branch, tag or commit; default: its main branch.
+
+    Raises:
+        InputError: There is no such dataset or split, or the hub cannot be reached.
+        ImportError: The package is not installed.
+    """
+    for number, values in enumerate(_loaded(path, config, split, revision), 1):
+        yield Row(f"{path}:{split}, row {number}", dict(values))
+
+
+def count_rows(path: str, config: str | None, split: str, revision: str | None) -> int:
+    """Return how many rows a split has; raises as `read_hub`."""
+    return len(_loaded(path, config, split, revision))
+
+
+def fingerprint(path: str, config: str | None, split: str, revision: str | None) -> str:
+    """Return what differs where a split's content does; raises as `read_hub`."""
+    return str(_loaded(path, config, split, revision)._fingerprint)
+
+
+@lru_cache(maxsize=8)
+def _loaded(path: str, config: str | None, split: str, revision: str | None) -> Any:
+    try:
+        from datasets import load_dataset  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError(
+            f'datasets of the hub need the package datasets: pip install "trim-graph[eval]" ({error})'
+        ) from error
+    try:
+        return load_dataset(path, config, split=split, revision=revision)
+    except (OSError, ValueError, RuntimeError) as error:
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise InputError(
+            f"dataset {path}, split {split}{f', {config}' if config else ''}: {told}. For a file give its "
+            "path with .jsonl, .parquet or .json"
+        ) from error

@@ -13,8 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
 
-from .families import policy_config
-from .judging import Judge
+from .arms import Judge, policy_config
 from .runner import run_each
 
 Item = TypeVar("Item")

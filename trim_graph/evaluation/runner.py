@@ -1,4 +1,4 @@
-"""Run questions through a graph, so many at a time, and keep what came of each."""
+"""Runs questions through a graph, a limited number at a time, and keeps each outcome."""
 
 from __future__ import annotations
 

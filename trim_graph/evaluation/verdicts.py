@@ -1,9 +1,4 @@
-"""Is it worth it? What an arm saves beside the large model alone, and what it costs.
-
-An arm is not to be used where it costs more than the large model alone, where it is no more right than the
-small model alone or than drawing one of the two models for each question at the same spend, or where routing
-at random does as well. Where an interval leaves that open, so does the verdict.
-"""
+"""Is a policy worth it? What an arm saves beside the large model alone, what it costs, and the summary."""
 
 from __future__ import annotations
 
@@ -11,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .columns import ADDED
-from .figures import interval
-from .run_summary import Figure, Verdict
-from .summarising import LARGE, SMALL, UNKNOWN, Comparison
+from trim_graph.config import TrimConfig
+
+from .comparison import ADDED, LARGE, SMALL, UNKNOWN, Comparison
+from .experiment import Harness
+from .metrics import interval
+from .records import BUDGETS, SUMMARY_VERSION, Figure, RunSummary, Verdict
 
 Use = Literal["yes", "no", "undecided"]
 LEAST = 20
@@ -252,3 +249,42 @@ def _between(figure: Figure, scale: float, unit: str) -> str:
     if spread is None:
         return ""
     return f" ({scale * spread.low:.3g} to {scale * spread.high:.3g}{' ' + unit if unit else ''})"
+
+
+def summarise_run(harness: Harness, config: TrimConfig, worth: Worth, warnings: Sequence[str]) -> RunSummary:
+    """Return figures, curves and verdicts of all arms that are complete.
+
+    Args:
+        harness: After its last arm.
+        config: Whose models they are.
+        worth: What things are worth.
+        warnings: What a reader should know besides.
+    """
+    plan = harness.plan
+    done = {name: harness.done[name] for name in (SMALL, LARGE)} | harness.done
+    comparison = Comparison(done, harness.arms, n=plan.n)
+    verdicts = judge(comparison, worth)
+    whole = done[LARGE].plain["large_tokens"]
+    failed = {name: arm.errors for name, arm in done.items() if arm.errors}
+    told = [
+        f"{count} runs of {name} failed: they count as wrong, and as free" for name, count in failed.items()
+    ]
+    return RunSummary(
+        version=SUMMARY_VERSION,
+        dataset={"name": plan.dataset.name, **plan.dataset.identity()},
+        n=plan.n,
+        samples=plan.samples,
+        seed=plan.seed,
+        concurrency=plan.concurrency,
+        priced=worth.priced,
+        models={
+            part: config.model_dump(mode="json", include={part})[part]
+            for part in ("small", "large", "scorer")
+        },
+        budgets={f"{share:g}": share * whole for share in BUDGETS},
+        arms=comparison.summaries(),
+        curves=comparison.curves(),
+        verdicts=verdicts,
+        verdict=overall(verdicts, comparison),
+        warnings=[*warnings, *told],
+    )

@@ -1,12 +1,17 @@
 """Routing policies: small pure objects, composable with ``|`` and ``&``; a plain function is one too."""
 
 from .base import AllOf, AnyOf, Choice, Decision, FunctionPolicy, NextWriter, Observation, Policy, as_policy
-from .baselines import large_only, random_rate, small_only, stay_on_large
-from .by_pattern import by_pattern
-from .entropy_probe import entropy_probe
+from .baselines import (
+    by_pattern,
+    entropy_probe,
+    large_only,
+    random_rate,
+    small_only,
+    stay_on_large,
+    threshold,
+)
 from .files import load_policy, save_policy
 from .query_router import query_router
-from .threshold import threshold
 
 __all__ = [
     "AllOf",

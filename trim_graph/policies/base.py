@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from trim_graph.budget import BudgetLeft, StepWriter
 from trim_graph.errors import SettingsError
-from trim_graph.thinking import Part
+from trim_graph.segmentation import Part
 
 Decision = Literal["accept", "regenerate", "handover"]
 """Keep the draft, let the large model write this step again, or let it write all that remains."""

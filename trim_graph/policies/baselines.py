@@ -1,22 +1,117 @@
-"""Policies to compare with, and one that wraps another."""
+"""Policies of one rule: threshold, entropy, pattern, rate, one model alone, and staying on the large one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from trim_graph.errors import SettingsError
 
-from .base import (
-    DECISIONS,
-    NEXT_WRITERS,
-    Choice,
-    Observation,
-    Policy,
-    as_policy,
-    checked,
-    remembering,
-)
+from .base import DECISIONS, NEXT_WRITERS, Choice, Observation, Policy, as_policy, checked, remembering
+
+
+class threshold(Policy):
+    """Regenerate the draft if its score is below ``t``.
+
+    Args:
+        t: In [0, 1]. At 0 nothing is regenerated; above every score, everything is.
+
+    Raises:
+        SettingsError: ``t`` is out of range.
+    """
+
+    def __init__(self, t: float) -> None:
+        if not 0 <= t <= 1:
+            raise SettingsError(f"threshold is {t}: scores are probabilities, choose a value in [0, 1]")
+        self.t = t
+
+    def decide(self, observation: Observation) -> str:
+        """Compare the draft's score."""
+        score = observation.score
+        return "accept" if score is None or score >= self.t else "regenerate"
+
+    def __repr__(self) -> str:
+        return f"threshold({self.t})"
+
+
+class entropy_probe(Policy):
+    """Before each step, ask the small model for one token; the large one writes the step if it is unsure.
+
+    The other steps are the small model's and stay as they are, unless the policy is combined with one that
+    looks at drafts: ``entropy_probe(1.0) | threshold(0.5)``.
+
+    Args:
+        limit: Entropy in nats, 0 or more. Above it the large model writes.
+
+    Raises:
+        SettingsError: ``limit`` is negative or not finite.
+    """
+
+    needs_score = False
+    decides = False
+
+    def __init__(self, limit: float) -> None:
+        if not 0 <= limit < math.inf:
+            raise SettingsError(f"entropy_probe is {limit}: choose an entropy in nats, 0 or more")
+        self.limit = limit
+
+    def next_writer(self, observation: Observation) -> str:
+        """Ask for the probe, then compare its entropy."""
+        if observation.probe_entropy is None:
+            return "probe"
+        return "large" if observation.probe_entropy > self.limit else "small"
+
+    def with_limit(self, limit: float) -> entropy_probe:
+        """Return the policy of this kind with another limit."""
+        return entropy_probe(limit)
+
+    def __repr__(self) -> str:
+        return f"entropy_probe({self.limit})"
+
+
+class by_pattern(Policy):
+    """Regenerate the draft with a probability that depends on its kind.
+
+    Args:
+        pattern: A regular expression. A draft's kind is the first group that matched, or all of the match
+            where it has no groups; a draft without a match is of no kind.
+        rates: Probability by kind.
+        default: Probability for drafts of no kind, or of one that is not in ``rates``.
+
+    Raises:
+        SettingsError: The expression cannot be read, or a rate is out of range.
+    """
+
+    needs_score = False
+
+    def __init__(self, pattern: str, rates: Mapping[str, float], default: float = 0.0) -> None:
+        try:
+            self._expression = re.compile(pattern)
+        except re.error as error:
+            raise SettingsError(f"by_pattern: pattern {pattern!r} cannot be read: {error}") from error
+        for kind, rate in {**rates, "default": default}.items():
+            if not (math.isfinite(rate) and 0 <= rate <= 1):
+                raise SettingsError(f"by_pattern: the rate of {kind!r} is {rate}: choose a probability")
+        self.pattern, self.rates, self.default = pattern, dict(rates), default
+
+    def decide(self, observation: Observation) -> str:
+        """Draw by the rate of the draft's kind."""
+        kind = kind_of(self._expression, observation.draft or "")
+        rate = self.default if kind is None else self.rates.get(kind, self.default)
+        return "regenerate" if observation.random().random() < rate else "accept"
+
+    def __repr__(self) -> str:
+        return f"by_pattern({self.pattern!r}, {self.rates}, default={self.default})"
+
+
+def kind_of(expression: re.Pattern[str], text: str) -> str | None:
+    """Return the kind of a step: the first group that matched, or all of the match; None without one."""
+    match = expression.search(text)
+    if match is None:
+        return None
+    return next((group for group in match.groups() if group is not None), match[0])
 
 
 class small_only(Policy):

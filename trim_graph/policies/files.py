@@ -27,10 +27,10 @@ FORMAT = "trim-graph policy"
 VERSION = 1
 
 KINDS: dict[str, str] = {
-    "aggregate": "trim_graph.policies.aggregate:aggregate",
+    "aggregate": "trim_graph.policies.learned:aggregate",
     "pomdp": "trim_graph.policies.pomdp:pomdp",
     "query_router": "trim_graph.policies.query_router:query_router",
-    "sequence": "trim_graph.policies.sequence:sequence",
+    "sequence": "trim_graph.policies.learned:sequence",
 }
 """Types of policy that a file may hold, and the class of each: ``{"threshold": "module:Class"}``."""
 

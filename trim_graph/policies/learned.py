@@ -1,12 +1,13 @@
-"""What the learned policies have in common: a network's probability, and the limit above which it counts.
+"""Policies in which a network decides, and the features of an `Observation` that it reads.
 
-The networks are evaluated in NumPy, so that a run needs neither torch nor what trained them.
+`aggregate` reads five features of the run so far (TRIM-Agg), `sequence` the whole sequence of steps with a
+small transformer (TRIM-Seq, arXiv 2601.10245).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from trim_graph.errors import SettingsError
@@ -93,3 +94,185 @@ class LearnedPolicy(Policy):
         ):
             raise ValueError(f"array {name} has the shape {seen}; expected {shape}")
         return seen
+
+
+UNSCORED = 1.0
+"""Stands in place of a score that is not there."""
+TOKENS = 300
+"""Tokens of a step that count as 1."""
+
+AGGREGATE = ("min_earlier", "product_earlier", "score", "tokens", "index")
+"""Names of the aggregate features, in order."""
+SEQUENCE = ("present", "draft", "large", "scored", "score", "tokens", "index")
+"""Names of the features of one step, in order; ``present`` is 1 and tells a step from padding."""
+
+
+def aggregate_features(observation: Observation) -> list[float]:
+    """Return the aggregate features of a draft and the steps before it."""
+    earlier = [UNSCORED if score is None else score for score in observation.scores]
+    return [
+        min(earlier, default=UNSCORED),
+        math.prod(earlier),
+        UNSCORED if observation.score is None else observation.score,
+        observation.draft_tokens / TOKENS,
+        observation.index / observation.max_steps,
+    ]
+
+
+def sequence_features(observation: Observation, window: int) -> list[list[float]]:
+    """Return one row for each of the last steps; the draft's is the last row.
+
+    Args:
+        observation: Of a draft.
+        window: Most rows. Steps further back are left out.
+    """
+    first = max(0, len(observation.scores) - window + 1)
+    rows = [
+        _row(index, observation.max_steps, score, tokens, large=writer == "large")
+        for index, (score, tokens, writer) in enumerate(
+            zip(observation.scores, observation.tokens, observation.writers, strict=True)
+        )
+        if index >= first
+    ]
+    draft = _row(observation.index, observation.max_steps, observation.score, observation.draft_tokens)
+    draft[SEQUENCE.index("draft")] = 1.0
+    return [*rows, draft]
+
+
+def padded(rows: Sequence[Sequence[float]], window: int) -> list[list[float]]:
+    """Return ``window`` rows: zeros before the given ones, so that the draft's stays the last."""
+    return [[0.0] * len(SEQUENCE) for _ in range(window - len(rows))] + [list(row) for row in rows]
+
+
+def _row(index: int, max_steps: int, score: float | None, tokens: int, *, large: bool = False) -> list[float]:
+    return [
+        1.0,
+        0.0,
+        float(large),
+        float(score is not None),
+        UNSCORED if score is None else score,
+        tokens / TOKENS,
+        index / max_steps,
+    ]
+
+
+class aggregate(LearnedPolicy):
+    """A multi-layer perceptron (tanh) on `AGGREGATE`.
+
+    Arrays: ``mean`` and ``scale`` of the features, then ``w0``, ``b0``, ``w1``, ... with one output, the
+    log-odds of regenerating. Trained by `trim_graph.training.ppo`.
+    """
+
+    type: ClassVar[str] = "aggregate"
+
+    def _check(self) -> None:
+        width = len(AGGREGATE)
+        self._shape("mean", width)
+        self._shape("scale", width)
+        depth = sum(name.startswith("w") for name in self.arrays)
+        for layer in range(depth):
+            outputs, _ = self._shape(f"w{layer}", None, width)
+            self._shape(f"b{layer}", outputs)
+            width = outputs
+        if depth == 0 or width != 1:
+            raise ValueError(f"the network has {depth} layers and {width} outputs; expected one output")
+        self._layers = [(self.arrays[f"w{layer}"], self.arrays[f"b{layer}"]) for layer in range(depth)]
+
+    def logit(self, observation: Observation) -> float:
+        """Return the log-odds of regenerating."""
+        import numpy as np
+
+        x = np.array(aggregate_features(observation), dtype=np.float32)
+        x = (x - self.arrays["mean"]) / self.arrays["scale"]
+        for weight, bias in self._layers[:-1]:
+            x = np.tanh(weight @ x + bias)
+        weight, bias = self._layers[-1]
+        return float((weight @ x + bias)[0])
+
+
+EPSILON = 1e-5
+"""Added to the variance by torch's LayerNorm."""
+
+
+class sequence(LearnedPolicy):
+    """A transformer encoder on the rows of `sequence_features`; the draft's row is read out.
+
+    Layer norm before attention and before the feed-forward part (ReLU), no positions but the feature
+    ``index``. Arrays: ``mean``, ``scale``; each with ``.weight`` and ``.bias``: ``embed``, ``norm``, for each
+    layer ``l`` ``l.norm1``, ``l.qkv``, ``l.out``, ``l.norm2``, ``l.up``, ``l.down``, and ``head`` with one
+    output, the log-odds of regenerating. Trained by `trim_graph.training.ppo`.
+
+    Args (beside those of `LearnedPolicy`):
+        heads: Of the attention.
+        window: Most steps it looks at, the draft included.
+    """
+
+    type: ClassVar[str] = "sequence"
+
+    def _check(self) -> None:
+        heads, window = self.parameters["heads"], self.parameters["window"]
+        for name, value in (("heads", heads), ("window", window)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected a whole number of 1 or more")
+        if unknown := set(self.parameters) - {"heads", "window"}:
+            raise ValueError(f"unknown parameters {', '.join(sorted(unknown))}")
+        self._shape("mean", len(SEQUENCE))
+        self._shape("scale", len(SEQUENCE))
+        width, _ = self._linear("embed", None, len(SEQUENCE))
+        if width % heads:
+            raise ValueError(f"the width {width} does not divide into {heads} heads")
+        self._depth = sum(name.endswith(".qkv.weight") for name in self.arrays)
+        for layer in range(self._depth):
+            self._norm(f"{layer}.norm1", width)
+            self._linear(f"{layer}.qkv", 3 * width, width)
+            self._linear(f"{layer}.out", width, width)
+            self._norm(f"{layer}.norm2", width)
+            inner, _ = self._linear(f"{layer}.up", None, width)
+            self._linear(f"{layer}.down", width, inner)
+        self._norm("norm", width)
+        self._linear("head", 1, width)
+
+    def _linear(self, name: str, outputs: int | None, inputs: int) -> tuple[int, ...]:
+        shape = self._shape(f"{name}.weight", outputs, inputs)
+        self._shape(f"{name}.bias", shape[0])
+        return shape
+
+    def _norm(self, name: str, width: int) -> None:
+        self._shape(f"{name}.weight", width)
+        self._shape(f"{name}.bias", width)
+
+    def logit(self, observation: Observation) -> float:
+        """Return the log-odds of regenerating."""
+        import numpy as np
+
+        rows = np.array(sequence_features(observation, self.parameters["window"]), dtype=np.float32)
+        x = self._apply("embed", (rows - self.arrays["mean"]) / self.arrays["scale"])
+        for layer in range(self._depth):
+            # Of the last layer only the draft's row is read.
+            asking = slice(-1, None) if layer == self._depth - 1 else slice(None)
+            x = x[asking] + self._attend(layer, self._normed(f"{layer}.norm1", x), asking)
+            inner = self._apply(f"{layer}.up", self._normed(f"{layer}.norm2", x))
+            x = x + self._apply(f"{layer}.down", np.maximum(inner, 0))
+        return float(self._apply("head", self._normed("norm", x[-1:]))[0, 0])
+
+    def _attend(self, layer: int, x: Any, asking: slice) -> np.ndarray:
+        import numpy as np
+
+        heads, (length, width) = self.parameters["heads"], x.shape
+        # (steps, 3, heads, width of a head) -> 3 times (heads, steps, width of a head)
+        qkv = self._apply(f"{layer}.qkv", x).reshape(length, 3, heads, width // heads)
+        query, key, value = qkv.transpose(1, 2, 0, 3)
+        weights = query[:, asking] @ key.transpose(0, 2, 1) / np.float32((width // heads) ** 0.5)
+        weights = np.exp(weights - weights.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        return self._apply(f"{layer}.out", (weights @ value).transpose(1, 0, 2).reshape(-1, width))
+
+    def _apply(self, name: str, x: Any) -> np.ndarray:
+        result: np.ndarray = x @ self.arrays[f"{name}.weight"].T + self.arrays[f"{name}.bias"]
+        return result
+
+    def _normed(self, name: str, x: Any) -> np.ndarray:
+        centred = x - x.mean(axis=-1, keepdims=True)
+        spread = (centred * centred).mean(axis=-1, keepdims=True)
+        normed: np.ndarray = centred / (spread + EPSILON) ** 0.5
+        return normed * self.arrays[f"{name}.weight"] + self.arrays[f"{name}.bias"]

@@ -10,11 +10,16 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 from trim_graph.part import Part, base_folder
 
 from .base import Policy
-from .baselines import large_only, random_rate, small_only, stay_on_large
-from .by_pattern import by_pattern
-from .entropy_probe import entropy_probe
+from .baselines import (
+    by_pattern,
+    entropy_probe,
+    large_only,
+    random_rate,
+    small_only,
+    stay_on_large,
+    threshold,
+)
 from .files import load_policy
-from .threshold import threshold
 
 
 def _beside_file(value: Any, info: ValidationInfo) -> Any:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 
-from trim_graph.evaluation.pictures import Positions
-from trim_graph.evaluation.run_files import Row, RowStep
-from trim_graph.evaluation.scorer_figures import Discrimination, discrimination
+from trim_graph.evaluation.plots import Positions
+from trim_graph.evaluation.records import Row, RowStep
+from trim_graph.evaluation.scorer_metrics import Discrimination, discrimination
 
 PLACES = 10
 """Parts that a solution is divided into, to say where the large model wrote."""

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from trim_graph.budget.usage import Spend
-from trim_graph.segment import is_step
+from trim_graph.segmentation import is_step
 from trim_graph.settings import Settings, settings_of
 from trim_graph.state import Answered, Run, TrimState, scores_of
 

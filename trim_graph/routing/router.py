@@ -16,7 +16,7 @@ from trim_graph.errors import InputError, SettingsError
 from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, Choice, Observation, Policy, checked
 from trim_graph.process import this_process
 from trim_graph.prompt_size import UnboundedPrompt
-from trim_graph.segment import DelimiterSteps, cut_text, separator_of
+from trim_graph.segmentation import DelimiterSteps, cut_text, separator_of
 from trim_graph.state import (
     Answered,
     Asking,

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from trim_graph.adapters.protocols import StepEnd
-from trim_graph.adapters.replies import Reply
-from trim_graph.segment import Segmentation, is_step, separator_of, share_out
+from trim_graph.adapters.base import StepEnd
+from trim_graph.adapters.responses import Reply
+from trim_graph.segmentation import Part, Segmentation, Thinking, is_step, separator_of, share_out
 from trim_graph.settings import Settings
 from trim_graph.state import DecisionRecord, Draft, Step
-from trim_graph.thinking import Part, Thinking
 
 
 def partial_text_counts(previous: Step | None, lead: str) -> bool:

@@ -13,7 +13,7 @@ from trim_graph.budget.limits import Budget, BudgetLeft
 from trim_graph.budget.usage import Prices, Spend
 from trim_graph.errors import SettingsError
 from trim_graph.policies.base import Policy
-from trim_graph.segment import DelimiterSteps, FunctionSteps, Segmentation
+from trim_graph.segmentation import DelimiterSteps, FunctionSteps, Segmentation
 from trim_graph.settings import Settings, describe, settings_of
 from trim_graph.state import Draft, Order, Run, Step, TrimState, scores_of
 

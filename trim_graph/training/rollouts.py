@@ -1,34 +1,154 @@
 """Rollouts of a graph, recorded as trees, so that a rollout taken again needs no model.
 
-Where the models are deterministic (temperature 0), what follows is a function of the text so far: a node
-is the text of the accepted steps, and from it two ways lead on, the small model's draft and what the large
-model writes in its place. Everything in a tree was written by the graph itself with its real models:
-`Rollouts` runs it under plans (`Planned`) and keeps what it wrote. A way that no run has taken is run when
-somebody takes it.
-
-A recorded rollout is exact, the same texts, scores and tokens as the graph's, where
-
-- the models are deterministic. At a temperature above 0 a node keeps the one continuation that was drawn
-  there: a sample of what the models may write, not the whole of it;
-- a score depends on the texts only, not on who wrote them (a scorer by token confidence is not of this kind);
-- the run has no budget: it would change decisions.
+A policy is evaluated offline on such trees, and trees are kept as JSON records.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, cast
 
 from trim_graph.budget import Writer
+from trim_graph.budget.usage import nothing_spent
+from trim_graph.errors import InputError, TrimError
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.runner import run_each
+from trim_graph.evaluation.traces import Graph, Source, Trace, TraceStep, make_trace
 from trim_graph.policies import Choice, Observation, Policy
+from trim_graph.routing import Action, Router, RunView
+from trim_graph.settings import Settings
+from trim_graph.state import SCHEMA_VERSION, Draft, Order, Run, TrimState, applied
 
-from .collecting import Graph, Source, make_trace
-from .rollout_tree import Node, RolloutError, Tree
-from .traces import Trace
+DONE = ("finished", "max_steps", "loop", "no_step")
+"""How a run ends by itself."""
+
+
+class RolloutError(TrimError):
+    """A run failed or was stopped, so that its question cannot be learned from."""
+
+
+@dataclass(slots=True)
+class Written:
+    """A step that a model wrote at a node.
+
+    Attributes:
+        ends: Whether the model ends the solution with it; None where that shows only in what follows.
+    """
+
+    text: str
+    tokens: int
+    probability: float | None = None
+    ends: bool | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """The solution so far.
+
+    Attributes:
+        steps: Its steps' texts.
+        score: Of the last of them.
+        draft: What the small model writes next; None where no run has got here.
+        draft_score: Its score.
+        large: What the large model writes in its place; None where no run has asked.
+        ended: Whether the solution ends here; None where no run has got here.
+        correct: Whether it is right, where it ends.
+        entropy: Of the first token that the small model writes next, in nats; None where nobody has asked.
+    """
+
+    steps: tuple[str, ...]
+    score: float | None = None
+    draft: Written | None = None
+    draft_score: float | None = None
+    large: Written | None = None
+    ended: bool | None = None
+    correct: bool = False
+    entropy: float | None = None
+    accepted: Node | None = field(default=None, repr=False)
+    regenerated: Node | None = field(default=None, repr=False)
+
+    def after(self, regenerate: bool) -> Node | None:
+        """Return the node a decision leads to; None where no run has got there."""
+        node = self.regenerated if regenerate else self.accepted
+        return node if node is not None and node.ended is not None else None
+
+
+class Tree:
+    """What is known of one question."""
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self.nodes: dict[tuple[str, ...], Node] = {}
+        self.root = self.place(())
+        self.contradictions = 0
+        """How often a run wrote something else than one before it at the same place; the last counts."""
+
+    def add(self, trace: Trace) -> None:
+        """Take in a run.
+
+        Raises:
+            RolloutError: It failed, was stopped by a limit, or went on to the end with the large model.
+        """
+        if trace["error"] or trace["stopped"] not in DONE:
+            why = trace["error"] or f"it was stopped: {trace['stopped']}"
+            raise RolloutError(f"no rollout of {trace['question'][:80]!r}: {why}")
+        node = self.root
+        for step in trace["steps"]:
+            node = self._step(node, step)
+        node.ended, node.correct = True, bool(trace["correct"])
+
+    def unknown(self) -> list[bool] | None:
+        """Return the plan of the shortest run that finds something new; None where all is known."""
+        queue: list[tuple[Node, list[bool]]] = [(self.root, [])]
+        for node, plan in queue:
+            if node.ended is None:
+                return plan
+            if node.ended:
+                continue
+            for regenerate in (False, True):
+                behind = node.after(regenerate)
+                if behind is None:
+                    return [*plan, regenerate]
+                # Both ways may lead to the same text: one look is enough.
+                if regenerate is False or behind is not node.accepted:
+                    queue.append((behind, [*plan, regenerate]))
+        return None
+
+    def place(self, steps: tuple[str, ...]) -> Node:
+        """Return the node of a text, made if it is not there."""
+        return self.nodes.setdefault(steps, Node(steps))
+
+    def _step(self, node: Node, step: TraceStep) -> Node:
+        if step["decision"] not in ("accept", "regenerate"):
+            raise RolloutError(f"a rollout of {self.question.text[:80]!r} holds a step without a decision")
+        regenerated = step["decision"] == "regenerate"
+        if step["writer"] != ("large" if regenerated else "small"):
+            raise RolloutError(f"the decision on a draft of {self.question.text[:80]!r} was not carried out")
+        node.ended = False
+        draft: Any = step["discarded"] if regenerated else step
+        probability = draft.get("mean_token_probability")
+        node.draft = self._newest(node.draft, Written(draft["text"], draft["tokens"], probability))
+        node.draft_score = draft["score"]
+        node.accepted = self.place((*node.steps, node.draft.text))
+        node.accepted.score = node.draft_score
+        if not regenerated:
+            return node.accepted
+        node.large = self._newest(node.large, Written(step["text"], step["tokens"]))
+        node.regenerated = self.place((*node.steps, node.large.text))
+        if node.regenerated.score is None:
+            node.regenerated.score = step["score"]
+        return node.regenerated
+
+    def _newest(self, known: Written | None, seen: Written) -> Written:
+        if known is not None:
+            self.contradictions += known.text != seen.text
+            if seen.probability is None and known.text == seen.text:
+                seen.probability = known.probability
+        return seen
+
 
 Plan = Sequence[bool]
 """For each draft in turn, whether it is regenerated."""
@@ -305,3 +425,161 @@ class Rollout:
         if self.puts_off:
             raise NotYetKnown(tuple(plan))
         self.rollouts.find({self.index: plan})
+
+
+def to_record(tree: Tree) -> dict[str, Any]:
+    """Return the question's text and every place; places name those behind them by their number.
+
+    Args:
+        tree: As far as it is known.
+    """
+    numbers = {node: number for number, node in enumerate(tree.nodes.values())}
+    return {"question": tree.question.text, "places": [_place(node, numbers) for node in numbers]}
+
+
+def _place(node: Node, numbers: dict[Node, int]) -> dict[str, Any]:
+    known: dict[str, Any] = {"step": node.steps[-1] if node.steps else None, "score": node.score}
+    if node.ended:
+        return {**known, "correct": node.correct}
+    for name, written, behind in (
+        ("draft", node.draft, node.accepted),
+        ("large", node.large, node.regenerated),
+    ):
+        if written is not None and behind is not None:
+            known[name] = {"to": numbers[behind], "tokens": written.tokens}
+            told = {"probability": written.probability, "ends": written.ends}
+            known[name] |= {key: value for key, value in told.items() if value is not None}
+    return {**known, "draft_score": node.draft_score, "entropy": node.entropy}
+
+
+def from_record(question: Question, record: dict[str, Any]) -> Tree:
+    """Make the tree of a question again.
+
+    Raises:
+        InputError: The record is of another question, or is none.
+    """
+    if record.get("question") != question.text:
+        raise InputError(
+            f"a recorded tree is of the question {str(record.get('question'))[:80]!r}; expected "
+            f"{question.text[:80]!r}"
+        )
+    tree = Tree(question)
+    try:
+        places, reached = record["places"], {0: tree.root}
+        for number, place in enumerate(places):
+            _restore(tree, reached[number], place, places, reached)
+    except (KeyError, TypeError, IndexError) as error:
+        raise InputError(f"the recorded tree of {question.text[:80]!r} is damaged: {error!r}") from error
+    return tree
+
+
+def _restore(
+    tree: Tree, node: Node, place: dict[str, Any], places: list[dict[str, Any]], reached: dict[int, Node]
+) -> None:
+    node.score = place["score"]
+    if "correct" in place:
+        node.ended, node.correct = True, place["correct"]
+        return
+    if "draft" in place:
+        node.ended = False
+    node.draft_score, node.entropy = place["draft_score"], place["entropy"]
+    for name in ("draft", "large"):
+        if name not in place:
+            continue
+        to = place[name]["to"]
+        text = places[to]["step"]
+        reached[to] = tree.place((*node.steps, text))
+        kept = place[name]
+        written = Written(text, kept["tokens"], kept.get("probability"), kept.get("ends"))
+        if name == "draft":
+            node.draft, node.accepted = written, reached[to]
+        else:
+            node.large, node.regenerated = written, reached[to]
+
+
+_ROUTER = Router()
+_NO_LIMIT = 1_000_000
+"""Supersteps: a rollout has none."""
+
+
+def solve(rollouts: Rollouts, policy: Policy, *, seed: int = 0) -> list[Rollout]:
+    """Let a policy decide on every question, and return the ended rollouts in their order.
+
+    Args:
+        rollouts: Of the questions.
+        policy: Any.
+        seed: Of random policies: they draw as in a graph with this seed in its settings.
+
+    Raises:
+        RolloutError: The policy asks for a probe, and no entropy was recorded.
+    """
+    # Where a solution ends is recorded, loops included.
+    settings = Settings(max_steps=rollouts.max_steps, max_repeats=None, thinking=None).model_dump(mode="json")
+
+    def lead(rollout: Rollout) -> None:
+        state = _begun(rollout, settings, seed)
+        while not rollout.ended:
+            action = _ROUTER.next(RunView(state, policy))
+            if "steps" in action.update:
+                rollout.decide(action.update["steps"][0]["writer"] == "large")
+            state = _written(rollout, policy, applied(state, action.update), action)
+
+    return in_rounds(rollouts, lead)
+
+
+def _begun(rollout: Rollout, settings: dict[str, object], seed: int) -> TrimState:
+    question = rollout.rollouts.trees[rollout.index].question.text
+    # The seed of `trim_graph.run.begin_run`.
+    own = hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()
+    return TrimState(
+        messages=[],
+        run=Run(
+            schema=SCHEMA_VERSION,
+            id="",
+            message_id="",
+            seed=f"{seed}:{own}",
+            question=question,
+            settings=settings,
+        ),
+        steps=[],
+        scores={},
+        decisions=[],
+        spend=nothing_spent(),
+        remaining_steps=_NO_LIMIT,
+    )
+
+
+def _written(rollout: Rollout, policy: Policy, state: TrimState, action: Action) -> TrimState:
+    """Return the state with what the ordered writer has written, as it was recorded."""
+    order = state.get("order")
+    while order is not None and order["to_end"] and not rollout.ended:
+        rollout.decide(True)
+    if order is None or rollout.ended:
+        return state
+    if "probe" in order:
+        entropy = rollout.node.entropy
+        if entropy is None:
+            raise RolloutError(f"policy {policy!r} asks for a probe, and no entropy was recorded")
+        probed = Order(**{**order, "probe": {"entropy": entropy, "untold": None}})
+        return cast(TrimState, {**state, "order": probed})
+    draft = _draft(rollout, order)
+    if not order["scored"]:
+        return cast(TrimState, {**state, "draft": draft})
+    # A step of the large model is scored together with the draft that follows.
+    scores = {str(index): score for index, score in enumerate(rollout.scores) if score is not None}
+    return cast(TrimState, {**state, "draft": draft, "scores": scores})
+
+
+def _draft(rollout: Rollout, order: Order) -> Draft:
+    node, large = rollout.node, order["writer"] == "large"
+    written = node.large if large else node.draft
+    assert written is not None
+    return Draft(
+        text=written.text,
+        writer=order["writer"],
+        model="",
+        tokens=written.tokens,
+        mean_token_probability=None if large else written.probability,
+        end="eos" if rollout.ends(large) else "delimiter",
+        score=node.draft_score if order["scored"] else None,
+    )

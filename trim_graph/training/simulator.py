@@ -9,7 +9,7 @@ What is assumed:
 - A score depends on the state of its step and on the least of the scores before it, which is derived from the
   trajectory's own scores (``scores="given_min"``). So P(score | least, state) is the tables' own by
   construction; how far the least scores then agree with the tables is reported by
-  `trim_graph.training.goodness`. ``"alone"``: on the state only. ``"published"``: the pair is drawn anew at
+  `trim_graph.training.fitting`. ``"alone"``: on the state only. ``"published"``: the pair is drawn anew at
   each step, as the published POMDP assumes; its least score is no minimum of anything.
 - A step by the large model is scored, with the tables of its own state, when the next draft is.
 - A regeneration takes ``large_ratio`` times the tokens of the draft. One that the budget cannot pay for is

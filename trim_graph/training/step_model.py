@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trim_graph.errors import SettingsError
-from trim_graph.policies.plan import step_tables
+from trim_graph.policies.pomdp import step_tables
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]

@@ -19,6 +19,7 @@ from typing import Any
 
 from trim_graph.evaluation import Outcome, Question, compare, run_arm
 from trim_graph.evaluation.datasets import arithmetic_question
+from trim_graph.evaluation.query_router import Example, TrainedRouter, auc_of, train_query_router
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
 from trim_graph.policies import (
     Policy,
@@ -30,7 +31,6 @@ from trim_graph.policies import (
     small_only,
     threshold,
 )
-from trim_graph.training.query_router import Example, TrainedRouter, auc_of, train_query_router
 
 ENTROPIES = (0.002, 0.004, 0.006, 0.01, 0.02, 0.1)
 THRESHOLDS = (0.5, 0.9)

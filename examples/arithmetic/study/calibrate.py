@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_graph.errors import TrimError
-from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, Split, problems
+from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
+from trim_graph.examples.arithmetic.problems import Split
 from trim_graph.examples.arithmetic.shipped import CALIBRATED, Calibration
 
 if TYPE_CHECKING:
@@ -41,9 +42,8 @@ def example_calibrator(
         concurrency: Most questions under way at once.
         seed: Of the random policy.
     """
-    from trim_graph.evaluation.calibration import Calibrator
-    from trim_graph.evaluation.families import policy_config
-    from trim_graph.evaluation.remembering import RememberingScorer
+    from trim_graph.evaluation.arms import policy_config
+    from trim_graph.evaluation.calibration import Calibrator, RememberingScorer
     from trim_graph.graph import create_trim_graph
 
     remembering = RememberingScorer(scorer)
@@ -68,9 +68,9 @@ async def calibrate(
         TrimError: A question failed.
     """
     from trim_graph.evaluation import accuracy
+    from trim_graph.evaluation.arms import FAMILIES
     from trim_graph.evaluation.calibration import Target, choose
     from trim_graph.evaluation.comparison import graded
-    from trim_graph.evaluation.families import FAMILIES
 
     await calibrator.measure()
     curve = [await calibrator.point(FAMILIES["threshold"], t) for t in thresholds]

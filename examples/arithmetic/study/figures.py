@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from trim_graph.evaluation import Interval, accuracy_difference, interval, resampled_means
-from trim_graph.evaluation.curves import cpt, mean_ibc
-from trim_graph.evaluation.figures import RESAMPLES
+from trim_graph.evaluation.metrics import RESAMPLES, cpt, mean_ibc
 
 from .worlds import Arm, Floats, World
 

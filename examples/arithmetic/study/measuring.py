@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trim_graph.evaluation.figures import RESAMPLES
+from trim_graph.evaluation.metrics import RESAMPLES
 
 from .families import (
     RANDOM,
@@ -24,7 +24,7 @@ from .scorers import step_auc
 from .worlds import Arm, World
 
 if TYPE_CHECKING:
-    from trim_graph.training.query_router import TrainedRouter
+    from trim_graph.evaluation.query_router import TrainedRouter
 
 WITHIN = 0.01
 """Of the large model's accuracy."""
@@ -150,7 +150,7 @@ def _best(world: Studied) -> dict[str, tuple[Family, Point]]:
 
 def _router(world: Studied) -> dict[str, Any]:
     """Return how good the router is, on validation questions of its training and on the test problems."""
-    from trim_graph.training.query_router import Example, auc_of
+    from trim_graph.evaluation.query_router import Example, auc_of
 
     test = world.test
     pairs = zip(test.questions, test.small.correct.tolist(), test.large.correct.tolist(), strict=True)

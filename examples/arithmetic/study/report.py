@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from trim_graph.evaluation.curves import SHARES
+from trim_graph.evaluation.metrics import SHARES
 
 from .claims import claims
 from .measuring import BUDGET, WITHIN

@@ -21,7 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from trim_graph.examples.arithmetic import WEIGHTS, Part, Split
+from trim_graph.examples.arithmetic import WEIGHTS
+from trim_graph.examples.arithmetic.problems import Part, Split
 from trim_graph.examples.arithmetic.shipped import POLICIES
 
 from .trees import Problems, keep_trees, recorded_trees, weights_identity

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from trim_graph.errors import TrimError
 from trim_graph.evaluation import Outcome, Question, run_arm
 from trim_graph.examples.arithmetic import LARGE, SMALL
-from trim_graph.journal import Journal
 from trim_graph.policies import large_only
+from trim_graph.storage.journal import Journal
 
 from .trees import Problems, weights_identity
 
 if TYPE_CHECKING:
-    from trim_graph.training.query_router import TrainedRouter
+    from trim_graph.evaluation.query_router import TrainedRouter
 
 
 def trained_router(drawn: Problems, folder: Path, *, concurrency: int = 64) -> TrainedRouter:
@@ -31,7 +31,7 @@ def trained_router(drawn: Problems, folder: Path, *, concurrency: int = 64) -> T
     Raises:
         TrimError: A problem failed, or the folder holds outcomes of other weights.
     """
-    from trim_graph.training.query_router import read_examples, train_query_router
+    from trim_graph.evaluation.query_router import read_examples, train_query_router
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{drawn.name}-alone.jsonl"

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_graph.adapters import ScorableStep
-from trim_graph.adapters.scorers import read_scores
-from trim_graph.journal import Journal
-from trim_graph.rows import read_rows
+from trim_graph.adapters.base import read_scores
+from trim_graph.storage.journal import Journal
+from trim_graph.storage.rows import read_rows
 
 from .trees import Problems, recorded_trees
 from .worlds import World
 
 if TYPE_CHECKING:
-    from trim_graph.training.rollout_tree import Node, Tree
+    from trim_graph.training.rollouts import Node, Tree
 
 
 def rescored(drawn: Problems, folder: Path, prm: Path, *, concurrency: int = 48) -> World:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from trim_graph.errors import TrimError
 from trim_graph.evaluation import Question
-from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, Part, Split, stream_problems
-from trim_graph.journal import Journal
-from trim_graph.rows import read_rows
+from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, stream_problems
+from trim_graph.examples.arithmetic.problems import Part, Split
+from trim_graph.storage.journal import Journal
+from trim_graph.storage.rows import read_rows
 
 if TYPE_CHECKING:
-    from trim_graph.training.growing import Grower
-    from trim_graph.training.rollout_tree import Tree
+    from trim_graph.training.rollout_collection import Grower
+    from trim_graph.training.rollouts import Tree
 
 PLACES = {"standard": 150, "words": 150, "hard": 16}
 """Places of a tree that are recorded before any policy asks; of `hard` there are too many to record all."""
@@ -70,7 +71,7 @@ def recorded_trees(drawn: Problems, folder: Path, *, concurrency: int = 48) -> l
     Raises:
         TrimError: The folder holds trees of other weights, or a solution cannot be recorded.
     """
-    from trim_graph.training.rollout_records import from_record
+    from trim_graph.training.rollouts import from_record
 
     questions = drawn.questions()
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ def recorded_trees(drawn: Problems, folder: Path, *, concurrency: int = 48) -> l
 
 def keep_trees(drawn: Problems, folder: Path, trees: Mapping[int, Tree]) -> None:
     """Keep trees that have grown since they were recorded; of several records the last counts."""
-    from trim_graph.training.rollout_records import to_record
+    from trim_graph.training.rollouts import to_record
 
     with Journal(folder / f"{drawn.name}.jsonl", _settings(drawn)) as journal:
         for index, tree in trees.items():
@@ -108,7 +109,7 @@ def _models() -> tuple[Any, Any, Any]:
 
 def example_grower(split: str) -> Grower:
     """Return what grows trees of a world with the example models, which are loaded once."""
-    from trim_graph.training.growing import Grower
+    from trim_graph.training.rollout_collection import Grower
 
     return Grower(*_models(), probes=True, most=PLACES[split])
 
@@ -126,7 +127,7 @@ async def _record(
     drawn: Problems, journal: Journal, left: Sequence[tuple[int, Question]], concurrency: int
 ) -> None:
     from trim_graph.evaluation.runner import run_each
-    from trim_graph.training.rollout_records import to_record
+    from trim_graph.training.rollouts import to_record
 
     grower = example_grower(drawn.split)
     begun, done = time.monotonic(), 0

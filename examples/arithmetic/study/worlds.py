@@ -16,8 +16,7 @@ from trim_graph.policies import Policy, small_only
 from .trees import example_grower
 
 if TYPE_CHECKING:
-    from trim_graph.training.rollout_tree import Node, Tree
-    from trim_graph.training.rollouts import Rollout
+    from trim_graph.training.rollouts import Node, Rollout, Tree
 
 Floats = npt.NDArray[np.float64]
 Made = TypeVar("Made")
@@ -70,7 +69,7 @@ class World:
     """
 
     def __init__(self, split: str, trees: Sequence[Tree]) -> None:
-        from trim_graph.training.growing import GrowingRollouts
+        from trim_graph.training.rollout_collection import GrowingRollouts
 
         self.split, self.rollouts = split, GrowingRollouts(trees, example_grower(split))
         self.trees = self.rollouts.trees
@@ -92,7 +91,7 @@ class World:
 
     def solved(self, policy: Policy, *, seed: int = 0) -> Arm:
         """Let a policy route every problem."""
-        from trim_graph.training.solving import solve
+        from trim_graph.training.rollouts import solve
 
         return _arm(solve(self.rollouts, policy, seed=seed))
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from trim_graph.conversation import DEFAULT_INSTRUCTION
 from trim_graph.examples.arithmetic.chains import LENGTHS, draw_chain
 from trim_graph.examples.arithmetic.problems import Problem, Split, part_of
 from trim_graph.examples.arithmetic.words import draw_words
-from trim_graph.prompts import DEFAULT_INSTRUCTION
 
 from .foreign import REPLY, draw_foreign
 from .tokenizer import END_OF_TEXT, STEP, TURN_END, TURN_START

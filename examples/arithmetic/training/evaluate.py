@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from trim_graph.conversation import DEFAULT_INSTRUCTION
 from trim_graph.examples.arithmetic.problems import DELIMITER, Problem, is_right, kind_of_step, label_steps
-from trim_graph.prompts import DEFAULT_INSTRUCTION
 
 from .corpus import chat_prompt, judged_prompt
 from .tokenizer import END_OF_TEXT, PRM_SYSTEM, STEP

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trim_graph.adapters.prm_head import ARCHITECTURE, Qwen2ForProcessRewardModel
+from trim_graph.adapters.prm.heads import ARCHITECTURE, Qwen2ForProcessRewardModel
 
 from .corpus import Judged, judged_prompt
 from .tokenizer import PRM_SYSTEM, STEP, STEP_END

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trim_graph.prompts import DEFAULT_INSTRUCTION
+from trim_graph.conversation import DEFAULT_INSTRUCTION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

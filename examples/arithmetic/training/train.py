@@ -140,7 +140,7 @@ def run_phase(shop: Workshop, name: str, number: int, phase: Phase, model: Any, 
 
 def measure(shop: Workshop, n: int) -> dict[str, Any]:
     """Measure all models on ``n`` test problems of each split."""
-    from trim_graph.adapters.prm_head import load_prm
+    from trim_graph.adapters.prm.heads import load_prm
 
     models = {name: shop.load(name) for name in ("small", "large")}
     figures: dict[str, Any] = {name: {} for name in ("small", "large", "prm", "prm_early")}

@@ -14,8 +14,8 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import Command
 from typing_extensions import TypedDict
 
-from trim_graph.adapters.protocols import ScorableStep, ScorerReply
-from trim_graph.segment import DEFAULT_DELIMITER
+from trim_graph.adapters.base import ScorableStep, ScorerReply
+from trim_graph.segmentation import DEFAULT_DELIMITER
 
 from .ways import Models, Written
 

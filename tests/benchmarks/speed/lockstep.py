@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import httpx
 from langchain_core.messages import HumanMessage
 
-from trim_graph.adapters.prm_formats import PRMFormat, PRMInput
-from trim_graph.adapters.prm_scores import read_pooled
+from trim_graph.adapters.prm.formats import PRMFormat, PRMInput
+from trim_graph.adapters.prm.scores import read_pooled
 from trim_graph.conversation import DEFAULT_INSTRUCTION, compose
-from trim_graph.segment import DEFAULT_DELIMITER, is_step
+from trim_graph.segmentation import DEFAULT_DELIMITER, is_step
 
 from .ways import MAX_STEP_TOKENS, MAX_STEPS, THRESHOLD, Solved, Written, prefix_of
 

@@ -20,9 +20,9 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage
 from pydantic import ConfigDict
 
-from trim_graph.adapters.protocols import ScorableStep, ScorerReply
+from trim_graph.adapters.base import ScorableStep, ScorerReply
 from trim_graph.examples.arithmetic import SMALL, Problem
-from trim_graph.segment import DEFAULT_DELIMITER
+from trim_graph.segmentation import DEFAULT_DELIMITER
 
 from .instant import InstantModel
 from .lockstep import solve_all

@@ -73,7 +73,7 @@ def draw(figures: dict[str, Any], stem: Path) -> list[Path]:
     """Draw throughput by way, and CPU by way."""
     from matplotlib.figure import Figure
 
-    from trim_graph.evaluation.pictures import COLOURS, save_picture
+    from trim_graph.evaluation.plots import COLOURS, save_picture
 
     figure = Figure(figsize=(8.2, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))

@@ -22,10 +22,10 @@ from trim_graph.adapters import (
     VLLMEngineProcessReward,
     VLLMProcessReward,
 )
-from trim_graph.adapters.background import run_aside
-from trim_graph.adapters.vllm_engine_call import prompt_tokens, sampling_params
-from trim_graph.adapters.vllm_engine_start import vllm_module
-from trim_graph.segment import DEFAULT_DELIMITER
+from trim_graph.adapters.event_loop import run_aside
+from trim_graph.adapters.vllm.engine import vllm_module
+from trim_graph.adapters.vllm.engine_chat import prompt_tokens, sampling_params
+from trim_graph.segmentation import DEFAULT_DELIMITER
 
 from .load import cpu_of
 from .lockstep import EngineBatches, ServerBatches, conversation, solve_all

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from trim_graph import create_trim_graph
 from trim_graph.conversation import DEFAULT_INSTRUCTION, compose
 from trim_graph.policies import threshold
-from trim_graph.segment import DEFAULT_DELIMITER, is_step
+from trim_graph.segmentation import DEFAULT_DELIMITER, is_step
 
 THRESHOLD = 0.9
 MAX_STEPS = 32

@@ -1,0 +1,212 @@
+"""Protocols of scorers and chat models, settings of one model call, and checks of what a scorer returns."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NotRequired, Protocol, runtime_checkable
+
+from langchain_core.runnables import Runnable
+from typing_extensions import TypedDict
+
+from trim_graph.errors import FailedAttempts, ScorerError
+
+StepEnd = Literal["delimiter", "eos", "length"]
+"""Why the writer stopped: at the end of a step, at its end of sequence, or at ``max_tokens``."""
+
+StopWhen = Callable[[str], bool]
+"""Gets the text of an answer so far; whether the answer is to end there. The adapters of this package take
+one as the call setting ``stop_when`` and answer with ``stop_reason`` `STOPPED`."""
+
+STOPPED = "stop_when"
+
+RetryTokens = Callable[[FailedAttempts], int]
+"""Gets what the failed attempts of a call have used; returns how many tokens the next attempt may generate, 0
+where there is to be none. `ChatVLLM` takes one as the call setting ``retry_tokens``."""
+
+
+class ScorableStep(TypedDict):
+    """One step as a scorer gets it; of an agent, one turn, written by `trim_graph.middleware.render_turn`."""
+
+    text: str
+    """The step without its delimiter."""
+    writer: Literal["small", "large", "person"]
+    """Which of the two models wrote it, or a person by hand."""
+    mean_token_probability: NotRequired[float | None]
+    """Mean probability of the step's tokens under its writer; None where the writer does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerReply:
+    """Scores and what they cost.
+
+    Attributes:
+        scores: One probability in [0, 1] per step, in the order of the steps.
+        input_tokens: Tokens the scorer read, failed attempts included.
+        failed_attempts: Attempts that failed before the one that gave the scores.
+        output_tokens: Tokens the scorer wrote, failed attempts included; only a judge writes any.
+        unknown_attempts: Those of the failed attempts whose tokens no server reported. The counts above
+            include the most that they can have used.
+    """
+
+    scores: Sequence[float]
+    input_tokens: int = 0
+    failed_attempts: int = 0
+    output_tokens: int = 0
+    unknown_attempts: int = 0
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Rates each step of a solution.
+
+    Both methods get the question and all steps so far (the accepted ones and, last, the draft), and
+    answer with one probability in [0, 1] per step that the step is correct given what stands before it:
+    a plain sequence of floats, or a `ScorerReply` that also tells the cost. They raise `ScorerError`
+    rather than pad or truncate.
+    """
+
+    def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply | Sequence[float]:
+        """Score every step of ``steps``."""
+        ...
+
+    async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply | Sequence[float]:
+        """Score every step of ``steps`` without blocking the event loop."""
+        ...
+
+
+ScorerFunction = Callable[
+    [str, list[ScorableStep]], ScorerReply | Sequence[float] | Awaitable[ScorerReply | Sequence[float]]
+]
+"""A function of the question and all steps so far, plain or ``async``, in place of a `Scorer`."""
+
+
+def check_call_settings(settings: dict[str, Any]) -> None:
+    """Check the settings of one call.
+
+    Raises:
+        ValueError: One is wrong; the message names it.
+    """
+
+    def number(name: str, kind: type | tuple[type, ...], valid: Callable[[Any], bool], what: str) -> None:
+        value = settings.get(name)
+        if value is None:
+            return
+        if not isinstance(value, kind) or isinstance(value, bool) or not valid(value):
+            raise ValueError(f"{name}={value!r} is not {what}")
+
+    real = (int, float)
+    number("max_tokens", int, lambda v: v >= 1, "a whole number of tokens, 1 or more")
+    number("temperature", real, lambda v: 0 <= v < math.inf, "a number, 0 or more")
+    number("top_p", real, lambda v: 0 < v <= 1, "a number above 0, 1 at most")
+    number("top_logprobs", int, lambda v: v >= 0, "a whole number, 0 or more")
+    number("seed", int, lambda v: -(2**63) <= v < 2**64, "a 64-bit whole number")
+    if settings.get("stop_when") is not None and not callable(settings["stop_when"]):
+        raise ValueError(f"stop_when={settings['stop_when']!r} is not a function of the text so far")
+    entropy = settings.get("first_token_entropy")
+    if entropy is not None and not isinstance(entropy, bool):
+        raise ValueError(f"first_token_entropy={entropy!r} is neither True nor False")
+    number("timeout", real, lambda v: v > 0, "a number of seconds above 0")
+
+
+def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Check stop strings; one may stand alone.
+
+    Raises:
+        ValueError: One is empty, or not a string.
+    """
+    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if any(not isinstance(string, str) or not string for string in strings):
+        raise ValueError(f"stop={stop!r}: every stop string must be a non-empty string")
+    return strings
+
+
+AnyScorer = Scorer | ScorerFunction | Runnable[Any, Any]
+"""What `as_scorer` takes; a Runnable gets ``{"question": ..., "steps": [...]}``."""
+
+
+class RunnableScorer:
+    """A Runnable from ``{"question": ..., "steps": [...]}`` to one probability per step, as a `Scorer`."""
+
+    def __init__(self, runnable: Runnable[Any, Any]) -> None:
+        self.runnable = runnable
+
+    def score(self, question: str, steps: Sequence[ScorableStep]) -> Any:
+        """Invoke the Runnable."""
+        return self.runnable.invoke({"question": question, "steps": list(steps)})
+
+    async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> Any:
+        """Invoke the Runnable without blocking."""
+        return await self.runnable.ainvoke({"question": question, "steps": list(steps)})
+
+
+class FunctionScorer:
+    """A function ``f(question, steps)``, plain or ``async``, as a `Scorer`."""
+
+    def __init__(self, function: Callable[[str, list[ScorableStep]], Any]) -> None:
+        self.function = function
+        self._is_async = inspect.iscoroutinefunction(function)
+
+    def score(self, question: str, steps: Sequence[ScorableStep]) -> Any:
+        """Call the function; a coroutine function is refused.
+
+        Raises:
+            ScorerError: The function is asynchronous.
+        """
+        if self._is_async:
+            raise ScorerError("the scorer is an async function: call the graph with ainvoke or astream")
+        return self.function(question, list(steps))
+
+    async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> Any:
+        """Await the function, or call it in a thread."""
+        if self._is_async:
+            return await self.function(question, list(steps))
+        return await asyncio.to_thread(self.function, question, list(steps))
+
+
+def as_scorer(scorer: Any) -> Scorer:
+    """Take a `Scorer` as it is, and wrap a Runnable or a function.
+
+    Raises:
+        TypeError: It is none of these.
+    """
+    if isinstance(scorer, type):
+        raise TypeError(f"scorer is the class {scorer.__name__}: pass an instance, {scorer.__name__}(...)")
+    if isinstance(scorer, Scorer):
+        return scorer
+    if isinstance(scorer, Runnable):
+        return RunnableScorer(scorer)
+    if callable(scorer):
+        return FunctionScorer(scorer)
+    raise TypeError(
+        f"scorer is {scorer!r}: pass an object with score and ascore, a Runnable, or a function "
+        "of (question, steps)"
+    )
+
+
+def read_scores(answer: Any, expected: int) -> ScorerReply:
+    """Check a scorer's answer: one probability per step.
+
+    Args:
+        answer: What the scorer returned.
+        expected: How many steps it was given.
+
+    Raises:
+        ScorerError: Wrong count, not a number, NaN, or outside [0, 1].
+    """
+    reply = answer if isinstance(answer, ScorerReply) else ScorerReply(answer)
+    try:
+        if isinstance(reply.scores, str | bytes | Mapping):
+            raise TypeError("not a sequence of numbers")
+        scores = [float(score) for score in reply.scores]
+    except (TypeError, ValueError) as error:
+        raise ScorerError(f"the scorer did not return numbers: {reply.scores!r}") from error
+    if len(scores) != expected:
+        raise ScorerError(f"the scorer returned {len(scores)} scores for {expected} steps")
+    for index, score in enumerate(scores):
+        if math.isnan(score) or not 0 <= score <= 1:
+            raise ScorerError(f"the scorer rated step {index} with {score}; expected a value in [0, 1]")
+    return replace(reply, scores=scores)

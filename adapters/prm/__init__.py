@@ -1,0 +1,1 @@
+"""Process reward models (PRMs): input formats, networks, scores, and conversion for vLLM."""

@@ -1,0 +1,410 @@
+"""Reads a chat model's response: its text, its tokens, why it stopped, and what it cost.
+
+Names differ by provider; the table of stop reasons and the readers of provider metadata are here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from langchain_core.messages import AIMessage
+
+from trim_graph.errors import ChatModelContractError, FailedAttempts, ModelServerError
+
+from .base import STOPPED, StepEnd
+from .capabilities import chat_model_inside
+from .token_confidence import Entropy, entropy_of_likeliest
+from .usage import Estimate, Tokens, missing_usage, reported_tokens, reports_usage
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer of a writer.
+
+    Attributes:
+        text: Without the delimiter.
+        end: Why it stopped.
+        separator: The stop string met; empty at any other end.
+        model: Name of the model, as it reports it.
+        input_tokens: Tokens of the prompt.
+        cached_tokens: Those of them that were served from a cache.
+        output_tokens: Tokens generated, those of the delimiter included.
+        mean_token_probability: Of the generated tokens; None where the adapter does not tell.
+        opens_thought: Whether the chat template opened a thought before the model wrote anything.
+        reasoning_tokens: Those of the tokens generated that went into a thought that is not shown, as far as
+            the answer tells.
+        estimated: What has counted the tokens, where the model does not report them; else None.
+        notes: What a user should know of how the answer was read.
+    """
+
+    text: str
+    end: StepEnd
+    separator: str
+    model: str
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    mean_token_probability: float | None
+    opens_thought: bool = False
+    reasoning_tokens: int = 0
+    estimated: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_reply(message: Any, stops: Collection[str], writer: str, estimate: Estimate | None = None) -> Reply:
+    """Read an AIMessage the way vLLM's fields are meant.
+
+    vLLM answers ``finish_reason="stop"`` both at the end of sequence and at a stop string; only
+    ``stop_reason`` tells them apart: None at the end of sequence, else the string (or a token id, which is
+    an end of sequence too). Source: vLLM, ``CompletionOutput.stop_reason``.
+
+    Args:
+        message: What the model returned.
+        stops: The stop strings that were asked for.
+        writer: ``small`` or ``large``, for the error message.
+        estimate: Counts its tokens where it does not tell them; None refuses it then.
+
+    Raises:
+        ChatModelContractError: It is no AIMessage, or does not tell why it stopped or what it cost.
+        ModelServerError: A filter ended it, the model refused, or its server broke off.
+    """
+    metadata, usage, estimated = _counted(message, writer, estimate)
+    end, separator, notes = _end(metadata, stops, writer)
+    if metadata.get("usage_upper_bound"):
+        notes += (
+            f"the server of the {writer} model does not report usage: a call counts as its max_tokens and an "
+            "upper bound of its prompt",
+        )
+    return Reply(
+        # A server told to keep the stop string in its output (include_stop_str_in_output) repeats it here.
+        text=str(message.text).removesuffix(separator),
+        notes=notes,
+        end=end,
+        separator=separator,
+        model=str(metadata.get("model_name", writer)),
+        mean_token_probability=metadata.get("mean_token_probability"),
+        opens_thought=bool(metadata.get("prompt_opens_thought")),
+        estimated=estimated,
+        **usage,
+    )
+
+
+def read_turn(
+    message: Any,
+    writer: str,
+    model: Any,
+    *,
+    last: bool,
+    max_tokens: int,
+    estimate: Estimate | None = None,
+) -> Reply:
+    """Read an AIMessage that is a whole turn of an agent: text, tool calls, or both.
+
+    LangChain's providers report each in its own way whether it was cut short (see `stop_reasons`). Where the
+    reason is missing or not known, it was if it used all tokens it was asked for. A turn ends a step where
+    tools are called, else the solution.
+
+    Args:
+        message: What the model returned.
+        writer: ``small`` or ``large``, for the error message.
+        model: The model, for its name where the answer does not tell it.
+        last: Whether the agent ends with it even where it calls a tool, as for structured output.
+        max_tokens: Most tokens it was asked for.
+        estimate: Counts its tokens where it does not tell them; None refuses it then.
+
+    Raises:
+        ChatModelContractError: It is no AIMessage, or does not tell what it cost.
+        ModelServerError: A filter ended it, the model refused, its server broke off, or it is empty and its
+            reason is not known.
+    """
+    metadata, usage, estimated = _counted(message, writer, estimate)
+    if (error := refusal(message)) is not None:
+        raise error
+    reason = provider_reason(metadata)
+    kind = "unknown" if reason is None else classify(reason)
+    cut = kind == "cut" or (kind == "unknown" and usage["output_tokens"] >= max_tokens)
+    return Reply(
+        text=str(message.text),
+        end="length" if cut else "delimiter" if message.tool_calls and not last else "eos",
+        separator="",
+        model=model_name(message, model),
+        mean_token_probability=_mean_probability(metadata),
+        estimated=estimated,
+        notes=() if reason is None or kind != "unknown" else (_not_known(writer, reason, cut=cut),),
+        **usage,
+    )
+
+
+def _counted(
+    message: Any, writer: str, estimate: Estimate | None
+) -> tuple[dict[str, Any], Tokens, str | None]:
+    """Return an answer's metadata, its tokens as fields of a `Reply`, and what estimated them."""
+    if not isinstance(message, AIMessage):
+        raise ChatModelContractError(
+            f"the {writer} model returned {type(message).__name__}; a chat model returns an AIMessage"
+        )
+    metadata, usage = message.response_metadata, message.usage_metadata
+    estimated: str | None = metadata.get("usage_estimated")
+    reports = reports_usage(message)
+    if estimate is None and (estimated is not None or not reports):
+        raise ChatModelContractError(missing_usage(message, writer))
+    if estimate is not None and not reports:
+        usage, estimated = estimate.usage(message), estimate.counter.name
+    assert usage is not None
+    return metadata, reported_tokens(usage, writer), estimated
+
+
+def _mean_probability(metadata: dict[str, Any]) -> float | None:
+    """Of all tokens of an answer that are told, by one of our adapters or in OpenAI's form."""
+    if (told := metadata.get("mean_token_probability")) is not None:
+        return float(told)
+    logprobs = metadata.get("logprobs")
+    entries = (logprobs.get("content") if isinstance(logprobs, dict) else None) or []
+    return sum(math.exp(entry["logprob"]) for entry in entries) / len(entries) if entries else None
+
+
+def read_entropy(message: AIMessage, writer: str) -> Entropy | None:
+    """Read the entropy of an answer's first token.
+
+    Our adapters tell it (``first_token_entropy``, asked for by the call setting of that name); of others the
+    likeliest tokens are read, in the form of OpenAI's chat API (``logprobs``).
+
+    Args:
+        message: What the model returned.
+        writer: ``small`` or ``large``, for the error message.
+
+    Returns:
+        None where a time limit has cut the answer before its first token.
+
+    Raises:
+        ChatModelContractError: The answer tells neither.
+    """
+    metadata = message.response_metadata
+    try:
+        if (nats := metadata.get("first_token_entropy")) is not None:
+            return Entropy(float(nats), float(metadata.get("untold_probability", 0.0)))
+        entries = (metadata.get("logprobs") or {}).get("content") or []
+        if entries and entries[0].get("top_logprobs"):
+            told = [entry["logprob"] for entry in entries[0]["top_logprobs"]]
+            return entropy_of_likeliest(told, chosen=entries[0].get("logprob"))
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise ChatModelContractError(
+            f"the {writer} model's log-probabilities cannot be read, so its entropy is not known: {error}"
+        ) from error
+    if metadata.get("timed_out"):
+        return None
+    raise ChatModelContractError(
+        f"the {writer} model does not tell the entropy of its first token, which the policy asks for: its "
+        "answer has neither response_metadata['first_token_entropy'] nor ['logprobs'] with top_logprobs; use "
+        "ChatVLLM or ChatTransformers, or another policy"
+    )
+
+
+def _end(
+    metadata: dict[str, Any], stops: Collection[str], writer: str
+) -> tuple[StepEnd, str, tuple[str, ...]]:
+    """Why a step's answer stopped, the separator met, and notes."""
+    finish = metadata.get("finish_reason")
+    kind = "ended" if finish is None else classify(str(finish))  # without one, stop_reason alone tells
+    if kind in ("refused", "failed", "tools"):
+        what = "called a tool, though none was offered" if kind == "tools" else "was ended"
+        raise ModelServerError(f"the {writer} model's answer {what}: finish_reason={finish!r}", begun=True)
+    if kind == "unknown":
+        return "length", "", (_not_known(writer, str(finish), cut=True),)
+    if kind == "cut":
+        loops = str(finish).startswith("repetition")
+        note = f"the {writer} model's server ended an answer that repeated itself (finish_reason={finish!r})"
+        return "length", "", (note,) if loops else ()
+    if "stop_reason" not in metadata:
+        raise ChatModelContractError(
+            f"the {writer} model does not tell a step's end from the solution's: its answer has no "
+            "response_metadata['stop_reason'] (None at the end of sequence, the delimiter at a step's end)"
+        )
+    reason = metadata["stop_reason"]
+    if reason == STOPPED:
+        return "delimiter", "", ()
+    return ("delimiter", reason, ()) if reason in stops else ("eos", "", ())
+
+
+def _not_known(writer: str, reason: str, *, cut: bool) -> str:
+    read = "cut off" if cut else "whole, since it used fewer tokens than it was asked for"
+    return f"the {writer} model stopped for an unknown reason, {reason!r}: its answer is taken as {read}"
+
+
+def cut_short(answer: AIMessage) -> bool:
+    """Tell whether an answer ran into its token limit."""
+    reason = provider_reason(answer.response_metadata)
+    return reason is not None and classify(reason) == "cut"
+
+
+def refusal(answer: AIMessage) -> ModelServerError | None:
+    """Return the error that an answer is which a filter, the model or its server ended; else None.
+
+    So is an empty answer that ended for a reason that is not known.
+    """
+    reason = provider_reason(answer.response_metadata)
+    kind = "ended" if reason is None else classify(reason)
+    empty = not (str(answer.text).strip() or answer.tool_calls or answer.invalid_tool_calls)
+    if kind not in ("refused", "failed") and not (empty and kind in ("unknown", "tools")):
+        return None
+    wrote = "wrote nothing" if empty else "did not end its answer by itself"
+    error = ModelServerError(f"the model {wrote}: it stopped for {reason!r}", begun=True)
+    usage = answer.usage_metadata
+    if usage is not None:
+        error.attempts = FailedAttempts(
+            count=1, input_tokens=usage["input_tokens"], output_tokens=usage["output_tokens"], unknown=0
+        )
+    return error
+
+
+def model_name(answer: AIMessage, model: Any) -> str:
+    """Name of the model that answered: as the answer tells, else as it is configured."""
+    metadata = answer.response_metadata
+    return str(metadata.get("model_name") or metadata.get("model") or configured_name(model))
+
+
+def configured_name(model: Any) -> str:
+    """Name of a model as it is configured; its class where it has none."""
+    inside: Any = chat_model_inside(model)
+    name = getattr(inside, "model_name", None) or getattr(inside, "model", None)
+    return str(name or type(inside or model).__name__)
+
+
+def failed_attempts(answer: AIMessage) -> dict[str, FailedAttempts]:
+    """Failed attempts that the answer tells of, for `response_metadata`."""
+    told = answer.response_metadata.get("failed_attempts")
+    return {"failed_attempts": told} if told else {}
+
+
+def span_probability(answer: AIMessage, text: str, spans: Sequence[tuple[int, int]]) -> float | None:
+    """Mean probability of the tokens of some spans of an answer; None where it cannot be told.
+
+    Source: OpenAI chat completions, ``logprobs.content``: token, logprob, and bytes where a token is part of
+    a character.
+    """
+    logprobs = answer.response_metadata.get("logprobs")
+    entries = (logprobs.get("content") if isinstance(logprobs, dict) else None) or []
+    kept = [(len(_bytes(text[:first])), len(_bytes(text[:last]))) for first, last in spans if first < last]
+    if not entries or not kept:
+        return None
+    at, whole, told = 0, b"", []
+    for entry in entries:
+        raw = entry.get("bytes")
+        piece = bytes(raw) if raw is not None else _bytes(entry["token"])
+        if any(first < at + len(piece) and at < last for first, last in kept):
+            told.append(math.exp(entry["logprob"]))
+        whole, at = whole + piece, at + len(piece)
+    # Behind the text there may be an end of sequence.
+    return sum(told) / len(told) if told and whole.startswith(_bytes(text)) else None
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+StopKind = Literal["ended", "tools", "cut", "refused", "failed", "unknown"]
+"""``ended``: at the end of sequence or a stop string. ``tools``: for tool calls. ``cut``: before its end, by
+a limit or because it repeated itself. ``refused``: by a filter or the model, or what it wrote cannot be read.
+``failed``: the server broke off. ``unknown``: a name that is not in the table."""
+
+_NAMES: dict[StopKind, frozenset[str]] = {
+    "ended": frozenset(
+        {
+            "stop",  # OpenAI, vLLM, SGLang, Mistral, Ollama, Google
+            "eos",  # llama.cpp
+            "word",  # llama.cpp
+            "eos_token",  # text-generation-inference, watsonx
+            "end_turn",  # Anthropic, Bedrock
+            "stop_sequence",  # Anthropic, Bedrock, text-generation-inference, Cohere, watsonx
+            "complete",  # Cohere
+            "completed",  # OpenAI responses
+        }
+    ),
+    "tools": frozenset(
+        {
+            "tool_calls",  # OpenAI, vLLM, Mistral
+            "function_call",  # OpenAI
+            "tool_use",  # Anthropic, Bedrock
+            "tool_call",  # Cohere
+        }
+    ),
+    "cut": frozenset(
+        {
+            "length",  # OpenAI, vLLM, SGLang, Mistral, Ollama, text-generation-inference
+            "max_tokens",  # Anthropic, Bedrock, Cohere, Google, watsonx
+            "max_output_tokens",  # OpenAI responses
+            "model_length",  # Mistral
+            "token_limit",  # watsonx
+            "time_limit",  # watsonx
+            "limit",  # llama.cpp
+            "model_context_window_exceeded",  # Anthropic, Bedrock
+            "pause_turn",  # Anthropic
+            "repetition",  # vLLM
+            "repetition_detected",  # vLLM's stop_reason
+        }
+    ),
+    "refused": frozenset(
+        {
+            "content_filter",  # OpenAI
+            "content_filtered",  # Bedrock
+            "guardrail_intervened",  # Bedrock
+            "refusal",  # Anthropic
+            "error_toxic",  # Cohere
+            "safety",  # Google, this and what follows
+            "recitation",
+            "language",
+            "blocklist",
+            "prohibited_content",
+            "spii",
+            "image_safety",
+            "malformed_function_call",
+            "unexpected_tool_call",
+            "too_many_tool_calls",
+            "malformed_model_output",  # Bedrock
+            "malformed_tool_use",  # Bedrock
+        }
+    ),
+    "failed": frozenset(
+        {
+            "abort",  # vLLM, SGLang
+            "error",  # vLLM, Cohere, Mistral, watsonx
+            "error_limit",  # Cohere
+            "user_cancel",  # Cohere
+            "cancelled",  # OpenAI responses, watsonx
+            "failed",  # OpenAI responses
+            "incomplete",  # OpenAI responses, where it does not say why
+            "not_finished",  # watsonx
+            "other",  # Google
+            "finish_reason_unspecified",  # Google
+            "load",  # Ollama: the model was only loaded
+            "unload",  # Ollama
+        }
+    ),
+}
+_KINDS: dict[str, StopKind] = {name: kind for kind, names in _NAMES.items() for name in names}
+
+
+def classify(reason: str) -> StopKind:
+    """Return the kind of a reason; letter case does not count."""
+    return _KINDS.get(reason.lower(), "unknown")
+
+
+def provider_reason(metadata: Mapping[str, Any]) -> str | None:
+    """Return the reason that an answer of any LangChain provider gives, in lower case.
+
+    Args:
+        metadata: ``response_metadata`` of the answer.
+
+    Returns:
+        None where the answer gives none.
+    """
+    for name in ("finish_reason", "stop_reason", "stopReason", "done_reason"):
+        if isinstance(reason := metadata.get(name), str) and reason:
+            return reason.lower()
+    details = metadata.get("incomplete_details")
+    reason = details.get("reason") if isinstance(details, Mapping) else None
+    reason = reason or metadata.get("status")
+    return reason.lower() if isinstance(reason, str) and reason else None

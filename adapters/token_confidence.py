@@ -1,0 +1,103 @@
+"""How sure a model was of its tokens: the entropy of one token, and a scorer of mean probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trim_graph.errors import ScorerError
+
+from .base import ScorableStep, ScorerReply
+from .capabilities import bound_setting, chat_model_inside
+
+TOP_LOGPROBS = 20
+"""How many of the likeliest tokens are asked for: the most that OpenAI's API tells, and a vLLM server unless
+started with ``--max-logprobs``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entropy:
+    """Entropy of a distribution over tokens.
+
+    Attributes:
+        nats: In nats; a lower bound where ``untold`` is above 0.
+        untold: Probability of the tokens that were not told.
+    """
+
+    nats: float
+    untold: float = 0.0
+
+
+def entropy_of_likeliest(logprobs: Sequence[float], chosen: float | None = None) -> Entropy:
+    """Return a lower bound of the entropy, from the log-probabilities of the likeliest tokens.
+
+    The tokens not told share the probability ``untold``, and none is likelier than the least likely one
+    told, so they add at least ``-untold * log(min(least, untold))``. Renormalising the told ones gives a
+    lower bound too, but a worse one: it would call the flattest distribution over 100 000 tokens no less
+    certain than one over 20. Exact where all are told.
+
+    Args:
+        logprobs: Natural logarithms of probabilities.
+        chosen: That of the token generated. A server tells it too where it is none of the likeliest, so if
+            it is the least likely one it says nothing of those not told.
+
+    Raises:
+        ValueError: There are none, or one is no log-probability.
+    """
+    if not logprobs or any(math.isnan(value) or value > 1e-3 for value in logprobs):
+        raise ValueError(f"these are not log-probabilities: {list(logprobs)[:5]}")
+    ordered = sorted(map(float, logprobs), reverse=True)
+    told = [(math.exp(value), value) for value in ordered]
+    nats = -sum(p * value for p, value in told if p > 0)
+    untold = max(0.0, 1.0 - math.fsum(p for p, _ in told))
+    bounding = ordered[:-1] if chosen is not None and ordered[-1] == chosen else ordered
+    if untold > 0:
+        least = math.exp(bounding[-1]) if bounding else 1.0
+        nats -= untold * math.log(min(least, untold)) if least > 0 else untold * math.log(untold)
+    return Entropy(max(0.0, nats), untold)
+
+
+_HINT = "set logprobs=True on both chat models (ChatTransformers, ChatVLLM, ChatVLLMEngine, ChatOpenAI)"
+
+
+class TokenProbability:
+    """Scores each step with the mean probability of its tokens under the model that wrote it.
+
+    It needs no further model, and no call: the chat models tell the figure with ``logprobs=True``. It says
+    how sure a writer was, not whether it was right; scores of the two models are on different scales. A step
+    that a person wrote by hand scores 1.
+    """
+
+    def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+        """Look the probabilities up.
+
+        Raises:
+            ScorerError: A model did not tell them.
+        """
+        scores = []
+        for index, step in enumerate(steps):
+            probability = 1.0 if step["writer"] == "person" else step.get("mean_token_probability")
+            if probability is None:
+                raise ScorerError(
+                    f"step {index}, by the {step['writer']} model, came without a token probability: {_HINT}"
+                )
+            scores.append(probability)
+        return ScorerReply(scores)
+
+    async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+        """As `score`."""
+        return self.score(question, steps)
+
+    def check_writer(self, writer: str, model: Any) -> None:
+        """Refuse a chat model that is set not to tell its token probabilities.
+
+        Raises:
+            ValueError: It has a setting ``logprobs``, and that is off.
+        """
+        known = "logprobs" in getattr(type(chat_model_inside(model)), "model_fields", {})
+        if known and not bound_setting(model, "logprobs"):
+            raise ValueError(
+                f"the scorer TokenProbability needs token probabilities: {_HINT}; {writer} has not"
+            )

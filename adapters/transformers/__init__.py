@@ -1,0 +1,1 @@
+"""Chat models and process reward models in this process, with transformers."""

@@ -1,0 +1,498 @@
+"""A chat model behind a vLLM server that continues a trailing AIMessage exactly, and one call to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import json
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from langchain_core.messages import BaseMessage
+from langchain_core.messages.ai import UsageMetadata
+from pydantic import Field, PrivateAttr, SecretStr
+
+from trim_graph.adapters.event_loop import run_sync
+from trim_graph.adapters.responses import classify
+from trim_graph.adapters.settings import VLLMServerSettings
+from trim_graph.errors import CallTimeoutError, ChatModelContractError, ModelServerError
+
+from .batching import STREAM, PromptsTogether
+from .chat_base import VLLMChatModel
+from .client import TransientError, VLLMServer
+from .prompts import KEPT, VLLMPrompts
+from .replicas import Replicas, Route, check_base_urls, conversation_key
+from .wire import Answer, AnswerError, CallSettings, Lost, metadata_of, usage_of
+
+
+class ChatVLLM(VLLMServerSettings, VLLMChatModel):
+    r"""A model that a vLLM server serves (``vllm serve MODEL --enable-prompt-tokens-details``).
+
+    An SGLang server or llama.cpp's ``llama-server`` will do too: the first call reads from the server's list
+    of models which one it is (see `server_dialects`).
+
+    A conversation that ends in an AIMessage is continued right after the bytes of that message. Where the
+    model's chat template would change them (it trims, or adds a thinking block), the template is rendered
+    once and the text appended to it; that is found out at the first call. A template without a role for
+    system messages gets them in front of the human message that follows; one that wants roles to alternate
+    gets messages of one role in a row as one. An earlier turn's reasoning is left out.
+
+    Special tokens in the conversation stay text: where one of their usual shapes (``<...>``, ``[...]``,
+    ``|...|``) turns up, the server is asked whether it is one, once for each, and the conversation is sent
+    as token ids over ``/v1/completions``. A text that cannot be looked at (no ``/tokenize``) or written as
+    plain text is refused.
+
+    The answer's ``response_metadata`` holds ``model_name``, ``finish_reason`` as the server names it
+    (``"stop"``, ``"length"``; see `stop_reasons`), ``stop_reason`` (the stop string met, or None at the end
+    of sequence), ``timed_out=True`` where a
+    ``timeout`` cut it, ``prompt_opens_thought=True`` where the chat template opens one, with
+    ``logprobs=True`` ``mean_token_probability`` as in `ChatTransformers`, with ``top_logprobs`` the raw
+    ``logprobs``, with ``first_token_entropy=True`` a lower bound of the first token's entropy in nats and the
+    ``untold_probability`` of the tokens it does not rest on (see `entropy_logprobs`), and
+    ``failed_attempts`` where some were, with the tokens known of them. ``usage_metadata`` counts those too,
+    and prompt tokens served from the cache where the server reports them. Of an answer whose tokens the
+    server does not report it holds ``max_tokens`` and an upper bound of the prompt, and
+    ``response_metadata["usage_upper_bound"]`` is True.
+
+    Every call takes ``stop`` and, by keyword, ``max_tokens``, ``temperature``, ``top_p``, ``seed``,
+    ``logprobs``, ``top_logprobs``, ``first_token_entropy``, ``timeout``, ``stop_when`` (a function of the
+    text so far that ends the answer; its ``stop_reason`` is ``"stop_when"``) and ``retry_tokens`` (a function
+    of what failed attempts have used that limits the next one; see `RetryTokens`). Of the model's
+    generation_config only the ends of sequence count. Cancelling a call, or leaving a stream, ends the
+    request on the server.
+
+    Raises:
+        ContextLengthError: The conversation fills the model's context; by a call.
+        ModelServerError: The server is not there, refuses, failed ``max_retries`` times more, or gave an
+            answer that cannot be used: ended by a filter, or with numbers that cannot be true; by a call.
+        ChatModelContractError: The server does not report which stop string it met; by a call.
+        TimeoutError: Nothing arrived within ``timeout``; by a call.
+
+    Example:
+        ```python
+        model = ChatVLLM(model="Qwen/Qwen2.5-7B-Instruct", base_url="http://localhost:8000/v1")
+        step = model.invoke([("human", "What is 12 * 12?"), ("ai", "First step.\n\n")], stop=["\n\n"])
+        ```
+    """
+
+    takes_retry_tokens: ClassVar[bool] = True
+
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """A key given in code instead. It is neither shown nor saved: a pickled model goes without."""
+
+    _shown: ClassVar[tuple[str, ...]] = ("base_url", "continuation", "extra_body")
+    _server: Replicas = PrivateAttr()
+    _prompts: VLLMPrompts = PrivateAttr()
+    _together: dict[str, PromptsTogether] = PrivateAttr(default_factory=dict)
+
+    def model_post_init(self, context: Any) -> None:
+        """Connect the parts; nothing is sent."""
+        self._server = Replicas(
+            [
+                VLLMServer(
+                    root=root,
+                    api_key_env=self.api_key_env,
+                    api_key=self.api_key,
+                    read_timeout=self.read_timeout,
+                    max_retries=self.max_retries,
+                    max_connections=self.max_connections,
+                )
+                for root in check_base_urls(self.base_url)
+            ]
+        )
+        together = self.max_batch_size > 1
+        if together and self.continuation == "chat":
+            raise ValueError(
+                f"max_batch_size={self.max_batch_size} sends many prompts to /v1/completions, which "
+                "continuation='chat' rules out: leave continuation at 'auto', or max_batch_size at 1"
+            )
+        if together and self.extra_body.get("n", 1) != 1:
+            raise ValueError(
+                f"extra_body asks for n={self.extra_body['n']} answers a prompt: leave it out where "
+                "max_batch_size is above 1"
+            )
+        continuation = "raw" if together else self.continuation
+        self._prompts = VLLMPrompts(self._server, self.model, continuation, dict(self.chat_template_kwargs))
+        self._together = {
+            root: PromptsTogether(server, max_batch=self.max_batch_size, patience=self.batch_patience)
+            for root, server in self._server.servers.items()
+            if together
+        }
+
+    def count_prompt_tokens(self, messages: Sequence[BaseMessage]) -> int:
+        """Exact number of prompt tokens that a call with these messages reads. Asks the server.
+
+        Raises:
+            ValueError: The conversation is empty or holds something that is not text.
+            ModelServerError: The server does not answer.
+        """
+        return run_sync(self._prompts.count(messages))
+
+    @property
+    def stop_reported_in(self) -> str:
+        """The field in which the server has reported which stop string it met; empty until it has.
+
+        ``stop_reason``: vLLM. ``matched_stop``: SGLang. ``stop_type``: llama.cpp.
+        ``include_stop_str_in_output``: a vLLM behind a gateway that drops ``stop_reason``.
+        """
+        return self._prompts.stop_field
+
+    def takes_system_role(self) -> bool:
+        """Whether the chat template has a role for system messages; else they precede a human message.
+
+        Asks the server.
+
+        Raises:
+            ModelServerError: The server does not answer.
+        """
+        return run_sync(self._prompts.takes_system_role())
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Token ids of a text, none added. Asks the server."""
+        return run_sync(self._prompts.tokenize(text))
+
+    @property
+    def _llm_type(self) -> str:
+        return "trim-graph-vllm"
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Pickle the settings, without a key."""
+        state = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], "api_key": None}, "__pydantic_private__": None}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Restore the settings, and ask the server anew."""
+        super().__setstate__({**state, "__pydantic_private__": {}})
+        self.model_post_init(None)
+
+    def _call(self, messages: list[BaseMessage], settings: CallSettings) -> VLLMCall:
+        route = self._server.route(lambda: conversation_key(messages))
+        return VLLMCall(route, self._prompts, messages, settings, self.extra_body, self._together)
+
+
+Events = AsyncGenerator[dict[str, Any], None]
+
+_KEEP_STOP = {KEPT: True}
+
+
+class VLLMCall:
+    """One call; `finish` it, or iterate over its `pieces`.
+
+    Args:
+        server: Where the model is: the way of this call through its replicas.
+        prompts: Makes the request.
+        messages: The conversation.
+        settings: Of the call.
+        extra_body: Further fields of the request.
+        together: By the address of a server: sends it with others that wait there. None: as a request of its
+            own.
+
+    Attributes:
+        answer: What has arrived.
+    """
+
+    def __init__(
+        self,
+        server: Route,
+        prompts: VLLMPrompts,
+        messages: Sequence[BaseMessage],
+        settings: CallSettings,
+        extra_body: dict[str, Any],
+        together: Mapping[str, PromptsTogether] | None = None,
+    ) -> None:
+        self._server = server
+        self._prompts = prompts
+        self._messages = messages
+        self._settings = settings
+        self._extra_body = extra_body
+        # A server cannot end one prompt of several: what is to end early goes by itself.
+        self._together = together if together and settings.stop_when is None else {}
+        self._lost = Lost()
+        self._max_tokens = settings.max_tokens
+        """Of the attempt at hand."""
+        self._prompt: Any = None
+        """As it was sent."""
+        self._under_way = False
+        """Whether a request was sent whose answer is neither whole nor counted as lost."""
+        self._failed: ModelServerError | None = None
+        """Why the attempt before the one at hand failed."""
+        self.answer = Answer()
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The answer's ``response_metadata``."""
+        return metadata_of(
+            self.answer,
+            self._settings,
+            self._lost,
+            self._prompts.model,
+            opens_thought=self._prompts.opens_thought,
+        )
+
+    @property
+    def usage(self) -> UsageMetadata:
+        """The answer's ``usage_metadata``."""
+        most_read = 0 if self.answer.counted else self._prompt_bound()
+        return usage_of(self.answer, self._lost, most_read=most_read, most_written=self._max_tokens)
+
+    def _prompt_bound(self) -> int:
+        """Upper bound of the prompt's tokens."""
+        # A token is at least a byte of the text, or one of a template's marks, which are shorter than JSON's.
+        return len(json.dumps(self._prompt, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+    async def finish(self) -> None:
+        """Get the whole answer.
+
+        Raises:
+            ModelServerError: All attempts failed, or the server refuses.
+            TimeoutError: Nothing arrived in time.
+        """
+        limit = asyncio.timeout(self._settings.timeout)
+        try:
+            with self._telling():
+                async with limit:
+                    await self._server.retrying(self._attempt)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            self._cut(error)
+
+    async def pieces(self) -> AsyncGenerator[str, None]:
+        """Yield the answer's text as it arrives.
+
+        Raises:
+            ModelServerError: The server refuses, all attempts failed, or one did after text had arrived.
+            TimeoutError: Nothing arrived in time.
+        """
+        timeout = self._settings.timeout
+        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        # Only the waiting is under the limit: between two pieces the consumer is at work.
+        try:
+            with self._telling():
+                async with asyncio.timeout_at(deadline):
+                    events = await self._server.retrying(self._open)
+        except TimeoutError as error:
+            self._cut(error)
+            return
+        async with contextlib.aclosing(events):
+            piece: str | None = self.answer.text
+            if piece:
+                yield piece
+            while piece is not None and not self._stops(piece):
+                try:
+                    piece = await self._next_piece(events, deadline)
+                except TimeoutError as error:
+                    self._cut(error)
+                    return
+                if piece:
+                    yield piece
+
+    async def _next_piece(self, events: Events, deadline: float | None) -> str | None:
+        """The text of the next event; None at the end of the answer."""
+        with self._telling():
+            try:
+                async with asyncio.timeout_at(deadline):
+                    event = await anext(events, None)
+                if event is not None:
+                    return self._take(event)
+                self._check_whole()
+            except TransientError as error:
+                self._lose(error)
+                raise ModelServerError(f"{error}, after a part of it had been streamed") from error
+        return None
+
+    def _stops(self, piece: str) -> bool:
+        """Tell whether the caller wants no more, after this piece; leaving the stream ends the request."""
+        watch = self._settings.stop_when
+        if not piece or watch is None or self.answer.finish_reason is not None or not watch(self.answer.text):
+            return False
+        self.answer.stop()
+        return True
+
+    async def _attempt(self) -> None:
+        path, body = await self._request()
+        seen = self._settings.timeout is not None or self._settings.stop_when is not None
+        try:
+            if not seen and not self._together:
+                self._take(await self._server.post_once(path, body))
+            else:
+                # A stream tells the tokens so far, and leaves something to answer with.
+                async with contextlib.aclosing(self._events(path, body, seen=seen)) as events:
+                    async for event in events:
+                        if self._stops(self._take(event)):
+                            break
+            self._check_whole()
+        except ModelServerError as error:
+            self._lose(error, told=seen or not self._together)
+            raise
+        if self.answer.reasoned and self._prompts.switch_to_raw():
+            self._lose()
+            await self._attempt()
+        elif not self._stop_is_known() and not self._read_kept_stop():
+            self._lose()
+            await self._find_kept_stop()
+            await self._attempt()
+
+    def _stop_is_known(self) -> bool:
+        """Whether the server has reported which stop string it met, where one was asked for."""
+        answer = self.answer
+        assert answer.finish_reason is not None
+        self._prompts.stop_field = answer.stop_field or self._prompts.stop_field
+        return bool(answer.stop_field) or not self._settings.stop or classify(answer.finish_reason) != "ended"
+
+    def _read_kept_stop(self) -> bool:
+        """Tell by the end of the text which stop string was met, where the server keeps it there."""
+        if not self._prompts.keeps_stop:
+            return False
+        answer, stops = self.answer, self._settings.stop
+        answer.stop_reason = next((stop for stop in stops if answer.text.endswith(stop)), None)
+        answer.text = answer.text.removesuffix(answer.stop_reason or "")
+        answer.stop_field = self._prompts.stop_field = KEPT
+        return True
+
+    async def _find_kept_stop(self) -> None:
+        """Find out whether the server can keep a stop string in the text, which serves as well.
+
+        A gateway may drop ``stop_reason`` from vLLM's answers and let ``include_stop_str_in_output`` through.
+
+        Raises:
+            ChatModelContractError: It does not.
+        """
+        self._max_tokens = min(self._granted(), 16)
+        body = {
+            "model": self._prompts.model,
+            "messages": [{"role": "user", "content": "Describe the weather in one sentence."}],
+            "max_tokens": self._max_tokens,
+            "temperature": 0.0,
+            "stop": [" "],
+        }
+        self._under_way = True
+        try:
+            self._take(await self._server.post_once("/v1/chat/completions", body | _KEEP_STOP))
+        except ModelServerError as error:
+            self._lose(error)
+            raise
+        self._prompts.keeps_stop = self.answer.text.endswith(" ")
+        self._lose()
+        if not self._prompts.keeps_stop:
+            raise ChatModelContractError(
+                f"the server at {self._server.root} does not report which stop string ended an answer, so "
+                "the end of a step cannot be told from that of the solution. vLLM reports it in stop_reason, "
+                "SGLang in matched_stop: have the gateway let that field through, or wrap the gateway's chat "
+                "model in ContinueByPrompt"
+            )
+
+    async def _open(self) -> Events:
+        """Begin a stream: wait for its first text, until when a failure can be made good."""
+        path, body = await self._request()
+        events = self._events(path, body, seen=True)
+        try:
+            async for event in events:
+                if self._take(event) or self.answer.reasoned:
+                    break
+            else:
+                self._check_whole()
+        except BaseException as error:
+            await events.aclose()
+            if isinstance(error, ModelServerError):
+                self._lose(error)
+            raise
+        if self.answer.reasoned and self._prompts.switch_to_raw():
+            await events.aclose()
+            self._lose()
+            return await self._open()
+        return events
+
+    def _events(self, path: str, body: dict[str, Any], *, seen: bool) -> Events:
+        if self._together:
+            line = self._together[self._server.root]
+            return line.events(body, seen=seen, within=self._settings.timeout)
+        return self._server.events(path, body | STREAM)
+
+    async def _request(self) -> tuple[str, dict[str, Any]]:
+        self._max_tokens = self._granted()
+        settings = replace(self._settings, max_tokens=self._max_tokens)
+        path, body = await self._prompts.request(self._messages, settings)
+        self._prompt = body.get("prompt", body.get("messages"))
+        self._under_way = True
+        if self._prompts.keeps_stop and self._settings.stop:
+            body |= _KEEP_STOP
+        return path, body | self._extra_body
+
+    def _granted(self) -> int:
+        """Most tokens that the next attempt may generate: all attempts share what the call was granted.
+
+        Raises:
+            ModelServerError: Nothing is left for another attempt; the failure before it says why.
+        """
+        left = self._settings.max_tokens
+        if self._lost.attempts and self._settings.retry_tokens is not None:
+            left = min(left, self._settings.retry_tokens(self._lost.reported))
+            if left < 1:
+                failed = self._failed or f"{self._server.root} took the answer apart (a reasoning parser)"
+                said = f"{failed}; what it may have generated leaves no tokens for another attempt"
+                status = None if self._failed is None else self._failed.status
+                raise ModelServerError(said, status) from self._failed
+        return left
+
+    def _take(self, event: dict[str, Any]) -> str:
+        try:
+            return self.answer.add(event)
+        except AnswerError as error:
+            raise self._unusable(error) from error
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise ModelServerError(
+                f"{self._server.root} answered with JSON that is no completion: {str(event)[:200]}. "
+                "Is it a vLLM server?",
+                begun=True,
+            ) from error
+
+    def _unusable(self, error: AnswerError) -> ModelServerError:
+        return ModelServerError(
+            f"the answer of {self._prompts.model} at {self._server.root} cannot be used: {error}", begun=True
+        )
+
+    def _lose(self, error: ModelServerError | None = None, *, told: bool = True) -> None:
+        """Count what has arrived as lost; a time limit that ends later must not count it again."""
+        self._failed, self._under_way = error, False
+        worked_on = error is not None and error.begun
+        self._lost.add(self.answer, max_tokens=self._max_tokens, worked_on=worked_on, told=told)
+        self.answer = Answer()
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Let an error that ends the call report what its attempts have used, the one at hand included."""
+        try:
+            yield
+        except (ModelServerError, ChatModelContractError) as error:
+            if self._under_way:
+                self._lose(error if isinstance(error, ModelServerError) else None)
+            error.attempts = self._lost.reported
+            raise
+        except (TimeoutError, asyncio.CancelledError) as error:
+            lost = copy.copy(self._lost)
+            if self._under_way:
+                lost.add(self.answer, max_tokens=self._max_tokens, worked_on=True)
+            error.attempts = lost.reported  # type: ignore[union-attr]
+            raise
+
+    def _cut(self, error: TimeoutError) -> None:
+        """Make an answer of what has arrived within the time limit."""
+        if not self.answer.begun:
+            raise CallTimeoutError(
+                f"nothing arrived from {self._server.root} within timeout={self._settings.timeout} seconds",
+                error.attempts,  # type: ignore[attr-defined]
+            ) from error
+        self.answer.timed_out = True
+        self.answer.finish_reason, self.answer.stop_reason = "length", None
+
+    def _check_whole(self) -> None:
+        reason = self.answer.finish_reason
+        if reason is None or classify(reason) == "failed":
+            raise TransientError(f"the server at {self._server.root} broke off its answer", begun=True)
+        try:
+            self.answer.check()
+        except AnswerError as error:
+            raise self._unusable(error) from error

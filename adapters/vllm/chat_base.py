@@ -1,0 +1,195 @@
+"""What a chat model on a vLLM server and one on an engine in this process have in common."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import ConfigDict, Field
+
+from trim_graph.adapters.base import check_call_settings, stop_strings
+from trim_graph.adapters.event_loop import iterate_sync, run_sync
+from trim_graph.adapters.settings import VLLMSettings
+
+from .wire import Answer, CallSettings
+
+CALL_SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs", "timeout")
+_OF_A_CALL = (*CALL_SETTINGS, "first_token_entropy", "stop_when", "retry_tokens")
+_LANGCHAIN_KWARGS = {"stream"}  # given by LangChain's own plumbing
+
+T = TypeVar("T")
+
+
+class ChatCall(Protocol):
+    """One call: `finish` it, or iterate over its `pieces`; then read the rest."""
+
+    answer: Answer
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The answer's ``response_metadata``."""
+        ...
+
+    @property
+    def usage(self) -> UsageMetadata:
+        """The answer's ``usage_metadata``."""
+        ...
+
+    async def finish(self) -> None:
+        """Get the whole answer."""
+        ...
+
+    def pieces(self) -> AsyncGenerator[str, None]:
+        """Yield the answer's text as it arrives."""
+        ...
+
+
+class VLLMChatModel(VLLMSettings, BaseChatModel):
+    """The settings of a call, and LangChain's methods in terms of a `ChatCall`."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    continues_exactly: ClassVar[bool] = True
+    """Says to `create_trim_graph` that no prompt is needed to go on with a text."""
+    takes_stop_when: ClassVar[bool] = True
+    """Says that a call may end its own answer with ``stop_when``."""
+    takes_retry_tokens: ClassVar[bool] = False
+    """Says that a call may limit what its further attempts generate with ``retry_tokens``."""
+    tells_entropy: ClassVar[bool] = True
+    """Says that a call may ask for the entropy of its first token."""
+
+    max_tokens: int = Field(default=512, ge=1)
+    """Most tokens to generate in a call; cut to the room behind the prompt."""
+    stop: list[str] | None = None
+    """Stop strings of calls that name none."""
+    top_logprobs: int = Field(default=0, ge=0)
+    """How many alternatives to tell of each token; 0 leaves raw log-probabilities out of the answer."""
+    timeout: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    """Seconds for a whole call; what has been written by then is the answer."""
+    streaming: bool = False
+    """Whether ``invoke`` streams too; LangChain's usual switch."""
+
+    _shown: ClassVar[tuple[str, ...]] = ()
+    """Names of further settings that identify a model."""
+
+    @abstractmethod
+    def count_prompt_tokens(self, messages: Sequence[BaseMessage]) -> int:
+        """Exact number of prompt tokens that a call with these messages reads."""
+
+    @abstractmethod
+    def takes_system_role(self) -> bool:
+        """Whether the chat template has a role for system messages; else they precede a human message."""
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """Exact number of prompt tokens, chat template included; ``tools`` are not supported."""
+        if tools:
+            raise ValueError(f"{type(self).__name__} does not take tools")
+        return self.count_prompt_tokens(messages)
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        names = ("model", *CALL_SETTINGS, "entropy_logprobs", "stop", "chat_template_kwargs", *self._shown)
+        return {name: getattr(self, name) for name in names}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params["ls_provider"] = "vllm"
+        return params
+
+    @abstractmethod
+    def _call(self, messages: list[BaseMessage], settings: CallSettings) -> ChatCall:
+        """Prepare a call."""
+
+    async def _await(self, call: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine for an asynchronous caller."""
+        return await call
+
+    def _iterate(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """Run a generator for an asynchronous caller."""
+        return items
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return run_sync(self._ask(messages, self._settings(stop, kwargs)))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return await self._await(self._ask(messages, self._settings(stop, kwargs)))
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        return iterate_sync(self._chunks(messages, self._settings(stop, kwargs)))
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        chunks = self._iterate(self._chunks(messages, self._settings(stop, kwargs)))
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
+
+    async def _ask(self, messages: list[BaseMessage], settings: CallSettings) -> ChatResult:
+        call = self._call(messages, settings)
+        await call.finish()
+        message = AIMessage(
+            content=call.answer.text, response_metadata=call.metadata, usage_metadata=call.usage
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    async def _chunks(
+        self, messages: list[BaseMessage], settings: CallSettings
+    ) -> AsyncGenerator[ChatGenerationChunk, None]:
+        call = self._call(messages, settings)
+        async with contextlib.aclosing(call.pieces()) as pieces:
+            async for piece in pieces:
+                yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
+        last = AIMessageChunk(
+            content="", response_metadata=call.metadata, usage_metadata=call.usage, chunk_position="last"
+        )
+        yield ChatGenerationChunk(message=last)
+
+    def _settings(self, stop: list[str] | None, kwargs: dict[str, Any]) -> CallSettings:
+        """The call's settings over the model's own; None means the model's own."""
+        if unknown := sorted(set(kwargs) - set(_OF_A_CALL) - _LANGCHAIN_KWARGS):
+            raise ValueError(
+                f"{type(self).__name__} does not know the call setting(s) {', '.join(unknown)}; "
+                f"it takes stop, {', '.join(sorted(_OF_A_CALL))}"
+            )
+        given = {name: kwargs[name] for name in _OF_A_CALL if kwargs.get(name) is not None}
+        merged = {name: getattr(self, name) for name in CALL_SETTINGS} | given
+        check_call_settings(merged)
+        wants_entropy = merged.pop("first_token_entropy", False)
+        return CallSettings(
+            stop=stop_strings(self.stop if stop is None else stop),
+            entropy_logprobs=self.entropy_logprobs if wants_entropy else 0,
+            **merged,
+        )

@@ -1,0 +1,164 @@
+"""A process reward model (PRM) on a vLLM engine in this process as scorer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import PrivateAttr
+
+from trim_graph.adapters.base import ScorableStep, ScorerReply
+from trim_graph.adapters.event_loop import run_aside, run_sync
+from trim_graph.adapters.model_source import load_tokenizer
+from trim_graph.adapters.prm.formats import FormatName, PRMFormat, is_chat, prm_format
+from trim_graph.adapters.prm.scores import read_pooled, serve_options
+from trim_graph.adapters.settings import VLLMEnginePRMSettings
+from trim_graph.errors import ModelServerError, ScorerError
+
+from .engine import CallRefused, EngineHold, EngineSpec, VLLMEngine, engine_options, vllm_module
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_HINT = "engine_args must leave the pooler as it is"
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What the tokenizer tells; none of it needs the engine to run."""
+
+    format: PRMFormat
+    hold: EngineHold
+
+
+class VLLMEngineProcessReward(VLLMEnginePRMSettings):
+    """Scores steps with a process reward model on vLLM's asynchronous engine in this process.
+
+    Token ids and positions are made here, so that special tokens in a text stay text. For the engine see
+    `ChatVLLMEngine`, for the formats `TransformersProcessReward`; a checkpoint with a value head has to be
+    converted for vLLM (``trim-graph convert-prm``).
+
+    Settings, by keyword but for ``model``: `trim_graph.adapters.settings.VLLMEnginePRMSettings`.
+
+    Raises:
+        ValueError: A setting is wrong; the message names it.
+    """
+
+    _loading: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+    _ready: _Ready | None = PrivateAttr(default=None)
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, model: str | os.PathLike[str], **settings: Any) -> None:
+            super().__init__(model=model, **settings)
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        return ((name, value) for name, value in self if value not in (None, "auto", {}))
+
+    def __reduce__(self) -> Any:
+        """Pickle the settings; the engine is started anew on the other side."""
+        return partial(type(self), **self.model_dump()), ()
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy shares the engine."""
+        copy = type(self)(**self.model_dump())
+        copy._ready = self._ready
+        return copy
+
+    def start(self) -> None:
+        """Start the engine now; a call does it otherwise.
+
+        Raises:
+            ImportError: vllm is not installed.
+            ValueError: vLLM refuses an option, or the tokenizer does not fit the format.
+            ModelServerError: The engine did not start.
+        """
+        run_sync(self._start())
+
+    async def astart(self) -> None:
+        """`start` without blocking the event loop."""
+        await run_aside(self._start())
+
+    def close(self) -> None:
+        """Let go of the engine; it ends, unless other adapters use it. A later call starts it anew."""
+        if self._ready is not None:
+            self._ready.hold.release()
+
+    async def aclose(self) -> None:
+        """`close` without blocking the event loop."""
+        await asyncio.to_thread(self.close)
+
+    def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+        """Score every step.
+
+        Args:
+            question: What the steps answer.
+            steps: All steps so far, in order.
+
+        Returns:
+            One probability in [0, 1] per step, and the number of tokens read.
+
+        Raises:
+            ScorerError: No steps, an empty question, an input longer than the PRM takes, an engine that did
+                not start or has died, or one that does not give one probability per step.
+        """
+        return run_sync(self._score(question, steps))
+
+    async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+        """Score every step without blocking the event loop; see `score`."""
+        return await run_aside(self._score(question, steps))
+
+    async def _score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+        ready = await asyncio.to_thread(self._load)
+        texts = [step["text"] for step in steps]
+        try:
+            engine = ready.hold.engine()
+            longest = await engine.max_model_len()
+            asked = await asyncio.to_thread(ready.format.encode, question, texts, max_tokens=longest)
+            rows = await _pooled(engine, asked.ids)
+        except (ModelServerError, CallRefused) as error:
+            raise ScorerError(f"the PRM {self.model} gave no scores: {error}") from error
+        scores = read_pooled(rows, asked, ready.format.head, at=self.model, hint=_HINT)
+        return ScorerReply(scores=scores, input_tokens=len(asked.ids))
+
+    async def _start(self) -> None:
+        ready = await asyncio.to_thread(self._load)
+        await ready.hold.engine().max_model_len()
+
+    def _load(self) -> _Ready:
+        with self._loading:
+            if self._ready is None:
+                vllm_module()
+                tokenizer = load_tokenizer(self.model, chat=is_chat(self.format))
+                layout = prm_format(
+                    self.format, tokenizer, step_token=self.step_token, system_prompt=self.system_prompt
+                )
+                options = {**pooling_options(self.format, tokenizer, self.step_token), **engine_options(self)}
+                self._ready = _Ready(layout, EngineHold(EngineSpec(self.model, "pooling", options)))
+            return self._ready
+
+
+def pooling_options(
+    format: FormatName, tokenizer: PreTrainedTokenizerBase, step_token: str | None
+) -> dict[str, Any]:
+    """`serve_options` as fields of vLLM's ``AsyncEngineArgs``, plain values all of them."""
+    words = serve_options(format, tokenizer=tokenizer, step_token=step_token)
+    options: dict[str, Any] = {}
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        options[name.removeprefix("--").replace("-", "_")] = (
+            json.loads(value) if value.startswith("{") else value
+        )
+    del options["runner"]
+    return options
+
+
+async def _pooled(engine: VLLMEngine, ids: list[int]) -> Any:
+    params = vllm_module("vllm").PoolingParams(task="token_classify", use_activation=True)
+    output = await engine.encode(ids, params)
+    return output.outputs.data.tolist()

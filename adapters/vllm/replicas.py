@@ -1,0 +1,215 @@
+"""Several servers of one model: where a call goes, and where it goes when that server fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from langchain_core.messages import BaseMessage
+from tenacity import RetryCallState
+
+from trim_graph.adapters.tokenization import split_continuation
+from trim_graph.errors import ModelServerError
+
+from .client import TransientError, VLLMServer, backoff, check_base_url, retry
+from .wire import openai_messages
+
+T = TypeVar("T")
+
+COOLDOWN_S = 5.0
+"""How long a replica that failed is left alone while another one is well."""
+_BUSY = 429
+
+
+def check_base_urls(base_url: str | Sequence[str]) -> tuple[str, ...]:
+    """Check the `base_url` setting: one address, or those of several replicas.
+
+    Returns:
+        The root of each, as `check_base_url` gives it.
+
+    Raises:
+        ValueError: The list is empty, an address is not right, or two are the same server.
+    """
+    if isinstance(base_url, str):
+        return (check_base_url(base_url),)
+    if not base_url:
+        raise ValueError("base_url is an empty list; name at least one address")
+    roots = tuple(check_base_url(url, f"base_url[{place}]") for place, url in enumerate(base_url))
+    if twice := sorted({root for root in roots if roots.count(root) > 1}):
+        raise ValueError(f"base_url names {', '.join(twice)} more than once; each replica stands there once")
+    return roots
+
+
+def rank(roots: Sequence[str], key: str) -> list[str]:
+    """The order in which a question asks replicas: rendezvous hashing.
+
+    Each replica draws a number from its own address and the key, and the highest goes first. The order is the
+    same in every process and however the list is sorted, and a replica that comes or goes moves only the
+    questions that it is first for.
+
+    Args:
+        roots: Addresses, each once.
+        key: What all calls of one question share.
+    """
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass")).digest()
+
+    def drawn(root: str) -> bytes:
+        return hashlib.blake2b(digest + root.encode(), digest_size=16).digest()
+
+    return sorted(roots, key=drawn, reverse=True)
+
+
+def conversation_key(messages: Sequence[BaseMessage]) -> str:
+    """What the calls for all steps of a solution share: the conversation without the text to be continued.
+
+    Raises:
+        ValueError: The conversation cannot be continued.
+    """
+    return json.dumps(openai_messages(split_continuation(messages)[0]))
+
+
+class Replicas:
+    """Servers of one model, or one server alone; knows which of them failed lately.
+
+    Args:
+        servers: At least one; alike but for their addresses.
+        clock: Seconds, for the cooldown.
+    """
+
+    def __init__(self, servers: Sequence[VLLMServer], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.servers = {server.root: server for server in servers}
+        self._clock = clock
+        self._away: dict[str, float] = {}
+        """Until when a replica that failed is left alone."""
+
+    @property
+    def root(self) -> str:
+        """The addresses, for messages."""
+        return ", ".join(self.servers)
+
+    def route(self, key: str | Callable[[], str]) -> Route:
+        """The way of one call.
+
+        Args:
+            key: What the calls that belong on one replica share; a function is asked only where there are
+                several replicas.
+        """
+        roots = list(self.servers)
+        if len(roots) > 1:
+            roots = rank(roots, key if isinstance(key, str) else key())
+        return Route(self, [self.servers[root] for root in roots])
+
+    async def post(self, path: str, payload: dict[str, Any]) -> Any:
+        """POST a JSON document to any of them and return the answer, with retries; see `VLLMServer.post`."""
+        route = self.route(lambda: json.dumps(payload))
+        return await route.retrying(lambda: route.post_once(path, payload))
+
+    async def served(self, model: str) -> dict[str, Any]:
+        """What one of them tells of a model; see `VLLMServer.served`."""
+        route = self.route(model)
+        return await route.retrying(lambda: route.server.served_once(model))
+
+    def is_well(self, server: VLLMServer) -> bool:
+        """Whether a replica may be asked: it has not failed lately."""
+        return self._clock() >= self._away.get(server.root, 0.0)
+
+    def failed(self, server: VLLMServer) -> None:
+        """Leave a replica alone for a while."""
+        self._away[server.root] = self._clock() + COOLDOWN_S
+
+    def answered(self, server: VLLMServer) -> None:
+        """Note that a replica is well: one request that fails everywhere must not send all others away."""
+        self._away.pop(server.root, None)
+
+    def choose(self, order: Sequence[VLLMServer], tried: Sequence[VLLMServer]) -> VLLMServer:
+        """The server of the next attempt.
+
+        The first that is well and was not tried yet; where none is well, the first not tried, else the one
+        tried longest ago. After a cooldown one call finds out how the replica is; the others go on without it
+        until that call has ended.
+        """
+        fresh = [server for server in order if server not in tried]
+        chosen = next(filter(self.is_well, fresh), None)
+        if chosen is None:
+            return fresh[0] if fresh else tried[0]
+        if chosen.root in self._away:
+            self.failed(chosen)
+        return chosen
+
+
+class Route:
+    """One call's way through the replicas. Every attempt asks one; after a failure the next has its turn.
+
+    Args:
+        replicas: Which of them failed lately.
+        order: In which order this call asks them.
+
+    Attributes:
+        server: The one of the attempt at hand.
+        failures: Attempts that failed.
+        begun: Those of them that a server may have worked on.
+    """
+
+    def __init__(self, replicas: Replicas, order: Sequence[VLLMServer]) -> None:
+        self._replicas = replicas
+        self._order = order
+        self._tried: list[VLLMServer] = []
+        self.server = order[0]
+        self.failures = 0
+        self.begun = 0
+
+    @property
+    def root(self) -> str:
+        """The address that the attempt at hand asks."""
+        return self.server.root
+
+    async def retrying(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Await ``call()``, again while it raises `TransientError`; it asks `server`, which may be another.
+
+        A replica that is busy (429) keeps its question; after any other failure the next one is asked, at
+        once where that is well. All attempts together are ``max_retries`` + 1.
+
+        Raises:
+            ModelServerError: All attempts failed; names the replicas.
+        """
+
+        async def attempt() -> T:
+            self.server = self._replicas.choose(self._order, self._tried)
+            try:
+                result = await call()
+            except ModelServerError as error:
+                self.failures += 1
+                self.begun += error.begun
+                if not isinstance(error, TransientError):
+                    if error.status is not None:  # it refuses, so it is there
+                        self._replicas.answered(self.server)
+                elif error.status != _BUSY:
+                    self._leave(self.server)
+                raise
+            self._replicas.answered(self.server)
+            return result
+
+        return await retry(attempt, self.server.max_retries, wait=self._wait, asked=self._asked)
+
+    def _leave(self, server: VLLMServer) -> None:
+        self._replicas.failed(server)
+        self._tried = [other for other in self._tried if other is not server] + [server]
+
+    def _asked(self) -> list[str]:
+        return [server.root for server in dict.fromkeys([*self._tried, self.server])]
+
+    def _wait(self, state: RetryCallState) -> float:
+        others = [server for server in self._order if server not in self._tried]
+        moves = self.server in self._tried and any(map(self._replicas.is_well, others))
+        return 0.0 if moves else backoff(state)
+
+    async def post_once(self, path: str, payload: dict[str, Any]) -> Any:
+        """See `VLLMServer.post_once`."""
+        return await self.server.post_once(path, payload)
+
+    def events(self, path: str, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """See `VLLMServer.events`."""
+        return self.server.events(path, payload)

@@ -1,0 +1,57 @@
+"""The entropy of a distribution of which only the likeliest tokens are told."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trim_graph.adapters.token_confidence import entropy_of_likeliest
+
+weights = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=200)
+
+
+def exact(p):
+    return -math.fsum(x * math.log(x) for x in p if x)
+
+
+@given(weights, st.integers(1, 30), st.data())
+def test_it_is_a_lower_bound_and_exact_where_all_are_told(weights, k, data):
+    total = math.fsum(weights)
+    p = sorted((w / total for w in weights), reverse=True)
+    chosen = math.log(data.draw(st.sampled_from(p)))
+    # What a server tells: the k likeliest, and the token generated even if it is none of them.
+    told = [math.log(x) for x in p[:k]]
+    if chosen < told[-1]:
+        told[data.draw(st.sampled_from([len(told) - 1, len(told)])) :] = [chosen]
+    found = entropy_of_likeliest(told, chosen)
+    assert found.nats <= exact(p) + 1e-9
+    assert found.untold == pytest.approx(max(0.0, 1 - math.fsum(map(math.exp, told))), abs=1e-9)
+    if len(p) <= k:
+        assert found.nats == pytest.approx(exact(p), abs=1e-6)
+
+
+@given(weights, st.integers(1, 30))
+def test_it_is_no_worse_a_bound_than_renormalising(weights, k):
+    total = math.fsum(weights)
+    told = sorted((w / total for w in weights), reverse=True)[:k]
+    renormalised = exact([x / math.fsum(told) for x in told])
+    assert entropy_of_likeliest([math.log(x) for x in told]).nats >= renormalised - 1e-9
+
+
+def test_the_flattest_distributions_are_told_apart():
+    found = [entropy_of_likeliest([-math.log(size)] * 20).nats for size in (20, 1000, 100_000)]
+    assert found == [pytest.approx(math.log(size)) for size in (20, 1000, 100_000)]
+
+
+def test_a_certain_token_has_none_and_minus_infinity_is_no_obstacle():
+    assert entropy_of_likeliest([0.0, -9999.0, -math.inf]).nats == 0.0
+    assert entropy_of_likeliest([-1e-9]).nats == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [[], [math.nan], [0.0, 0.5]])
+def test_what_are_no_log_probabilities_is_refused(wrong):
+    with pytest.raises(ValueError, match="not log-probabilities"):
+        entropy_of_likeliest(wrong)

@@ -1,0 +1,158 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from trim_graph.testing import ScriptedScorer
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "processbench_gsm8k.json"
+ROWS = [
+    {"id": "a", "problem": "p", "steps": ["fine", "wrong", "after"], "label": 1},
+    {"id": "b", "problem": "q", "steps": ["fine", "good"], "label": -1},
+    {"id": "c", "problem": "r", "steps": ["wrong"], "label": 0},
+    {"id": "d", "problem": "s", "steps": ["doubted"], "label": -1},
+]
+
+
+@pytest.fixture
+def scorer(tmp_path, monkeypatch):
+    """Knows what is wrong; doubts one that is right."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bench.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    made = ScriptedScorer({"wrong": 0.2, "doubted": 0.3, "fine": 0.95, "good": 0.9})
+    monkeypatch.setattr("trim_graph.cli.eval_scorer.load_scorer", lambda config: made)
+    return made
+
+
+def test_figures_and_picture(scorer, run, tmp_path):
+    result = run("eval-scorer", "bench.jsonl", "--threshold", 0.5, "--out", "new/found")
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "new/found/figures.json").read_text())
+    first = figures["sets"]["bench"]["first_error"]
+    assert (first["accuracy_erroneous"], first["accuracy_correct"]) == (1.0, 0.5)
+    assert first["f1"] == figures["average_f1"] == pytest.approx(2 / 3)
+    assert (figures["threshold"], figures["threshold_is"]) == (0.5, "as given")
+    assert re.search(r"first-error F1 +0\.667", result.stdout)
+    assert (tmp_path / "new/found/reliability.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "new/found/reliability.svg").read_bytes()
+
+
+def test_the_threshold_is_chosen_on_the_first_file(scorer, run, tmp_path):
+    other = [{**row, "problem": row["problem"] * 2} for row in ROWS[:3]]
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    result = run("eval-scorer", "bench.jsonl", "other.json", "--out", ".")
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    # Between the wrong ones' 0.2 and the doubted one's 0.3 nothing is judged wrong.
+    assert 0.2 < figures["threshold"] <= 0.3
+    assert figures["threshold_is"] == "the one of the highest F1 on bench"
+    assert [one["first_error"]["f1"] for one in figures["sets"].values()] == [1, 1]
+    assert "average F1: 1.000" in result.stdout
+
+
+def test_it_goes_on_and_asks_for_nothing_twice(scorer, run, tmp_path):
+    assert run("eval-scorer", "bench.jsonl", "--out", ".", "-n", 2).exit_code == 0
+    assert len(scorer.calls) == 2
+    file = tmp_path / "bench.scores.jsonl"
+    with file.open("ab") as stream:
+        stream.write(b'{"index": 2, "sco')  # killed while it wrote
+    assert run("eval-scorer", "bench.jsonl", "--out", ".").exit_code == 0
+    assert [texts[0] for texts in scorer.calls] == ["fine", "fine", "wrong", "doubted"]
+    again = run("eval-scorer", "bench.jsonl", "--out", ".", "--threshold", 0.25)
+    assert (again.exit_code, len(scorer.calls)) == (0, 4)
+    assert "below 0.25, as given" in again.stdout
+    (tmp_path / "bench.jsonl").write_text(json.dumps(ROWS[1]))
+    changed = run("eval-scorer", "bench.jsonl", "--out", ".")
+    assert (changed.exit_code, "begun with other settings" in changed.stderr) == (2, True)
+
+
+def test_what_the_scorer_fails_on_counts_as_judged_wrong_until_it_is_rated(
+    scorer, run, tmp_path, monkeypatch
+):
+    def broken(question, steps):
+        if question == "q":
+            raise OSError("gone")
+        return scorer.score(question, steps)
+
+    monkeypatch.setattr("trim_graph.cli.eval_scorer.load_scorer", lambda config: broken)
+    failed = run("eval-scorer", "bench.jsonl", "--out", ".", "--threshold", 0.25)
+    assert failed.exit_code == 0
+    assert "the scorer failed on 1 solutions" in failed.stdout
+    assert json.loads((tmp_path / "figures.json").read_text())["average_f1"] == pytest.approx(2 / 3)
+    monkeypatch.setattr("trim_graph.cli.eval_scorer.load_scorer", lambda config: scorer)
+    rated = run("eval-scorer", "bench.jsonl", "--out", ".", "--threshold", 0.25, "--retry-errors")
+    assert "failed" not in rated.stdout
+    assert json.loads((tmp_path / "figures.json").read_text())["average_f1"] == 1
+
+
+def test_a_scorer_that_never_answers_is_given_up(scorer, run, tmp_path, monkeypatch):
+    def broken(question, steps):
+        raise OSError("gone")
+
+    (tmp_path / "bench.jsonl").write_text("\n".join(json.dumps(ROWS[0]) for _ in range(50)))
+    monkeypatch.setattr("trim_graph.cli.eval_scorer.load_scorer", lambda config: broken)
+    result = run("eval-scorer", "bench.jsonl", "--out", ".")
+    assert result.exit_code == 2
+    assert "bench.jsonl: 20 solutions failed in a row, the last with OSError: gone" in result.stderr
+
+
+def test_an_interrupt_keeps_what_was_scored(scorer, run, tmp_path, monkeypatch):
+    async def interrupted(question, steps):
+        if question == "r":
+            raise KeyboardInterrupt
+        return scorer.score(question, steps)
+
+    monkeypatch.setattr("trim_graph.cli.eval_scorer.load_scorer", lambda config: interrupted)
+    result = run("eval-scorer", "bench.jsonl", "--out", ".", "--concurrency", 1)
+    assert result.exit_code == 130
+    assert "what was scored is in .: the same command goes on" in result.stderr
+    assert len((tmp_path / "bench.scores.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("no.jsonl",), "no.jsonl"),
+        (("bench.jsonl", "--threshold", 1.5), "--threshold is 1.5: choose a score from 0 to 1"),
+        (("bench.jsonl", "-n", 0), "-n is 0"),
+        (("bench.jsonl", "--concurrency", 0), "--concurrency is 0"),
+        (("bench.jsonl", "bench.jsonl"), "two files of the same name"),
+        (("bench.jsonl", "--scorer", "{type: token_probability}"), "rates only what a model writes in a run"),
+        (("bench.jsonl", "--scorer", "{type: no_such}"), "no_such"),
+        (("bench.jsonl", "--scorer", "{}", "--config", "trim.yaml"), "--config or --scorer, not both"),
+        (("empty.jsonl",), "empty.jsonl holds no solution"),
+        (("bench.jsonl", "--out", "empty.jsonl"), "--out empty.jsonl: cannot be made a folder"),
+        (("unlabelled.jsonl",), "line 1: no labelled solution"),
+    ],
+)
+def test_bad_input_is_told_before_the_scorer_is_loaded(
+    scorer, run, tmp_path, monkeypatch, arguments, complaint
+):
+    def never(config):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("trim_graph.cli.eval_scorer.load_scorer", never)
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "unlabelled.jsonl").write_text('{"problem": "p", "steps": ["x"]}')
+    result = run("eval-scorer", *arguments)
+    assert result.exit_code == 2, result.output
+    assert complaint in result.stderr
+
+
+def test_traces_with_labels_are_read_too(world, run, scorer):
+    collected = ("collect", "--dataset", "arithmetic:standard", "--policy", "small_only", "-n", 12)
+    assert run(*collected, "--out", "labelled.jsonl", "--label-steps").exit_code == 0
+    assert run(*collected, "--out", "plain.jsonl").exit_code == 0
+    assert run("eval-scorer", "labelled.jsonl").exit_code == 0
+    plain = run("eval-scorer", "plain.jsonl")
+    assert (plain.exit_code, "this trace says of no step whether it is right" in plain.stderr) == (2, True)
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the data folder beside the repository is absent")
+def test_processbench(scorer, run):
+    result = run("eval-scorer", DATA, "-n", 300, "--threshold", 0.5)
+    assert result.exit_code == 0, result.output
+    # This scorer knows none of these texts and doubts nothing.
+    assert re.search(r"accuracy on the others +1\.000", result.stdout)
+    assert re.search(r"accuracy on those +0\.000", result.stdout)

@@ -1,0 +1,175 @@
+"""What is told about a configuration and its measurements, without a model."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trim_graph.config import Parts, make_config
+from trim_graph.doctor.chat_checks import room
+from trim_graph.doctor.examination import alike, graph, segmentation, thresholds, two_models
+from trim_graph.doctor.subjects import ARITHMETIC, GENERAL, Finding, Report, subject_of, subjects_of
+from trim_graph.testing import ScriptedChatModel, ScriptedScorer
+
+SERVED = {"type": "vllm", "model": "m", "base_url": "http://127.0.0.1:8001"}
+PRM = {"type": "vllm_prm", "model": "p", "base_url": "http://127.0.0.1:8003"}
+
+
+def config(**parts):
+    other = {**SERVED, "model": "n"}
+    return make_config({"small": SERVED, "large": other, "policy": {"type": "threshold", "t": 0.5}, **parts})
+
+
+def parts(scorer=True):
+    return Parts(
+        ScriptedChatModel(script=[]), ScriptedChatModel(script=[]), ScriptedScorer({}) if scorer else None
+    )
+
+
+def test_a_policy_that_needs_scores_and_no_scorer():
+    finding = graph(config(), parts(scorer=False))
+    assert finding.status == "fault"
+    assert "there is no scorer" in finding.found
+    assert graph(config(scorer=PRM), parts()).status == "ok"
+
+
+def test_a_scorer_that_nobody_asks():
+    assert graph(config(scorer=PRM, policy="small_only"), parts()).status == "hint"
+    assert graph(config(policy="small_only"), parts(scorer=False)).status == "ok"
+
+
+def test_a_limit_on_cost_without_prices_limits_nothing():
+    finding = graph(config(scorer=PRM, budget={"large_cost": 1}), parts())
+    assert finding.status == "fault"
+    assert "has no price" in finding.found
+    prices = {"large": {"output": 1.0}}
+    assert graph(config(scorer=PRM, budget={"large_cost": 1}, prices=prices), parts()).status == "ok"
+
+
+def test_what_the_graph_refuses_is_a_fault():
+    finding = graph(config(scorer=PRM), Parts(None, *parts()[1:]))
+    assert finding.status == "fault"
+    assert "pass a LangChain chat model" in finding.found
+
+
+def test_small_and_large_may_be_the_same():
+    assert two_models(config(large=SERVED)).status == "hint"
+    assert two_models(config()).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("policy", "status", "told"),
+    [
+        ({"type": "threshold", "t": 0.5}, "ok", "t=0.5"),
+        ({"type": "threshold", "t": 0.1}, "hint", "even wrong drafts would be kept"),
+        (
+            {"type": "stay_on_large", "k": 1, "policy": {"type": "threshold", "t": 0.95}},
+            "hint",
+            "every draft",
+        ),
+        ({"type": "all_of", "policies": [{"type": "threshold", "t": 0.0}, "small_only"]}, "hint", "raise it"),
+        ("small_only", None, None),
+    ],
+)
+def test_thresholds_lie_among_the_scores(policy, status, told):
+    made = config(scorer=PRM, policy=policy)
+    subject = subject_of("scorer", made.scorer, made.settings, made.budget, 1.0)
+    assert thresholds(made, subject) is None  # nothing was seen
+    subject.scores = [0.8, 0.9], [0.1, 0.2]
+    finding = thresholds(made, subject)
+    assert (finding and finding.status) == status
+    assert told is None or told in finding.found + finding.mend
+
+
+@given(st.integers(1, 10_000), st.integers(1, 500), st.integers(1, 100), st.integers(1, 2_000))
+def test_a_context_length_is_judged_by_a_step_and_by_a_solution(length, asked, steps, tokens):
+    status = room("small", length, asked, steps, tokens).status
+    one, all_ = asked + tokens <= length, asked + steps * tokens <= length
+    assert status == ("ok" if all_ else "hint" if one else "fault")
+
+
+def test_an_adapter_is_made_impatient():
+    made = config(scorer=PRM)
+    for part in ("small", "scorer"):
+        subject = subject_of(part, getattr(made, part), made.settings, made.budget, 3.0)
+        assert (subject.server.max_retries, subject.server.read_timeout) == (0, 3.0)
+    assert subject_of("small", made.small, made.settings, made.budget, 3.0).adapter.max_retries == 0
+
+
+def test_samples_differ_in_their_last_step_only():
+    for sample in (*GENERAL, *ARITHMETIC):
+        right, wrong = sample.right_steps, sample.wrong_steps
+        assert right[:-1] == wrong[:-1]
+        assert right[-1]["text"] != wrong[-1]["text"]
+    assert len({sample.question for sample in GENERAL}) == len(GENERAL) >= 5
+
+
+def test_the_arithmetic_samples_are_what_the_exact_check_says():
+    """Every calculation in a right step holds; the last of a wrong form does not follow from the question."""
+    import re
+
+    operations = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "mod": int.__mod__}
+    for sample in ARITHMETIC:
+        for step in sample.right:
+            left, sign, right, result = re.search(r"(\d+) (\+|-|\*|mod) (\d+) = (\d+)", step).groups()
+            assert operations[sign](int(left), int(right)) == int(result), step
+
+
+def test_a_report_counts_and_hides_secrets():
+    report = Report(
+        (
+            Finding("ok", "all well", part="small", check="server"),
+            Finding("hint", "slow", "wait", part="small", check="latency"),
+            Finding("fault", "the server said sk-1", "not sk-1", part="large", check="key"),
+        )
+    ).without(["sk-1", ""])
+    assert "sk-1" not in str(report.record())
+    assert report.verdict == "1 fault (large), 1 hint: mend them before a run"
+    assert report.faults[0].sentence == "large, key: what is wrong: the server said ***; mend it: not ***"
+    assert Report(report.findings[:1]).verdict == "no fault: this set-up does what a run needs"
+
+
+def test_each_replica_is_a_subject_and_all_must_be_alike():
+    made = config(small={**SERVED, "base_url": ["http://a:1", "http://b:1/v1"]}, scorer=PRM)
+    first, second = subjects_of("small", made.small, made.settings, made.budget, 3.0)
+    assert (first.name, second.name) == ("small at http://a:1", "small at http://b:1")
+    assert second.adapter.base_url == "http://b:1/v1"
+    assert [one.name for one in subjects_of("scorer", made.scorer, made.settings, made.budget, 3.0)] == [
+        "scorer"
+    ]
+    assert alike([first, second]).status == "hint"
+    first.served = second.served = {"root": "org/m", "max_model_len": 4096}
+    assert alike([first, second]).status == "ok"
+    second.known["tokens"] = [1]
+    assert "another tokenizer" in alike([first, second]).found
+    second.served = {"root": "org/m", "max_model_len": 512}
+    assert "max_model_len 512" in alike([first, second]).found
+
+
+@pytest.mark.parametrize(
+    ("form", "settings", "status"),
+    [
+        ("qwen", {}, "ok"),
+        ("qwen", {"segmentation": {"type": "markdown"}}, "ok"),
+        ("qwen", {"segmentation": {"type": "delimiter", "delimiter": "\n"}}, "hint"),
+        ("qwen", {"segmentation": {"type": "pattern", "pattern": "\\n+(?=Step \\d)"}}, "hint"),
+        ("qwen", {"segmentation": {"type": "tokens", "tokens": 64}}, "hint"),
+        ("qwen", {"delimiter": "###"}, "hint"),
+        ("math_shepherd", {}, "hint"),
+        ("math_shepherd", {"segmentation": {"type": "pattern", "pattern": "\\n+(?=Step \\d)"}}, "ok"),
+        ("skywork", {"segmentation": {"type": "markdown"}}, "hint"),
+        ("skywork", {"delimiter": "\n"}, "ok"),
+        ("rlhflow", {}, "ok"),
+        ("rlhflow", {"delimiter": "\n"}, "ok"),
+        ("rlhflow", {"segmentation": {"type": "tokens", "tokens": 64}}, "hint"),
+    ],
+)
+def test_steps_are_compared_with_those_of_the_prm(form, settings, status):
+    found = segmentation(config(scorer={**PRM, "format": form}, settings=settings))
+    assert found.status == status
+    assert f"format {form}" in found.found
+    assert ("segmentation" in found.mend) is (status == "hint")
+
+
+def test_without_a_prm_steps_are_compared_with_nothing():
+    assert segmentation(config(settings={"delimiter": "\n"})) is None
+    assert segmentation(config(scorer={"type": "llm_judge", "model": SERVED})) is None

@@ -1,0 +1,149 @@
+"""A run that repeats itself ends, and says so; one that does not is left alone."""
+
+from __future__ import annotations
+
+from typing import get_args, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trim_graph import SettingsError
+from trim_graph.cli.solve import WHY
+from trim_graph.config import make_config
+from trim_graph.policies import large_only, small_only, threshold
+from trim_graph.routing.loops import loop_in
+from trim_graph.state import TrimState
+
+AGAIN = "Let me look at the sum once more."
+OTHER = "It is not what was asked for."
+
+
+def steps_of(*texts, **channels):
+    return [{"text": text, "end": "delimiter", **channels} for text in texts]
+
+
+def writes(*texts):
+    """Script of a model that writes these steps and the last one for ever."""
+
+    def script(prefix):
+        done = len([step for step in prefix.split("\n\n") if step])
+        return texts[min(done, len(texts) - 1)] + "\n\n"
+
+    return script
+
+
+def test_a_step_written_again_and_again_ends_the_run_with_all_that_was_shown(make):
+    rig = make(writes("Two and two.", AGAIN), writes("x"), scores={}, policy=small_only())
+    chunks = [c.content for c, _ in rig.graph.stream({"messages": "?"}, stream_mode="messages")]
+    rig.small.calls.clear()
+    result = rig.ask()
+    summary = result["trim"]
+    assert summary["stopped"] == "loop"
+    assert summary["steps"]["small"] == len(rig.small.calls) == 5
+    assert summary["notes"] == [
+        "the run has ended in a loop: the last step was written 4 times word for word"
+    ]
+    assert result["messages"][-1].text == "".join(chunks) == "\n\n".join(["Two and two.", *[AGAIN] * 4])
+    assert result["messages"][-1].response_metadata["finish_reason"] == "length"
+
+
+def test_whoever_writes_it(make):
+    rig = make(writes("Two and two."), writes(AGAIN), scores={"Two and two.": 0.0}, policy=threshold(0.5))
+    summary = rig.ask()["trim"]
+    assert (summary["stopped"], summary["steps"]) == ("loop", {"small": 0, "large": 4})
+
+
+def test_a_solution_that_ends_has_finished_whatever_it_repeats(make):
+    rig = make([AGAIN] * 4, ["x"], scores={}, policy=small_only())
+    assert rig.ask()["trim"]["stopped"] == "finished"
+    rig = make(["x"], [AGAIN] * 9, policy=large_only())
+    assert rig.ask()["trim"]["stopped"] == "finished"
+
+
+def test_an_answer_boxed_again_and_again_ends_the_run(make):
+    texts = [f"{number}. So it is \\boxed{{4}}." for number in range(20)]
+    rig = make(writes(*texts), writes("x"), scores={}, policy=small_only())
+    summary = rig.ask()["trim"]
+    assert (summary["stopped"], summary["answer"], summary["steps"]["small"]) == ("loop", "4", 10)
+    assert summary["notes"] == ["the run has ended in a loop: 10 steps in a row box the answer 4"]
+
+
+def test_questions_that_have_the_same_answer_are_no_loop():
+    texts = [f"Question {number}: it is \\boxed{{A}}." for number in range(1, 10)]
+    assert loop_in(steps_of(*texts), 3) is None
+    assert (
+        loop_in(steps_of(*texts, "Question 10: it is \\boxed{A}."), 3) == "10 steps in a row box the answer A"
+    )
+
+
+def test_how_often_is_a_setting(make):
+    def stopped(**settings):
+        summary = make(writes(AGAIN), writes("x"), scores={}, policy=small_only(), **settings).ask()["trim"]
+        return summary["stopped"], summary["steps"]["small"]
+
+    assert stopped(max_repeats=1) == ("loop", 2)
+    assert stopped(max_repeats=7) == ("loop", 8)
+    assert stopped(max_repeats=None) == ("max_steps", 32)
+    with pytest.raises(SettingsError, match="max_repeats"):
+        make(max_repeats=0)
+    data = {"small": {"type": "example"}, "large": {"type": "example"}, "policy": "small_only"}
+    assert make_config(data).settings.max_repeats == 3
+    assert make_config({**data, "settings": {"max_repeats": None}}).settings.max_repeats is None
+    with pytest.raises(SettingsError, match=r"settings\.max_repeats"):
+        make_config({**data, "settings": {"max_repeats": 0}})
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        steps_of(AGAIN, AGAIN, AGAIN),
+        steps_of(AGAIN, OTHER, AGAIN, AGAIN, OTHER, AGAIN, OTHER, AGAIN),
+        steps_of(*[AGAIN] * 5, OTHER),
+        steps_of(*["end"] * 10),
+        steps_of(*["| 0 | 0 |"] * 6),
+        steps_of(*["x += 1", "y += 1"] * 4),
+        steps_of("It is \\boxed{4}.", "So \\boxed{4}.", "Thus \\boxed{4}."),
+        steps_of(*["It is \\boxed{4}.", "Let me check.", "Yes, \\boxed{4}.", "And again?"] * 2),
+        steps_of("\\boxed{1}", "\\boxed{2}", "\\boxed{3}", "\\boxed{4}", "\\boxed{5}"),
+        steps_of(*[f"{word} \\boxed{{4}}?" for word in ("Is it", "Or", "Then", "But", "So")], part="thought"),
+        [],
+    ],
+)
+def test_what_is_no_loop(steps):
+    assert loop_in(steps, 3) is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        (steps_of(*[AGAIN, f" {AGAIN}\n"] * 2), "the last step was written 4 times word for word"),
+        (steps_of("One.", *[AGAIN, OTHER] * 4), "the last 2 steps were written 4 times word for word"),
+        (steps_of(*["end"] * 21), "the last step was written 21 times word for word"),
+        (steps_of(*[AGAIN] * 4, part="thought"), "the last step was written 4 times word for word"),
+    ],
+)
+def test_what_is_one(steps, told):
+    assert loop_in(steps, 3) == told
+
+
+words = st.text("abc \\boxed{}12", max_size=40)
+
+
+@given(st.lists(words, max_size=12, unique_by=str.strip), st.integers(1, 4))
+def test_without_a_step_that_comes_again_only_an_answer_can(texts, max_repeats):
+    steps = steps_of(*texts)
+    assert loop_in(steps_of(*texts, part="thought"), max_repeats) is None
+    assert (loop_in(steps, max_repeats) or "in a row box the answer").count("in a row box the answer") == 1
+
+
+@given(st.lists(words, max_size=6), st.lists(words, min_size=1, max_size=4), st.integers(1, 4))
+def test_steps_that_come_again_so_often_are_found_whatever_stands_before_them(before, block, max_repeats):
+    block = [f"step {number} of those that come again {text}" for number, text in enumerate(block)]
+    assert loop_in(steps_of(*before, *block * (max_repeats + 1), part="thought"), max_repeats)
+    assert loop_in(steps_of(*before, *block * max_repeats, part="thought"), max_repeats) is None
+
+
+def test_every_reason_to_stop_is_told_in_words():
+    reasons = set(get_args(get_type_hints(TrimState)["stopped"]))
+    assert reasons - {""} == set(WHY)

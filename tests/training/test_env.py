@@ -1,0 +1,139 @@
+"""The environment is a Gymnasium environment on both back ends, and pays what it says."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as check_for_sb3
+from toy import build, questions
+
+from trim_graph.policies.learned import AGGREGATE, SEQUENCE
+from trim_graph.training.env import (
+    Recorded,
+    RoutingEnvironment,
+    RoutingVecEnv,
+    Simulated,
+    aggregate_look,
+    sequence_look,
+)
+from trim_graph.training.rollouts import Rollouts
+from trim_graph.training.step_model import StepModel
+
+LOOKS = [aggregate_look(), sequence_look(8)]
+
+
+def step_model():
+    """Scores of right steps are high, of the first wrong one low."""
+    right, lost, slip = np.zeros((4, 4)), np.zeros((4, 4)), np.zeros((4, 4))
+    right[:, 3], lost[:, 2], slip[:, 0] = 0.25, 0.25, 0.25
+    return StepModel(
+        p_small=0.7,
+        p_large=0.98,
+        hazard=np.array([0, 0, 0, 0.5, 1.0]),
+        edges=np.linspace(0, 1, 5),
+        tables=np.array([right, lost, slip]),
+        tokens=np.array([8.0, 12.0]),
+        shrink=np.ones(3),
+    )
+
+
+@pytest.fixture(scope="module")
+def rollouts():
+    found = Rollouts(questions(12), build)
+    asyncio.run(found.explore(40))
+    return found
+
+
+def batches(rollouts, n=1):
+    return [Recorded(rollouts, n, seed=3), Simulated(step_model(), n, seed=3)]
+
+
+@pytest.mark.parametrize("back_end", [0, 1], ids=["recorded", "simulated"])
+@pytest.mark.parametrize("look", LOOKS, ids=["aggregate", "sequence"])
+# An unbounded box, and no spec to make a second one of: both are meant.
+@pytest.mark.filterwarnings("ignore:.*infinity. This is probably too high:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*Not able to test alternative render modes:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*2D observation:UserWarning", "ignore:.*unconventional shape:UserWarning"
+)
+def test_it_is_an_environment(back_end, look, rollouts):
+    environment = RoutingEnvironment(batches(rollouts)[back_end], look, price=0.01)
+    check_env(environment, skip_render_check=True)
+    check_for_sb3(environment)
+
+
+@pytest.mark.parametrize("back_end", [0, 1], ids=["recorded", "simulated"])
+def test_a_seed_repeats_everything(back_end, rollouts):
+    def play():
+        environment = RoutingEnvironment(batches(rollouts)[back_end], LOOKS[0], price=0.01)
+        seen = [environment.reset(seed=5)[0]]
+        rng = np.random.default_rng(0)
+        for _ in range(60):
+            now, _, ended, _, _ = environment.step(np.int64(rng.integers(2)))
+            seen.append(environment.reset()[0] if ended else now)
+        return np.array(seen)
+
+    assert np.array_equal(play(), play())
+
+
+@pytest.mark.parametrize("back_end", [0, 1], ids=["recorded", "simulated"])
+def test_the_reward_is_right_answers_less_tokens(back_end, rollouts):
+    environment = RoutingEnvironment(batches(rollouts)[back_end], LOOKS[0], price=0.01)
+    rng = np.random.default_rng(1)
+    environment.reset(seed=1)
+    for _ in range(40):
+        total, tokens, correct, ended = 0.0, 0, False, False
+        while not ended:
+            action = int(rng.integers(2))
+            _, reward, ended, cut_off, info = environment.step(np.int64(action))
+            total, tokens = total + reward, tokens + info["large_tokens"]
+            assert (info["large_tokens"] > 0) is bool(action)
+            assert not cut_off
+            correct = info["correct"]
+        assert total == pytest.approx(correct - 0.01 * tokens)
+        environment.reset()
+
+
+def test_every_question_comes_once_before_any_comes_again(rollouts):
+    batch = Recorded(rollouts, 1, seed=0)
+    texts, (seen,) = [], batch.begin(None)
+    while len(texts) < 2 * len(rollouts):
+        texts.append(seen.question)
+        ended = False
+        while not ended:
+            (seen,), turn = batch.decide([False])
+            ended = turn.ended[0]
+    assert len(set(texts[: len(rollouts)])) == len(set(texts[len(rollouts) :])) == len(rollouts)
+
+
+@pytest.mark.parametrize("back_end", [0, 1], ids=["recorded", "simulated"])
+def test_many_rows_are_as_many_questions(back_end, rollouts):
+    batch = batches(rollouts, 5)[back_end]
+    rows = RoutingVecEnv(batch, LOOKS[1], price=0.01)
+    seen = rows.reset()
+    assert seen.shape == (5, 8, len(SEQUENCE))
+    present, draft, index = (SEQUENCE.index(name) for name in ("present", "draft", "index"))
+    for _ in range(30):
+        counts = seen[:, :, present].sum(1)
+        assert np.array_equal(seen[:, -1, draft], np.ones(5))
+        assert np.allclose(seen[:, -1, index] * 32, counts - 1)
+        seen, reward, ended, infos = rows.step(np.zeros(5, int))
+        assert (reward[~ended] == 0).all()
+        assert (seen[ended, :, present].sum(1) == 1).all()
+        assert len(infos) == 5
+
+
+def test_the_simulator_is_seen_as_the_simulator_sees_itself():
+    batch = Simulated(step_model(), 50, seed=0)
+    seen = batch.begin(0)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        itself = batch._simulator.seen
+        features = np.array([LOOKS[0].features(one) for one in seen])
+        assert np.allclose(features[:, AGGREGATE.index("min_earlier")], itself.least)
+        assert np.allclose(features[:, AGGREGATE.index("product_earlier")], itself.product)
+        assert np.allclose(features[:, AGGREGATE.index("score")], itself.score)
+        assert np.allclose(features[:, AGGREGATE.index("index")] * 32, itself.index)
+        assert [one.writers[-1:] == ("large",) for one in seen] == itself.by_large.tolist()
+        seen, _ = batch.decide((rng.random(50) < 0.5).tolist())

@@ -1,0 +1,1 @@
+"""Calls of models within a run: what one may use, what a crash loses, and steps written ahead."""

@@ -1,0 +1,270 @@
+"""`trim-graph calibrate`: the operating point of a family of policies for a spend or a PGR."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
+from trim_graph.config.write import check_place, write_config
+from trim_graph.errors import SettingsError
+from trim_graph.evaluation.arms import identity_of, make_family, policy_config
+from trim_graph.evaluation.calibration import (
+    Calibrator,
+    Expectation,
+    Expected,
+    Listed,
+    OutcomeFile,
+    Point,
+    RememberingScorer,
+    Searched,
+    Target,
+    expectation,
+)
+from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset
+
+from .common import Progress, chosen_config, load_parts, parsed_option
+from .terminal import Interrupted, need
+
+DEFAULT_N = 500
+"""Questions of a dataset without end, where -n does not say."""
+FAR = 0.1
+"""A spend that is off by more than this, relative to the target, is remarked on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line of `calibrate`, as given."""
+
+    family: Sequence[str] = ()
+    large_share: float | None = None
+    max_cost: float | None = None
+    pgr: float | None = None
+    dataset: str | None = None
+    config: Path | None = None
+    n: int | None = None
+    concurrency: int = 32
+    seed: int = 0
+    out: Path | None = None
+    keep: Path | None = None
+    json_file: Path | None = None
+
+    def target(self) -> Target:
+        """Return what is wanted.
+
+        Raises:
+            SettingsError: Not exactly one target is given, or it is out of range.
+        """
+        given = {"large_share": self.large_share, "max_cost": self.max_cost, "pgr": self.pgr}
+        chosen = [(kind, value) for kind, value in given.items() if value is not None]
+        if len(chosen) != 1:
+            raise SettingsError("give one of --large-share, --max-cost and --pgr")
+        kind, value = chosen[0]
+        try:
+            return Target(kind, value)  # type: ignore[arg-type]
+        except SettingsError as error:
+            raise SettingsError(f"--{kind.replace('_', '-')}: {error}") from error
+
+
+def run_calibrate(request: Request) -> None:
+    """Calibrate, say what to expect, and write the configuration.
+
+    Raises:
+        TrimError: The request cannot be fulfilled.
+        Interrupted: Ctrl-C.
+    """
+    need("cli", "numpy")
+    for option, value in (("-n", request.n), ("--concurrency", request.concurrency)):
+        if value is not None and value < 1:
+            raise SettingsError(f"{option} is {value}: choose 1 or more")
+    target = request.target()
+    config = chosen_config(request.config, {"settings": {"seed": request.seed}})
+    out = _place(request)
+    family = make_family(request.family, config.policy.model_dump())
+    if target.kind == "max_cost" and not any(price.input or price.output for _, price in config.prices):
+        raise SettingsError(
+            "--max-cost needs prices: put `prices: {large: {input: 0.5, output: 1.5}}` and the "
+            "like into the file of --config"
+        )
+    dataset = _dataset(request)
+    questions = list(first_questions(dataset, request.n, default=DEFAULT_N))
+    if not questions:
+        raise SettingsError(f"--dataset {request.dataset}: there are no questions in it")
+    if request.n is not None and request.n > len(questions):
+        raise SettingsError(
+            f"--dataset {request.dataset} has {len(questions)} questions; {request.n} are wanted"
+        )
+    work = _Calibration(request, config, dataset, load_parts(config, rated=_rated(family)))
+    calibrator = work.calibrator(questions)
+    try:
+        point = asyncio.run(calibrator.find(family, target))
+    except KeyboardInterrupt as error:
+        kept = f"; what was measured is in {request.keep}: the same command goes on" if request.keep else ""
+        raise Interrupted(f"interrupted{kept}") from error
+    finally:
+        work.close()
+    policy = family.policy(point.setting)
+    expected = asyncio.run(_expectation(calibrator, policy, request.seed))
+    write_config(request.config, out, policy)
+    if request.json_file:
+        _write_report(request, target, policy, expected, calibrator, dataset)
+    _show(point, target, policy, expected, dataset, out)
+
+
+def _place(request: Request) -> Path:
+    out = request.out
+    if out is None:
+        source = request.config or Path("trim.yaml")
+        out = source.with_name(f"{source.stem}.calibrated.yaml")
+    check_place(request.config, out)
+    file = request.json_file
+    if file is not None and not file.absolute().parent.is_dir():
+        raise SettingsError(f"--json {file}: the folder {file.absolute().parent} does not exist")
+    if request.keep is not None:
+        try:
+            request.keep.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"--keep {request.keep} cannot be made a folder: {error.strerror}") from error
+    return out
+
+
+def _dataset(request: Request) -> Dataset:
+    given = request.dataset
+    if given is None:
+        if request.config is not None:
+            raise SettingsError(
+                "--dataset is missing: which questions are the models of --config to be tried on?"
+            )
+        given = "arithmetic:standard"
+    parsed = parsed_option("--dataset", given, "{type: file, path: questions.jsonl}")
+    return make_dataset(parsed, part="validation", seed=request.seed)
+
+
+def _rated(family: Searched | Listed) -> bool:
+    settings = family.policies if isinstance(family, Listed) else [0.5]
+    return any(policy_config(family.policy(setting)).build().needs_score for setting in settings)
+
+
+class _Calibration:
+    """What the commands adds to a `Calibrator`: the models of a configuration, a folder, progress."""
+
+    def __init__(self, request: Request, config: TrimConfig, dataset: Dataset, parts: Parts) -> None:
+        self.request, self.config, self.dataset = request, config, dataset
+        self.scorer = None if parts.scorer is None else RememberingScorer(parts.scorer)
+        self.parts = Parts(_remembering(parts.small), _remembering(parts.large), self.scorer)
+        self.identity = {
+            **identity_of(config),
+            "prices": config.prices.model_dump(),
+            "dataset": dataset.identity(),
+        }
+        self.bar: Progress | None = None
+        self._opened = ExitStack()
+
+    def calibrator(self, questions: list[Any]) -> Calibrator:
+        """Make it."""
+        folder = self.request.keep
+        self.n = len(questions)
+        return Calibrator(
+            lambda policy: build_graph(for_measuring(self._with(policy)), parts=self.parts),
+            questions,
+            scores=self.scorer.draft_scores if self.scorer else list,
+            concurrency=self.request.concurrency,
+            store=None if folder is None else lambda policy: self._store(folder, policy),
+            on_begin=self._begin,
+            on_outcome=lambda outcome: self.bar.advance() if self.bar else None,
+            on_point=lambda point: self._tell(point),
+        )
+
+    def close(self) -> None:
+        """End the progress bar."""
+        self._opened.close()
+
+    def _with(self, policy: dict[str, Any]) -> TrimConfig:
+        return self.config.model_copy(update={"policy": policy_config(policy)})
+
+    def _store(self, folder: Path, policy: dict[str, Any]) -> OutcomeFile:
+        chosen = identity_of(self._with(policy))["policy"]
+        return OutcomeFile(folder, {**self.identity, "policy": chosen}, self.scorer)
+
+    def _begin(self, policy: dict[str, Any], done: int) -> None:
+        self._opened.close()
+        self.bar = self._opened.enter_context(Progress(json.dumps(policy), self.n, done=done))
+
+    def _tell(self, point: Point) -> None:
+        self._opened.close()
+        figures = {
+            "share": point.share,
+            "cost": point.cost or None,
+            "accuracy": point.accuracy,
+            "pgr": point.pgr,
+        }
+        told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if value is not None)
+        print(f"{point.setting}: {told}", file=sys.stderr, flush=True)
+
+
+def _remembering(model: Any) -> Any:
+    """Let a greedy model remember its answers: the policies of a family mostly ask it the same."""
+    from langchain_core.caches import InMemoryCache
+
+    if getattr(model, "temperature", None) == 0 and getattr(model, "cache", False) is None:
+        model.cache = InMemoryCache()
+    return model
+
+
+async def _expectation(calibrator: Calibrator, policy: dict[str, Any], seed: int) -> Expectation:
+    outcomes = await calibrator.outcomes(policy)
+    return expectation(outcomes, small=calibrator.small, large=calibrator.large, seed=seed)
+
+
+def _show(
+    point: Point, target: Target, policy: dict[str, Any], expected: Expectation, dataset: Dataset, out: Path
+) -> None:
+    part = f", {dataset.part_name}" if dataset.part_name else ""
+    print(f"policy: {json.dumps(policy)}")
+    print(f"To expect, measured on {expected['n']} questions of {dataset.name}{part} (95 % intervals):")
+    names = {
+        "share": "share of large tokens",
+        "large_tokens": "large tokens a question",
+        "cost": "cost a question",
+        "accuracy": "accuracy",
+        "pgr": "gap recovered (PGR)",
+    }
+    for key, name in names.items():
+        figure: Expected = expected[key]  # type: ignore[literal-required]
+        if figure["value"] is not None and (key != "cost" or figure["value"]):
+            spread = figure["interval"]
+            between = f" ({spread.low:.4g} to {spread.high:.4g})" if spread else ""
+            print(f"  {name:<24} {figure['value']:.4g}{between}")
+    value = point.value(target) or 0.0
+    off = target.value - value if target.kind == "pgr" else abs(value - target.value) - FAR * target.value
+    if off > 0:
+        wanted = f"{target.kind.replace('_', ' ')} of {target.value:g}"
+        print(f"No policy of this family comes closer to the {wanted}.")
+    print(f"written to {out}")
+
+
+def _write_report(
+    request: Request,
+    target: Target,
+    policy: dict[str, Any],
+    expected: Expectation,
+    calibrator: Calibrator,
+    dataset: Dataset,
+) -> None:
+    report = {
+        "what": "trim-graph calibrate",
+        "target": asdict(target),
+        "policy": policy,
+        "expected": expected,
+        "dataset": dataset.identity(),
+        "seed": request.seed,
+        "points": [asdict(point) for point in calibrator.points.values()],
+    }
+    assert request.json_file is not None
+    request.json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,189 @@
+"""`trim-graph collect`: traces of a dataset under a behaviour policy."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trim_graph.config import TrimConfig, for_measuring
+from trim_graph.errors import SettingsError, TrimError
+from trim_graph.evaluation.arms import identity_of
+from trim_graph.evaluation.datasets import Dataset, make_dataset
+from trim_graph.evaluation.executor import Executor, Models
+from trim_graph.evaluation.experiment import CollectTraces, WorkItems
+from trim_graph.evaluation.runner import MAX_CONSECUTIVE_FAILURES
+from trim_graph.evaluation.traces import Source, Trace, parse_trace, read_traces, write_traces
+from trim_graph.storage.journal import Journal, settings_beside
+
+from .common import Progress, chosen_config, load_parts, open_executor, parsed_option
+from .eval import count_questions
+from .terminal import Interrupted, need
+
+DEFAULT_N = 1000
+"""Questions of a dataset without end, where -n does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line of `collect`, as given."""
+
+    dataset: str
+    out: Path
+    config: Path | None = None
+    policy: str | None = None
+    n: int | None = None
+    concurrency: int = 32
+    seed: int = 0
+    label_steps: bool = False
+    retry_errors: bool = False
+    ray: str | None = None
+    ray_workers: int | None = None
+
+
+def run_collect(request: Request) -> None:
+    """Collect the traces that a request asks for, or what is left of them.
+
+    Raises:
+        TrimError: The request cannot be fulfilled.
+        Interrupted: Ctrl-C.
+    """
+    collection = _Collection(request)
+    path = _journal_path(request.out)
+    with _open(path, request, collection.settings) as journal:
+        if collection.items.count_unfinished(journal.finished):
+            with collection.executor() as executor:
+                collection.run(journal, executor)
+        progress = collection.progress(journal)
+    if path != request.out:
+        write_traces(request.out, read_traces(path, errors=True))
+        path.unlink()
+    print(f"{progress} in {request.out}")
+
+
+class _Collection:
+    """A collection under way."""
+
+    def __init__(self, request: Request) -> None:
+        _check(request)
+        self.request = request
+        overrides: dict[str, Any] = {"settings": {"seed": request.seed}}
+        if request.policy is not None:
+            example = "{type: random_rate, rate: 0.3}"
+            overrides["policy"] = parsed_option("--policy", request.policy, example)
+        self.config: TrimConfig = chosen_config(request.config, overrides)
+        given = parsed_option("--dataset", request.dataset, "{type: file, path: questions.jsonl}")
+        dataset: Dataset = make_dataset(given, part="train", seed=request.seed)
+        self.settings = {
+            **identity_of(self.config),
+            "dataset": dataset.identity(),
+            "label_steps": request.label_steps,
+        }
+        total = count_questions("--dataset", request.dataset, dataset, request.n, DEFAULT_N)
+        self.items = WorkItems(dataset, total)
+        self.errors = self.in_a_row = 0
+
+    def executor(self) -> AbstractContextManager[Executor]:
+        """Return a context with the executor that runs the models."""
+        config, request = for_measuring(self.config), self.request
+
+        def load() -> Models:
+            return Models(config, load_parts(self.config, rated=True))
+
+        return open_executor(config, load, rated=True, ray=request.ray, count=request.ray_workers)
+
+    def progress(self, journal: Journal) -> str:
+        """Say how far it is."""
+        failed = f", {self.errors} of them failed now" if self.errors else ""
+        return f"{len(journal.finished)} questions{failed}"
+
+    def run(self, journal: Journal, executor: Executor) -> None:
+        """Run what is left.
+
+        Raises:
+            Interrupted: Ctrl-C.
+            TrimError: `MAX_CONSECUTIVE_FAILURES` questions failed in a row.
+        """
+        items, dataset = self.items, self.items.dataset
+        source = Source(
+            dataset=dataset.name,
+            split=dataset.part_name,
+            policy=self.config.policy.model_dump(),
+            seed=self.config.settings.seed,
+        )
+        left = items.count_unfinished(journal.finished)
+
+        def keep(trace: Trace) -> None:
+            journal.append(dict(trace))
+            bar.advance(failed=trace["error"] is not None)
+            self._give_up(trace, journal)
+
+        async def work() -> None:
+            await executor.map(
+                CollectTraces(source, label_steps=self.request.label_steps),
+                ((item.index, item.question) for item in items.unfinished(journal.finished)),
+                concurrency=min(self.request.concurrency, left),
+                on_result=keep,
+            )
+
+        try:
+            asyncio.run(executor.ready())
+            with Progress("collecting", len(items), done=len(items) - left) as bar:
+                asyncio.run(work())
+        except KeyboardInterrupt as error:
+            raise Interrupted(
+                f"interrupted: {self.progress(journal)} in {journal.path}; the same command goes on"
+            ) from error
+
+    def _give_up(self, trace: Trace, journal: Journal) -> None:
+        if trace["error"] is None:
+            self.in_a_row = 0
+            return
+        self.errors, self.in_a_row = self.errors + 1, self.in_a_row + 1
+        if self.in_a_row >= MAX_CONSECUTIVE_FAILURES:
+            raise TrimError(
+                f"{self.in_a_row} questions failed in a row, the last with {trace['error']}. When that is "
+                f"put right, go on with --retry-errors; {self.progress(journal)} in {journal.path}"
+            )
+
+
+def _journal_path(out: Path) -> Path:
+    """Return the journal: the file of traces itself, or, for Parquet, one beside it until all is there."""
+    return out.with_name(f"{out.name}.jsonl") if out.suffix == ".parquet" else out
+
+
+def _open(path: Path, request: Request, settings: dict[str, Any]) -> Journal:
+    """Open the journal, with the traces of an earlier Parquet file."""
+    out = request.out
+    if out.suffix == ".parquet":
+        need("cli,eval", "pyarrow")
+        if out.exists() and not path.exists():
+            if not settings_beside(path).exists():
+                raise SettingsError(f"--out {out} exists and was made otherwise: choose another file")
+            write_traces(path, read_traces(out, errors=True))
+
+    def keep(record: dict[str, Any]) -> bool:
+        return not request.retry_errors or parse_trace(record, str(path))["error"] is None
+
+    return Journal(path, settings, keep=keep)
+
+
+def _check(request: Request) -> None:
+    """Refuse before minutes of work what would fail after them."""
+    if request.n is not None and request.n < 1:
+        raise SettingsError(f"-n is {request.n}: choose 1 or more")
+    if request.concurrency < 1:
+        raise SettingsError(f"--concurrency is {request.concurrency}: choose 1 or more")
+    out = request.out
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise SettingsError(f"--out {out}: the name must end in .jsonl or .parquet")
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise SettingsError(f"--out {out}: the folder {folder} does not exist")
+    if out.is_dir() or not os.access(out if out.exists() else folder, os.W_OK):
+        raise SettingsError(
+            f"--out {out} cannot be written: {'a folder' if out.is_dir() else 'no permission'}"
+        )

@@ -1,0 +1,336 @@
+"""What commands share: models of a configuration, who does the work, progress, and consoles."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import rich.console
+from rich.progress import TextColumn
+from rich.segment import Segment
+from rich.text import Text
+
+from trim_graph.config import Parts, TrimConfig, build_parts, example_config, load_config
+from trim_graph.errors import InputError, SettingsError, TrimError, may_be_shown
+from trim_graph.evaluation.arms import Judge
+from trim_graph.evaluation.executor import Executor, LocalExecutor, Models
+
+from .terminal import guarded, need, unguarded, visible
+
+
+def chosen_config(file: Path | None, overrides: dict[str, Any]) -> TrimConfig:
+    """Read the configuration, or put together the one of the example models."""
+    if file is not None:
+        return load_config(file, overrides=overrides)
+    return example_config(overrides)
+
+
+def parsed_option(option: str, given: str, example: str) -> Any:
+    """Read an option that is a name or a YAML mapping.
+
+    Raises:
+        SettingsError: It is not YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(given)
+    except yaml.YAMLError:
+        shown = f" {given!r}" if may_be_shown(given) else ""
+    raise SettingsError(f"{option}{shown} is neither a name nor a mapping such as '{example}'")
+
+
+def readable(problem: str, config: TrimConfig) -> str:
+    """Check a problem before a model sees it.
+
+    Raises:
+        InputError: It is empty, or the example models cannot read it.
+    """
+    if not problem.strip():
+        raise InputError('the problem is empty: trim-graph solve "PROBLEM"')
+    if "example" not in (config.small.type, config.large.type):
+        return problem
+    from trim_graph.examples.arithmetic.readable import read_problem
+
+    return read_problem(problem)
+
+
+def load_parts(config: TrimConfig, *, rated: bool = False) -> Parts:
+    """Make the models and load their weights, so that loading counts neither as a step nor as time spent.
+
+    Args:
+        config: Names them.
+        rated: Whether the scorer is needed also where the policy looks at no score.
+
+    Raises:
+        SettingsError: A model cannot be loaded.
+        MissingExtra: What runs models is not installed.
+    """
+    need_extras(config)
+    parts = build_parts(config)
+    with _loading() as tell:
+        for name, model in (("small", parts.small), ("large", parts.large)):
+            tell(f"loading the {name} model")
+            with _refusing(name):
+                load_chat_model(model)
+        if loads_scorer(config) and (rated or config.policy.build().needs_score):
+            tell("loading the scorer")
+            with _refusing("scorer"):
+                parts.scorer.score("1", [{"text": "1", "writer": "small"}])
+    return parts
+
+
+def load_scorer(config: TrimConfig) -> Any:
+    """Make the scorer alone and load its weights.
+
+    Raises:
+        SettingsError: There is none, or it cannot be loaded.
+        MissingExtra: What runs it is not installed.
+    """
+    if config.scorer is None:
+        raise SettingsError("the configuration names no scorer")
+    _need(_scorer_types(config))
+    with _loading() as tell:
+        tell("loading the scorer")
+        with _refusing("scorer"):
+            scorer = config.scorer.build()
+            if loads_scorer(config):
+                scorer.score("1", [{"text": "1", "writer": "small"}])
+    return scorer
+
+
+_HERE = {"transformers", "transformers_prm", "example"}
+_ON_SERVERS = {"vllm", "vllm_prm"}
+_ON_ENGINES = {"vllm_engine", "vllm_engine_prm"}
+
+
+def need_extras(config: TrimConfig) -> None:
+    """Import what the models of a configuration need, or say how to get it.
+
+    Raises:
+        MissingExtra: Something is not installed.
+    """
+    _need({config.small.type, config.large.type} | _scorer_types(config))
+
+
+def _scorer_types(config: TrimConfig) -> set[str]:
+    if config.scorer is None:
+        return set()
+    return {config.scorer.model.type if config.scorer.type == "llm_judge" else config.scorer.type}
+
+
+def _need(types: set[str]) -> None:
+    if types & _HERE:
+        need("cli,local", "torch", "transformers", "safetensors")
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if types & _ON_SERVERS:
+        need("cli,vllm", "httpx", "transformers")
+    if types & _ON_ENGINES:
+        from trim_graph.adapters.vllm.engine import vllm_module
+
+        vllm_module()
+    if "langchain" in types:
+        need("cli,hosted", "langchain")
+
+
+def load_chat_model(model: Any) -> None:
+    """Load weights, or start an engine; a hosted model has nothing to load."""
+    from langchain_core.messages import HumanMessage
+
+    if hasattr(model, "start"):
+        model.start()
+    if hasattr(model, "count_prompt_tokens"):
+        model.count_prompt_tokens([HumanMessage("1")])
+
+
+def loads_scorer(config: TrimConfig) -> bool:
+    """Tell whether the scorer has weights of its own to load."""
+    return config.scorer is not None and config.scorer.type not in ("llm_judge", "token_probability")
+
+
+def _loading() -> AbstractContextManager[Callable[[str], None]]:
+
+    return status("loading")
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Name the model that cannot be loaded; libraries say why in their first line, and then at length."""
+    try:
+        yield
+    except TrimError as error:
+        raise SettingsError(f"{name}: {error}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise SettingsError(f"{name}: the model cannot be loaded: {lines[0]}") from error
+
+
+@contextmanager
+def open_executor(
+    config: TrimConfig,
+    load: Callable[[], Models],
+    *,
+    judge: Judge | None = None,
+    rated: bool,
+    ray: str | None,
+    count: int | None,
+) -> Iterator[Executor]:
+    """Opens the executor that a command line asks for.
+
+    Args:
+        config: Names the models.
+        load: Loads them in this process.
+        judge: Scores in the scorer's place where a task says so.
+        rated: Whether the scorer is needed also where the policy looks at no score.
+        ray: Address of a Ray cluster, or ``auto``; None: the models run here.
+        count: Workers on the cluster.
+
+    Raises:
+        SettingsError: The cluster cannot be reached, or there is none to have workers on.
+        MissingExtra: Ray is not installed.
+    """
+    if ray is None:
+        if count is not None:
+            raise SettingsError("--ray-workers needs --ray")
+        yield LocalExecutor(load)
+        return
+    need("ray", "ray")
+    need_extras(config)
+    from trim_graph.distributed.ray import open_ray_executor
+
+    with open_ray_executor(ray, partial(_models, config, judge, rated), config, count=count) as executor:
+        yield executor
+
+
+def _models(config: TrimConfig, judge: Judge | None, rated: bool) -> Models:
+    """Loads the models on a worker."""
+    return Models(config, load_parts(config, rated=rated), judge)
+
+
+EVERY = 30.0
+"""Seconds between two lines in a log."""
+
+
+class Progress:
+    """How far a piece of work has come.
+
+    Args:
+        what: In a word.
+        total: How many items there are; None if nobody knows.
+        done: How many were done before.
+        every: Seconds between two lines, where stderr is no terminal.
+    """
+
+    def __init__(self, what: str, total: int | None, *, done: int = 0, every: float = EVERY) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        self.what, self.total, self.done, self.every = what, total, done, every
+        self.now = self.failed = 0
+        self._begun = self._told = time.monotonic()
+        console = Console(stderr=True)
+        self._bar: Bar | None = None
+        self._shown = ExitStack()
+        if console.is_terminal:
+            columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn())
+            rest = (TimeElapsedColumn(), text_column("{task.fields[rate]}"))
+            self._bar = Bar(*columns, *rest, console=console)
+            self._show = partial(live, self._bar)
+            self._task = self._bar.add_task(what, total=total, completed=done, rate="")
+
+    def advance(self, *, failed: bool = False) -> None:
+        """Note that one more is done."""
+        self.now, self.failed = self.now + 1, self.failed + failed
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done + self.now, rate=self.rate())
+        elif time.monotonic() - self._told >= self.every:
+            self._told = time.monotonic()
+            print(f"{self.what}: {self.line()}", file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        """Say how far it is."""
+        total = "" if self.total is None else f"/{self.total}"
+        return f"{self.done + self.now}{total}, {self.rate()}"
+
+    def rate(self) -> str:
+        """Say how fast it goes, how long it takes, and how much has failed."""
+        a_second = self.now / max(time.monotonic() - self._begun, 1e-9)
+        told = f"{a_second:.1f}/s"
+        if self.total is not None and a_second > 0:
+            left = round((self.total - self.done - self.now) / a_second)
+            told += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+        return f"{told}, {self.failed} failed" if self.failed else told
+
+    def __enter__(self) -> Self:
+        self._begun = self._told = time.monotonic()
+        if self._bar is not None:
+            self._shown.enter_context(self._show())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._shown.close()
+        if self._bar is None:
+            print(f"{self.what}: {self.line()}", file=sys.stderr, flush=True)
+
+
+Display = TypeVar("Display", bound=AbstractContextManager[Any])
+
+
+class Console(rich.console.Console):
+    """The console of every command.
+
+    Args:
+        stderr: Whether it writes to stderr.
+        plain_width: Width where the stream is no terminal.
+        options: Further options of rich's console.
+    """
+
+    def __init__(self, *, stderr: bool = False, plain_width: int | None = None, **options: Any) -> None:
+        stream = unguarded(sys.stderr if stderr else sys.stdout)
+        super().__init__(file=stream, markup=False, emoji=False, highlight=False, **options)
+        if plain_width is not None and not self.is_terminal:
+            self.width = plain_width
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make a text that rich can lay out; before rich drops some control characters unseen."""
+        return super().render_str(visible(text), **options)
+
+    def render(
+        self, renderable: rich.console.RenderableType, options: rich.console.ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render, with nothing left in a text that acts on a terminal; rich's own moves are apart from it."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+def text_column(form: str) -> TextColumn:
+    """Make a column of a moving display, whose text is no markup."""
+    return TextColumn(form, markup=False)
+
+
+@contextmanager
+def live(display: Display) -> Iterator[Display]:
+    """Show a display that moves.
+
+    Rich takes the place of stdout and stderr meanwhile, and would read escape sequences out of what is
+    printed: a guard goes before it.
+    """
+    with display, guarded():
+        yield display
+
+
+@contextmanager
+def status(text: str) -> Iterator[Callable[[str], None]]:
+    """Show on stderr what is under way; yields a function that says what is next."""
+    with live(Console(stderr=True).status(Text(visible(text)))) as shown:
+        yield lambda text: shown.update(Text(visible(text)))

@@ -1,0 +1,131 @@
+"""`trim-graph doctor`: what is wrong with a set-up, as a table and in sentences."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trim_graph.config import TrimConfig
+from trim_graph.errors import SettingsError, TrimError
+
+from .common import chosen_config, load_chat_model, loads_scorer, need_extras
+
+if TYPE_CHECKING:
+    from trim_graph.doctor.subjects import Finding, Report
+
+FAULTS = 1
+"""Exit code where there are faults."""
+WIDTH = 120
+"""Of the table where stdout is no terminal."""
+_STYLES = {"ok": "green", "hint": "yellow", "fault": "bold red", "skipped": "dim"}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line of `doctor`, as given."""
+
+    config: Path | None
+    timeout: float
+    as_json: bool
+
+
+def run_doctor(request: Request) -> int:
+    """Check the set-up of a request and print what was found.
+
+    Returns:
+        The exit code: 0, or 1 where there are faults.
+
+    Raises:
+        TrimError: The request or the configuration is not valid.
+        MissingExtra: What the models need is not installed.
+    """
+    if not request.timeout > 0:
+        raise SettingsError(f"--timeout is {request.timeout:g}: choose a number of seconds above 0")
+    config = chosen_config(request.config, {})
+    entries = [entry for entry in (config.small, config.large, config.scorer) if entry is not None]
+    need_extras(config)
+    report = _examined(config, request.timeout).without(_keys(entries))
+    if request.as_json:
+        place = None if request.config is None else str(request.config)
+        print(json.dumps({"what": "trim-graph doctor", "config": place, **report.record()}, indent=1))
+    else:
+        _show(report)
+    return FAULTS if report.faults else 0
+
+
+def _examined(config: TrimConfig, timeout: float) -> Report:
+    from trim_graph.doctor.examination import examine
+
+    from .common import status
+
+    with status("loading models") as tell:
+        unusable, loaded = _load(config)
+        try:
+            return asyncio.run(examine(config, limit=timeout, told=tell, unusable=unusable))
+        finally:
+            loaded.clear()
+
+
+def _load(config: TrimConfig) -> tuple[list[Finding], list[Any]]:
+    """Load the models that run in this process, so that no check is charged for it.
+
+    Returns:
+        Which cannot be loaded; and what was, to be kept: an engine ends with the last that uses it.
+    """
+    from trim_graph.doctor.subjects import Finding
+
+    found: list[Finding] = []
+    loaded: list[Any] = []
+    for part in ("small", "large", "scorer"):
+        entry: Any = getattr(config, part)
+        if entry is None or hasattr(entry, "base_url"):
+            continue
+        try:
+            if part != "scorer":
+                loaded.append(entry.build(part))
+                load_chat_model(loaded[-1])
+            elif loads_scorer(config):
+                loaded.append(entry.build())
+                loaded[-1].score("1", [{"text": "1", "writer": "small"}])
+        except (TrimError, OSError, ValueError, RuntimeError, AttributeError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            found.append(Finding("fault", lines[0], "see what it says", part=part, check="loading"))
+    return found, loaded
+
+
+def _keys(entries: list[Any]) -> list[str]:
+    names = {getattr(entry, "api_key_env", None) for entry in entries}
+    return [os.environ.get(name, "").strip() for name in names if name]
+
+
+def _show(report: Report) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from .common import Console
+
+    console = Console(plain_width=WIDTH)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("part", "check", "", "what was found"):
+        table.add_column(column, overflow="fold")
+    before = None
+    for finding in report.findings:
+        # A line for each check that an earlier fault has left pointless would bury that fault.
+        if finding.status == "skipped" and before is not None and before.status == "skipped":
+            continue
+        check = "all further checks" if finding.status == "skipped" else finding.check
+        status = Text(finding.status, style=_STYLES[finding.status])
+        table.add_row(finding.part, check, status, finding.found)
+        before = finding
+    console.print(table)
+    for finding in report.faults:
+        console.print(f"\n{finding.sentence}.", soft_wrap=True)
+    advised = [finding for finding in report.hints if finding.mend]
+    for finding in advised:
+        line = f"\nhint, {finding.part}, {finding.check}: {finding.found}; {finding.mend}."
+        console.print(line, soft_wrap=True)
+    console.print(f"\n{report.verdict}", style="bold", soft_wrap=True)

@@ -1,0 +1,490 @@
+"""`trim-graph eval`: what would a policy save, and what would it cost in accuracy? `report`: its page."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trim_graph.budget import Prices
+from trim_graph.errors import InputError, SettingsError
+from trim_graph.evaluation.arms import (
+    RANDOM_RATES,
+    REFERENCES,
+    Arm,
+    check_names,
+    identity_of,
+    judge_of,
+    policy_arms,
+    policy_config,
+    random_arms,
+    sweep_arms,
+)
+from trim_graph.evaluation.baselines import BASELINES, MATHEMATICS, OPERATIONS, Baselines, Validation
+from trim_graph.evaluation.datasets import (
+    Dataset,
+    first_questions,
+    make_dataset,
+    read_through,
+    shared_questions,
+)
+from trim_graph.evaluation.executor import Executor, Models
+from trim_graph.evaluation.experiment import Harness, Plan, known_arms
+from trim_graph.evaluation.records import SUMMARY, ArmSummary, Figure, RunSummary, write_json, write_rows
+from trim_graph.evaluation.verdicts import Worth, summarise_run
+
+from .common import Progress, chosen_config, load_parts, open_executor, parsed_option
+from .terminal import Interrupted, need
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def run_eval(request: Request) -> RunSummary:
+    """Evaluate, write the run's folder, print the summary.
+
+    Raises:
+        TrimError: The request cannot be fulfilled.
+        Interrupted: Ctrl-C.
+    """
+    evaluation = Evaluation(request)
+    try:
+        with evaluation.executor() as executor:
+            harness = asyncio.run(evaluation.run(executor))
+        summary = evaluation.finish(harness)
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"interrupted: the same command goes on with {request.out}") from error
+    finally:
+        evaluation.close()
+
+    show(summary, request.out, as_json=request.as_json)
+    return summary
+
+
+class Evaluation:
+    """A request that has been checked; models are loaded last.
+
+    Args:
+        request: What is asked for.
+    """
+
+    def __init__(self, request: Request) -> None:
+        need("cli,eval", "numpy", "pyarrow")
+        check_request(request)
+        self.request = request
+        overrides: dict[str, Any] = {"settings": {"seed": request.seed}}
+        if request.prices is not None:
+            example = "{large: {input: 0.5, output: 1.5}}"
+            overrides["prices"] = parsed_option("--prices", request.prices, example)
+        self.config = chosen_config(request.config, overrides)
+        self.arms = self._arms()
+        self.baselines = chosen_baselines(request.baselines)
+        self.dataset = read_dataset("--dataset", request.dataset, "test", request.seed)
+        self.n = count_questions("--dataset", request.dataset, self.dataset, request.n, DEFAULT_N)
+        self.judge = judge_of(request.judge, self.config)
+        self.leak: str | None = None
+        self.warnings = list[str]()
+        """What a reader of the summary should know."""
+        self.validation = self._validation()
+        self.plan = self._plan()
+        known_arms(request.out, self.plan.settings)  # refuses a folder that was begun otherwise
+        self._bar: Progress | None = None
+        self._opened = ExitStack()
+
+    def executor(self) -> AbstractContextManager[Executor]:
+        """Return a context with the executor that runs the models."""
+        rated = self.config.scorer is not None
+
+        def load() -> Models:
+            return Models(self.config, load_parts(self.config, rated=rated), self.judge)
+
+        request = self.request
+        return open_executor(
+            self.config, load, judge=self.judge, rated=rated, ray=request.ray, count=request.ray_workers
+        )
+
+    def _arms(self) -> list[Arm]:
+        given = self.request.policies
+        own = [] if self.request.sweeps and not given else policy_arms(given, self.config.policy.model_dump())
+        arms = own + sweep_arms(self.request.sweeps) + random_arms(chosen_rates(self.request.random_rates))
+        check_names(arms)
+        if self.config.scorer is None:
+            for arm in arms:
+                if policy_config(arm.policy).build().needs_score:
+                    raise SettingsError(
+                        f"the policy {arm.name} needs scores: name a scorer in the configuration"
+                    )
+        return arms
+
+    def _plan(self) -> Plan:
+        request, config = self.request, self.config
+        identity = {key: value for key, value in identity_of(config).items() if key != "policy"}
+        settings = {
+            **identity,
+            "prices": config.prices.model_dump(),
+            "dataset": self.dataset.identity(),
+            "samples": request.samples,
+            "concurrency": request.concurrency,
+        }
+        return Plan(
+            dataset=self.dataset,
+            n=self.n,
+            samples=request.samples,
+            seed=request.seed,
+            concurrency=request.concurrency,
+            prices=config.prices,
+            settings=settings,
+            retry_errors=request.retry_errors,
+        )
+
+    def _validation(self) -> tuple[Any, int] | None:
+        """Return the validation questions and how many."""
+        request = self.request
+        given = request.validation
+        if given is None:
+            if self.dataset.type != "arithmetic":
+                return None
+            given = f"arithmetic:{self.dataset.split}:validation"
+        dataset = read_dataset("--validation", given, "validation", request.seed)
+        if dataset.identity() == self.dataset.identity():
+            raise SettingsError("--validation are the questions of --dataset: choose others")
+        n = count_questions("--validation", given, dataset, request.validation_n, VALIDATION_N)
+        if shared := shared_questions(self.dataset, self.n, dataset, n):
+            self.leak = (
+                f"{shared} of the {n} questions of --validation are among those of --dataset: what is fitted "
+                "on them, router and kind, looks better here than it is"
+            )
+        return dataset, n
+
+    async def run(self, executor: Executor) -> Harness:
+        """Run all arms.
+
+        Args:
+            executor: Runs the models.
+        """
+        harness = Harness(self.request.out, self.plan, executor, on_begin=self._begin, on_row=self._advance)
+        self._announce()
+        if self.leak and {"router", "kind"} & set(self.baselines):
+            self.warnings.append(self.leak)
+            print(f"warning: {self.leak}", file=sys.stderr, flush=True)
+        for arm in (*REFERENCES, *self.arms):
+            await harness.run(arm.name, arm.settings, arm.policy)
+        if self.baselines:
+            await self._run_baselines(harness)
+        self.close()
+        return harness
+
+    def finish(self, harness: Harness) -> RunSummary:
+        """Write the rows and the summary of all arms."""
+        request = self.request
+        self.warnings += [
+            f"the arm {arm} is left out: questions are lacking, or all failed" for arm in harness.take_older()
+        ]
+        write_rows(request.out, list(harness.arms))
+        worth = Worth(priced=_priced(self.config.prices), second=request.cost_per_second)
+        summary = summarise_run(harness, self.config, worth, self.warnings)
+        write_json(request.out / SUMMARY, summary)
+        return summary
+
+    async def _run_baselines(self, harness: Harness) -> None:
+        pattern = self.request.pattern
+        scorer = self.config.scorer
+        work = Baselines(
+            harness=harness,
+            validation=self._validate(harness),
+            scorer_type=None if scorer is None else scorer.type,
+            judge_name=None if self.judge is None else self.judge.name,
+            pattern=pattern or (OPERATIONS if self.dataset.type == "arithmetic" else MATHEMATICS),
+            seed=self.request.seed,
+        )
+        self.warnings += await work.run(self.baselines, all_of_them=self.request.baselines == "all")
+
+    def _validate(self, harness: Harness) -> Validation | None:
+        """Return what runs the models alone on the validation questions, where there are any."""
+        if self.validation is None:
+            return None
+        dataset, n = self.validation
+        advance = lambda trace: self._bar.advance() if self._bar else None  # noqa: E731
+        return Validation(harness=harness, dataset=dataset, n=n, on_trace=advance)
+
+    def _announce(self) -> None:
+        runs = self.n * self.request.samples
+        told = [arm.name for arm in self.arms] + list(self.baselines)
+        print(
+            f"{runs} runs an arm: small, large, {', '.join(told)}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _begin(self, arm: str, total: int, done: int) -> None:
+        self.close()
+        self._bar = self._opened.enter_context(Progress(arm, total, done=done))
+
+    def _advance(self, row: Any) -> None:
+        if self._bar is not None:
+            self._bar.advance(failed=row["error"] is not None)
+
+    def close(self) -> None:
+        """End the progress bar."""
+        self._opened.close()
+        self._bar = None
+
+
+def _priced(prices: Prices) -> bool:
+    return any(price.input or price.output for _, price in prices)
+
+
+DEFAULT_N = 200
+"""Questions of a dataset without end, where -n does not say."""
+VALIDATION_N = 300
+"""Validation questions, where --validation-n does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line of `eval`, as given."""
+
+    dataset: str
+    out: Path
+    config: Path | None = None
+    policies: Sequence[str] = ()
+    sweeps: Sequence[str] = ()
+    random_rates: str = ",".join(f"{rate:g}" for rate in RANDOM_RATES)
+    baselines: str = "all"
+    validation: str | None = None
+    validation_n: int | None = None
+    pattern: str | None = None
+    judge: str | None = None
+    prices: str | None = None
+    cost_per_second: float = 0.0
+    n: int | None = None
+    samples: int = 1
+    seed: int = 0
+    concurrency: int = 32
+    retry_errors: bool = False
+    as_json: bool = False
+    ray: str | None = None
+    ray_workers: int | None = None
+
+
+def read_dataset(option: str, given: str, part: Any, seed: int) -> Dataset:
+    """Read an option that names a dataset."""
+    parsed = parsed_option(option, given, "{type: file, path: questions.jsonl}")
+    return make_dataset(parsed, part=part, seed=seed)
+
+
+def count_questions(option: str, named: str, dataset: Dataset, wanted: int | None, default: int) -> int:
+    """Return how many questions there are to run, after a look at each of them."""
+    if next(first_questions(dataset, 1, default=1), None) is None:
+        raise InputError(f"{option} {named}: there are no questions in it")
+    there = dataset.count()
+    if there is None:
+        return default if wanted is None else wanted
+    if wanted is not None and wanted > there:
+        raise SettingsError(f"{option} {named} has {there} questions; {wanted} are wanted")
+    n = there if wanted is None else wanted
+    read_through(dataset, n)
+    return n
+
+
+def chosen_baselines(given: str) -> list[str]:
+    """Return the names of the baselines that are wanted."""
+    if given in ("all", "none"):
+        return list(BASELINES) if given == "all" else []
+    names = [name.strip() for name in given.split(",")]
+    for name in names:
+        if name not in BASELINES:
+            raise SettingsError(
+                f"--baselines {given}: there is no {name!r}; choose all, none, or of {', '.join(BASELINES)}"
+            )
+    return names
+
+
+def chosen_rates(given: str) -> list[float]:
+    """Return the rates of random routing, in order.
+
+    Raises:
+        SettingsError: One is no rate between 0 and 1.
+    """
+    try:
+        rates = sorted({float(rate) for rate in given.split(",")})
+    except ValueError:
+        rates = []
+    if not rates or not all(0 < rate < 1 for rate in rates):
+        raise SettingsError(f"--random-rates {given}: give rates between 0 and 1, such as 0.1,0.5,0.9")
+    return rates
+
+
+def check_request(request: Request) -> None:
+    """Refuse before hours of work what would fail after them."""
+    for option, value in (
+        ("-n", request.n),
+        ("--validation-n", request.validation_n),
+        ("--samples", request.samples),
+        ("--concurrency", request.concurrency),
+    ):
+        if value is not None and value < 1:
+            raise SettingsError(f"{option} is {value}: choose 1 or more")
+    if not 0 <= request.cost_per_second < float("inf"):
+        raise SettingsError(f"--cost-per-second is {request.cost_per_second}: choose 0 or more")
+
+
+WIDTH = 150
+"""Of the tables where stdout is no terminal."""
+_SPREAD_FROM = 50
+"""Fewest questions for which the table shows intervals; below, they say little but noise."""
+
+
+def show(summary: RunSummary, folder: Path, *, as_json: bool) -> None:
+    """Print the summary."""
+    if as_json:
+        print(json.dumps(summary, indent=1))
+        return
+    from .common import Console
+
+    console = Console(plain_width=WIDTH)
+    samples = f", {summary['samples']} samples of each" if summary["samples"] > 1 else ""
+    console.print(
+        f"{summary['n']} questions of {summary['dataset']['name']}{samples}, {summary['concurrency']} at "
+        "a time; 95 % intervals by bootstrap, paired between arms"
+    )
+    console.print(_accuracy(summary))
+    console.print(_spend(summary))
+    if summary["curves"]:
+        console.print(_curves(summary))
+    for warning in summary["warnings"]:
+        console.print(f"warning: {warning}")
+    kinds = {arm["arm"]: arm["kind"] for arm in summary["arms"]}
+    for verdict in summary["verdicts"]:
+        if kinds[verdict["arm"]] != "baseline":
+            console.print(f"- {verdict['text']}")
+    console.print(f"\n{summary['verdict']}")
+    console.print(f"\nrows and summary in {folder}")
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def _accuracy(summary: RunSummary) -> Table:
+    table = _table(
+        "accuracy and spend",
+        "arm",
+        "accuracy",
+        "beside large",
+        "large tokens",
+        "share",
+        "PGR",
+        "IBC",
+        "over random",
+    )
+    spread = summary["n"] >= _SPREAD_FROM
+    for arm in summary["arms"]:
+        own = arm["figures"]
+        beside = arm["differences"].get("large", {}).get("accuracy")
+        table.add_row(
+            arm["arm"],
+            _told(own["accuracy"], spread=spread),
+            _told(beside, signed=True, spread=spread),
+            _told(own["large_tokens"], digits=1),
+            _told(own["share"], spread=spread),
+            _told(own["pgr"], spread=spread),
+            _told(own["ibc"], digits=2),
+            _over_random(arm, spread=spread),
+        )
+    table.caption = (
+        "over random: accuracy minus that of random routing with as many large tokens, read off the straight "
+        "lines between its rates"
+    )
+    return table
+
+
+def _spend(summary: RunSummary) -> Table:
+    table = _table(
+        "a question", "arm", "small tokens", "discarded", "scorer", "prefill small/large", "cached",
+        "calls s/l/score", "cost", "seconds median", "p95", "first step", "p95",
+    )  # fmt: skip
+    for arm in summary["arms"]:
+        own = arm["figures"]
+        table.add_row(
+            arm["arm"],
+            *(_told(own[f"{name}_tokens"], digits=1) for name in ("small", "discarded", "scorer")),
+            _joined(arm, "small_prefill", "large_prefill"),
+            _joined(arm, "small_cached_prefill", "large_cached_prefill"),
+            _joined(arm, "small_calls", "large_calls", "scorer_calls", digits=1),
+            _told(own["cost"], digits=6) if summary["priced"] else "-",
+            *(_told(own[name], digits=2) for name in ("seconds_median", "seconds_p95")),
+            *(_told(own[name], digits=2) for name in ("first_step_median", "first_step_p95")),
+        )
+    return table
+
+
+def _curves(summary: RunSummary) -> Table:
+    budgets = list(summary["budgets"])
+    table = _table(
+        "curves", "family", "arms", "mean IBC", "CPT 50 %", "80 %", "95 %",
+        *(f"accuracy at {100 * float(budget):g} %" for budget in budgets),
+    )  # fmt: skip
+    spread = summary["n"] >= _SPREAD_FROM
+    for curve in summary["curves"]:
+        table.add_row(
+            curve["family"],
+            str(len(curve["points"])),
+            _told(curve["mean_ibc"], digits=2, spread=spread),
+            *(_told(figure) for figure in curve["cpt"].values()),
+            *(_told(curve["budgeted_accuracy"][budget]) for budget in budgets),
+        )
+    table.caption = "CPT and accuracy within a budget: large tokens as a share of the large model's own"
+    return table
+
+
+def _told(figure: Figure | None, *, digits: int = 3, signed: bool = False, spread: bool = False) -> str:
+    if figure is None or figure["value"] is None:
+        return "-"
+    sign = "+" if signed else ""
+    told = f"{figure['value']:{sign}.{digits}f}"
+    if spread and figure["interval"] is not None:
+        told += f" ({figure['interval'][0]:{sign}.{digits}f} to {figure['interval'][1]:{sign}.{digits}f})"
+    return told
+
+
+def _over_random(arm: ArmSummary, *, spread: bool) -> str:
+    found = arm["matched_budget"].get("random")
+    if found is not None and found["curve_ends"] is not None:
+        return f"beyond {found['curve_ends']:.1f}"
+    return _told(found and found["difference"], signed=True, spread=spread)
+
+
+def _joined(arm: ArmSummary, *names: str, digits: int = 0) -> str:
+    return "/".join(_told(arm["figures"][name], digits=digits) for name in names)
+
+
+def run_report(run: Path, out: Path | None) -> None:
+    """Write the page and the pictures, and say where.
+
+    Raises:
+        TrimError: There is no run, or the page cannot be written.
+    """
+    need("cli,eval", "numpy", "scipy", "sklearn", "matplotlib", "pyarrow")
+    if out is not None and out.suffix not in (".html", ".htm"):
+        raise SettingsError(f"--out {out}: the name must end in .html")
+    from trim_graph.report import write_report
+
+    try:
+        page, *pictures = write_report(run, out)
+    except OSError as error:
+        raise SettingsError(f"{error.filename or out or run} cannot be written: {error.strerror}") from error
+    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
+    if pictures:
+        print(f"{len(pictures)} pictures in {pictures[0].parent}")

@@ -1,0 +1,255 @@
+"""`trim-graph eval-scorer`: has a scorer rate labelled solutions, and says how good it is."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from trim_graph.config import TrimConfig
+from trim_graph.errors import InputError, SettingsError, TrimError
+from trim_graph.evaluation.arms import identity_of
+from trim_graph.evaluation.runner import MAX_CONSECUTIVE_FAILURES
+from trim_graph.evaluation.scorer_metrics import LabelledSolution, read_labelled, score_labelled
+from trim_graph.storage.journal import Journal
+from trim_graph.storage.rows import read_rows
+
+from .common import Progress, chosen_config, load_scorer, parsed_option
+from .terminal import Interrupted, need
+
+if TYPE_CHECKING:
+    from trim_graph.evaluation.scorer_metrics import Rated, ScorerFigures
+
+FIGURES = "figures.json"
+PICTURE = "reliability"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line of `eval-scorer`, as given."""
+
+    data: tuple[Path, ...]
+    config: Path | None = None
+    scorer: str | None = None
+    threshold: float | None = None
+    n: int | None = None
+    concurrency: int = 16
+    out: Path | None = None
+    retry_errors: bool = False
+
+
+def run_eval_scorer(request: Request) -> None:
+    """Rate what is not rated yet, and print and write the figures.
+
+    Raises:
+        TrimError: The request cannot be fulfilled.
+        Interrupted: Ctrl-C.
+    """
+    need("cli,eval", "numpy", "scipy", "sklearn", "matplotlib")
+    config = _config(request)
+    sets = [_Set(file, config, request) for file in request.data]
+    with ExitStack() as stack:
+        folder = request.out or Path(stack.enter_context(TemporaryDirectory()))
+        for one in sets:
+            one.open(folder, stack)
+        if any(one.left() for one in sets):
+            _rate(sets, load_scorer(config), request)
+        rated = {one.name: one.rated() for one in sets}
+    _report(request, config, rated)
+
+
+class _Set:
+    """The solutions of one file."""
+
+    def __init__(self, file: Path, config: TrimConfig, request: Request) -> None:
+        self.file, self.name, self.request = file, file.stem, request
+        self.total = sum(1 for _ in self.solutions())  # what cannot be read is told before anything loads
+        if not self.total:
+            raise InputError(f"{file} holds no solution")
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        self.settings = {"scorer": identity_of(config)["scorer"], "sha256": digest}
+
+    def open(self, folder: Path, stack: ExitStack) -> None:
+        """Open the journal of its scores."""
+        keep = (lambda record: record["error"] is None) if self.request.retry_errors else lambda record: True
+        self.journal = stack.enter_context(
+            Journal(folder / f"{self.name}.scores.jsonl", self.settings, keep=keep)
+        )
+
+    def solutions(self) -> Iterator[LabelledSolution]:
+        """Read those that count."""
+        return islice(read_labelled(self.file), self.request.n)
+
+    def left(self) -> int:
+        """Count those not rated yet."""
+        return sum(index not in self.journal.finished for index in range(self.total))
+
+    async def rate(self, scorer: Any, progress: Progress) -> None:
+        """Rate what is left."""
+        waiting = [index for index in range(self.total) if index not in self.journal.finished]
+        wanted = set(waiting)  # fixed now: solutions are read ahead of what the journal knows
+        todo = (one for index, one in enumerate(self.solutions()) if index in wanted)
+        in_a_row, order = 0, iter(waiting)
+        async with aclosing(score_labelled(scorer, todo, concurrency=self.request.concurrency)) as traces:
+            async for trace in traces:
+                failed = trace["error"] is not None
+                self.journal.append(
+                    {
+                        "index": next(order),
+                        "id": trace["id"],
+                        "scores": None if failed else [step["score"] for step in trace["steps"]],
+                        "scorer_tokens": trace["tokens"]["scorer"],
+                        "scorer_output_tokens": trace["tokens"]["scorer_output"],
+                        "error": trace["error"],
+                    }
+                )
+                progress.advance(failed=failed)
+                in_a_row = in_a_row + 1 if failed else 0
+                if in_a_row >= MAX_CONSECUTIVE_FAILURES:
+                    raise TrimError(
+                        f"{self.file}: {in_a_row} solutions failed in a row, the last with {trace['error']}. "
+                        "When that is put right, go on with --retry-errors"
+                    )
+
+    def rated(self) -> list[Rated]:
+        """Join scores and labels."""
+        from trim_graph.evaluation.scorer_metrics import Rated
+
+        scores = {record["index"]: record["scores"] for _, record in read_rows(self.journal.path)}
+        return [
+            Rated(None if scores[index] is None else tuple(scores[index]), tuple(solution["labels"]))
+            for index, solution in enumerate(self.solutions())
+        ]
+
+
+def _rate(sets: list[_Set], scorer: Any, request: Request) -> None:
+    async def work() -> None:
+        for one in sets:
+            await one.rate(scorer, progress)
+
+    total, left = sum(one.total for one in sets), sum(one.left() for one in sets)
+    with Progress("scoring", total, done=total - left) as progress:
+        try:
+            asyncio.run(work())
+        except KeyboardInterrupt as error:
+            kept = f"; what was scored is in {request.out}: the same command goes on" if request.out else ""
+            raise Interrupted(f"interrupted{kept}") from error
+
+
+def _config(request: Request) -> TrimConfig:
+    """Refuse before minutes of work what would fail after them."""
+    names = [file.stem for file in request.data]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"two files of the same name: {', '.join(names)}")
+    for option, value in (("-n", request.n), ("--concurrency", request.concurrency)):
+        if value is not None and value < 1:
+            raise SettingsError(f"{option} is {value}: choose 1 or more")
+    if request.threshold is not None and not 0 <= request.threshold <= 1:
+        raise SettingsError(f"--threshold is {request.threshold}: choose a score from 0 to 1")
+    if request.out is not None:
+        try:
+            request.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"--out {request.out}: cannot be made a folder: {error.strerror}") from error
+    if request.scorer is not None and request.config is not None:
+        raise SettingsError("give --config or --scorer, not both")
+    overrides: dict[str, Any] = {}
+    if request.scorer is not None:
+        overrides["scorer"] = parsed_option("--scorer", request.scorer, "{type: transformers_prm, model: X}")
+    config = chosen_config(request.config, overrides)
+    if config.scorer is None:
+        raise SettingsError(f"{request.config} names no scorer")
+    if config.scorer.type == "token_probability":
+        raise SettingsError(
+            "the scorer token_probability rates only what a model writes in a run: a solution in a file has "
+            "no token probabilities"
+        )
+    return config
+
+
+def _report(request: Request, config: TrimConfig, rated: dict[str, list[Rated]]) -> None:
+    from trim_graph.evaluation.scorer_metrics import best_threshold, scorer_figures
+
+    threshold, chosen = request.threshold, "as given"
+    if threshold is None:
+        first = next(iter(rated))
+        threshold = best_threshold(rated[first])
+        chosen = f"the one of the highest F1 on {first}"
+        if threshold is None:
+            threshold, chosen = 0.5, f"since {first} has no solutions with an error, or none without"
+    figures = {name: scorer_figures(solutions, threshold) for name, solutions in rated.items()}
+    _show(figures, threshold, chosen)
+    if request.out is None:
+        return
+    from trim_graph.evaluation.plots import draw_reliability, save_picture
+
+    document = {
+        "command": "trim-graph eval-scorer",
+        "scorer": identity_of(config)["scorer"],
+        "threshold": threshold,
+        "threshold_is": chosen,
+        "average_f1": average_f1(figures),
+        "sets": figures,
+    }
+    (request.out / FIGURES).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    curves = {name: found["steps"] for name, found in figures.items()}
+    files = save_picture(draw_reliability(curves), request.out / PICTURE)
+    print(f"scores, {', '.join(file.name for file in files)} and {FIGURES} in {request.out}")
+
+
+def average_f1(figures: dict[str, ScorerFigures]) -> float | None:
+    """Return the mean F1 over the files, as the benchmark does over its subsets; None if one is undefined."""
+    known = [found["first_error"]["f1"] for found in figures.values()]
+    return None if None in known else sum(f1 for f1 in known if f1 is not None) / len(known)
+
+
+def _show(figures: dict[str, ScorerFigures], threshold: float, chosen: str) -> None:
+    from rich.table import Table
+
+    from .common import Console
+
+    console = Console()
+    console.print(
+        f"A step is taken for wrong if its score is below {threshold:.4g}, {chosen}. "
+        "In brackets 95 % intervals.",
+        soft_wrap=True,
+    )
+    for name, found in figures.items():
+        table = Table(box=None, title=name, title_justify="left", show_header=False)
+        for label, told in _ROWS:
+            table.add_row(label, told(found))
+        console.print(table)
+    mean = average_f1(figures)
+    if len(figures) > 1 and mean is not None:
+        console.print(f"average F1: {mean:.3f}")
+    failed = sum(found["errors"] for found in figures.values())
+    if failed:
+        console.print(f"the scorer failed on {failed} solutions, which count as judged wrong in the F1")
+
+
+def _number(value: float | None, spread: Any = None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if spread is None else f"{value:.3f} ({spread[0]:.3f} to {spread[1]:.3f})"
+
+
+_ROWS: tuple[tuple[str, Any], ...] = (
+    ("solutions", lambda f: str(f["first_error"]["n"])),
+    ("with a wrong step", lambda f: str(f["first_error"]["erroneous"])),
+    ("accuracy on those", lambda f: _number(f["first_error"]["accuracy_erroneous"])),
+    ("accuracy on the others", lambda f: _number(f["first_error"]["accuracy_correct"])),
+    ("first-error F1", lambda f: _number(f["first_error"]["f1"], f["first_error"]["f1_interval"])),
+    ("steps rated", lambda f: str(f["steps"]["n"])),
+    ("AUC of steps", lambda f: _number(f["steps"]["auc"], f["steps"]["auc_interval"])),
+    ("AUC of solutions", lambda f: _number(f["whole"]["auc"], f["whole"]["auc_interval"])),
+    ("calibration error", lambda f: _number(f["steps"]["calibration_error"])),
+    ("Brier score", lambda f: _number(f["steps"]["brier"])),
+)

@@ -1,0 +1,218 @@
+"""`trim-graph plan`: from traces, published parameters or a step model to a policy file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from trim_graph.errors import SettingsError
+
+from .terminal import need
+
+if TYPE_CHECKING:
+    from trim_graph.policies.pomdp import BeliefKind, Plan
+    from trim_graph.training.simulator import Played, Router
+    from trim_graph.training.step_model import StepModel
+
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line of `plan`, as given."""
+
+    source: Path
+    out: Path
+    cost_per_token: tuple[float, ...] = ()
+    cost_per_call: float = 0.0
+    cost_per_draft: float = 0.0
+    budget: int | None = None
+    belief: str = "carried"
+    belief_step: float = 0.025
+    handover: bool = True
+    p_large: float | None = None
+    tokens: float | None = None
+    bins: int | None = None
+    model_out: Path | None = None
+    picture: Path | None = None
+    simulate: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What came of a policy in simulation."""
+
+    name: str
+    cost: float | None
+    played: Played
+    file: Path | None = None
+
+
+def run_plan(request: Request) -> None:
+    """Plan, write the policy files, and print what simulated solutions make of them.
+
+    Raises:
+        TrimError: The request cannot be fulfilled.
+    """
+    need("cli,policies", "numpy", "safetensors")
+    if request.picture is not None:
+        need("cli,train", "matplotlib", "scipy")
+    files = _files(request)
+    model, material = _model(request)
+    from trim_graph.policies.files import save_policy
+    from trim_graph.policies.pomdp import pomdp
+    from trim_graph.training.planner import PlanRouter, Terms, solve
+    from trim_graph.training.simulator import HANDOVER, Stateless
+
+    if request.model_out is not None:
+        model.save(request.model_out)
+    if request.picture is not None:
+        from trim_graph.training.fitting import draw
+
+        draw(model, request.picture, material)
+    unlimited = "large alone" if request.budget is None else "large alone, no limit"
+    rows = [
+        _row(request, model, "small alone", None, Stateless(lambda seen: 0 * seen.index)),
+        _row(request, model, unlimited, None, Stateless(lambda seen: 0 * seen.index + HANDOVER), None),
+    ]
+    for cost, file in files:
+        terms = Terms(
+            cost_per_token=cost,
+            cost_per_call=request.cost_per_call,
+            cost_per_draft=request.cost_per_draft,
+            handover=request.handover,
+        )
+        plan = solve(
+            model, terms, belief=_belief(request), budget=request.budget, belief_step=request.belief_step
+        )
+        save_policy(pomdp(plan), file, **_made(request, model, plan))
+        rows.append(_row(request, model, "plan", cost, PlanRouter(plan), request.budget, file))
+    _show(request, model, rows)
+
+
+def _files(request: Request) -> list[tuple[float, Path]]:
+    """Return each cost with the file of its plan, or refuse before anything is read."""
+    out = request.out
+    if request.simulate < 1:
+        raise SettingsError(f"--simulate is {request.simulate}: choose 1 or more")
+    if out.suffix != ".json":
+        raise SettingsError(f"--out {out}: the name must end in .json")
+    for option, file in (("--out", out), ("--model-out", request.model_out), ("--picture", request.picture)):
+        if file is not None and not (
+            file.absolute().parent.is_dir() and os.access(file.absolute().parent, os.W_OK)
+        ):
+            raise SettingsError(f"{option} {file}: the folder {file.absolute().parent} cannot be written to")
+    costs = tuple(dict.fromkeys(request.cost_per_token))
+    if not costs:
+        if request.budget is None:
+            raise SettingsError(
+                "a large token costs nothing and nothing limits them: give --cost-per-token or --budget"
+            )
+        costs = (0.0,)
+    if len(costs) == 1:
+        return [(costs[0], out)]
+    return [(cost, out.with_name(f"{out.stem}-{cost:g}.json")) for cost in costs]
+
+
+def _belief(request: Request) -> BeliefKind:
+    from trim_graph.policies.pomdp import BeliefKind
+
+    for kind in get_args(BeliefKind):
+        if request.belief == kind:
+            return kind  # type: ignore[no-any-return]
+    raise SettingsError(f"--belief {request.belief}: choose one of {', '.join(get_args(BeliefKind))}")
+
+
+def _model(request: Request) -> tuple[StepModel, Any]:
+    """Read the source, whatever it is; also what its traces hold, if it has some."""
+    from trim_graph.training.step_model import FORMAT, StepModel, load_published, read_document
+
+    _belief(request)
+    source, tokens = request.source, None if request.tokens is None else (request.tokens,)
+    if source.suffix in (".jsonl", ".parquet"):
+        need("train", "scipy")
+        from trim_graph.evaluation.traces import read_traces
+        from trim_graph.training.fitting import fit, read_material
+
+        material = read_material(read_traces(source))
+        model = fit(
+            material,
+            p_large=request.p_large,
+            tokens=tokens,
+            bins=request.bins or 20,
+            made={"traces": source.name},
+        )
+        return model, material
+    if request.bins is not None:
+        raise SettingsError(
+            f"--bins {request.bins}: only where traces are read; {source} has bins of its own"
+        )
+    document = read_document(source)
+    if document.get("format") == FORMAT:
+        model = StepModel.load(source)
+    elif "obs" in document:
+        model = load_published(source)
+    else:
+        raise SettingsError(
+            f"{source}: neither traces (.jsonl, .parquet), nor a step model, nor published parameters"
+        )
+    return model.changed(p_large=request.p_large, tokens=tokens), None
+
+
+def _made(request: Request, model: StepModel, plan: Plan) -> dict[str, Any]:
+    return {
+        "command": "trim-graph plan",
+        "source": request.source.name,
+        "step_model": {"p_small": model.p_small, "p_large": model.p_large, **model.made},
+        "budget": request.budget,
+        "cost_per_draft": request.cost_per_draft,
+        "belief_step": request.belief_step,
+        "value": plan.start(),
+    }
+
+
+def _row(
+    request: Request,
+    model: StepModel,
+    name: str,
+    cost: float | None,
+    router: Router,
+    budget: int | None = None,
+    file: Path | None = None,
+) -> Row:
+    from trim_graph.training.simulator import play
+
+    limit = float("inf") if budget is None else budget
+    return Row(name, cost, play(model, router, request.simulate, seed=SEED, budget=limit), file)
+
+
+def _show(request: Request, model: StepModel, rows: list[Row]) -> None:
+    from rich.table import Table
+
+    from .common import Console
+
+    limit = f", at most {request.budget} large tokens" if request.budget is not None else ""
+    console = Console()
+    console.print(
+        f"A step is right with {model.p_small:.3f} by the small model, {model.p_large:.3f} by the large one. "
+        f"{request.simulate} simulated solutions each{limit}; tokens and calls are those of the large model:",
+        soft_wrap=True,
+    )
+    table = Table(box=None)
+    for name in ("policy", "a token", "accuracy", "tokens", "calls"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("file", overflow="fold")
+    for row in rows:
+        played = row.played
+        error = (played.right.mean() * (1 - played.right.mean()) / len(played.right)) ** 0.5
+        table.add_row(
+            row.name,
+            "-" if row.cost is None else f"{row.cost:g}",
+            f"{played.right.mean():.3f} ± {1.96 * error:.3f}",
+            f"{played.large_tokens.mean():.1f}",
+            f"{played.large_calls.mean():.2f}",
+            "-" if row.file is None else str(row.file),
+        )
+    console.print(table)

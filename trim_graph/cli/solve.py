@@ -1,0 +1,382 @@
+"""`trim-graph solve`: one problem, step by step."""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from rich.text import Text
+
+from trim_graph.config import TrimConfig, build_graph
+from trim_graph.errors import SettingsError, TrimError
+from trim_graph.settings import describe
+
+from .common import chosen_config, load_parts, parsed_option, readable
+from .terminal import Interrupted, visible
+
+if TYPE_CHECKING:
+    from langchain_core.runnables import RunnableConfig
+
+    from trim_graph.budget import Prices
+
+    from .common import Console
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line of `solve`, as given."""
+
+    problem: str | None = None
+    config: Path | None = None
+    policy: str | None = None
+    threshold: float | None = None
+    budget: dict[str, float | int | None] = field(default_factory=dict)
+    thread: str | None = None
+    resume: bool = False
+    answer: str | None = None
+    user: str | None = None
+    as_json: bool = False
+
+    def overrides(self) -> dict[str, Any]:
+        """Return what replaces parts of the configuration.
+
+        Raises:
+            SettingsError: Two options contradict each other.
+        """
+        changes: dict[str, Any] = {}
+        if self.policy is not None and self.threshold is not None:
+            raise SettingsError("--policy and --threshold both choose the policy: give one of them")
+        if self.policy is not None:
+            changes["policy"] = parsed_option("--policy", self.policy, "{type: threshold, t: 0.5}")
+        if self.threshold is not None:
+            changes["policy"] = {"type": "threshold", "t": self.threshold}
+        limits = {name: value for name, value in self.budget.items() if value is not None}
+        if limits:
+            changes["budget"] = limits
+        return changes
+
+
+def run_solve(request: Request) -> None:
+    """Solve the problem of a request and print the solution.
+
+    Raises:
+        TrimError: The request cannot be fulfilled.
+        Interrupted: Ctrl-C.
+    """
+    _check(request)
+    config = chosen_config(request.config, request.overrides())
+    from trim_graph.budget.ledger import open_ledger
+    from trim_graph.storage.checkpoint import open_checkpointer
+    from trim_graph.storage.thread_lock import claim_thread
+
+    opening = open_checkpointer(config.checkpoint)
+    persistent = opening.place.lasts
+    if asks(config) and not persistent:
+        raise SettingsError(
+            f"the configuration has a person asked, but the checkpoint is {config.checkpoint}, and a run "
+            "cannot wait there for an answer: put `checkpoint: sqlite:runs.db` into the file of --config"
+        )
+    if request.thread is not None and not persistent:
+        raise SettingsError(
+            f"--thread needs a checkpoint that outlives the command, and it is {config.checkpoint}: "
+            "put `checkpoint: sqlite:runs.db` into the file of --config"
+        )
+    question = None if request.resume else readable(request.problem or "", config)
+    thread = request.thread or uuid.uuid4().hex[:8]
+    claim = claim_thread(opening.place, thread)
+    with claim, opening as checkpointer, open_ledger(config.ledger or "memory") as ledger:
+        parts = load_parts(config)
+        if persistent and request.thread is None:
+            print(f"thread {thread}", file=sys.stderr)
+        try:
+            graph = build_graph(config, checkpointer, parts=parts, ledger=ledger)
+            _run(request, config, graph, question, thread)
+        except KeyboardInterrupt as error:
+            hint = f"; go on with: trim-graph solve --config {request.config} --thread {thread} --resume"
+            raise Interrupted(f"interrupted{hint if persistent else ''}") from error
+        except ValidationError as error:
+            raise SettingsError(f"--answer is not valid: {describe(error)}") from error
+        except TrimError:
+            raise
+        except (ValueError, OSError) as error:  # a problem too long for a model, a server that is gone
+            raise TrimError(f"the run failed: {error}") from error
+
+
+def _check(request: Request) -> None:
+    if not request.resume:
+        if request.answer is not None:
+            raise SettingsError("--answer needs --resume: it answers what the run of --thread has asked")
+        if request.problem is None:
+            raise SettingsError('a problem is missing: trim-graph solve "PROBLEM"')
+        return
+    if request.thread is None:
+        raise SettingsError("--resume needs --thread: the name of the run to go on with")
+    if request.problem is not None:
+        raise SettingsError("--resume goes on with the problem of the thread: leave out the problem")
+    if request.overrides():
+        raise SettingsError("--resume keeps the policy and limits of the run: leave out the options for them")
+
+
+def _run(request: Request, config: TrimConfig, graph: Any, question: str | None, thread: str) -> None:
+    from trim_graph.settings import TrimContext
+
+    place: RunnableConfig = {"configurable": {"thread_id": thread}}
+    transcript = Transcript(None if request.as_json else _stdout())
+    given = _given(request, question)
+    if question is None:
+        question = _resumed(graph, place, thread, transcript)
+    if request.answer is not None and waiting(graph, place) is None:
+        raise SettingsError(
+            f"the run of thread {thread!r} has asked nothing: leave out --answer to go on with it"
+        )
+    # Only a saved run can be saved synchronously.
+    saving: dict[str, Any] = {} if graph.checkpointer is None else {"durability": "sync"}
+    context = TrimContext(user=request.user) if request.user else None
+    for event in graph.stream(given, place, context=context, stream_mode="custom", **saving):
+        transcript.note(event)
+    asked = waiting(graph, place)
+    if request.resume and not transcript.summary and not asked:  # only the end itself was missing
+        transcript.summary = graph.get_state(place).values["trim"]
+    if request.as_json:
+        kept = None if graph.checkpointer is None else thread
+        record = {"question": question, "thread": kept, **transcript.record()}
+        print(json.dumps(record | ({"asked": asked} if asked else {}), indent=1))
+    elif asked:
+        show_question(_stdout(), asked, f"trim-graph solve --config {request.config} --thread {thread}")
+    else:
+        show_bill(_stdout(), transcript.summary, config.prices)
+
+
+def _given(request: Request, question: str | None) -> Any:
+    """What the graph is invoked with.
+
+    Raises:
+        SettingsError: ``--answer`` is not YAML.
+    """
+    if request.answer is not None:
+        from langgraph.types import Command
+
+        return Command(resume=parsed_option("--answer", request.answer, "{more: {large_tokens: 200}}"))
+    return None if question is None else {"messages": [("user", question)]}
+
+
+def _resumed(graph: Any, place: RunnableConfig, thread: str, transcript: Transcript) -> str:
+    """Show what the run has so far, and return its question.
+
+    Raises:
+        SettingsError: The thread has no unfinished run.
+    """
+    state = graph.get_state(place)
+    # Not `next`: it leaves out a node that has run and whose outcome the next step would take in.
+    if not state.tasks:
+        if state.values.get("run"):
+            raise SettingsError(f"the run of thread {thread!r} has ended: nothing to resume")
+        raise SettingsError(
+            f"thread {thread!r} has no run in this checkpoint: leave out --resume to begin one"
+        )
+    run = state.values.get("run")
+    if not run:  # interrupted before the first node
+        return str(state.values["messages"][-1].text)
+    transcript.recall(state.values)
+    return str(run["question"])
+
+
+def _stdout() -> Any:
+    from .common import Console
+
+    return Console()
+
+
+_MORE = {"large_tokens": 200, "large_calls": 5, "large_cost": 0.01}
+"""An amount to suggest, by the limit that is spent."""
+
+
+def asks(config: TrimConfig) -> bool:
+    """Tell whether a configuration has a person asked."""
+    return config.budget.on_exhausted == "ask" or config.settings.ask_below is not None
+
+
+def waiting(graph: Any, place: Any) -> dict[str, Any] | None:
+    """What the run of a thread asks a person; None where it does not wait."""
+    if graph.checkpointer is None:
+        return None
+    tasks = graph.get_state(place).tasks
+    asked: list[dict[str, Any]] = [interrupt.value for task in tasks for interrupt in task.interrupts]
+    return asked[0] if asked else None
+
+
+def show_question(console: Console, asked: dict[str, Any], command: str) -> None:
+    """Print what is asked, and the commands that answer.
+
+    Args:
+        console: Where.
+        asked: A `trim_graph.routing.human.PersonQuestion`.
+        command: Resumes the run, but for the answer.
+    """
+    from rich.text import Text
+
+    draft, spend = asked["draft"], asked["spend"]["large"]
+    why = f"the limit on {asked['limit']} is spent" if asked["limit"] else "the draft has a low score"
+    used = f"{counted(spend['calls'], 'call')}, {counted(spend['output_tokens'], 'token')}"
+    rows = [("asked", f"{why}; the large model has used {used}")]
+    answers = ["{go_on: small}", "{go_on: stop}", '{step: "..."}']
+    limit = (asked["limit"] or "").partition(" ")[0]
+    if limit in _MORE:
+        answers.insert(0, f"{{more: {{{limit}: {_MORE[limit]}}}}}")
+    if draft is not None:
+        score = "not scored" if draft["score"] is None else f"score {draft['score']:.2f}"
+        rows.append(("draft", f"({score}) {printable(draft['text'])}"))
+        answers.append("{decision: regenerate}")
+    rows.append(("answer", f"{command} --resume --answer '{answers[0]}'"))
+    rows.extend(("or", answer) for answer in answers[1:])
+    console.print()
+    for name, value in rows:
+        console.print(Text.assemble((f"{name:<8}", "bold"), value), soft_wrap=True)
+
+
+COLOURS = {"small": "cyan", "large": "magenta", "person": "green"}
+WHY = {
+    "finished": "the solution has ended",
+    "max_steps": "the limit on steps is reached",
+    "length": "a model's context is full",
+    "loop": "the same was written again and again",
+    "budget": "the budget is spent",
+    "deadline": "the time is up",
+    "recursion_limit": "the recursion limit is reached",
+    "no_step": "the model wrote nothing that is a step",
+    "failed": "no model was left to write the next step",
+    "person": "who was asked ended it",
+    "middleware": "another middleware ended the agent",
+}
+_INDENT = " " * 27
+
+
+class Transcript:
+    """Collects the events of a run.
+
+    Args:
+        console: Where steps are printed as they are accepted; None prints nothing.
+    """
+
+    def __init__(self, console: Console | None) -> None:
+        self.console = console
+        self.steps: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] = {}
+        self._decisions: dict[int, dict[str, Any]] = {}
+
+    def note(self, event: dict[str, Any]) -> None:
+        """Take in one event of ``stream_mode="custom"``."""
+        kind = event.get("event")
+        if kind == "decision":
+            self._decisions[event["step"]] = event
+        elif kind == "accepted":
+            self._accepted(event)
+        elif kind == "note" and self.console:
+            self.console.print(f"     {event['text']}", style="yellow", soft_wrap=True)
+        elif kind == "finished":
+            self.summary = event["summary"]
+
+    def recall(self, state: dict[str, Any]) -> None:
+        """Take in what a resumed run did before."""
+        self._decisions = {record["step"]: record for record in state.get("decisions", [])}
+        for index, step in enumerate(state.get("steps", [])):
+            self._accepted({**step, "step": index, "score": state.get("scores", {}).get(str(index))})
+
+    def record(self) -> dict[str, Any]:
+        """Return everything, JSON-native."""
+        scores = self.summary.get("scores", [])
+        for step, score in zip(self.steps, scores, strict=False):
+            step["score"] = score  # a step of the large model is scored after it was accepted, or never
+        return {"answer": self.summary.get("answer"), "steps": self.steps, "summary": self.summary}
+
+    def _accepted(self, event: dict[str, Any]) -> None:
+        decision = self._decisions.get(event["step"], {})
+        discarded = decision.get("discarded")
+        step = {
+            "step": event["step"],
+            "writer": event["writer"],
+            "text": event["text"],
+            "tokens": event["tokens"],
+            "score": event["score"],
+            "decision": decision.get("decision"),
+        }
+        if decision.get("refused"):
+            step["refused"] = decision["refused"]
+        if discarded:
+            step["discarded"] = {
+                "text": discarded["text"],
+                "tokens": discarded["tokens"],
+                "score": decision["score"],
+            }
+        self.steps.append(step)
+        if self.console:
+            self._show(self.console, step)
+
+    @staticmethod
+    def _show(console: Console, step: dict[str, Any]) -> None:
+        discarded = step.get("discarded")
+        colour = COLOURS[step["writer"]]
+        score = discarded["score"] if discarded else step["score"]
+        rated = f"{score:.2f}" if score is not None else "-"
+        line = Text(f"{step['step'] + 1:>3}  ")
+        line.append(f"{step['writer']:<5}  ", style=f"bold {colour}")
+        line.append(f"{rated:>4}  {step['decision'] or '-':<10} ", style="dim")
+        line.append(printable(step["text"]), style=colour)
+        console.print(line, soft_wrap=True)
+        if discarded:
+            old = Text(_INDENT)
+            old.append(f"instead of: {printable(discarded['text'])}", style="dim strike")
+            console.print(old, soft_wrap=True)
+        if "refused" in step:
+            said = f"{_INDENT}wanted the large model; the limit on {step['refused']} is spent"
+            console.print(Text(said, style="yellow"), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Show a model's control characters, and keep its lines in their column."""
+    return visible(text).strip("\n").replace("\n", f"\n{_INDENT}")
+
+
+def show_bill(console: Console, summary: dict[str, Any], prices: Prices) -> None:
+    """Print what a run has used and why it stopped."""
+    if not summary:
+        return
+    tokens, spend = summary["tokens"], summary["spend"]
+    console.print()
+    for writer in ("small", "large"):
+        parts = [f"{counted(tokens[writer], 'token')} accepted"]
+        if writer == "small":
+            parts.append(f"{tokens['small_discarded']} discarded")
+        elif tokens["large_unaccounted"]:
+            parts.append(f"{tokens['large_unaccounted']} charged for calls lost in a crash")
+        parts.append(counted(spend[writer]["calls"], "call"))
+        steps = counted(summary["steps"][writer], "step")
+        console.print(
+            Text.assemble((f"{writer:<8}", f"bold {COLOURS[writer]}"), f"{steps:<9} {', '.join(parts)}"),
+            soft_wrap=True,
+        )
+    parts = [f"{counted(tokens['scorer'], 'token')} read"]
+    if written := tokens.get("scorer_output"):
+        parts.append(f"{written} written")
+    scorer = ", ".join([*parts, counted(spend["scorer"]["calls"], "call")])
+    rows = [("scorer", scorer)]
+    if by_hand := summary["steps"].get("person"):
+        rows.insert(0, ("person", counted(by_hand, "step")))
+    if prices != type(prices)():
+        rows.append(("cost", f"{summary['cost']:.6g}"))
+    rows.append(("seconds", f"{summary['seconds']:.2f}"))
+    rows.append(("answer", summary["answer"] if summary["answer"] is not None else "none found"))
+    rows.append(("stopped", f"{summary['stopped']}: {WHY.get(summary['stopped'], 'see the notes')}"))
+    rows.extend(("note", note) for note in summary["notes"])
+    for name, value in rows:
+        console.print(Text.assemble((f"{name:<8}", "bold"), printable(value)), soft_wrap=True)
+
+
+def counted(number: int, noun: str) -> str:
+    """Put a number before its noun."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

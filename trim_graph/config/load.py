@@ -1,0 +1,220 @@
+"""Reads a configuration file, and builds models, scorer, policy and graph from it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import ValidationError, model_validator
+
+from trim_graph.budget import Allowances, Budget, Prices
+from trim_graph.errors import SettingsError
+from trim_graph.part import Part
+from trim_graph.policies.parsing import PolicyConfig
+
+from .errors import explain, read_yaml
+from .schema import CheckpointSpec, FileSettings, LedgerSpec, ModelConfig, ScorerConfig
+
+if TYPE_CHECKING:
+    from langgraph.graph.state import CompiledStateGraph
+
+    from trim_graph.budget.ledger import Ledger
+
+__all__ = [
+    "EXAMPLE",
+    "Parts",
+    "TrimConfig",
+    "build_graph",
+    "build_parts",
+    "example_config",
+    "for_measuring",
+    "load_config",
+    "make_config",
+]
+
+EXAMPLE = """\
+small: {type: transformers, model: Qwen/Qwen2.5-Math-1.5B-Instruct, device: auto}
+large: {type: transformers, model: ./models/large, device: auto, dtype: bfloat16}
+scorer: {type: transformers_prm, model: Qwen/Qwen2.5-Math-PRM-7B, device: auto}
+policy: {type: threshold, t: 0.5}
+budget: {large_tokens: 2000, seconds: 120}
+prices: {large: {input: 0.5, output: 1.5}}
+settings: {max_steps: 40, max_step_tokens: 512}
+checkpoint: sqlite:runs.db
+"""
+"""Also: ``type: vllm`` (model, base_url, api_key_env) and ``vllm_prm`` for models behind vLLM servers, whose
+``serve`` says how `trim-graph up` starts them; ``vllm_engine`` and ``vllm_engine_prm`` (model,
+``gpu_memory_utilization`` or ``kv_cache_gib``, ``engine_args``) for vLLM in this process;
+reward models of another ``format``: ``math_shepherd``, ``skywork`` or ``rlhflow``;
+``type: langchain`` (model, kwargs) for hosted models by the names LangChain has for them; scorers
+``llm_judge`` (model) and ``token_probability`` (wants ``logprobs: true`` of the models); ``type: example``
+for all three models (the arithmetic models that come with trim-graph); policies
+``small_only``, ``large_only``, ``random_rate`` (rate), ``entropy_probe`` (limit), ``by_pattern`` (pattern,
+rates), ``stay_on_large`` (policy, k), ``any_of`` and ``all_of`` (policies), or a policy file, ``plan.json``;
+in settings ``segmentation: {type: markdown}``, ``{type: pattern, pattern: ...}`` or ``{type: tokens, tokens:
+64}`` (a PRM's steps are made as those it was trained on), ``max_repeats: 5`` (null looks for no loop),
+``thinking: {routed: thought}``, ``ask_below: 0.2``, ``lookahead: true``; ``allowances: {user:
+{large_tokens: 20000}}`` with ``ledger: sqlite:spend.db`` (or what checkpoint takes, but for none); checkpoint
+``none``, ``memory``, ``sqlite:PATH``, ``postgresql://USER@HOST/DATABASE``, ``env:NAME``."""
+
+
+class TrimConfig(Part):
+    """A whole configuration."""
+
+    small: ModelConfig
+    large: ModelConfig
+    scorer: ScorerConfig | None = None
+    policy: PolicyConfig
+    budget: Budget = Budget()
+    allowances: Allowances = Allowances()
+    ledger: LedgerSpec = None
+    prices: Prices = Prices()
+    settings: FileSettings = FileSettings()
+    checkpoint: CheckpointSpec = "none"
+
+    @model_validator(mode="after")
+    def _counted(self) -> TrimConfig:
+        if self.ledger is None and self.allowances != Allowances():
+            raise ValueError("allowances need a ledger that counts: add for example ledger: sqlite:spend.db")
+        return self
+
+
+class Parts(NamedTuple):
+    """The models of a configuration, so that several graphs can share them."""
+
+    small: Any
+    large: Any
+    scorer: Any
+
+
+def load_config(path: str | os.PathLike[str], *, overrides: dict[str, Any] | None = None) -> TrimConfig:
+    """Read a configuration file.
+
+    Args:
+        path: A YAML file.
+        overrides: Replaces whole top-level keys; a mapping is merged into one (``{"budget": {...}}``).
+
+    Raises:
+        SettingsError: There is no such file, it is not YAML, or a value in it is not valid. The message
+            names the file, the line, the key, what was seen and the nearest valid key.
+        ImportError: PyYAML is not installed.
+    """
+    file = Path(path)
+    data, lines = read_yaml(file)
+    return make_config(data, overrides=overrides, base=file.parent, name=str(path), lines=lines)
+
+
+def make_config(
+    data: dict[str, Any],
+    *,
+    overrides: dict[str, Any] | None = None,
+    base: str | os.PathLike[str] = ".",
+    name: str = "configuration",
+    lines: Any = None,
+) -> TrimConfig:
+    """Validate a configuration that is a mapping already.
+
+    Args:
+        data: As in a file.
+        overrides: As in `load_config`.
+        base: What relative paths are relative to.
+        name: What errors call it.
+        lines: Finds the line of a key, if it came from a file.
+
+    Raises:
+        SettingsError: A value is not valid.
+    """
+    merged = dict(data)
+    for key, value in (overrides or {}).items():
+        old = merged.get(key)
+        joins = key != "policy" and isinstance(value, dict) and isinstance(old, dict)
+        merged[key] = {**old, **value} if joins and old else value
+    try:
+        return TrimConfig.model_validate(merged, context={"base": Path(base).absolute()})
+    except ValidationError as error:
+        schema = TrimConfig.model_json_schema()
+        wrong = explain(error, merged, schema, name, lines, overrides or {})
+    raise SettingsError(wrong)  # out of the except clause: pydantic's own words may repeat a secret
+
+
+def example_config(overrides: dict[str, Any] | None = None) -> TrimConfig:
+    """Return the configuration of the example models, with the calibrated threshold.
+
+    Args:
+        overrides: As in `load_config`.
+    """
+    overrides = overrides or {}
+    data: dict[str, Any] = {part: {"type": "example"} for part in ("small", "large", "scorer")}
+    if "policy" not in overrides:
+        from trim_graph.examples.arithmetic.shipped import load_calibration
+
+        data["policy"] = {"type": "threshold", "t": load_calibration().threshold}
+    return make_config(data, overrides=overrides)
+
+
+def for_measuring(config: TrimConfig) -> TrimConfig:
+    """The configuration without what belongs to users: runs that measure draw from no account, ask nobody."""
+    budget = config.budget
+    if budget.on_exhausted == "ask":
+        budget = budget.model_copy(update={"on_exhausted": "small"})
+    settings = config.settings.model_copy(update={"ask_below": None})
+    return config.model_copy(update={"allowances": Allowances(), "budget": budget, "settings": settings})
+
+
+def build_parts(config: TrimConfig) -> Parts:
+    """Make the adapters. Weights are loaded at the first call of each.
+
+    Raises:
+        SettingsError: A model cannot be used as configured.
+    """
+    made: dict[str, Any] = {"scorer": None}
+    for part in ("small", "large"):
+        made[part] = _built(part, lambda part=part: getattr(config, part).build(part))
+    if config.scorer is not None:
+        made["scorer"] = _built("scorer", config.scorer.build)
+    return Parts(**made)
+
+
+def _built(part: str, build: Any) -> Any:
+    try:
+        return build()
+    except ValueError as error:
+        wrong = str(error)
+    raise SettingsError(f"{part}: {wrong}")  # without a provider's own error, which may repeat a key
+
+
+def build_graph(
+    config: TrimConfig,
+    checkpointer: Any = None,
+    *,
+    parts: Parts | None = None,
+    ledger: Ledger | None = None,
+) -> CompiledStateGraph[Any, Any, Any, Any]:
+    """Build the graph that a configuration describes.
+
+    Args:
+        config: From `load_config` or `make_config`.
+        checkpointer: What `trim_graph.storage.checkpoint.open_checkpointer(config.checkpoint)` opened.
+        parts: From `build_parts`, to share models between graphs; default: new ones.
+        ledger: What `trim_graph.open_ledger(config.ledger)` opened, for a configuration with allowances.
+
+    Raises:
+        SettingsError: Parts do not go together, such as a policy that needs scores and no scorer, or
+            allowances and no ledger.
+    """
+    from trim_graph.graph import create_trim_graph
+
+    small, large, scorer = parts or build_parts(config)
+    return create_trim_graph(
+        small,
+        large,
+        scorer,
+        policy=config.policy.build(),
+        budget=config.budget,
+        prices=config.prices,
+        allowances=config.allowances,
+        checkpointer=checkpointer,
+        ledger=ledger,
+        **config.settings.model_dump(),
+    )

@@ -1,0 +1,401 @@
+"""The models and scorers that a configuration file may name, their servers, and how each is built."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from trim_graph.adapters.model_source import check_model
+from trim_graph.adapters.settings import (
+    Dtype,
+    JudgeSettings,
+    TransformersPRMSettings,
+    TransformersSettings,
+    VLLMEnginePRMSettings,
+    VLLMEngineSettings,
+    VLLMServerPRMSettings,
+    VLLMServerSettings,
+)
+from trim_graph.budget import Writer
+from trim_graph.errors import SECRET_NAME
+from trim_graph.part import Part, base_folder
+from trim_graph.segmentation import DelimiterSteps, MarkdownSteps, PatternSteps, TokenSteps
+from trim_graph.settings import StepSettings
+from trim_graph.storage.checkpoint import CHOICES, LEDGERS, checkpoint_place
+
+
+def beside_file(value: Any, info: ValidationInfo) -> Any:
+    """Find a model's folder beside the configuration file; anything else may be a hub id."""
+    if not isinstance(value, str | os.PathLike):
+        return value
+    text = os.path.expanduser(os.fspath(value))
+    place = base_folder(info) / text
+    # The adapters would look in the working directory, where a folder of that name is another one.
+    is_path = text.startswith(("./", "../", "/")) or place.exists() or Path(text).exists()
+    return check_model(place if is_path else text)
+
+
+ModelPlace = Annotated[str, BeforeValidator(beside_file)]
+
+
+class FileSettings(StepSettings, Part):
+    """The mapping ``settings``: as a graph's, but a file names no function."""
+
+    segmentation: DelimiterSteps | PatternSteps | MarkdownSteps | TokenSteps | None = Field(
+        default=None, discriminator="type", description=StepSettings.model_fields["segmentation"].description
+    )
+
+
+def _placed(value: Any, info: ValidationInfo, setting: str) -> str:
+    """Check a specification; a relative path is relative to the file."""
+    if not isinstance(value, str | None):
+        raise ValueError(f"{setting} is not a text: choose {CHOICES if setting == 'checkpoint' else LEDGERS}")
+    place = checkpoint_place(value, setting)
+    if place.kind != "sqlite":
+        return place.spec
+    return f"sqlite:{base_folder(info) / os.path.expanduser(place.place)}"
+
+
+def placed_checkpoint(value: Any, info: ValidationInfo) -> str:
+    """Check a checkpoint's specification."""
+    return _placed(value, info, "checkpoint")
+
+
+def placed_ledger(value: Any, info: ValidationInfo) -> str | None:
+    """Check a ledger's specification, as a checkpoint's; null is none."""
+    if value is None:
+        return None
+    placed = _placed(value, info, "ledger")
+    if placed == "none":
+        raise ValueError(f"ledger cannot be none: choose {LEDGERS}")
+    return placed
+
+
+CheckpointSpec = Annotated[str, BeforeValidator(placed_checkpoint)]
+LedgerSpec = Annotated[str | None, BeforeValidator(placed_ledger)]
+
+
+_OWNED = {
+    "--model": "the setting model, or path in serve",
+    "--served-model-name": "the setting model",
+    "--host": "base_url",
+    "--port": "base_url",
+    "--dtype": "dtype in serve",
+    "--max-model-len": "max_model_len in serve",
+    "--gpu-memory-utilization": "memory_share in serve",
+    "--kv-cache-memory-bytes": "kv_cache_gb in serve",
+    "--runner": "type: vllm is a chat model, vllm_prm a process reward model",
+}
+"""Arguments that the configuration says elsewhere, and where."""
+
+
+def _weights_beside_file(value: Any, info: ValidationInfo) -> Any:
+    """Make the path of an existing folder beside the file absolute; anything else may be a hub id.
+
+    Nothing has to exist: the same file also serves on machines that only ask the servers.
+    """
+    if not isinstance(value, str | os.PathLike):
+        return value
+    text = os.path.expanduser(os.fspath(value))
+    place = base_folder(info) / text
+    return os.path.normpath(place) if text.startswith((".", "/")) or place.is_dir() else text
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, int) else value
+
+
+class Serve(Part):
+    """How `trim-graph up` starts a vLLM server; the rest follows from the part itself.
+
+    Attributes:
+        gpu: Index of the GPU, or several, over which the model is split; empty: the first that is visible.
+        cpu: Whether it runs on the CPU instead.
+        memory_share: Share of each GPU's memory; None: what `trim_graph.serving.plan` works out.
+        kv_cache_gb: Memory for keys and values, in GiB; None: what the share leaves, on a CPU 4.
+        dtype: Of the weights in memory.
+        max_model_len: Longest sequence, in tokens; None: the model's own.
+        path: Weights, a folder or hub id, where `model` is but a name.
+        example: Weights that come with trim-graph, in place of ``path``.
+        args: Further arguments of ``vllm serve``; relative paths in them are relative to the file.
+    """
+
+    gpu: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed)] = Field(default_factory=list)
+    cpu: bool = False
+    memory_share: float | None = Field(default=None, gt=0, le=0.95)
+    kv_cache_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    dtype: Dtype = "auto"
+    max_model_len: int | None = Field(default=None, ge=1)
+    path: Annotated[str, BeforeValidator(_weights_beside_file)] | None = None
+    example: Literal["small", "large", "prm"] | None = None
+    args: list[str] = Field(default_factory=list)
+
+    @field_validator("args")
+    @classmethod
+    def _check_args(cls, args: list[str]) -> list[str]:
+        for arg in args:
+            flag = arg.partition("=")[0].replace("_", "-")
+            # vLLM takes unambiguous beginnings of a flag, too.
+            if len(flag) > 5 and "--api-key".startswith(flag):
+                raise ValueError(
+                    "args holds --api-key, which every user of the machine could read; put the key into an "
+                    "environment variable and name that in api_key_env"
+                )
+            if flag == "--hf-token":
+                raise ValueError(
+                    "args holds --hf-token, which every user of the machine could read; put the token into "
+                    "the environment variable HF_TOKEN"
+                )
+            if flag in _OWNED:
+                raise ValueError(f"args holds {flag}, which {_OWNED[flag]} says")
+        return args
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> Serve:
+        if self.path is not None and self.example is not None:
+            raise ValueError("path and example both name the weights: give one of them")
+        if self.cpu and self.gpu:
+            raise ValueError("gpu and cpu contradict each other: give one of them")
+        if len(set(self.gpu)) < len(self.gpu):
+            raise ValueError(f"gpu names one GPU twice: {self.gpu}")
+        return self
+
+    @property
+    def weights(self) -> str | None:
+        """The weights named; None: the model's name is theirs."""
+        if self.example is not None:
+            from trim_graph.examples import arithmetic
+
+            folders: dict[str, Path] = {
+                "small": arithmetic.SMALL,
+                "large": arithmetic.LARGE,
+                "prm": arithmetic.PRM,
+            }
+            return str(folders[self.example])
+        return self.path
+
+
+class TransformersModel(TransformersSettings, Part):
+    """A chat model in this process (`trim_graph.adapters.ChatTransformers`)."""
+
+    type: Literal["transformers"]
+    model: ModelPlace
+
+    def build(self, writer: Writer) -> Any:
+        """Make the adapter; the weights are loaded at the first call."""
+        from trim_graph.adapters import ChatTransformers
+
+        return ChatTransformers(**self.model_dump(exclude={"type"}))
+
+
+class VLLMModel(VLLMServerSettings, Part):
+    """A chat model behind a vLLM server (`trim_graph.adapters.ChatVLLM`)."""
+
+    type: Literal["vllm"]
+    serve: Serve = Serve()
+
+    def build(self, writer: Writer) -> Any:
+        """Make the adapter; the server is asked at the first call."""
+        from trim_graph.adapters import ChatVLLM
+
+        return ChatVLLM(**self.model_dump(exclude={"type", "serve"}))
+
+
+class VLLMEngineModel(VLLMEngineSettings, Part):
+    """A chat model on a vLLM engine in this process (`trim_graph.adapters.ChatVLLMEngine`)."""
+
+    type: Literal["vllm_engine"]
+    model: ModelPlace
+
+    def build(self, writer: Writer) -> Any:
+        """Make the adapter; the engine starts at the first call."""
+        from trim_graph.adapters import ChatVLLMEngine
+
+        return ChatVLLMEngine(**self.model_dump(exclude={"type"}))
+
+
+class ExampleModel(Part):
+    """The arithmetic model of this size that comes with trim-graph."""
+
+    type: Literal["example"]
+    device: str = "cpu"
+    logprobs: bool = False
+
+    def build(self, writer: Writer) -> Any:
+        """Make the adapter; the weights are loaded at the first call."""
+        from trim_graph.adapters import ChatTransformers
+        from trim_graph.examples import arithmetic
+
+        folder = arithmetic.SMALL if writer == "small" else arithmetic.LARGE
+        return ChatTransformers(model=check_model(folder), device=self.device, logprobs=self.logprobs)
+
+
+class LangChainModel(Part):
+    """Any chat model that LangChain knows by name; one that cannot continue a text is asked by prompt.
+
+    Keys come from the environment, by the provider's usual variable (``OPENAI_API_KEY``).
+    """
+
+    type: Literal["langchain"]
+    model: str
+    """Provider and name, as in ``openai:gpt-4.1-mini``."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the provider's class, such as ``{temperature: 0}``."""
+
+    @field_validator("model")
+    @classmethod
+    def _has_provider(cls, model: str) -> str:
+        provider, _, name = model.partition(":")
+        if not provider or not name:
+            raise ValueError("name the provider too, as in openai:gpt-4.1-mini")
+        return model
+
+    @field_validator("kwargs")
+    @classmethod
+    def _no_keys(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if (place := _secret_in(kwargs)) is not None:
+            # Not by a message that shows what was seen.
+            raise ValueError(
+                f"kwargs{place} does not belong into a file: set the provider's variable, "
+                "such as OPENAI_API_KEY, in the environment"
+            )
+        return kwargs
+
+    def build(self, writer: Writer) -> Any:
+        """Make the chat model.
+
+        Raises:
+            ImportError: The extra ``hosted`` or the provider's package is not installed.
+        """
+        try:
+            from langchain.chat_models import init_chat_model
+        except ImportError as error:
+            raise ImportError('type: langchain needs pip install "trim-graph[hosted]"') from error
+        try:
+            return init_chat_model(self.model, **self.kwargs)
+        except ImportError:
+            raise
+        except Exception as error:  # each provider's class has its own for a missing key or a wrong setting
+            wrong = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{self.model}: {wrong}")
+
+
+_USERINFO = re.compile(r"://[^/?#]*@")
+
+
+def _secret_in(value: Any, place: str = "") -> str | None:
+    """Find the place of the first secret: what is named as one, or a URL with a user name or password."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            here = f"{place}.{key}"
+            if SECRET_NAME.search(str(key)):
+                return here
+            if (found := _secret_in(inner, here)) is not None:
+                return found
+    if isinstance(value, list):
+        for index, inner in enumerate(value):
+            if (found := _secret_in(inner, f"{place}[{index}]")) is not None:
+                return found
+    return place if isinstance(value, str) and _USERINFO.search(value) else None
+
+
+ModelConfig = Annotated[
+    TransformersModel | VLLMModel | VLLMEngineModel | LangChainModel | ExampleModel,
+    Field(discriminator="type"),
+]
+
+
+class TransformersPRM(TransformersPRMSettings, Part):
+    """A process reward model in this process (`trim_graph.adapters.TransformersProcessReward`)."""
+
+    type: Literal["transformers_prm"]
+    model: ModelPlace
+
+    def build(self) -> Any:
+        """Make the adapter; the weights are loaded at the first call."""
+        from trim_graph.adapters import TransformersProcessReward
+
+        return TransformersProcessReward(**self.model_dump(exclude={"type"}))
+
+
+class VLLMPRM(VLLMServerPRMSettings, Part):
+    """A process reward model behind a vLLM server (`trim_graph.adapters.VLLMProcessReward`)."""
+
+    type: Literal["vllm_prm"]
+    tokenizer: ModelPlace | None = None
+    serve: Serve = Serve()
+
+    def build(self) -> Any:
+        """Make the adapter; the server is asked at the first call."""
+        from trim_graph.adapters import VLLMProcessReward
+
+        return VLLMProcessReward(**self.model_dump(exclude={"type", "serve"}))
+
+
+class VLLMEnginePRM(VLLMEnginePRMSettings, Part):
+    """A process reward model on a vLLM engine here (`trim_graph.adapters.VLLMEngineProcessReward`)."""
+
+    type: Literal["vllm_engine_prm"]
+    model: ModelPlace
+
+    def build(self) -> Any:
+        """Make the adapter; the engine starts at the first call."""
+        from trim_graph.adapters import VLLMEngineProcessReward
+
+        return VLLMEngineProcessReward(**self.model_dump(exclude={"type"}))
+
+
+class ExamplePRM(Part):
+    """The arithmetic process reward model that comes with trim-graph."""
+
+    type: Literal["example"]
+    device: str = "cpu"
+
+    def build(self) -> Any:
+        """Make the adapter; the weights are loaded at the first call."""
+        from trim_graph.adapters import TransformersProcessReward
+        from trim_graph.examples import arithmetic
+
+        return TransformersProcessReward(str(arithmetic.PRM), device=self.device, max_batch_size=64)
+
+
+class LLMJudgeScorer(JudgeSettings, Part):
+    """A chat model that rates each step from 0 to 9 (`trim_graph.adapters.LLMJudge`)."""
+
+    type: Literal["llm_judge"]
+    model: ModelConfig
+
+    def build(self) -> Any:
+        """Make the scorer and its model; the model is asked at the first draft."""
+        from trim_graph.adapters import LLMJudge
+
+        settings = self.model_dump(exclude={"type", "model"})
+        return LLMJudge(self.model.build("large"), **settings)
+
+
+class TokenProbabilityScorer(Part):
+    """How sure the writer was of its tokens (`trim_graph.adapters.TokenProbability`); costs nothing."""
+
+    type: Literal["token_probability"]
+
+    def build(self) -> Any:
+        """Make the scorer."""
+        from trim_graph.adapters import TokenProbability
+
+        return TokenProbability()
+
+
+ScorerConfig = Annotated[
+    TransformersPRM | VLLMPRM | VLLMEnginePRM | LLMJudgeScorer | TokenProbabilityScorer | ExamplePRM,
+    Field(discriminator="type"),
+]

@@ -1,0 +1,519 @@
+"""Baselines beside a policy, on the same models through the same adapters, and the runs that fit them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from typing_extensions import TypedDict
+
+from trim_graph.errors import InputError, SettingsError, TrimError
+from trim_graph.policies.baselines import kind_of
+from trim_graph.policies.files import save_policy
+from trim_graph.storage.journal import Journal, to_line
+from trim_graph.storage.rows import read_rows
+
+from .arms import Arm
+from .comparison import LARGE, SMALL
+from .datasets import Dataset, first_questions
+from .executor import Models
+from .experiment import CollectTraces, Harness, WorkItem, WorkItems, run_row
+from .query_router import read_examples, train_query_router
+from .records import ArmSettings, Calls, PerWriter, Row, in_order, journal_of, read_rows_of, write_json
+from .runner import Question
+from .traces import Source, Trace, read_traces
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Signal = Callable[[Row], float]
+"""From the small model's row of a question to a number: the higher, the sooner the large model is asked."""
+
+
+def pairs(folder: Path, n: int, samples: int) -> Iterator[tuple[Row, Row]]:
+    """Give the rows of the small and of the large model alone, question by question."""
+
+    def wanted(arm: str) -> Iterator[Row]:
+        journal = journal_of(folder, arm)
+        rows = in_order(journal) if journal.exists() else read_rows_of(folder, arm)
+        return (row for row in rows if row["index"] < n and row["sample"] < samples)
+
+    return zip(wanted(SMALL), wanted(LARGE), strict=True)
+
+
+def unsureness(row: Row) -> float:
+    """Return 1 minus the mean probability of the tokens of the small model's answer.
+
+    Raises:
+        InputError: The model does not tell probabilities.
+    """
+    told = [(step["tokens"], step["mean_token_probability"]) for step in row["steps"]]
+    known = [(tokens, probability) for tokens, probability in told if probability is not None]
+    if not known and row["error"] is None:
+        raise InputError(
+            "the small model does not tell the probabilities of its tokens: a cascade by confidence needs "
+            "them (logprobs: true)"
+        )
+    tokens = sum(tokens for tokens, _ in known)
+    return 1 - sum(t * p for t, p in known) / tokens if tokens else 1.0
+
+
+def read_signals(
+    rows: Iterable[tuple[Row, Row]], signal: Signal
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Read the signal of each run, and the large tokens that asking the large model costs."""
+    import numpy as np
+
+    table = np.array([(signal(small), large["large_tokens"]) for small, large in rows], dtype=float)
+    return table[:, 0], table[:, 1]
+
+
+def limit_for(signals: NDArray[np.float64], tokens: NDArray[np.float64], target: float) -> float:
+    """Return the limit above which questions go to the large model so that the spend is nearest to this one.
+
+    Args:
+        signals: Of each run.
+        tokens: Large tokens that each would cost.
+        target: Large tokens wanted, mean a run.
+    """
+    import numpy as np
+
+    values, places = np.unique(signals, return_inverse=True)
+    costs = np.bincount(places, weights=tokens) / len(tokens)
+    # spends[k]: where the k lowest values stay with the small model.
+    spends = np.concatenate([costs[::-1].cumsum()[::-1], [0.0]])
+    kept = int(np.argmin(np.abs(spends - target)))
+    if kept == 0:
+        return float(np.nextafter(values[0], -np.inf))
+    return float(values[kept - 1])
+
+
+def compose(
+    folder: Path, arm: str, rows: Iterable[tuple[Row, Row]], signal: Signal, limit: float, *, both: bool
+) -> None:
+    """Write the journal of an arm that is put together.
+
+    Args:
+        folder: Of the run.
+        arm: Its name.
+        rows: From `pairs`.
+        signal: Of the small model's row.
+        limit: Above it the large model answers.
+        both: Whether the small model has been asked first all the same.
+    """
+    file = journal_of(folder, arm)
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as stream:
+            for small, large in rows:
+                chosen = small if signal(small) <= limit else _after(small, large) if both else large
+                stream.write(to_line({**chosen, "arm": arm}))
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _after(small: Row, large: Row) -> Row:
+    """Return the large model's row, with the small model's answer thrown away before it."""
+    if small["error"] is not None:
+        return Row(**{**large, "seconds": small["seconds"] + large["seconds"]})
+    first = large["first_step_seconds"]
+    thrown = small["tokens"]["small"] + small["tokens"]["small_discarded"]
+
+    def total(key: str) -> PerWriter:
+        return PerWriter(
+            small=small[key]["small"],  # type: ignore[literal-required]
+            large=large[key]["large"],  # type: ignore[literal-required]
+        )
+
+    changed = {
+        "notes": [*large["notes"], "the small model's whole answer was thrown away"],
+        "seconds": small["seconds"] + large["seconds"],
+        "first_step_seconds": None if first is None else small["seconds"] + first,
+        "tokens": {
+            **large["tokens"],
+            "small_discarded": thrown,
+            **{
+                name: small["tokens"].get(name, 0) + large["tokens"].get(name, 0)
+                for name in ("scorer", "scorer_output")
+            },
+        },
+        "prefill": total("prefill"),
+        "cached_prefill": total("cached_prefill"),
+        "calls": Calls(small=small["calls"]["small"], large=large["calls"]["large"], scorer=0),
+        "cost": small["cost"] + large["cost"],
+    }
+    return Row(**{**large, **changed})  # type: ignore[typeddict-item]
+
+
+OPERATIONS = r"\d ([-+*/]|mod) \d|\b(larger|smaller)\b|(boxed)"
+"""Kinds of steps in the arithmetic world: its operations."""
+MATHEMATICS = r"(\\boxed|\\[dt]?frac|\\sqrt|\\times|\\cdot|\\binom|\^|[*/=])"
+"""Kinds of steps elsewhere: what comes first of the marks that mathematical text has."""
+
+
+class Kind(NamedTuple):
+    """Drafts of one kind.
+
+    Attributes:
+        kind: As `by_pattern` names it; None: drafts without a match.
+        tokens: Of all of them.
+        wrong: Share of them that are wrong, by labels, else by scores.
+        drafts: How many there are.
+    """
+
+    kind: str | None
+    tokens: int
+    wrong: float
+    drafts: int
+
+
+def fit_kinds(traces: Iterable[Trace], pattern: str) -> list[Kind]:
+    """Count how often the small model's steps are wrong, by kind.
+
+    Args:
+        traces: Of runs in which the small model writes; each step labelled or scored.
+        pattern: See `trim_graph.policies.by_pattern`.
+
+    Returns:
+        The kinds, the most often wrong first.
+
+    Raises:
+        SettingsError: The expression cannot be read.
+        InputError: No step is labelled or scored.
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise SettingsError(f"the pattern {pattern!r} cannot be read: {error}") from error
+    found: dict[str | None, list[tuple[int, float]]] = {}
+    for trace in traces:
+        for step in trace["steps"]:
+            if step["writer"] == "small":
+                wrong = _wrong(step)
+                if wrong is not None:
+                    kind = kind_of(expression, step["text"])
+                    found.setdefault(kind, []).append((step["tokens"], wrong))
+    if not found:
+        raise InputError("no step of the small model in the validation traces is labelled or scored")
+    kinds = [
+        Kind(kind, sum(t for t, _ in drafts), sum(w for _, w in drafts) / len(drafts), len(drafts))
+        for kind, drafts in found.items()
+    ]
+    return sorted(kinds, key=lambda one: (-one.wrong, one.kind or ""))
+
+
+def _wrong(step: Any) -> float | None:
+    if step["label"] is not None:
+        return float(not step["label"])
+    return None if step["score"] is None else 1 - step["score"]
+
+
+def policy_of_kinds(kinds: Sequence[Kind], pattern: str, part: float) -> dict[str, Any]:
+    """Return the policy that has this part of the small model's tokens written again, the worst kinds first.
+
+    Args:
+        kinds: From `fit_kinds`.
+        pattern: Theirs.
+        part: In [0, 1].
+
+    Returns:
+        As a configuration names it.
+    """
+    whole = sum(kind.tokens for kind in kinds)
+    left, rates = part * whole, dict[str | None, float]()
+    for kind in kinds:
+        rate = min(1.0, max(0.0, left / kind.tokens)) if kind.tokens else 0.0
+        left -= rate * kind.tokens
+        rates[kind.kind] = round(rate, 4)
+    default = rates.pop(None, 0.0)
+    return {"type": "by_pattern", "pattern": pattern, "rates": rates, "default": default}
+
+
+PILOT = 50
+"""Questions that are probed."""
+NAME, FILE = "pilot.jsonl", "entropies.json"
+_POLICY = {"type": "entropy_probe", "limit": 1e9}
+
+
+class Probed(TypedDict):
+    """What a question's probes have told."""
+
+    index: int
+    entropies: list[float]
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeEntropies:
+    """The task of probing each step of the small model (`trim_graph.evaluation.executor.Task`).
+
+    Attributes:
+        seed: Of the graph.
+    """
+
+    seed: int
+
+    def setup(self, models: Models) -> Callable[[WorkItem], Awaitable[Probed]]:
+        """Build the graph; its answers are not looked at."""
+        graph = models.graph(_POLICY, fresh=True)
+
+        async def work(item: WorkItem) -> Probed:
+            found = list[float]()
+
+            def event(told: dict[str, Any]) -> None:
+                if told.get("event") == "probe" and told.get("entropy") is not None:
+                    found.append(float(told["entropy"]))
+
+            row = await run_row(graph, "pilot", item, self.seed, event)
+            return Probed(index=item.index, entropies=found, error=row["error"])
+
+        return work
+
+
+async def first_token_entropies(harness: Harness) -> list[float]:
+    """Probe each step of the small model on a few questions, or read what was told before.
+
+    Raises:
+        InputError: It tells none.
+    """
+    plan, file = harness.plan, harness.folder / FILE
+    if file.exists():
+        return list(json.loads(file.read_bytes())["entropies"])
+    path = harness.folder / NAME
+    items = WorkItems(plan.dataset, min(plan.n, PILOT))
+    with Journal(path, {**plan.settings, "pilot": _POLICY}) as journal:
+        task = ProbeEntropies(plan.seed)
+        await harness.fill("entropies", journal, items, task, lambda probed: journal.append(dict(probed)))
+    entropies, failed = _told(path)
+    path.unlink()
+    if not entropies:
+        why = failed or "it tells none"
+        raise InputError(f"the small model must tell the entropy of its first token: {why}")
+    write_json(file, {"questions": items.n, "entropies": entropies})
+    return entropies
+
+
+def _told(path: Path) -> tuple[list[float], str | None]:
+    """Read all entropies in order of size, and the first error."""
+    records = [record for _, record in read_rows(path)]
+    failed = next((record["error"] for record in records if record["error"]), None)
+    return sorted(entropy for record in records for entropy in record["entropies"]), failed
+
+
+FOLDER = "validation"
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Validation questions and where their traces are kept.
+
+    Attributes:
+        harness: Of the evaluation.
+        dataset: The questions; not those of the evaluation.
+        n: How many.
+        on_trace: Called with each trace.
+    """
+
+    harness: Harness
+    dataset: Dataset
+    n: int
+    on_trace: Callable[[Trace], None]
+
+    async def run(self, writer: str) -> Path:
+        """Run what is left of a model alone; steps are labelled where the dataset can, else scored.
+
+        Args:
+            writer: ``small`` or ``large``.
+
+        Returns:
+            The file of traces.
+
+        Raises:
+            TrimError: A question failed.
+        """
+        harness = self.harness
+        file, policy = harness.folder / FOLDER / f"{writer}.jsonl", {"type": f"{writer}_only"}
+        settings = {**harness.plan.settings, "validation": self.dataset.identity(), "policy": policy}
+        file.parent.mkdir(exist_ok=True)
+
+        def keep(trace: Trace) -> None:
+            if trace["error"] is not None:
+                raise TrimError(f"a validation question failed: {trace['error']}")
+            journal.append(dict(trace))
+            self.on_trace(trace)
+
+        with Journal(file, settings) as journal:
+            source = Source(self.dataset.name, "validation", policy, harness.plan.seed)
+            labelled = all(one.label_steps for one in first_questions(self.dataset, 1, default=1))
+            rated = writer == "small" and not labelled
+            task = CollectTraces(source, policy, rated=rated, label_steps=True)
+            items = WorkItems(self.dataset, self.n)
+            await harness.fill(f"validation, {writer}", journal, items, task, keep, _numbered)
+        return file
+
+
+def _numbered(item: WorkItem) -> tuple[int, Question]:
+    return item.index, item.question
+
+
+BASELINES = {
+    "router": "a trained classifier gives whole questions to one model; needs validation questions",
+    "cascade": "the large model answers where the small one's whole answer has improbable tokens",
+    "prm": "a draft stays at a score of 0.7 and more (reward-guided speculative decoding)",
+    "judge": "a draft stays at 7 of 9 of a judge (speculative reasoning); needs a judge",
+    "entropy": "the entropy of a step's first token says who writes it",
+    "kind": "the kind of step alone decides; needs validation questions",
+}
+SHARES = (0.25, 0.5, 0.75)
+"""Points of the curve of a baseline that has a number to choose."""
+PRM_LEVEL = 0.7
+"""ArXiv 2501.19324: reward-guided speculative decoding accepts steps of this reward and more."""
+DIGITS = 4
+"""Of a share of questions, as it is told."""
+JUDGE_LEVEL = 7 / 9
+"""ArXiv 2504.07891: speculative reasoning accepts steps rated 7 of 9 and more."""
+
+
+class Missing(SettingsError):
+    """A baseline cannot be run with what is given."""
+
+
+@dataclass
+class Baselines:
+    """Runs the baselines of an evaluation.
+
+    Attributes:
+        harness: Runs arms; the models alone are done.
+        validation: Where there are validation questions.
+        scorer_type: The type of the configuration's scorer.
+        judge_name: What the judge is, for the record, where one is given.
+        pattern: What tells kinds of steps.
+        seed: Of the training.
+    """
+
+    harness: Harness
+    validation: Validation | None
+    scorer_type: str | None
+    judge_name: dict[str, Any] | None
+    pattern: str
+    seed: int
+
+    async def run(self, names: Sequence[str], *, all_of_them: bool) -> list[str]:
+        """Run baselines; return a warning for each one that was passed over.
+
+        Args:
+            names: Of `BASELINES`.
+            all_of_them: One that cannot be run is then passed over with a warning.
+
+        Raises:
+            TrimError: One cannot be run, or its runs fail.
+        """
+        ways: dict[str, Callable[[], Awaitable[None]]] = {
+            "router": self.router,
+            "cascade": self.cascade,
+            "prm": self.prm,
+            "judge": self.rated_by_judge,
+            "entropy": self.entropy,
+            "kind": self.kind,
+        }
+        warnings = []
+        for name in names:
+            try:
+                await ways[name]()
+            except (TrimError, ImportError) as error:
+                if not all_of_them:
+                    raise
+                warnings.append(f"baseline {name} was not run: {error}")
+        return warnings
+
+    async def prm(self) -> None:
+        """Accept drafts by the reward model's score alone, at the published level."""
+        if self.scorer_type in (None, "llm_judge", "token_probability"):
+            raise Missing("it needs a process reward model as the scorer")
+        await self._run(f"prm-{PRM_LEVEL:g}", "prm", {"type": "threshold", "t": PRM_LEVEL})
+
+    async def rated_by_judge(self) -> None:
+        """Accept drafts by a judge's digit, at the published level."""
+        if self.judge_name is None:
+            raise Missing("it needs a judge: --judge large, or {type: llm_judge, model: {...}}")
+        policy = {"type": "threshold", "t": JUDGE_LEVEL}
+        arm = Arm("judge-7of9", "baseline", "judge", policy)
+        settings = ArmSettings(**{**arm.settings, "policy": {**policy, "scorer": self.judge_name}})
+        await self.harness.run(arm.name, settings, policy, judged=True)
+
+    async def cascade(self) -> None:
+        """Let the large model answer where the small one's whole answer is improbable."""
+        self._composed("cascade", {"type": "answer_cascade"}, unsureness, both=True)
+
+    async def router(self) -> None:
+        """Let a classifier give whole questions to one model."""
+        validation = self._validated()
+        small, large = await validation.run("small"), await validation.run("large")
+        router = train_query_router(read_examples([small, large]), seed=self.seed).policy
+        file = self.harness.folder / "router.json"
+        save_policy(router, file, dataset=validation.dataset.identity(), questions=validation.n)
+        policy = {"type": "query_router", "file": file.name}
+        self._composed("router", policy, lambda row: router.probability(row["question"]), both=False)
+
+    async def kind(self) -> None:
+        """Regenerate by the kind of step alone."""
+        validation = self._validated()
+        traces = await validation.run("small")
+        kinds = fit_kinds(read_traces(traces), self.pattern)
+        told = [one._asdict() for one in kinds]
+        write_json(self.harness.folder / "kinds.json", {"pattern": self.pattern, "kinds": told})
+        await self._grid("kind", lambda share: policy_of_kinds(kinds, self.pattern, share))
+
+    async def entropy(self) -> None:
+        """Let the entropy of a step's first token say who writes it."""
+        entropies = await first_token_entropies(self.harness)
+        await self._grid(
+            "entropy", lambda share: {"type": "entropy_probe", "limit": _upper(entropies, share)}
+        )
+
+    async def _grid(self, family: str, policy: Callable[[float], dict[str, Any]]) -> None:
+        """Run a family of policies at fixed shares."""
+        for share in SHARES:
+            await self._run(f"{family}-{share:g}", family, policy(share))
+
+    async def _run(self, name: str, family: str, policy: dict[str, Any]) -> None:
+        arm = Arm(name, "baseline", family, policy)
+        await self.harness.run(arm.name, arm.settings, arm.policy)
+
+    def _composed(
+        self, family: str, policy: dict[str, Any], signal: Callable[[Row], float], *, both: bool
+    ) -> None:
+        """Put arms together of the models alone, at fixed shares of the large model's tokens."""
+        harness, plan = self.harness, self.harness.plan
+        signals, tokens = read_signals(pairs(self.harness.folder, plan.n, plan.samples), signal)
+        for share in SHARES:
+            limit = limit_for(signals, tokens, share * float(tokens.mean()))
+            questions = round(float((signals > limit).mean()), DIGITS)
+            settings = ArmSettings(
+                kind="baseline", family=family, policy={**policy, "limit": limit, "questions": questions}
+            )
+            arm = f"{family}-{share:g}"
+            harness.forget(arm)  # its limit may have been another on fewer questions
+            harness.note(arm, settings)
+            rows = pairs(self.harness.folder, plan.n, plan.samples)
+            compose(self.harness.folder, arm, rows, signal, limit, both=both)
+            harness.take(arm)
+
+    def _validated(self) -> Validation:
+        if self.validation is None:
+            raise Missing("it is fitted on questions other than these: give --validation")
+        return self.validation
+
+
+def _upper(values: Sequence[float], part: float) -> float:
+    """Return the limit above which this part of the values lies; below all of them for 1."""
+    ordered = sorted(values)
+    kept = round((1 - part) * len(ordered))
+    return round(ordered[kept - 1], 9) if kept else 0.0

@@ -1,0 +1,596 @@
+"""The folder of an evaluation: one row a question and arm, the settings, and the summary.
+
+Rows are written to journals as runs end, and to one Parquet file when all have ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NotRequired
+from urllib.parse import quote, unquote
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from trim_graph.errors import InputError, SettingsError
+from trim_graph.segmentation import Part
+from trim_graph.storage.journal import to_line
+from trim_graph.storage.rows import import_parquet, read_rows
+
+from .metrics import Interval
+from .traces import TOKENS, Count, TraceStep
+
+VERSION = 1
+SETTINGS, SUMMARY, ROWS, JOURNALS = "settings.json", "summary.json", "rows.parquet", "rows"
+
+ArmKind = Literal["reference", "policy", "sweep", "random", "baseline"]
+"""``reference``: one of the models alone; ``random``: random routing at one rate; ``sweep``: one of several
+operating points of a policy."""
+
+
+class RowStep(TraceStep):
+    """One accepted step of a row."""
+
+    part: NotRequired[Part | None]
+    """Thought or answer, where a model thinks."""
+
+
+class PerWriter(TypedDict):
+    """A count for each of the two models."""
+
+    small: Count
+    large: Count
+
+
+class Calls(PerWriter):
+    """Calls that were answered or have failed with all their attempts."""
+
+    scorer: Count
+
+
+class Row(TypedDict):
+    """What came of one question under one arm."""
+
+    arm: str
+    index: Count
+    """Of the question in the dataset, from 0."""
+    id: str
+    """Of the question in the dataset; its place where it has none."""
+    sample: Count
+    """Which of the repeated samples, from 0."""
+    seed: int | None
+    """Of the run: that of the evaluation plus ``sample``."""
+    question: str
+    expected: str | None
+    """The right answer, for the record."""
+    correct: bool | None
+    """False after an error; None where there is no right answer to compare with."""
+    answer: str | None
+    """Content of the last ``\\boxed{}`` of the solution."""
+    solution: str
+    """Empty after an error."""
+    error: str | None
+    """Type and message of what went wrong, or None. The tokens of such a row are 0: nobody knows them."""
+    stopped: str
+    """As in `trim_graph.state.Summary`; empty after an error."""
+    notes: list[str]
+    """Those of the run."""
+    seconds: float
+    """Wall clock, waiting for other questions under way included."""
+    first_step_seconds: float | None
+    """Wall clock until the first step was accepted."""
+    large_tokens: Count
+    """What the large model generated, discarded, unaccounted and failed attempts included."""
+    tokens: dict[str, Count]
+    """``small``, ``large``: in accepted steps; ``small_discarded``, ``large_discarded``: generated besides;
+    ``large_unaccounted``: charged for calls whose end nobody saw; ``scorer``: read;
+    ``scorer_output``: written by a judge, not in rows of earlier releases."""
+    prefill: PerWriter
+    """Prompt tokens of all calls."""
+    cached_prefill: PerWriter
+    """Those of them that were served from a cache, where the model tells."""
+    calls: Calls
+    cost: float
+    """By the price table; 0 where there is none."""
+    steps: list[RowStep]
+
+
+class ArmSettings(TypedDict):
+    """What an arm is."""
+
+    kind: ArmKind
+    family: str
+    """Arms of one family are points of one curve."""
+    policy: dict[str, Any]
+    """As a configuration names it, files by their content. Of an arm that is composed of the outcomes of the
+    models alone, what it is composed by."""
+
+
+class RunSettings(TypedDict):
+    """What a run was begun with."""
+
+    version: int
+    settings: dict[str, Any]
+    """Models, scorer, prices, budget, dataset, seed and samples: what makes outcomes comparable."""
+    arms: dict[str, ArmSettings]
+    """By name, in the order in which they were begun."""
+
+
+_ROW: TypeAdapter[Row] = TypeAdapter(Row)
+_SETTINGS: TypeAdapter[RunSettings] = TypeAdapter(RunSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder that was read.
+
+    Attributes:
+        folder: Where it is.
+        settings: What it was begun with.
+        summary: None while it has not ended, or was begun again and has not.
+    """
+
+    folder: Path
+    settings: RunSettings
+    summary: RunSummary | None
+
+    def rows(self, *arms: str) -> Iterator[Row]:
+        """Stream the rows, arm by arm; see `read_rows_of`."""
+        return read_rows_of(self.folder, *arms)
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read a run folder: settings and summary at once, rows as they are asked for.
+
+    Args:
+        folder: That ``trim-graph eval --out`` named.
+
+    Raises:
+        InputError: It is none, or something in it cannot be read.
+    """
+    place = Path(folder)
+    settings = read_settings(place)
+    if settings is None:
+        raise InputError(f"{place} is no folder of an evaluation: {SETTINGS} is not there")
+    # A run that was begun again has journals: its older summary is not of the rows that are there now.
+    ended = (place / SUMMARY).exists() and not any((place / JOURNALS).glob("*.jsonl"))
+    summary: RunSummary | None = _json(place / SUMMARY) if ended else None
+    return Run(place, settings, summary)
+
+
+def read_settings(folder: Path) -> RunSettings | None:
+    """Return what a run was begun with; None where it was not.
+
+    Raises:
+        InputError: The file is damaged, or of a later version.
+    """
+    file = folder / SETTINGS
+    if not file.exists():
+        return None
+    values = _json(file)
+    if isinstance(values, dict) and values.get("version", VERSION) > VERSION:
+        raise InputError(f"{file} is of version {values['version']}; known is {VERSION}: use a later release")
+    try:
+        return _SETTINGS.validate_python(values)
+    except ValidationError as error:
+        raise InputError(f"{file} is damaged: {error.errors(include_url=False)[0]['msg']}") from error
+
+
+def file_name(arm: str) -> str:
+    """Return an arm's name as the name of a file has it."""
+    return quote(arm, safe=" +@=,()")
+
+
+def journal_of(folder: Path, arm: str) -> Path:
+    """Return where the journal of an arm lies."""
+    return folder / JOURNALS / f"{file_name(arm)}.jsonl"
+
+
+def arm_of(journal: Path) -> str:
+    """Return the arm that a journal is of."""
+    return unquote(journal.stem)
+
+
+def read_rows_of(folder: str | Path, *arms: str) -> Iterator[Row]:
+    """Stream the rows of a run, arm by arm.
+
+    An arm's journal is read where there is one, in the order in which questions ended, else its rows of
+    ``rows.parquet``, in order of question and sample.
+
+    Args:
+        folder: Of the run.
+        arms: Names; default: all.
+
+    Raises:
+        InputError: A row cannot be read; the message names file and line.
+        ImportError: Parquet is not installed.
+    """
+    place = Path(folder)
+    journals = {arm_of(file): file for file in sorted((place / JOURNALS).glob("*.jsonl"))}
+
+    def wanted(arm: str) -> bool:
+        return not arms or arm in arms
+
+    if (place / ROWS).exists():
+        for where, values in _of_parquet(place / ROWS, lambda arm: wanted(arm) and arm not in journals):
+            yield parse_row(values, where)
+    for arm, file in journals.items():
+        if wanted(arm):
+            for where, values in read_rows(file, torn=True):
+                yield parse_row(values, where)
+
+
+def parse_row(values: dict[str, Any], place: str) -> Row:
+    """Check one row.
+
+    Args:
+        values: As read from a file; keys that a row does not have are left out.
+        place: Where it stands, for the message.
+
+    Raises:
+        InputError: It is none.
+    """
+    try:
+        return _ROW.validate_python(values, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(f"{place}: not a row of an evaluation: {key}: {first['msg']}") from error
+
+
+def _of_parquet(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give the rows of some arms; no row group holds two arms, and those of others are passed over."""
+    parquet = import_parquet()
+    import pyarrow  # type: ignore[import-untyped]
+
+    try:
+        with parquet.ParquetFile(file) as opened:
+            for group in range(opened.num_row_groups):
+                arm = opened.metadata.row_group(group).column(0).statistics.min
+                if wanted(arm):
+                    for number, values in enumerate(opened.read_row_group(group).to_pylist(), 1):
+                        yield f"{file}, row {number} of group {group}", values
+    except (pyarrow.ArrowException, AttributeError) as error:
+        raise InputError(f"{file}: not the rows of an evaluation: {error}") from error
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, OSError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+
+
+SUMMARY_VERSION = 2
+
+CPT_TARGETS = (0.5, 0.8, 0.95)
+"""PGRs for which the large tokens needed are told."""
+BUDGETS = (0.05, 0.1, 0.2, 0.3, 0.5)
+"""Shares of the large model's own tokens at which the accuracy within that budget is told."""
+
+
+class Figure(TypedDict):
+    """A figure and its 95 % interval by bootstrap over questions; None where it is undefined."""
+
+    value: float | None
+    interval: Interval | None
+
+
+FIGURES = {
+    "accuracy": "share of right answers",
+    "share": "large tokens, as a share of what the large model alone uses",
+    "pgr": "performance gap recovered",
+    "ibc": "PGR divided by the share",
+    "large_tokens": "tokens the large model generated",
+    "small_tokens": "tokens the small model generated",
+    "discarded_tokens": "tokens of either that are in no accepted step",
+    "scorer_tokens": "tokens the scorer read",
+    "scorer_output_tokens": "tokens the scorer wrote, if it is a judge",
+    "small_prefill": "prompt tokens of the small model",
+    "large_prefill": "prompt tokens of the large model",
+    "small_cached_prefill": "those of them served from a cache",
+    "large_cached_prefill": "those of them served from a cache",
+    "small_calls": "calls of the small model",
+    "large_calls": "calls of the large model",
+    "scorer_calls": "calls of the scorer",
+    "cost": "cost by the price table",
+    "seconds": "mean wall clock",
+    "seconds_median": "median wall clock",
+    "seconds_p95": "95th percentile of the wall clock",
+    "first_step_median": "median wall clock to the first accepted step",
+    "first_step_p95": "95th percentile of the wall clock to the first accepted step",
+}
+"""Keys of `ArmSummary` ``figures``. All but the first four are per question, means over its samples."""
+
+
+class MatchedBudget(TypedDict):
+    """An arm compared with the curve of a family, at the arm's own spend.
+
+    The curve is accuracy against large tokens: straight lines from the small model alone over the arms of the
+    family to the large model alone.
+    """
+
+    accuracy: Figure
+    """Of the family's curve at this spend."""
+    difference: Figure
+    """Accuracy of the arm minus that."""
+    curve_ends: float | None
+    """The most large tokens a question that the curve reaches, where the arm spends more: nothing is told
+    beyond. None where its spend lies on the curve."""
+
+
+class ArmSummary(TypedDict):
+    """Figures of one arm."""
+
+    arm: str
+    kind: ArmKind
+    family: str
+    policy: dict[str, Any]
+    n: int
+    """Questions."""
+    errors: int
+    """Runs that failed: they count as wrong, and as nothing spent."""
+    figures: dict[str, Figure]
+    """By the keys `FIGURES`."""
+    matched_budget: dict[str, MatchedBudget]
+    """By family: ``random``, and of a policy the baselines that were run at several shares."""
+    differences: dict[str, dict[str, Figure]]
+    """This arm minus ``small`` and ``large``, paired by question: by the other's name, then ``accuracy``,
+    ``cost``, ``seconds``, ``large_tokens``."""
+
+
+class CurvePoint(TypedDict):
+    """A point of a curve."""
+
+    arm: str
+    share: float | None
+    pgr: float | None
+
+
+class CurveSummary(TypedDict):
+    """What the arms of one family come to together (`trim_graph.evaluation.metrics`)."""
+
+    family: str
+    points: list[CurvePoint]
+    """In order of share."""
+    mean_ibc: Figure
+    mean_delta_ibc: Figure
+    cpt: dict[str, Figure]
+    """By the PGR in per cent: ``50``, ``80``, ``95``."""
+    budgeted_accuracy: dict[str, Figure]
+    """The accuracy reached within a budget of large tokens, by its share of the large model's own (see
+    `BUDGETS`), on the lines that CPT is read off."""
+
+
+class Verdict(TypedDict):
+    """What one arm saves and costs beside the large model alone."""
+
+    arm: str
+    use: Literal["yes", "no", "undecided"]
+    text: str
+    saved: Figure
+    """Large cost saved a question; by the price table, or in large tokens where it is empty."""
+    added: Figure
+    """Cost of the small model and the scorer a question; None where there are no prices."""
+    net: Figure
+    """Saved minus added; None where there are no prices."""
+    accuracy: Figure
+    """Accuracy minus that of the large model alone."""
+    seconds: Figure
+    """Wall clock added to that of the large model alone, mean a question."""
+
+
+class RunSummary(TypedDict):
+    """A whole evaluation."""
+
+    version: int
+    dataset: dict[str, Any]
+    n: int
+    samples: int
+    seed: int
+    concurrency: int
+    priced: bool
+    """Whether there was a price table."""
+    models: dict[str, Any]
+    """Small, large and scorer as the configuration names them."""
+    budgets: dict[str, float]
+    """Large tokens a question of each of `BUDGETS`."""
+    arms: list[ArmSummary]
+    """Small alone and large alone first."""
+    curves: list[CurveSummary]
+    verdicts: list[Verdict]
+    verdict: str
+    """In words, of the whole."""
+    warnings: list[str]
+
+
+_GROUP = 1024
+"""Rows to a row group of Parquet; as many are in memory while one is written or read, and what is kept of
+each group until the file is closed grows with their number."""
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder of a run where it is not there.
+
+    Args:
+        folder: Of the run.
+
+    Raises:
+        SettingsError: It cannot be made or written, or holds something else than a run.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--out {folder} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise SettingsError(f"--out {folder} cannot be written: no permission")
+    if any(folder.iterdir()) and not (folder / SETTINGS).exists():
+        raise SettingsError(
+            f"--out {folder} holds files, and no {SETTINGS} that says they are a run's: choose another folder"
+        )
+
+
+def write_json(file: Path, values: Any) -> None:
+    """Write a JSON file; an older one stays whole until the new one is."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    text = json.dumps(values, indent=1, allow_nan=False) + "\n"
+    beside.write_text(text, encoding="utf-8", errors="replace")
+    beside.replace(file)
+
+
+def write_rows(folder: Path, arms: Sequence[str]) -> int:
+    """Write ``rows.parquet`` of the arms' journals, and take those away.
+
+    Rows of an arm that has no journal are taken from the older ``rows.parquet``.
+
+    Args:
+        folder: Of the run.
+        arms: Names, in the order they are to have.
+
+    Returns:
+        How many rows there are.
+
+    Raises:
+        InputError: A row cannot be read.
+        ImportError: Parquet is not installed.
+    """
+    parquet, schema = import_parquet(), row_schema()
+    import pyarrow
+
+    beside, count = folder / f".{ROWS}.{os.getpid()}", 0
+    try:
+        with parquet.ParquetWriter(beside, schema, compression="zstd") as writer:
+            for group in _grouped(folder, arms):
+                writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
+                count += len(group)
+        (folder / SUMMARY).unlink(missing_ok=True)  # it is of the rows before these
+        beside.replace(folder / ROWS)
+    finally:
+        beside.unlink(missing_ok=True)
+    for arm in arms:
+        journal_of(folder, arm).unlink(missing_ok=True)
+    return count
+
+
+def _grouped(folder: Path, arms: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
+    """Give the rows in groups of one arm each."""
+    for arm in arms:
+        group = list[dict[str, Any]]()
+        file = journal_of(folder, arm)
+        for row in in_order(file) if file.exists() else read_rows_of(folder, arm):
+            group.append(dict(row))
+            if len(group) == _GROUP:
+                yield group
+                group = []
+        if group:
+            yield group
+
+
+def in_order(journal: Path) -> Iterator[Row]:
+    """Give the rows of a journal in order of question and sample; only where each begins is kept in memory.
+
+    A last line that ends in the middle, as a killed writer leaves it, is passed over.
+
+    Raises:
+        InputError: A row cannot be read.
+    """
+    import numpy as np
+
+    places, order = array("q"), array("q")
+    with journal.open("rb") as stream:
+        place = 0
+        for line in stream:
+            if not line.endswith(b"\n"):
+                break
+            values = _read_place(line, f"{journal}, byte {place}")
+            places.append(place)
+            order.extend(values)
+            place += len(line)
+        keys = np.array(order, dtype=np.int64).reshape(-1, 2)
+        for number in np.lexsort((keys[:, 1], keys[:, 0])):
+            stream.seek(places[number])
+            yield parse_row(json.loads(stream.readline()), f"{journal}, byte {places[number]}")
+
+
+def _read_place(line: bytes, place: str) -> tuple[int, int]:
+    """Return question and sample of a line."""
+    try:
+        values = json.loads(line)
+        return values["index"], values["sample"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{place}: not a row of an evaluation: {error}") from error
+
+
+def restore_journal(folder: Path, arm: str) -> None:
+    """Make the journal of an arm again of ``rows.parquet``, so that the arm can go on.
+
+    Args:
+        folder: Of the run.
+        arm: Its name.
+
+    Raises:
+        InputError: A row cannot be read.
+    """
+    file = journal_of(folder, arm)
+    file.parent.mkdir(exist_ok=True)
+    if file.exists() or not (folder / ROWS).exists():
+        return
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as stream:
+            for row in read_rows_of(folder, arm):
+                stream.write(to_line(row))
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def row_schema() -> Any:
+    """Return the columns of ``rows.parquet``: those of `Row`."""
+    import pyarrow as pa
+
+    text, number, flag, real = pa.string(), pa.int64(), pa.bool_(), pa.float64()
+    draft = {"text": text, "tokens": number, "score": real, "label": flag, "mean_token_probability": real}
+    step = {
+        "text": text,
+        "writer": text,
+        "tokens": number,
+        "score": real,
+        "decision": text,
+        "mean_token_probability": real,
+        "label": flag,
+        "part": text,
+        "discarded": pa.struct(list(draft.items())),
+    }
+    per_writer = [("small", number), ("large", number)]
+    return pa.schema(
+        {
+            "arm": text,
+            "index": number,
+            "id": text,
+            "sample": number,
+            "seed": number,
+            "question": text,
+            "expected": text,
+            "correct": flag,
+            "answer": text,
+            "solution": text,
+            "error": text,
+            "stopped": text,
+            "notes": pa.list_(text),
+            "seconds": real,
+            "first_step_seconds": real,
+            "large_tokens": number,
+            "tokens": pa.struct([(key, number) for key in TOKENS]),
+            "prefill": pa.struct(per_writer),
+            "cached_prefill": pa.struct(per_writer),
+            "calls": pa.struct([*per_writer, ("scorer", number)]),
+            "cost": real,
+            "steps": pa.list_(pa.struct(list(step.items()))),
+        }
+    )

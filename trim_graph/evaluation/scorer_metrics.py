@@ -1,0 +1,491 @@
+"""How good a scorer is, from its scores of solutions whose first wrong step is known.
+
+Labelled solutions in the shape of ProcessBench are read here, and rated by the scorer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from trim_graph.adapters import ScorableStep
+from trim_graph.adapters.base import as_scorer, read_scores
+from trim_graph.errors import InputError
+from trim_graph.storage.rows import read_rows
+
+from .metrics import RESAMPLES, Interval, interval, resampled_means
+from .traces import TOKENS, Trace, TraceStep, parse_trace
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+BINS = 10
+"""Of a reliability curve, of equal width."""
+AUC_RESAMPLES = 500
+"""Of the bootstrap of an area, which is dearer than that of a mean."""
+
+
+class Rated(NamedTuple):
+    """A solution and what a scorer made of it."""
+
+    scores: tuple[float, ...] | None
+    """One for each step; None where the scorer failed."""
+    labels: tuple[bool | None, ...]
+    """True for right steps up to the first wrong one, False there; what stands after it is not looked at."""
+
+    @property
+    def first_wrong(self) -> int | None:
+        """Index of the first wrong step; -1 where all are right, None where nobody knows."""
+        for index, label in enumerate(self.labels):
+            if not label:
+                return index if label is False else None
+        return -1
+
+
+class FirstErrorFigures(TypedDict):
+    """What ProcessBench reports. A figure is None where there are no solutions of that kind."""
+
+    threshold: float
+    n: int
+    erroneous: int
+    """Solutions with a wrong step."""
+    accuracy_erroneous: float | None
+    accuracy_correct: float | None
+    f1: float | None
+    f1_interval: Interval | None
+
+
+class ReliabilityBin(TypedDict):
+    """What lies between two scores."""
+
+    low: float
+    high: float
+    n: int
+    mean_score: float
+    right: float
+    """Share that was right."""
+    right_interval: Interval
+    """Wilson's, as if every rated step were independent of the others."""
+
+
+class Discrimination(TypedDict):
+    """How well scores tell right from wrong, and whether they are probabilities."""
+
+    n: int
+    right: int
+    auc: float | None
+    """Chance that a right one scores above a wrong one; None where there is only one kind."""
+    auc_interval: Interval | None
+    brier: float | None
+    """Mean squared distance of the score from 0 (wrong) or 1 (right)."""
+    calibration_error: float | None
+    """Expected calibration error: mean distance of mean score and share right over the bins, by size."""
+    bins: list[ReliabilityBin]
+
+
+class ScorerFigures(TypedDict):
+    """Everything about one scorer on one set of solutions."""
+
+    solutions: int
+    errors: int
+    """Solutions the scorer failed on; in the F1 they count as judged wrong, elsewhere they are left out."""
+    first_error: FirstErrorFigures
+    steps: Discrimination
+    """Of each step up to the first wrong one."""
+    whole: Discrimination
+    """Of whole solutions by their least score: right means that no step is wrong."""
+
+
+def scorer_figures(
+    rated: Sequence[Rated], threshold: float, *, resamples: int = RESAMPLES, seed: int = 0
+) -> ScorerFigures:
+    """Compute all figures of a scorer.
+
+    Args:
+        rated: Solutions; those whose first wrong step nobody knows count in ``steps`` only.
+        threshold: A step is taken for wrong if its score is below it.
+        resamples: Of the bootstrap over solutions.
+        seed: Of the bootstrap.
+    """
+    steps, whole, owners = list[tuple[float, bool]](), list[tuple[float, bool]](), list[int]()
+    for index, solution in enumerate(rated):
+        if solution.scores is None:
+            continue
+        known = looked_at(solution)
+        steps += known
+        owners += [index] * len(known)
+        if solution.first_wrong is not None:
+            whole.append((min(solution.scores), solution.first_wrong < 0))
+    return ScorerFigures(
+        solutions=len(rated),
+        errors=sum(solution.scores is None for solution in rated),
+        first_error=first_error(rated, threshold, resamples=resamples, seed=seed),
+        steps=discrimination(steps, owners, seed=seed),
+        whole=discrimination(whole, seed=seed),
+    )
+
+
+def looked_at(solution: Rated) -> list[tuple[float, bool]]:
+    """Return score and label of each step up to the first that is wrong, or that nobody looked at."""
+    known: list[tuple[float, bool]] = []
+    for score, label in zip(solution.scores or (), solution.labels, strict=False):
+        if label is None:
+            break
+        known.append((score, label))
+        if not label:
+            break
+    return known
+
+
+def first_error(
+    rated: Iterable[Rated], threshold: float, *, resamples: int = RESAMPLES, seed: int = 0
+) -> FirstErrorFigures:
+    """Compute ProcessBench's F1 at a threshold, with an interval by bootstrap over the solutions."""
+    known = [solution for solution in rated if solution.first_wrong is not None]
+    wrong = [solution.first_wrong != -1 for solution in known]
+    hit = [_told(solution, threshold) == solution.first_wrong for solution in known]
+    columns = {
+        "wrong": [float(one) for one in wrong],
+        "wrong hit": [float(one and told) for one, told in zip(wrong, hit, strict=True)],
+        "right hit": [float(not one and told) for one, told in zip(wrong, hit, strict=True)],
+    }
+    on_wrong, on_right = _accuracies(len(known), *map(sum, columns.values()))
+    spread = None
+    if known:
+        means = zip(*resampled_means(columns, resamples=resamples, seed=seed).values(), strict=True)
+        spread = interval([_harmonic(*_accuracies(1, *map(float, row))) for row in means])
+    return FirstErrorFigures(
+        threshold=threshold,
+        n=len(known),
+        erroneous=sum(wrong),
+        accuracy_erroneous=on_wrong,
+        accuracy_correct=on_right,
+        f1=_harmonic(on_wrong, on_right),
+        f1_interval=spread,
+    )
+
+
+def best_threshold(rated: Iterable[Rated]) -> float | None:
+    """Return the threshold in [0, 1] with the highest F1; the least of several; None where F1 is undefined.
+
+    A solution is judged right for the thresholds of one interval: above the score of its first wrong step,
+    and not above any score before it. So the best one is the upper end of some interval.
+    """
+    import numpy as np
+
+    ends: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    kinds = {True: 0, False: 0}
+    for solution in rated:
+        at = solution.first_wrong
+        if at is None:
+            continue
+        kinds[at >= 0] += 1
+        if solution.scores is None:
+            continue
+        before = solution.scores if at < 0 else solution.scores[:at]
+        low, high = -1.0 if at < 0 else solution.scores[at], min(before, default=1.0)
+        if low < high:
+            ends[at >= 0].append((low, high))
+    if not all(kinds.values()):
+        return None
+    candidates = np.unique([high for pairs in ends.values() for _, high in pairs] or [0.5])
+    hits = {}
+    for kind, pairs in ends.items():
+        lows, highs = np.sort(np.array(pairs).reshape(-1, 2), axis=0).T
+        begun, over = (np.searchsorted(bounds, candidates, side="left") for bounds in (lows, highs))
+        hits[kind] = (begun - over) / kinds[kind]
+    total = hits[True] + hits[False]
+    f1 = 2 * hits[True] * hits[False] / np.where(total > 0, total, 1)
+    return float(candidates[int(np.argmax(f1))])
+
+
+def discrimination(
+    pairs: Sequence[tuple[float, bool]], owners: Sequence[int] | None = None, *, seed: int = 0
+) -> Discrimination:
+    """Compute area, calibration and reliability of scores.
+
+    Args:
+        pairs: Score, and whether what was scored is right.
+        owners: Of each pair the solution it stands in; whole solutions are resampled. Default: one each.
+        seed: Of the bootstrap.
+    """
+    import numpy as np
+    from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
+
+    scores = np.array([score for score, _ in pairs], dtype=np.float64)
+    right = np.array([bool(label) for _, label in pairs], dtype=np.bool_)
+    n, both = len(scores), bool(right.any()) and not bool(right.all())
+    bins = reliability(scores, right)
+    return Discrimination(
+        n=n,
+        right=int(right.sum()),
+        auc=float(roc_auc_score(right, scores)) if both else None,
+        auc_interval=_auc_interval(scores, right, owners, seed) if both else None,
+        brier=float(((scores - right) ** 2).mean()) if n else None,
+        calibration_error=sum(one["n"] / n * abs(one["mean_score"] - one["right"]) for one in bins)
+        if n
+        else None,
+        bins=bins,
+    )
+
+
+def reliability(scores: Floats, right: NDArray[np.bool_], *, bins: int = BINS) -> list[ReliabilityBin]:
+    """Return the bins of a reliability curve that are not empty, from low to high.
+
+    Args:
+        scores: (n,) in [0, 1].
+        right: (n,) of what was scored.
+        bins: How many of equal width.
+    """
+    import numpy as np
+    from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+    place = np.minimum((scores * bins).astype(np.intp), bins - 1)
+    found: list[ReliabilityBin] = []
+    for index in range(bins):
+        here = place == index
+        n, hits = int(here.sum()), int(right[here].sum())
+        if n:
+            spread = binomtest(hits, n).proportion_ci(method="wilson")
+            found.append(
+                ReliabilityBin(
+                    low=index / bins,
+                    high=(index + 1) / bins,
+                    n=n,
+                    mean_score=float(scores[here].mean()),
+                    right=hits / n,
+                    right_interval=Interval(float(spread.low), float(spread.high)),
+                )
+            )
+    return found
+
+
+def _told(solution: Rated, threshold: float) -> int | None:
+    if solution.scores is None:
+        return None
+    return next((at for at, score in enumerate(solution.scores) if score < threshold), -1)
+
+
+def _accuracies(
+    n: float, wrong: float, wrong_hit: float, right_hit: float
+) -> tuple[float | None, float | None]:
+    return (
+        wrong_hit / wrong if wrong > 0 else None,
+        right_hit / (n - wrong) if wrong < n else None,
+    )
+
+
+def _harmonic(left: float | None, right: float | None) -> float | None:
+    if left is None or right is None:
+        return None
+    return 2 * left * right / (left + right) if left + right > 0 else 0.0
+
+
+def _auc_interval(
+    scores: Floats, right: NDArray[np.bool_], owners: Sequence[int] | None, seed: int
+) -> Interval | None:
+    """Draw solutions with replacement; a solution drawn twice has the weight 2."""
+    import numpy as np
+
+    _, owner = np.unique(np.arange(len(scores)) if owners is None else owners, return_inverse=True)
+    levels, place = np.unique(scores, return_inverse=True)
+    count = int(owner.max()) + 1
+    rng = np.random.default_rng(seed)
+    values: list[float | None] = []
+    for _ in range(AUC_RESAMPLES):
+        weights = np.bincount(rng.integers(count, size=count), minlength=count)[owner]
+        above = np.bincount(place, weights * right, len(levels))
+        below = np.bincount(place, weights * ~right, len(levels))
+        pairs = above.sum() * below.sum()
+        won = (above * (np.cumsum(below) - below / 2)).sum()  # what is level counts half
+        values.append(float(won / pairs) if pairs else None)
+    return interval(values)
+
+
+class LabelledSolution(TypedDict):
+    """A solution whose first wrong step is known."""
+
+    id: str
+    dataset: str
+    question: str
+    generator: str | None
+    steps: list[str]
+    labels: list[bool | None]
+    """True up to the first wrong step, False there, None after it: nobody looked."""
+    correct: bool | None
+    """Whether the final answer is right."""
+
+
+class _Row(TypedDict, total=False):
+    id: str | int
+    generator: str | None
+    problem: str
+    steps: list[str]
+    label: int
+    final_answer_correct: bool | None
+
+
+_ROW: TypeAdapter[_Row] = TypeAdapter(_Row)
+_REQUIRED = ("problem", "steps", "label")
+
+
+def read_labelled(path: str | Path) -> Iterator[LabelledSolution]:
+    """Read solutions in the shape of ProcessBench, or traces with labelled steps, one at a time.
+
+    Args:
+        path: JSONL, Parquet, or a JSON array.
+
+    Raises:
+        InputError: The file cannot be read, or a row has another shape; the message names file and line.
+        ImportError: A Parquet file, and pyarrow is not installed.
+    """
+    file = Path(path)
+    for number, (place, values) in enumerate(read_rows(file)):
+        if "question" in values and "label" not in values:
+            if (from_trace := _of_trace(values, place)) is not None:
+                yield from_trace
+            continue
+        missing = [key for key in _REQUIRED if key not in values]
+        if missing:
+            raise InputError(
+                f"{place}: no labelled solution: {', '.join(missing)} is missing; expected "
+                f"{', '.join(_REQUIRED)}"
+            )
+        try:
+            row = _ROW.validate_python(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(map(str, first["loc"]))
+            raise InputError(f"{place}: no labelled solution: {key}: {first['msg']}") from error
+        steps, label = row["steps"], row["label"]
+        if not steps:
+            raise InputError(f"{place}: no labelled solution: steps is empty")
+        if not -1 <= label < len(steps):
+            raise InputError(
+                f"{place}: label is {label}; expected the index of one of the {len(steps)} steps, or -1"
+            )
+        yield LabelledSolution(
+            id=str(row.get("id", number)),
+            dataset=file.stem,
+            question=row["problem"],
+            generator=row.get("generator"),
+            steps=steps,
+            labels=labels_from(label, len(steps)),
+            correct=row.get("final_answer_correct"),
+        )
+
+
+def _of_trace(values: dict[str, Any], place: str) -> LabelledSolution | None:
+    """Take the accepted steps of a trace; None where its question failed."""
+    trace = parse_trace(values, place)
+    if trace["error"] is not None:
+        return None
+    labels = [step["label"] for step in trace["steps"]]
+    if not labels or labels[0] is None:
+        raise InputError(f"{place}: no labelled solution: this trace says of no step whether it is right")
+    wrong = labels.index(False) if False in labels else -1
+    return LabelledSolution(
+        id=trace["id"],
+        dataset=trace["dataset"],
+        question=trace["question"],
+        generator=None,
+        steps=[step["text"] for step in trace["steps"]],
+        labels=labels if wrong < 0 else labels_from(wrong, len(labels)),
+        correct=trace["correct"],
+    )
+
+
+def labels_from(first_wrong: int, count: int) -> list[bool | None]:
+    """Turn the index of the first wrong step (-1: none) into one label per step."""
+    if first_wrong < 0:
+        return [True] * count
+    return [*([True] * first_wrong), False, *([None] * (count - first_wrong - 1))]
+
+
+async def score_labelled(
+    scorer: Any, solutions: Iterable[LabelledSolution], *, concurrency: int = 16
+) -> AsyncGenerator[Trace]:
+    """Have a scorer rate every step, and give traces in the order of the solutions.
+
+    All steps count as the small model's: that is what a policy is to judge. Nobody counted their tokens.
+
+    Args:
+        scorer: A `Scorer`, a Runnable, or a function of (question, steps).
+        solutions: From `read_labelled`; taken as they are needed.
+        concurrency: Most solutions with the scorer at once.
+
+    Raises:
+        ValueError: ``concurrency`` is below 1.
+    """
+    if concurrency < 1:
+        raise ValueError(f"concurrency={concurrency} must be 1 or more")
+    asked, waiting = as_scorer(scorer), iter(enumerate(solutions))
+
+    async def rated(index: int, solution: LabelledSolution) -> Trace:
+        steps = [ScorableStep(text=text, writer="small") for text in solution["steps"]]
+        try:
+            reply = read_scores(await asked.ascore(solution["question"], steps), len(steps))
+        except Exception as error:
+            return _trace(index, solution, None, f"{type(error).__name__}: {error}", {})
+        used = {"scorer": reply.input_tokens, "scorer_output": reply.output_tokens}
+        return _trace(index, solution, reply.scores, None, used)
+
+    pending = [asyncio.ensure_future(rated(*item)) for item in islice(waiting, concurrency)]
+    try:
+        while pending:
+            trace = await pending.pop(0)
+            pending += [asyncio.ensure_future(rated(*item)) for item in islice(waiting, 1)]
+            yield trace
+    finally:
+        for task in pending:
+            task.cancel()
+
+
+def _trace(
+    index: int,
+    solution: LabelledSolution,
+    scores: Sequence[float] | None,
+    error: str | None,
+    used: Mapping[str, int],
+) -> Trace:
+    steps = (
+        [
+            TraceStep(
+                text=text,
+                writer="small",
+                tokens=0,
+                score=score,
+                decision=None,
+                mean_token_probability=None,
+                label=label,
+                discarded=None,
+            )
+            for text, label, score in zip(solution["steps"], solution["labels"], scores or (), strict=True)
+        ]
+        if scores is not None
+        else []
+    )
+    return Trace(
+        id=solution["id"],
+        index=index,
+        dataset=solution["dataset"],
+        split=None,
+        question=solution["question"],
+        policy={"type": "labelled", "generator": solution["generator"]},
+        seed=None,
+        correct=None if error else solution["correct"],
+        answer=None,
+        stopped="" if error else "finished",
+        steps=steps,
+        tokens={**dict.fromkeys(TOKENS, 0), **used},
+        error=error,
+    )

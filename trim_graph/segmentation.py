@@ -1,0 +1,575 @@
+"""A step: where it ends, which part of a thinking model's text it belongs to, how steps make a text again.
+
+By default a blank line ends a step. ``segmentation`` chooses another way: `markdown`, `pattern` (a regular
+expression), `token_cap`, or any function that finds the end of the first step of a text. A scorer that was
+trained on steps, as process reward models are, has to be given steps of the same kind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import takewhile
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+from .errors import SettingsError
+
+_CONTAINERS = r"[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+|>[ \t]*)*"
+"""List markers and quote marks in front of a block."""
+_OPENING = re.compile(rf"{_CONTAINERS}(?P<marks>`{{3,}}|~{{3,}})(?P<info>.*)")
+_CLOSING = re.compile(r"[ \t>]*(?P<marks>`{3,}|~{3,})[ \t\r]*$")
+_HEADING = re.compile(r" {0,3}#{1,6}(?:\s|$)")
+_UNDERLINE = re.compile(r" {0,3}(?:=+|-+)\s*$")
+_TABLE_RULE = re.compile(r"\s*\|[\s:|]*-[\s:|-]*$")
+"""The line below a table's head. Without one, lines that begin with ``|`` may be ``|x| < 3``."""
+_LATEX = re.compile(
+    r"`+|\\[\\$]|\$\$|\\\[|\\\]|\\begin\s*\{(?P<begin>[^{}\n]*)\}|\\end\s*\{(?P<end>[^{}\n]*)\}"
+)
+
+DEEPEST = 100
+"""Environments within each other; what is opened within the innermost of them is not looked for."""
+
+
+class Blocks:
+    """Reads the lines of a text in order, and knows what the lines so far have left open.
+
+    A fence within open math ends that math, so that a stray ``$$`` reaches no further than the next block of
+    code.
+    """
+
+    def __init__(self) -> None:
+        self._fence: tuple[str, int] | None = None
+        """Its marks, and the deepest column at which they may close it."""
+        self._math: list[str] = []
+        """What would close the math and the environments that are open, the innermost last."""
+        self._heading = self._table = self._paragraph = False
+        """What the last line was part of; a paragraph may become a heading by the line under it."""
+
+    def may_end(self, line: str) -> bool:
+        """Tell whether a block ends at the blank lines just read.
+
+        Args:
+            line: The one that follows them, as far as it is known; its first letter will do.
+        """
+        within_table = self._table and line.lstrip().startswith("|")
+        return not (self._fence or self._math or self._heading or within_table)
+
+    def add_blank(self) -> None:
+        """Read a blank line."""
+        self._paragraph = False
+
+    def add(self, line: str) -> None:
+        """Read a line that is not blank, whole."""
+        after_paragraph, after_table = self._paragraph, self._table
+        self._heading = self._table = self._paragraph = False
+        if self._fence is not None:
+            self._close_fence(line, *self._fence)
+        elif self._open_fence(line):
+            self._math.clear()
+        else:
+            within = bool(self._math)
+            self._read_latex(line)
+            if not within and not self._math:
+                underlined = after_paragraph and _UNDERLINE.match(line) is not None
+                self._heading = underlined or _HEADING.match(line) is not None
+                row = line.lstrip().startswith("|")
+                self._table = row and (after_table or _TABLE_RULE.match(line) is not None)
+                self._paragraph = not self._heading
+
+    def _open_fence(self, line: str) -> bool:
+        found = _OPENING.match(line)
+        if found is None or (found["marks"][0] == "`" and "`" in found["info"]):
+            return False
+        self._fence = found["marks"], _column(line, found.start("marks")) + 3
+        return True
+
+    def _close_fence(self, line: str, marks: str, deepest: int) -> None:
+        found = _CLOSING.match(line)
+        if (
+            found is not None
+            and found["marks"].startswith(marks)
+            and _column(line, found.start("marks")) <= deepest
+        ):
+            self._fence = None
+
+    def _read_latex(self, line: str) -> None:
+        tokens = list(_LATEX.finditer(line))
+        # The last run of backticks of each length: without a later one like it, a run opens no code.
+        last = {token[0]: index for index, token in enumerate(tokens) if token[0][0] == "`"}
+        code = None
+        for index, token in enumerate(tokens):
+            sign = token[0]
+            if code is not None:
+                code = None if sign == code else code
+            elif sign[0] == "`":
+                code = sign if not self._math and last[sign] > index else None
+            else:
+                self._read_sign(sign, token["begin"], token["end"])
+
+    def _read_sign(self, sign: str, begin: str | None, end: str | None) -> None:
+        closes = f"\\end{{{end}}}" if end is not None else sign
+        if len(self._math) == DEEPEST and closes not in self._math:
+            return
+        if closes in self._math:
+            while self._math.pop() != closes:
+                pass  # what was left open within it
+        elif begin is not None:
+            self._math.append(f"\\end{{{begin}}}")
+        elif sign in ("$$", "\\["):
+            self._math.append("$$" if sign == "$$" else "\\]")
+
+
+def _column(line: str, place: int) -> int:
+    return len(line[:place].expandtabs(4))
+
+
+DEFAULT_DELIMITER = "\n\n"
+
+_WORD = re.compile(r"</?\w+>|([^\W_])")
+"""A lone tag, or the first letter or digit of a word: `str.isalnum`."""
+
+FindStep = Callable[[str], "int | tuple[int, int] | None"]
+"""Gets the text written so far; says where its first step ends, or None while it has not ended. A pair tells
+also where the next step begins, behind what separates the two."""
+
+
+class Boundary(NamedTuple):
+    """A step ends at ``end``; the next one begins at ``next``, behind what separates them."""
+
+    end: int
+    next: int
+
+
+def is_step(text: str) -> bool:
+    """Tell whether a piece of text says anything: space, punctuation or a lone ``<tag>`` is not a step."""
+    return _next_word(text) is not None
+
+
+def _next_word(text: str, begin: int = 0) -> int | None:
+    """Return the place of the first letter or digit that is not part of a lone tag."""
+    return next((found.start() for found in _WORD.finditer(text, begin) if found[1]), None)
+
+
+def separator_of(step: Mapping[str, Any], delimiter: str = DEFAULT_DELIMITER) -> str:
+    """Return what the writer wrote between this step and the next: nothing after ``length`` and ``eos``."""
+    return str(step.get("separator", delimiter)) if step["end"] == "delimiter" else ""
+
+
+def join_steps(steps: Iterable[Mapping[str, Any]], delimiter: str = DEFAULT_DELIMITER) -> str:
+    """Join step records into the text the models continue, byte for byte what they wrote.
+
+    Args:
+        steps: Records with ``text`` and ``end``. After ``delimiter`` the ``separator`` of the record is put
+            back, or ``delimiter`` where it has none; a step cut by its token limit (``length``) is carried
+            on without one; after ``eos`` there is none.
+        delimiter: What separates steps.
+    """
+    return "".join(step["text"] + separator_of(step, delimiter) for step in steps)
+
+
+def cut_text(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Return what is written of a step that its token limit has cut; empty where the last step is whole."""
+    cut = takewhile(lambda step: step["end"] == "length", reversed(steps))
+    return "".join(reversed([step["text"] for step in cut]))
+
+
+def split_steps(text: str, delimiter: str = DEFAULT_DELIMITER) -> list[str]:
+    """Cut a text written in one go into steps; pieces that are no step join the one that follows."""
+    steps: list[str] = []
+    pending = ""
+    for piece in text.split(delimiter):
+        if is_step(piece):
+            steps.append(pending + piece)
+            pending = ""
+        elif piece.strip():
+            pending += piece + delimiter
+    if pending.strip() and steps:
+        steps[-1] += delimiter + pending.removesuffix(delimiter)
+    return steps
+
+
+def share_out(total: int, texts: list[str]) -> list[int]:
+    """Share ``total`` tokens among ``texts`` by their lengths; the shares add up to ``total``."""
+    lengths = [len(text) or 1 for text in texts]
+    weight = sum(lengths)
+    shares, given, seen = [], 0, 0
+    for length in lengths:
+        seen += length
+        upto = total * seen // weight
+        shares.append(upto - given)
+        given = upto
+    return shares
+
+
+class Segmentation(BaseModel):
+    """Base of the ways to find where a step ends; what it stores is JSON-native."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Strings at which the writer itself stops."""
+        return ()
+
+    @property
+    def watches(self) -> bool:
+        """Whether the end of a step is found in the text instead."""
+        return False
+
+    def cap(self, max_step_tokens: int) -> int:
+        """Return the most tokens of a step."""
+        return max_step_tokens
+
+    def continuing(self, cut: str) -> Segmentation:
+        """Return the segmentation for text that goes on with a step which its token limit has cut.
+
+        Args:
+            cut: What is written of that step; empty where a step begins.
+        """
+        return self
+
+    def boundary(self, text: str, *, ended: bool) -> Boundary | None:
+        """Find where the first step of a text ends.
+
+        Args:
+            text: Written so far.
+            ended: Whether nothing will be added to it.
+        """
+        return None
+
+    def split(self, text: str) -> list[tuple[str, str]]:
+        """Cut a text written in one go into steps.
+
+        Returns:
+            Each step and what separates it from the next; the last separator is empty unless the text
+            ends right behind one.
+        """
+        steps: list[tuple[str, str]] = []
+        while found := self.boundary(text, ended=True):
+            steps.append((text[: found.end], text[found.end : found.next]))
+            text = text[found.next :]
+        return self._with_rest(steps, text)
+
+    def _with_rest(self, steps: list[tuple[str, str]], rest: str) -> list[tuple[str, str]]:
+        """Add what stands behind the last separator; where that is no step, it belongs to the last one."""
+        if is_step(rest):
+            return [*steps, (rest, "")]
+        if not rest or not steps:
+            return steps
+        last, separator = steps[-1]
+        return [*steps[:-1], (last + separator + rest, "")]
+
+
+class DelimiterSteps(Segmentation):
+    """A string ends a step; the writer stops there by itself."""
+
+    type: Literal["delimiter"] = "delimiter"
+    delimiter: str = Field(default=DEFAULT_DELIMITER, min_length=1)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The delimiter."""
+        return (self.delimiter,)
+
+    def split(self, text: str) -> list[tuple[str, str]]:
+        """Cut a text written in one go into steps; see `split_steps`."""
+        steps = [(step, self.delimiter) for step in split_steps(text, self.delimiter)]
+        if steps and text.rsplit(self.delimiter, 1)[-1].strip():
+            steps[-1] = (steps[-1][0], "")
+        return steps
+
+
+class WatchedSteps(Segmentation):
+    """Base of the ways that find all steps of a text in one pass. The text is watched as it is written."""
+
+    @property
+    def watches(self) -> bool:
+        """True."""
+        return True
+
+    def boundary(self, text: str, *, ended: bool) -> Boundary | None:
+        """Find where the first step ends; until the text has ended, only what more text will not move."""
+        return next(self._boundaries(text, ended=ended), None)
+
+    def split(self, text: str) -> list[tuple[str, str]]:
+        """Cut a text written in one go into steps, in one pass: it may be long."""
+        steps, begin = list[tuple[str, str]](), 0
+        for found in self._boundaries(text, ended=True):
+            steps.append((text[begin : found.end], text[found.end : found.next]))
+            begin = found.next
+        return self._with_rest(steps, text[begin:])
+
+    def _boundaries(self, text: str, *, ended: bool) -> Iterator[Boundary]:
+        raise NotImplementedError
+
+
+class PatternSteps(WatchedSteps):
+    """A match of a regular expression separates steps. One at the very end of a text may still grow."""
+
+    type: Literal["pattern"] = "pattern"
+    pattern: str = Field(min_length=1)
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            compiled = re.compile(value)
+        except re.error as error:
+            raise ValueError(f"is not a regular expression: {error}") from error
+        if compiled.match(""):
+            raise ValueError("matches the empty text, so that every letter would be a step")
+        return value
+
+    @cached_property
+    def _compiled(self) -> re.Pattern[str]:
+        return re.compile(self.pattern)
+
+    def _boundaries(self, text: str, *, ended: bool) -> Iterator[Boundary]:
+        word = _next_word(text)
+        for match in self._compiled.finditer(text):
+            if word is None:
+                return
+            if word < match.start() and (ended or match.end() < len(text)):
+                yield Boundary(match.start(), match.end())
+                word = _next_word(text, match.end())
+
+
+class MarkdownSteps(WatchedSteps):
+    """Blank lines separate steps, but not within a block of Markdown or LaTeX (`trim_graph.segmentation`).
+
+    A block that is never closed reaches to the end of the text. The limit on a step's tokens cuts it there,
+    and the next step goes on within the block.
+    """
+
+    type: Literal["markdown"] = "markdown"
+    _cut: str = PrivateAttr(default="")
+
+    def continuing(self, cut: str) -> Segmentation:
+        """Return the segmentation that knows which blocks the text before has left open."""
+        if not cut:
+            return self
+        going_on = self.model_copy()
+        going_on._cut = cut
+        return going_on
+
+    def _boundaries(self, text: str, *, ended: bool) -> Iterator[Boundary]:
+        blocks, word, before = Blocks(), _next_word(text), len(self._cut)
+        end: int | None = None  # of the last line with text
+        gap: Boundary | None = None  # the blank lines behind it
+        for line in _LINE.finditer(self._cut + text):
+            if word is None:
+                return
+            if line[0].isspace():
+                if end is not None and line[0].endswith("\n"):
+                    gap = Boundary(end, line.end() - before)
+                    blocks.add_blank()
+                continue
+            if gap is not None and word < gap.end and blocks.may_end(line[0]):
+                yield gap
+                word = _next_word(text, gap.next)
+            end, gap = line.end() - before - _line_break(line[0]), None
+            blocks.add(line[0])
+        if ended and gap is not None and word is not None and word < gap.end and blocks.may_end(""):
+            yield gap
+
+
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+
+
+def _line_break(line: str) -> int:
+    """Return the length of a line's break."""
+    return len(line) - len(line.removesuffix("\n").removesuffix("\r"))
+
+
+class TokenSteps(Segmentation):
+    """Every so many tokens are a step, wherever they end."""
+
+    type: Literal["tokens"] = "tokens"
+    tokens: int = Field(ge=1)
+
+    def cap(self, max_step_tokens: int) -> int:
+        """Return the smaller of both limits."""
+        return min(self.tokens, max_step_tokens)
+
+
+class FunctionSteps(Segmentation):
+    """A user's function finds the end of a step. The state keeps its name only."""
+
+    type: Literal["function"] = "function"
+    name: str
+    function: Any = Field(default=None, exclude=True, repr=False)
+
+    @property
+    def watches(self) -> bool:
+        """True."""
+        return True
+
+    def boundary(self, text: str, *, ended: bool) -> Boundary | None:
+        """Ask the function; what it calls a step and is none joins the one that follows.
+
+        Raises:
+            SettingsError: It answered with something that is no place in the text.
+        """
+        begin, word = 0, _next_word(text)
+        while begin < len(text) and word is not None:
+            found = self._ask(text[begin:])
+            if found is None:
+                return None
+            if word < begin + found.end:
+                return Boundary(begin + found.end, begin + found.next)
+            begin += found.next
+        return None
+
+    def _ask(self, text: str) -> Boundary | None:
+        found = self.function(text)
+        if found is None:
+            return None
+        pair = (found, found) if isinstance(found, int) else found
+        try:
+            end, following = (int(place) for place in pair)
+        except (TypeError, ValueError):
+            end, following = -1, -1
+        if not 0 <= end <= following <= len(text) or following == 0:
+            raise SettingsError(
+                f"the segmentation function {self.name} returned {found!r} for a text of {len(text)} "
+                "characters; it returns None, the place where the first step ends, or that place and the one "
+                "where the next step begins"
+            )
+        return Boundary(end, following)
+
+
+AnySegmentation = Annotated[
+    DelimiterSteps | PatternSteps | MarkdownSteps | TokenSteps | FunctionSteps, Field(discriminator="type")
+]
+
+
+def delimiter(text: str = DEFAULT_DELIMITER) -> Segmentation:
+    """End a step at this string, which the writer is told to stop at."""
+    return DelimiterSteps(delimiter=text)
+
+
+def pattern(expression: str) -> Segmentation:
+    r"""End a step where a regular expression matches; what it matches separates the steps.
+
+    A lookahead keeps what follows: ``pattern(r"\n+(?=Step \d)")``.
+    """
+    return PatternSteps(pattern=expression)
+
+
+def markdown() -> Segmentation:
+    r"""End a step at blank lines outside blocks of Markdown and LaTeX, and not behind a heading.
+
+    Blocks are code between fences, tables, ``$$...$$``, ``\[...\]`` and ``\begin{...}...\end{...}``. The
+    writer cannot be told to stop at a blank line, so the text is watched as it is written.
+    """
+    return MarkdownSteps()
+
+
+def token_cap(tokens: int) -> Segmentation:
+    """End a step after so many tokens."""
+    return TokenSteps(tokens=tokens)
+
+
+def as_segmentation(given: Any) -> Any:
+    """Take a segmentation as it is, and wrap a function."""
+    if isinstance(given, Segmentation | Mapping) or not callable(given):
+        return given
+    name = f"{getattr(given, '__module__', '?')}.{getattr(given, '__qualname__', type(given).__qualname__)}"
+    return FunctionSteps(name=name, function=given)
+
+
+Part = Literal["thought", "answer"]
+
+
+class Thinking(BaseModel):
+    """How a thought is marked, and which part is routed.
+
+    The defaults are the tags of DeepSeek-R1, QwQ and Qwen3. Where a model's chat template opens the thought
+    itself, the adapter tells so in ``response_metadata["prompt_opens_thought"]``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    open: str = Field(default="<think>", min_length=1)
+    close: str = Field(default="</think>", min_length=1)
+    routed: Literal["both", "thought", "answer"] = "both"
+    """Drafts of the other part are accepted without a decision, and not scored."""
+
+    @model_validator(mode="after")
+    def _marks_differ(self) -> Thinking:
+        if self.close in self.open:
+            raise ValueError(
+                f"close={self.close!r} is in open={self.open!r}: a thought would end as it begins"
+            )
+        return self
+
+    def inside(self, previous: Mapping[str, Any] | None) -> bool:
+        """Tell whether the last accepted step has left the writer within a thought."""
+        return previous is not None and previous.get("part") == "thought" and not self._closed(previous)
+
+    def may_close(self, previous: Mapping[str, Any] | None, lead: str) -> bool:
+        """Tell whether the close mark of a thought may come in the text that a writer is asked for.
+
+        The first step may open a thought, or its prompt may have: nobody knows before it is written.
+
+        Args:
+            previous: The step before it.
+            lead: What was written of the step before.
+        """
+        opens = previous is None or self.inside(previous) or lead.lstrip().startswith(self.open)
+        return opens and self.close not in lead
+
+    def boundary(
+        self, previous: Mapping[str, Any] | None, text: str, *, opened: bool = False
+    ) -> Boundary | None:
+        """Find where the thought ends that a text begins in; None without one, or where it says nothing.
+
+        Args:
+            previous: The step before the text.
+            text: Of one step or more.
+            opened: Whether the prompt had opened the thought already.
+        """
+        if self.close not in text or self.part_of(previous, text, opened=opened) != "thought":
+            return None
+        end = text.index(self.close)
+        return Boundary(end, end + len(self.close))
+
+    def part_of(self, previous: Mapping[str, Any] | None, text: str, *, opened: bool = False) -> Part | None:
+        """Tell which part a step belongs to: the one it begins in. None where nobody thinks.
+
+        Args:
+            previous: The step before it.
+            text: Of the step.
+            opened: Whether the prompt had opened the thought already.
+        """
+        inside = self.inside(previous) or (previous is None and opened)
+        begun = text.lstrip()
+        if not inside and begun.startswith(self.open):
+            inside, begun = True, begun[len(self.open) :]
+        if inside:
+            if self._torn(previous, text):
+                return "answer"
+            thought, closed, _ = begun.partition(self.close)
+            return "thought" if is_step(thought) or not closed else "answer"
+        return "answer" if previous is not None and "part" in previous else None
+
+    def answer_in(self, text: str, first: Mapping[str, Any] | None) -> str:
+        """Return what follows the thought: everything without one, nothing while it is not closed."""
+        if first is None or first.get("part") is None:
+            return text
+        return text.rpartition(self.close)[2] if self.close in text else ""
+
+    def _torn(self, previous: Mapping[str, Any] | None, text: str) -> bool:
+        """Tell whether a token limit has cut the close mark in two, and this text begins with its rest."""
+        if previous is None or previous["end"] != "length":
+            return False
+        places = range(1, len(self.close))
+        return any(
+            previous["text"].endswith(self.close[:at]) and text.startswith(self.close[at:]) for at in places
+        )
+
+    def _closed(self, step: Mapping[str, Any]) -> bool:
+        return self.close in step["text"] or self.close in step.get("separator", "")

@@ -1,0 +1,1 @@
+"""Files and databases: checkpoints, journals, data files, and locks on threads."""

@@ -1,0 +1,467 @@
+"""Checkpointers by configuration: none, memory, a SQLite file, or a PostgreSQL database.
+
+Every checkpointer names its file or database in its errors, and refuses what it cannot have written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import unquote
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, DeltaChannelHistory
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from trim_graph.errors import SettingsError, StorageError, is_variable_name, may_be_shown
+
+Saver = BaseCheckpointSaver[Any] | None
+
+CHOICES = "none, memory, sqlite:PATH, postgresql://USER@HOST/DATABASE, or env:NAME"
+LEDGERS = CHOICES.removeprefix("none, ")
+_HOST_AND_PORT = r"(\[[0-9A-Fa-f:.]+\]|[\w.%-]*)(:\d*)?"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointPlace:
+    """A specification taken apart.
+
+    Attributes:
+        kind: ``none``, ``memory``, ``sqlite``, ``postgresql`` or ``env``.
+        place: The file, the URL, or the variable's name; empty for the first two. Not part of the repr, since
+            a URL from the environment may hold a password.
+    """
+
+    kind: str
+    place: str = field(default="", repr=False)
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the runs outlive the process."""
+        return self.kind not in ("none", "memory")
+
+    @property
+    def spec(self) -> str:
+        """The specification again, a password included."""
+        return (
+            self.place if self.kind == "postgresql" else self.kind + (f":{self.place}" if self.place else "")
+        )
+
+
+def checkpoint_place(spec: str | None, setting: str = "checkpoint") -> CheckpointPlace:
+    """Take a specification apart, without looking whether the place exists.
+
+    Args:
+        spec: As for `open_checkpointer`.
+        setting: What messages call it.
+
+    Raises:
+        ValueError: It is none, or may hold a password. The message names the setting and does not repeat the
+            specification.
+    """
+    kind, _, place = (spec or "none").partition(":")
+    if kind in ("postgres", "postgresql") and place.startswith("//"):
+        if wrong := _url_fault(f"postgresql:{place}"):
+            raise ValueError(f"{setting} {wrong}")
+        return CheckpointPlace("postgresql", f"postgresql:{place}")
+    if kind == "env" and place:
+        if not is_variable_name(place):
+            raise ValueError(f"{setting} has something after env: that is no name of an environment variable")
+    elif kind not in ("none", "memory", "sqlite") or bool(place) != (kind == "sqlite"):
+        choices = LEDGERS if setting.startswith("ledger") else CHOICES
+        raise ValueError(f"{setting} is not one of the choices: choose {choices}")
+    if kind == "sqlite" and re.match(r"//[^/]", place):
+        raise ValueError(f"{setting} is a URL where a file is wanted: write sqlite:PATH, without //")
+    return CheckpointPlace(kind, place)
+
+
+def _url_fault(url: str) -> str:
+    """Say what is wrong with a libpq URL that stands in the open; empty where nothing is."""
+    bare, _, query = url.partition("?")
+    user, at, rest = bare.removeprefix("postgresql://").rpartition("@")
+    names = {unquote(pair.partition("=")[0]) for pair in query.split("&")}
+    if ":" in user or any("password" in name for name in names):
+        return (
+            "holds a password; set PGPASSWORD, keep it in ~/.pgpass, or put the whole URL "
+            "into an environment variable and write env:NAME"
+        )
+    # A password with an unescaped slash, question mark or hash would have ended the host.
+    plain = not at or re.fullmatch(r"[\w.~%-]+", user)
+    if "@" in query or not plain or not re.fullmatch(r"[^\s#@]*", rest) or not _is_host(rest):
+        return (
+            "is not a URL that can be read: write postgresql://USER@HOST/DATABASE, with any other "
+            "character of a name percent-encoded"
+        )
+    return ""
+
+
+def _is_host(rest: str) -> bool:
+    hosts = rest.partition("/")[0]
+    return not hosts or all(re.fullmatch(_HOST_AND_PORT, host) for host in hosts.split(","))
+
+
+class open_checkpointer:
+    """Open the checkpointer that a specification names, and close it in the end.
+
+    Works with ``with`` (for ``invoke``) and ``async with`` (for ``ainvoke``)::
+
+        with open_checkpointer("sqlite:runs.db") as checkpointer:
+            graph = create_trim_graph(small, large, scorer, policy=policy, checkpointer=checkpointer)
+            graph.invoke(question, {"configurable": {"thread_id": "1"}}, durability="sync")
+
+    In PostgreSQL the tables are made, or brought up to date, on opening, and a pool of connections serves any
+    number of runs. The extra of the name is needed for ``sqlite`` and ``postgres``.
+
+    Args:
+        spec: ``none`` (the value is None), ``memory`` (lost with the process), ``sqlite:PATH``,
+            ``postgresql://USER@HOST/DATABASE`` (a libpq URL without a password), or ``env:NAME``, an
+            environment variable with any of these, a password included; None is ``none``.
+
+    Attributes:
+        place: The specification taken apart, ``env:`` already followed.
+
+    Raises:
+        SettingsError: The specification is none of these, the folder of the file does not exist, the
+            variable is not set, the extra is not installed, or the database cannot be opened. As a
+            `trim_graph.errors.StorageError` where a file is empty, damaged or another program's, on opening
+            or when a run reads it.
+    """
+
+    def __init__(self, spec: str | None) -> None:
+        self.place = existing_place(spec)
+        self._stack: ExitStack | None = None
+        self._async_stack: AsyncExitStack | None = None
+
+    def __enter__(self) -> Saver:
+        """Open for synchronous use."""
+        self._stack = ExitStack()
+        return self._stack.enter_context(_SYNC[self.place.kind](self.place.place))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        if self._stack is not None:
+            self._stack.__exit__(kind, error, trace)
+            self._stack = None
+
+    async def __aenter__(self) -> Saver:
+        """Open for asynchronous use."""
+        self._async_stack = AsyncExitStack()
+        return await self._async_stack.enter_async_context(_ASYNC[self.place.kind](self.place.place))
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        if self._async_stack is not None:
+            await self._async_stack.__aexit__(kind, error, trace)
+            self._async_stack = None
+
+
+def existing_place(spec: str | None, setting: str = "checkpoint") -> CheckpointPlace:
+    """Take a specification apart, follow ``env:``, and find the folder of a file.
+
+    Args:
+        spec: As for `open_checkpointer`.
+        setting: What messages call it.
+
+    Raises:
+        SettingsError: See `open_checkpointer`.
+    """
+    place = _taken_apart(spec, setting)
+    named = setting
+    if place.kind == "env":
+        named = f"{setting}, from the environment variable {place.place},"
+        place = _from_environment(place.place, setting, named)
+    if place.kind == "sqlite":
+        place = CheckpointPlace("sqlite", str(Path(place.place).expanduser()))
+        folder = Path(place.place).resolve().parent
+        if not folder.is_dir():
+            where = f": the folder {folder}" if may_be_shown(place.place) else " in a folder that"
+            raise SettingsError(f"{named} is a SQLite file{where} does not exist")
+    return place
+
+
+def _taken_apart(spec: str | None, setting: str) -> CheckpointPlace:
+    try:
+        return checkpoint_place(spec, setting)
+    except ValueError as error:
+        wrong = str(error)
+    raise SettingsError(wrong)
+
+
+def _from_environment(name: str, setting: str, named: str) -> CheckpointPlace:
+    spec = os.environ.get(name, "").strip()
+    if not spec:
+        raise SettingsError(f"{setting} is env:{name}, but the environment variable {name} is not set")
+    kind, _, place = spec.partition(":")
+    if kind in ("postgres", "postgresql") and place.startswith("//"):
+        return CheckpointPlace("postgresql", f"postgresql:{place}")
+    if kind == "env":
+        raise SettingsError(f"{named} is another env:...; put the place itself into the variable")
+    return _taken_apart(spec, named)
+
+
+@contextmanager
+def _nothing(place: str) -> Iterator[Saver]:
+    yield None
+
+
+@asynccontextmanager
+async def _anothing(place: str) -> AsyncIterator[Saver]:
+    yield None
+
+
+@contextmanager
+def _memory(place: str) -> Iterator[Saver]:
+    yield InMemorySaver()
+
+
+@asynccontextmanager
+async def _amemory(place: str) -> AsyncIterator[Saver]:
+    yield InMemorySaver()
+
+
+@contextmanager
+def _sqlite(place: str) -> Iterator[Saver]:
+    try:
+        from .checkpoint_sqlite import open_sqlite
+    except ImportError as error:
+        raise missing_extra("SQLite", "sqlite") from error
+    with open_sqlite(place) as saver:
+        yield saver
+
+
+@asynccontextmanager
+async def _asqlite(place: str) -> AsyncIterator[Saver]:
+    try:
+        from .checkpoint_sqlite import aopen_sqlite
+    except ImportError as error:
+        raise missing_extra("SQLite", "sqlite") from error
+    async with aopen_sqlite(place) as saver:
+        yield saver
+
+
+@contextmanager
+def _postgres(place: str) -> Iterator[Saver]:
+    try:
+        from .postgres import open_postgres
+    except ImportError as error:
+        raise missing_extra("PostgreSQL", "postgres") from error
+    with open_postgres(place) as saver:
+        yield saver
+
+
+@asynccontextmanager
+async def _apostgres(place: str) -> AsyncIterator[Saver]:
+    try:
+        from .postgres import aopen_postgres
+    except ImportError as error:
+        raise missing_extra("PostgreSQL", "postgres") from error
+    async with aopen_postgres(place) as saver:
+        yield saver
+
+
+_SYNC: dict[str, Callable[[str], AbstractContextManager[Saver]]] = {
+    "none": _nothing,
+    "memory": _memory,
+    "sqlite": _sqlite,
+    "postgresql": _postgres,
+}
+_ASYNC: dict[str, Callable[[str], AbstractAsyncContextManager[Saver]]] = {
+    "none": _anothing,
+    "memory": _amemory,
+    "sqlite": _asqlite,
+    "postgresql": _apostgres,
+}
+
+
+def missing_extra(name: str, extra: str) -> SettingsError:
+    """Make the error for a kind of checkpoint whose packages are not installed."""
+    return SettingsError(f'{name} checkpoints need an extra: pip install "trim-graph[{extra}]"')
+
+
+if TYPE_CHECKING:
+    from langgraph.checkpoint.base import BaseCheckpointSaver
+
+    SaverBase = BaseCheckpointSaver[Any]
+else:
+    SaverBase = object
+
+FoundT = TypeVar("FoundT", CheckpointTuple, CheckpointTuple | None)
+_UNREADABLE = (
+    "it is damaged, or another program has written to it: restore it from a copy, or name another place"
+)
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "v": int,
+    "id": str,
+    "channel_values": dict,
+    "channel_versions": dict,
+    "versions_seen": dict,
+}
+
+
+class NamingSerializer(JsonPlusSerializer):
+    """LangGraph's serializer; a value that it cannot read is a `StorageError`.
+
+    Args:
+        shown: What messages call the place.
+    """
+
+    def __init__(self, shown: str) -> None:
+        super().__init__()
+        self._shown = shown
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        """Read a value."""
+        try:
+            return super().loads_typed(data)
+        except Exception as error:  # garbage may fail in any way
+            raise unreadable(self._shown, f"{type(error).__name__}: {error}") from error
+
+
+def unreadable(shown: str, why: str) -> StorageError:
+    """Say that a value cannot be read."""
+    return StorageError(f"{shown} holds a value that cannot be read ({why[:200]}); {_UNREADABLE}")
+
+
+class NamingSaver(SaverBase):
+    """The first base of a saver whose errors name its place; the second is the saver.
+
+    A checkpoint that is read is checked for what LangGraph relies on, so that damage that can still be
+    decoded is named here, and is no error of some other kind later.
+    """
+
+    _shown: str
+    _errors_named: Callable[[], AbstractContextManager[None]]
+
+    def name_place(self, shown: str, errors_named: Callable[[], AbstractContextManager[None]]) -> Self:
+        """Say which place it is.
+
+        Args:
+            shown: What messages call it.
+            errors_named: Turns the database's own errors into a `StorageError`.
+        """
+        self._shown, self._errors_named = shown, errors_named
+        self.serde = NamingSerializer(shown)
+        return self
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Get a checkpoint."""
+        with self._reading():
+            return self._checked(super().get_tuple(config))
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Get a checkpoint."""
+        with self._reading():
+            return self._checked(await super().aget_tuple(config))
+
+    def list(self, config: RunnableConfig | None, **options: Any) -> Iterator[CheckpointTuple]:
+        """List checkpoints."""
+        with self._reading():
+            for found in super().list(config, **options):
+                yield self._checked(found)
+
+    async def alist(self, config: RunnableConfig | None, **options: Any) -> AsyncIterator[CheckpointTuple]:
+        """List checkpoints."""
+        with self._reading():
+            async for found in super().alist(config, **options):
+                yield self._checked(found)
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Get what channels were written to since they were last stored as a whole."""
+        with self._reading():
+            return super().get_delta_channel_history(config=config, channels=channels)
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Get what channels were written to since they were last stored as a whole."""
+        with self._reading():
+            return await super().aget_delta_channel_history(config=config, channels=channels)
+
+    def put(self, *args: Any, **options: Any) -> RunnableConfig:
+        """Store a checkpoint."""
+        with self._errors_named():
+            return super().put(*args, **options)
+
+    async def aput(self, *args: Any, **options: Any) -> RunnableConfig:
+        """Store a checkpoint."""
+        with self._errors_named():
+            return await super().aput(*args, **options)
+
+    def put_writes(self, *args: Any, **options: Any) -> None:
+        """Store what a node wrote."""
+        with self._errors_named():
+            super().put_writes(*args, **options)
+
+    async def aput_writes(self, *args: Any, **options: Any) -> None:
+        """Store what a node wrote."""
+        with self._errors_named():
+            await super().aput_writes(*args, **options)
+
+    def delete_thread(self, thread_id: str) -> None:
+        """Delete a thread."""
+        with self._errors_named():
+            super().delete_thread(thread_id)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Delete a thread."""
+        with self._errors_named():
+            await super().adelete_thread(thread_id)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            with self._errors_named():
+                yield
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:  # of metadata, past the serializer
+            raise unreadable(self._shown, str(error)) from error
+
+    def _checked(self, found: FoundT) -> FoundT:
+        if found is not None and (why := _fault(found)):
+            raise unreadable(self._shown, why)
+        return found
+
+
+def _fault(found: CheckpointTuple) -> str:
+    """Say what no saver can have written; empty where all is in order."""
+    checkpoint: Any = found.checkpoint
+    if not isinstance(checkpoint, dict):
+        return "a checkpoint is no mapping"
+    for key, kind in _KINDS.items():
+        if not isinstance(checkpoint.get(key), kind):
+            return f"the key {key} of a checkpoint is missing or of another kind"
+    if checkpoint["id"] != found.config["configurable"]["checkpoint_id"]:
+        return "a checkpoint has another id than its row"
+    seen = checkpoint["versions_seen"].values()
+    versions = [checkpoint["channel_versions"], *seen]
+    if not all(isinstance(one, dict) for one in versions):
+        return "the versions of a checkpoint's channels are no mapping"
+    if not all(_is_version(version) for one in versions for version in one.values()):
+        return "the version of a channel is no number"
+    return "" if isinstance(found.metadata, dict) else "the metadata of a checkpoint are no mapping"
+
+
+def _is_version(version: Any) -> bool:
+    return isinstance(version, int | float) or (
+        isinstance(version, str) and version.partition(".")[0].isdecimal()
+    )

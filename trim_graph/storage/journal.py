@@ -1,0 +1,202 @@
+"""A journal: a JSONL file that grows by one record as each piece of work ends, so that work can resume."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from trim_graph.errors import InputError, SettingsError
+
+from .rows import read_rows
+
+VERSION = 1
+_SHOWN = 80
+
+
+class Finished:
+    """The indices of work that is done: all below a mark, and the few above it that ended early."""
+
+    def __init__(self) -> None:
+        self._below, self._above = 0, set[int]()
+
+    def add(self, index: int) -> None:
+        """Note one."""
+        if index >= self._below:
+            self._above.add(index)
+            while self._below in self._above:
+                self._above.remove(self._below)
+                self._below += 1
+
+    def __contains__(self, index: object) -> bool:
+        return isinstance(index, int) and (index < self._below or index in self._above)
+
+    def __len__(self) -> int:
+        return self._below + len(self._above)
+
+
+class Journal:
+    """An open journal.
+
+    Args:
+        path: Of the JSONL file; made if it is not there. Its folder must exist.
+        settings: What the work is done with, JSON-native.
+        keep: Which of the records that are there stay; the others' work is done again.
+        unit: Numbers the work that a record is of, without gaps; default: its ``index``.
+
+    Raises:
+        SettingsError: The file was begun with other settings, or without any, another process writes to it,
+            or it cannot be written.
+        InputError: A record in it cannot be read, and is not the torn last line.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        settings: dict[str, Any],
+        *,
+        keep: Callable[[dict[str, Any]], bool] = lambda record: True,
+        unit: Callable[[dict[str, Any]], int] = lambda record: int(record["index"]),
+    ) -> None:
+        self.path, self._unit = Path(path), unit
+        self.beside = settings_beside(self.path)
+        self.finished = Finished()
+        try:
+            self._stream = self.path.open("ab")
+        except OSError as error:
+            raise SettingsError(f"{self.path} cannot be written: {error.strerror}") from error
+        try:
+            self._lock()
+            self._check(settings)
+            self._mend()
+            self._recall(keep)
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one record; it has an ``index``. When this returns, the operating system has it."""
+        self._stream.write(to_line(record))
+        self._stream.flush()
+        self.finished.add(self._unit(record))
+
+    def close(self) -> None:
+        """Write to the disk and let others have the file."""
+        if not self._stream.closed:
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # not on Windows: there two processes must not share a file
+            return
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SettingsError(f"{self.path}: another process is writing to it") from error
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        settings = json.loads(json.dumps(settings))
+        if not self.beside.exists():
+            if self.path.stat().st_size:
+                raise SettingsError(
+                    f"{self.path} exists, and {self.beside.name}, which says what it was made with, does "
+                    "not: choose another file"
+                )
+            whole = self.beside.with_name(f".{self.beside.name}.{os.getpid()}")
+            text = json.dumps({"version": VERSION, "settings": settings}, indent=1) + "\n"
+            whole.write_text(text, encoding="utf-8")
+            whole.replace(self.beside)
+            return
+        try:
+            known = json.loads(self.beside.read_text(encoding="utf-8"))["settings"]
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise SettingsError(f"{self.beside} is damaged: choose another file than {self.path}") from error
+        different = differences(known, settings)
+        if different:
+            raise SettingsError(
+                f"{self.path} was begun with other settings, and a file holds only one kind: "
+                f"{'; '.join(different)}. Choose another file, or give the same settings"
+            )
+
+    def _mend(self) -> None:
+        """Cut off a last line that has no end."""
+        with self.path.open("rb") as stream:
+            end = position = stream.seek(0, os.SEEK_END)
+            while position > 0:
+                start = max(0, position - 65536)
+                stream.seek(start)
+                cut = stream.read(position - start).rfind(b"\n")
+                if cut >= 0:
+                    position = start + cut + 1
+                    break
+                position = start
+        if position < end:
+            os.truncate(self.path, position)
+
+    def _recall(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        dropped = False
+        for place, record in read_rows(self.path):
+            if not isinstance(record.get("index"), int):
+                raise InputError(f"{place}: no record: index is {record.get('index')!r}")
+            if keep(record):
+                self.finished.add(self._unit(record))
+            else:
+                dropped = True
+        if dropped:
+            self._rewrite(keep)
+
+    def _rewrite(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Leave out what is to be done again; the old file stays whole until the new one is."""
+        whole = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            with whole.open("wb") as stream:
+                for _, record in read_rows(self.path):
+                    if keep(record):
+                        stream.write(to_line(record))
+            self._stream.close()
+            whole.replace(self.path)
+            self._stream = self.path.open("ab")
+            self._lock()
+        finally:
+            whole.unlink(missing_ok=True)
+
+
+def settings_beside(path: Path) -> Path:
+    """Return where the settings of a journal stand."""
+    return path.with_name(f"{path.name}.settings.json")
+
+
+def to_line(record: Any) -> bytes:
+    """Write a JSON-native record as one line of JSONL; what UTF-8 cannot hold becomes a question mark."""
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "replace") + b"\n"
+
+
+def differences(known: Any, given: Any, place: str = "") -> list[str]:
+    """Say key by key how settings differ from those that are known."""
+    if isinstance(known, dict) and isinstance(given, dict) and known.get("type") == given.get("type"):
+        return [
+            told
+            for key in sorted(known.keys() | given.keys())
+            for told in differences(known.get(key), given.get(key), f"{place}.{key}" if place else key)
+        ]
+    return [] if known == given else [f"{place} was {_short(known)}, is {_short(given)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -1,0 +1,285 @@
+"""Routing as a reinforcement learning problem: drafts are seen, accepted or regenerated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+
+from trim_graph.policies import Observation
+from trim_graph.policies.learned import AGGREGATE, SEQUENCE, aggregate_features, padded, sequence_features
+
+from .rollouts import Rollout, Rollouts
+from .simulator import Simulator
+from .step_model import StepModel
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How an observation becomes the input of a network.
+
+    Attributes:
+        shape: Of the input.
+        features: The function that a policy uses at run time, padded to the shape.
+    """
+
+    shape: tuple[int, ...]
+    features: Callable[[Observation], Any]
+
+
+def aggregate_look() -> Look:
+    """Return the look of `trim_graph.policies.learned.aggregate`."""
+    return Look((len(AGGREGATE),), aggregate_features)
+
+
+def sequence_look(window: int) -> Look:
+    """Return the look of `trim_graph.policies.learned.sequence`."""
+    shape = (window, len(SEQUENCE))
+    return Look(shape, lambda seen: padded(sequence_features(seen, window), window))
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one decision in each row came to; arrays of shape (n,)."""
+
+    large_tokens: npt.NDArray[np.float64]
+    ended: npt.NDArray[np.bool_]
+    correct: npt.NDArray[np.bool_]
+
+
+class Batch(Protocol):
+    """Solutions under way side by side; where one has ended the next begins."""
+
+    n: int
+
+    def begin(self, seed: int | None) -> Sequence[Observation]:
+        """Begin a solution in each row; a seed makes all that follows repeatable."""
+        ...
+
+    def decide(self, regenerate: Sequence[bool]) -> tuple[Sequence[Observation], Turn]:
+        """Carry out one decision in each row, and show the drafts that follow."""
+        ...
+
+
+class Recorded:
+    """Rollouts of a graph with its real models (`Rollouts`).
+
+    Args:
+        rollouts: Questions are taken from it in random order, each once before any comes again.
+        n: Rows.
+        seed: Of the order.
+    """
+
+    def __init__(self, rollouts: Rollouts, n: int = 1, *, seed: int = 0) -> None:
+        self.rollouts, self.n = rollouts, n
+        self._rng = np.random.default_rng(seed)
+        self._order: list[int] = []
+
+    def begin(self, seed: int | None) -> list[Observation]:
+        """Begin a solution in each row."""
+        if seed is not None:
+            self._rng, self._order = np.random.default_rng(seed), []
+        self._rows = [self._next() for _ in range(self.n)]
+        return [row.observation() for row in self._rows]
+
+    def decide(self, regenerate: Sequence[bool]) -> tuple[list[Observation], Turn]:
+        """Carry out one decision in each row."""
+        spent = np.array(
+            [row.decide(bool(how)) for row, how in zip(self._rows, regenerate, strict=True)], float
+        )
+        ended = np.array([row.ended for row in self._rows])
+        correct = np.array([row.ended and row.correct for row in self._rows])
+        self._rows = [self._next() if row.ended else row for row in self._rows]
+        return [row.observation() for row in self._rows], Turn(spent, ended, correct)
+
+    def _next(self) -> Rollout:
+        while True:
+            if not self._order:
+                self._order = self._rng.permutation(len(self.rollouts)).tolist()
+            rollout = Rollout(self.rollouts, self._order.pop())
+            if not rollout.ended:  # a question whose answer has no step has nothing to decide
+                return rollout
+
+
+@dataclass(slots=True)
+class _History:
+    scores: tuple[float, ...] = ()
+    tokens: tuple[int, ...] = ()
+    writers: tuple[Any, ...] = ()
+
+
+class Simulated:
+    """Solutions drawn from a step model.
+
+    Args:
+        model: Fitted on traces (`trim_graph.training.fitting`), or published.
+        n: Rows.
+        seed: Of the draws.
+        max_steps: Of the settings of the graph it stands for.
+    """
+
+    def __init__(self, model: StepModel, n: int = 1, *, seed: int = 0, max_steps: int = 32) -> None:
+        self.model, self.n, self.max_steps = model, n, max_steps
+        self._rng = np.random.default_rng(seed)
+
+    def begin(self, seed: int | None) -> list[Observation]:
+        """Begin a solution in each row."""
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+        self._simulator = Simulator(self.model, self.n, seed=self._rng)
+        self._histories = [_History() for _ in range(self.n)]
+        return self._observations()
+
+    def decide(self, regenerate: Sequence[bool]) -> tuple[list[Observation], Turn]:
+        """Carry out one decision in each row."""
+        simulator, decisions = self._simulator, np.asarray(regenerate, dtype=np.intp)
+        before = simulator.seen
+        spent = simulator.step(decisions)
+        ended, correct = simulator.done.copy(), simulator.done & simulator.right
+        if ended.any():
+            simulator.reset(ended)
+        after = simulator.seen
+        for row, history in enumerate(self._histories):
+            if ended[row]:
+                self._histories[row] = _History()
+                continue
+            large = bool(after.by_large[row])
+            score = float(after.large_score[row] if large else before.score[row])
+            tokens = round(float(spent[row] if large else before.tokens[row]))
+            history.scores = (*history.scores, score)
+            history.tokens = (*history.tokens, tokens)
+            history.writers = (*history.writers, "large" if large else "small")
+        return self._observations(), Turn(spent, ended, correct)
+
+    def _observations(self) -> list[Observation]:
+        seen = self._simulator.seen
+        return [
+            Observation(
+                question="",
+                index=len(history.scores),
+                max_steps=self.max_steps,
+                scores=history.scores,
+                tokens=history.tokens,
+                writers=history.writers,
+                score=score,
+                draft="",
+                draft_tokens=round(tokens),
+            )
+            for history, score, tokens in zip(
+                self._histories, seen.score.tolist(), seen.tokens.tolist(), strict=True
+            )
+        ]
+
+
+def rewards(turn: Turn, price: float) -> npt.NDArray[np.float64]:
+    """Return the reward of one decision in each row."""
+    earned: npt.NDArray[np.float64] = turn.correct - price * turn.large_tokens
+    return earned
+
+
+class RoutingEnvironment(gymnasium.Env[Floats, np.int64]):
+    """One question; the action 0 accepts the draft, 1 regenerates it.
+
+    Args:
+        batch: A back end with one row.
+        look: How an observation becomes the input of a network.
+        price: Of a large token, in right answers.
+
+    Raises:
+        ValueError: The back end has more rows than one.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, batch: Batch, look: Look, *, price: float) -> None:
+        if batch.n != 1:
+            raise ValueError(f"the back end has {batch.n} rows; an environment takes one")
+        self.batch, self.look, self.price = batch, look, price
+        box, self.action_space = _spaces(look)
+        self.observation_space = cast("spaces.Space[Floats]", box)
+        self._next: Observation | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Floats, dict[str, Any]]:
+        """Begin the next question."""
+        super().reset(seed=seed)
+        if seed is not None or self._next is None:
+            (self._next,) = self.batch.begin(seed)
+        seen, self._next = self._next, None
+        return _input([seen], self.look)[0], {}
+
+    def step(self, action: np.int64) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
+        """Accept or regenerate. What is seen after the end is already the next question's draft."""
+        (seen,), turn = self.batch.decide([bool(action)])
+        ended = bool(turn.ended[0])
+        self._next = seen if ended else None
+        info = {"large_tokens": int(turn.large_tokens[0]), "correct": bool(turn.correct[0])}
+        return _input([seen], self.look)[0], float(rewards(turn, self.price)[0]), ended, False, info
+
+
+class RoutingVecEnv(VecEnv):
+    """Many questions side by side for stable-baselines3; see `RoutingEnvironment`.
+
+    Attributes:
+        price: Of a large token; may change between rollouts.
+    """
+
+    def __init__(self, batch: Batch, look: Look, *, price: float) -> None:
+        self.batch, self.look, self.price = batch, look, price
+        self.render_mode = None
+        super().__init__(batch.n, *_spaces(look))
+
+    def reset(self) -> Floats:
+        """Begin a question in each row."""
+        seed = self._seeds[0]
+        self._reset_seeds()
+        return _input(self.batch.begin(seed), self.look)
+
+    def step_async(self, actions: npt.NDArray[Any]) -> None:
+        """Take the decisions."""
+        self._decisions = [bool(action) for action in actions]
+
+    def step_wait(
+        self,
+    ) -> tuple[Floats, npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
+        """Carry them out."""
+        seen, turn = self.batch.decide(self._decisions)
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        return _input(seen, self.look), rewards(turn, self.price).astype(np.float32), turn.ended, infos
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """Return the attribute for each row."""
+        return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set the attribute of all rows."""
+        setattr(self, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Rows are no environments of their own."""
+        raise NotImplementedError(f"rows have no method {method_name}")
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        """Rows are not wrapped."""
+        return [False] * len(list(self._get_indices(indices)))
+
+
+def _spaces(look: Look) -> tuple[spaces.Box, spaces.Discrete[Any]]:
+    # A step may have any number of tokens; everything else lies in [0, 1].
+    return spaces.Box(0.0, np.inf, look.shape, np.float32), spaces.Discrete(2)
+
+
+def _input(seen: Sequence[Observation], look: Look) -> Floats:
+    return np.array([look.features(one) for one in seen], dtype=np.float32)
