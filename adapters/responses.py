@@ -185,7 +185,7 @@ def read_entropy(message: AIMessage, writer: str) -> Entropy | None:
     metadata = message.response_metadata
     try:
         if (nats := metadata.get("first_token_entropy")) is not None:
-            return Entropy(float(nats), float(metadata.get("untold_probability", 0.0)))
+            return Entropy(float(nats), float(metadata.get("unobserved_probability", 0.0)))
         entries = (metadata.get("logprobs") or {}).get("content") or []
         if entries and entries[0].get("top_logprobs"):
             told = [entry["logprob"] for entry in entries[0]["top_logprobs"]]

@@ -22,21 +22,21 @@ class Entropy:
     """Entropy of a distribution over tokens.
 
     Attributes:
-        nats: In nats; a lower bound where ``untold`` is above 0.
-        untold: Probability of the tokens that were not told.
+        nats: In nats; a lower bound where ``unobserved_probability`` is above 0.
+        unobserved_probability: Probability of the tokens that were not observed.
     """
 
     nats: float
-    untold: float = 0.0
+    unobserved_probability: float = 0.0
 
 
 def entropy_of_likeliest(logprobs: Sequence[float], chosen: float | None = None) -> Entropy:
     """Return a lower bound of the entropy, from the log-probabilities of the likeliest tokens.
 
-    The tokens not told share the probability ``untold``, and none is likelier than the least likely one
-    told, so they add at least ``-untold * log(min(least, untold))``. Renormalising the told ones gives a
+    The tokens not observed share the probability ``rest``, and none is likelier than the least likely one
+    observed, so they add at least ``-rest * log(min(least, rest))``. Renormalising the others gives a
     lower bound too, but a worse one: it would call the flattest distribution over 100 000 tokens no less
-    certain than one over 20. Exact where all are told.
+    certain than one over 20. Exact where all are observed.
 
     Args:
         logprobs: Natural logarithms of probabilities.
@@ -51,12 +51,12 @@ def entropy_of_likeliest(logprobs: Sequence[float], chosen: float | None = None)
     ordered = sorted(map(float, logprobs), reverse=True)
     told = [(math.exp(value), value) for value in ordered]
     nats = -sum(p * value for p, value in told if p > 0)
-    untold = max(0.0, 1.0 - math.fsum(p for p, _ in told))
+    rest = max(0.0, 1.0 - math.fsum(p for p, _ in told))
     bounding = ordered[:-1] if chosen is not None and ordered[-1] == chosen else ordered
-    if untold > 0:
+    if rest > 0:
         least = math.exp(bounding[-1]) if bounding else 1.0
-        nats -= untold * math.log(min(least, untold)) if least > 0 else untold * math.log(untold)
-    return Entropy(max(0.0, nats), untold)
+        nats -= rest * math.log(min(least, rest)) if least > 0 else rest * math.log(rest)
+    return Entropy(max(0.0, nats), rest)
 
 
 _HINT = "set logprobs=True on both chat models (ChatTransformers, ChatVLLM, ChatVLLMEngine, ChatOpenAI)"

@@ -7,7 +7,7 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langgraph.types import interrupt
 
-from trim_graph.routing.human import answer_to, question_to_person, taken_in
+from trim_graph.routing.human import answer_to, apply_response, question_to_person
 from trim_graph.runtime import Node
 from trim_graph.state import TrimState, changed
 
@@ -20,8 +20,8 @@ def ask_person_node() -> Node:
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         answer = interrupt(question_to_person(state), response_schema=answer_to(state))
-        settled, answered = taken_in(state["run"], answer)
-        return changed(state, {"run": settled, "answered": answered, "asking": None})
+        settled, human_response = apply_response(state["run"], answer)
+        return changed(state, {"run": settled, "human_response": human_response, "pending_interrupt": None})
 
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         return run(state, config)

@@ -34,9 +34,9 @@ def finalize_node(ledger: Ledger | None = None, speculation: Speculation | None 
 
     def settled(state: TrimState, stored: Collection[str], config: RunnableConfig) -> dict[str, Any]:
         update = charge_interrupted_calls(state, stored, invocation_of(config))
-        spend = None if speculation is None else speculation.settle(applied(state, update))
-        if spend is not None:
-            update["spend"] = spend
+        usage = None if speculation is None else speculation.settle(applied(state, update))
+        if usage is not None:
+            update["usage"] = usage
         return {**update, **_ended(applied(state, update), ledger)}
 
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _ended(state: TrimState, ledger: Ledger | None) -> dict[str, Any]:
     message = AIMessage(
         content=text,
         id=state["run"]["message_id"],
-        usage_metadata=usage_of(state["spend"]),
+        usage_metadata=usage_of(state["usage"]),
         response_metadata={
             "model_name": " + ".join(models[w] for w in ("small", "large") if w in models) or "trim-graph",
             "finish_reason": "stop" if summary["stopped"] == "finished" else "length",

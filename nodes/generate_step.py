@@ -13,7 +13,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from trim_graph.adapters.responses import Reply, read_entropy, read_reply
 from trim_graph.adapters.usage import TokenCounter, reports_usage
 from trim_graph.budget.ledger import Ledger
-from trim_graph.budget.usage import Spend, Writer, attempts_of_answer
+from trim_graph.budget.usage import Usage, Writer, attempts_of_answer
 from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls, stored_calls
 from trim_graph.calls.model_call import (
     StepCall,
@@ -36,7 +36,7 @@ from trim_graph.routing.router import MAX_ATTEMPTS, MAX_IDLE
 from trim_graph.routing.steps import parse_draft, why_no_step
 from trim_graph.runtime import Invocation, Node, account_wait, invocation_of
 from trim_graph.segmentation import Segmentation
-from trim_graph.state import Failure, Order, Probe, TrimState, changed
+from trim_graph.state import Failure, Probe, StepRequest, TrimState, changed
 
 
 def generate_step_node(
@@ -61,9 +61,9 @@ def generate_step_node(
 
     def prepare(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> StepCall:
         view = RunView(state, segmentation=segmentation)
-        assert view.order is not None
+        assert view.request is not None
         return prepare_step(
-            view, view.order, view.steps, config, models, invocation=invocation, counters=counters
+            view, view.request, view.steps, config, models, invocation=invocation, counters=counters
         )
 
     def run(given: TrimState, config: RunnableConfig) -> dict[str, Any]:
@@ -95,16 +95,21 @@ def generate_step_node(
 
 def after_generate_step(state: TrimState) -> Literal["score decides", "no score needed"]:
     """Go to the scorer only where a decision hangs on its answer."""
-    order, draft = state.get("order"), state.get("draft")
-    scored = order is not None and draft is not None and order["scored"]
-    return "score decides" if scored else "no score needed"
+    request, draft = state.get("request"), state.get("draft")
+    needs_score = request is not None and draft is not None and request["needs_score"]
+    return "score decides" if needs_score else "no score needed"
 
 
 def _charged_first(state: TrimState, charge: dict[str, Any]) -> dict[str, Any]:
     """Charge lost calls and nothing else, so that the charge is kept whatever becomes of the next call."""
-    order = state["order"]
-    assert order is not None
-    return {**charge, "in_flight": None, "order": Order(**{**order, "lost": True}), "draft": None}
+    request = state["request"]
+    assert request is not None
+    return {
+        **charge,
+        "in_flight": None,
+        "request": StepRequest(**{**request, "interrupted": True}),
+        "draft": None,
+    }
 
 
 def _ask(call: StepCall) -> dict[str, Any]:
@@ -135,72 +140,78 @@ async def _aread(call: StepCall, message: Any) -> Reply:
 
 
 def _apply_reply(call: StepCall, message: Any, reply: Reply, seconds: float) -> dict[str, Any]:
-    order, thinking, metadata = call.order, call.settings.thinking, message.response_metadata
-    spend = usage_with_reply(call, reply, metadata, seconds)
-    update: dict[str, Any] = {"spend": spend, "in_flight": None}
+    request, thinking, metadata = call.request, call.settings.thinking, message.response_metadata
+    usage = usage_with_reply(call, reply, metadata, seconds)
+    update: dict[str, Any] = {"usage": usage, "in_flight": None}
     notes = notes_on(call, reply, metadata)
     if notes != call.notes:
         update["notes"] = notes
-    if "probe" in order:
-        order = _apply_probe(call, message)
-        if order["attempt"] < MAX_IDLE:
-            return update | {"order": order}
-        return update | _gave_no_step(call, spend, "a time limit cut it off before its first token")
+    if "probe" in request:
+        request = _apply_probe(call, message)
+        if request["attempt"] < MAX_IDLE:
+            return update | {"request": request}
+        return update | _gave_no_step(call, usage, "a time limit cut it off before its first token")
     draft = parse_draft(
         reply,
-        writer=order["writer"],
-        lead=call.lead,
-        segmentation=None if order["to_end"] else call.segmentation,
+        writer=request["writer"],
+        partial_text=call.partial_text,
+        segmentation=None if request["until_eos"] else call.segmentation,
         settings=call.settings,
         previous=call.previous,
     )
     update["draft"] = draft
     if draft is not None:
-        if order["decided"]:
+        if request["needs_decision"]:
             part = {"part": draft["part"]} if "part" in draft else {}
-            emit("draft", writer=order["writer"], text=draft["text"], tokens=draft["tokens"], **part)
+            emit("draft", writer=request["writer"], text=draft["text"], tokens=draft["tokens"], **part)
             routed = thinking is None or not part or thinking.routed in ("both", draft["part"])
             # A part that is not routed stays; and with no time left nobody could act on a decision.
-            if not routed or nobody_may_decide(call, spend):
-                update["order"] = Order(**{**order, "decided": False, "scored": False})
+            if not routed or nobody_may_decide(call, usage):
+                update["request"] = StepRequest(**{**request, "needs_decision": False, "needs_score": False})
     elif reply.end == "eos" and call.previous is not None:
         update["stopped"] = "finished"
     else:
-        update |= _without_step(call, reply, spend, metadata)
+        update |= _without_step(call, reply, usage, metadata)
     return update
 
 
-def _apply_probe(call: StepCall, message: AIMessage) -> Order:
+def _apply_probe(call: StepCall, message: AIMessage) -> StepRequest:
     """Note in the order what a probe, one token of the small model, has found.
 
     Raises:
         ChatModelContractError: The model does not report the entropy.
     """
-    order = call.order
-    found = read_entropy(message, order["writer"])
+    request = call.request
+    found = read_entropy(message, request["writer"])
     if found is None:  # cut by a time limit before the first token
-        return Order(**{**order, "attempt": order["attempt"] + 1})
-    emit("probe", step=call.index, entropy=found.nats, untold=found.untold)
-    return Order(**{**order, "attempt": 0, "probe": Probe(entropy=found.nats, untold=found.untold)})
+        return StepRequest(**{**request, "attempt": request["attempt"] + 1})
+    emit("probe", step=call.index, entropy=found.nats, unobserved_probability=found.unobserved_probability)
+    return StepRequest(
+        **{
+            **request,
+            "attempt": 0,
+            "probe": Probe(entropy=found.nats, unobserved_probability=found.unobserved_probability),
+        }
+    )
 
 
-def _without_step(call: StepCall, reply: Reply, spend: Spend, metadata: dict[str, Any]) -> dict[str, Any]:
+def _without_step(call: StepCall, reply: Reply, usage: Usage, metadata: dict[str, Any]) -> dict[str, Any]:
     """Have the writer asked again behind what it has written, while that may lead to a step."""
-    order, added = call.order, reply.text + reply.separator
-    lead, attempt = order["lead"] + added, order["attempt"] + 1
+    request, added = call.request, reply.text + reply.separator
+    partial_text, attempt = request["partial_text"] + added, request["attempt"] + 1
     if metadata.get("continuation") == "prompt":  # a prompt shows the model no blank lines
         added = added.strip()
     most = MAX_ATTEMPTS if added else MAX_IDLE
     only_thought = reply.end == "length" and not added.strip() and reply.reasoning_tokens > 0
     if reply.end != "eos" and not only_thought and attempt < most:
-        return {"order": Order(**{**order, "lead": lead, "attempt": attempt})}
-    written = lead if added else order["lead"].strip()
-    return _gave_no_step(call, spend, why_no_step(reply, written, timed_out=bool(metadata.get("timed_out"))))
+        return {"request": StepRequest(**{**request, "partial_text": partial_text, "attempt": attempt})}
+    written = partial_text if added else request["partial_text"].strip()
+    return _gave_no_step(call, usage, why_no_step(reply, written, timed_out=bool(metadata.get("timed_out"))))
 
 
-def _gave_no_step(call: StepCall, spend: Spend, why: str) -> dict[str, Any]:
+def _gave_no_step(call: StepCall, usage: Usage, why: str) -> dict[str, Any]:
     writer = call.writer
     emit("failed", part=writer, error=why)
-    charged = Spend(**{**spend})
-    charged[writer] = {**spend[writer], "failed_calls": spend[writer]["failed_calls"] + 1}
-    return {"failed": Failure(part=writer, error=why, no_step=True), "spend": charged}
+    charged = Usage(**{**usage})
+    charged[writer] = {**usage[writer], "failed_calls": usage[writer]["failed_calls"] + 1}
+    return {"failed": Failure(part=writer, error=why, no_step=True), "usage": charged}

@@ -81,7 +81,7 @@ def route_node(
         action = router.next(view)
         _report(action, view.run["message_id"])
         if begins:
-            reset = {**fresh_channels(), "run": view.run, "spend": view.spend}
+            reset = {**fresh_channels(), "run": view.run, "usage": view.usage}
             action = type(action)(reset | action.update, action.events)
         return view, action
 
@@ -116,6 +116,6 @@ def _report(action: Action, message_id: str) -> None:
             emit(event.name, **event.content)
 
 
-def _count_prompt(view: RunView, large: Any, steps: Sequence[Step], lead: str) -> int:
-    prefix = join_steps(steps, view.settings.delimiter) + lead
+def _count_prompt(view: RunView, large: Any, steps: Sequence[Step], partial_text: str) -> int:
+    prefix = join_steps(steps, view.settings.delimiter) + partial_text
     return prompt_bound(large, compose(view.state["messages"], view.settings.instruction, prefix))

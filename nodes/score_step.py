@@ -13,14 +13,14 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import set_config_context
 
 from trim_graph.adapters.base import ScorableStep, Scorer, read_scores
-from trim_graph.budget.usage import Spend, attempts_of, charge_scorer
+from trim_graph.budget.usage import Usage, attempts_of, charge_scorer
 from trim_graph.calls.model_call import failure, has_way_out, note_full
 from trim_graph.calls.speculation import Speculation, slot_of
 from trim_graph.errors import FailedAttempts, is_context_full
 from trim_graph.events import emit
 from trim_graph.routing import RunView
 from trim_graph.runtime import GRACE, Node, account_wait, call_with_timeout, invocation_of, tagged
-from trim_graph.state import Draft, Order, Step, TrimState
+from trim_graph.state import Draft, Step, StepRequest, TrimState
 
 
 def score_step_node(scorer: Scorer, speculation: Speculation | None = None, *, solution: bool = True) -> Node:
@@ -89,7 +89,7 @@ def _handle_error(view: RunView, error: Exception, seconds: float, *, solution: 
     lost = attempts_of(error)
     return {
         "failed": failure(error, "scorer", context_full=full),
-        "spend": charge_scorer(view.spend, seconds, lost, failed=True),
+        "usage": charge_scorer(view.usage, seconds, lost, failed=True),
         # A scorer that counts nothing, such as a function, leaves nothing unreported.
         **_note_unreported(state, lost["unknown"] if getattr(error, "attempts", None) else 0),
     }
@@ -111,11 +111,11 @@ def _quiet(config: RunnableConfig) -> AbstractContextManager[Context]:
 
 def _unrated(state: TrimState, seconds: float) -> dict[str, Any]:
     """The run ends, for want of time or of room in the scorer: the draft stays, without a decision."""
-    order, before = state["order"], state["spend"]
-    assert order is not None
+    request, before = state["request"], state["usage"]
+    assert request is not None
     return {
-        "order": Order(**{**order, "decided": False, "scored": False}),
-        "spend": Spend(**{**before, "seconds": before["seconds"] + seconds}),
+        "request": StepRequest(**{**request, "needs_decision": False, "needs_score": False}),
+        "usage": Usage(**{**before, "seconds": before["seconds"] + seconds}),
     }
 
 
@@ -143,10 +143,10 @@ def _apply_reply(state: TrimState, answer: Any, seconds: float) -> dict[str, Any
     )
     if used["count"]:
         emit("retried", part="scorer", attempts=used["count"])
-    spend = charge_scorer(state["spend"], seconds, used, failed=False)
+    usage = charge_scorer(state["usage"], seconds, used, failed=False)
     update: dict[str, Any] = {
         "draft": Draft(**{**draft, "score": reply.scores[-1]}),
-        "spend": spend,
+        "usage": usage,
         **_note_unreported(state, used["unknown"]),
     }
     # A step of the large model is scored here, together with the draft that follows it.

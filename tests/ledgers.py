@@ -10,45 +10,45 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trim_graph.budget.ledger import Amount, Ledger, MemoryLedger, this_owner
+from trim_graph.budget.ledger import LargeUsage, Ledger, MemoryLedger, this_owner
 
 
 def up_to(limit: int, wanted: int):
     """Ask for tokens under a limit, in one call."""
 
-    def ask(used: Amount) -> Amount | None:
+    def ask(used: LargeUsage) -> LargeUsage | None:
         granted = min(wanted, limit - used.large_tokens)
-        return Amount(granted, 1, granted / 1000) if granted > 0 else None
+        return LargeUsage(granted, 1, granted / 1000) if granted > 0 else None
 
     return ask
 
 
 def check_one_call(ledger: Ledger) -> None:
-    assert ledger.used("a") == Amount()
-    assert ledger.reserve("a", "1", up_to(100, 70)) == Amount(70, 1, 0.07)
-    assert ledger.used("a") == Amount(70, 1, 0.07)
-    assert ledger.reserve("a", "1", up_to(100, 70)) == Amount(70, 1, 0.07), "asked again after a crash"
-    assert ledger.reserve("a", "2", up_to(100, 70)) == Amount(30, 1, 0.03)
+    assert ledger.used("a") == LargeUsage()
+    assert ledger.reserve("a", "1", up_to(100, 70)) == LargeUsage(70, 1, 0.07)
+    assert ledger.used("a") == LargeUsage(70, 1, 0.07)
+    assert ledger.reserve("a", "1", up_to(100, 70)) == LargeUsage(70, 1, 0.07), "asked again after a crash"
+    assert ledger.reserve("a", "2", up_to(100, 70)) == LargeUsage(30, 1, 0.03)
     assert ledger.reserve("a", "3", up_to(100, 70)) is None
-    ledger.settle("a", "1", Amount(20, 1, 0.5))
-    assert ledger.used("a") == Amount(50, 2, 0.53)
-    ledger.settle("a", "1", Amount(20, 1, 0.5))
-    assert ledger.used("a") == Amount(50, 2, 0.53), "settled twice"
-    ledger.settle("a", "never", Amount(20, 1, 0.5))
-    assert ledger.used("a") == Amount(50, 2, 0.53)
-    assert ledger.used("b") == Amount(), "another account"
+    ledger.settle("a", "1", LargeUsage(20, 1, 0.5))
+    assert ledger.used("a") == LargeUsage(50, 2, 0.53)
+    ledger.settle("a", "1", LargeUsage(20, 1, 0.5))
+    assert ledger.used("a") == LargeUsage(50, 2, 0.53), "settled twice"
+    ledger.settle("a", "never", LargeUsage(20, 1, 0.5))
+    assert ledger.used("a") == LargeUsage(50, 2, 0.53)
+    assert ledger.used("b") == LargeUsage(), "another account"
 
 
 def check_a_failing_question(ledger: Ledger) -> None:
     with pytest.raises(ZeroDivisionError):
         ledger.reserve("f", "1", lambda used: 1 / 0)
-    assert ledger.used("f") == Amount()
-    assert ledger.reserve("f", "2", up_to(10, 4)) == Amount(4, 1, 0.004)
+    assert ledger.used("f") == LargeUsage()
+    assert ledger.reserve("f", "2", up_to(10, 4)) == LargeUsage(4, 1, 0.004)
 
 
 def check_concurrent_runs(ledger: Ledger, *, limit: int = 500, runs: int = 8, calls: int = 25) -> None:
     """Runs at the same time: never over the limit at any moment, and the sum is what was used."""
-    over: list[Amount] = []
+    over: list[LargeUsage] = []
 
     def run(name: int) -> int:
         draw, spent = random.Random(name), 0
@@ -58,7 +58,7 @@ def check_concurrent_runs(ledger: Ledger, *, limit: int = 500, runs: int = 8, ca
                 over.append(ledger.used("shared"))
             if granted is not None:
                 used = draw.randint(0, granted.large_tokens)
-                ledger.settle("shared", f"{name}.{call}", Amount(used, 1, 0.0))
+                ledger.settle("shared", f"{name}.{call}", LargeUsage(used, 1, 0.0))
                 spent += used
         return spent
 
@@ -77,20 +77,20 @@ def check_reservations(ledger: Ledger) -> None:
     assert sorted((one.account, one.entry) for one in listed) == [("l", "1"), ("l", "2"), ("m", "1")]
     (first, second), (other,) = ledger.reservations("l"), ledger.reservations("m")
     assert (first.entry, second.entry, other.account) == ("1", "2", "m")
-    assert first.amount == Amount(30, 1, 0.03)
+    assert first.amount == LargeUsage(30, 1, 0.03)
     assert first.owner == this_owner()
     assert first.since <= second.since < second.expires
     assert (first.expired(), first.expired(first.expires)) == (False, True)
     assert ledger.release("l", "1")
     assert not ledger.release("l", "1")
     assert not ledger.release("nobody", "2")
-    assert ledger.used("l") == Amount(30, 1, 0.03)
-    ledger.settle("l", "1", Amount(9, 1, 0.0))
-    assert ledger.used("l") == Amount(30, 1, 0.03), "what was given back is nobody's"
-    ledger.settle("l", "2", Amount(9, 1, 0.0))
-    assert ledger.used("l") == Amount(9, 1, 0.0)
+    assert ledger.used("l") == LargeUsage(30, 1, 0.03)
+    ledger.settle("l", "1", LargeUsage(9, 1, 0.0))
+    assert ledger.used("l") == LargeUsage(30, 1, 0.03), "what was given back is nobody's"
+    ledger.settle("l", "2", LargeUsage(9, 1, 0.0))
+    assert ledger.used("l") == LargeUsage(9, 1, 0.0)
     assert ledger.reservations("l") == []
-    ledger.settle("m", "1", Amount())
+    ledger.settle("m", "1", LargeUsage())
 
 
 def check_expired(ledger: Ledger) -> None:
@@ -99,8 +99,8 @@ def check_expired(ledger: Ledger) -> None:
     time.sleep(0.01)
     assert ledger.reservations("x")[0].expired()
     assert ledger.used("x").large_tokens == 60
-    assert ledger.reserve("x", "2", up_to(100, 60)) == Amount(40, 1, 0.04)
-    ledger.settle("x", "1", Amount(10, 1, 0.0))
+    assert ledger.reserve("x", "2", up_to(100, 60)) == LargeUsage(40, 1, 0.04)
+    ledger.settle("x", "1", LargeUsage(10, 1, 0.0))
     assert ledger.used("x").large_tokens == 50
 
 
@@ -141,7 +141,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.generated, self.overshoot = self.generated + used, self.overshoot + over
         self.settled += used
         for _ in range(data.draw(st.integers(1, 2))):  # told twice changes nothing
-            self.ledger.settle("a", entry, Amount(used, 1, 0.0))
+            self.ledger.settle("a", entry, LargeUsage(used, 1, 0.0))
 
     @precondition(lambda self: self.calls)
     @rule(data=st.data(), part=st.floats(0, 1))
@@ -156,7 +156,7 @@ class LedgerMachine(RuleBasedStateMachine):
         entry = data.draw(st.sampled_from(sorted(self.lost)))
         granted = self.lost.pop(entry)
         self.settled += granted
-        self.ledger.settle("a", entry, Amount(granted, 1, 0.0))
+        self.ledger.settle("a", entry, LargeUsage(granted, 1, 0.0))
 
     @precondition(lambda self: self.calls)
     @rule(data=st.data())

@@ -43,7 +43,7 @@ def billed(model):
 
 
 def charged(summary):
-    return summary["spend"]["large"]["output_tokens"] + summary["spend"]["unaccounted_tokens"]
+    return summary["usage"]["large"]["output_tokens"] + summary["usage"]["unaccounted_tokens"]
 
 
 @pytest.mark.parametrize("limit", [{"large_tokens": 40}, {"large_calls": 2}])
@@ -67,7 +67,7 @@ async def test_a_cancelled_call_is_charged_when_the_run_goes_on(make, limit):
     assert len(large.calls) <= 2
     assert billed(large) <= charged(result)
     assert sum("cut off by an error; 20 tokens" in note for note in result["notes"]) == len(large.calls)
-    assert result["spend"]["large"]["calls"] == len(large.calls)
+    assert result["usage"]["large"]["calls"] == len(large.calls)
 
 
 def test_a_call_that_raises_is_charged_when_the_run_goes_on(make):

@@ -94,7 +94,7 @@ def test_its_schemas_show_what_goes_in_and_comes_out(rig):
         "max_step_tokens",
         "seed",
         "budget",
-        "allowances",
+        "quotas",
         "ask_below",
         "lookahead",
         "user",
@@ -233,7 +233,7 @@ def test_sync_and_async_do_the_same(make, small, large, seed, tokens):
         rig = make(small, large, policy=Fickle(), seed=seed, max_step_tokens=tokens, max_steps=9)
         result = rig.solve(asynchronously=asynchronously)
         summary = result["trim"]
-        summary["seconds"] = summary["spend"]["seconds"] = 0
+        summary["seconds"] = summary["usage"]["seconds"] = 0
         asked = [[m.content for m in prompt] for prompt in rig.prompts("small") + rig.prompts("large")]
         return result["messages"][-1].content, summary, asked
 

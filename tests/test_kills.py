@@ -35,8 +35,8 @@ def test_what_is_in_flight_when_a_run_is_killed_is_written_again(tmp_path):
     spec = f"sqlite:{tmp_path / 'runs.db'}"
     plain = kills.run(dataclasses.replace(world, ahead=False), spec, "plain", tmp_path, [])
     whole = kills.run(world, spec, "whole", tmp_path, [])
-    assert whole.result["trim"]["spend"]["lookahead"]["taken"] == 2
-    assert whole.result["trim"]["spend"]["lookahead"]["discarded"] == 1
+    assert whole.result["trim"]["usage"]["lookahead"]["taken"] == 2
+    assert whole.result["trim"]["usage"]["lookahead"]["discarded"] == 1
     kills.check_text(world, whole, plain)
     for instant in range(1, whole.instants, 11):
         told = kills.run(world, spec, f"killed-{instant}", tmp_path, [instant])

@@ -26,8 +26,8 @@ LINKED = ("nodes", "adapters", "examples")
 PUBLIC = {
     trim_graph: {
         "DEFAULT_INSTRUCTION",
-        "Allowance",
-        "Allowances",
+        "Quota",
+        "Quotas",
         "Budget",
         "ChatModelContractError",
         "InputError",

@@ -77,8 +77,8 @@ def test_a_limit_on_cost_is_refused_by_name_before_any_model_is_called(make, blo
 
 
 def test_so_is_that_of_an_account(make):
-    allowances = {"user": {"large_cost": 1.0}}
-    rig = make(prices={"large": {"input": 1}}, ledger=MemoryLedger(), allowances=allowances)
+    quotas = {"user": {"large_cost": 1.0}}
+    rig = make(prices={"large": {"input": 1}}, ledger=MemoryLedger(), quotas=quotas)
     with pytest.raises(InputError, match=r"^large_cost of user:ada limits"):
         rig.graph.invoke({"messages": asked(MEDIA["audio, OpenAI"])}, context=TrimContext(user="ada"))
     assert rig.unasked
@@ -110,7 +110,7 @@ def test_a_model_that_counts_its_prompts_is_believed(make):
     def costs(limit):
         options = {"policy": large_only(), "budget": {"large_cost": limit}}
         rig = make(large=Sees(script=["L L L"]), prices={"large": {"input": 1, "output": 1}}, **options)
-        return rig.graph.invoke({"messages": asked(MEDIA["image, LangChain"])})["trim"]["spend"]["large"]
+        return rig.graph.invoke({"messages": asked(MEDIA["image, LangChain"])})["trim"]["usage"]["large"]
 
     assert costs(0.0005)["calls"] == 0
     assert costs(0.0016)["calls"] == 1

@@ -168,8 +168,8 @@ def test_a_usage_callback_counts_what_the_summary_counts(rig):
     usage = UsageMetadataCallbackHandler()
     summary = rig.ask(config={"callbacks": [usage]})["trim"]
     for writer, model in (("small", "tiny"), ("large", "huge")):
-        assert usage.usage_metadata[model]["input_tokens"] == summary["spend"][writer]["input_tokens"]
-        assert usage.usage_metadata[model]["output_tokens"] == summary["spend"][writer]["output_tokens"]
+        assert usage.usage_metadata[model]["input_tokens"] == summary["usage"][writer]["input_tokens"]
+        assert usage.usage_metadata[model]["output_tokens"] == summary["usage"][writer]["output_tokens"]
 
 
 def test_a_tracer_sees_one_tree(rig):

@@ -81,7 +81,7 @@ class TestPattern:
         )
         for told in (watched, plain):
             accepted, discarded = told["tokens"]["small"], told["tokens"]["small_discarded"]
-            assert accepted + discarded == told["spend"]["small"]["output_tokens"]
+            assert accepted + discarded == told["usage"]["small"]["output_tokens"]
         assert watched["tokens"]["small_discarded"] < plain["tokens"]["small_discarded"]
 
     def test_one_step_is_written_again_and_the_others_stay(self, make):

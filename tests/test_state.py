@@ -92,7 +92,7 @@ def test_nothing_is_left_behind_when_a_run_has_ended(make, sqlite):
     rig = busy(make, checkpointer=sqlite)
     rig.ask(config=THREAD)
     values = history(rig)[-1]
-    assert (values["draft"], values["order"], values["in_flight"]) == (None, None, None)
+    assert (values["draft"], values["request"], values["in_flight"]) == (None, None, None)
     assert "begin" not in values
 
 
@@ -114,9 +114,9 @@ def test_a_second_question_starts_clean_and_keeps_both_answers(make, sqlite, dur
     values = rig.graph.get_state(THREAD).values
     assert [message.type for message in second["messages"]] == ["human", "ai"] * 2
     assert [message.content for message in second["messages"][::2]] == ["First?", "Second?"]
-    for name in ("steps", "decisions", "scores", "spend", "tokens", "stopped", "notes"):
-        assert name == "spend" or second["trim"][name] == first["trim"][name]
-    assert second["trim"]["spend"]["small"]["calls"] == first["trim"]["spend"]["small"]["calls"]
+    for name in ("steps", "decisions", "scores", "usage", "tokens", "stopped", "notes"):
+        assert name == "usage" or second["trim"][name] == first["trim"][name]
+    assert second["trim"]["usage"]["small"]["calls"] == first["trim"]["usage"]["small"]["calls"]
     assert len(values["steps"]) == 4
     assert values["run"]["question"] == "Second?"
     assert rig.prompts("small")[-1][1].content == "First?"
@@ -226,8 +226,8 @@ def test_before_a_generation_a_fork_names_where_to_go(make):
     rig = make(checkpointer=InMemorySaver())
     rig.ask(config=THREAD, interrupt_before=["generate_step"])
     rig.graph.invoke(None, THREAD, interrupt_before=["generate_step"])
-    order = {**rig.graph.get_state(THREAD).values["order"], "max_tokens": 1}
-    rig.graph.update_state(THREAD, Command(update={"order": order}, goto="generate_step"), as_node="route")
+    order = {**rig.graph.get_state(THREAD).values["request"], "max_tokens": 1}
+    rig.graph.update_state(THREAD, Command(update={"request": order}, goto="generate_step"), as_node="route")
     rig.graph.invoke(None, THREAD)
     assert rig.small.calls[1]["max_tokens"] == 1
 

@@ -48,7 +48,7 @@ def test_the_summary_adds_up_to_what_the_models_were_billed(make):
     summary = rig.ask()["trim"]
     for writer in ("small", "large"):
         calls = getattr(rig, writer).calls
-        spend, tokens = summary["spend"][writer], summary["tokens"]
+        spend, tokens = summary["usage"][writer], summary["tokens"]
         assert spend["calls"] == len(calls)
         assert spend["output_tokens"] == sum(call["tokens"] for call in calls)
         assert spend["input_tokens"] == sum(call["prompt_tokens"] for call in calls)
@@ -56,7 +56,7 @@ def test_the_summary_adds_up_to_what_the_models_were_billed(make):
     assert summary["steps"] == {"small": 2, "large": 2}
     assert summary["decisions"] == {"accept": 2, "regenerate": 2}
     assert summary["tokens"]["small_discarded"] == 6
-    assert summary["spend"]["scorer"]["calls"] == len(rig.scorer.calls) == 4
+    assert summary["usage"]["scorer"]["calls"] == len(rig.scorer.calls) == 4
     assert summary["stopped"] == "finished"
     assert summary["answer"] == "4"
 

@@ -107,8 +107,8 @@ def test_spans_say_what_was_decided_and_used(rig, backend):
     (large,) = backend.spans("chat huge")
     assert large.attributes["trim.part"] == "large"
     assert large.attributes["gen_ai.operation.name"] == "chat"
-    assert large.attributes["gen_ai.usage.output_tokens"] == summary["spend"]["large"]["output_tokens"]
-    assert large.attributes["gen_ai.usage.input_tokens"] == summary["spend"]["large"]["input_tokens"]
+    assert large.attributes["gen_ai.usage.output_tokens"] == summary["usage"]["large"]["output_tokens"]
+    assert large.attributes["gen_ai.usage.input_tokens"] == summary["usage"]["large"]["input_tokens"]
 
 
 def test_no_text_of_a_prompt_or_an_answer_enters_a_span(rig, backend):
@@ -130,7 +130,7 @@ def test_counters_add_up_to_the_summaries(make, backend):
     tokens = backend.numbers("trim.tokens")
     for writer in ("small", "large"):
         for kind in ("input", "output"):
-            spent = sum(summary["spend"][writer][f"{kind}_tokens"] for summary in summaries)
+            spent = sum(summary["usage"][writer][f"{kind}_tokens"] for summary in summaries)
             assert tokens[kind, writer] == spent
     assert tokens["input", "scorer"] == sum(summary["tokens"]["scorer"] for summary in summaries)
     assert backend.numbers("trim.decisions") == {("policy", "accept"): 6, ("policy", "regenerate"): 2}
@@ -259,10 +259,10 @@ async def test_a_call_ahead_that_outlives_its_node_is_a_call(backend, caplog):
     scorer = PacedScorer({"two": 0.1}, turns=20)
     graph = create_trim_graph(small, model, scorer, policy=threshold(0.5), lookahead=True)
     result = await graph.ainvoke({"messages": [("user", "2 + 2?")]}, backend.config)
-    ahead = result["trim"]["spend"]["lookahead"]
+    ahead = result["trim"]["usage"]["lookahead"]
     assert (ahead["taken"], ahead["discarded"]) == (1, 1)
     chats = [span for span in backend.spans("chat") if "scripted" in span.name or "tiny" in span.name]
-    assert len(chats) == result["trim"]["spend"]["small"]["calls"]
+    assert len(chats) == result["trim"]["usage"]["small"]["calls"]
     assert sum(backend.numbers("trim.runs").values()) == 1
     assert len(backend.spans("trim.run")) == 1
     assert not caplog.records  # OpenTelemetry's word on a span that is ended twice

@@ -1,4 +1,4 @@
-"""What earlier releases left in checkpoints is gone on with; what a newer one left is refused by name."""
+"""Runs in checkpoints resume in releases with the same schema; runs of other releases are refused by name."""
 
 from __future__ import annotations
 
@@ -12,19 +12,46 @@ from trim_graph import SettingsError, open_checkpointer
 from trim_graph.state import SCHEMA_VERSION
 
 RELEASED = sorted((Path(__file__).parent / "released").glob("runs-*.db.gz"))
+OLD, READ = RELEASED[:1], RELEASED[1:]
+"""Those of schema 1, and those that this release reads."""
 CHARGED = "a call of the large model was cut off by a crash; 512 tokens were charged for it"
 
 
-@pytest.fixture(params=RELEASED, ids=lambda file: file.name)
+def opened(released, folder):
+    file = folder / "runs.db"
+    file.write_bytes(gzip.decompress(released.read_bytes()))
+    return open_checkpointer(f"sqlite:{file}")
+
+
+@pytest.fixture(params=READ, ids=lambda file: file.name)
 def checkpointer(request, tmp_path):
-    file = tmp_path / "runs.db"
-    file.write_bytes(gzip.decompress(request.param.read_bytes()))
-    with open_checkpointer(f"sqlite:{file}") as saver:
+    with opened(request.param, tmp_path) as saver:
         yield saver
 
 
-def test_the_oldest_release_is_kept():
-    assert RELEASED[0].name == "runs-0.1.0.db.gz"
+@pytest.fixture(params=OLD, ids=lambda file: file.name)
+def old_checkpointer(request, tmp_path):
+    with opened(request.param, tmp_path) as saver:
+        yield saver
+
+
+def test_the_oldest_release_of_each_schema_is_kept():
+    assert [file.name for file in RELEASED[:2]] == ["runs-0.1.0.db.gz", "runs-0.2.0.db.gz"]
+
+
+@pytest.mark.parametrize("thread", ["draft", "large call"])
+def test_a_run_of_an_older_schema_is_refused_before_any_model_is_called(make, old_checkpointer, thread):
+    rig = make(checkpointer=old_checkpointer)
+    with pytest.raises(SettingsError, match=r"older trim-graph: .* schema 1, this release reads 2"):
+        rig.graph.invoke(None, on(thread), durability="sync")
+    assert rig.unasked
+
+
+@pytest.mark.parametrize("thread", ["draft", "finished"])
+def test_a_thread_of_an_older_schema_takes_a_new_question(old_checkpointer, thread):
+    result = build(old_checkpointer).invoke(QUESTION, on(thread), durability="sync")
+    assert result["messages"][-1].text == TEXT
+    assert result["trim"]["stopped"] == "finished"
 
 
 @pytest.mark.parametrize(("thread", "notes"), [("draft", []), ("large call", [CHARGED])])

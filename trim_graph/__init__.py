@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adapters.base import ScorableStep, Scorer, ScorerFunction, ScorerReply
-    from .budget import Allowance, Allowances, Budget, ModelPrice, Prices
+    from .budget import Budget, ModelPrice, Prices, Quota, Quotas
     from .budget.ledger import open_ledger
     from .chat_model import TrimChatModel, create_trim_chat_model
     from .conversation import DEFAULT_INSTRUCTION
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from .state import Step, Summary, TrimInput, TrimOutput, TrimState
     from .storage.checkpoint import open_checkpointer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DEFAULT_INSTRUCTION",
-    "Allowance",
-    "Allowances",
     "Budget",
     "ChatModelContractError",
     "InputError",
     "ModelPrice",
     "Prices",
+    "Quota",
+    "Quotas",
     "ScorableStep",
     "Scorer",
     "ScorerError",
@@ -53,8 +53,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Allowance": "budget",
-    "Allowances": "budget",
+    "Quota": "budget",
+    "Quotas": "budget",
     "ScorableStep": "adapters.base",
     "Scorer": "adapters.base",
     "ScorerFunction": "adapters.base",

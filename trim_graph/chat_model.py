@@ -35,7 +35,7 @@ from .adapters.base import AnyScorer, check_call_settings, stop_strings
 from .adapters.usage import CountTokens
 from .budget import Budget, Prices
 from .budget.ledger import Ledger
-from .budget.usage import Spend
+from .budget.usage import Usage
 from .graph import create_trim_graph
 from .policies import Observation, Policy
 from .segmentation import DEFAULT_DELIMITER, separator_of
@@ -258,7 +258,7 @@ def create_trim_chat_model(
         policy: When to ask the large model.
         budget: Hard limits on the large model; default: none.
         prices: Price table, for the limit on cost and for the bill.
-        ledger: Keeps the accounts of threads and users that have ``allowances``.
+        ledger: Keeps the accounts of threads and users that have ``quotas``.
         count_tokens: Number of tokens of a text, for models whose answers have no ``usage_metadata``.
         name: Of the graph, in traces.
         stop: Stop strings of calls that name none.
@@ -319,7 +319,7 @@ class Answer:
         self._finishing = False
         self._held = ""
         self._final: AIMessage | None = None
-        self._spend: Spend | None = None
+        self._spend: Usage | None = None
         self._previous: Step | None = None
         self._delimiter = DEFAULT_DELIMITER
 
@@ -338,7 +338,7 @@ class Answer:
             if update is None:  # a node that changed nothing
                 continue
             self._finishing = self._finishing or bool(update.get("stopped"))
-            self._spend = update.get("spend", self._spend)
+            self._spend = update.get("usage", self._spend)
             self._final = update.get("messages", [self._final])[-1]
             if "run" in update:  # the run begins, and forgets the steps of any other
                 self._delimiter = update["run"]["settings"]["delimiter"]

@@ -17,7 +17,7 @@ from .adapters.capabilities import continues_exactly, unaskable
 from .adapters.prompted.chat import as_writer
 from .adapters.token_confidence import TokenProbability
 from .adapters.usage import CountTokens, TokenCounter, check_count_tokens
-from .budget import Allowances, Budget, Prices, Writer
+from .budget import Budget, Prices, Quotas, Writer
 from .budget.ledger import Ledger
 from .calls.interrupted import clear_aborted
 from .calls.speculation import Speculation, SpeculationSlot
@@ -154,7 +154,7 @@ def create_trim_graph(
         budget: Hard limits on the large model; default: none.
         prices: Price table, for the limit on cost and for the bill.
         checkpointer: None inherits the parent's when embedded as a subgraph.
-        ledger: Keeps the accounts of threads and users that have ``allowances``; see `open_ledger`.
+        ledger: Keeps the accounts of threads and users that have ``quotas``; see `open_ledger`.
         count_tokens: Number of tokens of a text, for models whose answers have no ``usage_metadata``. Without
             it such a model's own ``get_num_tokens`` counts, unless a limit hangs on its tokens: then its
             first answer is refused. The summary's notes say that tokens are estimated.
@@ -162,7 +162,7 @@ def create_trim_graph(
         **settings: Fields of `Settings`, which documents each: ``max_steps``, ``max_step_tokens``,
             ``delimiter``, ``segmentation`` (see `trim_graph.segmentation`; a function will do), ``thinking``,
             ``instruction``, ``max_repeats``, ``seed``, ``on_scorer_error``, ``on_large_error``,
-            ``on_small_error``, ``ask_below``, ``lookahead``, ``allowances``.
+            ``on_small_error``, ``ask_below``, ``lookahead``, ``quotas``.
 
     Returns:
         A compiled graph from ``{"messages": [...]}`` to ``{"messages": [..., AIMessage], "trim": ...}``.
@@ -195,8 +195,8 @@ def create_trim_graph(
             raise SettingsError(f"{writer} is {model!r}: pass a LangChain chat model")
     check_count_tokens(count_tokens)
     fixed = make_settings(budget, prices, settings)
-    if ledger is None and fixed.allowances != Allowances():
-        raise SettingsError("allowances are given, but no ledger that counts: pass ledger=, of open_ledger")
+    if ledger is None and fixed.quotas != Quotas():
+        raise SettingsError("quotas are given, but no ledger that counts: pass ledger=, of open_ledger")
     if isinstance(scorer, TokenProbability):
         _check_probabilities(scorer, small=small, large=large)
     way = fixed.segmentation

@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig
 from .budget.ledger import Ledger
 from .budget.limits import cost_limit
 from .budget.reservations import open_accounts
-from .budget.usage import nothing_spent
+from .budget.usage import zero_usage
 from .conversation import question_of, require_answerable
 from .errors import InputError, SettingsError
 from .policies import Policy
@@ -99,7 +99,7 @@ def begin_run(
     told = trim_context(context)
     thread = configurable.get("thread_id")
     accounts = open_accounts(
-        settings.allowances,
+        settings.quotas,
         user=told.user if told else None,
         thread=None if thread is None else str(thread),
         ledger=ledger,
@@ -135,13 +135,13 @@ def begin_run(
         scores={},
         decisions=[],
         draft=None,
-        order=None,
+        request=None,
         in_flight=None,
         failed=None,
-        asking=None,
-        answered=None,
+        pending_interrupt=None,
+        human_response=None,
         memory=None,
-        spend=nothing_spent(),
+        usage=zero_usage(),
         charged_call=None,
         stopped="",
         notes=[],

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
-from .budget.usage import Spend
-from .state import TrimState
+from .budget.usage import Usage
+from .state import TrimState, check_schema
 
 T = TypeVar("T")
 
@@ -147,12 +147,13 @@ def account_wait(state: TrimState, invocation: Invocation | None) -> Iterator[Tr
         state: Of the node.
         invocation: The node's; None adds nothing.
     """
+    check_schema(state["run"])
     if invocation is None:
         yield state
         return
-    spend = state["spend"]
+    usage = state["usage"]
     try:
-        yield {**state, "spend": Spend(**{**spend, "seconds": spend["seconds"] + invocation.stopwatch.lap()})}
+        yield {**state, "usage": Usage(**{**usage, "seconds": usage["seconds"] + invocation.stopwatch.lap()})}
     finally:
         invocation.stopwatch.restart()
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Never, Self,
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from typing_extensions import TypedDict, Unpack
 
-from .budget.limits import Allowances, Budget
+from .budget.limits import Budget, Quotas
 from .budget.usage import Prices
 from .conversation import DEFAULT_INSTRUCTION
 from .errors import SettingsError
@@ -26,7 +26,7 @@ from .segmentation import (
     Thinking,
     as_segmentation,
 )
-from .state import SCHEMA_VERSION, Run
+from .state import Run, check_schema
 
 OnScorerError = Literal["accept", "regenerate", "raise"]
 OnLargeError = Literal["accept", "raise"]
@@ -85,9 +85,7 @@ class Settings(StepSettings):
     """Settings of a run; stored in the state when it begins."""
 
     budget: Budget = Field(default=Budget(), description="Hard limits on the large model")
-    allowances: Allowances = Field(
-        default=Allowances(), description="What a thread and a user may spend over all runs"
-    )
+    quotas: Quotas = Field(default=Quotas(), description="What a thread and a user may spend over all runs")
     prices: Prices = Field(
         default=Prices(), description="Price table, for the limit on cost and for the bill"
     )
@@ -109,7 +107,7 @@ class TurnSettings(TypedDict, Generic[Unset], total=False):
     on_scorer_error: OnScorerError | Unset
     on_large_error: OnLargeError | Unset
     on_small_error: OnSmallError | Unset
-    allowances: Allowances | Unset
+    quotas: Quotas | Unset
 
 
 class CallSettings(TurnSettings[Unset], Generic[Unset], total=False):
@@ -179,7 +177,7 @@ class TrimContext(_Overrides):
         '{"type": "random_rate", "rate": 0.3}',
     )
     user: str | None = Field(
-        default=None, min_length=1, description="Whose account the run draws from, if users have allowances"
+        default=None, min_length=1, description="Whose account the run draws from, if users have quotas"
     )
 
     if TYPE_CHECKING:
@@ -271,13 +269,9 @@ def settings_of(run: Run) -> Settings:
     """Return the settings of a run, as they were stored when it began.
 
     Raises:
-        SettingsError: A newer release began the run, or its settings are none (an edited state).
+        SettingsError: Another release began the run, or its settings are none (an edited state).
     """
-    if run["schema"] > SCHEMA_VERSION:
-        raise SettingsError(
-            f"run {run['id']} was begun by a newer trim-graph: its state has the schema {run['schema']}, "
-            f"this release reads up to {SCHEMA_VERSION}. Upgrade trim-graph to go on with it"
-        )
+    check_schema(run)
     return _read(run["settings"], run["id"])
 
 
@@ -304,14 +298,14 @@ def check_prices(settings: Settings) -> Settings:
     """Refuse a limit on money that prices cannot bound.
 
     Raises:
-        SettingsError: The budget or an allowance limits the cost of a large model that has no price, so that
+        SettingsError: The budget or an quota limits the cost of a large model that has no price, so that
             it would limit nothing; or one that is dearer where a prompt comes from a cache.
     """
-    price, allowances = settings.prices.large, settings.allowances
+    price, quotas = settings.prices.large, settings.quotas
     for name, limits in (
         ("budget", settings.budget),
-        ("allowances.thread", allowances.thread),
-        ("allowances.user", allowances.user),
+        ("quotas.thread", quotas.thread),
+        ("quotas.user", quotas.user),
     ):
         if limits is not None and limits.large_cost is not None and not (price.input or price.output):
             raise SettingsError(

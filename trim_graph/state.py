@@ -17,10 +17,11 @@ from langgraph.types import Overwrite
 from typing_extensions import TypedDict
 
 from .adapters.base import StepEnd
-from .budget.usage import Spend, StepWriter, Writer
+from .budget.usage import StepWriter, Usage, Writer
+from .errors import SettingsError
 from .segmentation import Part
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Written into every run; a later release that changes the channels raises it."""
 
 
@@ -53,29 +54,29 @@ class Probe(TypedDict):
     """What one token of the small model told; both None until it has."""
 
     entropy: float | None
-    """Of the first token's distribution, in nats; a lower bound where ``untold`` is above 0."""
-    untold: float | None
-    """Probability of the tokens that the model's server did not tell."""
+    """Of the first token's distribution, in nats; a lower bound where some tokens are unobserved."""
+    unobserved_probability: float | None
+    """Probability of the tokens that the model's server did not report."""
 
 
-class Order(TypedDict):
+class StepRequest(TypedDict):
     """What `route` asks `generate_step` for."""
 
     writer: Writer
-    to_end: bool
+    until_eos: bool
     """Whether the writer goes on to the end instead of stopping at the delimiter."""
     max_tokens: int
-    scored: bool
+    needs_score: bool
     """Whether a decision hangs on the draft's score."""
-    decided: bool
+    needs_decision: bool
     """Whether the policy is asked about the draft at all."""
-    lead: str
+    partial_text: str
     """Text already written for this step: pieces that were no step by themselves."""
     attempt: int
     """How often the writer has answered without a step, in a row."""
     probe: NotRequired[Probe]
     """The order is for one token, which is thrown away; its entropy is noted here."""
-    lost: NotRequired[bool]
+    interrupted: NotRequired[bool]
     """A crash cut its call off, and that is charged: it is to be given again, within what is left."""
 
 
@@ -101,7 +102,7 @@ class Failure(TypedDict):
     """Whether the conversation and the steps so far fill the context of the model."""
 
 
-class Asking(TypedDict):
+class PendingInterrupt(TypedDict):
     """What a person is to be asked about."""
 
     reason: Literal["budget", "score"]
@@ -109,14 +110,14 @@ class Asking(TypedDict):
     """That is spent, where it is the budget."""
 
 
-class Answered(TypedDict):
+class HumanResponse(TypedDict):
     """What a person has answered, as far as `route` is to act on it."""
 
     more: NotRequired[dict[str, float]]
     step: NotRequired[str]
     ends: NotRequired[bool]
     decision: NotRequired[str]
-    go_on: NotRequired[str]
+    continue_with: NotRequired[str]
 
 
 class DecisionRecord(TypedDict):
@@ -172,7 +173,7 @@ class Summary(TypedDict):
     ``scorer_output``: written, by a judge. With
     lookahead ``lookahead_discarded``: of ``small_discarded`` those of steps written ahead that nobody took;
     ``lookahead_unaccounted``: charged for such steps where the model does not tell."""
-    spend: Spend
+    usage: Usage
     cost: float
     seconds: float
     parts: NotRequired[dict[Part, dict[StepWriter, int]]]
@@ -230,14 +231,14 @@ class TrimState(TrimInput, total=False):
     """Scores of accepted steps by their index (a string, as JSON keys are)."""
     decisions: Decisions
     draft: Draft | None
-    order: Order | None
+    request: StepRequest | None
     in_flight: InFlight | None
     failed: Failure | None
-    asking: Asking | None
-    answered: Answered | None
+    pending_interrupt: PendingInterrupt | None
+    human_response: HumanResponse | None
     memory: Any
     """What the policy wants to remember."""
-    spend: Spend
+    usage: Usage
     charged_call: str | None
     """Name of the last large call that ``spend`` holds."""
     stopped: Literal[
@@ -260,6 +261,26 @@ class TrimState(TrimInput, total=False):
     """Only in the input that START sends to `route`."""
 
 
+def check_schema(run: Run) -> None:
+    """Refuse the state of a run whose channels are those of another release.
+
+    Raises:
+        SettingsError: A newer release began the run, or one before the first with these channels.
+    """
+    schema = run["schema"]
+    if schema > SCHEMA_VERSION:
+        raise SettingsError(
+            f"run {run['id']} was begun by a newer trim-graph: its state has the schema {schema}, "
+            f"this release reads up to {SCHEMA_VERSION}. Upgrade trim-graph to go on with it"
+        )
+    if schema < SCHEMA_VERSION:
+        raise SettingsError(
+            f"run {run['id']} was begun by an older trim-graph: its state has the schema {schema}, "
+            f"this release reads {SCHEMA_VERSION}. Finish it with that release, or ask a new question on its "
+            "thread"
+        )
+
+
 def fresh_channels() -> dict[str, Any]:
     """Return the update that makes a thread forget its previous run.
 
@@ -272,11 +293,11 @@ def fresh_channels() -> dict[str, Any]:
         "scores": Overwrite({}),
         "decisions": Overwrite([]),
         "draft": None,
-        "order": None,
+        "request": None,
         "in_flight": None,
         "failed": None,
-        "asking": None,
-        "answered": None,
+        "pending_interrupt": None,
+        "human_response": None,
         "memory": None,
         "charged_call": None,
         "stopped": "",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
-from .budget.usage import Spend, StepWriter, lookahead_spend, total_cost
+from .budget.usage import StepWriter, Usage, lookahead_usage, total_cost
 from .segmentation import Part, join_steps
 from .settings import settings_of
 from .state import Step, Summary, TrimState, scores_of
@@ -33,7 +33,7 @@ def extract_answer(text: str) -> str | None:
 def summarise(state: TrimState) -> Summary:
     """Sum up a run that has ended."""
     settings = settings_of(state["run"])
-    steps, spend, decisions = state["steps"], state["spend"], state["decisions"]
+    steps, usage, decisions = state["steps"], state["usage"], state["decisions"]
     writers = Counter(step["writer"] for step in steps)
     small = sum(step["tokens"] for step in steps if step["writer"] == "small")
     large = sum(step["tokens"] for step in steps if step["writer"] == "large")
@@ -42,9 +42,9 @@ def summarise(state: TrimState) -> Summary:
     text = join_steps(steps, settings.delimiter)
     if settings.thinking is not None:
         text = settings.thinking.answer_in(text, steps[0] if steps else None)
-    if spend["overshoot_tokens"]:
+    if usage["overshoot_tokens"]:
         notes.append(
-            f"the large model ignored max_tokens and wrote {spend['overshoot_tokens']} tokens too many"
+            f"the large model ignored max_tokens and wrote {usage['overshoot_tokens']} tokens too many"
         )
     by_writer: dict[StepWriter, int] = {"small": writers["small"], "large": writers["large"]}
     summary = Summary(
@@ -56,19 +56,19 @@ def summarise(state: TrimState) -> Summary:
         tokens={
             "small": small,
             "large": large,
-            "small_discarded": spend["small"]["output_tokens"] - small,
-            "large_discarded": spend["large"]["output_tokens"] - large,
-            "large_unaccounted": spend["unaccounted_tokens"],
-            "scorer": spend["scorer"]["input_tokens"],
-            "scorer_output": spend["scorer"].get("output_tokens", 0),
+            "small_discarded": usage["small"]["output_tokens"] - small,
+            "large_discarded": usage["large"]["output_tokens"] - large,
+            "large_unaccounted": usage["unaccounted_tokens"],
+            "scorer": usage["scorer"]["input_tokens"],
+            "scorer_output": usage["scorer"].get("output_tokens", 0),
         },
-        spend=spend,
-        cost=total_cost(spend, settings.prices),
-        seconds=spend["seconds"],
+        usage=usage,
+        cost=total_cost(usage, settings.prices),
+        seconds=usage["seconds"],
         notes=notes,
     )
-    if settings.lookahead or "lookahead" in spend:
-        ahead = lookahead_spend(spend)
+    if settings.lookahead or "lookahead" in usage:
+        ahead = lookahead_usage(usage)
         summary["tokens"]["lookahead_discarded"] = ahead["output_tokens"]
         summary["tokens"]["lookahead_unaccounted"] = ahead["unaccounted_tokens"]
     if parts := _parts(steps):
@@ -76,9 +76,9 @@ def summarise(state: TrimState) -> Summary:
     return summary
 
 
-def usage_of(spend: Spend) -> UsageMetadata:
+def usage_of(usage: Usage) -> UsageMetadata:
     """Sum up what both models have used, discarded drafts included."""
-    writers = (spend["small"], spend["large"])
+    writers = (usage["small"], usage["large"])
     input_tokens = sum(writer["input_tokens"] for writer in writers)
     output_tokens = sum(writer["output_tokens"] for writer in writers)
     cached = sum(writer["cached_tokens"] for writer in writers)

@@ -179,7 +179,7 @@ class Meters:
             self._decisions.add(1, {"decision": record["decision"], "by": by})
         for step in _added(update, "steps"):
             self._steps.add(1, {"writer": step["writer"]})
-        if (after := update.get("spend")) is not None and (before := run.inputs.get("spend")) is not None:
+        if (after := update.get("usage")) is not None and (before := run.inputs.get("usage")) is not None:
             self._count_tokens(before, after)
 
     def _count_tokens(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
@@ -215,7 +215,7 @@ def decided(run: Run) -> dict[str, Any]:
     """Attributes of a node."""
     update, state = _update(run), run.inputs
     told: dict[str, Any] = {"trim.step": len(state.get("steps") or ())}
-    order = update.get("order") or state.get("order") or {}
+    order = update.get("request") or state.get("request") or {}
     told["trim.writer"] = order.get("writer")
     told["trim.max_tokens"] = order.get("max_tokens")
     if draft := update.get("draft"):

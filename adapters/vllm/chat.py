@@ -50,7 +50,7 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
     ``timeout`` cut it, ``prompt_opens_thought=True`` where the chat template opens one, with
     ``logprobs=True`` ``mean_token_probability`` as in `ChatTransformers`, with ``top_logprobs`` the raw
     ``logprobs``, with ``first_token_entropy=True`` a lower bound of the first token's entropy in nats and the
-    ``untold_probability`` of the tokens it does not rest on (see `entropy_logprobs`), and
+    ``unobserved_probability`` of the tokens it does not rest on (see `entropy_logprobs`), and
     ``failed_attempts`` where some were, with the tokens known of them. ``usage_metadata`` counts those too,
     and prompt tokens served from the cache where the server reports them. Of an answer whose tokens the
     server does not report it holds ``max_tokens`` and an upper bound of the prompt, and

@@ -286,7 +286,10 @@ def metadata_of(
     if settings.logprobs and answer.mean_token_probability is not None:
         metadata["mean_token_probability"] = answer.mean_token_probability
     if settings.entropy_logprobs and (entropy := answer.first_token_entropy) is not None:
-        metadata["first_token_entropy"], metadata["untold_probability"] = entropy.nats, entropy.untold
+        metadata["first_token_entropy"], metadata["unobserved_probability"] = (
+            entropy.nats,
+            entropy.unobserved_probability,
+        )
     if settings.top_logprobs and answer.logprobs_known:
         metadata["logprobs"] = {"content": answer.logprobs}
     if opens_thought:

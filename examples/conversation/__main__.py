@@ -1,4 +1,4 @@
-"""``python -m trim_graph.examples.conversation [FOLDER]``: two users ask until their allowances are spent.
+"""``python -m trim_graph.examples.conversation [FOLDER]``: two users ask until their quotas are spent.
 
 Threads and accounts are kept in FOLDER (default: a temporary one), so that a second call goes on with them.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 
 from trim_graph.adapters import ChatTransformers, TransformersProcessReward
-from trim_graph.budget import Allowance, Allowances, Budget
+from trim_graph.budget import Budget, Quota, Quotas
 from trim_graph.budget.ledger import Ledger, open_ledger
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
 from trim_graph.graph import create_trim_graph
@@ -23,7 +23,7 @@ from trim_graph.settings import TrimContext
 from trim_graph.storage.checkpoint import open_checkpointer
 
 PER_RUN = Budget(large_tokens=40)
-TOGETHER = Allowances(thread=Allowance(large_tokens=60), user=Allowance(large_tokens=90))
+TOGETHER = Quotas(thread=Quota(large_tokens=60), user=Quota(large_tokens=90))
 
 
 def build(checkpointer: Any, ledger: Ledger) -> Any:
@@ -36,7 +36,7 @@ def build(checkpointer: Any, ledger: Ledger) -> Any:
         scorer,
         policy=threshold(0.9),
         budget=PER_RUN,
-        allowances=TOGETHER,
+        quotas=TOGETHER,
         checkpointer=checkpointer,
         ledger=ledger,
     )
@@ -51,7 +51,7 @@ async def ask(graph: Any, user: str, thread: str, question: str) -> None:
     )
     summary = result["trim"]
     used = {name: account["large_tokens"] for name, account in summary["accounts"].items()}
-    answer, own = summary["answer"], summary["spend"]["large"]["output_tokens"]
+    answer, own = summary["answer"], summary["usage"]["large"]["output_tokens"]
     turns = sum(message.type == "human" for message in result["messages"])
     print(f"{user} on {thread}, turn {turns}: answer {answer}, {own} large tokens, together {used}")
     for note in summary["notes"]:

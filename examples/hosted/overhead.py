@@ -71,7 +71,7 @@ class Arm:
 
     def _count(self, summary: dict[str, Any]) -> None:
         for writer in ("small", "large"):
-            spend = summary["spend"][writer]
+            spend = summary["usage"][writer]
             self.total["calls"] += spend["calls"]
             self.total["input"] += spend["input_tokens"]
             self.total["output"] += spend["output_tokens"]

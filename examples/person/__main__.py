@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     for command in (ask, answer):
         command.add_argument("file", help="a SQLite database, made where it is missing")
     ask.add_argument("question", nargs="?", default=problems("hard", 1, seed=20)[0].question)
-    answer.add_argument("answer", type=json.loads, help='JSON, such as \'{"go_on": "small"}\'')
+    answer.add_argument("answer", type=json.loads, help='JSON, such as \'{"continue_with": "small"}\'')
     given = parser.parse_args(arguments)
     with open_checkpointer(f"sqlite:{given.file}") as checkpointer:
         graph = build(checkpointer)

@@ -28,7 +28,9 @@ def test_it_is_a_lower_bound_and_exact_where_all_are_told(weights, k, data):
         told[data.draw(st.sampled_from([len(told) - 1, len(told)])) :] = [chosen]
     found = entropy_of_likeliest(told, chosen)
     assert found.nats <= exact(p) + 1e-9
-    assert found.untold == pytest.approx(max(0.0, 1 - math.fsum(map(math.exp, told))), abs=1e-9)
+    assert found.unobserved_probability == pytest.approx(
+        max(0.0, 1 - math.fsum(map(math.exp, told))), abs=1e-9
+    )
     if len(p) <= k:
         assert found.nats == pytest.approx(exact(p), abs=1e-6)
 

@@ -69,7 +69,7 @@ def test_a_model_counts_by_its_own_tokenizer_and_the_notes_say_so_once(make, asy
     rig = make(Counting(script=STEPS), STEPS, scores={}, budget=Budget(large_tokens=100))
     result = rig.solve(asynchronously=asynchronously)["trim"]
     assert result["notes"] == [estimated("small", "Counting.get_num_tokens")]
-    spent = result["spend"]["small"]
+    spent = result["usage"]["small"]
     assert spent["output_tokens"] == sum(map(words, STEPS))
     assert spent["input_tokens"] >= sum(words(m.text) for call in rig.small.calls for m in call["messages"])
 
@@ -80,7 +80,7 @@ def test_a_function_counts_for_both_models(make, kind, asynchronously):
     rig = make(kind(script=STEPS), kind(script=STEPS), {"two and": 0.1}, count_tokens=words)
     result = rig.solve(asynchronously=asynchronously)["trim"]
     assert result["notes"] == [estimated(writer, "count_tokens") for writer in ("small", "large")]
-    assert result["spend"]["large"]["output_tokens"] == words("two and")
+    assert result["usage"]["large"]["output_tokens"] == words("two and")
 
 
 @BOTH
@@ -89,7 +89,7 @@ def test_all_that_a_model_asked_by_prompt_reads_and_writes_is_counted(make, asyn
         rig = make(hosted, policy=small_only())
         result = rig.solve(asynchronously=asynchronously)["trim"]
         assert estimated("small", "Hosted.get_num_tokens") in result["notes"]
-        spent, inner = result["spend"]["small"], getattr(hosted, "model", hosted)
+        spent, inner = result["usage"]["small"], getattr(hosted, "model", hosted)
         assert spent["output_tokens"] == words(f"{START} one {DONE}")
         (call,) = inner.calls
         assert spent["input_tokens"] == sum(words(message.text) for message in call["messages"])
@@ -116,23 +116,23 @@ def test_a_tokenizer_that_cannot_be_loaded_is_a_clear_error(make):
 
 @BOTH
 @pytest.mark.parametrize("kind", [Counting, Hosted])
-@pytest.mark.parametrize("limit", ["large_tokens", "large_cost", "allowance"])
+@pytest.mark.parametrize("limit", ["large_tokens", "large_cost", "quota"])
 def test_a_limit_on_the_tokens_is_not_kept_by_a_guess(make, kind, limit, asynchronously):
     budget = {"large_tokens": {"large_tokens": 99}, "large_cost": {"large_cost": 9.0}}.get(limit)
     given = {"budget": budget, "prices": {"large": {"output": 1.0}}}
-    if limit == "allowance":
-        given = {"allowances": {"user": {"large_tokens": 99}}, "ledger": MemoryLedger()}
-    options = {"context": {"user": "ada"}} if limit == "allowance" else {}
+    if limit == "quota":
+        given = {"quotas": {"user": {"large_tokens": 99}}, "ledger": MemoryLedger()}
+    options = {"context": {"user": "ada"}} if limit == "quota" else {}
     rig = make(large=kind(script=STEPS), policy=large_only(), **given)
     with pytest.raises(
         ChatModelContractError, match=r"large model's answer has no usage_metadata.*count_tok"
     ):
         rig.solve(asynchronously=asynchronously, **options)
     # What the user says counts.
-    given |= {"ledger": MemoryLedger()} if limit == "allowance" else {}
+    given |= {"ledger": MemoryLedger()} if limit == "quota" else {}
     rig = make(large=kind(script=STEPS), policy=large_only(), count_tokens=words, **given)
     result = rig.solve(asynchronously=asynchronously, **options)["trim"]
-    assert result["spend"]["large"]["output_tokens"] >= words(" ".join(STEPS))
+    assert result["usage"]["large"]["output_tokens"] >= words(" ".join(STEPS))
     assert estimated("large", "count_tokens") in result["notes"]
 
 
@@ -197,5 +197,5 @@ async def test_turns_of_an_agent_are_counted_likewise(asynchronously):
     with pytest.raises(ChatModelContractError, match="small model's answer has no usage_metadata"):
         await ask()
     result = await ask(count_tokens=words, budget=Budget(large_tokens=500))
-    assert result["spend"]["large"]["output_tokens"] > words("It is four.")
+    assert result["usage"]["large"]["output_tokens"] > words("It is four.")
     assert result["notes"] == [estimated(writer, "count_tokens") for writer in ("small", "large")]

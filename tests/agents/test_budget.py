@@ -20,7 +20,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel, Field
 
 from trim_graph import Budget, ModelPrice, Prices
-from trim_graph.budget.ledger import Amount, MemoryLedger
+from trim_graph.budget.ledger import LargeUsage, MemoryLedger
 from trim_graph.policies import large_only, random_rate, small_only
 from trim_graph.testing import ScriptedToolModel
 
@@ -58,7 +58,7 @@ def test_no_question_and_no_thread_spends_more_than_its_limits(limit, calls, per
         assert sum(call["tokens"] for call in counted) <= limit
         assert calls is None or len(counted) <= calls
         assert result["trim"]["stopped"] == "finished"
-        spend = result["trim"]["spend"]
+        spend = result["trim"]["usage"]
         assert spend["large"]["output_tokens"] == sum(call["tokens"] for call in rig.large.calls[before:])
         assert spend["large"]["calls"] == len(rig.large.calls[before:])
         assert all(count >= 0 for count in result["trim"]["tokens"].values())
@@ -107,7 +107,7 @@ def test_a_model_that_ignores_its_limit_overshoots_by_one_call_and_is_told_of():
     (call,) = loud.calls
     assert call["max_tokens"] == 20
     over = call["tokens"] - 20
-    assert result["trim"]["spend"]["overshoot_tokens"] == over
+    assert result["trim"]["usage"]["overshoot_tokens"] == over
     assert f"wrote {over} tokens too many" in result["trim"]["notes"][-1]
     assert result["trim"]["steps"] == {"small": 2, "large": 1}
 
@@ -227,7 +227,7 @@ def test_a_budget_is_each_questions_or_the_threads():
             agent={"checkpointer": InMemorySaver()},
         )
         results = [rig.ask(config=thread) for _ in range(3)]
-        spent[per] = [result["trim"]["spend"]["large"]["calls"] for result in results]
+        spent[per] = [result["trim"]["usage"]["large"]["calls"] for result in results]
         assert [sum(result["trim"]["steps"].values()) for result in results] == [2, 2, 2]
     assert spent == {"question": [2, 2, 2], "thread": [2, 1, 0]}
 
@@ -241,7 +241,7 @@ def test_threads_do_not_share_a_threads_budget():
     )
     for thread in ("1", "2"):
         result = rig.ask(config={"configurable": {"thread_id": thread}})
-        assert result["trim"]["spend"]["large"]["calls"] == 2
+        assert result["trim"]["usage"]["large"]["calls"] == 2
 
 
 # Accounts that agents share
@@ -254,7 +254,7 @@ def test_agents_draw_from_the_accounts_of_users_and_threads(kind, asynchronously
     rig = build(
         policy=random_rate(1.0),
         ledger=ledger,
-        allowances={kind: {"large_tokens": 13}},
+        quotas={kind: {"large_tokens": 13}},
         agent={"context_schema": dict},
         budget=Budget(min_tokens=1),
     )
@@ -284,22 +284,22 @@ def test_a_call_that_failed_is_settled_too(asynchronously):
     rig = build(
         large=Down(script=[]),
         ledger=ledger,
-        allowances={"thread": {"large_tokens": 100}},
+        quotas={"thread": {"large_tokens": 100}},
         max_step_tokens=30,
     )
     with pytest.raises(ValueError, match="down"):
         rig.ask(config={"configurable": {"thread_id": "1"}}, asynchronously=asynchronously)
-    assert ledger.used("thread:1") == Amount(large_tokens=30, large_calls=1)
+    assert ledger.used("thread:1") == LargeUsage(large_tokens=30, large_calls=1)
 
 
 @both_ways
 def test_what_others_take_meanwhile_leaves_the_turn_to_the_small_model(asynchronously):
     class Contended(MemoryLedger):
         def reserve(self, account, entry, ask):
-            super().reserve(account, "another's", lambda used: Amount(95, 1, 0.0))
+            super().reserve(account, "another's", lambda used: LargeUsage(95, 1, 0.0))
             return super().reserve(account, entry, ask)
 
-    rig = build(ledger=Contended(), allowances={"thread": {"large_tokens": 100}})
+    rig = build(ledger=Contended(), quotas={"thread": {"large_tokens": 100}})
     result = rig.ask(config={"configurable": {"thread_id": "1"}}, asynchronously=asynchronously)
     assert rig.large.calls == []
     assert rig.ran == [("multiply", 12, 21)]
@@ -345,7 +345,7 @@ def crash(monkeypatch):
 @pytest.mark.parametrize("writer", ["small", "large"])
 def test_a_turn_that_a_crash_has_cut_off_is_charged_what_it_may_have_cost(crash, writer):
     rig, result = crash(writer, budget=Budget(large_tokens=100), max_step_tokens=30)
-    spend = result["trim"]["spend"]
+    spend = result["trim"]["usage"]
     assert (spend["unaccounted_tokens"], spend["large"]["calls"]) == (30, 2)
     assert "a call of the large model was cut off by a crash; 30 tokens" in result["trim"]["notes"][0]
     assert result["trim"]["steps"] == {"small": 1, "large": 1}
@@ -354,14 +354,14 @@ def test_a_turn_that_a_crash_has_cut_off_is_charged_what_it_may_have_cost(crash,
 
 def test_a_crash_that_may_have_used_up_the_budget_leaves_the_turn_to_the_small_model(crash):
     rig, result = crash("large", policy=large_only(), budget=Budget(large_tokens=20))
-    assert result["trim"]["spend"]["unaccounted_tokens"] == 20
+    assert result["trim"]["usage"]["unaccounted_tokens"] == 20
     assert result["trim"]["steps"] == {"small": 2, "large": 0}
     assert rig.large.calls == []
 
 
 def test_where_the_large_model_could_not_be_asked_a_crash_costs_nothing(crash):
     _, result = crash("small", policy=small_only(), scorer=None)
-    assert result["trim"]["spend"]["unaccounted_tokens"] == 0
+    assert result["trim"]["usage"]["unaccounted_tokens"] == 0
 
 
 def test_a_threads_budget_is_charged_for_a_crash_that_nobody_went_on_from(crash):
@@ -369,7 +369,7 @@ def test_a_threads_budget_is_charged_for_a_crash_that_nobody_went_on_from(crash)
     options = {"budget": Budget(large_tokens=40), "max_step_tokens": 30}
     for per, left in (("thread", 10), ("question", 30)):
         rig, result = crash("large", question, budget_per=per, **options)
-        assert result["trim"]["spend"]["unaccounted_tokens"] == 0
+        assert result["trim"]["usage"]["unaccounted_tokens"] == 0
         assert result["trim"]["steps"] == {"small": 1, "large": 1}
         assert [call["max_tokens"] for call in rig.large.calls] == [left]
 
@@ -519,7 +519,7 @@ def test_a_structured_answer_that_the_budget_cuts_off_gives_way_to_the_small_mod
     assert result["trim"]["tokens"]["large_discarded"] == 20
     assert result["trim"]["notes"][0] == "the large model's turn was cut off at 20 tokens"
     assert (result["trim"]["stopped"], result["trim"]["steps"]["small"]) == ("finished", 1)
-    assert result["trim"]["spend"]["large"]["failed_calls"] == 0
+    assert result["trim"]["usage"]["large"]["failed_calls"] == 0
     assert len(rig.small.calls) == 1
 
 
@@ -546,9 +546,9 @@ def test_half_a_structured_answer_that_nothing_can_replace_is_the_large_models_f
         return
     result = rig.ask(asynchronously=asynchronously)
     assert result["structured_response"] == Verdict(reason="so it is")
-    spend = result["trim"]["spend"]["large"]
+    spend = result["trim"]["usage"]["large"]
     assert (spend["failed_calls"], spend["output_tokens"]) == (1, rig.large.calls[0]["tokens"])
-    assert result["trim"]["spend"]["unaccounted_tokens"] == 0
+    assert result["trim"]["usage"]["unaccounted_tokens"] == 0
 
 
 @both_ways
@@ -595,7 +595,7 @@ def test_a_structured_answer_that_does_not_fit_is_the_small_models_failure(wrote
         return
     result = rig.ask(asynchronously=asynchronously)
     assert result["structured_response"] == Verdict(reason="so")
-    assert result["trim"]["spend"]["small"]["failed_calls"] == 1
+    assert result["trim"]["usage"]["small"]["failed_calls"] == 1
 
 
 def test_half_a_structured_answer_after_which_nothing_works_ends_the_agent():
@@ -610,7 +610,7 @@ def test_half_a_structured_answer_after_which_nothing_works_ends_the_agent():
     )
     result = rig.ask()
     assert (result["trim"]["stopped"], result["structured_response"]) == ("failed", None)
-    assert result["trim"]["spend"]["large"]["output_tokens"] == 20
+    assert result["trim"]["usage"]["large"]["output_tokens"] == 20
 
 
 @both_ways

@@ -61,7 +61,7 @@ def test_where_the_large_model_fails_the_small_ones_turn_stays(asynchronously):
     result = rig.ask(asynchronously=asynchronously)
     assert rig.ran == [("multiply", 12, 21)]
     assert turns(result)[0].tool_calls == SMALL[0].tool_calls
-    assert result["trim"]["spend"]["unaccounted_tokens"] == 50
+    assert result["trim"]["usage"]["unaccounted_tokens"] == 50
     assert "the large model failed: ModelServerError: the server is down" in result["trim"]["notes"]
 
 
@@ -87,7 +87,7 @@ def test_a_large_model_that_keeps_failing_is_given_up_but_asked_again_for_the_ne
     assert "the large model failed 3 times: it is not called any more" in result["trim"]["notes"]
     result = rig.ask(config=thread)
     assert result["trim"]["steps"] == {"small": 0, "large": 6}
-    assert result["trim"]["spend"]["large"]["failed_calls"] == 0
+    assert result["trim"]["usage"]["large"]["failed_calls"] == 0
 
 
 @both_ways
@@ -96,7 +96,7 @@ def test_where_the_small_model_fails_the_large_one_writes(asynchronously):
     result = rig.ask(asynchronously=asynchronously)
     assert rig.ran == [("multiply", 12, 12)]
     assert result["trim"]["steps"] == {"small": 1, "large": 1}
-    assert result["trim"]["spend"]["small"]["failed_calls"] == 1
+    assert result["trim"]["usage"]["small"]["failed_calls"] == 1
 
 
 @both_ways

@@ -160,7 +160,7 @@ def test_usage_callbacks_count_every_call_once(asynchronously):
     usage = UsageMetadataCallbackHandler()
     rig = build()
     result = rig.ask(config={"callbacks": [usage]}, asynchronously=asynchronously)
-    spend = result["trim"]["spend"]
+    spend = result["trim"]["usage"]
     for writer, model in (("small", rig.small), ("large", rig.large)):
         counted = usage.usage_metadata[model.name]
         assert counted["output_tokens"] == spend[writer]["output_tokens"]
@@ -273,7 +273,7 @@ def test_a_call_goes_by_settings_of_its_own(context):
         ({"treshold": 0.5}, "treshold"),
         ({"budget": {"large_tokens": 1.5}}, "budget.large_tokens"),
         ({"ask_below": 0.5}, "ask_below has a person asked"),
-        ({"allowances": {"user": {"large_calls": 1}}}, "without a ledger"),
+        ({"quotas": {"user": {"large_calls": 1}}}, "without a ledger"),
     ],
 )
 def test_wrong_settings_of_a_call_are_refused_before_any_model_is_called(trim, told):
@@ -300,7 +300,7 @@ def test_a_calls_policy_that_needs_scores_needs_a_scorer():
     [
         (
             {"delimiter": "\n"},
-            "unknown setting delimiter; an agent's turns go by: allowances, max_step_tokens, max_steps",
+            "unknown setting delimiter; an agent's turns go by: max_step_tokens, max_steps",
         ),
         ({"max_steps": 0}, "max_steps"),
         ({"lookahead": True}, "lookahead is no setting of an agent: what follows a turn depends on"),
@@ -312,7 +312,7 @@ def test_a_calls_policy_that_needs_scores_needs_a_scorer():
         ({"large": lambda x: x, "scorer": None, "policy": small_only()}, "large is"),
         ({"budget": Budget(large_cost=1.0)}, "the large model has no price"),
         ({"budget": Budget(on_exhausted="ask")}, 'on_exhausted="ask" has a person asked'),
-        ({"allowances": {"user": {"large_calls": 1}}}, "allowances are given, but no ledger"),
+        ({"quotas": {"user": {"large_calls": 1}}}, "quotas are given, but no ledger"),
     ],
 )
 def test_wrong_settings_are_refused_when_it_is_built(wrong, told):
@@ -396,7 +396,7 @@ def test_a_structured_answer_that_does_not_fit_is_the_models_failure():
     )
     result = rig.ask()
     assert result["structured_response"] == Product(value=144)
-    assert result["trim"]["spend"]["small"]["output_tokens"] == 3
+    assert result["trim"]["usage"]["small"]["output_tokens"] == 3
     assert "StructuredOutputValidationError" in result["trim"]["notes"][0]
 
 

@@ -77,7 +77,7 @@ def test_a_fallback_writes_the_turn_with_the_same_tools(writer, asynchronously):
 def test_tokens_of_the_model_that_failed_are_counted_where_it_tells_them(asynchronously):
     down, spare = Down(script=["-"], used=(50, 7)), ScriptedToolModel(script=["LARGE answer"])
     rig = build(large=down.with_fallbacks([spare]), **ALWAYS_LARGE, budget=Budget(large_tokens=100))
-    spend = rig.ask(asynchronously=asynchronously)["trim"]["spend"]
+    spend = rig.ask(asynchronously=asynchronously)["trim"]["usage"]
     assert spend["large"]["output_tokens"] == 7 + spare.calls[0]["tokens"]
     assert spend["large"]["input_tokens"] == 50 + spare.calls[0]["prompt_tokens"]
     assert (spend["unaccounted_tokens"], spend["large"]["calls"]) == (0, 2)
@@ -120,7 +120,7 @@ def test_accounts_are_charged_for_both(asynchronously):
         large=down.with_fallbacks([spare]),
         **ALWAYS_LARGE,
         ledger=ledger,
-        allowances={"thread": {"large_tokens": 50}},
+        quotas={"thread": {"large_tokens": 50}},
         max_step_tokens=30,
     )
     rig.ask(config=THREAD, asynchronously=asynchronously)
@@ -145,7 +145,7 @@ def test_where_all_fail_the_declared_way_out_applies_and_all_are_charged(way):
         return
     summary = rig.ask()["trim"]
     assert (summary["steps"], summary["tokens"]["large_unaccounted"]) == ({"small": 1, "large": 0}, 90)
-    assert summary["spend"]["large"]["failed_calls"] == 1
+    assert summary["usage"]["large"]["failed_calls"] == 1
 
 
 def test_a_model_whose_fallback_answers_is_not_given_up():

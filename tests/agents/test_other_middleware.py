@@ -430,7 +430,7 @@ def test_a_failed_turn_that_another_middleware_makes_a_message_of_has_failed(asy
     assert "Model call failed after 2 attempts" in state["messages"][-1].text
     assert state["trim"]["stopped"] == "failed"
     assert "the server is down" in state["trim"]["notes"][-1]
-    assert agent.get_state(THREAD).values["trim_order"] is None
+    assert agent.get_state(THREAD).values["trim_request"] is None
 
 
 def test_a_failed_turn_of_the_large_model_is_charged_for_every_attempt():
@@ -444,7 +444,7 @@ def test_a_failed_turn_of_the_large_model_is_charged_for_every_attempt():
     )
     summary = ended(rig.agent)["trim"]
     assert (summary["stopped"], summary["tokens"]["large_unaccounted"]) == ("failed", 60)
-    assert summary["spend"]["large"]["calls"] == 2
+    assert summary["usage"]["large"]["calls"] == 2
 
 
 def test_a_turn_that_succeeds_at_the_second_attempt_has_not_failed():

@@ -95,12 +95,12 @@ def test_only_accepted_calls_run_and_every_token_counts(
     assert told["steps"] == {writer: wrote.count(writer) for writer in ("small", "large")}
     assert (wrote[-1] is None) == (told["stopped"] != "finished")
     for writer, one in (("small", rig.small), ("large", rig.large)):
-        spent = told["spend"][writer]["output_tokens"]
+        spent = told["usage"][writer]["output_tokens"]
         assert spent == sum(call["tokens"] for call in one.calls)
         assert told["tokens"][writer] + told["tokens"][f"{writer}_discarded"] == spent
-    charged = told["spend"]["large"]["output_tokens"] + told["spend"]["unaccounted_tokens"]
+    charged = told["usage"]["large"]["output_tokens"] + told["usage"]["unaccounted_tokens"]
     assert budget.large_tokens is None or charged <= budget.large_tokens
-    assert budget.large_calls is None or told["spend"]["large"]["calls"] <= budget.large_calls
+    assert budget.large_calls is None or told["usage"]["large"]["calls"] <= budget.large_calls
 
 
 @settings(max_examples=60, deadline=None)
@@ -127,8 +127,8 @@ def test_fallbacks_of_a_writer_keep_within_its_budget_too(written, wanted, budge
     result = asyncio.run(rig.agent.ainvoke(given)) if asynchronously else rig.agent.invoke(given)
     told = result["trim"]
     answered = sum(call["tokens"] for one in models for call in one.calls)
-    assert told["spend"][writer]["output_tokens"] == answered
-    charged = told["spend"]["large"]["output_tokens"] + told["spend"]["unaccounted_tokens"]
+    assert told["usage"][writer]["output_tokens"] == answered
+    charged = told["usage"]["large"]["output_tokens"] + told["usage"]["unaccounted_tokens"]
     assert budget.large_tokens is None or charged <= budget.large_tokens
-    assert budget.large_calls is None or told["spend"]["large"]["calls"] <= budget.large_calls
-    assert told["spend"][writer]["calls"] >= sum(len(one.calls) for one in models)
+    assert budget.large_calls is None or told["usage"]["large"]["calls"] <= budget.large_calls
+    assert told["usage"][writer]["calls"] >= sum(len(one.calls) for one in models)

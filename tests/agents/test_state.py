@@ -38,7 +38,7 @@ def test_the_trace_stands_in_the_state_as_plain_json():
     assert [decision["decision"] for decision in state["decisions"]] == ["regenerate", "accept"]
     assert state["decisions"][0]["discarded"]["text"] == WRONG
     assert state["scores"] == {"0": 1.0, "1": 1.0}
-    assert (state["order"], state["in_flight"], state["stopped"]) == (None, None, "finished")
+    assert (state["request"], state["in_flight"], state["stopped"]) == (None, None, "finished")
     assert state["trim"] == result["trim"]
 
 
@@ -46,7 +46,7 @@ def test_a_caller_cannot_set_what_is_the_middlewares():
     rig = build(policy=random_rate(1.0), budget=Budget(large_calls=1), budget_per="thread")
     given = {"messages": [("user", QUESTION)], "trim_handed_over": True, "trim": {"stopped": "x"}}
     result = rig.agent.invoke(given)
-    assert result["trim"]["spend"]["large"]["calls"] == 1
+    assert result["trim"]["usage"]["large"]["calls"] == 1
 
 
 def test_a_second_question_begins_anew():
@@ -80,7 +80,7 @@ def test_an_agent_goes_on_from_sqlite_between_two_turns(tmp_path):
         assert (rig.small.calls, len(rig.large.calls)) == ([], 1)
         assert turns(result)[-1].text == "LARGE answer"
         assert result["trim"]["steps"] == {"small": 0, "large": 2}
-        assert result["trim"]["spend"]["large"]["calls"] == 2
+        assert result["trim"]["usage"]["large"]["calls"] == 2
         result = rig.ask("Once more: 12 * 12?", config=THREAD)
         assert result["trim"]["steps"] == {"small": 2, "large": 0}
         assert "the limit on large_calls is spent" in result["trim"]["notes"][0]

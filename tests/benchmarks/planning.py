@@ -81,7 +81,7 @@ def times(model: StepModel) -> dict[str, float]:
 
 def simulated_observations(policy: pomdp, model: StepModel, budget: int | None, n: int) -> list[Observation]:
     """Give what a policy sees over simulated solutions, as the graph would show it."""
-    from trim_graph.budget import BudgetLeft
+    from trim_graph.budget import RemainingBudget
 
     limit = np.inf if budget is None else budget
     found: list[Observation] = []
@@ -106,7 +106,7 @@ def simulated_observations(policy: pomdp, model: StepModel, budget: int | None, 
                     score=float(seen.score[0]),
                     draft_tokens=int(seen.tokens[0]),
                     draft_ends=bool(seen.ends[0]),
-                    budget_left=BudgetLeft(large_tokens=left),
+                    budget_left=RemainingBudget(large_tokens=left),
                     memory=memory,
                 )
             )

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trim_graph import SettingsError
-from trim_graph.budget.ledger import Amount, MemoryLedger, SqliteLedger, open_ledger
+from trim_graph.budget.ledger import LargeUsage, MemoryLedger, SqliteLedger, open_ledger
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -77,13 +77,13 @@ def test_a_ledger_of_an_earlier_release_goes_on(tmp_path):
         connection.executescript(OLD)
     for _ in range(2):
         with open_ledger(f"sqlite:{tmp_path / 'spend.db'}") as ledger:
-            assert ledger.used("user:ada") == Amount(48, 5, 0.75)
+            assert ledger.used("user:ada") == LargeUsage(48, 5, 0.75)
             (old,) = ledger.reservations()
             assert (old.owner, old.since, old.expires, old.expired()) == (None, None, None, True)
     with open_ledger(f"sqlite:{tmp_path / 'spend.db'}") as ledger:
-        ledger.settle("user:ada", "run.4", Amount(3, 1, 0.0))
-        assert ledger.used("user:ada") == Amount(43, 5, 0.5)
-        assert ledger.reserve("user:ada", "new", ledgers.up_to(50, 9)) == Amount(7, 1, 0.007)
+        ledger.settle("user:ada", "run.4", LargeUsage(3, 1, 0.0))
+        assert ledger.used("user:ada") == LargeUsage(43, 5, 0.5)
+        assert ledger.reserve("user:ada", "new", ledgers.up_to(50, 9)) == LargeUsage(7, 1, 0.007)
         assert ledger.reservations()[0].owner is not None
 
 
@@ -128,7 +128,7 @@ def test_what_was_set_aside_outlives_the_process(tmp_path):
         ledger.reserve("a", "1", ledgers.up_to(100, 60))
     with open_ledger(spec) as ledger:
         assert ledger.used("a").large_tokens == 60
-        ledger.settle("a", "1", Amount(10, 1, 0.0))
+        ledger.settle("a", "1", LargeUsage(10, 1, 0.0))
         assert ledger.used("a").large_tokens == 10
 
 
@@ -139,7 +139,7 @@ def test_the_limit_holds_whatever_is_asked(calls):
     for number, (kind, wanted, part) in enumerate(calls):
         if kind and open_calls:
             entry, granted = open_calls.popitem()
-            ledger.settle("a", entry, Amount(int(granted * part), 1, 0.0))
+            ledger.settle("a", entry, LargeUsage(int(granted * part), 1, 0.0))
         else:
             got = ledger.reserve("a", str(number), ledgers.up_to(100, wanted))
             if got:

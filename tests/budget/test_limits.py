@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from trim_graph import SettingsError, TrimContext
 from trim_graph.adapters import ContinueByPrompt
-from trim_graph.budget import Budget, BudgetLeft, ModelPrice, Prices
+from trim_graph.budget import Budget, ModelPrice, Prices, RemainingBudget
 from trim_graph.budget.limits import grant
-from trim_graph.budget.usage import nothing_spent
+from trim_graph.budget.usage import zero_usage
 from trim_graph.policies import Policy, large_only, small_only
 from trim_graph.prompt_size import counts_itself, prompt_bound
 from trim_graph.testing import ScriptedChatModel
@@ -24,7 +24,7 @@ from trim_graph.testing import ScriptedChatModel
 
 amounts = st.none() | st.integers(0, 2000)
 lefts = st.builds(
-    BudgetLeft,
+    RemainingBudget,
     large_tokens=amounts,
     large_calls=st.none() | st.integers(0, 3),
     large_cost=st.none() | st.floats(0, 1e-2),
@@ -68,10 +68,10 @@ def test_more_left_never_grants_less(budget, left, prices, wanted, prompt, more)
 @pytest.mark.parametrize(
     ("left", "limit"),
     [
-        (BudgetLeft(seconds=0), "seconds"),
-        (BudgetLeft(large_calls=0), "large_calls"),
-        (BudgetLeft(large_tokens=7), "large_tokens"),
-        (BudgetLeft(large_cost=1e-9), "large_cost"),
+        (RemainingBudget(seconds=0), "seconds"),
+        (RemainingBudget(large_calls=0), "large_calls"),
+        (RemainingBudget(large_tokens=7), "large_tokens"),
+        (RemainingBudget(large_cost=1e-9), "large_cost"),
     ],
 )
 def test_a_refusal_names_the_limit(left, limit):
@@ -80,14 +80,16 @@ def test_a_refusal_names_the_limit(left, limit):
 
 
 def test_a_step_shorter_than_min_tokens_may_still_be_asked_for():
-    assert grant(Budget(min_tokens=64), BudgetLeft(large_tokens=9), Prices(), wanted=5, prompt_tokens=0) == (
+    assert grant(
+        Budget(min_tokens=64), RemainingBudget(large_tokens=9), Prices(), wanted=5, prompt_tokens=0
+    ) == (
         5,
         None,
     )
 
 
 def test_what_is_free_is_not_limited_by_cost():
-    assert grant(Budget(), BudgetLeft(large_cost=0.0), Prices(), wanted=5, prompt_tokens=9) == (5, None)
+    assert grant(Budget(), RemainingBudget(large_cost=0.0), Prices(), wanted=5, prompt_tokens=9) == (5, None)
 
 
 def test_cached_prompt_tokens_have_a_price_of_their_own():
@@ -96,10 +98,10 @@ def test_cached_prompt_tokens_have_a_price_of_their_own():
 
 
 def test_what_is_left_is_never_negative():
-    spend = nothing_spent()
+    spend = zero_usage()
     spend["large"]["output_tokens"], spend["large"]["calls"], spend["seconds"] = 50, 9, 9.0
     budget = Budget(large_tokens=40, large_calls=2, seconds=1)
-    assert budget.left(spend, Prices()) == BudgetLeft(large_tokens=0, large_calls=0, seconds=0.0)
+    assert budget.left(spend, Prices()) == RemainingBudget(large_tokens=0, large_calls=0, seconds=0.0)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_no_seconds_left_end_a_run_before_any_model_is_called(make, seconds):
 def test_any_remainder_makes_a_budget(remainder, min_tokens):
     budget = Budget(large_tokens=remainder, min_tokens=min_tokens)
     assert budget.large_tokens == max(0, remainder)
-    left = budget.left(nothing_spent(), Prices())
+    left = budget.left(zero_usage(), Prices())
     granted, refused = grant(budget, left, Prices(), wanted=100, prompt_tokens=0)
     assert granted == (remainder if remainder >= min_tokens else 0)
     assert (refused == "large_tokens") == (granted == 0)
@@ -247,8 +249,8 @@ def test_no_run_ever_passes_a_limit(make, small, large, limit, seed, policy, max
     assert budget.large_calls is None or len(calls) <= budget.large_calls
     assert budget.large_cost is None or cost <= budget.large_cost * (1 + 1e-9)
     assert all(call["max_tokens"] >= min(budget.min_tokens, max_step_tokens) for call in calls)
-    assert summary["spend"]["large"]["output_tokens"] == billed
-    assert summary["spend"]["overshoot_tokens"] == 0
+    assert summary["usage"]["large"]["output_tokens"] == billed
+    assert summary["usage"]["overshoot_tokens"] == 0
     assert len(summary["notes"]) == len(set(summary["notes"]))
     for writer in ("small", "large"):
         spent = sum(call["tokens"] for call in getattr(rig, writer).calls)
@@ -275,7 +277,7 @@ def test_a_model_that_ignores_max_tokens_passes_the_limit_in_its_last_call_only(
     *earlier, _ = [call["tokens"] for call in stubborn.calls] or [0]
     assert sum(earlier) < large_tokens
     over = sum(max(0, call["tokens"] - call["max_tokens"]) for call in stubborn.calls)
-    assert summary["spend"]["overshoot_tokens"] == over
+    assert summary["usage"]["overshoot_tokens"] == over
     assert bool(over) == any(f"{over} tokens too many" in note for note in summary["notes"])
 
 
@@ -403,14 +405,14 @@ def test_large_only_asks_a_model_that_does_not_end_once_and_stops(make):
     rig = make(large=lambda prefix: "word " * 10_000, policy=large_only(), max_steps=4, max_step_tokens=16)
     summary = rig.ask()["trim"]
     assert len(rig.large.calls) == 1
-    assert summary["spend"]["large"]["output_tokens"] == 64
+    assert summary["usage"]["large"]["output_tokens"] == 64
     assert summary["stopped"] == "max_steps"
 
 
 def test_large_only_goes_on_small_where_the_budget_cuts_it(make):
     rig = make(policy=large_only(), budget={"large_tokens": 2, "min_tokens": 2}, max_step_tokens=16)
     result = rig.ask()
-    assert result["trim"]["spend"]["large"]["output_tokens"] == 2
+    assert result["trim"]["usage"]["large"]["output_tokens"] == 2
     assert result["trim"]["stopped"] == "finished"
     assert result["trim"]["steps"]["small"] >= 1
 

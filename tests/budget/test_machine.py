@@ -32,7 +32,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 
-from trim_graph import Allowances, Budget, ModelPrice, Prices, TrimContext, create_trim_graph, open_ledger
+from trim_graph import Budget, ModelPrice, Prices, Quotas, TrimContext, create_trim_graph, open_ledger
 from trim_graph.adapters import ChatVLLM
 from trim_graph.adapters.vllm import client
 from trim_graph.errors import ChatModelContractError, InputError, ModelServerError
@@ -154,7 +154,7 @@ class BudgetMachine(RuleBasedStateMachine):
         self.kinds = data.draw(st.lists(kinds, min_size=1, max_size=4, unique=True))
         self.saver = Flaky()
         allowed = {"user": data.draw(limits(1000)), "thread": data.draw(limits(400))}
-        self.allowances = {kind: limit for kind, limit in allowed.items() if limit}
+        self.quotas = {kind: limit for kind, limit in allowed.items() if limit}
         spec = "memory"
         if data.draw(st.sampled_from([False, False, True])):
             spec = f"sqlite:{self.resources.enter_context(tempfile.TemporaryDirectory())}/spend.db"
@@ -166,7 +166,7 @@ class BudgetMachine(RuleBasedStateMachine):
             policy=data.draw(st.sampled_from([Always("regenerate"), Always("handover"), large_only()])),
             budget=budget,
             prices=Prices(large=price),
-            allowances=Allowances.model_validate(self.allowances),
+            quotas=Quotas.model_validate(self.quotas),
             ledger=self.ledger,
             checkpointer=self.saver,
             max_steps=3,
@@ -336,7 +336,7 @@ class BudgetMachine(RuleBasedStateMachine):
         if state.values.get("trim") and not state.next:
             self.open.remove(line)
             self._check(line, state.values["trim"])
-            own = state.values["trim"]["spend"]
+            own = state.values["trim"]["usage"]
             counted = own["large"]["output_tokens"] + own["unaccounted_tokens"]
             most = sum(max(one.most, one.written) for one in line.made)
             assert counted <= most, f"charged twice: {line.made}"
@@ -351,7 +351,7 @@ class BudgetMachine(RuleBasedStateMachine):
             assert cost <= self.budget.large_cost + self.price.cost(0, most) + 1e-6
 
     def _check(self, line: Line, summary: dict[str, Any]) -> None:
-        spend = summary["spend"]
+        spend = summary["usage"]
         self._check_limits(line)
         written = sum(one.written for one in line.made)
         counted = spend["large"]["output_tokens"] + spend["unaccounted_tokens"]
@@ -366,7 +366,7 @@ class BudgetMachine(RuleBasedStateMachine):
 
     @invariant()
     def accounts_hold(self) -> None:
-        if not hasattr(self, "allowances"):
+        if not hasattr(self, "quotas"):
             return
         made: dict[str, list[Any]] = {}
         for line in self.lines:
@@ -374,7 +374,7 @@ class BudgetMachine(RuleBasedStateMachine):
             for account in ("user:ada", f"thread:{line.thread}"):
                 made.setdefault(account, []).extend(own)
         for account, all_of_it in made.items():
-            allowed = self.allowances.get(account.split(":")[0])
+            allowed = self.quotas.get(account.split(":")[0])
             if allowed is None:
                 continue
             written = sum(one.written for one in all_of_it)

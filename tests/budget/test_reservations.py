@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 
-from trim_graph import Allowance, Allowances, SettingsError, TrimContext, open_ledger
-from trim_graph.budget.ledger import Amount, MemoryLedger
+from trim_graph import Quota, Quotas, SettingsError, TrimContext, open_ledger
+from trim_graph.budget.ledger import LargeUsage, MemoryLedger
 from trim_graph.policies import Policy, large_only
 from trim_graph.testing import ScriptedChatModel
 
@@ -45,7 +45,7 @@ class Always(Policy):
 
 def sharing(make, ledger, *arguments, policy=None, **options):
     """A rig in which every step is regenerated, three tokens each, out of an account of 20 tokens."""
-    options = {"allowances": {"user": {"large_tokens": 20}}, "max_step_tokens": 8} | options
+    options = {"quotas": {"user": {"large_tokens": 20}}, "max_step_tokens": 8} | options
     return make(*arguments, policy=policy or Always(), scorer=None, ledger=ledger, **options)
 
 
@@ -56,10 +56,10 @@ def test_the_runs_of_a_user_share_an_allowance_on_any_thread(make, ledger, async
         rig.solve(asynchronously=asynchronously, config=on(thread), context=ADA)["trim"]
         for thread in ("1", "2", "3")
     ]
-    used = [summary["spend"]["large"]["output_tokens"] for summary in spent]
+    used = [summary["usage"]["large"]["output_tokens"] for summary in spent]
     assert used[0] > used[1] > used[2] == 0
     assert sum(used) <= 20
-    assert ledger.used("user:ada") == Amount(sum(used), sum(s["spend"]["large"]["calls"] for s in spent))
+    assert ledger.used("user:ada") == LargeUsage(sum(used), sum(s["usage"]["large"]["calls"] for s in spent))
     assert spent[0]["accounts"] == {
         "user:ada": {"large_tokens": used[0], "large_calls": 4, "large_cost": 0.0}
     }
@@ -68,45 +68,45 @@ def test_the_runs_of_a_user_share_an_allowance_on_any_thread(make, ledger, async
         "the limit on large_tokens of user:ada is spent: the large model is not called any more"
     ]
     other = rig.ask(config=on("4"), context=TrimContext(user="eve"))["trim"]
-    assert other["spend"]["large"]["output_tokens"] == used[0]
+    assert other["usage"]["large"]["output_tokens"] == used[0]
 
 
 def test_the_turns_of_a_thread_share_an_allowance(make, ledger):
     rig = sharing(
         make,
         ledger,
-        allowances=Allowances(thread=Allowance(large_calls=6)),
+        quotas=Quotas(thread=Quota(large_calls=6)),
         checkpointer=InMemorySaver(),
     )
-    calls = [rig.ask(config=on("1"))["trim"]["spend"]["large"]["calls"] for _ in range(3)]
+    calls = [rig.ask(config=on("1"))["trim"]["usage"]["large"]["calls"] for _ in range(3)]
     assert calls == [4, 2, 0]
-    assert rig.ask(config=on("2"))["trim"]["spend"]["large"]["calls"] == 4
+    assert rig.ask(config=on("2"))["trim"]["usage"]["large"]["calls"] == 4
     assert ledger.used("thread:1").large_calls == 6
 
 
 def test_run_thread_and_user_may_all_be_limited(make, ledger):
-    allowances = {"thread": {"large_calls": 3}, "user": {"large_calls": 5}}
-    rig = sharing(make, ledger, allowances=allowances, budget={"large_calls": 2})
+    quotas = {"thread": {"large_calls": 3}, "user": {"large_calls": 5}}
+    rig = sharing(make, ledger, quotas=quotas, budget={"large_calls": 2})
 
     def calls(thread):
-        return rig.ask(config=on(thread), context=ADA)["trim"]["spend"]["large"]["calls"]
+        return rig.ask(config=on(thread), context=ADA)["trim"]["usage"]["large"]["calls"]
 
     assert [calls(thread) for thread in "1122"] == [2, 1, 2, 0]
     assert ledger.used("thread:2").large_calls == 2
 
 
 def test_a_refusal_by_one_account_sets_nothing_aside_in_another(make, ledger):
-    ledger.reserve("user:ada", "other run", lambda used: Amount(20, 1))
-    allowances = {"thread": {"large_calls": 3}, "user": {"large_tokens": 20}}
-    sharing(make, ledger, allowances=allowances).ask(config=on("1"), context=ADA)
-    assert ledger.used("thread:1") == Amount()
+    ledger.reserve("user:ada", "other run", lambda used: LargeUsage(20, 1))
+    quotas = {"thread": {"large_calls": 3}, "user": {"large_tokens": 20}}
+    sharing(make, ledger, quotas=quotas).ask(config=on("1"), context=ADA)
+    assert ledger.used("thread:1") == LargeUsage()
 
 
 def test_money_is_shared_too(make, ledger):
     rig = sharing(
         make,
         ledger,
-        allowances={"user": {"large_cost": 2e-5}},
+        quotas={"user": {"large_cost": 2e-5}},
         prices={"large": {"output": 1.0}},
     )
     costs = [rig.ask(context=ADA)["trim"]["cost"] for _ in range(3)]
@@ -116,9 +116,9 @@ def test_money_is_shared_too(make, ledger):
 
 def test_a_call_may_bring_other_allowances(make, ledger):
     rig = sharing(make, ledger)
-    generous = TrimContext(user="ada", allowances=Allowances(user=Allowance(large_calls=100)))
-    assert rig.ask(context=generous)["trim"]["spend"]["large"]["calls"] == 4
-    without = TrimContext(allowances=Allowances())
+    generous = TrimContext(user="ada", quotas=Quotas(user=Quota(large_calls=100)))
+    assert rig.ask(context=generous)["trim"]["usage"]["large"]["calls"] == 4
+    without = TrimContext(quotas=Quotas())
     assert "accounts" not in rig.ask(context=without)["trim"]
 
 
@@ -140,8 +140,8 @@ def test_what_a_policy_sees_is_what_the_scarcest_account_has_left(make, ledger):
 @pytest.mark.parametrize(
     ("options", "asked", "told"),
     [
-        ({}, {}, r"allowances\.user is set, but the call does not name its user: give TrimContext\(user="),
-        ({"allowances": {"thread": {"large_calls": 1}}}, {}, r"does not name its thread: give \{\"config"),
+        ({}, {}, r"quotas\.user is set, but the call does not name its user: give TrimContext\(user="),
+        ({"quotas": {"thread": {"large_calls": 1}}}, {}, r"does not name its thread: give \{\"config"),
         ({}, {"context": TrimContext(user="ada", budget={"large_cost": 1})}, "has no price"),
     ],
 )
@@ -156,10 +156,10 @@ def test_an_account_without_a_name_is_refused_before_any_model_call(make, ledger
     ("options", "told"),
     [
         ({"ledger": None}, "no ledger that counts: pass ledger="),
-        ({"allowances": {"user": {}}}, r"allowances\.user: an allowance without a limit: set large_tokens"),
-        ({"allowances": {"user": {"large_tokens": -1}}}, r"allowances\.user\.large_tokens: .*got -1"),
-        ({"allowances": {"users": {"large_tokens": 1}}}, r"allowances\.users"),
-        ({"allowances": {"user": {"large_cost": 1}}}, r"allowances\.user\.large_cost is 1, but .* no price"),
+        ({"quotas": {"user": {}}}, r"quotas\.user: an quota without a limit: set large_tokens"),
+        ({"quotas": {"user": {"large_tokens": -1}}}, r"quotas\.user\.large_tokens: .*got -1"),
+        ({"quotas": {"users": {"large_tokens": 1}}}, r"quotas\.users"),
+        ({"quotas": {"user": {"large_cost": 1}}}, r"quotas\.user\.large_cost is 1, but .* no price"),
     ],
 )
 def test_allowances_that_cannot_be_meant_are_refused_when_the_graph_is_built(make, ledger, options, told):
@@ -169,8 +169,8 @@ def test_allowances_that_cannot_be_meant_are_refused_when_the_graph_is_built(mak
 
 def test_allowances_of_a_call_need_a_ledger_too(make):
     rig = make()
-    with pytest.raises(SettingsError, match=r"allowances\.user is set, but the graph was built without"):
-        rig.ask(context=TrimContext(user="ada", allowances={"user": {"large_calls": 1}}))
+    with pytest.raises(SettingsError, match=r"quotas\.user is set, but the graph was built without"):
+        rig.ask(context=TrimContext(user="ada", quotas={"user": {"large_calls": 1}}))
     assert rig.unasked
 
 
@@ -218,7 +218,7 @@ def test_runs_at_the_same_time_never_pass_the_limit_together(make, large, limit,
         ["s one", "s two", "s three", "s four"],
         large,
         policy=Fickle(),
-        allowances={"user": {"large_tokens": limit}},
+        quotas={"user": {"large_tokens": limit}},
         budget={"min_tokens": 1},
         seed=seed,
     )
@@ -227,7 +227,7 @@ def test_runs_at_the_same_time_never_pass_the_limit_together(make, large, limit,
         return await asyncio.gather(*(rig.aask(f"question {n}", context=ADA) for n in range(runs)))
 
     summaries = [result["trim"] for result in asyncio.run(together())]
-    spent = sum(summary["spend"]["large"]["output_tokens"] for summary in summaries)
+    spent = sum(summary["usage"]["large"]["output_tokens"] for summary in summaries)
     assert ledger.used("user:ada").large_tokens == spent <= limit
     assert ledger.most <= limit
     assert {summary["stopped"] for summary in summaries} <= {"finished", "max_steps", "no_step"}
@@ -239,12 +239,12 @@ def test_threads_that_share_a_ledger_never_pass_the_limit(make, place, tmp_path)
         rig = sharing(
             make,
             ledger,
-            allowances={"user": {"large_tokens": 30}},
+            quotas={"user": {"large_tokens": 30}},
             budget={"min_tokens": 1},
         )
         with ThreadPoolExecutor(6) as threads:
             results = list(threads.map(lambda n: rig.ask(f"question {n}", context=ADA)["trim"], range(12)))
-        spent = sum(result["spend"]["large"]["output_tokens"] for result in results)
+        spent = sum(result["usage"]["large"]["output_tokens"] for result in results)
         assert ledger.used("user:ada").large_tokens == spent
         assert 25 < spent <= 30
 
@@ -254,7 +254,7 @@ class Late(MemoryLedger):
 
     def reserve(self, account, entry, ask):
         if entry != "other":
-            super().reserve(account, "other", lambda used: Amount(20, 1))
+            super().reserve(account, "other", lambda used: LargeUsage(20, 1))
         return super().reserve(account, entry, ask)
 
 
@@ -279,10 +279,10 @@ def test_a_run_without_a_draft_that_comes_too_late_goes_on_small(make):
 
 
 def test_what_a_run_that_was_refused_set_aside_elsewhere_comes_back(make):
-    allowances = {"thread": {"large_tokens": 100}, "user": {"large_tokens": 20}}
+    quotas = {"thread": {"large_tokens": 100}, "user": {"large_tokens": 20}}
     ledger = Late()
-    ledger.reserve("thread:1", "other", lambda used: Amount(0, 0))
-    sharing(make, ledger, allowances=allowances).ask(config=on("1"), context=ADA)
+    ledger.reserve("thread:1", "other", lambda used: LargeUsage(0, 0))
+    sharing(make, ledger, quotas=quotas).ask(config=on("1"), context=ADA)
     assert ledger.used("thread:1").large_calls == 0
 
 
@@ -298,7 +298,7 @@ def test_branches_of_one_checkpoint_never_pass_the_limit_together(make, place, t
 
     with open_ledger("memory" if place == "memory" else f"sqlite:{tmp_path / 'spend.db'}") as ledger:
         large = Slow(script=["w w w w w w w w w w w w"])
-        options = {"checkpointer": InMemorySaver(), "allowances": {"user": {"large_tokens": 30}}}
+        options = {"checkpointer": InMemorySaver(), "quotas": {"user": {"large_tokens": 30}}}
         rig = sharing(make, ledger, large=large, max_step_tokens=12, **options)
         rig.ask(config=on("1"), context=ADA, interrupt_before=["generate_step"])
         rig.graph.invoke(None, on("1"), interrupt_before=["generate_step"])
@@ -306,13 +306,13 @@ def test_branches_of_one_checkpoint_never_pass_the_limit_together(make, place, t
         with ThreadPoolExecutor(6) as threads:
             list(threads.map(lambda _: rig.graph.invoke(None, at), range(6)))
         written = sum(call["tokens"] for call in large.calls)
-        assert ledger.used("user:ada") == Amount(written, len(large.calls))
+        assert ledger.used("user:ada") == LargeUsage(written, len(large.calls))
         assert 12 < written <= 30
         assert ledger.reservations() == []
 
 
 def test_parallel_branches_of_a_parent_share_the_account(make, ledger):
-    rig = sharing(make, ledger, allowances={"thread": {"large_calls": 5}})
+    rig = sharing(make, ledger, quotas={"thread": {"large_calls": 5}})
     parent = StateGraph(MessagesState)
     for name in ("a", "b", "c"):
         parent.add_node(name, rig.graph)
@@ -320,7 +320,7 @@ def test_parallel_branches_of_a_parent_share_the_account(make, ledger):
     result = parent.compile(checkpointer=InMemorySaver()).invoke({"messages": "2 + 2?"}, on("1"))
     answers = [m.response_metadata["trim"] for m in result["messages"] if m.type == "ai"]
     assert len(answers) == 3
-    assert sum(answer["spend"]["large"]["calls"] for answer in answers) == 5
+    assert sum(answer["usage"]["large"]["calls"] for answer in answers) == 5
 
 
 # Calls that end badly
@@ -352,9 +352,9 @@ def test_a_call_that_raised_counts_and_so_does_the_one_that_takes_its_place(make
     rig = sharing(make, ledger, ["one", "two"], large, checkpointer=InMemorySaver())
     with pytest.raises(ConnectionError):
         rig.solve(asynchronously=asynchronously, config=on("1"), context=ADA)
-    assert ledger.used("user:ada") == Amount(8, 1)
+    assert ledger.used("user:ada") == LargeUsage(8, 1)
     rig.graph.invoke(None, on("1"))
-    assert ledger.used("user:ada") == Amount(8 + 3 + 3, 3)
+    assert ledger.used("user:ada") == LargeUsage(8 + 3 + 3, 3)
 
 
 async def test_a_cancelled_call_counts_in_full(make, ledger):
@@ -371,15 +371,15 @@ async def test_a_cancelled_call_counts_in_full(make, ledger):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert ledger.used("user:ada") == Amount(8, 1)
+    assert ledger.used("user:ada") == LargeUsage(8, 1)
 
 
 def test_a_model_that_writes_too_much_is_counted_as_it_wrote(make, ledger):
     stubborn = ScriptedChatModel(script=["w " * 30], honours_max_tokens=False)
     rig = sharing(make, ledger, large=stubborn)
     summary = rig.ask(context=ADA)["trim"]
-    assert summary["spend"]["overshoot_tokens"] > 0
-    assert ledger.used("user:ada").large_tokens == summary["spend"]["large"]["output_tokens"] > 20
+    assert summary["usage"]["overshoot_tokens"] > 0
+    assert ledger.used("user:ada").large_tokens == summary["usage"]["large"]["output_tokens"] > 20
     assert len(stubborn.calls) == 1
 
 
@@ -398,7 +398,7 @@ def test_an_answer_is_not_lost_where_the_ledger_cannot_be_told(make):
 
 def test_a_fork_is_charged_again(make, ledger):
     plenty = {"user": {"large_tokens": 100}}
-    rig = sharing(make, ledger, checkpointer=InMemorySaver(), allowances=plenty)
+    rig = sharing(make, ledger, checkpointer=InMemorySaver(), quotas=plenty)
     rig.ask(config=on("1"), context=ADA)
     spent = ledger.used("user:ada").large_tokens
     history = list(rig.graph.get_state_history(on("1")))
@@ -423,7 +423,7 @@ with open_checkpointer("sqlite:runs.db") as saver, open_ledger("sqlite:spend.db"
     graph = create_trim_graph(
         ScriptedChatModel(script=["one", "two"]), Deadly(script=["LARGE one", "LARGE two"]),
         policy=Always(),
-        checkpointer=saver, ledger=ledger, allowances={"user": {"large_tokens": 100}}, max_step_tokens=8,
+        checkpointer=saver, ledger=ledger, quotas={"user": {"large_tokens": 100}}, max_step_tokens=8,
     )
     given = {"messages": "2 + 2?"} if sys.argv[1] == "die" else None
     result = graph.invoke(given, on("1"), context=TrimContext(user="ada"), durability="sync")
@@ -444,10 +444,10 @@ def test_what_a_killed_run_had_set_aside_stays_charged(tmp_path, pytestconfig):
 
     with open_ledger(f"sqlite:{tmp_path / 'spend.db'}") as ledger:
         assert run("die").returncode == -signal.SIGKILL
-        assert ledger.used("user:ada") == Amount(8, 1)
+        assert ledger.used("user:ada") == LargeUsage(8, 1)
         resumed = run("go on")
         assert resumed.stdout.startswith("8 ['a call of the large model was cut off"), resumed.stderr
-        assert ledger.used("user:ada") == Amount(8 + 3 + 3, 3)
+        assert ledger.used("user:ada") == LargeUsage(8 + 3 + 3, 3)
 
 
 async def test_what_is_set_aside_for_a_run_that_is_cancelled_twice_is_given_back_too(make):
@@ -458,7 +458,7 @@ async def test_what_is_set_aside_for_a_run_that_is_cancelled_twice_is_given_back
             return super().reserve(*arguments)
 
     begun, ledger = threading.Event(), Slow()
-    rig = make(policy=large_only(), ledger=ledger, allowances={"user": {"large_calls": 9}})
+    rig = make(policy=large_only(), ledger=ledger, quotas={"user": {"large_calls": 9}})
     task = asyncio.create_task(rig.graph.ainvoke({"messages": "?"}, context=ADA))
     await asyncio.to_thread(begun.wait)
     for _ in range(3):
@@ -466,7 +466,7 @@ async def test_what_is_set_aside_for_a_run_that_is_cancelled_twice_is_given_back
         await asyncio.sleep(0.02)
     await asyncio.gather(task, return_exceptions=True)
     await asyncio.sleep(0.5)
-    assert ledger.used("user:ada") == Amount()
+    assert ledger.used("user:ada") == LargeUsage()
     assert not rig.large.calls
 
 
@@ -478,11 +478,11 @@ def test_an_account_that_cannot_be_asked_leaves_nothing_set_aside_in_another(mak
             return super().reserve(account, entry, ask)
 
     ledger = Away()
-    allowances = {"thread": {"large_calls": 9}, "user": {"large_calls": 9}}
-    rig = sharing(make, ledger, allowances=allowances)
+    quotas = {"thread": {"large_calls": 9}, "user": {"large_calls": 9}}
+    rig = sharing(make, ledger, quotas=quotas)
     with pytest.raises(OSError, match="away"):
         rig.ask(config=on("1"), context=ADA)
-    assert ledger.used("thread:1") == Amount()
+    assert ledger.used("thread:1") == LargeUsage()
 
 
 def test_a_node_that_runs_again_sets_aside_for_each_execution(make):
@@ -511,11 +511,11 @@ async def test_what_is_set_aside_for_a_run_that_is_cancelled_meanwhile_is_given_
             return super().reserve(*arguments)
 
     begun, ledger = threading.Event(), Slow()
-    rig = make(policy=large_only(), ledger=ledger, allowances={"user": {"large_calls": 9}})
+    rig = make(policy=large_only(), ledger=ledger, quotas={"user": {"large_calls": 9}})
     asked = rig.graph.ainvoke({"messages": "?"}, context=TrimContext(user="ada"))
     task = asyncio.create_task(asked)
     await asyncio.to_thread(begun.wait)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert not rig.large.calls
-    assert ledger.used("user:ada") == Amount()
+    assert ledger.used("user:ada") == LargeUsage()

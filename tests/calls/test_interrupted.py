@@ -58,7 +58,7 @@ def billed(model):
 
 
 def charged(summary):
-    return summary["spend"]["large"]["output_tokens"] + summary["spend"]["unaccounted_tokens"]
+    return summary["usage"]["large"]["output_tokens"] + summary["usage"]["unaccounted_tokens"]
 
 
 def go_on(graph, *, asynchronously=False, tries=40, config=lambda: THREAD, **options):
@@ -113,7 +113,7 @@ def test_a_call_whose_result_is_lost_again_and_again_stays_within_the_limit(
             given, saver.away = None, False
     assert 1 <= len(rig.large.calls) <= 2
     assert charged(result["trim"]) == billed(rig.large) <= 15
-    assert result["trim"]["spend"]["large"]["calls"] == len(rig.large.calls)
+    assert result["trim"]["usage"]["large"]["calls"] == len(rig.large.calls)
     lost = (
         "a call of the large model was made, but its result could not be stored; 7 tokens were charged for it"
     )
@@ -150,7 +150,7 @@ def test_whatever_is_lost_the_bill_is_what_was_written(
 
     result = go_on(rig.graph, asynchronously=asynchronously, config=config, durability=durability)
     assert charged(result["trim"]) == billed(rig.large) <= limit
-    assert result["trim"]["spend"]["large"]["calls"] == len(rig.large.calls)
+    assert result["trim"]["usage"]["large"]["calls"] == len(rig.large.calls)
 
 
 def test_a_run_that_goes_on_by_the_name_of_its_checkpoint_pays_too(make):
@@ -376,7 +376,7 @@ def test_an_agents_call_whose_result_is_lost_is_charged(asynchronously, durabili
         except OSError:
             given, saver.away = None, False
     assert charged(result["trim"]) == billed(large) <= 60
-    assert result["trim"]["spend"]["large"]["calls"] == len(large.calls) > 1
+    assert result["trim"]["usage"]["large"]["calls"] == len(large.calls) > 1
     assert any("could not be stored" in note for note in result["trim"]["notes"])
 
 
@@ -420,5 +420,5 @@ def test_an_agents_thread_budget_is_charged_for_a_lost_call_of_the_question_befo
     saver.away = False
     rig.ask("Two?", THREAD, durability="sync")
     state = rig.agent.get_state(THREAD).values
-    assert state["trim_spend"]["large"]["output_tokens"] == billed(large)
-    assert state["trim_spend"]["large"]["calls"] == 2
+    assert state["trim_usage"]["large"]["output_tokens"] == billed(large)
+    assert state["trim_usage"]["large"]["calls"] == 2

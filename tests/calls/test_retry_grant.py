@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.adapters.recorded_server import RecordedServer, chat_answer, chat_events, failed, streamed
-from trim_graph import Allowances, Budget, ModelPrice, Prices, TrimContext, create_trim_graph, open_ledger
+from trim_graph import Budget, ModelPrice, Prices, Quotas, TrimContext, create_trim_graph, open_ledger
 from trim_graph.adapters import ChatVLLM
 from trim_graph.adapters.vllm import client
 from trim_graph.policies import threshold
@@ -85,7 +85,7 @@ def test_on_exhausted_says_how_it_goes_on(run):
 
 def test_an_account_is_asked_anew_after_an_attempt_that_may_have_cost_something(run):
     with open_ledger("memory") as ledger:
-        options = {"ledger": ledger, "allowances": Allowances.model_validate({"user": {"large_tokens": 150}})}
+        options = {"ledger": ledger, "quotas": Quotas.model_validate({"user": {"large_tokens": 150}})}
         trim, asked = run(BROKEN, GOOD, invoke={"context": TrimContext(user="ada")}, **options)
         used = ledger.used("user:ada").large_tokens
     assert asked == [STEP, 50]
@@ -96,7 +96,7 @@ def test_a_server_that_stays_away_is_given_up(run):
     with open_ledger("memory") as ledger:
         options = {
             "ledger": ledger,
-            "allowances": Allowances.model_validate({"user": {"large_tokens": 10_000}}),
+            "quotas": Quotas.model_validate({"user": {"large_tokens": 10_000}}),
         }
         trim, asked = run(BROKEN, invoke={"context": TrimContext(user="ada")}, **options)
         used = ledger.used("user:ada").large_tokens
@@ -120,13 +120,13 @@ def test_what_failed_attempts_wrote_before_is_no_overshoot(run):
     trim, asked = run(aborted(60), streamed(chat_events(*["L "] * 80)), **STREAMS)
     assert asked[:2] == [STEP, STEP]
     assert trim["tokens"]["large"] + trim["tokens"]["large_discarded"] >= 140
-    assert trim["spend"]["overshoot_tokens"] == 0
+    assert trim["usage"]["overshoot_tokens"] == 0
     assert not any("ignored max_tokens" in note for note in trim["notes"])
 
 
 def test_an_attempt_that_wrote_too_much_and_failed_is_an_overshoot(run):
     trim, _ = run(aborted(120), streamed(chat_events(*["L "] * 20)), **STREAMS)
-    assert trim["spend"]["overshoot_tokens"] == 20
+    assert trim["usage"]["overshoot_tokens"] == 20
 
 
 def test_an_attempt_that_wrote_more_than_was_left_for_it_is_an_overshoot(run):
@@ -134,7 +134,7 @@ def test_an_attempt_that_wrote_more_than_was_left_for_it_is_an_overshoot(run):
         BROKEN, chat_answer("L", finish="stop", spent=(30, 40)), budget=Budget(large_tokens=130)
     )
     assert asked == [STEP, 30]
-    assert trim["spend"]["overshoot_tokens"] == 10
+    assert trim["usage"]["overshoot_tokens"] == 10
 
 
 @pytest.mark.parametrize("ends", [[GOOD], []], ids=["made good", "given up"])

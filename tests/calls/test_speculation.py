@@ -75,7 +75,7 @@ def text_of(result: dict[str, Any]) -> str:
 
 
 def bill(result: dict[str, Any]) -> dict[str, Any]:
-    spend = result["trim"]["spend"]
+    spend = result["trim"]["usage"]
     return spend.get(
         "lookahead", dict.fromkeys(("taken", "discarded", "output_tokens", "unaccounted_tokens"), 0)
     )
@@ -109,7 +109,7 @@ async def test_off_unless_asked_for():
     rig.scorer.at_work = lambda text: at_work.update({text: len(rig.small.begun)})
     result = await rig.ask()
     assert at_work == {"one": 1, "two": 2, "three": 3, SMALL[3]: 4}
-    assert "lookahead" not in result["trim"]["spend"]
+    assert "lookahead" not in result["trim"]["usage"]
     assert "lookahead_discarded" not in result["trim"]["tokens"]
 
 
@@ -125,7 +125,7 @@ async def test_a_call_that_has_ended_is_counted_where_the_decision_goes_the_othe
         "output_tokens": thrown_away[0]["tokens"],
         "unaccounted_tokens": 0,
     }
-    tokens, spend = result["trim"]["tokens"], result["trim"]["spend"]["small"]
+    tokens, spend = result["trim"]["tokens"], result["trim"]["usage"]["small"]
     assert tokens["lookahead_discarded"] == thrown_away[0]["tokens"]
     assert spend["output_tokens"] == sum(call["tokens"] for call in rig.small.calls)
     assert spend["input_tokens"] == sum(call["prompt_tokens"] for call in rig.small.calls)
@@ -147,7 +147,7 @@ async def test_a_call_that_nobody_tells_of_is_cancelled_and_charged_in_full():
     }
     told = result["trim"]
     assert told["tokens"]["lookahead_unaccounted"] == 50
-    assert told["cost"] == told["spend"]["small"]["output_tokens"] + 50
+    assert told["cost"] == told["usage"]["small"]["output_tokens"] + 50
 
 
 async def test_a_call_that_can_be_told_to_end_ends_at_its_next_token_and_is_counted_to_it():
@@ -212,7 +212,7 @@ async def test_a_call_that_has_failed_is_made_anew():
     result = await rig.ask()
     assert text_of(result) == "\n\n".join(SMALL)
     assert rig.small.begun.count(AFTER_TWO) == 2
-    assert result["trim"]["spend"]["small"]["failed_calls"] == 1
+    assert result["trim"]["usage"]["small"]["failed_calls"] == 1
     assert bill(result)["unaccounted_tokens"] == 512
 
 
@@ -379,14 +379,14 @@ async def test_a_usage_callback_counts_what_was_thrown_away():
     usage = UsageMetadataCallbackHandler()
     result = await rig.ask({"callbacks": [usage]})
     for writer, name in (("small", "tiny"), ("large", "huge")):
-        spend = result["trim"]["spend"][writer]
+        spend = result["trim"]["usage"][writer]
         told = usage.usage_metadata[name]
         assert (told["input_tokens"], told["output_tokens"]) == (
             spend["input_tokens"],
             spend["output_tokens"],
         )
     message = result["messages"][-1].usage_metadata
-    spend = result["trim"]["spend"]
+    spend = result["trim"]["usage"]
     assert message["output_tokens"] == spend["small"]["output_tokens"] + spend["large"]["output_tokens"]
 
 
@@ -413,7 +413,7 @@ async def test_a_run_that_is_cancelled_leaves_nothing_and_is_charged_when_it_goe
     await nothing_left()
     assert rig.small.cancelled == [AFTER_TWO]
     stored = (await rig.graph.aget_state(config)).values
-    assert stored["spend"]["lookahead"]["discarded"] == 0
+    assert stored["usage"]["lookahead"]["discarded"] == 0
     rig.small.hangs = frozenset()
     result = await rig.graph.ainvoke(None, config)
     assert text_of(result) == "\n\n".join(SMALL)
@@ -466,7 +466,7 @@ async def test_a_call_may_switch_it_on_or_off():
 async def test_inside_an_application():
     parent = StateGraph(MessagesState).add_node("solve", Rig().graph).add_edge(START, "solve").compile()
     result = await parent.ainvoke(GIVEN)
-    assert result["messages"][-1].response_metadata["trim"]["spend"]["lookahead"]["taken"] == 3
+    assert result["messages"][-1].response_metadata["trim"]["usage"]["lookahead"]["taken"] == 3
     await nothing_left()
 
 
@@ -479,7 +479,7 @@ async def test_as_a_chat_model():
         lookahead=True,
     )
     message = await model.ainvoke("2 + 2?")
-    assert message.response_metadata["trim"]["spend"]["lookahead"]["taken"] == 3
+    assert message.response_metadata["trim"]["usage"]["lookahead"]["taken"] == 3
     chunks = [chunk.text async for chunk in model.astream("2 + 2?")]
     assert "".join(chunks) == "\n\n".join(SMALL)
     await nothing_left()
@@ -580,7 +580,7 @@ def test_answers_and_decisions_are_those_without(
     assert text_of(ahead) == text_of(plain)
     for channel in ("steps", "scores", "decisions", "stopped", "notes", "memory"):
         assert after[channel] == before[channel], channel
-    spend, without, told = ahead["trim"]["spend"], plain["trim"]["spend"], bill(ahead)
+    spend, without, told = ahead["trim"]["usage"], plain["trim"]["usage"], bill(ahead)
     for part in ("large", "scorer", "unaccounted_tokens", "overshoot_tokens"):
         assert spend[part] == without[part]
     # Each call is a step's, as without, or was given up; and each is on the bill.

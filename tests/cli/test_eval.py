@@ -293,7 +293,7 @@ def test_an_evaluation_asks_nobody_and_draws_from_no_account(world, run):
         f"{parts}policy: {{type: threshold, t: 0.5}}\n"
         "budget: {large_tokens: 20, on_exhausted: ask}\n"
         "settings: {ask_below: 0.5}\n"
-        "allowances: {user: {large_tokens: 8}}\nledger: sqlite:spend.db\n"
+        "quotas: {user: {large_tokens: 8}}\nledger: sqlite:spend.db\n"
     )
     result = evaluate(run, "--config", "trim.yaml", n=3)
     assert result.exit_code == 0, result.output

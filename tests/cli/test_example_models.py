@@ -46,7 +46,7 @@ def test_a_budget_holds_on_real_models(here, run):
     (problem,) = problems("hard", 1)
     result = run("solve", problem.question, "--threshold", "1", "--large-tokens", "20", "--json")
     record = json.loads(result.stdout)
-    assert 0 < record["summary"]["spend"]["large"]["output_tokens"] <= 20
+    assert 0 < record["summary"]["usage"]["large"]["output_tokens"] <= 20
     assert record["steps"][-1]["writer"] == "small"
 
 

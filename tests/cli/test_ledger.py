@@ -4,16 +4,16 @@ import json
 
 import pytest
 
-from trim_graph.budget.ledger import Amount, open_ledger
+from trim_graph.budget.ledger import LargeUsage, open_ledger
 
 
 @pytest.fixture
 def spend(world):
     with open_ledger("sqlite:spend.db", reservation_s=1e-9) as ledger:
-        ledger.reserve("user:ada", "run.0.a", lambda used: Amount(30, 1, 0.5))
-        ledger.reserve("user:eve", "run.1.b", lambda used: Amount(7, 1, 0.0))
+        ledger.reserve("user:ada", "run.0.a", lambda used: LargeUsage(30, 1, 0.5))
+        ledger.reserve("user:eve", "run.1.b", lambda used: LargeUsage(7, 1, 0.0))
     with open_ledger("sqlite:spend.db") as ledger:
-        ledger.reserve("user:ada", "run.2.c", lambda used: Amount(1, 1, 0.0))
+        ledger.reserve("user:ada", "run.2.c", lambda used: LargeUsage(1, 1, 0.0))
         yield ledger
 
 
@@ -36,7 +36,7 @@ def test_what_is_set_aside_is_listed(spend, run):
 def test_one_is_given_back(spend, run):
     told = run("ledger", "release", "sqlite:spend.db", "--account", "user:ada", "--entry", "run.2.c")
     assert told.stdout.splitlines()[-1] == "1 reservation given back"
-    assert spend.used("user:ada") == Amount(30, 1, 0.5)
+    assert spend.used("user:ada") == LargeUsage(30, 1, 0.5)
 
 
 def test_those_that_have_expired_are_given_back_or_charged(spend, run):
@@ -44,8 +44,8 @@ def test_those_that_have_expired_are_given_back_or_charged(spend, run):
     told = run(*options, "--account", "user:ada", "--charge")
     assert told.stdout.splitlines()[-1] == "1 reservation charged in full"
     assert run(*options, "--account", "user:eve").stdout.splitlines()[-1] == "1 reservation given back"
-    assert spend.used("user:ada") == Amount(31, 2, 0.5)
-    assert spend.used("user:eve") == Amount()
+    assert spend.used("user:ada") == LargeUsage(31, 2, 0.5)
+    assert spend.used("user:eve") == LargeUsage()
     assert [one.entry for one in spend.reservations()] == ["run.2.c"]
     assert run(*options, "--account", "user:eve").stdout == "0 reservations given back\n"
 
@@ -77,7 +77,7 @@ def test_what_cannot_be_done_is_a_line(spend, run, arguments, said):
 
 
 def test_a_name_with_a_line_break_makes_no_line(spend, run):
-    spend.reserve("user:ada\nuser:bob", "run.3.d", lambda used: Amount(1, 1, 0.0))
+    spend.reserve("user:ada\nuser:bob", "run.3.d", lambda used: LargeUsage(1, 1, 0.0))
     told = run("ledger", "list", "sqlite:spend.db")
     assert len(told.stdout.splitlines()) == 5
     assert "user:ada\\nuser:bob run.3.d" in told.stdout

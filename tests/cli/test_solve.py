@@ -37,7 +37,7 @@ def test_json(world, run):
     assert [step["writer"] for step in record["steps"]] == ["small", "large", "small", "small"]
     assert record["steps"][1]["discarded"]["score"] == 0.1
     assert record["steps"][1]["score"] == 0.9  # scored with the draft after it
-    assert record["summary"]["spend"]["large"]["calls"] == 1
+    assert record["summary"]["usage"]["large"]["calls"] == 1
 
 
 def test_space_in_the_problem_does_not_matter(world, run):
@@ -247,7 +247,7 @@ def test_a_run_that_asks_says_how_it_is_answered(world, run):
     assert json.loads(again.stdout)["asked"]["limit"] == "large_calls"
     by_hand = "{step: 'Step 2: 46 * 7 = 322, keep 22.'}"
     run("solve", *options, "--thread", "a", "--resume", "--answer", by_hand)
-    done = run("solve", *options, "--thread", "a", "--resume", "--answer", "{go_on: small}")
+    done = run("solve", *options, "--thread", "a", "--resume", "--answer", "{continue_with: small}")
     assert "  2  person     -  by_hand    Step 2: 46 * 7 = 322, keep 22." in done.stdout
     assert "\nperson  1 step\n" in done.stdout
     assert "answer  17" in done.stdout
@@ -257,8 +257,11 @@ def test_a_run_that_asks_says_how_it_is_answered(world, run):
     ("arguments", "said"),
     [
         (("--thread", "a", "--resume", "--answer", "{more: 5}"), "--answer is not valid: more: Input should"),
-        (("--thread", "a", "--resume", "--answer", "{go_on"), "--answer '{go_on' is neither a name"),
-        ((CHAIN, "--answer", "{go_on: small}"), "--answer needs --resume"),
+        (
+            ("--thread", "a", "--resume", "--answer", "{continue_with"),
+            "--answer '{continue_with' is neither a name",
+        ),
+        ((CHAIN, "--answer", "{continue_with: small}"), "--answer needs --resume"),
     ],
 )
 def test_an_answer_that_cannot_be_meant_is_refused(world, run, arguments, said):
@@ -317,7 +320,7 @@ def test_an_answer_to_nothing_is_refused_before_the_run_goes_on(world, run):
             {"messages": [("user", CHAIN)]}, place, interrupt_before=["generate_step"], durability="sync"
         )
         before = graph.get_state(place).config
-    told = run("solve", *options, "--thread", "a", "--resume", "--answer", "{go_on: stop}")
+    told = run("solve", *options, "--thread", "a", "--resume", "--answer", "{continue_with: stop}")
     assert told.exit_code == 2
     assert told.stderr.endswith(
         "the run of thread 'a' has asked nothing: leave out --answer to go on with it\n"

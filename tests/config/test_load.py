@@ -103,7 +103,7 @@ def test_relative_paths_are_relative_to_the_file(tmp_path, monkeypatch):
 
 
 def test_run_settings_are_those_of_the_graph():
-    known = set(Settings.model_fields) - {"budget", "allowances", "prices", "policy"}
+    known = set(Settings.model_fields) - {"budget", "quotas", "prices", "policy"}
     assert set(FileSettings.model_fields) == known
     assert FileSettings().model_dump() == Settings().model_dump(include=known)
     assert FileSettings.model_config == Part.model_config
@@ -428,13 +428,13 @@ def test_the_format_of_a_reward_model(write, kind):
     ("added", "told"),
     [
         (
-            "allowances: {user: {large_tokens: 5}}",
-            "allowances need a ledger that counts: add for example ledger",
+            "quotas: {user: {large_tokens: 5}}",
+            "quotas need a ledger that counts: add for example ledger",
         ),
         ("ledger: none", "ledger: cannot be none: choose memory, sqlite:PATH, postgresql://"),
         ("ledger: redis", "ledger: is not one of the choices: choose memory"),
         ("ledger: postgresql://u:secret@h/d", "ledger: holds a password; set PGPASSWORD"),
-        ("ledger: memory\nallowances: {user: {tokens: 5}}", r"allowances\.user\.tokens"),
+        ("ledger: memory\nallowances: {user: {tokens: 5}}", r"quotas\.user\.tokens"),
     ],
 )
 def test_a_ledger_and_allowances_go_together(write, added, told):

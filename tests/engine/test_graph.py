@@ -33,5 +33,5 @@ def test_a_configuration_names_engines(small, large, scorer):
         )
     )
     result = build_graph(config).invoke({"messages": [("user", ASKED[0].question)]})
-    assert result["trim"]["spend"]["scorer"]["calls"] > 0
+    assert result["trim"]["usage"]["scorer"]["calls"] > 0
     assert is_right(ASKED[0], result["messages"][-1].text)

@@ -57,7 +57,7 @@ class World:
             right &= regenerate or wrong < score
         spend = {"large": {"output_tokens": tokens}, "unaccounted_tokens": 0}
         message = SimpleNamespace(text="right" if right else "wrong")
-        return {"messages": [message], "trim": {"spend": spend, "cost": 0.01 + tokens / 1000}}
+        return {"messages": [message], "trim": {"usage": spend, "cost": 0.01 + tokens / 1000}}
 
     def calibrator(self, **more):
         return Calibrator(self.build, self.questions, scores=lambda: sorted(self.scores), **more)

@@ -24,7 +24,7 @@ class Slow:
         if number == 3:
             raise ConnectionError("gone")
         spend = {"large": {"output_tokens": number}, "unaccounted_tokens": 100}
-        return {"messages": [AIMessage(f"is {number}")], "trim": {"spend": spend}}
+        return {"messages": [AIMessage(f"is {number}")], "trim": {"usage": spend}}
 
 
 def questions(n):

@@ -79,7 +79,7 @@ COMMANDS = {
     "solve, as text": Command(f"solve '{CHAIN}' --policy '{{type: random_rate, rate: 1}}' --large-calls 2"),
     "solve, asks": Command(f"solve '{CHAIN}' --config asking.yaml --thread a --json"),
     "solve, answered": Command(
-        "solve --config asking.yaml --thread a --resume --answer '{go_on: small}' --json"
+        "solve --config asking.yaml --thread a --resume --answer '{continue_with: small}' --json"
     ),
     "solve, wrong policy": Command(f"solve '{CHAIN}' --policy nonsense"),
     "demo": Command("demo -n 2 --concurrency 1 --json demo.json", ("demo.json",), prints=False),

@@ -50,7 +50,7 @@ from trim_graph import (
 )
 from trim_graph.adapters import ContextLengthError, TokenProbability
 from trim_graph.agents import TrimMiddleware
-from trim_graph.budget.usage import Amount
+from trim_graph.budget.usage import LargeUsage
 from trim_graph.examples.arithmetic import WEIGHTS
 from trim_graph.policies import (
     Choice,
@@ -246,10 +246,10 @@ def with_ledger(
     """Play with accounts of thread and user; other runs of the user have ``used`` so many tokens."""
     with TemporaryDirectory() as folder, open_ledger(spec.replace("FOLDER", folder)) as ledger:
         if used:
-            ledger.reserve("user:ada", "another run", lambda before: Amount(used, 1, 0.0))
-            ledger.settle("user:ada", "another run", Amount(used, 1, 0.0))
+            ledger.reserve("user:ada", "another run", lambda before: LargeUsage(used, 1, 0.0))
+            ledger.settle("user:ada", "another run", LargeUsage(used, 1, 0.0))
         settings = {
-            "allowances": {"thread": {"large_tokens": 40}, "user": {"large_tokens": 60, "large_calls": 5}},
+            "quotas": {"thread": {"large_tokens": 40}, "user": {"large_tokens": 60, "large_calls": 5}},
             "drives": {"context": {"trim": TrimContext(user="ada")}},
             **settings,
         }
@@ -265,12 +265,12 @@ def taken_meanwhile() -> dict[str, Any]:
                 return getattr(ledger, name)
 
             def reserve(self, account: str, entry: str, ask: Any) -> Any:
-                ledger.reserve("user:ada", "another run", lambda used: Amount(58, 1, 0.0))
+                ledger.reserve("user:ada", "another run", lambda used: LargeUsage(58, 1, 0.0))
                 return ledger.reserve(account, entry, ask)
 
         return play(
             ledger=Contended(),
-            allowances={"user": {"large_tokens": 60}},
+            quotas={"user": {"large_tokens": 60}},
             drives={"context": TrimContext(user="ada")},
         )
 
@@ -556,8 +556,8 @@ SCENARIOS: dict[str, Scenario] = {
             "by hand": {"step": "by hand\n\nand more"},
             "by hand, the last": {"step": "so \\boxed{7}", "ends": True},
             "more budget": {"more": {"large_tokens": 5}},
-            "on small": {"go_on": "small"},
-            "stop": {"go_on": "stop"},
+            "on small": {"continue_with": "small"},
+            "stop": {"continue_with": "stop"},
             "wrong": {"mor": 5},
         }.items()
     },
@@ -567,14 +567,14 @@ SCENARIOS: dict[str, Scenario] = {
         )
         for name, answers in {
             "more": ({"more": {"large_calls": 2}}, {"more": {"large_calls": 1, "large_tokens": 50}}),
-            "accept": ({"decision": "accept"}, {"decision": "accept"}, {"go_on": "small"}),
+            "accept": ({"decision": "accept"}, {"decision": "accept"}, {"continue_with": "small"}),
             "by hand": ({"step": "by hand"}, {"step": "end", "ends": True}),
-            "on small": ({"go_on": "small"},),
-            "stop": ({"go_on": "stop"},),
+            "on small": ({"continue_with": "small"},),
+            "stop": ({"continue_with": "stop"},),
         }.items()
     },
     "person at a spent budget, without a draft": lambda: play(
-        {"go_on": "small"},
+        {"continue_with": "small"},
         policy=large_only(),
         scorer=None,
         budget=Budget(large_tokens=3, min_tokens=3, on_exhausted="ask"),
@@ -595,7 +595,7 @@ SCENARIOS: dict[str, Scenario] = {
         budget=ASKS,
     ),
     "person, small failed and budget spent": lambda: play(
-        {"go_on": "small"},
+        {"continue_with": "small"},
         small=FailingModel(script=SMALL, fails_at=(1,)),
         on_small_error="large",
         policy=always,
@@ -758,7 +758,7 @@ SCENARIOS: dict[str, Scenario] = {
         "And again?",
         plays=agent,
         policy=always,
-        allowances={"thread": {"large_tokens": 40}, "user": {"large_calls": 3}},
+        quotas={"thread": {"large_tokens": 40}, "user": {"large_calls": 3}},
     ),
     "agent, ledger exhausted by other runs": lambda: with_ledger(used=60, plays=agent),
     "agent, crash of another process": agent_crash_of_another_process,
@@ -803,8 +803,8 @@ def record_of(name: str) -> dict[str, Any]:
             for key in ("summary", "trim"):
                 if one.get(key) == summary:
                     one[key] = "= state.trim"
-        if summary["spend"] == state.get("spend"):
-            state["trim"] = {**summary, "spend": "= state.spend"}
+        if summary["usage"] == state.get("usage"):
+            state["trim"] = {**summary, "usage": "= state.spend"}
     return played
 
 

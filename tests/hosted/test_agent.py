@@ -65,7 +65,7 @@ async def test_turns_are_routed_between_hosted_models(serve, tools, asynchronous
     # A model's own limit stays where it is the lower one.
     assert {body["max_completion_tokens"] for body in asked["small"]} == {300}
     assert [body["max_completion_tokens"] for body in asked["large"]] == [500]
-    spend = result["trim"]["spend"]
+    spend = result["trim"]["usage"]
     for writer in ("small", "large"):
         assert usage.usage_metadata[writer]["output_tokens"] == spend[writer]["output_tokens"]
 

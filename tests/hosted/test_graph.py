@@ -61,8 +61,8 @@ async def test_every_manner_gives_the_solution_of_exact_continuation(
         assert summary["stopped"] == "finished"
         assert summary["decisions"] == exact["trim"]["decisions"]
         assert summary["scores"] == pytest.approx(exact["trim"]["scores"])
-        assert summary["spend"]["overshoot_tokens"] == 0
-        extra = summary["spend"]["small"]["calls"] - exact["trim"]["spend"]["small"]["calls"]
+        assert summary["usage"]["overshoot_tokens"] == 0
+        extra = summary["usage"]["small"]["calls"] - exact["trim"]["usage"]["small"]["calls"]
         assert extra == (1 if manner == "forgetful" else 0)
     assert not any("stop" in body for body in server.requests)
 
@@ -101,7 +101,7 @@ def test_every_token_of_every_call_is_counted_once(serve):
     server.answer = billing
     with get_usage_metadata_callback() as counted:
         result = ask(graph)
-    spend = result["trim"]["spend"]
+    spend = result["trim"]["usage"]
     for writer in ("small", "large"):
         assert [spend[writer]["input_tokens"], spend[writer]["output_tokens"]] == billed[writer]
         told = counted.usage_metadata[writer]
@@ -126,7 +126,7 @@ def test_the_budget_reaches_the_server_as_max_tokens(serve):
     limits = [b["max_completion_tokens"] for b in server.requests if b["model"] == "large"]
     assert limits
     assert limits[0] <= 60
-    assert summary["spend"]["large"]["output_tokens"] <= 60 + len(limits)
+    assert summary["usage"]["large"]["output_tokens"] <= 60 + len(limits)
     assert max(b["max_completion_tokens"] for b in server.requests if b["model"] == "small") == 40
 
 
@@ -134,7 +134,7 @@ def test_the_limit_on_cost_counts_what_is_really_sent(serve):
     prices = Prices(large=ModelPrice(input=1000.0, output=1.0))
     server = serve(Arithmetic(ASKED))
     result = ask(solver(server, policy=large_only(), budget=Budget(large_cost=0.7), prices=prices))
-    assert result["trim"]["spend"]["large"]["calls"] >= 1
+    assert result["trim"]["usage"]["large"]["calls"] >= 1
     assert result["trim"]["cost"] <= 0.7
 
 
@@ -143,7 +143,7 @@ def test_a_model_that_ignores_its_token_limit_is_reported(serve):
     server_cut = server.answer
     server.answer = lambda body: server_cut({**body, "max_completion_tokens": None})
     result = ask(solver(server, policy=large_only(), budget=Budget(large_tokens=20), max_step_tokens=20))
-    assert result["trim"]["spend"]["overshoot_tokens"] > 20
+    assert result["trim"]["usage"]["overshoot_tokens"] > 20
 
 
 def test_a_step_cut_off_by_its_token_limit_is_carried_on(serve):
@@ -209,8 +209,8 @@ def test_a_failing_server_takes_the_declared_way_out(serve):
         return Answer("I would say it is fine.") if body["model"] == "judge" else script(body)
 
     result = ask(solver(serve(no_judge), on_scorer_error="accept"))
-    assert result["trim"]["spend"]["scorer"]["failed_calls"] > 0
-    assert result["trim"]["spend"]["scorer"]["input_tokens"] > 0
+    assert result["trim"]["usage"]["scorer"]["failed_calls"] > 0
+    assert result["trim"]["usage"]["scorer"]["input_tokens"] > 0
 
 
 def test_token_probability_scores_hosted_models(serve):

@@ -209,7 +209,7 @@ def test_a_large_call_cut_by_the_deadline_is_charged_and_said(make, clock):
     summary = rig.ask()["trim"]
     assert summary["stopped"] == "deadline"
     assert summary["tokens"]["large_unaccounted"] == 100
-    assert summary["spend"]["large"]["calls"] == 1
+    assert summary["usage"]["large"]["calls"] == 1
     assert summary["cost"] > 100 * 10 / 1e6, "the prompt has a price too"
     assert any("limit on seconds; 100 tokens" in note for note in summary["notes"])
 
@@ -284,7 +284,7 @@ def test_a_large_call_lost_in_a_crash_is_charged_and_said(make):
     events = list(rig.graph.stream(None, THREAD, stream_mode="custom"))
     summary = events[-1]["summary"]
     assert summary["tokens"]["large_unaccounted"] == 40
-    assert summary["spend"]["large"]["calls"] == 2
+    assert summary["usage"]["large"]["calls"] == 2
     assert summary["cost"] == pytest.approx((40 + 3) * 10 / 1e6)
     (note,) = summary["notes"]
     assert "crash; 40 tokens were charged" in note
@@ -343,6 +343,6 @@ def test_a_killed_process_costs_one_steps_tokens_and_no_accepted_step(make, tmp_
     assert result["messages"][-1].content == "small one\n\nLARGE two\n\nend"
     assert len(rig.small.calls) == 1
     assert summary["tokens"]["large_unaccounted"] == 40
-    assert summary["spend"]["large"]["calls"] == 2
+    assert summary["usage"]["large"]["calls"] == 2
     assert rig.large.calls[0]["max_tokens"] == 40
     assert any("crash" in note for note in summary["notes"])

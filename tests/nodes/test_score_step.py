@@ -196,9 +196,9 @@ class Judging:
 def test_what_a_scorer_writes_is_on_the_bill(make, asynchronously):
     rig = make(scorer=Judging(), prices={"scorer": {"input": 1, "output": 10}})
     summary = rig.solve(asynchronously=asynchronously)["trim"]
-    calls = summary["spend"]["scorer"]["calls"]
+    calls = summary["usage"]["scorer"]["calls"]
     assert calls == 4
-    assert summary["spend"]["scorer"]["output_tokens"] == summary["tokens"]["scorer_output"] == 40 * calls
+    assert summary["usage"]["scorer"]["output_tokens"] == summary["tokens"]["scorer_output"] == 40 * calls
     assert summary["tokens"]["scorer"] == 100 * calls
     assert summary["cost"] == pytest.approx(calls * (100 * 1 + 40 * 10) / 1e6)
     assert summary["notes"] == [
@@ -214,7 +214,7 @@ def test_a_scorer_that_fails_has_cost_what_it_told(make):
 
     rig = make(scorer=fails, on_scorer_error="accept", prices={"scorer": {"input": 1, "output": 10}})
     summary = rig.ask()["trim"]
-    assert summary["spend"]["scorer"] == {
+    assert summary["usage"]["scorer"] == {
         "calls": 4,
         "input_tokens": 28,
         "output_tokens": 36,
@@ -229,7 +229,7 @@ def test_a_run_of_a_release_that_did_not_count_it_goes_on(make):
     rig = make(scorer=Judging(), checkpointer=InMemorySaver())
     thread = {"configurable": {"thread_id": "1"}}
     rig.ask(config=thread, interrupt_before=["score_step"])
-    spend = rig.graph.get_state(thread).values["spend"]
+    spend = rig.graph.get_state(thread).values["usage"]
     spend = {**spend, "scorer": {k: v for k, v in spend["scorer"].items() if k != "output_tokens"}}
-    rig.graph.update_state(thread, {"spend": spend}, as_node="generate_step")
+    rig.graph.update_state(thread, {"usage": spend}, as_node="generate_step")
     assert rig.graph.invoke(None, thread)["trim"]["tokens"]["scorer_output"] == 40 * 4

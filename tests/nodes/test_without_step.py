@@ -50,7 +50,7 @@ def test_thoughts_that_use_up_all_tokens_are_named_and_not_paid_for_again(make, 
         + " into thoughts that are not shown; raise max_step_tokens, or have it think less"
     ]
     assert len(small.calls) == 2
-    spent = result["trim"]["spend"]["small"]
+    spent = result["trim"]["usage"]["small"]
     assert (spent["output_tokens"], spent["failed_calls"]) == (small.calls[0]["tokens"] + 512, 1)
 
 
@@ -83,7 +83,7 @@ def test_neither_model_is_asked_for_ever_and_the_limit_holds(make):
     )
     result = rig.ask()
     assert result["trim"]["stopped"] == "failed"
-    assert result["trim"]["spend"]["large"]["output_tokens"] == 512 + 512 + 176
+    assert result["trim"]["usage"]["large"]["output_tokens"] == 512 + 512 + 176
     assert {note.split(" wrote")[0] for note in notes(result)} == {"the small model", "the large model"}
 
 
@@ -125,7 +125,7 @@ def test_an_answer_that_adds_nothing_is_asked_for_a_few_times_only(make):
         )
     )
     result = make(silent, policy=small_only()).ask()
-    assert result["trim"]["spend"]["small"]["calls"] == MAX_IDLE
+    assert result["trim"]["usage"]["small"]["calls"] == MAX_IDLE
     assert "4 tokens of its answer were used up before it showed any text" in notes(result)[0]
 
 
@@ -157,7 +157,7 @@ def test_an_answer_that_is_a_failure_takes_the_declared_way_out(make, monkeypatc
     assert result["trim"]["steps"][other] > 0
     assert any("content_filter" in note for note in result["trim"]["notes"])
     failing = getattr(rig, writer)
-    spent = result["trim"]["spend"]
+    spent = result["trim"]["usage"]
     assert spent[writer]["output_tokens"] == sum(call["tokens"] for call in failing.calls)
     assert spent["unaccounted_tokens"] == 0
     with pytest.raises(ModelServerError, match="content_filter"):

@@ -133,7 +133,7 @@ def test_a_probe_is_one_token_that_carries_on_the_accepted_steps(make):
 def test_its_token_prompt_and_call_are_spent_by_the_small_model_and_discarded(make):
     rig = rig_of(make, scorer=None)
     summary = rig.ask()["trim"]
-    spent = summary["spend"]["small"]
+    spent = summary["usage"]["small"]
     assert spent["calls"] == len(rig.small.calls) == 7
     assert spent["input_tokens"] == sum(call["prompt_tokens"] for call in rig.small.calls)
     assert summary["tokens"]["small_discarded"] == 4
@@ -146,7 +146,13 @@ def test_it_is_told_to_the_stream_before_the_step(make):
     told = [(e["event"], e["step"]) for e in events if e["event"] in ("probe", "accepted")]
     assert told == [(event, step) for step in range(4) for event in ("probe", "accepted")]
     first = next(e for e in events if e["event"] == "probe")
-    assert first == {"type": "trim", "event": "probe", "step": 0, "entropy": 0.2, "untold": 0.0}
+    assert first == {
+        "type": "trim",
+        "event": "probe",
+        "step": 0,
+        "entropy": 0.2,
+        "unobserved_probability": 0.0,
+    }
 
 
 async def test_its_call_has_a_tag_of_its_own_and_shows_no_text(make):
@@ -167,7 +173,7 @@ def test_with_a_threshold_drafts_are_scored_and_steps_of_the_probe_are_not(make)
     summary = rig.ask()["trim"]
     assert [step["writer"] for step in rig.steps()] == ["small", "large", "large", "small"]
     assert summary["decisions"] == {"accept": 2, "regenerate": 1}
-    assert summary["spend"]["scorer"]["calls"] == 3
+    assert summary["usage"]["scorer"]["calls"] == 3
 
 
 def test_while_the_large_model_stays_nothing_is_probed(make):
@@ -267,7 +273,7 @@ def cut_probe(messages, **call):
 def test_a_probe_cut_before_its_token_is_asked_again_and_at_last_given_up(make):
     rig = make(Exact(cut_probe), policy=entropy_probe(1.0), scorer=None)
     summary = rig.ask()["trim"]
-    assert (summary["stopped"], summary["spend"]["small"]["calls"]) == ("no_step", 3)
+    assert (summary["stopped"], summary["usage"]["small"]["calls"]) == ("no_step", 3)
 
 
 # What can go wrong
@@ -339,7 +345,7 @@ def test_a_failed_probe_has_the_way_out_of_the_small_model(make, asynchronously)
     rig = make(RunnableLambda(fail), policy=entropy_probe(1.0), scorer=None, on_small_error="large")
     summary = rig.solve(asynchronously=asynchronously)["trim"]
     assert summary["steps"] == {"small": 0, "large": 4}
-    assert summary["spend"]["small"]["failed_calls"] == 4
+    assert summary["usage"]["small"]["failed_calls"] == 4
     with pytest.raises(ConnectionError):
         make(RunnableLambda(fail), policy=entropy_probe(1.0), scorer=None).ask()
 
@@ -362,10 +368,10 @@ def test_the_state_holds_two_numbers_of_a_probe(make):
     rig = rig_of(make, scorer=None, checkpointer=InMemorySaver())
     config = {"configurable": {"thread_id": "1"}}
     rig.ask(config=config)
-    orders = [s.values.get("order") for s in rig.graph.get_state_history(config)]
+    orders = [s.values.get("request") for s in rig.graph.get_state_history(config)]
     told = [order["probe"] for order in orders if order and "probe" in order]
-    assert {"entropy": 2.0, "untold": 0.0} in told
-    assert all(set(probe) == {"entropy", "untold"} for probe in told)
+    assert {"entropy": 2.0, "unobserved_probability": 0.0} in told
+    assert all(set(probe) == {"entropy", "unobserved_probability"} for probe in told)
 
 
 def test_a_call_and_a_configuration_may_name_it(make):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from step_worlds import world
 
 from trim_graph import Budget, SettingsError
-from trim_graph.budget import BudgetLeft
+from trim_graph.budget import RemainingBudget
 from trim_graph.config import make_config
 from trim_graph.policies import load_policy, save_policy
 from trim_graph.policies.base import Observation
@@ -32,7 +32,7 @@ def seen(score, *, scores=(), writers=None, left=None, memory=None, **rest):
         scores=tuple(scores),
         writers=tuple(writers or ["small"] * len(scores)),
         score=score,
-        budget_left=BudgetLeft(large_tokens=left),
+        budget_left=RemainingBudget(large_tokens=left),
         memory=memory,
     )
 
@@ -126,7 +126,7 @@ def test_it_pays_while_it_can_and_where_it_counts():
     doubtful = [seen(score, scores=[0.95]) for score in (0.5, 0.7)]
     with_much, with_little = (
         [
-            policy.decide(dataclasses.replace(one, budget_left=BudgetLeft(large_tokens=left))).value
+            policy.decide(dataclasses.replace(one, budget_left=RemainingBudget(large_tokens=left))).value
             for one in doubtful
         ]
         for left in (500, 20)
@@ -135,8 +135,13 @@ def test_it_pays_while_it_can_and_where_it_counts():
     assert with_little == ["accept"] * 2
     slip = seen(0.05, scores=[0.95], left=20)
     assert policy.decide(slip).value == "regenerate"
-    assert policy.decide(dataclasses.replace(slip, budget_left=BudgetLeft(large_tokens=19))).value == "accept"
-    assert policy.decide(dataclasses.replace(slip, budget_left=BudgetLeft(large_calls=0))).value == "accept"
+    assert (
+        policy.decide(dataclasses.replace(slip, budget_left=RemainingBudget(large_tokens=19))).value
+        == "accept"
+    )
+    assert (
+        policy.decide(dataclasses.replace(slip, budget_left=RemainingBudget(large_calls=0))).value == "accept"
+    )
     # At the end nothing is worth saving for.
     last = seen(0.5, scores=[0.95] * 5, left=20, draft_ends=True)
     assert policy.decide(last).value == "regenerate"

@@ -170,12 +170,12 @@ def test_runs_on_many_threads_share_an_account_of_the_same_database(spec):
             policy=threshold(0.5),
             checkpointer=checkpointer,
             ledger=ledger,
-            allowances={"user": {"large_calls": 5}},
+            quotas={"user": {"large_calls": 5}},
         )
         ada = TrimContext(user="ada")
         with ThreadPoolExecutor(4) as threads:
             runs = [threads.submit(graph.invoke, QUESTION, on(str(n)), context=ada) for n in range(4)]
-            calls = [run.result()["trim"]["spend"]["large"]["calls"] for run in runs]
+            calls = [run.result()["trim"]["usage"]["large"]["calls"] for run in runs]
         assert sum(calls) == ledger.used("user:ada").large_calls == 5
 
 

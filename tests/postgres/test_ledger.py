@@ -5,7 +5,7 @@ import psycopg
 import pytest
 
 from trim_graph import SettingsError
-from trim_graph.budget.ledger import Amount, open_ledger
+from trim_graph.budget.ledger import LargeUsage, open_ledger
 
 
 @pytest.fixture
@@ -55,13 +55,13 @@ def test_a_ledger_of_an_earlier_release_goes_on(database, monkeypatch):
         connection.execute(OLD, prepare=False)
     for _ in range(2):
         with open_ledger("env:TRIM_TEST_LEDGER") as ledger:
-            assert ledger.used("user:ada") == Amount(48, 5, 0.75)
+            assert ledger.used("user:ada") == LargeUsage(48, 5, 0.75)
             (old,) = ledger.reservations()
             assert (old.owner, old.since, old.expired()) == (None, None, True)
     with open_ledger("env:TRIM_TEST_LEDGER") as ledger:
-        assert ledger.reserve("user:ada", "new", ledgers.up_to(50, 9)) == Amount(2, 1, 0.002)
+        assert ledger.reserve("user:ada", "new", ledgers.up_to(50, 9)) == LargeUsage(2, 1, 0.002)
         assert ledger.release("user:ada", "run.4")
-        assert ledger.used("user:ada") == Amount(42, 5, 0.502)
+        assert ledger.used("user:ada") == LargeUsage(42, 5, 0.502)
 
 
 def test_a_table_that_is_none_of_a_ledger_is_refused(database, monkeypatch):

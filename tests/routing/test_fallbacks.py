@@ -135,8 +135,8 @@ def test_a_run_that_raised_goes_on_from_its_checkpoint(how):
 def test_the_large_model_steps_in_for_the_small_one(how):
     result = run(graph_of(small=[1], on_small_error="large"), how)
     assert writers(result) == ["small", "large", "small", "small"]
-    assert result["spend"]["small"]["failed_calls"] == 1
-    assert result["spend"]["large"]["calls"] == 1
+    assert result["usage"]["small"]["failed_calls"] == 1
+    assert result["usage"]["large"]["calls"] == 1
     assert any("the small model failed: ModelServerError: the server is gone" in n for n in result["notes"])
 
 
@@ -158,7 +158,7 @@ def test_the_draft_stays_where_the_large_model_fails(how):
     # It is the very draft, with its score, and nothing was written or scored anew.
     assert result["steps"][0]["text"] == SMALL_STEPS[0]
     assert result["scores"]["0"] == 0.0
-    assert result["spend"]["small"]["calls"] == 4
+    assert result["usage"]["small"]["calls"] == 4
 
 
 def test_a_large_step_asked_for_at_once_falls_to_the_small_model():
@@ -189,7 +189,7 @@ def test_a_draft_that_cannot_be_scored(outcome, writer, how):
     result = run(graph_of(scorer=[1], on_scorer_error=outcome), how)
     assert writers(result) == ["small", writer, "small", "small"]
     assert fallbacks(result) == [(1, outcome, "the scorer failed")]
-    assert result["spend"]["scorer"]["failed_calls"] == 1
+    assert result["usage"]["scorer"]["failed_calls"] == 1
 
 
 def test_an_unscored_draft_stays_where_the_budget_refuses():
@@ -268,8 +268,8 @@ def test_a_full_context_ends_the_run_with_its_steps(how, error):
     assert result["messages"][-1].response_metadata["finish_reason"] == "length"
     assert result["trim"]["stopped"] == "length"
     assert "the context of the small model is full: the solution ends here" in result["trim"]["notes"]
-    assert result["spend"]["small"]["calls"] == 2
-    assert result["spend"]["unaccounted_tokens"] == 0
+    assert result["usage"]["small"]["calls"] == 2
+    assert result["usage"]["unaccounted_tokens"] == 0
 
 
 @pytest.mark.parametrize("declared", [{}, GO_ON])
@@ -287,8 +287,8 @@ def test_where_only_the_large_model_is_full_the_small_one_goes_on(how, error):
     assert writers(result) == ["large", "small", "small", "small"]
     assert result["stopped"] == "finished"
     assert "the context of the large model is full" in result["notes"]
-    assert result["spend"]["large"]["output_tokens"] == result["steps"][0]["tokens"]
-    assert result["spend"]["unaccounted_tokens"] == 0
+    assert result["usage"]["large"]["output_tokens"] == result["steps"][0]["tokens"]
+    assert result["usage"]["unaccounted_tokens"] == 0
     handed = run(graph_of(large=full_from(0), policy=lambda seen: "handover"), how)
     assert writers(handed) == ["small"] * 4
 
@@ -345,7 +345,7 @@ def test_contexts_that_fill_at_any_time_leave_a_solution(small, large, score, de
     result = run(graph_of(*models, score=score, **(GO_ON if declared else {})))
     assert result["stopped"] in ("finished", "length")
     assert result["steps"]
-    assert result["spend"]["unaccounted_tokens"] == 0
+    assert result["usage"]["unaccounted_tokens"] == 0
 
 
 # What failed attempts cost
@@ -354,22 +354,22 @@ def test_contexts_that_fill_at_any_time_leave_a_solution(small, large, score, de
 def test_tokens_nobody_told_are_charged_in_full():
     large = Failing(script=STEPS, fails_at=[0], begun=True)
     result = run(graph_of(large=large, score=0.0, max_step_tokens=50, on_large_error="accept"))
-    assert result["spend"]["unaccounted_tokens"] == 50
+    assert result["usage"]["unaccounted_tokens"] == 50
     refused = Failing(script=STEPS, fails_at=[0], begun=False)
     result = run(graph_of(large=refused, score=0.0, max_step_tokens=50, on_large_error="accept"))
-    assert result["spend"]["unaccounted_tokens"] == 0
+    assert result["usage"]["unaccounted_tokens"] == 0
 
 
 def test_tokens_told_are_counted():
     told = FailedAttempts(count=4, input_tokens=40, output_tokens=8, unknown=1)
     large = Failing(script=STEPS, fails_at=[0], told=told)
     result = run(graph_of(large=large, score=0.0, max_step_tokens=50, on_large_error="accept"))
-    spent = result["spend"]["large"]
+    spent = result["usage"]["large"]
     billed = [(call["prompt_tokens"], call["tokens"]) for call in large.calls]
     assert spent["input_tokens"] == 40 + sum(prompt for prompt, _ in billed)
     assert spent["output_tokens"] == 8 + sum(tokens for _, tokens in billed)
     assert (spent["failed_attempts"], spent["failed_calls"]) == (4, 1)
-    assert result["spend"]["unaccounted_tokens"] == 50
+    assert result["usage"]["unaccounted_tokens"] == 50
 
 
 @given(
@@ -394,7 +394,7 @@ def test_limits_hold_whatever_fails(small, large, scorer, begun, limit, on_score
             **{**GO_ON, "on_scorer_error": on_scorer_error},
         )
     )
-    spend = result["spend"]
+    spend = result["usage"]
     assert spend["large"]["output_tokens"] + spend["unaccounted_tokens"] <= limit
     assert spend["large"]["calls"] <= 4
     assert spend["large"]["output_tokens"] == sum(call["tokens"] for call in writer.calls)

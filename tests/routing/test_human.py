@@ -19,7 +19,7 @@ from langgraph.types import Command
 from pydantic import ValidationError
 
 from trim_graph import Budget, SettingsError, TrimContext, create_trim_chat_model, open_checkpointer
-from trim_graph.budget.ledger import Amount, MemoryLedger
+from trim_graph.budget.ledger import LargeUsage, MemoryLedger
 from trim_graph.policies import large_only, small_only, stay_on_large
 from trim_graph.routing.router import RECURSION_FLOOR
 from trim_graph.segmentation import delimiter, pattern
@@ -57,9 +57,9 @@ def test_a_spent_budget_shows_a_person_what_the_run_knows(make):
     assert question["steps"] == [{"text": "LARGE one", "writer": "large", "score": 1.0, "end": "delimiter"}]
     assert question["draft"] == {"text": "small two", "writer": "small", "score": 1.0, "end": "delimiter"}
     assert question["score"] == 1.0
-    assert question["spend"]["large"]["calls"] == 1
+    assert question["usage"]["large"]["calls"] == 1
     assert question["budget"] == {"large_calls": 1, "min_tokens": 8, "on_exhausted": "ask"}
-    assert set(question["answers"]) == {"more", "go_on", "step", "decision"}
+    assert set(question["answers"]) == {"more", "continue_with", "step", "decision"}
 
 
 @pytest.mark.parametrize("asynchronously", [False, True], ids=["sync", "async"])
@@ -85,7 +85,7 @@ def test_more_budget_lets_the_large_model_go_on(make, asynchronously):
 def test_go_on_small_asks_no_more_and_calls_the_large_model_no_more(make):
     rig = asking(make, ask_below=0.5)
     rig.ask(config=THREAD)
-    done = answer(rig, {"go_on": "small"})
+    done = answer(rig, {"continue_with": "small"})
     assert done["trim"]["steps"] == {"small": 3, "large": 1}
     assert done["trim"]["notes"] == ["a person had the small model go on alone"]
     assert len(rig.small.calls) == 4
@@ -95,7 +95,7 @@ def test_go_on_small_asks_no_more_and_calls_the_large_model_no_more(make):
 def test_stop_ends_the_run_with_the_steps_so_far(make):
     rig = asking(make)
     rig.ask(config=THREAD)
-    done = answer(rig, {"go_on": "stop"})
+    done = answer(rig, {"continue_with": "stop"})
     assert (done["trim"]["stopped"], done["messages"][-1].text) == ("person", "LARGE one")
 
 
@@ -114,7 +114,7 @@ def test_a_step_by_hand_takes_the_drafts_place(make):
     assert (summary["stopped"], summary["answer"]) == ("finished", "7")
     assert summary["steps"] == {"small": 0, "large": 1, "person": 3}
     assert summary["decisions"] == {"regenerate": 1, "by_hand": 2}
-    assert summary["tokens"]["small_discarded"] == summary["spend"]["small"]["output_tokens"]
+    assert summary["tokens"]["small_discarded"] == summary["usage"]["small"]["output_tokens"]
     record = rig.graph.get_state(THREAD).values["decisions"][1]
     assert (record["decision"], record["by"], record["score"]) == ("by_hand", "person", 1.0)
     assert record["discarded"]["text"] == "small two"
@@ -148,7 +148,7 @@ def test_a_step_by_hand_behind_a_thought_does_not_close_it_again(make):
     rig.ask(config=THREAD)
     done = answer(rig, {"step": "by hand"})
     while "__interrupt__" in done:
-        done = answer(rig, {"go_on": "small"})
+        done = answer(rig, {"continue_with": "small"})
     assert done["messages"][-1].text == "<think>one</think>by hand\n\ntwo"
 
 
@@ -169,7 +169,7 @@ def test_a_step_by_hand_is_separated_as_the_others_are(make, way):
     result = answer(rig, {"step": "by hand"})
     text = asked(result)["steps"] if "__interrupt__" in result else None
     assert [step["text"] for step in text] == ["small one", "by hand"]
-    done = answer(rig, {"go_on": "small"})
+    done = answer(rig, {"continue_with": "small"})
     assert done["messages"][-1].text == "small one\nby hand\nso it is \\boxed{4}"
 
 
@@ -187,13 +187,13 @@ def test_go_on_small_does_not_call_the_large_model_once_more(make, failing):
         large=ScriptedChatModel(script=grab),
         budget={"on_exhausted": "ask"},
         ledger=ledger,
-        allowances={"user": {"large_calls": 1}},
+        quotas={"user": {"large_calls": 1}},
     )
-    ledger.reserve("user:ada", "another's", lambda used: Amount(0, 1, 0.0))
+    ledger.reserve("user:ada", "another's", lambda used: LargeUsage(0, 1, 0.0))
     rig.graph.invoke({"messages": [("user", "?")]}, THREAD, context=TrimContext(user="ada"))
     if failing:  # there is some again, when the answer comes
-        ledger.settle("user:ada", "another's", Amount(0, 0, 0.0))
-    done = answer(rig, {"go_on": "small"})
+        ledger.settle("user:ada", "another's", LargeUsage(0, 0, 0.0))
+    done = answer(rig, {"continue_with": "small"})
     assert not calls
     assert done["trim"]["steps"] == {"small": 4, "large": 0}
 
@@ -215,7 +215,7 @@ def test_token_probabilities_know_no_doubt_of_a_person():
         ({"decision": "accept"}, "small one\n\nsmall two\n\nsmall three", 0),
         ({"decision": "regenerate"}, "small one\n\nLARGE two\n\nsmall three", 1),
         ({"decision": "handover"}, "small one\n\nLARGE two\n\nLARGE three", 1),
-        ({"go_on": "small"}, "small one\n\nsmall two\n\nsmall three", 0),
+        ({"continue_with": "small"}, "small one\n\nsmall two\n\nsmall three", 0),
         ({"step": "by hand"}, "small one\n\nby hand\n\nsmall three", 0),
         ({"more": {"large_tokens": 5}}, "small one\n\nLARGE two\n\nsmall three", 1),
     ],
@@ -299,14 +299,14 @@ def test_a_score_to_ask_below_needs_a_scorer(make):
         ({"more": {"tokens": 5}}, "more.tokens\n.*not permitted"),
         ({"more": {}}, "more of what"),
         ({"more": {"large_tokens": -5}}, "greater than or equal to 1"),
-        ({"go_on": "large"}, "'small' or 'stop'"),
+        ({"continue_with": "large"}, "'small' or 'stop'"),
         ({"step": " -- "}, "step is ' -- ': write at least one word or number"),
         (
-            {"step": "a", "go_on": "small"},
-            "exactly one of more, go_on, step, decision; there is go_on and step",
+            {"step": "a", "continue_with": "small"},
+            "exactly one of more, continue_with, step, decision; there is continue_with and step",
         ),
         ({"ends": True}, "there is none"),
-        ({"go_on": "stop", "ends": True}, "give the step too"),
+        ({"continue_with": "stop", "ends": True}, "give the step too"),
         ({"decision": "discard"}, "'accept', 'regenerate' or 'handover'"),
         ("yes", "valid dictionary"),
     ],
@@ -319,7 +319,7 @@ def test_a_wrong_answer_says_what_would_be_right_and_the_question_stays(make, wr
     assert is_invalid_resume(caught.value)
     (task,) = rig.graph.get_state(THREAD).tasks
     assert task.interrupts[0].value == question
-    assert answer(rig, {"go_on": "small"})["trim"]["stopped"] == "finished"
+    assert answer(rig, {"continue_with": "small"})["trim"]["stopped"] == "finished"
 
 
 def test_there_is_no_decision_on_a_draft_that_is_not_there(make):
@@ -336,7 +336,13 @@ def test_there_is_no_decision_on_a_draft_that_is_not_there(make):
 
 def test_the_form_of_an_answer_comes_with_the_question(make):
     (interrupt,) = asking(make).ask(config=THREAD)["__interrupt__"]
-    assert set(interrupt.response_schema["properties"]) == {"more", "go_on", "step", "ends", "decision"}
+    assert set(interrupt.response_schema["properties"]) == {
+        "more",
+        "continue_with",
+        "step",
+        "ends",
+        "decision",
+    }
 
 
 # The run while it waits, and afterwards
@@ -378,7 +384,7 @@ def test_events_tell_every_step_once(make):
     }
     resume = Command(resume={"step": "by hand"})
     events += list(rig.graph.stream(resume, THREAD, stream_mode="custom"))
-    events += list(rig.graph.stream(Command(resume={"go_on": "small"}), THREAD, stream_mode="custom"))
+    events += list(rig.graph.stream(Command(resume={"continue_with": "small"}), THREAD, stream_mode="custom"))
     accepted = [(e["step"], e["writer"]) for e in events if e["event"] == "accepted"]
     assert accepted == [(0, "large"), (1, "person"), (2, "small"), (3, "small")]
     kinds = [event["event"] for event in events]
@@ -458,7 +464,9 @@ def test_parallel_runs_ask_each_for_itself(make):
     first, second = app.invoke({"messages": "2 + 2?"}, THREAD)["__interrupt__"]
     assert first.value["run"] != second.value["run"]
     done = app.invoke(
-        Command(resume={first.id: {"go_on": "small"}, second.id: {"step": "so \\boxed{9}", "ends": True}}),
+        Command(
+            resume={first.id: {"continue_with": "small"}, second.id: {"step": "so \\boxed{9}", "ends": True}}
+        ),
         THREAD,
     )
     answers = [m.response_metadata["trim"] for m in done["messages"] if m.type == "ai"]
@@ -471,7 +479,7 @@ def test_a_spent_account_asks_and_a_person_may_raise_it_for_this_run(make):
         make,
         budget=Budget(on_exhausted="ask"),
         ledger=ledger,
-        allowances={"user": {"large_calls": 1}},
+        quotas={"user": {"large_calls": 1}},
     )
     question = asked(rig.ask(config=THREAD, context=TrimContext(user="ada")))
     assert question["limit"] == "large_calls of user:ada"
@@ -519,10 +527,10 @@ def test_a_fallback_that_the_budget_refuses_asks_too(make, failing):
 def test_a_run_that_comes_too_late_for_its_account_asks(make):
     class Late(MemoryLedger):
         def reserve(self, account, entry, ask):
-            from trim_graph.budget.ledger import Amount
+            from trim_graph.budget.ledger import LargeUsage
 
             if entry != "other":
-                super().reserve(account, "other", lambda used: Amount(20, 1))
+                super().reserve(account, "other", lambda used: LargeUsage(20, 1))
             return super().reserve(account, entry, ask)
 
     rig = asking(
@@ -530,7 +538,7 @@ def test_a_run_that_comes_too_late_for_its_account_asks(make):
         ["small one", "small two"],
         budget=Budget(on_exhausted="ask"),
         ledger=Late(),
-        allowances={"user": {"large_tokens": 20}},
+        quotas={"user": {"large_tokens": 20}},
     )
     question = asked(rig.ask(config=THREAD, context=TrimContext(user="ada")))
     assert question["limit"] == "large_tokens of user:ada"
@@ -543,11 +551,11 @@ answers = st.sampled_from(
     [
         {"more": {"large_calls": 1}},
         {"more": {"large_tokens": 9}},
-        {"go_on": "small"},
+        {"continue_with": "small"},
         {"step": "by hand"},
         {"step": "by\n\nhand"},
         {"step": "by hand \\boxed{1}", "ends": True},
-        {"go_on": "stop"},
+        {"continue_with": "stop"},
     ]
 )
 
@@ -579,7 +587,7 @@ def test_whatever_is_answered_every_step_is_streamed_once_and_the_budget_holds(
     )
     chunks, extra = [], {"large_calls": calls, "large_tokens": 30}
     resume = {"messages": "2 + 2?"}
-    for reply in [*given, {"go_on": "stop"}]:
+    for reply in [*given, {"continue_with": "stop"}]:
         chunks += [c.content for c, _ in rig.graph.stream(resume, THREAD, stream_mode="messages")]
         if not rig.graph.get_state(THREAD).next:
             break
@@ -590,7 +598,7 @@ def test_whatever_is_answered_every_step_is_streamed_once_and_the_budget_holds(
         chunks += [c.content for c, _ in rig.graph.stream(resume, THREAD, stream_mode="messages")]
     values = rig.graph.get_state(THREAD).values
     assert "".join(chunks) == values["messages"][-1].text
-    large = values["spend"]["large"]
+    large = values["usage"]["large"]
     assert large["calls"] <= extra["large_calls"]
     assert large["output_tokens"] <= extra["large_tokens"]
 

@@ -126,8 +126,8 @@ class Load:
             self.ended[trim["stopped"]] += 1
             if result["messages"][-1].type != "ai" or not trim["stopped"]:
                 self.broken.append(f"no well-formed result: {result['messages'][-1]!r}"[:300])
-            if trim["spend"]["large"]["output_tokens"] + trim["spend"]["unaccounted_tokens"] > 400:
-                self.broken.append(f"over the budget of 400 tokens: {trim['spend']}"[:300])
+            if trim["usage"]["large"]["output_tokens"] + trim["usage"]["unaccounted_tokens"] > 400:
+                self.broken.append(f"over the budget of 400 tokens: {trim['usage']}"[:300])
         self.seconds.append(time.monotonic() - begun)
 
     def _sample(self) -> None:

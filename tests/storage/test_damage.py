@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from trim_graph import SettingsError, create_trim_graph, open_checkpointer, open_ledger
-from trim_graph.budget.ledger import Amount
+from trim_graph.budget.ledger import LargeUsage
 from trim_graph.errors import StorageError, TrimError
 from trim_graph.policies import threshold
 from trim_graph.storage.sqlite_file import open_file
@@ -208,7 +208,7 @@ def test_a_ledger_beside_an_applications_own_tables_is_welcome(tmp_path):
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("CREATE TABLE users (name)")
     with open_ledger(f"sqlite:{file}") as ledger, open_checkpointer(f"sqlite:{file}") as saver:
-        assert ledger.used("a") == Amount()
+        assert ledger.used("a") == LargeUsage()
         assert graph(saver).invoke(QUESTION, THREAD)["messages"][-1].text == ANSWER
 
 
@@ -237,8 +237,8 @@ def test_an_amount_that_is_no_number_is_not_nothing(tmp_path, table, column, val
     file = tmp_path / "spend.db"
     with open_ledger(f"sqlite:{file}") as ledger:
         for entry in "12":
-            ledger.reserve("user-7", entry, lambda used: Amount(5, 1, 0.5))
-        ledger.settle("user-7", "1", Amount(5, 1, 0.5))
+            ledger.reserve("user-7", entry, lambda used: LargeUsage(5, 1, 0.5))
+        ledger.settle("user-7", "1", LargeUsage(5, 1, 0.5))
     change(file, f"UPDATE {table} SET {column} = ?", value)
     with pytest.raises(StorageError, match=rf"spend\.db .*account 'user-7' in table {table} has .*numbers"):
         open_ledger(f"sqlite:{file}")
@@ -252,8 +252,8 @@ def test_a_ledger_that_breaks_later_is_named_by_each_method(tmp_path):
             Path(f"{file}{suffix}").unlink(missing_ok=True)
         for use in (
             lambda: ledger.used("a"),
-            lambda: ledger.reserve("a", "1", lambda used: Amount(1)),
-            lambda: ledger.settle("a", "1", Amount(1)),
+            lambda: ledger.reserve("a", "1", lambda used: LargeUsage(1)),
+            lambda: ledger.settle("a", "1", LargeUsage(1)),
         ):
             with pytest.raises(StorageError, match=r"the ledger .*spend\.db cannot be used: .* damaged"):
                 use()
@@ -265,7 +265,7 @@ def test_a_file_that_is_locked_is_not_called_damaged(tmp_path, monkeypatch):
         monkeypatch.setattr("trim_graph.budget.ledger.BUSY_S", 0.0)
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(StorageError, match=r"spend\.db .*locked; another process has kept it") as caught:
-            ledger.reserve("a", "1", lambda used: Amount(1))
+            ledger.reserve("a", "1", lambda used: LargeUsage(1))
         assert "damaged" not in str(caught.value)
 
 

@@ -109,6 +109,6 @@ def test_a_run_asks_a_person_and_takes_the_answer(client):
     assert client.threads.get_state(thread)["tasks"][0]["interrupts"][0]["value"] == asked["value"]
 
     client.runs.wait(thread, "trim", command={"resume": {"step": asked["value"]["draft"]["text"]}})
-    done = client.runs.wait(thread, "trim", command={"resume": {"go_on": "small"}})
+    done = client.runs.wait(thread, "trim", command={"resume": {"continue_with": "small"}})
     assert done["trim"]["stopped"] == "finished"
     assert done["trim"]["steps"] == {"small": 3, "large": 1, "person": 1}

@@ -274,9 +274,9 @@ class TestEntropy:
         for chat in self.CHATS:
             told = small.invoke(chat, max_tokens=1, first_token_entropy=True).response_metadata
             exact = local_small.invoke(chat, max_tokens=1, first_token_entropy=True).response_metadata
-            bound, untold = told["first_token_entropy"], told["untold_probability"]
+            bound, unobserved_probability = told["first_token_entropy"], told["unobserved_probability"]
             assert bound <= exact["first_token_entropy"] + 1e-3
-            if untold < 1e-3:
+            if unobserved_probability < 1e-3:
                 close += 1
                 assert bound == pytest.approx(exact["first_token_entropy"], abs=2e-2)
         assert close

@@ -90,7 +90,7 @@ def test_a_fault_that_passes_is_made_good(part, fault, run, undisturbed):
     state, proxy = run(part, first=[None, fault])
     assert proxy.met == [fault]
     assert _text(state) == _text(undisturbed["state"])
-    spend, calm = state["spend"], undisturbed["state"]["spend"]
+    spend, calm = state["usage"], undisturbed["state"]["usage"]
     assert spend[part]["failed_attempts"] == (fault != "delay")
     assert spend[part]["failed_calls"] == 0
     assert spend[part]["calls"] == calm[part]["calls"]
@@ -116,7 +116,7 @@ def test_a_fault_that_stays_ends_as_declared(part, outcome, writer, fault, run):
     assert state["stopped"] in ("finished", "max_steps")
     assert len(state["steps"]) >= 1
     assert _writers(state) == {writer}
-    assert state["spend"][part]["failed_calls"] >= 1
+    assert state["usage"][part]["failed_calls"] >= 1
     assert any(f"the {part if part == 'scorer' else part + ' model'} failed" in n for n in state["notes"])
     assert KEY not in str(state)
 

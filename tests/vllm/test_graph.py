@@ -45,7 +45,9 @@ async def test_a_probe_finds_the_same_entropies_and_writers_as_in_this_process(
         )
         if event["event"] == "probe":
             assert event["entropy"] <= local["entropy"] + 1e-3
-            assert event["entropy"] == pytest.approx(local["entropy"], abs=0.02 + 5 * event["untold"])
+            assert event["entropy"] == pytest.approx(
+                local["entropy"], abs=0.02 + 5 * event["unobserved_probability"]
+            )
     assert {event.get("writer") for event in runs[0]} == {None, "small", "large"}
 
 
@@ -72,7 +74,7 @@ async def test_the_summary_says_what_the_servers_counted(servers, small, large, 
         *(graph.ainvoke({"messages": [("user", problem.question)]}) for problem in ASKED[:12])
     )
     after = await counted(servers)
-    spends = [result["trim"]["spend"] for result in results]
+    spends = [result["trim"]["usage"] for result in results]
     for name in ("small", "large"):
         for kind, key in (("prompt", "input_tokens"), ("generation", "output_tokens")):
             assert sum(spend[name][key] for spend in spends) == after[name, kind] - before[name, kind]
@@ -107,7 +109,7 @@ async def test_budgets_hold_over_servers(small, large, scorer, budget):
         *(graph.ainvoke({"messages": [("user", problem.question)]}) for problem in ASKED[:8])
     )
     for result in results:
-        spend = result["trim"]["spend"]["large"]
+        spend = result["trim"]["usage"]["large"]
         assert spend["output_tokens"] <= budget.get("large_tokens", 30)
         cost = (0.1 * spend["input_tokens"] + spend["output_tokens"]) / 1e6
         assert cost <= budget.get("large_cost", 1.0)

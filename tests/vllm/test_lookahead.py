@@ -41,14 +41,14 @@ async def test_answers_are_those_without_and_every_token_is_counted(servers, sma
     generated = await told(servers["small"], "generation_tokens_total") - before
     same = sum(a["messages"][-1].text == b["messages"][-1].text for a, b in zip(ahead, without, strict=True))
     assert same >= 9  # in another order of summation two near tokens may change places
-    spends = [result["trim"]["spend"] for result in ahead]
+    spends = [result["trim"]["usage"] for result in ahead]
     assert sum(spend["lookahead"]["taken"] for spend in spends) > 0
     discarded = sum(spend["lookahead"]["discarded"] for spend in spends)
     charged = sum(spend["small"]["output_tokens"] for spend in spends)
     # On busy cores a call may be silent for so long that it is cancelled, and charged in full.
-    untold = sum(spend["lookahead"]["unaccounted_tokens"] for spend in spends)
+    unobserved_probability = sum(spend["lookahead"]["unaccounted_tokens"] for spend in spends)
     # What a server writes between its last word and the abort it tells nobody.
-    assert 0 <= generated - charged <= untold + 40 * discarded
+    assert 0 <= generated - charged <= unobserved_probability + 40 * discarded
 
 
 async def test_a_step_given_up_ends_on_the_server(servers, small, large):
@@ -79,7 +79,7 @@ async def test_a_step_given_up_ends_on_the_server(servers, small, large):
         result = await graph.ainvoke({"messages": [("user", problem.question)]})
         await until(servers["small"], running=False)
         generated = await told(servers["small"], "generation_tokens_total") - before
-        spend = result["trim"]["spend"]
+        spend = result["trim"]["usage"]
         assert spend["lookahead"]["discarded"] == 1
         assert spend["small"]["output_tokens"] <= generated
         if generated < MOST:

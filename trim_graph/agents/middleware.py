@@ -26,8 +26,8 @@ from typing_extensions import Unpack
 from trim_graph.adapters.base import AnyScorer, as_scorer
 from trim_graph.adapters.usage import CountTokens, check_count_tokens
 from trim_graph.budget.ledger import Ledger
-from trim_graph.budget.limits import Allowances, Budget
-from trim_graph.budget.usage import Prices, Spend, nothing_spent
+from trim_graph.budget.limits import Budget, Quotas
+from trim_graph.budget.usage import Prices, Usage, zero_usage
 from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls, stored_calls
 from trim_graph.calls.model_call import error_text
 from trim_graph.errors import InputError, SettingsError
@@ -45,12 +45,12 @@ from .rendering import LONGEST_RESULT
 from .state import (
     AgentRouting,
     TrimAgentState,
-    as_held,
+    from_agent_keys,
     named,
-    routing_of,
     stop_message,
     summary_of,
     update_of,
+    with_current_texts,
 )
 from .turn import ROUTER, TurnRouting, report, turn_view
 
@@ -91,14 +91,14 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         budget: Hard limits on the large model; default: none.
         prices: Price table, for the limit on cost and for the bill.
         budget_per: What the budget is for: each ``question`` of the user, or all of a ``thread``.
-        ledger: Keeps the accounts of threads and users that have ``allowances``; see `open_ledger`.
+        ledger: Keeps the accounts of threads and users that have ``quotas``; see `open_ledger`.
         longest_result: Characters of a tool's result that the scorer is shown.
         count_tokens: Number of tokens of a text, for models whose answers have no ``usage_metadata``; as in
             `trim_graph.create_trim_graph`.
         keep_discarded: Whether the state keeps the text of turns that were turned down. They never are among
             the messages, so a middleware that redacts what models write does not get to see them.
         **settings: Fields of `trim_graph.Settings`: ``max_steps`` (turns a question, default 32),
-            ``max_step_tokens`` (tokens a turn, default 4096), ``seed``, ``allowances``, ``on_scorer_error``,
+            ``max_step_tokens`` (tokens a turn, default 4096), ``seed``, ``quotas``, ``on_scorer_error``,
             ``on_large_error`` and ``on_small_error``.
 
     Raises:
@@ -140,10 +140,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         self.large = init_chat_model(large) if isinstance(large, str) else large
         check_turn_model("large", self.large)
         self.settings = _settings(budget, prices, settings)
-        if ledger is None and self.settings.allowances != Allowances():
-            raise SettingsError(
-                "allowances are given, but no ledger that counts: pass ledger=, of open_ledger"
-            )
+        if ledger is None and self.settings.quotas != Quotas():
+            raise SettingsError("quotas are given, but no ledger that counts: pass ledger=, of open_ledger")
         check_count_tokens(count_tokens)
         self.count_tokens = count_tokens
         self.budget_per, self.ledger, self.longest_result = budget_per, ledger, longest_result
@@ -158,14 +156,14 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         """Begin with a question: check it and the call's settings before any model is asked."""
         begun = "trim_run" in state
         return self._begun(
-            state, runtime, stored_calls(routing_of(state), ensure_config()) if begun else set()
+            state, runtime, stored_calls(from_agent_keys(state), ensure_config()) if begun else set()
         )
 
     async def abefore_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Begin with a question."""
         begun = "trim_run" in state
         return self._begun(
-            state, runtime, await astored_calls(routing_of(state), ensure_config()) if begun else set()
+            state, runtime, await astored_calls(from_agent_keys(state), ensure_config()) if begun else set()
         )
 
     def _begun(self, state: TrimAgentState, runtime: Runtime[Any], stored: Collection[str]) -> dict[str, Any]:
@@ -186,31 +184,31 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             ledger=self.ledger,
         )
         emit("started", run=routing["run"]["id"])
-        spent = self._spent_before(state, stored)
+        spent = self._usage_before(state, stored)
         # Its text is read where it is used: another middleware may be about to rewrite it.
         run = Run(**{**routing["run"], "question": ""})
         asked = next(one for one in reversed(state["messages"]) if isinstance(one, HumanMessage))
         if asked.id is not None:
             run["question_message"] = asked.id
-        begun = {"run": run, "spend": spent, "handed_over": False, "returns_direct": False, "ended": False}
-        return {**named({**fresh_channels(), **begun}), "trim_spent_before": spent, "trim": None}
+        begun = {"run": run, "usage": spent, "handed_over": False, "returns_direct": False, "ended": False}
+        return {**named({**fresh_channels(), **begun}), "trim_usage_before": spent, "trim": None}
 
-    def _spent_before(self, state: TrimAgentState, stored: Collection[str]) -> Spend:
+    def _usage_before(self, state: TrimAgentState, stored: Collection[str]) -> Usage:
         """Return what earlier questions have used of a budget that is the thread's."""
-        if self.budget_per == "question" or "trim_spend" not in state:
-            return nothing_spent()
+        if self.budget_per == "question" or "trim_usage" not in state:
+            return zero_usage()
         # A turn that a crash has ended is not gone on with any more.
-        routing = routing_of(state)
-        spend: Spend = charge_interrupted_calls(routing, stored).get("spend", routing["spend"])
+        routing = from_agent_keys(state)
+        usage: Usage = charge_interrupted_calls(routing, stored).get("usage", routing["usage"])
         # A model that was given up in one question may be back for the next.
-        return Spend(**{**spend, "large": {**spend["large"], "failed_calls": 0}})
+        return Usage(**{**usage, "large": {**usage["large"], "failed_calls": 0}})
 
     @hook_config(can_jump_to=["end"])
     def before_model(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Say who writes the turn, or that the agent must end; note what the turn may cost in a crash."""
         begun = {} if state.get("trim_run") else self.before_agent(state, runtime)
-        before = as_held(_entered(state, begun), state["messages"], self.longest_result)
-        fresh: dict[str, Any] = {"stopped": "", "order": None, "in_flight": None, "ended": False}
+        before = with_current_texts(_entered(state, begun), state["messages"], self.longest_result)
+        fresh: dict[str, Any] = {"stopped": "", "request": None, "in_flight": None, "ended": False}
         after: Any = applied(before, fresh)
 
         def prompt_tokens() -> int:
@@ -222,7 +220,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         update = {**begun, **update_of(before, after)}
         if not after["stopped"]:
             return update
-        summary = summary_of(after, state.get("trim_spent_before"), self.ledger)
+        summary = summary_of(after, state.get("trim_usage_before"), self.ledger)
         return {**update, "trim": summary, "jump_to": "end", "messages": [stop_message(after, summary)]}
 
     @hook_config(can_jump_to=["end"])
@@ -281,13 +279,13 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         """Sum up and report the end of a question, whatever has ended the agent."""
         begun = "trim_run" in state
         return self._ended(
-            state, runtime, stored_calls(routing_of(state), ensure_config()) if begun else set()
+            state, runtime, stored_calls(from_agent_keys(state), ensure_config()) if begun else set()
         )
 
     async def aafter_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Sum up and report the end of a question, whatever has ended the agent."""
         begun = "trim_run" in state
-        stored = await astored_calls(routing_of(state), ensure_config()) if begun else set[str]()
+        stored = await astored_calls(from_agent_keys(state), ensure_config()) if begun else set[str]()
         if self.ledger is None:
             return self._ended(state, runtime, stored)
         return await asyncio.to_thread(self._ended, state, runtime, stored)
@@ -302,14 +300,14 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
                 begun = self.before_agent({**state, "messages": question}, runtime)
             except InputError:
                 return {"trim": None}
-        before = as_held(_entered(state, begun), state["messages"], self.longest_result)
+        before = with_current_texts(_entered(state, begun), state["messages"], self.longest_result)
         charge = charge_interrupted_calls(before, stored)
         stopped, why = self._why_ended(before, state["messages"])
         notes = [*charge.get("notes", before["notes"]), *why]
-        ended = {"stopped": stopped, "notes": notes, "order": None, "in_flight": None, "ended": True}
+        ended = {"stopped": stopped, "notes": notes, "request": None, "in_flight": None, "ended": True}
         after: Any = applied(before, {**charge, **ended})
-        spent_before = begun.get("trim_spent_before", state.get("trim_spent_before"))
-        summary = summary_of(after, spent_before, self.ledger)
+        usage_before = begun.get("trim_usage_before", state.get("trim_usage_before"))
+        summary = summary_of(after, usage_before, self.ledger)
         emit("finished", summary=summary)
         texts = {"trim_run": before["run"], "trim_steps": Overwrite(before["steps"])}
         return {**begun, **update_of(before, after), **texts, "trim": summary}
@@ -319,7 +317,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         raised = self._raised.pop(routing["run"]["id"], None)
         if routing["stopped"]:
             return routing["stopped"], []
-        if routing["order"] is not None and raised is not None:
+        if routing["request"] is not None and raised is not None:
             return "failed", [f"a turn failed, and another middleware ended the agent: {raised}"]
         direct = routing.get("returns_direct") and isinstance(messages[-1], ToolMessage)
         return ("finished", []) if direct else ("middleware", [])
@@ -352,6 +350,6 @@ def _check_nobody_asked(settings: Settings) -> None:
 def _entered(state: TrimAgentState, begun: dict[str, Any]) -> AgentRouting:
     """Read the routing of a state; or of one that a checkpoint without it is about to become."""
     if not begun:
-        return routing_of(state)
+        return from_agent_keys(state)
     empty: dict[str, Any] = {"trim_steps": [], "trim_decisions": [], "trim_scores": {}}
-    return routing_of({**begun, **empty})
+    return from_agent_keys({**begun, **empty})

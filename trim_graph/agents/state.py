@@ -11,9 +11,9 @@ from langchain_core.messages import AIMessage, BaseMessage
 
 from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.reservations import Reservations
-from trim_graph.budget.usage import Spend, spend_since
+from trim_graph.budget.usage import Usage, usage_delta
 from trim_graph.conversation import question_of
-from trim_graph.state import Decisions, InFlight, Order, Run, Scores, Steps, Summary, TrimState, added
+from trim_graph.state import Decisions, InFlight, Run, Scores, StepRequest, Steps, Summary, TrimState, added
 from trim_graph.summary import summarise
 
 from .rendering import restated
@@ -23,10 +23,10 @@ _CHANNELS = (
     "steps",
     "scores",
     "decisions",
-    "order",
+    "request",
     "in_flight",
     "memory",
-    "spend",
+    "usage",
     "charged_call",
     "stopped",
     "notes",
@@ -59,17 +59,17 @@ class TrimAgentState(AgentState[Any]):
     trim_scores: NotRequired[Annotated[Scores, PrivateStateAttr]]
     trim_decisions: NotRequired[Annotated[Decisions, PrivateStateAttr]]
     """What was decided on each draft, and the drafts turned down."""
-    trim_order: NotRequired[Annotated[Order | None, PrivateStateAttr]]
+    trim_request: NotRequired[Annotated[StepRequest | None, PrivateStateAttr]]
     """Who writes the turn that has begun."""
     trim_in_flight: NotRequired[Annotated[InFlight | None, PrivateStateAttr]]
     """What the large model may use in the turn that has begun; charged if a crash ends it."""
     trim_memory: NotRequired[Annotated[Any, PrivateStateAttr]]
     """What the policy remembers."""
-    trim_spend: NotRequired[Annotated[Spend, PrivateStateAttr]]
+    trim_usage: NotRequired[Annotated[Usage, PrivateStateAttr]]
     """What the budget is charged with: since the question, or on the thread."""
     trim_charged_call: NotRequired[Annotated[str | None, PrivateStateAttr]]
-    """Name of the last large call that ``trim_spend`` holds."""
-    trim_spent_before: NotRequired[Annotated[Spend, PrivateStateAttr]]
+    """Name of the last large call that ``trim_usage`` holds."""
+    trim_usage_before: NotRequired[Annotated[Usage, PrivateStateAttr]]
     """What of it earlier questions have used."""
     trim_stopped: NotRequired[Annotated[str, PrivateStateAttr]]
     trim_notes: NotRequired[Annotated[list[str], PrivateStateAttr]]
@@ -81,7 +81,7 @@ class TrimAgentState(AgentState[Any]):
     """Whether the end of the question is in the summary, and told."""
 
 
-def routing_of(state: Mapping[str, Any]) -> AgentRouting:
+def from_agent_keys(state: Mapping[str, Any]) -> AgentRouting:
     """Read the routing out of an agent's state."""
     kept = {name: state[f"trim_{name}"] for name in _CHANNELS if f"trim_{name}" in state}
     return cast(AgentRouting, {**kept, "draft": None, "failed": None})
@@ -97,7 +97,9 @@ def named(update: Mapping[str, Any]) -> dict[str, Any]:
     return {f"trim_{name}": value for name, value in update.items() if name in _CHANNELS}
 
 
-def as_held(routing: AgentRouting, messages: Sequence[BaseMessage], longest_result: int) -> AgentRouting:
+def with_current_texts(
+    routing: AgentRouting, messages: Sequence[BaseMessage], longest_result: int
+) -> AgentRouting:
     """Return a routing with the question and the turns as some messages have them.
 
     Other middlewares rewrite messages, in the state or in one request only. So no text is kept from before:
@@ -120,7 +122,7 @@ def _question(run: Run, messages: Sequence[BaseMessage]) -> str:
     return question_of(messages) if found is None else str(found.text)
 
 
-def summary_of(state: AgentRouting, before: Spend | None, ledger: Ledger | None) -> Summary:
+def summary_of(state: AgentRouting, before: Usage | None, ledger: Ledger | None) -> Summary:
     """Sum up the turns since the question.
 
     Args:
@@ -128,8 +130,8 @@ def summary_of(state: AgentRouting, before: Spend | None, ledger: Ledger | None)
         before: What the budget was charged with when the question came; None: nothing.
         ledger: Keeps the accounts that runs share.
     """
-    spend = state["spend"] if before is None else spend_since(before, state["spend"])
-    summary = summarise(cast(TrimState, {**state, "spend": spend}))
+    usage = state["usage"] if before is None else usage_delta(before, state["usage"])
+    summary = summarise(cast(TrimState, {**state, "usage": usage}))
     if accounts := Reservations(state["run"].get("accounts"), ledger):
         summary["accounts"] = accounts.used()
     return summary

@@ -51,11 +51,11 @@ from trim_graph.nodes import after_generate_step
 from trim_graph.policies import Policy
 from trim_graph.prompt_size import turn_prompt_bound
 from trim_graph.routing import AcceptedText, Action, Generate, Router, RouterOptions, RunView
-from trim_graph.state import DecisionRecord, Draft, Order, Step, applied
+from trim_graph.state import DecisionRecord, Draft, Step, StepRequest, applied
 
 from .models import TurnModel, turn_models
 from .rendering import render_turn, results_of
-from .state import AgentRouting, as_held, routing_of, stop_message, summary_of, update_of
+from .state import AgentRouting, from_agent_keys, stop_message, summary_of, update_of, with_current_texts
 
 Handler = Callable[[ModelRequest[Any]], ModelResponse[Any]]
 AsyncHandler = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
@@ -64,7 +64,7 @@ T = TypeVar("T")
 ROUTER = Router(RouterOptions(unit="turn"))
 
 
-class Answered(NamedTuple):
+class ModelAnswer(NamedTuple):
     """The answer of a model.
 
     Attributes:
@@ -87,7 +87,7 @@ def turn_view(
         ledger: Keeps the accounts that runs share.
         prompt_tokens: Most tokens that the conversation has, for limits on cost.
     """
-    view = RunView(state, policy, count_prompt=lambda steps, lead: prompt_tokens())
+    view = RunView(state, policy, count_prompt=lambda steps, partial_text: prompt_tokens())
     if view.accounts:
         view.accounts_left = Reservations(view.accounts, ledger).left()
     return view
@@ -130,9 +130,9 @@ class TurnRouting:
             "large": turn_models("large", self.large, config),
         }
         self.untried: list[TurnModel] = []
-        self.spent_before: Any = self.request.state.get("trim_spent_before")
-        self.before: AgentRouting = routing_of(self.request.state)
-        self.state = as_held(self.before, self.request.messages, self.longest_result)
+        self.usage_before: Any = self.request.state.get("trim_usage_before")
+        self.before: AgentRouting = from_agent_keys(self.request.state)
+        self.state = with_current_texts(self.before, self.request.messages, self.longest_result)
         if not self.state["run"]["question"].strip():
             raise InputError(
                 "no human message with text is left for this turn: another middleware has removed it, and "
@@ -177,8 +177,8 @@ class TurnRouting:
 
     def _call(self) -> Call:
         view = RunView(self.state)
-        assert view.order is not None
-        return begin_call(view, view.order, ensure_config(), None)
+        assert view.request is not None
+        return begin_call(view, view.request, ensure_config(), None)
 
     def _make_call(self, handler: Handler, call: Call) -> dict[str, Any]:
         return make_call(
@@ -202,31 +202,31 @@ class TurnRouting:
         """Do what a ledger may block in a thread."""
         return work(*given) if self.ledger is None else await asyncio.to_thread(work, *given)
 
-    def _read(self, call: Call, answered: Answered) -> Reply:
-        writer = call.order["writer"]
+    def _read(self, call: Call, answer: ModelAnswer) -> Reply:
+        writer = call.request["writer"]
         model = self.untried[0].model
         estimate = estimate_of(call, TokenCounter(writer, model, self.count_tokens), self._prompt())
         return read_turn(
-            answered.message,
+            answer.message,
             writer,
             model,
-            last=answered.last,
-            max_tokens=call.order["max_tokens"],
+            last=answer.last,
+            max_tokens=call.request["max_tokens"],
             estimate=estimate,
         )
 
-    async def _aread(self, call: Call, answered: Answered) -> Reply:
-        if reports_usage(answered.message):
-            return self._read(call, answered)
+    async def _aread(self, call: Call, answer: ModelAnswer) -> Reply:
+        if reports_usage(answer.message):
+            return self._read(call, answer)
         # What counts tokens may have to be loaded first.
-        return await asyncio.to_thread(self._read, call, answered)
+        return await asyncio.to_thread(self._read, call, answer)
 
-    def _apply_reply(self, call: Call, answered: Answered, reply: Reply, seconds: float) -> dict[str, Any]:
-        order, message = call.order, answered.message
-        spend = usage_with_reply(call, reply, message.response_metadata, seconds)
+    def _apply_reply(self, call: Call, answer: ModelAnswer, reply: Reply, seconds: float) -> dict[str, Any]:
+        request, message = call.request, answer.message
+        usage = usage_with_reply(call, reply, message.response_metadata, seconds)
         draft = Draft(
             text=render_turn(message, self.results, longest_result=self.longest_result),
-            writer=order["writer"],
+            writer=request["writer"],
             model=reply.model,
             tokens=reply.output_tokens,
             mean_token_probability=reply.mean_token_probability,
@@ -236,37 +236,37 @@ class TurnRouting:
         if message.id is not None:
             draft["message"] = message.id
         update: dict[str, Any] = {
-            "spend": spend,
+            "usage": usage,
             "in_flight": None,
-            "order": order,  # as it was granted
+            "request": request,  # as it was granted
             "draft": draft,
             "notes": notes_on(call, reply, message.response_metadata),
         }
-        if order["decided"]:
+        if request["needs_decision"]:
             emit("draft", writer=draft["writer"], text=draft["text"], tokens=draft["tokens"])
-            if nobody_may_decide(call, spend):
-                update["order"] = Order(**{**order, "decided": False, "scored": False})
+            if nobody_may_decide(call, usage):
+                update["request"] = StepRequest(**{**request, "needs_decision": False, "needs_score": False})
         return update
 
     def _recover(self, call: Call, error: Exception, seconds: float) -> dict[str, Any] | None:
         """Order the turn from the writer's next fallback; a model that answered, be it unfit, has none."""
-        spend = usage_before_fallback(call, error, seconds)
+        usage = usage_before_fallback(call, error, seconds)
         failed, *rest = self.untried
         if (
-            spend is None
+            usage is None
             or not rest
             or isinstance(error, StructuredOutputError)
             or not isinstance(error, failed.handled)
         ):
             return None
-        order = ROUTER.for_fallback(self._view(spend=spend), self._order())
-        if order is None:
+        request = ROUTER.for_fallback(self._view(usage=usage), self._order())
+        if request is None:
             return None
         self.untried = rest
         seen = failure(error, call.writer)["error"]
         note = f"the {call.writer} model failed, so its fallback was asked: {seen}"
         notes = call.notes if note in call.notes else [*call.notes, note]
-        return {"spend": spend, "draft": None, "order": order, "notes": notes}
+        return {"usage": usage, "draft": None, "request": request, "notes": notes}
 
     def _begin(self, stored: Collection[str]) -> None:
         if charge := charge_interrupted_calls(self.state, stored):
@@ -290,10 +290,10 @@ class TurnRouting:
         state = cast(AgentRouting, {**self.state, **changes})
         return turn_view(state, self.policy, self.ledger, self._prompt_tokens)
 
-    def _order(self) -> Order:
-        order = self.state["order"]
-        assert order is not None
-        return order
+    def _order(self) -> StepRequest:
+        request = self.state["request"]
+        assert request is not None
+        return request
 
     def _falls_back(self) -> bool:
         """Tell whether a fallback is to be asked for what the last call did not bring."""
@@ -307,7 +307,7 @@ class TurnRouting:
         system = self.request.system_message
         return [*([system] if system else []), *self.request.messages]
 
-    def _ask(self, handler: Handler, call: Call) -> Answered:
+    def _ask(self, handler: Handler, call: Call) -> ModelAnswer:
         with set_config_context(self._config(call)) as context:
             try:
                 response = context.copy().run(handler, self._request(call))
@@ -315,7 +315,7 @@ class TurnRouting:
                 response = self._cut_off(call, error)
         return self._answer(call, response)
 
-    async def _aask(self, handler: AsyncHandler, call: Call) -> Answered:
+    async def _aask(self, handler: AsyncHandler, call: Call) -> ModelAnswer:
         with set_config_context(self._config(call)) as context:
             asked = _awaited(handler, self._request(call))
             try:
@@ -329,7 +329,7 @@ class TurnRouting:
 
     def _request(self, call: Call) -> ModelRequest[Any]:
         asked = self.untried[0]
-        names, most = call_names(asked.model), call.order["max_tokens"]
+        names, most = call_names(asked.model), call.request["max_tokens"]
         settings = {**asked.settings, **self.request.model_settings}
         if names.max_tokens is not None:
             own = settings.get(names.max_tokens, getattr(asked.model, "max_tokens", None))
@@ -346,16 +346,16 @@ class TurnRouting:
         Raises:
             StructuredOutputError: It does not: it is the model's failure.
         """
-        message, writer = getattr(error, "ai_message", None), call.order["writer"]
+        message, writer = getattr(error, "ai_message", None), call.request["writer"]
         if writer == "small" or not isinstance(message, AIMessage) or message.usage_metadata is None:
             raise error
-        end = self._read(call, Answered(message, last=False)).end
-        if end != "length" or not ROUTER.replaces_cut_turn(self._view(), call.order):
+        end = self._read(call, ModelAnswer(message, last=False)).end
+        if end != "length" or not ROUTER.replaces_cut_turn(self._view(), call.request):
             raise error
         return ModelResponse([message])
 
-    def _answer(self, call: Call, response: ModelResponse[Any]) -> Answered:
-        writer = call.order["writer"]
+    def _answer(self, call: Call, response: ModelResponse[Any]) -> ModelAnswer:
+        writer = call.request["writer"]
         message = next((one for one in response.result if isinstance(one, AIMessage)), None)
         if message is None:
             raise ChatModelContractError(f"the {writer} model's turn holds no AIMessage: {response.result!r}")
@@ -363,7 +363,7 @@ class TurnRouting:
             message.id = f"trim-{uuid.uuid4().hex}"
         self.responses[writer] = response
         self.drafts[message.id] = message
-        return Answered(message, response.structured_response is not None)
+        return ModelAnswer(message, response.structured_response is not None)
 
     def _response(self) -> ExtendedModelResponse[Any]:
         response = None if self.accepted is None else self._kept(self.responses[self.accepted])
@@ -371,7 +371,7 @@ class TurnRouting:
         if response is not None and not calls:
             self._update({"stopped": "finished"})  # also where its limit has cut it off
         kept = self._to_keep()
-        summary = summary_of(kept, self.spent_before, self.ledger)
+        summary = summary_of(kept, self.usage_before, self.ledger)
         if response is None:
             response = ModelResponse([stop_message(kept, summary)])
         direct = {"trim_returns_direct": _return_direct(calls, self.request.tools)}
@@ -384,7 +384,7 @@ class TurnRouting:
         The text of the new turn is left out, as another middleware may be about to rewrite the message.
         """
         messages = self.request.state["messages"]
-        results, decided = results_of(messages), len(self.before["decisions"])
+        results, needs_decision = results_of(messages), len(self.before["decisions"])
 
         def discarded(step: Step) -> Step:
             text = ""
@@ -397,10 +397,10 @@ class TurnRouting:
             DecisionRecord(**{**record, "discarded": discarded(record["discarded"])})
             if "discarded" in record
             else record
-            for record in self.state["decisions"][decided:]
+            for record in self.state["decisions"][needs_decision:]
         ]
         new = [Step(**{**step, "text": ""}) for step in self.state["steps"][len(self.before["steps"]) :]]
-        held = as_held(self.before, messages, self.longest_result)
+        held = with_current_texts(self.before, messages, self.longest_result)
         kept = {
             **self.state,
             "run": held["run"],
@@ -427,8 +427,8 @@ async def _awaited(handler: AsyncHandler, request: ModelRequest[Any]) -> ModelRe
 
 
 def _tags(call: Call) -> list[str]:
-    tag = "trim:draft" if call.order["decided"] else "trim:accepted"
-    return ["nostream", tag, f"trim:{call.order['writer']}"]
+    tag = "trim:draft" if call.request["needs_decision"] else "trim:accepted"
+    return ["nostream", tag, f"trim:{call.request['writer']}"]
 
 
 def _schemas(request: ModelRequest[Any]) -> list[Any]:

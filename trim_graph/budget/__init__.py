@@ -1,16 +1,16 @@
 """What the large model may use: limits, usage, and reservations in accounts that runs share."""
 
-from .limits import Allowance, Allowances, Budget, BudgetLeft
-from .usage import ModelPrice, Prices, Spend, StepWriter, Writer
+from .limits import Budget, Quota, Quotas, RemainingBudget
+from .usage import ModelPrice, Prices, StepWriter, Usage, Writer
 
 __all__ = [
-    "Allowance",
-    "Allowances",
     "Budget",
-    "BudgetLeft",
     "ModelPrice",
     "Prices",
-    "Spend",
+    "Quota",
+    "Quotas",
+    "RemainingBudget",
     "StepWriter",
+    "Usage",
     "Writer",
 ]

@@ -34,7 +34,7 @@ from trim_graph.process import this_process
 from trim_graph.storage.checkpoint import LEDGERS, existing_place
 from trim_graph.storage.sqlite_file import BUSY_S, errors_named, open_file
 
-from .usage import Amount
+from .usage import LargeUsage
 
 RESERVATION_S = 3600.0
 """Seconds after which a reservation is listed as expired, unless `open_ledger` is given others."""
@@ -54,7 +54,7 @@ class Reservation(NamedTuple):
 
     account: str
     entry: str
-    amount: Amount
+    amount: LargeUsage
     owner: str | None
     since: float | None
     expires: float | None
@@ -69,7 +69,7 @@ def this_owner() -> str:
     return f"{socket.gethostname()}/{this_process()}"
 
 
-Ask = Callable[[Amount], Amount | None]
+Ask = Callable[[LargeUsage], LargeUsage | None]
 """Gets what an account has used, set aside included; says what to set aside, or None for nothing."""
 
 
@@ -81,7 +81,7 @@ class Ledger(Protocol):
     looks after the ledger.
     """
 
-    def reserve(self, account: str, entry: str, ask: Ask) -> Amount | None:
+    def reserve(self, account: str, entry: str, ask: Ask) -> LargeUsage | None:
         """Set aside what a call may use.
 
         Args:
@@ -95,11 +95,11 @@ class Ledger(Protocol):
         """
         ...
 
-    def settle(self, account: str, entry: str, used: Amount) -> None:
+    def settle(self, account: str, entry: str, used: LargeUsage) -> None:
         """Put what a call has used in the place of what it set aside; an unknown entry changes nothing."""
         ...
 
-    def used(self, account: str) -> Amount:
+    def used(self, account: str) -> LargeUsage:
         """What an account has used, set aside included."""
         ...
 
@@ -130,10 +130,10 @@ class MemoryLedger:
     def __init__(self, reservation_s: float = RESERVATION_S) -> None:
         self._lock = threading.Lock()
         self._reservation_s = reservation_s
-        self._used: dict[str, Amount] = {}
+        self._used: dict[str, LargeUsage] = {}
         self._aside: dict[str, dict[str, Reservation]] = {}
 
-    def reserve(self, account: str, entry: str, ask: Ask) -> Amount | None:
+    def reserve(self, account: str, entry: str, ask: Ask) -> LargeUsage | None:
         """Set aside what a call may use; see `Ledger`."""
         with self._lock:
             aside = self._aside.setdefault(account, {})
@@ -147,13 +147,13 @@ class MemoryLedger:
                 )
             return aside[entry].amount
 
-    def settle(self, account: str, entry: str, used: Amount) -> None:
+    def settle(self, account: str, entry: str, used: LargeUsage) -> None:
         """Put what a call has used in the place of what it had set aside."""
         with self._lock:
             if self._aside.get(account, {}).pop(entry, None) is not None:
-                self._used[account] = self._used.get(account, Amount()).plus(used)
+                self._used[account] = self._used.get(account, LargeUsage()).plus(used)
 
-    def used(self, account: str) -> Amount:
+    def used(self, account: str) -> LargeUsage:
         """What an account has used, set aside included."""
         with self._lock:
             return self._sum(account)
@@ -169,8 +169,8 @@ class MemoryLedger:
         with self._lock:
             return self._aside.get(account, {}).pop(entry, None) is not None
 
-    def _sum(self, account: str) -> Amount:
-        total = self._used.get(account, Amount())
+    def _sum(self, account: str) -> LargeUsage:
+        total = self._used.get(account, LargeUsage())
         for one in self._aside.get(account, {}).values():
             total = total.plus(one.amount)
         return total
@@ -253,15 +253,15 @@ class SqliteLedger:
         with self._transaction() as connection:
             _bring_up_to_date(connection)
 
-    def reserve(self, account: str, entry: str, ask: Ask) -> Amount | None:
+    def reserve(self, account: str, entry: str, ask: Ask) -> LargeUsage | None:
         """Set aside what a call may use; see `trim_graph.budget.ledger.Ledger`."""
         with self._transaction() as connection:
             key = {"account": account, "entry": entry}
             query = "SELECT large_tokens, large_calls, large_cost FROM trim_reserved"
             row = connection.execute(f"{query} WHERE account = :account AND entry = :entry", key).fetchone()
             if row is not None:
-                return Amount(*row)
-            wanted = ask(Amount(*connection.execute(_SQLITE_SUM, key).fetchone()))
+                return LargeUsage(*row)
+            wanted = ask(LargeUsage(*connection.execute(_SQLITE_SUM, key).fetchone()))
             if wanted is not None:
                 now = time.time()
                 connection.execute(
@@ -270,7 +270,7 @@ class SqliteLedger:
                 )
             return wanted
 
-    def settle(self, account: str, entry: str, used: Amount) -> None:
+    def settle(self, account: str, entry: str, used: LargeUsage) -> None:
         """Put what a call has used in the place of what it had set aside."""
         with self._transaction() as connection:
             gone = connection.execute(
@@ -285,10 +285,10 @@ class SqliteLedger:
                     (account, *used),
                 )
 
-    def used(self, account: str) -> Amount:
+    def used(self, account: str) -> LargeUsage:
         """What an account has used, set aside included."""
         with errors_named("ledger", self._path), closing(self._connect()) as connection:
-            return Amount(*connection.execute(_SQLITE_SUM, {"account": account}).fetchone())
+            return LargeUsage(*connection.execute(_SQLITE_SUM, {"account": account}).fetchone())
 
     def reservations(self, account: str | None = None) -> list[Reservation]:
         """List what is set aside; see `trim_graph.budget.ledger.Ledger`."""
@@ -298,7 +298,7 @@ class SqliteLedger:
                 "ORDER BY since, account, entry",
                 (account, account),
             )
-            return [Reservation(row[0], row[1], Amount(*row[2:5]), *row[5:]) for row in rows]
+            return [Reservation(row[0], row[1], LargeUsage(*row[2:5]), *row[5:]) for row in rows]
 
     def release(self, account: str, entry: str) -> bool:
         """Give back what a call set aside; see `trim_graph.budget.ledger.Ledger`."""

@@ -13,7 +13,7 @@ from psycopg_pool import ConnectionPool
 from trim_graph.storage.postgres import errors_named, open_pool, refuse_foreign, taking_turns
 
 from .ledger import RESERVATION_S, Ask, Reservation, this_owner
-from .usage import Amount
+from .usage import LargeUsage
 
 _SPENT = ("large_tokens", "large_calls", "large_cost")
 _COLUMNS = {"trim_accounts": ("account", *_SPENT), "trim_reserved": ("account", "entry", *_SPENT)}
@@ -54,7 +54,7 @@ class PostgresLedger:
     ) -> None:
         self._pool, self._url, self._reservation_s = pool, url, reservation_s
 
-    def reserve(self, account: str, entry: str, ask: Ask) -> Amount | None:
+    def reserve(self, account: str, entry: str, ask: Ask) -> LargeUsage | None:
         """Set aside what a call may use; see `trim_graph.budget.ledger.Ledger`."""
         with self._connection() as connection, connection.transaction():
             # The row of the account is its lock.
@@ -68,7 +68,7 @@ class PostgresLedger:
                 [account, entry],
             ).fetchone()
             if row is not None:
-                return Amount(**row)
+                return LargeUsage(**row)
             wanted = ask(self._sum(connection, account))
             if wanted is not None:
                 now = time.time()
@@ -78,7 +78,7 @@ class PostgresLedger:
                 )
             return wanted
 
-    def settle(self, account: str, entry: str, used: Amount) -> None:
+    def settle(self, account: str, entry: str, used: LargeUsage) -> None:
         """Put what a call has used in the place of what it had set aside."""
         with self._connection() as connection, connection.transaction():
             gone = connection.execute(
@@ -91,7 +91,7 @@ class PostgresLedger:
                     [*used, account],
                 )
 
-    def used(self, account: str) -> Amount:
+    def used(self, account: str) -> LargeUsage:
         """What an account has used, set aside included."""
         with self._connection() as connection:
             return self._sum(connection, account)
@@ -106,7 +106,7 @@ class PostgresLedger:
                 {"account": account},
             ).fetchall()
         found = (list(row.values()) for row in rows)
-        return [Reservation(row[0], row[1], Amount(*row[2:5]), *row[5:]) for row in found]
+        return [Reservation(row[0], row[1], LargeUsage(*row[2:5]), *row[5:]) for row in found]
 
     def release(self, account: str, entry: str) -> bool:
         """Give back what a call set aside; see `trim_graph.budget.ledger.Ledger`."""
@@ -122,9 +122,9 @@ class PostgresLedger:
             yield connection
 
     @staticmethod
-    def _sum(connection: Connection[dict[str, Any]], account: str) -> Amount:
+    def _sum(connection: Connection[dict[str, Any]], account: str) -> LargeUsage:
         row = connection.execute(_SUM, {"account": account}).fetchone()
-        return Amount(**row) if row else Amount()
+        return LargeUsage(**row) if row else LargeUsage()
 
 
 @contextmanager

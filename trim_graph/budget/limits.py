@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
-from .usage import Amount, Prices, Spend, large_usage
+from .usage import LargeUsage, Prices, Usage, large_usage
 
 
 class _LargeLimits(BaseModel):
@@ -23,10 +23,10 @@ class _LargeLimits(BaseModel):
         default=None, description="cost of the large model's calls, prompts included, by the price table"
     )
 
-    def _rest(self, used: Amount) -> dict[str, Any]:
+    def _rest(self, used: LargeUsage) -> dict[str, Any]:
         """Subtract from each limit what was used; never below 0."""
         rest = {}
-        for name, amount in zip(Amount._fields, used, strict=True):
+        for name, amount in zip(LargeUsage._fields, used, strict=True):
             limit = getattr(self, name)
             rest[name] = None if limit is None else max(limit - amount, type(limit)(0))
         return rest
@@ -57,16 +57,16 @@ class Budget(_LargeLimits):
     def _used_up(cls, limit: float | None) -> float | None:
         return limit if limit is None or limit > 0 else type(limit)(0)
 
-    def left(self, spend: Spend, prices: Prices) -> BudgetLeft:
+    def left(self, usage: Usage, prices: Prices) -> RemainingBudget:
         """Subtract what a run has used."""
-        seconds = None if self.seconds is None else max(self.seconds - spend["seconds"], 0.0)
-        return BudgetLeft(**self._rest(large_usage(spend, prices)), seconds=seconds)
+        seconds = None if self.seconds is None else max(self.seconds - usage["seconds"], 0.0)
+        return RemainingBudget(**self._rest(large_usage(usage, prices)), seconds=seconds)
 
 
-class Allowance(_LargeLimits):
+class Quota(_LargeLimits):
     """Limits of one account over all its runs. What is not set is not limited."""
 
-    @field_validator(*Amount._fields)
+    @field_validator(*LargeUsage._fields)
     @classmethod
     def _not_negative(cls, limit: float | None) -> float | None:
         if limit is not None and limit < 0:
@@ -74,25 +74,25 @@ class Allowance(_LargeLimits):
         return limit
 
     @model_validator(mode="after")
-    def _limits_something(self) -> Allowance:
-        if all(getattr(self, name) is None for name in Amount._fields):
-            raise ValueError("an allowance without a limit: set large_tokens, large_calls or large_cost")
+    def _limits_something(self) -> Quota:
+        if all(getattr(self, name) is None for name in LargeUsage._fields):
+            raise ValueError("an quota without a limit: set large_tokens, large_calls or large_cost")
         return self
 
-    def left(self, used: Amount) -> BudgetLeft:
+    def left(self, used: LargeUsage) -> RemainingBudget:
         """Subtract what the account has used."""
-        return BudgetLeft(**self._rest(used))
+        return RemainingBudget(**self._rest(used))
 
 
-class Allowances(BaseModel):
+class Quotas(BaseModel):
     """Whose accounts a run draws from, and what each may spend."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    thread: Allowance | None = Field(
+    thread: Quota | None = Field(
         default=None, description="All runs of one thread together; its account is thread:ID"
     )
-    user: Allowance | None = Field(
+    user: Quota | None = Field(
         default=None, description="All runs of one user together, whose name the context gives as `user`"
     )
 
@@ -114,7 +114,7 @@ def cost_limit(budget: Budget, prices: Prices, accounts: Mapping[str, Mapping[st
 
 
 @dataclass(frozen=True, slots=True)
-class BudgetLeft:
+class RemainingBudget:
     """What is left of each limit; None where there is no limit. Never negative."""
 
     large_tokens: int | None = None
@@ -124,7 +124,7 @@ class BudgetLeft:
 
 
 def grant(
-    budget: Budget, left: BudgetLeft, prices: Prices, *, wanted: int, prompt_tokens: int
+    budget: Budget, left: RemainingBudget, prices: Prices, *, wanted: int, prompt_tokens: int
 ) -> tuple[int, str | None]:
     """Say how many tokens the next large call may generate.
 
@@ -158,7 +158,7 @@ def grant(
     return granted, None
 
 
-def scarcest(own: BudgetLeft, others: Sequence[BudgetLeft]) -> BudgetLeft:
+def tightest(own: RemainingBudget, others: Sequence[RemainingBudget]) -> RemainingBudget:
     """What is left of every limit where several apply."""
     if not others:
         return own
@@ -167,4 +167,4 @@ def scarcest(own: BudgetLeft, others: Sequence[BudgetLeft]) -> BudgetLeft:
         known = [left for one in (own, *others) if (left := getattr(one, name)) is not None]
         return min(known, default=None)
 
-    return BudgetLeft(**{name: least(name) for name in BudgetLeft.__slots__})
+    return RemainingBudget(**{name: least(name) for name in RemainingBudget.__slots__})

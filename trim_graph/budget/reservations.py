@@ -12,17 +12,17 @@ from typing import Any
 from trim_graph.errors import SettingsError
 
 from .ledger import Ledger
-from .limits import Allowance, Allowances, Budget, BudgetLeft, grant
-from .usage import Amount, Prices, Spend, large_usage, nothing_spent
+from .limits import Budget, Quota, Quotas, RemainingBudget, grant
+from .usage import LargeUsage, Prices, Usage, large_usage, zero_usage
 
 
 def open_accounts(
-    allowances: Allowances, *, user: str | None, thread: str | None, ledger: Ledger | None
+    quotas: Quotas, *, user: str | None, thread: str | None, ledger: Ledger | None
 ) -> dict[str, dict[str, Any]]:
     """Name the accounts that a run draws from, for its state.
 
     Args:
-        allowances: Of the run.
+        quotas: Of the run.
         user: As the context names it.
         thread: Id of the thread.
         ledger: The graph's.
@@ -38,17 +38,17 @@ def open_accounts(
         ("thread", thread, 'give {"configurable": {"thread_id": ...}}'),
         ("user", user, "give TrimContext(user=...)"),
     ):
-        allowance: Allowance | None = getattr(allowances, kind)
-        if allowance is None:
+        quota: Quota | None = getattr(quotas, kind)
+        if quota is None:
             continue
         if ledger is None:
             raise SettingsError(
-                f"allowances.{kind} is set, but the graph was built without a ledger that counts: pass "
+                f"quotas.{kind} is set, but the graph was built without a ledger that counts: pass "
                 "ledger=..., of trim_graph.open_ledger"
             )
         if not name:
-            raise SettingsError(f"allowances.{kind} is set, but the call does not name its {kind}: {missing}")
-        found[f"{kind}:{name}"] = allowance.model_dump(exclude_none=True)
+            raise SettingsError(f"quotas.{kind} is set, but the call does not name its {kind}: {missing}")
+        found[f"{kind}:{name}"] = quota.model_dump(exclude_none=True)
     return found
 
 
@@ -77,7 +77,7 @@ class Reservations:
     """
 
     def __init__(self, limits: Mapping[str, Mapping[str, Any]] | None, ledger: Ledger | None) -> None:
-        self._limits = {name: Allowance(**limit) for name, limit in (limits or {}).items()}
+        self._limits = {name: Quota(**limit) for name, limit in (limits or {}).items()}
         if self._limits and ledger is None:
             raise SettingsError(
                 f"this run draws from {', '.join(self._limits)}: build the graph with its ledger to go on"
@@ -87,7 +87,7 @@ class Reservations:
     def __bool__(self) -> bool:
         return bool(self._limits)
 
-    def left(self) -> dict[str, BudgetLeft]:
+    def left(self) -> dict[str, RemainingBudget]:
         """What each account has left now."""
         return {name: limit.left(self._used(name)) for name, limit in self._limits.items()}
 
@@ -95,7 +95,7 @@ class Reservations:
         """What each account has used, by all its runs, set aside included."""
         return {name: self._used(name)._asdict() for name in self._limits}
 
-    def _used(self, name: str) -> Amount:
+    def _used(self, name: str) -> LargeUsage:
         assert self._ledger is not None
         return self._ledger.used(name)
 
@@ -116,7 +116,7 @@ class Reservations:
                 granted = self._reserve_one(name, limit, entry, wanted, prompt_tokens, budget, prices)
                 if granted.exhausted_limit:
                     return granted
-                given_back.callback(self._settle_one, name, entry, Amount())
+                given_back.callback(self._settle_one, name, entry, LargeUsage())
                 wanted = granted.tokens
             given_back.pop_all()
         return Grant(wanted)
@@ -124,7 +124,7 @@ class Reservations:
     def _reserve_one(
         self,
         name: str,
-        limit: Allowance,
+        limit: Quota,
         entry: str,
         wanted: int,
         prompt_tokens: int,
@@ -133,11 +133,11 @@ class Reservations:
     ) -> Grant:
         exhausted: str | None = None
 
-        def decide_amount(used: Amount) -> Amount | None:
+        def decide_amount(used: LargeUsage) -> LargeUsage | None:
             nonlocal exhausted
             left = limit.left(used)
             tokens, exhausted = grant(budget, left, prices, wanted=wanted, prompt_tokens=prompt_tokens)
-            return Amount(tokens, 1, prices.large.cost(prompt_tokens, tokens)) if tokens else None
+            return LargeUsage(tokens, 1, prices.large.cost(prompt_tokens, tokens)) if tokens else None
 
         assert self._ledger is not None
         aside = self._ledger.reserve(name, entry, decide_amount)
@@ -145,13 +145,13 @@ class Reservations:
             return Grant(0, f"{exhausted} of {name}")
         return Grant(min(wanted, aside.large_tokens))
 
-    def settle(self, entry: str, used: Amount) -> None:
+    def settle(self, entry: str, used: LargeUsage) -> None:
         """Put what a call has used in the place of what was set aside for it."""
         with ExitStack() as all_of_them:  # also where one of them fails
             for name in self._limits:
                 all_of_them.callback(self._settle_one, name, entry, used)
 
-    def _settle_one(self, name: str, entry: str, used: Amount) -> None:
+    def _settle_one(self, name: str, entry: str, used: LargeUsage) -> None:
         assert self._ledger is not None
         self._ledger.settle(name, entry, used)
 
@@ -219,10 +219,10 @@ class CallReservation:
     async def _give_back(self, reserving: asyncio.Future[Grant]) -> None:
         await asyncio.wait([reserving])
         if reserving.exception() is None and reserving.result().exhausted_limit is None:
-            nothing = nothing_spent()
+            nothing = zero_usage()
             await asyncio.to_thread(self.settle, nothing, nothing)
 
-    def settle(self, before: Spend, after: Spend) -> str | None:
+    def settle(self, before: Usage, after: Usage) -> str | None:
         """Report to the ledger what the call has used.
 
         Returns:
@@ -236,6 +236,6 @@ class CallReservation:
             return f"the ledger could not be told what a call used, so all that was set aside counts: {seen}"
         return None
 
-    async def asettle(self, before: Spend, after: Spend) -> str | None:
+    async def asettle(self, before: Usage, after: Usage) -> str | None:
         """As `settle`, without blocking; done also where the caller is cancelled meanwhile."""
         return await asyncio.shield(asyncio.to_thread(self.settle, before, after))

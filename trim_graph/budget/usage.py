@@ -43,7 +43,7 @@ class Prices(BaseModel):
     scorer: ModelPrice = ModelPrice()
 
 
-class Amount(NamedTuple):
+class LargeUsage(NamedTuple):
     """Usage of the large model by any number of calls: what limits, quotas and ledgers count.
 
     Attributes:
@@ -56,24 +56,24 @@ class Amount(NamedTuple):
     large_calls: int = 0
     large_cost: float = 0.0
 
-    def plus(self, other: Amount) -> Amount:
+    def plus(self, other: LargeUsage) -> LargeUsage:
         """Add, field by field."""
-        return Amount(
+        return LargeUsage(
             self.large_tokens + other.large_tokens,
             self.large_calls + other.large_calls,
             self.large_cost + other.large_cost,
         )
 
-    def minus(self, other: Amount) -> Amount:
+    def minus(self, other: LargeUsage) -> LargeUsage:
         """Subtract, field by field; the cost is never below 0, as differences of sums may be."""
-        return Amount(
+        return LargeUsage(
             self.large_tokens - other.large_tokens,
             self.large_calls - other.large_calls,
             max(0.0, self.large_cost - other.large_cost),
         )
 
 
-class WriterSpend(TypedDict):
+class WriterUsage(TypedDict):
     """What one of the two writers has used."""
 
     calls: int
@@ -86,7 +86,7 @@ class WriterSpend(TypedDict):
     """Calls that failed with all their attempts."""
 
 
-class ScorerSpend(TypedDict):
+class ScorerUsage(TypedDict):
     """What the scorer has used."""
 
     calls: int
@@ -97,7 +97,7 @@ class ScorerSpend(TypedDict):
     failed_calls: int
 
 
-class LookaheadSpend(TypedDict):
+class LookaheadUsage(TypedDict):
     """What became of the steps that the small model wrote ahead, while the scorer was at work."""
 
     taken: int
@@ -112,31 +112,31 @@ class LookaheadSpend(TypedDict):
     """Charged for those given up, ``max_tokens`` a call, where the model does not tell."""
 
 
-class Spend(TypedDict):
+class Usage(TypedDict):
     """What a run has used so far; a state channel."""
 
-    small: WriterSpend
-    large: WriterSpend
-    scorer: ScorerSpend
+    small: WriterUsage
+    large: WriterUsage
+    scorer: ScorerUsage
     unaccounted_tokens: int
     """Large tokens charged, ``max_tokens`` a call, where nobody saw the end: a crash, a broken connection."""
     unaccounted_cost: float
     overshoot_tokens: int
     """Large tokens beyond what a call was granted (a model that ignores ``max_tokens``)."""
     seconds: float
-    lookahead: NotRequired[LookaheadSpend]
+    lookahead: NotRequired[LookaheadUsage]
     """Only once a step was written ahead."""
 
 
-def nothing_spent() -> Spend:
+def zero_usage() -> Usage:
     """Return the spend of a run that has not begun."""
-    writer = WriterSpend(
+    writer = WriterUsage(
         calls=0, input_tokens=0, output_tokens=0, cached_tokens=0, failed_attempts=0, failed_calls=0
     )
-    return Spend(
+    return Usage(
         small=writer.copy(),
         large=writer.copy(),
-        scorer=ScorerSpend(calls=0, input_tokens=0, output_tokens=0, failed_attempts=0, failed_calls=0),
+        scorer=ScorerUsage(calls=0, input_tokens=0, output_tokens=0, failed_attempts=0, failed_calls=0),
         unaccounted_tokens=0,
         unaccounted_cost=0.0,
         overshoot_tokens=0,
@@ -144,35 +144,35 @@ def nothing_spent() -> Spend:
     )
 
 
-def large_usage(spend: Spend, prices: Prices) -> Amount:
+def large_usage(usage: Usage, prices: Prices) -> LargeUsage:
     """Return what the calls of the large model have used so far."""
-    large = spend["large"]
+    large = usage["large"]
     known = prices.large.cost(large["input_tokens"], large["output_tokens"], large["cached_tokens"])
-    return Amount(
-        large_tokens=large["output_tokens"] + spend["unaccounted_tokens"],
+    return LargeUsage(
+        large_tokens=large["output_tokens"] + usage["unaccounted_tokens"],
         large_calls=large["calls"],
-        large_cost=known + spend["unaccounted_cost"],
+        large_cost=known + usage["unaccounted_cost"],
     )
 
 
-def total_cost(spend: Spend, prices: Prices) -> float:
+def total_cost(usage: Usage, prices: Prices) -> float:
     """Return what all calls of a run have cost."""
-    small = spend["small"]
+    small = usage["small"]
     return (
         prices.small.cost(small["input_tokens"], small["output_tokens"], small["cached_tokens"])
-        + large_usage(spend, prices).large_cost
-        + prices.scorer.cost(spend["scorer"]["input_tokens"], spend["scorer"].get("output_tokens", 0))
-        + prices.small.cost(0, lookahead_spend(spend)["unaccounted_tokens"])
+        + large_usage(usage, prices).large_cost
+        + prices.scorer.cost(usage["scorer"]["input_tokens"], usage["scorer"].get("output_tokens", 0))
+        + prices.small.cost(0, lookahead_usage(usage)["unaccounted_tokens"])
     )
 
 
-def lookahead_spend(spend: Spend) -> LookaheadSpend:
+def lookahead_usage(usage: Usage) -> LookaheadUsage:
     """Return what became of the steps written ahead, of a run that has written none too."""
-    nothing = LookaheadSpend(taken=0, discarded=0, input_tokens=0, output_tokens=0, unaccounted_tokens=0)
-    return spend.get("lookahead", nothing)
+    nothing = LookaheadUsage(taken=0, discarded=0, input_tokens=0, output_tokens=0, unaccounted_tokens=0)
+    return usage.get("lookahead", nothing)
 
 
-def spend_since(before: Spend, now: Spend) -> Spend:
+def usage_delta(before: Usage, now: Usage) -> Usage:
     """Subtract what had been spent before from what is spent now."""
 
     def difference(late: Any, early: Any) -> Any:
@@ -180,18 +180,18 @@ def spend_since(before: Spend, now: Spend) -> Spend:
             return {name: difference(late[name], early.get(name, type(late[name])())) for name in late}
         return late - early
 
-    return cast(Spend, difference(now, before))
+    return cast(Usage, difference(now, before))
 
 
-def spend_plus(spend: Spend, more: Spend) -> Spend:
-    """Add what was spent meanwhile, as `spend_since` returned it."""
+def add_usage(usage: Usage, more: Usage) -> Usage:
+    """Add what was spent meanwhile, as `usage_delta` returned it."""
 
     def total(one: Any, other: Any) -> Any:
         if isinstance(other, dict):
             return {**one, **{name: total(one.get(name, type(v)()), v) for name, v in other.items()}}
         return one + other
 
-    return cast(Spend, total(spend, more))
+    return cast(Usage, total(usage, more))
 
 
 def read_attempts(metadata: dict[str, Any]) -> FailedAttempts | None:
@@ -240,11 +240,11 @@ def attempts_of_answer(answer: AIMessage) -> FailedAttempts:
 
 
 def charge_failed_call(
-    spend: Spend, writer: Writer, error: BaseException, *, max_tokens: int, prompt_tokens: int, prices: Prices
-) -> Spend:
+    usage: Usage, writer: Writer, error: BaseException, *, max_tokens: int, prompt_tokens: int, prices: Prices
+) -> Usage:
     """Charge a call that failed with all its attempts."""
-    before = spend[writer]
-    charged = Spend(**{**spend})
+    before = usage[writer]
+    charged = Usage(**{**usage})
     charged[writer] = {**before, "calls": before["calls"] + 1, "failed_calls": before["failed_calls"] + 1}
     lost = attempts_of(error)
     return charge_lost(
@@ -253,17 +253,17 @@ def charge_failed_call(
 
 
 def charge_lost(
-    spend: Spend,
+    usage: Usage,
     writer: Writer,
     lost: FailedAttempts,
     *,
     max_tokens: int,
     prompt_tokens: int,
     prices: Prices,
-) -> Spend:
+) -> Usage:
     """Charge failed attempts that no answer followed: tokens that were reported, and those that were not."""
-    before = spend[writer]
-    charged = Spend(**{**spend})
+    before = usage[writer]
+    charged = Usage(**{**usage})
     charged[writer] = {
         **before,
         "input_tokens": before["input_tokens"] + lost["input_tokens"],
@@ -275,17 +275,17 @@ def charge_lost(
 
 
 def charge_attempts(
-    spend: Spend,
+    usage: Usage,
     writer: Writer,
     lost: FailedAttempts,
     *,
     max_tokens: int,
     prompt_tokens: int,
     prices: Prices,
-) -> Spend:
+) -> Usage:
     """Count failed attempts; of those that told nothing the large model's are charged in full."""
-    charged = Spend(**{**spend})
-    charged[writer] = {**spend[writer], "failed_attempts": spend[writer]["failed_attempts"] + lost["count"]}
+    charged = Usage(**{**usage})
+    charged[writer] = {**usage[writer], "failed_attempts": usage[writer]["failed_attempts"] + lost["count"]}
     if writer == "large":
         tokens = lost.get("unknown_tokens", lost["unknown"] * max_tokens)
         beyond = max(0, lost["output_tokens"] - lost["count"] * max_tokens)
@@ -295,18 +295,18 @@ def charge_attempts(
     return charged
 
 
-def charge_scorer(spend: Spend, seconds: float, used: FailedAttempts, *, failed: bool) -> Spend:
+def charge_scorer(usage: Usage, seconds: float, used: FailedAttempts, *, failed: bool) -> Usage:
     """Count a call of the scorer.
 
     Args:
-        spend: Before it.
+        usage: Before it.
         seconds: It took.
         used: Tokens of the call, and its attempts that failed.
         failed: Whether it came to nothing.
     """
-    before = spend["scorer"]
-    charged = Spend(**{**spend, "seconds": spend["seconds"] + seconds})
-    charged["scorer"] = ScorerSpend(
+    before = usage["scorer"]
+    charged = Usage(**{**usage, "seconds": usage["seconds"] + seconds})
+    charged["scorer"] = ScorerUsage(
         calls=before["calls"] + 1,
         input_tokens=before["input_tokens"] + used["input_tokens"],
         output_tokens=before.get("output_tokens", 0) + used["output_tokens"],

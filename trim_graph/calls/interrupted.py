@@ -30,7 +30,7 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 
-from trim_graph.budget.usage import Spend, spend_plus
+from trim_graph.budget.usage import Usage, add_usage
 from trim_graph.events import emit
 from trim_graph.process import this_process
 from trim_graph.runtime import CHECKPOINTER, Invocation
@@ -60,7 +60,7 @@ class LargeCall:
 
     id: str
     behind: str | None
-    used: Spend
+    used: Usage
     place: Place
     raised: bool = False
     invocation: Invocation | None = None
@@ -152,11 +152,11 @@ def _charged_with(state: TrimState, lost: list[LargeCall], invocation: Invocatio
     """
     used = lost[0].used
     for call in lost[1:]:
-        used = spend_plus(used, call.used)
+        used = add_usage(used, call.used)
     behind, place = state.get("charged_call"), lost[-1].place
     one = LargeCall(uuid.uuid4().hex, behind, used, place, invocation=invocation)
     _aborted_calls.merge(state["run"]["id"], lost, one)
-    return {"spend": spend_plus(state["spend"], used), "charged_call": one.id}
+    return {"usage": add_usage(state["usage"], used), "charged_call": one.id}
 
 
 def _behind(state: TrimState) -> tuple[list[LargeCall], list[LargeCall]]:
@@ -195,11 +195,11 @@ def charge_interrupted_calls(
     in_flight = state.get("in_flight")
     if in_flight is not None and in_flight["process"] != this_process():
         tokens, prices = in_flight["max_tokens"], settings_of(state["run"]).prices
-        spend: Spend = update.get("spend", state["spend"])
-        charged = Spend(**{**spend, "large": {**spend["large"], "calls": spend["large"]["calls"] + 1}})
+        usage: Usage = update.get("usage", state["usage"])
+        charged = Usage(**{**usage, "large": {**usage["large"], "calls": usage["large"]["calls"] + 1}})
         charged["unaccounted_tokens"] += tokens
         charged["unaccounted_cost"] += prices.large.cost(in_flight["prompt_tokens"], tokens)
-        update["spend"] = charged
+        update["usage"] = charged
         notes.append(charge_note("was cut off by a crash", tokens))
     for note in notes:
         emit("note", text=note)

@@ -24,14 +24,14 @@ from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.limits import grant
 from trim_graph.budget.reservations import CallReservation
 from trim_graph.budget.usage import (
-    Spend,
+    Usage,
     Writer,
     attempts_of,
     charge_attempts,
     charge_failed_call,
     charge_lost,
     read_attempts,
-    spend_since,
+    usage_delta,
 )
 from trim_graph.conversation import compose
 from trim_graph.errors import ChatModelContractError, FailedAttempts, SettingsError, is_context_full
@@ -41,7 +41,7 @@ from trim_graph.routing.view import RunView
 from trim_graph.runtime import GRACE, Invocation, call_with_timeout, tagged
 from trim_graph.segmentation import Segmentation, cut_text, join_steps
 from trim_graph.settings import Settings
-from trim_graph.state import Failure, Order, Step
+from trim_graph.state import Failure, Step, StepRequest
 
 from .interrupted import LargeCall, Place, charge_note, place_of, remember
 
@@ -61,7 +61,7 @@ class Call:
 
     Attributes:
         view: Of the run, before the call.
-        order: What `route` asks the writer for.
+        request: What `route` asks the writer for.
         id: Name of this execution of the call.
         place: Where the run's checkpoints are.
         invocation: That makes the call.
@@ -71,7 +71,7 @@ class Call:
     """
 
     view: RunView
-    order: Order
+    request: StepRequest
     id: str
     place: Place
     invocation: Invocation | None
@@ -81,7 +81,7 @@ class Call:
     @property
     def writer(self) -> Writer:
         """Which of the two models is asked."""
-        return self.order["writer"]
+        return self.request["writer"]
 
     @property
     def settings(self) -> Settings:
@@ -89,9 +89,9 @@ class Call:
         return self.view.settings
 
     @property
-    def spend(self) -> Spend:
+    def usage(self) -> Usage:
         """Usage of the run before the call."""
-        return self.view.spend
+        return self.view.usage
 
     @property
     def notes(self) -> list[str]:
@@ -118,14 +118,14 @@ class Call:
     def unreported(self) -> dict[str, Any]:
         """Return the arguments of a charge for attempts that reported no tokens."""
         return {
-            "max_tokens": self.order["max_tokens"],
+            "max_tokens": self.request["max_tokens"],
             "prompt_tokens": self.prompt_tokens,
             "prices": self.settings.prices,
         }
 
     def cap_tokens(self, tokens: int) -> Self:
         """Cut the call to what the accounts of the run grant."""
-        return replace(self, order=Order(**{**self.order, "max_tokens": tokens}))
+        return replace(self, request=StepRequest(**{**self.request, "max_tokens": tokens}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +140,7 @@ class StepCall(Call):
         segmentation: Finds the end of the step.
         previous: The step accepted last.
         index: Of the step.
-        lead: What was written of this step before, as far as it counts.
+        partial_text: What was written of this step before, as far as it counts.
         key: Name of the call within its run.
         estimate: Counts its tokens if the model does not report them.
     """
@@ -152,14 +152,14 @@ class StepCall(Call):
     segmentation: Segmentation
     previous: Step | None
     index: int
-    lead: str
+    partial_text: str
     key: str
     estimate: Estimate | None
 
     def cap_tokens(self, tokens: int) -> Self:
         """Cut the call to what the accounts of the run grant, and its further attempts too."""
-        order = Order(**{**self.order, "max_tokens": tokens})
-        call = replace(self, order=order, arguments={**self.arguments, "max_tokens": tokens})
+        request = StepRequest(**{**self.request, "max_tokens": tokens})
+        call = replace(self, request=request, arguments={**self.arguments, "max_tokens": tokens})
         if call.retry is None:
             return call
         retry = RetryGrant(call, reserved=True)
@@ -182,7 +182,7 @@ class RetryGrant:
     def __init__(self, call: Call, *, reserved: bool = False) -> None:
         self._call = call
         self._reserved = reserved
-        self.max_tokens = call.order["max_tokens"]
+        self.max_tokens = call.request["max_tokens"]
         self.exhausted_limit: str | None = None
 
     def __call__(self, lost: FailedAttempts) -> int:
@@ -191,13 +191,13 @@ class RetryGrant:
         if self._reserved and (lost["unknown"] or lost["input_tokens"] or lost["output_tokens"]):
             self.exhausted_limit = "a reservation"
             return 0
-        spend = charge_lost(call.spend, "large", lost, **call.unreported())
+        usage = charge_lost(call.usage, "large", lost, **call.unreported())
         budget, prices = call.settings.budget, call.settings.prices
         self.max_tokens, self.exhausted_limit = grant(
             budget,
-            budget.left(spend, prices),
+            budget.left(usage, prices),
             prices,
-            wanted=call.order["max_tokens"],
+            wanted=call.request["max_tokens"],
             prompt_tokens=call.prompt_tokens,
         )
         return self.max_tokens
@@ -206,18 +206,20 @@ class RetryGrant:
 # Before the call
 
 
-def begin_call(view: RunView, order: Order, config: RunnableConfig, invocation: Invocation | None) -> Call:
+def begin_call(
+    view: RunView, request: StepRequest, config: RunnableConfig, invocation: Invocation | None
+) -> Call:
     """Make the call that `route` ordered, for a turn of an agent.
 
     Args:
         view: Of the run.
-        order: Of `route`.
+        request: Of `route`.
         config: Of the node.
         invocation: That makes the call.
     """
     return Call(
         view=view,
-        order=order,
+        request=request,
         id=uuid.uuid4().hex,
         place=place_of(config),
         invocation=invocation,
@@ -227,7 +229,7 @@ def begin_call(view: RunView, order: Order, config: RunnableConfig, invocation: 
 
 def prepare_step(
     view: RunView,
-    order: Order,
+    request: StepRequest,
     steps: Sequence[Step],
     config: RunnableConfig,
     models: Mapping[Writer, Runnable[Any, Any]],
@@ -239,35 +241,37 @@ def prepare_step(
 
     Args:
         view: Of the run.
-        order: Of `route`.
+        request: Of `route`.
         steps: The accepted ones, on which the step follows.
         config: Of the node.
         models: The two writers.
         invocation: That makes the call.
         counters: Count the tokens of writers that do not report them.
     """
-    settings, writer = view.settings, order["writer"]
-    prefix = join_steps(steps, settings.delimiter) + order["lead"]
+    settings, writer = view.settings, request["writer"]
+    prefix = join_steps(steps, settings.delimiter) + request["partial_text"]
     model = models[writer]
     segmentation = view.segmentation.continuing(cut_text(steps))
     previous = steps[-1] if steps else None
-    lead = order["lead"] if partial_text_counts(previous, order["lead"]) else ""
-    arguments: dict[str, Any] = {"max_tokens": order["max_tokens"]}
-    if "probe" in order:
+    partial_text = request["partial_text"] if partial_text_counts(previous, request["partial_text"]) else ""
+    arguments: dict[str, Any] = {"max_tokens": request["max_tokens"]}
+    if "probe" in request:
         arguments |= entropy_arguments(model)
-    elif not order["to_end"]:
+    elif not request["until_eos"]:
         arguments |= stop_arguments(
             segmentation,
             settings.thinking,
             previous,
-            lead=lead,
+            partial_text=partial_text,
             takes_stop_when=capable(model, "takes_stop_when"),
         )
-    tag = "trim:probe" if "probe" in order else "trim:draft" if order["decided"] else "trim:accepted"
+    tag = (
+        "trim:probe" if "probe" in request else "trim:draft" if request["needs_decision"] else "trim:accepted"
+    )
     messages = compose(view.state["messages"], settings.instruction, prefix)
     call = StepCall(
         view=view,
-        order=order,
+        request=request,
         id=uuid.uuid4().hex,
         place=place_of(config),
         invocation=invocation,
@@ -278,7 +282,7 @@ def prepare_step(
         segmentation=segmentation,
         previous=previous,
         index=len(steps),
-        lead=lead,
+        partial_text=partial_text,
         key=_key(prefix, arguments),
         estimate=None,
     )
@@ -321,7 +325,7 @@ def estimate_of(call: Call, counter: TokenCounter | None, prompt: Sequence[BaseM
     if counter is None:
         return None
     settings = call.settings
-    limits = (settings.budget, settings.allowances.thread, settings.allowances.user)
+    limits = (settings.budget, settings.quotas.thread, settings.quotas.user)
     limited = call.writer == "large" and any(
         limit is not None and (limit.large_tokens is not None or limit.large_cost is not None)
         for limit in limits
@@ -343,16 +347,16 @@ def with_reservation(call: Call, ledger: Ledger | None, ask: Callable[[Any], Upd
     reservation = _reservation(call, ledger)
     if reservation is None:
         return ask(call)
-    granted = reservation.reserve(call.order["max_tokens"])
+    granted = reservation.reserve(call.request["max_tokens"])
     if granted.exhausted_limit is not None:
         return _exhausted(call, granted.exhausted_limit)
     call = call.cap_tokens(granted.tokens)
     try:
         update = ask(call)
     except BaseException as error:
-        reservation.settle(call.spend, usage_of_raised(call, error))
+        reservation.settle(call.usage, usage_of_raised(call, error))
         raise
-    return add_note(call, update, reservation.settle(call.spend, update["spend"]))
+    return add_note(call, update, reservation.settle(call.usage, update["usage"]))
 
 
 async def awith_reservation(
@@ -362,16 +366,16 @@ async def awith_reservation(
     reservation = _reservation(call, ledger)
     if reservation is None:
         return await ask(call)
-    granted = await reservation.areserve(call.order["max_tokens"])
+    granted = await reservation.areserve(call.request["max_tokens"])
     if granted.exhausted_limit is not None:
         return _exhausted(call, granted.exhausted_limit)
     call = call.cap_tokens(granted.tokens)
     try:
         update = await ask(call)
     except BaseException as error:
-        await reservation.asettle(call.spend, usage_of_raised(call, error))
+        await reservation.asettle(call.usage, usage_of_raised(call, error))
         raise
-    return add_note(call, update, await reservation.asettle(call.spend, update["spend"]))
+    return add_note(call, update, await reservation.asettle(call.usage, update["usage"]))
 
 
 def _reservation(call: Call, ledger: Ledger | None) -> CallReservation | None:
@@ -380,7 +384,7 @@ def _reservation(call: Call, ledger: Ledger | None) -> CallReservation | None:
     return CallReservation(
         call.view.accounts,
         ledger,
-        entry=f"{call.view.run['id']}.{call.spend['large']['calls']}",
+        entry=f"{call.view.run['id']}.{call.usage['large']['calls']}",
         prompt_tokens=call.prompt_tokens,
         budget=call.settings.budget,
         prices=call.settings.prices,
@@ -444,10 +448,10 @@ def record_on_abort(call: Call) -> Iterator[None]:
         raise
     except BaseException as error:
         if call.writer == "large":
-            spend = usage_of_raised(call, error)
+            usage = usage_of_raised(call, error)
             # Raised to the caller, who has it tried again: no reason to give the model up.
-            spend["large"] = {**spend["large"], "failed_calls": call.spend["large"]["failed_calls"]}
-            _remember(call, spend, raised=True)
+            usage["large"] = {**usage["large"], "failed_calls": call.usage["large"]["failed_calls"]}
+            _remember(call, usage, raised=True)
         raise
 
 
@@ -461,9 +465,9 @@ def charged(call: Call, update: Update) -> Update:
     """
     if call.writer != "large":
         return update
-    _remember(call, update["spend"], raised=False)
+    _remember(call, update["usage"], raised=False)
     update = update | {"charged_call": call.id}
-    tokens = update["spend"]["unaccounted_tokens"] - call.spend["unaccounted_tokens"]
+    tokens = update["usage"]["unaccounted_tokens"] - call.usage["unaccounted_tokens"]
     notes, note = (
         update.get("notes", call.notes),
         charge_note("did not tell all that it had generated", tokens),
@@ -473,18 +477,18 @@ def charged(call: Call, update: Update) -> Update:
     return add_note(call, update, note)
 
 
-def _remember(call: Call, spend: Spend, *, raised: bool) -> None:
-    used = spend_since(call.spend, spend)
+def _remember(call: Call, usage: Usage, *, raised: bool) -> None:
+    used = usage_delta(call.usage, usage)
     made = LargeCall(call.id, call.behind, used, call.place, raised, call.invocation)
     remember(call.view.run["id"], made)
 
 
-def usage_with_reply(call: Call, reply: Reply, metadata: dict[str, Any], seconds: float) -> Spend:
+def usage_with_reply(call: Call, reply: Reply, metadata: dict[str, Any], seconds: float) -> Usage:
     """Return the usage with an answer's tokens and time, and those of attempts that failed before it."""
     writer = call.writer
-    before = call.spend[writer]
-    spend = _later(call, seconds)
-    spend[writer] = {
+    before = call.usage[writer]
+    usage = _later(call, seconds)
+    usage[writer] = {
         **before,
         "calls": before["calls"] + 1,
         "input_tokens": before["input_tokens"] + reply.input_tokens,
@@ -496,29 +500,29 @@ def usage_with_reply(call: Call, reply: Reply, metadata: dict[str, Any], seconds
         emit("retried", part=writer, attempts=lost["count"])
     if writer == "large":
         written = reply.output_tokens - (lost["output_tokens"] if lost else 0)
-        most = call.retry.max_tokens if call.retry else call.order["max_tokens"]
-        spend["overshoot_tokens"] += max(0, written - most)
-    return spend if lost is None else charge_attempts(spend, writer, lost, **call.unreported())
+        most = call.retry.max_tokens if call.retry else call.request["max_tokens"]
+        usage["overshoot_tokens"] += max(0, written - most)
+    return usage if lost is None else charge_attempts(usage, writer, lost, **call.unreported())
 
 
-def usage_of_raised(call: Call, error: BaseException) -> Spend:
+def usage_of_raised(call: Call, error: BaseException) -> Usage:
     """Return the usage with a call that leaves the node by an error; one cancelled counts in full."""
-    return charge_failed_call(call.spend, call.writer, error, **call.unreported())
+    return charge_failed_call(call.usage, call.writer, error, **call.unreported())
 
 
-def usage_before_fallback(call: Call, error: Exception, seconds: float) -> Spend | None:
+def usage_before_fallback(call: Call, error: Exception, seconds: float) -> Usage | None:
     """Return the usage with a failed call after which a fallback may be asked; None where none may."""
     if isinstance(error, NEVER_CAUGHT) or (call.limit is not None and seconds >= call.limit):
         return None
     writer = call.writer
-    spend = charge_failed_call(_later(call, seconds), writer, error, **call.unreported())
+    usage = charge_failed_call(_later(call, seconds), writer, error, **call.unreported())
     # The writer has not failed yet.
-    spend[writer] = {**spend[writer], "failed_calls": call.spend[writer]["failed_calls"]}
-    return spend
+    usage[writer] = {**usage[writer], "failed_calls": call.usage[writer]["failed_calls"]}
+    return usage
 
 
-def _later(call: Call, seconds: float) -> Spend:
-    return Spend(**{**call.spend, "seconds": call.spend["seconds"] + seconds})
+def _later(call: Call, seconds: float) -> Usage:
+    return Usage(**{**call.usage, "seconds": call.usage["seconds"] + seconds})
 
 
 # Where it came to nothing
@@ -531,19 +535,19 @@ def deadline_passed(call: Call) -> bool:
 
 def skip_call(call: Call) -> Update:
     """End the run without the call."""
-    return {"spend": call.spend, "draft": None, "in_flight": None, "stopped": "deadline"}
+    return {"usage": call.usage, "draft": None, "in_flight": None, "stopped": "deadline"}
 
 
-def nobody_may_decide(call: Call, spend: Spend) -> bool:
+def nobody_may_decide(call: Call, usage: Usage) -> bool:
     """Tell whether no time is left in which anybody could act on a decision."""
-    left = call.settings.budget.left(spend, call.settings.prices).seconds
+    left = call.settings.budget.left(usage, call.settings.prices).seconds
     return left is not None and left <= 0
 
 
 def _exhausted(call: Call, limit: str) -> Update:
     """Other runs have used an account up since `route` looked: let it find another way."""
     failed = Failure(part="large", error=f"the limit on {limit} is spent", refused=limit)
-    return {"spend": call.spend, "draft": None, "in_flight": None, "failed": failed, "notes": call.notes}
+    return {"usage": call.usage, "draft": None, "in_flight": None, "failed": failed, "notes": call.notes}
 
 
 def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
@@ -552,7 +556,7 @@ def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
     if call.limit is not None and seconds >= call.limit and not isinstance(error, NEVER_CAUGHT):
         return _timed_out(call, error, seconds)
     writer = call.writer
-    if "probe" in call.order and refused_setting(error) in LOGPROBS:
+    if "probe" in call.request and refused_setting(error) in LOGPROBS:
         raise ChatModelContractError(
             f"the {writer} model does not tell the entropy of its first token, which the policy asks for; it "
             f"refuses log-probabilities. Use ChatVLLM or ChatTransformers, or another policy ({error})"
@@ -567,15 +571,15 @@ def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
                 error.add_note(f"trim-graph, {writer}: {advice}")
             raise error
         notes = note_full(call.notes, f"{writer} model")
-        spend = _later(call, seconds)
-        return {"spend": spend, "draft": None, "in_flight": None, "stopped": "length", "notes": notes}
+        usage = _later(call, seconds)
+        return {"usage": usage, "draft": None, "in_flight": None, "stopped": "length", "notes": notes}
     failed = failure(error, writer, context_full=full)
     notes = call.notes
     if limit is not None:
         notes = with_notes(call, [f"the {writer} model failed: {failed['error']}"])
         failed["refused"] = limit
     return {
-        "spend": charge_failed_call(_later(call, seconds), writer, error, **call.unreported()),
+        "usage": charge_failed_call(_later(call, seconds), writer, error, **call.unreported()),
         "draft": None,
         "in_flight": None,
         "failed": failed,
@@ -585,14 +589,14 @@ def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
 
 def _timed_out(call: Call, error: Exception, seconds: float) -> Update:
     """The writer did not answer in time: charge what it may have generated."""
-    spend, writer = _later(call, seconds), call.writer
-    spend[writer] = {**spend[writer], "calls": spend[writer]["calls"] + 1}
+    usage, writer = _later(call, seconds), call.writer
+    usage[writer] = {**usage[writer], "calls": usage[writer]["calls"] + 1}
     note = f"a call of the {writer} model was cut off by the limit on seconds"
     if writer == "large":
-        before = spend["unaccounted_tokens"]
-        spend = charge_lost(spend, writer, attempts_of(error), **call.unreported())
-        note += f"; {spend['unaccounted_tokens'] - before} tokens were charged for it"
-    update = {"spend": spend, "draft": None, "in_flight": None, "stopped": "deadline"}
+        before = usage["unaccounted_tokens"]
+        usage = charge_lost(usage, writer, attempts_of(error), **call.unreported())
+        note += f"; {usage['unaccounted_tokens'] - before} tokens were charged for it"
+    update = {"usage": usage, "draft": None, "in_flight": None, "stopped": "deadline"}
     return add_note(call, update, note)
 
 

@@ -20,11 +20,11 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from trim_graph.adapters.capabilities import bound_setting, caches, capable, native_async
 from trim_graph.adapters.token_confidence import TokenProbability
 from trim_graph.budget.usage import (
-    LookaheadSpend,
-    Spend,
-    WriterSpend,
+    LookaheadUsage,
+    Usage,
+    WriterUsage,
     attempts_of,
-    lookahead_spend,
+    lookahead_usage,
     read_attempts,
 )
 from trim_graph.policies import Policy
@@ -32,7 +32,7 @@ from trim_graph.prompt_size import UnboundedPrompt, prompt_bound
 from trim_graph.routing import Action, Generate, Router, RunView
 from trim_graph.runtime import Invocation, tagged
 from trim_graph.segmentation import Segmentation
-from trim_graph.state import Order, TrimState
+from trim_graph.state import StepRequest, TrimState
 
 from .model_call import StepCall, prepare_step
 
@@ -300,7 +300,7 @@ class Speculation:
         ahead = SpeculativeCall(
             run=call.view.run["id"],
             key=call.key,
-            max_tokens=call.order["max_tokens"],
+            max_tokens=call.request["max_tokens"],
             prompt_tokens=slot.prompt_tokens or _bound(call),
             stop_signal=stop_signal,
         )
@@ -314,10 +314,10 @@ class Speculation:
         following = Router().if_kept(view)
         if not isinstance(following, Generate):
             return None
-        order: Order | None = following.update.get("order", view.order)
-        assert order is not None
+        request: StepRequest | None = following.update.get("request", view.request)
+        assert request is not None
         steps = [*view.steps, *following.update["steps"]]
-        return prepare_step(view, order, steps, config, {"small": self._small}, invocation=invocation)
+        return prepare_step(view, request, steps, config, {"small": self._small}, invocation=invocation)
 
     async def on_generate(
         self, call: StepCall, ask: Callable[[asyncio.Task[Any] | None], Coroutine[Any, Any, dict[str, Any]]]
@@ -332,11 +332,11 @@ class Speculation:
         ahead = None if slot is None else slot.take(call.view.run["id"], call.key)
         update = await ask(ahead)
         if slot is not None:
-            before, after = call.spend["small"], update["spend"]["small"]
+            before, after = call.usage["small"], update["usage"]["small"]
             read, written = (after[kind] - before[kind] for kind in ("input_tokens", "output_tokens"))
             slot.prompt_tokens = read + written
-        answered = ahead is not None and not ahead.cancelled() and ahead.exception() is None
-        return update | {"spend": _with_taken(update["spend"])} if answered else update
+        human_response = ahead is not None and not ahead.cancelled() and ahead.exception() is None
+        return update | {"usage": _with_taken(update["usage"])} if human_response else update
 
     def after_route(self, view: RunView, action: Action, invocation: Invocation | None) -> dict[str, Any]:
         """Give up what the decision has made useless, and settle what has ended so far.
@@ -345,17 +345,17 @@ class Speculation:
             The update of the state.
         """
         update = action.update
-        order: Order | None = update.get("order", view.order)
-        writes = order is not None and order["writer"] == "small" and "probe" not in order
+        request: StepRequest | None = update.get("request", view.request)
+        writes = request is not None and request["writer"] == "small" and "probe" not in request
         if (slot := slot_of(invocation)) is not None and not (writes and isinstance(action, Generate)):
             slot.drop()
-        spend = self.settle({**view.state, "spend": update.get("spend") or view.spend})
-        return update if spend is None else {**update, "spend": spend}
+        usage = self.settle({**view.state, "usage": update.get("usage") or view.usage})
+        return update if usage is None else {**update, "usage": usage}
 
-    def settle(self, state: TrimState) -> Spend | None:
+    def settle(self, state: TrimState) -> Usage | None:
         """Return the usage with what has ended since `route`; None where nothing has."""
         discarded = self._unsettled.take(state["run"]["id"])
-        return None if discarded is None else _with_discarded(state["spend"], discarded)
+        return None if discarded is None else _with_discarded(state["usage"], discarded)
 
 
 def slot_of(invocation: Invocation | None) -> SpeculationSlot | None:
@@ -364,10 +364,10 @@ def slot_of(invocation: Invocation | None) -> SpeculationSlot | None:
     return found if isinstance(found, SpeculationSlot) else None
 
 
-def _with_discarded(spend: Spend, discarded: DiscardedUsage) -> Spend:
+def _with_discarded(usage: Usage, discarded: DiscardedUsage) -> Usage:
     """Add calls for steps that nobody took to the usage."""
-    before, ahead = spend["small"], lookahead_spend(spend)
-    small = WriterSpend(
+    before, ahead = usage["small"], lookahead_usage(usage)
+    small = WriterUsage(
         calls=before["calls"] + discarded.calls,
         input_tokens=before["input_tokens"] + discarded.input_tokens,
         output_tokens=before["output_tokens"] + discarded.output_tokens,
@@ -375,20 +375,20 @@ def _with_discarded(spend: Spend, discarded: DiscardedUsage) -> Spend:
         failed_attempts=before["failed_attempts"] + discarded.failed_attempts,
         failed_calls=before["failed_calls"] + discarded.failed_calls,
     )
-    lookahead = LookaheadSpend(
+    lookahead = LookaheadUsage(
         taken=ahead["taken"],
         discarded=ahead["discarded"] + discarded.calls,
         input_tokens=ahead["input_tokens"] + discarded.input_tokens,
         output_tokens=ahead["output_tokens"] + discarded.output_tokens,
         unaccounted_tokens=ahead["unaccounted_tokens"] + discarded.unaccounted_tokens,
     )
-    return Spend(**{**spend, "small": small, "lookahead": lookahead})
+    return Usage(**{**usage, "small": small, "lookahead": lookahead})
 
 
-def _with_taken(spend: Spend) -> Spend:
+def _with_taken(usage: Usage) -> Usage:
     """Count a step that was written ahead and has become a draft."""
-    ahead = lookahead_spend(spend)
-    return Spend(**{**spend, "lookahead": LookaheadSpend(**{**ahead, "taken": ahead["taken"] + 1})})
+    ahead = lookahead_usage(usage)
+    return Usage(**{**usage, "lookahead": LookaheadUsage(**{**ahead, "taken": ahead["taken"] + 1})})
 
 
 def _bound(call: StepCall) -> int:

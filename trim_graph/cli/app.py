@@ -244,7 +244,7 @@ llm_judge, model: {...}} and {type: token_probability}. Formats of a reward mode
 math_shepherd, skywork, rlhflow. Checkpoint: none, memory, sqlite:PATH,
 postgresql://USER@HOST/DATABASE, or env:NAME for a variable that holds one.
 A spent budget: on_exhausted small, stop or ask. What users and threads may
-spend over all runs: allowances {user: {large_tokens: 20000}}, counted by a
+spend over all runs: quotas {user: {large_tokens: 20000}}, counted by a
 ledger such as sqlite:spend.db.
 """
 
@@ -334,9 +334,11 @@ def solve(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of --thread.")] = False,
     answer: Annotated[
         str | None,
-        typer.Option(help="For a run that waits for a person: {more: {large_tokens: 200}}, {go_on: small}."),
+        typer.Option(
+            help="For a run that waits for a person: {more: {large_tokens: 200}}, {continue_with: small}."
+        ),
     ] = None,
-    user: Annotated[str | None, typer.Option(help="Whose allowance the run draws from.")] = None,
+    user: Annotated[str | None, typer.Option(help="Whose quota the run draws from.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Solve a problem, showing each step as it is accepted, then the bill.

@@ -220,11 +220,11 @@ def show_question(console: Console, asked: dict[str, Any], command: str) -> None
     """
     from rich.text import Text
 
-    draft, spend = asked["draft"], asked["spend"]["large"]
+    draft, spend = asked["draft"], asked["usage"]["large"]
     why = f"the limit on {asked['limit']} is spent" if asked["limit"] else "the draft has a low score"
     used = f"{counted(spend['calls'], 'call')}, {counted(spend['output_tokens'], 'token')}"
     rows = [("asked", f"{why}; the large model has used {used}")]
-    answers = ["{go_on: small}", "{go_on: stop}", '{step: "..."}']
+    answers = ["{continue_with: small}", "{continue_with: stop}", '{step: "..."}']
     limit = (asked["limit"] or "").partition(" ")[0]
     if limit in _MORE:
         answers.insert(0, f"{{more: {{{limit}: {_MORE[limit]}}}}}")
@@ -346,7 +346,7 @@ def show_bill(console: Console, summary: dict[str, Any], prices: Prices) -> None
     """Print what a run has used and why it stopped."""
     if not summary:
         return
-    tokens, spend = summary["tokens"], summary["spend"]
+    tokens, spend = summary["tokens"], summary["usage"]
     console.print()
     for writer in ("small", "large"):
         parts = [f"{counted(tokens[writer], 'token')} accepted"]

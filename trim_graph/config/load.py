@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError, model_validator
 
-from trim_graph.budget import Allowances, Budget, Prices
+from trim_graph.budget import Budget, Prices, Quotas
 from trim_graph.errors import SettingsError
 from trim_graph.part import Part
 from trim_graph.policies.parsing import PolicyConfig
@@ -54,7 +54,7 @@ for all three models (the arithmetic models that come with trim-graph); policies
 rates), ``stay_on_large`` (policy, k), ``any_of`` and ``all_of`` (policies), or a policy file, ``plan.json``;
 in settings ``segmentation: {type: markdown}``, ``{type: pattern, pattern: ...}`` or ``{type: tokens, tokens:
 64}`` (a PRM's steps are made as those it was trained on), ``max_repeats: 5`` (null looks for no loop),
-``thinking: {routed: thought}``, ``ask_below: 0.2``, ``lookahead: true``; ``allowances: {user:
+``thinking: {routed: thought}``, ``ask_below: 0.2``, ``lookahead: true``; ``quotas: {user:
 {large_tokens: 20000}}`` with ``ledger: sqlite:spend.db`` (or what checkpoint takes, but for none); checkpoint
 ``none``, ``memory``, ``sqlite:PATH``, ``postgresql://USER@HOST/DATABASE``, ``env:NAME``."""
 
@@ -67,7 +67,7 @@ class TrimConfig(Part):
     scorer: ScorerConfig | None = None
     policy: PolicyConfig
     budget: Budget = Budget()
-    allowances: Allowances = Allowances()
+    quotas: Quotas = Quotas()
     ledger: LedgerSpec = None
     prices: Prices = Prices()
     settings: FileSettings = FileSettings()
@@ -75,8 +75,8 @@ class TrimConfig(Part):
 
     @model_validator(mode="after")
     def _counted(self) -> TrimConfig:
-        if self.ledger is None and self.allowances != Allowances():
-            raise ValueError("allowances need a ledger that counts: add for example ledger: sqlite:spend.db")
+        if self.ledger is None and self.quotas != Quotas():
+            raise ValueError("quotas need a ledger that counts: add for example ledger: sqlite:spend.db")
         return self
 
 
@@ -159,7 +159,7 @@ def for_measuring(config: TrimConfig) -> TrimConfig:
     if budget.on_exhausted == "ask":
         budget = budget.model_copy(update={"on_exhausted": "small"})
     settings = config.settings.model_copy(update={"ask_below": None})
-    return config.model_copy(update={"allowances": Allowances(), "budget": budget, "settings": settings})
+    return config.model_copy(update={"quotas": Quotas(), "budget": budget, "settings": settings})
 
 
 def build_parts(config: TrimConfig) -> Parts:
@@ -197,11 +197,11 @@ def build_graph(
         config: From `load_config` or `make_config`.
         checkpointer: What `trim_graph.storage.checkpoint.open_checkpointer(config.checkpoint)` opened.
         parts: From `build_parts`, to share models between graphs; default: new ones.
-        ledger: What `trim_graph.open_ledger(config.ledger)` opened, for a configuration with allowances.
+        ledger: What `trim_graph.open_ledger(config.ledger)` opened, for a configuration with quotas.
 
     Raises:
         SettingsError: Parts do not go together, such as a policy that needs scores and no scorer, or
-            allowances and no ledger.
+            quotas and no ledger.
     """
     from trim_graph.graph import create_trim_graph
 
@@ -213,7 +213,7 @@ def build_graph(
         policy=config.policy.build(),
         budget=config.budget,
         prices=config.prices,
-        allowances=config.allowances,
+        quotas=config.quotas,
         checkpointer=checkpointer,
         ledger=ledger,
         **config.settings.model_dump(),

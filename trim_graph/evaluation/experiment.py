@@ -441,7 +441,7 @@ def empty_row(arm: str, item: WorkItem, seed: int | None) -> Row:
 
 def _fill(row: Row, result: dict[str, Any], question: Question) -> None:
     summary, solution = result["trim"], str(result["messages"][-1].text)
-    spend = summary["spend"]
+    spend = summary["usage"]
     small, large = spend["small"], spend["large"]
     steps = steps_of(result)
     label_all(steps, question)

@@ -143,7 +143,7 @@ async def _answer(graph: Graph, index: int, question: Question) -> Outcome:
         index=index,
         correct=correct,
         solution=solution,
-        large_tokens=summary["spend"]["large"]["output_tokens"] + summary["spend"]["unaccounted_tokens"],
+        large_tokens=summary["usage"]["large"]["output_tokens"] + summary["usage"]["unaccounted_tokens"],
         seconds=time.monotonic() - begun,
         summary=summary,
     )

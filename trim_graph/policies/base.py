@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from trim_graph.budget import BudgetLeft, StepWriter
+from trim_graph.budget import RemainingBudget, StepWriter
 from trim_graph.errors import SettingsError
 from trim_graph.segmentation import Part
 
@@ -63,7 +63,7 @@ class Observation:
     draft_ends: bool = False
     part: Part | None = None
     probe_entropy: float | None = None
-    budget_left: BudgetLeft = field(default_factory=BudgetLeft)
+    budget_left: RemainingBudget = field(default_factory=RemainingBudget)
     memory: Any = None
     seed: str = "0"
 

@@ -7,15 +7,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
-from trim_graph.budget.usage import Spend
+from trim_graph.budget.usage import Usage
 from trim_graph.segmentation import is_step
 from trim_graph.settings import Settings, settings_of
-from trim_graph.state import Answered, Run, TrimState, scores_of
+from trim_graph.state import HumanResponse, Run, TrimState, scores_of
 
 SMALL_ONLY = {"type": "small_only"}
 
 
-class More(BaseModel):
+class BudgetIncrease(BaseModel):
     """Amounts to add to the limits of a run, and to those of the accounts that it draws from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -26,7 +26,7 @@ class More(BaseModel):
     seconds: float | None = Field(default=None, gt=0, description="active seconds of the run")
 
     @model_validator(mode="after")
-    def _something(self) -> More:
+    def _something(self) -> BudgetIncrease:
         if not self.given():
             raise ValueError("more of what? give large_tokens, large_calls, large_cost or seconds")
         return self
@@ -35,7 +35,7 @@ class More(BaseModel):
         """The amounts that are set."""
         return self.model_dump(exclude_none=True)
 
-    def on_top_of(self, limits: dict[str, Any]) -> dict[str, Any]:
+    def raise_limits(self, limits: dict[str, Any]) -> dict[str, Any]:
         """Raise limits; one that is not set stays without a limit."""
         raised = {n: limits[n] + more for n, more in self.given().items() if limits.get(n) is not None}
         return {**limits, **raised}
@@ -44,13 +44,13 @@ class More(BaseModel):
 class PersonAnswer(BaseModel):
     """What a run is resumed with: ``Command(resume={"more": {"large_tokens": 200}})``.
 
-    Exactly one of ``more``, ``go_on`` and ``step``.
+    Exactly one of ``more``, ``continue_with`` and ``step``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    more: More | None = Field(default=None, description="a larger budget, for this run")
-    go_on: Literal["small", "stop"] | None = Field(
+    more: BudgetIncrease | None = Field(default=None, description="a larger budget, for this run")
+    continue_with: Literal["small", "stop"] | None = Field(
         default=None,
         description="small: without the large model and further questions; stop: end with the steps so far",
     )
@@ -108,7 +108,7 @@ class PersonQuestion(TypedDict):
     """Waits for a decision; None where no step has been drafted."""
     score: float | None
     """Of the draft."""
-    spend: Spend
+    usage: Usage
     budget: dict[str, Any]
     """Limits that are set."""
     accounts: dict[str, dict[str, Any]]
@@ -126,12 +126,13 @@ def asks(settings: Settings) -> bool:
 
 def question_to_person(state: TrimState) -> PersonQuestion:
     """Put together what a person is shown, the same whenever the node runs again."""
-    asking, run, draft = state["asking"], state["run"], state.get("draft")
-    assert asking is not None
+    pending_interrupt, run, draft = state["pending_interrupt"], state["run"], state.get("draft")
+    assert pending_interrupt is not None
     settings = settings_of(run)
     answers = {
         "more": 'a larger budget: {"more": {"large_tokens": 200}}',
-        "go_on": '"small": without the large model and further questions; "stop": end with the steps so far',
+        "continue_with": '"small": without the large model and further questions; '
+        '"stop": end with the steps so far',
         "step": 'the next step by hand: {"step": "...", "ends": false}',
     }
     if draft is not None:
@@ -139,8 +140,8 @@ def question_to_person(state: TrimState) -> PersonQuestion:
     return PersonQuestion(
         type="trim",
         run=run["id"],
-        reason=asking["reason"],
-        limit=asking["limit"],
+        reason=pending_interrupt["reason"],
+        limit=pending_interrupt["limit"],
         question=run["question"],
         steps=[
             ShownStep(text=step["text"], writer=step["writer"], score=score, end=step["end"])
@@ -150,14 +151,14 @@ def question_to_person(state: TrimState) -> PersonQuestion:
         if draft is None
         else ShownStep(text=draft["text"], writer=draft["writer"], score=draft["score"], end=draft["end"]),
         score=None if draft is None else draft["score"],
-        spend=state["spend"],
+        usage=state["usage"],
         budget=settings.budget.model_dump(exclude_none=True),
         accounts=run.get("accounts", {}),
         answers=answers,
     )
 
 
-def taken_in(run: Run, answer: PersonAnswer) -> tuple[Run, Answered]:
+def apply_response(run: Run, answer: PersonAnswer) -> tuple[Run, HumanResponse]:
     """Apply an answer to what a run goes by; the rest of it is for `route`.
 
     Args:
@@ -165,11 +166,11 @@ def taken_in(run: Run, answer: PersonAnswer) -> tuple[Run, Answered]:
         answer: Valid.
     """
     settings = dict(run["settings"])
-    left = Answered()
+    left = HumanResponse()
     if answer.step is not None:
-        left = Answered(step=answer.step, ends=answer.ends)
-    if answer.go_on is not None:
-        left["go_on"] = answer.go_on
+        left = HumanResponse(step=answer.step, ends=answer.ends)
+    if answer.continue_with is not None:
+        left["continue_with"] = answer.continue_with
     if isinstance(answer, DraftAnswer) and answer.decision is not None:
         left["decision"] = answer.decision
     if answer.more is not None:
@@ -177,10 +178,10 @@ def taken_in(run: Run, answer: PersonAnswer) -> tuple[Run, Answered]:
         left["more"] = {
             n: more for n, more in answer.more.given().items() if any(p.get(n) is not None for p in places)
         }
-        settings["budget"] = answer.more.on_top_of(settings["budget"])
-        accounts = {n: answer.more.on_top_of(limits) for n, limits in run.get("accounts", {}).items()}
+        settings["budget"] = answer.more.raise_limits(settings["budget"])
+        accounts = {n: answer.more.raise_limits(limits) for n, limits in run.get("accounts", {}).items()}
         run = Run(**{**run, "accounts": accounts}) if accounts else run
-    if answer.go_on == "small":
+    if answer.continue_with == "small":
         # What is still to be written by the large model is not asked about again either.
         budget = {**settings["budget"], "on_exhausted": "small"}
         settings |= {"policy": SMALL_ONLY, "ask_below": None, "budget": budget}

@@ -11,22 +11,22 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from trim_graph.budget.limits import cost_limit, grant, scarcest
+from trim_graph.budget.limits import cost_limit, grant, tightest
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, Choice, Observation, Policy, checked
 from trim_graph.process import this_process
 from trim_graph.prompt_size import UnboundedPrompt
 from trim_graph.segmentation import DelimiterSteps, cut_text, separator_of
 from trim_graph.state import (
-    Answered,
-    Asking,
     DecisionRecord,
     Draft,
     Failure,
+    HumanResponse,
     InFlight,
-    Order,
+    PendingInterrupt,
     Probe,
     Step,
+    StepRequest,
     changed,
 )
 
@@ -89,11 +89,11 @@ class Action:
 
 
 class Generate(Action):
-    """A writer is asked for a step; ``update["order"]`` says for which."""
+    """A writer is asked for a step; ``update["request"]`` says for which."""
 
 
 class AskHuman(Action):
-    """A person is asked; ``update["asking"]`` says why."""
+    """A person is asked; ``update["pending_interrupt"]`` says why."""
 
 
 class Finish(Action):
@@ -146,38 +146,38 @@ class Router:
         Returns:
             None where the policy may have another writer follow.
         """
-        if view.draft is None or view.order is None or not view.policy.small_follows:
+        if view.draft is None or view.request is None or not view.policy.small_follows:
             return None
-        return _Decision(view, self.options, foreseen=True).accept(view.draft, view.order)
+        return _Decision(view, self.options, foreseen=True).accept(view.draft, view.request)
 
     def renewed(self, view: RunView) -> Action:
         """Return what follows from the order in the state once the whole prompt is known, tools included."""
-        order = view.order
+        request = view.request
         decision = _Decision(view, self.options)
-        if order is None:
+        if request is None:
             return decision.take()
-        if order["writer"] == "small":
-            return decision.write(order)
-        granted, refused = decision.grant(order["max_tokens"])
+        if request["writer"] == "small":
+            return decision.write(request)
+        granted, refused = decision.grant(request["max_tokens"])
         if refused is None:
-            return decision.write(Order(**{**order, "max_tokens": granted}))
+            return decision.write(StepRequest(**{**request, "max_tokens": granted}))
         decision.note_refusal(refused)
         return (
             decision.finish("budget")
             if decision.stops(refused)
-            else decision.write(decision.small_order(decided=False))
+            else decision.write(decision.small_request(needs_decision=False))
         )
 
-    def for_fallback(self, view: RunView, order: Order) -> Order | None:
+    def for_fallback(self, view: RunView, request: StepRequest) -> StepRequest | None:
         """Return the order for a writer's next fallback; None where the budget has nothing left for it."""
-        if order["writer"] == "small":
-            return order
-        granted, _ = _Decision(view, self.options).grant(order["max_tokens"])
-        return Order(**{**order, "max_tokens": granted}) if granted else None
+        if request["writer"] == "small":
+            return request
+        granted, _ = _Decision(view, self.options).grant(request["max_tokens"])
+        return StepRequest(**{**request, "max_tokens": granted}) if granted else None
 
-    def replaces_cut_turn(self, view: RunView, order: Order) -> bool:
+    def replaces_cut_turn(self, view: RunView, request: StepRequest) -> bool:
         """Tell whether the small model's turn is to be had where the large one's was cut off."""
-        return _Decision(view, self.options).replaces_cut_turn(order)
+        return _Decision(view, self.options).replaces_cut_turn(request)
 
 
 class _HandedOver(Policy):
@@ -213,54 +213,56 @@ class _Decision:
 
     def take(self) -> Action:
         """Look at what the last node left, and say what comes next."""
-        draft, order = self.view.draft, self.view.order
-        if (answered := self.state.get("answered")) is not None:
-            acted = self._act_on(answered, draft, order)
+        draft, request = self.view.draft, self.view.request
+        if (human_response := self.state.get("human_response")) is not None:
+            acted = self._act_on(human_response, draft, request)
             if acted is not None:
                 return acted
         if (failed := self.state.get("failed")) is not None:
-            assert order is not None
-            return self.finish("deadline") if self.view.out_of_time else self._fall_back(failed, draft, order)
+            assert request is not None
+            return (
+                self.finish("deadline") if self.view.out_of_time else self._fall_back(failed, draft, request)
+            )
         if draft is not None:
-            assert order is not None
-            return self._judge(draft, order)
+            assert request is not None
+            return self._judge(draft, request)
         if self.state.get("stopped"):
             return self.finish(self.state["stopped"])
-        if order is not None and (order["attempt"] > 0 or "lost" in order):
-            return self.finish("deadline") if self.view.out_of_time else self.write(order)
-        return self._next_writer(order)
+        if request is not None and (request["attempt"] > 0 or "interrupted" in request):
+            return self.finish("deadline") if self.view.out_of_time else self.write(request)
+        return self._next_writer(request)
 
     # Who writes the next step?
 
-    def _next_writer(self, probed: Order | None = None) -> Action:
+    def _next_writer(self, probed: StepRequest | None = None) -> Action:
         if len(self.steps) >= self.settings.max_steps:
             return self.finish("max_steps")
         if self.view.out_of_time:
             return self.finish("deadline")
         if self.foreseen:
-            return self.write(self.small_order(decided=True))
+            return self.write(self.small_request(needs_decision=True))
         entropy = probed["probe"]["entropy"] if probed is not None and "probe" in probed else None
         seen = self._observation("next_writer", entropy=entropy)
         answers = NEXT_WRITERS if entropy is None else WRITERS
         choice = checked(self.policy.next_writer(seen), answers, self.policy, self.memory)
         if choice.value == "probe":
             return self._probe()
-        order, refused = None, None
+        request, refused = None, None
         if choice.value != "small":
-            order, refused = self.large_order(choice.value == "large_to_end")
+            request, refused = self.large_request(choice.value == "large_to_end")
             if self.asks(refused):  # before the choice is remembered: it is asked for again
-                return self._ask("budget", refused, draft=None, order=probed)
+                return self._ask("budget", refused, draft=None, request=probed)
         elif self.policy.decides and self.view.budget.on_exhausted != "ask":
             refused = self.grant(self.view.step_tokens)[1]
         self._remember(choice.memory)
-        if order is not None:
-            return self.write(order)
+        if request is not None:
+            return self.write(request)
         if refused:
             self.note_refusal(refused)
             if self.stops(refused):
                 return self.finish("budget")
-        decided = (self.policy.decides and not refused) or self.settings.ask_below is not None
-        return self.write(self.small_order(decided=decided))
+        needs_decision = (self.policy.decides and not refused) or self.settings.ask_below is not None
+        return self.write(self.small_request(needs_decision=needs_decision))
 
     def _probe(self) -> Action:
         """Have the small model asked for one token, unless nobody could act on its entropy."""
@@ -272,33 +274,39 @@ class _Decision:
         refused = self.grant(self.view.step_tokens)[1]
         if refused and not self.asks(refused):
             self.note_refusal(refused)
-            return self.finish("budget") if self.stops(refused) else self.write(self.small_order(False))
-        order = self.small_order(decided=False)
-        return self.write(Order(**{**order, "max_tokens": 1, "probe": Probe(entropy=None, untold=None)}))
+            return self.finish("budget") if self.stops(refused) else self.write(self.small_request(False))
+        request = self.small_request(needs_decision=False)
+        return self.write(
+            StepRequest(
+                **{**request, "max_tokens": 1, "probe": Probe(entropy=None, unobserved_probability=None)}
+            )
+        )
 
     # Does the draft stay?
 
-    def _judge(self, draft: Draft, order: Order) -> Action:
-        if not order["decided"]:
-            return self.accept(draft, order)
+    def _judge(self, draft: Draft, request: StepRequest) -> Action:
+        if not request["needs_decision"]:
+            return self.accept(draft, request)
         score, bar = draft["score"], self.settings.ask_below
-        if bar is not None and score is not None and score < bar and self.state.get("answered") is None:
-            return self._ask("score", None, draft=draft, order=order)
+        if bar is not None and score is not None and score < bar and self.state.get("human_response") is None:
+            return self._ask("score", None, draft=draft, request=request)
         answer = self.policy.decide(self._observation("decide", draft))
-        return self._carry_out(checked(answer, DECISIONS, self.policy, self.memory), draft, order)
+        return self._carry_out(checked(answer, DECISIONS, self.policy, self.memory), draft, request)
 
-    def _carry_out(self, choice: Choice, draft: Draft, order: Order, *, by_person: bool = False) -> Action:
+    def _carry_out(
+        self, choice: Choice, draft: Draft, request: StepRequest, *, by_person: bool = False
+    ) -> Action:
         """Do with a draft as was decided, as far as the budget allows."""
         record = self._record(choice.value, draft["score"])
         if "part" in draft:
             record["part"] = draft["part"]
         if by_person:
             record["by"] = "person"
-        large: Order | None = None
+        large: StepRequest | None = None
         if choice.value != "accept":
-            large, refused = self.large_order(choice.value == "handover")
+            large, refused = self.large_request(choice.value == "handover")
             if self.asks(refused):  # before the choice is remembered: it is asked for again
-                return self._ask("budget", refused, draft=draft, order=order)
+                return self._ask("budget", refused, draft=draft, request=request)
             if large is None:
                 assert refused is not None
                 record["decision"], record["refused"] = "accept", refused
@@ -307,19 +315,19 @@ class _Decision:
                 record["discarded"] = as_step(draft)
         self._remember(choice.memory)
         self._decide(record)
-        return self.accept(draft, order) if large is None else self.write(large)
+        return self.accept(draft, request) if large is None else self.write(large)
 
-    def accept(self, draft: Draft, order: Order) -> Action:
+    def accept(self, draft: Draft, request: StepRequest) -> Action:
         """Add a draft to the solution, and go on."""
         if self.options.unit == "turn":
-            return self._accept_turn(draft, order)
+            return self._accept_turn(draft, request)
         accepted: Sequence[Step] = [as_step(draft)]
-        if order["to_end"]:
+        if request["until_eos"]:
             way = self.view.segmentation.continuing(cut_text(self.steps))
             thinking = self.settings.thinking
             accepted = split_into_steps(draft, way, delimiter=self.settings.delimiter, thinking=thinking)
         # Nothing remains for a writer that was let go on to the end and has used all that remained.
-        used_up = order["to_end"] and order["max_tokens"] >= self._tokens_to_end()
+        used_up = request["until_eos"] and request["max_tokens"] >= self._tokens_to_end()
         self._keep(accepted, draft["score"])
         if draft["end"] == "eos":
             return self.finish("finished")
@@ -333,24 +341,24 @@ class _Decision:
             return self.finish("max_steps")
         return self._next_writer()
 
-    def _accept_turn(self, draft: Draft, order: Order) -> Action:
+    def _accept_turn(self, draft: Draft, request: StepRequest) -> Action:
         """End an agent's turn with this draft, unless it was cut off and something better is to be had."""
         cut = draft["end"] == "length"
-        if cut and draft["writer"] == "large" and self.replaces_cut_turn(order):
-            why = f"the large model's turn was cut off at {order['max_tokens']} tokens"
+        if cut and draft["writer"] == "large" and self.replaces_cut_turn(request):
+            why = f"the large model's turn was cut off at {request['max_tokens']} tokens"
             self.note(why)
             return self._instead_of_large(self._record("accept", None, fallback=why))
         self._keep([as_step(draft)], draft["score"])
-        if order["to_end"]:
+        if request["until_eos"]:
             self.update["handed_over"] = True
         if cut:
-            self.note(f"a turn of the {draft['writer']} model was cut off at {order['max_tokens']} tokens")
+            self.note(f"a turn of the {draft['writer']} model was cut off at {request['max_tokens']} tokens")
         return self.finish("finished" if draft["end"] == "eos" else "")
 
-    def replaces_cut_turn(self, order: Order) -> bool:
+    def replaces_cut_turn(self, request: StepRequest) -> bool:
         """Tell whether the small model's turn is to be had where the large one's was cut off."""
         kept = self._rejected_draft()
-        return order["max_tokens"] < self.view.step_tokens if kept is None else kept["end"] != "length"
+        return request["max_tokens"] < self.view.step_tokens if kept is None else kept["end"] != "length"
 
     # What a person has answered
 
@@ -360,7 +368,7 @@ class _Decision:
         limit: str | None,
         *,
         draft: Draft | None,
-        order: Order | None,
+        request: StepRequest | None,
         failed: Failure | None = None,
     ) -> Action:
         """Have a person asked; with the answer, the router looks at the same things again.
@@ -369,30 +377,36 @@ class _Decision:
             reason: Why.
             limit: The exhausted one.
             draft: Waits for a decision.
-            order: What the draft was written for, or what is still to be written.
+            request: What the draft was written for, or what is still to be written.
             failed: What has failed before.
         """
         self._event("asked", step=len(self.steps), reason=reason, limit=limit)
-        asking = Asking(reason=reason, limit=limit)
-        return self._leave(AskHuman, asking=asking, draft=draft, order=order, failed=failed)
+        pending_interrupt = PendingInterrupt(reason=reason, limit=limit)
+        return self._leave(
+            AskHuman, pending_interrupt=pending_interrupt, draft=draft, request=request, failed=failed
+        )
 
-    def _act_on(self, answered: Answered, draft: Draft | None, order: Order | None) -> Action | None:
+    def _act_on(
+        self, human_response: HumanResponse, draft: Draft | None, request: StepRequest | None
+    ) -> Action | None:
         """Do what a person said; None where it is to be decided again, by new limits."""
-        self._event("answered", step=len(self.steps), answer=answered)
-        if "step" in answered:
-            return self._by_hand(answered["step"], ends=answered["ends"], draft=draft)
-        if "decision" in answered:
+        self._event("answered", step=len(self.steps), answer=human_response)
+        if "step" in human_response:
+            return self._by_hand(human_response["step"], ends=human_response["ends"], draft=draft)
+        if "decision" in human_response:
             assert draft is not None
-            assert order is not None
-            return self._carry_out(Choice(answered["decision"], self.memory), draft, order, by_person=True)
-        if "more" in answered:
-            raised = ", ".join(f"{name} by {amount:g}" for name, amount in answered["more"].items())
+            assert request is not None
+            return self._carry_out(
+                Choice(human_response["decision"], self.memory), draft, request, by_person=True
+            )
+        if "more" in human_response:
+            raised = ", ".join(f"{name} by {amount:g}" for name, amount in human_response["more"].items())
             self.note(f"a person raised the limits: {raised or 'none of those that are set'}")
             return None
-        if answered["go_on"] == "stop":
+        if human_response["continue_with"] == "stop":
             return self.finish("person")
         self.note("a person had the small model go on alone")
-        waits = self.state.get("failed") is not None or (order is not None and order["writer"] == "large")
+        waits = self.state.get("failed") is not None or (request is not None and request["writer"] == "large")
         if draft is not None or not waits:
             return None
         record = self._record("accept", None)
@@ -419,7 +433,9 @@ class _Decision:
         if thinking is not None and (part := thinking.part_of(previous, step["text"])) is not None:
             step["part"] = part
         # To the end: what was written may be several steps.
-        whole = Order(**{**self.small_order(decided=False), "to_end": True, "max_tokens": 0})
+        whole = StepRequest(
+            **{**self.small_request(needs_decision=False), "until_eos": True, "max_tokens": 0}
+        )
         return self.accept(Draft(**step, score=None), whole)
 
     def _separator(self, draft: Draft | None) -> str | None:
@@ -438,16 +454,16 @@ class _Decision:
 
     # What follows a failure: `on_small_error` and its like
 
-    def _fall_back(self, failed: Failure, draft: Draft | None, order: Order) -> Action:
+    def _fall_back(self, failed: Failure, draft: Draft | None, request: StepRequest) -> Action:
         """Find the way out that the settings name.
 
         Args:
             failed: What failed.
             draft: What the scorer could not rate; None where a writer failed.
-            order: What the writer was asked for.
+            request: What the writer was asked for.
         """
         if "refused" in failed:
-            return self._exhausted_by_others(failed["refused"], order)
+            return self._exhausted_by_others(failed["refused"], request)
         full, name = failed.get("context_full", False), _name(failed)
         if "no_step" in failed:
             self.note(f"the {name} wrote no step: {failed['error']}")
@@ -459,28 +475,28 @@ class _Decision:
             )
         if failed["part"] == "scorer":
             assert draft is not None
-            return self._unrated(failed, draft, order)
+            return self._unrated(failed, draft, request)
         if failed["part"] == "large":
             return self._large_failed(failed)
-        large, refused = self.large_order(to_end=False)
+        large, refused = self.large_request(until_eos=False)
         if large is not None:
             return self.write(large)
         assert refused is not None
         if self.asks(refused):
-            return self._ask("budget", refused, draft=None, order=order, failed=failed)
+            return self._ask("budget", refused, draft=None, request=request, failed=failed)
         self.note_refusal(refused)
         if full and not self.steps:
             raise InputError(f"no model has room for this conversation: {failed['error']}")
         return self.finish("length" if full else "failed")
 
-    def _exhausted_by_others(self, limit: str, order: Order) -> Action:
+    def _exhausted_by_others(self, limit: str, request: StepRequest) -> Action:
         """Other runs had used up an account before the large model could be called."""
-        large, refused = self.large_order(order["to_end"])
+        large, refused = self.large_request(request["until_eos"])
         if large is not None:  # there is some again: another run has used less than it had set aside
             return self.write(large)
         if self.asks(refused):
             failed = Failure(part="large", error="", refused=limit)
-            return self._ask("budget", refused, draft=None, order=order, failed=failed)
+            return self._ask("budget", refused, draft=None, request=request, failed=failed)
         return self._fall_back_to_small(refused or limit)
 
     def _fall_back_to_small(self, limit: str) -> Action:
@@ -492,21 +508,21 @@ class _Decision:
         record["refused"] = limit
         return self._instead_of_large(record)
 
-    def _unrated(self, failed: Failure, draft: Draft, order: Order) -> Action:
+    def _unrated(self, failed: Failure, draft: Draft, request: StepRequest) -> Action:
         record = self._record("accept", None, fallback=f"the {_name(failed)} failed")
         if self.settings.on_scorer_error == "regenerate":
-            large, refused = self.large_order(to_end=False)
+            large, refused = self.large_request(until_eos=False)
             if large is not None:
                 record["decision"], record["discarded"] = "regenerate", as_step(draft)
                 self._decide(record)
                 return self.write(large)
             assert refused is not None
             if self.asks(refused):
-                return self._ask("budget", refused, draft=draft, order=order, failed=failed)
+                return self._ask("budget", refused, draft=draft, request=request, failed=failed)
             record["refused"] = refused
             self.note_refusal(refused)
         self._decide(record)
-        return self.accept(draft, order)
+        return self.accept(draft, request)
 
     def _large_failed(self, failed: Failure) -> Action:
         if self._given_up():
@@ -519,7 +535,7 @@ class _Decision:
         Args:
             record: Of the decision, where there is such a draft.
         """
-        kept, small = self._rejected_draft(), self.small_order(decided=False)
+        kept, small = self._rejected_draft(), self.small_request(needs_decision=False)
         if kept is None:
             return self.write(small)
         record["score"] = kept["score"]
@@ -531,40 +547,40 @@ class _Decision:
 
     # What may be ordered
 
-    def small_order(self, decided: bool) -> Order:
+    def small_request(self, needs_decision: bool) -> StepRequest:
         """Order a draft; it is scored only where a decision hangs on it."""
-        return Order(
+        return StepRequest(
             writer="small",
-            to_end=False,
+            until_eos=False,
             max_tokens=self.view.step_tokens,
-            scored=decided and (self.policy.needs_score or self.settings.ask_below is not None),
-            decided=decided,
-            lead="",
+            needs_score=needs_decision and (self.policy.needs_score or self.settings.ask_below is not None),
+            needs_decision=needs_decision,
+            partial_text="",
             attempt=0,
         )
 
-    def large_order(self, to_end: bool) -> tuple[Order | None, str | None]:
+    def large_request(self, until_eos: bool) -> tuple[StepRequest | None, str | None]:
         """Order a step, or all that remain, within the limits; or name the limit that refuses."""
-        granted, refused = self.grant(self._tokens_to_end() if to_end else self.view.step_tokens)
+        granted, refused = self.grant(self._tokens_to_end() if until_eos else self.view.step_tokens)
         if granted == 0:
             return None, refused
-        order = Order(
+        request = StepRequest(
             writer="large",
-            to_end=to_end,
+            until_eos=until_eos,
             max_tokens=granted,
-            scored=False,
-            decided=False,
-            lead="",
+            needs_score=False,
+            needs_decision=False,
+            partial_text="",
             attempt=0,
         )
-        return order, None
+        return request, None
 
-    def grant(self, wanted: int, lead: str = "") -> tuple[int, str | None]:
+    def grant(self, wanted: int, partial_text: str = "") -> tuple[int, str | None]:
         """Return how many tokens the large model may generate; 0 and the limit that refuses."""
         if self._given_up():
             return 0, _LARGE_FAILURES
         view = self.view
-        prompt, bounded = self._prompt_tokens(lead)
+        prompt, bounded = self._prompt_tokens(partial_text)
         limit = None if bounded else cost_limit(view.budget, view.prices, view.accounts)
         if limit is not None:
             self.note(f"{limit} cannot be kept for this prompt: the large model is not called for it")
@@ -578,25 +594,25 @@ class _Decision:
         return granted, refused
 
     def _given_up(self) -> bool:
-        return self.view.spend["large"]["failed_calls"] >= MAX_LARGE_FAILURES
+        return self.view.usage["large"]["failed_calls"] >= MAX_LARGE_FAILURES
 
     def _tokens_to_end(self) -> int:
         """Return what all steps that remain may take together; of an agent, what one turn may."""
         remain = 1 if self.options.unit == "turn" else self.settings.max_steps - len(self.steps)
         return self.view.step_tokens * remain
 
-    def _prompt_tokens(self, lead: str = "") -> tuple[int, bool]:
+    def _prompt_tokens(self, partial_text: str = "") -> tuple[int, bool]:
         """Return the most tokens of the large model's prompt, and whether that is true of all it holds."""
         if not self.view.prices.large.input:
             return 0, True
-        key = len(self.steps), lead
+        key = len(self.steps), partial_text
         if key not in self._prompts:
-            self._prompts[key] = self._count_prompt(lead)
+            self._prompts[key] = self._count_prompt(partial_text)
         return self._prompts[key]
 
-    def _count_prompt(self, lead: str) -> tuple[int, bool]:
+    def _count_prompt(self, partial_text: str) -> tuple[int, bool]:
         try:
-            return self.view.count_prompt(self.steps, lead), True
+            return self.view.count_prompt(self.steps, partial_text), True
         except UnboundedPrompt as unbounded:
             self.note(
                 f"the prompt holds a content block of type {unbounded.what}, whose tokens are not known "
@@ -614,42 +630,44 @@ class _Decision:
 
     # Where to next?
 
-    def write(self, order: Order) -> Action:
+    def write(self, request: StepRequest) -> Action:
         """Send an order to its writer."""
         if self.options.unit == "turn":
-            return self._leave(Generate, order=order, in_flight=self._turn_in_flight(order))
-        if order["writer"] == "large" and (order["attempt"] or "lost" in order):
-            granted, refused = self.grant(order["max_tokens"], order["lead"])
+            return self._leave(Generate, request=request, in_flight=self._turn_in_flight(request))
+        if request["writer"] == "large" and (request["attempt"] or "interrupted" in request):
+            granted, refused = self.grant(request["max_tokens"], request["partial_text"])
             if granted == 0:
                 assert refused is not None
                 if self.asks(refused):
-                    return self._ask("budget", refused, draft=None, order=order)
+                    return self._ask("budget", refused, draft=None, request=request)
                 return self._fall_back_to_small(refused)
-            order = Order(**{**order, "max_tokens": granted})
-            order.pop("lost", None)
-        needed = SCORED_ROUND if order["decided"] else PLAIN_ROUND
-        if "probe" in order:
+            request = StepRequest(**{**request, "max_tokens": granted})
+            request.pop("interrupted", None)
+        needed = SCORED_ROUND if request["needs_decision"] else PLAIN_ROUND
+        if "probe" in request:
             needed = PROBE + (SCORED_ROUND if self.policy.decides else PLAIN_ROUND)
         # LangGraph looks once more after the last superstep, and counts that look.
         if self.state["remaining_steps"] - self.foreseen <= needed:
             self.note(LIMIT_REACHED)
             return self.finish("recursion_limit")
-        large = order["writer"] == "large"
-        in_flight = self._in_flight(order["max_tokens"], order["lead"]) if large else None
-        return self._leave(Generate, order=order, in_flight=in_flight)
+        large = request["writer"] == "large"
+        in_flight = self._in_flight(request["max_tokens"], request["partial_text"]) if large else None
+        return self._leave(Generate, request=request, in_flight=in_flight)
 
-    def _turn_in_flight(self, order: Order) -> InFlight | None:
+    def _turn_in_flight(self, request: StepRequest) -> InFlight | None:
         """Note what a call of the large model in this turn may use, one in place of a draft included."""
-        most = order["max_tokens"] if order["writer"] == "large" else 0
-        if order["writer"] == "small" and (order["decided"] or self.settings.on_small_error == "large"):
+        most = request["max_tokens"] if request["writer"] == "large" else 0
+        if request["writer"] == "small" and (
+            request["needs_decision"] or self.settings.on_small_error == "large"
+        ):
             most = self.grant(self.view.step_tokens)[0]
         return self._in_flight(most) if most else None
 
-    def _in_flight(self, max_tokens: int, lead: str = "") -> InFlight:
+    def _in_flight(self, max_tokens: int, partial_text: str = "") -> InFlight:
         return InFlight(
             writer="large",
             max_tokens=max_tokens,
-            prompt_tokens=self._prompt_tokens(lead)[0],
+            prompt_tokens=self._prompt_tokens(partial_text)[0],
             process=this_process(),
         )
 
@@ -659,11 +677,11 @@ class _Decision:
             # LangGraph streams a message whole unless a chunk of it went before; those of a run that is
             # resumed went into another stream.
             self.events.append(AcceptedText(""))
-        return self._leave(Finish, stopped=reason, order=None)
+        return self._leave(Finish, stopped=reason, request=None)
 
     def _leave(self, action: type[Action], **channels: Any) -> Action:
         """Leave: what is not given here of what the last nodes left is done with."""
-        done = dict.fromkeys(("draft", "in_flight", "failed", "asking", "answered"))
+        done = dict.fromkeys(("draft", "in_flight", "failed", "pending_interrupt", "human_response"))
         return action(self.update | changed(self.state, done | channels), self.events)
 
     # What a decision leaves behind
@@ -728,7 +746,7 @@ class _Decision:
             draft_ends=draft["end"] == "eos" if draft else False,
             part=draft.get("part") if draft else None,
             probe_entropy=entropy,
-            budget_left=scarcest(self.view.left, [*self.view.accounts_left.values()]),
+            budget_left=tightest(self.view.left, [*self.view.accounts_left.values()]),
             memory=self.memory,
             seed=f"{run['seed']}:{index}:{asked}",
         )

@@ -12,12 +12,12 @@ from trim_graph.settings import Settings
 from trim_graph.state import DecisionRecord, Draft, Step
 
 
-def partial_text_counts(previous: Step | None, lead: str) -> bool:
+def partial_text_counts(previous: Step | None, partial_text: str) -> bool:
     """Tell whether what was written before this step, and was none by itself, is a part of it.
 
     Blank lines behind a separator of blank space are not.
     """
-    if lead.strip():
+    if partial_text.strip():
         return True
     return previous is not None and (not separator_of(previous) or bool(separator_of(previous).strip()))
 
@@ -27,7 +27,7 @@ def stop_arguments(
     thinking: Thinking | None,
     previous: Step | None,
     *,
-    lead: str,
+    partial_text: str,
     takes_stop_when: bool,
 ) -> dict[str, Any]:
     """Return the call settings that end an answer at the end of a step.
@@ -36,17 +36,17 @@ def stop_arguments(
         segmentation: Where that is.
         thinking: A thought ends a step too.
         previous: The step accepted last.
-        lead: What was written of the step before.
+        partial_text: What was written of the step before.
         takes_stop_when: Whether the model watches its text itself; else all it writes is cut afterwards.
     """
     stops = list(segmentation.stops)
-    if thinking is not None and thinking.may_close(previous, lead):
+    if thinking is not None and thinking.may_close(previous, partial_text):
         stops.append(thinking.close)
     arguments: dict[str, Any] = {"stop": stops} if stops else {}
     if segmentation.watches and takes_stop_when:
 
         def stop_when(text: str) -> bool:
-            return segmentation.boundary(lead + text, ended=False) is not None
+            return segmentation.boundary(partial_text + text, ended=False) is not None
 
         arguments["stop_when"] = stop_when
     return arguments
@@ -61,7 +61,7 @@ def parse_draft(
     reply: Reply,
     *,
     writer: Any,
-    lead: str,
+    partial_text: str,
     segmentation: Segmentation | None,
     settings: Settings,
     previous: Step | None,
@@ -71,12 +71,12 @@ def parse_draft(
     Args:
         reply: The answer.
         writer: Who gave it.
-        lead: What was written of the step before.
+        partial_text: What was written of the step before.
         segmentation: Finds the end of the step; None where the writer goes on to the end.
         settings: Of the run.
         previous: The step accepted last.
     """
-    text, tokens, end, separator = lead + reply.text, reply.output_tokens, reply.end, reply.separator
+    text, tokens, end, separator = partial_text + reply.text, reply.output_tokens, reply.end, reply.separator
     thinking = settings.thinking
     if segmentation is not None:
         ends = [segmentation.boundary(text, ended=True)]
@@ -110,16 +110,16 @@ def parse_draft(
     return Draft(**step, score=None)
 
 
-def why_no_step(reply: Reply, lead: str, *, timed_out: bool) -> str:
+def why_no_step(reply: Reply, partial_text: str, *, timed_out: bool) -> str:
     """Say what a writer's answers held in place of a step, and what may help.
 
     Args:
         reply: The last answer.
-        lead: All that was written of the step.
+        partial_text: All that was written of the step.
         timed_out: Whether a time limit cut the last answer.
     """
-    if lead.strip():
-        return f"it wrote nothing but punctuation or tags: {lead.strip()[:40]!r}"
+    if partial_text.strip():
+        return f"it wrote nothing but punctuation or tags: {partial_text.strip()[:40]!r}"
     if timed_out:
         return "a time limit cut its answer off before the first word"
     if reply.end == "length":
@@ -128,7 +128,7 @@ def why_no_step(reply: Reply, lead: str, *, timed_out: bool) -> str:
         if reply.reasoning_tokens:
             seen = f"and {reply.reasoning_tokens} of them went into thoughts that are not shown"
         return f"{spent} {seen}; raise max_step_tokens, or have it think less"
-    if lead:
+    if partial_text:
         return "it wrote nothing but blank lines"
     return "its answer was empty" if reply.end == "eos" else "its answer had nothing new in it"
 

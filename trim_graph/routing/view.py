@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from trim_graph.budget.limits import Budget, BudgetLeft
-from trim_graph.budget.usage import Prices, Spend
+from trim_graph.budget.limits import Budget, RemainingBudget
+from trim_graph.budget.usage import Prices, Usage
 from trim_graph.errors import SettingsError
 from trim_graph.policies.base import Policy
 from trim_graph.segmentation import DelimiterSteps, FunctionSteps, Segmentation
 from trim_graph.settings import Settings, describe, settings_of
-from trim_graph.state import Draft, Order, Run, Step, TrimState, scores_of
+from trim_graph.state import Draft, Run, Step, StepRequest, TrimState, scores_of
 
 CountPrompt = Callable[[Sequence[Step], str], int]
 """Gets accepted steps and the text already written of the next one; returns the most tokens of the large
@@ -90,17 +90,17 @@ class RunView:
         policy: Policy | None = None,
         segmentation: Segmentation | None = None,
         *,
-        accounts_left: Mapping[str, BudgetLeft] | None = None,
+        accounts_left: Mapping[str, RemainingBudget] | None = None,
         count_prompt: CountPrompt = lambda steps, written: 0,
     ) -> None:
         self.state = state
         self.run: Run = state["run"]
         self.settings = settings_of(self.run)
-        self.spend: Spend = state["spend"]
+        self.usage: Usage = state["usage"]
         self.steps: Sequence[Step] = state["steps"]
         self.draft: Draft | None = state.get("draft")
-        self.order: Order | None = state.get("order")
-        self.accounts_left: Mapping[str, BudgetLeft] = accounts_left or {}
+        self.request: StepRequest | None = state.get("request")
+        self.accounts_left: Mapping[str, RemainingBudget] = accounts_left or {}
         self.count_prompt = count_prompt
         self._own_policy, self._own_segmentation = policy, segmentation
 
@@ -130,9 +130,9 @@ class RunView:
         return self.segmentation.cap(self.settings.max_step_tokens)
 
     @cached_property
-    def left(self) -> BudgetLeft:
+    def left(self) -> RemainingBudget:
         """What is left of the limits of the run."""
-        return self.budget.left(self.spend, self.prices)
+        return self.budget.left(self.usage, self.prices)
 
     @property
     def out_of_time(self) -> bool:

@@ -246,7 +246,7 @@ class Grower:
                 self.segmentation,
                 self.settings.thinking,
                 previous,
-                lead=lead,
+                partial_text=lead,
                 takes_stop_when=capable(model, "takes_stop_when"),
             )
             probed = self.probes and writer == "small" and not before
@@ -262,7 +262,7 @@ class Grower:
             draft = parse_draft(
                 reply,
                 writer=writer,
-                lead=lead,
+                partial_text=lead,
                 segmentation=self.segmentation,
                 settings=self.settings,
                 previous=previous,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from trim_graph.budget import Writer
-from trim_graph.budget.usage import nothing_spent
+from trim_graph.budget.usage import zero_usage
 from trim_graph.errors import InputError, TrimError
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.runner import run_each
@@ -20,7 +20,7 @@ from trim_graph.evaluation.traces import Graph, Source, Trace, TraceStep, make_t
 from trim_graph.policies import Choice, Observation, Policy
 from trim_graph.routing import Action, Router, RunView
 from trim_graph.settings import Settings
-from trim_graph.state import SCHEMA_VERSION, Draft, Order, Run, TrimState, applied
+from trim_graph.state import SCHEMA_VERSION, Draft, Run, StepRequest, TrimState, applied
 
 DONE = ("finished", "max_steps", "loop", "no_step")
 """How a run ends by itself."""
@@ -544,42 +544,42 @@ def _begun(rollout: Rollout, settings: dict[str, object], seed: int) -> TrimStat
         steps=[],
         scores={},
         decisions=[],
-        spend=nothing_spent(),
+        usage=zero_usage(),
         remaining_steps=_NO_LIMIT,
     )
 
 
 def _written(rollout: Rollout, policy: Policy, state: TrimState, action: Action) -> TrimState:
     """Return the state with what the ordered writer has written, as it was recorded."""
-    order = state.get("order")
-    while order is not None and order["to_end"] and not rollout.ended:
+    request = state.get("request")
+    while request is not None and request["until_eos"] and not rollout.ended:
         rollout.decide(True)
-    if order is None or rollout.ended:
+    if request is None or rollout.ended:
         return state
-    if "probe" in order:
+    if "probe" in request:
         entropy = rollout.node.entropy
         if entropy is None:
             raise RolloutError(f"policy {policy!r} asks for a probe, and no entropy was recorded")
-        probed = Order(**{**order, "probe": {"entropy": entropy, "untold": None}})
-        return cast(TrimState, {**state, "order": probed})
-    draft = _draft(rollout, order)
-    if not order["scored"]:
+        probed = StepRequest(**{**request, "probe": {"entropy": entropy, "unobserved_probability": None}})
+        return cast(TrimState, {**state, "request": probed})
+    draft = _draft(rollout, request)
+    if not request["needs_score"]:
         return cast(TrimState, {**state, "draft": draft})
     # A step of the large model is scored together with the draft that follows.
     scores = {str(index): score for index, score in enumerate(rollout.scores) if score is not None}
     return cast(TrimState, {**state, "draft": draft, "scores": scores})
 
 
-def _draft(rollout: Rollout, order: Order) -> Draft:
-    node, large = rollout.node, order["writer"] == "large"
+def _draft(rollout: Rollout, request: StepRequest) -> Draft:
+    node, large = rollout.node, request["writer"] == "large"
     written = node.large if large else node.draft
     assert written is not None
     return Draft(
         text=written.text,
-        writer=order["writer"],
+        writer=request["writer"],
         model="",
         tokens=written.tokens,
         mean_token_probability=None if large else written.probability,
         end="eos" if rollout.ends(large) else "delimiter",
-        score=node.draft_score if order["scored"] else None,
+        score=node.draft_score if request["needs_score"] else None,
     )

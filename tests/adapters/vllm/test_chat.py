@@ -133,7 +133,7 @@ class TestAnswers:
         metadata = model.invoke(QUESTION, first_token_entropy=True).response_metadata
         # The quarter not told is at least two tokens of an eighth.
         assert metadata["first_token_entropy"] == pytest.approx(2.0 * math.log(2))
-        assert metadata["untold_probability"] == pytest.approx(0.25)
+        assert metadata["unobserved_probability"] == pytest.approx(0.25)
         assert "logprobs" not in metadata
         assert "mean_token_probability" not in metadata
         ((_, body),) = server.generations

@@ -91,7 +91,7 @@ def streamed(models: Models) -> Way:
 
 
 def _solved(text: str, summary: dict[str, Any], seconds: float, first: float | None) -> Solved:
-    tokens = sum(summary["spend"][writer]["output_tokens"] for writer in ("small", "large"))
+    tokens = sum(summary["usage"][writer]["output_tokens"] for writer in ("small", "large"))
     return Solved(text, sum(summary["steps"].values()), tokens, seconds, first)
 
 
