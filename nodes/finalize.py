@@ -34,7 +34,9 @@ def finalize_node(ledger: Ledger | None = None, speculation: Speculation | None 
 
     def settled(state: TrimState, stored: Collection[str], config: RunnableConfig) -> dict[str, Any]:
         update = charge_interrupted_calls(state, stored, invocation_of(config))
-        usage = None if speculation is None else speculation.settle(applied(state, update))
+        usage = None
+        if speculation is not None and state["run"]["settings"].get("lookahead"):
+            usage = speculation.settle(applied(state, update))
         if usage is not None:
             update["usage"] = usage
         return {**update, **_ended(applied(state, update), ledger)}
@@ -53,8 +55,8 @@ def finalize_node(ledger: Ledger | None = None, speculation: Speculation | None 
 def _ended(state: TrimState, ledger: Ledger | None) -> dict[str, Any]:
     delimiter = settings_of(state["run"]).delimiter
     summary = summarise(state)
-    if accounts := Reservations(state["run"].get("accounts"), ledger):
-        summary["accounts"] = accounts.used()
+    if accounts := state["run"].get("accounts"):
+        summary["accounts"] = Reservations(accounts, ledger).used()
     steps = state["steps"]
     text = join_steps(steps, delimiter)
     if steps:

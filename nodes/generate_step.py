@@ -17,6 +17,7 @@ from trim_graph.budget.usage import Usage, Writer, attempts_of_answer
 from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls, stored_calls
 from trim_graph.calls.model_call import (
     StepCall,
+    WriterModel,
     amake_call,
     awith_reservation,
     deadline_passed,
@@ -34,9 +35,9 @@ from trim_graph.events import emit
 from trim_graph.routing import RunView
 from trim_graph.routing.router import MAX_ATTEMPTS, MAX_IDLE
 from trim_graph.routing.steps import parse_draft, why_no_step
-from trim_graph.runtime import Invocation, Node, account_wait, invocation_of
+from trim_graph.runtime import CallNode, Invocation
 from trim_graph.segmentation import Segmentation
-from trim_graph.state import Failure, Probe, StepRequest, TrimState, changed
+from trim_graph.state import Failure, Probe, StepRequest, TrimState
 
 
 def generate_step_node(
@@ -46,7 +47,7 @@ def generate_step_node(
     ledger: Ledger | None = None,
     counters: Mapping[Writer, TokenCounter] | None = None,
     speculation: Speculation | None = None,
-) -> Node:
+) -> CallNode:
     """Build the node.
 
     Args:
@@ -57,7 +58,7 @@ def generate_step_node(
         counters: Count the tokens of writers that do not report them.
         speculation: The graph's; a step that was written ahead is taken in place of a call.
     """
-    models: dict[Writer, Runnable[Any, Any]] = {"small": small, "large": large}
+    models: dict[Writer, WriterModel] = {"small": WriterModel.of(small), "large": WriterModel.of(large)}
 
     def prepare(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> StepCall:
         view = RunView(state, segmentation=segmentation)
@@ -66,31 +67,27 @@ def generate_step_node(
             view, view.request, view.steps, config, models, invocation=invocation, counters=counters
         )
 
-    def run(given: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        with account_wait(given, invocation := invocation_of(config)) as state:
-            if state.get("in_flight") is not None:
-                charge = charge_interrupted_calls(state, stored_calls(state, config), invocation)
-                if charge:
-                    return changed(given, _charged_first(state, charge))
-            call = prepare(state, config, invocation)
-            if deadline_passed(call):
-                return changed(given, skip_call(call))
-            return changed(given, with_reservation(call, ledger, _ask))
+    def run(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> dict[str, Any]:
+        if state.get("in_flight") is not None:
+            charge = charge_interrupted_calls(state, stored_calls(state, config), invocation)
+            if charge:
+                return _charged_first(state, charge)
+        call = prepare(state, config, invocation)
+        return skip_call(call) if deadline_passed(call) else with_reservation(call, ledger, _ask)
 
-    async def arun(given: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        with account_wait(given, invocation := invocation_of(config)) as state:
-            if state.get("in_flight") is not None:
-                charge = charge_interrupted_calls(state, await astored_calls(state, config), invocation)
-                if charge:
-                    return changed(given, _charged_first(state, charge))
-            call = prepare(state, config, invocation)
-            if deadline_passed(call):
-                return changed(given, skip_call(call))
-            if call.writer == "small" and speculation is not None and call.settings.lookahead:
-                return changed(given, await speculation.on_generate(call, partial(_aask, call)))
-            return changed(given, await awith_reservation(call, ledger, _aask))
+    async def arun(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> dict[str, Any]:
+        if state.get("in_flight") is not None:
+            charge = charge_interrupted_calls(state, await astored_calls(state, config), invocation)
+            if charge:
+                return _charged_first(state, charge)
+        call = prepare(state, config, invocation)
+        if deadline_passed(call):
+            return skip_call(call)
+        if call.writer == "small" and speculation is not None and call.settings.lookahead:
+            return await speculation.on_generate(call, partial(_aask, call))
+        return await awith_reservation(call, ledger, _aask)
 
-    return Node(run, arun, name="generate_step")
+    return CallNode(run, arun, name="generate_step")
 
 
 def after_generate_step(state: TrimState) -> Literal["score decides", "no score needed"]:

@@ -19,11 +19,13 @@ from trim_graph.calls.speculation import Speculation, slot_of
 from trim_graph.errors import FailedAttempts, is_context_full
 from trim_graph.events import emit
 from trim_graph.routing import RunView
-from trim_graph.runtime import GRACE, Node, account_wait, call_with_timeout, invocation_of, tagged
+from trim_graph.runtime import GRACE, CallNode, Invocation, call_with_timeout, tagged
 from trim_graph.state import Draft, Step, StepRequest, TrimState
 
 
-def score_step_node(scorer: Scorer, speculation: Speculation | None = None, *, solution: bool = True) -> Node:
+def score_step_node(
+    scorer: Scorer, speculation: Speculation | None = None, *, solution: bool = True
+) -> CallNode:
     """Build the node.
 
     Args:
@@ -33,46 +35,40 @@ def score_step_node(scorer: Scorer, speculation: Speculation | None = None, *, s
             agent's turns.
     """
 
-    def run(given: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        with account_wait(given, invocation := invocation_of(config)) as state:
-            begun, view = time.monotonic(), RunView(state)
+    def run(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> dict[str, Any]:
+        begun, view = time.monotonic(), RunView(state)
+        if speculation is not None and view.settings.lookahead:
+            speculation.before_score(state, config, invocation)
+        try:
+            with _quiet(config) as context:
+                # A scorer that hangs stays in its context: one of its own, then.
+                ask = partial(context.copy().run, scorer.score, view.run["question"], _scorable(view))
+                answer = call_with_timeout(view.left.seconds, ask)
+            return _apply_reply(state, answer, time.monotonic() - begun)
+        except Exception as error:
+            return _handle_error(view, error, time.monotonic() - begun, solution=solution)
+
+    async def arun(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> dict[str, Any]:
+        begun, view = time.monotonic(), RunView(state)
+        left = view.left.seconds
+        try:
             if speculation is not None and view.settings.lookahead:
                 speculation.before_score(state, config, invocation)
             try:
-                with _quiet(config) as context:
-                    # A scorer that hangs stays in its context: one of its own, then.
-                    ask = partial(context.copy().run, scorer.score, view.run["question"], _scorable(view))
-                    answer = call_with_timeout(view.left.seconds, ask)
+                async with asyncio.timeout(None if left is None else left + GRACE):
+                    with _quiet(config) as context:
+                        asked = scorer.ascore(view.run["question"], _scorable(view))
+                        answer = await asyncio.create_task(asked, context=context)
                 return _apply_reply(state, answer, time.monotonic() - begun)
             except Exception as error:
                 return _handle_error(view, error, time.monotonic() - begun, solution=solution)
-
-    async def arun(given: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        invocation = invocation_of(config)
-        try:
-            with account_wait(given, invocation) as state:
-                return await arate(state, config, invocation)
         except BaseException:
             # Here already, not only when the run has ended: traces want a call to end before its node.
             if (slot := slot_of(invocation)) is not None:
                 await slot.close()
             raise
 
-    async def arate(state: TrimState, config: RunnableConfig, invocation: Any) -> dict[str, Any]:
-        begun, view = time.monotonic(), RunView(state)
-        left = view.left.seconds
-        if speculation is not None and view.settings.lookahead:
-            speculation.before_score(state, config, invocation)
-        try:
-            async with asyncio.timeout(None if left is None else left + GRACE):
-                with _quiet(config) as context:
-                    asked = scorer.ascore(view.run["question"], _scorable(view))
-                    answer = await asyncio.create_task(asked, context=context)
-            return _apply_reply(state, answer, time.monotonic() - begun)
-        except Exception as error:
-            return _handle_error(view, error, time.monotonic() - begun, solution=solution)
-
-    return Node(run, arun, name="score_step")
+    return CallNode(run, arun, name="score_step")
 
 
 def _handle_error(view: RunView, error: Exception, seconds: float, *, solution: bool) -> dict[str, Any]:

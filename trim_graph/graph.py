@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
 from typing import Any
 
@@ -49,8 +50,9 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
         invocation, stored = Invocation(), False
         try:
             for part in super().stream(input, _of_invocation(config, invocation), **kwargs):
-                with invocation.stopwatch.pause():
-                    yield part
+                handed_over = time.monotonic()
+                yield part
+                invocation.stopwatch.leave_out(handed_over)
             stored = True
         finally:
             _end(invocation, stored=stored)
@@ -63,8 +65,9 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
         try:
             async with contextlib.aclosing(parts):
                 async for part in parts:
-                    with invocation.stopwatch.pause():
-                        yield part
+                    handed_over = time.monotonic()
+                    yield part
+                    invocation.stopwatch.leave_out(handed_over)
             stored = True
         finally:
             _end(invocation, stored=stored)

@@ -11,14 +11,13 @@ from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 
 from .budget.ledger import Ledger
-from .budget.limits import cost_limit
+from .budget.limits import Quotas, cost_limit
 from .budget.reservations import open_accounts
 from .budget.usage import zero_usage
 from .conversation import question_of, require_answerable
 from .errors import InputError, SettingsError
 from .policies import Policy
 from .prompt_size import counts_itself, uncountable
-from .routing.human import asks
 from .routing.router import RECURSION_FLOOR
 from .routing.view import policy_of
 from .runtime import CHECKPOINTER
@@ -32,7 +31,7 @@ def _check_asking(settings: Settings, has_scorer: bool, configurable: dict[str, 
         raise SettingsError(
             f"ask_below is {settings.ask_below:g}, but the graph was built without a scorer: pass one"
         )
-    if asks(settings) and configurable.get(CHECKPOINTER) is None:
+    if settings.asks_person and configurable.get(CHECKPOINTER) is None:
         name = "ask_below" if settings.ask_below is not None else 'budget.on_exhausted="ask"'
         raise SettingsError(
             f"{name} stops a run to ask a person, but no checkpointer keeps the run until the answer: give "
@@ -98,12 +97,14 @@ def begin_run(
     _check_asking(settings, has_scorer, configurable)
     told = trim_context(context)
     thread = configurable.get("thread_id")
-    accounts = open_accounts(
-        settings.quotas,
-        user=told.user if told else None,
-        thread=None if thread is None else str(thread),
-        ledger=ledger,
-    )
+    accounts: dict[str, dict[str, Any]] = {}
+    if settings.quotas != Quotas():
+        accounts = open_accounts(
+            settings.quotas,
+            user=told.user if told else None,
+            thread=None if thread is None else str(thread),
+            ledger=ledger,
+        )
     messages = given.get("messages", [])
     question = given.get("question") or question_of(messages)
     if not isinstance(question, str):

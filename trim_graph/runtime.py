@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
 from .budget.usage import Usage
-from .state import TrimState, check_schema
+from .state import TrimState, changed, check_schema
 
 T = TypeVar("T")
 
@@ -104,15 +103,14 @@ class Stopwatch:
         """Begin anew where a call has ended."""
         self._since = time.monotonic()
 
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Leave out the time that whoever reads the stream takes between two parts."""
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            now = time.monotonic()
-            self._since += now - min(now, max(begun, self._since))
+    def leave_out(self, begun: float) -> None:
+        """Leave out the time that whoever reads the stream has taken since it got a part.
+
+        Args:
+            begun: When it got it, by `time.monotonic`.
+        """
+        now = time.monotonic()
+        self._since += now - min(now, max(begun, self._since))
 
 
 class Invocation:
@@ -139,23 +137,57 @@ def invocation_of(config: RunnableConfig) -> Invocation | None:
     return found if isinstance(found, Invocation) else None
 
 
-@contextmanager
-def account_wait(state: TrimState, invocation: Invocation | None) -> Iterator[TrimState]:
-    """Give a node that makes a call its state, with the time before the call in its usage.
+class CallNode(Runnable[Any, Any]):
+    """A node that makes a call: the time that passed before the call is in the usage of its state.
 
     Args:
-        state: Of the node.
-        invocation: The node's; None adds nothing.
+        run: For synchronous calls; gets state, config and invocation, and returns an update.
+        arun: For asynchronous ones.
+        name: Of the node.
     """
+
+    def __init__(
+        self,
+        run: Callable[[TrimState, RunnableConfig, Invocation | None], dict[str, Any]],
+        arun: Callable[[TrimState, RunnableConfig, Invocation | None], Awaitable[dict[str, Any]]],
+        *,
+        name: str,
+    ) -> None:
+        self.name = name
+        self._run, self._arun = run, arun
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Run it.
+
+        Raises:
+            SettingsError: Another release began the run.
+        """
+        config = ensure_config() if config is None else config
+        invocation = invocation_of(config)
+        try:
+            return changed(input, self._run(_waited(input, invocation), config, invocation))
+        finally:
+            if invocation is not None:
+                invocation.stopwatch.restart()
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Run it without blocking the event loop; see `invoke`."""
+        config = ensure_config() if config is None else config
+        invocation = invocation_of(config)
+        try:
+            return changed(input, await self._arun(_waited(input, invocation), config, invocation))
+        finally:
+            if invocation is not None:
+                invocation.stopwatch.restart()
+
+
+def _waited(state: TrimState, invocation: Invocation | None) -> TrimState:
+    """Return a state with the time before the call in its usage."""
     check_schema(state["run"])
     if invocation is None:
-        yield state
-        return
+        return state
     usage = state["usage"]
-    try:
-        yield {**state, "usage": Usage(**{**usage, "seconds": usage["seconds"] + invocation.stopwatch.lap()})}
-    finally:
-        invocation.stopwatch.restart()
+    return {**state, "usage": Usage(**{**usage, "seconds": usage["seconds"] + invocation.stopwatch.lap()})}
 
 
 def call_with_timeout(seconds: float | None, call: Callable[[], T]) -> T:

@@ -93,6 +93,11 @@ class Settings(StepSettings):
         default=None, description="Instead of the graph's own; as in a configuration file"
     )
 
+    @property
+    def asks_person(self) -> bool:
+        """Whether a run may stop to ask a person."""
+        return self.budget.on_exhausted == "ask" or self.ask_below is not None
+
 
 Unset = TypeVar("Unset")
 """What a setting may be beside its own type: None where it may be left out, else `Never`."""
@@ -272,6 +277,9 @@ def settings_of(run: Run) -> Settings:
         SettingsError: Another release began the run, or its settings are none (an edited state).
     """
     check_schema(run)
+    for known, settings in _recent:
+        if known == run["settings"]:
+            return settings
     return _read(run["settings"], run["id"])
 
 
@@ -282,9 +290,6 @@ _RECENT_KEPT = 8
 
 def _read(stored: dict[str, Any], run: str) -> Settings:
     global _recent
-    for known, settings in _recent:
-        if known == stored:
-            return settings
     try:
         settings = Settings.model_validate(stored)
     except ValidationError as error:

@@ -35,7 +35,6 @@ from trim_graph.events import emit
 from trim_graph.nodes import score_step_node
 from trim_graph.policies import Observation, Policy, as_policy
 from trim_graph.prompt_size import turn_prompt_bound
-from trim_graph.routing.human import asks
 from trim_graph.run import begin_run
 from trim_graph.settings import Settings, TurnSettings, make_settings, overridden
 from trim_graph.state import Run, TrimState, applied, fresh_channels
@@ -339,7 +338,7 @@ def _settings(budget: Budget | None, prices: Prices | None, given: Mapping[str, 
 
 
 def _check_nobody_asked(settings: Settings) -> None:
-    if asks(settings):
+    if settings.asks_person:
         name = "ask_below" if settings.ask_below is not None else 'budget.on_exhausted="ask"'
         raise SettingsError(
             f"{name} has a person asked about a step, and nobody is asked about an agent's turn: choose "

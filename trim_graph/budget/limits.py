@@ -60,6 +60,8 @@ class Budget(_LargeLimits):
     def left(self, usage: Usage, prices: Prices) -> RemainingBudget:
         """Subtract what a run has used."""
         seconds = None if self.seconds is None else max(self.seconds - usage["seconds"], 0.0)
+        if self.large_tokens is self.large_calls is self.large_cost is None:
+            return RemainingBudget(seconds=seconds)
         return RemainingBudget(**self._rest(large_usage(usage, prices)), seconds=seconds)
 
 

@@ -174,24 +174,26 @@ def lookahead_usage(usage: Usage) -> LookaheadUsage:
 
 def usage_delta(before: Usage, now: Usage) -> Usage:
     """Subtract what had been spent before from what is spent now."""
-
-    def difference(late: Any, early: Any) -> Any:
+    delta: dict[str, Any] = {}
+    for name, late in now.items():
+        early: Any = before.get(name, {})
         if isinstance(late, dict):
-            return {name: difference(late[name], early.get(name, type(late[name])())) for name in late}
-        return late - early
-
-    return cast(Usage, difference(now, before))
+            delta[name] = {key: amount - early.get(key, 0) for key, amount in late.items()}
+        else:
+            delta[name] = late - (early or 0)  # type: ignore[operator]
+    return cast(Usage, delta)
 
 
 def add_usage(usage: Usage, more: Usage) -> Usage:
     """Add what was spent meanwhile, as `usage_delta` returned it."""
-
-    def total(one: Any, other: Any) -> Any:
-        if isinstance(other, dict):
-            return {**one, **{name: total(one.get(name, type(v)()), v) for name, v in other.items()}}
-        return one + other
-
-    return cast(Usage, total(usage, more))
+    total: dict[str, Any] = dict(usage)
+    for name, added in more.items():
+        if isinstance(added, dict):
+            known = total.get(name, {})
+            total[name] = known | {key: known.get(key, 0) + amount for key, amount in added.items()}
+        else:
+            total[name] = total.get(name, 0) + added
+    return cast(Usage, total)
 
 
 def read_attempts(metadata: dict[str, Any]) -> FailedAttempts | None:

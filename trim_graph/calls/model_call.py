@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, TypeVar
 
 from langchain_core.messages import BaseMessage
@@ -55,6 +55,43 @@ Update = dict[str, Any]
 A = TypeVar("A")
 
 
+@dataclass(frozen=True, slots=True)
+class WriterModel:
+    """The model of a writer, and what it can do beyond LangChain's interface.
+
+    Attributes:
+        runnable: The chat model.
+        takes_stop_when: Whether it watches its text itself.
+        takes_retry_tokens: Whether its adapter asks how many tokens another attempt may generate.
+        reports_entropy: Whether it knows the setting of our adapters for the entropy of the first token.
+    """
+
+    runnable: Runnable[Any, Any]
+    takes_stop_when: bool
+    takes_retry_tokens: bool
+    reports_entropy: bool
+
+    @classmethod
+    def of(cls, model: Runnable[Any, Any]) -> WriterModel:
+        """Look what a model can do, once."""
+        return cls(
+            model,
+            takes_stop_when=capable(model, "takes_stop_when"),
+            takes_retry_tokens=capable(model, "takes_retry_tokens"),
+            reports_entropy=capable(model, "tells_entropy"),
+        )
+
+    def entropy_arguments(self) -> dict[str, Any]:
+        """Return the call settings that make the model report the entropy of its first token.
+
+        A model that does not know the setting of our adapters is asked for the likeliest tokens, as OpenAI's
+        API has it.
+        """
+        if self.reports_entropy:
+            return {"first_token_entropy": True}
+        return {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One call of a writer.
@@ -68,6 +105,11 @@ class Call:
         solution: Whether the steps are a solution's. An agent's conversation may be shortened by others, to
             whom its error reports that it is too long.
         retry: What further attempts may use, where the model's adapter asks.
+        writer: Which of the two models is asked.
+        settings: Settings of the run.
+        usage: Usage of the run before the call.
+        notes: Notes of the run before the call.
+        limit: Seconds that the call may take.
     """
 
     view: RunView
@@ -78,42 +120,28 @@ class Call:
     solution: bool = True
     retry: RetryGrant | None = None
 
-    @property
-    def writer(self) -> Writer:
-        """Which of the two models is asked."""
-        return self.request["writer"]
+    writer: Writer = field(init=False)
+    settings: Settings = field(init=False)
+    usage: Usage = field(init=False)
+    notes: list[str] = field(init=False)
+    limit: float | None = field(init=False)
 
-    @property
-    def settings(self) -> Settings:
-        """Settings of the run."""
-        return self.view.settings
-
-    @property
-    def usage(self) -> Usage:
-        """Usage of the run before the call."""
-        return self.view.usage
-
-    @property
-    def notes(self) -> list[str]:
-        """Notes of the run before the call."""
-        return self.view.state["notes"]
-
-    @property
-    def behind(self) -> str | None:
-        """Name of the last large call that the usage of the run holds."""
-        return self.view.state.get("charged_call")
+    def __post_init__(self) -> None:
+        view, seconds = self.view, self.view.left.seconds
+        for name, value in (
+            ("writer", self.request["writer"]),
+            ("settings", view.settings),
+            ("usage", view.usage),
+            ("notes", view.state["notes"]),
+            ("limit", None if seconds is None else max(seconds, 0.01)),
+        ):
+            object.__setattr__(self, name, value)
 
     @property
     def prompt_tokens(self) -> int:
         """Most tokens of the prompt of a large call, for charges."""
         in_flight = self.view.state.get("in_flight")
         return in_flight["prompt_tokens"] if in_flight else 0
-
-    @property
-    def limit(self) -> float | None:
-        """Seconds that the call may take."""
-        seconds = self.view.left.seconds
-        return None if seconds is None else max(seconds, 0.01)
 
     def unreported(self) -> dict[str, Any]:
         """Return the arguments of a charge for attempts that reported no tokens."""
@@ -232,7 +260,7 @@ def prepare_step(
     request: StepRequest,
     steps: Sequence[Step],
     config: RunnableConfig,
-    models: Mapping[Writer, Runnable[Any, Any]],
+    models: Mapping[Writer, WriterModel],
     *,
     invocation: Invocation | None,
     counters: Mapping[Writer, TokenCounter] | None = None,
@@ -256,14 +284,14 @@ def prepare_step(
     partial_text = request["partial_text"] if partial_text_counts(previous, request["partial_text"]) else ""
     arguments: dict[str, Any] = {"max_tokens": request["max_tokens"]}
     if "probe" in request:
-        arguments |= entropy_arguments(model)
+        arguments |= model.entropy_arguments()
     elif not request["until_eos"]:
         arguments |= stop_arguments(
             segmentation,
             settings.thinking,
             previous,
             partial_text=partial_text,
-            takes_stop_when=capable(model, "takes_stop_when"),
+            takes_stop_when=model.takes_stop_when,
         )
     tag = (
         "trim:probe" if "probe" in request else "trim:draft" if request["needs_decision"] else "trim:accepted"
@@ -275,7 +303,7 @@ def prepare_step(
         id=uuid.uuid4().hex,
         place=place_of(config),
         invocation=invocation,
-        model=model,
+        model=model.runnable,
         messages=messages,
         config=tagged(config, "nostream", tag, f"trim:{writer}"),
         arguments=arguments,
@@ -290,22 +318,10 @@ def prepare_step(
         arguments["timeout"] = call.limit
     if (estimate := estimate_of(call, (counters or {}).get(writer), messages)) is not None:
         call = replace(call, estimate=estimate)
-    if writer == "large" and capable(model, "takes_retry_tokens"):
+    if writer == "large" and model.takes_retry_tokens:
         retry = arguments["retry_tokens"] = RetryGrant(call)
         call = replace(call, retry=retry)
     return call
-
-
-def entropy_arguments(model: Any) -> dict[str, Any]:
-    """Return the call settings that make a model report the entropy of its first token.
-
-    Args:
-        model: A model that does not know the setting of our adapters is asked for the likeliest tokens, as
-            OpenAI's API has it.
-    """
-    if capable(model, "tells_entropy"):
-        return {"first_token_entropy": True}
-    return {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
 
 
 def _key(prefix: str, arguments: dict[str, Any]) -> str:
@@ -479,7 +495,7 @@ def charged(call: Call, update: Update) -> Update:
 
 def _remember(call: Call, usage: Usage, *, raised: bool) -> None:
     used = usage_delta(call.usage, usage)
-    made = LargeCall(call.id, call.behind, used, call.place, raised, call.invocation)
+    made = LargeCall(call.id, call.view.state.get("charged_call"), used, call.place, raised, call.invocation)
     remember(call.view.run["id"], made)
 
 
@@ -540,8 +556,8 @@ def skip_call(call: Call) -> Update:
 
 def nobody_may_decide(call: Call, usage: Usage) -> bool:
     """Tell whether no time is left in which anybody could act on a decision."""
-    left = call.settings.budget.left(usage, call.settings.prices).seconds
-    return left is not None and left <= 0
+    seconds = call.settings.budget.seconds
+    return seconds is not None and usage["seconds"] >= seconds
 
 
 def _exhausted(call: Call, limit: str) -> Update:

@@ -34,7 +34,7 @@ from trim_graph.runtime import Invocation, tagged
 from trim_graph.segmentation import Segmentation
 from trim_graph.state import StepRequest, TrimState
 
-from .model_call import StepCall, prepare_step
+from .model_call import StepCall, WriterModel, prepare_step
 
 UNTAKEN_S = 120.0
 """Seconds after which a call that nobody has taken is given up."""
@@ -265,6 +265,7 @@ class Speculation:
     def __init__(
         self, small: Runnable[Any, Any], scorer: Any, policy: Policy, segmentation: Segmentation | None
     ) -> None:
+        self._model = WriterModel.of(small)
         self._small, self._policy, self._segmentation = small, policy, segmentation
         self._hindered = _hindrance(small, scorer)
         self._warned = False
@@ -317,7 +318,7 @@ class Speculation:
         request: StepRequest | None = following.update.get("request", view.request)
         assert request is not None
         steps = [*view.steps, *following.update["steps"]]
-        return prepare_step(view, request, steps, config, {"small": self._small}, invocation=invocation)
+        return prepare_step(view, request, steps, config, {"small": self._model}, invocation=invocation)
 
     async def on_generate(
         self, call: StepCall, ask: Callable[[asyncio.Task[Any] | None], Coroutine[Any, Any, dict[str, Any]]]

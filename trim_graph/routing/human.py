@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from trim_graph.budget.usage import Usage
 from trim_graph.segmentation import is_step
-from trim_graph.settings import Settings, settings_of
+from trim_graph.settings import settings_of
 from trim_graph.state import HumanResponse, Run, TrimState, scores_of
 
 SMALL_ONLY = {"type": "small_only"}
@@ -117,11 +117,6 @@ class PersonQuestion(TypedDict):
     """What the run may be resumed with: a key of `PersonAnswer`, and what it does."""
     run: str
     """Its id, to tell questions of parallel runs apart."""
-
-
-def asks(settings: Settings) -> bool:
-    """Tell whether a run may stop to ask a person."""
-    return settings.budget.on_exhausted == "ask" or settings.ask_below is not None
 
 
 def question_to_person(state: TrimState) -> PersonQuestion:

@@ -13,10 +13,9 @@ from langgraph.graph.state import CompiledStateGraph
 
 from trim_graph.adapters import ScorableStep
 from trim_graph.adapters.base import as_scorer, read_scores
-from trim_graph.adapters.capabilities import capable
 from trim_graph.adapters.responses import read_entropy, read_reply
 from trim_graph.budget import Writer
-from trim_graph.calls.model_call import entropy_arguments
+from trim_graph.calls.model_call import WriterModel
 from trim_graph.config import Parts, TrimConfig
 from trim_graph.conversation import compose
 from trim_graph.evaluation import Question
@@ -163,7 +162,10 @@ class Grower:
         probes: bool = False,
         most: int = 1000,
     ) -> None:
-        self.models: dict[Writer, Runnable[Any, Any]] = {"small": small, "large": large}
+        self.models: dict[Writer, WriterModel] = {
+            "small": WriterModel.of(small),
+            "large": WriterModel.of(large),
+        }
         self.scorer = as_scorer(scorer)
         self.settings = settings or Settings()
         self.segmentation = segmentation_of(self.settings, None)
@@ -247,14 +249,14 @@ class Grower:
                 self.settings.thinking,
                 previous,
                 partial_text=lead,
-                takes_stop_when=capable(model, "takes_stop_when"),
+                takes_stop_when=model.takes_stop_when,
             )
             probed = self.probes and writer == "small" and not before
-            message = await model.ainvoke(
+            message = await model.runnable.ainvoke(
                 self._messages(question, steps, before),
                 max_tokens=self.segmentation.cap(self.settings.max_step_tokens),
                 **arguments,
-                **(entropy_arguments(model) if probed else {}),
+                **(model.entropy_arguments() if probed else {}),
             )
             reply = read_reply(message, arguments.get("stop", ()), writer)
             entropy = read_entropy(message, writer) if probed else None
