@@ -19,9 +19,13 @@ check: $(READY)
 	$(BIN)/pytest -q -n 2 --dist load $(FAST)
 
 # Of the tests, those of routing, budgets, states, steps and settings that take little.
-FAST := tests/nodes tests/policies $(addprefix tests/test_,$(addsuffix .py, \
-	budget chat_model checkpoint config context conversation cut_off embedding failures graph loops middleware \
-	middleware_failures scorers segment segmentation streaming summary testing turn_rendering usage))
+FAST := tests/nodes tests/policies tests/config tests/storage/test_checkpoint.py \
+	$(addprefix tests/routing/test_,$(addsuffix .py,router steps loops fallbacks)) \
+	$(addprefix tests/budget/test_,$(addsuffix .py,limits usage)) \
+	$(addprefix tests/agents/test_,$(addsuffix .py,middleware failures rendering)) \
+	$(addprefix tests/adapters/test_,$(addsuffix .py,scorers usage)) \
+	$(addprefix tests/test_,$(addsuffix .py,chat_model conversation cut_off embedding graph runtime segmentation \
+	segmentation_text settings streaming summary testing))
 
 # In two processes; by folder, so that each server that tests need is started once.
 test: $(READY)
