@@ -50,7 +50,7 @@ def sharing(make, ledger, *arguments, policy=None, **options):
 
 
 @pytest.mark.parametrize("asynchronously", [False, True], ids=["sync", "async"])
-def test_the_runs_of_a_user_share_an_allowance_on_any_thread(make, ledger, asynchronously):
+def test_the_runs_of_a_user_share_a_quota_on_any_thread(make, ledger, asynchronously):
     rig = sharing(make, ledger, checkpointer=InMemorySaver(), budget={"min_tokens": 2})
     spent = [
         rig.solve(asynchronously=asynchronously, config=on(thread), context=ADA)["trim"]
@@ -71,7 +71,7 @@ def test_the_runs_of_a_user_share_an_allowance_on_any_thread(make, ledger, async
     assert other["usage"]["large"]["output_tokens"] == used[0]
 
 
-def test_the_turns_of_a_thread_share_an_allowance(make, ledger):
+def test_the_turns_of_a_thread_share_a_quota(make, ledger):
     rig = sharing(
         make,
         ledger,
@@ -114,7 +114,7 @@ def test_money_is_shared_too(make, ledger):
     assert ledger.used("user:ada").large_cost == pytest.approx(sum(costs))
 
 
-def test_a_call_may_bring_other_allowances(make, ledger):
+def test_a_call_may_bring_other_quotas(make, ledger):
     rig = sharing(make, ledger)
     generous = TrimContext(user="ada", quotas=Quotas(user=Quota(large_calls=100)))
     assert rig.ask(context=generous)["trim"]["usage"]["large"]["calls"] == 4
@@ -162,12 +162,12 @@ def test_an_account_without_a_name_is_refused_before_any_model_call(make, ledger
         ({"quotas": {"user": {"large_cost": 1}}}, r"quotas\.user\.large_cost is 1, but .* no price"),
     ],
 )
-def test_allowances_that_cannot_be_meant_are_refused_when_the_graph_is_built(make, ledger, options, told):
+def test_quotas_that_cannot_be_meant_are_refused_when_the_graph_is_built(make, ledger, options, told):
     with pytest.raises(SettingsError, match=told):
         sharing(make, **{"ledger": ledger, **options})
 
 
-def test_allowances_of_a_call_need_a_ledger_too(make):
+def test_quotas_of_a_call_need_a_ledger_too(make):
     rig = make()
     with pytest.raises(SettingsError, match=r"quotas\.user is set, but the graph was built without"):
         rig.ask(context=TrimContext(user="ada", quotas={"user": {"large_calls": 1}}))

@@ -279,8 +279,8 @@ def test_a_command_that_cannot_wait_asks_nobody(world, run, asks):
     assert (result.exit_code, "a run cannot wait there" in result.stderr) == (2, True)
 
 
-def test_a_user_has_one_allowance_over_all_commands(world, run):
-    limits = "ledger: sqlite:spend.db\nallowances: {user: {large_calls: 3}}\n"
+def test_a_user_has_one_quota_over_all_commands(world, run):
+    limits = "ledger: sqlite:spend.db\nquotas: {user: {large_calls: 3}}\n"
     options = (*configured(world, limits), "--policy", "{type: random_rate, rate: 1}", "--user")
     counts = [
         json.loads(run("solve", CHAIN, *options, user, "--json").stdout)["summary"]["steps"]["large"]

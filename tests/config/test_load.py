@@ -434,17 +434,17 @@ def test_the_format_of_a_reward_model(write, kind):
         ("ledger: none", "ledger: cannot be none: choose memory, sqlite:PATH, postgresql://"),
         ("ledger: redis", "ledger: is not one of the choices: choose memory"),
         ("ledger: postgresql://u:secret@h/d", "ledger: holds a password; set PGPASSWORD"),
-        ("ledger: memory\nallowances: {user: {tokens: 5}}", r"quotas\.user\.tokens"),
+        ("ledger: memory\nquotas: {user: {tokens: 5}}", r"quotas\.user\.tokens"),
     ],
 )
-def test_a_ledger_and_allowances_go_together(write, added, told):
+def test_a_ledger_and_quotas_go_together(write, added, told):
     said = refused(write(f"{MODELS}policy: small_only\n{added}\n"))
     assert "secret" not in said
     assert re.search(told, said), said
 
 
 def test_a_graph_of_a_file_draws_from_its_ledger(write, tmp_path):
-    text = f"{MODELS}policy: {{type: threshold, t: 0.5}}\nallowances: {{user: {{large_calls: 1}}}}\n"
+    text = f"{MODELS}policy: {{type: threshold, t: 0.5}}\nquotas: {{user: {{large_calls: 1}}}}\n"
     config = load_config(write(f"{text}ledger: sqlite:spend.db\n"))
     assert config.ledger == f"sqlite:{tmp_path / 'spend.db'}"
     with open_ledger(config.ledger) as ledger:
@@ -456,7 +456,7 @@ def test_a_graph_of_a_file_draws_from_its_ledger(write, tmp_path):
 
 
 def test_runs_that_measure_draw_from_no_account_and_ask_nobody(write):
-    text = f"{MODELS}policy: {{type: threshold, t: 0.5}}\nallowances: {{user: {{large_calls: 1}}}}\n"
+    text = f"{MODELS}policy: {{type: threshold, t: 0.5}}\nquotas: {{user: {{large_calls: 1}}}}\n"
     asks = "budget: {large_calls: 1, on_exhausted: ask}\nsettings: {ask_below: 0.9}\nledger: memory\n"
     config = load_config(write(text + asks))
     result = build_graph(for_measuring(config), parts=scripted()).invoke({"messages": "count"})

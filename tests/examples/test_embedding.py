@@ -53,7 +53,7 @@ def test_an_application_streams_steps_and_solves_a_sheet(run):
         assert is_right(problem, f"The answer is \\boxed{{{answer}}}.")
 
 
-def test_users_and_threads_share_their_allowances(run):
+def test_users_and_threads_share_their_quotas(run):
     (printed,) = run("conversation")
     lines = [line for line in printed.splitlines() if " turn " in line]
     assert len(lines) == 9
