@@ -1,4 +1,4 @@
-"""The Python and YAML of the README and the guides do what they say, as printed and in order."""
+"""The Python and YAML of README and guides do what they say, in order; files that pages name exist."""
 
 import inspect
 import re
@@ -14,6 +14,7 @@ from trim_graph.config import TrimConfig
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 GUIDES = sorted((ROOT / "examples/guides").glob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("examples/**/*.md"), *ROOT.glob("tests/**/*.md")])
 
 
 def blocks(language, text=README):
@@ -52,7 +53,11 @@ def test_the_python_of_a_guide_runs(guide, tmp_path, monkeypatch):
         exec(compile(block, guide.name, "exec"), names)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *GUIDES], ids=lambda page: page.stem)
-def test_every_file_it_links_to_exists(page):
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text("utf-8")):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_it_links_to_or_names_by_its_path_exists(page):
+    text = page.read_text("utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
         assert (page.parent / target).exists(), target
+    if page.name != "CHANGELOG.md":  # it names what has gone
+        for path in re.findall(r"`((?:trim_graph|nodes|adapters|examples|tests)/[\w./-]+)`", text):
+            assert "NAME" in path or (ROOT / path).exists(), path
