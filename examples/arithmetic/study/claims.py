@@ -49,7 +49,7 @@ def _efficiency(split: str, world: dict[str, Any]) -> str:
         if ratio is None or ratio["interval"] is None:
             gap = measures[key]["difference"]
             said.append(
-                f"by {name} there is no ratio, as the router's own is not clear of zero; the threshold is "
+                f"by {name} no ratio can be told, as the router's own is not clear of zero; the threshold is "
                 f"{_range(gap, 2)} above it"
             )
         else:
@@ -83,8 +83,8 @@ def _within(split: str, world: dict[str, Any]) -> str:
         "validation "
         f"problems, {found['family']} at {_setting(found['setting'])}, took {share['value']:.3f} of the "
         "tokens "
-        f"({share['interval'][0]:.3f} to {share['interval'][1]:.3f}) and differed by "
-        f"{below['accuracy']:+.3f} ({low:+.3f} to {high:+.3f}) from the large model."
+        f"({share['interval'][0]:.3f} to {share['interval'][1]:.3f}) and came to "
+        f"{below['accuracy']:+.3f} ({low:+.3f} to {high:+.3f}) of the large model."
     )
 
 
@@ -97,7 +97,7 @@ def _budget(split: str, world: dict[str, Any]) -> str:
         f"`{split}`, the best for {BUDGET:.0%} of the tokens by validation problems: {found['family']} at "
         f"{_setting(found['setting'])}, accuracy {_range(accuracy, 3)} at a share of "
         f"{found['share']['value']:.3f}, "
-        f"{below['accuracy']:+.3f} ({low:+.3f} to {high:+.3f}) from the large model."
+        f"{below['accuracy']:+.3f} ({low:+.3f} to {high:+.3f}) of the large model."
     )
 
 

@@ -63,7 +63,7 @@ _AGAINST = (
     "The same measures for the threshold and for what gives a whole question to one model: the trained "
     "router, "
     "and the cascade, which has the small model answer first and asks the large one where the confidence in "
-    "the whole answer is low. A ratio is shown only where the interval of what it is divided by is clear of "
+    "the whole answer is low. A ratio is told only where the interval of what it is divided by is clear of "
     "zero."
 )
 _ADDS = (
@@ -178,7 +178,7 @@ def _against(worlds: dict[str, Any]) -> str:
                         figure(ours, 2),
                         figure(theirs, 2),
                         figure(found["difference"], 2),
-                        figure(found["ratio"], 1) or "not shown",
+                        figure(found["ratio"], 1) or "not told",
                     ]
                 )
     return table(["world", "beside", "measure", "threshold", "the other", "difference", "ratio"], rows)

@@ -21,7 +21,7 @@ in seconds and to give every test real models. They are good for nothing else.
 | `prm_early` | the same after a tenth of its training | for the study of a worse judge |
 
 All use one byte-level BPE tokenizer (ChatML; numbers digit by digit). A score is the probability that a step
-is right *given the steps before it*: continuing correctly from an earlier mistake is right.
+is right *given what stands before it*: carrying on correctly from an earlier mistake is right.
 Licence: MIT, as the package.
 """
 
