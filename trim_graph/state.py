@@ -334,4 +334,4 @@ def added(before: TrimState, after: TrimState) -> dict[str, Any]:
 def scores_of(state: TrimState) -> tuple[float | None, ...]:
     """Return one entry per accepted step; None where a step was never scored."""
     scores = state["scores"]
-    return tuple(scores.get(str(index)) for index in range(len(state["steps"])))
+    return tuple([scores.get(str(index)) for index in range(len(state["steps"]))])

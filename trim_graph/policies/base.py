@@ -252,7 +252,8 @@ def checked(answer: Any, allowed: tuple[str, ...], policy: Policy, memory: Any) 
             f"policy {policy!r} answered {choice.value!r}; expected one of {', '.join(allowed)}"
         )
     try:
-        json.dumps(choice.memory)
+        if choice.memory is not None:
+            json.dumps(choice.memory)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"policy {policy!r} wants to remember what JSON cannot hold: {error}") from error
     return choice

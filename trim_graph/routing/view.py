@@ -104,6 +104,21 @@ class RunView:
         self.count_prompt = count_prompt
         self._own_policy, self._own_segmentation = policy, segmentation
 
+    def after(self, state: TrimState) -> RunView:
+        """Return the view of the same run in a later state; what the change leaves alone is kept.
+
+        Args:
+            state: With the same ``run``, and no account to draw from.
+        """
+        view = object.__new__(RunView)
+        view.__dict__.update(self.__dict__)
+        view.state, view.steps, view.usage = state, state["steps"], state["usage"]
+        view.draft, view.request = state.get("draft"), state.get("request")
+        view.__dict__.pop("scores", None)
+        if view.usage is not self.usage:
+            view.__dict__.pop("left", None)
+        return view
+
     @property
     def budget(self) -> Budget:
         """The limits of the run."""

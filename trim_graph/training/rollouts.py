@@ -518,11 +518,13 @@ def solve(rollouts: Rollouts, policy: Policy, *, seed: int = 0) -> list[Rollout]
 
     def lead(rollout: Rollout) -> None:
         state = _begun(rollout, settings, seed)
+        view = RunView(state, policy)
         while not rollout.ended:
-            action = _ROUTER.next(RunView(state, policy))
+            action = _ROUTER.next(view)
             if "steps" in action.update:
                 rollout.decide(action.update["steps"][0]["writer"] == "large")
             state = _written(rollout, policy, applied(state, action.update), action)
+            view = view.after(state)
 
     return in_rounds(rollouts, lead)
 
