@@ -13,7 +13,7 @@ from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
 from trim_graph.examples.arithmetic.shipped import CHOSEN, load_chosen
 from trim_graph.examples.arithmetic.study.families import STEP_MODEL
 from trim_graph.examples.arithmetic.study.measure_learned import MEASURED, POLICIES, measure, table
-from trim_graph.examples.arithmetic.study.trees import example_grower
+from trim_graph.examples.arithmetic.study.trees import example_expander
 from trim_graph.examples.arithmetic.study.worlds import World
 from trim_graph.policies import load_policy, threshold
 from trim_graph.training.planner import Terms, solve
@@ -74,8 +74,8 @@ def test_they_route_the_example_models(file, models):
 
 def test_the_measurement_pairs_a_policy_with_the_threshold_that_spends_no_less():
     questions = [arithmetic_question(problem) for problem in problems("standard", 4, part="test", seed=8)]
-    grower = example_grower("standard")
-    world = World("standard", [asyncio.run(grower.grow(question)) for question in questions])
+    expander = example_expander("standard")
+    world = World("standard", [asyncio.run(expander.expand(question)) for question in questions])
     rows = measure(world, {"like a threshold": threshold(0.7)})
     found = next(row for row in rows if row["policy"] == "like a threshold")
     assert found["beside"]["large_tokens"] >= found["large_tokens"]

@@ -22,7 +22,7 @@ from trim_graph.examples.arithmetic.study.report import report
 from trim_graph.examples.arithmetic.study.trees import Problems, recorded_trees
 from trim_graph.examples.arithmetic.study.worlds import Arm, World
 from trim_graph.policies import threshold
-from trim_graph.training.rollout_collection import Grower
+from trim_graph.training.rollout_collection import TreeExpander
 
 OPTIONS = ["--split", "standard", "--at-most", "5", "--check", "2", "--resamples", "25"]
 
@@ -61,7 +61,7 @@ def test_a_second_run_asks_no_model_and_finds_the_same(kept, tmp_path, monkeypat
     async def refuse(self, question):
         raise AssertionError("the models were asked again")
 
-    monkeypatch.setattr(Grower, "grow", refuse)
+    monkeypatch.setattr(TreeExpander, "expand", refuse)
     monkeypatch.setattr("trim_graph.examples.arithmetic.study.router._alone", refuse)
     for file in kept[0].glob("study-*.json"):
         file.unlink()
@@ -83,15 +83,15 @@ def test_what_was_measured_of_a_world_is_taken_from_there(kept, tmp_path, monkey
 
 
 def test_an_interrupted_recording_goes_on(tmp_path, monkeypatch):
-    grow, asked = Grower.grow, []
+    expand, asked = TreeExpander.expand, []
 
     async def fails_once(self, question):
         asked.append(question.text)
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return await grow(self, question)
+        return await expand(self, question)
 
-    monkeypatch.setattr(Grower, "grow", fails_once)
+    monkeypatch.setattr(TreeExpander, "expand", fails_once)
     drawn = Problems("standard", "test", 4)
     with pytest.raises(KeyboardInterrupt):
         recorded_trees(drawn, tmp_path, concurrency=1)
@@ -110,7 +110,7 @@ def test_what_cannot_be_recorded_is_an_error(tmp_path, monkeypatch):
     async def nothing(self, question):
         return None
 
-    monkeypatch.setattr(Grower, "grow", nothing)
+    monkeypatch.setattr(TreeExpander, "expand", nothing)
     with pytest.raises(recordings.TrimError, match="cannot be recorded"):
         recorded_trees(Problems("standard", "test", 1), tmp_path)
 

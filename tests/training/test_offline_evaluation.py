@@ -1,4 +1,4 @@
-"""What a policy of any kind comes to on rollout trees is what it comes to in the graph."""
+"""A policy of any kind has the same results on rollout trees as in the graph."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ from trim_graph.policies import (
     stay_on_large,
     threshold,
 )
-from trim_graph.training.rollouts import RolloutError, Rollouts, solve
+from trim_graph.training.rollouts import RolloutError, Rollouts, evaluate_offline
 
 N, SEED = 12, 5
 
@@ -64,7 +64,7 @@ class Curious(Policy):
 def test_tokens_and_answers_are_those_of_the_graph(policy, rollouts):
     runs = rollouts.runs
     policy = policy if isinstance(policy, Policy) else threshold(0) | policy
-    ended = solve(rollouts, policy, seed=SEED)
+    ended = evaluate_offline(rollouts, policy, seed=SEED)
     outcomes = asyncio.run(run_arm(build(policy), questions(N)))
     assert [(o.correct, o.large_tokens) for o in outcomes] == [(r.correct, r.large_tokens) for r in ended]
     assert rollouts.runs == runs
@@ -73,7 +73,7 @@ def test_tokens_and_answers_are_those_of_the_graph(policy, rollouts):
 @pytest.mark.parametrize("policy", [large_only(), lambda seen: "handover" if seen.score < 0.5 else "accept"])
 def test_the_large_model_goes_on_to_the_end(policy, rollouts):
     policy = policy if isinstance(policy, Policy) else threshold(0) | policy
-    ended = solve(rollouts, policy)
+    ended = evaluate_offline(rollouts, policy)
     outcomes = asyncio.run(run_arm(build(policy), questions(N)))
     assert [o.correct for o in outcomes] == [r.correct for r in ended]
     # The toy counts a separator for a token where it is cut: the graph's calls are fewer.
@@ -86,17 +86,20 @@ def test_the_large_model_goes_on_to_the_end(policy, rollouts):
 @pytest.mark.parametrize("scored", [True, False])
 def test_a_policy_sees_what_it_sees_in_the_graph(scored, rollouts):
     there, here = Curious(scored), Curious(scored)
-    solve(rollouts, here, seed=SEED)
+    evaluate_offline(rollouts, here, seed=SEED)
     asyncio.run(run_arm(build(there), questions(N), concurrency=1))
     assert len(here.seen) > 3 * N
     assert here.seen == there.seen
 
 
 def test_another_seed_draws_otherwise(rollouts):
-    spent = [[one.large_tokens for one in solve(rollouts, random_rate(0.4), seed=seed)] for seed in (5, 6)]
+    spent = [
+        [one.large_tokens for one in evaluate_offline(rollouts, random_rate(0.4), seed=seed)]
+        for seed in (5, 6)
+    ]
     assert spent[0] != spent[1]
 
 
 def test_a_probe_needs_entropies(rollouts):
     with pytest.raises(RolloutError, match="no entropy was recorded"):
-        solve(rollouts, entropy_probe(0.1))
+        evaluate_offline(rollouts, entropy_probe(0.1))

@@ -9,7 +9,7 @@ from trim_graph.evaluation import run_arm
 from trim_graph.evaluation.traces import read_traces, write_traces
 from trim_graph.policies import Policy, small_only, stay_on_large, threshold
 from trim_graph.policies.learned import aggregate_features, sequence_features
-from trim_graph.training.rollouts import RolloutError, Rollouts, solve
+from trim_graph.training.rollouts import RolloutError, Rollouts, evaluate_offline
 
 N = 8
 SAME = ("question", "index", "max_steps", "scores", "tokens", "writers", "score", "draft", "draft_tokens")
@@ -52,7 +52,7 @@ def test_they_are_exact(policy, beforehand, explored):
     rollouts = explored if beforehand else Rollouts(questions(N), build)
     runs = rollouts.runs
     recorded, real = Watching(policy), Watching(policy)
-    ended = solve(rollouts, recorded)
+    ended = evaluate_offline(rollouts, recorded)
     outcomes = asyncio.run(run_arm(build(real), questions(N)))
     for rollout, outcome in zip(ended, outcomes, strict=True):
         assert outcome.error is None
@@ -68,9 +68,9 @@ def test_they_are_exact(policy, beforehand, explored):
     assert rollouts.contradictions == 0
 
 
-def test_all_ways_are_found_and_ways_that_meet_are_looked_at_once(explored):
+def test_all_branches_are_explored_and_branches_that_meet_only_once(explored):
     tree = explored.trees[0]
-    assert all(tree.unknown() is None for tree in explored.trees)
+    assert all(tree.unexplored() is None for tree in explored.trees)
     leaves = [node for node in tree.nodes.values() if node.ended]
     wrong = [sum("wrong" in text for text in leaf.steps) for leaf in leaves]
     assert sorted(wrong) == sorted(bin(i).count("1") for i in range(2 ** max(wrong)))
@@ -84,7 +84,7 @@ def test_they_are_kept_in_a_file(explored, tmp_path):
     again.add(read_traces(tmp_path / "rollouts.jsonl"))
     for policy in (threshold(0.5), threshold(0.9)):
         figures = [
-            [(one.correct, one.large_tokens) for one in solve(rollouts, policy)]
+            [(one.correct, one.large_tokens) for one in evaluate_offline(rollouts, policy)]
             for rollouts in (explored, again)
         ]
         assert figures[0] == figures[1]
@@ -92,7 +92,7 @@ def test_they_are_kept_in_a_file(explored, tmp_path):
 
 def test_without_a_graph_only_what_is_known_can_be_taken():
     with pytest.raises(RolloutError, match="not recorded, and there is no graph"):
-        solve(Rollouts(questions(1)), small_only())
+        evaluate_offline(Rollouts(questions(1)), small_only())
 
 
 def test_a_run_that_fails_is_an_error_and_not_a_wrong_answer():
@@ -103,12 +103,12 @@ def test_a_run_that_fails_is_an_error_and_not_a_wrong_answer():
 
 def test_a_policy_with_a_memory_is_given_it(explored):
     kept = stay_on_large(threshold(0.5), k=0)
-    assert [one.large_tokens for one in solve(explored, kept)] == [
-        one.large_tokens for one in solve(explored, threshold(0.5))
+    assert [one.large_tokens for one in evaluate_offline(explored, kept)] == [
+        one.large_tokens for one in evaluate_offline(explored, threshold(0.5))
     ]
 
 
-def test_questions_are_told_apart_by_their_text():
+def test_questions_are_distinguished_by_their_text():
     with pytest.raises(RolloutError, match="the same text"):
         Rollouts([*questions(2), *questions(1)])
 

@@ -28,7 +28,7 @@ from trim_graph.errors import SettingsError
 from trim_graph.policies.learned import EPSILON, SEQUENCE, LearnedPolicy, aggregate, sequence
 
 from .env import Batch, Look, Recorded, RoutingVecEnv, Simulated, aggregate_look, sequence_look
-from .rollouts import Rollouts, solve
+from .rollouts import Rollouts, evaluate_offline
 from .step_model import StepModel
 
 Kind = Literal["aggregate", "sequence"]
@@ -123,7 +123,7 @@ def score(rollouts: Rollouts, policy: Any, price: float) -> Score:
         policy: Any that accepts and regenerates.
         price: Of a large token, in right answers.
     """
-    ended = solve(rollouts, policy)
+    ended = evaluate_offline(rollouts, policy)
     accuracy = sum(one.correct for one in ended) / len(ended)
     tokens = sum(one.large_tokens for one in ended) / len(ended)
     return Score(accuracy - price * tokens, accuracy, tokens)

@@ -1,4 +1,4 @@
-"""Collects rollout trees: from runs of a configuration's graph, or by asking the models node by node."""
+"""Collection of rollout trees: from runs of a configuration's graph, or node by node."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from trim_graph.segmentation import join_steps, separator_of
 from trim_graph.settings import Settings
 from trim_graph.state import Step
 
-from .rollouts import Node, Plan, RolloutError, Rollouts, Tree, Written
+from .rollouts import Node, RolloutError, Rollouts, Script, Tree, Written
 
 
 def graph_builder(
     config: TrimConfig, parts: Parts
 ) -> Callable[[Policy], CompiledStateGraph[Any, Any, Any, Any]]:
-    """Return what makes the graph of a policy.
+    """Return a function that builds the graph of a policy.
 
-    Its models and scorer remember their answers, since rollouts of a question have most of their steps in
-    common. It has no budget, whatever the configuration says: a limit would change decisions.
+    The models and the scorer cache their answers, since rollouts of a question share most of their steps.
+    The graph has no budget, whatever the configuration says: a limit would change decisions.
 
     Args:
-        config: For the settings.
+        config: Provides the settings.
         parts: The models and the scorer.
     """
     from langchain_core.caches import InMemoryCache
@@ -64,22 +64,22 @@ def graph_builder(
 
 
 class Unexplored(NamedTuple):
-    """A question whose ways are not all known.
+    """A question whose tree has unexplored branches.
 
     Attributes:
-        place: Its place among the questions that are explored.
-        question: Its text and its grader.
+        index: Index of the question in its `Rollouts`.
+        question: Text and grader.
         known: Runs recorded before.
     """
 
-    place: int
+    index: int
     question: Question
     known: Sequence[Trace]
 
 
 @dataclass(frozen=True, slots=True)
 class ExploreQuestions:
-    """The task of running questions until all their ways are known (`trim_graph.evaluation.executor.Task`).
+    """Explores the trees of questions with an executor's models (`trim_graph.evaluation.executor.Task`).
 
     Attributes:
         rounds: Most runs of a question.
@@ -88,7 +88,7 @@ class ExploreQuestions:
     rounds: int
 
     def setup(self, models: Models) -> Callable[[Unexplored], Awaitable[list[Trace]]]:
-        """Make the graphs; what a worker's models have answered they remember. A run that fails raises."""
+        """Return the exploration of one question. The models cache their answers; a failed run raises."""
         build, steps = graph_builder(models.config, models.parts), models.config.settings.max_steps
 
         async def work(item: Unexplored) -> list[Trace]:
@@ -96,28 +96,28 @@ class ExploreQuestions:
             one = Rollouts([item.question], build, max_steps=steps, on_trace=made.append)
             one.add(item.known)
             await one.explore(self.rounds)
-            return [{**trace, "index": item.place} for trace in made]
+            return [{**trace, "index": item.index} for trace in made]
 
         return work
 
 
 async def explore_with(executor: Executor, rollouts: Rollouts, rounds: int) -> int:
-    """Have an executor run each question until all its ways are known; see `Rollouts.explore`.
+    """Explore trees with an executor; see `Rollouts.explore`.
 
     Args:
-        executor: Has the models.
-        rollouts: Keep what is found, question by question.
+        executor: Holds the models.
+        rollouts: Receives the new runs, question by question.
         rounds: Most runs of a question.
 
     Returns:
-        How many questions have unknown ways left.
+        How many questions have unexplored branches left.
     """
 
     def keep(traces: list[Trace]) -> None:
         for trace in traces:
             rollouts.keep(trace)
 
-    open_ones = [index for index, tree in enumerate(rollouts.trees) if tree.unknown() is not None]
+    open_ones = [index for index, tree in enumerate(rollouts.trees) if tree.unexplored() is not None]
     if open_ones:
         known: dict[str, list[Trace]] = {}
         for trace in rollouts.traces:
@@ -132,24 +132,24 @@ async def explore_with(executor: Executor, rollouts: Rollouts, rounds: int) -> i
             concurrency=min(rollouts.concurrency, len(open_ones)),
             on_result=keep,
         )
-    return sum(tree.unknown() is not None for tree in rollouts.trees)
+    return sum(tree.unexplored() is not None for tree in rollouts.trees)
 
 
-class NotGrown(Exception):
-    """Something happened that only a run of the graph can follow."""
+class NotExpandable(Exception):
+    """Only a run of the graph can expand this node."""
 
 
-class Grower:
-    """Grows the trees of questions.
+class TreeExpander:
+    """Expands the trees of questions, node by node.
 
     Args:
-        small: Chat model; deterministic, and one that continues a text exactly.
-        large: The same.
+        small: Deterministic chat model that continues a text exactly.
+        large: Chat model with the same properties.
         scorer: Rates the drafts.
-        settings: Of the graph it stands for.
-        probes: Whether to ask the small model for the entropy of its first token at each place.
-        most: Places of a tree at which growing ends: where the models rarely agree, a solution of 12 steps
-            has thousands. What is left grows where a policy goes (`GrowingRollouts`).
+        settings: Settings of the graph whose runs the trees hold.
+        probes: Whether to measure the entropy of the small model's next token at each node.
+        max_nodes: Nodes of a tree at which expansion ends. Where the models rarely agree, a solution of 12
+            steps has thousands. `ExpandingRollouts` expands the others where a policy reaches them.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Grower:
         settings: Settings | None = None,
         *,
         probes: bool = False,
-        most: int = 1000,
+        max_nodes: int = 1000,
     ) -> None:
         self.models: dict[Writer, WriterModel] = {
             "small": WriterModel.of(small),
@@ -169,56 +169,56 @@ class Grower:
         self.scorer = as_scorer(scorer)
         self.settings = settings or Settings()
         self.segmentation = segmentation_of(self.settings, None)
-        self.probes, self.most = probes, most
+        self.probes, self.max_nodes = probes, max_nodes
 
-    async def grow(self, question: Question) -> Tree | None:
-        """Return the tree of a question; None where only runs of the graph can find it."""
+    async def expand(self, question: Question) -> Tree | None:
+        """Return the tree of a question; None where only runs of the graph can record it."""
         tree = Tree(question)
-        places: list[tuple[Node, list[Step]]] = [(tree.root, [])]
+        frontier: list[tuple[Node, list[Step]]] = [(tree.root, [])]
         known = {tree.root}
-        while places:
+        while frontier:
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._place(tree, node, steps)) for node, steps in places]
+                    tasks = [group.create_task(self._ask_both(tree, node, steps)) for node, steps in frontier]
             except BaseExceptionGroup as errors:
-                if isinstance(errors.exceptions[0], NotGrown):
+                if isinstance(errors.exceptions[0], NotExpandable):
                     return None
                 raise errors.exceptions[0] from None
-            places = []
+            frontier = []
             for node, steps in (reached for task in tasks for reached in task.result()):
                 if node not in known:
                     known.add(node)
                     if not node.ended:
-                        places.append((node, steps))
-            if len(known) > self.most:
+                        frontier.append((node, steps))
+            if len(known) > self.max_nodes:
                 break
         return tree
 
-    async def extend(self, tree: Tree, plan: Sequence[bool]) -> None:
-        """Grow the place that a plan leads to.
+    async def expand_node(self, tree: Tree, script: Sequence[bool]) -> None:
+        """Expand the node at the end of a script.
 
         Raises:
-            RolloutError: Only a run of the graph can find it.
+            RolloutError: Only a run of the graph can expand it.
         """
         node = tree.root
-        for regenerated in plan:
-            behind = node.regenerated if regenerated else node.accepted
-            assert behind is not None
-            node = behind
-        # Whatever separates steps otherwise is not grown.
-        steps = [_ended(text) for text in node.steps]
+        for regenerated in script:
+            child = node.regenerated if regenerated else node.accepted
+            assert child is not None
+            node = child
+        # Steps with another separator are not expanded.
+        steps = [_stored_step(text) for text in node.steps]
         try:
-            await self._place(tree, node, steps)
-        except NotGrown as error:
+            await self._ask_both(tree, node, steps)
+        except NotExpandable as error:
             raise RolloutError(
                 f"only a run of the graph can tell what follows in {tree.question.text[:80]!r}"
             ) from error
 
-    async def _place(self, tree: Tree, node: Node, steps: list[Step]) -> Iterable[tuple[Node, list[Step]]]:
-        """Ask both writers at a place, rate the draft, and return the places behind."""
+    async def _ask_both(self, tree: Tree, node: Node, steps: list[Step]) -> Iterable[tuple[Node, list[Step]]]:
+        """Ask both writers at a node, rate the draft, and return the children."""
         question = tree.question
         (draft, node.entropy), (large, _) = await asyncio.gather(
-            self._written("small", question, steps), self._written("large", question, steps)
+            self._next_step("small", question, steps), self._next_step("large", question, steps)
         )
         asked = [_scorable(step) for step in (*steps, draft)]
         scores = read_scores(await self.scorer.ascore(question.text, asked), len(asked)).scores
@@ -228,27 +228,27 @@ class Grower:
         ends = draft["end"] == "eos"
         node.draft = Written(draft["text"], draft["tokens"], draft["mean_token_probability"], ends)
         node.large = Written(large["text"], large["tokens"])
-        node.accepted = tree.place((*node.steps, draft["text"]))
+        node.accepted = tree.node((*node.steps, draft["text"]))
         node.accepted.score = node.draft_score
-        node.regenerated = tree.place((*node.steps, large["text"]))
-        behind = [(node.accepted, [*steps, draft]), (node.regenerated, [*steps, large])]
-        for place, written in behind:
-            self._end(place, written, question)
-        return behind
+        node.regenerated = tree.node((*node.steps, large["text"]))
+        children = [(node.accepted, [*steps, draft]), (node.regenerated, [*steps, large])]
+        for child, written in children:
+            self._end_if_last(child, written, question)
+        return children
 
-    async def _written(
+    async def _next_step(
         self, writer: Writer, question: Question, steps: list[Step]
     ) -> tuple[Step, float | None]:
-        """Return the writer's next step, and the entropy of its first token where that is wanted."""
+        """Return the writer's next step, and the entropy of its first token if it is probed."""
         model, previous, before = self.models[writer], steps[-1] if steps else None, ""
-        told: float | None = None
+        first_entropy: float | None = None
         for _ in range(MAX_ATTEMPTS):
-            lead = before if partial_text_counts(previous, before) else ""
+            partial_text = before if partial_text_counts(previous, before) else ""
             arguments = stop_arguments(
                 self.segmentation,
                 self.settings.thinking,
                 previous,
-                partial_text=lead,
+                partial_text=partial_text,
                 takes_stop_when=model.takes_stop_when,
             )
             probed = self.probes and writer == "small" and not before
@@ -260,28 +260,28 @@ class Grower:
             )
             reply = read_reply(message, arguments.get("stop", ()), writer)
             entropy = read_entropy(message, writer) if probed else None
-            told = entropy.nats if entropy is not None else told
+            first_entropy = entropy.nats if entropy is not None else first_entropy
             draft = parse_draft(
                 reply,
                 writer=writer,
-                partial_text=lead,
+                partial_text=partial_text,
                 segmentation=self.segmentation,
                 settings=self.settings,
                 previous=previous,
             )
             if draft is not None and draft["end"] != "length" and not {"part", "separator"} & draft.keys():
-                return as_step(draft), told
+                return as_step(draft), first_entropy
             added = reply.text + reply.separator
             if draft is not None or reply.end == "eos" or not added:
                 break
             before += added
-        raise NotGrown
+        raise NotExpandable
 
     def _messages(self, question: Question, steps: list[Step], before: str) -> list[Any]:
         prefix = join_steps(steps, self.settings.delimiter) + before
         return compose([HumanMessage(question.text)], self.settings.instruction, prefix)
 
-    def _end(self, node: Node, steps: list[Step], question: Question) -> None:
+    def _end_if_last(self, node: Node, steps: list[Step], question: Question) -> None:
         most = self.settings.max_repeats
         loops = most is not None and loop_in(steps, most) is not None
         if steps[-1]["end"] != "eos" and len(steps) < self.settings.max_steps and not loops:
@@ -292,31 +292,33 @@ class Grower:
         node.correct = question.grade is not None and bool(question.grade(solution))
 
 
-class GrowingRollouts(Rollouts):
-    """Rollouts of grown trees, which grow on where a rollout leaves what is known.
+class ExpandingRollouts(Rollouts):
+    """Rollouts of trees that are expanded where a rollout takes an unexplored branch.
 
     Args:
-        trees: Of the questions, each with another text.
-        grower: With the models that the trees were grown with.
+        trees: Trees of questions with distinct texts.
+        expander: Holds the models that wrote the trees.
+
+    Attributes:
+        expanded: Indexes of the questions whose trees were expanded here.
     """
 
-    def __init__(self, trees: Sequence[Tree], grower: Grower) -> None:
-        super().__init__([tree.question for tree in trees], max_steps=grower.settings.max_steps)
-        self.trees, self.grower = list(trees), grower
-        self.grown: set[int] = set()
-        """Questions whose trees have grown here."""
+    def __init__(self, trees: Sequence[Tree], expander: TreeExpander) -> None:
+        super().__init__([tree.question for tree in trees], max_steps=expander.settings.max_steps)
+        self.trees, self.expander = list(trees), expander
+        self.expanded: set[int] = set()
 
-    def find(self, plans: Mapping[int, Plan]) -> None:
-        """Grow the places that plans lead to."""
+    def expand(self, scripts: Mapping[int, Script]) -> None:
+        """Expand the nodes at the ends of scripts."""
 
-        async def extend(index: int) -> None:
-            await self.grower.extend(self.trees[index], plans[index])
-            self.grown.add(index)
+        async def expand_one(index: int) -> None:
+            await self.expander.expand_node(self.trees[index], scripts[index])
+            self.expanded.add(index)
 
-        asyncio.run(run_each(extend, plans, concurrency=min(self.concurrency, len(plans))))
+        asyncio.run(run_each(expand_one, scripts, concurrency=min(self.concurrency, len(scripts))))
 
 
-def _ended(text: str) -> Step:
+def _stored_step(text: str) -> Step:
     return Step(text=text, writer="small", model="", tokens=0, mean_token_probability=None, end="delimiter")
 
 

@@ -1,6 +1,6 @@
-"""Rollouts of a graph, recorded as trees, so that a rollout taken again needs no model.
+"""Rollout trees: recorded runs of a graph, on which policies are evaluated offline, without a model.
 
-A policy is evaluated offline on such trees, and trees are kept as JSON records.
+Trees are stored as JSON records.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from trim_graph.settings import Settings
 from trim_graph.state import SCHEMA_VERSION, Draft, Run, StepRequest, TrimState, applied
 
 DONE = ("finished", "max_steps", "loop", "no_step")
-"""How a run ends by itself."""
+"""Reasons with which a run ends by itself."""
 
 
 class RolloutError(TrimError):
-    """A run failed or was stopped, so that its question cannot be learned from."""
+    """A run failed or was stopped; nothing can be learned from it."""
 
 
 @dataclass(slots=True)
 class Written:
-    """A step that a model wrote at a node.
+    """A step that a model wrote at a node of a tree.
 
     Attributes:
-        ends: Whether the model ends the solution with it; None where that shows only in what follows.
+        ends: Whether the model ends the solution with it; None where only the next node shows it.
     """
 
     text: str
@@ -46,17 +46,19 @@ class Written:
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """The solution so far.
+    """A node of a rollout tree: a partial or a whole solution.
 
     Attributes:
-        steps: Its steps' texts.
-        score: Of the last of them.
-        draft: What the small model writes next; None where no run has got here.
-        draft_score: Its score.
-        large: What the large model writes in its place; None where no run has asked.
-        ended: Whether the solution ends here; None where no run has got here.
-        correct: Whether it is right, where it ends.
-        entropy: Of the first token that the small model writes next, in nats; None where nobody has asked.
+        steps: Texts of its steps.
+        score: Score of the last step.
+        draft: Next step of the small model; None where no run has reached the node.
+        draft_score: Score of the draft.
+        large: Next step of the large model; None where no run has asked for it.
+        ended: Whether the solution ends here; None where no run has reached the node.
+        correct: Whether the ended solution is right.
+        entropy: Entropy in nats of the small model's next token; None where it was not measured.
+        accepted: Child behind the draft.
+        regenerated: Child behind the large model's step.
     """
 
     steps: tuple[str, ...]
@@ -71,26 +73,30 @@ class Node:
     regenerated: Node | None = field(default=None, repr=False)
 
     def after(self, regenerate: bool) -> Node | None:
-        """Return the node a decision leads to; None where no run has got there."""
-        node = self.regenerated if regenerate else self.accepted
-        return node if node is not None and node.ended is not None else None
+        """Return the child of a decision; None where no run has reached it."""
+        child = self.regenerated if regenerate else self.accepted
+        return child if child is not None and child.ended is not None else None
 
 
 class Tree:
-    """What is known of one question."""
+    """Rollouts of one question, as a tree of partial solutions.
+
+    Attributes:
+        contradictions: How often a run wrote another text than an earlier run at the same node. The last
+            text is kept.
+    """
 
     def __init__(self, question: Question) -> None:
         self.question = question
         self.nodes: dict[tuple[str, ...], Node] = {}
-        self.root = self.place(())
+        self.root = self.node(())
         self.contradictions = 0
-        """How often a run wrote something else than one before it at the same place; the last counts."""
 
     def add(self, trace: Trace) -> None:
-        """Take in a run.
+        """Add a run to the tree.
 
         Raises:
-            RolloutError: It failed, was stopped by a limit, or went on to the end with the large model.
+            RolloutError: The run failed, was stopped by a limit, or was handed over to the large model.
         """
         if trace["error"] or trace["stopped"] not in DONE:
             why = trace["error"] or f"it was stopped: {trace['stopped']}"
@@ -100,25 +106,25 @@ class Tree:
             node = self._step(node, step)
         node.ended, node.correct = True, bool(trace["correct"])
 
-    def unknown(self) -> list[bool] | None:
-        """Return the plan of the shortest run that finds something new; None where all is known."""
+    def unexplored(self) -> list[bool] | None:
+        """Return the script of the shortest run into an unexplored branch; None where there is none."""
         queue: list[tuple[Node, list[bool]]] = [(self.root, [])]
-        for node, plan in queue:
+        for node, script in queue:
             if node.ended is None:
-                return plan
+                return script
             if node.ended:
                 continue
             for regenerate in (False, True):
-                behind = node.after(regenerate)
-                if behind is None:
-                    return [*plan, regenerate]
-                # Both ways may lead to the same text: one look is enough.
-                if regenerate is False or behind is not node.accepted:
-                    queue.append((behind, [*plan, regenerate]))
+                child = node.after(regenerate)
+                if child is None:
+                    return [*script, regenerate]
+                # Both models may write the same text: the child is visited once.
+                if regenerate is False or child is not node.accepted:
+                    queue.append((child, [*script, regenerate]))
         return None
 
-    def place(self, steps: tuple[str, ...]) -> Node:
-        """Return the node of a text, made if it is not there."""
+    def node(self, steps: tuple[str, ...]) -> Node:
+        """Return the node of a partial solution, a new one if there is none."""
         return self.nodes.setdefault(steps, Node(steps))
 
     def _step(self, node: Node, step: TraceStep) -> Node:
@@ -132,12 +138,12 @@ class Tree:
         probability = draft.get("mean_token_probability")
         node.draft = self._newest(node.draft, Written(draft["text"], draft["tokens"], probability))
         node.draft_score = draft["score"]
-        node.accepted = self.place((*node.steps, node.draft.text))
+        node.accepted = self.node((*node.steps, node.draft.text))
         node.accepted.score = node.draft_score
         if not regenerated:
             return node.accepted
         node.large = self._newest(node.large, Written(step["text"], step["tokens"]))
-        node.regenerated = self.place((*node.steps, node.large.text))
+        node.regenerated = self.node((*node.steps, node.large.text))
         if node.regenerated.score is None:
             node.regenerated.score = step["score"]
         return node.regenerated
@@ -150,38 +156,41 @@ class Tree:
         return seen
 
 
-Plan = Sequence[bool]
-"""For each draft in turn, whether it is regenerated."""
+Script = Sequence[bool]
+"""Whether each draft of a run is regenerated, in their order."""
 
-SOURCE = Source(dataset="rollouts", split=None, policy={"type": "planned"}, seed=None)
+SOURCE = Source(dataset="rollouts", split=None, policy={"type": "scripted"}, seed=None)
 
 
-class Planned(Policy):
-    """Goes by a plan for each question; where it ends, every further draft is regenerated.
+class ScriptedPolicy(Policy):
+    """Follows a script for each question, and regenerates every draft behind its end.
 
     Attributes:
-        plans: By question. May change between runs, not during one of the same question.
+        scripts: By question. A script may change between runs, not during a run of its question.
     """
 
     def __init__(self) -> None:
-        self.plans: dict[str, Plan] = {}
+        self.scripts: dict[str, Script] = {}
 
     def decide(self, observation: Observation) -> Choice:
-        """Take the decision whose turn it is."""
-        plan, turn = self.plans.get(observation.question, ()), observation.memory or 0
-        return Choice("regenerate" if turn >= len(plan) or plan[turn] else "accept", turn + 1)
+        """Return the next decision of the script."""
+        script, turn = self.scripts.get(observation.question, ()), observation.memory or 0
+        return Choice("regenerate" if turn >= len(script) or script[turn] else "accept", turn + 1)
 
 
 class Rollouts:
     """Rollouts of many questions.
 
     Args:
-        questions: Each with another text.
-        build: Makes the graph for a policy: ``lambda policy: create_trim_graph(small, large, scorer,
-            policy=policy)``. None where only what is recorded may be taken.
-        max_steps: Of the graph's settings.
-        concurrency: Most runs under way at once.
-        on_trace: Called with each run of the graph as it ends: to keep it.
+        questions: Questions with distinct texts.
+        build: Makes the graph of a policy: ``lambda policy: create_trim_graph(small, large, scorer,
+            policy=policy)``. None where only recorded branches may be taken.
+        max_steps: The setting of the graph.
+        concurrency: Most runs at a time.
+        on_trace: Called with each new run of the graph.
+
+    Attributes:
+        runs: Runs of the graph so far.
 
     Raises:
         RolloutError: Two questions have the same text.
@@ -197,90 +206,91 @@ class Rollouts:
         on_trace: Callable[[Trace], None] = lambda trace: None,
     ) -> None:
         self.trees = [Tree(question) for question in questions]
-        self._place = {question.text: index for index, question in enumerate(questions)}
-        if len(self._place) != len(questions):
+        self._index_of = {question.text: index for index, question in enumerate(questions)}
+        if len(self._index_of) != len(questions):
             raise RolloutError("two questions have the same text")
         self.max_steps, self.concurrency, self.on_trace = max_steps, concurrency, on_trace
-        self._planned = Planned()
+        self._scripted = ScriptedPolicy()
         self._build = build
         self._built: Graph | None = None
         self.traces: list[Trace] = []
         self.runs = 0
-        """Of the graph, so far."""
 
     def __len__(self) -> int:
         return len(self.trees)
 
     @property
     def contradictions(self) -> int:
-        """How often a run wrote something else than one before it."""
+        """How often a run wrote another text than an earlier run at the same node."""
         return sum(tree.contradictions for tree in self.trees)
 
     def add(self, traces: Iterable[Trace]) -> None:
-        """Take in recorded runs; those of other questions are passed over."""
+        """Add recorded runs; those of other questions are skipped."""
         for trace in traces:
-            place = self._place.get(trace["question"])
-            if place is not None:
-                self.trees[place].add(trace)
+            index = self._index_of.get(trace["question"])
+            if index is not None:
+                self.trees[index].add(trace)
                 self.traces.append(trace)
 
-    async def explore(self, rounds: int, tell: Callable[[int, int], None] | None = None) -> int:
-        """Run each question until all its ways are known, at most so many times.
+    async def explore(self, rounds: int, on_round: Callable[[int, int], None] | None = None) -> int:
+        """Run each question until its tree has no unexplored branch.
 
         Args:
             rounds: Most runs of a question.
-            tell: Called after each round with its number and how many questions still have unknown ways.
+            on_round: Called after each round with its number and the number of unexplored questions.
 
         Returns:
-            How many questions have unknown ways left; these are run when they are taken.
+            How many questions have unexplored branches left. These are run once a rollout takes them.
         """
         left = 0
-        for turn in range(rounds + 1):
-            plans = {
-                index: plan for index, tree in enumerate(self.trees) if (plan := tree.unknown()) is not None
+        for done in range(rounds + 1):
+            scripts = {
+                index: script
+                for index, tree in enumerate(self.trees)
+                if (script := tree.unexplored()) is not None
             }
-            left = len(plans)
-            if tell is not None:
-                tell(turn, left)
-            if not plans or turn == rounds:
+            left = len(scripts)
+            if on_round is not None:
+                on_round(done, left)
+            if not scripts or done == rounds:
                 break
-            await self._run(plans)
+            await self._run(scripts)
         return left
 
-    def find(self, plans: Mapping[int, Plan]) -> None:
-        """Run questions by plans, all at a time, because rollouts take ways that no run has taken.
+    def expand(self, scripts: Mapping[int, Script]) -> None:
+        """Run questions by scripts, all at a time, to explore the branches that rollouts take.
 
         Args:
-            plans: By the place of the question among these.
+            scripts: By the index of the question.
         """
-        asyncio.run(self._run(plans))
+        asyncio.run(self._run(scripts))
 
-    async def _run(self, plans: Mapping[int, Plan]) -> None:
+    async def _run(self, scripts: Mapping[int, Script]) -> None:
         if self._build is None:
-            raise RolloutError("a rollout takes a way that was not recorded, and there is no graph to run")
+            raise RolloutError("a rollout takes a branch that was not recorded, and there is no graph to run")
         if self._built is None:
-            self._built = self._build(self._planned)
-        for index, plan in plans.items():
-            self._planned.plans[self.trees[index].question.text] = plan
+            self._built = self._build(self._scripted)
+        for index, script in scripts.items():
+            self._scripted.scripts[self.trees[index].question.text] = script
         graph = self._built
 
         async def work(index: int) -> None:
             self.keep(await make_trace(graph, (index, self.trees[index].question), SOURCE))
 
-        await run_each(work, plans, concurrency=min(self.concurrency, len(plans)))
+        await run_each(work, scripts, concurrency=min(self.concurrency, len(scripts)))
 
-    def changed(self, index: int) -> RolloutError:
-        """Return the error that says that a question's models wrote something else when asked again."""
+    def nondeterminism_error(self, index: int) -> RolloutError:
+        """Return the error of a question whose models wrote another text when asked again."""
         return RolloutError(
             f"the models wrote something else when asked again about "
             f"{self.trees[index].question.text[:80]!r}: they are not deterministic"
         )
 
     def keep(self, trace: Trace) -> None:
-        """Take in a run of the graph that has just ended.
+        """Add a new run of the graph.
 
         Args:
-            trace: Its ``index`` is that of the question among these.
+            trace: Its ``index`` is the index of the question.
         """
         self.trees[trace["index"]].add(trace)
         self.traces.append(trace)
@@ -288,65 +298,65 @@ class Rollouts:
         self.on_trace(trace)
 
 
-class NotYetKnown(Exception):
-    """A rollout that puts off what it lacks has come to a way that no run has taken.
+class UnexploredBranch(Exception):
+    """A deferred rollout takes a branch that no run has explored.
 
     Attributes:
-        plan: The way.
+        script: The decisions up to and into the branch.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        super().__init__("no run has taken this way")
-        self.plan = plan
+    def __init__(self, script: Script) -> None:
+        super().__init__("no run has explored this branch")
+        self.script = script
 
 
-def in_rounds(rollouts: Rollouts, lead: Callable[[Rollout], None]) -> list[Rollout]:
-    """Lead a rollout of each question to its end; what they lack is found for all of them at a time.
+def run_batched(rollouts: Rollouts, run: Callable[[Rollout], None]) -> list[Rollout]:
+    """Run a rollout of each question; unexplored branches are expanded for all questions at a time.
 
     Args:
-        rollouts: Of the questions.
-        lead: Takes the decisions, from the question to the end. It is called again for a rollout that came to
-            an unknown way, with a new one, so it has to decide the same again.
+        rollouts: Trees of the questions.
+        run: Takes the decisions of one rollout, up to its end. It is called with a new rollout once an
+            unexplored branch is expanded, and must then decide the same again.
 
     Returns:
         The ended rollouts, in the order of the questions.
 
     Raises:
-        RolloutError: A way stays unknown: the models wrote something else when asked again.
+        RolloutError: A branch stays unexplored, because the models wrote another text when asked again.
     """
     ended: dict[int, Rollout] = {}
-    unknown: dict[int, Plan] = {}
+    unexplored: dict[int, Script] = {}
     left: Iterable[int] = range(len(rollouts))
     while left:
-        before, unknown = unknown, {}
+        before, unexplored = unexplored, {}
         for index in left:
             try:
-                ended[index] = Rollout(rollouts, index, puts_off=True)
-                lead(ended[index])
-            except NotYetKnown as way:
-                if before.get(index) == way.plan:
-                    raise rollouts.changed(index) from None
-                unknown[index] = way.plan
-        if unknown:
-            rollouts.find(unknown)
-        left = list(unknown)
+                ended[index] = Rollout(rollouts, index, deferred=True)
+                run(ended[index])
+            except UnexploredBranch as branch:
+                if before.get(index) == branch.script:
+                    raise rollouts.nondeterminism_error(index) from None
+                unexplored[index] = branch.script
+        if unexplored:
+            rollouts.expand(unexplored)
+        left = list(unexplored)
     return [ended[index] for index in range(len(rollouts))]
 
 
 @dataclass(slots=True)
 class Rollout:
-    """One solution under way, taken from a tree.
+    """One solution, replayed from a tree decision by decision.
 
     Attributes:
-        puts_off: Whether an unknown way raises `NotYetKnown` in place of being found at once.
+        deferred: Whether an unexplored branch raises `UnexploredBranch` instead of being expanded at once.
         large_tokens: Tokens of the large model's steps so far.
     """
 
     rollouts: Rollouts
     index: int
-    puts_off: bool = False
+    deferred: bool = False
     node: Node = field(init=False)
-    plan: list[bool] = field(default_factory=list)
+    script: list[bool] = field(default_factory=list)
     scores: tuple[float | None, ...] = ()
     tokens: tuple[int, ...] = ()
     writers: tuple[Writer, ...] = ()
@@ -355,7 +365,7 @@ class Rollout:
     def __post_init__(self) -> None:
         self.node = self.rollouts.trees[self.index].root
         if self.node.ended is None:
-            self._find([])
+            self._expand([])
 
     @property
     def ended(self) -> bool:
@@ -368,7 +378,7 @@ class Rollout:
         return self.node.correct
 
     def observation(self) -> Observation:
-        """Return what the graph would show a policy that decides on the draft."""
+        """Return the observation that the graph shows to a policy that decides on the draft."""
         draft = self.node.draft
         assert draft is not None
         return Observation(
@@ -385,78 +395,78 @@ class Rollout:
         )
 
     def ends(self, regenerate: bool) -> bool:
-        """Tell whether the solution ends with the next step, by its own account and not for want of steps.
+        """Return whether the next step ends the solution by itself, and not by the limit on steps.
 
         Args:
-            regenerate: Whether the large model writes it, in place of the draft.
+            regenerate: Whether the large model writes the step.
         """
         draft = self.node.draft
         if not regenerate and draft is not None and draft.ends is not None:
             return draft.ends
         if self.node.after(regenerate) is None:
-            self._find([*self.plan, regenerate])
-        behind = self.node.after(regenerate)
-        return behind is not None and bool(behind.ended) and len(behind.steps) < self.rollouts.max_steps
+            self._expand([*self.script, regenerate])
+        child = self.node.after(regenerate)
+        return child is not None and bool(child.ended) and len(child.steps) < self.rollouts.max_steps
 
     def decide(self, regenerate: bool) -> int:
         """Carry out a decision.
 
         Returns:
-            The large tokens it took.
+            Tokens of the large model that it used.
         """
-        self.plan.append(regenerate)
+        self.script.append(regenerate)
         if self.node.after(regenerate) is None:
-            self._find(self.plan)
-        behind = self.node.after(regenerate)
-        if behind is None:
-            raise self.rollouts.changed(self.index)
+            self._expand(self.script)
+        child = self.node.after(regenerate)
+        if child is None:
+            raise self.rollouts.nondeterminism_error(self.index)
         written = self.node.large if regenerate else self.node.draft
         writer: Literal["small", "large"] = "large" if regenerate else "small"
         assert written is not None
-        self.node = behind
-        self.scores = (*self.scores, behind.score)
+        self.node = child
+        self.scores = (*self.scores, child.score)
         self.tokens = (*self.tokens, written.tokens)
         self.writers = (*self.writers, writer)
         spent = written.tokens if regenerate else 0
         self.large_tokens += spent
         return spent
 
-    def _find(self, plan: Plan) -> None:
-        if self.puts_off:
-            raise NotYetKnown(tuple(plan))
-        self.rollouts.find({self.index: plan})
+    def _expand(self, script: Script) -> None:
+        if self.deferred:
+            raise UnexploredBranch(tuple(script))
+        self.rollouts.expand({self.index: script})
 
 
 def to_record(tree: Tree) -> dict[str, Any]:
-    """Return the question's text and every place; places name those behind them by their number.
+    """Return a tree as a JSON record: the question's text and the nodes, which name their children by number.
 
     Args:
-        tree: As far as it is known.
+        tree: May have unexplored branches.
     """
     numbers = {node: number for number, node in enumerate(tree.nodes.values())}
-    return {"question": tree.question.text, "places": [_place(node, numbers) for node in numbers]}
+    return {"question": tree.question.text, "nodes": [_node_record(node, numbers) for node in numbers]}
 
 
-def _place(node: Node, numbers: dict[Node, int]) -> dict[str, Any]:
+def _node_record(node: Node, numbers: dict[Node, int]) -> dict[str, Any]:
     known: dict[str, Any] = {"step": node.steps[-1] if node.steps else None, "score": node.score}
     if node.ended:
         return {**known, "correct": node.correct}
-    for name, written, behind in (
+    for name, written, child in (
         ("draft", node.draft, node.accepted),
         ("large", node.large, node.regenerated),
     ):
-        if written is not None and behind is not None:
-            known[name] = {"to": numbers[behind], "tokens": written.tokens}
-            told = {"probability": written.probability, "ends": written.ends}
-            known[name] |= {key: value for key, value in told.items() if value is not None}
+        if written is not None and child is not None:
+            known[name] = {"to": numbers[child], "tokens": written.tokens}
+            optional = {"probability": written.probability, "ends": written.ends}
+            known[name] |= {key: value for key, value in optional.items() if value is not None}
     return {**known, "draft_score": node.draft_score, "entropy": node.entropy}
 
 
 def from_record(question: Question, record: dict[str, Any]) -> Tree:
-    """Make the tree of a question again.
+    """Return the tree of a record.
 
     Raises:
-        InputError: The record is of another question, or is none.
+        InputError: The record is of another question, or is damaged.
     """
     if record.get("question") != question.text:
         raise InputError(
@@ -465,32 +475,32 @@ def from_record(question: Question, record: dict[str, Any]) -> Tree:
         )
     tree = Tree(question)
     try:
-        places, reached = record["places"], {0: tree.root}
-        for number, place in enumerate(places):
-            _restore(tree, reached[number], place, places, reached)
+        nodes, reached = record["nodes"], {0: tree.root}
+        for number, kept in enumerate(nodes):
+            _restore(tree, reached[number], kept, nodes, reached)
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"the recorded tree of {question.text[:80]!r} is damaged: {error!r}") from error
     return tree
 
 
 def _restore(
-    tree: Tree, node: Node, place: dict[str, Any], places: list[dict[str, Any]], reached: dict[int, Node]
+    tree: Tree, node: Node, kept: dict[str, Any], nodes: list[dict[str, Any]], reached: dict[int, Node]
 ) -> None:
-    node.score = place["score"]
-    if "correct" in place:
-        node.ended, node.correct = True, place["correct"]
+    node.score = kept["score"]
+    if "correct" in kept:
+        node.ended, node.correct = True, kept["correct"]
         return
-    if "draft" in place:
+    if "draft" in kept:
         node.ended = False
-    node.draft_score, node.entropy = place["draft_score"], place["entropy"]
+    node.draft_score, node.entropy = kept["draft_score"], kept["entropy"]
     for name in ("draft", "large"):
-        if name not in place:
+        if name not in kept:
             continue
-        to = place[name]["to"]
-        text = places[to]["step"]
-        reached[to] = tree.place((*node.steps, text))
-        kept = place[name]
-        written = Written(text, kept["tokens"], kept.get("probability"), kept.get("ends"))
+        step = kept[name]
+        to = step["to"]
+        text = nodes[to]["step"]
+        reached[to] = tree.node((*node.steps, text))
+        written = Written(text, step["tokens"], step.get("probability"), step.get("ends"))
         if name == "draft":
             node.draft, node.accepted = written, reached[to]
         else:
@@ -499,37 +509,40 @@ def _restore(
 
 _ROUTER = Router()
 _NO_LIMIT = 1_000_000
-"""Supersteps: a rollout has none."""
+"""Supersteps of a rollout: they are not limited."""
 
 
-def solve(rollouts: Rollouts, policy: Policy, *, seed: int = 0) -> list[Rollout]:
-    """Let a policy decide on every question, and return the ended rollouts in their order.
+def evaluate_offline(rollouts: Rollouts, policy: Policy, *, seed: int = 0) -> list[Rollout]:
+    """Evaluate a policy on rollout trees, by the rules of the graph's own router.
 
     Args:
-        rollouts: Of the questions.
-        policy: Any.
-        seed: Of random policies: they draw as in a graph with this seed in its settings.
+        rollouts: Trees of the questions.
+        policy: The policy.
+        seed: The ``seed`` of the graph's settings, on which random policies draw.
+
+    Returns:
+        The ended rollouts, in the order of the questions.
 
     Raises:
         RolloutError: The policy asks for a probe, and no entropy was recorded.
     """
-    # Where a solution ends is recorded, loops included.
+    # The tree records where a solution ends, loops included.
     settings = Settings(max_steps=rollouts.max_steps, max_repeats=None, thinking=None).model_dump(mode="json")
 
-    def lead(rollout: Rollout) -> None:
-        state = _begun(rollout, settings, seed)
+    def run(rollout: Rollout) -> None:
+        state = _initial_state(rollout, settings, seed)
         view = RunView(state, policy)
         while not rollout.ended:
             action = _ROUTER.next(view)
             if "steps" in action.update:
                 rollout.decide(action.update["steps"][0]["writer"] == "large")
-            state = _written(rollout, policy, applied(state, action.update), action)
+            state = _with_recorded(rollout, policy, applied(state, action.update), action)
             view = view.after(state)
 
-    return in_rounds(rollouts, lead)
+    return run_batched(rollouts, run)
 
 
-def _begun(rollout: Rollout, settings: dict[str, object], seed: int) -> TrimState:
+def _initial_state(rollout: Rollout, settings: dict[str, object], seed: int) -> TrimState:
     question = rollout.rollouts.trees[rollout.index].question.text
     # The seed of `trim_graph.run.begin_run`.
     own = hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()
@@ -551,8 +564,8 @@ def _begun(rollout: Rollout, settings: dict[str, object], seed: int) -> TrimStat
     )
 
 
-def _written(rollout: Rollout, policy: Policy, state: TrimState, action: Action) -> TrimState:
-    """Return the state with what the ordered writer has written, as it was recorded."""
+def _with_recorded(rollout: Rollout, policy: Policy, state: TrimState, action: Action) -> TrimState:
+    """Return the state with the recorded answer to a request."""
     request = state.get("request")
     while request is not None and request["until_eos"] and not rollout.ended:
         rollout.decide(True)

@@ -1,6 +1,6 @@
 """Measure the example world and write RESULTS.md: `python -m ...arithmetic.study.results FOLDER`.
 
-Every way that a solution can take is recorded once, in FOLDER, and a run that was interrupted goes on there.
+Every branch of a solution is recorded once, in FOLDER, from which an interrupted run resumes.
 Operating points are chosen on validation problems; the test problems are looked at once.
 """
 
@@ -139,12 +139,12 @@ def _world(split: Split, given: argparse.Namespace) -> Studied:
 
 
 def _keep(world: Studied, given: argparse.Namespace) -> None:
-    """Keep what has grown where policies went."""
+    """Store the trees that policies have expanded."""
     split: Any = world.test.split
     for drawn, measured in ((_validation(split, given), world.validation), (_test(split, given), world.test)):
         rollouts = measured.rollouts
-        keep_trees(drawn, given.folder, {index: rollouts.trees[index] for index in sorted(rollouts.grown)})
-        rollouts.grown.clear()
+        keep_trees(drawn, given.folder, {index: rollouts.trees[index] for index in sorted(rollouts.expanded)})
+        rollouts.expanded.clear()
 
 
 def _test(split: Split, given: argparse.Namespace) -> Problems:

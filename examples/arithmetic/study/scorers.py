@@ -66,16 +66,16 @@ def step_auc(world: World) -> float:
     labels: list[bool] = []
     scores: list[float] = []
     for tree in world.trees:
-        places = world.alone(tree)
-        texts = [node.draft.text for node in places if node.draft is not None]
+        path = world.alone(tree)
+        texts = [node.draft.text for node in path if node.draft is not None]
         assert tree.question.label_steps is not None
         labels += [bool(label) for label in tree.question.label_steps(texts)]
-        scores += [node.draft_score or 0.0 for node in places]
+        scores += [node.draft_score or 0.0 for node in path]
     return float(roc_auc_score(labels, scores))
 
 
 def _open(tree: Tree) -> list[Node]:
-    """Return the places with a draft, in the order of the tree."""
+    """Return the nodes with a draft, in the order of the tree."""
     return [node for node in tree.nodes.values() if node.draft is not None]
 
 

@@ -1,4 +1,4 @@
-"""The ways that solutions of problems can take, recorded once, in a folder that a run goes on with."""
+"""Rollout trees of problems, recorded once, in a folder that an interrupted run resumes from."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from trim_graph.storage.journal import Journal
 from trim_graph.storage.rows import read_rows
 
 if TYPE_CHECKING:
-    from trim_graph.training.rollout_collection import Grower
+    from trim_graph.training.rollout_collection import TreeExpander
     from trim_graph.training.rollouts import Tree
 
-PLACES = {"standard": 150, "words": 150, "hard": 16}
-"""Places of a tree that are recorded before any policy asks; of `hard` there are too many to record all."""
-_TOLD_EVERY = 50
-"""Problems between two words on the progress."""
+MAX_NODES = {"standard": 150, "words": 150, "hard": 16}
+"""Nodes of a tree that are recorded before any policy asks; those of `hard` are too many to record all."""
+_REPORT_EVERY = 50
+"""Problems between two reports of the progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Problems:
 
     @property
     def name(self) -> str:
-        """Of the file that keeps them."""
+        """Name of the file that holds them."""
         return f"{self.split}-{self.part}-{self.seed}"
 
     def questions(self) -> list[Question]:
@@ -88,7 +88,7 @@ def recorded_trees(drawn: Problems, folder: Path, *, concurrency: int = 48) -> l
 
 
 def keep_trees(drawn: Problems, folder: Path, trees: Mapping[int, Tree]) -> None:
-    """Keep trees that have grown since they were recorded; of several records the last counts."""
+    """Store trees that were expanded since they were recorded; the last record of a tree counts."""
     from trim_graph.training.rollouts import to_record
 
     with Journal(folder / f"{drawn.name}.jsonl", _settings(drawn)) as journal:
@@ -107,11 +107,11 @@ def _models() -> tuple[Any, Any, Any]:
     )
 
 
-def example_grower(split: str) -> Grower:
-    """Return what grows trees of a world with the example models, which are loaded once."""
-    from trim_graph.training.rollout_collection import Grower
+def example_expander(split: str) -> TreeExpander:
+    """Return the expander of a world's trees with the example models, which are loaded once."""
+    from trim_graph.training.rollout_collection import TreeExpander
 
-    return Grower(*_models(), probes=True, most=PLACES[split])
+    return TreeExpander(*_models(), probes=True, max_nodes=MAX_NODES[split])
 
 
 def _settings(drawn: Problems) -> dict[str, Any]:
@@ -129,18 +129,18 @@ async def _record(
     from trim_graph.evaluation.runner import run_each
     from trim_graph.training.rollouts import to_record
 
-    grower = example_grower(drawn.split)
+    expander = example_expander(drawn.split)
     begun, done = time.monotonic(), 0
 
     async def record(item: tuple[int, Question]) -> None:
         nonlocal done
         index, question = item
-        tree = await grower.grow(question)
+        tree = await expander.expand(question)
         if tree is None:
             raise TrimError(f"{drawn.name}: the solutions of {question.text[:80]!r} cannot be recorded")
         journal.append({"index": index, **to_record(tree)})
         done += 1
-        if done % _TOLD_EVERY == 0 or done == len(left):
+        if done % _REPORT_EVERY == 0 or done == len(left):
             rate = done / (time.monotonic() - begun)
             print(
                 f"{drawn.name}: {done} of {len(left)} problems recorded, {rate:.2f}/s",

@@ -1,4 +1,4 @@
-"""The recorded problems of a world, and what a way of routing comes to on each of them."""
+"""The recorded problems of a world, and the results of routing them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from trim_graph.evaluation import Outcome
 from trim_graph.policies import Policy, small_only
 
-from .trees import example_grower
+from .trees import example_expander
 
 if TYPE_CHECKING:
     from trim_graph.training.rollouts import Node, Rollout, Tree
@@ -24,11 +24,11 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arm:
-    """What came of each problem, in their order.
+    """Results of a way of routing, one for each problem in their order.
 
     Attributes:
-        correct: Shape (n,).
-        tokens: Of the large model; shape (n,).
+        correct: Whether the answer is right; shape (n,).
+        tokens: Tokens of the large model; shape (n,).
     """
 
     correct: npt.NDArray[np.bool_]
@@ -64,22 +64,22 @@ class World:
     """Recorded problems.
 
     Args:
-        split: Which world.
-        trees: Of the problems; they grow where a policy leaves what is known.
+        split: Name of the world.
+        trees: Trees of the problems; they are expanded where a policy takes an unexplored branch.
     """
 
     def __init__(self, split: str, trees: Sequence[Tree]) -> None:
-        from trim_graph.training.rollout_collection import GrowingRollouts
+        from trim_graph.training.rollout_collection import ExpandingRollouts
 
-        self.split, self.rollouts = split, GrowingRollouts(trees, example_grower(split))
+        self.split, self.rollouts = split, ExpandingRollouts(trees, example_expander(split))
         self.trees = self.rollouts.trees
         self.small, self.large = self.solved(small_only()), self.solved(LargeAtEachStep())
         self._made: dict[Any, Any] = {}
         nodes = [node for tree in self.trees for node in tree.nodes.values()]
         self.draft_scores: Floats = np.sort([n.draft_score for n in nodes if n.draft_score is not None])
-        """Of all drafts known at first, in order of size."""
+        """Scores of all drafts recorded at first, sorted."""
         self.entropies: Floats = np.sort([node.entropy for node in nodes if node.entropy is not None])
-        """Of all first tokens known at first, in order of size."""
+        """Entropies of all first tokens recorded at first, sorted."""
 
     def __len__(self) -> int:
         return len(self.trees)
@@ -91,9 +91,9 @@ class World:
 
     def solved(self, policy: Policy, *, seed: int = 0) -> Arm:
         """Let a policy route every problem."""
-        from trim_graph.training.rollouts import solve
+        from trim_graph.training.rollouts import evaluate_offline
 
-        return _arm(solve(self.rollouts, policy, seed=seed))
+        return _arm(evaluate_offline(self.rollouts, policy, seed=seed))
 
     def once(self, key: Any, make: Callable[[], Made]) -> Made:
         """Return what was made of this world under a key, or make it."""
@@ -113,23 +113,23 @@ class World:
         return arm.spent / self.large.spent
 
     def oracle(self) -> Arm:
-        """Regenerate exactly the drafts that are wrong given what stands before: a judge without error."""
-        from trim_graph.training.rollouts import in_rounds
+        """Return the results of a judge without error, by which exactly the wrong drafts are regenerated."""
+        from trim_graph.training.rollouts import run_batched
 
-        def lead(rollout: Rollout) -> None:
+        def run(rollout: Rollout) -> None:
             while not rollout.ended:
                 rollout.decide(not _right(self.trees[rollout.index], rollout.node))
 
-        return _arm(in_rounds(self.rollouts, lead))
+        return _arm(run_batched(self.rollouts, run))
 
     def floor(self, accuracy: float) -> float | None:
         """Return the least share of large tokens for an accuracy, with hindsight.
 
-        Each problem takes its cheapest way to the right answer, and the cheapest problems are solved: no
-        policy can do it for less. None where not even that reaches the accuracy, or where not all ways are
-        known.
+        Each problem takes its cheapest branch to the right answer, and the cheapest problems are solved: no
+        policy can do it for less. None where not even that reaches the accuracy, or where a branch is
+        unexplored.
         """
-        if any(tree.unknown() is not None for tree in self.trees):
+        if any(tree.unexplored() is not None for tree in self.trees):
             return None
         costs = np.sort([_least_tokens(tree.root, {}) for tree in self.trees])
         solved = math.ceil(accuracy * len(costs) - 1e-9)
@@ -137,18 +137,18 @@ class World:
         return spent / self.large.spent if math.isfinite(spent) else None
 
     def steps_right(self) -> float:
-        """Return how many steps of the small model's solutions are right given what stands before them."""
+        """Return the share of right steps in the small model's solutions, each given the steps before it."""
         labels = [_right(tree, node) for tree in self.trees for node in self.alone(tree)]
         return sum(labels) / len(labels)
 
     def alone(self, tree: Tree) -> list[Node]:
-        """Return the places that the small model alone passes, the end not included."""
-        places, node = [], tree.root
+        """Return the nodes on the path of the small model alone, without the end."""
+        path, node = [], tree.root
         while not node.ended:
-            places.append(node)
+            path.append(node)
             assert node.accepted is not None
             node = node.accepted
-        return places
+        return path
 
     def confidence(self) -> Floats:
         """Return the mean token probability of the small model's whole answers, shape (n,)."""
@@ -167,7 +167,7 @@ class World:
 
 
 def _right(tree: Tree, node: Node) -> bool:
-    """Say whether the draft at a place is right given what stands before it."""
+    """Return whether the draft at a node is right, given the steps before it."""
     assert tree.question.label_steps is not None
     assert node.draft is not None
     return bool(tree.question.label_steps([*node.steps, node.draft.text])[-1])
@@ -178,7 +178,7 @@ def _arm(ended: Sequence[Rollout]) -> Arm:
 
 
 def _least_tokens(node: Node, known: dict[Node, float]) -> float:
-    """Return the fewest large tokens that lead from a place to a right answer; infinite where none does."""
+    """Return the fewest large tokens from a node to a right answer; infinite where there is no such path."""
     if node.ended:
         return 0.0 if node.correct else math.inf
     if node not in known:
