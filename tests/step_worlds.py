@@ -50,7 +50,7 @@ def traces_from(model, n, rate=0.3, seed=0, labels=True):
     ]
     while not simulator.done.all():
         rows = np.flatnonzero(~simulator.done)
-        seen, state = simulator.seen, simulator.state.copy()
+        seen, state = simulator.observations, simulator.state.copy()
         for row in rows:
             if seen.by_large[row]:
                 traces[row]["steps"][-1]["score"] = float(seen.large_score[row])

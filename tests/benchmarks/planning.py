@@ -29,9 +29,15 @@ from trim_graph.evaluation.traces import read_traces
 from trim_graph.policies import threshold
 from trim_graph.policies.base import Observation
 from trim_graph.policies.pomdp import BELIEFS, Plan, pomdp
-from trim_graph.training.fitting import fit, goodness_of_fit, least_distance, read_material
-from trim_graph.training.planner import Beliefs, PlanRouter, Terms, log_loss, losses, solve
-from trim_graph.training.simulator import Router, Simulator, Stateless, play, threshold_router
+from trim_graph.training.fitting import fit, goodness_of_fit, least_distance, read_training_data
+from trim_graph.training.planner import BatchPomdp, Beliefs, Terms, log_loss, losses, solve
+from trim_graph.training.simulator import (
+    BatchPolicy,
+    Simulator,
+    StatelessBatchPolicy,
+    batch_threshold,
+    simulate,
+)
 from trim_graph.training.step_model import StepModel, load_published
 
 COSTS = (0.02, 0.05, 0.1, 0.2)
@@ -91,7 +97,7 @@ def simulated_observations(policy: pomdp, model: StepModel, budget: int | None, 
         writers: list[Any] = []
         memory = None
         while not simulator.done[0]:
-            seen = simulator.seen
+            seen = simulator.observations
             if seen.by_large[0]:
                 scores[-1] = float(seen.large_score[0])
             left = None if budget is None else int(seen.large_left[0])
@@ -119,9 +125,9 @@ def simulated_observations(policy: pomdp, model: StepModel, budget: int | None, 
     return found
 
 
-def played(model: StepModel, router: Router, n: int, seed: int, **settings: Any) -> dict[str, Any]:
+def played(model: StepModel, policy: BatchPolicy, n: int, seed: int, **settings: Any) -> dict[str, Any]:
     """Play, and sum up."""
-    result = play(model, router, n, seed=seed, **settings)
+    result = simulate(model, policy, n, seed=seed, **settings)
     return {"accuracy": interval(result.right.astype(float)), "large_tokens": interval(result.large_tokens)}
 
 
@@ -137,10 +143,10 @@ class Mixed:
         for belief in self.beliefs.values():
             belief.begin(n)
 
-    def watch(self, simulator: Simulator) -> None:
+    def on_step(self, simulator: Simulator) -> None:
         under_way = ~simulator.done
         for name, belief in self.beliefs.items():
-            found = log_loss(belief.see(simulator.seen), simulator.state)
+            found = log_loss(belief.see(simulator.observations), simulator.state)
             self.losses[name].append(np.where(under_way, found, np.nan))
 
     def decide(self, seen: Any) -> np.ndarray:
@@ -150,14 +156,14 @@ class Mixed:
 def beliefs(model: StepModel, n: int) -> dict[str, Any]:
     """Compare the beliefs where the least score is derived from the trajectory's own scores."""
     mixed = Mixed({belief: solve(model, belief=belief) for belief in BELIEFS})
-    play(model, mixed, n // 4, rounds=1, seed=TEST, watch=mixed.watch)
+    simulate(model, mixed, n // 4, rounds=1, seed=TEST, on_step=mixed.on_step)
     found: dict[str, Any] = {}
     for belief in BELIEFS:
         per_solution = np.nanmean(np.stack(mixed.losses[belief]), axis=0)
         found[belief] = {"log_loss": interval(per_solution), "routing": {}}
         for cost in COSTS:
-            router = PlanRouter(solve(model, Terms(cost), belief=belief))
-            result = play(model, router, n, seed=TEST)
+            policy = BatchPomdp(solve(model, Terms(cost), belief=belief))
+            result = simulate(model, policy, n, seed=TEST)
             reward = 100.0 * result.right - cost * result.large_tokens
             found[belief]["routing"][str(cost)] = {
                 "accuracy": float(result.right.mean()),
@@ -172,25 +178,25 @@ def budgets(model: StepModel, n: int, scores: str, belief: str) -> dict[str, Any
 
     The aware plan is solved once, for the largest budget, with no price on tokens.
     """
-    families: dict[str, dict[str, Router]] = {
+    families: dict[str, dict[str, BatchPolicy]] = {
         "cut_off_plans": {
-            str(cost): PlanRouter(solve(model, Terms(cost), belief=belief), cut_off=True) for cost in COSTS
+            str(cost): BatchPomdp(solve(model, Terms(cost), belief=belief), cut_off=True) for cost in COSTS
         },
-        "thresholds_of_4": {str(t): threshold_router(t) for t in FOUR},
-        "thresholds_of_19": {str(t): threshold_router(t) for t in FINE},
+        "thresholds_of_4": {str(t): batch_threshold(t) for t in FOUR},
+        "thresholds_of_19": {str(t): batch_threshold(t) for t in FINE},
     }
     plan = solve(model, belief=belief, budget=max(BUDGETS))
-    aware = PlanRouter(plan)
-    blind_end = PlanRouter(solve(model, Terms(knows_end=False), belief=belief, budget=max(BUDGETS)))
+    aware = BatchPomdp(plan)
+    blind_end = BatchPomdp(solve(model, Terms(knows_end=False), belief=belief, budget=max(BUDGETS)))
     tuned = {
         name: {
             key: [
-                float(play(model, router, n // 4, seed=TUNING, scores=scores, budget=budget).right.mean())
+                float(simulate(model, policy, n // 4, seed=TUNING, scores=scores, budget=budget).right.mean())
                 for budget in BUDGETS
             ]
-            for key, router in routers.items()
+            for key, policy in policies.items()
         }
-        for name, routers in families.items()
+        for name, policies in families.items()
     }
     found: dict[str, Any] = {}
     for place, budget in enumerate(BUDGETS):
@@ -199,14 +205,14 @@ def budgets(model: StepModel, n: int, scores: str, belief: str) -> dict[str, Any
             "aware_not_knowing_the_end": played(model, blind_end, n, TEST, scores=scores, budget=budget),
         }
         row["aware"]["planned"] = plan.start(budget) / 100
-        for name, routers in families.items():
+        for name, policies in families.items():
             by_key = tuned[name]
             for what, best in (
                 (name, max(by_key, key=lambda key: by_key[key][place])),
                 (f"{name}_one_for_all", max(by_key, key=lambda key: sum(by_key[key]))),
             ):
                 row[what] = {
-                    **played(model, routers[best], n, TEST, scores=scores, budget=budget),
+                    **played(model, policies[best], n, TEST, scores=scores, budget=budget),
                     "best": best,
                 }
         found[str(budget)] = row
@@ -225,7 +231,7 @@ def real(path: Path) -> tuple[StepModel, dict[str, Any]]:
         "p_small": model.p_small,
         "p_large": model.p_large,
         "shrink": model.shrink.tolist(),
-        "goodness_of_fit": goodness_of_fit(model, read_material(traces[cut:])),
+        "goodness_of_fit": goodness_of_fit(model, read_training_data(traces[cut:])),
         "log_loss": {},
     }
     per_trace = {}
@@ -328,7 +334,9 @@ def main() -> None:
         model = load_published(args.published)
         spread = model.changed(tokens=(20, 40, 60, 80, 100))
         figures["times"] = times(model)
-        figures["small_alone"] = played(model, Stateless(lambda seen: 0 * seen.index), args.n, TEST)
+        figures["small_alone"] = played(
+            model, StatelessBatchPolicy(lambda seen: 0 * seen.index), args.n, TEST
+        )
         figures["least_distance"] = least_distance(model, args.n // 2)
         figures["beliefs"] = beliefs(model, args.n)
         report(figures)

@@ -16,7 +16,7 @@ from trim_graph.config import make_config
 from trim_graph.policies import load_policy, save_policy
 from trim_graph.policies.base import Observation
 from trim_graph.policies.pomdp import BELIEFS, pomdp
-from trim_graph.training.planner import PlanRouter, Terms, solve
+from trim_graph.training.planner import BatchPomdp, Terms, solve
 from trim_graph.training.simulator import Simulator
 
 PLANS = {
@@ -165,19 +165,19 @@ def test_it_hands_over_where_drafts_cost_more_than_the_large_model():
 @pytest.mark.parametrize("belief", BELIEFS)
 @pytest.mark.parametrize("knows_end", [True, False])
 @pytest.mark.parametrize("budget", [None, 60])
-def test_many_at_once_decide_alike(belief, knows_end, budget):
-    """`PlanRouter` is this policy in arrays."""
+def test_batch_and_scalar_pomdp_agree(belief, knows_end, budget):
+    """`BatchPomdp` of the planner has the beliefs and decisions of the policy `pomdp`."""
     plan = solve(
         world(), Terms(0.2, cost_per_draft=1.0, knows_end=knows_end), belief=belief, budget=budget, levels=10
     )
-    policy, router, n = pomdp(plan), PlanRouter(plan), 60
+    policy, batched, n = pomdp(plan), BatchPomdp(plan), 60
     simulator = Simulator(plan_world := world(), n, seed=3, budget=np.inf if budget is None else budget)
-    router.begin(n)
+    batched.begin(n)
     scores, writers, memory = ([[] for _ in range(n)] for _ in range(3))
     memory = [None] * n
     compared = set()
     while not simulator.done.all():
-        view, decided = simulator.seen, router.decide(simulator.seen)
+        view, decided = simulator.observations, batched.decide(simulator.observations)
         for row in np.flatnonzero(~simulator.done):
             if view.by_large[row]:
                 scores[row][-1] = float(view.large_score[row])
@@ -190,7 +190,7 @@ def test_many_at_once_decide_alike(belief, knows_end, budget):
                 draft_ends=bool(view.ends[row]),
                 draft_tokens=int(view.tokens[row]),
             )
-            assert policy.belief(one) == pytest.approx(router.belief[:, row], abs=1e-9)
+            assert policy.belief(one) == pytest.approx(batched.belief[:, row], abs=1e-9)
             choice = policy.decide(one)
             assert choice.value == ("accept", "regenerate", "handover")[decided[row]]
             compared.add(choice.value)

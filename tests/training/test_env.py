@@ -10,17 +10,17 @@ from toy import build, questions
 
 from trim_graph.policies.learned import AGGREGATE, SEQUENCE
 from trim_graph.training.env import (
-    Recorded,
+    RecordedEpisodes,
     RoutingEnvironment,
     RoutingVecEnv,
-    Simulated,
-    aggregate_look,
-    sequence_look,
+    SimulatedEpisodes,
+    aggregate_extractor,
+    sequence_extractor,
 )
 from trim_graph.training.rollouts import Rollouts
 from trim_graph.training.step_model import StepModel
 
-LOOKS = [aggregate_look(), sequence_look(8)]
+EXTRACTORS = [aggregate_extractor(), sequence_extractor(8)]
 
 
 def step_model():
@@ -46,19 +46,19 @@ def rollouts():
 
 
 def batches(rollouts, n=1):
-    return [Recorded(rollouts, n, seed=3), Simulated(step_model(), n, seed=3)]
+    return [RecordedEpisodes(rollouts, n, seed=3), SimulatedEpisodes(step_model(), n, seed=3)]
 
 
 @pytest.mark.parametrize("back_end", [0, 1], ids=["recorded", "simulated"])
-@pytest.mark.parametrize("look", LOOKS, ids=["aggregate", "sequence"])
+@pytest.mark.parametrize("extractor", EXTRACTORS, ids=["aggregate", "sequence"])
 # An unbounded box, and no spec to make a second one of: both are meant.
 @pytest.mark.filterwarnings("ignore:.*infinity. This is probably too high:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*Not able to test alternative render modes:UserWarning")
 @pytest.mark.filterwarnings(
     "ignore:.*2D observation:UserWarning", "ignore:.*unconventional shape:UserWarning"
 )
-def test_it_is_an_environment(back_end, look, rollouts):
-    environment = RoutingEnvironment(batches(rollouts)[back_end], look, price=0.01)
+def test_it_is_an_environment(back_end, extractor, rollouts):
+    environment = RoutingEnvironment(batches(rollouts)[back_end], extractor, price=0.01)
     check_env(environment, skip_render_check=True)
     check_for_sb3(environment)
 
@@ -66,7 +66,7 @@ def test_it_is_an_environment(back_end, look, rollouts):
 @pytest.mark.parametrize("back_end", [0, 1], ids=["recorded", "simulated"])
 def test_a_seed_repeats_everything(back_end, rollouts):
     def play():
-        environment = RoutingEnvironment(batches(rollouts)[back_end], LOOKS[0], price=0.01)
+        environment = RoutingEnvironment(batches(rollouts)[back_end], EXTRACTORS[0], price=0.01)
         seen = [environment.reset(seed=5)[0]]
         rng = np.random.default_rng(0)
         for _ in range(60):
@@ -79,7 +79,7 @@ def test_a_seed_repeats_everything(back_end, rollouts):
 
 @pytest.mark.parametrize("back_end", [0, 1], ids=["recorded", "simulated"])
 def test_the_reward_is_right_answers_less_tokens(back_end, rollouts):
-    environment = RoutingEnvironment(batches(rollouts)[back_end], LOOKS[0], price=0.01)
+    environment = RoutingEnvironment(batches(rollouts)[back_end], EXTRACTORS[0], price=0.01)
     rng = np.random.default_rng(1)
     environment.reset(seed=1)
     for _ in range(40):
@@ -96,21 +96,21 @@ def test_the_reward_is_right_answers_less_tokens(back_end, rollouts):
 
 
 def test_every_question_comes_once_before_any_comes_again(rollouts):
-    batch = Recorded(rollouts, 1, seed=0)
+    batch = RecordedEpisodes(rollouts, 1, seed=0)
     texts, (seen,) = [], batch.begin(None)
     while len(texts) < 2 * len(rollouts):
         texts.append(seen.question)
         ended = False
         while not ended:
-            (seen,), turn = batch.decide([False])
-            ended = turn.ended[0]
+            (seen,), transition = batch.decide([False])
+            ended = transition.ended[0]
     assert len(set(texts[: len(rollouts)])) == len(set(texts[len(rollouts) :])) == len(rollouts)
 
 
 @pytest.mark.parametrize("back_end", [0, 1], ids=["recorded", "simulated"])
 def test_many_rows_are_as_many_questions(back_end, rollouts):
     batch = batches(rollouts, 5)[back_end]
-    rows = RoutingVecEnv(batch, LOOKS[1], price=0.01)
+    rows = RoutingVecEnv(batch, EXTRACTORS[1], price=0.01)
     seen = rows.reset()
     assert seen.shape == (5, 8, len(SEQUENCE))
     present, draft, index = (SEQUENCE.index(name) for name in ("present", "draft", "index"))
@@ -125,12 +125,12 @@ def test_many_rows_are_as_many_questions(back_end, rollouts):
 
 
 def test_the_simulator_is_seen_as_the_simulator_sees_itself():
-    batch = Simulated(step_model(), 50, seed=0)
+    batch = SimulatedEpisodes(step_model(), 50, seed=0)
     seen = batch.begin(0)
     rng = np.random.default_rng(0)
     for _ in range(20):
-        itself = batch._simulator.seen
-        features = np.array([LOOKS[0].features(one) for one in seen])
+        itself = batch._simulator.observations
+        features = np.array([EXTRACTORS[0].features(one) for one in seen])
         assert np.allclose(features[:, AGGREGATE.index("min_earlier")], itself.least)
         assert np.allclose(features[:, AGGREGATE.index("product_earlier")], itself.product)
         assert np.allclose(features[:, AGGREGATE.index("score")], itself.score)

@@ -10,8 +10,8 @@ from step_worlds import PUBLISHED, dependent, tables_from, world
 from trim_graph import SettingsError
 from trim_graph.policies.pomdp import BELIEFS, step_tables
 from trim_graph.training.fitting import ending_chances
-from trim_graph.training.planner import PlanRouter, Terms, solve
-from trim_graph.training.simulator import Stateless, play
+from trim_graph.training.planner import BatchPomdp, Terms, solve
+from trim_graph.training.simulator import StatelessBatchPolicy, simulate
 from trim_graph.training.step_model import load_published
 
 FAMILY = {"carried": "given_min", "carried_alone": "alone", "carried_joint": "published"}
@@ -111,7 +111,7 @@ def test_handing_over_never_pays_where_only_tokens_cost():
 def test_it_is_worth_what_simulation_says(belief, knows_end):
     model = world(tokens=np.array([10.0, 20.0, 30.0]))
     plan = solve(model, Terms(0.5, knows_end=knows_end, handover=False), belief=belief, belief_step=0.005)
-    result = play(model, PlanRouter(plan), 40_000, scores=FAMILY[belief], seed=5)
+    result = simulate(model, BatchPomdp(plan), 40_000, scores=FAMILY[belief], seed=5)
     reward = 100 * result.right - 0.5 * result.large_tokens
     assert reward.mean() == pytest.approx(plan.start(), abs=4 * reward.std() / 200)
 
@@ -120,7 +120,7 @@ def test_one_plan_for_every_budget_is_worth_what_simulation_says():
     model = world()
     plan = solve(model, budget=80, levels=9, belief_step=0.005)
     for budget in (20, 40, 80):
-        right = play(model, PlanRouter(plan), 40_000, budget=budget, seed=6).right
+        right = simulate(model, BatchPomdp(plan), 40_000, budget=budget, seed=6).right
         assert 100 * right.mean() == pytest.approx(plan.start(budget), abs=400 * right.std() / 200)
 
 
@@ -163,7 +163,9 @@ def test_a_wrong_setting_is_named(settings, complaint):
 class TestPublished:
     def test_small_alone(self):
         model = load_published(PUBLISHED)
-        right = play(model, Stateless(lambda seen: 0 * seen.index), 100_000, seed=1).right.mean()
+        right = simulate(
+            model, StatelessBatchPolicy(lambda seen: 0 * seen.index), 100_000, seed=1
+        ).right.mean()
         assert right == pytest.approx(0.3669, abs=0.006)
         assert (model.steps, model.bins) == (30, 20)
         assert (model.p_small, model.p_large) == pytest.approx((0.86595, 0.97043), abs=1e-5)
@@ -181,10 +183,11 @@ class TestPublished:
 
     def test_one_plan_that_knows_the_budget_is_as_good_as_the_best_of_four_that_do_not(self):
         model = load_published(PUBLISHED)
-        aware = PlanRouter(solve(model, budget=240))
-        others = [PlanRouter(solve(model, Terms(cost)), cut_off=True) for cost in (0.02, 0.05, 0.1, 0.2)]
+        aware = BatchPomdp(solve(model, budget=240))
+        others = [BatchPomdp(solve(model, Terms(cost)), cut_off=True) for cost in (0.02, 0.05, 0.1, 0.2)]
         for budget in (60, 120, 240):
             own, *rest = (
-                play(model, router, 20_000, budget=budget, seed=3).right.mean() for router in (aware, *others)
+                simulate(model, policy, 20_000, budget=budget, seed=3).right.mean()
+                for policy in (aware, *others)
             )
             assert own >= max(rest) - 0.006

@@ -11,7 +11,7 @@ from toy import build, questions
 
 from trim_graph import SettingsError
 from trim_graph.policies import small_only, threshold
-from trim_graph.training.env import Recorded, RoutingVecEnv, aggregate_look, sequence_look
+from trim_graph.training.env import RecordedEpisodes, RoutingVecEnv, aggregate_extractor, sequence_extractor
 from trim_graph.training.ppo import Training, _learner, _sample, export, score, spread_of, train, write_curves
 from trim_graph.training.rollouts import Rollouts
 
@@ -30,15 +30,15 @@ def sets():
 @pytest.mark.parametrize("kind", ["aggregate", "sequence"])
 def test_it_runs_as_it_was_trained(kind, sets):
     given = Training(rows=8, rollout=16, batch=64, window=6)
-    look = aggregate_look() if kind == "aggregate" else sequence_look(6)
-    batch = Recorded(sets[0], 8)
-    spread = spread_of(_sample(batch, look, 0))
-    learner = _learner(kind, RoutingVecEnv(batch, look, price=0.01), spread, given, 0)
+    extractor = aggregate_extractor() if kind == "aggregate" else sequence_extractor(6)
+    batch = RecordedEpisodes(sets[0], 8)
+    spread = spread_of(_sample(batch, extractor, 0))
+    learner = _learner(kind, RoutingVecEnv(batch, extractor, price=0.01), spread, given, 0)
     learner.learn(512)
     policy = export(kind, learner, given)
     rng, seen, checked = np.random.default_rng(0), batch.begin(1), 0
     for _ in range(40):
-        inputs = torch.as_tensor(np.array([look.features(one) for one in seen], dtype=np.float32))
+        inputs = torch.as_tensor(np.array([extractor.features(one) for one in seen], dtype=np.float32))
         with torch.inference_mode():
             wanted = learner.policy.get_distribution(inputs).distribution.probs[:, 1]
         for one, probability in zip(seen, wanted.tolist(), strict=True):
@@ -67,8 +67,8 @@ def test_it_learns_to_regenerate_what_scores_low(kind, simulated, sets, tmp_path
     assert plain.reward < 0.4 < 0.7 < best.reward
     assert found.validation.reward > best.reward - 0.05
     assert found.validation == score(sets[1], found.policy, 0.01)
-    assert found.validation.reward == max(look.reward for look in found.curve)
-    assert {look.phase for look in found.curve} == {"simulator" if simulated else "rollouts"}
+    assert found.validation.reward == max(point.reward for point in found.curve)
+    assert {point.phase for point in found.curve} == {"simulator" if simulated else "rollouts"}
     files = write_curves([found], tmp_path, "curves")
     assert len(files[0].read_text().splitlines()) == 1 + len(found.curve)
     assert json.loads(files[1].read_text())[0]["validation"]["reward"] == found.validation.reward

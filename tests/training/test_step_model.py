@@ -18,19 +18,19 @@ from trim_graph.training.fitting import (
     goodness_of_fit,
     hazard_of,
     least_distance,
-    read_material,
+    read_training_data,
 )
-from trim_graph.training.planner import PlanRouter, Terms, drafts_of, losses, solve
-from trim_graph.training.simulator import SCORES, Simulator, Stateless, play, threshold_router
+from trim_graph.training.planner import BatchPomdp, Terms, drafts_of, losses, solve
+from trim_graph.training.simulator import SCORES, Simulator, StatelessBatchPolicy, batch_threshold, simulate
 from trim_graph.training.step_model import LOST, RIGHT, SLIP, StepModel, load_published
 
-NEVER = Stateless(lambda seen: 0 * seen.index)
+NEVER = StatelessBatchPolicy(lambda seen: 0 * seen.index)
 PROCESSBENCH = PUBLISHED.parent / "processbench_gsm8k.json"
 
 
 class TestReading:
     def test_states_and_least_scores(self):
-        material = read_material(
+        data = read_training_data(
             [
                 trace(("small", 0.9, True), ("large", 0.8, True, 0.1, False), ("small", 0.7, False)),
                 trace(
@@ -42,7 +42,7 @@ class TestReading:
                 trace(("small", 0.9, True), ("small", 0.8, None), ("small", 0.7, True)),
             ]
         )
-        drafts = material.drafts
+        drafts = data.drafts
         rows = list(zip(drafts.run, drafts.index, drafts.state, drafts.large, drafts.least, strict=True))
         assert rows == [
             (0, 0, RIGHT, False, 1.0),
@@ -56,8 +56,8 @@ class TestReading:
             (2, 0, RIGHT, False, 1.0),  # nobody knows behind it
         ]
         assert np.isnan(drafts.score[7])
-        assert (material.lengths.tolist(), material.finished.tolist()) == ([3, 3, 3], [True, False, True])
-        assert (material.replaced, material.replacing) == (20, 24)
+        assert (data.lengths.tolist(), data.finished.tolist()) == ([3, 3, 3], [True, False, True])
+        assert (data.replaced, data.replacing) == (20, 24)
 
     def test_replay_sees_what_was_seen(self):
         one = trace(("small", 0.9, True), ("large", 0.8, True, 0.1, False), ("small", 0.7, False))
@@ -69,7 +69,7 @@ class TestReading:
 
     def test_nothing_to_read(self):
         with pytest.raises(InputError, match="no labelled step"):
-            read_material([trace(("small", 0.9, None))])
+            read_training_data([trace(("small", 0.9, None))])
         with pytest.raises(InputError, match="only 1 scored drafts of the small model are right"):
             fit([trace(("small", 0.9, True))])
 
@@ -139,7 +139,7 @@ class TestFitting:
             hazard_of(lengths, np.zeros(5, bool))
 
     def test_kernels_keep_their_mass_at_the_borders(self):
-        drafts = read_material(traces_from(world(), 200)).drafts.scored()
+        drafts = read_training_data(traces_from(world(), 200)).drafts.scored()
         top = dataclasses.replace(drafts, score=np.ones_like(drafts.score), least=np.ones_like(drafts.least))
         table, _, _ = estimate(top, np.linspace(0, 1, 11), "kernel")
         assert table.sum() == pytest.approx(1)
@@ -154,9 +154,9 @@ def PlanPolicy(model):
 
 class TestGoodness:
     def test_a_right_model_and_a_wrong_one(self):
-        material = read_material(traces_from(world(), 2000))
-        right = goodness_of_fit(world(), material, simulated=500)
-        wrong = goodness_of_fit(world(p_small=0.6, hazard=np.array([0.5, 1.0])), material, simulated=500)
+        data = read_training_data(traces_from(world(), 2000))
+        right = goodness_of_fit(world(), data, simulated=500)
+        wrong = goodness_of_fit(world(p_small=0.6, hazard=np.array([0.5, 1.0])), data, simulated=500)
         assert right["accuracy"]["small"]["same_everywhere_p"] > 0.001
         assert right["length"]["distance"] < 0.05 < wrong["length"]["distance"]
         for state in right["observation"].values():
@@ -169,12 +169,12 @@ class TestGoodness:
         traces = traces_from(world(), 1500, rate=0.0)
         for one in traces:
             one["steps"][0]["label"] = True  # nobody slips in the first step
-        report = goodness_of_fit(world(), read_material(traces), simulated=100)
+        report = goodness_of_fit(world(), read_training_data(traces), simulated=100)
         assert report["accuracy"]["small"]["same_everywhere_p"] < 1e-6
 
     def test_picture(self, tmp_path):
         draw(world(), tmp_path / "model.png")
-        draw(world(), tmp_path / "both.png", read_material(traces_from(world(), 100)))
+        draw(world(), tmp_path / "both.png", read_training_data(traces_from(world(), 100)))
         for name in ("model", "both"):
             assert (tmp_path / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -228,12 +228,12 @@ class TestSimulator:
         model = world()
         counts = np.zeros((3, 5, 5))
 
-        def watch(simulator):
+        def on_step(simulator):
             rows = ~simulator.done
             where = (simulator.state, model.bin_of(simulator.least), model.bin_of(simulator.score))
             np.add.at(counts, tuple(part[rows] for part in where), 1)
 
-        play(model, NEVER, 40_000, scores=scores, watch=watch)
+        simulate(model, NEVER, 40_000, scores=scores, on_step=on_step)
         alone = counts.sum(1) / counts.sum((1, 2))[:, None]
         assert np.abs(alone - model.score_alone()).max() < 0.02
         if scores == "published":
@@ -243,7 +243,7 @@ class TestSimulator:
         simulator = Simulator(world(), 500, seed=1)
         least = np.ones(500)
         while not simulator.done.all():
-            seen, under_way = simulator.seen, ~simulator.done
+            seen, under_way = simulator.observations, ~simulator.done
             assert np.array_equal(seen.least[under_way], least[under_way])
             decisions = (np.arange(500) % 3 == 0).astype(int)
             score = seen.score
@@ -255,8 +255,8 @@ class TestSimulator:
         model, alive = world(), ending_chances(world())
         steps = np.arange(1, model.steps + 1)
         for decision, chance in ((0, model.p_small), (1, model.p_large), (2, model.p_large)):
-            always = Stateless(lambda seen, decision=decision: decision + 0 * seen.index)
-            played = play(model, always, 40_000)
+            always = StatelessBatchPolicy(lambda seen, decision=decision: decision + 0 * seen.index)
+            played = simulate(model, always, 40_000)
             assert played.right.mean() == pytest.approx((alive * chance**steps).sum(), abs=0.01)
             large = 0 if decision == 0 else 20 * (alive * steps).sum()
             assert played.large_tokens.mean() == pytest.approx(large, abs=1)
@@ -264,10 +264,10 @@ class TestSimulator:
     @pytest.mark.parametrize("decision", [1, 2])
     def test_a_budget_is_kept(self, decision):
         model = world(tokens=np.array([15.0, 20.0]))
-        always = Stateless(lambda seen: decision + 0 * seen.index)
-        played = play(model, always, 4000, budget=50)
+        always = StatelessBatchPolicy(lambda seen: decision + 0 * seen.index)
+        played = simulate(model, always, 4000, budget=50)
         assert 30 <= played.large_tokens.max() <= 50
-        assert play(model, NEVER, 4000).right.mean() < played.right.mean()
+        assert simulate(model, NEVER, 4000).right.mean() < played.right.mean()
 
     def test_a_row_that_is_done_stays_until_it_is_reset(self):
         simulator = Simulator(world(), 50, seed=2)
@@ -284,9 +284,9 @@ class TestSimulator:
 
     def test_rounds_change_nothing(self):
         """A row's next solution knows nothing of the one before."""
-        router = PlanRouter(solve(world(), Terms(0.5)))
-        for one in (router, threshold_router(0.5)):
-            once, again = (play(world(), one, 24_000, rounds=rounds, seed=4) for rounds in (1, 8))
+        router = BatchPomdp(solve(world(), Terms(0.5)))
+        for one in (router, batch_threshold(0.5)):
+            once, again = (simulate(world(), one, 24_000, rounds=rounds, seed=4) for rounds in (1, 8))
             assert once.right.mean() == pytest.approx(again.right.mean(), abs=0.015)
             assert once.large_tokens.mean() == pytest.approx(again.large_tokens.mean(), rel=0.05)
 

@@ -13,7 +13,7 @@ from .terminal import need
 
 if TYPE_CHECKING:
     from trim_graph.policies.pomdp import BeliefKind, Plan
-    from trim_graph.training.simulator import Played, Router
+    from trim_graph.training.simulator import BatchPolicy, EpisodeStats
     from trim_graph.training.step_model import StepModel
 
 SEED = 0
@@ -42,11 +42,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What came of a policy in simulation."""
+    """Results of a policy in simulation."""
 
     name: str
     cost: float | None
-    played: Played
+    stats: EpisodeStats
     file: Path | None = None
 
 
@@ -60,22 +60,29 @@ def run_plan(request: Request) -> None:
     if request.picture is not None:
         need("cli,train", "matplotlib", "scipy")
     files = _files(request)
-    model, material = _model(request)
+    model, data = _model(request)
     from trim_graph.policies.files import save_policy
     from trim_graph.policies.pomdp import pomdp
-    from trim_graph.training.planner import PlanRouter, Terms, solve
-    from trim_graph.training.simulator import HANDOVER, Stateless
+    from trim_graph.training.planner import BatchPomdp, Terms, solve
+    from trim_graph.training.simulator import HANDOVER, StatelessBatchPolicy
 
     if request.model_out is not None:
         model.save(request.model_out)
     if request.picture is not None:
         from trim_graph.training.fitting import draw
 
-        draw(model, request.picture, material)
+        draw(model, request.picture, data)
     unlimited = "large alone" if request.budget is None else "large alone, no limit"
     rows = [
-        _row(request, model, "small alone", None, Stateless(lambda seen: 0 * seen.index)),
-        _row(request, model, unlimited, None, Stateless(lambda seen: 0 * seen.index + HANDOVER), None),
+        _row(request, model, "small alone", None, StatelessBatchPolicy(lambda seen: 0 * seen.index)),
+        _row(
+            request,
+            model,
+            unlimited,
+            None,
+            StatelessBatchPolicy(lambda seen: 0 * seen.index + HANDOVER),
+            None,
+        ),
     ]
     for cost, file in files:
         terms = Terms(
@@ -88,7 +95,7 @@ def run_plan(request: Request) -> None:
             model, terms, belief=_belief(request), budget=request.budget, belief_step=request.belief_step
         )
         save_policy(pomdp(plan), file, **_made(request, model, plan))
-        rows.append(_row(request, model, "plan", cost, PlanRouter(plan), request.budget, file))
+        rows.append(_row(request, model, "plan", cost, BatchPomdp(plan), request.budget, file))
     _show(request, model, rows)
 
 
@@ -126,7 +133,7 @@ def _belief(request: Request) -> BeliefKind:
 
 
 def _model(request: Request) -> tuple[StepModel, Any]:
-    """Read the source, whatever it is; also what its traces hold, if it has some."""
+    """Return the step model of a source of any kind, and the data of its traces, if it has some."""
     from trim_graph.training.step_model import FORMAT, StepModel, load_published, read_document
 
     _belief(request)
@@ -134,17 +141,17 @@ def _model(request: Request) -> tuple[StepModel, Any]:
     if source.suffix in (".jsonl", ".parquet"):
         need("train", "scipy")
         from trim_graph.evaluation.traces import read_traces
-        from trim_graph.training.fitting import fit, read_material
+        from trim_graph.training.fitting import fit, read_training_data
 
-        material = read_material(read_traces(source))
+        data = read_training_data(read_traces(source))
         model = fit(
-            material,
+            data,
             p_large=request.p_large,
             tokens=tokens,
             bins=request.bins or 20,
             made={"traces": source.name},
         )
-        return model, material
+        return model, data
     if request.bins is not None:
         raise SettingsError(
             f"--bins {request.bins}: only where traces are read; {source} has bins of its own"
@@ -178,14 +185,14 @@ def _row(
     model: StepModel,
     name: str,
     cost: float | None,
-    router: Router,
+    policy: BatchPolicy,
     budget: int | None = None,
     file: Path | None = None,
 ) -> Row:
-    from trim_graph.training.simulator import play
+    from trim_graph.training.simulator import simulate
 
     limit = float("inf") if budget is None else budget
-    return Row(name, cost, play(model, router, request.simulate, seed=SEED, budget=limit), file)
+    return Row(name, cost, simulate(model, policy, request.simulate, seed=SEED, budget=limit), file)
 
 
 def _show(request: Request, model: StepModel, rows: list[Row]) -> None:
@@ -205,14 +212,14 @@ def _show(request: Request, model: StepModel, rows: list[Row]) -> None:
         table.add_column(name, no_wrap=True)
     table.add_column("file", overflow="fold")
     for row in rows:
-        played = row.played
-        error = (played.right.mean() * (1 - played.right.mean()) / len(played.right)) ** 0.5
+        stats = row.stats
+        error = (stats.right.mean() * (1 - stats.right.mean()) / len(stats.right)) ** 0.5
         table.add_row(
             row.name,
             "-" if row.cost is None else f"{row.cost:g}",
-            f"{played.right.mean():.3f} ± {1.96 * error:.3f}",
-            f"{played.large_tokens.mean():.1f}",
-            f"{played.large_calls.mean():.2f}",
+            f"{stats.right.mean():.3f} ± {1.96 * error:.3f}",
+            f"{stats.large_tokens.mean():.1f}",
+            f"{stats.large_calls.mean():.2f}",
             "-" if row.file is None else str(row.file),
         )
     console.print(table)

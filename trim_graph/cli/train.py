@@ -27,7 +27,7 @@ from .terminal import need
 
 if TYPE_CHECKING:
     from trim_graph.policies import Policy
-    from trim_graph.training.ppo import Point, Score, Trained, Training
+    from trim_graph.training.ppo import EvalPoint, Score, Trained, Training
     from trim_graph.training.rollouts import Rollouts
     from trim_graph.training.step_model import StepModel
 
@@ -71,10 +71,10 @@ def _train(
 ) -> Trained:
     from trim_graph.training.ppo import train
 
-    def tell(look: Point) -> None:
+    def report(point: EvalPoint) -> None:
         print(
-            f"{request.kind} {price:g} seed {seed}: {look.phase} {look.steps}: validation reward "
-            f"{look.reward:.4f}, accuracy {look.accuracy:.3f}, large tokens {look.large_tokens:.1f}",
+            f"{request.kind} {price:g} seed {seed}: {point.phase} {point.steps}: validation reward "
+            f"{point.reward:.4f}, accuracy {point.accuracy:.3f}, large tokens {point.large_tokens:.1f}",
             file=sys.stderr,
             flush=True,
         )
@@ -87,7 +87,7 @@ def _train(
         model=model,
         seed=seed,
         training=training,
-        tell=tell,
+        on_eval=report,
     )
 
 
@@ -183,7 +183,7 @@ class _Recording:
         return found
 
     def explore(self, sets: Sequence[Rollouts]) -> None:
-        """Run each question of both sets until all its ways are known: here, or by workers on a cluster.
+        """Explore the trees of both sets, here or by workers on a cluster.
 
         Raises:
             SettingsError: The cluster cannot be reached.
@@ -208,9 +208,9 @@ class _Recording:
             asyncio.run(spread(executor))
 
 
-def _report(name: str, found: Rollouts, turn: int, left: int) -> None:
+def _report(name: str, found: Rollouts, _round: int, left: int) -> None:
     print(
-        f"{name} questions: {found.runs} runs, {left} of {len(found)} questions with unknown ways",
+        f"{name} questions: {found.runs} runs, {left} of {len(found)} questions with unexplored branches",
         file=sys.stderr,
         flush=True,
     )

@@ -1,13 +1,15 @@
-"""Carries out a plan (TRIM-POMDP, arXiv 2601.10245, section 4.4): keeps a belief, pays where it is worth it.
+"""The policy of a plan (TRIM-POMDP, arXiv 2601.10245, section 4.4), at run time.
 
-A plan is the value of every decision by step, belief and tokens left, as arrays. NumPy only.
+A plan holds the value of every decision by step, belief and tokens left, as arrays. The policy keeps a belief
+and pays for the large model where its value is higher. `trim_graph.training.planner` makes plans, and has the
+same policy for batches of simulated solutions. NumPy only.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 Values = npt.NDArray[np.float32]
 
 REWARD = 100.0
-"""For a solution that ends right (arXiv 2601.10245, section 4.4)."""
+"""Reward of a solution that ends right (arXiv 2601.10245, section 4.4)."""
 
 BeliefKind = Literal["carried", "carried_alone", "carried_joint", "memoryless"]
 """How scores become a belief. ``carried``: over time, by P(score | least earlier score, state);
@@ -28,6 +30,39 @@ score again at every step; ``memoryless``: each step by P(least, score | state) 
 published."""
 
 BELIEFS: tuple[BeliefKind, ...] = get_args(BeliefKind)
+PAIR_BELIEFS: tuple[BeliefKind, ...] = ("carried_joint", "memoryless")
+"""Kinds of belief whose observation is the pair (least score, score)."""
+
+Number = TypeVar("Number", float, Floats)
+"""A number at run time, an array of them in planning and simulation."""
+
+
+def draft_prior(right: Number, chance: float) -> tuple[Number, Number, Number]:
+    """Return the probabilities of the states of a step before its score is observed: right, lost, slip.
+
+    Args:
+        right: Probability that all earlier steps are right.
+        chance: Probability of the step to be right after right ones.
+    """
+    return right * chance, 1 - right, right * (1 - chance)
+
+
+def decision_values(
+    hazard: Number, right_reward: Number, large_reward: Number, accepted: Number, replaced: Number
+) -> tuple[Number, Number]:
+    """Return the values of accepting a draft and of paying for the large model, without the price.
+
+    Args:
+        hazard: Probability that the solution ends with this step.
+        right_reward: Expected reward of an end with the draft.
+        large_reward: Expected reward of an end with the large model's step.
+        accepted: Value behind the draft.
+        replaced: Value behind the large model's step.
+    """
+    return (
+        hazard * right_reward + (1 - hazard) * accepted,
+        hazard * large_reward + (1 - hazard) * replaced,
+    )
 
 
 def step_tables(tables: npt.ArrayLike, belief: str, shrink: npt.ArrayLike) -> Floats:
@@ -51,11 +86,10 @@ def step_tables(tables: npt.ArrayLike, belief: str, shrink: npt.ArrayLike) -> Fl
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """Values of going on, and what is needed to find a belief.
+    """Values of a solved POMDP, and the tables of its belief.
 
-    ``right`` is the probability that all steps accepted so far are right. It is all that a belief before a
-    draft
-    holds: the draft is right with ``right * p_small``, the first wrong one with ``right * (1 - p_small)``.
+    ``right`` is the probability that all steps accepted so far are right. It determines the belief before a
+    draft, see `draft_prior`.
 
     Attributes:
         belief: How scores become a belief.
@@ -113,7 +147,7 @@ class Plan:
             if getattr(self, name).shape != shape:
                 raise ValueError(f"{name} has shape {getattr(self, name).shape}; expected {shape}")
         bins = len(self.edges) - 1
-        observations = bins if self.belief in ("carried", "carried_alone") else bins * bins
+        observations = bins * bins if self.belief in PAIR_BELIEFS else bins
         if self.tables.shape[-1] != observations or contexts != (bins if self.belief == "carried" else 1):
             raise ValueError(f"tables of shape {self.tables.shape} do not go with {bins} bins")
         if (levels > 1) != (self.unit > 0) or grid < 2:
@@ -155,12 +189,12 @@ class Belief(NamedTuple):
 class pomdp(Policy):
     """Accept, regenerate or hand over, whichever the plan values most.
 
-    It looks at the scores, the tokens of the draft, the tokens left of the budget and, if it was planned so,
-    at whether the solution ends with the draft. It remembers four numbers.
+    The policy uses the scores, the tokens of the draft, the tokens left of the budget and, if the plan does,
+    whether the solution ends with the draft. Its memory is four numbers.
 
     Args:
         plan: From `trim_graph.training.planner.solve`, or from a file by `load_policy`.
-        made: How it came about; goes into the file.
+        made: Where the plan comes from, for the file.
     """
 
     def __init__(self, plan: Plan, made: dict[str, Any] | None = None) -> None:
@@ -169,7 +203,7 @@ class pomdp(Policy):
         self._tables: list[list[list[float]]] = plan.tables.tolist()
         self._edges: list[float] = plan.edges.tolist()[1:-1]
         self._carried = plan.belief != "memoryless"
-        self._pairs = plan.belief in ("carried_joint", "memoryless")
+        self._pairs = plan.belief in PAIR_BELIEFS
         self._contexts, self._bins = plan.tables.shape[1], len(plan.edges) - 1
 
     def decide(self, observation: Observation) -> Choice:
@@ -197,7 +231,7 @@ class pomdp(Policy):
             done, prior, accepted, open_ = seen.memory
             if done == seen.index:
                 return float(prior)
-            # After a regeneration: what the discarded draft told of the steps before it is in no score.
+            # After a regeneration: the discarded draft's evidence about earlier steps is in no score.
             right = accepted if seen.writers[done] == "small" else self._large(open_, seen, done)
             done += 1
         for step in range(done, seen.index):
@@ -208,7 +242,7 @@ class pomdp(Policy):
         return right
 
     def _large(self, before: float, seen: Observation, step: int) -> float:
-        """Go past a step of the large model; its score is known by now, if at all."""
+        """Return the belief behind a step of the large model, whose score is known by now, if at all."""
         chance = self.plan.p_large
         if self._pairs:
             return before * chance
@@ -217,7 +251,7 @@ class pomdp(Policy):
     def _update(self, right: float, least: float, score: float | None, chance: float | None = None) -> Belief:
         """Observe the score of a step before which all is right with this probability."""
         chance = self.plan.p_small if chance is None else chance
-        prior = (right * chance, 1 - right, right * (1 - chance)) if self._carried else (1 / 3, 1 / 3, 1 / 3)
+        prior = draft_prior(right, chance) if self._carried else (1 / 3, 1 / 3, 1 / 3)
         if score is None:
             return Belief(*prior)
         low, place = bisect_right(self._edges, least), bisect_right(self._edges, score)
@@ -226,7 +260,7 @@ class pomdp(Policy):
             place += low * self._bins
         joint = [p * table[context][place] for p, table in zip(prior, self._tables, strict=True)]
         total = sum(joint)
-        # What cannot be under the model says nothing.
+        # An observation that the model excludes is ignored.
         return Belief(joint[0] / total, joint[1] / total, joint[2] / total) if total > 0 else Belief(*prior)
 
     @staticmethod
@@ -253,16 +287,15 @@ class pomdp(Policy):
         spent = self._level(None if left.large_tokens is None else left.large_tokens - tokens)
         price = plan.cost_per_token * tokens + plan.cost_per_call
         hit = REWARD * open_ * plan.p_large
-        accept = hazard * REWARD * belief.right
-        large = hazard * hit
-        handover = -1.0
+        accepted, replaced, handover = 0.0, 0.0, -1.0
         if hazard < 1:
-            accept += (1 - hazard) * self._value(plan.values, step + 1, belief.right, after, fixed)
+            accepted = self._value(plan.values, step + 1, belief.right, after, fixed)
             going_on = self._value(plan.regenerated, step, open_, context, spent)
             if plan.handover:
                 rest = self._line(plan.rest_right, step, spent), self._line(plan.rest_tokens, step, spent)
                 handover = hit * rest[0] - plan.cost_per_token * rest[1] - going_on
-            large += (1 - hazard) * (going_on + max(handover, 0.0))
+            replaced = going_on + max(handover, 0.0)
+        accept, large = decision_values(hazard, REWARD * belief.right, hit, accepted, replaced)
         if accept >= large - price - CLOSE:
             return "accept"
         return "handover" if handover > CLOSE else "regenerate"
@@ -299,12 +332,12 @@ class pomdp(Policy):
     # The file
 
     def contents(self) -> PolicyContents:
-        """Return what makes this policy again."""
+        """Return the contents of this policy's file."""
         return PolicyContents("pomdp", self.plan.settings(), self.plan.arrays(), self.made)
 
     @classmethod
     def from_contents(cls, contents: PolicyContents) -> pomdp:
-        """Make it from a file's contents."""
+        """Return the policy of a file's contents."""
         if set(contents.arrays) != set(ARRAYS):
             raise ValueError(f"arrays are {sorted(contents.arrays)}; expected {sorted(ARRAYS)}")
         arrays: dict[str, Any] = {name: np.ascontiguousarray(contents.arrays[name]) for name in ARRAYS}

@@ -1,4 +1,4 @@
-"""Routing as a reinforcement learning problem: drafts are seen, accepted or regenerated."""
+"""Environments for reinforcement learning of routing: drafts are observed, accepted or regenerated."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """How an observation becomes the input of a network.
+class FeatureExtractor:
+    """Turns an observation into the input of a network.
 
     Attributes:
-        shape: Of the input.
+        shape: Shape of the input.
         features: The function that a policy uses at run time, padded to the shape.
     """
 
@@ -35,28 +35,28 @@ class Look:
     features: Callable[[Observation], Any]
 
 
-def aggregate_look() -> Look:
-    """Return the look of `trim_graph.policies.learned.aggregate`."""
-    return Look((len(AGGREGATE),), aggregate_features)
+def aggregate_extractor() -> FeatureExtractor:
+    """Return the extractor of `trim_graph.policies.learned.aggregate`."""
+    return FeatureExtractor((len(AGGREGATE),), aggregate_features)
 
 
-def sequence_look(window: int) -> Look:
-    """Return the look of `trim_graph.policies.learned.sequence`."""
+def sequence_extractor(window: int) -> FeatureExtractor:
+    """Return the extractor of `trim_graph.policies.learned.sequence`."""
     shape = (window, len(SEQUENCE))
-    return Look(shape, lambda seen: padded(sequence_features(seen, window), window))
+    return FeatureExtractor(shape, lambda observation: padded(sequence_features(observation, window), window))
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """What one decision in each row came to; arrays of shape (n,)."""
+class Transition:
+    """Transitions of a batch after one decision in each row; arrays of shape (n,)."""
 
     large_tokens: npt.NDArray[np.float64]
     ended: npt.NDArray[np.bool_]
     correct: npt.NDArray[np.bool_]
 
 
-class Batch(Protocol):
-    """Solutions under way side by side; where one has ended the next begins."""
+class EpisodeBatch(Protocol):
+    """A batch of episodes, one solution each; where one has ended the next begins."""
 
     n: int
 
@@ -64,18 +64,18 @@ class Batch(Protocol):
         """Begin a solution in each row; a seed makes all that follows repeatable."""
         ...
 
-    def decide(self, regenerate: Sequence[bool]) -> tuple[Sequence[Observation], Turn]:
-        """Carry out one decision in each row, and show the drafts that follow."""
+    def decide(self, regenerate: Sequence[bool]) -> tuple[Sequence[Observation], Transition]:
+        """Carry out one decision in each row, and return the observations of the drafts that follow."""
         ...
 
 
-class Recorded:
-    """Rollouts of a graph with its real models (`Rollouts`).
+class RecordedEpisodes:
+    """Episodes from rollouts of a graph with its real models.
 
     Args:
-        rollouts: Questions are taken from it in random order, each once before any comes again.
-        n: Rows.
-        seed: Of the order.
+        rollouts: Questions are taken in random order, each once before any is repeated.
+        n: Number of rows.
+        seed: Seed of the order.
     """
 
     def __init__(self, rollouts: Rollouts, n: int = 1, *, seed: int = 0) -> None:
@@ -90,7 +90,7 @@ class Recorded:
         self._rows = [self._next() for _ in range(self.n)]
         return [row.observation() for row in self._rows]
 
-    def decide(self, regenerate: Sequence[bool]) -> tuple[list[Observation], Turn]:
+    def decide(self, regenerate: Sequence[bool]) -> tuple[list[Observation], Transition]:
         """Carry out one decision in each row."""
         spent = np.array(
             [row.decide(bool(how)) for row, how in zip(self._rows, regenerate, strict=True)], float
@@ -98,14 +98,14 @@ class Recorded:
         ended = np.array([row.ended for row in self._rows])
         correct = np.array([row.ended and row.correct for row in self._rows])
         self._rows = [self._next() if row.ended else row for row in self._rows]
-        return [row.observation() for row in self._rows], Turn(spent, ended, correct)
+        return [row.observation() for row in self._rows], Transition(spent, ended, correct)
 
     def _next(self) -> Rollout:
         while True:
             if not self._order:
                 self._order = self._rng.permutation(len(self.rollouts)).tolist()
             rollout = Rollout(self.rollouts, self._order.pop())
-            if not rollout.ended:  # a question whose answer has no step has nothing to decide
+            if not rollout.ended:  # a solution without a step has nothing to decide
                 return rollout
 
 
@@ -116,14 +116,14 @@ class _History:
     writers: tuple[Any, ...] = ()
 
 
-class Simulated:
-    """Solutions drawn from a step model.
+class SimulatedEpisodes:
+    """Episodes drawn from a step model.
 
     Args:
         model: Fitted on traces (`trim_graph.training.fitting`), or published.
-        n: Rows.
-        seed: Of the draws.
-        max_steps: Of the settings of the graph it stands for.
+        n: Number of rows.
+        seed: Seed of the draws.
+        max_steps: The setting of the simulated graph.
     """
 
     def __init__(self, model: StepModel, n: int = 1, *, seed: int = 0, max_steps: int = 32) -> None:
@@ -138,15 +138,15 @@ class Simulated:
         self._histories = [_History() for _ in range(self.n)]
         return self._observations()
 
-    def decide(self, regenerate: Sequence[bool]) -> tuple[list[Observation], Turn]:
+    def decide(self, regenerate: Sequence[bool]) -> tuple[list[Observation], Transition]:
         """Carry out one decision in each row."""
         simulator, decisions = self._simulator, np.asarray(regenerate, dtype=np.intp)
-        before = simulator.seen
+        before = simulator.observations
         spent = simulator.step(decisions)
         ended, correct = simulator.done.copy(), simulator.done & simulator.right
         if ended.any():
             simulator.reset(ended)
-        after = simulator.seen
+        after = simulator.observations
         for row, history in enumerate(self._histories):
             if ended[row]:
                 self._histories[row] = _History()
@@ -157,10 +157,10 @@ class Simulated:
             history.scores = (*history.scores, score)
             history.tokens = (*history.tokens, tokens)
             history.writers = (*history.writers, "large" if large else "small")
-        return self._observations(), Turn(spent, ended, correct)
+        return self._observations(), Transition(spent, ended, correct)
 
     def _observations(self) -> list[Observation]:
-        seen = self._simulator.seen
+        batch = self._simulator.observations
         return [
             Observation(
                 question="",
@@ -174,14 +174,14 @@ class Simulated:
                 draft_tokens=round(tokens),
             )
             for history, score, tokens in zip(
-                self._histories, seen.score.tolist(), seen.tokens.tolist(), strict=True
+                self._histories, batch.score.tolist(), batch.tokens.tolist(), strict=True
             )
         ]
 
 
-def rewards(turn: Turn, price: float) -> npt.NDArray[np.float64]:
+def rewards(transition: Transition, price: float) -> npt.NDArray[np.float64]:
     """Return the reward of one decision in each row."""
-    earned: npt.NDArray[np.float64] = turn.correct - price * turn.large_tokens
+    earned: npt.NDArray[np.float64] = transition.correct - price * transition.large_tokens
     return earned
 
 
@@ -189,9 +189,9 @@ class RoutingEnvironment(gymnasium.Env[Floats, np.int64]):
     """One question; the action 0 accepts the draft, 1 regenerates it.
 
     Args:
-        batch: A back end with one row.
-        look: How an observation becomes the input of a network.
-        price: Of a large token, in right answers.
+        batch: Episodes with one row.
+        extractor: Makes the input of the network.
+        price: Price of a large token, in right answers.
 
     Raises:
         ValueError: The back end has more rows than one.
@@ -199,11 +199,11 @@ class RoutingEnvironment(gymnasium.Env[Floats, np.int64]):
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
 
-    def __init__(self, batch: Batch, look: Look, *, price: float) -> None:
+    def __init__(self, batch: EpisodeBatch, extractor: FeatureExtractor, *, price: float) -> None:
         if batch.n != 1:
             raise ValueError(f"the back end has {batch.n} rows; an environment takes one")
-        self.batch, self.look, self.price = batch, look, price
-        box, self.action_space = _spaces(look)
+        self.batch, self.extractor, self.price = batch, extractor, price
+        box, self.action_space = _spaces(extractor)
         self.observation_space = cast("spaces.Space[Floats]", box)
         self._next: Observation | None = None
 
@@ -214,47 +214,58 @@ class RoutingEnvironment(gymnasium.Env[Floats, np.int64]):
         super().reset(seed=seed)
         if seed is not None or self._next is None:
             (self._next,) = self.batch.begin(seed)
-        seen, self._next = self._next, None
-        return _input([seen], self.look)[0], {}
+        observation, self._next = self._next, None
+        return _input([observation], self.extractor)[0], {}
 
     def step(self, action: np.int64) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
-        """Accept or regenerate. What is seen after the end is already the next question's draft."""
-        (seen,), turn = self.batch.decide([bool(action)])
-        ended = bool(turn.ended[0])
-        self._next = seen if ended else None
-        info = {"large_tokens": int(turn.large_tokens[0]), "correct": bool(turn.correct[0])}
-        return _input([seen], self.look)[0], float(rewards(turn, self.price)[0]), ended, False, info
+        """Accept or regenerate. The observation after an end is already that of the next question's draft."""
+        (observation,), transition = self.batch.decide([bool(action)])
+        ended = bool(transition.ended[0])
+        self._next = observation if ended else None
+        info = {"large_tokens": int(transition.large_tokens[0]), "correct": bool(transition.correct[0])}
+        return (
+            _input([observation], self.extractor)[0],
+            float(rewards(transition, self.price)[0]),
+            ended,
+            False,
+            info,
+        )
 
 
 class RoutingVecEnv(VecEnv):
     """Many questions side by side for stable-baselines3; see `RoutingEnvironment`.
 
     Attributes:
-        price: Of a large token; may change between rollouts.
+        price: Price of a large token; may change between rollouts.
     """
 
-    def __init__(self, batch: Batch, look: Look, *, price: float) -> None:
-        self.batch, self.look, self.price = batch, look, price
+    def __init__(self, batch: EpisodeBatch, extractor: FeatureExtractor, *, price: float) -> None:
+        self.batch, self.extractor, self.price = batch, extractor, price
         self.render_mode = None
-        super().__init__(batch.n, *_spaces(look))
+        super().__init__(batch.n, *_spaces(extractor))
 
     def reset(self) -> Floats:
         """Begin a question in each row."""
         seed = self._seeds[0]
         self._reset_seeds()
-        return _input(self.batch.begin(seed), self.look)
+        return _input(self.batch.begin(seed), self.extractor)
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
-        """Take the decisions."""
+        """Store the decisions."""
         self._decisions = [bool(action) for action in actions]
 
     def step_wait(
         self,
     ) -> tuple[Floats, npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
-        """Carry them out."""
-        seen, turn = self.batch.decide(self._decisions)
+        """Carry out the decisions."""
+        observations, transition = self.batch.decide(self._decisions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        return _input(seen, self.look), rewards(turn, self.price).astype(np.float32), turn.ended, infos
+        return (
+            _input(observations, self.extractor),
+            rewards(transition, self.price).astype(np.float32),
+            transition.ended,
+            infos,
+        )
 
     def close(self) -> None:
         """Nothing to close."""
@@ -268,18 +279,18 @@ class RoutingVecEnv(VecEnv):
         setattr(self, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Rows are no environments of their own."""
+        """Raise: rows are no environments of their own."""
         raise NotImplementedError(f"rows have no method {method_name}")
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """Rows are not wrapped."""
+        """Return False for each row: rows are not wrapped."""
         return [False] * len(list(self._get_indices(indices)))
 
 
-def _spaces(look: Look) -> tuple[spaces.Box, spaces.Discrete[Any]]:
+def _spaces(extractor: FeatureExtractor) -> tuple[spaces.Box, spaces.Discrete[Any]]:
     # A step may have any number of tokens; everything else lies in [0, 1].
-    return spaces.Box(0.0, np.inf, look.shape, np.float32), spaces.Discrete(2)
+    return spaces.Box(0.0, np.inf, extractor.shape, np.float32), spaces.Discrete(2)
 
 
-def _input(seen: Sequence[Observation], look: Look) -> Floats:
-    return np.array([look.features(one) for one in seen], dtype=np.float32)
+def _input(observations: Sequence[Observation], extractor: FeatureExtractor) -> Floats:
+    return np.array([extractor.features(one) for one in observations], dtype=np.float32)

@@ -16,7 +16,7 @@ from trim_graph.errors import InputError, SettingsError
 from trim_graph.policies.pomdp import step_tables
 
 from .simulator import Simulator
-from .step_model import LOST, NO_EARLIER, RIGHT, SLIP, STATES, Floats, Ints, StepModel
+from .step_model import LOST, NO_EARLIER, RIGHT, SLIP, STATES, Floats, Ints, StepModel, labelled_steps
 
 Method = Literal["kernel", "histogram"]
 
@@ -36,13 +36,13 @@ class Drafts:
     """Steps with known state; arrays of shape (n,).
 
     Attributes:
-        run: Number of the trace that each stands in.
+        run: Number of the step's trace.
         index: Step, from 0.
         state: `RIGHT`, `LOST` or `SLIP`.
         least: Least score of the steps before.
-        score: Its own; NaN where there is none.
-        tokens: Its tokens; 0 where nobody counted.
-        large: Whether the large model wrote it.
+        score: Score of the step; NaN where there is none.
+        tokens: Tokens of the step; 0 where nobody counted.
+        large: Whether the large model wrote the step.
     """
 
     run: Ints
@@ -63,14 +63,14 @@ class Drafts:
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
-    """What traces hold.
+class TrainingData:
+    """Data of traces on which a step model is fitted.
 
     Attributes:
-        drafts: All steps with known state, thrown-away drafts included.
+        drafts: All steps with known state, discarded drafts included.
         lengths: Steps of each solution.
-        finished: Whether it ended by itself, and was not cut off.
-        replaced: Tokens of thrown-away drafts.
+        finished: Whether the solution ended by itself, and was not cut off.
+        replaced: Tokens of discarded drafts.
         replacing: Tokens of the steps that replaced them.
     """
 
@@ -81,14 +81,11 @@ class Material:
     replacing: float
 
 
-def read_material(traces: Iterable[Mapping[str, Any]]) -> Material:
+def read_training_data(traces: Iterable[Mapping[str, Any]]) -> TrainingData:
     """Read labelled steps and lengths from traces, one at a time.
 
-    A step's state is known up to the first step without a label. Behind the first wrong step every draft is
-    `LOST`, whatever its label says: labels judge a step by what stands before it.
-
     Args:
-        traces: As `trim_graph.evaluation.traces.read_traces` gives them.
+        traces: As `trim_graph.evaluation.traces.read_traces` returns them.
 
     Raises:
         InputError: There is nothing in them.
@@ -101,21 +98,18 @@ def read_material(traces: Iterable[Mapping[str, Any]]) -> Material:
             continue
         lengths.append(len(trace["steps"]))
         finished.append(trace["stopped"] == "finished")
-        least, lost, known = NO_EARLIER, False, True
-        for index, step in enumerate(trace["steps"]):
+        least = NO_EARLIER
+        for index, step, state, discarded_state in labelled_steps(trace):
             draft, large = step["discarded"], step["writer"] == "large"
             if draft is not None and step["decision"] == "regenerate":
                 replaced += draft["tokens"]
                 replacing += step["tokens"]
-            for part, by_large in ([(draft, False)] if draft else []) + [(step, large)]:
-                state = LOST if lost else {True: RIGHT, False: SLIP}.get(part["label"])
-                if known and state is not None:
+            for part, found, by_large in ((draft, discarded_state, False), (step, state, large)):
+                if found is not None:
                     score = np.nan if part["score"] is None else part["score"]
-                    rows.append((run, index, state, least, score, part["tokens"], by_large))
+                    rows.append((run, index, found, least, score, part["tokens"], by_large))
             if step["score"] is not None:
                 least = min(least, step["score"])
-            known = known and (lost or step["label"] is not None)
-            lost = lost or step["label"] is False
     if not rows:
         raise InputError("step model: the traces hold no labelled step; a model of steps needs labels")
     table = np.array(rows, np.float64)
@@ -129,11 +123,11 @@ def read_material(traces: Iterable[Mapping[str, Any]]) -> Material:
         tokens=table[:, 5],
         large=table[:, 6] > 0,
     )
-    return Material(drafts, np.array(lengths), np.array(finished), replaced, replacing)
+    return TrainingData(drafts, np.array(lengths), np.array(finished), replaced, replacing)
 
 
 def fit(
-    traces: Iterable[Mapping[str, Any]] | Material,
+    traces: Iterable[Mapping[str, Any]] | TrainingData,
     *,
     p_large: float | None = None,
     bins: int = 20,
@@ -145,7 +139,7 @@ def fit(
     """Fit a step model.
 
     Args:
-        traces: Traces with labels and scores, or what `read_material` made of them. Labelled solutions in
+        traces: Traces with labels and scores, or the result of `read_training_data`. Labelled solutions in
             the shape of ProcessBench become traces by `trim_graph.evaluation.scorer_metrics.score_labelled`.
         p_large: Chance of the large model's step to be right. Needed where the traces hold none of its
             steps; replaces what they say.
@@ -163,8 +157,8 @@ def fit(
         raise SettingsError(
             f"step model: method={method!r}, bins={bins}; choose kernel or histogram, bins >= 2"
         )
-    material = traces if isinstance(traces, Material) else read_material(traces)
-    drafts = material.drafts
+    data = traces if isinstance(traces, TrainingData) else read_training_data(traces)
+    drafts = data.drafts
     alive, scored = drafts.state != LOST, drafts.scored()
     edges = np.linspace(0.0, 1.0, bins + 1)
     tables, shrink = np.empty((3, bins, bins)), np.empty(3)
@@ -188,20 +182,18 @@ def fit(
             raise InputError("step model: nobody counted tokens in the traces; give tokens of a draft")
         tokens = np.round(np.quantile(counted, (np.arange(9) + 0.5) / 9))
     if large_ratio is None:
-        large_ratio = (
-            material.replacing / material.replaced if material.replaced and material.replacing else 1.0
-        )
+        large_ratio = data.replacing / data.replaced if data.replaced and data.replacing else 1.0
     return StepModel(
         p_small=_chance(drafts.state[~drafts.large & alive]),
         p_large=float(p_large),
-        hazard=hazard_of(material.lengths, material.finished),
+        hazard=hazard_of(data.lengths, data.finished),
         edges=edges,
         tables=tables,
         tokens=np.atleast_1d(np.asarray(tokens, np.float64)),
         shrink=shrink,
         large_ratio=float(large_ratio),
         made={
-            "solutions": len(material.lengths),
+            "solutions": len(data.lengths),
             "drafts": len(scored.run),
             "method": method,
             "widths" if method == "kernel" else "pseudocounts": widths,
@@ -293,12 +285,12 @@ MIN_DRAFTS = 20
 """Fewer drafts than this at one step say nothing of the accuracy there."""
 
 
-def goodness_of_fit(model: StepModel, material: Material, *, simulated: int = 5000) -> dict[str, Any]:
+def goodness_of_fit(model: StepModel, data: TrainingData, *, simulated: int = 5000) -> dict[str, Any]:
     """Compare a model with traces, best with others than it was fitted on.
 
     Args:
         model: The step model.
-        material: From `trim_graph.training.fitting.read_material`.
+        data: From `trim_graph.training.fitting.read_training_data`.
         simulated: Solutions to draw for the comparison of least scores.
 
     Returns:
@@ -309,17 +301,17 @@ def goodness_of_fit(model: StepModel, material: Material, *, simulated: int = 50
         ``simulated_least``: total variation between the least scores that the simulator derives and those of
         the tables.
     """
-    drafts = material.drafts.scored()
+    drafts = data.drafts.scored()
     return {
         "observation": {
             name: _observation(model, drafts.of(drafts.state == state), state)
             for state, name in enumerate(STATES)
         },
         "accuracy": {
-            "small": _accuracy(material.drafts, model.p_small, large=False),
-            "large": _accuracy(material.drafts, model.p_large, large=True),
+            "small": _accuracy(data.drafts, model.p_small, large=False),
+            "large": _accuracy(data.drafts, model.p_large, large=True),
         },
-        "length": _length(model, material),
+        "length": _length(model, data),
         "simulated_least": least_distance(model, simulated),
     }
 
@@ -376,8 +368,8 @@ def ending_chances(model: StepModel) -> Floats:
     return np.asarray(np.cumprod(np.concatenate([[1.0], 1 - model.hazard[:-1]])) * model.hazard)
 
 
-def _length(model: StepModel, material: Material) -> dict[str, float]:
-    lengths, chances = material.lengths[material.finished], ending_chances(model)
+def _length(model: StepModel, data: TrainingData) -> dict[str, float]:
+    lengths, chances = data.lengths[data.finished], ending_chances(model)
     if not len(lengths):
         return {"n": 0}
     seen = np.bincount(np.minimum(lengths, model.steps) - 1, minlength=model.steps) / len(lengths)
@@ -404,13 +396,13 @@ def least_distance(model: StepModel, n: int, seed: int = 0) -> dict[str, float]:
     return dict(zip(STATES, (np.abs(shares - model.tables.sum(2)).sum(1) / 2).tolist(), strict=True))
 
 
-def draw(model: StepModel, path: str | os.PathLike[str], material: Material | None = None) -> None:
+def draw(model: StepModel, path: str | os.PathLike[str], data: TrainingData | None = None) -> None:
     """Draw the tables, the accuracy by step and the lengths, traces beside the model where they are given.
 
     Args:
         model: The step model.
         path: An image; the ending says which kind (``.png``, ``.svg``, ``.pdf``).
-        material: What to compare with.
+        data: Traces to compare with.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -419,21 +411,21 @@ def draw(model: StepModel, path: str | os.PathLike[str], material: Material | No
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(f'a picture needs matplotlib: pip install "trim-graph[train]" ({error})') from error
-    rows = 3 if material else 2
+    rows = 3 if data else 2
     figure = Figure(figsize=(12, 3.6 * rows), layout="constrained")
     axes = figure.subplots(rows, 3)
     _tables(axes[0], model.tables, "model: ")
-    if material:
-        drafts = material.drafts.scored()
+    if data:
+        drafts = data.drafts.scored()
         counts = np.stack([counts_of(model, drafts.of(drafts.state == state)) for state in range(3)])
         seen = counts / np.maximum(counts.sum((1, 2), keepdims=True), 1)
         _tables(axes[1], seen, "traces: ")
-    _margins(axes[-1][0], model, seen if material else None)
-    _accuracies(axes[-1][1], model, material)
+    _margins(axes[-1][0], model, seen if data else None)
+    _accuracies(axes[-1][1], model, data)
     lengths = np.arange(1, model.steps + 1)
     axes[-1][2].plot(lengths, ending_chances(model), label="model")
-    if material and material.finished.any():
-        ended = material.lengths[material.finished]
+    if data and data.finished.any():
+        ended = data.lengths[data.finished]
         values, n = np.unique(ended, return_counts=True)
         axes[-1][2].bar(values, n / len(ended), alpha=0.4, label="traces")
     axes[-1][2].set(title="steps of a solution", xlabel="steps")
@@ -459,11 +451,11 @@ def _margins(axis: Any, model: StepModel, seen: Floats | None) -> None:
     axis.legend()
 
 
-def _accuracies(axis: Any, model: StepModel, material: Material | None) -> None:
+def _accuracies(axis: Any, model: StepModel, data: TrainingData | None) -> None:
     for large, name, chance in ((False, "small", model.p_small), (True, "large", model.p_large)):
         line = axis.plot([1, model.steps], [chance, chance], label=name)[0]
-        if material is not None:
-            steps = _accuracy(material.drafts, chance, large=large)["by_step"]
+        if data is not None:
+            steps = _accuracy(data.drafts, chance, large=large)["by_step"]
             share = [entry["right"] / entry["n"] for entry in steps]
             error = [(p * (1 - p) / entry["n"]) ** 0.5 for p, entry in zip(share, steps, strict=True)]
             at = [entry["step"] + 1 for entry in steps]

@@ -1,6 +1,6 @@
-"""Plans when to pay for the large model: backward induction over step, belief and tokens left. NumPy only.
+"""Planning when to pay for the large model: backward induction over step, belief and tokens left. NumPy only.
 
-A plan is carried out here on many simulated solutions at once, and on recorded traces.
+`BatchPomdp` carries out a plan on a batch of simulated solutions, `losses` on recorded traces.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from trim_graph.policies.base import Observation, remembering
 from trim_graph.policies.pomdp import (
     BELIEFS,
     CLOSE,
+    PAIR_BELIEFS,
     REWARD,
     BeliefKind,
     Floats,
     Plan,
     Values,
+    decision_values,
+    draft_prior,
     pomdp,
     step_tables,
 )
 
-from .simulator import ACCEPT, HANDOVER, REGENERATE, Seen
-from .step_model import LOST, RIGHT, SLIP, Ints, StepModel
+from .simulator import ACCEPT, HANDOVER, REGENERATE, ObservationBatch
+from .step_model import RIGHT, SLIP, Ints, StepModel, labelled_steps
 
 LEVELS = 32
 """Levels of the budget, zero and the whole included."""
@@ -35,13 +38,13 @@ LEVELS = 32
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What decisions cost and what is known when they are taken.
+    """Costs of decisions, and what a policy knows when it decides.
 
     Attributes:
         cost_per_token: Reward that a large token costs; `REWARD` is what a right solution gives.
         cost_per_call: Reward that a call of the large model costs, whatever it writes.
         cost_per_draft: Reward that a draft costs, its score included. Only a handover saves it.
-        knows_end: The policy will know whether the solution ends with the draft, as the graph's policies do.
+        knows_end: Whether the policy knows that the solution ends with the draft, as in the graph.
         handover: Whether the large model may be given all that remains.
     """
 
@@ -66,15 +69,15 @@ def solve(
     levels: int = LEVELS,
     belief_step: float = 0.025,
 ) -> Plan:
-    """Plan.
+    """Solve the POMDP of a step model.
 
     Args:
-        model: How solutions go on.
+        model: The step model.
         terms: Costs; default: none.
         belief: How the policy will turn scores into a belief. ``carried_joint`` and ``memoryless`` are
             planned as published: every observation is a pair drawn anew.
-        budget: Most large tokens of a run, if they are limited: the plan then holds for every limit up to it.
-            A run that has more left acts as with this much.
+        budget: Most large tokens of a run, if they are limited. The plan holds for every limit up to it;
+            a run with more tokens left decides as with this many.
         levels: Most levels of the budget, zero and the whole included.
         belief_step: Between two points of the grid of beliefs; 1 over it must be whole.
 
@@ -179,7 +182,7 @@ class _Induction:
         return max(1, round(cost / self.unit)) if self.unit else 0
 
     def _pays(self, cost: float) -> npt.NDArray[np.bool_]:
-        """Say at which levels the budget pays for this."""
+        """Return at which levels the budget covers a cost."""
         pays = np.arange(self.count + 1) >= self._units(cost)
         pays[-1] = True
         return pays
@@ -198,7 +201,7 @@ class _Induction:
         context = np.broadcast_to(context, low.shape)
         return np.asarray(values[low, context] * (1 - part) + values[low + 1, context] * part)
 
-    def _seen(self, prior: Floats) -> tuple[Floats, Floats, Floats]:
+    def _observe(self, prior: Floats) -> tuple[Floats, Floats, Floats]:
         """Observe: from (3, belief) to P(observation), P(right | it), P(right or slip | it).
 
         Those have the axes (belief, context, observation).
@@ -209,19 +212,18 @@ class _Induction:
         return chance, joint[RIGHT] / known, (joint[RIGHT] + joint[SLIP]) / known
 
     def _behind_large(self, following: Floats) -> Floats:
-        """Return the value of going on behind a step of the large model."""
-        right = self.grid * self.model.p_large
-        if self.belief in ("carried_joint", "memoryless"):
+        """Return the value behind a step of the large model."""
+        if self.belief in PAIR_BELIEFS:
+            right = self.grid * self.model.p_large
             return self._at(following, right[:, None], self.context[:, 0])
-        # Its score is seen together with the next draft.
-        chance, now_right, _ = self._seen(np.stack([right, 1 - self.grid, self.grid - right]))
+        # Its score is observed together with the next draft.
+        chance, now_right, _ = self._observe(np.stack(draft_prior(self.grid, self.model.p_large)))
         return np.asarray((chance[..., None] * self._at(following, now_right, self.next_context)).sum(2))
 
     def _before(self, step: int, following: Floats, behind: Floats, rest: tuple[Floats, Floats]) -> Floats:
         """Return the values before a draft, from those behind it."""
         model, terms = self.model, self.terms
-        right = self.grid * model.p_small
-        chance, right, open_ = self._seen(np.stack([right, 1 - self.grid, self.grid - right]))
+        chance, right, open_ = self._observe(np.stack(draft_prior(self.grid, model.p_small)))
         # What the three decisions give if the solution ends here, and if it goes on.
         end = REWARD * right[..., None], REWARD * model.p_large * open_[..., None]
         on_accept = self._at(following, right, self.next_context)
@@ -247,7 +249,7 @@ class _Induction:
 
 
 class Beliefs:
-    """Beliefs about many drafts, carried from step to step as the plan says.
+    """Beliefs about the drafts of a batch, the array form of the belief in `pomdp`.
 
     Args:
         plan: Names the kind of belief and holds the tables.
@@ -255,14 +257,14 @@ class Beliefs:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.pairs = plan.belief in ("carried_joint", "memoryless")
+        self.pairs = plan.belief in PAIR_BELIEFS
         self.begin(0)
 
     def begin(self, n: int) -> None:
         """Forget; ``n`` new solutions follow."""
         self.accepted, self.open = np.ones(n), np.ones(n)
 
-    def see(self, seen: Seen) -> Floats:
+    def see(self, batch: ObservationBatch) -> Floats:
         """Observe drafts; call once a step.
 
         Returns:
@@ -271,16 +273,16 @@ class Beliefs:
         plan = self.plan
         behind_large = self.open * plan.p_large
         if not self.pairs:
-            score = np.where(seen.by_large, seen.large_score, 0.0)
-            behind_large = self._update(self.open, plan.p_large, seen.least_before, score)[RIGHT]
-        prior = np.where(seen.by_large, behind_large, self.accepted)
-        prior = np.where(seen.index == 0, 1.0, prior)
-        belief = self._update(prior, plan.p_small, seen.least, seen.score)
+            score = np.where(batch.by_large, batch.large_score, 0.0)
+            behind_large = self._update(self.open, plan.p_large, batch.least_before, score)[RIGHT]
+        prior = np.where(batch.by_large, behind_large, self.accepted)
+        prior = np.where(batch.index == 0, 1.0, prior)
+        belief = self._update(prior, plan.p_small, batch.least, batch.score)
         self.accepted, self.open = belief[RIGHT], belief[RIGHT] + belief[SLIP]
         return belief
 
     def _update(self, right: Floats, chance: float, least: Floats, score: Floats) -> Floats:
-        prior = np.stack([right * chance, 1 - right, right * (1 - chance)])
+        prior = np.stack(draft_prior(right, chance))
         if self.plan.belief == "memoryless":
             prior = np.full_like(prior, 1 / 3)
         low, place = self.bin_of(least), self.bin_of(score)
@@ -294,12 +296,14 @@ class Beliefs:
         return np.searchsorted(self.plan.edges[1:-1], score, side="right")
 
 
-class PlanRouter:
-    """Decides as the policy `pomdp` does.
+class BatchPomdp:
+    """The policy `pomdp` for a batch: the same decisions, computed on arrays.
+
+    ``test_batch_and_scalar_pomdp_agree`` holds the two together.
 
     Args:
         plan: The plan.
-        cut_off: Plan as if there were no budget; what cannot be paid for is accepted.
+        cut_off: Whether to decide as if there were no budget, and to accept drafts that it cannot replace.
     """
 
     def __init__(self, plan: Plan, *, cut_off: bool = False) -> None:
@@ -312,20 +316,20 @@ class PlanRouter:
         self.beliefs.begin(n)
         self.belief = np.zeros((3, n))
 
-    def decide(self, seen: Seen) -> Ints:
+    def decide(self, batch: ObservationBatch) -> Ints:
         """Return one decision a row."""
         plan = self.plan
-        self.belief = belief = self.beliefs.see(seen)
+        self.belief = belief = self.beliefs.see(batch)
         right, open_ = belief[RIGHT], belief[RIGHT] + belief[SLIP]
-        cost = seen.tokens * plan.large_ratio
+        cost = batch.tokens * plan.large_ratio
         last = len(plan.hazard) - 1
-        step = np.minimum(seen.index, last)
+        step = np.minimum(batch.index, last)
         if plan.knows_end:
-            step = np.where(seen.ends, step, np.minimum(step, max(last - 1, 0)))
-        hazard = seen.ends.astype(np.float64) if plan.knows_end else plan.hazard[step]
-        context = self.beliefs.bin_of(seen.least) if plan.belief == "carried" else np.zeros_like(step)
-        after = np.minimum(context, self.beliefs.bin_of(seen.score))
-        left = np.full_like(seen.large_left, np.inf) if self.cut_off else seen.large_left
+            step = np.where(batch.ends, step, np.minimum(step, max(last - 1, 0)))
+        hazard = batch.ends.astype(np.float64) if plan.knows_end else plan.hazard[step]
+        context = self.beliefs.bin_of(batch.least) if plan.belief == "carried" else np.zeros_like(step)
+        after = np.minimum(context, self.beliefs.bin_of(batch.score))
+        left = np.full_like(batch.large_left, np.inf) if self.cut_off else batch.large_left
         fixed, spent = self._level(left), self._level(left - cost)
         going_on = self._value(plan.regenerated, step, open_, context, spent)
         hit = REWARD * plan.p_large * open_
@@ -334,10 +338,11 @@ class PlanRouter:
             rest_right = self._line(plan.rest_right, step, spent)
             rest_tokens = self._line(plan.rest_tokens, step, spent)
             more = hit * rest_right - plan.cost_per_token * rest_tokens - going_on
-        accept = hazard * REWARD * right
-        accept += (1 - hazard) * self._value(plan.values, step + 1, right, after, fixed)
-        large = hazard * hit + (1 - hazard) * (going_on + np.maximum(more, 0.0))
-        pays = (cost <= seen.large_left) & (
+        accepted = self._value(plan.values, step + 1, right, after, fixed)
+        accept, large = decision_values(
+            hazard, REWARD * right, hit, accepted, going_on + np.maximum(more, 0.0)
+        )
+        pays = (cost <= batch.large_left) & (
             large - plan.cost_per_token * cost - plan.cost_per_call > accept + CLOSE
         )
         hands = (more > CLOSE) & (hazard < 1)
@@ -379,19 +384,17 @@ def log_loss(belief: Floats, state: Ints) -> Floats:
 
 
 def drafts_of(trace: Mapping[str, Any]) -> Iterator[tuple[Observation, int | None]]:
-    """Give each draft of the small model as it was seen, thrown-away ones included, with its true state.
+    """Yield the observation and the true state of each draft of the small model, discarded drafts included.
 
-    The state is None where labels do not tell it. The large model's steps are not given; the observations
-    behind them hold their scores.
+    The state is None where the labels do not show it. Steps of the large model are not yielded; the
+    observations behind them hold their scores.
     """
-    lost, known = False, True
     steps = trace["steps"]
-    for index, step in enumerate(steps):
+    for index, step, state, discarded_state in labelled_steps(trace):
         before = steps[:index]
         draft = step["discarded"] or (step if step["writer"] == "small" else None)
         if draft is not None:
-            state = LOST if lost else {True: RIGHT, False: SLIP}.get(draft["label"])
-            seen = Observation(
+            observation = Observation(
                 question=trace["question"],
                 index=index,
                 max_steps=max(len(steps), 1),
@@ -403,20 +406,18 @@ def drafts_of(trace: Mapping[str, Any]) -> Iterator[tuple[Observation, int | Non
                 draft_tokens=draft["tokens"],
                 draft_ends=index == len(steps) - 1 and trace["stopped"] == "finished",
             )
-            yield seen, state if known else None
-        known = known and (lost or step["label"] is not None)
-        lost = lost or step["label"] is False
+            yield observation, discarded_state if step["discarded"] else state
 
 
 def losses(policy: pomdp, trace: Mapping[str, Any]) -> Floats:
     """Return the log-loss of the true state, in nats, at each draft whose state is known."""
     beliefs, states, memory = [], [], None
-    for seen, state in drafts_of(trace):
-        placed = remembering(seen, memory)
+    for observation, state in drafts_of(trace):
+        remembered = remembering(observation, memory)
         if state is not None:
-            beliefs.append(policy.belief(placed))
+            beliefs.append(policy.belief(remembered))
             states.append(state)
-        memory = policy.decide(placed).memory
+        memory = policy.decide(remembered).memory
     if not states:
         return np.zeros(0)
     return log_loss(np.array(beliefs).T, np.array(states))

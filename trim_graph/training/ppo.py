@@ -27,7 +27,15 @@ from torch import nn
 from trim_graph.errors import SettingsError
 from trim_graph.policies.learned import EPSILON, SEQUENCE, LearnedPolicy, aggregate, sequence
 
-from .env import Batch, Look, Recorded, RoutingVecEnv, Simulated, aggregate_look, sequence_look
+from .env import (
+    EpisodeBatch,
+    FeatureExtractor,
+    RecordedEpisodes,
+    RoutingVecEnv,
+    SimulatedEpisodes,
+    aggregate_extractor,
+    sequence_extractor,
+)
 from .rollouts import Rollouts, evaluate_offline
 from .step_model import StepModel
 
@@ -36,7 +44,7 @@ Kind = Literal["aggregate", "sequence"]
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How a policy is trained.
+    """Hyperparameters of training.
 
     Attributes:
         simulated_steps: Most decisions on the simulator; 0 trains on rollouts alone.
@@ -47,10 +55,10 @@ class Training:
         epochs: Passes over them.
         learning_rate: Of Adam.
         entropy: Weight of the entropy bonus.
-        every: Updates between two looks at the validation questions.
-        patience: Looks without an improvement after which a phase ends.
-        window: Most steps that the sequence policy looks at.
-        width: Of its rows; of the hidden layers of the aggregate policy.
+        every: Updates between two evaluations on the validation questions.
+        patience: Evaluations without an improvement after which a phase ends.
+        window: Most steps in the input of the sequence policy.
+        width: Width of its rows, or of the hidden layers of the aggregate policy.
     """
 
     simulated_steps: int = 100_000
@@ -75,7 +83,7 @@ class Training:
 
 
 class Score(NamedTuple):
-    """How a policy does on questions: means over them."""
+    """Results of a policy: means over questions."""
 
     reward: float
     accuracy: float
@@ -83,16 +91,16 @@ class Score(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """One look at a policy in training.
+class EvalPoint:
+    """One evaluation of a policy in training.
 
     Attributes:
         phase: ``simulator`` or ``rollouts``.
         steps: Decisions so far, of all phases.
-        training_reward: Mean reward of a question since the last look, exploration included.
-        reward: On the validation questions, of the likelier decisions.
-        accuracy: The same.
-        large_tokens: The same, a question.
+        training_reward: Mean reward of a question since the last evaluation, exploration included.
+        reward: Reward of the likelier decisions on the validation questions.
+        accuracy: Accuracy of these.
+        large_tokens: Large tokens of these, a question.
     """
 
     phase: str
@@ -105,23 +113,23 @@ class Point:
 
 @dataclass
 class Trained:
-    """A policy and how it came about."""
+    """A trained policy and its learning curve."""
 
     policy: LearnedPolicy
     kind: Kind
     price: float
     seed: int
     validation: Score
-    curve: list[Point] = field(default_factory=list)
+    curve: list[EvalPoint] = field(default_factory=list)
 
 
 def score(rollouts: Rollouts, policy: Any, price: float) -> Score:
-    """Let a policy decide on every question.
+    """Score a policy on every question.
 
     Args:
-        rollouts: Of the questions.
-        policy: Any that accepts and regenerates.
-        price: Of a large token, in right answers.
+        rollouts: Rollouts of the questions.
+        policy: Any policy that accepts and regenerates.
+        price: Price of a large token, in right answers.
     """
     ended = evaluate_offline(rollouts, policy)
     accuracy = sum(one.correct for one in ended) / len(ended)
@@ -138,37 +146,37 @@ def train(
     model: StepModel | None = None,
     seed: int = 0,
     training: Training | None = None,
-    tell: Callable[[Point], None] | None = None,
+    on_eval: Callable[[EvalPoint], None] | None = None,
 ) -> Trained:
     """Train one policy.
 
     Args:
         kind: ``aggregate`` or ``sequence``.
-        price: Of a large token, in right answers: the lambda of the reward.
-        rollouts: Of the training questions.
-        validation: Of other questions, to choose by.
+        price: Price of a large token, in right answers: the lambda of the reward.
+        rollouts: Rollouts of the training questions.
+        validation: Rollouts of other questions, to choose by.
         model: Fitted on the training questions; None skips the simulator.
-        seed: Of the weights, the order of the questions and the exploration.
-        training: Everything else.
-        tell: Called at each look.
+        seed: Seed of the weights, the order of the questions and the exploration.
+        training: Hyperparameters.
+        on_eval: Called after each evaluation.
     """
     given = training or Training()
-    look = aggregate_look() if kind == "aggregate" else sequence_look(given.window)
-    recorded = Recorded(rollouts, given.rows, seed=seed)
-    phases: list[tuple[str, Batch, int]] = [("rollouts", recorded, given.steps)]
+    extractor = aggregate_extractor() if kind == "aggregate" else sequence_extractor(given.window)
+    recorded = RecordedEpisodes(rollouts, given.rows, seed=seed)
+    phases: list[tuple[str, EpisodeBatch, int]] = [("rollouts", recorded, given.steps)]
     if model is not None:
-        simulated = Simulated(model, given.rows, seed=seed, max_steps=rollouts.max_steps)
+        simulated = SimulatedEpisodes(model, given.rows, seed=seed, max_steps=rollouts.max_steps)
         phases.insert(0, ("simulator", simulated, given.simulated_steps))
     with _one_thread():
-        env = RoutingVecEnv(phases[0][1], look, price=price)
-        learner = _learner(kind, env, spread_of(_sample(recorded, look, seed)), given, seed)
+        env = RoutingVecEnv(phases[0][1], extractor, price=price)
+        learner = _learner(kind, env, spread_of(_sample(recorded, extractor, seed)), given, seed)
         made = {"lambda": price, "seed": seed, "training": asdict(given)}
-        best = _Best(lambda: export(kind, learner, given, made), validation, price, tell)
+        best = _Best(lambda: export(kind, learner, given, made), validation, price, on_eval)
         for phase, batch, steps in phases:
             if steps > 0:
-                learner.set_env(RoutingVecEnv(batch, look, price=price))
-                watch = _Watch(best, phase, given)
-                learner.learn(steps, callback=watch, reset_num_timesteps=False)
+                learner.set_env(RoutingVecEnv(batch, extractor, price=price))
+                callback = _EvalCallback(best, phase, given)
+                learner.learn(steps, callback=callback, reset_num_timesteps=False)
                 learner.policy.load_state_dict(best.state)
     return Trained(best.policy, kind, price, seed, best.score, best.curve)
 
@@ -176,7 +184,7 @@ def train(
 def export(
     kind: Kind, learner: PPO, training: Training, made: Mapping[str, Any] | None = None
 ) -> LearnedPolicy:
-    """Make the policy for run time of a model in training."""
+    """Return the run-time policy of a model in training."""
     if kind == "aggregate":
         return aggregate(aggregate_arrays(learner), made=made)
     encoder: Any = learner.policy.features_extractor
@@ -216,14 +224,14 @@ def _learner(kind: Kind, env: RoutingVecEnv, spread: tuple[Any, Any], given: Tra
     )
 
 
-def _sample(batch: Recorded, look: Look, seed: int, decisions: int = 64) -> Any:
-    """Return what a policy that decides at random sees."""
+def _sample(batch: RecordedEpisodes, extractor: FeatureExtractor, seed: int, decisions: int = 64) -> Any:
+    """Return the inputs of a policy that decides at random."""
     rng = np.random.default_rng(seed)
     seen = list(batch.begin(seed))
-    inputs = [look.features(one) for one in seen]
+    inputs = [extractor.features(one) for one in seen]
     for _ in range(decisions):
-        seen, _turn = batch.decide((rng.random(batch.n) < 0.3).tolist())
-        inputs.extend(look.features(one) for one in seen)
+        seen, _transition = batch.decide((rng.random(batch.n) < 0.3).tolist())
+        inputs.extend(extractor.features(one) for one in seen)
     return np.array(inputs, dtype=np.float32)
 
 
@@ -235,20 +243,20 @@ class _Best:
         policy: Callable[[], LearnedPolicy],
         validation: Rollouts,
         price: float,
-        tell: Callable[[Point], None] | None,
+        on_eval: Callable[[EvalPoint], None] | None,
     ) -> None:
-        self._make, self._validation, self._price, self._tell = policy, validation, price, tell
-        self.curve: list[Point] = []
+        self._make, self._validation, self._price, self._on_eval = policy, validation, price, on_eval
+        self.curve: list[EvalPoint] = []
         self.score = Score(-np.inf, 0.0, 0.0)
 
-    def look(self, phase: str, learner: PPO, training_reward: float | None) -> bool:
-        """Say whether the policy is better than all before it."""
+    def evaluate(self, phase: str, learner: PPO, training_reward: float | None) -> bool:
+        """Evaluate the current policy, and return whether it is better than all before it."""
         policy = self._make()
         found = score(self._validation, policy, self._price)
-        point = Point(phase, int(learner.num_timesteps), training_reward, *found)
+        point = EvalPoint(phase, int(learner.num_timesteps), training_reward, *found)
         self.curve.append(point)
-        if self._tell is not None:
-            self._tell(point)
+        if self._on_eval is not None:
+            self._on_eval(point)
         if found.reward <= self.score.reward:
             return False
         self.score, self.policy = found, policy
@@ -256,8 +264,8 @@ class _Best:
         return True
 
 
-class _Watch(BaseCallback):
-    """Looks at the policy before every so many updates and after the last; ends a phase that stands still."""
+class _EvalCallback(BaseCallback):
+    """Evaluates the policy every few updates and after the last; ends a phase that no longer improves."""
 
     def __init__(self, best: _Best, phase: str, training: Training) -> None:
         super().__init__()
@@ -272,16 +280,16 @@ class _Watch(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         if self._updates % self._training.every == 0:
-            self._look()
+            self._evaluate()
         self._updates += 1
 
     def _on_training_end(self) -> None:
-        self._look()
+        self._evaluate()
 
-    def _look(self) -> None:
+    def _evaluate(self) -> None:
         earned = self._reward / self._questions if self._questions else None
         self._reward, self._questions = 0.0, 0
-        better = self._best.look(self._phase, self.model, earned)  # type: ignore[arg-type]
+        better = self._best.evaluate(self._phase, self.model, earned)  # type: ignore[arg-type]
         self._waited = 0 if better else self._waited + 1
 
 
@@ -453,7 +461,7 @@ def _array(tensor: torch.Tensor) -> npt.NDArray[np.float32]:
 
 
 def write_curves(trained: Sequence[Trained], folder: Path, name: str) -> list[Path]:
-    """Write ``name.csv``, one row for each look, and ``name.json`` and ``name.png`` of the same.
+    """Write ``name.csv``, one row for each evaluation, and ``name.json`` and ``name.png`` of the same.
 
     Args:
         trained: Any number of trainings.
@@ -466,16 +474,16 @@ def write_curves(trained: Sequence[Trained], folder: Path, name: str) -> list[Pa
     files = [folder / f"{name}.{ending}" for ending in ("csv", "json", "png")]
     with files[0].open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["kind", "lambda", "seed", *(column.name for column in fields(Point))])
+        writer.writerow(["kind", "lambda", "seed", *(column.name for column in fields(EvalPoint))])
         for one in trained:
-            writer.writerows([one.kind, one.price, one.seed, *asdict(look).values()] for look in one.curve)
+            writer.writerows([one.kind, one.price, one.seed, *asdict(point).values()] for point in one.curve)
     document = [
         {
             "kind": one.kind,
             "lambda": one.price,
             "seed": one.seed,
             "validation": one.validation._asdict(),
-            "curve": [asdict(look) for look in one.curve],
+            "curve": [asdict(point) for point in one.curve],
         }
         for one in trained
     ]
@@ -494,11 +502,11 @@ def draw_curves(trained: Sequence[Trained], file: Path) -> None:
         axes = figure.add_subplot(len(prices), 1, number + 1)
         for one in trained:
             if one.price == price:
-                steps = [look.steps for look in one.curve]
+                steps = [point.steps for point in one.curve]
                 line = axes.plot(
-                    steps, [look.reward for look in one.curve], label=f"{one.kind}, seed {one.seed}"
+                    steps, [point.reward for point in one.curve], label=f"{one.kind}, seed {one.seed}"
                 )
-                real = next((look.steps for look in one.curve if look.phase == "rollouts"), None)
+                real = next((point.steps for point in one.curve if point.phase == "rollouts"), None)
                 if real is not None and one.curve[0].phase == "simulator":
                     axes.axvline(real, color=line[0].get_color(), linestyle=":", linewidth=1)
         axes.set_title(f"lambda {price:g}", fontsize="medium")

@@ -67,12 +67,12 @@ class Unexplored(NamedTuple):
     """A question whose tree has unexplored branches.
 
     Attributes:
-        index: Index of the question in its `Rollouts`.
+        question_index: Index of the question in its `Rollouts`.
         question: Text and grader.
         known: Runs recorded before.
     """
 
-    index: int
+    question_index: int
     question: Question
     known: Sequence[Trace]
 
@@ -96,7 +96,7 @@ class ExploreQuestions:
             one = Rollouts([item.question], build, max_steps=steps, on_trace=made.append)
             one.add(item.known)
             await one.explore(self.rounds)
-            return [{**trace, "index": item.index} for trace in made]
+            return [{**trace, "index": item.question_index} for trace in made]
 
         return work
 

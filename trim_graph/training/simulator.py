@@ -1,11 +1,11 @@
-"""Many simulated solutions at once: drafts, scores and ends drawn from a step model. NumPy only.
+"""Simulation of batches of solutions: drafts, scores and ends drawn from a step model. NumPy only.
 
-What is assumed:
+Assumptions:
 
 - A step is right, given that all before it is, with a probability that depends on its writer only. Once a
   step is wrong the solution is lost.
 - Where a solution ends is a property of the place: the draft and what the large model writes instead end it
-  alike. A policy that does not look at `Seen.ends` sees the hazard of the published model, no more.
+  alike. A policy that ignores `ObservationBatch.ends` is left with the hazard of the published model.
 - A score depends on the state of its step and on the least of the scores before it, which is derived from the
   trajectory's own scores (``scores="given_min"``). So P(score | least, state) is the tables' own by
   construction; how far the least scores then agree with the tables is reported by
@@ -38,11 +38,11 @@ ACCEPT, REGENERATE, HANDOVER = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a policy sees of ``n`` drafts; every array has shape (n,).
+class ObservationBatch:
+    """Observations of a batch of ``n`` drafts; every array has shape (n,).
 
     Attributes:
-        index: The step in question, from 0.
+        index: Index of the draft's step, from 0.
         score: The draft's score.
         least: Least score of the earlier steps, 1 where there are none.
         product: Product of the earlier steps' scores, 1 where there are none.
@@ -67,17 +67,17 @@ class Seen:
 
 
 class Simulator:
-    """``n`` solutions side by side.
+    """Simulates a batch of ``n`` solutions.
 
     Args:
         model: The step model.
-        n: How many.
-        seed: Or a generator.
+        n: Number of solutions.
+        seed: Seed or generator.
         budget: Large tokens a solution may spend; infinite: no limit.
         scores: How scores are drawn, see above.
 
     Attributes:
-        seen: What the drafts look like now. Rows that are `done` stay as they were until `reset`.
+        observations: Of the drafts. Rows that are `done` keep theirs until `reset`.
         done: Which solutions have ended.
         right: Which have ended right.
         state: The true state of each draft: `RIGHT`, `LOST` or `SLIP`.
@@ -117,7 +117,7 @@ class Simulator:
         self.least_before, self.large_score = np.ones(n), np.full(n, np.nan)
         self.tokens, self.large_tokens, self.small_tokens = np.zeros(n), np.zeros(n), np.zeros(n)
 
-    def reset(self, where: Bools) -> Seen:
+    def reset(self, where: Bools) -> ObservationBatch:
         """Begin new solutions in these rows."""
         rows = np.flatnonzero(where)
         self.done[rows] = self.right[rows] = self.by_large[rows] = False
@@ -126,12 +126,12 @@ class Simulator:
         self.least[rows] = self.least_before[rows] = NO_EARLIER
         self.product[rows], self.large_score[rows] = 1.0, np.nan
         self._draft(rows, np.ones(len(rows), np.bool_))
-        return self.seen
+        return self.observations
 
     @property
-    def seen(self) -> Seen:
-        """What a policy may see."""
-        return Seen(
+    def observations(self) -> ObservationBatch:
+        """Observations of the current drafts."""
+        return ObservationBatch(
             index=self.index.copy(),
             score=self.score.copy(),
             least=self.least.copy(),
@@ -151,7 +151,7 @@ class Simulator:
             decisions: `ACCEPT`, `REGENERATE` or `HANDOVER`, shape (n,).
 
         Returns:
-            The large tokens this step took, shape (n,).
+            Tokens of the large model in this step, shape (n,).
         """
         decided = np.asarray(decisions)
         before = self.large_tokens.copy()
@@ -173,7 +173,7 @@ class Simulator:
         return np.asarray(self.large_tokens - before)
 
     def _advance(self, rows: Ints, large: Bools) -> None:
-        """Accept the step in hand and write the next draft."""
+        """Accept the current step and draw the next draft."""
         by_large = large[rows]
         own = np.where(by_large, self._draw_score(self.state[rows], self.least[rows]), self.score[rows])
         self.least_before[rows] = self.least[rows]
@@ -209,7 +209,7 @@ class Simulator:
         return np.asarray(low + (high - low) * self.rng.random(len(found)))
 
     def _hand_over(self, rows: Ints) -> None:
-        """Let the large model write all that remains; the small one where the budget ends before."""
+        """Draw the rest of handed-over solutions; the small model writes where the budget is spent."""
         model = self.model
         while len(rows):
             ended = self.ends[rows]
@@ -227,40 +227,40 @@ class Simulator:
             self.state[rows] = np.where(self.state[rows] == RIGHT, np.where(good, RIGHT, SLIP), LOST)
 
 
-class Router(Protocol):
-    """A policy for many solutions at once. It may keep a memory, a row each, from `begin` on."""
+class BatchPolicy(Protocol):
+    """A policy for a batch of solutions. It may keep a memory of each row from `begin` on."""
 
     def begin(self, n: int) -> None:
-        """Forget; ``n`` new solutions follow."""
+        """Forget all rows; ``n`` new solutions follow."""
         ...
 
-    def decide(self, seen: Seen) -> Ints:
+    def decide(self, batch: ObservationBatch) -> Ints:
         """Return one decision a row."""
         ...
 
 
 @dataclass
-class Stateless:
-    """A router made of a function of what is seen."""
+class StatelessBatchPolicy:
+    """A batch policy made of a function of the observations."""
 
-    function: Callable[[Seen], npt.ArrayLike]
+    function: Callable[[ObservationBatch], npt.ArrayLike]
 
     def begin(self, n: int) -> None:
         """Nothing to forget."""
 
-    def decide(self, seen: Seen) -> Ints:
+    def decide(self, batch: ObservationBatch) -> Ints:
         """Ask the function."""
-        return np.asarray(self.function(seen), np.intp)
+        return np.asarray(self.function(batch), np.intp)
 
 
-def threshold_router(t: float) -> Stateless:
+def batch_threshold(t: float) -> StatelessBatchPolicy:
     """Regenerate drafts whose score is below ``t``."""
-    return Stateless(lambda seen: (seen.score < t).astype(np.intp))
+    return StatelessBatchPolicy(lambda batch: (batch.score < t).astype(np.intp))
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
-    """How simulated solutions went; arrays of shape (n,)."""
+class EpisodeStats:
+    """Results of ``n`` simulated solutions; arrays of shape (n,)."""
 
     right: Bools
     large_tokens: Floats
@@ -268,30 +268,30 @@ class Played:
     large_calls: Ints
 
 
-def play(
-    model: StepModel, router: Router, n: int, *, rounds: int = 8, watch: Any = None, **settings: Any
-) -> Played:
-    """Let a router work on at least ``n`` solutions to their ends.
+def simulate(
+    model: StepModel, policy: BatchPolicy, n: int, *, rounds: int = 8, on_step: Any = None, **settings: Any
+) -> EpisodeStats:
+    """Simulate at least ``n`` solutions of a policy to their ends.
 
     Args:
         model: The step model.
-        router: Decides. It meets ``rounds`` solutions one after the other in each row: a new one has index 0.
-        n: How many solutions.
+        policy: Decides. Each row holds ``rounds`` solutions in turn; a new one has index 0.
+        n: Number of solutions.
         rounds: Solutions a row; rows whose solutions end early do not wait for the others.
-        watch: Called with the simulator before each decision.
+        on_step: Called with the simulator before each decision.
         **settings: Of `Simulator`.
     """
     rows = -(-n // rounds)
     simulator = Simulator(model, rows, **settings)
-    router.begin(rows)
+    policy.begin(rows)
     right, calls = np.zeros((rounds, rows), np.bool_), np.zeros((rounds, rows), np.intp)
     large, small = np.zeros((rounds, rows)), np.zeros((rounds, rows))
-    turn = np.zeros(rows, np.intp)
+    finished = np.zeros(rows, np.intp)
     while not simulator.done.all():
-        if watch is not None:
-            watch(simulator)
+        if on_step is not None:
+            on_step(simulator)
         under_way = ~simulator.done
-        simulator.step(router.decide(simulator.seen))
+        simulator.step(policy.decide(simulator.observations))
         ended = np.flatnonzero(under_way & simulator.done)
         for kept, now in (
             (right, simulator.right),
@@ -299,12 +299,12 @@ def play(
             (small, simulator.small_tokens),
             (calls, simulator.large_calls),
         ):
-            kept[turn[ended], ended] = now[ended]
-        turn[ended] += 1
+            kept[finished[ended], ended] = now[ended]
+        finished[ended] += 1
         again = np.zeros(rows, np.bool_)
-        again[ended[turn[ended] < rounds]] = True
+        again[ended[finished[ended] < rounds]] = True
         simulator.reset(again)
-    return Played(right.ravel(), large.ravel(), small.ravel(), calls.ravel())
+    return EpisodeStats(right.ravel(), large.ravel(), small.ravel(), calls.ravel())
 
 
 def _pick(cumulative: Floats, rng: np.random.Generator) -> Ints:

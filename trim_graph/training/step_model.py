@@ -1,4 +1,4 @@
-"""How solutions go on, step by step, and what a scorer says of them: the model that policies are planned on.
+"""The step model: how solutions continue and how a scorer rates them. Policies are planned on it.
 
 The states of a draft are those of TRIM-POMDP (arXiv 2601.10245, section 4.4): `RIGHT`, all is right so far,
 the draft included; `LOST`, an accepted step is wrong; `SLIP`, the draft is the first wrong step. The
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,30 @@ STATES = ("right so far", "lost before", "first wrong step")
 
 NO_EARLIER = 1.0
 """The least score of the earlier steps where there are none."""
+
+
+def labelled_steps(
+    trace: Mapping[str, Any],
+) -> Iterator[tuple[int, Mapping[str, Any], int | None, int | None]]:
+    """Yield the index of each step of a trace, the step, its state, and the state of its discarded draft.
+
+    A state is known up to the first step without a label, and None behind it. Behind the first wrong step
+    every draft is `LOST`, whatever its label says: labels judge a step given the steps before it.
+    """
+    lost, known = False, True
+    for index, step in enumerate(trace["steps"]):
+        state, discarded = (
+            None
+            if part is None or not known
+            else LOST
+            if lost
+            else {True: RIGHT, False: SLIP}.get(part["label"])
+            for part in (step, step["discarded"])
+        )
+        yield index, step, state, discarded
+        known = known and (lost or step["label"] is not None)
+        lost = lost or step["label"] is False
+
 
 SHRINK = 1e-3
 """Where published tables hold less than about this of P(least earlier | state), the score is taken to be
