@@ -1,4 +1,4 @@
-"""What a policy sees, what it may say, and how policies are put together."""
+"""Policies: their observations, their answers, and how they are combined."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Observation:
         score: The draft's score in [0, 1]; None before a draft exists or where none was asked for.
         draft: The draft's text; None before it exists.
         draft_tokens: Its tokens.
-        draft_probability: Mean probability of its tokens under the small model, if the adapter tells.
+        draft_probability: Mean probability of its tokens under the small model, if the adapter reports it.
         draft_ends: Whether the solution ends with the draft.
         part: ``thought`` or ``answer``, the part the draft belongs to, where the model thinks.
         probe_entropy: Entropy in nats of the small model's first token of this step, once `next_writer` has
-            answered ``probe``; a lower bound where its server tells the likeliest tokens only.
+            answered ``probe``; a lower bound where its server reports the likeliest tokens only.
         budget_left: What is left of the budget.
         memory: What the policy returned last, JSON-native; None at the start of a run.
         seed: Derives from (seed, run, step, question asked): the same on a second execution.
@@ -68,7 +68,7 @@ class Observation:
     seed: str = "0"
 
     def random(self) -> random.Random:
-        """Return a generator that gives the same numbers when this decision is taken again."""
+        """Returns a generator that gives the same numbers when this decision is taken again."""
         return random.Random(self.seed)
 
 
@@ -101,7 +101,7 @@ class Policy:
 
     @property
     def small_follows(self) -> bool:
-        """Whether the small model writes the step after an accepted draft: then it may write ahead.
+        """Whether the small model writes the step after an accepted draft, so that it may write ahead.
 
         True of a policy that does not override `next_writer`; one that does says so itself. It is no promise:
         a step written ahead for nothing is thrown away.
@@ -109,7 +109,7 @@ class Policy:
         return type(self).next_writer is Policy.next_writer
 
     def next_writer(self, observation: Observation) -> str | Choice:
-        """Name who writes the next step, before a draft exists.
+        """Names who writes the next step, before a draft exists.
 
         After ``probe`` the question is asked again with `Observation.probe_entropy`. A memory that comes
         with ``probe`` is dropped, and a second ``probe`` for the same step is an error.
@@ -117,15 +117,15 @@ class Policy:
         return "small"
 
     def decide(self, observation: Observation) -> str | Choice:
-        """Decide on the small model's draft."""
+        """Decides on the small model's draft."""
         return "accept"
 
     def __or__(self, other: Policy | Callable[[Observation], Any]) -> Policy:
-        """Combine: regenerate where either policy says so."""
+        """Returns a policy that regenerates where either policy says so."""
         return AnyOf(self, as_policy(other))
 
     def __and__(self, other: Policy | Callable[[Observation], Any]) -> Policy:
-        """Combine: regenerate where both policies say so."""
+        """Returns a policy that regenerates where both policies say so."""
         return AllOf(self, as_policy(other))
 
 
@@ -136,7 +136,7 @@ class FunctionPolicy(Policy):
         self.function = function
 
     def decide(self, observation: Observation) -> str | Choice:
-        """Ask the function."""
+        """Asks the function."""
         return self.function(observation)
 
     def __repr__(self) -> str:
@@ -153,12 +153,12 @@ class _Combined(Policy):
 
     @property
     def small_follows(self) -> bool:
-        """Where it does by both policies."""
+        """Whether it does under both policies."""
         return self.left.small_follows and self.right.small_follows
 
     @staticmethod
     def _pick(ranks: tuple[int, int]) -> int:
-        """Return the rank that counts."""
+        """Returns the rank that counts."""
         raise TypeError("a combination needs to say which of two answers counts")
 
     def _ask(self, question: str, observation: Observation, answers: tuple[str, ...]) -> list[Choice]:
@@ -175,7 +175,7 @@ class _Combined(Policy):
         return Choice(answers[self._pick(ranks)], [choice.memory for choice in choices])
 
     def next_writer(self, observation: Observation) -> Choice:
-        """Ask both; a probe comes first, unless the other answer counts whatever the probe says."""
+        """Asks both; a probe comes first, unless the other answer counts whatever the probe says."""
         choices = self._ask("next_writer", observation, NEXT_WRITERS)
         if all(choice.value != "probe" for choice in choices):
             return self._joined(choices, WRITERS)
@@ -187,7 +187,7 @@ class _Combined(Policy):
         return Choice(settled, kept)
 
     def decide(self, observation: Observation) -> Choice:
-        """Ask both."""
+        """Asks both."""
         return self._joined(self._ask("decide", observation, DECISIONS), DECISIONS)
 
     def __repr__(self) -> str:
@@ -215,12 +215,12 @@ class AllOf(_Combined):
 
 
 def remembering(observation: Observation, memory: Any) -> Observation:
-    """Return the observation with another memory: each of several policies has its own."""
+    """Returns the observation with another memory: each of several policies has its own."""
     return replace(observation, memory=memory)
 
 
 def as_policy(policy: Policy | Callable[[Observation], Any]) -> Policy:
-    """Take a policy as it is and wrap a plain function.
+    """Returns a policy as it is, and a plain function wrapped.
 
     Raises:
         SettingsError: It is neither.
@@ -241,7 +241,7 @@ def as_policy(policy: Policy | Callable[[Observation], Any]) -> Policy:
 
 
 def checked(answer: Any, allowed: tuple[str, ...], policy: Policy, memory: Any) -> Choice:
-    """Turn a policy's answer into a `Choice`, keeping the memory where the answer says nothing of it.
+    """Turns a policy's answer into a `Choice`, keeping the memory where the answer says nothing of it.
 
     Raises:
         SettingsError: The answer is none of ``allowed``, or the memory is not JSON-native.

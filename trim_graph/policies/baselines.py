@@ -28,7 +28,7 @@ class threshold(Policy):
         self.t = t
 
     def decide(self, observation: Observation) -> str:
-        """Compare the draft's score."""
+        """Compares the draft's score."""
         score = observation.score
         return "accept" if score is None or score >= self.t else "regenerate"
 
@@ -58,13 +58,13 @@ class entropy_probe(Policy):
         self.limit = limit
 
     def next_writer(self, observation: Observation) -> str:
-        """Ask for the probe, then compare its entropy."""
+        """Asks for the probe, then compare its entropy."""
         if observation.probe_entropy is None:
             return "probe"
         return "large" if observation.probe_entropy > self.limit else "small"
 
     def with_limit(self, limit: float) -> entropy_probe:
-        """Return the policy of this kind with another limit."""
+        """Returns the policy of this kind with another limit."""
         return entropy_probe(limit)
 
     def __repr__(self) -> str:
@@ -97,7 +97,7 @@ class by_pattern(Policy):
         self.pattern, self.rates, self.default = pattern, dict(rates), default
 
     def decide(self, observation: Observation) -> str:
-        """Draw by the rate of the draft's kind."""
+        """Draws by the rate of the draft's kind."""
         kind = kind_of(self._expression, observation.draft or "")
         rate = self.default if kind is None else self.rates.get(kind, self.default)
         return "regenerate" if observation.random().random() < rate else "accept"
@@ -107,7 +107,7 @@ class by_pattern(Policy):
 
 
 def kind_of(expression: re.Pattern[str], text: str) -> str | None:
-    """Return the kind of a step: the first group that matched, or all of the match; None without one."""
+    """Returns the kind of a step: the first group that matched, or all of the match; None without one."""
     match = expression.search(text)
     if match is None:
         return None
@@ -131,7 +131,7 @@ class large_only(Policy):
     decides = False
 
     def next_writer(self, observation: Observation) -> str:
-        """Name the large model."""
+        """Names the large model."""
         return "large_to_end"
 
     def __repr__(self) -> str:
@@ -156,7 +156,7 @@ class random_rate(Policy):
         self.rate = rate
 
     def decide(self, observation: Observation) -> str:
-        """Draw."""
+        """Draws."""
         return "regenerate" if observation.random().random() < self.rate else "accept"
 
     def __repr__(self) -> str:
@@ -186,7 +186,7 @@ class stay_on_large(Policy):
         return self.policy.small_follows
 
     def next_writer(self, observation: Observation) -> Choice:
-        """Name the large model while steps are left to stay; else ask the wrapped policy."""
+        """Names the large model while steps are left to stay; else asks the wrapped policy."""
         left, inner = observation.memory or (0, None)
         if left > 0:
             return Choice("large", [left - 1, inner])
@@ -195,7 +195,7 @@ class stay_on_large(Policy):
         return Choice(choice.value, [0, choice.memory])
 
     def decide(self, observation: Observation) -> Choice:
-        """Ask the wrapped policy, and remember a regeneration."""
+        """Asks the wrapped policy, and remembers a regeneration."""
         _, inner = observation.memory or (0, None)
         choice = checked(self.policy.decide(remembering(observation, inner)), DECISIONS, self.policy, inner)
         stay = self.k if choice.value == "regenerate" else 0

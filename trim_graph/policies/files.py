@@ -37,7 +37,7 @@ KINDS: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class PolicyContents:
-    """What a policy file holds.
+    """Contents of a policy file.
 
     Attributes:
         type: A key of `KINDS`.
@@ -57,12 +57,12 @@ class StoredPolicy(Protocol):
     """A policy that can be written to a file. Its class also has ``from_contents(contents)``."""
 
     def contents(self) -> PolicyContents:
-        """Return what makes this policy again."""
+        """Returns what makes this policy again."""
         ...
 
 
 def save_policy(policy: StoredPolicy, path: str | os.PathLike[str], **made: Any) -> None:
-    """Write a policy; an older file stays whole until the new one is.
+    """Writes a policy; an older file stays whole until the new one is.
 
     Args:
         policy: One of a type in `KINDS`.
@@ -93,7 +93,7 @@ def save_policy(policy: StoredPolicy, path: str | os.PathLike[str], **made: Any)
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:
-    """Read a policy.
+    """Reads a policy.
 
     Raises:
         SettingsError: There is no such file, it is cut off, is no policy file, was written by a later
@@ -110,7 +110,7 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
 
 
 def is_policy_file(file: Path) -> bool:
-    """Tell whether a file says that it holds a policy, whole or not."""
+    """Returns whether a file declares that it holds a policy, whole or not."""
     try:
         document = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):
@@ -119,7 +119,7 @@ def is_policy_file(file: Path) -> bool:
 
 
 def read_contents(file: Path) -> PolicyContents:
-    """Read and check a policy file without making the policy."""
+    """Reads and checks a policy file without making the policy."""
     try:
         document = json.loads(file.read_text("utf-8"))
     except FileNotFoundError as error:

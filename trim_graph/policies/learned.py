@@ -53,39 +53,39 @@ class LearnedPolicy(Policy):
         self._check()
 
     def _check(self) -> None:
-        """Raise ValueError where the arrays make no network of this type."""
+        """Raises ValueError where the arrays make no network of this type."""
         raise NotImplementedError
 
     def logit(self, observation: Observation) -> float:
-        """Return the log-odds of regenerating."""
+        """Returns the log-odds of regenerating."""
         raise NotImplementedError
 
     def probability(self, observation: Observation) -> float:
-        """Return the network's probability of regenerating the draft."""
+        """Returns the network's probability of regenerating the draft."""
         return 0.5 * (1 + math.tanh(0.5 * self.logit(observation)))
 
     def decide(self, observation: Observation) -> str:
-        """Compare the probability with the limit."""
+        """Compares the probability with the limit."""
         return "regenerate" if self.probability(observation) >= self.limit else "accept"
 
     def at(self, limit: float) -> Self:
-        """Return the same network with another limit."""
+        """Returns the same network with another limit."""
         return type(self)(self.arrays, limit=limit, made=self.made, **self.parameters)
 
     def contents(self) -> PolicyContents:
-        """Return what a file holds of it."""
+        """Returns what a file holds of it."""
         return PolicyContents(self.type, {"limit": self.limit, **self.parameters}, self.arrays, self.made)
 
     @classmethod
     def from_contents(cls, contents: PolicyContents) -> Self:
-        """Make the policy that a file holds."""
+        """Makes the policy from the contents of a file."""
         return cls(contents.arrays, made=contents.made, **contents.parameters)
 
     def __repr__(self) -> str:
         return f"{self.type}(limit={self.limit})"
 
     def _shape(self, name: str, *shape: int | None) -> tuple[int, ...]:
-        """Check the shape of an array; None is any length."""
+        """Checks the shape of an array; None is any length."""
         if name not in self.arrays:
             raise ValueError(f"array {name} is missing")
         seen = self.arrays[name].shape
@@ -104,11 +104,11 @@ TOKENS = 300
 AGGREGATE = ("min_earlier", "product_earlier", "score", "tokens", "index")
 """Names of the aggregate features, in order."""
 SEQUENCE = ("present", "draft", "large", "scored", "score", "tokens", "index")
-"""Names of the features of one step, in order; ``present`` is 1 and tells a step from padding."""
+"""Names of the features of one step, in order; ``present`` is 1 and distinguishes a step from padding."""
 
 
 def aggregate_features(observation: Observation) -> list[float]:
-    """Return the aggregate features of a draft and the steps before it."""
+    """Returns the aggregate features of a draft and the steps before it."""
     earlier = [UNSCORED if score is None else score for score in observation.scores]
     return [
         min(earlier, default=UNSCORED),
@@ -120,10 +120,10 @@ def aggregate_features(observation: Observation) -> list[float]:
 
 
 def sequence_features(observation: Observation, window: int) -> list[list[float]]:
-    """Return one row for each of the last steps; the draft's is the last row.
+    """Returns one row for each of the last steps; the draft's is the last row.
 
     Args:
-        observation: Of a draft.
+        observation: The observation of a draft.
         window: Most rows. Steps further back are left out.
     """
     first = max(0, len(observation.scores) - window + 1)
@@ -140,7 +140,7 @@ def sequence_features(observation: Observation, window: int) -> list[list[float]
 
 
 def padded(rows: Sequence[Sequence[float]], window: int) -> list[list[float]]:
-    """Return ``window`` rows: zeros before the given ones, so that the draft's stays the last."""
+    """Returns ``window`` rows: zeros before the given ones, so that the draft's stays the last."""
     return [[0.0] * len(SEQUENCE) for _ in range(window - len(rows))] + [list(row) for row in rows]
 
 
@@ -179,7 +179,7 @@ class aggregate(LearnedPolicy):
         self._layers = [(self.arrays[f"w{layer}"], self.arrays[f"b{layer}"]) for layer in range(depth)]
 
     def logit(self, observation: Observation) -> float:
-        """Return the log-odds of regenerating."""
+        """Returns the log-odds of regenerating."""
         import numpy as np
 
         x = np.array(aggregate_features(observation), dtype=np.float32)
@@ -203,7 +203,7 @@ class sequence(LearnedPolicy):
     output, the log-odds of regenerating. Trained by `trim_graph.training.ppo`.
 
     Args (beside those of `LearnedPolicy`):
-        heads: Of the attention.
+        heads: Attention heads.
         window: Most steps it looks at, the draft included.
     """
 
@@ -242,7 +242,7 @@ class sequence(LearnedPolicy):
         self._shape(f"{name}.bias", width)
 
     def logit(self, observation: Observation) -> float:
-        """Return the log-odds of regenerating."""
+        """Returns the log-odds of regenerating."""
         import numpy as np
 
         rows = np.array(sequence_features(observation, self.parameters["window"]), dtype=np.float32)

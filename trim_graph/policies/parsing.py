@@ -23,7 +23,7 @@ from .files import load_policy
 
 
 def _beside_file(value: Any, info: ValidationInfo) -> Any:
-    """Find a policy file beside the configuration; a call, which may come from anyone, names none."""
+    """Finds a policy file beside the configuration; a call, which may come from anyone, names none."""
     if info.context is None:
         raise ValueError("a policy file is named in a configuration, not in a call")
     return str(base_folder(info) / os.path.expanduser(value)) if isinstance(value, str) else value
@@ -35,7 +35,7 @@ class SmallOnly(Part):
     type: Literal["small_only"]
 
     def build(self) -> Policy:
-        """Make the policy."""
+        """Makes the policy."""
         return small_only()
 
 
@@ -45,7 +45,7 @@ class LargeOnly(Part):
     type: Literal["large_only"]
 
     def build(self) -> Policy:
-        """Make the policy."""
+        """Makes the policy."""
         return large_only()
 
 
@@ -56,7 +56,7 @@ class Threshold(Part):
     t: float = Field(ge=0, le=1)
 
     def build(self) -> Policy:
-        """Make the policy."""
+        """Makes the policy."""
         return threshold(self.t)
 
 
@@ -67,7 +67,7 @@ class RandomRate(Part):
     rate: float = Field(ge=0, le=1)
 
     def build(self) -> Policy:
-        """Make the policy."""
+        """Makes the policy."""
         return random_rate(self.rate)
 
 
@@ -78,7 +78,7 @@ class EntropyProbe(Part):
     limit: float = Field(ge=0, allow_inf_nan=False)
 
     def build(self) -> Policy:
-        """Make the policy."""
+        """Makes the policy."""
         return entropy_probe(self.limit)
 
 
@@ -91,7 +91,7 @@ class ByPattern(Part):
     default: float = Field(default=0.0, ge=0, le=1)
 
     def build(self) -> Policy:
-        """Make the policy."""
+        """Makes the policy."""
         return by_pattern(self.pattern, self.rates, self.default)
 
 
@@ -103,7 +103,7 @@ class StayOnLarge(Part):
     k: int = Field(ge=0)
 
     def build(self) -> Policy:
-        """Make the policy."""
+        """Makes the policy."""
         return stay_on_large(self.policy.build(), self.k)
 
 
@@ -114,7 +114,7 @@ class Combined(Part):
     policies: list[PolicyConfig] = Field(min_length=1)
 
     def build(self) -> Policy:
-        """Make the policy."""
+        """Makes the policy."""
         first, *others = [policy.build() for policy in self.policies]
         for other in others:
             first = first | other if self.type == "any_of" else first & other
@@ -128,7 +128,7 @@ class PolicyFile(Part):
     path: Annotated[str, BeforeValidator(_beside_file)]
 
     def build(self) -> Policy:
-        """Read the file."""
+        """Reads the file."""
         return load_policy(self.path)
 
 

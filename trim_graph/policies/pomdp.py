@@ -38,7 +38,7 @@ Number = TypeVar("Number", float, Floats)
 
 
 def draft_prior(right: Number, chance: float) -> tuple[Number, Number, Number]:
-    """Return the probabilities of the states of a step before its score is observed: right, lost, slip.
+    """Returns the probabilities of the states of a step before its score is observed: right, lost, slip.
 
     Args:
         right: Probability that all earlier steps are right.
@@ -50,7 +50,7 @@ def draft_prior(right: Number, chance: float) -> tuple[Number, Number, Number]:
 def decision_values(
     hazard: Number, right_reward: Number, large_reward: Number, accepted: Number, replaced: Number
 ) -> tuple[Number, Number]:
-    """Return the values of accepting a draft and of paying for the large model, without the price.
+    """Returns the values of accepting a draft and of paying for the large model, without the price.
 
     Args:
         hazard: Probability that the solution ends with this step.
@@ -66,7 +66,7 @@ def decision_values(
 
 
 def step_tables(tables: npt.ArrayLike, belief: str, shrink: npt.ArrayLike) -> Floats:
-    """Return P(observation | context, state), shape (3, contexts, observations), for a kind of belief.
+    """Returns P(observation | context, state), shape (3, contexts, observations), for a kind of belief.
 
     Args:
         tables: P(least, score | state), shape (3, bins, bins).
@@ -94,7 +94,7 @@ class Plan:
     Attributes:
         belief: How scores become a belief.
         p_small: Chance of the small model's step to be right after right ones.
-        p_large: The same of the large model.
+        p_large: The same probability for the large model.
         large_ratio: Large tokens for one token of the draft they replace.
         mean_tokens: Mean tokens of a draft.
         cost_per_token: Reward that a large token costs.
@@ -154,15 +154,15 @@ class Plan:
             raise ValueError(f"{levels} budget levels of {self.unit} tokens, {grid} beliefs")
 
     def settings(self) -> dict[str, Any]:
-        """Return what is no array."""
+        """Returns what is no array."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ARRAYS}
 
     def arrays(self) -> dict[str, Floats]:
-        """Return the arrays by name."""
+        """Returns the arrays by name."""
         return {name: getattr(self, name) for name in ARRAYS}
 
     def start(self, large_tokens: float | None = None) -> float:
-        """Return the value of the whole plan, before the first draft, under a budget."""
+        """Returns the value of the whole plan, before the first draft, under a budget."""
         if large_tokens is None:
             return float(self.values[0, -1, -1, -1])
         levels = self.values.shape[-1] - 1
@@ -207,7 +207,7 @@ class pomdp(Policy):
         self._contexts, self._bins = plan.tables.shape[1], len(plan.edges) - 1
 
     def decide(self, observation: Observation) -> Choice:
-        """Update the belief, and compare the decisions."""
+        """Updates the belief, and compares the decisions."""
         prior = self._prior(observation)
         belief = self._update(prior, self._least(observation, observation.index), observation.score)
         open_ = belief.right + belief.slip
@@ -215,7 +215,7 @@ class pomdp(Policy):
         return Choice(self._best(observation, belief), memory)
 
     def belief(self, observation: Observation) -> Belief:
-        """Return the belief about a draft."""
+        """Returns the belief about a draft."""
         return self._update(
             self._prior(observation), self._least(observation, observation.index), observation.score
         )
@@ -223,7 +223,7 @@ class pomdp(Policy):
     # The belief
 
     def _prior(self, seen: Observation) -> float:
-        """Return the probability that all accepted steps are right."""
+        """Returns the probability that all accepted steps are right."""
         if not self._carried:
             return 1.0
         done, right = 0, 1.0
@@ -242,14 +242,14 @@ class pomdp(Policy):
         return right
 
     def _large(self, before: float, seen: Observation, step: int) -> float:
-        """Return the belief behind a step of the large model, whose score is known by now, if at all."""
+        """Returns the belief behind a step of the large model, whose score is known by now, if at all."""
         chance = self.plan.p_large
         if self._pairs:
             return before * chance
         return self._update(before, self._least(seen, step), seen.scores[step], chance).right
 
     def _update(self, right: float, least: float, score: float | None, chance: float | None = None) -> Belief:
-        """Observe the score of a step before which all is right with this probability."""
+        """Observes the score of a step before which all is right with this probability."""
         chance = self.plan.p_small if chance is None else chance
         prior = draft_prior(right, chance) if self._carried else (1 / 3, 1 / 3, 1 / 3)
         if score is None:
@@ -301,7 +301,7 @@ class pomdp(Policy):
         return "handover" if handover > CLOSE else "regenerate"
 
     def _level(self, tokens: float | None) -> float:
-        """Return the place on the axis of the budget."""
+        """Returns the place on the axis of the budget."""
         top = float(self.plan.values.shape[-1] - 1)
         if tokens is None or not self.plan.unit:
             return top
@@ -332,12 +332,12 @@ class pomdp(Policy):
     # The file
 
     def contents(self) -> PolicyContents:
-        """Return the contents of this policy's file."""
+        """Returns the contents of this policy's file."""
         return PolicyContents("pomdp", self.plan.settings(), self.plan.arrays(), self.made)
 
     @classmethod
     def from_contents(cls, contents: PolicyContents) -> pomdp:
-        """Return the policy of a file's contents."""
+        """Returns the policy of a file's contents."""
         if set(contents.arrays) != set(ARRAYS):
             raise ValueError(f"arrays are {sorted(contents.arrays)}; expected {sorted(ARRAYS)}")
         arrays: dict[str, Any] = {name: np.ascontiguousarray(contents.arrays[name]) for name in ARRAYS}

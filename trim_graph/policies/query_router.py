@@ -27,7 +27,7 @@ class query_router(Policy):
     Args:
         weights: One per feature (`trim_graph.policies.query_router`).
         idf: The features' inverse document frequencies, as in training.
-        bias: Of the classifier.
+        bias: Bias of the classifier.
         limit: In [0, 1]. Above this probability the large model answers: it sets the share of questions.
         made: How it was trained, for the file.
 
@@ -61,7 +61,7 @@ class query_router(Policy):
         self.made = made or {}
 
     def probability(self, question: str) -> float:
-        """Return how likely the large model is right where the small one is wrong."""
+        """Returns how likely the large model is right where the small one is wrong."""
         import numpy as np
 
         counted = count_features(question)
@@ -70,7 +70,7 @@ class query_router(Policy):
         return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
 
     def next_writer(self, observation: Observation) -> Choice:
-        """Compare the question's probability, which is computed once a run and remembered."""
+        """Compares the question's probability, which is computed once a run and remembered."""
         known = observation.memory
         probability = known if isinstance(known, float) else self.probability(observation.question)
         return Choice("large_to_end" if probability > self.limit else "small", probability)
@@ -81,11 +81,11 @@ class query_router(Policy):
         return True
 
     def with_limit(self, limit: float) -> query_router:
-        """Return the same classifier with another limit: another share of questions for the large model."""
+        """Returns the same classifier with another limit: another share of questions for the large model."""
         return query_router(self.weights, self.idf, self.bias, limit=limit, made=self.made)
 
     def contents(self) -> PolicyContents:
-        """Return what makes this policy again."""
+        """Returns what makes this policy again."""
         parameters = {"limit": self.limit, "bias": self.bias, "features": VERSION}
         return PolicyContents(
             "query_router", parameters, {"weights": self.weights, "idf": self.idf}, made=self.made
@@ -93,7 +93,7 @@ class query_router(Policy):
 
     @classmethod
     def from_contents(cls, contents: PolicyContents) -> query_router:
-        """Make it of what a file holds.
+        """Makes the policy from the contents of a file.
 
         Raises:
             ValueError: It is not what `contents` returned.
@@ -122,14 +122,14 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 class Counts(NamedTuple):
-    """Which places a text fills, in ascending order, and how often each."""
+    """Hashed places that a text fills, in ascending order, and how often each."""
 
     places: Indices
     counts: Reals
 
 
 def count_features(text: str) -> Counts:
-    """Count the words and runs of characters of a text by their places."""
+    """Counts the words and runs of characters of a text by their places."""
     import numpy as np
 
     lowered = " ".join(text.lower().split())
@@ -177,7 +177,7 @@ def _characters(text: str) -> Indices:
 
 
 def inverse_document_frequencies(documents: list[Counts]) -> Reals:
-    """Weigh places by how few of the documents fill them."""
+    """Weighs places by how few of the documents fill them."""
     import numpy as np
 
     frequencies = np.zeros(SIZE)
@@ -188,7 +188,7 @@ def inverse_document_frequencies(documents: list[Counts]) -> Reals:
 
 
 def weighted(counted: Counts, idf: Reals) -> Reals:
-    """Return the value of each place that is filled; words and characters have length 1 each."""
+    """Returns the value of each place that is filled; words and characters have length 1 each."""
     import numpy as np
 
     values: Reals = (1 + np.log(counted.counts)) * idf[counted.places]

@@ -36,12 +36,12 @@ class FeatureExtractor:
 
 
 def aggregate_extractor() -> FeatureExtractor:
-    """Return the extractor of `trim_graph.policies.learned.aggregate`."""
+    """Returns the extractor of `trim_graph.policies.learned.aggregate`."""
     return FeatureExtractor((len(AGGREGATE),), aggregate_features)
 
 
 def sequence_extractor(window: int) -> FeatureExtractor:
-    """Return the extractor of `trim_graph.policies.learned.sequence`."""
+    """Returns the extractor of `trim_graph.policies.learned.sequence`."""
     shape = (window, len(SEQUENCE))
     return FeatureExtractor(shape, lambda observation: padded(sequence_features(observation, window), window))
 
@@ -61,11 +61,11 @@ class EpisodeBatch(Protocol):
     n: int
 
     def begin(self, seed: int | None) -> Sequence[Observation]:
-        """Begin a solution in each row; a seed makes all that follows repeatable."""
+        """Begins a solution in each row; a seed makes all that follows repeatable."""
         ...
 
     def decide(self, regenerate: Sequence[bool]) -> tuple[Sequence[Observation], Transition]:
-        """Carry out one decision in each row, and return the observations of the drafts that follow."""
+        """Carries out one decision in each row, and returns the observations of the drafts that follow."""
         ...
 
 
@@ -84,14 +84,14 @@ class RecordedEpisodes:
         self._order: list[int] = []
 
     def begin(self, seed: int | None) -> list[Observation]:
-        """Begin a solution in each row."""
+        """Begins a solution in each row."""
         if seed is not None:
             self._rng, self._order = np.random.default_rng(seed), []
         self._rows = [self._next() for _ in range(self.n)]
         return [row.observation() for row in self._rows]
 
     def decide(self, regenerate: Sequence[bool]) -> tuple[list[Observation], Transition]:
-        """Carry out one decision in each row."""
+        """Carries out one decision in each row."""
         spent = np.array(
             [row.decide(bool(how)) for row, how in zip(self._rows, regenerate, strict=True)], float
         )
@@ -131,7 +131,7 @@ class SimulatedEpisodes:
         self._rng = np.random.default_rng(seed)
 
     def begin(self, seed: int | None) -> list[Observation]:
-        """Begin a solution in each row."""
+        """Begins a solution in each row."""
         if seed is not None:
             self._rng = np.random.default_rng(seed)
         self._simulator = Simulator(self.model, self.n, seed=self._rng)
@@ -139,7 +139,7 @@ class SimulatedEpisodes:
         return self._observations()
 
     def decide(self, regenerate: Sequence[bool]) -> tuple[list[Observation], Transition]:
-        """Carry out one decision in each row."""
+        """Carries out one decision in each row."""
         simulator, decisions = self._simulator, np.asarray(regenerate, dtype=np.intp)
         before = simulator.observations
         spent = simulator.step(decisions)
@@ -180,7 +180,7 @@ class SimulatedEpisodes:
 
 
 def rewards(transition: Transition, price: float) -> npt.NDArray[np.float64]:
-    """Return the reward of one decision in each row."""
+    """Returns the reward of one decision in each row."""
     earned: npt.NDArray[np.float64] = transition.correct - price * transition.large_tokens
     return earned
 
@@ -210,7 +210,7 @@ class RoutingEnvironment(gymnasium.Env[Floats, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Floats, dict[str, Any]]:
-        """Begin the next question."""
+        """Begins the next question."""
         super().reset(seed=seed)
         if seed is not None or self._next is None:
             (self._next,) = self.batch.begin(seed)
@@ -218,7 +218,7 @@ class RoutingEnvironment(gymnasium.Env[Floats, np.int64]):
         return _input([observation], self.extractor)[0], {}
 
     def step(self, action: np.int64) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
-        """Accept or regenerate. The observation after an end is already that of the next question's draft."""
+        """Accepts or regenerates. An observation after an end is the next question's draft."""
         (observation,), transition = self.batch.decide([bool(action)])
         ended = bool(transition.ended[0])
         self._next = observation if ended else None
@@ -245,19 +245,19 @@ class RoutingVecEnv(VecEnv):
         super().__init__(batch.n, *_spaces(extractor))
 
     def reset(self) -> Floats:
-        """Begin a question in each row."""
+        """Begins a question in each row."""
         seed = self._seeds[0]
         self._reset_seeds()
         return _input(self.batch.begin(seed), self.extractor)
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
-        """Store the decisions."""
+        """Stores the decisions."""
         self._decisions = [bool(action) for action in actions]
 
     def step_wait(
         self,
     ) -> tuple[Floats, npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
-        """Carry out the decisions."""
+        """Carries out the decisions."""
         observations, transition = self.batch.decide(self._decisions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         return (
@@ -271,19 +271,19 @@ class RoutingVecEnv(VecEnv):
         """Nothing to close."""
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Return the attribute for each row."""
+        """Returns the attribute for each row."""
         return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set the attribute of all rows."""
+        """Sets the attribute of all rows."""
         setattr(self, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Raise: rows are no environments of their own."""
+        """Raises: rows are no environments of their own."""
         raise NotImplementedError(f"rows have no method {method_name}")
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """Return False for each row: rows are not wrapped."""
+        """Returns False for each row: rows are not wrapped."""
         return [False] * len(list(self._get_indices(indices)))
 
 

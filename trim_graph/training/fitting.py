@@ -23,9 +23,9 @@ Method = Literal["kernel", "histogram"]
 BANDWIDTHS = (0.01, 0.02, 0.04, 0.08)
 """Widths of the kernels to choose from, the same for both scores, by held-out likelihood."""
 PSEUDOCOUNTS = (0.5, 2.0, 8.0, 32.0)
-"""The same for histograms: this many observations from the product of the margins join the counts."""
+"""Pseudocounts of histograms to choose from, spread as the product of the margins."""
 SHRINKS = (0.001, 0.01, 0.1, 1.0, 10.0)
-"""How far the score may be drawn to being independent of the least earlier one, by held-out likelihood."""
+"""Weights to choose from, by held-out likelihood, of a score that is independent of the least earlier one."""
 FOLDS = 5
 UNIFORM = 1e-3
 """Share of every table that is uniform: no score is impossible in any state."""
@@ -54,11 +54,11 @@ class Drafts:
     large: npt.NDArray[np.bool_]
 
     def of(self, where: npt.NDArray[np.bool_]) -> Drafts:
-        """Return some of them."""
+        """Returns some of them."""
         return Drafts(*(getattr(self, name)[where] for name in self.__slots__))
 
     def scored(self) -> Drafts:
-        """Return those by the small model that have a score."""
+        """Returns those by the small model that have a score."""
         return self.of(~self.large & np.isfinite(self.score))
 
 
@@ -82,7 +82,7 @@ class TrainingData:
 
 
 def read_training_data(traces: Iterable[Mapping[str, Any]]) -> TrainingData:
-    """Read labelled steps and lengths from traces, one at a time.
+    """Reads labelled steps and lengths from traces, one at a time.
 
     Args:
         traces: As `trim_graph.evaluation.traces.read_traces` returns them.
@@ -136,14 +136,14 @@ def fit(
     large_ratio: float | None = None,
     made: dict[str, Any] | None = None,
 ) -> StepModel:
-    """Fit a step model.
+    """Fits a step model.
 
     Args:
         traces: Traces with labels and scores, or the result of `read_training_data`. Labelled solutions in
             the shape of ProcessBench become traces by `trim_graph.evaluation.scorer_metrics.score_labelled`.
         p_large: Chance of the large model's step to be right. Needed where the traces hold none of its
             steps; replaces what they say.
-        bins: Of a score.
+        bins: Number of bins of a score.
         method: ``kernel``: reflected Gaussian kernels; ``histogram``: smoothed counts.
         tokens: Token counts of a draft. Needed where nobody counted; replaces what the traces say.
         large_ratio: Large tokens for one token of a draft; default: as seen, or 1.
@@ -208,7 +208,7 @@ def _chance(states: Ints) -> float:
 
 
 def hazard_of(lengths: Ints, finished: npt.NDArray[np.bool_], prior: float = 2.0) -> Floats:
-    """Return the hazard of ending at each step, from solutions of which some were cut off.
+    """Returns the hazard of ending at each step, from solutions of which some were cut off.
 
     Ends divided by solutions that got there (the life-table estimate); where few did, drawn to the hazard
     over all steps by ``prior`` pseudo-solutions.
@@ -230,7 +230,7 @@ def hazard_of(lengths: Ints, finished: npt.NDArray[np.bool_], prior: float = 2.0
 
 
 def estimate(drafts: Drafts, edges: Floats, method: Method) -> tuple[Floats, float, float]:
-    """Return P(least, score) over the bins, its width or pseudocount, and how far to shrink.
+    """Returns P(least, score) over the bins, its width or pseudocount, and how far to shrink.
 
     Both are chosen by held-out likelihood: the one of the pair, then that of the score given the least one.
     Whole solutions are held out: steps of one solution share their least score.
@@ -267,7 +267,7 @@ def _kernel(drafts: Drafts, edges: Floats, width: float) -> Floats:
 
 
 def _mass(values: Floats, edges: Floats, width: float) -> Floats:
-    """Return the share of each value's kernel in each bin."""
+    """Returns the share of each value's kernel in each bin."""
     copies = np.stack([values, -values, 2 - values])
     below = ndtr((edges - copies[..., None]) / width)
     return np.asarray(np.diff(below, axis=-1).sum(0))
@@ -286,7 +286,7 @@ MIN_DRAFTS = 20
 
 
 def goodness_of_fit(model: StepModel, data: TrainingData, *, simulated: int = 5000) -> dict[str, Any]:
-    """Compare a model with traces, best with others than it was fitted on.
+    """Compares a model with traces, best with others than it was fitted on.
 
     Args:
         model: The step model.
@@ -317,7 +317,7 @@ def goodness_of_fit(model: StepModel, data: TrainingData, *, simulated: int = 50
 
 
 def counts_of(model: StepModel, drafts: Drafts) -> Floats:
-    """Return how many drafts fall into each bin of (least, score)."""
+    """Returns how many drafts fall into each bin of (least, score)."""
     counts = np.zeros((model.bins, model.bins))
     np.add.at(counts, (model.bin_of(drafts.least), model.bin_of(drafts.score)), 1)
     return counts
@@ -346,7 +346,7 @@ def _observation(model: StepModel, drafts: Drafts, state: int) -> dict[str, Any]
 
 
 def _accuracy(drafts: Drafts, modelled: float, *, large: bool) -> dict[str, Any]:
-    """Compare the accuracy at each step with one for all, the model's."""
+    """Compares the accuracy at each step with one for all, the model's."""
     own = drafts.of((drafts.large == large) & (drafts.state != LOST))
     steps = []
     for step in np.unique(own.index):
@@ -364,7 +364,7 @@ def _accuracy(drafts: Drafts, modelled: float, *, large: bool) -> dict[str, Any]
 
 
 def ending_chances(model: StepModel) -> Floats:
-    """Return the probability that a solution has 1, 2, ... steps."""
+    """Returns the probability that a solution has 1, 2, ... steps."""
     return np.asarray(np.cumprod(np.concatenate([[1.0], 1 - model.hazard[:-1]])) * model.hazard)
 
 
@@ -382,7 +382,7 @@ def _length(model: StepModel, data: TrainingData) -> dict[str, float]:
 
 
 def least_distance(model: StepModel, n: int, seed: int = 0) -> dict[str, float]:
-    """Return, by state, the total variation between derived least scores and the tables'.
+    """Returns, by state, the total variation between derived least scores and the tables'.
 
     All drafts are accepted. The scores themselves agree by construction, given the least one.
     """
@@ -397,7 +397,7 @@ def least_distance(model: StepModel, n: int, seed: int = 0) -> dict[str, float]:
 
 
 def draw(model: StepModel, path: str | os.PathLike[str], data: TrainingData | None = None) -> None:
-    """Draw the tables, the accuracy by step and the lengths, traces beside the model where they are given.
+    """Draws the tables, the accuracy by step and the lengths, traces beside the model where they are given.
 
     Args:
         model: The step model.

@@ -69,7 +69,7 @@ def solve(
     levels: int = LEVELS,
     belief_step: float = 0.025,
 ) -> Plan:
-    """Solve the POMDP of a step model.
+    """Solves the POMDP of a step model.
 
     Args:
         model: The step model.
@@ -95,7 +95,7 @@ def solve(
 
 
 def _budget_levels(model: StepModel, budget: int | None, levels: int) -> tuple[float, int]:
-    """Return the tokens between two levels, and how many levels there are.
+    """Returns the tokens between two levels, and how many levels there are.
 
     Steps take whole multiples of the unit, so that nothing is interpolated there: a fraction of the tokens
     that a step takes is worth nothing. The unit is the one that rounds the model's tokens least.
@@ -160,7 +160,7 @@ class _Induction:
         )
 
     def _rest(self) -> tuple[Floats, Floats]:
-        """Return, behind each step, the large model's chance to write all the rest right, and its tokens.
+        """Returns, behind each step, the large model's chance to write all the rest right, and its tokens.
 
         Where the budget does not pay for a step the small model writes it.
         """
@@ -182,19 +182,19 @@ class _Induction:
         return max(1, round(cost / self.unit)) if self.unit else 0
 
     def _pays(self, cost: float) -> npt.NDArray[np.bool_]:
-        """Return at which levels the budget covers a cost."""
+        """Returns at which levels the budget covers a cost."""
         pays = np.arange(self.count + 1) >= self._units(cost)
         pays[-1] = True
         return pays
 
     def _spent(self, values: Floats, cost: float) -> Floats:
-        """Return the values with this much less of the budget; where it does not pay, of an empty one."""
+        """Returns the values with this much less of the budget; where it does not pay, of an empty one."""
         level = np.maximum(np.arange(self.count + 1) - self._units(cost), 0)
         level[-1] = self.count
         return values[..., level]
 
     def _at(self, values: Floats, right: Floats, context: Ints) -> Floats:
-        """Interpolate values (belief, context, level) at beliefs and contexts; adds an axis of levels."""
+        """Interpolates values (belief, context, level) at beliefs and contexts; adds an axis of levels."""
         place = right * (len(self.grid) - 1)
         low = np.minimum(place.astype(np.intp), len(self.grid) - 2)
         part = (place - low)[..., None]
@@ -202,7 +202,7 @@ class _Induction:
         return np.asarray(values[low, context] * (1 - part) + values[low + 1, context] * part)
 
     def _observe(self, prior: Floats) -> tuple[Floats, Floats, Floats]:
-        """Observe: from (3, belief) to P(observation), P(right | it), P(right or slip | it).
+        """Observes: from (3, belief) to P(observation), P(right | it), P(right or slip | it).
 
         Those have the axes (belief, context, observation).
         """
@@ -212,7 +212,7 @@ class _Induction:
         return chance, joint[RIGHT] / known, (joint[RIGHT] + joint[SLIP]) / known
 
     def _behind_large(self, following: Floats) -> Floats:
-        """Return the value behind a step of the large model."""
+        """Returns the value behind a step of the large model."""
         if self.belief in PAIR_BELIEFS:
             right = self.grid * self.model.p_large
             return self._at(following, right[:, None], self.context[:, 0])
@@ -221,7 +221,7 @@ class _Induction:
         return np.asarray((chance[..., None] * self._at(following, now_right, self.next_context)).sum(2))
 
     def _before(self, step: int, following: Floats, behind: Floats, rest: tuple[Floats, Floats]) -> Floats:
-        """Return the values before a draft, from those behind it."""
+        """Returns the values before a draft, from those behind it."""
         model, terms = self.model, self.terms
         chance, right, open_ = self._observe(np.stack(draft_prior(self.grid, model.p_small)))
         # What the three decisions give if the solution ends here, and if it goes on.
@@ -240,7 +240,7 @@ class _Induction:
         return np.asarray((chance[..., None] * value).sum(2) - terms.cost_per_draft)
 
     def _best(self, accept: Floats, large: Floats) -> Floats:
-        """Choose the better decision for each token count that a draft may have."""
+        """Chooses the better decision for each token count that a draft may have."""
         best = np.zeros_like(large)
         for cost, share in self.tokens:
             dear = self._spent(large, cost) - (self.terms.cost_per_token * cost + self.terms.cost_per_call)
@@ -261,11 +261,11 @@ class Beliefs:
         self.begin(0)
 
     def begin(self, n: int) -> None:
-        """Forget; ``n`` new solutions follow."""
+        """Forgets; ``n`` new solutions follow."""
         self.accepted, self.open = np.ones(n), np.ones(n)
 
     def see(self, batch: ObservationBatch) -> Floats:
-        """Observe drafts; call once a step.
+        """Observes drafts; call once a step.
 
         Returns:
             The beliefs, shape (3, n).
@@ -292,7 +292,7 @@ class Beliefs:
         return np.asarray(np.where(total > 0, joint / np.where(total > 0, total, 1.0), prior))
 
     def bin_of(self, score: Floats) -> Ints:
-        """Return the bin of each score."""
+        """Returns the bin of each score."""
         return np.searchsorted(self.plan.edges[1:-1], score, side="right")
 
 
@@ -312,12 +312,12 @@ class BatchPomdp:
         self.begin(0)
 
     def begin(self, n: int) -> None:
-        """Forget; ``n`` new solutions follow."""
+        """Forgets; ``n`` new solutions follow."""
         self.beliefs.begin(n)
         self.belief = np.zeros((3, n))
 
     def decide(self, batch: ObservationBatch) -> Ints:
-        """Return one decision a row."""
+        """Returns one decision a row."""
         plan = self.plan
         self.belief = belief = self.beliefs.see(batch)
         right, open_ = belief[RIGHT], belief[RIGHT] + belief[SLIP]
@@ -379,12 +379,12 @@ class BatchPomdp:
 
 
 def log_loss(belief: Floats, state: Ints) -> Floats:
-    """Return minus the log of the belief in the true state, in nats; beliefs below 1e-6 count as that."""
+    """Returns minus the log of the belief in the true state, in nats; beliefs below 1e-6 count as that."""
     return np.asarray(-np.log(np.maximum(belief[state, np.arange(len(state))], 1e-6)))
 
 
 def drafts_of(trace: Mapping[str, Any]) -> Iterator[tuple[Observation, int | None]]:
-    """Yield the observation and the true state of each draft of the small model, discarded drafts included.
+    """Yields the observation and the true state of each draft of the small model, discarded drafts included.
 
     The state is None where the labels do not show it. Steps of the large model are not yielded; the
     observations behind them hold their scores.
@@ -410,7 +410,7 @@ def drafts_of(trace: Mapping[str, Any]) -> Iterator[tuple[Observation, int | Non
 
 
 def losses(policy: pomdp, trace: Mapping[str, Any]) -> Floats:
-    """Return the log-loss of the true state, in nats, at each draft whose state is known."""
+    """Returns the log-loss of the true state, in nats, at each draft whose state is known."""
     beliefs, states, memory = [], [], None
     for observation, state in drafts_of(trace):
         remembered = remembering(observation, memory)

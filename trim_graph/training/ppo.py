@@ -53,7 +53,7 @@ class Training:
         rollout: Decisions of each row between two updates.
         batch: Decisions in a minibatch.
         epochs: Passes over them.
-        learning_rate: Of Adam.
+        learning_rate: Learning rate of Adam.
         entropy: Weight of the entropy bonus.
         every: Updates between two evaluations on the validation questions.
         patience: Evaluations without an improvement after which a phase ends.
@@ -124,7 +124,7 @@ class Trained:
 
 
 def score(rollouts: Rollouts, policy: Any, price: float) -> Score:
-    """Score a policy on every question.
+    """Scores a policy on every question.
 
     Args:
         rollouts: Rollouts of the questions.
@@ -148,7 +148,7 @@ def train(
     training: Training | None = None,
     on_eval: Callable[[EvalPoint], None] | None = None,
 ) -> Trained:
-    """Train one policy.
+    """Trains one policy.
 
     Args:
         kind: ``aggregate`` or ``sequence``.
@@ -184,7 +184,7 @@ def train(
 def export(
     kind: Kind, learner: PPO, training: Training, made: Mapping[str, Any] | None = None
 ) -> LearnedPolicy:
-    """Return the run-time policy of a model in training."""
+    """Returns the run-time policy of a model in training."""
     if kind == "aggregate":
         return aggregate(aggregate_arrays(learner), made=made)
     encoder: Any = learner.policy.features_extractor
@@ -225,7 +225,7 @@ def _learner(kind: Kind, env: RoutingVecEnv, spread: tuple[Any, Any], given: Tra
 
 
 def _sample(batch: RecordedEpisodes, extractor: FeatureExtractor, seed: int, decisions: int = 64) -> Any:
-    """Return the inputs of a policy that decides at random."""
+    """Returns the inputs of a policy that decides at random."""
     rng = np.random.default_rng(seed)
     seen = list(batch.begin(seed))
     inputs = [extractor.features(one) for one in seen]
@@ -250,7 +250,7 @@ class _Best:
         self.score = Score(-np.inf, 0.0, 0.0)
 
     def evaluate(self, phase: str, learner: PPO, training_reward: float | None) -> bool:
-        """Evaluate the current policy, and return whether it is better than all before it."""
+        """Evaluates the current policy, and returns whether it is better than all before it."""
         policy = self._make()
         found = score(self._validation, policy, self._price)
         point = EvalPoint(phase, int(learner.num_timesteps), training_reward, *found)
@@ -314,8 +314,8 @@ class Standardised(BaseFeaturesExtractor):
     """Features less their mean, over their standard deviation.
 
     Args:
-        space: Of the features.
-        mean: Of each feature, over drafts seen in training.
+        space: Space of the features.
+        mean: Mean of each feature, over drafts seen in training.
         scale: Standard deviation of each.
     """
 
@@ -328,7 +328,7 @@ class Standardised(BaseFeaturesExtractor):
         self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Standardise."""
+        """Standardises."""
         return (features - self.mean) / self.scale
 
 
@@ -343,7 +343,7 @@ class Layer(nn.Module):
         self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
 
     def forward(self, x: torch.Tensor, present: torch.Tensor, *, last: bool) -> torch.Tensor:
-        """Let each step look at all that are present.
+        """Lets each step look at all that are present.
 
         Args:
             x: (batch, steps, width).
@@ -367,11 +367,11 @@ class Encoder(BaseFeaturesExtractor):
     """A transformer over the rows of steps; gives the draft's row.
 
     Args:
-        space: Of the rows, (window, features of a step).
-        mean: Of each feature, over rows that are present.
+        space: Space of the rows, (window, features of a step).
+        mean: Mean of each feature, over rows that are present.
         scale: Standard deviation of each.
-        width: Of a row inside.
-        heads: Of the attention.
+        width: Width of a row inside.
+        heads: Attention heads.
         inner: Width of the feed-forward part.
         layers: How many.
     """
@@ -398,7 +398,7 @@ class Encoder(BaseFeaturesExtractor):
         self.norm = nn.LayerNorm(width, eps=EPSILON)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Encode; ``rows`` is (batch, window, features)."""
+        """Encodes; ``rows`` is (batch, window, features)."""
         present = rows[:, :, SEQUENCE.index("present")] > 0.5
         longest = max(1, int(present.sum(1).max()))
         # Absent rows look at what is present, like all others, and nobody looks at them. An input without any
@@ -413,7 +413,7 @@ class Encoder(BaseFeaturesExtractor):
 
 
 def spread_of(inputs: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return mean and standard deviation of each feature.
+    """Returns mean and standard deviation of each feature.
 
     Args:
         inputs: (drafts, features), or (drafts, window, features): then over rows that are present.
@@ -425,7 +425,7 @@ def spread_of(inputs: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32],
 
 
 def aggregate_arrays(model: PPO) -> Arrays:
-    """Take the arrays of `trim_graph.policies.learned.aggregate` out of a trained model."""
+    """Takes the arrays of `trim_graph.policies.learned.aggregate` out of a trained model."""
     policy = model.policy
     linear = [layer for layer in policy.mlp_extractor.policy_net if isinstance(layer, nn.Linear)]
     arrays = {f"{kind}{at}": value for at, layer in enumerate(linear) for kind, value in _weights(layer)}
@@ -435,7 +435,7 @@ def aggregate_arrays(model: PPO) -> Arrays:
 
 
 def sequence_arrays(model: PPO) -> Arrays:
-    """Take the arrays of `trim_graph.policies.learned.sequence` out of a trained model."""
+    """Takes the arrays of `trim_graph.policies.learned.sequence` out of a trained model."""
     encoder = model.policy.features_extractor
     arrays = {name.removeprefix("layers."): _array(value) for name, value in encoder.named_parameters()}
     arrays |= {f"head.{name}": value for name, value in _one_output(model.policy.action_net).items()}
@@ -461,12 +461,12 @@ def _array(tensor: torch.Tensor) -> npt.NDArray[np.float32]:
 
 
 def write_curves(trained: Sequence[Trained], folder: Path, name: str) -> list[Path]:
-    """Write ``name.csv``, one row for each evaluation, and ``name.json`` and ``name.png`` of the same.
+    """Writes ``name.csv``, one row for each evaluation, and ``name.json`` and ``name.png`` of the same.
 
     Args:
         trained: Any number of trainings.
         folder: Where to.
-        name: Of the files.
+        name: Name of the files.
 
     Returns:
         The files.
@@ -493,7 +493,7 @@ def write_curves(trained: Sequence[Trained], folder: Path, name: str) -> list[Pa
 
 
 def draw_curves(trained: Sequence[Trained], file: Path) -> None:
-    """Draw the reward on the validation questions over the decisions, one picture for each lambda."""
+    """Draws the reward on the validation questions over the decisions, one picture for each lambda."""
     from matplotlib.figure import Figure
 
     prices = sorted({one.price for one in trained})

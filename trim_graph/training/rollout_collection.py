@@ -38,7 +38,7 @@ from .rollouts import Node, RolloutError, Rollouts, Script, Tree, Written
 def graph_builder(
     config: TrimConfig, parts: Parts
 ) -> Callable[[Policy], CompiledStateGraph[Any, Any, Any, Any]]:
-    """Return a function that builds the graph of a policy.
+    """Returns a function that builds the graph of a policy.
 
     The models and the scorer cache their answers, since rollouts of a question share most of their steps.
     The graph has no budget, whatever the configuration says: a limit would change decisions.
@@ -88,7 +88,7 @@ class ExploreQuestions:
     rounds: int
 
     def setup(self, models: Models) -> Callable[[Unexplored], Awaitable[list[Trace]]]:
-        """Return the exploration of one question. The models cache their answers; a failed run raises."""
+        """Returns the exploration of one question. The models cache their answers; a failed run raises."""
         build, steps = graph_builder(models.config, models.parts), models.config.settings.max_steps
 
         async def work(item: Unexplored) -> list[Trace]:
@@ -102,7 +102,7 @@ class ExploreQuestions:
 
 
 async def explore_with(executor: Executor, rollouts: Rollouts, rounds: int) -> int:
-    """Explore trees with an executor; see `Rollouts.explore`.
+    """Explores trees with an executor; see `Rollouts.explore`.
 
     Args:
         executor: Holds the models.
@@ -172,7 +172,7 @@ class TreeExpander:
         self.probes, self.max_nodes = probes, max_nodes
 
     async def expand(self, question: Question) -> Tree | None:
-        """Return the tree of a question; None where only runs of the graph can record it."""
+        """Returns the tree of a question; None where only runs of the graph can record it."""
         tree = Tree(question)
         frontier: list[tuple[Node, list[Step]]] = [(tree.root, [])]
         known = {tree.root}
@@ -195,7 +195,7 @@ class TreeExpander:
         return tree
 
     async def expand_node(self, tree: Tree, script: Sequence[bool]) -> None:
-        """Expand the node at the end of a script.
+        """Expands the node at the end of a script.
 
         Raises:
             RolloutError: Only a run of the graph can expand it.
@@ -215,7 +215,7 @@ class TreeExpander:
             ) from error
 
     async def _ask_both(self, tree: Tree, node: Node, steps: list[Step]) -> Iterable[tuple[Node, list[Step]]]:
-        """Ask both writers at a node, rate the draft, and return the children."""
+        """Asks both writers at a node, rates the draft, and returns the children."""
         question = tree.question
         (draft, node.entropy), (large, _) = await asyncio.gather(
             self._next_step("small", question, steps), self._next_step("large", question, steps)
@@ -239,7 +239,7 @@ class TreeExpander:
     async def _next_step(
         self, writer: Writer, question: Question, steps: list[Step]
     ) -> tuple[Step, float | None]:
-        """Return the writer's next step, and the entropy of its first token if it is probed."""
+        """Returns the writer's next step, and the entropy of its first token if it is probed."""
         model, previous, before = self.models[writer], steps[-1] if steps else None, ""
         first_entropy: float | None = None
         for _ in range(MAX_ATTEMPTS):
@@ -309,7 +309,7 @@ class ExpandingRollouts(Rollouts):
         self.expanded: set[int] = set()
 
     def expand(self, scripts: Mapping[int, Script]) -> None:
-        """Expand the nodes at the ends of scripts."""
+        """Expands the nodes at the ends of scripts."""
 
         async def expand_one(index: int) -> None:
             await self.expander.expand_node(self.trees[index], scripts[index])

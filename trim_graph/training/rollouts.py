@@ -73,7 +73,7 @@ class Node:
     regenerated: Node | None = field(default=None, repr=False)
 
     def after(self, regenerate: bool) -> Node | None:
-        """Return the child of a decision; None where no run has reached it."""
+        """Returns the child of a decision; None where no run has reached it."""
         child = self.regenerated if regenerate else self.accepted
         return child if child is not None and child.ended is not None else None
 
@@ -93,7 +93,7 @@ class Tree:
         self.contradictions = 0
 
     def add(self, trace: Trace) -> None:
-        """Add a run to the tree.
+        """Adds a run to the tree.
 
         Raises:
             RolloutError: The run failed, was stopped by a limit, or was handed over to the large model.
@@ -107,7 +107,7 @@ class Tree:
         node.ended, node.correct = True, bool(trace["correct"])
 
     def unexplored(self) -> list[bool] | None:
-        """Return the script of the shortest run into an unexplored branch; None where there is none."""
+        """Returns the script of the shortest run into an unexplored branch; None where there is none."""
         queue: list[tuple[Node, list[bool]]] = [(self.root, [])]
         for node, script in queue:
             if node.ended is None:
@@ -124,7 +124,7 @@ class Tree:
         return None
 
     def node(self, steps: tuple[str, ...]) -> Node:
-        """Return the node of a partial solution, a new one if there is none."""
+        """Returns the node of a partial solution, a new one if there is none."""
         return self.nodes.setdefault(steps, Node(steps))
 
     def _step(self, node: Node, step: TraceStep) -> Node:
@@ -173,7 +173,7 @@ class ScriptedPolicy(Policy):
         self.scripts: dict[str, Script] = {}
 
     def decide(self, observation: Observation) -> Choice:
-        """Return the next decision of the script."""
+        """Returns the next decision of the script."""
         script, turn = self.scripts.get(observation.question, ()), observation.memory or 0
         return Choice("regenerate" if turn >= len(script) or script[turn] else "accept", turn + 1)
 
@@ -225,7 +225,7 @@ class Rollouts:
         return sum(tree.contradictions for tree in self.trees)
 
     def add(self, traces: Iterable[Trace]) -> None:
-        """Add recorded runs; those of other questions are skipped."""
+        """Adds recorded runs; those of other questions are skipped."""
         for trace in traces:
             index = self._index_of.get(trace["question"])
             if index is not None:
@@ -233,7 +233,7 @@ class Rollouts:
                 self.traces.append(trace)
 
     async def explore(self, rounds: int, on_round: Callable[[int, int], None] | None = None) -> int:
-        """Run each question until its tree has no unexplored branch.
+        """Runs each question until its tree has no unexplored branch.
 
         Args:
             rounds: Most runs of a question.
@@ -258,7 +258,7 @@ class Rollouts:
         return left
 
     def expand(self, scripts: Mapping[int, Script]) -> None:
-        """Run questions by scripts, all at a time, to explore the branches that rollouts take.
+        """Runs questions by scripts, all at a time, to explore the branches that rollouts take.
 
         Args:
             scripts: By the index of the question.
@@ -280,14 +280,14 @@ class Rollouts:
         await run_each(work, scripts, concurrency=min(self.concurrency, len(scripts)))
 
     def nondeterminism_error(self, index: int) -> RolloutError:
-        """Return the error of a question whose models wrote another text when asked again."""
+        """Returns the error of a question whose models wrote another text when asked again."""
         return RolloutError(
             f"the models wrote something else when asked again about "
             f"{self.trees[index].question.text[:80]!r}: they are not deterministic"
         )
 
     def keep(self, trace: Trace) -> None:
-        """Add a new run of the graph.
+        """Adds a new run of the graph.
 
         Args:
             trace: Its ``index`` is the index of the question.
@@ -311,7 +311,7 @@ class UnexploredBranch(Exception):
 
 
 def run_batched(rollouts: Rollouts, run: Callable[[Rollout], None]) -> list[Rollout]:
-    """Run a rollout of each question; unexplored branches are expanded for all questions at a time.
+    """Runs a rollout of each question; unexplored branches are expanded for all questions at a time.
 
     Args:
         rollouts: Trees of the questions.
@@ -378,7 +378,7 @@ class Rollout:
         return self.node.correct
 
     def observation(self) -> Observation:
-        """Return the observation that the graph shows to a policy that decides on the draft."""
+        """Returns the observation that the graph shows to a policy that decides on the draft."""
         draft = self.node.draft
         assert draft is not None
         return Observation(
@@ -395,7 +395,7 @@ class Rollout:
         )
 
     def ends(self, regenerate: bool) -> bool:
-        """Return whether the next step ends the solution by itself, and not by the limit on steps.
+        """Returns whether the next step ends the solution by itself, and not by the limit on steps.
 
         Args:
             regenerate: Whether the large model writes the step.
@@ -409,7 +409,7 @@ class Rollout:
         return child is not None and bool(child.ended) and len(child.steps) < self.rollouts.max_steps
 
     def decide(self, regenerate: bool) -> int:
-        """Carry out a decision.
+        """Carries out a decision.
 
         Returns:
             Tokens of the large model that it used.
@@ -438,7 +438,7 @@ class Rollout:
 
 
 def to_record(tree: Tree) -> dict[str, Any]:
-    """Return a tree as a JSON record: the question's text and the nodes, which name their children by number.
+    """Returns a tree as a JSON record: the question's text and the nodes. Nodes name children by number.
 
     Args:
         tree: May have unexplored branches.
@@ -463,7 +463,7 @@ def _node_record(node: Node, numbers: dict[Node, int]) -> dict[str, Any]:
 
 
 def from_record(question: Question, record: dict[str, Any]) -> Tree:
-    """Return the tree of a record.
+    """Returns the tree of a record.
 
     Raises:
         InputError: The record is of another question, or is damaged.
@@ -513,7 +513,7 @@ _NO_LIMIT = 1_000_000
 
 
 def evaluate_offline(rollouts: Rollouts, policy: Policy, *, seed: int = 0) -> list[Rollout]:
-    """Evaluate a policy on rollout trees, by the rules of the graph's own router.
+    """Evaluates a policy on rollout trees, by the rules of the graph's own router.
 
     Args:
         rollouts: Trees of the questions.
@@ -565,7 +565,7 @@ def _initial_state(rollout: Rollout, settings: dict[str, object], seed: int) -> 
 
 
 def _with_recorded(rollout: Rollout, policy: Policy, state: TrimState, action: Action) -> TrimState:
-    """Return the state with the recorded answer to a request."""
+    """Returns the state with the recorded answer to a request."""
     request = state.get("request")
     while request is not None and request["until_eos"] and not rollout.ended:
         rollout.decide(True)

@@ -77,7 +77,7 @@ class Simulator:
         scores: How scores are drawn, see above.
 
     Attributes:
-        observations: Of the drafts. Rows that are `done` keep theirs until `reset`.
+        observations: Observations of the drafts. Rows that are `done` keep theirs until `reset`.
         done: Which solutions have ended.
         right: Which have ended right.
         state: The true state of each draft: `RIGHT`, `LOST` or `SLIP`.
@@ -118,7 +118,7 @@ class Simulator:
         self.tokens, self.large_tokens, self.small_tokens = np.zeros(n), np.zeros(n), np.zeros(n)
 
     def reset(self, where: Bools) -> ObservationBatch:
-        """Begin new solutions in these rows."""
+        """Begins new solutions in these rows."""
         rows = np.flatnonzero(where)
         self.done[rows] = self.right[rows] = self.by_large[rows] = False
         self.index[rows] = self.large_calls[rows] = 0
@@ -145,7 +145,7 @@ class Simulator:
         )
 
     def step(self, decisions: npt.ArrayLike) -> Floats:
-        """Carry out one decision a row; rows that are done are left alone.
+        """Carries out one decision a row; rows that are done are left alone.
 
         Args:
             decisions: `ACCEPT`, `REGENERATE` or `HANDOVER`, shape (n,).
@@ -173,7 +173,7 @@ class Simulator:
         return np.asarray(self.large_tokens - before)
 
     def _advance(self, rows: Ints, large: Bools) -> None:
-        """Accept the current step and draw the next draft."""
+        """Accepts the current step and draws the next draft."""
         by_large = large[rows]
         own = np.where(by_large, self._draw_score(self.state[rows], self.least[rows]), self.score[rows])
         self.least_before[rows] = self.least[rows]
@@ -209,7 +209,7 @@ class Simulator:
         return np.asarray(low + (high - low) * self.rng.random(len(found)))
 
     def _hand_over(self, rows: Ints) -> None:
-        """Draw the rest of handed-over solutions; the small model writes where the budget is spent."""
+        """Draws the rest of handed-over solutions; the small model writes where the budget is spent."""
         model = self.model
         while len(rows):
             ended = self.ends[rows]
@@ -231,11 +231,11 @@ class BatchPolicy(Protocol):
     """A policy for a batch of solutions. It may keep a memory of each row from `begin` on."""
 
     def begin(self, n: int) -> None:
-        """Forget all rows; ``n`` new solutions follow."""
+        """Forgets all rows; ``n`` new solutions follow."""
         ...
 
     def decide(self, batch: ObservationBatch) -> Ints:
-        """Return one decision a row."""
+        """Returns one decision a row."""
         ...
 
 
@@ -249,12 +249,12 @@ class StatelessBatchPolicy:
         """Nothing to forget."""
 
     def decide(self, batch: ObservationBatch) -> Ints:
-        """Ask the function."""
+        """Asks the function."""
         return np.asarray(self.function(batch), np.intp)
 
 
 def batch_threshold(t: float) -> StatelessBatchPolicy:
-    """Regenerate drafts whose score is below ``t``."""
+    """Regenerates drafts whose score is below ``t``."""
     return StatelessBatchPolicy(lambda batch: (batch.score < t).astype(np.intp))
 
 
@@ -271,7 +271,7 @@ class EpisodeStats:
 def simulate(
     model: StepModel, policy: BatchPolicy, n: int, *, rounds: int = 8, on_step: Any = None, **settings: Any
 ) -> EpisodeStats:
-    """Simulate at least ``n`` solutions of a policy to their ends.
+    """Simulates at least ``n`` solutions of a policy to their ends.
 
     Args:
         model: The step model.
@@ -308,6 +308,6 @@ def simulate(
 
 
 def _pick(cumulative: Floats, rng: np.random.Generator) -> Ints:
-    """Draw a column of each row of cumulative probabilities."""
+    """Draws a column of each row of cumulative probabilities."""
     drawn = rng.random((len(cumulative), 1)) * cumulative[:, -1:]
     return np.asarray((drawn >= cumulative).sum(1), np.intp)

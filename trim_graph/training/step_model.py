@@ -36,7 +36,7 @@ NO_EARLIER = 1.0
 def labelled_steps(
     trace: Mapping[str, Any],
 ) -> Iterator[tuple[int, Mapping[str, Any], int | None, int | None]]:
-    """Yield the index of each step of a trace, the step, its state, and the state of its discarded draft.
+    """Yields the index of each step of a trace, the step, its state, and the state of its discarded draft.
 
     A state is known up to the first step without a label, and None behind it. Behind the first wrong step
     every draft is `LOST`, whatever its label says: labels judge a step given the steps before it.
@@ -67,7 +67,7 @@ class StepModel:
 
     Attributes:
         p_small: Probability that the small model's next step is right, given that all before it is.
-        p_large: The same of the large model.
+        p_large: The same probability for the large model.
         hazard: ``hazard[t]``: probability that a solution ends with its step ``t`` (from 0), given that it
             gets there. The last is 1.
         edges: Borders of the bins of a score, from 0 to 1.
@@ -129,20 +129,20 @@ class StepModel:
         return self.tokens * self.large_ratio
 
     def bin_of(self, score: npt.ArrayLike) -> Ints:
-        """Return the bin of each score."""
+        """Returns the bin of each score."""
         found = np.searchsorted(self.edges, np.asarray(score, np.float64), side="right") - 1
         return np.clip(found, 0, self.bins - 1)
 
     def score_alone(self) -> Floats:
-        """Return P(score | state), shape (3, bins)."""
+        """Returns P(score | state), shape (3, bins)."""
         return np.asarray(self.tables.sum(1))
 
     def score_given_min(self) -> Floats:
-        """Return P(score | least earlier score, state), shape (3, bins, bins); see `shrink`."""
+        """Returns P(score | least earlier score, state), shape (3, bins, bins); see `shrink`."""
         return step_tables(self.tables, "carried", self.shrink)
 
     def changed(self, *, p_large: float | None = None, tokens: npt.ArrayLike | None = None) -> StepModel:
-        """Return the model for another large model, or other token counts."""
+        """Returns the model for another large model, or other token counts."""
         return replace(
             self,
             p_large=self.p_large if p_large is None else p_large,
@@ -150,7 +150,7 @@ class StepModel:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model as JSON; an older file stays whole until the new one is."""
+        """Writes the model as JSON; an older file stays whole until the new one is."""
         file = Path(path)
         document = {
             "format": FORMAT,
@@ -173,7 +173,7 @@ class StepModel:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StepModel:
-        """Read what `save` wrote.
+        """Reads what `save` wrote.
 
         Raises:
             SettingsError: There is no such file, it is no step model, or one of a later release.
@@ -211,7 +211,7 @@ def load_published(
     large: str = "qwen2.5-7b-instruct",
     tokens: npt.ArrayLike = (60.0,),
 ) -> StepModel:
-    """Read the parameters that TRIM's authors published (arXiv 2601.10245; their release as JSON).
+    """Reads the parameters that TRIM's authors published (arXiv 2601.10245; their release as JSON).
 
     Args:
         path: The JSON file.
@@ -252,7 +252,7 @@ def load_published(
 
 
 def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a JSON object.
+    """Reads a JSON object.
 
     Raises:
         SettingsError: The file cannot be read, or is none.

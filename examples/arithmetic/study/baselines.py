@@ -45,7 +45,7 @@ class Baselines:
     Args:
         models: Small, large and scorer.
         concurrency: Most questions under way at once.
-        seed: Of the random policies.
+        seed: Seed of the random policies.
     """
 
     models: Sequence[Any]
@@ -54,7 +54,7 @@ class Baselines:
     arms: dict[str, list[Outcome]] = field(default_factory=dict)
 
     async def run(self, policy: Policy, questions: Sequence[Question]) -> list[Outcome]:
-        """Run one policy.
+        """Runs one policy.
 
         Raises:
             RuntimeError: A question failed.
@@ -74,7 +74,7 @@ class Baselines:
         return outcomes
 
     async def examples(self, questions: Sequence[Question]) -> list[Example]:
-        """Ask both models alone."""
+        """Asks both models alone."""
         small, large = await self.run(small_only(), questions), await self.run(large_only(), questions)
         return [
             Example(question.text, float(bool(s.correct)), float(bool(g.correct)))
@@ -84,7 +84,7 @@ class Baselines:
     async def measure(
         self, questions: Sequence[Question], router: query_router, limits: Sequence[float]
     ) -> None:
-        """Run every policy on the test questions."""
+        """Runs every policy on the test questions."""
         self.arms["small"] = await self.run(small_only(), questions)
         self.arms["large"] = await self.run(large_only(), questions)
         for one in map(router.with_limit, limits):
@@ -98,7 +98,7 @@ class Baselines:
             self.arms[repr(policy)] = await self.run(policy, questions)
 
     def _routed(self, router: query_router, questions: Sequence[Question]) -> list[Outcome]:
-        """Take each question's outcome from the model that gets all of it: greedy models answer the same."""
+        """Takes each question's outcome from the model that gets all of it: greedy models answer the same."""
         arms = self.arms["small"], self.arms["large"]
         return [
             large if router.probability(question.text) > router.limit else small
@@ -106,7 +106,7 @@ class Baselines:
         ]
 
     def table(self) -> str:
-        """Return accuracy with its interval, share of large tokens and PGR of each arm, in Markdown."""
+        """Returns accuracy with its interval, share of large tokens and PGR of each arm, in Markdown."""
         rows = [
             "| policy | accuracy | large tokens, share | gap recovered | small tokens discarded |",
             "|---|---|---|---|---|",
@@ -129,7 +129,7 @@ def _plain(value: float | None) -> str:
 
 
 def limits_of(router: query_router, questions: Sequence[str]) -> list[float]:
-    """Return the limits that give `SHARES` of these questions to the large model."""
+    """Returns the limits that give `SHARES` of these questions to the large model."""
     import numpy as np
 
     probabilities = [router.probability(question) for question in questions]
@@ -137,7 +137,7 @@ def limits_of(router: query_router, questions: Sequence[str]) -> list[float]:
 
 
 async def measure(models: Sequence[Any], given: argparse.Namespace) -> tuple[Baselines, TrainedRouter]:
-    """Train and measure all of it, and print what was found."""
+    """Trains and measures everything, and prints the results."""
     baselines = Baselines(models, given.concurrency, given.seed)
     drawn = problems(given.split, given.train, part="train", seed=given.seed)
     examples = await baselines.examples([arithmetic_question(problem) for problem in drawn])
@@ -165,7 +165,7 @@ async def measure(models: Sequence[Any], given: argparse.Namespace) -> tuple[Bas
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the baselines on the example models and print the table."""
+    """Measures the baselines on the example models and prints the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

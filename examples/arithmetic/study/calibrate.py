@@ -32,15 +32,15 @@ ENOUGH = 0.95
 def example_calibrator(
     small: Any, large: Any, scorer: Any, questions: Sequence[Question], *, concurrency: int, seed: int = 0
 ) -> Calibrator:
-    """Make a calibrator of three models.
+    """Makes a calibrator of three models.
 
     Args:
         small: Chat model; must be greedy, so that the same call has the same answer.
-        large: The same.
+        large: The large model.
         scorer: Rates the steps.
-        questions: To measure on.
+        questions: Questions to measure on.
         concurrency: Most questions under way at once.
-        seed: Of the random policy.
+        seed: Seed of the random policy.
     """
     from trim_graph.evaluation.arms import policy_config
     from trim_graph.evaluation.calibration import Calibrator, RememberingScorer
@@ -61,7 +61,7 @@ def example_calibrator(
 async def calibrate(
     calibrator: Calibrator, *, split: Split, seed: int = 0, thresholds: Sequence[float] = THRESHOLDS
 ) -> Calibration:
-    """Sweep the thresholds and choose, then find the rate at which a random policy spends the same.
+    """Sweeps the thresholds and chooses, then finds the rate at which a random policy spends the same.
 
     Raises:
         ValueError: The large model is no better than the small one.
@@ -94,7 +94,7 @@ def _row(point: Point) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Calibrate the example models and write the file."""
+    """Calibrates the example models and writes the file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

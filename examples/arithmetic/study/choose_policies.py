@@ -23,7 +23,7 @@ from .calibrate import ENOUGH
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A policy file, and what it came to on the validation problems."""
+    """A policy file and its results on the validation problems."""
 
     file: str
     accuracy: float
@@ -32,7 +32,7 @@ class Chosen:
 
 
 def choose(world: Any) -> dict[str, Chosen]:
-    """Choose on a `trim_graph.examples.arithmetic.study.worlds.World` of validation problems.
+    """Chooses on a `trim_graph.examples.arithmetic.study.worlds.World` of validation problems.
 
     Raises:
         SettingsError: No policy of a kind recovers enough.
@@ -55,7 +55,7 @@ def choose(world: Any) -> dict[str, Chosen]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Choose, and write the file."""
+    """Chooses the policies and writes the file."""
     from .results import VALIDATION, VALIDATION_SEED
     from .trees import Problems, recorded_trees
     from .worlds import World

@@ -1,4 +1,4 @@
-"""What TRIM's paper (arXiv 2601.10245) claims, beside what a run has found, in plain sentences."""
+"""Claims of TRIM's paper (arXiv 2601.10245) beside the results of a run, in plain sentences."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 from .measuring import BUDGET, STEPWISE, WITHIN
 
 RATIO = {"standard": 5.0, "words": 5.0, "hard": 6.0}
-"""Cost efficiency of step over query routing that the paper tells; the larger one on harder problems."""
+"""Cost efficiency of step over query routing that the paper reports; the larger one on harder problems."""
 
 
 def claims(document: dict[str, Any]) -> list[str]:
-    """Say of each claim where it holds."""
+    """Returns a sentence on each claim: where it holds."""
     lines = []
     for split, world in document["worlds"].items():
         lines += [f(split, world) for f in (_efficiency, _cascade, _within, _budget, _possible)]
@@ -38,8 +38,8 @@ def _verdict(found: dict[str, Any], claimed: float) -> str:
 
 def _efficiency(split: str, world: dict[str, Any]) -> str:
     claimed, auc = RATIO[split], world["router"]["auc"]
-    told = "" if auc is None else f" (AUC of the router on the test problems {auc:.3f})"
-    begin = f"`{split}`, {claimed:g} times the cost efficiency of query-level routing{told}: "
+    text = "" if auc is None else f" (AUC of the router on the test problems {auc:.3f})"
+    begin = f"`{split}`, {claimed:g} times the cost efficiency of query-level routing{text}: "
     measures = world["against"].get("query router")
     if measures is None:
         return f"{begin}not measured"
@@ -49,8 +49,8 @@ def _efficiency(split: str, world: dict[str, Any]) -> str:
         if ratio is None or ratio["interval"] is None:
             gap = measures[key]["difference"]
             said.append(
-                f"by {name} no ratio can be told, as the router's own is not clear of zero; the threshold is "
-                f"{_range(gap, 2)} above it"
+                f"by {name} no ratio can be reported, as the router's own is not clear of zero; "
+                f"the threshold is {_range(gap, 2)} above it"
             )
         else:
             said.append(f"by {name} {_range(ratio)} times: {_verdict(ratio, claimed)}")
@@ -133,8 +133,8 @@ def _added(worlds: dict[str, Any]) -> list[str]:
                     low, high = row["difference"]["interval"]
                     side = "more" if low > 0 else "less" if high < 0 else "nothing"
                     gain = row["difference"]["accuracy"]
-                    told = "" if side == "nothing" else f" ({gain:+.3f})"
-                    sides[side].append(f"`{split}` {row['share']:.2f}{told}")
+                    text = "" if side == "nothing" else f" ({gain:+.3f})"
+                    sides[side].append(f"`{split}` {row['share']:.2f}{text}")
         said = [
             f"{name} at {', '.join(sides[side])}"
             for side, name in (("more", "better"), ("less", "worse"), ("nothing", "no difference"))
@@ -167,7 +167,7 @@ def _transferred(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _clear(rows: list[dict[str, Any]], key: str, name: str) -> str:
-    """Say in how many cases a transferred policy beats chance of equal spend, and where it does not."""
+    """Returns in how many cases a transferred policy beats chance of equal spend, and where it does not."""
     clear = [row for row in rows if row[key]["interval"][0] > 0]
     failed = [
         f"{row['tuned_on']} to {row['tested_on']}: {row[key]['accuracy']:+.3f} at a share of "
@@ -175,8 +175,8 @@ def _clear(rows: list[dict[str, Any]], key: str, name: str) -> str:
         for row in rows
         if row not in clear
     ]
-    told = f"{name} in {len(clear)}"
-    return f"{told} (not {'; '.join(failed)})" if failed else told
+    text = f"{name} in {len(clear)}"
+    return f"{text} (not {'; '.join(failed)})" if failed else text
 
 
 def _scorers(scorers: dict[str, Any]) -> list[str]:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 STEP_MODEL = POLICIES / "pomdp-step-model.json"
 SHARES = tuple(round(0.05 * number, 2) for number in range(1, 20))
-"""Of large tokens, for which operating points are chosen."""
+"""Shares of large tokens for which operating points are chosen."""
 COSTS = (0.1, 0.5, 1.0, 2.0, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.0, 8.0, 10.0)
-"""Of a large token, where a right solution is worth 100: what plans are made for."""
+"""Prices of a large token for which plans are made; a right solution is worth 100."""
 LAMBDAS = ("0.01", "0.02", "0.04", "0.05", "0.06")
 LIMITS = (0.2, 0.35, 0.5, 0.65, 0.8)
 
@@ -40,9 +40,9 @@ class Family:
     """Policies that differ in a setting.
 
     Attributes:
-        name: For tables.
+        name: Name in tables.
         settings: All that are tried on a validation world.
-        arm: What a setting comes to on a world.
+        arm: Results of a setting on a world.
         kept: Tells it from other families of the same name.
     """
 
@@ -52,7 +52,7 @@ class Family:
     kept: Any = None
 
     def on(self, world: World, setting: Any) -> Arm:
-        """Return what a setting comes to, computed once."""
+        """Returns the results of a setting, computed once."""
         return world.once((self.name, self.kept, setting), lambda: self.arm(world, setting))
 
 
@@ -61,7 +61,7 @@ class Point:
     """An operating point, chosen on validation problems.
 
     Attributes:
-        setting: Of the family.
+        setting: The setting in the family.
         target: Share of large tokens that it was chosen for.
         share: On the validation problems.
         accuracy: The same.
@@ -74,9 +74,9 @@ class Point:
 
 
 def operating_points(family: Family, validation: World, shares: Sequence[float] = SHARES) -> list[Point]:
-    """Choose, for each share, the setting that is right most often among those that spend no more.
+    """Chooses, for each share, the setting that is right most often among those that spend no more.
 
-    Settings that are right equally often are told apart by their spend. Shares below the cheapest setting
+    Settings that are right equally often are distinguished by their spend. Shares below the cheapest setting
     have no point.
     """
     tried = []
@@ -93,13 +93,13 @@ def operating_points(family: Family, validation: World, shares: Sequence[float] 
 
 
 def at_spend(family: Family, world: World, settings: Sequence[Any], tokens: int) -> tuple[Any, Arm]:
-    """Return the setting that spends as many large tokens or the least above, by bisection.
+    """Returns the setting that spends as many large tokens or the least above, by bisection.
 
     Args:
         family: Spends more from setting to setting, but for noise.
         world: Where the spend is compared.
-        settings: In order of spend.
-        tokens: Of all problems together.
+        settings: Settings in order of spend.
+        tokens: Tokens of all problems together.
     """
     low, high = 0, len(settings) - 1
     while low < high:
@@ -112,19 +112,19 @@ def at_spend(family: Family, world: World, settings: Sequence[Any], tokens: int)
 
 
 def quantiles(values: Floats, count: int) -> list[float]:
-    """Return numbers between which the values are evenly spread."""
+    """Returns numbers between which the values are evenly spread."""
     return sorted({float(round(value, 6)) for value in np.quantile(values, np.linspace(0, 1, count))})
 
 
 def policy_family(
     name: str, settings: Callable[[World], Sequence[Any]], make: Callable[[Any], Policy]
 ) -> Family:
-    """Make a family of policies that route step by step."""
+    """Makes a family of policies that route step by step."""
     return Family(name, settings, lambda world, setting: world.solved(make(setting)))
 
 
 def thresholds(world: World, count: int = 100) -> list[float]:
-    """Return thresholds between which the scores of drafts are evenly spread."""
+    """Returns thresholds between which the scores of drafts are evenly spread."""
     return [*quantiles(world.draft_scores, count), 1.0]
 
 
@@ -133,7 +133,7 @@ RANDOM = policy_family("random steps", lambda world: [number / 100 for number in
 
 
 def families(router: query_router) -> list[Family]:
-    """Return all families.
+    """Returns all families.
 
     Args:
         router: The query-level router of the world they are tuned on.
@@ -198,12 +198,12 @@ def _probabilities(router: query_router, world: World) -> Floats:
 
 
 def router_family(router: query_router) -> Family:
-    """Make the family of a router's limits."""
+    """Makes the family of a router's limits."""
     return _by_question("query router", lambda world: _probabilities(router, world), higher=True, kept=router)
 
 
 def _by_question(name: str, rated: Callable[[World], Floats], *, higher: bool, kept: Any = None) -> Family:
-    """Make a family that gives a whole question to the large model, by a figure of the question."""
+    """Makes a family that gives a whole question to the large model, by a figure of the question."""
 
     def figures(world: World) -> Floats:
         return world.once((name, kept), lambda: rated(world))

@@ -14,7 +14,7 @@ from trim_graph.evaluation.metrics import RESAMPLES, cpt, mean_ibc
 from .worlds import Arm, Floats, World
 
 TARGETS = (0.5, 0.8, 0.95)
-"""PGR for which the CPT is told."""
+"""PGR for which the CPT is reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +30,18 @@ class Figure:
         return interval([None if np.isnan(draw) else float(draw) for draw in self.draws])
 
     def document(self) -> dict[str, Any]:
-        """Return value and interval, JSON-native."""
+        """Returns value and interval, JSON-native."""
         return {"value": self.value, "interval": self.interval}
 
     def over(self, other: Figure) -> Figure | None:
-        """Return the ratio; None where the other's interval is not clear of zero."""
+        """Returns the ratio; None where the other's interval is not clear of zero."""
         spread = other.interval
         if spread is None or spread.low <= 0 <= spread.high or not other.value or self.value is None:
             return None
         return Figure(self.value / other.value, self.draws / other.draws)
 
     def minus(self, other: Figure) -> Figure:
-        """Return the difference."""
+        """Returns the difference."""
         known = self.value is not None and other.value is not None
         return Figure(
             self.value - other.value if known else None,  # type: ignore[operator]
@@ -56,7 +56,7 @@ class Draws:
         world: Whose problems.
         arms: By name.
         resamples: How many draws.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
 
     def __init__(
@@ -72,16 +72,16 @@ class Draws:
         self._tokens = {name: means[f"{name} tokens"] for name in self.arms}
 
     def accuracy(self, name: str) -> Figure:
-        """Return the accuracy of an arm."""
+        """Returns the accuracy of an arm."""
         return Figure(self.arms[name].accuracy, self._correct[name])
 
     def share(self, name: str) -> Figure:
-        """Return its share of large tokens."""
+        """Returns its share of large tokens."""
         whole = self.arms["large"].spent
         return Figure(self.arms[name].spent / whole, self._tokens[name] / self._tokens["large"])
 
     def pgr(self, name: str) -> Figure:
-        """Return the performance gap that it recovers."""
+        """Returns the performance gap that it recovers."""
         small, large = self.arms["small"].accuracy, self.arms["large"].accuracy
         gap = self._correct["large"] - self._correct["small"]
         plain = (self.arms[name].accuracy - small) / (large - small) if large > small else None
@@ -89,7 +89,7 @@ class Draws:
         return Figure(plain, np.divide(lifted, gap, out=np.full_like(gap, np.nan), where=gap > 0))
 
     def curve(self, names: Sequence[str]) -> dict[str, Figure]:
-        """Return the figures of the curve through some arms: mean IBC, mean Delta IBC, CPT."""
+        """Returns the figures of the curve through some arms: mean IBC, mean Delta IBC, CPT."""
         ordered = sorted(names, key=lambda name: self.arms[name].spent)
         plain = [(self.share(name).value, self.pgr(name).value) for name in ordered]
         drawn = [(self.share(name).draws, self.pgr(name).draws) for name in ordered]
@@ -104,12 +104,12 @@ class Draws:
 
 
 def difference(left: Arm, right: Arm) -> dict[str, Any]:
-    """Return the accuracy of ``left`` minus that of ``right``, paired by problem."""
+    """Returns the accuracy of ``left`` minus that of ``right``, paired by problem."""
     return dict(accuracy_difference(left.outcomes(), right.outcomes()))
 
 
 def over_random_questions(world: World, arm: Arm) -> dict[str, Any]:
-    """Return an arm's accuracy over that of random whole questions of the same spend, paired by problem.
+    """Returns an arm's accuracy over that of random whole questions of the same spend, paired by problem.
 
     Of those the mean is taken: each question goes to the large model with the chance that spends as much.
     """

@@ -2,7 +2,7 @@
 
 Each is compared with the threshold that spends as many large tokens on the same test problems or more: the
 nearest above, so that the threshold is never the poorer one. Solutions are recorded in FOLDER, the same that
-`results` uses, and what a policy comes to is read off them; `results` checks that against the graph.
+`results` uses, and the results of a policy are read off them; `results` checks that against the graph.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ SHOWN = (0.05, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 def shipped() -> dict[str, Policy]:
-    """Return the shipped policies, by name."""
+    """Returns the shipped policies, by name."""
     files = (file for file in sorted(POLICIES.glob("*.json")) if is_policy_file(file))
     return {file.stem: load_policy(file) for file in files}
 
 
 def thresholds_of(world: World, count: int = 400) -> list[float]:
-    """Return thresholds between which the scores of drafts are evenly spread."""
+    """Returns thresholds between which the scores of drafts are evenly spread."""
     scores = world.draft_scores
     spread = {round(float(scores[at * len(scores) // count]), 6) for at in range(count)}
     return sorted(spread | {1.0, *SHOWN})
 
 
 def row(name: str, arm: Arm, world: World) -> dict[str, Any]:
-    """Return the figures of one policy, with a 95 % interval of its accuracy."""
+    """Returns the figures of one policy, with a 95 % interval of its accuracy."""
     correct = arm.correct.astype(float).tolist()
     return {
         "policy": name,
@@ -52,7 +52,7 @@ def row(name: str, arm: Arm, world: World) -> dict[str, Any]:
 
 
 def measure(world: World, policies: Mapping[str, Policy]) -> list[dict[str, Any]]:
-    """Return a row for each policy, with the threshold that spends the same."""
+    """Returns a row for each policy, with the threshold that spends the same."""
     from .figures import difference
 
     curve = {t: world.solved(threshold(t)) for t in thresholds_of(world)}
@@ -70,7 +70,7 @@ def measure(world: World, policies: Mapping[str, Policy]) -> list[dict[str, Any]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Write the rows as Markdown."""
+    """Writes the rows as Markdown."""
     lines = [
         "| policy | accuracy | large tokens | share | threshold at that spend | difference |",
         "|---|---|---|---|---|---|",
@@ -94,7 +94,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the shipped policies and write ``measured.json``."""
+    """Measures the shipped policies and writes ``measured.json``."""
     from .results import TEST, TEST_SEED
     from .trees import Problems, recorded_trees
     from .worlds import World

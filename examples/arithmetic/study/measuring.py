@@ -1,4 +1,4 @@
-"""What is measured on the recorded problems, as one JSON-native document."""
+"""Measurements on the recorded problems, as one JSON-native document."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Studied:
 
 
 def study_world(world: Studied, *, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Choose operating points on the validation problems and measure them on the test problems, once."""
+    """Chooses operating points on the validation problems and measures them on the test problems, once."""
     test = world.test
     chosen = {family.name: operating_points(family, world.validation) for family in world.families}
     arms = {
@@ -128,7 +128,7 @@ def _measured(draws: Draws, name: str, point: Point) -> dict[str, Any]:
 
 
 def _best(world: Studied) -> dict[str, tuple[Family, Point]]:
-    """Choose, on the validation problems, the family and setting of the two claims.
+    """Chooses, on the validation problems, the family and setting of the two claims.
 
     ``within``: the cheapest that is within `WITHIN` of the large model. ``budget``: the one that is right
     most often for `BUDGET` of its tokens.
@@ -149,7 +149,7 @@ def _best(world: Studied) -> dict[str, tuple[Family, Point]]:
 
 
 def _router(world: Studied) -> dict[str, Any]:
-    """Return how good the router is, on validation questions of its training and on the test problems."""
+    """Returns how good the router is, on validation questions of its training and on the test problems."""
     from trim_graph.evaluation.query_router import Example, auc_of
 
     test = world.test
@@ -164,7 +164,7 @@ def _router(world: Studied) -> dict[str, Any]:
 
 
 def _against(curves: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Compare the threshold's curve with those of policies that route whole questions."""
+    """Compares the threshold's curve with those of policies that route whole questions."""
     found: dict[str, Any] = {}
     for other in BY_QUESTION:
         if other not in curves or THRESHOLD.name not in curves:
@@ -181,7 +181,7 @@ def _against(curves: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _adds(world: Studied, chosen: Mapping[str, Sequence[Point]]) -> list[dict[str, Any]]:
-    """Compare other step-wise families with the threshold that spends as much or more on the problems."""
+    """Compares other step-wise families with the threshold that spends as much or more on the problems."""
     settings, rows = THRESHOLD.settings(world.validation), []
     for family in world.families:
         if family.name not in STEPWISE:
@@ -204,7 +204,7 @@ def _adds(world: Studied, chosen: Mapping[str, Sequence[Point]]) -> list[dict[st
 
 
 def study_transfer(worlds: Mapping[str, Studied], studied: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Tune on one world, test on another, beside random routing that spends as much there or more.
+    """Tunes on one world and tests on another, beside random routing that spends as much there or more.
 
     Args:
         worlds: All of them.
@@ -235,7 +235,7 @@ def study_transfer(worlds: Mapping[str, Studied], studied: Mapping[str, Any]) ->
 
 
 def _beside_random(test: World, arm: Arm) -> dict[str, Any]:
-    """Compare an arm with both kinds of chance: random steps that spend as much or more, random questions."""
+    """Compares an arm with random steps that spend as much or more, and with random questions."""
     rate, beside = at_spend(RANDOM, test, RANDOM.settings(test), arm.spent)
     return {
         "over_questions": over_random_questions(test, arm),
@@ -249,11 +249,11 @@ def _beside_random(test: World, arm: Arm) -> dict[str, Any]:
 def study_scorers(
     scorers: Mapping[str, tuple[World, World]], *, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """Measure the threshold under several scorers.
+    """Measures the threshold under several scorers.
 
     Args:
         scorers: Validation and test problems with the scores of each.
-        resamples: Of the bootstrap.
+        resamples: Resamples of the bootstrap.
     """
     found = {}
     for name, (validation, test) in scorers.items():

@@ -19,7 +19,7 @@ DRAWN = {
 
 
 def draw(document: dict[str, Any], file: Path) -> None:
-    """Draw the operating points with 95 % intervals, and the straight line of random questions."""
+    """Draws the operating points with 95 % intervals, and the straight line of random questions."""
     from matplotlib.figure import Figure
 
     worlds = document["worlds"]

@@ -22,7 +22,7 @@ SCORERS = {
 
 
 def report(document: dict[str, Any]) -> str:
-    """Write the report as Markdown."""
+    """Writes the report as Markdown."""
     worlds = document["worlds"]
     parts = [
         _head(document),
@@ -63,8 +63,8 @@ _AGAINST = (
     "The same measures for the threshold and for what gives a whole question to one model: the trained "
     "router, "
     "and the cascade, which has the small model answer first and asks the large one where the confidence in "
-    "the whole answer is low. A ratio is told only where the interval of what it is divided by is clear of "
-    "zero."
+    "the whole answer is low. A ratio is reported only where the interval of what it is divided by is clear "
+    "of zero."
 )
 _ADDS = (
     "Each operating point beside the threshold that spends as many large tokens on the same test problems or "
@@ -178,7 +178,7 @@ def _against(worlds: dict[str, Any]) -> str:
                         figure(ours, 2),
                         figure(theirs, 2),
                         figure(found["difference"], 2),
-                        figure(found["ratio"], 1) or "not told",
+                        figure(found["ratio"], 1) or "not reported",
                     ]
                 )
     return table(["world", "beside", "measure", "threshold", "the other", "difference", "ratio"], rows)
@@ -261,7 +261,7 @@ def _checks(checks: dict[str, Any]) -> str:
 
 
 def figure(found: dict[str, Any] | None, digits: int = 3) -> str:
-    """Write a figure with its interval; nothing where there is none."""
+    """Writes a figure with its interval; nothing where there is none."""
     if found is None or found["value"] is None:
         return ""
     spread = found["interval"]
@@ -270,13 +270,13 @@ def figure(found: dict[str, Any] | None, digits: int = 3) -> str:
 
 
 def signed(found: dict[str, Any]) -> str:
-    """Write a difference of accuracy, bold where its interval is clear of zero."""
+    """Writes a difference of accuracy, bold where its interval is clear of zero."""
     low, high = found["interval"]
-    told = f"{found['accuracy']:+.3f} ({low:+.3f} to {high:+.3f})"
-    return f"**{told}**" if low > 0 or high < 0 else told
+    text = f"{found['accuracy']:+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a table as Markdown."""
+    """Writes a table as Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -50,7 +50,7 @@ _PACKAGES = ("trim-graph", "langgraph", "langchain-core", "torch", "transformers
 
 
 def study(given: argparse.Namespace) -> dict[str, Any]:
-    """Record what is missing, and measure."""
+    """Records what is missing, and measure."""
     from .measuring import study_scorers, study_transfer, study_world
 
     worlds: dict[str, Studied] = {split: _world(split, given) for split in given.split}
@@ -90,7 +90,7 @@ def study(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _once(name: str, given: argparse.Namespace, make: Callable[[], Any]) -> Any:
-    """Return a part of the document that an earlier run made of the same numbers of problems, or make it."""
+    """Returns a part of the document that an earlier run made of the same numbers of problems, or make it."""
     file = given.folder / f"study-{name}.json"
     settings = {
         "split": given.split,
@@ -111,12 +111,12 @@ def _once(name: str, given: argparse.Namespace, make: Callable[[], Any]) -> Any:
             return kept["found"]
     found = json.loads(json.dumps(make()))
     file.write_text(json.dumps({"settings": settings, "found": found}) + "\n", encoding="utf-8")
-    _tell(f"{name}: measured")
+    _report_progress(f"{name}: measured")
     return found
 
 
 def _code() -> str:
-    """Return the digest of what measures and of what is measured."""
+    """Returns the digest of what measures and of what is measured."""
     whole = hashlib.sha256()
     measuring = [HERE / f"{name}.py" for name in ("families", "figures", "measuring", "scorers", "worlds")]
     for file in [*measuring, *sorted(POLICIES.glob("*.json"))]:
@@ -139,7 +139,7 @@ def _world(split: Split, given: argparse.Namespace) -> Studied:
 
 
 def _keep(world: Studied, given: argparse.Namespace) -> None:
-    """Store the trees that policies have expanded."""
+    """Stores the trees that policies have expanded."""
     split: Any = world.test.split
     for drawn, measured in ((_validation(split, given), world.validation), (_test(split, given), world.test)):
         rollouts = measured.rollouts
@@ -179,7 +179,7 @@ def _scored(given: argparse.Namespace) -> dict[str, tuple[World, World]]:
 
 
 def _checks(worlds: dict[str, Studied], given: argparse.Namespace) -> dict[str, Any]:
-    """Run some policies through the graph as well, on the first test problems."""
+    """Runs some policies through the graph as well, on the first test problems."""
     from trim_graph.adapters import ChatTransformers, TransformersProcessReward
     from trim_graph.evaluation import run_arm
     from trim_graph.examples.arithmetic import LARGE, PRM, SMALL
@@ -217,12 +217,12 @@ def _checks(worlds: dict[str, Studied], given: argparse.Namespace) -> dict[str, 
         pairs = list(zip(ran, read, strict=False))
         same = sum((a.correct, a.large_tokens) == (b.correct, b.large_tokens) for a, b in pairs)
         found[repr(policy)] = {"split": split, "n": len(pairs), "same": same}
-        _tell(f"{policy!r}: {same} of {len(pairs)} problems came out the same in the graph")
+        _report_progress(f"{policy!r}: {same} of {len(pairs)} problems came out the same in the graph")
     return found
 
 
 def _rounded(value: Any) -> Any:
-    """Return a document whose numbers have as many digits as mean something."""
+    """Returns a document whose numbers have as many digits as mean something."""
     if isinstance(value, dict):
         return {key: _rounded(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -231,7 +231,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _processor() -> str:
-    """Name the processor as Linux does; elsewhere as Python does."""
+    """Names the processor as Linux does; elsewhere as Python does."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -239,12 +239,12 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _tell(text: str) -> None:
+def _report_progress(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, and write ``RESULTS.md``, ``results.json`` and ``results.png``."""
+    """Measures, and writes ``RESULTS.md``, ``results.json`` and ``results.png``."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 def trained_router(drawn: Problems, folder: Path, *, concurrency: int = 64) -> TrainedRouter:
-    """Train the router of a world.
+    """Trains the router of a world.
 
     Args:
         drawn: Problems of the training part.
-        folder: Keeps what the models alone came to.
+        folder: Keeps the results of the models alone.
         concurrency: Most problems under way at once.
 
     Raises:
@@ -64,7 +64,7 @@ async def _record(left: Sequence[tuple[int, Question]], journal: Journal, concur
 
 
 async def _alone(weights: Path, questions: Sequence[Question], concurrency: int) -> list[Outcome]:
-    """Have one model write whole solutions, each in one call."""
+    """Has one model write whole solutions, each in one call."""
     from trim_graph.adapters import ChatTransformers
     from trim_graph.graph import create_trim_graph
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def rescored(drawn: Problems, folder: Path, prm: Path, *, concurrency: int = 48) -> World:
-    """Return recorded problems with the scores of another process reward model.
+    """Returns recorded problems with the scores of another process reward model.
 
     Args:
         drawn: Which problems; recorded before.
@@ -47,7 +47,7 @@ def rescored(drawn: Problems, folder: Path, prm: Path, *, concurrency: int = 48)
 
 
 def by_token_probability(drawn: Problems, folder: Path) -> World:
-    """Return recorded problems whose scores are the drafts' mean token probability."""
+    """Returns recorded problems whose scores are the drafts' mean token probability."""
     trees = recorded_trees(drawn, folder)
     for tree in trees:
         for node in _open(tree):
@@ -57,9 +57,9 @@ def by_token_probability(drawn: Problems, folder: Path) -> World:
 
 
 def step_auc(world: World) -> float:
-    """Return the scorer's AUC for telling right from wrong steps of the small model's solutions.
+    """Returns the scorer's AUC for telling right from wrong steps of the small model's solutions.
 
-    A step is right or wrong given what stands before it.
+    A step is right or wrong given the steps before it.
     """
     from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 
@@ -75,7 +75,7 @@ def step_auc(world: World) -> float:
 
 
 def _open(tree: Tree) -> list[Node]:
-    """Return the nodes with a draft, in the order of the tree."""
+    """Returns the nodes with a draft, in the order of the tree."""
     return [node for node in tree.nodes.values() if node.draft is not None]
 
 

@@ -45,7 +45,7 @@ class Problems:
         return f"{self.split}-{self.part}-{self.seed}"
 
     def questions(self) -> list[Question]:
-        """Draw them."""
+        """Draws them."""
         from trim_graph.evaluation.datasets import arithmetic_question
 
         drawn = stream_problems(self.split, part=self.part, seed=self.seed)
@@ -53,7 +53,7 @@ class Problems:
 
 
 def weights_identity() -> dict[str, str]:
-    """Return the digest of each model's weights: others write other texts."""
+    """Returns the digest of each model's weights: others write other texts."""
     return {
         folder.name: hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
         for folder in (SMALL, LARGE, PRM)
@@ -61,7 +61,7 @@ def weights_identity() -> dict[str, str]:
 
 
 def recorded_trees(drawn: Problems, folder: Path, *, concurrency: int = 48) -> list[Tree]:
-    """Return the tree of each problem, recorded now or before.
+    """Returns the tree of each problem, recorded now or before.
 
     Args:
         drawn: Which problems.
@@ -88,7 +88,7 @@ def recorded_trees(drawn: Problems, folder: Path, *, concurrency: int = 48) -> l
 
 
 def keep_trees(drawn: Problems, folder: Path, trees: Mapping[int, Tree]) -> None:
-    """Store trees that were expanded since they were recorded; the last record of a tree counts."""
+    """Stores trees that were expanded since they were recorded; the last record of a tree counts."""
     from trim_graph.training.rollouts import to_record
 
     with Journal(folder / f"{drawn.name}.jsonl", _settings(drawn)) as journal:
@@ -108,7 +108,7 @@ def _models() -> tuple[Any, Any, Any]:
 
 
 def example_expander(split: str) -> TreeExpander:
-    """Return the expander of a world's trees with the example models, which are loaded once."""
+    """Returns the expander of a world's trees with the example models, which are loaded once."""
     from trim_graph.training.rollout_collection import TreeExpander
 
     return TreeExpander(*_models(), probes=True, max_nodes=MAX_NODES[split])

@@ -45,7 +45,7 @@ class Arm:
         return int(self.tokens.sum())
 
     def outcomes(self) -> list[Outcome]:
-        """Return it as `trim_graph.evaluation` takes it."""
+        """Returns it as `trim_graph.evaluation` takes it."""
         pairs = zip(self.correct.tolist(), self.tokens.tolist(), strict=True)
         return [Outcome(index, right, large_tokens=tokens) for index, (right, tokens) in enumerate(pairs)]
 
@@ -56,7 +56,7 @@ class LargeAtEachStep(Policy):
     needs_score = False
 
     def decide(self, observation: Any) -> str:
-        """Ask the large model."""
+        """Asks the large model."""
         return "regenerate"
 
 
@@ -90,30 +90,30 @@ class World:
         return [tree.question.text for tree in self.trees]
 
     def solved(self, policy: Policy, *, seed: int = 0) -> Arm:
-        """Let a policy route every problem."""
+        """Lets a policy route every problem."""
         from trim_graph.training.rollouts import evaluate_offline
 
         return _arm(evaluate_offline(self.rollouts, policy, seed=seed))
 
     def once(self, key: Any, make: Callable[[], Made]) -> Made:
-        """Return what was made of this world under a key, or make it."""
+        """Returns what was made of this world under a key, or make it."""
         if key not in self._made:
             self._made[key] = make()
         made: Made = self._made[key]
         return made
 
     def split_by(self, large: npt.NDArray[np.bool_]) -> Arm:
-        """Give whole problems to one model or the other; shape of ``large``: (n,)."""
+        """Gives whole problems to one model or the other; shape of ``large``: (n,)."""
         return Arm(
             np.where(large, self.large.correct, self.small.correct), np.where(large, self.large.tokens, 0)
         )
 
     def share(self, arm: Arm) -> float:
-        """Return the large tokens as a share of what the large model alone uses."""
+        """Returns the large tokens as a share of what the large model alone uses."""
         return arm.spent / self.large.spent
 
     def oracle(self) -> Arm:
-        """Return the results of a judge without error, by which exactly the wrong drafts are regenerated."""
+        """Returns the results of a judge without error, by which exactly the wrong drafts are regenerated."""
         from trim_graph.training.rollouts import run_batched
 
         def run(rollout: Rollout) -> None:
@@ -123,7 +123,7 @@ class World:
         return _arm(run_batched(self.rollouts, run))
 
     def floor(self, accuracy: float) -> float | None:
-        """Return the least share of large tokens for an accuracy, with hindsight.
+        """Returns the least share of large tokens for an accuracy, with hindsight.
 
         Each problem takes its cheapest branch to the right answer, and the cheapest problems are solved: no
         policy can do it for less. None where not even that reaches the accuracy, or where a branch is
@@ -137,12 +137,12 @@ class World:
         return spent / self.large.spent if math.isfinite(spent) else None
 
     def steps_right(self) -> float:
-        """Return the share of right steps in the small model's solutions, each given the steps before it."""
+        """Returns the share of right steps in the small model's solutions, each given the steps before it."""
         labels = [_right(tree, node) for tree in self.trees for node in self.alone(tree)]
         return sum(labels) / len(labels)
 
     def alone(self, tree: Tree) -> list[Node]:
-        """Return the nodes on the path of the small model alone, without the end."""
+        """Returns the nodes on the path of the small model alone, without the end."""
         path, node = [], tree.root
         while not node.ended:
             path.append(node)
@@ -151,7 +151,7 @@ class World:
         return path
 
     def confidence(self) -> Floats:
-        """Return the mean token probability of the small model's whole answers, shape (n,)."""
+        """Returns the mean token probability of the small model's whole answers, shape (n,)."""
         found = []
         for tree in self.trees:
             drafts = [node.draft for node in self.alone(tree) if node.draft is not None]
@@ -160,14 +160,14 @@ class World:
         return np.array(found)
 
     def least_score(self) -> Floats:
-        """Return the least score of a step of the small model's whole answers, shape (n,)."""
+        """Returns the least score of a step of the small model's whole answers, shape (n,)."""
         return np.array(
             [min((node.draft_score or 0.0 for node in self.alone(tree)), default=1.0) for tree in self.trees]
         )
 
 
 def _right(tree: Tree, node: Node) -> bool:
-    """Return whether the draft at a node is right, given the steps before it."""
+    """Returns whether the draft at a node is right, given the steps before it."""
     assert tree.question.label_steps is not None
     assert node.draft is not None
     return bool(tree.question.label_steps([*node.steps, node.draft.text])[-1])
@@ -178,7 +178,7 @@ def _arm(ended: Sequence[Rollout]) -> Arm:
 
 
 def _least_tokens(node: Node, known: dict[Node, float]) -> float:
-    """Return the fewest large tokens from a node to a right answer; infinite where there is no such path."""
+    """Returns the fewest large tokens from a node to a right answer; infinite where there is no such path."""
     if node.ended:
         return 0.0 if node.correct else math.inf
     if node not in known:

@@ -1,1 +1,1 @@
-"""How the weights of the arithmetic world are made: ``make train``. In the repository, and in no wheel."""
+"""Training of the arithmetic world's weights: ``make train``. In the repository, and in no wheel."""

@@ -21,19 +21,19 @@ in seconds and to give every test real models. They are good for nothing else.
 | `prm_early` | the same after a tenth of its training | for the study of a worse judge |
 
 All use one byte-level BPE tokenizer (ChatML; numbers digit by digit). A score is the probability that a step
-is right *given what stands before it*: carrying on correctly from an earlier mistake is right.
+is right *given the steps before it*: carrying on correctly from an earlier mistake is right.
 Licence: MIT, as the package.
 """
 
 
 def write_card(path: Path, figures: dict[str, Any], *, n: int, seed: int, seconds: dict[str, int]) -> None:
-    """Write the card.
+    """Writes the card.
 
     Args:
         path: The file.
         figures: By model and split, as `train.measure` returns them.
         n: Test problems a split.
-        seed: Of the training.
+        seed: Seed of the training.
         seconds: Wall-clock seconds of each training of this run; empty if it only measured.
     """
     today = datetime.datetime.now(datetime.UTC).date().isoformat()

@@ -27,7 +27,7 @@ _SYSTEMS = ("You are a helpful assistant.", "You are good at arithmetic.", "Answ
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """What is drawn.
+    """Settings of a corpus.
 
     Attributes:
         hard: Share of ``hard`` chains.
@@ -45,7 +45,7 @@ class Mixture:
 
 
 def draw_training_problem(rng: random.Random, mixture: Mixture, progress: float = 1.0) -> Problem:
-    """Draw a problem of the training part; chains grow to full length over the first third.
+    """Draws a problem of the training part; chains grow to full length over the first third.
 
     Args:
         rng: Source of randomness.
@@ -69,7 +69,7 @@ def draw_training_problem(rng: random.Random, mixture: Mixture, progress: float 
 
 
 def _conversation(rng: random.Random, mixture: Mixture, progress: float) -> tuple[str, str]:
-    """Return the prompt (template applied) and the answer."""
+    """Returns the prompt (template applied) and the answer."""
     turns: list[tuple[str, str]] = []
     shape = rng.random()
     if shape < 0.75:
@@ -91,7 +91,7 @@ def _conversation(rng: random.Random, mixture: Mixture, progress: float) -> tupl
 
 
 def chat_prompt(turns: list[tuple[str, str]]) -> str:
-    """Apply the chat template by hand (a test compares it with the tokenizer's): training needs the speed."""
+    """Applies the chat template by hand, for speed; a test compares it with the tokenizer's."""
     body = "".join(f"{TURN_START}{role}\n{content}{TURN_END}\n" for role, content in turns)
     return f"{body}{TURN_START}assistant\n"
 
@@ -160,7 +160,7 @@ class LanguagePools:
 
 
 def stream(dataset: Any, steps: int, workers: int) -> Iterator[Batch]:
-    """Yield ``steps`` batches in a fixed order, drawn by worker processes."""
+    """Yields ``steps`` batches in a fixed order, drawn by worker processes."""
     from torch.utils.data import DataLoader
 
     loader: DataLoader[list[Batch]] = DataLoader(
@@ -176,7 +176,7 @@ def stream(dataset: Any, steps: int, workers: int) -> Iterator[Batch]:
 
 
 def judged_prompt(system: str, question: str, steps: list[str]) -> str:
-    """Write a solution the way a Qwen2.5-Math-PRM reads it: a step token after every step."""
+    """Writes a solution the way a Qwen2.5-Math-PRM reads it: a step token after every step."""
     body = "".join(f"{step}{STEP}" for step in steps)
     prompt = chat_prompt([("system", system), ("user", question)])
     return f"{prompt}{body}{TURN_END}\n"
@@ -204,8 +204,8 @@ SO_FAR = 2
 class JudgedPools:
     """Map-style dataset of judged solutions.
 
-    The class (0 wrong, 1 right) stands at every step token, where the published layout reads it. Inside a
-    step every token has the class of what is written so far plus `SO_FAR`: it tells which digit is wrong,
+    The class (0 wrong, 1 right) is at every step token, where the published layout reads it. Inside a
+    step every token has the class of what is written so far plus `SO_FAR`: it shows which digit is wrong,
     from which a judge learns many times faster than from one verdict a step.
     """
 

@@ -24,7 +24,7 @@ def write_solutions(
     temperature: float = 0.0,
     rows: int = 250,
 ) -> list[str]:
-    """Let ``model`` write whole solutions, ``rows`` at a time (shortest questions first)."""
+    """Lets ``model`` write whole solutions, ``rows`` at a time (shortest questions first)."""
     import torch
 
     prompts = [chat_prompt([("system", DEFAULT_INSTRUCTION), ("user", p.question)]) for p in problems]
@@ -52,7 +52,7 @@ def write_solutions(
 
 
 def solver_figures(problems: Sequence[Problem], solutions: Sequence[str]) -> dict[str, float]:
-    """Return the share of right answers and, up to the first wrong step, the share of right steps."""
+    """Returns the share of right answers and, up to the first wrong step, the share of right steps."""
     right = sum(is_right(p, s) for p, s in zip(problems, solutions, strict=True))
     good = seen = 0
     for problem, solution in zip(problems, solutions, strict=True):
@@ -71,7 +71,7 @@ def judge_solutions(
     solutions: Sequence[str],
     rows: int = 250,
 ) -> list[list[float]]:
-    """Return the reward model's probability of "right" for every step of every solution."""
+    """Returns the reward model's probability of "right" for every step of every solution."""
     import torch
 
     texts = [
@@ -99,7 +99,7 @@ def judge_solutions(
 def judge_figures(
     problems: Sequence[Problem], solutions: Sequence[str], scores: Sequence[Sequence[float]]
 ) -> dict[str, Any]:
-    """Return AUC for spotting a wrong step: over all steps, within each kind of operation, and pooled.
+    """Returns AUC for spotting a wrong step: over all steps, within each kind of operation, and pooled.
 
     The pooled figure counts only pairs of a right and a wrong step of the same kind: what a judge knows
     beyond "this kind of operation is hard".

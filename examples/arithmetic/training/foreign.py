@@ -50,7 +50,7 @@ _ENDINGS = (".", "?", "!", " for me.", " in one line.", ", please.", "")
 
 
 def draw_foreign(rng: random.Random) -> str:
-    """Draw a request of another kind: English, loose words and numbers, or arbitrary characters."""
+    """Draws a request of another kind: English, loose words and numbers, or arbitrary characters."""
     shape = rng.random()
     if shape < 0.6:
         return f"{rng.choice(_OPENINGS)} {rng.choice(_VERBS)} {rng.choice(_NOUNS)}{rng.choice(_ENDINGS)}"

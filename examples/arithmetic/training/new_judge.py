@@ -46,11 +46,11 @@ _SAMPLE = 1000
 
 
 def new_judge(large: Any, tokenizer: PreTrainedTokenizerFast, solutions: Sequence[Judged]) -> Any:
-    """Build it.
+    """Builds it.
 
     Args:
         large: The large model; not changed.
-        tokenizer: Of all models.
+        tokenizer: The tokenizer of all models.
         solutions: Tell how often tokens are written, and how large the states are.
     """
     width = large.config.hidden_size + CODES + NOTES
@@ -76,12 +76,12 @@ def new_judge(large: Any, tokenizer: PreTrainedTokenizerFast, solutions: Sequenc
 
 
 def layers_on_top(model: Any) -> Any:
-    """Return the layers that are the judge's own."""
+    """Returns the layers that are the judge's own."""
     return model.model.layers[-LAYERS_ON_TOP:]
 
 
 def carried(model: Any) -> slice:
-    """Return where the codes are: layers only read them."""
+    """Returns where the codes are: layers only read them."""
     end = model.config.hidden_size - NOTES
     return slice(end - CODES, end)
 
@@ -94,7 +94,7 @@ def _written_most(tokenizer: PreTrainedTokenizerFast, solutions: Sequence[Judged
 
 
 def _take_over(model: Any, large: Any) -> None:
-    """Copy the large model; it computes what it did, and reads and writes nothing in the new dimensions."""
+    """Copies the large model; it computes what it did, and reads and writes nothing in the new dimensions."""
     narrow = large.config.hidden_size
     # A norm divides by the root of the mean over all dimensions.
     wider = math.sqrt(narrow / model.config.hidden_size)
@@ -121,7 +121,7 @@ def _give_codes(
     codes = torch.full((len(embeddings),), CODES - 1)
     codes[torch.tensor(written)] = torch.arange(len(written))
     embeddings[torch.arange(len(embeddings)), solver_width + codes] = CODE_SIZE
-    # To the large model the step token is new, and it stands where a blank line was.
+    # To the large model the step token is new, and it is where a blank line was.
     embeddings[ids[STEP], :solver_width] = embeddings[ids[STEP_END], :solver_width]
     embeddings[ids[STEP], solver_width:] = 0.0
 
@@ -138,7 +138,7 @@ def _size_of_states(
 
 
 def _begin_on_top(model: Any, *, size: float) -> None:
-    """Let the layers on top add nothing yet, and see the codes as large as the states."""
+    """Lets the layers on top add nothing yet, and see the codes as large as the states."""
     for layer in layers_on_top(model):
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
@@ -165,7 +165,7 @@ def _begin_as_comparison(model: Any, large: Any, written: Sequence[int]) -> None
 
 
 def _look_back(attention: Any, theta: float) -> None:
-    """Turn the first head to the place before, by biases alone.
+    """Turns the first head to the place before, by biases alone.
 
     Rotary embeddings (Su et al. 2021) turn each pair of dimensions by its speed from place to place: the
     query begins one place behind the key.

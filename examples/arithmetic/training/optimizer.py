@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long and how fast.
+    """Length and learning rates of a training.
 
     Attributes:
         steps: Optimiser steps; steps, not seconds, so that weights reproduce.
@@ -42,7 +42,7 @@ def optimise(
     log: Callable[[str], None],
     at: Mapping[int, Callable[[], None]] | None = None,
 ) -> None:
-    """Train ``model`` in place on ``batches``.
+    """Trains ``model`` in place on ``batches``.
 
     Args:
         model: Of its parameters those that want a gradient are trained; those of two dimensions, embeddings

@@ -37,7 +37,7 @@ _PIECES = r" ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|[\r\n]+|\s+(?!\S)|\s+"
 
 
 def set_phrases() -> list[str]:
-    """Return the texts that are one token each: step numbers, the prompts, fixed parts of the problems."""
+    """Returns the texts that are one token each: step numbers, the prompts, fixed parts of the problems."""
     from trim_graph.examples.arithmetic.chains import SET_PHRASES
     from trim_graph.examples.arithmetic.words import fixed_leads
 
@@ -49,7 +49,7 @@ def set_phrases() -> list[str]:
 
 
 def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
-    """Train the tokenizer on problems of the training part and on the prompts; same seed, same result."""
+    """Trains the tokenizer on problems of the training part and on the prompts; same seed, same result."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -84,7 +84,7 @@ def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write the tokenizer's files so that ``AutoTokenizer`` takes tokenizer.json as it stands.
+    """Writes the tokenizer's files so that ``AutoTokenizer`` takes tokenizer.json as it stands.
 
     For a Qwen2 model transformers 5 would replace the pre-tokenizer by Qwen's and add a normaliser that
     changes bytes; a mapping to nothing makes it, and vLLM with it, keep what the file says.
@@ -97,7 +97,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Load the tokenizer exactly as tokenizer.json describes it."""
+    """Loads the tokenizer exactly as tokenizer.json describes it."""
     from transformers import PreTrainedTokenizerFast
 
     loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)

@@ -70,7 +70,7 @@ RECIPES = {
 
 
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """Build an untrained Qwen2 language model of the recipe's size."""
+    """Builds an untrained Qwen2 language model of the recipe's size."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     ids = tokenizer.get_vocab()
@@ -91,7 +91,7 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Any:
 
 
 def loss_of(model: Any, head: Any) -> Callable[[Batch], torch.Tensor]:
-    """Return the mean cross-entropy of ``head`` on the backbone's states, only where there is a target."""
+    """Returns the mean cross-entropy of ``head`` on the backbone's states, only where there is a target."""
     import torch
 
     backbone = compiled(model.model)
@@ -105,7 +105,7 @@ def loss_of(model: Any, head: Any) -> Callable[[Batch], torch.Tensor]:
 
 
 def train_solver(shop: Workshop, name: str, recipe: Recipe) -> Any:
-    """Train ``small`` or ``large`` and save it."""
+    """Trains ``small`` or ``large`` and saves it."""
     import torch
 
     torch.manual_seed(shop.seed)
@@ -118,7 +118,7 @@ def train_solver(shop: Workshop, name: str, recipe: Recipe) -> Any:
 
 
 def run_phase(shop: Workshop, name: str, number: int, phase: Phase, model: Any, loss: Any) -> None:
-    """Train ``model`` in place through one phase of its recipe; later phases grow no chains."""
+    """Trains ``model`` in place through one phase of its recipe; later phases grow no chains."""
     schedule = phase.schedule
     pools = LanguagePools(
         shop.tokenizer,
@@ -139,7 +139,7 @@ def run_phase(shop: Workshop, name: str, number: int, phase: Phase, model: Any, 
 
 
 def measure(shop: Workshop, n: int) -> dict[str, Any]:
-    """Measure all models on ``n`` test problems of each split."""
+    """Measures all models on ``n`` test problems of each split."""
     from trim_graph.adapters.prm.heads import load_prm
 
     models = {name: shop.load(name) for name in ("small", "large")}
@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Train, measure, and write the model card."""
+    """Trains, measures, and writes the model card."""
     import torch
     import transformers
 

@@ -36,7 +36,7 @@ SAMPLED = (
 
 
 def sample_judged(shop: Workshop, models: dict[str, Any], count: int) -> list[Judged]:
-    """Let the solvers solve training problems, and work out the right step at every place."""
+    """Lets the solvers solve training problems, and works out the right step at every place."""
     judged: list[Judged] = []
     for source in range(len(SAMPLED)):
         judged += sample_source(shop, models[SAMPLED[source][0]], source, count)
@@ -46,7 +46,7 @@ def sample_judged(shop: Workshop, models: dict[str, Any], count: int) -> list[Ju
 
 
 def sample_source(shop: Workshop, model: Any, source: int, count: int) -> list[Judged]:
-    """Sample one entry of `SAMPLED`; each has its own seed, so their order does not matter."""
+    """Samples one entry of `SAMPLED`; each has its own seed, so their order does not matter."""
     _, temperature, share = SAMPLED[source]
     torch.manual_seed(1000 * shop.seed + source)
     drawn = [
@@ -90,7 +90,7 @@ class Lesson(torch.nn.Module):
                 weight.register_hook(lambda gradient: gradient * reads_only.to(gradient.device))
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Return the loss of a batch of `JudgedPools`."""
+        """Returns the loss of a batch of `JudgedPools`."""
         classes = batch.targets
         out = self._backbone[0](input_ids=batch.ids, use_cache=False, output_hidden_states=True)
         wanted = classes != -100
@@ -108,7 +108,7 @@ class Lesson(torch.nn.Module):
 
 
 def train_judge(shop: Workshop, large: Any, judged: list[Judged], schedule: Schedule = JUDGE_SCHEDULE) -> Any:
-    """Train the process reward model from the large one; save it, and an early state of it."""
+    """Trains the process reward model from the large one; saves it, and an early state of it."""
     torch.manual_seed(shop.seed)
     model = new_judge(large.to("cpu"), shop.tokenizer, judged)
     lesson = Lesson(model).to(shop.device)

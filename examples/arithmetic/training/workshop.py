@@ -1,4 +1,4 @@
-"""What all trainings share: where the models lie, the device, the seed, the log."""
+"""Shared by all trainings: where the models are, the device, the seed, the log."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class Workshop:
     tokenizer: PreTrainedTokenizerFast
 
     def log(self, text: str) -> None:
-        """Print at once, also into a file."""
+        """Prints at once, also into a file."""
         print(text, flush=True)
 
     def save(self, model: Any, name: str) -> None:
-        """Write weights, config and tokenizer to the folder ``name``."""
+        """Writes weights, config and tokenizer to the folder ``name``."""
         model.to("cpu").save_pretrained(self.out / name)
         save_tokenizer(self.tokenizer, self.out / name)
         model.to(self.device)
 
     def load(self, name: str) -> Any:
-        """Load ``small`` or ``large`` trained before."""
+        """Loads ``small`` or ``large`` trained before."""
         from transformers import Qwen2ForCausalLM
 
         model: Any = Qwen2ForCausalLM.from_pretrained(self.out / name)
@@ -42,7 +42,7 @@ class Workshop:
 
 
 def compiled(backbone: Any) -> Any:
-    """Compile where there is a C compiler; without one training is a third slower."""
+    """Compiles where there is a C compiler; without one training is a third slower."""
     import torch
 
     return torch.compile(backbone, dynamic=True) if shutil.which("gcc") else backbone
