@@ -12,7 +12,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
 from .budget.usage import Usage
-from .state import TrimState, changed, check_schema
+from .state import SCHEMA_VERSION, TrimState, changed, check_schema
 
 T = TypeVar("T")
 
@@ -183,7 +183,8 @@ class CallNode(Runnable[Any, Any]):
 
 def _waited(state: TrimState, invocation: Invocation | None) -> TrimState:
     """Return a state with the time before the call in its usage."""
-    check_schema(state["run"])
+    if state["run"]["schema"] != SCHEMA_VERSION:
+        check_schema(state["run"])
     if invocation is None:
         return state
     usage = state["usage"]

@@ -96,6 +96,9 @@ class RunView:
         self.state = state
         self.run: Run = state["run"]
         self.settings = settings_of(self.run)
+        self.budget: Budget = self.settings.budget
+        self.prices: Prices = self.settings.prices
+        self.accounts: Mapping[str, Mapping[str, Any]] = self.run.get("accounts") or {}
         self.usage: Usage = state["usage"]
         self.steps: Sequence[Step] = state["steps"]
         self.draft: Draft | None = state.get("draft")
@@ -118,16 +121,6 @@ class RunView:
         if view.usage is not self.usage:
             view.__dict__.pop("left", None)
         return view
-
-    @property
-    def budget(self) -> Budget:
-        """The limits of the run."""
-        return self.settings.budget
-
-    @property
-    def prices(self) -> Prices:
-        """The price table of the run."""
-        return self.settings.prices
 
     @cached_property
     def policy(self) -> Policy:
@@ -158,8 +151,3 @@ class RunView:
     def scores(self) -> tuple[float | None, ...]:
         """One entry per accepted step; None where a step was never scored."""
         return scores_of(self.state)
-
-    @cached_property
-    def accounts(self) -> Mapping[str, Mapping[str, Any]]:
-        """Limits of the accounts that the run draws from."""
-        return self.run.get("accounts", {})
