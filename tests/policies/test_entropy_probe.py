@@ -86,13 +86,13 @@ def test_a_combination_says_what_its_parts_say_once_the_probe_is_known(left, lat
     parts = Asks(left, later if left == "probe" else left), Asks(right, also if right == "probe" else right)
     policy = parts[0] | parts[1] if either else parts[0] & parts[1]
     first = policy.next_writer(SEEN)
-    told = policy.next_writer(replace(SEEN, probe_entropy=1.0))
+    probed = policy.next_writer(replace(SEEN, probe_entropy=1.0))
     pick = max if either else min
-    assert told.value == pick((part.after for part in parts), key=ranked.index)
+    assert probed.value == pick((part.after for part in parts), key=ranked.index)
     if "probe" not in (left, right):
-        assert first == told
+        assert first == probed
     elif first.value != "probe":  # it has not asked, because the probe could not have changed it
-        assert first.value == told.value == ("large_to_end" if either else "small")
+        assert first.value == probed.value == ("large_to_end" if either else "small")
     else:
         assert first.memory is None
 
@@ -140,11 +140,11 @@ def test_its_token_prompt_and_call_are_spent_by_the_small_model_and_discarded(ma
     assert spent["output_tokens"] == summary["tokens"]["small"] + 4
 
 
-def test_it_is_told_to_the_stream_before_the_step(make):
+def test_it_is_reported_to_the_stream_before_the_step(make):
     rig = rig_of(make, scorer=None)
     events = list(rig.graph.stream({"messages": [("user", "2 + 2?")]}, stream_mode="custom"))
-    told = [(e["event"], e["step"]) for e in events if e["event"] in ("probe", "accepted")]
-    assert told == [(event, step) for step in range(4) for event in ("probe", "accepted")]
+    probed = [(e["event"], e["step"]) for e in events if e["event"] in ("probe", "accepted")]
+    assert probed == [(event, step) for step in range(4) for event in ("probe", "accepted")]
     first = next(e for e in events if e["event"] == "probe")
     assert first == {
         "type": "trim",
@@ -320,8 +320,8 @@ def test_a_model_of_openais_api_is_asked_for_the_likeliest_tokens(make):
     top = [{"token": str(n), "logprob": -1.3862943611198906} for n in range(4)]
     rig = make(openai_like(top), policy=entropy_probe(1.0), scorer=None)
     events = rig.graph.stream({"messages": [("user", "2 + 2?")]}, stream_mode="custom")
-    told = [event["entropy"] for event in events if event["event"] == "probe"]
-    assert told == [pytest.approx(1.3862943611198906)] * 4
+    probed = [event["entropy"] for event in events if event["event"] == "probe"]
+    assert probed == [pytest.approx(1.3862943611198906)] * 4
 
 
 @pytest.mark.parametrize(
@@ -369,9 +369,9 @@ def test_the_state_holds_two_numbers_of_a_probe(make):
     config = {"configurable": {"thread_id": "1"}}
     rig.ask(config=config)
     orders = [s.values.get("request") for s in rig.graph.get_state_history(config)]
-    told = [order["probe"] for order in orders if order and "probe" in order]
-    assert {"entropy": 2.0, "unobserved_probability": 0.0} in told
-    assert all(set(probe) == {"entropy", "unobserved_probability"} for probe in told)
+    probed = [order["probe"] for order in orders if order and "probe" in order]
+    assert {"entropy": 2.0, "unobserved_probability": 0.0} in probed
+    assert all(set(probe) == {"entropy", "unobserved_probability"} for probe in probed)
 
 
 def test_a_call_and_a_configuration_may_name_it(make):

@@ -227,11 +227,11 @@ def _learner(kind: Kind, env: RoutingVecEnv, spread: tuple[Any, Any], given: Tra
 def _sample(batch: RecordedEpisodes, extractor: FeatureExtractor, seed: int, decisions: int = 64) -> Any:
     """Returns the inputs of a policy that decides at random."""
     rng = np.random.default_rng(seed)
-    seen = list(batch.begin(seed))
-    inputs = [extractor.features(one) for one in seen]
+    observations = list(batch.begin(seed))
+    inputs = [extractor.features(one) for one in observations]
     for _ in range(decisions):
-        seen, _transition = batch.decide((rng.random(batch.n) < 0.3).tolist())
-        inputs.extend(extractor.features(one) for one in seen)
+        observations, _ = batch.decide((rng.random(batch.n) < 0.3).tolist())
+        inputs.extend(extractor.features(one) for one in observations)
     return np.array(inputs, dtype=np.float32)
 
 
