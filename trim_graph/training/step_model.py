@@ -32,30 +32,6 @@ STATES = ("right so far", "lost before", "first wrong step")
 NO_EARLIER = 1.0
 """The least score of the earlier steps where there are none."""
 
-
-def labelled_steps(
-    trace: Mapping[str, Any],
-) -> Iterator[tuple[int, Mapping[str, Any], int | None, int | None]]:
-    """Yields the index of each step of a trace, the step, its state, and the state of its discarded draft.
-
-    A state is known up to the first step without a label, and None behind it. Behind the first wrong step
-    every draft is `LOST`, whatever its label says: labels judge a step given the steps before it.
-    """
-    lost, known = False, True
-    for index, step in enumerate(trace["steps"]):
-        state, discarded = (
-            None
-            if part is None or not known
-            else LOST
-            if lost
-            else {True: RIGHT, False: SLIP}.get(part["label"])
-            for part in (step, step["discarded"])
-        )
-        yield index, step, state, discarded
-        known = known and (lost or step["label"] is not None)
-        lost = lost or step["label"] is False
-
-
 SHRINK = 1e-3
 """Where published tables hold less than about this of P(least earlier | state), the score is taken to be
 independent of it: the far tails of kernel densities say nothing."""
@@ -266,6 +242,27 @@ def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise SettingsError(f"step model {path} is no JSON object")
     return document
+
+
+def labelled_steps(
+    trace: Mapping[str, Any],
+) -> Iterator[tuple[int, Mapping[str, Any], int | None, int | None]]:
+    """Yields the index of each step of a trace, the step, its state, and the state of its discarded draft.
+
+    A state is known up to the first step without a label, and None behind it. Behind the first wrong step
+    every draft is `LOST`, whatever its label says: labels judge a step given the steps before it.
+    """
+    lost, known = False, True
+
+    def state_of(part: Mapping[str, Any] | None) -> int | None:
+        if part is None or not known:
+            return None
+        return LOST if lost else {True: RIGHT, False: SLIP}.get(part["label"])
+
+    for index, step in enumerate(trace["steps"]):
+        yield index, step, state_of(step), state_of(step["discarded"])
+        known = known and (lost or step["label"] is not None)
+        lost = lost or step["label"] is False
 
 
 def _require(holds: bool, name: str, complaint: str) -> None:
