@@ -565,8 +565,8 @@ def test_what_the_last_nodes_left_is_done_with():
             {
                 "budget": Budget(large_tokens=40),
                 "accounts_left": {
-                    "thread:1": RemainingBudget(large_tokens=30),
                     "user:1": RemainingBudget(large_tokens=20),
+                    "thread:1": RemainingBudget(large_tokens=30),
                 },
             },
             20,
