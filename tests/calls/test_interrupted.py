@@ -128,7 +128,7 @@ def test_a_call_whose_result_is_lost_again_and_again_stays_within_the_limit(
     asynchronously=st.booleans(),
     explicit=st.booleans(),
 )
-def test_whatever_is_lost_the_bill_is_what_was_written(
+def test_a_bill_is_what_was_written_whatever_is_lost(
     make, outages, durability, limit, asynchronously, explicit
 ):
     # With "async" the first calls may come before the run itself is stored; nobody can go on with that one.
@@ -324,7 +324,7 @@ def test_a_call_that_raised_is_charged_once_and_not_to_a_later_branch(make):
 # What is remembered
 
 
-def test_nothing_is_remembered_of_runs_that_have_ended(make):
+def test_runs_that_have_ended_are_forgotten(make):
     rig = make(policy=large_only())
     before = interrupted._aborted_calls._count
     rig.ask()
@@ -332,7 +332,7 @@ def test_nothing_is_remembered_of_runs_that_have_ended(make):
     assert interrupted._aborted_calls._count == before
 
 
-def test_only_so_many_calls_are_remembered(monkeypatch):
+def test_calls_beyond_the_number_kept_are_forgotten(monkeypatch):
     calls = interrupted._Calls()
     monkeypatch.setattr(interrupted, "KEPT", 10)
     for number in range(50):

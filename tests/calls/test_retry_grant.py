@@ -46,7 +46,7 @@ BROKEN = httpx.RemoteProtocolError("gone")
 
 
 @pytest.mark.parametrize("broken", [BROKEN, failed(504), failed(500)], ids=str)
-def test_where_one_attempt_may_have_used_all_there_is_no_other(run, broken):
+def test_an_attempt_that_may_have_used_all_that_is_left_is_the_last(run, broken):
     trim, asked = run(broken, GOOD, budget=Budget(large_tokens=STEP))
     assert asked == [STEP]
     assert trim["tokens"]["large_unaccounted"] == STEP
@@ -55,7 +55,7 @@ def test_where_one_attempt_may_have_used_all_there_is_no_other(run, broken):
     assert any("the limit on large_tokens is spent" in note for note in trim["notes"])
 
 
-def test_a_limit_that_has_more_left_lets_them_go_on(run):
+def test_a_limit_that_has_more_left_lets_attempts_go_on(run):
     trim, asked = run(BROKEN, BROKEN, GOOD, budget=Budget(large_tokens=230))
     assert asked == [STEP, STEP, 30]
     assert trim["tokens"]["large_unaccounted"] + trim["tokens"]["large"] == 220
@@ -63,7 +63,7 @@ def test_a_limit_that_has_more_left_lets_them_go_on(run):
     assert asked == [STEP] * 3
 
 
-def test_what_costs_nothing_is_tried_again_freely(run):
+def test_an_attempt_that_cost_nothing_is_tried_again_freely(run):
     free = (failed(429), httpx.ConnectError("refused"), failed(503))
     trim, asked = run(*free, GOOD, budget=Budget(large_tokens=STEP))
     assert asked == [STEP] * 4
@@ -77,7 +77,7 @@ def test_a_limit_on_cost_counts_each_attempts_prompt(run):
     assert trim["cost"] == 120
 
 
-def test_on_exhausted_says_how_it_goes_on(run):
+def test_a_call_without_another_attempt_goes_on_as_on_exhausted_says(run):
     trim, asked = run(BROKEN, GOOD, budget=Budget(large_tokens=STEP, on_exhausted="stop"))
     assert asked == [STEP]
     assert trim["steps"]["large"] == 0

@@ -103,7 +103,7 @@ async def test_the_next_step_is_begun_while_the_scorer_is_at_work():
     assert result["trim"]["tokens"]["lookahead_discarded"] == 0
 
 
-async def test_off_unless_asked_for():
+async def test_lookahead_is_off_unless_asked_for():
     rig = Rig(lookahead=False)
     at_work = {}
     rig.scorer.at_work = lambda text: at_work.update({text: len(rig.small.begun)})
@@ -216,7 +216,7 @@ async def test_a_call_that_has_failed_is_made_anew():
     assert bill(result)["unaccounted_tokens"] == 512
 
 
-async def test_what_a_failed_call_told_is_counted():
+async def test_a_failed_call_ahead_is_counted_with_what_it_reported():
     class Failing(PacedModel):
         def _generate(self, messages: Any, *arguments: Any, **kwargs: Any) -> Any:
             if written_before(messages) == AFTER_TWO and self.begun.count(AFTER_TWO) == 1:
@@ -261,7 +261,7 @@ class ProbesNever(Policy):
         ({"policy": large_only()}, []),
     ],
 )
-async def test_nothing_is_begun_where_it_would_be_of_no_use(options, begun):
+async def test_a_step_is_not_begun_ahead_where_it_would_be_of_no_use(options, begun):
     rig = Rig(**options)
     result = await rig.ask()
     assert bill(result)["discarded"] == 0
@@ -269,7 +269,7 @@ async def test_nothing_is_begun_where_it_would_be_of_no_use(options, begun):
 
 
 @pytest.mark.parametrize("limit", range(10, 24))
-async def test_nothing_is_begun_where_the_recursion_limit_ends_the_run(limit):
+async def test_a_step_is_not_begun_ahead_where_the_recursion_limit_ends_the_run(limit):
     result = await Rig().ask({"recursion_limit": limit})
     assert bill(result)["discarded"] == 0
 
@@ -351,7 +351,7 @@ async def test_events_and_streamed_text_are_the_same():
 
 
 @pytest.mark.parametrize("mode", ["debug", "checkpoints", "tasks", "updates", "values"])
-async def test_what_is_in_flight_is_in_no_stream(mode):
+async def test_a_call_ahead_is_in_no_stream(mode):
     rig = Rig(poor=["two"], checkpointer=InMemorySaver())
     config = {"configurable": {"thread_id": "1"}}
     parts = await collected(rig.graph.astream(GIVEN, config, stream_mode=mode))
@@ -421,7 +421,7 @@ async def test_a_run_that_is_cancelled_leaves_nothing_and_is_charged_when_it_goe
 
 
 @pytest.mark.parametrize("way", ["error", "left", "breakpoint"])
-async def test_nothing_is_left_whatever_ends_a_run(way):
+async def test_a_run_leaves_no_call_ahead_whatever_ends_it(way):
     rig = Rig(model={"hangs": {AFTER_ONE}}, checkpointer=InMemorySaver(), turns=5)
     config: Any = {"configurable": {"thread_id": "1"}}
     if way == "error":
@@ -457,20 +457,20 @@ def test_an_event_loop_that_ends_ends_what_is_in_flight():
 # Where it is switched on
 
 
-async def test_a_call_may_switch_it_on_or_off():
+async def test_a_call_of_the_graph_may_switch_lookahead_on_or_off():
     for built, called, taken in ((False, True, 3), (True, False, 0)):
         result = await Rig(lookahead=built).ask(context=TrimContext(lookahead=called))
         assert bill(result)["taken"] == taken
 
 
-async def test_inside_an_application():
+async def test_a_graph_inside_an_application_writes_ahead():
     parent = StateGraph(MessagesState).add_node("solve", Rig().graph).add_edge(START, "solve").compile()
     result = await parent.ainvoke(GIVEN)
     assert result["messages"][-1].response_metadata["trim"]["usage"]["lookahead"]["taken"] == 3
     await nothing_left()
 
 
-async def test_as_a_chat_model():
+async def test_a_chat_model_writes_ahead_and_streams_the_same_text():
     model = create_trim_chat_model(
         PacedModel(script=SMALL),
         PacedModel(script=LARGE),
@@ -485,7 +485,7 @@ async def test_as_a_chat_model():
     await nothing_left()
 
 
-def test_in_a_configuration_file():
+def test_a_configuration_file_may_set_lookahead():
     from trim_graph.config import build_graph, make_config
 
     data = {part: {"type": "example"} for part in ("small", "large", "scorer")}
@@ -531,7 +531,7 @@ words = st.sampled_from(["a", "b b", "c c c", "d d d d d d"])
     telling=st.booleans(),
     limit=st.sampled_from([10, 17, 1000]),
 )
-def test_answers_and_decisions_are_those_without(
+def test_answers_and_decisions_with_lookahead_are_those_without(
     steps,
     policy,
     large_tokens,

@@ -15,7 +15,7 @@ def test_the_solution_is_one_message_behind_the_conversation(rig):
     assert answer.response_metadata["trim"] == result["trim"]
 
 
-def test_its_usage_is_that_of_both_models_discarded_drafts_included(rig):
+def test_the_usage_of_a_solution_is_that_of_both_models_discarded_drafts_included(rig):
     usage = rig.ask()["messages"][-1].usage_metadata
     calls = rig.small.calls + rig.large.calls
     assert usage["input_tokens"] == sum(call["prompt_tokens"] for call in calls)
@@ -24,7 +24,7 @@ def test_its_usage_is_that_of_both_models_discarded_drafts_included(rig):
     assert usage["input_token_details"] == {"cache_read": 0}
 
 
-def test_cached_prompt_tokens_are_told(make):
+def test_cached_prompt_tokens_are_part_of_the_usage(make):
     from trim_graph.testing import ScriptedChatModel
 
     class Caching(ScriptedChatModel):
@@ -46,7 +46,9 @@ def test_cached_prompt_tokens_are_told(make):
         ({"max_steps": 2}, "tiny + huge", "length"),
     ],
 )
-def test_its_metadata_names_the_models_that_wrote_it_and_why_it_ended(make, options, name, reason):
+def test_the_metadata_of_a_solution_names_the_models_that_wrote_it_and_why_it_ended(
+    make, options, name, reason
+):
     metadata = make(**options).ask()["messages"][-1].response_metadata
     assert (metadata["model_name"], metadata["finish_reason"]) == (name, reason)
     assert metadata["stop_reason"] is None

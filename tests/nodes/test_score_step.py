@@ -64,7 +64,9 @@ def test_a_score_once_given_is_not_changed_by_a_later_pass(make):
     ],
 )
 @pytest.mark.parametrize("asynchronously", [False, True], ids=["sync", "async"])
-def test_scores_that_are_none_stop_the_run_with_the_reason(make, answer, reason, asynchronously):
+def test_an_answer_that_holds_no_valid_scores_stops_the_run_with_the_reason(
+    make, answer, reason, asynchronously
+):
     rig = make(scorer=lambda question, steps: answer(steps))
     with pytest.raises(ScorerError, match=reason):
         rig.solve(asynchronously=asynchronously)
@@ -144,7 +146,7 @@ async def test_a_judges_words_are_tagged_and_never_reach_the_messages_stream(mak
     assert all({"nostream", "trim:score"} <= set(each) for each in tags)
 
 
-def test_a_scorer_that_is_none_is_refused_when_the_graph_is_built(make):
+def test_an_object_that_is_no_scorer_is_refused_when_the_graph_is_built(make):
     with pytest.raises(SettingsError, match="scorer is 5"):
         make(scorer=5)
 
@@ -176,7 +178,7 @@ def _fails(prefix):
         "last step",
     ],
 )
-def test_no_pass_is_made_when_nothing_can_come_of_it(make, given, passes):
+def test_a_draft_whose_score_can_change_nothing_is_not_scored(make, given, passes):
     rig = make(**given)
     rig.ask()
     assert len(rig.scorer.calls) == passes

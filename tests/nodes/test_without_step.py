@@ -73,7 +73,7 @@ def test_the_draft_stays_where_the_large_model_writes_no_step(make):
     assert make(STEPS, Thinker(script=STEPS), {"two": 0.1}).ask()["trim"]["stopped"] == "no_step"
 
 
-def test_neither_model_is_asked_for_ever_and_the_limit_holds(make):
+def test_models_that_write_no_step_are_not_asked_for_ever_and_the_limit_holds(make):
     rig = make(
         Thinker(script=STEPS),
         Thinker(script=STEPS),
@@ -103,7 +103,7 @@ def test_blank_lines_before_a_step_are_gone_through(make):
         ("", "its answer was empty"),
     ],
 )
-def test_what_stood_in_place_of_a_step_is_said(make, said, why):
+def test_an_answer_without_a_step_is_noted_with_what_it_held(make, said, why):
     rig = make(lambda prefix: said * 99, policy=small_only())
     result = rig.ask()
     assert result["trim"]["stopped"] == "no_step"

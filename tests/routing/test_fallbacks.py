@@ -141,7 +141,7 @@ def test_the_large_model_steps_in_for_the_small_one(how):
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
-def test_with_neither_model_the_run_ends_with_what_it_has(how):
+def test_a_run_that_neither_model_can_go_on_with_ends_with_its_steps(how):
     result = run(graph_of(small=[2], on_small_error="large", budget=Budget(large_calls=1), score=1.0), how)
     assert result["stopped"] == "finished"
     gone = graph_of(small=[1, 2, 3], on_small_error="large", budget=Budget(large_calls=1))
@@ -185,7 +185,7 @@ def test_a_dead_large_model_is_not_asked_for_ever():
 
 @pytest.mark.parametrize("how", ["sync", "async"])
 @pytest.mark.parametrize(("outcome", "writer"), [("accept", "small"), ("regenerate", "large")])
-def test_a_draft_that_cannot_be_scored(outcome, writer, how):
+def test_a_draft_that_cannot_be_scored_becomes_what_the_setting_says(outcome, writer, how):
     result = run(graph_of(scorer=[1], on_scorer_error=outcome), how)
     assert writers(result) == ["small", writer, "small", "small"]
     assert fallbacks(result) == [(1, outcome, "the scorer failed")]
@@ -226,7 +226,7 @@ def test_a_setting_that_a_server_refuses_is_named_with_its_remedy():
     assert any(note.endswith(told) for note in result["notes"])
 
 
-def test_the_stream_tells_of_failures():
+def test_a_failure_is_an_event_of_the_stream():
     events = list(
         graph_of(scorer=[1], **GO_ON).stream(
             QUESTION, {"configurable": {"thread_id": "1"}}, stream_mode="custom"
@@ -282,7 +282,7 @@ def test_a_question_too_long_for_a_first_step_is_an_error(how, declared):
 
 @pytest.mark.parametrize("how", ["sync", "async"])
 @pytest.mark.parametrize("error", [FULL, ContextOverflowError("a hosted model says so")])
-def test_where_only_the_large_model_is_full_the_small_one_goes_on(how, error):
+def test_a_full_context_of_the_large_model_alone_leaves_the_run_to_the_small_one(how, error):
     result = run(graph_of(large=full_from(1, script=STEPS, error=error), score=0.0), how)
     assert writers(result) == ["large", "small", "small", "small"]
     assert result["stopped"] == "finished"
@@ -294,7 +294,7 @@ def test_where_only_the_large_model_is_full_the_small_one_goes_on(how, error):
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
-def test_where_only_the_small_model_is_full_the_declared_way_is_taken(how):
+def test_a_full_context_of_the_small_model_alone_takes_the_declared_way(how):
     small, large = full_from(2), Failing(script=STEPS)
     result = run(graph_of(small, large, on_small_error="large"), how)
     assert writers(result) == ["small", "small", "large", "large"]
@@ -351,7 +351,7 @@ def test_contexts_that_fill_at_any_time_leave_a_solution(small, large, score, de
 # What failed attempts cost
 
 
-def test_tokens_nobody_told_are_charged_in_full():
+def test_tokens_of_a_failed_call_that_nobody_reported_are_charged_in_full():
     large = Failing(script=STEPS, fails_at=[0], begun=True)
     result = run(graph_of(large=large, score=0.0, max_step_tokens=50, on_large_error="accept"))
     assert result["usage"]["unaccounted_tokens"] == 50
@@ -360,7 +360,7 @@ def test_tokens_nobody_told_are_charged_in_full():
     assert result["usage"]["unaccounted_tokens"] == 0
 
 
-def test_tokens_told_are_counted():
+def test_tokens_of_a_failed_call_that_were_reported_are_counted():
     told = FailedAttempts(count=4, input_tokens=40, output_tokens=8, unknown=1)
     large = Failing(script=STEPS, fails_at=[0], told=told)
     result = run(graph_of(large=large, score=0.0, max_step_tokens=50, on_large_error="accept"))

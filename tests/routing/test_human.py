@@ -82,7 +82,7 @@ def test_more_budget_lets_the_large_model_go_on(make, asynchronously):
     ], "large_tokens had no limit, and has none now"
 
 
-def test_go_on_small_asks_no_more_and_calls_the_large_model_no_more(make):
+def test_a_run_that_goes_on_small_asks_no_more_and_calls_the_large_model_no_more(make):
     rig = asking(make, ask_below=0.5)
     rig.ask(config=THREAD)
     done = answer(rig, {"continue_with": "small"})
@@ -174,7 +174,7 @@ def test_a_step_by_hand_is_separated_as_the_others_are(make, way):
 
 
 @pytest.mark.parametrize("failing", [False, True])
-def test_go_on_small_does_not_call_the_large_model_once_more(make, failing):
+def test_a_run_that_goes_on_small_does_not_finish_the_large_models_step(make, failing):
     """Also where there is some budget again when the answer comes."""
     ledger, calls = MemoryLedger(), []
 

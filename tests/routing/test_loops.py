@@ -48,7 +48,7 @@ def test_a_step_written_again_and_again_ends_the_run_with_all_that_was_shown(mak
     assert result["messages"][-1].response_metadata["finish_reason"] == "length"
 
 
-def test_whoever_writes_it(make):
+def test_a_loop_of_the_large_models_steps_ends_the_run_too(make):
     rig = make(writes("Two and two."), writes(AGAIN), scores={"Two and two.": 0.0}, policy=threshold(0.5))
     summary = rig.ask()["trim"]
     assert (summary["stopped"], summary["steps"]) == ("loop", {"small": 0, "large": 4})
@@ -77,7 +77,7 @@ def test_questions_that_have_the_same_answer_are_no_loop():
     )
 
 
-def test_how_often_is_a_setting(make):
+def test_the_repeats_of_a_loop_are_a_setting(make):
     def stopped(**settings):
         summary = make(writes(AGAIN), writes("x"), scores={}, policy=small_only(), **settings).ask()["trim"]
         return summary["stopped"], summary["steps"]["small"]
@@ -110,7 +110,7 @@ def test_how_often_is_a_setting(make):
         [],
     ],
 )
-def test_what_is_no_loop(steps):
+def test_steps_that_do_not_repeat_at_their_end_are_no_loop(steps):
     assert loop_in(steps, 3) is None
 
 
@@ -123,7 +123,7 @@ def test_what_is_no_loop(steps):
         (steps_of(*[AGAIN] * 4, part="thought"), "the last step was written 4 times word for word"),
     ],
 )
-def test_what_is_one(steps, told):
+def test_steps_that_repeat_often_enough_are_a_loop_and_say_how_often(steps, told):
     assert loop_in(steps, 3) == told
 
 
@@ -131,7 +131,7 @@ words = st.text("abc \\boxed{}12", max_size=40)
 
 
 @given(st.lists(words, max_size=12, unique_by=str.strip), st.integers(1, 4))
-def test_without_a_step_that_comes_again_only_an_answer_can(texts, max_repeats):
+def test_steps_that_never_come_again_are_a_loop_only_by_their_answer(texts, max_repeats):
     steps = steps_of(*texts)
     assert loop_in(steps_of(*texts, part="thought"), max_repeats) is None
     assert (loop_in(steps, max_repeats) or "in a row box the answer").count("in a row box the answer") == 1
@@ -144,6 +144,6 @@ def test_steps_that_come_again_so_often_are_found_whatever_stands_before_them(be
     assert loop_in(steps_of(*before, *block * max_repeats, part="thought"), max_repeats) is None
 
 
-def test_every_reason_to_stop_is_told_in_words():
+def test_every_reason_to_stop_has_words():
     reasons = set(get_args(get_type_hints(TrimState)["stopped"]))
     assert reasons - {""} == set(WHY)
