@@ -876,6 +876,7 @@ def test_a_large_model_that_failed_leaves_the_draft_it_was_to_replace():
     assert (str(ruling), ruling.texts) == ("small draft", ["turned down"])
     assert ruling.decision == {"decision": "accept", "fallback": "the large model failed"}
     assert ruling.state["scores"] == {"2": 0.2}
+    assert ruling.state["decisions"][-1]["score"] == 0.2
 
 
 def test_a_large_model_that_failed_without_a_draft_to_replace_has_the_small_one_write():
