@@ -1310,7 +1310,7 @@ def views(draw: Any, unit: str = "step") -> RunView:
         if failed["part"] == "scorer":
             given |= {"draft": draft(), "request": DECIDED}
     if left == "probe" and unit == "step":
-        policies = PROBES
+        policies, given["memory"] = PROBES, None
         found = {"entropy": draw(st.sampled_from([0.5, 1.5])), "unobserved_probability": 0.0}
         given["request"] = order(max_tokens=1, probe=found)
     if unit == "turn":
