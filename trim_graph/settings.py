@@ -304,7 +304,7 @@ def check_prices(settings: Settings) -> Settings:
     """Refuse a limit on money that prices cannot bound.
 
     Raises:
-        SettingsError: The budget or an quota limits the cost of a large model that has no price, so that
+        SettingsError: The budget or a quota limits the cost of a large model that has no price, so that
             it would limit nothing; or one that is dearer where a prompt comes from a cache.
     """
     price, quotas = settings.prices.large, settings.quotas

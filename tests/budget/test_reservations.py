@@ -156,7 +156,7 @@ def test_an_account_without_a_name_is_refused_before_any_model_call(make, ledger
     ("options", "told"),
     [
         ({"ledger": None}, "no ledger that counts: pass ledger="),
-        ({"quotas": {"user": {}}}, r"quotas\.user: an quota without a limit: set large_tokens"),
+        ({"quotas": {"user": {}}}, r"quotas\.user: a quota without a limit: set large_tokens"),
         ({"quotas": {"user": {"large_tokens": -1}}}, r"quotas\.user\.large_tokens: .*got -1"),
         ({"quotas": {"users": {"large_tokens": 1}}}, r"quotas\.users"),
         ({"quotas": {"user": {"large_cost": 1}}}, r"quotas\.user\.large_cost is 1, but .* no price"),

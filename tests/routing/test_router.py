@@ -1310,7 +1310,7 @@ def views(draw: Any, unit: str = "step") -> RunView:
         if failed["part"] == "scorer":
             given |= {"draft": draft(), "request": DECIDED}
     if left == "probe" and unit == "step":
-        policies, given["memory"] = PROBES, None
+        policies, given["memory"] = PROBES, None  # a combined policy's is its own
         found = {"entropy": draw(st.sampled_from([0.5, 1.5])), "unobserved_probability": 0.0}
         given["request"] = order(max_tokens=1, probe=found)
     if unit == "turn":

@@ -78,7 +78,7 @@ class Quota(_LargeLimits):
     @model_validator(mode="after")
     def _limits_something(self) -> Quota:
         if all(getattr(self, name) is None for name in LargeUsage._fields):
-            raise ValueError("an quota without a limit: set large_tokens, large_calls or large_cost")
+            raise ValueError("a quota without a limit: set large_tokens, large_calls or large_cost")
         return self
 
     def left(self, used: LargeUsage) -> RemainingBudget:
