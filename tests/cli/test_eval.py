@@ -1,4 +1,3 @@
-import inspect
 import json
 import math
 import os
@@ -11,8 +10,8 @@ from typing import ClassVar
 
 import pytest
 
-from trim_graph.cli import app
-from trim_graph.cli.eval import Request, chosen_rates
+from trim_graph.cli.eval import chosen_rates
+from trim_graph.cli.options import EvalOptions
 from trim_graph.config import Parts
 from trim_graph.evaluation.arms import RANDOM_RATES
 from trim_graph.evaluation.records import read_run
@@ -244,9 +243,8 @@ def test_rates_of_random_routing(world, run):
     assert result.exit_code == 0, result.output
     arms = read_run("run").summary["arms"]
     assert [arm["arm"] for arm in arms if arm["kind"] == "random"] == ["random-0.2", "random-0.6"]
-    default = inspect.signature(app.evaluate).parameters["random_rates"].default
+    default = EvalOptions(dataset="arithmetic:standard", out=world / "run").random_rates
     assert chosen_rates(default) == list(RANDOM_RATES)
-    assert Request("arithmetic:standard", world / "run").random_rates == default
 
 
 def test_the_summary_as_json(world, run):

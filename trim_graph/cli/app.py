@@ -1,222 +1,32 @@
-"""The commands and their options; what a command does is in the module of its name."""
+"""The commands and their help texts; `options` has their options, the module of each name the work."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from .policy_commands import DATASETS, Ray, RayWorkers, policies, train
-from .terminal import failures_reported, guarded
-
-evaluation = typer.Typer(rich_markup_mode=None)
-
-ARMS = (
-    DATASETS.rstrip()
-    + """
-
-\b
-Policies: small_only, {type: threshold, t: 0.3}, plan.json, each perhaps with a
-name: mine={type: threshold, t: 0.3}. Sweeps: threshold:0.1,0.3,0.5,
-random_rate:..., entropy_probe:..., a policy with "?" for its number and the
-numbers behind a colon, or a folder of policy files.
-\b
-Baselines: router (trained), cascade (by confidence), prm (accepts at 0.7), judge
-(accepts at 7 of 9), entropy (of the first token), kind (of step alone).
-"""
+from .options import (
+    AggregateOptions,
+    CalibrateOptions,
+    CollectOptions,
+    ConvertOptions,
+    DemoOptions,
+    DoctorOptions,
+    EvalOptions,
+    EvalScorerOptions,
+    LedgerListOptions,
+    LedgerReleaseOptions,
+    PlanOptions,
+    QueryRouterOptions,
+    ReportOptions,
+    SequenceOptions,
+    SolveOptions,
+    UpOptions,
+    command,
 )
-
-
-@evaluation.command(name="eval", epilog=ARMS, short_help="What would it save, and what would it cost?")
-def evaluate(
-    dataset: Annotated[str, typer.Option(help="Questions with right answers; see below.")],
-    out: Annotated[Path, typer.Option(help="Folder for rows and summary; the same command goes on with it.")],
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file as for solve; without it the arithmetic models.")
-    ] = None,
-    policy: Annotated[
-        list[str] | None,
-        typer.Option(help="A policy; may be repeated. Without it and --sweep: the configuration's."),
-    ] = None,
-    sweep: Annotated[
-        list[str] | None, typer.Option(help="Several operating points; may be repeated. See below.")
-    ] = None,
-    random_rates: Annotated[
-        str, typer.Option(help="Rates of random routing: shares of steps that it has written again.")
-    ] = "0.1,0.25,0.5,0.75,0.9",
-    baselines: Annotated[str, typer.Option(help="all, none, or some: router,cascade,kind.")] = "all",
-    validation: Annotated[
-        str | None, typer.Option(help="Other questions, to fit router and kind on; a dataset.")
-    ] = None,
-    validation_n: Annotated[
-        int | None, typer.Option(help="How many of them; default: all of a file, else 300.")
-    ] = None,
-    pattern: Annotated[
-        str | None, typer.Option(help="Regular expression that tells kinds of steps, for kind.")
-    ] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="large, small, or {type: llm_judge, model: {...}}; for judge.")
-    ] = None,
-    prices: Annotated[
-        str | None, typer.Option(help="{large: {input: 0.5, output: 1.5}, ...}; joins the configuration's.")
-    ] = None,
-    cost_per_second: Annotated[
-        float, typer.Option(help="What a second of waiting costs, in the currency of the prices.")
-    ] = 0.0,
-    n: Annotated[
-        int | None, typer.Option("-n", help="How many questions; default: all of a file, else 200.")
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Runs of each question in each arm.")] = 1,
-    seed: Annotated[int, typer.Option(help="Draws arithmetic problems, random policies, intervals.")] = 0,
-    concurrency: Annotated[int, typer.Option(help="Most questions under way at once.")] = 32,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Run the questions again that failed before.")
-    ] = False,
-    ray: Ray = None,
-    ray_workers: RayWorkers = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-) -> None:
-    """Run policies, the models alone and baselines on a dataset, and say whether a policy is worth it.
-
-    Small alone, large alone and random routing always stand beside; each policy is compared with random
-    routing at its own spend, on the lines between --random-rates. Wall clock is measured with --concurrency
-    questions under way. An interrupted or killed run goes on where it was.
-    """
-    with failures_reported():
-        from .eval import Request, run_eval
-
-        run_eval(
-            Request(
-                dataset=dataset,
-                out=out,
-                config=config,
-                policies=policy or (),
-                sweeps=sweep or (),
-                random_rates=random_rates,
-                baselines=baselines,
-                validation=validation,
-                validation_n=validation_n,
-                pattern=pattern,
-                judge=judge,
-                prices=prices,
-                cost_per_second=cost_per_second,
-                n=n,
-                samples=samples,
-                seed=seed,
-                concurrency=concurrency,
-                retry_errors=retry_errors,
-                as_json=as_json,
-                ray=ray,
-                ray_workers=ray_workers,
-            )
-        )
-
-
-reports = typer.Typer(rich_markup_mode=None)
-
-
-@reports.command(short_help="Write an HTML page and pictures of an evaluation.")
-def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an evaluation: eval --out RUN.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The page; default: report.html in RUN.")
-    ] = None,
-) -> None:
-    """Write one HTML page with summary, curves and the trace of every question, and its pictures beside it.
-
-    The page loads nothing and needs no server. Pictures, as PNG and SVG, go into a folder pictures. An
-    evaluation that is still running may be looked at too.
-    """
-    with failures_reported():
-        from .eval import run_report
-
-        run_report(run, out)
-
-
-@reports.command("eval-scorer", short_help="Measure a scorer on labelled solutions.")
-def eval_scorer(
-    data: Annotated[
-        list[Path],
-        typer.Argument(help="Solutions in the shape of ProcessBench, or traces of collect --label-steps."),
-    ],
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file as for solve; without it the arithmetic reward model.")
-    ] = None,
-    scorer: Annotated[
-        str | None, typer.Option(help="Instead of --config: {type: transformers_prm, model: FOLDER}.")
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="A step below it is taken for wrong; default: the best on the first file."),
-    ] = None,
-    n: Annotated[
-        int | None, typer.Option("-n", help="How many solutions of each file; default: all.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(help="Most solutions with the scorer at once.")] = 16,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for scores, figures and the picture, to go on with after an interrupt."),
-    ] = None,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Rate the solutions again that failed before.")
-    ] = False,
-) -> None:
-    """Have a scorer rate solutions whose first wrong step is known, and say how good it is.
-
-    First-error F1 as ProcessBench (arXiv 2412.06559) defines it: the harmonic mean of the accuracy on
-    solutions with an error, whose first wrong step must be found, and on those without, where none must be.
-    Also AUC, calibration and reliability.
-    """
-    with failures_reported():
-        from .eval_scorer import Request, run_eval_scorer
-
-        run_eval_scorer(Request(tuple(data), config, scorer, threshold, n, concurrency, out, retry_errors))
-
-
-ledger = typer.Typer(name="ledger", rich_markup_mode=None, help="Look after a ledger of shared budgets.")
-
-Place = Annotated[
-    str,
-    typer.Argument(metavar="PLACE", help="As ledger: in a file: sqlite:PATH, postgresql://..., env:NAME."),
-]
-
-
-@ledger.command("list", short_help="Show what calls have set aside.")
-def list_reservations(
-    place: Place,
-    account: Annotated[str | None, typer.Option(help="Of one account, such as user:ada.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
-) -> None:
-    """Show what calls of the large model have set aside in a ledger, the oldest first.
-
-    A reservation counts as used in full until its call has ended. One that has expired belongs to a call
-    whose end nobody saw, of a process that was killed for instance.
-    """
-    with failures_reported():
-        from .ledger import run_list
-
-        run_list(place, account, as_json)
-
-
-@ledger.command(short_help="Give back what a lost call has set aside.")
-def release(
-    place: Place,
-    account: Annotated[str, typer.Option(help="Whose, such as user:ada.")],
-    entry: Annotated[str | None, typer.Option(help="One reservation, as list shows it.")] = None,
-    expired: Annotated[bool, typer.Option("--expired", help="All that have expired.")] = False,
-    charge: Annotated[bool, typer.Option("--charge", help="Charge them in full instead, for good.")] = False,
-) -> None:
-    """Give reservations back, as if their calls had not been made; with --charge, settle them in full.
-
-    Nobody saw the end of these calls: what is given back may have been generated all the same.
-    """
-    with failures_reported():
-        from .ledger import run_release
-
-        run_release(place, account, entry, expired=expired, charge=charge)
-
+from .terminal import guarded
 
 # Lines that begin with \b keep their breaks in the help. A test reads this file back.
 EXAMPLE_CONFIG = """\
@@ -266,6 +76,56 @@ path: the weights where model is but a name; example: small, large or prm
 for those that come with trim-graph.
 """
 
+DATASETS = """\
+\b
+Datasets: arithmetic:standard, arithmetic:hard, arithmetic:words (and a part:
+arithmetic:hard:test), a JSONL or Parquet file in the shape of MATH-500, AIME,
+GSM8K, OlympiadBench or ProcessBench, such a dataset on the Hugging Face Hub
+(HuggingFaceH4/MATH-500:test), or
+\b
+  {type: file, path: my.jsonl, question: KEY, answer: KEY, grader: GRADER}
+\b
+Graders: exact, numeric, multiple_choice, math, none, or your own
+module:function of (solution, row).
+"""
+
+ARMS = (
+    DATASETS.rstrip()
+    + """
+
+\b
+Policies: small_only, {type: threshold, t: 0.3}, plan.json, each perhaps with a
+name: mine={type: threshold, t: 0.3}. Sweeps: threshold:0.1,0.3,0.5,
+random_rate:..., entropy_probe:..., a policy with "?" for its number and the
+numbers behind a colon, or a folder of policy files.
+\b
+Baselines: router (trained), cascade (by confidence), prm (accepts at 0.7), judge
+(accepts at 7 of 9), entropy (of the first token), kind (of step alone).
+"""
+)
+
+PLANNED = """\
+\b
+SOURCE is one of
+  traces with labelled and scored steps (.jsonl, .parquet; trim-graph collect)
+  a step model that --model-out wrote
+  the parameters that TRIM's authors published, as JSON
+\b
+Rewards: 100 for a solution that ends right; costs are in the same unit.
+Beliefs: carried (over time, by the score given the least earlier one),
+carried_alone (by the score), carried_joint (by both, as if independent of the
+steps before), memoryless (each step from a uniform belief, as published).
+\b
+The file is named in a configuration: policy: plan.json
+"""
+
+TRAINED = """\
+\b
+The models are run first, and what they wrote is kept: to train on it again needs
+no model. That is exact for models at temperature 0. --rollouts goes on with what
+it holds; what other models, settings or datasets have left there is refused.
+"""
+
 
 class GuardedGroup(TyperGroup):
     """All commands, and what typer itself says of their options, with stdout and stderr guarded."""
@@ -287,12 +147,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.add_typer(evaluation)
-app.add_typer(policies)
-app.add_typer(reports)
-app.add_typer(train)
-app.add_typer(ledger)
-
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -311,144 +165,200 @@ def _options(
     pass
 
 
-@app.command(epilog=EXAMPLE_CONFIG, short_help="Solve one problem step by step.")
-def solve(
-    problem: Annotated[
-        str | None, typer.Argument(help="The problem; without --config an arithmetic one.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file with models, scorer, policy and limits; example below.")
-    ] = None,
-    policy: Annotated[
-        str | None, typer.Option(help="Replaces the policy: a name, or {type: random_rate, rate: 0.3}.")
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Short for the policy threshold at this score.")
-    ] = None,
-    large_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens the large model may generate.")
-    ] = None,
-    large_calls: Annotated[int | None, typer.Option(help="Most calls of the large model.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Most seconds the run may take.")] = None,
-    thread: Annotated[str | None, typer.Option(help="Name of the run in the checkpoint.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of --thread.")] = False,
-    answer: Annotated[
-        str | None,
-        typer.Option(
-            help="For a run that waits for a person: {more: {large_tokens: 200}}, {continue_with: small}."
-        ),
-    ] = None,
-    user: Annotated[str | None, typer.Option(help="Whose quota the run draws from.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
-) -> None:
+@command(app, epilog=EXAMPLE_CONFIG, short_help="Solve one problem step by step.")
+def solve(options: SolveOptions) -> None:
     """Solve a problem, showing each step as it is accepted, then the bill.
 
     Without --config the arithmetic models that come with trim-graph are used.
     """
-    with failures_reported():
-        from .solve import Request, run_solve
+    from .solve import run_solve
 
-        run_solve(
-            Request(
-                problem=problem,
-                config=config,
-                policy=policy,
-                threshold=threshold,
-                budget={"large_tokens": large_tokens, "large_calls": large_calls, "seconds": seconds},
-                thread=thread,
-                resume=resume,
-                answer=answer,
-                user=user,
-                as_json=as_json,
-            )
-        )
+    run_solve(options)
 
 
-@app.command(short_help="Compare ways to solve many problems.")
-def demo(
-    n: Annotated[int, typer.Option("-n", help="How many problems.")] = 100,
-    split: Annotated[
-        str, typer.Option(help="standard, hard (longer chains) or words (word problems).")
-    ] = "standard",
-    seed: Annotated[int, typer.Option(help="Draws the problems, the random policy and the intervals.")] = 0,
-    concurrency: Annotated[int, typer.Option(help="Most problems under way at once.")] = 32,
-    threshold: Annotated[float | None, typer.Option(help="Instead of the calibrated one.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write everything to this file.")
-    ] = None,
-) -> None:
+@command(app, short_help="Compare ways to solve many problems.")
+def demo(options: DemoOptions) -> None:
     """Compare ways to solve held-out problems of the arithmetic world.
 
     The small model alone, the large one alone, routing by a threshold on the score of each step, by the
     planned and the learned policies that ship with the models, and at random with the spend of the
     threshold. Progress goes to stderr, the table to stdout.
     """
-    with failures_reported():
-        from .demo import Request, run_demo
+    from .demo import run_demo
 
-        run_demo(Request(n, split, seed, concurrency, threshold, json_file))
+    run_demo(options)
 
 
-@app.command(short_help="Make a reward model with a value head fit for vLLM.")
-def convert_prm(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of Skywork-o1-Open-PRM.")],
-    target: Annotated[Path, typer.Argument(help="Folder to be made.")],
-) -> None:
+@command(app, short_help="Make a reward model with a value head fit for vLLM.")
+def convert_prm(options: ConvertOptions) -> None:
     """Copy a process reward model with a value head in a layout that vLLM serves; print how.
 
     For the format skywork behind a vLLM server. The transformers adapter reads either layout.
     """
-    with failures_reported():
-        from .up import run_convert
+    from .convert_prm import run_convert
 
-        run_convert(model, target)
+    run_convert(options)
 
 
-@app.command(short_help="Check a configuration against its models and servers.")
-def doctor(
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file as of solve; without it the example models are checked.")
-    ] = None,
-    timeout: Annotated[float, typer.Option(help="Most seconds for one check.")] = 30.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
-) -> None:
+@command(app, short_help="Check a configuration against its models and servers.")
+def doctor(options: DoctorOptions) -> int:
     """Check small, large and scorer as a run would use them, and say what is wrong and how to mend it.
 
     Asks each for a few short texts or scores. Exit code 0: no fault; 1: faults; 2: bad input.
     """
-    with failures_reported():
-        from .doctor import Request, run_doctor
+    from .doctor import run_doctor
 
-        code = run_doctor(Request(config, timeout, as_json))
-    raise typer.Exit(code)
+    return run_doctor(options)
 
 
-@app.command(epilog=SERVE_HELP, short_help="Start the vLLM servers that a configuration names.")
-def up(
-    config: Annotated[Path, typer.Option(help="YAML file as of solve.")],
-    show: Annotated[bool, typer.Option("--print", help="Print the commands and start nothing.")] = False,
-    python: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="Python of an environment that has vLLM; default: TRIM_VLLM_PYTHON, this one.",
-        ),
-    ] = None,
-    logs: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where logs go; default: a new temporary folder.")
-    ] = None,
-    patience: Annotated[
-        float, typer.Option(help="Most seconds for one server to become healthy, downloads included.")
-    ] = 1800.0,
-) -> None:
+@command(app, epilog=SERVE_HELP, short_help="Start the vLLM servers that a configuration names.")
+def up(options: UpOptions) -> int:
     """Start the vLLM servers of a configuration and end them together.
 
     They are the parts of type vllm and vllm_prm whose base_url is at localhost; servers elsewhere are left
     alone, and so is one that runs already with the same model from the same weights. Servers on one GPU
     start one after the other. Ctrl-C, SIGTERM or the death of one ends all.
     """
-    with failures_reported():
-        from .up import Request, run_up
+    from .up import run_up
 
-        code = run_up(Request(config, show, python, logs, patience))
-    raise typer.Exit(code)
+    return run_up(options)
+
+
+@command(app, "eval", epilog=ARMS, short_help="What would it save, and what would it cost?")
+def evaluate(options: EvalOptions) -> None:
+    """Run policies, the models alone and baselines on a dataset, and say whether a policy is worth it.
+
+    Small alone, large alone and random routing always stand beside; each policy is compared with random
+    routing at its own spend, on the lines between --random-rates. Wall clock is measured with --concurrency
+    questions under way. An interrupted or killed run goes on where it was.
+    """
+    from .eval import run_eval
+
+    run_eval(options)
+
+
+@command(app, epilog=DATASETS, short_help="Run a dataset and keep a trace of every question.")
+def collect(options: CollectOptions) -> None:
+    """Run a dataset under a behaviour policy, and write a trace of every question as it ends.
+
+    The same command goes on with a file that was interrupted, or given a larger -n with one that is complete.
+    A file never mixes datasets, policies, models or seeds. Every step is scored.
+    """
+    from .collect import run_collect
+
+    run_collect(options)
+
+
+@command(app, epilog=DATASETS, short_help="Choose a policy's threshold, or a policy, for a spend.")
+def calibrate(options: CalibrateOptions) -> None:
+    """Choose the operating point of a policy for a spend or for a PGR, on validation questions.
+
+    Says what to expect with 95 % intervals, and writes the configuration with that policy.
+    """
+    from .calibrate import run_calibrate
+
+    run_calibrate(options)
+
+
+@command(app, epilog=PLANNED, short_help="Plan when to ask the large model.")
+def plan(options: PlanOptions) -> None:
+    """Plan when to ask the large model, write the policy, and simulate it."""
+    from .plan import run_plan
+
+    run_plan(options)
+
+
+@command(app, short_help="Write an HTML page and pictures of an evaluation.")
+def report(options: ReportOptions) -> None:
+    """Write one HTML page with summary, curves and the trace of every question, and its pictures beside it.
+
+    The page loads nothing and needs no server. Pictures, as PNG and SVG, go into a folder pictures. An
+    evaluation that is still running may be looked at too.
+    """
+    from .report import run_report
+
+    run_report(options)
+
+
+@command(app, short_help="Measure a scorer on labelled solutions.")
+def eval_scorer(options: EvalScorerOptions) -> None:
+    """Have a scorer rate solutions whose first wrong step is known, and say how good it is.
+
+    First-error F1 as ProcessBench (arXiv 2412.06559) defines it: the harmonic mean of the accuracy on
+    solutions with an error, whose first wrong step must be found, and on those without, where none must be.
+    Also AUC, calibration and reliability.
+    """
+    from .eval_scorer import run_eval_scorer
+
+    run_eval_scorer(options)
+
+
+train = typer.Typer(name="train", help="Train a policy.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(train)
+
+
+@train.callback()
+def _group() -> None:
+    """Train a policy, and write it to a file that a configuration can name."""
+
+
+@command(train, epilog=TRAINED, short_help="PPO on five features of the steps so far.")
+def aggregate(options: AggregateOptions) -> None:
+    """Train a small network by PPO that sees five features of a draft and the steps before it.
+
+    They are the least and the product of the earlier scores, the draft's score, its tokens and its place.
+    Writes aggregate-LAMBDA.json with its arrays, and learning curves.
+    """
+    from .train import run_training
+
+    run_training(options)
+
+
+@command(train, epilog=TRAINED, short_help="PPO on the whole sequence of steps.")
+def sequence(options: SequenceOptions) -> None:
+    """Train a small transformer by PPO that sees score, tokens and writer of every step.
+
+    Writes sequence-LAMBDA.json with its arrays, and learning curves.
+    """
+    from .train import run_training
+
+    run_training(options)
+
+
+@command(train, short_help="Train the policy that sends whole questions to one model.")
+def query_router(options: QueryRouterOptions) -> None:
+    """Train a classifier on which questions the large model gets right and the small one wrong.
+
+    The traces come from trim-graph collect with the policies small_only and large_only on the same questions.
+    Rows of {"question", "small_correct", "large_correct"} do as well.
+    """
+    from .train import run_query_router
+
+    run_query_router(options)
+
+
+ledger = typer.Typer(name="ledger", rich_markup_mode=None, help="Look after a ledger of shared budgets.")
+app.add_typer(ledger)
+
+
+@command(ledger, "list", short_help="Show what calls have set aside.")
+def list_reservations(options: LedgerListOptions) -> None:
+    """Show what calls of the large model have set aside in a ledger, the oldest first.
+
+    A reservation counts as used in full until its call has ended. One that has expired belongs to a call
+    whose end nobody saw, of a process that was killed for instance.
+    """
+    from .ledger import run_list
+
+    run_list(options)
+
+
+@command(ledger, short_help="Give back what a lost call has set aside.")
+def release(options: LedgerReleaseOptions) -> None:
+    """Give reservations back, as if their calls had not been made; with --charge, settle them in full.
+
+    Nobody saw the end of these calls: what is given back may have been generated all the same.
+    """
+    from .ledger import run_release
+
+    run_release(options)

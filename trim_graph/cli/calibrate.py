@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from trim_graph.evaluation.calibration import (
 from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset
 
 from .common import Progress, chosen_config, load_parts, parsed_option
+from .options import CalibrateOptions
 from .terminal import Interrupted, need
 
 DEFAULT_N = 500
@@ -38,112 +38,87 @@ FAR = 0.1
 """A spend that is off by more than this, relative to the target, is remarked on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The command line of `calibrate`, as given."""
-
-    family: Sequence[str] = ()
-    large_share: float | None = None
-    max_cost: float | None = None
-    pgr: float | None = None
-    dataset: str | None = None
-    config: Path | None = None
-    n: int | None = None
-    concurrency: int = 32
-    seed: int = 0
-    out: Path | None = None
-    keep: Path | None = None
-    json_file: Path | None = None
-
-    def target(self) -> Target:
-        """Return what is wanted.
-
-        Raises:
-            SettingsError: Not exactly one target is given, or it is out of range.
-        """
-        given = {"large_share": self.large_share, "max_cost": self.max_cost, "pgr": self.pgr}
-        chosen = [(kind, value) for kind, value in given.items() if value is not None]
-        if len(chosen) != 1:
-            raise SettingsError("give one of --large-share, --max-cost and --pgr")
-        kind, value = chosen[0]
-        try:
-            return Target(kind, value)  # type: ignore[arg-type]
-        except SettingsError as error:
-            raise SettingsError(f"--{kind.replace('_', '-')}: {error}") from error
-
-
-def run_calibrate(request: Request) -> None:
+def run_calibrate(options: CalibrateOptions) -> None:
     """Calibrate, say what to expect, and write the configuration.
 
     Raises:
-        TrimError: The request cannot be fulfilled.
+        TrimError: An option is not valid, or the work cannot be done.
         Interrupted: Ctrl-C.
     """
     need("cli", "numpy")
-    for option, value in (("-n", request.n), ("--concurrency", request.concurrency)):
-        if value is not None and value < 1:
-            raise SettingsError(f"{option} is {value}: choose 1 or more")
-    target = request.target()
-    config = chosen_config(request.config, {"settings": {"seed": request.seed}})
-    out = _place(request)
-    family = make_family(request.family, config.policy.model_dump())
+    target = _target(options)
+    config = chosen_config(options.config, {"settings": {"seed": options.seed}})
+    out = _place(options)
+    family = make_family(options.family, config.policy.model_dump())
     if target.kind == "max_cost" and not any(price.input or price.output for _, price in config.prices):
         raise SettingsError(
             "--max-cost needs prices: put `prices: {large: {input: 0.5, output: 1.5}}` and the "
             "like into the file of --config"
         )
-    dataset = _dataset(request)
-    questions = list(first_questions(dataset, request.n, default=DEFAULT_N))
+    dataset = _dataset(options)
+    questions = list(first_questions(dataset, options.n, default=DEFAULT_N))
     if not questions:
-        raise SettingsError(f"--dataset {request.dataset}: there are no questions in it")
-    if request.n is not None and request.n > len(questions):
+        raise SettingsError(f"--dataset {options.dataset}: there are no questions in it")
+    if options.n is not None and options.n > len(questions):
         raise SettingsError(
-            f"--dataset {request.dataset} has {len(questions)} questions; {request.n} are wanted"
+            f"--dataset {options.dataset} has {len(questions)} questions; {options.n} are wanted"
         )
-    work = _Calibration(request, config, dataset, load_parts(config, rated=_rated(family)))
+    work = _Calibration(options, config, dataset, load_parts(config, rated=_rated(family)))
     calibrator = work.calibrator(questions)
     try:
         point = asyncio.run(calibrator.find(family, target))
     except KeyboardInterrupt as error:
-        kept = f"; what was measured is in {request.keep}: the same command goes on" if request.keep else ""
+        kept = f"; what was measured is in {options.keep}: the same command goes on" if options.keep else ""
         raise Interrupted(f"interrupted{kept}") from error
     finally:
         work.close()
     policy = family.policy(point.setting)
-    expected = asyncio.run(_expectation(calibrator, policy, request.seed))
-    write_config(request.config, out, policy)
-    if request.json_file:
-        _write_report(request, target, policy, expected, calibrator, dataset)
+    expected = asyncio.run(_expectation(calibrator, policy, options.seed))
+    write_config(options.config, out, policy)
+    if options.json_file:
+        _write_report(options, target, policy, expected, calibrator, dataset)
     _show(point, target, policy, expected, dataset, out)
 
 
-def _place(request: Request) -> Path:
-    out = request.out
+def _target(options: CalibrateOptions) -> Target:
+    given = {"large_share": options.large_share, "max_cost": options.max_cost, "pgr": options.pgr}
+    chosen = [(kind, value) for kind, value in given.items() if value is not None]
+    if len(chosen) != 1:
+        raise SettingsError("give one of --large-share, --max-cost and --pgr")
+    kind, value = chosen[0]
+    try:
+        return Target(kind, value)  # type: ignore[arg-type]
+    except SettingsError as error:
+        raise SettingsError(f"--{kind.replace('_', '-')}: {error}") from error
+
+
+def _place(options: CalibrateOptions) -> Path:
+    out = options.out
     if out is None:
-        source = request.config or Path("trim.yaml")
+        source = options.config or Path("trim.yaml")
         out = source.with_name(f"{source.stem}.calibrated.yaml")
-    check_place(request.config, out)
-    file = request.json_file
+    check_place(options.config, out)
+    file = options.json_file
     if file is not None and not file.absolute().parent.is_dir():
         raise SettingsError(f"--json {file}: the folder {file.absolute().parent} does not exist")
-    if request.keep is not None:
+    if options.keep is not None:
         try:
-            request.keep.mkdir(parents=True, exist_ok=True)
+            options.keep.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SettingsError(f"--keep {request.keep} cannot be made a folder: {error.strerror}") from error
+            raise SettingsError(f"--keep {options.keep} cannot be made a folder: {error.strerror}") from error
     return out
 
 
-def _dataset(request: Request) -> Dataset:
-    given = request.dataset
+def _dataset(options: CalibrateOptions) -> Dataset:
+    given = options.dataset
     if given is None:
-        if request.config is not None:
+        if options.config is not None:
             raise SettingsError(
                 "--dataset is missing: which questions are the models of --config to be tried on?"
             )
         given = "arithmetic:standard"
     parsed = parsed_option("--dataset", given, "{type: file, path: questions.jsonl}")
-    return make_dataset(parsed, part="validation", seed=request.seed)
+    return make_dataset(parsed, part="validation", seed=options.seed)
 
 
 def _rated(family: Searched | Listed) -> bool:
@@ -154,8 +129,8 @@ def _rated(family: Searched | Listed) -> bool:
 class _Calibration:
     """What the commands adds to a `Calibrator`: the models of a configuration, a folder, progress."""
 
-    def __init__(self, request: Request, config: TrimConfig, dataset: Dataset, parts: Parts) -> None:
-        self.request, self.config, self.dataset = request, config, dataset
+    def __init__(self, options: CalibrateOptions, config: TrimConfig, dataset: Dataset, parts: Parts) -> None:
+        self.options, self.config, self.dataset = options, config, dataset
         self.scorer = None if parts.scorer is None else RememberingScorer(parts.scorer)
         self.parts = Parts(_remembering(parts.small), _remembering(parts.large), self.scorer)
         self.identity = {
@@ -168,13 +143,13 @@ class _Calibration:
 
     def calibrator(self, questions: list[Any]) -> Calibrator:
         """Make it."""
-        folder = self.request.keep
+        folder = self.options.keep
         self.n = len(questions)
         return Calibrator(
             lambda policy: build_graph(for_measuring(self._with(policy)), parts=self.parts),
             questions,
             scores=self.scorer.draft_scores if self.scorer else list,
-            concurrency=self.request.concurrency,
+            concurrency=self.options.concurrency,
             store=None if folder is None else lambda policy: self._store(folder, policy),
             on_begin=self._begin,
             on_outcome=lambda outcome: self.bar.advance() if self.bar else None,
@@ -250,7 +225,7 @@ def _show(
 
 
 def _write_report(
-    request: Request,
+    options: CalibrateOptions,
     target: Target,
     policy: dict[str, Any],
     expected: Expectation,
@@ -263,8 +238,8 @@ def _write_report(
         "policy": policy,
         "expected": expected,
         "dataset": dataset.identity(),
-        "seed": request.seed,
+        "seed": options.seed,
         "points": [asdict(point) for point in calibrator.points.values()],
     }
-    assert request.json_file is not None
-    request.json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    assert options.json_file is not None
+    options.json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

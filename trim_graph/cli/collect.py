@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +20,14 @@ from trim_graph.storage.journal import Journal, settings_beside
 
 from .common import Progress, chosen_config, load_parts, open_executor, parsed_option
 from .eval import count_questions
+from .options import CollectOptions
 from .terminal import Interrupted, need
 
 DEFAULT_N = 1000
 """Questions of a dataset without end, where -n does not say."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The command line of `collect`, as given."""
-
-    dataset: str
-    out: Path
-    config: Path | None = None
-    policy: str | None = None
-    n: int | None = None
-    concurrency: int = 32
-    seed: int = 0
-    label_steps: bool = False
-    retry_errors: bool = False
-    ray: str | None = None
-    ray_workers: int | None = None
-
-
-def run_collect(request: Request) -> None:
+def run_collect(request: CollectOptions) -> None:
     """Collect the traces that a request asks for, or what is left of them.
 
     Raises:
@@ -67,7 +50,7 @@ def run_collect(request: Request) -> None:
 class _Collection:
     """A collection under way."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: CollectOptions) -> None:
         _check(request)
         self.request = request
         overrides: dict[str, Any] = {"settings": {"seed": request.seed}}
@@ -155,7 +138,7 @@ def _journal_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.jsonl") if out.suffix == ".parquet" else out
 
 
-def _open(path: Path, request: Request, settings: dict[str, Any]) -> Journal:
+def _open(path: Path, request: CollectOptions, settings: dict[str, Any]) -> Journal:
     """Open the journal, with the traces of an earlier Parquet file."""
     out = request.out
     if out.suffix == ".parquet":
@@ -171,12 +154,8 @@ def _open(path: Path, request: Request, settings: dict[str, Any]) -> Journal:
     return Journal(path, settings, keep=keep)
 
 
-def _check(request: Request) -> None:
+def _check(request: CollectOptions) -> None:
     """Refuse before minutes of work what would fail after them."""
-    if request.n is not None and request.n < 1:
-        raise SettingsError(f"-n is {request.n}: choose 1 or more")
-    if request.concurrency < 1:
-        raise SettingsError(f"--concurrency is {request.concurrency}: choose 1 or more")
     out = request.out
     if out.suffix not in (".jsonl", ".parquet"):
         raise SettingsError(f"--out {out}: the name must end in .jsonl or .parquet")

@@ -32,6 +32,7 @@ from trim_graph.evaluation.metrics import RESAMPLES
 from trim_graph.examples.arithmetic import Split, problems
 
 from .common import load_parts
+from .options import DemoOptions
 from .terminal import Interrupted, need
 
 FROM_FILES = ("planned", "aggregate", "sequence")
@@ -42,18 +43,6 @@ CLOSE = 0.01
 """How far the share of the random arm may be from that of the threshold arm."""
 ROUNDS = 4
 """How often its rate is tried, at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The command line of `demo`, as given."""
-
-    n: int
-    split: str
-    seed: int
-    concurrency: int
-    threshold: float | None
-    json_file: Path | None
 
 
 @dataclass
@@ -70,7 +59,7 @@ class Arm:
 class Demo:
     """A demo under way; it holds what is there when it is cut short."""
 
-    request: Request
+    options: DemoOptions
     config: TrimConfig
     parts: Parts
     questions: list[Question]
@@ -113,10 +102,10 @@ class Demo:
     def _calibrated_rate(self) -> float | None:
         from trim_graph.examples.arithmetic.shipped import load_calibration
 
-        if self.request.threshold is not None:
+        if self.options.threshold is not None:
             return None
         known = load_calibration()
-        return known.random_rate if known.split == self.request.split else None
+        return known.random_rate if known.split == self.options.split else None
 
     async def _run_arm(self, name: str, policy: dict[str, Any], tell: Callable[[str, int], None]) -> None:
         arm = self.arms[name] = Arm(policy)
@@ -130,7 +119,7 @@ class Demo:
 
         begun = time.monotonic()
         arm.outcomes = await run_arm(
-            graph, self.questions, concurrency=self.request.concurrency, on_outcome=keep
+            graph, self.questions, concurrency=self.options.concurrency, on_outcome=keep
         )
         arm.complete, arm.seconds = True, time.monotonic() - begun
         errors = [outcome.error for outcome in arm.outcomes if outcome.error]
@@ -142,53 +131,50 @@ class Demo:
         return share_of_large_tokens(spent, whole) or 0.0
 
 
-def run_demo(request: Request) -> None:
-    """Run the demo of a request and print its table.
+def run_demo(options: DemoOptions) -> None:
+    """Runs the demo and prints its table.
 
     Raises:
-        TrimError: The request cannot be fulfilled.
+        TrimError: An option is not valid, or the work cannot be done.
         Interrupted: Ctrl-C.
     """
-    _check(request)
+    _check(options)
     need("cli,local", "numpy", "safetensors")
     from trim_graph.examples.arithmetic.shipped import load_chosen
 
-    changes: dict[str, Any] = {"settings": {"seed": request.seed}}
-    if request.threshold is not None:
-        changes["policy"] = {"type": "threshold", "t": request.threshold}
+    changes: dict[str, Any] = {"settings": {"seed": options.seed}}
+    if options.threshold is not None:
+        changes["policy"] = {"type": "threshold", "t": options.threshold}
     config, files = example_config(changes), load_chosen()
     parts = load_parts(config)
-    demo = Demo(request, config, parts, _questions(request), files)
+    demo = Demo(options, config, parts, _questions(options), files)
     try:
         _run_with_progress(demo)
     except BaseException as error:
         if not demo.arms:
             raise
         kept = ""
-        if request.json_file is not None:
-            write_report(demo, request.json_file, partial=True)
-            kept = f"; what is there is in {request.json_file}, marked partial"
+        if options.json_file is not None:
+            write_report(demo, options.json_file, partial=True)
+            kept = f"; what is there is in {options.json_file}, marked partial"
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(f"interrupted{kept}") from error
         raise
-    if request.json_file is not None:
-        write_report(demo, request.json_file, partial=False)
+    if options.json_file is not None:
+        write_report(demo, options.json_file, partial=False)
     show_table(demo)
 
 
-def _questions(request: Request) -> list[Question]:
-    drawn = problems(request.split, request.n, part="test", seed=request.seed)  # type: ignore[arg-type]
+def _questions(options: DemoOptions) -> list[Question]:
+    drawn = problems(options.split, options.n, part="test", seed=options.seed)  # type: ignore[arg-type]
     return [arithmetic_question(problem) for problem in drawn]
 
 
-def _check(request: Request) -> None:
+def _check(options: DemoOptions) -> None:
     """Refuse before minutes of work what would fail after them."""
-    for option, value in (("-n", request.n), ("--concurrency", request.concurrency)):
-        if value < 1:
-            raise SettingsError(f"{option} is {value}: choose 1 or more")
-    if request.split not in get_args(Split):
-        raise SettingsError(f"--split is {request.split!r}: choose one of {', '.join(get_args(Split))}")
-    file = request.json_file
+    if options.split not in get_args(Split):
+        raise SettingsError(f"--split is {options.split!r}: choose one of {', '.join(get_args(Split))}")
+    file = options.json_file
     if file is None:
         return
     if file.is_dir():
@@ -211,7 +197,7 @@ def _run_with_progress(demo: Demo) -> None:
         TimeElapsedColumn(),
     )
     with live(Progress(*columns, console=Console(stderr=True))) as progress:
-        bars = {name: progress.add_task(name, total=demo.request.n, start=False) for name in ARMS}
+        bars = {name: progress.add_task(name, total=demo.options.n, start=False) for name in ARMS}
 
         def tell(name: str, done: int) -> None:
             if done == 1:
@@ -233,25 +219,25 @@ def figures_of(demo: Demo) -> tuple[dict[str, ArmFigures], Difference | None]:
     done = {name: arm.outcomes for name, arm in demo.arms.items() if arm.complete}
     if not {"small", "large"} <= done.keys():
         return {}, None
-    figures = compare(done, seed=demo.request.seed)
+    figures = compare(done, seed=demo.options.seed)
     if not {"threshold", "random"} <= done.keys():
         return figures, None
-    return figures, accuracy_difference(done["threshold"], done["random"], seed=demo.request.seed)
+    return figures, accuracy_difference(done["threshold"], done["random"], seed=demo.options.seed)
 
 
 def report(demo: Demo, *, partial: bool) -> dict[str, Any]:
     """Return everything, JSON-native."""
     figures, difference = figures_of(demo)
-    request = demo.request
+    options = demo.options
     return {
         "what": "trim-graph demo",
         "partial": partial,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "n": request.n,
-        "split": request.split,
+        "n": options.n,
+        "split": options.split,
         "part": "test",
-        "seed": request.seed,
-        "concurrency": request.concurrency,
+        "seed": options.seed,
+        "concurrency": options.concurrency,
         "threshold": demo.threshold,
         "random_rate": demo.random_rate,
         "intervals": {"level": 0.95, "method": "paired bootstrap over questions", "resamples": RESAMPLES},
@@ -307,10 +293,10 @@ def show_table(demo: Demo) -> None:
     from .common import Console
 
     console = Console(plain_width=WIDTH)
-    request = demo.request
+    options = demo.options
     figures, difference = figures_of(demo)
-    precise = request.n >= INTERVALS_FROM
-    table = Table(title=f"{request.n} held-out problems, split {request.split}, seed {request.seed}")
+    precise = options.n >= INTERVALS_FROM
+    table = Table(title=f"{options.n} held-out problems, split {options.split}, seed {options.seed}")
     table.add_column("arm")
     for heading in ("accuracy", "large tokens", "share", "PGR", "seconds"):
         table.add_column(heading, justify="right")
@@ -334,7 +320,7 @@ def show_table(demo: Demo) -> None:
         console.print(f"in brackets: 95 % intervals, paired bootstrap, {RESAMPLES} resamples")
     errors = {name: row["errors"] for name, row in figures.items() if row["errors"]}
     for name, count in errors.items():
-        console.print(f"{name}: {count} of {request.n} questions failed and count as wrong")
+        console.print(f"{name}: {count} of {options.n} questions failed and count as wrong")
 
 
 def _figure(value: float | None, within: Interval | None, form: str = ".3f") -> str:

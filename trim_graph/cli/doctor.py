@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_graph.config import TrimConfig
-from trim_graph.errors import SettingsError, TrimError
+from trim_graph.errors import TrimError
 
 from .common import chosen_config, load_chat_model, loads_scorer, need_extras
+from .options import DoctorOptions
 
 if TYPE_CHECKING:
     from trim_graph.doctor.subjects import Finding, Report
@@ -24,33 +23,22 @@ WIDTH = 120
 _STYLES = {"ok": "green", "hint": "yellow", "fault": "bold red", "skipped": "dim"}
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The command line of `doctor`, as given."""
-
-    config: Path | None
-    timeout: float
-    as_json: bool
-
-
-def run_doctor(request: Request) -> int:
-    """Check the set-up of a request and print what was found.
+def run_doctor(options: DoctorOptions) -> int:
+    """Checks a configuration and prints what was found.
 
     Returns:
         The exit code: 0, or 1 where there are faults.
 
     Raises:
-        TrimError: The request or the configuration is not valid.
+        TrimError: The configuration is not valid.
         MissingExtra: What the models need is not installed.
     """
-    if not request.timeout > 0:
-        raise SettingsError(f"--timeout is {request.timeout:g}: choose a number of seconds above 0")
-    config = chosen_config(request.config, {})
+    config = chosen_config(options.config, {})
     entries = [entry for entry in (config.small, config.large, config.scorer) if entry is not None]
     need_extras(config)
-    report = _examined(config, request.timeout).without(_keys(entries))
-    if request.as_json:
-        place = None if request.config is None else str(request.config)
+    report = _examined(config, options.timeout).without(_keys(entries))
+    if options.as_json:
+        place = None if options.config is None else str(options.config)
         print(json.dumps({"what": "trim-graph doctor", "config": place, **report.record()}, indent=1))
     else:
         _show(report)

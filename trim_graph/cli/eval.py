@@ -1,20 +1,17 @@
-"""`trim-graph eval`: what would a policy save, and what would it cost in accuracy? `report`: its page."""
+"""`trim-graph eval`: what would a policy save, and what would it cost in accuracy?"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_graph.budget import Prices
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.evaluation.arms import (
-    RANDOM_RATES,
     REFERENCES,
     Arm,
     check_names,
@@ -39,13 +36,14 @@ from trim_graph.evaluation.records import SUMMARY, ArmSummary, Figure, RunSummar
 from trim_graph.evaluation.verdicts import Worth, summarise_run
 
 from .common import Progress, chosen_config, load_parts, open_executor, parsed_option
+from .options import EvalOptions
 from .terminal import Interrupted, need
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def run_eval(request: Request) -> RunSummary:
+def run_eval(request: EvalOptions) -> RunSummary:
     """Evaluate, write the run's folder, print the summary.
 
     Raises:
@@ -73,9 +71,8 @@ class Evaluation:
         request: What is asked for.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: EvalOptions) -> None:
         need("cli,eval", "numpy", "pyarrow")
-        check_request(request)
         self.request = request
         overrides: dict[str, Any] = {"settings": {"seed": request.seed}}
         if request.prices is not None:
@@ -245,33 +242,6 @@ VALIDATION_N = 300
 """Validation questions, where --validation-n does not say."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The command line of `eval`, as given."""
-
-    dataset: str
-    out: Path
-    config: Path | None = None
-    policies: Sequence[str] = ()
-    sweeps: Sequence[str] = ()
-    random_rates: str = ",".join(f"{rate:g}" for rate in RANDOM_RATES)
-    baselines: str = "all"
-    validation: str | None = None
-    validation_n: int | None = None
-    pattern: str | None = None
-    judge: str | None = None
-    prices: str | None = None
-    cost_per_second: float = 0.0
-    n: int | None = None
-    samples: int = 1
-    seed: int = 0
-    concurrency: int = 32
-    retry_errors: bool = False
-    as_json: bool = False
-    ray: str | None = None
-    ray_workers: int | None = None
-
-
 def read_dataset(option: str, given: str, part: Any, seed: int) -> Dataset:
     """Read an option that names a dataset."""
     parsed = parsed_option(option, given, "{type: file, path: questions.jsonl}")
@@ -318,20 +288,6 @@ def chosen_rates(given: str) -> list[float]:
     if not rates or not all(0 < rate < 1 for rate in rates):
         raise SettingsError(f"--random-rates {given}: give rates between 0 and 1, such as 0.1,0.5,0.9")
     return rates
-
-
-def check_request(request: Request) -> None:
-    """Refuse before hours of work what would fail after them."""
-    for option, value in (
-        ("-n", request.n),
-        ("--validation-n", request.validation_n),
-        ("--samples", request.samples),
-        ("--concurrency", request.concurrency),
-    ):
-        if value is not None and value < 1:
-            raise SettingsError(f"{option} is {value}: choose 1 or more")
-    if not 0 <= request.cost_per_second < float("inf"):
-        raise SettingsError(f"--cost-per-second is {request.cost_per_second}: choose 0 or more")
 
 
 WIDTH = 150
@@ -468,23 +424,3 @@ def _over_random(arm: ArmSummary, *, spread: bool) -> str:
 
 def _joined(arm: ArmSummary, *names: str, digits: int = 0) -> str:
     return "/".join(_told(arm["figures"][name], digits=digits) for name in names)
-
-
-def run_report(run: Path, out: Path | None) -> None:
-    """Write the page and the pictures, and say where.
-
-    Raises:
-        TrimError: There is no run, or the page cannot be written.
-    """
-    need("cli,eval", "numpy", "scipy", "sklearn", "matplotlib", "pyarrow")
-    if out is not None and out.suffix not in (".html", ".htm"):
-        raise SettingsError(f"--out {out}: the name must end in .html")
-    from trim_graph.report import write_report
-
-    try:
-        page, *pictures = write_report(run, out)
-    except OSError as error:
-        raise SettingsError(f"{error.filename or out or run} cannot be written: {error.strerror}") from error
-    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
-    if pictures:
-        print(f"{len(pictures)} pictures in {pictures[0].parent}")

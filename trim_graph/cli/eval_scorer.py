@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +21,7 @@ from trim_graph.storage.journal import Journal
 from trim_graph.storage.rows import read_rows
 
 from .common import Progress, chosen_config, load_scorer, parsed_option
+from .options import EvalScorerOptions
 from .terminal import Interrupted, need
 
 if TYPE_CHECKING:
@@ -31,45 +31,31 @@ FIGURES = "figures.json"
 PICTURE = "reliability"
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The command line of `eval-scorer`, as given."""
-
-    data: tuple[Path, ...]
-    config: Path | None = None
-    scorer: str | None = None
-    threshold: float | None = None
-    n: int | None = None
-    concurrency: int = 16
-    out: Path | None = None
-    retry_errors: bool = False
-
-
-def run_eval_scorer(request: Request) -> None:
+def run_eval_scorer(options: EvalScorerOptions) -> None:
     """Rate what is not rated yet, and print and write the figures.
 
     Raises:
-        TrimError: The request cannot be fulfilled.
+        TrimError: An option is not valid, or the work cannot be done.
         Interrupted: Ctrl-C.
     """
     need("cli,eval", "numpy", "scipy", "sklearn", "matplotlib")
-    config = _config(request)
-    sets = [_Set(file, config, request) for file in request.data]
+    config = _config(options)
+    sets = [_Set(file, config, options) for file in options.data]
     with ExitStack() as stack:
-        folder = request.out or Path(stack.enter_context(TemporaryDirectory()))
+        folder = options.out or Path(stack.enter_context(TemporaryDirectory()))
         for one in sets:
             one.open(folder, stack)
         if any(one.left() for one in sets):
-            _rate(sets, load_scorer(config), request)
+            _rate(sets, load_scorer(config), options)
         rated = {one.name: one.rated() for one in sets}
-    _report(request, config, rated)
+    _report(options, config, rated)
 
 
 class _Set:
     """The solutions of one file."""
 
-    def __init__(self, file: Path, config: TrimConfig, request: Request) -> None:
-        self.file, self.name, self.request = file, file.stem, request
+    def __init__(self, file: Path, config: TrimConfig, options: EvalScorerOptions) -> None:
+        self.file, self.name, self.options = file, file.stem, options
         self.total = sum(1 for _ in self.solutions())  # what cannot be read is told before anything loads
         if not self.total:
             raise InputError(f"{file} holds no solution")
@@ -79,14 +65,14 @@ class _Set:
 
     def open(self, folder: Path, stack: ExitStack) -> None:
         """Open the journal of its scores."""
-        keep = (lambda record: record["error"] is None) if self.request.retry_errors else lambda record: True
+        keep = (lambda record: record["error"] is None) if self.options.retry_errors else lambda record: True
         self.journal = stack.enter_context(
             Journal(folder / f"{self.name}.scores.jsonl", self.settings, keep=keep)
         )
 
     def solutions(self) -> Iterator[LabelledSolution]:
         """Read those that count."""
-        return islice(read_labelled(self.file), self.request.n)
+        return islice(read_labelled(self.file), self.options.n)
 
     def left(self) -> int:
         """Count those not rated yet."""
@@ -98,7 +84,7 @@ class _Set:
         wanted = set(waiting)  # fixed now: solutions are read ahead of what the journal knows
         todo = (one for index, one in enumerate(self.solutions()) if index in wanted)
         in_a_row, order = 0, iter(waiting)
-        async with aclosing(score_labelled(scorer, todo, concurrency=self.request.concurrency)) as traces:
+        async with aclosing(score_labelled(scorer, todo, concurrency=self.options.concurrency)) as traces:
             async for trace in traces:
                 failed = trace["error"] is not None
                 self.journal.append(
@@ -130,7 +116,7 @@ class _Set:
         ]
 
 
-def _rate(sets: list[_Set], scorer: Any, request: Request) -> None:
+def _rate(sets: list[_Set], scorer: Any, options: EvalScorerOptions) -> None:
     async def work() -> None:
         for one in sets:
             await one.rate(scorer, progress)
@@ -140,33 +126,28 @@ def _rate(sets: list[_Set], scorer: Any, request: Request) -> None:
         try:
             asyncio.run(work())
         except KeyboardInterrupt as error:
-            kept = f"; what was scored is in {request.out}: the same command goes on" if request.out else ""
+            kept = f"; what was scored is in {options.out}: the same command goes on" if options.out else ""
             raise Interrupted(f"interrupted{kept}") from error
 
 
-def _config(request: Request) -> TrimConfig:
+def _config(options: EvalScorerOptions) -> TrimConfig:
     """Refuse before minutes of work what would fail after them."""
-    names = [file.stem for file in request.data]
+    names = [file.stem for file in options.data]
     if len(set(names)) < len(names):
         raise SettingsError(f"two files of the same name: {', '.join(names)}")
-    for option, value in (("-n", request.n), ("--concurrency", request.concurrency)):
-        if value is not None and value < 1:
-            raise SettingsError(f"{option} is {value}: choose 1 or more")
-    if request.threshold is not None and not 0 <= request.threshold <= 1:
-        raise SettingsError(f"--threshold is {request.threshold}: choose a score from 0 to 1")
-    if request.out is not None:
+    if options.out is not None:
         try:
-            request.out.mkdir(parents=True, exist_ok=True)
+            options.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SettingsError(f"--out {request.out}: cannot be made a folder: {error.strerror}") from error
-    if request.scorer is not None and request.config is not None:
+            raise SettingsError(f"--out {options.out}: cannot be made a folder: {error.strerror}") from error
+    if options.scorer is not None and options.config is not None:
         raise SettingsError("give --config or --scorer, not both")
     overrides: dict[str, Any] = {}
-    if request.scorer is not None:
-        overrides["scorer"] = parsed_option("--scorer", request.scorer, "{type: transformers_prm, model: X}")
-    config = chosen_config(request.config, overrides)
+    if options.scorer is not None:
+        overrides["scorer"] = parsed_option("--scorer", options.scorer, "{type: transformers_prm, model: X}")
+    config = chosen_config(options.config, overrides)
     if config.scorer is None:
-        raise SettingsError(f"{request.config} names no scorer")
+        raise SettingsError(f"{options.config} names no scorer")
     if config.scorer.type == "token_probability":
         raise SettingsError(
             "the scorer token_probability rates only what a model writes in a run: a solution in a file has "
@@ -175,10 +156,10 @@ def _config(request: Request) -> TrimConfig:
     return config
 
 
-def _report(request: Request, config: TrimConfig, rated: dict[str, list[Rated]]) -> None:
+def _report(options: EvalScorerOptions, config: TrimConfig, rated: dict[str, list[Rated]]) -> None:
     from trim_graph.evaluation.scorer_metrics import best_threshold, scorer_figures
 
-    threshold, chosen = request.threshold, "as given"
+    threshold, chosen = options.threshold, "as given"
     if threshold is None:
         first = next(iter(rated))
         threshold = best_threshold(rated[first])
@@ -187,7 +168,7 @@ def _report(request: Request, config: TrimConfig, rated: dict[str, list[Rated]])
             threshold, chosen = 0.5, f"since {first} has no solutions with an error, or none without"
     figures = {name: scorer_figures(solutions, threshold) for name, solutions in rated.items()}
     _show(figures, threshold, chosen)
-    if request.out is None:
+    if options.out is None:
         return
     from trim_graph.evaluation.plots import draw_reliability, save_picture
 
@@ -199,10 +180,10 @@ def _report(request: Request, config: TrimConfig, rated: dict[str, list[Rated]])
         "average_f1": average_f1(figures),
         "sets": figures,
     }
-    (request.out / FIGURES).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (options.out / FIGURES).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     curves = {name: found["steps"] for name, found in figures.items()}
-    files = save_picture(draw_reliability(curves), request.out / PICTURE)
-    print(f"scores, {', '.join(file.name for file in files)} and {FIGURES} in {request.out}")
+    files = save_picture(draw_reliability(curves), options.out / PICTURE)
+    print(f"scores, {', '.join(file.name for file in files)} and {FIGURES} in {options.out}")
 
 
 def average_f1(figures: dict[str, ScorerFigures]) -> float | None:

@@ -11,18 +11,19 @@ from trim_graph.budget.ledger import Ledger, Reservation, open_ledger
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.storage.checkpoint import existing_place
 
+from .options import LedgerListOptions, LedgerReleaseOptions
 from .solve import counted
 
 
-def run_list(place: str, account: str | None, as_json: bool) -> None:
+def run_list(options: LedgerListOptions) -> None:
     """Print the reservations of a ledger, the oldest first.
 
     Raises:
         TrimError: There is no such ledger, or it cannot be opened.
     """
-    with _existing(place) as ledger:
-        found = ledger.reservations(account)
-    if as_json:
+    with _existing(options.place) as ledger:
+        found = ledger.reservations(options.account)
+    if options.as_json:
         rows = [{**one._asdict(), "amount": one.amount._asdict(), "expired": one.expired()} for one in found]
         print(json.dumps(rows, indent=2))
         return
@@ -34,27 +35,28 @@ def run_list(place: str, account: str | None, as_json: bool) -> None:
     )
 
 
-def run_release(place: str, account: str, entry: str | None, *, expired: bool, charge: bool) -> None:
+def run_release(options: LedgerReleaseOptions) -> None:
     """Give reservations of an account back, or charge them for good, and print which.
 
     Raises:
         TrimError: There is no such ledger or no such reservation, or it is not said which.
     """
+    account, entry, expired = options.account, options.entry, options.expired
     if (entry is None) != expired:
         raise InputError("say which reservations: --entry ENTRY, or --expired for all that have expired")
-    with _existing(place) as ledger:
+    with _existing(options.place) as ledger:
         found = [one for one in ledger.reservations(account) if entry in (None, one.entry)]
         if expired:
             found = [one for one in found if one.expired()]
         elif not found:
             raise InputError(f"{account} has no reservation {entry}: see trim-graph ledger list")
         for one in found:
-            if charge:
+            if options.charge:
                 ledger.settle(one.account, one.entry, one.amount)
             else:
                 ledger.release(one.account, one.entry)
             print(_line(one))
-    done = "charged in full" if charge else "given back"
+    done = "charged in full" if options.charge else "given back"
     print(f"{counted(len(found), 'reservation')} {done}")
 
 

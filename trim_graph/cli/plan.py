@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from trim_graph.errors import SettingsError
 
+from .options import PlanOptions
 from .terminal import need
 
 if TYPE_CHECKING:
@@ -17,27 +18,6 @@ if TYPE_CHECKING:
     from trim_graph.training.step_model import StepModel
 
 SEED = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The command line of `plan`, as given."""
-
-    source: Path
-    out: Path
-    cost_per_token: tuple[float, ...] = ()
-    cost_per_call: float = 0.0
-    cost_per_draft: float = 0.0
-    budget: int | None = None
-    belief: str = "carried"
-    belief_step: float = 0.025
-    handover: bool = True
-    p_large: float | None = None
-    tokens: float | None = None
-    bins: int | None = None
-    model_out: Path | None = None
-    picture: Path | None = None
-    simulate: int = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,33 +30,33 @@ class Row:
     file: Path | None = None
 
 
-def run_plan(request: Request) -> None:
+def run_plan(options: PlanOptions) -> None:
     """Plan, write the policy files, and print what simulated solutions make of them.
 
     Raises:
-        TrimError: The request cannot be fulfilled.
+        TrimError: An option is not valid, or the work cannot be done.
     """
     need("cli,policies", "numpy", "safetensors")
-    if request.picture is not None:
+    if options.picture is not None:
         need("cli,train", "matplotlib", "scipy")
-    files = _files(request)
-    model, data = _model(request)
+    files = _files(options)
+    model, data = _model(options)
     from trim_graph.policies.files import save_policy
     from trim_graph.policies.pomdp import pomdp
     from trim_graph.training.planner import BatchPomdp, Terms, solve
     from trim_graph.training.simulator import HANDOVER, StatelessBatchPolicy
 
-    if request.model_out is not None:
-        model.save(request.model_out)
-    if request.picture is not None:
+    if options.model_out is not None:
+        model.save(options.model_out)
+    if options.picture is not None:
         from trim_graph.training.fitting import draw
 
-        draw(model, request.picture, data)
-    unlimited = "large alone" if request.budget is None else "large alone, no limit"
+        draw(model, options.picture, data)
+    unlimited = "large alone" if options.budget is None else "large alone, no limit"
     rows = [
-        _row(request, model, "small alone", None, StatelessBatchPolicy(lambda seen: 0 * seen.index)),
+        _row(options, model, "small alone", None, StatelessBatchPolicy(lambda seen: 0 * seen.index)),
         _row(
-            request,
+            options,
             model,
             unlimited,
             None,
@@ -87,33 +67,31 @@ def run_plan(request: Request) -> None:
     for cost, file in files:
         terms = Terms(
             cost_per_token=cost,
-            cost_per_call=request.cost_per_call,
-            cost_per_draft=request.cost_per_draft,
-            handover=request.handover,
+            cost_per_call=options.cost_per_call,
+            cost_per_draft=options.cost_per_draft,
+            handover=options.handover,
         )
         plan = solve(
-            model, terms, belief=_belief(request), budget=request.budget, belief_step=request.belief_step
+            model, terms, belief=_belief(options), budget=options.budget, belief_step=options.belief_step
         )
-        save_policy(pomdp(plan), file, **_made(request, model, plan))
-        rows.append(_row(request, model, "plan", cost, BatchPomdp(plan), request.budget, file))
-    _show(request, model, rows)
+        save_policy(pomdp(plan), file, **_made(options, model, plan))
+        rows.append(_row(options, model, "plan", cost, BatchPomdp(plan), options.budget, file))
+    _show(options, model, rows)
 
 
-def _files(request: Request) -> list[tuple[float, Path]]:
+def _files(options: PlanOptions) -> list[tuple[float, Path]]:
     """Return each cost with the file of its plan, or refuse before anything is read."""
-    out = request.out
-    if request.simulate < 1:
-        raise SettingsError(f"--simulate is {request.simulate}: choose 1 or more")
+    out = options.out
     if out.suffix != ".json":
         raise SettingsError(f"--out {out}: the name must end in .json")
-    for option, file in (("--out", out), ("--model-out", request.model_out), ("--picture", request.picture)):
+    for option, file in (("--out", out), ("--model-out", options.model_out), ("--picture", options.picture)):
         if file is not None and not (
             file.absolute().parent.is_dir() and os.access(file.absolute().parent, os.W_OK)
         ):
             raise SettingsError(f"{option} {file}: the folder {file.absolute().parent} cannot be written to")
-    costs = tuple(dict.fromkeys(request.cost_per_token))
+    costs = tuple(dict.fromkeys(options.cost_per_token))
     if not costs:
-        if request.budget is None:
+        if options.budget is None:
             raise SettingsError(
                 "a large token costs nothing and nothing limits them: give --cost-per-token or --budget"
             )
@@ -123,21 +101,21 @@ def _files(request: Request) -> list[tuple[float, Path]]:
     return [(cost, out.with_name(f"{out.stem}-{cost:g}.json")) for cost in costs]
 
 
-def _belief(request: Request) -> BeliefKind:
+def _belief(options: PlanOptions) -> BeliefKind:
     from trim_graph.policies.pomdp import BeliefKind
 
     for kind in get_args(BeliefKind):
-        if request.belief == kind:
+        if options.belief == kind:
             return kind  # type: ignore[no-any-return]
-    raise SettingsError(f"--belief {request.belief}: choose one of {', '.join(get_args(BeliefKind))}")
+    raise SettingsError(f"--belief {options.belief}: choose one of {', '.join(get_args(BeliefKind))}")
 
 
-def _model(request: Request) -> tuple[StepModel, Any]:
+def _model(options: PlanOptions) -> tuple[StepModel, Any]:
     """Return the step model of a source of any kind, and the data of its traces, if it has some."""
     from trim_graph.training.step_model import FORMAT, StepModel, load_published, read_document
 
-    _belief(request)
-    source, tokens = request.source, None if request.tokens is None else (request.tokens,)
+    _belief(options)
+    source, tokens = options.source, None if options.tokens is None else (options.tokens,)
     if source.suffix in (".jsonl", ".parquet"):
         need("train", "scipy")
         from trim_graph.evaluation.traces import read_traces
@@ -146,15 +124,15 @@ def _model(request: Request) -> tuple[StepModel, Any]:
         data = read_training_data(read_traces(source))
         model = fit(
             data,
-            p_large=request.p_large,
+            p_large=options.p_large,
             tokens=tokens,
-            bins=request.bins or 20,
+            bins=options.bins or 20,
             made={"traces": source.name},
         )
         return model, data
-    if request.bins is not None:
+    if options.bins is not None:
         raise SettingsError(
-            f"--bins {request.bins}: only where traces are read; {source} has bins of its own"
+            f"--bins {options.bins}: only where traces are read; {source} has bins of its own"
         )
     document = read_document(source)
     if document.get("format") == FORMAT:
@@ -165,23 +143,23 @@ def _model(request: Request) -> tuple[StepModel, Any]:
         raise SettingsError(
             f"{source}: neither traces (.jsonl, .parquet), nor a step model, nor published parameters"
         )
-    return model.changed(p_large=request.p_large, tokens=tokens), None
+    return model.changed(p_large=options.p_large, tokens=tokens), None
 
 
-def _made(request: Request, model: StepModel, plan: Plan) -> dict[str, Any]:
+def _made(options: PlanOptions, model: StepModel, plan: Plan) -> dict[str, Any]:
     return {
         "command": "trim-graph plan",
-        "source": request.source.name,
+        "source": options.source.name,
         "step_model": {"p_small": model.p_small, "p_large": model.p_large, **model.made},
-        "budget": request.budget,
-        "cost_per_draft": request.cost_per_draft,
-        "belief_step": request.belief_step,
+        "budget": options.budget,
+        "cost_per_draft": options.cost_per_draft,
+        "belief_step": options.belief_step,
         "value": plan.start(),
     }
 
 
 def _row(
-    request: Request,
+    options: PlanOptions,
     model: StepModel,
     name: str,
     cost: float | None,
@@ -192,19 +170,19 @@ def _row(
     from trim_graph.training.simulator import simulate
 
     limit = float("inf") if budget is None else budget
-    return Row(name, cost, simulate(model, policy, request.simulate, seed=SEED, budget=limit), file)
+    return Row(name, cost, simulate(model, policy, options.simulate, seed=SEED, budget=limit), file)
 
 
-def _show(request: Request, model: StepModel, rows: list[Row]) -> None:
+def _show(options: PlanOptions, model: StepModel, rows: list[Row]) -> None:
     from rich.table import Table
 
     from .common import Console
 
-    limit = f", at most {request.budget} large tokens" if request.budget is not None else ""
+    limit = f", at most {options.budget} large tokens" if options.budget is not None else ""
     console = Console()
     console.print(
         f"A step is right with {model.p_small:.3f} by the small model, {model.p_large:.3f} by the large one. "
-        f"{request.simulate} simulated solutions each{limit}; tokens and calls are those of the large model:",
+        f"{options.simulate} simulated solutions each{limit}; tokens and calls are those of the large model:",
         soft_wrap=True,
     )
     table = Table(box=None)

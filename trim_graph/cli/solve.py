@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import uuid
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -17,6 +15,7 @@ from trim_graph.errors import SettingsError, TrimError
 from trim_graph.settings import describe
 
 from .common import chosen_config, load_parts, parsed_option, readable
+from .options import SolveOptions
 from .terminal import Interrupted, visible
 
 if TYPE_CHECKING:
@@ -27,49 +26,15 @@ if TYPE_CHECKING:
     from .common import Console
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The command line of `solve`, as given."""
-
-    problem: str | None = None
-    config: Path | None = None
-    policy: str | None = None
-    threshold: float | None = None
-    budget: dict[str, float | int | None] = field(default_factory=dict)
-    thread: str | None = None
-    resume: bool = False
-    answer: str | None = None
-    user: str | None = None
-    as_json: bool = False
-
-    def overrides(self) -> dict[str, Any]:
-        """Return what replaces parts of the configuration.
-
-        Raises:
-            SettingsError: Two options contradict each other.
-        """
-        changes: dict[str, Any] = {}
-        if self.policy is not None and self.threshold is not None:
-            raise SettingsError("--policy and --threshold both choose the policy: give one of them")
-        if self.policy is not None:
-            changes["policy"] = parsed_option("--policy", self.policy, "{type: threshold, t: 0.5}")
-        if self.threshold is not None:
-            changes["policy"] = {"type": "threshold", "t": self.threshold}
-        limits = {name: value for name, value in self.budget.items() if value is not None}
-        if limits:
-            changes["budget"] = limits
-        return changes
-
-
-def run_solve(request: Request) -> None:
-    """Solve the problem of a request and print the solution.
+def run_solve(options: SolveOptions) -> None:
+    """Solves one problem and prints the solution.
 
     Raises:
-        TrimError: The request cannot be fulfilled.
+        TrimError: An option is not valid, or the work cannot be done.
         Interrupted: Ctrl-C.
     """
-    _check(request)
-    config = chosen_config(request.config, request.overrides())
+    _check(options)
+    config = chosen_config(options.config, _overrides(options))
     from trim_graph.budget.ledger import open_ledger
     from trim_graph.storage.checkpoint import open_checkpointer
     from trim_graph.storage.thread_lock import claim_thread
@@ -81,23 +46,23 @@ def run_solve(request: Request) -> None:
             f"the configuration has a person asked, but the checkpoint is {config.checkpoint}, and a run "
             "cannot wait there for an answer: put `checkpoint: sqlite:runs.db` into the file of --config"
         )
-    if request.thread is not None and not persistent:
+    if options.thread is not None and not persistent:
         raise SettingsError(
             f"--thread needs a checkpoint that outlives the command, and it is {config.checkpoint}: "
             "put `checkpoint: sqlite:runs.db` into the file of --config"
         )
-    question = None if request.resume else readable(request.problem or "", config)
-    thread = request.thread or uuid.uuid4().hex[:8]
+    question = None if options.resume else readable(options.problem or "", config)
+    thread = options.thread or uuid.uuid4().hex[:8]
     claim = claim_thread(opening.place, thread)
     with claim, opening as checkpointer, open_ledger(config.ledger or "memory") as ledger:
         parts = load_parts(config)
-        if persistent and request.thread is None:
+        if persistent and options.thread is None:
             print(f"thread {thread}", file=sys.stderr)
         try:
             graph = build_graph(config, checkpointer, parts=parts, ledger=ledger)
-            _run(request, config, graph, question, thread)
+            _run(options, config, graph, question, thread)
         except KeyboardInterrupt as error:
-            hint = f"; go on with: trim-graph solve --config {request.config} --thread {thread} --resume"
+            hint = f"; go on with: trim-graph solve --config {options.config} --thread {thread} --resume"
             raise Interrupted(f"interrupted{hint if persistent else ''}") from error
         except ValidationError as error:
             raise SettingsError(f"--answer is not valid: {describe(error)}") from error
@@ -107,61 +72,76 @@ def run_solve(request: Request) -> None:
             raise TrimError(f"the run failed: {error}") from error
 
 
-def _check(request: Request) -> None:
-    if not request.resume:
-        if request.answer is not None:
+def _overrides(options: SolveOptions) -> dict[str, Any]:
+    """Returns what replaces parts of the configuration."""
+    changes: dict[str, Any] = {}
+    if options.policy is not None and options.threshold is not None:
+        raise SettingsError("--policy and --threshold both choose the policy: give one of them")
+    if options.policy is not None:
+        changes["policy"] = parsed_option("--policy", options.policy, "{type: threshold, t: 0.5}")
+    if options.threshold is not None:
+        changes["policy"] = {"type": "threshold", "t": options.threshold}
+    limits = {name: getattr(options, name) for name in ("large_tokens", "large_calls", "seconds")}
+    if given := {name: value for name, value in limits.items() if value is not None}:
+        changes["budget"] = given
+    return changes
+
+
+def _check(options: SolveOptions) -> None:
+    if not options.resume:
+        if options.answer is not None:
             raise SettingsError("--answer needs --resume: it answers what the run of --thread has asked")
-        if request.problem is None:
+        if options.problem is None:
             raise SettingsError('a problem is missing: trim-graph solve "PROBLEM"')
         return
-    if request.thread is None:
+    if options.thread is None:
         raise SettingsError("--resume needs --thread: the name of the run to go on with")
-    if request.problem is not None:
+    if options.problem is not None:
         raise SettingsError("--resume goes on with the problem of the thread: leave out the problem")
-    if request.overrides():
+    if _overrides(options):
         raise SettingsError("--resume keeps the policy and limits of the run: leave out the options for them")
 
 
-def _run(request: Request, config: TrimConfig, graph: Any, question: str | None, thread: str) -> None:
+def _run(options: SolveOptions, config: TrimConfig, graph: Any, question: str | None, thread: str) -> None:
     from trim_graph.settings import TrimContext
 
     place: RunnableConfig = {"configurable": {"thread_id": thread}}
-    transcript = Transcript(None if request.as_json else _stdout())
-    given = _given(request, question)
+    transcript = Transcript(None if options.as_json else _stdout())
+    given = _given(options, question)
     if question is None:
         question = _resumed(graph, place, thread, transcript)
-    if request.answer is not None and waiting(graph, place) is None:
+    if options.answer is not None and waiting(graph, place) is None:
         raise SettingsError(
             f"the run of thread {thread!r} has asked nothing: leave out --answer to go on with it"
         )
     # Only a saved run can be saved synchronously.
     saving: dict[str, Any] = {} if graph.checkpointer is None else {"durability": "sync"}
-    context = TrimContext(user=request.user) if request.user else None
+    context = TrimContext(user=options.user) if options.user else None
     for event in graph.stream(given, place, context=context, stream_mode="custom", **saving):
         transcript.note(event)
     asked = waiting(graph, place)
-    if request.resume and not transcript.summary and not asked:  # only the end itself was missing
+    if options.resume and not transcript.summary and not asked:  # only the end itself was missing
         transcript.summary = graph.get_state(place).values["trim"]
-    if request.as_json:
+    if options.as_json:
         kept = None if graph.checkpointer is None else thread
         record = {"question": question, "thread": kept, **transcript.record()}
         print(json.dumps(record | ({"asked": asked} if asked else {}), indent=1))
     elif asked:
-        show_question(_stdout(), asked, f"trim-graph solve --config {request.config} --thread {thread}")
+        show_question(_stdout(), asked, f"trim-graph solve --config {options.config} --thread {thread}")
     else:
         show_bill(_stdout(), transcript.summary, config.prices)
 
 
-def _given(request: Request, question: str | None) -> Any:
+def _given(options: SolveOptions, question: str | None) -> Any:
     """What the graph is invoked with.
 
     Raises:
         SettingsError: ``--answer`` is not YAML.
     """
-    if request.answer is not None:
+    if options.answer is not None:
         from langgraph.types import Command
 
-        return Command(resume=parsed_option("--answer", request.answer, "{more: {large_tokens: 200}}"))
+        return Command(resume=parsed_option("--answer", options.answer, "{more: {large_tokens: 200}}"))
     return None if question is None else {"messages": [("user", question)]}
 
 

@@ -7,11 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from trim_graph.config import TrimConfig
 from trim_graph.errors import SettingsError
@@ -23,6 +22,7 @@ from trim_graph.policies import save_policy
 from trim_graph.storage.journal import Journal
 
 from .common import chosen_config, load_parts, open_executor, parsed_option
+from .options import QueryRouterOptions, TrainOptions
 from .terminal import need
 
 if TYPE_CHECKING:
@@ -32,36 +32,36 @@ if TYPE_CHECKING:
     from trim_graph.training.step_model import StepModel
 
 
-def run_training(request: Request) -> None:
-    """Train the policies that a request asks for, and write them and their curves.
+def run_training(options: TrainOptions) -> None:
+    """Trains policies, one for each price, and writes them and their learning curves.
 
     Raises:
-        TrimError: The request cannot be fulfilled.
+        TrimError: An option is not valid, or the work cannot be done.
     """
     need("cli,train", "stable_baselines3", "gymnasium", "matplotlib", "safetensors")
-    training = _check(request)
-    config = chosen_config(request.config, {})
-    questions = read_questions(request)
+    training = _check(options)
+    config = chosen_config(options.config, {})
+    questions = read_questions(options)
     from trim_graph.training.ppo import write_curves
 
-    model = None if request.simulator is None else _step_model(request.simulator)
+    model = None if options.simulator is None else _step_model(options.simulator)
     with ExitStack() as opened:
-        rollouts, validation = _rollouts(request, config, questions, opened)
+        rollouts, validation = _rollouts(options, config, questions, opened)
         done: list[Trained] = []
-        for price in request.prices:
+        for price in options.prices:
             family = [
-                _train(request, price, seed, rollouts, validation, model, training)
-                for seed in range(request.seeds)
+                _train(options, price, seed, rollouts, validation, model, training)
+                for seed in range(options.seeds)
             ]
-            _save(request, max(family, key=lambda one: one.validation.reward), config)
+            _save(options, max(family, key=lambda one: one.validation.reward), config)
             done += family
-            files = write_curves(done, request.out, f"{request.kind}-curves")
-    print(f"learning curves: {', '.join(file.name for file in files)} in {request.out}")
+            files = write_curves(done, options.out, f"{options.kind}-curves")
+    print(f"learning curves: {', '.join(file.name for file in files)} in {options.out}")
     _warn_of_contradictions((rollouts, validation))
 
 
 def _train(
-    request: Request,
+    options: TrainOptions,
     price: float,
     seed: int,
     rollouts: Rollouts,
@@ -73,14 +73,14 @@ def _train(
 
     def report(point: EvalPoint) -> None:
         print(
-            f"{request.kind} {price:g} seed {seed}: {point.phase} {point.steps}: validation reward "
+            f"{options.kind} {price:g} seed {seed}: {point.phase} {point.steps}: validation reward "
             f"{point.reward:.4f}, accuracy {point.accuracy:.3f}, large tokens {point.large_tokens:.1f}",
             file=sys.stderr,
             flush=True,
         )
 
     return train(
-        request.kind,
+        options.kind,
         price,
         rollouts=rollouts,
         validation=validation,
@@ -91,17 +91,17 @@ def _train(
     )
 
 
-def _save(request: Request, best: Trained, config: TrimConfig) -> None:
-    file = request.out / f"{request.kind}-{best.price:g}.json"
+def _save(options: TrainOptions, best: Trained, config: TrimConfig) -> None:
+    file = options.out / f"{options.kind}-{best.price:g}.json"
     save_policy(
         best.policy,
         file,
-        command=f"trim-graph train {request.kind}",
-        dataset=request.dataset,
-        validation_dataset=request.validation_dataset,
-        questions=request.n,
-        validation_questions=request.validation,
-        simulator=None if request.simulator is None else request.simulator.name,
+        command=f"trim-graph train {options.kind}",
+        dataset=options.dataset,
+        validation_dataset=options.validation_dataset,
+        questions=options.n,
+        validation_questions=options.validation,
+        simulator=None if options.simulator is None else options.simulator.name,
         models={"small": config.small.type, "large": config.large.type},
         validation=_rounded(best.validation),
     )
@@ -117,15 +117,18 @@ def _rounded(found: Score) -> dict[str, float]:
 
 
 def _rollouts(
-    request: Request, config: TrimConfig, questions: tuple[list[Question], list[Question]], opened: ExitStack
+    options: TrainOptions,
+    config: TrimConfig,
+    questions: tuple[list[Question], list[Question]],
+    opened: ExitStack,
 ) -> tuple[Rollouts, Rollouts]:
     """Record rollouts of the real models, or go on with those recorded before."""
-    recording = _Recording(request, config)
+    recording = _Recording(options, config)
     sets = []
     for name, those in zip(SETS, questions, strict=True):
         journal = None
-        if request.rollouts is not None:
-            file = request.rollouts / f"{name}.jsonl"
+        if options.rollouts is not None:
+            file = options.rollouts / f"{name}.jsonl"
             journal = opened.enter_context(Journal(file, recording.settings(name)))
         sets.append(recording.rollouts(those, journal))
     recording.explore(sets)
@@ -133,28 +136,28 @@ def _rollouts(
 
 
 class _Recording:
-    """What the rollouts of a request are recorded with.
+    """Models and questions that rollouts are recorded with.
 
     Args:
-        request: Names the questions.
+        options: Names the questions.
         config: Names the models. A policy or a budget of it is not looked at: rollouts have neither.
 
     Raises:
         SettingsError: There is no scorer.
     """
 
-    def __init__(self, request: Request, config: TrimConfig) -> None:
+    def __init__(self, options: TrainOptions, config: TrimConfig) -> None:
         if config.scorer is None:
             raise SettingsError("learned policies need scores: name a scorer in the configuration")
-        self.request, self.config = request, config
+        self.options, self.config = options, config
 
     def settings(self, name: str) -> dict[str, Any]:
         """Return what the rollouts of a set are made with; those of other models or questions are refused."""
-        identity, request = identity_of(self.config), self.request
+        identity, options = identity_of(self.config), self.options
         same = {part: identity[part] for part in ("small", "large", "scorer", "settings")}
-        option, given = ("--dataset", request.dataset)
+        option, given = ("--dataset", options.dataset)
         if name == SETS[1]:
-            option, given = "--validation-dataset", request.validation_dataset or request.dataset
+            option, given = "--validation-dataset", options.validation_dataset or options.dataset
         return {**same, "dataset": named_dataset(option, given).identity()}
 
     @cached_property
@@ -173,7 +176,7 @@ class _Recording:
         from trim_graph.evaluation.traces import read_traces
         from trim_graph.training.rollouts import Rollouts
 
-        steps, at_once = self.config.settings.max_steps, self.request.concurrency
+        steps, at_once = self.config.settings.max_steps, self.options.concurrency
         found = Rollouts(
             questions, lambda policy: self._builder(policy), max_steps=steps, concurrency=at_once
         )
@@ -188,11 +191,11 @@ class _Recording:
         Raises:
             SettingsError: The cluster cannot be reached.
         """
-        ray, count = self.request.ray, self.request.ray_workers
+        ray, count = self.options.ray, self.options.ray_workers
         named = list(zip(SETS, sets, strict=True))
         if ray is None and count is None:
             for name, found in named:
-                asyncio.run(found.explore(self.request.rounds, partial(_report, name, found)))
+                asyncio.run(found.explore(self.options.rounds, partial(_report, name, found)))
             return
 
         def load() -> Models:
@@ -202,7 +205,7 @@ class _Recording:
             from trim_graph.training.rollout_collection import explore_with
 
             for name, found in named:
-                _report(name, found, 1, await explore_with(executor, found, self.request.rounds))
+                _report(name, found, 1, await explore_with(executor, found, self.options.rounds))
 
         with open_executor(self.config, load, rated=True, ray=ray, count=count) as executor:
             asyncio.run(spread(executor))
@@ -224,31 +227,20 @@ def _step_model(source: Path) -> StepModel:
     return StepModel.load(source) if source.suffix == ".json" else fit(read_traces(source))
 
 
-def _check(request: Request) -> Training:
+def _check(options: TrainOptions) -> Training:
     """Refuse before minutes of work what would fail after them."""
     from trim_graph.training.ppo import Training
 
-    for option, value in (
-        ("-n", request.n),
-        ("--validation", request.validation),
-        ("--seeds", request.seeds),
-        ("--concurrency", request.concurrency),
-    ):
-        if value < 1:
-            raise SettingsError(f"{option} is {value}: choose 1 or more")
-    for price in request.prices:
-        if not 0 <= price <= 1:
-            raise SettingsError(f"--lambda is {price}: choose a cost in right answers, such as 0.01")
-    if not request.prices or len(set(request.prices)) < len(request.prices):
+    if not options.prices or len(set(options.prices)) < len(options.prices):
         raise SettingsError("--lambda: give one or more, each once")
-    for option, folder in (("--out", request.out), ("--rollouts", request.rollouts)):
+    for option, folder in (("--out", options.out), ("--rollouts", options.rollouts)):
         if folder is not None and not (folder.is_dir() and os.access(folder, os.W_OK)):
             raise SettingsError(f"{option} {folder}: name a folder that exists and can be written")
     return Training(
-        steps=request.steps,
-        simulated_steps=request.simulated_steps,
-        patience=request.patience,
-        window=request.window,
+        steps=options.steps,
+        simulated_steps=options.simulated_steps,
+        patience=options.patience,
+        window=options.window,
     )
 
 
@@ -265,43 +257,18 @@ def _warn_of_contradictions(sets: Sequence[Rollouts]) -> None:
 SETS = ("training", "validation")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The command line, as given."""
-
-    kind: Literal["aggregate", "sequence"]
-    out: Path
-    prices: tuple[float, ...]
-    dataset: str
-    validation_dataset: str | None = None
-    config: Path | None = None
-    n: int = 1000
-    validation: int = 300
-    simulator: Path | None = None
-    seeds: int = 1
-    steps: int = 200_000
-    simulated_steps: int = 100_000
-    patience: int = 10
-    window: int = 16
-    rollouts: Path | None = None
-    rounds: int = 64
-    concurrency: int = 128
-    ray: str | None = None
-    ray_workers: int | None = None
-
-
-def read_questions(request: Request) -> tuple[list[Question], list[Question]]:
+def read_questions(options: TrainOptions) -> tuple[list[Question], list[Question]]:
     """Return the training and the validation questions.
 
     Raises:
         SettingsError: There are too few, one is in both, or one has no right answer.
     """
-    if request.validation_dataset is None:
-        every = _first(request.n + request.validation, "--dataset", request.dataset)
-        training, validation = every[: request.n], every[request.n :]
+    if options.validation_dataset is None:
+        every = _first(options.n + options.validation, "--dataset", options.dataset)
+        training, validation = every[: options.n], every[options.n :]
     else:
-        training = _first(request.n, "--dataset", request.dataset)
-        validation = _first(request.validation, "--validation-dataset", request.validation_dataset)
+        training = _first(options.n, "--dataset", options.dataset)
+        validation = _first(options.validation, "--validation-dataset", options.validation_dataset)
     known = {question.text for question in training}
     if both := [question.text for question in validation if question.text in known]:
         raise SettingsError(f"a validation question is a training question too: {both[0][:80]}")
@@ -322,3 +289,30 @@ def _first(wanted: int, option: str, named: str) -> list[Question]:
     if any(question.grade is None for question in questions):
         raise SettingsError(f"{option} {named} has questions without a right answer")
     return questions
+
+
+def run_query_router(options: QueryRouterOptions) -> None:
+    """Train a router of whole questions, and write a policy file for each share.
+
+    Raises:
+        TrimError: An option is not valid, or the work cannot be done.
+    """
+    need("train", "sklearn")
+    from trim_graph.evaluation.query_router import read_examples, train_query_router
+
+    out = options.out
+    if out.suffix != ".json" or not out.absolute().parent.is_dir():
+        raise SettingsError(f"--out {out}: name a .json file in a folder that exists")
+    trained = train_query_router(
+        read_examples(options.traces), validation=options.validation, seed=options.seed
+    )
+    print(
+        f"trained on {trained.trained_on} questions; {trained.base_rate:.3f} of all benefit from the "
+        f"large model; AUC {trained.auc:.3f} on {trained.validated_on} others"
+    )
+    for share in options.share:
+        found, file = trained.at_share(share), out
+        if len(options.share) > 1:
+            file = out.with_stem(f"{out.stem}-{share:g}")
+        save_policy(found.policy, file, share=found.share, traces=[path.name for path in options.traces])
+        print(f"{file}: limit {found.policy.limit:.4f} gives {found.share:.3f} of those to the large model")

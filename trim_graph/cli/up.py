@@ -1,9 +1,8 @@
-"""`trim-graph up`: the vLLM servers of a configuration; `convert-prm`: a PRM that vLLM can serve."""
+"""`trim-graph up`: the vLLM servers of a configuration."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 from trim_graph.config import load_config
 from trim_graph.errors import ServerFailed, SettingsError
 
+from .options import UpOptions
 from .terminal import Interrupted, need
 
 if TYPE_CHECKING:
@@ -29,17 +29,6 @@ if TYPE_CHECKING:
 
 FAULT = 1
 """Exit code when a server failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The command line of `up`, as given."""
-
-    config: Path
-    show: bool
-    python: str | None
-    logs: Path | None
-    patience: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +44,26 @@ class Signals:
     hurry: threading.Event
 
 
-def run_up(request: Request) -> int:
-    """Start the servers of a request, and stay until they are to end.
+def run_up(options: UpOptions) -> int:
+    """Starts the servers of a configuration, and returns once they have ended.
 
     Returns:
         The exit code: 0, or 1 where a server failed.
 
     Raises:
-        TrimError: The request cannot be fulfilled.
+        TrimError: An option is not valid, or the work cannot be done.
         Interrupted: Ctrl-C before all servers were up.
     """
     need("cli,vllm", "httpx")
     from trim_graph.serving.plan import PROGRAM, find_launcher, plan_servers
 
-    if not request.patience > 0:
-        raise SettingsError(f"--patience is {request.patience:g}: choose a number of seconds above 0")
-    folder = request.config.absolute().parent
-    config = load_config(request.config)
+    folder = options.config.absolute().parent
+    config = load_config(options.config)
     if config.scorer is not None and config.scorer.type == "vllm_prm":
         need("cli,vllm", "transformers")
     plan = plan_servers(config, folder)
-    python = request.python or os.environ.get("TRIM_VLLM_PYTHON") or None
-    if request.show:
+    python = options.python or os.environ.get("TRIM_VLLM_PYTHON") or None
+    if options.show:
         try:
             launcher = find_launcher(python)
         except SettingsError:
@@ -87,10 +74,10 @@ def run_up(request: Request) -> int:
         return 0
     if not plan.servers:
         raise SettingsError(
-            f"{request.config} names no vLLM server on this machine: up starts parts of type vllm and "
+            f"{options.config} names no vLLM server on this machine: up starts parts of type vllm and "
             f"vllm_prm whose base_url is at localhost. {'; '.join(plan.elsewhere)}".rstrip(". ")
         )
-    return _run(plan, find_launcher(python), folder, request)
+    return _run(plan, find_launcher(python), folder, options)
 
 
 def _print(plan: Plan, launcher: Launcher, folder: Path) -> None:
@@ -109,7 +96,7 @@ def _print(plan: Plan, launcher: Launcher, folder: Path) -> None:
         print(f"# {line}")
 
 
-def _run(plan: Plan, launcher: Launcher, folder: Path, request: Request) -> int:
+def _run(plan: Plan, launcher: Launcher, folder: Path, options: UpOptions) -> int:
     from trim_graph.serving.launch import Fleet, already_running
 
     from .common import Console
@@ -124,17 +111,17 @@ def _run(plan: Plan, launcher: Launcher, folder: Path, request: Request) -> int:
     if not missing:
         console.print("all servers run already")
         return 0
-    logs = _logs(request.logs)
+    logs = _logs(options.logs)
     console.print(f"logs in {logs}")
     failure: ServerFailed | None = None
     with _signals() as signals, _Display(console, missing) as display:
-        fleet = Fleet(missing, launcher, folder, logs, patience=request.patience, told=display.told)
+        fleet = Fleet(missing, launcher, folder, logs, patience=options.patience, told=display.told)
         try:
             if not fleet.start(signals.stop):
                 raise Interrupted("interrupted; all servers that had been started are ended")
             display.close()
             console.print(
-                f"all up; Ctrl-C ends them. Check them with: trim-graph doctor --config {request.config}"
+                f"all up; Ctrl-C ends them. Check them with: trim-graph doctor --config {options.config}"
             )
             fleet.watch(signals.stop)
         except ServerFailed as error:
@@ -225,24 +212,3 @@ class _Display:
         self._progress.update(task, description=f"{name}: up", completed=1)
         took = time.monotonic() - member.begun
         self._console.print(f"{name}: up at {member.plan.root} after {took:.0f} s")
-
-
-def run_convert(model: str, target: Path) -> None:
-    """Convert a PRM with a value head, and say how to serve it.
-
-    Raises:
-        SettingsError: The model or the target is not right.
-    """
-    need("local", "torch", "transformers")
-    import typer
-
-    from trim_graph.adapters.model_source import load_tokenizer
-    from trim_graph.adapters.prm.convert import convert_value_head
-    from trim_graph.adapters.prm.scores import serve_options
-
-    try:
-        convert_value_head(model, target)
-        options = serve_options("skywork", tokenizer=load_tokenizer(str(target), chat=False))
-    except (ValueError, OSError) as error:
-        raise SettingsError(str(error)) from error
-    typer.echo(f"vllm serve {shlex.quote(str(target))} {shlex.join(options)}")

@@ -1,0 +1,547 @@
+"""Options of all commands, each declared once: the command line, its help, and the object Python passes.
+
+Nothing heavy is imported here, for ``--help``. What a command does is in the module of its name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import typer
+from typer.models import ParameterInfo
+
+from .terminal import failures_reported
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Bound of a number, or of each number in a list.
+
+    Attributes:
+        holds: Whether a number is within it.
+        advice: What to choose instead, for the error.
+        form: Format of the number in the error.
+    """
+
+    holds: Callable[[float], bool]
+    advice: str
+    form: str = ""
+
+    def check(self, option: str, given: Any) -> None:
+        """Raises a `SettingsError` that names the option if a number is out of the bound."""
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and not self.holds(value):
+                from trim_graph.errors import SettingsError  # not above: it loads langchain_core
+
+                raise SettingsError(f"{option} is {value:{self.form}}: {self.advice}")
+
+
+POSITIVE = Bound(lambda value: value >= 1, "choose 1 or more")
+SECONDS = Bound(lambda value: value > 0, "choose a number of seconds above 0", "g")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of one command.
+
+    A field whose annotation holds an option or an argument of typer is one of the command line. Other fields
+    are for callers in Python only.
+
+    Raises:
+        SettingsError: A number is out of its bound.
+    """
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            for bound in _metadata(hint):
+                if isinstance(bound, Bound):
+                    bound.check(_flag(name, hint), getattr(self, name))
+
+
+Chosen = TypeVar("Chosen", bound=Options)
+
+
+def command(
+    group: typer.Typer, name: str | None = None, *, epilog: str | None = None, short_help: str
+) -> Callable[[Callable[[Chosen], int | None]], Callable[[Chosen], int | None]]:
+    """Registers a function of one `Options` object as a command with the object's fields as its options.
+
+    The docstring of the function is the help of the command, and what it returns the exit code.
+
+    Args:
+        group: The app or group that gets it.
+        name: Name of the command; default: that of the function.
+        epilog: Text at the end of its help.
+        short_help: Text in the list of commands.
+    """
+
+    def register(function: Callable[[Chosen], int | None]) -> Callable[[Chosen], int | None]:
+        (kind,) = (hint for key, hint in get_type_hints(function).items() if key != "return")
+
+        def run(**given: Any) -> None:
+            with failures_reported():
+                code = function(kind(**{key: value for key, value in given.items() if value is not None}))
+            if code:
+                raise typer.Exit(code)
+
+        run.__doc__ = function.__doc__
+        run.__signature__ = inspect.Signature(_parameters(kind))  # type: ignore[attr-defined]
+        group.command(name or function.__name__.replace("_", "-"), epilog=epilog, short_help=short_help)(run)
+        return function
+
+    return register
+
+
+def _parameters(kind: type[Options]) -> list[inspect.Parameter]:
+    """Returns what typer is to read of a class of options."""
+    hints = get_type_hints(kind, include_extras=True)
+    found = []
+    for one in fields(kind):
+        hint = hints[one.name]
+        if not any(isinstance(extra, ParameterInfo) for extra in _metadata(hint)):
+            continue
+        default = inspect.Parameter.empty if one.default is MISSING else one.default
+        if one.default_factory is not MISSING:  # an empty list: typer shows none as a default
+            default = None
+        found.append(
+            inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+        )
+    return found
+
+
+def _metadata(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+
+
+def _flag(name: str, hint: Any) -> str:
+    """Returns an option as it is given on the command line."""
+    for extra in _metadata(hint):
+        # Typer keeps the first flag of an annotation where a default would be.
+        if isinstance(extra, ParameterInfo) and isinstance(extra.default, str):
+            return extra.default
+    return f"--{name.replace('_', '-')}"
+
+
+Config = Annotated[
+    Path | None, typer.Option(help="YAML file as for solve; without it the arithmetic models.")
+]
+Concurrency = Annotated[int, typer.Option(help="Most questions under way at once."), POSITIVE]
+RetryErrors = Annotated[
+    bool, typer.Option("--retry-errors", help="Run the questions again that failed before.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS", help="Run on a Ray cluster: HOST:PORT of its head, or auto for the one here."
+    ),
+]
+RayWorkers = Annotated[
+    int | None, typer.Option(help="Processes on the Ray cluster; default: one for each of its nodes.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolveOptions(Options):
+    """Options of `solve`."""
+
+    problem: Annotated[
+        str | None, typer.Argument(help="The problem; without --config an arithmetic one.")
+    ] = None
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with models, scorer, policy and limits; example below.")
+    ] = None
+    policy: Annotated[
+        str | None, typer.Option(help="Replaces the policy: a name, or {type: random_rate, rate: 0.3}.")
+    ] = None
+    threshold: Annotated[float | None, typer.Option(help="Short for the policy threshold at this score.")] = (
+        None
+    )
+    large_tokens: Annotated[int | None, typer.Option(help="Most tokens the large model may generate.")] = None
+    large_calls: Annotated[int | None, typer.Option(help="Most calls of the large model.")] = None
+    seconds: Annotated[float | None, typer.Option(help="Most seconds the run may take.")] = None
+    thread: Annotated[str | None, typer.Option(help="Name of the run in the checkpoint.")] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of --thread.")] = False
+    answer: Annotated[
+        str | None,
+        typer.Option(
+            help="For a run that waits for a person: {more: {large_tokens: 200}}, {continue_with: small}."
+        ),
+    ] = None
+    user: Annotated[str | None, typer.Option(help="Whose quota the run draws from.")] = None
+    as_json: AsJson = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(Options):
+    """Options of `demo`."""
+
+    n: Annotated[int, typer.Option("-n", help="How many problems."), POSITIVE] = 100
+    split: Annotated[str, typer.Option(help="standard, hard (longer chains) or words (word problems).")] = (
+        "standard"
+    )
+    seed: Annotated[int, typer.Option(help="Draws the problems, the random policy and the intervals.")] = 0
+    concurrency: Annotated[int, typer.Option(help="Most problems under way at once."), POSITIVE] = 32
+    threshold: Annotated[float | None, typer.Option(help="Instead of the calibrated one.")] = None
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write everything to this file.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(Options):
+    """Options of `convert-prm`."""
+
+    model: Annotated[str, typer.Argument(help="Folder or hub id of Skywork-o1-Open-PRM.")]
+    target: Annotated[Path, typer.Argument(help="Folder to be made.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions(Options):
+    """Options of `doctor`."""
+
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file as of solve; without it the example models are checked.")
+    ] = None
+    timeout: Annotated[float, typer.Option(help="Most seconds for one check."), SECONDS] = 30.0
+    as_json: AsJson = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpOptions(Options):
+    """Options of `up`."""
+
+    config: Annotated[Path, typer.Option(help="YAML file as of solve.")]
+    show: Annotated[bool, typer.Option("--print", help="Print the commands and start nothing.")] = False
+    python: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Python of an environment that has vLLM; default: TRIM_VLLM_PYTHON, this one.",
+        ),
+    ] = None
+    logs: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where logs go; default: a new temporary folder.")
+    ] = None
+    patience: Annotated[
+        float,
+        typer.Option(help="Most seconds for one server to become healthy, downloads included."),
+        SECONDS,
+    ] = 1800.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(Options):
+    """Options of `eval`."""
+
+    dataset: Annotated[str, typer.Option(help="Questions with right answers; see below.")]
+    out: Annotated[Path, typer.Option(help="Folder for rows and summary; the same command goes on with it.")]
+    config: Config = None
+    policies: Annotated[
+        list[str],
+        typer.Option(
+            "--policy", help="A policy; may be repeated. Without it and --sweep: the configuration's."
+        ),
+    ] = field(default_factory=list)
+    sweeps: Annotated[
+        list[str], typer.Option("--sweep", help="Several operating points; may be repeated. See below.")
+    ] = field(default_factory=list)
+    random_rates: Annotated[
+        str, typer.Option(help="Rates of random routing: shares of steps that it has written again.")
+    ] = "0.1,0.25,0.5,0.75,0.9"
+    baselines: Annotated[str, typer.Option(help="all, none, or some: router,cascade,kind.")] = "all"
+    validation: Annotated[
+        str | None, typer.Option(help="Other questions, to fit router and kind on; a dataset.")
+    ] = None
+    validation_n: Annotated[
+        int | None, typer.Option(help="How many of them; default: all of a file, else 300."), POSITIVE
+    ] = None
+    pattern: Annotated[
+        str | None, typer.Option(help="Regular expression that tells kinds of steps, for kind.")
+    ] = None
+    judge: Annotated[
+        str | None, typer.Option(help="large, small, or {type: llm_judge, model: {...}}; for judge.")
+    ] = None
+    prices: Annotated[
+        str | None, typer.Option(help="{large: {input: 0.5, output: 1.5}, ...}; joins the configuration's.")
+    ] = None
+    cost_per_second: Annotated[
+        float,
+        typer.Option(help="What a second of waiting costs, in the currency of the prices."),
+        Bound(lambda value: 0 <= value < float("inf"), "choose 0 or more"),
+    ] = 0.0
+    n: Annotated[
+        int | None, typer.Option("-n", help="How many questions; default: all of a file, else 200."), POSITIVE
+    ] = None
+    samples: Annotated[int, typer.Option(help="Runs of each question in each arm."), POSITIVE] = 1
+    seed: Annotated[int, typer.Option(help="Draws arithmetic problems, random policies, intervals.")] = 0
+    concurrency: Concurrency = 32
+    retry_errors: RetryErrors = False
+    ray: Ray = None
+    ray_workers: RayWorkers = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(Options):
+    """Options of `report`."""
+
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an evaluation: eval --out RUN.")]
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The page; default: report.html in RUN.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalScorerOptions(Options):
+    """Options of `eval-scorer`."""
+
+    data: Annotated[
+        list[Path],
+        typer.Argument(help="Solutions in the shape of ProcessBench, or traces of collect --label-steps."),
+    ]
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file as for solve; without it the arithmetic reward model.")
+    ] = None
+    scorer: Annotated[
+        str | None, typer.Option(help="Instead of --config: {type: transformers_prm, model: FOLDER}.")
+    ] = None
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="A step below it is taken for wrong; default: the best on the first file."),
+        Bound(lambda value: 0 <= value <= 1, "choose a score from 0 to 1"),
+    ] = None
+    n: Annotated[
+        int | None, typer.Option("-n", help="How many solutions of each file; default: all."), POSITIVE
+    ] = None
+    concurrency: Annotated[int, typer.Option(help="Most solutions with the scorer at once."), POSITIVE] = 16
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for scores, figures and the picture, to go on with after an interrupt."),
+    ] = None
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Rate the solutions again that failed before.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions(Options):
+    """Options of `collect`."""
+
+    dataset: Annotated[str, typer.Option(help="Questions to run; see below.")]
+    out: Annotated[Path, typer.Option(help="File for the traces, .jsonl or .parquet.")]
+    config: Config = None
+    policy: Annotated[
+        str | None, typer.Option(help="The behaviour policy: a name, or {type: random_rate, rate: 0.3}.")
+    ] = None
+    n: Annotated[
+        int | None,
+        typer.Option("-n", help="How many questions; default: all of a file, else 1000."),
+        POSITIVE,
+    ] = None
+    concurrency: Concurrency = 32
+    seed: Annotated[int, typer.Option(help="Draws arithmetic problems, and of a random policy.")] = 0
+    label_steps: Annotated[
+        bool, typer.Option("--label-steps", help="Say of each step whether it is right (arithmetic only).")
+    ] = False
+    retry_errors: RetryErrors = False
+    ray: Ray = None
+    ray_workers: RayWorkers = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions(Options):
+    """Options of `calibrate`."""
+
+    large_share: Annotated[
+        float | None, typer.Option(help="Wanted: this share of the tokens the large model alone uses.")
+    ] = None
+    max_cost: Annotated[
+        float | None, typer.Option(help="Wanted: no more than this a question, by the price table.")
+    ] = None
+    pgr: Annotated[
+        float | None, typer.Option(help="Wanted: this much of the performance gap, at the least spend.")
+    ] = None
+    family: Annotated[
+        list[str],
+        typer.Option(
+            help='threshold, random_rate, a policy with "?" for a number, policy files or a folder of them '
+            "(may be repeated); default: that of the configuration."
+        ),
+    ] = field(default_factory=list)
+    dataset: Annotated[
+        str | None, typer.Option(help="Validation questions; a spend needs no answers. See below.")
+    ] = None
+    config: Config = None
+    n: Annotated[
+        int | None, typer.Option("-n", help="How many questions; default: all of a file, else 500."), POSITIVE
+    ] = None
+    concurrency: Concurrency = 32
+    seed: Annotated[int, typer.Option(help="Draws arithmetic problems, random policies, intervals.")] = 0
+    out: Annotated[
+        Path | None, typer.Option(help="File for the configuration; default: CONFIG.calibrated.yaml.")
+    ] = None
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder for what was measured, to go on with after an interrupt.")
+    ] = None
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write every point to this file.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(Options):
+    """Options of `plan`."""
+
+    source: Annotated[Path, typer.Argument(help="What is known of steps and scores; see below.")]
+    out: Annotated[Path, typer.Option("--out", "-o", help="Policy file, .json; arrays go beside it.")]
+    cost_per_token: Annotated[
+        list[float],
+        typer.Option(help="Reward that a large token costs; several times: a plan and a file each."),
+    ] = field(default_factory=list)
+    cost_per_call: Annotated[float, typer.Option(help="Reward that a call of the large model costs.")] = 0.0
+    cost_per_draft: Annotated[
+        float, typer.Option(help="Reward that a draft and its score cost; a handover saves it.")
+    ] = 0.0
+    budget: Annotated[
+        int | None, typer.Option(help="Most large tokens of a run; the plan holds for every limit up to it.")
+    ] = None
+    belief: Annotated[str, typer.Option(help="How scores become a belief; see below.")] = "carried"
+    belief_step: Annotated[float, typer.Option(help="Grid of beliefs.")] = 0.025
+    handover: Annotated[bool, typer.Option(help="Whether all that remains may be handed over.")] = True
+    p_large: Annotated[
+        float | None, typer.Option(help="Chance that the large model's step is right; replaces the source's.")
+    ] = None
+    tokens: Annotated[float | None, typer.Option(help="Tokens of a draft; replaces the source's.")] = None
+    bins: Annotated[int | None, typer.Option(help="Bins of a score, where traces are read; default: 20.")] = (
+        None
+    )
+    model_out: Annotated[Path | None, typer.Option(help="Write the step model to this file.")] = None
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the step model, and the traces beside it (.png, .svg, .pdf).")
+    ] = None
+    simulate: Annotated[int, typer.Option(help="Simulated solutions in the table."), POSITIVE] = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Options):
+    """Options of the commands that train a policy by reinforcement learning.
+
+    Attributes:
+        kind: Kind of the policy.
+        window: Most steps that a policy of kind sequence looks at.
+    """
+
+    kind: ClassVar[Literal["aggregate", "sequence"]]
+
+    out: Annotated[Path, typer.Option(help="Folder for policies and learning curves.")]
+    prices: Annotated[
+        list[float],
+        typer.Option(
+            "--lambda",
+            help="Reward is 1 for a right answer less this for each large token; several times: "
+            "a policy each.",
+        ),
+        Bound(lambda value: 0 <= value <= 1, "choose a cost in right answers, such as 0.01"),
+    ]
+    dataset: Annotated[str, typer.Option(help="Questions with right answers, as for collect.")] = (
+        "arithmetic:standard"
+    )
+    validation_dataset: Annotated[
+        str | None, typer.Option(help="Where validation questions come from; default: those that follow.")
+    ] = None
+    config: Config = None
+    n: Annotated[int, typer.Option("-n", help="Training questions: the first of the dataset."), POSITIVE] = (
+        1000
+    )
+    validation: Annotated[int, typer.Option(help="Validation questions."), POSITIVE] = 300
+    simulator: Annotated[
+        Path | None,
+        typer.Option(
+            help="Begin on a simulator: traces with labelled and scored steps, or a step model (.json) "
+            "of plan."
+        ),
+    ] = None
+    seeds: Annotated[
+        int, typer.Option(help="Trainings for each price; the best on validation is kept."), POSITIVE
+    ] = 1
+    steps: Annotated[int, typer.Option(help="Most decisions on rollouts of the models.")] = 200_000
+    simulated_steps: Annotated[int, typer.Option(help="Most decisions on the simulator.")] = 100_000
+    patience: Annotated[int, typer.Option(help="Looks at the validation questions without improvement.")] = 10
+    window: int = 16
+    rollouts: Annotated[
+        Path | None,
+        typer.Option("--rollouts", help="Folder that keeps the models' rollouts for the next time."),
+    ] = None
+    rounds: Annotated[
+        int, typer.Option(help="Most runs of a question before training; more follow as needed.")
+    ] = 64
+    concurrency: Annotated[int, typer.Option(help="Most runs under way at once."), POSITIVE] = 128
+    ray: Ray = None
+    ray_workers: RayWorkers = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregateOptions(TrainOptions):
+    """Options of `train aggregate`."""
+
+    kind = "aggregate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceOptions(TrainOptions):
+    """Options of `train sequence`."""
+
+    kind = "sequence"
+
+    window: Annotated[int, typer.Option(help="Most steps it looks at, the draft included.")] = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryRouterOptions(Options):
+    """Options of `train query-router`."""
+
+    traces: Annotated[
+        list[Path], typer.Option(help="Traces of small_only and of large_only; give it once for each file.")
+    ]
+    out: Annotated[Path, typer.Option(help="The policy file, .json; its arrays go beside it.")]
+    share: Annotated[
+        list[float],
+        typer.Option(
+            help="Share of the questions to give to the large model; default: 0.5. With several there is a "
+            "file for each, OUT-SHARE.json, for trim-graph calibrate --family to choose from."
+        ),
+        Bound(lambda value: 0 < value < 1, "choose a share between 0 and 1"),
+    ] = field(default_factory=lambda: [0.5])
+    validation: Annotated[float, typer.Option(help="Share of the questions to validate on.")] = 0.2
+    seed: Annotated[int, typer.Option(help="Draws the validation questions and the folds.")] = 0
+
+
+LedgerPlace = Annotated[
+    str,
+    typer.Argument(metavar="PLACE", help="As ledger: in a file: sqlite:PATH, postgresql://..., env:NAME."),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerListOptions(Options):
+    """Options of `ledger list`."""
+
+    place: LedgerPlace
+    account: Annotated[str | None, typer.Option(help="Of one account, such as user:ada.")] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerReleaseOptions(Options):
+    """Options of `ledger release`."""
+
+    place: LedgerPlace
+    account: Annotated[str, typer.Option(help="Whose, such as user:ada.")]
+    entry: Annotated[str | None, typer.Option(help="One reservation, as list shows it.")] = None
+    expired: Annotated[bool, typer.Option("--expired", help="All that have expired.")] = False
+    charge: Annotated[bool, typer.Option("--charge", help="Charge them in full instead, for good.")] = False
