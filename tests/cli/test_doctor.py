@@ -17,13 +17,13 @@ def example(run):
 def test_the_example_models_pass(example):
     assert example.exit_code == 0, example.output
     record = json.loads(example.stdout)
-    assert record["faults"] == 0
+    assert record["errors"] == 0
     found = {(one["part"], one["check"]): one for one in record["checks"]}
     assert "6 of 6" in found["scorer", "right and wrong"]["found"]
     assert found["small", "continuation"]["status"] == "ok"
     assert found["large", "carrying on"]["status"] == "ok"
     # The settings' defaults are meant for longer contexts.
-    assert found["small", "context length"]["status"] == "hint"
+    assert found["small", "context length"]["status"] == "warning"
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_bad_input(options, told, run, tmp_path, monkeypatch):
     assert told in done.stderr
 
 
-def test_weights_that_cannot_be_loaded_are_a_fault(run, tmp_path):
+def test_weights_that_cannot_be_loaded_are_an_error(run, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
     config = {
@@ -52,9 +52,9 @@ def test_weights_that_cannot_be_loaded_are_a_fault(run, tmp_path):
     done = run("doctor", "--config", tmp_path / "trim.yaml", "--json")
     assert done.exit_code == 1
     record = json.loads(done.stdout)
-    (fault,) = [one for one in record["checks"] if one["status"] == "fault"]
-    assert (fault["part"], fault["check"]) == ("small", "loading")
-    assert "broken" in fault["found"]
+    (error,) = [one for one in record["checks"] if one["status"] == "error"]
+    assert (error["part"], error["check"]) == ("small", "loading")
+    assert "broken" in error["found"]
     assert any(one["part"] == "large" and one["check"] == "usage" for one in record["checks"])
 
 
@@ -73,7 +73,7 @@ def test_servers_that_are_not_there(tmp_path):
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    assert "small, server: what is wrong: no server answers at http://127.0.0.1:9; mend it: " in done.stdout
+    assert "small, server: what is wrong: no server answers at http://127.0.0.1:9; fix it: " in done.stdout
     assert "all further checks" in done.stdout
-    assert done.stdout.rstrip().endswith("2 faults (small, large), 1 hint: mend them before a run")
+    assert done.stdout.rstrip().endswith("2 errors (small, large), 1 warning: fix them before a run")
     assert "sk-secret" not in done.stdout + done.stderr

@@ -54,17 +54,17 @@ async def test_what_would_be_refused_is_told(subject):
     server = Server(chat_answer("so"))
     server.eats = " ?"
     finding = await special_tokens(subject(server))
-    assert finding.status == "hint"
+    assert finding.status == "warning"
     assert "'<|end|>', a special token of m, which its tokenizer cannot write as plain text" in finding.found
     server = Server(chat_answer("so"))
     server.tokenizer_is_there = False
     finding = await special_tokens(subject(server))
-    assert finding.status == "hint"
+    assert finding.status == "warning"
     assert "/tokenize is not let through" in finding.found
     server = Server(chat_answer("so"))
     server.end = "EOT"
     finding = await special_tokens(subject(server))
-    assert finding.status == "hint"
+    assert finding.status == "warning"
     assert "no special token of a known shape" in finding.found
 
 

@@ -27,32 +27,32 @@ def parts(scorer=True):
 
 def test_a_policy_that_needs_scores_and_no_scorer():
     finding = graph(config(), parts(scorer=False))
-    assert finding.status == "fault"
+    assert finding.status == "error"
     assert "there is no scorer" in finding.found
     assert graph(config(scorer=PRM), parts()).status == "ok"
 
 
 def test_a_scorer_that_nobody_asks():
-    assert graph(config(scorer=PRM, policy="small_only"), parts()).status == "hint"
+    assert graph(config(scorer=PRM, policy="small_only"), parts()).status == "warning"
     assert graph(config(policy="small_only"), parts(scorer=False)).status == "ok"
 
 
 def test_a_limit_on_cost_without_prices_limits_nothing():
     finding = graph(config(scorer=PRM, budget={"large_cost": 1}), parts())
-    assert finding.status == "fault"
+    assert finding.status == "error"
     assert "has no price" in finding.found
     prices = {"large": {"output": 1.0}}
     assert graph(config(scorer=PRM, budget={"large_cost": 1}, prices=prices), parts()).status == "ok"
 
 
-def test_what_the_graph_refuses_is_a_fault():
+def test_what_the_graph_refuses_is_an_error():
     finding = graph(config(scorer=PRM), Parts(None, *parts()[1:]))
-    assert finding.status == "fault"
+    assert finding.status == "error"
     assert "pass a LangChain chat model" in finding.found
 
 
 def test_small_and_large_may_be_the_same():
-    assert two_models(config(large=SERVED)).status == "hint"
+    assert two_models(config(large=SERVED)).status == "warning"
     assert two_models(config()).status == "ok"
 
 
@@ -60,13 +60,17 @@ def test_small_and_large_may_be_the_same():
     ("policy", "status", "told"),
     [
         ({"type": "threshold", "t": 0.5}, "ok", "t=0.5"),
-        ({"type": "threshold", "t": 0.1}, "hint", "even wrong drafts would be kept"),
+        ({"type": "threshold", "t": 0.1}, "warning", "even wrong drafts would be kept"),
         (
             {"type": "stay_on_large", "k": 1, "policy": {"type": "threshold", "t": 0.95}},
-            "hint",
+            "warning",
             "every draft",
         ),
-        ({"type": "all_of", "policies": [{"type": "threshold", "t": 0.0}, "small_only"]}, "hint", "raise it"),
+        (
+            {"type": "all_of", "policies": [{"type": "threshold", "t": 0.0}, "small_only"]},
+            "warning",
+            "raise it",
+        ),
         ("small_only", None, None),
     ],
 )
@@ -77,14 +81,14 @@ def test_thresholds_lie_among_the_scores(policy, status, told):
     subject.scores = [0.8, 0.9], [0.1, 0.2]
     finding = thresholds(made, subject)
     assert (finding and finding.status) == status
-    assert told is None or told in finding.found + finding.mend
+    assert told is None or told in finding.found + finding.fix
 
 
 @given(st.integers(1, 10_000), st.integers(1, 500), st.integers(1, 100), st.integers(1, 2_000))
 def test_a_context_length_is_judged_by_a_step_and_by_a_solution(length, asked, steps, tokens):
     status = room("small", length, asked, steps, tokens).status
     one, all_ = asked + tokens <= length, asked + steps * tokens <= length
-    assert status == ("ok" if all_ else "hint" if one else "fault")
+    assert status == ("ok" if all_ else "warning" if one else "error")
 
 
 def test_an_adapter_is_made_impatient():
@@ -118,14 +122,14 @@ def test_a_report_counts_and_hides_secrets():
     report = Report(
         (
             Finding("ok", "all well", part="small", check="server"),
-            Finding("hint", "slow", "wait", part="small", check="latency"),
-            Finding("fault", "the server said sk-1", "not sk-1", part="large", check="key"),
+            Finding("warning", "slow", "wait", part="small", check="latency"),
+            Finding("error", "the server said sk-1", "not sk-1", part="large", check="key"),
         )
     ).without(["sk-1", ""])
     assert "sk-1" not in str(report.record())
-    assert report.verdict == "1 fault (large), 1 hint: mend them before a run"
-    assert report.faults[0].sentence == "large, key: what is wrong: the server said ***; mend it: not ***"
-    assert Report(report.findings[:1]).verdict == "no fault: this set-up does what a run needs"
+    assert report.verdict == "1 error (large), 1 warning: fix them before a run"
+    assert report.errors[0].sentence == "large, key: what is wrong: the server said ***; fix it: not ***"
+    assert Report(report.findings[:1]).verdict == "no error: this set-up does what a run needs"
 
 
 def test_each_replica_is_a_subject_and_all_must_be_alike():
@@ -136,7 +140,7 @@ def test_each_replica_is_a_subject_and_all_must_be_alike():
     assert [one.name for one in subjects_of("scorer", made.scorer, made.settings, made.budget, 3.0)] == [
         "scorer"
     ]
-    assert alike([first, second]).status == "hint"
+    assert alike([first, second]).status == "warning"
     first.served = second.served = {"root": "org/m", "max_model_len": 4096}
     assert alike([first, second]).status == "ok"
     second.known["tokens"] = [1]
@@ -150,24 +154,24 @@ def test_each_replica_is_a_subject_and_all_must_be_alike():
     [
         ("qwen", {}, "ok"),
         ("qwen", {"segmentation": {"type": "markdown"}}, "ok"),
-        ("qwen", {"segmentation": {"type": "delimiter", "delimiter": "\n"}}, "hint"),
-        ("qwen", {"segmentation": {"type": "pattern", "pattern": "\\n+(?=Step \\d)"}}, "hint"),
-        ("qwen", {"segmentation": {"type": "tokens", "tokens": 64}}, "hint"),
-        ("qwen", {"delimiter": "###"}, "hint"),
-        ("math_shepherd", {}, "hint"),
+        ("qwen", {"segmentation": {"type": "delimiter", "delimiter": "\n"}}, "warning"),
+        ("qwen", {"segmentation": {"type": "pattern", "pattern": "\\n+(?=Step \\d)"}}, "warning"),
+        ("qwen", {"segmentation": {"type": "tokens", "tokens": 64}}, "warning"),
+        ("qwen", {"delimiter": "###"}, "warning"),
+        ("math_shepherd", {}, "warning"),
         ("math_shepherd", {"segmentation": {"type": "pattern", "pattern": "\\n+(?=Step \\d)"}}, "ok"),
-        ("skywork", {"segmentation": {"type": "markdown"}}, "hint"),
+        ("skywork", {"segmentation": {"type": "markdown"}}, "warning"),
         ("skywork", {"delimiter": "\n"}, "ok"),
         ("rlhflow", {}, "ok"),
         ("rlhflow", {"delimiter": "\n"}, "ok"),
-        ("rlhflow", {"segmentation": {"type": "tokens", "tokens": 64}}, "hint"),
+        ("rlhflow", {"segmentation": {"type": "tokens", "tokens": 64}}, "warning"),
     ],
 )
 def test_steps_are_compared_with_those_of_the_prm(form, settings, status):
     found = segmentation(config(scorer={**PRM, "format": form}, settings=settings))
     assert found.status == status
     assert f"format {form}" in found.found
-    assert ("segmentation" in found.mend) is (status == "hint")
+    assert ("segmentation" in found.fix) is (status == "warning")
 
 
 def test_without_a_prm_steps_are_compared_with_nothing():

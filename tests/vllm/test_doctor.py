@@ -1,4 +1,4 @@
-"""`trim-graph doctor` on real servers: a good set-up passes, the fault of each broken one is named."""
+"""`trim-graph doctor` on real servers: a good set-up passes, the error of each broken one is named."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def doctor(tmp_path):
         assert KEY not in done.output
         record = json.loads(done.stdout)
         found = {(one["part"], one["check"]): one for one in record["checks"] if one["status"] != "skipped"}
-        faults = {place: one for place, one in found.items() if one["status"] == "fault"}
-        assert record["faults"] == len(faults)
-        assert all(one["found"] and one["mend"] for one in faults.values())
-        return done.exit_code, faults if faults else found
+        errors = {place: one for place, one in found.items() if one["status"] == "error"}
+        assert record["errors"] == len(errors)
+        assert all(one["found"] and one["fix"] for one in errors.values())
+        return done.exit_code, errors if errors else found
 
     return examine
 
@@ -81,7 +81,7 @@ def test_a_good_set_up_passes(config, doctor, tmp_path):
     assert "token 3" in found["scorer", "step token"]["found"]
     shown = CliRunner().invoke(app, ["doctor", "--config", str(tmp_path / "trim.yaml")])
     assert shown.exit_code == 0
-    assert shown.stdout.rstrip().endswith("no fault: this set-up does what a run needs")
+    assert shown.stdout.rstrip().endswith("no error: this set-up does what a run needs")
     assert KEY not in shown.output
 
 
@@ -94,8 +94,8 @@ def test_every_replica_is_examined(config, servers, doctor, behind):
         assert found[f"small at {url.removesuffix('/v1')}", "carrying on"]["status"] == "ok"
     assert "all 2 serve one model alike" in found["small", "replicas"]["found"]
     config["small"]["base_url"] = [servers["small"].url, "http://127.0.0.1:9/v1"]
-    code, faults = doctor(config)
-    assert (code, list(faults)) == (1, [("small at http://127.0.0.1:9", "server")])
+    code, errors = doctor(config)
+    assert (code, list(errors)) == (1, [("small at http://127.0.0.1:9", "server")])
 
 
 def test_a_gateway_that_passes_everything_on_passes_too(config, doctor, behind):
@@ -107,11 +107,11 @@ def test_a_gateway_that_passes_everything_on_passes_too(config, doctor, behind):
 
 
 def check(outcome: Any, part: str, name: str, *told: str) -> None:
-    """The fault is found, and it alone, and its text says what the reader needs."""
-    code, faults = outcome
+    """The error is found, and it alone, and its text says what the reader needs."""
+    code, errors = outcome
     assert code == 1
-    assert set(faults) == {(part, name)}, faults
-    text = faults[part, name]["found"] + " MEND " + faults[part, name]["mend"]
+    assert set(errors) == {(part, name)}, errors
+    text = errors[part, name]["found"] + " FIX " + errors[part, name]["fix"]
     assert all(piece in text for piece in told), text
 
 
@@ -153,11 +153,11 @@ def test_a_key_that_is_wrong(config, doctor, monkeypatch):
 
 def test_continuation_over_a_template_that_trims(config, doctor):
     config["large"]["continuation"] = "chat"
-    code, faults = doctor(config)
+    code, errors = doctor(config)
     assert code == 1
-    assert "newlines" in faults["large", "continuation"]["found"]
-    assert "continuation: auto" in faults["large", "continuation"]["mend"]
-    assert {part for part, _ in faults} == {"large"}
+    assert "newlines" in errors["large", "continuation"]["found"]
+    assert "continuation: auto" in errors["large", "continuation"]["fix"]
+    assert {part for part, _ in errors} == {"large"}
 
 
 def _without(*names: str):
@@ -175,9 +175,9 @@ def test_a_gateway_that_drops_stop_reason(config, doctor, behind):
     code, found = doctor(config)
     assert code == 0  # a stop string that is kept in the text tells it as well
     for name in ("stop string", "stop string, streamed"):
-        assert found["small", name]["status"] == "hint"
+        assert found["small", name]["status"] == "warning"
         assert "include_stop_str_in_output" in found["small", name]["found"]
-        assert "stop_reason" in found["small", name]["mend"]
+        assert "stop_reason" in found["small", name]["fix"]
 
 
 def test_a_gateway_that_drops_stop_reason_and_does_not_let_it_be_kept(config, doctor, behind):
@@ -185,18 +185,18 @@ def test_a_gateway_that_drops_stop_reason_and_does_not_let_it_be_kept(config, do
         return {name: value for name, value in body.items() if name != "include_stop_str_in_output"}
 
     behind("small", asked=drop, answered=_without("stop_reason"))
-    code, faults = doctor(config)
+    code, errors = doctor(config)
     assert code == 1
-    assert all("does not report which stop string" in one["found"] for one in faults.values())
-    assert {part for part, _ in faults} == {"small"}
+    assert all("does not report which stop string" in one["found"] for one in errors.values())
+    assert {part for part, _ in errors} == {"small"}
 
 
 def test_a_gateway_that_ignores_stop(config, doctor, behind):
     behind("large", asked=lambda path, body: {k: v for k, v in body.items() if k != "stop"})
-    code, faults = doctor(config)
+    code, errors = doctor(config)
     assert code == 1
-    assert set(faults) == {("large", "stop string"), ("large", "stop string, streamed")}
-    assert all("the field stop" in one["mend"] for one in faults.values())
+    assert set(errors) == {("large", "stop string"), ("large", "stop string, streamed")}
+    assert all("the field stop" in one["fix"] for one in errors.values())
 
 
 def test_a_gateway_that_forgets_to_carry_on(config, doctor, behind):
@@ -220,18 +220,18 @@ def test_a_gateway_that_tells_no_usage(config, doctor, behind):
 
 def test_a_gateway_without_tokenize(config, doctor, behind):
     behind("small", asked=lambda path, body: None if "tokenize" in path else body)
-    code, faults = doctor(config)
+    code, errors = doctor(config)
     assert code == 1
-    assert {part for part, _ in faults} == {"small"}
-    assert "/tokenize" in "".join(one["found"] for one in faults.values())
+    assert {part for part, _ in errors} == {"small"}
+    assert "/tokenize" in "".join(one["found"] for one in errors.values())
 
 
 def test_a_gateway_that_answers_with_anything(config, doctor, behind):
     behind("small", answered=lambda path, body: {"hello": ["world"]} if "tokenize" in path else body)
-    code, faults = doctor(config)
+    code, errors = doctor(config)
     assert code == 1
-    assert {part for part, _ in faults} == {"small"}
-    assert "could not be read" in next(iter(faults.values()))["found"]
+    assert {part for part, _ in errors} == {"small"}
+    assert "could not be read" in next(iter(errors.values()))["found"]
 
 
 def test_a_chat_server_as_scorer(config, doctor):
@@ -295,20 +295,20 @@ def test_scores_that_are_no_probabilities(config, doctor, behind):
 
 def test_a_context_too_short_for_a_step(config, doctor):
     config["settings"]["max_step_tokens"] = 2040
-    code, faults = doctor(config)
+    code, errors = doctor(config)
     assert code == 1
-    assert {check for _, check in faults} == {"context length"}
-    assert {part for part, _ in faults} == {"small", "large", "scorer"}
-    for one in faults.values():
+    assert {check for _, check in errors} == {"context length"}
+    assert {part for part, _ in errors} == {"small", "large", "scorer"}
+    for one in errors.values():
         assert "2048 tokens" in one["found"]
-        assert "max_step_tokens to" in one["mend"]
+        assert "max_step_tokens to" in one["fix"]
 
 
-def test_a_context_too_short_for_all_steps_is_a_hint(config, doctor):
+def test_a_context_too_short_for_all_steps_is_a_warning(config, doctor):
     config["settings"]["max_steps"] = 200
     code, found = doctor(config)
     assert code == 0
-    assert found["small", "context length"]["status"] == "hint"
+    assert found["small", "context length"]["status"] == "warning"
 
 
 def test_a_read_timeout_that_would_cut_a_step(config, doctor):
@@ -321,7 +321,7 @@ def test_thresholds_and_policies_that_do_nothing(config, doctor):
     config["policy"] = {"type": "any_of", "policies": [{"type": "threshold", "t": 0.0}]}
     code, found = doctor(config)
     assert code == 0
-    assert found["set-up", "threshold"]["status"] == "hint"
+    assert found["set-up", "threshold"]["status"] == "warning"
     del config["scorer"]
     check(doctor(config), "set-up", "graph", "no scorer", "add a scorer")
 

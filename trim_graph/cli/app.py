@@ -202,9 +202,9 @@ def convert_prm(options: ConvertOptions) -> None:
 
 @command(app, short_help="Check a configuration against its models and servers.")
 def doctor(options: DoctorOptions) -> int:
-    """Check small, large and scorer as a run would use them, and say what is wrong and how to mend it.
+    """Check small, large and scorer as a run would use them, and say what is wrong and how to fix it.
 
-    Asks each for a few short texts or scores. Exit code 0: no fault; 1: faults; 2: bad input.
+    Asks each for a few short texts or scores. Exit code 0: no error; 1: errors; 2: bad input.
     """
     from .doctor import run_doctor
 

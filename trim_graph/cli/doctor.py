@@ -16,18 +16,18 @@ from .options import DoctorOptions
 if TYPE_CHECKING:
     from trim_graph.doctor.subjects import Finding, Report
 
-FAULTS = 1
-"""Exit code where there are faults."""
+ERRORS = 1
+"""Exit code where there are errors."""
 WIDTH = 120
 """Of the table where stdout is no terminal."""
-_STYLES = {"ok": "green", "hint": "yellow", "fault": "bold red", "skipped": "dim"}
+_STYLES = {"ok": "green", "warning": "yellow", "error": "bold red", "skipped": "dim"}
 
 
 def run_doctor(options: DoctorOptions) -> int:
     """Checks a configuration and prints what was found.
 
     Returns:
-        The exit code: 0, or 1 where there are faults.
+        The exit code: 0, or 1 where there are errors.
 
     Raises:
         TrimError: The configuration is not valid.
@@ -42,7 +42,7 @@ def run_doctor(options: DoctorOptions) -> int:
         print(json.dumps({"what": "trim-graph doctor", "config": place, **report.record()}, indent=1))
     else:
         _show(report)
-    return FAULTS if report.faults else 0
+    return ERRORS if report.errors else 0
 
 
 def _examined(config: TrimConfig, timeout: float) -> Report:
@@ -50,10 +50,10 @@ def _examined(config: TrimConfig, timeout: float) -> Report:
 
     from .common import status
 
-    with status("loading models") as tell:
+    with status("loading models") as show:
         unusable, loaded = _load(config)
         try:
-            return asyncio.run(examine(config, limit=timeout, told=tell, unusable=unusable))
+            return asyncio.run(examine(config, limit=timeout, on_check=show, unusable=unusable))
         finally:
             loaded.clear()
 
@@ -81,7 +81,7 @@ def _load(config: TrimConfig) -> tuple[list[Finding], list[Any]]:
                 loaded[-1].score("1", [{"text": "1", "writer": "small"}])
         except (TrimError, OSError, ValueError, RuntimeError, AttributeError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            found.append(Finding("fault", lines[0], "see what it says", part=part, check="loading"))
+            found.append(Finding("error", lines[0], "see what it says", part=part, check="loading"))
     return found, loaded
 
 
@@ -102,7 +102,7 @@ def _show(report: Report) -> None:
         table.add_column(column, overflow="fold")
     before = None
     for finding in report.findings:
-        # A line for each check that an earlier fault has left pointless would bury that fault.
+        # A line for each check that an earlier error has left pointless would bury that error.
         if finding.status == "skipped" and before is not None and before.status == "skipped":
             continue
         check = "all further checks" if finding.status == "skipped" else finding.check
@@ -110,10 +110,10 @@ def _show(report: Report) -> None:
         table.add_row(finding.part, check, status, finding.found)
         before = finding
     console.print(table)
-    for finding in report.faults:
+    for finding in report.errors:
         console.print(f"\n{finding.sentence}.", soft_wrap=True)
-    advised = [finding for finding in report.hints if finding.mend]
+    advised = [finding for finding in report.warnings if finding.fix]
     for finding in advised:
-        line = f"\nhint, {finding.part}, {finding.check}: {finding.found}; {finding.mend}."
+        line = f"\nwarning, {finding.part}, {finding.check}: {finding.found}; {finding.fix}."
         console.print(line, soft_wrap=True)
     console.print(f"\n{report.verdict}", style="bold", soft_wrap=True)

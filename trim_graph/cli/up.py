@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .common import Console
 
-FAULT = 1
+SERVER_FAILED = 1
 """Exit code when a server failed."""
 
 
@@ -133,7 +133,7 @@ def _run(plan: Plan, launcher: Launcher, folder: Path, options: UpOptions) -> in
             fleet.end(signals.hurry)
     if failure is not None:
         print(f"trim-graph: {failure}\ntrim-graph: all servers are ended", file=sys.stderr)
-        return FAULT
+        return SERVER_FAILED
     return 0
 
 

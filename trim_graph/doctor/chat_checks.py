@@ -26,10 +26,7 @@ from .subjects import (
     PROBE_TEXT,
     Finding,
     Subject,
-    fault,
-    hint,
     in_thread,
-    ok,
     reads_arithmetic,
 )
 
@@ -47,12 +44,12 @@ async def server(subject: Subject) -> Finding:
     except ModelServerError as error:
         if error.status not in (401, 403):
             if error.status is None and not error.begun:
-                return fault(
+                return Finding.error(
                     f"no server answers at {root}",
                     f"start it (trim-graph up does, on this machine), or correct base_url of {subject.part}",
                     ends=True,
                 )
-            return fault(
+            return Finding.error(
                 f"what answers at {root} is no vLLM server: {error}",
                 f"correct base_url of {subject.part}, or let a gateway pass /v1/models on",
                 ends=True,
@@ -61,7 +58,7 @@ async def server(subject: Subject) -> Finding:
     name, version = dialect_of(next(iter(subject.known.get("models", [])), {})).name, ""
     with suppress(ModelServerError):
         version = f" {(await subject.on_server.get('/version'))['version']}"
-    return ok(f"{name}{version} answers at {root}")
+    return Finding.ok(f"{name}{version} answers at {root}")
 
 
 async def key(subject: Subject) -> Finding:
@@ -72,13 +69,13 @@ async def key(subject: Subject) -> Finding:
         place = f"the environment variable {name}"
         if not name:
             place = f"an environment variable, and name that in api_key_env of {subject.part}"
-        return fault(subject.unauthorised, f"put the server's key into {place}", ends=True)
+        return Finding.error(subject.unauthorised, f"put the server's key into {place}", ends=True)
     if given and urlsplit(subject.on_server.root).scheme == "http" and not _is_here(subject):
-        return hint(
+        return Finding.warning(
             f"the key in {name} is taken, but goes to {subject.on_server.root} unencrypted",
             "reach that server over https or a private network",
         )
-    return ok(f"the key in {name} is taken" if given else "the server wants none")
+    return Finding.ok(f"the key in {name} is taken" if given else "the server wants none")
 
 
 async def model(subject: Subject) -> Finding:
@@ -87,29 +84,29 @@ async def model(subject: Subject) -> Finding:
     wanted, names = subject.entry.model, ", ".join(map(repr, entries)) or "nothing"
     if wanted not in entries:
         one = f"model: {next(iter(entries))}" if len(entries) == 1 else "one of them as model"
-        return fault(
+        return Finding.error(
             f"the server serves {names}; {wanted!r} is none of them",
             f"write {one} in {subject.part}, or start the server with --served-model-name {wanted}",
             ends=True,
         )
     subject.served = entries[wanted]
     place = subject.served.get("root")
-    return ok(f"{wanted!r} is served{f', from {place}' if place else ''}")
+    return Finding.ok(f"{wanted!r} is served{f', from {place}' if place else ''}")
 
 
 async def writes(subject: Subject) -> Finding:
     """The server's model generates text."""
     error = await _refusal(subject, "/v1/chat/completions", _chat(subject))
     if error is None:
-        return ok("the server generates text")
+        return Finding.ok("the server generates text")
     if error.status in _ROUTE_IS_MISSING and await _refusal(subject, "/pooling", _pool(subject)) is None:
-        return fault(
+        return Finding.error(
             f"{subject.entry.model!r} is served as a pooling model, such as a process reward model, "
             "and writes no text",
             f"name a chat model in {subject.part}, and this one as the scorer (type: vllm_prm)",
             ends=True,
         )
-    return fault(
+    return Finding.error(
         f"the server refuses to generate: {error}", "see its log; vLLM has /v1/chat/completions", ends=True
     )
 
@@ -118,18 +115,18 @@ async def pools(subject: Subject) -> Finding:
     """The server's model gives scores."""
     error = await _refusal(subject, "/pooling", _pool(subject))
     if error is None:
-        return ok("the server is a pooling server")
+        return Finding.ok("the server is a pooling server")
     if (
         error.status in _ROUTE_IS_MISSING
         and await _refusal(subject, "/v1/chat/completions", _chat(subject)) is None
     ):
-        return fault(
+        return Finding.error(
             f"{subject.entry.model!r} is served as a model that writes text, not as a process reward model",
             "name a process reward model in scorer; start it with --runner pooling (trim-graph up --print "
             "shows the whole command)",
             ends=True,
         )
-    return fault(
+    return Finding.error(
         f"the server refuses to give scores: {error}",
         "start it with --runner pooling; a gateway must let /pooling through",
         ends=True,
@@ -137,7 +134,7 @@ async def pools(subject: Subject) -> Finding:
 
 
 async def tokens_of(subject: Subject, text: str) -> list[int] | None:
-    """The server's tokens of a text; None where it does not tell."""
+    """The server's tokens of a text; None where it does not report them."""
     body = {"prompt": text, "add_special_tokens": False}
 
     async def post(path: str, asked: dict[str, Any]) -> Any:
@@ -201,7 +198,9 @@ async def continuation(subject: Subject) -> Finding:
     if subject.server is None:
         return await _continuation_by_count(subject)
     if not dialect_of(subject.served).renders:
-        return ok("the server appends a text to be carried on to the rendered conversation, byte for byte")
+        return Finding.ok(
+            "the server appends a text to be carried on to the rendered conversation, byte for byte"
+        )
     how = subject.entry.continuation
     prompts = VLLMPrompts(
         subject.server, subject.entry.model, "auto", dict(subject.entry.chat_template_kwargs)
@@ -210,19 +209,19 @@ async def continuation(subject: Subject) -> Finding:
         exact = await prompts.chat_is_exact()
     except ModelServerError as error:
         if how == "chat" and error.status in (404, 405):
-            return hint(
-                "whether the chat template keeps newlines cannot be told: /tokenize is not let through",
+            return Finding.warning(
+                "whether the chat template keeps newlines cannot be checked: /tokenize is not let through",
                 "let a gateway pass /tokenize and /detokenize on",
             )
         raise
     if exact:
-        return ok("the chat endpoint carries a text on byte for byte")
+        return Finding.ok("the chat endpoint carries a text on byte for byte")
     if how != "chat":
-        return ok(
+        return Finding.ok(
             "the chat template changes a text to be carried on (it trims, or adds to it), so the adapter "
             "renders it once and goes over /v1/completions, which is exact"
         )
-    return fault(
+    return Finding.error(
         "the chat template changes a text to be carried on (it trims, or adds to it), and continuation: chat "
         "forbids the way round it: newlines between steps would be lost",
         f"leave out continuation in {subject.part}, or write continuation: auto",
@@ -233,11 +232,11 @@ async def system_message(subject: Subject) -> Finding:
     """The chat template has a role for the instruction, or the instruction goes elsewhere."""
     takes = getattr(subject.adapter, "takes_system_role", None)
     if takes is None or not dialect_of(subject.served).renders:
-        return hint("cannot be told: the model does not show its chat template")
+        return Finding.warning("cannot be checked: the model does not show its chat template")
     if await in_thread(takes):
-        return ok("the chat template has a role for system messages")
-    return ok(
-        "the chat template has no role for system messages, so the instruction stands in front of the first "
+        return Finding.ok("the chat template has a role for system messages")
+    return Finding.ok(
+        "the chat template has no role for system messages, so the instruction is in front of the first "
         "human message"
     )
 
@@ -251,17 +250,17 @@ async def special_tokens(subject: Subject) -> Finding:
         tokens = await prompts.special_tokens_kept_plain()
     except ModelServerError as error:
         if error.status in (404, 405):
-            return hint(
+            return Finding.warning(
                 "a text that holds something like a special token (<|end|>) is refused: whether it is one "
-                "cannot be told, because /tokenize is not let through",
+                "cannot be checked, because /tokenize is not let through",
                 "let a gateway pass /tokenize and /detokenize on",
             )
         if error.status is None and not error.begun:
-            return hint(f"a text that holds a special token is refused: {error}")
+            return Finding.warning(f"a text that holds a special token is refused: {error}")
         raise
     if tokens:
-        return ok(f"stay text where somebody writes them: {', '.join(tokens)}")
-    return hint(
+        return Finding.ok(f"stay text where somebody writes them: {', '.join(tokens)}")
+    return Finding.warning(
         "the chat template writes no special token of a known shape (<...>, [...], |...|); one of another "
         "shape in a question counts as what it is to the server"
     )
@@ -270,15 +269,15 @@ async def special_tokens(subject: Subject) -> Finding:
 async def _continuation_by_count(subject: Subject) -> Finding:
     count = getattr(subject.adapter, "count_prompt_tokens", None)
     if count is None:
-        return hint("cannot be told: the model does not count prompt tokens")
+        return Finding.warning("cannot be checked: the model does not count prompt tokens")
     asked = conversation(subject)
     kept, cut = [
         await in_thread(partial(count, [*asked, AIMessage(text)]))
         for text in ("\n\n\tOne.\n\n \n\n\t\n", "One.")
     ]
     if kept > cut:
-        return ok("newlines around a text to be carried on reach the model")
-    return fault(
+        return Finding.ok("newlines around a text to be carried on reach the model")
+    return Finding.error(
         "newlines around a text to be carried on do not reach the model",
         "use a model whose chat template does not trim, or an adapter that continues exactly",
     )
@@ -286,7 +285,7 @@ async def _continuation_by_count(subject: Subject) -> Finding:
 
 async def by_prompt(subject: Subject) -> Finding:
     """Say of a model that cannot carry on a text what that means."""
-    return hint(
+    return Finding.warning(
         "this model cannot carry on a text exactly, so it is asked by prompt for each step: more tokens to "
         "read, and no exactness"
     )
@@ -299,7 +298,7 @@ async def writing(subject: Subject) -> Finding:
     took = time.monotonic() - begun
     subject.known["answer"] = answer
     if not answer.text.strip():
-        return fault(
+        return Finding.error(
             f"asked for {WRITTEN} tokens, the model writes nothing that can be seen",
             "look at its chat template and, in a thinking model, its reasoning parser",
             ends=True,
@@ -307,7 +306,7 @@ async def writing(subject: Subject) -> Finding:
     written = (answer.usage_metadata or {}).get("output_tokens") or 0
     subject.tokens_per_second = written / took if took and written else None
     shown = " ".join(answer.text.split())
-    return ok(f"writes: {shown[:60]}{'...' if len(shown) > 60 else ''}")
+    return Finding.ok(f"writes: {shown[:60]}{'...' if len(shown) > 60 else ''}")
 
 
 async def carrying_on(subject: Subject) -> Finding:
@@ -316,19 +315,21 @@ async def carrying_on(subject: Subject) -> Finding:
     cut = text.find(delimiter) + len(delimiter) if delimiter in text else text.find(" ", len(text) // 3)
     begun, rest = text[:cut], text[cut:]
     if cut <= 0 or len(rest) < _ALIKE:
-        return hint(f"cannot be told: the model writes but {text[:40]!r}")
+        return Finding.warning(f"cannot be checked: the model writes but {text[:40]!r}")
     answer = await subject.adapter.ainvoke(conversation(subject, begun), max_tokens=WRITTEN, temperature=0.0)
     if (strange := await _another_prompt(subject, begun, answer)) is not None:
         return strange
     if answer.text[:_ALIKE] == rest[:_ALIKE]:
-        return ok("the model carries on what stands there")
+        return Finding.ok("the model carries on what stands there")
     if answer.text.lstrip()[:_ALIKE] == begun.lstrip()[:_ALIKE] or not answer.text.strip():
-        return fault(
+        return Finding.error(
             f"given {begun[-40:]!r} to carry on, the model "
             f"{'begins anew' if answer.text.strip() else 'writes nothing'}",
             "let a gateway pass on continue_final_message and add_generation_prompt of a request",
         )
-    return hint("cannot be told: the model did not write the same again at temperature 0", "ask again")
+    return Finding.warning(
+        "cannot be checked: the model did not write the same again at temperature 0", "ask again"
+    )
 
 
 async def _another_prompt(subject: Subject, begun: str, answer: Any) -> Finding | None:
@@ -342,7 +343,7 @@ async def _another_prompt(subject: Subject, begun: str, answer: Any) -> Finding 
     meant = await in_thread(partial(count, conversation(subject, begun)))
     if read == meant:
         return None
-    return fault(
+    return Finding.error(
         f"given {begun[-40:]!r} to carry on, the model read {read} tokens; carrying on exactly takes {meant}",
         "let a gateway pass on continue_final_message and add_generation_prompt of a request, and "
         "chat_template_kwargs where the configuration has some",
@@ -350,38 +351,38 @@ async def _another_prompt(subject: Subject, begun: str, answer: Any) -> Finding 
 
 
 async def usage(subject: Subject) -> Finding:
-    """Answers tell the tokens that budgets count."""
+    """Answers report the tokens that budgets count."""
     for how, answer in (("an answer", "answer"), ("a streamed answer", "streamed")):
         seen = subject.known.get(answer)
         used = getattr(seen, "usage_metadata", None) or {}
         bounded = seen is not None and "usage_upper_bound" in seen.response_metadata
         if seen is not None and (bounded or not (used.get("input_tokens") and used.get("output_tokens"))):
-            return fault(
+            return Finding.error(
                 f"{how} does not report how many tokens it used, so each call counts as all its max_tokens",
                 "let a gateway pass on the field usage"
                 + (", and stream_options of the request" if answer == "streamed" else ""),
             )
-    told = subject.known["answer"].usage_metadata
-    return ok(f"told: {told['input_tokens']} tokens read and {told['output_tokens']} written")
+    usage = subject.known["answer"].usage_metadata
+    return Finding.ok(f"reported: {usage['input_tokens']} tokens read and {usage['output_tokens']} written")
 
 
 async def cached_tokens(subject: Subject) -> Finding:
-    """The server tells how much of a prompt came from its cache, for the bill."""
+    """The server reports how much of a prompt came from its cache, for the bill."""
     again = subject.known.get("repeated") or subject.known["answer"]
     cached = (again.usage_metadata.get("input_token_details") or {}).get("cache_read")
     if cached is None:
-        return hint(
-            "the server does not tell cached prompt tokens, so a bill counts them in full",
+        return Finding.warning(
+            "the server does not report cached prompt tokens, so a bill counts them in full",
             "start vLLM with --enable-prompt-tokens-details",
         )
-    return ok(f"told: {cached} of {again.usage_metadata['input_tokens']} at a repeated call")
+    return Finding.ok(f"reported: {cached} of {again.usage_metadata['input_tokens']} at a repeated call")
 
 
 async def context_length(subject: Subject) -> Finding:
     """The longest sequence holds a step, and better a whole solution."""
     length, settings = longest(subject), subject.settings
     if length is None:
-        return ok("not told, so taken as enough")
+        return Finding.ok("not reported, so taken as enough")
     asked = (subject.known["answer"].usage_metadata or {}).get("input_tokens") or 0
     return room(subject.part, length, asked, settings.max_steps, settings.max_step_tokens)
 
@@ -398,19 +399,19 @@ def room(part: str, length: int, asked: int, max_steps: int, step_tokens: int) -
     """
     seen = f"{part} takes {length} tokens"
     if asked + step_tokens > length:
-        return fault(
+        return Finding.error(
             f"{seen}, but a question of {asked} and a step of max_step_tokens={step_tokens} make "
             f"{asked + step_tokens}",
             f"set max_step_tokens to {max(1, (length - asked) // 4)} or so, or serve the model with a larger "
             "--max-model-len",
         )
     if asked + max_steps * step_tokens > length:
-        return hint(
+        return Finding.warning(
             f"{seen}; a solution of max_steps={max_steps} steps of max_step_tokens={step_tokens} could need "
             f"{asked + max_steps * step_tokens}",
             "lower one of them if solutions get that long",
         )
-    return ok(f"{seen}, enough for {max_steps} steps of {step_tokens}")
+    return Finding.ok(f"{seen}, enough for {max_steps} steps of {step_tokens}")
 
 
 def longest(subject: Subject) -> int | None:
@@ -420,8 +421,8 @@ def longest(subject: Subject) -> int | None:
     place = getattr(subject.adapter, "model", None)
     with suppress(OSError, ValueError, TypeError):
         config = json.loads(Path(str(place), "config.json").read_text("utf-8"))
-        told = config.get("max_position_embeddings")
-        return told if isinstance(told, int) else None
+        limit = config.get("max_position_embeddings")
+        return limit if isinstance(limit, int) else None
     return None
 
 
@@ -433,7 +434,7 @@ async def latency(subject: Subject) -> Finding:
 
     subject.seconds = await median_seconds(call)
     speed = f", then {subject.tokens_per_second:.0f} tokens/s" if subject.tokens_per_second else ""
-    return ok(f"{subject.seconds * 1000:.0f} ms to a first token (median of {_CALLS}){speed}")
+    return Finding.ok(f"{subject.seconds * 1000:.0f} ms to a first token (median of {_CALLS}){speed}")
 
 
 async def median_seconds(call: Any) -> float:
@@ -449,19 +450,19 @@ async def median_seconds(call: Any) -> float:
 async def time_limits(subject: Subject) -> Finding:
     """The longest step fits into the time limits."""
     if subject.seconds is None or not subject.tokens_per_second:
-        return hint("cannot be told: the speed was not seen")
+        return Finding.warning("cannot be checked: the speed was not seen")
     tokens = subject.settings.max_step_tokens
     step = subject.seconds + tokens / subject.tokens_per_second
     seen = f"a step of max_step_tokens={tokens} takes about {step:.1f} s"
     patience, seconds = getattr(subject.entry, "read_timeout", None), subject.budget.seconds
     if patience is not None and step > patience:
-        return fault(
+        return Finding.error(
             f"{seen}, and read_timeout={patience:g} would end it before as a dropped connection",
             f"set read_timeout of {subject.part} to {2 * step:.0f} or more",
         )
     if seconds is not None and step > seconds:
-        return hint(f"{seen}, more than a run may take: seconds={seconds:g} in budget", "raise it")
-    return ok(f"{seen}, within the limits")
+        return Finding.warning(f"{seen}, more than a run may take: seconds={seconds:g} in budget", "raise it")
+    return Finding.ok(f"{seen}, within the limits")
 
 
 _LONGER = 512
@@ -482,60 +483,60 @@ async def _stops(subject: Subject, name: str, **settings: Any) -> Finding:
     written = subject.known["answer"].text
     needle = _needle(written)
     if needle is None:
-        return hint(f"cannot be told: the model writes but {written[:40]!r}")
+        return Finding.warning(f"cannot be checked: the model writes but {written[:40]!r}")
     answer = await subject.adapter.ainvoke(
         conversation(subject), stop=[needle], max_tokens=WRITTEN, temperature=0.0, **settings
     )
     subject.known[name] = answer
     reason, finish = (answer.response_metadata.get(key) for key in ("stop_reason", "finish_reason"))
     if needle in answer.text:
-        return fault(
-            f"told to stop at {needle!r}, the model writes on past it, so no step would end at the delimiter",
+        return Finding.error(
+            f"asked to stop at {needle!r}, the model writes past it, so no step would end at the delimiter",
             "let a gateway pass on the field stop of a request",
         )
     if reason == needle:
         place = getattr(subject.adapter, "stop_reported_in", "stop_reason")
         if place == KEPT:
-            return hint(
+            return Finding.warning(
                 f"ends at a stop string, which only a text that keeps it shows ({KEPT}): the first answer "
                 "of a process is asked for twice",
                 "let a gateway pass on the field stop_reason of vLLM's answers",
             )
-        return ok(f"ends at a stop string and reports it in {place}: {needle!r}")
+        return Finding.ok(f"ends at a stop string and reports it in {place}: {needle!r}")
     if written.startswith(answer.text) and len(answer.text) < len(written):
-        return fault(
+        return Finding.error(
             f"a call that ended at the stop string {needle!r} says stop_reason={reason!r}, "
             f"finish_reason={finish!r}: the end of a step looks like the end of the solution",
-            "let a gateway pass on the field stop_reason of vLLM's answers; a server that does not tell it "
+            "let a gateway pass on the field stop_reason of vLLM's answers; a server that does not report it "
             "cannot serve step by step",
         )
-    return hint(
-        "cannot be told: the model did not write the same again at temperature 0",
+    return Finding.warning(
+        "cannot be checked: the model did not write the same again at temperature 0",
         "ask again, without other load",
     )
 
 
 def _needle(text: str) -> str | None:
-    """A string that stands in the middle of a text, not at its start: the second word or sign."""
+    """A string from the middle of a text, not at its start: the second word or sign."""
     found = re.search(r"\S+?\s+(\S+)", text)
     return found[1] if found and not text.startswith(found[1]) else None
 
 
 async def end_of_sequence(subject: Subject) -> Finding:
-    """The end of the text is told apart: no stop string is named."""
+    """The end of the text is recognisable: no stop string is named."""
     settings = {"stop": [subject.settings.delimiter * 4 + "<never>"], "temperature": 0.0}
     answer = await subject.adapter.ainvoke(conversation(subject), max_tokens=_LONGER, **settings)
     reason, finish = (answer.response_metadata.get(key) for key in ("stop_reason", "finish_reason"))
     if reason is not None:
-        return fault(
+        return Finding.error(
             f"a text that ended by itself says stop_reason={reason!r}, as if at a delimiter",
-            "let a gateway pass on the field stop_reason as vLLM tells it",
+            "let a gateway pass on the field stop_reason as vLLM sends it",
         )
     if finish == "length":
-        return hint(f"cannot be told: the model did not end within {_LONGER} tokens")
+        return Finding.warning(f"cannot be checked: the model did not end within {_LONGER} tokens")
     if finish != "stop":
-        return fault(
+        return Finding.error(
             f"a text that ended by itself says finish_reason={finish!r}, not 'stop'",
             "let a gateway pass on the field finish_reason",
         )
-    return ok("told: finish_reason='stop' without a stop string")
+    return Finding.ok("reported: finish_reason='stop' without a stop string")

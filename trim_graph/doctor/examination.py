@@ -15,7 +15,6 @@ from trim_graph.policies.parsing import Threshold
 from trim_graph.segmentation import Segmentation, delimiter
 
 from . import chat_checks
-from . import chat_checks as doctor_chat_checks
 from .chat_checks import longest, median_seconds, room, tokens_of
 from .subjects import (
     ARITHMETIC,
@@ -25,10 +24,7 @@ from .subjects import (
     Report,
     Sample,
     Subject,
-    fault,
-    hint,
     in_thread,
-    ok,
     reads_arithmetic,
     subjects_of,
 )
@@ -38,20 +34,20 @@ def graph(config: TrimConfig, parts: Parts) -> Finding:
     """The graph can be built: policy, scorer, budget and prices fit."""
     policy = config.policy.build()
     if policy.needs_score and config.scorer is None:
-        return fault(
+        return Finding.error(
             f"the policy {config.policy.type} decides by scores, and there is no scorer",
             "add a scorer, or choose a policy that needs none: small_only, large_only, random_rate",
         )
     try:
         build_graph(for_measuring(config), parts=parts)
     except SettingsError as error:
-        return fault(str(error), "correct that key of the configuration")
+        return Finding.error(str(error), "correct that key of the configuration")
     if config.scorer is not None and not policy.needs_score:
-        return hint(
+        return Finding.warning(
             f"the policy {config.policy.type} looks at no score, so the scorer is never asked",
             "leave out the scorer, or choose a policy such as threshold",
         )
-    return ok("policy, scorer, budget and prices go together")
+    return Finding.ok("policy, scorer, budget and prices go together")
 
 
 def two_models(config: TrimConfig) -> Finding:
@@ -59,8 +55,10 @@ def two_models(config: TrimConfig) -> Finding:
     small, large = config.small.model_dump(), config.large.model_dump()
     places = [{key: entry.get(key) for key in ("type", "model", "base_url")} for entry in (small, large)]
     if config.small.type != "example" and places[0] == places[1]:
-        return hint("small and large are the same model, so large adds nothing", "name another one")
-    return ok("small and large are two models")
+        return Finding.warning(
+            "small and large are the same model, so large adds nothing", "name another one"
+        )
+    return Finding.ok("small and large are two models")
 
 
 def alike(replicas: list[Subject]) -> Finding:
@@ -69,32 +67,36 @@ def alike(replicas: list[Subject]) -> Finding:
         {"model": subject.served.get("root"), "max_model_len": subject.served.get("max_model_len")}
         for subject in replicas
     ]
-    asked = [(s, told) for s, told in zip(replicas, seen, strict=True) if s.served]
+    asked = [(s, served) for s, served in zip(replicas, seen, strict=True) if s.served]
     if len(asked) < len(replicas):
-        return hint("cannot be told of all: not every replica serves the model")
-    for subject, told in asked[1:]:
-        for name, value in told.items():
+        return Finding.warning("cannot be checked of all: not every replica serves the model")
+    for subject, served in asked[1:]:
+        for name, value in served.items():
             if value != seen[0][name]:
-                return fault(
+                return Finding.error(
                     f"{subject.name} has {name} {value!r}, {replicas[0].name} {seen[0][name]!r}",
                     "start all replicas of a model with the same arguments",
                 )
         if subject.known.get("tokens") != replicas[0].known.get("tokens"):
-            return fault(
+            return Finding.error(
                 f"{subject.name} has another tokenizer than {replicas[0].name}",
                 "start all replicas of a model with the same weights",
             )
-    return ok(f"all {len(replicas)} serve one model alike")
+    return Finding.ok(f"all {len(replicas)} serve one model alike")
 
 
 def shared_tokenizer(small: Subject, large: Subject) -> Finding:
     """Whether small and large have one tokenizer."""
     ours, theirs = small.known.get("tokens"), large.known.get("tokens")
     if ours is None or theirs is None:
-        return hint("whether small and large have one tokenizer cannot be told; nothing here needs it")
+        return Finding.warning(
+            "whether small and large have one tokenizer cannot be checked; nothing here needs it"
+        )
     if ours == theirs:
-        return ok("small and large have one tokenizer")
-    return hint("small and large have different tokenizers; nothing here needs one, texts are exchanged")
+        return Finding.ok("small and large have one tokenizer")
+    return Finding.warning(
+        "small and large have different tokenizers; nothing here needs one, texts are exchanged"
+    )
 
 
 def thresholds(config: TrimConfig, scorer: Subject) -> Finding | None:
@@ -107,10 +109,14 @@ def thresholds(config: TrimConfig, scorer: Subject) -> Finding | None:
     seen = f"the scores seen lie between {low:.3f} and {high:.3f}"
     for t in found:
         if t > high:
-            return hint(f"t={t:g} of threshold: {seen}, so every draft would be regenerated", "lower it")
+            return Finding.warning(
+                f"t={t:g} of threshold: {seen}, so every draft would be regenerated", "lower it"
+            )
         if t <= low:
-            return hint(f"t={t:g} of threshold: {seen}, so even wrong drafts would be kept", "raise it")
-    return ok(f"t={', '.join(f'{t:g}' for t in found)}: {seen}")
+            return Finding.warning(
+                f"t={t:g} of threshold: {seen}, so even wrong drafts would be kept", "raise it"
+            )
+    return Finding.ok(f"t={', '.join(f'{t:g}' for t in found)}: {seen}")
 
 
 _STEPS = ("Step 1: 2 + 2 = 4.", "Step 2: 4 + 1 = 5.")
@@ -132,9 +138,11 @@ def segmentation(config: TrimConfig) -> Finding | None:
     trained = " or ".join(_ENDS[end] for end in _TRAINED_ON[form])
     found = _step_end(config.settings.segmentation or delimiter(config.settings.delimiter))
     if found in _TRAINED_ON[form]:
-        return ok(f"steps end at {_ENDS[found]}, as those that PRMs of the format {form} were trained on")
+        return Finding.ok(
+            f"steps end at {_ENDS[found]}, as those that PRMs of the format {form} were trained on"
+        )
     ends = "at neither a line break nor a blank line" if found is None else f"at {_ENDS[found]}"
-    return hint(
+    return Finding.warning(
         f"steps end {ends}; those that PRMs of the format {form} were trained on end at {trained}, and of "
         "other steps the scores mean little",
         "set segmentation in settings to the PRM's own way to make steps, unless yours was trained on these",
@@ -166,29 +174,29 @@ async def tokenizer(subject: Subject) -> Finding:
 
     entry = subject.entry
     place = entry.tokenizer or str(subject.served.get("root") or entry.model)
-    mend = "name the PRM's own folder or hub id in the setting tokenizer of scorer"
+    fix = "name the PRM's own folder or hub id in the setting tokenizer of scorer"
     try:
         loaded = await in_thread(lambda: load_tokenizer(check_model(place)))
     except (OSError, ValueError) as error:
-        return fault(f"the tokenizer cannot be loaded from {place}: {error}", mend, ends=True)
+        return Finding.error(f"the tokenizer cannot be loaded from {place}: {error}", fix, ends=True)
     subject.known["tokenizer"] = loaded
     ours = list(loaded.encode(PROBE_TEXT, add_special_tokens=False))
     theirs = await tokens_of(subject, PROBE_TEXT)
     if theirs is None:
         subject.samples = ARITHMETIC if reads_arithmetic(ours) else GENERAL
-        return hint(
-            f"whether {place} has the server's tokenizer cannot be told: /tokenize is not let through",
+        return Finding.warning(
+            f"whether {place} has the server's tokenizer cannot be checked: /tokenize is not let through",
             "let a gateway pass /tokenize on",
         )
     if theirs != ours:
-        return fault(
+        return Finding.error(
             f"the tokenizer from {place} is another model's: it makes {len(ours)} tokens of a text of which "
             f"the server makes {len(theirs)}, or others",
-            mend,
+            fix,
             ends=True,
         )
     subject.samples = ARITHMETIC if reads_arithmetic(ours) else GENERAL
-    return ok(f"the server's, from {place}")
+    return Finding.ok(f"the server's, from {place}")
 
 
 async def step_token(subject: Subject) -> Finding:
@@ -197,17 +205,17 @@ async def step_token(subject: Subject) -> Finding:
     if token is None and subject.entry.format == "qwen":
         token = STEP_TOKENS["qwen"]
     if token is None:
-        return ok("the format's own")
+        return Finding.ok("the format's own")
     ids = list(loaded.encode(token, add_special_tokens=False))
     if len(ids) != 1 or (subject.entry.format == "qwen" and token not in loaded.get_added_vocab()):
         special = ", ".join(_like_step_tokens(loaded.get_added_vocab()))
-        return fault(
+        return Finding.error(
             f"step_token={token!r} is no token of its own in the PRM's tokenizer, so nothing holds a score",
             f"write the PRM's step token, often one of its added tokens: {special}",
             ends=True,
         )
     subject.known["step_id"] = ids[0]
-    return ok(f"{token!r} is token {ids[0]}")
+    return Finding.ok(f"{token!r} is token {ids[0]}")
 
 
 def _like_step_tokens(added: Iterable[str]) -> list[str]:
@@ -224,15 +232,15 @@ async def scores(subject: Subject) -> Finding:
         for steps in (sample.right_steps[:1], sample.right_steps):
             await _scores(subject, sample.question, steps)
     except ScorerError as error:
-        mend = "a scorer gives one probability per step"
+        fix = "a scorer gives one probability per step"
         if "step_id" in subject.known and not isinstance(error.__cause__, ModelServerError):
-            mend = (
+            fix = (
                 "start the server with --runner pooling --pooler-config "
                 f'\'{{"pooling_type": "STEP", "step_tag_id": {subject.known["step_id"]}}}\' '
                 "(trim-graph up --print shows the whole command)"
             )
-        return fault(str(error), mend, ends=True)
-    return ok("one probability a step")
+        return Finding.error(str(error), fix, ends=True)
+    return Finding.ok("one probability a step")
 
 
 async def ranking(subject: Subject) -> Finding:
@@ -247,17 +255,19 @@ async def ranking(subject: Subject) -> Finding:
     seen = f"{apart} of {len(pairs)} right steps score above their wrong form"
     means = f"on average {sum(right) / len(right):.2f} against {sum(wrong) / len(wrong):.2f}"
     if apart >= _TOLD_APART * len(pairs):
-        return ok(f"{seen}, {means}")
+        return Finding.ok(f"{seen}, {means}")
     if turned >= _TOLD_APART * len(pairs):
-        return fault(
+        return Finding.error(
             f"the scores are the wrong way round: only {seen}, {means}; it is as if the labels right "
             "and wrong were swapped",
             "use a PRM whose label 1 means right, as in Qwen2.5-Math-PRM, or swap the labels in its config "
             "and head",
         )
     if not _is_reward_model(subject):
-        return hint(f"{seen}, {means}", "such a scorer tells little about a single step; measure it first")
-    return fault(
+        return Finding.warning(
+            f"{seen}, {means}", "such a scorer tells little about a single step; measure it first"
+        )
+    return Finding.error(
         f"the scorer does not tell right from wrong: {seen}, {means}",
         "check that the server has the PRM's weights with their head, and that format is the PRM's",
     )
@@ -271,7 +281,7 @@ async def context_length(subject: Subject) -> Finding:
     """The scorer reads a question with a step, and better with a whole solution."""
     length, settings = longest(subject), subject.settings
     if length is None:
-        return ok("not told, so taken as enough")
+        return Finding.ok("not reported, so taken as enough")
     sample = subject.samples[0]
     await _scores(subject, sample.question, sample.right_steps[:1])
     asked = subject.known["input_tokens"][sample.question, 1]
@@ -284,11 +294,11 @@ async def latency(subject: Subject) -> Finding:
     subject.seconds = await median_seconds(lambda: _scores(subject, sample.question, sample.right_steps))
     patience = getattr(subject.entry, "read_timeout", None)
     if patience is not None and subject.seconds > patience / 4:
-        return hint(
+        return Finding.warning(
             f"{subject.seconds:.1f} s for one short solution; read_timeout={patience:g} is close",
             "raise read_timeout of scorer",
         )
-    return ok(f"{subject.seconds * 1000:.0f} ms for one short solution (median)")
+    return Finding.ok(f"{subject.seconds * 1000:.0f} ms for one short solution (median)")
 
 
 async def _scores(subject: Subject, question: str, steps: list[ScorableStep]) -> list[float]:
@@ -298,12 +308,12 @@ async def _scores(subject: Subject, question: str, steps: list[ScorableStep]) ->
 
 
 Check = Callable[[Subject], Awaitable[Finding]]
-Told = Callable[[str], None]
+OnCheck = Callable[[str], None]
 
 SERVER: tuple[tuple[str, Check], ...] = (
-    ("server", doctor_chat_checks.server),
-    ("key", doctor_chat_checks.key),
-    ("model", doctor_chat_checks.model),
+    ("server", chat_checks.server),
+    ("key", chat_checks.key),
+    ("model", chat_checks.model),
 )
 CHAT: tuple[tuple[str, Check], ...] = (
     ("writing", chat_checks.writing),
@@ -311,9 +321,9 @@ CHAT: tuple[tuple[str, Check], ...] = (
     ("carrying on", chat_checks.carrying_on),
     ("system message", chat_checks.system_message),
     ("special tokens", chat_checks.special_tokens),
-    ("stop string", doctor_chat_checks.stop),
-    ("stop string, streamed", doctor_chat_checks.stop_streamed),
-    ("end of sequence", doctor_chat_checks.end_of_sequence),
+    ("stop string", chat_checks.stop),
+    ("stop string, streamed", chat_checks.stop_streamed),
+    ("end of sequence", chat_checks.end_of_sequence),
     ("usage", chat_checks.usage),
     ("cached tokens", chat_checks.cached_tokens),
     ("context length", chat_checks.context_length),
@@ -338,24 +348,24 @@ SCORER: tuple[tuple[str, Check], ...] = (
 def checks_of(subject: Subject) -> list[tuple[str, Check]]:
     """The checks that apply to a part, in order."""
     if subject.entry.type == "token_probability":
-        return []  # it reads what the writers tell; `graph` checks that they do
+        return []  # it reads what the writers report; `graph` checks that they do
     if subject.by_prompt:
         return [("continuation", chat_checks.by_prompt), *(one for one in CHAT if one[0] not in _EXACT)]
     if subject.part == "scorer":
         if subject.server is None:
             return list(SCORER)
-        first = [("pooling", doctor_chat_checks.pools), ("tokenizer", tokenizer)]
+        first = [("pooling", chat_checks.pools), ("tokenizer", tokenizer)]
         return [*SERVER, *first, ("step token", step_token), *SCORER]
     if subject.server is None:
         return [(name, check) for name, check in CHAT if name not in _OF_SERVERS]
-    return [*SERVER, ("generation", doctor_chat_checks.writes), *CHAT]
+    return [*SERVER, ("generation", chat_checks.writes), *CHAT]
 
 
 async def examine(
     config: TrimConfig,
     *,
     limit: float,
-    told: Told,
+    on_check: OnCheck,
     unusable: Sequence[Finding] = (),
 ) -> Report:
     """Check a configuration.
@@ -363,7 +373,7 @@ async def examine(
     Args:
         config: The configuration.
         limit: Most seconds for one check; a part whose check takes longer is left.
-        told: Called with what is about to be checked.
+        on_check: Called with the part and the check that is next.
         unusable: Findings on parts that could not be loaded, which are left out.
 
     Raises:
@@ -392,7 +402,7 @@ async def examine(
     for part, replicas in subjects.items():
         if part not in left_out:
             for subject in replicas:
-                findings += await _examine(subject, told)
+                findings += await _examine(subject, on_check)
             if len(replicas) > 1:
                 findings.append(_named(alike(replicas), part, "replicas"))
     small, large = subjects["small"][0], subjects["large"][0]
@@ -402,7 +412,7 @@ async def examine(
     return Report(tuple(findings))
 
 
-async def _examine(subject: Subject, told: Told) -> list[Finding]:
+async def _examine(subject: Subject, on_check: OnCheck) -> list[Finding]:
     findings: list[Finding] = []
     checks = checks_of(subject)
     for place, (name, check) in enumerate(checks):
@@ -410,7 +420,7 @@ async def _examine(subject: Subject, told: Told) -> list[Finding]:
             await _limited(chat_checks.choose_samples, subject)
         elif subject.part == "scorer" and not subject.samples and subject.server is None:
             subject.samples = await _samples_here(subject)
-        told(f"{subject.name}: {name}")
+        on_check(f"{subject.name}: {name}")
         finding = _named(await _limited(check, subject), subject.name, name)
         findings.append(finding)
         if finding.ends:
@@ -428,16 +438,16 @@ async def _limited(check: Callable[[Subject], Awaitable[Finding | None]], subjec
         async with asyncio.timeout(subject.timeout):
             return await check(subject) or Finding("ok", "")
     except TimeoutError:
-        return fault(
+        return Finding.error(
             f"nothing came within {subject.timeout:g} s",
             "look at the server's log and load; a longer limit: --timeout SECONDS",
             ends=True,
         )
-    except Exception as error:  # whatever stands between us and a model may answer anything
+    except Exception as error:  # whatever is between us and a model may answer anything
         lines = str(error).strip().splitlines() or [""]
-        told = isinstance(error, TrimError | OSError | ValueError) and lines[0]
-        return fault(
-            lines[0] if told else f"an answer could not be read: {type(error).__name__}: {lines[0]}",
+        readable = isinstance(error, TrimError | OSError | ValueError) and lines[0]
+        return Finding.error(
+            lines[0] if readable else f"an answer could not be read: {type(error).__name__}: {lines[0]}",
             "see what it says; a gateway must pass vLLM's answers on as they are",
             ends=True,
         )

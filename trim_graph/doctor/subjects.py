@@ -154,7 +154,7 @@ class Subject:
         settings: Of a run.
         budget: Of a run.
         timeout: Most seconds for a check.
-        served: What the server tells of the model.
+        served: What the server reports of the model.
         unauthorised: What it said when it refused the key.
         samples: Questions with steps that this model can read.
         seconds: Median time of a shortest call.
@@ -256,7 +256,7 @@ async def in_thread(work: Callable[[], T]) -> T:
     return await done
 
 
-Status = Literal["ok", "hint", "fault", "skipped"]
+Status = Literal["ok", "warning", "error", "skipped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,10 +264,10 @@ class Finding:
     """The outcome of one check.
 
     Attributes:
-        status: ``ok``; ``hint``: works, but could be better, or could not be told; ``fault``: does not do
-            what a run needs; ``skipped``: an earlier fault leaves nothing to check.
+        status: ``ok``; ``warning``: works, but could be better, or could not be checked; ``error``: does
+            not do what a run needs; ``skipped``: an earlier error leaves nothing to check.
         found: What was seen, one sentence without a full stop.
-        mend: What to do about a fault or a hint.
+        fix: What to do about an error or a warning.
         ends: Whether further checks of the same part would say nothing more.
         part: ``small``, ``large``, ``scorer`` or ``set-up``; with its address, where a part has replicas.
         check: Name of the check.
@@ -275,31 +275,31 @@ class Finding:
 
     status: Status
     found: str
-    mend: str = ""
+    fix: str = ""
     ends: bool = False
     part: str = ""
     check: str = ""
 
+    @classmethod
+    def ok(cls, found: str) -> Finding:
+        """Returns the finding of a check that is passed."""
+        return cls("ok", found)
+
+    @classmethod
+    def warning(cls, found: str, fix: str = "") -> Finding:
+        """Returns a finding that is worth knowing, and no error."""
+        return cls("warning", found, fix)
+
+    @classmethod
+    def error(cls, found: str, fix: str = "", *, ends: bool = False) -> Finding:
+        """Returns a finding for which a run would fail or go wrong."""
+        return cls("error", found, fix, ends)
+
     @property
     def sentence(self) -> str:
-        """What is wrong and how to mend it, in full."""
-        mend = f"; mend it: {self.mend}" if self.mend else ""
-        return f"{self.part}, {self.check}: what is wrong: {self.found}{mend}"
-
-
-def ok(found: str) -> Finding:
-    """All is well."""
-    return Finding("ok", found)
-
-
-def hint(found: str, mend: str = "") -> Finding:
-    """Not a fault, but worth knowing."""
-    return Finding("hint", found, mend)
-
-
-def fault(found: str, mend: str = "", *, ends: bool = False) -> Finding:
-    """A run would fail or go wrong."""
-    return Finding("fault", found, mend, ends)
+        """What is wrong and how to fix it, in full."""
+        fix = f"; fix it: {self.fix}" if self.fix else ""
+        return f"{self.part}, {self.check}: what is wrong: {self.found}{fix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,32 +309,32 @@ class Report:
     findings: tuple[Finding, ...]
 
     @property
-    def faults(self) -> list[Finding]:
-        """Those that a run would trip over."""
-        return [finding for finding in self.findings if finding.status == "fault"]
+    def errors(self) -> list[Finding]:
+        """Findings for which a run would fail or go wrong."""
+        return [finding for finding in self.findings if finding.status == "error"]
 
     @property
-    def hints(self) -> list[Finding]:
-        """Those worth knowing."""
-        return [finding for finding in self.findings if finding.status == "hint"]
+    def warnings(self) -> list[Finding]:
+        """Findings that are worth knowing, and no errors."""
+        return [finding for finding in self.findings if finding.status == "warning"]
 
     @property
     def verdict(self) -> str:
         """The whole in a sentence."""
-        hints = f", {_counted(len(self.hints), 'hint')}" if self.hints else ""
-        if not self.faults:
-            return f"no fault{hints}: this set-up does what a run needs"
-        parts = ", ".join(dict.fromkeys(finding.part for finding in self.faults))
-        return f"{_counted(len(self.faults), 'fault')} ({parts}){hints}: mend them before a run"
+        warnings = f", {_counted(len(self.warnings), 'warning')}" if self.warnings else ""
+        if not self.errors:
+            return f"no error{warnings}: this set-up does what a run needs"
+        parts = ", ".join(dict.fromkeys(finding.part for finding in self.errors))
+        return f"{_counted(len(self.errors), 'error')} ({parts}){warnings}: fix them before a run"
 
     def record(self) -> dict[str, Any]:
         """The report, JSON-native."""
         return {
-            "faults": len(self.faults),
-            "hints": len(self.hints),
+            "errors": len(self.errors),
+            "warnings": len(self.warnings),
             "verdict": self.verdict,
             "checks": [
-                {name: getattr(finding, name) for name in ("part", "check", "status", "found", "mend")}
+                {name: getattr(finding, name) for name in ("part", "check", "status", "found", "fix")}
                 for finding in self.findings
             ],
         }
@@ -350,7 +350,7 @@ class Report:
 
         return Report(
             tuple(
-                Finding(f.status, masked(f.found), masked(f.mend), f.ends, f.part, f.check)
+                Finding(f.status, masked(f.found), masked(f.fix), f.ends, f.part, f.check)
                 for f in self.findings
             )
         )
