@@ -60,7 +60,7 @@ ledger such as sqlite:spend.db.
 
 SERVE_HELP = """\
 \b
-How a server is started stands in its part of the file, all of it optional:
+How a server is started is in its part of the file, all of it optional:
 \b
   large:
     type: vllm

@@ -153,7 +153,7 @@ class _Calibration:
             store=None if folder is None else lambda policy: self._store(folder, policy),
             on_begin=self._begin,
             on_outcome=lambda outcome: self.bar.advance() if self.bar else None,
-            on_point=lambda point: self._tell(point),
+            on_point=self._print_point,
         )
 
     def close(self) -> None:
@@ -171,7 +171,7 @@ class _Calibration:
         self._opened.close()
         self.bar = self._opened.enter_context(Progress(json.dumps(policy), self.n, done=done))
 
-    def _tell(self, point: Point) -> None:
+    def _print_point(self, point: Point) -> None:
         self._opened.close()
         figures = {
             "share": point.share,
@@ -179,8 +179,8 @@ class _Calibration:
             "accuracy": point.accuracy,
             "pgr": point.pgr,
         }
-        told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if value is not None)
-        print(f"{point.setting}: {told}", file=sys.stderr, flush=True)
+        line = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if value is not None)
+        print(f"{point.setting}: {line}", file=sys.stderr, flush=True)
 
 
 def _remembering(model: Any) -> Any:

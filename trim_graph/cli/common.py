@@ -74,13 +74,13 @@ def load_parts(config: TrimConfig, *, rated: bool = False) -> Parts:
     """
     need_extras(config)
     parts = build_parts(config)
-    with _loading() as tell:
+    with _loading() as show:
         for name, model in (("small", parts.small), ("large", parts.large)):
-            tell(f"loading the {name} model")
+            show(f"loading the {name} model")
             with _refusing(name):
                 load_chat_model(model)
         if loads_scorer(config) and (rated or config.policy.build().needs_score):
-            tell("loading the scorer")
+            show("loading the scorer")
             with _refusing("scorer"):
                 parts.scorer.score("1", [{"text": "1", "writer": "small"}])
     return parts
@@ -96,8 +96,8 @@ def load_scorer(config: TrimConfig) -> Any:
     if config.scorer is None:
         raise SettingsError("the configuration names no scorer")
     _need(_scorer_types(config))
-    with _loading() as tell:
-        tell("loading the scorer")
+    with _loading() as show:
+        show("loading the scorer")
         with _refusing("scorer"):
             scorer = config.scorer.build()
             if loads_scorer(config):
@@ -235,7 +235,7 @@ class Progress:
 
         self.what, self.total, self.done, self.every = what, total, done, every
         self.now = self.failed = 0
-        self._begun = self._told = time.monotonic()
+        self._begun = self._printed = time.monotonic()
         console = Console(stderr=True)
         self._bar: Bar | None = None
         self._shown = ExitStack()
@@ -251,8 +251,8 @@ class Progress:
         self.now, self.failed = self.now + 1, self.failed + failed
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done + self.now, rate=self.rate())
-        elif time.monotonic() - self._told >= self.every:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._printed >= self.every:
+            self._printed = time.monotonic()
             print(f"{self.what}: {self.line()}", file=sys.stderr, flush=True)
 
     def line(self) -> str:
@@ -263,14 +263,14 @@ class Progress:
     def rate(self) -> str:
         """Say how fast it goes, how long it takes, and how much has failed."""
         a_second = self.now / max(time.monotonic() - self._begun, 1e-9)
-        told = f"{a_second:.1f}/s"
+        text = f"{a_second:.1f}/s"
         if self.total is not None and a_second > 0:
             left = round((self.total - self.done - self.now) / a_second)
-            told += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
-        return f"{told}, {self.failed} failed" if self.failed else told
+            text += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+        return f"{text}, {self.failed} failed" if self.failed else text
 
     def __enter__(self) -> Self:
-        self._begun = self._told = time.monotonic()
+        self._begun = self._printed = time.monotonic()
         if self._bar is not None:
             self._shown.enter_context(self._show())
         return self

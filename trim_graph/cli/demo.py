@@ -72,20 +72,20 @@ class Demo:
         """The threshold of the arm of that name."""
         return float(self.config.policy.model_dump()["t"])
 
-    async def run(self, tell: Callable[[str, int], None]) -> None:
+    async def run(self, on_question: Callable[[str, int], None]) -> None:
         """Run all arms.
 
         Args:
-            tell: Called after each question with the name of its arm and how many are done there.
+            on_question: Called after each question with the name of its arm and how many are done there.
         """
-        await self._run_arm("small", {"type": "small_only"}, tell)
-        await self._run_arm("large", {"type": "large_only"}, tell)
-        await self._run_arm("threshold", {"type": "threshold", "t": self.threshold}, tell)
+        await self._run_arm("small", {"type": "small_only"}, on_question)
+        await self._run_arm("large", {"type": "large_only"}, on_question)
+        await self._run_arm("threshold", {"type": "threshold", "t": self.threshold}, on_question)
         for name, file in self.files.items():
-            await self._run_arm(name, {"type": "file", "path": str(file)}, tell)
-        await self._run_random(tell)
+            await self._run_arm(name, {"type": "file", "path": str(file)}, on_question)
+        await self._run_random(on_question)
 
-    async def _run_random(self, tell: Callable[[str, int], None]) -> None:
+    async def _run_random(self, on_question: Callable[[str, int], None]) -> None:
         """Run the random policy at the rate that spends what the threshold was seen to spend."""
         wanted = self._share("threshold")
         rate = self._calibrated_rate()
@@ -93,7 +93,7 @@ class Demo:
         rate = wanted if rate is None else rate
         for _ in range(ROUNDS):
             self.random_rate = round(min(max(rate, 0.0), 1.0), 4)
-            await self._run_arm("random", {"type": "random_rate", "rate": self.random_rate}, tell)
+            await self._run_arm("random", {"type": "random_rate", "rate": self.random_rate}, on_question)
             off = wanted - self._share("random")
             if abs(off) <= CLOSE:
                 break
@@ -107,7 +107,9 @@ class Demo:
         known = load_calibration()
         return known.random_rate if known.split == self.options.split else None
 
-    async def _run_arm(self, name: str, policy: dict[str, Any], tell: Callable[[str, int], None]) -> None:
+    async def _run_arm(
+        self, name: str, policy: dict[str, Any], on_question: Callable[[str, int], None]
+    ) -> None:
         arm = self.arms[name] = Arm(policy)
         config = example_config({"policy": policy, "settings": self.config.settings.model_dump()})
         graph = build_graph(config, parts=self.parts)
@@ -115,7 +117,7 @@ class Demo:
         def keep(outcome: Outcome) -> None:
             arm.outcomes.append(outcome)
             arm.seconds = time.monotonic() - begun
-            tell(name, len(arm.outcomes))
+            on_question(name, len(arm.outcomes))
 
         begun = time.monotonic()
         arm.outcomes = await run_arm(
@@ -199,12 +201,12 @@ def _run_with_progress(demo: Demo) -> None:
     with live(Progress(*columns, console=Console(stderr=True))) as progress:
         bars = {name: progress.add_task(name, total=demo.options.n, start=False) for name in ARMS}
 
-        def tell(name: str, done: int) -> None:
+        def on_question(name: str, done: int) -> None:
             if done == 1:
                 progress.reset(bars[name])
             progress.update(bars[name], completed=done)
 
-        asyncio.run(demo.run(tell))
+        asyncio.run(demo.run(on_question))
 
 
 INTERVALS_FROM = 200
@@ -314,8 +316,8 @@ def show_table(demo: Demo) -> None:
         )
     console.print(table)
     if difference is not None:
-        told = _figure(difference["accuracy"], difference["interval"] if precise else None, "+.3f")
-        console.print(f"accuracy of threshold minus random: {told}")
+        text = _figure(difference["accuracy"], difference["interval"] if precise else None, "+.3f")
+        console.print(f"accuracy of threshold minus random: {text}")
     if precise:
         console.print(f"in brackets: 95 % intervals, paired bootstrap, {RESAMPLES} resamples")
     errors = {name: row["errors"] for name, row in figures.items() if row["errors"]}

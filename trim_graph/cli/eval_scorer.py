@@ -56,7 +56,7 @@ class _Set:
 
     def __init__(self, file: Path, config: TrimConfig, options: EvalScorerOptions) -> None:
         self.file, self.name, self.options = file, file.stem, options
-        self.total = sum(1 for _ in self.solutions())  # what cannot be read is told before anything loads
+        self.total = sum(1 for _ in self.solutions())  # what cannot be read is reported before anything loads
         if not self.total:
             raise InputError(f"{file} holds no solution")
         with file.open("rb") as stream:
@@ -205,8 +205,8 @@ def _show(figures: dict[str, ScorerFigures], threshold: float, chosen: str) -> N
     )
     for name, found in figures.items():
         table = Table(box=None, title=name, title_justify="left", show_header=False)
-        for label, told in _ROWS:
-            table.add_row(label, told(found))
+        for label, text in _ROWS:
+            table.add_row(label, text(found))
         console.print(table)
     mean = average_f1(figures)
     if len(figures) > 1 and mean is not None:

@@ -261,7 +261,7 @@ class EvalOptions(Options):
         int | None, typer.Option(help="How many of them; default: all of a file, else 300."), POSITIVE
     ] = None
     pattern: Annotated[
-        str | None, typer.Option(help="Regular expression that tells kinds of steps, for kind.")
+        str | None, typer.Option(help="Regular expression that finds the kind of a step, for kind.")
     ] = None
     judge: Annotated[
         str | None, typer.Option(help="large, small, or {type: llm_judge, model: {...}}; for judge.")

@@ -115,7 +115,9 @@ def _run(plan: Plan, launcher: Launcher, folder: Path, options: UpOptions) -> in
     console.print(f"logs in {logs}")
     failure: ServerFailed | None = None
     with _signals() as signals, _Display(console, missing) as display:
-        fleet = Fleet(missing, launcher, folder, logs, patience=options.patience, told=display.told)
+        fleet = Fleet(
+            missing, launcher, folder, logs, patience=options.patience, on_change=display.show_state
+        )
         try:
             if not fleet.start(signals.stop):
                 raise Interrupted("interrupted; all servers that had been started are ended")
@@ -200,7 +202,7 @@ class _Display:
         """Take the moving lines away."""
         self._shown.close()
 
-    def told(self, member: Member) -> None:
+    def show_state(self, member: Member) -> None:
         """Show that a server has reached another state."""
         name, task = member.plan.name, self._tasks[member.plan.name]
         if member.state == "starting":

@@ -16,7 +16,7 @@ Place = tuple[str | int, ...]
 Lines = Callable[[Place], int | None]
 
 SHOWN = 2
-"""Problems told at once; more would scroll the first one away."""
+"""Problems shown at once; more would scroll the first one away."""
 _GUARDED = ("base_url", "checkpoint", "ledger")
 """Keys whose values may hold a password; so may those that `SECRET_NAME` matches."""
 _QUOTED = re.compile(r"'[^'<]{2,}'")
@@ -131,8 +131,8 @@ def explain(
         lines: Finds the line of a key.
         overrides: What of the data came from the command line.
     """
-    told = []
-    # A misspelt key comes with the complaint that the right one is missing: tell the cause first.
+    messages = []
+    # A misspelt key comes with the complaint that the right one is missing: the cause is first.
     problems = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
     for item in problems[:SHOWN]:
         place, keys = _walk(item["loc"], data, schema)
@@ -140,10 +140,10 @@ def explain(
         where = name if line is None else f"{name}, line {line}"
         if _is_override(place, overrides):
             where = "command line"
-        told.append(f"{where}: {_path(place)}{_problem(item, place, keys)}")
+        messages.append(f"{where}: {_path(place)}{_problem(item, place, keys)}")
     if len(problems) > SHOWN:
-        told[-1] += f" (and {len(problems) - SHOWN} more)"
-    return "\n".join(told)
+        messages[-1] += f" (and {len(problems) - SHOWN} more)"
+    return "\n".join(messages)
 
 
 def _is_override(place: Place, overrides: dict[str, Any]) -> bool:
@@ -181,7 +181,7 @@ def _walk(loc: Sequence[str | int], data: Any, schema: dict[str, Any]) -> tuple[
 
 
 def _resolved(here: dict[str, Any], data: Any, schema: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Follow references and unions to the member that the data name, and tell whether there was a union."""
+    """Follow references and unions to the member that the data name, and say whether there was a union."""
     union = False
     while True:
         if "$ref" in here:
@@ -222,9 +222,9 @@ def _problem(item: Any, place: Place, keys: list[str]) -> str:
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     if kind == "value_error":
         # Begun with the key, a message says itself what was seen, or hides it: a URL may hold a password.
-        for told in (f"{place[-1]}=", f"{place[-1]} ", "model=") if place else ():
-            if message.startswith(told):
-                return message.removeprefix(told)
+        for prefix in (f"{place[-1]}=", f"{place[-1]} ", "model=") if place else ():
+            if message.startswith(prefix):
+                return message.removeprefix(prefix)
         return message if isinstance(item["input"], dict) else f"{seen}{message}"
     return f"{seen}it {message}"
 

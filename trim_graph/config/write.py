@@ -28,7 +28,7 @@ def with_policy(text: str, policy: Any) -> str:
     root: Any = yaml.compose(text)
     name, node = next((key, value) for key, value in root.value if key.value == "policy")
     start, end = node.start_mark.index, node.end_mark.index
-    # The end of a block is told where the next token begins: what lies between belongs to the next key.
+    # The end of a block shows where the next token begins: what lies between belongs to the next key.
     old = text[start:end]
     kept = old
     while (line := kept.rstrip("\n").rpartition("\n"))[1] and line[2].strip().startswith("#"):

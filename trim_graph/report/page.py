@@ -147,14 +147,14 @@ def _limit(settings: Mapping[str, Any], questions: list[dict[str, Any]], arms: l
 
 def _about(run: Run, questions: int) -> str:
     settings = run.settings["settings"]
-    told = [f"{questions} question{'' if questions == 1 else 's'}"]
+    facts = [f"{questions} question{'' if questions == 1 else 's'}"]
     if run.summary is not None:
-        told[0] += f", {run.summary['samples']} sample{'' if run.summary['samples'] == 1 else 's'} of each"
-        told.append(f"seed {run.summary['seed']}")
+        facts[0] += f", {run.summary['samples']} sample{'' if run.summary['samples'] == 1 else 's'} of each"
+        facts.append(f"seed {run.summary['seed']}")
     for part in (SMALL, LARGE, "scorer"):
         if isinstance(model := settings.get(part), dict):
-            told.append(f"{part}: {model.get('model') or model.get('type')}")
-    return "; ".join(map(str, told))
+            facts.append(f"{part}: {model.get('model') or model.get('type')}")
+    return "; ".join(map(str, facts))
 
 
 def _dataset_name(dataset: Any) -> str:

@@ -70,24 +70,24 @@ def pictures_of(
     if (calibration := gathered.calibration.figures()) is not None:
         kind, found = calibration
         shown = {"scores of steps" if kind == "steps" else "least score of a solution": found}
-        told = (
+        caption = (
             "Calibration of the scorer: of the steps that scored so much, the share that was right."
             if kind == "steps"
             else "Calibration of the scorer: of the solutions whose least score was so much, the share that "
             "was right. Nobody says of the single steps whether they are."
         )
-        yield Picture("calibration", told, lambda dark: draw_reliability(shown, dark=dark))
+        yield Picture("calibration", caption, lambda dark: draw_reliability(shown, dark=dark))
     known = {name: found for name, found in gathered.places.items() if found.solutions}
     places = {name: known[name].shares() for name in _by_interest(arms) if name in known}
     if places := dict(list(places.items())[:_MOST_ARMS]):
-        told = "Where in a solution the large model writes"
+        caption = "Where in a solution the large model writes"
         yield Picture(
             "large_by_place",
-            f"{told}: its share of each tenth, steps taken as equally long.",
+            f"{caption}: its share of each tenth, steps taken as equally long.",
             lambda dark: draw_places(places, dark=dark),
         )
         yield Picture(
-            "large_by_step", f"{told}: its share of each step.", lambda dark: draw_steps(places, dark=dark)
+            "large_by_step", f"{caption}: its share of each step.", lambda dark: draw_steps(places, dark=dark)
         )
 
 

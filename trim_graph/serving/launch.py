@@ -67,7 +67,7 @@ class Fleet:
         folder: Where they run.
         logs: Folder for their logs.
         patience: Seconds that one may take until it is healthy.
-        told: Called with each server that has reached another state.
+        on_change: Called with each server that has reached another state.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class Fleet:
         logs: Path,
         *,
         patience: float,
-        told: Callable[[Member], None],
+        on_change: Callable[[Member], None],
     ) -> None:
         self.members = [Member(plan, logs / f"{'-'.join(plan.names)}.log") for plan in plans]
         self._launcher = launcher
         self._folder = folder
         self._patience = patience
-        self._told = told
+        self._on_change = on_change
 
     def start(self, stop: threading.Event) -> bool:
         """Start all and wait until they are healthy.
@@ -182,7 +182,7 @@ class Fleet:
 
     def _enter(self, member: Member, state: State) -> None:
         member.state = state
-        self._told(member)
+        self._on_change(member)
 
 
 def _healthy(client: httpx.Client, member: Member) -> bool:
@@ -251,5 +251,5 @@ def _served(server: ServerPlan) -> tuple[bool, str]:
         return False, "something that is not a vLLM server"
     if any(entry.get("id") == server.model and entry.get("root") == server.weights for entry in entries):
         return True, ""
-    told = ", ".join(f"{entry.get('id')!r} (from {entry.get('root')})" for entry in entries)
-    return False, f"a server of {told or 'nothing'}, not of {server.model!r} (from {server.weights})"
+    served = ", ".join(f"{entry.get('id')!r} (from {entry.get('root')})" for entry in entries)
+    return False, f"a server of {served or 'nothing'}, not of {server.model!r} (from {server.weights})"

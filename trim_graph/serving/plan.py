@@ -30,7 +30,7 @@ STEP_TOKEN_IDS = {
     "Qwen/Qwen2.5-Math-PRM-72B": 151651,
     "Qwen/Qwen2.5-Math-7B-PRM800K": 151651,
 }
-"""Ids of ``<extra_0>``, so that the command can be told without the tokenizer at hand (tokenizer.json of
+"""Ids of ``<extra_0>``, so that the command is known without the tokenizer at hand (tokenizer.json of
 https://huggingface.co/Qwen/Qwen2.5-Math-PRM-7B; vLLM's own default)."""
 
 
@@ -292,7 +292,7 @@ def weights_bytes(weights: str) -> int | None:
         weights: Folder or hub id; ``Qwen2.5-7B`` says 7 billion, ``8x7B`` 56.
 
     Returns:
-        Bytes, at two a weight where only the name tells; None where nothing does.
+        Bytes, at two a weight where only the name shows them; None where nothing does.
     """
     folder = Path(weights) if Path(weights).is_dir() else _in_cache(weights)
     files = [file.stat().st_size for file in folder.glob("*.safetensors")] if folder else []
