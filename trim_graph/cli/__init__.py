@@ -14,7 +14,7 @@ INTERRUPTED = (130, 143)
 
 
 def main() -> None:
-    """Run the command line; the entry point of the script ``trim-graph``."""
+    """Runs the command line; the entry point of the script ``trim-graph``."""
     from .terminal import guard
 
     guard()
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _leave(ended: list[int]) -> None:
-    """Leave at once after an interrupt: a thread within a model's call would abort the interpreter's end."""
+    """Leaves at once after an interrupt: a thread within a model's call would abort the interpreter's end."""
     if ended:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -131,7 +131,7 @@ class GuardedGroup(TyperGroup):
     """All commands, and what typer itself says of their options, with stdout and stderr guarded."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        """Run a command."""
+        """Runs a command."""
         with guarded():
             return super().main(*args, **options)
 

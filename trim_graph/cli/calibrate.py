@@ -39,7 +39,7 @@ FAR = 0.1
 
 
 def run_calibrate(options: CalibrateOptions) -> None:
-    """Calibrate, say what to expect, and write the configuration.
+    """Calibrates, says what to expect, and writes the configuration.
 
     Raises:
         TrimError: An option is not valid, or the work cannot be done.
@@ -142,7 +142,7 @@ class _Calibration:
         self._opened = ExitStack()
 
     def calibrator(self, questions: list[Any]) -> Calibrator:
-        """Make it."""
+        """Makes it."""
         folder = self.options.keep
         self.n = len(questions)
         return Calibrator(
@@ -157,7 +157,7 @@ class _Calibration:
         )
 
     def close(self) -> None:
-        """End the progress bar."""
+        """Ends the progress bar."""
         self._opened.close()
 
     def _with(self, policy: dict[str, Any]) -> TrimConfig:
@@ -184,7 +184,7 @@ class _Calibration:
 
 
 def _remembering(model: Any) -> Any:
-    """Let a greedy model remember its answers: the policies of a family mostly ask it the same."""
+    """Lets a greedy model remember its answers: the policies of a family mostly ask it the same."""
     from langchain_core.caches import InMemoryCache
 
     if getattr(model, "temperature", None) == 0 and getattr(model, "cache", False) is None:

@@ -25,14 +25,14 @@ from .terminal import guarded, need, unguarded, visible
 
 
 def chosen_config(file: Path | None, overrides: dict[str, Any]) -> TrimConfig:
-    """Read the configuration, or put together the one of the example models."""
+    """Reads the configuration, or puts together the one of the example models."""
     if file is not None:
         return load_config(file, overrides=overrides)
     return example_config(overrides)
 
 
 def parsed_option(option: str, given: str, example: str) -> Any:
-    """Read an option that is a name or a YAML mapping.
+    """Reads an option that is a name or a YAML mapping.
 
     Raises:
         SettingsError: It is not YAML.
@@ -47,7 +47,7 @@ def parsed_option(option: str, given: str, example: str) -> Any:
 
 
 def readable(problem: str, config: TrimConfig) -> str:
-    """Check a problem before a model sees it.
+    """Checks a problem before a model sees it.
 
     Raises:
         InputError: It is empty, or the example models cannot read it.
@@ -62,7 +62,7 @@ def readable(problem: str, config: TrimConfig) -> str:
 
 
 def load_parts(config: TrimConfig, *, rated: bool = False) -> Parts:
-    """Make the models and load their weights, so that loading counts neither as a step nor as time spent.
+    """Makes the models and loads their weights, so that loading counts neither as a step nor as time spent.
 
     Args:
         config: Names them.
@@ -87,7 +87,7 @@ def load_parts(config: TrimConfig, *, rated: bool = False) -> Parts:
 
 
 def load_scorer(config: TrimConfig) -> Any:
-    """Make the scorer alone and load its weights.
+    """Makes the scorer alone and loads its weights.
 
     Raises:
         SettingsError: There is none, or it cannot be loaded.
@@ -111,7 +111,7 @@ _ON_ENGINES = {"vllm_engine", "vllm_engine_prm"}
 
 
 def need_extras(config: TrimConfig) -> None:
-    """Import what the models of a configuration need, or say how to get it.
+    """Imports what the models of a configuration need, or says how to get it.
 
     Raises:
         MissingExtra: Something is not installed.
@@ -142,7 +142,7 @@ def _need(types: set[str]) -> None:
 
 
 def load_chat_model(model: Any) -> None:
-    """Load weights, or start an engine; a hosted model has nothing to load."""
+    """Loads weights, or starts an engine; a hosted model has nothing to load."""
     from langchain_core.messages import HumanMessage
 
     if hasattr(model, "start"):
@@ -152,7 +152,7 @@ def load_chat_model(model: Any) -> None:
 
 
 def loads_scorer(config: TrimConfig) -> bool:
-    """Tell whether the scorer has weights of its own to load."""
+    """Returns whether the scorer has weights of its own to load."""
     return config.scorer is not None and config.scorer.type not in ("llm_judge", "token_probability")
 
 
@@ -163,7 +163,7 @@ def _loading() -> AbstractContextManager[Callable[[str], None]]:
 
 @contextmanager
 def _refusing(name: str) -> Iterator[None]:
-    """Name the model that cannot be loaded; libraries say why in their first line, and then at length."""
+    """Names the model that cannot be loaded; libraries say why in their first line, and then at length."""
     try:
         yield
     except TrimError as error:
@@ -247,7 +247,7 @@ class Progress:
             self._task = self._bar.add_task(what, total=total, completed=done, rate="")
 
     def advance(self, *, failed: bool = False) -> None:
-        """Note that one more is done."""
+        """Notes that one more is done."""
         self.now, self.failed = self.now + 1, self.failed + failed
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done + self.now, rate=self.rate())
@@ -256,12 +256,12 @@ class Progress:
             print(f"{self.what}: {self.line()}", file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """Say how far it is."""
+        """Says how far it is."""
         total = "" if self.total is None else f"/{self.total}"
         return f"{self.done + self.now}{total}, {self.rate()}"
 
     def rate(self) -> str:
-        """Say how fast it goes, how long it takes, and how much has failed."""
+        """Says how fast it goes, how long it takes, and how much has failed."""
         a_second = self.now / max(time.monotonic() - self._begun, 1e-9)
         text = f"{a_second:.1f}/s"
         if self.total is not None and a_second > 0:
@@ -302,25 +302,25 @@ class Console(rich.console.Console):
             self.width = plain_width
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Make a text that rich can lay out; before rich drops some control characters unseen."""
+        """Makes a text that rich can lay out; before rich drops some control characters unseen."""
         return super().render_str(visible(text), **options)
 
     def render(
         self, renderable: rich.console.RenderableType, options: rich.console.ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Render, with nothing left in a text that acts on a terminal; rich's own moves are apart from it."""
+        """Renders, with nothing left in a text that acts on a terminal; rich's own moves are apart from it."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 def text_column(form: str) -> TextColumn:
-    """Make a column of a moving display, whose text is no markup."""
+    """Makes a column of a moving display, whose text is no markup."""
     return TextColumn(form, markup=False)
 
 
 @contextmanager
 def live(display: Display) -> Iterator[Display]:
-    """Show a display that moves.
+    """Shows a display that moves.
 
     Rich takes the place of stdout and stderr meanwhile, and would read escape sequences out of what is
     printed: a guard goes before it.
@@ -331,6 +331,6 @@ def live(display: Display) -> Iterator[Display]:
 
 @contextmanager
 def status(text: str) -> Iterator[Callable[[str], None]]:
-    """Show on stderr what is under way; yields a function that says what is next."""
+    """Shows on stderr what is under way; yields a function that says what is next."""
     with live(Console(stderr=True).status(Text(visible(text)))) as shown:
         yield lambda text: shown.update(Text(visible(text)))

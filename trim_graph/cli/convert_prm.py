@@ -11,7 +11,7 @@ from .terminal import need
 
 
 def run_convert(options: ConvertOptions) -> None:
-    """Convert a PRM with a value head, and say how to serve it.
+    """Converts a PRM with a value head, and says how to serve it.
 
     Raises:
         SettingsError: The model or the target is not right.

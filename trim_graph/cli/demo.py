@@ -73,7 +73,7 @@ class Demo:
         return float(self.config.policy.model_dump()["t"])
 
     async def run(self, on_question: Callable[[str, int], None]) -> None:
-        """Run all arms.
+        """Runs all arms.
 
         Args:
             on_question: Called after each question with the name of its arm and how many are done there.
@@ -86,7 +86,7 @@ class Demo:
         await self._run_random(on_question)
 
     async def _run_random(self, on_question: Callable[[str, int], None]) -> None:
-        """Run the random policy at the rate that spends what the threshold was seen to spend."""
+        """Runs the random policy at the rate that spends what the threshold was seen to spend."""
         wanted = self._share("threshold")
         rate = self._calibrated_rate()
         # Where every step is as likely to be the large model's, the rate is about the share.
@@ -173,7 +173,7 @@ def _questions(options: DemoOptions) -> list[Question]:
 
 
 def _check(options: DemoOptions) -> None:
-    """Refuse before minutes of work what would fail after them."""
+    """Refuses before minutes of work what would fail after them."""
     if options.split not in get_args(Split):
         raise SettingsError(f"--split is {options.split!r}: choose one of {', '.join(get_args(Split))}")
     file = options.json_file
@@ -217,7 +217,7 @@ _PACKAGES = ("trim-graph", "langgraph", "langchain-core", "torch", "transformers
 
 
 def figures_of(demo: Demo) -> tuple[dict[str, ArmFigures], Difference | None]:
-    """Compute the figures of the arms that are complete; nothing without the two models alone."""
+    """Computes the figures of the arms that are complete; nothing without the two models alone."""
     done = {name: arm.outcomes for name, arm in demo.arms.items() if arm.complete}
     if not {"small", "large"} <= done.keys():
         return {}, None
@@ -228,7 +228,7 @@ def figures_of(demo: Demo) -> tuple[dict[str, ArmFigures], Difference | None]:
 
 
 def report(demo: Demo, *, partial: bool) -> dict[str, Any]:
-    """Return everything, JSON-native."""
+    """Returns everything, JSON-native."""
     figures, difference = figures_of(demo)
     options = demo.options
     return {
@@ -279,7 +279,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def write_report(demo: Demo, file: Path, *, partial: bool) -> None:
-    """Write the report; an older file stays whole until the new one is."""
+    """Writes the report; an older file stays whole until the new one is."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         beside.write_text(json.dumps(report(demo, partial=partial), indent=1) + "\n", encoding="utf-8")
@@ -289,7 +289,7 @@ def write_report(demo: Demo, file: Path, *, partial: bool) -> None:
 
 
 def show_table(demo: Demo) -> None:
-    """Print the arms side by side on stdout."""
+    """Prints the arms side by side on stdout."""
     from rich.table import Table
 
     from .common import Console

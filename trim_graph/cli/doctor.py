@@ -59,7 +59,7 @@ def _examined(config: TrimConfig, timeout: float) -> Report:
 
 
 def _load(config: TrimConfig) -> tuple[list[Finding], list[Any]]:
-    """Load the models that run in this process, so that no check is charged for it.
+    """Loads the models that run in this process, so that no check is charged for it.
 
     Returns:
         Which cannot be loaded; and what was, to be kept: an engine ends with the last that uses it.

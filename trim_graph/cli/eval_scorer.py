@@ -32,7 +32,7 @@ PICTURE = "reliability"
 
 
 def run_eval_scorer(options: EvalScorerOptions) -> None:
-    """Rate what is not rated yet, and print and write the figures.
+    """Rates what is not rated yet, and prints and writes the figures.
 
     Raises:
         TrimError: An option is not valid, or the work cannot be done.
@@ -64,22 +64,22 @@ class _Set:
         self.settings = {"scorer": identity_of(config)["scorer"], "sha256": digest}
 
     def open(self, folder: Path, stack: ExitStack) -> None:
-        """Open the journal of its scores."""
+        """Opens the journal of its scores."""
         keep = (lambda record: record["error"] is None) if self.options.retry_errors else lambda record: True
         self.journal = stack.enter_context(
             Journal(folder / f"{self.name}.scores.jsonl", self.settings, keep=keep)
         )
 
     def solutions(self) -> Iterator[LabelledSolution]:
-        """Read those that count."""
+        """Reads those that count."""
         return islice(read_labelled(self.file), self.options.n)
 
     def left(self) -> int:
-        """Count those not rated yet."""
+        """Counts those not rated yet."""
         return sum(index not in self.journal.finished for index in range(self.total))
 
     async def rate(self, scorer: Any, progress: Progress) -> None:
-        """Rate what is left."""
+        """Rates what is left."""
         waiting = [index for index in range(self.total) if index not in self.journal.finished]
         wanted = set(waiting)  # fixed now: solutions are read ahead of what the journal knows
         todo = (one for index, one in enumerate(self.solutions()) if index in wanted)
@@ -106,7 +106,7 @@ class _Set:
                     )
 
     def rated(self) -> list[Rated]:
-        """Join scores and labels."""
+        """Joins scores and labels."""
         from trim_graph.evaluation.scorer_metrics import Rated
 
         scores = {record["index"]: record["scores"] for _, record in read_rows(self.journal.path)}
@@ -131,7 +131,7 @@ def _rate(sets: list[_Set], scorer: Any, options: EvalScorerOptions) -> None:
 
 
 def _config(options: EvalScorerOptions) -> TrimConfig:
-    """Refuse before minutes of work what would fail after them."""
+    """Refuses before minutes of work what would fail after them."""
     names = [file.stem for file in options.data]
     if len(set(names)) < len(names):
         raise SettingsError(f"two files of the same name: {', '.join(names)}")
@@ -187,7 +187,7 @@ def _report(options: EvalScorerOptions, config: TrimConfig, rated: dict[str, lis
 
 
 def average_f1(figures: dict[str, ScorerFigures]) -> float | None:
-    """Return the mean F1 over the files, as the benchmark does over its subsets; None if one is undefined."""
+    """Returns the mean F1 over the files, as the benchmark does over its subsets; None if one is undefined."""
     known = [found["first_error"]["f1"] for found in figures.values()]
     return None if None in known else sum(f1 for f1 in known if f1 is not None) / len(known)
 

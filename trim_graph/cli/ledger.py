@@ -16,7 +16,7 @@ from .solve import counted
 
 
 def run_list(options: LedgerListOptions) -> None:
-    """Print the reservations of a ledger, the oldest first.
+    """Prints the reservations of a ledger, the oldest first.
 
     Raises:
         TrimError: There is no such ledger, or it cannot be opened.
@@ -36,7 +36,7 @@ def run_list(options: LedgerListOptions) -> None:
 
 
 def run_release(options: LedgerReleaseOptions) -> None:
-    """Give reservations of an account back, or charge them for good, and print which.
+    """Gives reservations of an account back, or charges them for good, and prints which.
 
     Raises:
         TrimError: There is no such ledger or no such reservation, or it is not said which.
@@ -61,7 +61,7 @@ def run_release(options: LedgerReleaseOptions) -> None:
 
 
 def _existing(place: str) -> AbstractContextManager[Ledger]:
-    """Open a ledger that is there already."""
+    """Opens a ledger that is there already."""
     where = existing_place(place, "ledger")
     if not where.lasts:
         raise SettingsError(

@@ -31,7 +31,7 @@ class Row:
 
 
 def run_plan(options: PlanOptions) -> None:
-    """Plan, write the policy files, and print what simulated solutions make of them.
+    """Plans, writes the policy files, and prints what simulated solutions make of them.
 
     Raises:
         TrimError: An option is not valid, or the work cannot be done.
@@ -80,7 +80,7 @@ def run_plan(options: PlanOptions) -> None:
 
 
 def _files(options: PlanOptions) -> list[tuple[float, Path]]:
-    """Return each cost with the file of its plan, or refuse before anything is read."""
+    """Returns each cost with the file of its plan, or refuses before anything is read."""
     out = options.out
     if out.suffix != ".json":
         raise SettingsError(f"--out {out}: the name must end in .json")
@@ -111,7 +111,7 @@ def _belief(options: PlanOptions) -> BeliefKind:
 
 
 def _model(options: PlanOptions) -> tuple[StepModel, Any]:
-    """Return the step model of a source of any kind, and the data of its traces, if it has some."""
+    """Returns the step model of a source of any kind, and the data of its traces, if it has some."""
     from trim_graph.training.step_model import FORMAT, StepModel, load_published, read_document
 
     _belief(options)

@@ -9,7 +9,7 @@ from .terminal import need
 
 
 def run_report(options: ReportOptions) -> None:
-    """Write the page and the pictures, and say where.
+    """Writes the page and the pictures, and says where.
 
     Raises:
         TrimError: There is no run, or the page cannot be written.

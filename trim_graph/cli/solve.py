@@ -146,7 +146,7 @@ def _given(options: SolveOptions, question: str | None) -> Any:
 
 
 def _resumed(graph: Any, place: RunnableConfig, thread: str, transcript: Transcript) -> str:
-    """Show what the run has so far, and return its question.
+    """Shows what the run has so far, and returns its question.
 
     Raises:
         SettingsError: The thread has no unfinished run.
@@ -177,7 +177,7 @@ _MORE = {"large_tokens": 200, "large_calls": 5, "large_cost": 0.01}
 
 
 def asks(config: TrimConfig) -> bool:
-    """Tell whether a configuration has a person asked."""
+    """Returns whether a configuration has a person asked."""
     return config.budget.on_exhausted == "ask" or config.settings.ask_below is not None
 
 
@@ -191,7 +191,7 @@ def waiting(graph: Any, place: Any) -> dict[str, Any] | None:
 
 
 def show_question(console: Console, asked: dict[str, Any], command: str) -> None:
-    """Print what is asked, and the commands that answer.
+    """Prints what is asked, and the commands that answer.
 
     Args:
         console: Where.
@@ -250,7 +250,7 @@ class Transcript:
         self._decisions: dict[int, dict[str, Any]] = {}
 
     def note(self, event: dict[str, Any]) -> None:
-        """Take in one event of ``stream_mode="custom"``."""
+        """Takes in one event of ``stream_mode="custom"``."""
         kind = event.get("event")
         if kind == "decision":
             self._decisions[event["step"]] = event
@@ -262,13 +262,13 @@ class Transcript:
             self.summary = event["summary"]
 
     def recall(self, state: dict[str, Any]) -> None:
-        """Take in what a resumed run did before."""
+        """Takes in what a resumed run did before."""
         self._decisions = {record["step"]: record for record in state.get("decisions", [])}
         for index, step in enumerate(state.get("steps", [])):
             self._accepted({**step, "step": index, "score": state.get("scores", {}).get(str(index))})
 
     def record(self) -> dict[str, Any]:
-        """Return everything, JSON-native."""
+        """Returns everything, JSON-native."""
         scores = self.summary.get("scores", [])
         for step, score in zip(self.steps, scores, strict=False):
             step["score"] = score  # a step of the large model is scored after it was accepted, or never
@@ -318,12 +318,12 @@ class Transcript:
 
 
 def printable(text: str) -> str:
-    """Show a model's control characters, and keep its lines in their column."""
+    """Shows a model's control characters, and keeps its lines in their column."""
     return visible(text).strip("\n").replace("\n", f"\n{_INDENT}")
 
 
 def show_bill(console: Console, summary: dict[str, Any], prices: Prices) -> None:
-    """Print what a run has used and why it stopped."""
+    """Prints what a run has used and why it stopped."""
     if not summary:
         return
     tokens, spend = summary["tokens"], summary["usage"]
@@ -358,5 +358,5 @@ def show_bill(console: Console, summary: dict[str, Any], prices: Prices) -> None
 
 
 def counted(number: int, noun: str) -> str:
-    """Put a number before its noun."""
+    """Puts a number before its noun."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -25,7 +25,7 @@ _VISIBLE = {
 
 
 def visible(text: str) -> str:
-    r"""Return a text with every control character but newline and tab as its escape, such as ``\x1b``.
+    r"""Returns a text with every control character but newline and tab as its escape, such as ``\x1b``.
 
     Control characters are those of C0 and C1, DELETE, and those that override the direction of writing. Lines
     that end in carriage return and newline end in newline.
@@ -47,12 +47,12 @@ class GuardedStream:
         self.unguarded = stream
 
     def write(self, text: str) -> int:
-        """Write a text."""
+        """Writes a text."""
         self.unguarded.write(visible(text))
         return len(text)
 
     def writelines(self, lines: Any) -> None:
-        """Write several texts."""
+        """Writes several texts."""
         for line in lines:
             self.write(line)
 
@@ -61,7 +61,7 @@ class GuardedStream:
 
 
 def guard() -> None:
-    """Guard stdout and stderr until the process ends, so that a traceback is guarded, too."""
+    """Guards stdout and stderr until the process ends, so that a traceback is guarded, too."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, GuardedStream):
@@ -70,7 +70,7 @@ def guard() -> None:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Guard stdout and stderr for a while."""
+    """Guards stdout and stderr for a while."""
     before = sys.stdout, sys.stderr
     guard()
     try:
@@ -80,7 +80,7 @@ def guarded() -> Iterator[None]:
 
 
 def unguarded(stream: Any) -> Any:
-    """Return the stream under all guards, and under what rich puts in its place while a display moves."""
+    """Returns the stream under all guards, and under what rich puts in its place while a display moves."""
     while True:
         inner = getattr(stream, "unguarded", None) or getattr(stream, "rich_proxied_file", None)
         if inner is None:
@@ -102,7 +102,7 @@ class Interrupted(Exception):
 
 
 def need(extra: str, *modules: str) -> None:
-    """Import the modules of an extra, or say how to get them.
+    """Imports the modules of an extra, or says how to get them.
 
     Args:
         extra: Names of extras, as pip takes them.
@@ -122,7 +122,7 @@ def need(extra: str, *modules: str) -> None:
 
 @contextmanager
 def failures_reported() -> Iterator[None]:
-    """Turn what a user can do something about into a message and an exit code."""
+    """Turns what a user can do something about into a message and an exit code."""
     import typer
 
     from trim_graph.errors import TrimError
@@ -147,7 +147,7 @@ def failures_reported() -> Iterator[None]:
 
 @contextmanager
 def _termination_interrupts() -> Iterator[list[int]]:
-    """Take SIGTERM as Ctrl-C: what a command would keep then it keeps. The list is filled where one came."""
+    """Takes SIGTERM as Ctrl-C: what a command would keep then it keeps. The list is filled where one came."""
     terminated: list[int] = []
 
     def interrupt(number: int, frame: object) -> None:

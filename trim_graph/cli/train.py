@@ -122,7 +122,7 @@ def _rollouts(
     questions: tuple[list[Question], list[Question]],
     opened: ExitStack,
 ) -> tuple[Rollouts, Rollouts]:
-    """Record rollouts of the real models, or go on with those recorded before."""
+    """Records rollouts of the real models, or resumes those recorded before."""
     recording = _Recording(options, config)
     sets = []
     for name, those in zip(SETS, questions, strict=True):
@@ -152,7 +152,7 @@ class _Recording:
         self.options, self.config = options, config
 
     def settings(self, name: str) -> dict[str, Any]:
-        """Return what the rollouts of a set are made with; those of other models or questions are refused."""
+        """Returns what the rollouts of a set are made with; those of other models or questions are refused."""
         identity, options = identity_of(self.config), self.options
         same = {part: identity[part] for part in ("small", "large", "scorer", "settings")}
         option, given = ("--dataset", options.dataset)
@@ -167,7 +167,7 @@ class _Recording:
         return graph_builder(self.config, load_parts(self.config, rated=True))
 
     def rollouts(self, questions: Sequence[Question], journal: Journal | None) -> Rollouts:
-        """Return the rollouts of some questions, with those that a journal has, which keeps the further ones.
+        """Returns the rollouts of some questions, with those that a journal has, which keeps the further ones.
 
         Args:
             questions: Theirs.
@@ -186,7 +186,7 @@ class _Recording:
         return found
 
     def explore(self, sets: Sequence[Rollouts]) -> None:
-        """Explore the trees of both sets, here or by workers on a cluster.
+        """Explores the trees of both sets, here or by workers on a cluster.
 
         Raises:
             SettingsError: The cluster cannot be reached.
@@ -228,7 +228,7 @@ def _step_model(source: Path) -> StepModel:
 
 
 def _check(options: TrainOptions) -> Training:
-    """Refuse before minutes of work what would fail after them."""
+    """Refuses before minutes of work what would fail after them."""
     from trim_graph.training.ppo import Training
 
     if not options.prices or len(set(options.prices)) < len(options.prices):
@@ -258,7 +258,7 @@ SETS = ("training", "validation")
 
 
 def read_questions(options: TrainOptions) -> tuple[list[Question], list[Question]]:
-    """Return the training and the validation questions.
+    """Returns the training and the validation questions.
 
     Raises:
         SettingsError: There are too few, one is in both, or one has no right answer.
@@ -276,7 +276,7 @@ def read_questions(options: TrainOptions) -> tuple[list[Question], list[Question
 
 
 def named_dataset(option: str, named: str) -> Dataset:
-    """Read an option that names a dataset."""
+    """Reads an option that names a dataset."""
     given = parsed_option(option, named, "{type: file, path: questions.jsonl}")
     # Another seed than that of calibrate: what is trained here may be calibrated there.
     return make_dataset(given, part="validation", seed=1)
@@ -292,7 +292,7 @@ def _first(wanted: int, option: str, named: str) -> list[Question]:
 
 
 def run_query_router(options: QueryRouterOptions) -> None:
-    """Train a router of whole questions, and write a policy file for each share.
+    """Trains a router of whole questions, and writes a policy file for each share.
 
     Raises:
         TrimError: An option is not valid, or the work cannot be done.

@@ -81,7 +81,7 @@ def run_up(options: UpOptions) -> int:
 
 
 def _print(plan: Plan, launcher: Launcher, folder: Path) -> None:
-    """Print a shell script; what is not run is a comment in it."""
+    """Prints a shell script; what is not run is a comment in it."""
     if folder != Path.cwd():
         import shlex
 
@@ -153,7 +153,7 @@ def _logs(folder: Path | None) -> Path:
 
 @contextmanager
 def _signals() -> Iterator[Signals]:
-    """Take Ctrl-C, SIGTERM and SIGHUP as wishes, so that none can cut the ending of the servers short."""
+    """Takes Ctrl-C, SIGTERM and SIGHUP as wishes, so that none can cut the ending of the servers short."""
     signals = Signals(threading.Event(), threading.Event())
 
     def handle(*_: object) -> None:
@@ -199,11 +199,11 @@ class _Display:
         self.close()
 
     def close(self) -> None:
-        """Take the moving lines away."""
+        """Takes the moving lines away."""
         self._shown.close()
 
     def show_state(self, member: Member) -> None:
-        """Show that a server has reached another state."""
+        """Shows that a server has reached another state."""
         name, task = member.plan.name, self._tasks[member.plan.name]
         if member.state == "starting":
             self._progress.start_task(task)

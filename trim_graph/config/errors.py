@@ -23,7 +23,7 @@ _QUOTED = re.compile(r"'[^'<]{2,}'")
 
 
 def read_yaml(file: Path) -> tuple[dict[str, Any], Lines]:
-    """Read a YAML mapping, and return with it a function from a key's place to its line.
+    """Reads a YAML mapping, and returns with it a function from a key's place to its line.
 
     Raises:
         SettingsError: There is no such file, or it does not hold a YAML mapping.
@@ -65,7 +65,7 @@ def _yaml_problem(error: Exception) -> str:
 
 
 def _parsed(text: str, file: Path) -> tuple[Any, Any]:
-    """Return the tree of nodes, which know their lines, and the data."""
+    """Returns the tree of nodes, which know their lines, and the data."""
     import yaml
 
     loader = yaml.SafeLoader(text)
@@ -78,7 +78,7 @@ def _parsed(text: str, file: Path) -> tuple[Any, Any]:
 
 
 def _entries(node: Any) -> Iterator[tuple[str | int, Any, Any]]:
-    """Return key, what marks its line, and value of every entry of a mapping or sequence node."""
+    """Returns key, what marks its line, and value of every entry of a mapping or sequence node."""
     import yaml
 
     if isinstance(node, yaml.MappingNode):
@@ -121,7 +121,7 @@ def explain(
     lines: Lines | None,
     overrides: dict[str, Any],
 ) -> str:
-    """Say what pydantic found wrong, one line a problem.
+    """Says what pydantic found wrong, one line a problem.
 
     Args:
         error: Of validating ``data``.
@@ -154,7 +154,7 @@ def _is_override(place: Place, overrides: dict[str, Any]) -> bool:
 
 
 def _walk(loc: Sequence[str | int], data: Any, schema: dict[str, Any]) -> tuple[Place, list[str]]:
-    """Follow a pydantic location through data and schema.
+    """Follows a pydantic location through data and schema.
 
     Returns:
         The location without the names of union members, and the keys known where its last key stands.
@@ -181,7 +181,7 @@ def _walk(loc: Sequence[str | int], data: Any, schema: dict[str, Any]) -> tuple[
 
 
 def _resolved(here: dict[str, Any], data: Any, schema: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Follow references and unions to the member that the data name, and say whether there was a union."""
+    """Follows references and unions to the member that the data name, and says whether there was a union."""
     union = False
     while True:
         if "$ref" in here:
@@ -230,7 +230,7 @@ def _problem(item: Any, place: Place, keys: list[str]) -> str:
 
 
 def _seen(place: Place, value: Any) -> str:
-    """Say what was seen, where that may be repeated."""
+    """Says what was seen, where that may be repeated."""
     guarded = any(key in _GUARDED or SECRET_NAME.search(str(key)) for key in place)
     return "" if guarded or not may_be_shown(value) else f"is {_shown(value)}; "
 

@@ -89,7 +89,7 @@ class Parts(NamedTuple):
 
 
 def load_config(path: str | os.PathLike[str], *, overrides: dict[str, Any] | None = None) -> TrimConfig:
-    """Read a configuration file.
+    """Reads a configuration file.
 
     Args:
         path: A YAML file.
@@ -113,7 +113,7 @@ def make_config(
     name: str = "configuration",
     lines: Any = None,
 ) -> TrimConfig:
-    """Validate a configuration that is a mapping already.
+    """Validates a configuration that is a mapping already.
 
     Args:
         data: As in a file.
@@ -139,7 +139,7 @@ def make_config(
 
 
 def example_config(overrides: dict[str, Any] | None = None) -> TrimConfig:
-    """Return the configuration of the example models, with the calibrated threshold.
+    """Returns the configuration of the example models, with the calibrated threshold.
 
     Args:
         overrides: As in `load_config`.
@@ -163,7 +163,7 @@ def for_measuring(config: TrimConfig) -> TrimConfig:
 
 
 def build_parts(config: TrimConfig) -> Parts:
-    """Make the adapters. Weights are loaded at the first call of each.
+    """Makes the adapters. Weights are loaded at the first call of each.
 
     Raises:
         SettingsError: A model cannot be used as configured.
@@ -191,7 +191,7 @@ def build_graph(
     parts: Parts | None = None,
     ledger: Ledger | None = None,
 ) -> CompiledStateGraph[Any, Any, Any, Any]:
-    """Build the graph that a configuration describes.
+    """Builds the graph that a configuration describes.
 
     Args:
         config: From `load_config` or `make_config`.

@@ -35,7 +35,7 @@ from trim_graph.storage.checkpoint import CHOICES, LEDGERS, checkpoint_place
 
 
 def beside_file(value: Any, info: ValidationInfo) -> Any:
-    """Find a model's folder beside the configuration file; anything else may be a hub id."""
+    """Finds a model's folder beside the configuration file; anything else may be a hub id."""
     if not isinstance(value, str | os.PathLike):
         return value
     text = os.path.expanduser(os.fspath(value))
@@ -57,7 +57,7 @@ class FileSettings(StepSettings, Part):
 
 
 def _placed(value: Any, info: ValidationInfo, setting: str) -> str:
-    """Check a specification; a relative path is relative to the file."""
+    """Checks a specification; a relative path is relative to the file."""
     if not isinstance(value, str | None):
         raise ValueError(f"{setting} is not a text: choose {CHOICES if setting == 'checkpoint' else LEDGERS}")
     place = checkpoint_place(value, setting)
@@ -67,12 +67,12 @@ def _placed(value: Any, info: ValidationInfo, setting: str) -> str:
 
 
 def placed_checkpoint(value: Any, info: ValidationInfo) -> str:
-    """Check a checkpoint's specification."""
+    """Checks a checkpoint's specification."""
     return _placed(value, info, "checkpoint")
 
 
 def placed_ledger(value: Any, info: ValidationInfo) -> str | None:
-    """Check a ledger's specification, as a checkpoint's; null is none."""
+    """Checks a ledger's specification, as a checkpoint's; null is none."""
     if value is None:
         return None
     placed = _placed(value, info, "ledger")
@@ -100,7 +100,7 @@ _OWNED = {
 
 
 def _weights_beside_file(value: Any, info: ValidationInfo) -> Any:
-    """Make the path of an existing folder beside the file absolute; anything else may be a hub id.
+    """Makes the path of an existing folder beside the file absolute; anything else may be a hub id.
 
     Nothing has to exist: the same file also serves on machines that only ask the servers.
     """
@@ -192,7 +192,7 @@ class TransformersModel(TransformersSettings, Part):
     model: ModelPlace
 
     def build(self, writer: Writer) -> Any:
-        """Make the adapter; the weights are loaded at the first call."""
+        """Makes the adapter; the weights are loaded at the first call."""
         from trim_graph.adapters import ChatTransformers
 
         return ChatTransformers(**self.model_dump(exclude={"type"}))
@@ -205,7 +205,7 @@ class VLLMModel(VLLMServerSettings, Part):
     serve: Serve = Serve()
 
     def build(self, writer: Writer) -> Any:
-        """Make the adapter; the server is asked at the first call."""
+        """Makes the adapter; the server is asked at the first call."""
         from trim_graph.adapters import ChatVLLM
 
         return ChatVLLM(**self.model_dump(exclude={"type", "serve"}))
@@ -218,7 +218,7 @@ class VLLMEngineModel(VLLMEngineSettings, Part):
     model: ModelPlace
 
     def build(self, writer: Writer) -> Any:
-        """Make the adapter; the engine starts at the first call."""
+        """Makes the adapter; the engine starts at the first call."""
         from trim_graph.adapters import ChatVLLMEngine
 
         return ChatVLLMEngine(**self.model_dump(exclude={"type"}))
@@ -232,7 +232,7 @@ class ExampleModel(Part):
     logprobs: bool = False
 
     def build(self, writer: Writer) -> Any:
-        """Make the adapter; the weights are loaded at the first call."""
+        """Makes the adapter; the weights are loaded at the first call."""
         from trim_graph.adapters import ChatTransformers
         from trim_graph.examples import arithmetic
 
@@ -272,7 +272,7 @@ class LangChainModel(Part):
         return kwargs
 
     def build(self, writer: Writer) -> Any:
-        """Make the chat model.
+        """Makes the chat model.
 
         Raises:
             ImportError: The extra ``hosted`` or the provider's package is not installed.
@@ -294,7 +294,7 @@ _USERINFO = re.compile(r"://[^/?#]*@")
 
 
 def _secret_in(value: Any, place: str = "") -> str | None:
-    """Find the place of the first secret: what is named as one, or a URL with a user name or password."""
+    """Finds the place of the first secret: what is named as one, or a URL with a user name or password."""
     if isinstance(value, dict):
         for key, inner in value.items():
             here = f"{place}.{key}"
@@ -322,7 +322,7 @@ class TransformersPRM(TransformersPRMSettings, Part):
     model: ModelPlace
 
     def build(self) -> Any:
-        """Make the adapter; the weights are loaded at the first call."""
+        """Makes the adapter; the weights are loaded at the first call."""
         from trim_graph.adapters import TransformersProcessReward
 
         return TransformersProcessReward(**self.model_dump(exclude={"type"}))
@@ -336,7 +336,7 @@ class VLLMPRM(VLLMServerPRMSettings, Part):
     serve: Serve = Serve()
 
     def build(self) -> Any:
-        """Make the adapter; the server is asked at the first call."""
+        """Makes the adapter; the server is asked at the first call."""
         from trim_graph.adapters import VLLMProcessReward
 
         return VLLMProcessReward(**self.model_dump(exclude={"type", "serve"}))
@@ -349,7 +349,7 @@ class VLLMEnginePRM(VLLMEnginePRMSettings, Part):
     model: ModelPlace
 
     def build(self) -> Any:
-        """Make the adapter; the engine starts at the first call."""
+        """Makes the adapter; the engine starts at the first call."""
         from trim_graph.adapters import VLLMEngineProcessReward
 
         return VLLMEngineProcessReward(**self.model_dump(exclude={"type"}))
@@ -362,7 +362,7 @@ class ExamplePRM(Part):
     device: str = "cpu"
 
     def build(self) -> Any:
-        """Make the adapter; the weights are loaded at the first call."""
+        """Makes the adapter; the weights are loaded at the first call."""
         from trim_graph.adapters import TransformersProcessReward
         from trim_graph.examples import arithmetic
 
@@ -376,7 +376,7 @@ class LLMJudgeScorer(JudgeSettings, Part):
     model: ModelConfig
 
     def build(self) -> Any:
-        """Make the scorer and its model; the model is asked at the first draft."""
+        """Makes the scorer and its model; the model is asked at the first draft."""
         from trim_graph.adapters import LLMJudge
 
         settings = self.model_dump(exclude={"type", "model"})
@@ -389,7 +389,7 @@ class TokenProbabilityScorer(Part):
     type: Literal["token_probability"]
 
     def build(self) -> Any:
-        """Make the scorer."""
+        """Makes the scorer."""
         from trim_graph.adapters import TokenProbability
 
         return TokenProbability()

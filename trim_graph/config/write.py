@@ -13,7 +13,7 @@ from .load import TrimConfig, load_config, make_config
 
 
 def with_policy(text: str, policy: Any) -> str:
-    """Replace the policy in the text of a configuration file; comments stay where they are.
+    """Replaces the policy in the text of a configuration file; comments stay where they are.
 
     Where that cannot be done (an anchor that is used elsewhere), the whole is written anew, without comments.
 
@@ -46,7 +46,7 @@ def with_policy(text: str, policy: Any) -> str:
 
 
 def check_place(source: Path | None, out: Path) -> None:
-    """Refuse a place for a configuration where it would mean something else.
+    """Refuses a place for a configuration where it would mean something else.
 
     Args:
         source: The configuration it is made of; None for that of the example models.
@@ -77,7 +77,7 @@ def check_place(source: Path | None, out: Path) -> None:
 
 
 def write_config(source: Path | None, out: Path, policy: dict[str, Any]) -> None:
-    """Write a configuration with a policy.
+    """Writes a configuration with a policy.
 
     Args:
         source: The configuration it is made of; None for that of the example models.
@@ -98,7 +98,7 @@ def write_config(source: Path | None, out: Path, policy: dict[str, Any]) -> None
 
 
 def _relative(policy: Any, folder: Path) -> Any:
-    """Name policy files, at any depth, from a folder."""
+    """Names policy files, at any depth, from a folder."""
     if isinstance(policy, list):
         return [_relative(inner, folder) for inner in policy]
     if not isinstance(policy, dict):

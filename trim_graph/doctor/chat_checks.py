@@ -183,7 +183,7 @@ def conversation(subject: Subject, prefix: str = "") -> list[BaseMessage]:
 
 
 async def choose_samples(subject: Subject) -> None:
-    """Find out whether the model reads general texts or nothing but the arithmetic world."""
+    """Finds out whether the model reads general texts or nothing but the arithmetic world."""
     tokens: list[int] | None = None
     if subject.server is not None:
         tokens = await tokens_of(subject, PROBE_TEXT)
@@ -284,7 +284,7 @@ async def _continuation_by_count(subject: Subject) -> Finding:
 
 
 async def by_prompt(subject: Subject) -> Finding:
-    """Say of a model that cannot carry on a text what that means."""
+    """Says of a model that cannot carry on a text what that means."""
     return Finding.warning(
         "this model cannot carry on a text exactly, so it is asked by prompt for each step: more tokens to "
         "read, and no exactness"
@@ -333,7 +333,7 @@ async def carrying_on(subject: Subject) -> Finding:
 
 
 async def _another_prompt(subject: Subject, begun: str, answer: Any) -> Finding | None:
-    """Compare the tokens that were read with those of the conversation, as the adapter counts them."""
+    """Compares the tokens that were read with those of the conversation, as the adapter counts them."""
     count = getattr(subject.adapter, "count_prompt_tokens", None)
     if not dialect_of(subject.served).renders:
         return None
@@ -388,7 +388,7 @@ async def context_length(subject: Subject) -> Finding:
 
 
 def room(part: str, length: int, asked: int, max_steps: int, step_tokens: int) -> Finding:
-    """Judge a context length against the settings.
+    """Judges a context length against the settings.
 
     Args:
         part: Whose it is.

@@ -368,7 +368,7 @@ async def examine(
     on_check: OnCheck,
     unusable: Sequence[Finding] = (),
 ) -> Report:
-    """Check a configuration.
+    """Checks a configuration.
 
     Args:
         config: The configuration.

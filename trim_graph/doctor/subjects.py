@@ -200,7 +200,7 @@ class Subject:
 def subjects_of(
     part: str, entry: Any, settings: FileSettings, budget: Budget, timeout: float
 ) -> list[Subject]:
-    """Make what is examined of a part: each replica where ``base_url`` lists several; see `subject_of`."""
+    """Makes what is examined of a part: each replica where ``base_url`` lists several; see `subject_of`."""
     urls = getattr(entry, "base_url", None)
     if not isinstance(urls, list):
         return [subject_of(part, entry, settings, budget, timeout)]
@@ -212,7 +212,7 @@ def subjects_of(
 
 
 def subject_of(part: str, entry: Any, settings: FileSettings, budget: Budget, timeout: float) -> Subject:
-    """Make the adapter of a part, impatient, and find its server.
+    """Makes the adapter of a part, impatient, and finds its server.
 
     Raises:
         ValueError: The adapter refuses its settings.
@@ -235,7 +235,7 @@ def subject_of(part: str, entry: Any, settings: FileSettings, budget: Budget, ti
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Run what blocks in a daemon thread, which a time limit may leave behind without hanging the exit."""
+    """Runs what blocks in a daemon thread, which a time limit may leave behind without hanging the exit."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 

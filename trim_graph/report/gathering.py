@@ -35,7 +35,7 @@ class Calibration:
         self._owners: tuple[list[int], list[int]] = ([], [])
 
     def add(self, row: Row) -> None:
-        """Take in one more row."""
+        """Takes in one more row."""
         digest, fine = hashlib.sha256(f"{row['index']}".encode()), True
         for step in row["steps"]:
             if fine:
@@ -65,7 +65,7 @@ class Calibration:
         return not known
 
     def figures(self) -> tuple[str, Discrimination] | None:
-        """Return what was rated, ``steps`` or ``solutions``, and how well; None where nothing was scored."""
+        """Returns what was rated, ``steps`` or ``solutions``, and how well; None where nothing was scored."""
         for name, pairs, owners in (
             ("steps", self._steps, self._owners[0]),
             ("solutions", self._whole, self._owners[1]),
@@ -84,7 +84,7 @@ class Places:
         self._parts = [[0.0, 0.0] for _ in range(PLACES)]
 
     def add(self, steps: list[RowStep]) -> None:
-        """Take in one more solution."""
+        """Takes in one more solution."""
         if not steps:
             return
         self.solutions += 1
@@ -99,7 +99,7 @@ class Places:
                 self._parts[part][1] += covered * large
 
     def shares(self) -> Positions:
-        """Return the shares of the large model."""
+        """Returns the shares of the large model."""
         enough = min(MIN_SOLUTIONS, self.solutions)
         by_step = [self._steps[at] for at in range(len(self._steps))]
         return Positions(
@@ -138,14 +138,14 @@ class Gathered:
         self._database.execute("CREATE INDEX place ON rows (question, arm, sample)")
 
     def by_question(self) -> Iterator[list[Row]]:
-        """Give the rows of one question after the other, those of one arm and sample once."""
+        """Gives the rows of one question after the other, those of one arm and sample once."""
         found = self._database.execute("SELECT question, row FROM rows ORDER BY question, arm, sample, rowid")
         for _, rows in groupby(found, key=lambda record: record[0]):
             parsed = [json.loads(text) for _, text in rows]
             yield list({(row["arm"], row["sample"]): row for row in parsed}.values())
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Lets go of the file."""
         self._database.close()
 
     def _write(self, batch: list[tuple[int, str, int, str]]) -> None:

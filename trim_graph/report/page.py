@@ -29,7 +29,7 @@ PICTURES = "pictures"
 
 
 def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path]:
-    """Write the page of a run, and its pictures as PNG and SVG.
+    """Writes the page of a run, and its pictures as PNG and SVG.
 
     Args:
         folder: Of the run, as ``trim-graph eval --out`` wrote it; it may still be running.
@@ -68,13 +68,13 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
 
 
 def _rows(run: Run) -> Iterator[Row]:
-    """Give the rows that the summary is of: a folder may hold those of more questions, from before."""
+    """Gives the rows that the summary is of: a folder may hold those of more questions, from before."""
     n, samples = (run.summary["n"], run.summary["samples"]) if run.summary else (inf, inf)
     return (row for row in run.rows() if row["index"] < n and row["sample"] < samples)
 
 
 def _checked(run: Run) -> Run:
-    """Refuse a summary that is not one this release wrote or knows."""
+    """Refuses a summary that is not one this release wrote or knows."""
     if run.summary is not None:
         given = run.summary if isinstance(run.summary, dict) else {}
         missing = RunSummary.__required_keys__ - given.keys()
@@ -85,7 +85,7 @@ def _checked(run: Run) -> Run:
 
 
 def _parts(run: Run, gathered: Gathered, pictures: str) -> Iterator[str]:
-    """Give the page piece by piece; of the rows one question is in memory at a time."""
+    """Gives the page piece by piece; of the rows one question is in memory at a time."""
     style, script = _source("page.css"), "\n".join(map(_source, SCRIPTS))
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
     yield _filled(
@@ -126,7 +126,7 @@ def _document(run: Run, arms: list[str], questions: list[dict[str, Any]]) -> dic
 
 
 def _shown_first(run: Run, kinds: Mapping[str, str]) -> str:
-    """Return an arm that is worth it, else the first policy, the middle of a sweep, whatever there is."""
+    """Returns an arm that is worth it, else the first policy, the middle of a sweep, whatever there is."""
     verdicts = run.summary["verdicts"] if run.summary else []
     worth = [verdict["arm"] for verdict in verdicts if verdict["use"] == "yes" and verdict["arm"] in kinds]
     of = {kind: [name for name in kinds if kinds[name] == kind] for kind in ("policy", "sweep")}
@@ -136,7 +136,7 @@ def _shown_first(run: Run, kinds: Mapping[str, str]) -> str:
 
 
 def _limit(settings: Mapping[str, Any], questions: list[dict[str, Any]], arms: list[str]) -> int:
-    """Return the budget to look at first: the run's, else what the large model alone uses on average."""
+    """Returns the budget to look at first: the run's, else what the large model alone uses on average."""
     budget = (settings.get("budget") or {}).get("large_tokens")
     if isinstance(budget, int):
         return budget
@@ -166,7 +166,7 @@ def _dataset_name(dataset: Any) -> str:
 
 
 def _data(name: str, values: Any) -> str:
-    """Return a script element that holds data; nothing in it can end it or begin another."""
+    """Returns a script element that holds data; nothing in it can end it or begin another."""
     text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -205,7 +205,7 @@ _LIMITS = ("budget", "deadline")
 
 
 def index_of(rows: Sequence[Row], arms: Mapping[str, int]) -> dict[str, Any]:
-    """Pack what the list and the filters need of one question.
+    """Packs what the list and the filters need of one question.
 
     Args:
         rows: Of every arm and sample.
@@ -227,7 +227,7 @@ def index_of(rows: Sequence[Row], arms: Mapping[str, int]) -> dict[str, Any]:
 
 
 def differs(row: Row, large: Row | None) -> bool:
-    """Tell whether an answer is another than the large model's alone: not both right, and not the same."""
+    """Returns whether an answer is another than the large model's alone: not both right, and not the same."""
     if large is None or row["arm"] == LARGE or (row["correct"] and large["correct"]):
         return False
     if row["correct"] is not None and large["correct"] is not None and row["correct"] != large["correct"]:
@@ -236,7 +236,7 @@ def differs(row: Row, large: Row | None) -> bool:
 
 
 def trace_of(rows: Sequence[Row], arms: Mapping[str, int]) -> dict[str, Any]:
-    """Pack everything the page shows of one question; arms have many texts in common, so each stands once."""
+    """Packs everything the page shows of one question; arms have many texts in common, so each stands once."""
     texts: dict[str, int] = {}
 
     def place(text: str) -> int:
@@ -295,7 +295,7 @@ def _step_of(step: RowStep, place: Callable[[str], int]) -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """Replace every infinity and NaN, at any depth, by None: JSON has no word for them."""
+    """Replaces every infinity and NaN, at any depth, by None: JSON has no word for them."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

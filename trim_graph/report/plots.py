@@ -47,11 +47,11 @@ class Picture:
     draw: Callable[[bool], Figure]
 
     def save(self, folder: Path) -> list[Path]:
-        """Write it as PNG and SVG."""
+        """Writes it as PNG and SVG."""
         return save_picture(self.draw(False), folder / self.name)
 
     def html(self) -> str:
-        """Return it for a page, light or dark as the reader has it."""
+        """Returns it for a page, light or dark as the reader has it."""
         light, dark = (base64.b64encode(svg_of(self.draw(ground))).decode() for ground in (False, True))
         kind = "data:image/svg+xml;base64,"
         return (
@@ -64,7 +64,7 @@ class Picture:
 def pictures_of(
     gathered: Gathered, summary: RunSummary | None, arms: Mapping[str, ArmSettings]
 ) -> Iterator[Picture]:
-    """Give the pictures for which there is something to show."""
+    """Gives the pictures for which there is something to show."""
     if summary is not None and (accuracy := _accuracy(summary)) is not None:
         yield accuracy
     if (calibration := gathered.calibration.figures()) is not None:

@@ -87,7 +87,7 @@ class Fleet:
         self._on_change = on_change
 
     def start(self, stop: threading.Event) -> bool:
-        """Start all and wait until they are healthy.
+        """Starts all and waits until they are healthy.
 
         Args:
             stop: Ends the waiting when it is set.
@@ -116,7 +116,7 @@ class Fleet:
         return False
 
     def watch(self, stop: threading.Event) -> None:
-        """Wait until `stop` is set.
+        """Waits until `stop` is set.
 
         Raises:
             ServerFailed: A server died before.
@@ -125,7 +125,7 @@ class Fleet:
             self._check_alive()
 
     def end(self, hurry: threading.Event) -> None:
-        """End all servers and whatever they have started.
+        """Ends all servers and whatever they have started.
 
         Args:
             hurry: Set, it leaves them no time.
@@ -196,7 +196,7 @@ _PATIENCE_S = 3.0
 
 
 def already_running(servers: Sequence[ServerPlan]) -> list[ServerPlan]:
-    """Find the servers that run already: the model is served by its name, from the same weights.
+    """Finds the servers that run already: the model is served by its name, from the same weights.
 
     Returns:
         Those servers; the ports of the others are free.

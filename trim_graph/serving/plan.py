@@ -108,7 +108,7 @@ class Plan:
 
 
 def plan_servers(config: TrimConfig, folder: Path) -> Plan:
-    """Work out the servers of a configuration.
+    """Works out the servers of a configuration.
 
     Args:
         config: The configuration.
@@ -318,7 +318,7 @@ def _in_cache(hub_id: str) -> Path | None:
 def share_out(
     given: Mapping[str, float | None], sizes: Mapping[str, int | None], gpu: Hashable
 ) -> dict[str, float]:
-    """Divide one GPU's memory among its servers.
+    """Divides one GPU's memory among its servers.
 
     A share that is given stays. The others divide what is left of `WHOLE` as their weights stand to each
     other, so that all fit if any division does, but none gets less than `LEAST`; equally where a size is
@@ -398,7 +398,7 @@ PROGRAM = Launcher(("vllm", "serve"), False)
 
 
 def find_launcher(python: str | None) -> Launcher:
-    """Find vLLM.
+    """Finds vLLM.
 
     Args:
         python: A Python that has it; None: this one if it does, else the program ``vllm``.
