@@ -241,7 +241,7 @@ def evaluate(options: EvalOptions) -> None:
 def collect(options: CollectOptions) -> None:
     """Run a dataset under a behaviour policy, and write a trace of every question as it ends.
 
-    The same command goes on with a file that was interrupted, or given a larger -n with one that is complete.
+    The same command resumes a file that was interrupted, and with a larger -n extends one that is complete.
     A file never mixes datasets, policies, models or seeds. Every step is scored.
     """
     from .collect import run_collect

@@ -308,7 +308,7 @@ class Console(rich.console.Console):
     def render(
         self, renderable: rich.console.RenderableType, options: rich.console.ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Renders, with nothing left in a text that acts on a terminal; rich's own moves are apart from it."""
+        """Renders without what acts on a terminal in a text; rich's own moves are apart from it."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 

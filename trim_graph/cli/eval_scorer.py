@@ -187,7 +187,7 @@ def _report(options: EvalScorerOptions, config: TrimConfig, rated: dict[str, lis
 
 
 def average_f1(figures: dict[str, ScorerFigures]) -> float | None:
-    """Returns the mean F1 over the files, as the benchmark does over its subsets; None if one is undefined."""
+    """Returns the mean F1 over files, as the benchmark's over its subsets; None if one is undefined."""
     known = [found["first_error"]["f1"] for found in figures.values()]
     return None if None in known else sum(f1 for f1 in known if f1 is not None) / len(known)
 

@@ -165,7 +165,7 @@ class SolveOptions(Options):
     large_calls: Annotated[int | None, typer.Option(help="Most calls of the large model.")] = None
     seconds: Annotated[float | None, typer.Option(help="Most seconds the run may take.")] = None
     thread: Annotated[str | None, typer.Option(help="Name of the run in the checkpoint.")] = None
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of --thread.")] = False
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run of --thread.")] = False
     answer: Annotated[
         str | None,
         typer.Option(
@@ -239,7 +239,7 @@ class EvalOptions(Options):
     """Options of `eval`."""
 
     dataset: Annotated[str, typer.Option(help="Questions with right answers; see below.")]
-    out: Annotated[Path, typer.Option(help="Folder for rows and summary; the same command goes on with it.")]
+    out: Annotated[Path, typer.Option(help="Folder for rows and summary; the same command resumes it.")]
     config: Config = None
     policies: Annotated[
         list[str],
@@ -321,7 +321,7 @@ class EvalScorerOptions(Options):
     concurrency: Annotated[int, typer.Option(help="Most solutions with the scorer at once."), POSITIVE] = 16
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for scores, figures and the picture, to go on with after an interrupt."),
+        typer.Option(help="Folder for scores, figures and the picture, to resume after an interrupt."),
     ] = None
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Rate the solutions again that failed before.")
@@ -386,7 +386,7 @@ class CalibrateOptions(Options):
         Path | None, typer.Option(help="File for the configuration; default: CONFIG.calibrated.yaml.")
     ] = None
     keep: Annotated[
-        Path | None, typer.Option(help="Folder for what was measured, to go on with after an interrupt.")
+        Path | None, typer.Option(help="Folder for what was measured, to resume after an interrupt.")
     ] = None
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write every point to this file.")

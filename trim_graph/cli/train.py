@@ -152,7 +152,7 @@ class _Recording:
         self.options, self.config = options, config
 
     def settings(self, name: str) -> dict[str, Any]:
-        """Returns what the rollouts of a set are made with; those of other models or questions are refused."""
+        """Returns models, settings and questions of a set of rollouts; its journal refuses any others."""
         identity, options = identity_of(self.config), self.options
         same = {part: identity[part] for part in ("small", "large", "scorer", "settings")}
         option, given = ("--dataset", options.dataset)
@@ -167,7 +167,7 @@ class _Recording:
         return graph_builder(self.config, load_parts(self.config, rated=True))
 
     def rollouts(self, questions: Sequence[Question], journal: Journal | None) -> Rollouts:
-        """Returns the rollouts of some questions, with those that a journal has, which keeps the further ones.
+        """Returns the rollouts of some questions; a journal's are among them, and it keeps the further ones.
 
         Args:
             questions: Theirs.

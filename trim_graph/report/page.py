@@ -236,7 +236,7 @@ def differs(row: Row, large: Row | None) -> bool:
 
 
 def trace_of(rows: Sequence[Row], arms: Mapping[str, int]) -> dict[str, Any]:
-    """Packs everything the page shows of one question; arms have many texts in common, so each stands once."""
+    """Packs everything the page shows of one question; arms have many texts in common, so each is in once."""
     texts: dict[str, int] = {}
 
     def place(text: str) -> int:
