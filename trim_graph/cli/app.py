@@ -122,7 +122,7 @@ The file is named in a configuration: policy: plan.json
 TRAINED = """\
 \b
 The models are run first, and what they wrote is kept: to train on it again needs
-no model. That is exact for models at temperature 0. --rollouts goes on with what
+no model. That is exact for models at temperature 0. --rollouts resumes from what
 it holds; what other models, settings or datasets have left there is refused.
 """
 

@@ -1,0 +1,50 @@
+"""Options of commands: one object for the command line and for Python."""
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from trim_graph.cli.options import (
+    CollectOptions,
+    DoctorOptions,
+    EvalOptions,
+    QueryRouterOptions,
+    SequenceOptions,
+    command,
+)
+from trim_graph.errors import SettingsError
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EvalOptions(dataset="d", out="o", validation_n=0), "--validation-n is 0: choose 1 or more"),
+        (lambda: EvalOptions(dataset="d", out="o", cost_per_second=-1.5), "--cost-per-second is -1.5"),
+        (lambda: CollectOptions(dataset="d", out="o", n=0), "-n is 0: choose 1 or more"),
+        (lambda: DoctorOptions(timeout=0.0), "--timeout is 0: choose a number of seconds above 0"),
+        (lambda: SequenceOptions(out="o", prices=[0.1, 2.0]), "--lambda is 2.0: choose a cost"),
+        (lambda: QueryRouterOptions(traces=[], out="o", share=[1.0]), "--share is 1.0: choose a share"),
+    ],
+)
+def test_python_callers_get_the_errors_of_the_command_line(make, message):
+    with pytest.raises(SettingsError) as error:
+        make()
+    assert str(error.value).startswith(message)
+
+
+def test_a_command_gets_the_object_with_its_defaults():
+    app, seen = typer.Typer(), []
+
+    @command(app, short_help="Train.")
+    def train_router(options: QueryRouterOptions) -> int:
+        """Trains a router."""
+        seen.append(options)
+        return 3
+
+    result = CliRunner().invoke(app, ["--traces", "a.jsonl", "--traces", "b.jsonl", "--out", "r.json"])
+    assert result.exit_code == 3
+    assert [path.name for path in seen[0].traces] == ["a.jsonl", "b.jsonl"]
+    assert (seen[0].share, seen[0].validation) == ([0.5], 0.2)
+    given = CliRunner().invoke(app, ["--traces", "a", "--out", "r", "--share", "0.2", "--share", "0.4"])
+    assert (given.exit_code, seen[1].share) == (3, [0.2, 0.4])
+    assert "Trains a router." in CliRunner().invoke(app, ["--help"]).output
