@@ -3,8 +3,7 @@
 import json
 import random
 
-from trim_graph.evaluation.records import FIGURES, SETTINGS, SUMMARY, journal_of, write_rows
-from trim_graph.evaluation.traces import TOKENS
+from trim_graph.evaluation.records import FIGURES, SETTINGS, SUMMARY, TOKENS, journal_of, write_rows
 
 ARMS = {"small": "reference", "large": "reference", "threshold-0.5": "policy", "random": "random"}
 STEPS = ("Step 1: 47 + 38 = 85.", "Step 2: 85 * 7 = 595, keep 95.", "Step 3: 95 - 21 = 74.")

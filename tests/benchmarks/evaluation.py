@@ -22,9 +22,16 @@ from typing import Any
 
 from trim_graph import ModelPrice, Prices
 from trim_graph.evaluation.comparison import Comparison, read_columns, resample
-from trim_graph.evaluation.experiment import WorkItem, empty_row
-from trim_graph.evaluation.records import Row, journal_of, read_rows_of, write_rows
-from trim_graph.evaluation.runner import Question
+from trim_graph.evaluation.records import (
+    Question,
+    Row,
+    WorkItem,
+    journal_of,
+    new_record,
+    read_rows_of,
+    row_of,
+    write_rows,
+)
 from trim_graph.evaluation.verdicts import Worth, judge, overall
 from trim_graph.storage.journal import to_line
 
@@ -37,7 +44,8 @@ PRICES = Prices(small=ModelPrice(input=0.1, output=0.1), large=ModelPrice(input=
 def made_up(arm: str, index: int, rng: random.Random) -> Row:
     """Return a row that nobody ran."""
     right, tokens = ARMS[arm]
-    row = empty_row(arm, WorkItem(index, 0, Question("What is it? " * 10, expected="4", id=f"q{index}")), 0)
+    question = Question("What is it? " * 10, expected="4", id=f"q{index}")
+    row = row_of(new_record(WorkItem(index, 0, question), 0), arm)
     row["correct"], row["large_tokens"] = rng.random() < right, tokens and rng.randrange(2 * tokens)
     row["cost"], row["seconds"] = row["large_tokens"] / 1e6, rng.expovariate(1)
     row["first_step_seconds"] = row["seconds"] / 2

@@ -263,11 +263,11 @@ def routed(model: StepModel, dataset: str, n: int, costs: tuple[float, ...]) -> 
     for name, policy in arms.items():
         graph = graph_with(config, parts, policy)
         outcomes = asyncio.run(run_arm(graph, questions, concurrency=32))
-        right = np.array([bool(outcome.correct) for outcome in outcomes], float)
+        right = np.array([bool(outcome["correct"]) for outcome in outcomes], float)
         found[name] = {
             "accuracy": interval(right),
-            "large_tokens": interval(np.array([float(outcome.large_tokens) for outcome in outcomes])),
-            "errors": sum(outcome.error is not None for outcome in outcomes),
+            "large_tokens": interval(np.array([float(outcome["large_tokens"]) for outcome in outcomes])),
+            "errors": sum(outcome["error"] is not None for outcome in outcomes),
         }
         print(f"  {name:22} {shown(found[name])}", flush=True)
     return found

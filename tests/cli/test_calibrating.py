@@ -8,7 +8,7 @@ import yaml
 
 from trim_graph.config import load_config
 from trim_graph.evaluation import run_arm, share_of_large_tokens
-from trim_graph.evaluation.calibration import OutcomeFile
+from trim_graph.evaluation.calibration import RecordFile
 from trim_graph.evaluation.datasets import arithmetic_question
 from trim_graph.examples.arithmetic import problems
 from trim_graph.graph import create_trim_graph
@@ -56,7 +56,7 @@ def test_a_share_is_hit_on_fresh_questions(world, run, config):
     spent = []
     for policy in (chosen.policy.build(), large_only()):
         outcomes = asyncio.run(run_arm(create_trim_graph(*parts, policy=policy), fresh))
-        spent.append(sum(outcome.large_tokens for outcome in outcomes))
+        spent.append(sum(outcome["large_tokens"] for outcome in outcomes))
     low, high = report["expected"]["share"]["interval"]
     assert low <= share_of_large_tokens(*spent) <= high
 
@@ -174,7 +174,7 @@ def test_a_calibration_that_goes_on_tries_what_one_at_a_stretch_does(world, run,
     common = ("calibrate", "--config", config, *DATASET, "--pgr", 0.9, "-n", 10)
     assert run(*common, "--keep", "whole", "--json", "whole.json").exit_code == 0
     points = json.loads((world / "whole.json").read_text())["points"]
-    original, done = OutcomeFile.append, []
+    original, done = RecordFile.append, []
 
     def append(file, outcome):
         original(file, outcome)
@@ -183,7 +183,7 @@ def test_a_calibration_that_goes_on_tries_what_one_at_a_stretch_does(world, run,
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(OutcomeFile, "append", append)
+        patch.setattr(RecordFile, "append", append)
         assert run(*common, "--keep", "cut").exit_code == 130
     for folder in ("cut", "whole"):  # gone on with, and asked for again
         assert run(*common, "--keep", folder, "--json", "again.json").exit_code == 0

@@ -3,6 +3,7 @@ import signal
 import time
 
 import pytest
+from made_records import a_record
 
 from trim_graph.cli import demo
 from trim_graph.examples.arithmetic.shipped import load_chosen
@@ -64,13 +65,13 @@ def test_the_same_seed_gives_the_same_figures(world, run):
 def test_failing_questions_are_counted(world, run, monkeypatch):
     from trim_graph.evaluation import runner
 
-    answer = runner._answer
+    run_question = runner.run_question
 
-    async def sometimes(graph, index, question):
-        outcome = await answer(graph, index, question)
-        return runner.Outcome(index, False, error="E: x") if index == 2 else outcome
+    async def sometimes(graph, item):
+        record = await run_question(graph, item)
+        return a_record(item.index, False, error="E: x") if item.index == 2 else record
 
-    monkeypatch.setattr(runner, "_answer", sometimes)
+    monkeypatch.setattr(runner, "run_question", sometimes)
     result = run("demo", "-n", "5")
     assert "large: 1 of 5 questions failed and count as wrong" in result.stdout
 
@@ -78,10 +79,10 @@ def test_failing_questions_are_counted(world, run, monkeypatch):
 def test_nothing_but_failures_is_an_error(world, run, monkeypatch):
     from trim_graph.evaluation import runner
 
-    async def never(graph, index, question):
-        return runner.Outcome(index, False, error="OSError: gone")
+    async def never(graph, item):
+        return a_record(item.index, False, error="OSError: gone")
 
-    monkeypatch.setattr(runner, "_answer", never)
+    monkeypatch.setattr(runner, "run_question", never)
     result = run("demo", "-n", "2", "--json", "out.json")
     assert result.exit_code == 2
     assert "every question of the arm small failed; the first: OSError: gone" in result.stderr

@@ -152,7 +152,7 @@ def test_the_same_command_again_runs_nothing(world, run, monkeypatch):
     before, rows = read_run("run").summary, list(read_run("run").rows())
     dead = Parts(None, None, None)
     monkeypatch.setattr("trim_graph.cli.eval.load_parts", lambda config, **_: dead)
-    monkeypatch.setattr("trim_graph.evaluation.executor.build_graph", lambda *a, **k: pytest.fail("ran"))
+    monkeypatch.setattr("trim_graph.evaluation.runner.build_graph", lambda *a, **k: pytest.fail("ran"))
     assert evaluate(run, n=6).exit_code == 0
     after = read_run("run").summary
     assert {one["arm"]: one for one in after["arms"]} == {one["arm"]: one for one in before["arms"]}

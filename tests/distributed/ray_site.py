@@ -23,9 +23,8 @@ from trim_graph import TrimError
 from trim_graph.config import Parts, make_config
 from trim_graph.distributed import ray as on_ray
 from trim_graph.distributed.ray import connected, open_ray_executor
-from trim_graph.evaluation.executor import LocalExecutor, Models
-from trim_graph.evaluation.experiment import CollectTraces
-from trim_graph.evaluation.traces import Source
+from trim_graph.evaluation.records import WorkItem
+from trim_graph.evaluation.runner import LocalExecutor, Models, RunQuestions
 from trim_graph.training.rollout_collection import explore_with
 from trim_graph.training.rollouts import Rollouts
 
@@ -37,7 +36,6 @@ CONFIG = make_config(
         "policy": {"type": "threshold", "t": 0.5},
     }
 )
-SOURCE = Source("toy", None, {"type": "threshold", "t": 0.5}, 0)
 N = 24
 
 
@@ -70,28 +68,29 @@ def models(folder: str, deadly: bool = False, broken: bool = False) -> Models:
 
 
 def collect(executor: Any, *, aloud: bool = False) -> list[Any]:
-    traces: list[Any] = []
+    records: list[Any] = []
 
-    def keep(trace: Any) -> None:
-        traces.append(trace)
-        if aloud and len(traces) == N // 3:
+    def keep(record: Any) -> None:
+        records.append({**record, "seconds": 0.0, "first_step_seconds": None})
+        if aloud and len(records) == N // 3:
             tell(scene="begun")
 
-    task, items = CollectTraces(SOURCE), enumerate(toy.questions(N))
+    task = RunQuestions({"type": "threshold", "t": 0.5}, seed=0, rated=True)
+    items = [WorkItem(index, 0, question) for index, question in enumerate(toy.questions(N))]
     asyncio.run(executor.map(task, items, concurrency=6, on_result=keep))
-    return traces
+    return records
 
 
 def killed(address: str, folder: str) -> None:
-    """The traces of a collection in which a test kills a worker."""
+    """The records of a collection in which a test kills a worker."""
     here = collect(LocalExecutor(partial(models, "")))
     with open_ray_executor(address, partial(models, folder), CONFIG, count=2) as executor:
-        traces = collect(executor, aloud=True)
-    ordered = sorted(traces, key=lambda trace: trace["index"])
+        records = collect(executor, aloud=True)
+    ordered = sorted(records, key=lambda record: record["index"])
     tell(
         scene="killed",
-        indices=[trace["index"] for trace in traces],
-        same=ordered == sorted(here, key=lambda trace: trace["index"]),
+        indices=[record["index"] for record in records],
+        same=ordered == sorted(here, key=lambda record: record["index"]),
     )
 
 

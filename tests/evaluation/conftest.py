@@ -2,7 +2,7 @@
 
 import pytest
 
-from trim_graph.evaluation.traces import TOKENS
+from trim_graph.evaluation.records import TOKENS
 
 
 def a_row(arm="small", index=0, sample=0, **changes):

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_records import a_record
 from scipy.stats import binom
 
 from trim_graph import InputError, ModelPrice, Prices
-from trim_graph.evaluation import Outcome, compare
+from trim_graph.evaluation import compare
 from trim_graph.evaluation.comparison import ADDED, NUMBERS, Columns, Comparison, read_columns, resample
 from trim_graph.evaluation.metrics import mean_ibc, quantile, resampled_means, resampled_quantiles
 from trim_graph.evaluation.records import FIGURES
@@ -63,7 +64,7 @@ def test_figures_are_those_of_compare(rows):
     of = {"small": (small, [0] * len(rows)), "large": (large, whole), "p": (policy, own)}
     outcomes = {
         name: [
-            Outcome(i, right, large_tokens=spent) for i, (right, spent) in enumerate(zip(*arm, strict=True))
+            a_record(i, right, large_tokens=spent) for i, (right, spent) in enumerate(zip(*arm, strict=True))
         ]
         for name, arm in of.items()
     }

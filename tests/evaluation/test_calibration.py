@@ -2,17 +2,16 @@ import random
 from types import SimpleNamespace
 
 import pytest
+from made_records import Answering, ended
 
 from trim_graph import InputError, SettingsError, TrimError
 from trim_graph.evaluation import Question
-from trim_graph.evaluation.arms import FAMILIES, make_family
+from trim_graph.evaluation.arms import FAMILIES, Listed, Searched, make_family
 from trim_graph.evaluation.calibration import (
     Calibrator,
-    Listed,
-    OutcomeFile,
     Point,
+    RecordFile,
     RememberingScorer,
-    Searched,
     Target,
     choose,
     expectation,
@@ -36,7 +35,7 @@ class World:
         self.asked, self.scores, self.broken = [], [], False
 
     def build(self, policy):
-        return SimpleNamespace(ainvoke=lambda given: self.answer(given["messages"][0][1], policy))
+        return Answering(lambda question: self.answer(question, policy))
 
     async def answer(self, question, policy):
         self.asked.append((question, str(policy)))
@@ -55,9 +54,7 @@ class World:
             }[policy["type"]]
             tokens += TOKENS * regenerate
             right &= regenerate or wrong < score
-        spend = {"large": {"output_tokens": tokens}, "unaccounted_tokens": 0}
-        message = SimpleNamespace(text="right" if right else "wrong")
-        return {"messages": [message], "trim": {"usage": spend, "cost": 0.01 + tokens / 1000}}
+        return ended("right" if right else "wrong", large_tokens=tokens, cost=0.01 + tokens / 1000)
 
     def calibrator(self, **more):
         return Calibrator(self.build, self.questions, scores=lambda: sorted(self.scores), **more)
@@ -158,7 +155,7 @@ async def test_a_question_that_fails_ends_it():
 
 async def test_what_was_kept_is_not_run_again(tmp_path):
     def store(policy):
-        return OutcomeFile(tmp_path, {"policy": policy})
+        return RecordFile(tmp_path, {"policy": policy})
 
     target = Target("large_share", 0.2)
     first = World(n=60)
@@ -170,7 +167,7 @@ async def test_what_was_kept_is_not_run_again(tmp_path):
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        await first.calibrator(store=store, concurrency=1, on_outcome=interrupt).find(THRESHOLD, target)
+        await first.calibrator(store=store, concurrency=1, on_record=interrupt).find(THRESHOLD, target)
     second = World(n=60)
     calibrator = second.calibrator(store=store)
     found = await calibrator.find(THRESHOLD, target)

@@ -1,12 +1,15 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_records import a_record
 
-from trim_graph.evaluation import Outcome, accuracy_difference, compare
+from trim_graph.evaluation import accuracy_difference, compare
 
 
 def arm(correct, tokens):
-    return [Outcome(i, bool(c), large_tokens=t) for i, (c, t) in enumerate(zip(correct, tokens, strict=True))]
+    return [
+        a_record(i, bool(c), large_tokens=t) for i, (c, t) in enumerate(zip(correct, tokens, strict=True))
+    ]
 
 
 ARMS = {
@@ -36,7 +39,7 @@ def test_no_gap_no_pgr():
 
 
 def test_errors_are_counted_and_wrong():
-    broken = [Outcome(i, False, error="E: x") for i in range(100)]
+    broken = [a_record(i, False, error="E: x") for i in range(100)]
     figures = compare({**ARMS, "broken": broken})
     assert (figures["broken"]["errors"], figures["broken"]["accuracy"]) == (100, 0)
 

@@ -1,7 +1,7 @@
 import asyncio
 
 import pytest
-from langchain_core.messages import AIMessage
+from made_records import Answering, ended
 
 from trim_graph import create_trim_graph
 from trim_graph.evaluation import Question, run_arm
@@ -9,22 +9,22 @@ from trim_graph.policies import threshold
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
 
-class Slow:
+class Slow(Answering):
     """Answers the later questions first, and counts how many are under way."""
 
     def __init__(self):
+        super().__init__(self.solve)
         self.now = self.most = 0
 
-    async def ainvoke(self, given):
-        number = int(given["messages"][0][1])
+    async def solve(self, question):
+        number = int(question)
         self.now += 1
         self.most = max(self.most, self.now)
         await asyncio.sleep((10 - number % 10) / 1000)
         self.now -= 1
         if number == 3:
             raise ConnectionError("gone")
-        spend = {"large": {"output_tokens": number}, "unaccounted_tokens": 100}
-        return {"messages": [AIMessage(f"is {number}")], "trim": {"usage": spend}}
+        return ended(f"is {number}", large_tokens=number, unaccounted_tokens=100)
 
 
 def questions(n):
@@ -34,19 +34,19 @@ def questions(n):
 @pytest.mark.parametrize(("concurrency", "n"), [(1, 5), (4, 20), (50, 8)])
 async def test_order_bound_and_errors(concurrency, n):
     graph, seen = Slow(), []
-    outcomes = await run_arm(graph, questions(n), concurrency=concurrency, on_outcome=seen.append)
+    outcomes = await run_arm(graph, questions(n), concurrency=concurrency, on_record=seen.append)
     assert graph.most == min(concurrency, n)
-    assert [outcome.index for outcome in outcomes] == list(range(n))
-    assert [outcome.error for outcome in outcomes if outcome.error] == ["ConnectionError: gone"]
-    assert [outcome.correct for outcome in outcomes] == [i != 3 for i in range(n)]
-    assert outcomes[4].large_tokens == 104
-    assert sorted(seen, key=lambda outcome: outcome.index) == outcomes
+    assert [outcome["index"] for outcome in outcomes] == list(range(n))
+    assert [outcome["error"] for outcome in outcomes if outcome["error"]] == ["ConnectionError: gone"]
+    assert [outcome["correct"] for outcome in outcomes] == [i != 3 for i in range(n)]
+    assert outcomes[4]["large_tokens"] == 104
+    assert sorted(seen, key=lambda outcome: outcome["index"]) == outcomes
 
 
 async def test_a_grade_that_fails_is_an_error_of_its_question():
     (outcome,) = await run_arm(Slow(), [Question("1", lambda text: 1 / 0)])
-    assert outcome.error.startswith("ZeroDivisionError")
-    assert not outcome.correct
+    assert outcome["error"].startswith("ZeroDivisionError")
+    assert not outcome["correct"]
 
 
 async def test_nothing_to_do():
@@ -65,7 +65,7 @@ async def test_being_cancelled_leaves_what_was_done():
         seen.append(outcome)
         begun.set()
 
-    task = asyncio.create_task(run_arm(Slow(), questions(500), concurrency=2, on_outcome=keep))
+    task = asyncio.create_task(run_arm(Slow(), questions(500), concurrency=2, on_record=keep))
     await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -81,6 +81,6 @@ async def test_with_a_graph():
         policy=threshold(0.5),
     )
     (outcome,) = await run_arm(graph, [Question("?", lambda text: "\\boxed{3}" in text)])
-    assert outcome.correct
-    assert outcome.summary["answer"] == "3"
-    assert outcome.large_tokens == 2
+    assert outcome["correct"]
+    assert outcome["answer"] == "3"
+    assert outcome["large_tokens"] == 2

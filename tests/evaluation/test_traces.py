@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trim_graph import InputError
-from trim_graph.evaluation.traces import TOKENS, read_traces, write_traces
+from trim_graph.evaluation.records import TOKENS
+from trim_graph.evaluation.traces import read_traces, write_traces
 from trim_graph.storage.journal import to_line
 
 

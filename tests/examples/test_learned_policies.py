@@ -67,9 +67,9 @@ def test_they_route_the_example_models(file, models):
     graph = create_trim_graph(*models, policy=policy)
     questions = [arithmetic_question(problem) for problem in problems("standard", 8, part="test", seed=9)]
     outcomes = asyncio.run(run_arm(graph, questions))
-    assert [outcome.error for outcome in outcomes] == [None] * 8
-    assert sum(bool(outcome.correct) for outcome in outcomes) >= 7
-    assert 0 < sum(outcome.large_tokens for outcome in outcomes) < 8 * 62.6 / 2
+    assert [outcome["error"] for outcome in outcomes] == [None] * 8
+    assert sum(bool(outcome["correct"]) for outcome in outcomes) >= 7
+    assert 0 < sum(outcome["large_tokens"] for outcome in outcomes) < 8 * 62.6 / 2
 
 
 def test_the_measurement_pairs_a_policy_with_the_threshold_that_spends_no_less():

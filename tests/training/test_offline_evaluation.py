@@ -66,7 +66,9 @@ def test_tokens_and_answers_are_those_of_the_graph(policy, rollouts):
     policy = policy if isinstance(policy, Policy) else threshold(0) | policy
     ended = evaluate_offline(rollouts, policy, seed=SEED)
     outcomes = asyncio.run(run_arm(build(policy), questions(N)))
-    assert [(o.correct, o.large_tokens) for o in outcomes] == [(r.correct, r.large_tokens) for r in ended]
+    assert [(o["correct"], o["large_tokens"]) for o in outcomes] == [
+        (r.correct, r.large_tokens) for r in ended
+    ]
     assert rollouts.runs == runs
 
 
@@ -75,10 +77,10 @@ def test_the_large_model_goes_on_to_the_end(policy, rollouts):
     policy = policy if isinstance(policy, Policy) else threshold(0) | policy
     ended = evaluate_offline(rollouts, policy)
     outcomes = asyncio.run(run_arm(build(policy), questions(N)))
-    assert [o.correct for o in outcomes] == [r.correct for r in ended]
+    assert [o["correct"] for o in outcomes] == [r.correct for r in ended]
     # The toy counts a separator for a token where it is cut: the graph's calls are fewer.
     for outcome, rollout in zip(outcomes, ended, strict=True):
-        assert outcome.summary["tokens"]["large"] <= rollout.large_tokens
+        assert outcome["tokens"]["large"] <= rollout.large_tokens
         written = "".join("l" if writer == "large" else "s" for writer in rollout.writers)
         assert "ls" not in written
 

@@ -55,8 +55,8 @@ def test_they_are_exact(policy, beforehand, explored):
     ended = evaluate_offline(rollouts, recorded)
     outcomes = asyncio.run(run_arm(build(real), questions(N)))
     for rollout, outcome in zip(ended, outcomes, strict=True):
-        assert outcome.error is None
-        assert (rollout.correct, rollout.large_tokens) == (outcome.correct, outcome.large_tokens)
+        assert outcome["error"] is None
+        assert (rollout.correct, rollout.large_tokens) == (outcome["correct"], outcome["large_tokens"])
     assert recorded.seen.keys() == real.seen.keys()
     for question, pairs in real.seen.items():
         for (there, decided), (here, same) in zip(pairs, recorded.seen[question], strict=True):

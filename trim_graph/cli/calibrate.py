@@ -13,16 +13,14 @@ from typing import Any
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
 from trim_graph.config.write import check_place, write_config
 from trim_graph.errors import SettingsError
-from trim_graph.evaluation.arms import identity_of, make_family, policy_config
+from trim_graph.evaluation.arms import Listed, Searched, identity_of, make_family, policy_config
 from trim_graph.evaluation.calibration import (
     Calibrator,
     Expectation,
     Expected,
-    Listed,
-    OutcomeFile,
     Point,
+    RecordFile,
     RememberingScorer,
-    Searched,
     Target,
     expectation,
 )
@@ -152,7 +150,7 @@ class _Calibration:
             concurrency=self.options.concurrency,
             store=None if folder is None else lambda policy: self._store(folder, policy),
             on_begin=self._begin,
-            on_outcome=lambda outcome: self.bar.advance() if self.bar else None,
+            on_record=lambda record: self.bar.advance() if self.bar else None,
             on_point=self._print_point,
         )
 
@@ -163,9 +161,9 @@ class _Calibration:
     def _with(self, policy: dict[str, Any]) -> TrimConfig:
         return self.config.model_copy(update={"policy": policy_config(policy)})
 
-    def _store(self, folder: Path, policy: dict[str, Any]) -> OutcomeFile:
+    def _store(self, folder: Path, policy: dict[str, Any]) -> RecordFile:
         chosen = identity_of(self._with(policy))["policy"]
-        return OutcomeFile(folder, {**self.identity, "policy": chosen}, self.scorer)
+        return RecordFile(folder, {**self.identity, "policy": chosen}, self.scorer)
 
     def _begin(self, policy: dict[str, Any], done: int) -> None:
         self._opened.close()

@@ -12,10 +12,10 @@ from trim_graph.config import TrimConfig, for_measuring
 from trim_graph.errors import SettingsError, TrimError
 from trim_graph.evaluation.arms import identity_of
 from trim_graph.evaluation.datasets import Dataset, make_dataset
-from trim_graph.evaluation.executor import Executor, Models
-from trim_graph.evaluation.experiment import CollectTraces, WorkItems
-from trim_graph.evaluation.runner import MAX_CONSECUTIVE_FAILURES
-from trim_graph.evaluation.traces import Source, Trace, parse_trace, read_traces, write_traces
+from trim_graph.evaluation.experiment import WorkItems
+from trim_graph.evaluation.records import Record
+from trim_graph.evaluation.runner import MAX_CONSECUTIVE_FAILURES, Executor, Models, RunQuestions
+from trim_graph.evaluation.traces import Source, parse_trace, read_traces, trace_of, write_traces
 from trim_graph.storage.journal import Journal, settings_beside
 
 from .common import Progress, chosen_config, load_parts, open_executor, parsed_option
@@ -95,19 +95,20 @@ class _Collection:
             dataset=dataset.name,
             split=dataset.part_name,
             policy=self.config.policy.model_dump(),
-            seed=self.config.settings.seed,
         )
         left = items.count_unfinished(journal.finished)
 
-        def keep(trace: Trace) -> None:
-            journal.append(dict(trace))
-            bar.advance(failed=trace["error"] is not None)
-            self._give_up(trace, journal)
+        def keep(record: Record) -> None:
+            journal.append(dict(trace_of(record, source)))
+            bar.advance(failed=record["error"] is not None)
+            self._give_up(record, journal)
 
         async def work() -> None:
             await executor.map(
-                CollectTraces(source, label_steps=self.request.label_steps),
-                ((item.index, item.question) for item in items.unfinished(journal.finished)),
+                RunQuestions(
+                    seed=self.config.settings.seed, rated=True, label_steps=self.request.label_steps
+                ),
+                items.unfinished(journal.finished),
                 concurrency=min(self.request.concurrency, left),
                 on_result=keep,
             )
@@ -121,14 +122,14 @@ class _Collection:
                 f"interrupted: {self.progress(journal)} in {journal.path}; the same command goes on"
             ) from error
 
-    def _give_up(self, trace: Trace, journal: Journal) -> None:
-        if trace["error"] is None:
+    def _give_up(self, record: Record, journal: Journal) -> None:
+        if record["error"] is None:
             self.in_a_row = 0
             return
         self.errors, self.in_a_row = self.errors + 1, self.in_a_row + 1
         if self.in_a_row >= MAX_CONSECUTIVE_FAILURES:
             raise TrimError(
-                f"{self.in_a_row} questions failed in a row, the last with {trace['error']}. When that is "
+                f"{self.in_a_row} questions failed in a row, the last with {record['error']}. When that is "
                 f"put right, go on with --retry-errors; {self.progress(journal)} in {journal.path}"
             )
 

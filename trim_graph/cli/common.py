@@ -19,7 +19,7 @@ from rich.text import Text
 from trim_graph.config import Parts, TrimConfig, build_parts, example_config, load_config
 from trim_graph.errors import InputError, SettingsError, TrimError, may_be_shown
 from trim_graph.evaluation.arms import Judge
-from trim_graph.evaluation.executor import Executor, LocalExecutor, Models
+from trim_graph.evaluation.runner import Executor, LocalExecutor, Models
 
 from .terminal import guarded, need, unguarded, visible
 

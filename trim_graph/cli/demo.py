@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,8 +20,8 @@ from trim_graph.evaluation import (
     ArmFigures,
     Difference,
     Interval,
-    Outcome,
     Question,
+    Record,
     accuracy_difference,
     compare,
     run_arm,
@@ -50,7 +50,7 @@ class Arm:
     """One way to solve the problems, as far as it has come."""
 
     policy: dict[str, Any]
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[Record] = field(default_factory=list)
     seconds: float = 0.0
     complete: bool = False
 
@@ -114,22 +114,22 @@ class Demo:
         config = example_config({"policy": policy, "settings": self.config.settings.model_dump()})
         graph = build_graph(config, parts=self.parts)
 
-        def keep(outcome: Outcome) -> None:
-            arm.outcomes.append(outcome)
+        def keep(record: Record) -> None:
+            arm.outcomes.append(record)
             arm.seconds = time.monotonic() - begun
             on_question(name, len(arm.outcomes))
 
         begun = time.monotonic()
         arm.outcomes = await run_arm(
-            graph, self.questions, concurrency=self.options.concurrency, on_outcome=keep
+            graph, self.questions, concurrency=self.options.concurrency, on_record=keep
         )
         arm.complete, arm.seconds = True, time.monotonic() - begun
-        errors = [outcome.error for outcome in arm.outcomes if outcome.error]
+        errors = [record["error"] for record in arm.outcomes if record["error"]]
         if len(errors) == len(arm.outcomes):
             raise TrimError(f"every question of the arm {name} failed; the first: {errors[0]}")
 
     def _share(self, name: str) -> float:
-        spent, whole = (sum(o.large_tokens for o in self.arms[arm].outcomes) for arm in (name, "large"))
+        spent, whole = (sum(o["large_tokens"] for o in self.arms[arm].outcomes) for arm in (name, "large"))
         return share_of_large_tokens(spent, whole) or 0.0
 
 
@@ -255,17 +255,12 @@ def report(demo: Demo, *, partial: bool) -> dict[str, Any]:
                 "complete": arm.complete,
                 "seconds": arm.seconds,
                 **figures.get(name, {}),
-                "outcomes": [_outcome(demo, outcome) for outcome in arm.outcomes],
+                "outcomes": arm.outcomes,
             }
             for name, arm in demo.arms.items()
         },
         "threshold_minus_random": difference,
     }
-
-
-def _outcome(demo: Demo, outcome: Any) -> dict[str, Any]:
-    question = demo.questions[outcome.index]
-    return {"question": question.text, "expected": question.expected, **asdict(outcome)}
 
 
 def _versions() -> dict[str, str | None]:

@@ -30,9 +30,9 @@ from trim_graph.evaluation.datasets import (
     read_through,
     shared_questions,
 )
-from trim_graph.evaluation.executor import Executor, Models
 from trim_graph.evaluation.experiment import Harness, Plan, known_arms
 from trim_graph.evaluation.records import SUMMARY, ArmSummary, Figure, RunSummary, write_json, write_rows
+from trim_graph.evaluation.runner import Executor, Models
 from trim_graph.evaluation.verdicts import Worth, summarise_run
 
 from .common import Progress, chosen_config, load_parts, open_executor, parsed_option
@@ -206,8 +206,7 @@ class Evaluation:
         if self.validation is None:
             return None
         dataset, n = self.validation
-        advance = lambda trace: self._bar.advance() if self._bar else None  # noqa: E731
-        return Validation(harness=harness, dataset=dataset, n=n, on_trace=advance)
+        return Validation(harness=harness, dataset=dataset, n=n, on_record=self._advance)
 
     def _announce(self) -> None:
         runs = self.n * self.request.samples

@@ -17,7 +17,7 @@ from trim_graph.errors import SettingsError
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.arms import identity_of
 from trim_graph.evaluation.datasets import Dataset, make_dataset
-from trim_graph.evaluation.executor import Executor, Models
+from trim_graph.evaluation.runner import Executor, Models
 from trim_graph.policies import save_policy
 from trim_graph.storage.journal import Journal
 

@@ -18,13 +18,13 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from trim_graph.config import TrimConfig
 from trim_graph.errors import SettingsError, TrimError, shown_address
 from trim_graph.evaluation.arms import code_identity
-from trim_graph.evaluation.executor import Item, Models, Result, Task
-from trim_graph.evaluation.runner import run_each
+from trim_graph.evaluation.runner import Item, Models, Result, Task, run_each
 
 REACHED_IN = 5.0
 """Seconds for a connection to be taken."""
@@ -142,19 +142,15 @@ class RayExecutor:
         concurrency: int,
         on_result: Callable[[Result], None],
     ) -> None:
-        """Does a task; see `trim_graph.evaluation.executor.Executor.map`.
+        """Does a task; see `trim_graph.evaluation.runner.Executor.map`.
 
         Raises:
             TrimError: `TRIES` workers have died at one item, or no worker is left.
         """
         await self.ready()
         self._turns += 1
-        turn = self._turns
-
-        async def one(item: Item) -> None:
-            on_result(await self._run(turn, task, item))
-
-        await run_each(one, items, concurrency=concurrency)
+        work = partial(self._run, self._turns, task)
+        await run_each(work, items, concurrency=concurrency, on_result=on_result)
 
     async def _run(self, turn: int, task: Any, item: Any) -> Any:
         errors = self._ray.exceptions

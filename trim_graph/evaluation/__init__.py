@@ -1,4 +1,4 @@
-"""Measuring routing: run questions through a graph, and turn the outcomes into figures with intervals."""
+"""Measuring routing: run questions through a graph, and turn the records into figures with intervals."""
 
 from .comparison import ArmFigures, Difference, accuracy_difference, compare
 from .metrics import (
@@ -13,15 +13,15 @@ from .metrics import (
     resampled_means,
     share_of_large_tokens,
 )
-from .records import Run, read_run
-from .runner import Outcome, Question, run_arm
+from .records import Question, Record, Run, read_run
+from .runner import run_arm
 
 __all__ = [
     "ArmFigures",
     "Difference",
     "Interval",
-    "Outcome",
     "Question",
+    "Record",
     "Run",
     "accuracy",
     "accuracy_difference",

@@ -22,8 +22,55 @@ from trim_graph.errors import SettingsError
 from trim_graph.policies.files import is_policy_file
 from trim_graph.policies.parsing import PolicyConfig
 
-from .calibration import HOLE, Listed, PolicyMapping, Searched
 from .records import ArmKind, ArmSettings, file_name
+
+PolicyMapping = dict[str, Any]
+"""A policy as a configuration names it."""
+
+HOLE = "?"
+"""Stands in a `Searched` policy for the number to be chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """A policy with a number from 0 to 1 to be chosen, that spends more the higher the number is.
+
+    Attributes:
+        template: The policy, with `HOLE` where the number belongs.
+        scored: Whether the number is one that scores are compared with.
+    """
+
+    template: PolicyMapping
+    scored: bool = True
+
+    def policy(self, setting: float | str) -> PolicyMapping:
+        """Fill in the number."""
+        filled: PolicyMapping = _filled(self.template, setting)
+        return filled
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Policies by name.
+
+    Attributes:
+        policies: The name of each, and what a configuration calls it.
+    """
+
+    policies: dict[str, PolicyMapping]
+
+    def policy(self, setting: float | str) -> PolicyMapping:
+        """Return the policy of that name."""
+        return self.policies[str(setting)]
+
+
+def _filled(value: Any, setting: float | str) -> Any:
+    if isinstance(value, dict):
+        return {key: _filled(inner, setting) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(inner, setting) for inner in value]
+    return setting if value == HOLE else value
+
 
 FAMILIES: dict[str, Searched] = {
     "threshold": Searched({"type": "threshold", "t": HOLE}),

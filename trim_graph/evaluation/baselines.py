@@ -21,12 +21,22 @@ from trim_graph.storage.rows import read_rows
 from .arms import Arm
 from .comparison import LARGE, SMALL
 from .datasets import Dataset, first_questions
-from .executor import Models
-from .experiment import CollectTraces, Harness, WorkItem, WorkItems, run_row
+from .experiment import Harness, WorkItems
 from .query_router import read_examples, train_query_router
-from .records import ArmSettings, Calls, PerWriter, Row, in_order, journal_of, read_rows_of, write_json
-from .runner import Question
-from .traces import Source, Trace, read_traces
+from .records import (
+    ArmSettings,
+    Calls,
+    PerWriter,
+    Record,
+    Row,
+    WorkItem,
+    in_order,
+    journal_of,
+    read_rows_of,
+    write_json,
+)
+from .runner import Models, RunQuestions, run_question
+from .traces import Source, Trace, read_traces, trace_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -252,7 +262,7 @@ class Probed(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class ProbeEntropies:
-    """The task of probing each step of the small model (`trim_graph.evaluation.executor.Task`).
+    """The task of probing each step of the small model (`trim_graph.evaluation.runner.Task`).
 
     Attributes:
         seed: Of the graph.
@@ -271,8 +281,8 @@ class ProbeEntropies:
                 if told.get("event") == "probe" and told.get("entropy") is not None:
                     found.append(float(told["entropy"]))
 
-            row = await run_row(graph, "pilot", item, self.seed, event)
-            return Probed(index=item.index, entropies=found, error=row["error"])
+            record = await run_question(graph, item, seed=self.seed, on_event=event)
+            return Probed(index=item.index, entropies=found, error=record["error"])
 
         return work
 
@@ -318,13 +328,13 @@ class Validation:
         harness: Of the evaluation.
         dataset: The questions; not those of the evaluation.
         n: How many.
-        on_trace: Called with each trace.
+        on_record: Called with each record.
     """
 
     harness: Harness
     dataset: Dataset
     n: int
-    on_trace: Callable[[Trace], None]
+    on_record: Callable[[Record], None]
 
     async def run(self, writer: str) -> Path:
         """Run what is left of a model alone; steps are labelled where the dataset can, else scored.
@@ -343,24 +353,20 @@ class Validation:
         settings = {**harness.plan.settings, "validation": self.dataset.identity(), "policy": policy}
         file.parent.mkdir(exist_ok=True)
 
-        def keep(trace: Trace) -> None:
-            if trace["error"] is not None:
-                raise TrimError(f"a validation question failed: {trace['error']}")
-            journal.append(dict(trace))
-            self.on_trace(trace)
+        def keep(record: Record) -> None:
+            if record["error"] is not None:
+                raise TrimError(f"a validation question failed: {record['error']}")
+            journal.append(dict(trace_of(record, source)))
+            self.on_record(record)
 
         with Journal(file, settings) as journal:
-            source = Source(self.dataset.name, "validation", policy, harness.plan.seed)
+            source = Source(self.dataset.name, "validation", policy)
             labelled = all(one.label_steps for one in first_questions(self.dataset, 1, default=1))
             rated = writer == "small" and not labelled
-            task = CollectTraces(source, policy, rated=rated, label_steps=True)
+            task = RunQuestions(policy, harness.plan.seed, rated=rated, label_steps=True)
             items = WorkItems(self.dataset, self.n)
-            await harness.fill(f"validation, {writer}", journal, items, task, keep, _numbered)
+            await harness.fill(f"validation, {writer}", journal, items, task, keep)
         return file
-
-
-def _numbered(item: WorkItem) -> tuple[int, Question]:
-    return item.index, item.question
 
 
 BASELINES = {

@@ -1,6 +1,6 @@
 """Chooses the operating point of a family of policies on validation questions, for a spend or for a PGR.
 
-Outcomes are kept in a folder, so that an interrupted calibration resumes, and scores in memory.
+Records are kept in a folder, so that an interrupted calibration resumes, and scores in memory.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from trim_graph.errors import InputError, SettingsError, TrimError
 from trim_graph.storage.journal import Journal
 from trim_graph.storage.rows import read_rows
 
+from .arms import Listed, PolicyMapping, Searched
 from .comparison import graded
 from .metrics import (
     RESAMPLES,
@@ -30,19 +31,15 @@ from .metrics import (
     resampled_means,
     share_of_large_tokens,
 )
-from .records import write_json
-from .runner import Graph, Outcome, Question, run_arm
+from .records import Question, Record, WorkItem, new_record, write_json
+from .runner import Graph, run_arm
 
-PolicyMapping = dict[str, Any]
-"""A policy as a configuration names it."""
-
-HOLE = "?"
-"""Stands in a `Searched` policy for the number to be chosen."""
 ROUNDS = 9
 """Most operating points tried in a search."""
 CLOSE = 0.01
 """How far, relative to the target, a spend may be off for the search to end."""
 _DIGITS = 6
+_MEASURED = ("correct", "large_tokens", "seconds", "cost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,55 +87,14 @@ class Point:
         return {"large_share": self.share, "max_cost": self.cost, "pgr": self.pgr}[target.kind]
 
 
-@dataclass(frozen=True, slots=True)
-class Searched:
-    """A policy with a number from 0 to 1 to be chosen, that spends more the higher the number is.
-
-    Attributes:
-        template: The policy, with `HOLE` where the number belongs.
-        scored: Whether the number is one that scores are compared with.
-    """
-
-    template: PolicyMapping
-    scored: bool = True
-
-    def policy(self, setting: float | str) -> PolicyMapping:
-        """Fill in the number."""
-        filled: PolicyMapping = _filled(self.template, setting)
-        return filled
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """Policies by name.
-
-    Attributes:
-        policies: The name of each, and what a configuration calls it.
-    """
-
-    policies: dict[str, PolicyMapping]
-
-    def policy(self, setting: float | str) -> PolicyMapping:
-        """Return the policy of that name."""
-        return self.policies[str(setting)]
-
-
-def _filled(value: Any, setting: float | str) -> Any:
-    if isinstance(value, dict):
-        return {key: _filled(inner, setting) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_filled(inner, setting) for inner in value]
-    return setting if value == HOLE else value
-
-
 class Store(Protocol):
     """Keeps the outcomes of a policy between two calibrations."""
 
-    def read(self) -> list[Outcome]:
+    def read(self) -> list[Record]:
         """Return what is there."""
         ...
 
-    def append(self, outcome: Outcome) -> None:
+    def append(self, record: Record) -> None:
         """Keep one more."""
         ...
 
@@ -161,7 +117,7 @@ class Calibrator:
         concurrency: Most questions under way at once.
         store: Opens what is kept of a policy's outcomes; default: nothing is kept.
         on_begin: Called before a policy is run, with it and how many outcomes are there already.
-        on_outcome: Called after each question.
+        on_record: Called after each question.
         on_point: Called with each point that was measured.
     """
 
@@ -174,16 +130,16 @@ class Calibrator:
         concurrency: int = 64,
         store: Callable[[PolicyMapping], Store] | None = None,
         on_begin: Callable[[PolicyMapping, int], None] = lambda policy, done: None,
-        on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+        on_record: Callable[[Record], None] = lambda record: None,
         on_point: Callable[[Point], None] = lambda point: None,
     ) -> None:
         self.build, self.questions, self.scores, self.concurrency = build, questions, scores, concurrency
-        self.store, self.on_begin, self.on_outcome, self.on_point = store, on_begin, on_outcome, on_point
+        self.store, self.on_begin, self.on_record, self.on_point = store, on_begin, on_record, on_point
         self.graded = all(question.grade is not None for question in questions)
-        self.small: list[Outcome] | None = None
-        self.large: list[Outcome] | None = None
+        self.small: list[Record] | None = None
+        self.large: list[Record] | None = None
         self.points: dict[str, Point] = {}
-        self._known: dict[str, list[Outcome]] = {}
+        self._known: dict[str, list[Record]] = {}
 
     async def measure(self, *, small: bool = True, large: bool = True) -> None:
         """Run the models alone: what everything else is compared with."""
@@ -206,7 +162,7 @@ class Calibrator:
                 if self.large is None
                 else share_of_large_tokens(spent(outcomes), spent(self.large)),
                 pgr=self._pgr(right),
-                cost=sum(cost_of(outcome) for outcome in outcomes) / len(outcomes),
+                cost=sum(record["cost"] for record in outcomes) / len(outcomes),
             )
             self.on_point(self.points[key])
         return self.points[key]
@@ -217,7 +173,7 @@ class Calibrator:
         alone = [accuracy(graded(outcomes)) or 0.0 for outcomes in (self.small, self.large)]
         return performance_gap_recovered(right, *alone)
 
-    async def outcomes(self, policy: PolicyMapping) -> list[Outcome]:
+    async def outcomes(self, policy: PolicyMapping) -> list[Record]:
         """Run a policy, or recall what it came to.
 
         Raises:
@@ -229,30 +185,24 @@ class Calibrator:
                 self._known[key] = await self._run(policy, store)
         return self._known[key]
 
-    async def _run(self, policy: PolicyMapping, store: Store | None) -> list[Outcome]:
-        found = {o.index: o for o in store.read() if o.index < len(self.questions)} if store else {}
+    async def _run(self, policy: PolicyMapping, store: Store | None) -> list[Record]:
+        found = {o["index"]: o for o in store.read() if o["index"] < len(self.questions)} if store else {}
         self.on_begin(policy, len(found))
         left = [index for index in range(len(self.questions)) if index not in found]
 
-        def keep(outcome: Outcome) -> None:
-            if outcome.error is not None:
-                raise TrimError(f"calibration cannot leave questions out: {outcome.error}")
-            named = Outcome(
-                index=left[outcome.index],
-                correct=outcome.correct,
-                large_tokens=outcome.large_tokens,
-                seconds=outcome.seconds,
-                summary={"cost": cost_of(outcome)},
-            )
-            found[named.index] = named
+        def keep(record: Record) -> None:
+            if record["error"] is not None:
+                raise TrimError(f"calibration cannot leave questions out: {record['error']}")
+            named = _measured(left[record["index"]], record)
+            found[named["index"]] = named
             if store:
                 store.append(named)
-            self.on_outcome(named)
+            self.on_record(named)
 
         questions = [self.questions[index] for index in left]
         if questions:
             graph = self.build(policy)
-            await run_arm(graph, questions, concurrency=self.concurrency, on_outcome=keep)
+            await run_arm(graph, questions, concurrency=self.concurrency, on_record=keep)
         return [found[index] for index in range(len(self.questions))]
 
     async def find(self, family: Searched | Listed, target: Target) -> Point:
@@ -345,14 +295,15 @@ def choose(points: Sequence[Point], target: Target) -> Point:
     return max(known, key=lambda item: (item[1], -(item[0].share or 0.0)))[0]
 
 
-def spent(outcomes: Sequence[Outcome]) -> int:
+def _measured(index: int, values: Mapping[str, Any]) -> Record:
+    """Returns the record of a question with nothing but what a calibration measures."""
+    item = WorkItem(index, 0, Question(""))
+    return new_record(item, **{key: values[key] for key in _MEASURED})
+
+
+def spent(outcomes: Sequence[Record]) -> int:
     """Return the tokens the large model generated."""
-    return sum(outcome.large_tokens for outcome in outcomes)
-
-
-def cost_of(outcome: Outcome) -> float:
-    """Return what a question cost by the price table."""
-    return float(outcome.summary.get("cost", 0.0))
+    return sum(record["large_tokens"] for record in outcomes)
 
 
 class Expected(TypedDict):
@@ -376,10 +327,10 @@ class Expectation(TypedDict):
 
 
 def expectation(
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[Record],
     *,
-    small: Sequence[Outcome] | None = None,
-    large: Sequence[Outcome] | None = None,
+    small: Sequence[Record] | None = None,
+    large: Sequence[Record] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Expectation:
@@ -396,12 +347,12 @@ def expectation(
         ValueError: There are no outcomes, or not as many of each.
     """
     arms = {"it": outcomes, "small": small, "large": large}
-    columns: dict[str, list[float]] = {"cost": [cost_of(outcome) for outcome in outcomes]}
+    columns: dict[str, list[float]] = {"cost": [record["cost"] for record in outcomes]}
     for name, arm in arms.items():
         if arm is None:
             continue
-        columns[f"{name} tokens"] = [float(outcome.large_tokens) for outcome in arm]
-        if all(outcome.correct is not None for outcome in arm):
+        columns[f"{name} tokens"] = [float(record["large_tokens"]) for record in arm]
+        if all(record["correct"] is not None for record in arm):
             columns[f"{name} correct"] = [float(right) for right in graded(arm)]
     means = resampled_means(columns, resamples=resamples, seed=seed)
     plain = {name: sum(column) / len(column) for name, column in columns.items()}
@@ -468,7 +419,7 @@ def _digest(key: tuple[str, ...]) -> str:
     return hashlib.blake2b(json.dumps(key).encode(), digest_size=8).hexdigest()
 
 
-class OutcomeFile:
+class RecordFile:
     """What one policy came to, question by question.
 
     Args:
@@ -486,7 +437,7 @@ class OutcomeFile:
         self.path = folder / f"{name}.jsonl"
         self._drafts, self._added = folder / f"{name}.scores.json", False
 
-    def __enter__(self) -> OutcomeFile:
+    def __enter__(self) -> RecordFile:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(self.path, self.settings)
         if self.scorer is not None and self._drafts.exists():
@@ -498,28 +449,11 @@ class OutcomeFile:
             write_json(self._drafts, self.scorer.drafts())
         self.journal.close()
 
-    def read(self) -> list[Outcome]:
+    def read(self) -> list[Record]:
         """Return what is there."""
-        return [
-            Outcome(
-                index=record["index"],
-                correct=record["correct"],
-                large_tokens=record["large_tokens"],
-                seconds=record["seconds"],
-                summary={"cost": record["cost"]},
-            )
-            for _, record in read_rows(self.path)
-        ]
+        return [_measured(values["index"], values) for _, values in read_rows(self.path)]
 
-    def append(self, outcome: Outcome) -> None:
+    def append(self, record: Record) -> None:
         """Keep one more."""
         self._added = True
-        self.journal.append(
-            {
-                "index": outcome.index,
-                "correct": outcome.correct,
-                "large_tokens": outcome.large_tokens,
-                "seconds": outcome.seconds,
-                "cost": cost_of(outcome),
-            }
-        )
+        self.journal.append({key: record[key] for key in ("index", *_MEASURED)})  # type: ignore[literal-required]

@@ -34,9 +34,9 @@ from .records import (
     CurveSummary,
     Figure,
     MatchedBudget,
+    Record,
     Row,
 )
-from .runner import Outcome
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +69,7 @@ class Difference(TypedDict):
 
 
 def compare(
-    arms: Mapping[str, Sequence[Outcome]],
+    arms: Mapping[str, Sequence[Record]],
     *,
     small: str = "small",
     large: str = "large",
@@ -79,7 +79,7 @@ def compare(
     """Compute the figures of each arm.
 
     Args:
-        arms: Outcomes by arm, all of the same questions in the same order. A question that failed counts
+        arms: Records by arm, all of the same questions in the same order. A question that failed counts
             as answered wrong.
         small: The arm of the small model alone.
         large: The arm of the large model alone.
@@ -91,20 +91,20 @@ def compare(
             answer.
     """
     means = _means(arms, resamples, seed)
-    plain = {name: accuracy(graded(outcomes)) or 0.0 for name, outcomes in arms.items()}
-    tokens = {name: sum(o.large_tokens for o in outcomes) for name, outcomes in arms.items()}
+    plain = {name: accuracy(graded(records)) or 0.0 for name, records in arms.items()}
+    tokens = {name: sum(o["large_tokens"] for o in records) for name, records in arms.items()}
     figures: dict[str, ArmFigures] = {}
-    for name, outcomes in arms.items():
+    for name, records in arms.items():
         accuracies = zip(*(means[f"{arm} correct"] for arm in (name, small, large)), strict=True)
         spent = zip(*(means[f"{arm} tokens"] for arm in (name, large)), strict=True)
         reference = name in (small, large)  # their share and PGR are 0 and 1 by definition
         figures[name] = ArmFigures(
-            n=len(outcomes),
-            errors=sum(outcome.error is not None for outcome in outcomes),
+            n=len(records),
+            errors=sum(record["error"] is not None for record in records),
             accuracy=plain[name],
             accuracy_interval=interval(means[f"{name} correct"]),
             large_tokens=tokens[name],
-            large_tokens_per_question=tokens[name] / len(outcomes),
+            large_tokens_per_question=tokens[name] / len(records),
             share=share_of_large_tokens(tokens[name], tokens[large]),
             share_interval=None if reference else interval([share_of_large_tokens(*row) for row in spent]),
             pgr=performance_gap_recovered(plain[name], plain[small], plain[large]),
@@ -116,7 +116,7 @@ def compare(
 
 
 def accuracy_difference(
-    left: Sequence[Outcome], right: Sequence[Outcome], *, resamples: int = RESAMPLES, seed: int = 0
+    left: Sequence[Record], right: Sequence[Record], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Difference:
     """Return the accuracy of ``left`` minus that of ``right``, paired by question.
 
@@ -128,22 +128,22 @@ def accuracy_difference(
     return Difference(accuracy=plain, interval=interval(means["left correct"] - means["right correct"]))
 
 
-def graded(outcomes: Sequence[Outcome]) -> list[bool]:
+def graded(records: Sequence[Record]) -> list[bool]:
     """Return whether each question was answered right.
 
     Raises:
         ValueError: A question has no known answer.
     """
-    if any(outcome.correct is None for outcome in outcomes):
+    if any(record["correct"] is None for record in records):
         raise ValueError("questions without a known answer have no accuracy")
-    return [bool(outcome.correct) for outcome in outcomes]
+    return [bool(record["correct"]) for record in records]
 
 
-def _means(arms: Mapping[str, Sequence[Outcome]], resamples: int, seed: int) -> Means:
+def _means(arms: Mapping[str, Sequence[Record]], resamples: int, seed: int) -> Means:
     columns: dict[str, list[float]] = {}
-    for name, outcomes in arms.items():
-        columns[f"{name} correct"] = [float(right) for right in graded(outcomes)]
-        columns[f"{name} tokens"] = [float(outcome.large_tokens) for outcome in outcomes]
+    for name, records in arms.items():
+        columns[f"{name} correct"] = [float(right) for right in graded(records)]
+        columns[f"{name} tokens"] = [float(record["large_tokens"]) for record in records]
     return resampled_means(columns, resamples=resamples, seed=seed)
 
 

@@ -26,7 +26,7 @@ from trim_graph.storage.rows import SUFFIXES, Row, import_parquet, read_rows
 from trim_graph.summary import extract_answer
 
 from .graders import Grader, find_grader
-from .runner import Question
+from .records import Question
 
 QUESTION_KEYS = ("problem", "question", "prompt", "input")
 ANSWER_KEYS = ("final_answer", "answer", "expected", "target", "solution")

@@ -5,39 +5,34 @@ An interrupted evaluation resumes from the rows in its folder.
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from trim_graph.adapters.base import as_scorer
 from trim_graph.budget import Prices
 from trim_graph.errors import InputError, SettingsError, TrimError
-from trim_graph.settings import TrimContext
 from trim_graph.storage.journal import Journal, differences
 
 from .comparison import Columns, Resampled, read_columns, resample
 from .datasets import Dataset, first_questions
-from .executor import Executor, Models, Task
 from .records import SETTINGS as SETTINGS_FILE
 from .records import (
     VERSION,
     ArmSettings,
-    Calls,
-    PerWriter,
+    Record,
     Row,
-    RowStep,
     RunSettings,
+    WorkItem,
     check_folder,
     journal_of,
     read_rows_of,
     read_settings,
     restore_journal,
+    row_of,
     write_json,
 )
-from .runner import MAX_CONSECUTIVE_FAILURES, Question
-from .traces import CHANNELS, TOKENS, Source, Trace, label_all, make_trace, steps_of
+from .runner import MAX_CONSECUTIVE_FAILURES, Executor, Result, RunQuestions, Task
 
 WRITERS = ("small", "large")
 
@@ -145,8 +140,9 @@ class Harness:
             unit=lambda row: unit_of(row["index"], row["sample"], samples),
         ) as journal:
             items = WorkItems(self.plan.dataset, self.plan.n, samples)
-            task = RunRows(arm, policy, judged=judged, seed=self.plan.seed)
-            keeper = _Keeper(journal, self.folder, self.on_row)
+            # Each arm begins with an empty cache: none profits from what a scorer was asked in another.
+            task = RunQuestions(policy, self.plan.seed, judged=judged, fresh=True, label_steps=True)
+            keeper = _Keeper(arm, journal, self.folder, self.on_row)
             await self.fill(arm, journal, items, task, keeper.keep)
         return self.take(arm)
 
@@ -155,9 +151,8 @@ class Harness:
         what: str,
         journal: Journal,
         items: WorkItems,
-        task: Task[Any, Any],
-        keep: Callable[[Any], None],
-        convert: Callable[[WorkItem], Any] = lambda item: item,
+        task: Task[WorkItem, Result],
+        keep: Callable[[Result], None],
     ) -> None:
         """Has the executor do what is left of some items.
 
@@ -167,7 +162,6 @@ class Harness:
             items: All items.
             task: Work on each item.
             keep: Keeps each result.
-            convert: Turns an item into the task's input.
         """
         left = items.count_unfinished(journal.finished)
         if left:
@@ -176,7 +170,7 @@ class Harness:
         if left:
             await self.executor.map(
                 task,
-                map(convert, items.unfinished(journal.finished)),
+                items.unfinished(journal.finished),
                 concurrency=min(self.plan.concurrency, left),
                 on_result=keep,
             )
@@ -254,49 +248,19 @@ class Harness:
 class _Keeper:
     """Keeps rows, and gives up where all fail."""
 
-    def __init__(self, journal: Journal, folder: Path, on_row: Callable[[Row], None]) -> None:
-        self.journal, self.folder, self.on_row, self.in_a_row = journal, folder, on_row, 0
+    def __init__(self, arm: str, journal: Journal, folder: Path, on_row: Callable[[Row], None]) -> None:
+        self.arm, self.journal, self.folder, self.on_row, self.in_a_row = arm, journal, folder, on_row, 0
 
-    def keep(self, row: Row) -> None:
+    def keep(self, record: Record) -> None:
+        row = row_of(record, self.arm)
         self.journal.append(dict(row))
         self.on_row(row)
         self.in_a_row = 0 if row["error"] is None else self.in_a_row + 1
         if self.in_a_row >= MAX_CONSECUTIVE_FAILURES:
             raise TrimError(
-                f"arm {row['arm']}: {self.in_a_row} runs failed in a row, the last with {row['error']}. When "
+                f"arm {self.arm}: {self.in_a_row} runs failed in a row, the last with {row['error']}. When "
                 f"that is put right, go on with --retry-errors; what is done is in {self.folder}"
             )
-
-
-class Graph(Protocol):
-    """What `run_row` needs of a graph built by `create_trim_graph`."""
-
-    def astream(
-        self,
-        input: Any,
-        /,
-        *,
-        context: TrimContext,
-        stream_mode: Sequence[str],
-        output_keys: Sequence[str],
-    ) -> AsyncIterator[tuple[str, Any]]:
-        """Tell events and states."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class WorkItem:
-    """One run of one question.
-
-    Attributes:
-        index: Of the question in the dataset.
-        sample: Which of the repeated samples.
-        question: Its text and its grader.
-    """
-
-    index: int
-    sample: int
-    question: Question
 
 
 def unit_of(index: int, sample: int, samples: int) -> int:
@@ -335,153 +299,3 @@ class WorkItems:
     def count_unfinished(self, finished: Container[int]) -> int:
         """Returns how many are left; see `unfinished`."""
         return sum(unit not in finished for unit in range(len(self)))
-
-
-@dataclass(frozen=True, slots=True)
-class RunRows:
-    """The task of running items through the graph of an arm (`trim_graph.evaluation.executor.Task`).
-
-    Attributes:
-        arm: Its name, for the rows.
-        policy: As a configuration names it.
-        judged: Whether a judge scores in the scorer's place.
-        seed: Of the graph; a sample adds its number.
-    """
-
-    arm: str
-    policy: dict[str, Any]
-    judged: bool = False
-    seed: int = 0
-
-    def setup(self, models: Models) -> Callable[[WorkItem], Awaitable[Row]]:
-        """Build the graph; a run that fails has a row that says why."""
-        # Of a scorer that remembers what it was asked no arm may profit after another.
-        graph = models.graph(self.policy, judged=self.judged, fresh=True)
-
-        async def work(item: WorkItem) -> Row:
-            return await run_row(graph, self.arm, item, self.seed + item.sample)
-
-        return work
-
-
-async def run_row(
-    graph: Graph,
-    arm: str,
-    item: WorkItem,
-    seed: int,
-    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
-) -> Row:
-    """Run an item through a graph.
-
-    Args:
-        graph: Built by `create_trim_graph`.
-        arm: Its name, for the row.
-        item: What to run.
-        seed: Of the run.
-        on_event: Gets each event of the run.
-
-    Returns:
-        Its row; of a run that failed one that says why.
-    """
-    row = empty_row(arm, item, seed)
-    begun = time.monotonic()
-    try:
-        result: dict[str, Any] = {}
-        async for mode, content in graph.astream(
-            {"messages": [("user", item.question.text)]},
-            context=TrimContext(seed=seed),
-            stream_mode=["custom", "values"],
-            output_keys=CHANNELS,
-        ):
-            if mode == "values":
-                result = content
-                continue
-            on_event(content)
-            if content.get("event") == "accepted" and row["first_step_seconds"] is None:
-                row["first_step_seconds"] = time.monotonic() - begun
-        row["seconds"] = time.monotonic() - begun
-        _fill(row, result, item.question)
-    except Exception as error:
-        failed = empty_row(arm, item, seed)
-        failed["seconds"] = time.monotonic() - begun
-        failed["correct"] = False
-        failed["error"] = f"{type(error).__name__}: {error}"
-        return failed
-    return row
-
-
-def empty_row(arm: str, item: WorkItem, seed: int | None) -> Row:
-    """Return the row of an item of which nothing is known yet."""
-    question = item.question
-    return Row(
-        arm=arm,
-        index=item.index,
-        id=question.id or str(item.index),
-        sample=item.sample,
-        seed=seed,
-        question=question.text,
-        expected=question.expected,
-        correct=None,
-        answer=None,
-        solution="",
-        error=None,
-        stopped="",
-        notes=[],
-        seconds=0.0,
-        first_step_seconds=None,
-        large_tokens=0,
-        tokens=dict.fromkeys(TOKENS, 0),
-        prefill=PerWriter(small=0, large=0),
-        cached_prefill=PerWriter(small=0, large=0),
-        calls=Calls(small=0, large=0, scorer=0),
-        cost=0.0,
-        steps=[],
-    )
-
-
-def _fill(row: Row, result: dict[str, Any], question: Question) -> None:
-    summary, solution = result["trim"], str(result["messages"][-1].text)
-    spend = summary["usage"]
-    small, large = spend["small"], spend["large"]
-    steps = steps_of(result)
-    label_all(steps, question)
-    row["correct"] = None if question.grade is None else bool(question.grade(solution))
-    row["answer"], row["solution"], row["stopped"] = summary["answer"], solution, summary["stopped"]
-    row["notes"] = list(summary["notes"])
-    row["large_tokens"] = large["output_tokens"] + spend["unaccounted_tokens"]
-    row["tokens"] = {key: summary["tokens"][key] for key in TOKENS}
-    row["prefill"] = PerWriter(small=small["input_tokens"], large=large["input_tokens"])
-    row["cached_prefill"] = PerWriter(small=small["cached_tokens"], large=large["cached_tokens"])
-    row["calls"] = Calls(small=small["calls"], large=large["calls"], scorer=spend["scorer"]["calls"])
-    row["cost"] = summary["cost"]
-    row["steps"] = [
-        RowStep(**known, part=step.get("part")) for known, step in zip(steps, result["steps"], strict=True)
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class CollectTraces:
-    """The task of making a trace of each question (`trim_graph.evaluation.executor.Task`).
-
-    Attributes:
-        source: What all traces have in common.
-        policy: The behaviour policy, as a configuration names it; default: the configuration's own.
-        rated: Whether the scorer rates what the policy did not ask it about.
-        label_steps: Whether to check each step, where the dataset can.
-    """
-
-    source: Source
-    policy: dict[str, Any] | None = None
-    rated: bool = True
-    label_steps: bool = False
-
-    def setup(self, models: Models) -> Callable[[tuple[int, Question]], Awaitable[Trace]]:
-        """Build the graph; a question that fails has a trace that says why."""
-        graph = models.graph(self.policy)
-        scorer = models.parts.scorer if self.rated else None
-        rater = None if scorer is None else as_scorer(scorer)
-
-        async def work(item: tuple[int, Question]) -> Trace:
-            return await make_trace(graph, item, self.source, rater=rater, label_steps=self.label_steps)
-
-        return work

@@ -1,6 +1,8 @@
-"""The folder of an evaluation: one row a question and arm, the settings, and the summary.
+"""Records of what happened to one question under one policy, and the folder of an evaluation.
 
-Rows are written to journals as runs end, and to one Parquet file when all have ended.
+`record_of` makes the record of the graph's result. A `Row` is a record with the name of its arm: rows are
+written to journals as runs end, and to one Parquet file when all have ended. What a trace holds of a record:
+`trim_graph.evaluation.traces`.
 """
 
 from __future__ import annotations
@@ -11,33 +13,100 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 from urllib.parse import quote, unquote
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from trim_graph.budget import Writer
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.segmentation import Part
 from trim_graph.storage.journal import to_line
 from trim_graph.storage.rows import import_parquet, read_rows
 
 from .metrics import Interval
-from .traces import TOKENS, Count, TraceStep
 
-VERSION = 1
-SETTINGS, SUMMARY, ROWS, JOURNALS = "settings.json", "summary.json", "rows.parquet", "rows"
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+StepLabels = Callable[[Sequence[str]], Sequence[bool | None]]
 
-ArmKind = Literal["reference", "policy", "sweep", "random", "baseline"]
-"""``reference``: one of the models alone; ``random``: random routing at one rate; ``sweep``: one of several
-operating points of a policy."""
+CHANNELS = ("trim", "messages", "run", "steps", "scores", "decisions")
+"""Channels of the graph's state that a record is made of."""
+TOKENS = (
+    "small",
+    "large",
+    "small_discarded",
+    "large_discarded",
+    "large_unaccounted",
+    "scorer",
+    "scorer_output",
+)
+"""Keys of a record's ``tokens``, as in `trim_graph.state.Summary`."""
 
 
-class RowStep(TraceStep):
-    """One accepted step of a row."""
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question and how to grade an answer.
 
+    Attributes:
+        text: What the models are asked.
+        grade: Says of the text of a solution whether it is right; None where nobody knows the answer.
+        expected: The right answer, for the record only.
+        id: Its name in the dataset.
+        label_steps: Says of each step whether it is right given those before it, where that can be checked.
+    """
+
+    text: str
+    grade: Callable[[str], bool] | None = None
+    expected: str | None = None
+    id: str = ""
+    label_steps: StepLabels | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """One run of one question.
+
+    Attributes:
+        index: Of the question in the dataset.
+        sample: Which of the repeated samples.
+        question: Its text and its grader.
+    """
+
+    index: int
+    sample: int
+    question: Question
+
+
+class DiscardedDraft(TypedDict):
+    """A draft of the small model that the large model's step replaced."""
+
+    text: str
+    tokens: Count
+    score: Probability | None
+    label: bool | None
+    mean_token_probability: NotRequired[Probability | None]
+
+
+class RecordStep(TypedDict):
+    """One accepted step."""
+
+    text: str
+    writer: Writer
+    tokens: Count
+    """0 where nobody counted, as in labelled solutions."""
+    score: Probability | None
+    """The scorer's probability that the step is right given what stands before it."""
+    decision: str | None
+    """``accept``, ``regenerate`` or ``handover``; None where the policy was not asked about a draft."""
+    mean_token_probability: Probability | None
+    label: bool | None
+    """Whether the step is right given what stands before it: the first False of a solution is its first wrong
+    step. None where nobody knows."""
+    discarded: DiscardedDraft | None
     part: NotRequired[Part | None]
-    """Thought or answer, where a model thinks."""
+    """Thought or answer, where a model thinks; not in traces."""
 
 
 class PerWriter(TypedDict):
@@ -53,31 +122,41 @@ class Calls(PerWriter):
     scorer: Count
 
 
-class Row(TypedDict):
-    """What came of one question under one arm."""
+class Outline(TypedDict):
+    """Keys that records and traces have in common."""
 
-    arm: str
-    index: Count
-    """Of the question in the dataset, from 0."""
     id: str
     """Of the question in the dataset; its place where it has none."""
-    sample: Count
-    """Which of the repeated samples, from 0."""
-    seed: int | None
-    """Of the run: that of the evaluation plus ``sample``."""
+    index: Count
+    """Of the question in the dataset, from 0."""
     question: str
-    expected: str | None
-    """The right answer, for the record."""
+    seed: int | None
+    """Of the run."""
     correct: bool | None
-    """False after an error; None where there is no right answer to compare with."""
+    """Whether the solution was graded right; None where nobody knows the answer. After an error False in a
+    record, None in a trace."""
     answer: str | None
     """Content of the last ``\\boxed{}`` of the solution."""
-    solution: str
-    """Empty after an error."""
-    error: str | None
-    """Type and message of what went wrong, or None. The tokens of such a row are 0: nobody knows them."""
     stopped: str
     """As in `trim_graph.state.Summary`; empty after an error."""
+    steps: list[RecordStep]
+    tokens: dict[str, Count]
+    """``small``, ``large``: in accepted steps; ``small_discarded``, ``large_discarded``: generated besides;
+    ``large_unaccounted``: charged for calls whose end nobody saw; ``scorer``: read;
+    ``scorer_output``: written by a judge, not in rows of earlier releases."""
+    error: str | None
+    """Type and message of what went wrong, or None. The tokens of such a run are 0: nobody knows them."""
+
+
+class Record(Outline):
+    """What happened to one question under one policy."""
+
+    sample: Count
+    """Which of the repeated samples, from 0."""
+    expected: str | None
+    """The right answer, for the record."""
+    solution: str
+    """Empty after an error."""
     notes: list[str]
     """Those of the run."""
     seconds: float
@@ -86,18 +165,130 @@ class Row(TypedDict):
     """Wall clock until the first step was accepted."""
     large_tokens: Count
     """What the large model generated, discarded, unaccounted and failed attempts included."""
-    tokens: dict[str, Count]
-    """``small``, ``large``: in accepted steps; ``small_discarded``, ``large_discarded``: generated besides;
-    ``large_unaccounted``: charged for calls whose end nobody saw; ``scorer``: read;
-    ``scorer_output``: written by a judge, not in rows of earlier releases."""
     prefill: PerWriter
     """Prompt tokens of all calls."""
     cached_prefill: PerWriter
-    """Those of them that were served from a cache, where the model tells."""
+    """Those of them that were served from a cache, where the model reports it."""
     calls: Calls
     cost: float
     """By the price table; 0 where there is none."""
-    steps: list[RowStep]
+
+
+def new_record(item: WorkItem, seed: int | None = None, **known: Any) -> Record:
+    """Returns the record of an item with nothing but the given keys known.
+
+    Args:
+        item: The question with its place.
+        seed: Of the run.
+        known: Keys of `Record` and their values.
+    """
+    question = item.question
+    record = Record(
+        index=item.index,
+        id=question.id or str(item.index),
+        sample=item.sample,
+        seed=seed,
+        question=question.text,
+        expected=question.expected,
+        correct=None,
+        answer=None,
+        solution="",
+        error=None,
+        stopped="",
+        notes=[],
+        seconds=0.0,
+        first_step_seconds=None,
+        large_tokens=0,
+        tokens=dict.fromkeys(TOKENS, 0),
+        prefill=PerWriter(small=0, large=0),
+        cached_prefill=PerWriter(small=0, large=0),
+        calls=Calls(small=0, large=0, scorer=0),
+        cost=0.0,
+        steps=[],
+    )
+    record.update(known)  # type: ignore[typeddict-item]
+    return record
+
+
+def record_of(result: dict[str, Any], item: WorkItem, seed: int | None = None, **known: Any) -> Record:
+    """Makes the record of a run that has ended.
+
+    Args:
+        result: The channels `CHANNELS` of the graph's state.
+        item: The question with its place.
+        seed: Of the run.
+        known: Further keys, such as ``seconds``.
+    """
+    summary, solution = result["trim"], str(result["messages"][-1].text)
+    usage, grade = summary["usage"], item.question.grade
+    small, large = usage["small"], usage["large"]
+    return new_record(
+        item,
+        seed,
+        correct=None if grade is None else bool(grade(solution)),
+        answer=summary["answer"],
+        solution=solution,
+        stopped=summary["stopped"],
+        notes=list(summary["notes"]),
+        large_tokens=large["output_tokens"] + usage["unaccounted_tokens"],
+        tokens={key: summary["tokens"][key] for key in TOKENS},
+        prefill=PerWriter(small=small["input_tokens"], large=large["input_tokens"]),
+        cached_prefill=PerWriter(small=small["cached_tokens"], large=large["cached_tokens"]),
+        calls=Calls(small=small["calls"], large=large["calls"], scorer=usage["scorer"]["calls"]),
+        cost=summary["cost"],
+        steps=_steps(result),
+        **known,
+    )
+
+
+def _steps(result: dict[str, Any]) -> list[RecordStep]:
+    """Returns the accepted steps of a run with the score, decision and discarded draft of each."""
+    decided = {record["step"]: record for record in result["decisions"]}
+    steps: list[RecordStep] = []
+    for number, step in enumerate(result["steps"]):
+        record = decided.get(number, {})
+        draft = record.get("discarded")
+        steps.append(
+            RecordStep(
+                text=step["text"],
+                writer=step["writer"],
+                tokens=step["tokens"],
+                score=result["scores"].get(str(number)),
+                decision=record.get("decision"),
+                mean_token_probability=step["mean_token_probability"],
+                label=None,
+                discarded=None
+                if draft is None
+                else DiscardedDraft(
+                    text=draft["text"],
+                    tokens=draft["tokens"],
+                    score=record["score"],
+                    label=None,
+                    mean_token_probability=draft["mean_token_probability"],
+                ),
+                part=step.get("part"),
+            )
+        )
+    return steps
+
+
+VERSION = 1
+SETTINGS, SUMMARY, ROWS, JOURNALS = "settings.json", "summary.json", "rows.parquet", "rows"
+
+ArmKind = Literal["reference", "policy", "sweep", "random", "baseline"]
+"""``reference``: one of the models alone; ``random``: random routing at one rate; ``sweep``: one of several
+operating points of a policy."""
+
+
+class Row(Record):
+    """A record as a row of an evaluation."""
+
+    arm: str
+
+
+def row_of(record: Record, arm: str) -> Row:
+    """Returns a record as a row of an arm."""
+    return Row(arm=arm, **record)
 
 
 class ArmSettings(TypedDict):

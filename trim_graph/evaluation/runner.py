@@ -1,68 +1,102 @@
-"""Runs questions through a graph, a limited number at a time, and keeps each outcome."""
+"""The runner: from a question to its record, and executors that do so for many questions.
+
+An executor does a task on many items, in this process or elsewhere. A task can be pickled, and so can its
+items (one sample of a question) and its results. One process keeps each result once, as they come, so that
+the same journals and the same checks serve one machine and many. The executor on a Ray cluster:
+`trim_graph.distributed.ray`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Protocol, TypeVar
+
+from trim_graph.adapters import ScorableStep
+from trim_graph.adapters.base import as_scorer, read_scores
+from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
+from trim_graph.settings import TrimContext
+
+from .arms import Judge, policy_config
+from .records import CHANNELS, DiscardedDraft, Question, Record, RecordStep, WorkItem, new_record, record_of
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
+Item_contra = TypeVar("Item_contra", contravariant=True)
+Result_co = TypeVar("Result_co", covariant=True)
 MAX_CONSECUTIVE_FAILURES = 20
 """Runs that may fail in a row, before any has succeeded since: then something else is wrong."""
-StepLabels = Callable[[Sequence[str]], Sequence[bool | None]]
 
 
 class Graph(Protocol):
-    """What `run_arm` needs of a graph built by `create_trim_graph`."""
+    """What `run_question` needs of a graph built by `create_trim_graph`."""
 
-    async def ainvoke(self, input: Any, /) -> Any:
-        """Answer ``{"messages": [...]}``."""
+    def astream(
+        self,
+        input: Any,
+        /,
+        *,
+        context: TrimContext | None,
+        stream_mode: Sequence[Literal["custom", "values"]],
+        output_keys: Sequence[str],
+    ) -> AsyncIterator[Any]:
+        """Yields events and states."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question and how to grade an answer.
+async def run_question(
+    graph: Graph,
+    item: WorkItem,
+    *,
+    seed: int | None = None,
+    rater: Any = None,
+    label_steps: bool = False,
+    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> Record:
+    """Runs one question through a graph.
 
-    Attributes:
-        text: What the models are asked.
-        grade: Says of the text of a solution whether it is right; None where nobody knows the answer.
-        expected: The right answer, for the record only.
-        id: Its name in the dataset.
-        label_steps: Says of each step whether it is right given those before it, where that can be checked.
+    Args:
+        graph: Built by `create_trim_graph`.
+        item: The question with its place.
+        seed: Of sample 0, each further sample adds 1; default: the graph's own for all.
+        rater: A scorer for what the policy did not ask it about: it scores after the run, all accepted steps
+            in one call, so that the policy sees no more than it wants. The tokens it reads count.
+        label_steps: Whether to check each step, where the dataset can.
+        on_event: Receives each event of the run.
+
+    Returns:
+        The record; of a run that failed, one that says why.
     """
-
-    text: str
-    grade: Callable[[str], bool] | None = None
-    expected: str | None = None
-    id: str = ""
-    label_steps: StepLabels | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of one question.
-
-    Attributes:
-        index: Of the question in the list.
-        correct: Whether the solution was graded right; False after an error, else None where the question
-            has no known answer.
-        solution: Its text; empty after an error.
-        large_tokens: Tokens the large model generated, those lost in a crash included.
-        seconds: Wall time, waiting for others included.
-        summary: The run's own (`trim_graph.state.Summary`).
-        error: Type and message of what went wrong, or None.
-    """
-
-    index: int
-    correct: bool | None
-    solution: str = ""
-    large_tokens: int = 0
-    seconds: float = 0.0
-    summary: dict[str, Any] = field(default_factory=dict)
-    error: str | None = None
+    seed = None if seed is None else seed + item.sample
+    result: dict[str, Any] = {}
+    first_step: float | None = None
+    begun = time.monotonic()
+    try:
+        async for mode, content in graph.astream(
+            {"messages": [("user", item.question.text)]},
+            context=None if seed is None else TrimContext(seed=seed),
+            stream_mode=["custom", "values"],
+            output_keys=CHANNELS,
+        ):
+            if mode == "values":
+                result = content
+                continue
+            on_event(content)
+            if content.get("event") == "accepted" and first_step is None:
+                first_step = time.monotonic() - begun
+        seconds = time.monotonic() - begun
+        record = record_of(result, item, seed, seconds=seconds, first_step_seconds=first_step)
+        if rater is not None:
+            await _rate(record, rater)
+        if label_steps:
+            _label(record["steps"], item.question)
+    except Exception as error:
+        seconds, told = time.monotonic() - begun, f"{type(error).__name__}: {error}"
+        return new_record(item, seed, correct=False, seconds=seconds, error=told)
+    return record
 
 
 async def run_arm(
@@ -70,45 +104,51 @@ async def run_arm(
     questions: Sequence[Question],
     *,
     concurrency: int = 32,
-    on_outcome: Callable[[Outcome], None] | None = None,
-) -> list[Outcome]:
-    """Run every question through the graph.
+    on_record: Callable[[Record], None] | None = None,
+) -> list[Record]:
+    """Runs every question through the graph.
 
     Args:
         graph: Built by `create_trim_graph`.
         questions: Any number.
         concurrency: Most questions under way at once.
-        on_outcome: Called after each question, in the order they end: for a progress bar, or to keep
+        on_record: Called after each question, in the order they end: for a progress bar, or to keep
             what is there when the run is cut short.
 
     Returns:
-        One outcome per question, in the order of the questions. An error belongs to its question and
+        One record per question, in the order of the questions. An error belongs to its question and
         does not end the others.
 
     Raises:
         ValueError: ``concurrency`` is below 1.
     """
-    outcomes: dict[int, Outcome] = {}
+    records: dict[int, Record] = {}
 
-    async def work(item: tuple[int, Question]) -> None:
-        index, question = item
-        outcome = outcomes[index] = await _answer(graph, index, question)
-        if on_outcome is not None:
-            on_outcome(outcome)
+    def keep(record: Record) -> None:
+        records[record["index"]] = record
+        if on_record is not None:
+            on_record(record)
 
-    await run_each(work, enumerate(questions), concurrency=concurrency)
-    return [outcomes[index] for index in range(len(questions))]
+    items = (WorkItem(index, 0, question) for index, question in enumerate(questions))
+    await run_each(partial(run_question, graph), items, concurrency=concurrency, on_result=keep)
+    return [records[index] for index in range(len(questions))]
 
 
 async def run_each(
-    work: Callable[[Item], Awaitable[None]], items: Iterable[Item], *, concurrency: int
+    work: Callable[[Item], Awaitable[Result]],
+    items: Iterable[Item],
+    *,
+    concurrency: int,
+    on_result: Callable[[Result], None] = lambda result: None,
 ) -> None:
-    """Do the work for every item, so many at a time.
+    """Does the work for every item, so many at a time.
 
     Args:
         work: Called with each item; an exception it raises ends the others too, and is raised.
         items: Any number, taken one by one as they are needed.
         concurrency: Most items under way at once.
+        on_result: Receives each item's result, in the order in which they end; an error that it raises ends
+            the work.
 
     Raises:
         ValueError: ``concurrency`` is below 1.
@@ -119,7 +159,7 @@ async def run_each(
 
     async def worker() -> None:
         for item in waiting:
-            await work(item)
+            on_result(await work(item))
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -129,21 +169,185 @@ async def run_each(
         raise errors.exceptions[0] from None
 
 
-async def _answer(graph: Graph, index: int, question: Question) -> Outcome:
-    begun = time.monotonic()
-    try:
-        result = await graph.ainvoke({"messages": [("user", question.text)]})
-        solution = str(result["messages"][-1].text)
-        summary = dict(result["trim"])
-        correct = None if question.grade is None else bool(question.grade(solution))
-    except Exception as error:
-        seconds = time.monotonic() - begun
-        return Outcome(index, False, seconds=seconds, error=f"{type(error).__name__}: {error}")
-    return Outcome(
-        index=index,
-        correct=correct,
-        solution=solution,
-        large_tokens=summary["usage"]["large"]["output_tokens"] + summary["usage"]["unaccounted_tokens"],
-        seconds=time.monotonic() - begun,
-        summary=summary,
+def _label(steps: Sequence[RecordStep], question: Question) -> None:
+    """Notes of each step, and of each discarded draft, whether it is right, where the dataset can."""
+    if question.label_steps is None:
+        return
+    texts = [step["text"] for step in steps]
+    for number, (step, label) in enumerate(zip(steps, question.label_steps(texts), strict=True)):
+        step["label"] = label
+        draft = step["discarded"]
+        if draft is not None:
+            draft["label"] = question.label_steps([*texts[:number], draft["text"]])[-1]
+
+
+async def _rate(record: Record, scorer: Any) -> None:
+    """Scores what has no score: the accepted steps in one call, and each discarded draft behind its own."""
+    steps = record["steps"]
+
+    async def rated(rows: list[ScorableStep]) -> Sequence[float]:
+        reply = read_scores(await scorer.ascore(record["question"], rows), len(rows))
+        record["tokens"]["scorer"] += reply.input_tokens
+        record["tokens"]["scorer_output"] += reply.output_tokens
+        return reply.scores
+
+    async def accepted() -> None:
+        if any(step["score"] is None for step in steps):
+            scores = await rated([_scorable(step) for step in steps])
+            for step, score in zip(steps, scores, strict=True):
+                step["score"] = score if step["score"] is None else step["score"]
+
+    async def discarded(number: int, draft: DiscardedDraft) -> None:
+        last = ScorableStep(
+            text=draft["text"],
+            writer="small",
+            mean_token_probability=draft.get("mean_token_probability"),
+        )
+        draft["score"] = (await rated([*map(_scorable, steps[:number]), last]))[-1]
+
+    drafts = [(number, draft) for number, step in enumerate(steps) if (draft := step["discarded"])]
+    missing = [discarded(number, draft) for number, draft in drafts if draft["score"] is None]
+    await asyncio.gather(accepted(), *missing)
+
+
+def _scorable(step: RecordStep) -> ScorableStep:
+    return ScorableStep(
+        text=step["text"], writer=step["writer"], mean_token_probability=step["mean_token_probability"]
     )
+
+
+@dataclass(frozen=True)
+class Models:
+    """Loaded parts of a configuration.
+
+    Attributes:
+        config: Names the models.
+        parts: The models and the scorer.
+        judge: Scores in the scorer's place where a task says so.
+    """
+
+    config: TrimConfig
+    parts: Parts
+    judge: Judge | None = None
+
+    def graph(
+        self, policy: dict[str, Any] | None = None, *, judged: bool = False, fresh: bool = False
+    ) -> Any:
+        """Builds a graph for measurements: it asks no person, and draws from no account.
+
+        Args:
+            policy: In the form of a configuration; default: the policy of the configuration.
+            judged: Whether the judge scores, with an empty cache.
+            fresh: Whether a scorer with a cache begins with an empty one.
+        """
+        changed: dict[str, Any] = {} if policy is None else {"policy": policy_config(policy)}
+        scorer = self.parts.scorer
+        if judged:
+            assert self.judge is not None
+            scorer, prices = self.judge.build(self.parts), self.judge.prices(self.config.prices)
+            changed |= {} if prices is None else {"prices": prices}
+        elif fresh and self.config.scorer is not None and self.config.scorer.type == "llm_judge":
+            scorer = self.config.scorer.build()
+        parts = Parts(self.parts.small, self.parts.large, scorer)
+        return build_graph(for_measuring(self.config.model_copy(update=changed)), parts=parts)
+
+
+class Task(Protocol[Item_contra, Result_co]):
+    """Work of one kind on many items. Task, items and results are pickled."""
+
+    def setup(self, models: Models) -> Callable[[Item_contra], Awaitable[Result_co]]:
+        """Returns the function that does the work on one item. An item's error belongs into its result."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunQuestions:
+    """The task of making a record of each item.
+
+    Attributes:
+        policy: As a configuration names it; default: the configuration's own.
+        seed: Of sample 0; see `run_question`.
+        judged: Whether a judge scores in the scorer's place.
+        fresh: Whether a scorer with a cache begins with an empty one.
+        rated: Whether the scorer rates what the policy did not ask it about.
+        label_steps: Whether to check each step, where the dataset can.
+    """
+
+    policy: dict[str, Any] | None = None
+    seed: int | None = None
+    judged: bool = False
+    fresh: bool = False
+    rated: bool = False
+    label_steps: bool = False
+
+    def setup(self, models: Models) -> Callable[[WorkItem], Awaitable[Record]]:
+        """Builds the graph; a run that fails has a record that says why."""
+        scorer = models.parts.scorer if self.rated else None
+        return partial(
+            run_question,
+            models.graph(self.policy, judged=self.judged, fresh=self.fresh),
+            seed=self.seed,
+            rater=None if scorer is None else as_scorer(scorer),
+            label_steps=self.label_steps,
+        )
+
+
+class Executor(Protocol):
+    """Does tasks on many items."""
+
+    async def ready(self) -> None:
+        """Loads models, or waits until workers have; the first `map` does so too."""
+        ...
+
+    async def map(
+        self,
+        task: Task[Item, Result],
+        items: Iterable[Item],
+        *,
+        concurrency: int,
+        on_result: Callable[[Result], None],
+    ) -> None:
+        """Does a task on every item.
+
+        Args:
+            task: What to do.
+            items: Taken as they are needed.
+            concurrency: Most items under way at once, over all workers.
+            on_result: Receives each item's result, once, in the order in which they end. An error that it
+                raises ends the work.
+
+        Raises:
+            ValueError: ``concurrency`` is below 1.
+        """
+        ...
+
+
+class LocalExecutor:
+    """Does tasks with models in this process.
+
+    Args:
+        load: Loads the models; called before the first item.
+    """
+
+    def __init__(self, load: Callable[[], Models]) -> None:
+        self._load = load
+        self._models: Models | None = None
+
+    async def ready(self) -> None:
+        """Loads the models."""
+        if self._models is None:
+            self._models = self._load()
+
+    async def map(
+        self,
+        task: Task[Item, Result],
+        items: Iterable[Item],
+        *,
+        concurrency: int,
+        on_result: Callable[[Result], None],
+    ) -> None:
+        """Does a task; see `Executor.map`."""
+        await self.ready()
+        assert self._models is not None
+        work = task.setup(self._models)
+        await run_each(work, items, concurrency=concurrency, on_result=on_result)

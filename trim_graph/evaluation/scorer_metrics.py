@@ -20,7 +20,8 @@ from trim_graph.errors import InputError
 from trim_graph.storage.rows import read_rows
 
 from .metrics import RESAMPLES, Interval, interval, resampled_means
-from .traces import TOKENS, Trace, TraceStep, parse_trace
+from .records import TOKENS, Question, RecordStep, WorkItem, new_record
+from .traces import Source, Trace, parse_trace, trace_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -459,7 +460,7 @@ def _trace(
 ) -> Trace:
     steps = (
         [
-            TraceStep(
+            RecordStep(
                 text=text,
                 writer="small",
                 tokens=0,
@@ -474,18 +475,13 @@ def _trace(
         if scores is not None
         else []
     )
-    return Trace(
-        id=solution["id"],
-        index=index,
-        dataset=solution["dataset"],
-        split=None,
-        question=solution["question"],
-        policy={"type": "labelled", "generator": solution["generator"]},
-        seed=None,
-        correct=None if error else solution["correct"],
-        answer=None,
+    record = new_record(
+        WorkItem(index, 0, Question(solution["question"], id=solution["id"])),
+        correct=False if error else solution["correct"],
         stopped="" if error else "finished",
         steps=steps,
         tokens={**dict.fromkeys(TOKENS, 0), **used},
         error=error,
     )
+    policy = {"type": "labelled", "generator": solution["generator"]}
+    return trace_of(record, Source(solution["dataset"], None, policy))

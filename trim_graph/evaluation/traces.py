@@ -1,94 +1,73 @@
-"""Traces: what happened to each question under a behaviour policy, one record a question."""
+"""Traces: files of records under one behaviour policy, for fitting and training."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, Protocol
+from typing import Any
 
-from pydantic import Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from pydantic import TypeAdapter, ValidationError
 
-from trim_graph.adapters import ScorableStep
-from trim_graph.adapters.base import read_scores
-from trim_graph.budget import Writer
 from trim_graph.errors import InputError
 from trim_graph.storage.journal import to_line
 from trim_graph.storage.rows import import_parquet, read_rows
 
-from .runner import Question
+from .records import TOKENS, Outline, Record, RecordStep
 
-Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
-
-TOKENS = (
-    "small",
-    "large",
-    "small_discarded",
-    "large_discarded",
-    "large_unaccounted",
-    "scorer",
-    "scorer_output",
-)
-"""Keys of a trace's ``tokens``, as in `trim_graph.state.Summary`."""
 _GROUP = 512
 """Traces to a row group of Parquet; as many are in memory while one is written."""
 
 
-class DiscardedDraft(TypedDict):
-    """A draft of the small model that the large model's step replaced."""
+class Trace(Outline):
+    """A record as a line of a trace file."""
 
-    text: str
-    tokens: Count
-    score: Probability | None
-    label: bool | None
-    mean_token_probability: NotRequired[Probability | None]
-
-
-class TraceStep(TypedDict):
-    """One accepted step."""
-
-    text: str
-    writer: Writer
-    tokens: Count
-    """0 where nobody counted, as in labelled solutions."""
-    score: Probability | None
-    """The scorer's probability that the step is right given what stands before it."""
-    decision: str | None
-    """``accept``, ``regenerate`` or ``handover``; None where the policy was not asked about a draft."""
-    mean_token_probability: Probability | None
-    label: bool | None
-    """Whether the step is right given what stands before it: the first False of a solution is its first wrong
-    step. None where nobody knows."""
-    discarded: DiscardedDraft | None
-
-
-class Trace(TypedDict):
-    """What happened to one question."""
-
-    id: str
-    index: Count
-    """Its place in the dataset, from 0."""
     dataset: str
     split: str | None
     """``train``, ``validation``, ``test``, as the dataset calls it."""
-    question: str
     policy: dict[str, Any]
     """The behaviour policy, as a configuration names it."""
-    seed: int | None
-    correct: bool | None
-    """Of the final answer; None where there is no right answer to compare with, and after an error."""
-    answer: str | None
-    stopped: str
-    """As in `trim_graph.state.Summary`; empty after an error."""
-    steps: list[TraceStep]
-    tokens: dict[str, Count]
-    """By the keys `TOKENS`."""
-    error: str | None
-    """Type and message of what went wrong, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the traces of one collection have in common.
+
+    Attributes:
+        dataset: Its name.
+        split: Train, validation or test, if known.
+        policy: The behaviour policy, as a configuration names it.
+    """
+
+    dataset: str
+    split: str | None
+    policy: dict[str, Any]
+
+
+def trace_of(record: Record, source: Source) -> Trace:
+    """Returns what a trace file holds of a record."""
+    return Trace(
+        id=record["id"],
+        index=record["index"],
+        dataset=source.dataset,
+        split=source.split,
+        question=record["question"],
+        policy=source.policy,
+        seed=record["seed"],
+        correct=None if record["error"] else record["correct"],
+        answer=record["answer"],
+        stopped=record["stopped"],
+        steps=[_without_part(step) for step in record["steps"]],
+        tokens=record["tokens"],
+        error=record["error"],
+    )
+
+
+def _without_part(step: RecordStep) -> RecordStep:
+    kept = step.copy()
+    kept.pop("part", None)
+    return kept
 
 
 _TRACE: TypeAdapter[Trace] = TypeAdapter(Trace)
@@ -233,188 +212,3 @@ def _schema() -> Any:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-CHANNELS = ("trim", "messages", "run", "steps", "scores", "decisions")
-"""Of the graph's state: what a trace is made of."""
-
-
-class Graph(Protocol):
-    """What `make_trace` needs of a graph built by `create_trim_graph`."""
-
-    async def ainvoke(self, input: Any, /, *, output_keys: Sequence[str]) -> Any:
-        """Answer with the named channels."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What the traces of one collection have in common.
-
-    Attributes:
-        dataset: Its name.
-        split: Train, validation or test, if known.
-        policy: The behaviour policy, as a configuration names it.
-        seed: Of the graph.
-    """
-
-    dataset: str
-    split: str | None
-    policy: dict[str, Any]
-    seed: int | None
-
-
-async def make_trace(
-    graph: Graph,
-    item: tuple[int, Question],
-    source: Source,
-    *,
-    rater: Any = None,
-    label_steps: bool = False,
-) -> Trace:
-    """Run one question through the graph.
-
-    What the policy did not ask the scorer about is scored after the run, all accepted steps in one call: the
-    policy sees no more than it wants, and the trace has every score. The tokens read for that count.
-
-    Args:
-        graph: Built by `create_trim_graph`.
-        item: The question with its place in the dataset.
-        source: What all traces have in common.
-        rater: The graph's scorer; without one, what was not scored in the run stays so.
-        label_steps: Whether to check each step, where the dataset can.
-
-    Returns:
-        The trace; of a question that failed one that says why.
-    """
-    index, question = item
-    try:
-        result = await graph.ainvoke({"messages": [("user", question.text)]}, output_keys=CHANNELS)
-        trace = trace_of(result, index, question, source)
-        if rater is not None:
-            await _rate(trace, rater)
-        if label_steps:
-            label_all(trace["steps"], question)
-    except Exception as error:
-        trace = _failed(index, question, source, f"{type(error).__name__}: {error}")
-    return trace
-
-
-def trace_of(result: dict[str, Any], index: int, question: Question, source: Source) -> Trace:
-    """Make a trace of the channels `CHANNELS` of a run that has ended."""
-    summary, steps = result["trim"], steps_of(result)
-    solution = str(result["messages"][-1].text)
-    return Trace(
-        id=question.id or str(index),
-        index=index,
-        dataset=source.dataset,
-        split=source.split,
-        question=question.text,
-        policy=source.policy,
-        seed=source.seed,
-        correct=None if question.grade is None else bool(question.grade(solution)),
-        answer=summary["answer"],
-        stopped=summary["stopped"],
-        steps=steps,
-        tokens={key: summary["tokens"][key] for key in TOKENS},
-        error=None,
-    )
-
-
-def steps_of(result: dict[str, Any]) -> list[TraceStep]:
-    """Return the accepted steps of a run with what is known of each: score, decision, the draft turned down.
-
-    Args:
-        result: The channels ``steps``, ``scores`` and ``decisions`` of a run that has ended.
-    """
-    decided = {record["step"]: record for record in result["decisions"]}
-    steps: list[TraceStep] = []
-    for number, step in enumerate(result["steps"]):
-        record = decided.get(number, {})
-        draft = record.get("discarded")
-        steps.append(
-            TraceStep(
-                text=step["text"],
-                writer=step["writer"],
-                tokens=step["tokens"],
-                score=result["scores"].get(str(number)),
-                decision=record.get("decision"),
-                mean_token_probability=step["mean_token_probability"],
-                label=None,
-                discarded=None
-                if draft is None
-                else DiscardedDraft(
-                    text=draft["text"],
-                    tokens=draft["tokens"],
-                    score=record["score"],
-                    label=None,
-                    mean_token_probability=draft["mean_token_probability"],
-                ),
-            )
-        )
-    return steps
-
-
-def label_all(steps: Sequence[TraceStep], question: Question) -> None:
-    """Say of each step, and of each draft turned down, whether it is right, where the dataset can."""
-    if question.label_steps is None:
-        return
-    texts = [step["text"] for step in steps]
-    for number, (step, label) in enumerate(zip(steps, question.label_steps(texts), strict=True)):
-        step["label"] = label
-        draft = step["discarded"]
-        if draft is not None:
-            draft["label"] = question.label_steps([*texts[:number], draft["text"]])[-1]
-
-
-async def _rate(trace: Trace, scorer: Any) -> None:
-    """Score what has no score: the accepted steps in one call, and each discarded draft behind its own."""
-    steps = trace["steps"]
-
-    async def rated(rows: list[ScorableStep]) -> Sequence[float]:
-        reply = read_scores(await scorer.ascore(trace["question"], rows), len(rows))
-        trace["tokens"]["scorer"] += reply.input_tokens
-        trace["tokens"]["scorer_output"] += reply.output_tokens
-        return reply.scores
-
-    async def accepted() -> None:
-        if any(step["score"] is None for step in steps):
-            scores = await rated([_scorable(step) for step in steps])
-            for step, score in zip(steps, scores, strict=True):
-                step["score"] = score if step["score"] is None else step["score"]
-
-    async def discarded(number: int, draft: DiscardedDraft) -> None:
-        last = ScorableStep(
-            text=draft["text"],
-            writer="small",
-            mean_token_probability=draft.get("mean_token_probability"),
-        )
-        draft["score"] = (await rated([*map(_scorable, steps[:number]), last]))[-1]
-
-    drafts = [(number, draft) for number, step in enumerate(steps) if (draft := step["discarded"])]
-    missing = [discarded(number, draft) for number, draft in drafts if draft["score"] is None]
-    await asyncio.gather(accepted(), *missing)
-
-
-def _scorable(step: TraceStep) -> ScorableStep:
-    return ScorableStep(
-        text=step["text"], writer=step["writer"], mean_token_probability=step["mean_token_probability"]
-    )
-
-
-def _failed(index: int, question: Question, source: Source, error: str) -> Trace:
-    return Trace(
-        id=question.id or str(index),
-        index=index,
-        dataset=source.dataset,
-        split=source.split,
-        question=question.text,
-        policy=source.policy,
-        seed=source.seed,
-        correct=None,
-        answer=None,
-        stopped="",
-        steps=[],
-        tokens=dict.fromkeys(TOKENS, 0),
-        error=error,
-    )

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from trim_graph.evaluation.plots import Positions
-from trim_graph.evaluation.records import Row, RowStep
+from trim_graph.evaluation.records import RecordStep, Row
 from trim_graph.evaluation.scorer_metrics import Discrimination, discrimination
 
 PLACES = 10
@@ -83,7 +83,7 @@ class Places:
         self._steps: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0])
         self._parts = [[0.0, 0.0] for _ in range(PLACES)]
 
-    def add(self, steps: list[RowStep]) -> None:
+    def add(self, steps: list[RecordStep]) -> None:
         """Takes in one more solution."""
         if not steps:
             return

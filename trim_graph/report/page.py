@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from trim_graph.errors import InputError
-from trim_graph.evaluation.records import SUMMARY, SUMMARY_VERSION, Row, RowStep, Run, RunSummary, read_run
+from trim_graph.evaluation.records import SUMMARY, SUMMARY_VERSION, RecordStep, Row, Run, RunSummary, read_run
 
 from .gathering import Gathered
 from .plots import LARGE, SMALL, pictures_of
@@ -274,7 +274,7 @@ def _run_of(row: Row, arm: int, place: Callable[[str], int]) -> dict[str, Any]:
     }
 
 
-def _step_of(step: RowStep, place: Callable[[str], int]) -> dict[str, Any]:
+def _step_of(step: RecordStep, place: Callable[[str], int]) -> dict[str, Any]:
     draft = step["discarded"]
     return {
         "text": place(step["text"]),

@@ -20,8 +20,7 @@ from trim_graph.config import Parts, TrimConfig
 from trim_graph.conversation import compose
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.calibration import RememberingScorer
-from trim_graph.evaluation.executor import Executor, Models
-from trim_graph.evaluation.runner import run_each
+from trim_graph.evaluation.runner import Executor, Models, run_each
 from trim_graph.evaluation.traces import Trace
 from trim_graph.policies import Policy
 from trim_graph.routing.loops import loop_in
@@ -79,7 +78,7 @@ class Unexplored(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ExploreQuestions:
-    """Explores the trees of questions with an executor's models (`trim_graph.evaluation.executor.Task`).
+    """Explores the trees of questions with an executor's models (`trim_graph.evaluation.runner.Task`).
 
     Attributes:
         rounds: Most runs of a question.

@@ -15,8 +15,9 @@ from trim_graph.budget import Writer
 from trim_graph.budget.usage import zero_usage
 from trim_graph.errors import InputError, TrimError
 from trim_graph.evaluation import Question
-from trim_graph.evaluation.runner import run_each
-from trim_graph.evaluation.traces import Graph, Source, Trace, TraceStep, make_trace
+from trim_graph.evaluation.records import RecordStep, WorkItem
+from trim_graph.evaluation.runner import Graph, run_each, run_question
+from trim_graph.evaluation.traces import Source, Trace, trace_of
 from trim_graph.policies import Choice, Observation, Policy
 from trim_graph.routing import Action, Router, RunView
 from trim_graph.settings import Settings
@@ -127,7 +128,7 @@ class Tree:
         """Returns the node of a partial solution, a new one if there is none."""
         return self.nodes.setdefault(steps, Node(steps))
 
-    def _step(self, node: Node, step: TraceStep) -> Node:
+    def _step(self, node: Node, step: RecordStep) -> Node:
         if step["decision"] not in ("accept", "regenerate"):
             raise RolloutError(f"a rollout of {self.question.text[:80]!r} holds a step without a decision")
         regenerated = step["decision"] == "regenerate"
@@ -159,7 +160,7 @@ class Tree:
 Script = Sequence[bool]
 """Whether each draft of a run is regenerated, in their order."""
 
-SOURCE = Source(dataset="rollouts", split=None, policy={"type": "scripted"}, seed=None)
+SOURCE = Source(dataset="rollouts", split=None, policy={"type": "scripted"})
 
 
 class ScriptedPolicy(Policy):
@@ -275,7 +276,8 @@ class Rollouts:
         graph = self._built
 
         async def work(index: int) -> None:
-            self.keep(await make_trace(graph, (index, self.trees[index].question), SOURCE))
+            record = await run_question(graph, WorkItem(index, 0, self.trees[index].question))
+            self.keep(trace_of(record, SOURCE))
 
         await run_each(work, scripts, concurrency=min(self.concurrency, len(scripts)))
 

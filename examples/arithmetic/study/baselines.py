@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trim_graph.evaluation import Outcome, Question, compare, run_arm
+from trim_graph.evaluation import Question, Record, compare, run_arm
 from trim_graph.evaluation.datasets import arithmetic_question
 from trim_graph.evaluation.query_router import Example, TrainedRouter, auc_of, train_query_router
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
@@ -51,9 +51,9 @@ class Baselines:
     models: Sequence[Any]
     concurrency: int = 64
     seed: int = 0
-    arms: dict[str, list[Outcome]] = field(default_factory=dict)
+    arms: dict[str, list[Record]] = field(default_factory=dict)
 
-    async def run(self, policy: Policy, questions: Sequence[Question]) -> list[Outcome]:
+    async def run(self, policy: Policy, questions: Sequence[Question]) -> list[Record]:
         """Runs one policy.
 
         Raises:
@@ -63,11 +63,11 @@ class Baselines:
 
         graph = create_trim_graph(*self.models, policy=policy, seed=self.seed)
         outcomes = await run_arm(graph, questions, concurrency=self.concurrency)
-        failed = next((outcome.error for outcome in outcomes if outcome.error), None)
+        failed = next((record["error"] for record in outcomes if record["error"]), None)
         if failed:
             raise RuntimeError(f"a comparison cannot leave questions out: {failed}")
         print(
-            f"{policy!r}: {sum(bool(o.correct) for o in outcomes)} of {len(outcomes)}",
+            f"{policy!r}: {sum(bool(o['correct']) for o in outcomes)} of {len(outcomes)}",
             file=sys.stderr,
             flush=True,
         )
@@ -77,7 +77,7 @@ class Baselines:
         """Asks both models alone."""
         small, large = await self.run(small_only(), questions), await self.run(large_only(), questions)
         return [
-            Example(question.text, float(bool(s.correct)), float(bool(g.correct)))
+            Example(question.text, float(bool(s["correct"])), float(bool(g["correct"])))
             for question, s, g in zip(questions, small, large, strict=True)
         ]
 
@@ -97,7 +97,7 @@ class Baselines:
         for policy in policies:
             self.arms[repr(policy)] = await self.run(policy, questions)
 
-    def _routed(self, router: query_router, questions: Sequence[Question]) -> list[Outcome]:
+    def _routed(self, router: query_router, questions: Sequence[Question]) -> list[Record]:
         """Takes each question's outcome from the model that gets all of it: greedy models answer the same."""
         arms = self.arms["small"], self.arms["large"]
         return [
@@ -116,9 +116,7 @@ class Baselines:
             accuracy = f"{figures['accuracy']:.3f}" + (
                 f" ({within.low:.3f} to {within.high:.3f})" if within else ""
             )
-            wasted = sum(o.summary["tokens"]["small_discarded"] for o in self.arms[name]) / len(
-                self.arms[name]
-            )
+            wasted = sum(o["tokens"]["small_discarded"] for o in self.arms[name]) / len(self.arms[name])
             share, pgr = _plain(figures["share"]), _plain(figures["pgr"])
             rows.append(f"| {name} | {accuracy} | {share} | {pgr} | {wasted:.1f} |")
         return "\n".join(rows)
@@ -151,7 +149,7 @@ async def measure(models: Sequence[Any], given: argparse.Namespace) -> tuple[Bas
     await baselines.measure(test, trained.policy, limits)
     small, large = baselines.arms["small"], baselines.arms["large"]
     seen = [
-        Example(q.text, float(bool(s.correct)), float(bool(g.correct)))
+        Example(q.text, float(bool(s["correct"])), float(bool(g["correct"])))
         for q, s, g in zip(test, small, large, strict=True)
     ]
     auc, benefit = auc_of(trained.policy, seen), sum(example.benefits for example in seen)

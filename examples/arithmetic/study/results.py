@@ -215,7 +215,7 @@ def _checks(worlds: dict[str, Studied], given: argparse.Namespace) -> dict[str, 
         ran = asyncio.run(run_arm(graph, questions))
         read = test.solved(policy).outcomes()
         pairs = list(zip(ran, read, strict=False))
-        same = sum((a.correct, a.large_tokens) == (b.correct, b.large_tokens) for a, b in pairs)
+        same = sum(all(a[key] == b[key] for key in ("correct", "large_tokens")) for a, b in pairs)
         found[repr(policy)] = {"split": split, "n": len(pairs), "same": same}
         _report_progress(f"{policy!r}: {same} of {len(pairs)} problems came out the same in the graph")
     return found

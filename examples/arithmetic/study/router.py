@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_graph.errors import TrimError
-from trim_graph.evaluation import Outcome, Question, run_arm
+from trim_graph.evaluation import Question, Record, run_arm
 from trim_graph.examples.arithmetic import LARGE, SMALL
 from trim_graph.policies import large_only
 from trim_graph.storage.journal import Journal
@@ -57,13 +57,13 @@ async def _record(left: Sequence[tuple[int, Question]], journal: Journal, concur
             {
                 "index": index,
                 "question": question.text,
-                "small_correct": bool(one.correct),
-                "large_correct": bool(other.correct),
+                "small_correct": bool(one["correct"]),
+                "large_correct": bool(other["correct"]),
             }
         )
 
 
-async def _alone(weights: Path, questions: Sequence[Question], concurrency: int) -> list[Outcome]:
+async def _alone(weights: Path, questions: Sequence[Question], concurrency: int) -> list[Record]:
     """Has one model write whole solutions, each in one call."""
     from trim_graph.adapters import ChatTransformers
     from trim_graph.graph import create_trim_graph
@@ -72,7 +72,7 @@ async def _alone(weights: Path, questions: Sequence[Question], concurrency: int)
     # A model that repeats itself would fill all its positions; no solution has as many as 512 tokens.
     graph = create_trim_graph(model, model, policy=large_only(), max_step_tokens=16)
     outcomes = await run_arm(graph, questions, concurrency=concurrency)
-    failed = next((outcome.error for outcome in outcomes if outcome.error), None)
+    failed = next((record["error"] for record in outcomes if record["error"]), None)
     if failed:
         raise TrimError(f"a training problem failed: {failed}")
     return outcomes

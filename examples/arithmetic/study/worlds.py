@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from trim_graph.evaluation import Outcome
+from trim_graph.evaluation import Question, Record
+from trim_graph.evaluation.records import WorkItem, new_record
 from trim_graph.policies import Policy, small_only
 
 from .trees import example_expander
@@ -44,10 +45,13 @@ class Arm:
         """Large tokens of all problems."""
         return int(self.tokens.sum())
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[Record]:
         """Returns it as `trim_graph.evaluation` takes it."""
         pairs = zip(self.correct.tolist(), self.tokens.tolist(), strict=True)
-        return [Outcome(index, right, large_tokens=tokens) for index, (right, tokens) in enumerate(pairs)]
+        return [
+            new_record(WorkItem(index, 0, Question("")), correct=right, large_tokens=tokens)
+            for index, (right, tokens) in enumerate(pairs)
+        ]
 
 
 class LargeAtEachStep(Policy):
