@@ -30,7 +30,7 @@ from trim_graph.evaluation.datasets import (
     read_through,
     shared_questions,
 )
-from trim_graph.evaluation.experiment import Harness, Plan, known_arms
+from trim_graph.evaluation.experiment import ExperimentRunner, RunConfig, known_arms
 from trim_graph.evaluation.records import SUMMARY, ArmSummary, Figure, RunSummary, write_json, write_rows
 from trim_graph.evaluation.runner import Executor, Models
 from trim_graph.evaluation.verdicts import Worth, summarise_run
@@ -53,8 +53,8 @@ def run_eval(request: EvalOptions) -> RunSummary:
     evaluation = Evaluation(request)
     try:
         with evaluation.executor() as executor:
-            harness = asyncio.run(evaluation.run(executor))
-        summary = evaluation.finish(harness)
+            runner = asyncio.run(evaluation.run(executor))
+        summary = evaluation.finish(runner)
     except KeyboardInterrupt as error:
         raise Interrupted(f"interrupted: the same command goes on with {request.out}") from error
     finally:
@@ -88,8 +88,8 @@ class Evaluation:
         self.warnings = list[str]()
         """What a reader of the summary should know."""
         self.validation = self._validation()
-        self.plan = self._plan()
-        known_arms(request.out, self.plan.settings)  # refuses a folder that was begun otherwise
+        self.run_config = self._run_config()
+        known_arms(request.out, self.run_config.settings)  # refuses a folder that was begun otherwise
         self._bar: Progress | None = None
         self._opened = ExitStack()
 
@@ -118,7 +118,7 @@ class Evaluation:
                     )
         return arms
 
-    def _plan(self) -> Plan:
+    def _run_config(self) -> RunConfig:
         request, config = self.request, self.config
         identity = {key: value for key, value in identity_of(config).items() if key != "policy"}
         settings = {
@@ -128,7 +128,7 @@ class Evaluation:
             "samples": request.samples,
             "concurrency": request.concurrency,
         }
-        return Plan(
+        return RunConfig(
             dataset=self.dataset,
             n=self.n,
             samples=request.samples,
@@ -158,42 +158,44 @@ class Evaluation:
             )
         return dataset, n
 
-    async def run(self, executor: Executor) -> Harness:
+    async def run(self, executor: Executor) -> ExperimentRunner:
         """Run all arms.
 
         Args:
             executor: Runs the models.
         """
-        harness = Harness(self.request.out, self.plan, executor, on_begin=self._begin, on_row=self._advance)
+        runner = ExperimentRunner(
+            self.request.out, self.run_config, executor, on_begin=self._begin, on_row=self._advance
+        )
         self._announce()
         if self.leak and {"router", "kind"} & set(self.baselines):
             self.warnings.append(self.leak)
             print(f"warning: {self.leak}", file=sys.stderr, flush=True)
         for arm in (*REFERENCES, *self.arms):
-            await harness.run(arm.name, arm.settings, arm.policy)
+            await runner.run(arm.name, arm.settings, arm.policy)
         if self.baselines:
-            await self._run_baselines(harness)
+            await self._run_baselines(runner)
         self.close()
-        return harness
+        return runner
 
-    def finish(self, harness: Harness) -> RunSummary:
+    def finish(self, runner: ExperimentRunner) -> RunSummary:
         """Write the rows and the summary of all arms."""
         request = self.request
         self.warnings += [
-            f"the arm {arm} is left out: questions are lacking, or all failed" for arm in harness.take_older()
+            f"the arm {arm} is left out: questions are lacking, or all failed" for arm in runner.take_older()
         ]
-        write_rows(request.out, list(harness.arms))
+        write_rows(request.out, list(runner.arms))
         worth = Worth(priced=_priced(self.config.prices), second=request.cost_per_second)
-        summary = summarise_run(harness, self.config, worth, self.warnings)
+        summary = summarise_run(runner, self.config, worth, self.warnings)
         write_json(request.out / SUMMARY, summary)
         return summary
 
-    async def _run_baselines(self, harness: Harness) -> None:
+    async def _run_baselines(self, runner: ExperimentRunner) -> None:
         pattern = self.request.pattern
         scorer = self.config.scorer
         work = Baselines(
-            harness=harness,
-            validation=self._validate(harness),
+            runner=runner,
+            validation=self._validate(runner),
             scorer_type=None if scorer is None else scorer.type,
             judge_name=None if self.judge is None else self.judge.name,
             pattern=pattern or (OPERATIONS if self.dataset.type == "arithmetic" else MATHEMATICS),
@@ -201,12 +203,12 @@ class Evaluation:
         )
         self.warnings += await work.run(self.baselines, all_of_them=self.request.baselines == "all")
 
-    def _validate(self, harness: Harness) -> Validation | None:
+    def _validate(self, runner: ExperimentRunner) -> Validation | None:
         """Return what runs the models alone on the validation questions, where there are any."""
         if self.validation is None:
             return None
         dataset, n = self.validation
-        return Validation(harness=harness, dataset=dataset, n=n, on_record=self._advance)
+        return Validation(runner=runner, dataset=dataset, n=n, on_record=self._advance)
 
     def _announce(self) -> None:
         runs = self.n * self.request.samples

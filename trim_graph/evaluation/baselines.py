@@ -21,7 +21,7 @@ from trim_graph.storage.rows import read_rows
 from .arms import Arm
 from .comparison import LARGE, SMALL
 from .datasets import Dataset, first_questions
-from .experiment import Harness, WorkItems
+from .experiment import ExperimentRunner, WorkItems
 from .query_router import read_examples, train_query_router
 from .records import (
     ArmSettings,
@@ -287,20 +287,20 @@ class ProbeEntropies:
         return work
 
 
-async def first_token_entropies(harness: Harness) -> list[float]:
+async def first_token_entropies(runner: ExperimentRunner) -> list[float]:
     """Probe each step of the small model on a few questions, or read what was told before.
 
     Raises:
         InputError: It tells none.
     """
-    plan, file = harness.plan, harness.folder / FILE
+    run_config, file = runner.run_config, runner.folder / FILE
     if file.exists():
         return list(json.loads(file.read_bytes())["entropies"])
-    path = harness.folder / NAME
-    items = WorkItems(plan.dataset, min(plan.n, PILOT))
-    with Journal(path, {**plan.settings, "pilot": _POLICY}) as journal:
-        task = ProbeEntropies(plan.seed)
-        await harness.fill("entropies", journal, items, task, lambda probed: journal.append(dict(probed)))
+    path = runner.folder / NAME
+    items = WorkItems(run_config.dataset, min(run_config.n, PILOT))
+    with Journal(path, {**run_config.settings, "pilot": _POLICY}) as journal:
+        task = ProbeEntropies(run_config.seed)
+        await runner.fill("entropies", journal, items, task, lambda probed: journal.append(dict(probed)))
     entropies, failed = _told(path)
     path.unlink()
     if not entropies:
@@ -325,13 +325,13 @@ class Validation:
     """Validation questions and where their traces are kept.
 
     Attributes:
-        harness: Of the evaluation.
+        runner: Of the evaluation.
         dataset: The questions; not those of the evaluation.
         n: How many.
         on_record: Called with each record.
     """
 
-    harness: Harness
+    runner: ExperimentRunner
     dataset: Dataset
     n: int
     on_record: Callable[[Record], None]
@@ -348,9 +348,9 @@ class Validation:
         Raises:
             TrimError: A question failed.
         """
-        harness = self.harness
-        file, policy = harness.folder / FOLDER / f"{writer}.jsonl", {"type": f"{writer}_only"}
-        settings = {**harness.plan.settings, "validation": self.dataset.identity(), "policy": policy}
+        runner = self.runner
+        file, policy = runner.folder / FOLDER / f"{writer}.jsonl", {"type": f"{writer}_only"}
+        settings = {**runner.run_config.settings, "validation": self.dataset.identity(), "policy": policy}
         file.parent.mkdir(exist_ok=True)
 
         def keep(record: Record) -> None:
@@ -363,9 +363,9 @@ class Validation:
             source = Source(self.dataset.name, "validation", policy)
             labelled = all(one.label_steps for one in first_questions(self.dataset, 1, default=1))
             rated = writer == "small" and not labelled
-            task = RunQuestions(policy, harness.plan.seed, rated=rated, label_steps=True)
+            task = RunQuestions(policy, runner.run_config.seed, rated=rated, label_steps=True)
             items = WorkItems(self.dataset, self.n)
-            await harness.fill(f"validation, {writer}", journal, items, task, keep)
+            await runner.fill(f"validation, {writer}", journal, items, task, keep)
         return file
 
 
@@ -396,7 +396,7 @@ class Baselines:
     """Runs the baselines of an evaluation.
 
     Attributes:
-        harness: Runs arms; the models alone are done.
+        runner: Runs arms; the models alone are done.
         validation: Where there are validation questions.
         scorer_type: The type of the configuration's scorer.
         judge_name: What the judge is, for the record, where one is given.
@@ -404,7 +404,7 @@ class Baselines:
         seed: Of the training.
     """
 
-    harness: Harness
+    runner: ExperimentRunner
     validation: Validation | None
     scorer_type: str | None
     judge_name: dict[str, Any] | None
@@ -452,7 +452,7 @@ class Baselines:
         policy = {"type": "threshold", "t": JUDGE_LEVEL}
         arm = Arm("judge-7of9", "baseline", "judge", policy)
         settings = ArmSettings(**{**arm.settings, "policy": {**policy, "scorer": self.judge_name}})
-        await self.harness.run(arm.name, settings, policy, judged=True)
+        await self.runner.run(arm.name, settings, policy, judged=True)
 
     async def cascade(self) -> None:
         """Let the large model answer where the small one's whole answer is improbable."""
@@ -463,7 +463,7 @@ class Baselines:
         validation = self._validated()
         small, large = await validation.run("small"), await validation.run("large")
         router = train_query_router(read_examples([small, large]), seed=self.seed).policy
-        file = self.harness.folder / "router.json"
+        file = self.runner.folder / "router.json"
         save_policy(router, file, dataset=validation.dataset.identity(), questions=validation.n)
         policy = {"type": "query_router", "file": file.name}
         self._composed("router", policy, lambda row: router.probability(row["question"]), both=False)
@@ -474,12 +474,12 @@ class Baselines:
         traces = await validation.run("small")
         kinds = fit_kinds(read_traces(traces), self.pattern)
         told = [one._asdict() for one in kinds]
-        write_json(self.harness.folder / "kinds.json", {"pattern": self.pattern, "kinds": told})
+        write_json(self.runner.folder / "kinds.json", {"pattern": self.pattern, "kinds": told})
         await self._grid("kind", lambda share: policy_of_kinds(kinds, self.pattern, share))
 
     async def entropy(self) -> None:
         """Let the entropy of a step's first token say who writes it."""
-        entropies = await first_token_entropies(self.harness)
+        entropies = await first_token_entropies(self.runner)
         await self._grid(
             "entropy", lambda share: {"type": "entropy_probe", "limit": _upper(entropies, share)}
         )
@@ -491,14 +491,14 @@ class Baselines:
 
     async def _run(self, name: str, family: str, policy: dict[str, Any]) -> None:
         arm = Arm(name, "baseline", family, policy)
-        await self.harness.run(arm.name, arm.settings, arm.policy)
+        await self.runner.run(arm.name, arm.settings, arm.policy)
 
     def _composed(
         self, family: str, policy: dict[str, Any], signal: Callable[[Row], float], *, both: bool
     ) -> None:
         """Put arms together of the models alone, at fixed shares of the large model's tokens."""
-        harness, plan = self.harness, self.harness.plan
-        signals, tokens = read_signals(pairs(self.harness.folder, plan.n, plan.samples), signal)
+        runner, run_config = self.runner, self.runner.run_config
+        signals, tokens = read_signals(pairs(self.runner.folder, run_config.n, run_config.samples), signal)
         for share in SHARES:
             limit = limit_for(signals, tokens, share * float(tokens.mean()))
             questions = round(float((signals > limit).mean()), DIGITS)
@@ -506,11 +506,11 @@ class Baselines:
                 kind="baseline", family=family, policy={**policy, "limit": limit, "questions": questions}
             )
             arm = f"{family}-{share:g}"
-            harness.forget(arm)  # its limit may have been another on fewer questions
-            harness.note(arm, settings)
-            rows = pairs(self.harness.folder, plan.n, plan.samples)
-            compose(self.harness.folder, arm, rows, signal, limit, both=both)
-            harness.take(arm)
+            runner.forget(arm)  # its limit may have been another on fewer questions
+            runner.note(arm, settings)
+            rows = pairs(self.runner.folder, run_config.n, run_config.samples)
+            compose(self.runner.folder, arm, rows, signal, limit, both=both)
+            runner.take(arm)
 
     def _validated(self) -> Validation:
         if self.validation is None:

@@ -38,7 +38,7 @@ WRITERS = ("small", "large")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunConfig:
     """What all arms of an evaluation have in common.
 
     Attributes:
@@ -67,7 +67,7 @@ def known_arms(folder: Path, settings: dict[str, Any]) -> dict[str, ArmSettings]
 
     Args:
         folder: Of the run; made if it is not there.
-        settings: What the arms must have been run with; see `Plan`.
+        settings: What the arms must have been run with; see `RunConfig`.
 
     Raises:
         SettingsError: The folder was begun with other settings, or cannot be used.
@@ -85,12 +85,12 @@ def known_arms(folder: Path, settings: dict[str, Any]) -> dict[str, ArmSettings]
 
 
 @dataclass
-class Harness:
+class ExperimentRunner:
     """Runs arms and keeps their figures.
 
     Args:
         folder: Of the run; made if it is not there.
-        plan: What all arms have in common.
+        run_config: What all arms have in common.
         executor: Runs their questions.
         on_begin: Called before an arm is run, with its name, all its runs, and those done before.
         on_row: Called with each row.
@@ -100,7 +100,7 @@ class Harness:
     """
 
     folder: Path
-    plan: Plan
+    run_config: RunConfig
     executor: Executor
     on_begin: Callable[[str, int, int], None] = lambda arm, total, done: None
     on_row: Callable[[Row], None] = lambda row: None
@@ -110,7 +110,7 @@ class Harness:
     """The arms that are complete."""
 
     def __post_init__(self) -> None:
-        self.arms = known_arms(self.folder, self.plan.settings)
+        self.arms = known_arms(self.folder, self.run_config.settings)
 
     async def run(
         self, arm: str, settings: ArmSettings, policy: dict[str, Any], *, judged: bool = False
@@ -131,19 +131,19 @@ class Harness:
             return self.done[arm]
         self.note(arm, settings)
         restore_journal(self.folder, arm)
-        settings_of_rows = {**self.plan.settings, "arm": {"policy": self.arms[arm]["policy"]}}
-        samples, retry = self.plan.samples, self.plan.retry_errors
+        settings_of_rows = {**self.run_config.settings, "arm": {"policy": self.arms[arm]["policy"]}}
+        samples, retry = self.run_config.samples, self.run_config.retry_errors
         with Journal(
             journal_of(self.folder, arm),
             settings_of_rows,
             keep=lambda row: not retry or row["error"] is None,
             unit=lambda row: unit_of(row["index"], row["sample"], samples),
         ) as journal:
-            items = WorkItems(self.plan.dataset, self.plan.n, samples)
+            items = WorkItems(self.run_config.dataset, self.run_config.n, samples)
             # Each arm begins with an empty cache: none profits from what a scorer was asked in another.
-            task = RunQuestions(policy, self.plan.seed, judged=judged, fresh=True, label_steps=True)
-            keeper = _Keeper(arm, journal, self.folder, self.on_row)
-            await self.fill(arm, journal, items, task, keeper.keep)
+            task = RunQuestions(policy, self.run_config.seed, judged=judged, fresh=True, label_steps=True)
+            writer = _RowWriter(arm, journal, self.folder, self.on_row)
+            await self.fill(arm, journal, items, task, writer.write)
         return self.take(arm)
 
     async def fill(
@@ -171,7 +171,7 @@ class Harness:
             await self.executor.map(
                 task,
                 items.unfinished(journal.finished),
-                concurrency=min(self.plan.concurrency, left),
+                concurrency=min(self.run_config.concurrency, left),
                 on_result=keep,
             )
 
@@ -197,7 +197,7 @@ class Harness:
 
     def write_settings(self) -> None:
         """Write what the run is to its folder."""
-        settings = RunSettings(version=VERSION, settings=self.plan.settings, arms=self.arms)
+        settings = RunSettings(version=VERSION, settings=self.run_config.settings, arms=self.arms)
         write_json(self.folder / SETTINGS_FILE, settings)
 
     def columns(self, arm: str) -> Columns:
@@ -206,9 +206,9 @@ class Harness:
         Raises:
             InputError: Rows are missing.
         """
-        plan = self.plan
+        run_config = self.run_config
         rows = read_rows_of(self.folder, arm)
-        return read_columns(rows, n=plan.n, samples=plan.samples, prices=self._prices(arm))
+        return read_columns(rows, n=run_config.n, samples=run_config.samples, prices=self._prices(arm))
 
     def take(self, arm: str) -> Resampled:
         """Take an arm's rows into the comparison.
@@ -217,14 +217,14 @@ class Harness:
             InputError: Rows are missing, or all runs failed.
         """
         columns = self.columns(arm)
-        if columns.errors == self.plan.n * self.plan.samples:
+        if columns.errors == self.run_config.n * self.run_config.samples:
             rows = read_rows_of(self.folder, arm)
             failed = next((row["error"] for row in rows if row["error"]), "")
             raise InputError(
                 f"all {columns.errors} runs of the arm {arm} failed, the first with {failed}. When that is "
                 "put right, go on with --retry-errors"
             )
-        self.done[arm] = resample(columns, seed=self.plan.seed)
+        self.done[arm] = resample(columns, seed=self.run_config.seed)
         return self.done[arm]
 
     def take_older(self) -> list[str]:
@@ -241,17 +241,17 @@ class Harness:
     def _prices(self, arm: str) -> Prices:
         """Return the price table of an arm: a judge that is one of the models is paid like it."""
         judge = self.arms[arm]["policy"].get("scorer", {}).get("model")
-        prices = self.plan.prices
+        prices = self.run_config.prices
         return prices.model_copy(update={"scorer": getattr(prices, judge)}) if judge in WRITERS else prices
 
 
-class _Keeper:
-    """Keeps rows, and gives up where all fail."""
+class _RowWriter:
+    """Writes records to the journal of an arm as rows; raises where all runs fail."""
 
     def __init__(self, arm: str, journal: Journal, folder: Path, on_row: Callable[[Row], None]) -> None:
         self.arm, self.journal, self.folder, self.on_row, self.in_a_row = arm, journal, folder, on_row, 0
 
-    def keep(self, record: Record) -> None:
+    def write(self, record: Record) -> None:
         row = row_of(record, self.arm)
         self.journal.append(dict(row))
         self.on_row(row)

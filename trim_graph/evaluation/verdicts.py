@@ -9,7 +9,7 @@ from typing import Any, Literal
 from trim_graph.config import TrimConfig
 
 from .comparison import ADDED, LARGE, SMALL, UNKNOWN, Comparison
-from .experiment import Harness
+from .experiment import ExperimentRunner
 from .metrics import interval
 from .records import BUDGETS, SUMMARY_VERSION, Figure, RunSummary, Verdict
 
@@ -251,18 +251,20 @@ def _between(figure: Figure, scale: float, unit: str) -> str:
     return f" ({scale * spread.low:.3g} to {scale * spread.high:.3g}{' ' + unit if unit else ''})"
 
 
-def summarise_run(harness: Harness, config: TrimConfig, worth: Worth, warnings: Sequence[str]) -> RunSummary:
+def summarise_run(
+    runner: ExperimentRunner, config: TrimConfig, worth: Worth, warnings: Sequence[str]
+) -> RunSummary:
     """Return figures, curves and verdicts of all arms that are complete.
 
     Args:
-        harness: After its last arm.
+        runner: After its last arm.
         config: Whose models they are.
         worth: What things are worth.
         warnings: What a reader should know besides.
     """
-    plan = harness.plan
-    done = {name: harness.done[name] for name in (SMALL, LARGE)} | harness.done
-    comparison = Comparison(done, harness.arms, n=plan.n)
+    run_config = runner.run_config
+    done = {name: runner.done[name] for name in (SMALL, LARGE)} | runner.done
+    comparison = Comparison(done, runner.arms, n=run_config.n)
     verdicts = judge(comparison, worth)
     whole = done[LARGE].plain["large_tokens"]
     failed = {name: arm.errors for name, arm in done.items() if arm.errors}
@@ -271,11 +273,11 @@ def summarise_run(harness: Harness, config: TrimConfig, worth: Worth, warnings: 
     ]
     return RunSummary(
         version=SUMMARY_VERSION,
-        dataset={"name": plan.dataset.name, **plan.dataset.identity()},
-        n=plan.n,
-        samples=plan.samples,
-        seed=plan.seed,
-        concurrency=plan.concurrency,
+        dataset={"name": run_config.dataset.name, **run_config.dataset.identity()},
+        n=run_config.n,
+        samples=run_config.samples,
+        seed=run_config.seed,
+        concurrency=run_config.concurrency,
         priced=worth.priced,
         models={
             part: config.model_dump(mode="json", include={part})[part]
