@@ -6,7 +6,7 @@ from made_records import Answering, ended
 
 from trim_graph import InputError, SettingsError, TrimError
 from trim_graph.evaluation import Question
-from trim_graph.evaluation.arms import FAMILIES, Listed, Searched, make_family
+from trim_graph.evaluation.arms import FAMILIES, ParameterSweep, PolicyList, make_family
 from trim_graph.evaluation.calibration import (
     Calibrator,
     Point,
@@ -132,7 +132,7 @@ async def test_without_a_gap_there_is_no_pgr_to_recover():
 async def test_a_list_is_measured_whole():
     policies = {name: {"type": "threshold", "t": t} for name, t in (("a", 0.2), ("b", 0.6), ("c", 0.99))}
     calibrator = World().calibrator()
-    found = await calibrator.find(Listed(policies), Target("large_share", 0.25))
+    found = await calibrator.find(PolicyList(policies), Target("large_share", 0.25))
     nearest = min(calibrator.points.values(), key=lambda point: abs(point.share - 0.25))
     assert found == nearest
     assert len(calibrator.points) == 3
@@ -260,7 +260,7 @@ def test_any_policy_with_a_number_to_choose():
     assert stay.policy(0.25)["policy"] == {"type": "threshold", "t": 0.25}
     assert stay.scored
     two = make_family(['{type: any_of, policies: [{type: random_rate, rate: "?"}]}'], own)
-    assert two == Searched(
+    assert two == ParameterSweep(
         {"type": "any_of", "policies": [{"type": "random_rate", "rate": "?"}]}, scored=False
     )
 

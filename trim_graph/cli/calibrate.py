@@ -13,7 +13,7 @@ from typing import Any
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
 from trim_graph.config.write import check_place, write_config
 from trim_graph.errors import SettingsError
-from trim_graph.evaluation.arms import Listed, Searched, identity_of, make_family, policy_config
+from trim_graph.evaluation.arms import ParameterSweep, PolicyList, identity_of, make_family, policy_config
 from trim_graph.evaluation.calibration import (
     Calibrator,
     Expectation,
@@ -119,8 +119,8 @@ def _dataset(options: CalibrateOptions) -> Dataset:
     return make_dataset(parsed, part="validation", seed=options.seed)
 
 
-def _rated(family: Searched | Listed) -> bool:
-    settings = family.policies if isinstance(family, Listed) else [0.5]
+def _rated(family: ParameterSweep | PolicyList) -> bool:
+    settings = family.policies if isinstance(family, PolicyList) else [0.5]
     return any(policy_config(family.policy(setting)).build().needs_score for setting in settings)
 
 

@@ -27,16 +27,16 @@ from .records import ArmKind, ArmSettings, file_name
 PolicyMapping = dict[str, Any]
 """A policy as a configuration names it."""
 
-HOLE = "?"
-"""Stands in a `Searched` policy for the number to be chosen."""
+PLACEHOLDER = "?"
+"""Placeholder of the number to be chosen in the policy of a `ParameterSweep`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Searched:
+class ParameterSweep:
     """A policy with a number from 0 to 1 to be chosen, that spends more the higher the number is.
 
     Attributes:
-        template: The policy, with `HOLE` where the number belongs.
+        template: The policy, with `PLACEHOLDER` where the number belongs.
         scored: Whether the number is one that scores are compared with.
     """
 
@@ -44,13 +44,13 @@ class Searched:
     scored: bool = True
 
     def policy(self, setting: float | str) -> PolicyMapping:
-        """Fill in the number."""
+        """Returns the policy with this number."""
         filled: PolicyMapping = _filled(self.template, setting)
         return filled
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class PolicyList:
     """Policies by name.
 
     Attributes:
@@ -60,7 +60,7 @@ class Listed:
     policies: dict[str, PolicyMapping]
 
     def policy(self, setting: float | str) -> PolicyMapping:
-        """Return the policy of that name."""
+        """Returns the policy of that name."""
         return self.policies[str(setting)]
 
 
@@ -69,19 +69,19 @@ def _filled(value: Any, setting: float | str) -> Any:
         return {key: _filled(inner, setting) for key, inner in value.items()}
     if isinstance(value, list):
         return [_filled(inner, setting) for inner in value]
-    return setting if value == HOLE else value
+    return setting if value == PLACEHOLDER else value
 
 
-FAMILIES: dict[str, Searched] = {
-    "threshold": Searched({"type": "threshold", "t": HOLE}),
-    "random_rate": Searched({"type": "random_rate", "rate": HOLE}, scored=False),
+FAMILIES: dict[str, ParameterSweep] = {
+    "threshold": ParameterSweep({"type": "threshold", "t": PLACEHOLDER}),
+    "random_rate": ParameterSweep({"type": "random_rate", "rate": PLACEHOLDER}, scored=False),
 }
 _POLICY: TypeAdapter[Any] = TypeAdapter(PolicyConfig)
 _RISING = {"threshold.t", "random_rate.rate"}
 """Numbers that a search can choose: in [0, 1], and the higher the more is spent."""
 
 
-def make_family(given: Sequence[str], own: PolicyMapping) -> Searched | Listed:
+def make_family(given: Sequence[str], own: PolicyMapping) -> ParameterSweep | PolicyList:
     """Make a family of what a command line names.
 
     Args:
@@ -105,7 +105,7 @@ def make_family(given: Sequence[str], own: PolicyMapping) -> Searched | Listed:
     policies = {str(file): {"type": "file", "path": str(file.absolute())} for file in files}
     for policy in policies.values():
         policy_config(policy).build()  # refused here if it is none
-    return Listed(policies)
+    return PolicyList(policies)
 
 
 def policy_config(policy: PolicyMapping) -> Any:
@@ -125,32 +125,32 @@ def policy_config(policy: PolicyMapping) -> Any:
         ) from error
 
 
-def _template(text: str) -> Searched:
+def _template(text: str) -> ParameterSweep:
     import yaml
 
     try:
         template = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise SettingsError(f"--family {text!r} is not YAML") from error
-    if HOLE not in json.dumps(template):
-        raise SettingsError(f'--family {text}: put "{HOLE}" in place of the number to be chosen')
-    example = policy_config(Searched(template).policy(0.5)).build()
-    if kinds := sorted(_searched(template) - _RISING):
+    if PLACEHOLDER not in json.dumps(template):
+        raise SettingsError(f'--family {text}: put "{PLACEHOLDER}" in place of the number to be chosen')
+    example = policy_config(ParameterSweep(template).policy(0.5)).build()
+    if kinds := sorted(_swept_keys(template) - _RISING):
         raise SettingsError(
             f"--family {text}: a number is chosen of {' and '.join(sorted(_RISING))}, which lie in [0, 1] "
             f"and spend more the higher they are; {', '.join(kinds)} does not. Give policy files instead"
         )
-    return Searched(template, scored=example.needs_score)
+    return ParameterSweep(template, scored=example.needs_score)
 
 
-def _searched(policy: Any) -> set[str]:
+def _swept_keys(policy: Any) -> set[str]:
     """Name the numbers that a template leaves open, as ``type.number``."""
     if isinstance(policy, list):
-        return {found for part in policy for found in _searched(part)}
+        return {found for part in policy for found in _swept_keys(part)}
     if not isinstance(policy, dict):
         return set()
-    own = {f"{policy.get('type')}.{key}" for key, value in policy.items() if value == HOLE}
-    return own | {found for value in policy.values() for found in _searched(value)}
+    own = {f"{policy.get('type')}.{key}" for key, value in policy.items() if value == PLACEHOLDER}
+    return own | {found for value in policy.values() for found in _swept_keys(value)}
 
 
 def _files(name: str) -> list[Path]:
@@ -165,11 +165,15 @@ def _files(name: str) -> list[Path]:
         return [path]
     raise SettingsError(
         f"--family {name}: choose {', '.join(FAMILIES)}, policy files or a folder of them, or a policy with "
-        f'"{HOLE}" for the number: {{type: stay_on_large, k: 2, policy: {{type: threshold, t: "{HOLE}"}}}}'
+        f'"{PLACEHOLDER}" for the number: {{type: stay_on_large, k: 2, '
+        f'policy: {{type: threshold, t: "{PLACEHOLDER}"}}}}'
     )
 
 
-SWEPT = {**FAMILIES, "entropy_probe": Searched({"type": "entropy_probe", "limit": HOLE}, scored=False)}
+SWEPT = {
+    **FAMILIES,
+    "entropy_probe": ParameterSweep({"type": "entropy_probe", "limit": PLACEHOLDER}, scored=False),
+}
 """What may be swept by name."""
 RESERVED = ("small", "large")
 LONGEST = 200
@@ -263,14 +267,14 @@ def _swept(text: str) -> Iterator[Arm]:
     if not colon or not numbers.strip():
         raise SettingsError(
             f"--sweep {text}: give a family and its numbers, such as threshold:0.1,0.3,0.5; there are "
-            f'{", ".join(SWEPT)}, a policy with "{HOLE}" for the number, and folders of policy files'
+            f'{", ".join(SWEPT)}, a policy with "{PLACEHOLDER}" for the number, and folders of policy files'
         )
     if template in SWEPT:
         family, name = SWEPT[template], template
     elif template.lstrip().startswith("{"):
-        family = Searched(_yaml(template))
-        if HOLE not in json.dumps(family.template):
-            raise SettingsError(f'--sweep {text}: put "{HOLE}" in place of the number in the policy')
+        family = ParameterSweep(_yaml(template))
+        if PLACEHOLDER not in json.dumps(family.template):
+            raise SettingsError(f'--sweep {text}: put "{PLACEHOLDER}" in place of the number in the policy')
         name = str(family.template.get("type"))
     else:
         raise SettingsError(f"--sweep {text}: there is no family {template!r}: choose {', '.join(SWEPT)}")

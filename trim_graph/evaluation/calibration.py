@@ -20,7 +20,7 @@ from trim_graph.errors import InputError, SettingsError, TrimError
 from trim_graph.storage.journal import Journal
 from trim_graph.storage.rows import read_rows
 
-from .arms import Listed, PolicyMapping, Searched
+from .arms import ParameterSweep, PolicyList, PolicyMapping
 from .comparison import graded
 from .metrics import (
     RESAMPLES,
@@ -148,7 +148,7 @@ class Calibrator:
         if large:
             self.large = await self.outcomes({"type": "large_only"})
 
-    async def point(self, family: Searched | Listed, setting: float | str) -> Point:
+    async def point(self, family: ParameterSweep | PolicyList, setting: float | str) -> Point:
         """Measure one operating point."""
         policy = family.policy(setting)
         key = json.dumps(policy, sort_keys=True)
@@ -205,7 +205,7 @@ class Calibrator:
             await run_arm(graph, questions, concurrency=self.concurrency, on_record=keep)
         return [found[index] for index in range(len(self.questions))]
 
-    async def find(self, family: Searched | Listed, target: Target) -> Point:
+    async def find(self, family: ParameterSweep | PolicyList, target: Target) -> Point:
         """Choose the operating point for a target.
 
         Raises:
@@ -220,13 +220,13 @@ class Calibrator:
             raise InputError("the large model alone wrote nothing: there is no share to choose")
         if target.kind == "pgr" and self._pgr(1.0) is None:
             raise InputError("the large model is no better than the small one on these questions")
-        if isinstance(family, Listed):
+        if isinstance(family, PolicyList):
             points = [await self.point(family, name) for name in family.policies]
         else:
             points = await self._search(family, target)
         return choose(points, target)
 
-    async def _search(self, family: Searched, target: Target) -> list[Point]:
+    async def _search(self, family: ParameterSweep, target: Target) -> list[Point]:
         """Close in on the setting that meets the target; spend and PGR rise with it, but for noise."""
         low, high = 0.0, 1.0
         values: dict[float, float] = {}
