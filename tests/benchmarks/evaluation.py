@@ -32,7 +32,7 @@ from trim_graph.evaluation.records import (
     row_of,
     write_rows,
 )
-from trim_graph.evaluation.verdicts import Worth, judge, overall
+from trim_graph.evaluation.verdicts import CostModel, judge, overall
 from trim_graph.storage.journal import to_line
 
 ARMS = {"small": (0.4, 0), "large": (0.9, 60), "threshold-0.5": (0.85, 20)}
@@ -102,7 +102,7 @@ def measure(n: int, folder: Path) -> dict[str, Any]:
         comparison = Comparison(resampled, settings, n=n)
         comparison.summaries()
         comparison.curves()
-        return overall(judge(comparison, Worth(priced=True)), comparison)
+        return overall(judge(comparison, CostModel(priced=True)), comparison)
 
     timed("figures", figures)
     timed("summary", summary)

@@ -10,7 +10,7 @@ from trim_graph.evaluation import compare
 from trim_graph.evaluation.comparison import ADDED, NUMBERS, Columns, Comparison, read_columns, resample
 from trim_graph.evaluation.metrics import mean_ibc, quantile, resampled_means, resampled_quantiles
 from trim_graph.evaluation.records import FIGURES
-from trim_graph.evaluation.verdicts import LEAST, Worth, judge, overall
+from trim_graph.evaluation.verdicts import LEAST, CostModel, judge, overall
 
 N = 60
 
@@ -106,14 +106,14 @@ def test_without_a_gap_there_is_no_curve():
     (curve,) = compared(arms).curves()
     assert curve["mean_ibc"] == {"value": None, "interval": None}
     assert curve["points"][0]["pgr"] is None
-    (verdict,) = judge(compared(arms), Worth(priced=True))
+    (verdict,) = judge(compared(arms), CostModel(priced=True))
     assert verdict["use"] == "no"
     assert "use the small one alone" in verdict["text"]
 
 
 def decided(arm, *, priced=True, second=0.0, kinds=(), **others):
     comparison = compared({**small_and_large(), "p": arm, **others}, kinds)
-    verdicts = {verdict["arm"]: verdict for verdict in judge(comparison, Worth(priced, second))}
+    verdicts = {verdict["arm"]: verdict for verdict in judge(comparison, CostModel(priced, second))}
     return verdicts["p"], overall(list(verdicts.values()), comparison)
 
 
@@ -256,7 +256,7 @@ def test_a_curve_is_that_of_each_resample():
 def test_a_few_questions_decide_nothing(n):
     arms = {"small": columns([False] * n, [0] * n), "large": columns([True] * n, [100] * n)}
     comparison = compared({**arms, "p": columns([True] * n, [20] * n)})
-    (verdict,) = judge(comparison, Worth(priced=True))
+    (verdict,) = judge(comparison, CostModel(priced=True))
     assert verdict["use"] == ("undecided" if n < LEAST else "yes")
     assert (f"{n} questions are too few to tell" in verdict["text"]) is (n < LEAST)
 
@@ -274,7 +274,7 @@ def test_questions_without_answers_have_no_accuracy():
     assert figures["accuracy"]["value"] is figures["pgr"]["value"] is None
     assert figures["share"]["value"] == 0.2
     assert comparison.curves() == []
-    assert judge(comparison, Worth(True))[0]["use"] == "undecided"
+    assert judge(comparison, CostModel(True))[0]["use"] == "undecided"
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=40), st.floats(0.01, 1))

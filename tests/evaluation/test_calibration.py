@@ -8,10 +8,10 @@ from trim_graph import InputError, SettingsError, TrimError
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.arms import FAMILIES, ParameterSweep, PolicyList, make_family
 from trim_graph.evaluation.calibration import (
+    CachedScorer,
     Calibrator,
     Point,
     RecordFile,
-    RememberingScorer,
     Target,
     choose,
     expectation,
@@ -210,7 +210,7 @@ def test_a_target_out_of_range(kind, value):
 
 async def test_no_solution_is_scored_twice():
     scorer = ScriptedScorer()
-    remembering = RememberingScorer(scorer)
+    remembering = CachedScorer(scorer)
     steps = [{"text": "a", "writer": "small"}, {"text": "b", "writer": "small"}]
     replies = [await remembering.ascore("q", steps), remembering.score("q", steps)]
     assert replies[0] == replies[1]

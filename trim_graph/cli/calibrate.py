@@ -15,12 +15,12 @@ from trim_graph.config.write import check_place, write_config
 from trim_graph.errors import SettingsError
 from trim_graph.evaluation.arms import ParameterSweep, PolicyList, identity_of, make_family, policy_config
 from trim_graph.evaluation.calibration import (
+    CachedScorer,
     Calibrator,
     Expectation,
     Expected,
     Point,
     RecordFile,
-    RememberingScorer,
     Target,
     expectation,
 )
@@ -129,7 +129,7 @@ class _Calibration:
 
     def __init__(self, options: CalibrateOptions, config: TrimConfig, dataset: Dataset, parts: Parts) -> None:
         self.options, self.config, self.dataset = options, config, dataset
-        self.scorer = None if parts.scorer is None else RememberingScorer(parts.scorer)
+        self.scorer = None if parts.scorer is None else CachedScorer(parts.scorer)
         self.parts = Parts(_remembering(parts.small), _remembering(parts.large), self.scorer)
         self.identity = {
             **identity_of(config),

@@ -33,7 +33,7 @@ from trim_graph.evaluation.datasets import (
 from trim_graph.evaluation.experiment import ExperimentRunner, RunConfig, known_arms
 from trim_graph.evaluation.records import SUMMARY, ArmSummary, Figure, RunSummary, write_json, write_rows
 from trim_graph.evaluation.runner import Executor, Models
-from trim_graph.evaluation.verdicts import Worth, summarise_run
+from trim_graph.evaluation.verdicts import CostModel, summarise_run
 
 from .common import Progress, chosen_config, load_parts, open_executor, parsed_option
 from .options import EvalOptions
@@ -185,8 +185,8 @@ class Evaluation:
             f"the arm {arm} is left out: questions are lacking, or all failed" for arm in runner.take_older()
         ]
         write_rows(request.out, list(runner.arms))
-        worth = Worth(priced=_priced(self.config.prices), second=request.cost_per_second)
-        summary = summarise_run(runner, self.config, worth, self.warnings)
+        cost_model = CostModel(priced=_priced(self.config.prices), second=request.cost_per_second)
+        summary = summarise_run(runner, self.config, cost_model, self.warnings)
         write_json(request.out / SUMMARY, summary)
         return summary
 

@@ -379,7 +379,7 @@ def expectation(
     )
 
 
-class RememberingScorer:
+class CachedScorer:
     """A scorer that reads no solution twice: the runs of a calibration share most of their prefixes."""
 
     def __init__(self, scorer: Any) -> None:
@@ -429,9 +429,7 @@ class RecordFile:
             that was not interrupted.
     """
 
-    def __init__(
-        self, folder: Path, settings: dict[str, Any], scorer: RememberingScorer | None = None
-    ) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], scorer: CachedScorer | None = None) -> None:
         self.folder, self.settings, self.scorer = folder, settings, scorer
         name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         self.path = folder / f"{name}.jsonl"

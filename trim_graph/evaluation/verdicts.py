@@ -19,8 +19,8 @@ LEAST = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Worth:
-    """What things are worth.
+class CostModel:
+    """How what an arm saves and costs is compared.
 
     Attributes:
         priced: Whether there is a price table.
@@ -31,10 +31,10 @@ class Worth:
     second: float = 0.0
 
 
-def judge(comparison: Comparison, worth: Worth) -> list[Verdict]:
+def judge(comparison: Comparison, cost_model: CostModel) -> list[Verdict]:
     """Return a verdict on every arm but those of the models alone and the random ones."""
     return [
-        _verdict(comparison, name, worth)
+        _verdict(comparison, name, cost_model)
         for name, settings in comparison.settings.items()
         if name in comparison.arms and settings["kind"] not in ("reference", "random")
     ]
@@ -73,38 +73,38 @@ def _gain(name: str, comparison: Comparison) -> float:
     return float(pgr - (own / large if large > 0 else share))
 
 
-def _verdict(comparison: Comparison, name: str, worth: Worth) -> Verdict:
-    key = "large_cost" if worth.priced else "large_tokens"
+def _verdict(comparison: Comparison, name: str, cost_model: CostModel) -> Verdict:
+    key = "large_cost" if cost_model.priced else "large_tokens"
     saved = _figure(comparison, name, lambda large, arm: _large(large, key) - _large(arm, key))
     seconds = comparison.difference(name, LARGE, "seconds")
     added = net = UNKNOWN
-    if worth.priced:
+    if cost_model.priced:
         added = _figure(comparison, name, lambda large, arm: arm[ADDED] - large[ADDED])
-        net = _figure(comparison, name, lambda large, arm: _net(large, arm, worth))
+        net = _figure(comparison, name, lambda large, arm: _net(large, arm, cost_model))
     accuracy = comparison.difference(name, LARGE, "correct")
-    use, reasons = _decide(comparison, name, net if worth.priced else saved, worth)
+    use, reasons = _decide(comparison, name, net if cost_model.priced else saved, cost_model)
     found = Verdict(
         arm=name, use=use, text="", saved=saved, added=added, net=net, accuracy=accuracy, seconds=seconds
     )
     told = [
-        _told_cost(found, comparison, worth),
-        *_told_rest(found, worth),
+        _told_cost(found, comparison, cost_model),
+        *_told_rest(found, cost_model),
         *_told_beyond(comparison, name),
         *reasons,
     ]
     return Verdict(**{**found, "text": f"{name}: {' '.join(told)} {_ENDS[use]}"})
 
 
-def _net(large: Any, arm: Any, worth: Worth) -> Any:
-    return large["cost"] - arm["cost"] - worth.second * (arm["seconds"] - large["seconds"])
+def _net(large: Any, arm: Any, cost_model: CostModel) -> Any:
+    return large["cost"] - arm["cost"] - cost_model.second * (arm["seconds"] - large["seconds"])
 
 
-def _net_spread(comparison: Comparison, name: str, worth: Worth) -> str:
+def _net_spread(comparison: Comparison, name: str, cost_model: CostModel) -> str:
     """Tell the interval of what is saved net, as a share of the large model's cost."""
     large, arm = comparison.arms[LARGE].means, comparison.arms[name].means
     if not (large["cost"] > 0).all():
         return ""
-    share = _net(large, arm, worth) / large["cost"]
+    share = _net(large, arm, cost_model) / large["cost"]
     return _between(Figure(value=None, interval=interval(share)), 100, "%")
 
 
@@ -119,7 +119,7 @@ def _figure(comparison: Comparison, name: str, compute: Any) -> Figure:
     )
 
 
-def _decide(comparison: Comparison, name: str, net: Figure, worth: Worth) -> tuple[Use, list[str]]:
+def _decide(comparison: Comparison, name: str, net: Figure, cost_model: CostModel) -> tuple[Use, list[str]]:
     """Weigh an arm: the worst of what is found counts."""
     found: list[tuple[Use, str]] = []
 
@@ -165,7 +165,7 @@ def _decide(comparison: Comparison, name: str, net: Figure, worth: Worth) -> tup
         found.append(
             ("no", f"With the same large tokens {' and '.join(better)} is more often right: use that.")
         )
-    if not worth.priced:
+    if not cost_model.priced:
         found.append(("undecided", "Without prices nobody can say whether that pays."))
     if comparison.n < LEAST:
         found.append(("undecided", f"{comparison.n} questions are too few to tell: take {LEAST} or more."))
@@ -200,11 +200,11 @@ def _above_line(comparison: Comparison, name: str) -> Figure:
     return Figure(value=pgr - share, interval=interval(pgrs - shares))
 
 
-def _told_cost(verdict: Verdict, comparison: Comparison, worth: Worth) -> str:
+def _told_cost(verdict: Verdict, comparison: Comparison, cost_model: CostModel) -> str:
     large, arm = comparison.arms[LARGE].plain, comparison.arms[verdict["arm"]].plain
     saved = verdict["saved"]["value"] or 0.0
-    whole = large["cost" if worth.priced else "large_tokens"]
-    if not worth.priced:
+    whole = large["cost" if cost_model.priced else "large_tokens"]
+    if not cost_model.priced:
         extra, written = arm["small_tokens"], arm["scorer_output_tokens"]
         judged = f", and {written:.4g} that it writes" if written else ""
         told = (
@@ -219,11 +219,12 @@ def _told_cost(verdict: Verdict, comparison: Comparison, worth: Worth) -> str:
     return (
         f"It saves {_share(saved, whole)} of the large model's cost and spends {_share(added, whole)} on the "
         f"small model and the scorer: {_share(net, whole)} net"
-        f"{_net_spread(comparison, verdict['arm'], worth)}{', waiting paid' if worth.second else ''}."
+        f"{_net_spread(comparison, verdict['arm'], cost_model)}"
+        f"{', waiting paid' if cost_model.second else ''}."
     )
 
 
-def _told_rest(verdict: Verdict, worth: Worth) -> list[str]:
+def _told_rest(verdict: Verdict, cost_model: CostModel) -> list[str]:
     told = []
     accuracy, seconds = verdict["accuracy"], verdict["seconds"]
     if accuracy["value"] is not None:
@@ -231,7 +232,7 @@ def _told_rest(verdict: Verdict, worth: Worth) -> list[str]:
     if seconds["value"] is not None:
         told.append(f"Wall clock {seconds['value']:+.3g} s a question{_between(seconds, 1, 's')}.")
     net = verdict["net"]["value"]
-    if net is not None and net > 0 and not worth.second and (seconds["value"] or 0.0) > 0:
+    if net is not None and net > 0 and not cost_model.second and (seconds["value"] or 0.0) > 0:
         told.append(f"That pays where a second of waiting costs less than {net / seconds['value']:.3g}.")  # type: ignore[operator]
     return told
 
@@ -252,20 +253,20 @@ def _between(figure: Figure, scale: float, unit: str) -> str:
 
 
 def summarise_run(
-    runner: ExperimentRunner, config: TrimConfig, worth: Worth, warnings: Sequence[str]
+    runner: ExperimentRunner, config: TrimConfig, cost_model: CostModel, warnings: Sequence[str]
 ) -> RunSummary:
     """Return figures, curves and verdicts of all arms that are complete.
 
     Args:
         runner: After its last arm.
         config: Whose models they are.
-        worth: What things are worth.
+        cost_model: How costs are compared.
         warnings: What a reader should know besides.
     """
     run_config = runner.run_config
     done = {name: runner.done[name] for name in (SMALL, LARGE)} | runner.done
     comparison = Comparison(done, runner.arms, n=run_config.n)
-    verdicts = judge(comparison, worth)
+    verdicts = judge(comparison, cost_model)
     whole = done[LARGE].plain["large_tokens"]
     failed = {name: arm.errors for name, arm in done.items() if arm.errors}
     told = [
@@ -278,7 +279,7 @@ def summarise_run(
         samples=run_config.samples,
         seed=run_config.seed,
         concurrency=run_config.concurrency,
-        priced=worth.priced,
+        priced=cost_model.priced,
         models={
             part: config.model_dump(mode="json", include={part})[part]
             for part in ("small", "large", "scorer")

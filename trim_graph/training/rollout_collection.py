@@ -19,7 +19,7 @@ from trim_graph.calls.model_call import WriterModel
 from trim_graph.config import Parts, TrimConfig
 from trim_graph.conversation import compose
 from trim_graph.evaluation import Question
-from trim_graph.evaluation.calibration import RememberingScorer
+from trim_graph.evaluation.calibration import CachedScorer
 from trim_graph.evaluation.runner import Executor, Models, run_each
 from trim_graph.evaluation.traces import Trace
 from trim_graph.policies import Policy
@@ -53,7 +53,7 @@ def graph_builder(
     for model in (parts.small, parts.large):
         if getattr(model, "cache", False) is None:
             model.cache = InMemoryCache()
-    scorer = RememberingScorer(parts.scorer)
+    scorer = CachedScorer(parts.scorer)
 
     def build(policy: Policy) -> CompiledStateGraph[Any, Any, Any, Any]:
         settings = config.settings.model_dump()

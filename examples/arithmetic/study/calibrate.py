@@ -43,10 +43,10 @@ def example_calibrator(
         seed: Seed of the random policy.
     """
     from trim_graph.evaluation.arms import policy_config
-    from trim_graph.evaluation.calibration import Calibrator, RememberingScorer
+    from trim_graph.evaluation.calibration import CachedScorer, Calibrator
     from trim_graph.graph import create_trim_graph
 
-    remembering = RememberingScorer(scorer)
+    remembering = CachedScorer(scorer)
     return Calibrator(
         lambda policy: create_trim_graph(
             small, large, remembering, policy=policy_config(policy).build(), seed=seed
