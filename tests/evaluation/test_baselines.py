@@ -7,10 +7,10 @@ from trim_graph import InputError, SettingsError
 from trim_graph.evaluation.baselines import (
     MATHEMATICS,
     OPERATIONS,
-    fit_kinds,
+    fit_step_types,
     limit_for,
-    policy_of_kinds,
-    unsureness,
+    policy_of_step_types,
+    uncertainty,
 )
 
 signals = st.lists(
@@ -37,10 +37,10 @@ def test_how_unsure_an_answer_is(make_row):
             {**step, "tokens": 1, "mean_token_probability": 0.9},
         ]
     )
-    assert unsureness(row) == pytest.approx(1 - (3 * 0.5 + 0.9) / 4)
-    assert unsureness(make_row(error="OSError: gone", steps=[])) == 1
+    assert uncertainty(row) == pytest.approx(1 - (3 * 0.5 + 0.9) / 4)
+    assert uncertainty(make_row(error="OSError: gone", steps=[])) == 1
     with pytest.raises(InputError, match="logprobs: true"):
-        unsureness(make_row())
+        uncertainty(make_row())
 
 
 def trace(*steps):
@@ -68,21 +68,21 @@ TRACES = [
 
 
 def test_kinds_are_counted_by_label_and_else_by_score():
-    kinds = {kind.kind: kind for kind in fit_kinds(TRACES, OPERATIONS)}
+    kinds = {kind.kind: kind for kind in fit_step_types(TRACES, OPERATIONS)}
     assert {name: (kind.wrong, kind.tokens, kind.drafts) for name, kind in kinds.items()} == {
         "mod": (0.75, 10, 1),
         "*": (0.5, 20, 2),
         "+": (0.0, 10, 1),
         "boxed": (0.0, 5, 1),
     }
-    assert [kind.kind for kind in fit_kinds(TRACES, OPERATIONS)][:2] == ["mod", "*"]
-    assert None in {kind.kind for kind in fit_kinds(TRACES, "Step")}  # the answer is none
+    assert [kind.kind for kind in fit_step_types(TRACES, OPERATIONS)][:2] == ["mod", "*"]
+    assert None in {kind.kind for kind in fit_step_types(TRACES, "Step")}  # the answer is none
 
 
 @given(st.floats(0, 1))
 def test_the_worst_kinds_are_written_again_first(part):
-    kinds = fit_kinds(TRACES, OPERATIONS)
-    policy = policy_of_kinds(kinds, OPERATIONS, part)
+    kinds = fit_step_types(TRACES, OPERATIONS)
+    policy = policy_of_step_types(kinds, OPERATIONS, part)
     tokens = {kind.kind: kind.tokens for kind in kinds}
     again = sum(rate * tokens[kind] for kind, rate in policy["rates"].items())
     assert again == pytest.approx(part * 45, abs=0.01)
@@ -94,11 +94,11 @@ def test_the_worst_kinds_are_written_again_first(part):
 def test_kinds_of_mathematical_steps():
     texts = {"Thus \\frac{1}{2} of it": "\\frac", "we get x^2 + 1": "^", "so 4 = 2 * 2": "=", "hence": None}
     traces = [trace(*((text, "small", 1, True, None) for text in texts))]
-    assert {kind.kind for kind in fit_kinds(traces, MATHEMATICS)} == set(texts.values())
+    assert {kind.kind for kind in fit_step_types(traces, MATHEMATICS)} == set(texts.values())
 
 
 def test_traces_that_tell_nothing():
     with pytest.raises(InputError, match="labelled or scored"):
-        fit_kinds([trace(("a", "small", 1, None, None))], OPERATIONS)
+        fit_step_types([trace(("a", "small", 1, None, None))], OPERATIONS)
     with pytest.raises(SettingsError, match="cannot be read"):
-        fit_kinds(TRACES, "(")
+        fit_step_types(TRACES, "(")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from typing_extensions import TypedDict
 
 from trim_graph.errors import InputError, SettingsError, TrimError
-from trim_graph.policies.baselines import kind_of
+from trim_graph.policies.baselines import step_type_of
 from trim_graph.policies.files import save_policy
 from trim_graph.storage.journal import Journal, to_line
 from trim_graph.storage.rows import read_rows
@@ -57,7 +57,7 @@ def pairs(folder: Path, n: int, samples: int) -> Iterator[tuple[Row, Row]]:
     return zip(wanted(SMALL), wanted(LARGE), strict=True)
 
 
-def unsureness(row: Row) -> float:
+def uncertainty(row: Row) -> float:
     """Return 1 minus the mean probability of the tokens of the small model's answer.
 
     Raises:
@@ -104,7 +104,7 @@ def limit_for(signals: NDArray[np.float64], tokens: NDArray[np.float64], target:
     return float(values[kept - 1])
 
 
-def compose(
+def write_query_level_arm(
     folder: Path, arm: str, rows: Iterable[tuple[Row, Row]], signal: Signal, limit: float, *, both: bool
 ) -> None:
     """Write the journal of an arm that is put together.
@@ -163,13 +163,13 @@ def _after(small: Row, large: Row) -> Row:
 
 
 OPERATIONS = r"\d ([-+*/]|mod) \d|\b(larger|smaller)\b|(boxed)"
-"""Kinds of steps in the arithmetic world: its operations."""
+"""Types of steps in the arithmetic world: its operations."""
 MATHEMATICS = r"(\\boxed|\\[dt]?frac|\\sqrt|\\times|\\cdot|\\binom|\^|[*/=])"
-"""Kinds of steps elsewhere: what comes first of the marks that mathematical text has."""
+"""Types of steps elsewhere: what comes first of the marks that mathematical text has."""
 
 
-class Kind(NamedTuple):
-    """Drafts of one kind.
+class StepType(NamedTuple):
+    """Drafts of one type of step.
 
     Attributes:
         kind: As `by_pattern` names it; None: drafts without a match.
@@ -184,15 +184,15 @@ class Kind(NamedTuple):
     drafts: int
 
 
-def fit_kinds(traces: Iterable[Trace], pattern: str) -> list[Kind]:
-    """Count how often the small model's steps are wrong, by kind.
+def fit_step_types(traces: Iterable[Trace], pattern: str) -> list[StepType]:
+    """Count how often the small model's steps are wrong, by type of step.
 
     Args:
         traces: Of runs in which the small model writes; each step labelled or scored.
         pattern: See `trim_graph.policies.by_pattern`.
 
     Returns:
-        The kinds, the most often wrong first.
+        The types, the most often wrong first.
 
     Raises:
         SettingsError: The expression cannot be read.
@@ -208,12 +208,12 @@ def fit_kinds(traces: Iterable[Trace], pattern: str) -> list[Kind]:
             if step["writer"] == "small":
                 wrong = _wrong(step)
                 if wrong is not None:
-                    kind = kind_of(expression, step["text"])
+                    kind = step_type_of(expression, step["text"])
                     found.setdefault(kind, []).append((step["tokens"], wrong))
     if not found:
         raise InputError("no step of the small model in the validation traces is labelled or scored")
     kinds = [
-        Kind(kind, sum(t for t, _ in drafts), sum(w for _, w in drafts) / len(drafts), len(drafts))
+        StepType(kind, sum(t for t, _ in drafts), sum(w for _, w in drafts) / len(drafts), len(drafts))
         for kind, drafts in found.items()
     ]
     return sorted(kinds, key=lambda one: (-one.wrong, one.kind or ""))
@@ -225,11 +225,11 @@ def _wrong(step: Any) -> float | None:
     return None if step["score"] is None else 1 - step["score"]
 
 
-def policy_of_kinds(kinds: Sequence[Kind], pattern: str, part: float) -> dict[str, Any]:
-    """Return the policy that has this part of the small model's tokens written again, the worst kinds first.
+def policy_of_step_types(kinds: Sequence[StepType], pattern: str, part: float) -> dict[str, Any]:
+    """Return the policy that has this part of the small model's tokens written again, the worst types first.
 
     Args:
-        kinds: From `fit_kinds`.
+        kinds: From `fit_step_types`.
         pattern: Theirs.
         part: In [0, 1].
 
@@ -261,7 +261,7 @@ class Probed(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeEntropies:
+class EntropyPilot:
     """The task of probing each step of the small model (`trim_graph.evaluation.runner.Task`).
 
     Attributes:
@@ -287,7 +287,7 @@ class ProbeEntropies:
         return work
 
 
-async def first_token_entropies(runner: ExperimentRunner) -> list[float]:
+async def run_entropy_pilot(runner: ExperimentRunner) -> list[float]:
     """Probe each step of the small model on a few questions, or read what was told before.
 
     Raises:
@@ -299,7 +299,7 @@ async def first_token_entropies(runner: ExperimentRunner) -> list[float]:
     path = runner.folder / NAME
     items = WorkItems(run_config.dataset, min(run_config.n, PILOT))
     with Journal(path, {**run_config.settings, "pilot": _POLICY}) as journal:
-        task = ProbeEntropies(run_config.seed)
+        task = EntropyPilot(run_config.seed)
         await runner.fill("entropies", journal, items, task, lambda probed: journal.append(dict(probed)))
     entropies, failed = _told(path)
     path.unlink()
@@ -400,7 +400,7 @@ class Baselines:
         validation: Where there are validation questions.
         scorer_type: The type of the configuration's scorer.
         judge_name: What the judge is, for the record, where one is given.
-        pattern: What tells kinds of steps.
+        pattern: Expression that says the type of a step.
         seed: Of the training.
     """
 
@@ -425,7 +425,7 @@ class Baselines:
             "router": self.router,
             "cascade": self.cascade,
             "prm": self.prm,
-            "judge": self.rated_by_judge,
+            "judge": self.llm_judge_arm,
             "entropy": self.entropy,
             "kind": self.kind,
         }
@@ -445,7 +445,7 @@ class Baselines:
             raise Missing("it needs a process reward model as the scorer")
         await self._run(f"prm-{PRM_LEVEL:g}", "prm", {"type": "threshold", "t": PRM_LEVEL})
 
-    async def rated_by_judge(self) -> None:
+    async def llm_judge_arm(self) -> None:
         """Accept drafts by a judge's digit, at the published level."""
         if self.judge_name is None:
             raise Missing("it needs a judge: --judge large, or {type: llm_judge, model: {...}}")
@@ -456,7 +456,7 @@ class Baselines:
 
     async def cascade(self) -> None:
         """Let the large model answer where the small one's whole answer is improbable."""
-        self._composed("cascade", {"type": "answer_cascade"}, unsureness, both=True)
+        self._query_level_baselines("cascade", {"type": "answer_cascade"}, uncertainty, both=True)
 
     async def router(self) -> None:
         """Let a classifier give whole questions to one model."""
@@ -466,20 +466,22 @@ class Baselines:
         file = self.runner.folder / "router.json"
         save_policy(router, file, dataset=validation.dataset.identity(), questions=validation.n)
         policy = {"type": "query_router", "file": file.name}
-        self._composed("router", policy, lambda row: router.probability(row["question"]), both=False)
+        self._query_level_baselines(
+            "router", policy, lambda row: router.probability(row["question"]), both=False
+        )
 
     async def kind(self) -> None:
-        """Regenerate by the kind of step alone."""
+        """Regenerate by the type of step alone."""
         validation = self._validated()
         traces = await validation.run("small")
-        kinds = fit_kinds(read_traces(traces), self.pattern)
+        kinds = fit_step_types(read_traces(traces), self.pattern)
         told = [one._asdict() for one in kinds]
         write_json(self.runner.folder / "kinds.json", {"pattern": self.pattern, "kinds": told})
-        await self._grid("kind", lambda share: policy_of_kinds(kinds, self.pattern, share))
+        await self._grid("kind", lambda share: policy_of_step_types(kinds, self.pattern, share))
 
     async def entropy(self) -> None:
         """Let the entropy of a step's first token say who writes it."""
-        entropies = await first_token_entropies(self.runner)
+        entropies = await run_entropy_pilot(self.runner)
         await self._grid(
             "entropy", lambda share: {"type": "entropy_probe", "limit": _upper(entropies, share)}
         )
@@ -493,8 +495,8 @@ class Baselines:
         arm = Arm(name, "baseline", family, policy)
         await self.runner.run(arm.name, arm.settings, arm.policy)
 
-    def _composed(
-        self, family: str, policy: dict[str, Any], signal: Callable[[Row], float], *, both: bool
+    def _query_level_baselines(
+        self, family: str, policy: dict[str, Any], signal: Signal, *, both: bool
     ) -> None:
         """Put arms together of the models alone, at fixed shares of the large model's tokens."""
         runner, run_config = self.runner, self.runner.run_config
@@ -509,7 +511,7 @@ class Baselines:
             runner.forget(arm)  # its limit may have been another on fewer questions
             runner.note(arm, settings)
             rows = pairs(self.runner.folder, run_config.n, run_config.samples)
-            compose(self.runner.folder, arm, rows, signal, limit, both=both)
+            write_query_level_arm(self.runner.folder, arm, rows, signal, limit, both=both)
             runner.take(arm)
 
     def _validated(self) -> Validation:

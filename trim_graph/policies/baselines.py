@@ -98,7 +98,7 @@ class by_pattern(Policy):
 
     def decide(self, observation: Observation) -> str:
         """Draws by the rate of the draft's kind."""
-        kind = kind_of(self._expression, observation.draft or "")
+        kind = step_type_of(self._expression, observation.draft or "")
         rate = self.default if kind is None else self.rates.get(kind, self.default)
         return "regenerate" if observation.random().random() < rate else "accept"
 
@@ -106,7 +106,7 @@ class by_pattern(Policy):
         return f"by_pattern({self.pattern!r}, {self.rates}, default={self.default})"
 
 
-def kind_of(expression: re.Pattern[str], text: str) -> str | None:
+def step_type_of(expression: re.Pattern[str], text: str) -> str | None:
     """Returns the kind of a step: the first group that matched, or all of the match; None without one."""
     match = expression.search(text)
     if match is None:
