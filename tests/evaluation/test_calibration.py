@@ -14,7 +14,7 @@ from trim_graph.evaluation.calibration import (
     RecordFile,
     Target,
     choose,
-    expectation,
+    forecast,
 )
 from trim_graph.policies import files, save_policy
 from trim_graph.testing import ScriptedScorer
@@ -71,7 +71,7 @@ async def test_a_share_is_hit_in_few_runs_and_on_fresh_questions(family, share):
     assert found.share == pytest.approx(share, rel=0.02, abs=0.002)
     assert len(calibrator.points) <= 9
     policy = family.policy(found.setting)
-    told = expectation(await calibrator.outcomes(policy), small=calibrator.small, large=calibrator.large)
+    told = forecast(await calibrator.outcomes(policy), small=calibrator.small, large=calibrator.large)
     fresh = World(n=3000, seed=1).calibrator()
     await fresh.measure()
     point = await fresh.point(family, found.setting)
@@ -89,7 +89,7 @@ async def test_a_spend_needs_no_answers():
     found = await calibrator.find(THRESHOLD, Target("large_share", 0.3))
     assert found.share == pytest.approx(0.3, abs=0.01)
     assert (found.accuracy, found.pgr) == (None, None)
-    told = expectation(await calibrator.outcomes(THRESHOLD.policy(found.setting)), large=calibrator.large)
+    told = forecast(await calibrator.outcomes(THRESHOLD.policy(found.setting)), large=calibrator.large)
     assert told["share"]["value"] == found.share
     assert told["accuracy"] == told["pgr"] == {"value": None, "interval": None}
     assert calibrator.small is None  # not run: it would tell nothing

@@ -17,14 +17,14 @@ from trim_graph.evaluation.arms import ParameterSweep, PolicyList, identity_of, 
 from trim_graph.evaluation.calibration import (
     CachedScorer,
     Calibrator,
-    Expectation,
-    Expected,
+    Forecast,
     Point,
     RecordFile,
     Target,
-    expectation,
+    forecast,
 )
 from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset
+from trim_graph.evaluation.records import Figure
 
 from .common import Progress, chosen_config, load_parts, parsed_option
 from .options import CalibrateOptions
@@ -71,7 +71,7 @@ def run_calibrate(options: CalibrateOptions) -> None:
     finally:
         work.close()
     policy = family.policy(point.setting)
-    expected = asyncio.run(_expectation(calibrator, policy, options.seed))
+    expected = asyncio.run(_forecast(calibrator, policy, options.seed))
     write_config(options.config, out, policy)
     if options.json_file:
         _write_report(options, target, policy, expected, calibrator, dataset)
@@ -190,13 +190,13 @@ def _remembering(model: Any) -> Any:
     return model
 
 
-async def _expectation(calibrator: Calibrator, policy: dict[str, Any], seed: int) -> Expectation:
+async def _forecast(calibrator: Calibrator, policy: dict[str, Any], seed: int) -> Forecast:
     outcomes = await calibrator.outcomes(policy)
-    return expectation(outcomes, small=calibrator.small, large=calibrator.large, seed=seed)
+    return forecast(outcomes, small=calibrator.small, large=calibrator.large, seed=seed)
 
 
 def _show(
-    point: Point, target: Target, policy: dict[str, Any], expected: Expectation, dataset: Dataset, out: Path
+    point: Point, target: Target, policy: dict[str, Any], expected: Forecast, dataset: Dataset, out: Path
 ) -> None:
     part = f", {dataset.part_name}" if dataset.part_name else ""
     print(f"policy: {json.dumps(policy)}")
@@ -209,7 +209,7 @@ def _show(
         "pgr": "gap recovered (PGR)",
     }
     for key, name in names.items():
-        figure: Expected = expected[key]  # type: ignore[literal-required]
+        figure: Figure = expected[key]  # type: ignore[literal-required]
         if figure["value"] is not None and (key != "cost" or figure["value"]):
             spread = figure["interval"]
             between = f" ({spread.low:.4g} to {spread.high:.4g})" if spread else ""
@@ -226,7 +226,7 @@ def _write_report(
     options: CalibrateOptions,
     target: Target,
     policy: dict[str, Any],
-    expected: Expectation,
+    expected: Forecast,
     calibrator: Calibrator,
     dataset: Dataset,
 ) -> None:

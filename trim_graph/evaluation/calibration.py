@@ -24,14 +24,13 @@ from .arms import ParameterSweep, PolicyList, PolicyMapping
 from .comparison import graded
 from .metrics import (
     RESAMPLES,
-    Interval,
     accuracy,
     interval,
     performance_gap_recovered,
     resampled_means,
     share_of_large_tokens,
 )
-from .records import Question, Record, WorkItem, new_record, write_json
+from .records import Figure, Question, Record, WorkItem, new_record, write_json
 from .runner import Graph, run_arm
 
 ROUNDS = 9
@@ -306,34 +305,27 @@ def spent(outcomes: Sequence[Record]) -> int:
     return sum(record["large_tokens"] for record in outcomes)
 
 
-class Expected(TypedDict):
-    """One figure; None where it is not known."""
-
-    value: float | None
-    interval: Interval | None
-
-
-class Expectation(TypedDict):
-    """What a policy is expected to come to."""
+class Forecast(TypedDict):
+    """Figures that a policy is expected to reach."""
 
     n: int
-    large_tokens: Expected
+    large_tokens: Figure
     """Per question."""
-    share: Expected
-    cost: Expected
+    share: Figure
+    cost: Figure
     """Per question, by the price table."""
-    accuracy: Expected
-    pgr: Expected
+    accuracy: Figure
+    pgr: Figure
 
 
-def expectation(
+def forecast(
     outcomes: Sequence[Record],
     *,
     small: Sequence[Record] | None = None,
     large: Sequence[Record] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Expectation:
+) -> Forecast:
     """Compute the figures of a policy.
 
     Args:
@@ -357,19 +349,19 @@ def expectation(
     means = resampled_means(columns, resamples=resamples, seed=seed)
     plain = {name: sum(column) / len(column) for name, column in columns.items()}
 
-    def told(*names: str, figure: object = None) -> Expected:
+    def told(*names: str, figure: object = None) -> Figure:
         if not set(names) <= columns.keys():
-            return Expected(value=None, interval=None)
+            return Figure(value=None, interval=None)
         if figure is None:
-            return Expected(value=plain[names[0]], interval=interval(means[names[0]]))
+            return Figure(value=plain[names[0]], interval=interval(means[names[0]]))
         assert callable(figure)
         rows = zip(*(means[name] for name in names), strict=True)
-        return Expected(
+        return Figure(
             value=figure(*(plain[name] for name in names)), interval=interval([figure(*row) for row in rows])
         )
 
     gap = ("it correct", "small correct", "large correct")
-    return Expectation(
+    return Forecast(
         n=len(outcomes),
         large_tokens=told("it tokens"),
         share=told("it tokens", "large tokens", figure=share_of_large_tokens),
