@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from trim_graph import ModelPrice, Prices
-from trim_graph.evaluation.comparison import Comparison, read_columns, resample
+from trim_graph.evaluation.comparison import Comparison, read_metric_columns, resample
 from trim_graph.evaluation.records import (
     Question,
     Row,
@@ -94,7 +94,9 @@ def measure(n: int, folder: Path) -> dict[str, Any]:
 
     def figures() -> None:
         for arm in ARMS:
-            resampled[arm] = resample(read_columns(read_rows_of(folder, arm), n=n, samples=1, prices=PRICES))
+            resampled[arm] = resample(
+                read_metric_columns(read_rows_of(folder, arm), n=n, samples=1, prices=PRICES)
+            )
 
     def summary() -> str:
         kinds = {"small": "reference", "large": "reference"}

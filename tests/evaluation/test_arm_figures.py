@@ -7,7 +7,14 @@ from scipy.stats import binom
 
 from trim_graph import InputError, ModelPrice, Prices
 from trim_graph.evaluation import compare
-from trim_graph.evaluation.comparison import ADDED, NUMBERS, Columns, Comparison, read_columns, resample
+from trim_graph.evaluation.comparison import (
+    ADDED,
+    NUMBERS,
+    Comparison,
+    MetricColumns,
+    read_metric_columns,
+    resample,
+)
 from trim_graph.evaluation.metrics import mean_ibc, quantile, resampled_means, resampled_quantiles
 from trim_graph.evaluation.records import FIGURES
 from trim_graph.evaluation.verdicts import LEAST, CostModel, judge, overall
@@ -24,7 +31,7 @@ def columns(correct, large_tokens, *, cost=None, added=0.0, seconds=1.0):
     of[ADDED] = np.full(n, float(added))
     of["seconds"] = np.full(n, float(seconds))
     of["first_step"] = of["seconds"] / 2
-    return Columns(0, of)
+    return MetricColumns(0, of)
 
 
 def compared(arms, kinds=()):
@@ -313,17 +320,17 @@ def test_many_questions_are_resampled_in_little_memory():
 
 def test_columns_of_rows_want_all_of_them(make_row):
     rows = [make_row(index=index, sample=sample) for index in (1, 0) for sample in (1, 0)]
-    read = read_columns(iter(rows), n=2, samples=2, prices=Prices())
+    read = read_metric_columns(iter(rows), n=2, samples=2, prices=Prices())
     assert read.mean("large_tokens") == 14
     assert read.mean("small_tokens") == 6
     assert read.graded
-    assert read_columns(iter(rows), n=1, samples=2, prices=Prices()).of["cost"].shape == (1,)
+    assert read_metric_columns(iter(rows), n=1, samples=2, prices=Prices()).of["cost"].shape == (1,)
     with pytest.raises(InputError, match="1 rows are missing, the first of question 0, sample 0"):
-        read_columns(iter(rows[:3]), n=2, samples=2, prices=Prices())
+        read_metric_columns(iter(rows[:3]), n=2, samples=2, prices=Prices())
     with pytest.raises(InputError, match="question 1, sample 1 has two rows"):
-        read_columns(iter([rows[0], rows[0]]), n=2, samples=2, prices=Prices())
+        read_metric_columns(iter([rows[0], rows[0]]), n=2, samples=2, prices=Prices())
     failed = make_row(index=0, error="OSError: gone", correct=False, first_step_seconds=None)
-    one = read_columns(iter([failed]), n=1, samples=1, prices=Prices())
+    one = read_metric_columns(iter([failed]), n=1, samples=1, prices=Prices())
     assert one.errors == 1
     assert resample(one).quantiles["first_step_median"]["value"] is None
 
@@ -334,6 +341,6 @@ def test_what_a_judge_writes_is_part_of_the_cost_besides_the_large_model(make_ro
     judged = {**row, "tokens": {**row["tokens"], "scorer": 100, "scorer_output": 50}}
     older = {**row, "tokens": {**row["tokens"], "scorer": 100}}
     del older["tokens"]["scorer_output"]
-    columns = read_columns([judged, {**older, "index": 1, "id": "q1"}], n=2, samples=1, prices=prices)
+    columns = read_metric_columns([judged, {**older, "index": 1, "id": "q1"}], n=2, samples=1, prices=prices)
     assert columns.of[ADDED].tolist() == pytest.approx([600e-6, 100e-6])
     assert columns.of["scorer_output_tokens"].tolist() == [50, 0]

@@ -178,7 +178,7 @@ ADDED = "added_cost"
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class MetricColumns:
     """The numbers of one arm.
 
     Attributes:
@@ -201,7 +201,7 @@ class Columns:
         return float(self.of[name].mean())
 
 
-def read_columns(rows: Iterable[Row], *, n: int, samples: int, prices: Prices) -> Columns:
+def read_metric_columns(rows: Iterable[Row], *, n: int, samples: int, prices: Prices) -> MetricColumns:
     """Read the numbers of an arm off its rows.
 
     Args:
@@ -234,7 +234,7 @@ def read_columns(rows: Iterable[Row], *, n: int, samples: int, prices: Prices) -
             f"{int((~seen).sum())} rows are missing, the first of question {index}, sample {sample}"
         )
     table /= samples
-    return Columns(errors, dict(zip((*NUMBERS, ADDED), table, strict=True)))
+    return MetricColumns(errors, dict(zip((*NUMBERS, ADDED), table, strict=True)))
 
 
 SMALL, LARGE = "small", "large"
@@ -267,7 +267,7 @@ class Resampled:
     errors: int
 
 
-def resample(columns: Columns, *, resamples: int = RESAMPLES, seed: int = 0) -> Resampled:
+def resample(columns: MetricColumns, *, resamples: int = RESAMPLES, seed: int = 0) -> Resampled:
     """Draw questions with replacement; after this the columns are not needed any more."""
     names = [name for name in _MEANS if name != "correct" or columns.graded]
     return Resampled(

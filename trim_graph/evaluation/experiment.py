@@ -14,7 +14,7 @@ from trim_graph.budget import Prices
 from trim_graph.errors import InputError, SettingsError, TrimError
 from trim_graph.storage.journal import Journal, differences
 
-from .comparison import Columns, Resampled, read_columns, resample
+from .comparison import MetricColumns, Resampled, read_metric_columns, resample
 from .datasets import Dataset, first_questions
 from .records import SETTINGS as SETTINGS_FILE
 from .records import (
@@ -200,7 +200,7 @@ class ExperimentRunner:
         settings = RunSettings(version=VERSION, settings=self.run_config.settings, arms=self.arms)
         write_json(self.folder / SETTINGS_FILE, settings)
 
-    def columns(self, arm: str) -> Columns:
+    def metric_columns(self, arm: str) -> MetricColumns:
         """Read the numbers of an arm.
 
         Raises:
@@ -208,7 +208,7 @@ class ExperimentRunner:
         """
         run_config = self.run_config
         rows = read_rows_of(self.folder, arm)
-        return read_columns(rows, n=run_config.n, samples=run_config.samples, prices=self._prices(arm))
+        return read_metric_columns(rows, n=run_config.n, samples=run_config.samples, prices=self._prices(arm))
 
     def take(self, arm: str) -> Resampled:
         """Take an arm's rows into the comparison.
@@ -216,7 +216,7 @@ class ExperimentRunner:
         Raises:
             InputError: Rows are missing, or all runs failed.
         """
-        columns = self.columns(arm)
+        columns = self.metric_columns(arm)
         if columns.errors == self.run_config.n * self.run_config.samples:
             rows = read_rows_of(self.folder, arm)
             failed = next((row["error"] for row in rows if row["error"]), "")
