@@ -110,7 +110,7 @@ PUBLIC = {
         "make_config",
     },
     trim_graph.evaluation: {
-        "ArmFigures",
+        "ArmMetrics",
         "Difference",
         "Interval",
         "Question",

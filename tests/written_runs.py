@@ -3,7 +3,7 @@
 import json
 import random
 
-from trim_graph.evaluation.records import FIGURES, SETTINGS, SUMMARY, TOKENS, journal_of, write_rows
+from trim_graph.evaluation.records import METRICS, SETTINGS, SUMMARY, TOKENS, journal_of, write_rows
 
 ARMS = {"small": "reference", "large": "reference", "threshold-0.5": "policy", "random": "random"}
 STEPS = ("Step 1: 47 + 38 = 85.", "Step 2: 85 * 7 = 595, keep 95.", "Step 3: 95 - 21 = 74.")
@@ -74,7 +74,7 @@ def a_summary(n, **changes):
     figure = {"value": None, "interval": None}
     arms = []
     for name, kind in ARMS.items():
-        figures = dict.fromkeys(FIGURES, figure)
+        figures = dict.fromkeys(METRICS, figure)
         figures["accuracy"] = {"value": accuracy[name], "interval": [accuracy[name] - 0.03, accuracy[name]]}
         figures["share"] = {"value": share[name], "interval": [share[name], share[name] + 0.02]}
         figures["large_tokens"] = {"value": 62.6 * share[name], "interval": None}

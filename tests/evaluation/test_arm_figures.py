@@ -16,7 +16,7 @@ from trim_graph.evaluation.comparison import (
     resample,
 )
 from trim_graph.evaluation.metrics import mean_ibc, quantile, resampled_means, resampled_quantiles
-from trim_graph.evaluation.records import FIGURES
+from trim_graph.evaluation.records import METRICS
 from trim_graph.evaluation.verdicts import LEAST, CostModel, judge, overall
 
 N = 60
@@ -87,7 +87,7 @@ def test_figures_are_those_of_compare(rows):
             )
             spread = figures[f"{key}_interval"]
             assert new[name][key]["interval"] == (None if spread is None else pytest.approx(spread, abs=1e-9))
-        assert set(new[name]) == set(FIGURES)
+        assert set(new[name]) == set(METRICS)
 
 
 def test_curves_of_families():

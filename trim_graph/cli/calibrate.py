@@ -24,7 +24,7 @@ from trim_graph.evaluation.calibration import (
     forecast,
 )
 from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset
-from trim_graph.evaluation.records import Figure
+from trim_graph.evaluation.records import Metric
 
 from .common import Progress, chosen_config, load_parts, parsed_option
 from .options import CalibrateOptions
@@ -209,7 +209,7 @@ def _show(
         "pgr": "gap recovered (PGR)",
     }
     for key, name in names.items():
-        figure: Figure = expected[key]  # type: ignore[literal-required]
+        figure: Metric = expected[key]  # type: ignore[literal-required]
         if figure["value"] is not None and (key != "cost" or figure["value"]):
             spread = figure["interval"]
             between = f" ({spread.low:.4g} to {spread.high:.4g})" if spread else ""

@@ -17,7 +17,7 @@ from typing import Any, get_args
 from trim_graph.config import Parts, TrimConfig, build_graph, example_config
 from trim_graph.errors import SettingsError, TrimError
 from trim_graph.evaluation import (
-    ArmFigures,
+    ArmMetrics,
     Difference,
     Interval,
     Question,
@@ -216,7 +216,7 @@ WIDTH = 120
 _PACKAGES = ("trim-graph", "langgraph", "langchain-core", "torch", "transformers", "numpy")
 
 
-def figures_of(demo: Demo) -> tuple[dict[str, ArmFigures], Difference | None]:
+def figures_of(demo: Demo) -> tuple[dict[str, ArmMetrics], Difference | None]:
     """Computes the figures of the arms that are complete; nothing without the two models alone."""
     done = {name: arm.outcomes for name, arm in demo.arms.items() if arm.complete}
     if not {"small", "large"} <= done.keys():

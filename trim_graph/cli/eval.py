@@ -31,7 +31,7 @@ from trim_graph.evaluation.datasets import (
     shared_questions,
 )
 from trim_graph.evaluation.experiment import ExperimentRunner, RunConfig, known_arms
-from trim_graph.evaluation.records import SUMMARY, ArmSummary, Figure, RunSummary, write_json, write_rows
+from trim_graph.evaluation.records import SUMMARY, ArmSummary, Metric, RunSummary, write_json, write_rows
 from trim_graph.evaluation.runner import Executor, Models
 from trim_graph.evaluation.verdicts import CostModel, summarise_run
 
@@ -406,7 +406,7 @@ def _curves(summary: RunSummary) -> Table:
     return table
 
 
-def _told(figure: Figure | None, *, digits: int = 3, signed: bool = False, spread: bool = False) -> str:
+def _told(figure: Metric | None, *, digits: int = 3, signed: bool = False, spread: bool = False) -> str:
     if figure is None or figure["value"] is None:
         return "-"
     sign = "+" if signed else ""

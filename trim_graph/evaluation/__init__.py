@@ -1,6 +1,6 @@
 """Measuring routing: run questions through a graph, and turn the records into figures with intervals."""
 
-from .comparison import ArmFigures, Difference, accuracy_difference, compare
+from .comparison import ArmMetrics, Difference, accuracy_difference, compare
 from .metrics import (
     Interval,
     accuracy,
@@ -17,7 +17,7 @@ from .records import Question, Record, Run, read_run
 from .runner import run_arm
 
 __all__ = [
-    "ArmFigures",
+    "ArmMetrics",
     "Difference",
     "Interval",
     "Question",

@@ -30,7 +30,7 @@ from .metrics import (
     resampled_means,
     share_of_large_tokens,
 )
-from .records import Figure, Question, Record, WorkItem, new_record, write_json
+from .records import Metric, Question, Record, WorkItem, new_record, write_json
 from .runner import Graph, run_arm
 
 ROUNDS = 9
@@ -82,7 +82,7 @@ class Point:
     cost: float = 0.0
 
     def value(self, target: Target) -> float | None:
-        """Return the figure that a target is about."""
+        """Return the metric that a target is about."""
         return {"large_share": self.share, "max_cost": self.cost, "pgr": self.pgr}[target.kind]
 
 
@@ -278,7 +278,7 @@ def choose(points: Sequence[Point], target: Target) -> Point:
     cheapest that recovers enough, else the one that recovers most.
 
     Raises:
-        ValueError: No point has the figure the target is about.
+        ValueError: No point has the metric the target is about.
     """
     known = [(point, value) for point in points if (value := point.value(target)) is not None]
     if not known:
@@ -309,13 +309,13 @@ class Forecast(TypedDict):
     """Figures that a policy is expected to reach."""
 
     n: int
-    large_tokens: Figure
+    large_tokens: Metric
     """Per question."""
-    share: Figure
-    cost: Figure
+    share: Metric
+    cost: Metric
     """Per question, by the price table."""
-    accuracy: Figure
-    pgr: Figure
+    accuracy: Metric
+    pgr: Metric
 
 
 def forecast(
@@ -349,25 +349,25 @@ def forecast(
     means = resampled_means(columns, resamples=resamples, seed=seed)
     plain = {name: sum(column) / len(column) for name, column in columns.items()}
 
-    def told(*names: str, figure: object = None) -> Figure:
+    def told(*names: str, metric: object = None) -> Metric:
         if not set(names) <= columns.keys():
-            return Figure(value=None, interval=None)
-        if figure is None:
-            return Figure(value=plain[names[0]], interval=interval(means[names[0]]))
-        assert callable(figure)
+            return Metric(value=None, interval=None)
+        if metric is None:
+            return Metric(value=plain[names[0]], interval=interval(means[names[0]]))
+        assert callable(metric)
         rows = zip(*(means[name] for name in names), strict=True)
-        return Figure(
-            value=figure(*(plain[name] for name in names)), interval=interval([figure(*row) for row in rows])
+        return Metric(
+            value=metric(*(plain[name] for name in names)), interval=interval([metric(*row) for row in rows])
         )
 
     gap = ("it correct", "small correct", "large correct")
     return Forecast(
         n=len(outcomes),
         large_tokens=told("it tokens"),
-        share=told("it tokens", "large tokens", figure=share_of_large_tokens),
+        share=told("it tokens", "large tokens", metric=share_of_large_tokens),
         cost=told("cost"),
         accuracy=told("it correct"),
-        pgr=told(*gap, figure=performance_gap_recovered),
+        pgr=told(*gap, metric=performance_gap_recovered),
     )
 
 

@@ -1,4 +1,4 @@
-"""Arms side by side: numbers of their rows, figures of each, and 95 % intervals paired by question."""
+"""Arms side by side: numbers of their rows, metrics of each, and 95 % intervals paired by question."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from .records import (
     ArmSummary,
     CurvePoint,
     CurveSummary,
-    Figure,
     MatchedBudget,
+    Metric,
     Record,
     Row,
 )
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 
-class ArmFigures(TypedDict):
+class ArmMetrics(TypedDict):
     """What one arm came to. Shares and PGR are None where the large model uses no tokens, or is no better."""
 
     n: int
@@ -75,8 +75,8 @@ def compare(
     large: str = "large",
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, ArmFigures]:
-    """Compute the figures of each arm.
+) -> dict[str, ArmMetrics]:
+    """Computes the metrics of each arm.
 
     Args:
         arms: Records by arm, all of the same questions in the same order. A question that failed counts
@@ -93,12 +93,12 @@ def compare(
     means = _means(arms, resamples, seed)
     plain = {name: accuracy(graded(records)) or 0.0 for name, records in arms.items()}
     tokens = {name: sum(o["large_tokens"] for o in records) for name, records in arms.items()}
-    figures: dict[str, ArmFigures] = {}
+    metrics: dict[str, ArmMetrics] = {}
     for name, records in arms.items():
         accuracies = zip(*(means[f"{arm} correct"] for arm in (name, small, large)), strict=True)
         spent = zip(*(means[f"{arm} tokens"] for arm in (name, large)), strict=True)
         reference = name in (small, large)  # their share and PGR are 0 and 1 by definition
-        figures[name] = ArmFigures(
+        metrics[name] = ArmMetrics(
             n=len(records),
             errors=sum(record["error"] is not None for record in records),
             accuracy=plain[name],
@@ -112,7 +112,7 @@ def compare(
             if reference
             else interval([performance_gap_recovered(*row) for row in accuracies]),
         )
-    return figures
+    return metrics
 
 
 def accuracy_difference(
@@ -247,7 +247,7 @@ _QUANTILES = {
     "first_step_median": ("first_step", 0.5),
     "first_step_p95": ("first_step", 0.95),
 }
-UNKNOWN = Figure(value=None, interval=None)
+UNKNOWN = Metric(value=None, interval=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +263,7 @@ class Resampled:
 
     plain: Mapping[str, float]
     means: Mapping[str, Array]
-    quantiles: Mapping[str, Figure]
+    quantiles: Mapping[str, Metric]
     errors: int
 
 
@@ -274,19 +274,19 @@ def resample(columns: MetricColumns, *, resamples: int = RESAMPLES, seed: int = 
         plain={name: columns.mean(name) for name in names},
         means=resampled_means({name: columns.of[name] for name in names}, resamples=resamples, seed=seed),
         quantiles={
-            figure: _quantile(columns.of[name], share, resamples, seed)
-            for figure, (name, share) in _QUANTILES.items()
+            metric: _quantile(columns.of[name], share, resamples, seed)
+            for metric, (name, share) in _QUANTILES.items()
         },
         errors=columns.errors,
     )
 
 
-def _quantile(values: Array, share: float, resamples: int, seed: int) -> Figure:
+def _quantile(values: Array, share: float, resamples: int, seed: int) -> Metric:
     known = values[values == values]
     if not len(known):
         return UNKNOWN
     drawn = resampled_quantiles(known, share, resamples=resamples, seed=seed)
-    return Figure(value=quantile(known, share), interval=interval(drawn))
+    return Metric(value=quantile(known, share), interval=interval(drawn))
 
 
 class Comparison:
@@ -303,7 +303,7 @@ class Comparison:
         self.graded = all("correct" in arm.plain for arm in arms.values())
 
     def summaries(self) -> list[ArmSummary]:
-        """Return the figures of each arm."""
+        """Returns the metrics of each arm."""
         return [self._summary(name) for name in self.arms]
 
     def _summary(self, name: str) -> ArmSummary:
@@ -315,7 +315,7 @@ class Comparison:
             policy=settings["policy"],
             n=self.n,
             errors=self.arms[name].errors,
-            figures=self._figures(name),
+            figures=self._metrics(name),
             matched_budget=self.matched_budget(name),
             differences={other: self.differences(name, other) for other in (SMALL, LARGE) if other != name},
         )
@@ -346,8 +346,8 @@ class Comparison:
         value = interpolated(spends, rights, spend)
         drawn = interpolated(drawn_spends, drawn_rights, arm.means["large_tokens"])
         return MatchedBudget(
-            accuracy=Figure(value=value, interval=interval(drawn)),
-            difference=Figure(value=right - value, interval=interval(arm.means["correct"] - drawn)),
+            accuracy=Metric(value=value, interval=interval(drawn)),
+            difference=Metric(value=right - value, interval=interval(arm.means["correct"] - drawn)),
             curve_ends=None,
         )
 
@@ -358,7 +358,7 @@ class Comparison:
                 families.setdefault(self.settings[name]["family"], []).append(name)
         return families
 
-    def _figures(self, name: str) -> dict[str, Figure]:
+    def _metrics(self, name: str) -> dict[str, Metric]:
         arm = self.arms[name]
         found = {
             "accuracy": self._mean(name, "correct"),
@@ -368,30 +368,30 @@ class Comparison:
         }
         return {**found, **{key: self._mean(name, key) for key in _PLAIN}, **arm.quantiles}
 
-    def _mean(self, name: str, key: str) -> Figure:
+    def _mean(self, name: str, key: str) -> Metric:
         arm = self.arms[name]
         if key not in arm.plain:
             return UNKNOWN
-        return Figure(value=arm.plain[key], interval=interval(arm.means[key]))
+        return Metric(value=arm.plain[key], interval=interval(arm.means[key]))
 
-    def differences(self, name: str, other: str) -> dict[str, Figure]:
+    def differences(self, name: str, other: str) -> dict[str, Metric]:
         """Return what one arm has more of than another: accuracy, cost, seconds."""
         keys = {"accuracy": "correct", "cost": "cost", "seconds": "seconds", "large_tokens": "large_tokens"}
-        return {figure: self.difference(name, other, key) for figure, key in keys.items()}
+        return {metric: self.difference(name, other, key) for metric, key in keys.items()}
 
-    def difference(self, name: str, other: str, key: str) -> Figure:
+    def difference(self, name: str, other: str, key: str) -> Metric:
         """Return the mean of a column in one arm minus that in another."""
         left, right = self.arms[name], self.arms[other]
         if key not in left.plain or key not in right.plain:
             return UNKNOWN
-        return Figure(
+        return Metric(
             value=left.plain[key] - right.plain[key], interval=interval(left.means[key] - right.means[key])
         )
 
-    def _derived(self, name: str, figure: str) -> Figure:
-        """Return a figure that the models alone have by definition, and so without an interval."""
+    def _derived(self, name: str, metric: str) -> Metric:
+        """Return a metric that the models alone have by definition, and so without an interval."""
         plain, drawn = self.point(name, drawn=False), self.point(name, drawn=True)
-        place = {"share": 0, "pgr": 1}.get(figure)
+        place = {"share": 0, "pgr": 1}.get(metric)
         if place is None:
             value, values = _ibc(plain), None if drawn[1] is None else ibc(drawn[1], drawn[0])
         else:
@@ -399,7 +399,7 @@ class Comparison:
         if value is None:
             return UNKNOWN
         reference = name in (SMALL, LARGE)
-        return Figure(value=value, interval=None if reference or values is None else interval(values))
+        return Metric(value=value, interval=None if reference or values is None else interval(values))
 
     def point(self, name: str, *, drawn: bool) -> tuple[Any, Any]:
         """Return share and PGR of an arm: numbers or None, or arrays over the resamples."""
@@ -426,18 +426,18 @@ class Comparison:
         plain = [points[name] for name in order]
         drawn = [self.point(name, drawn=True) for name in order]
 
-        def figure(compute: Any) -> Figure:
-            return Figure(value=compute(plain), interval=interval(compute(drawn))) if known else UNKNOWN
+        def metric(compute: Any) -> Metric:
+            return Metric(value=compute(plain), interval=interval(compute(drawn))) if known else UNKNOWN
 
         small, large = (self.arms[name] for name in (SMALL, LARGE))
-        mean = figure(mean_ibc)
+        mean = metric(mean_ibc)
 
-        def within(share: float) -> Figure:
+        def within(share: float) -> Metric:
             if not known:
                 return UNKNOWN
             gap = large.plain["correct"] - small.plain["correct"]
             gaps = large.means["correct"] - small.means["correct"]
-            return Figure(
+            return Metric(
                 value=small.plain["correct"] + best_pgr(plain, share) * gap,
                 interval=interval(small.means["correct"] + best_pgr(drawn, share) * gaps),
             )
@@ -448,7 +448,7 @@ class Comparison:
             mean_ibc=mean,
             mean_delta_ibc=_shifted(mean, -1.0),
             cpt={
-                f"{round(100 * target)}": figure(lambda given, t=target: cpt(given, t))
+                f"{round(100 * target)}": metric(lambda given, t=target: cpt(given, t))
                 for target in CPT_TARGETS
             },
             budgeted_accuracy={f"{share:g}": within(share) for share in BUDGETS},
@@ -469,10 +469,10 @@ def _ibc(point: tuple[float | None, float | None]) -> float | None:
     return None if share is None or pgr is None else ibc(pgr, share)
 
 
-def _shifted(figure: Figure, by: float) -> Figure:
-    value, spread = figure["value"], figure["interval"]
+def _shifted(metric: Metric, by: float) -> Metric:
+    value, spread = metric["value"], metric["interval"]
     if value is None:
         return UNKNOWN
-    return Figure(
+    return Metric(
         value=value + by, interval=None if spread is None else type(spread)(*(b + by for b in spread))
     )

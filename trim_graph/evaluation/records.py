@@ -465,14 +465,14 @@ BUDGETS = (0.05, 0.1, 0.2, 0.3, 0.5)
 """Shares of the large model's own tokens at which the accuracy within that budget is told."""
 
 
-class Figure(TypedDict):
-    """A figure and its 95 % interval by bootstrap over questions; None where it is undefined."""
+class Metric(TypedDict):
+    """A metric and its 95 % interval by bootstrap over questions; None where it is undefined."""
 
     value: float | None
     interval: Interval | None
 
 
-FIGURES = {
+METRICS = {
     "accuracy": "share of right answers",
     "share": "large tokens, as a share of what the large model alone uses",
     "pgr": "performance gap recovered",
@@ -506,9 +506,9 @@ class MatchedBudget(TypedDict):
     family to the large model alone.
     """
 
-    accuracy: Figure
+    accuracy: Metric
     """Of the family's curve at this spend."""
-    difference: Figure
+    difference: Metric
     """Accuracy of the arm minus that."""
     curve_ends: float | None
     """The most large tokens a question that the curve reaches, where the arm spends more: nothing is told
@@ -526,11 +526,11 @@ class ArmSummary(TypedDict):
     """Questions."""
     errors: int
     """Runs that failed: they count as wrong, and as nothing spent."""
-    figures: dict[str, Figure]
-    """By the keys `FIGURES`."""
+    figures: dict[str, Metric]
+    """By the keys `METRICS`."""
     matched_budget: dict[str, MatchedBudget]
     """By family: ``random``, and of a policy the baselines that were run at several shares."""
-    differences: dict[str, dict[str, Figure]]
+    differences: dict[str, dict[str, Metric]]
     """This arm minus ``small`` and ``large``, paired by question: by the other's name, then ``accuracy``,
     ``cost``, ``seconds``, ``large_tokens``."""
 
@@ -549,11 +549,11 @@ class CurveSummary(TypedDict):
     family: str
     points: list[CurvePoint]
     """In order of share."""
-    mean_ibc: Figure
-    mean_delta_ibc: Figure
-    cpt: dict[str, Figure]
+    mean_ibc: Metric
+    mean_delta_ibc: Metric
+    cpt: dict[str, Metric]
     """By the PGR in per cent: ``50``, ``80``, ``95``."""
-    budgeted_accuracy: dict[str, Figure]
+    budgeted_accuracy: dict[str, Metric]
     """The accuracy reached within a budget of large tokens, by its share of the large model's own (see
     `BUDGETS`), on the lines that CPT is read off."""
 
@@ -564,15 +564,15 @@ class Verdict(TypedDict):
     arm: str
     use: Literal["yes", "no", "undecided"]
     text: str
-    saved: Figure
+    saved: Metric
     """Large cost saved a question; by the price table, or in large tokens where it is empty."""
-    added: Figure
+    added: Metric
     """Cost of the small model and the scorer a question; None where there are no prices."""
-    net: Figure
+    net: Metric
     """Saved minus added; None where there are no prices."""
-    accuracy: Figure
+    accuracy: Metric
     """Accuracy minus that of the large model alone."""
-    seconds: Figure
+    seconds: Metric
     """Wall clock added to that of the large model alone, mean a question."""
 
 

@@ -11,7 +11,7 @@ from trim_graph.config import TrimConfig
 from .comparison import ADDED, LARGE, SMALL, UNKNOWN, Comparison
 from .experiment import ExperimentRunner
 from .metrics import interval
-from .records import BUDGETS, SUMMARY_VERSION, Figure, RunSummary, Verdict
+from .records import BUDGETS, SUMMARY_VERSION, Metric, RunSummary, Verdict
 
 Use = Literal["yes", "no", "undecided"]
 LEAST = 20
@@ -75,12 +75,12 @@ def _gain(name: str, comparison: Comparison) -> float:
 
 def _verdict(comparison: Comparison, name: str, cost_model: CostModel) -> Verdict:
     key = "large_cost" if cost_model.priced else "large_tokens"
-    saved = _figure(comparison, name, lambda large, arm: _large(large, key) - _large(arm, key))
+    saved = _metric(comparison, name, lambda large, arm: _large(large, key) - _large(arm, key))
     seconds = comparison.difference(name, LARGE, "seconds")
     added = net = UNKNOWN
     if cost_model.priced:
-        added = _figure(comparison, name, lambda large, arm: arm[ADDED] - large[ADDED])
-        net = _figure(comparison, name, lambda large, arm: _net(large, arm, cost_model))
+        added = _metric(comparison, name, lambda large, arm: arm[ADDED] - large[ADDED])
+        net = _metric(comparison, name, lambda large, arm: _net(large, arm, cost_model))
     accuracy = comparison.difference(name, LARGE, "correct")
     use, reasons = _decide(comparison, name, net if cost_model.priced else saved, cost_model)
     found = Verdict(
@@ -105,26 +105,26 @@ def _net_spread(comparison: Comparison, name: str, cost_model: CostModel) -> str
     if not (large["cost"] > 0).all():
         return ""
     share = _net(large, arm, cost_model) / large["cost"]
-    return _between(Figure(value=None, interval=interval(share)), 100, "%")
+    return _between(Metric(value=None, interval=interval(share)), 100, "%")
 
 
 def _large(of: Any, key: str) -> Any:
     return of["cost"] - of[ADDED] if key == "large_cost" else of[key]
 
 
-def _figure(comparison: Comparison, name: str, compute: Any) -> Figure:
+def _metric(comparison: Comparison, name: str, compute: Any) -> Metric:
     large, arm = comparison.arms[LARGE], comparison.arms[name]
-    return Figure(
+    return Metric(
         value=float(compute(large.plain, arm.plain)), interval=interval(compute(large.means, arm.means))
     )
 
 
-def _decide(comparison: Comparison, name: str, net: Figure, cost_model: CostModel) -> tuple[Use, list[str]]:
+def _decide(comparison: Comparison, name: str, net: Metric, cost_model: CostModel) -> tuple[Use, list[str]]:
     """Weigh an arm: the worst of what is found counts."""
     found: list[tuple[Use, str]] = []
 
-    def above(figure: Figure, least: float, failed: str, doubtful: str) -> None:
-        value, spread = figure["value"], figure["interval"]
+    def above(metric: Metric, least: float, failed: str, doubtful: str) -> None:
+        value, spread = metric["value"], metric["interval"]
         if value is None:
             return
         if value <= least:
@@ -174,7 +174,7 @@ def _decide(comparison: Comparison, name: str, net: Figure, cost_model: CostMode
     return use, [reason for one, reason in found if one == use and reason]
 
 
-def _below_zero(difference: Figure) -> bool:
+def _below_zero(difference: Metric) -> bool:
     """Tell whether a difference is below 0 beyond doubt."""
     spread = difference["interval"]
     return spread is not None and spread.high < 0
@@ -192,12 +192,12 @@ def _told_beyond(comparison: Comparison, name: str) -> list[str]:
     ]
 
 
-def _above_line(comparison: Comparison, name: str) -> Figure:
+def _above_line(comparison: Comparison, name: str) -> Metric:
     """Return accuracy above the straight line from small alone to large alone, at the arm's spend."""
     (share, pgr), (shares, pgrs) = (comparison.point(name, drawn=drawn) for drawn in (False, True))
     if share is None or pgr is None:
         return UNKNOWN
-    return Figure(value=pgr - share, interval=interval(pgrs - shares))
+    return Metric(value=pgr - share, interval=interval(pgrs - shares))
 
 
 def _told_cost(verdict: Verdict, comparison: Comparison, cost_model: CostModel) -> str:
@@ -245,8 +245,8 @@ def _percent(value: float, whole: float) -> str:
     return f" ({100 * value / whole:.3g} %)" if whole else ""
 
 
-def _between(figure: Figure, scale: float, unit: str) -> str:
-    spread = figure["interval"]
+def _between(metric: Metric, scale: float, unit: str) -> str:
+    spread = metric["interval"]
     if spread is None:
         return ""
     return f" ({scale * spread.low:.3g} to {scale * spread.high:.3g}{' ' + unit if unit else ''})"
@@ -255,7 +255,7 @@ def _between(figure: Figure, scale: float, unit: str) -> str:
 def summarise_run(
     runner: ExperimentRunner, config: TrimConfig, cost_model: CostModel, warnings: Sequence[str]
 ) -> RunSummary:
-    """Return figures, curves and verdicts of all arms that are complete.
+    """Returns metrics, curves and verdicts of all arms that are complete.
 
     Args:
         runner: After its last arm.
