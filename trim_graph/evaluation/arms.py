@@ -82,7 +82,7 @@ _RISING = {"threshold.t", "random_rate.rate"}
 
 
 def make_family(given: Sequence[str], own: PolicyMapping) -> ParameterSweep | PolicyList:
-    """Make a family of what a command line names.
+    """Makes a family of what a command line names.
 
     Args:
         given: A name in `FAMILIES`; a YAML mapping of a policy with ``"?"`` in place of the number to be
@@ -109,7 +109,7 @@ def make_family(given: Sequence[str], own: PolicyMapping) -> ParameterSweep | Po
 
 
 def policy_config(policy: PolicyMapping) -> Any:
-    """Check a policy that a configuration could name.
+    """Checks a policy that a configuration could name.
 
     Raises:
         SettingsError: It is not valid.
@@ -144,7 +144,7 @@ def _template(text: str) -> ParameterSweep:
 
 
 def _swept_keys(policy: Any) -> set[str]:
-    """Name the numbers that a template leaves open, as ``type.number``."""
+    """Names the numbers that a template leaves open, as ``type.number``."""
     if isinstance(policy, list):
         return {found for part in policy for found in _swept_keys(part)}
     if not isinstance(policy, dict):
@@ -199,7 +199,7 @@ class Arm:
 
     @property
     def settings(self) -> ArmSettings:
-        """What is written down of it: policy files by their content."""
+        """Settings of the arm, with policy files by their content."""
         return ArmSettings(kind=self.kind, family=self.family, policy=by_content(self.policy))
 
 
@@ -213,7 +213,7 @@ RANDOM_RATES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def random_arms(rates: Sequence[float]) -> list[Arm]:
-    """Return the arms of random routing.
+    """Returns the arms of random routing.
 
     Args:
         rates: The share of steps that each one regenerates, between 0 and 1.
@@ -222,7 +222,7 @@ def random_arms(rates: Sequence[float]) -> list[Arm]:
 
 
 def policy_arms(given: Sequence[str], own: PolicyMapping) -> list[Arm]:
-    """Return the arms of ``--policy``.
+    """Returns the arms of ``--policy``.
 
     Args:
         given: Each a policy as a configuration names it, ``small_only``, ``plan.json``, or
@@ -245,7 +245,7 @@ def policy_arms(given: Sequence[str], own: PolicyMapping) -> list[Arm]:
 
 
 def sweep_arms(given: Sequence[str]) -> list[Arm]:
-    """Return the arms of ``--sweep``.
+    """Returns the arms of ``--sweep``.
 
     Args:
         given: Each a family and its numbers, ``threshold:0.1,0.3``; a policy with ``"?"`` in place of the
@@ -288,7 +288,7 @@ def _swept(text: str) -> Iterator[Arm]:
 
 
 def check_names(arms: Sequence[Arm]) -> None:
-    """Refuse arms that could not be told apart.
+    """Refuses names of arms that are taken or that no file can have.
 
     Raises:
         SettingsError: Two have one name, or one has that of a model alone, or one that no file can have.
@@ -306,7 +306,7 @@ def check_names(arms: Sequence[Arm]) -> None:
 
 
 def arm_name(policy: PolicyMapping) -> str:
-    """Name an arm by its policy: ``threshold-0.3``, the stem of a file; a digest where that is too long."""
+    """Names an arm by its policy: ``threshold-0.3``, the stem of a file; a digest where that is too long."""
     if policy.get("type") == "file":
         return Path(policy["path"]).stem
     name = "-".join(_words(policy))
@@ -347,7 +347,7 @@ def _yaml(text: str) -> Any:
 
 
 def _checked(policy: Any) -> PolicyMapping:
-    """Fill in what a configuration would.
+    """Fills in what a configuration would.
 
     Raises:
         SettingsError: It is no policy, or its file is none.
@@ -373,7 +373,7 @@ class Judge:
     writer: str | None = None
 
     def build(self, parts: Parts) -> Any:
-        """Make it; it remembers nothing yet."""
+        """Makes it; it remembers nothing yet."""
         if self.config is not None:
             return self.config.build()
         from trim_graph.adapters import LLMJudge
@@ -382,14 +382,14 @@ class Judge:
         return LLMJudge(getattr(parts, str(self.writer)), top_logprobs=0)
 
     def prices(self, prices: Prices) -> Prices | None:
-        """Return the price table where it scores; None: the usual one."""
+        """Returns the price table where it scores; None: the usual one."""
         if self.writer is None:
             return None
         return prices.model_copy(update={"scorer": getattr(prices, self.writer)})
 
 
 def judge_of(given: str | None, config: TrimConfig) -> Judge | None:
-    """Return the judge that is given, or the configuration's scorer where that is one.
+    """Returns the judge that is given, or the configuration's scorer where that is one.
 
     Args:
         given: ``large``, ``small``, or a scorer of type ``llm_judge`` as a configuration names it.
@@ -431,7 +431,7 @@ _PARTS = ("small", "large", "scorer", "policy", "budget", "settings")
 
 
 def identity_of(config: TrimConfig) -> dict[str, Any]:
-    """Return models, policy, budget and settings, JSON-native; policy files by their content."""
+    """Returns models, policy, budget and settings, JSON-native; policy files by their content."""
     whole = config.model_dump(mode="json", include=set(_PARTS))
     for part in ("small", "large", "scorer"):
         if whole[part] is not None:
@@ -441,7 +441,7 @@ def identity_of(config: TrimConfig) -> dict[str, Any]:
 
 
 def by_content(policy: Any) -> Any:
-    """Replace the path of a policy file, at any depth, by what is in the file.
+    """Replaces the path of a policy file, at any depth, by what is in the file.
 
     Args:
         policy: As a configuration names it.
@@ -459,7 +459,7 @@ def by_content(policy: Any) -> Any:
 
 @cache
 def code_identity() -> dict[str, str]:
-    """Return the version of trim-graph and a digest of its code, the same wherever it is installed."""
+    """Returns the version of trim-graph and a digest of its code, the same wherever it is installed."""
     digest = hashlib.sha256()
     folder = Path(str(trim_graph.__file__)).parent
     # In the repository, nodes, adapters and examples are links.

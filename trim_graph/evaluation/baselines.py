@@ -47,7 +47,7 @@ Signal = Callable[[Row], float]
 
 
 def pairs(folder: Path, n: int, samples: int) -> Iterator[tuple[Row, Row]]:
-    """Give the rows of the small and of the large model alone, question by question."""
+    """Yields the rows of the small and of the large model alone, question by question."""
 
     def wanted(arm: str) -> Iterator[Row]:
         journal = journal_of(folder, arm)
@@ -58,13 +58,13 @@ def pairs(folder: Path, n: int, samples: int) -> Iterator[tuple[Row, Row]]:
 
 
 def uncertainty(row: Row) -> float:
-    """Return 1 minus the mean probability of the tokens of the small model's answer.
+    """Returns 1 minus the mean probability of the tokens of the small model's answer.
 
     Raises:
-        InputError: The model does not tell probabilities.
+        InputError: The model reports no probabilities.
     """
-    told = [(step["tokens"], step["mean_token_probability"]) for step in row["steps"]]
-    known = [(tokens, probability) for tokens, probability in told if probability is not None]
+    steps = [(step["tokens"], step["mean_token_probability"]) for step in row["steps"]]
+    known = [(tokens, probability) for tokens, probability in steps if probability is not None]
     if not known and row["error"] is None:
         raise InputError(
             "the small model does not tell the probabilities of its tokens: a cascade by confidence needs "
@@ -77,7 +77,7 @@ def uncertainty(row: Row) -> float:
 def read_signals(
     rows: Iterable[tuple[Row, Row]], signal: Signal
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Read the signal of each run, and the large tokens that asking the large model costs."""
+    """Reads the signal of each run, and the large tokens that asking the large model costs."""
     import numpy as np
 
     table = np.array([(signal(small), large["large_tokens"]) for small, large in rows], dtype=float)
@@ -85,7 +85,7 @@ def read_signals(
 
 
 def limit_for(signals: NDArray[np.float64], tokens: NDArray[np.float64], target: float) -> float:
-    """Return the limit above which questions go to the large model so that the spend is nearest to this one.
+    """Returns the limit above which questions go to the large model so that the spend is nearest to this one.
 
     Args:
         signals: Of each run.
@@ -107,7 +107,7 @@ def limit_for(signals: NDArray[np.float64], tokens: NDArray[np.float64], target:
 def write_query_level_arm(
     folder: Path, arm: str, rows: Iterable[tuple[Row, Row]], signal: Signal, limit: float, *, both: bool
 ) -> None:
-    """Write the journal of an arm that is put together.
+    """Writes the journal of an arm that is put together.
 
     Args:
         folder: Of the run.
@@ -130,7 +130,7 @@ def write_query_level_arm(
 
 
 def _after(small: Row, large: Row) -> Row:
-    """Return the large model's row, with the small model's answer thrown away before it."""
+    """Returns the large model's row, with the small model's answer thrown away before it."""
     if small["error"] is not None:
         return Row(**{**large, "seconds": small["seconds"] + large["seconds"]})
     first = large["first_step_seconds"]
@@ -185,7 +185,7 @@ class StepType(NamedTuple):
 
 
 def fit_step_types(traces: Iterable[Trace], pattern: str) -> list[StepType]:
-    """Count how often the small model's steps are wrong, by type of step.
+    """Counts how often the small model's steps are wrong, by type of step.
 
     Args:
         traces: Of runs in which the small model writes; each step labelled or scored.
@@ -226,7 +226,7 @@ def _wrong(step: Any) -> float | None:
 
 
 def policy_of_step_types(kinds: Sequence[StepType], pattern: str, part: float) -> dict[str, Any]:
-    """Return the policy that has this part of the small model's tokens written again, the worst types first.
+    """Returns the policy that has this part of the small model's tokens written again, the worst types first.
 
     Args:
         kinds: From `fit_step_types`.
@@ -253,7 +253,7 @@ _POLICY = {"type": "entropy_probe", "limit": 1e9}
 
 
 class Probed(TypedDict):
-    """What a question's probes have told."""
+    """Entropies that the probes of a question found."""
 
     index: int
     entropies: list[float]
@@ -271,27 +271,27 @@ class EntropyPilot:
     seed: int
 
     def setup(self, models: Models) -> Callable[[WorkItem], Awaitable[Probed]]:
-        """Build the graph; its answers are not looked at."""
+        """Builds the graph; its answers are not looked at."""
         graph = models.graph(_POLICY, fresh=True)
 
         async def work(item: WorkItem) -> Probed:
             found = list[float]()
 
-            def event(told: dict[str, Any]) -> None:
-                if told.get("event") == "probe" and told.get("entropy") is not None:
-                    found.append(float(told["entropy"]))
+            def note(event: dict[str, Any]) -> None:
+                if event.get("event") == "probe" and event.get("entropy") is not None:
+                    found.append(float(event["entropy"]))
 
-            record = await run_question(graph, item, seed=self.seed, on_event=event)
+            record = await run_question(graph, item, seed=self.seed, on_event=note)
             return Probed(index=item.index, entropies=found, error=record["error"])
 
         return work
 
 
 async def run_entropy_pilot(runner: ExperimentRunner) -> list[float]:
-    """Probe each step of the small model on a few questions, or read what was told before.
+    """Probes each step of the small model on a few questions, or reads what an earlier run found.
 
     Raises:
-        InputError: It tells none.
+        InputError: The model reports no entropy.
     """
     run_config, file = runner.run_config, runner.folder / FILE
     if file.exists():
@@ -311,7 +311,7 @@ async def run_entropy_pilot(runner: ExperimentRunner) -> list[float]:
 
 
 def _told(path: Path) -> tuple[list[float], str | None]:
-    """Read all entropies in order of size, and the first error."""
+    """Reads all entropies in order of size, and the first error."""
     records = [record for _, record in read_rows(path)]
     failed = next((record["error"] for record in records if record["error"]), None)
     return sorted(entropy for record in records for entropy in record["entropies"]), failed
@@ -337,7 +337,7 @@ class Validation:
     on_record: Callable[[Record], None]
 
     async def run(self, writer: str) -> Path:
-        """Run what is left of a model alone; steps are labelled where the dataset can, else scored.
+        """Runs what is left of a model alone; steps are labelled where the dataset can, else scored.
 
         Args:
             writer: ``small`` or ``large``.
@@ -382,7 +382,7 @@ SHARES = (0.25, 0.5, 0.75)
 PRM_LEVEL = 0.7
 """ArXiv 2501.19324: reward-guided speculative decoding accepts steps of this reward and more."""
 DIGITS = 4
-"""Of a share of questions, as it is told."""
+"""Of a share of questions, as it is written down."""
 JUDGE_LEVEL = 7 / 9
 """ArXiv 2504.07891: speculative reasoning accepts steps rated 7 of 9 and more."""
 
@@ -412,7 +412,7 @@ class Baselines:
     seed: int
 
     async def run(self, names: Sequence[str], *, all_of_them: bool) -> list[str]:
-        """Run baselines; return a warning for each one that was passed over.
+        """Runs baselines; returns a warning for each one that was passed over.
 
         Args:
             names: Of `BASELINES`.
@@ -440,13 +440,13 @@ class Baselines:
         return warnings
 
     async def prm(self) -> None:
-        """Accept drafts by the reward model's score alone, at the published level."""
+        """Accepts drafts by the reward model's score alone, at the published level."""
         if self.scorer_type in (None, "llm_judge", "token_probability"):
             raise Missing("it needs a process reward model as the scorer")
         await self._run(f"prm-{PRM_LEVEL:g}", "prm", {"type": "threshold", "t": PRM_LEVEL})
 
     async def llm_judge_arm(self) -> None:
-        """Accept drafts by a judge's digit, at the published level."""
+        """Accepts drafts by a judge's digit, at the published level."""
         if self.judge_name is None:
             raise Missing("it needs a judge: --judge large, or {type: llm_judge, model: {...}}")
         policy = {"type": "threshold", "t": JUDGE_LEVEL}
@@ -455,11 +455,11 @@ class Baselines:
         await self.runner.run(arm.name, settings, policy, judged=True)
 
     async def cascade(self) -> None:
-        """Let the large model answer where the small one's whole answer is improbable."""
+        """Lets the large model answer where the small one's whole answer is improbable."""
         self._query_level_baselines("cascade", {"type": "answer_cascade"}, uncertainty, both=True)
 
     async def router(self) -> None:
-        """Let a classifier give whole questions to one model."""
+        """Lets a classifier give whole questions to one model."""
         validation = self._validated()
         small, large = await validation.run("small"), await validation.run("large")
         router = train_query_router(read_examples([small, large]), seed=self.seed).policy
@@ -471,23 +471,23 @@ class Baselines:
         )
 
     async def kind(self) -> None:
-        """Regenerate by the type of step alone."""
+        """Regenerates by the type of step alone."""
         validation = self._validated()
         traces = await validation.run("small")
         kinds = fit_step_types(read_traces(traces), self.pattern)
-        told = [one._asdict() for one in kinds]
-        write_json(self.runner.folder / "kinds.json", {"pattern": self.pattern, "kinds": told})
+        counts = [one._asdict() for one in kinds]
+        write_json(self.runner.folder / "kinds.json", {"pattern": self.pattern, "kinds": counts})
         await self._grid("kind", lambda share: policy_of_step_types(kinds, self.pattern, share))
 
     async def entropy(self) -> None:
-        """Let the entropy of a step's first token say who writes it."""
+        """Lets the entropy of a step's first token say who writes it."""
         entropies = await run_entropy_pilot(self.runner)
         await self._grid(
             "entropy", lambda share: {"type": "entropy_probe", "limit": _upper(entropies, share)}
         )
 
     async def _grid(self, family: str, policy: Callable[[float], dict[str, Any]]) -> None:
-        """Run a family of policies at fixed shares."""
+        """Runs a family of policies at fixed shares."""
         for share in SHARES:
             await self._run(f"{family}-{share:g}", family, policy(share))
 
@@ -498,7 +498,7 @@ class Baselines:
     def _query_level_baselines(
         self, family: str, policy: dict[str, Any], signal: Signal, *, both: bool
     ) -> None:
-        """Put arms together of the models alone, at fixed shares of the large model's tokens."""
+        """Puts arms together of the models alone, at fixed shares of the large model's tokens."""
         runner, run_config = self.runner, self.runner.run_config
         signals, tokens = read_signals(pairs(self.runner.folder, run_config.n, run_config.samples), signal)
         for share in SHARES:
@@ -521,7 +521,7 @@ class Baselines:
 
 
 def _upper(values: Sequence[float], part: float) -> float:
-    """Return the limit above which this part of the values lies; below all of them for 1."""
+    """Returns the limit above which this part of the values lies; below all of them for 1."""
     ordered = sorted(values)
     kept = round((1 - part) * len(ordered))
     return round(ordered[kept - 1], 9) if kept else 0.0

@@ -65,7 +65,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What a policy came to on the validation questions.
+    """Measurement of one operating point on the validation questions.
 
     Attributes:
         setting: What was chosen: a number, or which policy of a list.
@@ -82,7 +82,7 @@ class Point:
     cost: float = 0.0
 
     def value(self, target: Target) -> float | None:
-        """Return the metric that a target is about."""
+        """Returns the metric that a target is about."""
         return {"large_share": self.share, "max_cost": self.cost, "pgr": self.pgr}[target.kind]
 
 
@@ -90,19 +90,19 @@ class Store(Protocol):
     """Keeps the outcomes of a policy between two calibrations."""
 
     def read(self) -> list[Record]:
-        """Return what is there."""
+        """Returns what is there."""
         ...
 
     def append(self, record: Record) -> None:
-        """Keep one more."""
+        """Keeps one more."""
         ...
 
     def __enter__(self) -> Store:
-        """Open it."""
+        """Opens it."""
         ...
 
     def __exit__(self, *failure: Any) -> None:
-        """Close it."""
+        """Closes it."""
         ...
 
 
@@ -141,14 +141,14 @@ class Calibrator:
         self._known: dict[str, list[Record]] = {}
 
     async def measure(self, *, small: bool = True, large: bool = True) -> None:
-        """Run the models alone: what everything else is compared with."""
+        """Runs the models alone: what everything else is compared with."""
         if small:
             self.small = await self.outcomes({"type": "small_only"})
         if large:
             self.large = await self.outcomes({"type": "large_only"})
 
     async def point(self, family: ParameterSweep | PolicyList, setting: float | str) -> Point:
-        """Measure one operating point."""
+        """Measures one operating point."""
         policy = family.policy(setting)
         key = json.dumps(policy, sort_keys=True)
         if key not in self.points:
@@ -173,7 +173,7 @@ class Calibrator:
         return performance_gap_recovered(right, *alone)
 
     async def outcomes(self, policy: PolicyMapping) -> list[Record]:
-        """Run a policy, or recall what it came to.
+        """Runs a policy, or returns the records of an earlier run.
 
         Raises:
             TrimError: A question failed: a figure that leaves questions out is no figure.
@@ -205,7 +205,7 @@ class Calibrator:
         return [found[index] for index in range(len(self.questions))]
 
     async def find(self, family: ParameterSweep | PolicyList, target: Target) -> Point:
-        """Choose the operating point for a target.
+        """Chooses the operating point for a target.
 
         Raises:
             InputError: A PGR is wanted, and answers are missing or the large model is no better.
@@ -226,7 +226,7 @@ class Calibrator:
         return choose(points, target)
 
     async def _search(self, family: ParameterSweep, target: Target) -> list[Point]:
-        """Close in on the setting that meets the target; spend and PGR rise with it, but for noise."""
+        """Closes in on the setting that meets the target; spend and PGR rise with it, but for noise."""
         low, high = 0.0, 1.0
         values: dict[float, float] = {}
         if target.kind != "max_cost":
@@ -250,7 +250,7 @@ class Calibrator:
 def _between(
     low: float, high: float, values: dict[float, float], target: Target, scores: Sequence[float]
 ) -> float | None:
-    """Guess a setting between two; None where none of those between makes a difference.
+    """Guesses a setting between two; None where none of those between makes a difference.
 
     Where scores are known, it is not the setting that is cut in proportion but the number of drafts with a
     score below it: scores crowd at 0 and 1.
@@ -272,7 +272,7 @@ def _between(
 
 
 def choose(points: Sequence[Point], target: Target) -> Point:
-    """Return the point that meets a target best.
+    """Returns the point that meets a target best.
 
     For a share the nearest; for a cost the dearest that does not exceed it, else the cheapest; for a PGR the
     cheapest that recovers enough, else the one that recovers most.
@@ -301,7 +301,7 @@ def _measured(index: int, values: Mapping[str, Any]) -> Record:
 
 
 def spent(outcomes: Sequence[Record]) -> int:
-    """Return the tokens the large model generated."""
+    """Returns the tokens the large model generated."""
     return sum(record["large_tokens"] for record in outcomes)
 
 
@@ -326,7 +326,7 @@ def forecast(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Forecast:
-    """Compute the figures of a policy.
+    """Computes the figures of a policy.
 
     Args:
         outcomes: Of the policy.
@@ -380,30 +380,30 @@ class CachedScorer:
         self._recalled: dict[str, float] = {}
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Recall or ask."""
+        """Recalls or ask."""
         key = (question, *(step["text"] for step in steps))
         if key not in self.known:
             self.known[key] = read_scores(self.scorer.score(question, steps), len(steps))
         return self.known[key]
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Recall or ask."""
+        """Recalls or ask."""
         key = (question, *(step["text"] for step in steps))
         if key not in self.known:
             self.known[key] = read_scores(await self.scorer.ascore(question, steps), len(steps))
         return self.known[key]
 
     def draft_scores(self) -> list[float]:
-        """Return the scores of all drafts so far, in order of size."""
+        """Returns the scores of all drafts so far, in order of size."""
         return sorted(self.drafts().values())
 
     def drafts(self) -> dict[str, float]:
-        """Return the score of each draft so far, by a digest of what was read."""
+        """Returns the score of each draft so far, by a digest of what was read."""
         read = {_digest(key): reply.scores[-1] for key, reply in self.known.items()}
         return {**self._recalled, **read}
 
     def recall(self, drafts: Mapping[str, float]) -> None:
-        """Take in what an earlier process has seen (`drafts`): only `draft_scores` tells of it."""
+        """Takes in the scores of an earlier process (`drafts`), for `draft_scores` only."""
         self._recalled.update(drafts)
 
 
@@ -412,13 +412,13 @@ def _digest(key: tuple[str, ...]) -> str:
 
 
 class RecordFile:
-    """What one policy came to, question by question.
+    """File of one policy's records, question by question.
 
     Args:
         folder: Made if it is not there.
         settings: What decides over the outcomes: models, policy, dataset. Each has a file of its own.
-        scorer: What it has seen of drafts is kept too, so that a search that is gone on with guesses as one
-            that was not interrupted.
+        scorer: Its scores of drafts are kept too, so that a resumed search guesses as one that was not
+            interrupted.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], scorer: CachedScorer | None = None) -> None:
@@ -440,10 +440,10 @@ class RecordFile:
         self.journal.close()
 
     def read(self) -> list[Record]:
-        """Return what is there."""
+        """Returns what is there."""
         return [_measured(values["index"], values) for _, values in read_rows(self.path)]
 
     def append(self, record: Record) -> None:
-        """Keep one more."""
+        """Keeps one more."""
         self._added = True
         self.journal.append({key: record[key] for key in ("index", *_MEASURED)})  # type: ignore[literal-required]

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 class ArmMetrics(TypedDict):
-    """What one arm came to. Shares and PGR are None where the large model uses no tokens, or is no better."""
+    """Metrics of one arm. Shares and PGR are None where the large model uses no tokens, or is no better."""
 
     n: int
     errors: int
@@ -118,7 +118,7 @@ def compare(
 def accuracy_difference(
     left: Sequence[Record], right: Sequence[Record], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Difference:
-    """Return the accuracy of ``left`` minus that of ``right``, paired by question.
+    """Returns the accuracy of ``left`` minus that of ``right``, paired by question.
 
     Raises:
         ValueError: They are empty or did not get the same number of questions.
@@ -129,7 +129,7 @@ def accuracy_difference(
 
 
 def graded(records: Sequence[Record]) -> list[bool]:
-    """Return whether each question was answered right.
+    """Returns whether each question was answered right.
 
     Raises:
         ValueError: A question has no known answer.
@@ -197,18 +197,18 @@ class MetricColumns:
         return bool((correct == correct).all())
 
     def mean(self, name: str) -> float:
-        """Return the mean over the questions."""
+        """Returns the mean over the questions."""
         return float(self.of[name].mean())
 
 
 def read_metric_columns(rows: Iterable[Row], *, n: int, samples: int, prices: Prices) -> MetricColumns:
-    """Read the numbers of an arm off its rows.
+    """Reads the numbers of an arm off its rows.
 
     Args:
         rows: Of one arm, in any order; questions and samples beyond those wanted are passed over.
         n: Questions wanted: the first of the dataset.
         samples: Of each.
-        prices: To tell the large model's cost from that of the others.
+        prices: To separate the large model's cost from that of the others.
 
     Raises:
         InputError: Rows are missing, or there are two of one question and sample.
@@ -268,7 +268,7 @@ class Resampled:
 
 
 def resample(columns: MetricColumns, *, resamples: int = RESAMPLES, seed: int = 0) -> Resampled:
-    """Draw questions with replacement; after this the columns are not needed any more."""
+    """Draws questions with replacement; after this the columns are not needed any more."""
     names = [name for name in _MEANS if name != "correct" or columns.graded]
     return Resampled(
         plain={name: columns.mean(name) for name in names},
@@ -321,7 +321,7 @@ class Comparison:
         )
 
     def matched_budget(self, name: str) -> dict[str, MatchedBudget]:
-        """Compare an arm with what other families reach at its spend; nothing without right answers.
+        """Compares an arm with what other families reach at its spend; nothing without right answers.
 
         A policy is compared with random routing and with baselines that have a curve, a baseline with random
         routing.
@@ -375,12 +375,12 @@ class Comparison:
         return Metric(value=arm.plain[key], interval=interval(arm.means[key]))
 
     def differences(self, name: str, other: str) -> dict[str, Metric]:
-        """Return what one arm has more of than another: accuracy, cost, seconds."""
+        """Returns what one arm has more of than another: accuracy, cost, seconds."""
         keys = {"accuracy": "correct", "cost": "cost", "seconds": "seconds", "large_tokens": "large_tokens"}
         return {metric: self.difference(name, other, key) for metric, key in keys.items()}
 
     def difference(self, name: str, other: str, key: str) -> Metric:
-        """Return the mean of a column in one arm minus that in another."""
+        """Returns the mean of a column in one arm minus that in another."""
         left, right = self.arms[name], self.arms[other]
         if key not in left.plain or key not in right.plain:
             return UNKNOWN
@@ -389,7 +389,7 @@ class Comparison:
         )
 
     def _derived(self, name: str, metric: str) -> Metric:
-        """Return a metric that the models alone have by definition, and so without an interval."""
+        """Returns a metric that the models alone have by definition, and so without an interval."""
         plain, drawn = self.point(name, drawn=False), self.point(name, drawn=True)
         place = {"share": 0, "pgr": 1}.get(metric)
         if place is None:
@@ -402,7 +402,7 @@ class Comparison:
         return Metric(value=value, interval=None if reference or values is None else interval(values))
 
     def point(self, name: str, *, drawn: bool) -> tuple[Any, Any]:
-        """Return share and PGR of an arm: numbers or None, or arrays over the resamples."""
+        """Returns share and PGR of an arm: numbers or None, or arrays over the resamples."""
         arm, small, large = (self._of(one, drawn) for one in (name, SMALL, LARGE))
         share = _ratio(arm["large_tokens"], large["large_tokens"])
         if not self.graded:
@@ -413,7 +413,7 @@ class Comparison:
         return self.arms[name].means if drawn else self.arms[name].plain
 
     def curves(self) -> list[CurveSummary]:
-        """Return what each family comes to; nothing where the right answers are not known."""
+        """Returns the curve of each family; none where the right answers are not known."""
         if not self.graded:
             return []
         families = self._families("policy", "sweep", "random", "baseline")
@@ -456,7 +456,7 @@ class Comparison:
 
 
 def _ratio(above: Any, below: Any) -> Any:
-    """Divide; None or NaN where the divisor is not above 0."""
+    """Divides; None or NaN where the divisor is not above 0."""
     if not hasattr(below, "shape"):
         return above / below if below > 0 else None
     import numpy as np

@@ -62,7 +62,7 @@ class Shape:
 
     @classmethod
     def of(cls, given: KeyMapping, row: Row) -> Shape:
-        """Fill in from the first row what was not given.
+        """Fills in from the first row what was not given.
 
         Raises:
             InputError: No key holds a question, or the grader needs answers and there are none.
@@ -93,7 +93,7 @@ class Shape:
         return cls(question, answer, id, find_grader(name))
 
     def question(self, row: Row, number: int) -> Question:
-        """Read one row.
+        """Reads one row.
 
         Raises:
             InputError: It has no question, or no answer that the grader can work with.
@@ -178,21 +178,21 @@ class ArithmeticDataset(Mapped):
         return self.part
 
     def count(self) -> int | None:
-        """Return how many there are: None, no end."""
+        """Returns how many there are: None, no end."""
         return None
 
     def identity(self) -> dict[str, Any]:
-        """Return what makes it this dataset and no other."""
+        """Returns what makes it this dataset and no other."""
         return self.model_dump()
 
     def questions(self) -> Iterator[Question]:
-        """Draw without end."""
+        """Draws without end."""
         for index, problem in enumerate(stream_problems(self.split, part=self.part, seed=self.seed)):
             yield arithmetic_question(problem, id=f"{self.split}-{self.part}-{self.seed}-{index}")
 
 
 def arithmetic_question(problem: Problem, *, id: str = "") -> Question:
-    """Turn a problem of the arithmetic world into a question with exact grading and step labels."""
+    """Turns a problem of the arithmetic world into a question with exact grading and step labels."""
     return Question(
         problem.question,
         lambda text: is_right(problem, text),
@@ -219,11 +219,11 @@ class FileDataset(KeyMapping):
 
     @property
     def part_name(self) -> str | None:
-        """Train, validation or test, if told."""
+        """Train, validation or test, if known."""
         return self.part
 
     def count(self) -> int | None:
-        """Count the rows without keeping any."""
+        """Counts the rows without keeping any."""
         file = Path(self.path)
         if file.suffix == ".parquet" and file.is_file():
             return int(import_parquet().read_metadata(file).num_rows)
@@ -233,7 +233,7 @@ class FileDataset(KeyMapping):
         return sum(1 for _ in read_rows(file))
 
     def identity(self) -> dict[str, Any]:
-        """Return what makes it this dataset: the file's content, wherever it lies, and how it is read."""
+        """Returns what makes it this dataset: the file's content, wherever it lies, and how it is read."""
         try:
             with open(self.path, "rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -242,7 +242,7 @@ class FileDataset(KeyMapping):
         return {**self.model_dump(exclude={"path"}), "file": Path(self.path).name, "sha256": digest}
 
     def questions(self) -> Iterator[Question]:
-        """Read one after the other.
+        """Reads one after the other.
 
         Raises:
             InputError: The file cannot be read, or a row has no question or no answer that the grader can
@@ -275,7 +275,7 @@ class HubDataset(KeyMapping):
 
     @property
     def part_name(self) -> str | None:
-        """The split, where no part is told."""
+        """The split, where no part is given."""
         return self.part or self.split
 
     @property
@@ -283,15 +283,15 @@ class HubDataset(KeyMapping):
         return self.path, self.config, self.split, self.revision
 
     def count(self) -> int | None:
-        """Count the rows."""
+        """Counts the rows."""
         return count_rows(*self._place)
 
     def identity(self) -> dict[str, Any]:
-        """Return what makes it this dataset: its name, its content, and how it is read."""
+        """Returns what makes it this dataset: its name, its content, and how it is read."""
         return {**self.model_dump(), "fingerprint": fingerprint(*self._place)}
 
     def questions(self) -> Iterator[Question]:
-        """Read one after the other; raises as `FileDataset.questions`."""
+        """Reads one after the other; raises as `FileDataset.questions`."""
         return _questions(self, read_hub(*self._place))
 
 
@@ -312,7 +312,7 @@ _DATASET: TypeAdapter[Dataset] = TypeAdapter(DatasetConfig)
 def make_dataset(
     given: str | Mapping[str, Any], *, part: Part = "test", seed: int = 0, base: str | Path = "."
 ) -> Dataset:
-    """Take a dataset as a command line or a configuration names it.
+    """Takes a dataset as a command line or a configuration names it.
 
     Args:
         given: ``arithmetic:SPLIT``, ``arithmetic:SPLIT:PART``, the path of a file, ``OWNER/NAME`` or
@@ -363,7 +363,7 @@ def _is_folder(path: str, base: str | Path) -> bool:
 
 
 def first_questions(dataset: Dataset, n: int | None, *, default: int) -> Iterator[Question]:
-    """Give the first questions of a dataset.
+    """Gives the first questions of a dataset.
 
     Args:
         dataset: From `make_dataset`.
@@ -375,7 +375,7 @@ def first_questions(dataset: Dataset, n: int | None, *, default: int) -> Iterato
 
 
 def read_through(dataset: Dataset, n: int) -> None:
-    """Read the first questions of a dataset once, so that what is wrong with one is told before any is asked.
+    """Reads the first questions of a dataset once, so that a faulty one is reported before any is asked.
 
     Raises:
         InputError: One cannot be read; the message names the file and the line.
@@ -385,7 +385,7 @@ def read_through(dataset: Dataset, n: int) -> None:
 
 
 def shared_questions(dataset: Dataset, n: int, other: Dataset, m: int) -> int:
-    """Count which of the first ``m`` questions of one dataset are among the first ``n`` of another, by text.
+    """Counts which of the first ``m`` questions of one dataset are among the first ``n`` of another, by text.
 
     Args:
         dataset: Kept in memory as a digest of 8 bytes a question.
@@ -403,7 +403,7 @@ def _digest(question: Question) -> bytes:
 
 
 def read_hub(path: str, config: str | None, split: str, revision: str | None) -> Iterator[Row]:
-    """Read a split row by row.
+    """Reads a split row by row.
 
     Args:
         path: Id of the dataset, ``owner/name``, or a folder.
@@ -420,12 +420,12 @@ def read_hub(path: str, config: str | None, split: str, revision: str | None) ->
 
 
 def count_rows(path: str, config: str | None, split: str, revision: str | None) -> int:
-    """Return how many rows a split has; raises as `read_hub`."""
+    """Returns how many rows a split has; raises as `read_hub`."""
     return len(_loaded(path, config, split, revision))
 
 
 def fingerprint(path: str, config: str | None, split: str, revision: str | None) -> str:
-    """Return what differs where a split's content does; raises as `read_hub`."""
+    """Returns what differs where a split's content does; raises as `read_hub`."""
     return str(_loaded(path, config, split, revision)._fingerprint)
 
 

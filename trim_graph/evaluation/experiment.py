@@ -86,7 +86,7 @@ def known_arms(folder: Path, settings: dict[str, Any]) -> dict[str, ArmSettings]
 
 @dataclass
 class ExperimentRunner:
-    """Runs arms and keeps their figures.
+    """Runs the arms of an experiment and keeps their metrics.
 
     Args:
         folder: Of the run; made if it is not there.
@@ -115,7 +115,7 @@ class ExperimentRunner:
     async def run(
         self, arm: str, settings: ArmSettings, policy: dict[str, Any], *, judged: bool = False
     ) -> Resampled:
-        """Run what is left of an arm.
+        """Runs what is left of an arm.
 
         Args:
             arm: Its name.
@@ -176,7 +176,7 @@ class ExperimentRunner:
             )
 
     def note(self, arm: str, settings: ArmSettings) -> None:
-        """Write down what an arm is.
+        """Writes down what an arm is.
 
         Raises:
             SettingsError: An arm of this name was another policy.
@@ -192,16 +192,16 @@ class ExperimentRunner:
         self.write_settings()
 
     def forget(self, arm: str) -> None:
-        """Let an arm of this name be another policy than it was."""
+        """Removes what is known of an arm, so that its policy may change."""
         self.arms.pop(arm, None)
 
     def write_settings(self) -> None:
-        """Write what the run is to its folder."""
+        """Writes what the run is to its folder."""
         settings = RunSettings(version=VERSION, settings=self.run_config.settings, arms=self.arms)
         write_json(self.folder / SETTINGS_FILE, settings)
 
     def metric_columns(self, arm: str) -> MetricColumns:
-        """Read the numbers of an arm.
+        """Reads the numbers of an arm.
 
         Raises:
             InputError: Rows are missing.
@@ -211,7 +211,7 @@ class ExperimentRunner:
         return read_metric_columns(rows, n=run_config.n, samples=run_config.samples, prices=self._prices(arm))
 
     def take(self, arm: str) -> Resampled:
-        """Take an arm's rows into the comparison.
+        """Resamples an arm's rows for the comparison.
 
         Raises:
             InputError: Rows are missing, or all runs failed.
@@ -228,7 +228,7 @@ class ExperimentRunner:
         return self.done[arm]
 
     def take_older(self) -> list[str]:
-        """Take in the arms that other commands have left in this folder; return those that lack rows."""
+        """Takes in the arms that other commands have left in this folder; returns those that lack rows."""
         lacking = []
         for arm in self.arms:
             if arm not in self.done:
@@ -239,7 +239,7 @@ class ExperimentRunner:
         return lacking
 
     def _prices(self, arm: str) -> Prices:
-        """Return the price table of an arm: a judge that is one of the models is paid like it."""
+        """Returns the price table of an arm: a judge that is one of the models is paid like it."""
         judge = self.arms[arm]["policy"].get("scorer", {}).get("model")
         prices = self.run_config.prices
         return prices.model_copy(update={"scorer": getattr(prices, judge)}) if judge in WRITERS else prices
@@ -264,7 +264,7 @@ class _RowWriter:
 
 
 def unit_of(index: int, sample: int, samples: int) -> int:
-    """Number a question's samples without gaps, for a journal's list of what is done."""
+    """Numbers a question's samples without gaps, for a journal's list of what is done."""
     return index * samples + sample
 
 

@@ -136,7 +136,7 @@ GRADERS: dict[str, Grader] = {
 
 
 def find_grader(name: str) -> Grader:
-    """Return a grader by its name, or a user's function.
+    """Returns a grader by its name, or a user's function.
 
     Args:
         name: A key of `GRADERS`, or ``module:function``: called with the solution's text and the dataset's
@@ -319,7 +319,7 @@ def _is_list(left: str) -> bool:
 
 
 def _read_measured(text: str) -> Fraction | None:
-    """Return the number with its unit."""
+    """Returns the number with its unit."""
     head = _HEAD.match(text)
     number = head[0].rstrip() if head else ""
     scale, value = _scale(text[len(number) :]), _read_signed(number)
@@ -327,7 +327,7 @@ def _read_measured(text: str) -> Fraction | None:
 
 
 def _scale(unit: str) -> int | None:
-    """Return what a unit multiplies by, 1 for nearly all; None where the text is no unit."""
+    """Returns what a unit multiplies by, 1 for nearly all; None where the text is no unit."""
     if not _UNIT.fullmatch(unit) or _NO_UNITS.search(unit):
         return None
     for place, (slash, word) in enumerate(_BARE_WORD.findall(unit)):
@@ -447,13 +447,13 @@ def read_choice(text: str) -> str | None:
 
 
 def read_boxed_choice(content: str) -> str | None:
-    """Return the letter that a box is, perhaps with the text of the choice behind it, or None."""
+    """Returns the letter that a box is, perhaps with the text of the choice behind it, or None."""
     match = _BOXED.fullmatch(_plain(content).strip(" \n{}"))
     return None if match is None or _SECOND.search(match[3]) else _letter(match)
 
 
 def _plain(text: str) -> str:
-    """Return a text without what changes its look only, with one space or line break between words."""
+    """Returns a text without what changes its look only, with one space or line break between words."""
     text = re.sub(r"[^\S\n]+", " ", _LOOK.sub(" ", _CHOICE_STYLE.sub(r"\1", _QUOTED.sub(r"\1", text))))
     return re.sub(r" ?(?:\n ?)+", "\n", text).strip()
 

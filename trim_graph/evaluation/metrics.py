@@ -23,7 +23,7 @@ _COUNTS = 2_000_000
 _MANY = 50_000
 """Questions from which drawing each one is faster than drawing how often each was drawn."""
 UNDEFINED_ALLOWED = 0.05
-"""Share of resamples in which a figure may be undefined (no gap) for its interval still to be told."""
+"""Share of resamples in which a figure may be undefined (no gap) for its interval still to be given."""
 
 
 class Interval(NamedTuple):
@@ -34,17 +34,17 @@ class Interval(NamedTuple):
 
 
 def accuracy(correct: Sequence[bool]) -> float | None:
-    """Return the share of right answers; None for no questions."""
+    """Returns the share of right answers; None for no questions."""
     return sum(correct) / len(correct) if correct else None
 
 
 def share_of_large_tokens(large_tokens: float, of_large_only: float) -> float | None:
-    """Return the large tokens as a share of what the large model alone uses; None where it uses none."""
+    """Returns the large tokens as a share of what the large model alone uses; None where it uses none."""
     return large_tokens / of_large_only if of_large_only > 0 else None
 
 
 def performance_gap_recovered(acc: float, acc_small: float, acc_large: float) -> float | None:
-    """Return the PGR: 0 is the small model alone, 1 the large one; None where the large one is no better."""
+    """Returns the PGR: 0 is the small model alone, 1 the large one; None where the large one is no better."""
     gap = acc_large - acc_small
     return (acc - acc_small) / gap if gap > 0 else None
 
@@ -52,7 +52,7 @@ def performance_gap_recovered(acc: float, acc_small: float, acc_large: float) ->
 def resampled_means(
     columns: Mapping[str, Sequence[float] | NDArray[np.float64]], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, NDArray[np.float64]]:
-    """Draw questions with replacement and return the mean of each column in each resample.
+    """Draws questions with replacement and returns the mean of each column in each resample.
 
     All columns are resampled together (paired): whatever is computed from several of the means has the
     spread it would have on another draw of questions.
@@ -89,7 +89,7 @@ def resampled_means(
 def resampled_quantiles(
     values: Sequence[float] | NDArray[np.float64], share: float, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Return the quantile of each of many resamples of values drawn with replacement.
+    """Returns the quantile of each of many resamples of values drawn with replacement.
 
     The quantile of a resample is one of the values, and its rank is distributed as the same quantile of as
     many uniform draws, which is a Beta distribution: so no resample needs to be drawn, however many values
@@ -118,14 +118,14 @@ def resampled_quantiles(
 
 
 def quantile(values: Sequence[float] | NDArray[np.float64], share: float) -> float | None:
-    """Return the least value that has this share of the values at or below it; None for no values."""
+    """Returns the least value that has this share of the values at or below it; None for no values."""
     import numpy as np
 
     return float(np.quantile(values, share, method="inverted_cdf")) if len(values) else None
 
 
 def interval(values: Sequence[float | None] | NDArray[np.float64]) -> Interval | None:
-    """Return the middle 95 % of resampled values; None where too many of them are undefined (None, NaN)."""
+    """Returns the middle 95 % of resampled values; None where too many of them are undefined (None, NaN)."""
     import numpy as np
 
     given = np.array(values, dtype=float)  # None becomes NaN
@@ -141,7 +141,7 @@ SHARES = 20
 
 
 def ibc(pgr: Number, share: Number) -> Any:
-    """Return the incremental benefit per cost: PGR divided by the share of large tokens.
+    """Returns the incremental benefit per cost: PGR divided by the share of large tokens.
 
     1 is the straight line from the small model alone to the large one.
 
@@ -161,7 +161,7 @@ def ibc(pgr: Number, share: Number) -> Any:
 
 
 def mean_ibc(points: Sequence[Point], *, shares: int = SHARES) -> Any:
-    """Return the mean of the curve's IBC over evenly spaced shares.
+    """Returns the mean of the curve's IBC over evenly spaced shares.
 
     Args:
         points: ``(share, pgr)`` in order of share; all of them count, those below others too.
@@ -184,7 +184,7 @@ def mean_ibc(points: Sequence[Point], *, shares: int = SHARES) -> Any:
 
 
 def mean_delta_ibc(points: Sequence[Point], *, shares: int = SHARES) -> Any:
-    """Return the mean of IBC - 1: how far the curve lies above the straight line, relative to the spend.
+    """Returns the mean of IBC - 1: how far the curve lies above the straight line, relative to the spend.
 
     Args:
         points: See `mean_ibc`.
@@ -198,7 +198,7 @@ def mean_delta_ibc(points: Sequence[Point], *, shares: int = SHARES) -> Any:
 
 
 def cpt(points: Sequence[Point], target: float) -> Any:
-    """Return the CPT: the least share of large tokens at which this PGR is reached.
+    """Returns the CPT: the least share of large tokens at which this PGR is reached.
 
     Straight lines between the points of the Pareto frontier, those that recover more than every cheaper one.
 
@@ -220,7 +220,7 @@ def cpt(points: Sequence[Point], target: float) -> Any:
 
 
 def best_pgr(points: Sequence[Point], share: float) -> Any:
-    """Return the most that can be recovered at this share of large tokens, on the lines of `cpt`.
+    """Returns the most that can be recovered at this share of large tokens, on the lines of `cpt`.
 
     Args:
         points: ``(share, pgr)`` in order of share.
@@ -243,7 +243,7 @@ def best_pgr(points: Sequence[Point], share: float) -> Any:
 
 
 def interpolated(spends: Sequence[Number], values: Sequence[Number], at: Number) -> Any:
-    """Return the value at a spend, by straight lines between points.
+    """Returns the value at a spend, by straight lines between points.
 
     Args:
         spends: Of each point, in any order; a number, or an array over the resamples.
@@ -266,7 +266,7 @@ def interpolated(spends: Sequence[Number], values: Sequence[Number], at: Number)
 
 
 def whole_curve(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points of a curve from (0, 0) to (1, 1), one for each share."""
+    """Returns the points of a curve from (0, 0) to (1, 1), one for each share."""
     inner = sorted(point for point in points if 0 < point[0] < 1)
     if any(low[0] == high[0] for low, high in pairwise(inner)):
         groups = groupby(inner, key=lambda point: point[0])
@@ -275,7 +275,7 @@ def whole_curve(points: Sequence[tuple[float, float]]) -> list[tuple[float, floa
 
 
 def frontier(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points that recover more than every cheaper one."""
+    """Returns the points that recover more than every cheaper one."""
     kept = list[tuple[float, float]]()
     for point in curve:
         if not kept or point[1] > kept[-1][1]:
@@ -284,7 +284,7 @@ def frontier(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def pgr_at(curve: Sequence[tuple[float, float]], share: float) -> float:
-    """Return the PGR of a curve at a share, by straight lines between its points."""
+    """Returns the PGR of a curve at a share, by straight lines between its points."""
     for (low, before), (high, after) in pairwise(curve):
         if share <= high:
             return before + (after - before) * (share - low) / (high - low)
@@ -303,7 +303,7 @@ def _on_curve(
     figure: Callable[[list[tuple[float, float]]], float],
     resampled: Callable[[ResampledCurve], Any],
 ) -> Any:
-    """Compute a figure of a curve, in all resamples where points are arrays."""
+    """Computes a figure of a curve, in all resamples where points are arrays."""
     if any(_is_array(value) for point in points for value in point):
         from .resampled_curves import ResampledCurve
 

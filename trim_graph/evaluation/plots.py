@@ -28,7 +28,7 @@ _LONGEST = 28
 
 
 class Point(NamedTuple):
-    """What one arm came to."""
+    """Spend and accuracy of one arm."""
 
     family: str
     """Points of one family are joined by a line."""
@@ -49,7 +49,7 @@ class Positions(NamedTuple):
 
 
 def save_picture(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem.png`` and ``stem.svg``; the same figure gives the same bytes.
+    """Writes ``stem.png`` and ``stem.svg``; the same figure gives the same bytes.
 
     Args:
         figure: From one of the functions here.
@@ -66,7 +66,7 @@ def save_picture(figure: Figure, stem: Path) -> list[Path]:
 
 
 def svg_of(figure: Figure) -> bytes:
-    """Return a figure as SVG without a background."""
+    """Returns a figure as SVG without a background."""
     stream = BytesIO()
     with _writing():
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
@@ -84,13 +84,13 @@ def _writing() -> Iterator[None]:
 
 
 def draw_accuracy(points: Sequence[Point], small: Point, large: Point, *, dark: bool = False) -> Figure:
-    """Draw accuracy against the share of large tokens.
+    """Draws accuracy against the share of large tokens.
 
     Args:
         points: One for each arm that routes, with intervals where they are known.
         small: The small model alone.
         large: The large model alone. The straight line between the two is what giving whole questions to one
-            of the models at random comes to on average.
+            of the models at random reaches on average.
         dark: Whether it is to be shown on a dark ground.
 
     Raises:
@@ -115,7 +115,7 @@ def draw_accuracy(points: Sequence[Point], small: Point, large: Point, *, dark: 
 
 
 def draw_reliability(curves: Mapping[str, Discrimination], *, dark: bool = False) -> Figure:
-    """Draw reliability curves: of what scored so much, the share that was right.
+    """Draws reliability curves: of what scored so much, the share that was right.
 
     Args:
         curves: By name; those without any rated step are left out.
@@ -150,7 +150,7 @@ def draw_reliability(curves: Mapping[str, Discrimination], *, dark: bool = False
 
 
 def draw_places(arms: Mapping[str, Positions], *, dark: bool = False) -> Figure:
-    """Draw how much the large model writes in each tenth of a solution.
+    """Draws how much the large model writes in each tenth of a solution.
 
     Args:
         arms: By name.
@@ -166,7 +166,7 @@ def draw_places(arms: Mapping[str, Positions], *, dark: bool = False) -> Figure:
 
 
 def draw_steps(arms: Mapping[str, Positions], *, dark: bool = False) -> Figure:
-    """Draw how many of the first, second, ... steps the large model writes.
+    """Draws how many of the first, second, ... steps the large model writes.
 
     Args:
         arms: By name.
@@ -263,7 +263,7 @@ def _style(dark: bool) -> AbstractContextManager[Any]:
 
 
 def _arms(value: float, spread: Interval | None) -> tuple[float, float]:
-    """Return the lengths of error bars, below and above."""
+    """Returns the lengths of error bars, below and above."""
     return (0.0, 0.0) if spread is None else (max(0.0, value - spread[0]), max(0.0, spread[1] - value))
 
 

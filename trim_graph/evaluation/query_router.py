@@ -70,7 +70,7 @@ class TrainedRouter:
         return sum(p > self.policy.limit for p in self.probabilities) / len(self.probabilities)
 
     def at_share(self, share: float) -> TrainedRouter:
-        """Return the same router with another limit.
+        """Returns the same router with another limit.
 
         Raises:
             SettingsError: ``share`` is out of range.
@@ -79,7 +79,7 @@ class TrainedRouter:
 
 
 def read_examples(paths: Iterable[str | Path]) -> list[Example]:
-    """Read what each model made of each question; several runs of a question are averaged.
+    """Reads what each model made of each question; several runs of a question are averaged.
 
     Traces of other policies and of questions that failed, or have no right answer to compare with, are passed
     over.
@@ -127,7 +127,7 @@ def _outcomes(row: dict[str, Any], place: str) -> list[tuple[str, str, bool]]:
 
 
 def _policy_of(policy: Any) -> str:
-    """Name a policy as traces give it: an object, or in Parquet its JSON."""
+    """Names a policy as traces give it: an object, or in Parquet its JSON."""
     if isinstance(policy, str) and policy.startswith("{"):
         import json
 
@@ -142,7 +142,7 @@ def _mean(outcomes: Sequence[bool]) -> float:
 def train_query_router(
     examples: Sequence[Example], *, share: float = 0.5, validation: float = 0.2, seed: int = 0
 ) -> TrainedRouter:
-    """Fit a logistic regression; cross-validation chooses how much it is regularised, by log loss.
+    """Fits a logistic regression; cross-validation chooses how much it is regularised, by log loss.
 
     Args:
         examples: One per question.
@@ -209,7 +209,7 @@ def train_query_router(
 
 
 def _limit(probabilities: Sequence[float], share: float) -> float:
-    """Return the limit above which this share of the probabilities lies."""
+    """Returns the limit above which this share of the probabilities lies."""
     import numpy as np
 
     _check_share("share", share)
@@ -222,7 +222,7 @@ def _check_share(name: str, value: float) -> None:
 
 
 def auc_of(router: query_router, examples: Sequence[Example]) -> float:
-    """Return the area under the ROC curve on examples that the router was not trained on; 0.5 is guessing."""
+    """Returns the area under the ROC curve on examples it was not trained on; 0.5 is guessing."""
     from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 
     scores = [router.probability(example.question) for example in examples]
@@ -230,7 +230,7 @@ def auc_of(router: query_router, examples: Sequence[Example]) -> float:
 
 
 def feature_matrix(questions: Sequence[str], idf: Any) -> csr_matrix:
-    """Return the features of questions, one row each, exactly as `query_router` computes them."""
+    """Returns the features of questions, one row each, exactly as `query_router` computes them."""
     import numpy as np
     from scipy.sparse import csr_matrix
 

@@ -331,12 +331,12 @@ class Run:
     summary: RunSummary | None
 
     def rows(self, *arms: str) -> Iterator[Row]:
-        """Stream the rows, arm by arm; see `read_rows_of`."""
+        """Streams the rows, arm by arm; see `read_rows_of`."""
         return read_rows_of(self.folder, *arms)
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read a run folder: settings and summary at once, rows as they are asked for.
+    """Reads a run folder: settings and summary at once, rows as they are asked for.
 
     Args:
         folder: That ``trim-graph eval --out`` named.
@@ -355,7 +355,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def read_settings(folder: Path) -> RunSettings | None:
-    """Return what a run was begun with; None where it was not.
+    """Returns what a run was begun with; None where it was not.
 
     Raises:
         InputError: The file is damaged, or of a later version.
@@ -373,22 +373,22 @@ def read_settings(folder: Path) -> RunSettings | None:
 
 
 def file_name(arm: str) -> str:
-    """Return an arm's name as the name of a file has it."""
+    """Returns an arm's name as the name of a file has it."""
     return quote(arm, safe=" +@=,()")
 
 
 def journal_of(folder: Path, arm: str) -> Path:
-    """Return where the journal of an arm lies."""
+    """Returns where the journal of an arm lies."""
     return folder / JOURNALS / f"{file_name(arm)}.jsonl"
 
 
 def arm_of(journal: Path) -> str:
-    """Return the arm that a journal is of."""
+    """Returns the arm that a journal is of."""
     return unquote(journal.stem)
 
 
 def read_rows_of(folder: str | Path, *arms: str) -> Iterator[Row]:
-    """Stream the rows of a run, arm by arm.
+    """Streams the rows of a run, arm by arm.
 
     An arm's journal is read where there is one, in the order in which questions ended, else its rows of
     ``rows.parquet``, in order of question and sample.
@@ -417,7 +417,7 @@ def read_rows_of(folder: str | Path, *arms: str) -> Iterator[Row]:
 
 
 def parse_row(values: dict[str, Any], place: str) -> Row:
-    """Check one row.
+    """Checks one row.
 
     Args:
         values: As read from a file; keys that a row does not have are left out.
@@ -435,7 +435,7 @@ def parse_row(values: dict[str, Any], place: str) -> Row:
 
 
 def _of_parquet(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give the rows of some arms; no row group holds two arms, and those of others are passed over."""
+    """Yields the rows of some arms; no row group holds two arms, and those of others are passed over."""
     parquet = import_parquet()
     import pyarrow  # type: ignore[import-untyped]
 
@@ -460,9 +460,9 @@ def _json(file: Path) -> Any:
 SUMMARY_VERSION = 2
 
 CPT_TARGETS = (0.5, 0.8, 0.95)
-"""PGRs for which the large tokens needed are told."""
+"""PGRs for which the large tokens needed are computed."""
 BUDGETS = (0.05, 0.1, 0.2, 0.3, 0.5)
-"""Shares of the large model's own tokens at which the accuracy within that budget is told."""
+"""Shares of the large model's own tokens at which the accuracy within that budget is computed."""
 
 
 class Metric(TypedDict):
@@ -511,7 +511,7 @@ class MatchedBudget(TypedDict):
     difference: Metric
     """Accuracy of the arm minus that."""
     curve_ends: float | None
-    """The most large tokens a question that the curve reaches, where the arm spends more: nothing is told
+    """The most large tokens a question that the curve reaches, where the arm spends more: nothing is known
     beyond. None where its spend lies on the curve."""
 
 
@@ -544,7 +544,7 @@ class CurvePoint(TypedDict):
 
 
 class CurveSummary(TypedDict):
-    """What the arms of one family come to together (`trim_graph.evaluation.metrics`)."""
+    """Curve of the arms of one family (`trim_graph.evaluation.metrics`)."""
 
     family: str
     points: list[CurvePoint]
@@ -606,7 +606,7 @@ each group until the file is closed grows with their number."""
 
 
 def check_folder(folder: Path) -> None:
-    """Make the folder of a run where it is not there.
+    """Makes the folder of a run where it is not there.
 
     Args:
         folder: Of the run.
@@ -627,7 +627,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write_json(file: Path, values: Any) -> None:
-    """Write a JSON file; an older one stays whole until the new one is."""
+    """Writes a JSON file; an older one stays whole until the new one is."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     text = json.dumps(values, indent=1, allow_nan=False) + "\n"
     beside.write_text(text, encoding="utf-8", errors="replace")
@@ -635,7 +635,7 @@ def write_json(file: Path, values: Any) -> None:
 
 
 def write_rows(folder: Path, arms: Sequence[str]) -> int:
-    """Write ``rows.parquet`` of the arms' journals, and take those away.
+    """Writes ``rows.parquet`` of the arms' journals, and removes those.
 
     Rows of an arm that has no journal are taken from the older ``rows.parquet``.
 
@@ -669,7 +669,7 @@ def write_rows(folder: Path, arms: Sequence[str]) -> int:
 
 
 def _grouped(folder: Path, arms: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
-    """Give the rows in groups of one arm each."""
+    """Yields the rows in groups of one arm each."""
     for arm in arms:
         group = list[dict[str, Any]]()
         file = journal_of(folder, arm)
@@ -683,7 +683,7 @@ def _grouped(folder: Path, arms: Iterable[str]) -> Iterator[list[dict[str, Any]]
 
 
 def in_order(journal: Path) -> Iterator[Row]:
-    """Give the rows of a journal in order of question and sample; only where each begins is kept in memory.
+    """Yields the rows of a journal in order of question and sample; only where each begins is kept in memory.
 
     A last line that ends in the middle, as a killed writer leaves it, is passed over.
 
@@ -709,7 +709,7 @@ def in_order(journal: Path) -> Iterator[Row]:
 
 
 def _read_place(line: bytes, place: str) -> tuple[int, int]:
-    """Return question and sample of a line."""
+    """Returns question and sample of a line."""
     try:
         values = json.loads(line)
         return values["index"], values["sample"]
@@ -718,7 +718,7 @@ def _read_place(line: bytes, place: str) -> tuple[int, int]:
 
 
 def restore_journal(folder: Path, arm: str) -> None:
-    """Make the journal of an arm again of ``rows.parquet``, so that the arm can go on.
+    """Restores the journal of an arm from ``rows.parquet``, so that the arm can resume.
 
     Args:
         folder: Of the run.
@@ -742,7 +742,7 @@ def restore_journal(folder: Path, arm: str) -> None:
 
 
 def row_schema() -> Any:
-    """Return the columns of ``rows.parquet``: those of `Row`."""
+    """Returns the columns of ``rows.parquet``: those of `Row`."""
     import pyarrow as pa
 
     text, number, flag, real = pa.string(), pa.int64(), pa.bool_(), pa.float64()

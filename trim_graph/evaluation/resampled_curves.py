@@ -38,11 +38,11 @@ class ResampledCurve:
         self.pgrs = (same * pgrs[None, :]).sum(axis=1) / same.sum(axis=1)
 
     def told(self, values: Array) -> Array:
-        """Return values with NaN where a point is not known."""
+        """Returns values with NaN where a point is not known."""
         return np.where(self.known, values, np.nan)
 
     def mean_ibc(self, spaced: Sequence[float]) -> Array:
-        """Return the mean IBC over these shares."""
+        """Returns the mean IBC over these shares."""
         total = np.zeros(self.shares.shape[1])
         for share in spaced:
             high = (self.shares < share).sum(axis=0)
@@ -50,13 +50,13 @@ class ResampledCurve:
         return self.told(total / len(spaced))
 
     def cpt(self, target: float) -> Array:
-        """Return the least share at which a PGR is reached on the frontier."""
+        """Returns the least share at which a PGR is reached on the frontier."""
         high = (self.pgrs >= target).argmax(axis=0)
         low = np.take_along_axis(self._best(), high[None] - 1, axis=0)[0]
         return self.told(self._between(self.pgrs, self.shares, low, high, target))
 
     def best_pgr(self, share: float) -> Array:
-        """Return the most that is recovered at a share, on the frontier."""
+        """Returns the most that is recovered at a share, on the frontier."""
         best = self._best()
         places = np.arange(len(best))[:, None]
         reached = (best == places) & (self.shares >= share)
@@ -69,7 +69,7 @@ class ResampledCurve:
         return self.told(np.where(inside, value, np.where(at_nothing, 0.0, whole)))
 
     def _best(self) -> NDArray[np.intp]:
-        """Return for each place the first one that no place up to it surpasses: the frontier's last point."""
+        """Returns for each place the first one that none up to it surpasses: the frontier's last point."""
         best = np.zeros(self.pgrs.shape, dtype=np.intp)
         for place in range(1, len(best)):
             before = np.take_along_axis(self.pgrs, best[place - 1][None], axis=0)[0]
@@ -78,7 +78,7 @@ class ResampledCurve:
 
     @staticmethod
     def _between(known: Array, wanted: Array, low: Any, high: Any, at: float) -> Array:
-        """Read a straight line between two places off at a value."""
+        """Reads a straight line between two places off at a value."""
         high = np.minimum(high, len(known) - 1)
         x, y = (np.take_along_axis(known, place[None], axis=0)[0] for place in (low, high))
         a, b = (np.take_along_axis(wanted, place[None], axis=0)[0] for place in (low, high))

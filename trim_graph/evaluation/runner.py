@@ -94,8 +94,8 @@ async def run_question(
         if label_steps:
             _label(record["steps"], item.question)
     except Exception as error:
-        seconds, told = time.monotonic() - begun, f"{type(error).__name__}: {error}"
-        return new_record(item, seed, correct=False, seconds=seconds, error=told)
+        seconds, failure = time.monotonic() - begun, f"{type(error).__name__}: {error}"
+        return new_record(item, seed, correct=False, seconds=seconds, error=failure)
     return record
 
 

@@ -109,7 +109,7 @@ class ScorerFigures(TypedDict):
 def scorer_figures(
     rated: Sequence[Rated], threshold: float, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> ScorerFigures:
-    """Compute all figures of a scorer.
+    """Computes all figures of a scorer.
 
     Args:
         rated: Solutions; those whose first wrong step nobody knows count in ``steps`` only.
@@ -136,7 +136,7 @@ def scorer_figures(
 
 
 def looked_at(solution: Rated) -> list[tuple[float, bool]]:
-    """Return score and label of each step up to the first that is wrong, or that nobody looked at."""
+    """Returns score and label of each step up to the first that is wrong, or that nobody looked at."""
     known: list[tuple[float, bool]] = []
     for score, label in zip(solution.scores or (), solution.labels, strict=False):
         if label is None:
@@ -150,7 +150,7 @@ def looked_at(solution: Rated) -> list[tuple[float, bool]]:
 def first_error(
     rated: Iterable[Rated], threshold: float, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> FirstErrorFigures:
-    """Compute ProcessBench's F1 at a threshold, with an interval by bootstrap over the solutions."""
+    """Computes ProcessBench's F1 at a threshold, with an interval by bootstrap over the solutions."""
     known = [solution for solution in rated if solution.first_wrong is not None]
     wrong = [solution.first_wrong != -1 for solution in known]
     hit = [_told(solution, threshold) == solution.first_wrong for solution in known]
@@ -176,7 +176,7 @@ def first_error(
 
 
 def best_threshold(rated: Iterable[Rated]) -> float | None:
-    """Return the threshold in [0, 1] with the highest F1; the least of several; None where F1 is undefined.
+    """Returns the threshold in [0, 1] with the highest F1; the least of several; None where F1 is undefined.
 
     A solution is judged right for the thresholds of one interval: above the score of its first wrong step,
     and not above any score before it. So the best one is the upper end of some interval.
@@ -212,7 +212,7 @@ def best_threshold(rated: Iterable[Rated]) -> float | None:
 def discrimination(
     pairs: Sequence[tuple[float, bool]], owners: Sequence[int] | None = None, *, seed: int = 0
 ) -> Discrimination:
-    """Compute area, calibration and reliability of scores.
+    """Computes area, calibration and reliability of scores.
 
     Args:
         pairs: Score, and whether what was scored is right.
@@ -240,7 +240,7 @@ def discrimination(
 
 
 def reliability(scores: Floats, right: NDArray[np.bool_], *, bins: int = BINS) -> list[ReliabilityBin]:
-    """Return the bins of a reliability curve that are not empty, from low to high.
+    """Returns the bins of a reliability curve that are not empty, from low to high.
 
     Args:
         scores: (n,) in [0, 1].
@@ -294,7 +294,7 @@ def _harmonic(left: float | None, right: float | None) -> float | None:
 def _auc_interval(
     scores: Floats, right: NDArray[np.bool_], owners: Sequence[int] | None, seed: int
 ) -> Interval | None:
-    """Draw solutions with replacement; a solution drawn twice has the weight 2."""
+    """Draws solutions with replacement; a solution drawn twice has the weight 2."""
     import numpy as np
 
     _, owner = np.unique(np.arange(len(scores)) if owners is None else owners, return_inverse=True)
@@ -340,7 +340,7 @@ _REQUIRED = ("problem", "steps", "label")
 
 
 def read_labelled(path: str | Path) -> Iterator[LabelledSolution]:
-    """Read solutions in the shape of ProcessBench, or traces with labelled steps, one at a time.
+    """Reads solutions in the shape of ProcessBench, or traces with labelled steps, one at a time.
 
     Args:
         path: JSONL, Parquet, or a JSON array.
@@ -386,7 +386,7 @@ def read_labelled(path: str | Path) -> Iterator[LabelledSolution]:
 
 
 def _of_trace(values: dict[str, Any], place: str) -> LabelledSolution | None:
-    """Take the accepted steps of a trace; None where its question failed."""
+    """Takes the accepted steps of a trace; None where its question failed."""
     trace = parse_trace(values, place)
     if trace["error"] is not None:
         return None
@@ -406,7 +406,7 @@ def _of_trace(values: dict[str, Any], place: str) -> LabelledSolution | None:
 
 
 def labels_from(first_wrong: int, count: int) -> list[bool | None]:
-    """Turn the index of the first wrong step (-1: none) into one label per step."""
+    """Turns the index of the first wrong step (-1: none) into one label per step."""
     if first_wrong < 0:
         return [True] * count
     return [*([True] * first_wrong), False, *([None] * (count - first_wrong - 1))]
@@ -415,7 +415,7 @@ def labels_from(first_wrong: int, count: int) -> list[bool | None]:
 async def score_labelled(
     scorer: Any, solutions: Iterable[LabelledSolution], *, concurrency: int = 16
 ) -> AsyncGenerator[Trace]:
-    """Have a scorer rate every step, and give traces in the order of the solutions.
+    """Has a scorer rate every step, and yields traces in the order of the solutions.
 
     All steps count as the small model's: that is what a policy is to judge. Nobody counted their tokens.
 

@@ -74,7 +74,7 @@ _TRACE: TypeAdapter[Trace] = TypeAdapter(Trace)
 
 
 def read_traces(*paths: str | Path, errors: bool = False, torn: bool = False) -> Iterator[Trace]:
-    """Read traces one at a time, from one file after the other.
+    """Reads traces one at a time, from one file after the other.
 
     Args:
         paths: Files named ``.jsonl`` or ``.parquet``.
@@ -95,7 +95,7 @@ def read_traces(*paths: str | Path, errors: bool = False, torn: bool = False) ->
 
 
 def parse_trace(values: dict[str, Any], place: str) -> Trace:
-    """Check one trace.
+    """Checks one trace.
 
     Args:
         values: As read from a file; keys that a trace does not have are left out.
@@ -119,7 +119,7 @@ def parse_trace(values: dict[str, Any], place: str) -> Trace:
 
 
 def write_traces(path: str | Path, traces: Iterable[Trace]) -> int:
-    """Write traces; an older file stays whole until the new one is.
+    """Writes traces; an older file stays whole until the new one is.
 
     Args:
         path: A name that ends in ``.jsonl`` or ``.parquet``.

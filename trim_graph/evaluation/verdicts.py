@@ -32,7 +32,7 @@ class CostModel:
 
 
 def judge(comparison: Comparison, cost_model: CostModel) -> list[Verdict]:
-    """Return a verdict on every arm but those of the models alone and the random ones."""
+    """Returns a verdict on every arm but those of the models alone and the random ones."""
     return [
         _verdict(comparison, name, cost_model)
         for name, settings in comparison.settings.items()
@@ -41,7 +41,7 @@ def judge(comparison: Comparison, cost_model: CostModel) -> list[Verdict]:
 
 
 def overall(verdicts: Sequence[Verdict], comparison: Comparison) -> str:
-    """Say of the whole evaluation whether to use trim-graph here, and with which policy."""
+    """Says of the whole evaluation whether to use trim-graph here, and with which policy."""
     if not verdicts:
         return "No policy was evaluated beside the models alone."
     own = [v for v in verdicts if comparison.settings[v["arm"]]["kind"] != "baseline"] or list(verdicts)
@@ -65,7 +65,7 @@ def _without_end(verdict: Verdict) -> str:
 
 
 def _gain(name: str, comparison: Comparison) -> float:
-    """Return how far an arm lies above the line from the small model alone to the large one."""
+    """Returns how far an arm lies above the line from the small model alone to the large one."""
     share, pgr = comparison.point(name, drawn=False)
     if pgr is None or share is None:
         return -comparison.arms[name].plain["large_tokens"]
@@ -100,7 +100,7 @@ def _net(large: Any, arm: Any, cost_model: CostModel) -> Any:
 
 
 def _net_spread(comparison: Comparison, name: str, cost_model: CostModel) -> str:
-    """Tell the interval of what is saved net, as a share of the large model's cost."""
+    """Tells the interval of what is saved net, as a share of the large model's cost."""
     large, arm = comparison.arms[LARGE].means, comparison.arms[name].means
     if not (large["cost"] > 0).all():
         return ""
@@ -120,7 +120,7 @@ def _metric(comparison: Comparison, name: str, compute: Any) -> Metric:
 
 
 def _decide(comparison: Comparison, name: str, net: Metric, cost_model: CostModel) -> tuple[Use, list[str]]:
-    """Weigh an arm: the worst of what is found counts."""
+    """Weighs an arm: the worst of what is found counts."""
     found: list[tuple[Use, str]] = []
 
     def above(metric: Metric, least: float, failed: str, doubtful: str) -> None:
@@ -175,13 +175,13 @@ def _decide(comparison: Comparison, name: str, net: Metric, cost_model: CostMode
 
 
 def _below_zero(difference: Metric) -> bool:
-    """Tell whether a difference is below 0 beyond doubt."""
+    """Tells whether a difference is below 0 beyond doubt."""
     spread = difference["interval"]
     return spread is not None and spread.high < 0
 
 
 def _told_beyond(comparison: Comparison, name: str) -> list[str]:
-    """Say where an arm spends more than any point of the curve of random routing."""
+    """Says where an arm spends more than any point of the curve of random routing."""
     random = comparison.matched_budget(name).get("random")
     if random is None or random["curve_ends"] is None:
         return []
@@ -193,7 +193,7 @@ def _told_beyond(comparison: Comparison, name: str) -> list[str]:
 
 
 def _above_line(comparison: Comparison, name: str) -> Metric:
-    """Return accuracy above the straight line from small alone to large alone, at the arm's spend."""
+    """Returns accuracy above the straight line from small alone to large alone, at the arm's spend."""
     (share, pgr), (shares, pgrs) = (comparison.point(name, drawn=drawn) for drawn in (False, True))
     if share is None or pgr is None:
         return UNKNOWN
