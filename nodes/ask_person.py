@@ -9,7 +9,7 @@ from langgraph.types import interrupt
 
 from trim_graph.routing.human import answer_to, apply_response, question_to_person
 from trim_graph.runtime import Node
-from trim_graph.state import TrimState, changed
+from trim_graph.state import TrimState, diff_update
 
 
 def ask_person_node() -> Node:
@@ -21,7 +21,9 @@ def ask_person_node() -> Node:
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         answer = interrupt(question_to_person(state), response_schema=answer_to(state))
         settled, human_response = apply_response(state["run"], answer)
-        return changed(state, {"run": settled, "human_response": human_response, "pending_interrupt": None})
+        return diff_update(
+            state, {"run": settled, "human_response": human_response, "pending_interrupt": None}
+        )
 
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         return run(state, config)

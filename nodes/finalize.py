@@ -17,7 +17,7 @@ from trim_graph.events import emit
 from trim_graph.runtime import Node, invocation_of
 from trim_graph.segmentation import join_steps, separator_of
 from trim_graph.settings import settings_of
-from trim_graph.state import TrimState, applied
+from trim_graph.state import TrimState, reduce_state
 from trim_graph.summary import summarise, usage_of
 
 
@@ -36,10 +36,10 @@ def finalize_node(ledger: Ledger | None = None, speculation: Speculation | None 
         update = charge_interrupted_calls(state, stored, invocation_of(config))
         usage = None
         if speculation is not None and state["run"]["settings"].get("lookahead"):
-            usage = speculation.settle(applied(state, update))
+            usage = speculation.settle(reduce_state(state, update))
         if usage is not None:
             update["usage"] = usage
-        return {**update, **_ended(applied(state, update), ledger)}
+        return {**update, **_ended(reduce_state(state, update), ledger)}
 
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         if (slot := slot_of(invocation_of(config))) is not None:

@@ -12,7 +12,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
 from .budget.usage import Usage
-from .state import SCHEMA_VERSION, TrimState, changed, check_schema
+from .state import SCHEMA_VERSION, TrimState, check_schema, diff_update
 
 T = TypeVar("T")
 
@@ -165,7 +165,7 @@ class CallNode(Runnable[Any, Any]):
         config = ensure_config() if config is None else config
         invocation = invocation_of(config)
         try:
-            return changed(input, self._run(_waited(input, invocation), config, invocation))
+            return diff_update(input, self._run(_waited(input, invocation), config, invocation))
         finally:
             if invocation is not None:
                 invocation.stopwatch.restart()
@@ -175,7 +175,7 @@ class CallNode(Runnable[Any, Any]):
         config = ensure_config() if config is None else config
         invocation = invocation_of(config)
         try:
-            return changed(input, await self._arun(_waited(input, invocation), config, invocation))
+            return diff_update(input, await self._arun(_waited(input, invocation), config, invocation))
         finally:
             if invocation is not None:
                 invocation.stopwatch.restart()

@@ -94,7 +94,7 @@ class Failure(TypedDict):
 
     part: Literal["small", "large", "scorer"]
     error: str
-    refused: NotRequired[str]
+    exhausted_limit: NotRequired[str]
     """Limit of an account that other runs had used up before the large model could be called."""
     no_step: NotRequired[bool]
     """The model has answered, but its answers held no step; ``error`` says what they held."""
@@ -127,7 +127,7 @@ class DecisionRecord(TypedDict):
     decision: str
     """``accept``, ``regenerate`` or ``handover``; ``by_hand``: a person wrote the step."""
     score: float | None
-    refused: NotRequired[str]
+    exhausted_limit: NotRequired[str]
     """Limit of the budget that turned a wish for the large model into ``accept``."""
     part: NotRequired[Part]
     """Which part of a thinking model's text was routed."""
@@ -305,12 +305,12 @@ def fresh_channels() -> dict[str, Any]:
     }
 
 
-def changed(state: TrimState, update: dict[str, Any]) -> dict[str, Any]:
+def diff_update(state: TrimState, update: dict[str, Any]) -> dict[str, Any]:
     """Return the part of an update that changes something: what a node returns is written and streamed."""
     return {key: value for key, value in update.items() if key not in state or value != state.get(key)}
 
 
-def applied(state: TrimState, update: Mapping[str, Any]) -> TrimState:
+def reduce_state(state: TrimState, update: Mapping[str, Any]) -> TrimState:
     """Return the state as the channels would make it of an update, for whoever runs nodes without a graph."""
     new = dict(state)
     for key, value in update.items():
@@ -318,9 +318,9 @@ def applied(state: TrimState, update: Mapping[str, Any]) -> TrimState:
     return cast(TrimState, new)
 
 
-def added(before: TrimState, after: TrimState) -> dict[str, Any]:
+def state_delta(before: TrimState, after: TrimState) -> dict[str, Any]:
     """Return the update that makes the one state of the other, where channels that grow have only grown."""
-    update = changed(before, dict(after))
+    update = diff_update(before, dict(after))
     for name in ("steps", "decisions"):
         if name in update:
             update[name] = update[name][len(before[name]) :]

@@ -329,7 +329,7 @@ def test_a_refused_wish_is_in_the_record(make):
     stream = rig.graph.stream({"messages": "2 + 2?"}, stream_mode="custom")
     decisions = [event for event in stream if event["event"] == "decision"]
     assert (decisions[0]["decision"], decisions[0]["discarded"]["text"]) == ("regenerate", "small one")
-    assert (decisions[1]["decision"], decisions[1]["refused"]) == ("accept", "large_tokens")
+    assert (decisions[1]["decision"], decisions[1]["exhausted_limit"]) == ("accept", "large_tokens")
     assert "discarded" not in decisions[1]
 
 

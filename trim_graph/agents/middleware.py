@@ -37,7 +37,7 @@ from trim_graph.policies import Observation, Policy, as_policy
 from trim_graph.prompt_size import turn_prompt_bound
 from trim_graph.run import begin_run
 from trim_graph.settings import Settings, TurnSettings, make_settings, overridden
-from trim_graph.state import Run, TrimState, applied, fresh_channels
+from trim_graph.state import Run, TrimState, fresh_channels, reduce_state
 
 from .models import check_turn_model
 from .rendering import LONGEST_RESULT
@@ -45,9 +45,9 @@ from .state import (
     AgentRouting,
     TrimAgentState,
     from_agent_keys,
-    named,
     stop_message,
     summary_of,
+    to_agent_keys,
     update_of,
     with_current_texts,
 )
@@ -190,7 +190,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         if asked.id is not None:
             run["question_message"] = asked.id
         begun = {"run": run, "usage": spent, "handed_over": False, "returns_direct": False, "ended": False}
-        return {**named({**fresh_channels(), **begun}), "trim_usage_before": spent, "trim": None}
+        return {**to_agent_keys({**fresh_channels(), **begun}), "trim_usage_before": spent, "trim": None}
 
     def _usage_before(self, state: TrimAgentState, stored: Collection[str]) -> Usage:
         """Return what earlier questions have used of a budget that is the thread's."""
@@ -208,14 +208,14 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         begun = {} if state.get("trim_run") else self.before_agent(state, runtime)
         before = with_current_texts(_entered(state, begun), state["messages"], self.longest_result)
         fresh: dict[str, Any] = {"stopped": "", "request": None, "in_flight": None, "ended": False}
-        after: Any = applied(before, fresh)
+        after: Any = reduce_state(before, fresh)
 
         def prompt_tokens() -> int:
             return turn_prompt_bound(state["messages"], ())
 
         action = ROUTER.next(turn_view(after, self.policy, self.ledger, prompt_tokens))
         report(action)
-        after = applied(after, action.update)
+        after = reduce_state(after, action.update)
         update = {**begun, **update_of(before, after)}
         if not after["stopped"]:
             return update
@@ -304,7 +304,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         stopped, why = self._why_ended(before, state["messages"])
         notes = [*charge.get("notes", before["notes"]), *why]
         ended = {"stopped": stopped, "notes": notes, "request": None, "in_flight": None, "ended": True}
-        after: Any = applied(before, {**charge, **ended})
+        after: Any = reduce_state(before, {**charge, **ended})
         usage_before = begun.get("trim_usage_before", state.get("trim_usage_before"))
         summary = summary_of(after, usage_before, self.ledger)
         emit("finished", summary=summary)

@@ -13,7 +13,17 @@ from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.reservations import Reservations
 from trim_graph.budget.usage import Usage, usage_delta
 from trim_graph.conversation import question_of
-from trim_graph.state import Decisions, InFlight, Run, Scores, StepRequest, Steps, Summary, TrimState, added
+from trim_graph.state import (
+    Decisions,
+    InFlight,
+    Run,
+    Scores,
+    StepRequest,
+    Steps,
+    Summary,
+    TrimState,
+    state_delta,
+)
 from trim_graph.summary import summarise
 
 from .rendering import restated
@@ -89,10 +99,10 @@ def from_agent_keys(state: Mapping[str, Any]) -> AgentRouting:
 
 def update_of(before: AgentRouting, after: AgentRouting) -> dict[str, Any]:
     """Return what an agent's state is to take in of a routing that went on."""
-    return named(added(before, after))
+    return to_agent_keys(state_delta(before, after))
 
 
-def named(update: Mapping[str, Any]) -> dict[str, Any]:
+def to_agent_keys(update: Mapping[str, Any]) -> dict[str, Any]:
     """Name channels of the graph as the agent's state does; those that do not outlive a turn are dropped."""
     return {f"trim_{name}": value for name, value in update.items() if name in _CHANNELS}
 

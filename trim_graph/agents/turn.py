@@ -51,7 +51,7 @@ from trim_graph.nodes import after_generate_step
 from trim_graph.policies import Policy
 from trim_graph.prompt_size import turn_prompt_bound
 from trim_graph.routing import AcceptedText, Action, Generate, Router, RouterOptions, RunView
-from trim_graph.state import DecisionRecord, Draft, Step, StepRequest, applied
+from trim_graph.state import DecisionRecord, Draft, Step, StepRequest, reduce_state
 
 from .models import TurnModel, turn_models
 from .rendering import render_turn, results_of
@@ -274,7 +274,7 @@ class TurnRouting:
         self._follow(ROUTER.renewed)
 
     def _update(self, update: Any) -> None:
-        self.state = applied(self.state, update)  # type: ignore[assignment]
+        self.state = reduce_state(self.state, update)  # type: ignore[assignment]
 
     def _follow(self, decide: Callable[[RunView], Action]) -> None:
         action = decide(self._view())

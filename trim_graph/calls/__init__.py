@@ -1,1 +1,1 @@
-"""Calls of models within a run: what one may use, what a crash loses, and steps written ahead."""
+"""Model calls within a run: their limits and charges, calls that a crash interrupts, and speculation."""

@@ -1,20 +1,21 @@
-"""Large calls of this process whose charge may be in no checkpoint.
+"""Interrupted calls of the large model: their charge may be in no checkpoint.
 
-A large call is charged in the update of its node. That update may be lost: the database was away, an error
-or a cancellation left the node, or the turn of an agent failed behind the call. The run then goes on from a
-checkpoint that knows nothing of the call, and would make it again for free, as often as that happens. So this
-process remembers what its large calls have used, until it is known that a checkpoint holds the charge.
+The update of its node charges a large call. That update may be lost: the database was unavailable, an error
+or a cancellation left the node, or an agent's turn failed after the call. The run then resumes from a
+checkpoint without the charge and would repeat the call for free, each time this happens. So this process
+records the usage of its large calls until a checkpoint is known to hold the charge.
 
-The channel ``charged_call`` names the last large call that ``spend`` holds. A call remembers the name it
-found there, so calls form a tree: those found behind the state of a run, and stored nowhere, are the lost
-ones. Branches of one checkpoint are siblings in that tree. A sibling is no lost call
+The channel ``charged_call`` names the last large call that ``usage`` includes. Each call records the name it
+found there as its ``parent``, so the calls of a run form a tree. The calls below the state of a run that no
+checkpoint holds are the lost ones. Branches of one checkpoint are siblings in that tree. A sibling is not
+lost
 
-- while its invocation is at work;
-- after its invocation has ended without an error, which means that all of it was stored;
+- while its invocation is running;
+- after its invocation has ended without an error: then all of it was stored;
 - where a checkpoint has its name.
 
-What runs an agent is not ours, so only the last of these is known of an agent's calls: of branches of one
-agent that go on at the same time, one may be charged for the other's call too, never for less than its own.
+An agent's invocation is not a `TrimGraph`'s, so only the last of these is known of an agent's calls. Of
+parallel branches of one agent, one may be charged for the other's call too, never for less than its own.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ from trim_graph.settings import settings_of
 from trim_graph.state import TrimState
 
 CHANNELS = ("charged_call", "trim_charged_call")
-"""Of the graph, and of an agent."""
-Place = tuple[str | None, str]
-"""Thread and namespace of checkpoints."""
+"""Channels that name the last charged call: in the graph's state, and in an agent's."""
+CheckpointKey = tuple[str | None, str]
+"""Thread id and checkpoint namespace."""
 KEPT = 10_000
-"""Calls remembered; beyond that those of the run that made none for the longest time are forgotten."""
+"""Most calls recorded; beyond that the calls of the least recently active run are dropped."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,18 +51,18 @@ class LargeCall:
     """A large call that has ended.
 
     Attributes:
-        id: Its name.
-        behind: Name of the last call that the state held when it was made.
-        used: What it has used, as a difference of two spends.
-        place: Where its checkpoints are.
-        raised: Whether it left its node by an error, so that no state can hold its charge.
-        invocation: That made it.
+        id: Name of the call.
+        parent: Name of the last call that the state included when this one was made.
+        used: Usage of the call: the difference of the run's usage after and before it.
+        checkpoint_key: Where its run's checkpoints are.
+        raised: Whether an error left the node, so that no state can hold the charge.
+        invocation: The invocation that made the call; None in an agent.
     """
 
     id: str
-    behind: str | None
+    parent: str | None
     used: Usage
-    place: Place
+    checkpoint_key: CheckpointKey
     raised: bool = False
     invocation: Invocation | None = None
 
@@ -71,7 +72,7 @@ class _Calls:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # By the process too: one that was forked has its parent's calls, which are none of its own.
+        # Keyed by process too: a fork inherits its parent's records, but did not make those calls.
         self._runs: OrderedDict[tuple[str, str], dict[str, LargeCall]] = OrderedDict()
         self._count = 0
 
@@ -91,7 +92,7 @@ class _Calls:
             return list(self._runs.get((this_process(), run), {}).values())
 
     def merge(self, run: str, lost: Collection[LargeCall], into: LargeCall) -> None:
-        """Put one call in the place of several, which a state is about to be charged for at once."""
+        """Replace several calls by one: a state is about to be charged for them together."""
         with self._lock:
             known = self._runs.setdefault((this_process(), run), {})
             for one in lost:
@@ -115,73 +116,76 @@ _aborted_calls = _Calls()
 
 
 def clear_aborted(invocation: Invocation) -> None:
-    """Forget the calls of an invocation that ended without an error, so that all of it is stored."""
+    """Drop the calls of an invocation that ended without an error: LangGraph has stored all of it."""
     _aborted_calls.forget(invocation)
 
 
 def remember(run: str, call: LargeCall) -> None:
-    """Remember a call that has ended, until a checkpoint is known to hold its charge."""
+    """Record a call that has ended, until a checkpoint is known to hold its charge."""
     _aborted_calls.add(run, call)
 
 
 def _lost_calls(state: TrimState, stored: Collection[str]) -> list[LargeCall]:
-    """Return the calls made behind this state whose charge is in no checkpoint.
+    """Return the calls made since this state whose charge is in no checkpoint.
 
     Args:
-        state: Of the run.
-        stored: Names that its checkpoints hold; see `stored_calls`.
+        state: State of the run.
+        stored: Names of calls that its checkpoints hold; see `stored_calls`.
     """
-    found, known = _behind(state)
+    suspected, known = _calls_since(state)
 
     def saved(call: LargeCall) -> bool:
-        return call.id in stored or any(saved(one) for one in known if one.behind == call.id)
+        return call.id in stored or any(saved(one) for one in known if one.parent == call.id)
 
     def lost(calls: list[LargeCall]) -> Iterator[LargeCall]:
         for call in calls:
             if not saved(call):
                 yield call
-                yield from lost([one for one in known if one.behind == call.id])
+                yield from lost([one for one in known if one.parent == call.id])
 
-    return list(lost(found))
+    return list(lost(suspected))
 
 
 def _charged_with(state: TrimState, lost: list[LargeCall], invocation: Invocation | None) -> dict[str, Any]:
     """Return the update that charges a state for lost calls.
 
-    The charge is remembered as one call in their place: where this update is lost too, the next is the same.
+    The charge is recorded as one call that replaces them: if this update is lost too, the next is the same.
     """
     used = lost[0].used
     for call in lost[1:]:
         used = add_usage(used, call.used)
-    behind, place = state.get("charged_call"), lost[-1].place
-    one = LargeCall(uuid.uuid4().hex, behind, used, place, invocation=invocation)
+    parent, key = state.get("charged_call"), lost[-1].checkpoint_key
+    one = LargeCall(uuid.uuid4().hex, parent, used, key, invocation=invocation)
     _aborted_calls.merge(state["run"]["id"], lost, one)
     return {"usage": add_usage(state["usage"], used), "charged_call": one.id}
 
 
-def _behind(state: TrimState) -> tuple[list[LargeCall], list[LargeCall]]:
-    """The calls right behind a state that may be lost, and all calls of its run."""
+def _calls_since(state: TrimState) -> tuple[list[LargeCall], list[LargeCall]]:
+    """Return the direct children of a state's last call that may be lost, and all calls of its run."""
     known = _aborted_calls.of(state["run"]["id"])
     last = state.get("charged_call")
-    made = (one for one in known if one.behind == last)
-    found = [one for one in made if one.raised or one.invocation is None or not one.invocation.at_work]
-    return found, known
+    children = (one for one in known if one.parent == last)
+    suspected = [
+        one for one in children if one.raised or one.invocation is None or not one.invocation.at_work
+    ]
+    return suspected, known
 
 
 def charge_interrupted_calls(
     state: TrimState, stored: Collection[str], invocation: Invocation | None = None
 ) -> dict[str, Any]:
-    """Return the update that charges a state for large calls whose end or whose charge was lost.
+    """Return the update that charges a state for interrupted large calls.
 
-    A crash ended the process of a call, an error its node, or its charge is in no checkpoint.
+    A call was interrupted if its process crashed, an error left its node, or no checkpoint holds its charge.
 
     Args:
-        state: Of the run.
+        state: State of the run.
         stored: Names of large calls that its checkpoints hold; see `stored_calls`.
-        invocation: That charges.
+        invocation: The invocation that charges.
 
     Returns:
-        An update with ``spend`` and ``notes``; empty where nothing was lost.
+        An update with ``usage`` and ``notes``, and ``charged_call`` for recorded calls; empty if no call was
+        interrupted.
     """
     update: dict[str, Any] = {}
     notes = list[str]()
@@ -214,44 +218,44 @@ def charge_note(how: str, tokens: int) -> str:
 def stored_calls(state: TrimState, config: RunnableConfig) -> set[str]:
     """Return the names of large calls that the checkpoints of a run hold.
 
-    The store is asked only where calls were made behind this state before, which is rare.
+    The checkpointer is queried only if this process has made calls since this state, which is rare.
 
     Args:
-        state: Of the run.
-        config: Of the node, which names the checkpointer.
+        state: State of the run.
+        config: The node's config, which holds the checkpointer.
     """
     names = set[str]()
-    for saver, place in _asked(state, config):
-        with suppress(Exception):  # what the store does not show counts as lost
-            names.update(name for one in saver.list(place) for name in _names(one))
+    for saver, where in _checkpointers(state, config):
+        with suppress(Exception):  # a call that the checkpointer does not show counts as lost
+            names.update(name for one in saver.list(where) for name in _names(one))
     return names
 
 
 async def astored_calls(state: TrimState, config: RunnableConfig) -> set[str]:
-    """As `stored_calls`, without blocking."""
+    """Return the same as `stored_calls`, without blocking the event loop."""
     names = set[str]()
-    for saver, place in _asked(state, config):
+    for saver, where in _checkpointers(state, config):
         with suppress(Exception):
-            names.update([name async for one in saver.alist(place) for name in _names(one)])
+            names.update([name async for one in saver.alist(where) for name in _names(one)])
     return names
 
 
-def place_of(config: RunnableConfig) -> Place:
-    """Find the thread and the namespace in which a node's graph keeps its checkpoints."""
+def checkpoint_key_of(config: RunnableConfig) -> CheckpointKey:
+    """Return the thread id and the namespace under which a node's graph keeps its checkpoints."""
     configurable = config.get("configurable") or {}
-    # A node's own namespace is its graph's, and its task behind that.
+    # A node's namespace is its graph's, followed by the node's task.
     graph = str(configurable.get("checkpoint_ns") or "").rpartition("|")[0]
     return configurable.get("thread_id"), graph
 
 
-def _asked(state: TrimState, config: RunnableConfig) -> Iterator[tuple[Any, RunnableConfig]]:
-    saver, (suspected, known) = (config.get("configurable") or {}).get(CHECKPOINTER), _behind(state)
+def _checkpointers(state: TrimState, config: RunnableConfig) -> Iterator[tuple[Any, RunnableConfig]]:
+    saver, (suspected, known) = (config.get("configurable") or {}).get(CHECKPOINTER), _calls_since(state)
     if saver and suspected:
-        for thread, namespace in {call.place for call in known}:
+        for thread, namespace in {call.checkpoint_key for call in known}:
             yield saver, {"configurable": {"thread_id": thread, "checkpoint_ns": namespace}}
 
 
 def _names(one: CheckpointTuple) -> Iterator[str]:
     values = one.checkpoint["channel_values"]
-    # Not its pending writes: whoever runs a node again at this checkpoint leaves those behind for good.
+    # Pending writes do not count: a node that runs again at this checkpoint never applies them.
     yield from (values[channel] for channel in CHANNELS if values.get(channel))

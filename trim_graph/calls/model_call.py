@@ -1,4 +1,4 @@
-"""One call of a writer, for a step or for an agent's turn: what it may use, and what it is charged for."""
+"""One metered call of a writer, for a step or an agent's turn: limits, reservation, charge, errors."""
 
 from __future__ import annotations
 
@@ -43,14 +43,15 @@ from trim_graph.segmentation import Segmentation, cut_text, join_steps
 from trim_graph.settings import Settings
 from trim_graph.state import Failure, Step, StepRequest
 
-from .interrupted import LargeCall, Place, charge_note, place_of, remember
+from .interrupted import CheckpointKey, LargeCall, charge_note, checkpoint_key_of, remember
 
 SHOWN = 300
 """Characters of an error that the state keeps."""
 NEVER_CAUGHT = (GraphBubbleUp, SettingsError, ChatModelContractError)
-"""Mistakes in a set-up, not failures of a model; and LangGraph's own ways to leave a node."""
+"""Errors that no ``on_..._error`` setting covers: wrong set-ups, and LangGraph's signals to leave a node."""
 
-Part = Literal["small", "large", "scorer"]
+Component = Literal["small", "large", "scorer"]
+"""A model of a run whose calls may fail."""
 Update = dict[str, Any]
 A = TypeVar("A")
 
@@ -97,14 +98,14 @@ class Call:
     """One call of a writer.
 
     Attributes:
-        view: Of the run, before the call.
-        request: What `route` asks the writer for.
+        view: View of the run before the call.
+        request: The step that `route` requests.
         id: Name of this execution of the call.
-        place: Where the run's checkpoints are.
-        invocation: That makes the call.
-        solution: Whether the steps are a solution's. An agent's conversation may be shortened by others, to
-            whom its error reports that it is too long.
-        retry: What further attempts may use, where the model's adapter asks.
+        checkpoint_key: Where the run's checkpoints are.
+        invocation: The invocation that makes the call; None in an agent.
+        solution: Whether the steps form a solution, which ends if it fills the context. An agent's error is
+            raised instead, so that another middleware may shorten the conversation.
+        retry: Token grant of further attempts, for adapters that request one.
         writer: Which of the two models is asked.
         settings: Settings of the run.
         usage: Usage of the run before the call.
@@ -115,7 +116,7 @@ class Call:
     view: RunView
     request: StepRequest
     id: str
-    place: Place
+    checkpoint_key: CheckpointKey
     invocation: Invocation | None
     solution: bool = True
     retry: RetryGrant | None = None
@@ -139,7 +140,7 @@ class Call:
 
     @property
     def prompt_tokens(self) -> int:
-        """Most tokens of the prompt of a large call, for charges."""
+        """Upper bound of a large call's prompt in tokens, for charges; 0 for a small call."""
         in_flight = self.view.state.get("in_flight")
         return in_flight["prompt_tokens"] if in_flight else 0
 
@@ -152,25 +153,25 @@ class Call:
         }
 
     def cap_tokens(self, tokens: int) -> Self:
-        """Cut the call to what the accounts of the run grant."""
+        """Return the call with ``max_tokens`` as the accounts of the run grant it."""
         return replace(self, request=StepRequest(**{**self.request, "max_tokens": tokens}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCall(Call):
-    """A call for a step: which model is asked what.
+    """A call for one step of a solution, with the model and its prompt.
 
     Attributes:
         model: The writer.
-        messages: Its prompt.
-        config: Of the call.
-        arguments: Call settings of the model.
+        messages: The prompt.
+        config: The call's config.
+        arguments: Call settings of the model, such as ``max_tokens`` and ``stop``.
         segmentation: Finds the end of the step.
         previous: The step accepted last.
-        index: Of the step.
-        partial_text: What was written of this step before, as far as it counts.
-        key: Name of the call within its run.
-        estimate: Counts its tokens if the model does not report them.
+        index: Index of the step.
+        partial_text: Text of this step from earlier calls, as far as it counts.
+        key: Name of the call within its run; the same call has the same key.
+        estimate: Estimates the tokens if the model does not report them.
     """
 
     model: Runnable[Any, Any]
@@ -185,7 +186,7 @@ class StepCall(Call):
     estimate: Estimate | None
 
     def cap_tokens(self, tokens: int) -> Self:
-        """Cut the call to what the accounts of the run grant, and its further attempts too."""
+        """Return the call, and its further attempts, with ``max_tokens`` as the accounts grant it."""
         request = StepRequest(**{**self.request, "max_tokens": tokens})
         call = replace(self, request=request, arguments={**self.arguments, "max_tokens": tokens})
         if call.retry is None:
@@ -195,16 +196,16 @@ class StepCall(Call):
 
 
 class RetryGrant:
-    """How many tokens another attempt of a large call may generate: what the limits leave.
+    """Grants tokens to further attempts of a large call, within what the limits leave.
 
     Args:
-        call: Of the large model.
-        reserved: Whether accounts that runs share have granted the call: then an attempt that may have cost
-            something ends it, and `route` asks the accounts anew.
+        call: A call of the large model.
+        reserved: Whether the call has a reservation in shared accounts. Then an attempt that may have cost
+            something ends the call, so that `route` reserves anew.
 
     Attributes:
-        max_tokens: Of the attempt at hand.
-        exhausted_limit: Name of the limit that left nothing; None while there was something left.
+        max_tokens: Grant of the current attempt.
+        exhausted_limit: Name of the limit that left nothing; None while something is left.
     """
 
     def __init__(self, call: Call, *, reserved: bool = False) -> None:
@@ -214,7 +215,7 @@ class RetryGrant:
         self.exhausted_limit: str | None = None
 
     def __call__(self, lost: FailedAttempts) -> int:
-        """Return ``max_tokens`` of the next attempt; 0: there is to be none."""
+        """Return ``max_tokens`` of the next attempt; 0 allows none."""
         call = self._call
         if self._reserved and (lost["unknown"] or lost["input_tokens"] or lost["output_tokens"]):
             self.exhausted_limit = "a reservation"
@@ -237,19 +238,19 @@ class RetryGrant:
 def begin_call(
     view: RunView, request: StepRequest, config: RunnableConfig, invocation: Invocation | None
 ) -> Call:
-    """Make the call that `route` ordered, for a turn of an agent.
+    """Prepare the call that `route` requested, for a turn of an agent.
 
     Args:
-        view: Of the run.
-        request: Of `route`.
-        config: Of the node.
-        invocation: That makes the call.
+        view: View of the run.
+        request: Request of `route`.
+        config: The node's config.
+        invocation: The invocation that makes the call.
     """
     return Call(
         view=view,
         request=request,
         id=uuid.uuid4().hex,
-        place=place_of(config),
+        checkpoint_key=checkpoint_key_of(config),
         invocation=invocation,
         solution=False,
     )
@@ -265,16 +266,16 @@ def prepare_step(
     invocation: Invocation | None,
     counters: Mapping[Writer, TokenCounter] | None = None,
 ) -> StepCall:
-    """Make the call that `route` ordered, for a step.
+    """Prepare the call that `route` requested, for a step.
 
     Args:
-        view: Of the run.
-        request: Of `route`.
-        steps: The accepted ones, on which the step follows.
-        config: Of the node.
+        view: View of the run.
+        request: Request of `route`.
+        steps: The accepted steps, which the new step continues.
+        config: The node's config.
         models: The two writers.
-        invocation: That makes the call.
-        counters: Count the tokens of writers that do not report them.
+        invocation: The invocation that makes the call.
+        counters: Token counters for writers that do not report their tokens.
     """
     settings, writer = view.settings, request["writer"]
     prefix = join_steps(steps, settings.delimiter) + request["partial_text"]
@@ -301,7 +302,7 @@ def prepare_step(
         view=view,
         request=request,
         id=uuid.uuid4().hex,
-        place=place_of(config),
+        checkpoint_key=checkpoint_key_of(config),
         invocation=invocation,
         model=model.runnable,
         messages=messages,
@@ -325,18 +326,18 @@ def prepare_step(
 
 
 def _key(prefix: str, arguments: dict[str, Any]) -> str:
-    """Name a call within its run by the text it continues and where it is to end."""
-    named = json.dumps([prefix, arguments.get("max_tokens"), arguments.get("stop")])
-    return hashlib.sha256(named.encode()).hexdigest()
+    """Return the name of a call within its run: a hash of the text it continues and of where it ends."""
+    identity = json.dumps([prefix, arguments.get("max_tokens"), arguments.get("stop")])
+    return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def estimate_of(call: Call, counter: TokenCounter | None, prompt: Sequence[BaseMessage]) -> Estimate | None:
-    """Return how a call's tokens may be estimated; None where a limit hangs on them and nobody said how.
+    """Return the estimate of a call's tokens; None if a limit needs them exactly and no counter was given.
 
     Args:
         call: The call.
-        counter: Of its model.
-        prompt: That was sent.
+        counter: Token counter of its model.
+        prompt: The messages that are sent.
     """
     if counter is None:
         return None
@@ -353,12 +354,14 @@ def estimate_of(call: Call, counter: TokenCounter | None, prompt: Sequence[BaseM
 
 
 def with_reservation(call: Call, ledger: Ledger | None, ask: Callable[[Any], Update]) -> Update:
-    """Make a call within what the accounts of its run grant, and settle with what it used.
+    """Make a call within a reservation in the accounts of its run, and settle with its usage.
+
+    A call of the small model, or of a run without accounts, needs no reservation.
 
     Args:
-        call: Not yet made.
-        ledger: The graph's.
-        ask: Makes the call that was granted.
+        call: The prepared call.
+        ledger: The graph's ledger.
+        ask: Makes the call as granted, and returns the update of the state.
     """
     reservation = _reservation(call, ledger)
     if reservation is None:
@@ -378,7 +381,7 @@ def with_reservation(call: Call, ledger: Ledger | None, ask: Callable[[Any], Upd
 async def awith_reservation(
     call: Call, ledger: Ledger | None, ask: Callable[[Any], Awaitable[Update]]
 ) -> Update:
-    """As `with_reservation`, without blocking."""
+    """Do the same as `with_reservation`, without blocking the event loop."""
     reservation = _reservation(call, ledger)
     if reservation is None:
         return await ask(call)
@@ -414,14 +417,18 @@ def make_call(
     apply_reply: Callable[[A, Reply, float], Update],
     recover: Callable[[Exception, float], Update | None] = lambda error, seconds: None,
 ) -> Update:
-    """Ask a writer, and charge for what it used, however the call ends.
+    """Call a writer, and charge for its usage however the call ends.
 
     Args:
-        call: The call.
-        ask: Makes it; cut off at the call's limit of seconds.
+        call: The prepared call.
+        ask: Sends it; `make_call` cuts it off at the call's limit of seconds.
         read: Reads the answer.
-        apply_reply: Returns the update of the state; gets answer, reply and seconds.
-        recover: Returns the update after an error, where there is another way than the declared one.
+        apply_reply: Returns the update of the state from answer, reply and seconds.
+        recover: Returns the update after an error, or None for what the settings declare
+            (`handle_call_error`).
+
+    Returns:
+        The update of the state.
     """
     begun = time.monotonic()
     with record_on_abort(call):
@@ -436,17 +443,17 @@ def make_call(
 
 async def amake_call(
     call: Call,
-    asked: Awaitable[A],
+    answering: Awaitable[A],
     read: Callable[[A], Awaitable[Reply]],
     apply_reply: Callable[[A, Reply, float], Update],
     recover: Callable[[Exception, float], Awaitable[Update | None]] | None = None,
 ) -> Update:
-    """As `make_call`, without blocking."""
+    """Do the same as `make_call`, without blocking the event loop."""
     begun = time.monotonic()
     with record_on_abort(call):
         try:
             async with asyncio.timeout(None if call.limit is None else call.limit + GRACE):
-                answer = await asked
+                answer = await answering
             reply = await read(answer)
         except Exception as error:
             seconds = time.monotonic() - begun
@@ -457,7 +464,7 @@ async def amake_call(
 
 @contextmanager
 def record_on_abort(call: Call) -> Iterator[None]:
-    """Remember what a large call may have used that leaves its node by an error: the run may go on later."""
+    """Record the possible usage of a large call if an error leaves the node: the run may resume later."""
     try:
         yield
     except (GraphBubbleUp, SettingsError):
@@ -465,7 +472,7 @@ def record_on_abort(call: Call) -> Iterator[None]:
     except BaseException as error:
         if call.writer == "large":
             usage = usage_of_raised(call, error)
-            # Raised to the caller, who has it tried again: no reason to give the model up.
+            # The caller sees the error and may retry, so it does not count towards giving the model up.
             usage["large"] = {**usage["large"], "failed_calls": call.usage["large"]["failed_calls"]}
             _remember(call, usage, raised=True)
         raise
@@ -475,9 +482,9 @@ def record_on_abort(call: Call) -> Iterator[None]:
 
 
 def charged(call: Call, update: Update) -> Update:
-    """Name a large call in the update that charges for it, and remember it until that is stored.
+    """Add a large call's name to the update that charges it, and record the call until that is stored.
 
-    A charge for tokens that nobody reported is noted.
+    A note reports a charge for tokens that the model did not report.
     """
     if call.writer != "large":
         return update
@@ -488,19 +495,21 @@ def charged(call: Call, update: Update) -> Update:
         update.get("notes", call.notes),
         charge_note("did not tell all that it had generated", tokens),
     )
-    if not tokens or note in notes or update.get("stopped") == "deadline":  # which has a note of its own
+    if not tokens or note in notes or update.get("stopped") == "deadline":  # the deadline has its own note
         return update
     return add_note(call, update, note)
 
 
 def _remember(call: Call, usage: Usage, *, raised: bool) -> None:
     used = usage_delta(call.usage, usage)
-    made = LargeCall(call.id, call.view.state.get("charged_call"), used, call.place, raised, call.invocation)
+    made = LargeCall(
+        call.id, call.view.state.get("charged_call"), used, call.checkpoint_key, raised, call.invocation
+    )
     remember(call.view.run["id"], made)
 
 
 def usage_with_reply(call: Call, reply: Reply, metadata: dict[str, Any], seconds: float) -> Usage:
-    """Return the usage with an answer's tokens and time, and those of attempts that failed before it."""
+    """Return the run's usage with an answer's tokens and seconds, and those of failed attempts before it."""
     writer = call.writer
     before = call.usage[writer]
     usage = _later(call, seconds)
@@ -522,17 +531,17 @@ def usage_with_reply(call: Call, reply: Reply, metadata: dict[str, Any], seconds
 
 
 def usage_of_raised(call: Call, error: BaseException) -> Usage:
-    """Return the usage with a call that leaves the node by an error; one cancelled counts in full."""
+    """Return the run's usage with a call whose error leaves the node; a cancelled call counts in full."""
     return charge_failed_call(call.usage, call.writer, error, **call.unreported())
 
 
 def usage_before_fallback(call: Call, error: Exception, seconds: float) -> Usage | None:
-    """Return the usage with a failed call after which a fallback may be asked; None where none may."""
+    """Return the run's usage with a failed call before a fallback is called; None if none may be called."""
     if isinstance(error, NEVER_CAUGHT) or (call.limit is not None and seconds >= call.limit):
         return None
     writer = call.writer
     usage = charge_failed_call(_later(call, seconds), writer, error, **call.unreported())
-    # The writer has not failed yet.
+    # The writer has failed only after its last fallback.
     usage[writer] = {**usage[writer], "failed_calls": call.usage[writer]["failed_calls"]}
     return usage
 
@@ -541,16 +550,16 @@ def _later(call: Call, seconds: float) -> Usage:
     return Usage(**{**call.usage, "seconds": call.usage["seconds"] + seconds})
 
 
-# Where it came to nothing
+# When there is no answer
 
 
 def deadline_passed(call: Call) -> bool:
-    """Tell whether the time ended on the way to a large call, which would be cut off and charged in full."""
+    """Return whether no time is left for a large call, which would be cut off and charged in full."""
     return call.writer == "large" and call.view.out_of_time
 
 
 def skip_call(call: Call) -> Update:
-    """End the run without the call."""
+    """Return the update that ends the run without the call."""
     return {"usage": call.usage, "draft": None, "in_flight": None, "stopped": "deadline"}
 
 
@@ -561,14 +570,19 @@ def nobody_may_decide(call: Call, usage: Usage) -> bool:
 
 
 def _exhausted(call: Call, limit: str) -> Update:
-    """Other runs have used an account up since `route` looked: let it find another way."""
-    failed = Failure(part="large", error=f"the limit on {limit} is spent", refused=limit)
+    """Report to `route` that other runs have exhausted an account since it made the request."""
+    failed = Failure(part="large", error=f"the limit on {limit} is spent", exhausted_limit=limit)
     return {"usage": call.usage, "draft": None, "in_flight": None, "failed": failed, "notes": call.notes}
 
 
 def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
-    """Note why there is no answer, where the run has a way to go on; else raise."""
-    # A client that was given the time limit may have an error of its own for it.
+    """Return the update after a failed call, if the run has a way out.
+
+    Raises:
+        Exception: The error itself, if the settings declare no way out.
+        ChatModelContractError: The small model reports no entropy, which a probe needs.
+    """
+    # A client that got the time limit may raise an error of its own at its end.
     if call.limit is not None and seconds >= call.limit and not isinstance(error, NEVER_CAUGHT):
         return _timed_out(call, error, seconds)
     writer = call.writer
@@ -579,9 +593,9 @@ def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
         ) from error
     limit = None if call.retry is None else call.retry.exhausted_limit
     full = call.solution and is_context_full(error)
-    # The small model goes on alone where the large one has no room, as where its budget is spent.
-    goes_on = limit is not None or (full and writer == "large")
-    if not goes_on and not has_way_out(error, writer, call.settings):
+    # With its context full, the large model is skipped as with its budget spent.
+    has_fallback = limit is not None or (full and writer == "large")
+    if not has_fallback and not has_way_out(error, writer, call.settings):
         if not (full and call.view.steps):
             if (advice := remedy(error)) is not None:
                 error.add_note(f"trim-graph, {writer}: {advice}")
@@ -593,7 +607,7 @@ def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
     notes = call.notes
     if limit is not None:
         notes = with_notes(call, [f"the {writer} model failed: {failed['error']}"])
-        failed["refused"] = limit
+        failed["exhausted_limit"] = limit
     return {
         "usage": charge_failed_call(_later(call, seconds), writer, error, **call.unreported()),
         "draft": None,
@@ -604,7 +618,7 @@ def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
 
 
 def _timed_out(call: Call, error: Exception, seconds: float) -> Update:
-    """The writer did not answer in time: charge what it may have generated."""
+    """Charge a writer that did not answer in time for what it may have generated."""
     usage, writer = _later(call, seconds), call.writer
     usage[writer] = {**usage[writer], "calls": usage[writer]["calls"] + 1}
     note = f"a call of the {writer} model was cut off by the limit on seconds"
@@ -616,18 +630,18 @@ def _timed_out(call: Call, error: Exception, seconds: float) -> Update:
     return add_note(call, update, note)
 
 
-def has_way_out(error: Exception, part: Part, settings: Settings) -> bool:
-    """Tell whether a run goes on after this error, by ``on_small_error`` and its like."""
+def has_way_out(error: Exception, part: Component, settings: Settings) -> bool:
+    """Return whether ``on_small_error`` and its like let a run continue after this error."""
     return not isinstance(error, NEVER_CAUGHT) and getattr(settings, f"on_{part}_error") != "raise"
 
 
-def failure(error: Exception, part: Part, *, context_full: bool = False) -> Failure:
-    """Put an error into words for the state, and report it to the stream.
+def failure(error: Exception, part: Component, *, context_full: bool = False) -> Failure:
+    """Return an error as a `Failure` for the state, and emit the event ``failed``.
 
     Args:
-        error: That a call has raised.
-        part: Whose call.
-        context_full: Whether it is an end of the room behind a solution, which more attempts do not change.
+        error: The error of a call.
+        part: The component that was called.
+        context_full: Whether the solution fills the component's context, so that a retry cannot help.
     """
     text = error_text(error)
     if (way := remedy(error)) is not None:
@@ -640,7 +654,7 @@ def failure(error: Exception, part: Part, *, context_full: bool = False) -> Fail
 
 
 def error_text(error: BaseException) -> str:
-    """Return an error in one line, as the state keeps it."""
+    """Return an error in one line, cut to `SHOWN` characters for the state."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
 
 
@@ -648,14 +662,14 @@ def error_text(error: BaseException) -> str:
 
 
 def note_full(notes: list[str], name: str) -> list[str]:
-    """Add the note that a context is full, with which the run ends."""
+    """Return the notes with one that the context of a model is full and the run ends."""
     note = f"the context of the {name} is full: the solution ends here"
     emit("note", text=note)
     return [*notes, note]
 
 
 def notes_on(call: Call, reply: Reply, metadata: dict[str, Any]) -> list[str]:
-    """Return the run's notes, with what a user should know of the answers of a writer, each once."""
+    """Return the run's notes with those on an answer: prompted continuation, estimates, the reply's."""
     writer, found = call.writer, list[str]()
     if metadata.get("continuation") == "prompt":
         found.append(f"the {writer} model continues by prompt: it cannot carry on a text exactly")
@@ -667,18 +681,18 @@ def notes_on(call: Call, reply: Reply, metadata: dict[str, Any]) -> list[str]:
     return with_notes(call, [*found, *reply.notes])
 
 
-def with_notes(call: Call, added: Sequence[str]) -> list[str]:
-    """Return the notes of the run with further ones, each once a run."""
-    if not added:
+def with_notes(call: Call, notes: Sequence[str]) -> list[str]:
+    """Return the notes of the run with further ones; a run has each note once."""
+    if not notes:
         return call.notes
-    new = [note for note in dict.fromkeys(added) if note not in call.notes]
+    new = [note for note in dict.fromkeys(notes) if note not in call.notes]
     for note in new:
         emit("note", text=note)
     return [*call.notes, *new]
 
 
 def add_note(call: Call, update: Update, note: str | None) -> Update:
-    """Add a note to an update; None adds nothing."""
+    """Return an update with a further note; None adds nothing."""
     if note is None:
         return update
     emit("note", text=note)

@@ -1,7 +1,8 @@
-"""Lookahead: the small model writes the next step while the scorer rates this one. Never in the state.
+"""Lookahead: the small model writes the next step speculatively while the scorer rates this one.
 
-One seam: `score_step` begins the call (`Speculation.before_score`), `generate_step` takes it (`on_generate`),
-`route` gives it up where the decision has made it useless (`after_route`), `finalize` settles (`settle`).
+`score_step` starts the call (`Speculation.before_score`), `generate_step` takes it (`on_generate`), `route`
+drops it if the decision makes it useless (`after_route`), and `finalize` settles its usage (`settle`).
+Nothing of a running call is in the state.
 """
 
 from __future__ import annotations
@@ -37,37 +38,38 @@ from trim_graph.state import StepRequest, TrimState
 from .model_call import StepCall, WriterModel, prepare_step
 
 UNTAKEN_S = 120.0
-"""Seconds after which a call that nobody has taken is given up."""
+"""Seconds after which a call that was not taken is dropped."""
 STOP_S = 0.5
-"""Seconds that a call may take to end by itself once it is given up; then it is cancelled."""
+"""Seconds that a dropped call may take to end by itself before it is cancelled."""
 TASK = "trim-graph lookahead"
-"""Name of the tasks."""
+"""Name of the asyncio tasks."""
 _KEPT = 10_000
+"""Most runs whose discarded usage is kept until it is settled."""
 
 
 class StopSignal:
-    """The ``stop_when`` of a call that may be given up: it ends at its next token, and reports its tokens.
+    """The ``stop_when`` of a speculative call: once set, the call ends at its next token and reports usage.
 
     Args:
         inner: The step's own ``stop_when``, if it has one.
 
     Attributes:
         begun: Whether text has arrived.
-        now: Set to True, the call is to end.
+        now: Set to True to end the call.
     """
 
     def __init__(self, inner: Callable[[str], bool] | None = None) -> None:
         self.inner, self.begun, self.now = inner, False, False
 
     def __call__(self, text: str) -> bool:
-        """Tell whether the answer is to end."""
+        """Return whether the answer is to end."""
         self.begun = True
         return self.now or (self.inner is not None and self.inner(text))
 
 
 @dataclass(kw_only=True)
 class DiscardedUsage:
-    """What calls for steps that nobody took have used."""
+    """Usage of speculative calls that were not taken."""
 
     calls: int = 0
     input_tokens: int = 0
@@ -76,17 +78,17 @@ class DiscardedUsage:
     failed_attempts: int = 0
     failed_calls: int = 0
     unaccounted_tokens: int = 0
-    """``max_tokens`` a call, where nobody reported what it had written."""
+    """``max_tokens`` of each call that reported no tokens."""
 
     def __add__(self, other: DiscardedUsage) -> DiscardedUsage:
-        """Add up."""
+        """Return the sum, field by field."""
         one, two = asdict(self), asdict(other)
         return DiscardedUsage(**{name: one[name] + two[name] for name in one})
 
 
 @dataclass(eq=False, kw_only=True)
 class SpeculativeCall:
-    """One call for a step that may never be."""
+    """One call for the step that follows if the draft is accepted."""
 
     run: str
     """Id of the run."""
@@ -94,24 +96,27 @@ class SpeculativeCall:
     """Name of the call within its run."""
     max_tokens: int
     prompt_tokens: int
-    """Most that its prompt has."""
+    """Upper bound of its prompt in tokens."""
     stop_signal: StopSignal | None
-    """None where the model takes no ``stop_when``: its call can only be cancelled, and nobody
-    reports what it has used."""
+    """None if the model takes no ``stop_when``: its call can only be cancelled, and reports no usage."""
     begun: bool = False
 
     async def call(self, ask: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Make the call, behind the scorer's: that is the one somebody waits for."""
+        """Make the call after the scorer's has started, since the run waits for that one."""
         await asyncio.sleep(0)
         self.begun = True
         return await ask()
 
     def used(self, task: asyncio.Task[Any]) -> DiscardedUsage:
-        """Count what the call has used, once it has ended."""
+        """Return the usage of the call once it has ended.
+
+        Args:
+            task: The ended task.
+        """
         if not self.begun:
             return DiscardedUsage()
         if task.cancelled():
-            # Before its first text a model that reports its tokens has none to report.
+            # Before its first text, a model that takes ``stop_when`` has generated nothing.
             known = self.stop_signal is not None and not self.stop_signal.begun
             return self._unreported(0 if known else self.max_tokens)
         error = task.exception()
@@ -147,30 +152,31 @@ class SpeculativeCall:
 
 
 class UnsettledUsage:
-    """What runs have used for steps that nobody took, until a node writes it into their state.
+    """Discarded usage by run, until a node settles it in the run's state.
 
-    The graph's own, because a run that was cancelled may be gone on with.
+    It belongs to the graph, not to one invocation, because a cancelled run may be resumed.
     """
 
     def __init__(self) -> None:
         self._runs: OrderedDict[str, DiscardedUsage] = OrderedDict()
 
     def add(self, run: str, discarded: DiscardedUsage) -> None:
-        """Add what a run has used."""
+        """Add discarded usage to a run."""
         known = self._runs.pop(run, None)
         self._runs[run] = discarded if known is None else known + discarded
         while len(self._runs) > _KEPT:
             self._runs.popitem(last=False)
 
     def take(self, run: str) -> DiscardedUsage | None:
-        """Return what a run has used since it was last asked for, once."""
+        """Remove and return the unsettled usage of a run; None if there is none."""
         return self._runs.pop(run, None)
 
 
 class SpeculationSlot:
-    """What one invocation of a graph has under way: at most one call, taken once or given up.
+    """The speculative call of one invocation: at most one at a time, taken once or dropped.
 
-    The graph makes one for each, and closes it however that ends. It belongs to the invocation's event loop.
+    `TrimGraph.astream` makes a slot for each invocation and closes it however the invocation ends. The slot
+    belongs to the invocation's event loop.
     """
 
     def __init__(self) -> None:
@@ -178,61 +184,61 @@ class SpeculationSlot:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self.prompt_tokens = 0
-        """Most that the prompt behind the last draft has, as its own call has told."""
+        """Upper bound of the prompt that follows the last draft, from the usage of the draft's own call."""
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is under way, nor ending."""
+        """Whether no call is running or ending."""
         return self._current is None and not self._tasks
 
     def start(
-        self, ahead: SpeculativeCall, ask: Callable[[], Coroutine[Any, Any, Any]], unsettled: UnsettledUsage
+        self, call: SpeculativeCall, ask: Callable[[], Coroutine[Any, Any, Any]], unsettled: UnsettledUsage
     ) -> None:
-        """Begin a call, in place of the one before.
+        """Start a call, and drop the previous one.
 
         Args:
-            ahead: What is known of it.
-            ask: Makes it.
-            unsettled: Learns what it has used, if nobody takes it.
+            call: The call.
+            ask: Sends it.
+            unsettled: Gets its usage if it is not taken.
         """
         self.drop()
-        task = asyncio.create_task(ahead.call(ask), name=TASK)
-        self._current = ahead, task, unsettled
+        task = asyncio.create_task(call.call(ask), name=TASK)
+        self._current = call, task, unsettled
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self._timer = asyncio.get_running_loop().call_later(UNTAKEN_S, self.drop)
 
     def take(self, run: str, key: str) -> asyncio.Task[Any] | None:
-        """Return the call that was made ahead, if it is this one; give up any other.
+        """Return the running call if its run and key match; drop any other.
 
-        One that has failed is made anew: it may have failed because it came on top of others.
+        A failed call is dropped too, so that it is made anew: the added load may have caused its failure.
         """
         if self._current is None:
             return None
-        ahead, task, _ = self._current
+        call, task, _ = self._current
         broken = task.done() and (task.cancelled() or task.exception() is not None)
-        if broken or (ahead.run, ahead.key) != (run, key):
+        if broken or (call.run, call.key) != (run, key):
             self.drop()
             return None
         self._forget()
         return task
 
     def drop(self) -> None:
-        """Give up what is under way: nobody will take it."""
+        """Drop the running call: stop it, and add its usage to the unsettled one."""
         if self._current is None:
             return
-        ahead, task, unsettled = self._current
+        call, task, unsettled = self._current
         self._forget()
 
         def book(ended: asyncio.Task[Any]) -> None:
-            unsettled.add(ahead.run, ahead.used(ended))
+            unsettled.add(call.run, call.used(ended))
 
         if task.done():
             book(task)
             return
         task.add_done_callback(book)
-        if ahead.stop_signal is not None and ahead.stop_signal.begun:
-            ahead.stop_signal.now = True
+        if call.stop_signal is not None and call.stop_signal.begun:
+            call.stop_signal.now = True
             later = asyncio.get_running_loop().call_later(STOP_S, task.cancel)
             task.add_done_callback(lambda _: later.cancel())
         else:
@@ -245,21 +251,21 @@ class SpeculationSlot:
             self._timer = None
 
     async def close(self) -> None:
-        """Give up what is under way, and wait until it has ended; not for ever."""
+        """Drop the running call, and wait for its end, at most twice `STOP_S` seconds."""
         self.drop()
         if self._tasks:
-            # Twice: one that does not end by itself is cancelled first.
+            # Twice: a call that does not end by itself is first cancelled.
             await asyncio.wait(self._tasks, timeout=2 * STOP_S)
 
 
 class Speculation:
-    """A graph's way to have the small model write the next step while the scorer rates this one.
+    """Has the small model write the next step while the scorer rates this one; one for each graph.
 
     Args:
         small: The small model.
-        scorer: The graph's; None has nothing to be waited for.
-        policy: The graph's own.
-        segmentation: The graph's own.
+        scorer: The graph's scorer; without one there is no time to use.
+        policy: The graph's policy.
+        segmentation: The graph's segmentation.
     """
 
     def __init__(
@@ -267,27 +273,27 @@ class Speculation:
     ) -> None:
         self._model = WriterModel.of(small)
         self._small, self._policy, self._segmentation = small, policy, segmentation
-        self._hindered = _hindrance(small, scorer)
+        self._obstacle = _obstacle(small, scorer)
         self._warned = False
         self._unsettled = UnsettledUsage()
 
     def check(self, *, wanted: bool, synchronous: bool = False) -> bool:
-        """Tell whether steps may be written ahead; warn, once, where they are wanted and cannot be.
+        """Return whether lookahead is on and possible; warn once if it is on and impossible.
 
         Args:
-            wanted: Whether the settings say so.
+            wanted: Whether the settings turn lookahead on.
             synchronous: Whether the graph is called by ``invoke`` or ``stream``.
         """
-        hindered = self._hindered
-        if hindered is None and synchronous:
-            hindered = "the graph is called synchronously; call ainvoke or astream"
-        if wanted and hindered is not None and not self._warned:
+        obstacle = self._obstacle
+        if obstacle is None and synchronous:
+            obstacle = "the graph is called synchronously; call ainvoke or astream"
+        if wanted and obstacle is not None and not self._warned:
             self._warned = True
-            warnings.warn(f"lookahead=True has no effect: {hindered}", RuntimeWarning, stacklevel=2)
-        return wanted and hindered is None
+            warnings.warn(f"lookahead=True has no effect: {obstacle}", RuntimeWarning, stacklevel=2)
+        return wanted and obstacle is None
 
     def before_score(self, state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> None:
-        """Begin the step behind the draft that the scorer is about to rate, where that may be of use."""
+        """Start the call for the step after the draft that the scorer is about to rate, if it may be used."""
         slot = slot_of(invocation)
         if not self.check(wanted=True, synchronous=slot is None) or slot is None:
             return
@@ -298,7 +304,7 @@ class Speculation:
         if _can_end(self._small):
             stop_signal = StopSignal(arguments.get("stop_when"))
             arguments = {**arguments, "stop_when": stop_signal}
-        ahead = SpeculativeCall(
+        speculative = SpeculativeCall(
             run=call.view.run["id"],
             key=call.key,
             max_tokens=call.request["max_tokens"],
@@ -306,12 +312,13 @@ class Speculation:
             stop_signal=stop_signal,
         )
         config = tagged(call.config, "trim:lookahead")
-        slot.start(ahead, partial(call.model.ainvoke, call.messages, config, **arguments), self._unsettled)
+        ask = partial(call.model.ainvoke, call.messages, config, **arguments)
+        slot.start(speculative, ask, self._unsettled)
 
     def _next_call(
         self, view: RunView, config: RunnableConfig, invocation: Invocation | None
     ) -> StepCall | None:
-        """Return the call that `generate_step` will make if the draft stays; None where it will make none."""
+        """Return the call that `generate_step` makes if the draft is accepted; None if it makes none."""
         following = Router().if_kept(view)
         if not isinstance(following, Generate):
             return None
@@ -323,24 +330,32 @@ class Speculation:
     async def on_generate(
         self, call: StepCall, ask: Callable[[asyncio.Task[Any] | None], Coroutine[Any, Any, dict[str, Any]]]
     ) -> dict[str, Any]:
-        """Have the small model write a step, or wait for what it is writing already.
+        """Make a call of the small model, or wait for the speculative one if it is the same.
 
         Args:
-            call: Of the small model.
-            ask: Makes the call; gets the one under way, if it is this one.
+            call: A call of the small model.
+            ask: Makes the call; gets the task of the speculative one, or None.
+
+        Returns:
+            The update of the state.
         """
         slot = slot_of(call.invocation)
-        ahead = None if slot is None else slot.take(call.view.run["id"], call.key)
-        update = await ask(ahead)
+        started = None if slot is None else slot.take(call.view.run["id"], call.key)
+        update = await ask(started)
         if slot is not None:
             before, after = call.usage["small"], update["usage"]["small"]
             read, written = (after[kind] - before[kind] for kind in ("input_tokens", "output_tokens"))
             slot.prompt_tokens = read + written
-        human_response = ahead is not None and not ahead.cancelled() and ahead.exception() is None
-        return update | {"usage": _with_taken(update["usage"])} if human_response else update
+        taken = started is not None and not started.cancelled() and started.exception() is None
+        return update | {"usage": _with_taken(update["usage"])} if taken else update
 
     def after_route(self, view: RunView, action: Action, invocation: Invocation | None) -> dict[str, Any]:
-        """Give up what the decision has made useless, and settle what has ended so far.
+        """Drop the call if the action makes it useless, and settle what has ended so far.
+
+        Args:
+            view: View of the run before the action.
+            action: Action of the router.
+            invocation: The invocation of the node.
 
         Returns:
             The update of the state.
@@ -354,20 +369,20 @@ class Speculation:
         return update if usage is None else {**update, "usage": usage}
 
     def settle(self, state: TrimState) -> Usage | None:
-        """Return the usage with what has ended since `route`; None where nothing has."""
+        """Return the run's usage with discarded calls that have ended; None if none has."""
         discarded = self._unsettled.take(state["run"]["id"])
         return None if discarded is None else _with_discarded(state["usage"], discarded)
 
 
 def slot_of(invocation: Invocation | None) -> SpeculationSlot | None:
-    """Return where an invocation keeps its step written ahead; None in a synchronous one."""
+    """Return the slot of an invocation; None in a synchronous one."""
     found = None if invocation is None else invocation.speculative
     return found if isinstance(found, SpeculationSlot) else None
 
 
 def _with_discarded(usage: Usage, discarded: DiscardedUsage) -> Usage:
-    """Add calls for steps that nobody took to the usage."""
-    before, ahead = usage["small"], lookahead_usage(usage)
+    """Return the usage with discarded calls."""
+    before, lookahead = usage["small"], lookahead_usage(usage)
     small = WriterUsage(
         calls=before["calls"] + discarded.calls,
         input_tokens=before["input_tokens"] + discarded.input_tokens,
@@ -377,19 +392,19 @@ def _with_discarded(usage: Usage, discarded: DiscardedUsage) -> Usage:
         failed_calls=before["failed_calls"] + discarded.failed_calls,
     )
     lookahead = LookaheadUsage(
-        taken=ahead["taken"],
-        discarded=ahead["discarded"] + discarded.calls,
-        input_tokens=ahead["input_tokens"] + discarded.input_tokens,
-        output_tokens=ahead["output_tokens"] + discarded.output_tokens,
-        unaccounted_tokens=ahead["unaccounted_tokens"] + discarded.unaccounted_tokens,
+        taken=lookahead["taken"],
+        discarded=lookahead["discarded"] + discarded.calls,
+        input_tokens=lookahead["input_tokens"] + discarded.input_tokens,
+        output_tokens=lookahead["output_tokens"] + discarded.output_tokens,
+        unaccounted_tokens=lookahead["unaccounted_tokens"] + discarded.unaccounted_tokens,
     )
     return Usage(**{**usage, "small": small, "lookahead": lookahead})
 
 
 def _with_taken(usage: Usage) -> Usage:
-    """Count a step that was written ahead and has become a draft."""
-    ahead = lookahead_usage(usage)
-    return Usage(**{**usage, "lookahead": LookaheadUsage(**{**ahead, "taken": ahead["taken"] + 1})})
+    """Return the usage with one more speculative call that became a draft."""
+    before = lookahead_usage(usage)
+    return Usage(**{**usage, "lookahead": LookaheadUsage(**{**before, "taken": before["taken"] + 1})})
 
 
 def _bound(call: StepCall) -> int:
@@ -399,7 +414,7 @@ def _bound(call: StepCall) -> int:
         return unbounded.least
 
 
-def _hindrance(small: Any, scorer: Any) -> str | None:
+def _obstacle(small: Any, scorer: Any) -> str | None:
     if scorer is None or isinstance(scorer, TokenProbability):
         return "there is no scorer that takes time, so nothing is to be waited for"
     if not native_async(small):
@@ -411,7 +426,7 @@ def _hindrance(small: Any, scorer: Any) -> str | None:
 
 
 def _can_end(small: Any) -> bool:
-    """Tell whether a call can be told to end by itself; not where a cache would keep what it has by then."""
+    """Return whether a `StopSignal` may end a call; a cache would keep the text that it has by then."""
     return (
         capable(small, "takes_stop_when") and bound_setting(small, "stop_when") is None and not caches(small)
     )

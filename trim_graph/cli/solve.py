@@ -37,11 +37,11 @@ def run_solve(options: SolveOptions) -> None:
     config = chosen_config(options.config, _overrides(options))
     from trim_graph.budget.ledger import open_ledger
     from trim_graph.storage.checkpoint import open_checkpointer
-    from trim_graph.storage.thread_lock import claim_thread
+    from trim_graph.storage.thread_lock import lock_thread
 
     opening = open_checkpointer(config.checkpoint)
     persistent = opening.place.lasts
-    if asks(config) and not persistent:
+    if may_ask_person(config) and not persistent:
         raise SettingsError(
             f"the configuration has a person asked, but the checkpoint is {config.checkpoint}, and a run "
             "cannot wait there for an answer: put `checkpoint: sqlite:runs.db` into the file of --config"
@@ -53,8 +53,8 @@ def run_solve(options: SolveOptions) -> None:
         )
     question = None if options.resume else readable(options.problem or "", config)
     thread = options.thread or uuid.uuid4().hex[:8]
-    claim = claim_thread(opening.place, thread)
-    with claim, opening as checkpointer, open_ledger(config.ledger or "memory") as ledger:
+    lock = lock_thread(opening.place, thread)
+    with lock, opening as checkpointer, open_ledger(config.ledger or "memory") as ledger:
         parts = load_parts(config)
         if persistent and options.thread is None:
             print(f"thread {thread}", file=sys.stderr)
@@ -176,7 +176,7 @@ _MORE = {"large_tokens": 200, "large_calls": 5, "large_cost": 0.01}
 """An amount to suggest, by the limit that is spent."""
 
 
-def asks(config: TrimConfig) -> bool:
+def may_ask_person(config: TrimConfig) -> bool:
     """Returns whether a configuration has a person asked."""
     return config.budget.on_exhausted == "ask" or config.settings.ask_below is not None
 
@@ -285,8 +285,8 @@ class Transcript:
             "score": event["score"],
             "decision": decision.get("decision"),
         }
-        if decision.get("refused"):
-            step["refused"] = decision["refused"]
+        if decision.get("exhausted_limit"):
+            step["exhausted_limit"] = decision["exhausted_limit"]
         if discarded:
             step["discarded"] = {
                 "text": discarded["text"],
@@ -312,8 +312,8 @@ class Transcript:
             old = Text(_INDENT)
             old.append(f"instead of: {printable(discarded['text'])}", style="dim strike")
             console.print(old, soft_wrap=True)
-        if "refused" in step:
-            said = f"{_INDENT}wanted the large model; the limit on {step['refused']} is spent"
+        if "exhausted_limit" in step:
+            said = f"{_INDENT}wanted the large model; the limit on {step['exhausted_limit']} is spent"
             console.print(Text(said, style="yellow"), soft_wrap=True)
 
 

@@ -27,7 +27,7 @@ from trim_graph.state import (
     Probe,
     Step,
     StepRequest,
-    changed,
+    diff_update,
 )
 
 from .loops import loop_in
@@ -309,7 +309,7 @@ class _Decision:
                 return self._ask("budget", refused, draft=draft, request=request)
             if large is None:
                 assert refused is not None
-                record["decision"], record["refused"] = "accept", refused
+                record["decision"], record["exhausted_limit"] = "accept", refused
                 self.note_refusal(refused)
             else:
                 record["discarded"] = as_step(draft)
@@ -462,8 +462,8 @@ class _Decision:
             draft: What the scorer could not rate; None where a writer failed.
             request: What the writer was asked for.
         """
-        if "refused" in failed:
-            return self._exhausted_by_others(failed["refused"], request)
+        if "exhausted_limit" in failed:
+            return self._exhausted_by_others(failed["exhausted_limit"], request)
         full, name = failed.get("context_full", False), _name(failed)
         if "no_step" in failed:
             self.note(f"the {name} wrote no step: {failed['error']}")
@@ -495,7 +495,7 @@ class _Decision:
         if large is not None:  # there is some again: another run has used less than it had set aside
             return self.write(large)
         if self.asks(refused):
-            failed = Failure(part="large", error="", refused=limit)
+            failed = Failure(part="large", error="", exhausted_limit=limit)
             return self._ask("budget", refused, draft=None, request=request, failed=failed)
         return self._fall_back_to_small(refused or limit)
 
@@ -505,7 +505,7 @@ class _Decision:
         if self._rejected_draft() is None and self.stops(limit):
             return self.finish("budget")
         record = self._record("accept", None)
-        record["refused"] = limit
+        record["exhausted_limit"] = limit
         return self._instead_of_large(record)
 
     def _unrated(self, failed: Failure, draft: Draft, request: StepRequest) -> Action:
@@ -519,7 +519,7 @@ class _Decision:
             assert refused is not None
             if self.asks(refused):
                 return self._ask("budget", refused, draft=draft, request=request, failed=failed)
-            record["refused"] = refused
+            record["exhausted_limit"] = refused
             self.note_refusal(refused)
         self._decide(record)
         return self.accept(draft, request)
@@ -682,7 +682,7 @@ class _Decision:
     def _leave(self, action: type[Action], **channels: Any) -> Action:
         """Leave: what is not given here of what the last nodes left is done with."""
         done = dict.fromkeys(("draft", "in_flight", "failed", "pending_interrupt", "human_response"))
-        return action(self.update | changed(self.state, done | channels), self.events)
+        return action(self.update | diff_update(self.state, done | channels), self.events)
 
     # What a decision leaves behind
 

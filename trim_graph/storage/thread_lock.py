@@ -10,38 +10,38 @@ from trim_graph.errors import SettingsError
 
 from .checkpoint import CheckpointPlace, missing_extra
 
-_CLAIMS = 7_286_118
+_NAMESPACE = 7_286_118
 """First half of the key of an advisory lock, the same in all processes."""
 
 
 @contextmanager
-def claim_thread(place: CheckpointPlace, thread: str) -> Iterator[None]:
-    """Claim a thread while a run writes to it.
+def lock_thread(place: CheckpointPlace, thread: str) -> Iterator[None]:
+    """Hold the lock on a thread while a run writes to it.
 
     For example::
 
         opening = open_checkpointer("sqlite:runs.db")
-        with claim_thread(opening.place, "1"), opening as checkpointer:
+        with lock_thread(opening.place, "1"), opening as checkpointer:
             ...
 
-    Beside a SQLite file the claims are locks of files in the folder ``NAME.claims``, one for each thread,
-    which stay and stay empty; in PostgreSQL they are advisory locks. Elsewhere no other process sees the
-    thread.
+    For a SQLite file the locks are files in the folder ``NAME.locks`` beside it, one per thread; they stay
+    there, empty. In PostgreSQL they are advisory locks. Other places are seen by this process only, and need
+    no lock.
 
     Args:
         place: `trim_graph.open_checkpointer.place`.
         thread: The ``thread_id``.
 
     Raises:
-        SettingsError: On entering: another process or another run of this one has it, the place cannot be
-            opened, or its extra is not installed.
+        SettingsError: On entering: another process or another run of this process holds the lock, the place
+            cannot be opened, or its extra is not installed.
     """
     lock = _LOCKS.get(place.kind)
     if lock is None:
         yield
         return
-    with lock(place.place, hashlib.sha256(thread.encode("utf-8", "surrogatepass")).digest()) as claimed:
-        if not claimed:
+    with lock(place.place, hashlib.sha256(thread.encode("utf-8", "surrogatepass")).digest()) as locked:
+        if not locked:
             raise SettingsError(
                 f"somebody else is at work on thread {thread!r}: wait until it has ended, or name another"
             )
@@ -54,16 +54,14 @@ def _lock_beside_file(path: str, digest: bytes) -> Iterator[bool]:
         from filelock import FileLock, Timeout
     except ImportError as error:
         raise missing_extra("SQLite", "sqlite") from error
-    lock = FileLock(f"{path}.claims/{digest.hex()[:32]}", timeout=0, thread_local=False)
+    lock = FileLock(f"{path}.locks/{digest.hex()[:32]}", timeout=0, thread_local=False)
     try:
         lock.acquire()
     except Timeout:
         yield False
         return
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
-        raise SettingsError(
-            f"{lock.lock_file}, which tells who is at a thread, cannot be opened: {error}"
-        ) from error
+        raise SettingsError(f"{lock.lock_file}, which locks a thread, cannot be opened: {error}") from error
     try:
         yield True
     finally:
@@ -76,7 +74,8 @@ def _lock_in_postgres(url: str, digest: bytes) -> Iterator[bool]:
 
     number = int.from_bytes(digest[:4], "big") >> 1
     with connected(url) as connection:
-        row = connection.execute("SELECT pg_try_advisory_lock(%s, %s) AS got", [_CLAIMS, number]).fetchone()
+        query = "SELECT pg_try_advisory_lock(%s, %s) AS got"
+        row = connection.execute(query, [_NAMESPACE, number]).fetchone()
         yield bool(row and row["got"])
 
 

@@ -21,7 +21,7 @@ from trim_graph.evaluation.traces import Source, Trace, trace_of
 from trim_graph.policies import Choice, Observation, Policy
 from trim_graph.routing import Action, Router, RunView
 from trim_graph.settings import Settings
-from trim_graph.state import SCHEMA_VERSION, Draft, Run, StepRequest, TrimState, applied
+from trim_graph.state import SCHEMA_VERSION, Draft, Run, StepRequest, TrimState, reduce_state
 
 DONE = ("finished", "max_steps", "loop", "no_step")
 """Reasons with which a run ends by itself."""
@@ -538,7 +538,7 @@ def evaluate_offline(rollouts: Rollouts, policy: Policy, *, seed: int = 0) -> li
             action = _ROUTER.next(view)
             if "steps" in action.update:
                 rollout.decide(action.update["steps"][0]["writer"] == "large")
-            state = _with_recorded(rollout, policy, applied(state, action.update), action)
+            state = _with_recorded(rollout, policy, reduce_state(state, action.update), action)
             view = view.after(state)
 
     return run_batched(rollouts, run)

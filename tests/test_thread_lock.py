@@ -8,25 +8,25 @@ import sys
 import pytest
 
 from trim_graph import SettingsError, open_checkpointer
-from trim_graph.storage.thread_lock import claim_thread
+from trim_graph.storage.thread_lock import lock_thread
 
 HOLDS = """
 import sys
 from trim_graph import open_checkpointer
-from trim_graph.storage.thread_lock import claim_thread
+from trim_graph.storage.thread_lock import lock_thread
 
-with claim_thread(open_checkpointer(sys.argv[1]).place, sys.argv[2]):
-    print("claimed", flush=True)
+with lock_thread(open_checkpointer(sys.argv[1]).place, sys.argv[2]):
+    print("locked", flush=True)
     sys.stdin.read()
 """
 
 
 def hold(spec, thread):
-    """Have another process claim a thread, until its input ends."""
+    """have another process lock a thread, until its input ends."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDS, spec, thread], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    assert process.stdout.readline() == b"claimed\n"
+    assert process.stdout.readline() == b"locked\n"
     return process
 
 
@@ -36,53 +36,53 @@ def check(spec):
     for killed in (False, True):
         with hold(spec, "a") as process:
             taken = pytest.raises(SettingsError, match="somebody else is at work on thread 'a'")
-            with taken, claim_thread(place, "a"):
+            with taken, lock_thread(place, "a"):
                 pass
-            with claim_thread(place, "b"):
+            with lock_thread(place, "b"):
                 pass
             if killed:
                 process.kill()
-        with claim_thread(place, "a"):
+        with lock_thread(place, "a"):
             pass
 
 
 def test_beside_a_sqlite_file(tmp_path):
     check(f"sqlite:{tmp_path / 'runs.db'}")
-    assert [file.stat().st_size for file in (tmp_path / "runs.db.claims").iterdir()] == [0, 0]
+    assert [file.stat().st_size for file in (tmp_path / "runs.db.locks").iterdir()] == [0, 0]
 
 
 def test_a_place_that_cannot_be_opened_is_named(tmp_path):
-    (tmp_path / "runs.db.claims").write_text("no folder")
-    claim = claim_thread(open_checkpointer(f"sqlite:{tmp_path / 'runs.db'}").place, "a")
-    with pytest.raises(SettingsError, match=r"runs\.db\.claims.* cannot be opened"), claim:
+    (tmp_path / "runs.db.locks").write_text("no folder")
+    lock = lock_thread(open_checkpointer(f"sqlite:{tmp_path / 'runs.db'}").place, "a")
+    with pytest.raises(SettingsError, match=r"runs\.db\.locks.* cannot be opened"), lock:
         pass
 
 
 def test_without_the_extra_the_pip_line_is_printed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "filelock", None)
-    claim = claim_thread(open_checkpointer(f"sqlite:{tmp_path / 'runs.db'}").place, "a")
-    with pytest.raises(SettingsError, match=r'pip install "trim-graph\[sqlite\]"'), claim:
+    lock = lock_thread(open_checkpointer(f"sqlite:{tmp_path / 'runs.db'}").place, "a")
+    with pytest.raises(SettingsError, match=r'pip install "trim-graph\[sqlite\]"'), lock:
         pass
 
 
 def test_where_no_other_process_can_see_the_thread():
     place = open_checkpointer("memory").place
-    with claim_thread(place, "a"), claim_thread(place, "a"):
+    with lock_thread(place, "a"), lock_thread(place, "a"):
         pass
 
 
 def test_other_runs_of_this_process_are_kept_off_too(tmp_path):
-    """And a claim that ends leaves the others of the process in place."""
+    """And a lock that ends leaves the others of the process in place."""
     spec = f"sqlite:{tmp_path / 'runs.db'}"
     place = open_checkpointer(spec).place
-    with claim_thread(place, "a"):
-        with claim_thread(place, "b"):
+    with lock_thread(place, "a"):
+        with lock_thread(place, "b"):
             pass
-        with pytest.raises(SettingsError, match="somebody else"), claim_thread(place, "a"):
+        with pytest.raises(SettingsError, match="somebody else"), lock_thread(place, "a"):
             pass
         other = subprocess.run(
             [sys.executable, "-c", HOLDS, spec, "a"], input=b"", capture_output=True, check=False
         )
         assert b"somebody else is at work on thread 'a'" in other.stderr
-    with claim_thread(place, "a"):
+    with lock_thread(place, "a"):
         pass

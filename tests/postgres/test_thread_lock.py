@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import test_thread_claim
+import test_thread_lock
 
 
 def test_advisory_locks(database, monkeypatch):
     monkeypatch.setenv("RUNS", database)
-    test_thread_claim.check("env:RUNS")
+    test_thread_lock.check("env:RUNS")
