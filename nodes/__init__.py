@@ -1,4 +1,4 @@
-"""The nodes of the graph, one file each. They do no I/O but through an adapter."""
+"""The nodes of the graph, one file each. They do I/O through adapters and the ledger only."""
 
 from .ask_person import ask_person_node
 from .finalize import finalize_node

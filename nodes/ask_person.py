@@ -1,4 +1,4 @@
-"""Stop the run until a person has answered. Nothing else, so that it may run again when resumed."""
+"""The node `ask_person`: only interrupts the run, since it runs again when the run is resumed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from trim_graph.state import TrimState, diff_update
 def ask_person_node() -> Node:
     """Build the node.
 
-    A wrong answer raises `pydantic.ValidationError` where the run is resumed; the question stays open.
+    An invalid answer raises `pydantic.ValidationError` from the call that resumes the run; the interrupt
+    stays pending.
     """
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Join the steps into one AIMessage, with the usage of both models and the summary of the run."""
+"""The node `finalize`: joins the steps into one AIMessage, with the usage of both models and the summary."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def finalize_node(ledger: Ledger | None = None, speculation: Speculation | None 
     """Build the node.
 
     Args:
-        ledger: Knows what the accounts of a run have used.
-        speculation: Knows what the small model wrote ahead for nothing.
+        ledger: Holds the accounts of the run, whose usage the summary reports.
+        speculation: Holds the usage of discarded speculative calls.
     """
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:

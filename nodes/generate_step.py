@@ -1,4 +1,4 @@
-"""Ask the writer that `route` named for one step that carries on the accepted ones. Nothing else."""
+"""The node `generate_step`: one metered call of the requested writer for one more step."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def generate_step_node(
     """Build the node.
 
     Args:
-        small: A writer.
-        large: The other one.
+        small: The small model.
+        large: The large model.
         segmentation: The graph's own way to find the end of a step.
-        ledger: The graph's.
-        counters: Count the tokens of writers that do not report them.
-        speculation: The graph's; a step that was written ahead is taken in place of a call.
+        ledger: Holds the accounts that runs share.
+        counters: Token counters for writers that do not report their tokens.
+        speculation: Holds speculative calls; one for the requested step replaces the call.
     """
     models: dict[Writer, WriterModel] = {"small": WriterModel.of(small), "large": WriterModel.of(large)}
 
@@ -91,14 +91,14 @@ def generate_step_node(
 
 
 def after_generate_step(state: TrimState) -> Literal["score decides", "no score needed"]:
-    """Go to the scorer only where a decision hangs on its answer."""
+    """Return the label of the next node: the scorer only if a decision depends on the score."""
     request, draft = state.get("request"), state.get("draft")
     needs_score = request is not None and draft is not None and request["needs_score"]
     return "score decides" if needs_score else "no score needed"
 
 
 def _charged_first(state: TrimState, charge: dict[str, Any]) -> dict[str, Any]:
-    """Charge lost calls and nothing else, so that the charge is kept whatever becomes of the next call."""
+    """Return the update that only charges interrupted calls, so that the next call cannot lose the charge."""
     request = state["request"]
     assert request is not None
     return {
@@ -114,13 +114,13 @@ def _ask(call: StepCall) -> dict[str, Any]:
     return make_call(call, ask, partial(_read, call), partial(_apply_reply, call))
 
 
-async def _aask(call: StepCall, written_ahead: asyncio.Task[Any] | None = None) -> dict[str, Any]:
-    asked = written_ahead or call.model.ainvoke(call.messages, call.config, **call.arguments)
-    return await amake_call(call, asked, partial(_aread, call), partial(_apply_reply, call))
+async def _aask(call: StepCall, started: asyncio.Task[Any] | None = None) -> dict[str, Any]:
+    answering = started or call.model.ainvoke(call.messages, call.config, **call.arguments)
+    return await amake_call(call, answering, partial(_aread, call), partial(_apply_reply, call))
 
 
 def _read(call: StepCall, message: Any) -> Reply:
-    """Read an answer; one that is a failure by itself, such as a filter's, is charged as it reports."""
+    """Read an answer; one that is an error by itself, such as a filtered one, is charged by its usage."""
     try:
         return read_reply(message, call.arguments.get("stop", ()), call.writer, call.estimate)
     except ModelServerError as error:
@@ -130,7 +130,7 @@ def _read(call: StepCall, message: Any) -> Reply:
 
 
 async def _aread(call: StepCall, message: Any) -> Reply:
-    """As `_read`; what counts tokens may have to be loaded first, so that is done in a thread."""
+    """Do the same as `_read`, in a thread if tokens must be counted: a tokenizer may have to be loaded."""
     if call.estimate is None or not isinstance(message, AIMessage) or reports_usage(message):
         return _read(call, message)
     return await asyncio.to_thread(_read, call, message)
@@ -147,7 +147,7 @@ def _apply_reply(call: StepCall, message: Any, reply: Reply, seconds: float) -> 
         request = _apply_probe(call, message)
         if request["attempt"] < MAX_IDLE:
             return update | {"request": request}
-        return update | _gave_no_step(call, usage, "a time limit cut it off before its first token")
+        return update | _no_step(call, usage, "a time limit cut it off before its first token")
     draft = parse_draft(
         reply,
         writer=request["writer"],
@@ -162,7 +162,7 @@ def _apply_reply(call: StepCall, message: Any, reply: Reply, seconds: float) -> 
             part = {"part": draft["part"]} if "part" in draft else {}
             emit("draft", writer=request["writer"], text=draft["text"], tokens=draft["tokens"], **part)
             routed = thinking is None or not part or thinking.routed in ("both", draft["part"])
-            # A part that is not routed stays; and with no time left nobody could act on a decision.
+            # A part that is not routed is accepted; so is any draft if no time is left to act on a decision.
             if not routed or nobody_may_decide(call, usage):
                 update["request"] = StepRequest(**{**request, "needs_decision": False, "needs_score": False})
     elif reply.end == "eos" and call.previous is not None:
@@ -173,7 +173,7 @@ def _apply_reply(call: StepCall, message: Any, reply: Reply, seconds: float) -> 
 
 
 def _apply_probe(call: StepCall, message: AIMessage) -> StepRequest:
-    """Note in the order what a probe, one token of the small model, has found.
+    """Return the request with the entropy that a probe found, one token of the small model.
 
     Raises:
         ChatModelContractError: The model does not report the entropy.
@@ -193,20 +193,20 @@ def _apply_probe(call: StepCall, message: AIMessage) -> StepRequest:
 
 
 def _without_step(call: StepCall, reply: Reply, usage: Usage, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Have the writer asked again behind what it has written, while that may lead to a step."""
-    request, added = call.request, reply.text + reply.separator
-    partial_text, attempt = request["partial_text"] + added, request["attempt"] + 1
+    """Return the update after a reply without a step: another attempt after its text, or a failure."""
+    request, text = call.request, reply.text + reply.separator
+    partial_text, attempt = request["partial_text"] + text, request["attempt"] + 1
     if metadata.get("continuation") == "prompt":  # a prompt shows the model no blank lines
-        added = added.strip()
-    most = MAX_ATTEMPTS if added else MAX_IDLE
-    only_thought = reply.end == "length" and not added.strip() and reply.reasoning_tokens > 0
+        text = text.strip()
+    most = MAX_ATTEMPTS if text else MAX_IDLE
+    only_thought = reply.end == "length" and not text.strip() and reply.reasoning_tokens > 0
     if reply.end != "eos" and not only_thought and attempt < most:
         return {"request": StepRequest(**{**request, "partial_text": partial_text, "attempt": attempt})}
-    written = partial_text if added else request["partial_text"].strip()
-    return _gave_no_step(call, usage, why_no_step(reply, written, timed_out=bool(metadata.get("timed_out"))))
+    written = partial_text if text else request["partial_text"].strip()
+    return _no_step(call, usage, why_no_step(reply, written, timed_out=bool(metadata.get("timed_out"))))
 
 
-def _gave_no_step(call: StepCall, usage: Usage, why: str) -> dict[str, Any]:
+def _no_step(call: StepCall, usage: Usage, why: str) -> dict[str, Any]:
     writer = call.writer
     emit("failed", part=writer, error=why)
     charged = Usage(**{**usage})

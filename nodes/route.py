@@ -1,4 +1,4 @@
-"""Carry out what the router decides: who writes the next step, whether a draft stays, when to end."""
+"""The node `route`: turns the router's next action into a `Command`, with its events and usage."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def route_node(
     """Build the node.
 
     Args:
-        settings: The graph's own; a call may override them.
-        policy: Asked for the next writer and for the decision on a draft.
-        large: Only asked how many tokens a prompt has, for the limit on cost.
-        has_scorer: Whether the graph has one.
-        ledger: Keeps the accounts that runs share.
-        speculation: The graph's; a step that was written ahead for another decision is given up.
+        settings: The graph's settings; the context of a call may override them.
+        policy: Names the next writer and decides on drafts.
+        large: The large model; only counts the tokens of a prompt, for the limit on cost.
+        has_scorer: Whether the graph has a scorer.
+        ledger: Holds the accounts that runs share.
+        speculation: Holds speculative calls; `route` drops one that its action makes useless.
     """
     router, counts = Router(), counts_itself(large)
 
@@ -64,7 +64,7 @@ def route_node(
         return state
 
     def blocks(view: RunView | None) -> bool:
-        # Counting a prompt, which only its price asks for, may load a model or ask a server; a ledger blocks.
+        # Prompts that have a price are counted, which may load a model or query a server; a ledger blocks.
         price = (settings if view is None else view.settings).prices.large
         return ledger is not None or (counts and bool(price.input or price.output))
 
@@ -99,7 +99,7 @@ def route_node(
         view = None if given.get("begin") else view_of(given)
         if not blocks(view):
             return leave(*decide(given, config, view), config)
-        # What is written ahead belongs to the event loop, so only the decision is taken in a thread.
+        # A speculative call belongs to the event loop, so only the decision is made in a thread.
         return leave(*await asyncio.to_thread(decide, given, config, view), config)
 
     return Node(run, arun, name="route")

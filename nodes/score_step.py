@@ -1,4 +1,4 @@
-"""Ask the scorer to rate the accepted steps and the draft."""
+"""The node `score_step`: one metered call of the scorer, for the accepted steps and the draft."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def score_step_node(
     Args:
         scorer: Rates the steps.
         speculation: Has the small model write the next step meanwhile.
-        solution: Whether the steps are a solution's, which ends where the scorer has no room for it; else an
-            agent's turns.
+        solution: Whether the steps form a solution, which ends if it fills the scorer's context; else they
+            are an agent's turns.
     """
 
     def run(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def score_step_node(
             except Exception as error:
                 return _handle_error(view, error, time.monotonic() - begun, solution=solution)
         except BaseException:
-            # Here already, not only when the run has ended: traces want a call to end before its node.
+            # Closed here, not only at the end of the run: in traces a call ends before its node.
             if (slot := slot_of(invocation)) is not None:
                 await slot.close()
             raise
@@ -72,7 +72,11 @@ def score_step_node(
 
 
 def _handle_error(view: RunView, error: Exception, seconds: float, *, solution: bool) -> dict[str, Any]:
-    """Note why there are no scores, where the run has a way to go on or may end so; else raise."""
+    """Return the update after a scorer's error, if the run can continue or end there.
+
+    Raises:
+        Exception: The error itself, if the settings declare no way out.
+    """
     state, left = view.state, view.left.seconds
     if isinstance(error, TimeoutError) and left is not None and seconds >= left:
         return _unrated(state, seconds)
@@ -86,13 +90,13 @@ def _handle_error(view: RunView, error: Exception, seconds: float, *, solution: 
     return {
         "failed": failure(error, "scorer", context_full=full),
         "usage": charge_scorer(view.usage, seconds, lost, failed=True),
-        # A scorer that counts nothing, such as a function, leaves nothing unreported.
+        # A scorer that reports no usage at all, such as a function, has nothing left to report.
         **_note_unreported(state, lost["unknown"] if getattr(error, "attempts", None) else 0),
     }
 
 
 def _note_unreported(state: TrimState, attempts: int) -> dict[str, Any]:
-    """Note that the scorer's usage is no exact count, once a run."""
+    """Return the update with a note that the scorer's usage is not exact; a run has it once."""
     note = "attempts of the scorer broke off unreported, so its tokens and cost are not exact"
     if not attempts or note in state["notes"]:
         return {}
@@ -101,12 +105,12 @@ def _note_unreported(state: TrimState, attempts: int) -> dict[str, Any]:
 
 
 def _quiet(config: RunnableConfig) -> AbstractContextManager[Context]:
-    """Tag whatever model the scorer calls: an LLM judge's tokens are no part of the answer."""
+    """Set tags that keep the tokens of a scorer's own model, such as an LLM judge, out of the stream."""
     return set_config_context(tagged(config, "nostream", "trim:score"))
 
 
 def _unrated(state: TrimState, seconds: float) -> dict[str, Any]:
-    """The run ends, for want of time or of room in the scorer: the draft stays, without a decision."""
+    """Return the update that has the draft accepted without a score, as no time or context is left."""
     request, before = state["request"], state["usage"]
     assert request is not None
     return {
@@ -145,7 +149,7 @@ def _apply_reply(state: TrimState, answer: Any, seconds: float) -> dict[str, Any
         "usage": usage,
         **_note_unreported(state, used["unknown"]),
     }
-    # A step of the large model is scored here, together with the draft that follows it.
+    # A step of the large model gets its score here, together with the next draft.
     late = {str(i): reply.scores[i] for i in range(count) if str(i) not in known}
     if late:
         update["scores"] = late

@@ -9,7 +9,7 @@ from langchain_core.messages import convert_to_messages
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
 from .errors import InputError, SettingsError
-from .graph import with_limit
+from .graph import with_recursion_limit
 
 Form = Literal["message", "conversation", "text", "answer"]
 _FORMS: tuple[Form, ...] = ("message", "conversation", "text", "answer")
@@ -76,10 +76,10 @@ class _Node(RunnableLambda[Any, Any]):
     """Hands on the parent's recursion limit; where it has none, LangChain would make it 25."""
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        return super().invoke(input, with_limit(config), **kwargs)
+        return super().invoke(input, with_recursion_limit(config), **kwargs)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        return await super().ainvoke(input, with_limit(config), **kwargs)
+        return await super().ainvoke(input, with_recursion_limit(config), **kwargs)
 
 
 def _input(state: Any, problem: str | Callable[[Any], Any]) -> dict[str, Any]:

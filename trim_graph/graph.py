@@ -1,4 +1,4 @@
-"""`create_trim_graph`: the state machine, compiled; and `TrimGraph`, which it returns."""
+"""`create_trim_graph` builds the state machine and returns it compiled, as a `TrimGraph`."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ from .segmentation import DelimiterSteps
 from .settings import RunSettings, TrimContext, make_settings
 from .state import TrimInput, TrimOutput, TrimState
 
-DEFAULT_LIMIT = 10_000
-"""Supersteps of a call that names no limit; ``max_steps`` ends a run long before."""
+DEFAULT_RECURSION_LIMIT = 10_000
+"""Recursion limit of a call that names none; ``max_steps`` ends a run long before."""
 
 
 class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput]):
-    """What `create_trim_graph` returns; a `CompiledStateGraph` in every respect."""
+    """A `CompiledStateGraph` that gives each call an `Invocation` and a recursion limit."""
 
     def stream(self, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
-        """Stream a run; see LangGraph's own documentation. `invoke` and its like come this way too."""
-        # No slot for a step written ahead, also where this graph is called inside another that has one.
+        """Stream a run, as LangGraph documents; `invoke` and its like call this too."""
+        # Without a slot for speculation, even if an outer graph's invocation has one.
         invocation, stored = Invocation(), False
         try:
             for part in super().stream(input, _of_invocation(config, invocation), **kwargs):
@@ -58,7 +58,7 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
             _end(invocation, stored=stored)
 
     async def astream(self, input: Any, config: Any = None, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        """Stream a run; see LangGraph's own documentation. `ainvoke` and its like come this way too."""
+        """Stream a run, as LangGraph documents; `ainvoke` and its like call this too."""
         slot, stored = SpeculationSlot(), False
         invocation = Invocation(slot)
         parts: Any = super().astream(input, _of_invocation(config, invocation), **kwargs)
@@ -82,48 +82,52 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
         return await super().abatch(inputs, self._limited(config), **kwargs)
 
     def batch_as_completed(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> Any:
-        """As `batch`, each result with its index as soon as it is there."""
+        """Run several inputs as `batch` does; yield each result with its index as soon as it is ready."""
         return super().batch_as_completed(inputs, self._limited(config), **kwargs)
 
     def abatch_as_completed(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> Any:
-        """As `abatch`, each result with its index as soon as it is there."""
+        """Run several inputs as `abatch` does; yield each result with its index as soon as it is ready."""
         return super().abatch_as_completed(inputs, self._limited(config), **kwargs)
 
     def astream_events(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
-        """Stream every event inside a run; see `langchain_core`'s own documentation."""
+        """Stream every event inside a run, as `langchain_core` documents."""
         return super().astream_events(input, self._limited(config), **kwargs)
 
     def _limited(self, config: Any) -> Any:
         if isinstance(config, Sequence):
             return [self._limited(one) for one in config]
-        return with_limit(config, (self.config or {}).get("recursion_limit", DEFAULT_LIMIT))
+        return with_recursion_limit(
+            config, (self.config or {}).get("recursion_limit", DEFAULT_RECURSION_LIMIT)
+        )
 
 
 def _of_invocation(config: RunnableConfig | None, invocation: Invocation) -> RunnableConfig:
-    """Return a config in which nodes find their invocation."""
+    """Return the config with the invocation, for `invocation_of`."""
     given = config or {}
     return {**given, "configurable": {**(given.get("configurable") or {}), INVOCATION: invocation}}
 
 
 def _end(invocation: Invocation, *, stored: bool) -> None:
-    """Note the end of an invocation; one without an error has all of it stored by LangGraph."""
+    """Mark an invocation as ended; LangGraph has stored all of one that ended without an error."""
     invocation.at_work = False
     if stored:
         clear_aborted(invocation)
 
 
-def with_limit(config: RunnableConfig | None, limit: int = DEFAULT_LIMIT) -> RunnableConfig:
-    """Name a recursion limit where the config names none, before LangChain does."""
+def with_recursion_limit(
+    config: RunnableConfig | None, limit: int = DEFAULT_RECURSION_LIMIT
+) -> RunnableConfig:
+    """Return the config with a recursion limit if it has none; LangChain's own default would be 25."""
     given: RunnableConfig = {"recursion_limit": limit}
     return {**given, **(config or {})}
 
 
 FROM_ROUTE = {"generate_step": "write a step", "ask_person": "ask a person", "finalize": "done"}
-"""Where `route` may go, and why."""
+"""Nodes that `route` may go to, with the labels of the edges."""
 TAG = "trim"
-"""Every run has it, and so has every call inside one."""
+"""Tag of every run, and of every call inside one."""
 AFTER_GENERATE_STEP: dict[Hashable, str] = {"score decides": "score_step", "no score needed": "route"}
-"""Where the labels that `after_generate_step` returns lead."""
+"""Next node by the label that `after_generate_step` returns."""
 
 
 def create_trim_graph(
@@ -143,27 +147,28 @@ def create_trim_graph(
     r"""Build a graph that solves a problem step by step, with the large model only where it matters.
 
     Args:
-        small: Chat model that drafts every step. It should carry on a trailing AIMessage, tell the end of
-            a step from the end of the solution (``response_metadata["stop_reason"]``), and say so by the
-            class attribute ``continues_exactly = True``. Any other is asked by prompt
-            (`trim_graph.adapters.ContinueByPrompt`), also one of ``init_chat_model(configurable_fields=...)``
-            or a Runnable from messages to an AIMessage; a chain is refused. A Runnable that is no chat
-            model may have the attribute ``continues_exactly`` too.
-        large: Chat model that writes a step again where the policy says so; likewise.
+        small: Chat model that drafts every step. It should continue a trailing AIMessage exactly, distinguish
+            the end of a step from the end of the solution (``response_metadata["stop_reason"]``), and declare
+            both by the class attribute ``continues_exactly = True``; a Runnable that is no chat model may
+            have this attribute too. Any other model continues by prompt
+            (`trim_graph.adapters.ContinueByPrompt`): a chat model, one of
+            ``init_chat_model(configurable_fields=...)``, or a Runnable from messages to an AIMessage. A chain
+            is refused.
+        large: Chat model that rewrites a step if the policy says so; as ``small``.
         scorer: Rates each step: a `Scorer`, a Runnable from ``{"question", "steps"}`` to one probability
             per step, or a function of (question, steps), plain or ``async``. Each step is a `ScorableStep`.
-            Not needed by policies that look at no score.
-        policy: When to ask the large model; a policy, or a plain function of an `Observation`.
+            A policy that uses no scores needs none.
+        policy: Decides when the large model writes; a policy, or a plain function of an `Observation`.
         budget: Hard limits on the large model; default: none.
-        prices: Price table, for the limit on cost and for the bill.
-        checkpointer: None inherits the parent's when embedded as a subgraph.
-        ledger: Keeps the accounts of threads and users that have ``quotas``; see `open_ledger`.
-        count_tokens: Number of tokens of a text, for models whose answers have no ``usage_metadata``. Without
-            it such a model's own ``get_num_tokens`` counts, unless a limit hangs on its tokens: then its
-            first answer is refused. The summary's notes say that tokens are estimated.
-        name: Of the graph, in traces and as a subgraph.
+        prices: Price table, for the limit on cost and the cost of the summary.
+        checkpointer: LangGraph checkpointer; None inherits the parent's when embedded as a subgraph.
+        ledger: Holds the accounts of threads and users that have ``quotas``; see `open_ledger`.
+        count_tokens: Returns the number of tokens of a text, for models whose answers have no
+            ``usage_metadata``. Without it such a model's own ``get_num_tokens`` counts; but if a limit
+            depends on its tokens, its first answer is refused. The summary notes that tokens are estimated.
+        name: Name of the graph, in traces and as a subgraph.
         **settings: Fields of `Settings`, which documents each: ``max_steps``, ``max_step_tokens``,
-            ``delimiter``, ``segmentation`` (see `trim_graph.segmentation`; a function will do), ``thinking``,
+            ``delimiter``, ``segmentation`` (see `trim_graph.segmentation`; or a function), ``thinking``,
             ``instruction``, ``max_repeats``, ``seed``, ``on_scorer_error``, ``on_large_error``,
             ``on_small_error``, ``ask_below``, ``lookahead``, ``quotas``.
 
@@ -252,6 +257,6 @@ def _check_probabilities(scorer: TokenProbability, **writers: Any) -> None:
 
 
 def _begin(state: TrimInput) -> list[Send]:
-    """Tell `route` that this is a new question, also on a thread that has answered others."""
+    """Return the input of `route` for a new question, also on a thread with earlier ones."""
     begin = {"begin": True, "messages": state.get("messages", []), "question": state.get("question")}
     return [Send("route", begin)]

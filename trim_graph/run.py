@@ -1,4 +1,4 @@
-"""The beginning of a run: what is checked, fixed and reset before the first step."""
+"""The beginning of a run: checks of its input and settings, and its first state."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .settings import Settings, check_prices, overridden, trim_context
 from .state import SCHEMA_VERSION, Run, TrimState
 
 
-def _check_asking(settings: Settings, has_scorer: bool, configurable: dict[str, Any]) -> None:
-    """Refuse to ask a person where the run cannot wait, or has no score to ask about."""
+def _check_interrupts(settings: Settings, has_scorer: bool, configurable: dict[str, Any]) -> None:
+    """Check that a run that may ask a person has a checkpointer, and a scorer if ``ask_below`` is set."""
     if settings.ask_below is not None and not has_scorer:
         raise SettingsError(
             f"ask_below is {settings.ask_below:g}, but the graph was built without a scorer: pass one"
@@ -42,7 +42,7 @@ def _check_asking(settings: Settings, has_scorer: bool, configurable: dict[str, 
 def _check_countable(
     messages: Sequence[BaseMessage], settings: Settings, accounts: Mapping[str, Any], large: Any
 ) -> None:
-    """Refuse a limit on cost for a prompt whose tokens nobody can bound."""
+    """Check that a limit on cost can hold: the prompt's tokens have an upper bound."""
     limit = cost_limit(settings.budget, settings.prices, accounts)
     if limit is None or counts_itself(large) or (what := uncountable(messages)) is None:
         return
@@ -64,21 +64,24 @@ def begin_run(
     has_scorer: bool,
     ledger: Ledger | None,
 ) -> TrimState:
-    """Check the input and set up the state of a new run, before any model is called.
+    """Check the input and return the first state of a new run, before any model is called.
 
     Args:
         given: The channels of the input: ``messages`` and perhaps ``question``.
-        config: Of the call: recursion limit, thread, checkpointer.
-        settings: The graph's own.
-        context: Of the call; may hold overrides.
-        policy: The graph's own.
-        large: Only looked at for whether it counts its prompts; None does not.
+        config: Config of the call: recursion limit, thread, checkpointer.
+        settings: The graph's settings.
+        context: Context of the call; may hold overrides (`TrimContext`).
+        policy: The graph's policy.
+        large: The large model, checked for whether it counts its prompts; None does not.
         has_scorer: Whether the graph has a scorer, which a context's policy may need.
-        ledger: The graph's.
+        ledger: Holds the accounts that runs share.
+
+    Returns:
+        The state with all channels of the run.
 
     Raises:
         SettingsError: The recursion limit is too low for one step, the overrides are not valid, an account
-            is not named, or a person is to be asked where no checkpointer keeps the run meanwhile.
+            has no name, or the run may ask a person and has no checkpointer.
         InputError: The conversation cannot be answered, or a limit on cost cannot hold for it.
     """
     limit = config.get("recursion_limit", 10_000)
@@ -94,14 +97,14 @@ def begin_run(
             f"the context's policy {settings.policy} needs scores, but the graph was built without a scorer"
         )
     configurable = config.get("configurable", {})
-    _check_asking(settings, has_scorer, configurable)
-    told = trim_context(context)
+    _check_interrupts(settings, has_scorer, configurable)
+    overrides = trim_context(context)
     thread = configurable.get("thread_id")
     accounts: dict[str, dict[str, Any]] = {}
     if settings.quotas != Quotas():
         accounts = open_accounts(
             settings.quotas,
-            user=told.user if told else None,
+            user=overrides.user if overrides else None,
             thread=None if thread is None else str(thread),
             ledger=ledger,
         )
@@ -117,8 +120,8 @@ def begin_run(
     run_id = uuid.uuid4().hex
     seed = run_id
     if settings.seed is not None:
-        said = "\x00".join(str(message.text) for message in messages)
-        seed = f"{settings.seed}:{hashlib.sha256(said.encode('utf-8', 'surrogatepass')).hexdigest()}"
+        conversation = "\x00".join(str(message.text) for message in messages)
+        seed = f"{settings.seed}:{hashlib.sha256(conversation.encode('utf-8', 'surrogatepass')).hexdigest()}"
     run = Run(
         schema=SCHEMA_VERSION,
         id=run_id,

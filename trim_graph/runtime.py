@@ -1,4 +1,4 @@
-"""How nodes run: a node and a branch as LangGraph calls them, one invocation, a time limit on a call."""
+"""How nodes run: node and branch as LangGraph calls them, the invocation, its stopwatch, time limits."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from .state import SCHEMA_VERSION, TrimState, check_schema, diff_update
 T = TypeVar("T")
 
 INVOCATION = "__pregel_trim_invocation"
-"""Key of the `Invocation` in a node's config. LangGraph takes names that begin so for its own: they enter no
-checkpoint, no stream and no trace."""
+"""Key of the `Invocation` in a node's config. LangGraph treats this prefix as its own: such keys enter no
+checkpoint, stream or trace."""
 CHECKPOINTER = "__pregel_checkpointer"
-"""Key of the checkpointer in effect in a node's config, that of an embedding graph included."""
+"""Key of the effective checkpointer in a node's config, also of a parent graph's."""
 GRACE = 0.5
-"""Seconds that a call may exceed its timeout before it is given up."""
+"""Seconds that a call may exceed its timeout before nodes stop waiting for it."""
 
 
 class Node(Runnable[Any, Any]):
-    """A pair of functions of state and config.
+    """A node: a pair of functions of state and config.
 
-    LangGraph itself traces a node and sets its context. `RunnableLambda` would do both once more, and look at
-    its function's signature at every call: that took a third of a step's time.
+    LangGraph itself traces a node and sets its context. `RunnableLambda` would do both again, and inspect the
+    function's signature at every call, which took a third of a step's time.
 
     Args:
-        run: For synchronous calls.
-        arun: For asynchronous ones.
-        name: Of the node.
+        run: Function for synchronous calls.
+        arun: Function for asynchronous calls.
+        name: Name of the node.
     """
 
     def __init__(
@@ -48,20 +48,22 @@ class Node(Runnable[Any, Any]):
         self._run, self._arun = run, arun
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Run it."""
+        """Run the node."""
         return self._run(input, ensure_config() if config is None else config)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Run it without blocking the event loop."""
+        """Run the node without blocking the event loop."""
         return await self._arun(input, ensure_config() if config is None else config)
 
 
 class Branch(Runnable[Any, Any]):
-    """A pure function of the state that names the next node; LangGraph would call a plain one in a thread.
+    """A conditional edge: a pure function of the state that names the next node.
+
+    LangGraph would call a plain function in a thread.
 
     Args:
         choose: The function.
-        name: Of the branch.
+        name: Name of the branch.
     """
 
     def __init__(self, choose: Callable[[Any], Any], *, name: str) -> None:
@@ -78,29 +80,29 @@ class Branch(Runnable[Any, Any]):
 
 
 def tagged(config: RunnableConfig, *tags: str) -> RunnableConfig:
-    """Return a node's config for a call inside it, with tags of its own."""
-    # `merge_configs` also copies callbacks and metadata, which took as long as all else that a node does.
+    """Return a node's config for a call inside the node, with further tags."""
+    # `merge_configs` also copies callbacks and metadata, which doubled the time of a node.
     return {**config, "tags": [*(config.get("tags") or ()), *tags]}
 
 
 class Stopwatch:
-    """Measures the time of an invocation that no call accounts for: the event loop, checkpoints, the policy.
+    """Measures the time of an invocation between its calls: the event loop, checkpoints, the policy.
 
-    A run's seconds are those it is at work. What passes within an invocation between two calls belongs to
-    them: on a busy event loop it is much. What passes between two invocations, a person's thinking, does not.
+    A run's active seconds include this time, which is long on a busy event loop. They exclude the time
+    between two invocations, such as a person's thinking.
     """
 
     def __init__(self) -> None:
         self._since = time.monotonic()
 
     def lap(self) -> float:
-        """Return the seconds since the last call has ended, once."""
+        """Return the seconds since the last call ended or the last lap, and begin a new lap."""
         now = time.monotonic()
         passed, self._since = max(0.0, now - self._since), now
         return passed
 
     def restart(self) -> None:
-        """Begin anew where a call has ended."""
+        """Begin a new lap at the end of a call."""
         self._since = time.monotonic()
 
     def leave_out(self, begun: float) -> None:
@@ -117,11 +119,10 @@ class Invocation:
     """One invocation of a graph.
 
     Attributes:
-        stopwatch: Measures what its calls do not account for.
-        at_work: Whether it has not ended.
-        runs: Ids of the runs in which it has made large calls.
-        speculative: Slot for the step that the small model writes ahead in it, see
-            `trim_graph.calls.speculation`; None in a synchronous one.
+        stopwatch: Measures the time between its calls.
+        at_work: Whether the invocation has not ended.
+        runs: Ids of the runs in which it made large calls.
+        speculative: Its `trim_graph.calls.speculation.SpeculationSlot`; None in a synchronous invocation.
     """
 
     def __init__(self, speculative: Any = None) -> None:
@@ -132,7 +133,7 @@ class Invocation:
 
 
 def invocation_of(config: RunnableConfig) -> Invocation | None:
-    """Return the invocation that a node runs in; None where no `TrimGraph` runs it, as in an agent."""
+    """Return the invocation that a node runs in; None if no `TrimGraph` runs it, as in an agent."""
     found = (config.get("configurable") or {}).get(INVOCATION)
     return found if isinstance(found, Invocation) else None
 
@@ -192,16 +193,17 @@ def _waited(state: TrimState, invocation: Invocation | None) -> TrimState:
 
 
 def call_with_timeout(seconds: float | None, call: Callable[[], T]) -> T:
-    """Call a function, and stop waiting for it ``GRACE`` after its time.
+    """Call a function, and stop waiting for it `GRACE` seconds after its time limit.
 
-    A thread cannot be ended from outside: what hangs goes on in a daemon thread, and its answer is dropped.
+    A thread cannot be ended from outside: a function that hangs goes on in a daemon thread, and its result is
+    dropped.
 
     Args:
-        seconds: None waits for ever, in this thread.
-        call: Takes no arguments.
+        seconds: Time limit; None calls the function in this thread, without one.
+        call: The function; takes no arguments.
 
     Raises:
-        TimeoutError: It took too long.
+        TimeoutError: The function took longer.
     """
     if seconds is None:
         return call()

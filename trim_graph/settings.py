@@ -1,8 +1,8 @@
-"""Settings of a run: given when the graph is built, overridden per call through the context.
+"""Settings of a run: given when the graph is built, overridden for one call through the context.
 
-`Settings` declares each once: type, default, bounds and description. The fields of `TrimContext` and the
-mapping ``settings`` of a configuration file derive from it. No type checker derives keywords from a model, so
-`TurnSettings`, `CallSettings` and `RunSettings` repeat names and types for it.
+`Settings` declares each setting once: type, default, bounds and description. The fields of `TrimContext` and
+the mapping ``settings`` of a configuration file derive from it. Type checkers cannot derive keywords from a
+pydantic model, so `TurnSettings`, `CallSettings` and `RunSettings` repeat names and types.
 """
 
 from __future__ import annotations
@@ -100,11 +100,11 @@ class Settings(StepSettings):
 
 
 Unset = TypeVar("Unset")
-"""What a setting may be beside its own type: None where it may be left out, else `Never`."""
+"""Type of a setting that is not set: None in a context, `Never` when a graph is built."""
 
 
 class TurnSettings(TypedDict, Generic[Unset], total=False):
-    """Keywords for the turns of an agent; documented by `Settings`."""
+    """Keywords of `TrimMiddleware` that are fields of `Settings`."""
 
     max_steps: int | Unset
     max_step_tokens: int | Unset
@@ -116,7 +116,7 @@ class TurnSettings(TypedDict, Generic[Unset], total=False):
 
 
 class CallSettings(TurnSettings[Unset], Generic[Unset], total=False):
-    """Keywords that a call may override."""
+    """Keywords that the context of a call may override."""
 
     ask_below: float | None
     lookahead: bool | Unset
@@ -167,8 +167,8 @@ else:
 class TrimContext(_Overrides):
     """Overrides for one call: `graph.invoke(..., context=TrimContext(max_steps=8))`.
 
-    An application with a context of its own puts one (or a dict of the same keys) under its key ``trim``.
-    Each of the fields may be None, which leaves the graph's own setting.
+    An application with a context of its own puts a `TrimContext`, or a dict of the same keys, under its key
+    ``trim``. A field that is None leaves the graph's setting.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -192,7 +192,7 @@ class TrimContext(_Overrides):
     @model_validator(mode="before")
     @classmethod
     def _of_an_application(cls, given: Any) -> Any:
-        """Take an application's context too: LangGraph makes a dict into this class before we see it."""
+        """Accept an application's context too: LangGraph converts a dict to this class before a node runs."""
         if not isinstance(given, Mapping) or set(given) != {"trim"}:
             return given
         own = given["trim"]
@@ -205,7 +205,7 @@ class TrimContext(_Overrides):
         return self
 
     def overrides(self) -> dict[str, Any]:
-        """The fields of `Settings` that are to be changed."""
+        """Return the fields of `Settings` that this context overrides."""
         given = {name: value for name in self.model_fields_set if (value := getattr(self, name)) is not None}
         given.pop("user", None)
         if (t := given.pop("threshold", None)) is not None:
@@ -216,25 +216,25 @@ class TrimContext(_Overrides):
 
 
 def overridden(settings: Settings, context: Any) -> Settings:
-    """Apply the overrides of a call.
+    """Return the settings with the overrides of a call.
 
     Args:
-        settings: The graph's own.
-        context: A `TrimContext`, a mapping with a key ``trim``, an object with an attribute ``trim``
-            (a parent's context), or anything else, which is not looked at.
+        settings: The graph's settings.
+        context: A `TrimContext`, a mapping with a key ``trim``, or an object with an attribute ``trim``
+            (a parent's context). Anything else is ignored.
 
     Raises:
-        SettingsError: What stands under ``trim`` is not a valid `TrimContext`.
+        SettingsError: The value under ``trim`` is not a valid `TrimContext`.
     """
     given = trim_context(context)
     return settings if given is None else settings.model_copy(update=given.overrides())
 
 
 def trim_context(context: Any) -> TrimContext | None:
-    """Find the settings of a call in its context, as `overridden` says; None where there are none.
+    """Return the overrides of a call in its context, found as by `overridden`; None if there are none.
 
     Raises:
-        SettingsError: What stands under ``trim`` is not a valid `TrimContext`.
+        SettingsError: The value under ``trim`` is not a valid `TrimContext`.
     """
     given = context
     if not isinstance(context, TrimContext):
@@ -248,15 +248,15 @@ def trim_context(context: Any) -> TrimContext | None:
 
 
 def make_settings(budget: Budget | None, prices: Prices | None, settings: Mapping[str, Any]) -> Settings:
-    """Make the settings of a graph, or of an agent's middleware.
+    """Return the settings of a graph, or of an agent's middleware.
 
     Args:
-        budget: None limits nothing.
-        prices: None costs nothing.
-        settings: The other fields of `Settings`; a function will do for ``segmentation``.
+        budget: Limits of a run; None sets no limit.
+        prices: Price table; with None every call costs 0.
+        settings: The other fields of `Settings`; ``segmentation`` may be a function.
 
     Raises:
-        SettingsError: One is unknown or not valid; the message names it.
+        SettingsError: A setting is unknown or not valid; the message names it.
     """
     unknown = settings.keys() - Settings.model_fields.keys()
     if unknown:
@@ -274,7 +274,7 @@ def settings_of(run: Run) -> Settings:
     """Return the settings of a run, as they were stored when it began.
 
     Raises:
-        SettingsError: Another release began the run, or its settings are none (an edited state).
+        SettingsError: Another release began the run, or the stored settings are not valid (an edited state).
     """
     if run["schema"] != SCHEMA_VERSION:
         check_schema(run)
@@ -285,7 +285,7 @@ def settings_of(run: Run) -> Settings:
 
 
 _recent: tuple[tuple[dict[str, Any], Settings], ...] = ()
-"""What was read last, newest first: every node reads them, and most runs have the same ones."""
+"""Settings read last, newest first: every node reads them, and most runs have the same ones."""
 _RECENT_KEPT = 8
 
 
@@ -295,17 +295,20 @@ def _read(stored: dict[str, Any], run: str) -> Settings:
         settings = Settings.model_validate(stored)
     except ValidationError as error:
         raise SettingsError(f"the stored settings of run {run} are not valid: {describe(error)}") from error
-    # A copy: whoever has the state may change what is in it.
+    # A copy, since the owner of the state may change it in place.
     _recent = ((deepcopy(stored), settings), *_recent[: _RECENT_KEPT - 1])
     return settings
 
 
 def check_prices(settings: Settings) -> Settings:
-    """Refuse a limit on money that prices cannot bound.
+    """Check that the price table can bound each limit on cost.
+
+    Returns:
+        The settings.
 
     Raises:
-        SettingsError: The budget or a quota limits the cost of a large model that has no price, so that
-            it would limit nothing; or one that is dearer where a prompt comes from a cache.
+        SettingsError: The budget or a quota limits the cost of a large model without a price, which would
+            limit nothing; or of one whose cached prompt tokens cost more than others.
     """
     price, quotas = settings.prices.large, settings.quotas
     for name, limits in (
@@ -329,7 +332,7 @@ def check_prices(settings: Settings) -> Settings:
 
 
 def describe(error: ValidationError) -> str:
-    """Say in one line what pydantic found wrong, without its links and type names."""
+    """Return pydantic's findings in one line, without its links and type names."""
     parts = []
     for item in error.errors(include_url=False):
         place = ".".join(map(str, item["loc"]))

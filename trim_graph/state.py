@@ -1,7 +1,7 @@
 """The state of a run: plain JSON values and messages, nothing else.
 
-`steps`, `scores` and `decisions` only ever grow, so they are `DeltaChannel`s: a checkpoint stores what was
-added, not everything so far. The beta API is used in this file alone.
+`steps`, `scores` and `decisions` only grow, so they are `DeltaChannel`s: a checkpoint stores the difference,
+not the whole list. Only this file uses that beta API of LangGraph.
 """
 
 from __future__ import annotations
@@ -22,66 +22,66 @@ from .errors import SettingsError
 from .segmentation import Part
 
 SCHEMA_VERSION = 2
-"""Written into every run; a later release that changes the channels raises it."""
+"""Version of the channels, stored in every run; a release that changes the channels increments it."""
 
 
 class Step(TypedDict):
-    """One accepted step; never changes."""
+    """One accepted step. It never changes; its score has a channel of its own."""
 
     text: str
     writer: StepWriter
     model: str
     tokens: int
-    """Tokens generated for it, those of the delimiter included; shared out by length where it was cut out of
-    a longer text."""
+    """Tokens generated for the step, its delimiter included. Several steps of one answer share its tokens by
+    their lengths."""
     mean_token_probability: float | None
     end: StepEnd
     separator: NotRequired[str]
-    """What separates it from the next, where that is not the delimiter of the settings."""
+    """Text between this step and the next, if it is not the delimiter of the settings."""
     part: NotRequired[Part]
-    """Whether it belongs to the thought or to the answer of a model that thinks."""
+    """Whether the step belongs to the thought or to the answer of a model that thinks."""
     message: NotRequired[str]
-    """Of an agent's turn: the id of its message."""
+    """Id of the message, if the step is an agent's turn."""
 
 
 class Draft(Step):
-    """A step just written, not yet decided on."""
+    """A step that was just written and awaits a decision."""
 
     score: float | None
 
 
 class Probe(TypedDict):
-    """What one token of the small model told; both None until it has."""
+    """Result of a probe, one token of the small model; both fields are None before the call."""
 
     entropy: float | None
-    """Of the first token's distribution, in nats; a lower bound where some tokens are unobserved."""
+    """Entropy of the first token's distribution in nats; a lower bound if some tokens are unobserved."""
     unobserved_probability: float | None
-    """Probability of the tokens that the model's server did not report."""
+    """Probability mass in [0, 1] of the tokens that the model's server did not report."""
 
 
 class StepRequest(TypedDict):
-    """What `route` asks `generate_step` for."""
+    """The step that `route` requests from `generate_step`."""
 
     writer: Writer
     until_eos: bool
-    """Whether the writer goes on to the end instead of stopping at the delimiter."""
+    """Whether the writer continues to its end of sequence instead of stopping at the end of the step."""
     max_tokens: int
     needs_score: bool
-    """Whether a decision hangs on the draft's score."""
+    """Whether a decision depends on the draft's score."""
     needs_decision: bool
-    """Whether the policy is asked about the draft at all."""
+    """Whether the policy decides on the draft; otherwise it is accepted."""
     partial_text: str
-    """Text already written for this step: pieces that were no step by themselves."""
+    """Text of earlier attempts at this step, which were no step by themselves."""
     attempt: int
-    """How often the writer has answered without a step, in a row."""
+    """Number of answers without a step, in a row."""
     probe: NotRequired[Probe]
-    """The order is for one token, which is thrown away; its entropy is noted here."""
+    """Present if the request is for a probe: one token that is discarded, with its entropy noted here."""
     interrupted: NotRequired[bool]
-    """A crash cut its call off, and that is charged: it is to be given again, within what is left."""
+    """A crash interrupted the call and was charged; `route` requests it again within what is left."""
 
 
 class InFlight(TypedDict):
-    """Noted before a large call, so that a call lost in a crash can be charged."""
+    """A large call about to be made, so that a call that a crash interrupts can be charged."""
 
     writer: Writer
     max_tokens: int
@@ -90,28 +90,28 @@ class InFlight(TypedDict):
 
 
 class Failure(TypedDict):
-    """What a node could not do, for `route` to find the declared way out."""
+    """A failed call, for which `route` takes the way out that the settings declare."""
 
     part: Literal["small", "large", "scorer"]
     error: str
     exhausted_limit: NotRequired[str]
-    """Limit of an account that other runs had used up before the large model could be called."""
+    """Limit of an account that other runs exhausted before the large model could be called."""
     no_step: NotRequired[bool]
-    """The model has answered, but its answers held no step; ``error`` says what they held."""
+    """Whether the model answered without a step; ``error`` says what its answers held."""
     context_full: NotRequired[bool]
-    """Whether the conversation and the steps so far fill the context of the model."""
+    """Whether the conversation and the steps fill the model's context."""
 
 
 class PendingInterrupt(TypedDict):
-    """What a person is to be asked about."""
+    """Why the run is interrupted for a person."""
 
     reason: Literal["budget", "score"]
     limit: str | None
-    """That is spent, where it is the budget."""
+    """The exhausted limit if ``reason`` is ``budget``; else None."""
 
 
 class HumanResponse(TypedDict):
-    """What a person has answered, as far as `route` is to act on it."""
+    """A person's response to the interrupt, as far as `route` acts on it."""
 
     more: NotRequired[dict[str, float]]
     step: NotRequired[str]
@@ -121,25 +121,25 @@ class HumanResponse(TypedDict):
 
 
 class DecisionRecord(TypedDict):
-    """One decision of the policy, and the draft it turned down."""
+    """One decision of the policy, and the draft that it rejected."""
 
     step: int
     decision: str
     """``accept``, ``regenerate`` or ``handover``; ``by_hand``: a person wrote the step."""
     score: float | None
     exhausted_limit: NotRequired[str]
-    """Limit of the budget that turned a wish for the large model into ``accept``."""
+    """Exhausted limit that turned the policy's choice of the large model into ``accept``."""
     part: NotRequired[Part]
-    """Which part of a thinking model's text was routed."""
+    """Part of a thinking model's text that the draft belongs to."""
     fallback: NotRequired[str]
-    """What had failed, where the decision is not the policy's but that of ``on_scorer_error`` or its like."""
+    """What failed, if ``on_scorer_error`` or its like decided in place of the policy."""
     by: NotRequired[Literal["person"]]
-    """Who decided, where it is not the policy."""
+    """Who decided, if it was not the policy."""
     discarded: NotRequired[Step]
 
 
 class Run(TypedDict):
-    """What is fixed when a run begins; nodes read settings here and nowhere else."""
+    """What is fixed when a run begins; nodes read the settings here and nowhere else."""
 
     schema: int
     id: str
@@ -148,9 +148,9 @@ class Run(TypedDict):
     question: str
     settings: dict[str, Any]
     accounts: NotRequired[dict[str, dict[str, Any]]]
-    """Limits of the accounts that it draws from, by their names."""
+    """Limits of the shared accounts that the run is charged to, by account name."""
     question_message: NotRequired[str]
-    """Of an agent: the id of the message that holds the question."""
+    """Id of the message that holds the question, if the run is an agent's."""
 
 
 class Summary(TypedDict):
@@ -169,19 +169,19 @@ class Summary(TypedDict):
     scores: list[float | None]
     tokens: dict[str, int]
     """``small``, ``large``: in accepted steps; ``small_discarded``, ``large_discarded``: generated but in no
-    accepted step; ``large_unaccounted``: charged for calls whose end nobody saw; ``scorer``: read;
-    ``scorer_output``: written, by a judge. With
-    lookahead ``lookahead_discarded``: of ``small_discarded`` those of steps written ahead that nobody took;
-    ``lookahead_unaccounted``: charged for such steps where the model does not tell."""
+    accepted step; ``large_unaccounted``: charged for calls that reported no usage; ``scorer``: read by the
+    scorer; ``scorer_output``: written by it (an LLM judge). With lookahead also ``lookahead_discarded``: the
+    part of ``small_discarded`` from speculative calls that were not taken; ``lookahead_unaccounted``: charged
+    for such calls that reported no usage."""
     usage: Usage
     cost: float
     seconds: float
     parts: NotRequired[dict[Part, dict[StepWriter, int]]]
     """Steps by writer in thought and answer, where a model thinks."""
     accounts: NotRequired[dict[str, dict[str, float]]]
-    """What the accounts that the run drew from have used when it ended, all their runs together."""
+    """Usage of the shared accounts when the run ended, over all their runs, by account name."""
     notes: list[str]
-    """What a user should know: a limit reached, tokens charged for a crash, an overshoot."""
+    """Facts for the user: a limit reached, tokens charged for a crash, an overshoot."""
 
 
 def _extend(current: list[Any], writes: Sequence[list[Any]]) -> list[Any]:
@@ -203,21 +203,21 @@ _REDUCED: dict[str, Any] = {"steps": _extend, "decisions": _extend, "scores": _m
 
 
 class TrimInput(TypedDict):
-    """What a caller gives."""
+    """Input of the graph."""
 
     messages: Annotated[list[AnyMessage], add_messages]
     """The conversation; the last message holds the problem."""
     question: NotRequired[str | None]
-    """What the scorer takes for the question; default: the last human message."""
+    """The question that the scorer sees; default: the text of the last human message."""
 
 
 class TrimOutput(TypedDict):
-    """What a caller gets."""
+    """Output of the graph."""
 
     messages: Annotated[list[AnyMessage], add_messages]
     """The conversation with the solution as one AIMessage at its end."""
     trim: NotRequired[Summary | None]
-    """Steps by writer, decisions, scores, tokens accepted and discarded, why it stopped; None until then."""
+    """Summary of the run; None until it has ended."""
 
 
 class TrimState(TrimInput, total=False):
@@ -237,10 +237,10 @@ class TrimState(TrimInput, total=False):
     pending_interrupt: PendingInterrupt | None
     human_response: HumanResponse | None
     memory: Any
-    """What the policy wants to remember."""
+    """The policy's own memory, as it returned it."""
     usage: Usage
     charged_call: str | None
-    """Name of the last large call that ``spend`` holds."""
+    """Name of the last large call that ``usage`` includes."""
     stopped: Literal[
         "",
         "finished",
@@ -262,7 +262,7 @@ class TrimState(TrimInput, total=False):
 
 
 def check_schema(run: Run) -> None:
-    """Refuse the state of a run whose channels are those of another release.
+    """Check that the state of a run has this release's channels.
 
     Raises:
         SettingsError: A newer release began the run, or one before the first with these channels.
@@ -282,9 +282,9 @@ def check_schema(run: Run) -> None:
 
 
 def fresh_channels() -> dict[str, Any]:
-    """Return the update that makes a thread forget its previous run.
+    """Return the update that clears a thread of its previous run.
 
-    ``question`` too: it lives on in ``run``, and the next one must not be scored as this one.
+    It clears ``question`` too: ``run`` holds it, and the next run must not inherit it.
     """
     return {
         "question": None,
@@ -306,12 +306,12 @@ def fresh_channels() -> dict[str, Any]:
 
 
 def diff_update(state: TrimState, update: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of an update that changes something: what a node returns is written and streamed."""
+    """Return the part of an update that changes the state, since LangGraph stores and streams all of it."""
     return {key: value for key, value in update.items() if key not in state or value != state.get(key)}
 
 
 def reduce_state(state: TrimState, update: Mapping[str, Any]) -> TrimState:
-    """Return the state as the channels would make it of an update, for whoever runs nodes without a graph."""
+    """Return the state after an update, reduced as the graph's channels do, for code without a graph."""
     new = dict(state)
     for key, value in update.items():
         new[key] = _REDUCED[key](state[key], [value]) if key in _REDUCED else value  # type: ignore[literal-required]
@@ -319,7 +319,7 @@ def reduce_state(state: TrimState, update: Mapping[str, Any]) -> TrimState:
 
 
 def state_delta(before: TrimState, after: TrimState) -> dict[str, Any]:
-    """Return the update that makes the one state of the other, where channels that grow have only grown."""
+    """Return the update that leads from one state to a later one; the inverse of `reduce_state`."""
     update = diff_update(before, dict(after))
     for name in ("steps", "decisions"):
         if name in update:
@@ -332,6 +332,6 @@ def state_delta(before: TrimState, after: TrimState) -> dict[str, Any]:
 
 
 def scores_of(state: TrimState) -> tuple[float | None, ...]:
-    """Return one entry per accepted step; None where a step was never scored."""
+    """Return one score in [0, 1] per accepted step; None for a step that was never scored."""
     scores = state["scores"]
     return tuple([scores.get(str(index)) for index in range(len(state["steps"]))])

@@ -1,4 +1,4 @@
-"""The bill and the story of a run, computed from its state when it ends."""
+"""The summary of a run, computed from its state when it ends: steps, decisions, tokens, cost, answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def summarise(state: TrimState) -> Summary:
-    """Sum up a run that has ended."""
+    """Return the summary of a run that has ended."""
     settings = settings_of(state["run"])
     steps, usage, decisions = state["steps"], state["usage"], state["decisions"]
     writers = Counter(step["writer"] for step in steps)
@@ -68,16 +68,16 @@ def summarise(state: TrimState) -> Summary:
         notes=notes,
     )
     if settings.lookahead or "lookahead" in usage:
-        ahead = lookahead_usage(usage)
-        summary["tokens"]["lookahead_discarded"] = ahead["output_tokens"]
-        summary["tokens"]["lookahead_unaccounted"] = ahead["unaccounted_tokens"]
+        lookahead = lookahead_usage(usage)
+        summary["tokens"]["lookahead_discarded"] = lookahead["output_tokens"]
+        summary["tokens"]["lookahead_unaccounted"] = lookahead["unaccounted_tokens"]
     if parts := _parts(steps):
         summary["parts"] = parts
     return summary
 
 
 def usage_of(usage: Usage) -> UsageMetadata:
-    """Sum up what both models have used, discarded drafts included."""
+    """Return the usage of both models together in LangChain's form, discarded drafts included."""
     writers = (usage["small"], usage["large"])
     input_tokens = sum(writer["input_tokens"] for writer in writers)
     output_tokens = sum(writer["output_tokens"] for writer in writers)
@@ -91,7 +91,7 @@ def usage_of(usage: Usage) -> UsageMetadata:
 
 
 def _parts(steps: Sequence[Step]) -> dict[Part, dict[StepWriter, int]]:
-    """Count the steps of each part by writer; nothing where nobody thinks."""
+    """Return the steps of each part by writer; empty if no model thinks."""
     counts = Counter((step["part"], step["writer"]) for step in steps if "part" in step)
     by_person = any(step["writer"] == "person" for step in steps)
     writers: tuple[StepWriter, ...] = ("small", "large", *(("person",) if by_person else ()))

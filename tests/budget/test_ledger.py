@@ -106,12 +106,12 @@ def test_processes_share_a_file(tmp_path, pytestconfig):
     code = """
     import sys
     from ledgers import up_to
-    from trim_graph.budget.ledger import Amount, open_ledger
+    from trim_graph.budget.ledger import LargeUsage, open_ledger
     with open_ledger(f"sqlite:{sys.argv[1]}") as ledger:
         for call in range(40):
             entry = f"{sys.argv[2]}.{call}"
             if ledger.reserve("shared", entry, up_to(300, 7)):
-                ledger.settle("shared", entry, Amount(5, 1, 0.0))
+                ledger.settle("shared", entry, LargeUsage(5, 1, 0.0))
     """
     environment = {**os.environ, "PYTHONPATH": str(pytestconfig.rootpath / "tests")}
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "spend.db")]

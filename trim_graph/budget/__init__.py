@@ -1,4 +1,4 @@
-"""What the large model may use: limits, usage, and reservations in accounts that runs share."""
+"""Budget of the large model: limits, usage, and reservations in accounts that runs share."""
 
 from .limits import Budget, Quota, Quotas, RemainingBudget
 from .usage import ModelPrice, Prices, StepWriter, Usage, Writer

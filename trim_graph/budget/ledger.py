@@ -1,22 +1,21 @@
-"""Accounts that several runs spend from: what is left is asked and set aside in one step.
+"""Ledgers: accounts that several runs share, with reservations before calls and settlement after them.
 
-A run that wants to call the large model sets aside what the call may use (`Ledger.reserve`); when the call
-has ended, what it did use takes the place of that (`Ledger.settle`). In between nobody else can have it, so
-runs at the same time never spend more than the limit together.
+Before a call of the large model a run reserves what the call may use (`Ledger.reserve`). After the call its
+usage replaces the reservation (`Ledger.settle`). Reservations count as used, so parallel runs together never
+exceed a limit.
 
 The protocol, for one account:
 
-1. Each execution that may call the model has an entry of its own: the run, the number of the call, and a word
-   that no other execution has. Branches of one checkpoint that go on at the same time have the same run and
-   number, and share nothing.
-2. ``used`` is the sum of what was settled and of all reservations. ``reserve`` grants within the limit minus
-   that, so ``used`` stays within the limit, except for what a model writes beyond ``max_tokens``.
-3. A reservation counts in full until it is settled. One whose owner has died is never settled: nobody saw
-   the end of its call, so it goes on counting in full, as used. A node that runs again after a crash
-   reserves anew, under another entry. So a crash costs an account at most one call that was not made.
-4. After `RESERVATION_S` seconds nobody is believed to be at a call any more, and its reservation is listed
-   as expired. That changes no sum: a call that ends later still is settled with what it used.
-5. A person who knows the end of a call gives its reservation back (`Ledger.release`), or settles it.
+1. Each execution of a call has an entry of its own: the run, the number of the call, and a random suffix.
+   Parallel branches of one checkpoint have the same run and number, but not the same entry.
+2. ``used`` is the sum of all settled usage and all reservations. ``reserve`` grants within the limit minus
+   ``used``, so ``used`` stays within the limit, except for tokens beyond ``max_tokens``.
+3. A reservation counts in full until it is settled. The reservation of a process that died is never settled
+   and counts in full, since the end of its call is unknown. A node that runs again after a crash reserves
+   anew, under another entry. So a crash costs an account at most one call that was not made.
+4. After `RESERVATION_S` seconds a reservation is listed as expired: its process is assumed to be dead. That
+   changes no sum, and a call that ends even later is settled with its usage.
+5. An operator who knows the end of a call releases its reservation (`Ledger.release`), or settles it.
 """
 
 from __future__ import annotations
@@ -37,19 +36,19 @@ from trim_graph.storage.sqlite_file import BUSY_S, errors_named, open_file
 from .usage import LargeUsage
 
 RESERVATION_S = 3600.0
-"""Seconds after which a reservation is listed as expired, unless `open_ledger` is given others."""
+"""Default of the seconds after which a reservation is listed as expired."""
 
 
 class Reservation(NamedTuple):
-    """What is set aside for one call.
+    """A reservation for one call.
 
     Attributes:
-        account: Of which it is a part.
-        entry: Name of the call: run, number of the call in it, and a word that no other execution has.
-        amount: Counts as used.
-        owner: Host and process that reserved it; None in a ledger that an earlier release wrote.
-        since: When, in seconds of Unix time; None as above.
-        expires: When nobody is believed to be at the call any more; None as above.
+        account: Name of the account.
+        entry: Name of the execution: run, number of the call in it, and a random suffix.
+        amount: Reserved usage, which counts as used.
+        owner: Host and process that made the reservation; None in a ledger of an earlier release.
+        since: Unix time in seconds when it was made; None as for ``owner``.
+        expires: Unix time in seconds after which it is listed as expired; None as for ``owner``.
     """
 
     account: str
@@ -60,59 +59,59 @@ class Reservation(NamedTuple):
     expires: float | None
 
     def expired(self, now: float | None = None) -> bool:
-        """Tell whether nobody is believed to be at the call any more."""
+        """Return whether the reservation has expired, by ``now`` in Unix time; default: by the clock."""
         return self.expires is None or self.expires <= (time.time() if now is None else now)
 
 
 def this_owner() -> str:
-    """Return the name that this process has in ledgers."""
+    """Return the name of this process as the owner of reservations."""
     return f"{socket.gethostname()}/{this_process()}"
 
 
-Ask = Callable[[LargeUsage], LargeUsage | None]
-"""Gets what an account has used, set aside included; says what to set aside, or None for nothing."""
+DecideAmount = Callable[[LargeUsage], LargeUsage | None]
+"""Gets the used amount of an account, reservations included; returns the amount to reserve, or None."""
 
 
 class Ledger(Protocol):
-    """Keeps accounts. The methods block: asynchronous callers use a thread.
+    """Protocol of a ledger. The methods block, so asynchronous callers use a thread.
 
-    An account is any name: of a thread, a user, a user's day. An entry is the name of one execution of a
-    call, unique within its account. Runs need ``reserve``, ``settle`` and ``used``; the rest is for whoever
-    looks after the ledger.
+    An account is any name: of a thread, a user, a user's day. An entry names one execution of a call, and is
+    unique within its account. Runs use ``reserve``, ``settle`` and ``used``; operators use the rest.
     """
 
-    def reserve(self, account: str, entry: str, ask: Ask) -> LargeUsage | None:
-        """Set aside what a call may use.
+    def reserve(self, account: str, entry: str, decide_amount: DecideAmount) -> LargeUsage | None:
+        """Reserve what a call may use.
 
         Args:
-            account: Opened by its first use.
-            entry: Asked for again, what it set aside before is returned and ``ask`` not called: a request
-                to a database may be repeated.
-            ask: Called while nobody else can change the account; must be quick and may be called again.
+            account: Name of the account; its first use opens it.
+            entry: Name of the execution. For an entry that has a reservation already, the method returns that
+                one and does not call ``decide_amount``, since a request to a database may be repeated.
+            decide_amount: Decides the amount while the account is locked. It must be quick, and may be called
+                more than once.
 
         Returns:
-            What was set aside; None where ``ask`` said so.
+            The reserved amount; None if ``decide_amount`` returned None.
         """
         ...
 
     def settle(self, account: str, entry: str, used: LargeUsage) -> None:
-        """Put what a call has used in the place of what it set aside; an unknown entry changes nothing."""
+        """Replace the reservation of a call by its usage; an unknown entry changes nothing."""
         ...
 
     def used(self, account: str) -> LargeUsage:
-        """What an account has used, set aside included."""
+        """Return the used amount of an account, reservations included."""
         ...
 
     def reservations(self, account: str | None = None) -> list[Reservation]:
-        """List what is set aside, the oldest first.
+        """Return the open reservations, the oldest first.
 
         Args:
-            account: Of one account; None: of all.
+            account: Name of an account; None returns those of all accounts.
         """
         ...
 
     def release(self, account: str, entry: str) -> bool:
-        """Give back what a call set aside, as if it had not been made.
+        """Remove the reservation of a call, as if the call had not been made.
 
         Returns:
             Whether there was such a reservation.
@@ -121,7 +120,7 @@ class Ledger(Protocol):
 
 
 class MemoryLedger:
-    """Accounts in this process, gone with it.
+    """A ledger in the memory of this process.
 
     Args:
         reservation_s: Seconds after which a reservation is listed as expired.
@@ -131,53 +130,53 @@ class MemoryLedger:
         self._lock = threading.Lock()
         self._reservation_s = reservation_s
         self._used: dict[str, LargeUsage] = {}
-        self._aside: dict[str, dict[str, Reservation]] = {}
+        self._reserved: dict[str, dict[str, Reservation]] = {}
 
-    def reserve(self, account: str, entry: str, ask: Ask) -> LargeUsage | None:
-        """Set aside what a call may use; see `Ledger`."""
+    def reserve(self, account: str, entry: str, decide_amount: DecideAmount) -> LargeUsage | None:
+        """Reserve what a call may use; see `Ledger`."""
         with self._lock:
-            aside = self._aside.setdefault(account, {})
-            if entry not in aside:
-                wanted = ask(self._sum(account))
+            reserved = self._reserved.setdefault(account, {})
+            if entry not in reserved:
+                wanted = decide_amount(self._sum(account))
                 if wanted is None:
                     return None
                 now = time.time()
-                aside[entry] = Reservation(
+                reserved[entry] = Reservation(
                     account, entry, wanted, this_owner(), now, now + self._reservation_s
                 )
-            return aside[entry].amount
+            return reserved[entry].amount
 
     def settle(self, account: str, entry: str, used: LargeUsage) -> None:
-        """Put what a call has used in the place of what it had set aside."""
+        """Replace the reservation of a call by its usage."""
         with self._lock:
-            if self._aside.get(account, {}).pop(entry, None) is not None:
+            if self._reserved.get(account, {}).pop(entry, None) is not None:
                 self._used[account] = self._used.get(account, LargeUsage()).plus(used)
 
     def used(self, account: str) -> LargeUsage:
-        """What an account has used, set aside included."""
+        """Return the used amount of an account, reservations included."""
         with self._lock:
             return self._sum(account)
 
     def reservations(self, account: str | None = None) -> list[Reservation]:
-        """List what is set aside; see `Ledger`."""
+        """Return the open reservations; see `Ledger`."""
         with self._lock:
-            found = [one for aside in self._aside.values() for one in aside.values()]
+            found = [one for reserved in self._reserved.values() for one in reserved.values()]
         return [one for one in found if account in (None, one.account)]
 
     def release(self, account: str, entry: str) -> bool:
-        """Give back what a call set aside; see `Ledger`."""
+        """Remove the reservation of a call; see `Ledger`."""
         with self._lock:
-            return self._aside.get(account, {}).pop(entry, None) is not None
+            return self._reserved.get(account, {}).pop(entry, None) is not None
 
     def _sum(self, account: str) -> LargeUsage:
         total = self._used.get(account, LargeUsage())
-        for one in self._aside.get(account, {}).values():
+        for one in self._reserved.get(account, {}).values():
             total = total.plus(one.amount)
         return total
 
 
 def open_ledger(spec: str, *, reservation_s: float = RESERVATION_S) -> AbstractContextManager[Ledger]:
-    """Open the ledger that a specification names.
+    """Open the ledger that a specification names, as a context manager.
 
     For example::
 
@@ -187,10 +186,10 @@ def open_ledger(spec: str, *, reservation_s: float = RESERVATION_S) -> AbstractC
     Args:
         spec: ``memory``, ``sqlite:PATH``, ``postgresql://USER@HOST/DATABASE`` or ``env:NAME``, as for
             `trim_graph.open_checkpointer`; a ledger and checkpoints may share a file or a database.
-        reservation_s: Seconds after which a reservation is listed as expired: more than a call may take.
+        reservation_s: Seconds after which a reservation is listed as expired; more than a call may take.
 
     Raises:
-        SettingsError: The specification is none of these, or the place cannot be opened.
+        SettingsError: The specification is none of these, or the file or database cannot be opened.
     """
     if not 0 < reservation_s < float("inf"):
         raise SettingsError(f"reservation_s is {reservation_s}: choose a number of seconds above 0")
@@ -233,15 +232,15 @@ SELECT COALESCE(SUM(large_tokens), 0), COALESCE(SUM(large_calls), 0), COALESCE(S
 
 
 class SqliteLedger:
-    """Accounts in a file; any number of threads and processes.
+    """A ledger in a SQLite file, for any number of threads and processes of one machine.
 
     Args:
-        path: Of the file, made where it is missing.
+        path: Path of the file, created if it is missing.
         reservation_s: Seconds after which a reservation is listed as expired.
 
     Raises:
-        StorageError: The file is damaged or no ledger; by each method, where that shows later.
-        SettingsError: It cannot be opened.
+        StorageError: The file is damaged or is no ledger; any method raises it if that shows later.
+        SettingsError: The file cannot be opened.
     """
 
     def __init__(self, path: str, reservation_s: float = RESERVATION_S) -> None:
@@ -253,15 +252,15 @@ class SqliteLedger:
         with self._transaction() as connection:
             _bring_up_to_date(connection)
 
-    def reserve(self, account: str, entry: str, ask: Ask) -> LargeUsage | None:
-        """Set aside what a call may use; see `trim_graph.budget.ledger.Ledger`."""
+    def reserve(self, account: str, entry: str, decide_amount: DecideAmount) -> LargeUsage | None:
+        """Reserve what a call may use; see `trim_graph.budget.ledger.Ledger`."""
         with self._transaction() as connection:
             key = {"account": account, "entry": entry}
             query = "SELECT large_tokens, large_calls, large_cost FROM trim_reserved"
             row = connection.execute(f"{query} WHERE account = :account AND entry = :entry", key).fetchone()
             if row is not None:
                 return LargeUsage(*row)
-            wanted = ask(LargeUsage(*connection.execute(_SQLITE_SUM, key).fetchone()))
+            wanted = decide_amount(LargeUsage(*connection.execute(_SQLITE_SUM, key).fetchone()))
             if wanted is not None:
                 now = time.time()
                 connection.execute(
@@ -271,7 +270,7 @@ class SqliteLedger:
             return wanted
 
     def settle(self, account: str, entry: str, used: LargeUsage) -> None:
-        """Put what a call has used in the place of what it had set aside."""
+        """Replace the reservation of a call by its usage."""
         with self._transaction() as connection:
             gone = connection.execute(
                 "DELETE FROM trim_reserved WHERE account = ? AND entry = ?", (account, entry)
@@ -286,12 +285,12 @@ class SqliteLedger:
                 )
 
     def used(self, account: str) -> LargeUsage:
-        """What an account has used, set aside included."""
+        """Return the used amount of an account, reservations included."""
         with errors_named("ledger", self._path), closing(self._connect()) as connection:
             return LargeUsage(*connection.execute(_SQLITE_SUM, {"account": account}).fetchone())
 
     def reservations(self, account: str | None = None) -> list[Reservation]:
-        """List what is set aside; see `trim_graph.budget.ledger.Ledger`."""
+        """Return the open reservations; see `trim_graph.budget.ledger.Ledger`."""
         with errors_named("ledger", self._path), closing(self._connect()) as connection:
             rows = connection.execute(
                 f"SELECT {_SQLITE_LISTED} FROM trim_reserved WHERE ? IS NULL OR account = ? "
@@ -301,7 +300,7 @@ class SqliteLedger:
             return [Reservation(row[0], row[1], LargeUsage(*row[2:5]), *row[5:]) for row in rows]
 
     def release(self, account: str, entry: str) -> bool:
-        """Give back what a call set aside; see `trim_graph.budget.ledger.Ledger`."""
+        """Remove the reservation of a call; see `trim_graph.budget.ledger.Ledger`."""
         with self._transaction() as connection:
             gone = connection.execute(
                 "DELETE FROM trim_reserved WHERE account = ? AND entry = ?", (account, entry)
@@ -314,7 +313,7 @@ class SqliteLedger:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with errors_named("ledger", self._path), closing(self._connect()) as connection:
-            # The lock comes first: what is read then stays true until what is written.
+            # The write lock comes first, so that no other process changes the account between read and write.
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -325,7 +324,7 @@ class SqliteLedger:
 
 
 def _bring_up_to_date(connection: sqlite3.Connection) -> None:
-    """Add the columns that an earlier release did not write."""
+    """Add the columns that a ledger of an earlier release lacks."""
     found = {name for _, name, *_ in connection.execute("PRAGMA table_info(trim_reserved)")}
     for name, kind in _SQLITE_ADDED.items():
         if name not in found:
@@ -333,7 +332,7 @@ def _bring_up_to_date(connection: sqlite3.Connection) -> None:
 
 
 def _unreadable(connection: sqlite3.Connection) -> str:
-    """Find an amount that is no number, or below 0: SQLite would count it as nothing."""
+    """Return an error for an amount that is no number of at least 0: SQLite would sum it as 0; else empty."""
     for table in _SQLITE_COLUMNS:
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
             continue

@@ -12,7 +12,7 @@ from psycopg_pool import ConnectionPool
 
 from trim_graph.storage.postgres import errors_named, open_pool, refuse_foreign, taking_turns
 
-from .ledger import RESERVATION_S, Ask, Reservation, this_owner
+from .ledger import RESERVATION_S, DecideAmount, Reservation, this_owner
 from .usage import LargeUsage
 
 _SPENT = ("large_tokens", "large_calls", "large_cost")
@@ -38,11 +38,11 @@ SELECT COALESCE(SUM(large_tokens), 0)::BIGINT AS large_tokens, COALESCE(SUM(larg
 
 
 class PostgresLedger:
-    """Accounts in a database.
+    """A ledger in a PostgreSQL database, for processes on any number of machines.
 
     Args:
-        pool: Connections to it.
-        url: Its URL, for errors.
+        pool: Pool of connections to the database.
+        url: URL of the database, for error messages.
         reservation_s: Seconds after which a reservation is listed as expired.
     """
 
@@ -54,10 +54,10 @@ class PostgresLedger:
     ) -> None:
         self._pool, self._url, self._reservation_s = pool, url, reservation_s
 
-    def reserve(self, account: str, entry: str, ask: Ask) -> LargeUsage | None:
-        """Set aside what a call may use; see `trim_graph.budget.ledger.Ledger`."""
+    def reserve(self, account: str, entry: str, decide_amount: DecideAmount) -> LargeUsage | None:
+        """Reserve what a call may use; see `trim_graph.budget.ledger.Ledger`."""
         with self._connection() as connection, connection.transaction():
-            # The row of the account is its lock.
+            # The account's row serves as its lock.
             connection.execute(
                 "INSERT INTO trim_accounts (account) VALUES (%s) ON CONFLICT DO NOTHING", [account]
             )
@@ -69,7 +69,7 @@ class PostgresLedger:
             ).fetchone()
             if row is not None:
                 return LargeUsage(**row)
-            wanted = ask(self._sum(connection, account))
+            wanted = decide_amount(self._sum(connection, account))
             if wanted is not None:
                 now = time.time()
                 connection.execute(
@@ -79,7 +79,7 @@ class PostgresLedger:
             return wanted
 
     def settle(self, account: str, entry: str, used: LargeUsage) -> None:
-        """Put what a call has used in the place of what it had set aside."""
+        """Replace the reservation of a call by its usage."""
         with self._connection() as connection, connection.transaction():
             gone = connection.execute(
                 "DELETE FROM trim_reserved WHERE account = %s AND entry = %s", [account, entry]
@@ -92,12 +92,12 @@ class PostgresLedger:
                 )
 
     def used(self, account: str) -> LargeUsage:
-        """What an account has used, set aside included."""
+        """Return the used amount of an account, reservations included."""
         with self._connection() as connection:
             return self._sum(connection, account)
 
     def reservations(self, account: str | None = None) -> list[Reservation]:
-        """List what is set aside; see `trim_graph.budget.ledger.Ledger`."""
+        """Return the open reservations; see `trim_graph.budget.ledger.Ledger`."""
         with self._connection() as connection:
             rows = connection.execute(
                 f"SELECT {_LISTED} FROM trim_reserved "
@@ -109,7 +109,7 @@ class PostgresLedger:
         return [Reservation(row[0], row[1], LargeUsage(*row[2:5]), *row[5:]) for row in found]
 
     def release(self, account: str, entry: str) -> bool:
-        """Give back what a call set aside; see `trim_graph.budget.ledger.Ledger`."""
+        """Remove the reservation of a call; see `trim_graph.budget.ledger.Ledger`."""
         with self._connection() as connection:
             gone = connection.execute(
                 "DELETE FROM trim_reserved WHERE account = %s AND entry = %s", [account, entry]
@@ -129,7 +129,7 @@ class PostgresLedger:
 
 @contextmanager
 def open_postgres_ledger(url: str, reservation_s: float = RESERVATION_S) -> Iterator[PostgresLedger]:
-    """Make the tables, or bring those of an earlier release up to date, and open.
+    """Open the ledger of a database; creates its tables, or upgrades those of an earlier release.
 
     Args:
         url: A libpq connection URL.
@@ -137,7 +137,7 @@ def open_postgres_ledger(url: str, reservation_s: float = RESERVATION_S) -> Iter
 
     Raises:
         SettingsError: The database cannot be opened.
-        StorageError: It holds other tables of these names.
+        StorageError: The database holds other tables of these names.
     """
     with errors_named(url), taking_turns(url) as connection:
         refuse_foreign(url, connection, _COLUMNS)
@@ -148,7 +148,7 @@ def open_postgres_ledger(url: str, reservation_s: float = RESERVATION_S) -> Iter
 
 
 def _bring_up_to_date(connection: Connection[dict[str, Any]]) -> None:
-    """Add the columns that an earlier release did not write."""
+    """Add the columns that a ledger of an earlier release lacks."""
     columns = connection.execute("SELECT * FROM trim_reserved LIMIT 0").description or ()
     found = {column.name for column in columns}
     for name, kind in _ADDED.items():

@@ -1,4 +1,4 @@
-"""Limits on what the large model may use: of one run, of a thread and of a user, and what is left of them."""
+"""Limits on the large model, of one run, a thread or a user: budgets, quotas, and what remains of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .usage import LargeUsage, Prices, Usage, large_usage
 
 
 class _LargeLimits(BaseModel):
-    """Limits on the large model, by the names of `Amount`; what is not set is not limited."""
+    """Limits on the large model, by the fields of `LargeUsage`; a field that is None sets no limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -24,7 +24,7 @@ class _LargeLimits(BaseModel):
     )
 
     def _rest(self, used: LargeUsage) -> dict[str, Any]:
-        """Subtract from each limit what was used; never below 0."""
+        """Return each limit minus its usage, at least 0; None without a limit."""
         rest = {}
         for name, amount in zip(LargeUsage._fields, used, strict=True):
             limit = getattr(self, name)
@@ -33,14 +33,14 @@ class _LargeLimits(BaseModel):
 
 
 class Budget(_LargeLimits):
-    """Hard limits of one run. What is not set is not limited.
+    """Hard limits of one run. A field that is None sets no limit.
 
-    Before every call of the large model its ``max_tokens`` is cut to what is left; when nothing useful is
-    left, ``on_exhausted`` says how the run goes on.
+    Before every call of the large model its ``max_tokens`` is cut to what is left. When nothing useful is
+    left, ``on_exhausted`` says how the run continues.
 
-    A limit may be a remainder that an application has computed: 0, or a remainder below ``min_tokens``, means
-    that the limit is used up from the beginning. A negative remainder means the same and is stored as 0:
-    a model that ignores ``max_tokens`` passes a limit. No number means "no limit": leave it out.
+    A limit may be the remainder of an application's own budget. A remainder of 0, or below ``min_tokens``,
+    means that the limit is exhausted from the beginning. A negative remainder, as a model that ignores
+    ``max_tokens`` may leave it, is stored as 0. No number means "no limit": leave the field out.
     """
 
     seconds: float | None = Field(
@@ -58,7 +58,12 @@ class Budget(_LargeLimits):
         return limit if limit is None or limit > 0 else type(limit)(0)
 
     def left(self, usage: Usage, prices: Prices) -> RemainingBudget:
-        """Subtract what a run has used."""
+        """Return what is left after the usage of a run.
+
+        Args:
+            usage: Usage of the run.
+            prices: Price table of the run.
+        """
         seconds = None if self.seconds is None else max(self.seconds - usage["seconds"], 0.0)
         if self.large_tokens is self.large_calls is self.large_cost is None:
             return RemainingBudget(seconds=seconds)
@@ -66,7 +71,7 @@ class Budget(_LargeLimits):
 
 
 class Quota(_LargeLimits):
-    """Limits of one account over all its runs. What is not set is not limited."""
+    """Limits of one account over all its runs. A field that is None sets no limit."""
 
     @field_validator(*LargeUsage._fields)
     @classmethod
@@ -82,12 +87,12 @@ class Quota(_LargeLimits):
         return self
 
     def left(self, used: LargeUsage) -> RemainingBudget:
-        """Subtract what the account has used."""
+        """Return what is left after the usage of the account."""
         return RemainingBudget(**self._rest(used))
 
 
 class Quotas(BaseModel):
-    """Whose accounts a run draws from, and what each may spend."""
+    """Quotas of the thread and of the user that a run is charged to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -100,12 +105,12 @@ class Quotas(BaseModel):
 
 
 def cost_limit(budget: Budget, prices: Prices, accounts: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Name a limit of a run under which the size of the large model's prompts counts; None: there is none.
+    """Return the name of a limit on cost, which depends on the size of prompts; None if there is none.
 
     Args:
-        budget: Of the run.
-        prices: Of the run.
-        accounts: As `open_accounts` returned them.
+        budget: Budget of the run.
+        prices: Price table of the run.
+        accounts: Limits of its accounts, as `open_accounts` returns them.
     """
     if not prices.large.input:
         return None
@@ -117,7 +122,7 @@ def cost_limit(budget: Budget, prices: Prices, accounts: Mapping[str, Mapping[st
 
 @dataclass(frozen=True, slots=True)
 class RemainingBudget:
-    """What is left of each limit; None where there is no limit. Never negative."""
+    """What is left of each limit, never negative; None without a limit. Fields are as in `Budget`."""
 
     large_tokens: int | None = None
     large_calls: int | None = None
@@ -128,17 +133,17 @@ class RemainingBudget:
 def grant(
     budget: Budget, left: RemainingBudget, prices: Prices, *, wanted: int, prompt_tokens: int
 ) -> tuple[int, str | None]:
-    """Say how many tokens the next large call may generate.
+    """Return how many tokens the next large call may generate.
 
     Args:
-        budget: The limits.
-        left: What is left of them.
-        prices: For the limit on cost.
-        wanted: Tokens asked for.
-        prompt_tokens: Size of the prompt, or an upper bound of it.
+        budget: The limits; ``min_tokens`` is the smallest useful grant.
+        left: What is left of the limits.
+        prices: Price table, for the limit on cost.
+        wanted: Tokens requested.
+        prompt_tokens: Size of the prompt in tokens, or an upper bound.
 
     Returns:
-        The ``max_tokens`` to pass, at most ``wanted``, and None; or 0 and the name of the spent limit.
+        The ``max_tokens`` to pass, at most ``wanted``, and None; or 0 and the name of the exhausted limit.
     """
     if left.seconds is not None and left.seconds <= 0:
         return 0, "seconds"
@@ -161,7 +166,7 @@ def grant(
 
 
 def tightest(own: RemainingBudget, others: Sequence[RemainingBudget]) -> RemainingBudget:
-    """What is left of every limit where several apply."""
+    """Return the smallest remainder of each limit, over a run's own budget and others."""
     if not others:
         return own
 

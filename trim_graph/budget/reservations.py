@@ -1,4 +1,4 @@
-"""Quotas that several runs share: what one call of the large model sets aside, and what it has used."""
+"""Reservations: how one call of the large model draws on the quotas that several runs share."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .usage import LargeUsage, Prices, Usage, large_usage, zero_usage
 def open_accounts(
     quotas: Quotas, *, user: str | None, thread: str | None, ledger: Ledger | None
 ) -> dict[str, dict[str, Any]]:
-    """Name the accounts that a run draws from, for its state.
+    """Return the accounts that a run is charged to, for its state.
 
     Args:
-        quotas: Of the run.
-        user: As the context names it.
-        thread: Id of the thread.
-        ledger: The graph's.
+        quotas: Quotas of the run.
+        user: Name of the user, from the context; None if there is none.
+        thread: Id of the thread; None if there is none.
+        ledger: The graph's ledger.
 
     Returns:
         The limits of each account by its name, ``thread:ID`` or ``user:NAME``.
 
     Raises:
-        SettingsError: A name is missing, or the graph has no ledger.
+        SettingsError: The user or the thread has no name, or the graph has no ledger.
     """
     found: dict[str, dict[str, Any]] = {}
     for kind, name, missing in (
@@ -54,11 +54,12 @@ def open_accounts(
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What was set aside for a call.
+    """The grant of a reservation.
 
     Attributes:
-        tokens: At most what was asked for.
-        exhausted_limit: The limit that left nothing useful, and whose it is; None where the call may be made.
+        tokens: Tokens that the call may generate, at most those requested.
+        exhausted_limit: Limit and account that left nothing useful, such as ``large_tokens of user:42``; None
+            if the call may be made.
     """
 
     tokens: int
@@ -66,14 +67,14 @@ class Grant:
 
 
 class Reservations:
-    """What one run sets aside, and has used, in the accounts that it draws from.
+    """Reservations and usage of one run in the accounts that it is charged to.
 
     Args:
-        limits: As `open_accounts` returned them.
-        ledger: Keeps them.
+        limits: Limits by account, as `open_accounts` returns them.
+        ledger: Holds the accounts.
 
     Raises:
-        SettingsError: The run draws from accounts, and the graph has no ledger.
+        SettingsError: The run has accounts, but the graph has no ledger.
     """
 
     def __init__(self, limits: Mapping[str, Mapping[str, Any]] | None, ledger: Ledger | None) -> None:
@@ -88,11 +89,11 @@ class Reservations:
         return bool(self._limits)
 
     def left(self) -> dict[str, RemainingBudget]:
-        """What each account has left now."""
+        """Return what each account has left now."""
         return {name: limit.left(self._used(name)) for name, limit in self._limits.items()}
 
     def used(self) -> dict[str, dict[str, float]]:
-        """What each account has used, by all its runs, set aside included."""
+        """Return the used amount of each account, over all its runs, reservations included."""
         return {name: self._used(name)._asdict() for name in self._limits}
 
     def _used(self, name: str) -> LargeUsage:
@@ -102,14 +103,14 @@ class Reservations:
     def reserve(
         self, entry: str, *, wanted: int, prompt_tokens: int, budget: Budget, prices: Prices
     ) -> Grant:
-        """Set aside what a large call may use, in every account.
+        """Reserve what a large call may use, in every account; in none if one of them is exhausted.
 
         Args:
-            entry: Name of the call.
-            wanted: Its ``max_tokens``.
-            prompt_tokens: Size of its prompt, or an upper bound.
-            budget: Of the run, which says how few tokens are not worth a call.
-            prices: For limits on cost.
+            entry: Name of the execution.
+            wanted: Tokens requested.
+            prompt_tokens: Size of the prompt in tokens, or an upper bound.
+            budget: Budget of the run; ``min_tokens`` is the smallest useful grant.
+            prices: Price table, for limits on cost.
         """
         with ExitStack() as given_back:
             for name, limit in self._limits.items():
@@ -140,40 +141,40 @@ class Reservations:
             return LargeUsage(tokens, 1, prices.large.cost(prompt_tokens, tokens)) if tokens else None
 
         assert self._ledger is not None
-        aside = self._ledger.reserve(name, entry, decide_amount)
-        if aside is None:
+        reserved = self._ledger.reserve(name, entry, decide_amount)
+        if reserved is None:
             return Grant(0, f"{exhausted} of {name}")
-        return Grant(min(wanted, aside.large_tokens))
+        return Grant(min(wanted, reserved.large_tokens))
 
     def settle(self, entry: str, used: LargeUsage) -> None:
-        """Put what a call has used in the place of what was set aside for it."""
-        with ExitStack() as all_of_them:  # also where one of them fails
+        """Replace the reservation of a call by its usage, in every account."""
+        with ExitStack() as settling:  # settles the others if one of them fails
             for name in self._limits:
-                all_of_them.callback(self._settle_one, name, entry, used)
+                settling.callback(self._settle_one, name, entry, used)
 
     def _settle_one(self, name: str, entry: str, used: LargeUsage) -> None:
         assert self._ledger is not None
         self._ledger.settle(name, entry, used)
 
 
-_RETURNS: set[asyncio.Future[None]] = set()
-"""Tasks that give a reservation back: an event loop itself does not keep them."""
+_RELEASES: set[asyncio.Future[None]] = set()
+"""Tasks that release a reservation; an event loop holds only weak references to its tasks."""
 
 
 class CallReservation:
-    """What one call of the large model sets aside in the accounts of its run; nothing, where there are none.
+    """The reservation of one call of the large model, in all accounts of its run.
 
     Args:
-        accounts: Limits of the run's accounts, as `open_accounts` returned them; None: there are none.
-        ledger: The graph's.
-        entry: Name of the call within its run. Each execution adds a word of its own: branches of one
+        accounts: Limits of the run's accounts, as `open_accounts` returns them.
+        ledger: Holds the accounts.
+        entry: Name of the call within its run. Each execution adds a random suffix, since branches of one
             checkpoint may make the same call at the same time.
-        prompt_tokens: Size of the prompt, or an upper bound.
-        budget: Of the run.
-        prices: Of the run.
+        prompt_tokens: Size of the prompt in tokens, or an upper bound.
+        budget: Budget of the run.
+        prices: Price table of the run.
 
     Raises:
-        SettingsError: The run draws from accounts, and the graph has no ledger.
+        SettingsError: The run has accounts, but the graph has no ledger.
     """
 
     def __init__(
@@ -190,11 +191,8 @@ class CallReservation:
         self._entry = f"{entry}.{uuid.uuid4().hex}"
         self._prompt_tokens, self._budget, self._prices = prompt_tokens, budget, prices
 
-    def __bool__(self) -> bool:
-        return bool(self._reservations)
-
     def reserve(self, wanted: int) -> Grant:
-        """Set aside what the call may use."""
+        """Reserve what the call may use."""
         return self._reservations.reserve(
             self._entry,
             wanted=wanted,
@@ -204,29 +202,33 @@ class CallReservation:
         )
 
     async def areserve(self, wanted: int) -> Grant:
-        """As `reserve`, without blocking; what is set aside for a run cancelled meanwhile is given back."""
+        """Do the same as `reserve`, without blocking; a task cancelled meanwhile releases its reservation."""
         reserving = asyncio.ensure_future(asyncio.to_thread(self.reserve, wanted))
         try:
             return await asyncio.shield(reserving)
         except asyncio.CancelledError:
-            # A task of its own, which goes on where this one is cancelled again.
-            returning = asyncio.ensure_future(self._give_back(reserving))
-            _RETURNS.add(returning)
-            returning.add_done_callback(_RETURNS.discard)
-            await asyncio.shield(returning)
+            # A task of its own, which survives another cancellation of this one.
+            releasing = asyncio.ensure_future(self._release(reserving))
+            _RELEASES.add(releasing)
+            releasing.add_done_callback(_RELEASES.discard)
+            await asyncio.shield(releasing)
             raise
 
-    async def _give_back(self, reserving: asyncio.Future[Grant]) -> None:
+    async def _release(self, reserving: asyncio.Future[Grant]) -> None:
         await asyncio.wait([reserving])
         if reserving.exception() is None and reserving.result().exhausted_limit is None:
             nothing = zero_usage()
             await asyncio.to_thread(self.settle, nothing, nothing)
 
     def settle(self, before: Usage, after: Usage) -> str | None:
-        """Report to the ledger what the call has used.
+        """Settle the reservation with the usage of the call.
+
+        Args:
+            before: Usage of the run before the call.
+            after: Usage of the run after it.
 
         Returns:
-            A note where the ledger does not take it: an answer that was paid for is not thrown away for that.
+            None, or a note if the ledger failed: that is no reason to lose an answer that was paid for.
         """
         used = large_usage(after, self._prices).minus(large_usage(before, self._prices))
         try:
@@ -237,5 +239,5 @@ class CallReservation:
         return None
 
     async def asettle(self, before: Usage, after: Usage) -> str | None:
-        """As `settle`, without blocking; done also where the caller is cancelled meanwhile."""
+        """Do the same as `settle`, without blocking; it completes even if the caller is cancelled."""
         return await asyncio.shield(asyncio.to_thread(self.settle, before, after))

@@ -1,4 +1,4 @@
-"""What a run has used: tokens, calls, seconds, and their cost by the price table."""
+"""Usage of a run: tokens, calls, seconds, their cost by the price table, and how calls are charged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trim_graph.errors import FailedAttempts, ModelServerError, is_context_full
 
 Writer = Literal["small", "large"]
 StepWriter = Literal["small", "large", "person"]
-"""Who wrote a step: a person may write one by hand."""
+"""Author of a step: a model, or a person in response to an interrupt."""
 
 
 class ModelPrice(BaseModel):
@@ -27,7 +27,7 @@ class ModelPrice(BaseModel):
     )
 
     def cost(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> float:
-        """Return the price of a call; ``cached_tokens`` are part of ``input_tokens``."""
+        """Return the cost of a call in the currency used; ``cached_tokens`` are part of ``input_tokens``."""
         cached_price = self.input if self.cached_input is None else self.cached_input
         fresh = input_tokens - cached_tokens
         return (fresh * self.input + cached_tokens * cached_price + output_tokens * self.output) / 1e6
@@ -47,9 +47,9 @@ class LargeUsage(NamedTuple):
     """Usage of the large model by any number of calls: what limits, quotas and ledgers count.
 
     Attributes:
-        large_tokens: Tokens generated, those charged for calls whose end nobody saw included.
-        large_calls: How many calls.
-        large_cost: Their cost by the price table, prompts included.
+        large_tokens: Tokens generated, with those charged for calls that reported no usage.
+        large_calls: Number of calls.
+        large_cost: Cost of the calls by the price table, prompts included.
     """
 
     large_tokens: int = 0
@@ -57,7 +57,7 @@ class LargeUsage(NamedTuple):
     large_cost: float = 0.0
 
     def plus(self, other: LargeUsage) -> LargeUsage:
-        """Add, field by field."""
+        """Return the sum, field by field."""
         return LargeUsage(
             self.large_tokens + other.large_tokens,
             self.large_calls + other.large_calls,
@@ -65,7 +65,7 @@ class LargeUsage(NamedTuple):
         )
 
     def minus(self, other: LargeUsage) -> LargeUsage:
-        """Subtract, field by field; the cost is never below 0, as differences of sums may be."""
+        """Return the difference, field by field; rounding never makes the cost negative."""
         return LargeUsage(
             self.large_tokens - other.large_tokens,
             self.large_calls - other.large_calls,
@@ -74,62 +74,62 @@ class LargeUsage(NamedTuple):
 
 
 class WriterUsage(TypedDict):
-    """What one of the two writers has used."""
+    """Usage of one of the two writers."""
 
     calls: int
     input_tokens: int
     output_tokens: int
     cached_tokens: int
     failed_attempts: int
-    """Attempts that failed, those included that were made good by another one."""
+    """Failed attempts, also of calls that a later attempt completed."""
     failed_calls: int
-    """Calls that failed with all their attempts."""
+    """Calls whose attempts all failed."""
 
 
 class ScorerUsage(TypedDict):
-    """What the scorer has used."""
+    """Usage of the scorer."""
 
     calls: int
     input_tokens: int
     output_tokens: NotRequired[int]
-    """What a judge wrote; a run of an earlier release has not counted it."""
+    """Tokens that an LLM judge wrote; absent in a run of an earlier release."""
     failed_attempts: int
     failed_calls: int
 
 
 class LookaheadUsage(TypedDict):
-    """What became of the steps that the small model wrote ahead, while the scorer was at work."""
+    """Usage of speculative calls, which the small model makes while the scorer works (lookahead)."""
 
     taken: int
     """Calls that became drafts."""
     discarded: int
-    """Calls that were given up."""
+    """Calls that were dropped."""
     input_tokens: int
-    """Of those given up; part of the small model's."""
+    """Tokens of dropped calls' prompts; part of the small model's."""
     output_tokens: int
-    """Of those given up, as far as the model told; part of the small model's."""
+    """Tokens that dropped calls reported; part of the small model's."""
     unaccounted_tokens: int
-    """Charged for those given up, ``max_tokens`` a call, where the model does not tell."""
+    """Tokens charged for dropped calls without a report, ``max_tokens`` each."""
 
 
 class Usage(TypedDict):
-    """What a run has used so far; a state channel."""
+    """Usage of a run so far; a state channel."""
 
     small: WriterUsage
     large: WriterUsage
     scorer: ScorerUsage
     unaccounted_tokens: int
-    """Large tokens charged, ``max_tokens`` a call, where nobody saw the end: a crash, a broken connection."""
+    """Large tokens charged for calls without a report (a crash, a broken connection), ``max_tokens`` each."""
     unaccounted_cost: float
     overshoot_tokens: int
-    """Large tokens beyond what a call was granted (a model that ignores ``max_tokens``)."""
+    """Large tokens beyond the grant of a call, by a model that ignores ``max_tokens``."""
     seconds: float
     lookahead: NotRequired[LookaheadUsage]
-    """Only once a step was written ahead."""
+    """Present once there was a speculative call."""
 
 
 def zero_usage() -> Usage:
-    """Return the spend of a run that has not begun."""
+    """Return the usage of a run that has not begun."""
     writer = WriterUsage(
         calls=0, input_tokens=0, output_tokens=0, cached_tokens=0, failed_attempts=0, failed_calls=0
     )
@@ -145,7 +145,7 @@ def zero_usage() -> Usage:
 
 
 def large_usage(usage: Usage, prices: Prices) -> LargeUsage:
-    """Return what the calls of the large model have used so far."""
+    """Return the usage of the large model, as limits count it."""
     large = usage["large"]
     known = prices.large.cost(large["input_tokens"], large["output_tokens"], large["cached_tokens"])
     return LargeUsage(
@@ -156,7 +156,7 @@ def large_usage(usage: Usage, prices: Prices) -> LargeUsage:
 
 
 def total_cost(usage: Usage, prices: Prices) -> float:
-    """Return what all calls of a run have cost."""
+    """Return the cost of all calls of a run in the price table's currency."""
     small = usage["small"]
     return (
         prices.small.cost(small["input_tokens"], small["output_tokens"], small["cached_tokens"])
@@ -167,13 +167,13 @@ def total_cost(usage: Usage, prices: Prices) -> float:
 
 
 def lookahead_usage(usage: Usage) -> LookaheadUsage:
-    """Return what became of the steps written ahead, of a run that has written none too."""
+    """Return the usage of speculative calls; zeros for a run without one."""
     nothing = LookaheadUsage(taken=0, discarded=0, input_tokens=0, output_tokens=0, unaccounted_tokens=0)
     return usage.get("lookahead", nothing)
 
 
 def usage_delta(before: Usage, now: Usage) -> Usage:
-    """Subtract what had been spent before from what is spent now."""
+    """Return the difference of two usages of one run, field by field."""
     delta: dict[str, Any] = {}
     for name, late in now.items():
         early: Any = before.get(name, {})
@@ -185,7 +185,7 @@ def usage_delta(before: Usage, now: Usage) -> Usage:
 
 
 def add_usage(usage: Usage, more: Usage) -> Usage:
-    """Add what was spent meanwhile, as `usage_delta` returned it."""
+    """Return the sum of a usage and a difference that `usage_delta` returned."""
     total: dict[str, Any] = dict(usage)
     for name, added in more.items():
         if isinstance(added, dict):
@@ -197,7 +197,7 @@ def add_usage(usage: Usage, more: Usage) -> Usage:
 
 
 def read_attempts(metadata: dict[str, Any]) -> FailedAttempts | None:
-    """Read an answer's word on attempts that failed before it."""
+    """Return the failed attempts that an answer's ``response_metadata`` reports; None if there were none."""
     reported = metadata.get("failed_attempts")
     if not reported:
         return None
@@ -215,14 +215,14 @@ def read_attempts(metadata: dict[str, Any]) -> FailedAttempts | None:
 
 
 def attempts_of(error: BaseException) -> FailedAttempts:
-    """What the attempts of a failed call have used, as far as its adapter tells."""
-    # An adapter's own error may come out of a server's, as a scorer's does.
+    """Return the usage of a failed call's attempts, as far as the error reports it."""
+    # An adapter's error may be raised from a server's, as a scorer's is.
     for one in (error, error.__cause__):
         if isinstance(attempts := getattr(one, "attempts", None), dict):
             return cast(FailedAttempts, attempts)
     server = next((e for e in (error, error.__cause__) if isinstance(e, ModelServerError)), None)
     begun = server.begun if server is not None else not is_context_full(error)
-    # LangChain's errors of structured output bring the answer that has no such structure.
+    # LangChain's errors of structured output hold the answer.
     answer = getattr(error, "ai_message", None)
     if isinstance(answer, AIMessage) and answer.usage_metadata is not None:
         return attempts_of_answer(answer)
@@ -230,7 +230,7 @@ def attempts_of(error: BaseException) -> FailedAttempts:
 
 
 def attempts_of_answer(answer: AIMessage) -> FailedAttempts:
-    """What an answer has used that is a failure by itself, the failed attempts before it included."""
+    """Return the usage of an answer that counts as a failed attempt, with the failed attempts before it."""
     before = read_attempts(answer.response_metadata)
     usage = answer.usage_metadata
     return FailedAttempts(
@@ -244,7 +244,7 @@ def attempts_of_answer(answer: AIMessage) -> FailedAttempts:
 def charge_failed_call(
     usage: Usage, writer: Writer, error: BaseException, *, max_tokens: int, prompt_tokens: int, prices: Prices
 ) -> Usage:
-    """Charge a call that failed with all its attempts."""
+    """Return the usage with a call whose attempts all failed."""
     before = usage[writer]
     charged = Usage(**{**usage})
     charged[writer] = {**before, "calls": before["calls"] + 1, "failed_calls": before["failed_calls"] + 1}
@@ -263,7 +263,7 @@ def charge_lost(
     prompt_tokens: int,
     prices: Prices,
 ) -> Usage:
-    """Charge failed attempts that no answer followed: tokens that were reported, and those that were not."""
+    """Return the usage with failed attempts that no answer followed, their reported tokens included."""
     before = usage[writer]
     charged = Usage(**{**usage})
     charged[writer] = {
@@ -285,7 +285,16 @@ def charge_attempts(
     prompt_tokens: int,
     prices: Prices,
 ) -> Usage:
-    """Count failed attempts; of those that told nothing the large model's are charged in full."""
+    """Return the usage with failed attempts; unreported ones of the large model are charged in full.
+
+    Args:
+        usage: Usage before the attempts.
+        writer: The model that was called.
+        lost: The failed attempts.
+        max_tokens: Tokens that each attempt was granted.
+        prompt_tokens: Size of the prompt in tokens, or an upper bound.
+        prices: Price table of the run.
+    """
     charged = Usage(**{**usage})
     charged[writer] = {**usage[writer], "failed_attempts": usage[writer]["failed_attempts"] + lost["count"]}
     if writer == "large":
@@ -298,13 +307,13 @@ def charge_attempts(
 
 
 def charge_scorer(usage: Usage, seconds: float, used: FailedAttempts, *, failed: bool) -> Usage:
-    """Count a call of the scorer.
+    """Return the usage with a call of the scorer.
 
     Args:
-        usage: Before it.
-        seconds: It took.
-        used: Tokens of the call, and its attempts that failed.
-        failed: Whether it came to nothing.
+        usage: Usage before the call.
+        seconds: Duration of the call.
+        used: Tokens of the call, and its failed attempts.
+        failed: Whether all attempts of the call failed.
     """
     before = usage["scorer"]
     charged = Usage(**{**usage, "seconds": usage["seconds"] + seconds})
