@@ -1,4 +1,4 @@
-"""`TrimChatModel`: the whole router as one LangChain chat model."""
+"""`TrimChatModel`: a trim graph as one LangChain chat model."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ from .settings import RunSettings
 from .state import Step
 from .summary import usage_of
 
-_LANGCHAIN_KWARGS = {"stream"}  # given by LangChain's own plumbing
+_LANGCHAIN_KWARGS = {"stream"}  # passed by LangChain itself
 _BUFFERED = 64
-"""Events of a run that may wait for a slow reader."""
+"""Most events of a run that are buffered for a slow reader."""
 
 
 class TrimChatModel(BaseChatModel):
-    """A router as a chat model, for whatever takes one: chains, agents without tools, evaluations.
+    """A trim graph as a chat model: for chains, agents without tools, evaluations.
 
-    Each call is a run of its own: it has its own recursion limit, writes no checkpoint, and its inner calls
-    are seen by tracers only, so that a usage callback counts it once and no draft leaks into a stream.
-    `stream` gives each step as it is accepted. The answer's ``usage_metadata`` sums both models, discarded
-    drafts included; ``response_metadata["trim"]`` is the run's summary (`trim_graph.Summary`).
+    Each call is a run of its own: it has its own recursion limit and writes no checkpoint. Only tracers see
+    its inner calls, so a usage callback counts the call once, and no draft enters a stream. `stream` yields
+    each accepted step. The answer's ``usage_metadata`` sums both models, discarded drafts included;
+    ``response_metadata["trim"]`` is the run's summary (`trim_graph.Summary`).
 
     Every call takes ``stop``, ``max_tokens``, and ``trim``: settings of this call as in
-    `trim_graph.TrimContext`. A stop string ends the run as soon as an accepted step holds one, ``max_tokens``
-    at the end of the step that reaches it; there is no summary then.
+    `trim_graph.TrimContext`. A stop string ends the run as soon as an accepted step contains it.
+    ``max_tokens`` ends it after the step that reaches it. The answer has no summary then.
 
     Example:
         ```python
@@ -73,13 +73,13 @@ class TrimChatModel(BaseChatModel):
     graph: Any = Field(repr=False, exclude=True)
     """Built by `create_trim_graph`, without a checkpointer."""
     stop: list[str] | None = None
-    """Stop strings of calls that name none."""
+    """Stop strings of calls without ``stop``."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Tokens of accepted steps after which an answer ends; None leaves that to the graph's own limits."""
+    """Tokens of accepted steps after which an answer ends; None leaves only the graph's own limits."""
     cache: BaseCache | bool | None = False
-    """LangChain's cache is the two models' affair: it cannot tell one router from another."""
+    """Off: LangChain's cache cannot distinguish two graphs. The two models inside may have caches."""
     streaming: bool = False
-    """Whether ``invoke`` streams too; LangChain's usual switch."""
+    """Whether ``invoke`` streams too, as in other LangChain chat models."""
 
     _call: tuple[list[Any], UUID | None] = PrivateAttr(default=([], None))
 
@@ -106,7 +106,7 @@ class TrimChatModel(BaseChatModel):
         )
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> NoReturn:
-        """Refuse: steps of a solution are text.
+        """Raise an error: the steps of a solution are text.
 
         Raises:
             NotImplementedError: Always.
@@ -117,7 +117,7 @@ class TrimChatModel(BaseChatModel):
         )
 
     def with_structured_output(self, schema: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: a schema is no solution written step by step.
+        """Raise an error: a solution written step by step has no schema.
 
         Raises:
             NotImplementedError: Always.
@@ -131,28 +131,28 @@ class TrimChatModel(BaseChatModel):
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[AIMessageChunk]:
         """Stream each step as it is accepted; see `langchain_core`'s own documentation."""
-        told, config = self._told(config)
-        yield from BaseChatModel.stream(told, input, config, **kwargs)
+        model, config = self._traced_copy(config)
+        yield from BaseChatModel.stream(model, input, config, **kwargs)
 
     async def astream(
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessageChunk]:
         """Stream each step as it is accepted; see `langchain_core`'s own documentation."""
-        told, config = self._told(config)
-        async with contextlib.aclosing(BaseChatModel.astream(told, input, config, **kwargs)) as chunks:  # type: ignore[type-var]
+        model, config = self._traced_copy(config)
+        async with contextlib.aclosing(BaseChatModel.astream(model, input, config, **kwargs)) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
                 yield chunk
 
-    def _told(self, config: RunnableConfig | None) -> tuple[TrimChatModel, RunnableConfig]:
-        """LangChain tells `_stream` nothing of its call: a copy knows who traces it, and under which id."""
+    def _traced_copy(self, config: RunnableConfig | None) -> tuple[TrimChatModel, RunnableConfig]:
+        """Return a copy that holds the call's tracers and id, which LangChain does not pass to `_stream`."""
         config = ensure_config(config)
         run_id = config.get("run_id") or uuid.uuid4()
-        told = self.model_copy()
-        told._call = get_callback_manager_for_config(config).inheritable_handlers, run_id
-        return told, {**config, "run_id": run_id}
+        model = self.model_copy()
+        model._call = get_callback_manager_for_config(config).inheritable_handlers, run_id
+        return model, {**config, "run_id": run_id}
 
     def _config(self, run_manager: Any, kind: type[CallbackManager | AsyncCallbackManager]) -> RunnableConfig:
-        """The inner run hangs below this call in a trace; no other handler sees it."""
+        """Return the config of the inner run: a child of this call in traces, hidden from other handlers."""
         handlers, run_id = self._call
         if run_manager is not None:
             handlers, run_id = run_manager.inheritable_handlers, run_manager.run_id
@@ -170,7 +170,7 @@ class TrimChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return whole(list(self._stream(messages, stop, run_manager, **kwargs)))
+        return as_result(list(self._stream(messages, stop, run_manager, **kwargs)))
 
     async def _agenerate(
         self,
@@ -179,7 +179,7 @@ class TrimChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return whole([chunk async for chunk in self._astream(messages, stop, run_manager, **kwargs)])
+        return as_result([chunk async for chunk in self._astream(messages, stop, run_manager, **kwargs)])
 
     def _stream(
         self,
@@ -190,7 +190,7 @@ class TrimChatModel(BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         answer, given = self._answer(stop, kwargs)
         config = self._config(run_manager, CallbackManager)
-        # An empty context: nothing of a surrounding graph (its limits, store, callbacks) reaches the run.
+        # An empty context, so that the run inherits nothing of a surrounding graph: limits, store, callbacks.
         own = contextvars.Context()
         events = own.run(self._begin, self.graph.stream, messages, config, given)
         try:
@@ -209,7 +209,7 @@ class TrimChatModel(BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         answer, given = self._answer(stop, kwargs)
         config = self._config(run_manager, AsyncCallbackManager)
-        async with contextlib.aclosing(_elsewhere(self.graph, messages, config, given)) as events:
+        async with contextlib.aclosing(_run_isolated(self.graph, messages, config, given)) as events:
             async for event in events:
                 for chunk in answer.take(event):
                     yield chunk
@@ -249,19 +249,20 @@ def create_trim_chat_model(
     stop: list[str] | None = None,
     **settings: Unpack[RunSettings],
 ) -> TrimChatModel:
-    """Build a router that is a chat model.
+    """Build a trim graph as a chat model.
 
     Args:
         small: Chat model that drafts every step; this and the others are as in `create_trim_graph`.
-        large: Chat model that writes a step again where the policy says so.
+        large: Chat model that rewrites a step if the policy says so.
         scorer: Rates each step.
-        policy: When to ask the large model.
+        policy: Decides when the large model writes.
         budget: Hard limits on the large model; default: none.
-        prices: Price table, for the limit on cost and for the bill.
-        ledger: Keeps the accounts of threads and users that have ``quotas``.
-        count_tokens: Number of tokens of a text, for models whose answers have no ``usage_metadata``.
-        name: Of the graph, in traces.
-        stop: Stop strings of calls that name none.
+        prices: Price table, for the limit on cost and the cost of the summary.
+        ledger: Holds the accounts of threads and users that have ``quotas``.
+        count_tokens: Returns the number of tokens of a text, for models whose answers have no
+            ``usage_metadata``.
+        name: Name of the graph, in traces.
+        stop: Stop strings of calls without ``stop``.
         **settings: Fields of `Settings`, such as ``max_steps``.
 
     Raises:
@@ -282,10 +283,10 @@ def create_trim_chat_model(
     return TrimChatModel(graph=graph, stop=stop)
 
 
-async def _elsewhere(
+async def _run_isolated(
     graph: Any, messages: list[BaseMessage], config: RunnableConfig, given: Any
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield the events of a run that has a task, and so an empty context, of its own."""
+    """Yield the events of a run in a task of its own, and so in an empty context."""
     events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(_BUFFERED)
 
     async def run() -> None:
@@ -309,7 +310,7 @@ async def _elsewhere(
 
 
 class Answer:
-    """Makes chunks of the events of a run; ends at a stop string, or behind so many tokens."""
+    """Converts the events of a run to chunks; ends at a stop string, or after ``max_tokens``."""
 
     def __init__(self, stops: tuple[str, ...], max_tokens: int | None) -> None:
         self.stopped: str | None = None
@@ -319,28 +320,28 @@ class Answer:
         self._finishing = False
         self._held = ""
         self._final: AIMessage | None = None
-        self._spend: Usage | None = None
+        self._usage: Usage | None = None
         self._previous: Step | None = None
         self._delimiter = DEFAULT_DELIMITER
 
     @property
     def ended(self) -> bool:
-        """Whether no more is wanted."""
+        """Whether the answer is complete."""
         full = self._max_tokens is not None and self.tokens >= self._max_tokens and not self._finishing
         return self.stopped is not None or full
 
     def take(self, updates: dict[str, dict[str, Any] | None]) -> Iterator[ChatGenerationChunk]:
-        """Take in what nodes have changed, and give the text that is new.
+        """Take the updates of nodes, and yield the new text.
 
-        Not from the stream of messages: where that is listened to, LangChain streams every inner call.
+        The stream of messages would serve too, but LangChain then streams every inner call.
         """
         for update in updates.values():
-            if update is None:  # a node that changed nothing
+            if update is None:  # a node without an update
                 continue
             self._finishing = self._finishing or bool(update.get("stopped"))
-            self._spend = update.get("usage", self._spend)
+            self._usage = update.get("usage", self._usage)
             self._final = update.get("messages", [self._final])[-1]
-            if "run" in update:  # the run begins, and forgets the steps of any other
+            if "run" in update:  # the beginning of the run: earlier steps are another run's
                 self._delimiter = update["run"]["settings"]["delimiter"]
                 continue
             for step in update.get("steps", ()):
@@ -353,7 +354,7 @@ class Answer:
                     return
 
     def _shown(self, text: str) -> str:
-        """Return what may be shown: up to a stop string, and without what may be the beginning of one."""
+        """Return the text up to a stop string, and hold back what may be the beginning of one."""
         if not self._stops:
             return text
         seen = self._held + text
@@ -368,13 +369,13 @@ class Answer:
         return seen[: max(cut, 0)]
 
     def last(self) -> ChatGenerationChunk:
-        """Give what was held back, and what the run has used."""
+        """Return the last chunk: the text held back, metadata and usage."""
         final = self._final
         if final is None:
-            assert self._spend is not None
+            assert self._usage is not None
             reason = "length" if self.stopped is None else "stop"
             metadata = {"model_name": "trim-graph", "finish_reason": reason, "stop_reason": self.stopped}
-            usage: UsageMetadata | None = usage_of(self._spend)
+            usage: UsageMetadata | None = usage_of(self._usage)
         else:
             metadata, usage = final.response_metadata, final.usage_metadata
         return ChatGenerationChunk(
@@ -387,10 +388,10 @@ class Answer:
         )
 
 
-def whole(chunks: list[ChatGenerationChunk]) -> ChatResult:
-    """Put the chunks of an answer together."""
+def as_result(chunks: list[ChatGenerationChunk]) -> ChatResult:
+    """Return the chunks of an answer as one result."""
     text = "".join(chunk.text for chunk in chunks)
-    told = chunks[-1].message
-    assert isinstance(told, AIMessageChunk)
-    message = AIMessage(text, response_metadata=told.response_metadata, usage_metadata=told.usage_metadata)
+    last = chunks[-1].message
+    assert isinstance(last, AIMessageChunk)
+    message = AIMessage(text, response_metadata=last.response_metadata, usage_metadata=last.usage_metadata)
     return ChatResult(generations=[ChatGeneration(message=message)])

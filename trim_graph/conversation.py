@@ -16,28 +16,28 @@ DEFAULT_INSTRUCTION = (
 
 
 def compose(messages: Sequence[BaseMessage], instruction: str | None, prefix: str) -> list[BaseMessage]:
-    """Put together what a writer is asked: the messages, the instruction, the text to carry on.
+    """Return the prompt of a writer: the messages, the instruction, the text to continue.
 
     Args:
-        messages: The conversation as given, system messages and earlier turns included.
-        instruction: Joins the leading system message, or becomes one; None adds nothing.
+        messages: The conversation, with system messages and earlier turns.
+        instruction: Appended to the leading system message, or a system message of its own; None adds none.
         prefix: The accepted steps; a trailing AIMessage if not empty.
     """
-    asked = list(messages)
+    prompt = list(messages)
     if instruction:
-        if asked and isinstance(asked[0], SystemMessage):
-            said, added = asked[0].content, f"\n\n{instruction}"
-            content = said + added if isinstance(said, str) else [*said, {"type": "text", "text": added}]
-            asked[0] = asked[0].model_copy(update={"content": content})
+        if prompt and isinstance(prompt[0], SystemMessage):
+            system, text = prompt[0].content, f"\n\n{instruction}"
+            content = system + text if isinstance(system, str) else [*system, {"type": "text", "text": text}]
+            prompt[0] = prompt[0].model_copy(update={"content": content})
         else:
-            asked.insert(0, SystemMessage(instruction))
+            prompt.insert(0, SystemMessage(instruction))
     if prefix:
-        asked.append(AIMessage(prefix))
-    return asked
+        prompt.append(AIMessage(prefix))
+    return prompt
 
 
 def question_of(messages: Sequence[BaseMessage]) -> str:
-    """Return the text of the last human message, which the scorer takes for the question."""
+    """Return the text of the last human message, the scorer's default question; empty if there is none."""
     for message in reversed(messages):
         if isinstance(message, HumanMessage):
             return str(message.text)
@@ -45,7 +45,7 @@ def question_of(messages: Sequence[BaseMessage]) -> str:
 
 
 def require_answerable(messages: Sequence[AnyMessage], question: str) -> None:
-    """Refuse a conversation nobody can answer, before any model is called.
+    """Check that a conversation can be answered, before any model is called.
 
     Raises:
         InputError: There is no message, the last one is the assistant's, or the question is empty.

@@ -1,4 +1,4 @@
-"""A trim graph as a node of a graph whose state has other keys, or another reducer for its messages."""
+"""`trim_node`: a trim graph as a node of a parent whose state has other keys or another reducer."""
 
 from __future__ import annotations
 
@@ -24,26 +24,30 @@ def trim_node(
     summary: str | None = None,
     name: str = "trim",
 ) -> RunnableLambda[Any, Any]:
-    r"""Wrap a trim graph for a parent that does not share ``messages`` by ``add_messages``.
+    r"""Wrap a trim graph as a node of a parent graph with another state.
 
-    A parent that does takes the graph itself: ``builder.add_node("solve", graph)``. Either way the parent's
-    checkpointer, its context's ``trim`` and its stream serve the run, and an interrupt stops the parent too.
+    A parent whose ``messages`` are reduced by ``add_messages`` can take the graph itself:
+    ``builder.add_node("solve", graph)``. Either way the run uses the parent's checkpointer, the ``trim`` of
+    its context and its stream, and an interrupt stops the parent too.
 
     For example, for a parent with ``question: str`` and ``solution: str``::
 
         builder.add_node("solve", trim_node(graph, problem="question", solution="solution", form="text"))
 
     Args:
-        graph: Of `create_trim_graph`.
+        graph: Graph that `create_trim_graph` built.
         problem: Key of the parent's state with the problem, a text or a list of messages; or a function from
-            the state to one of these or to the graph's whole input.
+            the state to either, or to the graph's whole input.
         solution: Key that the solution is written to; or a function from the graph's result to the update,
-            for which ``form`` and ``summary`` mean nothing.
-        form: What is written: ``message``, a list with the AIMessage, for a key that adds up (such as
+            which then ignores ``form`` and ``summary``.
+        form: Form of the solution: ``message``, a list with the AIMessage, for a key with a reducer (such as
             ``Annotated[list, operator.add]``); ``conversation``, all messages, for a key that is overwritten;
-            ``text``; or ``answer``, what stands in the last ``\boxed{}``, None where nothing does.
-        summary: Key for the run's `trim_graph.Summary`; None writes it nowhere.
-        name: Of the node in traces.
+            ``text``; or ``answer``, the content of the last ``\boxed{}``, None if there is none.
+        summary: Key for the run's `trim_graph.Summary`; None omits it.
+        name: Name of the node in traces.
+
+    Returns:
+        A Runnable from the parent's state to its update.
 
     Raises:
         SettingsError: ``form`` is none of these.
@@ -60,20 +64,20 @@ def trim_node(
     def _written(result: dict[str, Any]) -> dict[str, Any]:
         if callable(solution):
             return solution(result)
-        message, told = result["messages"][-1], result["trim"]
+        message, run_summary = result["messages"][-1], result["trim"]
         forms: dict[str, Any] = {
             "message": [message],
             "conversation": result["messages"],
             "text": str(message.text),
-            "answer": told["answer"],
+            "answer": run_summary["answer"],
         }
-        return {solution: forms[form]} | ({summary: told} if summary is not None else {})
+        return {solution: forms[form]} | ({summary: run_summary} if summary is not None else {})
 
     return _Node(run, arun, name=name)
 
 
 class _Node(RunnableLambda[Any, Any]):
-    """Hands on the parent's recursion limit; where it has none, LangChain would make it 25."""
+    """Passes on the parent's recursion limit; without one, LangChain would set 25."""
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         return super().invoke(input, with_recursion_limit(config), **kwargs)
@@ -83,19 +87,19 @@ class _Node(RunnableLambda[Any, Any]):
 
 
 def _input(state: Any, problem: str | Callable[[Any], Any]) -> dict[str, Any]:
-    """The graph's input from the parent's state.
+    """Return the graph's input from the parent's state.
 
     Raises:
-        InputError: There is no such key, or what it holds is neither text nor messages.
+        InputError: The state has no such key, or its value is neither text nor messages.
     """
     if callable(problem):
-        given, told = problem(state), "what the function `problem` returned"
+        given, source = problem(state), "what the function `problem` returned"
     else:
         held = isinstance(state, Mapping)
         missing = problem not in state if held else not hasattr(state, problem)
         if missing:
             raise InputError(f"the parent's state has no {problem!r}: name the key with the problem in it")
-        given, told = (state[problem] if held else getattr(state, problem)), f"the parent's {problem!r}"
+        given, source = (state[problem] if held else getattr(state, problem)), f"the parent's {problem!r}"
     if isinstance(given, Mapping) and "messages" in given:
         return dict(given)
     messages = [("user", given)] if isinstance(given, str) else given
@@ -104,4 +108,4 @@ def _input(state: Any, problem: str | Callable[[Any], Any]) -> dict[str, Any]:
             raise TypeError
         return {"messages": convert_to_messages(messages)}
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise InputError(f"{told} is {given!r}: give a text or a list of messages") from error
+        raise InputError(f"{source} is {given!r}: give a text or a list of messages") from error

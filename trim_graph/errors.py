@@ -1,6 +1,6 @@
-"""Errors raised on purpose, and what their messages may repeat of settings.
+"""Errors that trim-graph raises on purpose, and rules for what their messages may repeat of settings.
 
-Each message names the setting or the input and says what would be right. No message repeats what may
+Each message names the setting or the input and says what would be right. No message repeats a value that may
 hold a password or a key.
 """
 
@@ -20,38 +20,37 @@ class TrimError(Exception):
 
 
 class InputError(TrimError, ValueError):
-    """The conversation cannot be worked on."""
+    """The input of a run, or of a file, is not valid."""
 
 
 class SettingsError(TrimError, ValueError):
-    """A setting is wrong, or does not go with another one."""
+    """A setting is wrong, or conflicts with another one."""
 
 
 class StorageError(SettingsError):
-    """A checkpoint or a ledger cannot be read or written: it is damaged, foreign, or not to be reached.
+    """A checkpoint or a ledger cannot be read or written: it is damaged, another program's, or unreachable.
 
     The message names the file or the database.
     """
 
 
 class ServerFailed(TrimError):
-    """A server died, or did not come up in time; the message ends with the last lines of its log."""
+    """A server died, or did not start in time; the message ends with the last lines of its log."""
 
 
 class FailedAttempts(TypedDict):
-    """What failed attempts of a call have used; ``response_metadata["failed_attempts"]`` of an answer."""
+    """Usage of a call's failed attempts, as in ``response_metadata["failed_attempts"]`` of an answer."""
 
     count: int
     input_tokens: int
-    """As far as the server told; part of the answer's usage."""
+    """Tokens that the server reported; part of the answer's usage, as are ``output_tokens``."""
     output_tokens: int
     unknown: int
-    """Attempts that broke off without a report of their tokens."""
+    """Number of attempts that ended without a report of their tokens."""
     unknown_tokens: NotRequired[int]
-    """Most tokens that those may have generated; without it each may have generated ``max_tokens``."""
+    """Upper bound of the tokens that those generated; without it ``max_tokens`` each."""
     overshoot_tokens: NotRequired[int]
-    """Tokens reported beyond what each attempt was granted; without it no attempt was granted less than
-    ``max_tokens``."""
+    """Tokens reported beyond the grants of the attempts; without it each was granted ``max_tokens``."""
 
 
 class CallTimeoutError(TimeoutError):
@@ -109,16 +108,16 @@ class ModelServerError(TrimError):
 
 
 class ContextLengthError(ModelServerError, ContextOverflowError, ValueError):
-    """A prompt fills the context of its model: nothing can be written behind it, or it cannot be read whole.
+    """A prompt fills the context of its model: no room is left to generate, or the prompt exceeds it.
 
-    It is no failure that may pass: nothing was generated, and no attempt more is made.
+    The error is permanent: nothing was generated, and the adapters make no further attempt.
     """
 
 
 def is_context_full(error: BaseException) -> bool:
-    """Tell whether a call failed because its prompt fills the model's context.
+    """Return whether a call failed because its prompt fills the model's context.
 
-    LangChain's integrations say so by `ContextOverflowError`. A scorer's error may come out of either.
+    LangChain's integrations raise `ContextOverflowError`; a scorer's error may have one as its cause.
     """
     return any(isinstance(one, ContextOverflowError) for one in (error, error.__cause__))
 
@@ -136,34 +135,34 @@ _KEY_LENGTH = 20
 
 
 def shown_url(url: str) -> str | None:
-    """Return a URL that may be repeated, or None.
+    """Return a URL if messages may repeat it, else None.
 
-    Only a URL of a known scheme, a host, a port and a path may. A user name, password, query, fragment or
-    anything that does not parse may hold a secret, and so may a path with an ``@``: a password that holds a
-    slash ends the host.
+    They may if it has only a known scheme, a host, a port and a path. A user name, password, query, fragment
+    or an unparsable URL may hold a secret, and so may a path with an ``@``: a slash in a password ends the
+    host.
     """
     return url if _URL.fullmatch(url) else None
 
 
 def shown_address(address: str) -> str | None:
-    """Return a ``HOST:PORT`` that may be repeated, or None."""
+    """Return a ``HOST:PORT`` if messages may repeat it, else None."""
     return address if _ADDRESS.fullmatch(address) else None
 
 
 def may_be_shown(value: Any) -> bool:
-    """Tell whether a value of any setting may be repeated: nothing in it looks like a place for a secret."""
+    """Return whether messages may repeat the value of a setting: no part of it looks like a secret."""
     if isinstance(value, str):
         return shown_url(value) is not None or not ("://" in value or "@" in value or _ASSIGNED.search(value))
     if isinstance(value, Mapping):
-        named = any(SECRET_NAME.search(str(key)) for key in value)
-        return not named and all(map(may_be_shown, [*value, *value.values()]))
+        secret = any(SECRET_NAME.search(str(key)) for key in value)
+        return not secret and all(map(may_be_shown, [*value, *value.values()]))
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return all(map(may_be_shown, value))
     return not isinstance(value, bytes)
 
 
 def is_variable_name(name: str) -> bool:
-    """Tell whether a text names an environment variable, and is not a key that was given in its place."""
+    """Return whether a text is the name of an environment variable, and not a key given by mistake."""
     return bool(_VARIABLE.fullmatch(name)) and (name in os.environ or not _is_like_a_key(name))
 
 
@@ -175,7 +174,7 @@ def check_variable_name(setting: str, name: str | None) -> str | None:
         name: Its value.
 
     Raises:
-        ValueError: It is no name of a variable. The message does not repeat it, since it may be the key.
+        ValueError: The value is not a variable's name. The message does not repeat it, as it may be the key.
     """
     if name is None or is_variable_name(name):
         return name

@@ -1,4 +1,4 @@
-"""Which process this is: a state in which another one has a call in flight tells of a crash."""
+"""The name of this process: a call in flight under another name was interrupted by a crash."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ _LOADED = uuid.uuid4().hex
 
 
 def this_process() -> str:
-    """Return a name that no other process has, a forked child included."""
+    """Return a name that no other process has, not even a forked child."""
     return f"{os.getpid()}-{_LOADED}"

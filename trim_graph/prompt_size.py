@@ -1,7 +1,7 @@
-"""Size of a prompt in tokens: exact where the model counts, else an upper bound, or no answer at all.
+"""Size of a prompt in tokens: exact if the model counts it, else an upper bound, or an error.
 
-The limit on cost is only as hard as this number. What has no bound, an image or a file, is never taken for a
-few tokens: `UnboundedPrompt` names it.
+The limit on cost depends on this number. An image or a file, which has no bound, is never assumed to be a few
+tokens: `UnboundedPrompt` names it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from langchain_core.messages import AIMessage, BaseMessage
 from .adapters.capabilities import bound_setting, chat_model_inside
 
 TEMPLATE = 16
-"""Tokens that a chat template may put around a message, a content block or a tool."""
+"""Most tokens that a chat template adds around a message, a content block or a tool."""
 TOOLS_PROMPT = 600
-"""Tokens of what a provider itself adds where tools go along; Anthropic documents up to 530."""
+"""Most tokens that a provider adds to a prompt with tools; Anthropic documents up to 530."""
 _BOUND_SCHEMAS = ("tools", "functions", "response_format")
-"""Settings that a model may be bound to, and that enter its prompt."""
+"""Bound settings of a model that enter its prompt."""
 _MEDIA = ("image", "audio", "video", "file", "document", "media", "upload")
 _TEXTUAL = (
     *("text", "reasoning", "thinking", "refusal", "citation", "annotation", "json", "code", "search"),
@@ -34,11 +34,11 @@ _UNTYPED = frozenset({"text", "reasoningContent", "toolUse", "toolResult", "cach
 
 
 class UnboundedPrompt(Exception):
-    """A prompt holds something whose tokens nobody can bound before the call.
+    """A prompt has a content block whose tokens have no upper bound before the call.
 
     Attributes:
         what: Type of the content block.
-        least: Bound of all the rest.
+        least: Upper bound of the rest in tokens.
     """
 
     def __init__(self, what: str, least: int) -> None:
@@ -47,17 +47,21 @@ class UnboundedPrompt(Exception):
 
 
 def counts_itself(model: Any) -> bool:
-    """Tell whether a model counts prompts by itself, for which it may be loaded, or its server asked."""
-    asked = getattr(model, "model", None) if hasattr(model, "may_send") else model
-    return hasattr(chat_model_inside(asked), "count_prompt_tokens")
+    """Return whether a model counts its prompts itself; counting may load it, or query its server."""
+    counted = getattr(model, "model", None) if hasattr(model, "may_send") else model
+    return hasattr(chat_model_inside(counted), "count_prompt_tokens")
 
 
 def prompt_bound(model: Any, messages: Sequence[BaseMessage]) -> int:
-    """Return the size of a prompt in tokens: exact where the adapter can count, else an upper bound.
+    """Return the size of a prompt in tokens: exact if the adapter can count it, else an upper bound.
 
-    A byte-level tokenizer makes at most one token of a byte; `TEMPLATE` pays for what stands around a
-    message. All of a message counts: text, reasoning, tool calls, names, additional fields; and schemas that
-    the model is bound to. Of a model that is asked by prompt, what it is really sent counts.
+    A byte-level tokenizer makes at most one token per byte; `TEMPLATE` covers the tokens around a message.
+    All of a message counts: text, reasoning, tool calls, names, additional fields; so do schemas bound to
+    the model. For a model that continues by prompt, the messages really sent count.
+
+    Args:
+        model: The model; None counts nothing itself.
+        messages: The prompt.
 
     Raises:
         UnboundedPrompt: The model does not count, and the prompt holds more than text.
@@ -81,7 +85,7 @@ def turn_prompt_bound(messages: Sequence[BaseMessage], schemas: Sequence[Any]) -
 
     Args:
         messages: The conversation, the system message included.
-        schemas: JSON schemas of the tools and of the response format that go along.
+        schemas: JSON schemas of the tools and of the response format.
 
     Raises:
         UnboundedPrompt: The conversation holds more than text.
@@ -93,7 +97,7 @@ def turn_prompt_bound(messages: Sequence[BaseMessage], schemas: Sequence[Any]) -
 
 
 def uncountable(messages: Sequence[BaseMessage]) -> str | None:
-    """Return the type of the first content block whose tokens nobody can bound; None where all is text."""
+    """Return the type of the first content block whose tokens have no upper bound; None if there is none."""
     for message in messages:
         beside = filter(_is_media, message.additional_kwargs)
         what: str | None = next(chain(_unbounded(message.content), beside), None)
@@ -103,7 +107,7 @@ def uncountable(messages: Sequence[BaseMessage]) -> str | None:
 
 
 def _unbounded(content: Any) -> Iterator[str]:
-    """Find what has no bound in a message's content, and in the content of its blocks."""
+    """Yield the types of unbounded blocks in a message's content, and in the content of its blocks."""
     if not isinstance(content, list | tuple):
         return
     for block in content:
@@ -113,7 +117,7 @@ def _unbounded(content: Any) -> Iterator[str]:
         if not isinstance(kind, str):
             yield from sorted(block.keys() - _UNTYPED)
         elif kind == "text-plain" and not isinstance(block.get("text"), str):
-            yield kind  # by its address or its name, to be read elsewhere
+            yield kind  # given by URL or file name
         elif _is_media(kind) or not any(word in kind for word in _TEXTUAL):
             yield kind
         for inner in (block, block.get("toolResult"), block.get("value")):

@@ -1,8 +1,8 @@
-"""A step: where it ends, which part of a thinking model's text it belongs to, how steps make a text again.
+"""Segmentation: where a step ends, which part of a thinking model's text it belongs to, how steps join.
 
-By default a blank line ends a step. ``segmentation`` chooses another way: `markdown`, `pattern` (a regular
-expression), `token_cap`, or any function that finds the end of the first step of a text. A scorer that was
-trained on steps, as process reward models are, has to be given steps of the same kind.
+By default a blank line ends a step. ``segmentation`` selects another way: `markdown`, `pattern` (a regular
+expression), `token_cap`, or any function that finds the end of the first step of a text. A process reward
+model needs steps of the kind that it was trained on.
 """
 
 from __future__ import annotations
@@ -30,29 +30,28 @@ _LATEX = re.compile(
 )
 
 DEEPEST = 100
-"""Environments within each other; what is opened within the innermost of them is not looked for."""
+"""Most nested environments; deeper ones are ignored."""
 
 
 class Blocks:
-    """Reads the lines of a text in order, and knows what the lines so far have left open.
+    """Reader of Markdown and LaTeX lines in order; tracks which blocks are open.
 
-    A fence within open math ends that math, so that a stray ``$$`` reaches no further than the next block of
-    code.
+    A code fence within open math ends that math, so that a stray ``$$`` has no effect past the next code.
     """
 
     def __init__(self) -> None:
         self._fence: tuple[str, int] | None = None
-        """Its marks, and the deepest column at which they may close it."""
+        """Marks of the open fence, and the deepest column at which they may close it."""
         self._math: list[str] = []
-        """What would close the math and the environments that are open, the innermost last."""
+        """Closing marks of open math and environments, the innermost last."""
         self._heading = self._table = self._paragraph = False
-        """What the last line was part of; a paragraph may become a heading by the line under it."""
+        """Block of the last line; an underline turns a paragraph into a heading."""
 
     def may_end(self, line: str) -> bool:
-        """Tell whether a block ends at the blank lines just read.
+        """Return whether a block ends at the blank lines just read.
 
         Args:
-            line: The one that follows them, as far as it is known; its first letter will do.
+            line: The line after them, as far as it is known; its first character suffices.
         """
         within_table = self._table and line.lstrip().startswith("|")
         return not (self._fence or self._math or self._heading or within_table)
@@ -62,7 +61,7 @@ class Blocks:
         self._paragraph = False
 
     def add(self, line: str) -> None:
-        """Read a line that is not blank, whole."""
+        """Read a complete line that is not blank."""
         after_paragraph, after_table = self._paragraph, self._table
         self._heading = self._table = self._paragraph = False
         if self._fence is not None:
@@ -115,7 +114,7 @@ class Blocks:
             return
         if closes in self._math:
             while self._math.pop() != closes:
-                pass  # what was left open within it
+                pass  # blocks left open within it
         elif begin is not None:
             self._math.append(f"\\end{{{begin}}}")
         elif sign in ("$$", "\\["):
@@ -132,52 +131,52 @@ _WORD = re.compile(r"</?\w+>|([^\W_])")
 """A lone tag, or the first letter or digit of a word: `str.isalnum`."""
 
 FindStep = Callable[[str], "int | tuple[int, int] | None"]
-"""Gets the text written so far; says where its first step ends, or None while it has not ended. A pair tells
-also where the next step begins, behind what separates the two."""
+"""Gets the text written so far; returns the index where its first step ends, or None while it has not ended.
+A pair adds the index where the next step begins, after the separator."""
 
 
 class Boundary(NamedTuple):
-    """A step ends at ``end``; the next one begins at ``next``, behind what separates them."""
+    """End of a step: index ``end``; the next step begins at index ``next``, after the separator."""
 
     end: int
     next: int
 
 
 def is_step(text: str) -> bool:
-    """Tell whether a piece of text says anything: space, punctuation or a lone ``<tag>`` is not a step."""
+    """Return whether a text has content: white space, punctuation or a lone ``<tag>`` is not a step."""
     return _next_word(text) is not None
 
 
 def _next_word(text: str, begin: int = 0) -> int | None:
-    """Return the place of the first letter or digit that is not part of a lone tag."""
+    """Return the index of the first letter or digit that is not part of a lone tag; None if there is none."""
     return next((found.start() for found in _WORD.finditer(text, begin) if found[1]), None)
 
 
 def separator_of(step: Mapping[str, Any], delimiter: str = DEFAULT_DELIMITER) -> str:
-    """Return what the writer wrote between this step and the next: nothing after ``length`` and ``eos``."""
+    """Return the text between a step and the next; empty after ``length`` and ``eos``."""
     return str(step.get("separator", delimiter)) if step["end"] == "delimiter" else ""
 
 
 def join_steps(steps: Iterable[Mapping[str, Any]], delimiter: str = DEFAULT_DELIMITER) -> str:
-    """Join step records into the text the models continue, byte for byte what they wrote.
+    """Return the text of steps, byte for byte as the models wrote it, for the models to continue.
 
     Args:
-        steps: Records with ``text`` and ``end``. After ``delimiter`` the ``separator`` of the record is put
-            back, or ``delimiter`` where it has none; a step cut by its token limit (``length``) is carried
-            on without one; after ``eos`` there is none.
-        delimiter: What separates steps.
+        steps: Records with ``text`` and ``end``. If ``end`` is ``delimiter``, the record's ``separator``
+            follows, or ``delimiter`` if it has none. Nothing follows a step cut by its token limit
+            (``length``), nor the last one (``eos``).
+        delimiter: Default separator of steps.
     """
     return "".join(step["text"] + separator_of(step, delimiter) for step in steps)
 
 
 def cut_text(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Return what is written of a step that its token limit has cut; empty where the last step is whole."""
+    """Return the text so far of a step that its token limit cut; empty if the last step is complete."""
     cut = takewhile(lambda step: step["end"] == "length", reversed(steps))
     return "".join(reversed([step["text"] for step in cut]))
 
 
 def split_steps(text: str, delimiter: str = DEFAULT_DELIMITER) -> list[str]:
-    """Cut a text written in one go into steps; pieces that are no step join the one that follows."""
+    """Split a text at a delimiter into steps; a piece that is no step joins the next one."""
     steps: list[str] = []
     pending = ""
     for piece in text.split(delimiter):
@@ -192,7 +191,7 @@ def split_steps(text: str, delimiter: str = DEFAULT_DELIMITER) -> list[str]:
 
 
 def share_out(total: int, texts: list[str]) -> list[int]:
-    """Share ``total`` tokens among ``texts`` by their lengths; the shares add up to ``total``."""
+    """Return the shares of ``total`` tokens for texts, by their lengths; the shares sum to ``total``."""
     lengths = [len(text) or 1 for text in texts]
     weight = sum(lengths)
     shares, given, seen = [], 0, 0
@@ -205,18 +204,18 @@ def share_out(total: int, texts: list[str]) -> list[int]:
 
 
 class Segmentation(BaseModel):
-    """Base of the ways to find where a step ends; what it stores is JSON-native."""
+    """Base class: finds where a step ends. Its fields are JSON-native, for the state."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Strings at which the writer itself stops."""
+        """Stop strings of the writer's call."""
         return ()
 
     @property
     def watches(self) -> bool:
-        """Whether the end of a step is found in the text instead."""
+        """Whether `boundary` finds the end of a step while the text is written."""
         return False
 
     def cap(self, max_step_tokens: int) -> int:
@@ -224,28 +223,28 @@ class Segmentation(BaseModel):
         return max_step_tokens
 
     def continuing(self, cut: str) -> Segmentation:
-        """Return the segmentation for text that goes on with a step which its token limit has cut.
+        """Return the segmentation for text that continues a step that its token limit cut.
 
         Args:
-            cut: What is written of that step; empty where a step begins.
+            cut: Text of that step so far; empty if a new step begins.
         """
         return self
 
     def boundary(self, text: str, *, ended: bool) -> Boundary | None:
-        """Find where the first step of a text ends.
+        """Return where the first step of a text ends; None if it has not ended.
 
         Args:
-            text: Written so far.
-            ended: Whether nothing will be added to it.
+            text: Text so far.
+            ended: Whether the text is complete.
         """
         return None
 
     def split(self, text: str) -> list[tuple[str, str]]:
-        """Cut a text written in one go into steps.
+        """Split a complete text into steps.
 
         Returns:
-            Each step and what separates it from the next; the last separator is empty unless the text
-            ends right behind one.
+            Each step with its separator from the next; the last separator is empty unless the text ends
+            with one.
         """
         steps: list[tuple[str, str]] = []
         while found := self.boundary(text, ended=True):
@@ -254,7 +253,7 @@ class Segmentation(BaseModel):
         return self._with_rest(steps, text)
 
     def _with_rest(self, steps: list[tuple[str, str]], rest: str) -> list[tuple[str, str]]:
-        """Add what stands behind the last separator; where that is no step, it belongs to the last one."""
+        """Add the text after the last separator, as a step or, if it is none, to the last step."""
         if is_step(rest):
             return [*steps, (rest, "")]
         if not rest or not steps:
@@ -264,7 +263,7 @@ class Segmentation(BaseModel):
 
 
 class DelimiterSteps(Segmentation):
-    """A string ends a step; the writer stops there by itself."""
+    """A fixed string ends a step; it is a stop string of the writer's call."""
 
     type: Literal["delimiter"] = "delimiter"
     delimiter: str = Field(default=DEFAULT_DELIMITER, min_length=1)
@@ -275,7 +274,7 @@ class DelimiterSteps(Segmentation):
         return (self.delimiter,)
 
     def split(self, text: str) -> list[tuple[str, str]]:
-        """Cut a text written in one go into steps; see `split_steps`."""
+        """Split a complete text into steps; see `split_steps`."""
         steps = [(step, self.delimiter) for step in split_steps(text, self.delimiter)]
         if steps and text.rsplit(self.delimiter, 1)[-1].strip():
             steps[-1] = (steps[-1][0], "")
@@ -283,7 +282,7 @@ class DelimiterSteps(Segmentation):
 
 
 class WatchedSteps(Segmentation):
-    """Base of the ways that find all steps of a text in one pass. The text is watched as it is written."""
+    """Base class: finds all steps of a text in one pass, while the text is written."""
 
     @property
     def watches(self) -> bool:
@@ -291,11 +290,11 @@ class WatchedSteps(Segmentation):
         return True
 
     def boundary(self, text: str, *, ended: bool) -> Boundary | None:
-        """Find where the first step ends; until the text has ended, only what more text will not move."""
+        """Return where the first step ends; in an incomplete text only if more text cannot move that."""
         return next(self._boundaries(text, ended=ended), None)
 
     def split(self, text: str) -> list[tuple[str, str]]:
-        """Cut a text written in one go into steps, in one pass: it may be long."""
+        """Split a complete text into steps, in one pass, since it may be long."""
         steps, begin = list[tuple[str, str]](), 0
         for found in self._boundaries(text, ended=True):
             steps.append((text[begin : found.end], text[found.end : found.next]))
@@ -307,7 +306,7 @@ class WatchedSteps(Segmentation):
 
 
 class PatternSteps(WatchedSteps):
-    """A match of a regular expression separates steps. One at the very end of a text may still grow."""
+    """A match of a regular expression separates steps. At the end of an incomplete text it may still grow."""
 
     type: Literal["pattern"] = "pattern"
     pattern: str = Field(min_length=1)
@@ -338,27 +337,27 @@ class PatternSteps(WatchedSteps):
 
 
 class MarkdownSteps(WatchedSteps):
-    """Blank lines separate steps, but not within a block of Markdown or LaTeX (`trim_graph.segmentation`).
+    """Blank lines separate steps, but not within a block of Markdown or LaTeX (see `markdown`).
 
-    A block that is never closed reaches to the end of the text. The limit on a step's tokens cuts it there,
-    and the next step goes on within the block.
+    A block that is never closed extends to the end of the text. The token limit of a step cuts it, and the
+    next step continues within the block.
     """
 
     type: Literal["markdown"] = "markdown"
     _cut: str = PrivateAttr(default="")
 
     def continuing(self, cut: str) -> Segmentation:
-        """Return the segmentation that knows which blocks the text before has left open."""
+        """Return the segmentation with the blocks that the earlier text left open."""
         if not cut:
             return self
-        going_on = self.model_copy()
-        going_on._cut = cut
-        return going_on
+        continued = self.model_copy()
+        continued._cut = cut
+        return continued
 
     def _boundaries(self, text: str, *, ended: bool) -> Iterator[Boundary]:
         blocks, word, before = Blocks(), _next_word(text), len(self._cut)
         end: int | None = None  # of the last line with text
-        gap: Boundary | None = None  # the blank lines behind it
+        gap: Boundary | None = None  # the blank lines after it
         for line in _LINE.finditer(self._cut + text):
             if word is None:
                 return
@@ -385,7 +384,7 @@ def _line_break(line: str) -> int:
 
 
 class TokenSteps(Segmentation):
-    """Every so many tokens are a step, wherever they end."""
+    """A fixed number of tokens is a step."""
 
     type: Literal["tokens"] = "tokens"
     tokens: int = Field(ge=1)
@@ -396,7 +395,7 @@ class TokenSteps(Segmentation):
 
 
 class FunctionSteps(Segmentation):
-    """A user's function finds the end of a step. The state keeps its name only."""
+    """A user's function finds the end of a step. The state holds only its name."""
 
     type: Literal["function"] = "function"
     name: str
@@ -408,10 +407,10 @@ class FunctionSteps(Segmentation):
         return True
 
     def boundary(self, text: str, *, ended: bool) -> Boundary | None:
-        """Ask the function; what it calls a step and is none joins the one that follows.
+        """Return where the first step ends, by the function; a piece that is no step joins the next one.
 
         Raises:
-            SettingsError: It answered with something that is no place in the text.
+            SettingsError: The function returned something other than indices into the text.
         """
         begin, word = 0, _next_word(text)
         while begin < len(text) and word is not None:
@@ -447,34 +446,34 @@ AnySegmentation = Annotated[
 
 
 def delimiter(text: str = DEFAULT_DELIMITER) -> Segmentation:
-    """End a step at this string, which the writer is told to stop at."""
+    """End a step at a string, which is a stop string of the writer's call."""
     return DelimiterSteps(delimiter=text)
 
 
 def pattern(expression: str) -> Segmentation:
-    r"""End a step where a regular expression matches; what it matches separates the steps.
+    r"""End a step where a regular expression matches; the match is the separator.
 
-    A lookahead keeps what follows: ``pattern(r"\n+(?=Step \d)")``.
+    A lookahead keeps the text that follows: ``pattern(r"\n+(?=Step \d)")``.
     """
     return PatternSteps(pattern=expression)
 
 
 def markdown() -> Segmentation:
-    r"""End a step at blank lines outside blocks of Markdown and LaTeX, and not behind a heading.
+    r"""End a step at blank lines outside blocks of Markdown and LaTeX, but not after a heading.
 
-    Blocks are code between fences, tables, ``$$...$$``, ``\[...\]`` and ``\begin{...}...\end{...}``. The
-    writer cannot be told to stop at a blank line, so the text is watched as it is written.
+    Blocks are fenced code, tables, ``$$...$$``, ``\[...\]`` and ``\begin{...}...\end{...}``. A blank line
+    cannot be a stop string then, so `boundary` checks the text while it is written.
     """
     return MarkdownSteps()
 
 
 def token_cap(tokens: int) -> Segmentation:
-    """End a step after so many tokens."""
+    """End a step after a fixed number of tokens."""
     return TokenSteps(tokens=tokens)
 
 
 def as_segmentation(given: Any) -> Any:
-    """Take a segmentation as it is, and wrap a function."""
+    """Return a segmentation unchanged, and a function wrapped as `FunctionSteps`."""
     if isinstance(given, Segmentation | Mapping) or not callable(given):
         return given
     name = f"{getattr(given, '__module__', '?')}.{getattr(given, '__qualname__', type(given).__qualname__)}"
@@ -485,10 +484,10 @@ Part = Literal["thought", "answer"]
 
 
 class Thinking(BaseModel):
-    """How a thought is marked, and which part is routed.
+    """The marks of a thought, and which part of a thinking model's text is routed.
 
-    The defaults are the tags of DeepSeek-R1, QwQ and Qwen3. Where a model's chat template opens the thought
-    itself, the adapter tells so in ``response_metadata["prompt_opens_thought"]``.
+    The defaults are the tags of DeepSeek-R1, QwQ and Qwen3. If a model's chat template opens the thought
+    itself, the adapter reports so in ``response_metadata["prompt_opens_thought"]``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -496,7 +495,7 @@ class Thinking(BaseModel):
     open: str = Field(default="<think>", min_length=1)
     close: str = Field(default="</think>", min_length=1)
     routed: Literal["both", "thought", "answer"] = "both"
-    """Drafts of the other part are accepted without a decision, and not scored."""
+    """Drafts of a part that is not routed are accepted without score and decision."""
 
     @model_validator(mode="after")
     def _marks_differ(self) -> Thinking:
@@ -507,17 +506,17 @@ class Thinking(BaseModel):
         return self
 
     def inside(self, previous: Mapping[str, Any] | None) -> bool:
-        """Tell whether the last accepted step has left the writer within a thought."""
+        """Return whether the last accepted step left a thought open."""
         return previous is not None and previous.get("part") == "thought" and not self._closed(previous)
 
     def may_close(self, previous: Mapping[str, Any] | None, lead: str) -> bool:
-        """Tell whether the close mark of a thought may come in the text that a writer is asked for.
+        """Return whether the close mark of a thought may occur in the next text of a writer.
 
-        The first step may open a thought, or its prompt may have: nobody knows before it is written.
+        At the first step it may: whether the step or its prompt opens a thought is not known before.
 
         Args:
-            previous: The step before it.
-            lead: What was written of the step before.
+            previous: The previous step.
+            lead: Text of the step from earlier attempts.
         """
         opens = previous is None or self.inside(previous) or lead.lstrip().startswith(self.open)
         return opens and self.close not in lead
@@ -525,12 +524,12 @@ class Thinking(BaseModel):
     def boundary(
         self, previous: Mapping[str, Any] | None, text: str, *, opened: bool = False
     ) -> Boundary | None:
-        """Find where the thought ends that a text begins in; None without one, or where it says nothing.
+        """Return where the thought ends that a text begins in; None if it begins in none, or in an empty one.
 
         Args:
             previous: The step before the text.
-            text: Of one step or more.
-            opened: Whether the prompt had opened the thought already.
+            text: Text of one step or more.
+            opened: Whether the prompt already opened the thought.
         """
         if self.close not in text or self.part_of(previous, text, opened=opened) != "thought":
             return None
@@ -538,12 +537,12 @@ class Thinking(BaseModel):
         return Boundary(end, end + len(self.close))
 
     def part_of(self, previous: Mapping[str, Any] | None, text: str, *, opened: bool = False) -> Part | None:
-        """Tell which part a step belongs to: the one it begins in. None where nobody thinks.
+        """Return the part that a step begins in; None if the model does not think.
 
         Args:
-            previous: The step before it.
-            text: Of the step.
-            opened: Whether the prompt had opened the thought already.
+            previous: The previous step.
+            text: Text of the step.
+            opened: Whether the prompt already opened the thought.
         """
         inside = self.inside(previous) or (previous is None and opened)
         begun = text.lstrip()
@@ -557,13 +556,13 @@ class Thinking(BaseModel):
         return "answer" if previous is not None and "part" in previous else None
 
     def answer_in(self, text: str, first: Mapping[str, Any] | None) -> str:
-        """Return what follows the thought: everything without one, nothing while it is not closed."""
+        """Return the text after the thought: all of it without a thought, none while the thought is open."""
         if first is None or first.get("part") is None:
             return text
         return text.rpartition(self.close)[2] if self.close in text else ""
 
     def _torn(self, previous: Mapping[str, Any] | None, text: str) -> bool:
-        """Tell whether a token limit has cut the close mark in two, and this text begins with its rest."""
+        """Return whether a token limit split the close mark, and this text begins with its second half."""
         if previous is None or previous["end"] != "length":
             return False
         places = range(1, len(self.close))

@@ -9,9 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Never, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    model_validator,
+)
 from typing_extensions import TypedDict, Unpack
 
 from .budget.limits import Budget, Quotas
@@ -31,6 +40,18 @@ from .state import SCHEMA_VERSION, Run, check_schema
 OnScorerError = Literal["accept", "regenerate", "raise"]
 OnLargeError = Literal["accept", "raise"]
 OnSmallError = Literal["large", "raise"]
+
+
+class ConfigSection(BaseModel):
+    """Base of the mappings of a configuration file; an unknown key is an error."""
+
+    # Input is hidden, since a wrong value may hold a password and a traceback would show it.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+def base_folder(info: ValidationInfo) -> Path:
+    """Return the folder that relative paths of a configuration start from: that of its file."""
+    return Path((info.context or {}).get("base", "."))
 
 
 class StepSettings(BaseModel):

@@ -1,8 +1,7 @@
 """The graph that ``langgraph.json`` serves, for LangGraph Studio: ``langgraph dev`` in the repository.
 
-It runs on the example models, or on those of the configuration file that the environment variable
-``TRIM_CONFIG`` names. Weights are loaded by the first run. The server brings its own checkpointer, so the
-file's is not used.
+It uses the example models, or those of the configuration file that the environment variable ``TRIM_CONFIG``
+names. The first run loads their weights. The server has its own checkpointer and ignores the file's.
 """
 
 from __future__ import annotations

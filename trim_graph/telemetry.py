@@ -1,4 +1,4 @@
-"""OpenTelemetry: a span for every run, node and model call, and counters. Needs the extra ``otel``."""
+"""OpenTelemetry: spans of runs, nodes and model calls, and counters. Needs the extra ``otel``."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ SCOPE = "trim_graph"
 
 
 class TrimTelemetry(BaseTracer):
-    """Writes spans and counters of trim graphs to OpenTelemetry.
+    """LangChain tracer that writes spans and counters of trim graphs to OpenTelemetry.
 
-    Spans: ``trim.run`` (its parent is the span that is current when the run begins), below it one for each
-    node, ``trim.route`` and its like, and below those ``chat MODEL`` for each call, with OpenTelemetry's
+    Spans: ``trim.run``, whose parent is the span that is current when the run begins; its children, one for
+    each node such as ``trim.route``; and theirs, ``chat MODEL`` for each call, with OpenTelemetry's
     attributes for generative AI. Counters: ``trim.runs``, ``trim.nodes``, ``trim.tokens``,
-    ``trim.decisions``, ``trim.steps``, and the histogram ``trim.node.duration`` in seconds; for their
-    attributes see `trim_graph.telemetry.Meters`.
+    ``trim.decisions``, ``trim.steps``, and the histogram ``trim.node.duration`` in seconds;
+    `trim_graph.telemetry.Meters` lists their attributes.
 
     Args:
-        tracer_provider: Default: the global one.
-        meter_provider: Default: the global one.
+        tracer_provider: OpenTelemetry's tracer provider; default: the global one.
+        meter_provider: OpenTelemetry's meter provider; default: the global one.
 
     Raises:
         SettingsError: OpenTelemetry is not installed.
     """
 
     run_inline = True
-    """In the caller's thread, also in asynchronous runs: there the caller's span is current."""
+    """LangChain calls the tracer in the caller's thread, where the caller's span is current."""
 
     def __init__(
         self,
@@ -55,9 +55,9 @@ class TrimTelemetry(BaseTracer):
         self._tracer = trace.get_tracer(SCOPE, tracer_provider=tracer_provider)
         self._meters = Meters(metrics.get_meter(SCOPE, meter_provider=meter_provider))
         self._roots: dict[str, str] = {}
-        """Of each run that has not ended, the outermost run that it is part of."""
+        """Id of the outermost run of each open run, by id."""
         self._spans: dict[str, Span] = {}
-        """Of the runs that have not ended, by their ids; a run without a span of its own has its parent's."""
+        """Span of each open run, by id; a run without a span of its own has its parent's."""
 
     def _persist_run(self, run: Run) -> None:
         pass
@@ -80,23 +80,23 @@ class TrimTelemetry(BaseTracer):
         span = self._spans.pop(str(run.id), None)
         outermost = self._roots.pop(str(run.id), None) == str(run.id)
         if outermost:
-            self._end_what_is_left(str(run.id))
-        # A call of lookahead may outlive the node that it began in: the parent's span tells nothing here.
+            self._end_cancelled(str(run.id))
+        # A speculative call may outlive its node, so its parent's span proves nothing here.
         if span is None or _name(run, outermost=outermost) is None:
             return
         outcome = self._outcome(span, run)
         if run.run_type == "llm":
-            span.set_attributes(called(run))
+            span.set_attributes(call_attributes(run))
         elif outermost:
-            span.set_attributes(summed(run))
+            span.set_attributes(run_attributes(run))
             self._meters.run(run)
         else:
-            span.set_attributes(decided(run))
+            span.set_attributes(node_attributes(run))
             self._meters.node(run, outcome)
         span.end()
 
-    def _end_what_is_left(self, root: str) -> None:
-        """End the spans of calls that were cancelled: LangChain tells of their beginning only."""
+    def _end_cancelled(self, root: str) -> None:
+        """End the spans of cancelled calls, for which LangChain reports no end."""
         for run_id in [one for one, of in self._roots.items() if of == root]:
             del self._roots[run_id]
             span = self._spans.pop(run_id, None)
@@ -115,18 +115,18 @@ class TrimTelemetry(BaseTracer):
             span.set_attribute("trim.interrupted", True)
             return "interrupted"
         span.set_attribute("error.type", kind)
-        # Not its message: a provider's may quote the prompt.
+        # Without its message, which may quote the prompt.
         span.set_status(Status(StatusCode.ERROR, kind))
         return "error"
 
 
 _BUBBLES: list[type[BaseException]] = [GraphBubbleUp, *GraphBubbleUp.__subclasses__()]
 _WAYS_OUT = {kind.__name__ for kind in _BUBBLES}
-"""How LangGraph stops a run that has not failed, such as one that waits for a person."""
+"""Errors by which LangGraph stops a run that has not failed, such as an interrupt."""
 
 
 def _name(run: Run, *, outermost: bool) -> str | None:
-    """Of the run's span; None where it has none."""
+    """Return the name of a run's span; None if it has no span."""
     tags = run.tags or []
     if TAG not in tags:
         return None
@@ -144,15 +144,15 @@ KINDS = ("input_tokens", "output_tokens", "cached_tokens")
 
 
 class Meters:
-    """The instruments.
+    """OpenTelemetry's instruments for trim graphs.
 
-    Attributes of the counters, by name: ``trim.runs`` ``stopped``; ``trim.nodes`` ``node`` and ``outcome``
+    Attributes by instrument: ``trim.runs`` ``stopped``; ``trim.nodes`` ``node`` and ``outcome``
     (ok, interrupted, error); ``trim.tokens`` ``part`` (small, large, scorer) and ``kind`` (input, output,
     cached, unaccounted); ``trim.decisions`` ``decision`` and ``by`` (policy, person, fallback);
     ``trim.steps`` ``writer``. ``trim.node.duration`` has the ``node``.
 
     Args:
-        meter: Makes them.
+        meter: Creates the instruments.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -164,12 +164,12 @@ class Meters:
         self._duration = meter.create_histogram("trim.node.duration", "s", "time of one node")
 
     def run(self, run: Run) -> None:
-        """Count a run that has ended; one that waits or was cut off has not."""
+        """Count a run that has ended, which an interrupted one has not."""
         if (summary := summary_of(run)) is not None:
             self._runs.add(1, {"stopped": summary["stopped"]})
 
     def node(self, run: Run, outcome: str) -> None:
-        """Count an execution of a node, and what it did."""
+        """Count an execution of a node, with its decisions, steps and tokens."""
         self._nodes.add(1, {"node": run.name, "outcome": outcome})
         if run.end_time is not None:
             self._duration.record((run.end_time - run.start_time).total_seconds(), {"node": run.name})
@@ -193,11 +193,11 @@ class Meters:
             self._tokens.add(lost, {"part": "large", "kind": "unaccounted"})
 
 
-def called(run: Run) -> dict[str, Any]:
-    """Attributes of a model call, by OpenTelemetry's conventions for generative AI."""
+def call_attributes(run: Run) -> dict[str, Any]:
+    """Return the attributes of a model call, by OpenTelemetry's conventions for generative AI."""
     metadata = (run.extra or {}).get("metadata", {})
     writers = [tag for tag in run.tags or [] if tag in ("trim:small", "trim:large")]
-    told: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": metadata.get("ls_provider"),
         "gen_ai.request.model": metadata.get("ls_model_name") or run.name,
@@ -205,42 +205,42 @@ def called(run: Run) -> dict[str, Any]:
     }
     message = _message(run)
     usage = message.get("usage_metadata") or {}
-    told["gen_ai.usage.input_tokens"] = usage.get("input_tokens")
-    told["gen_ai.usage.output_tokens"] = usage.get("output_tokens")
-    told["gen_ai.response.model"] = (message.get("response_metadata") or {}).get("model_name")
-    return _known(told)
+    attributes["gen_ai.usage.input_tokens"] = usage.get("input_tokens")
+    attributes["gen_ai.usage.output_tokens"] = usage.get("output_tokens")
+    attributes["gen_ai.response.model"] = (message.get("response_metadata") or {}).get("model_name")
+    return _known(attributes)
 
 
-def decided(run: Run) -> dict[str, Any]:
-    """Attributes of a node."""
+def node_attributes(run: Run) -> dict[str, Any]:
+    """Return the attributes of a node."""
     update, state = _update(run), run.inputs
-    told: dict[str, Any] = {"trim.step": len(state.get("steps") or ())}
-    order = update.get("request") or state.get("request") or {}
-    told["trim.writer"] = order.get("writer")
-    told["trim.max_tokens"] = order.get("max_tokens")
+    attributes: dict[str, Any] = {"trim.step": len(state.get("steps") or ())}
+    request = update.get("request") or state.get("request") or {}
+    attributes["trim.writer"] = request.get("writer")
+    attributes["trim.max_tokens"] = request.get("max_tokens")
     if draft := update.get("draft"):
-        told["trim.score"], told["trim.draft_tokens"] = draft.get("score"), draft.get("tokens")
+        attributes["trim.score"], attributes["trim.draft_tokens"] = draft.get("score"), draft.get("tokens")
     for record in _added(update, "decisions"):
-        told["trim.decision"], told["trim.score"] = record["decision"], record["score"]
-    told["trim.stopped"] = update.get("stopped") or None
-    return _known(told)
+        attributes["trim.decision"], attributes["trim.score"] = record["decision"], record["score"]
+    attributes["trim.stopped"] = update.get("stopped") or None
+    return _known(attributes)
 
 
-def summed(run: Run) -> dict[str, Any]:
-    """Attributes of a whole run."""
+def run_attributes(run: Run) -> dict[str, Any]:
+    """Return the attributes of a whole run."""
     summary = summary_of(run)
     if summary is None:
         return {}
-    told: dict[str, Any] = {"trim.stopped": summary["stopped"], "trim.cost": summary["cost"]}
+    attributes: dict[str, Any] = {"trim.stopped": summary["stopped"], "trim.cost": summary["cost"]}
     for writer, count in summary["steps"].items():
-        told[f"trim.steps.{writer}"] = count
+        attributes[f"trim.steps.{writer}"] = count
     for kind, count in summary["tokens"].items():
-        told[f"trim.tokens.{kind}"] = count
-    return told
+        attributes[f"trim.tokens.{kind}"] = count
+    return attributes
 
 
 def summary_of(run: Run) -> dict[str, Any] | None:
-    """The summary of a run that has ended."""
+    """Return the summary of a run that has ended; None of one that has not."""
     outputs = run.outputs or {}
     if isinstance(found := outputs.get("trim"), dict):
         return found
@@ -251,7 +251,7 @@ def summary_of(run: Run) -> dict[str, Any] | None:
 
 
 def _update(run: Run) -> dict[str, Any]:
-    """What a node has written."""
+    """Return the update that a node wrote."""
     outputs = run.outputs or {}
     inner = outputs.get("output")
     if isinstance(inner, Command):
@@ -260,8 +260,8 @@ def _update(run: Run) -> dict[str, Any]:
 
 
 def _added(update: Mapping[str, Any], channel: str) -> list[Any]:
-    added = update.get(channel) or []
-    return [] if isinstance(added, Overwrite) else list(added)
+    written = update.get(channel) or []
+    return [] if isinstance(written, Overwrite) else list(written)
 
 
 def _message(run: Run) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A chat model and a scorer with scripted answers, for tests of applications that embed trim-graph."""
+"""Chat models and a scorer with scripted answers, for tests of applications that embed trim-graph."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Script = Sequence[str] | Callable[[str], str]
 
 
 class ScriptedChatModel(BaseChatModel):
-    """Answers with the steps of a script, one token a word, by the contract of step-level routing.
+    """Answers with the steps of a script, by the contract of step-level routing; each word is a token.
 
-    The step it writes is the one after those in the trailing AIMessage; a beginning of the script itself is
-    carried on to the letter. It honours ``stop`` and ``max_tokens`` (unless told not to), reports usage and
+    It writes the step after those in the trailing AIMessage, and continues a prefix of the script exactly. It
+    honours ``stop`` and ``max_tokens`` (unless ``honours_max_tokens`` is False), reports usage and
     ``stop_reason`` as vLLM does, and streams word by word.
     """
 
@@ -35,15 +35,15 @@ class ScriptedChatModel(BaseChatModel):
     tells_entropy: ClassVar[bool] = True
 
     script: Any
-    """The steps of the solution, or a function from the prefix to all text that follows it."""
+    """Steps of the solution, or a function from the prefix to all text after it."""
     name: str | None = "scripted"
     delimiter: str = DEFAULT_DELIMITER
     honours_max_tokens: bool = True
     entropies: Any = None
-    """Entropy in nats of each step's first token (0 for steps beyond them), or a function from the prefix to
-    one; None: the model does not tell it."""
+    """Entropy in nats of each step's first token (0 for further steps), or a function from the prefix to it;
+    None: the model does not report it."""
     calls: list[dict[str, Any]] = Field(default_factory=list)
-    """Every call: its messages, its arguments, and the prompt's and the answer's tokens as billed."""
+    """Every call: its messages, its arguments, and the reported tokens of prompt and answer."""
 
     @property
     def _llm_type(self) -> str:
@@ -140,26 +140,26 @@ class ScriptedChatModel(BaseChatModel):
 
 
 class ScriptedToolModel(BaseChatModel):
-    """Plays the turns of an agent from a script, tool calls included; a token is a word.
+    """Answers with the turns of a script, tool calls included; each word is a token.
 
-    The turn it plays is the one after those since the last human message. It honours ``max_tokens`` (unless
-    told not to), reports usage, and streams word by word; a tool call that no longer fits into its limit is
-    cut in half, and so invalid.
+    It writes the turn after those since the last human message. It honours ``max_tokens`` (unless
+    ``honours_max_tokens`` is False), reports usage, and streams word by word. A tool call beyond the token
+    limit is cut in half, and so invalid.
     """
 
     script: Any
-    """The turns, each an AIMessage or its text, or a function from the messages to one."""
+    """Turns, each an AIMessage or its text, or a function from the messages to one."""
     name: str | None = "scripted"
     honours_max_tokens: bool = True
     calls: list[dict[str, Any]] = Field(default_factory=list)
-    """Every call: its messages, tools and limits, and the prompt's and the answer's tokens as billed."""
+    """Every call: its messages, tools and limits, and the reported tokens of prompt and answer."""
 
     @property
     def _llm_type(self) -> str:
         return "scripted tools"
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, AIMessage]:
-        """Bind tools; the script may call any."""
+        """Bind tools; the script may call any tool."""
         return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
 
     def _generate(
@@ -190,16 +190,16 @@ class ScriptedToolModel(BaseChatModel):
             "total_tokens": prompt + tokens,
         }
         ended = "tool_calls" if message.tool_calls else "stop"
-        told = {"model_name": self.name, "finish_reason": ended}
-        message.response_metadata = {**told, **message.response_metadata}
+        metadata = {"model_name": self.name, "finish_reason": ended}
+        message.response_metadata = {**metadata, **message.response_metadata}
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _turn(self, messages: list[BaseMessage]) -> AIMessage:
         if callable(self.script):
             turn = self.script(messages)
         else:
-            asked = max(i for i, message in enumerate(messages) if isinstance(message, HumanMessage))
-            turn = self.script[sum(isinstance(message, AIMessage) for message in messages[asked:])]
+            begun = max(i for i, message in enumerate(messages) if isinstance(message, HumanMessage))
+            turn = self.script[sum(isinstance(message, AIMessage) for message in messages[begun:])]
         return AIMessage(turn) if isinstance(turn, str) else turn.model_copy(deep=True)
 
     def _stream(
@@ -234,7 +234,7 @@ class ScriptedToolModel(BaseChatModel):
 
 
 def _within(turn: AIMessage, limit: int | None) -> tuple[AIMessage, int]:
-    """Cut a turn at its limit of tokens, and count them."""
+    """Return a turn, cut at a token limit, and its tokens."""
     words = str(turn.text).split(" ") if str(turn.text) else []
     written = [json.dumps(call["args"]) for call in turn.tool_calls]
     sizes = [1 + len(args.split(" ")) for args in written]
@@ -259,18 +259,18 @@ def _within(turn: AIMessage, limit: int | None) -> tuple[AIMessage, int]:
 
 
 class ScriptedScorer:
-    """Scores a step by looking its text up; other steps get ``default``."""
+    """Scores a step by its text; steps that ``scores`` does not list get ``default``."""
 
     def __init__(self, scores: dict[str, float] | None = None, default: float = 1.0) -> None:
         self.scores, self.default = scores or {}, default
         self.calls: list[list[str]] = []
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Look every step up."""
+        """Return the score of every step."""
         texts = [step["text"] for step in steps]
         self.calls.append(texts)
         return ScorerReply([self.scores.get(t, self.default) for t in texts], sum(map(len, texts)))
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Look every step up."""
+        """Return the score of every step."""
         return self.score(question, steps)

@@ -34,8 +34,7 @@ from trim_graph.config.schema import (
     VLLMEnginePRM,
     VLLMModel,
 )
-from trim_graph.part import Part
-from trim_graph.settings import Settings
+from trim_graph.settings import ConfigSection, Settings
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
 MODELS = "small: {type: example}\nlarge: {type: example}\nscorer: {type: example}\n"
@@ -106,7 +105,7 @@ def test_run_settings_are_those_of_the_graph():
     known = set(Settings.model_fields) - {"budget", "quotas", "prices", "policy"}
     assert set(FileSettings.model_fields) == known
     assert FileSettings().model_dump() == Settings().model_dump(include=known)
-    assert FileSettings.model_config == Part.model_config
+    assert FileSettings.model_config == ConfigSection.model_config
 
 
 @pytest.mark.parametrize(

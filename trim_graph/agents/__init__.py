@@ -1,4 +1,4 @@
-"""Agents of LangChain whose turns are routed."""
+"""Middleware that routes the turns of a LangChain agent."""
 
 from .middleware import TrimMiddleware
 from .rendering import render_turn

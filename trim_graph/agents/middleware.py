@@ -1,4 +1,4 @@
-"""`TrimMiddleware`: the turns of a LangChain agent, routed between its model and a large one."""
+"""`TrimMiddleware` routes the turns of a LangChain agent between its model and a large one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from .state import (
 from .turn import ROUTER, TurnRouting, report, turn_view
 
 DEFAULT_TURN_TOKENS = 4096
-"""Most tokens of one turn: a call with a whole program in it, or a long answer."""
+"""Default token limit of one turn: room for a tool call with a whole program, or a long answer."""
 
 NO_LOOKAHEAD = (
     "lookahead is no setting of an agent: what follows a turn depends on what its tools answer, so nothing "
@@ -62,42 +62,42 @@ NO_LOOKAHEAD = (
 )
 
 _RAISED_KEPT = 10_000
-"""Runs whose error is remembered: of some nobody ever learns how they ended."""
+"""Most runs whose error is kept; the end of some runs is never seen."""
 
 
 class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
-    """Has the agent's own model, the small one, propose each turn, and the large one rewrite critical ones.
+    """Has the agent's own (small) model draft each turn, and the large model rewrite critical ones.
 
-    A step is one turn of the model: text, tool calls, or both. The scorer gets it as text (`render_turn`),
-    the policy decides, and only an accepted turn reaches the agent: tool calls of a rejected one are never
-    executed, and nothing of it is among the messages. Both models get the same messages, tools and response
-    format.
+    A step is one turn of the model: text, tool calls, or both. The scorer rates its rendering as text
+    (`render_turn`), and the policy decides. Only an accepted turn reaches the agent: tool calls of a rejected
+    turn are never executed, and it never enters the messages. Both models get the same messages, tools and
+    response format.
 
     Policies, budget, prices, settings, summary and custom events are those of `trim_graph.create_trim_graph`.
-    What was spent, decided and remembered stands in the agent's state, and so in its checkpoints. ``trim`` in
-    the agent's result is the `trim_graph.Summary` of the question answered last. A call may go by other
-    settings: a `trim_graph.TrimContext` under the key ``trim`` of the agent's context.
+    The agent's state, and so its checkpoints, hold usage, decisions and the policy's memory. ``trim`` in the
+    agent's result is the `trim_graph.Summary` of the question answered last. A call may override settings by
+    a `trim_graph.TrimContext` under the key ``trim`` of the agent's context.
 
-    Where the budget is spent and ``on_exhausted="stop"``, at ``max_steps`` turns or at the deadline the agent
-    ends with a message that says so.
+    The agent ends with a message that names the reason if the budget is exhausted and
+    ``on_exhausted="stop"``, after ``max_steps`` turns, or at the deadline.
 
     Args:
-        large: Chat model, or its name for ``init_chat_model``. It must take tools where the agent has some,
-            and may have fallbacks, settings bound to it, or be chosen by the call, as one of
+        large: Chat model, or its name for ``init_chat_model``. It must take tools if the agent has some. It
+            may have fallbacks or bound settings, or be chosen by the call, as one of
             ``init_chat_model(configurable_fields=...)``.
         scorer: Rates each turn; as in `trim_graph.create_trim_graph`.
-        policy: When to ask the large model; ``handover`` gives it all turns that remain of the question.
+        policy: Decides when the large model writes; ``handover`` gives it all further turns of the question.
         budget: Hard limits on the large model; default: none.
-        prices: Price table, for the limit on cost and for the bill.
-        budget_per: What the budget is for: each ``question`` of the user, or all of a ``thread``.
-        ledger: Keeps the accounts of threads and users that have ``quotas``; see `open_ledger`.
-        longest_result: Characters of a tool's result that the scorer is shown.
-        count_tokens: Number of tokens of a text, for models whose answers have no ``usage_metadata``; as in
-            `trim_graph.create_trim_graph`.
-        keep_discarded: Whether the state keeps the text of turns that were turned down. They never are among
-            the messages, so a middleware that redacts what models write does not get to see them.
-        **settings: Fields of `trim_graph.Settings`: ``max_steps`` (turns a question, default 32),
-            ``max_step_tokens`` (tokens a turn, default 4096), ``seed``, ``quotas``, ``on_scorer_error``,
+        prices: Price table, for the limit on cost and the cost of the summary.
+        budget_per: Scope of the budget: each ``question`` of the user, or the whole ``thread``.
+        ledger: Holds the accounts of threads and users that have ``quotas``; see `open_ledger`.
+        longest_result: Characters of a tool's result that the scorer sees.
+        count_tokens: Returns the number of tokens of a text, for models whose answers have no
+            ``usage_metadata``; as in `trim_graph.create_trim_graph`.
+        keep_discarded: Whether the state keeps the text of rejected turns. They never enter the messages, so
+            a middleware that redacts messages does not see them.
+        **settings: Fields of `trim_graph.Settings`: ``max_steps`` (turns per question, default 32),
+            ``max_step_tokens`` (tokens per turn, default 4096), ``seed``, ``quotas``, ``on_scorer_error``,
             ``on_large_error`` and ``on_small_error``.
 
     Raises:
@@ -152,14 +152,14 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             raise SettingsError(str(error)) from error
 
     def before_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Begin with a question: check it and the call's settings before any model is asked."""
+        """Begin a question: check it and the call's settings before any model call."""
         begun = "trim_run" in state
         return self._begun(
             state, runtime, stored_calls(from_agent_keys(state), ensure_config()) if begun else set()
         )
 
     async def abefore_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Begin with a question."""
+        """Begin a question, as `before_agent` does, without blocking the event loop."""
         begun = "trim_run" in state
         return self._begun(
             state, runtime, await astored_calls(from_agent_keys(state), ensure_config()) if begun else set()
@@ -167,13 +167,13 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
 
     def _begun(self, state: TrimAgentState, runtime: Runtime[Any], stored: Collection[str]) -> dict[str, Any]:
         given = TrimState(messages=state["messages"])
-        called_by = overridden(self.settings, runtime.context)
-        _check_nobody_asked(called_by)
-        if called_by.lookahead:
+        effective = overridden(self.settings, runtime.context)
+        _check_no_interrupts(effective)
+        if effective.lookahead:
             raise SettingsError(NO_LOOKAHEAD)
         routing = begin_run(
             given,
-            # Not the recursion limit: an agent's supersteps are not the graph's.
+            # Without the recursion limit, which counts the agent's supersteps.
             {"configurable": ensure_config().get("configurable", {})},
             self.settings,
             runtime.context,
@@ -183,28 +183,28 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             ledger=self.ledger,
         )
         emit("started", run=routing["run"]["id"])
-        spent = self._usage_before(state, stored)
-        # Its text is read where it is used: another middleware may be about to rewrite it.
+        usage = self._usage_before(state, stored)
+        # Its text is read at each use: another middleware may rewrite it meanwhile.
         run = Run(**{**routing["run"], "question": ""})
-        asked = next(one for one in reversed(state["messages"]) if isinstance(one, HumanMessage))
-        if asked.id is not None:
-            run["question_message"] = asked.id
-        begun = {"run": run, "usage": spent, "handed_over": False, "returns_direct": False, "ended": False}
-        return {**to_agent_keys({**fresh_channels(), **begun}), "trim_usage_before": spent, "trim": None}
+        question = next(one for one in reversed(state["messages"]) if isinstance(one, HumanMessage))
+        if question.id is not None:
+            run["question_message"] = question.id
+        begun = {"run": run, "usage": usage, "handed_over": False, "returns_direct": False, "ended": False}
+        return {**to_agent_keys({**fresh_channels(), **begun}), "trim_usage_before": usage, "trim": None}
 
     def _usage_before(self, state: TrimAgentState, stored: Collection[str]) -> Usage:
-        """Return what earlier questions have used of a budget that is the thread's."""
+        """Return the usage of earlier questions if the budget is the thread's."""
         if self.budget_per == "question" or "trim_usage" not in state:
             return zero_usage()
-        # A turn that a crash has ended is not gone on with any more.
+        # A turn that a crash interrupted is not resumed: charge it now.
         routing = from_agent_keys(state)
         usage: Usage = charge_interrupted_calls(routing, stored).get("usage", routing["usage"])
-        # A model that was given up in one question may be back for the next.
+        # A model that failed too often in one question gets another chance in the next.
         return Usage(**{**usage, "large": {**usage["large"], "failed_calls": 0}})
 
     @hook_config(can_jump_to=["end"])
     def before_model(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Say who writes the turn, or that the agent must end; note what the turn may cost in a crash."""
+        """Request the turn from a writer, or end the agent; note the large call in flight, for crashes."""
         begun = {} if state.get("trim_run") else self.before_agent(state, runtime)
         before = with_current_texts(_entered(state, begun), state["messages"], self.longest_result)
         fresh: dict[str, Any] = {"stopped": "", "request": None, "in_flight": None, "ended": False}
@@ -224,7 +224,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
 
     @hook_config(can_jump_to=["end"])
     async def abefore_model(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Say who writes the turn, or that the agent must end."""
+        """Request the turn from a writer, or end the agent, without blocking the event loop."""
         if self.ledger is None:
             return self.before_model(state, runtime)
         return await asyncio.to_thread(self.before_model, state, runtime)
@@ -232,8 +232,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ExtendedModelResponse[Any]:
-        """Route one turn."""
-        with self._noting_errors(request):
+        """Route one turn: draft, score, decision, perhaps the large model."""
+        with self._recording_errors(request):
             return self._routing(request).run(handler)
 
     async def awrap_model_call(
@@ -241,8 +241,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ExtendedModelResponse[Any]:
-        """Route one turn, without blocking."""
-        with self._noting_errors(request):
+        """Route one turn without blocking the event loop."""
+        with self._recording_errors(request):
             return await self._routing(request).arun(handler)
 
     def _routing(self, request: ModelRequest[Any]) -> TurnRouting:
@@ -258,8 +258,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         )
 
     @contextmanager
-    def _noting_errors(self, request: ModelRequest[Any]) -> Iterator[None]:
-        """Remember why a turn failed: another middleware may make a message of it, and so end the agent."""
+    def _recording_errors(self, request: ModelRequest[Any]) -> Iterator[None]:
+        """Record why a turn failed: another middleware may turn its error into the agent's last message."""
         run: Any = request.state.get("trim_run")
         try:
             yield
@@ -275,14 +275,14 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             self._raised.pop(run["id"], None)
 
     def after_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Sum up and report the end of a question, whatever has ended the agent."""
+        """Summarise the question and emit ``finished``, however the agent has ended."""
         begun = "trim_run" in state
         return self._ended(
             state, runtime, stored_calls(from_agent_keys(state), ensure_config()) if begun else set()
         )
 
     async def aafter_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Sum up and report the end of a question, whatever has ended the agent."""
+        """Summarise the question as `after_agent` does, without blocking the event loop."""
         begun = "trim_run" in state
         stored = await astored_calls(from_agent_keys(state), ensure_config()) if begun else set[str]()
         if self.ledger is None:
@@ -292,9 +292,9 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
     def _ended(self, state: TrimAgentState, runtime: Runtime[Any], stored: Collection[str]) -> dict[str, Any]:
         begun: dict[str, Any] = {}
         if not state.get("trim_run") or state.get("trim_ended"):
-            # Another middleware has ended the agent before this one could begin.
-            asked = [at for at, one in enumerate(state["messages"]) if isinstance(one, HumanMessage)]
-            question = state["messages"][: asked[-1] + 1] if asked else []
+            # Another middleware ended the agent before this one could begin.
+            humans = [at for at, one in enumerate(state["messages"]) if isinstance(one, HumanMessage)]
+            question = state["messages"][: humans[-1] + 1] if humans else []
             try:
                 begun = self.before_agent({**state, "messages": question}, runtime)
             except InputError:
@@ -312,7 +312,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         return {**begun, **update_of(before, after), **texts, "trim": summary}
 
     def _why_ended(self, routing: AgentRouting, messages: Sequence[BaseMessage]) -> tuple[str, list[str]]:
-        """Return why an agent has ended, and what there is to note about it."""
+        """Return why the agent ended, and the notes on it."""
         raised = self._raised.pop(routing["run"]["id"], None)
         if routing["stopped"]:
             return routing["stopped"], []
@@ -333,11 +333,11 @@ def _settings(budget: Budget | None, prices: Prices | None, given: Mapping[str, 
         )
     own = {"max_step_tokens": DEFAULT_TURN_TOKENS, "thinking": None, "instruction": None}
     made = make_settings(budget, prices, {**own, **given})
-    _check_nobody_asked(made)
+    _check_no_interrupts(made)
     return made
 
 
-def _check_nobody_asked(settings: Settings) -> None:
+def _check_no_interrupts(settings: Settings) -> None:
     if settings.asks_person:
         name = "ask_below" if settings.ask_below is not None else 'budget.on_exhausted="ask"'
         raise SettingsError(
@@ -347,7 +347,7 @@ def _check_nobody_asked(settings: Settings) -> None:
 
 
 def _entered(state: TrimAgentState, begun: dict[str, Any]) -> AgentRouting:
-    """Read the routing of a state; or of one that a checkpoint without it is about to become."""
+    """Return the routing in a state, or in the update that begins it."""
     if not begun:
         return from_agent_keys(state)
     empty: dict[str, Any] = {"trim_steps": [], "trim_decisions": [], "trim_scores": {}}

@@ -1,8 +1,8 @@
-"""The chat models behind what an agent was given as a model: fallbacks in order, settings of the call known.
+"""The chat models inside an agent's model: fallbacks in order, with bound settings and the call's choice.
 
-LangChain binds an agent's tools to ``request.model``. What was bound to that before is lost then, a
-retry as well, and of a configurable model the call's choice. So a turn asks the chat models inside, one at a
-time, with what was bound to them.
+LangChain binds an agent's tools to ``request.model``. That loses settings bound to it before, a retry, and
+the call's choice of a configurable model. So a turn calls the chat models inside, one at a time, with their
+bound settings.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class TurnModel:
 
     model: BaseChatModel
     settings: dict[str, Any] = field(default_factory=dict)
-    """Bound to it, for every call."""
+    """Settings bound to the model, for every call."""
     config: RunnableConfig = field(default_factory=RunnableConfig)
-    """Given to it by ``with_config``."""
+    """Config from ``with_config``."""
     handled: tuple[type[BaseException], ...] = ()
-    """Errors after which the next model is asked."""
+    """Errors after which the next model is called."""
 
 
 def turn_models(name: str, model: Any, config: RunnableConfig) -> list[TurnModel]:
@@ -39,17 +39,18 @@ def turn_models(name: str, model: Any, config: RunnableConfig) -> list[TurnModel
 
     Args:
         name: ``small`` or ``large``, for the error message.
-        model: As an agent or the middleware was given it.
-        config: Of the call, which may choose among models.
+        model: Model of an agent or of the middleware.
+        config: Config of the call, which may choose among models.
 
     Raises:
-        SettingsError: It is neither a chat model nor made of some by means that an agent keeps.
+        SettingsError: The model is neither a chat model nor composed of chat models in a way that an agent
+            preserves.
     """
     return _found(name, model, config)
 
 
 def check_turn_model(name: str, model: Any) -> None:
-    """Refuse what can be no writer of turns, as far as that is known without a call's choice.
+    """Check that a model can write turns, as far as that is known without a call's choice.
 
     Raises:
         SettingsError: As `turn_models`.
@@ -70,7 +71,9 @@ def _found(name: str, model: Any, config: RunnableConfig | None) -> list[TurnMod
         choices = model.alternatives.values() if isinstance(model, RunnableConfigurableAlternatives) else ()
         known = [model.default, *(one for one in choices if not _is_made_later(one))]
         return [found for one in known for found in _found(name, one, None)]
-    if type(model).__name__ == "_ConfigurableModel":  # of `init_chat_model`, which exports no name for it
+    if (
+        type(model).__name__ == "_ConfigurableModel"
+    ):  # from `init_chat_model`; LangChain does not export the class
         return [] if config is None else _found(name, model._model(config), config)
     retried = isinstance(model, RunnableBindingBase)
     remedy = (
@@ -83,7 +86,7 @@ def _found(name: str, model: Any, config: RunnableConfig | None) -> list[TurnMod
 
 
 def _is_made_later(choice: Any) -> bool:
-    """Tell whether an alternative is a function that makes the model when it is chosen."""
+    """Return whether an alternative is a function that makes the model once it is chosen."""
     return callable(choice) and not hasattr(choice, "invoke")
 
 

@@ -1,4 +1,4 @@
-r"""A turn of an agent as text, for the scorer: what it says, which tools it calls, what the last ones told.
+r"""Renders a turn of an agent as text for the scorer: its text, its tool calls, the last tools' results.
 
 One line a tool result, then the text, then one line a tool call::
 
@@ -6,18 +6,18 @@ One line a tool result, then the text, then one line a tool call::
     Paris has 2102650 inhabitants. I divide that by its area.
     [tool_call] calculator {"expression": "2102650 / 105.4"}
 
-- ``[tool_result] NAME TEXT``, or ``[tool_error] NAME TEXT`` where the tool failed: what the tools called by
-  the turn before have told. The text is a JSON string, cut in its middle where it is long.
-- The turn's own text, as it is. Of a message in parts, the parts that are text.
+- ``[tool_result] NAME TEXT``, or ``[tool_error] NAME TEXT`` where the tool failed: a result of
+  the tools that the previous turn called. The text is a JSON string, cut in its middle if it is long.
+- The turn's own text, unchanged. Of a message in parts, the parts that are text.
 - ``[tool_call] NAME ARGUMENTS``: the arguments as JSON, on one line.
-- ``[tool_invalid] NAME TEXT``: a call whose arguments were no JSON; they stand in a JSON string.
+- ``[tool_invalid] NAME TEXT``: a call whose arguments were not JSON; they are in a JSON string.
 - ``[tool_none]`` alone: the turn has neither text nor a call.
-- ``[tool_turn_removed]`` alone: an earlier turn that is not among the messages any more, but in a summary.
+- ``[tool_turn_removed]`` alone: an earlier turn whose message was removed, as by a summary.
 
 A name with anything but letters, digits and ``_ . : / -`` in it is a JSON string. No line of a turn's own
-text can be one of these: where one begins like a mark, a backslash stands before the bracket. A line begins
-behind anything that some reader takes for a line's end, and it begins like a mark whatever blank space,
-backslashes and capitals it has.
+text can imitate these marks: one that begins like a mark gets a backslash before the bracket. A line begins
+after any character that some reader treats as a line break. It begins like a mark regardless of white space,
+backslashes and capitals.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from trim_graph.state import Step
 __all__ = ["render_turn"]
 
 LONGEST_RESULT = 4000
-"""Characters of a tool's result that the scorer is shown."""
+"""Default of the characters of a tool's result that the scorer sees."""
 REMOVED = "[tool_turn_removed]"
 
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
@@ -45,12 +45,12 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.:/-]+")
 def render_turn(
     message: AIMessage, results: Sequence[ToolMessage] = (), *, longest_result: int = LONGEST_RESULT
 ) -> str:
-    """Write a turn as the text that a scorer gets; see above for the format.
+    """Return a turn as the text that the scorer sees; the module describes the format.
 
     Args:
         message: The turn.
-        results: What the tools called by the turn before have told, in order.
-        longest_result: Characters of each that are shown.
+        results: Results of the tools that the previous turn called, in order.
+        longest_result: Characters of each result to show.
     """
     lines = [_result(result, longest_result) for result in results]
     text = str(message.text)
@@ -67,7 +67,7 @@ def render_turn(
 
 
 def results_of(messages: Sequence[BaseMessage]) -> list[ToolMessage]:
-    """Return what tools have told since the last turn."""
+    """Return the tool results since the last turn, in order."""
     results: list[ToolMessage] = []
     for message in reversed(messages):
         if isinstance(message, AIMessage):
@@ -77,13 +77,15 @@ def results_of(messages: Sequence[BaseMessage]) -> list[ToolMessage]:
     return results[::-1]
 
 
-def restated(steps: Sequence[Step], messages: Sequence[BaseMessage], *, longest_result: int) -> list[Step]:
-    """Return turns with the texts that the messages have now: another middleware may have rewritten them.
+def with_message_texts(
+    steps: Sequence[Step], messages: Sequence[BaseMessage], *, longest_result: int
+) -> list[Step]:
+    """Return turns with the current texts of their messages, which another middleware may have rewritten.
 
     Args:
-        steps: The turns. One that does not name its message, as those of an older release, stays as it is.
+        steps: The turns. A turn without the id of its message (an older release's) stays as it is.
         messages: The conversation.
-        longest_result: Characters of each tool's result that are shown.
+        longest_result: Characters of each tool result to show.
     """
     at = {message.id: index for index, message in enumerate(messages) if isinstance(message, AIMessage)}
 
@@ -118,6 +120,6 @@ def _name(name: str) -> str:
 
 
 def _json(value: Any) -> str:
-    """JSON on one line, also for a reader that knows more ends of a line than JSON does."""
+    """Return JSON on one line, also for readers that know more line breaks than JSON does."""
     written = json.dumps(value, ensure_ascii=False, default=str)
     return re.sub(f"[{_LINE_ENDS}]", lambda found: f"\\u{ord(found[0]):04x}", written)

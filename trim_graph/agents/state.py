@@ -1,4 +1,4 @@
-"""What the middleware keeps in an agent's state: the graph's channels, ``trim_`` before their names."""
+"""The routing in an agent's state: the graph's channels, with the prefix ``trim_``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trim_graph.state import (
 )
 from trim_graph.summary import summarise
 
-from .rendering import restated
+from .rendering import with_message_texts
 
 _CHANNELS = (
     "run",
@@ -47,98 +47,98 @@ _CHANNELS = (
 
 
 class AgentRouting(TrimState, total=False):
-    """The state of a run whose steps are an agent's turns."""
+    """State of a run whose steps are an agent's turns."""
 
     handed_over: bool
-    """Whether the large model writes all turns that remain."""
+    """Whether the large model writes all further turns."""
     returns_direct: bool
     """Whether the agent ends with what the tools of the last turn return."""
     ended: bool
-    """Whether the end of the question is in the summary, and told."""
+    """Whether the question has ended: its summary is complete and was emitted."""
 
 
 class TrimAgentState(AgentState[Any]):
-    """An agent's state with the routing of its turns; all of it plain JSON."""
+    """An agent's state with the routing of its turns, all of it plain JSON."""
 
     trim: NotRequired[Annotated[Summary | None, OmitFromInput]]
-    """Of the question being answered: turns by writer, decisions, scores, tokens, notes; as of a run."""
+    """Summary of the current question so far: turns by writer, decisions, scores, tokens, notes."""
     trim_run: NotRequired[Annotated[Run, PrivateStateAttr]]
-    """What was fixed when the question came: its settings, its seed; and its text as ``messages`` has it."""
+    """What is fixed when a question begins: settings, seed; its text once the question has ended."""
     trim_steps: NotRequired[Annotated[Steps, PrivateStateAttr]]
-    """Accepted turns since the question; their text, as ``messages`` has it, when the question has ended."""
+    """Accepted turns of the question; their texts once the question has ended."""
     trim_scores: NotRequired[Annotated[Scores, PrivateStateAttr]]
     trim_decisions: NotRequired[Annotated[Decisions, PrivateStateAttr]]
-    """What was decided on each draft, and the drafts turned down."""
+    """Decision on each draft, with the rejected drafts."""
     trim_request: NotRequired[Annotated[StepRequest | None, PrivateStateAttr]]
-    """Who writes the turn that has begun."""
+    """Request for the current turn."""
     trim_in_flight: NotRequired[Annotated[InFlight | None, PrivateStateAttr]]
-    """What the large model may use in the turn that has begun; charged if a crash ends it."""
+    """What the large model may use in the current turn; charged if a crash interrupts it."""
     trim_memory: NotRequired[Annotated[Any, PrivateStateAttr]]
-    """What the policy remembers."""
+    """The policy's own memory."""
     trim_usage: NotRequired[Annotated[Usage, PrivateStateAttr]]
-    """What the budget is charged with: since the question, or on the thread."""
+    """Usage that the budget counts: of the question, or of the thread."""
     trim_charged_call: NotRequired[Annotated[str | None, PrivateStateAttr]]
-    """Name of the last large call that ``trim_usage`` holds."""
+    """Name of the last large call that ``trim_usage`` includes."""
     trim_usage_before: NotRequired[Annotated[Usage, PrivateStateAttr]]
-    """What of it earlier questions have used."""
+    """Part of ``trim_usage`` from earlier questions."""
     trim_stopped: NotRequired[Annotated[str, PrivateStateAttr]]
     trim_notes: NotRequired[Annotated[list[str], PrivateStateAttr]]
     trim_handed_over: NotRequired[Annotated[bool, PrivateStateAttr]]
-    """Whether the large model writes all turns that remain of this question."""
+    """Whether the large model writes all further turns of this question."""
     trim_returns_direct: NotRequired[Annotated[bool, PrivateStateAttr]]
     """Whether the agent ends with what the tools of the last turn return."""
     trim_ended: NotRequired[Annotated[bool, PrivateStateAttr]]
-    """Whether the end of the question is in the summary, and told."""
+    """Whether the question has ended: its summary is complete and was emitted."""
 
 
 def from_agent_keys(state: Mapping[str, Any]) -> AgentRouting:
-    """Read the routing out of an agent's state."""
+    """Return the routing in an agent's state, under the graph's channel names."""
     kept = {name: state[f"trim_{name}"] for name in _CHANNELS if f"trim_{name}" in state}
     return cast(AgentRouting, {**kept, "draft": None, "failed": None})
 
 
 def update_of(before: AgentRouting, after: AgentRouting) -> dict[str, Any]:
-    """Return what an agent's state is to take in of a routing that went on."""
+    """Return the update of an agent's state that leads from one routing to a later one."""
     return to_agent_keys(state_delta(before, after))
 
 
 def to_agent_keys(update: Mapping[str, Any]) -> dict[str, Any]:
-    """Name channels of the graph as the agent's state does; those that do not outlive a turn are dropped."""
+    """Return an update under the agent's keys, without channels that do not outlive a turn."""
     return {f"trim_{name}": value for name, value in update.items() if name in _CHANNELS}
 
 
 def with_current_texts(
     routing: AgentRouting, messages: Sequence[BaseMessage], longest_result: int
 ) -> AgentRouting:
-    """Return a routing with the question and the turns as some messages have them.
+    """Return a routing with the texts of question and turns taken from messages.
 
-    Other middlewares rewrite messages, in the state or in one request only. So no text is kept from before:
-    the scorer sees what the models are sent, and the state keeps what its own messages have.
+    Other middlewares rewrite messages, in the state or in one request only. So no earlier text is kept: the
+    scorer sees what the models get, and the state keeps what its own messages hold.
 
     Args:
-        routing: Of an agent.
-        messages: Its conversation.
-        longest_result: Characters of each tool's result in the text of a turn.
+        routing: Routing of an agent.
+        messages: The conversation.
+        longest_result: Characters of each tool result in the text of a turn.
     """
     run = Run(**{**routing["run"], "question": _question(routing["run"], messages)})
-    steps = restated(routing["steps"], messages, longest_result=longest_result)
+    steps = with_message_texts(routing["steps"], messages, longest_result=longest_result)
     return cast(AgentRouting, {**routing, "run": run, "steps": steps})
 
 
 def _question(run: Run, messages: Sequence[BaseMessage]) -> str:
-    """The text of the message that the run began with; where that is gone, of the last human message."""
+    """Return the text of the message that began the run; of the last human message if that was removed."""
     known = run.get("question_message")
     found = next((one for one in messages if known is not None and one.id == known), None)
     return question_of(messages) if found is None else str(found.text)
 
 
 def summary_of(state: AgentRouting, before: Usage | None, ledger: Ledger | None) -> Summary:
-    """Sum up the turns since the question.
+    """Return the summary of the current question.
 
     Args:
-        state: Of the routing.
-        before: What the budget was charged with when the question came; None: nothing.
-        ledger: Keeps the accounts that runs share.
+        state: Routing of the agent.
+        before: Usage that the budget counted when the question began; None for none.
+        ledger: Holds the accounts that runs share.
     """
     usage = state["usage"] if before is None else usage_delta(before, state["usage"])
     summary = summarise(cast(TrimState, {**state, "usage": usage}))
@@ -148,7 +148,7 @@ def summary_of(state: AgentRouting, before: Usage | None, ledger: Ledger | None)
 
 
 def stop_message(state: AgentRouting, summary: Summary) -> AIMessage:
-    """Return the turn that ends an agent which may not go on."""
+    """Return the message that ends an agent, with the reason."""
     settings, reason = state["run"]["settings"], state["stopped"]
     why = {
         "max_steps": f"its limit of {settings['max_steps']} turns is reached",

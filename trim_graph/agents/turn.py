@@ -69,7 +69,7 @@ class ModelAnswer(NamedTuple):
 
     Attributes:
         message: The turn.
-        last: Whether the agent ends with it even where it calls a tool: structured output.
+        last: Whether the agent ends with it even if it calls a tool, as for structured output.
     """
 
     message: AIMessage
@@ -82,10 +82,10 @@ def turn_view(
     """Return what the router sees of an agent's run.
 
     Args:
-        state: Of the routing.
-        policy: The middleware's own.
-        ledger: Keeps the accounts that runs share.
-        prompt_tokens: Most tokens that the conversation has, for limits on cost.
+        state: Routing of the agent.
+        policy: The middleware's policy.
+        ledger: Holds the accounts that runs share.
+        prompt_tokens: Returns an upper bound of the prompt in tokens, for limits on cost.
     """
     view = RunView(state, policy, count_prompt=lambda steps, partial_text: prompt_tokens())
     if view.accounts:
@@ -94,7 +94,7 @@ def turn_view(
 
 
 def report(action: Action) -> None:
-    """Send the events of an action to the stream; the agent's own node streams the message."""
+    """Emit the events of an action, but no text: the agent's own node streams the message."""
     for event in action.events:
         if not isinstance(event, AcceptedText):
             emit(event.name, **event.content)
@@ -102,7 +102,7 @@ def report(action: Action) -> None:
 
 @dataclass
 class TurnRouting:
-    """One model turn of an agent, from the order that stands in its state to an accepted message."""
+    """One model turn of an agent, from the request in its state to an accepted message."""
 
     request: ModelRequest[Any]
     large: Any
@@ -146,10 +146,10 @@ class TurnRouting:
                     _require_tools(writer, one.model)
 
     def run(self, handler: Handler) -> ExtendedModelResponse[Any]:
-        """Take the turn to its end.
+        """Route the turn until a message is accepted or the agent ends.
 
         Args:
-            handler: Asks a model, as the agent gives it to a middleware.
+            handler: Calls a model; the agent passes it to its middleware.
         """
         self._begin(stored_calls(self.state, ensure_config()))
         while self.open:
@@ -162,9 +162,9 @@ class TurnRouting:
         return self._response()
 
     async def arun(self, handler: AsyncHandler) -> ExtendedModelResponse[Any]:
-        """As `run`, without blocking."""
+        """Do the same as `run`, without blocking the event loop."""
         stored = await astored_calls(self.state, ensure_config())
-        await self._aside(self._begin, stored)
+        await self._in_thread(self._begin, stored)
         while self.open:
             make = partial(self._amake_call, handler)
             self._update(await awith_reservation(self._call(), self.ledger, make))
@@ -172,8 +172,8 @@ class TurnRouting:
                 continue
             if self.scoring is not None and after_generate_step(self.state) == "score decides":
                 self._update(await self.scoring.ainvoke(self.state))
-            await self._aside(self._follow, ROUTER.next)
-        return await self._aside(self._response)
+            await self._in_thread(self._follow, ROUTER.next)
+        return await self._in_thread(self._response)
 
     def _call(self) -> Call:
         view = RunView(self.state)
@@ -195,11 +195,11 @@ class TurnRouting:
             self._aask(handler, call),
             partial(self._aread, call),
             partial(self._apply_reply, call),
-            partial(self._aside, self._recover, call),
+            partial(self._in_thread, self._recover, call),
         )
 
-    async def _aside(self, work: Callable[..., T], *given: Any) -> T:
-        """Do what a ledger may block in a thread."""
+    async def _in_thread(self, work: Callable[..., T], *given: Any) -> T:
+        """Do work that a ledger may block, in a thread if there is one."""
         return work(*given) if self.ledger is None else await asyncio.to_thread(work, *given)
 
     def _read(self, call: Call, answer: ModelAnswer) -> Reply:
@@ -218,7 +218,7 @@ class TurnRouting:
     async def _aread(self, call: Call, answer: ModelAnswer) -> Reply:
         if reports_usage(answer.message):
             return self._read(call, answer)
-        # What counts tokens may have to be loaded first.
+        # A tokenizer may have to be loaded.
         return await asyncio.to_thread(self._read, call, answer)
 
     def _apply_reply(self, call: Call, answer: ModelAnswer, reply: Reply, seconds: float) -> dict[str, Any]:
@@ -238,7 +238,7 @@ class TurnRouting:
         update: dict[str, Any] = {
             "usage": usage,
             "in_flight": None,
-            "request": request,  # as it was granted
+            "request": request,  # as granted
             "draft": draft,
             "notes": notes_on(call, reply, message.response_metadata),
         }
@@ -249,7 +249,7 @@ class TurnRouting:
         return update
 
     def _recover(self, call: Call, error: Exception, seconds: float) -> dict[str, Any] | None:
-        """Order the turn from the writer's next fallback; a model that answered, be it unfit, has none."""
+        """Request the turn from the writer's next fallback; an answer, however unfit, has no fallback."""
         usage = usage_before_fallback(call, error, seconds)
         failed, *rest = self.untried
         if (
@@ -259,7 +259,7 @@ class TurnRouting:
             or not isinstance(error, failed.handled)
         ):
             return None
-        request = ROUTER.for_fallback(self._view(usage=usage), self._order())
+        request = ROUTER.for_fallback(self._view(usage=usage), self._open_request())
         if request is None:
             return None
         self.untried = rest
@@ -282,7 +282,7 @@ class TurnRouting:
         self._update(action.update)
         self.open = isinstance(action, Generate)
         if self.open:
-            self.untried = self.models[self._order()["writer"]]
+            self.untried = self.models[self._open_request()["writer"]]
         if len(self.state["steps"]) > len(self.before["steps"]):
             self.accepted = "large" if self.state["steps"][-1]["writer"] == "large" else "small"
 
@@ -290,13 +290,13 @@ class TurnRouting:
         state = cast(AgentRouting, {**self.state, **changes})
         return turn_view(state, self.policy, self.ledger, self._prompt_tokens)
 
-    def _order(self) -> StepRequest:
+    def _open_request(self) -> StepRequest:
         request = self.state["request"]
         assert request is not None
         return request
 
     def _falls_back(self) -> bool:
-        """Tell whether a fallback is to be asked for what the last call did not bring."""
+        """Return whether the last call failed and a fallback is requested."""
         state = self.state
         return not (state.get("draft") or state.get("failed") or state["stopped"])
 
@@ -317,9 +317,9 @@ class TurnRouting:
 
     async def _aask(self, handler: AsyncHandler, call: Call) -> ModelAnswer:
         with set_config_context(self._config(call)) as context:
-            asked = _awaited(handler, self._request(call))
+            answering = _awaited(handler, self._request(call))
             try:
-                response = await asyncio.create_task(asked, context=context)
+                response = await asyncio.create_task(answering, context=context)
             except StructuredOutputError as error:
                 response = self._cut_off(call, error)
         return self._answer(call, response)
@@ -328,23 +328,23 @@ class TurnRouting:
         return merge_configs(self.untried[0].config, ensure_config(), {"tags": _tags(call)})
 
     def _request(self, call: Call) -> ModelRequest[Any]:
-        asked = self.untried[0]
-        names, most = call_names(asked.model), call.request["max_tokens"]
-        settings = {**asked.settings, **self.request.model_settings}
+        candidate = self.untried[0]
+        names, most = call_names(candidate.model), call.request["max_tokens"]
+        settings = {**candidate.settings, **self.request.model_settings}
         if names.max_tokens is not None:
-            own = settings.get(names.max_tokens, getattr(asked.model, "max_tokens", None))
+            own = settings.get(names.max_tokens, getattr(candidate.model, "max_tokens", None))
             settings[names.max_tokens] = most if own is None else min(most, own)
         if names.timeout is not None and call.limit is not None:
             settings[names.timeout] = call.limit
         if names.streams is not None:
             settings[names.streams] = False
-        return self.request.override(model=asked.model, model_settings=settings)
+        return self.request.override(model=candidate.model, model_settings=settings)
 
     def _cut_off(self, call: Call, error: StructuredOutputError) -> ModelResponse[Any]:
-        """Take half a structured answer for a turn that was cut off, where it gives way to another.
+        """Return an incomplete structured answer as a turn that was cut off, if another draft replaces it.
 
         Raises:
-            StructuredOutputError: It does not: it is the model's failure.
+            StructuredOutputError: No other draft replaces it, so it is the model's failure.
         """
         message, writer = getattr(error, "ai_message", None), call.request["writer"]
         if writer == "small" or not isinstance(message, AIMessage) or message.usage_metadata is None:
@@ -369,7 +369,7 @@ class TurnRouting:
         response = None if self.accepted is None else self._kept(self.responses[self.accepted])
         calls = [] if response is None else [call for one in response.result for call in _calls(one)]
         if response is not None and not calls:
-            self._update({"stopped": "finished"})  # also where its limit has cut it off
+            self._update({"stopped": "finished"})  # even if its token limit cut it off
         kept = self._to_keep()
         summary = summary_of(kept, self.usage_before, self.ledger)
         if response is None:
@@ -379,12 +379,12 @@ class TurnRouting:
         return ExtendedModelResponse(response, Command(update=update))
 
     def _to_keep(self) -> AgentRouting:
-        """What the state keeps: no text but what its own messages have, and drafts that no message has.
+        """Return the routing as the state keeps it: texts of its own messages, and of rejected drafts.
 
-        The text of the new turn is left out, as another middleware may be about to rewrite the message.
+        The text of the new turn is left out, since another middleware may still rewrite the message.
         """
         messages = self.request.state["messages"]
-        results, needs_decision = results_of(messages), len(self.before["decisions"])
+        results, known = results_of(messages), len(self.before["decisions"])
 
         def discarded(step: Step) -> Step:
             text = ""
@@ -397,7 +397,7 @@ class TurnRouting:
             DecisionRecord(**{**record, "discarded": discarded(record["discarded"])})
             if "discarded" in record
             else record
-            for record in self.state["decisions"][needs_decision:]
+            for record in self.state["decisions"][known:]
         ]
         new = [Step(**{**step, "text": ""}) for step in self.state["steps"][len(self.before["steps"]) :]]
         held = with_current_texts(self.before, messages, self.longest_result)
@@ -410,13 +410,13 @@ class TurnRouting:
         return cast(AgentRouting, kept)
 
     def _kept(self, response: ModelResponse[Any]) -> ModelResponse[Any]:
-        """The accepted turn; if it was cut off, with its tool calls answered: half a call may parse too."""
+        """Return the accepted turn, with tool calls answered if it was cut off: half a call may parse."""
         calls = [call for message in response.result for call in _calls(message)]
         if self.state["steps"][-1]["end"] != "length" or not calls:
             return response
-        told = "Not executed: the turn was cut off at its limit of tokens, so this call may be incomplete."
+        notice = "Not executed: the turn was cut off at its limit of tokens, so this call may be incomplete."
         unexecuted = [
-            ToolMessage(told, tool_call_id=call["id"], name=call["name"], status="error") for call in calls
+            ToolMessage(notice, tool_call_id=call["id"], name=call["name"], status="error") for call in calls
         ]
         turn = [message for message in response.result if not isinstance(message, ToolMessage)]
         return ModelResponse([*turn, *unexecuted])
@@ -432,7 +432,7 @@ def _tags(call: Call) -> list[str]:
 
 
 def _schemas(request: ModelRequest[Any]) -> list[Any]:
-    """Return the tools that go along with a request as JSON, those of structured output included."""
+    """Return the JSON schemas of the tools that a request sends, with those of structured output."""
     given: list[Any] = list(request.tools)
     tools = [one if isinstance(one, dict) else convert_to_openai_tool(one) for one in given]
     wanted: Any = request.response_format
@@ -457,7 +457,7 @@ def _calls(message: BaseMessage) -> list[ToolCall]:
 
 
 def _return_direct(calls: Sequence[ToolCall], tools: Sequence[Any]) -> bool:
-    """Tell whether an agent ends with what the tools called return: all of those it executes must say so."""
+    """Return whether the agent ends with the tools' results: all executed tools have ``return_direct``."""
     direct = {tool.name: tool.return_direct for tool in tools if isinstance(tool, BaseTool)}
     executed = [direct[call["name"]] for call in calls if call["name"] in direct]
     return bool(executed) and all(executed)

@@ -10,7 +10,7 @@ from typing import Any
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
-from trim_graph.storage.postgres import errors_named, open_pool, refuse_foreign, taking_turns
+from trim_graph.storage.postgres import errors_named, open_pool, refuse_foreign, setup_connection
 
 from .ledger import RESERVATION_S, DecideAmount, Reservation, this_owner
 from .usage import LargeUsage
@@ -139,7 +139,7 @@ def open_postgres_ledger(url: str, reservation_s: float = RESERVATION_S) -> Iter
         SettingsError: The database cannot be opened.
         StorageError: The database holds other tables of these names.
     """
-    with errors_named(url), taking_turns(url) as connection:
+    with errors_named(url), setup_connection(url) as connection:
         refuse_foreign(url, connection, _COLUMNS)
         connection.execute(_TABLES, prepare=False)
         _bring_up_to_date(connection)

@@ -10,8 +10,8 @@ from pydantic import ValidationError, model_validator
 
 from trim_graph.budget import Budget, Prices, Quotas
 from trim_graph.errors import SettingsError
-from trim_graph.part import Part
 from trim_graph.policies.parsing import PolicyConfig
+from trim_graph.settings import ConfigSection
 
 from .errors import explain, read_yaml
 from .schema import CheckpointSpec, FileSettings, LedgerSpec, ModelConfig, ScorerConfig
@@ -59,7 +59,7 @@ in settings ``segmentation: {type: markdown}``, ``{type: pattern, pattern: ...}`
 ``none``, ``memory``, ``sqlite:PATH``, ``postgresql://USER@HOST/DATABASE``, ``env:NAME``."""
 
 
-class TrimConfig(Part):
+class TrimConfig(ConfigSection):
     """A whole configuration."""
 
     small: ModelConfig

@@ -28,9 +28,8 @@ from trim_graph.adapters.settings import (
 )
 from trim_graph.budget import Writer
 from trim_graph.errors import SECRET_NAME
-from trim_graph.part import Part, base_folder
 from trim_graph.segmentation import DelimiterSteps, MarkdownSteps, PatternSteps, TokenSteps
-from trim_graph.settings import StepSettings
+from trim_graph.settings import ConfigSection, StepSettings, base_folder
 from trim_graph.storage.checkpoint import CHOICES, LEDGERS, checkpoint_place
 
 
@@ -48,7 +47,7 @@ def beside_file(value: Any, info: ValidationInfo) -> Any:
 ModelPlace = Annotated[str, BeforeValidator(beside_file)]
 
 
-class FileSettings(StepSettings, Part):
+class FileSettings(StepSettings, ConfigSection):
     """The mapping ``settings``: as a graph's, but a file names no function."""
 
     segmentation: DelimiterSteps | PatternSteps | MarkdownSteps | TokenSteps | None = Field(
@@ -115,7 +114,7 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, int) else value
 
 
-class Serve(Part):
+class Serve(ConfigSection):
     """How `trim-graph up` starts a vLLM server; the rest follows from the part itself.
 
     Attributes:
@@ -185,7 +184,7 @@ class Serve(Part):
         return self.path
 
 
-class TransformersModel(TransformersSettings, Part):
+class TransformersModel(TransformersSettings, ConfigSection):
     """A chat model in this process (`trim_graph.adapters.ChatTransformers`)."""
 
     type: Literal["transformers"]
@@ -198,7 +197,7 @@ class TransformersModel(TransformersSettings, Part):
         return ChatTransformers(**self.model_dump(exclude={"type"}))
 
 
-class VLLMModel(VLLMServerSettings, Part):
+class VLLMModel(VLLMServerSettings, ConfigSection):
     """A chat model behind a vLLM server (`trim_graph.adapters.ChatVLLM`)."""
 
     type: Literal["vllm"]
@@ -211,7 +210,7 @@ class VLLMModel(VLLMServerSettings, Part):
         return ChatVLLM(**self.model_dump(exclude={"type", "serve"}))
 
 
-class VLLMEngineModel(VLLMEngineSettings, Part):
+class VLLMEngineModel(VLLMEngineSettings, ConfigSection):
     """A chat model on a vLLM engine in this process (`trim_graph.adapters.ChatVLLMEngine`)."""
 
     type: Literal["vllm_engine"]
@@ -224,7 +223,7 @@ class VLLMEngineModel(VLLMEngineSettings, Part):
         return ChatVLLMEngine(**self.model_dump(exclude={"type"}))
 
 
-class ExampleModel(Part):
+class ExampleModel(ConfigSection):
     """The arithmetic model of this size that comes with trim-graph."""
 
     type: Literal["example"]
@@ -240,7 +239,7 @@ class ExampleModel(Part):
         return ChatTransformers(model=check_model(folder), device=self.device, logprobs=self.logprobs)
 
 
-class LangChainModel(Part):
+class LangChainModel(ConfigSection):
     """Any chat model that LangChain knows by name; one that cannot continue a text is asked by prompt.
 
     Keys come from the environment, by the provider's usual variable (``OPENAI_API_KEY``).
@@ -315,7 +314,7 @@ ModelConfig = Annotated[
 ]
 
 
-class TransformersPRM(TransformersPRMSettings, Part):
+class TransformersPRM(TransformersPRMSettings, ConfigSection):
     """A process reward model in this process (`trim_graph.adapters.TransformersProcessReward`)."""
 
     type: Literal["transformers_prm"]
@@ -328,7 +327,7 @@ class TransformersPRM(TransformersPRMSettings, Part):
         return TransformersProcessReward(**self.model_dump(exclude={"type"}))
 
 
-class VLLMPRM(VLLMServerPRMSettings, Part):
+class VLLMPRM(VLLMServerPRMSettings, ConfigSection):
     """A process reward model behind a vLLM server (`trim_graph.adapters.VLLMProcessReward`)."""
 
     type: Literal["vllm_prm"]
@@ -342,7 +341,7 @@ class VLLMPRM(VLLMServerPRMSettings, Part):
         return VLLMProcessReward(**self.model_dump(exclude={"type", "serve"}))
 
 
-class VLLMEnginePRM(VLLMEnginePRMSettings, Part):
+class VLLMEnginePRM(VLLMEnginePRMSettings, ConfigSection):
     """A process reward model on a vLLM engine here (`trim_graph.adapters.VLLMEngineProcessReward`)."""
 
     type: Literal["vllm_engine_prm"]
@@ -355,7 +354,7 @@ class VLLMEnginePRM(VLLMEnginePRMSettings, Part):
         return VLLMEngineProcessReward(**self.model_dump(exclude={"type"}))
 
 
-class ExamplePRM(Part):
+class ExamplePRM(ConfigSection):
     """The arithmetic process reward model that comes with trim-graph."""
 
     type: Literal["example"]
@@ -369,7 +368,7 @@ class ExamplePRM(Part):
         return TransformersProcessReward(str(arithmetic.PRM), device=self.device, max_batch_size=64)
 
 
-class LLMJudgeScorer(JudgeSettings, Part):
+class LLMJudgeScorer(JudgeSettings, ConfigSection):
     """A chat model that rates each step from 0 to 9 (`trim_graph.adapters.LLMJudge`)."""
 
     type: Literal["llm_judge"]
@@ -383,7 +382,7 @@ class LLMJudgeScorer(JudgeSettings, Part):
         return LLMJudge(self.model.build("large"), **settings)
 
 
-class TokenProbabilityScorer(Part):
+class TokenProbabilityScorer(ConfigSection):
     """How sure the writer was of its tokens (`trim_graph.adapters.TokenProbability`); costs nothing."""
 
     type: Literal["token_probability"]

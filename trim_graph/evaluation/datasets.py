@@ -21,7 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from trim_graph.errors import InputError, SettingsError, may_be_shown
 from trim_graph.examples.arithmetic import Part, Split, is_right, label_steps, stream_problems
 from trim_graph.examples.arithmetic.problems import Problem
-from trim_graph.part import Part as Mapped
+from trim_graph.settings import ConfigSection
 from trim_graph.storage.rows import SUFFIXES, Row, import_parquet, read_rows
 from trim_graph.summary import extract_answer
 
@@ -36,7 +36,7 @@ _GSM8K = re.compile(r"####[ \t]*(\S[^\n]*)")
 _OLYMPIAD = "final_answer"
 
 
-class KeyMapping(Mapped):
+class KeyMapping(ConfigSection):
     """How the rows of a dataset are read.
 
     Attributes:
@@ -159,7 +159,7 @@ def _usual_grader(key: str, values: Mapping[str, Any]) -> str:
     return "numeric" if is_aime or is_gsm8k else "math"
 
 
-class ArithmeticDataset(Mapped):
+class ArithmeticDataset(ConfigSection):
     """Problems of the arithmetic world, which the example models were trained for."""
 
     type: Literal["arithmetic"]

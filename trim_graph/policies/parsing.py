@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo
 
-from trim_graph.part import Part, base_folder
+from trim_graph.settings import ConfigSection, base_folder
 
 from .base import Policy
 from .baselines import (
@@ -29,7 +29,7 @@ def _beside_file(value: Any, info: ValidationInfo) -> Any:
     return str(base_folder(info) / os.path.expanduser(value)) if isinstance(value, str) else value
 
 
-class SmallOnly(Part):
+class SmallOnly(ConfigSection):
     """`trim_graph.policies.small_only`."""
 
     type: Literal["small_only"]
@@ -39,7 +39,7 @@ class SmallOnly(Part):
         return small_only()
 
 
-class LargeOnly(Part):
+class LargeOnly(ConfigSection):
     """`trim_graph.policies.large_only`."""
 
     type: Literal["large_only"]
@@ -49,7 +49,7 @@ class LargeOnly(Part):
         return large_only()
 
 
-class Threshold(Part):
+class Threshold(ConfigSection):
     """`trim_graph.policies.threshold`."""
 
     type: Literal["threshold"]
@@ -60,7 +60,7 @@ class Threshold(Part):
         return threshold(self.t)
 
 
-class RandomRate(Part):
+class RandomRate(ConfigSection):
     """`trim_graph.policies.random_rate`."""
 
     type: Literal["random_rate"]
@@ -71,7 +71,7 @@ class RandomRate(Part):
         return random_rate(self.rate)
 
 
-class EntropyProbe(Part):
+class EntropyProbe(ConfigSection):
     """`trim_graph.policies.entropy_probe`."""
 
     type: Literal["entropy_probe"]
@@ -82,7 +82,7 @@ class EntropyProbe(Part):
         return entropy_probe(self.limit)
 
 
-class ByPattern(Part):
+class ByPattern(ConfigSection):
     """`trim_graph.policies.by_pattern`."""
 
     type: Literal["by_pattern"]
@@ -95,7 +95,7 @@ class ByPattern(Part):
         return by_pattern(self.pattern, self.rates, self.default)
 
 
-class StayOnLarge(Part):
+class StayOnLarge(ConfigSection):
     """`trim_graph.policies.stay_on_large`."""
 
     type: Literal["stay_on_large"]
@@ -107,7 +107,7 @@ class StayOnLarge(Part):
         return stay_on_large(self.policy.build(), self.k)
 
 
-class Combined(Part):
+class Combined(ConfigSection):
     """Several policies joined by ``|`` (``any_of``) or ``&`` (``all_of``)."""
 
     type: Literal["any_of", "all_of"]
@@ -121,7 +121,7 @@ class Combined(Part):
         return first
 
 
-class PolicyFile(Part):
+class PolicyFile(ConfigSection):
     """A policy that was written to a file (`trim_graph.policies.load_policy`)."""
 
     type: Literal["file"]

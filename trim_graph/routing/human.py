@@ -1,4 +1,4 @@
-"""A person in the loop: what one is asked when the budget is spent or a score is low, and may answer."""
+"""Human in the loop: the question of an interrupt, the answers to it, and how they change a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMALL_ONLY = {"type": "small_only"}
 
 
 class BudgetIncrease(BaseModel):
-    """Amounts to add to the limits of a run, and to those of the accounts that it draws from."""
+    """Amounts to add to the limits of a run and of the accounts that it is charged to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -32,19 +32,19 @@ class BudgetIncrease(BaseModel):
         return self
 
     def given(self) -> dict[str, Any]:
-        """The amounts that are set."""
+        """Return the amounts that are set, by limit."""
         return self.model_dump(exclude_none=True)
 
     def raise_limits(self, limits: dict[str, Any]) -> dict[str, Any]:
-        """Raise limits; one that is not set stays without a limit."""
+        """Return limits raised by the amounts; a limit that is not set stays unset."""
         raised = {n: limits[n] + more for n, more in self.given().items() if limits.get(n) is not None}
         return {**limits, **raised}
 
 
 class PersonAnswer(BaseModel):
-    """What a run is resumed with: ``Command(resume={"more": {"large_tokens": 200}})``.
+    """A person's answer, with which the run resumes: ``Command(resume={"more": {"large_tokens": 200}})``.
 
-    Exactly one of ``more``, ``continue_with`` and ``step``.
+    Exactly one of ``more``, ``continue_with`` and ``step`` is set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,7 +73,7 @@ class PersonAnswer(BaseModel):
 
 
 class DraftAnswer(PersonAnswer):
-    """Where a draft waits, an answer may also be the ``decision`` on it."""
+    """A person's answer while a draft awaits a decision, which the answer may be."""
 
     decision: Literal["accept", "regenerate", "handover"] | None = Field(
         default=None, description="what becomes of the draft, in place of the policy's word"
@@ -81,46 +81,46 @@ class DraftAnswer(PersonAnswer):
 
 
 def answer_to(state: TrimState) -> type[PersonAnswer]:
-    """What a person may answer now."""
+    """Return the schema of the answer that a run accepts now."""
     return PersonAnswer if state.get("draft") is None else DraftAnswer
 
 
 class ShownStep(TypedDict):
-    """An accepted step, or the draft, as a person sees it."""
+    """An accepted step, or the draft, as the interrupt shows it."""
 
     text: str
     writer: str
     score: float | None
     end: str
-    """``length`` where a limit cut it: what follows goes on right behind its last word."""
+    """How the step ends; after ``length`` the next text continues directly after its last word."""
 
 
 class PersonQuestion(TypedDict):
-    """What an interrupt shows: ``result["__interrupt__"][0].value``. All of it is plain JSON."""
+    """Value of the interrupt, ``result["__interrupt__"][0].value``; all of it is plain JSON."""
 
     type: Literal["trim"]
     reason: Literal["budget", "score"]
     limit: str | None
-    """That is spent: ``large_tokens``, ``large_calls of user:42``, ...; None where it is the score."""
+    """Exhausted limit: ``large_tokens``, ``large_calls of user:42``, ...; None if the score is the reason."""
     question: str
     steps: list[ShownStep]
     draft: ShownStep | None
-    """Waits for a decision; None where no step has been drafted."""
+    """Draft that awaits a decision; None if there is none."""
     score: float | None
-    """Of the draft."""
+    """Score of the draft."""
     usage: Usage
     budget: dict[str, Any]
-    """Limits that are set."""
+    """Limits of the run that are set."""
     accounts: dict[str, dict[str, Any]]
-    """Limits of the accounts that the run draws from."""
+    """Limits of the accounts that the run is charged to, by account name."""
     answers: dict[str, str]
-    """What the run may be resumed with: a key of `PersonAnswer`, and what it does."""
+    """Possible answers: keys of `PersonAnswer` (or `DraftAnswer`) with their effects."""
     run: str
-    """Its id, to tell questions of parallel runs apart."""
+    """Id of the run, to distinguish interrupts of parallel runs."""
 
 
 def question_to_person(state: TrimState) -> PersonQuestion:
-    """Put together what a person is shown, the same whenever the node runs again."""
+    """Return the value of the interrupt; the same whenever the node runs again."""
     pending_interrupt, run, draft = state["pending_interrupt"], state["run"], state.get("draft")
     assert pending_interrupt is not None
     settings = settings_of(run)
@@ -154,30 +154,33 @@ def question_to_person(state: TrimState) -> PersonQuestion:
 
 
 def apply_response(run: Run, answer: PersonAnswer) -> tuple[Run, HumanResponse]:
-    """Apply an answer to what a run goes by; the rest of it is for `route`.
+    """Apply an answer to the settings and accounts of a run.
 
     Args:
-        run: Of the state.
-        answer: Valid.
+        run: The run, from the state.
+        answer: The person's answer, validated.
+
+    Returns:
+        The run with raised limits or changed settings, and the part of the answer that `route` acts on.
     """
     settings = dict(run["settings"])
-    left = HumanResponse()
+    response = HumanResponse()
     if answer.step is not None:
-        left = HumanResponse(step=answer.step, ends=answer.ends)
+        response = HumanResponse(step=answer.step, ends=answer.ends)
     if answer.continue_with is not None:
-        left["continue_with"] = answer.continue_with
+        response["continue_with"] = answer.continue_with
     if isinstance(answer, DraftAnswer) and answer.decision is not None:
-        left["decision"] = answer.decision
+        response["decision"] = answer.decision
     if answer.more is not None:
-        places = [settings["budget"], *run.get("accounts", {}).values()]
-        left["more"] = {
-            n: more for n, more in answer.more.given().items() if any(p.get(n) is not None for p in places)
+        limited = [settings["budget"], *run.get("accounts", {}).values()]
+        response["more"] = {
+            n: more for n, more in answer.more.given().items() if any(p.get(n) is not None for p in limited)
         }
         settings["budget"] = answer.more.raise_limits(settings["budget"])
         accounts = {n: answer.more.raise_limits(limits) for n, limits in run.get("accounts", {}).items()}
         run = Run(**{**run, "accounts": accounts}) if accounts else run
     if answer.continue_with == "small":
-        # What is still to be written by the large model is not asked about again either.
+        # `on_exhausted` too: a step already requested from the large model must not interrupt again.
         budget = {**settings["budget"], "on_exhausted": "small"}
         settings |= {"policy": SMALL_ONLY, "ask_below": None, "budget": budget}
-    return Run(**{**run, "settings": settings}), left
+    return Run(**{**run, "settings": settings}), response

@@ -1,7 +1,7 @@
-"""Loops: a run whose last steps come again and again, or box one answer again and again.
+"""Loops: a run whose last steps repeat word for word, or that boxes the same answer repeatedly.
 
-Only the end of a solution is looked at. So a step that comes back later is no loop, nor is an answer that is
-restated once or twice.
+Only the end of a solution counts. So a step that reappears later is no loop, nor is an answer restated once
+or twice.
 """
 
 from __future__ import annotations
@@ -14,21 +14,19 @@ from typing import Any
 from trim_graph.summary import extract_answer
 
 SHORT = 20
-"""Characters of repeated steps below which they are short, such as ``end`` or a row of a table. Short steps
-must come again more often: until as many characters are repeated as of steps of this length."""
-
-
+"""Characters below which repeated steps are short, such as ``end`` or a row of a table. Short steps must
+repeat more often, until as many characters repeat as of steps of this length."""
 ANSWERS = 3
-"""How many times more often an answer must come again than a step: the questions of one message may well have
+"""Factor by which a boxed answer must repeat more often than a step: the questions of one message may have
 the same answer a few times in a row."""
 
 
 def loop_in(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str | None:
-    """Say what is repeated at the end of a solution; None where nothing is.
+    """Return a description of the loop at the end of a solution; None if there is none.
 
     Args:
-        steps: Accepted so far.
-        max_repeats: How often the last steps, word for word, or a boxed answer come again in a loop.
+        steps: The accepted steps.
+        max_repeats: Number of repetitions that make a loop, as in `trim_graph.Settings`.
     """
     return _repeated_steps(steps, max_repeats) or _repeated_answer(steps, max_repeats)
 
@@ -55,5 +53,5 @@ def _repeated_answer(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> st
 
 
 def _boxed(step: Mapping[str, Any]) -> str | None:
-    """Return the answer that a step boxes; a thought may try one as often as it likes."""
+    """Return the answer that a step boxes; one in a thought does not count, as thoughts try answers."""
     return None if step.get("part") == "thought" else extract_answer(step["text"])

@@ -1,4 +1,4 @@
-"""From a writer's text to a draft, and from a draft to the steps it becomes."""
+"""Text to steps: where a call stops, the draft in its answer, and the steps that a draft becomes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from trim_graph.state import DecisionRecord, Draft, Step
 
 
 def partial_text_counts(previous: Step | None, partial_text: str) -> bool:
-    """Tell whether what was written before this step, and was none by itself, is a part of it.
+    """Return whether text of earlier attempts belongs to this step.
 
-    Blank lines behind a separator of blank space are not.
+    Blank lines after a blank separator do not.
+
+    Args:
+        previous: The step accepted last.
+        partial_text: Text of earlier attempts, which was no step by itself.
     """
     if partial_text.strip():
         return True
@@ -30,14 +34,14 @@ def stop_arguments(
     partial_text: str,
     takes_stop_when: bool,
 ) -> dict[str, Any]:
-    """Return the call settings that end an answer at the end of a step.
+    """Return the call settings that end an answer at the end of a step: ``stop`` and ``stop_when``.
 
     Args:
-        segmentation: Where that is.
-        thinking: A thought ends a step too.
+        segmentation: Finds the end of a step.
+        thinking: How a thought is marked; its end ends a step too.
         previous: The step accepted last.
-        partial_text: What was written of the step before.
-        takes_stop_when: Whether the model watches its text itself; else all it writes is cut afterwards.
+        partial_text: Text of this step from earlier attempts.
+        takes_stop_when: Whether the model takes ``stop_when``; the answer of another is cut afterwards.
     """
     stops = list(segmentation.stops)
     if thinking is not None and thinking.may_close(previous, partial_text):
@@ -53,7 +57,7 @@ def stop_arguments(
 
 
 def _ends_a_cut_step(text: str, end: StepEnd, previous: Step | None) -> bool:
-    """Tell whether punctuation is the rest of a step that was cut by its length: ``}.`` of a boxed answer."""
+    """Return whether punctuation completes a step that its token limit cut, as ``}.`` of a boxed answer."""
     return end == "eos" and bool(text.strip()) and previous is not None and previous["end"] == "length"
 
 
@@ -66,21 +70,21 @@ def parse_draft(
     settings: Settings,
     previous: Step | None,
 ) -> Draft | None:
-    """Make a draft of an answer; None where it holds no step.
+    """Return the draft in an answer; None if it holds no step.
 
     Args:
         reply: The answer.
-        writer: Who gave it.
-        partial_text: What was written of the step before.
-        segmentation: Finds the end of the step; None where the writer goes on to the end.
-        settings: Of the run.
+        writer: The model that gave it.
+        partial_text: Text of this step from earlier attempts.
+        segmentation: Finds the end of the step; None if the writer continues to the end of the solution.
+        settings: Settings of the run.
         previous: The step accepted last.
     """
     text, tokens, end, separator = partial_text + reply.text, reply.output_tokens, reply.end, reply.separator
     thinking = settings.thinking
     if segmentation is not None:
         ends = [segmentation.boundary(text, ended=True)]
-        if thinking is not None:  # the writer may not stop at the close mark by itself
+        if thinking is not None:  # the writer may have written past the close mark
             ends.append(thinking.boundary(previous, text, opened=reply.opens_thought))
         found = min(filter(None, ends), default=None)
     else:
@@ -111,11 +115,11 @@ def parse_draft(
 
 
 def why_no_step(reply: Reply, partial_text: str, *, timed_out: bool) -> str:
-    """Say what a writer's answers held in place of a step, and what may help.
+    """Return why a writer's answers hold no step, with advice for the user.
 
     Args:
         reply: The last answer.
-        partial_text: All that was written of the step.
+        partial_text: Text of all attempts at the step.
         timed_out: Whether a time limit cut the last answer.
     """
     if partial_text.strip():
@@ -134,14 +138,14 @@ def why_no_step(reply: Reply, partial_text: str, *, timed_out: bool) -> str:
 
 
 def as_step(draft: Draft) -> Step:
-    """The draft without its score, which has a channel of its own."""
+    """Return the draft without its score, which has a channel of its own."""
     kept = {**draft}
     del kept["score"]
     return cast(Step, kept)
 
 
 def end_step(step: Step, separator: str, delimiter: str) -> Step:
-    """The step, ended by a separator; the record names it only where it is not the delimiter."""
+    """Return the step as ended by a separator, stored only if it is not the delimiter."""
     ended = Step(**{**step, "end": "delimiter"})
     if separator != delimiter:
         ended["separator"] = separator
@@ -155,13 +159,13 @@ def split_into_steps(
     delimiter: str,
     thinking: Thinking | None,
 ) -> Sequence[Step]:
-    """Cut what was written in one go into steps.
+    """Return the steps of a text that was written to its end in one call.
 
     Args:
-        draft: What was written.
-        segmentation: Where a step ends.
-        delimiter: Of the settings.
-        thinking: How a thought is marked, to tell which part each step belongs to.
+        draft: The text as one draft.
+        segmentation: Finds the end of a step.
+        delimiter: Delimiter of the settings.
+        thinking: How a thought is marked, which decides the part of each step.
     """
     texts = segmentation.split(draft["text"]) or [(draft["text"], "")]
     parts: list[Part | None] = [draft.get("part"), *[None] * (len(texts) - 1)]
@@ -173,7 +177,7 @@ def split_into_steps(
     for (text, separator), part, share in zip(texts, parts, tokens, strict=True):
         step = Step(**{**whole, "text": text, "tokens": share})
         last = len(found) == len(texts) - 1
-        # Cut by its limit right behind a separator: the next step is one of its own.
+        # A text cut by its token limit right after a separator: the next text begins a new step.
         if not last or (separator and draft["end"] == "length"):
             step = end_step(step, separator, delimiter)
         if part is not None:
@@ -185,10 +189,10 @@ def split_into_steps(
 def _thoughts_apart(
     texts: Sequence[tuple[str, str]], thinking: Thinking, first: Part | None
 ) -> tuple[list[tuple[str, str]], list[Part | None]]:
-    """Cut steps behind each thought where an answer follows it, and tell the part of each.
+    """Cut steps after each thought that an answer follows, and return the part of each step too.
 
     Args:
-        texts: The steps of one draft, with what separates them.
+        texts: The steps of one draft, with their separators.
         thinking: How a thought is marked.
         first: Part of the first step.
     """
@@ -212,7 +216,7 @@ def _thoughts_apart(
 
 
 def rejected_draft(decisions: Sequence[DecisionRecord], index: int) -> Draft | None:
-    """The draft that the large model was to replace at this step; None where there was none."""
+    """Return the draft that the large model was to replace at this step; None if there is none."""
     if not decisions or decisions[-1]["step"] != index or "discarded" not in decisions[-1]:
         return None
     return Draft(**decisions[-1]["discarded"], score=decisions[-1]["score"])

@@ -1,6 +1,6 @@
 """Checkpointers by configuration: none, memory, a SQLite file, or a PostgreSQL database.
 
-Every checkpointer names its file or database in its errors, and refuses what it cannot have written.
+Every checkpointer names its file or database in errors, and rejects data that none can have written.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _HOST_AND_PORT = r"(\[[0-9A-Fa-f:.]+\]|[\w.%-]*)(:\d*)?"
 
 @dataclass(frozen=True, slots=True)
 class CheckpointPlace:
-    """A specification taken apart.
+    """A parsed specification of a checkpointer or ledger.
 
     Attributes:
         kind: ``none``, ``memory``, ``sqlite``, ``postgresql`` or ``env``.
-        place: The file, the URL, or the variable's name; empty for the first two. Not part of the repr, since
-            a URL from the environment may hold a password.
+        place: File, URL, or name of the environment variable; empty for the first two. The repr omits it,
+            since a URL from the environment may hold a password.
     """
 
     kind: str
@@ -52,7 +52,7 @@ class CheckpointPlace:
 
     @property
     def lasts(self) -> bool:
-        """Whether the runs outlive the process."""
+        """Whether stored runs outlive the process."""
         return self.kind not in ("none", "memory")
 
     @property
@@ -64,15 +64,15 @@ class CheckpointPlace:
 
 
 def checkpoint_place(spec: str | None, setting: str = "checkpoint") -> CheckpointPlace:
-    """Take a specification apart, without looking whether the place exists.
+    """Parse a specification, without checking that the file or database exists.
 
     Args:
-        spec: As for `open_checkpointer`.
-        setting: What messages call it.
+        spec: Specification, as for `open_checkpointer`.
+        setting: Name of the setting, for messages.
 
     Raises:
-        ValueError: It is none, or may hold a password. The message names the setting and does not repeat the
-            specification.
+        ValueError: The specification is not valid, or may hold a password. The message names the setting and
+            does not repeat the specification.
     """
     kind, _, place = (spec or "none").partition(":")
     if kind in ("postgres", "postgresql") and place.startswith("//"):
@@ -91,7 +91,7 @@ def checkpoint_place(spec: str | None, setting: str = "checkpoint") -> Checkpoin
 
 
 def _url_fault(url: str) -> str:
-    """Say what is wrong with a libpq URL that stands in the open; empty where nothing is."""
+    """Return what is wrong with a libpq URL in a plain setting, such as a password; else empty."""
     bare, _, query = url.partition("?")
     user, at, rest = bare.removeprefix("postgresql://").rpartition("@")
     names = {unquote(pair.partition("=")[0]) for pair in query.split("&")}
@@ -116,7 +116,7 @@ def _is_host(rest: str) -> bool:
 
 
 class open_checkpointer:
-    """Open the checkpointer that a specification names, and close it in the end.
+    """Open the checkpointer that a specification names, as a context manager.
 
     Works with ``with`` (for ``invoke``) and ``async with`` (for ``ainvoke``)::
 
@@ -124,8 +124,8 @@ class open_checkpointer:
             graph = create_trim_graph(small, large, scorer, policy=policy, checkpointer=checkpointer)
             graph.invoke(question, {"configurable": {"thread_id": "1"}}, durability="sync")
 
-    In PostgreSQL the tables are made, or brought up to date, on opening, and a pool of connections serves any
-    number of runs. The extra of the name is needed for ``sqlite`` and ``postgres``.
+    For PostgreSQL, opening creates or upgrades the tables, and a pool of connections serves any number of
+    runs. ``sqlite`` and ``postgres`` need the extra of that name.
 
     Args:
         spec: ``none`` (the value is None), ``memory`` (lost with the process), ``sqlite:PATH``,
@@ -133,13 +133,12 @@ class open_checkpointer:
             environment variable with any of these, a password included; None is ``none``.
 
     Attributes:
-        place: The specification taken apart, ``env:`` already followed.
+        place: The parsed specification, with ``env:`` resolved.
 
     Raises:
         SettingsError: The specification is none of these, the folder of the file does not exist, the
-            variable is not set, the extra is not installed, or the database cannot be opened. As a
-            `trim_graph.errors.StorageError` where a file is empty, damaged or another program's, on opening
-            or when a run reads it.
+            variable is not set, the extra is not installed, or the database cannot be opened.
+        StorageError: A file is empty, damaged or another program's; a run raises it too if it reads damage.
     """
 
     def __init__(self, spec: str | None) -> None:
@@ -175,16 +174,16 @@ class open_checkpointer:
 
 
 def existing_place(spec: str | None, setting: str = "checkpoint") -> CheckpointPlace:
-    """Take a specification apart, follow ``env:``, and find the folder of a file.
+    """Parse a specification, resolve ``env:``, and check that the folder of a file exists.
 
     Args:
-        spec: As for `open_checkpointer`.
-        setting: What messages call it.
+        spec: Specification, as for `open_checkpointer`.
+        setting: Name of the setting, for messages.
 
     Raises:
         SettingsError: See `open_checkpointer`.
     """
-    place = _taken_apart(spec, setting)
+    place = _parsed(spec, setting)
     named = setting
     if place.kind == "env":
         named = f"{setting}, from the environment variable {place.place},"
@@ -198,7 +197,7 @@ def existing_place(spec: str | None, setting: str = "checkpoint") -> CheckpointP
     return place
 
 
-def _taken_apart(spec: str | None, setting: str) -> CheckpointPlace:
+def _parsed(spec: str | None, setting: str) -> CheckpointPlace:
     try:
         return checkpoint_place(spec, setting)
     except ValueError as error:
@@ -215,7 +214,7 @@ def _from_environment(name: str, setting: str, named: str) -> CheckpointPlace:
         return CheckpointPlace("postgresql", f"postgresql:{place}")
     if kind == "env":
         raise SettingsError(f"{named} is another env:...; put the place itself into the variable")
-    return _taken_apart(spec, named)
+    return _parsed(spec, named)
 
 
 @contextmanager
@@ -293,7 +292,7 @@ _ASYNC: dict[str, Callable[[str], AbstractAsyncContextManager[Saver]]] = {
 
 
 def missing_extra(name: str, extra: str) -> SettingsError:
-    """Make the error for a kind of checkpoint whose packages are not installed."""
+    """Return the error for a kind of checkpointer whose packages are not installed."""
     return SettingsError(f'{name} checkpoints need an extra: pip install "trim-graph[{extra}]"')
 
 
@@ -318,10 +317,10 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 class NamingSerializer(JsonPlusSerializer):
-    """LangGraph's serializer; a value that it cannot read is a `StorageError`.
+    """LangGraph's serializer, which raises `StorageError` for a value that it cannot read.
 
     Args:
-        shown: What messages call the place.
+        shown: Name of the file or database, for messages.
     """
 
     def __init__(self, shown: str) -> None:
@@ -332,31 +331,31 @@ class NamingSerializer(JsonPlusSerializer):
         """Read a value."""
         try:
             return super().loads_typed(data)
-        except Exception as error:  # garbage may fail in any way
+        except Exception as error:  # damaged data may raise anything
             raise unreadable(self._shown, f"{type(error).__name__}: {error}") from error
 
 
 def unreadable(shown: str, why: str) -> StorageError:
-    """Say that a value cannot be read."""
+    """Return the error for a value that cannot be read."""
     return StorageError(f"{shown} holds a value that cannot be read ({why[:200]}); {_UNREADABLE}")
 
 
 class NamingSaver(SaverBase):
-    """The first base of a saver whose errors name its place; the second is the saver.
+    """Mixin before a checkpointer class: its errors name the file or database.
 
-    A checkpoint that is read is checked for what LangGraph relies on, so that damage that can still be
-    decoded is named here, and is no error of some other kind later.
+    It checks each checkpoint read for what LangGraph relies on. So damage that still decodes raises an error
+    here that names it, not another kind of error later.
     """
 
     _shown: str
     _errors_named: Callable[[], AbstractContextManager[None]]
 
     def name_place(self, shown: str, errors_named: Callable[[], AbstractContextManager[None]]) -> Self:
-        """Say which place it is.
+        """Set the name of the file or database, and return the checkpointer.
 
         Args:
-            shown: What messages call it.
-            errors_named: Turns the database's own errors into a `StorageError`.
+            shown: Name for messages.
+            errors_named: Converts the database's own errors to `StorageError`.
         """
         self._shown, self._errors_named = shown, errors_named
         self.serde = NamingSerializer(shown)
@@ -387,14 +386,14 @@ class NamingSaver(SaverBase):
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        """Get what channels were written to since they were last stored as a whole."""
+        """Get the writes to channels since each was last stored as a whole."""
         with self._reading():
             return super().get_delta_channel_history(config=config, channels=channels)
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        """Get what channels were written to since they were last stored as a whole."""
+        """Get the writes to channels since each was last stored as a whole."""
         with self._reading():
             return await super().aget_delta_channel_history(config=config, channels=channels)
 
@@ -443,7 +442,7 @@ class NamingSaver(SaverBase):
 
 
 def _fault(found: CheckpointTuple) -> str:
-    """Say what no saver can have written; empty where all is in order."""
+    """Return what no checkpointer can have written; empty if the checkpoint is in order."""
     checkpoint: Any = found.checkpoint
     if not isinstance(checkpoint, dict):
         return "a checkpoint is no mapping"

@@ -1,4 +1,4 @@
-"""Checkpoints in a SQLite file. Needs the extra ``sqlite``."""
+"""Checkpointers in a SQLite file; a module of its own, since it needs the extra ``sqlite``."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def open_sqlite(path: str) -> Iterator[SqliteSaver]:
     """Open for synchronous use.
 
     Args:
-        path: Of the file, made where it is missing.
+        path: Path of the file, created if it is missing.
 
     Raises:
         StorageError: The file is damaged, or holds other tables of these names.
-        SettingsError: It cannot be opened.
+        SettingsError: The file cannot be opened.
     """
     open_file("checkpoint", path, _COLUMNS)
     with closing(sqlite3.connect(path, check_same_thread=False)) as connection:

@@ -1,4 +1,4 @@
-"""A journal: a JSONL file that grows by one record as each piece of work ends, so that work can resume."""
+"""A journal: a JSONL file with one record for each finished unit of work, so that work can resume."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SHOWN = 80
 
 
 class Finished:
-    """The indices of work that is done: all below a mark, and the few above it that ended early."""
+    """Indices of finished units: all below a mark, and the few above it that ended early."""
 
     def __init__(self) -> None:
         self._below, self._above = 0, set[int]()
 
     def add(self, index: int) -> None:
-        """Note one."""
+        """Add one index."""
         if index >= self._below:
             self._above.add(index)
             while self._below in self._above:
@@ -42,15 +42,15 @@ class Journal:
     """An open journal.
 
     Args:
-        path: Of the JSONL file; made if it is not there. Its folder must exist.
-        settings: What the work is done with, JSON-native.
-        keep: Which of the records that are there stay; the others' work is done again.
-        unit: Numbers the work that a record is of, without gaps; default: its ``index``.
+        path: Path of the JSONL file, created if it is missing. Its folder must exist.
+        settings: Settings of the work, JSON-native.
+        keep: Returns whether an existing record is kept; the others' work is repeated.
+        unit: Returns the number of a record's unit of work, without gaps; default: its ``index``.
 
     Raises:
         SettingsError: The file was begun with other settings, or without any, another process writes to it,
             or it cannot be written.
-        InputError: A record in it cannot be read, and is not the torn last line.
+        InputError: A record in the file cannot be read, and is not the torn last line.
     """
 
     def __init__(
@@ -71,20 +71,20 @@ class Journal:
         try:
             self._lock()
             self._check(settings)
-            self._mend()
-            self._recall(keep)
+            self._cut_torn_line()
+            self._read_finished(keep)
         except BaseException:
             self._stream.close()
             raise
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write one record; it has an ``index``. When this returns, the operating system has it."""
+        """Append one record, which has an ``index``, and flush it to the operating system."""
         self._stream.write(to_line(record))
         self._stream.flush()
         self.finished.add(self._unit(record))
 
     def close(self) -> None:
-        """Write to the disk and let others have the file."""
+        """Sync the file to the disk and close it, which releases its lock."""
         if not self._stream.closed:
             self._stream.flush()
             os.fsync(self._stream.fileno())
@@ -132,8 +132,8 @@ class Journal:
                 f"{'; '.join(different)}. Choose another file, or give the same settings"
             )
 
-    def _mend(self) -> None:
-        """Cut off a last line that has no end."""
+    def _cut_torn_line(self) -> None:
+        """Cut off a last line without a line break."""
         with self.path.open("rb") as stream:
             end = position = stream.seek(0, os.SEEK_END)
             while position > 0:
@@ -147,7 +147,7 @@ class Journal:
         if position < end:
             os.truncate(self.path, position)
 
-    def _recall(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+    def _read_finished(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         dropped = False
         for place, record in read_rows(self.path):
             if not isinstance(record.get("index"), int):
@@ -160,7 +160,7 @@ class Journal:
             self._rewrite(keep)
 
     def _rewrite(self, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Leave out what is to be done again; the old file stays whole until the new one is."""
+        """Drop records whose work is to be repeated; a complete new file replaces the old one at once."""
         whole = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             with whole.open("wb") as stream:
@@ -176,23 +176,29 @@ class Journal:
 
 
 def settings_beside(path: Path) -> Path:
-    """Return where the settings of a journal stand."""
+    """Return the path of the file with a journal's settings."""
     return path.with_name(f"{path.name}.settings.json")
 
 
 def to_line(record: Any) -> bytes:
-    """Write a JSON-native record as one line of JSONL; what UTF-8 cannot hold becomes a question mark."""
+    """Return a JSON-native record as one line of JSONL; a lone surrogate becomes a question mark."""
     text = json.dumps(record, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "replace") + b"\n"
 
 
 def differences(known: Any, given: Any, place: str = "") -> list[str]:
-    """Say key by key how settings differ from those that are known."""
+    """Return the differences of two settings as texts, one per key.
+
+    Args:
+        known: The recorded settings.
+        given: The new settings.
+        place: Path of the keys so far.
+    """
     if isinstance(known, dict) and isinstance(given, dict) and known.get("type") == given.get("type"):
         return [
-            told
+            difference
             for key in sorted(known.keys() | given.keys())
-            for told in differences(known.get(key), given.get(key), f"{place}.{key}" if place else key)
+            for difference in differences(known.get(key), given.get(key), f"{place}.{key}" if place else key)
         ]
     return [] if known == given else [f"{place} was {_short(known)}, is {_short(given)}"]
 

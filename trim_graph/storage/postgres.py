@@ -1,4 +1,4 @@
-"""Checkpoints in PostgreSQL: tables made on opening, a pool of connections. Needs the extra ``postgres``."""
+"""PostgreSQL: checkpointers, and connections that ledgers and locks use too. Needs the extra ``postgres``."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _CONNECT_S = 10
 _OTHER_SETUP_S = 60
 _SHOWN = {"host": r"[\w.,:/-]+", "port": r"[\d,]+", "dbname": r"[\w.-]+", "user": r"[\w.-]+"}
 _SETUP_LOCK = 7_286_117
-"""Any number, the same in all processes."""
-# What PostgresSaver.from_conn_string asks of a connection.
+"""Key of the advisory lock for creating tables; any number, the same in all processes."""
+# As PostgresSaver.from_conn_string sets them.
 _OPTIONS: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
 _POOL: dict[str, Any] = {"min_size": 1, "max_size": 10, "kwargs": _OPTIONS, "open": False}
 
@@ -74,19 +74,19 @@ async def aopen_postgres(url: str) -> AsyncIterator[AsyncPostgresSaver]:
 
 
 def open_pool(url: str) -> ConnectionPool[Connection[DictRow]]:
-    """A pool for synchronous use, to be opened by ``with``."""
+    """Return a pool for synchronous use, to be opened by ``with``."""
     return ConnectionPool(url, connection_class=Connection[DictRow], **_POOL)
 
 
 @contextmanager
-def taking_turns(url: str) -> Iterator[Connection[DictRow]]:
-    """A connection for making tables: processes that start together use theirs one after the other.
+def setup_connection(url: str) -> Iterator[Connection[DictRow]]:
+    """Yield a connection for creating tables, to one process at a time.
 
     Raises:
         SettingsError: The database cannot be opened.
     """
     with connected(url) as connection:
-        # Waiting inside the database would hold a snapshot, for which CREATE INDEX CONCURRENTLY waits.
+        # A blocking lock in the database would hold a snapshot, for which CREATE INDEX CONCURRENTLY waits.
         Retrying(
             retry=retry_if_result(lambda got: not got),
             wait=wait_fixed(0.1),
@@ -97,7 +97,7 @@ def taking_turns(url: str) -> Iterator[Connection[DictRow]]:
 
 @contextmanager
 def connected(url: str) -> Iterator[Connection[DictRow]]:
-    """A connection of its own.
+    """Yield a connection outside the pool.
 
     Raises:
         SettingsError: The database cannot be opened.
@@ -105,27 +105,27 @@ def connected(url: str) -> Iterator[Connection[DictRow]]:
     connection, failed = None, ""
     try:
         connection = psycopg.connect(url, connect_timeout=_CONNECT_S, **_OPTIONS)
-    except (psycopg.Error, ValueError) as error:  # ValueError: of a host that is no name
+    except (psycopg.Error, ValueError) as error:  # ValueError: the host is not a valid name
         failed = _said(url, error)
-    if connection is None:  # out of the except clause: libpq's own words may repeat the URL
+    if connection is None:  # outside the except clause, since libpq's error may repeat the URL
         raise SettingsError(f"{shown_database(url)} cannot be opened{failed}")
     with connection:
         yield connection
 
 
 def _set_up(url: str) -> None:
-    with errors_named(url), taking_turns(url) as connection:
+    with errors_named(url), setup_connection(url) as connection:
         refuse_foreign(url, connection, _COLUMNS)
         PostgresSaver(connection).setup()
 
 
 def refuse_foreign(url: str, connection: Connection[DictRow], columns: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuse a database in which a table has other columns.
+    """Check that existing tables of a database have the expected columns.
 
     Args:
-        url: Of the database.
-        connection: To it.
-        columns: What each table must have. A table that is not there yet is no fault.
+        url: URL of the database, for messages.
+        connection: Connection to the database.
+        columns: Columns that each table must have. A missing table is no error.
 
     Raises:
         StorageError: A table belongs to another program.
@@ -147,7 +147,7 @@ def refuse_foreign(url: str, connection: Connection[DictRow], columns: Mapping[s
 
 @contextmanager
 def errors_named(url: str) -> Iterator[None]:
-    """Turn PostgreSQL's errors into a `StorageError` that names the database."""
+    """Convert PostgreSQL's errors to a `StorageError` that names the database."""
     try:
         yield
     except psycopg.Error as error:
@@ -163,7 +163,7 @@ def _try_lock(connection: Connection[Any]) -> bool:
 
 
 def shown_database(url: str) -> str:
-    """The database by host, port, name and user, where none of these can be a piece of a password."""
+    """Return a database by host, port, name and user for messages, if none may be part of a password."""
     parts = _parts(url)
     shown = {name: str(parts[name]) for name in _SHOWN if parts and parts.get(name)}
     if not all(re.fullmatch(_SHOWN[name], value) for name, value in shown.items()):
@@ -172,7 +172,7 @@ def shown_database(url: str) -> str:
 
 
 def _said(url: str, error: Exception) -> str:
-    """What PostgreSQL said, without what else the URL holds; empty of words where the URL is malformed."""
+    """Return PostgreSQL's error without other values of the URL; a fixed text if the URL is malformed."""
     parts = _parts(url)
     if not parts:
         return ": its URL cannot be read"

@@ -1,4 +1,4 @@
-"""Rows of a data file, one at a time: JSONL, Parquet (extra ``eval``), or one JSON array."""
+"""Reader of data files row by row: JSONL, Parquet (extra ``eval``), or one JSON array."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BATCH = 256
 
 
 class Row(NamedTuple):
-    """A row and where it stands, for messages: ``data.jsonl, line 3``."""
+    """A row and its place in the file, for messages: ``data.jsonl, line 3``."""
 
     place: str
     values: dict[str, Any]
@@ -25,12 +25,13 @@ def read_rows(path: str | Path, *, torn: bool = False) -> Iterator[Row]:
     """Read a file row by row.
 
     Args:
-        path: Its name says what it is: ``.jsonl``, ``.ndjson``, ``.parquet``, or ``.json`` for an array.
-        torn: Whether a last line that ends in the middle, as a killed writer leaves it, is passed over.
+        path: The file; its suffix names the format: ``.jsonl``, ``.ndjson``, ``.parquet``, or ``.json`` for
+            an array.
+        torn: Whether to skip an incomplete last line, as a killed writer leaves it.
 
     Raises:
-        InputError: There is no such file, its name ends otherwise, or something in it is no row; the message
-            names the file and the line.
+        InputError: The file does not exist, has another suffix, or holds something that is no row; the
+            message names the file and the line.
         ImportError: Parquet is not installed.
     """
     file = Path(path)

@@ -1,4 +1,4 @@
-"""SQLite files of checkpoints and ledgers: created whole, refused by name where damaged or foreign."""
+"""SQLite files of checkpoints and ledgers: creation in one step, and errors that name a damaged file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from trim_graph.errors import SettingsError, StorageError
 IN_MEMORY = ":memory:"
 BUSY_S = 30.0
 CHECKED_UP_TO = 64 * 2**20
-"""Bytes of the largest file of which every page is checked on opening, in about a quarter of a second. Of
-a larger one only the first page and the schema are; damage elsewhere is found where it is read."""
+"""Size in bytes up to which opening checks every page of a file, in about a quarter of a second. Of a larger
+file it checks the first page and the schema; reads find other damage."""
 
 Columns = Mapping[str, tuple[str, ...]]
-"""The columns that each table must have, the primary key first."""
+"""Columns that each table must have, the primary key first."""
 _DAMAGED = "it is damaged: restore it from a copy, or name another file"
 _ADVICE = {
     "SQLITE_BUSY": "another process has kept it locked",
@@ -40,18 +40,18 @@ def _storage_error(begun: str, error: sqlite3.DatabaseError) -> StorageError:
 
 @contextmanager
 def errors_named(what: str, path: str, wanted: str = "used") -> Iterator[None]:
-    """Turn SQLite's errors, but those of misused connections, into a `StorageError` that names the file.
+    """Convert SQLite's errors to a `StorageError` that names the file, except those of misused connections.
 
     Args:
         what: ``checkpoint`` or ``ledger``.
-        path: Of the file.
-        wanted: What cannot be done with it.
+        path: Path of the file.
+        wanted: What the file cannot be, in messages: ``used`` or ``opened``.
     """
     try:
         yield
     except sqlite3.ProgrammingError:
         raise
-    except UnicodeDecodeError as error:  # SQLite's own message quotes what is damaged
+    except UnicodeDecodeError as error:  # its own message quotes the damaged bytes
         raise StorageError(f"the {what} {path} cannot be {wanted}: {_DAMAGED}") from error
     except sqlite3.DatabaseError as error:
         raise _storage_error(f"the {what} {path} cannot be {wanted}", error) from error
@@ -60,17 +60,17 @@ def errors_named(what: str, path: str, wanted: str = "used") -> Iterator[None]:
 def open_file(
     what: str, path: str, columns: Columns, *, check: Callable[[sqlite3.Connection], str] | None = None
 ) -> None:
-    """Make a file where there is none, and check one that is there.
+    """Create a file if it is missing, and check an existing one.
 
     Args:
         what: ``checkpoint`` or ``ledger``.
-        path: Of the file.
-        columns: Of the tables. A table that is not there yet is no fault.
-        check: Looks at the values, and says what is wrong with them; empty where nothing is.
+        path: Path of the file.
+        columns: Columns of the tables. A missing table is no error.
+        check: Returns what is wrong with the values; empty if nothing is.
 
     Raises:
-        StorageError: The file is empty, no database, damaged, or has a table of the name with other columns.
-        SettingsError: It cannot be made or opened.
+        StorageError: The file is empty, damaged, no database, or has a table of the name with other columns.
+        SettingsError: The file cannot be created or opened.
     """
     if path == IN_MEMORY:
         return
@@ -81,7 +81,7 @@ def open_file(
         size = file.stat().st_size if file.exists() else None
     except (OSError, sqlite3.OperationalError) as error:
         raise SettingsError(f"the {what} {path} cannot be opened: {error}") from error
-    if size is None:  # no hard links here, so SQLite makes the file itself
+    if size is None:  # a file system without hard links: SQLite creates the file itself
         return
     if not size:
         raise StorageError(
@@ -95,7 +95,7 @@ def open_file(
 
 
 def _make(file: Path) -> None:
-    """Make an empty database in one step: a process that comes by sees no file or a whole one."""
+    """Create an empty database in one step, so that other processes see no file or a complete one."""
     beside = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}.new")
     try:
         with closing(sqlite3.connect(beside)) as connection:
