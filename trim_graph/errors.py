@@ -57,7 +57,7 @@ class CallTimeoutError(TimeoutError):
     """Nothing of an answer arrived within a call's ``timeout``.
 
     Attributes:
-        attempts: What the attempts of the call have used, the one that was cut off included.
+        attempts: Usage of the call's attempts, with the one that was cut off.
     """
 
     def __init__(self, message: str, attempts: FailedAttempts) -> None:
@@ -69,7 +69,7 @@ class ScorerError(TrimError):
     """A scorer could not give one valid score per step; the message says why.
 
     Attributes:
-        attempts: What the call has used nevertheless; None where nobody counted.
+        attempts: Usage of the call's attempts; None if it is not known.
     """
 
     def __init__(self, message: str) -> None:
@@ -81,7 +81,7 @@ class ChatModelContractError(TrimError):
     """A chat model's answer lacks what step-level routing needs; the message says what.
 
     Attributes:
-        attempts: What the attempts of the call have used; None where nobody counted.
+        attempts: Usage of the call's attempts; None if it is not known.
     """
 
     def __init__(self, message: str) -> None:
@@ -96,8 +96,8 @@ class ModelServerError(TrimError):
 
     Attributes:
         status: HTTP status of the answer; None where there was none.
-        begun: Whether the server may have worked on the request: then what it used is not known.
-        attempts: What the failed attempts of the call have used; None where nobody counted.
+        begun: Whether the server may have processed the request, whose usage is then unknown.
+        attempts: Usage of the call's failed attempts; None if it is not known.
     """
 
     def __init__(self, message: str, status: int | None = None, *, begun: bool = False) -> None:

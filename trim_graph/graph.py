@@ -109,7 +109,7 @@ def _of_invocation(config: RunnableConfig | None, invocation: Invocation) -> Run
 
 def _end(invocation: Invocation, *, stored: bool) -> None:
     """Mark an invocation as ended; LangGraph has stored all of one that ended without an error."""
-    invocation.at_work = False
+    invocation.running = False
     if stored:
         clear_aborted(invocation)
 

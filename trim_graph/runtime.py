@@ -120,14 +120,14 @@ class Invocation:
 
     Attributes:
         stopwatch: Measures the time between its calls.
-        at_work: Whether the invocation has not ended.
+        running: Whether the invocation has not ended.
         runs: Ids of the runs in which it made large calls.
         speculative: Its `trim_graph.calls.speculation.SpeculationSlot`; None in a synchronous invocation.
     """
 
     def __init__(self, speculative: Any = None) -> None:
         self.stopwatch = Stopwatch()
-        self.at_work = True
+        self.running = True
         self.runs: set[str] = set()
         self.speculative = speculative
 
@@ -195,7 +195,7 @@ def _waited(state: TrimState, invocation: Invocation | None) -> TrimState:
 def call_with_timeout(seconds: float | None, call: Callable[[], T]) -> T:
     """Call a function, and stop waiting for it `GRACE` seconds after its time limit.
 
-    A thread cannot be ended from outside: a function that hangs goes on in a daemon thread, and its result is
+    A thread cannot be ended from outside: a function that hangs keeps its daemon thread, and its result is
     dropped.
 
     Args:

@@ -63,19 +63,19 @@ class StepSettings(BaseModel):
     max_step_tokens: int = Field(default=512, ge=1, description="Most tokens of one step")
     delimiter: str = Field(default=DEFAULT_DELIMITER, min_length=1, description="What separates steps")
     segmentation: AnySegmentation | None = Field(
-        default=None, description="Another way to find where a step ends, in place of the delimiter"
+        default=None, description="How the end of a step is found, if not by the delimiter"
     )
     thinking: Thinking | None = Field(
-        default=Thinking(), description="How a model's thought is marked; null looks for none"
+        default=Thinking(), description="Marks of a model's thought; null detects none"
     )
     instruction: str | None = Field(
-        default=DEFAULT_INSTRUCTION, description="Joins the system message; null adds nothing"
+        default=DEFAULT_INSTRUCTION, description="Appended to the system message; null adds nothing"
     )
     max_repeats: int | None = Field(
         default=3,
         ge=1,
-        description="A run ends when its last steps have come again so often, word for word, or three times "
-        "as many more steps in a row box the same answer; null looks for no loop",
+        description="Word-for-word repetitions of the last steps that end a run as a loop; of a boxed answer "
+        "three times as many; null detects no loop",
     )
     seed: int | None = Field(default=None, description="Makes random policies repeatable")
     on_scorer_error: OnScorerError = Field(
@@ -92,7 +92,7 @@ class StepSettings(BaseModel):
     )
     lookahead: bool = Field(
         default=False,
-        description="The small model writes the next step while the scorer is at work; async calls only",
+        description="The small model writes the next step while the scorer rates this one; async calls only",
     )
 
     @model_validator(mode="after")
@@ -106,9 +106,9 @@ class Settings(StepSettings):
     """Settings of a run; stored in the state when it begins."""
 
     budget: Budget = Field(default=Budget(), description="Hard limits on the large model")
-    quotas: Quotas = Field(default=Quotas(), description="What a thread and a user may spend over all runs")
+    quotas: Quotas = Field(default=Quotas(), description="Limits of a thread and of a user over all runs")
     prices: Prices = Field(
-        default=Prices(), description="Price table, for the limit on cost and for the bill"
+        default=Prices(), description="Price table, for the limit on cost and the cost of the summary"
     )
     policy: dict[str, Any] | None = Field(
         default=None, description="Instead of the graph's own; as in a configuration file"

@@ -166,7 +166,7 @@ def _calls_since(state: TrimState) -> tuple[list[LargeCall], list[LargeCall]]:
     last = state.get("charged_call")
     children = (one for one in known if one.parent == last)
     suspected = [
-        one for one in children if one.raised or one.invocation is None or not one.invocation.at_work
+        one for one in children if one.raised or one.invocation is None or not one.invocation.running
     ]
     return suspected, known
 
@@ -211,7 +211,7 @@ def charge_interrupted_calls(
 
 
 def charge_note(how: str, tokens: int) -> str:
-    """Return the note on a charge for a call whose usage nobody reported."""
+    """Return the note on a charge for a call that reported no usage."""
     return f"a call of the large model {how}; {tokens} tokens were charged for it"
 
 

@@ -186,11 +186,6 @@ class SpeculationSlot:
         self.prompt_tokens = 0
         """Upper bound of the prompt that follows the last draft, from the usage of the draft's own call."""
 
-    @property
-    def empty(self) -> bool:
-        """Whether no call is running or ending."""
-        return self._current is None and not self._tasks
-
     def start(
         self, call: SpeculativeCall, ask: Callable[[], Coroutine[Any, Any, Any]], unsettled: UnsettledUsage
     ) -> None:

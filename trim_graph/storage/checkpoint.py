@@ -57,7 +57,7 @@ class CheckpointPlace:
 
     @property
     def spec(self) -> str:
-        """The specification again, a password included."""
+        """Specification of this place, a password included."""
         return (
             self.place if self.kind == "postgresql" else self.kind + (f":{self.place}" if self.place else "")
         )
