@@ -20,7 +20,7 @@ from trim_graph.cli.app import app
 from trim_graph.cli.common import Console, live, status, text_column
 from trim_graph.cli.terminal import GuardedStream, guarded, visible
 from trim_graph.config import Parts
-from trim_graph.doctor.subjects import Report, fault, hint
+from trim_graph.doctor.subjects import Finding, Report
 from trim_graph.errors import ModelServerError
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
@@ -136,7 +136,7 @@ def test_questions_answers_and_names_of_a_dataset(run, poisoned, command):
 
 
 def test_doctor(run, poisoned, monkeypatch):
-    found = Report((fault(POISON, POISON), hint(POISON, POISON)))
+    found = Report((Finding.error(POISON, POISON), Finding.warning(POISON, POISON)))
     monkeypatch.setattr("trim_graph.cli.doctor._examined", lambda *_: found)
     told = clean(run("doctor", "--config", "trim.yaml"))
     assert told.count("[red]mark[/red]:boom:") >= 4
