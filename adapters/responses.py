@@ -33,7 +33,7 @@ class Reply:
         cached_tokens: Those of them that were served from a cache.
         output_tokens: Tokens generated, those of the delimiter included.
         mean_token_probability: Of the generated tokens; None where the adapter does not tell.
-        opens_thought: Whether the chat template opened a thought before the model wrote anything.
+        starts_in_reasoning: Whether the chat template opened a thought before the model wrote anything.
         reasoning_tokens: Those of the tokens generated that went into a thought that is not shown, as far as
             the answer tells.
         estimated: What has counted the tokens, where the model does not report them; else None.
@@ -48,7 +48,7 @@ class Reply:
     cached_tokens: int
     output_tokens: int
     mean_token_probability: float | None
-    opens_thought: bool = False
+    starts_in_reasoning: bool = False
     reasoning_tokens: int = 0
     estimated: str | None = None
     notes: tuple[str, ...] = ()
@@ -86,7 +86,7 @@ def read_reply(message: Any, stops: Collection[str], writer: str, estimate: Esti
         separator=separator,
         model=str(metadata.get("model_name", writer)),
         mean_token_probability=metadata.get("mean_token_probability"),
-        opens_thought=bool(metadata.get("prompt_opens_thought")),
+        starts_in_reasoning=bool(metadata.get("starts_in_reasoning")),
         estimated=estimated,
         **usage,
     )

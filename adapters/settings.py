@@ -110,7 +110,7 @@ class VLLMServerSettings(VLLMSettings):
     """Most calls to send as one request, which takes load off the server where many wait. An answer that came
     with others does not tell the prompt tokens served from a cache; one cancelled is written on until the
     others are done. 1: each call is a request of its own."""
-    batch_patience: float = Field(default=0.25, ge=0.0, allow_inf_nan=False)
+    batch_wait_factor: float = Field(default=0.25, ge=0.0, allow_inf_nan=False)
     """How long a call waits for others: until so many wait for each one under way, or it has waited for so
     many times as long as calls take lately. More makes larger batches, which suits models that answer faster
     than their server takes requests."""

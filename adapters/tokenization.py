@@ -145,12 +145,12 @@ def split_continuation(messages: Sequence[BaseMessage]) -> tuple[Sequence[BaseMe
     return before, text_of(last)
 
 
-def opens_thought(rendered: str) -> bool:
+def opens_reasoning(rendered: str) -> bool:
     """Tell whether a rendered generation prompt ends within a thought, as that of DeepSeek-R1 does."""
     return rendered.rstrip().endswith("<think>")
 
 
-def template_opens_thought(tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]) -> bool:
+def template_opens_reasoning(tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]) -> bool:
     """Tell whether a chat template opens a thought before the model writes anything.
 
     Args:
@@ -160,7 +160,7 @@ def template_opens_thought(tokenizer: PreTrainedTokenizerBase, template_kwargs: 
     rendered = tokenizer.apply_chat_template(
         [{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True, **template_kwargs
     )
-    return opens_thought(str(rendered))
+    return opens_reasoning(str(rendered))
 
 
 def encode_chat(
@@ -342,12 +342,12 @@ class SpecialTokenGuard:
         return self._find_shielded.sub(lambda found: self._unshield[found[0]], text)
 
     def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Tokenise a text in which nothing is special but names from `renamed`; see `well_formed` too.
+        """Tokenise a text in which nothing is special but names from `renamed`; see `valid_utf8` too.
 
         Returns:
             Token ids, and for each the place in ``text``, in characters, that it came from.
         """
-        encoded = self._copy.encode(well_formed(text), add_special_tokens=False)
+        encoded = self._copy.encode(valid_utf8(text), add_special_tokens=False)
         return [self._true_ids.get(token, token) for token in encoded.ids], encoded.offsets
 
 
@@ -392,7 +392,7 @@ def _parts(pair: str | list[str]) -> tuple[str, str, str]:
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def well_formed(text: str) -> str:
+def valid_utf8(text: str) -> str:
     """Put U+FFFD in place of each lone surrogate, as decoders do; the length stays."""
     return _SURROGATE.sub("\ufffd", text)
 
@@ -403,4 +403,4 @@ def json_body(payload: Any) -> bytes:
     Raises:
         ValueError: It holds a number that is none (NaN, infinity).
     """
-    return well_formed(json.dumps(payload, ensure_ascii=False, allow_nan=False)).encode()
+    return valid_utf8(json.dumps(payload, ensure_ascii=False, allow_nan=False)).encode()

@@ -199,8 +199,8 @@ def _without_step(call: StepCall, reply: Reply, usage: Usage, metadata: dict[str
     if metadata.get("continuation") == "prompt":  # a prompt shows the model no blank lines
         text = text.strip()
     most = MAX_ATTEMPTS if text else MAX_IDLE
-    only_thought = reply.end == "length" and not text.strip() and reply.reasoning_tokens > 0
-    if reply.end != "eos" and not only_thought and attempt < most:
+    only_reasoning = reply.end == "length" and not text.strip() and reply.reasoning_tokens > 0
+    if reply.end != "eos" and not only_reasoning and attempt < most:
         return {"request": StepRequest(**{**request, "partial_text": partial_text, "attempt": attempt})}
     written = partial_text if text else request["partial_text"].strip()
     return _no_step(call, usage, why_no_step(reply, written, timed_out=bool(metadata.get("timed_out"))))

@@ -29,7 +29,7 @@ class Opened(ScriptedChatModel):
 
     def _generate(self, *args, **kwargs):
         result = super()._generate(*args, **kwargs)
-        result.generations[0].message.response_metadata["prompt_opens_thought"] = self.template_opens
+        result.generations[0].message.response_metadata["starts_in_reasoning"] = self.template_opens
         return result
 
 
@@ -48,9 +48,9 @@ def told(rig, **options):
 
 
 EXPECTED = [
-    ("thought", "<think>\nAdd 2."),
-    ("thought", "Maybe \\boxed{3}?"),
-    ("thought", "No, it is 4.\n"),
+    ("reasoning", "<think>\nAdd 2."),
+    ("reasoning", "Maybe \\boxed{3}?"),
+    ("reasoning", "No, it is 4.\n"),
     ("answer", "\n\nTwo and two:"),
     ("answer", "\\boxed{4}"),
 ]
@@ -62,7 +62,7 @@ def test_each_step_says_which_part_it_belongs_to(make):
     result = rig.ask()
     assert result["messages"][-1].content == TEXT
     assert result["trim"]["parts"] == {
-        "thought": {"small": 3, "large": 0},
+        "reasoning": {"small": 3, "large": 0},
         "answer": {"small": 2, "large": 0},
     }
     json.dumps(result["trim"])
@@ -79,7 +79,11 @@ def test_the_answer_is_looked_for_behind_the_thought(make):
 def test_the_end_of_the_thought_ends_a_step_wherever_it_stands(make):
     text = "<think>\nOne.\n\nTwo.</think>It is \\boxed{2}."
     rig = make(model(text), model(text), scores={})
-    assert told(rig) == [("thought", "<think>\nOne."), ("thought", "Two."), ("answer", "It is \\boxed{2}.")]
+    assert told(rig) == [
+        ("reasoning", "<think>\nOne."),
+        ("reasoning", "Two."),
+        ("answer", "It is \\boxed{2}."),
+    ]
     assert rig.ask()["messages"][-1].content == text
     assert [call["stop"] for call in rig.small.calls[:3]] == [
         ["\n\n", "</think>"],
@@ -95,7 +99,7 @@ def test_a_template_may_have_opened_the_thought(make):
         return Opened(script=lambda prefix: text[len(prefix) :])
 
     rig = make(opened(), opened(), scores={})
-    assert [part for part, _ in told(rig)] == ["thought"] * 3 + ["answer"] * 2
+    assert [part for part, _ in told(rig)] == ["reasoning"] * 3 + ["answer"] * 2
     assert rig.ask()["trim"]["answer"] == "4"
 
 
@@ -113,11 +117,11 @@ def test_the_trace_says_which_part_was_routed(make):
     rig = make(model(), large, {"Maybe \\boxed{3}?": 0.1}, policy=threshold(0.5))
     events = list(rig.graph.stream({"messages": "?"}, stream_mode="custom"))
     decided = [(e["decision"], e["part"]) for e in events if e["event"] == "decision"]
-    assert decided[:2] == [("accept", "thought"), ("regenerate", "thought")]
-    assert {e["part"] for e in events if e["event"] == "draft"} == {"thought"}
+    assert decided[:2] == [("accept", "reasoning"), ("regenerate", "reasoning")]
+    assert {e["part"] for e in events if e["event"] == "draft"} == {"reasoning"}
 
 
-@pytest.mark.parametrize("routed", ["thought", "answer"])
+@pytest.mark.parametrize("routed", ["reasoning", "answer"])
 def test_one_part_alone_may_be_routed(make, routed):
     seen = []
     rig = make(
@@ -142,15 +146,15 @@ def test_a_policy_sees_the_part(make):
 
 def test_a_handover_is_cut_into_both_parts(make):
     rig = make(model(), model(), policy=large_only())
-    assert [part for part, _ in told(rig)] == ["thought"] * 3 + ["answer"] * 2
-    assert rig.ask()["trim"]["parts"]["thought"] == {"small": 0, "large": 3}
+    assert [part for part, _ in told(rig)] == ["reasoning"] * 3 + ["answer"] * 2
+    assert rig.ask()["trim"]["parts"]["reasoning"] == {"small": 0, "large": 3}
 
 
 def test_other_tags(make):
     text = TEXT.replace("think>", "reason>")
     tags = {"open": "<reason>", "close": "</reason>"}
     rig = make(model(text), model(text), scores={}, thinking=tags)
-    assert [part for part, _ in told(rig)] == ["thought"] * 3 + ["answer"] * 2
+    assert [part for part, _ in told(rig)] == ["reasoning"] * 3 + ["answer"] * 2
 
 
 def test_without_thoughts_nothing_is_said_of_parts(make, rig):
@@ -165,7 +169,7 @@ def test_without_thoughts_nothing_is_said_of_parts(make, rig):
 def test_with_another_segmentation(make):
     text = "<think>\nStep 1: one\nStep 2: two</think>Step 3: \\boxed{3}"
     rig = make(model(text), model(text), scores={}, segmentation=pattern(r"\n(?=Step \d)"))
-    assert [part for part, _ in told(rig)] == ["thought", "thought", "answer"]
+    assert [part for part, _ in told(rig)] == ["reasoning", "reasoning", "answer"]
     assert rig.ask()["messages"][-1].content == text
 
 
@@ -178,7 +182,7 @@ def test_a_thought_shorter_than_a_step_ends_it(make, kind, policy):
     writer = kind(script=lambda prefix: SHORT[len(prefix) :])
     rig = make(writer, writer, scores={}, policy=policy)
     assert told(rig) == [
-        ("thought", "<think>\nAdd 2.\n"),
+        ("reasoning", "<think>\nAdd 2.\n"),
         ("answer", "\nIt is 4."),
         ("answer", "\\boxed{4}"),
     ]
@@ -197,14 +201,14 @@ def test_the_answer_behind_a_short_thought_is_decided_on(make, kind):
 def test_a_template_may_open_a_thought_shorter_than_a_step(make):
     text = SHORT.removeprefix("<think>\n")
     writer = Opened(script=lambda prefix: text[len(prefix) :])
-    assert [part for part, _ in told(make(writer, writer, scores={}))] == ["thought", "answer", "answer"]
+    assert [part for part, _ in told(make(writer, writer, scores={}))] == ["reasoning", "answer", "answer"]
 
 
 def test_a_thought_may_be_opened_by_a_later_step(make):
     text = "Let me see.\n\n<think>Two.</think>It is 2.\n\n<think>Sure?</think>Yes."
     rig = make(model(text), model(text), scores={})
     parts = [event.get("part") for event in rig.steps()]
-    assert parts == [None, "thought", "answer", "thought", "answer"]
+    assert parts == [None, "reasoning", "answer", "reasoning", "answer"]
     assert rig.ask()["messages"][-1].content == text
 
 
@@ -216,9 +220,9 @@ def test_a_close_mark_that_the_open_mark_contains_is_refused():
 @pytest.mark.parametrize("at", range(1, len("</think>")))
 def test_a_close_mark_that_the_token_limit_cut_in_two_ends_the_thought(at):
     marks, close = Thinking(), "</think>"
-    previous = {"text": f"Add 2.{close[:at]}", "part": "thought", "end": "length"}
+    previous = {"text": f"Add 2.{close[:at]}", "part": "reasoning", "end": "length"}
     assert marks.part_of(previous, f"{close[at:]} It is 4.") == "answer"
-    assert marks.part_of({**previous, "end": "delimiter"}, f"{close[at:]} It is 4.") == "thought"
+    assert marks.part_of({**previous, "end": "delimiter"}, f"{close[at:]} It is 4.") == "reasoning"
 
 
 def body(word):
@@ -243,7 +247,7 @@ def test_each_word_belongs_to_the_part_that_the_marks_say(
     rig = make(writer, writer, scores={}, policy=policy, max_step_tokens=cap, max_steps=99)
     steps = rig.steps()
     for step in steps:
-        assert ("t1" in step["text"]) <= (step["part"] == "thought")
+        assert ("t1" in step["text"]) <= (step["part"] == "reasoning")
         assert ("a1" in step["text"]) <= (step["part"] == "answer")
     seen = "".join(step["text"] for step in steps)
     assert (seen.count("t1"), seen.count("a1")) == (text.count("t1"), text.count("a1"))

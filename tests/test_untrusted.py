@@ -6,7 +6,7 @@ import pytest
 
 from trim_graph import open_checkpointer
 from trim_graph.adapters import ChatTransformers, TransformersProcessReward
-from trim_graph.adapters.tokenization import json_body, well_formed
+from trim_graph.adapters.tokenization import json_body, valid_utf8
 from trim_graph.examples.arithmetic import PRM, SMALL
 from trim_graph.segmentation import PatternSteps, is_step, markdown, pattern
 from trim_graph.testing import ScriptedChatModel
@@ -109,7 +109,7 @@ def test_real_models_read_it(small, scorer, text):
 
 
 def test_what_utf_8_cannot_hold_is_sent_as_a_replacement_character():
-    assert well_formed(f"a{SURROGATE}😀é") == "a\ufffd😀é"
+    assert valid_utf8(f"a{SURROGATE}😀é") == "a\ufffd😀é"
     assert json_body({"text": [SURROGATE]}) == '{"text": ["\ufffd"]}'.encode()
     with pytest.raises(ValueError, match="JSON compliant"):
         json_body({"temperature": float("nan")})

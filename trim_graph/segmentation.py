@@ -480,39 +480,39 @@ def as_segmentation(given: Any) -> Any:
     return FunctionSteps(name=name, function=given)
 
 
-Part = Literal["thought", "answer"]
+Part = Literal["reasoning", "answer"]
 
 
 class Thinking(BaseModel):
-    """The marks of a thought, and which part of a thinking model's text is routed.
+    """The marks of reasoning, and which part of a thinking model's text is routed.
 
-    The defaults are the tags of DeepSeek-R1, QwQ and Qwen3. If a model's chat template opens the thought
-    itself, the adapter reports so in ``response_metadata["prompt_opens_thought"]``.
+    The defaults are the tags of DeepSeek-R1, QwQ and Qwen3. If a model's chat template opens the reasoning
+    itself, the adapter reports so in ``response_metadata["starts_in_reasoning"]``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     open: str = Field(default="<think>", min_length=1)
     close: str = Field(default="</think>", min_length=1)
-    routed: Literal["both", "thought", "answer"] = "both"
+    routed: Literal["both", "reasoning", "answer"] = "both"
     """Drafts of a part that is not routed are accepted without score and decision."""
 
     @model_validator(mode="after")
     def _marks_differ(self) -> Thinking:
         if self.close in self.open:
             raise ValueError(
-                f"close={self.close!r} is in open={self.open!r}: a thought would end as it begins"
+                f"close={self.close!r} is in open={self.open!r}: reasoning would end as it begins"
             )
         return self
 
     def inside(self, previous: Mapping[str, Any] | None) -> bool:
-        """Return whether the last accepted step left a thought open."""
-        return previous is not None and previous.get("part") == "thought" and not self._closed(previous)
+        """Return whether the last accepted step left its reasoning open."""
+        return previous is not None and previous.get("part") == "reasoning" and not self._closed(previous)
 
     def may_close(self, previous: Mapping[str, Any] | None, lead: str) -> bool:
-        """Return whether the close mark of a thought may occur in the next text of a writer.
+        """Return whether the close mark of reasoning may occur in the next text of a writer.
 
-        At the first step it may: whether the step or its prompt opens a thought is not known before.
+        At the first step it may: whether the step or its prompt opens reasoning is not known before.
 
         Args:
             previous: The previous step.
@@ -524,14 +524,14 @@ class Thinking(BaseModel):
     def boundary(
         self, previous: Mapping[str, Any] | None, text: str, *, opened: bool = False
     ) -> Boundary | None:
-        """Return where the thought ends that a text begins in; None if it begins in none, or in an empty one.
+        """Return where the reasoning ends that a text begins in; None if it begins in none, or in an empty one.
 
         Args:
             previous: The step before the text.
             text: Text of one step or more.
-            opened: Whether the prompt already opened the thought.
+            opened: Whether the prompt already opened the reasoning.
         """
-        if self.close not in text or self.part_of(previous, text, opened=opened) != "thought":
+        if self.close not in text or self.part_of(previous, text, opened=opened) != "reasoning":
             return None
         end = text.index(self.close)
         return Boundary(end, end + len(self.close))
@@ -542,7 +542,7 @@ class Thinking(BaseModel):
         Args:
             previous: The previous step.
             text: Text of the step.
-            opened: Whether the prompt already opened the thought.
+            opened: Whether the prompt already opened the reasoning.
         """
         inside = self.inside(previous) or (previous is None and opened)
         begun = text.lstrip()
@@ -551,12 +551,12 @@ class Thinking(BaseModel):
         if inside:
             if self._torn(previous, text):
                 return "answer"
-            thought, closed, _ = begun.partition(self.close)
-            return "thought" if is_step(thought) or not closed else "answer"
+            reasoning, closed, _ = begun.partition(self.close)
+            return "reasoning" if is_step(reasoning) or not closed else "answer"
         return "answer" if previous is not None and "part" in previous else None
 
     def answer_in(self, text: str, first: Mapping[str, Any] | None) -> str:
-        """Return the text after the thought: all of it without a thought, none while the thought is open."""
+        """Return the text after the reasoning: all of it without reasoning, none while the reasoning is open."""
         if first is None or first.get("part") is None:
             return text
         return text.rpartition(self.close)[2] if self.close in text else ""

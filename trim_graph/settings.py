@@ -66,7 +66,7 @@ class StepSettings(BaseModel):
         default=None, description="How the end of a step is found, if not by the delimiter"
     )
     thinking: Thinking | None = Field(
-        default=Thinking(), description="Marks of a model's thought; null detects none"
+        default=Thinking(), description="Marks of a model's reasoning; null detects none"
     )
     instruction: str | None = Field(
         default=DEFAULT_INSTRUCTION, description="Appended to the system message; null adds nothing"

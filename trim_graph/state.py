@@ -39,7 +39,7 @@ class Step(TypedDict):
     separator: NotRequired[str]
     """Text between this step and the next, if it is not the delimiter of the settings."""
     part: NotRequired[Part]
-    """Whether the step belongs to the thought or to the answer of a model that thinks."""
+    """Whether the step belongs to the reasoning or to the answer of a model that thinks."""
     message: NotRequired[str]
     """Id of the message, if the step is an agent's turn."""
 
@@ -177,7 +177,7 @@ class Summary(TypedDict):
     cost: float
     seconds: float
     parts: NotRequired[dict[Part, dict[StepWriter, int]]]
-    """Steps by writer in thought and answer, where a model thinks."""
+    """Steps by writer in reasoning and answer, where a model thinks."""
     accounts: NotRequired[dict[str, dict[str, float]]]
     """Usage of the shared accounts when the run ended, over all their runs, by account name."""
     notes: list[str]

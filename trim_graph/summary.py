@@ -95,5 +95,5 @@ def _parts(steps: Sequence[Step]) -> dict[Part, dict[StepWriter, int]]:
     counts = Counter((step["part"], step["writer"]) for step in steps if "part" in step)
     by_person = any(step["writer"] == "person" for step in steps)
     writers: tuple[StepWriter, ...] = ("small", "large", *(("person",) if by_person else ()))
-    parts: tuple[Part, ...] = ("thought", "answer")
+    parts: tuple[Part, ...] = ("reasoning", "answer")
     return {part: {writer: counts[part, writer] for writer in writers} for part in parts} if counts else {}

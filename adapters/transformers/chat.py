@@ -256,8 +256,8 @@ class ChatTransformers(TransformersSettings, BaseChatModel):
             metadata["mean_token_probability"] = done.mean_token_probability
         if done.first_token_entropy is not None:
             metadata["first_token_entropy"] = done.first_token_entropy
-        if self._load().opens_thought:
-            metadata["prompt_opens_thought"] = True
+        if self._load().starts_in_reasoning:
+            metadata["starts_in_reasoning"] = True
         if done.timed_out:
             metadata["timed_out"] = True
         return metadata

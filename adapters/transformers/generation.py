@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from trim_graph.adapters.model_source import load_tokenizer, max_positions
-from trim_graph.adapters.tokenization import SpecialTokenGuard, encode_chat, template_opens_thought
+from trim_graph.adapters.tokenization import SpecialTokenGuard, encode_chat, template_opens_reasoning
 
 from .batching import BatchWorker, GenerationJob, Row
 
@@ -58,9 +58,9 @@ class GenerationEngine:
         return self
 
     @cached_property
-    def opens_thought(self) -> bool:
+    def starts_in_reasoning(self) -> bool:
         """Whether the chat template opens a thought before the model writes anything."""
-        return template_opens_thought(self.tokenizer, {})
+        return template_opens_reasoning(self.tokenizer, {})
 
     def encode(self, messages: Sequence[BaseMessage]) -> list[int]:
         """Token ids of the prompt for a conversation."""

@@ -53,7 +53,7 @@ class _PromptQueue:
     requests: dict[asyncio.Task[None], list[_Seat]] = field(default_factory=dict)
 
 
-class PromptsTogether:
+class RequestBatcher:
     """Sends completions that wait, and are equal but for their prompts, as one request.
 
     A lone call goes out at once. While others are under way, calls wait for company.
@@ -71,7 +71,7 @@ class PromptsTogether:
         self._patience = patience
         self._lines: WeakKeyDictionary[asyncio.AbstractEventLoop, _PromptQueue] = WeakKeyDictionary()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> PromptsTogether:
+    def __deepcopy__(self, memo: dict[int, Any]) -> RequestBatcher:
         """Copies of an adapter wait in one line."""
         return self
 
@@ -226,7 +226,7 @@ class _ScoreQueue(Generic[Q, R]):
     """Keeps the tasks alive; a task leaves it only after it has left ``running``."""
 
 
-class CallBatcher(Generic[Q, R]):
+class ScoreBatcher(Generic[Q, R]):
     """Sends what is asked at the same time, or while requests are under way, as one request.
 
     Args:

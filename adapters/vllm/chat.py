@@ -19,7 +19,7 @@ from trim_graph.adapters.responses import classify
 from trim_graph.adapters.settings import VLLMServerSettings
 from trim_graph.errors import CallTimeoutError, ChatModelContractError, ModelServerError
 
-from .batching import STREAM, PromptsTogether
+from .batching import STREAM, RequestBatcher
 from .chat_base import VLLMChatModel
 from .client import TransientError, VLLMServer
 from .prompts import KEPT, VLLMPrompts
@@ -47,7 +47,7 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
     The answer's ``response_metadata`` holds ``model_name``, ``finish_reason`` as the server names it
     (``"stop"``, ``"length"``; see `stop_reasons`), ``stop_reason`` (the stop string met, or None at the end
     of sequence), ``timed_out=True`` where a
-    ``timeout`` cut it, ``prompt_opens_thought=True`` where the chat template opens one, with
+    ``timeout`` cut it, ``starts_in_reasoning=True`` where the chat template opens one, with
     ``logprobs=True`` ``mean_token_probability`` as in `ChatTransformers`, with ``top_logprobs`` the raw
     ``logprobs``, with ``first_token_entropy=True`` a lower bound of the first token's entropy in nats and the
     ``unobserved_probability`` of the tokens it does not rest on (see `entropy_logprobs`), and
@@ -85,7 +85,7 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
     _shown: ClassVar[tuple[str, ...]] = ("base_url", "continuation", "extra_body")
     _server: Replicas = PrivateAttr()
     _prompts: VLLMPrompts = PrivateAttr()
-    _together: dict[str, PromptsTogether] = PrivateAttr(default_factory=dict)
+    _together: dict[str, RequestBatcher] = PrivateAttr(default_factory=dict)
 
     def model_post_init(self, context: Any) -> None:
         """Connect the parts; nothing is sent."""
@@ -116,7 +116,7 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
         continuation = "raw" if together else self.continuation
         self._prompts = VLLMPrompts(self._server, self.model, continuation, dict(self.chat_template_kwargs))
         self._together = {
-            root: PromptsTogether(server, max_batch=self.max_batch_size, patience=self.batch_patience)
+            root: RequestBatcher(server, max_batch=self.max_batch_size, patience=self.batch_wait_factor)
             for root, server in self._server.servers.items()
             if together
         }
@@ -200,7 +200,7 @@ class VLLMCall:
         messages: Sequence[BaseMessage],
         settings: CallSettings,
         extra_body: dict[str, Any],
-        together: Mapping[str, PromptsTogether] | None = None,
+        together: Mapping[str, RequestBatcher] | None = None,
     ) -> None:
         self._server = server
         self._prompts = prompts
@@ -228,7 +228,7 @@ class VLLMCall:
             self._settings,
             self._lost,
             self._prompts.model,
-            opens_thought=self._prompts.opens_thought,
+            starts_in_reasoning=self._prompts.starts_in_reasoning,
         )
 
     @property

@@ -378,7 +378,7 @@ others, which with a hundred of them takes ten times as long as all else (`tests
 
 
 @dataclass(slots=True, eq=False)
-class Lane:
+class ClientSlot:
     """A client with a few connections."""
 
     client: httpx.AsyncClient
@@ -400,7 +400,7 @@ class Pool:
     max_connections: int
     gate: asyncio.Semaphore = field(init=False)
     """Queues callers; httpx's own queue takes quadratic time with thousands of them."""
-    lanes: list[Lane] = field(init=False, default_factory=list)
+    lanes: list[ClientSlot] = field(init=False, default_factory=list)
     life: AsyncGenerator[None, None] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -425,9 +425,9 @@ class Pool:
         for lane in self.lanes:
             await lane.client.aclose()
 
-    def _new_lane(self) -> Lane:
+    def _new_lane(self) -> ClientSlot:
         room = min(LANE, self.max_connections - sum(lane.room for lane in self.lanes))
-        lane = Lane(new_client(room), room)
+        lane = ClientSlot(new_client(room), room)
         self.lanes.append(lane)
         return lane
 

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.settings import EngineSettings
-from trim_graph.adapters.tokenization import SpecialTokenGuard, template_opens_thought
+from trim_graph.adapters.tokenization import SpecialTokenGuard, template_opens_reasoning
 from trim_graph.errors import ModelServerError
 
 _QUIET_S = 2.0
@@ -46,7 +46,7 @@ class VLLMEngine:
         spec: What it is started with.
 
     Attributes:
-        holders: How many `EngineHold` have it.
+        holders: How many `EngineHandle` have it.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -58,7 +58,7 @@ class VLLMEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._calls: set[asyncio.Task[Any]] = set()
         self._closed = False
-        self._opens_thought: dict[str, bool] = {}
+        self._starts_in_reasoning: dict[str, bool] = {}
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -70,16 +70,16 @@ class VLLMEngine:
         """Keeps special tokens in somebody's text plain."""
         return SpecialTokenGuard(self.tokenizer)
 
-    def opens_thought(self, template_kwargs: Mapping[str, Any]) -> bool:
+    def starts_in_reasoning(self, template_kwargs: Mapping[str, Any]) -> bool:
         """Whether the chat template opens a thought before the model writes anything.
 
         Args:
             template_kwargs: Further arguments of the template, such as ``enable_thinking``.
         """
         key = json.dumps(template_kwargs, sort_keys=True, default=repr)
-        if key not in self._opens_thought:
-            self._opens_thought[key] = template_opens_thought(self.tokenizer, template_kwargs)
-        return self._opens_thought[key]
+        if key not in self._starts_in_reasoning:
+            self._starts_in_reasoning[key] = template_opens_reasoning(self.tokenizer, template_kwargs)
+        return self._starts_in_reasoning[key]
 
     @property
     def usable(self) -> bool:
@@ -224,7 +224,7 @@ class VLLMEngine:
         return ModelServerError(f"the vLLM engine of {self.spec.model} {what}", begun=begun)
 
 
-class EngineHold:
+class EngineHandle:
     """An adapter's hold on an engine: it takes one when it needs one, the same as others with equal settings.
 
     The engine ends when the last hold is let go, by `release` or by being garbage collected.
@@ -238,7 +238,7 @@ class EngineHold:
         self._held: list[VLLMEngine] = []
         weakref.finalize(self, _let_go_aside, self._held).atexit = False
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> EngineHold:
+    def __deepcopy__(self, memo: dict[int, Any]) -> EngineHandle:
         """Copies of an adapter share its hold."""
         return self
 

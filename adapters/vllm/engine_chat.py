@@ -19,7 +19,7 @@ from trim_graph.adapters.tokenization import encode_chat, takes_system_role
 from trim_graph.errors import ContextLengthError, FailedAttempts, ModelServerError
 
 from .chat_base import CALL_SETTINGS, VLLMChatModel
-from .engine import EngineHold, EngineSpec, VLLMEngine, engine_options, vllm_module
+from .engine import EngineHandle, EngineSpec, VLLMEngine, engine_options, vllm_module
 from .wire import Answer, CallSettings, Lost, metadata_of, usage_of
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class ChatVLLMEngine(VLLMEngineSettings, VLLMChatModel):
         "engine_args",
         "sampling_params",
     )
-    _hold: EngineHold = PrivateAttr()
+    _hold: EngineHandle = PrivateAttr()
 
     @field_validator("sampling_params")
     @classmethod
@@ -77,7 +77,7 @@ class ChatVLLMEngine(VLLMEngineSettings, VLLMChatModel):
 
     def model_post_init(self, context: Any) -> None:
         """Note what the engine is to be; nothing is started."""
-        self._hold = EngineHold(EngineSpec(self.model, "generate", engine_options(self)))
+        self._hold = EngineHandle(EngineSpec(self.model, "generate", engine_options(self)))
 
     def start(self) -> None:
         """Start the engine now; a call does it otherwise.
@@ -169,7 +169,7 @@ class EngineCall:
 
     def __init__(
         self,
-        hold: EngineHold,
+        hold: EngineHandle,
         messages: Sequence[BaseMessage],
         settings: CallSettings,
         template_kwargs: Mapping[str, Any],
@@ -181,14 +181,14 @@ class EngineCall:
         self._template_kwargs = template_kwargs
         self._sampling_params = sampling_params
         self._model = ""
-        self._opens_thought = False
+        self._starts_in_reasoning = False
         self.answer = Answer(usage_known=True, stop_field="stop_reason")
 
     @property
     def metadata(self) -> dict[str, Any]:
         """The answer's ``response_metadata``."""
         return metadata_of(
-            self.answer, self._settings, Lost(), self._model, opens_thought=self._opens_thought
+            self.answer, self._settings, Lost(), self._model, starts_in_reasoning=self._starts_in_reasoning
         )
 
     @property
@@ -243,7 +243,7 @@ class EngineCall:
         engine = self._hold.engine()
         self._model = engine.spec.model
         prompt = await asyncio.to_thread(prompt_tokens, engine, self._messages, self._template_kwargs)
-        self._opens_thought = engine.opens_thought(self._template_kwargs)
+        self._starts_in_reasoning = engine.starts_in_reasoning(self._template_kwargs)
         longest = await engine.max_model_len()
         if len(prompt) >= longest:
             raise ContextLengthError(

@@ -21,7 +21,7 @@ from trim_graph.adapters.prm.scores import read_pooled, serve_options
 from trim_graph.adapters.settings import VLLMEnginePRMSettings
 from trim_graph.errors import ModelServerError, ScorerError
 
-from .engine import CallRefused, EngineHold, EngineSpec, VLLMEngine, engine_options, vllm_module
+from .engine import CallRefused, EngineHandle, EngineSpec, VLLMEngine, engine_options, vllm_module
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ class _Ready:
     """What the tokenizer tells; none of it needs the engine to run."""
 
     format: PRMFormat
-    hold: EngineHold
+    hold: EngineHandle
 
 
 class VLLMEngineProcessReward(VLLMEnginePRMSettings):
@@ -140,7 +140,7 @@ class VLLMEngineProcessReward(VLLMEnginePRMSettings):
                     self.format, tokenizer, step_token=self.step_token, system_prompt=self.system_prompt
                 )
                 options = {**pooling_options(self.format, tokenizer, self.step_token), **engine_options(self)}
-                self._ready = _Ready(layout, EngineHold(EngineSpec(self.model, "pooling", options)))
+                self._ready = _Ready(layout, EngineHandle(EngineSpec(self.model, "pooling", options)))
             return self._ready
 
 

@@ -19,7 +19,7 @@ from trim_graph.adapters.tokenization import (
     SYSTEM_PROBE,
     acceptable_forms,
     mark,
-    opens_thought,
+    opens_reasoning,
     split_continuation,
     system_texts,
 )
@@ -270,13 +270,13 @@ class Facts:
     Attributes:
         raw: Whether prompts are rendered once and continued over ``/v1/completions``.
         max_model_len: Longest sequence in tokens; None where the server does not tell.
-        opens_thought: Whether the chat template opens a thought before the model writes anything.
+        starts_in_reasoning: Whether the chat template opens a thought before the model writes anything.
         dialect: Of the server.
     """
 
     raw: bool
     max_model_len: int | None
-    opens_thought: bool = False
+    starts_in_reasoning: bool = False
     dialect: Dialect = field(default_factory=Dialect)
 
 
@@ -326,10 +326,10 @@ class VLLMPrompts:
         return await self._facts.get()
 
     @property
-    def opens_thought(self) -> bool:
+    def starts_in_reasoning(self) -> bool:
         """Whether the chat template opens a thought; False until the server was asked."""
         facts = self._facts.value
-        return facts is not None and facts.opens_thought
+        return facts is not None and facts.starts_in_reasoning
 
     def switch_to_raw(self) -> bool:
         """Note that the model thinks, which the chat endpoint hides. False where the choice is not ours."""
@@ -487,7 +487,7 @@ class VLLMPrompts:
             return Facts(raw=False, max_model_len=length, dialect=dialect)
         opened = await self._opened()
         raw = self.continuation == "raw" or not dialect.takes_text or not await self._keeps_text(opened)
-        return Facts(raw, length, opens_thought(opened), dialect)
+        return Facts(raw, length, opens_reasoning(opened), dialect)
 
     async def chat_is_exact(self) -> bool:
         """Whether the chat endpoint carries on the last message byte for byte. Asks the server.

@@ -19,7 +19,7 @@ from trim_graph.adapters.prm.scores import read_pooled, serve_options
 from trim_graph.adapters.settings import VLLMServerPRMSettings
 from trim_graph.errors import FailedAttempts, ModelServerError, ScorerError
 
-from .batching import CallBatcher
+from .batching import ScoreBatcher
 from .client import VLLMServer
 from .replicas import Replicas, check_base_urls
 
@@ -55,7 +55,7 @@ class VLLMProcessReward(VLLMServerPRMSettings):
 
     _server: Replicas = PrivateAttr()
     _ready: Once[_Ready] = PrivateAttr()
-    _requests: dict[str, CallBatcher[PRMInput, Any]] = PrivateAttr()
+    _requests: dict[str, ScoreBatcher[PRMInput, Any]] = PrivateAttr()
 
     if not TYPE_CHECKING:
 
@@ -77,7 +77,7 @@ class VLLMProcessReward(VLLMServerPRMSettings):
         )
         self._ready = Once(self._get_ready)
         self._requests = {
-            root: CallBatcher(
+            root: ScoreBatcher(
                 partial(self._send, server), max_batch=self.max_batch_size, max_requests=self.max_requests
             )
             for root, server in self._server.servers.items()

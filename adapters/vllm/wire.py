@@ -274,7 +274,7 @@ class Lost:
 
 
 def metadata_of(
-    answer: Answer, settings: CallSettings, lost: Lost, model: str, *, opens_thought: bool
+    answer: Answer, settings: CallSettings, lost: Lost, model: str, *, starts_in_reasoning: bool
 ) -> dict[str, Any]:
     """The ``response_metadata`` of an answer."""
     metadata: dict[str, Any] = {
@@ -292,8 +292,8 @@ def metadata_of(
         )
     if settings.top_logprobs and answer.logprobs_known:
         metadata["logprobs"] = {"content": answer.logprobs}
-    if opens_thought:
-        metadata["prompt_opens_thought"] = True
+    if starts_in_reasoning:
+        metadata["starts_in_reasoning"] = True
     if answer.timed_out:
         metadata["timed_out"] = True
     if lost.attempts:

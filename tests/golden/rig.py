@@ -115,12 +115,12 @@ class ThinkingInSilence(ScriptedChatModel):
         return result
 
 
-class OpenedThought(ScriptedChatModel):
+class OpenedReasoning(ScriptedChatModel):
     """Says that its chat template has opened the thought."""
 
     def _generate(self, *given: Any, **options: Any) -> ChatResult:
         result = super()._generate(*given, **options)
-        result.generations[0].message.response_metadata["prompt_opens_thought"] = True
+        result.generations[0].message.response_metadata["starts_in_reasoning"] = True
         return result
 
 

@@ -28,7 +28,7 @@ from tests.golden.rig import (
     FailingToolModel,
     HangingModel,
     MeasuringSaver,
-    OpenedThought,
+    OpenedReasoning,
     PromptedModel,
     SlowModel,
     SlowScorer,
@@ -662,7 +662,7 @@ SCENARIOS: dict[str, Scenario] = {
         thinking={"routed": "answer"},
     ),
     "thinking, opened by the template": lambda: play(
-        small=exactly(THOUGHT.removeprefix("<think>\n"), kind=OpenedThought), scores={}
+        small=exactly(THOUGHT.removeprefix("<think>\n"), kind=OpenedReasoning), scores={}
     ),
     "segmentation markdown": lambda: play(
         small=exactly(MARKDOWN), scores={}, policy=small_only(), segmentation=markdown()

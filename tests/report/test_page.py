@@ -161,7 +161,7 @@ def test_samples_thoughts_and_what_nobody_graded(tmp_path, opened):
         for sample in (0, 1)
     ]
     for row in rows:
-        row["steps"][0].update(part="thought", score=None, label=None)
+        row["steps"][0].update(part="reasoning", score=None, label=None)
     rows[-1].update(steps=[], solution="all in one")
     seen = opened(write_report(write_run(tmp_path / "run", rows))[0])
     page = seen.page
@@ -170,7 +170,7 @@ def test_samples_thoughts_and_what_nobody_graded(tmp_path, opened):
     assert page.locator(".chip", has_text="sample 2").count() == 2
     assert "wrong" in page.locator(".chip", has_text="threshold-0.5, sample 2").text_content()
     step = page.locator(".step").first
-    assert "thought" in step.text_content()
+    assert "reasoning" in step.text_content()
     assert "no score" in step.text_content()
     assert step.locator(".bar, .badge.good, .badge.bad").count() == 0
     page.keyboard.press("j")

@@ -132,7 +132,7 @@ def test_a_step_by_hand_belongs_to_the_thought_it_goes_on_with(make):
     rig.ask(config=THREAD)
     done = answer(rig, {"step": "that is it</think>\n\nso \\boxed{1}", "ends": True})["trim"]
     assert done["parts"] == {
-        "thought": {"small": 0, "large": 1, "person": 1},
+        "reasoning": {"small": 0, "large": 1, "person": 1},
         "answer": {"small": 0, "large": 0, "person": 1},
     }
     assert done["answer"] == "1"

@@ -106,7 +106,9 @@ def test_the_repeats_of_a_loop_are_a_setting(make):
         steps_of("It is \\boxed{4}.", "So \\boxed{4}.", "Thus \\boxed{4}."),
         steps_of(*["It is \\boxed{4}.", "Let me check.", "Yes, \\boxed{4}.", "And again?"] * 2),
         steps_of("\\boxed{1}", "\\boxed{2}", "\\boxed{3}", "\\boxed{4}", "\\boxed{5}"),
-        steps_of(*[f"{word} \\boxed{{4}}?" for word in ("Is it", "Or", "Then", "But", "So")], part="thought"),
+        steps_of(
+            *[f"{word} \\boxed{{4}}?" for word in ("Is it", "Or", "Then", "But", "So")], part="reasoning"
+        ),
         [],
     ],
 )
@@ -120,7 +122,7 @@ def test_steps_that_do_not_repeat_at_their_end_are_no_loop(steps):
         (steps_of(*[AGAIN, f" {AGAIN}\n"] * 2), "the last step was written 4 times word for word"),
         (steps_of("One.", *[AGAIN, OTHER] * 4), "the last 2 steps were written 4 times word for word"),
         (steps_of(*["end"] * 21), "the last step was written 21 times word for word"),
-        (steps_of(*[AGAIN] * 4, part="thought"), "the last step was written 4 times word for word"),
+        (steps_of(*[AGAIN] * 4, part="reasoning"), "the last step was written 4 times word for word"),
     ],
 )
 def test_steps_that_repeat_often_enough_are_a_loop_and_say_how_often(steps, told):
@@ -133,15 +135,15 @@ words = st.text("abc \\boxed{}12", max_size=40)
 @given(st.lists(words, max_size=12, unique_by=str.strip), st.integers(1, 4))
 def test_steps_that_never_come_again_are_a_loop_only_by_their_answer(texts, max_repeats):
     steps = steps_of(*texts)
-    assert loop_in(steps_of(*texts, part="thought"), max_repeats) is None
+    assert loop_in(steps_of(*texts, part="reasoning"), max_repeats) is None
     assert (loop_in(steps, max_repeats) or "in a row box the answer").count("in a row box the answer") == 1
 
 
 @given(st.lists(words, max_size=6), st.lists(words, min_size=1, max_size=4), st.integers(1, 4))
 def test_steps_that_come_again_so_often_are_found_whatever_stands_before_them(before, block, max_repeats):
     block = [f"step {number} of those that come again {text}" for number, text in enumerate(block)]
-    assert loop_in(steps_of(*before, *block * (max_repeats + 1), part="thought"), max_repeats)
-    assert loop_in(steps_of(*before, *block * max_repeats, part="thought"), max_repeats) is None
+    assert loop_in(steps_of(*before, *block * (max_repeats + 1), part="reasoning"), max_repeats)
+    assert loop_in(steps_of(*before, *block * max_repeats, part="reasoning"), max_repeats) is None
 
 
 def test_every_reason_to_stop_has_words():

@@ -26,20 +26,20 @@ def models(request, servers, monkeypatch):
     """The same model, its calls sent together and apart."""
     monkeypatch.setenv(KEY_ENV, KEY)
     place = {"base_url": servers[request.param].url, "api_key_env": KEY_ENV, "model": request.param}
-    return ChatVLLM(**place, max_batch_size=16, batch_patience=1.0), ChatVLLM(**place)
+    return ChatVLLM(**place, max_batch_size=16, batch_wait_factor=1.0), ChatVLLM(**place)
 
 
 @pytest.mark.parametrize("settings", [{}, {"max_tokens": 3}, {"logprobs": True}, {"timeout": 60.0}])
 async def test_texts_ends_and_tokens_are_those_of_calls_on_their_own(models, settings, monkeypatch):
     together, apart = models
     sizes = []
-    start = batching.PromptsTogether._start
+    start = batching.RequestBatcher._start
 
     def noted(self, line, common, seats):
         sizes.append(len(seats))
         start(self, line, common, seats)
 
-    monkeypatch.setattr(batching.PromptsTogether, "_start", noted)
+    monkeypatch.setattr(batching.RequestBatcher, "_start", noted)
     asked = [*FIRST, *LATER]
     await together.ainvoke(asked[0], stop=["\n\n"])  # what stands around a question is asked for once
     ours = await asyncio.gather(*(together.ainvoke(one, stop=["\n\n"], **settings) for one in asked))

@@ -54,7 +54,7 @@ for all three models (the arithmetic models that come with trim-graph); policies
 rates), ``stay_on_large`` (policy, k), ``any_of`` and ``all_of`` (policies), or a policy file, ``plan.json``;
 in settings ``segmentation: {type: markdown}``, ``{type: pattern, pattern: ...}`` or ``{type: tokens, tokens:
 64}`` (a PRM's steps are made as those it was trained on), ``max_repeats: 5`` (null looks for no loop),
-``thinking: {routed: thought}``, ``ask_below: 0.2``, ``lookahead: true``; ``quotas: {user:
+``thinking: {routed: reasoning}``, ``ask_below: 0.2``, ``lookahead: true``; ``quotas: {user:
 {large_tokens: 20000}}`` with ``ledger: sqlite:spend.db`` (or what checkpoint takes, but for none); checkpoint
 ``none``, ``memory``, ``sqlite:PATH``, ``postgresql://USER@HOST/DATABASE``, ``env:NAME``."""
 

@@ -419,7 +419,7 @@ def judge_of(given: str | None, config: TrimConfig) -> Judge | None:
 _INCIDENTAL = (
     "device",
     "max_batch_size",
-    "batch_patience",
+    "batch_wait_factor",
     "max_requests",
     "max_connections",
     "read_timeout",

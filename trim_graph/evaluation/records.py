@@ -106,7 +106,7 @@ class RecordStep(TypedDict):
     step. None where nobody knows."""
     discarded: DiscardedDraft | None
     part: NotRequired[Part | None]
-    """Thought or answer, where a model thinks; not in traces."""
+    """``reasoning`` or ``answer``, where a model thinks; not in traces."""
 
 
 class PerWriter(TypedDict):

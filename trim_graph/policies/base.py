@@ -42,7 +42,7 @@ class Observation:
         draft_tokens: Its tokens.
         draft_probability: Mean probability of its tokens under the small model, if the adapter reports it.
         draft_ends: Whether the solution ends with the draft.
-        part: ``thought`` or ``answer``, the part the draft belongs to, where the model thinks.
+        part: ``reasoning`` or ``answer``, the part the draft belongs to, where the model thinks.
         probe_entropy: Entropy in nats of the small model's first token of this step, once `next_writer` has
             answered ``probe``; a lower bound where its server reports the likeliest tokens only.
         budget_left: What is left of the budget.

@@ -62,7 +62,7 @@ function stepOf(texts, step, number) {
       scoreBar(step.score),
       label(step.label),
       decided,
-      step.part === "thought" ? el("span", { class: "badge" }, "thought") : null,
+      step.part === "reasoning" ? el("span", { class: "badge" }, "reasoning") : null,
       el("span", { class: "muted" }, plural(step.tokens, "token")),
     ),
     block(texts[step.text]),

@@ -53,5 +53,5 @@ def _repeated_answer(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> st
 
 
 def _boxed(step: Mapping[str, Any]) -> str | None:
-    """Return the answer that a step boxes; one in a thought does not count, as thoughts try answers."""
-    return None if step.get("part") == "thought" else extract_answer(step["text"])
+    """Return the answer that a step boxes; one in reasoning does not count, as reasoning tries answers."""
+    return None if step.get("part") == "reasoning" else extract_answer(step["text"])

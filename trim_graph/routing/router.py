@@ -447,7 +447,7 @@ class _Decision:
             separator = step.get("separator")
             if (
                 thinking is None or separator != thinking.close
-            ):  # that ends a thought, which has ended already
+            ):  # that ends reasoning, which has ended already
                 return separator
         way = self.view.segmentation
         return way.delimiter if isinstance(way, DelimiterSteps) else None

@@ -38,7 +38,7 @@ def stop_arguments(
 
     Args:
         segmentation: Finds the end of a step.
-        thinking: How a thought is marked; its end ends a step too.
+        thinking: How reasoning is marked; its end ends a step too.
         previous: The step accepted last.
         partial_text: Text of this step from earlier attempts.
         takes_stop_when: Whether the model takes ``stop_when``; the answer of another is cut afterwards.
@@ -85,7 +85,7 @@ def parse_draft(
     if segmentation is not None:
         ends = [segmentation.boundary(text, ended=True)]
         if thinking is not None:  # the writer may have written past the close mark
-            ends.append(thinking.boundary(previous, text, opened=reply.opens_thought))
+            ends.append(thinking.boundary(previous, text, opened=reply.starts_in_reasoning))
         found = min(filter(None, ends), default=None)
     else:
         found = None
@@ -108,7 +108,7 @@ def parse_draft(
     if end == "delimiter":
         step = end_step(step, separator, settings.delimiter)
     if thinking is not None:
-        part = thinking.part_of(previous, text, opened=reply.opens_thought)
+        part = thinking.part_of(previous, text, opened=reply.starts_in_reasoning)
         if part is not None:
             step["part"] = part
     return Draft(**step, score=None)
@@ -165,12 +165,12 @@ def split_into_steps(
         draft: The text as one draft.
         segmentation: Finds the end of a step.
         delimiter: Delimiter of the settings.
-        thinking: How a thought is marked, which decides the part of each step.
+        thinking: How reasoning is marked, which decides the part of each step.
     """
     texts = segmentation.split(draft["text"]) or [(draft["text"], "")]
     parts: list[Part | None] = [draft.get("part"), *[None] * (len(texts) - 1)]
     if thinking is not None:
-        texts, parts = _thoughts_apart(texts, thinking, draft.get("part"))
+        texts, parts = _split_at_reasoning(texts, thinking, draft.get("part"))
     tokens = share_out(draft["tokens"], [text for text, _ in texts])
     whole = as_step(draft)
     found: list[Step] = []
@@ -186,14 +186,14 @@ def split_into_steps(
     return found
 
 
-def _thoughts_apart(
+def _split_at_reasoning(
     texts: Sequence[tuple[str, str]], thinking: Thinking, first: Part | None
 ) -> tuple[list[tuple[str, str]], list[Part | None]]:
-    """Cut steps after each thought that an answer follows, and return the part of each step too.
+    """Cut steps after reasoning that an answer follows, and return the part of each step too.
 
     Args:
         texts: The steps of one draft, with their separators.
-        thinking: How a thought is marked.
+        thinking: How reasoning is marked.
         first: Part of the first step.
     """
     cut: list[tuple[str, str]] = []
@@ -202,7 +202,7 @@ def _thoughts_apart(
     for text, separator in texts:
         rest: str | None = text
         while rest is not None:
-            opened = previous is None and first == "thought"
+            opened = previous is None and first == "reasoning"
             step, after, remains = rest, separator, None
             mark = thinking.boundary(previous, rest, opened=opened)
             if mark is not None and is_step(rest[mark.next :]):

@@ -86,12 +86,12 @@ class TestEnd:
         assert answers[1].content == SCRIPT
 
     def test_a_template_that_opens_a_thought_is_told(self, reciter):
-        assert "prompt_opens_thought" not in reciter.invoke(QUESTION).response_metadata
+        assert "starts_in_reasoning" not in reciter.invoke(QUESTION).response_metadata
         engine = copy.copy(reciter._load())
         engine.tokenizer = copy.copy(engine.tokenizer)
-        engine.__dict__.pop("opens_thought")
+        engine.__dict__.pop("starts_in_reasoning")
         engine.tokenizer.chat_template += "{{ '<think>\n' }}"
-        assert engine.opens_thought
+        assert engine.starts_in_reasoning
 
     def test_length(self, reciter):
         answer = reciter.invoke(QUESTION, max_tokens=3)

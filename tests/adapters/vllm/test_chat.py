@@ -295,7 +295,7 @@ class TestContinuation:
                 "<assistant>", "<assistant>" + opener
             )
             answer = model.invoke(QUESTION)
-            assert answer.response_metadata.get("prompt_opens_thought") is told
+            assert answer.response_metadata.get("starts_in_reasoning") is told
 
     def test_a_template_that_refuses_the_probe_is_continued_raw(self, connect):
         server, model = connect(raw_answer("so"))

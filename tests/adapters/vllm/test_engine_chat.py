@@ -19,7 +19,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 from trim_graph.adapters import ChatVLLMEngine, VLLMEngineProcessReward
 from trim_graph.adapters.settings import EngineSettings
 from trim_graph.adapters.vllm import engine as vllm_engine
-from trim_graph.adapters.vllm.engine import EngineHold, EngineSpec, engine_options
+from trim_graph.adapters.vllm.engine import EngineHandle, EngineSpec, engine_options
 from trim_graph.adapters.vllm.engine_scorer import pooling_options
 from trim_graph.config import make_config
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL
@@ -142,7 +142,7 @@ def test_copies_keep_the_settings():
 
 def test_equal_specs_share_an_engine_until_the_last_lets_go():
     def hold(**options):
-        return EngineHold(EngineSpec(str(SMALL), "generate", options))
+        return EngineHandle(EngineSpec(str(SMALL), "generate", options))
 
     first, same, other = hold(seed=1), hold(seed=1), hold(seed=2)
     engine = first.engine()

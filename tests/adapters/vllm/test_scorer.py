@@ -16,7 +16,7 @@ from trim_graph.adapters import Scorer, ScorerError, VLLMProcessReward, serve_op
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.prm.formats import QwenPRMFormat, prm_format
 from trim_graph.adapters.vllm import client
-from trim_graph.adapters.vllm.batching import CallBatcher
+from trim_graph.adapters.vllm.batching import ScoreBatcher
 from trim_graph.errors import is_context_full
 
 QUESTION = "What is (3 + 4) * 2?"
@@ -293,7 +293,7 @@ class TestCallBatcher:
             await asyncio.sleep(0.02)
             return [q * 2 for q in questions]
 
-        batcher = CallBatcher(send, max_batch=10, max_requests=1)
+        batcher = ScoreBatcher(send, max_batch=10, max_requests=1)
         first = asyncio.create_task(batcher.ask(1))
         await asyncio.sleep(0.01)
         later = [asyncio.create_task(batcher.ask(n)) for n in range(2, 6)]
@@ -304,7 +304,7 @@ class TestCallBatcher:
         async def send(questions):
             return list(questions)
 
-        batcher = CallBatcher(send, max_batch=2, max_requests=1)
+        batcher = ScoreBatcher(send, max_batch=2, max_requests=1)
 
         async def caller(n):
             for _ in range(50):
@@ -321,7 +321,7 @@ class TestCallBatcher:
             finally:
                 cancelled.set()
 
-        batcher = CallBatcher(send, max_batch=2)
+        batcher = ScoreBatcher(send, max_batch=2)
         calls = [asyncio.create_task(batcher.ask(n)) for n in range(2)]
         await asyncio.sleep(0.01)
         calls[0].cancel()
@@ -342,7 +342,7 @@ class TestCallBatcher:
                 raise error
             return questions
 
-        batcher = CallBatcher(send, max_batch=9)
+        batcher = ScoreBatcher(send, max_batch=9)
         outcomes = await asyncio.gather(*(batcher.ask(n) for n in range(3)), return_exceptions=True)
         assert [str(outcome) for outcome in outcomes] == ["gone"] * 3
         assert await batcher.ask(1) == 1

@@ -48,7 +48,7 @@ PATIENCE = 4.0
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 Output = Annotated[Path, typer.Option("--json", help="File for the figures; other parts of it stay.")]
 Turns = Annotated[int, typer.Option("--turns", min=1)]
-Patience = Annotated[float, typer.Option("--patience", help="`batch_patience` of the chat models.")]
+Patience = Annotated[float, typer.Option("--patience", help="`batch_wait_factor` of the chat models.")]
 Widened = Annotated[
     Path | None,
     typer.Option("--widened", help="Folder of `widen`: models as large as the paper's, on a GPU."),

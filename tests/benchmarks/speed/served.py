@@ -95,7 +95,7 @@ class Servers:
         salt = {
             "extra_body": {"cache_salt": uuid.uuid4().hex},
             "max_batch_size": self._together,
-            "batch_patience": self._patience,
+            "batch_wait_factor": self._patience,
         }
         return Models(
             ChatVLLM(model="small", base_url=self._urls["small"], **salt),
