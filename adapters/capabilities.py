@@ -98,7 +98,7 @@ def _may_be_message(kind: Any) -> bool:
 
 
 def capable(model: Any, capability: str) -> bool:
-    """Tell whether a chat model says that it can do more: ``takes_stop_when``, ``tells_entropy``."""
+    """Tell whether a chat model says that it can do more: ``takes_stop_when``, ``reports_entropy``."""
     return _says(model, capability)
 
 
@@ -206,6 +206,6 @@ def remedy(error: BaseException) -> str | None:
 
 def _status(error: BaseException) -> int | None:
     response = getattr(error, "response", None)
-    told = (getattr(error, "status_code", None), getattr(error, "status", None))
-    given = (*told, getattr(response, "status_code", None))
+    own = (getattr(error, "status_code", None), getattr(error, "status", None))
+    given = (*own, getattr(response, "status_code", None))
     return next((value for value in given if isinstance(value, int)), None)

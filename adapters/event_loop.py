@@ -115,7 +115,7 @@ async def _pump(items: AsyncGenerator[T, None], put: Callable[[tuple[T] | None],
         put(None)
 
 
-class Once(Generic[T]):
+class AsyncLazy(Generic[T]):
     """A value made at the first `get`. A failure is not kept: the next call tries again.
 
     Args:
@@ -130,7 +130,7 @@ class Once(Generic[T]):
         self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
         self.value: T | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Once[T]:
+    def __deepcopy__(self, memo: dict[int, Any]) -> AsyncLazy[T]:
         """Copies share what was found out."""
         return self
 

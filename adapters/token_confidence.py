@@ -49,9 +49,9 @@ def entropy_of_likeliest(logprobs: Sequence[float], chosen: float | None = None)
     if not logprobs or any(math.isnan(value) or value > 1e-3 for value in logprobs):
         raise ValueError(f"these are not log-probabilities: {list(logprobs)[:5]}")
     ordered = sorted(map(float, logprobs), reverse=True)
-    told = [(math.exp(value), value) for value in ordered]
-    nats = -sum(p * value for p, value in told if p > 0)
-    rest = max(0.0, 1.0 - math.fsum(p for p, _ in told))
+    observed = [(math.exp(value), value) for value in ordered]
+    nats = -sum(p * value for p, value in observed if p > 0)
+    rest = max(0.0, 1.0 - math.fsum(p for p, _ in observed))
     bounding = ordered[:-1] if chosen is not None and ordered[-1] == chosen else ordered
     if rest > 0:
         least = math.exp(bounding[-1]) if bounding else 1.0

@@ -32,7 +32,7 @@ class ScriptedChatModel(BaseChatModel):
     """
 
     continues_exactly: ClassVar[bool] = True
-    tells_entropy: ClassVar[bool] = True
+    reports_entropy: ClassVar[bool] = True
 
     script: Any
     """Steps of the solution, or a function from the prefix to all text after it."""

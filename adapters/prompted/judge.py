@@ -350,7 +350,7 @@ MIN_MASS = 0.1
 """Probability that digits must have together; less, and the model was about to write something else."""
 
 _DIGITS = "0123456789"
-_THOUGHT, _THOUGHT_ENDS = "<think>", "</think>"
+_REASONING, _REASONING_ENDS = "<think>", "</think>"
 _MARKS_OF_SPACE = " \t\r\n\u2581\u0120"
 """Space, also as SentencePiece and byte-level tokenizers write it where a server tells raw tokens."""
 
@@ -368,7 +368,7 @@ def expected_score(content: Sequence[Mapping[str, Any]]) -> float | None:
     Returns:
         None where digits have less than `MIN_MASS` of the probability.
     """
-    content = _behind_thought(content)
+    content = _after_reasoning(content)
     if not content:
         return None
     place = next((entry for entry in content if _digit(entry["token"]) is not None), content[0])
@@ -389,21 +389,21 @@ def expected_score(content: Sequence[Mapping[str, Any]]) -> float | None:
 
 def written_score(text: str) -> float | None:
     """Rating behind the thought of a text, divided by 9; None where its first number is no single digit."""
-    text = text.rpartition(_THOUGHT_ENDS)[2]
-    if text.lstrip().startswith(_THOUGHT):
+    text = text.rpartition(_REASONING_ENDS)[2]
+    if text.lstrip().startswith(_REASONING):
         return None
     number = re.search(r"[0-9]+(?:[.,][0-9]+)?", text)
     return int(number[0]) / HIGHEST if number and len(number[0]) == 1 else None
 
 
-def _behind_thought(content: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+def _after_reasoning(content: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """Return the tokens behind the end of a thought; none where it does not end."""
     begin, text = 0, ""
     for index, entry in enumerate(content):
         text += entry["token"]
-        if _THOUGHT_ENDS in text:
+        if _REASONING_ENDS in text:
             begin, text = index + 1, ""
-    return [] if text.lstrip(_MARKS_OF_SPACE).startswith(_THOUGHT) else content[begin:]
+    return [] if text.lstrip(_MARKS_OF_SPACE).startswith(_REASONING) else content[begin:]
 
 
 def _digit(token: str) -> int | None:

@@ -69,7 +69,7 @@ class ChatTransformers(TransformersSettings, BaseChatModel):
     """Says to `create_trim_graph` that no prompt is needed to go on with a text."""
     takes_stop_when: ClassVar[bool] = True
     """Says that a call may end its own answer with ``stop_when``."""
-    tells_entropy: ClassVar[bool] = True
+    reports_entropy: ClassVar[bool] = True
     """Says that a call may ask for the entropy of its first token."""
 
     max_tokens: int = Field(default=512, ge=1)

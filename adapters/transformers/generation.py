@@ -118,7 +118,7 @@ class _Chooser(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         if self._entropies_wanted:
-            self._tell_entropies(scores)
+            self._record_entropies(scores)
         if not self._generators and not self._wants_probability:
             return scores
         choice = scores.argmax(dim=-1)
@@ -133,7 +133,7 @@ class _Chooser(LogitsProcessor):
         only: Any = torch.full_like(scores, -torch.inf).scatter_(-1, chosen, 0.0)
         return only  # type: ignore[no-any-return]
 
-    def _tell_entropies(self, scores: torch.Tensor) -> None:
+    def _record_entropies(self, scores: torch.Tensor) -> None:
         """Tell the rows that want it the entropy of their first token: the rows of a batch begin together."""
         entropies = torch.special.entr(scores.float().softmax(dim=-1)).sum(dim=-1).tolist()
         for row, entropy in zip(self._rows, entropies, strict=True):

@@ -27,7 +27,7 @@ Event = dict[str, Any]
 
 
 @dataclass(eq=False, slots=True)
-class _Seat:
+class _PendingCall:
     """One call in a request."""
 
     prompt: str | list[int]
@@ -43,14 +43,14 @@ class _Seat:
 class _PromptQueue:
     """The calls of one event loop."""
 
-    waiting: dict[str, list[_Seat]] = field(default_factory=dict)
+    waiting: dict[str, list[_PendingCall]] = field(default_factory=dict)
     """By what they have in common."""
     common: dict[str, Event] = field(default_factory=dict)
     under_way: int = 0
     seconds: float = _BEGIN_S
-    """What a call took lately."""
+    """Moving average of the time of a call."""
     timer: asyncio.TimerHandle | None = None
-    requests: dict[asyncio.Task[None], list[_Seat]] = field(default_factory=dict)
+    requests: dict[asyncio.Task[None], list[_PendingCall]] = field(default_factory=dict)
 
 
 class RequestBatcher:
@@ -61,18 +61,18 @@ class RequestBatcher:
     Args:
         server: Where the model is.
         max_batch: Most prompts in a request.
-        patience: How long they wait: until there are so many for each call under way, or one has waited for
-            so many times as long as calls take lately.
+        wait_factor: Calls wait until there are so many for each one under way, or until one has waited so
+            many times as long as recent calls took.
     """
 
-    def __init__(self, server: VLLMServer, *, max_batch: int, patience: float) -> None:
+    def __init__(self, server: VLLMServer, *, max_batch: int, wait_factor: float) -> None:
         self._server = server
         self._max_batch = max_batch
-        self._patience = patience
-        self._lines: WeakKeyDictionary[asyncio.AbstractEventLoop, _PromptQueue] = WeakKeyDictionary()
+        self._wait_factor = wait_factor
+        self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _PromptQueue] = WeakKeyDictionary()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RequestBatcher:
-        """Copies of an adapter wait in one line."""
+        """Copies of an adapter wait in one queue."""
         return self
 
     async def events(
@@ -80,7 +80,7 @@ class RequestBatcher:
     ) -> AsyncGenerator[Event, None]:
         """Yield the events of one answer, as a request of its own would have them.
 
-        Leaving early takes it out of the line, or out of its request: the server goes on with it, unless all
+        Leaving early takes it out of the queue, or out of its request: the server goes on with it, unless all
         of a request have left.
 
         Args:
@@ -93,112 +93,114 @@ class RequestBatcher:
             ModelServerError: The server refuses, or does not tell the tokens of each prompt.
         """
         loop = asyncio.get_running_loop()
-        line = self._lines.setdefault(loop, _PromptQueue())
+        queue = self._queues.setdefault(loop, _PromptQueue())
         common = {name: value for name, value in body.items() if name != "prompt"}
         common |= STREAM if seen else STREAM | _UNSEEN
-        seat = _Seat(body["prompt"])
+        call = _PendingCall(body["prompt"])
         # A request takes texts or token ids, not both.
-        key = f"{type(seat.prompt).__name__} {json.dumps(common, sort_keys=True)}"
-        line.common[key] = common
-        line.waiting.setdefault(key, []).append(seat)
-        if line.under_way == 0:
-            loop.call_soon(self._send_if_due, line)  # the calls of this turn of the loop come in first
-        elif within is not None and self._patience * line.seconds > _OF_LIMIT * within:
-            self._send_all(line)
-        elif line.timer is None:
-            line.timer = loop.call_later(self._patience * line.seconds, self._send_all, line)
-            self._send_if_due(line)
+        key = f"{type(call.prompt).__name__} {json.dumps(common, sort_keys=True)}"
+        queue.common[key] = common
+        queue.waiting.setdefault(key, []).append(call)
+        if queue.under_way == 0:
+            loop.call_soon(self._send_if_due, queue)  # the calls of this turn of the loop come in first
+        elif within is not None and self._wait_factor * queue.seconds > _OF_LIMIT * within:
+            self._send_all(queue)
+        elif queue.timer is None:
+            queue.timer = loop.call_later(self._wait_factor * queue.seconds, self._send_all, queue)
+            self._send_if_due(queue)
         else:
-            self._send_if_due(line)
+            self._send_if_due(queue)
         try:
-            while (event := await seat.arrived.get()) is not None:
+            while (event := await call.arrived.get()) is not None:
                 if isinstance(event, Exception):
                     raise event
                 yield event
         finally:
-            if not seat.over:
-                self._leave(line, key, seat)
+            if not call.over:
+                self._leave(queue, key, call)
 
-    def _leave(self, line: _PromptQueue, key: str, seat: _Seat) -> None:
-        seat.over = True
-        if seat.request is None:
-            line.waiting[key].remove(seat)
-        elif all(other.over for other in line.requests.get(seat.request, ())):
-            seat.request.cancel()
+    def _leave(self, queue: _PromptQueue, key: str, call: _PendingCall) -> None:
+        call.over = True
+        if call.request is None:
+            queue.waiting[key].remove(call)
+        elif all(other.over for other in queue.requests.get(call.request, ())):
+            call.request.cancel()
 
-    def _send_if_due(self, line: _PromptQueue) -> None:
-        waiting = sum(map(len, line.waiting.values()))
-        if waiting >= min(self._patience * line.under_way, self._max_batch):
-            self._send_all(line)
+    def _send_if_due(self, queue: _PromptQueue) -> None:
+        waiting = sum(map(len, queue.waiting.values()))
+        if waiting >= min(self._wait_factor * queue.under_way, self._max_batch):
+            self._send_all(queue)
 
-    def _send_all(self, line: _PromptQueue) -> None:
+    def _send_all(self, queue: _PromptQueue) -> None:
         """Send all that wait."""
-        if line.timer is not None:
-            line.timer.cancel()
-            line.timer = None
-        waiting, line.waiting = line.waiting, {}
-        common, line.common = line.common, {}
-        for key, seats in waiting.items():
-            for first in range(0, len(seats), self._max_batch):
-                self._start(line, common[key], seats[first : first + self._max_batch])
+        if queue.timer is not None:
+            queue.timer.cancel()
+            queue.timer = None
+        waiting, queue.waiting = queue.waiting, {}
+        common, queue.common = queue.common, {}
+        for key, calls in waiting.items():
+            for first in range(0, len(calls), self._max_batch):
+                self._start(queue, common[key], calls[first : first + self._max_batch])
 
-    def _start(self, line: _PromptQueue, common: Event, seats: list[_Seat]) -> None:
-        line.under_way += len(seats)
-        request = asyncio.get_running_loop().create_task(self._request(line, common, seats))
-        line.requests[request] = seats
-        for seat in seats:
-            seat.request = request
-        request.add_done_callback(line.requests.pop)
+    def _start(self, queue: _PromptQueue, common: Event, calls: list[_PendingCall]) -> None:
+        queue.under_way += len(calls)
+        request = asyncio.get_running_loop().create_task(self._request(queue, common, calls))
+        queue.requests[request] = calls
+        for call in calls:
+            call.request = request
+        request.add_done_callback(queue.requests.pop)
 
-    async def _request(self, line: _PromptQueue, common: Event, seats: list[_Seat]) -> None:
-        loop, live = asyncio.get_running_loop(), dict(enumerate(seats))
+    async def _request(self, queue: _PromptQueue, common: Event, calls: list[_PendingCall]) -> None:
+        loop, live = asyncio.get_running_loop(), dict(enumerate(calls))
         begun = loop.time()
 
         def done(number: int) -> None:
             self._end(live.pop(number), None)
-            line.under_way -= 1
-            line.seconds += (loop.time() - begun - line.seconds) / 8
-            if line.waiting:
-                self._send_if_due(line)
+            queue.under_way -= 1
+            queue.seconds += (loop.time() - begun - queue.seconds) / 8
+            if queue.waiting:
+                self._send_if_due(queue)
 
         try:
-            await self._read(common, seats, live, done)
+            await self._read(common, calls, live, done)
         except Exception as error:
-            for seat in live.values():
-                if len(seats) > 1 and isinstance(error, ModelServerError) and error.status == 400:
+            for call in live.values():
+                if len(calls) > 1 and isinstance(error, ModelServerError) and error.status == 400:
                     # One bad prompt must not cost the others their answers.
-                    if seat.begun:
-                        self._end(seat, TransientError(str(error), begun=True))
-                    elif not seat.over:
-                        self._start(line, common, [seat])
+                    if call.begun:
+                        self._end(call, TransientError(str(error), begun=True))
+                    elif not call.over:
+                        self._start(queue, common, [call])
                 else:
-                    self._end(seat, copy.copy(error))
+                    self._end(call, copy.copy(error))
         finally:
-            line.under_way -= len(live)
-            if line.waiting:
-                self._send_if_due(line)
+            queue.under_way -= len(live)
+            if queue.waiting:
+                self._send_if_due(queue)
 
     @staticmethod
-    def _end(seat: _Seat, last: Exception | None) -> None:
-        seat.over = True
-        seat.arrived.put_nowait(last)
+    def _end(call: _PendingCall, last: Exception | None) -> None:
+        call.over = True
+        call.arrived.put_nowait(last)
 
-    async def _read(self, common: Event, seats: list[_Seat], live: dict[int, _Seat], done: Any) -> None:
+    async def _read(
+        self, common: Event, calls: list[_PendingCall], live: dict[int, _PendingCall], done: Any
+    ) -> None:
         """Hand the events of a request out."""
-        prompts = [seat.prompt for seat in seats]
+        prompts = [call.prompt for call in calls]
         body = common | {"prompt": prompts if len(prompts) > 1 else prompts[0]}
         events = self._server.events("/v1/completions", body)
         async with contextlib.aclosing(events):
             async for event in events:
                 choices = event.get("choices") or []
                 if not choices:
-                    if len(seats) == 1 and live:  # the usage of all: of the only one
+                    if len(calls) == 1 and live:  # the usage of all: of the only one
                         live[0].arrived.put_nowait(event)
                     continue
                 number = choices[0].get("index")
                 if number not in live:
                     continue
-                if len(seats) > 1 and not event.get("usage"):
+                if len(calls) > 1 and not event.get("usage"):
                     raise ModelServerError(
                         f"the server at {self._server.root} does not tell the tokens of each prompt of a "
                         "request (continuous_usage_stats); max_batch_size=1 sends each on its own",
@@ -206,7 +208,7 @@ class RequestBatcher:
                     )
                 live[number].begun = True
                 live[number].arrived.put_nowait(event)
-                if choices[0].get("finish_reason") and len(seats) > 1:
+                if choices[0].get("finish_reason") and len(calls) > 1:
                     done(number)
         for number in list(live):
             done(number)
@@ -245,32 +247,32 @@ class ScoreBatcher(Generic[Q, R]):
         self._send = send
         self._max_batch = max_batch
         self._max_requests = max_requests
-        self._lines: WeakKeyDictionary[asyncio.AbstractEventLoop, _ScoreQueue[Q, R]] = WeakKeyDictionary()
+        self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _ScoreQueue[Q, R]] = WeakKeyDictionary()
 
     async def ask(self, question: Q) -> R:
-        """Ask one question. Cancelling it takes it out of the line; the others are not touched."""
+        """Ask one question. Cancelling it takes it out of the queue; the others are not touched."""
         loop = asyncio.get_running_loop()
-        line = self._lines.setdefault(loop, _ScoreQueue())
+        queue = self._queues.setdefault(loop, _ScoreQueue())
         answer: asyncio.Future[R] = loop.create_future()
-        line.waiting.append((question, answer))
-        if line.running < self._max_requests:
-            line.running += 1
-            sender = loop.create_task(self._work(line))
-            line.senders.add(sender)
-            sender.add_done_callback(line.senders.discard)
+        queue.waiting.append((question, answer))
+        if queue.running < self._max_requests:
+            queue.running += 1
+            sender = loop.create_task(self._work(queue))
+            queue.senders.add(sender)
+            sender.add_done_callback(queue.senders.discard)
         return await answer
 
-    async def _work(self, line: _ScoreQueue[Q, R]) -> None:
+    async def _work(self, queue: _ScoreQueue[Q, R]) -> None:
         await asyncio.sleep(0)  # lets the calls of this turn of the loop come in
         try:
-            while batch := self._take(line):
+            while batch := self._take(queue):
                 await self._send_batch(batch)
         finally:
-            line.running -= 1
+            queue.running -= 1
 
-    def _take(self, line: _ScoreQueue[Q, R]) -> list[tuple[Q, asyncio.Future[R]]]:
-        wanted = [item for item in line.waiting if not item[1].done()]
-        line.waiting = wanted[self._max_batch :]
+    def _take(self, queue: _ScoreQueue[Q, R]) -> list[tuple[Q, asyncio.Future[R]]]:
+        wanted = [item for item in queue.waiting if not item[1].done()]
+        queue.waiting = wanted[self._max_batch :]
         return wanted[: self._max_batch]
 
     async def _send_batch(self, batch: list[tuple[Q, asyncio.Future[R]]]) -> None:

@@ -85,7 +85,7 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
     _shown: ClassVar[tuple[str, ...]] = ("base_url", "continuation", "extra_body")
     _server: Replicas = PrivateAttr()
     _prompts: VLLMPrompts = PrivateAttr()
-    _together: dict[str, RequestBatcher] = PrivateAttr(default_factory=dict)
+    _batchers: dict[str, RequestBatcher] = PrivateAttr(default_factory=dict)
 
     def model_post_init(self, context: Any) -> None:
         """Connect the parts; nothing is sent."""
@@ -115,8 +115,8 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
             )
         continuation = "raw" if together else self.continuation
         self._prompts = VLLMPrompts(self._server, self.model, continuation, dict(self.chat_template_kwargs))
-        self._together = {
-            root: RequestBatcher(server, max_batch=self.max_batch_size, patience=self.batch_wait_factor)
+        self._batchers = {
+            root: RequestBatcher(server, max_batch=self.max_batch_size, wait_factor=self.batch_wait_factor)
             for root, server in self._server.servers.items()
             if together
         }
@@ -169,7 +169,7 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
 
     def _call(self, messages: list[BaseMessage], settings: CallSettings) -> VLLMCall:
         route = self._server.route(lambda: conversation_key(messages))
-        return VLLMCall(route, self._prompts, messages, settings, self.extra_body, self._together)
+        return VLLMCall(route, self._prompts, messages, settings, self.extra_body, self._batchers)
 
 
 Events = AsyncGenerator[dict[str, Any], None]
@@ -186,8 +186,8 @@ class VLLMCall:
         messages: The conversation.
         settings: Of the call.
         extra_body: Further fields of the request.
-        together: By the address of a server: sends it with others that wait there. None: as a request of its
-            own.
+        batchers: By the address of a server; one sends the call with others that wait for that server. None:
+            the call is a request of its own.
 
     Attributes:
         answer: What has arrived.
@@ -200,7 +200,7 @@ class VLLMCall:
         messages: Sequence[BaseMessage],
         settings: CallSettings,
         extra_body: dict[str, Any],
-        together: Mapping[str, RequestBatcher] | None = None,
+        batchers: Mapping[str, RequestBatcher] | None = None,
     ) -> None:
         self._server = server
         self._prompts = prompts
@@ -208,7 +208,7 @@ class VLLMCall:
         self._settings = settings
         self._extra_body = extra_body
         # A server cannot end one prompt of several: what is to end early goes by itself.
-        self._together = together if together and settings.stop_when is None else {}
+        self._batchers = batchers if batchers and settings.stop_when is None else {}
         self._lost = Lost()
         self._max_tokens = settings.max_tokens
         """Of the attempt at hand."""
@@ -251,7 +251,7 @@ class VLLMCall:
         """
         limit = asyncio.timeout(self._settings.timeout)
         try:
-            with self._telling():
+            with self._attempts_reported():
                 async with limit:
                     await self._server.retrying(self._attempt)
         except TimeoutError as error:
@@ -270,7 +270,7 @@ class VLLMCall:
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         # Only the waiting is under the limit: between two pieces the consumer is at work.
         try:
-            with self._telling():
+            with self._attempts_reported():
                 async with asyncio.timeout_at(deadline):
                     events = await self._server.retrying(self._open)
         except TimeoutError as error:
@@ -291,7 +291,7 @@ class VLLMCall:
 
     async def _next_piece(self, events: Events, deadline: float | None) -> str | None:
         """The text of the next event; None at the end of the answer."""
-        with self._telling():
+        with self._attempts_reported():
             try:
                 async with asyncio.timeout_at(deadline):
                     event = await anext(events, None)
@@ -315,7 +315,7 @@ class VLLMCall:
         path, body = await self._request()
         seen = self._settings.timeout is not None or self._settings.stop_when is not None
         try:
-            if not seen and not self._together:
+            if not seen and not self._batchers:
                 self._take(await self._server.post_once(path, body))
             else:
                 # A stream tells the tokens so far, and leaves something to answer with.
@@ -325,7 +325,7 @@ class VLLMCall:
                             break
             self._check_whole()
         except ModelServerError as error:
-            self._lose(error, told=seen or not self._together)
+            self._lose(error, usage_streamed=seen or not self._batchers)
             raise
         if self.answer.reasoned and self._prompts.switch_to_raw():
             self._lose()
@@ -379,9 +379,9 @@ class VLLMCall:
         if not self._prompts.keeps_stop:
             raise ChatModelContractError(
                 f"the server at {self._server.root} does not report which stop string ended an answer, so "
-                "the end of a step cannot be told from that of the solution. vLLM reports it in stop_reason, "
-                "SGLang in matched_stop: have the gateway let that field through, or wrap the gateway's chat "
-                "model in ContinueByPrompt"
+                "the end of a step cannot be distinguished from that of the solution. vLLM reports it in "
+                "stop_reason, SGLang in matched_stop: have the gateway let that field through, or wrap the "
+                "gateway's chat model in ContinueByPrompt"
             )
 
     async def _open(self) -> Events:
@@ -406,9 +406,9 @@ class VLLMCall:
         return events
 
     def _events(self, path: str, body: dict[str, Any], *, seen: bool) -> Events:
-        if self._together:
-            line = self._together[self._server.root]
-            return line.events(body, seen=seen, within=self._settings.timeout)
+        if self._batchers:
+            batcher = self._batchers[self._server.root]
+            return batcher.events(body, seen=seen, within=self._settings.timeout)
         return self._server.events(path, body | STREAM)
 
     async def _request(self) -> tuple[str, dict[str, Any]]:
@@ -454,15 +454,20 @@ class VLLMCall:
             f"the answer of {self._prompts.model} at {self._server.root} cannot be used: {error}", begun=True
         )
 
-    def _lose(self, error: ModelServerError | None = None, *, told: bool = True) -> None:
+    def _lose(self, error: ModelServerError | None = None, *, usage_streamed: bool = True) -> None:
         """Count what has arrived as lost; a time limit that ends later must not count it again."""
         self._failed, self._under_way = error, False
         worked_on = error is not None and error.begun
-        self._lost.add(self.answer, max_tokens=self._max_tokens, worked_on=worked_on, told=told)
+        self._lost.add(
+            self.answer,
+            max_tokens=self._max_tokens,
+            worked_on=worked_on,
+            usage_streamed=usage_streamed,
+        )
         self.answer = Answer()
 
     @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _attempts_reported(self) -> Iterator[None]:
         """Let an error that ends the call report what its attempts have used, the one at hand included."""
         try:
             yield

@@ -63,7 +63,7 @@ class VLLMChatModel(VLLMSettings, BaseChatModel):
     """Says that a call may end its own answer with ``stop_when``."""
     takes_retry_tokens: ClassVar[bool] = False
     """Says that a call may limit what its further attempts generate with ``retry_tokens``."""
-    tells_entropy: ClassVar[bool] = True
+    reports_entropy: ClassVar[bool] = True
     """Says that a call may ask for the entropy of its first token."""
 
     max_tokens: int = Field(default=512, ge=1)

@@ -372,7 +372,7 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
 
 KEEP_ALIVE_S = 4.0
 """Below the 5 s after which uvicorn, which vLLM runs on, drops an idle connection."""
-LANE = 8
+SLOT_CONNECTIONS = 8
 """Most connections of one client. For every request httpx compares all connections of its client with all
 others, which with a hundred of them takes ten times as long as all else (`tests.benchmarks.http`)."""
 
@@ -400,7 +400,7 @@ class Pool:
     max_connections: int
     gate: asyncio.Semaphore = field(init=False)
     """Queues callers; httpx's own queue takes quadratic time with thousands of them."""
-    lanes: list[ClientSlot] = field(init=False, default_factory=list)
+    slots: list[ClientSlot] = field(init=False, default_factory=list)
     life: AsyncGenerator[None, None] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -412,33 +412,33 @@ class Pool:
         async with self.gate:
             await self._close_idle()
             # The first that has room, so that the last ones fall idle where there is less to do.
-            lane = next((lane for lane in self.lanes if lane.busy < lane.room), None) or self._new_lane()
-            lane.busy += 1
+            slot = next((slot for slot in self.slots if slot.busy < slot.room), None) or self._new_slot()
+            slot.busy += 1
             try:
-                yield lane.client
+                yield slot.client
             finally:
-                lane.busy -= 1
-                lane.left_at = time.monotonic()
+                slot.busy -= 1
+                slot.left_at = time.monotonic()
 
     async def close(self) -> None:
         """Close all connections."""
-        for lane in self.lanes:
-            await lane.client.aclose()
+        for slot in self.slots:
+            await slot.client.aclose()
 
-    def _new_lane(self) -> ClientSlot:
-        room = min(LANE, self.max_connections - sum(lane.room for lane in self.lanes))
-        lane = ClientSlot(new_client(room), room)
-        self.lanes.append(lane)
-        return lane
+    def _new_slot(self) -> ClientSlot:
+        room = min(SLOT_CONNECTIONS, self.max_connections - sum(slot.room for slot in self.slots))
+        slot = ClientSlot(new_client(room), room)
+        self.slots.append(slot)
+        return slot
 
     async def _close_idle(self) -> None:
         """Close clients that were needed at a busier time: httpx drops old connections only at a request."""
         since = time.monotonic() - KEEP_ALIVE_S
-        idle = [lane for lane in self.lanes[1:] if not lane.busy and lane.left_at < since]
-        for lane in idle:  # all before the first wait, in which others come by
-            self.lanes.remove(lane)
-        for lane in idle:
-            await lane.client.aclose()
+        idle = [slot for slot in self.slots[1:] if not slot.busy and slot.left_at < since]
+        for slot in idle:  # all before the first wait, in which others come by
+            self.slots.remove(slot)
+        for slot in idle:
+            await slot.client.aclose()
 
 
 _Key = tuple[str, int, asyncio.AbstractEventLoop]

@@ -112,7 +112,7 @@ class VLLMEngine:
     async def generate(self, prompt: list[int], params: Any) -> AsyncGenerator[Any, None]:
         """Yield vLLM's outputs for token ids and ``SamplingParams``. Leaving early aborts the request."""
         llm = await self._started()
-        async with self._telling():
+        async with self._named_errors():
             outputs = llm.generate(_tokens(prompt), params, f"trim-{uuid.uuid4().hex}")
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
@@ -121,7 +121,7 @@ class VLLMEngine:
     async def encode(self, prompt: list[int], params: Any) -> Any:
         """Return vLLM's output for token ids and ``PoolingParams``. Cancelling aborts the request."""
         llm = await self._started()
-        async with self._telling():
+        async with self._named_errors():
             outputs = llm.encode(_tokens(prompt), params, f"trim-{uuid.uuid4().hex}")
             async with contextlib.aclosing(outputs):
                 return [output async for output in outputs][-1]
@@ -194,7 +194,7 @@ class VLLMEngine:
         return self._llm
 
     @contextlib.asynccontextmanager
-    async def _telling(self) -> AsyncIterator[None]:
+    async def _named_errors(self) -> AsyncIterator[None]:
         """Name the engine in vLLM's errors, and fail calls that are under way when it is closed."""
         errors = vllm_module("vllm.v1.engine.exceptions")
         refused = vllm_module("vllm.exceptions").VLLMClientError

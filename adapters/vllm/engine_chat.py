@@ -66,7 +66,7 @@ class ChatVLLMEngine(VLLMEngineSettings, VLLMChatModel):
         "engine_args",
         "sampling_params",
     )
-    _hold: EngineHandle = PrivateAttr()
+    _handle: EngineHandle = PrivateAttr()
 
     @field_validator("sampling_params")
     @classmethod
@@ -77,7 +77,7 @@ class ChatVLLMEngine(VLLMEngineSettings, VLLMChatModel):
 
     def model_post_init(self, context: Any) -> None:
         """Note what the engine is to be; nothing is started."""
-        self._hold = EngineHandle(EngineSpec(self.model, "generate", engine_options(self)))
+        self._handle = EngineHandle(EngineSpec(self.model, "generate", engine_options(self)))
 
     def start(self) -> None:
         """Start the engine now; a call does it otherwise.
@@ -98,7 +98,7 @@ class ChatVLLMEngine(VLLMEngineSettings, VLLMChatModel):
 
         Copies of this adapter let go with it. Calls under way fail when the engine ends.
         """
-        self._hold.release()
+        self._handle.release()
 
     async def aclose(self) -> None:
         """`close` without blocking the event loop."""
@@ -110,18 +110,18 @@ class ChatVLLMEngine(VLLMEngineSettings, VLLMChatModel):
         Raises:
             ValueError: The conversation is empty or holds something that is not text.
         """
-        return len(prompt_tokens(self._hold.engine(), messages, self.chat_template_kwargs))
+        return len(prompt_tokens(self._handle.engine(), messages, self.chat_template_kwargs))
 
     def takes_system_role(self) -> bool:
         """Whether the chat template has a role for system messages; else they precede a human message.
 
         Does not start the engine.
         """
-        return takes_system_role(self._hold.engine().tokenizer, self.chat_template_kwargs)
+        return takes_system_role(self._handle.engine().tokenizer, self.chat_template_kwargs)
 
     def get_token_ids(self, text: str) -> list[int]:
         """Token ids of a text, in which nothing counts as a special token. Does not start the engine."""
-        return self._hold.engine().guard.encode("", text)
+        return self._handle.engine().guard.encode("", text)
 
     @property
     def _llm_type(self) -> str:
@@ -137,10 +137,10 @@ class ChatVLLMEngine(VLLMEngineSettings, VLLMChatModel):
         self.model_post_init(None)
 
     async def _start(self) -> None:
-        await self._hold.engine().max_model_len()
+        await self._handle.engine().max_model_len()
 
     def _call(self, messages: list[BaseMessage], settings: CallSettings) -> EngineCall:
-        return EngineCall(self._hold, messages, settings, self.chat_template_kwargs, self.sampling_params)
+        return EngineCall(self._handle, messages, settings, self.chat_template_kwargs, self.sampling_params)
 
     async def _await(self, call: Coroutine[Any, Any, T]) -> T:
         return await run_aside(call)
@@ -157,7 +157,7 @@ class EngineCall:
     """One call; `finish` it, or iterate over its `pieces`, on the background loop.
 
     Args:
-        hold: Brings the engine.
+        handle: Brings the engine.
         messages: The conversation.
         settings: Of the call.
         template_kwargs: Further arguments of the chat template.
@@ -169,13 +169,13 @@ class EngineCall:
 
     def __init__(
         self,
-        hold: EngineHandle,
+        handle: EngineHandle,
         messages: Sequence[BaseMessage],
         settings: CallSettings,
         template_kwargs: Mapping[str, Any],
         sampling_params: Mapping[str, Any],
     ) -> None:
-        self._hold = hold
+        self._handle = handle
         self._messages = messages
         self._settings = settings
         self._template_kwargs = template_kwargs
@@ -240,7 +240,7 @@ class EngineCall:
             raise broken
 
     async def _begin(self, streaming: bool) -> AsyncGenerator[Any, None]:
-        engine = self._hold.engine()
+        engine = self._handle.engine()
         self._model = engine.spec.model
         prompt = await asyncio.to_thread(prompt_tokens, engine, self._messages, self._template_kwargs)
         self._starts_in_reasoning = engine.starts_in_reasoning(self._template_kwargs)
@@ -336,9 +336,9 @@ def logprob_entries(choice: Any, top: int) -> list[dict[str, Any]]:
         top: How many alternatives to tell of each token.
     """
     entries = []
-    for token, told in zip(choice.token_ids, choice.logprobs or (), strict=False):
-        ranked = sorted(told.values(), key=lambda one: -one.logprob)
-        entries.append({**_entry(told[token]), "top_logprobs": [_entry(one) for one in ranked[:top]]})
+    for token, by_token in zip(choice.token_ids, choice.logprobs or (), strict=False):
+        ranked = sorted(by_token.values(), key=lambda one: -one.logprob)
+        entries.append({**_entry(by_token[token]), "top_logprobs": [_entry(one) for one in ranked[:top]]})
     return entries
 
 

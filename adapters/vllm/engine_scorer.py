@@ -34,7 +34,7 @@ class _Ready:
     """What the tokenizer tells; none of it needs the engine to run."""
 
     format: PRMFormat
-    hold: EngineHandle
+    handle: EngineHandle
 
 
 class VLLMEngineProcessReward(VLLMEnginePRMSettings):
@@ -88,7 +88,7 @@ class VLLMEngineProcessReward(VLLMEnginePRMSettings):
     def close(self) -> None:
         """Let go of the engine; it ends, unless other adapters use it. A later call starts it anew."""
         if self._ready is not None:
-            self._ready.hold.release()
+            self._ready.handle.release()
 
     async def aclose(self) -> None:
         """`close` without blocking the event loop."""
@@ -118,7 +118,7 @@ class VLLMEngineProcessReward(VLLMEnginePRMSettings):
         ready = await asyncio.to_thread(self._load)
         texts = [step["text"] for step in steps]
         try:
-            engine = ready.hold.engine()
+            engine = ready.handle.engine()
             longest = await engine.max_model_len()
             asked = await asyncio.to_thread(ready.format.encode, question, texts, max_tokens=longest)
             rows = await _pooled(engine, asked.ids)
@@ -129,7 +129,7 @@ class VLLMEngineProcessReward(VLLMEnginePRMSettings):
 
     async def _start(self) -> None:
         ready = await asyncio.to_thread(self._load)
-        await ready.hold.engine().max_model_len()
+        await ready.handle.engine().max_model_len()
 
     def _load(self) -> _Ready:
         with self._loading:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from langchain_core.messages import BaseMessage
 
-from trim_graph.adapters.event_loop import Once
+from trim_graph.adapters.event_loop import AsyncLazy
 from trim_graph.adapters.tokenization import (
     SYSTEM_PROBE,
     acceptable_forms,
@@ -43,7 +43,7 @@ _SHAPES = [
 ]
 """Shapes of special tokens. Common mathematics has none of them, so that hardly a text needs a look at what
 the server makes of it."""
-_THOUGHT = re.compile(r"think|thought", re.IGNORECASE)
+_REASONING_TAG = re.compile(r"think|thought", re.IGNORECASE)
 """In the tags of thoughts, which a thinking model's text is continued with as the tokens that they are."""
 _CONTROL = ("<|", "<\uff5c")
 """How the control tokens of most models begin: such a text is never left to the server."""
@@ -106,9 +106,9 @@ class ServedTokens:
             ModelServerError: A text may hold one, and the server does not tell.
         """
         shown = {found[0] + found[1] for text in texts for shape in _SHAPES for found in shape.finditer(text)}
-        looks_like = sorted(text for text in shown if not _THOUGHT.search(text))
+        looks_like = sorted(text for text in shown if not _REASONING_TAG.search(text))
         if new := [text for text in looks_like if text not in self._tokens and text not in self._others]:
-            await self._learn(new)
+            await self._look_up(new)
         found = sorted((text for text in looks_like if text in self._tokens), key=len, reverse=True)
         return found if found or any(text.startswith(_CONTROL) for text in looks_like) else None
 
@@ -162,7 +162,7 @@ class ServedTokens:
             "tokenizer cannot write as plain text: reword it"
         )
 
-    async def _learn(self, new: list[str]) -> None:
+    async def _look_up(self, new: list[str]) -> None:
         try:
             single = await self._tokenizer.vocabulary_tokens(new)
         except ModelServerError as error:
@@ -185,7 +185,7 @@ class ServedTokens:
     async def _spelled(self, text: str, own: int) -> _Token | None:
         """Write a token in two pieces, and see whether that gives back the same text wherever it stands.
 
-        None if it is no token everywhere: a word of the vocabulary, which its surroundings may take apart.
+        None if it is no token everywhere: a word of the vocabulary, which its context may take apart.
         """
         whole = f"a {text} b{text}c"
         ids = await self._tokenizer.tokenize(whole)
@@ -214,7 +214,7 @@ Turns = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class TemplateFrame:
     """What stands before and behind a plain question."""
 
     before: str
@@ -230,9 +230,9 @@ def plain_question(turns: Turns) -> str | None:
     return None if not isinstance(text, str) or _MARKED.search(text) else text
 
 
-async def surroundings(
+async def find_frame(
     turns: Turns, render: Callable[[Turns], Awaitable[str]]
-) -> Surroundings | Literal[False]:
+) -> TemplateFrame | Literal[False]:
     """Find out what a template puts around the last turn; False where that depends on its text.
 
     Args:
@@ -248,7 +248,7 @@ async def surroundings(
     before, found, behind = first.partition(_PROBES[0])
     if not found or before + _PROBES[1] + behind != other:
         return False
-    return Surroundings(before, behind)
+    return TemplateFrame(before, behind)
 
 
 _ASKED = [{"role": "user", "content": "?"}]
@@ -305,12 +305,14 @@ class VLLMPrompts:
     keeps_stop: bool = False
     """Whether the server keeps the stop string it met in the text, since it reports it nowhere else."""
     _rendered: dict[str, str] = field(default_factory=dict)
-    _around: dict[str, tuple[str, Once[Surroundings | Literal[False]]]] = field(default_factory=dict)
-    _forms: dict[str, Once[int]] = field(default_factory=dict)
+    _template_cache: dict[str, tuple[str, AsyncLazy[TemplateFrame | Literal[False]]]] = field(
+        default_factory=dict
+    )
+    _forms: dict[str, AsyncLazy[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._facts = Once(self._ask)
-        self._entry: Once[dict[str, Any]] = Once(lambda: self.server.served(self.model))
+        self._facts = AsyncLazy(self._ask)
+        self._entry: AsyncLazy[dict[str, Any]] = AsyncLazy(lambda: self.server.served(self.model))
         self._special = ServedTokens(self, self.model)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VLLMPrompts:
@@ -443,8 +445,8 @@ class VLLMPrompts:
             return turns
         key = json.dumps([turn["role"] for turn in turns])
         if key not in self._forms:
-            _make_room(self._forms)
-            self._forms[key] = Once(lambda: self._first_taken(forms))
+            _evict_oldest(self._forms)
+            self._forms[key] = AsyncLazy(lambda: self._first_taken(forms))
         return forms[min(await self._forms[key].get(), len(forms) - 1)]
 
     async def _first_taken(self, forms: list[Turns]) -> int:
@@ -512,13 +514,13 @@ class VLLMPrompts:
     async def _render(self, turns: list[dict[str, Any]]) -> str:
         if (question := plain_question(turns)) is not None:
             key = json.dumps(turns[:-1])
-            if key not in self._around:
-                _make_room(self._around)
+            if key not in self._template_cache:
+                _evict_oldest(self._template_cache)
                 # The first question of its kind may be the only one: what is around it is for the next.
-                self._around[key] = question, Once(lambda: surroundings(turns, self._asked))
-            first, learned = self._around[key]
-            if question != first and (around := await learned.get()):
-                return around.before + question + around.behind
+                self._template_cache[key] = question, AsyncLazy(lambda: find_frame(turns, self._asked))
+            first, cached = self._template_cache[key]
+            if question != first and (frame := await cached.get()):
+                return frame.before + question + frame.behind
         return await self._asked(turns)
 
     async def _asked(self, turns: list[dict[str, Any]]) -> str:
@@ -532,7 +534,7 @@ class VLLMPrompts:
                     "so this conversation cannot be continued exactly; continuation='chat' continues it "
                     "as the chat template allows"
                 )
-            _make_room(self._rendered)
+            _evict_oldest(self._rendered)
             self._rendered[key] = text
         return self._rendered[key]
 
@@ -565,6 +567,6 @@ def _texts_in(value: Any) -> Iterator[str]:
             yield from _texts_in(item)
 
 
-def _make_room(kept: dict[str, Any]) -> None:
+def _evict_oldest(kept: dict[str, Any]) -> None:
     while len(kept) >= _MAX_QUESTIONS:
         kept.pop(next(iter(kept), ""), None)

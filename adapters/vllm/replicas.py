@@ -82,7 +82,7 @@ class Replicas:
     def __init__(self, servers: Sequence[VLLMServer], *, clock: Callable[[], float] = time.monotonic) -> None:
         self.servers = {server.root: server for server in servers}
         self._clock = clock
-        self._away: dict[str, float] = {}
+        self._cooling_until: dict[str, float] = {}
         """Until when a replica that failed is left alone."""
 
     @property
@@ -112,17 +112,17 @@ class Replicas:
         route = self.route(model)
         return await route.retrying(lambda: route.server.served_once(model))
 
-    def is_well(self, server: VLLMServer) -> bool:
+    def is_available(self, server: VLLMServer) -> bool:
         """Whether a replica may be asked: it has not failed lately."""
-        return self._clock() >= self._away.get(server.root, 0.0)
+        return self._clock() >= self._cooling_until.get(server.root, 0.0)
 
     def failed(self, server: VLLMServer) -> None:
         """Leave a replica alone for a while."""
-        self._away[server.root] = self._clock() + COOLDOWN_S
+        self._cooling_until[server.root] = self._clock() + COOLDOWN_S
 
     def answered(self, server: VLLMServer) -> None:
         """Note that a replica is well: one request that fails everywhere must not send all others away."""
-        self._away.pop(server.root, None)
+        self._cooling_until.pop(server.root, None)
 
     def choose(self, order: Sequence[VLLMServer], tried: Sequence[VLLMServer]) -> VLLMServer:
         """The server of the next attempt.
@@ -132,10 +132,10 @@ class Replicas:
         until that call has ended.
         """
         fresh = [server for server in order if server not in tried]
-        chosen = next(filter(self.is_well, fresh), None)
+        chosen = next(filter(self.is_available, fresh), None)
         if chosen is None:
             return fresh[0] if fresh else tried[0]
-        if chosen.root in self._away:
+        if chosen.root in self._cooling_until:
             self.failed(chosen)
         return chosen
 
@@ -203,7 +203,7 @@ class Route:
 
     def _wait(self, state: RetryCallState) -> float:
         others = [server for server in self._order if server not in self._tried]
-        moves = self.server in self._tried and any(map(self._replicas.is_well, others))
+        moves = self.server in self._tried and any(map(self._replicas.is_available, others))
         return 0.0 if moves else backoff(state)
 
     async def post_once(self, path: str, payload: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import PrivateAttr
 
 from trim_graph.adapters.base import ScorableStep, ScorerReply
-from trim_graph.adapters.event_loop import Once, run_sync
+from trim_graph.adapters.event_loop import AsyncLazy, run_sync
 from trim_graph.adapters.model_source import check_model, load_tokenizer
 from trim_graph.adapters.prm.formats import STEP_TOKENS, PRMFormat, PRMInput, is_chat, prm_format
 from trim_graph.adapters.prm.scores import read_pooled, serve_options
@@ -54,7 +54,7 @@ class VLLMProcessReward(VLLMServerPRMSettings):
     """
 
     _server: Replicas = PrivateAttr()
-    _ready: Once[_Ready] = PrivateAttr()
+    _ready: AsyncLazy[_Ready] = PrivateAttr()
     _requests: dict[str, ScoreBatcher[PRMInput, Any]] = PrivateAttr()
 
     if not TYPE_CHECKING:
@@ -75,7 +75,7 @@ class VLLMProcessReward(VLLMServerPRMSettings):
                 for root in check_base_urls(self.base_url)
             ]
         )
-        self._ready = Once(self._get_ready)
+        self._ready = AsyncLazy(self._get_ready)
         self._requests = {
             root: ScoreBatcher(
                 partial(self._send, server), max_batch=self.max_batch_size, max_requests=self.max_requests

@@ -217,7 +217,7 @@ class Answer:
 
     @property
     def first_token_entropy(self) -> Entropy | None:
-        """A lower bound, from the likeliest tokens; None where they were not told."""
+        """A lower bound, from the likeliest tokens; None where they are unknown."""
         if not self.logprobs_known or not self.logprobs or not self.logprobs[0]["top_logprobs"]:
             return None
         first = self.logprobs[0]
@@ -238,18 +238,18 @@ class Lost:
     overshoot_tokens: int = 0
     """Tokens reported beyond the most that an attempt could generate."""
 
-    def add(self, answer: Answer, *, max_tokens: int, worked_on: bool, told: bool = True) -> None:
+    def add(self, answer: Answer, *, max_tokens: int, worked_on: bool, usage_streamed: bool = True) -> None:
         """Count an attempt that failed.
 
         Args:
             answer: What had arrived of it.
             max_tokens: Most tokens it could generate.
             worked_on: Whether the server may have worked on it.
-            told: Whether the tokens were told as they were written; else those of an answer that did not
-                come to its end are unknown.
+            usage_streamed: Whether the server reported tokens while it wrote; else those of an unfinished
+                answer are unknown.
         """
         self.attempts += 1
-        if answer.counted and (told or answer.finish_reason is not None):
+        if answer.counted and (usage_streamed or answer.finish_reason is not None):
             self.input_tokens += answer.input_tokens
             self.output_tokens += answer.output_tokens
             self.overshoot_tokens += max(0, answer.output_tokens - max_tokens)

@@ -8,7 +8,7 @@ from trim_graph.graph import create_trim_graph
 from trim_graph.policies import threshold
 from trim_graph.testing import ScriptedChatModel
 
-from .foreign import Foreign
+from .provider_model import ProviderModel
 
 
 def step(probability, writer="small"):
@@ -40,7 +40,7 @@ def test_a_model_set_not_to_tell_is_refused_before_any_call():
         (on, off, "large"),
         (on, ChatTransformers(model="org/m"), "large"),
         (on, on.bind(logprobs=False), "large"),
-        (on, Foreign(), "large"),
+        (on, ProviderModel(), "large"),
     ):
         with pytest.raises(SettingsError, match=rf"set logprobs=True .*; {named} has not"):
             create_trim_graph(small, large, scorer, policy=policy)

@@ -402,7 +402,7 @@ def test_validation_questions_among_those_of_the_evaluation_are_told(world, run)
 
 def test_all_baselines_of_models_that_tell_all(world, models, run, monkeypatch):
     class Telling(models.World):
-        tells_entropy: ClassVar[bool] = True
+        reports_entropy: ClassVar[bool] = True
 
         def _generate(self, messages, *given, **named):
             result = super()._generate(messages, *given, **named)

@@ -57,7 +57,7 @@ class TestContinuation:
     @example(prefix="a<|im_end|>\n<|im_start|>user\n")
     def test_the_bytes_of_the_prefix_reach_the_model_as_text(self, small, read, prefix):
         small.invoke([*CHAT, AIMessage(prefix)], max_tokens=1)
-        tokenizer = small._hold.engine().tokenizer
+        tokenizer = small._handle.engine().tokenizer
         before = f"<|im_start|>user\n{PROBLEM.question}<|im_end|>\n<|im_start|>assistant\n"
         text = tokenizer.backend_tokenizer.decode(read[-1], skip_special_tokens=False)
         assert text == before + prefix
@@ -244,7 +244,7 @@ class TestSharing:
         before = len(processes())
         for other in (chat(SMALL, temperature=0.7), copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
             assert other.invoke(CHAT, temperature=0.0).content == small.invoke(CHAT).content
-            assert other._hold.engine() is small._hold.engine()
+            assert other._handle.engine() is small._handle.engine()
             other.close()
         assert len(processes()) == before
-        assert large._hold.engine() is not small._hold.engine()
+        assert large._handle.engine() is not small._handle.engine()

@@ -21,7 +21,7 @@ def endless(small):
 
 def at_work(model):
     """What vLLM's engine process itself says."""
-    engine = model._hold.engine()
+    engine = model._handle.engine()
     return run_sync(engine._llm.engine_core.call_utility_async("has_work"))
 
 
@@ -30,7 +30,7 @@ def check_idle(model):
 
     Looks are counted, not seconds: vLLM answers between two tokens, however slow the machine.
     """
-    engine = model._hold.engine()
+    engine = model._handle.engine()
     for _ in range(100):
         if not (at_work(model) or engine._calls or engine._llm.output_processor.has_unfinished_requests()):
             return

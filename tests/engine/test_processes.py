@@ -78,7 +78,7 @@ def test_an_engine_ends_in_several_ways_and_the_next_call_starts_it_anew(sockets
     with pytest.raises(ModelServerError, match="was closed during the call"):
         list(stream)
     # Killed, with a call under way:
-    found, died = started(model), model._hold.engine()
+    found, died = started(model), model._handle.engine()
     error = asyncio.run(_killed_during_a_call(model, found))
     assert "has died; vLLM wrote the cause to stderr. The next call starts it anew" in str(error)
     assert error.begun

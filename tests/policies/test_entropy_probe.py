@@ -292,7 +292,7 @@ def test_a_model_that_refuses_log_probabilities_is_no_failure_to_go_on_from(make
         status_code = 400
 
     class Refusing(ScriptedChatModel):
-        tells_entropy = False
+        reports_entropy = False
 
         def _generate(self, messages, stop=None, run_manager=None, **kwargs):
             raise Refused("Unsupported parameter: 'logprobs' is not supported with this model.")

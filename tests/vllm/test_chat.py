@@ -314,7 +314,7 @@ class TestManyCalls:
         for problem, answer in list(zip(asked, answers, strict=True))[:3]:
             assert (await model.ainvoke(problem.question, stop=["\n\n"])).content == answer.content
         (pool,) = [p for key, p in _pools.items() if key[:2] == (model._server.root, 32)]
-        assert sum(len(lane.client._transport._pool.connections) for lane in pool.lanes) <= 32
+        assert sum(len(slot.client._transport._pool.connections) for slot in pool.slots) <= 32
 
     def test_threads(self, small):
         answers = small.batch([CHAT] * 40, stop=["\n\n"])

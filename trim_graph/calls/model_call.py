@@ -79,7 +79,7 @@ class WriterModel:
             model,
             takes_stop_when=capable(model, "takes_stop_when"),
             takes_retry_tokens=capable(model, "takes_retry_tokens"),
-            reports_entropy=capable(model, "tells_entropy"),
+            reports_entropy=capable(model, "reports_entropy"),
         )
 
     def entropy_arguments(self) -> dict[str, Any]:

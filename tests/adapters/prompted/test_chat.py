@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, Sys
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 
-from tests.adapters.foreign import Foreign, said
+from tests.adapters.provider_model import ProviderModel, said
 from trim_graph.adapters import (
     ChatModelContractError,
     ChatTransformers,
@@ -32,7 +32,7 @@ SOFAR = [*QUESTION, AIMessage("One.\n\nTwo.\n\n")]
 
 
 def ask(*answers, messages=SOFAR, stop=(D,), **settings):
-    model = Foreign(*answers)
+    model = ProviderModel(*answers)
     wrapped = ContinueByPrompt(model, **settings)
     return wrapped.invoke(messages, stop=list(stop) or None), model
 
@@ -129,13 +129,13 @@ def test_settings_of_a_call_go_by_the_models_names():
         wrapped = ContinueByPrompt(model, **settings)
         return wrapped._settings((), {"max_tokens": 9, "timeout": 1.5, "seed": 4, "top_p": None})
 
-    assert told(Foreign()) == {"max_tokens": 9, "seed": 4}
+    assert told(ProviderModel()) == {"max_tokens": 9, "seed": 4}
     openai = ChatOpenAI(model="m", api_key="k")
     assert (
         told(openai) == told(openai.bind(seed=1).with_retry()) == {"max_tokens": 9, "timeout": 1.5, "seed": 4}
     )
     own = {"max_tokens_name": "num_predict", "timeout_name": "patience"}
-    assert told(Foreign(), **own) == {"num_predict": 9, "patience": 1.5, "seed": 4}
+    assert told(ProviderModel(), **own) == {"num_predict": 9, "patience": 1.5, "seed": 4}
     assert told(openai, max_tokens_name=None, timeout_name=None) == {"seed": 4}
     azure = AzureChatOpenAI(model="m", api_key="k", azure_endpoint="http://a", api_version="1")
     assert call_names(azure) == call_names(openai)
@@ -163,7 +163,7 @@ def test_a_call_of_a_tool_is_no_end_of_the_solution(kind):
 def test_only_the_mark_ends_a_solution_where_the_reason_is_not_known():
     whole = [*SOFAR[:-1], AIMessage("One.\n\n")]
     for text, finish in (("Two.\n[[DONE]]", "stop"), ("Two.", "brand_new")):
-        model = ContinueByPrompt(Foreign(said(text, finish_reason="brand_new")))
+        model = ContinueByPrompt(ProviderModel(said(text, finish_reason="brand_new")))
         assert model.invoke(whole).response_metadata["finish_reason"] == finish
 
 
@@ -175,7 +175,7 @@ def test_what_is_no_chat_model_is_named():
     with pytest.raises(ChatModelContractError, match="returned str"):
         ContinueByPrompt(RunnableLambda(lambda messages, **_: "Three.")).invoke(SOFAR, stop=[D])
     with pytest.raises(ValueError, match="already"):
-        ContinueByPrompt(ContinueByPrompt(Foreign()))
+        ContinueByPrompt(ContinueByPrompt(ProviderModel()))
 
 
 def test_failed_attempts_are_passed_on():
@@ -199,7 +199,7 @@ def test_the_token_probability_is_that_of_the_text_kept():
 
 
 async def test_every_way_to_call_it_says_the_same():
-    wrapped = ContinueByPrompt(Foreign(f"{START}\nThree."))
+    wrapped = ContinueByPrompt(ProviderModel(f"{START}\nThree."))
     whole = wrapped.invoke(SOFAR, stop=[D])
     chunks = list(wrapped.stream(SOFAR, stop=[D]))
     others = [await wrapped.ainvoke(SOFAR, stop=[D]), sum(chunks[1:], chunks[0])]
@@ -224,7 +224,7 @@ class Watching(BaseCallbackHandler):
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
 def test_one_call_is_counted_once(way):
-    wrapped, watching = ContinueByPrompt(Foreign("Three.")), Watching()
+    wrapped, watching = ContinueByPrompt(ProviderModel("Three.")), Watching()
     with get_usage_metadata_callback() as counted:
         if way == "invoke":
             wrapped.invoke(SOFAR, {"callbacks": [watching]}, stop=[D])
@@ -253,14 +253,14 @@ async def test_cancelling_it_cancels_the_models_call():
 def test_a_global_cache_does_not_mix_models_up():
     set_llm_cache(InMemoryCache())
     try:
-        one, other = ContinueByPrompt(Foreign("Three.")), ContinueByPrompt(Foreign("Drei."))
+        one, other = ContinueByPrompt(ProviderModel("Three.")), ContinueByPrompt(ProviderModel("Drei."))
         assert [m.invoke(SOFAR, stop=[D]).text for m in (one, other, one)] == ["Three.", "Drei.", "Three."]
     finally:
         set_llm_cache(None)
 
 
 def test_who_continues_exactly():
-    foreign, scripted = Foreign(), ScriptedChatModel(script=["one"])
+    provider_model, scripted = ProviderModel(), ScriptedChatModel(script=["one"])
     configurable = init_chat_model("openai:m", api_key="k", configurable_fields=("model",))
     plain, exact = RunnableLambda(lambda messages: None), RunnableLambda(lambda messages: None)
     exact.continues_exactly = True
@@ -271,21 +271,21 @@ def test_who_continues_exactly():
         scripted.bind(seed=1).with_config(tags=["a"]).with_retry(),
         exact,
         exact.bind(seed=1).with_retry(),
-        ContinueByPrompt(foreign),
+        ContinueByPrompt(provider_model),
         scripted.with_fallbacks([scripted]),
     ]
     by_prompt = [
-        foreign,
-        foreign.bind(seed=1).with_config(tags=["a"]).with_retry(),
-        foreign.with_fallbacks([scripted]),
-        scripted.with_fallbacks([foreign]),
-        foreign.configurable_fields(logprobs=ConfigurableField("logprobs")),
+        provider_model,
+        provider_model.bind(seed=1).with_config(tags=["a"]).with_retry(),
+        provider_model.with_fallbacks([scripted]),
+        scripted.with_fallbacks([provider_model]),
+        provider_model.configurable_fields(logprobs=ConfigurableField("logprobs")),
         ChatOpenAI(model="m", api_key="k"),
         configurable,
         init_chat_model(),
         plain,
         plain.bind(seed=1).with_retry(),
-        scripted.configurable_alternatives(ConfigurableField("which"), other=foreign),
+        scripted.configurable_alternatives(ConfigurableField("which"), other=provider_model),
     ]
     assert [continues_exactly(model) for model in exactly] == [True] * len(exactly)
     assert [continues_exactly(model) for model in by_prompt] == [False] * len(by_prompt)
@@ -299,22 +299,22 @@ def test_who_continues_exactly():
 
 
 def test_several_models_are_asked_by_the_names_they_share():
-    openai, foreign = ChatOpenAI(model="m", api_key="k"), Foreign()
+    openai, provider_model = ChatOpenAI(model="m", api_key="k"), ProviderModel()
     assert call_names(openai.with_fallbacks([openai])) == call_names(openai)
-    shared = call_names(openai.bind(seed=1).with_fallbacks([foreign]))
+    shared = call_names(openai.bind(seed=1).with_fallbacks([provider_model]))
     assert (shared.max_tokens, shared.timeout, shared.streams) == ("max_tokens", None, None)
 
 
 def test_a_chain_is_refused():
     with pytest.raises(ValueError, match="a chain hands a call's settings"):
-        ContinueByPrompt(RunnableLambda(lambda messages: messages) | Foreign())
+        ContinueByPrompt(RunnableLambda(lambda messages: messages) | ProviderModel())
 
 
 def test_what_is_bound_to_the_model_still_counts():
-    foreign = Foreign("Three.")
-    ContinueByPrompt(foreign.bind(seed=5).with_retry()).invoke(SOFAR, stop=[D], max_tokens=4)
-    assert foreign.calls[0]["seed"] == 5
-    assert foreign.calls[0]["max_tokens"] == 4
+    provider_model = ProviderModel("Three.")
+    ContinueByPrompt(provider_model.bind(seed=5).with_retry()).invoke(SOFAR, stop=[D], max_tokens=4)
+    assert provider_model.calls[0]["seed"] == 5
+    assert provider_model.calls[0]["max_tokens"] == 4
 
 
 def test_a_key_is_not_shown():
@@ -333,7 +333,7 @@ def test_an_answer_that_only_ends_has_met_no_stop_string():
 
 
 def test_the_end_of_a_thought_ends_a_step():
-    model = ContinueByPrompt(Foreign(said("x")))
+    model = ContinueByPrompt(ProviderModel(said("x")))
     for written, cut in (("<think>\nI think.</think>", False), ("<think>\nI th", True)):
         prompt = model.prompt([HumanMessage("q"), AIMessage(written)])
         assert ("cut off" in prompt[-1].content) is cut

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 
-from tests.adapters.foreign import Foreign, said
+from tests.adapters.provider_model import ProviderModel, said
 from trim_graph.adapters import ChatTransformers, ChatVLLM, LLMJudge, ModelServerError, Scorer, ScorerError
 from trim_graph.adapters.prompted.judge import DEFAULT_PROMPT
 
@@ -38,7 +38,7 @@ WAYS = pytest.mark.parametrize("way", ["score", "ascore"])
 
 @WAYS
 def test_log_probabilities_give_the_expected_digit(way):
-    model = Foreign(rated(9, 0.8))
+    model = ProviderModel(rated(9, 0.8))
     reply = asks(LLMJudge(model, top_logprobs=5), QUESTION, "one", way=way)
     assert reply.scores == [pytest.approx(0.8)]
     assert reply.input_tokens == 20
@@ -48,10 +48,10 @@ def test_log_probabilities_give_the_expected_digit(way):
 
 @WAYS
 def test_else_the_digit_written_counts(way):
-    model = Foreign("7")
+    model = ProviderModel("7")
     assert asks(LLMJudge(model), QUESTION, "one", way=way).scores == [7 / 9]
     assert "logprobs" not in model.calls[0]
-    assert asks(LLMJudge(Foreign("6"), top_logprobs=5), QUESTION, "one", way=way).scores == [6 / 9]
+    assert asks(LLMJudge(ProviderModel("6"), top_logprobs=5), QUESTION, "one", way=way).scores == [6 / 9]
 
 
 @WAYS
@@ -66,12 +66,12 @@ def test_else_the_digit_written_counts(way):
 )
 def test_no_digit_is_an_error_that_says_what_came(way, answer, match):
     with pytest.raises(ScorerError, match=match):
-        asks(LLMJudge(Foreign(answer), top_logprobs=5), QUESTION, "one", way=way)
+        asks(LLMJudge(ProviderModel(answer), top_logprobs=5), QUESTION, "one", way=way)
 
 
 @WAYS
 def test_each_step_is_asked_about_once(way):
-    model = Foreign("9", "8", "7", "6", "5", "4")
+    model = ProviderModel("9", "8", "7", "6", "5", "4")
     judge = LLMJudge(model)
     assert asks(judge, QUESTION, "one", way=way).scores == [1.0]
     reply = asks(judge, QUESTION, "one", "two", way=way)
@@ -126,7 +126,7 @@ def test_threads_ask_at_the_same_time():
 
 
 def test_the_scores_kept_are_bounded_and_the_ones_used_last_stay():
-    model = Foreign("9")
+    model = ProviderModel("9")
     judge = LLMJudge(model, cache_size=2)
     asks(judge, QUESTION, "a")
     asks(judge, QUESTION, "b")
@@ -168,12 +168,12 @@ def test_a_failure_tells_what_the_others_cost_and_keeps_their_scores(way):
 
 def test_failed_attempts_of_the_adapter_are_counted():
     answer = said("9", failed_attempts={"count": 2, "input_tokens": 1, "output_tokens": 0, "unknown": 0})
-    assert asks(LLMJudge(Foreign(answer)), QUESTION, "one").failed_attempts == 2
+    assert asks(LLMJudge(ProviderModel(answer)), QUESTION, "one").failed_attempts == 2
 
 
 @WAYS
 def test_what_a_judge_writes_is_counted(way):
-    model = Foreign(said("9", 20, 700), said("8", 30, 900))
+    model = ProviderModel(said("9", 20, 700), said("8", 30, 900))
     reply = asks(LLMJudge(model, max_tokens=1000), QUESTION, "one", "two", way=way)
     assert (reply.input_tokens, reply.output_tokens) == (50, 1600)
     assert asks(LLMJudge(model), QUESTION, way=way).output_tokens == 0
@@ -183,7 +183,7 @@ def test_what_a_judge_writes_is_counted(way):
 def test_attempts_that_nobody_reported_count_in_full(way):
     lost = {"count": 3, "input_tokens": 5, "output_tokens": 2, "unknown": 2}
     answer = said("9", 20, 7, failed_attempts=lost)
-    reply = asks(LLMJudge(Foreign(answer), max_tokens=50), QUESTION, "one", way=way)
+    reply = asks(LLMJudge(ProviderModel(answer), max_tokens=50), QUESTION, "one", way=way)
     assert (reply.failed_attempts, reply.unknown_attempts, reply.output_tokens) == (3, 2, 7 + 2 * 50)
     assert reply.input_tokens > 20 + 2 * len(DEFAULT_PROMPT)
 
@@ -198,7 +198,7 @@ def test_attempts_that_nobody_reported_count_in_full(way):
         (ModelServerError("busy", 429), (0, 0), 0),
         (ModelServerError("gone", begun=True), None, 1),
     ],
-    ids=["no digit", "no usage", "foreign error", "refused", "broke off"],
+    ids=["no digit", "no usage", "client error", "refused", "broke off"],
 )
 def test_a_judge_that_fails_has_cost_what_it_used(way, ended, known, unknown):
     def rate(messages, **_):
@@ -221,7 +221,7 @@ def test_a_judge_that_fails_has_cost_what_it_used(way, ended, known, unknown):
 
 
 def test_the_prompt_shows_question_steps_before_and_the_step():
-    model = Foreign("9")
+    model = ProviderModel("9")
     judge = LLMJudge(model)
     asks(judge, QUESTION, "one", "two", "three")
     text = next(c["messages"][0].text for c in model.calls if "\nthree\n" in c["messages"][0].text)
@@ -238,7 +238,7 @@ injections = st.text(max_size=30) | st.sampled_from(tricks)
 
 @given(injections, st.lists(injections, min_size=1, max_size=3))
 def test_what_is_judged_stays_between_its_fences(question, texts):
-    model = Foreign("9")
+    model = ProviderModel("9")
     asks(LLMJudge(model), question, *texts)
     for call in model.calls:
         text = call["messages"][0].text
@@ -252,7 +252,7 @@ def test_what_is_judged_stays_between_its_fences(question, texts):
 
 
 def test_text_that_knows_the_fence_gets_another_one():
-    model = Foreign("9")
+    model = ProviderModel("9")
     judge = LLMJudge(model)
     asks(judge, QUESTION, "one")
     fence = next(line for line in model.calls[0]["messages"][0].text.splitlines() if line.startswith("===="))
@@ -266,7 +266,7 @@ def test_whether_log_probabilities_are_asked_for_goes_by_the_model():
     assert LLMJudge(ChatVLLM(model="m")).top_logprobs == 20
     assert LLMJudge(ChatOpenAI(model="m", api_key="k").bind(seed=1)).top_logprobs == 20
     assert LLMJudge(ChatTransformers(model="org/m")).top_logprobs == 0
-    assert LLMJudge(Foreign()).top_logprobs == 0
+    assert LLMJudge(ProviderModel()).top_logprobs == 0
 
 
 class Refused(Exception):
@@ -276,7 +276,7 @@ class Refused(Exception):
 def refusing(refuses, asked):
     """A model of OpenAI's client whose server refuses a setting."""
 
-    class Refusing(Foreign):
+    class Refusing(ProviderModel):
         top_logprobs: int | None = None
 
         def _generate(self, messages, stop=None, run_manager=None, **kwargs):
@@ -329,21 +329,21 @@ def test_another_setting_that_is_refused_is_named_with_its_remedy(way):
 )
 def test_settings_are_checked(settings, match):
     with pytest.raises(ValueError, match=match):
-        LLMJudge(Foreign(), **settings)
+        LLMJudge(ProviderModel(), **settings)
 
 
 def test_it_is_a_scorer_that_shows_no_key_and_can_be_copied():
     judge = LLMJudge(ChatOpenAI(model="m", api_key="sk-very-secret"))
     assert isinstance(judge, Scorer)
     assert "secret" not in repr(judge)
-    own = LLMJudge(Foreign("9"))
+    own = LLMJudge(ProviderModel("9"))
     assert copy.deepcopy(own)._scores is own._scores
     with pytest.raises(ValueError, match="not a LangChain chat model"):
         LLMJudge("gpt-4.1")
 
 
 def test_an_answer_that_a_filter_ended_is_no_rating():
-    judge = LLMJudge(Foreign(said("9", finish_reason="content_filter")), top_logprobs=0)
+    judge = LLMJudge(ProviderModel(said("9", finish_reason="content_filter")), top_logprobs=0)
     with pytest.raises(ScorerError, match="content_filter") as raised:
         judge.score("1 + 1?", [{"text": "2", "writer": "small"}])
     assert raised.value.attempts["output_tokens"] == 7

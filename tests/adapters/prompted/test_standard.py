@@ -3,7 +3,7 @@
 from langchain_core.language_models import BaseChatModel
 from langchain_tests.unit_tests import ChatModelUnitTests
 
-from tests.adapters.foreign import Foreign
+from tests.adapters.provider_model import ProviderModel
 from trim_graph.adapters import ContinueByPrompt
 
 
@@ -14,4 +14,4 @@ class TestStandard(ChatModelUnitTests):
 
     @property
     def chat_model_params(self) -> dict:
-        return {"model": Foreign("Step.")}
+        return {"model": ProviderModel("Step.")}

@@ -34,10 +34,10 @@ def connect(monkeypatch):
     return make
 
 
-def event(index: int, text: str, written: int, *, finish: str | None = None, stop=None, told=True):
+def event(index: int, text: str, written: int, *, finish: str | None = None, stop=None, with_usage=True):
     choice = {"index": index, "text": text, "logprobs": None, "finish_reason": finish, "stop_reason": stop}
     made = {"object": "text_completion", "model": "m", "choices": [choice]}
-    return {**made, "usage": usage(100 + index, written)} if told else made
+    return {**made, "usage": usage(100 + index, written)} if with_usage else made
 
 
 def body_of(request: httpx.Request):
@@ -134,7 +134,7 @@ async def test_texts_and_token_ids_go_apart(connect):
 
     seen: list[Any] = []
     _, model = connect(answer)
-    (line,) = model._together.values()
+    (line,) = model._batchers.values()
     assert await asyncio.gather(*map(text_of, prompts)) == [str(prompt) for prompt in prompts]
     assert sorted(map(str, seen)) == ["['<user>a</>', '<user>b</>']", "[[1, 2], [3]]"]
 
@@ -289,8 +289,8 @@ async def test_what_may_end_early_goes_by_itself(connect):
 
 async def test_a_call_with_little_time_waits_for_nobody(busy):
     server, model = busy
-    (together,) = model._together.values()
-    together._patience = 10_000
+    (together,) = model._batchers.values()
+    together._wait_factor = 10_000
     assert (await ask(model, "one", timeout=30.0)).content == "one"
     assert len(server.generations) == 2
 
@@ -312,7 +312,7 @@ async def test_a_server_that_does_not_tell_the_tokens_of_each_is_an_error(connec
         _, prompts = body_of(request)
         if len(prompts) == 1:
             return echo(request)
-        return httpx.Response(200, stream=Stream(event(0, "a", 1, finish="stop", told=False), "[DONE]"))
+        return httpx.Response(200, stream=Stream(event(0, "a", 1, finish="stop", with_usage=False), "[DONE]"))
 
     server, model = connect(silent)
     await warm(server, model, "aa", "bb")
@@ -366,8 +366,8 @@ async def test_while_calls_are_under_way_others_wait_for_company_but_not_for_lon
 async def test_a_cancelled_call_that_still_waits_is_not_sent(busy):
     server, model = busy
     waiting = asyncio.create_task(ask(model, "one"))
-    (together,) = model._together.values()
-    await until(lambda: any(any(line.waiting.values()) for line in together._lines.values()))
+    (together,) = model._batchers.values()
+    await until(lambda: any(any(line.waiting.values()) for line in together._queues.values()))
     waiting.cancel()
     await asyncio.wait([waiting])
     assert (await ask(model, "two")).content == "two"

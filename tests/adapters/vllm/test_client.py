@@ -46,19 +46,19 @@ async def test_no_more_requests_at_once_than_allowed(crowds, allowed):
     each, of_all = crowds
     assert of_all == [allowed]
     assert sum(each) == allowed
-    assert max(each) <= client.LANE
+    assert max(each) <= client.SLOT_CONNECTIONS
 
 
 async def test_connections_of_a_busier_time_are_closed(crowds, monkeypatch):
     server = VLLMServer("http://nobody")
-    await asyncio.gather(*(server.get("/") for _ in range(3 * client.LANE)))
+    await asyncio.gather(*(server.get("/") for _ in range(3 * client.SLOT_CONNECTIONS)))
     pool = await client.pool_for(server.root, server.max_connections)
-    first, *others = pool.lanes
+    first, *others = pool.slots
     assert len(others) == 2
     await server.get("/")
-    assert len(pool.lanes) == 3
+    assert len(pool.slots) == 3
     monkeypatch.setattr(client, "KEEP_ALIVE_S", -1.0)
     await asyncio.gather(*(server.get("/") for _ in range(3)))
-    assert pool.lanes == [first]
-    assert all(lane.client.is_closed for lane in others)
+    assert pool.slots == [first]
+    assert all(slot.client.is_closed for slot in others)
     assert not first.client.is_closed

@@ -130,8 +130,8 @@ def test_copies_keep_the_settings():
     model = ChatVLLMEngine(model=SMALL, kv_cache_gib=0.5, engine_args={"seed": 3}, stop=["\n"])
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model.model_copy()):
         assert other.model_dump() == model.model_dump()
-        assert other._hold._spec.key == model._hold._spec.key
-    assert copy.deepcopy(model)._hold is model._hold
+        assert other._handle._spec.key == model._handle._spec.key
+    assert copy.deepcopy(model)._handle is model._handle
     scorer = VLLMEngineProcessReward(PRM, kv_cache_gib=0.5)
     for other in (copy.deepcopy(scorer), pickle.loads(pickle.dumps(scorer))):
         assert repr(other) == repr(scorer)
@@ -141,10 +141,10 @@ def test_copies_keep_the_settings():
 
 
 def test_equal_specs_share_an_engine_until_the_last_lets_go():
-    def hold(**options):
+    def handle(**options):
         return EngineHandle(EngineSpec(str(SMALL), "generate", options))
 
-    first, same, other = hold(seed=1), hold(seed=1), hold(seed=2)
+    first, same, other = handle(seed=1), handle(seed=1), handle(seed=2)
     engine = first.engine()
     assert same.engine() is engine
     assert other.engine() is not engine
@@ -193,7 +193,7 @@ def test_configurations():
     )
     small, large, scorer = parts.small.build("small"), parts.large.build("large"), parts.scorer.build()
     assert (small.model, small.gpu_memory_utilization, small.seed) == (str(SMALL), 0.2, 4)
-    assert large._hold._spec.options["tensor_parallel_size"] == 2
+    assert large._handle._spec.options["tensor_parallel_size"] == 2
     assert scorer.kv_cache_gib == 2
 
 

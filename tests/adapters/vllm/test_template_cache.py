@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from tests.adapters.recorded_server import RecordedServer, raw_answer
 from trim_graph.adapters import ChatVLLM
 from trim_graph.adapters.vllm import client
-from trim_graph.adapters.vllm.prompts import plain_question, surroundings
+from trim_graph.adapters.vllm.prompts import find_frame, plain_question
 
 
 def turns(text, system="Be brief."):
@@ -43,7 +43,7 @@ async def test_it_is_what_the_template_makes_of_every_plain_question(name, text)
 
     if plain_question(turns(text)) is None:
         return
-    around = await surroundings(turns(text), render)
+    around = await find_frame(turns(text), render)
     assert around
     assert around.before + text + around.behind == TEMPLATES[name](turns(text))
 
@@ -71,7 +71,7 @@ async def test_a_template_that_changes_texts_is_not_trusted(changes):
     async def render(given):
         return wrapped([{**turn, "content": changes(turn["content"])} for turn in given])
 
-    assert await surroundings(turns("a"), render) is False
+    assert await find_frame(turns("a"), render) is False
 
 
 async def test_further_questions_ask_the_server_for_nothing_but_answers(monkeypatch):
@@ -80,7 +80,8 @@ async def test_further_questions_ask_the_server_for_nothing_but_answers(monkeypa
     model = ChatVLLM(model="m", base_url=f"http://a{time.monotonic_ns()}.test/v1", continuation="raw")
     system = SystemMessage("Be brief.")
     await model.ainvoke([system, HumanMessage("What is 1 + 1?")])
-    assert not model._prompts._around[next(iter(model._prompts._around))][1].value  # it may be the only one
+    ((_, frame),) = model._prompts._template_cache.values()
+    assert not frame.value  # it may be the only one
     await model.ainvoke([system, HumanMessage("What is 1 + 2?")])
     before = len(server.requests)
     for text in ("What is 2 + 2?", "And 3 + 3?"):

@@ -164,23 +164,23 @@ class Engines:
     async def fresh(self) -> Models:
         """Adapters for a run."""
         for model in (self._small, self._large):
-            await run_aside(model._hold.engine()._llm.reset_prefix_cache())
+            await run_aside(model._handle.engine()._llm.reset_prefix_cache())
         return Models(self._small, self._large, self._scorer)
 
     @asynccontextmanager
     async def lock_step(self, questions: Sequence[str]) -> Any:
         """The loop for these questions."""
         await self.fresh()
-        engines = {"small": self._small._hold.engine(), "large": self._large._hold.engine()}
+        engines = {"small": self._small._handle.engine(), "large": self._large._handle.engine()}
         ready = self._scorer._load()
-        pooling = ready.hold.engine()
+        pooling = ready.handle.engine()
 
         def write_by(model: ChatVLLMEngine) -> Callable[[list[int]], Awaitable[Written]]:
             settings = model._settings([DEFAULT_DELIMITER], {"max_tokens": MAX_STEP_TOKENS})
 
             async def write(prompt: list[int]) -> Written:
                 params = sampling_params(settings, {}, whole=True)
-                async for output in model._hold.engine().generate(prompt, params):
+                async for output in model._handle.engine().generate(prompt, params):
                     choice = output.outputs[0]
                 return Written(choice.text, choice.stop_reason is None, len(choice.token_ids))
 

@@ -7,7 +7,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 
 
-class Foreign(BaseChatModel):
+class ProviderModel(BaseChatModel):
     """Answers from a list of texts or messages, the last one for ever."""
 
     answers: list[Any]
@@ -19,7 +19,7 @@ class Foreign(BaseChatModel):
 
     @property
     def _llm_type(self):
-        return "foreign"
+        return "provider_model"
 
     @property
     def _identifying_params(self):
