@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NotRequired, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NotRequired, Protocol, runtime_checkable
 
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from trim_graph.errors import FailedAttempts, ScorerError
@@ -22,6 +26,8 @@ StopWhen = Callable[[str], bool]
 one as the call setting ``stop_when`` and answer with ``stop_reason`` `STOPPED`."""
 
 STOPPED = "stop_when"
+
+_LANGCHAIN_KWARGS = {"stream"}  # given by LangChain's own plumbing
 
 RetryTokens = Callable[[FailedAttempts], int]
 """Gets what the failed attempts of a call have used; returns how many tokens the next attempt may generate, 0
@@ -110,6 +116,59 @@ def check_call_settings(settings: dict[str, Any]) -> None:
     if entropy is not None and not isinstance(entropy, bool):
         raise ValueError(f"first_token_entropy={entropy!r} is neither True nor False")
     number("timeout", real, lambda v: v > 0, "a number of seconds above 0")
+
+
+class ExactChatModel(BaseChatModel):
+    """Base of the chat models here: they continue a trailing AIMessage exactly."""
+
+    continues_exactly: ClassVar[bool] = True
+    """Declares to `create_trim_graph` that no prompt is needed to continue a text."""
+    takes_stop_when: ClassVar[bool] = True
+    """Declares that a call may end its own answer with ``stop_when``."""
+    reports_entropy: ClassVar[bool] = True
+    """Declares that a call may ask for the entropy of its first token."""
+
+    max_tokens: int = Field(default=512, ge=1)
+    """Most tokens to generate in a call; cut to the room behind the prompt."""
+
+    @abstractmethod
+    def count_prompt_tokens(self, messages: Sequence[BaseMessage]) -> int:
+        """Exact number of prompt tokens that a call with these messages reads."""
+
+    @abstractmethod
+    def takes_system_role(self) -> bool:
+        """Whether the chat template has a role for system messages; else they precede a human message."""
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """Exact number of prompt tokens, chat template included; ``tools`` are not supported."""
+        if tools:
+            raise ValueError(f"{type(self).__name__} does not take tools")
+        return self.count_prompt_tokens(messages)
+
+    def _merged_settings(
+        self, kwargs: dict[str, Any], own: Sequence[str], of_a_call: Sequence[str]
+    ) -> dict[str, Any]:
+        """Returns a call's settings over the model's own; None means the model's own.
+
+        Args:
+            kwargs: Of the call.
+            own: Settings of a call that the model has defaults for.
+            of_a_call: All settings of a call.
+
+        Raises:
+            ValueError: A setting is unknown or wrong.
+        """
+        if unknown := sorted(set(kwargs) - set(of_a_call) - _LANGCHAIN_KWARGS):
+            raise ValueError(
+                f"{type(self).__name__} does not know the call setting(s) {', '.join(unknown)}; "
+                f"it takes stop, {', '.join(sorted(of_a_call))}"
+            )
+        given = {name: kwargs[name] for name in of_a_call if kwargs.get(name) is not None}
+        merged = {name: getattr(self, name) for name in own} | given
+        check_call_settings(merged)
+        return merged
 
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ def continues_exactly(model: Runnable[Any, Any]) -> bool:
     A chat model says so itself, by the class attribute ``continues_exactly = True``; any other Runnable by an
     attribute of that name. All of a model's fallbacks and configurable alternatives must.
     """
-    return _says(model, "continues_exactly")
+    return capable(model, "continues_exactly")
 
 
 def unaskable(model: Runnable[Any, Any]) -> str | None:
@@ -98,14 +98,11 @@ def _may_be_message(kind: Any) -> bool:
 
 
 def capable(model: Any, capability: str) -> bool:
-    """Tell whether a chat model says that it can do more: ``takes_stop_when``, ``reports_entropy``."""
-    return _says(model, capability)
-
-
-def _says(model: Any, name: str) -> bool:
+    """Returns whether all that may answer declare a capability, such as ``takes_stop_when``."""
     # Statically: a model that is configured at the call would build itself to answer.
     return all(
-        getattr_static(type(inside) if isinstance(inside, BaseChatModel) else inside, name, False) is True
+        getattr_static(type(inside) if isinstance(inside, BaseChatModel) else inside, capability, False)
+        is True
         for inside in models_inside(model)
     )
 

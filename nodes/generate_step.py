@@ -10,8 +10,7 @@ from typing import Any, Literal
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from trim_graph.adapters.responses import Reply, read_entropy, read_reply
-from trim_graph.adapters.usage import TokenCounter, reports_usage
+from trim_graph.adapters.responses import Reply, TokenCounter, read_entropy, read_reply, reports_usage
 from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.usage import Usage, Writer, attempts_of_answer
 from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls, stored_calls

@@ -32,7 +32,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from typing_extensions import Unpack
 
 from .adapters.base import AnyScorer, check_call_settings, stop_strings
-from .adapters.usage import CountTokens
+from .adapters.responses import CountTokens
 from .budget import Budget, Prices
 from .budget.ledger import Ledger
 from .budget.usage import Usage

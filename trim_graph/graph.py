@@ -16,8 +16,8 @@ from typing_extensions import Unpack
 from .adapters.base import AnyScorer, as_scorer
 from .adapters.capabilities import continues_exactly, unaskable
 from .adapters.prompted.chat import as_writer
+from .adapters.responses import CountTokens, TokenCounter, check_count_tokens
 from .adapters.token_confidence import TokenProbability
-from .adapters.usage import CountTokens, TokenCounter, check_count_tokens
 from .budget import Budget, Prices, Quotas, Writer
 from .budget.ledger import Ledger
 from .calls.interrupted import clear_aborted

@@ -20,6 +20,7 @@ from pydantic import Field, field_validator
 from trim_graph.adapters.base import stop_strings
 from trim_graph.adapters.capabilities import call_names, chat_model_inside, continues_exactly, unaskable
 from trim_graph.adapters.responses import (
+    TokenCounter,
     classify,
     configured_name,
     cut_short,
@@ -27,10 +28,10 @@ from trim_graph.adapters.responses import (
     model_name,
     provider_reason,
     refusal,
+    reports_usage,
     span_probability,
 )
 from trim_graph.adapters.tokenization import without_reasoning
-from trim_graph.adapters.usage import TokenCounter, reports_usage
 from trim_graph.errors import ChatModelContractError
 from trim_graph.segmentation import DEFAULT_DELIMITER
 

@@ -21,7 +21,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Private
 
 from trim_graph.adapters.base import ScorableStep, ScorerReply
 from trim_graph.adapters.capabilities import LOGPROBS, call_names, chat_model_inside, refused_setting, remedy
-from trim_graph.adapters.responses import refusal
+from trim_graph.adapters.responses import logprob_entries, refusal
 from trim_graph.adapters.settings import JudgeSettings
 from trim_graph.errors import FailedAttempts, ModelServerError, ScorerError
 
@@ -244,8 +244,7 @@ class LLMJudge(JudgeSettings):
             raise ScorerError("its answer has no usage_metadata, so its tokens cannot be counted")
         if (error := refusal(answer)) is not None:
             raise error
-        logprobs = answer.response_metadata.get("logprobs")
-        content = logprobs.get("content") if isinstance(logprobs, dict) else None
+        content = logprob_entries(answer.response_metadata)
         if self.top_logprobs and content:
             score = expected_score(content)
             if score is None:

@@ -7,17 +7,16 @@ import contextlib
 import dataclasses
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models.base import LangSmithParams
-from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import Field, PrivateAttr
+from pydantic import PrivateAttr
 
-from trim_graph.adapters.base import check_call_settings, stop_strings
+from trim_graph.adapters.base import ExactChatModel, stop_strings
 from trim_graph.adapters.model_source import shared_engine
 from trim_graph.adapters.settings import TransformersSettings
 from trim_graph.adapters.tokenization import takes_system_role
@@ -31,11 +30,10 @@ if TYPE_CHECKING:
     from .generation import GenerationEngine
 
 _OWN_SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "logprobs")
-_CALL_SETTINGS = {*_OWN_SETTINGS, "first_token_entropy", "timeout", "stop_when"}
-_LANGCHAIN_KWARGS = {"stream"}  # given by LangChain's own plumbing
+_CALL_SETTINGS = (*_OWN_SETTINGS, "first_token_entropy", "timeout", "stop_when")
 
 
-class ChatTransformers(TransformersSettings, BaseChatModel):
+class ChatTransformers(TransformersSettings, ExactChatModel):
     r"""A local chat model: weights in this process, calls batched, no server.
 
     A conversation that ends in an AIMessage is continued: the model goes on right after the bytes of that
@@ -65,16 +63,6 @@ class ChatTransformers(TransformersSettings, BaseChatModel):
         ```
     """
 
-    continues_exactly: ClassVar[bool] = True
-    """Says to `create_trim_graph` that no prompt is needed to go on with a text."""
-    takes_stop_when: ClassVar[bool] = True
-    """Says that a call may end its own answer with ``stop_when``."""
-    reports_entropy: ClassVar[bool] = True
-    """Says that a call may ask for the entropy of its first token."""
-
-    max_tokens: int = Field(default=512, ge=1)
-    """Most tokens to generate in a call; cut to what the model's positions leave after the prompt."""
-
     _engine: Any = PrivateAttr(default=None)
 
     def count_prompt_tokens(self, messages: Sequence[BaseMessage]) -> int:
@@ -95,14 +83,6 @@ class ChatTransformers(TransformersSettings, BaseChatModel):
     def get_token_ids(self, text: str) -> list[int]:
         """Token ids of a text, in which nothing counts as a special token."""
         return self._load().guard.encode("", text)
-
-    def get_num_tokens_from_messages(
-        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
-    ) -> int:
-        """Exact number of prompt tokens, chat template included; ``tools`` are not supported."""
-        if tools:
-            raise ValueError("ChatTransformers does not take tools")
-        return self.count_prompt_tokens(messages)
 
     @property
     def _llm_type(self) -> str:
@@ -233,17 +213,7 @@ class ChatTransformers(TransformersSettings, BaseChatModel):
         return GenerationJob(prompt, settings, batch_limit=self.max_batch_size, on_text=on_text)
 
     def _settings(self, stop: list[str] | None, kwargs: dict[str, Any]) -> Settings:
-        """The call's settings over the model's own; None means the model's own."""
-        if unknown := sorted(set(kwargs) - _CALL_SETTINGS - _LANGCHAIN_KWARGS):
-            raise ValueError(
-                f"ChatTransformers does not know the call setting(s) {', '.join(unknown)}; "
-                f"it takes stop, {', '.join(sorted(_CALL_SETTINGS))}"
-            )
-        given = {
-            name: value for name, value in kwargs.items() if name in _CALL_SETTINGS and value is not None
-        }
-        merged = {name: getattr(self, name) for name in _OWN_SETTINGS} | given
-        check_call_settings(merged)
+        merged = self._merged_settings(kwargs, _OWN_SETTINGS, _CALL_SETTINGS)
         return Settings(stop=stop_strings(stop), **merged)
 
     def _metadata(self, done: Generated) -> dict[str, Any]:

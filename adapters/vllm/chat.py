@@ -21,9 +21,9 @@ from trim_graph.errors import CallTimeoutError, ChatModelContractError, ModelSer
 
 from .batching import STREAM, RequestBatcher
 from .chat_base import VLLMChatModel
-from .client import TransientError, VLLMServer
+from .client import TransientError
 from .prompts import KEPT, VLLMPrompts
-from .replicas import Replicas, Route, check_base_urls, conversation_key
+from .replicas import Replicas, Route, conversation_key
 from .wire import Answer, AnswerError, CallSettings, Lost, metadata_of, usage_of
 
 
@@ -89,36 +89,31 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
 
     def model_post_init(self, context: Any) -> None:
         """Connect the parts; nothing is sent."""
-        self._server = Replicas(
-            [
-                VLLMServer(
-                    root=root,
-                    api_key_env=self.api_key_env,
-                    api_key=self.api_key,
-                    read_timeout=self.read_timeout,
-                    max_retries=self.max_retries,
-                    max_connections=self.max_connections,
-                )
-                for root in check_base_urls(self.base_url)
-            ]
+        self._server = Replicas.at(
+            self.base_url,
+            api_key_env=self.api_key_env,
+            api_key=self.api_key,
+            read_timeout=self.read_timeout,
+            max_retries=self.max_retries,
+            max_connections=self.max_connections,
         )
-        together = self.max_batch_size > 1
-        if together and self.continuation == "chat":
+        batches = self.max_batch_size > 1
+        if batches and self.continuation == "chat":
             raise ValueError(
                 f"max_batch_size={self.max_batch_size} sends many prompts to /v1/completions, which "
                 "continuation='chat' rules out: leave continuation at 'auto', or max_batch_size at 1"
             )
-        if together and self.extra_body.get("n", 1) != 1:
+        if batches and self.extra_body.get("n", 1) != 1:
             raise ValueError(
                 f"extra_body asks for n={self.extra_body['n']} answers a prompt: leave it out where "
                 "max_batch_size is above 1"
             )
-        continuation = "raw" if together else self.continuation
+        continuation = "raw" if batches else self.continuation
         self._prompts = VLLMPrompts(self._server, self.model, continuation, dict(self.chat_template_kwargs))
         self._batchers = {
             root: RequestBatcher(server, max_batch=self.max_batch_size, wait_factor=self.batch_wait_factor)
             for root, server in self._server.servers.items()
-            if together
+            if batches
         }
 
     def count_prompt_tokens(self, messages: Sequence[BaseMessage]) -> int:
@@ -304,12 +299,8 @@ class VLLMCall:
         return None
 
     def _stops(self, piece: str) -> bool:
-        """Tell whether the caller wants no more, after this piece; leaving the stream ends the request."""
-        watch = self._settings.stop_when
-        if not piece or watch is None or self.answer.finish_reason is not None or not watch(self.answer.text):
-            return False
-        self.answer.stop()
-        return True
+        """Returns whether the caller wants no more after a piece; leaving the stream ends the request."""
+        return bool(piece) and self.answer.stopped_by(self._settings.stop_when)
 
     async def _attempt(self) -> None:
         path, body = await self._request()
@@ -490,8 +481,7 @@ class VLLMCall:
                 f"nothing arrived from {self._server.root} within timeout={self._settings.timeout} seconds",
                 error.attempts,  # type: ignore[attr-defined]
             ) from error
-        self.answer.timed_out = True
-        self.answer.finish_reason, self.answer.stop_reason = "length", None
+        self.answer.cut()
 
     def _check_whole(self) -> None:
         reason = self.answer.finish_reason

@@ -1,21 +1,20 @@
-"""What a chat model on a vLLM server and one on an engine in this process have in common."""
+"""The base of the chat models on vLLM, behind a server or on an engine in this process."""
 
 from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models.base import LangSmithParams
-from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from pydantic import ConfigDict, Field
 
-from trim_graph.adapters.base import check_call_settings, stop_strings
+from trim_graph.adapters.base import ExactChatModel, stop_strings
 from trim_graph.adapters.event_loop import iterate_sync, run_sync
 from trim_graph.adapters.settings import VLLMSettings
 
@@ -23,7 +22,6 @@ from .wire import Answer, CallSettings
 
 CALL_SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs", "timeout")
 _OF_A_CALL = (*CALL_SETTINGS, "first_token_entropy", "stop_when", "retry_tokens")
-_LANGCHAIN_KWARGS = {"stream"}  # given by LangChain's own plumbing
 
 T = TypeVar("T")
 
@@ -52,22 +50,14 @@ class ChatCall(Protocol):
         ...
 
 
-class VLLMChatModel(VLLMSettings, BaseChatModel):
+class VLLMChatModel(VLLMSettings, ExactChatModel):
     """The settings of a call, and LangChain's methods in terms of a `ChatCall`."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    continues_exactly: ClassVar[bool] = True
-    """Says to `create_trim_graph` that no prompt is needed to go on with a text."""
-    takes_stop_when: ClassVar[bool] = True
-    """Says that a call may end its own answer with ``stop_when``."""
     takes_retry_tokens: ClassVar[bool] = False
-    """Says that a call may limit what its further attempts generate with ``retry_tokens``."""
-    reports_entropy: ClassVar[bool] = True
-    """Says that a call may ask for the entropy of its first token."""
+    """Declares that a call may limit what its further attempts generate with ``retry_tokens``."""
 
-    max_tokens: int = Field(default=512, ge=1)
-    """Most tokens to generate in a call; cut to the room behind the prompt."""
     stop: list[str] | None = None
     """Stop strings of calls that name none."""
     top_logprobs: int = Field(default=0, ge=0)
@@ -79,22 +69,6 @@ class VLLMChatModel(VLLMSettings, BaseChatModel):
 
     _shown: ClassVar[tuple[str, ...]] = ()
     """Names of further settings that identify a model."""
-
-    @abstractmethod
-    def count_prompt_tokens(self, messages: Sequence[BaseMessage]) -> int:
-        """Exact number of prompt tokens that a call with these messages reads."""
-
-    @abstractmethod
-    def takes_system_role(self) -> bool:
-        """Whether the chat template has a role for system messages; else they precede a human message."""
-
-    def get_num_tokens_from_messages(
-        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
-    ) -> int:
-        """Exact number of prompt tokens, chat template included; ``tools`` are not supported."""
-        if tools:
-            raise ValueError(f"{type(self).__name__} does not take tools")
-        return self.count_prompt_tokens(messages)
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -178,15 +152,7 @@ class VLLMChatModel(VLLMSettings, BaseChatModel):
         yield ChatGenerationChunk(message=last)
 
     def _settings(self, stop: list[str] | None, kwargs: dict[str, Any]) -> CallSettings:
-        """The call's settings over the model's own; None means the model's own."""
-        if unknown := sorted(set(kwargs) - set(_OF_A_CALL) - _LANGCHAIN_KWARGS):
-            raise ValueError(
-                f"{type(self).__name__} does not know the call setting(s) {', '.join(unknown)}; "
-                f"it takes stop, {', '.join(sorted(_OF_A_CALL))}"
-            )
-        given = {name: kwargs[name] for name in _OF_A_CALL if kwargs.get(name) is not None}
-        merged = {name: getattr(self, name) for name in CALL_SETTINGS} | given
-        check_call_settings(merged)
+        merged = self._merged_settings(kwargs, CALL_SETTINGS, _OF_A_CALL)
         wants_entropy = merged.pop("first_token_entropy", False)
         return CallSettings(
             stop=stop_strings(self.stop if stop is None else stop),

@@ -24,6 +24,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from trim_graph.adapters.event_loop import run_aside, run_sync
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.settings import EngineSettings
 from trim_graph.adapters.tokenization import SpecialTokenGuard, template_opens_reasoning
@@ -260,6 +261,38 @@ class EngineHandle:
     def release(self) -> None:
         """Let go; blocks until the engine has ended if no other holds it."""
         _let_go(self._held)
+
+
+class EngineUser:
+    """Lets users of an adapter start its engine ahead of a call, and end it."""
+
+    def start(self) -> None:
+        """Starts the engine now; a call does it otherwise.
+
+        Raises:
+            ImportError: vllm is not installed.
+            ValueError: vLLM refuses an option, or the tokenizer of a PRM does not fit its format.
+            ModelServerError: The engine did not start.
+        """
+        run_sync(self._start())
+
+    async def astart(self) -> None:
+        """Starts the engine without blocking the event loop; see `start`."""
+        await run_aside(self._start())
+
+    def close(self) -> None:
+        """Releases the engine, which ends unless other adapters use it. A later call starts it anew.
+
+        Copies of this adapter release it too. Calls under way fail when the engine ends.
+        """
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """Releases the engine without blocking the event loop; see `close`."""
+        await asyncio.to_thread(self.close)
+
+    async def _start(self) -> None:
+        raise NotImplementedError
 
 
 def _let_go(held: list[VLLMEngine]) -> None:

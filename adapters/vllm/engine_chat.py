@@ -12,14 +12,14 @@ from langchain_core.messages import BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from pydantic import PrivateAttr, field_validator
 
-from trim_graph.adapters.event_loop import iterate_aside, run_aside, run_sync
+from trim_graph.adapters.event_loop import iterate_aside, run_aside
 from trim_graph.adapters.responses import classify
 from trim_graph.adapters.settings import VLLMEngineSettings
 from trim_graph.adapters.tokenization import encode_chat, takes_system_role
 from trim_graph.errors import ContextLengthError, FailedAttempts, ModelServerError
 
 from .chat_base import CALL_SETTINGS, VLLMChatModel
-from .engine import EngineHandle, EngineSpec, VLLMEngine, engine_options, vllm_module
+from .engine import EngineHandle, EngineSpec, EngineUser, VLLMEngine, engine_options, vllm_module
 from .wire import Answer, CallSettings, Lost, metadata_of, usage_of
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ T = TypeVar("T")
 _OF_CALLS = {*CALL_SETTINGS, "stop", "n", "output_kind", "detokenize", "prompt_logprobs"}
 
 
-class ChatVLLMEngine(VLLMEngineSettings, VLLMChatModel):
+class ChatVLLMEngine(EngineUser, VLLMEngineSettings, VLLMChatModel):
     r"""A model on vLLM's asynchronous engine in this process, without a server.
 
     Otherwise it is as `ChatVLLM`: a conversation that ends in an AIMessage is continued right after the bytes
@@ -79,30 +79,8 @@ class ChatVLLMEngine(VLLMEngineSettings, VLLMChatModel):
         """Note what the engine is to be; nothing is started."""
         self._handle = EngineHandle(EngineSpec(self.model, "generate", engine_options(self)))
 
-    def start(self) -> None:
-        """Start the engine now; a call does it otherwise.
-
-        Raises:
-            ImportError: vllm is not installed.
-            ValueError: vLLM refuses an option.
-            ModelServerError: The engine did not start.
-        """
-        run_sync(self._start())
-
-    async def astart(self) -> None:
-        """`start` without blocking the event loop."""
-        await run_aside(self._start())
-
-    def close(self) -> None:
-        """Let go of the engine; it ends, unless other adapters use it. A later call starts it anew.
-
-        Copies of this adapter let go with it. Calls under way fail when the engine ends.
-        """
+    def close(self) -> None:  # noqa: D102 - see `EngineUser`
         self._handle.release()
-
-    async def aclose(self) -> None:
-        """`close` without blocking the event loop."""
-        await asyncio.to_thread(self.close)
 
     def count_prompt_tokens(self, messages: Sequence[BaseMessage]) -> int:
         """Exact number of prompt tokens that a call with these messages reads. Does not start the engine.
@@ -222,8 +200,7 @@ class EngineCall:
                     async with asyncio.timeout_at(deadline):
                         output = await anext(outputs, None)
                 except TimeoutError:
-                    self.answer.timed_out = True
-                    self.answer.finish_reason, self.answer.stop_reason = "length", None
+                    self.answer.cut()
                     return
                 except ModelServerError as error:
                     error.attempts = self._lost(streaming)
@@ -232,8 +209,8 @@ class EngineCall:
                     break
                 if piece := self._take(output):
                     yield piece
-                    if self._stops():
-                        return
+                    if self.answer.stopped_by(self._settings.stop_when):
+                        return  # leaving the engine's outputs aborts the request
         if self.answer.finish_reason is None or classify(self.answer.finish_reason) == "failed":
             broken = ModelServerError(f"the vLLM engine of {self._model} broke off its answer", begun=True)
             broken.attempts = self._lost(streaming)
@@ -256,14 +233,6 @@ class EngineCall:
         whole = not streaming and self._settings.timeout is None and self._settings.stop_when is None
         params = sampling_params(replace(self._settings, max_tokens=room), self._sampling_params, whole=whole)
         return engine.generate(prompt, params)
-
-    def _stops(self) -> bool:
-        """Tell whether the caller wants no more; leaving the engine's outputs aborts the request."""
-        watch = self._settings.stop_when
-        if watch is None or self.answer.finish_reason is not None or not watch(self.answer.text):
-            return False
-        self.answer.stop()
-        return True
 
     def _take(self, output: Any) -> str:
         answer, choice = self.answer, output.outputs[0]

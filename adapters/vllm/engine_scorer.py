@@ -21,7 +21,7 @@ from trim_graph.adapters.prm.scores import read_pooled, serve_options
 from trim_graph.adapters.settings import VLLMEnginePRMSettings
 from trim_graph.errors import ModelServerError, ScorerError
 
-from .engine import CallRefused, EngineHandle, EngineSpec, VLLMEngine, engine_options, vllm_module
+from .engine import CallRefused, EngineHandle, EngineSpec, EngineUser, VLLMEngine, engine_options, vllm_module
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ class _Ready:
     handle: EngineHandle
 
 
-class VLLMEngineProcessReward(VLLMEnginePRMSettings):
+class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
     """Scores steps with a process reward model on vLLM's asynchronous engine in this process.
 
     Token ids and positions are made here, so that special tokens in a text stay text. For the engine see
@@ -71,28 +71,9 @@ class VLLMEngineProcessReward(VLLMEnginePRMSettings):
         copy._ready = self._ready
         return copy
 
-    def start(self) -> None:
-        """Start the engine now; a call does it otherwise.
-
-        Raises:
-            ImportError: vllm is not installed.
-            ValueError: vLLM refuses an option, or the tokenizer does not fit the format.
-            ModelServerError: The engine did not start.
-        """
-        run_sync(self._start())
-
-    async def astart(self) -> None:
-        """`start` without blocking the event loop."""
-        await run_aside(self._start())
-
-    def close(self) -> None:
-        """Let go of the engine; it ends, unless other adapters use it. A later call starts it anew."""
+    def close(self) -> None:  # noqa: D102 - see `EngineUser`
         if self._ready is not None:
             self._ready.handle.release()
-
-    async def aclose(self) -> None:
-        """`close` without blocking the event loop."""
-        await asyncio.to_thread(self.close)
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Score every step.

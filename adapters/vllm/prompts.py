@@ -414,10 +414,6 @@ class VLLMPrompts:
         each = {text: await self.tokenize(text) for text in texts}
         return {text: tokens[0] for text, tokens in each.items() if len(tokens) == 1}
 
-    async def text_of(self, tokens: list[int]) -> str:
-        """The text of token ids."""
-        return await self._text(tokens)
-
     async def _read(self, messages: Sequence[BaseMessage]) -> tuple[Turns, str, list[int] | None]:
         """The turns in a form that the template takes, the text to be continued, and the whole as token ids.
 
@@ -454,7 +450,7 @@ class VLLMPrompts:
         refusal: ModelServerError | None = None
         for number, form in enumerate(forms):
             try:
-                rendered = await self._text(await self._tokens(self._chat(form, "")))
+                rendered = await self.text_of(await self._tokens(self._chat(form, "")))
             except ModelServerError as error:
                 if self.continuation == "chat" and error.status in (404, 405):
                     return 0  # nobody tells; the chat endpoint will refuse what it does not take
@@ -500,11 +496,11 @@ class VLLMPrompts:
         return await self._keeps_text(await self._opened())
 
     async def _opened(self) -> str:
-        return await self._text(await self._tokens(self._chat(_ASKED, "")))
+        return await self.text_of(await self._tokens(self._chat(_ASKED, "")))
 
     async def _keeps_text(self, opened: str) -> bool:
         try:
-            continued = await self._text(await self._tokens(self._chat(_ASKED, _PROBE)))
+            continued = await self.text_of(await self._tokens(self._chat(_ASKED, _PROBE)))
         except ModelServerError as error:
             if error.status != 400:
                 raise
@@ -527,7 +523,7 @@ class VLLMPrompts:
         key = json.dumps(turns)
         if key not in self._rendered:
             tokens = await self._tokens(self._chat(turns, ""))
-            text = await self._text(tokens)
+            text = await self.text_of(tokens)
             if await self.tokenize(text) != tokens:
                 raise ModelServerError(
                     f"the tokenizer of {self.model} does not give back the tokens of its own rendered chat, "
@@ -541,7 +537,8 @@ class VLLMPrompts:
     async def _tokens(self, body: dict[str, Any]) -> list[int]:
         return await dialect_of(await self._entry.get()).tokens(self._call, body)
 
-    async def _text(self, tokens: list[int]) -> str:
+    async def text_of(self, tokens: list[int]) -> str:
+        """Returns the text of token ids."""
         return await dialect_of(await self._entry.get()).text(self._call, tokens)
 
     async def _call(self, path: str, body: dict[str, Any]) -> Any:

@@ -85,6 +85,16 @@ class Replicas:
         self._cooling_until: dict[str, float] = {}
         """Until when a replica that failed is left alone."""
 
+    @classmethod
+    def at(cls, base_url: str | Sequence[str], **options: Any) -> Replicas:
+        """Returns the servers at the addresses of the `base_url` setting.
+
+        Args:
+            base_url: See `check_base_urls`.
+            options: Further fields of each `VLLMServer`.
+        """
+        return cls([VLLMServer(root=root, **options) for root in check_base_urls(base_url)])
+
     @property
     def root(self) -> str:
         """The addresses, for messages."""

@@ -21,7 +21,7 @@ from trim_graph.errors import FailedAttempts, ModelServerError, ScorerError
 
 from .batching import ScoreBatcher
 from .client import VLLMServer
-from .replicas import Replicas, check_base_urls
+from .replicas import Replicas
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,16 +64,11 @@ class VLLMProcessReward(VLLMServerPRMSettings):
 
     def model_post_init(self, context: Any) -> None:
         """Connect the parts; nothing is sent."""
-        self._server = Replicas(
-            [
-                VLLMServer(
-                    root=root,
-                    api_key_env=self.api_key_env,
-                    read_timeout=self.read_timeout,
-                    max_retries=self.max_retries,
-                )
-                for root in check_base_urls(self.base_url)
-            ]
+        self._server = Replicas.at(
+            self.base_url,
+            api_key_env=self.api_key_env,
+            read_timeout=self.read_timeout,
+            max_retries=self.max_retries,
         )
         self._ready = AsyncLazy(self._get_ready)
         self._requests = {

@@ -189,9 +189,17 @@ class Answer:
         """Whether the tokens of all that has arrived are known: a text of no tokens tells none."""
         return self.usage_known and bool(self.output_tokens or not (self.text or self.reasoned))
 
-    def stop(self) -> None:
-        """End it here: its own `StopWhen` said so."""
+    def stopped_by(self, stop_when: StopWhen | None) -> bool:
+        """Ends an unfinished answer where the caller's function says so; returns whether it does."""
+        if stop_when is None or self.finish_reason is not None or not stop_when(self.text):
+            return False
         self.finish_reason, self.stop_reason, self.stop_field = "stop", STOPPED, STOPPED
+        return True
+
+    def cut(self) -> None:
+        """Ends the answer at the time limit."""
+        self.timed_out = True
+        self.finish_reason, self.stop_reason = "length", None
 
     def check(self) -> None:
         """Check a finished answer.

@@ -24,7 +24,7 @@ from langgraph.types import Overwrite
 from typing_extensions import Unpack
 
 from trim_graph.adapters.base import AnyScorer, as_scorer
-from trim_graph.adapters.usage import CountTokens, check_count_tokens
+from trim_graph.adapters.responses import CountTokens, check_count_tokens
 from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.limits import Budget, Quotas
 from trim_graph.budget.usage import Prices, Usage, zero_usage

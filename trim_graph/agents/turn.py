@@ -25,8 +25,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.types import Command
 
 from trim_graph.adapters.capabilities import call_names
-from trim_graph.adapters.responses import Reply, read_turn
-from trim_graph.adapters.usage import CountTokens, TokenCounter, reports_usage
+from trim_graph.adapters.responses import CountTokens, Reply, TokenCounter, read_turn, reports_usage
 from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.reservations import Reservations
 from trim_graph.budget.usage import Writer

@@ -17,9 +17,8 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
 from trim_graph.adapters.capabilities import LOGPROBS, capable, refused_setting, remedy
-from trim_graph.adapters.responses import Reply
+from trim_graph.adapters.responses import Estimate, Reply, TokenCounter
 from trim_graph.adapters.token_confidence import TOP_LOGPROBS
-from trim_graph.adapters.usage import Estimate, TokenCounter
 from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.limits import grant
 from trim_graph.budget.reservations import CallReservation
