@@ -22,7 +22,7 @@ StepEnd = Literal["delimiter", "eos", "length"]
 """Why the writer stopped: at the end of a step, at its end of sequence, or at ``max_tokens``."""
 
 StopWhen = Callable[[str], bool]
-"""Gets the text of an answer so far; whether the answer is to end there. The adapters of this package take
+"""Gets the text of an answer so far; returns whether the answer ends there. The adapters of this package take
 one as the call setting ``stop_when`` and answer with ``stop_reason`` `STOPPED`."""
 
 STOPPED = "stop_when"
@@ -30,8 +30,8 @@ STOPPED = "stop_when"
 _LANGCHAIN_KWARGS = {"stream"}  # given by LangChain's own plumbing
 
 RetryTokens = Callable[[FailedAttempts], int]
-"""Gets what the failed attempts of a call have used; returns how many tokens the next attempt may generate, 0
-where there is to be none. `ChatVLLM` takes one as the call setting ``retry_tokens``."""
+"""Gets the usage of a call's failed attempts; returns how many tokens the next attempt may generate, 0 for no
+further attempt. `ChatVLLM` takes one as the call setting ``retry_tokens``."""
 
 
 class ScorableStep(TypedDict):
@@ -42,7 +42,7 @@ class ScorableStep(TypedDict):
     writer: Literal["small", "large", "person"]
     """Which of the two models wrote it, or a person by hand."""
     mean_token_probability: NotRequired[float | None]
-    """Mean probability of the step's tokens under its writer; None where the writer does not tell."""
+    """Mean probability of the step's tokens under its writer; None where the writer does not report it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +69,18 @@ class ScorerReply:
 class Scorer(Protocol):
     """Rates each step of a solution.
 
-    Both methods get the question and all steps so far (the accepted ones and, last, the draft), and
-    answer with one probability in [0, 1] per step that the step is correct given what stands before it:
-    a plain sequence of floats, or a `ScorerReply` that also tells the cost. They raise `ScorerError`
-    rather than pad or truncate.
+    Both methods get the question and all steps so far (the accepted ones and, last, the draft), and answer
+    with one probability in [0, 1] per step that the step is correct given the steps before it: a plain
+    sequence of floats, or a `ScorerReply` with the cost. They raise `ScorerError` rather than pad or
+    truncate.
     """
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply | Sequence[float]:
-        """Score every step of ``steps``."""
+        """Scores every step of ``steps``."""
         ...
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply | Sequence[float]:
-        """Score every step of ``steps`` without blocking the event loop."""
+        """Scores every step of ``steps`` without blocking the event loop."""
         ...
 
 
@@ -91,7 +91,7 @@ ScorerFunction = Callable[
 
 
 def check_call_settings(settings: dict[str, Any]) -> None:
-    """Check the settings of one call.
+    """Checks the settings of one call.
 
     Raises:
         ValueError: One is wrong; the message names it.
@@ -172,7 +172,7 @@ class ExactChatModel(BaseChatModel):
 
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Check stop strings; one may stand alone.
+    """Checks stop strings; a single one may be given as a string.
 
     Raises:
         ValueError: One is empty, or not a string.
@@ -184,7 +184,7 @@ def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 AnyScorer = Scorer | ScorerFunction | Runnable[Any, Any]
-"""What `as_scorer` takes; a Runnable gets ``{"question": ..., "steps": [...]}``."""
+"""Types that `as_scorer` takes; a Runnable gets ``{"question": ..., "steps": [...]}``."""
 
 
 class RunnableScorer:
@@ -194,11 +194,11 @@ class RunnableScorer:
         self.runnable = runnable
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> Any:
-        """Invoke the Runnable."""
+        """Invokes the Runnable."""
         return self.runnable.invoke({"question": question, "steps": list(steps)})
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> Any:
-        """Invoke the Runnable without blocking."""
+        """Invokes the Runnable without blocking."""
         return await self.runnable.ainvoke({"question": question, "steps": list(steps)})
 
 
@@ -210,7 +210,7 @@ class FunctionScorer:
         self._is_async = inspect.iscoroutinefunction(function)
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> Any:
-        """Call the function; a coroutine function is refused.
+        """Calls the function; a coroutine function is refused.
 
         Raises:
             ScorerError: The function is asynchronous.
@@ -220,14 +220,14 @@ class FunctionScorer:
         return self.function(question, list(steps))
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> Any:
-        """Await the function, or call it in a thread."""
+        """Awaits the function, or calls it in a thread."""
         if self._is_async:
             return await self.function(question, list(steps))
         return await asyncio.to_thread(self.function, question, list(steps))
 
 
 def as_scorer(scorer: Any) -> Scorer:
-    """Take a `Scorer` as it is, and wrap a Runnable or a function.
+    """Returns a `Scorer` as it is, and wraps a Runnable or a function.
 
     Raises:
         TypeError: It is none of these.
@@ -247,10 +247,10 @@ def as_scorer(scorer: Any) -> Scorer:
 
 
 def read_scores(answer: Any, expected: int) -> ScorerReply:
-    """Check a scorer's answer: one probability per step.
+    """Checks a scorer's answer: one probability per step.
 
     Args:
-        answer: What the scorer returned.
+        answer: Return value of the scorer.
         expected: How many steps it was given.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a chat model can do, seen from outside, and which setting of a call its server refuses.
+"""Capabilities of a chat model, and settings of a call that its server refuses.
 
 Works also where the model is bound, configured or retried.
 """
@@ -18,12 +18,12 @@ from langchain_core.runnables.configurable import DynamicRunnable, RunnableConfi
 
 
 class CallNames(NamedTuple):
-    """What a chat model calls settings of a call; None where it takes none by call."""
+    """A chat model's names for settings of a call; None where a call does not take the setting."""
 
     max_tokens: str | None = "max_tokens"
     timeout: str | None = None
     streams: str | None = None
-    """Set to False, it answers at once even where somebody watches tokens."""
+    """Set to False, it answers at once even where a caller watches tokens."""
 
 
 _OPENAI = CallNames("max_tokens", "timeout", "stream")
@@ -36,7 +36,7 @@ no name is standard."""
 
 
 def models_inside(model: Any) -> list[Any]:
-    """Return everything that may answer a call of a model, the first choice first.
+    """Returns everything that may answer a call of a model, the first choice first.
 
     Looks through ``bind``, ``with_config``, ``with_retry`` and their like, at all fallbacks and at all
     configurable alternatives. What is no chat model is returned as it is.
@@ -52,13 +52,13 @@ def models_inside(model: Any) -> list[Any]:
 
 
 def chat_model_inside(model: Any) -> BaseChatModel | None:
-    """Return the chat model that a call of a model asks first; None where that cannot be told."""
+    """Returns the chat model that a call of a model asks first; None where it is unknown."""
     first = models_inside(model)[0]
     return first if isinstance(first, BaseChatModel) else None
 
 
 def continues_exactly(model: Runnable[Any, Any]) -> bool:
-    """Tell whether a model carries on a trailing AIMessage exactly.
+    """Returns whether a model continues a trailing AIMessage exactly.
 
     A chat model says so itself, by the class attribute ``continues_exactly = True``; any other Runnable by an
     attribute of that name. All of a model's fallbacks and configurable alternatives must.
@@ -67,7 +67,7 @@ def continues_exactly(model: Runnable[Any, Any]) -> bool:
 
 
 def unaskable(model: Runnable[Any, Any]) -> str | None:
-    """Return why a model cannot be asked by prompt either; None where it can."""
+    """Returns why a model cannot be asked by prompt either; None where it can."""
     for inside in models_inside(model):
         if isinstance(inside, RunnableSequence):
             return (
@@ -108,9 +108,9 @@ def capable(model: Any, capability: str) -> bool:
 
 
 def native_async(model: Any) -> bool:
-    """Tell whether a chat model's asynchronous calls are its own, so that cancelling one ends it.
+    """Returns whether a chat model's asynchronous calls are its own, so that cancelling one ends it.
 
-    LangChain makes others of synchronous ones in threads, which go on. All that may answer must be.
+    LangChain makes others of synchronous ones in threads, which run on. Every model inside must have its own.
     """
     return all(_cancellable(inside) for inside in models_inside(model))
 
@@ -118,18 +118,18 @@ def native_async(model: Any) -> bool:
 def _cancellable(inside: Any) -> bool:
     if not isinstance(inside, BaseChatModel) or type(inside)._agenerate is BaseChatModel._agenerate:
         return False
-    # A model that is asked by prompt is as its own inner model.
+    # A model that is asked by prompt is like its inner model.
     return not hasattr(inside, "may_send") or native_async(getattr(inside, "model", None))
 
 
 def caches(model: Any) -> bool:
-    """Tell whether LangChain keeps a chat model's answers in a cache."""
+    """Returns whether LangChain keeps a chat model's answers in a cache."""
     chosen = [one.cache if isinstance(one, BaseChatModel) else None for one in models_inside(model)]
     return any(bool(cache) or (cache is None and get_llm_cache() is not None) for cache in chosen)
 
 
 def bound_setting(model: Any, name: str) -> Any:
-    """Value of a setting that every call of a model goes by: bound to it, or its own; else None."""
+    """Returns a setting's value for every call of a model: bound to it, or the model's own; else None."""
     while isinstance(model, RunnableBindingBase):
         if name in model.kwargs:
             return model.kwargs[name]
@@ -138,7 +138,7 @@ def bound_setting(model: Any, name: str) -> Any:
 
 
 def call_names(model: Any) -> CallNames:
-    """Return the names by which a model takes the settings of a call; of several models what they share."""
+    """Returns the names by which a model takes the settings of a call; of several models what they share."""
     names = [_names(inside) for inside in models_inside(model)]
     shared = (values[0] if len(set(values)) == 1 else None for values in zip(*names, strict=True))
     return CallNames(*shared)
@@ -153,8 +153,8 @@ def _names(inside: Any) -> CallNames:
 LOGPROBS = ("logprobs", "top_logprobs")
 
 _REMEDIES = {
-    "top_logprobs": "choose a model that tells log-probabilities, or do without them",
-    "logprobs": "choose a model that tells log-probabilities, or do without them",
+    "top_logprobs": "choose a model that reports log-probabilities, or do without them",
+    "logprobs": "choose a model that reports log-probabilities, or do without them",
     "stop": "leave out stop strings: ContinueByPrompt sends them with send_stop=True only",
     "temperature": "build the model without temperature",
     "max_completion_tokens": "for a writer ContinueByPrompt(model, max_tokens_name=...) names it otherwise",
@@ -173,13 +173,13 @@ _OTHER_REASONS = {401, 402, 404, 408, 409, 413, 429}
 
 
 def refused_setting(error: BaseException) -> str | None:
-    """Return the name of the setting that a call failed for; None where it failed for another reason.
+    """Returns the name of the setting that a call failed for; None where it failed for another reason.
 
     Source: OpenAI's errors have ``param`` and a code such as ``unsupported_parameter``; other servers and
     gateways name the setting in their text.
 
     Args:
-        error: Of the model's client, or a TypeError of a model that does not know the setting.
+        error: The exception of the model's client, or a TypeError of a model that does not know the setting.
     """
     status = _status(error)
     refusable = status is not None and 400 <= status < 500 and status not in _OTHER_REASONS
@@ -196,7 +196,7 @@ def refused_setting(error: BaseException) -> str | None:
 
 
 def remedy(error: BaseException) -> str | None:
-    """Say which setting a model refuses, and what to do; None where the error has another reason."""
+    """Returns a text on the setting that a model refuses; None where the error has another reason."""
     name = refused_setting(error)
     return None if name is None else f"the model refuses the setting {name}: {_REMEDIES[name]}"
 

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 T = TypeVar("T")
 
 _CLOSING_S = 2.0
-"""How long the end of the process waits for connections to close."""
+"""Seconds that the end of the process waits for connections to close."""
 
 _lock = threading.Lock()
 _current: _Background | None = None
@@ -47,7 +47,7 @@ class _Background:
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """End the loop."""
+        """Ends the loop."""
         if self.alive:
             with contextlib.suppress(RuntimeError):
                 self.loop.call_soon_threadsafe(self._stop.set)
@@ -63,7 +63,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def run_sync(call: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on the background loop and wait for it. An interrupt cancels it."""
+    """Runs a coroutine on the background loop and waits for it. An interrupt cancels it."""
     future = asyncio.run_coroutine_threadsafe(call, _loop())
     try:
         return future.result()
@@ -72,7 +72,7 @@ def run_sync(call: Coroutine[Any, Any, T]) -> T:
 
 
 def iterate_sync(items: AsyncGenerator[T, None]) -> Iterator[T]:
-    """Run an async generator on the background loop; leaving the iteration early closes it."""
+    """Runs an async generator on the background loop; leaving the iteration early closes it."""
     arrived: queue.SimpleQueue[tuple[T] | None] = queue.SimpleQueue()
     future = asyncio.run_coroutine_threadsafe(_pump(items, arrived.put), _loop())
     try:
@@ -84,17 +84,17 @@ def iterate_sync(items: AsyncGenerator[T, None]) -> Iterator[T]:
 
 
 async def run_aside(call: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on the background loop and await it on this one. Cancelling passes on."""
+    """Runs a coroutine on the background loop and awaits it on this one. Cancelling passes on."""
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, _loop()))
 
 
 async def iterate_aside(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """Run an async generator on the background loop and iterate on this one; leaving early closes it."""
+    """Runs an async generator on the background loop and iterates on this one; leaving early closes it."""
     own = asyncio.get_running_loop()
     arrived: asyncio.Queue[tuple[T] | None] = asyncio.Queue()
 
     def put(item: tuple[T] | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and its reader with it
             own.call_soon_threadsafe(arrived.put_nowait, item)
 
     future = asyncio.run_coroutine_threadsafe(_pump(items, put), _loop())
@@ -131,11 +131,11 @@ class AsyncLazy(Generic[T]):
         self.value: T | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AsyncLazy[T]:
-        """Copies share what was found out."""
+        """Copies share the value."""
         return self
 
     async def get(self) -> T:
-        """Return the value; calls that come while it is being made wait for it."""
+        """Returns the value; calls that come while it is being made wait for it."""
         if self.value is None:
             async with self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
                 if self.value is None:

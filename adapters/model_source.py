@@ -1,4 +1,4 @@
-"""Where weights come from: the `model`, `device` and `dtype` settings, and weights that are shared."""
+"""Sources of weights: the settings `model`, `device` and `dtype`, tokenizers, and shared weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Engine = TypeVar("Engine")
 
 
 def check_model(model: str | os.PathLike[str]) -> str:
-    """Check the `model` setting without loading anything.
+    """Checks the `model` setting without loading anything.
 
     Args:
         model: A folder in the transformers layout, or an id on the Hugging Face hub.
@@ -57,14 +57,14 @@ def check_model(model: str | os.PathLike[str]) -> str:
 
 
 def check_dtype(dtype: str) -> str:
-    """Check the `dtype` setting: one of ``auto`` (as stored), ``float32``, ``bfloat16``, ``float16``."""
+    """Checks the `dtype` setting: one of ``auto`` (as stored), ``float32``, ``bfloat16``, ``float16``."""
     if dtype not in _DTYPES:
         raise ValueError(f"dtype={dtype!r} is not known; choose one of {', '.join(_DTYPES)}")
     return dtype
 
 
 def require_local_extra() -> None:
-    """Import torch and transformers, or say how to get them.
+    """Imports torch and transformers, or raises an error that says how to install them.
 
     Raises:
         ImportError: One of them is not installed.
@@ -79,7 +79,7 @@ def require_local_extra() -> None:
 
 
 def pick_device(device: str) -> torch.device:
-    """Turn the `device` setting into a device; ``auto`` is CUDA where there is one, else the CPU.
+    """Turns the `device` setting into a device; ``auto`` is CUDA where there is one, else the CPU.
 
     Raises:
         ValueError: torch does not know the name.
@@ -95,7 +95,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def load_tokenizer(model: str, *, chat: bool = True) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer exactly as its ``tokenizer.json`` says.
+    """Loads a model's tokenizer exactly as its ``tokenizer.json`` says.
 
     `AutoTokenizer` does not: for some model types (qwen2 in transformers 5.23) it puts the type's usual
     normaliser and pre-tokenizer in place of those in the file.
@@ -132,7 +132,7 @@ def shared_engine(
     *,
     variant: str = "",
 ) -> Engine:
-    """Load weights, or find them: one copy per process for the same model, device, dtype and variant.
+    """Returns loaded weights: one copy per process for the same model, device, dtype and variant.
 
     The copy is freed when the last adapter that uses it is gone.
 
@@ -141,7 +141,7 @@ def shared_engine(
         model: Folder or hub id.
         device: The `device` setting.
         dtype: The `dtype` setting.
-        variant: What else tells copies apart: which part of the weights ``build`` keeps.
+        variant: Further distinction of copies: the part of the weights that ``build`` keeps.
     """
     require_local_extra()
     target = pick_device(device)

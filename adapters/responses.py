@@ -36,12 +36,11 @@ class Reply:
         input_tokens: Tokens of the prompt.
         cached_tokens: Those of them that were served from a cache.
         output_tokens: Tokens generated, those of the delimiter included.
-        mean_token_probability: Of the generated tokens; None where the adapter does not tell.
-        starts_in_reasoning: Whether the chat template opened a thought before the model wrote anything.
-        reasoning_tokens: Those of the tokens generated that went into a thought that is not shown, as far as
-            the answer tells.
-        estimated: What has counted the tokens, where the model does not report them; else None.
-        notes: What a user should know of how the answer was read.
+        mean_token_probability: Of the generated tokens; None where the adapter does not report it.
+        starts_in_reasoning: Whether the chat template opened reasoning before the model wrote.
+        reasoning_tokens: Generated tokens of reasoning that is not shown, as far as the answer reports them.
+        estimated: Name of the counter of the tokens, where the model does not report them; else None.
+        notes: Notes for the user on how the answer was read.
     """
 
     text: str
@@ -59,20 +58,20 @@ class Reply:
 
 
 def read_reply(message: Any, stops: Collection[str], writer: str, estimate: Estimate | None = None) -> Reply:
-    """Read an AIMessage the way vLLM's fields are meant.
+    """Reads a step from an AIMessage, by the meaning of vLLM's fields.
 
     vLLM answers ``finish_reason="stop"`` both at the end of sequence and at a stop string; only
-    ``stop_reason`` tells them apart: None at the end of sequence, else the string (or a token id, which is
+    ``stop_reason`` distinguishes them: None at the end of sequence, else the string (or a token id, which is
     an end of sequence too). Source: vLLM, ``CompletionOutput.stop_reason``.
 
     Args:
         message: What the model returned.
         stops: The stop strings that were asked for.
         writer: ``small`` or ``large``, for the error message.
-        estimate: Counts its tokens where it does not tell them; None refuses it then.
+        estimate: Counts its tokens where it does not report them; None refuses it then.
 
     Raises:
-        ChatModelContractError: It is no AIMessage, or does not tell why it stopped or what it cost.
+        ChatModelContractError: It is no AIMessage, or does not report why it stopped or what it cost.
         ModelServerError: A filter ended it, the model refused, or its server broke off.
     """
     metadata, usage, estimated = _counted(message, writer, estimate)
@@ -83,7 +82,7 @@ def read_reply(message: Any, stops: Collection[str], writer: str, estimate: Esti
             "upper bound of its prompt",
         )
     return Reply(
-        # A server told to keep the stop string in its output (include_stop_str_in_output) repeats it here.
+        # With include_stop_str_in_output a server repeats the stop string here.
         text=str(message.text).removesuffix(separator),
         notes=notes,
         end=end,
@@ -105,22 +104,22 @@ def read_turn(
     max_tokens: int,
     estimate: Estimate | None = None,
 ) -> Reply:
-    """Read an AIMessage that is a whole turn of an agent: text, tool calls, or both.
+    """Reads a whole turn of an agent from an AIMessage: text, tool calls, or both.
 
-    LangChain's providers report each in its own way whether it was cut short (see `stop_reasons`). Where the
+    Providers report in different ways whether it was cut short (see `classify`). Where the
     reason is missing or not known, it was if it used all tokens it was asked for. A turn ends a step where
     tools are called, else the solution.
 
     Args:
         message: What the model returned.
         writer: ``small`` or ``large``, for the error message.
-        model: The model, for its name where the answer does not tell it.
+        model: The model, for its name where the answer does not report it.
         last: Whether the agent ends with it even where it calls a tool, as for structured output.
         max_tokens: Most tokens it was asked for.
-        estimate: Counts its tokens where it does not tell them; None refuses it then.
+        estimate: Counts its tokens where it does not report them; None refuses it then.
 
     Raises:
-        ChatModelContractError: It is no AIMessage, or does not tell what it cost.
+        ChatModelContractError: It is no AIMessage, or does not report what it cost.
         ModelServerError: A filter ended it, the model refused, its server broke off, or it is empty and its
             reason is not known.
     """
@@ -145,7 +144,7 @@ def read_turn(
 def _counted(
     message: Any, writer: str, estimate: Estimate | None
 ) -> tuple[dict[str, Any], Tokens, str | None]:
-    """Return an answer's metadata, its tokens as fields of a `Reply`, and what estimated them."""
+    """Returns an answer's metadata, its tokens as fields of a `Reply`, and what estimated them."""
     if not isinstance(message, AIMessage):
         raise ChatModelContractError(
             f"the {writer} model returned {type(message).__name__}; a chat model returns an AIMessage"
@@ -162,7 +161,7 @@ def _counted(
 
 
 def _mean_probability(metadata: dict[str, Any]) -> float | None:
-    """Of all tokens of an answer that are told, by one of our adapters or in OpenAI's form."""
+    """Mean probability of an answer's tokens, by one of our adapters or from OpenAI's form."""
     if (reported := metadata.get("mean_token_probability")) is not None:
         return float(reported)
     entries = logprob_entries(metadata)
@@ -176,9 +175,9 @@ def logprob_entries(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def read_entropy(message: AIMessage, writer: str) -> Entropy | None:
-    """Read the entropy of an answer's first token.
+    """Reads the entropy of an answer's first token.
 
-    Our adapters tell it (``first_token_entropy``, asked for by the call setting of that name); of others the
+    Our adapters report it (``first_token_entropy``, by the call setting of that name); of others the
     likeliest tokens are read, in the form of OpenAI's chat API (``logprobs``).
 
     Args:
@@ -189,7 +188,7 @@ def read_entropy(message: AIMessage, writer: str) -> Entropy | None:
         None where a time limit has cut the answer before its first token.
 
     Raises:
-        ChatModelContractError: The answer tells neither.
+        ChatModelContractError: The answer reports neither.
     """
     metadata = message.response_metadata
     try:
@@ -206,7 +205,7 @@ def read_entropy(message: AIMessage, writer: str) -> Entropy | None:
     if metadata.get("timed_out"):
         return None
     raise ChatModelContractError(
-        f"the {writer} model does not tell the entropy of its first token, which the policy asks for: its "
+        f"the {writer} model does not report the entropy of its first token, which the policy asks for: its "
         "answer has neither response_metadata['first_token_entropy'] nor ['logprobs'] with top_logprobs; use "
         "ChatVLLM or ChatTransformers, or another policy"
     )
@@ -217,7 +216,7 @@ def _end(
 ) -> tuple[StepEnd, str, tuple[str, ...]]:
     """Why a step's answer stopped, the separator met, and notes."""
     finish = metadata.get("finish_reason")
-    kind = "ended" if finish is None else classify(str(finish))  # without one, stop_reason alone tells
+    kind = "ended" if finish is None else classify(str(finish))  # without one, stop_reason alone decides
     if kind in ("refused", "failed", "tools"):
         what = "called a tool, though none was offered" if kind == "tools" else "was ended"
         raise ModelServerError(f"the {writer} model's answer {what}: finish_reason={finish!r}", begun=True)
@@ -229,7 +228,7 @@ def _end(
         return "length", "", (note,) if loops else ()
     if "stop_reason" not in metadata:
         raise ChatModelContractError(
-            f"the {writer} model does not tell a step's end from the solution's: its answer has no "
+            f"the {writer} model does not distinguish a step's end from the solution's: its answer has no "
             "response_metadata['stop_reason'] (None at the end of sequence, the delimiter at a step's end)"
         )
     reason = metadata["stop_reason"]
@@ -244,15 +243,15 @@ def _not_known(writer: str, reason: str, *, cut: bool) -> str:
 
 
 def cut_short(answer: AIMessage) -> bool:
-    """Tell whether an answer ran into its token limit."""
+    """Returns whether an answer ran into its token limit."""
     reason = provider_reason(answer.response_metadata)
     return reason is not None and classify(reason) == "cut"
 
 
 def refusal(answer: AIMessage) -> ModelServerError | None:
-    """Return the error that an answer is which a filter, the model or its server ended; else None.
+    """Returns the error of an answer that a filter, the model or its server ended; None of any other.
 
-    So is an empty answer that ended for a reason that is not known.
+    An empty answer is an error too where its reason to stop is not known.
     """
     reason = provider_reason(answer.response_metadata)
     kind = "ended" if reason is None else classify(reason)
@@ -270,7 +269,7 @@ def refusal(answer: AIMessage) -> ModelServerError | None:
 
 
 def model_name(answer: AIMessage, model: Any) -> str:
-    """Name of the model that answered: as the answer tells, else as it is configured."""
+    """Name of the model that answered: as the answer reports it, else as configured."""
     metadata = answer.response_metadata
     return str(metadata.get("model_name") or metadata.get("model") or configured_name(model))
 
@@ -283,13 +282,13 @@ def configured_name(model: Any) -> str:
 
 
 def failed_attempts(answer: AIMessage) -> dict[str, FailedAttempts]:
-    """Failed attempts that the answer tells of, for `response_metadata`."""
+    """Failed attempts that the answer reports, for `response_metadata`."""
     failed = answer.response_metadata.get("failed_attempts")
     return {"failed_attempts": failed} if failed else {}
 
 
 def span_probability(answer: AIMessage, text: str, spans: Sequence[tuple[int, int]]) -> float | None:
-    """Mean probability of the tokens of some spans of an answer; None where it cannot be told.
+    """Mean probability of the tokens of some spans of an answer; None where it is unknown.
 
     Source: OpenAI chat completions, ``logprobs.content``: token, logprob, and bytes where a token is part of
     a character.
@@ -398,12 +397,12 @@ _KINDS: dict[str, StopKind] = {name: kind for kind, names in _NAMES.items() for 
 
 
 def classify(reason: str) -> StopKind:
-    """Return the kind of a reason; letter case does not count."""
+    """Returns the kind of a reason; letter case does not count."""
     return _KINDS.get(reason.lower(), "unknown")
 
 
 def provider_reason(metadata: Mapping[str, Any]) -> str | None:
-    """Return the reason that an answer of any LangChain provider gives, in lower case.
+    """Returns the reason that an answer of any LangChain provider gives, in lower case.
 
     Args:
         metadata: ``response_metadata`` of the answer.
@@ -425,7 +424,7 @@ CountTokens = Callable[[str], int]
 
 
 def check_count_tokens(count_tokens: Any) -> None:
-    """Check the setting of that name.
+    """Checks the setting ``count_tokens``.
 
     Raises:
         SettingsError: It is no function.
@@ -437,7 +436,7 @@ def check_count_tokens(count_tokens: Any) -> None:
 
 
 class Tokens(TypedDict):
-    """What an answer has used."""
+    """Tokens of an answer."""
 
     input_tokens: int
     cached_tokens: int
@@ -446,14 +445,14 @@ class Tokens(TypedDict):
 
 
 def reports_usage(message: AIMessage) -> bool:
-    """Tell whether an answer says what it has used; a text of no tokens says nothing."""
+    """Returns whether an answer reports its tokens; text with zero tokens does not count as a report."""
     usage = message.usage_metadata
     written = bool(message.text or message.tool_calls)
     return usage is not None and not (written and usage.get("output_tokens") == 0)
 
 
 def reported_tokens(usage: Mapping[str, Any], writer: str) -> Tokens:
-    """Read an answer's ``usage_metadata``.
+    """Reads an answer's ``usage_metadata``.
 
     Args:
         usage: As the model reports it.
@@ -489,7 +488,7 @@ def reported_tokens(usage: Mapping[str, Any], writer: str) -> Tokens:
 
 
 def missing_usage(message: AIMessage, writer: str) -> str:
-    """Say that an answer does not tell its tokens, and what to do."""
+    """Returns an error text: the answer does not report its tokens, and what to do."""
     missing = "has no usage_metadata"
     if message.usage_metadata is not None and not reports_usage(message):
         missing = "has text, but usage_metadata with output_tokens=0"
@@ -517,12 +516,12 @@ class TokenCounter:
 
     @property
     def name(self) -> str:
-        """What counts, for a note."""
+        """Name of the counter, for a note."""
         inside = self._inside()
         return "count_tokens" if self.given else f"{type(inside or self.model).__name__}.get_num_tokens"
 
     def usage(self, prompt: Sequence[BaseMessage], answer: AIMessage) -> UsageMetadata:
-        """Estimate what an answer has used, by its text and that of its prompt.
+        """Estimates the usage of an answer from its text and that of its prompt.
 
         Raises:
             ChatModelContractError: The model has no way to count, or it fails.
@@ -534,7 +533,7 @@ class TokenCounter:
 
     def _inside(self) -> Any:
         inside = chat_model_inside(self.model)
-        # A model that is asked by prompt counts by its own inner model.
+        # A model that is asked by prompt counts with its inner model.
         return chat_model_inside(getattr(inside, "model", None)) if hasattr(inside, "may_send") else inside
 
     def _given(self, text: str) -> int:
@@ -570,7 +569,7 @@ class TokenCounter:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A way to estimate what one call has used.
+    """Estimator of the usage of one call.
 
     Args:
         counter: Counts.
@@ -581,7 +580,7 @@ class Estimate:
     prompt: Sequence[BaseMessage]
 
     def usage(self, answer: AIMessage) -> UsageMetadata:
-        """Estimate the usage of the call's answer."""
+        """Estimates the usage of the call's answer."""
         return self.counter.usage(self.prompt, answer)
 
 

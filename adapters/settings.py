@@ -52,7 +52,7 @@ KeyVariable = Annotated[str | None, AfterValidator(_checked_variable)]
 
 
 class SamplingSettings(BaseModel):
-    """How a chat model picks tokens, and what it reports of them."""
+    """Sampling of a chat model, and what it reports of its tokens."""
 
     temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     """0 takes the likeliest token."""
@@ -105,15 +105,15 @@ class VLLMServerSettings(VLLMSettings):
     """Most requests at once to a server; others wait. Adapters of a server and event loop share them."""
     continuation: Literal["auto", "chat", "raw"] = "auto"
     """``chat`` trusts the chat template with the text to be continued, ``raw`` never does. Conversations that
-    hold special tokens as text go the way of ``raw`` in any case."""
+    hold special tokens as text are sent like ``raw`` in any case."""
     max_batch_size: int = Field(default=1, ge=1)
     """Most calls to send as one request, which takes load off the server where many wait. An answer that came
-    with others does not tell the prompt tokens served from a cache; one cancelled is written on until the
-    others are done. 1: each call is a request of its own."""
+    with others does not report the prompt tokens served from a cache. The server finishes a cancelled one
+    with the others. 1: each call is a request of its own."""
     batch_wait_factor: float = Field(default=0.25, ge=0.0, allow_inf_nan=False)
-    """How long a call waits for others: until so many wait for each one under way, or it has waited for so
-    many times as long as calls take lately. More makes larger batches, which suits models that answer faster
-    than their server takes requests."""
+    """Patience of a call that waits for others: until so many wait for each one under way, or until it has
+    waited so many times as long as recent calls took. More makes larger batches, which suits models that
+    answer faster than their server takes requests."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further fields of every generation request, such as ``{"top_k": 20}``."""
 
@@ -144,7 +144,7 @@ class VLLMEngineSettings(VLLMSettings, EngineSettings):
 
 
 class PRMSettings(BaseModel):
-    """What a process reward model reads."""
+    """Format that a process reward model reads."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -191,7 +191,7 @@ class VLLMServerPRMSettings(PRMSettings):
     max_batch_size: int = Field(default=64, ge=1)
     """Most solutions in a request."""
     max_requests: int = Field(default=2, ge=1)
-    """Most requests at once from one event loop; what comes meanwhile goes with the next."""
+    """Most requests at once from one event loop; calls that arrive meanwhile are in the next."""
     read_timeout: float = Field(default=600.0, gt=0.0)
     """Seconds without a byte from the server after which the connection counts as dropped."""
     max_retries: int = Field(default=3, ge=0)
@@ -215,7 +215,7 @@ class JudgeSettings(BaseModel):
     name, else 0. Where its server then refuses log-probabilities, the judge warns, and reads the digit from
     then on."""
     max_tokens: int = Field(default=1, ge=1, strict=True)
-    """Most tokens of a call. One is enough unless the model thinks before it answers."""
+    """Most tokens of a call. One is enough unless the model reasons before it answers."""
     cache_size: int = Field(default=4096, ge=1, strict=True)
     """Scores to keep."""
     concurrency: int = Field(default=8, ge=1, strict=True)

@@ -1,4 +1,4 @@
-"""How sure a model was of its tokens: the entropy of one token, and a scorer of mean probabilities."""
+"""Confidence of a model in its tokens: the entropy of one token, and a scorer of mean probabilities."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .base import ScorableStep, ScorerReply
 from .capabilities import bound_setting, chat_model_inside
 
 TOP_LOGPROBS = 20
-"""How many of the likeliest tokens are asked for: the most that OpenAI's API tells, and a vLLM server unless
-started with ``--max-logprobs``."""
+"""Number of likeliest tokens to request: the most that OpenAI's API reports, and a vLLM server without
+``--max-logprobs``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Entropy:
 
 
 def entropy_of_likeliest(logprobs: Sequence[float], chosen: float | None = None) -> Entropy:
-    """Return a lower bound of the entropy, from the log-probabilities of the likeliest tokens.
+    """Returns a lower bound of the entropy, from the log-probabilities of the likeliest tokens.
 
     The tokens not observed share the probability ``rest``, and none is likelier than the least likely one
     observed, so they add at least ``-rest * log(min(least, rest))``. Renormalising the others gives a
@@ -40,8 +40,8 @@ def entropy_of_likeliest(logprobs: Sequence[float], chosen: float | None = None)
 
     Args:
         logprobs: Natural logarithms of probabilities.
-        chosen: That of the token generated. A server tells it too where it is none of the likeliest, so if
-            it is the least likely one it says nothing of those not told.
+        chosen: That of the token generated. A server reports it too where it is none of the likeliest. As the
+            least likely one it therefore says nothing of those not observed.
 
     Raises:
         ValueError: There are none, or one is no log-probability.
@@ -65,16 +65,16 @@ _HINT = "set logprobs=True on both chat models (ChatTransformers, ChatVLLM, Chat
 class TokenProbability:
     """Scores each step with the mean probability of its tokens under the model that wrote it.
 
-    It needs no further model, and no call: the chat models tell the figure with ``logprobs=True``. It says
-    how sure a writer was, not whether it was right; scores of the two models are on different scales. A step
-    that a person wrote by hand scores 1.
+    It needs no further model, and no call: the chat models report the figure with ``logprobs=True``. It
+    measures how sure a writer was, not whether it was right; scores of the two models are on different
+    scales. A step that a person wrote by hand scores 1.
     """
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Look the probabilities up.
+        """Looks up the probabilities.
 
         Raises:
-            ScorerError: A model did not tell them.
+            ScorerError: A model did not report them.
         """
         scores = []
         for index, step in enumerate(steps):
@@ -87,11 +87,11 @@ class TokenProbability:
         return ScorerReply(scores)
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """As `score`."""
+        """Looks up the probabilities; see `score`."""
         return self.score(question, steps)
 
     def check_writer(self, writer: str, model: Any) -> None:
-        """Refuse a chat model that is set not to tell its token probabilities.
+        """Refuses a chat model that is set not to report its token probabilities.
 
         Raises:
             ValueError: It has a setting ``logprobs``, and that is off.

@@ -1,6 +1,6 @@
-"""From LangChain messages to the exact token ids that a local chat model reads.
+"""Conversion of LangChain messages into the exact token ids that a local chat model reads.
 
-Special tokens inside somebody's text stay plain text.
+Special tokens inside users' text stay plain text.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def text_of(message: BaseMessage) -> str:
 
 
 def is_reasoning(block: Any) -> bool:
-    """Tell whether a content block is what a model thought, not what it said."""
+    """Returns whether a content block is reasoning of a model."""
     wrapped = block.get("value") if isinstance(block, dict) and block.get("type") == "non_standard" else None
     return _kind(block if wrapped is None else wrapped) in _REASONING
 
@@ -81,10 +81,10 @@ Turns = list[dict[str, Any]]
 
 
 def acceptable_forms(turns: Turns) -> list[Turns]:
-    """Return the turns as they are, and in forms that chat templates take which refuse those.
+    """Returns the turns as they are, and in forms for chat templates that refuse those.
 
     Some templates (Mistral's, Gemma's) want user and assistant to alternate: turns of one role in a row
-    become one. Some have no role for a system message: it goes in front of the user turn that follows.
+    become one. Some have no role for a system message: it precedes the text of the next user turn.
     """
     forms = [turns]
     for form in (_alternating(turns), _alternating(_without_system(turns))):
@@ -124,7 +124,7 @@ def _alternating(turns: Turns) -> Turns:
 
 
 def split_continuation(messages: Sequence[BaseMessage]) -> tuple[Sequence[BaseMessage], str]:
-    """Take a trailing AIMessage off a conversation.
+    """Takes a trailing AIMessage off a conversation.
 
     Returns:
         The messages before it, and its text, which is to be continued; all messages and "" without one.
@@ -146,12 +146,12 @@ def split_continuation(messages: Sequence[BaseMessage]) -> tuple[Sequence[BaseMe
 
 
 def opens_reasoning(rendered: str) -> bool:
-    """Tell whether a rendered generation prompt ends within a thought, as that of DeepSeek-R1 does."""
+    """Returns whether a rendered generation prompt ends within reasoning, as that of DeepSeek-R1 does."""
     return rendered.rstrip().endswith("<think>")
 
 
 def template_opens_reasoning(tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]) -> bool:
-    """Tell whether a chat template opens a thought before the model writes anything.
+    """Returns whether a chat template opens reasoning before the model writes.
 
     Args:
         tokenizer: Brings the chat template.
@@ -169,7 +169,7 @@ def encode_chat(
     guard: SpecialTokenGuard,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Render a conversation with the model's chat template and tokenise it.
+    """Renders a conversation with the model's chat template and tokenises it.
 
     A trailing AIMessage is continued: its text follows the generation prompt unchanged, newlines included.
     A template that refuses or drops a system message, or refuses two turns of one role in a row, gets them in
@@ -213,7 +213,7 @@ def _rendered(turns: Turns, tokenizer: PreTrainedTokenizerBase, template_kwargs:
 
 
 def takes_system_role(tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]) -> bool:
-    """Tell whether a chat template has a role for system messages.
+    """Returns whether a chat template has a role for system messages.
 
     Args:
         tokenizer: Brings the chat template.
@@ -223,7 +223,7 @@ def takes_system_role(tokenizer: PreTrainedTokenizerBase, template_kwargs: Mappi
         rendered = tokenizer.apply_chat_template(
             SYSTEM_PROBE, tokenize=False, add_generation_prompt=True, **template_kwargs
         )
-    except Exception:  # a template raises whatever it likes
+    except Exception:  # templates raise exceptions of any kind
         return False
     return all(text in str(rendered) for text in system_texts(SYSTEM_PROBE))
 
@@ -245,7 +245,7 @@ def _turn(message: BaseMessage, guard: SpecialTokenGuard) -> dict[str, Any]:
 
 
 def role_of(message: BaseMessage) -> str:
-    """The role that chat templates and OpenAI-compatible servers know a message by.
+    """Returns the role of a message in chat templates and OpenAI-compatible servers.
 
     Raises:
         ValueError: It has none.
@@ -317,11 +317,11 @@ class SpecialTokenGuard:
         self._copy, self._true_ids = _renamed_copy(spec, self._special)
 
     def shield(self, text: str) -> str:
-        """Replace special tokens in ``text``, which is about to be rendered, with marks."""
+        """Replaces special tokens in ``text``, which is about to be rendered, with marks."""
         return self._find_special.sub(lambda found: self._shielded[found[0]], text)
 
     def encode(self, rendered: str, continuation: str = "") -> list[int]:
-        """Tokenise what a template rendered from shielded text.
+        """Tokenises a template's output for shielded text.
 
         Args:
             rendered: The template's output. Special tokens in it count; shielded ones become text.
@@ -333,16 +333,16 @@ class SpecialTokenGuard:
         return self.encode_spans(self.unshielded(rendered) + continuation)[0]
 
     def renamed(self, token: str) -> str:
-        """What a special token is called in a text for `encode_spans`; any other text is called as it is."""
+        """Returns a special token's name in a text for `encode_spans`; any other text is its own name."""
         return self._special.get(token, token)
 
     def unshielded(self, rendered: str) -> str:
-        """What a template rendered from shielded text, as a text for `encode_spans`."""
+        """Returns a template's output for shielded text as a text for `encode_spans`."""
         text = self._find_special.sub(lambda found: self._special[found[0]], rendered)
         return self._find_shielded.sub(lambda found: self._unshield[found[0]], text)
 
     def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Tokenise a text in which nothing is special but names from `renamed`; see `valid_utf8` too.
+        """Tokenises a text in which nothing is special but names from `renamed`; see `valid_utf8` too.
 
         Returns:
             Token ids, and for each the place in ``text``, in characters, that it came from.
@@ -370,7 +370,7 @@ def _renamed_copy(spec: dict[str, Any], new_names: dict[str, str]) -> tuple[Toke
 
 
 def _rename_in_vocabulary(model: dict[str, Any], new_names: dict[str, str]) -> None:
-    """Rename special tokens that are vocabulary entries, so that no plain text leads to them."""
+    """Renames special tokens that are vocabulary entries, so that no plain text leads to them."""
     vocabulary = model.get("vocab")
     if isinstance(vocabulary, dict):
         model["vocab"] = {new_names.get(name, name): number for name, number in vocabulary.items()}
@@ -393,12 +393,12 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def valid_utf8(text: str) -> str:
-    """Put U+FFFD in place of each lone surrogate, as decoders do; the length stays."""
+    """Puts U+FFFD in place of each lone surrogate, as decoders do; the length stays."""
     return _SURROGATE.sub("\ufffd", text)
 
 
 def json_body(payload: Any) -> bytes:
-    """Write a payload as JSON in UTF-8; lone surrogates in its texts become U+FFFD.
+    """Writes a payload as JSON in UTF-8; lone surrogates in its texts become U+FFFD.
 
     Raises:
         ValueError: It holds a number that is none (NaN, infinity).

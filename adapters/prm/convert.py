@@ -20,9 +20,9 @@ _INDEX = "model.safetensors.index.json"
 
 
 def convert_value_head(model: str, target: Path) -> None:
-    """Copy Skywork-o1-Open-PRM as a Qwen2 classifier of one label.
+    """Copies Skywork-o1-Open-PRM as a Qwen2 classifier of one label.
 
-    vLLM has no value heads, but classifies tokens with a linear head that stands under ``score`` and may have
+    vLLM has no value heads, but classifies tokens with a linear head, which is under ``score`` and may have
     a bias. So ``v_head.summary`` becomes ``score``, the language model head is left out, and config.json
     names ``Qwen2ForSequenceClassification``. The numbers stay as they are, shard by shard. Neither pickles
     nor code are read or copied.
@@ -55,7 +55,7 @@ def convert_value_head(model: str, target: Path) -> None:
     if missing := {"score.weight", "score.bias"} - set(places):
         shutil.rmtree(target)
         raise ValueError(
-            f"model={model!r} has no value head: {', '.join(sorted(missing))} came out of nowhere"
+            f"model={model!r} has no value head: {', '.join(sorted(missing))} are in none of its files"
         )
     for pattern in _COPIED:
         for file in source.glob(pattern):

@@ -1,4 +1,4 @@
-"""How a question and its steps are laid out for a process reward model (PRM).
+"""Layouts of a question and its steps for process reward models (PRM).
 
 The formats: Qwen's, Math-Shepherd's, Skywork's and RLHFlow's.
 """
@@ -28,12 +28,12 @@ STEP_TOKENS = {"qwen": "<extra_0>", "math_shepherd": "ки"}
 """The token after each step of those formats that have one to choose, unless another is chosen."""
 
 Head = Literal["labels", "value", "tokens"]
-"""What the model gives at a step: logits of two labels (wrong, right), one value, or next-token logits."""
+"""Output of the model at a step: logits of two labels (wrong, right), one value, or next-token logits."""
 
 
 @dataclass(frozen=True, slots=True)
 class PRMInput:
-    """What a PRM reads.
+    """Input of a PRM.
 
     Attributes:
         ids: Token ids.
@@ -45,10 +45,10 @@ class PRMInput:
 
 
 class PRMFormat(Protocol):
-    """A layout and the head it is read from.
+    """A layout, and the head that scores are read from.
 
     Attributes:
-        head: What the model gives at a step's position.
+        head: Output of the model at a step's position.
         answer_ids: The tokens that say (wrong, right) where the head is ``tokens``, else None.
     """
 
@@ -56,13 +56,13 @@ class PRMFormat(Protocol):
     answer_ids: tuple[int, int] | None
 
     def encode(self, question: str, steps: Sequence[str], *, max_tokens: int | None = None) -> PRMInput:
-        """Lay out one solution.
+        """Lays out one solution.
 
-        Nothing is truncated. The positions are those where this function has put them: no text in the
-        question or in a step can add, move or stand for one.
+        Nothing is truncated. The positions are those of this function: no text in the question or in a step
+        can add, move or imitate one.
 
         Args:
-            question: What the solution answers.
+            question: Question that the solution answers.
             steps: The steps without their delimiters.
             max_tokens: Longest input the model takes.
 
@@ -82,7 +82,7 @@ def prm_format(
     step_token: str | None = None,
     system_prompt: str | None = "auto",
 ) -> PRMFormat:
-    """Make the format of this name.
+    """Makes the format of this name.
 
     Args:
         name: One of `FormatName`.
@@ -109,7 +109,7 @@ def prm_format(
 
 
 def check_format(name: str, *, step_token: str | None = None, system_prompt: str | None = "auto") -> None:
-    """Check the settings of a format without a tokenizer; see `prm_format`.
+    """Checks the settings of a format without a tokenizer; see `prm_format`.
 
     Raises:
         ValueError: The name is not known, or the format has no such setting.
@@ -131,7 +131,7 @@ def is_chat(name: str) -> bool:
 
 
 def check_texts(question: str, steps: Sequence[str]) -> None:
-    """Refuse what no PRM can rate.
+    """Refuses input that no PRM can rate.
 
     Raises:
         ScorerError: No steps, or an empty question.
@@ -143,7 +143,7 @@ def check_texts(question: str, steps: Sequence[str]) -> None:
 
 
 def check_length(ids: Sequence[int], steps: Sequence[str], max_tokens: int | None) -> None:
-    """Refuse what the model cannot read whole.
+    """Refuses input longer than the model takes.
 
     Raises:
         ScorerError: More than ``max_tokens`` tokens.
@@ -193,7 +193,7 @@ class QwenPRMFormat:
         self._step_id = self._guard.ids[step_token]
 
     def encode(self, question: str, steps: Sequence[str], *, max_tokens: int | None = None) -> PRMInput:
-        """Lay out one solution; see `PRMFormat.encode`."""
+        """Lays out one solution; see `PRMFormat.encode`."""
         check_texts(question, steps)
         guard = self._guard
         turns = [
@@ -231,7 +231,7 @@ class MathShepherdPRMFormat:
     ``encode("+ -")`` and the tag after a space.
 
     White space at the end of the question and of a step is dropped, so that a tag always makes the same
-    token. A tag that stands in the question or in a step is spelled with two smaller tokens.
+    token. A tag in the question or in a step is spelled with two smaller tokens.
 
     Args:
         tokenizer: The PRM's tokenizer.
@@ -266,7 +266,7 @@ class MathShepherdPRMFormat:
         self._spelled = _spelled(tokenizer, self._tag_id) or [self._tag_id]
 
     def encode(self, question: str, steps: Sequence[str], *, max_tokens: int | None = None) -> PRMInput:
-        """Lay out one solution; see `PRMFormat.encode`."""
+        """Lays out one solution; see `PRMFormat.encode`."""
         question = _END.sub("", question)
         check_texts(question, steps)
         text, ends = self._text(question, steps)
@@ -285,7 +285,7 @@ class MathShepherdPRMFormat:
         return PRMInput(ids, positions)
 
     def _text(self, question: str, steps: Sequence[str]) -> tuple[str, list[int]]:
-        """The text, and where in it each step's tag ends."""
+        """Returns the text, and the offset in it where each step's tag ends."""
         text = question
         ends = []
         for number, step in enumerate(steps):
@@ -348,7 +348,7 @@ class RLHFlowPRMFormat:
         self.answer_ids: tuple[int, int] | None = (wrong[0], right[0])
 
     def encode(self, question: str, steps: Sequence[str], *, max_tokens: int | None = None) -> PRMInput:
-        """Lay out one solution; see `PRMFormat.encode`."""
+        """Lays out one solution; see `PRMFormat.encode`."""
         check_texts(question, steps)
         text, starts = self._text(question, steps)
         ids, spans = self._guard.encode_spans(text)
@@ -358,13 +358,13 @@ class RLHFlowPRMFormat:
         answers = [at.get(start, 0) for start in starts]
         if any(number == 0 or ids[number] != self.answer_ids[1] for number in answers):
             raise ScorerError(
-                "the answer + is not a token of its own in the PRM's chat template, so nothing says where a "
-                "score stands"
+                "the answer + is not a token of its own in the PRM's chat template, so no position is "
+                "known to hold a score"
             )
         return PRMInput(ids, [number - 1 for number in answers])
 
     def _text(self, question: str, steps: Sequence[str]) -> tuple[str, list[int]]:
-        """The rendered chat, and where in it each answer stands."""
+        """Returns the rendered chat, and the offset of each answer in it."""
         mark = f"answer{secrets.token_hex(8)}"
         turns = [] if self._system_prompt is None else [{"role": "system", "content": self._system_prompt}]
         for number, step in enumerate(steps):
@@ -420,7 +420,7 @@ class SkyworkPRMFormat:
         self._break_id = line_break[0]
 
     def encode(self, question: str, steps: Sequence[str], *, max_tokens: int | None = None) -> PRMInput:
-        """Lay out one solution; see `PRMFormat.encode`."""
+        """Lays out one solution; see `PRMFormat.encode`."""
         check_texts(question, steps)
         ids = [self._bos_id, *self._guard.encode("", question + "\n")]
         positions = []

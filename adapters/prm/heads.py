@@ -154,7 +154,7 @@ class AnswerLogits(nn.Module):
 def load_network(
     head: Head, model: str, *, answer_ids: tuple[int, int] | None, device: torch.device, dtype: str
 ) -> Any:
-    """Load the network for a format's head from safetensors.
+    """Loads the network for a format's head from safetensors.
 
     Args:
         head: See `trim_graph.adapters.prm.formats.PRMFormat`.
@@ -176,7 +176,7 @@ def load_network(
 
 
 def load_prm(model: str, *, device: torch.device, dtype: str) -> Qwen2ForProcessRewardModel:
-    """Load a PRM in the Qwen2.5-Math-PRM layout from safetensors.
+    """Loads a PRM in the Qwen2.5-Math-PRM layout from safetensors.
 
     Code named in the config's ``auto_map`` is neither fetched nor run.
 
@@ -230,14 +230,14 @@ def _load_language_model(model: str, dtype: str) -> Any:
 
 
 def _load(kind: Any, model: str, dtype: str, **options: Any) -> Any:
-    """Load weights, all of them, from safetensors."""
+    """Loads weights, all of them, from safetensors."""
     _refuse_pickles(model)
     try:
         network, info = kind.from_pretrained(
             model, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
     except OSError as error:
-        # Of a hub id, only the download tells.
+        # Of a hub id, only the download shows it.
         if "does not appear to have a file named" in str(error):
             raise ValueError(f"model={model!r} has no *.safetensors: {error}. {_CONVERT}") from error
         raise
@@ -314,7 +314,7 @@ class RewardEngine:
         rows: list[int] = []
         columns: list[int] = []
         for i, job in enumerate(jobs):
-            # Padding on the right is never attended to by what stands before it.
+            # Padding on the right is never attended to by tokens before it.
             ids[i, : len(job.input.ids)] = torch.tensor(job.input.ids)
             mask[i, : len(job.input.ids)] = 1
             rows += [i] * len(job.input.step_positions)

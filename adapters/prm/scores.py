@@ -22,7 +22,7 @@ _SUM = 1e-2
 
 
 def probability(outputs: Sequence[float]) -> float:
-    """The score of a step from what the PRM's head gives there, before any activation.
+    """Returns the score of a step from the outputs of the PRM's head there, before any activation.
 
     Args:
         outputs: Two logits (wrong, right): the softmax of the second; or one value: its sigmoid.
@@ -38,23 +38,23 @@ def probability(outputs: Sequence[float]) -> float:
 
 
 def read_pooled(rows: Any, asked: PRMInput, head: Head, *, at: str, hint: str) -> list[float]:
-    """Read what a vLLM pooler answers for one solution.
+    """Reads a vLLM pooler's answer for one solution.
 
     vLLM gives a row for every token (pooling type ALL), or for every token with the id of a step's position
-    (STEP), and applies the activation itself. The number of rows tells which.
+    (STEP), and applies the activation itself. The number of rows shows which.
 
     Args:
         rows: One row per token: the probabilities (wrong, right), or the probability of right alone.
-        asked: What the PRM was asked.
-        head: What kind of head the format is read from.
+        asked: Input of the PRM.
+        head: Kind of head that the format is read from.
         at: Which PRM answered, for errors.
-        hint: What would be right, for errors about the number of rows.
+        hint: Remedy, for errors about the number of rows.
 
     Returns:
         One probability per step.
 
     Raises:
-        ScorerError: It is anything else.
+        ScorerError: The answer is anything else.
     """
     chosen = _rows_of_steps(rows if isinstance(rows, list) else [], asked, at, hint)
     return [_score(row, number, len(chosen), head, at) for number, row in enumerate(chosen, start=1)]
@@ -94,12 +94,12 @@ def _score(row: Any, number: int, count: int, head: Head, at: str) -> float:
 def serve_options(
     format: str, *, tokenizer: PreTrainedTokenizerBase, step_token: str | None = None
 ) -> list[str]:
-    """The arguments after ``vllm serve MODEL`` for a PRM of this format.
+    """Returns the arguments after ``vllm serve MODEL`` for a PRM of this format.
 
     A language model that answers + or - is served as a classifier of one label, whose weights vLLM takes from
     the two rows of the output matrix (``method: from_2_way_softmax``): the sigmoid of their difference is the
-    probability of + against -. The pooler answers for tokens with the id of a step's position only; which of
-    them are steps the client knows. Needs vLLM 0.32 or later; loads neither torch nor vllm.
+    probability of + against -. The pooler answers for tokens with the id of a step's position only; the
+    client knows which of them are steps. Needs vLLM 0.32 or later; loads neither torch nor vllm.
 
     A checkpoint with a value head is not in a layout that vLLM serves; ``trim-graph convert-prm`` writes one
     (`trim_graph.adapters.prm.convert`), and these are the arguments for that.

@@ -41,20 +41,20 @@ _AS_KNOWN = "as known"
 
 
 class ContinueByPrompt(BaseChatModel):
-    r"""Any chat model, asked by prompt to go on with a solution: for hosted models and plain ``ChatOpenAI``.
+    r"""Any chat model, asked by prompt to continue a solution: for hosted models and plain ``ChatOpenAI``.
 
     A conversation that ends in an AIMessage gets a human message behind it that asks for the next step only
     or, in a call without ``stop``, for all that remains. The answer is read by the protocol of
-    `trim_graph.adapters.prompted.protocol`: marks tell where the step begins and whether the solution ends,
-    what repeats the steps before is dropped, and the step ends at the stop string whatever the model writes
-    on. All other text stays as it is written, with its indentation and line breaks.
-    So the answer keeps the contract of step-level routing, ``response_metadata["stop_reason"]`` included;
-    ``response_metadata["continuation"]`` is ``"prompt"``.
+    `trim_graph.adapters.prompted.protocol`: marks show where the step begins and whether the solution ends,
+    repeated steps are dropped, and the step ends at the stop string even where the model writes on. All other
+    text stays as it is written, with its indentation and line breaks. So the answer keeps the contract of
+    step-level routing, ``response_metadata["stop_reason"]`` included; ``response_metadata["continuation"]``
+    is ``"prompt"``.
 
     ``usage_metadata`` is that of the whole call: the question asked by prompt, and what was written but
     dropped. Settings of the call go to the model: ``max_tokens`` and ``timeout`` by its names for them,
     others as they are; ``stop`` only with ``send_stop=True``. The model's own call shows up in no callback
-    of the outer one, so nothing is counted or streamed twice. Of a model that tells its ``logprobs`` as
+    of the outer one, so nothing is counted or streamed twice. Of a model that reports its ``logprobs`` as
     ``ChatOpenAI`` does, the answer has a ``mean_token_probability``: of the text kept.
 
     `create_trim_graph` wraps a model that does not say ``continues_exactly = True`` by itself, or one whose
@@ -73,23 +73,23 @@ class ContinueByPrompt(BaseChatModel):
     """
 
     continues_exactly: ClassVar[bool] = True
-    """It keeps the contract, as far as a prompt goes."""
+    """It keeps the contract as far as a prompt can."""
 
     model: Runnable[Any, Any]
     """The chat model; may be bound, configured or retried."""
     delimiter: str = Field(default=DEFAULT_DELIMITER, min_length=1)
-    """What separates steps."""
+    """Separator of steps."""
     max_tokens_name: str | None = _AS_KNOWN
-    """What the model calls ``max_tokens``; None does not pass it. Default: ``max_tokens``."""
+    """The model's name for ``max_tokens``; None does not pass it. Default: ``max_tokens``."""
     timeout_name: str | None = _AS_KNOWN
-    """What the model calls ``timeout``; None does not pass it. Default: ``timeout`` for OpenAI's, else no."""
+    """The model's name for ``timeout``; None does not pass it. Default: ``timeout`` for OpenAI's, else no."""
     send_stop: bool = False
-    """Whether the model gets ``stop`` too. It saves what a model writes beyond the step. But reasoning models
-    refuse it, and one that begins by repeating the steps before stops at the first of them."""
+    """Whether the model gets ``stop`` too. It saves text beyond the step. But reasoning models refuse it, and
+    a model that first repeats earlier steps stops at the first of them."""
     counter: TokenCounter | None = Field(default=None, exclude=True, repr=False)
     """Counts the tokens of an answer whose model does not report them; `create_trim_graph` gives one."""
     cache: BaseCache | bool | None = False
-    """LangChain's cache is the inner model's affair."""
+    """LangChain's cache serves the inner model only."""
 
     def __init__(self, model: Runnable[Any, Any], **settings: Any) -> None:
         super().__init__(model=model, **settings)  # type: ignore[call-arg]
@@ -104,7 +104,7 @@ class ContinueByPrompt(BaseChatModel):
         return model
 
     def prompt(self, messages: Sequence[BaseMessage], *, to_end: bool = False) -> list[BaseMessage]:
-        """Return what the model is really sent.
+        """Returns the messages that the model is really sent.
 
         Args:
             messages: The conversation; a trailing AIMessage holds the steps so far.
@@ -113,7 +113,7 @@ class ContinueByPrompt(BaseChatModel):
         asked, written = _split([without_reasoning(message) for message in messages])
         question = request(written, self.delimiter, to_end=to_end)
         if written.strip():
-            # Where a step was cut off, its last blanks tell where it goes on.
+            # Where a step was cut off, its last blanks show where it continues.
             return [*asked, AIMessage(written.removesuffix(self.delimiter)), HumanMessage(question)]
         if asked and isinstance(asked[-1], HumanMessage):
             said, added = asked[-1].content, f"\n\n{question}"
@@ -122,7 +122,7 @@ class ContinueByPrompt(BaseChatModel):
         return [*asked, HumanMessage(question)]
 
     def may_send(self, messages: Sequence[BaseMessage]) -> list[list[BaseMessage]]:
-        """Return the prompts that a call may really send, by what it asks for: their size bounds its cost."""
+        """Returns the prompts that a call may really send; their size bounds its cost."""
         return [self.prompt(messages), self.prompt(messages, to_end=True)]
 
     @property
@@ -152,7 +152,7 @@ class ContinueByPrompt(BaseChatModel):
         stops = stop_strings(stop)
         asked = self.prompt(messages, to_end=self.delimiter not in stops)
         settings = self._settings(stops, kwargs)
-        # Of its own context: a callback that counts tokens, or streams them, sees the outer call already.
+        # A separate context: callbacks that count or stream tokens see the outer call already.
         answer = Context().run(self.model.invoke, asked, _own_config(), **settings)
         return self._result(answer, messages, asked, stops)
 
@@ -170,7 +170,7 @@ class ContinueByPrompt(BaseChatModel):
         answer = await asyncio.create_task(_awaited(call), context=Context())
         if self.counter is None or not isinstance(answer, AIMessage) or reports_usage(answer):
             return self._result(answer, messages, asked, stops)
-        # What counts tokens may have to be loaded first.
+        # The counter's tokenizer may have to be loaded first.
         return await asyncio.to_thread(self._result, answer, messages, asked, stops)
 
     def _stream(
@@ -245,11 +245,11 @@ class ContinueByPrompt(BaseChatModel):
 def as_writer(
     model: Runnable[Any, Any], delimiter: str, counter: TokenCounter | None = None
 ) -> Runnable[Any, Any]:
-    """Take a model that continues exactly as it is, and have any other asked by prompt.
+    """Returns a model that continues exactly as it is, and any other as a `ContinueByPrompt`.
 
     Args:
         model: The model.
-        delimiter: What separates steps.
+        delimiter: Separator of steps.
         counter: For a model that does not report its tokens, and is asked by prompt.
 
     Raises:
@@ -263,7 +263,7 @@ def as_writer(
 
 
 def _own_config() -> RunnableConfig:
-    """Config of the inner call: no callbacks of the outer one, but what its user chose of a model."""
+    """Config of the inner call: no callbacks of the outer one, but its user's choice of a model."""
     given = ensure_config().get("configurable", {})
     chosen = {name: value for name, value in given.items() if not name.startswith("__")}
     return RunnableConfig(callbacks=[], configurable=chosen)

@@ -64,14 +64,14 @@ def _checked_prompt(prompt: str) -> str:
 class LLMJudge(JudgeSettings):
     """Any LangChain chat model as a scorer, without a process reward model.
 
-    Asked about one step, the model writes one digit. Where it tells ``top_logprobs`` (`ChatVLLM`,
+    Asked about one step, the model writes one digit. Where it reports ``top_logprobs`` (`ChatVLLM`,
     ``ChatOpenAI``), the score is the expected digit over 9, else the digit it wrote over 9. Source:
     SpecReason (arXiv 2504.07891), which has the large model rate steps from 0 to 9 in one token and keeps
     those of 7 and more: ``threshold(7 / 9)``.
 
     Each step is asked about once: scores are kept by question and steps up to it, so a draft costs one call,
-    and a step of the large model one when it first stands before a draft. Missing ones are asked about at the
-    same time. `ScorerReply` counts all tokens that the judge reads and writes, those of a thought included.
+    and a step of the large model one when it first precedes a draft. Missing ones are asked about at the same
+    time. `ScorerReply` counts all tokens that the judge reads and writes, its reasoning included.
 
     Settings, by keyword but for ``model``: `trim_graph.adapters.settings.JudgeSettings`.
 
@@ -105,7 +105,7 @@ class LLMJudge(JudgeSettings):
             super().__init__(model=model, **settings)
 
     def model_post_init(self, context: Any) -> None:
-        """Find out what the model can be asked for."""
+        """Reads from the model's class which settings it takes."""
         self._asked_for = self.top_logprobs
         if self.top_logprobs is None:
             known = "top_logprobs" in getattr(type(chat_model_inside(self.model)), "model_fields", {})
@@ -126,7 +126,7 @@ class LLMJudge(JudgeSettings):
     __str__ = __repr__
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Rate every step that was not rated before."""
+        """Rates every step that was not rated before."""
         form = _Form(question, [step["text"] for step in steps], self._scores)
         calls = {index: partial(self._ask, self._asked(form, index)) for index in form.missing}
         answers: dict[int, Any] = {}
@@ -142,7 +142,7 @@ class LLMJudge(JudgeSettings):
         return self._reply(form, answers)
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Rate every step that was not rated before, without blocking the event loop."""
+        """Rates every step that was not rated before, without blocking the event loop."""
         form = _Form(question, [step["text"] for step in steps], self._scores)
         slots = asyncio.Semaphore(self.concurrency)
 
@@ -170,7 +170,7 @@ class LLMJudge(JudgeSettings):
         return await self.model.ainvoke(messages, **arguments)
 
     def _without_logprobs(self, arguments: dict[str, Any], error: Exception) -> dict[str, Any]:
-        """Return the settings of another attempt, where log-probabilities were refused that nobody asked for.
+        """Returns the settings of another attempt, where log-probabilities asked for by default were refused.
 
         Raises:
             ScorerError: They were asked for by number.
@@ -204,7 +204,7 @@ class LLMJudge(JudgeSettings):
         return [HumanMessage(_PLACES.sub(lambda place: values[place[1]], self.prompt))]
 
     def _reply(self, form: _Form, answers: dict[int, Any]) -> ScorerReply:
-        """Note what was answered, and raise what was raised with the tokens of all calls."""
+        """Keeps the scores, and raises the first error of a call with the tokens of all calls."""
         used = Counter[str]()
         failed: tuple[int, Exception] | None = None
         for index, answer in answers.items():
@@ -232,7 +232,7 @@ class LLMJudge(JudgeSettings):
         return ScorerReply(scores, read, attempts, written, unknown)
 
     def _prompt_bound(self, form: _Form, index: int) -> int:
-        """Return the most tokens that the prompt for a step can have."""
+        """Returns the most tokens that the prompt for a step can have."""
         return sum(len(_bytes(str(message.text))) + 16 for message in self._asked(form, index))
 
     def _read(self, answer: Any) -> float:
@@ -256,14 +256,14 @@ class LLMJudge(JudgeSettings):
         score = written_score(str(answer.text))
         if score is None:
             raise ScorerError(
-                f"it wrote {str(answer.text)[:40]!r} instead of one digit, and tells no log-probabilities "
-                "(top_logprobs); a model that thinks first needs a higher max_tokens"
+                f"it wrote {str(answer.text)[:40]!r} instead of one digit, and reports no log-probabilities "
+                "(top_logprobs); a model that reasons first needs a higher max_tokens"
             )
         return score
 
 
 class _Form:
-    """One request for scores: what is known, and what is missing."""
+    """One request for scores: those that are known, and the steps without one."""
 
     def __init__(self, question: str, texts: list[str], known: _Scores) -> None:
         self.question, self.texts = question, texts
@@ -351,14 +351,14 @@ MIN_MASS = 0.1
 _DIGITS = "0123456789"
 _REASONING, _REASONING_ENDS = "<think>", "</think>"
 _MARKS_OF_SPACE = " \t\r\n\u2581\u0120"
-"""Space, also as SentencePiece and byte-level tokenizers write it where a server tells raw tokens."""
+"""Space, also as SentencePiece and byte-level tokenizers write it where a server reports raw tokens."""
 
 
 def expected_score(content: Sequence[Mapping[str, Any]]) -> float | None:
     """Expected rating over the digits that a model might have written, divided by 9.
 
     Source of the format: OpenAI chat completions, ``logprobs.content``; vLLM answers alike. Of the tokens of
-    an answer, the first that is a digit counts, else the first. Tokens of a thought do not count.
+    an answer, the first that is a digit counts, else the first. Tokens of reasoning do not count.
 
     Args:
         content: One entry a token written: ``token``, ``logprob`` and ``top_logprobs``, alternatives with
@@ -387,7 +387,7 @@ def expected_score(content: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def written_score(text: str) -> float | None:
-    """Rating behind the thought of a text, divided by 9; None where its first number is no single digit."""
+    """Rating behind the reasoning of a text, divided by 9; None where its first number is no single digit."""
     text = text.rpartition(_REASONING_ENDS)[2]
     if text.lstrip().startswith(_REASONING):
         return None
@@ -396,7 +396,7 @@ def written_score(text: str) -> float | None:
 
 
 def _after_reasoning(content: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Return the tokens behind the end of a thought; none where it does not end."""
+    """Returns the tokens behind the end of reasoning; none where it does not end."""
     begin, text = 0, ""
     for index, entry in enumerate(content):
         text += entry["token"]

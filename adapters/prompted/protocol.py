@@ -47,13 +47,13 @@ REST = (
 
 @dataclass(frozen=True, slots=True)
 class PromptedStep:
-    """What an answer says.
+    """Content of an answer.
 
     Attributes:
-        text: What is new in it: one step, or all that remained; joins the written text as it is.
+        text: The new text: one step, or all that remained. It joins the written text as it is.
         end: Why it ends: the step is over, the solution is, or the answer ran into its token limit.
         stop: The stop string met, where ``end`` is ``delimiter``.
-        spans: Where in the answer the text stands.
+        spans: Places of the text in the answer.
     """
 
     text: str
@@ -63,11 +63,11 @@ class PromptedStep:
 
 
 def request(written: str, delimiter: str, *, to_end: bool) -> str:
-    """Return what a model is asked, after the steps so far.
+    """Returns the request to a model after the steps so far.
 
     Args:
         written: The steps so far.
-        delimiter: What separates steps.
+        delimiter: Separator of steps.
         to_end: Whether all that remains is wanted.
     """
     if to_end:
@@ -75,7 +75,7 @@ def request(written: str, delimiter: str, *, to_end: bool) -> str:
     elif not written.strip():
         template = FIRST_STEP
     else:
-        # The end of a thought ends a step too.
+        # The end of reasoning ends a step too.
         whole = written.endswith(delimiter) or written.rstrip().endswith("</think>")
         template = NEXT_STEP if whole else SAME_STEP
     words = last_words(written, delimiter) if template is SAME_STEP else None
@@ -87,21 +87,21 @@ def request(written: str, delimiter: str, *, to_end: bool) -> str:
 def read_step(
     answer: str, written: str, delimiter: str, *, stops: Sequence[str], truncated: bool
 ) -> PromptedStep:
-    r"""Read an answer, also of a model that keeps to half of what it was asked.
+    r"""Reads an answer, also of a model that follows only half of the request.
 
-    What stands before a line ``[[STEP]]`` is not part of the solution, nor is what repeats its beginning or
-    its last steps, nor what follows ``[[DONE]]`` at the end of a line. The step ends at the first stop
-    string, whatever follows. Without ``[[DONE]]`` more steps follow, unless the answer is empty.
+    Text before a line ``[[STEP]]`` is not part of the solution, nor is a repetition of its beginning or its
+    last steps, nor text after ``[[DONE]]`` at the end of a line. The step ends at the first stop string,
+    whatever follows. Without ``[[DONE]]`` more steps follow, unless the answer is empty.
 
-    All other text is taken as it stands, with its indentation, line breaks and trailing blanks. Left out
+    All other text is taken as it is, with its indentation, line breaks and trailing blanks. Left out
     are the line of a mark, blank lines in front of a step that begins, and line breaks between a step's end
     and a mark or the end of the answer: they separate steps. A blank is added in one case only: an answer
-    without marks goes on behind a word as if a new word began.
+    without marks continues behind a word as if a new word began.
 
     Args:
         answer: Of the model.
         written: The steps so far.
-        delimiter: What separates steps.
+        delimiter: Separator of steps.
         stops: Any of them ends the step. Where the delimiter is none of them, all that remains was asked for.
         truncated: Whether the answer ran into its token limit.
     """
@@ -129,7 +129,7 @@ def read_step(
 def _read(
     answer: str, begin: int, end: int, stops: Sequence[str], *, done: bool, cut: bool, repeated: bool
 ) -> PromptedStep:
-    """Read one step."""
+    """Reads one step."""
     for at, stop in _ends(answer, begin, end, stops):
         if is_step(answer[begin:at]):
             last = done and _skip(answer, at + len(stop), end, stops) >= end
@@ -143,7 +143,7 @@ def _read(
 
 
 def _rest(answer: str, begin: int, end: int, stops: Sequence[str], *, done: bool, cut: bool) -> PromptedStep:
-    """Read all that remains, up to a stop string that is really there."""
+    """Reads all that remains, up to a stop string that is really there."""
     found = [(at, stop) for at, stop in _ends(answer, begin, end, stops) if stop]
     if found and is_step(answer[begin : found[0][0]]):
         return _piece(answer, begin, found[0][0], "delimiter", found[0][1])
@@ -153,7 +153,7 @@ def _rest(answer: str, begin: int, end: int, stops: Sequence[str], *, done: bool
 
 
 def _space(written: str, text: str) -> str:
-    """Return the blank between a text and what goes on with it, where a model has most likely left it out."""
+    """Returns the blank between a text and its continuation, where a model most likely left it out."""
     if not text or written[-1].isspace() or (written[-1].isdigit() and text[0].isdigit()):
         return ""
     word_ends = written[-1].isalnum() or written[-1] in ".,;:!?)]}"
@@ -161,7 +161,7 @@ def _space(written: str, text: str) -> str:
 
 
 def _common_blanks(written: str, rest: str) -> int:
-    """Count the blanks and line breaks at the end of a text that a repetition of it has written again."""
+    """Counts the blanks and line breaks at the end of a text that its repetition contains again."""
     blanks = written[len(written.rstrip()) :]
     ahead = rest[: len(rest) - len(rest.lstrip())]
     return next(size for size in range(len(blanks), -1, -1) if ahead.startswith(blanks[len(blanks) - size :]))
@@ -180,7 +180,7 @@ _DONE = re.compile(
 
 
 def _without_torn_mark(answer: str) -> int:
-    """Return the end of an answer without the beginning of a mark at which it was cut off."""
+    """Returns the end of an answer without the beginning of a mark at which it was cut off."""
     line = answer[answer.rfind("\n") + 1 :]
     for size in range(min(len(line), len(START)), 0, -1):
         before, torn = line[:-size], line[-size:]
@@ -190,7 +190,7 @@ def _without_torn_mark(answer: str) -> int:
 
 
 def _skip(answer: str, begin: int, end: int, stops: Sequence[str]) -> int:
-    """Return where a step begins: behind blank lines and stop strings, in front of its indentation."""
+    """Returns where a step begins: behind blank lines and stop strings, in front of its indentation."""
     while True:
         at, line = begin, begin
         while at < end and answer[at].isspace():
@@ -203,7 +203,7 @@ def _skip(answer: str, begin: int, end: int, stops: Sequence[str]) -> int:
 
 
 def _text_end(answer: str, begin: int, end: int) -> int:
-    """Return where a text ends in front of a mark or of the answer's end: before its last line breaks."""
+    """Returns where a text ends in front of a mark or of the answer's end: before its last line breaks."""
     last = begin + len(answer[begin:end].rstrip())
     line_break = answer.find("\n", last, end)
     if line_break < 0:
@@ -246,16 +246,16 @@ LONGEST = 80
 
 
 def new_from(answer: str, written: str, delimiter: str) -> int:
-    r"""Return the offset at which an answer stops repeating what was written before it.
+    r"""Returns the offset at which an answer stops repeating the text before it.
 
     Repeated is the whole text or its last steps, or else its first steps; space does not count. Only whole
     steps are, each up to the end of a line, so ``x = 20`` behind ``x = 2`` is new. Where the text ends in the
     middle of a step, the words that lead up to that place may be repeated too.
 
     Args:
-        answer: What may begin with a repetition.
+        answer: May begin with a repetition.
         written: The steps so far; ends in the delimiter, or in the middle of a step.
-        delimiter: What separates steps.
+        delimiter: Separator of steps.
     """
     said, places = _compact(answer)
     if not said:
@@ -279,11 +279,11 @@ def new_from(answer: str, written: str, delimiter: str) -> int:
 
 
 def last_words(written: str, delimiter: str) -> str | None:
-    """Return the words at the end of a cut-off step that `new_from` finds again; None where they are too few.
+    """Returns the last words of a cut-off step for `new_from` to find again; None where they are too few.
 
     Args:
         written: The steps so far; ends in the middle of a step.
-        delimiter: What separates steps.
+        delimiter: Separator of steps.
     """
     starts = list(_starts(written, delimiter))
     found = _word_starts(written, starts[-1]) if starts else []
@@ -292,7 +292,7 @@ def last_words(written: str, delimiter: str) -> str | None:
 
 
 def _compact(text: str) -> tuple[str, list[int]]:
-    """The characters that are no space, and where they stand."""
+    """Returns the characters that are no space, and their places."""
     places = [index for index, character in enumerate(text) if not character.isspace()]
     return "".join(text[index] for index in places), places
 

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 GRACE_S = 0.002
-"""How long a lone call waits for company when the worker is idle."""
+"""Seconds that a lone call waits for others when the worker is idle."""
 PREPARING_S = 0.05
-"""How long waiting calls wait, at most, for calls that are still being tokenised."""
+"""Most seconds that waiting calls wait for calls that are still being tokenised."""
 IDLE_S = 5.0
-"""An idle thread ends after this long, so that it does not keep the weights alive."""
+"""Seconds after which an idle thread ends, so that it does not keep the weights alive."""
 
 Reply = TypeVar("Reply")
 
@@ -44,21 +44,21 @@ class Job(Generic[Reply]):
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody still waits for the reply."""
+        """Whether a caller still waits for the reply."""
         return not self.future.done()
 
     def settle(self, reply: Reply) -> None:
-        """Hand the reply over, unless the caller has left."""
+        """Settles the job with a reply, unless the caller has left."""
         with contextlib.suppress(InvalidStateError):
             self.future.set_result(reply)
 
     def fail(self, error: BaseException) -> None:
-        """Hand an error over, unless the job is already settled or its caller has left."""
+        """Fails the job with an error, unless the job is already settled or its caller has left."""
         with contextlib.suppress(InvalidStateError):
             self.future.set_exception(error)
 
     def expire(self) -> None:
-        """Settle the job if its time ran out while it waited. By default no job has a time limit."""
+        """Settles the job if its time ran out while it waited. By default no job has a time limit."""
 
 
 J = TypeVar("J", bound=Job)  # type: ignore[type-arg]
@@ -68,7 +68,7 @@ class BatchWorker(Generic[J]):
     """Collects jobs from any thread or event loop and runs them in batches on one daemon thread.
 
     The oldest waiting job is always in the next batch, so none starves. A batch that raises fails all of
-    its jobs; the worker goes on.
+    its jobs; the worker continues.
 
     Args:
         run: Runs one batch; settles every job or raises.
@@ -89,7 +89,7 @@ class BatchWorker(Generic[J]):
 
     @contextlib.contextmanager
     def preparing(self) -> Iterator[None]:
-        """Announce a call that will submit a job in a moment, so that jobs already waiting wait for it."""
+        """Announces a call that will submit a job in a moment, so that jobs already waiting wait for it."""
         with self._changed:
             self._preparing += 1
         try:
@@ -100,7 +100,7 @@ class BatchWorker(Generic[J]):
                 self._changed.notify()
 
     def submit(self, job: J) -> None:
-        """Queue a job; starts the thread where none runs."""
+        """Queues a job; starts the thread where none runs."""
         with self._changed:
             self._waiting.append(job)
             if self._thread is None:
@@ -109,8 +109,8 @@ class BatchWorker(Generic[J]):
             self._changed.notify()
 
     def drop_waiting(self) -> None:
-        """Let go of queued jobs whose caller has left or whose time is up. Called while a batch runs."""
-        if not self._waiting:  # unlocked on purpose: asked once a token, and a miss is made good at the next
+        """Drops queued jobs that nobody waits for or whose time is up. Called while a batch runs."""
+        if not self._waiting:  # unlocked on purpose: this runs once a token, and the next run repairs a miss
             return
         with self._changed:
             for job in self._waiting:
@@ -130,7 +130,7 @@ class BatchWorker(Generic[J]):
             del batch  # else the idle thread keeps prompts and replies alive
 
     def _next_batch(self) -> list[J]:
-        """Wait for jobs; an empty list means that the thread has been idle for long and must end."""
+        """Waits for jobs; an empty list means that the thread has been idle for long and must end."""
         while True:
             with self._changed:
                 if not self._changed.wait_for(lambda: bool(self._waiting), timeout=IDLE_S):
@@ -169,7 +169,7 @@ _CONTEXT_TOKENS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What one call asks for.
+    """Settings of one call.
 
     Attributes:
         max_tokens: Most tokens to generate.
@@ -196,7 +196,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """How one call ended.
+    """Result of one call.
 
     Attributes:
         text: The answer, without the stop string and the end of sequence.
@@ -248,7 +248,7 @@ class GenerationJob(Job[Generated]):
         return self.deadline is not None and time.monotonic() >= self.deadline
 
     def expire(self) -> None:
-        """Settle with an empty answer if the time limit passed before generation began."""
+        """Settles with an empty answer if the time limit passed before generation began."""
         if self.late():
             self.settle(Generated(text="", output_tokens=0, finish_reason="length", timed_out=True))
 
@@ -279,7 +279,7 @@ class Row:
         self.first_token_entropy: float | None = None
 
     def push(self, token: int, probability: float | None) -> None:
-        """Take the next token; nothing happens once the row is done."""
+        """Takes the next token; nothing happens once the row is done."""
         if not self.done and not self.job.wanted:
             self.done = True
         if self.done:
@@ -312,7 +312,7 @@ class Row:
         return min((hit for hit in found if hit[0] >= 0), default=None)
 
     def _wants_no_more(self, new_from: int) -> bool:
-        """Ask the caller's own function; its mistake ends this row, not the batch."""
+        """Calls the caller's function; its error ends this row, not the batch."""
         watch = self.job.settings.stop_when
         if watch is None or len(self._text) == new_from:
             return False

@@ -36,14 +36,14 @@ _CALL_SETTINGS = (*_OWN_SETTINGS, "first_token_entropy", "timeout", "stop_when")
 class ChatTransformers(TransformersSettings, ExactChatModel):
     r"""A local chat model: weights in this process, calls batched, no server.
 
-    A conversation that ends in an AIMessage is continued: the model goes on right after the bytes of that
-    message. Text that looks like a special token stays text wherever it stands in the conversation. An
-    earlier turn's reasoning is left out; a chat template without a role for system messages gets them in
-    front of the human message that follows. Calls made at the same time, from threads or asyncio tasks, run
-    as one batch. Instances with the same model, device and dtype share weights and batches.
+    A conversation that ends in an AIMessage is continued right after the bytes of that message. Text that
+    looks like a special token stays text everywhere in the conversation. An earlier turn's reasoning is left
+    out; a chat template without a role for system messages gets them in front of the human message that
+    follows. Calls made at the same time, from threads or asyncio tasks, run as one batch. Instances with the
+    same model, device and dtype share weights and batches.
 
     The answer's ``response_metadata`` holds ``model_name``, ``finish_reason`` (``"stop"`` or ``"length"``),
-    ``stop_reason`` (the stop string met, or None at the end of sequence, as vLLM tells it),
+    ``stop_reason`` (the stop string met, or None at the end of sequence, as vLLM reports it),
     ``timed_out=True`` where a ``timeout`` cut it, with ``logprobs=True`` ``mean_token_probability``: the
     mean probability of the generated tokens under the model's own distribution, before temperature and
     top_p, without the end of sequence unless that is the only token; and with ``first_token_entropy=True``
@@ -99,7 +99,7 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
         return params
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Pickle the settings; the weights are loaded anew on the other side."""
+        """Pickles the settings; the weights are loaded anew on the other side."""
         state = super().__getstate__()
         private = {**(state["__pydantic_private__"] or {}), "_engine": None}
         return {**state, "__pydantic_private__": private}
@@ -156,7 +156,7 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
         loop = asyncio.get_running_loop()
 
         def put(piece: str | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and its reader with it
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
         job = await self._asubmit(messages, self._settings(stop, kwargs), put)

@@ -59,7 +59,7 @@ class GenerationEngine:
 
     @cached_property
     def starts_in_reasoning(self) -> bool:
-        """Whether the chat template opens a thought before the model writes anything."""
+        """Whether the chat template opens reasoning before the model writes."""
         return template_opens_reasoning(self.tokenizer, {})
 
     def encode(self, messages: Sequence[BaseMessage]) -> list[int]:
@@ -134,7 +134,7 @@ class _Chooser(LogitsProcessor):
         return only  # type: ignore[no-any-return]
 
     def _record_entropies(self, scores: torch.Tensor) -> None:
-        """Tell the rows that want it the entropy of their first token: the rows of a batch begin together."""
+        """Records the entropy of the first token for the rows that want it; a batch's rows begin together."""
         entropies = torch.special.entr(scores.float().softmax(dim=-1)).sum(dim=-1).tolist()
         for row, entropy in zip(self._rows, entropies, strict=True):
             if row in self._entropies_wanted:
@@ -143,7 +143,7 @@ class _Chooser(LogitsProcessor):
 
 
 class _RowsDone(StoppingCriteria):
-    """Hands each new token to its row and tells `generate` which rows are done."""
+    """Passes each new token to its row and reports to `generate` which rows are done."""
 
     def __init__(self, rows: list[Row], chooser: _Chooser, each_step: Callable[[], None]) -> None:
         self._rows = rows

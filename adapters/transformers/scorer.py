@@ -56,7 +56,7 @@ class TransformersProcessReward(TransformersPRMSettings):
         return ((name, getattr(self, name)) for name in names)
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Pickle the settings; the weights are loaded anew on the other side."""
+        """Pickles the settings; the weights are loaded anew on the other side."""
         state = super().__getstate__()
         return {**state, "__pydantic_private__": {"_loaded": None}}
 
@@ -65,7 +65,7 @@ class TransformersProcessReward(TransformersPRMSettings):
         return self.__copy__()
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Score every step.
+        """Scores every step.
 
         Args:
             question: What the steps answer.
@@ -88,7 +88,7 @@ class TransformersProcessReward(TransformersPRMSettings):
             job.future.cancel()
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Score every step without blocking the event loop; see `score`."""
+        """Scores every step without blocking the event loop; see `score`."""
         loaded = self._loaded
         engine, layout = loaded if loaded is not None else await asyncio.to_thread(self._load)
         with engine.worker.preparing():

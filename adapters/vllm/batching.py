@@ -1,4 +1,4 @@
-"""Joins calls that wait at an event loop into one request: completions of one model, and scores."""
+"""Batching of calls that wait at an event loop into one request: completions of one model, and scores."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .client import TransientError, VLLMServer
 
 STREAM = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 _UNSEEN = {"stream_interval": 1_000_000}
-"""Nobody looks at an answer before it is done: it comes in two events, its first token and the rest."""
+"""Fields for answers that nobody reads before their end: two events, the first token and the rest."""
 _BEGIN_S = 0.02
-"""The time of a call until one is known."""
+"""Seconds assumed for a call until one has ended."""
 _OF_LIMIT = 0.1
-"""Most of its time limit that a call waits for others."""
+"""Largest share of its time limit that a call waits for others."""
 
 Event = dict[str, Any]
 
@@ -35,7 +35,7 @@ class _PendingCall:
     begun: bool = False
     """Whether a part of the answer has come."""
     over: bool = False
-    """Whether nothing more is to come, or nobody waits for it."""
+    """Whether all events have come, or the caller has left."""
     request: asyncio.Task[None] | None = None
 
 
@@ -44,7 +44,7 @@ class _PromptQueue:
     """The calls of one event loop."""
 
     waiting: dict[str, list[_PendingCall]] = field(default_factory=dict)
-    """By what they have in common."""
+    """By the fields that they have in common."""
     common: dict[str, Event] = field(default_factory=dict)
     under_way: int = 0
     seconds: float = _BEGIN_S
@@ -56,7 +56,7 @@ class _PromptQueue:
 class RequestBatcher:
     """Sends completions that wait, and are equal but for their prompts, as one request.
 
-    A lone call goes out at once. While others are under way, calls wait for company.
+    A lone call is sent at once. While others are under way, calls wait for further ones.
 
     Args:
         server: Where the model is.
@@ -72,25 +72,25 @@ class RequestBatcher:
         self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _PromptQueue] = WeakKeyDictionary()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RequestBatcher:
-        """Copies of an adapter wait in one queue."""
+        """Copies of an adapter share the queue."""
         return self
 
     async def events(
         self, body: Event, *, seen: bool, within: float | None = None
     ) -> AsyncGenerator[Event, None]:
-        """Yield the events of one answer, as a request of its own would have them.
+        """Yields the events of one answer, as a request of its own would have them.
 
-        Leaving early takes it out of the queue, or out of its request: the server goes on with it, unless all
-        of a request have left.
+        Leaving early removes the call from the queue or from its request. The server finishes its answer,
+        unless all calls of a request have left.
 
         Args:
-            body: Of the request, with one prompt.
-            seen: Whether the answer is looked at before it is done.
-            within: Seconds that it may take; where they are few it does not wait for company.
+            body: Body of the request, with one prompt.
+            seen: Whether the caller reads the answer before its end.
+            within: Seconds that it may take; where they are few it does not wait for others.
 
         Raises:
             TransientError: The connection could not be made, or broke before the end.
-            ModelServerError: The server refuses, or does not tell the tokens of each prompt.
+            ModelServerError: The server refuses, or does not report the tokens of each prompt.
         """
         loop = asyncio.get_running_loop()
         queue = self._queues.setdefault(loop, _PromptQueue())
@@ -132,7 +132,7 @@ class RequestBatcher:
             self._send_all(queue)
 
     def _send_all(self, queue: _PromptQueue) -> None:
-        """Send all that wait."""
+        """Sends all waiting calls."""
         if queue.timer is not None:
             queue.timer.cancel()
             queue.timer = None
@@ -186,7 +186,7 @@ class RequestBatcher:
     async def _read(
         self, common: Event, calls: list[_PendingCall], live: dict[int, _PendingCall], done: Any
     ) -> None:
-        """Hand the events of a request out."""
+        """Passes the events of a request to its calls."""
         prompts = [call.prompt for call in calls]
         body = common | {"prompt": prompts if len(prompts) > 1 else prompts[0]}
         events = self._server.events("/v1/completions", body)
@@ -202,7 +202,7 @@ class RequestBatcher:
                     continue
                 if len(calls) > 1 and not event.get("usage"):
                     raise ModelServerError(
-                        f"the server at {self._server.root} does not tell the tokens of each prompt of a "
+                        f"the server at {self._server.root} does not report the tokens of each prompt of a "
                         "request (continuous_usage_stats); max_batch_size=1 sends each on its own",
                         begun=True,
                     )
@@ -220,7 +220,7 @@ R = TypeVar("R")
 
 @dataclass(eq=False, slots=True)
 class _ScoreQueue(Generic[Q, R]):
-    """What waits at one event loop."""
+    """Questions that wait at one event loop."""
 
     waiting: list[tuple[Q, asyncio.Future[R]]] = field(default_factory=list)
     running: int = 0
@@ -229,7 +229,7 @@ class _ScoreQueue(Generic[Q, R]):
 
 
 class ScoreBatcher(Generic[Q, R]):
-    """Sends what is asked at the same time, or while requests are under way, as one request.
+    """Sends questions that arrive at the same time, or while requests are under way, as one request.
 
     Args:
         send: Gets the questions of a batch and returns their answers in the same order.
@@ -250,7 +250,7 @@ class ScoreBatcher(Generic[Q, R]):
         self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _ScoreQueue[Q, R]] = WeakKeyDictionary()
 
     async def ask(self, question: Q) -> R:
-        """Ask one question. Cancelling it takes it out of the queue; the others are not touched."""
+        """Asks one question. Cancelling it takes it out of the queue; the others stay."""
         loop = asyncio.get_running_loop()
         queue = self._queues.setdefault(loop, _ScoreQueue())
         answer: asyncio.Future[R] = loop.create_future()

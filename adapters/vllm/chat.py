@@ -31,11 +31,11 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
     r"""A model that a vLLM server serves (``vllm serve MODEL --enable-prompt-tokens-details``).
 
     An SGLang server or llama.cpp's ``llama-server`` will do too: the first call reads from the server's list
-    of models which one it is (see `server_dialects`).
+    of models which one it is (see `trim_graph.adapters.vllm.wire.Dialect`).
 
     A conversation that ends in an AIMessage is continued right after the bytes of that message. Where the
     model's chat template would change them (it trims, or adds a thinking block), the template is rendered
-    once and the text appended to it; that is found out at the first call. A template without a role for
+    once and the text appended to it; the first call finds out which. A template without a role for
     system messages gets them in front of the human message that follows; one that wants roles to alternate
     gets messages of one role in a row as one. An earlier turn's reasoning is left out.
 
@@ -45,16 +45,16 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
     plain text is refused.
 
     The answer's ``response_metadata`` holds ``model_name``, ``finish_reason`` as the server names it
-    (``"stop"``, ``"length"``; see `stop_reasons`), ``stop_reason`` (the stop string met, or None at the end
-    of sequence), ``timed_out=True`` where a
-    ``timeout`` cut it, ``starts_in_reasoning=True`` where the chat template opens one, with
-    ``logprobs=True`` ``mean_token_probability`` as in `ChatTransformers`, with ``top_logprobs`` the raw
-    ``logprobs``, with ``first_token_entropy=True`` a lower bound of the first token's entropy in nats and the
-    ``unobserved_probability`` of the tokens it does not rest on (see `entropy_logprobs`), and
-    ``failed_attempts`` where some were, with the tokens known of them. ``usage_metadata`` counts those too,
-    and prompt tokens served from the cache where the server reports them. Of an answer whose tokens the
-    server does not report it holds ``max_tokens`` and an upper bound of the prompt, and
-    ``response_metadata["usage_upper_bound"]`` is True.
+    (``"stop"``, ``"length"``; see `trim_graph.adapters.responses.classify`), ``stop_reason`` (the stop string
+    met, or None at the end of sequence), ``timed_out=True`` where a ``timeout`` cut it,
+    ``starts_in_reasoning=True`` where the chat template opens reasoning, with ``logprobs=True``
+    ``mean_token_probability`` as in `ChatTransformers`, with ``top_logprobs`` the raw ``logprobs``, with
+    ``first_token_entropy=True`` a lower bound of the first token's entropy in nats and the
+    ``unobserved_probability`` of the tokens it leaves out (see `entropy_logprobs`), and ``failed_attempts``
+    where some were, with the tokens known of them. ``usage_metadata`` counts those too, and prompt tokens
+    served from the cache where the server reports them. Of an answer whose tokens the server does not report
+    it holds ``max_tokens`` and an upper bound of the prompt, and ``response_metadata["usage_upper_bound"]``
+    is True.
 
     Every call takes ``stop`` and, by keyword, ``max_tokens``, ``temperature``, ``top_p``, ``seed``,
     ``logprobs``, ``top_logprobs``, ``first_token_entropy``, ``timeout``, ``stop_when`` (a function of the
@@ -88,7 +88,7 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
     _batchers: dict[str, RequestBatcher] = PrivateAttr(default_factory=dict)
 
     def model_post_init(self, context: Any) -> None:
-        """Connect the parts; nothing is sent."""
+        """Connects the parts; nothing is sent."""
         self._server = Replicas.at(
             self.base_url,
             api_key_env=self.api_key_env,
@@ -117,7 +117,7 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
         }
 
     def count_prompt_tokens(self, messages: Sequence[BaseMessage]) -> int:
-        """Exact number of prompt tokens that a call with these messages reads. Asks the server.
+        """Returns the exact number of prompt tokens of a call with these messages. Asks the server.
 
         Raises:
             ValueError: The conversation is empty or holds something that is not text.
@@ -153,12 +153,12 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
         return "trim-graph-vllm"
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Pickle the settings, without a key."""
+        """Pickles the settings, without a key."""
         state = super().__getstate__()
         return {**state, "__dict__": {**state["__dict__"], "api_key": None}, "__pydantic_private__": None}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
-        """Restore the settings, and ask the server anew."""
+        """Restores the settings; the server is asked anew."""
         super().__setstate__({**state, "__pydantic_private__": {}})
         self.model_post_init(None)
 
@@ -176,7 +176,7 @@ class VLLMCall:
     """One call; `finish` it, or iterate over its `pieces`.
 
     Args:
-        server: Where the model is: the way of this call through its replicas.
+        server: The route of this call through the model's replicas.
         prompts: Makes the request.
         messages: The conversation.
         settings: Of the call.
@@ -185,7 +185,7 @@ class VLLMCall:
             the call is a request of its own.
 
     Attributes:
-        answer: What has arrived.
+        answer: The answer so far.
     """
 
     def __init__(
@@ -202,17 +202,17 @@ class VLLMCall:
         self._messages = messages
         self._settings = settings
         self._extra_body = extra_body
-        # A server cannot end one prompt of several: what is to end early goes by itself.
+        # A server cannot end one prompt of several: a call that may end early is a request of its own.
         self._batchers = batchers if batchers and settings.stop_when is None else {}
         self._lost = Lost()
         self._max_tokens = settings.max_tokens
-        """Of the attempt at hand."""
+        """Limit of the current attempt."""
         self._prompt: Any = None
-        """As it was sent."""
+        """The prompt as it was sent."""
         self._under_way = False
         """Whether a request was sent whose answer is neither whole nor counted as lost."""
         self._failed: ModelServerError | None = None
-        """Why the attempt before the one at hand failed."""
+        """Error of the attempt before the current one."""
         self.answer = Answer()
 
     @property
@@ -238,7 +238,7 @@ class VLLMCall:
         return len(json.dumps(self._prompt, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
     async def finish(self) -> None:
-        """Get the whole answer.
+        """Gets the whole answer.
 
         Raises:
             ModelServerError: All attempts failed, or the server refuses.
@@ -255,7 +255,7 @@ class VLLMCall:
             self._cut(error)
 
     async def pieces(self) -> AsyncGenerator[str, None]:
-        """Yield the answer's text as it arrives.
+        """Yields the answer's text as it arrives.
 
         Raises:
             ModelServerError: The server refuses, all attempts failed, or one did after text had arrived.
@@ -309,7 +309,7 @@ class VLLMCall:
             if not seen and not self._batchers:
                 self._take(await self._server.post_once(path, body))
             else:
-                # A stream tells the tokens so far, and leaves something to answer with.
+                # A stream reports the tokens so far, and leaves an answer at the time limit.
                 async with contextlib.aclosing(self._events(path, body, seen=seen)) as events:
                     async for event in events:
                         if self._stops(self._take(event)):
@@ -334,7 +334,7 @@ class VLLMCall:
         return bool(answer.stop_field) or not self._settings.stop or classify(answer.finish_reason) != "ended"
 
     def _read_kept_stop(self) -> bool:
-        """Tell by the end of the text which stop string was met, where the server keeps it there."""
+        """Reads the stop string that was met from the end of the text, where the server keeps it there."""
         if not self._prompts.keeps_stop:
             return False
         answer, stops = self.answer, self._settings.stop
@@ -344,12 +344,12 @@ class VLLMCall:
         return True
 
     async def _find_kept_stop(self) -> None:
-        """Find out whether the server can keep a stop string in the text, which serves as well.
+        """Asks for a stop string that the server keeps in the text, which serves as well.
 
         A gateway may drop ``stop_reason`` from vLLM's answers and let ``include_stop_str_in_output`` through.
 
         Raises:
-            ChatModelContractError: It does not.
+            ChatModelContractError: The server does not keep it.
         """
         self._max_tokens = min(self._granted(), 16)
         body = {
@@ -376,7 +376,7 @@ class VLLMCall:
             )
 
     async def _open(self) -> Events:
-        """Begin a stream: wait for its first text, until when a failure can be made good."""
+        """Begins a stream and waits for its first text; until then an attempt can be repeated."""
         path, body = await self._request()
         events = self._events(path, body, seen=True)
         try:
@@ -446,7 +446,7 @@ class VLLMCall:
         )
 
     def _lose(self, error: ModelServerError | None = None, *, usage_streamed: bool = True) -> None:
-        """Count what has arrived as lost; a time limit that ends later must not count it again."""
+        """Counts the attempt as lost; a time limit that ends later must not count it again."""
         self._failed, self._under_way = error, False
         worked_on = error is not None and error.begun
         self._lost.add(
@@ -459,7 +459,7 @@ class VLLMCall:
 
     @contextlib.contextmanager
     def _attempts_reported(self) -> Iterator[None]:
-        """Let an error that ends the call report what its attempts have used, the one at hand included."""
+        """Attaches the usage of all attempts to an error that ends the call."""
         try:
             yield
         except (ModelServerError, ChatModelContractError) as error:
@@ -475,7 +475,7 @@ class VLLMCall:
             raise
 
     def _cut(self, error: TimeoutError) -> None:
-        """Make an answer of what has arrived within the time limit."""
+        """Makes an answer of the text that arrived within the time limit."""
         if not self.answer.begun:
             raise CallTimeoutError(
                 f"nothing arrived from {self._server.root} within timeout={self._settings.timeout} seconds",

@@ -42,16 +42,16 @@ class ChatCall(Protocol):
         ...
 
     async def finish(self) -> None:
-        """Get the whole answer."""
+        """Gets the whole answer."""
         ...
 
     def pieces(self) -> AsyncGenerator[str, None]:
-        """Yield the answer's text as it arrives."""
+        """Yields the answer's text as it arrives."""
         ...
 
 
 class VLLMChatModel(VLLMSettings, ExactChatModel):
-    """The settings of a call, and LangChain's methods in terms of a `ChatCall`."""
+    """Settings of a call, and LangChain's methods in terms of a `ChatCall`."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -61,9 +61,9 @@ class VLLMChatModel(VLLMSettings, ExactChatModel):
     stop: list[str] | None = None
     """Stop strings of calls that name none."""
     top_logprobs: int = Field(default=0, ge=0)
-    """How many alternatives to tell of each token; 0 leaves raw log-probabilities out of the answer."""
+    """Number of alternatives to report for each token; 0 leaves raw log-probabilities out of the answer."""
     timeout: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
-    """Seconds for a whole call; what has been written by then is the answer."""
+    """Seconds for a whole call; the text written by then is the answer."""
     streaming: bool = False
     """Whether ``invoke`` streams too; LangChain's usual switch."""
 
@@ -82,14 +82,14 @@ class VLLMChatModel(VLLMSettings, ExactChatModel):
 
     @abstractmethod
     def _call(self, messages: list[BaseMessage], settings: CallSettings) -> ChatCall:
-        """Prepare a call."""
+        """Prepares a call."""
 
     async def _await(self, call: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine for an asynchronous caller."""
+        """Runs a coroutine for an asynchronous caller."""
         return await call
 
     def _iterate(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """Run a generator for an asynchronous caller."""
+        """Runs a generator for an asynchronous caller."""
         return items
 
     def _generate(

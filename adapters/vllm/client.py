@@ -31,8 +31,8 @@ _CONNECT_S = 10.0
 _CONTEXT_FULL = re.compile(
     r"maximum (context|model) length (?!.*\byou requested\b)|max_tokens must be at least 1", re.DOTALL
 )
-"""How vLLM refuses a prompt that leaves no room behind it; the last where it fills the context to the token.
-Versions that do not cut ``max_tokens`` to the room speak of what was requested: less of it would fit."""
+"""vLLM's refusals of a prompt that leaves no room behind it; the last of one that fills the context exactly.
+Versions that do not cut ``max_tokens`` to the room name the tokens requested: fewer would fit."""
 _JSON = {"Content-Type": "application/json"}
 _BOM = b"\xef\xbb\xbf"
 _backoff = wait_exponential(multiplier=0.2, max=5.0) + wait_random(0.0, 0.2)
@@ -53,18 +53,18 @@ class TransientError(ModelServerError):
 
 
 def check_base_url(base_url: str, setting: str = "base_url") -> str:
-    """Check the `base_url` setting.
+    """Checks the `base_url` setting.
 
     Args:
         base_url: Its value.
-        setting: What messages call it.
+        setting: Name of the setting in messages.
 
     Returns:
-        The server's root: without a trailing ``/v1``, since some of vLLM's endpoints stand beside it.
+        The server's root: without a trailing ``/v1``, since some of vLLM's endpoints are beside it.
 
     Raises:
-        ValueError: It is no http(s) URL of host, port and path. The message does not repeat it, since what is
-            wrong with a URL may be part of a password.
+        ValueError: It is no http(s) URL of host, port and path. The message does not repeat it, since the
+            wrong part of a URL may be a password's.
     """
     if wrong := _base_url_fault(base_url):
         raise ValueError(f"{setting} {wrong}; it looks like http://localhost:8000/v1")
@@ -95,7 +95,7 @@ class VLLMServer:
     Attributes:
         root: From `check_base_url`.
         api_key_env: Environment variable with the key, read at every request and kept nowhere.
-        api_key: A key given in code, which goes before the environment's.
+        api_key: A key given in code, which takes precedence over the environment's.
         read_timeout: Seconds without a byte after which a connection counts as dropped.
         max_retries: Attempts after the first.
         max_connections: Most requests at once from one event loop; further ones wait their turn.
@@ -121,7 +121,7 @@ class VLLMServer:
         return await retry(lambda: self.post_once(path, payload), self.max_retries)
 
     async def served(self, model: str) -> dict[str, Any]:
-        """What the server tells of a model: ``max_model_len``, and as ``root`` where it has it from.
+        """Returns the server's entry of a model, with ``max_model_len``, and its source as ``root``.
 
         Raises:
             ModelServerError: The server does not answer, or does not serve the model.
@@ -252,7 +252,7 @@ class VLLMServer:
         return ModelServerError(said, status)
 
     def _shown(self, body: bytes | dict[str, Any]) -> str:
-        """What a server said, short, and without the key, which a proxy may echo."""
+        """Returns a server's message, short, and without the key, which a proxy may echo."""
         said: Any = body
         if isinstance(body, bytes):
             said = str(body, "utf-8", "replace")
@@ -272,13 +272,13 @@ async def retry(
     wait: Callable[[RetryCallState], float] | None = None,
     asked: Callable[[], Sequence[str]] = tuple,
 ) -> T:
-    """Await ``call()``, again while it raises `TransientError`. Nothing else in this project tries again.
+    """Awaits ``call()``, again while it raises `TransientError`. Nothing else in this package retries.
 
     Args:
         call: One attempt.
         max_retries: Attempts after the first.
         wait: Seconds before the next attempt; None: `backoff`.
-        asked: The servers that were asked, where they are several.
+        asked: The servers asked so far, where they are several.
 
     Raises:
         ModelServerError: All attempts failed.
@@ -408,10 +408,10 @@ class Pool:
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[httpx.AsyncClient]:
-        """Wait for a turn, and lend a client for one request."""
+        """Waits for a free connection, and yields its client for one request."""
         async with self.gate:
             await self._close_idle()
-            # The first that has room, so that the last ones fall idle where there is less to do.
+            # The first that has room, so that the last ones fall idle under less load.
             slot = next((slot for slot in self.slots if slot.busy < slot.room), None) or self._new_slot()
             slot.busy += 1
             try:
@@ -421,7 +421,7 @@ class Pool:
                 slot.left_at = time.monotonic()
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Closes all connections."""
         for slot in self.slots:
             await slot.client.aclose()
 
@@ -432,10 +432,10 @@ class Pool:
         return slot
 
     async def _close_idle(self) -> None:
-        """Close clients that were needed at a busier time: httpx drops old connections only at a request."""
+        """Closes clients that were needed at a busier time: httpx drops old connections only at a request."""
         since = time.monotonic() - KEEP_ALIVE_S
         idle = [slot for slot in self.slots[1:] if not slot.busy and slot.left_at < since]
-        for slot in idle:  # all before the first wait, in which others come by
+        for slot in idle:  # all before the first wait, during which other calls run
             self.slots.remove(slot)
         for slot in idle:
             await slot.client.aclose()
@@ -447,7 +447,7 @@ _pools: dict[_Key, Pool] = {}
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    """Read once: that takes longer than many requests."""
+    """Reads the certificates once, since that takes longer than many requests."""
     return httpx.create_ssl_context()
 
 

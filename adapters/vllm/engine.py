@@ -37,14 +37,14 @@ _engines: dict[str, VLLMEngine] = {}
 
 
 class CallRefused(ValueError):
-    """VLLM does not take a call: a value is out of its range, or the model is of another kind."""
+    """VLLM refuses a call: a value is out of its range, or the model is of another kind."""
 
 
 class VLLMEngine:
     """One engine. Its coroutines run on the background loop (`trim_graph.adapters.event_loop`) only.
 
     Args:
-        spec: What it is started with.
+        spec: Settings that it is started with.
 
     Attributes:
         holders: How many `EngineHandle` have it.
@@ -68,11 +68,11 @@ class VLLMEngine:
 
     @cached_property
     def guard(self) -> SpecialTokenGuard:
-        """Keeps special tokens in somebody's text plain."""
+        """Keeps special tokens in users' text plain."""
         return SpecialTokenGuard(self.tokenizer)
 
     def starts_in_reasoning(self, template_kwargs: Mapping[str, Any]) -> bool:
-        """Whether the chat template opens a thought before the model writes anything.
+        """Returns whether the chat template opens reasoning before the model writes.
 
         Args:
             template_kwargs: Further arguments of the template, such as ``enable_thinking``.
@@ -97,7 +97,7 @@ class VLLMEngine:
 
     @property
     def starting(self) -> bool:
-        """Whether it is being started."""
+        """Whether its start is under way."""
         return self._starting is not None and not self._starting.done()
 
     async def max_model_len(self) -> int:
@@ -111,7 +111,7 @@ class VLLMEngine:
         return int((await self._started()).model_config.max_model_len)
 
     async def generate(self, prompt: list[int], params: Any) -> AsyncGenerator[Any, None]:
-        """Yield vLLM's outputs for token ids and ``SamplingParams``. Leaving early aborts the request."""
+        """Yields vLLM's outputs for token ids and ``SamplingParams``. Leaving early aborts the request."""
         llm = await self._started()
         async with self._named_errors():
             outputs = llm.generate(_tokens(prompt), params, f"trim-{uuid.uuid4().hex}")
@@ -120,7 +120,7 @@ class VLLMEngine:
                     yield output
 
     async def encode(self, prompt: list[int], params: Any) -> Any:
-        """Return vLLM's output for token ids and ``PoolingParams``. Cancelling aborts the request."""
+        """Returns vLLM's output for token ids and ``PoolingParams``. Cancelling aborts the request."""
         llm = await self._started()
         async with self._named_errors():
             outputs = llm.encode(_tokens(prompt), params, f"trim-{uuid.uuid4().hex}")
@@ -128,7 +128,7 @@ class VLLMEngine:
                 return [output async for output in outputs][-1]
 
     def close(self) -> None:
-        """End it: calls under way fail, its processes are gone on return."""
+        """Ends the engine: calls under way fail, and its processes have ended on return."""
         if not self.own:
             return
         self._closed = True
@@ -143,7 +143,7 @@ class VLLMEngine:
             gc.collect()  # vLLM's engine is in cycles, and complains if it is collected when Python ends
 
     async def _quiet(self, llm: Any) -> None:
-        """End what waits for the engine, so that its end is no error to anybody but the callers."""
+        """Cancels the tasks that wait for the engine, so that only its callers see an error."""
         for call in self._calls:
             call.cancel()
         if handler := getattr(llm, "output_handler", None):
@@ -175,7 +175,7 @@ class VLLMEngine:
                 ready.set_result(None)
 
         def work() -> None:
-            # No local may hold the engine: libraries keep tracebacks, and with them this frame, for ever.
+            # No local may refer to the engine: libraries keep tracebacks, and with them this frame.
             result: tuple[Any, BaseException | None]
             try:
                 result = (start_engine(self.spec), None)
@@ -196,7 +196,7 @@ class VLLMEngine:
 
     @contextlib.asynccontextmanager
     async def _named_errors(self) -> AsyncIterator[None]:
-        """Name the engine in vLLM's errors, and fail calls that are under way when it is closed."""
+        """Names the engine in vLLM's errors, and fails calls that are under way when it is closed."""
         errors = vllm_module("vllm.v1.engine.exceptions")
         refused = vllm_module("vllm.exceptions").VLLMClientError
         task = asyncio.current_task()
@@ -226,12 +226,12 @@ class VLLMEngine:
 
 
 class EngineHandle:
-    """An adapter's hold on an engine: it takes one when it needs one, the same as others with equal settings.
+    """Shared ownership of an engine: adapters with equal settings get the same one, at their first need.
 
-    The engine ends when the last hold is let go, by `release` or by being garbage collected.
+    The engine ends when its last handle is released, by `release` or by garbage collection.
 
     Args:
-        spec: What the engine is started with.
+        spec: Settings that the engine is started with.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -240,11 +240,11 @@ class EngineHandle:
         weakref.finalize(self, _let_go_aside, self._held).atexit = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EngineHandle:
-        """Copies of an adapter share its hold."""
+        """Copies of an adapter share its handle."""
         return self
 
     def engine(self) -> VLLMEngine:
-        """The engine, which may be yet to start; another one if the last has died or was closed."""
+        """Returns the engine, perhaps before its start; a new one if the last has died or was closed."""
         with _lock:
             if self._held and self._held[0].usable:
                 return self._held[0]
@@ -259,7 +259,7 @@ class EngineHandle:
             return found
 
     def release(self) -> None:
-        """Let go; blocks until the engine has ended if no other holds it."""
+        """Releases the engine; blocks until it has ended if no other handle has it."""
         _let_go(self._held)
 
 
@@ -310,14 +310,14 @@ def _let_go(held: list[VLLMEngine]) -> None:
 
 
 def _let_go_aside(held: list[VLLMEngine]) -> None:
-    """Let go in a thread of its own: garbage is collected anywhere, in an event loop or under a lock too."""
+    """Releases in a separate thread, since garbage is also collected in an event loop or under a lock."""
     if held:
         threading.Thread(target=_let_go, args=(held,), name="trim-graph close", daemon=True).start()
 
 
 @cache
 def _close_at_exit() -> None:
-    """Register what ends the engines: only now, so that it runs before the background loop ends."""
+    """Registers the end of all engines: only now, so that it runs before the background loop ends."""
     atexit.register(_close_all)
 
 
@@ -351,7 +351,7 @@ _starting = threading.Lock()
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What an engine is started with. Adapters with equal ones share an engine.
+    """Settings that an engine is started with. Adapters with equal ones share an engine.
 
     Attributes:
         model: Folder or hub id.
@@ -371,7 +371,7 @@ class EngineSpec:
 
 
 def engine_options(settings: EngineSettings) -> dict[str, Any]:
-    """Return the settings as fields of vLLM's ``AsyncEngineArgs``; None leaves one to vLLM."""
+    """Returns the settings as fields of vLLM's ``AsyncEngineArgs``; None leaves one to vLLM."""
     options: dict[str, Any] = {"dtype": settings.dtype}
     if settings.gpu_memory_utilization is not None:
         options["gpu_memory_utilization"] = settings.gpu_memory_utilization
@@ -383,7 +383,7 @@ def engine_options(settings: EngineSettings) -> dict[str, Any]:
 
 
 def vllm_module(name: str = "vllm") -> Any:
-    """Import vllm or a module of it, or say how to get it.
+    """Imports vllm or a module of it, or raises an error that says how to install it.
 
     Raises:
         ImportError: It is not installed, or broken.
@@ -400,7 +400,7 @@ def vllm_module(name: str = "vllm") -> Any:
 
 
 def start_engine(spec: EngineSpec) -> Any:
-    """Start an engine and wait until it is ready.
+    """Starts an engine and waits until it is ready.
 
     Returns:
         A ``vllm.v1.engine.async_llm.AsyncLLM``.
@@ -440,7 +440,7 @@ def engine_processes() -> list[Any]:
 
 @contextlib.contextmanager
 def _own_main() -> Iterator[None]:
-    """Let vLLM's processes run `vllm_engine_child` as their main module, and no others."""
+    """Lets vLLM's processes, and no others, run `engine_child` as their main module."""
     from multiprocessing import spawn
 
     usual = spawn.get_preparation_data

@@ -37,8 +37,8 @@ class ChatVLLMEngine(EngineUser, VLLMEngineSettings, VLLMChatModel):
 
     The engine starts at the first call, or with `start`. Adapters with the same model, memory and options
     share one, and it ends with the last of them, with `close`, or with this process, however that ends. It
-    lives on an event loop of its own: calls may come from any thread and from any number of event loops.
-    Cancelling a call, or leaving a stream, aborts the request.
+    runs on its own event loop: calls may come from any thread and from any number of event loops. Cancelling
+    a call, or leaving a stream, aborts the request.
 
     vLLM's log goes to stderr from level ERROR on, unless ``VLLM_LOGGING_LEVEL`` and ``VLLM_LOGGING_STREAM``
     say otherwise; its processes are started by ``spawn``, and a script needs no ``if __name__ == "__main__"``
@@ -76,7 +76,7 @@ class ChatVLLMEngine(EngineUser, VLLMEngineSettings, VLLMChatModel):
         return params
 
     def model_post_init(self, context: Any) -> None:
-        """Note what the engine is to be; nothing is started."""
+        """Describes the engine; nothing is started."""
         self._handle = EngineHandle(EngineSpec(self.model, "generate", engine_options(self)))
 
     def close(self) -> None:  # noqa: D102 - see `EngineUser`
@@ -106,11 +106,11 @@ class ChatVLLMEngine(EngineUser, VLLMEngineSettings, VLLMChatModel):
         return "trim-graph-vllm-engine"
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Pickle the settings; the engine is started anew on the other side."""
+        """Pickles the settings; the engine is started anew on the other side."""
         return {**super().__getstate__(), "__pydantic_private__": None}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
-        """Restore the settings."""
+        """Restores the settings."""
         super().__setstate__({**state, "__pydantic_private__": {}})
         self.model_post_init(None)
 
@@ -128,7 +128,7 @@ class ChatVLLMEngine(EngineUser, VLLMEngineSettings, VLLMChatModel):
 
 
 _LEAST_LOGPROB = -9999.0
-"""What stands for minus infinity, which JSON has no word for; vLLM's server writes the same."""
+"""Value for minus infinity, which JSON cannot write; vLLM's server writes the same."""
 
 
 class EngineCall:
@@ -137,12 +137,12 @@ class EngineCall:
     Args:
         handle: Brings the engine.
         messages: The conversation.
-        settings: Of the call.
+        settings: Settings of the call.
         template_kwargs: Further arguments of the chat template.
         sampling_params: Further fields of vLLM's ``SamplingParams``.
 
     Attributes:
-        answer: What has arrived.
+        answer: The answer so far.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class EngineCall:
         return usage_of(self.answer, Lost())
 
     async def finish(self) -> None:
-        """Get the whole answer.
+        """Gets the whole answer.
 
         Raises:
             ValueError: The conversation cannot be continued.
@@ -186,7 +186,7 @@ class EngineCall:
             pass
 
     def pieces(self) -> AsyncGenerator[str, None]:
-        """Yield the answer's text as it arrives; raises what `finish` does."""
+        """Yields the answer's text as it arrives; raises what `finish` does."""
         return self._pieces(streaming=True)
 
     async def _pieces(self, *, streaming: bool) -> AsyncGenerator[str, None]:
@@ -229,7 +229,7 @@ class EngineCall:
             )
         room = min(self._settings.max_tokens, longest - len(prompt))
         self.answer.input_tokens = len(prompt)
-        # Output by output costs more, but leaves something to answer with when time is up.
+        # Output by output costs more, but leaves an answer at the time limit.
         whole = not streaming and self._settings.timeout is None and self._settings.stop_when is None
         params = sampling_params(replace(self._settings, max_tokens=room), self._sampling_params, whole=whole)
         return engine.generate(prompt, params)
@@ -270,7 +270,7 @@ def sampling_params(settings: CallSettings, further: Mapping[str, Any], *, whole
     """The settings as vLLM's ``SamplingParams``.
 
     Args:
-        settings: Of the call.
+        settings: Settings of the call.
         further: Fields beyond them.
         whole: Whether only the finished answer is wanted.
 
@@ -298,11 +298,11 @@ def sampling_params(settings: CallSettings, further: Mapping[str, Any], *, whole
 
 
 def logprob_entries(choice: Any, top: int) -> list[dict[str, Any]]:
-    """Log-probabilities of an output's tokens, as the chat endpoint of vLLM's server tells them.
+    """Log-probabilities of an output's tokens, in the form of vLLM's chat endpoint.
 
     Args:
         choice: vLLM's ``CompletionOutput``.
-        top: How many alternatives to tell of each token.
+        top: Number of alternatives for each token.
     """
     entries = []
     for token, by_token in zip(choice.token_ids, choice.logprobs or (), strict=False):

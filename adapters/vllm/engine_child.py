@@ -1,8 +1,8 @@
 """The main module of vLLM's engine processes; see `trim_graph.adapters.vllm.engine`.
 
-A process started by ``spawn`` runs its parent's main module, which would start a script without
-``if __name__ == "__main__"`` once more; this module stands in its place. And vLLM's engine process goes on
-for ever, with the memory it holds, when its parent was killed; with this module it ends too.
+A process started by ``spawn`` runs its parent's main module, which would start a script without ``if __name__
+== "__main__"`` once more; this module replaces it. And vLLM's engine process would outlive a killed parent,
+with the memory it holds; with this module it ends too.
 """
 
 import os
@@ -12,7 +12,7 @@ import time
 
 _LOOK_S = 1.0
 _GRACE_S = 15.0
-"""For the engine to abort its calls and free its memory."""
+"""Seconds for the engine to abort its calls and free its memory."""
 
 
 def _end_with(parent: int) -> None:

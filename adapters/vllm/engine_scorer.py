@@ -31,7 +31,7 @@ _HINT = "engine_args must leave the pooler as it is"
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """What the tokenizer tells; none of it needs the engine to run."""
+    """Facts from the tokenizer alone, without the engine."""
 
     format: PRMFormat
     handle: EngineHandle
@@ -62,7 +62,7 @@ class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
         return ((name, value) for name, value in self if value not in (None, "auto", {}))
 
     def __reduce__(self) -> Any:
-        """Pickle the settings; the engine is started anew on the other side."""
+        """Pickles the settings; the engine is started anew on the other side."""
         return partial(type(self), **self.model_dump()), ()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
@@ -76,7 +76,7 @@ class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
             self._ready.handle.release()
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Score every step.
+        """Scores every step.
 
         Args:
             question: What the steps answer.
@@ -92,7 +92,7 @@ class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
         return run_sync(self._score(question, steps))
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Score every step without blocking the event loop; see `score`."""
+        """Scores every step without blocking the event loop; see `score`."""
         return await run_aside(self._score(question, steps))
 
     async def _score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:

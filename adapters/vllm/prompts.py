@@ -1,6 +1,6 @@
-"""How a conversation reaches a model behind a vLLM server so that its last AIMessage is continued exactly.
+"""Prompts for a model behind a vLLM server, in which the last AIMessage is continued exactly.
 
-Special tokens in somebody's text stay plain, and what a chat template puts around a question is cached.
+Special tokens in users' text stay plain. The text that a chat template puts around a question is cached.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .replicas import Replicas
 from .wire import CallSettings, Dialect, dialect_of, openai_messages, sampling
 
 _SHAPES = [
-    # What follows the first character is looked at only: shapes may overlap.
+    # The rest behind the first character is a lookahead, since shapes may overlap.
     re.compile(f"{first}(?=({rest}))")
     for first, rest in (
         # <|im_end|> </s> <extra_0>; DeepSeek's have bars of full width, and U+2581 for a space.
@@ -41,19 +41,19 @@ _SHAPES = [
         (r"[\[\]]", r"(?=[\w!]{0,16}~)[\w!~]{1,16}[\[\]]"),  # ]~b] [e~[
     )
 ]
-"""Shapes of special tokens. Common mathematics has none of them, so that hardly a text needs a look at what
-the server makes of it."""
+"""Shapes of special tokens. Common mathematics has none of them, so that hardly any text needs a question to
+the server."""
 _REASONING_TAG = re.compile(r"think|thought", re.IGNORECASE)
-"""In the tags of thoughts, which a thinking model's text is continued with as the tokens that they are."""
+"""Matches the tags of reasoning, which stay special tokens when a reasoning model's text is continued."""
 _CONTROL = ("<|", "<\uff5c")
-"""How the control tokens of most models begin: such a text is never left to the server."""
+"""Beginnings of most models' control tokens: such a text is never left to the server."""
 _MAX_TOKENS = 10_000
 """Strings to remember that are no tokens."""
 _ANCHOR = "\n"
 
 
 class ServerTokenizer(Protocol):
-    """The part of a server that knows tokens."""
+    """The endpoints of a server that convert tokens."""
 
     async def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, none added."""
@@ -80,9 +80,9 @@ class _Token:
 class ServedTokens:
     """Finds the special tokens that texts hold, and makes prompts in which they are plain text.
 
-    A string counts as one if it has such a token's shape and is a single token to the server wherever it
-    stands. So a few that control nothing (``<tool_call>``) are spelled out too, which changes no byte. Each
-    string is asked for once.
+    A string counts as one if it has such a token's shape and is a single token to the server everywhere. So a
+    few that control nothing (``<tool_call>``) are spelled out too, which changes no byte. Each string is
+    asked for once.
 
     Args:
         tokenizer: The server's.
@@ -97,13 +97,13 @@ class ServedTokens:
         self._others: dict[str, None] = {}
 
     async def found_in(self, texts: Iterable[str]) -> list[str] | None:
-        """Return the special tokens that any of the texts holds, longest first.
+        """Returns the special tokens that any of the texts holds, longest first.
 
-        None if a server may be given the texts as they are: there are no such tokens, and nothing that is
-        written as most models' are.
+        None if a server may get the texts as they are: they hold no such tokens, and nothing that looks like
+        most models' control tokens.
 
         Raises:
-            ModelServerError: A text may hold one, and the server does not tell.
+            ModelServerError: A text may hold one, and the server does not say.
         """
         shown = {found[0] + found[1] for text in texts for shape in _SHAPES for found in shape.finditer(text)}
         looks_like = sorted(text for text in shown if not _REASONING_TAG.search(text))
@@ -113,7 +113,7 @@ class ServedTokens:
         return found if found or any(text.startswith(_CONTROL) for text in looks_like) else None
 
     def shield(self, value: Any, tokens: list[str]) -> Any:
-        """Replace tokens in all texts of a value by marks, which a chat template hands on."""
+        """Replaces tokens in all texts of a value by marks, which a chat template leaves alone."""
         if isinstance(value, str):
             for token in tokens:
                 value = value.replace(token, self._mark(token))
@@ -123,7 +123,7 @@ class ServedTokens:
         return [self.shield(item, tokens) for item in value] if isinstance(value, list) else value
 
     async def encode(self, rendered: str, tokens: list[str]) -> list[int]:
-        """Tokenise a rendered chat.
+        """Tokenises a rendered chat.
 
         Args:
             rendered: From shielded texts. The tokens in it are the chat template's own, and stay tokens.
@@ -183,7 +183,7 @@ class ServedTokens:
             self._others.pop(next(iter(self._others)), None)
 
     async def _spelled(self, text: str, own: int) -> _Token | None:
-        """Write a token in two pieces, and see whether that gives back the same text wherever it stands.
+        """Spells a token with those of its two pieces, and checks that this gives the same text everywhere.
 
         None if it is no token everywhere: a word of the vocabulary, which its context may take apart.
         """
@@ -208,14 +208,14 @@ _PROBES = (
     "Two lines, with numbers (1, 2.5),\n\nand signs: + - * / = ' \" \\ $ % # @ ! ; _ ^ ~ `, é ü 中",
 )
 _MARKED = re.compile(r"[<>\[\]{}|]|(?<![\w/])/[a-z_]|\A\s|\s\Z|\A\Z")
-"""What templates look for in a text, or change: special tokens, tags, commands, space at its ends."""
+"""Text that templates react to or change: special tokens, tags, commands, space at its ends."""
 
 Turns = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class TemplateFrame:
-    """What stands before and behind a plain question."""
+    """The rendered text before and behind a plain question."""
 
     before: str
     behind: str
@@ -233,18 +233,18 @@ def plain_question(turns: Turns) -> str | None:
 async def find_frame(
     turns: Turns, render: Callable[[Turns], Awaitable[str]]
 ) -> TemplateFrame | Literal[False]:
-    """Find out what a template puts around the last turn; False where that depends on its text.
+    """Returns the text that a template puts around the last turn; False where that depends on the turn.
 
     Args:
         turns: A conversation with a plain question.
-        render: Asks for the rendered conversation.
+        render: Renders a conversation.
     """
     try:
         first, other = [await render([*turns[:-1], {"role": "user", "content": probe}]) for probe in _PROBES]
     except ModelServerError as error:
         if error.status is not None or error.begun:
             raise
-        return False  # its tokenizer cannot tell one of these texts; a question may be another matter
+        return False  # its tokenizer cannot render one of these texts, but perhaps a question
     before, found, behind = first.partition(_PROBES[0])
     if not found or before + _PROBES[1] + behind != other:
         return False
@@ -253,7 +253,7 @@ async def find_frame(
 
 _ASKED = [{"role": "user", "content": "?"}]
 _PROBE = "\n\n a:\n\n<think>\n\tb \n</think>\n\nc \n\n"
-"""Begins and ends with what templates like to trim; and holds a thought, which some take out or set apart."""
+"""Begins and ends with space that templates trim, and holds reasoning, which some remove or move."""
 _MAX_QUESTIONS = 256
 """Rendered conversations to remember; the steps of a solution share theirs."""
 
@@ -265,12 +265,12 @@ Continuation = Literal["auto", "chat", "raw"]
 
 @dataclass(slots=True)
 class Facts:
-    """What was found out about a model.
+    """Facts about a served model.
 
     Attributes:
         raw: Whether prompts are rendered once and continued over ``/v1/completions``.
-        max_model_len: Longest sequence in tokens; None where the server does not tell.
-        starts_in_reasoning: Whether the chat template opens a thought before the model writes anything.
+        max_model_len: Longest sequence in tokens; None where the server does not report it.
+        starts_in_reasoning: Whether the chat template opens reasoning before the model writes.
         dialect: Of the server.
     """
 
@@ -285,14 +285,14 @@ class VLLMPrompts:
     """Makes requests from conversations; asks the server about its model at the first one.
 
     ``/v1/chat/completions`` with ``continue_final_message`` is exact only where the chat template leaves
-    the text of the last message alone. Where it trims it, or puts a thinking block before it, the template
+    the text of the last message alone. Where it trims that text, or puts reasoning before it, the template
     is rendered up to the generation prompt and the text appended here. A conversation whose texts hold
     special tokens is rendered in that way too, and sent as token ids in which they are plain text.
 
     Args:
         server: Where the model is.
         model: Name that the server knows it by.
-        continuation: ``chat`` or ``raw`` leave the choice out.
+        continuation: ``chat`` or ``raw`` make the choice.
         template_kwargs: Further arguments of the chat template.
     """
 
@@ -316,11 +316,11 @@ class VLLMPrompts:
         self._special = ServedTokens(self, self.model)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VLLMPrompts:
-        """Copies of an adapter share what was found out."""
+        """Copies of an adapter share the facts."""
         return self
 
     async def facts(self) -> Facts:
-        """What there is to know about the model; asked once.
+        """Returns the facts about the model; the server is asked once.
 
         Raises:
             ModelServerError: The server does not answer, or does not serve the model.
@@ -329,12 +329,12 @@ class VLLMPrompts:
 
     @property
     def starts_in_reasoning(self) -> bool:
-        """Whether the chat template opens a thought; False until the server was asked."""
+        """Whether the chat template opens reasoning; False until the server was asked."""
         facts = self._facts.value
         return facts is not None and facts.starts_in_reasoning
 
     def switch_to_raw(self) -> bool:
-        """Note that the model thinks, which the chat endpoint hides. False where the choice is not ours."""
+        """Chooses raw prompts, since the chat endpoint hides reasoning; False where the choice is fixed."""
         facts = self._facts.value
         if facts is None or facts.raw or self.continuation != "auto":
             return False
@@ -387,7 +387,7 @@ class VLLMPrompts:
         return await self._fitting(SYSTEM_PROBE) == SYSTEM_PROBE
 
     async def special_tokens_kept_plain(self) -> list[str]:
-        """The special tokens of the chat template that stay text where somebody writes them. Asks the server.
+        """Returns the special tokens of the chat template that stay text in users' texts. Asks the server.
 
         Empty where the template writes none of a known shape.
 
@@ -453,7 +453,7 @@ class VLLMPrompts:
                 rendered = await self.text_of(await self._tokens(self._chat(form, "")))
             except ModelServerError as error:
                 if self.continuation == "chat" and error.status in (404, 405):
-                    return 0  # nobody tells; the chat endpoint will refuse what it does not take
+                    return 0  # unknown; the chat endpoint refuses a form that it does not take
                 if error.status != 400:
                     raise
                 refusal = refusal or error
@@ -512,7 +512,7 @@ class VLLMPrompts:
             key = json.dumps(turns[:-1])
             if key not in self._template_cache:
                 _evict_oldest(self._template_cache)
-                # The first question of its kind may be the only one: what is around it is for the next.
+                # The first question of its kind may be the only one, so the text around it is for the next.
                 self._template_cache[key] = question, AsyncLazy(lambda: find_frame(turns, self._asked))
             first, cached = self._template_cache[key]
             if question != first and (frame := await cached.get()):
@@ -549,7 +549,7 @@ class VLLMPrompts:
                 raise
             raise ModelServerError(
                 f"{self.server.root}{path} is missing ({error}). vLLM has it; a proxy must let it through. "
-                "It tells prompt tokens, and whether the chat template keeps a text to be continued; "
+                "It counts prompt tokens, and shows whether the chat template keeps a text to be continued; "
                 "continuation='chat' does without the latter",
                 error.status,
             ) from error

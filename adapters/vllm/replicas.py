@@ -1,4 +1,4 @@
-"""Several servers of one model: where a call goes, and where it goes when that server fails."""
+"""Routing of calls to several servers of one model, also when one fails."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .wire import openai_messages
 T = TypeVar("T")
 
 COOLDOWN_S = 5.0
-"""How long a replica that failed is left alone while another one is well."""
+"""Seconds that a failed replica is left alone while another one is available."""
 _BUSY = 429
 
 
 def check_base_urls(base_url: str | Sequence[str]) -> tuple[str, ...]:
-    """Check the `base_url` setting: one address, or those of several replicas.
+    """Checks the `base_url` setting: one address, or those of several replicas.
 
     Returns:
         The root of each, as `check_base_url` gives it.
@@ -39,20 +39,20 @@ def check_base_urls(base_url: str | Sequence[str]) -> tuple[str, ...]:
         raise ValueError("base_url is an empty list; name at least one address")
     roots = tuple(check_base_url(url, f"base_url[{place}]") for place, url in enumerate(base_url))
     if twice := sorted({root for root in roots if roots.count(root) > 1}):
-        raise ValueError(f"base_url names {', '.join(twice)} more than once; each replica stands there once")
+        raise ValueError(f"base_url names {', '.join(twice)} more than once; name each replica once")
     return roots
 
 
 def rank(roots: Sequence[str], key: str) -> list[str]:
-    """The order in which a question asks replicas: rendezvous hashing.
+    """Returns the order in which a question asks replicas: rendezvous hashing.
 
     Each replica draws a number from its own address and the key, and the highest goes first. The order is the
-    same in every process and however the list is sorted, and a replica that comes or goes moves only the
+    same in every process and however the list is sorted, and an added or removed replica moves only the
     questions that it is first for.
 
     Args:
         roots: Addresses, each once.
-        key: What all calls of one question share.
+        key: Key that all calls of one question share.
     """
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass")).digest()
 
@@ -63,7 +63,7 @@ def rank(roots: Sequence[str], key: str) -> list[str]:
 
 
 def conversation_key(messages: Sequence[BaseMessage]) -> str:
-    """What the calls for all steps of a solution share: the conversation without the text to be continued.
+    """Returns the key of a solution's calls: the conversation without the text to be continued.
 
     Raises:
         ValueError: The conversation cannot be continued.
@@ -72,7 +72,7 @@ def conversation_key(messages: Sequence[BaseMessage]) -> str:
 
 
 class Replicas:
-    """Servers of one model, or one server alone; knows which of them failed lately.
+    """Servers of one model, or one server alone; remembers recent failures of each.
 
     Args:
         servers: At least one; alike but for their addresses.
@@ -83,7 +83,7 @@ class Replicas:
         self.servers = {server.root: server for server in servers}
         self._clock = clock
         self._cooling_until: dict[str, float] = {}
-        """Until when a replica that failed is left alone."""
+        """End of the cooldown of a replica that failed."""
 
     @classmethod
     def at(cls, base_url: str | Sequence[str], **options: Any) -> Replicas:
@@ -101,10 +101,10 @@ class Replicas:
         return ", ".join(self.servers)
 
     def route(self, key: str | Callable[[], str]) -> Route:
-        """The way of one call.
+        """Returns the route of one call.
 
         Args:
-            key: What the calls that belong on one replica share; a function is asked only where there are
+            key: Key of the calls that belong on one replica; a function is called only where there are
                 several replicas.
         """
         roots = list(self.servers)
@@ -118,28 +118,28 @@ class Replicas:
         return await route.retrying(lambda: route.post_once(path, payload))
 
     async def served(self, model: str) -> dict[str, Any]:
-        """What one of them tells of a model; see `VLLMServer.served`."""
+        """Returns the entry of a model at one of them; see `VLLMServer.served`."""
         route = self.route(model)
         return await route.retrying(lambda: route.server.served_once(model))
 
     def is_available(self, server: VLLMServer) -> bool:
-        """Whether a replica may be asked: it has not failed lately."""
+        """Whether a replica may be asked: it has not failed recently."""
         return self._clock() >= self._cooling_until.get(server.root, 0.0)
 
     def failed(self, server: VLLMServer) -> None:
-        """Leave a replica alone for a while."""
+        """Leaves a replica alone for a while."""
         self._cooling_until[server.root] = self._clock() + COOLDOWN_S
 
     def answered(self, server: VLLMServer) -> None:
-        """Note that a replica is well: one request that fails everywhere must not send all others away."""
+        """Ends a replica's cooldown: one request that fails everywhere must not move all others."""
         self._cooling_until.pop(server.root, None)
 
     def choose(self, order: Sequence[VLLMServer], tried: Sequence[VLLMServer]) -> VLLMServer:
         """The server of the next attempt.
 
-        The first that is well and was not tried yet; where none is well, the first not tried, else the one
-        tried longest ago. After a cooldown one call finds out how the replica is; the others go on without it
-        until that call has ended.
+        The first that is available and was not tried yet; else the first not tried, else the one tried
+        longest ago. After a cooldown one call tries the replica; the others leave it out until that call has
+        ended.
         """
         fresh = [server for server in order if server not in tried]
         chosen = next(filter(self.is_available, fresh), None)
@@ -151,14 +151,14 @@ class Replicas:
 
 
 class Route:
-    """One call's way through the replicas. Every attempt asks one; after a failure the next has its turn.
+    """Route of one call through the replicas: each attempt asks one, and after a failure the next one.
 
     Args:
-        replicas: Which of them failed lately.
-        order: In which order this call asks them.
+        replicas: Remember which of them failed recently.
+        order: Order in which this call asks them.
 
     Attributes:
-        server: The one of the attempt at hand.
+        server: Server of the current attempt.
         failures: Attempts that failed.
         begun: Those of them that a server may have worked on.
     """
@@ -173,14 +173,14 @@ class Route:
 
     @property
     def root(self) -> str:
-        """The address that the attempt at hand asks."""
+        """Address of the current attempt."""
         return self.server.root
 
     async def retrying(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Await ``call()``, again while it raises `TransientError`; it asks `server`, which may be another.
+        """Awaits ``call()``, again while it raises `TransientError`; it asks `server`, which may be another.
 
         A replica that is busy (429) keeps its question; after any other failure the next one is asked, at
-        once where that is well. All attempts together are ``max_retries`` + 1.
+        once where that is available. All attempts together are ``max_retries`` + 1.
 
         Raises:
             ModelServerError: All attempts failed; names the replicas.
@@ -194,7 +194,7 @@ class Route:
                 self.failures += 1
                 self.begun += error.begun
                 if not isinstance(error, TransientError):
-                    if error.status is not None:  # it refuses, so it is there
+                    if error.status is not None:  # a refusal shows that it is there
                         self._replicas.answered(self.server)
                 elif error.status != _BUSY:
                     self._leave(self.server)

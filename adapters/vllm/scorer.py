@@ -31,12 +31,12 @@ _SAMPLE = "Step 1: 12 + 34 = 46, so \\boxed{46}.\n\n"
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """What was found out about the PRM."""
+    """Facts about the served PRM."""
 
     format: PRMFormat
     max_model_len: int | None
     served_with: str
-    """What the server has to be started with."""
+    """Text on how the server has to be started."""
 
 
 class VLLMProcessReward(VLLMServerPRMSettings):
@@ -63,7 +63,7 @@ class VLLMProcessReward(VLLMServerPRMSettings):
             super().__init__(model=model, **settings)
 
     def model_post_init(self, context: Any) -> None:
-        """Connect the parts; nothing is sent."""
+        """Connects the parts; nothing is sent."""
         self._server = Replicas.at(
             self.base_url,
             api_key_env=self.api_key_env,
@@ -83,7 +83,7 @@ class VLLMProcessReward(VLLMServerPRMSettings):
         return ((name, getattr(self, name)) for name in shown)
 
     def __reduce__(self) -> Any:
-        """Pickle the settings; the server is asked anew on the other side."""
+        """Pickles the settings; the server is asked anew on the other side."""
         return partial(type(self), **self.model_dump()), ()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
@@ -91,7 +91,7 @@ class VLLMProcessReward(VLLMServerPRMSettings):
         return type(self)(**self.model_dump())
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Score every step.
+        """Scores every step.
 
         Args:
             question: What the steps answer.
@@ -107,7 +107,7 @@ class VLLMProcessReward(VLLMServerPRMSettings):
         return run_sync(self.ascore(question, steps))
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Score every step without blocking the event loop; see `score`."""
+        """Scores every step without blocking the event loop; see `score`."""
         ready: _Ready | None = None
         asked: PRMInput | None = None
         route = self._server.route(question)
@@ -170,7 +170,7 @@ class VLLMProcessReward(VLLMServerPRMSettings):
             raise
 
     async def _send(self, server: VLLMServer, inputs: list[PRMInput]) -> list[Any]:
-        """Ask a replica once. The answer to an input may be an error, which is that input's own."""
+        """Asks a replica once. The answer to an input may be an error, which is that input's own."""
         body = {
             "model": self.model,
             "task": "token_classify",

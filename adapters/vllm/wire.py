@@ -18,7 +18,7 @@ from trim_graph.adapters.tokenization import role_of, text_of
 from trim_graph.errors import FailedAttempts, ModelServerError
 
 _ROUNDING = 1e-3
-"""A log-probability may be as much above 0 as it was rounded by."""
+"""Rounding: so much may a log-probability be above 0."""
 
 
 class AnswerError(ValueError):
@@ -27,7 +27,7 @@ class AnswerError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallSettings:
-    """What one call goes by; units as in `ChatVLLM`."""
+    """Settings of one call; units as in `ChatVLLM`."""
 
     stop: tuple[str, ...] = ()
     max_tokens: int
@@ -37,14 +37,14 @@ class CallSettings:
     logprobs: bool
     top_logprobs: int
     entropy_logprobs: int = 0
-    """How many tokens to compute the first one's entropy from; 0: it is not wanted."""
+    """Number of tokens that the first one's entropy is computed from; 0: no entropy."""
     timeout: float | None
     stop_when: StopWhen | None = None
     retry_tokens: RetryTokens | None = None
 
 
 def openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    """Convert a conversation; texts stay byte for byte.
+    """Converts a conversation; texts stay byte for byte.
 
     Raises:
         ValueError: A message has no role in a chat template, or holds something that is not text.
@@ -69,7 +69,7 @@ def _turn(message: BaseMessage) -> dict[str, Any]:
 
 
 def sampling(settings: CallSettings, *, raw: bool) -> dict[str, Any]:
-    """The part of a request that does not depend on the prompt.
+    """Returns the part of a request that does not depend on the prompt.
 
     Args:
         settings: Of the call.
@@ -93,14 +93,14 @@ def sampling(settings: CallSettings, *, raw: bool) -> dict[str, Any]:
         wanted: dict[str, Any] = {"logprobs": True, "top_logprobs": tops}
         body |= {"logprobs": tops} if raw else wanted
     if settings.entropy_logprobs and raw:
-        # This endpoint tells them by their text, which several tokens may share: halves of characters.
+        # This endpoint names them by their text, which several tokens may share: halves of characters.
         body["return_tokens_as_token_ids"] = True
     return body
 
 
 @dataclass(slots=True)
 class Answer:
-    """An answer, whole or as far as it has come; takes documents and stream events of both endpoints."""
+    """An answer, whole or in part; takes documents and stream events of both endpoints."""
 
     text: str = ""
     reasoned: bool = False
@@ -123,20 +123,20 @@ class Answer:
     """Whether anything has arrived."""
     timed_out: bool = False
     choice: int | None = None
-    """Index of the choice that is read, of several."""
+    """Index of the choice that is read, where there are several."""
 
     def add(self, event: dict[str, Any]) -> str:
-        """Take in a document or event.
+        """Adds a document or event.
 
         Returns:
-            The text it brought.
+            The text of the event.
 
         Raises:
             AnswerError: A number of its usage cannot be true, or its text is no text.
         """
         self.begun = True
         self.model = event.get("model") or self.model
-        # Where the event cannot be read, what was reported before does not count what it brought.
+        # If the event cannot be read, the usage reported before does not cover its text.
         known, self.usage_known = self.usage_known, False
         text = self._add_choice(event)
         usage = event.get("usage") or _llama_cpp_usage(event)
@@ -173,7 +173,7 @@ class Answer:
         self.stop_reason = reason if isinstance(reason, str) else None
 
     def _add_usage(self, usage: dict[str, Any]) -> bool:
-        """Read what an event reports; tell whether that counts all that has arrived."""
+        """Reads the usage of an event; returns whether it covers all text that has arrived."""
         read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         if read is not None:
@@ -186,7 +186,7 @@ class Answer:
 
     @property
     def counted(self) -> bool:
-        """Whether the tokens of all that has arrived are known: a text of no tokens tells none."""
+        """Whether the tokens of all that has arrived are known: a text of zero tokens is no report."""
         return self.usage_known and bool(self.output_tokens or not (self.text or self.reasoned))
 
     def stopped_by(self, stop_when: StopWhen | None) -> bool:
@@ -202,7 +202,7 @@ class Answer:
         self.finish_reason, self.stop_reason = "length", None
 
     def check(self) -> None:
-        """Check a finished answer.
+        """Checks a finished answer.
 
         Raises:
             AnswerError: It was refused or broken off, or has text without tokens.
@@ -247,10 +247,10 @@ class Lost:
     """Tokens reported beyond the most that an attempt could generate."""
 
     def add(self, answer: Answer, *, max_tokens: int, worked_on: bool, usage_streamed: bool = True) -> None:
-        """Count an attempt that failed.
+        """Counts an attempt that failed.
 
         Args:
-            answer: What had arrived of it.
+            answer: The part of it that had arrived.
             max_tokens: Most tokens it could generate.
             worked_on: Whether the server may have worked on it.
             usage_streamed: Whether the server reported tokens while it wrote; else those of an unfinished
@@ -284,7 +284,7 @@ class Lost:
 def metadata_of(
     answer: Answer, settings: CallSettings, lost: Lost, model: str, *, starts_in_reasoning: bool
 ) -> dict[str, Any]:
-    """The ``response_metadata`` of an answer."""
+    """Returns the ``response_metadata`` of an answer."""
     metadata: dict[str, Any] = {
         "model_name": answer.model or model,
         "finish_reason": answer.finish_reason,
@@ -312,7 +312,7 @@ def metadata_of(
 
 
 def usage_of(answer: Answer, lost: Lost, *, most_read: int = 0, most_written: int = 0) -> UsageMetadata:
-    """The ``usage_metadata`` of an answer: what it and the failed attempts before it cost.
+    """Returns the ``usage_metadata`` of an answer: its tokens and those of the failed attempts before it.
 
     Args:
         answer: The answer.
@@ -424,7 +424,7 @@ Post = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
 
 class Dialect:
-    """vLLM's, which is taken where a server does not name another one.
+    """Dialect of vLLM, also of servers that name no other.
 
     Attributes:
         name: Of the server.
@@ -491,7 +491,7 @@ class LlamaCpp(Dialect):
         """The sampling part of a generation request in this dialect."""
         if (
             "logprobs" in body
-        ):  # as many as alternatives: with none of them it tells nothing of the token itself
+        ):  # one at least: without alternatives the server does not report the token itself
             body = {**body, "logprobs": max(1, body["logprobs"])}
         return {**body, "verbose": True, "response_fields": ["stop_type", "stopping_word"]}
 
@@ -516,7 +516,7 @@ class LlamaCpp(Dialect):
                 raise
             raise ModelServerError(
                 str(error), 400
-            ) from error  # what a chat template refuses is no fault of its server
+            ) from error  # a chat template's refusal is no failure of its server
 
 
 async def _asked(post: Post, path: str, body: dict[str, Any], field: str) -> Any:
@@ -533,5 +533,5 @@ _VLLM = Dialect()
 
 
 def dialect_of(entry: Mapping[str, Any]) -> Dialect:
-    """Return the dialect of a server by the ``owned_by`` of the model's entry in ``/v1/models``."""
+    """Returns the dialect of a server by the ``owned_by`` of the model's entry in ``/v1/models``."""
     return _BY_OWNER.get(str(entry.get("owned_by")), _VLLM)

@@ -281,7 +281,7 @@ def test_a_probe_cut_before_its_token_is_asked_again_and_at_last_given_up(make):
 
 def test_a_model_that_tells_no_entropy_is_refused_at_the_first_probe(make):
     rig = make(policy=entropy_probe(1.0), scorer=None, on_small_error="large")
-    with pytest.raises(ChatModelContractError, match="small model does not tell the entropy"):
+    with pytest.raises(ChatModelContractError, match="small model does not report the entropy"):
         rig.ask()
     assert len(rig.small.calls) == 1
 
