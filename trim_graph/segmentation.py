@@ -524,7 +524,7 @@ class Thinking(BaseModel):
     def boundary(
         self, previous: Mapping[str, Any] | None, text: str, *, opened: bool = False
     ) -> Boundary | None:
-        """Return where the reasoning ends that a text begins in; None if it begins in none, or in an empty one.
+        """Return where the reasoning that a text begins in ends; None if it begins in none or an empty one.
 
         Args:
             previous: The step before the text.
@@ -556,7 +556,7 @@ class Thinking(BaseModel):
         return "answer" if previous is not None and "part" in previous else None
 
     def answer_in(self, text: str, first: Mapping[str, Any] | None) -> str:
-        """Return the text after the reasoning: all of it without reasoning, none while the reasoning is open."""
+        """Return the text after the reasoning: all of it without any, none while the reasoning is open."""
         if first is None or first.get("part") is None:
             return text
         return text.rpartition(self.close)[2] if self.close in text else ""

@@ -41,7 +41,7 @@ from trim_graph.routing.router import (
     Event,
 )
 from trim_graph.settings import Settings
-from trim_graph.state import SCHEMA_VERSION, Draft, StepRequest, TrimState, applied
+from trim_graph.state import SCHEMA_VERSION, Draft, StepRequest, TrimState, reduce_state
 
 STEP_TOKENS = 100
 MAX_STEPS = 4
@@ -182,7 +182,7 @@ class Ruling:
     state: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.state = applied(self.before, self.action.update)
+        self.state = reduce_state(self.before, self.action.update)
 
     def __str__(self) -> str:
         if isinstance(self.action, Generate):
@@ -446,7 +446,7 @@ LIMITS: list[tuple[dict[str, Any], str]] = [
 def test_a_draft_whose_replacement_a_limit_refuses_is_kept_and_the_limit_named(limit, name, decision):
     ruling = route(Says(decision=decision), draft=draft(0.4), **limit)
     assert ruling.texts == ["a draft"]
-    assert ruling.decision == {"decision": "accept", "refused": name}
+    assert ruling.decision == {"decision": "accept", "exhausted_limit": name}
     assert str(ruling) == ("end: deadline" if name == "seconds" else "small step")
     assert (f"the limit on {name} is spent" in ruling.notes) == (name != "large_failures")
 
@@ -753,7 +753,7 @@ def test_a_persons_decision_on_a_draft_counts_in_place_of_the_policys(decision, 
 def test_a_persons_wish_for_the_large_model_needs_the_budget_too():
     spent = {"draft": draft(0.2), "human_response": {"decision": "regenerate"}}
     ruling = route(budget=Budget(large_calls=0), **spent)
-    assert ruling.decision == {"decision": "accept", "refused": "large_calls", "by": "person"}
+    assert ruling.decision == {"decision": "accept", "exhausted_limit": "large_calls", "by": "person"}
     assert str(route(budget=Budget(large_calls=0, on_exhausted="ask"), **spent)) == "ask about large_calls"
 
 
@@ -764,7 +764,10 @@ def test_a_persons_wish_for_the_large_model_needs_the_budget_too():
         ({"draft": draft(0.4), "ask_below": 0.45}, "large step"),
         ({}, "small draft"),
         ({"request": order("large", partial_text="- ", attempt=1)}, "large step"),
-        ({"request": LARGE, "failed": {**LARGE_FAILED, "refused": "large_tokens of user:1"}}, "large step"),
+        (
+            {"request": LARGE, "failed": {**LARGE_FAILED, "exhausted_limit": "large_tokens of user:1"}},
+            "large step",
+        ),
         ({"request": order(), "failed": SMALL_FAILED}, "large step"),
     ],
 )
@@ -907,12 +910,12 @@ def test_a_large_model_that_failed_too_often_is_given_up_and_that_is_said(failur
         (
             {"on_scorer_error": "regenerate", "budget": Budget(large_calls=0)},
             "small step",
-            {"decision": "accept", "refused": "large_calls"},
+            {"decision": "accept", "exhausted_limit": "large_calls"},
         ),
         (
             {"on_scorer_error": "regenerate", "budget": Budget(large_calls=0, on_exhausted="stop")},
             "end: budget",
-            {"decision": "accept", "refused": "large_calls"},
+            {"decision": "accept", "exhausted_limit": "large_calls"},
         ),
         (
             {"on_scorer_error": "regenerate", "budget": Budget(large_calls=0, on_exhausted="ask")},
@@ -967,7 +970,7 @@ def test_a_conversation_for_which_no_model_has_room_is_an_error_of_the_input():
 
 
 EMPTY_ACCOUNT = {"accounts_left": {"user:1": RemainingBudget(large_calls=0)}}
-CAME_LATE = {"part": "large", "error": "", "refused": "large_calls of user:1"}
+CAME_LATE = {"part": "large", "error": "", "exhausted_limit": "large_calls of user:1"}
 
 
 @pytest.mark.parametrize(
@@ -990,7 +993,7 @@ def test_a_call_that_other_runs_left_no_account_for_leaves_the_draft_it_was_to_r
     budget = Budget(on_exhausted=on_exhausted)
     ruling = route(failed=CAME_LATE, request=LARGE, decisions=[REJECTED], budget=budget, **EMPTY_ACCOUNT)
     assert ruling.texts == ["turned down"]
-    assert ruling.decision == {"decision": "accept", "refused": "large_calls of user:1"}
+    assert ruling.decision == {"decision": "accept", "exhausted_limit": "large_calls of user:1"}
 
 
 def test_a_call_to_the_end_that_is_granted_anew_still_goes_to_the_end():
@@ -1363,7 +1366,7 @@ def test_a_call_of_the_large_model_is_granted_no_more_than_any_limit_leaves(unit
     action = decide(view, unit)
     if not isinstance(action, Generate):
         return
-    request = applied(view.state, action.update)["request"]
+    request = reduce_state(view.state, action.update)["request"]
     assert request is not None
     if request["writer"] == "small":
         return
@@ -1395,7 +1398,7 @@ def test_an_action_holds_known_channels_of_plain_json_and_an_end_its_reason(unit
         return
     assert action.update.keys() <= CHANNELS
     assert json.loads(json.dumps(action.update)) == action.update
-    after = applied(view.state, action.update)
+    after = reduce_state(view.state, action.update)
     if isinstance(action, Finish):
         assert after["stopped"] in REASONS - ({""} if unit == "step" else set())
         assert after["request"] is None
@@ -1476,7 +1479,7 @@ def test_a_run_that_the_router_plays_ends_within_its_steps_its_supersteps_and_it
     ).state
 
     def after(update: dict[str, Any]) -> TrimState:
-        return applied(state, {**update, "remaining_steps": state["remaining_steps"] - 1})
+        return reduce_state(state, {**update, "remaining_steps": state["remaining_steps"] - 1})
 
     while True:
         action = Router().next(RunView(state, policy, count_prompt=lambda steps, written: 5))

@@ -587,8 +587,8 @@ def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
     writer = call.writer
     if "probe" in call.request and refused_setting(error) in LOGPROBS:
         raise ChatModelContractError(
-            f"the {writer} model does not report the entropy of its first token, which the policy asks for; it "
-            f"refuses log-probabilities. Use ChatVLLM or ChatTransformers, or another policy ({error})"
+            f"the {writer} model does not report the entropy of its first token, which the policy asks for; "
+            f"it refuses log-probabilities. Use ChatVLLM or ChatTransformers, or another policy ({error})"
         ) from error
     limit = None if call.retry is None else call.retry.exhausted_limit
     full = call.solution and is_context_full(error)
