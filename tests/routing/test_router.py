@@ -394,14 +394,14 @@ def test_a_draft_that_is_handed_over_is_discarded_and_the_large_model_writes_to_
 
 
 def test_a_decision_is_on_record_with_the_step_its_score_and_its_part():
-    ruling = route(threshold(0.5), draft=draft(0.4, part="thought"))
+    ruling = route(threshold(0.5), draft=draft(0.4, part="reasoning"))
     assert ruling.state["decisions"] == [
         {
             "step": 2,
             "decision": "regenerate",
             "score": 0.4,
-            "part": "thought",
-            "discarded": step("a draft", part="thought"),
+            "part": "reasoning",
+            "discarded": step("a draft", part="reasoning"),
         }
     ]
     assert ruling.events("decision") == ruling.state["decisions"]
@@ -841,9 +841,9 @@ def test_a_step_by_hand_is_separated_as_the_steps_before_it(waiting, separator):
 
 
 def test_a_step_by_hand_within_a_thought_belongs_to_it():
-    thought = [step("<think>hm", part="thought")]
+    thought = [step("<think>hm", part="reasoning")]
     ruling = route(steps=thought, human_response={"step": "by hand", "ends": False})
-    assert ruling.action.update["steps"][0]["part"] == "thought"
+    assert ruling.action.update["steps"][0]["part"] == "reasoning"
 
 
 # Failures, and the declared way out of each
@@ -1215,7 +1215,7 @@ ENDS = st.sampled_from(["delimiter", "delimiter", "delimiter", "length", "eos"])
 WRITERS = st.sampled_from(["small", "large"])
 SCORES = st.none() | st.sampled_from([0.1, 0.4, 0.6, 0.9])
 AMOUNTS = st.none() | st.integers(0, 250)
-PARTS = st.sampled_from([{}, {}, {"part": "thought"}, {"part": "answer"}])
+PARTS = st.sampled_from([{}, {}, {"part": "reasoning"}, {"part": "answer"}])
 LEFT = st.builds(RemainingBudget, AMOUNTS, st.none() | st.integers(0, 3), AMOUNTS)
 ON_EXHAUSTED = st.sampled_from(["small", "stop", "ask"])
 USAGE = st.builds(

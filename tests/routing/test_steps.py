@@ -136,8 +136,8 @@ def test_punctuation_that_ends_a_cut_step_is_a_draft(end, previous_end, kept):
 @pytest.mark.parametrize(
     ("said", "part"),
     [
-        (reply("<think>hm"), "thought"),
-        (reply("hm", opens_thought=True), "thought"),
+        (reply("<think>hm"), "reasoning"),
+        (reply("hm", starts_in_reasoning=True), "reasoning"),
         (reply("plain"), None),
     ],
 )
@@ -147,7 +147,7 @@ def test_a_first_draft_belongs_to_a_thought_where_one_was_opened(said, part):
 
 def test_a_thought_that_closes_within_an_answer_ends_the_draft():
     draft = parsed(reply("<think>hm</think>so it is", "eos"))
-    assert (draft["text"], draft["separator"], draft["part"]) == ("<think>hm", "</think>", "thought")
+    assert (draft["text"], draft["separator"], draft["part"]) == ("<think>hm", "</think>", "reasoning")
 
 
 def test_without_thinking_the_marks_are_text():
@@ -179,7 +179,7 @@ def test_an_answer_stops_at_the_delimiter_and_where_a_thought_may_close():
 
     assert stops(PARAGRAPHS, whole("one", "delimiter")) == ["\n\n"]
     assert stops(PARAGRAPHS, None) == ["\n\n", "</think>"]
-    assert stops(PARAGRAPHS, whole("<think>hm", "delimiter", part="thought")) == ["\n\n", "</think>"]
+    assert stops(PARAGRAPHS, whole("<think>hm", "delimiter", part="reasoning")) == ["\n\n", "</think>"]
     assert stops(LINES, whole("one", "delimiter")) is None
 
 
@@ -230,10 +230,10 @@ def test_a_separator_that_is_not_the_delimiter_is_kept_with_each_step():
 
 
 def test_a_thought_and_its_answer_are_two_steps_of_their_parts():
-    steps = split(whole("<think>hm\n\nso</think>It is 4.", part="thought"), thinking=Thinking())
+    steps = split(whole("<think>hm\n\nso</think>It is 4.", part="reasoning"), thinking=Thinking())
     assert [(one["text"], one["part"], one.get("separator")) for one in steps] == [
-        ("<think>hm", "thought", None),
-        ("so", "thought", "</think>"),
+        ("<think>hm", "reasoning", None),
+        ("so", "reasoning", "</think>"),
         ("It is 4.", "answer", None),
     ]
 
