@@ -6,7 +6,7 @@ from trim_graph.evaluation.plots import (
     draw_places,
     draw_reliability,
     draw_steps,
-    save_picture,
+    save_plot,
     svg_of,
 )
 from trim_graph.evaluation.scorer_metrics import discrimination
@@ -80,13 +80,13 @@ def test_any_name_can_be_drawn_and_is_not_mathematics(tmp_path):
     assert told[3:7] == [" _hidden", "$x_1$", "\\frac{", "中文"]
     assert all(len(name) <= 28 for name in told)
     assert b"<script" not in svg_of(figure)
-    files = save_picture(figure, tmp_path / "all.of it")
+    files = save_plot(figure, tmp_path / "all.of it")
     assert [file.name for file in files] == ["all.of it.png", "all.of it.svg"]
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
     for name in "ab":
-        save_picture(draw_accuracy(POINTS, SMALL, LARGE), tmp_path / name)
+        save_plot(draw_accuracy(POINTS, SMALL, LARGE), tmp_path / name)
     for ending in ("png", "svg"):
         assert (tmp_path / f"a.{ending}").read_bytes() == (tmp_path / f"b.{ending}").read_bytes()
 

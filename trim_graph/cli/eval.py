@@ -349,11 +349,11 @@ def _accuracy(summary: RunSummary) -> Table:
     spread = summary["n"] >= _SPREAD_FROM
     for arm in summary["arms"]:
         own = arm["figures"]
-        beside = arm["differences"].get("large", {}).get("accuracy")
+        compared_to = arm["differences"].get("large", {}).get("accuracy")
         table.add_row(
             arm["arm"],
             _told(own["accuracy"], spread=spread),
-            _told(beside, signed=True, spread=spread),
+            _told(compared_to, signed=True, spread=spread),
             _told(own["large_tokens"], digits=1),
             _told(own["share"], spread=spread),
             _told(own["pgr"], spread=spread),

@@ -170,7 +170,7 @@ def _report(options: EvalScorerOptions, config: TrimConfig, rated: dict[str, lis
     _show(figures, threshold, chosen)
     if options.out is None:
         return
-    from trim_graph.evaluation.plots import draw_reliability, save_picture
+    from trim_graph.evaluation.plots import draw_reliability, save_plot
 
     document = {
         "command": "trim-graph eval-scorer",
@@ -182,7 +182,7 @@ def _report(options: EvalScorerOptions, config: TrimConfig, rated: dict[str, lis
     }
     (options.out / FIGURES).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     curves = {name: found["steps"] for name, found in figures.items()}
-    files = save_picture(draw_reliability(curves), options.out / PICTURE)
+    files = save_plot(draw_reliability(curves), options.out / PICTURE)
     print(f"scores, {', '.join(file.name for file in files)} and {FIGURES} in {options.out}")
 
 

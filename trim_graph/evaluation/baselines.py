@@ -1,4 +1,4 @@
-"""Baselines beside a policy, on the same models through the same adapters, and the runs that fit them."""
+"""Baselines of a policy, on the same models through the same adapters, and the runs that fit them."""
 
 from __future__ import annotations
 

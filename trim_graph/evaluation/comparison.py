@@ -290,7 +290,7 @@ def _quantile(values: Array, share: float, resamples: int, seed: int) -> Metric:
 
 
 class Comparison:
-    """All arms of an evaluation beside each other.
+    """All arms of an evaluation, compared to each other.
 
     Args:
         arms: By name; those of the models alone, `SMALL` and `LARGE`, are among them.

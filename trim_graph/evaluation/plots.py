@@ -48,7 +48,7 @@ class Positions(NamedTuple):
     """Share of what stands in each tenth of a solution, steps counted as equally long."""
 
 
-def save_picture(figure: Figure, stem: Path) -> list[Path]:
+def save_plot(figure: Figure, stem: Path) -> list[Path]:
     """Writes ``stem.png`` and ``stem.svg``; the same figure gives the same bytes.
 
     Args:

@@ -559,7 +559,7 @@ class CurveSummary(TypedDict):
 
 
 class Verdict(TypedDict):
-    """What one arm saves and costs beside the large model alone."""
+    """What one arm saves and costs compared to the large model alone."""
 
     arm: str
     use: Literal["yes", "no", "undecided"]

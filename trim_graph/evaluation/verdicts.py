@@ -1,4 +1,4 @@
-"""Is a policy worth it? What an arm saves beside the large model alone, what it costs, and the summary."""
+"""Verdicts: what an arm saves compared to the large model alone, what it costs, and the summary."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from trim_graph.evaluation.plots import (
     draw_places,
     draw_reliability,
     draw_steps,
-    save_picture,
+    save_plot,
     svg_of,
 )
 from trim_graph.evaluation.records import ArmSettings, ArmSummary, RunSummary
@@ -48,7 +48,7 @@ class Picture:
 
     def save(self, folder: Path) -> list[Path]:
         """Writes it as PNG and SVG."""
-        return save_picture(self.draw(False), folder / self.name)
+        return save_plot(self.draw(False), folder / self.name)
 
     def html(self) -> str:
         """Returns it for a page, light or dark as the reader has it."""

@@ -73,7 +73,7 @@ def draw(figures: dict[str, Any], stem: Path) -> list[Path]:
     """Draw throughput by way, and CPU by way."""
     from matplotlib.figure import Figure
 
-    from trim_graph.evaluation.plots import COLOURS, save_picture
+    from trim_graph.evaluation.plots import COLOURS, save_plot
 
     figure = Figure(figsize=(8.2, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -123,6 +123,6 @@ def draw(figures: dict[str, Any], stem: Path) -> list[Path]:
         right.bar([shown[name] for name in order], [spent[name] for name in order], color=COLOURS[2])
         right.tick_params(axis="x", labelsize=7)
         right.set_ylabel("CPU ms a step, instant models")
-    picture, drawing = save_picture(figure, stem)
+    picture, drawing = save_plot(figure, stem)
     drawing.unlink()  # the README shows the other
     return [picture]
