@@ -35,7 +35,7 @@ further attempt. `ChatVLLM` takes one as the call setting ``retry_tokens``."""
 
 
 class ScorableStep(TypedDict):
-    """One step as a scorer gets it; of an agent, one turn, written by `trim_graph.middleware.render_turn`."""
+    """One step as a scorer gets it; of an agent, one turn, written by `trim_graph.agents.render_turn`."""
 
     text: str
     """The step without its delimiter."""

@@ -330,7 +330,7 @@ USER = """
 from collections.abc import Sequence
 from trim_graph import Budget, ScorableStep, ScorerReply, TrimContext
 from trim_graph import create_trim_chat_model, create_trim_graph
-from trim_graph.middleware import TrimMiddleware
+from trim_graph.agents import TrimMiddleware
 from trim_graph.policies import threshold
 from trim_graph.testing import ScriptedChatModel
 
