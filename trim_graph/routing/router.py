@@ -1,7 +1,7 @@
-"""The rules of routing: who writes the next step, whether a draft stays, who is asked, when a run ends.
+"""The rules of routing: who writes next, whether a draft is accepted, when to ask a person or to end.
 
-Pure: no LangGraph, no I/O, no model. `Router.next` gets a view of the run and returns one action with the
-update of the state that belongs to it. The graph, an agent's turn, lookahead and offline replay all ask it.
+Pure: no LangGraph, no I/O, no model. `Router.next` maps a view of the run to one action with its update of
+the state. The graph, an agent's turn, lookahead and offline replay use the same router.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ from .steps import as_step, rejected_draft, split_into_steps
 from .view import RunView
 
 SCORED_ROUND = 6
-"""Supersteps kept for a draft that may be regenerated: generate, score, route, generate, route, finalize."""
+"""Supersteps reserved for a draft with a decision: generate, score, route, generate, route, finalize."""
 PLAIN_ROUND = 3
-"""Supersteps kept for a step on which no decision hangs: generate, route, finalize."""
+"""Supersteps reserved for a step that needs no decision: generate, route, finalize."""
 PROBE = 2
 """Supersteps that a probe adds to a step: generate, route."""
 RECURSION_FLOOR = 1 + PROBE + SCORED_ROUND + 1
-"""Lowest recursion limit a run can begin with: the first `route`, the longest round, the last look."""
+"""Lowest recursion limit of a run: the first `route`, the longest round, LangGraph's final check."""
 LIMIT_REACHED = (
     "the recursion limit is reached: give the call's config a higher recursion_limit; a chain (a | graph) "
     "has LangChain's 25 unless its config names one"
 )
 MAX_ATTEMPTS = 16
-"""Answers without a step, in a row, after which the writer has failed: blank lines, a rule, a lone tag."""
+"""Consecutive answers without a step (blank lines, a rule, a lone tag) after which the writer has failed."""
 MAX_IDLE = 3
-"""The same where the last of them has added nothing, so that the next one has the same prompt."""
+"""The same for answers that added no text, since the next prompt would be the same."""
 MAX_LARGE_FAILURES = 3
-"""Failed calls of the large model in a run after which it is not asked again, so that a dead server does not
-cost its timeouts at every step."""
+"""Failed calls of the large model after which a run stops calling it, so that a dead server does not cost a
+timeout at every step."""
 
 _LARGE_FAILURES = "large_failures"
 _UNBOUNDED = "unbounded_prompt"
 _NO_LIMIT = (_LARGE_FAILURES, _UNBOUNDED)
-"""Why the large model is not called, besides a limit that is exhausted: no larger budget helps."""
+"""Reasons not to call the large model other than an exhausted limit; a larger budget does not help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +77,11 @@ class AcceptedText:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What comes next.
+    """The next action of a run.
 
     Attributes:
-        update: Of the state; holds what this action changes.
-        events: What a stream reports of it, in this order.
+        update: Update of the state.
+        events: Events for streams, in order.
     """
 
     update: dict[str, Any]
@@ -89,69 +89,69 @@ class Action:
 
 
 class Generate(Action):
-    """A writer is asked for a step; ``update["request"]`` says for which."""
+    """Call a writer for the step that ``update["request"]`` requests."""
 
 
 class AskHuman(Action):
-    """A person is asked; ``update["pending_interrupt"]`` says why."""
+    """Interrupt the run for a person; ``update["pending_interrupt"]`` holds the reason."""
 
 
 class Finish(Action):
-    """The run ends, or the turn of an agent; ``update["stopped"]`` names the reason."""
+    """End the run, or the turn of an agent; ``update["stopped"]`` names the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class RouterOptions:
-    """What a step is.
+    """Options of a router.
 
     Attributes:
-        unit: ``step``: a part of one solution, whose text the large model may go on writing to its end.
-            ``turn``: a whole message of an agent. It may hold tool calls, so one that was cut off is of no
-            use, nothing is asked in the middle of it, and the agent's own node begins the next one.
+        unit: What is routed. ``step``: a part of one solution; the large model may write all further steps at
+            once. ``turn``: a whole message of an agent. It may hold tool calls, so a turn that was cut off is
+            useless, no interrupt is possible within it, and the agent's own node begins the next one.
     """
 
     unit: Literal["step", "turn"] = "step"
 
 
 class Router:
-    """Decides what comes next in a run.
+    """Decides the next action of a run.
 
     Args:
-        options: What a step is.
+        options: Options; default: the steps of a solution.
     """
 
     def __init__(self, options: RouterOptions | None = None) -> None:
         self.options = options or RouterOptions()
 
     def next(self, view: RunView) -> Action:
-        """Return what follows from what the last node left.
+        """Return the next action, given the state that the last node left.
 
         Args:
-            view: Of the run.
+            view: View of the run.
 
         Raises:
             SettingsError: The policy's answer is not valid.
-            InputError: No model has room for the conversation.
+            InputError: The conversation fills the contexts of both models.
         """
         return _Decision(view, self.options).take()
 
     def if_kept(self, view: RunView) -> Action | None:
-        """Return what follows if the draft stays and the small model writes on, for a step written ahead.
+        """Return the next action if the draft is accepted and the small model writes on, for speculation.
 
-        Nobody has decided yet, so neither the policy nor a limit is asked.
+        The draft has no decision yet, so neither policy nor limits are applied.
 
         Args:
-            view: Of the run, before the draft's score is known.
+            view: View of the run before the draft's score is known.
 
         Returns:
-            None where the policy may have another writer follow.
+            The action; None if the policy may choose another next writer.
         """
         if view.draft is None or view.request is None or not view.policy.small_follows:
             return None
         return _Decision(view, self.options, foreseen=True).accept(view.draft, view.request)
 
     def renewed(self, view: RunView) -> Action:
-        """Return what follows from the order in the state once the whole prompt is known, tools included."""
+        """Return the action for the request in the state, now that the whole prompt with tools is known."""
         request = view.request
         decision = _Decision(view, self.options)
         if request is None:
@@ -169,19 +169,19 @@ class Router:
         )
 
     def for_fallback(self, view: RunView, request: StepRequest) -> StepRequest | None:
-        """Return the order for a writer's next fallback; None where the budget has nothing left for it."""
+        """Return the request for a writer's next fallback; None if the budget leaves nothing for it."""
         if request["writer"] == "small":
             return request
         granted, _ = _Decision(view, self.options).grant(request["max_tokens"])
         return StepRequest(**{**request, "max_tokens": granted}) if granted else None
 
     def replaces_cut_turn(self, view: RunView, request: StepRequest) -> bool:
-        """Tell whether the small model's turn is to be had where the large one's was cut off."""
+        """Return whether the small model's turn can replace the large one's that was cut off."""
         return _Decision(view, self.options).replaces_cut_turn(request)
 
 
 class _HandedOver(Policy):
-    """The large model writes on; nobody decides any more."""
+    """Policy after a handover: the large model writes all further steps, without decisions."""
 
     needs_score = False
     decides = False
@@ -192,12 +192,12 @@ class _HandedOver(Policy):
 
 @dataclass
 class _Decision:
-    """One decision under way: the view, and what changes."""
+    """One decision in progress: the view, and the changes so far."""
 
     view: RunView
     options: RouterOptions
     foreseen: bool = False
-    """Whether nobody has decided on the draft yet; see `Router.if_kept`."""
+    """Whether the draft has no decision yet; see `Router.if_kept`."""
     update: dict[str, Any] = field(default_factory=dict)
     events: list[Event | AcceptedText] = field(default_factory=list)
 
@@ -212,7 +212,7 @@ class _Decision:
         self._prompts: dict[tuple[int, str], tuple[int, bool]] = {}
 
     def take(self) -> Action:
-        """Look at what the last node left, and say what comes next."""
+        """Return the next action, given the state that the last node left."""
         draft, request = self.view.draft, self.view.request
         if (human_response := self.state.get("human_response")) is not None:
             acted = self._act_on(human_response, draft, request)
@@ -265,7 +265,7 @@ class _Decision:
         return self.write(self.small_request(needs_decision=needs_decision))
 
     def _probe(self) -> Action:
-        """Have the small model asked for one token, unless nobody could act on its entropy."""
+        """Request one token of the small model, unless the budget leaves no choice to its entropy."""
         if self.options.unit == "turn":
             raise SettingsError(
                 f"policy {self.policy!r} wants a probe, one token of the small model, which tells nothing of "
@@ -296,7 +296,7 @@ class _Decision:
     def _carry_out(
         self, choice: Choice, draft: Draft, request: StepRequest, *, by_person: bool = False
     ) -> Action:
-        """Do with a draft as was decided, as far as the budget allows."""
+        """Carry out the decision on a draft, as far as the budget allows."""
         record = self._record(choice.value, draft["score"])
         if "part" in draft:
             record["part"] = draft["part"]
@@ -318,7 +318,7 @@ class _Decision:
         return self.accept(draft, request) if large is None else self.write(large)
 
     def accept(self, draft: Draft, request: StepRequest) -> Action:
-        """Add a draft to the solution, and go on."""
+        """Add a draft to the solution, and return the next action."""
         if self.options.unit == "turn":
             return self._accept_turn(draft, request)
         accepted: Sequence[Step] = [as_step(draft)]
@@ -326,7 +326,7 @@ class _Decision:
             way = self.view.segmentation.continuing(cut_text(self.steps))
             thinking = self.settings.thinking
             accepted = split_into_steps(draft, way, delimiter=self.settings.delimiter, thinking=thinking)
-        # Nothing remains for a writer that was let go on to the end and has used all that remained.
+        # A writer that was to continue to the end and used all remaining tokens leaves no further step.
         used_up = request["until_eos"] and request["max_tokens"] >= self._tokens_to_end()
         self._keep(accepted, draft["score"])
         if draft["end"] == "eos":
@@ -342,7 +342,7 @@ class _Decision:
         return self._next_writer()
 
     def _accept_turn(self, draft: Draft, request: StepRequest) -> Action:
-        """End an agent's turn with this draft, unless it was cut off and something better is to be had."""
+        """End an agent's turn with this draft, unless it was cut off and the small model has a better one."""
         cut = draft["end"] == "length"
         if cut and draft["writer"] == "large" and self.replaces_cut_turn(request):
             why = f"the large model's turn was cut off at {request['max_tokens']} tokens"
@@ -356,7 +356,7 @@ class _Decision:
         return self.finish("finished" if draft["end"] == "eos" else "")
 
     def replaces_cut_turn(self, request: StepRequest) -> bool:
-        """Tell whether the small model's turn is to be had where the large one's was cut off."""
+        """Return whether the small model's turn can replace the large one's that was cut off."""
         kept = self._rejected_draft()
         return request["max_tokens"] < self.view.step_tokens if kept is None else kept["end"] != "length"
 
@@ -371,14 +371,14 @@ class _Decision:
         request: StepRequest | None,
         failed: Failure | None = None,
     ) -> Action:
-        """Have a person asked; with the answer, the router looks at the same things again.
+        """Interrupt for a person; after the answer the router decides on the same state again.
 
         Args:
-            reason: Why.
-            limit: The exhausted one.
-            draft: Waits for a decision.
-            request: What the draft was written for, or what is still to be written.
-            failed: What has failed before.
+            reason: Reason of the interrupt.
+            limit: The exhausted limit.
+            draft: Draft that awaits a decision.
+            request: Request of the draft, or of the step still to be written.
+            failed: Earlier failure.
         """
         self._event("asked", step=len(self.steps), reason=reason, limit=limit)
         pending_interrupt = PendingInterrupt(reason=reason, limit=limit)
@@ -389,7 +389,7 @@ class _Decision:
     def _act_on(
         self, human_response: HumanResponse, draft: Draft | None, request: StepRequest | None
     ) -> Action | None:
-        """Do what a person said; None where it is to be decided again, by new limits."""
+        """Carry out a person's response; None if new limits require another decision."""
         self._event("answered", step=len(self.steps), answer=human_response)
         if "step" in human_response:
             return self._by_hand(human_response["step"], ends=human_response["ends"], draft=draft)
@@ -439,7 +439,7 @@ class _Decision:
         return self.accept(Draft(**step, score=None), whole)
 
     def _separator(self, draft: Draft | None) -> str | None:
-        """Return what separates the steps of this solution; None: the delimiter of the settings."""
+        """Return the separator of this solution's steps; None for the delimiter of the settings."""
         thinking = self.settings.thinking
         for step in (draft, *reversed(self.steps)):
             if step is None or step["end"] != "delimiter":
@@ -455,12 +455,12 @@ class _Decision:
     # What follows a failure: `on_small_error` and its like
 
     def _fall_back(self, failed: Failure, draft: Draft | None, request: StepRequest) -> Action:
-        """Find the way out that the settings name.
+        """Return the way out of a failure that the settings declare.
 
         Args:
-            failed: What failed.
-            draft: What the scorer could not rate; None where a writer failed.
-            request: What the writer was asked for.
+            failed: The failure.
+            draft: Draft that the scorer could not rate; None if a writer failed.
+            request: Request of the writer.
         """
         if "exhausted_limit" in failed:
             return self._exhausted_by_others(failed["exhausted_limit"], request)
@@ -490,7 +490,7 @@ class _Decision:
         return self.finish("length" if full else "failed")
 
     def _exhausted_by_others(self, limit: str, request: StepRequest) -> Action:
-        """Other runs had used up an account before the large model could be called."""
+        """Return the action after other runs exhausted an account before the large model could be called."""
         large, refused = self.large_request(request["until_eos"])
         if large is not None:  # there is some again: another run has used less than it had set aside
             return self.write(large)
@@ -500,7 +500,7 @@ class _Decision:
         return self._fall_back_to_small(refused or limit)
 
     def _fall_back_to_small(self, limit: str) -> Action:
-        """Go on without the large model, which an exhausted limit keeps from a step it was to write."""
+        """Continue without the large model if an exhausted limit prevents a call that was requested of it."""
         self.note_refusal(limit)
         if self._rejected_draft() is None and self.stops(limit):
             return self.finish("budget")
@@ -545,10 +545,10 @@ class _Decision:
     def _rejected_draft(self) -> Draft | None:
         return rejected_draft(self.state["decisions"], len(self.steps))
 
-    # What may be ordered
+    # What may be requested
 
     def small_request(self, needs_decision: bool) -> StepRequest:
-        """Order a draft; it is scored only where a decision hangs on it."""
+        """Return a request for a draft; it is scored only if a decision depends on the score."""
         return StepRequest(
             writer="small",
             until_eos=False,
@@ -560,7 +560,7 @@ class _Decision:
         )
 
     def large_request(self, until_eos: bool) -> tuple[StepRequest | None, str | None]:
-        """Order a step, or all that remain, within the limits; or name the limit that refuses."""
+        """Return a request for a step or for all further ones within the limits, or the exhausted limit."""
         granted, refused = self.grant(self._tokens_to_end() if until_eos else self.view.step_tokens)
         if granted == 0:
             return None, refused
@@ -576,7 +576,7 @@ class _Decision:
         return request, None
 
     def grant(self, wanted: int, partial_text: str = "") -> tuple[int, str | None]:
-        """Return how many tokens the large model may generate; 0 and the limit that refuses."""
+        """Return how many tokens the large model may generate and None, or 0 and the exhausted limit."""
         if self._given_up():
             return 0, _LARGE_FAILURES
         view = self.view
@@ -621,17 +621,17 @@ class _Decision:
             return unbounded.least, False
 
     def asks(self, refused: str | None) -> bool:
-        """Tell whether a person is to be asked because of an exhausted limit."""
+        """Return whether an exhausted limit interrupts the run for a person."""
         return self.view.budget.on_exhausted == "ask" and refused not in (None, *_NO_LIMIT)
 
     def stops(self, refused: str) -> bool:
-        """Tell whether the run ends because of an exhausted limit."""
+        """Return whether an exhausted limit ends the run."""
         return self.view.budget.on_exhausted == "stop" and refused not in _NO_LIMIT
 
     # Where to next?
 
     def write(self, request: StepRequest) -> Action:
-        """Send an order to its writer."""
+        """Return the action that sends a request to its writer."""
         if self.options.unit == "turn":
             return self._leave(Generate, request=request, in_flight=self._turn_in_flight(request))
         if request["writer"] == "large" and (request["attempt"] or "interrupted" in request):
@@ -646,7 +646,7 @@ class _Decision:
         needed = SCORED_ROUND if request["needs_decision"] else PLAIN_ROUND
         if "probe" in request:
             needed = PROBE + (SCORED_ROUND if self.policy.decides else PLAIN_ROUND)
-        # LangGraph looks once more after the last superstep, and counts that look.
+        # LangGraph counts one more check after the last superstep.
         if self.state["remaining_steps"] - self.foreseen <= needed:
             self.note(LIMIT_REACHED)
             return self.finish("recursion_limit")
@@ -680,7 +680,7 @@ class _Decision:
         return self._leave(Finish, stopped=reason, request=None)
 
     def _leave(self, action: type[Action], **channels: Any) -> Action:
-        """Leave: what is not given here of what the last nodes left is done with."""
+        """Return an action; channels of the last nodes that it does not set are cleared."""
         done = dict.fromkeys(("draft", "in_flight", "failed", "pending_interrupt", "human_response"))
         return action(self.update | diff_update(self.state, done | channels), self.events)
 
@@ -693,7 +693,7 @@ class _Decision:
         return record
 
     def _decide(self, record: DecisionRecord) -> None:
-        """Put a decision on record."""
+        """Add a decision record."""
         self.update["decisions"] = [record]
         self._event("decision", **record)
 
@@ -714,7 +714,7 @@ class _Decision:
                 **({"part": step["part"]} if "part" in step else {}),
             )
             if self.options.unit == "step":
-                # With what separates it from the step before: the chunks make exactly the final message.
+                # With the separator before it, so that the chunks join to the final message.
                 between = separator_of(self.steps[-1], self.settings.delimiter) if self.steps else ""
                 self.events.append(AcceptedText(between + step["text"]))
             self.steps.append(step)
@@ -724,12 +724,12 @@ class _Decision:
     def _observation(
         self, asked: str, draft: Draft | None = None, *, entropy: float | None = None
     ) -> Observation:
-        """Put together what the policy sees.
+        """Return what the policy observes.
 
         Args:
-            asked: ``next_writer`` or ``decide``; makes random draws of the two differ.
-            draft: What is to be decided on.
-            entropy: Of the first token, as a probe has found it, in nats.
+            asked: Method of the policy, ``next_writer`` or ``decide``; their random draws differ.
+            draft: Draft to decide on.
+            entropy: Entropy of the first token in nats, from a probe.
         """
         run, index = self.view.run, len(self.steps)
         return Observation(
@@ -756,12 +756,12 @@ class _Decision:
             self.memory = self.update["memory"] = memory
 
     def note_refusal(self, refused: str) -> None:
-        """Note that the large model is not asked any more."""
+        """Add the note that the large model is not called any more."""
         if refused not in _NO_LIMIT:  # noted when it happened
             self.note(f"the limit on {refused} is spent: the large model is not called any more")
 
     def note(self, note: str) -> None:
-        """Add a note for the user, once."""
+        """Add a note for the user; a run has each note once."""
         if note not in self.notes:
             self.notes.append(note)
             self.update["notes"] = self.notes

@@ -1,4 +1,4 @@
-"""What one execution of a node sees of a run: read from the state once, and handed on."""
+"""`RunView`: what one execution of a node reads from the state of a run, once."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from trim_graph.settings import Settings, describe, settings_of
 from trim_graph.state import Draft, Run, Step, StepRequest, TrimState, scores_of
 
 CountPrompt = Callable[[Sequence[Step], str], int]
-"""Gets accepted steps and the text already written of the next one; returns the most tokens of the large
-model's prompt. Raises `trim_graph.prompt_size.UnboundedPrompt` where nobody can bound them."""
+"""Gets accepted steps and the partial text of the next one; returns an upper bound of the large model's
+prompt in tokens. Raises `trim_graph.prompt_size.UnboundedPrompt` if there is no bound."""
 
 
 def policy_of(settings: Settings, own: Policy | None) -> Policy:
-    """Return the policy of a run: the graph's own, or the one its context named.
+    """Return the policy of a run: the one that its context names, or the graph's own.
 
     Raises:
-        SettingsError: The context's is not valid.
+        SettingsError: The context's policy is not valid.
     """
     if settings.policy is not None:
         return _built(json.dumps(settings.policy, sort_keys=True))
@@ -46,14 +46,14 @@ def _built(spec: str) -> Policy:
 
 
 def segmentation_of(settings: Settings, own: Segmentation | None) -> Segmentation:
-    """Return how a run finds where a step ends.
+    """Return the segmentation of a run.
 
     Args:
-        settings: Of the run. They name a user's function, but cannot hold it.
-        own: The graph's own.
+        settings: Settings of the run, which hold only the name of a user's function.
+        own: The graph's segmentation.
 
     Raises:
-        SettingsError: The run was begun with a function that this graph does not have.
+        SettingsError: The run began with a function that this graph does not have.
     """
     chosen = settings.segmentation
     if chosen is None:
@@ -74,14 +74,14 @@ def _delimiter_steps(delimiter: str) -> Segmentation:
 
 
 class RunView:
-    """A run as one execution of a node sees it.
+    """A run, as one execution of a node reads it from the state.
 
     Args:
-        state: Of the run; not changed.
-        policy: The graph's own; the run's settings may name another. Only the router needs it.
-        segmentation: The graph's own.
-        accounts_left: What is left in each account that the run draws from; only the router needs it.
-        count_prompt: Bounds the large model's prompt; only the router needs it, where prompts have a price.
+        state: State of the run; not changed.
+        policy: The graph's policy, which the run's settings may override; only the router needs it.
+        segmentation: The graph's segmentation.
+        accounts_left: What is left in each account of the run; only the router needs it.
+        count_prompt: Bounds the large model's prompt; only the router needs it, if prompts have a price.
     """
 
     def __init__(
