@@ -43,7 +43,7 @@ class Deaf(Opened):
         return super()._generate(messages, kept or None, run_manager, **kwargs)
 
 
-def told(rig, **options):
+def part_texts(rig, **options):
     return [(step["part"], step["text"]) for step in rig.steps(**options)]
 
 
@@ -58,7 +58,7 @@ EXPECTED = [
 
 def test_each_step_says_which_part_it_belongs_to(make):
     rig = make(model(), model(), scores={})
-    assert told(rig) == EXPECTED
+    assert part_texts(rig) == EXPECTED
     result = rig.ask()
     assert result["messages"][-1].content == TEXT
     assert result["trim"]["parts"] == {
@@ -79,7 +79,7 @@ def test_the_answer_is_looked_for_behind_the_thought(make):
 def test_the_end_of_the_thought_ends_a_step_wherever_it_stands(make):
     text = "<think>\nOne.\n\nTwo.</think>It is \\boxed{2}."
     rig = make(model(text), model(text), scores={})
-    assert told(rig) == [
+    assert part_texts(rig) == [
         ("reasoning", "<think>\nOne."),
         ("reasoning", "Two."),
         ("answer", "It is \\boxed{2}."),
@@ -99,14 +99,14 @@ def test_a_template_may_have_opened_the_thought(make):
         return Opened(script=lambda prefix: text[len(prefix) :])
 
     rig = make(opened(), opened(), scores={})
-    assert [part for part, _ in told(rig)] == ["reasoning"] * 3 + ["answer"] * 2
+    assert [part for part, _ in part_texts(rig)] == ["reasoning"] * 3 + ["answer"] * 2
     assert rig.ask()["trim"]["answer"] == "4"
 
 
 def test_a_model_told_not_to_think_writes_its_answer(make):
     text = "<think>\n\n</think>\n\nTwo and two.\n\n\\boxed{4}"
     rig = make(model(text), model(text), scores={})
-    assert [part for part, _ in told(rig)] == ["answer", "answer"]
+    assert [part for part, _ in part_texts(rig)] == ["answer", "answer"]
     result = rig.ask()
     assert result["messages"][-1].content == text
     assert result["trim"]["answer"] == "4"
@@ -146,7 +146,7 @@ def test_a_policy_sees_the_part(make):
 
 def test_a_handover_is_cut_into_both_parts(make):
     rig = make(model(), model(), policy=large_only())
-    assert [part for part, _ in told(rig)] == ["reasoning"] * 3 + ["answer"] * 2
+    assert [part for part, _ in part_texts(rig)] == ["reasoning"] * 3 + ["answer"] * 2
     assert rig.ask()["trim"]["parts"]["reasoning"] == {"small": 0, "large": 3}
 
 
@@ -154,7 +154,7 @@ def test_other_tags(make):
     text = TEXT.replace("think>", "reason>")
     tags = {"open": "<reason>", "close": "</reason>"}
     rig = make(model(text), model(text), scores={}, thinking=tags)
-    assert [part for part, _ in told(rig)] == ["reasoning"] * 3 + ["answer"] * 2
+    assert [part for part, _ in part_texts(rig)] == ["reasoning"] * 3 + ["answer"] * 2
 
 
 def test_without_thoughts_nothing_is_said_of_parts(make, rig):
@@ -169,7 +169,7 @@ def test_without_thoughts_nothing_is_said_of_parts(make, rig):
 def test_with_another_segmentation(make):
     text = "<think>\nStep 1: one\nStep 2: two</think>Step 3: \\boxed{3}"
     rig = make(model(text), model(text), scores={}, segmentation=pattern(r"\n(?=Step \d)"))
-    assert [part for part, _ in told(rig)] == ["reasoning", "reasoning", "answer"]
+    assert [part for part, _ in part_texts(rig)] == ["reasoning", "reasoning", "answer"]
     assert rig.ask()["messages"][-1].content == text
 
 
@@ -181,7 +181,7 @@ SHORT = "<think>\nAdd 2.\n</think>\nIt is 4.\n\n\\boxed{4}"
 def test_a_thought_shorter_than_a_step_ends_it(make, kind, policy):
     writer = kind(script=lambda prefix: SHORT[len(prefix) :])
     rig = make(writer, writer, scores={}, policy=policy)
-    assert told(rig) == [
+    assert part_texts(rig) == [
         ("reasoning", "<think>\nAdd 2.\n"),
         ("answer", "\nIt is 4."),
         ("answer", "\\boxed{4}"),
@@ -201,7 +201,11 @@ def test_the_answer_behind_a_short_thought_is_decided_on(make, kind):
 def test_a_template_may_open_a_thought_shorter_than_a_step(make):
     text = SHORT.removeprefix("<think>\n")
     writer = Opened(script=lambda prefix: text[len(prefix) :])
-    assert [part for part, _ in told(make(writer, writer, scores={}))] == ["reasoning", "answer", "answer"]
+    assert [part for part, _ in part_texts(make(writer, writer, scores={}))] == [
+        "reasoning",
+        "answer",
+        "answer",
+    ]
 
 
 def test_a_thought_may_be_opened_by_a_later_step(make):

@@ -13,14 +13,14 @@ ROOT = "http://vllm.test:8000"
 
 
 def usage(read: int, written: int, cached: int | None = None) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    reported: dict[str, Any] = {
         "prompt_tokens": read,
         "total_tokens": read + written,
         "completion_tokens": written,
     }
     if cached is not None:
-        told["prompt_tokens_details"] = {"cached_tokens": cached, "created_cache_tokens": 0}
-    return told
+        reported["prompt_tokens_details"] = {"cached_tokens": cached, "created_cache_tokens": 0}
+    return reported
 
 
 def chat_answer(text: str, *, finish="stop", stop=None, spent=(30, 5, 16), logprobs=None, **message):

@@ -12,10 +12,10 @@ from trim_graph.adapters.capabilities import refused_setting, remedy
 class ClientError(Exception):
     """An error in the manner of OpenAI's client."""
 
-    def __init__(self, message, status_code=400, **told):
+    def __init__(self, message, status_code=400, **fields):
         super().__init__(message)
         self.status_code = status_code
-        self.__dict__.update(told)
+        self.__dict__.update(fields)
 
 
 class HttpError(Exception):
@@ -72,5 +72,5 @@ def test_another_reason_is_not_taken_for_it(error):
 
 
 @given(st.text(), st.integers(0, 999), st.none() | st.text() | st.integers())
-def test_whatever_an_error_says_is_read(text, status, told):
-    remedy(ClientError(text, status, param=told, code=told))
+def test_whatever_an_error_says_is_read(text, status, name):
+    remedy(ClientError(text, status, param=name, code=name))

@@ -28,7 +28,7 @@ def answer(text: str = "step", **metadata) -> AIMessage:
         ({"finish_reason": None, "stop_reason": None}, "eos"),
     ],
 )
-def test_the_stop_reason_tells_the_end_of_a_step_from_the_end_of_the_solution(metadata, end):
+def test_the_stop_reason_distinguishes_the_end_of_a_step_from_that_of_the_solution(metadata, end):
     assert read_reply(answer(**metadata), ("\n\n",), "small").end == end
 
 
@@ -212,7 +212,7 @@ def test_a_number_that_cannot_be_true_is_refused_by_name(numbers, reason, turn):
 
 
 @pytest.mark.parametrize("name", ["reasoning", "flex_reasoning"])
-def test_tokens_of_thoughts_are_read(name):
+def test_tokens_of_reasoning_are_read(name):
     assert read_reply(reported(output_token_details={name: 2}), (), "small").reasoning_tokens == 2
 
 

@@ -1,4 +1,4 @@
-"""The entropy of a distribution of which only the likeliest tokens are told."""
+"""The entropy of a distribution of which only the likeliest tokens are observed."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def exact(p):
 
 
 @given(weights, st.integers(1, 30), st.data())
-def test_it_is_a_lower_bound_and_exact_where_all_are_told(weights, k, data):
+def test_it_is_a_lower_bound_and_exact_where_all_are_observed(weights, k, data):
     total = math.fsum(weights)
     p = sorted((w / total for w in weights), reverse=True)
     chosen = math.log(data.draw(st.sampled_from(p)))
-    # What a server tells: the k likeliest, and the token generated even if it is none of them.
-    told = [math.log(x) for x in p[:k]]
-    if chosen < told[-1]:
-        told[data.draw(st.sampled_from([len(told) - 1, len(told)])) :] = [chosen]
-    found = entropy_of_likeliest(told, chosen)
+    # What a server reports: the k likeliest, and the token generated even if it is none of them.
+    observed = [math.log(x) for x in p[:k]]
+    if chosen < observed[-1]:
+        observed[data.draw(st.sampled_from([len(observed) - 1, len(observed)])) :] = [chosen]
+    found = entropy_of_likeliest(observed, chosen)
     assert found.nats <= exact(p) + 1e-9
     assert found.unobserved_probability == pytest.approx(
-        max(0.0, 1 - math.fsum(map(math.exp, told))), abs=1e-9
+        max(0.0, 1 - math.fsum(map(math.exp, observed))), abs=1e-9
     )
     if len(p) <= k:
         assert found.nats == pytest.approx(exact(p), abs=1e-6)
@@ -38,12 +38,12 @@ def test_it_is_a_lower_bound_and_exact_where_all_are_told(weights, k, data):
 @given(weights, st.integers(1, 30))
 def test_it_is_no_worse_a_bound_than_renormalising(weights, k):
     total = math.fsum(weights)
-    told = sorted((w / total for w in weights), reverse=True)[:k]
-    renormalised = exact([x / math.fsum(told) for x in told])
-    assert entropy_of_likeliest([math.log(x) for x in told]).nats >= renormalised - 1e-9
+    observed = sorted((w / total for w in weights), reverse=True)[:k]
+    renormalised = exact([x / math.fsum(observed) for x in observed])
+    assert entropy_of_likeliest([math.log(x) for x in observed]).nats >= renormalised - 1e-9
 
 
-def test_the_flattest_distributions_are_told_apart():
+def test_the_flattest_distributions_are_distinguished():
     found = [entropy_of_likeliest([-math.log(size)] * 20).nats for size in (20, 1000, 100_000)]
     assert found == [pytest.approx(math.log(size)) for size in (20, 1000, 100_000)]
 

@@ -24,12 +24,12 @@ async def test_scores_are_the_probabilities():
 
 
 @pytest.mark.parametrize("missing", [step(None, "large"), {"text": "one", "writer": "large"}])
-def test_a_writer_that_tells_none_is_named(missing):
+def test_a_writer_that_reports_none_is_named(missing):
     with pytest.raises(ScorerError, match=r"step 1, by the large model, .* set logprobs=True"):
         TokenProbability().score("q", [step(0.5), missing])
 
 
-def test_a_model_set_not_to_tell_is_refused_before_any_call():
+def test_a_model_set_not_to_report_is_refused_before_any_call():
     on, off = ChatVLLM(model="m", logprobs=True), ChatVLLM(model="m")
     scorer, policy = TokenProbability(), threshold(0.5)
     create_trim_graph(on, on, scorer, policy=policy)

@@ -56,7 +56,7 @@ def test_the_end_of_the_solution_has_no_stop_reason():
 
 
 @pytest.mark.parametrize(
-    "told",
+    "metadata",
     [
         {"finish_reason": "length"},
         {"finish_reason": None, "stop_reason": "max_tokens"},
@@ -69,8 +69,8 @@ def test_the_end_of_the_solution_has_no_stop_reason():
         },
     ],
 )
-def test_every_providers_word_for_a_token_limit_is_understood(told):
-    answer, _ = ask(said("Thre", **told))
+def test_every_providers_word_for_a_token_limit_is_understood(metadata):
+    answer, _ = ask(said("Thre", **metadata))
     assert answer.response_metadata["finish_reason"] == "length"
     assert answer.response_metadata["stop_reason"] is None
 
@@ -125,18 +125,18 @@ def test_stop_is_sent_only_where_wanted():
 
 
 def test_settings_of_a_call_go_by_the_models_names():
-    def told(model, **settings):
+    def sent(model, **settings):
         wrapped = ContinueByPrompt(model, **settings)
         return wrapped._settings((), {"max_tokens": 9, "timeout": 1.5, "seed": 4, "top_p": None})
 
-    assert told(ProviderModel()) == {"max_tokens": 9, "seed": 4}
+    assert sent(ProviderModel()) == {"max_tokens": 9, "seed": 4}
     openai = ChatOpenAI(model="m", api_key="k")
     assert (
-        told(openai) == told(openai.bind(seed=1).with_retry()) == {"max_tokens": 9, "timeout": 1.5, "seed": 4}
+        sent(openai) == sent(openai.bind(seed=1).with_retry()) == {"max_tokens": 9, "timeout": 1.5, "seed": 4}
     )
-    own = {"max_tokens_name": "num_predict", "timeout_name": "patience"}
-    assert told(ProviderModel(), **own) == {"num_predict": 9, "patience": 1.5, "seed": 4}
-    assert told(openai, max_tokens_name=None, timeout_name=None) == {"seed": 4}
+    own = {"max_tokens_name": "num_predict", "timeout_name": "seconds"}
+    assert sent(ProviderModel(), **own) == {"num_predict": 9, "seconds": 1.5, "seed": 4}
+    assert sent(openai, max_tokens_name=None, timeout_name=None) == {"seed": 4}
     azure = AzureChatOpenAI(model="m", api_key="k", azure_endpoint="http://a", api_version="1")
     assert call_names(azure) == call_names(openai)
 
@@ -323,7 +323,7 @@ def test_a_key_is_not_shown():
 
 
 def test_an_answer_that_only_ends_has_met_no_stop_string():
-    """Within a thought, and with steps found in the text, the end of the thought is the only stop string."""
+    """Within reasoning, and with steps found in the text, the end of reasoning is the only stop string."""
     answer, _ = ask(said("Then I consider pears"), stop=["</think>"])
     assert answer.content == "Then I consider pears"
     assert answer.response_metadata["stop_reason"] is None
@@ -332,7 +332,7 @@ def test_an_answer_that_only_ends_has_met_no_stop_string():
     assert answer.response_metadata["stop_reason"] == "</think>"
 
 
-def test_the_end_of_a_thought_ends_a_step():
+def test_the_end_of_reasoning_ends_a_step():
     model = ContinueByPrompt(ProviderModel(said("x")))
     for written, cut in (("<think>\nI think.</think>", False), ("<think>\nI th", True)):
         prompt = model.prompt([HumanMessage("q"), AIMessage(written)])

@@ -10,9 +10,11 @@ from trim_graph.adapters.prompted.judge import MIN_MASS, expected_score, written
 
 
 def entry(token, tops):
-    told = [{"token": t, "logprob": math.log(p) if p else -9999.0} for t, p in tops]
-    written = next((one for one in told if one["token"] == token), {"token": token, "logprob": math.log(0.5)})
-    return {**written, "top_logprobs": told}
+    alternatives = [{"token": t, "logprob": math.log(p) if p else -9999.0} for t, p in tops]
+    written = next(
+        (one for one in alternatives if one["token"] == token), {"token": token, "logprob": math.log(0.5)}
+    )
+    return {**written, "top_logprobs": alternatives}
 
 
 def test_the_expected_digit_over_nine_renormalised_over_the_digits_seen():
@@ -42,11 +44,11 @@ def test_the_first_digit_written_is_the_rating():
     assert expected_score(content) == pytest.approx(3 / 9)
 
 
-def test_a_digit_in_a_thought_is_no_rating():
+def test_a_digit_in_reasoning_is_no_rating():
     written = ["<think>", "maybe", " 3", "</th", "ink>", "\n", "8"]
     content = [entry(token, [(token, 0.8)]) for token in written]
     assert expected_score(content) == pytest.approx(8 / 9)
-    assert expected_score(content[1:]) == pytest.approx(8 / 9)  # its prompt had opened the thought
+    assert expected_score(content[1:]) == pytest.approx(8 / 9)  # its prompt had opened the reasoning
     assert expected_score(content[:3]) is None
     assert expected_score(content[:5]) is None
 

@@ -140,7 +140,7 @@ def test_the_scores_kept_are_bounded_and_the_ones_used_last_stay():
 
 
 @WAYS
-def test_a_failure_tells_what_the_others_cost_and_keeps_their_scores(way):
+def test_a_failure_reports_what_the_others_cost_and_keeps_their_scores(way):
     lost = ModelServerError("down", begun=True)
     lost.attempts = {"count": 4, "input_tokens": 5, "output_tokens": 0, "unknown": 1}
 
@@ -157,11 +157,11 @@ def test_a_failure_tells_what_the_others_cost_and_keeps_their_scores(way):
     with pytest.raises(ScorerError, match="step 1: down") as caught:
         asks(judge, QUESTION, "good", "bad", way=way)
     assert caught.value.__cause__ is lost
-    told = caught.value.attempts
-    assert (told["count"], told["unknown"]) == (4, 1)
+    attempts = caught.value.attempts
+    assert (attempts["count"], attempts["unknown"]) == (4, 1)
     # The attempt that nobody reported counts with all of its prompt and all it may have written.
-    assert told["input_tokens"] > 25 + len(DEFAULT_PROMPT) / 2
-    assert told["output_tokens"] == 7 + 1
+    assert attempts["input_tokens"] > 25 + len(DEFAULT_PROMPT) / 2
+    assert attempts["output_tokens"] == 7 + 1
     broken = False
     assert asks(judge, QUESTION, "good", "bad", way=way).input_tokens == 20
 
@@ -211,13 +211,13 @@ def test_a_judge_that_fails_has_cost_what_it_used(way, ended, known, unknown):
 
     with pytest.raises(ScorerError) as caught:
         asks(LLMJudge(RunnableLambda(rate, arate), max_tokens=30), QUESTION, "one", way=way)
-    told = caught.value.attempts
-    assert told["unknown"] == unknown
+    attempts = caught.value.attempts
+    assert attempts["unknown"] == unknown
     if known is None:
-        assert told["output_tokens"] == 30
-        assert told["input_tokens"] > len(DEFAULT_PROMPT) / 2
+        assert attempts["output_tokens"] == 30
+        assert attempts["input_tokens"] > len(DEFAULT_PROMPT) / 2
     else:
-        assert (told["input_tokens"], told["output_tokens"]) == known
+        assert (attempts["input_tokens"], attempts["output_tokens"]) == known
 
 
 def test_the_prompt_shows_question_steps_before_and_the_step():

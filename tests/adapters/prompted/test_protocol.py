@@ -32,7 +32,7 @@ def read(answer, written=WRITTEN, *, stops=(D,), truncated=False, delimiter=D):
         ("  \n\nThree is 3.\n\n", "Three is 3.", "delimiter"),
         ("", "", "eos"),
         (" \n\n ", "", "eos"),
-        # An introduction counts as one only where the mark tells.
+        # An introduction counts as one only where the mark shows it.
         (f"Sure! Here is the next step:\n\n{START}\nThree is 3.", "Three is 3.", "delimiter"),
         ("Here is the next step:\n\nThree is 3.", "Here is the next step:", "delimiter"),
         # Several steps at once.
@@ -147,7 +147,7 @@ def test_an_answer_with_its_mark_goes_on_within_a_word():
 
 @pytest.mark.parametrize("rest", ["y = 2", "    y = 2", "\ny = 2"])
 @pytest.mark.parametrize("blanks", ["", " ", "\n", "\n    ", "\n\t"])
-def test_repeated_words_of_a_cut_step_tell_where_it_goes_on(blanks, rest):
+def test_repeated_words_of_a_cut_step_show_where_it_continues(blanks, rest):
     words = "x = the sum of both"
     written = f"Two is 2.\n\n```\n{words}{blanks}"
     answer = f"{START}\nthe sum of both{blanks}{rest}"
@@ -175,7 +175,7 @@ def test_another_delimiter():
     assert read("###Three.###Four.", "One.###", stops=("###",), delimiter="###") == ("Three.", "delimiter")
 
 
-def test_the_stop_string_met_is_told():
+def test_the_stop_string_met_is_reported():
     found = read_step("Three. Obs: 4", WRITTEN, D, stops=(D, "Obs:"), truncated=False)
     assert (found.text, found.stop) == ("Three. ", "Obs:")
     assert read_step(DONE, WRITTEN, D, stops=(D,), truncated=False).stop is None
@@ -197,7 +197,7 @@ answers = st.lists(texts, max_size=5).map("".join)
 
 
 @given(answers, st.sampled_from(["", WRITTEN, WRITTEN + "Thr"]), st.booleans(), st.booleans())
-def test_no_answer_breaks_it_and_spans_tell_where_the_text_stands(answer, written, truncated, to_end):
+def test_no_answer_breaks_it_and_spans_show_where_the_text_is(answer, written, truncated, to_end):
     stops = () if to_end else (D,)
     found = read_step(answer, written, D, stops=stops, truncated=truncated)
     assert "".join(answer[a:b] for a, b in found.spans) in (found.text, found.text[1:])

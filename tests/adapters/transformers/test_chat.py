@@ -85,7 +85,7 @@ class TestEnd:
         assert isinstance(answers[0], IndexError)
         assert answers[1].content == SCRIPT
 
-    def test_a_template_that_opens_a_thought_is_told(self, reciter):
+    def test_a_template_that_opens_reasoning_is_reported(self, reciter):
         assert "starts_in_reasoning" not in reciter.invoke(QUESTION).response_metadata
         engine = copy.copy(reciter._load())
         engine.tokenizer = copy.copy(engine.tokenizer)
@@ -227,10 +227,10 @@ class TestCounts:
                 logits = model(torch.tensor([noisy._load().encode(chat)])).logits[0, -1]
             expected = torch.distributions.Categorical(logits=logits.double()).entropy().item()
             for tokens in (1, 9):
-                told = noisy.invoke(chat, first_token_entropy=True, max_tokens=tokens, **settings)
-                assert told.response_metadata["first_token_entropy"] == pytest.approx(expected, abs=1e-5)
+                answer = noisy.invoke(chat, first_token_entropy=True, max_tokens=tokens, **settings)
+                assert answer.response_metadata["first_token_entropy"] == pytest.approx(expected, abs=1e-5)
 
-    def test_only_those_of_a_batch_that_ask_are_told_an_entropy_and_each_its_own(self, noisy):
+    def test_only_those_of_a_batch_that_ask_get_an_entropy_and_each_its_own(self, noisy):
         chats = [[HumanMessage(text)] for text in ("a", "what is 3 and 4", "b")]
         alone = [noisy.invoke(chat, first_token_entropy=True).response_metadata for chat in chats]
 
@@ -246,7 +246,7 @@ class TestCounts:
         assert (one[key], other[key]) == (pytest.approx(alone[0][key]), pytest.approx(alone[2][key]))
         assert one[key] != pytest.approx(other[key], abs=1e-6)
 
-    def test_a_streamed_answer_tells_it_too(self, noisy):
+    def test_a_streamed_answer_reports_it_too(self, noisy):
         last = list(noisy.stream(QUESTION, first_token_entropy=True))[-1]
         assert last.response_metadata["first_token_entropy"] > 0
 
@@ -408,7 +408,7 @@ class TestStreams:
         assert cut.content == "a"
         assert cut.usage_metadata["output_tokens"] == 3
 
-    async def test_events_of_a_call_tell_the_usage(self, reciter):
+    async def test_events_of_a_call_report_the_usage(self, reciter):
         ends = [
             event["data"]["output"]
             async for event in reciter.astream_events(QUESTION, version="v2")

@@ -111,7 +111,7 @@ async def test_calls_that_wait_go_as_one_request_and_get_their_own_answers_and_t
         assert answer.response_metadata["stop_reason"] == "\n\n"
 
 
-async def test_a_lone_call_tells_what_came_from_the_cache(connect):
+async def test_a_lone_call_reports_what_came_from_the_cache(connect):
     server, model = connect(echo)
     answer = await ask(model, "alone")
     assert answer.usage_metadata["input_token_details"] == {"cache_read": 7}
@@ -233,7 +233,7 @@ async def test_what_a_broken_request_had_not_finished_is_tried_again_and_each_ca
         if len(prompts) == 1 or broken:
             return echo(request)
         broken.append(prompts)
-        # Unseen answers come in two events: what was written behind the first token, nobody tells.
+        # Unseen answers come in two events: text behind the first token has unknown tokens.
         whole, part = event(0, "whole", 4, finish="stop"), event(1, "p", 1)
         return httpx.Response(200, stream=Stream(whole, part, httpx.ReadError("gone")))
 
@@ -247,7 +247,7 @@ async def test_what_a_broken_request_had_not_finished_is_tried_again_and_each_ca
     assert (lost[2]["output_tokens"], lost[2]["unknown"]) == (0, 1)
 
 
-async def test_a_broken_request_that_was_seen_tells_what_was_written(connect):
+async def test_a_broken_request_that_was_seen_reports_what_was_written(connect):
     broken = []
 
     def breaks_once(request):
@@ -307,7 +307,7 @@ async def test_an_error_for_all_is_an_error_for_each(connect):
     assert errors[0] is not errors[1]
 
 
-async def test_a_server_that_does_not_tell_the_tokens_of_each_is_an_error(connect):
+async def test_a_server_that_does_not_report_the_tokens_of_each_is_an_error(connect):
     def silent(request):
         _, prompts = body_of(request)
         if len(prompts) == 1:

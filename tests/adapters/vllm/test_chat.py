@@ -82,7 +82,7 @@ class TestAnswers:
             "input_token_details": {"cache_read": 16},
         }
 
-    def test_usage_of_a_server_that_does_not_tell_cached_tokens(self, connect):
+    def test_usage_of_a_server_that_does_not_report_cached_tokens(self, connect):
         _, model = connect(chat_answer("so", spent=(30, 5)))
         assert "input_token_details" not in model.invoke(QUESTION).usage_metadata
 
@@ -111,10 +111,10 @@ class TestAnswers:
         }
         raw = {"tokens": ["a"], "token_logprobs": [-0.1], "top_logprobs": [{"a": -0.1}], "text_offset": [0]}
         _, one = connect(chat_answer("a", logprobs={"content": [chat]}), continuation="chat")
-        told = one.invoke(QUESTION, top_logprobs=1).response_metadata["logprobs"]
+        logprobs = one.invoke(QUESTION, top_logprobs=1).response_metadata["logprobs"]
         _, two = connect(raw_answer("a", logprobs=raw), continuation="raw")
-        assert two.invoke(QUESTION, top_logprobs=1).response_metadata["logprobs"] == told
-        assert told == {
+        assert two.invoke(QUESTION, top_logprobs=1).response_metadata["logprobs"] == logprobs
+        assert logprobs == {
             "content": [{"token": "a", "logprob": -0.1, "top_logprobs": [{"token": "a", "logprob": -0.1}]}]
         }
 
@@ -123,15 +123,15 @@ class TestAnswers:
         half, eighth = math.log(0.5), math.log(0.125)
         if raw:
             tops = [{"token_id:1": half, "token_id:2": eighth, "token_id:3": eighth}, {}]
-            told = {"tokens": ["token_id:1", "<e>"], "token_logprobs": [half, -1.0], "top_logprobs": tops}
-            server, model = connect(raw_answer("a", logprobs=told), continuation="raw")
+            logprobs = {"tokens": ["token_id:1", "<e>"], "token_logprobs": [half, -1.0], "top_logprobs": tops}
+            server, model = connect(raw_answer("a", logprobs=logprobs), continuation="raw")
         else:
             tops = [{"token": "a", "logprob": p} for p in (half, eighth, eighth)]
             first = {"token": "a", "logprob": half, "top_logprobs": tops}
-            told = {"content": [first, {"token": "<e>", "logprob": -1.0, "top_logprobs": []}]}
-            server, model = connect(chat_answer("a", logprobs=told), continuation="chat")
+            logprobs = {"content": [first, {"token": "<e>", "logprob": -1.0, "top_logprobs": []}]}
+            server, model = connect(chat_answer("a", logprobs=logprobs), continuation="chat")
         metadata = model.invoke(QUESTION, first_token_entropy=True).response_metadata
-        # The quarter not told is at least two tokens of an eighth.
+        # The quarter not observed is at least two tokens of an eighth.
         assert metadata["first_token_entropy"] == pytest.approx(2.0 * math.log(2))
         assert metadata["unobserved_probability"] == pytest.approx(0.25)
         assert "logprobs" not in metadata
@@ -279,7 +279,7 @@ class TestContinuation:
         rendered = [b for b in server.bodies("/tokenize") if b.get("messages", [{}])[0].get("content") != "?"]
         assert len([b for b in rendered if "messages" in b]) == 1
 
-    def test_a_template_that_sets_thoughts_apart_is_continued_raw(self, connect):
+    def test_a_template_that_sets_reasoning_apart_is_continued_raw(self, connect):
         server, model = connect(raw_answer("so"))
         server.template = lambda text: text.split("</think>")[-1]
         model.invoke([*QUESTION, AIMessage("<think>\nhm\n</think>\n\nSo")])
@@ -287,15 +287,15 @@ class TestContinuation:
         assert path == "/v1/completions"
         assert body["prompt"].endswith("<assistant><think>\nhm\n</think>\n\nSo")
 
-    def test_a_template_that_opens_a_thought_is_told(self, connect):
-        for opener, told in (("<think>\n", True), ("", None)):
+    def test_a_template_that_opens_reasoning_is_reported(self, connect):
+        for opener, reported in (("<think>\n", True), ("", None)):
             server, model = connect(raw_answer("so"), chat_answer("so"))
             render = server.render
             server.render = lambda body, render=render, opener=opener: render(body).replace(
                 "<assistant>", "<assistant>" + opener
             )
             answer = model.invoke(QUESTION)
-            assert answer.response_metadata.get("starts_in_reasoning") is told
+            assert answer.response_metadata.get("starts_in_reasoning") is reported
 
     def test_a_template_that_refuses_the_probe_is_continued_raw(self, connect):
         server, model = connect(raw_answer("so"))
@@ -305,8 +305,8 @@ class TestContinuation:
         assert server.generations[0][0] == "/v1/completions"
 
     def test_a_thinking_model_is_asked_again_raw_and_both_are_counted(self, connect):
-        thought = chat_answer("4", reasoning="two and two", spent=(30, 9))
-        server, model = connect(thought, raw_answer("<think>two and two</think>4", spent=(31, 9)))
+        reasoned = chat_answer("4", reasoning="two and two", spent=(30, 9))
+        server, model = connect(reasoned, raw_answer("<think>two and two</think>4", spent=(31, 9)))
         answer = model.invoke(QUESTION)
         assert answer.content == "<think>two and two</think>4"
         assert answer.usage_metadata["output_tokens"] == 18
@@ -454,7 +454,7 @@ class TestContextLength:
         assert (caught.value.status, len(server.generations)) == (400, 1)
         assert caught.value.attempts["unknown"] == 0
 
-    def test_so_has_one_that_a_stream_tells(self, connect):
+    def test_so_has_one_that_a_stream_reports(self, connect):
         _, model = connect(streamed([{"error": {"message": self.FULL[0], "code": 400}}]))
         with pytest.raises(ContextLengthError):
             list(model.stream(QUESTION))
@@ -574,7 +574,7 @@ class TestStreams:
         assert "".join(c.content for c in chunks) == "a"
         assert chunks[-1].response_metadata["failed_attempts"]["count"] == 2
 
-    def test_a_failure_after_it_is_told(self, connect):
+    def test_a_failure_after_it_is_reported(self, connect):
         server, model = connect(httpx.Response(200, stream=Broken(chat_events("a", "b")[:2])))
         stream = model.stream(QUESTION)
         assert next(stream).content == "a"

@@ -46,10 +46,10 @@ class TestRank:
             ([order[0] for order in orders], len(names)),
             ([order[1] for order in orders if order[0] == names[0]], len(names) - 1),
         ):
-            told, mean = Counter(firsts), len(firsts) / count
+            counts, mean = Counter(firsts), len(firsts) / count
             spread = 6 * math.sqrt(mean) + 1  # six standard deviations
-            assert all(abs(told[name] - mean) < spread for name in told)
-            assert len(told) == count
+            assert all(abs(counts[name] - mean) < spread for name in counts)
+            assert len(counts) == count
 
     @settings(deadline=None, max_examples=50)
     @given(st.text(), st.text(), st.text())
@@ -78,7 +78,7 @@ def test_wrong_lists_are_refused(urls, said):
 
 @pytest.fixture
 def hosts(monkeypatch):
-    """A function that makes replicas of the given scripts, and tells their addresses."""
+    """A function that makes replicas of the given scripts, and their addresses."""
     monkeypatch.setattr(client, "_backoff", lambda state: 0.0)
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     made: dict[str, RecordedServer] = {}

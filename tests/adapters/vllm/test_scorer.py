@@ -44,10 +44,10 @@ def connect(monkeypatch, reward_model, tokenizer):
 
 
 def answer(request: httpx.Request) -> httpx.Response:
-    """One pair for each step token; the probability tells the length of the input."""
+    """One pair for each step token; the probability shows the length of the input."""
     ids = json.loads(request.content)["input"]
     data = [[[1 - len(i) / 512, len(i) / 512]] * i.count(3) for i in ids]
-    # Not in the order of the questions: the index tells which is which.
+    # Not in the order of the questions: the index says which is which.
     entries = [{"index": n, "object": "pooling", "data": pairs} for n, pairs in enumerate(data)][::-1]
     return httpx.Response(200, json={"model": "m", "data": entries})
 
@@ -189,7 +189,7 @@ class TestServer:
             scorer.score(QUESTION, steps("a"))
         assert len(server.generations) == 1
 
-    def test_a_refusal_for_want_of_room_can_be_told_from_others(self, connect):
+    def test_a_refusal_for_want_of_room_is_distinguished_from_others(self, connect):
         said = "This model's maximum context length is 100 tokens. However, your prompt contains 120"
         for message, full in ((said, True), ("no", False)):
             _, scorer = connect(failed(400, message))

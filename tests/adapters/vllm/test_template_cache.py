@@ -26,7 +26,7 @@ def wrapped(given):
 TEMPLATES = {
     "wraps": wrapped,
     "trims": lambda given: wrapped([{**turn, "content": turn["content"].strip()} for turn in given]),
-    "takes thoughts out": lambda given: wrapped(
+    "takes reasoning out": lambda given: wrapped(
         [{**turn, "content": turn["content"].split("</think>")[-1]} for turn in given]
     ),
     "obeys a command": lambda given: (

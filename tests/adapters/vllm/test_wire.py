@@ -31,7 +31,7 @@ _names = iter(range(1_000_000))
 
 @pytest.fixture
 def ask(monkeypatch):
-    """Asks a model whose server answers as told; a stream where there is a time limit."""
+    """Asks a model whose server answers as scripted; a stream where there is a time limit."""
 
     def asked(reply, *, stream: bool = False, **options):
         server = RecordedServer(reply)
@@ -493,7 +493,7 @@ async def test_events_are_the_same_however_their_lines_end_and_their_bytes_arriv
 
 
 class TestWhichStopStringWasMet:
-    """End of step and end of solution look alike to a client whose server does not tell them apart."""
+    """End of step and end of solution look alike to a client whose server does not distinguish them."""
 
     STEPS = "Step 1.\n\nStep 2."
 
@@ -519,7 +519,7 @@ class TestWhichStopStringWasMet:
         monkeypatch.setattr(client, "new_client", server.client)
         return server, ChatVLLM(model="m", base_url=f"http://odd{next(_names)}.test", max_tokens=64)
 
-    def test_a_stop_string_kept_in_the_text_tells_it(self, monkeypatch):
+    def test_a_stop_string_kept_in_the_text_shows_it(self, monkeypatch):
         server, model = self.connect(monkeypatch, honours=True)
         first = model.invoke("q", stop=["\n\n"])
         assert (first.content, first.response_metadata["stop_reason"]) == ("Step 1.", "\n\n")
@@ -579,7 +579,7 @@ class TestWhichStopStringWasMet:
         ],
         ids=str,
     )
-    def test_llama_cpp_tells_it_where_it_is_asked_to_be_verbose(self, ask, verbose, expected):
+    def test_llama_cpp_reports_it_where_it_is_asked_to_be_verbose(self, ask, verbose, expected):
         made = document() | {"__verbose": verbose}
         del made["choices"][0]["stop_reason"]
         assert ask(made, stop=["\n\n"]).response_metadata["stop_reason"] == expected

@@ -42,13 +42,13 @@ LOCK_STEPPED = 128
 """Questions asked of the lock-step loop and of the graph, all at once."""
 TOGETHER = 128
 """Most calls that go to a server as one request."""
-PATIENCE = 4.0
+WAIT_FACTOR = 4.0
 """The example models write a step in a tenth of a second."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 Output = Annotated[Path, typer.Option("--json", help="File for the figures; other parts of it stay.")]
 Turns = Annotated[int, typer.Option("--turns", min=1)]
-Patience = Annotated[float, typer.Option("--patience", help="`batch_wait_factor` of the chat models.")]
+WaitFactor = Annotated[float, typer.Option("--wait-factor", help="`batch_wait_factor` of the chat models.")]
 Widened = Annotated[
     Path | None,
     typer.Option("--widened", help="Folder of `widen`: models as large as the paper's, on a GPU."),
@@ -61,7 +61,7 @@ def servers(
     turns: Turns = 3,
     at_once: AtOnce = None,
     together: int = TOGETHER,
-    patience: Patience = PATIENCE,
+    wait_factor: WaitFactor = WAIT_FACTOR,
     widened: Widened = None,
     output: Output = FIGURES,
     lock: bool = True,
@@ -79,7 +79,7 @@ def servers(
         started = running_servers(folders(widened), server_options)
         keep = _keep_of_gpu(output, "gpu_servers")
     with started as running:
-        place = Servers(running, together=together, patience=patience)
+        place = Servers(running, together=together, wait_factor=wait_factor)
         asyncio.run(_measured(place, turns, at_once, lock, keep))
 
 
@@ -144,7 +144,7 @@ def crowd(n: int = 10_000, steps: int = 2, output: Output = FIGURES) -> None:
         return await alone.all_at_once(alone.asked(await place.fresh(), max_steps=steps), n)
 
     with running_servers() as running:
-        found = asyncio.run(run(Servers(running, together=TOGETHER, patience=PATIENCE)))
+        found = asyncio.run(run(Servers(running, together=TOGETHER, wait_factor=WAIT_FACTOR)))
     print(json.dumps(found, indent=1))
     _keep(output, "crowd", found | {"at_once": n, "steps": steps})
 
@@ -158,7 +158,7 @@ def parts(turns: Turns = 3, output: Output = FIGURES) -> None:
     from .served import Servers
 
     with running_servers() as running:
-        found = asyncio.run(measured(Servers(running, together=TOGETHER, patience=PATIENCE), turns))
+        found = asyncio.run(measured(Servers(running, together=TOGETHER, wait_factor=WAIT_FACTOR), turns))
     print(json.dumps(found, indent=1))
     _keep(output, "parts", found)
 

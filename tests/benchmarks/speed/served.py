@@ -77,14 +77,14 @@ class Servers:
     Args:
         servers: By the names of the models.
         together: Most calls that go as one request.
-        patience: How long a call waits for others, in the time that calls take.
+        wait_factor: How long a call waits for others, in the time that calls take.
     """
 
-    def __init__(self, servers: dict[str, Server], *, together: int, patience: float) -> None:
+    def __init__(self, servers: dict[str, Server], *, together: int, wait_factor: float) -> None:
         os.environ[KEY_ENV] = KEY
         self._urls = {name: server.url for name, server in servers.items()}
         self._processes = [psutil.Process(server.process.pid) for server in servers.values()]
-        self._together, self._patience = together, patience
+        self._together, self._wait_factor = together, wait_factor
 
     def elsewhere(self) -> float:
         """CPU seconds of the servers and their engines so far."""
@@ -95,7 +95,7 @@ class Servers:
         salt = {
             "extra_body": {"cache_salt": uuid.uuid4().hex},
             "max_batch_size": self._together,
-            "batch_wait_factor": self._patience,
+            "batch_wait_factor": self._wait_factor,
         }
         return Models(
             ChatVLLM(model="small", base_url=self._urls["small"], **salt),
