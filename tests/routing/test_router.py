@@ -1293,6 +1293,8 @@ def views(draw: Any, unit: str = "step") -> RunView:
         given["decisions"] = [{**REJECTED, "step": len(steps), "discarded": rejected}]
     policies = POLICIES
     left = draw(st.sampled_from(["nothing", "draft", "order", "failure", "probe"]))
+    if left != "nothing":  # no step is asked for beyond the last
+        given["max_steps"] = max(given["max_steps"], len(steps) + 1)
     if left == "draft":
         writer = draw(WRITERS)
         given["draft"] = draft(draw(SCORES), draw(TEXTS), writer=writer, end=draw(ENDS), **draw(PARTS))

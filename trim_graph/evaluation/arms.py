@@ -458,6 +458,10 @@ def by_content(policy: Any) -> Any:
 
 
 @cache
+_NOT_SHIPPED = ("examples/arithmetic/study/", "examples/arithmetic/training/")
+"""Folders of the repository that no wheel holds, and that no evaluation runs."""
+
+
 def code_identity() -> dict[str, str]:
     """Returns the version of trim-graph and a digest of its code, the same wherever it is installed."""
     digest = hashlib.sha256()
@@ -465,7 +469,7 @@ def code_identity() -> dict[str, str]:
     # In the repository, nodes, adapters and examples are links.
     walked = os.walk(folder, followlinks=True)
     files = {Path(at, name).relative_to(folder).as_posix() for at, _, names in walked for name in names}
-    for name in sorted(name for name in files if name.endswith(".py")):
+    for name in sorted(name for name in files if name.endswith(".py") and not name.startswith(_NOT_SHIPPED)):
         digest.update(f"{name}\n".encode())
         digest.update((folder / name).read_bytes())
     return {"version": trim_graph.__version__, "sha256": digest.hexdigest()}
