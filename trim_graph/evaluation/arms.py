@@ -457,11 +457,11 @@ def by_content(policy: Any) -> Any:
     return {key: by_content(value) for key, value in policy.items()}
 
 
-@cache
 _NOT_SHIPPED = ("examples/arithmetic/study/", "examples/arithmetic/training/")
 """Folders of the repository that no wheel holds, and that no evaluation runs."""
 
 
+@cache
 def code_identity() -> dict[str, str]:
     """Returns the version of trim-graph and a digest of its code, the same wherever it is installed."""
     digest = hashlib.sha256()
