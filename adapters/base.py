@@ -40,7 +40,7 @@ class ScorableStep(TypedDict):
     text: str
     """The step without its delimiter."""
     writer: Literal["small", "large", "person"]
-    """Which of the two models wrote it, or a person by hand."""
+    """The model that wrote it, or a person."""
     mean_token_probability: NotRequired[float | None]
     """Mean probability of the step's tokens under its writer; None where the writer does not report it."""
 
@@ -153,7 +153,7 @@ class ExactChatModel(BaseChatModel):
         """Returns a call's settings over the model's own; None means the model's own.
 
         Args:
-            kwargs: Of the call.
+            kwargs: Keyword arguments of the call.
             own: Settings of a call that the model has defaults for.
             of_a_call: All settings of a call.
 
@@ -251,7 +251,7 @@ def read_scores(answer: Any, expected: int) -> ScorerReply:
 
     Args:
         answer: Return value of the scorer.
-        expected: How many steps it was given.
+        expected: Number of steps it was given.
 
     Raises:
         ScorerError: Wrong count, not a number, NaN, or outside [0, 1].

@@ -122,7 +122,7 @@ class AsyncLazy(Generic[T]):
         make: Makes the value.
 
     Attributes:
-        value: What was made; None before.
+        value: The value; None before it is made.
     """
 
     def __init__(self, make: Callable[[], Awaitable[T]]) -> None:

@@ -29,14 +29,14 @@ class Reply:
     """One answer of a writer.
 
     Attributes:
-        text: Without the delimiter.
-        end: Why it stopped.
+        text: Text without the delimiter.
+        end: Reason that it stopped.
         separator: The stop string met; empty at any other end.
         model: Name of the model, as it reports it.
         input_tokens: Tokens of the prompt.
-        cached_tokens: Those of them that were served from a cache.
+        cached_tokens: Prompt tokens served from a cache.
         output_tokens: Tokens generated, those of the delimiter included.
-        mean_token_probability: Of the generated tokens; None where the adapter does not report it.
+        mean_token_probability: Mean over the generated tokens; None where the adapter does not report it.
         starts_in_reasoning: Whether the chat template opened reasoning before the model wrote.
         reasoning_tokens: Generated tokens of reasoning that is not shown, as far as the answer reports them.
         estimated: Name of the counter of the tokens, where the model does not report them; else None.
@@ -65,7 +65,7 @@ def read_reply(message: Any, stops: Collection[str], writer: str, estimate: Esti
     an end of sequence too). Source: vLLM, ``CompletionOutput.stop_reason``.
 
     Args:
-        message: What the model returned.
+        message: Return value of the model.
         stops: The stop strings that were asked for.
         writer: ``small`` or ``large``, for the error message.
         estimate: Counts its tokens where it does not report them; None refuses it then.
@@ -111,7 +111,7 @@ def read_turn(
     tools are called, else the solution.
 
     Args:
-        message: What the model returned.
+        message: Return value of the model.
         writer: ``small`` or ``large``, for the error message.
         model: The model, for its name where the answer does not report it.
         last: Whether the agent ends with it even where it calls a tool, as for structured output.
@@ -181,7 +181,7 @@ def read_entropy(message: AIMessage, writer: str) -> Entropy | None:
     likeliest tokens are read, in the form of OpenAI's chat API (``logprobs``).
 
     Args:
-        message: What the model returned.
+        message: Return value of the model.
         writer: ``small`` or ``large``, for the error message.
 
     Returns:
@@ -214,7 +214,7 @@ def read_entropy(message: AIMessage, writer: str) -> Entropy | None:
 def _end(
     metadata: dict[str, Any], stops: Collection[str], writer: str
 ) -> tuple[StepEnd, str, tuple[str, ...]]:
-    """Why a step's answer stopped, the separator met, and notes."""
+    """Returns why a step's answer stopped, the separator met, and notes."""
     finish = metadata.get("finish_reason")
     kind = "ended" if finish is None else classify(str(finish))  # without one, stop_reason alone decides
     if kind in ("refused", "failed", "tools"):
@@ -455,7 +455,7 @@ def reported_tokens(usage: Mapping[str, Any], writer: str) -> Tokens:
     """Reads an answer's ``usage_metadata``.
 
     Args:
-        usage: As the model reports it.
+        usage: Report of the model.
         writer: ``small`` or ``large``, for the error message.
 
     Raises:
@@ -573,7 +573,7 @@ class Estimate:
 
     Args:
         counter: Counts.
-        prompt: Of the call.
+        prompt: Prompt of the call.
     """
 
     counter: TokenCounter

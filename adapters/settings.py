@@ -81,7 +81,7 @@ class VLLMSettings(SamplingSettings):
     """Settings that `ChatVLLM` and `ChatVLLMEngine` share."""
 
     entropy_logprobs: int = Field(default=TOP_LOGPROBS, ge=1)
-    """How many of the likeliest tokens an entropy is computed from: at most vLLM's ``max_logprobs``, which is
+    """Number of likeliest tokens that an entropy is computed from: at most vLLM's ``max_logprobs``, which is
     20 unless set. The entropy is exact with as many as the vocabulary has."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the chat template, such as ``{"enable_thinking": False}``."""
@@ -100,7 +100,7 @@ class VLLMServerSettings(VLLMSettings):
     read_timeout: float = Field(default=600.0, gt=0.0)
     """Seconds without a byte from the server after which the connection counts as dropped."""
     max_retries: int = Field(default=3, ge=0)
-    """How often to try again after no connection, a dropped one, 429 or 5xx. A 400 is never retried."""
+    """Retries after no connection, a dropped one, 429 or 5xx. A 400 is never retried."""
     max_connections: int = Field(default=256, ge=1)
     """Most requests at once to a server; others wait. Adapters of a server and event loop share them."""
     continuation: Literal["auto", "chat", "raw"] = "auto"
@@ -195,7 +195,7 @@ class VLLMServerPRMSettings(PRMSettings):
     read_timeout: float = Field(default=600.0, gt=0.0)
     """Seconds without a byte from the server after which the connection counts as dropped."""
     max_retries: int = Field(default=3, ge=0)
-    """How often to try again after no connection, a dropped one, 429 or 5xx."""
+    """Retries after no connection, a dropped one, 429 or 5xx."""
 
 
 class VLLMEnginePRMSettings(PRMSettings, EngineSettings):

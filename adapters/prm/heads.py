@@ -160,7 +160,7 @@ def load_network(
         head: See `trim_graph.adapters.prm.formats.PRMFormat`.
         model: Folder or hub id.
         answer_ids: The format's, where the head is ``tokens``.
-        device: Where the weights go.
+        device: Device of the weights.
         dtype: ``auto`` or the name of a torch dtype.
 
     Raises:
@@ -182,7 +182,7 @@ def load_prm(model: str, *, device: torch.device, dtype: str) -> Qwen2ForProcess
 
     Args:
         model: Folder or hub id.
-        device: Where the weights go.
+        device: Device of the weights.
         dtype: ``auto`` or the name of a torch dtype.
 
     Raises:
@@ -277,9 +277,9 @@ class RewardEngine:
 
     Args:
         model: Folder or hub id.
-        device: Where the weights go.
+        device: Device of the weights.
         dtype: ``auto`` or the name of a torch dtype.
-        head: What the format is read from.
+        head: Head that the format is read from.
         answer_ids: The format's, where that is a language model.
     """
 

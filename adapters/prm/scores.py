@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SUM = 1e-2
-"""How far the probabilities of two labels may be from 1 together: bfloat16 has three digits."""
+"""Tolerance of the sum of two labels' probabilities: bfloat16 has three digits."""
 
 
 def probability(outputs: Sequence[float]) -> float:
@@ -47,7 +47,7 @@ def read_pooled(rows: Any, asked: PRMInput, head: Head, *, at: str, hint: str) -
         rows: One row per token: the probabilities (wrong, right), or the probability of right alone.
         asked: Input of the PRM.
         head: Kind of head that the format is read from.
-        at: Which PRM answered, for errors.
+        at: Name of the PRM, for errors.
         hint: Remedy, for errors about the number of rows.
 
     Returns:

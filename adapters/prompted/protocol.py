@@ -51,7 +51,7 @@ class PromptedStep:
 
     Attributes:
         text: The new text: one step, or all that remained. It joins the written text as it is.
-        end: Why it ends: the step is over, the solution is, or the answer ran into its token limit.
+        end: Reason of its end: of the step, of the solution, or of the answer at its token limit.
         stop: The stop string met, where ``end`` is ``delimiter``.
         spans: Places of the text in the answer.
     """
@@ -99,7 +99,7 @@ def read_step(
     without marks continues behind a word as if a new word began.
 
     Args:
-        answer: Of the model.
+        answer: Answer of the model.
         written: The steps so far.
         delimiter: Separator of steps.
         stops: Any of them ends the step. Where the delimiter is none of them, all that remains was asked for.
@@ -213,7 +213,7 @@ def _text_end(answer: str, begin: int, end: int) -> int:
 
 
 def _ends(answer: str, begin: int, end: int, stops: Sequence[str]) -> list[tuple[int, str]]:
-    """Where the step may end: stop strings, and marks of a next step (as an empty stop string)."""
+    """Returns places where the step may end: stop strings, and marks of a next step (as empty strings)."""
     found = [(mark.start(), "") for mark in _START.finditer(answer, begin, end)]
     for stop in stops:
         at = answer.find(stop, begin, end)
@@ -298,7 +298,7 @@ def _compact(text: str) -> tuple[str, list[int]]:
 
 
 def _starts(written: str, delimiter: str) -> Iterator[int]:
-    """Where steps begin."""
+    """Yields the offsets at which steps begin."""
     start = 0
     for piece in written.split(delimiter):
         if piece.strip():
@@ -307,7 +307,7 @@ def _starts(written: str, delimiter: str) -> Iterator[int]:
 
 
 def _word_starts(written: str, step: int) -> list[int]:
-    """Where the last step's words begin, the first one aside, from which there is enough text to the end."""
+    """Returns the offsets of the last step's words, but the first, with enough text up to the end."""
     found = [
         i for i in range(step + 1, len(written)) if written[i - 1].isspace() and not written[i].isspace()
     ]

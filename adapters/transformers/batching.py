@@ -224,7 +224,7 @@ class GenerationJob(Job[Generated]):
 
     Args:
         prompt: Token ids.
-        settings: What is asked for; ``max_tokens`` fits behind the prompt.
+        settings: Settings of the call; ``max_tokens`` fits behind the prompt.
         batch_limit: Most calls to share a batch with, this one included.
         on_text: Called on the worker's thread with each piece of the answer, in order.
     """
@@ -262,7 +262,7 @@ class Row:
         end_ids: Tokens that end a sequence.
 
     Attributes:
-        first_token_entropy: For whoever sees the distribution to set.
+        first_token_entropy: Set by the code that sees the distribution.
     """
 
     def __init__(self, job: GenerationJob, tokenizer: Tokenizer, end_ids: Set[int]) -> None:
@@ -306,7 +306,7 @@ class Row:
             self._send(len(self._text) - self._held_back())
 
     def _first_stop(self, new_from: int) -> tuple[int, str] | None:
-        """Where the earliest stop string begins that the newest piece completed, and which one it is."""
+        """Returns the offset and text of the earliest stop string that the newest piece completed."""
         start = max(0, new_from - self._longest_stop + 1)
         found = [(self._text.find(stop, start), stop) for stop in self.job.settings.stop]
         return min((hit for hit in found if hit[0] >= 0), default=None)
@@ -323,7 +323,7 @@ class Row:
             return True
 
     def _held_back(self) -> int:
-        """How many characters at the end could be the beginning of a stop string."""
+        """Returns how many characters at the end could begin a stop string."""
         for length in range(min(self._longest_stop - 1, len(self._text)), 0, -1):
             tail = self._text[-length:]
             if any(stop.startswith(tail) for stop in self.job.settings.stop):

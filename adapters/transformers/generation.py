@@ -33,7 +33,7 @@ class GenerationEngine:
 
     Args:
         model: Folder or hub id.
-        device: Where the weights go.
+        device: Device of the weights.
         dtype: ``auto`` or the name of a torch dtype.
     """
 

@@ -68,7 +68,7 @@ class TransformersProcessReward(TransformersPRMSettings):
         """Scores every step.
 
         Args:
-            question: What the steps answer.
+            question: Question that the steps answer.
             steps: All steps so far, in order.
 
         Returns:

@@ -59,7 +59,7 @@ class RequestBatcher:
     A lone call is sent at once. While others are under way, calls wait for further ones.
 
     Args:
-        server: Where the model is.
+        server: Server of the model.
         max_batch: Most prompts in a request.
         wait_factor: Calls wait until there are so many for each one under way, or until one has waited so
             many times as long as recent calls took.

@@ -179,10 +179,9 @@ class VLLMCall:
         server: The route of this call through the model's replicas.
         prompts: Makes the request.
         messages: The conversation.
-        settings: Of the call.
+        settings: Settings of the call.
         extra_body: Further fields of the request.
-        batchers: By the address of a server; one sends the call with others that wait for that server. None:
-            the call is a request of its own.
+        batchers: Batchers by address of a server, where calls are sent together; None sends the call alone.
 
     Attributes:
         answer: The answer so far.

@@ -47,7 +47,7 @@ class VLLMEngine:
         spec: Settings that it is started with.
 
     Attributes:
-        holders: How many `EngineHandle` have it.
+        holders: Number of `EngineHandle` that have it.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -336,7 +336,7 @@ def _tokens(ids: list[int]) -> Any:
 
 _CHILD = str(Path(__file__).with_name("engine_child.py"))
 _PROCESSES = ("EngineCore", "VLLM_DP_Coordinator")
-"""What the names of vLLM's processes begin with."""
+"""Beginnings of the names of vLLM's processes."""
 _ENVIRONMENT = {
     # Threads run in this process: a fork of it may deadlock, and so may CUDA.
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",

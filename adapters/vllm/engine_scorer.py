@@ -79,7 +79,7 @@ class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
         """Scores every step.
 
         Args:
-            question: What the steps answer.
+            question: Question that the steps answer.
             steps: All steps so far, in order.
 
         Returns:

@@ -271,7 +271,7 @@ class Facts:
         raw: Whether prompts are rendered once and continued over ``/v1/completions``.
         max_model_len: Longest sequence in tokens; None where the server does not report it.
         starts_in_reasoning: Whether the chat template opens reasoning before the model writes.
-        dialect: Of the server.
+        dialect: Dialect of the server.
     """
 
     raw: bool
@@ -290,7 +290,7 @@ class VLLMPrompts:
     special tokens is rendered in that way too, and sent as token ids in which they are plain text.
 
     Args:
-        server: Where the model is.
+        server: Server of the model.
         model: Name that the server knows it by.
         continuation: ``chat`` or ``raw`` make the choice.
         template_kwargs: Further arguments of the chat template.
@@ -301,7 +301,7 @@ class VLLMPrompts:
     continuation: Continuation = "auto"
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     stop_field: str = ""
-    """Where the server last reported which stop string it met; empty until then."""
+    """Field in which the server last reported the stop string it met; empty until then."""
     keeps_stop: bool = False
     """Whether the server keeps the stop string it met in the text, since it reports it nowhere else."""
     _rendered: dict[str, str] = field(default_factory=dict)

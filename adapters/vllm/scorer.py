@@ -94,7 +94,7 @@ class VLLMProcessReward(VLLMServerPRMSettings):
         """Scores every step.
 
         Args:
-            question: What the steps answer.
+            question: Question that the steps answer.
             steps: All steps so far, in order.
 
         Returns:

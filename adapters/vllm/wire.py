@@ -72,7 +72,7 @@ def sampling(settings: CallSettings, *, raw: bool) -> dict[str, Any]:
     """Returns the part of a request that does not depend on the prompt.
 
     Args:
-        settings: Of the call.
+        settings: Settings of the call.
         raw: Whether it is for ``/v1/completions``, which asks for log-probabilities in another way.
     """
     body: dict[str, Any] = {
@@ -109,7 +109,7 @@ class Answer:
     stop_reason: str | None = None
     """The stop string met; None at the end of sequence."""
     stop_field: str = ""
-    """Where the server reports which stop string it met, if any; empty where it does not."""
+    """Field in which the server reports the stop string it met; empty where it does not."""
     model: str = ""
     input_tokens: int = 0
     cached_tokens: int | None = None
@@ -427,7 +427,7 @@ class Dialect:
     """Dialect of vLLM, also of servers that name no other.
 
     Attributes:
-        name: Of the server.
+        name: Name of the server.
         renders: Whether the server returns the tokens of a conversation without answering it. Where it does
             not, its chat endpoint must continue a text exactly by itself.
         takes_text: Whether a completion's prompt may be a text that is tokenised as it is; else ids are sent.
