@@ -17,6 +17,7 @@ from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, Choice, O
 from trim_graph.process import this_process
 from trim_graph.prompt_size import UnboundedPrompt
 from trim_graph.segmentation import DelimiterSteps, cut_text, separator_of
+from trim_graph.settings import Settings
 from trim_graph.state import (
     DecisionRecord,
     Draft,
@@ -98,6 +99,22 @@ class AskHuman(Action):
 
 class Finish(Action):
     """End the run, or the turn of an agent; ``update["stopped"]`` names the reason."""
+
+
+def end_of_solution(
+    steps: Sequence[Step], settings: Settings
+) -> Literal["finished", "loop", "max_steps"] | None:
+    """Return why a solution ends with its last step by itself; None if another one follows.
+
+    Args:
+        steps: The accepted steps, at least one.
+        settings: Settings of the run.
+    """
+    if steps[-1]["end"] == "eos":
+        return "finished"
+    if settings.max_repeats is not None and loop_in(steps, settings.max_repeats) is not None:
+        return "loop"
+    return "max_steps" if len(steps) >= settings.max_steps else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,14 +346,15 @@ class _Decision:
         # A writer that was to continue to the end and used all remaining tokens leaves no further step.
         used_up = request["until_eos"] and request["max_tokens"] >= self._tokens_to_end()
         self._keep(accepted, draft["score"])
-        if draft["end"] == "eos":
-            return self.finish("finished")
+        end = end_of_solution(self.steps, self.settings)
+        if end == "finished":
+            return self.finish(end)
         if self.state.get("stopped"):
             return self.finish(self.state["stopped"])
-        most = self.settings.max_repeats
-        if most is not None and (loop := loop_in(self.steps, most)) is not None:
-            self.note(f"the run has ended in a loop: {loop}")
-            return self.finish("loop")
+        if end == "loop":
+            assert self.settings.max_repeats is not None
+            self.note(f"the run has ended in a loop: {loop_in(self.steps, self.settings.max_repeats)}")
+            return self.finish(end)
         if used_up and not self.view.out_of_time:
             return self.finish("max_steps")
         return self._next_writer()

@@ -23,8 +23,7 @@ from trim_graph.evaluation.calibration import CachedScorer
 from trim_graph.evaluation.runner import Executor, Models, run_each
 from trim_graph.evaluation.traces import Trace
 from trim_graph.policies import Policy
-from trim_graph.routing.loops import loop_in
-from trim_graph.routing.router import MAX_ATTEMPTS
+from trim_graph.routing.router import MAX_ATTEMPTS, end_of_solution
 from trim_graph.routing.steps import as_step, parse_draft, partial_text_counts, stop_arguments
 from trim_graph.routing.view import segmentation_of
 from trim_graph.segmentation import join_steps, separator_of
@@ -281,9 +280,7 @@ class TreeExpander:
         return compose([HumanMessage(question.text)], self.settings.instruction, prefix)
 
     def _end_if_last(self, node: Node, steps: list[Step], question: Question) -> None:
-        most = self.settings.max_repeats
-        loops = most is not None and loop_in(steps, most) is not None
-        if steps[-1]["end"] != "eos" and len(steps) < self.settings.max_steps and not loops:
+        if end_of_solution(steps, self.settings) is None:
             return
         text = join_steps(steps, self.settings.delimiter)
         solution = text.removesuffix(separator_of(steps[-1], self.settings.delimiter))
