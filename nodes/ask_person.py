@@ -13,7 +13,7 @@ from trim_graph.state import TrimState, diff_update
 
 
 def ask_person_node() -> Node:
-    """Build the node.
+    """Builds the node.
 
     An invalid answer raises `pydantic.ValidationError` from the call that resumes the run; the interrupt
     stays pending.

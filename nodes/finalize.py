@@ -22,7 +22,7 @@ from trim_graph.summary import summarise, usage_of
 
 
 def finalize_node(ledger: Ledger | None = None, speculation: Speculation | None = None) -> Node:
-    """Build the node.
+    """Builds the node.
 
     Args:
         ledger: Holds the accounts of the run, whose usage the summary reports.

@@ -47,7 +47,7 @@ def generate_step_node(
     counters: Mapping[Writer, TokenCounter] | None = None,
     speculation: Speculation | None = None,
 ) -> CallNode:
-    """Build the node.
+    """Builds the node.
 
     Args:
         small: The small model.
@@ -90,14 +90,14 @@ def generate_step_node(
 
 
 def after_generate_step(state: TrimState) -> Literal["score decides", "no score needed"]:
-    """Return the label of the next node: the scorer only if a decision depends on the score."""
+    """Returns the label of the next node: the scorer only if a decision depends on the score."""
     request, draft = state.get("request"), state.get("draft")
     needs_score = request is not None and draft is not None and request["needs_score"]
     return "score decides" if needs_score else "no score needed"
 
 
 def _charged_first(state: TrimState, charge: dict[str, Any]) -> dict[str, Any]:
-    """Return the update that only charges interrupted calls, so that the next call cannot lose the charge."""
+    """Returns the update that only charges interrupted calls: the next call cannot lose the charge."""
     request = state["request"]
     assert request is not None
     return {
@@ -119,7 +119,7 @@ async def _aask(call: StepCall, started: asyncio.Task[Any] | None = None) -> dic
 
 
 def _read(call: StepCall, message: Any) -> Reply:
-    """Read an answer; one that is an error by itself, such as a filtered one, is charged by its usage."""
+    """Reads an answer; one that is an error by itself, such as a filtered one, is charged by its usage."""
     try:
         return read_reply(message, call.arguments.get("stop", ()), call.writer, call.estimate)
     except ModelServerError as error:
@@ -129,7 +129,7 @@ def _read(call: StepCall, message: Any) -> Reply:
 
 
 async def _aread(call: StepCall, message: Any) -> Reply:
-    """Do the same as `_read`, in a thread if tokens must be counted: a tokenizer may have to be loaded."""
+    """Does the same as `_read`, in a thread if tokens must be counted: a tokenizer may have to be loaded."""
     if call.estimate is None or not isinstance(message, AIMessage) or reports_usage(message):
         return _read(call, message)
     return await asyncio.to_thread(_read, call, message)
@@ -172,7 +172,7 @@ def _apply_reply(call: StepCall, message: Any, reply: Reply, seconds: float) -> 
 
 
 def _apply_probe(call: StepCall, message: AIMessage) -> StepRequest:
-    """Return the request with the entropy that a probe found, one token of the small model.
+    """Returns the request with the entropy that a probe found, one token of the small model.
 
     Raises:
         ChatModelContractError: The model does not report the entropy.
@@ -192,7 +192,7 @@ def _apply_probe(call: StepCall, message: AIMessage) -> StepRequest:
 
 
 def _without_step(call: StepCall, reply: Reply, usage: Usage, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return the update after a reply without a step: another attempt after its text, or a failure."""
+    """Returns the update after a reply without a step: another attempt after its text, or a failure."""
     request, text = call.request, reply.text + reply.separator
     partial_text, attempt = request["partial_text"] + text, request["attempt"] + 1
     if metadata.get("continuation") == "prompt":  # a prompt shows the model no blank lines

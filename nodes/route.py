@@ -37,7 +37,7 @@ def route_node(
     ledger: Ledger | None = None,
     speculation: Speculation | None = None,
 ) -> Node:
-    """Build the node.
+    """Builds the node.
 
     Args:
         settings: The graph's settings; the context of a call may override them.

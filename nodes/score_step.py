@@ -26,7 +26,7 @@ from trim_graph.state import Draft, Step, StepRequest, TrimState
 def score_step_node(
     scorer: Scorer, speculation: Speculation | None = None, *, solution: bool = True
 ) -> CallNode:
-    """Build the node.
+    """Builds the node.
 
     Args:
         scorer: Rates the steps.
@@ -72,7 +72,7 @@ def score_step_node(
 
 
 def _handle_error(view: RunView, error: Exception, seconds: float, *, solution: bool) -> dict[str, Any]:
-    """Return the update after a scorer's error, if the run can continue or end there.
+    """Returns the update after a scorer's error, if the run can continue or end there.
 
     Raises:
         Exception: The error itself, if the settings declare no way out.
@@ -96,7 +96,7 @@ def _handle_error(view: RunView, error: Exception, seconds: float, *, solution: 
 
 
 def _note_unreported(state: TrimState, attempts: int) -> dict[str, Any]:
-    """Return the update with a note that the scorer's usage is not exact; a run has it once."""
+    """Returns the update with a note that the scorer's usage is not exact; a run has it once."""
     note = "attempts of the scorer broke off unreported, so its tokens and cost are not exact"
     if not attempts or note in state["notes"]:
         return {}
@@ -105,12 +105,12 @@ def _note_unreported(state: TrimState, attempts: int) -> dict[str, Any]:
 
 
 def _quiet(config: RunnableConfig) -> AbstractContextManager[Context]:
-    """Set tags that keep the tokens of a scorer's own model, such as an LLM judge, out of the stream."""
+    """Sets tags that keep the tokens of a scorer's own model, such as an LLM judge, out of the stream."""
     return set_config_context(tagged(config, "nostream", "trim:score"))
 
 
 def _unrated(state: TrimState, seconds: float) -> dict[str, Any]:
-    """Return the update that has the draft accepted without a score, as no time or context is left."""
+    """Returns the update that has the draft accepted without a score, as no time or context is left."""
     request, before = state["request"], state["usage"]
     assert request is not None
     return {

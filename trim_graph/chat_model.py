@@ -106,7 +106,7 @@ class TrimChatModel(BaseChatModel):
         )
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> NoReturn:
-        """Raise an error: the steps of a solution are text.
+        """Raises an error: the steps of a solution are text.
 
         Raises:
             NotImplementedError: Always.
@@ -117,7 +117,7 @@ class TrimChatModel(BaseChatModel):
         )
 
     def with_structured_output(self, schema: Any, **kwargs: Any) -> NoReturn:
-        """Raise an error: a solution written step by step has no schema.
+        """Raises an error: a solution written step by step has no schema.
 
         Raises:
             NotImplementedError: Always.
@@ -130,21 +130,21 @@ class TrimChatModel(BaseChatModel):
     def stream(
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[AIMessageChunk]:
-        """Stream each step as it is accepted; see `langchain_core`'s own documentation."""
+        """Streams each step as it is accepted; see `langchain_core`'s own documentation."""
         model, config = self._traced_copy(config)
         yield from BaseChatModel.stream(model, input, config, **kwargs)
 
     async def astream(
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessageChunk]:
-        """Stream each step as it is accepted; see `langchain_core`'s own documentation."""
+        """Streams each step as it is accepted; see `langchain_core`'s own documentation."""
         model, config = self._traced_copy(config)
         async with contextlib.aclosing(BaseChatModel.astream(model, input, config, **kwargs)) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
                 yield chunk
 
     def _traced_copy(self, config: RunnableConfig | None) -> tuple[TrimChatModel, RunnableConfig]:
-        """Return a copy that holds the call's tracers and id, which LangChain does not pass to `_stream`."""
+        """Returns a copy that holds the call's tracers and id, which LangChain does not pass to `_stream`."""
         config = ensure_config(config)
         run_id = config.get("run_id") or uuid.uuid4()
         model = self.model_copy()
@@ -152,7 +152,7 @@ class TrimChatModel(BaseChatModel):
         return model, {**config, "run_id": run_id}
 
     def _config(self, run_manager: Any, kind: type[CallbackManager | AsyncCallbackManager]) -> RunnableConfig:
-        """Return the config of the inner run: a child of this call in traces, hidden from other handlers."""
+        """Returns the config of the inner run: a child of this call in traces, hidden from other handlers."""
         handlers, run_id = self._call
         if run_manager is not None:
             handlers, run_id = run_manager.inheritable_handlers, run_manager.run_id
@@ -249,7 +249,7 @@ def create_trim_chat_model(
     stop: list[str] | None = None,
     **settings: Unpack[RunSettings],
 ) -> TrimChatModel:
-    """Build a trim graph as a chat model.
+    """Builds a trim graph as a chat model.
 
     Args:
         small: Chat model that drafts every step; this and the others are as in `create_trim_graph`.
@@ -286,7 +286,7 @@ def create_trim_chat_model(
 async def _run_isolated(
     graph: Any, messages: list[BaseMessage], config: RunnableConfig, given: Any
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield the events of a run in a task of its own, and so in an empty context."""
+    """Yields the events of a run in a task of its own, and so in an empty context."""
     events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(_BUFFERED)
 
     async def run() -> None:
@@ -331,7 +331,7 @@ class Answer:
         return self.stopped is not None or full
 
     def take(self, updates: dict[str, dict[str, Any] | None]) -> Iterator[ChatGenerationChunk]:
-        """Take the updates of nodes, and yield the new text.
+        """Takes the updates of nodes, and yield the new text.
 
         The stream of messages would serve too, but LangChain then streams every inner call.
         """
@@ -354,7 +354,7 @@ class Answer:
                     return
 
     def _shown(self, text: str) -> str:
-        """Return the text up to a stop string, and hold back what may be the beginning of one."""
+        """Returns the text up to a stop string, and hold back what may be the beginning of one."""
         if not self._stops:
             return text
         seen = self._held + text
@@ -369,7 +369,7 @@ class Answer:
         return seen[: max(cut, 0)]
 
     def last(self) -> ChatGenerationChunk:
-        """Return the last chunk: the text held back, metadata and usage."""
+        """Returns the last chunk: the text held back, metadata and usage."""
         final = self._final
         if final is None:
             assert self._usage is not None
@@ -389,7 +389,7 @@ class Answer:
 
 
 def as_result(chunks: list[ChatGenerationChunk]) -> ChatResult:
-    """Return the chunks of an answer as one result."""
+    """Returns the chunks of an answer as one result."""
     text = "".join(chunk.text for chunk in chunks)
     last = chunks[-1].message
     assert isinstance(last, AIMessageChunk)

@@ -16,7 +16,7 @@ DEFAULT_INSTRUCTION = (
 
 
 def compose(messages: Sequence[BaseMessage], instruction: str | None, prefix: str) -> list[BaseMessage]:
-    """Return the prompt of a writer: the messages, the instruction, the text to continue.
+    """Returns the prompt of a writer: the messages, the instruction, the text to continue.
 
     Args:
         messages: The conversation, with system messages and earlier turns.
@@ -37,7 +37,7 @@ def compose(messages: Sequence[BaseMessage], instruction: str | None, prefix: st
 
 
 def question_of(messages: Sequence[BaseMessage]) -> str:
-    """Return the text of the last human message, the scorer's default question; empty if there is none."""
+    """Returns the text of the last human message, the scorer's default question; empty if there is none."""
     for message in reversed(messages):
         if isinstance(message, HumanMessage):
             return str(message.text)
@@ -45,7 +45,7 @@ def question_of(messages: Sequence[BaseMessage]) -> str:
 
 
 def require_answerable(messages: Sequence[AnyMessage], question: str) -> None:
-    """Check that a conversation can be answered, before any model is called.
+    """Checks that a conversation can be answered, before any model is called.
 
     Raises:
         InputError: There is no message, the last one is the assistant's, or the question is empty.

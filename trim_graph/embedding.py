@@ -24,7 +24,7 @@ def trim_node(
     summary: str | None = None,
     name: str = "trim",
 ) -> RunnableLambda[Any, Any]:
-    r"""Wrap a trim graph as a node of a parent graph with another state.
+    r"""Wraps a trim graph as a node of a parent graph with another state.
 
     A parent whose ``messages`` are reduced by ``add_messages`` can take the graph itself:
     ``builder.add_node("solve", graph)``. Either way the run uses the parent's checkpointer, the ``trim`` of
@@ -87,7 +87,7 @@ class _Node(RunnableLambda[Any, Any]):
 
 
 def _input(state: Any, problem: str | Callable[[Any], Any]) -> dict[str, Any]:
-    """Return the graph's input from the parent's state.
+    """Returns the graph's input from the parent's state.
 
     Raises:
         InputError: The state has no such key, or its value is neither text nor messages.

@@ -115,7 +115,7 @@ class ContextLengthError(ModelServerError, ContextOverflowError, ValueError):
 
 
 def is_context_full(error: BaseException) -> bool:
-    """Return whether a call failed because its prompt fills the model's context.
+    """Returns whether a call failed because its prompt fills the model's context.
 
     LangChain's integrations raise `ContextOverflowError`; a scorer's error may have one as its cause.
     """
@@ -123,7 +123,7 @@ def is_context_full(error: BaseException) -> bool:
 
 
 SECRET_NAME = re.compile(r"key|secret|token$|password|credential|headers", re.IGNORECASE)
-"""Names of settings whose values are never repeated."""
+"""Name of settings whose values are never repeated."""
 
 _ASSIGNED = re.compile(r"(key|secret|token|password|credential)\w*\s*[=:]", re.IGNORECASE)
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|\w(?:[\w.-]*\w)?)"
@@ -135,7 +135,7 @@ _KEY_LENGTH = 20
 
 
 def shown_url(url: str) -> str | None:
-    """Return a URL if messages may repeat it, else None.
+    """Returns a URL if messages may repeat it, else None.
 
     They may if it has only a known scheme, a host, a port and a path. A user name, password, query, fragment
     or an unparsable URL may hold a secret, and so may a path with an ``@``: a slash in a password ends the
@@ -145,12 +145,12 @@ def shown_url(url: str) -> str | None:
 
 
 def shown_address(address: str) -> str | None:
-    """Return a ``HOST:PORT`` if messages may repeat it, else None."""
+    """Returns a ``HOST:PORT`` if messages may repeat it, else None."""
     return address if _ADDRESS.fullmatch(address) else None
 
 
 def may_be_shown(value: Any) -> bool:
-    """Return whether messages may repeat the value of a setting: no part of it looks like a secret."""
+    """Returns whether messages may repeat the value of a setting: no part of it looks like a secret."""
     if isinstance(value, str):
         return shown_url(value) is not None or not ("://" in value or "@" in value or _ASSIGNED.search(value))
     if isinstance(value, Mapping):
@@ -162,12 +162,12 @@ def may_be_shown(value: Any) -> bool:
 
 
 def is_variable_name(name: str) -> bool:
-    """Return whether a text is the name of an environment variable, and not a key given by mistake."""
+    """Returns whether a text is the name of an environment variable, and not a key given by mistake."""
     return bool(_VARIABLE.fullmatch(name)) and (name in os.environ or not _is_like_a_key(name))
 
 
 def check_variable_name(setting: str, name: str | None) -> str | None:
-    """Check a setting that names an environment variable.
+    """Checks a setting that names an environment variable.
 
     Args:
         setting: Name of the setting.

@@ -10,7 +10,7 @@ from langgraph.graph.message import push_message
 
 
 def emit(event: str, **content: Any) -> None:
-    """Emit one step event to ``stream_mode="custom"``.
+    """Emits one step event to ``stream_mode="custom"``.
 
     Args:
         event: ``started``, ``probe``, ``draft``, ``decision``, ``accepted``, ``asked``, ``answered``,
@@ -21,5 +21,5 @@ def emit(event: str, **content: Any) -> None:
 
 
 def push_text(text: str, message_id: str) -> None:
-    """Emit accepted text to ``stream_mode="messages"`` as a chunk of the final message."""
+    """Emits accepted text to ``stream_mode="messages"`` as a chunk of the final message."""
     push_message(AIMessageChunk(content=text, id=message_id), state_key=None)

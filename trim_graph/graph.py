@@ -45,7 +45,7 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
     """A `CompiledStateGraph` that gives each call an `Invocation` and a recursion limit."""
 
     def stream(self, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
-        """Stream a run, as LangGraph documents; `invoke` and its like call this too."""
+        """Streams a run, as LangGraph documents; `invoke` and its like call this too."""
         # Without a slot for speculation, even if an outer graph's invocation has one.
         invocation, stored = Invocation(), False
         try:
@@ -58,7 +58,7 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
             _end(invocation, stored=stored)
 
     async def astream(self, input: Any, config: Any = None, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        """Stream a run, as LangGraph documents; `ainvoke` and its like call this too."""
+        """Streams a run, as LangGraph documents; `ainvoke` and its like call this too."""
         slot, stored = SpeculationSlot(), False
         invocation = Invocation(slot)
         parts: Any = super().astream(input, _of_invocation(config, invocation), **kwargs)
@@ -74,23 +74,23 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
             await slot.close()
 
     def batch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
-        """Run several inputs in threads, at most ``max_concurrency`` of the config at once."""
+        """Runs several inputs in threads, at most ``max_concurrency`` of the config at once."""
         return super().batch(inputs, self._limited(config), **kwargs)
 
     async def abatch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
-        """Run several inputs at once, at most ``max_concurrency`` of the config."""
+        """Runs several inputs at once, at most ``max_concurrency`` of the config."""
         return await super().abatch(inputs, self._limited(config), **kwargs)
 
     def batch_as_completed(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> Any:
-        """Run several inputs as `batch` does; yield each result with its index as soon as it is ready."""
+        """Runs several inputs as `batch` does; yield each result with its index as soon as it is ready."""
         return super().batch_as_completed(inputs, self._limited(config), **kwargs)
 
     def abatch_as_completed(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> Any:
-        """Run several inputs as `abatch` does; yield each result with its index as soon as it is ready."""
+        """Runs several inputs as `abatch` does; yield each result with its index as soon as it is ready."""
         return super().abatch_as_completed(inputs, self._limited(config), **kwargs)
 
     def astream_events(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
-        """Stream every event inside a run, as `langchain_core` documents."""
+        """Streams every event inside a run, as `langchain_core` documents."""
         return super().astream_events(input, self._limited(config), **kwargs)
 
     def _limited(self, config: Any) -> Any:
@@ -102,13 +102,13 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
 
 
 def _of_invocation(config: RunnableConfig | None, invocation: Invocation) -> RunnableConfig:
-    """Return the config with the invocation, for `invocation_of`."""
+    """Returns the config with the invocation, for `invocation_of`."""
     given = config or {}
     return {**given, "configurable": {**(given.get("configurable") or {}), INVOCATION: invocation}}
 
 
 def _end(invocation: Invocation, *, stored: bool) -> None:
-    """Mark an invocation as ended; LangGraph has stored all of one that ended without an error."""
+    """Marks an invocation as ended; LangGraph has stored all of one that ended without an error."""
     invocation.running = False
     if stored:
         clear_aborted(invocation)
@@ -117,7 +117,7 @@ def _end(invocation: Invocation, *, stored: bool) -> None:
 def with_recursion_limit(
     config: RunnableConfig | None, limit: int = DEFAULT_RECURSION_LIMIT
 ) -> RunnableConfig:
-    """Return the config with a recursion limit if it has none; LangChain's own default would be 25."""
+    """Returns the config with a recursion limit if it has none; LangChain's own default would be 25."""
     given: RunnableConfig = {"recursion_limit": limit}
     return {**given, **(config or {})}
 
@@ -144,7 +144,7 @@ def create_trim_graph(
     name: str = "trim",
     **settings: Unpack[RunSettings],
 ) -> CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput]:
-    r"""Build a graph that solves a problem step by step, with the large model only where it matters.
+    r"""Builds a graph that solves a problem step by step, with the large model only where it matters.
 
     Args:
         small: Chat model that drafts every step. It should continue a trailing AIMessage exactly, distinguish
@@ -257,6 +257,6 @@ def _check_probabilities(scorer: TokenProbability, **writers: Any) -> None:
 
 
 def _begin(state: TrimInput) -> list[Send]:
-    """Return the input of `route` for a new question, also on a thread with earlier ones."""
+    """Returns the input of `route` for a new question, also on a thread with earlier ones."""
     begin = {"begin": True, "messages": state.get("messages", []), "question": state.get("question")}
     return [Send("route", begin)]

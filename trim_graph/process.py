@@ -9,5 +9,5 @@ _LOADED = uuid.uuid4().hex
 
 
 def this_process() -> str:
-    """Return a name that no other process has, not even a forked child."""
+    """Returns a name that no other process has, not even a forked child."""
     return f"{os.getpid()}-{_LOADED}"

@@ -47,13 +47,13 @@ class UnboundedPrompt(Exception):
 
 
 def counts_itself(model: Any) -> bool:
-    """Return whether a model counts its prompts itself; counting may load it, or query its server."""
+    """Returns whether a model counts its prompts itself; counting may load it, or query its server."""
     counted = getattr(model, "model", None) if hasattr(model, "may_send") else model
     return hasattr(chat_model_inside(counted), "count_prompt_tokens")
 
 
 def prompt_bound(model: Any, messages: Sequence[BaseMessage]) -> int:
-    """Return the size of a prompt in tokens: exact if the adapter can count it, else an upper bound.
+    """Returns the size of a prompt in tokens: exact if the adapter can count it, else an upper bound.
 
     A byte-level tokenizer makes at most one token per byte; `TEMPLATE` covers the tokens around a message.
     All of a message counts: text, reasoning, tool calls, names, additional fields; so do schemas bound to
@@ -81,7 +81,7 @@ def prompt_bound(model: Any, messages: Sequence[BaseMessage]) -> int:
 
 
 def turn_prompt_bound(messages: Sequence[BaseMessage], schemas: Sequence[Any]) -> int:
-    """Return an upper bound of an agent's prompt in tokens.
+    """Returns an upper bound of an agent's prompt in tokens.
 
     Args:
         messages: The conversation, the system message included.
@@ -97,7 +97,7 @@ def turn_prompt_bound(messages: Sequence[BaseMessage], schemas: Sequence[Any]) -
 
 
 def uncountable(messages: Sequence[BaseMessage]) -> str | None:
-    """Return the type of the first content block whose tokens have no upper bound; None if there is none."""
+    """Returns the type of the first content block whose tokens have no upper bound; None if there is none."""
     for message in messages:
         beside = filter(_is_media, message.additional_kwargs)
         what: str | None = next(chain(_unbounded(message.content), beside), None)
@@ -107,7 +107,7 @@ def uncountable(messages: Sequence[BaseMessage]) -> str | None:
 
 
 def _unbounded(content: Any) -> Iterator[str]:
-    """Yield the types of unbounded blocks in a message's content, and in the content of its blocks."""
+    """Yields the types of unbounded blocks in a message's content, and in the content of its blocks."""
     if not isinstance(content, list | tuple):
         return
     for block in content:

@@ -26,7 +26,7 @@ from .state import SCHEMA_VERSION, Run, TrimState
 
 
 def _check_interrupts(settings: Settings, has_scorer: bool, configurable: dict[str, Any]) -> None:
-    """Check that a run that may ask a person has a checkpointer, and a scorer if ``ask_below`` is set."""
+    """Checks that a run that may ask a person has a checkpointer, and a scorer if ``ask_below`` is set."""
     if settings.ask_below is not None and not has_scorer:
         raise SettingsError(
             f"ask_below is {settings.ask_below:g}, but the graph was built without a scorer: pass one"
@@ -42,7 +42,7 @@ def _check_interrupts(settings: Settings, has_scorer: bool, configurable: dict[s
 def _check_countable(
     messages: Sequence[BaseMessage], settings: Settings, accounts: Mapping[str, Any], large: Any
 ) -> None:
-    """Check that a limit on cost can hold: the prompt's tokens have an upper bound."""
+    """Checks that a limit on cost can hold: the prompt's tokens have an upper bound."""
     limit = cost_limit(settings.budget, settings.prices, accounts)
     if limit is None or counts_itself(large) or (what := uncountable(messages)) is None:
         return
@@ -64,7 +64,7 @@ def begin_run(
     has_scorer: bool,
     ledger: Ledger | None,
 ) -> TrimState:
-    """Check the input and return the first state of a new run, before any model is called.
+    """Checks the input and returns the first state of a new run, before any model is called.
 
     Args:
         given: The channels of the input: ``messages`` and perhaps ``question``.

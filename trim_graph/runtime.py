@@ -48,11 +48,11 @@ class Node(Runnable[Any, Any]):
         self._run, self._arun = run, arun
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Run the node."""
+        """Runs the node."""
         return self._run(input, ensure_config() if config is None else config)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Run the node without blocking the event loop."""
+        """Runs the node without blocking the event loop."""
         return await self._arun(input, ensure_config() if config is None else config)
 
 
@@ -71,16 +71,16 @@ class Branch(Runnable[Any, Any]):
         self._choose = choose
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Choose."""
+        """Chooses."""
         return self._choose(input)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Choose."""
+        """Chooses."""
         return self._choose(input)
 
 
 def tagged(config: RunnableConfig, *tags: str) -> RunnableConfig:
-    """Return a node's config for a call inside the node, with further tags."""
+    """Returns a node's config for a call inside the node, with further tags."""
     # `merge_configs` also copies callbacks and metadata, which doubled the time of a node.
     return {**config, "tags": [*(config.get("tags") or ()), *tags]}
 
@@ -96,17 +96,17 @@ class Stopwatch:
         self._since = time.monotonic()
 
     def lap(self) -> float:
-        """Return the seconds since the last call ended or the last lap, and begin a new lap."""
+        """Returns the seconds since the last call ended or the last lap, and begins a new lap."""
         now = time.monotonic()
         passed, self._since = max(0.0, now - self._since), now
         return passed
 
     def restart(self) -> None:
-        """Begin a new lap at the end of a call."""
+        """Begins a new lap at the end of a call."""
         self._since = time.monotonic()
 
     def leave_out(self, begun: float) -> None:
-        """Leave out the time that whoever reads the stream has taken since it got a part.
+        """Leaves out the time that whoever reads the stream has taken since it got a part.
 
         Args:
             begun: When it got it, by `time.monotonic`.
@@ -133,7 +133,7 @@ class Invocation:
 
 
 def invocation_of(config: RunnableConfig) -> Invocation | None:
-    """Return the invocation that a node runs in; None if no `TrimGraph` runs it, as in an agent."""
+    """Returns the invocation that a node runs in; None if no `TrimGraph` runs it, as in an agent."""
     found = (config.get("configurable") or {}).get(INVOCATION)
     return found if isinstance(found, Invocation) else None
 
@@ -158,7 +158,7 @@ class CallNode(Runnable[Any, Any]):
         self._run, self._arun = run, arun
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Run it.
+        """Runs it.
 
         Raises:
             SettingsError: Another release began the run.
@@ -172,7 +172,7 @@ class CallNode(Runnable[Any, Any]):
                 invocation.stopwatch.restart()
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Run it without blocking the event loop; see `invoke`."""
+        """Runs it without blocking the event loop; see `invoke`."""
         config = ensure_config() if config is None else config
         invocation = invocation_of(config)
         try:
@@ -183,7 +183,7 @@ class CallNode(Runnable[Any, Any]):
 
 
 def _waited(state: TrimState, invocation: Invocation | None) -> TrimState:
-    """Return a state with the time before the call in its usage."""
+    """Returns a state with the time before the call in its usage."""
     if state["run"]["schema"] != SCHEMA_VERSION:
         check_schema(state["run"])
     if invocation is None:
@@ -193,7 +193,7 @@ def _waited(state: TrimState, invocation: Invocation | None) -> TrimState:
 
 
 def call_with_timeout(seconds: float | None, call: Callable[[], T]) -> T:
-    """Call a function, and stop waiting for it `GRACE` seconds after its time limit.
+    """Calls a function, and stop waiting for it `GRACE` seconds after its time limit.
 
     A thread cannot be ended from outside: a function that hangs keeps its daemon thread, and its result is
     dropped.

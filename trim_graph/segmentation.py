@@ -48,7 +48,7 @@ class Blocks:
         """Block of the last line; an underline turns a paragraph into a heading."""
 
     def may_end(self, line: str) -> bool:
-        """Return whether a block ends at the blank lines just read.
+        """Returns whether a block ends at the blank lines just read.
 
         Args:
             line: The line after them, as far as it is known; its first character suffices.
@@ -57,11 +57,11 @@ class Blocks:
         return not (self._fence or self._math or self._heading or within_table)
 
     def add_blank(self) -> None:
-        """Read a blank line."""
+        """Reads a blank line."""
         self._paragraph = False
 
     def add(self, line: str) -> None:
-        """Read a complete line that is not blank."""
+        """Reads a complete line that is not blank."""
         after_paragraph, after_table = self._paragraph, self._table
         self._heading = self._table = self._paragraph = False
         if self._fence is not None:
@@ -143,22 +143,22 @@ class Boundary(NamedTuple):
 
 
 def is_step(text: str) -> bool:
-    """Return whether a text has content: white space, punctuation or a lone ``<tag>`` is not a step."""
+    """Returns whether a text has content: white space, punctuation or a lone ``<tag>`` is not a step."""
     return _next_word(text) is not None
 
 
 def _next_word(text: str, begin: int = 0) -> int | None:
-    """Return the index of the first letter or digit that is not part of a lone tag; None if there is none."""
+    """Returns the index of the first letter or digit that is not part of a lone tag; None without one."""
     return next((found.start() for found in _WORD.finditer(text, begin) if found[1]), None)
 
 
 def separator_of(step: Mapping[str, Any], delimiter: str = DEFAULT_DELIMITER) -> str:
-    """Return the text between a step and the next; empty after ``length`` and ``eos``."""
+    """Returns the text between a step and the next; empty after ``length`` and ``eos``."""
     return str(step.get("separator", delimiter)) if step["end"] == "delimiter" else ""
 
 
 def join_steps(steps: Iterable[Mapping[str, Any]], delimiter: str = DEFAULT_DELIMITER) -> str:
-    """Return the text of steps, byte for byte as the models wrote it, for the models to continue.
+    """Returns the text of steps, byte for byte as the models wrote it, for the models to continue.
 
     Args:
         steps: Records with ``text`` and ``end``. If ``end`` is ``delimiter``, the record's ``separator``
@@ -170,13 +170,13 @@ def join_steps(steps: Iterable[Mapping[str, Any]], delimiter: str = DEFAULT_DELI
 
 
 def cut_text(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Return the text so far of a step that its token limit cut; empty if the last step is complete."""
+    """Returns the text so far of a step that its token limit cut; empty if the last step is complete."""
     cut = takewhile(lambda step: step["end"] == "length", reversed(steps))
     return "".join(reversed([step["text"] for step in cut]))
 
 
 def split_steps(text: str, delimiter: str = DEFAULT_DELIMITER) -> list[str]:
-    """Split a text at a delimiter into steps; a piece that is no step joins the next one."""
+    """Splits a text at a delimiter into steps; a piece that is no step joins the next one."""
     steps: list[str] = []
     pending = ""
     for piece in text.split(delimiter):
@@ -191,7 +191,7 @@ def split_steps(text: str, delimiter: str = DEFAULT_DELIMITER) -> list[str]:
 
 
 def share_out(total: int, texts: list[str]) -> list[int]:
-    """Return the shares of ``total`` tokens for texts, by their lengths; the shares sum to ``total``."""
+    """Returns the shares of ``total`` tokens for texts, by their lengths; the shares sum to ``total``."""
     lengths = [len(text) or 1 for text in texts]
     weight = sum(lengths)
     shares, given, seen = [], 0, 0
@@ -210,7 +210,7 @@ class Segmentation(BaseModel):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Stop strings of the writer's call."""
+        """Stops strings of the writer's call."""
         return ()
 
     @property
@@ -219,11 +219,11 @@ class Segmentation(BaseModel):
         return False
 
     def cap(self, max_step_tokens: int) -> int:
-        """Return the most tokens of a step."""
+        """Returns the most tokens of a step."""
         return max_step_tokens
 
     def continuing(self, cut: str) -> Segmentation:
-        """Return the segmentation for text that continues a step that its token limit cut.
+        """Returns the segmentation for text that continues a step that its token limit cut.
 
         Args:
             cut: Text of that step so far; empty if a new step begins.
@@ -231,7 +231,7 @@ class Segmentation(BaseModel):
         return self
 
     def boundary(self, text: str, *, ended: bool) -> Boundary | None:
-        """Return where the first step of a text ends; None if it has not ended.
+        """Returns where the first step of a text ends; None if it has not ended.
 
         Args:
             text: Text so far.
@@ -240,7 +240,7 @@ class Segmentation(BaseModel):
         return None
 
     def split(self, text: str) -> list[tuple[str, str]]:
-        """Split a complete text into steps.
+        """Splits a complete text into steps.
 
         Returns:
             Each step with its separator from the next; the last separator is empty unless the text ends
@@ -253,7 +253,7 @@ class Segmentation(BaseModel):
         return self._with_rest(steps, text)
 
     def _with_rest(self, steps: list[tuple[str, str]], rest: str) -> list[tuple[str, str]]:
-        """Add the text after the last separator, as a step or, if it is none, to the last step."""
+        """Adds the text after the last separator, as a step or, if it is none, to the last step."""
         if is_step(rest):
             return [*steps, (rest, "")]
         if not rest or not steps:
@@ -274,7 +274,7 @@ class DelimiterSteps(Segmentation):
         return (self.delimiter,)
 
     def split(self, text: str) -> list[tuple[str, str]]:
-        """Split a complete text into steps; see `split_steps`."""
+        """Splits a complete text into steps; see `split_steps`."""
         steps = [(step, self.delimiter) for step in split_steps(text, self.delimiter)]
         if steps and text.rsplit(self.delimiter, 1)[-1].strip():
             steps[-1] = (steps[-1][0], "")
@@ -290,11 +290,11 @@ class WatchedSteps(Segmentation):
         return True
 
     def boundary(self, text: str, *, ended: bool) -> Boundary | None:
-        """Return where the first step ends; in an incomplete text only if more text cannot move that."""
+        """Returns where the first step ends; in an incomplete text only if more text cannot move that."""
         return next(self._boundaries(text, ended=ended), None)
 
     def split(self, text: str) -> list[tuple[str, str]]:
-        """Split a complete text into steps, in one pass, since it may be long."""
+        """Splits a complete text into steps, in one pass, since it may be long."""
         steps, begin = list[tuple[str, str]](), 0
         for found in self._boundaries(text, ended=True):
             steps.append((text[begin : found.end], text[found.end : found.next]))
@@ -347,7 +347,7 @@ class MarkdownSteps(WatchedSteps):
     _cut: str = PrivateAttr(default="")
 
     def continuing(self, cut: str) -> Segmentation:
-        """Return the segmentation with the blocks that the earlier text left open."""
+        """Returns the segmentation with the blocks that the earlier text left open."""
         if not cut:
             return self
         continued = self.model_copy()
@@ -379,7 +379,7 @@ _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 
 
 def _line_break(line: str) -> int:
-    """Return the length of a line's break."""
+    """Returns the length of a line's break."""
     return len(line) - len(line.removesuffix("\n").removesuffix("\r"))
 
 
@@ -390,7 +390,7 @@ class TokenSteps(Segmentation):
     tokens: int = Field(ge=1)
 
     def cap(self, max_step_tokens: int) -> int:
-        """Return the smaller of both limits."""
+        """Returns the smaller of both limits."""
         return min(self.tokens, max_step_tokens)
 
 
@@ -407,7 +407,7 @@ class FunctionSteps(Segmentation):
         return True
 
     def boundary(self, text: str, *, ended: bool) -> Boundary | None:
-        """Return where the first step ends, by the function; a piece that is no step joins the next one.
+        """Returns where the first step ends, by the function; a piece that is no step joins the next one.
 
         Raises:
             SettingsError: The function returned something other than indices into the text.
@@ -446,12 +446,12 @@ AnySegmentation = Annotated[
 
 
 def delimiter(text: str = DEFAULT_DELIMITER) -> Segmentation:
-    """End a step at a string, which is a stop string of the writer's call."""
+    """Ends a step at a string, which is a stop string of the writer's call."""
     return DelimiterSteps(delimiter=text)
 
 
 def pattern(expression: str) -> Segmentation:
-    r"""End a step where a regular expression matches; the match is the separator.
+    r"""Ends a step where a regular expression matches; the match is the separator.
 
     A lookahead keeps the text that follows: ``pattern(r"\n+(?=Step \d)")``.
     """
@@ -459,7 +459,7 @@ def pattern(expression: str) -> Segmentation:
 
 
 def markdown() -> Segmentation:
-    r"""End a step at blank lines outside blocks of Markdown and LaTeX, but not after a heading.
+    r"""Ends a step at blank lines outside blocks of Markdown and LaTeX, but not after a heading.
 
     Blocks are fenced code, tables, ``$$...$$``, ``\[...\]`` and ``\begin{...}...\end{...}``. A blank line
     cannot be a stop string then, so `boundary` checks the text while it is written.
@@ -468,12 +468,12 @@ def markdown() -> Segmentation:
 
 
 def token_cap(tokens: int) -> Segmentation:
-    """End a step after a fixed number of tokens."""
+    """Ends a step after a fixed number of tokens."""
     return TokenSteps(tokens=tokens)
 
 
 def as_segmentation(given: Any) -> Any:
-    """Return a segmentation unchanged, and a function wrapped as `FunctionSteps`."""
+    """Returns a segmentation unchanged, and a function wrapped as `FunctionSteps`."""
     if isinstance(given, Segmentation | Mapping) or not callable(given):
         return given
     name = f"{getattr(given, '__module__', '?')}.{getattr(given, '__qualname__', type(given).__qualname__)}"
@@ -506,11 +506,11 @@ class Thinking(BaseModel):
         return self
 
     def inside(self, previous: Mapping[str, Any] | None) -> bool:
-        """Return whether the last accepted step left its reasoning open."""
+        """Returns whether the last accepted step left its reasoning open."""
         return previous is not None and previous.get("part") == "reasoning" and not self._closed(previous)
 
     def may_close(self, previous: Mapping[str, Any] | None, lead: str) -> bool:
-        """Return whether the close mark of reasoning may occur in the next text of a writer.
+        """Returns whether the close mark of reasoning may occur in the next text of a writer.
 
         At the first step it may: whether the step or its prompt opens reasoning is not known before.
 
@@ -524,7 +524,7 @@ class Thinking(BaseModel):
     def boundary(
         self, previous: Mapping[str, Any] | None, text: str, *, opened: bool = False
     ) -> Boundary | None:
-        """Return where the reasoning that a text begins in ends; None if it begins in none or an empty one.
+        """Returns where the reasoning that a text begins in ends; None if it begins in none or an empty one.
 
         Args:
             previous: The step before the text.
@@ -537,7 +537,7 @@ class Thinking(BaseModel):
         return Boundary(end, end + len(self.close))
 
     def part_of(self, previous: Mapping[str, Any] | None, text: str, *, opened: bool = False) -> Part | None:
-        """Return the part that a step begins in; None if the model does not think.
+        """Returns the part that a step begins in; None if the model does not think.
 
         Args:
             previous: The previous step.
@@ -556,13 +556,13 @@ class Thinking(BaseModel):
         return "answer" if previous is not None and "part" in previous else None
 
     def answer_in(self, text: str, first: Mapping[str, Any] | None) -> str:
-        """Return the text after the reasoning: all of it without any, none while the reasoning is open."""
+        """Returns the text after the reasoning: all of it without any, none while the reasoning is open."""
         if first is None or first.get("part") is None:
             return text
         return text.rpartition(self.close)[2] if self.close in text else ""
 
     def _torn(self, previous: Mapping[str, Any] | None, text: str) -> bool:
-        """Return whether a token limit split the close mark, and this text begins with its second half."""
+        """Returns whether a token limit split the close mark, and this text begins with its second half."""
         if previous is None or previous["end"] != "length":
             return False
         places = range(1, len(self.close))

@@ -50,7 +50,7 @@ class ConfigSection(BaseModel):
 
 
 def base_folder(info: ValidationInfo) -> Path:
-    """Return the folder that relative paths of a configuration start from: that of its file."""
+    """Returns the folder that relative paths of a configuration start from: that of its file."""
     return Path((info.context or {}).get("base", "."))
 
 
@@ -163,7 +163,7 @@ class ContextSettings(CallSettings[None], total=False):
 
 
 def _optional(name: str) -> Any:
-    """Return the field of `Settings` with its bounds and description, but None by default."""
+    """Returns the field of `Settings` with its bounds and description, but None by default."""
     field = Settings.model_fields[name]
     kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     return kind | None, Field(default=None, description=field.description)
@@ -213,7 +213,7 @@ class TrimContext(_Overrides):
     @model_validator(mode="before")
     @classmethod
     def _of_an_application(cls, given: Any) -> Any:
-        """Accept an application's context too: LangGraph converts a dict to this class before a node runs."""
+        """Accepts an application's context too: LangGraph makes a dict into this class before a node runs."""
         if not isinstance(given, Mapping) or set(given) != {"trim"}:
             return given
         own = given["trim"]
@@ -226,7 +226,7 @@ class TrimContext(_Overrides):
         return self
 
     def overrides(self) -> dict[str, Any]:
-        """Return the fields of `Settings` that this context overrides."""
+        """Returns the fields of `Settings` that this context overrides."""
         given = {name: value for name in self.model_fields_set if (value := getattr(self, name)) is not None}
         given.pop("user", None)
         if (t := given.pop("threshold", None)) is not None:
@@ -237,7 +237,7 @@ class TrimContext(_Overrides):
 
 
 def overridden(settings: Settings, context: Any) -> Settings:
-    """Return the settings with the overrides of a call.
+    """Returns the settings with the overrides of a call.
 
     Args:
         settings: The graph's settings.
@@ -252,7 +252,7 @@ def overridden(settings: Settings, context: Any) -> Settings:
 
 
 def trim_context(context: Any) -> TrimContext | None:
-    """Return the overrides of a call in its context, found as by `overridden`; None if there are none.
+    """Returns the overrides of a call in its context, found as by `overridden`; None if there are none.
 
     Raises:
         SettingsError: The value under ``trim`` is not a valid `TrimContext`.
@@ -269,7 +269,7 @@ def trim_context(context: Any) -> TrimContext | None:
 
 
 def make_settings(budget: Budget | None, prices: Prices | None, settings: Mapping[str, Any]) -> Settings:
-    """Return the settings of a graph, or of an agent's middleware.
+    """Returns the settings of a graph, or of an agent's middleware.
 
     Args:
         budget: Limits of a run; None sets no limit.
@@ -292,7 +292,7 @@ def make_settings(budget: Budget | None, prices: Prices | None, settings: Mappin
 
 
 def settings_of(run: Run) -> Settings:
-    """Return the settings of a run, as they were stored when it began.
+    """Returns the settings of a run, as they were stored when it began.
 
     Raises:
         SettingsError: Another release began the run, or the stored settings are not valid (an edited state).
@@ -322,7 +322,7 @@ def _read(stored: dict[str, Any], run: str) -> Settings:
 
 
 def check_prices(settings: Settings) -> Settings:
-    """Check that the price table can bound each limit on cost.
+    """Checks that the price table can bound each limit on cost.
 
     Returns:
         The settings.
@@ -353,7 +353,7 @@ def check_prices(settings: Settings) -> Settings:
 
 
 def describe(error: ValidationError) -> str:
-    """Return pydantic's findings in one line, without its links and type names."""
+    """Returns pydantic's findings in one line, without its links and type names."""
     parts = []
     for item in error.errors(include_url=False):
         place = ".".join(map(str, item["loc"]))

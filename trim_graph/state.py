@@ -262,7 +262,7 @@ class TrimState(TrimInput, total=False):
 
 
 def check_schema(run: Run) -> None:
-    """Check that the state of a run has this release's channels.
+    """Checks that the state of a run has this release's channels.
 
     Raises:
         SettingsError: A newer release began the run, or one before the first with these channels.
@@ -282,7 +282,7 @@ def check_schema(run: Run) -> None:
 
 
 def fresh_channels() -> dict[str, Any]:
-    """Return the update that clears a thread of its previous run.
+    """Returns the update that clears a thread of its previous run.
 
     It clears ``question`` too: ``run`` holds it, and the next run must not inherit it.
     """
@@ -306,12 +306,12 @@ def fresh_channels() -> dict[str, Any]:
 
 
 def diff_update(state: TrimState, update: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of an update that changes the state, since LangGraph stores and streams all of it."""
+    """Returns the part of an update that changes the state, since LangGraph stores and streams all of it."""
     return {key: value for key, value in update.items() if key not in state or value != state.get(key)}
 
 
 def reduce_state(state: TrimState, update: Mapping[str, Any]) -> TrimState:
-    """Return the state after an update, reduced as the graph's channels do, for code without a graph."""
+    """Returns the state after an update, reduced as the graph's channels do, for code without a graph."""
     new = dict(state)
     for key, value in update.items():
         new[key] = _REDUCED[key](state[key], [value]) if key in _REDUCED else value  # type: ignore[literal-required]
@@ -319,7 +319,7 @@ def reduce_state(state: TrimState, update: Mapping[str, Any]) -> TrimState:
 
 
 def state_delta(before: TrimState, after: TrimState) -> dict[str, Any]:
-    """Return the update that leads from one state to a later one; the inverse of `reduce_state`."""
+    """Returns the update that leads from one state to a later one; the inverse of `reduce_state`."""
     update = diff_update(before, dict(after))
     for name in ("steps", "decisions"):
         if name in update:
@@ -332,6 +332,6 @@ def state_delta(before: TrimState, after: TrimState) -> dict[str, Any]:
 
 
 def scores_of(state: TrimState) -> tuple[float | None, ...]:
-    """Return one score in [0, 1] per accepted step; None for a step that was never scored."""
+    """Returns one score in [0, 1] per accepted step; None for a step that was never scored."""
     scores = state["scores"]
     return tuple([scores.get(str(index)) for index in range(len(state["steps"]))])

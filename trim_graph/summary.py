@@ -17,7 +17,7 @@ _BRACE = re.compile(r"\\boxed\s*\{|[{}]")
 
 
 def extract_answer(text: str) -> str | None:
-    r"""Return the content of the last complete ``\boxed{...}``, braces inside it balanced; else None."""
+    r"""Returns the content of the last complete ``\boxed{...}``, braces inside it balanced; else None."""
     opened: list[int | None] = []
     last, answer = -1, None
     for brace in _BRACE.finditer(text):
@@ -31,7 +31,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def summarise(state: TrimState) -> Summary:
-    """Return the summary of a run that has ended."""
+    """Returns the summary of a run that has ended."""
     settings = settings_of(state["run"])
     steps, usage, decisions = state["steps"], state["usage"], state["decisions"]
     writers = Counter(step["writer"] for step in steps)
@@ -77,7 +77,7 @@ def summarise(state: TrimState) -> Summary:
 
 
 def usage_of(usage: Usage) -> UsageMetadata:
-    """Return the usage of both models together in LangChain's form, discarded drafts included."""
+    """Returns the usage of both models together in LangChain's form, discarded drafts included."""
     writers = (usage["small"], usage["large"])
     input_tokens = sum(writer["input_tokens"] for writer in writers)
     output_tokens = sum(writer["output_tokens"] for writer in writers)
@@ -91,7 +91,7 @@ def usage_of(usage: Usage) -> UsageMetadata:
 
 
 def _parts(steps: Sequence[Step]) -> dict[Part, dict[StepWriter, int]]:
-    """Return the steps of each part by writer; empty if no model thinks."""
+    """Returns the steps of each part by writer; empty if no model thinks."""
     counts = Counter((step["part"], step["writer"]) for step in steps if "part" in step)
     by_person = any(step["writer"] == "person" for step in steps)
     writers: tuple[StepWriter, ...] = ("small", "large", *(("person",) if by_person else ()))

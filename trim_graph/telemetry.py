@@ -96,7 +96,7 @@ class TrimTelemetry(BaseTracer):
         span.end()
 
     def _end_cancelled(self, root: str) -> None:
-        """End the spans of cancelled calls, for which LangChain reports no end."""
+        """Ends the spans of cancelled calls, for which LangChain reports no end."""
         for run_id in [one for one, of in self._roots.items() if of == root]:
             del self._roots[run_id]
             span = self._spans.pop(run_id, None)
@@ -126,7 +126,7 @@ _WAYS_OUT = {kind.__name__ for kind in _BUBBLES}
 
 
 def _name(run: Run, *, outermost: bool) -> str | None:
-    """Return the name of a run's span; None if it has no span."""
+    """Returns the name of a run's span; None if it has no span."""
     tags = run.tags or []
     if TAG not in tags:
         return None
@@ -164,12 +164,12 @@ class Meters:
         self._duration = meter.create_histogram("trim.node.duration", "s", "time of one node")
 
     def run(self, run: Run) -> None:
-        """Count a run that has ended, which an interrupted one has not."""
+        """Counts a run that has ended, which an interrupted one has not."""
         if (summary := summary_of(run)) is not None:
             self._runs.add(1, {"stopped": summary["stopped"]})
 
     def node(self, run: Run, outcome: str) -> None:
-        """Count an execution of a node, with its decisions, steps and tokens."""
+        """Counts an execution of a node, with its decisions, steps and tokens."""
         self._nodes.add(1, {"node": run.name, "outcome": outcome})
         if run.end_time is not None:
             self._duration.record((run.end_time - run.start_time).total_seconds(), {"node": run.name})
@@ -194,7 +194,7 @@ class Meters:
 
 
 def call_attributes(run: Run) -> dict[str, Any]:
-    """Return the attributes of a model call, by OpenTelemetry's conventions for generative AI."""
+    """Returns the attributes of a model call, by OpenTelemetry's conventions for generative AI."""
     metadata = (run.extra or {}).get("metadata", {})
     writers = [tag for tag in run.tags or [] if tag in ("trim:small", "trim:large")]
     attributes: dict[str, Any] = {
@@ -212,7 +212,7 @@ def call_attributes(run: Run) -> dict[str, Any]:
 
 
 def node_attributes(run: Run) -> dict[str, Any]:
-    """Return the attributes of a node."""
+    """Returns the attributes of a node."""
     update, state = _update(run), run.inputs
     attributes: dict[str, Any] = {"trim.step": len(state.get("steps") or ())}
     request = update.get("request") or state.get("request") or {}
@@ -227,7 +227,7 @@ def node_attributes(run: Run) -> dict[str, Any]:
 
 
 def run_attributes(run: Run) -> dict[str, Any]:
-    """Return the attributes of a whole run."""
+    """Returns the attributes of a whole run."""
     summary = summary_of(run)
     if summary is None:
         return {}
@@ -240,7 +240,7 @@ def run_attributes(run: Run) -> dict[str, Any]:
 
 
 def summary_of(run: Run) -> dict[str, Any] | None:
-    """Return the summary of a run that has ended; None of one that has not."""
+    """Returns the summary of a run that has ended; None of one that has not."""
     outputs = run.outputs or {}
     if isinstance(found := outputs.get("trim"), dict):
         return found
@@ -251,7 +251,7 @@ def summary_of(run: Run) -> dict[str, Any] | None:
 
 
 def _update(run: Run) -> dict[str, Any]:
-    """Return the update that a node wrote."""
+    """Returns the update that a node wrote."""
     outputs = run.outputs or {}
     inner = outputs.get("output")
     if isinstance(inner, Command):

@@ -159,7 +159,7 @@ class ScriptedToolModel(BaseChatModel):
         return "scripted tools"
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, AIMessage]:
-        """Bind tools; the script may call any tool."""
+        """Binds tools; the script may call any tool."""
         return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
 
     def _generate(
@@ -234,7 +234,7 @@ class ScriptedToolModel(BaseChatModel):
 
 
 def _within(turn: AIMessage, limit: int | None) -> tuple[AIMessage, int]:
-    """Return a turn, cut at a token limit, and its tokens."""
+    """Returns a turn, cut at a token limit, and its tokens."""
     words = str(turn.text).split(" ") if str(turn.text) else []
     written = [json.dumps(call["args"]) for call in turn.tool_calls]
     sizes = [1 + len(args.split(" ")) for args in written]
@@ -266,11 +266,11 @@ class ScriptedScorer:
         self.calls: list[list[str]] = []
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Return the score of every step."""
+        """Returns the score of every step."""
         texts = [step["text"] for step in steps]
         self.calls.append(texts)
         return ScorerReply([self.scores.get(t, self.default) for t in texts], sum(map(len, texts)))
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Return the score of every step."""
+        """Returns the score of every step."""
         return self.score(question, steps)

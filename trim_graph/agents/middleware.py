@@ -152,14 +152,14 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             raise SettingsError(str(error)) from error
 
     def before_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Begin a question: check it and the call's settings before any model call."""
+        """Begins a question: checks it and the call's settings before any model call."""
         begun = "trim_run" in state
         return self._begun(
             state, runtime, stored_calls(from_agent_keys(state), ensure_config()) if begun else set()
         )
 
     async def abefore_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Begin a question, as `before_agent` does, without blocking the event loop."""
+        """Begins a question, as `before_agent` does, without blocking the event loop."""
         begun = "trim_run" in state
         return self._begun(
             state, runtime, await astored_calls(from_agent_keys(state), ensure_config()) if begun else set()
@@ -193,7 +193,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         return {**to_agent_keys({**fresh_channels(), **begun}), "trim_usage_before": usage, "trim": None}
 
     def _usage_before(self, state: TrimAgentState, stored: Collection[str]) -> Usage:
-        """Return the usage of earlier questions if the budget is the thread's."""
+        """Returns the usage of earlier questions if the budget is the thread's."""
         if self.budget_per == "question" or "trim_usage" not in state:
             return zero_usage()
         # A turn that a crash interrupted is not resumed: charge it now.
@@ -204,7 +204,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
 
     @hook_config(can_jump_to=["end"])
     def before_model(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Request the turn from a writer, or end the agent; note the large call in flight, for crashes."""
+        """Requests the turn from a writer, or ends the agent; notes the large call in flight, for crashes."""
         begun = {} if state.get("trim_run") else self.before_agent(state, runtime)
         before = with_current_texts(_entered(state, begun), state["messages"], self.longest_result)
         fresh: dict[str, Any] = {"stopped": "", "request": None, "in_flight": None, "ended": False}
@@ -224,7 +224,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
 
     @hook_config(can_jump_to=["end"])
     async def abefore_model(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
-        """Request the turn from a writer, or end the agent, without blocking the event loop."""
+        """Requests the turn from a writer, or ends the agent, without blocking the event loop."""
         if self.ledger is None:
             return self.before_model(state, runtime)
         return await asyncio.to_thread(self.before_model, state, runtime)
@@ -232,7 +232,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ExtendedModelResponse[Any]:
-        """Route one turn: draft, score, decision, perhaps the large model."""
+        """Routes one turn: draft, score, decision, perhaps the large model."""
         with self._recording_errors(request):
             return self._routing(request).run(handler)
 
@@ -241,7 +241,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ExtendedModelResponse[Any]:
-        """Route one turn without blocking the event loop."""
+        """Routes one turn without blocking the event loop."""
         with self._recording_errors(request):
             return await self._routing(request).arun(handler)
 
@@ -259,7 +259,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
 
     @contextmanager
     def _recording_errors(self, request: ModelRequest[Any]) -> Iterator[None]:
-        """Record why a turn failed: another middleware may turn its error into the agent's last message."""
+        """Records why a turn failed: another middleware may turn its error into the agent's last message."""
         run: Any = request.state.get("trim_run")
         try:
             yield
@@ -312,7 +312,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         return {**begun, **update_of(before, after), **texts, "trim": summary}
 
     def _why_ended(self, routing: AgentRouting, messages: Sequence[BaseMessage]) -> tuple[str, list[str]]:
-        """Return why the agent ended, and the notes on it."""
+        """Returns why the agent ended, and the notes on it."""
         raised = self._raised.pop(routing["run"]["id"], None)
         if routing["stopped"]:
             return routing["stopped"], []
@@ -347,7 +347,7 @@ def _check_no_interrupts(settings: Settings) -> None:
 
 
 def _entered(state: TrimAgentState, begun: dict[str, Any]) -> AgentRouting:
-    """Return the routing in a state, or in the update that begins it."""
+    """Returns the routing in a state, or in the update that begins it."""
     if not begun:
         return from_agent_keys(state)
     empty: dict[str, Any] = {"trim_steps": [], "trim_decisions": [], "trim_scores": {}}

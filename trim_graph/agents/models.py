@@ -35,7 +35,7 @@ class TurnModel:
 
 
 def turn_models(name: str, model: Any, config: RunnableConfig) -> list[TurnModel]:
-    """Return the chat models that may write a turn, the first choice first.
+    """Returns the chat models that may write a turn, the first choice first.
 
     Args:
         name: ``small`` or ``large``, for the error message.
@@ -50,7 +50,7 @@ def turn_models(name: str, model: Any, config: RunnableConfig) -> list[TurnModel
 
 
 def check_turn_model(name: str, model: Any) -> None:
-    """Check that a model can write turns, as far as that is known without a call's choice.
+    """Checks that a model can write turns, as far as that is known without a call's choice.
 
     Raises:
         SettingsError: As `turn_models`.
@@ -86,7 +86,7 @@ def _found(name: str, model: Any, config: RunnableConfig | None) -> list[TurnMod
 
 
 def _is_made_later(choice: Any) -> bool:
-    """Return whether an alternative is a function that makes the model once it is chosen."""
+    """Returns whether an alternative is a function that makes the model once it is chosen."""
     return callable(choice) and not hasattr(choice, "invoke")
 
 

@@ -45,7 +45,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.:/-]+")
 def render_turn(
     message: AIMessage, results: Sequence[ToolMessage] = (), *, longest_result: int = LONGEST_RESULT
 ) -> str:
-    """Return a turn as the text that the scorer sees; the module describes the format.
+    """Returns a turn as the text that the scorer sees; the module describes the format.
 
     Args:
         message: The turn.
@@ -67,7 +67,7 @@ def render_turn(
 
 
 def results_of(messages: Sequence[BaseMessage]) -> list[ToolMessage]:
-    """Return the tool results since the last turn, in order."""
+    """Returns the tool results since the last turn, in order."""
     results: list[ToolMessage] = []
     for message in reversed(messages):
         if isinstance(message, AIMessage):
@@ -80,7 +80,7 @@ def results_of(messages: Sequence[BaseMessage]) -> list[ToolMessage]:
 def with_message_texts(
     steps: Sequence[Step], messages: Sequence[BaseMessage], *, longest_result: int
 ) -> list[Step]:
-    """Return turns with the current texts of their messages, which another middleware may have rewritten.
+    """Returns turns with the current texts of their messages, which another middleware may have rewritten.
 
     Args:
         steps: The turns. A turn without the id of its message (an older release's) stays as it is.
@@ -120,6 +120,6 @@ def _name(name: str) -> str:
 
 
 def _json(value: Any) -> str:
-    """Return JSON on one line, also for readers that know more line breaks than JSON does."""
+    """Returns JSON on one line, also for readers that know more line breaks than JSON does."""
     written = json.dumps(value, ensure_ascii=False, default=str)
     return re.sub(f"[{_LINE_ENDS}]", lambda found: f"\\u{ord(found[0]):04x}", written)

@@ -92,25 +92,25 @@ class TrimAgentState(AgentState[Any]):
 
 
 def from_agent_keys(state: Mapping[str, Any]) -> AgentRouting:
-    """Return the routing in an agent's state, under the graph's channel names."""
+    """Returns the routing in an agent's state, under the graph's channel names."""
     kept = {name: state[f"trim_{name}"] for name in _CHANNELS if f"trim_{name}" in state}
     return cast(AgentRouting, {**kept, "draft": None, "failed": None})
 
 
 def update_of(before: AgentRouting, after: AgentRouting) -> dict[str, Any]:
-    """Return the update of an agent's state that leads from one routing to a later one."""
+    """Returns the update of an agent's state that leads from one routing to a later one."""
     return to_agent_keys(state_delta(before, after))
 
 
 def to_agent_keys(update: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an update under the agent's keys, without channels that do not outlive a turn."""
+    """Returns an update under the agent's keys, without channels that do not outlive a turn."""
     return {f"trim_{name}": value for name, value in update.items() if name in _CHANNELS}
 
 
 def with_current_texts(
     routing: AgentRouting, messages: Sequence[BaseMessage], longest_result: int
 ) -> AgentRouting:
-    """Return a routing with the texts of question and turns taken from messages.
+    """Returns a routing with the texts of question and turns taken from messages.
 
     Other middlewares rewrite messages, in the state or in one request only. So no earlier text is kept: the
     scorer sees what the models get, and the state keeps what its own messages hold.
@@ -126,14 +126,14 @@ def with_current_texts(
 
 
 def _question(run: Run, messages: Sequence[BaseMessage]) -> str:
-    """Return the text of the message that began the run; of the last human message if that was removed."""
+    """Returns the text of the message that began the run; of the last human message if that was removed."""
     known = run.get("question_message")
     found = next((one for one in messages if known is not None and one.id == known), None)
     return question_of(messages) if found is None else str(found.text)
 
 
 def summary_of(state: AgentRouting, before: Usage | None, ledger: Ledger | None) -> Summary:
-    """Return the summary of the current question.
+    """Returns the summary of the current question.
 
     Args:
         state: Routing of the agent.
@@ -148,7 +148,7 @@ def summary_of(state: AgentRouting, before: Usage | None, ledger: Ledger | None)
 
 
 def stop_message(state: AgentRouting, summary: Summary) -> AIMessage:
-    """Return the message that ends an agent, with the reason."""
+    """Returns the message that ends an agent, with the reason."""
     settings, reason = state["run"]["settings"], state["stopped"]
     why = {
         "max_steps": f"its limit of {settings['max_steps']} turns is reached",

@@ -78,7 +78,7 @@ class ModelAnswer(NamedTuple):
 def turn_view(
     state: AgentRouting, policy: Policy, ledger: Ledger | None, prompt_tokens: Callable[[], int]
 ) -> RunView:
-    """Return what the router sees of an agent's run.
+    """Returns what the router sees of an agent's run.
 
     Args:
         state: Routing of the agent.
@@ -93,7 +93,7 @@ def turn_view(
 
 
 def report(action: Action) -> None:
-    """Emit the events of an action, but no text: the agent's own node streams the message."""
+    """Emits the events of an action, but no text: the agent's own node streams the message."""
     for event in action.events:
         if not isinstance(event, AcceptedText):
             emit(event.name, **event.content)
@@ -145,7 +145,7 @@ class TurnRouting:
                     _require_tools(writer, one.model)
 
     def run(self, handler: Handler) -> ExtendedModelResponse[Any]:
-        """Route the turn until a message is accepted or the agent ends.
+        """Routes the turn until a message is accepted or the agent ends.
 
         Args:
             handler: Calls a model; the agent passes it to its middleware.
@@ -161,7 +161,7 @@ class TurnRouting:
         return self._response()
 
     async def arun(self, handler: AsyncHandler) -> ExtendedModelResponse[Any]:
-        """Do the same as `run`, without blocking the event loop."""
+        """Does the same as `run`, without blocking the event loop."""
         stored = await astored_calls(self.state, ensure_config())
         await self._in_thread(self._begin, stored)
         while self.open:
@@ -198,7 +198,7 @@ class TurnRouting:
         )
 
     async def _in_thread(self, work: Callable[..., T], *given: Any) -> T:
-        """Do work that a ledger may block, in a thread if there is one."""
+        """Does work that a ledger may block, in a thread if there is one."""
         return work(*given) if self.ledger is None else await asyncio.to_thread(work, *given)
 
     def _read(self, call: Call, answer: ModelAnswer) -> Reply:
@@ -248,7 +248,7 @@ class TurnRouting:
         return update
 
     def _recover(self, call: Call, error: Exception, seconds: float) -> dict[str, Any] | None:
-        """Request the turn from the writer's next fallback; an answer, however unfit, has no fallback."""
+        """Requests the turn from the writer's next fallback; an answer, however unfit, has no fallback."""
         usage = usage_before_fallback(call, error, seconds)
         failed, *rest = self.untried
         if (
@@ -295,7 +295,7 @@ class TurnRouting:
         return request
 
     def _falls_back(self) -> bool:
-        """Return whether the last call failed and a fallback is requested."""
+        """Returns whether the last call failed and a fallback is requested."""
         state = self.state
         return not (state.get("draft") or state.get("failed") or state["stopped"])
 
@@ -340,7 +340,7 @@ class TurnRouting:
         return self.request.override(model=candidate.model, model_settings=settings)
 
     def _cut_off(self, call: Call, error: StructuredOutputError) -> ModelResponse[Any]:
-        """Return an incomplete structured answer as a turn that was cut off, if another draft replaces it.
+        """Returns an incomplete structured answer as a turn that was cut off, if another draft replaces it.
 
         Raises:
             StructuredOutputError: No other draft replaces it, so it is the model's failure.
@@ -378,7 +378,7 @@ class TurnRouting:
         return ExtendedModelResponse(response, Command(update=update))
 
     def _to_keep(self) -> AgentRouting:
-        """Return the routing as the state keeps it: texts of its own messages, and of rejected drafts.
+        """Returns the routing as the state keeps it: texts of its own messages, and of rejected drafts.
 
         The text of the new turn is left out, since another middleware may still rewrite the message.
         """
@@ -409,7 +409,7 @@ class TurnRouting:
         return cast(AgentRouting, kept)
 
     def _kept(self, response: ModelResponse[Any]) -> ModelResponse[Any]:
-        """Return the accepted turn, with tool calls answered if it was cut off: half a call may parse."""
+        """Returns the accepted turn, with tool calls answered if it was cut off: half a call may parse."""
         calls = [call for message in response.result for call in _calls(message)]
         if self.state["steps"][-1]["end"] != "length" or not calls:
             return response
@@ -431,7 +431,7 @@ def _tags(call: Call) -> list[str]:
 
 
 def _schemas(request: ModelRequest[Any]) -> list[Any]:
-    """Return the JSON schemas of the tools that a request sends, with those of structured output."""
+    """Returns the JSON schemas of the tools that a request sends, with those of structured output."""
     given: list[Any] = list(request.tools)
     tools = [one if isinstance(one, dict) else convert_to_openai_tool(one) for one in given]
     wanted: Any = request.response_format
@@ -456,7 +456,7 @@ def _calls(message: BaseMessage) -> list[ToolCall]:
 
 
 def _return_direct(calls: Sequence[ToolCall], tools: Sequence[Any]) -> bool:
-    """Return whether the agent ends with the tools' results: all executed tools have ``return_direct``."""
+    """Returns whether the agent ends with the tools' results: all executed tools have ``return_direct``."""
     direct = {tool.name: tool.return_direct for tool in tools if isinstance(tool, BaseTool)}
     executed = [direct[call["name"]] for call in calls if call["name"] in direct]
     return bool(executed) and all(executed)

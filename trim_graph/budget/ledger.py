@@ -59,12 +59,12 @@ class Reservation(NamedTuple):
     expires: float | None
 
     def expired(self, now: float | None = None) -> bool:
-        """Return whether the reservation has expired, by ``now`` in Unix time; default: by the clock."""
+        """Returns whether the reservation has expired, by ``now`` in Unix time; default: by the clock."""
         return self.expires is None or self.expires <= (time.time() if now is None else now)
 
 
 def this_owner() -> str:
-    """Return the name of this process as the owner of reservations."""
+    """Returns the name of this process as the owner of reservations."""
     return f"{socket.gethostname()}/{this_process()}"
 
 
@@ -80,7 +80,7 @@ class Ledger(Protocol):
     """
 
     def reserve(self, account: str, entry: str, decide_amount: DecideAmount) -> LargeUsage | None:
-        """Reserve what a call may use.
+        """Reserves what a call may use.
 
         Args:
             account: Name of the account; its first use opens it.
@@ -95,15 +95,15 @@ class Ledger(Protocol):
         ...
 
     def settle(self, account: str, entry: str, used: LargeUsage) -> None:
-        """Replace the reservation of a call by its usage; an unknown entry changes nothing."""
+        """Replaces the reservation of a call by its usage; an unknown entry changes nothing."""
         ...
 
     def used(self, account: str) -> LargeUsage:
-        """Return the used amount of an account, reservations included."""
+        """Returns the used amount of an account, reservations included."""
         ...
 
     def reservations(self, account: str | None = None) -> list[Reservation]:
-        """Return the open reservations, the oldest first.
+        """Returns the open reservations, the oldest first.
 
         Args:
             account: Name of an account; None returns those of all accounts.
@@ -111,7 +111,7 @@ class Ledger(Protocol):
         ...
 
     def release(self, account: str, entry: str) -> bool:
-        """Remove the reservation of a call, as if the call had not been made.
+        """Removes the reservation of a call, as if the call had not been made.
 
         Returns:
             Whether there was such a reservation.
@@ -133,7 +133,7 @@ class MemoryLedger:
         self._reserved: dict[str, dict[str, Reservation]] = {}
 
     def reserve(self, account: str, entry: str, decide_amount: DecideAmount) -> LargeUsage | None:
-        """Reserve what a call may use; see `Ledger`."""
+        """Reserves what a call may use; see `Ledger`."""
         with self._lock:
             reserved = self._reserved.setdefault(account, {})
             if entry not in reserved:
@@ -147,24 +147,24 @@ class MemoryLedger:
             return reserved[entry].amount
 
     def settle(self, account: str, entry: str, used: LargeUsage) -> None:
-        """Replace the reservation of a call by its usage."""
+        """Replaces the reservation of a call by its usage."""
         with self._lock:
             if self._reserved.get(account, {}).pop(entry, None) is not None:
                 self._used[account] = self._used.get(account, LargeUsage()).plus(used)
 
     def used(self, account: str) -> LargeUsage:
-        """Return the used amount of an account, reservations included."""
+        """Returns the used amount of an account, reservations included."""
         with self._lock:
             return self._sum(account)
 
     def reservations(self, account: str | None = None) -> list[Reservation]:
-        """Return the open reservations; see `Ledger`."""
+        """Returns the open reservations; see `Ledger`."""
         with self._lock:
             found = [one for reserved in self._reserved.values() for one in reserved.values()]
         return [one for one in found if account in (None, one.account)]
 
     def release(self, account: str, entry: str) -> bool:
-        """Remove the reservation of a call; see `Ledger`."""
+        """Removes the reservation of a call; see `Ledger`."""
         with self._lock:
             return self._reserved.get(account, {}).pop(entry, None) is not None
 
@@ -176,7 +176,7 @@ class MemoryLedger:
 
 
 def open_ledger(spec: str, *, reservation_s: float = RESERVATION_S) -> AbstractContextManager[Ledger]:
-    """Open the ledger that a specification names, as a context manager.
+    """Opens the ledger that a specification names, as a context manager.
 
     For example::
 
@@ -253,7 +253,7 @@ class SqliteLedger:
             _bring_up_to_date(connection)
 
     def reserve(self, account: str, entry: str, decide_amount: DecideAmount) -> LargeUsage | None:
-        """Reserve what a call may use; see `trim_graph.budget.ledger.Ledger`."""
+        """Reserves what a call may use; see `trim_graph.budget.ledger.Ledger`."""
         with self._transaction() as connection:
             key = {"account": account, "entry": entry}
             query = "SELECT large_tokens, large_calls, large_cost FROM trim_reserved"
@@ -270,7 +270,7 @@ class SqliteLedger:
             return wanted
 
     def settle(self, account: str, entry: str, used: LargeUsage) -> None:
-        """Replace the reservation of a call by its usage."""
+        """Replaces the reservation of a call by its usage."""
         with self._transaction() as connection:
             gone = connection.execute(
                 "DELETE FROM trim_reserved WHERE account = ? AND entry = ?", (account, entry)
@@ -285,12 +285,12 @@ class SqliteLedger:
                 )
 
     def used(self, account: str) -> LargeUsage:
-        """Return the used amount of an account, reservations included."""
+        """Returns the used amount of an account, reservations included."""
         with errors_named("ledger", self._path), closing(self._connect()) as connection:
             return LargeUsage(*connection.execute(_SQLITE_SUM, {"account": account}).fetchone())
 
     def reservations(self, account: str | None = None) -> list[Reservation]:
-        """Return the open reservations; see `trim_graph.budget.ledger.Ledger`."""
+        """Returns the open reservations; see `trim_graph.budget.ledger.Ledger`."""
         with errors_named("ledger", self._path), closing(self._connect()) as connection:
             rows = connection.execute(
                 f"SELECT {_SQLITE_LISTED} FROM trim_reserved WHERE ? IS NULL OR account = ? "
@@ -300,7 +300,7 @@ class SqliteLedger:
             return [Reservation(row[0], row[1], LargeUsage(*row[2:5]), *row[5:]) for row in rows]
 
     def release(self, account: str, entry: str) -> bool:
-        """Remove the reservation of a call; see `trim_graph.budget.ledger.Ledger`."""
+        """Removes the reservation of a call; see `trim_graph.budget.ledger.Ledger`."""
         with self._transaction() as connection:
             gone = connection.execute(
                 "DELETE FROM trim_reserved WHERE account = ? AND entry = ?", (account, entry)
@@ -324,7 +324,7 @@ class SqliteLedger:
 
 
 def _bring_up_to_date(connection: sqlite3.Connection) -> None:
-    """Add the columns that a ledger of an earlier release lacks."""
+    """Adds the columns that a ledger of an earlier release lacks."""
     found = {name for _, name, *_ in connection.execute("PRAGMA table_info(trim_reserved)")}
     for name, kind in _SQLITE_ADDED.items():
         if name not in found:
@@ -332,7 +332,7 @@ def _bring_up_to_date(connection: sqlite3.Connection) -> None:
 
 
 def _unreadable(connection: sqlite3.Connection) -> str:
-    """Return an error for an amount that is no number of at least 0: SQLite would sum it as 0; else empty."""
+    """Returns an error for an amount that is no number of at least 0, which SQLite sums as 0; else empty."""
     for table in _SQLITE_COLUMNS:
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
             continue

@@ -55,7 +55,7 @@ class PostgresLedger:
         self._pool, self._url, self._reservation_s = pool, url, reservation_s
 
     def reserve(self, account: str, entry: str, decide_amount: DecideAmount) -> LargeUsage | None:
-        """Reserve what a call may use; see `trim_graph.budget.ledger.Ledger`."""
+        """Reserves what a call may use; see `trim_graph.budget.ledger.Ledger`."""
         with self._connection() as connection, connection.transaction():
             # The account's row serves as its lock.
             connection.execute(
@@ -79,7 +79,7 @@ class PostgresLedger:
             return wanted
 
     def settle(self, account: str, entry: str, used: LargeUsage) -> None:
-        """Replace the reservation of a call by its usage."""
+        """Replaces the reservation of a call by its usage."""
         with self._connection() as connection, connection.transaction():
             gone = connection.execute(
                 "DELETE FROM trim_reserved WHERE account = %s AND entry = %s", [account, entry]
@@ -92,12 +92,12 @@ class PostgresLedger:
                 )
 
     def used(self, account: str) -> LargeUsage:
-        """Return the used amount of an account, reservations included."""
+        """Returns the used amount of an account, reservations included."""
         with self._connection() as connection:
             return self._sum(connection, account)
 
     def reservations(self, account: str | None = None) -> list[Reservation]:
-        """Return the open reservations; see `trim_graph.budget.ledger.Ledger`."""
+        """Returns the open reservations; see `trim_graph.budget.ledger.Ledger`."""
         with self._connection() as connection:
             rows = connection.execute(
                 f"SELECT {_LISTED} FROM trim_reserved "
@@ -109,7 +109,7 @@ class PostgresLedger:
         return [Reservation(row[0], row[1], LargeUsage(*row[2:5]), *row[5:]) for row in found]
 
     def release(self, account: str, entry: str) -> bool:
-        """Remove the reservation of a call; see `trim_graph.budget.ledger.Ledger`."""
+        """Removes the reservation of a call; see `trim_graph.budget.ledger.Ledger`."""
         with self._connection() as connection:
             gone = connection.execute(
                 "DELETE FROM trim_reserved WHERE account = %s AND entry = %s", [account, entry]
@@ -129,7 +129,7 @@ class PostgresLedger:
 
 @contextmanager
 def open_postgres_ledger(url: str, reservation_s: float = RESERVATION_S) -> Iterator[PostgresLedger]:
-    """Open the ledger of a database; creates its tables, or upgrades those of an earlier release.
+    """Opens the ledger of a database; creates its tables, or upgrades those of an earlier release.
 
     Args:
         url: A libpq connection URL.
@@ -148,7 +148,7 @@ def open_postgres_ledger(url: str, reservation_s: float = RESERVATION_S) -> Iter
 
 
 def _bring_up_to_date(connection: Connection[dict[str, Any]]) -> None:
-    """Add the columns that a ledger of an earlier release lacks."""
+    """Adds the columns that a ledger of an earlier release lacks."""
     columns = connection.execute("SELECT * FROM trim_reserved LIMIT 0").description or ()
     found = {column.name for column in columns}
     for name, kind in _ADDED.items():

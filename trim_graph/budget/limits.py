@@ -24,7 +24,7 @@ class _LargeLimits(BaseModel):
     )
 
     def _rest(self, used: LargeUsage) -> dict[str, Any]:
-        """Return each limit minus its usage, at least 0; None without a limit."""
+        """Returns each limit minus its usage, at least 0; None without a limit."""
         rest = {}
         for name, amount in zip(LargeUsage._fields, used, strict=True):
             limit = getattr(self, name)
@@ -58,7 +58,7 @@ class Budget(_LargeLimits):
         return limit if limit is None or limit > 0 else type(limit)(0)
 
     def left(self, usage: Usage, prices: Prices) -> RemainingBudget:
-        """Return what is left after the usage of a run.
+        """Returns what is left after the usage of a run.
 
         Args:
             usage: Usage of the run.
@@ -87,7 +87,7 @@ class Quota(_LargeLimits):
         return self
 
     def left(self, used: LargeUsage) -> RemainingBudget:
-        """Return what is left after the usage of the account."""
+        """Returns what is left after the usage of the account."""
         return RemainingBudget(**self._rest(used))
 
 
@@ -105,7 +105,7 @@ class Quotas(BaseModel):
 
 
 def cost_limit(budget: Budget, prices: Prices, accounts: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return the name of a limit on cost, which depends on the size of prompts; None if there is none.
+    """Returns the name of a limit on cost, which depends on the size of prompts; None if there is none.
 
     Args:
         budget: Budget of the run.
@@ -133,7 +133,7 @@ class RemainingBudget:
 def grant(
     budget: Budget, left: RemainingBudget, prices: Prices, *, wanted: int, prompt_tokens: int
 ) -> tuple[int, str | None]:
-    """Return how many tokens the next large call may generate.
+    """Returns how many tokens the next large call may generate.
 
     Args:
         budget: The limits; ``min_tokens`` is the smallest useful grant.
@@ -166,7 +166,7 @@ def grant(
 
 
 def tightest(own: RemainingBudget, others: Sequence[RemainingBudget]) -> RemainingBudget:
-    """Return the smallest remainder of each limit, over a run's own budget and others."""
+    """Returns the smallest remainder of each limit, over a run's own budget and others."""
     if not others:
         return own
 

@@ -19,7 +19,7 @@ from .usage import LargeUsage, Prices, Usage, large_usage, zero_usage
 def open_accounts(
     quotas: Quotas, *, user: str | None, thread: str | None, ledger: Ledger | None
 ) -> dict[str, dict[str, Any]]:
-    """Return the accounts that a run is charged to, for its state.
+    """Returns the accounts that a run is charged to, for its state.
 
     Args:
         quotas: Quotas of the run.
@@ -89,11 +89,11 @@ class Reservations:
         return bool(self._limits)
 
     def left(self) -> dict[str, RemainingBudget]:
-        """Return what each account has left now."""
+        """Returns what each account has left now."""
         return {name: limit.left(self._used(name)) for name, limit in self._limits.items()}
 
     def used(self) -> dict[str, dict[str, float]]:
-        """Return the used amount of each account, over all its runs, reservations included."""
+        """Returns the used amount of each account, over all its runs, reservations included."""
         return {name: self._used(name)._asdict() for name in self._limits}
 
     def _used(self, name: str) -> LargeUsage:
@@ -103,7 +103,7 @@ class Reservations:
     def reserve(
         self, entry: str, *, wanted: int, prompt_tokens: int, budget: Budget, prices: Prices
     ) -> Grant:
-        """Reserve what a large call may use, in every account; in none if one of them is exhausted.
+        """Reserves what a large call may use, in every account; in none if one of them is exhausted.
 
         Args:
             entry: Name of the execution.
@@ -147,7 +147,7 @@ class Reservations:
         return Grant(min(wanted, reserved.large_tokens))
 
     def settle(self, entry: str, used: LargeUsage) -> None:
-        """Replace the reservation of a call by its usage, in every account."""
+        """Replaces the reservation of a call by its usage, in every account."""
         with ExitStack() as settling:  # settles the others if one of them fails
             for name in self._limits:
                 settling.callback(self._settle_one, name, entry, used)
@@ -192,7 +192,7 @@ class CallReservation:
         self._prompt_tokens, self._budget, self._prices = prompt_tokens, budget, prices
 
     def reserve(self, wanted: int) -> Grant:
-        """Reserve what the call may use."""
+        """Reserves what the call may use."""
         return self._reservations.reserve(
             self._entry,
             wanted=wanted,
@@ -202,7 +202,7 @@ class CallReservation:
         )
 
     async def areserve(self, wanted: int) -> Grant:
-        """Do the same as `reserve`, without blocking; a task cancelled meanwhile releases its reservation."""
+        """Does the same as `reserve`, without blocking; a cancelled task releases its reservation."""
         reserving = asyncio.ensure_future(asyncio.to_thread(self.reserve, wanted))
         try:
             return await asyncio.shield(reserving)
@@ -221,7 +221,7 @@ class CallReservation:
             await asyncio.to_thread(self.settle, nothing, nothing)
 
     def settle(self, before: Usage, after: Usage) -> str | None:
-        """Settle the reservation with the usage of the call.
+        """Settles the reservation with the usage of the call.
 
         Args:
             before: Usage of the run before the call.
@@ -239,5 +239,5 @@ class CallReservation:
         return None
 
     async def asettle(self, before: Usage, after: Usage) -> str | None:
-        """Do the same as `settle`, without blocking; it completes even if the caller is cancelled."""
+        """Does the same as `settle`, without blocking; it completes even if the caller is cancelled."""
         return await asyncio.shield(asyncio.to_thread(self.settle, before, after))

@@ -27,7 +27,7 @@ class ModelPrice(BaseModel):
     )
 
     def cost(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> float:
-        """Return the cost of a call in the currency used; ``cached_tokens`` are part of ``input_tokens``."""
+        """Returns the cost of a call in the currency used; ``cached_tokens`` are part of ``input_tokens``."""
         cached_price = self.input if self.cached_input is None else self.cached_input
         fresh = input_tokens - cached_tokens
         return (fresh * self.input + cached_tokens * cached_price + output_tokens * self.output) / 1e6
@@ -57,7 +57,7 @@ class LargeUsage(NamedTuple):
     large_cost: float = 0.0
 
     def plus(self, other: LargeUsage) -> LargeUsage:
-        """Return the sum, field by field."""
+        """Returns the sum, field by field."""
         return LargeUsage(
             self.large_tokens + other.large_tokens,
             self.large_calls + other.large_calls,
@@ -65,7 +65,7 @@ class LargeUsage(NamedTuple):
         )
 
     def minus(self, other: LargeUsage) -> LargeUsage:
-        """Return the difference, field by field; rounding never makes the cost negative."""
+        """Returns the difference, field by field; rounding never makes the cost negative."""
         return LargeUsage(
             self.large_tokens - other.large_tokens,
             self.large_calls - other.large_calls,
@@ -129,7 +129,7 @@ class Usage(TypedDict):
 
 
 def zero_usage() -> Usage:
-    """Return the usage of a run that has not begun."""
+    """Returns the usage of a run that has not begun."""
     writer = WriterUsage(
         calls=0, input_tokens=0, output_tokens=0, cached_tokens=0, failed_attempts=0, failed_calls=0
     )
@@ -145,7 +145,7 @@ def zero_usage() -> Usage:
 
 
 def large_usage(usage: Usage, prices: Prices) -> LargeUsage:
-    """Return the usage of the large model, as limits count it."""
+    """Returns the usage of the large model, as limits count it."""
     large = usage["large"]
     known = prices.large.cost(large["input_tokens"], large["output_tokens"], large["cached_tokens"])
     return LargeUsage(
@@ -156,7 +156,7 @@ def large_usage(usage: Usage, prices: Prices) -> LargeUsage:
 
 
 def total_cost(usage: Usage, prices: Prices) -> float:
-    """Return the cost of all calls of a run in the price table's currency."""
+    """Returns the cost of all calls of a run in the price table's currency."""
     small = usage["small"]
     return (
         prices.small.cost(small["input_tokens"], small["output_tokens"], small["cached_tokens"])
@@ -167,13 +167,13 @@ def total_cost(usage: Usage, prices: Prices) -> float:
 
 
 def lookahead_usage(usage: Usage) -> LookaheadUsage:
-    """Return the usage of speculative calls; zeros for a run without one."""
+    """Returns the usage of speculative calls; zeros for a run without one."""
     nothing = LookaheadUsage(taken=0, discarded=0, input_tokens=0, output_tokens=0, unaccounted_tokens=0)
     return usage.get("lookahead", nothing)
 
 
 def usage_delta(before: Usage, now: Usage) -> Usage:
-    """Return the difference of two usages of one run, field by field."""
+    """Returns the difference of two usages of one run, field by field."""
     delta: dict[str, Any] = {}
     for name, late in now.items():
         early: Any = before.get(name, {})
@@ -185,7 +185,7 @@ def usage_delta(before: Usage, now: Usage) -> Usage:
 
 
 def add_usage(usage: Usage, more: Usage) -> Usage:
-    """Return the sum of a usage and a difference that `usage_delta` returned."""
+    """Returns the sum of a usage and a difference that `usage_delta` returned."""
     total: dict[str, Any] = dict(usage)
     for name, added in more.items():
         if isinstance(added, dict):
@@ -197,7 +197,7 @@ def add_usage(usage: Usage, more: Usage) -> Usage:
 
 
 def read_attempts(metadata: dict[str, Any]) -> FailedAttempts | None:
-    """Return the failed attempts that an answer's ``response_metadata`` reports; None if there were none."""
+    """Returns the failed attempts that an answer's ``response_metadata`` reports; None if there were none."""
     reported = metadata.get("failed_attempts")
     if not reported:
         return None
@@ -215,7 +215,7 @@ def read_attempts(metadata: dict[str, Any]) -> FailedAttempts | None:
 
 
 def attempts_of(error: BaseException) -> FailedAttempts:
-    """Return the usage of a failed call's attempts, as far as the error reports it."""
+    """Returns the usage of a failed call's attempts, as far as the error reports it."""
     # An adapter's error may be raised from a server's, as a scorer's is.
     for one in (error, error.__cause__):
         if isinstance(attempts := getattr(one, "attempts", None), dict):
@@ -230,7 +230,7 @@ def attempts_of(error: BaseException) -> FailedAttempts:
 
 
 def attempts_of_answer(answer: AIMessage) -> FailedAttempts:
-    """Return the usage of an answer that counts as a failed attempt, with the failed attempts before it."""
+    """Returns the usage of an answer that counts as a failed attempt, with the failed attempts before it."""
     before = read_attempts(answer.response_metadata)
     usage = answer.usage_metadata
     return FailedAttempts(
@@ -244,7 +244,7 @@ def attempts_of_answer(answer: AIMessage) -> FailedAttempts:
 def charge_failed_call(
     usage: Usage, writer: Writer, error: BaseException, *, max_tokens: int, prompt_tokens: int, prices: Prices
 ) -> Usage:
-    """Return the usage with a call whose attempts all failed."""
+    """Returns the usage with a call whose attempts all failed."""
     before = usage[writer]
     charged = Usage(**{**usage})
     charged[writer] = {**before, "calls": before["calls"] + 1, "failed_calls": before["failed_calls"] + 1}
@@ -263,7 +263,7 @@ def charge_lost(
     prompt_tokens: int,
     prices: Prices,
 ) -> Usage:
-    """Return the usage with failed attempts that no answer followed, their reported tokens included."""
+    """Returns the usage with failed attempts that no answer followed, their reported tokens included."""
     before = usage[writer]
     charged = Usage(**{**usage})
     charged[writer] = {
@@ -285,7 +285,7 @@ def charge_attempts(
     prompt_tokens: int,
     prices: Prices,
 ) -> Usage:
-    """Return the usage with failed attempts; unreported ones of the large model are charged in full.
+    """Returns the usage with failed attempts; unreported ones of the large model are charged in full.
 
     Args:
         usage: Usage before the attempts.
@@ -307,7 +307,7 @@ def charge_attempts(
 
 
 def charge_scorer(usage: Usage, seconds: float, used: FailedAttempts, *, failed: bool) -> Usage:
-    """Return the usage with a call of the scorer.
+    """Returns the usage with a call of the scorer.
 
     Args:
         usage: Usage before the call.

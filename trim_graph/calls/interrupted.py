@@ -92,7 +92,7 @@ class _Calls:
             return list(self._runs.get((this_process(), run), {}).values())
 
     def merge(self, run: str, lost: Collection[LargeCall], into: LargeCall) -> None:
-        """Replace several calls by one: a state is about to be charged for them together."""
+        """Replaces several calls by one: a state is about to be charged for them together."""
         with self._lock:
             known = self._runs.setdefault((this_process(), run), {})
             for one in lost:
@@ -116,17 +116,17 @@ _aborted_calls = _Calls()
 
 
 def clear_aborted(invocation: Invocation) -> None:
-    """Drop the calls of an invocation that ended without an error: LangGraph has stored all of it."""
+    """Drops the calls of an invocation that ended without an error: LangGraph has stored all of it."""
     _aborted_calls.forget(invocation)
 
 
 def remember(run: str, call: LargeCall) -> None:
-    """Record a call that has ended, until a checkpoint is known to hold its charge."""
+    """Records a call that has ended, until a checkpoint is known to hold its charge."""
     _aborted_calls.add(run, call)
 
 
 def _lost_calls(state: TrimState, stored: Collection[str]) -> list[LargeCall]:
-    """Return the calls made since this state whose charge is in no checkpoint.
+    """Returns the calls made since this state whose charge is in no checkpoint.
 
     Args:
         state: State of the run.
@@ -147,7 +147,7 @@ def _lost_calls(state: TrimState, stored: Collection[str]) -> list[LargeCall]:
 
 
 def _charged_with(state: TrimState, lost: list[LargeCall], invocation: Invocation | None) -> dict[str, Any]:
-    """Return the update that charges a state for lost calls.
+    """Returns the update that charges a state for lost calls.
 
     The charge is recorded as one call that replaces them: if this update is lost too, the next is the same.
     """
@@ -161,7 +161,7 @@ def _charged_with(state: TrimState, lost: list[LargeCall], invocation: Invocatio
 
 
 def _calls_since(state: TrimState) -> tuple[list[LargeCall], list[LargeCall]]:
-    """Return the direct children of a state's last call that may be lost, and all calls of its run."""
+    """Returns the direct children of a state's last call that may be lost, and all calls of its run."""
     known = _aborted_calls.of(state["run"]["id"])
     last = state.get("charged_call")
     children = (one for one in known if one.parent == last)
@@ -174,7 +174,7 @@ def _calls_since(state: TrimState) -> tuple[list[LargeCall], list[LargeCall]]:
 def charge_interrupted_calls(
     state: TrimState, stored: Collection[str], invocation: Invocation | None = None
 ) -> dict[str, Any]:
-    """Return the update that charges a state for interrupted large calls.
+    """Returns the update that charges a state for interrupted large calls.
 
     A call was interrupted if its process crashed, an error left its node, or no checkpoint holds its charge.
 
@@ -211,12 +211,12 @@ def charge_interrupted_calls(
 
 
 def charge_note(how: str, tokens: int) -> str:
-    """Return the note on a charge for a call that reported no usage."""
+    """Returns the note on a charge for a call that reported no usage."""
     return f"a call of the large model {how}; {tokens} tokens were charged for it"
 
 
 def stored_calls(state: TrimState, config: RunnableConfig) -> set[str]:
-    """Return the names of large calls that the checkpoints of a run hold.
+    """Returns the names of large calls that the checkpoints of a run hold.
 
     The checkpointer is queried only if this process has made calls since this state, which is rare.
 
@@ -232,7 +232,7 @@ def stored_calls(state: TrimState, config: RunnableConfig) -> set[str]:
 
 
 async def astored_calls(state: TrimState, config: RunnableConfig) -> set[str]:
-    """Return the same as `stored_calls`, without blocking the event loop."""
+    """Returns the same as `stored_calls`, without blocking the event loop."""
     names = set[str]()
     for saver, where in _checkpointers(state, config):
         with suppress(Exception):
@@ -241,7 +241,7 @@ async def astored_calls(state: TrimState, config: RunnableConfig) -> set[str]:
 
 
 def checkpoint_key_of(config: RunnableConfig) -> CheckpointKey:
-    """Return the thread id and the namespace under which a node's graph keeps its checkpoints."""
+    """Returns the thread id and the namespace under which a node's graph keeps its checkpoints."""
     configurable = config.get("configurable") or {}
     # A node's namespace is its graph's, followed by the node's task.
     graph = str(configurable.get("checkpoint_ns") or "").rpartition("|")[0]

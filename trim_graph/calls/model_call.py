@@ -73,7 +73,7 @@ class WriterModel:
 
     @classmethod
     def of(cls, model: Runnable[Any, Any]) -> WriterModel:
-        """Look what a model can do, once."""
+        """Looks what a model can do, once."""
         return cls(
             model,
             takes_stop_when=capable(model, "takes_stop_when"),
@@ -82,7 +82,7 @@ class WriterModel:
         )
 
     def entropy_arguments(self) -> dict[str, Any]:
-        """Return the call settings that make the model report the entropy of its first token.
+        """Returns the call settings that make the model report the entropy of its first token.
 
         A model that does not know the setting of our adapters is asked for the likeliest tokens, as OpenAI's
         API has it.
@@ -144,7 +144,7 @@ class Call:
         return in_flight["prompt_tokens"] if in_flight else 0
 
     def unreported(self) -> dict[str, Any]:
-        """Return the arguments of a charge for attempts that reported no tokens."""
+        """Returns the arguments of a charge for attempts that reported no tokens."""
         return {
             "max_tokens": self.request["max_tokens"],
             "prompt_tokens": self.prompt_tokens,
@@ -152,7 +152,7 @@ class Call:
         }
 
     def cap_tokens(self, tokens: int) -> Self:
-        """Return the call with ``max_tokens`` as the accounts of the run grant it."""
+        """Returns the call with ``max_tokens`` as the accounts of the run grant it."""
         return replace(self, request=StepRequest(**{**self.request, "max_tokens": tokens}))
 
 
@@ -185,7 +185,7 @@ class StepCall(Call):
     estimate: Estimate | None
 
     def cap_tokens(self, tokens: int) -> Self:
-        """Return the call, and its further attempts, with ``max_tokens`` as the accounts grant it."""
+        """Returns the call, and its further attempts, with ``max_tokens`` as the accounts grant it."""
         request = StepRequest(**{**self.request, "max_tokens": tokens})
         call = replace(self, request=request, arguments={**self.arguments, "max_tokens": tokens})
         if call.retry is None:
@@ -214,7 +214,7 @@ class RetryGrant:
         self.exhausted_limit: str | None = None
 
     def __call__(self, lost: FailedAttempts) -> int:
-        """Return ``max_tokens`` of the next attempt; 0 allows none."""
+        """Returns ``max_tokens`` of the next attempt; 0 allows none."""
         call = self._call
         if self._reserved and (lost["unknown"] or lost["input_tokens"] or lost["output_tokens"]):
             self.exhausted_limit = "a reservation"
@@ -237,7 +237,7 @@ class RetryGrant:
 def begin_call(
     view: RunView, request: StepRequest, config: RunnableConfig, invocation: Invocation | None
 ) -> Call:
-    """Prepare the call that `route` requested, for a turn of an agent.
+    """Prepares the call that `route` requested, for a turn of an agent.
 
     Args:
         view: View of the run.
@@ -265,7 +265,7 @@ def prepare_step(
     invocation: Invocation | None,
     counters: Mapping[Writer, TokenCounter] | None = None,
 ) -> StepCall:
-    """Prepare the call that `route` requested, for a step.
+    """Prepares the call that `route` requested, for a step.
 
     Args:
         view: View of the run.
@@ -325,13 +325,13 @@ def prepare_step(
 
 
 def _key(prefix: str, arguments: dict[str, Any]) -> str:
-    """Return the name of a call within its run: a hash of the text it continues and of where it ends."""
+    """Returns the name of a call within its run: a hash of the text it continues and of where it ends."""
     identity = json.dumps([prefix, arguments.get("max_tokens"), arguments.get("stop")])
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def estimate_of(call: Call, counter: TokenCounter | None, prompt: Sequence[BaseMessage]) -> Estimate | None:
-    """Return the estimate of a call's tokens; None if a limit needs them exactly and no counter was given.
+    """Returns the estimate of a call's tokens; None if a limit needs them exactly and no counter was given.
 
     Args:
         call: The call.
@@ -353,7 +353,7 @@ def estimate_of(call: Call, counter: TokenCounter | None, prompt: Sequence[BaseM
 
 
 def with_reservation(call: Call, ledger: Ledger | None, ask: Callable[[Any], Update]) -> Update:
-    """Make a call within a reservation in the accounts of its run, and settle with its usage.
+    """Makes a call within a reservation in the accounts of its run, and settles with its usage.
 
     A call of the small model, or of a run without accounts, needs no reservation.
 
@@ -380,7 +380,7 @@ def with_reservation(call: Call, ledger: Ledger | None, ask: Callable[[Any], Upd
 async def awith_reservation(
     call: Call, ledger: Ledger | None, ask: Callable[[Any], Awaitable[Update]]
 ) -> Update:
-    """Do the same as `with_reservation`, without blocking the event loop."""
+    """Does the same as `with_reservation`, without blocking the event loop."""
     reservation = _reservation(call, ledger)
     if reservation is None:
         return await ask(call)
@@ -416,7 +416,7 @@ def make_call(
     apply_reply: Callable[[A, Reply, float], Update],
     recover: Callable[[Exception, float], Update | None] = lambda error, seconds: None,
 ) -> Update:
-    """Call a writer, and charge for its usage however the call ends.
+    """Calls a writer, and charges for its usage however the call ends.
 
     Args:
         call: The prepared call.
@@ -447,7 +447,7 @@ async def amake_call(
     apply_reply: Callable[[A, Reply, float], Update],
     recover: Callable[[Exception, float], Awaitable[Update | None]] | None = None,
 ) -> Update:
-    """Do the same as `make_call`, without blocking the event loop."""
+    """Does the same as `make_call`, without blocking the event loop."""
     begun = time.monotonic()
     with record_on_abort(call):
         try:
@@ -463,7 +463,7 @@ async def amake_call(
 
 @contextmanager
 def record_on_abort(call: Call) -> Iterator[None]:
-    """Record the possible usage of a large call if an error leaves the node: the run may resume later."""
+    """Records the possible usage of a large call if an error leaves the node: the run may resume later."""
     try:
         yield
     except (GraphBubbleUp, SettingsError):
@@ -481,7 +481,7 @@ def record_on_abort(call: Call) -> Iterator[None]:
 
 
 def charged(call: Call, update: Update) -> Update:
-    """Add a large call's name to the update that charges it, and record the call until that is stored.
+    """Adds a large call's name to the update that charges it, and record the call until that is stored.
 
     A note reports a charge for tokens that the model did not report.
     """
@@ -508,7 +508,7 @@ def _remember(call: Call, usage: Usage, *, raised: bool) -> None:
 
 
 def usage_with_reply(call: Call, reply: Reply, metadata: dict[str, Any], seconds: float) -> Usage:
-    """Return the run's usage with an answer's tokens and seconds, and those of failed attempts before it."""
+    """Returns the run's usage with an answer's tokens and seconds, and those of failed attempts before it."""
     writer = call.writer
     before = call.usage[writer]
     usage = _later(call, seconds)
@@ -530,12 +530,12 @@ def usage_with_reply(call: Call, reply: Reply, metadata: dict[str, Any], seconds
 
 
 def usage_of_raised(call: Call, error: BaseException) -> Usage:
-    """Return the run's usage with a call whose error leaves the node; a cancelled call counts in full."""
+    """Returns the run's usage with a call whose error leaves the node; a cancelled call counts in full."""
     return charge_failed_call(call.usage, call.writer, error, **call.unreported())
 
 
 def usage_before_fallback(call: Call, error: Exception, seconds: float) -> Usage | None:
-    """Return the run's usage with a failed call before a fallback is called; None if none may be called."""
+    """Returns the run's usage with a failed call before a fallback is called; None if none may be called."""
     if isinstance(error, NEVER_CAUGHT) or (call.limit is not None and seconds >= call.limit):
         return None
     writer = call.writer
@@ -553,29 +553,29 @@ def _later(call: Call, seconds: float) -> Usage:
 
 
 def deadline_passed(call: Call) -> bool:
-    """Return whether no time is left for a large call, which would be cut off and charged in full."""
+    """Returns whether no time is left for a large call, which would be cut off and charged in full."""
     return call.writer == "large" and call.view.out_of_time
 
 
 def skip_call(call: Call) -> Update:
-    """Return the update that ends the run without the call."""
+    """Returns the update that ends the run without the call."""
     return {"usage": call.usage, "draft": None, "in_flight": None, "stopped": "deadline"}
 
 
 def nobody_may_decide(call: Call, usage: Usage) -> bool:
-    """Tell whether no time is left in which anybody could act on a decision."""
+    """Tells whether no time is left in which anybody could act on a decision."""
     seconds = call.settings.budget.seconds
     return seconds is not None and usage["seconds"] >= seconds
 
 
 def _exhausted(call: Call, limit: str) -> Update:
-    """Report to `route` that other runs have exhausted an account since it made the request."""
+    """Reports to `route` that other runs have exhausted an account since it made the request."""
     failed = Failure(part="large", error=f"the limit on {limit} is spent", exhausted_limit=limit)
     return {"usage": call.usage, "draft": None, "in_flight": None, "failed": failed, "notes": call.notes}
 
 
 def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
-    """Return the update after a failed call, if the run has a way out.
+    """Returns the update after a failed call, if the run has a way out.
 
     Raises:
         Exception: The error itself, if the settings declare no way out.
@@ -617,7 +617,7 @@ def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
 
 
 def _timed_out(call: Call, error: Exception, seconds: float) -> Update:
-    """Charge a writer that did not answer in time for what it may have generated."""
+    """Charges a writer that did not answer in time for what it may have generated."""
     usage, writer = _later(call, seconds), call.writer
     usage[writer] = {**usage[writer], "calls": usage[writer]["calls"] + 1}
     note = f"a call of the {writer} model was cut off by the limit on seconds"
@@ -630,12 +630,12 @@ def _timed_out(call: Call, error: Exception, seconds: float) -> Update:
 
 
 def has_way_out(error: Exception, part: Component, settings: Settings) -> bool:
-    """Return whether ``on_small_error`` and its like let a run continue after this error."""
+    """Returns whether ``on_small_error`` and its like let a run continue after this error."""
     return not isinstance(error, NEVER_CAUGHT) and getattr(settings, f"on_{part}_error") != "raise"
 
 
 def failure(error: Exception, part: Component, *, context_full: bool = False) -> Failure:
-    """Return an error as a `Failure` for the state, and emit the event ``failed``.
+    """Returns an error as a `Failure` for the state, and emit the event ``failed``.
 
     Args:
         error: The error of a call.
@@ -653,7 +653,7 @@ def failure(error: Exception, part: Component, *, context_full: bool = False) ->
 
 
 def error_text(error: BaseException) -> str:
-    """Return an error in one line, cut to `SHOWN` characters for the state."""
+    """Returns an error in one line, cut to `SHOWN` characters for the state."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
 
 
@@ -661,14 +661,14 @@ def error_text(error: BaseException) -> str:
 
 
 def note_full(notes: list[str], name: str) -> list[str]:
-    """Return the notes with one that the context of a model is full and the run ends."""
+    """Returns the notes with one that the context of a model is full and the run ends."""
     note = f"the context of the {name} is full: the solution ends here"
     emit("note", text=note)
     return [*notes, note]
 
 
 def notes_on(call: Call, reply: Reply, metadata: dict[str, Any]) -> list[str]:
-    """Return the run's notes with those on an answer: prompted continuation, estimates, the reply's."""
+    """Returns the run's notes with those on an answer: prompted continuation, estimates, the reply's."""
     writer, found = call.writer, list[str]()
     if metadata.get("continuation") == "prompt":
         found.append(f"the {writer} model continues by prompt: it cannot carry on a text exactly")
@@ -681,7 +681,7 @@ def notes_on(call: Call, reply: Reply, metadata: dict[str, Any]) -> list[str]:
 
 
 def with_notes(call: Call, notes: Sequence[str]) -> list[str]:
-    """Return the notes of the run with further ones; a run has each note once."""
+    """Returns the notes of the run with further ones; a run has each note once."""
     if not notes:
         return call.notes
     new = [note for note in dict.fromkeys(notes) if note not in call.notes]
@@ -691,7 +691,7 @@ def with_notes(call: Call, notes: Sequence[str]) -> list[str]:
 
 
 def add_note(call: Call, update: Update, note: str | None) -> Update:
-    """Return an update with a further note; None adds nothing."""
+    """Returns an update with a further note; None adds nothing."""
     if note is None:
         return update
     emit("note", text=note)

@@ -62,7 +62,7 @@ class StopSignal:
         self.inner, self.begun, self.now = inner, False, False
 
     def __call__(self, text: str) -> bool:
-        """Return whether the answer is to end."""
+        """Returns whether the answer is to end."""
         self.begun = True
         return self.now or (self.inner is not None and self.inner(text))
 
@@ -81,7 +81,7 @@ class DiscardedUsage:
     """``max_tokens`` of each call that reported no tokens."""
 
     def __add__(self, other: DiscardedUsage) -> DiscardedUsage:
-        """Return the sum, field by field."""
+        """Returns the sum, field by field."""
         one, two = asdict(self), asdict(other)
         return DiscardedUsage(**{name: one[name] + two[name] for name in one})
 
@@ -102,13 +102,13 @@ class SpeculativeCall:
     begun: bool = False
 
     async def call(self, ask: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Make the call after the scorer's has started, since the run waits for that one."""
+        """Makes the call after the scorer's has started, since the run waits for that one."""
         await asyncio.sleep(0)
         self.begun = True
         return await ask()
 
     def used(self, task: asyncio.Task[Any]) -> DiscardedUsage:
-        """Return the usage of the call once it has ended.
+        """Returns the usage of the call once it has ended.
 
         Args:
             task: The ended task.
@@ -161,14 +161,14 @@ class UnsettledUsage:
         self._runs: OrderedDict[str, DiscardedUsage] = OrderedDict()
 
     def add(self, run: str, discarded: DiscardedUsage) -> None:
-        """Add discarded usage to a run."""
+        """Adds discarded usage to a run."""
         known = self._runs.pop(run, None)
         self._runs[run] = discarded if known is None else known + discarded
         while len(self._runs) > _KEPT:
             self._runs.popitem(last=False)
 
     def take(self, run: str) -> DiscardedUsage | None:
-        """Remove and return the unsettled usage of a run; None if there is none."""
+        """Removes and returns the unsettled usage of a run; None if there is none."""
         return self._runs.pop(run, None)
 
 
@@ -189,7 +189,7 @@ class SpeculationSlot:
     def start(
         self, call: SpeculativeCall, ask: Callable[[], Coroutine[Any, Any, Any]], unsettled: UnsettledUsage
     ) -> None:
-        """Start a call, and drop the previous one.
+        """Starts a call, and drops the previous one.
 
         Args:
             call: The call.
@@ -204,7 +204,7 @@ class SpeculationSlot:
         self._timer = asyncio.get_running_loop().call_later(UNTAKEN_S, self.drop)
 
     def take(self, run: str, key: str) -> asyncio.Task[Any] | None:
-        """Return the running call if its run and key match; drop any other.
+        """Returns the running call if its run and key match; drop any other.
 
         A failed call is dropped too, so that it is made anew: the added load may have caused its failure.
         """
@@ -219,7 +219,7 @@ class SpeculationSlot:
         return task
 
     def drop(self) -> None:
-        """Drop the running call: stop it, and add its usage to the unsettled one."""
+        """Drops the running call: stop it, and adds its usage to the unsettled one."""
         if self._current is None:
             return
         call, task, unsettled = self._current
@@ -246,7 +246,7 @@ class SpeculationSlot:
             self._timer = None
 
     async def close(self) -> None:
-        """Drop the running call, and wait for its end, at most twice `STOP_S` seconds."""
+        """Drops the running call, and waits for its end, at most twice `STOP_S` seconds."""
         self.drop()
         if self._tasks:
             # Twice: a call that does not end by itself is first cancelled.
@@ -273,7 +273,7 @@ class Speculation:
         self._unsettled = UnsettledUsage()
 
     def check(self, *, wanted: bool, synchronous: bool = False) -> bool:
-        """Return whether lookahead is on and possible; warn once if it is on and impossible.
+        """Returns whether lookahead is on and possible; warn once if it is on and impossible.
 
         Args:
             wanted: Whether the settings turn lookahead on.
@@ -288,7 +288,7 @@ class Speculation:
         return wanted and obstacle is None
 
     def before_score(self, state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> None:
-        """Start the call for the step after the draft that the scorer is about to rate, if it may be used."""
+        """Starts the call for the step after the draft that the scorer is about to rate, if it may help."""
         slot = slot_of(invocation)
         if not self.check(wanted=True, synchronous=slot is None) or slot is None:
             return
@@ -313,7 +313,7 @@ class Speculation:
     def _next_call(
         self, view: RunView, config: RunnableConfig, invocation: Invocation | None
     ) -> StepCall | None:
-        """Return the call that `generate_step` makes if the draft is accepted; None if it makes none."""
+        """Returns the call that `generate_step` makes if the draft is accepted; None if it makes none."""
         following = Router().if_kept(view)
         if not isinstance(following, Generate):
             return None
@@ -325,7 +325,7 @@ class Speculation:
     async def on_generate(
         self, call: StepCall, ask: Callable[[asyncio.Task[Any] | None], Coroutine[Any, Any, dict[str, Any]]]
     ) -> dict[str, Any]:
-        """Make a call of the small model, or wait for the speculative one if it is the same.
+        """Makes a call of the small model, or waits for the speculative one if it is the same.
 
         Args:
             call: A call of the small model.
@@ -345,7 +345,7 @@ class Speculation:
         return update | {"usage": _with_taken(update["usage"])} if taken else update
 
     def after_route(self, view: RunView, action: Action, invocation: Invocation | None) -> dict[str, Any]:
-        """Drop the call if the action makes it useless, and settle what has ended so far.
+        """Drops the call if the action makes it useless, and settles what has ended so far.
 
         Args:
             view: View of the run before the action.
@@ -364,19 +364,19 @@ class Speculation:
         return update if usage is None else {**update, "usage": usage}
 
     def settle(self, state: TrimState) -> Usage | None:
-        """Return the run's usage with discarded calls that have ended; None if none has."""
+        """Returns the run's usage with discarded calls that have ended; None if none has."""
         discarded = self._unsettled.take(state["run"]["id"])
         return None if discarded is None else _with_discarded(state["usage"], discarded)
 
 
 def slot_of(invocation: Invocation | None) -> SpeculationSlot | None:
-    """Return the slot of an invocation; None in a synchronous one."""
+    """Returns the slot of an invocation; None in a synchronous one."""
     found = None if invocation is None else invocation.speculative
     return found if isinstance(found, SpeculationSlot) else None
 
 
 def _with_discarded(usage: Usage, discarded: DiscardedUsage) -> Usage:
-    """Return the usage with discarded calls."""
+    """Returns the usage with discarded calls."""
     before, lookahead = usage["small"], lookahead_usage(usage)
     small = WriterUsage(
         calls=before["calls"] + discarded.calls,
@@ -397,7 +397,7 @@ def _with_discarded(usage: Usage, discarded: DiscardedUsage) -> Usage:
 
 
 def _with_taken(usage: Usage) -> Usage:
-    """Return the usage with one more speculative call that became a draft."""
+    """Returns the usage with one more speculative call that became a draft."""
     before = lookahead_usage(usage)
     return Usage(**{**usage, "lookahead": LookaheadUsage(**{**before, "taken": before["taken"] + 1})})
 
@@ -421,7 +421,7 @@ def _obstacle(small: Any, scorer: Any) -> str | None:
 
 
 def _can_end(small: Any) -> bool:
-    """Return whether a `StopSignal` may end a call; a cache would keep the text that it has by then."""
+    """Returns whether a `StopSignal` may end a call; a cache would keep the text that it has by then."""
     return (
         capable(small, "takes_stop_when") and bound_setting(small, "stop_when") is None and not caches(small)
     )

@@ -167,7 +167,7 @@ def _options(
 
 @command(app, epilog=EXAMPLE_CONFIG, short_help="Solve one problem step by step.")
 def solve(options: SolveOptions) -> None:
-    """Solve a problem, showing each step as it is accepted, then the bill.
+    """Solves a problem, showing each step as it is accepted, then the bill.
 
     Without --config the arithmetic models that come with trim-graph are used.
     """
@@ -178,7 +178,7 @@ def solve(options: SolveOptions) -> None:
 
 @command(app, short_help="Compare ways to solve many problems.")
 def demo(options: DemoOptions) -> None:
-    """Compare ways to solve held-out problems of the arithmetic world.
+    """Compares ways to solve held-out problems of the arithmetic world.
 
     The small model alone, the large one alone, routing by a threshold on the score of each step, by the
     planned and the learned policies that ship with the models, and at random with the spend of the
@@ -191,7 +191,7 @@ def demo(options: DemoOptions) -> None:
 
 @command(app, short_help="Make a reward model with a value head fit for vLLM.")
 def convert_prm(options: ConvertOptions) -> None:
-    """Copy a process reward model with a value head in a layout that vLLM serves; print how.
+    """Copies a process reward model with a value head in a layout that vLLM serves; print how.
 
     For the format skywork behind a vLLM server. The transformers adapter reads either layout.
     """
@@ -202,7 +202,7 @@ def convert_prm(options: ConvertOptions) -> None:
 
 @command(app, short_help="Check a configuration against its models and servers.")
 def doctor(options: DoctorOptions) -> int:
-    """Check small, large and scorer as a run would use them, and say what is wrong and how to fix it.
+    """Checks small, large and scorer as a run would use them, and says what is wrong and how to fix it.
 
     Asks each for a few short texts or scores. Exit code 0: no error; 1: errors; 2: bad input.
     """
@@ -213,7 +213,7 @@ def doctor(options: DoctorOptions) -> int:
 
 @command(app, epilog=SERVE_HELP, short_help="Start the vLLM servers that a configuration names.")
 def up(options: UpOptions) -> int:
-    """Start the vLLM servers of a configuration and end them together.
+    """Starts the vLLM servers of a configuration and ends them together.
 
     They are the parts of type vllm and vllm_prm whose base_url is at localhost; servers elsewhere are left
     alone, and so is one that runs already with the same model from the same weights. Servers on one GPU
@@ -226,7 +226,7 @@ def up(options: UpOptions) -> int:
 
 @command(app, "eval", epilog=ARMS, short_help="What would it save, and what would it cost?")
 def evaluate(options: EvalOptions) -> None:
-    """Run policies, the models alone and baselines on a dataset, and say whether a policy is worth it.
+    """Runs policies, the models alone and baselines on a dataset, and says whether a policy is worth it.
 
     Small alone, large alone and random routing always stand beside; each policy is compared with random
     routing at its own spend, on the lines between --random-rates. Wall clock is measured with --concurrency
@@ -239,7 +239,7 @@ def evaluate(options: EvalOptions) -> None:
 
 @command(app, epilog=DATASETS, short_help="Run a dataset and keep a trace of every question.")
 def collect(options: CollectOptions) -> None:
-    """Run a dataset under a behaviour policy, and write a trace of every question as it ends.
+    """Runs a dataset under a behaviour policy, and writes a trace of every question as it ends.
 
     The same command resumes a file that was interrupted, and with a larger -n extends one that is complete.
     A file never mixes datasets, policies, models or seeds. Every step is scored.
@@ -251,7 +251,7 @@ def collect(options: CollectOptions) -> None:
 
 @command(app, epilog=DATASETS, short_help="Choose a policy's threshold, or a policy, for a spend.")
 def calibrate(options: CalibrateOptions) -> None:
-    """Choose the operating point of a policy for a spend or for a PGR, on validation questions.
+    """Chooses the operating point of a policy for a spend or for a PGR, on validation questions.
 
     Says what to expect with 95 % intervals, and writes the configuration with that policy.
     """
@@ -262,7 +262,7 @@ def calibrate(options: CalibrateOptions) -> None:
 
 @command(app, epilog=PLANNED, short_help="Plan when to ask the large model.")
 def plan(options: PlanOptions) -> None:
-    """Plan when to ask the large model, write the policy, and simulate it."""
+    """Plans when to ask the large model, write the policy, and simulate it."""
     from .plan import run_plan
 
     run_plan(options)
@@ -270,7 +270,7 @@ def plan(options: PlanOptions) -> None:
 
 @command(app, short_help="Write an HTML page and pictures of an evaluation.")
 def report(options: ReportOptions) -> None:
-    """Write one HTML page with summary, curves and the trace of every question, and its pictures beside it.
+    """Writes one HTML page with summary, curves and the trace of every question, and its pictures beside it.
 
     The page loads nothing and needs no server. Pictures, as PNG and SVG, go into a folder pictures. An
     evaluation that is still running may be looked at too.
@@ -282,7 +282,7 @@ def report(options: ReportOptions) -> None:
 
 @command(app, short_help="Measure a scorer on labelled solutions.")
 def eval_scorer(options: EvalScorerOptions) -> None:
-    """Have a scorer rate solutions whose first wrong step is known, and say how good it is.
+    """Has a scorer rate solutions whose first wrong step is known, and says how good it is.
 
     First-error F1 as ProcessBench (arXiv 2412.06559) defines it: the harmonic mean of the accuracy on
     solutions with an error, whose first wrong step must be found, and on those without, where none must be.
@@ -299,12 +299,12 @@ app.add_typer(train)
 
 @train.callback()
 def _group() -> None:
-    """Train a policy, and write it to a file that a configuration can name."""
+    """Trains a policy, and writes it to a file that a configuration can name."""
 
 
 @command(train, epilog=TRAINED, short_help="PPO on five features of the steps so far.")
 def aggregate(options: AggregateOptions) -> None:
-    """Train a small network by PPO that sees five features of a draft and the steps before it.
+    """Trains a small network by PPO that sees five features of a draft and the steps before it.
 
     They are the least and the product of the earlier scores, the draft's score, its tokens and its place.
     Writes aggregate-LAMBDA.json with its arrays, and learning curves.
@@ -316,7 +316,7 @@ def aggregate(options: AggregateOptions) -> None:
 
 @command(train, epilog=TRAINED, short_help="PPO on the whole sequence of steps.")
 def sequence(options: SequenceOptions) -> None:
-    """Train a small transformer by PPO that sees score, tokens and writer of every step.
+    """Trains a small transformer by PPO that sees score, tokens and writer of every step.
 
     Writes sequence-LAMBDA.json with its arrays, and learning curves.
     """
@@ -327,7 +327,7 @@ def sequence(options: SequenceOptions) -> None:
 
 @command(train, short_help="Train the policy that sends whole questions to one model.")
 def query_router(options: QueryRouterOptions) -> None:
-    """Train a classifier on which questions the large model gets right and the small one wrong.
+    """Trains a classifier on which questions the large model gets right and the small one wrong.
 
     The traces come from trim-graph collect with the policies small_only and large_only on the same questions.
     Rows of {"question", "small_correct", "large_correct"} do as well.
@@ -343,7 +343,7 @@ app.add_typer(ledger)
 
 @command(ledger, "list", short_help="Show what calls have set aside.")
 def list_reservations(options: LedgerListOptions) -> None:
-    """Show what calls of the large model have set aside in a ledger, the oldest first.
+    """Shows what calls of the large model have set aside in a ledger, the oldest first.
 
     A reservation counts as used in full until its call has ended. One that has expired belongs to a call
     whose end nobody saw, of a process that was killed for instance.
@@ -355,7 +355,7 @@ def list_reservations(options: LedgerListOptions) -> None:
 
 @command(ledger, short_help="Give back what a lost call has set aside.")
 def release(options: LedgerReleaseOptions) -> None:
-    """Give reservations back, as if their calls had not been made; with --charge, settle them in full.
+    """Gives reservations back, as if their calls had not been made; with --charge, settle them in full.
 
     Nobody saw the end of these calls: what is given back may have been generated all the same.
     """

@@ -70,7 +70,7 @@ class _Collection:
         self.errors = self.in_a_row = 0
 
     def executor(self) -> AbstractContextManager[Executor]:
-        """Return a context with the executor that runs the models."""
+        """Returns a context with the executor that runs the models."""
         config, request = for_measuring(self.config), self.request
 
         def load() -> Models:
@@ -79,12 +79,12 @@ class _Collection:
         return open_executor(config, load, rated=True, ray=request.ray, count=request.ray_workers)
 
     def progress(self, journal: Journal) -> str:
-        """Say how far it is."""
+        """Says how far it is."""
         failed = f", {self.errors} of them failed now" if self.errors else ""
         return f"{len(journal.finished)} questions{failed}"
 
     def run(self, journal: Journal, executor: Executor) -> None:
-        """Run what is left.
+        """Runs what is left.
 
         Raises:
             Interrupted: Ctrl-C.
@@ -135,12 +135,12 @@ class _Collection:
 
 
 def _journal_path(out: Path) -> Path:
-    """Return the journal: the file of traces itself, or, for Parquet, one beside it until all is there."""
+    """Returns the journal: the file of traces itself, or, for Parquet, one beside it until all is there."""
     return out.with_name(f"{out.name}.jsonl") if out.suffix == ".parquet" else out
 
 
 def _open(path: Path, request: CollectOptions, settings: dict[str, Any]) -> Journal:
-    """Open the journal, with the traces of an earlier Parquet file."""
+    """Opens the journal, with the traces of an earlier Parquet file."""
     out = request.out
     if out.suffix == ".parquet":
         need("cli,eval", "pyarrow")
@@ -156,7 +156,7 @@ def _open(path: Path, request: CollectOptions, settings: dict[str, Any]) -> Jour
 
 
 def _check(request: CollectOptions) -> None:
-    """Refuse before minutes of work what would fail after them."""
+    """Refuses before minutes of work what would fail after them."""
     out = request.out
     if out.suffix not in (".jsonl", ".parquet"):
         raise SettingsError(f"--out {out}: the name must end in .jsonl or .parquet")

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 def run_eval(request: EvalOptions) -> RunSummary:
-    """Evaluate, write the run's folder, print the summary.
+    """Evaluates, write the run's folder, print the summary.
 
     Raises:
         TrimError: The request cannot be fulfilled.
@@ -94,7 +94,7 @@ class Evaluation:
         self._opened = ExitStack()
 
     def executor(self) -> AbstractContextManager[Executor]:
-        """Return a context with the executor that runs the models."""
+        """Returns a context with the executor that runs the models."""
         rated = self.config.scorer is not None
 
         def load() -> Models:
@@ -140,7 +140,7 @@ class Evaluation:
         )
 
     def _validation(self) -> tuple[Any, int] | None:
-        """Return the validation questions and how many."""
+        """Returns the validation questions and how many."""
         request = self.request
         given = request.validation
         if given is None:
@@ -159,7 +159,7 @@ class Evaluation:
         return dataset, n
 
     async def run(self, executor: Executor) -> ExperimentRunner:
-        """Run all arms.
+        """Runs all arms.
 
         Args:
             executor: Runs the models.
@@ -179,7 +179,7 @@ class Evaluation:
         return runner
 
     def finish(self, runner: ExperimentRunner) -> RunSummary:
-        """Write the rows and the summary of all arms."""
+        """Writes the rows and the summary of all arms."""
         request = self.request
         self.warnings += [
             f"the arm {arm} is left out: questions are lacking, or all failed" for arm in runner.take_older()
@@ -204,7 +204,7 @@ class Evaluation:
         self.warnings += await work.run(self.baselines, all_of_them=self.request.baselines == "all")
 
     def _validate(self, runner: ExperimentRunner) -> Validation | None:
-        """Return what runs the models alone on the validation questions, where there are any."""
+        """Returns what runs the models alone on the validation questions, where there are any."""
         if self.validation is None:
             return None
         dataset, n = self.validation
@@ -228,7 +228,7 @@ class Evaluation:
             self._bar.advance(failed=row["error"] is not None)
 
     def close(self) -> None:
-        """End the progress bar."""
+        """Ends the progress bar."""
         self._opened.close()
         self._bar = None
 
@@ -244,13 +244,13 @@ VALIDATION_N = 300
 
 
 def read_dataset(option: str, given: str, part: Any, seed: int) -> Dataset:
-    """Read an option that names a dataset."""
+    """Reads an option that names a dataset."""
     parsed = parsed_option(option, given, "{type: file, path: questions.jsonl}")
     return make_dataset(parsed, part=part, seed=seed)
 
 
 def count_questions(option: str, named: str, dataset: Dataset, wanted: int | None, default: int) -> int:
-    """Return how many questions there are to run, after a look at each of them."""
+    """Returns how many questions there are to run, after a look at each of them."""
     if next(first_questions(dataset, 1, default=1), None) is None:
         raise InputError(f"{option} {named}: there are no questions in it")
     there = dataset.count()
@@ -264,7 +264,7 @@ def count_questions(option: str, named: str, dataset: Dataset, wanted: int | Non
 
 
 def chosen_baselines(given: str) -> list[str]:
-    """Return the names of the baselines that are wanted."""
+    """Returns the names of the baselines that are wanted."""
     if given in ("all", "none"):
         return list(BASELINES) if given == "all" else []
     names = [name.strip() for name in given.split(",")]
@@ -277,7 +277,7 @@ def chosen_baselines(given: str) -> list[str]:
 
 
 def chosen_rates(given: str) -> list[float]:
-    """Return the rates of random routing, in order.
+    """Returns the rates of random routing, in order.
 
     Raises:
         SettingsError: One is no rate between 0 and 1.
@@ -298,7 +298,7 @@ _SPREAD_FROM = 50
 
 
 def show(summary: RunSummary, folder: Path, *, as_json: bool) -> None:
-    """Print the summary."""
+    """Prints the summary."""
     if as_json:
         print(json.dumps(summary, indent=1))
         return

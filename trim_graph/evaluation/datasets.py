@@ -121,7 +121,7 @@ class Shape:
 
 
 def expected_answer(value: Any) -> str | None:
-    r"""Return the answer in a field: what is in ``\boxed{}``, else what follows the last ``####``, else all.
+    r"""Returns the answer in a field: what is in ``\boxed{}``, else what follows the last ``####``, else all.
 
     Of a list, as OlympiadBench has, all of its answers, separated by commas. None where the field or a part
     of the list holds neither text nor a number.
@@ -174,7 +174,7 @@ class ArithmeticDataset(ConfigSection):
 
     @property
     def part_name(self) -> str | None:
-        """Train, validation or test."""
+        """Trains, validation or test."""
         return self.part
 
     def count(self) -> int | None:
@@ -219,7 +219,7 @@ class FileDataset(KeyMapping):
 
     @property
     def part_name(self) -> str | None:
-        """Train, validation or test, if known."""
+        """Trains, validation or test, if known."""
         return self.part
 
     def count(self) -> int | None:

@@ -242,7 +242,7 @@ _JOINED_AFTER = re.compile(rf"(?:{_JOINS}|=|to)(?![A-Za-z])", re.I)
 
 
 def find_number(solution: str) -> Fraction | None:
-    r"""Return the number a solution ends in, or None.
+    r"""Returns the number a solution ends in, or None.
 
     The last ``\boxed{}`` decides where there is one. Else it is the first of these that is a number: the last
     line ``#### 42``, what follows the last "answer is" or "answer:", the last number of the text. The latter
@@ -264,7 +264,7 @@ def find_number(solution: str) -> Fraction | None:
 
 
 def read_number(text: str) -> Fraction | None:
-    r"""Return the number that a text is, as the content of a box; None where it is anything else."""
+    r"""Returns the number that a text is, as the content of a box; None where it is anything else."""
     if len(text) > _LONGEST:
         return None
     text = _NO_SPACE.sub("", _NEGATIVE.sub("-", text.translate(_SIGNS)))
@@ -376,7 +376,7 @@ def _divided(above: Fraction | None, below: Fraction | None) -> Fraction | None:
 
 
 def _mixed(whole: str, above: Fraction | None, below: Fraction | None) -> Fraction | None:
-    r"""Return a whole with its part; ``2\frac{3}{2}`` may be a product and is none."""
+    r"""Returns a whole with its part; ``2\frac{3}{2}`` may be a product and is none."""
     if above is None or below is None or not 0 < above < below or len(whole) > _LARGEST:
         return None
     return int(whole) + above / below
@@ -428,7 +428,7 @@ _AFTER_ANOTHER = re.compile(r"\b[A-Ja-j][)\]]?,?\s+(?:or|and)\s*(?i:option|choic
 
 
 def read_choice(text: str) -> str | None:
-    r"""Return the letter a solution chooses, as a capital, or None.
+    r"""Returns the letter a solution chooses, as a capital, or None.
 
     The last ``\boxed{}`` decides where there is one. Else it is the letter behind the last "answer is", "best
     option:" and the like, or before "is correct"; else the last one that stands alone.

@@ -32,11 +32,11 @@ class BudgetIncrease(BaseModel):
         return self
 
     def given(self) -> dict[str, Any]:
-        """Return the amounts that are set, by limit."""
+        """Returns the amounts that are set, by limit."""
         return self.model_dump(exclude_none=True)
 
     def raise_limits(self, limits: dict[str, Any]) -> dict[str, Any]:
-        """Return limits raised by the amounts; a limit that is not set stays unset."""
+        """Returns limits raised by the amounts; a limit that is not set stays unset."""
         raised = {n: limits[n] + more for n, more in self.given().items() if limits.get(n) is not None}
         return {**limits, **raised}
 
@@ -81,7 +81,7 @@ class DraftAnswer(PersonAnswer):
 
 
 def answer_to(state: TrimState) -> type[PersonAnswer]:
-    """Return the schema of the answer that a run accepts now."""
+    """Returns the schema of the answer that a run accepts now."""
     return PersonAnswer if state.get("draft") is None else DraftAnswer
 
 
@@ -120,7 +120,7 @@ class PersonQuestion(TypedDict):
 
 
 def question_to_person(state: TrimState) -> PersonQuestion:
-    """Return the value of the interrupt; the same whenever the node runs again."""
+    """Returns the value of the interrupt; the same whenever the node runs again."""
     pending_interrupt, run, draft = state["pending_interrupt"], state["run"], state.get("draft")
     assert pending_interrupt is not None
     settings = settings_of(run)
@@ -154,7 +154,7 @@ def question_to_person(state: TrimState) -> PersonQuestion:
 
 
 def apply_response(run: Run, answer: PersonAnswer) -> tuple[Run, HumanResponse]:
-    """Apply an answer to the settings and accounts of a run.
+    """Applies an answer to the settings and accounts of a run.
 
     Args:
         run: The run, from the state.

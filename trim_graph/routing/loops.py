@@ -22,7 +22,7 @@ the same answer a few times in a row."""
 
 
 def loop_in(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str | None:
-    """Return a description of the loop at the end of a solution; None if there is none.
+    """Returns a description of the loop at the end of a solution; None if there is none.
 
     Args:
         steps: The accepted steps.
@@ -53,5 +53,5 @@ def _repeated_answer(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> st
 
 
 def _boxed(step: Mapping[str, Any]) -> str | None:
-    """Return the answer that a step boxes; one in reasoning does not count, as reasoning tries answers."""
+    """Returns the answer that a step boxes; one in reasoning does not count, as reasoning tries answers."""
     return None if step.get("part") == "reasoning" else extract_answer(step["text"])

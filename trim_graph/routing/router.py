@@ -104,7 +104,7 @@ class Finish(Action):
 def end_of_solution(
     steps: Sequence[Step], settings: Settings
 ) -> Literal["finished", "loop", "max_steps"] | None:
-    """Return why a solution ends with its last step by itself; None if another one follows.
+    """Returns why a solution ends with its last step by itself; None if another one follows.
 
     Args:
         steps: The accepted steps, at least one.
@@ -141,7 +141,7 @@ class Router:
         self.options = options or RouterOptions()
 
     def next(self, view: RunView) -> Action:
-        """Return the next action, given the state that the last node left.
+        """Returns the next action, given the state that the last node left.
 
         Args:
             view: View of the run.
@@ -153,7 +153,7 @@ class Router:
         return _Decision(view, self.options).take()
 
     def if_kept(self, view: RunView) -> Action | None:
-        """Return the next action if the draft is accepted and the small model writes on, for speculation.
+        """Returns the next action if the draft is accepted and the small model writes on, for speculation.
 
         The draft has no decision yet, so neither policy nor limits are applied.
 
@@ -168,7 +168,7 @@ class Router:
         return _Decision(view, self.options, foreseen=True).accept(view.draft, view.request)
 
     def renewed(self, view: RunView) -> Action:
-        """Return the action for the request in the state, now that the whole prompt with tools is known."""
+        """Returns the action for the request in the state, now that the whole prompt with tools is known."""
         request = view.request
         decision = _Decision(view, self.options)
         if request is None:
@@ -186,14 +186,14 @@ class Router:
         )
 
     def for_fallback(self, view: RunView, request: StepRequest) -> StepRequest | None:
-        """Return the request for a writer's next fallback; None if the budget leaves nothing for it."""
+        """Returns the request for a writer's next fallback; None if the budget leaves nothing for it."""
         if request["writer"] == "small":
             return request
         granted, _ = _Decision(view, self.options).grant(request["max_tokens"])
         return StepRequest(**{**request, "max_tokens": granted}) if granted else None
 
     def replaces_cut_turn(self, view: RunView, request: StepRequest) -> bool:
-        """Return whether the small model's turn can replace the large one's that was cut off."""
+        """Returns whether the small model's turn can replace the large one's that was cut off."""
         return _Decision(view, self.options).replaces_cut_turn(request)
 
 
@@ -229,7 +229,7 @@ class _Decision:
         self._prompts: dict[tuple[int, str], tuple[int, bool]] = {}
 
     def take(self) -> Action:
-        """Return the next action, given the state that the last node left."""
+        """Returns the next action, given the state that the last node left."""
         draft, request = self.view.draft, self.view.request
         if (human_response := self.state.get("human_response")) is not None:
             acted = self._act_on(human_response, draft, request)
@@ -282,7 +282,7 @@ class _Decision:
         return self.write(self.small_request(needs_decision=needs_decision))
 
     def _probe(self) -> Action:
-        """Request one token of the small model, unless the budget leaves no choice to its entropy."""
+        """Requests one token of the small model, unless the budget leaves no choice to its entropy."""
         if self.options.unit == "turn":
             raise SettingsError(
                 f"policy {self.policy!r} wants a probe, one token of the small model, which tells nothing of "
@@ -313,7 +313,7 @@ class _Decision:
     def _carry_out(
         self, choice: Choice, draft: Draft, request: StepRequest, *, by_person: bool = False
     ) -> Action:
-        """Carry out the decision on a draft, as far as the budget allows."""
+        """Carries out the decision on a draft, as far as the budget allows."""
         record = self._record(choice.value, draft["score"])
         if "part" in draft:
             record["part"] = draft["part"]
@@ -335,7 +335,7 @@ class _Decision:
         return self.accept(draft, request) if large is None else self.write(large)
 
     def accept(self, draft: Draft, request: StepRequest) -> Action:
-        """Add a draft to the solution, and return the next action."""
+        """Adds a draft to the solution, and returns the next action."""
         if self.options.unit == "turn":
             return self._accept_turn(draft, request)
         accepted: Sequence[Step] = [as_step(draft)]
@@ -360,7 +360,7 @@ class _Decision:
         return self._next_writer()
 
     def _accept_turn(self, draft: Draft, request: StepRequest) -> Action:
-        """End an agent's turn with this draft, unless it was cut off and the small model has a better one."""
+        """Ends an agent's turn with this draft, unless it was cut off and the small model has a better."""
         cut = draft["end"] == "length"
         if cut and draft["writer"] == "large" and self.replaces_cut_turn(request):
             why = f"the large model's turn was cut off at {request['max_tokens']} tokens"
@@ -374,7 +374,7 @@ class _Decision:
         return self.finish("finished" if draft["end"] == "eos" else "")
 
     def replaces_cut_turn(self, request: StepRequest) -> bool:
-        """Return whether the small model's turn can replace the large one's that was cut off."""
+        """Returns whether the small model's turn can replace the large one's that was cut off."""
         kept = self._rejected_draft()
         return request["max_tokens"] < self.view.step_tokens if kept is None else kept["end"] != "length"
 
@@ -407,7 +407,7 @@ class _Decision:
     def _act_on(
         self, human_response: HumanResponse, draft: Draft | None, request: StepRequest | None
     ) -> Action | None:
-        """Carry out a person's response; None if new limits require another decision."""
+        """Carries out a person's response; None if new limits require another decision."""
         self._event("answered", step=len(self.steps), answer=human_response)
         if "step" in human_response:
             return self._by_hand(human_response["step"], ends=human_response["ends"], draft=draft)
@@ -457,7 +457,7 @@ class _Decision:
         return self.accept(Draft(**step, score=None), whole)
 
     def _separator(self, draft: Draft | None) -> str | None:
-        """Return the separator of this solution's steps; None for the delimiter of the settings."""
+        """Returns the separator of this solution's steps; None for the delimiter of the settings."""
         thinking = self.settings.thinking
         for step in (draft, *reversed(self.steps)):
             if step is None or step["end"] != "delimiter":
@@ -473,7 +473,7 @@ class _Decision:
     # What follows a failure: `on_small_error` and its like
 
     def _fall_back(self, failed: Failure, draft: Draft | None, request: StepRequest) -> Action:
-        """Return the way out of a failure that the settings declare.
+        """Returns the way out of a failure that the settings declare.
 
         Args:
             failed: The failure.
@@ -508,7 +508,7 @@ class _Decision:
         return self.finish("length" if full else "failed")
 
     def _exhausted_by_others(self, limit: str, request: StepRequest) -> Action:
-        """Return the action after other runs exhausted an account before the large model could be called."""
+        """Returns the action after other runs exhausted an account before the large model could be called."""
         large, refused = self.large_request(request["until_eos"])
         if large is not None:  # there is some again: another run has used less than it had set aside
             return self.write(large)
@@ -548,7 +548,7 @@ class _Decision:
         return self._instead_of_large(self._record("accept", None, fallback=f"the {_name(failed)} failed"))
 
     def _instead_of_large(self, record: DecisionRecord) -> Action:
-        """Keep the draft that the large model was to replace, or have the small one write the step.
+        """Keeps the draft that the large model was to replace, or has the small one write the step.
 
         Args:
             record: Of the decision, where there is such a draft.
@@ -566,7 +566,7 @@ class _Decision:
     # What may be requested
 
     def small_request(self, needs_decision: bool) -> StepRequest:
-        """Return a request for a draft; it is scored only if a decision depends on the score."""
+        """Returns a request for a draft; it is scored only if a decision depends on the score."""
         return StepRequest(
             writer="small",
             until_eos=False,
@@ -578,7 +578,7 @@ class _Decision:
         )
 
     def large_request(self, until_eos: bool) -> tuple[StepRequest | None, str | None]:
-        """Return a request for a step or for all further ones within the limits, or the exhausted limit."""
+        """Returns a request for a step or for all further ones within the limits, or the exhausted limit."""
         granted, refused = self.grant(self._tokens_to_end() if until_eos else self.view.step_tokens)
         if granted == 0:
             return None, refused
@@ -594,7 +594,7 @@ class _Decision:
         return request, None
 
     def grant(self, wanted: int, partial_text: str = "") -> tuple[int, str | None]:
-        """Return how many tokens the large model may generate and None, or 0 and the exhausted limit."""
+        """Returns how many tokens the large model may generate and None, or 0 and the exhausted limit."""
         if self._given_up():
             return 0, _LARGE_FAILURES
         view = self.view
@@ -615,12 +615,12 @@ class _Decision:
         return self.view.usage["large"]["failed_calls"] >= MAX_LARGE_FAILURES
 
     def _tokens_to_end(self) -> int:
-        """Return what all steps that remain may take together; of an agent, what one turn may."""
+        """Returns what all steps that remain may take together; of an agent, what one turn may."""
         remain = 1 if self.options.unit == "turn" else self.settings.max_steps - len(self.steps)
         return self.view.step_tokens * remain
 
     def _prompt_tokens(self, partial_text: str = "") -> tuple[int, bool]:
-        """Return the most tokens of the large model's prompt, and whether that is true of all it holds."""
+        """Returns the most tokens of the large model's prompt, and whether that is true of all it holds."""
         if not self.view.prices.large.input:
             return 0, True
         key = len(self.steps), partial_text
@@ -639,17 +639,17 @@ class _Decision:
             return unbounded.least, False
 
     def asks(self, refused: str | None) -> bool:
-        """Return whether an exhausted limit interrupts the run for a person."""
+        """Returns whether an exhausted limit interrupts the run for a person."""
         return self.view.budget.on_exhausted == "ask" and refused not in (None, *_NO_LIMIT)
 
     def stops(self, refused: str) -> bool:
-        """Return whether an exhausted limit ends the run."""
+        """Returns whether an exhausted limit ends the run."""
         return self.view.budget.on_exhausted == "stop" and refused not in _NO_LIMIT
 
     # Where to next?
 
     def write(self, request: StepRequest) -> Action:
-        """Return the action that sends a request to its writer."""
+        """Returns the action that sends a request to its writer."""
         if self.options.unit == "turn":
             return self._leave(Generate, request=request, in_flight=self._turn_in_flight(request))
         if request["writer"] == "large" and (request["attempt"] or "interrupted" in request):
@@ -673,7 +673,7 @@ class _Decision:
         return self._leave(Generate, request=request, in_flight=in_flight)
 
     def _turn_in_flight(self, request: StepRequest) -> InFlight | None:
-        """Note what a call of the large model in this turn may use, one in place of a draft included."""
+        """Notes what a call of the large model in this turn may use, one in place of a draft included."""
         most = request["max_tokens"] if request["writer"] == "large" else 0
         if request["writer"] == "small" and (
             request["needs_decision"] or self.settings.on_small_error == "large"
@@ -690,7 +690,7 @@ class _Decision:
         )
 
     def finish(self, reason: str) -> Action:
-        """End the run."""
+        """Ends the run."""
         if not self.update.get("steps") and self.options.unit == "step":
             # LangGraph streams a message whole unless a chunk of it went before; those of a run that is
             # resumed went into another stream.
@@ -698,7 +698,7 @@ class _Decision:
         return self._leave(Finish, stopped=reason, request=None)
 
     def _leave(self, action: type[Action], **channels: Any) -> Action:
-        """Return an action; channels of the last nodes that it does not set are cleared."""
+        """Returns an action; channels of the last nodes that it does not set are cleared."""
         done = dict.fromkeys(("draft", "in_flight", "failed", "pending_interrupt", "human_response"))
         return action(self.update | diff_update(self.state, done | channels), self.events)
 
@@ -711,12 +711,12 @@ class _Decision:
         return record
 
     def _decide(self, record: DecisionRecord) -> None:
-        """Add a decision record."""
+        """Adds a decision record."""
         self.update["decisions"] = [record]
         self._event("decision", **record)
 
     def _keep(self, accepted: Sequence[Step], score: float | None) -> None:
-        """Add steps to the solution; the score is that of the first."""
+        """Adds steps to the solution; the score is that of the first."""
         first = len(self.steps)
         if score is not None:
             self.update["scores"] = {str(first): score}
@@ -742,7 +742,7 @@ class _Decision:
     def _observation(
         self, asked: str, draft: Draft | None = None, *, entropy: float | None = None
     ) -> Observation:
-        """Return what the policy observes.
+        """Returns what the policy observes.
 
         Args:
             asked: Method of the policy, ``next_writer`` or ``decide``; their random draws differ.
@@ -774,12 +774,12 @@ class _Decision:
             self.memory = self.update["memory"] = memory
 
     def note_refusal(self, refused: str) -> None:
-        """Add the note that the large model is not called any more."""
+        """Adds the note that the large model is not called any more."""
         if refused not in _NO_LIMIT:  # noted when it happened
             self.note(f"the limit on {refused} is spent: the large model is not called any more")
 
     def note(self, note: str) -> None:
-        """Add a note for the user; a run has each note once."""
+        """Adds a note for the user; a run has each note once."""
         if note not in self.notes:
             self.notes.append(note)
             self.update["notes"] = self.notes

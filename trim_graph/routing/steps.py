@@ -13,7 +13,7 @@ from trim_graph.state import DecisionRecord, Draft, Step
 
 
 def partial_text_counts(previous: Step | None, partial_text: str) -> bool:
-    """Return whether text of earlier attempts belongs to this step.
+    """Returns whether text of earlier attempts belongs to this step.
 
     Blank lines after a blank separator do not.
 
@@ -34,7 +34,7 @@ def stop_arguments(
     partial_text: str,
     takes_stop_when: bool,
 ) -> dict[str, Any]:
-    """Return the call settings that end an answer at the end of a step: ``stop`` and ``stop_when``.
+    """Returns the call settings that end an answer at the end of a step: ``stop`` and ``stop_when``.
 
     Args:
         segmentation: Finds the end of a step.
@@ -57,7 +57,7 @@ def stop_arguments(
 
 
 def _ends_a_cut_step(text: str, end: StepEnd, previous: Step | None) -> bool:
-    """Return whether punctuation completes a step that its token limit cut, as ``}.`` of a boxed answer."""
+    """Returns whether punctuation completes a step that its token limit cut, as ``}.`` of a boxed answer."""
     return end == "eos" and bool(text.strip()) and previous is not None and previous["end"] == "length"
 
 
@@ -70,7 +70,7 @@ def parse_draft(
     settings: Settings,
     previous: Step | None,
 ) -> Draft | None:
-    """Return the draft in an answer; None if it holds no step.
+    """Returns the draft in an answer; None if it holds no step.
 
     Args:
         reply: The answer.
@@ -115,7 +115,7 @@ def parse_draft(
 
 
 def why_no_step(reply: Reply, partial_text: str, *, timed_out: bool) -> str:
-    """Return why a writer's answers hold no step, with advice for the user.
+    """Returns why a writer's answers hold no step, with advice for the user.
 
     Args:
         reply: The last answer.
@@ -138,14 +138,14 @@ def why_no_step(reply: Reply, partial_text: str, *, timed_out: bool) -> str:
 
 
 def as_step(draft: Draft) -> Step:
-    """Return the draft without its score, which has a channel of its own."""
+    """Returns the draft without its score, which has a channel of its own."""
     kept = {**draft}
     del kept["score"]
     return cast(Step, kept)
 
 
 def end_step(step: Step, separator: str, delimiter: str) -> Step:
-    """Return the step as ended by a separator, stored only if it is not the delimiter."""
+    """Returns the step as ended by a separator, stored only if it is not the delimiter."""
     ended = Step(**{**step, "end": "delimiter"})
     if separator != delimiter:
         ended["separator"] = separator
@@ -159,7 +159,7 @@ def split_into_steps(
     delimiter: str,
     thinking: Thinking | None,
 ) -> Sequence[Step]:
-    """Return the steps of a text that was written to its end in one call.
+    """Returns the steps of a text that was written to its end in one call.
 
     Args:
         draft: The text as one draft.
@@ -189,7 +189,7 @@ def split_into_steps(
 def _split_at_reasoning(
     texts: Sequence[tuple[str, str]], thinking: Thinking, first: Part | None
 ) -> tuple[list[tuple[str, str]], list[Part | None]]:
-    """Cut steps after reasoning that an answer follows, and return the part of each step too.
+    """Cuts steps after reasoning that an answer follows, and returns the part of each step too.
 
     Args:
         texts: The steps of one draft, with their separators.
@@ -216,7 +216,7 @@ def _split_at_reasoning(
 
 
 def rejected_draft(decisions: Sequence[DecisionRecord], index: int) -> Draft | None:
-    """Return the draft that the large model was to replace at this step; None if there is none."""
+    """Returns the draft that the large model was to replace at this step; None if there is none."""
     if not decisions or decisions[-1]["step"] != index or "discarded" not in decisions[-1]:
         return None
     return Draft(**decisions[-1]["discarded"], score=decisions[-1]["score"])

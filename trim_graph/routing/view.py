@@ -23,7 +23,7 @@ prompt in tokens. Raises `trim_graph.prompt_size.UnboundedPrompt` if there is no
 
 
 def policy_of(settings: Settings, own: Policy | None) -> Policy:
-    """Return the policy of a run: the one that its context names, or the graph's own.
+    """Returns the policy of a run: the one that its context names, or the graph's own.
 
     Raises:
         SettingsError: The context's policy is not valid.
@@ -46,7 +46,7 @@ def _built(spec: str) -> Policy:
 
 
 def segmentation_of(settings: Settings, own: Segmentation | None) -> Segmentation:
-    """Return the segmentation of a run.
+    """Returns the segmentation of a run.
 
     Args:
         settings: Settings of the run, which hold only the name of a user's function.
@@ -108,7 +108,7 @@ class RunView:
         self._own_policy, self._own_segmentation = policy, segmentation
 
     def after(self, state: TrimState) -> RunView:
-        """Return the view of the same run in a later state; what the change leaves alone is kept.
+        """Returns the view of the same run in a later state; what the change leaves alone is kept.
 
         Args:
             state: With the same ``run``, and no account to draw from.

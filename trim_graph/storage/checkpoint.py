@@ -64,7 +64,7 @@ class CheckpointPlace:
 
 
 def checkpoint_place(spec: str | None, setting: str = "checkpoint") -> CheckpointPlace:
-    """Parse a specification, without checking that the file or database exists.
+    """Parses a specification, without checking that the file or database exists.
 
     Args:
         spec: Specification, as for `open_checkpointer`.
@@ -91,7 +91,7 @@ def checkpoint_place(spec: str | None, setting: str = "checkpoint") -> Checkpoin
 
 
 def _url_fault(url: str) -> str:
-    """Return what is wrong with a libpq URL in a plain setting, such as a password; else empty."""
+    """Returns what is wrong with a libpq URL in a plain setting, such as a password; else empty."""
     bare, _, query = url.partition("?")
     user, at, rest = bare.removeprefix("postgresql://").rpartition("@")
     names = {unquote(pair.partition("=")[0]) for pair in query.split("&")}
@@ -147,34 +147,34 @@ class open_checkpointer:
         self._async_stack: AsyncExitStack | None = None
 
     def __enter__(self) -> Saver:
-        """Open for synchronous use."""
+        """Opens for synchronous use."""
         self._stack = ExitStack()
         return self._stack.enter_context(_SYNC[self.place.kind](self.place.place))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close."""
+        """Closes."""
         if self._stack is not None:
             self._stack.__exit__(kind, error, trace)
             self._stack = None
 
     async def __aenter__(self) -> Saver:
-        """Open for asynchronous use."""
+        """Opens for asynchronous use."""
         self._async_stack = AsyncExitStack()
         return await self._async_stack.enter_async_context(_ASYNC[self.place.kind](self.place.place))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close."""
+        """Closes."""
         if self._async_stack is not None:
             await self._async_stack.__aexit__(kind, error, trace)
             self._async_stack = None
 
 
 def existing_place(spec: str | None, setting: str = "checkpoint") -> CheckpointPlace:
-    """Parse a specification, resolve ``env:``, and check that the folder of a file exists.
+    """Parses a specification, resolve ``env:``, and checks that the folder of a file exists.
 
     Args:
         spec: Specification, as for `open_checkpointer`.
@@ -292,7 +292,7 @@ _ASYNC: dict[str, Callable[[str], AbstractAsyncContextManager[Saver]]] = {
 
 
 def missing_extra(name: str, extra: str) -> SettingsError:
-    """Return the error for a kind of checkpointer whose packages are not installed."""
+    """Returns the error for a kind of checkpointer whose packages are not installed."""
     return SettingsError(f'{name} checkpoints need an extra: pip install "trim-graph[{extra}]"')
 
 
@@ -328,7 +328,7 @@ class NamingSerializer(JsonPlusSerializer):
         self._shown = shown
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
-        """Read a value."""
+        """Reads a value."""
         try:
             return super().loads_typed(data)
         except Exception as error:  # damaged data may raise anything
@@ -336,7 +336,7 @@ class NamingSerializer(JsonPlusSerializer):
 
 
 def unreadable(shown: str, why: str) -> StorageError:
-    """Return the error for a value that cannot be read."""
+    """Returns the error for a value that cannot be read."""
     return StorageError(f"{shown} holds a value that cannot be read ({why[:200]}); {_UNREADABLE}")
 
 
@@ -351,7 +351,7 @@ class NamingSaver(SaverBase):
     _errors_named: Callable[[], AbstractContextManager[None]]
 
     def name_place(self, shown: str, errors_named: Callable[[], AbstractContextManager[None]]) -> Self:
-        """Set the name of the file or database, and return the checkpointer.
+        """Sets the name of the file or database, and returns the checkpointer.
 
         Args:
             shown: Name for messages.
@@ -362,23 +362,23 @@ class NamingSaver(SaverBase):
         return self
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """Get a checkpoint."""
+        """Gets a checkpoint."""
         with self._reading():
             return self._checked(super().get_tuple(config))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """Get a checkpoint."""
+        """Gets a checkpoint."""
         with self._reading():
             return self._checked(await super().aget_tuple(config))
 
     def list(self, config: RunnableConfig | None, **options: Any) -> Iterator[CheckpointTuple]:
-        """List checkpoints."""
+        """Lists checkpoints."""
         with self._reading():
             for found in super().list(config, **options):
                 yield self._checked(found)
 
     async def alist(self, config: RunnableConfig | None, **options: Any) -> AsyncIterator[CheckpointTuple]:
-        """List checkpoints."""
+        """Lists checkpoints."""
         with self._reading():
             async for found in super().alist(config, **options):
                 yield self._checked(found)
@@ -386,44 +386,44 @@ class NamingSaver(SaverBase):
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        """Get the writes to channels since each was last stored as a whole."""
+        """Gets the writes to channels since each was last stored as a whole."""
         with self._reading():
             return super().get_delta_channel_history(config=config, channels=channels)
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        """Get the writes to channels since each was last stored as a whole."""
+        """Gets the writes to channels since each was last stored as a whole."""
         with self._reading():
             return await super().aget_delta_channel_history(config=config, channels=channels)
 
     def put(self, *args: Any, **options: Any) -> RunnableConfig:
-        """Store a checkpoint."""
+        """Stores a checkpoint."""
         with self._errors_named():
             return super().put(*args, **options)
 
     async def aput(self, *args: Any, **options: Any) -> RunnableConfig:
-        """Store a checkpoint."""
+        """Stores a checkpoint."""
         with self._errors_named():
             return await super().aput(*args, **options)
 
     def put_writes(self, *args: Any, **options: Any) -> None:
-        """Store what a node wrote."""
+        """Stores what a node wrote."""
         with self._errors_named():
             super().put_writes(*args, **options)
 
     async def aput_writes(self, *args: Any, **options: Any) -> None:
-        """Store what a node wrote."""
+        """Stores what a node wrote."""
         with self._errors_named():
             await super().aput_writes(*args, **options)
 
     def delete_thread(self, thread_id: str) -> None:
-        """Delete a thread."""
+        """Deletes a thread."""
         with self._errors_named():
             super().delete_thread(thread_id)
 
     async def adelete_thread(self, thread_id: str) -> None:
-        """Delete a thread."""
+        """Deletes a thread."""
         with self._errors_named():
             await super().adelete_thread(thread_id)
 
@@ -442,7 +442,7 @@ class NamingSaver(SaverBase):
 
 
 def _fault(found: CheckpointTuple) -> str:
-    """Return what no checkpointer can have written; empty if the checkpoint is in order."""
+    """Returns what no checkpointer can have written; empty if the checkpoint is in order."""
     checkpoint: Any = found.checkpoint
     if not isinstance(checkpoint, dict):
         return "a checkpoint is no mapping"

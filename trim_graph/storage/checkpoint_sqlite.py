@@ -32,7 +32,7 @@ class _AsyncSaver(NamingSaver, AsyncSqliteSaver):
 
 @contextmanager
 def open_sqlite(path: str) -> Iterator[SqliteSaver]:
-    """Open for synchronous use.
+    """Opens for synchronous use.
 
     Args:
         path: Path of the file, created if it is missing.
@@ -50,7 +50,7 @@ def open_sqlite(path: str) -> Iterator[SqliteSaver]:
 
 @asynccontextmanager
 async def aopen_sqlite(path: str) -> AsyncIterator[AsyncSqliteSaver]:
-    """Open for asynchronous use; see `open_sqlite`."""
+    """Opens for asynchronous use; see `open_sqlite`."""
     await asyncio.to_thread(open_file, "checkpoint", path, _COLUMNS)
     async with aiosqlite.connect(path) as connection:
         yield _AsyncSaver(connection).name_place(

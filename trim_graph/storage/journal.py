@@ -24,7 +24,7 @@ class Finished:
         self._below, self._above = 0, set[int]()
 
     def add(self, index: int) -> None:
-        """Add one index."""
+        """Adds one index."""
         if index >= self._below:
             self._above.add(index)
             while self._below in self._above:
@@ -78,7 +78,7 @@ class Journal:
             raise
 
     def append(self, record: dict[str, Any]) -> None:
-        """Append one record, which has an ``index``, and flush it to the operating system."""
+        """Appends one record, which has an ``index``, and flush it to the operating system."""
         self._stream.write(to_line(record))
         self._stream.flush()
         self.finished.add(self._unit(record))
@@ -133,7 +133,7 @@ class Journal:
             )
 
     def _cut_torn_line(self) -> None:
-        """Cut off a last line without a line break."""
+        """Cuts off a last line without a line break."""
         with self.path.open("rb") as stream:
             end = position = stream.seek(0, os.SEEK_END)
             while position > 0:
@@ -160,7 +160,7 @@ class Journal:
             self._rewrite(keep)
 
     def _rewrite(self, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop records whose work is to be repeated; a complete new file replaces the old one at once."""
+        """Drops records whose work is to be repeated; a complete new file replaces the old one at once."""
         whole = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             with whole.open("wb") as stream:
@@ -176,18 +176,18 @@ class Journal:
 
 
 def settings_beside(path: Path) -> Path:
-    """Return the path of the file with a journal's settings."""
+    """Returns the path of the file with a journal's settings."""
     return path.with_name(f"{path.name}.settings.json")
 
 
 def to_line(record: Any) -> bytes:
-    """Return a JSON-native record as one line of JSONL; a lone surrogate becomes a question mark."""
+    """Returns a JSON-native record as one line of JSONL; a lone surrogate becomes a question mark."""
     text = json.dumps(record, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "replace") + b"\n"
 
 
 def differences(known: Any, given: Any, place: str = "") -> list[str]:
-    """Return the differences of two settings as texts, one per key.
+    """Returns the differences of two settings as texts, one per key.
 
     Args:
         known: The recorded settings.

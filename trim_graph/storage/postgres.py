@@ -51,7 +51,7 @@ class _AsyncSaver(NamingSaver, AsyncPostgresSaver):
 
 @contextmanager
 def open_postgres(url: str) -> Iterator[PostgresSaver]:
-    """Open for synchronous use.
+    """Opens for synchronous use.
 
     Args:
         url: A libpq connection URL.
@@ -67,20 +67,20 @@ def open_postgres(url: str) -> Iterator[PostgresSaver]:
 
 @asynccontextmanager
 async def aopen_postgres(url: str) -> AsyncIterator[AsyncPostgresSaver]:
-    """Open for asynchronous use; see `open_postgres`."""
+    """Opens for asynchronous use; see `open_postgres`."""
     await asyncio.to_thread(_set_up, url)
     async with AsyncConnectionPool(url, connection_class=AsyncConnection[DictRow], **_POOL) as pool:
         yield _AsyncSaver(pool).name_place(shown_database(url), partial(errors_named, url))
 
 
 def open_pool(url: str) -> ConnectionPool[Connection[DictRow]]:
-    """Return a pool for synchronous use, to be opened by ``with``."""
+    """Returns a pool for synchronous use, to be opened by ``with``."""
     return ConnectionPool(url, connection_class=Connection[DictRow], **_POOL)
 
 
 @contextmanager
 def setup_connection(url: str) -> Iterator[Connection[DictRow]]:
-    """Yield a connection for creating tables, to one process at a time.
+    """Yields a connection for creating tables, to one process at a time.
 
     Raises:
         SettingsError: The database cannot be opened.
@@ -97,7 +97,7 @@ def setup_connection(url: str) -> Iterator[Connection[DictRow]]:
 
 @contextmanager
 def connected(url: str) -> Iterator[Connection[DictRow]]:
-    """Yield a connection outside the pool.
+    """Yields a connection outside the pool.
 
     Raises:
         SettingsError: The database cannot be opened.
@@ -120,7 +120,7 @@ def _set_up(url: str) -> None:
 
 
 def refuse_foreign(url: str, connection: Connection[DictRow], columns: Mapping[str, tuple[str, ...]]) -> None:
-    """Check that existing tables of a database have the expected columns.
+    """Checks that existing tables of a database have the expected columns.
 
     Args:
         url: URL of the database, for messages.
@@ -147,7 +147,7 @@ def refuse_foreign(url: str, connection: Connection[DictRow], columns: Mapping[s
 
 @contextmanager
 def errors_named(url: str) -> Iterator[None]:
-    """Convert PostgreSQL's errors to a `StorageError` that names the database."""
+    """Converts PostgreSQL's errors to a `StorageError` that names the database."""
     try:
         yield
     except psycopg.Error as error:
@@ -163,7 +163,7 @@ def _try_lock(connection: Connection[Any]) -> bool:
 
 
 def shown_database(url: str) -> str:
-    """Return a database by host, port, name and user for messages, if none may be part of a password."""
+    """Returns a database by host, port, name and user for messages, if none may be part of a password."""
     parts = _parts(url)
     shown = {name: str(parts[name]) for name in _SHOWN if parts and parts.get(name)}
     if not all(re.fullmatch(_SHOWN[name], value) for name, value in shown.items()):
@@ -172,7 +172,7 @@ def shown_database(url: str) -> str:
 
 
 def _said(url: str, error: Exception) -> str:
-    """Return PostgreSQL's error without other values of the URL; a fixed text if the URL is malformed."""
+    """Returns PostgreSQL's error without other values of the URL; a fixed text if the URL is malformed."""
     parts = _parts(url)
     if not parts:
         return ": its URL cannot be read"

@@ -22,7 +22,7 @@ class Row(NamedTuple):
 
 
 def read_rows(path: str | Path, *, torn: bool = False) -> Iterator[Row]:
-    """Read a file row by row.
+    """Reads a file row by row.
 
     Args:
         path: The file; its suffix names the format: ``.jsonl``, ``.ndjson``, ``.parquet``, or ``.json`` for
@@ -99,7 +99,7 @@ def _parquet(file: Path) -> Iterator[Row]:
 
 
 def import_parquet() -> Any:
-    """Return ``pyarrow.parquet``.
+    """Returns ``pyarrow.parquet``.
 
     Raises:
         ImportError: It is not installed; the message says how to get it.

@@ -40,7 +40,7 @@ def _storage_error(begun: str, error: sqlite3.DatabaseError) -> StorageError:
 
 @contextmanager
 def errors_named(what: str, path: str, wanted: str = "used") -> Iterator[None]:
-    """Convert SQLite's errors to a `StorageError` that names the file, except those of misused connections.
+    """Converts SQLite's errors to a `StorageError` that names the file, except those of misused connections.
 
     Args:
         what: ``checkpoint`` or ``ledger``.
@@ -60,7 +60,7 @@ def errors_named(what: str, path: str, wanted: str = "used") -> Iterator[None]:
 def open_file(
     what: str, path: str, columns: Columns, *, check: Callable[[sqlite3.Connection], str] | None = None
 ) -> None:
-    """Create a file if it is missing, and check an existing one.
+    """Creates a file if it is missing, and checks an existing one.
 
     Args:
         what: ``checkpoint`` or ``ledger``.
@@ -95,7 +95,7 @@ def open_file(
 
 
 def _make(file: Path) -> None:
-    """Create an empty database in one step, so that other processes see no file or a complete one."""
+    """Creates an empty database in one step, so that other processes see no file or a complete one."""
     beside = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}.new")
     try:
         with closing(sqlite3.connect(beside)) as connection:

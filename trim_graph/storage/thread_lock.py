@@ -16,7 +16,7 @@ _NAMESPACE = 7_286_118
 
 @contextmanager
 def lock_thread(place: CheckpointPlace, thread: str) -> Iterator[None]:
-    """Hold the lock on a thread while a run writes to it.
+    """Holds the lock on a thread while a run writes to it.
 
     For example::
 
