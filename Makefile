@@ -20,7 +20,7 @@ check: $(READY)
 
 # Of the tests, those of routing, budgets, states, steps and settings that take little.
 FAST := tests/nodes tests/policies tests/config tests/storage/test_checkpoint.py \
-	$(addprefix tests/routing/test_,$(addsuffix .py,router steps loops fallbacks)) \
+	$(addprefix tests/routing/test_,$(addsuffix .py,router drafts loops fallbacks)) \
 	$(addprefix tests/budget/test_,$(addsuffix .py,limits usage)) \
 	$(addprefix tests/agents/test_,$(addsuffix .py,middleware failures rendering)) \
 	$(addprefix tests/adapters/test_,$(addsuffix .py,scorers usage)) \

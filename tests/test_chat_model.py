@@ -68,7 +68,7 @@ async def test_every_way_to_call_it_gives_the_same(model):
         assert answer.response_metadata["trim"]["steps"] == {"small": 3, "large": 1}
 
 
-async def test_steps_are_streamed_as_they_are_accepted(model):
+async def test_drafts_are_streamed_as_they_are_accepted(model):
     whole = model.invoke("?")
     for chunks in (list(model.stream("?")), [chunk async for chunk in model.astream("?")]):
         assert [chunk.content for chunk in chunks if chunk.content] == CHUNKS

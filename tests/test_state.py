@@ -74,7 +74,7 @@ def test_a_node_returns_only_what_it_changes(make):
             known |= channels
 
 
-def test_steps_only_ever_grow_and_a_score_once_there_stays(make, sqlite):
+def test_drafts_only_ever_grow_and_a_score_once_there_stays(make, sqlite):
     rig = busy(make, checkpointer=sqlite)
     rig.ask(config=THREAD)
     before = {"steps": [], "scores": {}, "decisions": []}

@@ -10,7 +10,7 @@ CHAIN = (
 )
 
 
-def test_steps_scores_decisions_and_the_bill(world, run):
+def test_drafts_scores_decisions_and_the_bill(world, run):
     result = run("solve", CHAIN)
     assert result.exit_code == 0, result.output
     lines = [line.rstrip() for line in result.stdout.splitlines()]

@@ -167,7 +167,7 @@ def test_each_replica_is_a_subject_and_all_must_be_alike():
         ("rlhflow", {"segmentation": {"type": "tokens", "tokens": 64}}, "warning"),
     ],
 )
-def test_steps_are_compared_with_those_of_the_prm(form, settings, status):
+def test_drafts_are_compared_with_those_of_the_prm(form, settings, status):
     found = segmentation(config(scorer={**PRM, "format": form}, settings=settings))
     assert found.status == status
     assert f"format {form}" in found.found

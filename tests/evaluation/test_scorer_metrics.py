@@ -85,7 +85,7 @@ def test_one_kind_alone_has_no_f1_and_no_area():
     assert found["steps"]["brier"] == pytest.approx((0.01 + 0.36) / 2)
 
 
-def test_steps_nobody_looked_at_count_nowhere():
+def test_drafts_nobody_looked_at_count_nowhere():
     unknown = Rated((0.9, 0.1), (True, None))
     assert looked_at(unknown) == [(0.9, True)]
     found = scorer_figures([unknown], 0.5)

@@ -28,7 +28,7 @@ def test_summary_pictures_and_a_trace(report, opened):
     assert seen.clean()
 
 
-def test_steps_tell_their_writer_without_colour_and_hide_drafts(report, opened):
+def test_drafts_tell_their_writer_without_colour_and_hide_drafts(report, opened):
     seen = opened(report)
     page = seen.page
     page.locator(".row", has_text="q-1").first.click()

@@ -112,7 +112,7 @@ def test_the_repeats_of_a_loop_are_a_setting(make):
         [],
     ],
 )
-def test_steps_that_do_not_repeat_at_their_end_are_no_loop(steps):
+def test_drafts_that_do_not_repeat_at_their_end_are_no_loop(steps):
     assert loop_in(steps, 3) is None
 
 
@@ -125,7 +125,7 @@ def test_steps_that_do_not_repeat_at_their_end_are_no_loop(steps):
         (steps_of(*[AGAIN] * 4, part="reasoning"), "the last step was written 4 times word for word"),
     ],
 )
-def test_steps_that_repeat_often_enough_are_a_loop_and_say_how_often(steps, told):
+def test_drafts_that_repeat_often_enough_are_a_loop_and_say_how_often(steps, told):
     assert loop_in(steps, 3) == told
 
 
@@ -133,14 +133,14 @@ words = st.text("abc \\boxed{}12", max_size=40)
 
 
 @given(st.lists(words, max_size=12, unique_by=str.strip), st.integers(1, 4))
-def test_steps_that_never_come_again_are_a_loop_only_by_their_answer(texts, max_repeats):
+def test_drafts_that_never_come_again_are_a_loop_only_by_their_answer(texts, max_repeats):
     steps = steps_of(*texts)
     assert loop_in(steps_of(*texts, part="reasoning"), max_repeats) is None
     assert (loop_in(steps, max_repeats) or "in a row box the answer").count("in a row box the answer") == 1
 
 
 @given(st.lists(words, max_size=6), st.lists(words, min_size=1, max_size=4), st.integers(1, 4))
-def test_steps_that_come_again_so_often_are_found_whatever_stands_before_them(before, block, max_repeats):
+def test_drafts_that_come_again_so_often_are_found_whatever_stands_before_them(before, block, max_repeats):
     block = [f"step {number} of those that come again {text}" for number, text in enumerate(block)]
     assert loop_in(steps_of(*before, *block * (max_repeats + 1), part="reasoning"), max_repeats)
     assert loop_in(steps_of(*before, *block * max_repeats, part="reasoning"), max_repeats) is None

@@ -31,8 +31,8 @@ from trim_graph.state import (
     diff_update,
 )
 
+from .drafts import as_step, rejected_draft, split_into_steps
 from .loops import loop_in
-from .steps import as_step, rejected_draft, split_into_steps
 from .view import RunView
 
 SCORED_ROUND = 6

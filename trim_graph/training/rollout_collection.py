@@ -23,8 +23,8 @@ from trim_graph.evaluation.calibration import CachedScorer
 from trim_graph.evaluation.runner import Executor, Models, run_each
 from trim_graph.evaluation.traces import Trace
 from trim_graph.policies import Policy
+from trim_graph.routing.drafts import as_step, parse_draft, partial_text_counts, stop_arguments
 from trim_graph.routing.router import MAX_ATTEMPTS, end_of_solution
-from trim_graph.routing.steps import as_step, parse_draft, partial_text_counts, stop_arguments
 from trim_graph.routing.view import segmentation_of
 from trim_graph.segmentation import join_steps, separator_of
 from trim_graph.settings import Settings

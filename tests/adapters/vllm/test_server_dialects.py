@@ -92,7 +92,7 @@ def connect(monkeypatch):
 
 
 class TestLlamaCpp:
-    def test_steps_are_distinguished_from_the_end_and_the_prompt_is_ids(self, connect):
+    def test_drafts_are_distinguished_from_the_end_and_the_prompt_is_ids(self, connect):
         server = LlamaCppServer(llama_answer("One.", word="\n\n"), llama_answer("144."))
         model = connect(server)
         first = model.invoke(QUESTION, stop=["\n\n"])

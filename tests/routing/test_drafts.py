@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trim_graph.adapters.responses import Reply
-from trim_graph.routing.steps import (
+from trim_graph.routing.drafts import (
     parse_draft,
     partial_text_counts,
     rejected_draft,
@@ -239,7 +239,7 @@ def test_a_thought_and_its_answer_are_two_steps_of_their_parts():
 
 
 @given(st.lists(PIECES).map("".join), st.sampled_from(["eos", "length"]), st.integers(0, 100), st.booleans())
-def test_steps_of_a_text_share_out_its_tokens_exactly_and_join_to_its_words(text, end, tokens, thinks):
+def test_drafts_of_a_text_share_out_its_tokens_exactly_and_join_to_its_words(text, end, tokens, thinks):
     draft = parsed(reply(text, end, tokens=tokens), way=None, thinking=Thinking() if thinks else None)
     if draft is None:
         return
