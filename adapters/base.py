@@ -133,16 +133,16 @@ class ExactChatModel(BaseChatModel):
 
     @abstractmethod
     def count_prompt_tokens(self, messages: Sequence[BaseMessage]) -> int:
-        """Exact number of prompt tokens that a call with these messages reads."""
+        """Returns the exact number of prompt tokens of a call with these messages."""
 
     @abstractmethod
     def takes_system_role(self) -> bool:
-        """Whether the chat template has a role for system messages; else they precede a human message."""
+        """Returns whether the chat template has a system role; else system texts precede a human message."""
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Exact number of prompt tokens, chat template included; ``tools`` are not supported."""
+        """Returns the exact number of prompt tokens, chat template included; ``tools`` are not supported."""
         if tools:
             raise ValueError(f"{type(self).__name__} does not take tools")
         return self.count_prompt_tokens(messages)

@@ -119,7 +119,7 @@ def load_tokenizer(model: str, *, chat: bool = True) -> PreTrainedTokenizerBase:
 
 
 def max_positions(model: Any) -> int | None:
-    """The longest sequence a transformers model takes, in tokens; None where its config does not say."""
+    """Returns a transformers model's longest sequence in tokens; None where its config does not say."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
 

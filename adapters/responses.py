@@ -161,7 +161,7 @@ def _counted(
 
 
 def _mean_probability(metadata: dict[str, Any]) -> float | None:
-    """Mean probability of an answer's tokens, by one of our adapters or from OpenAI's form."""
+    """Returns the mean probability of an answer's tokens, by one of our adapters or from OpenAI's form."""
     if (reported := metadata.get("mean_token_probability")) is not None:
         return float(reported)
     entries = logprob_entries(metadata)
@@ -269,26 +269,26 @@ def refusal(answer: AIMessage) -> ModelServerError | None:
 
 
 def model_name(answer: AIMessage, model: Any) -> str:
-    """Name of the model that answered: as the answer reports it, else as configured."""
+    """Returns the name of the model that answered: as the answer reports it, else as configured."""
     metadata = answer.response_metadata
     return str(metadata.get("model_name") or metadata.get("model") or configured_name(model))
 
 
 def configured_name(model: Any) -> str:
-    """Name of a model as it is configured; its class where it has none."""
+    """Returns the name of a model as it is configured; its class where it has none."""
     inside: Any = chat_model_inside(model)
     name = getattr(inside, "model_name", None) or getattr(inside, "model", None)
     return str(name or type(inside or model).__name__)
 
 
 def failed_attempts(answer: AIMessage) -> dict[str, FailedAttempts]:
-    """Failed attempts that the answer reports, for `response_metadata`."""
+    """Returns failed attempts that the answer reports, for `response_metadata`."""
     failed = answer.response_metadata.get("failed_attempts")
     return {"failed_attempts": failed} if failed else {}
 
 
 def span_probability(answer: AIMessage, text: str, spans: Sequence[tuple[int, int]]) -> float | None:
-    """Mean probability of the tokens of some spans of an answer; None where it is unknown.
+    """Returns the mean probability of the tokens of some spans of an answer; None where it is unknown.
 
     Source: OpenAI chat completions, ``logprobs.content``: token, logprob, and bytes where a token is part of
     a character.

@@ -32,7 +32,7 @@ _CALLS = {"tool_call", "tool_use", "function_call"}
 
 
 def text_of(message: BaseMessage) -> str:
-    """The text of a message, byte for byte; blocks of reasoning are left out.
+    """Returns the text of a message, byte for byte; blocks of reasoning are left out.
 
     Raises:
         ValueError: It holds something that is not text.
@@ -67,7 +67,7 @@ def _kind(block: Any) -> Any:
 
 
 def without_reasoning(message: BaseMessage) -> BaseMessage:
-    """The message without its reasoning, for a model of whichever provider."""
+    """Returns the message without its reasoning, for a model of any provider."""
     content, further = message.content, message.additional_kwargs
     if not isinstance(content, str):
         content = [block for block in content if not is_reasoning(block)] or ""
@@ -94,7 +94,7 @@ def acceptable_forms(turns: Turns) -> list[Turns]:
 
 
 def system_texts(turns: Turns) -> list[str]:
-    """The texts that a rendered chat must show somewhere, or its template has dropped system messages."""
+    """Returns the system texts; a rendered chat without them comes from a template that drops them."""
     return [turn["content"].strip() for turn in turns if turn["role"] == "system"]
 
 
@@ -282,7 +282,7 @@ _OPEN, _CLOSE = chr(0xE010), chr(0xE011)
 
 
 def mark(nonce: str, number: int) -> str:
-    """A string of private-use characters: no template trims it and no text holds it (64 random bits)."""
+    """Returns a string of private-use characters, which templates keep and no text holds (64 random bits)."""
     return _OPEN + "".join(_DIGITS[int(c, 16)] for c in f"{nonce}{number:04x}") + _CLOSE
 
 
@@ -352,7 +352,7 @@ class SpecialTokenGuard:
 
 
 def _renamed_copy(spec: dict[str, Any], new_names: dict[str, str]) -> tuple[Tokenizer, dict[int, int]]:
-    """A tokenizer whose special tokens bear new names, and the map from its ids to the true ones."""
+    """Returns a tokenizer whose special tokens bear new names, and the map from its ids to the true ones."""
     from tokenizers import Tokenizer
 
     true_ids = {}

@@ -66,7 +66,7 @@ def convert_value_head(model: str, target: Path) -> None:
 
 
 def _folder_of(model: str) -> Path:
-    """The folder itself, or what is downloaded of a hub id."""
+    """Returns the folder itself, or that of a hub id's download."""
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download

@@ -126,7 +126,7 @@ def check_format(name: str, *, step_token: str | None = None, system_prompt: str
 
 
 def is_chat(name: str) -> bool:
-    """Whether the format needs the chat template of the PRM's tokenizer."""
+    """Returns whether the format needs the chat template of the PRM's tokenizer."""
     return name in ("qwen", "rlhflow")
 
 
@@ -297,20 +297,20 @@ class MathShepherdPRMFormat:
 
 
 def _ending_at(spans: Sequence[tuple[int, int]], ends: Sequence[int], length: int) -> list[int | None]:
-    """The token that ends at each of these places and holds no more than the tag and the space before it."""
+    """Returns for each place the token that ends there and holds but the tag and the space before it."""
     found = {end: number for number, (start, end) in enumerate(spans) if end - start in (length, length + 1)}
     return [found.get(end) for end in ends]
 
 
 def _added_by(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The tokens that the tokenizer puts before and after any text."""
+    """Returns the tokens that the tokenizer puts before and after any text."""
     whole, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
     start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
     return whole[:start], whole[start + len(bare) :]
 
 
 def _spelled(tokenizer: PreTrainedTokenizerBase, token: int) -> list[int] | None:
-    """Two tokens that together spell this one; None where there are none."""
+    """Returns two tokens that together spell this one; None where there are none."""
     vocabulary = tokenizer.get_vocab()
     name = str(tokenizer.convert_ids_to_tokens(token))
     splits = ((name[:at], name[at:]) for at in range(1, len(name)))

@@ -192,7 +192,7 @@ class ContinueByPrompt(BaseChatModel):
         yield _one_chunk(await self._agenerate(messages, stop, **kwargs))
 
     def _settings(self, stops: tuple[str, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The call's settings by the model's names; those that are None are the model's own."""
+        """Returns the call's settings by the model's names; those that are None are the model's own."""
         given = {name: value for name, value in kwargs.items() if value is not None and name != "stream"}
         known = call_names(self.model)
         for own, named in (("max_tokens", self.max_tokens_name), ("timeout", self.timeout_name)):
@@ -263,7 +263,7 @@ def as_writer(
 
 
 def _own_config() -> RunnableConfig:
-    """Config of the inner call: no callbacks of the outer one, but its user's choice of a model."""
+    """Returns the inner call's config: no callbacks of the outer one, but its user's choice of a model."""
     given = ensure_config().get("configurable", {})
     chosen = {name: value for name, value in given.items() if not name.startswith("__")}
     return RunnableConfig(callbacks=[], configurable=chosen)
@@ -274,7 +274,7 @@ async def _awaited(call: Any) -> Any:
 
 
 def _split(messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], str]:
-    """The conversation, and the steps so far at its end."""
+    """Returns the conversation, and the steps so far at its end."""
     if messages and isinstance(messages[-1], AIMessage):
         return list(messages[:-1]), str(messages[-1].text)
     return list(messages), ""

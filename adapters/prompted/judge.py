@@ -314,7 +314,7 @@ def _result(call: Callable[[], Any]) -> Any:
 
 
 def _cost(answer: Any) -> FailedAttempts:
-    """Tokens of one call of the judge as far as they are known, and its failed attempts."""
+    """Returns the tokens of one call of the judge as far as they are known, and its failed attempts."""
     nothing = FailedAttempts(count=0, input_tokens=0, output_tokens=0, unknown=0)
     if isinstance(answer, ModelServerError) and answer.attempts is not None:
         return answer.attempts
@@ -334,7 +334,7 @@ def _cost(answer: Any) -> FailedAttempts:
 
 
 def _fence(digest: str, texts: Sequence[str]) -> str:
-    """A line that no text holds; the same for all steps of a question, so that servers can cache."""
+    """Returns a line that no text holds; the same for all steps of a question, so that servers can cache."""
     while any(digest[:8] in text for text in texts):
         digest = hashlib.sha256(digest.encode()).hexdigest()
     return f"==== {digest[:8]} ===="
@@ -355,7 +355,7 @@ _MARKS_OF_SPACE = " \t\r\n\u2581\u0120"
 
 
 def expected_score(content: Sequence[Mapping[str, Any]]) -> float | None:
-    """Expected rating over the digits that a model might have written, divided by 9.
+    """Returns the expected rating over the digits that a model might have written, divided by 9.
 
     Source of the format: OpenAI chat completions, ``logprobs.content``; vLLM answers alike. Of the tokens of
     an answer, the first that is a digit counts, else the first. Tokens of reasoning do not count.
@@ -387,7 +387,7 @@ def expected_score(content: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def written_score(text: str) -> float | None:
-    """Rating behind the reasoning of a text, divided by 9; None where its first number is no single digit."""
+    """Returns the rating behind a text's reasoning, divided by 9; None where the first number is no digit."""
     text = text.rpartition(_REASONING_ENDS)[2]
     if text.lstrip().startswith(_REASONING):
         return None

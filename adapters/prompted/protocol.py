@@ -229,7 +229,7 @@ def _piece(answer: str, begin: int, end: int, why: StepEnd, stop: str | None) ->
 
 
 def _all(answer: str, begin: int, end: int, why: StepEnd) -> PromptedStep:
-    """All up to the end, without the marks of steps in it."""
+    """Returns all up to the end, without the marks of steps in it."""
     spans, at = [], begin
     for mark in _START.finditer(answer, begin, end):
         spans.append((at, mark.start()))

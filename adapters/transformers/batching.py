@@ -244,7 +244,7 @@ class GenerationJob(Job[Generated]):
         self.deadline = None if settings.timeout is None else time.monotonic() + settings.timeout
 
     def late(self) -> bool:
-        """Whether the time limit has passed."""
+        """Returns whether the time limit has passed."""
         return self.deadline is not None and time.monotonic() >= self.deadline
 
     def expire(self) -> None:

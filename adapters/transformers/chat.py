@@ -66,7 +66,7 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
     _engine: Any = PrivateAttr(default=None)
 
     def count_prompt_tokens(self, messages: Sequence[BaseMessage]) -> int:
-        """Exact number of prompt tokens that a call with these messages reads. Loads the model.
+        """Returns the exact number of prompt tokens of a call with these messages. Loads the model.
 
         Raises:
             ValueError: The conversation is empty or holds something that is not text.
@@ -74,14 +74,14 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
         return len(self._load().encode(messages))
 
     def takes_system_role(self) -> bool:
-        """Whether the chat template has a role for system messages; else they precede a human message.
+        """Returns whether the chat template has a system role; else system texts precede a human message.
 
         Loads the model.
         """
         return takes_system_role(self._load().tokenizer, {})
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Token ids of a text, in which nothing counts as a special token."""
+        """Returns token ids of a text, in which nothing counts as a special token."""
         return self._load().guard.encode("", text)
 
     @property

@@ -63,7 +63,7 @@ class GenerationEngine:
         return template_opens_reasoning(self.tokenizer, {})
 
     def encode(self, messages: Sequence[BaseMessage]) -> list[int]:
-        """Token ids of the prompt for a conversation."""
+        """Returns token ids of the prompt for a conversation."""
         return encode_chat(messages, self.tokenizer, self.guard)
 
     def _fits(self, batch: list[GenerationJob], job: GenerationJob) -> bool:
@@ -183,7 +183,7 @@ def _draw(logits: torch.Tensor, temperature: float, top_p: float, generator: tor
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """End-of-sequence ids that the generation config, the model config or the tokenizer name."""
+    """Returns end-of-sequence ids that the generation config, the model config or the tokenizer name."""
     found: set[int] = set()
     for source in (model.generation_config, model.config.get_text_config(), tokenizer):
         ids = getattr(source, "eos_token_id", None)

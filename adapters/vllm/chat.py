@@ -135,7 +135,7 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
         return self._prompts.stop_field
 
     def takes_system_role(self) -> bool:
-        """Whether the chat template has a role for system messages; else they precede a human message.
+        """Returns whether the chat template has a system role; else system texts precede a human message.
 
         Asks the server.
 
@@ -145,7 +145,7 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
         return run_sync(self._prompts.takes_system_role())
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Token ids of a text, none added. Asks the server."""
+        """Returns token ids of a text, none added. Asks the server."""
         return run_sync(self._prompts.tokenize(text))
 
     @property
@@ -232,7 +232,7 @@ class VLLMCall:
         return usage_of(self.answer, self._lost, most_read=most_read, most_written=self._max_tokens)
 
     def _prompt_bound(self) -> int:
-        """Upper bound of the prompt's tokens."""
+        """Returns an upper bound of the prompt's tokens."""
         # A token is at least a byte of the text, or one of a template's marks, which are shorter than JSON's.
         return len(json.dumps(self._prompt, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
@@ -284,7 +284,7 @@ class VLLMCall:
                     yield piece
 
     async def _next_piece(self, events: Events, deadline: float | None) -> str | None:
-        """The text of the next event; None at the end of the answer."""
+        """Returns the text of the next event; None at the end of the answer."""
         with self._attempts_reported():
             try:
                 async with asyncio.timeout_at(deadline):
@@ -326,7 +326,7 @@ class VLLMCall:
             await self._attempt()
 
     def _stop_is_known(self) -> bool:
-        """Whether the server has reported which stop string it met, where one was asked for."""
+        """Returns whether the server has reported which stop string it met, where one was asked for."""
         answer = self.answer
         assert answer.finish_reason is not None
         self._prompts.stop_field = answer.stop_field or self._prompts.stop_field
@@ -412,7 +412,7 @@ class VLLMCall:
         return path, body | self._extra_body
 
     def _granted(self) -> int:
-        """Most tokens that the next attempt may generate: all attempts share what the call was granted.
+        """Returns the most tokens that the next attempt may generate: all attempts share the call's grant.
 
         Raises:
             ModelServerError: Nothing is left for another attempt; the failure before it says why.

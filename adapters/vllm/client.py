@@ -109,11 +109,11 @@ class VLLMServer:
     max_connections: int = 256
 
     async def get(self, path: str) -> Any:
-        """GET a JSON document, with retries."""
+        """Gets a JSON document, with retries."""
         return await retry(lambda: self._json("GET", path, None), self.max_retries)
 
     async def post(self, path: str, payload: dict[str, Any]) -> Any:
-        """POST a JSON document and return the answer, with retries.
+        """Posts a JSON document and returns the answer, with retries.
 
         Raises:
             ModelServerError: The server cannot be reached or refuses.
@@ -129,7 +129,7 @@ class VLLMServer:
         return await retry(lambda: self.served_once(model), self.max_retries)
 
     async def served_once(self, model: str) -> dict[str, Any]:
-        """`served` in one attempt."""
+        """Makes one attempt of `served`."""
         entries = (await self._json("GET", "/v1/models", None)).get("data") or []
         names = [str(entry.get("id")) for entry in entries]
         if model not in names:
@@ -139,7 +139,7 @@ class VLLMServer:
         return dict(entries[names.index(model)])
 
     async def post_once(self, path: str, payload: dict[str, Any]) -> Any:
-        """`post` in one attempt.
+        """Makes one attempt of `post`.
 
         Raises:
             TransientError: It may work another time.
@@ -148,7 +148,7 @@ class VLLMServer:
         return await self._json("POST", path, payload)
 
     async def events(self, path: str, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """POST and yield the server-sent events of the answer; one attempt.
+        """Posts a document and yields the server-sent events of the answer; one attempt.
 
         Raises:
             TransientError: The connection could not be made, or broke before the end.
@@ -220,7 +220,7 @@ class VLLMServer:
         return "api_key" if self.api_key is not None else f"the environment variable {self.api_key_env}"
 
     def _document(self, data: bytes) -> Any:
-        """A JSON object that is no error. Bytes that are no UTF-8 become U+FFFD: the rest is kept."""
+        """Returns a JSON object, and raises one that is an error. Bytes that are no UTF-8 become U+FFFD."""
         try:
             parsed = json.loads(data.decode("utf-8-sig", "replace"))
         except (ValueError, RecursionError):
@@ -322,12 +322,12 @@ def backoff(state: RetryCallState) -> float:
 
 
 def _seconds(text: str | None) -> float:
-    """A Retry-After header in seconds, 30 at most; its other form, a date, counts as absent."""
+    """Returns a Retry-After header in seconds, 30 at most; its other form, a date, counts as absent."""
     return min(float(text), 30.0) if text and re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
 
 
 def _code(document: dict[str, Any]) -> int:
-    """The status of an error that came as a document, where it names one; else 500."""
+    """Returns the status of an error that came as a document, where it names one; else 500."""
     error = document.get("error")
     code = error.get("code") if isinstance(error, dict) else document.get("code")
     code = int(code) if isinstance(code, str) and code.isascii() and code.isdecimal() else code
@@ -335,7 +335,7 @@ def _code(document: dict[str, Any]) -> int:
 
 
 async def _event_data(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The data of server-sent events, without those that have none.
+    """Yields the data of server-sent events, without those that have none.
 
     Source: HTML standard, "Event stream interpretation". A line ends with a line feed, a carriage return, or
     both: httpx's own iterator also splits at U+2028, which a token may hold. An event may have several lines
@@ -452,7 +452,7 @@ def _certificates() -> ssl.SSLContext:
 
 
 def new_client(max_connections: int) -> httpx.AsyncClient:
-    """A client without a limit of its own on time."""
+    """Returns a client without its own time limit."""
     limits = httpx.Limits(
         max_connections=max_connections,
         max_keepalive_connections=max_connections,
@@ -467,7 +467,7 @@ def new_client(max_connections: int) -> httpx.AsyncClient:
 
 
 async def pool_for(root: str, max_connections: int) -> Pool:
-    """The pool of the running event loop for a server; made at the first call, closed with the loop."""
+    """Returns the running event loop's pool for a server; made at the first call, closed with the loop."""
     key = (root, max_connections, asyncio.get_running_loop())
     pool = _pools.get(key)
     if pool is None:

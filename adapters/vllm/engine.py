@@ -101,7 +101,7 @@ class VLLMEngine:
         return self._starting is not None and not self._starting.done()
 
     async def max_model_len(self) -> int:
-        """The longest sequence it takes, in tokens. Starts the engine.
+        """Returns the longest sequence it takes, in tokens. Starts the engine.
 
         Raises:
             ImportError: vllm is not installed.

@@ -83,7 +83,7 @@ class ChatVLLMEngine(EngineUser, VLLMEngineSettings, VLLMChatModel):
         self._handle.release()
 
     def count_prompt_tokens(self, messages: Sequence[BaseMessage]) -> int:
-        """Exact number of prompt tokens that a call with these messages reads. Does not start the engine.
+        """Returns the exact number of prompt tokens of a call with these messages. Does not start the engine.
 
         Raises:
             ValueError: The conversation is empty or holds something that is not text.
@@ -91,14 +91,14 @@ class ChatVLLMEngine(EngineUser, VLLMEngineSettings, VLLMChatModel):
         return len(prompt_tokens(self._handle.engine(), messages, self.chat_template_kwargs))
 
     def takes_system_role(self) -> bool:
-        """Whether the chat template has a role for system messages; else they precede a human message.
+        """Returns whether the chat template has a system role; else system texts precede a human message.
 
         Does not start the engine.
         """
         return takes_system_role(self._handle.engine().tokenizer, self.chat_template_kwargs)
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Token ids of a text, in which nothing counts as a special token. Does not start the engine."""
+        """Returns token ids of a text without special tokens. Does not start the engine."""
         return self._handle.engine().guard.encode("", text)
 
     @property
@@ -262,12 +262,12 @@ class EngineCall:
 def prompt_tokens(
     engine: VLLMEngine, messages: Sequence[BaseMessage], template_kwargs: Mapping[str, Any]
 ) -> list[int]:
-    """Token ids of a conversation; blocks for the tokenizer, but does not start the engine."""
+    """Returns token ids of a conversation; blocks for the tokenizer, but does not start the engine."""
     return encode_chat(messages, engine.tokenizer, engine.guard, template_kwargs)
 
 
 def sampling_params(settings: CallSettings, further: Mapping[str, Any], *, whole: bool) -> Any:
-    """The settings as vLLM's ``SamplingParams``.
+    """Returns the settings as vLLM's ``SamplingParams``.
 
     Args:
         settings: Settings of the call.

@@ -128,7 +128,7 @@ class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
 def pooling_options(
     format: FormatName, tokenizer: PreTrainedTokenizerBase, step_token: str | None
 ) -> dict[str, Any]:
-    """`serve_options` as fields of vLLM's ``AsyncEngineArgs``, plain values all of them."""
+    """Returns `serve_options` as fields of vLLM's ``AsyncEngineArgs``, plain values all of them."""
     words = serve_options(format, tokenizer=tokenizer, step_token=step_token)
     options: dict[str, Any] = {}
     for name, value in zip(words[::2], words[1::2], strict=True):

@@ -56,15 +56,15 @@ class ServerTokenizer(Protocol):
     """The endpoints of a server that convert tokens."""
 
     async def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, none added."""
+        """Returns token ids of a text, none added."""
         ...
 
     async def vocabulary_tokens(self, texts: list[str]) -> dict[str, int]:
-        """Those of the texts that are one token, with its id."""
+        """Returns the texts that are one token, with its id."""
         ...
 
     async def text_of(self, tokens: list[int]) -> str:
-        """The text of token ids."""
+        """Returns the text of token ids."""
         ...
 
 
@@ -197,7 +197,7 @@ class ServedTokens:
         return _Token(own, tuple(spelled) if same else ())
 
     async def _behind_anchor(self, text: str) -> list[int]:
-        """Token ids of a piece from the middle of a text: at its beginning some tokenizers add a space."""
+        """Returns token ids of a piece inside a text: at a text's beginning some tokenizers add a space."""
         before = await self._tokenizer.tokenize(_ANCHOR)
         ids = await self._tokenizer.tokenize(_ANCHOR + text)
         return ids[len(before) :] if ids[: len(before)] == before else await self._tokenizer.tokenize(text)
@@ -222,7 +222,7 @@ class TemplateFrame:
 
 
 def plain_question(turns: Turns) -> str | None:
-    """The text of the one user turn of a conversation, if no template has a reason to look into it."""
+    """Returns the text of a conversation's only user turn, if no template has a reason to change it."""
     *before, last = turns
     if [turn["role"] for turn in before] not in ([], ["system"]) or last["role"] != "user":
         return None
@@ -344,7 +344,7 @@ class VLLMPrompts:
     async def request(
         self, messages: Sequence[BaseMessage], settings: CallSettings
     ) -> tuple[str, dict[str, Any]]:
-        """Path and body of the request that continues a conversation.
+        """Returns the path and body of the request that continues a conversation.
 
         Raises:
             ValueError: The conversation cannot be continued.
@@ -370,7 +370,7 @@ class VLLMPrompts:
         return "/v1/chat/completions", body | self._chat(turns, text)
 
     async def count(self, messages: Sequence[BaseMessage]) -> int:
-        """Exact number of prompt tokens."""
+        """Returns the exact number of prompt tokens."""
         turns, text, ids = await self._read(messages)
         if ids is not None:
             return len(ids)
@@ -379,7 +379,7 @@ class VLLMPrompts:
         return len(await self._tokens(self._chat(turns, text)))
 
     async def takes_system_role(self) -> bool:
-        """Whether the chat template has a role for system messages. Asks the server.
+        """Returns whether the chat template has a role for system messages. Asks the server.
 
         Raises:
             ModelServerError: The server does not answer, or does not tokenize.
@@ -400,11 +400,11 @@ class VLLMPrompts:
         return tokens
 
     async def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, without any that the tokenizer adds on its own."""
+        """Returns token ids of a text, without any that the tokenizer adds on its own."""
         return await self._tokens({"prompt": text, "add_special_tokens": False})
 
     async def vocabulary_tokens(self, texts: list[str]) -> dict[str, int]:
-        """Those of the texts that are one token, with its id."""
+        """Returns the texts that are one token, with its id."""
         body = {"prompt": "\n".join(texts), "add_special_tokens": False, "return_token_strs": True}
         found = await self._call("/tokenize", body)
         if (strings := found.get("token_strs")) is not None:
@@ -415,7 +415,7 @@ class VLLMPrompts:
         return {text: tokens[0] for text, tokens in each.items() if len(tokens) == 1}
 
     async def _read(self, messages: Sequence[BaseMessage]) -> tuple[Turns, str, list[int] | None]:
-        """The turns in a form that the template takes, the text to be continued, and the whole as token ids.
+        """Returns turns in a form that the template takes, the text to continue, and the token ids of all.
 
         No ids where the server may make them: no text holds a special token.
         """
@@ -435,7 +435,7 @@ class VLLMPrompts:
         return turns, text, await self._special.encode(rendered + self._special.shield(text, tokens), tokens)
 
     async def _fitting(self, turns: Turns) -> Turns:
-        """The turns in a form that the template takes, which the server is asked once for the same roles."""
+        """Returns turns in a form that the template takes; the server is asked once for the same roles."""
         forms = acceptable_forms(turns)
         if len(forms) == 1 or not (await self.facts()).dialect.renders:
             return turns
@@ -446,7 +446,7 @@ class VLLMPrompts:
         return forms[min(await self._forms[key].get(), len(forms) - 1)]
 
     async def _first_taken(self, forms: list[Turns]) -> int:
-        """The number of the first form that the template renders with all that it holds."""
+        """Returns the number of the first form that the template renders with all that it holds."""
         refusal: ModelServerError | None = None
         for number, form in enumerate(forms):
             try:
@@ -488,7 +488,7 @@ class VLLMPrompts:
         return Facts(raw, length, opens_reasoning(opened), dialect)
 
     async def chat_is_exact(self) -> bool:
-        """Whether the chat endpoint carries on the last message byte for byte. Asks the server.
+        """Returns whether the chat endpoint continues the last message byte for byte. Asks the server.
 
         Raises:
             ModelServerError: The server does not answer, or does not tokenize.
@@ -556,7 +556,7 @@ class VLLMPrompts:
 
 
 def _texts_in(value: Any) -> Iterator[str]:
-    """All texts of a JSON value, names of its objects left out."""
+    """Yields all texts of a JSON value, names of its objects left out."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):

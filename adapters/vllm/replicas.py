@@ -113,7 +113,7 @@ class Replicas:
         return Route(self, [self.servers[root] for root in roots])
 
     async def post(self, path: str, payload: dict[str, Any]) -> Any:
-        """POST a JSON document to any of them and return the answer, with retries; see `VLLMServer.post`."""
+        """Posts a JSON document to any of them, with retries, and returns the answer."""
         route = self.route(lambda: json.dumps(payload))
         return await route.retrying(lambda: route.post_once(path, payload))
 
@@ -123,7 +123,7 @@ class Replicas:
         return await route.retrying(lambda: route.server.served_once(model))
 
     def is_available(self, server: VLLMServer) -> bool:
-        """Whether a replica may be asked: it has not failed recently."""
+        """Returns whether a replica may be asked: it has not failed recently."""
         return self._clock() >= self._cooling_until.get(server.root, 0.0)
 
     def failed(self, server: VLLMServer) -> None:
@@ -135,7 +135,7 @@ class Replicas:
         self._cooling_until.pop(server.root, None)
 
     def choose(self, order: Sequence[VLLMServer], tried: Sequence[VLLMServer]) -> VLLMServer:
-        """The server of the next attempt.
+        """Returns the server of the next attempt.
 
         The first that is available and was not tried yet; else the first not tried, else the one tried
         longest ago. After a cooldown one call tries the replica; the others leave it out until that call has

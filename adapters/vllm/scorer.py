@@ -160,7 +160,7 @@ class VLLMProcessReward(VLLMServerPRMSettings):
         return _Ready(made, served.get("max_model_len"), start)
 
     async def _tokenized(self, text: str) -> list[int] | None:
-        """The server's tokens of a text; None where a proxy does not let the question through."""
+        """Returns the server's tokens of a text; None where a proxy does not let the question through."""
         body = {"model": self.model, "prompt": text, "add_special_tokens": False}
         try:
             return list((await self._server.post("/tokenize", body))["tokens"])

@@ -331,7 +331,7 @@ def usage_of(answer: Answer, lost: Lost, *, most_read: int = 0, most_written: in
 
 
 def _stop_reported(choice: dict[str, Any], event: dict[str, Any]) -> tuple[str, Any]:
-    """The field in which a server reports which stop string ended an answer, and the string.
+    """Returns the field in which a server reports which stop string ended an answer, and the string.
 
     vLLM: ``stop_reason`` of the choice (``CompletionOutput.stop_reason``). SGLang: ``matched_stop`` of the
     choice. llama.cpp: ``stop_type`` and ``stopping_word`` in ``__verbose``, asked for by ``verbose``.
@@ -346,7 +346,7 @@ def _stop_reported(choice: dict[str, Any], event: dict[str, Any]) -> tuple[str, 
 
 
 def _llama_cpp_usage(event: dict[str, Any]) -> dict[str, Any] | None:
-    """The tokens so far, which llama.cpp's server reports with each event where it is asked to be verbose."""
+    """Returns the usage so far, which a verbose llama.cpp server reports with each event."""
     verbose = event.get("__verbose") or {}
     if "tokens_predicted" not in verbose:
         return None
@@ -362,7 +362,7 @@ def _index(choice: dict[str, Any]) -> int:
 
 
 def _content(content: Any) -> str:
-    """The text of a choice, which some servers give in parts."""
+    """Returns the text of a choice, which some servers give in parts."""
     if content is None or isinstance(content, str):
         return content or ""
     parts = content if isinstance(content, list) else [None]
@@ -375,7 +375,7 @@ def _content(content: Any) -> str:
 
 
 def _count(name: str, value: Any) -> int:
-    """A number of tokens; some servers write it as 5.0.
+    """Returns a number of tokens; some servers write it as 5.0.
 
     Raises:
         AnswerError: It cannot be true.
@@ -438,20 +438,20 @@ class Dialect:
     takes_text = True
 
     def max_model_len(self, entry: Mapping[str, Any]) -> int | None:
-        """Longest sequence in tokens, from the model's entry in ``/v1/models``."""
+        """Returns the longest sequence in tokens, from the model's entry in ``/v1/models``."""
         length = entry.get("max_model_len")
         return length if isinstance(length, int) else None
 
     def adapted(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The sampling part of a generation request in this dialect."""
+        """Returns the sampling part of a generation request in this dialect."""
         return body
 
     async def tokens(self, post: Post, body: dict[str, Any]) -> list[int]:
-        """Token ids of a text (``prompt``) or of a conversation (``messages``)."""
+        """Returns token ids of a text (``prompt``) or of a conversation (``messages``)."""
         return [int(token) for token in await _asked(post, "/tokenize", body, "tokens")]
 
     async def text(self, post: Post, tokens: list[int]) -> str:
-        """The text of token ids, special tokens included."""
+        """Returns the text of token ids, special tokens included."""
         return str(await _asked(post, "/detokenize", {"tokens": tokens}, "prompt"))
 
 
@@ -462,7 +462,7 @@ class SGLang(Dialect):
     renders = False
 
     async def tokens(self, post: Post, body: dict[str, Any]) -> list[int]:
-        """Token ids of a text; of a conversation SGLang returns none."""
+        """Returns token ids of a text; of a conversation SGLang returns none."""
         if "messages" in body:
             raise ModelServerError(
                 "a SGLang server does not return the tokens of a conversation, so prompts cannot be counted: "
@@ -471,7 +471,7 @@ class SGLang(Dialect):
         return await super().tokens(post, body)
 
     async def text(self, post: Post, tokens: list[int]) -> str:
-        """The text of token ids, special tokens included."""
+        """Returns the text of token ids, special tokens included."""
         asked = {"tokens": tokens, "skip_special_tokens": False}
         return str(await _asked(post, "/detokenize", asked, "text"))
 
@@ -483,12 +483,12 @@ class LlamaCpp(Dialect):
     takes_text = False
 
     def max_model_len(self, entry: Mapping[str, Any]) -> int | None:
-        """Longest sequence of one slot in tokens, where the server names it."""
+        """Returns the longest sequence of one slot in tokens, where the server names it."""
         length = (entry.get("meta") or {}).get("n_ctx")
         return length if isinstance(length, int) else None
 
     def adapted(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The sampling part of a generation request in this dialect."""
+        """Returns the sampling part of a generation request in this dialect."""
         if (
             "logprobs" in body
         ):  # one at least: without alternatives the server does not report the token itself
@@ -496,7 +496,7 @@ class LlamaCpp(Dialect):
         return {**body, "verbose": True, "response_fields": ["stop_type", "stopping_word"]}
 
     async def tokens(self, post: Post, body: dict[str, Any]) -> list[int]:
-        """Token ids of a text or of a conversation."""
+        """Returns token ids of a text or of a conversation."""
         content, begins = body.get("prompt"), False
         if content is None:
             content, begins = await self._rendered(post, body), True
@@ -504,7 +504,7 @@ class LlamaCpp(Dialect):
         return [int(token) for token in await _asked(post, "/tokenize", asked, "tokens")]
 
     async def text(self, post: Post, tokens: list[int]) -> str:
-        """The text of token ids, special tokens included."""
+        """Returns the text of token ids, special tokens included."""
         return str(await _asked(post, "/detokenize", {"tokens": tokens}, "content"))
 
     @staticmethod
@@ -520,7 +520,7 @@ class LlamaCpp(Dialect):
 
 
 async def _asked(post: Post, path: str, body: dict[str, Any], field: str) -> Any:
-    """A field of an answer; without it the answer is another endpoint's: a gateway has none of that name."""
+    """Returns a field of an answer; an answer without it comes from a gateway that lacks the endpoint."""
     answer = await post(path, body)
     if field not in answer:
         said = f"the answer of {path} could not be read: it has no {field!r}"
