@@ -34,8 +34,8 @@ class TransformersProcessReward(TransformersPRMSettings):
     - ``skywork``: Skywork-o1-Open-PRM, a value head at line breaks.
     - ``rlhflow``: a chat model that answers + or - to every step.
 
-    The last three are described in ``prm_format_*.py``. Weights come from safetensors and are loaded on the
-    first call; no code that comes with them is run. Calls made at the same time run as one batch; instances
+    See `trim_graph.adapters.prm.formats`. Weights come from safetensors and are loaded on the first call; no
+    code that comes with them is run. Calls made at the same time run as one batch; instances
     with the same model, device, dtype and kind of head share weights and batches.
 
     Settings, by keyword but for ``model``: `trim_graph.adapters.settings.TransformersPRMSettings`.
