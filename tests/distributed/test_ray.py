@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from trim_graph import SettingsError, TrimError
+from trim_graph import SettingsError, TrimError, __version__
 from trim_graph.cli.app import app
 from trim_graph.distributed import ray as on_ray
 from trim_graph.distributed.ray import RayExecutor, _Live
@@ -66,11 +66,11 @@ def test_rollouts_are_those_of_the_models_here(scenes):
     assert told["same"]
 
 
-def test_what_cannot_go_on_is_told(scenes):
+def test_what_cannot_continue_is_reported(scenes):
     told = scenes["failing"]
     assert told["dies"].startswith("3 workers died one after the other, all with the same question under way")
     assert told["broken"] == "small: the model cannot be loaded"
-    assert "has another trim-graph, 0.1.0" in told["code"]
+    assert f"has another trim-graph, {__version__}" in told["code"]
     assert "the cluster found no place for a worker in 2 s; each needs 1 CPU, and free are" in told["room"]
 
 
