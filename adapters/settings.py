@@ -111,7 +111,7 @@ class VLLMServerSettings(VLLMSettings):
     with others does not report the prompt tokens served from a cache. The server finishes a cancelled one
     with the others. 1: each call is a request of its own."""
     batch_wait_factor: float = Field(default=0.25, ge=0.0, allow_inf_nan=False)
-    """Patience of a call that waits for others: until so many wait for each one under way, or until it has
+    """Wait factor of a call that waits for others: until so many wait for each one under way, or until it has
     waited so many times as long as recent calls took. More makes larger batches, which suits models that
     answer faster than their server takes requests."""
     extra_body: dict[str, Any] = Field(default_factory=dict)

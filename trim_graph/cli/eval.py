@@ -311,7 +311,7 @@ def show(summary: RunSummary, folder: Path, *, as_json: bool) -> None:
         "a time; 95 % intervals by bootstrap, paired between arms"
     )
     console.print(_accuracy(summary))
-    console.print(_spend(summary))
+    console.print(_usage_table(summary))
     if summary["curves"]:
         console.print(_curves(summary))
     for warning in summary["warnings"]:
@@ -352,12 +352,12 @@ def _accuracy(summary: RunSummary) -> Table:
         compared_to = arm["differences"].get("large", {}).get("accuracy")
         table.add_row(
             arm["arm"],
-            _told(own["accuracy"], spread=spread),
-            _told(compared_to, signed=True, spread=spread),
-            _told(own["large_tokens"], digits=1),
-            _told(own["share"], spread=spread),
-            _told(own["pgr"], spread=spread),
-            _told(own["ibc"], digits=2),
+            _formatted(own["accuracy"], spread=spread),
+            _formatted(compared_to, signed=True, spread=spread),
+            _formatted(own["large_tokens"], digits=1),
+            _formatted(own["share"], spread=spread),
+            _formatted(own["pgr"], spread=spread),
+            _formatted(own["ibc"], digits=2),
             _over_random(arm, spread=spread),
         )
     table.caption = (
@@ -367,7 +367,7 @@ def _accuracy(summary: RunSummary) -> Table:
     return table
 
 
-def _spend(summary: RunSummary) -> Table:
+def _usage_table(summary: RunSummary) -> Table:
     table = _table(
         "a question", "arm", "small tokens", "discarded", "scorer", "prefill small/large", "cached",
         "calls s/l/score", "cost", "seconds median", "p95", "first step", "p95",
@@ -376,13 +376,13 @@ def _spend(summary: RunSummary) -> Table:
         own = arm["figures"]
         table.add_row(
             arm["arm"],
-            *(_told(own[f"{name}_tokens"], digits=1) for name in ("small", "discarded", "scorer")),
+            *(_formatted(own[f"{name}_tokens"], digits=1) for name in ("small", "discarded", "scorer")),
             _joined(arm, "small_prefill", "large_prefill"),
             _joined(arm, "small_cached_prefill", "large_cached_prefill"),
             _joined(arm, "small_calls", "large_calls", "scorer_calls", digits=1),
-            _told(own["cost"], digits=6) if summary["priced"] else "-",
-            *(_told(own[name], digits=2) for name in ("seconds_median", "seconds_p95")),
-            *(_told(own[name], digits=2) for name in ("first_step_median", "first_step_p95")),
+            _formatted(own["cost"], digits=6) if summary["priced"] else "-",
+            *(_formatted(own[name], digits=2) for name in ("seconds_median", "seconds_p95")),
+            *(_formatted(own[name], digits=2) for name in ("first_step_median", "first_step_p95")),
         )
     return table
 
@@ -398,15 +398,15 @@ def _curves(summary: RunSummary) -> Table:
         table.add_row(
             curve["family"],
             str(len(curve["points"])),
-            _told(curve["mean_ibc"], digits=2, spread=spread),
-            *(_told(figure) for figure in curve["cpt"].values()),
-            *(_told(curve["budgeted_accuracy"][budget]) for budget in budgets),
+            _formatted(curve["mean_ibc"], digits=2, spread=spread),
+            *(_formatted(figure) for figure in curve["cpt"].values()),
+            *(_formatted(curve["budgeted_accuracy"][budget]) for budget in budgets),
         )
     table.caption = "CPT and accuracy within a budget: large tokens as a share of the large model's own"
     return table
 
 
-def _told(figure: Metric | None, *, digits: int = 3, signed: bool = False, spread: bool = False) -> str:
+def _formatted(figure: Metric | None, *, digits: int = 3, signed: bool = False, spread: bool = False) -> str:
     if figure is None or figure["value"] is None:
         return "-"
     sign = "+" if signed else ""
@@ -420,8 +420,8 @@ def _over_random(arm: ArmSummary, *, spread: bool) -> str:
     found = arm["matched_budget"].get("random")
     if found is not None and found["curve_ends"] is not None:
         return f"beyond {found['curve_ends']:.1f}"
-    return _told(found and found["difference"], signed=True, spread=spread)
+    return _formatted(found and found["difference"], signed=True, spread=spread)
 
 
 def _joined(arm: ArmSummary, *names: str, digits: int = 0) -> str:
-    return "/".join(_told(arm["figures"][name], digits=digits) for name in names)
+    return "/".join(_formatted(arm["figures"][name], digits=digits) for name in names)

@@ -129,7 +129,7 @@ def _run(options: SolveOptions, config: TrimConfig, graph: Any, question: str | 
     elif asked:
         show_question(_stdout(), asked, f"trim-graph solve --config {options.config} --thread {thread}")
     else:
-        show_bill(_stdout(), transcript.summary, config.prices)
+        show_usage(_stdout(), transcript.summary, config.prices)
 
 
 def _given(options: SolveOptions, question: str | None) -> Any:
@@ -322,7 +322,7 @@ def printable(text: str) -> str:
     return visible(text).strip("\n").replace("\n", f"\n{_INDENT}")
 
 
-def show_bill(console: Console, summary: dict[str, Any], prices: Prices) -> None:
+def show_usage(console: Console, summary: dict[str, Any], prices: Prices) -> None:
     """Prints what a run has used and why it stopped."""
     if not summary:
         return

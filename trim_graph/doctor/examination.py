@@ -164,7 +164,7 @@ def _thresholds(policy: Any) -> Iterator[float]:
             yield from _thresholds(one)
 
 
-_TOLD_APART = 0.8
+_RANKED_RIGHT = 0.8
 """Share of the samples that must come out right; a PRM worth its name gets nearly all of them."""
 
 
@@ -254,9 +254,9 @@ async def ranking(subject: Subject) -> Finding:
     apart, turned = sum(r > w for r, w in pairs), sum(r < w for r, w in pairs)
     seen = f"{apart} of {len(pairs)} right steps score above their wrong form"
     means = f"on average {sum(right) / len(right):.2f} against {sum(wrong) / len(wrong):.2f}"
-    if apart >= _TOLD_APART * len(pairs):
+    if apart >= _RANKED_RIGHT * len(pairs):
         return Finding.ok(f"{seen}, {means}")
-    if turned >= _TOLD_APART * len(pairs):
+    if turned >= _RANKED_RIGHT * len(pairs):
         return Finding.error(
             f"the scores are the wrong way round: only {seen}, {means}; it is as if the labels right "
             "and wrong were swapped",

@@ -301,7 +301,7 @@ async def run_entropy_pilot(runner: ExperimentRunner) -> list[float]:
     with Journal(path, {**run_config.settings, "pilot": _POLICY}) as journal:
         task = EntropyPilot(run_config.seed)
         await runner.fill("entropies", journal, items, task, lambda probed: journal.append(dict(probed)))
-    entropies, failed = _told(path)
+    entropies, failed = _read_entropies(path)
     path.unlink()
     if not entropies:
         why = failed or "it tells none"
@@ -310,7 +310,7 @@ async def run_entropy_pilot(runner: ExperimentRunner) -> list[float]:
     return entropies
 
 
-def _told(path: Path) -> tuple[list[float], str | None]:
+def _read_entropies(path: Path) -> tuple[list[float], str | None]:
     """Reads all entropies in order of size, and the first error."""
     records = [record for _, record in read_rows(path)]
     failed = next((record["error"] for record in records if record["error"]), None)

@@ -349,7 +349,7 @@ def forecast(
     means = resampled_means(columns, resamples=resamples, seed=seed)
     plain = {name: sum(column) / len(column) for name, column in columns.items()}
 
-    def told(*names: str, metric: object = None) -> Metric:
+    def estimate(*names: str, metric: object = None) -> Metric:
         if not set(names) <= columns.keys():
             return Metric(value=None, interval=None)
         if metric is None:
@@ -363,11 +363,11 @@ def forecast(
     gap = ("it correct", "small correct", "large correct")
     return Forecast(
         n=len(outcomes),
-        large_tokens=told("it tokens"),
-        share=told("it tokens", "large tokens", metric=share_of_large_tokens),
-        cost=told("cost"),
-        accuracy=told("it correct"),
-        pgr=told(*gap, metric=performance_gap_recovered),
+        large_tokens=estimate("it tokens"),
+        share=estimate("it tokens", "large tokens", metric=share_of_large_tokens),
+        cost=estimate("cost"),
+        accuracy=estimate("it correct"),
+        pgr=estimate(*gap, metric=performance_gap_recovered),
     )
 
 

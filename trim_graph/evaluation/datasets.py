@@ -440,8 +440,8 @@ def _loaded(path: str, config: str | None, split: str, revision: str | None) -> 
     try:
         return load_dataset(path, config, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise InputError(
-            f"dataset {path}, split {split}{f', {config}' if config else ''}: {told}. For a file give its "
+            f"dataset {path}, split {split}{f', {config}' if config else ''}: {reason}. For a file give its "
             "path with .jsonl, .parquet or .json"
         ) from error

@@ -183,9 +183,9 @@ class ExperimentRunner:
         """
         known = self.arms.get(arm)
         if known is not None and known["policy"] != settings["policy"]:
-            told = "; ".join(differences(known["policy"], settings["policy"], "policy"))
+            changes = "; ".join(differences(known["policy"], settings["policy"], "policy"))
             raise SettingsError(
-                f"{self.folder}: the arm {arm} was another policy: {told}. Name this one NAME={{...}}, or "
+                f"{self.folder}: the arm {arm} was another policy: {changes}. Name this one NAME={{...}}, or "
                 "choose another --out"
             )
         self.arms[arm] = settings

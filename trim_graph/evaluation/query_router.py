@@ -114,16 +114,16 @@ def _outcomes(row: dict[str, Any], place: str) -> list[tuple[str, str, bool]]:
     if not isinstance(question, str):
         raise InputError(f"{place}: question is {question!r}; expected a text")
     if "small_correct" in row:
-        told = [(writer, row.get(f"{writer}_correct")) for writer in ("small", "large")]
+        outcomes = [(writer, row.get(f"{writer}_correct")) for writer in ("small", "large")]
     elif "policy" in row and "correct" in row:
         writer = {"small_only": "small", "large_only": "large"}.get(_policy_of(row["policy"]))
-        told = [(writer, row["correct"])] if writer and not row.get("error") else []
+        outcomes = [(writer, row["correct"])] if writer and not row.get("error") else []
     else:
         raise InputError(f"{place}: neither a trace (policy, correct) nor a row with small_correct")
-    for writer, correct in told:
+    for writer, correct in outcomes:
         if correct is not None and not isinstance(correct, bool):
             raise InputError(f"{place}: {writer} correct is {correct!r}; expected true, false or null")
-    return [(question, writer, correct) for writer, correct in told if correct is not None]
+    return [(question, writer, correct) for writer, correct in outcomes if correct is not None]
 
 
 def _policy_of(policy: Any) -> str:

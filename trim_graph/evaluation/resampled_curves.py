@@ -37,7 +37,7 @@ class ResampledCurve:
         same = self.shares[:, None] == self.shares[None, :]
         self.pgrs = (same * pgrs[None, :]).sum(axis=1) / same.sum(axis=1)
 
-    def told(self, values: Array) -> Array:
+    def masked(self, values: Array) -> Array:
         """Returns values with NaN where a point is not known."""
         return np.where(self.known, values, np.nan)
 
@@ -47,13 +47,13 @@ class ResampledCurve:
         for share in spaced:
             high = (self.shares < share).sum(axis=0)
             total += self._between(self.shares, self.pgrs, high - 1, high, share) / share
-        return self.told(total / len(spaced))
+        return self.masked(total / len(spaced))
 
     def cpt(self, target: float) -> Array:
         """Returns the least share at which a PGR is reached on the frontier."""
         high = (self.pgrs >= target).argmax(axis=0)
         low = np.take_along_axis(self._best(), high[None] - 1, axis=0)[0]
-        return self.told(self._between(self.pgrs, self.shares, low, high, target))
+        return self.masked(self._between(self.pgrs, self.shares, low, high, target))
 
     def best_pgr(self, share: float) -> Array:
         """Returns the most that is recovered at a share, on the frontier."""
@@ -66,7 +66,7 @@ class ResampledCurve:
         inside = reached.any(axis=0) & (high > 0)
         value = self._between(self.shares, self.pgrs, low, np.where(inside, high, low + 1), share)
         at_nothing = reached.any(axis=0) & (high == 0)
-        return self.told(np.where(inside, value, np.where(at_nothing, 0.0, whole)))
+        return self.masked(np.where(inside, value, np.where(at_nothing, 0.0, whole)))
 
     def _best(self) -> NDArray[np.intp]:
         """Returns for each place the first one that none up to it surpasses: the frontier's last point."""

@@ -153,7 +153,7 @@ def first_error(
     """Computes ProcessBench's F1 at a threshold, with an interval by bootstrap over the solutions."""
     known = [solution for solution in rated if solution.first_wrong is not None]
     wrong = [solution.first_wrong != -1 for solution in known]
-    hit = [_told(solution, threshold) == solution.first_wrong for solution in known]
+    hit = [_predicted_first_error(solution, threshold) == solution.first_wrong for solution in known]
     columns = {
         "wrong": [float(one) for one in wrong],
         "wrong hit": [float(one and told) for one, told in zip(wrong, hit, strict=True)],
@@ -270,7 +270,7 @@ def reliability(scores: Floats, right: NDArray[np.bool_], *, bins: int = BINS) -
     return found
 
 
-def _told(solution: Rated, threshold: float) -> int | None:
+def _predicted_first_error(solution: Rated, threshold: float) -> int | None:
     if solution.scores is None:
         return None
     return next((at for at, score in enumerate(solution.scores) if score < threshold), -1)

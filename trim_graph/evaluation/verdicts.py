@@ -86,13 +86,13 @@ def _verdict(comparison: Comparison, name: str, cost_model: CostModel) -> Verdic
     found = Verdict(
         arm=name, use=use, text="", saved=saved, added=added, net=net, accuracy=accuracy, seconds=seconds
     )
-    told = [
-        _told_cost(found, comparison, cost_model),
-        *_told_rest(found, cost_model),
-        *_told_beyond(comparison, name),
+    text = [
+        _cost_sentence(found, comparison, cost_model),
+        *_further_sentences(found, cost_model),
+        *_beyond_curve_sentence(comparison, name),
         *reasons,
     ]
-    return Verdict(**{**found, "text": f"{name}: {' '.join(told)} {_ENDS[use]}"})
+    return Verdict(**{**found, "text": f"{name}: {' '.join(text)} {_ENDS[use]}"})
 
 
 def _net(large: Any, arm: Any, cost_model: CostModel) -> Any:
@@ -180,7 +180,7 @@ def _below_zero(difference: Metric) -> bool:
     return spread is not None and spread.high < 0
 
 
-def _told_beyond(comparison: Comparison, name: str) -> list[str]:
+def _beyond_curve_sentence(comparison: Comparison, name: str) -> list[str]:
     """Says where an arm spends more than any point of the curve of random routing."""
     random = comparison.matched_budget(name).get("random")
     if random is None or random["curve_ends"] is None:
@@ -200,21 +200,21 @@ def _above_line(comparison: Comparison, name: str) -> Metric:
     return Metric(value=pgr - share, interval=interval(pgrs - shares))
 
 
-def _told_cost(verdict: Verdict, comparison: Comparison, cost_model: CostModel) -> str:
+def _cost_sentence(verdict: Verdict, comparison: Comparison, cost_model: CostModel) -> str:
     large, arm = comparison.arms[LARGE].plain, comparison.arms[verdict["arm"]].plain
     saved = verdict["saved"]["value"] or 0.0
     whole = large["cost" if cost_model.priced else "large_tokens"]
     if not cost_model.priced:
         extra, written = arm["small_tokens"], arm["scorer_output_tokens"]
         judged = f", and {written:.4g} that it writes" if written else ""
-        told = (
+        text = (
             f"It saves {saved:.4g} of {whole:.4g} large tokens a question{_percent(saved, whole)} and spends "
             f"{extra:.4g} small tokens and {arm['scorer_tokens']:.4g} that the scorer reads{judged}."
         )
         if saved > 0:
             ratio = (extra + arm["scorer_tokens"] + written) / saved
-            told += f" That pays where a large token costs more than {ratio:.3g} of these."
-        return told
+            text += f" That pays where a large token costs more than {ratio:.3g} of these."
+        return text
     added, net = verdict["added"]["value"] or 0.0, verdict["net"]["value"] or 0.0
     return (
         f"It saves {_share(saved, whole)} of the large model's cost and spends {_share(added, whole)} on the "
@@ -224,17 +224,17 @@ def _told_cost(verdict: Verdict, comparison: Comparison, cost_model: CostModel) 
     )
 
 
-def _told_rest(verdict: Verdict, cost_model: CostModel) -> list[str]:
-    told = []
+def _further_sentences(verdict: Verdict, cost_model: CostModel) -> list[str]:
+    text = []
     accuracy, seconds = verdict["accuracy"], verdict["seconds"]
     if accuracy["value"] is not None:
-        told.append(f"Accuracy {accuracy['value']:+.3f}{_between(accuracy, 1, '')} beside the large model.")
+        text.append(f"Accuracy {accuracy['value']:+.3f}{_between(accuracy, 1, '')} beside the large model.")
     if seconds["value"] is not None:
-        told.append(f"Wall clock {seconds['value']:+.3g} s a question{_between(seconds, 1, 's')}.")
+        text.append(f"Wall clock {seconds['value']:+.3g} s a question{_between(seconds, 1, 's')}.")
     net = verdict["net"]["value"]
     if net is not None and net > 0 and not cost_model.second and (seconds["value"] or 0.0) > 0:
-        told.append(f"That pays where a second of waiting costs less than {net / seconds['value']:.3g}.")  # type: ignore[operator]
-    return told
+        text.append(f"That pays where a second of waiting costs less than {net / seconds['value']:.3g}.")  # type: ignore[operator]
+    return text
 
 
 def _share(value: float, whole: float) -> str:
@@ -269,7 +269,7 @@ def summarise_run(
     verdicts = judge(comparison, cost_model)
     whole = done[LARGE].plain["large_tokens"]
     failed = {name: arm.errors for name, arm in done.items() if arm.errors}
-    told = [
+    text = [
         f"{count} runs of {name} failed: they count as wrong, and as free" for name, count in failed.items()
     ]
     return RunSummary(
@@ -289,5 +289,5 @@ def summarise_run(
         curves=comparison.curves(),
         verdicts=verdicts,
         verdict=overall(verdicts, comparison),
-        warnings=[*warnings, *told],
+        warnings=[*warnings, *text],
     )

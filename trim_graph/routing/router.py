@@ -175,13 +175,13 @@ class Router:
             return decision.take()
         if request["writer"] == "small":
             return decision.write(request)
-        granted, refused = decision.grant(request["max_tokens"])
-        if refused is None:
+        granted, exhausted = decision.grant(request["max_tokens"])
+        if exhausted is None:
             return decision.write(StepRequest(**{**request, "max_tokens": granted}))
-        decision.note_refusal(refused)
+        decision.note_exhausted(exhausted)
         return (
             decision.finish("budget")
-            if decision.stops(refused)
+            if decision.stops(exhausted)
             else decision.write(decision.small_request(needs_decision=False))
         )
 
@@ -264,21 +264,21 @@ class _Decision:
         choice = checked(self.policy.next_writer(seen), answers, self.policy, self.memory)
         if choice.value == "probe":
             return self._probe()
-        request, refused = None, None
+        request, exhausted = None, None
         if choice.value != "small":
-            request, refused = self.large_request(choice.value == "large_to_end")
-            if self.asks(refused):  # before the choice is remembered: it is asked for again
-                return self._ask("budget", refused, draft=None, request=probed)
+            request, exhausted = self.large_request(choice.value == "large_to_end")
+            if self.asks(exhausted):  # before the choice is remembered: it is asked for again
+                return self._ask("budget", exhausted, draft=None, request=probed)
         elif self.policy.decides and self.view.budget.on_exhausted != "ask":
-            refused = self.grant(self.view.step_tokens)[1]
+            exhausted = self.grant(self.view.step_tokens)[1]
         self._remember(choice.memory)
         if request is not None:
             return self.write(request)
-        if refused:
-            self.note_refusal(refused)
-            if self.stops(refused):
+        if exhausted:
+            self.note_exhausted(exhausted)
+            if self.stops(exhausted):
                 return self.finish("budget")
-        needs_decision = (self.policy.decides and not refused) or self.settings.ask_below is not None
+        needs_decision = (self.policy.decides and not exhausted) or self.settings.ask_below is not None
         return self.write(self.small_request(needs_decision=needs_decision))
 
     def _probe(self) -> Action:
@@ -288,10 +288,10 @@ class _Decision:
                 f"policy {self.policy!r} wants a probe, one token of the small model, which tells nothing of "
                 "a turn with tool calls; choose a policy that decides on drafts, such as threshold(0.5)"
             )
-        refused = self.grant(self.view.step_tokens)[1]
-        if refused and not self.asks(refused):
-            self.note_refusal(refused)
-            return self.finish("budget") if self.stops(refused) else self.write(self.small_request(False))
+        exhausted = self.grant(self.view.step_tokens)[1]
+        if exhausted and not self.asks(exhausted):
+            self.note_exhausted(exhausted)
+            return self.finish("budget") if self.stops(exhausted) else self.write(self.small_request(False))
         request = self.small_request(needs_decision=False)
         return self.write(
             StepRequest(
@@ -321,13 +321,13 @@ class _Decision:
             record["by"] = "person"
         large: StepRequest | None = None
         if choice.value != "accept":
-            large, refused = self.large_request(choice.value == "handover")
-            if self.asks(refused):  # before the choice is remembered: it is asked for again
-                return self._ask("budget", refused, draft=draft, request=request)
+            large, exhausted = self.large_request(choice.value == "handover")
+            if self.asks(exhausted):  # before the choice is remembered: it is asked for again
+                return self._ask("budget", exhausted, draft=draft, request=request)
             if large is None:
-                assert refused is not None
-                record["decision"], record["exhausted_limit"] = "accept", refused
-                self.note_refusal(refused)
+                assert exhausted is not None
+                record["decision"], record["exhausted_limit"] = "accept", exhausted
+                self.note_exhausted(exhausted)
             else:
                 record["discarded"] = as_step(draft)
         self._remember(choice.memory)
@@ -496,30 +496,30 @@ class _Decision:
             return self._unrated(failed, draft, request)
         if failed["part"] == "large":
             return self._large_failed(failed)
-        large, refused = self.large_request(until_eos=False)
+        large, exhausted = self.large_request(until_eos=False)
         if large is not None:
             return self.write(large)
-        assert refused is not None
-        if self.asks(refused):
-            return self._ask("budget", refused, draft=None, request=request, failed=failed)
-        self.note_refusal(refused)
+        assert exhausted is not None
+        if self.asks(exhausted):
+            return self._ask("budget", exhausted, draft=None, request=request, failed=failed)
+        self.note_exhausted(exhausted)
         if full and not self.steps:
             raise InputError(f"no model has room for this conversation: {failed['error']}")
         return self.finish("length" if full else "failed")
 
     def _exhausted_by_others(self, limit: str, request: StepRequest) -> Action:
         """Returns the action after other runs exhausted an account before the large model could be called."""
-        large, refused = self.large_request(request["until_eos"])
+        large, exhausted = self.large_request(request["until_eos"])
         if large is not None:  # there is some again: another run has used less than it had set aside
             return self.write(large)
-        if self.asks(refused):
+        if self.asks(exhausted):
             failed = Failure(part="large", error="", exhausted_limit=limit)
-            return self._ask("budget", refused, draft=None, request=request, failed=failed)
-        return self._fall_back_to_small(refused or limit)
+            return self._ask("budget", exhausted, draft=None, request=request, failed=failed)
+        return self._fall_back_to_small(exhausted or limit)
 
     def _fall_back_to_small(self, limit: str) -> Action:
         """Continue without the large model if an exhausted limit prevents a call that was requested of it."""
-        self.note_refusal(limit)
+        self.note_exhausted(limit)
         if self._rejected_draft() is None and self.stops(limit):
             return self.finish("budget")
         record = self._record("accept", None)
@@ -529,16 +529,16 @@ class _Decision:
     def _unrated(self, failed: Failure, draft: Draft, request: StepRequest) -> Action:
         record = self._record("accept", None, fallback=f"the {_name(failed)} failed")
         if self.settings.on_scorer_error == "regenerate":
-            large, refused = self.large_request(until_eos=False)
+            large, exhausted = self.large_request(until_eos=False)
             if large is not None:
                 record["decision"], record["discarded"] = "regenerate", as_step(draft)
                 self._decide(record)
                 return self.write(large)
-            assert refused is not None
-            if self.asks(refused):
-                return self._ask("budget", refused, draft=draft, request=request, failed=failed)
-            record["exhausted_limit"] = refused
-            self.note_refusal(refused)
+            assert exhausted is not None
+            if self.asks(exhausted):
+                return self._ask("budget", exhausted, draft=draft, request=request, failed=failed)
+            record["exhausted_limit"] = exhausted
+            self.note_exhausted(exhausted)
         self._decide(record)
         return self.accept(draft, request)
 
@@ -579,9 +579,9 @@ class _Decision:
 
     def large_request(self, until_eos: bool) -> tuple[StepRequest | None, str | None]:
         """Returns a request for a step or for all further ones within the limits, or the exhausted limit."""
-        granted, refused = self.grant(self._tokens_to_end() if until_eos else self.view.step_tokens)
+        granted, exhausted = self.grant(self._tokens_to_end() if until_eos else self.view.step_tokens)
         if granted == 0:
-            return None, refused
+            return None, exhausted
         request = StepRequest(
             writer="large",
             until_eos=until_eos,
@@ -604,12 +604,12 @@ class _Decision:
             self.note(f"{limit} cannot be kept for this prompt: the large model is not called for it")
             return 0, _UNBOUNDED
         ask_for = partial(grant, view.budget, prices=view.prices, prompt_tokens=prompt)
-        granted, refused = ask_for(left=view.left, wanted=wanted)
+        granted, exhausted = ask_for(left=view.left, wanted=wanted)
         for account, left in view.accounts_left.items():
             if granted:
-                granted, refused = ask_for(left=left, wanted=granted)
-                refused = refused and f"{refused} of {account}"
-        return granted, refused
+                granted, exhausted = ask_for(left=left, wanted=granted)
+                exhausted = exhausted and f"{exhausted} of {account}"
+        return granted, exhausted
 
     def _given_up(self) -> bool:
         return self.view.usage["large"]["failed_calls"] >= MAX_LARGE_FAILURES
@@ -638,13 +638,13 @@ class _Decision:
             )
             return unbounded.least, False
 
-    def asks(self, refused: str | None) -> bool:
+    def asks(self, exhausted: str | None) -> bool:
         """Returns whether an exhausted limit interrupts the run for a person."""
-        return self.view.budget.on_exhausted == "ask" and refused not in (None, *_NO_LIMIT)
+        return self.view.budget.on_exhausted == "ask" and exhausted not in (None, *_NO_LIMIT)
 
-    def stops(self, refused: str) -> bool:
+    def stops(self, exhausted: str) -> bool:
         """Returns whether an exhausted limit ends the run."""
-        return self.view.budget.on_exhausted == "stop" and refused not in _NO_LIMIT
+        return self.view.budget.on_exhausted == "stop" and exhausted not in _NO_LIMIT
 
     # Where to next?
 
@@ -653,12 +653,12 @@ class _Decision:
         if self.options.unit == "turn":
             return self._leave(Generate, request=request, in_flight=self._turn_in_flight(request))
         if request["writer"] == "large" and (request["attempt"] or "interrupted" in request):
-            granted, refused = self.grant(request["max_tokens"], request["partial_text"])
+            granted, exhausted = self.grant(request["max_tokens"], request["partial_text"])
             if granted == 0:
-                assert refused is not None
-                if self.asks(refused):
-                    return self._ask("budget", refused, draft=None, request=request)
-                return self._fall_back_to_small(refused)
+                assert exhausted is not None
+                if self.asks(exhausted):
+                    return self._ask("budget", exhausted, draft=None, request=request)
+                return self._fall_back_to_small(exhausted)
             request = StepRequest(**{**request, "max_tokens": granted})
             request.pop("interrupted", None)
         needed = SCORED_ROUND if request["needs_decision"] else PLAIN_ROUND
@@ -773,10 +773,10 @@ class _Decision:
         if memory != self.memory:
             self.memory = self.update["memory"] = memory
 
-    def note_refusal(self, refused: str) -> None:
+    def note_exhausted(self, exhausted: str) -> None:
         """Adds the note that the large model is not called any more."""
-        if refused not in _NO_LIMIT:  # noted when it happened
-            self.note(f"the limit on {refused} is spent: the large model is not called any more")
+        if exhausted not in _NO_LIMIT:  # noted when it happened
+            self.note(f"the limit on {exhausted} is spent: the large model is not called any more")
 
     def note(self, note: str) -> None:
         """Adds a note for the user; a run has each note once."""

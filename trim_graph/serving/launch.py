@@ -192,7 +192,7 @@ def _healthy(client: httpx.Client, member: Member) -> bool:
         return False
 
 
-_PATIENCE_S = 3.0
+_PROBE_TIMEOUT_S = 3.0
 
 
 def already_running(servers: Sequence[ServerPlan]) -> list[ServerPlan]:
@@ -239,7 +239,7 @@ def _served(server: ServerPlan) -> tuple[bool, str]:
     headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
     entries: Any = None
     try:
-        with httpx.Client(timeout=_PATIENCE_S, trust_env=False) as client:
+        with httpx.Client(timeout=_PROBE_TIMEOUT_S, trust_env=False) as client:
             answer = client.get(f"{server.root}/v1/models", headers=headers)
         if answer.status_code in (401, 403):
             return False, "a server that wants another API key"

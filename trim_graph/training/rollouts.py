@@ -19,7 +19,7 @@ from trim_graph.evaluation.records import RecordStep, WorkItem
 from trim_graph.evaluation.runner import Graph, run_each, run_question
 from trim_graph.evaluation.traces import Source, Trace, trace_of
 from trim_graph.policies import Choice, Observation, Policy
-from trim_graph.routing import Action, Router, RunView
+from trim_graph.routing import Router, RunView
 from trim_graph.settings import Settings
 from trim_graph.state import SCHEMA_VERSION, Draft, Run, StepRequest, TrimState, reduce_state
 
@@ -538,7 +538,7 @@ def evaluate_offline(rollouts: Rollouts, policy: Policy, *, seed: int = 0) -> li
             action = _ROUTER.next(view)
             if "steps" in action.update:
                 rollout.decide(action.update["steps"][0]["writer"] == "large")
-            state = _with_recorded(rollout, policy, reduce_state(state, action.update), action)
+            state = _with_recorded(rollout, policy, reduce_state(state, action.update))
             view = view.after(state)
 
     return run_batched(rollouts, run)
@@ -566,7 +566,7 @@ def _initial_state(rollout: Rollout, settings: dict[str, object], seed: int) -> 
     )
 
 
-def _with_recorded(rollout: Rollout, policy: Policy, state: TrimState, action: Action) -> TrimState:
+def _with_recorded(rollout: Rollout, policy: Policy, state: TrimState) -> TrimState:
     """Returns the state with the recorded answer to a request."""
     request = state.get("request")
     while request is not None and request["until_eos"] and not rollout.ended:
