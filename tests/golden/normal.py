@@ -9,22 +9,26 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from langchain_core.messages import BaseMessage
 from langgraph.types import Interrupt, Overwrite, Send
 from pydantic import BaseModel
 
+import trim_graph
+
 VARYING_KEYS = frozenset({"seconds"})
 """Keys whose values are measured; they become ``<seconds>``."""
 VARYING_TEXT = (
+    (re.compile(re.escape(str(Path(trim_graph.__file__).parents[1]))), "<repository>"),
     (re.compile(r"\b\d+-[0-9a-f]{32}\b"), "<process>"),
     (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b"), "<id>"),
     (re.compile(r"\b[0-9a-f]{32}\b"), "<id>"),
     (re.compile(r"(?<=^seconds )[\d.]+"), "<seconds>"),
     (re.compile(r"(?<=Wall clock ).*"), "<seconds, and what they say>"),
 )
-"""Names of processes, ids of runs and messages, and what commands print of times, anywhere in a text."""
+"""The place of the code, names of processes, ids of runs and messages, and what commands print of times, anywhere in a text."""
 WIDTH = 180
 DIGITS = 6
 """Significant digits of a float."""

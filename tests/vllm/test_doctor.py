@@ -141,7 +141,7 @@ def test_a_model_that_is_not_served(config, doctor):
 
 def test_a_key_that_is_missing(config, doctor, monkeypatch):
     monkeypatch.delenv(KEY_ENV)
-    check(doctor(config), "large", "key", "401", f"{KEY_ENV} is not set", "MEND put the server's key into")
+    check(doctor(config), "large", "key", "401", f"{KEY_ENV} is not set", "FIX put the server's key into")
 
 
 def test_a_key_that_is_wrong(config, doctor, monkeypatch):

@@ -95,7 +95,7 @@ def test_the_arithmetic_servers_start_pass_the_doctor_and_end(vllm_python, tmp_p
         )
         report = json.loads(doctor.stdout)
         assert doctor.returncode == 0, report
-        assert report["faults"] == 0
+        assert report["errors"] == 0
         assert "6 of 6" in doctor.stdout
         for words in readme_commands():
             done = subprocess.run(
