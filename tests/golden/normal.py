@@ -28,7 +28,8 @@ VARYING_TEXT = (
     (re.compile(r"(?<=^seconds )[\d.]+"), "<seconds>"),
     (re.compile(r"(?<=Wall clock ).*"), "<seconds, and what they say>"),
 )
-"""The place of the code, names of processes, ids of runs and messages, and what commands print of times, anywhere in a text."""
+"""The place of the code, names of processes, ids of runs and messages, and what commands print of times,
+anywhere in a text."""
 WIDTH = 180
 DIGITS = 6
 """Significant digits of a float."""
