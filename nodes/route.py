@@ -79,10 +79,12 @@ def route_node(
             view.accounts_left = Reservations(view.accounts, ledger).left()
         view.count_prompt = partial(_count_prompt, view, large)
         action = router.next(view)
-        _report(action, view.run["message_id"])
         if begins:
             reset = {**fresh_channels(), "run": view.run, "usage": view.usage}
-            action = type(action)(reset | action.update, action.events)
+            # No text went before: a run that ends at once has its message streamed whole.
+            events = [event for event in action.events if event != AcceptedText("")]
+            action = type(action)(reset | action.update, events)
+        _report(action, view.run["message_id"])
         return view, action
 
     def leave(view: RunView, action: Action, config: RunnableConfig) -> Command[Goto]:

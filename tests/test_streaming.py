@@ -142,3 +142,10 @@ async def test_every_inner_call_is_tagged(rig):
         ("tiny", ["trim:draft"]),
         ("tiny", ["trim:draft"]),
     ]
+
+
+def test_a_run_that_ends_at_its_beginning_streams_its_message_whole(make):
+    limits = {"large_tokens": 0, "on_exhausted": "stop"}
+    graph = make(policy=large_only(), budget=limits).graph
+    ((message, _),) = graph.stream(GIVEN, stream_mode="messages")
+    assert (message.content, message.response_metadata["trim"]["stopped"]) == ("", "budget")
