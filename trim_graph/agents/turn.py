@@ -34,7 +34,7 @@ from trim_graph.calls.model_call import (
     Call,
     amake_call,
     awith_reservation,
-    begin_call,
+    begin_turn,
     estimate_of,
     failure,
     make_call,
@@ -175,9 +175,7 @@ class TurnRouting:
         return await self._in_thread(self._response)
 
     def _call(self) -> Call:
-        view = RunView(self.state)
-        assert view.request is not None
-        return begin_call(view, view.request, ensure_config(), None)
+        return begin_turn(RunView(self.state), ensure_config())
 
     def _make_call(self, handler: Handler, call: Call) -> dict[str, Any]:
         return make_call(

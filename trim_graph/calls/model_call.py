@@ -234,23 +234,20 @@ class RetryGrant:
 # Before the call
 
 
-def begin_call(
-    view: RunView, request: StepRequest, config: RunnableConfig, invocation: Invocation | None
-) -> Call:
-    """Prepares the call that `route` requested, for a turn of an agent.
+def begin_turn(view: RunView, config: RunnableConfig) -> Call:
+    """Prepares the call that the router requested, for a turn of an agent.
 
     Args:
         view: View of the run.
-        request: Request of `route`.
-        config: The node's config.
-        invocation: The invocation that makes the call.
+        config: The config of the agent's node.
     """
+    assert view.request is not None
     return Call(
         view=view,
-        request=request,
+        request=view.request,
         id=uuid.uuid4().hex,
         checkpoint_key=checkpoint_key_of(config),
-        invocation=invocation,
+        invocation=None,
         solution=False,
     )
 

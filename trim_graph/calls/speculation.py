@@ -273,7 +273,7 @@ class Speculation:
         self._unsettled = UnsettledUsage()
 
     def check(self, *, wanted: bool, synchronous: bool = False) -> bool:
-        """Returns whether lookahead is on and possible; warn once if it is on and impossible.
+        """Returns whether lookahead is on and possible; warns once if it is on and impossible.
 
         Args:
             wanted: Whether the settings turn lookahead on.

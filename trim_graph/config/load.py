@@ -21,18 +21,6 @@ if TYPE_CHECKING:
 
     from trim_graph.budget.ledger import Ledger
 
-__all__ = [
-    "EXAMPLE",
-    "Parts",
-    "TrimConfig",
-    "build_graph",
-    "build_parts",
-    "example_config",
-    "for_measuring",
-    "load_config",
-    "make_config",
-]
-
 EXAMPLE = """\
 small: {type: transformers, model: Qwen/Qwen2.5-Math-1.5B-Instruct, device: auto}
 large: {type: transformers, model: ./models/large, device: auto, dtype: bfloat16}

@@ -741,13 +741,13 @@ def restore_journal(folder: Path, arm: str) -> None:
         beside.unlink(missing_ok=True)
 
 
-def row_schema() -> Any:
-    """Returns the columns of ``rows.parquet``: those of `Row`."""
+def step_columns() -> dict[str, Any]:
+    """Returns the columns of a step in a Parquet file, of traces too."""
     import pyarrow as pa
 
     text, number, flag, real = pa.string(), pa.int64(), pa.bool_(), pa.float64()
     draft = {"text": text, "tokens": number, "score": real, "label": flag, "mean_token_probability": real}
-    step = {
+    return {
         "text": text,
         "writer": text,
         "tokens": number,
@@ -755,9 +755,17 @@ def row_schema() -> Any:
         "decision": text,
         "mean_token_probability": real,
         "label": flag,
-        "part": text,
         "discarded": pa.struct(list(draft.items())),
     }
+
+
+def row_schema() -> Any:
+    """Returns the columns of ``rows.parquet``: those of `Row`."""
+    import pyarrow as pa
+
+    text, number, flag, real = pa.string(), pa.int64(), pa.bool_(), pa.float64()
+    step = step_columns()
+    step |= {"part": text, "discarded": step.pop("discarded")}
     per_writer = [("small", number), ("large", number)]
     return pa.schema(
         {

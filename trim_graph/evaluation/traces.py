@@ -14,7 +14,7 @@ from trim_graph.errors import InputError
 from trim_graph.storage.journal import to_line
 from trim_graph.storage.rows import import_parquet, read_rows
 
-from .records import TOKENS, Outline, Record, RecordStep
+from .records import TOKENS, Outline, Record, RecordStep, step_columns
 
 _GROUP = 512
 """Traces to a row group of Parquet; as many are in memory while one is written."""
@@ -178,18 +178,7 @@ def _write_parquet(file: Path, traces: Iterable[Trace]) -> int:
 def _schema() -> Any:
     import pyarrow as pa
 
-    text, number, flag, real = pa.string(), pa.int64(), pa.bool_(), pa.float64()
-    draft = {"text": text, "tokens": number, "score": real, "label": flag, "mean_token_probability": real}
-    step = {
-        "text": text,
-        "writer": text,
-        "tokens": number,
-        "score": real,
-        "decision": text,
-        "mean_token_probability": real,
-        "label": flag,
-        "discarded": pa.struct(list(draft.items())),
-    }
+    text, number, flag = pa.string(), pa.int64(), pa.bool_()
     return pa.schema(
         {
             "id": text,
@@ -202,7 +191,7 @@ def _schema() -> Any:
             "correct": flag,
             "answer": text,
             "stopped": text,
-            "steps": pa.list_(pa.struct(list(step.items()))),
+            "steps": pa.list_(pa.struct(list(step_columns().items()))),
             "tokens": pa.struct([(key, number) for key in TOKENS]),
             "error": text,
         }

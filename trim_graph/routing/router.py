@@ -179,11 +179,9 @@ class Router:
         if exhausted is None:
             return decision.write(StepRequest(**{**request, "max_tokens": granted}))
         decision.note_exhausted(exhausted)
-        return (
-            decision.finish("budget")
-            if decision.stops(exhausted)
-            else decision.write(decision.small_request(needs_decision=False))
-        )
+        if decision.stops(exhausted):
+            return decision.finish("budget")
+        return decision.write(decision.small_request(needs_decision=False))
 
     def for_fallback(self, view: RunView, request: StepRequest) -> StepRequest | None:
         """Returns the request for a writer's next fallback; None if the budget leaves nothing for it."""
@@ -237,9 +235,9 @@ class _Decision:
                 return acted
         if (failed := self.state.get("failed")) is not None:
             assert request is not None
-            return (
-                self.finish("deadline") if self.view.out_of_time else self._fall_back(failed, draft, request)
-            )
+            if self.view.out_of_time:
+                return self.finish("deadline")
+            return self._fall_back(failed, draft, request)
         if draft is not None:
             assert request is not None
             return self._judge(draft, request)
@@ -291,7 +289,11 @@ class _Decision:
         exhausted = self.grant(self.view.step_tokens)[1]
         if exhausted and not self.asks(exhausted):
             self.note_exhausted(exhausted)
-            return self.finish("budget") if self.stops(exhausted) else self.write(self.small_request(False))
+            return (
+                self.finish("budget")
+                if self.stops(exhausted)
+                else self.write(self.small_request(needs_decision=False))
+            )
         request = self.small_request(needs_decision=False)
         return self.write(
             StepRequest(
@@ -347,13 +349,12 @@ class _Decision:
         used_up = request["until_eos"] and request["max_tokens"] >= self._tokens_to_end()
         self._keep(accepted, draft["score"])
         end = end_of_solution(self.steps, self.settings)
-        if end == "finished":
-            return self.finish(end)
-        if self.state.get("stopped"):
+        if end != "finished" and self.state.get("stopped"):
             return self.finish(self.state["stopped"])
         if end == "loop":
             assert self.settings.max_repeats is not None
             self.note(f"the run has ended in a loop: {loop_in(self.steps, self.settings.max_repeats)}")
+        if end is not None:
             return self.finish(end)
         if used_up and not self.view.out_of_time:
             return self.finish("max_steps")
@@ -389,7 +390,7 @@ class _Decision:
         request: StepRequest | None,
         failed: Failure | None = None,
     ) -> Action:
-        """Interrupt for a person; after the answer the router decides on the same state again.
+        """Interrupts for a person; after the answer the router decides on the same state again.
 
         Args:
             reason: Reason of the interrupt.
@@ -463,9 +464,8 @@ class _Decision:
             if step is None or step["end"] != "delimiter":
                 continue
             separator = step.get("separator")
-            if (
-                thinking is None or separator != thinking.close
-            ):  # that ends reasoning, which has ended already
+            # The close mark ends reasoning, which has ended already.
+            if thinking is None or separator != thinking.close:
                 return separator
         way = self.view.segmentation
         return way.delimiter if isinstance(way, DelimiterSteps) else None
@@ -488,9 +488,8 @@ class _Decision:
             if getattr(self.settings, f"on_{failed['part']}_error") == "raise":
                 return self.finish("no_step")  # no error: the steps so far are an answer too
         else:
-            self.note(
-                f"the context of the {name} is full" if full else f"the {name} failed: {failed['error']}"
-            )
+            why = f"the {name} failed: {failed['error']}"
+            self.note(f"the context of the {name} is full" if full else why)
         if failed["part"] == "scorer":
             assert draft is not None
             return self._unrated(failed, draft, request)
@@ -518,7 +517,7 @@ class _Decision:
         return self._fall_back_to_small(exhausted or limit)
 
     def _fall_back_to_small(self, limit: str) -> Action:
-        """Continue without the large model if an exhausted limit prevents a call that was requested of it."""
+        """Continues without the large model if an exhausted limit prevents a call requested of it."""
         self.note_exhausted(limit)
         if self._rejected_draft() is None and self.stops(limit):
             return self.finish("budget")
