@@ -628,6 +628,7 @@ class _Decision:
         return self._prompts[key]
 
     def _count_prompt(self, partial_text: str) -> tuple[int, bool]:
+        assert self.view.count_prompt is not None  # or a limit on cost would take prompts for free
         try:
             return self.view.count_prompt(self.steps, partial_text), True
         except UnboundedPrompt as unbounded:

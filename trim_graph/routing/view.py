@@ -91,7 +91,7 @@ class RunView:
         segmentation: Segmentation | None = None,
         *,
         accounts_left: Mapping[str, RemainingBudget] | None = None,
-        count_prompt: CountPrompt = lambda steps, written: 0,
+        count_prompt: CountPrompt | None = None,
     ) -> None:
         self.state = state
         self.run: Run = state["run"]
