@@ -99,6 +99,7 @@ def test_an_address_of_a_server_is_never_repeated_with_its_secret(url):
 @example(f"postgresql://u:{SECRET}/x@h/d")
 @example(f"env:postgresql://u:{SECRET}@h/d")
 @example(f"sqlite://u:{SECRET}@nowhere/d")
+@example(f"postgresql://host/v1?key={SECRET}")
 def test_a_specification_is_never_repeated_with_its_secret(spec):
     for make in (
         lambda: open_checkpointer(spec).place,

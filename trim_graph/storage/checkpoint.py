@@ -28,7 +28,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, Delt
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from trim_graph.errors import SettingsError, StorageError, is_variable_name, may_be_shown
+from trim_graph.errors import SECRET_NAME, SettingsError, StorageError, is_variable_name, may_be_shown
 
 Saver = BaseCheckpointSaver[Any] | None
 
@@ -95,7 +95,8 @@ def _url_fault(url: str) -> str:
     bare, _, query = url.partition("?")
     user, at, rest = bare.removeprefix("postgresql://").rpartition("@")
     names = {unquote(pair.partition("=")[0]) for pair in query.split("&")}
-    if ":" in user or any("password" in name for name in names):
+    # libpq's `sslkey` names a file.
+    if ":" in user or any(SECRET_NAME.search(name) for name in names - {"sslkey"}):
         return (
             "holds a password; set PGPASSWORD, keep it in ~/.pgpass, or put the whole URL "
             "into an environment variable and write env:NAME"
