@@ -19,6 +19,7 @@ def a_trace(index=0, **changes):
         "decision": "regenerate",
         "mean_token_probability": None,
         "label": True,
+        "value": 0.75,
         "discarded": {
             "text": "2 + 2 = 5",
             "tokens": 6,
@@ -38,7 +39,10 @@ def a_trace(index=0, **changes):
         "correct": True,
         "answer": "4",
         "stopped": "finished",
-        "steps": [step, {**step, "discarded": None, "decision": None, "score": None, "label": None}],
+        "steps": [
+            step,
+            {**step, "discarded": None, "decision": None, "score": None, "label": None, "value": None},
+        ],
         "tokens": {**dict.fromkeys(TOKENS, 0), "large": 14, "small_discarded": 6},
         "error": None,
     }

@@ -105,6 +105,9 @@ class RecordStep(TypedDict):
     """Whether the step is right given what stands before it: the first False of a solution is its first wrong
     step. None where nobody knows."""
     discarded: DiscardedDraft | None
+    value: NotRequired[Probability | None]
+    """Target that a scorer learns for the step, by one of the methods of `trim_graph.training.step_labels`; only
+    in files of labels."""
     part: NotRequired[Part | None]
     """``reasoning`` or ``answer``, where a model thinks; not in traces."""
 

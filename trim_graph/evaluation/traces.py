@@ -191,7 +191,7 @@ def _schema() -> Any:
             "correct": flag,
             "answer": text,
             "stopped": text,
-            "steps": pa.list_(pa.struct(list(step_columns().items()))),
+            "steps": pa.list_(pa.struct([*step_columns().items(), ("value", pa.float64())])),
             "tokens": pa.struct([(key, number) for key in TOKENS]),
             "error": text,
         }
