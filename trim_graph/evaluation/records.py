@@ -106,8 +106,8 @@ class RecordStep(TypedDict):
     step. None where nobody knows."""
     discarded: DiscardedDraft | None
     value: NotRequired[Probability | None]
-    """Target that a scorer learns for the step, by one of the methods of `trim_graph.training.step_labels`; only
-    in files of labels."""
+    """Target that a scorer learns for the step, by a method of `trim_graph.training.step_labels`; only in
+    files of labels."""
     part: NotRequired[Part | None]
     """``reasoning`` or ``answer``, where a model thinks; not in traces."""
 
