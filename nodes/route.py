@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.runtime import get_runtime
-from langgraph.types import Command, Send
+from langgraph.types import Command, Overwrite, Send
 
 from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.reservations import Reservations
@@ -21,7 +21,7 @@ from trim_graph.routing import AcceptedText, Action, AskHuman, Generate, Router,
 from trim_graph.routing.view import settings_of
 from trim_graph.run import begin_run
 from trim_graph.runtime import Node, emit, invocation_of, push_text
-from trim_graph.segmentation import join_steps
+from trim_graph.segmentation import join_steps, separator_of
 from trim_graph.settings import Settings
 from trim_graph.state import Step, TrimInput, TrimState, fresh_channels
 
@@ -84,6 +84,11 @@ def route_node(
             reset = {**fresh_channels(), "run": view.run, "usage": view.usage}
             # No text went before: a run that ends at once has its message streamed whole.
             events = [event for event in action.events if event != AcceptedText("")]
+            if view.steps:
+                reset["steps"] = Overwrite(list(view.steps))
+                text = join_steps(view.steps, view.settings.delimiter)
+                text = text.removesuffix(separator_of(view.steps[-1], view.settings.delimiter))
+                events.insert(0, AcceptedText(text))
             action = type(action)(reset | action.update, events)
         return view, action
 

@@ -32,7 +32,7 @@ def test_a_context_has_the_settings_of_a_call_with_their_bounds_and_descriptions
     properties = TrimContext.model_json_schema()["properties"]
     whole = Settings.model_json_schema()["properties"]
     assert all(field["default"] is None for field in properties.values())
-    for name in set(hints) - {"threshold", "policy", "user"}:
+    for name in set(hints) - {"threshold", "policy", "user", "steps"}:
         assert kinds(hints[name]) - {type(None)} == kinds(Settings.model_fields[name].annotation) - {
             type(None)
         }

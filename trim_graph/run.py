@@ -25,7 +25,7 @@ from .routing.router import RECURSION_FLOOR
 from .routing.view import policy_of
 from .runtime import CHECKPOINTER, INVOCATION, Invocation
 from .settings import Settings, TrimContext, check_prices, overridden, trim_context
-from .state import SCHEMA_VERSION, Run, TrimInput, TrimOutput, TrimState
+from .state import SCHEMA_VERSION, Run, Step, TrimInput, TrimOutput, TrimState
 
 DEFAULT_RECURSION_LIMIT = 10_000
 """Recursion limit of a call that names none; ``max_steps`` ends a run long before."""
@@ -116,6 +116,16 @@ def _check_countable(
     )
 
 
+def _given_steps(context: TrimContext | None) -> list[Step]:
+    """Returns the steps that the context begins the solution with, without their tokens: other runs paid."""
+    steps = (context.steps if context is not None else None) or []
+    if steps and steps[-1]["end"] == "eos":
+        raise InputError(
+            f"the context's steps end the solution: step {len(steps) - 1} has end eos, so nothing follows it"
+        )
+    return [Step(**{**step, "tokens": 0}) for step in steps]
+
+
 def begin_run(
     given: TrimState,
     config: RunnableConfig,
@@ -145,7 +155,8 @@ def begin_run(
     Raises:
         SettingsError: The recursion limit is too low for one step, the overrides are not valid, an account
             has no name, or the run may ask a person and has no checkpointer.
-        InputError: The conversation cannot be answered, or a limit on cost cannot hold for it.
+        InputError: The conversation cannot be answered, a limit on cost cannot hold for it, or the context's
+            steps end the solution already.
     """
     limit = config.get("recursion_limit", 10_000)
     if limit < RECURSION_FLOOR:
@@ -198,7 +209,7 @@ def begin_run(
     return TrimState(
         messages=messages,
         run=run,
-        steps=[],
+        steps=_given_steps(overrides),
         scores={},
         decisions=[],
         draft=None,

@@ -34,6 +34,7 @@ from .segmentation import (
     Thinking,
     as_segmentation,
 )
+from .state import Step
 
 OnScorerError = Literal["accept", "regenerate", "raise"]
 OnLargeError = Literal["accept", "raise"]
@@ -158,6 +159,7 @@ class ContextSettings(CallSettings[None], total=False):
     policy: str | dict[str, Any] | None
     budget: Budget | None
     user: str | None
+    steps: list[Step] | None
 
 
 def _optional(name: str) -> Any:
@@ -203,6 +205,11 @@ class TrimContext(_Overrides):
     user: str | None = Field(
         default=None, min_length=1, description="Whose account the run draws from, if users have quotas"
     )
+    steps: list[Step] | None = Field(
+        default=None,
+        description="Steps that the solution begins with, as a run's state holds them; the run writes what "
+        "follows, and counts no tokens for them",
+    )
 
     if TYPE_CHECKING:
 
@@ -226,7 +233,8 @@ class TrimContext(_Overrides):
     def overrides(self) -> dict[str, Any]:
         """Returns the fields of `Settings` that this context overrides."""
         given = {name: value for name in self.model_fields_set if (value := getattr(self, name)) is not None}
-        given.pop("user", None)
+        for name in ("user", "steps"):
+            given.pop(name, None)
         if (t := given.pop("threshold", None)) is not None:
             given["policy"] = {"type": "threshold", "t": t}
         if isinstance(given.get("policy"), str):

@@ -229,6 +229,7 @@ class ExampleModel(ConfigSection):
     type: Literal["example"]
     device: str = "cpu"
     logprobs: bool = False
+    temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
 
     def build(self, writer: Writer) -> Any:
         """Makes the adapter; the weights are loaded at the first call."""
@@ -236,7 +237,8 @@ class ExampleModel(ConfigSection):
         from trim_graph.examples import arithmetic
 
         folder = arithmetic.SMALL if writer == "small" else arithmetic.LARGE
-        return ChatTransformers(model=check_model(folder), device=self.device, logprobs=self.logprobs)
+        settings = self.model_dump(exclude={"type"})
+        return ChatTransformers(model=check_model(folder), **settings)
 
 
 class LangChainModel(ConfigSection):
