@@ -39,8 +39,8 @@ class ScorableStep(TypedDict):
 
     text: str
     """The step without its delimiter."""
-    writer: Literal["small", "large", "person"]
-    """The model that wrote it, or a person."""
+    writer: Literal["small", "large", "human"]
+    """The model that wrote it, or a human."""
     mean_token_probability: NotRequired[float | None]
     """Mean probability of the step's tokens under its writer; None where the writer does not report it."""
 

@@ -67,7 +67,7 @@ class TokenProbability:
 
     It needs no further model, and no call: the chat models report the figure with ``logprobs=True``. It
     measures how sure a writer was, not whether it was right; scores of the two models are on different
-    scales. A step that a person wrote by hand scores 1.
+    scales. A step that a human wrote by hand scores 1.
     """
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
@@ -78,7 +78,7 @@ class TokenProbability:
         """
         scores = []
         for index, step in enumerate(steps):
-            probability = 1.0 if step["writer"] == "person" else step.get("mean_token_probability")
+            probability = 1.0 if step["writer"] == "human" else step.get("mean_token_probability")
             if probability is None:
                 raise ScorerError(
                     f"step {index}, by the {step['writer']} model, came without a token probability: {_HINT}"

@@ -25,7 +25,7 @@ from trim_graph.segmentation import join_steps, separator_of
 from trim_graph.settings import Settings
 from trim_graph.state import Step, TrimInput, TrimState, fresh_channels
 
-Goto = Literal["generate_step", "ask_person", "finalize"]
+Goto = Literal["generate_step", "ask_human", "finalize"]
 
 
 def route_node(
@@ -117,7 +117,7 @@ def begin_route(state: TrimInput) -> list[Send]:
     return [Send("route", begin)]
 
 
-_GOTO: dict[type[Action], Goto] = {Generate: "generate_step", AskHuman: "ask_person"}
+_GOTO: dict[type[Action], Goto] = {Generate: "generate_step", AskHuman: "ask_human"}
 
 
 def _report(action: Action, message_id: str) -> None:

@@ -69,7 +69,7 @@ def test_every_error_on_purpose_is_a_trim_error():
 def test_the_graph_has_five_nodes_and_names_itself(make):
     graph = make(name="solver").graph
     assert graph.name == "solver"
-    nodes = {"route", "generate_step", "score_step", "ask_person", "finalize"}
+    nodes = {"route", "generate_step", "score_step", "ask_human", "finalize"}
     assert set(graph.nodes) - {"__start__"} == nodes
     assert "score_step" not in make(policy=small_only(), scorer=None).graph.nodes
 
@@ -78,7 +78,7 @@ def test_route_names_update_and_next_node_in_one_command(rig):
     edges = {(edge.source, edge.target, edge.conditional) for edge in rig.graph.get_graph().edges}
     assert {edge for edge in edges if edge[0] == "route"} == {
         ("route", "generate_step", True),
-        ("route", "ask_person", True),
+        ("route", "ask_human", True),
         ("route", "finalize", True),
     }
 

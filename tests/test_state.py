@@ -204,7 +204,7 @@ def test_every_checkpoint_can_be_gone_on_from(make, tmp_path, opened):
 
 
 @pytest.mark.parametrize("opened", [memory, sqlite_file])
-def test_a_person_may_change_a_score_or_a_draft_and_fork_the_run(make, tmp_path, opened):
+def test_a_human_may_change_a_score_or_a_draft_and_fork_the_run(make, tmp_path, opened):
     with opened(tmp_path) as saver:
         rig = make(checkpointer=saver)
         rig.ask(config=THREAD)
@@ -215,10 +215,10 @@ def test_a_person_may_change_a_score_or_a_draft_and_fork_the_run(make, tmp_path,
         ]
         (second,) = [snapshot for snapshot in scored if snapshot.values["draft"]["text"] == "small two"]
         assert second.values["draft"]["score"] == 0.1
-        better = {**second.values["draft"], "score": 0.9, "text": "a person's two"}
+        better = {**second.values["draft"], "score": 0.9, "text": "a human's two"}
         fork = rig.graph.update_state(second.config, {"draft": better})
         result = rig.graph.invoke(None, fork)
-        assert "small one\n\na person's two\n\nsmall three" in result["messages"][-1].content
+        assert "small one\n\na human's two\n\nsmall three" in result["messages"][-1].content
         assert result["trim"]["steps"] == {"small": 4, "large": 0}
 
 

@@ -57,7 +57,7 @@ async def test_whoever_reads_an_asynchronous_stream_may_take_time(make):
     assert parts[-1]["trim"]["seconds"] < PAUSE
 
 
-def test_a_person_may_take_time(make):
+def test_a_human_may_take_time(make):
     thread = {"configurable": {"thread_id": "1"}}
     rig = make(
         scores={"small two": 0.1}, policy=lambda seen: "accept", ask_below=0.5, checkpointer=InMemorySaver()

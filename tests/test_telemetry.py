@@ -163,17 +163,17 @@ def test_tokens_charged_for_lost_calls_are_counted(make, backend):
     assert backend.numbers("trim.decisions")["fallback", "accept"] == 1
 
 
-def test_a_run_that_waits_for_a_person_has_not_failed(make, backend):
+def test_a_run_that_waits_for_a_human_has_not_failed(make, backend):
     rig = make(ask_below=0.5, checkpointer=InMemorySaver())
     config = backend.config | {"configurable": {"thread_id": "1"}}
     rig.ask(config=config)
-    (asked,) = backend.spans("trim.ask_person")
+    (asked,) = backend.spans("trim.ask_human")
     assert asked.status.is_unset
     assert asked.attributes["trim.interrupted"] is True
     assert all(span.status.is_unset for span in backend.spans())
-    assert backend.numbers("trim.nodes")["ask_person", "interrupted"] == 1
+    assert backend.numbers("trim.nodes")["ask_human", "interrupted"] == 1
     rig.graph.invoke(Command(resume={"decision": "accept"}), config)
-    assert backend.numbers("trim.decisions")["person", "accept"] == 1
+    assert backend.numbers("trim.decisions")["human", "accept"] == 1
     assert backend.numbers("trim.runs") == {("finished",): 1}
 
 

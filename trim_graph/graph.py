@@ -22,7 +22,7 @@ from .calls.speculation import Speculation
 from .errors import SettingsError
 from .nodes import (
     after_generate_step,
-    ask_person_node,
+    ask_human_node,
     begin_route,
     finalize_node,
     generate_step_node,
@@ -36,7 +36,7 @@ from .segmentation import DelimiterSteps
 from .settings import RunSettings, TrimContext, make_settings
 from .state import TrimInput, TrimOutput, TrimState
 
-FROM_ROUTE = {"generate_step": "write a step", "ask_person": "ask a person", "finalize": "done"}
+FROM_ROUTE = {"generate_step": "write a step", "ask_human": "ask a human", "finalize": "done"}
 """Nodes that `route` may go to, with the labels of the edges."""
 TAG = "trim"
 """Tag of every run, and of every call inside one."""
@@ -137,8 +137,8 @@ def create_trim_graph(
     builder.add_node("route", route, destinations=FROM_ROUTE)
     generate_step = generate_step_node(small, large, fixed.segmentation, ledger, counters, speculation)
     builder.add_node("generate_step", generate_step)
-    builder.add_node("ask_person", ask_person_node())
-    builder.add_edge("ask_person", "route")
+    builder.add_node("ask_human", ask_human_node())
+    builder.add_edge("ask_human", "route")
     builder.add_node("finalize", finalize_node(ledger, speculation))
     builder.add_conditional_edges(START, Branch(begin_route, name="begin"), ["route"])
     if scorer is None:

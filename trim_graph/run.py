@@ -89,15 +89,15 @@ def with_recursion_limit(
 
 
 def _check_interrupts(settings: Settings, has_scorer: bool, configurable: dict[str, Any]) -> None:
-    """Checks that a run that may ask a person has a checkpointer, and a scorer if ``ask_below`` is set."""
+    """Checks that a run that may ask a human has a checkpointer, and a scorer if ``ask_below`` is set."""
     if settings.ask_below is not None and not has_scorer:
         raise SettingsError(
             f"ask_below is {settings.ask_below:g}, but the graph was built without a scorer: pass one"
         )
-    if settings.asks_person and configurable.get(CHECKPOINTER) is None:
+    if settings.asks_human and configurable.get(CHECKPOINTER) is None:
         name = "ask_below" if settings.ask_below is not None else 'budget.on_exhausted="ask"'
         raise SettingsError(
-            f"{name} stops a run to ask a person, but no checkpointer keeps the run until the answer: give "
+            f"{name} stops a run to ask a human, but no checkpointer keeps the run until the answer: give "
             "one to create_trim_graph, or to the graph that this one is embedded in"
         )
 
@@ -154,7 +154,7 @@ def begin_run(
 
     Raises:
         SettingsError: The recursion limit is too low for one step, the overrides are not valid, an account
-            has no name, or the run may ask a person and has no checkpointer.
+            has no name, or the run may ask a human and has no checkpointer.
         InputError: The conversation cannot be answered, a limit on cost cannot hold for it, or the context's
             steps end the solution already.
     """

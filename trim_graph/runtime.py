@@ -109,7 +109,7 @@ class Stopwatch:
     """Measures the time of an invocation between its calls: the event loop, checkpoints, the policy.
 
     A run's active seconds include this time, which is long on a busy event loop. They exclude the time
-    between two invocations, such as a person's thinking.
+    between two invocations, such as a human's thinking.
     """
 
     def __init__(self) -> None:

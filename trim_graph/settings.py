@@ -87,7 +87,7 @@ class StepSettings(BaseModel):
         default="raise", description="When the small model fails: the large one writes the step, or raise"
     )
     ask_below: float | None = Field(
-        default=None, ge=0, le=1, description="A draft that scores below it is shown to a person first"
+        default=None, ge=0, le=1, description="A draft that scores below it is shown to a human first"
     )
     lookahead: bool = Field(
         default=False,
@@ -114,8 +114,8 @@ class Settings(StepSettings):
     )
 
     @property
-    def asks_person(self) -> bool:
-        """Whether a run may stop to ask a person."""
+    def asks_human(self) -> bool:
+        """Whether a run may stop to ask a human."""
         return self.budget.on_exhausted == "ask" or self.ask_below is not None
 
 

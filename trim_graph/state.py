@@ -103,7 +103,7 @@ class Failure(TypedDict):
 
 
 class PendingInterrupt(TypedDict):
-    """Why the run is interrupted for a person."""
+    """Why the run is interrupted for a human."""
 
     reason: Literal["budget", "score"]
     limit: str | None
@@ -111,7 +111,7 @@ class PendingInterrupt(TypedDict):
 
 
 class HumanResponse(TypedDict):
-    """A person's response to the interrupt, as far as `route` acts on it."""
+    """A human's response to the interrupt, as far as `route` acts on it."""
 
     more: NotRequired[dict[str, float]]
     step: NotRequired[str]
@@ -125,7 +125,7 @@ class DecisionRecord(TypedDict):
 
     step: int
     decision: str
-    """``accept``, ``regenerate`` or ``handover``; ``by_hand``: a person wrote the step."""
+    """``accept``, ``regenerate`` or ``handover``; ``by_hand``: a human wrote the step."""
     score: float | None
     exhausted_limit: NotRequired[str]
     """Exhausted limit that turned the policy's choice of the large model into ``accept``."""
@@ -133,7 +133,7 @@ class DecisionRecord(TypedDict):
     """Part of a thinking model's text that the draft belongs to."""
     fallback: NotRequired[str]
     """What failed, if ``on_scorer_error`` or its like decided in place of the policy."""
-    by: NotRequired[Literal["person"]]
+    by: NotRequired[Literal["human"]]
     """Who decided, if it was not the policy."""
     discarded: NotRequired[Step]
 
@@ -160,11 +160,11 @@ class Summary(TypedDict):
     """``finished``, ``max_steps``, ``length`` (the steps fill the context of the small model or the scorer),
     ``loop`` (it repeated itself), ``budget``, ``deadline``, ``recursion_limit``, ``no_step`` (a model
     answered without a step, which ``notes`` explain), ``failed`` (no model was left to write the next step),
-    ``person`` (who was asked, and ended it) or ``middleware`` (another middleware of an agent ended it)."""
+    ``human`` (who was asked, and ended it) or ``middleware`` (another middleware of an agent ended it)."""
     answer: str | None
     """Content of the last ``\\boxed{}``, if any."""
     steps: dict[StepWriter, int]
-    """By writer; ``person`` only where one wrote a step."""
+    """By writer; ``human`` only where one wrote a step."""
     decisions: dict[str, int]
     scores: list[float | None]
     tokens: dict[str, int]
@@ -252,7 +252,7 @@ class TrimState(TrimInput, total=False):
         "recursion_limit",
         "no_step",
         "failed",
-        "person",
+        "human",
         "middleware",
     ]
     notes: list[str]

@@ -20,7 +20,7 @@ def summarise(view: RunView) -> Summary:
     writers = Counter(step["writer"] for step in steps)
     small = sum(step["tokens"] for step in steps if step["writer"] == "small")
     large = sum(step["tokens"] for step in steps if step["writer"] == "large")
-    by_person: dict[StepWriter, int] = {"person": writers["person"]} if writers["person"] else {}
+    by_human: dict[StepWriter, int] = {"human": writers["human"]} if writers["human"] else {}
     notes = list(state["notes"])
     text = join_steps(steps, settings.delimiter)
     if settings.thinking is not None:
@@ -33,7 +33,7 @@ def summarise(view: RunView) -> Summary:
     summary = Summary(
         stopped=state["stopped"],
         answer=extract_answer(text),
-        steps=by_writer | by_person,
+        steps=by_writer | by_human,
         decisions=dict(Counter(d["decision"] for d in state["decisions"])),
         scores=list(view.scores),
         tokens={
@@ -76,7 +76,7 @@ def usage_of(usage: Usage) -> UsageMetadata:
 def _parts(steps: Sequence[Step]) -> dict[Part, dict[StepWriter, int]]:
     """Returns the steps of each part by writer; empty if no model thinks."""
     counts = Counter((step["part"], step["writer"]) for step in steps if "part" in step)
-    by_person = any(step["writer"] == "person" for step in steps)
-    writers: tuple[StepWriter, ...] = ("small", "large", *(("person",) if by_person else ()))
+    by_human = any(step["writer"] == "human" for step in steps)
+    writers: tuple[StepWriter, ...] = ("small", "large", *(("human",) if by_human else ()))
     parts: tuple[Part, ...] = ("reasoning", "answer")
     return {part: {writer: counts[part, writer] for writer in writers} for part in parts} if counts else {}

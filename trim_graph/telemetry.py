@@ -148,7 +148,7 @@ class Meters:
 
     Attributes by instrument: ``trim.runs`` ``stopped``; ``trim.nodes`` ``node`` and ``outcome``
     (ok, interrupted, error); ``trim.tokens`` ``part`` (small, large, scorer) and ``kind`` (input, output,
-    cached, unaccounted); ``trim.decisions`` ``decision`` and ``by`` (policy, person, fallback);
+    cached, unaccounted); ``trim.decisions`` ``decision`` and ``by`` (policy, human, fallback);
     ``trim.steps`` ``writer``. ``trim.node.duration`` has the ``node``.
 
     Args:

@@ -272,7 +272,7 @@ def test_a_call_goes_by_settings_of_its_own(context):
     [
         ({"treshold": 0.5}, "treshold"),
         ({"budget": {"large_tokens": 1.5}}, "budget.large_tokens"),
-        ({"ask_below": 0.5}, "ask_below has a person asked"),
+        ({"ask_below": 0.5}, "ask_below has a human asked"),
         ({"quotas": {"user": {"large_calls": 1}}}, "without a ledger"),
     ],
 )
@@ -311,7 +311,7 @@ def test_a_calls_policy_that_needs_scores_needs_a_scorer():
         ({"policy": 7}, "policy is 7"),
         ({"large": lambda x: x, "scorer": None, "policy": small_only()}, "large is"),
         ({"budget": Budget(large_cost=1.0)}, "the large model has no price"),
-        ({"budget": Budget(on_exhausted="ask")}, 'on_exhausted="ask" has a person asked'),
+        ({"budget": Budget(on_exhausted="ask")}, 'on_exhausted="ask" has a human asked'),
         ({"quotas": {"user": {"large_calls": 1}}}, "quotas are given, but no ledger"),
     ],
 )
@@ -400,7 +400,7 @@ def test_a_structured_answer_that_does_not_fit_is_the_models_failure():
     assert "StructuredOutputValidationError" in result["trim"]["notes"][0]
 
 
-def test_a_person_is_asked_about_accepted_calls_only():
+def test_a_human_is_asked_about_accepted_calls_only():
     approval = HumanInTheLoopMiddleware(interrupt_on={"multiply": True})
     rig = build(before=[approval], agent={"checkpointer": InMemorySaver()})
     thread = {"configurable": {"thread_id": "1"}}

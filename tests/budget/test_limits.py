@@ -168,7 +168,7 @@ def test_on_exhausted_says_what_a_remainder_that_is_used_up_does(make, remainder
     assert (question["limit"], question["budget"][limit]) == (limit, 0)
     summary = asking.graph.invoke(Command(resume={"more": {limit: 50}}), thread)["trim"]
     assert summary["steps"]["large"] == 4
-    assert summary["notes"][0] == f"a person raised the limits: {limit} by 50"
+    assert summary["notes"][0] == f"a human raised the limits: {limit} by 50"
 
 
 @pytest.mark.parametrize("seconds", [0, 0.0, -4.5])

@@ -222,7 +222,7 @@ def test_ctrl_c_without_a_checkpoint(start, world):
     assert (process.returncode, err) == (130, "trim-graph: interrupted\n")
 
 
-# A person, and accounts of users
+# A human, and accounts of users
 
 ASKS = "checkpoint: sqlite:runs.db\nbudget: {large_calls: 1, on_exhausted: ask}\n"
 
@@ -248,8 +248,8 @@ def test_a_run_that_asks_says_how_it_is_answered(world, run):
     by_hand = "{step: 'Step 2: 46 * 7 = 322, keep 22.'}"
     run("solve", *options, "--thread", "a", "--resume", "--answer", by_hand)
     done = run("solve", *options, "--thread", "a", "--resume", "--answer", "{continue_with: small}")
-    assert "  2  person     -  by_hand    Step 2: 46 * 7 = 322, keep 22." in done.stdout
-    assert "\nperson  1 step\n" in done.stdout
+    assert "  2  human     -  by_hand    Step 2: 46 * 7 = 322, keep 22." in done.stdout
+    assert "\nhuman  1 step\n" in done.stdout
     assert "answer  17" in done.stdout
 
 

@@ -103,7 +103,7 @@ def test_solve(run, poisoned):
     assert json.loads(run("solve", "--config", "trim.yaml", "--json", f"what {POISON}").stdout)["question"]
 
 
-def test_solve_that_asks_a_person(run, poisoned):
+def test_solve_that_asks_a_human(run, poisoned):
     config = CONFIG.replace("settings: {", "settings: {ask_below: 0.9, ")
     Path("trim.yaml").write_text(config)
     told = clean(run("solve", "--config", "trim.yaml", "--thread", POISON, "what"))

@@ -1,4 +1,4 @@
-"""The examples of embedding, conversation and a person: their READMEs' commands run as printed."""
+"""The examples of embedding, conversation and a human: their READMEs' commands run as printed."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def test_users_and_threads_share_their_quotas(run):
 
 
 def test_a_run_waits_for_the_answer_of_another_command(run):
-    asked, done = run("person")
+    asked, done = run("human_in_the_loop")
     assert "the score of this step is low. Answer with one of:" in asked
     assert "? small  Step 7: 96 mod 9 = 1.   (score 0.00)" in asked
-    assert "'person': 1" in done
+    assert "'human': 1" in done
     assert is_right(problems("hard", 1, seed=20)[0], done)
 
 
@@ -82,7 +82,7 @@ def test_the_configuration_is_valid():
     TrimConfig.model_validate(yaml.safe_load(block) | parts | {"policy": "small_only"})
 
 
-@pytest.mark.parametrize("name", ["subgraph", "conversation", "person"])
+@pytest.mark.parametrize("name", ["subgraph", "conversation", "human_in_the_loop"])
 def test_every_file_it_links_to_exists(name):
     for target in re.findall(
         r"\]\((?!https?:)([^)#]+)\)", (EXAMPLES / name / "README.md").read_text("utf-8")

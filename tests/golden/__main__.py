@@ -8,7 +8,7 @@
     python -m tests.golden record                       # writes both files, after a change that is meant
 
 ``graph.json`` has a record for each of `scenarios.SCENARIOS`: by invocation the custom events, the text
-streamed, the nodes that ran, what a person was asked and the error raised; what models and scorer were
+streamed, the nodes that ran, what a human was asked and the error raised; what models and scorer were
 asked; the channels of the final state, messages included; of the last checkpoint the channels that it does
 not hold whole and those that differ from the state; the sizes of all checkpoints. What repeats another part
 is ``= state.trim`` or the like, and of settings only those are recorded that are not the first scenario's.

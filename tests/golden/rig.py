@@ -251,12 +251,12 @@ def drive(
     config: dict[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Invoke a graph once a turn, and record the stream, what a person is asked, the state, the checkpoint.
+    """Invoke a graph once a turn, and record the stream, what a human is asked, the state, the checkpoint.
 
     Args:
         graph: A compiled graph; of its subgraphs' custom events nothing is recorded, unless ``subgraphs`` is
             among the options.
-        turns: A question (``str``), an answer of a person (``dict``), None to resume, or a function of graph
+        turns: A question (``str``), an answer of a human (``dict``), None to resume, or a function of graph
             and config that changes something in between; in a pair with options of this invocation.
         saver: The graph's.
         asynchronously: Whether ``astream`` is called; None: as `ASYNCHRONOUSLY` has it.

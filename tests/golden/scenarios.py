@@ -219,7 +219,7 @@ def branches() -> dict[str, Any]:
 
 
 def resumed_from_sqlite() -> dict[str, Any]:
-    """Two graphs on one file, as two processes have them: the first asks a person, the second resumes."""
+    """Two graphs on one file, as two processes have them: the first asks a human, the second resumes."""
     records = []
     with TemporaryDirectory() as folder:
         for turn in (QUESTION, {"decision": "regenerate"}):
@@ -291,7 +291,7 @@ def ahead(*turns: Any, **options: Any) -> dict[str, Any]:
 
 
 def embedded() -> dict[str, Any]:
-    """As a subgraph that shares ``messages``, with a person asked through the parent."""
+    """As a subgraph that shares ``messages``, with a human asked through the parent."""
     graph = create_trim_graph(
         model(SMALL, "tiny"), model(LARGE, "huge"), ScriptedScorer(POOR), policy=threshold(0.5), ask_below=0.3
     )
@@ -546,9 +546,9 @@ SCENARIOS: dict[str, Scenario] = {
         scorer=FailingScorer((1, 2)), on_scorer_error="regenerate", budget=Budget(large_calls=1)
     ),
     "bad scores": lambda: play(scorer=lambda question, steps: [1.5] * len(steps), on_scorer_error="accept"),
-    # A person
+    # A human
     **{
-        f"person at a low score, {name}": lambda answer=answer: play(answer, ask_below=0.3)
+        f"human at a low score, {name}": lambda answer=answer: play(answer, ask_below=0.3)
         for name, answer in {
             "accept": {"decision": "accept"},
             "regenerate": {"decision": "regenerate"},
@@ -562,9 +562,7 @@ SCENARIOS: dict[str, Scenario] = {
         }.items()
     },
     **{
-        f"person at a spent budget, {name}": lambda answers=answers: play(
-            *answers, policy=always, budget=ASKS
-        )
+        f"human at a spent budget, {name}": lambda answers=answers: play(*answers, policy=always, budget=ASKS)
         for name, answers in {
             "more": ({"more": {"large_calls": 2}}, {"more": {"large_calls": 1, "large_tokens": 50}}),
             "accept": ({"decision": "accept"}, {"decision": "accept"}, {"continue_with": "small"}),
@@ -573,13 +571,13 @@ SCENARIOS: dict[str, Scenario] = {
             "stop": ({"continue_with": "stop"},),
         }.items()
     },
-    "person at a spent budget, without a draft": lambda: play(
+    "human at a spent budget, without a draft": lambda: play(
         {"continue_with": "small"},
         policy=large_only(),
         scorer=None,
         budget=Budget(large_tokens=3, min_tokens=3, on_exhausted="ask"),
     ),
-    "person, score and budget": lambda: play(
+    "human, score and budget": lambda: play(
         {"decision": "regenerate"},
         {"decision": "handover"},
         {"more": {"large_calls": 1}},
@@ -588,13 +586,13 @@ SCENARIOS: dict[str, Scenario] = {
         budget=ASKS,
         drives={"updates": True},
     ),
-    "person, scorer failed and budget spent": lambda: play(
+    "human, scorer failed and budget spent": lambda: play(
         {"more": {"large_calls": 1}},
         scorer=FailingScorer((0, 1)),
         on_scorer_error="regenerate",
         budget=ASKS,
     ),
-    "person, small failed and budget spent": lambda: play(
+    "human, small failed and budget spent": lambda: play(
         {"continue_with": "small"},
         small=FailingModel(script=SMALL, fails_at=(1,)),
         on_small_error="large",
@@ -618,7 +616,7 @@ SCENARIOS: dict[str, Scenario] = {
     "lookahead": lambda: ahead(),
     "lookahead, all taken": lambda: ahead(scorer=SlowScorer()),
     "lookahead, unaccounted": lambda: ahead(hangs_behind=("one\n\ntwo",)),
-    "lookahead, person": lambda: ahead({"decision": "accept"}, ask_below=0.3),
+    "lookahead, human": lambda: ahead({"decision": "accept"}, ask_below=0.3),
     "lookahead, not async": lambda: play(lookahead=True),
     # Crashes
     "crash of another process": lambda: crash_of_another_process(max_step_tokens=40, prices=PRICES),
@@ -746,7 +744,7 @@ SCENARIOS: dict[str, Scenario] = {
         scores={'[tool_call] Product {"value": 252}': 0.1},
         response_format=ToolStrategy(PRODUCT),
     ),
-    "agent, person approves a call": lambda: agent(
+    "agent, human approves a call": lambda: agent(
         {"decisions": [{"type": "approve"}]},
         before=[HumanInTheLoopMiddleware(interrupt_on={"multiply": True})],
     ),

@@ -1,4 +1,4 @@
-"""A person in the loop: what one is asked, what may be answered, and that the run waits and goes on."""
+"""A human in the loop: what one is asked, what may be answered, and that the run waits and goes on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def always(observation):
 
 
 def asking(make, *arguments, saver=None, **options):
-    """A rig in which every step is regenerated, and a person is asked after the first."""
+    """A rig in which every step is regenerated, and a human is asked after the first."""
     options = {"policy": always, "budget": ASKING, "scores": {}} | options
     return make(*arguments, checkpointer=saver or InMemorySaver(), **options)
 
@@ -48,7 +48,7 @@ def answer(rig, answer, **options):
     return rig.graph.invoke(Command(resume=answer), THREAD, **options)
 
 
-def test_a_spent_budget_shows_a_person_what_the_run_knows(make):
+def test_a_spent_budget_shows_a_human_what_the_run_knows(make):
     rig = asking(make)
     question = asked(rig.ask(config=THREAD))
     assert json.loads(json.dumps(question)) == question
@@ -77,8 +77,8 @@ def test_more_budget_lets_the_large_model_go_on(make, asynchronously):
     assert done["steps"] == {"small": 0, "large": 4}
     assert done["decisions"] == {"regenerate": 4}
     assert done["notes"] == [
-        "a person raised the limits: large_calls by 2",
-        "a person raised the limits: large_calls by 1",
+        "a human raised the limits: large_calls by 2",
+        "a human raised the limits: large_calls by 1",
     ], "large_tokens had no limit, and has none now"
 
 
@@ -87,7 +87,7 @@ def test_a_run_that_goes_on_small_asks_no_more_and_calls_the_large_model_no_more
     rig.ask(config=THREAD)
     done = answer(rig, {"continue_with": "small"})
     assert done["trim"]["steps"] == {"small": 3, "large": 1}
-    assert done["trim"]["notes"] == ["a person had the small model go on alone"]
+    assert done["trim"]["notes"] == ["a human had the small model go on alone"]
     assert len(rig.small.calls) == 4
     assert len(rig.large.calls) == 1
 
@@ -96,7 +96,7 @@ def test_stop_ends_the_run_with_the_steps_so_far(make):
     rig = asking(make)
     rig.ask(config=THREAD)
     done = answer(rig, {"continue_with": "stop"})
-    assert (done["trim"]["stopped"], done["messages"][-1].text) == ("person", "LARGE one")
+    assert (done["trim"]["stopped"], done["messages"][-1].text) == ("human", "LARGE one")
 
 
 def test_a_step_by_hand_takes_the_drafts_place(make):
@@ -105,18 +105,18 @@ def test_a_step_by_hand_takes_the_drafts_place(make):
     again = asked(answer(rig, {"step": " by hand\n"}))
     assert [(s["writer"], s["text"]) for s in again["steps"]] == [
         ("large", "LARGE one"),
-        ("person", "by hand"),
+        ("human", "by hand"),
     ]
     assert rig.prompts("small")[-1][-1].content == "LARGE one\n\nby hand\n\n"
     done = answer(rig, {"step": "first\n\nso \\boxed{7}.", "ends": True})
     assert done["messages"][-1].text == "LARGE one\n\nby hand\n\nfirst\n\nso \\boxed{7}."
     summary = done["trim"]
     assert (summary["stopped"], summary["answer"]) == ("finished", "7")
-    assert summary["steps"] == {"small": 0, "large": 1, "person": 3}
+    assert summary["steps"] == {"small": 0, "large": 1, "human": 3}
     assert summary["decisions"] == {"regenerate": 1, "by_hand": 2}
     assert summary["tokens"]["small_discarded"] == summary["usage"]["small"]["output_tokens"]
     record = rig.graph.get_state(THREAD).values["decisions"][1]
-    assert (record["decision"], record["by"], record["score"]) == ("by_hand", "person", 1.0)
+    assert (record["decision"], record["by"], record["score"]) == ("by_hand", "human", 1.0)
     assert record["discarded"]["text"] == "small two"
 
 
@@ -132,8 +132,8 @@ def test_a_step_by_hand_belongs_to_the_thought_it_goes_on_with(make):
     rig.ask(config=THREAD)
     done = answer(rig, {"step": "that is it</think>\n\nso \\boxed{1}", "ends": True})["trim"]
     assert done["parts"] == {
-        "reasoning": {"small": 0, "large": 1, "person": 1},
-        "answer": {"small": 0, "large": 0, "person": 1},
+        "reasoning": {"small": 0, "large": 1, "human": 1},
+        "answer": {"small": 0, "large": 0, "human": 1},
     }
     assert done["answer"] == "1"
 
@@ -198,10 +198,10 @@ def test_a_run_that_goes_on_small_does_not_finish_the_large_models_step(make, fa
     assert done["trim"]["steps"] == {"small": 4, "large": 0}
 
 
-def test_token_probabilities_know_no_doubt_of_a_person():
+def test_token_probabilities_know_no_doubt_of_a_human():
     from trim_graph.adapters import TokenProbability
 
-    steps = [{"text": "by hand", "writer": "person"}, {"text": "a", "writer": "small"}]
+    steps = [{"text": "by hand", "writer": "human"}, {"text": "a", "writer": "small"}]
     steps[1]["mean_token_probability"] = 0.5
     assert TokenProbability().score("q", steps).scores == [1.0, 0.5]
 
@@ -232,12 +232,12 @@ def test_a_low_score_shows_the_draft_before_anything_is_decided(make, resume, te
     assert len(rig.large.calls) == calls
 
 
-def test_a_persons_decision_is_on_record(make):
+def test_a_humans_decision_is_on_record(make):
     rig = make(ask_below=0.3, checkpointer=InMemorySaver())
     rig.ask(config=THREAD)
     answer(rig, {"decision": "accept"})
     records = rig.graph.get_state(THREAD).values["decisions"]
-    assert records[1] == {"step": 1, "decision": "accept", "score": 0.1, "by": "person"}
+    assert records[1] == {"step": 1, "decision": "accept", "score": 0.1, "by": "human"}
     assert "by" not in records[0]
 
 
@@ -247,7 +247,7 @@ def test_a_policy_that_looks_at_no_score_may_ask_below_one(make):
     assert answer(rig, {"decision": "regenerate"})["trim"]["steps"] == {"small": 3, "large": 1}
 
 
-def test_a_persons_wish_needs_the_budget_too(make):
+def test_a_humans_wish_needs_the_budget_too(make):
     rig = make(
         scores={"small one": 0.1, "small two": 0.1},
         ask_below=0.3,
@@ -272,7 +272,7 @@ def test_without_a_checkpointer_nobody_is_asked_and_no_model_called(make, how, w
     if way == "embedded":
         graph = StateGraph(MessagesState).add_node("solve", graph).add_edge(START, "solve").compile()
     context = TrimContext(**how) if way == "context" else None
-    with pytest.raises(SettingsError, match="stops a run to ask a person, but no checkpointer keeps the run"):
+    with pytest.raises(SettingsError, match="stops a run to ask a human, but no checkpointer keeps the run"):
         graph.invoke({"messages": "2 + 2?"}, THREAD, context=context)
     assert rig.unasked
 
@@ -348,7 +348,7 @@ def test_the_form_of_an_answer_comes_with_the_question(make):
 # The run while it waits, and afterwards
 
 
-def test_a_person_may_think_without_using_up_the_seconds(make, monkeypatch):
+def test_a_human_may_think_without_using_up_the_seconds(make, monkeypatch):
     import time
 
     now = [0.0]
@@ -386,7 +386,7 @@ def test_events_tell_every_step_once(make):
     events += list(rig.graph.stream(resume, THREAD, stream_mode="custom"))
     events += list(rig.graph.stream(Command(resume={"continue_with": "small"}), THREAD, stream_mode="custom"))
     accepted = [(e["step"], e["writer"]) for e in events if e["event"] == "accepted"]
-    assert accepted == [(0, "large"), (1, "person"), (2, "small"), (3, "small")]
+    assert accepted == [(0, "large"), (1, "human"), (2, "small"), (3, "small")]
     kinds = [event["event"] for event in events]
     assert kinds.count("started") == kinds.count("finished") == 1
     (told,) = (e["answer"] for e in events if e["event"] == "answered" and e["step"] == 1)
@@ -402,7 +402,7 @@ def test_the_messages_stream_goes_on_where_it_stopped(make):
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-def test_a_second_question_after_a_person_was_asked_starts_clean(make):
+def test_a_second_question_after_a_human_was_asked_starts_clean(make):
     rig = asking(make)
     rig.ask(config=THREAD)
     asked(rig.ask("And 3 + 3?", THREAD))
@@ -473,7 +473,7 @@ def test_parallel_runs_ask_each_for_itself(make):
     assert sorted(answer["answer"] for answer in answers) == ["4", "9"]
 
 
-def test_a_spent_account_asks_and_a_person_may_raise_it_for_this_run(make):
+def test_a_spent_account_asks_and_a_human_may_raise_it_for_this_run(make):
     ledger = MemoryLedger()
     rig = asking(
         make,

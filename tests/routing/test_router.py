@@ -30,7 +30,7 @@ from trim_graph.routing import (
     RouterOptions,
     RunView,
 )
-from trim_graph.routing.human import DraftAnswer, PersonAnswer, apply_response
+from trim_graph.routing.human import DraftAnswer, HumanAnswer, apply_response
 from trim_graph.routing.router import (
     LIMIT_REACHED,
     MAX_LARGE_FAILURES,
@@ -277,7 +277,7 @@ def test_a_second_probe_of_one_step_is_an_error_of_the_policy():
     ("on_exhausted", "expected"),
     [("small", "small step"), ("stop", "end: budget"), ("ask", "small probe")],
 )
-def test_a_probe_without_budget_for_the_large_model_is_asked_only_where_a_person_may_give_more(
+def test_a_probe_without_budget_for_the_large_model_is_asked_only_where_a_human_may_give_more(
     on_exhausted, expected
 ):
     assert str(route(Says("probe"), budget=Budget(large_calls=0, on_exhausted=on_exhausted))) == expected
@@ -348,7 +348,7 @@ def test_a_handed_over_run_asks_the_policy_no_more():
         (threshold(0.5), {"usage": used(failed=MAX_LARGE_FAILURES)}, False, False),
     ],
 )
-def test_a_draft_is_decided_on_where_the_policy_or_a_person_can_act_and_scored_where_one_looks(
+def test_a_draft_is_decided_on_where_the_policy_or_a_human_can_act_and_scored_where_one_looks(
     policy, options, needs_decision, needs_score
 ):
     request = route(policy, **options).request
@@ -670,7 +670,7 @@ def test_a_large_model_that_failed_too_often_neither_ends_the_run_nor_is_asked_a
     ("on_exhausted", "expected"),
     [("small", "small step"), ("stop", "end: budget"), ("ask", "ask about large_calls")],
 )
-def test_a_draft_whose_replacement_is_refused_waits_where_a_person_may_give_more(on_exhausted, expected):
+def test_a_draft_whose_replacement_is_refused_waits_where_a_human_may_give_more(on_exhausted, expected):
     budget = Budget(large_calls=0, on_exhausted=on_exhausted)
     ruling = route(Says(decision=Choice("regenerate", 1)), draft=draft(0.4), budget=budget)
     assert str(ruling) == expected
@@ -708,7 +708,7 @@ def test_the_lowest_recursion_limit_has_room_for_the_longest_round():
     assert isinstance(route(Says("probe"), steps=[], remaining_steps=RECURSION_FLOOR - 1).action, Generate)
 
 
-# A person
+# A human
 
 
 @pytest.mark.parametrize(
@@ -720,7 +720,7 @@ def test_the_lowest_recursion_limit_has_room_for_the_longest_round():
         (0.2, None, "large step"),
     ],
 )
-def test_a_draft_that_scores_below_the_bar_is_shown_to_a_person_first(score, bar, expected):
+def test_a_draft_that_scores_below_the_bar_is_shown_to_a_human_first(score, bar, expected):
     assert str(route(draft=draft(score), ask_below=bar)) == expected
 
 
@@ -740,20 +740,20 @@ def test_a_draft_on_which_no_decision_hangs_is_not_shown():
     ("decision", "expected"),
     [("accept", "small draft"), ("regenerate", "large step"), ("handover", "large to the end")],
 )
-def test_a_persons_decision_on_a_draft_counts_in_place_of_the_policys(decision, expected):
+def test_a_humans_decision_on_a_draft_counts_in_place_of_the_policys(decision, expected):
     policy = Says(decision="handover" if decision == "accept" else "accept")
     ruling = route(policy, draft=draft(0.2), ask_below=0.3, human_response={"decision": decision})
     assert str(ruling) == expected
     assert ruling.decision is not None
-    assert (ruling.decision["decision"], ruling.decision["by"]) == (decision, "person")
+    assert (ruling.decision["decision"], ruling.decision["by"]) == (decision, "human")
     assert ruling.events("answered") == [{"step": 2, "answer": {"decision": decision}}]
     assert ruling.state["human_response"] is None
 
 
-def test_a_persons_wish_for_the_large_model_needs_the_budget_too():
+def test_a_humans_wish_for_the_large_model_needs_the_budget_too():
     spent = {"draft": draft(0.2), "human_response": {"decision": "regenerate"}}
     ruling = route(budget=Budget(large_calls=0), **spent)
-    assert ruling.decision == {"decision": "accept", "exhausted_limit": "large_calls", "by": "person"}
+    assert ruling.decision == {"decision": "accept", "exhausted_limit": "large_calls", "by": "human"}
     assert str(route(budget=Budget(large_calls=0, on_exhausted="ask"), **spent)) == "ask about large_calls"
 
 
@@ -774,7 +774,7 @@ def test_a_persons_wish_for_the_large_model_needs_the_budget_too():
 def test_a_larger_budget_has_the_same_things_decided_again_without_another_question(options, expected):
     ruling = route(human_response={"more": {"large_tokens": 20}}, on_small_error="large", **options)
     assert str(ruling) == expected
-    assert "a person raised the limits: large_tokens by 20" in ruling.notes
+    assert "a human raised the limits: large_tokens by 20" in ruling.notes
 
 
 def test_a_larger_budget_that_fits_no_limit_is_said():
@@ -782,9 +782,9 @@ def test_a_larger_budget_that_fits_no_limit_is_said():
 
 
 @pytest.mark.parametrize("waiting", [{"draft": draft(0.2)}, {"request": order("large", attempt=1)}, {}])
-def test_a_person_who_stops_ends_the_run_with_the_steps_so_far(waiting):
+def test_a_human_who_stops_ends_the_run_with_the_steps_so_far(waiting):
     ruling = route(human_response={"continue_with": "stop"}, **waiting)
-    assert (str(ruling), ruling.texts) == ("end: person", [])
+    assert (str(ruling), ruling.texts) == ("end: human", [])
 
 
 @pytest.mark.parametrize(
@@ -796,29 +796,29 @@ def test_a_person_who_stops_ends_the_run_with_the_steps_so_far(waiting):
         (
             {"request": order("large", attempt=1), "decisions": [REJECTED]},
             ["turned down"],
-            {"decision": "accept", "by": "person"},
+            {"decision": "accept", "by": "human"},
         ),
         ({"request": order(), "failed": SMALL_FAILED}, [], None),
     ],
 )
-def test_a_person_who_has_the_small_model_go_on_leaves_the_large_one_out(waiting, texts, decision):
+def test_a_human_who_has_the_small_model_go_on_leaves_the_large_one_out(waiting, texts, decision):
     ruling = route(small_only(), human_response={"continue_with": "small"}, **waiting)
     assert (str(ruling), ruling.texts, ruling.decision) == ("small step", texts, decision)
-    assert "a person had the small model go on alone" in ruling.notes
+    assert "a human had the small model go on alone" in ruling.notes
 
 
 @pytest.mark.parametrize(("ends", "expected"), [(False, "small draft"), (True, "end: finished")])
 def test_a_step_by_hand_takes_the_drafts_place(ends, expected):
     ruling = route(draft=draft(0.2), human_response={"step": " by hand ", "ends": ends})
     assert (str(ruling), ruling.texts) == (expected, ["by hand"])
-    assert ruling.decision == {"decision": "by_hand", "by": "person", "discarded": step("a draft")}
+    assert ruling.decision == {"decision": "by_hand", "by": "human", "discarded": step("a draft")}
     (written,) = ruling.action.update["steps"]
-    assert (written["writer"], written["tokens"]) == ("person", 0)
+    assert (written["writer"], written["tokens"]) == ("human", 0)
 
 
 def test_a_step_by_hand_without_a_draft_discards_nothing():
     ruling = route(human_response={"step": "by hand", "ends": False})
-    assert (ruling.texts, ruling.decision) == (["by hand"], {"decision": "by_hand", "by": "person"})
+    assert (ruling.texts, ruling.decision) == (["by hand"], {"decision": "by_hand", "by": "human"})
 
 
 def test_a_step_by_hand_may_be_several():
@@ -868,7 +868,7 @@ def test_a_small_model_that_failed_has_the_large_one_write_if_any_is_left(option
         assert "the small model failed: gone" in ruling.notes
 
 
-def test_a_failure_that_a_person_is_asked_about_waits_with_the_question():
+def test_a_failure_that_a_human_is_asked_about_waits_with_the_question():
     budget = Budget(large_calls=0, on_exhausted="ask")
     ruling = route(failed=SMALL_FAILED, request=order(), on_small_error="large", budget=budget)
     assert (ruling.state["failed"], ruling.request) == (SMALL_FAILED, order())
@@ -1330,7 +1330,7 @@ def views(draw: Any, unit: str = "step") -> RunView:
 
 
 def _answer(view: RunView, said: dict[str, Any]) -> None:
-    kind = PersonAnswer if view.draft is None else DraftAnswer
+    kind = HumanAnswer if view.draft is None else DraftAnswer
     view.state["run"], view.state["human_response"] = apply_response(view.run, kind.model_validate(said))
 
 

@@ -21,10 +21,10 @@ def assistant(client) -> str:
 def test_the_drawn_graph_has_the_five_nodes_and_labelled_edges(client, assistant):
     drawn = client.assistants.get_graph(assistant)
     nodes = {node["id"] for node in drawn["nodes"]} - {"__start__", "__end__"}
-    assert nodes == {"route", "generate_step", "score_step", "ask_person", "finalize"}
+    assert nodes == {"route", "generate_step", "score_step", "ask_human", "finalize"}
     labels = {(edge["source"], edge["target"]): edge.get("data") for edge in drawn["edges"]}
     assert labels["route", "generate_step"] == "write a step"
-    assert labels["route", "ask_person"] == "ask a person"
+    assert labels["route", "ask_human"] == "ask a human"
     assert labels["route", "finalize"] == "done"
     assert labels["generate_step", "score_step"] == "score decides"
     assert labels["generate_step", "route"] == "no score needed"
@@ -93,12 +93,12 @@ def test_a_second_question_on_the_thread_starts_clean(client):
     assert sum(done["trim"]["steps"].values()) == 5
 
 
-def test_a_run_asks_a_person_and_takes_the_answer(client):
+def test_a_run_asks_a_human_and_takes_the_answer(client):
     thread = client.threads.create()["thread_id"]
     asks = {"threshold": 1.0, "budget": {"large_calls": 1, "on_exhausted": "ask"}}
     client.runs.wait(thread, "trim", input=QUESTION, context=asks)
     waiting = client.threads.get_state(thread)
-    assert waiting["next"] == ["ask_person"]
+    assert waiting["next"] == ["ask_human"]
     (asked,) = waiting["tasks"][0]["interrupts"]
     assert asked["value"]["limit"] == "large_calls"
     assert len(asked["value"]["steps"]) == 1
@@ -111,4 +111,4 @@ def test_a_run_asks_a_person_and_takes_the_answer(client):
     client.runs.wait(thread, "trim", command={"resume": {"step": asked["value"]["draft"]["text"]}})
     done = client.runs.wait(thread, "trim", command={"resume": {"continue_with": "small"}})
     assert done["trim"]["stopped"] == "finished"
-    assert done["trim"]["steps"] == {"small": 3, "large": 1, "person": 1}
+    assert done["trim"]["steps"] == {"small": 3, "large": 1, "human": 1}

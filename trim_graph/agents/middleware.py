@@ -338,10 +338,10 @@ def _settings(budget: Budget | None, prices: Prices | None, given: Mapping[str, 
 
 
 def _check_no_interrupts(settings: Settings) -> None:
-    if settings.asks_person:
+    if settings.asks_human:
         name = "ask_below" if settings.ask_below is not None else 'budget.on_exhausted="ask"'
         raise SettingsError(
-            f"{name} has a person asked about a step, and nobody is asked about an agent's turn: choose "
+            f"{name} has a human asked about a step, and nobody is asked about an agent's turn: choose "
             'on_exhausted "small" or "stop", and HumanInTheLoopMiddleware for its tool calls'
         )
 

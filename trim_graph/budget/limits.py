@@ -49,7 +49,7 @@ class Budget(_LargeLimits):
     min_tokens: int = Field(default=8, ge=1, description="fewer tokens than this are not worth a large call")
     on_exhausted: Literal["small", "stop", "ask"] = Field(
         default="small",
-        description="when the large model may not be called any more: go on small, stop, or ask a person",
+        description="when the large model may not be called any more: go on small, stop, or ask a human",
     )
 
     @field_validator("large_tokens", "large_calls", "large_cost", "seconds")

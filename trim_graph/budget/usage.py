@@ -11,8 +11,8 @@ from typing_extensions import TypedDict
 from trim_graph.errors import FailedAttempts, ModelServerError, is_context_full
 
 Writer = Literal["small", "large"]
-StepWriter = Literal["small", "large", "person"]
-"""Author of a step: a model, or a person in response to an interrupt."""
+StepWriter = Literal["small", "large", "human"]
+"""Author of a step: a model, or a human in response to an interrupt."""
 
 
 class ModelPrice(BaseModel):

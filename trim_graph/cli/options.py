@@ -169,7 +169,7 @@ class SolveOptions(Options):
     answer: Annotated[
         str | None,
         typer.Option(
-            help="For a run that waits for a person: {more: {large_tokens: 200}}, {continue_with: small}."
+            help="For a run that waits for a human: {more: {large_tokens: 200}}, {continue_with: small}."
         ),
     ] = None
     user: Annotated[str | None, typer.Option(help="Whose quota the run draws from.")] = None

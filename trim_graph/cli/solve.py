@@ -41,9 +41,9 @@ def run_solve(options: SolveOptions) -> None:
 
     opening = open_checkpointer(config.checkpoint)
     persistent = opening.place.lasts
-    if may_ask_person(config) and not persistent:
+    if may_ask_human(config) and not persistent:
         raise SettingsError(
-            f"the configuration has a person asked, but the checkpoint is {config.checkpoint}, and a run "
+            f"the configuration has a human asked, but the checkpoint is {config.checkpoint}, and a run "
             "cannot wait there for an answer: put `checkpoint: sqlite:runs.db` into the file of --config"
         )
     if options.thread is not None and not persistent:
@@ -176,13 +176,13 @@ _MORE = {"large_tokens": 200, "large_calls": 5, "large_cost": 0.01}
 """An amount to suggest, by the limit that is spent."""
 
 
-def may_ask_person(config: TrimConfig) -> bool:
-    """Returns whether a configuration has a person asked."""
+def may_ask_human(config: TrimConfig) -> bool:
+    """Returns whether a configuration has a human asked."""
     return config.budget.on_exhausted == "ask" or config.settings.ask_below is not None
 
 
 def waiting(graph: Any, place: Any) -> dict[str, Any] | None:
-    """What the run of a thread asks a person; None where it does not wait."""
+    """What the run of a thread asks a human; None where it does not wait."""
     if graph.checkpointer is None:
         return None
     tasks = graph.get_state(place).tasks
@@ -195,7 +195,7 @@ def show_question(console: Console, asked: dict[str, Any], command: str) -> None
 
     Args:
         console: Where.
-        asked: A `trim_graph.routing.human.PersonQuestion`.
+        asked: A `trim_graph.routing.human.HumanQuestion`.
         command: Resumes the run, but for the answer.
     """
     from rich.text import Text
@@ -219,7 +219,7 @@ def show_question(console: Console, asked: dict[str, Any], command: str) -> None
         console.print(Text.assemble((f"{name:<8}", "bold"), value), soft_wrap=True)
 
 
-COLOURS = {"small": "cyan", "large": "magenta", "person": "green"}
+COLOURS = {"small": "cyan", "large": "magenta", "human": "green"}
 WHY = {
     "finished": "the solution has ended",
     "max_steps": "the limit on steps is reached",
@@ -230,7 +230,7 @@ WHY = {
     "recursion_limit": "the recursion limit is reached",
     "no_step": "the model wrote nothing that is a step",
     "failed": "no model was left to write the next step",
-    "person": "who was asked ended it",
+    "human": "who was asked ended it",
     "middleware": "another middleware ended the agent",
 }
 _INDENT = " " * 27
@@ -345,8 +345,8 @@ def show_usage(console: Console, summary: dict[str, Any], prices: Prices) -> Non
         parts.append(f"{written} written")
     scorer = ", ".join([*parts, counted(spend["scorer"]["calls"], "call")])
     rows = [("scorer", scorer)]
-    if by_hand := summary["steps"].get("person"):
-        rows.insert(0, ("person", counted(by_hand, "step")))
+    if by_hand := summary["steps"].get("human"):
+        rows.insert(0, ("human", counted(by_hand, "step")))
     if prices != type(prices)():
         rows.append(("cost", f"{summary['cost']:.6g}"))
     rows.append(("seconds", f"{summary['seconds']:.2f}"))

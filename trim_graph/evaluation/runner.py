@@ -233,7 +233,7 @@ class Models:
     def graph(
         self, policy: dict[str, Any] | None = None, *, judged: bool = False, fresh: bool = False
     ) -> Any:
-        """Builds a graph for measurements: it asks no person, and draws from no account.
+        """Builds a graph for measurements: it asks no human, and draws from no account.
 
         Args:
             policy: In the form of a configuration; default: the policy of the configuration.

@@ -42,8 +42,8 @@ class BudgetIncrease(BaseModel):
         return {**limits, **raised}
 
 
-class PersonAnswer(BaseModel):
-    """A person's answer, with which the run resumes: ``Command(resume={"more": {"large_tokens": 200}})``.
+class HumanAnswer(BaseModel):
+    """A human's answer, with which the run resumes: ``Command(resume={"more": {"large_tokens": 200}})``.
 
     Exactly one of ``more``, ``continue_with`` and ``step`` is set.
     """
@@ -59,7 +59,7 @@ class PersonAnswer(BaseModel):
     ends: bool = Field(default=False, description="whether the solution ends with this step")
 
     @model_validator(mode="after")
-    def _one_answer(self) -> PersonAnswer:
+    def _one_answer(self) -> HumanAnswer:
         choices = [name for name in type(self).model_fields if name != "ends"]
         given = [name for name in choices if getattr(self, name) is not None]
         if len(given) != 1:
@@ -73,17 +73,17 @@ class PersonAnswer(BaseModel):
         return self
 
 
-class DraftAnswer(PersonAnswer):
-    """A person's answer while a draft awaits a decision, which the answer may be."""
+class DraftAnswer(HumanAnswer):
+    """A human's answer while a draft awaits a decision, which the answer may be."""
 
     decision: Literal["accept", "regenerate", "handover"] | None = Field(
         default=None, description="what becomes of the draft, in place of the policy's word"
     )
 
 
-def answer_to(state: TrimState) -> type[PersonAnswer]:
+def answer_to(state: TrimState) -> type[HumanAnswer]:
     """Returns the schema of the answer that a run accepts now."""
-    return PersonAnswer if state.get("draft") is None else DraftAnswer
+    return HumanAnswer if state.get("draft") is None else DraftAnswer
 
 
 class ShownStep(TypedDict):
@@ -96,7 +96,7 @@ class ShownStep(TypedDict):
     """How the step ends; after ``length`` the next text continues directly after its last word."""
 
 
-class PersonQuestion(TypedDict):
+class HumanQuestion(TypedDict):
     """Value of the interrupt, ``result["__interrupt__"][0].value``; all of it is plain JSON."""
 
     type: Literal["trim"]
@@ -115,12 +115,12 @@ class PersonQuestion(TypedDict):
     accounts: dict[str, dict[str, Any]]
     """Limits of the accounts that the run is charged to, by account name."""
     answers: dict[str, str]
-    """Possible answers: keys of `PersonAnswer` (or `DraftAnswer`) with their effects."""
+    """Possible answers: keys of `HumanAnswer` (or `DraftAnswer`) with their effects."""
     run: str
     """Id of the run, to distinguish interrupts of parallel runs."""
 
 
-def question_to_person(state: TrimState) -> PersonQuestion:
+def question_to_human(state: TrimState) -> HumanQuestion:
     """Returns the value of the interrupt; the same whenever the node runs again."""
     view = RunView(state)
     pending_interrupt, run, draft = state["pending_interrupt"], view.run, view.draft
@@ -133,7 +133,7 @@ def question_to_person(state: TrimState) -> PersonQuestion:
     }
     if draft is not None:
         answers["decision"] = '"accept" the draft, "regenerate" it, or "handover" to the large model'
-    return PersonQuestion(
+    return HumanQuestion(
         type="trim",
         run=run["id"],
         reason=pending_interrupt["reason"],
@@ -154,12 +154,12 @@ def question_to_person(state: TrimState) -> PersonQuestion:
     )
 
 
-def apply_response(run: Run, answer: PersonAnswer) -> tuple[Run, HumanResponse]:
+def apply_response(run: Run, answer: HumanAnswer) -> tuple[Run, HumanResponse]:
     """Applies an answer to the settings and accounts of a run.
 
     Args:
         run: The run, from the state.
-        answer: The person's answer, validated.
+        answer: The human's answer, validated.
 
     Returns:
         The run with raised limits or changed settings, and the part of the answer that `route` acts on.

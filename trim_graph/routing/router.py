@@ -1,4 +1,4 @@
-"""The rules of routing: who writes next, whether a draft is accepted, when to ask a person or to end.
+"""The rules of routing: who writes next, whether a draft is accepted, when to ask a human or to end.
 
 Pure: no LangGraph, no I/O, no model. `Router.next` maps a view of the run to one action with its update of
 the state. The graph, an agent's turn, lookahead and offline replay use the same router.
@@ -102,7 +102,7 @@ class Generate(Action):
 
 
 class AskHuman(Action):
-    """Interrupt the run for a person; ``update["pending_interrupt"]`` holds the reason."""
+    """Interrupt the run for a human; ``update["pending_interrupt"]`` holds the reason."""
 
 
 class Finish(Action):
@@ -323,14 +323,14 @@ class _Decision:
         return self._carry_out(checked(answer, DECISIONS, self.policy, self.memory), draft, request)
 
     def _carry_out(
-        self, choice: Choice, draft: Draft, request: StepRequest, *, by_person: bool = False
+        self, choice: Choice, draft: Draft, request: StepRequest, *, by_human: bool = False
     ) -> Action:
         """Carries out the decision on a draft, as far as the budget allows."""
         record = self._record(choice.value, draft["score"])
         if "part" in draft:
             record["part"] = draft["part"]
-        if by_person:
-            record["by"] = "person"
+        if by_human:
+            record["by"] = "human"
         large: StepRequest | None = None
         if choice.value != "accept":
             large, exhausted = self.large_request(choice.value == "handover")
@@ -391,7 +391,7 @@ class _Decision:
         kept = self._rejected_draft()
         return request["max_tokens"] < self.step_tokens if kept is None else kept["end"] != "length"
 
-    # What a person has answered
+    # What a human has answered
 
     def _ask(
         self,
@@ -402,7 +402,7 @@ class _Decision:
         request: StepRequest | None,
         failed: Failure | None = None,
     ) -> Action:
-        """Interrupts for a person; after the answer the router decides on the same state again.
+        """Interrupts for a human; after the answer the router decides on the same state again.
 
         Args:
             reason: Reason of the interrupt.
@@ -420,7 +420,7 @@ class _Decision:
     def _act_on(
         self, human_response: HumanResponse, draft: Draft | None, request: StepRequest | None
     ) -> Action | None:
-        """Carries out a person's response; None if new limits require another decision."""
+        """Carries out a human's response; None if new limits require another decision."""
         self._event("answered", step=len(self.steps), answer=human_response)
         if "step" in human_response:
             return self._by_hand(human_response["step"], ends=human_response["ends"], draft=draft)
@@ -428,32 +428,32 @@ class _Decision:
             assert draft is not None
             assert request is not None
             return self._carry_out(
-                Choice(human_response["decision"], self.memory), draft, request, by_person=True
+                Choice(human_response["decision"], self.memory), draft, request, by_human=True
             )
         if "more" in human_response:
             raised = ", ".join(f"{name} by {amount:g}" for name, amount in human_response["more"].items())
-            self.note(f"a person raised the limits: {raised or 'none of those that are set'}")
+            self.note(f"a human raised the limits: {raised or 'none of those that are set'}")
             return None
         if human_response["continue_with"] == "stop":
-            return self.finish("person")
-        self.note("a person had the small model go on alone")
+            return self.finish("human")
+        self.note("a human had the small model go on alone")
         waits = self.state.get("failed") is not None or (request is not None and request["writer"] == "large")
         if draft is not None or not waits:
             return None
         record = self._record("accept", None)
-        record["by"] = "person"
+        record["by"] = "human"
         return self._instead_of_large(record)
 
     def _by_hand(self, text: str, *, ends: bool, draft: Draft | None) -> Action:
         record = self._record("by_hand", None)
-        record["by"] = "person"
+        record["by"] = "human"
         if draft is not None:
             record["score"], record["discarded"] = draft["score"], as_step(draft)
         self._decide(record)
         step = Step(
             text=text.strip(),
-            writer="person",
-            model="person",
+            writer="human",
+            model="human",
             tokens=0,
             mean_token_probability=None,
             end="eos" if ends else "delimiter",
@@ -651,7 +651,7 @@ class _Decision:
             return unbounded.least, False
 
     def asks(self, exhausted: str | None) -> bool:
-        """Returns whether an exhausted limit interrupts the run for a person."""
+        """Returns whether an exhausted limit interrupts the run for a human."""
         return self.view.budget.on_exhausted == "ask" and exhausted not in (None, *_NO_LIMIT)
 
     def stops(self, exhausted: str) -> bool:

@@ -1,4 +1,4 @@
-"""The node `ask_person`: only interrupts the run, since it runs again when the run is resumed."""
+"""The node `ask_human`: only interrupts the run, since it runs again when the run is resumed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langgraph.types import interrupt
 
-from trim_graph.routing.human import answer_to, apply_response, question_to_person
+from trim_graph.routing.human import answer_to, apply_response, question_to_human
 from trim_graph.runtime import Node
 from trim_graph.state import TrimState, diff_update
 
 
-def ask_person_node() -> Node:
+def ask_human_node() -> Node:
     """Builds the node.
 
     An invalid answer raises `pydantic.ValidationError` from the call that resumes the run; the interrupt
@@ -20,7 +20,7 @@ def ask_person_node() -> Node:
     """
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        answer = interrupt(question_to_person(state), response_schema=answer_to(state))
+        answer = interrupt(question_to_human(state), response_schema=answer_to(state))
         settled, human_response = apply_response(state["run"], answer)
         return diff_update(
             state, {"run": settled, "human_response": human_response, "pending_interrupt": None}
@@ -29,4 +29,4 @@ def ask_person_node() -> Node:
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         return run(state, config)
 
-    return Node(run, arun, name="ask_person")
+    return Node(run, arun, name="ask_human")

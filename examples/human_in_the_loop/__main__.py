@@ -1,6 +1,7 @@
-"""``python -m trim_graph.examples.person ask FILE`` and then ``... answer FILE ANSWER``, as often as it asks.
+"""``python -m trim_graph.examples.human_in_the_loop ask FILE``; then ``... answer FILE ANSWER``.
 
-Each command is a process of its own: between them the run is in FILE, a SQLite database.
+The second as often as the run asks. Each command is a process of its own: between them the run is in FILE, a
+SQLite database.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Ask, or answer."""
-    parser = argparse.ArgumentParser(description="A run that waits for a person.")
+    parser = argparse.ArgumentParser(description="A run that waits for a human.")
     commands = parser.add_subparsers(dest="command", required=True)
     ask = commands.add_parser("ask", help="begin a run")
     answer = commands.add_parser("answer", help="go on with it")

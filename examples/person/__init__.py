@@ -1,1 +1,0 @@
-"""A person in the loop: a run waits in a file for an answer, which another process may bring."""
