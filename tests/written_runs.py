@@ -68,16 +68,16 @@ def _step(arm, text, wrong, drawn):
 
 
 def a_summary(n, **changes):
-    """A summary with plausible figures; a report only shows them."""
+    """A summary with plausible metrics; a report only shows them."""
     accuracy = {"small": 0.4, "large": 0.995, "threshold-0.5": 0.97, "random": 0.5}
     share = {"small": 0.0, "large": 1.0, "threshold-0.5": 0.26, "random": 0.26}
     figure = {"value": None, "interval": None}
     arms = []
     for name, kind in ARMS.items():
-        figures = dict.fromkeys(METRICS, figure)
-        figures["accuracy"] = {"value": accuracy[name], "interval": [accuracy[name] - 0.03, accuracy[name]]}
-        figures["share"] = {"value": share[name], "interval": [share[name], share[name] + 0.02]}
-        figures["large_tokens"] = {"value": 62.6 * share[name], "interval": None}
+        metrics = dict.fromkeys(METRICS, figure)
+        metrics["accuracy"] = {"value": accuracy[name], "interval": [accuracy[name] - 0.03, accuracy[name]]}
+        metrics["share"] = {"value": share[name], "interval": [share[name], share[name] + 0.02]}
+        metrics["large_tokens"] = {"value": 62.6 * share[name], "interval": None}
         arms.append(
             {
                 "arm": name,
@@ -86,7 +86,7 @@ def a_summary(n, **changes):
                 "policy": {"type": name},
                 "n": n,
                 "errors": 0,
-                "figures": figures,
+                "metrics": metrics,
                 "matched_budget": {},
                 "differences": {"large": {"accuracy": {"value": -0.02, "interval": [-0.03, -0.01]}}},
             }

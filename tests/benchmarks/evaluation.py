@@ -1,4 +1,4 @@
-"""What the end of an evaluation costs: memory and time from journals to Parquet, figures and verdicts.
+"""What the end of an evaluation costs: memory and time from journals to Parquet, metrics and verdicts.
 
 ``python -m tests.benchmarks.evaluation [-n 100000] [--json FILE]`` writes made-up rows of three arms, each
 row with eight steps, and does with them what `trim-graph eval` does when the last question has ended. Memory
@@ -92,7 +92,7 @@ def measure(n: int, folder: Path) -> dict[str, Any]:
         found[f"{name}_peak_mb"] = peak() - before
         return answer
 
-    def figures() -> None:
+    def metrics() -> None:
         for arm in ARMS:
             resampled[arm] = resample(
                 read_metric_columns(read_rows_of(folder, arm), n=n, samples=1, prices=PRICES)
@@ -106,7 +106,7 @@ def measure(n: int, folder: Path) -> dict[str, Any]:
         comparison.curves()
         return overall(judge(comparison, CostModel(priced=True)), comparison)
 
-    timed("figures", figures)
+    timed("metrics", metrics)
     timed("summary", summary)
     timed("parquet", lambda: write_rows(folder, list(ARMS)))
     found["parquet_mb"] = (folder / "rows.parquet").stat().st_size / 2**20

@@ -30,8 +30,8 @@ def rows_of(folder, arm):
     return sorted(read_run(folder).rows(arm), key=lambda row: (row["index"], row["sample"]))
 
 
-def figures_of(folder, arm):
-    return {one["arm"]: one for one in read_run(folder).summary["arms"]}[arm]["figures"]
+def metrics_of(folder, arm):
+    return {one["arm"]: one for one in read_run(folder).summary["arms"]}[arm]["metrics"]
 
 
 def test_a_run_from_end_to_end(world, run):
@@ -45,18 +45,18 @@ def test_a_run_from_end_to_end(world, run):
     assert set(counts.values()) == {20}
 
     # The judge of this world knows every wrong step.
-    assert arms["large"]["figures"]["accuracy"]["value"] == 1
-    assert arms["threshold-0.5"]["figures"]["pgr"]["value"] == 1
-    assert arms["small"]["figures"]["accuracy"]["value"] < 0.9
-    for name, arm in arms.items():  # figures are those of the rows
+    assert arms["large"]["metrics"]["accuracy"]["value"] == 1
+    assert arms["threshold-0.5"]["metrics"]["pgr"]["value"] == 1
+    assert arms["small"]["metrics"]["accuracy"]["value"] < 0.9
+    for name, arm in arms.items():  # metrics are those of the rows
         rows = rows_of("run", name)
-        figures = {key: figure["value"] for key, figure in arm["figures"].items()}
-        assert figures["accuracy"] == pytest.approx(sum(row["correct"] for row in rows) / 20)
-        assert figures["large_tokens"] == pytest.approx(sum(row["large_tokens"] for row in rows) / 20)
-        assert figures["cost"] == pytest.approx(sum(row["cost"] for row in rows) / 20)
+        metrics = {key: figure["value"] for key, figure in arm["metrics"].items()}
+        assert metrics["accuracy"] == pytest.approx(sum(row["correct"] for row in rows) / 20)
+        assert metrics["large_tokens"] == pytest.approx(sum(row["large_tokens"] for row in rows) / 20)
+        assert metrics["cost"] == pytest.approx(sum(row["cost"] for row in rows) / 20)
         whole = sum(row["large_tokens"] for row in rows_of("run", "large"))
-        assert figures["share"] == pytest.approx(sum(row["large_tokens"] for row in rows) / whole)
-        assert figures["seconds_median"] == sorted(row["seconds"] for row in rows)[9]
+        assert metrics["share"] == pytest.approx(sum(row["large_tokens"] for row in rows) / whole)
+        assert metrics["seconds_median"] == sorted(row["seconds"] for row in rows)[9]
 
     # Random routing at five rates; with as many large tokens as the policy it is worse.
     policy = arms["threshold-0.5"]
@@ -72,7 +72,7 @@ def test_a_run_from_end_to_end(world, run):
     assert set(arms["kind-0.5"]["matched_budget"]) == {"random"}
 
     curve = next(curve for curve in done.summary["curves"] if curve["family"] == "threshold-0.5")
-    share = policy["figures"]["share"]["value"]
+    share = policy["metrics"]["share"]["value"]
     assert curve["cpt"]["50"]["value"] == pytest.approx(share / 2)
     assert curve["mean_ibc"]["value"] > 1
     assert done.summary["verdict"].startswith("Use it here, with threshold-0.5: It saves")
@@ -218,7 +218,7 @@ def test_samples_have_seeds_of_their_own(world, run):
         tuple(step["decision"] for step in row["steps"]) for row in rows if row["index"] == rows[0]["index"]
     }
     assert len(drawn) > 1
-    assert figures_of("run", "random_rate-0.5")["accuracy"]["value"] == pytest.approx(
+    assert metrics_of("run", "random_rate-0.5")["accuracy"]["value"] == pytest.approx(
         sum(row["correct"] for row in rows) / 18
     )
     assert read_run("run").summary["n"] == 6
@@ -235,7 +235,7 @@ def test_a_sweep_is_one_curve(world, run):
     ]
     arms = {arm["arm"]: arm for arm in read_run("run").summary["arms"]}
     assert arms["threshold-0.05"]["matched_budget"]["random"]["difference"]["value"] == 0
-    assert arms["threshold-0.95"]["figures"]["share"]["value"] > 0.9
+    assert arms["threshold-0.95"]["metrics"]["share"]["value"] > 0.9
 
 
 def test_rates_of_random_routing(world, run):
@@ -420,7 +420,7 @@ def test_all_baselines_of_models_that_tell_all(world, models, run, monkeypatch):
     assert result.exit_code == 0, result.output
     arms = {arm["arm"]: arm for arm in read_run("run").summary["arms"]}
     for family in ("cascade", "entropy"):
-        shares = [arms[f"{family}-{share}"]["figures"]["share"]["value"] for share in ("0.25", "0.5", "0.75")]
+        shares = [arms[f"{family}-{share}"]["metrics"]["share"]["value"] for share in ("0.25", "0.5", "0.75")]
         assert shares == sorted(shares)
         assert 0 < shares[1] < 1
         assert family in arms["threshold-0.5"]["matched_budget"]
@@ -530,8 +530,8 @@ def test_the_shipped_models(tmp_path, run, monkeypatch):
     assert result.exit_code == 0, result.output
     done = read_run("run")
     arms = {arm["arm"]: arm for arm in done.summary["arms"]}
-    assert arms["large"]["figures"]["accuracy"]["value"] > arms["small"]["figures"]["accuracy"]["value"]
-    assert arms["threshold-0.9"]["figures"]["share"]["value"] < 1
+    assert arms["large"]["metrics"]["accuracy"]["value"] > arms["small"]["metrics"]["accuracy"]["value"]
+    assert arms["threshold-0.9"]["metrics"]["share"]["value"] < 1
     families = {arm["family"] for arm in arms.values()}
     assert families == {"small", "large", "threshold-0.9", "random", "cascade"}
     assert os.stat("run/rows.parquet").st_size > 0

@@ -28,11 +28,11 @@ def scorer(tmp_path, monkeypatch):
 def test_figures_and_picture(scorer, run, tmp_path):
     result = run("eval-scorer", "bench.jsonl", "--threshold", 0.5, "--out", "new/found")
     assert result.exit_code == 0, result.output
-    figures = json.loads((tmp_path / "new/found/figures.json").read_text())
-    first = figures["sets"]["bench"]["first_error"]
+    metrics = json.loads((tmp_path / "new/found/metrics.json").read_text())
+    first = metrics["sets"]["bench"]["first_error"]
     assert (first["accuracy_erroneous"], first["accuracy_correct"]) == (1.0, 0.5)
-    assert first["f1"] == figures["average_f1"] == pytest.approx(2 / 3)
-    assert (figures["threshold"], figures["threshold_is"]) == (0.5, "as given")
+    assert first["f1"] == metrics["average_f1"] == pytest.approx(2 / 3)
+    assert (metrics["threshold"], metrics["threshold_is"]) == (0.5, "as given")
     assert re.search(r"first-error F1 +0\.667", result.stdout)
     assert (tmp_path / "new/found/reliability.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "new/found/reliability.svg").read_bytes()
@@ -43,11 +43,11 @@ def test_the_threshold_is_chosen_on_the_first_file(scorer, run, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(other))
     result = run("eval-scorer", "bench.jsonl", "other.json", "--out", ".")
     assert result.exit_code == 0, result.output
-    figures = json.loads((tmp_path / "figures.json").read_text())
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
     # Between the wrong ones' 0.2 and the doubted one's 0.3 nothing is judged wrong.
-    assert 0.2 < figures["threshold"] <= 0.3
-    assert figures["threshold_is"] == "the one of the highest F1 on bench"
-    assert [one["first_error"]["f1"] for one in figures["sets"].values()] == [1, 1]
+    assert 0.2 < metrics["threshold"] <= 0.3
+    assert metrics["threshold_is"] == "the one of the highest F1 on bench"
+    assert [one["first_error"]["f1"] for one in metrics["sets"].values()] == [1, 1]
     assert "average F1: 1.000" in result.stdout
 
 
@@ -79,11 +79,11 @@ def test_what_the_scorer_fails_on_counts_as_judged_wrong_until_it_is_rated(
     failed = run("eval-scorer", "bench.jsonl", "--out", ".", "--threshold", 0.25)
     assert failed.exit_code == 0
     assert "the scorer failed on 1 solutions" in failed.stdout
-    assert json.loads((tmp_path / "figures.json").read_text())["average_f1"] == pytest.approx(2 / 3)
+    assert json.loads((tmp_path / "metrics.json").read_text())["average_f1"] == pytest.approx(2 / 3)
     monkeypatch.setattr("trim_graph.cli.eval_scorer.load_scorer", lambda config: scorer)
     rated = run("eval-scorer", "bench.jsonl", "--out", ".", "--threshold", 0.25, "--retry-errors")
     assert "failed" not in rated.stdout
-    assert json.loads((tmp_path / "figures.json").read_text())["average_f1"] == 1
+    assert json.loads((tmp_path / "metrics.json").read_text())["average_f1"] == 1
 
 
 def test_a_scorer_that_never_answers_is_given_up(scorer, run, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ def test_the_demo_shows_that_routing_pays(here, run):
     arms = found["arms"]
     assert {name: len(arm["outcomes"]) for name, arm in arms.items()} == dict.fromkeys(ARMS, 60)
     assert arms["small"]["accuracy"] < 0.7 < arms["large"]["accuracy"]
-    # Floors for so few problems; the README has the figures of two thousand.
+    # Floors for so few problems; the README has the metrics of two thousand.
     for name in ("threshold", "planned", "aggregate", "sequence"):
         assert arms[name]["pgr"] >= 0.8
         assert arms[name]["share"] <= 0.4
@@ -85,7 +85,7 @@ def test_the_example_reward_model_finds_first_errors(here, run):
     assert run(*collected, "--label-steps", "--out", "labelled.jsonl").exit_code == 0
     result = run("eval-scorer", "labelled.jsonl", "--threshold", "0.6", "--out", "scorer")
     assert result.exit_code == 0, result.output
-    found = json.loads((here / "scorer/figures.json").read_text())["sets"]["labelled"]
+    found = json.loads((here / "scorer/metrics.json").read_text())["sets"]["labelled"]
     assert found["first_error"]["f1"] > 0.6
     assert found["steps"]["auc"] > 0.9
     again = run("eval-scorer", "labelled.jsonl", "--scorer", f"{{type: transformers_prm, model: {PRM}}}")

@@ -188,8 +188,8 @@ def test_an_evaluation_has_each_question_once_after_killed_workers_and_commands(
     assert all(kept[row["index"]] == row for row in before)
     assert there.settings == here.settings
     assert [same(row) for row in there.rows()] == [same(row) for row in here.rows()]
-    figures = [[arm["figures"]["accuracy"] for arm in run.summary["arms"]] for run in (here, there)]
-    assert figures[0] == figures[1]
+    metrics = [[arm["metrics"]["accuracy"] for arm in run.summary["arms"]] for run in (here, there)]
+    assert metrics[0] == metrics[1]
 
 
 def test_a_collection_has_each_question_once_after_killed_workers_and_commands(

@@ -20,28 +20,28 @@ ARMS = {
 
 
 def test_figures():
-    figures = compare(ARMS)
-    row = figures["threshold"]
+    metrics = compare(ARMS)
+    row = metrics["threshold"]
     assert (row["accuracy"], row["share"], row["pgr"]) == (0.5, 0.25, 0.5)
     assert (row["large_tokens"], row["large_tokens_per_question"], row["n"]) == (250, 2.5, 100)
     assert row["accuracy_interval"].low == pytest.approx(0.40, abs=0.02)
     assert row["share_interval"].low == pytest.approx(0.17, abs=0.02)
     assert 0.3 < row["pgr_interval"].low < 0.5 < row["pgr_interval"].high < 0.7
-    assert (figures["small"]["pgr"], figures["large"]["pgr"]) == (0, 1)
-    assert (figures["small"]["share"], figures["large"]["share"]) == (0, 1)
-    assert figures["large"]["pgr_interval"] is None
+    assert (metrics["small"]["pgr"], metrics["large"]["pgr"]) == (0, 1)
+    assert (metrics["small"]["share"], metrics["large"]["share"]) == (0, 1)
+    assert metrics["large"]["pgr_interval"] is None
 
 
 def test_no_gap_no_pgr():
-    figures = compare({"small": ARMS["large"], "large": ARMS["small"]})
-    assert figures["small"]["pgr"] is None
-    assert figures["small"]["share"] is None
+    metrics = compare({"small": ARMS["large"], "large": ARMS["small"]})
+    assert metrics["small"]["pgr"] is None
+    assert metrics["small"]["share"] is None
 
 
 def test_errors_are_counted_and_wrong():
     broken = [a_record(i, False, error="E: x") for i in range(100)]
-    figures = compare({**ARMS, "broken": broken})
-    assert (figures["broken"]["errors"], figures["broken"]["accuracy"]) == (100, 0)
+    metrics = compare({**ARMS, "broken": broken})
+    assert (metrics["broken"]["errors"], metrics["broken"]["accuracy"]) == (100, 0)
 
 
 def test_a_difference_is_paired():

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from trim_graph.evaluation.scorer_metrics import (
     Rated,
     best_threshold,
+    compute_scorer_metrics,
     discrimination,
     first_error,
     labels_from,
     looked_at,
-    scorer_figures,
 )
 
 SCORES = st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.5000001, 0.7, 0.9, 1.0])
@@ -66,7 +66,7 @@ def test_a_known_case():
         Rated((0.9, 0.3), (True, True)),  # a false alarm
         Rated(None, (True, True)),  # the scorer failed: judged wrong
     ]
-    found = scorer_figures(rated, 0.5, resamples=200)
+    found = compute_scorer_metrics(rated, 0.5, resamples=200)
     first = found["first_error"]
     assert (first["n"], first["erroneous"], found["errors"]) == (5, 2, 1)
     assert (first["accuracy_erroneous"], first["accuracy_correct"]) == (0.5, 1 / 3)
@@ -79,7 +79,7 @@ def test_a_known_case():
 
 
 def test_one_kind_alone_has_no_f1_and_no_area():
-    found = scorer_figures([Rated((0.9, 0.4), (True, True))], 0.5)
+    found = compute_scorer_metrics([Rated((0.9, 0.4), (True, True))], 0.5)
     assert found["first_error"]["accuracy_erroneous"] is None
     assert found["first_error"]["f1"] is found["steps"]["auc"] is found["whole"]["auc"] is None
     assert found["steps"]["brier"] == pytest.approx((0.01 + 0.36) / 2)
@@ -88,9 +88,9 @@ def test_one_kind_alone_has_no_f1_and_no_area():
 def test_drafts_nobody_looked_at_count_nowhere():
     unknown = Rated((0.9, 0.1), (True, None))
     assert looked_at(unknown) == [(0.9, True)]
-    found = scorer_figures([unknown], 0.5)
+    found = compute_scorer_metrics([unknown], 0.5)
     assert (found["first_error"]["n"], found["whole"]["n"], found["steps"]["n"]) == (0, 0, 1)
-    assert scorer_figures([], 0.5)["steps"]["auc"] is None
+    assert compute_scorer_metrics([], 0.5)["steps"]["auc"] is None
 
 
 @given(st.lists(st.tuples(SCORES, st.booleans()), max_size=30))

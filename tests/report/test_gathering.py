@@ -25,19 +25,19 @@ def test_what_arms_have_in_common_is_rated_once_and_nothing_behind_a_wrong_step(
         )
     found.add(a_row("threshold-0.5", 0, steps=[step("a", 0.9, True), step("B", 0.7, True, "large", bad)]))
     found.add(a_row("small", 1, steps=[step("a", 0.9, True)]))
-    kind, figures = found.figures()
+    kind, metrics = found.metrics()
     # Twice "a" (another question), "b" once though it was discarded too, "B".
-    assert (kind, figures["n"], figures["right"]) == ("steps", 4, 3)
+    assert (kind, metrics["n"], metrics["right"]) == ("steps", 4, 3)
 
 
 def test_without_labels_of_steps_solutions_are_rated():
     found = Calibration()
     for index, correct in ((0, True), (1, False), (2, None)):
         found.add(a_row("small", index, correct=correct, steps=[step("a", 0.9), step("b", 0.3 + index / 10)]))
-    kind, figures = found.figures()
-    assert (kind, figures["n"], figures["right"]) == ("solutions", 2, 1)
-    assert [one["mean_score"] for one in figures["bins"]] == pytest.approx([0.3, 0.4])
-    assert Calibration().figures() is None
+    kind, metrics = found.metrics()
+    assert (kind, metrics["n"], metrics["right"]) == ("solutions", 2, 1)
+    assert [one["mean_score"] for one in metrics["bins"]] == pytest.approx([0.3, 0.4])
+    assert Calibration().metrics() is None
 
 
 def test_places_weigh_steps_by_their_part_of_a_solution():
@@ -106,7 +106,7 @@ def test_a_run_that_goes_on_and_one_that_has_ended_in_parquet(tmp_path):
     files = write_report(running, tmp_path / "page.html")
     data = data_of(files[0])
     assert data["summary"] is None
-    assert data["warnings"] == ["This evaluation has not ended: figures are missing.", "No rows of random."]
+    assert data["warnings"] == ["This evaluation has not ended: metrics are missing.", "No rows of random."]
     assert data["limit"] == 48  # what the large model alone uses
     assert {file.name for file in (tmp_path / "pictures").iterdir()} == {file.name for file in files[1:]}
     ended = write_run(

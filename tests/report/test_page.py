@@ -1,4 +1,4 @@
-"""The page as a reader has it: figures, filters, keys, a phone."""
+"""The page as a reader has it: metrics, filters, keys, a phone."""
 
 import pytest
 from written_runs import a_row, a_summary, usual_rows, write_run

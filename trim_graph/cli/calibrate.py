@@ -171,13 +171,13 @@ class _Calibration:
 
     def _print_point(self, point: Point) -> None:
         self._opened.close()
-        figures = {
+        metrics = {
             "share": point.share,
             "cost": point.cost or None,
             "accuracy": point.accuracy,
             "pgr": point.pgr,
         }
-        line = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if value is not None)
+        line = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if value is not None)
         print(f"{point.setting}: {line}", file=sys.stderr, flush=True)
 
 

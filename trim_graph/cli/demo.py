@@ -216,20 +216,20 @@ WIDTH = 120
 _PACKAGES = ("trim-graph", "langgraph", "langchain-core", "torch", "transformers", "numpy")
 
 
-def figures_of(demo: Demo) -> tuple[dict[str, ArmMetrics], Difference | None]:
-    """Computes the figures of the arms that are complete; nothing without the two models alone."""
+def metrics_of(demo: Demo) -> tuple[dict[str, ArmMetrics], Difference | None]:
+    """Computes the metrics of the arms that are complete; nothing without the two models alone."""
     done = {name: arm.outcomes for name, arm in demo.arms.items() if arm.complete}
     if not {"small", "large"} <= done.keys():
         return {}, None
-    figures = compare(done, seed=demo.options.seed)
+    metrics = compare(done, seed=demo.options.seed)
     if not {"threshold", "random"} <= done.keys():
-        return figures, None
-    return figures, accuracy_difference(done["threshold"], done["random"], seed=demo.options.seed)
+        return metrics, None
+    return metrics, accuracy_difference(done["threshold"], done["random"], seed=demo.options.seed)
 
 
 def report(demo: Demo, *, partial: bool) -> dict[str, Any]:
     """Returns everything, JSON-native."""
-    figures, difference = figures_of(demo)
+    metrics, difference = metrics_of(demo)
     options = demo.options
     return {
         "what": "trim-graph demo",
@@ -254,7 +254,7 @@ def report(demo: Demo, *, partial: bool) -> dict[str, Any]:
                 "policy": arm.policy,
                 "complete": arm.complete,
                 "seconds": arm.seconds,
-                **figures.get(name, {}),
+                **metrics.get(name, {}),
                 "outcomes": arm.outcomes,
             }
             for name, arm in demo.arms.items()
@@ -291,7 +291,7 @@ def show_table(demo: Demo) -> None:
 
     console = Console(plain_width=WIDTH)
     options = demo.options
-    figures, difference = figures_of(demo)
+    metrics, difference = metrics_of(demo)
     precise = options.n >= INTERVALS_FROM
     table = Table(title=f"{options.n} held-out problems, split {options.split}, seed {options.seed}")
     table.add_column("arm")
@@ -300,7 +300,7 @@ def show_table(demo: Demo) -> None:
     names = {"threshold": f"threshold {demo.threshold:g}", "random": f"random {demo.random_rate:g}"}
     names |= {name: file.stem for name, file in demo.files.items()}
     for name, arm in demo.arms.items():
-        row = figures[name]
+        row = metrics[name]
         table.add_row(
             names.get(name, f"{name} alone"),
             _figure(row["accuracy"], row["accuracy_interval"] if precise else None),
@@ -315,7 +315,7 @@ def show_table(demo: Demo) -> None:
         console.print(f"accuracy of threshold minus random: {text}")
     if precise:
         console.print(f"in brackets: 95 % intervals, paired bootstrap, {RESAMPLES} resamples")
-    errors = {name: row["errors"] for name, row in figures.items() if row["errors"]}
+    errors = {name: row["errors"] for name, row in metrics.items() if row["errors"]}
     for name, count in errors.items():
         console.print(f"{name}: {count} of {options.n} questions failed and count as wrong")
 

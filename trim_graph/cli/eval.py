@@ -348,7 +348,7 @@ def _accuracy(summary: RunSummary) -> Table:
     )
     spread = summary["n"] >= _SPREAD_FROM
     for arm in summary["arms"]:
-        own = arm["figures"]
+        own = arm["metrics"]
         compared_to = arm["differences"].get("large", {}).get("accuracy")
         table.add_row(
             arm["arm"],
@@ -373,7 +373,7 @@ def _usage_table(summary: RunSummary) -> Table:
         "calls s/l/score", "cost", "seconds median", "p95", "first step", "p95",
     )  # fmt: skip
     for arm in summary["arms"]:
-        own = arm["figures"]
+        own = arm["metrics"]
         table.add_row(
             arm["arm"],
             *(_formatted(own[f"{name}_tokens"], digits=1) for name in ("small", "discarded", "scorer")),
@@ -424,4 +424,4 @@ def _over_random(arm: ArmSummary, *, spread: bool) -> str:
 
 
 def _joined(arm: ArmSummary, *names: str, digits: int = 0) -> str:
-    return "/".join(_formatted(arm["figures"][name], digits=digits) for name in names)
+    return "/".join(_formatted(arm["metrics"][name], digits=digits) for name in names)

@@ -25,14 +25,14 @@ from .options import EvalScorerOptions
 from .terminal import Interrupted, need
 
 if TYPE_CHECKING:
-    from trim_graph.evaluation.scorer_metrics import Rated, ScorerFigures
+    from trim_graph.evaluation.scorer_metrics import Rated, ScorerMetrics
 
-FIGURES = "figures.json"
+METRICS = "metrics.json"
 PICTURE = "reliability"
 
 
 def run_eval_scorer(options: EvalScorerOptions) -> None:
-    """Rates what is not rated yet, and prints and writes the figures.
+    """Rates what is not rated yet, and prints and writes the metrics.
 
     Raises:
         TrimError: An option is not valid, or the work cannot be done.
@@ -157,7 +157,7 @@ def _config(options: EvalScorerOptions) -> TrimConfig:
 
 
 def _report(options: EvalScorerOptions, config: TrimConfig, rated: dict[str, list[Rated]]) -> None:
-    from trim_graph.evaluation.scorer_metrics import best_threshold, scorer_figures
+    from trim_graph.evaluation.scorer_metrics import best_threshold, compute_scorer_metrics
 
     threshold, chosen = options.threshold, "as given"
     if threshold is None:
@@ -166,8 +166,8 @@ def _report(options: EvalScorerOptions, config: TrimConfig, rated: dict[str, lis
         chosen = f"the one of the highest F1 on {first}"
         if threshold is None:
             threshold, chosen = 0.5, f"since {first} has no solutions with an error, or none without"
-    figures = {name: scorer_figures(solutions, threshold) for name, solutions in rated.items()}
-    _show(figures, threshold, chosen)
+    metrics = {name: compute_scorer_metrics(solutions, threshold) for name, solutions in rated.items()}
+    _show(metrics, threshold, chosen)
     if options.out is None:
         return
     from trim_graph.evaluation.plots import draw_reliability, save_plot
@@ -177,22 +177,22 @@ def _report(options: EvalScorerOptions, config: TrimConfig, rated: dict[str, lis
         "scorer": identity_of(config)["scorer"],
         "threshold": threshold,
         "threshold_is": chosen,
-        "average_f1": average_f1(figures),
-        "sets": figures,
+        "average_f1": average_f1(metrics),
+        "sets": metrics,
     }
-    (options.out / FIGURES).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    curves = {name: found["steps"] for name, found in figures.items()}
+    (options.out / METRICS).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    curves = {name: found["steps"] for name, found in metrics.items()}
     files = save_plot(draw_reliability(curves), options.out / PICTURE)
-    print(f"scores, {', '.join(file.name for file in files)} and {FIGURES} in {options.out}")
+    print(f"scores, {', '.join(file.name for file in files)} and {METRICS} in {options.out}")
 
 
-def average_f1(figures: dict[str, ScorerFigures]) -> float | None:
+def average_f1(metrics: dict[str, ScorerMetrics]) -> float | None:
     """Returns the mean F1 over files, as the benchmark's over its subsets; None if one is undefined."""
-    known = [found["first_error"]["f1"] for found in figures.values()]
+    known = [found["first_error"]["f1"] for found in metrics.values()]
     return None if None in known else sum(f1 for f1 in known if f1 is not None) / len(known)
 
 
-def _show(figures: dict[str, ScorerFigures], threshold: float, chosen: str) -> None:
+def _show(metrics: dict[str, ScorerMetrics], threshold: float, chosen: str) -> None:
     from rich.table import Table
 
     from .common import Console
@@ -203,15 +203,15 @@ def _show(figures: dict[str, ScorerFigures], threshold: float, chosen: str) -> N
         "In brackets 95 % intervals.",
         soft_wrap=True,
     )
-    for name, found in figures.items():
+    for name, found in metrics.items():
         table = Table(box=None, title=name, title_justify="left", show_header=False)
         for label, text in _ROWS:
             table.add_row(label, text(found))
         console.print(table)
-    mean = average_f1(figures)
-    if len(figures) > 1 and mean is not None:
+    mean = average_f1(metrics)
+    if len(metrics) > 1 and mean is not None:
         console.print(f"average F1: {mean:.3f}")
-    failed = sum(found["errors"] for found in figures.values())
+    failed = sum(found["errors"] for found in metrics.values())
     if failed:
         console.print(f"the scorer failed on {failed} solutions, which count as judged wrong in the F1")
 

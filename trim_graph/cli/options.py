@@ -321,7 +321,7 @@ class EvalScorerOptions(Options):
     concurrency: Annotated[int, typer.Option(help="Most solutions with the scorer at once."), POSITIVE] = 16
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for scores, figures and the picture, to resume after an interrupt."),
+        typer.Option(help="Folder for scores, metrics and the picture, to resume after an interrupt."),
     ] = None
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Rate the solutions again that failed before.")

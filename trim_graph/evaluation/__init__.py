@@ -1,4 +1,4 @@
-"""Measuring routing: run questions through a graph, and turn the records into figures with intervals."""
+"""Measuring routing: run questions through a graph, and turn the records into metrics with intervals."""
 
 from .comparison import ArmMetrics, Difference, accuracy_difference, compare
 from .metrics import (

@@ -306,7 +306,7 @@ def spent(outcomes: Sequence[Record]) -> int:
 
 
 class Forecast(TypedDict):
-    """Figures that a policy is expected to reach."""
+    """Metrics that a policy is expected to reach."""
 
     n: int
     large_tokens: Metric
@@ -326,7 +326,7 @@ def forecast(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Forecast:
-    """Computes the figures of a policy.
+    """Computes the metrics of a policy.
 
     Args:
         outcomes: Of the policy.

@@ -257,7 +257,7 @@ class Resampled:
     Attributes:
         plain: By name.
         means: By name, shape (resamples,).
-        quantiles: Figures that are no means.
+        quantiles: Metrics that are no means.
         errors: Runs that failed.
     """
 
@@ -315,7 +315,7 @@ class Comparison:
             policy=settings["policy"],
             n=self.n,
             errors=self.arms[name].errors,
-            figures=self._metrics(name),
+            metrics=self._metrics(name),
             matched_budget=self.matched_budget(name),
             differences={other: self.differences(name, other) for other in (SMALL, LARGE) if other != name},
         )

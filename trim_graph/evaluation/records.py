@@ -499,7 +499,7 @@ METRICS = {
     "first_step_median": "median wall clock to the first accepted step",
     "first_step_p95": "95th percentile of the wall clock to the first accepted step",
 }
-"""Keys of `ArmSummary` ``figures``. All but the first four are per question, means over its samples."""
+"""Keys of `ArmSummary` ``metrics``. All but the first four are per question, means over its samples."""
 
 
 class MatchedBudget(TypedDict):
@@ -519,7 +519,7 @@ class MatchedBudget(TypedDict):
 
 
 class ArmSummary(TypedDict):
-    """Figures of one arm."""
+    """Metrics of one arm."""
 
     arm: str
     kind: ArmKind
@@ -529,7 +529,7 @@ class ArmSummary(TypedDict):
     """Questions."""
     errors: int
     """Runs that failed: they count as wrong, and as nothing spent."""
-    figures: dict[str, Metric]
+    metrics: dict[str, Metric]
     """By the keys `METRICS`."""
     matched_budget: dict[str, MatchedBudget]
     """By family: ``random``, and of a policy the baselines that were run at several shares."""

@@ -1,4 +1,4 @@
-"""The figures of `trim_graph.evaluation.metrics` on resampled points, all resamples at once. Needs NumPy."""
+"""The metrics of `trim_graph.evaluation.metrics` on resampled points, all resamples at once. Needs NumPy."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Rated(NamedTuple):
         return -1
 
 
-class FirstErrorFigures(TypedDict):
+class FirstErrorMetrics(TypedDict):
     """What ProcessBench reports. A figure is None where there are no solutions of that kind."""
 
     threshold: float
@@ -93,23 +93,23 @@ class Discrimination(TypedDict):
     bins: list[ReliabilityBin]
 
 
-class ScorerFigures(TypedDict):
+class ScorerMetrics(TypedDict):
     """Everything about one scorer on one set of solutions."""
 
     solutions: int
     errors: int
     """Solutions the scorer failed on; in the F1 they count as judged wrong, elsewhere they are left out."""
-    first_error: FirstErrorFigures
+    first_error: FirstErrorMetrics
     steps: Discrimination
     """Of each step up to the first wrong one."""
     whole: Discrimination
     """Of whole solutions by their least score: right means that no step is wrong."""
 
 
-def scorer_figures(
+def compute_scorer_metrics(
     rated: Sequence[Rated], threshold: float, *, resamples: int = RESAMPLES, seed: int = 0
-) -> ScorerFigures:
-    """Computes all figures of a scorer.
+) -> ScorerMetrics:
+    """Computes all metrics of a scorer.
 
     Args:
         rated: Solutions; those whose first wrong step nobody knows count in ``steps`` only.
@@ -126,7 +126,7 @@ def scorer_figures(
         owners += [index] * len(known)
         if solution.first_wrong is not None:
             whole.append((min(solution.scores), solution.first_wrong < 0))
-    return ScorerFigures(
+    return ScorerMetrics(
         solutions=len(rated),
         errors=sum(solution.scores is None for solution in rated),
         first_error=first_error(rated, threshold, resamples=resamples, seed=seed),
@@ -149,7 +149,7 @@ def looked_at(solution: Rated) -> list[tuple[float, bool]]:
 
 def first_error(
     rated: Iterable[Rated], threshold: float, *, resamples: int = RESAMPLES, seed: int = 0
-) -> FirstErrorFigures:
+) -> FirstErrorMetrics:
     """Computes ProcessBench's F1 at a threshold, with an interval by bootstrap over the solutions."""
     known = [solution for solution in rated if solution.first_wrong is not None]
     wrong = [solution.first_wrong != -1 for solution in known]
@@ -164,7 +164,7 @@ def first_error(
     if known:
         means = zip(*resampled_means(columns, resamples=resamples, seed=seed).values(), strict=True)
         spread = interval([_harmonic(*_accuracies(1, *map(float, row))) for row in means])
-    return FirstErrorFigures(
+    return FirstErrorMetrics(
         threshold=threshold,
         n=len(known),
         erroneous=sum(wrong),

@@ -43,7 +43,7 @@ class PolicyContents:
         type: A key of `KINDS`.
         parameters: JSON-native.
         arrays: By name.
-        made: How the policy came about: command, data, figures. Not read by the policy.
+        made: How the policy came about: command, data, metrics. Not read by the policy.
     """
 
     type: str

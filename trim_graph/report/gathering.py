@@ -1,4 +1,4 @@
-"""What a report needs of the rows of a run, from one pass: figures at once, rows put in order on disk."""
+"""What a report needs of the rows of a run, from one pass: metrics at once, rows put in order on disk."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Calibration:
         self._seen.add(digest)
         return not known
 
-    def figures(self) -> tuple[str, Discrimination] | None:
+    def metrics(self) -> tuple[str, Discrimination] | None:
         """Returns what was rated, ``steps`` or ``solutions``, and how well; None where nothing was scored."""
         for name, pairs, owners in (
             ("steps", self._steps, self._owners[0]),

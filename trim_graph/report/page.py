@@ -109,7 +109,7 @@ def _document(run: Run, arms: list[str], questions: list[dict[str, Any]]) -> dic
     known = run.settings["arms"]
     kinds = {name: known[name]["kind"] if name in known else "baseline" for name in arms}
     warnings = (
-        list(summary["warnings"]) if summary else ["This evaluation has not ended: figures are missing."]
+        list(summary["warnings"]) if summary else ["This evaluation has not ended: metrics are missing."]
     )
     if missing := [name for name in known if name not in arms]:
         warnings.append(f"No rows of {', '.join(missing)}.")

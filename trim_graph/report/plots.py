@@ -67,7 +67,7 @@ def pictures_of(
     """Gives the pictures for which there is something to show."""
     if summary is not None and (accuracy := _accuracy(summary)) is not None:
         yield accuracy
-    if (calibration := gathered.calibration.figures()) is not None:
+    if (calibration := gathered.calibration.metrics()) is not None:
         kind, found = calibration
         shown = {"scores of steps" if kind == "steps" else "least score of a solution": found}
         caption = (
@@ -113,7 +113,7 @@ def _accuracy(summary: RunSummary) -> Picture | None:
 
 
 def _point(arm: ArmSummary, share: float | None = None) -> Point | None:
-    accuracy, spent = arm["figures"]["accuracy"], arm["figures"]["share"]
+    accuracy, spent = arm["metrics"]["accuracy"], arm["metrics"]["share"]
     at = spent["value"] if share is None else share
     if accuracy["value"] is None or at is None:
         return None

@@ -1,6 +1,6 @@
 // What stands above the questions: verdict, warnings, arms, curves.
 
-const FIGURES = [
+const METRICS = [
   ["accuracy", "Accuracy", (v) => fixed(v, 3)],
   ["large_tokens", "Large tokens", count],
   ["share", "Share", (v) => fixed(v, 3)],
@@ -40,13 +40,13 @@ function overRandom(matched) {
 }
 
 function armsTable(summary, arms, caption) {
-  const shown = FIGURES.filter(([key]) => key !== "cost" || summary.priced);
+  const shown = METRICS.filter(([key]) => key !== "cost" || summary.priced);
   const rows = arms.map((arm) =>
     el(
       "tr",
       { class: arm.kind === "policy" ? "main" : null },
       el("th", { scope: "row" }, inline(arm.arm, 60)),
-      shown.map(([key, , format]) => el("td", {}, withInterval(arm.figures[key], format))),
+      shown.map(([key, , format]) => el("td", {}, withInterval(arm.metrics[key], format))),
       el("td", {}, withInterval((arm.differences.large || {}).accuracy, signed)),
       el("td", {}, overRandom((arm.matched_budget || {}).random)),
       el("td", {}, arm.errors ? count(arm.errors) : "0"),
@@ -127,7 +127,7 @@ function showSummary() {
   place.append(el("div", { class: "card verdict" }, el("p", {}, inline(summary.verdict, 1000)), verdicts(summary)));
   const random = summary.arms.filter((arm) => arm.kind === "random");
   const others = summary.arms.filter((arm) => arm.kind !== "random");
-  const tables = el("div", { class: "card" }, armsTable(summary, others, "Figures per question, with 95 % intervals"));
+  const tables = el("div", { class: "card" }, armsTable(summary, others, "Metrics per question, with 95 % intervals"));
   if (random.length) {
     const title = "Random routing";
     tables.append(el("details", {}, el("summary", {}, title), armsTable(summary, random, title)));

@@ -77,15 +77,15 @@ def test_figures_are_those_of_compare(rows):
     }
     old = compare(outcomes)
     new = {
-        arm["arm"]: arm["figures"]
+        arm["arm"]: arm["metrics"]
         for arm in compared({n: columns(*arm) for n, arm in of.items()}).summaries()
     }
-    for name, figures in old.items():
+    for name, metrics in old.items():
         for key in ("accuracy", "share", "pgr"):
             assert new[name][key]["value"] == (
-                None if figures[key] is None else pytest.approx(figures[key], abs=1e-12)
+                None if metrics[key] is None else pytest.approx(metrics[key], abs=1e-12)
             )
-            spread = figures[f"{key}_interval"]
+            spread = metrics[f"{key}_interval"]
             assert new[name][key]["interval"] == (None if spread is None else pytest.approx(spread, abs=1e-9))
         assert set(new[name]) == set(METRICS)
 
@@ -277,9 +277,9 @@ def test_a_slower_way_says_what_waiting_may_cost():
 def test_questions_without_answers_have_no_accuracy():
     unknown = {name: columns([np.nan] * N, arm.of["large_tokens"]) for name, arm in small_and_large().items()}
     comparison = compared({**unknown, "p": columns([np.nan] * N, [20] * N)})
-    figures = comparison.summaries()[2]["figures"]
-    assert figures["accuracy"]["value"] is figures["pgr"]["value"] is None
-    assert figures["share"]["value"] == 0.2
+    metrics = comparison.summaries()[2]["metrics"]
+    assert metrics["accuracy"]["value"] is metrics["pgr"]["value"] is None
+    assert metrics["share"]["value"] == 0.2
     assert comparison.curves() == []
     assert judge(comparison, CostModel(True))[0]["use"] == "undecided"
 
