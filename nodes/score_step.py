@@ -14,7 +14,7 @@ from langchain_core.runnables.config import set_config_context
 
 from trim_graph.adapters.base import ScorableStep, Scorer, read_scores
 from trim_graph.budget.usage import Usage, attempts_of, charge_scorer
-from trim_graph.calls.model_call import failure, has_way_out, note_full
+from trim_graph.calls.model_call import error_has_fallback, failure, note_full
 from trim_graph.calls.speculation import Speculation, slot_of
 from trim_graph.errors import FailedAttempts, is_context_full
 from trim_graph.routing import RunView
@@ -82,7 +82,7 @@ def _handle_error(view: RunView, error: Exception, seconds: float, *, solution: 
     if isinstance(error, TimeoutError) and left is not None and seconds >= left:
         return _unrated(state, seconds)
     full = is_context_full(error)
-    if not has_way_out(error, "scorer", view.settings):
+    if not error_has_fallback(error, "scorer", view.settings):
         if not (full and solution and view.steps):
             raise error
         notes = note_full(state["notes"], "scorer")

@@ -271,7 +271,7 @@ def check_schema(run: Run) -> None:
     if schema > SCHEMA_VERSION:
         raise SettingsError(
             f"run {run['id']} was begun by a newer trim-graph: its state has the schema {schema}, "
-            f"this release reads up to {SCHEMA_VERSION}. Upgrade trim-graph to go on with it"
+            f"this release reads up to {SCHEMA_VERSION}. Upgrade trim-graph to resume it"
         )
     if schema < SCHEMA_VERSION:
         raise SettingsError(

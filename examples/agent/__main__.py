@@ -15,7 +15,7 @@ from .tools import calculator, query_tool
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Answer a question, and tell turn by turn who wrote what."""
+    """Answers a question, and prints turn by turn who wrote what."""
     parser = argparse.ArgumentParser(prog="python -m trim_graph.examples.agent", description=__doc__)
     parser.add_argument("question", nargs="?", default=QUESTION)
     parser.add_argument("--config", help="YAML that names the models; default: models from a script")
@@ -29,10 +29,10 @@ def main(arguments: list[str] | None = None) -> None:
         except (ValueError, OSError, ImportError) as error:
             parser.error(str(error))
         print(given.question, end="\n\n")
-        tell(agent, given.question)
+        show(agent, given.question)
 
 
-def tell(agent: Any, question: str) -> None:
+def show(agent: Any, question: str) -> None:
     """Print each turn as it is accepted, and what they took together."""
     decided: dict[str, Any] = {}
     for event in agent.stream({"messages": [("user", question)]}, stream_mode="custom"):

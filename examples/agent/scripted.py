@@ -35,14 +35,14 @@ def rating(messages: Sequence[BaseMessage]) -> str:
 
 def _turn(messages: Sequence[BaseMessage], total: str, *, by: str) -> AIMessage:
     asked = max(index for index, message in enumerate(messages) if isinstance(message, HumanMessage))
-    told = [str(message.text) for message in messages[asked:] if isinstance(message, ToolMessage)]
-    if not told:
+    results = [str(message.text) for message in messages[asked:] if isinstance(message, ToolMessage)]
+    if not results:
         sql = f"SELECT {total} AS total FROM orders WHERE customer = 'Ada Lovelace'"
         return AIMessage("", tool_calls=[tool_call(name="query", args={"sql": sql}, id=f"{by}-query")])
-    if len(told) == 1:
-        args = {"expression": f"{told[0].splitlines()[-1]} * 1.19"}
+    if len(results) == 1:
+        args = {"expression": f"{results[0].splitlines()[-1]} * 1.19"}
         return AIMessage("", tool_calls=[tool_call(name="calculator", args=args, id=f"{by}-calculator")])
-    return AIMessage(f"With tax they came to {float(told[1]):.2f}.")
+    return AIMessage(f"With tax they came to {float(results[1]):.2f}.")
 
 
 def models() -> tuple[ScriptedToolModel, ScriptedToolModel, LLMJudge]:

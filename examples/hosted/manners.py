@@ -44,13 +44,13 @@ class Arithmetic:
         return Answer(self._asked(steps, before, all_of_it="all that remains" in turns[-1][1]))
 
     def _asked(self, steps: list[str], before: list[str], *, all_of_it: bool) -> str:
-        told = steps if all_of_it or self.manner == "talkative" else steps[:1]
-        text = _DELIMITER.join(told)
+        answered = steps if all_of_it or self.manner == "talkative" else steps[:1]
+        text = _DELIMITER.join(answered)
         if self.manner == "forgetful":
             return text
         if self.manner == "talkative":
             text = _DELIMITER.join([*before, text])
-        done = f"\n{DONE}" if len(told) == len(steps) else ""
+        done = f"\n{DONE}" if len(answered) == len(steps) else ""
         lead = "Sure, here is the next step:\n\n" if self.manner == "talkative" else ""
         return f"{lead}{START}\n{text}{done}" if steps else DONE
 

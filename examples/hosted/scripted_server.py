@@ -30,7 +30,7 @@ class Answer:
         finish_reason: As OpenAI has it.
         stop_reason: As vLLM adds it.
         logprobs: Of the choice; None leaves them out.
-        usage: Whether it tells tokens.
+        usage: Whether it reports tokens.
         status: HTTP status; not 200 makes ``text`` an error message.
         tool_calls: As OpenAI has them.
     """

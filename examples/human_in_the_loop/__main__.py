@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A run that waits for a human.")
     commands = parser.add_subparsers(dest="command", required=True)
     ask = commands.add_parser("ask", help="begin a run")
-    answer = commands.add_parser("answer", help="go on with it")
+    answer = commands.add_parser("answer", help="resume it")
     for command in (ask, answer):
         command.add_argument("file", help="a SQLite database, made where it is missing")
     ask.add_argument("question", nargs="?", default=problems("hard", 1, seed=20)[0].question)

@@ -78,7 +78,7 @@ def estimate(given: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def told(given: argparse.Namespace) -> str:
+def report(given: argparse.Namespace) -> str:
     """Say what to expect, and that it is a guess."""
     hours = estimate(given)
     parts = ", ".join(f"{name} {value:.1f}" for name, value in hours.items())
@@ -114,7 +114,7 @@ def command(given: argparse.Namespace, name: str, dataset: str) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the estimate, then run each dataset."""
     given = parsed(arguments)
-    print(told(given), flush=True)
+    print(report(given), flush=True)
     if given.estimate:
         return 0
     from trim_graph.cli.app import app

@@ -300,7 +300,7 @@ def test_a_calls_policy_that_needs_scores_needs_a_scorer():
     [
         (
             {"delimiter": "\n"},
-            "unknown setting delimiter; an agent's turns go by: max_step_tokens, max_steps",
+            "unknown setting delimiter; settings of an agent's turns: max_step_tokens, max_steps",
         ),
         ({"max_steps": 0}, "max_steps"),
         ({"lookahead": True}, "lookahead is no setting of an agent: what follows a turn depends on"),

@@ -143,7 +143,7 @@ def test_a_charge_for_tokens_that_nobody_told_is_noted(run, ends):
     tokens = trim["tokens"]["large_unaccounted"]
     assert tokens in (STEP, STEP * 4)
     note = (
-        "a call of the large model did not tell all that it had generated; "
+        "a call of the large model did not report all that it had generated; "
         f"{tokens} tokens were charged for it"
     )
     assert trim["notes"].count(note) == 1

@@ -367,7 +367,7 @@ async def test_events_of_langchain_tell_calls_ahead_by_a_tag():
     assert len(ahead) == 3
     assert all({"trim:draft", "trim:small", "nostream"} <= set(event["tags"]) for event in ahead)
     ended = {event["run_id"] for event in events if event["event"] == "on_chat_model_end"}
-    # LangChain tells nothing of the end of a call that is cancelled: the one behind the rejected draft.
+    # LangChain says nothing of the end of a call that is cancelled: the one behind the rejected draft.
     given_up = {event["run_id"] for event in begun} - ended
     assert given_up <= {event["run_id"] for event in ahead}
     assert len(given_up) <= 1

@@ -355,7 +355,7 @@ def test_baselines_that_cannot_be_run_are_told(world, run):
     told = " ".join(read_run("run").summary["warnings"])
     assert "baseline cascade was not run: the small model does not tell the probabilities" in told
     assert "baseline judge was not run: it needs a judge" in told
-    assert "baseline entropy was not run: the small model must tell the entropy" in told
+    assert "baseline entropy was not run: the small model must report the entropy" in told
     families = {arm["family"] for arm in read_run("run").summary["arms"]}
     assert "baseline router was not run: of 12 questions" in told
     assert {"prm", "kind"} <= families

@@ -184,7 +184,7 @@ def test_ctrl_c_or_termination_and_resume(world, run, start, pause, sent):
     process.send_signal(sent)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + sent, err
-    said = "trim-graph: interrupted; go on with: trim-graph solve --config trim.yaml --thread a --resume\n"
+    said = "trim-graph: interrupted; resume with: trim-graph solve --config trim.yaml --thread a --resume\n"
     assert err == said
     assert "answer" not in out
     resumed = run("solve", *options, "--thread", "a", "--resume")
@@ -322,8 +322,6 @@ def test_an_answer_to_nothing_is_refused_before_the_run_goes_on(world, run):
         before = graph.get_state(place).config
     told = run("solve", *options, "--thread", "a", "--resume", "--answer", "{continue_with: stop}")
     assert told.exit_code == 2
-    assert told.stderr.endswith(
-        "the run of thread 'a' has asked nothing: leave out --answer to go on with it\n"
-    )
+    assert told.stderr.endswith("the run of thread 'a' has asked nothing: leave out --answer to resume it\n")
     with open_checkpointer(config.checkpoint) as checkpointer:
         assert build_graph(config, checkpointer, parts=load_parts(config)).get_state(place).config == before

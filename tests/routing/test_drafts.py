@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trim_graph.adapters.responses import Reply
 from trim_graph.routing.drafts import parse_draft, rejected_draft, split_into_steps
-from trim_graph.routing.router import as_step
+from trim_graph.routing.router import step_from_draft
 from trim_graph.segmentation import (
     DelimiterSteps,
     Thinking,
@@ -73,7 +73,7 @@ def whole(text: str, end: str = "eos", **more: Any) -> Draft:
 
 
 def split(draft: Draft, way: Any = PARAGRAPHS, thinking: Any = None) -> list[Any]:
-    return list(split_into_steps(as_step(draft), way, delimiter="\n\n", thinking=thinking))
+    return list(split_into_steps(step_from_draft(draft), way, delimiter="\n\n", thinking=thinking))
 
 
 # From an answer to a draft

@@ -87,7 +87,7 @@ def test_a_run_that_goes_on_small_asks_no_more_and_calls_the_large_model_no_more
     rig.ask(config=THREAD)
     done = answer(rig, {"continue_with": "small"})
     assert done["trim"]["steps"] == {"small": 3, "large": 1}
-    assert done["trim"]["notes"] == ["a human had the small model go on alone"]
+    assert done["trim"]["notes"] == ["a human had the small model continue alone"]
     assert len(rig.small.calls) == 4
     assert len(rig.large.calls) == 1
 

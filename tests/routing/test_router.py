@@ -804,7 +804,7 @@ def test_a_human_who_stops_ends_the_run_with_the_steps_so_far(waiting):
 def test_a_human_who_has_the_small_model_go_on_leaves_the_large_one_out(waiting, texts, decision):
     ruling = route(small_only(), human_response={"continue_with": "small"}, **waiting)
     assert (str(ruling), ruling.texts, ruling.decision) == ("small step", texts, decision)
-    assert "a human had the small model go on alone" in ruling.notes
+    assert "a human had the small model continue alone" in ruling.notes
 
 
 @pytest.mark.parametrize(("ends", "expected"), [(False, "small draft"), (True, "end: finished")])

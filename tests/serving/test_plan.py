@@ -69,7 +69,9 @@ def test_the_reward_models_known_by_name_need_no_tokenizer(plan):
 
 def test_a_step_token_that_the_tokenizer_lacks(plan):
     entry = {"type": "vllm_prm", "model": "prm", "step_token": "<x>", "base_url": "http://localhost:8003"}
-    with pytest.raises(SettingsError, match=r"scorer: the arguments for format qwen cannot be told: .*<x>"):
+    with pytest.raises(
+        SettingsError, match=r"scorer: the arguments for format qwen cannot be determined: .*<x>"
+    ):
         plan(scorer={**entry, "serve": {"example": "prm"}})
 
 

@@ -279,7 +279,7 @@ def test_scores_that_say_nothing(config, doctor, behind):
         return body
 
     behind("scorer", answered=flatten)
-    check(doctor(config), "scorer", "right and wrong", "does not tell right from wrong")
+    check(doctor(config), "scorer", "right and wrong", "does not separate right from wrong")
 
 
 def test_scores_that_are_no_probabilities(config, doctor, behind):

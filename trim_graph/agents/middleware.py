@@ -329,7 +329,7 @@ def _settings(budget: Budget | None, prices: Prices | None, given: Mapping[str, 
     unknown = sorted(given.keys() - known)
     if unknown:
         raise SettingsError(
-            f"unknown setting {', '.join(unknown)}; an agent's turns go by: {', '.join(sorted(known))}"
+            f"unknown setting {', '.join(unknown)}; settings of an agent's turns: {', '.join(sorted(known))}"
         )
     own = {"max_step_tokens": DEFAULT_TURN_TOKENS, "thinking": None, "instruction": None}
     made = make_settings(budget, prices, {**own, **given})

@@ -121,7 +121,7 @@ class TurnRouting:
         if not self.request.state.get("trim_run"):
             raise SettingsError(
                 "this turn was begun by an agent without TrimMiddleware, so nothing says how to route it; "
-                "go on with a new message instead of resuming"
+                "send a new message instead of resuming"
             )
         config = ensure_config()
         self.models: dict[Writer, list[TurnModel]] = {

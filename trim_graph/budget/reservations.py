@@ -235,7 +235,7 @@ class CallReservation:
             self._reservations.settle(self._entry, used)
         except Exception as error:
             seen = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            return f"the ledger could not be told what a call used, so all that was set aside counts: {seen}"
+            return f"the ledger did not record what a call used, so all that was reserved counts: {seen}"
         return None
 
     async def asettle(self, before: Usage, after: Usage) -> str | None:

@@ -554,7 +554,7 @@ def charged(call: Call, update: Update) -> Update:
     tokens = update["usage"]["unaccounted_tokens"] - call.usage["unaccounted_tokens"]
     notes, note = (
         update.get("notes", call.notes),
-        charge_note("did not tell all that it had generated", tokens),
+        charge_note("did not report all that it had generated", tokens),
     )
     if not tokens or note in notes or update.get("stopped") == "deadline":  # the deadline has its own note
         return update
@@ -630,7 +630,7 @@ def skip_call(call: Call) -> Update:
 
 
 def nobody_may_decide(call: Call, usage: Usage) -> bool:
-    """Tells whether no time is left in which anybody could act on a decision."""
+    """Returns whether no time is left in which anybody could act on a decision."""
     seconds = call.settings.budget.seconds
     return seconds is not None and usage["seconds"] >= seconds
 
@@ -661,7 +661,7 @@ def handle_call_error(call: Call, error: Exception, seconds: float) -> Update:
     full = call.solution and is_context_full(error)
     # With its context full, the large model is skipped as with its budget spent.
     has_fallback = limit is not None or (full and writer == "large")
-    if not has_fallback and not has_way_out(error, writer, call.settings):
+    if not has_fallback and not error_has_fallback(error, writer, call.settings):
         if not (full and call.view.steps):
             if (advice := remedy(error)) is not None:
                 error.add_note(f"trim-graph, {writer}: {advice}")
@@ -696,7 +696,7 @@ def _timed_out(call: Call, error: Exception, seconds: float) -> Update:
     return add_note(call, update, note)
 
 
-def has_way_out(error: Exception, part: Component, settings: Settings) -> bool:
+def error_has_fallback(error: Exception, part: Component, settings: Settings) -> bool:
     """Returns whether ``on_small_error`` and its like let a run continue after this error."""
     return not isinstance(error, NEVER_CAUGHT) and getattr(settings, f"on_{part}_error") != "raise"
 
@@ -742,7 +742,7 @@ def notes_on(call: Call, reply: Reply, metadata: dict[str, Any]) -> list[str]:
     if reply.estimated is not None:
         found.append(
             f"the {writer} model does not report its tokens: they are estimated by {reply.estimated}, and "
-            "thoughts that it does not show are not among them"
+            "reasoning that it does not show is not among them"
         )
     return with_notes(call, [*found, *reply.notes])
 

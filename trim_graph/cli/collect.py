@@ -130,7 +130,7 @@ class _Collection:
         if self.in_a_row >= MAX_CONSECUTIVE_FAILURES:
             raise TrimError(
                 f"{self.in_a_row} questions failed in a row, the last with {record['error']}. When that is "
-                f"put right, go on with --retry-errors; {self.progress(journal)} in {journal.path}"
+                f"put right, resume with --retry-errors; {self.progress(journal)} in {journal.path}"
             )
 
 

@@ -212,9 +212,9 @@ class Evaluation:
 
     def _announce(self) -> None:
         runs = self.n * self.request.samples
-        told = [arm.name for arm in self.arms] + list(self.baselines)
+        names = [arm.name for arm in self.arms] + list(self.baselines)
         print(
-            f"{runs} runs an arm: small, large, {', '.join(told)}",
+            f"{runs} runs an arm: small, large, {', '.join(names)}",
             file=sys.stderr,
             flush=True,
         )
@@ -339,7 +339,7 @@ def _accuracy(summary: RunSummary) -> Table:
         "accuracy and spend",
         "arm",
         "accuracy",
-        "beside large",
+        "compared to large",
         "large tokens",
         "share",
         "PGR",
@@ -410,10 +410,10 @@ def _formatted(figure: Metric | None, *, digits: int = 3, signed: bool = False, 
     if figure is None or figure["value"] is None:
         return "-"
     sign = "+" if signed else ""
-    told = f"{figure['value']:{sign}.{digits}f}"
+    text = f"{figure['value']:{sign}.{digits}f}"
     if spread and figure["interval"] is not None:
-        told += f" ({figure['interval'][0]:{sign}.{digits}f} to {figure['interval'][1]:{sign}.{digits}f})"
-    return told
+        text += f" ({figure['interval'][0]:{sign}.{digits}f} to {figure['interval'][1]:{sign}.{digits}f})"
+    return text
 
 
 def _over_random(arm: ArmSummary, *, spread: bool) -> str:

@@ -102,7 +102,7 @@ class _Set:
                 if in_a_row >= MAX_CONSECUTIVE_FAILURES:
                     raise TrimError(
                         f"{self.file}: {in_a_row} solutions failed in a row, the last with {trace['error']}. "
-                        "When that is put right, go on with --retry-errors"
+                        "When that is put right, resume with --retry-errors"
                     )
 
     def rated(self) -> list[Rated]:

@@ -62,7 +62,7 @@ def run_solve(options: SolveOptions) -> None:
             graph = build_graph(config, checkpointer, parts=parts, ledger=ledger)
             _run(options, config, graph, question, thread)
         except KeyboardInterrupt as error:
-            hint = f"; go on with: trim-graph solve --config {options.config} --thread {thread} --resume"
+            hint = f"; resume with: trim-graph solve --config {options.config} --thread {thread} --resume"
             raise Interrupted(f"interrupted{hint if persistent else ''}") from error
         except ValidationError as error:
             raise SettingsError(f"--answer is not valid: {describe(error)}") from error
@@ -95,7 +95,7 @@ def _check(options: SolveOptions) -> None:
             raise SettingsError('a problem is missing: trim-graph solve "PROBLEM"')
         return
     if options.thread is None:
-        raise SettingsError("--resume needs --thread: the name of the run to go on with")
+        raise SettingsError("--resume needs --thread: the name of the run to resume")
     if options.problem is not None:
         raise SettingsError("--resume goes on with the problem of the thread: leave out the problem")
     if _overrides(options):
@@ -112,7 +112,7 @@ def _run(options: SolveOptions, config: TrimConfig, graph: Any, question: str | 
         question = _resumed(graph, place, thread, transcript)
     if options.answer is not None and waiting(graph, place) is None:
         raise SettingsError(
-            f"the run of thread {thread!r} has asked nothing: leave out --answer to go on with it"
+            f"the run of thread {thread!r} has asked nothing: leave out --answer to resume it"
         )
     # Only a saved run can be saved synchronously.
     saving: dict[str, Any] = {} if graph.checkpointer is None else {"durability": "sync"}

@@ -276,10 +276,10 @@ async def ranking(subject: Subject) -> Finding:
         )
     if not _is_reward_model(subject):
         return Finding.warning(
-            f"{seen}, {means}", "such a scorer tells little about a single step; measure it first"
+            f"{seen}, {means}", "such a scorer separates single steps poorly; measure it first"
         )
     return Finding.error(
-        f"the scorer does not tell right from wrong: {seen}, {means}",
+        f"the scorer does not separate right from wrong: {seen}, {means}",
         "check that the server has the PRM's weights with their head, and that format is the PRM's",
     )
 

@@ -126,7 +126,7 @@ ARITHMETIC = (
 """For the arithmetic models, which read nothing else; the wrong steps are some that their small one wrote."""
 
 PROBE_TEXT = "Start with 47. Step 1: add 38, so 47 + 38 = 85.\n\nThen \\boxed{85}."
-"""Tells one tokenizer from another."""
+"""Text that tokenizers encode differently."""
 
 
 def reads_arithmetic(tokens: list[int]) -> bool:

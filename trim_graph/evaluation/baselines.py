@@ -67,7 +67,7 @@ def uncertainty(row: Row) -> float:
     known = [(tokens, probability) for tokens, probability in steps if probability is not None]
     if not known and row["error"] is None:
         raise InputError(
-            "the small model does not tell the probabilities of its tokens: a cascade by confidence needs "
+            "the small model does not report the probabilities of its tokens: a cascade by confidence needs "
             "them (logprobs: true)"
         )
     tokens = sum(tokens for tokens, _ in known)
@@ -304,8 +304,8 @@ async def run_entropy_pilot(runner: ExperimentRunner) -> list[float]:
     entropies, failed = _read_entropies(path)
     path.unlink()
     if not entropies:
-        why = failed or "it tells none"
-        raise InputError(f"the small model must tell the entropy of its first token: {why}")
+        why = failed or "it reports none"
+        raise InputError(f"the small model must report the entropy of its first token: {why}")
     write_json(file, {"questions": items.n, "entropies": entropies})
     return entropies
 

@@ -222,7 +222,7 @@ class ExperimentRunner:
             failed = next((row["error"] for row in rows if row["error"]), "")
             raise InputError(
                 f"all {columns.errors} runs of the arm {arm} failed, the first with {failed}. When that is "
-                "put right, go on with --retry-errors"
+                "put right, resume with --retry-errors"
             )
         self.done[arm] = resample(columns, seed=self.run_config.seed)
         return self.done[arm]
@@ -259,7 +259,7 @@ class _RowWriter:
         if self.in_a_row >= MAX_CONSECUTIVE_FAILURES:
             raise TrimError(
                 f"arm {self.arm}: {self.in_a_row} runs failed in a row, the last with {row['error']}. When "
-                f"that is put right, go on with --retry-errors; what is done is in {self.folder}"
+                f"that is put right, resume with --retry-errors; what is done is in {self.folder}"
             )
 
 

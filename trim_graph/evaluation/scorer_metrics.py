@@ -79,7 +79,7 @@ class ReliabilityBin(TypedDict):
 
 
 class Discrimination(TypedDict):
-    """How well scores tell right from wrong, and whether they are probabilities."""
+    """How well scores separate right from wrong, and whether they are probabilities."""
 
     n: int
     right: int
@@ -156,8 +156,8 @@ def first_error(
     hit = [_predicted_first_error(solution, threshold) == solution.first_wrong for solution in known]
     columns = {
         "wrong": [float(one) for one in wrong],
-        "wrong hit": [float(one and told) for one, told in zip(wrong, hit, strict=True)],
-        "right hit": [float(not one and told) for one, told in zip(wrong, hit, strict=True)],
+        "wrong hit": [float(one and found) for one, found in zip(wrong, hit, strict=True)],
+        "right hit": [float(not one and found) for one, found in zip(wrong, hit, strict=True)],
     }
     on_wrong, on_right = _accuracies(len(known), *map(sum, columns.values()))
     spread = None

@@ -100,7 +100,7 @@ def _net(large: Any, arm: Any, cost_model: CostModel) -> Any:
 
 
 def _net_spread(comparison: Comparison, name: str, cost_model: CostModel) -> str:
-    """Tells the interval of what is saved net, as a share of the large model's cost."""
+    """Reports the interval of what is saved net, as a share of the large model's cost."""
     large, arm = comparison.arms[LARGE].means, comparison.arms[name].means
     if not (large["cost"] > 0).all():
         return ""
@@ -133,7 +133,7 @@ def _decide(comparison: Comparison, name: str, net: Metric, cost_model: CostMode
             found.append(("undecided", doubtful))
 
     what = "than the large model alone"
-    above(net, 0.0, f"It costs no less {what}.", f"These questions do not tell whether it costs less {what}.")
+    above(net, 0.0, f"It costs no less {what}.", f"These questions do not show whether it costs less {what}.")
     if not comparison.graded:
         found.append(("undecided", "Without right answers nothing is known of accuracy."))
     elif comparison.difference(LARGE, SMALL, "correct")["value"] <= 0:  # type: ignore[operator]
@@ -147,7 +147,7 @@ def _decide(comparison: Comparison, name: str, net: Metric, cost_model: CostMode
             line,
             0.0,
             f"At its spend {lottery} is as often right.",
-            f"These questions do not tell whether it beats {lottery}.",
+            f"These questions do not show whether it beats {lottery}.",
         )
     matched = comparison.matched_budget(name)
     random = matched.pop("random", None)
@@ -156,10 +156,10 @@ def _decide(comparison: Comparison, name: str, net: Metric, cost_model: CostMode
             random["difference"],
             0.0,
             "Routing at random with the same spend is as often right: the scores are of no use.",
-            "These questions do not tell whether it beats routing at random with the same spend.",
+            "These questions do not show whether it beats routing at random with the same spend.",
         )
         if random["curve_ends"] is not None:
-            found.append(("undecided", ""))  # `_told_beyond` says why
+            found.append(("undecided", ""))  # `_beyond_curve_sentence` says why
     better = [family for family, one in matched.items() if _below_zero(one["difference"])]
     if better:
         found.append(
@@ -168,14 +168,14 @@ def _decide(comparison: Comparison, name: str, net: Metric, cost_model: CostMode
     if not cost_model.priced:
         found.append(("undecided", "Without prices nobody can say whether that pays."))
     if comparison.n < LEAST:
-        found.append(("undecided", f"{comparison.n} questions are too few to tell: take {LEAST} or more."))
+        found.append(("undecided", f"{comparison.n} questions are too few to decide: take {LEAST} or more."))
     order = ("no", "undecided", "yes")
     use: Use = min((use for use, _ in found), key=order.index, default="yes")
     return use, [reason for one, reason in found if one == use and reason]
 
 
 def _below_zero(difference: Metric) -> bool:
-    """Tells whether a difference is below 0 beyond doubt."""
+    """Returns whether a difference is below 0 beyond doubt."""
     spread = difference["interval"]
     return spread is not None and spread.high < 0
 

@@ -126,8 +126,8 @@ function showDetail(wanted = null) {
   // On a phone arms stand in one row, which is moved to the chosen one.
   const row = detail.querySelector(".chips");
   row.scrollLeft = row.querySelector("[aria-pressed=true]").offsetLeft - row.offsetLeft - 16;
-  const told = chosen.failed ? "failed" : MARKS[chosen.verdict][2];
-  document.getElementById("told").textContent = `Question ${state.at + 1} of ${state.shown.length}: ${told}`;
+  const verdict = chosen.failed ? "failed" : MARKS[chosen.verdict][2];
+  document.getElementById("status").textContent = `Question ${state.at + 1} of ${state.shown.length}: ${verdict}`;
   // What had the focus was replaced by its like.
   if (held) [...detail.querySelectorAll("[data-key]")].find((node) => node.dataset.key === held && !node.disabled)?.focus();
 }
@@ -162,7 +162,7 @@ function tools() {
     refresh();
   });
   const keys = [["j", "k"], ["o"], ["[", "]"], ["/"]];
-  const told = [" next, previous ", " all drafts ", " other arm ", " search"];
+  const meanings = [" next, previous ", " all drafts ", " other arm ", " search"];
   document.getElementById("tools").append(
     el("label", {}, "Arm ", arms),
     el("div", { class: "toggles", role: "group", "aria-label": "Filters" },
@@ -172,7 +172,7 @@ function tools() {
       toggle("failed", "Failed"),
     ),
     words,
-    el("p", { class: "keys muted" }, keys.map((names, at) => [names.map((name) => el("kbd", {}, name)), told[at]]).flat(2)),
+    el("p", { class: "keys muted" }, keys.map((names, at) => [names.map((name) => el("kbd", {}, name)), meanings[at]]).flat(2)),
   );
 }
 

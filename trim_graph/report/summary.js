@@ -13,8 +13,8 @@ const USE = { yes: ["good", "✓ worth it"], no: ["bad", "✗ not worth it"], un
 function withInterval(figure, format) {
   if (!figure || figure.value === null) return ["–"];
   const spread = figure.interval;
-  const told = spread ? el("span", { class: "spread" }, `${format(spread[0])} to ${format(spread[1])}`) : null;
-  return [el("span", {}, format(figure.value)), told];
+  const between = spread ? el("span", { class: "spread" }, `${format(spread[0])} to ${format(spread[1])}`) : null;
+  return [el("span", {}, format(figure.value)), between];
 }
 
 function table(caption, heads, rows) {

@@ -86,7 +86,7 @@ def why_no_step(reply: Reply, partial_text: str, *, timed_out: bool) -> str:
         spent = f"all {reply.output_tokens} tokens of its answer were used up"
         seen = "before it showed any text"
         if reply.reasoning_tokens:
-            seen = f"and {reply.reasoning_tokens} of them went into thoughts that are not shown"
+            seen = f"and {reply.reasoning_tokens} of them are reasoning that is not shown"
         return f"{spent} {seen}; raise max_step_tokens, or have it think less"
     if partial_text:
         return "it wrote nothing but blank lines"

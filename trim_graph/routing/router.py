@@ -293,7 +293,7 @@ class _Decision:
         """Requests one token of the small model, unless the budget leaves no choice to its entropy."""
         if self.options.unit == "turn":
             raise SettingsError(
-                f"policy {self.policy!r} wants a probe, one token of the small model, which tells nothing of "
+                f"policy {self.policy!r} wants a probe, one token of the small model, which says nothing of "
                 "a turn with tool calls; choose a policy that decides on drafts, such as threshold(0.5)"
             )
         exhausted = self.grant(self.step_tokens)[1]
@@ -341,7 +341,7 @@ class _Decision:
                 record["decision"], record["exhausted_limit"] = "accept", exhausted
                 self.note_exhausted(exhausted)
             else:
-                record["discarded"] = as_step(draft)
+                record["discarded"] = step_from_draft(draft)
         self._remember(choice.memory)
         self._decide(record)
         return self.accept(draft, request) if large is None else self.write(large)
@@ -350,7 +350,7 @@ class _Decision:
         """Adds a draft to the solution, and returns the next action."""
         if self.options.unit == "turn":
             return self._accept_turn(draft, request)
-        accepted: Sequence[Step] = [as_step(draft)]
+        accepted: Sequence[Step] = [step_from_draft(draft)]
         if request["until_eos"]:
             way = self.view.segmentation.continuing(cut_text(self.steps))
             thinking = self.settings.thinking
@@ -379,7 +379,7 @@ class _Decision:
             why = f"the large model's turn was cut off at {request['max_tokens']} tokens"
             self.note(why)
             return self._instead_of_large(self._record("accept", None, fallback=why))
-        self._keep([as_step(draft)], draft["score"])
+        self._keep([step_from_draft(draft)], draft["score"])
         if request["until_eos"]:
             self.update["handed_over"] = True
         if cut:
@@ -436,7 +436,7 @@ class _Decision:
             return None
         if human_response["continue_with"] == "stop":
             return self.finish("human")
-        self.note("a human had the small model go on alone")
+        self.note("a human had the small model continue alone")
         waits = self.state.get("failed") is not None or (request is not None and request["writer"] == "large")
         if draft is not None or not waits:
             return None
@@ -448,7 +448,7 @@ class _Decision:
         record = self._record("by_hand", None)
         record["by"] = "human"
         if draft is not None:
-            record["score"], record["discarded"] = draft["score"], as_step(draft)
+            record["score"], record["discarded"] = draft["score"], step_from_draft(draft)
         self._decide(record)
         step = Step(
             text=text.strip(),
@@ -542,7 +542,7 @@ class _Decision:
         if self.settings.on_scorer_error == "regenerate":
             large, exhausted = self.large_request(until_eos=False)
             if large is not None:
-                record["decision"], record["discarded"] = "regenerate", as_step(draft)
+                record["decision"], record["discarded"] = "regenerate", step_from_draft(draft)
                 self._decide(record)
                 return self.write(large)
             assert exhausted is not None
@@ -805,7 +805,7 @@ def _name(failed: Failure) -> str:
     return "scorer" if failed["part"] == "scorer" else f"{failed['part']} model"
 
 
-def as_step(draft: Draft) -> Step:
+def step_from_draft(draft: Draft) -> Step:
     """Returns the draft without its score, which has a channel of its own."""
     kept = {**draft}
     del kept["score"]

@@ -277,7 +277,7 @@ def _pooling(name: str, entry: VLLMPRM, weights: str) -> list[str]:
         return serve_options(choice.name, tokenizer=tokenizer, step_token=choice.step_token)
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"{name}: the arguments for format {form} cannot be told: {error}. Name the PRM's "
+            f"{name}: the arguments for format {form} cannot be determined: {error}. Name the PRM's "
             "tokenizer in the setting tokenizer, or give --pooler-config in serve.args"
         ) from error
 

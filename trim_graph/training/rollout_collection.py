@@ -24,7 +24,7 @@ from trim_graph.evaluation.runner import Executor, Models, run_each
 from trim_graph.evaluation.traces import Trace
 from trim_graph.policies import Policy
 from trim_graph.routing.drafts import parse_draft
-from trim_graph.routing.router import MAX_ATTEMPTS, as_step, end_of_solution
+from trim_graph.routing.router import MAX_ATTEMPTS, end_of_solution, step_from_draft
 from trim_graph.routing.view import segmentation_of, step_tokens_of
 from trim_graph.segmentation import join_steps, partial_text_counts, separator_of, stop_arguments
 from trim_graph.settings import Settings
@@ -209,7 +209,7 @@ class TreeExpander:
             await self._ask_both(tree, node, steps)
         except NotExpandable as error:
             raise RolloutError(
-                f"only a run of the graph can tell what follows in {tree.question.text[:80]!r}"
+                f"only a run of the graph can determine what follows in {tree.question.text[:80]!r}"
             ) from error
 
     async def _ask_both(self, tree: Tree, node: Node, steps: list[Step]) -> Iterable[tuple[Node, list[Step]]]:
@@ -268,7 +268,7 @@ class TreeExpander:
                 previous=previous,
             )
             if draft is not None and draft["end"] != "length" and not {"part", "separator"} & draft.keys():
-                return as_step(draft), first_entropy
+                return step_from_draft(draft), first_entropy
             added = reply.text + reply.separator
             if draft is not None or reply.end == "eos" or not added:
                 break
