@@ -52,7 +52,7 @@ def test_from_traces(model, run, tmp_path):
     write("traces.jsonl", traces_from(world(), 400))
     result = run(
         *("plan", "traces.jsonl", "-o", "plan.json", "--cost-per-token", 0.5, "--simulate", 500, "--bins", 5),
-        *("--model-out", "fitted.json", "--picture", "fitted.png"),
+        *("--model-out", "fitted.json", "--plot", "fitted.png"),
     )
     assert result.exit_code == 0, result.output
     fitted = StepModel.load("fitted.json")

@@ -11,7 +11,7 @@ def test_a_report(run, tmp_path):
     result = run("report", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert "report.html: 0." in result.stdout
-    assert "8 pictures in" in result.stdout
+    assert "8 plots in" in result.stdout
     assert (tmp_path / "run/report.html").read_text("utf-8").startswith("<!doctype html>")
 
 
@@ -36,7 +36,7 @@ def test_a_report_of_what_eval_wrote(world, run):
             assert [trace["texts"][step["text"]] for step in whole["steps"]] == [
                 step["text"] for step in row["steps"]
             ]
-    assert {file.name for file in (world / "pictures").glob("*.png")} >= {"accuracy.png", "calibration.png"}
+    assert {file.name for file in (world / "plots").glob("*.png")} >= {"accuracy.png", "calibration.png"}
 
 
 def test_bad_input(run, tmp_path):

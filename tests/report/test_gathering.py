@@ -108,17 +108,17 @@ def test_a_run_that_goes_on_and_one_that_has_ended_in_parquet(tmp_path):
     assert data["summary"] is None
     assert data["warnings"] == ["This evaluation has not ended: metrics are missing.", "No rows of random."]
     assert data["limit"] == 48  # what the large model alone uses
-    assert {file.name for file in (tmp_path / "pictures").iterdir()} == {file.name for file in files[1:]}
+    assert {file.name for file in (tmp_path / "plots").iterdir()} == {file.name for file in files[1:]}
     ended = write_run(
         tmp_path / "ended", usual_rows(3), summary=a_summary(3, warnings=["few"]), parquet=True, budget=9
     )
-    page, *pictures = write_report(ended)
+    page, *plots = write_report(ended)
     assert page == ended / "report.html"
     data = data_of(page)
     assert (data["warnings"], data["limit"], len(data["questions"])) == (["few"], 9, 3)
     names = {"accuracy", "calibration", "large_by_place", "large_by_step"}
-    assert {file.name for file in pictures} == {f"{name}.{end}" for name in names for end in ("png", "svg")}
-    for file in pictures:
+    assert {file.name for file in plots} == {f"{name}.{end}" for name in names for end in ("png", "svg")}
+    for file in plots:
         begin = file.read_bytes()[:100]
         assert begin.startswith(b"\x89PNG") if file.suffix == ".png" else b"<?xml" in begin
 

@@ -15,11 +15,11 @@ def test_summary_pictures_and_a_trace(report, opened):
     row = page.locator("#summary tr", has_text="threshold-0.5").first
     assert "0.970" in row.text_content()
     assert "0.940 to 0.970" in row.text_content()
-    pictures = page.locator("#pictures img")
-    assert pictures.count() == 4
-    widths = pictures.evaluate_all("images => images.map((image) => image.complete && image.naturalWidth)")
+    plots = page.locator("#plots img")
+    assert plots.count() == 4
+    widths = plots.evaluate_all("images => images.map((image) => image.complete && image.naturalWidth)")
     assert all(width > 100 for width in widths)
-    assert all(pictures.evaluate_all("images => images.map((image) => image.alt.length > 20)"))
+    assert all(plots.evaluate_all("images => images.map((image) => image.alt.length > 20)"))
     assert (seen.count(), seen.question()) == ("60 questions", "q-0")
     assert "Start with 47." in page.locator("#detail").text_content()
     # The policy's own arm is shown first; what every arm answered stands above.
@@ -195,8 +195,8 @@ def test_a_phone(report, opened, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == {"light": "rgb(245, 246, 248)", "dark": "rgb(15, 18, 22)"}[scheme]
-    source = page.locator("#pictures img").first.evaluate("image => image.currentSrc")
-    assert (source == page.locator("#pictures img").first.get_attribute("src")) == (scheme == "light")
+    source = page.locator("#plots img").first.evaluate("image => image.currentSrc")
+    assert (source == page.locator("#plots img").first.get_attribute("src")) == (scheme == "light")
     assert seen.clean()
 
 

@@ -20,7 +20,7 @@ HOSTILE = (
     "<style>* { display: none }</style><base href='https://example.com/'>",
     '"></div><iframe srcdoc="<script>parent.pwned=1</script>"></iframe>',
     "javascript:window.pwned=1 ${window.pwned=1} `${alert(1)}` &lt;b&gt; &#60;",
-    "@policy@ @style@ @pictures@",
+    "@policy@ @style@ @plots@",
     "\u2028\u2029\x00\x1b[31m\x7f",
 )
 OVERRIDE = "\u202egnp.exe\u202c \u2067isolated"

@@ -281,11 +281,11 @@ def plan(options: PlanOptions) -> None:
     run_plan(options)
 
 
-@command(app, short_help="Write an HTML page and pictures of an evaluation.")
+@command(app, short_help="Write an HTML page and plots of an evaluation.")
 def report(options: ReportOptions) -> None:
-    """Writes one HTML page with summary, curves and the trace of every question, and its pictures beside it.
+    """Writes one HTML page with summary, curves and the trace of every question, and its plots beside it.
 
-    The page loads nothing and needs no server. Pictures, as PNG and SVG, go into a folder pictures. An
+    The page loads nothing and needs no server. Plots, as PNG and SVG, go into a folder plots. An
     evaluation that is still running may be looked at too.
     """
     from .report import run_report

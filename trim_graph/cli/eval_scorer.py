@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trim_graph.evaluation.scorer_metrics import Rated, ScorerMetrics
 
 METRICS = "metrics.json"
-PICTURE = "reliability"
+PLOT = "reliability"
 
 
 def run_eval_scorer(options: EvalScorerOptions) -> None:
@@ -182,7 +182,7 @@ def _report(options: EvalScorerOptions, config: TrimConfig, rated: dict[str, lis
     }
     (options.out / METRICS).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     curves = {name: found["steps"] for name, found in metrics.items()}
-    files = save_plot(draw_reliability(curves), options.out / PICTURE)
+    files = save_plot(draw_reliability(curves), options.out / PLOT)
     print(f"scores, {', '.join(file.name for file in files)} and {METRICS} in {options.out}")
 
 

@@ -321,7 +321,7 @@ class EvalScorerOptions(Options):
     concurrency: Annotated[int, typer.Option(help="Most solutions with the scorer at once."), POSITIVE] = 16
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for scores, metrics and the picture, to resume after an interrupt."),
+        typer.Option(help="Folder for scores, metrics and the plot, to resume after an interrupt."),
     ] = None
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Rate the solutions again that failed before.")
@@ -421,7 +421,7 @@ class PlanOptions(Options):
         None
     )
     model_out: Annotated[Path | None, typer.Option(help="Write the step model to this file.")] = None
-    picture: Annotated[
+    plot: Annotated[
         Path | None, typer.Option(help="Draw the step model, and the traces beside it (.png, .svg, .pdf).")
     ] = None
     simulate: Annotated[int, typer.Option(help="Simulated solutions in the table."), POSITIVE] = 10_000

@@ -37,7 +37,7 @@ def run_plan(options: PlanOptions) -> None:
         TrimError: An option is not valid, or the work cannot be done.
     """
     need("cli,policies", "numpy", "safetensors")
-    if options.picture is not None:
+    if options.plot is not None:
         need("cli,train", "matplotlib", "scipy")
     files = _files(options)
     model, data = _model(options)
@@ -48,10 +48,10 @@ def run_plan(options: PlanOptions) -> None:
 
     if options.model_out is not None:
         model.save(options.model_out)
-    if options.picture is not None:
+    if options.plot is not None:
         from trim_graph.training.fitting import draw
 
-        draw(model, options.picture, data)
+        draw(model, options.plot, data)
     unlimited = "large alone" if options.budget is None else "large alone, no limit"
     rows = [
         _row(options, model, "small alone", None, StatelessBatchPolicy(lambda seen: 0 * seen.index)),
@@ -84,7 +84,7 @@ def _files(options: PlanOptions) -> list[tuple[float, Path]]:
     out = options.out
     if out.suffix != ".json":
         raise SettingsError(f"--out {out}: the name must end in .json")
-    for option, file in (("--out", out), ("--model-out", options.model_out), ("--picture", options.picture)):
+    for option, file in (("--out", out), ("--model-out", options.model_out), ("--plot", options.plot)):
         if file is not None and not (
             file.absolute().parent.is_dir() and os.access(file.absolute().parent, os.W_OK)
         ):

@@ -9,7 +9,7 @@ from .terminal import need
 
 
 def run_report(options: ReportOptions) -> None:
-    """Writes the page and the pictures, and says where.
+    """Writes the page and the plots, and says where.
 
     Raises:
         TrimError: There is no run, or the page cannot be written.
@@ -21,9 +21,9 @@ def run_report(options: ReportOptions) -> None:
     from trim_graph.report import write_report
 
     try:
-        page, *pictures = write_report(run, out)
+        page, *plots = write_report(run, out)
     except OSError as error:
         raise SettingsError(f"{error.filename or out or run} cannot be written: {error.strerror}") from error
     print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
-    if pictures:
-        print(f"{len(pictures)} pictures in {pictures[0].parent}")
+    if plots:
+        print(f"{len(plots)} plots in {plots[0].parent}")

@@ -242,7 +242,7 @@ def _style(dark: bool) -> AbstractContextManager[Any]:
     try:
         from matplotlib import rc_context
     except ImportError as error:
-        raise ImportError(f'a picture needs matplotlib: pip install "trim-graph[eval]" ({error})') from error
+        raise ImportError(f'a plot needs matplotlib: pip install "trim-graph[eval]" ({error})') from error
     ink = "#d7dce3" if dark else "#222831"
     ground = "#171b21" if dark else "#ffffff"
     return rc_context(

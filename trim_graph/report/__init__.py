@@ -1,4 +1,4 @@
-"""One self-contained HTML page of an evaluation, and its pictures.
+"""One self-contained HTML page of an evaluation, and its plots.
 
 It needs ``pip install "trim-graph[eval]"``.
 """

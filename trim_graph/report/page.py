@@ -21,19 +21,19 @@ from trim_graph.errors import InputError
 from trim_graph.evaluation.records import SUMMARY, SUMMARY_VERSION, RecordStep, Row, Run, RunSummary, read_run
 
 from .gathering import Gathered
-from .plots import LARGE, SMALL, pictures_of
+from .plots import LARGE, SMALL, plots_of
 
 SCRIPTS = ("data.js", "text.js", "summary.js", "trace.js", "questions.js")
-PICTURES = "pictures"
-"""Folder of the pictures, beside the page."""
+PLOTS = "plots"
+"""Folder of the plots, beside the page."""
 
 
 def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path]:
-    """Writes the page of a run, and its pictures as PNG and SVG.
+    """Writes the page of a run, and its plots as PNG and SVG.
 
     Args:
         folder: Of the run, as ``trim-graph eval --out`` wrote it; it may still be running.
-        out: The page; default: ``report.html`` in the folder. Pictures go into ``pictures`` beside it.
+        out: The page; default: ``report.html`` in the folder. Plots go into ``plots`` beside it.
 
     Returns:
         What was written, the page first.
@@ -51,19 +51,19 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
         try:
             if not gathered.count:
                 raise InputError(f"{folder} has no rows yet: nothing to show")
-            pictures = list(pictures_of(gathered, run.summary, run.settings["arms"]))
+            plots = list(plots_of(gathered, run.summary, run.settings["arms"]))
             with beside.open("w", encoding="utf-8", newline="\n") as stream:
-                for part in _parts(run, gathered, "".join(picture.html() for picture in pictures)):
+                for part in _parts(run, gathered, "".join(plot.html() for plot in plots)):
                     stream.write(part)
             beside.replace(page)
         finally:
             gathered.close()
             beside.unlink(missing_ok=True)
     written = [page]
-    if pictures:
-        place = page.with_name(PICTURES)
+    if plots:
+        place = page.with_name(PLOTS)
         place.mkdir(exist_ok=True)
-        written += [file for picture in pictures for file in picture.save(place)]
+        written += [file for plot in plots for file in plot.save(place)]
     return written
 
 
@@ -84,13 +84,13 @@ def _checked(run: Run) -> Run:
     return run
 
 
-def _parts(run: Run, gathered: Gathered, pictures: str) -> Iterator[str]:
+def _parts(run: Run, gathered: Gathered, plots: str) -> Iterator[str]:
     """Gives the page piece by piece; of the rows one question is in memory at a time."""
     style, script = _source("page.css"), "\n".join(map(_source, SCRIPTS))
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
     yield _filled(
         _source("page.html"),
-        {"policy": _policy(script, style), "style": style, "pictures": pictures},
+        {"policy": _policy(script, style), "style": style, "plots": plots},
     )
     names = list(dict.fromkeys([*run.settings["arms"], *sorted(gathered.places)]))
     ran = [name for name in names if name in gathered.places]

@@ -33,8 +33,8 @@ _USUAL = ("policy", "sweep", "random", "baseline")
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture.
+class Plot:
+    """A plot.
 
     Attributes:
         name: Of its files.
@@ -61,10 +61,10 @@ class Picture:
         )
 
 
-def pictures_of(
+def plots_of(
     gathered: Gathered, summary: RunSummary | None, arms: Mapping[str, ArmSettings]
-) -> Iterator[Picture]:
-    """Gives the pictures for which there is something to show."""
+) -> Iterator[Plot]:
+    """Gives the plots for which there is something to show."""
     if summary is not None and (accuracy := _accuracy(summary)) is not None:
         yield accuracy
     if (calibration := gathered.calibration.metrics()) is not None:
@@ -76,17 +76,17 @@ def pictures_of(
             else "Calibration of the scorer: of the solutions whose least score was so much, the share that "
             "was right. Nobody says of the single steps whether they are."
         )
-        yield Picture("calibration", caption, lambda dark: draw_reliability(shown, dark=dark))
+        yield Plot("calibration", caption, lambda dark: draw_reliability(shown, dark=dark))
     known = {name: found for name, found in gathered.places.items() if found.solutions}
     places = {name: known[name].shares() for name in _by_interest(arms) if name in known}
     if places := dict(list(places.items())[:_MOST_ARMS]):
         caption = "Where in a solution the large model writes"
-        yield Picture(
+        yield Plot(
             "large_by_place",
             f"{caption}: its share of each tenth, steps taken as equally long.",
             lambda dark: draw_places(places, dark=dark),
         )
-        yield Picture(
+        yield Plot(
             "large_by_step", f"{caption}: its share of each step.", lambda dark: draw_steps(places, dark=dark)
         )
 
@@ -96,7 +96,7 @@ def _by_interest(arms: Mapping[str, ArmSettings]) -> list[str]:
     return sorted(routed, key=lambda name: _USUAL.index(arms[name]["kind"]))
 
 
-def _accuracy(summary: RunSummary) -> Picture | None:
+def _accuracy(summary: RunSummary) -> Plot | None:
     arms = {arm["arm"]: arm for arm in summary["arms"]}
     ends = [_point(arms[name], at) for name, at in ((SMALL, 0.0), (LARGE, 1.0)) if name in arms]
     known = [end for end in ends if end is not None]
@@ -104,7 +104,7 @@ def _accuracy(summary: RunSummary) -> Picture | None:
         return None
     points = [point for arm in summary["arms"] if arm["kind"] != "reference" and (point := _point(arm))]
     small, large = known[0]._replace(family="small alone"), known[1]._replace(family="large alone")
-    return Picture(
+    return Plot(
         "accuracy",
         "Accuracy against the share of large tokens, with 95 % intervals. On the dashed line: whole "
         "questions given to one of the two models at random.",

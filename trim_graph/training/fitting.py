@@ -410,7 +410,7 @@ def draw(model: StepModel, path: str | os.PathLike[str], data: TrainingData | No
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(f'a picture needs matplotlib: pip install "trim-graph[train]" ({error})') from error
+        raise ImportError(f'a plot needs matplotlib: pip install "trim-graph[train]" ({error})') from error
     rows = 3 if data else 2
     figure = Figure(figsize=(12, 3.6 * rows), layout="constrained")
     axes = figure.subplots(rows, 3)
