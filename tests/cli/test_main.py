@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from trim_graph import __version__
-from trim_graph.cli.app import EXAMPLE_CONFIG
+from trim_graph.cli.app import EXAMPLE_CONFIG, app
 from trim_graph.config import EXAMPLE
 
 CHAIN = "Start with 34. Step 1: add 12. Always keep only the last two digits. What is the result?"
@@ -23,6 +24,21 @@ def test_help_shows_the_documented_example(run):
     for line in EXAMPLE.splitlines():
         assert f"  {line}\n" in EXAMPLE_CONFIG
         assert f"    {line}\n" in shown
+
+
+def commands(group=None, path=()):
+    """Yields the path of each command and group."""
+    group = group or get_command(app)
+    yield path
+    for name, one in getattr(group, "commands", {}).items():
+        yield from commands(one, (*path, name))
+
+
+@pytest.mark.parametrize("path", list(commands()))
+def test_help_of_each_command_shows_no_mark_of_formatting(run, path):
+    shown = run(*path, "--help").stdout
+    assert shown.startswith("Usage: trim-graph")
+    assert not [line for line in shown.splitlines() if "\b" in line or "\\" in line]
 
 
 def test_help_loads_nothing_heavy():

@@ -29,11 +29,12 @@ from .options import (
 )
 from .terminal import guarded
 
-# Lines that begin with \b keep their breaks in the help. A test reads this file back.
+# A paragraph that begins with \b, after a blank line, keeps its line breaks in the help. A test reads this
+# file back.
 EXAMPLE_CONFIG = """\
-\b
 An example of trim.yaml (small, large and policy are required; relative paths
 are relative to the file):
+
 \b
   small: {type: transformers, model: Qwen/Qwen2.5-Math-1.5B-Instruct, device: auto}
   large: {type: transformers, model: ./models/large, device: auto, dtype: bfloat16}
@@ -43,7 +44,7 @@ are relative to the file):
   prices: {large: {input: 0.5, output: 1.5}}
   settings: {max_steps: 40, max_step_tokens: 512}
   checkpoint: sqlite:runs.db
-\b
+
 Policies: small_only, large_only, threshold (t), random_rate (rate),
 entropy_probe (limit), by_pattern (pattern, rates), stay_on_large (policy, k),
 any_of and all_of (policies);
@@ -60,17 +61,17 @@ ledger such as sqlite:spend.db.
 """
 
 SERVE_HELP = """\
-\b
 How a server is started is in its part of the file, all of it optional:
+
 \b
   large:
     type: vllm
     model: Qwen/Qwen2.5-7B-Instruct
     base_url: http://localhost:8002/v1
-    api_key_env: LARGE_KEY      # the server will want the key in this variable
+    api_key_env: LARGE_KEY     # the server requires the key in this variable
     serve: {gpu: 0, memory_share: 0.4, dtype: bfloat16, max_model_len: 8192,
             path: ./weights, args: [--enforce-eager]}
-\b
+
 gpu: an index or several, [0, 1]; or cpu: true. memory_share: by default the
 weights' share in 0.9 of the GPU. kv_cache_gb: memory for keys and values.
 path: the weights where model is but a name; example: small, large or prm
@@ -78,14 +79,14 @@ for those that come with trim-graph.
 """
 
 DATASETS = """\
-\b
-Datasets: arithmetic:standard, arithmetic:hard, arithmetic:words (and a part:
+Datasets: arithmetic:standard, arithmetic:hard, arithmetic:words (and a split:
 arithmetic:hard:test), a JSONL or Parquet file in the shape of MATH-500, AIME,
 GSM8K, OlympiadBench or ProcessBench, such a dataset on the Hugging Face Hub
 (HuggingFaceH4/MATH-500:test), or
+
 \b
   {type: file, path: my.jsonl, question: KEY, answer: KEY, grader: GRADER}
-\b
+
 Graders: exact, numeric, multiple_choice, math, none, or your own
 module:function of (solution, row).
 """
@@ -94,12 +95,11 @@ ARMS = (
     DATASETS.rstrip()
     + """
 
-\b
 Policies: small_only, {type: threshold, t: 0.3}, plan.json, each perhaps with a
 name: mine={type: threshold, t: 0.3}. Sweeps: threshold:0.1,0.3,0.5,
 random_rate:..., entropy_probe:..., a policy with "?" for its number and the
 numbers behind a colon, or a folder of policy files.
-\b
+
 Baselines: router (trained), cascade (by confidence), prm (accepts at 0.7), judge
 (accepts at 7 of 9), entropy (of the first token), kind (of step alone).
 """
@@ -111,17 +111,17 @@ SOURCE is one of
   traces with labelled and scored steps (.jsonl, .parquet; trim-graph collect)
   a step model that --model-out wrote
   the parameters that TRIM's authors published, as JSON
-\b
+
 Rewards: 100 for a solution that ends right; costs are in the same unit.
+
 Beliefs: carried (over time, by the score given the least earlier one),
 carried_alone (by the score), carried_joint (by both, as if independent of the
 steps before), memoryless (each step from a uniform belief, as published).
-\b
+
 The file is named in a configuration: policy: plan.json
 """
 
 TRAINED = """\
-\b
 The models are run first, and what they wrote is kept: to train on it again needs
 no model. That is exact for models at temperature 0. --rollouts resumes from what
 it holds; what other models, settings or datasets have left there is refused.
@@ -129,10 +129,11 @@ it holds; what other models, settings or datasets have left there is refused.
 
 
 SCORER_TRAINED = """\
-\b
 OUT is a folder of weights that a configuration names as it is:
+
 \b
   scorer: {type: transformers_prm, model: OUT}
+
 \b
 README.md in it has AUC, AUC within a kind of step, reliability and first-error
 F1 on held-out questions. An interrupted training of lora or full resumes by the
@@ -180,7 +181,7 @@ def _options(
 
 @command(app, epilog=EXAMPLE_CONFIG, short_help="Solve one problem step by step.")
 def solve(options: SolveOptions) -> None:
-    """Solves a problem, showing each step as it is accepted, then the bill.
+    """Solves a problem, showing each step as it is accepted, then its costs.
 
     Without --config the arithmetic models that come with trim-graph are used.
     """
@@ -202,9 +203,9 @@ def demo(options: DemoOptions) -> None:
     run_demo(options)
 
 
-@command(app, short_help="Make a reward model with a value head fit for vLLM.")
+@command(app, short_help="Convert a reward model with a value head for vLLM.")
 def convert_prm(options: ConvertOptions) -> None:
-    """Copies a process reward model with a value head in a layout that vLLM serves; print how.
+    """Copies a process reward model with a value head in a layout that vLLM serves; prints how to serve it.
 
     For the format skywork behind a vLLM server. The transformers adapter reads either layout.
     """
@@ -237,13 +238,13 @@ def up(options: UpOptions) -> int:
     return run_up(options)
 
 
-@command(app, "eval", epilog=ARMS, short_help="What would it save, and what would it cost?")
+@command(app, "eval", epilog=ARMS, short_help="Compare policies, models and baselines on a dataset.")
 def evaluate(options: EvalOptions) -> None:
     """Runs policies, the models alone and baselines on a dataset, and says whether a policy is worth it.
 
-    Small alone, large alone and random routing always stand beside; each policy is compared with random
+    Small alone, large alone and random routing are always among the arms; each policy is compared with random
     routing at its own spend, on the lines between --random-rates. Wall clock is measured with --concurrency
-    questions under way. An interrupted or killed run goes on where it was.
+    questions under way. The same command resumes an interrupted or killed run.
     """
     from .eval import run_eval
 
@@ -275,7 +276,7 @@ def calibrate(options: CalibrateOptions) -> None:
 
 @command(app, epilog=PLANNED, short_help="Plan when to ask the large model.")
 def plan(options: PlanOptions) -> None:
-    """Plans when to ask the large model, write the policy, and simulate it."""
+    """Plans when to ask the large model, writes the policy, and simulates it."""
     from .plan import run_plan
 
     run_plan(options)
@@ -357,7 +358,7 @@ def scorer(options: ScorerOptions) -> None:
     """Trains a scorer that gives each step the probability that it is right.
 
     Its base is a causal model, by default the small model itself, with a linear head on the hidden state
-    after each step. Questions are held out for early stopping and calibration, others for the figures. Needs
+    after each step. Questions are held out for early stopping and calibration, others for the metrics. Needs
     labelled steps only: no server, no graph.
     """
     from .train_scorer import run_train_scorer
@@ -365,13 +366,13 @@ def scorer(options: ScorerOptions) -> None:
     run_train_scorer(options)
 
 
-ledger = typer.Typer(name="ledger", rich_markup_mode=None, help="Look after a ledger of shared budgets.")
+ledger = typer.Typer(name="ledger", rich_markup_mode=None, help="Inspect a ledger of shared budgets.")
 app.add_typer(ledger)
 
 
-@command(ledger, "list", short_help="Show what calls have set aside.")
+@command(ledger, "list", short_help="Show what calls have reserved.")
 def list_reservations(options: LedgerListOptions) -> None:
-    """Shows what calls of the large model have set aside in a ledger, the oldest first.
+    """Shows what calls of the large model have reserved in a ledger, the oldest first.
 
     A reservation counts as used in full until its call has ended. One that has expired belongs to a call
     whose end nobody saw, of a process that was killed for instance.
@@ -381,11 +382,11 @@ def list_reservations(options: LedgerListOptions) -> None:
     run_list(options)
 
 
-@command(ledger, short_help="Give back what a lost call has set aside.")
+@command(ledger, short_help="Release what a lost call has reserved.")
 def release(options: LedgerReleaseOptions) -> None:
-    """Gives reservations back, as if their calls had not been made; with --charge, settle them in full.
+    """Releases reservations, as if their calls had not been made; with --charge, settles them in full.
 
-    Nobody saw the end of these calls: what is given back may have been generated all the same.
+    Nobody saw the end of these calls: what is released may have been generated all the same.
     """
     from .ledger import run_release
 

@@ -521,7 +521,7 @@ class _Decision:
     def _exhausted_by_others(self, limit: str, request: StepRequest) -> Action:
         """Returns the action after other runs exhausted an account before the large model could be called."""
         large, exhausted = self.large_request(request["until_eos"])
-        if large is not None:  # there is some again: another run has used less than it had set aside
+        if large is not None:  # there is some again: another run has used less than it had reserved
             return self.write(large)
         if self.asks(exhausted):
             failed = Failure(part="large", error="", exhausted_limit=limit)
