@@ -58,7 +58,7 @@ bench: $(READY)
 # Too long for every change: thousands of killed processes, faults under load, half an hour of steady load.
 soak: $(READY)
 	.ci/vllm
-	TRIM_KILL_POINTS=2000 $(BIN)/pytest -q -s tests/test_kills.py tests/postgres/test_kills.py
+	TRIM_KILL_POINTS=2000 $(BIN)/pytest -q -s tests/test_killed_runs.py tests/postgres/test_killed_runs.py
 	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.soak faults
 	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.soak steady
 

@@ -18,7 +18,7 @@ TOLERATED = len(ASKED) * 2 // 100
 
 
 @dataclass(frozen=True)
-class Told:
+class Outcome:
     """What a run over one problem did.
 
     Attributes:
@@ -34,7 +34,7 @@ class Told:
     text: str
 
 
-async def told(graph: Any, problem: Problem) -> Told:
+async def outcome(graph: Any, problem: Problem) -> Outcome:
     asked = {"messages": [("user", problem.question)]}
     events, scores, state = [], [], {}
     async for mode, data in graph.astream(asked, stream_mode=["custom", "values"]):
@@ -44,16 +44,16 @@ async def told(graph: Any, problem: Problem) -> Told:
             names = ("event", "writer", "text", "decision", "tokens")
             events.append({name: data.get(name) for name in names})
             scores += [data.get("score")] if data["event"] == "decision" else []
-    return Told(events, scores, state["trim"]["answer"], state["messages"][-1].text)
+    return Outcome(events, scores, state["trim"]["answer"], state["messages"][-1].text)
 
 
-async def run_all(small: Any, large: Any, scorer: Any) -> list[Told]:
+async def run_all(small: Any, large: Any, scorer: Any) -> list[Outcome]:
     """Run every problem at temperature 0, all at once."""
     graph = create_trim_graph(small, large, scorer, policy=threshold(0.5))
-    return await asyncio.gather(*(told(graph, problem) for problem in ASKED))
+    return await asyncio.gather(*(outcome(graph, problem) for problem in ASKED))
 
 
-def check_agreement(ours: list[Told], reference: list[Told]) -> None:
+def check_agreement(ours: list[Outcome], reference: list[Outcome]) -> None:
     """Fail where more than `TOLERATED` problems differ, and list each with its first differing event."""
     pairs = zip(ASKED, ours, reference, strict=True)
     differing = [
@@ -69,9 +69,9 @@ def check_agreement(ours: list[Told], reference: list[Told]) -> None:
     assert decisions == {"accept", "regenerate"}  # else the problems try nothing
 
 
-def _difference(number: int, problem: Problem, one: Told, other: Told) -> str:
+def _difference(number: int, problem: Problem, one: Outcome, other: Outcome) -> str:
     longest = max(len(one.events), len(other.events))
-    events = [told.events + [{}] * (longest - len(told.events)) for told in (one, other)]
+    events = [outcome.events + [{}] * (longest - len(outcome.events)) for outcome in (one, other)]
     at = next((i for i in range(longest) if events[0][i] != events[1][i]), None)
     first = ("none", "none") if at is None else (events[0][at], events[1][at])
     return (
@@ -97,6 +97,6 @@ async def check_watched_steps(small: Any, large: Any) -> None:
     for stopped, watched in zip(*runs, strict=True):
         assert watched["messages"][-1].text == stopped["messages"][-1].text
         assert watched["trim"]["decisions"] == stopped["trim"]["decisions"]
-        for index, told in enumerate((stopped, watched)):
-            written[index] += told["trim"]["usage"]["small"]["output_tokens"]
+        for index, outcome in enumerate((stopped, watched)):
+            written[index] += outcome["trim"]["usage"]["small"]["output_tokens"]
     assert written[1] < 1.5 * written[0]

@@ -130,7 +130,7 @@ class FaultProxy:
             case "wrong_json":
                 await _answer(writer, "200 OK", b'{"hello": ["world"]}')
             case "429" | "429_wait" | "500" | "503":
-                body = json.dumps({"error": {"message": "told to by the test"}}).encode()
+                body = json.dumps({"error": {"message": "the test asked for it"}}).encode()
                 wait = f"retry-after: {RETRY_AFTER_S}\r\n" if fault == "429_wait" else ""
                 await _answer(writer, f"{fault[:3]} {_STATUS[fault[:3]]}", body, more=wait)
             case _:

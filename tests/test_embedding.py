@@ -89,7 +89,7 @@ def test_a_state_of_pydantic_is_read_too(rig):
 
 
 @pytest.mark.parametrize(
-    ("problem", "given", "told"),
+    ("problem", "given", "message"),
     [
         ("query", {"question": "2 + 2?"}, "state has no 'query': name the key with the problem in it"),
         ("bill", {"bill": {"a": 1}}, r"the parent's 'bill' is \{'a': 1\}: give a text or a list of messages"),
@@ -97,8 +97,8 @@ def test_a_state_of_pydantic_is_read_too(rig):
         ("question", {"question": " "}, "the question is empty"),
     ],
 )
-def test_a_problem_that_is_none_is_refused_before_any_model_call(rig, problem, given, told):
-    with pytest.raises(InputError, match=told):
+def test_a_problem_that_is_none_is_refused_before_any_model_call(rig, problem, given, message):
+    with pytest.raises(InputError, match=message):
         desk(trim_node(rig.graph, problem=problem, solution="solution", form="text")).invoke(given)
     assert rig.unasked
 

@@ -190,7 +190,7 @@ def test_a_model_that_the_call_configures_is_not_made_before(make, monkeypatch):
 def test_a_runnable_that_cannot_be_asked_is_refused_when_the_graph_is_built(part):
     prompt = ChatPromptTemplate.from_messages([("placeholder", "{messages}")])
     foreign = Choosable(script=["x"])
-    for wrong, told in (
+    for wrong, message in (
         (prompt | foreign, "max_tokens among them, to its first part only"),
         ((prompt | foreign).with_retry(), "max_tokens among them, to its first part only"),
         (foreign.with_fallbacks([prompt | foreign]), "max_tokens among them, to its first part only"),
@@ -198,7 +198,7 @@ def test_a_runnable_that_cannot_be_asked_is_refused_when_the_graph_is_built(part
         (create_trim_graph(MODEL, MODEL, policy=small_only()), "TrimGraph returns"),
     ):
         models = {"small": MODEL, "large": MODEL, part: wrong}
-        with pytest.raises(SettingsError, match=f"{part} cannot write steps: .*{told}"):
+        with pytest.raises(SettingsError, match=f"{part} cannot write steps: .*{message}"):
             create_trim_graph(**models, policy=small_only())
 
 

@@ -97,9 +97,9 @@ def test_other_limits_hold_for_any_prompt(make, settings):
     rig = make(policy=large_only(), **settings)
     result = rig.graph.invoke({"messages": asked(MEDIA["image, OpenAI chat"])})
     assert result["trim"]["steps"]["large"] == 4
-    told = "a content block of type image_url, whose tokens are not known before a call"
+    reported = "a content block of type image_url, whose tokens are not known before a call"
     priced = bool(settings.get("prices", {}).get("large", {}).get("input"))
-    assert any(told in note for note in result["trim"]["notes"]) == priced
+    assert any(reported in note for note in result["trim"]["notes"]) == priced
 
 
 def test_a_model_that_counts_its_prompts_is_believed(make):

@@ -254,15 +254,15 @@ async def test_leaving_a_stream_stops_the_run(rig):
 # Events
 
 
-async def test_astream_events_tells_drafts_from_accepted_text_by_tags(rig):
+async def test_astream_events_separates_drafts_from_accepted_text_by_tags(rig):
     events = [event async for event in rig.graph.astream_events({"messages": "2 + 2?"}, version="v2")]
     ended = [event for event in events if event["event"] == "on_chat_model_end"]
-    told = {"trim:draft": [], "trim:accepted": []}
+    reported = {"trim:draft": [], "trim:accepted": []}
     for event in ended:
-        for tag in set(event["tags"]) & set(told):
-            told[tag].append(event["data"]["output"].text)
-    assert told["trim:accepted"] == ["LARGE two"]
-    assert told["trim:draft"] == ["small one", "small two", "small three", "so it is \\boxed{4}"]
+        for tag in set(event["tags"]) & set(reported):
+            reported[tag].append(event["data"]["output"].text)
+    assert reported["trim:accepted"] == ["LARGE two"]
+    assert reported["trim:draft"] == ["small one", "small two", "small three", "so it is \\boxed{4}"]
 
 
 async def test_astream_events_may_carry_the_step_events(rig):

@@ -79,9 +79,9 @@ class TestPattern:
             make(carries_on(kind=k), carries_on(), scores={}, segmentation=NUMBERED).ask()["trim"]
             for k in (Watcher, ScriptedChatModel)
         )
-        for told in (watched, plain):
-            accepted, discarded = told["tokens"]["small"], told["tokens"]["small_discarded"]
-            assert accepted + discarded == told["usage"]["small"]["output_tokens"]
+        for expected in (watched, plain):
+            accepted, discarded = expected["tokens"]["small"], expected["tokens"]["small_discarded"]
+            assert accepted + discarded == expected["usage"]["small"]["output_tokens"]
         assert watched["tokens"]["small_discarded"] < plain["tokens"]["small_discarded"]
 
     def test_one_step_is_written_again_and_the_others_stay(self, make):
@@ -234,7 +234,7 @@ def test_the_last_brace_of_an_answer_that_was_cut_is_kept(make, settings):
     assert result["trim"]["answer"] == "42"
 
 
-def test_a_model_asked_by_prompt_is_told_of_the_delimiter_that_separates(make):
+def test_a_prompted_model_is_given_the_delimiter_that_separates(make):
     class Foreign(ScriptedChatModel):
         continues_exactly: ClassVar[bool] = False
 

@@ -142,15 +142,15 @@ def test_the_contexts_policy_outlives_an_interruption(make):
 
 
 @pytest.mark.parametrize(
-    ("context", "told"),
+    ("context", "message"),
     [
         ({"trim": {"policy": "nonsense"}}, "the context's policy is not valid: .*nonsense"),
         ({"trim": {"policy": {"type": "threshold", "t": 7}}}, "less than or equal to 1"),
         ({"trim": {"policy": "small_only", "threshold": 0.5}}, "threshold and policy are both given"),
     ],
 )
-def test_a_wrong_policy_in_the_context_is_refused_before_any_model_call(rig, context: Any, told: str):
-    with pytest.raises(ValueError, match=told):
+def test_a_wrong_policy_in_the_context_is_refused_before_any_model_call(rig, context: Any, message: str):
+    with pytest.raises(ValueError, match=message):
         rig.ask(context=context)
     assert rig.unasked
 

@@ -48,14 +48,14 @@ def test_every_channel_of_every_checkpoint_is_json(make, sqlite):
 
 
 def test_no_log_probability_enters_the_state(make, sqlite):
-    class Telling(type(make().small)):
+    class Reporting(type(make().small)):
         def _generate(self, *args, **kwargs):
             result = super()._generate(*args, **kwargs)
             metadata = result.generations[0].message.response_metadata
             metadata |= {"logprobs": {"content": [{"logprob": -0.125}]}, "mean_token_probability": 0.875}
             return result
 
-    rig = make(Telling(script=["one", "two"]), scores={}, checkpointer=sqlite)
+    rig = make(Reporting(script=["one", "two"]), scores={}, checkpointer=sqlite)
     rig.ask(config=THREAD)
     for values in history(rig):
         assert "logprob" not in repr(values)

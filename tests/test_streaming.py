@@ -26,7 +26,7 @@ async def acollect(stream):
     return [item async for item in stream]
 
 
-def test_custom_events_tell_the_whole_run_in_order(rig):
+def test_custom_events_report_the_whole_run_in_order(rig):
     events = list(rig.graph.stream(GIVEN, stream_mode="custom"))
     assert {event["type"] for event in events} == {"trim"}
     step = ["draft", "decision", "accepted"]
@@ -59,14 +59,14 @@ def test_the_events_of_a_handover_are_one_per_step(make):
     assert [event["step"] for event in events[1:-1]] == [0, 1, 2, 3]
 
 
-async def test_sync_and_async_tell_the_same(make):
-    def told(events):
+async def test_sync_and_async_report_the_same(make):
+    def reported(events):
         return [
             {key: value for key, value in event.items() if key not in ("run", "summary")} for event in events
         ]
 
     given_async = await acollect(make().graph.astream(GIVEN, stream_mode="custom"))
-    assert told(given_async) == told(make().graph.stream(GIVEN, stream_mode="custom"))
+    assert reported(given_async) == reported(make().graph.stream(GIVEN, stream_mode="custom"))
 
 
 def test_a_parent_gets_the_events_too(rig):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from ahead_rig import PacedModel, PacedScorer, pause
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command
@@ -16,6 +15,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from paced_models import PacedModel, PacedScorer, pause
 
 from trim_graph import create_trim_chat_model, create_trim_graph
 from trim_graph.adapters import ScorerReply
@@ -113,9 +113,9 @@ def test_spans_say_what_was_decided_and_used(rig, backend):
 
 def test_no_text_of_a_prompt_or_an_answer_enters_a_span(rig, backend):
     rig.ask("What is my secret?", config=backend.config)
-    told = repr([(span.name, dict(span.attributes), span.status.description) for span in backend.spans()])
+    reported = repr([(span.name, dict(span.attributes), span.status.description) for span in backend.spans()])
     for text in ("secret", "small one", "LARGE two"):
-        assert text not in told
+        assert text not in reported
 
 
 def test_what_a_judge_writes_is_counted(make, backend):
@@ -178,7 +178,7 @@ def test_a_run_that_waits_for_a_human_has_not_failed(make, backend):
 
 
 @pytest.mark.parametrize("way", ["handler of the call", "handler of the graph"])
-def test_inside_an_application_only_the_trim_graph_is_told_of(rig, backend, way):
+def test_inside_an_application_only_the_trim_graph_is_traced(rig, backend, way):
     graph = rig.graph if way == "handler of the call" else rig.graph.with_config(backend.config)
     app = StateGraph(MessagesState).add_node("route", lambda state: {}).add_node("solve", graph)
     app.add_edge(START, "route").add_edge("route", "solve")
@@ -189,7 +189,7 @@ def test_inside_an_application_only_the_trim_graph_is_told_of(rig, backend, way)
     assert backend.numbers("trim.runs") == {("finished",): 1}
 
 
-def test_a_chat_models_runs_are_told_of(backend):
+def test_a_chat_models_runs_are_traced(backend):
     model = ScriptedChatModel(script=["one", "two"], name="tiny")
     router = create_trim_chat_model(model, model, ScriptedScorer(), policy=threshold(0.5))
     router.invoke("2 + 2?", backend.config)
@@ -197,7 +197,7 @@ def test_a_chat_models_runs_are_told_of(backend):
     assert ("chat tiny", "trim.generate_step") in parents(backend)
 
 
-async def test_runs_at_the_same_time_are_told_apart(rig, backend):
+async def test_runs_at_the_same_time_are_distinguished(rig, backend):
     await asyncio.gather(*(rig.aask(str(n), config=backend.config) for n in range(8)))
     assert len(backend.spans("trim.run")) == 8
     by_trace = {}
@@ -244,9 +244,9 @@ def test_an_error_s_words_enter_no_span(backend):
     graph = create_trim_graph(model, model, ScriptedScorer(), policy=threshold(0.5))
     with pytest.raises(ValueError, match="SECRET"):
         graph.invoke({"messages": "SECRET"}, backend.config)
-    told = [span.to_json() for span in backend.spans()]
-    assert any('"description": "ValueError"' in text for text in told)
-    assert not [text for text in told if "SECRET" in text.split('"events"')[0]]
+    reported = [span.to_json() for span in backend.spans()]
+    assert any('"description": "ValueError"' in text for text in reported)
+    assert not [text for text in reported if "SECRET" in text.split('"events"')[0]]
 
 
 async def test_a_call_ahead_that_outlives_its_node_is_a_call(backend, caplog):

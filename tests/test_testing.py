@@ -27,7 +27,7 @@ def test_it_honours_max_tokens_and_carries_on_to_the_letter(model):
     assert model.invoke([ASK, AIMessage("a b")]).content == "\n\nc d\n\ne"
 
 
-def test_it_can_be_told_to_ignore_max_tokens(model):
+def test_it_can_be_set_to_ignore_max_tokens(model):
     model.honours_max_tokens = False
     assert model.invoke([ASK], max_tokens=1).content == "a b\n\nc d\n\ne"
 

@@ -100,7 +100,7 @@ def test_a_large_turn_cut_off_where_there_is_no_draft_is_written_small():
     assert rig.ran == [("multiply", 12, 21)]
 
 
-def test_a_model_that_ignores_its_limit_overshoots_by_one_call_and_is_told_of():
+def test_a_model_that_ignores_its_limit_overshoots_by_one_call_and_is_noted():
     loud = ScriptedToolModel(script=talk(2, 30, "l"), name="huge", honours_max_tokens=False)
     rig = build(talk(2, 3, "s"), loud, policy=random_rate(1.0), budget=Budget(large_tokens=20))
     result = rig.ask()
@@ -150,7 +150,7 @@ def test_a_remainder_that_is_used_up_leaves_the_agent_to_the_small_model(remaind
 
 
 @both_ways
-def test_a_spent_budget_ends_the_agent_where_it_is_told_to(asynchronously):
+def test_a_spent_budget_ends_the_agent_where_that_is_set(asynchronously):
     rig = build(
         talk(3, 3, "s"),
         talk(3, 3, "l"),
@@ -383,7 +383,7 @@ def cut(args, text=""):
 
 
 @both_ways
-def test_a_tool_call_that_was_cut_off_is_not_executed_and_the_model_is_told(asynchronously):
+def test_a_tool_call_that_was_cut_off_is_not_executed_and_the_model_gets_an_error(asynchronously):
     rig = build([cut({"a": 1, "b": 1}), multiply(12, 12, by="s"), "done"], scores={})
     result = rig.ask(asynchronously=asynchronously)
     assert rig.ran == [("multiply", 12, 12)]

@@ -74,7 +74,7 @@ def test_both_models_get_the_same_conversation_and_tools():
     assert ours["tools"] == theirs["tools"] == ["multiply", "query"]
 
 
-def test_the_scorer_gets_turns_with_what_the_tools_have_told():
+def test_the_scorer_gets_turns_with_the_results_of_tools():
     seen = []
 
     def scorer(question, steps):
@@ -130,7 +130,7 @@ def test_nothing_of_a_discarded_turn_is_streamed_as_a_message(asynchronously):
 
 
 @both_ways
-def test_custom_events_tell_the_story(asynchronously):
+def test_custom_events_report_each_turn(asynchronously):
     events = streamed(build(), "custom", asynchronously)
     assert [event["event"] for event in events] == [
         "started",
@@ -173,7 +173,7 @@ def test_usage_callbacks_count_every_call_once(asynchronously):
     )
 
 
-def test_events_of_each_call_carry_tags_that_tell_them_apart():
+def test_events_of_each_call_carry_distinct_tags():
     async def tags():
         events = build().agent.astream_events({"messages": [("user", QUESTION)]}, version="v2")
         return [e["tags"] async for e in events if e["event"] == "on_chat_model_end"]
@@ -351,7 +351,7 @@ def test_what_nobody_can_answer_is_refused_before_any_model_is_called(messages):
     assert rig.unasked
 
 
-def test_a_model_that_tells_no_usage_is_refused():
+def test_a_model_that_reports_no_usage_is_refused():
     class Silent(ScriptedToolModel):
         def _generate(self, *given, **options):
             made = super()._generate(*given, **options)

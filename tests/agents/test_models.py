@@ -74,7 +74,7 @@ def test_a_fallback_writes_the_turn_with_the_same_tools(writer, asynchronously):
 
 
 @both_ways
-def test_tokens_of_the_model_that_failed_are_counted_where_it_tells_them(asynchronously):
+def test_tokens_of_the_model_that_failed_are_counted_where_it_reports_them(asynchronously):
     down, spare = Down(script=["-"], used=(50, 7)), ScriptedToolModel(script=["LARGE answer"])
     rig = build(large=down.with_fallbacks([spare]), **ALWAYS_LARGE, budget=Budget(large_tokens=100))
     spend = rig.ask(asynchronously=asynchronously)["trim"]["usage"]
@@ -86,7 +86,7 @@ def test_tokens_of_the_model_that_failed_are_counted_where_it_tells_them(asynchr
 
 
 @both_ways
-def test_tokens_that_nobody_tells_are_charged_in_full_and_the_fallback_has_what_is_left(asynchronously):
+def test_unreported_tokens_are_charged_in_full_and_the_fallback_has_what_is_left(asynchronously):
     down, spare = Down(script=["-"], error=ConnectionError), ScriptedToolModel(script=["LARGE answer"])
     rig = build(
         large=down.with_fallbacks([spare]), **ALWAYS_LARGE, budget=Budget(large_tokens=50), max_step_tokens=30

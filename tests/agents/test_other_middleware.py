@@ -489,7 +489,7 @@ def test_an_interrupt_is_no_end():
     ("options", "stopped"),
     [({"max_steps": 1}, "max_steps"), ({"budget": Budget(large_calls=1, on_exhausted="stop")}, "budget")],
 )
-def test_the_middlewares_own_end_is_told_once_too(options, stopped):
+def test_the_middlewares_own_end_is_reported_once_too(options, stopped):
     rig = build(policy=large_only(), scorer=None, **options)
     state = ended(rig.agent)
     assert state["trim"]["stopped"] == stopped
@@ -512,7 +512,7 @@ def test_an_agent_inside_a_tool_of_another_ends_by_itself():
     assert (result["trim"]["stopped"], result["trim"]["steps"]["small"]) == ("finished", 2)
 
 
-def test_an_agent_that_is_sent_on_after_its_end_tells_the_end_of_each():
+def test_an_agent_that_is_sent_on_after_its_end_reports_the_end_of_each():
     class Again(AgentMiddleware):
         @hook_config(can_jump_to=["model"])
         def after_agent(self, state, runtime):

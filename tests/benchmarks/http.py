@@ -79,7 +79,7 @@ async def cpu_of(ask: Ask, at_once: int) -> float:
     return 1000 * (time.process_time() - begun) / total
 
 
-def serve(told: Connection) -> None:
+def serve(reported: Connection) -> None:
     """Answer requests until the process ends; the port is told first."""
     body = json.dumps(ANSWER).encode()
     head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -97,7 +97,7 @@ def serve(told: Connection) -> None:
 
     async def run() -> None:
         server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=1024)
-        told.send(server.sockets[0].getsockname()[1])
+        reported.send(server.sockets[0].getsockname()[1])
         async with server:
             await server.serve_forever()
 

@@ -120,21 +120,21 @@ async def cell(
     for graph in graphs.values():
         await asked(graph, questions[:concurrency], concurrency, [])
     timed.seconds.clear()
-    told: dict[bool, list[list[dict[str, Any]]]] = {on: [] for on in graphs}
+    reported: dict[bool, list[list[dict[str, Any]]]] = {on: [] for on in graphs}
     for number in range(rounds):
-        for arm in told.values():
+        for arm in reported.values():
             arm.append([])
         for start in range(0, count, concurrency):
             together = questions[start : start + concurrency]
             # Each arm goes first as often as the other: the machine may not be quiet.
             for on in (False, True) if number % 2 == 0 else (True, False):
                 one = await asked(graphs[on], together, concurrency, [] if on else [drafts])
-                told[on][-1].append(one)
-    return figures(told, timed.seconds, drafts.seconds) | {"t": t, "concurrency": concurrency}
+                reported[on][-1].append(one)
+    return figures(reported, timed.seconds, drafts.seconds) | {"t": t, "concurrency": concurrency}
 
 
 def figures(
-    told: dict[bool, list[list[dict[str, Any]]]], scores: list[float], drafts: list[float]
+    reported: dict[bool, list[list[dict[str, Any]]]], scores: list[float], drafts: list[float]
 ) -> dict[str, Any]:
     """Sum up both arms.
 
@@ -142,7 +142,7 @@ def figures(
     """
 
     def results(on: bool) -> list[dict[str, Any]]:
-        return [result for one in told[on] for group in one for result in group["results"]]
+        return [result for one in reported[on] for group in one for result in group["results"]]
 
     def total(on: bool, name: str) -> int:
         return sum(result["trim"]["tokens"].get(name, 0) for result in results(on))
@@ -151,17 +151,17 @@ def figures(
         return statistics.fmean(group["seconds"])
 
     def latency(on: bool) -> float:
-        return statistics.fmean(min(map(mean, groups)) for groups in zip(*told[on], strict=True))
+        return statistics.fmean(min(map(mean, groups)) for groups in zip(*reported[on], strict=True))
 
     def wall(on: bool) -> float:
-        return sum(min(group["wall"] for group in groups) for groups in zip(*told[on], strict=True))
+        return sum(min(group["wall"] for group in groups) for groups in zip(*reported[on], strict=True))
 
     decisions = [pair for result in results(False) for pair in result["trim"]["decisions"].items()]
     accepted = sum(count for decision, count in decisions if decision == "accept")
     small = total(False, "small") + total(False, "small_discarded")
     ratios = [
         mean(off) / mean(on)
-        for one, other in zip(told[False], told[True], strict=True)
+        for one, other in zip(reported[False], reported[True], strict=True)
         for off, on in zip(one, other, strict=True)
     ]
     texts = [[result["messages"][-1].text for result in results(on)] for on in (False, True)]
@@ -291,14 +291,14 @@ def main() -> None:
     parser.add_argument("--at-once", nargs="*", type=int, default=list(CONCURRENCY))
     parser.add_argument("--scorer", nargs="*", default=["here", "away"], choices=["here", "away"])
     args = parser.parse_args()
-    told: dict[str, Any] = {
+    reported: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "load_before": os.getloadavg()[0],
         "delay_s": args.delay,
         "lines": [],
     }
-    print(f"{told['date']}  {told['machine']}  load {told['load_before']:.1f}\n{HEAD}")
+    print(f"{reported['date']}  {reported['machine']}  load {reported['load_before']:.1f}\n{HEAD}")
     for models, made in (("waiting", waiting), ("transformers", in_process), ("vllm", on_servers)):
         if models not in args.models:
             continue
@@ -306,11 +306,11 @@ def main() -> None:
             print("vllm: not measured, TRIM_VLLM_PYTHON names no Python that has vLLM")
             continue
         with made(args.delay) as places:
-            told["lines"] += asyncio.run(measured(models, places, args))
-    told["load_after"] = os.getloadavg()[0]
-    print(f"load {told['load_after']:.1f}")
+            reported["lines"] += asyncio.run(measured(models, places, args))
+    reported["load_after"] = os.getloadavg()[0]
+    print(f"load {reported['load_after']:.1f}")
     if args.json:
-        args.json.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+        args.json.write_text(json.dumps(reported, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
-from billed_models import (
+from faulty_models import (
     FOREIGN_KINDS,
     KINDS,
     LINE,

@@ -138,22 +138,22 @@ def test_what_a_policy_sees_is_what_the_scarcest_account_has_left(make, ledger):
 
 
 @pytest.mark.parametrize(
-    ("options", "asked", "told"),
+    ("options", "asked", "message"),
     [
         ({}, {}, r"quotas\.user is set, but the call does not name its user: give TrimContext\(user="),
         ({"quotas": {"thread": {"large_calls": 1}}}, {}, r"does not name its thread: give \{\"config"),
         ({}, {"context": TrimContext(user="ada", budget={"large_cost": 1})}, "has no price"),
     ],
 )
-def test_an_account_without_a_name_is_refused_before_any_model_call(make, ledger, options, asked, told):
+def test_an_account_without_a_name_is_refused_before_any_model_call(make, ledger, options, asked, message):
     rig = sharing(make, ledger, **options)
-    with pytest.raises(SettingsError, match=told):
+    with pytest.raises(SettingsError, match=message):
         rig.ask(**asked)
     assert rig.unasked
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"ledger": None}, "no ledger that counts: pass ledger="),
         ({"quotas": {"user": {}}}, r"quotas\.user: a quota without a limit: set large_tokens"),
@@ -162,8 +162,8 @@ def test_an_account_without_a_name_is_refused_before_any_model_call(make, ledger
         ({"quotas": {"user": {"large_cost": 1}}}, r"quotas\.user\.large_cost is 1, but .* no price"),
     ],
 )
-def test_quotas_that_cannot_be_meant_are_refused_when_the_graph_is_built(make, ledger, options, told):
-    with pytest.raises(SettingsError, match=told):
+def test_quotas_that_cannot_be_meant_are_refused_when_the_graph_is_built(make, ledger, options, message):
+    with pytest.raises(SettingsError, match=message):
         sharing(make, **{"ledger": ledger, **options})
 
 
@@ -383,7 +383,7 @@ def test_a_model_that_writes_too_much_is_counted_as_it_wrote(make, ledger):
     assert len(stubborn.calls) == 1
 
 
-def test_an_answer_is_not_lost_where_the_ledger_cannot_be_told(make):
+def test_an_answer_is_not_lost_where_the_ledger_fails_to_settle(make):
     class Deaf(MemoryLedger):
         def settle(self, account, entry, used):
             raise OSError("the database is away")

@@ -149,7 +149,9 @@ def test_attempts_of_the_small_model_are_counted_and_never_charged_to_the_large_
         (lost(output_tokens=70, overshoot_tokens=5), 0, 0.0, 5),
     ],
 )
-def test_attempts_of_the_large_model_that_told_nothing_are_charged_in_full(attempts, tokens, cost, overshoot):
+def test_attempts_of_the_large_model_without_reported_usage_are_charged_in_full(
+    attempts, tokens, cost, overshoot
+):
     charged = charge_attempts(zero_usage(), "large", attempts, max_tokens=50, prompt_tokens=10, prices=PRICES)
     assert (charged["unaccounted_tokens"], charged["unaccounted_cost"]) == (tokens, cost)
     assert charged["overshoot_tokens"] == overshoot

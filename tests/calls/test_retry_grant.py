@@ -138,7 +138,7 @@ def test_an_attempt_that_wrote_more_than_was_left_for_it_is_an_overshoot(run):
 
 
 @pytest.mark.parametrize("ends", [[GOOD], []], ids=["made good", "given up"])
-def test_a_charge_for_tokens_that_nobody_told_is_noted(run, ends):
+def test_a_charge_for_unreported_tokens_is_noted(run, ends):
     trim, _ = run(BROKEN, *ends, budget=Budget(large_tokens=STEP * 4), on_large_error="accept")
     tokens = trim["tokens"]["large_unaccounted"]
     assert tokens in (STEP, STEP * 4)

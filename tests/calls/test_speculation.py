@@ -8,13 +8,13 @@ import warnings
 from typing import Any
 
 import pytest
-from ahead_rig import PacedModel, PacedScorer, TellingModel, pause, written_before
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
+from paced_models import PacedModel, PacedScorer, StoppableModel, pause, written_before
 
 from trim_graph import (
     Budget,
@@ -133,7 +133,7 @@ async def test_a_call_that_has_ended_is_counted_where_the_decision_goes_the_othe
     assert tokens["small_discarded"] == spend["output_tokens"] - tokens["small"]
 
 
-async def test_a_call_that_nobody_tells_of_is_cancelled_and_charged_in_full():
+async def test_a_call_without_reported_usage_is_cancelled_and_charged_in_full():
     prices = Prices(small=ModelPrice(output=1e6))
     rig = Rig(poor=["two"], model={"hangs": {AFTER_TWO}}, max_step_tokens=50, prices=prices)
     result = await rig.ask()
@@ -145,13 +145,13 @@ async def test_a_call_that_nobody_tells_of_is_cancelled_and_charged_in_full():
         "output_tokens": 0,
         "unaccounted_tokens": 50,
     }
-    told = result["trim"]
-    assert told["tokens"]["lookahead_unaccounted"] == 50
-    assert told["cost"] == told["usage"]["small"]["output_tokens"] + 50
+    reported = result["trim"]
+    assert reported["tokens"]["lookahead_unaccounted"] == 50
+    assert reported["cost"] == reported["usage"]["small"]["output_tokens"] + 50
 
 
-async def test_a_call_that_can_be_told_to_end_ends_at_its_next_token_and_is_counted_to_it():
-    rig = Rig(TellingModel, poor=["two"], model={"hangs": {AFTER_TWO}})
+async def test_a_call_that_can_be_stopped_ends_at_its_next_token_and_is_counted_to_it():
+    rig = Rig(StoppableModel, poor=["two"], model={"hangs": {AFTER_TWO}})
     rig.scorer.waits["two"] = rig.small.writing
     result = await rig.ask()
     words = rig.small.ended_at[AFTER_TWO]
@@ -162,7 +162,7 @@ async def test_a_call_that_can_be_told_to_end_ends_at_its_next_token_and_is_coun
 
 
 async def test_before_its_first_token_a_call_is_cancelled_and_charged_its_prompt():
-    rig = Rig(TellingModel, poor=["two"], model={"hangs": {AFTER_TWO}, "silent": 10_000})
+    rig = Rig(StoppableModel, poor=["two"], model={"hangs": {AFTER_TWO}, "silent": 10_000})
     result = await rig.ask()
     assert rig.small.cancelled == [AFTER_TWO]
     real = next(c for c in rig.small.calls if written_before(c["messages"]) == AFTER_ONE)
@@ -176,7 +176,7 @@ async def test_before_its_first_token_a_call_is_cancelled_and_charged_its_prompt
 
 
 async def test_a_call_that_does_not_end_by_itself_is_cancelled(monkeypatch):
-    class Deaf(TellingModel):
+    class Deaf(StoppableModel):
         async def _pace(self, prefix: str, stop_when: Any) -> None:
             if prefix in self.hangs:
                 stop_when("word")
@@ -225,13 +225,13 @@ async def test_a_failed_call_ahead_is_counted_with_what_it_reported():
                 raise error
             return super()._generate(messages, *arguments, **kwargs)
 
-    told = bill(await Rig(Failing).ask())
-    assert (told["input_tokens"], told["output_tokens"], told["unaccounted_tokens"]) == (30, 7, 0)
+    reported = bill(await Rig(Failing).ask())
+    assert (reported["input_tokens"], reported["output_tokens"], reported["unaccounted_tokens"]) == (30, 7, 0)
 
 
 async def test_answers_in_a_cache_are_whole_ones():
     cache = InMemoryCache()
-    rig = Rig(TellingModel, poor=["two"], model={"hangs": {AFTER_TWO}, "cache": cache}, max_step_tokens=50)
+    rig = Rig(StoppableModel, poor=["two"], model={"hangs": {AFTER_TWO}, "cache": cache}, max_step_tokens=50)
     result = await rig.ask()
     assert rig.small.cancelled == [AFTER_TWO]
     assert bill(result)["unaccounted_tokens"] == 50
@@ -332,7 +332,7 @@ async def test_a_synchronous_run_inside_leaves_the_work_of_the_one_around_it_alo
 
 
 async def test_events_and_streamed_text_are_the_same():
-    def told(stream: list[Any]) -> list[Any]:
+    def reported(stream: list[Any]) -> list[Any]:
         seen = []
         for mode, item in stream:
             if mode == "custom":
@@ -347,7 +347,7 @@ async def test_events_and_streamed_text_are_the_same():
         )
         for on in (False, True)
     ]
-    assert told(streams[0]) == told(streams[1])
+    assert reported(streams[0]) == reported(streams[1])
 
 
 @pytest.mark.parametrize("mode", ["debug", "checkpoints", "tasks", "updates", "values"])
@@ -359,7 +359,7 @@ async def test_a_call_ahead_is_in_no_stream(mode):
     assert "WorkAhead" not in str(parts)
 
 
-async def test_events_of_langchain_tell_calls_ahead_by_a_tag():
+async def test_events_of_langchain_mark_speculative_calls_by_a_tag():
     rig = Rig(poor=["two"])
     events = [event async for event in rig.graph.astream_events(GIVEN, version="v2")]
     begun = [event for event in events if event["event"] == "on_chat_model_start"]
@@ -374,14 +374,14 @@ async def test_events_of_langchain_tell_calls_ahead_by_a_tag():
 
 
 async def test_a_usage_callback_counts_what_was_thrown_away():
-    rig = Rig(TellingModel, poor=["two"], model={"hangs": {AFTER_TWO}})
+    rig = Rig(StoppableModel, poor=["two"], model={"hangs": {AFTER_TWO}})
     rig.scorer.waits["two"] = rig.small.writing
     usage = UsageMetadataCallbackHandler()
     result = await rig.ask({"callbacks": [usage]})
     for writer, name in (("small", "tiny"), ("large", "huge")):
         spend = result["trim"]["usage"][writer]
-        told = usage.usage_metadata[name]
-        assert (told["input_tokens"], told["output_tokens"]) == (
+        reported = usage.usage_metadata[name]
+        assert (reported["input_tokens"], reported["output_tokens"]) == (
             spend["input_tokens"],
             spend["output_tokens"],
         )
@@ -547,7 +547,7 @@ def test_answers_and_decisions_with_lookahead_are_those_without(
     small = [f"s{index} {text}" for index, (text, _) in enumerate(steps)]
     large = [f"L{index} {text}" for index, (text, _) in enumerate(steps)]
     scores = {text: score for text, (_, score) in zip(small, steps, strict=True)}
-    kind = TellingModel if telling else PacedModel
+    kind = StoppableModel if telling else PacedModel
 
     async def run(on: bool) -> tuple[Any, Any, Any]:
         model = kind(
@@ -580,16 +580,16 @@ def test_answers_and_decisions_with_lookahead_are_those_without(
     assert text_of(ahead) == text_of(plain)
     for channel in ("steps", "scores", "decisions", "stopped", "notes", "memory"):
         assert after[channel] == before[channel], channel
-    spend, without, told = ahead["trim"]["usage"], plain["trim"]["usage"], bill(ahead)
+    spend, without, reported = ahead["trim"]["usage"], plain["trim"]["usage"], bill(ahead)
     for part in ("large", "scorer", "unaccounted_tokens", "overshoot_tokens"):
         assert spend[part] == without[part]
     # Each call is a step's, as without, or was given up; and each is on the bill.
-    assert spend["small"]["calls"] - told["discarded"] == without["small"]["calls"]
-    assert spend["small"]["output_tokens"] - told["output_tokens"] == without["small"]["output_tokens"]
+    assert spend["small"]["calls"] - reported["discarded"] == without["small"]["calls"]
+    assert spend["small"]["output_tokens"] - reported["output_tokens"] == without["small"]["output_tokens"]
     generated = sum(call["tokens"] for call in model.calls)
     assert spend["small"]["calls"] >= len(model.begun)
-    assert spend["small"]["output_tokens"] + told["unaccounted_tokens"] >= generated
-    assert told["unaccounted_tokens"] <= told["discarded"] * max_step_tokens
-    if told["unaccounted_tokens"] == 0:
+    assert spend["small"]["output_tokens"] + reported["unaccounted_tokens"] >= generated
+    assert reported["unaccounted_tokens"] <= reported["discarded"] * max_step_tokens
+    if reported["unaccounted_tokens"] == 0:
         assert spend["small"]["output_tokens"] == generated
     assert set(after) == set(before)

@@ -109,7 +109,7 @@ def test_other_families(world, run, config):
     assert (policy["type"], policy["k"], policy["policy"]["type"]) == ("stay_on_large", 1, "threshold")
 
 
-def test_what_no_policy_reaches_is_told(world, run, config):
+def test_what_no_policy_reaches_is_reported(world, run, config):
     rates = '{type: all_of, policies: [{type: random_rate, rate: "?"}, {type: random_rate, rate: 0.1}]}'
     result = run("calibrate", "--config", config, *DATASET, "--large-share", 0.8, "--family", rates, "-n", 20)
     assert result.exit_code == 0, result.output
@@ -117,7 +117,7 @@ def test_what_no_policy_reaches_is_told(world, run, config):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         ([], "give one of --large-share, --max-cost and --pgr"),
         (["--large-share", 0.2, "--pgr", 0.9], "give one of"),
@@ -132,12 +132,12 @@ def test_what_no_policy_reaches_is_told(world, run, config):
         (["--large-share", 0.2, "--keep", "q.jsonl"], "--keep q.jsonl cannot be made a folder: File exists"),
     ],
 )
-def test_what_is_wrong_is_told_before_a_model_is_loaded(world, run, monkeypatch, arguments, told):
+def test_what_is_wrong_is_refused_before_a_model_is_loaded(world, run, monkeypatch, arguments, expected):
     monkeypatch.setattr("trim_graph.cli.calibrate.load_parts", lambda *a, **k: pytest.fail("loaded"))
     (world / "q.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem": "q", "answer": "2"}\n')
     result = run("calibrate", *arguments)
     assert result.exit_code == 2, result.output
-    assert told in result.stderr
+    assert expected in result.stderr
 
 
 def test_a_configuration_asks_for_its_questions_and_prices(world, run, monkeypatch):
@@ -157,9 +157,9 @@ def test_an_interrupted_calibration_goes_on(world, run, start, config):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
+    _, reported = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "interrupted; what was measured is in kept: the same command goes on" in told
+    assert "interrupted; what was measured is in kept: the same command goes on" in reported
     assert not (world / "trim.calibrated.yaml").exists()
     before = {file: file.read_bytes() for file in (world / "kept").glob("*.jsonl")}
     result = run(*arguments)

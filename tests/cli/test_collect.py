@@ -95,7 +95,7 @@ def test_parquet_is_written_at_the_end_and_taken_up_again(world, run):
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "expected"),
     [
         (["--policy", "{type: random_rate, rate: 0.4}"], "policy.rate was 0.3, is 0.4"),
         (
@@ -107,13 +107,13 @@ def test_parquet_is_written_at_the_end_and_taken_up_again(world, run):
         (["--label-steps"], "label_steps was false, is true"),
     ],
 )
-def test_settings_are_never_mixed(world, run, more, told):
+def test_settings_are_never_mixed(world, run, more, expected):
     collect(run, n=2)
     before = (world / "t.jsonl").read_bytes()
     result = collect(run, *more, n=4)
     assert result.exit_code == 2
     assert "t.jsonl was begun with other settings" in result.stderr
-    assert told in result.stderr
+    assert expected in result.stderr
     assert (world / "t.jsonl").read_bytes() == before
 
 
@@ -136,7 +136,7 @@ def test_a_file_of_unknown_origin_is_left_alone(world, run):
     assert "was made otherwise" in collect(run, out="t.parquet").stderr
 
 
-def test_garbage_in_the_middle_is_told_and_left_alone(world, run):
+def test_garbage_in_the_middle_is_reported_and_left_alone(world, run):
     collect(run, n=3)
     lines = (world / "t.jsonl").read_bytes().splitlines(keepends=True)
     (world / "t.jsonl").write_bytes(lines[0] + b"\x00\xff\n" + lines[1])
@@ -230,10 +230,10 @@ def test_ctrl_c_says_what_is_there(world, start):
     process = start(*ARGUMENTS, "--concurrency", 2, delay=0.05)
     wait_for_lines(world / "t.jsonl", 2, process)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
+    _, reported = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "questions in t.jsonl; the same command goes on" in told
-    assert "Traceback" not in told
+    assert "questions in t.jsonl; the same command goes on" in reported
+    assert "Traceback" not in reported
     assert all(trace["error"] is None for trace in read_traces(world / "t.jsonl", errors=True))
 
 
@@ -246,7 +246,7 @@ def test_two_processes_do_not_share_a_file(world, run, start):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         ({"n": 0}, "-n is 0: choose 1 or more"),
         ({"dataset": "q.jsonl", "n": 3}, "--dataset q.jsonl has 2 questions; 3 are wanted"),
@@ -258,12 +258,12 @@ def test_two_processes_do_not_share_a_file(world, run, start):
         ({"policy": "{type: threshold, t: 2}"}, "policy.t"),
     ],
 )
-def test_what_is_wrong_is_told_before_a_model_is_loaded(world, run, monkeypatch, arguments, told):
+def test_what_is_wrong_is_refused_before_a_model_is_loaded(world, run, monkeypatch, arguments, expected):
     monkeypatch.setattr("trim_graph.cli.collect.load_parts", lambda *a, **k: pytest.fail("loaded"))
     (world / "q.jsonl").write_text(2 * (json.dumps({"problem": "p", "answer": "1"}) + "\n"))
     result = collect(run, **arguments)
     assert result.exit_code == 2, result.output
-    assert told in result.stderr
+    assert expected in result.stderr
     assert not list(world.glob("t.*"))
 
 

@@ -27,17 +27,17 @@ def test_the_example_models_pass(example):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--timeout", "0"], "--timeout is 0"),
         (["--config", "none.yaml"], "configuration file none.yaml does not exist"),
     ],
 )
-def test_bad_input(options, told, run, tmp_path, monkeypatch):
+def test_bad_input(options, message, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run("doctor", *options)
     assert done.exit_code == 2
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 def test_weights_that_cannot_be_loaded_are_an_error(run, tmp_path):

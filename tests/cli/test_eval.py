@@ -165,10 +165,10 @@ def test_an_interrupt_says_how_to_go_on(world, run, start):
     while not (world / "started").exists():
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, reported = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on with run" in told
-    assert "Traceback" not in told
+    assert "the same command goes on with run" in reported
+    assert "Traceback" not in reported
 
 
 def test_more_questions_and_other_policies_join_a_run(world, run):
@@ -188,7 +188,7 @@ def test_more_questions_and_other_policies_join_a_run(world, run):
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "expected"),
     [
         (["--seed", 1], "settings.seed was 0, is 1"),
         (["--prices", PRICES], "prices.large.input was 0.0, is 1.0"),
@@ -196,13 +196,13 @@ def test_more_questions_and_other_policies_join_a_run(world, run):
         (["--dataset", "arithmetic:hard"], 'dataset.split was "standard", is "hard"'),
     ],
 )
-def test_a_folder_never_mixes_settings(world, run, monkeypatch, more, told):
+def test_a_folder_never_mixes_settings(world, run, monkeypatch, more, expected):
     evaluate(run, n=2)
     before = (world / "run/rows.parquet").read_bytes()
     monkeypatch.setattr("trim_graph.cli.eval.load_parts", lambda *a, **k: pytest.fail("loaded"))
     result = evaluate(run, *more, n=2)
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert expected in result.stderr
     assert "Choose another --out" in result.stderr
     assert (world / "run/rows.parquet").read_bytes() == before
 
@@ -268,7 +268,7 @@ def test_do_not_use_it_here(world, run):
     )
 
 
-def test_scores_that_say_nothing_are_told(world, models, run, monkeypatch):
+def test_scores_that_say_nothing_are_reported(world, models, run, monkeypatch):
     class Guessing(models.Judge):
         def rate(self, question, texts):
             return (len(question) * 31 + sum(map(len, texts)) * 17) % 97 / 97
@@ -319,7 +319,7 @@ class Failing:
         return Parts(Broken(errs=True), models.World(errs=False), models.Judge())
 
 
-def test_what_fails_is_told_counts_as_wrong_and_is_run_again(world, models, run, monkeypatch):
+def test_what_fails_is_reported_counts_as_wrong_and_is_run_again(world, models, run, monkeypatch):
     failing = Failing(models, lambda asked: len(asked) % 3 == 0)
     parts = failing.parts()
     monkeypatch.setattr("trim_graph.cli.eval.load_parts", lambda config, **_: parts)
@@ -349,15 +349,15 @@ def test_a_dead_server_ends_the_run(world, models, run, monkeypatch):
     assert evaluate(run, n=4, out="few").exit_code == 2  # fewer than that, and all of them
 
 
-def test_baselines_that_cannot_be_run_are_told(world, run):
+def test_baselines_that_cannot_be_run_are_reported(world, run):
     result = evaluate(run, "--validation-n", 12, n=4, baselines="all")
     assert result.exit_code == 0, result.output
-    told = " ".join(read_run("run").summary["warnings"])
-    assert "baseline cascade was not run: the small model does not tell the probabilities" in told
-    assert "baseline judge was not run: it needs a judge" in told
-    assert "baseline entropy was not run: the small model must report the entropy" in told
+    reported = " ".join(read_run("run").summary["warnings"])
+    assert "baseline cascade was not run: the small model does not report the probabilities" in reported
+    assert "baseline judge was not run: it needs a judge" in reported
+    assert "baseline entropy was not run: the small model must report the entropy" in reported
     families = {arm["family"] for arm in read_run("run").summary["arms"]}
-    assert "baseline router was not run: of 12 questions" in told
+    assert "baseline router was not run: of 12 questions" in reported
     assert {"prm", "kind"} <= families
     assert evaluate(run, n=10, baselines="cascade").exit_code == 2
 
@@ -389,19 +389,19 @@ def test_a_router_is_trained_on_other_questions(world, models, run, monkeypatch)
     assert not validated & {row["question"] for row in read_run("run").rows("small")}
 
 
-def test_validation_questions_among_those_of_the_evaluation_are_told(world, run):
+def test_validation_questions_among_those_of_the_evaluation_are_reported(world, run):
     drawn = [*problems("standard", 4, part="test", seed=0), *problems("standard", 8, part="train", seed=0)]
     rows = [{"problem": problem.question, "answer": problem.answer} for problem in drawn]
     (world / "other.jsonl").write_text("".join(map("{}\n".format, map(json.dumps, rows))))
     result = evaluate(run, "--validation", "other.jsonl", n=3, baselines="kind")
     assert result.exit_code == 0, result.output
-    told = "3 of the 12 questions of --validation are among those of --dataset"
-    assert any(told in warning for warning in read_run("run").summary["warnings"])
-    assert told in result.stderr
+    reported = "3 of the 12 questions of --validation are among those of --dataset"
+    assert any(reported in warning for warning in read_run("run").summary["warnings"])
+    assert reported in result.stderr
 
 
-def test_all_baselines_of_models_that_tell_all(world, models, run, monkeypatch):
-    class Telling(models.World):
+def test_all_baselines_of_models_that_report_all(world, models, run, monkeypatch):
+    class Reporting(models.World):
         reports_entropy: ClassVar[bool] = True
 
         def _generate(self, messages, *given, **named):
@@ -414,7 +414,7 @@ def test_all_baselines_of_models_that_tell_all(world, models, run, monkeypatch):
                 message.response_metadata["first_token_entropy"] = zlib.crc32(said.encode()) / 2**32
             return result
 
-    parts = Parts(Telling(errs=True), Telling(errs=False), models.Judge())
+    parts = Parts(Reporting(errs=True), Reporting(errs=False), models.Judge())
     monkeypatch.setattr("trim_graph.cli.eval.load_parts", lambda config, **_: parts)
     result = evaluate(run, "--prices", PRICES, n=12, baselines="cascade,entropy")
     assert result.exit_code == 0, result.output
@@ -437,7 +437,7 @@ def test_all_baselines_of_models_that_tell_all(world, models, run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "more", "told"),
+    ("arguments", "more", "reported"),
     [
         ({"n": 0}, [], "-n is 0: choose 1 or more"),
         ({}, ["--samples", 0], "--samples is 0"),
@@ -469,7 +469,9 @@ def test_all_baselines_of_models_that_tell_all(world, models, run, monkeypatch):
         ({"out": "mine"}, [], "mine holds files, and no settings.json"),
     ],
 )
-def test_what_is_wrong_is_told_before_a_model_is_loaded(world, run, monkeypatch, arguments, more, told):
+def test_what_is_wrong_is_refused_before_a_model_is_loaded(
+    world, run, monkeypatch, arguments, more, reported
+):
     monkeypatch.setattr("trim_graph.cli.eval.load_parts", lambda *a, **k: pytest.fail("loaded"))
     (world / "q.jsonl").write_text(json.dumps({"problem": "p", "answer": "1"}))
     (world / "torn.jsonl").write_text(json.dumps({"problem": "p", "answer": "1"}) + "\n{bad\n")
@@ -480,7 +482,7 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(world, run, monkeypatch,
     (world / "mine/letter.txt").write_text("dear")
     result = evaluate(run, *more, **arguments)
     assert result.exit_code == 2, result.output
-    assert told in result.stderr.replace("\n", " ")
+    assert reported in result.stderr.replace("\n", " ")
     assert not (world / "run/rows").exists()
 
 

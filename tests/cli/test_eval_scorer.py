@@ -126,7 +126,7 @@ def test_an_interrupt_keeps_what_was_scored(scorer, run, tmp_path, monkeypatch):
         (("unlabelled.jsonl",), "line 1: no labelled solution"),
     ],
 )
-def test_bad_input_is_told_before_the_scorer_is_loaded(
+def test_bad_input_is_refused_before_the_scorer_is_loaded(
     scorer, run, tmp_path, monkeypatch, arguments, complaint
 ):
     def never(config):

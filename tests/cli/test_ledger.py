@@ -18,9 +18,9 @@ def spend(world):
 
 
 def test_what_is_set_aside_is_listed(spend, run):
-    told = run("ledger", "list", "sqlite:spend.db")
-    assert told.exit_code == 0, told.output
-    first, second, third, total = told.stdout.splitlines()
+    reported = run("ledger", "list", "sqlite:spend.db")
+    assert reported.exit_code == 0, reported.output
+    first, second, third, total = reported.stdout.splitlines()
     assert first.startswith("user:ada run.0.a, 30 tokens, cost 0.5, 0 s old, ")
     assert first.endswith("; expired")
     assert second.startswith("user:eve run.1.b, 7 tokens, 0 s old, ")
@@ -34,15 +34,15 @@ def test_what_is_set_aside_is_listed(spend, run):
 
 
 def test_one_is_given_back(spend, run):
-    told = run("ledger", "release", "sqlite:spend.db", "--account", "user:ada", "--entry", "run.2.c")
-    assert told.stdout.splitlines()[-1] == "1 reservation given back"
+    reported = run("ledger", "release", "sqlite:spend.db", "--account", "user:ada", "--entry", "run.2.c")
+    assert reported.stdout.splitlines()[-1] == "1 reservation given back"
     assert spend.used("user:ada") == LargeUsage(30, 1, 0.5)
 
 
 def test_those_that_have_expired_are_given_back_or_charged(spend, run):
     options = ("ledger", "release", "sqlite:spend.db", "--expired")
-    told = run(*options, "--account", "user:ada", "--charge")
-    assert told.stdout.splitlines()[-1] == "1 reservation charged in full"
+    reported = run(*options, "--account", "user:ada", "--charge")
+    assert reported.stdout.splitlines()[-1] == "1 reservation charged in full"
     assert run(*options, "--account", "user:eve").stdout.splitlines()[-1] == "1 reservation given back"
     assert spend.used("user:ada") == LargeUsage(31, 2, 0.5)
     assert spend.used("user:eve") == LargeUsage()
@@ -69,15 +69,15 @@ def test_those_that_have_expired_are_given_back_or_charged(spend, run):
     ],
 )
 def test_what_cannot_be_done_is_a_line(spend, run, arguments, said):
-    told = run("ledger", *arguments)
-    assert told.exit_code == 2
-    assert told.stdout == ""
-    assert said in told.stderr
-    assert len(told.stderr.splitlines()) == 1
+    reported = run("ledger", *arguments)
+    assert reported.exit_code == 2
+    assert reported.stdout == ""
+    assert said in reported.stderr
+    assert len(reported.stderr.splitlines()) == 1
 
 
 def test_a_name_with_a_line_break_makes_no_line(spend, run):
     spend.reserve("user:ada\nuser:bob", "run.3.d", lambda used: LargeUsage(1, 1, 0.0))
-    told = run("ledger", "list", "sqlite:spend.db")
-    assert len(told.stdout.splitlines()) == 5
-    assert "user:ada\\nuser:bob run.3.d" in told.stdout
+    reported = run("ledger", "list", "sqlite:spend.db")
+    assert len(reported.stdout.splitlines()) == 5
+    assert "user:ada\\nuser:bob run.3.d" in reported.stdout

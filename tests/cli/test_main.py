@@ -147,9 +147,9 @@ def test_sigterm_ends_a_job_in_the_background_of_a_shell(tmp_path):
     )
     assert process.stdout.readline() == b"begun\n"
     process.terminate()
-    _, told = process.communicate(timeout=30)
-    assert told.startswith(b"trim-graph: interrupted\n")
-    assert b"Exit: 143" in told  # typer makes an exit code of it
+    _, reported = process.communicate(timeout=30)
+    assert reported.startswith(b"trim-graph: interrupted\n")
+    assert b"Exit: 143" in reported  # typer makes an exit code of it
 
 
 @pytest.mark.parametrize("code", [130, 143, 2])
@@ -168,5 +168,5 @@ trim_graph.cli.main()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (code, "")
-    told = ["what is registered is done", "the interpreter ends"]
-    assert done.stdout.splitlines() == (told if code == 2 else told[:1])
+    reported = ["what is registered is done", "the interpreter ends"]
+    assert done.stdout.splitlines() == (reported if code == 2 else reported[:1])

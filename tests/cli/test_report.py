@@ -16,8 +16,8 @@ def test_a_report(run, tmp_path):
 
 
 def test_a_report_of_what_eval_wrote(world, run):
-    told = ("eval", "--dataset", "arithmetic:standard", "-n", 6, "--baselines", "none", "--out", "run")
-    assert run(*told, "--sweep", "threshold:0.3,0.9").exit_code == 0
+    reported = ("eval", "--dataset", "arithmetic:standard", "-n", 6, "--baselines", "none", "--out", "run")
+    assert run(*reported, "--sweep", "threshold:0.3,0.9").exit_code == 0
     result = run("report", "run", "-o", "page.html")
     assert result.exit_code == 0, result.output
     page = (world / "page.html").read_text("utf-8")

@@ -56,10 +56,10 @@ def test_options_replace_policy_and_limits(world, run):
 
 def test_a_limit_may_be_a_remainder_that_is_used_up(world, run):
     for option, limit in (("--large-tokens", "large_tokens"), ("--large-calls", "large_calls")):
-        told = run("solve", CHAIN, "--threshold", "1", option, "0")
-        assert told.exit_code == 0, told.output
-        assert "large   0 steps" in told.stdout
-        assert f"note    the limit on {limit} is spent" in told.stdout
+        reported = run("solve", CHAIN, "--threshold", "1", option, "0")
+        assert reported.exit_code == 0, reported.output
+        assert "large   0 steps" in reported.stdout
+        assert f"note    the limit on {limit} is spent" in reported.stdout
     assert "stopped deadline" in run("solve", CHAIN, "--seconds", "0").stdout
 
 
@@ -320,8 +320,10 @@ def test_an_answer_to_nothing_is_refused_before_the_run_goes_on(world, run):
             {"messages": [("user", CHAIN)]}, place, interrupt_before=["generate_step"], durability="sync"
         )
         before = graph.get_state(place).config
-    told = run("solve", *options, "--thread", "a", "--resume", "--answer", "{continue_with: stop}")
-    assert told.exit_code == 2
-    assert told.stderr.endswith("the run of thread 'a' has asked nothing: leave out --answer to resume it\n")
+    reported = run("solve", *options, "--thread", "a", "--resume", "--answer", "{continue_with: stop}")
+    assert reported.exit_code == 2
+    assert reported.stderr.endswith(
+        "the run of thread 'a' has asked nothing: leave out --answer to resume it\n"
+    )
     with open_checkpointer(config.checkpoint) as checkpointer:
         assert build_graph(config, checkpointer, parts=load_parts(config)).get_state(place).config == before

@@ -96,19 +96,19 @@ def dataset(folder):
 
 
 def test_solve(run, poisoned):
-    told = clean(run("solve", "--config", "trim.yaml", f"what {POISON}"))
-    assert f"step {SHOWN}" in told.replace("\n", "")
-    assert "the large model failed" in told
-    assert SHOWN in told
+    reported = clean(run("solve", "--config", "trim.yaml", f"what {POISON}"))
+    assert f"step {SHOWN}" in reported.replace("\n", "")
+    assert "the large model failed" in reported
+    assert SHOWN in reported
     assert json.loads(run("solve", "--config", "trim.yaml", "--json", f"what {POISON}").stdout)["question"]
 
 
 def test_solve_that_asks_a_human(run, poisoned):
     config = CONFIG.replace("settings: {", "settings: {ask_below: 0.9, ")
     Path("trim.yaml").write_text(config)
-    told = clean(run("solve", "--config", "trim.yaml", "--thread", POISON, "what"))
-    assert "score 0.10" in told
-    assert SHOWN in told
+    reported = clean(run("solve", "--config", "trim.yaml", "--thread", POISON, "what"))
+    assert "score 0.10" in reported
+    assert SHOWN in reported
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def test_questions_answers_and_names_of_a_dataset(run, poisoned, command):
 def test_doctor(run, poisoned, monkeypatch):
     found = Report((Finding.error(POISON, POISON), Finding.warning(POISON, POISON)))
     monkeypatch.setattr("trim_graph.cli.doctor._examined", lambda *_: found)
-    told = clean(run("doctor", "--config", "trim.yaml"))
-    assert told.count("[red]mark[/red]:boom:") >= 4
+    reported = clean(run("doctor", "--config", "trim.yaml"))
+    assert reported.count("[red]mark[/red]:boom:") >= 4
     report = json.loads(run("doctor", "--config", "trim.yaml", "--json").stdout)
     assert report["checks"][0]["found"] == POISON
 
@@ -187,8 +187,8 @@ def test_whatever_a_library_prints_within_a_command(run, monkeypatch):
         raise ModelServerError(POISON)
 
     monkeypatch.setattr("trim_graph.cli.solve.readable", noisy)
-    told = clean(run("solve", "x"))
-    assert told.count(SHOWN) == 4
+    reported = clean(run("solve", "x"))
+    assert reported.count(SHOWN) == 4
 
 
 def test_a_traceback_and_what_is_printed_at_the_end():

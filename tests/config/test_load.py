@@ -311,7 +311,7 @@ def test_hosted_models_that_are_refused(write, model, said):
     assert "hunter2" not in message
 
 
-def test_token_probabilities_must_be_told_by_the_models(write):
+def test_token_probabilities_must_be_reported_by_the_models(write):
     text = (
         "small: {type: vllm, model: s, logprobs: true}\nlarge: {type: example, logprobs: LARGE}\n"
         "scorer: {type: token_probability}\npolicy: {type: threshold, t: 0.9}\n"
@@ -350,7 +350,7 @@ def test_a_password_in_a_url_is_not_repeated(write):
     assert "hunter2" not in said
 
 
-def test_a_wrong_key_is_told_before_what_follows_from_it(write):
+def test_a_wrong_key_is_reported_before_what_follows_from_it(write):
     said = refused(write("small: {type: transformers, modle: x}\nlagre: {}\npolicy: small_only\nbudget: 3"))
     assert [line.split(":")[1].strip() for line in said.splitlines()] == ["small.modle", "lagre"]
     assert said.endswith("(and 3 more)")
@@ -370,7 +370,7 @@ def test_overrides_replace_policies_and_join_mappings(write):
     assert (config.budget.large_tokens, config.budget.seconds) == (20, 9)
 
 
-def test_errors_tell_the_command_line_from_the_file(write):
+def test_errors_distinguish_the_command_line_from_the_file(write):
     path = write(f"{MODELS}policy: small_only\nbudget: {{seconds: many}}")
     said = refused(path, overrides={"budget": {"min_tokens": 0}})
     assert "command line: budget.min_tokens: is 0" in said

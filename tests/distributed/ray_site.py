@@ -116,7 +116,7 @@ def explored(address: str, folder: str) -> None:
 
 def failing(address: str, folder: str) -> None:
     """What is said where workers die again and again, cannot load their models, or find no place."""
-    told = {}
+    reported = {}
     for name, changed in {
         "dies": {"deadly": True},
         "broken": {"broken": True},
@@ -131,8 +131,8 @@ def failing(address: str, folder: str) -> None:
                     executor._options["num_cpus"] = 64
                 collect(executor)
         except TrimError as error:
-            told[name] = str(error)
-    tell(scene="failing", **told)
+            reported[name] = str(error)
+    tell(scene="failing", **reported)
 
 
 OWN = on_ray.code_identity

@@ -46,32 +46,36 @@ def scenes(cluster, environment, tmp_path_factory):
     finally:
         output, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, errors
-    told = [json.loads(line) for line in output.splitlines()]
-    return {one["scene"]: one for one in told} | {"worker": worker, "errors": errors}
+    reported = [json.loads(line) for line in output.splitlines()]
+    return {one["scene"]: one for one in reported} | {"worker": worker, "errors": errors}
 
 
 def test_a_worker_that_is_killed_costs_no_result_and_doubles_none(scenes):
-    told = scenes["killed"]
-    assert sorted(told["indices"]) == list(range(24))
-    assert told["same"]
+    reported = scenes["killed"]
+    assert sorted(reported["indices"]) == list(range(24))
+    assert reported["same"]
     assert re.search(
         rf"process {scenes['worker']} died; its [1-6] questions are run by another", scenes["errors"]
     )
 
 
 def test_rollouts_are_those_of_the_models_here(scenes):
-    told = scenes["explored"]
-    assert told["left"] == [0, 0]
-    assert told["runs"][0] == told["runs"][1] > 12
-    assert told["same"]
+    reported = scenes["explored"]
+    assert reported["left"] == [0, 0]
+    assert reported["runs"][0] == reported["runs"][1] > 12
+    assert reported["same"]
 
 
 def test_what_cannot_continue_is_reported(scenes):
-    told = scenes["failing"]
-    assert told["dies"].startswith("3 workers died one after the other, all with the same question under way")
-    assert told["broken"] == "small: the model cannot be loaded"
-    assert f"has another trim-graph, {__version__}" in told["code"]
-    assert "the cluster found no place for a worker in 2 s; each needs 1 CPU, and free are" in told["room"]
+    reported = scenes["failing"]
+    assert reported["dies"].startswith(
+        "3 workers died one after the other, all with the same question under way"
+    )
+    assert reported["broken"] == "small: the model cannot be loaded"
+    assert f"has another trim-graph, {__version__}" in reported["code"]
+    assert (
+        "the cluster found no place for a worker in 2 s; each needs 1 CPU, and free are" in reported["room"]
+    )
 
 
 class Scripted(RayExecutor):
@@ -226,7 +230,7 @@ def is_worker(pid):
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "message"),
     [
         ("127.0.0.1:1", "--ray 127.0.0.1:1 cannot be reached: [Errno 111] Connection refused"),
         ("ray://127.0.0.1:10001", "give HOST:PORT of the cluster's head"),
@@ -234,10 +238,10 @@ def is_worker(pid):
         ("127.0.0.1:99999", "--ray 127.0.0.1:99999 cannot be reached"),
     ],
 )
-def test_an_address_that_is_none(address, told):
+def test_an_address_that_is_none(address, message):
     with pytest.raises(SettingsError) as error, on_ray.connected(address):
         pass
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_an_address_that_never_answers(monkeypatch):

@@ -50,7 +50,7 @@ async def test_tokens_that_stay_text_are_named(subject):
     assert (finding.status, finding.found) == ("ok", "stay text where somebody writes them: <|end|>")
 
 
-async def test_what_would_be_refused_is_told(subject):
+async def test_what_would_be_refused_is_reported(subject):
     server = Server(chat_answer("so"))
     server.eats = " ?"
     finding = await special_tokens(subject(server))
@@ -68,7 +68,7 @@ async def test_what_would_be_refused_is_told(subject):
     assert "no special token of a known shape" in finding.found
 
 
-async def test_where_the_instruction_goes_is_told(subject):
+async def test_where_the_instruction_goes_is_reported(subject):
     server = Server(chat_answer("so"))
     assert "has a role" in (await system_message(subject(server))).found
     tokenizer = server._tokenizer

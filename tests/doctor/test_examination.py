@@ -57,7 +57,7 @@ def test_small_and_large_may_be_the_same():
 
 
 @pytest.mark.parametrize(
-    ("policy", "status", "told"),
+    ("policy", "status", "expected"),
     [
         ({"type": "threshold", "t": 0.5}, "ok", "t=0.5"),
         ({"type": "threshold", "t": 0.1}, "warning", "even wrong drafts would be kept"),
@@ -74,14 +74,14 @@ def test_small_and_large_may_be_the_same():
         ("small_only", None, None),
     ],
 )
-def test_thresholds_lie_among_the_scores(policy, status, told):
+def test_thresholds_lie_among_the_scores(policy, status, expected):
     made = config(scorer=PRM, policy=policy)
     subject = subject_of("scorer", made.scorer, made.settings, made.budget, 1.0)
     assert thresholds(made, subject) is None  # nothing was seen
     subject.scores = [0.8, 0.9], [0.1, 0.2]
     finding = thresholds(made, subject)
     assert (finding and finding.status) == status
-    assert told is None or told in finding.found + finding.fix
+    assert expected is None or expected in finding.found + finding.fix
 
 
 @given(st.integers(1, 10_000), st.integers(1, 500), st.integers(1, 100), st.integers(1, 2_000))

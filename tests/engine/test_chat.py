@@ -180,14 +180,14 @@ class TestUsage:
             small.invoke(CHAT, max_tokens=3, top_logprobs=5),
             list(small.stream(CHAT, max_tokens=3, top_logprobs=5))[-1],
         ):
-            told = answer.response_metadata["logprobs"]["content"]
-            assert len(told) == 3
-            for entry in told:
+            reported = answer.response_metadata["logprobs"]["content"]
+            assert len(reported) == 3
+            for entry in reported:
                 ranked = [top["logprob"] for top in entry["top_logprobs"]]
                 assert len(ranked) == 5
                 assert ranked == sorted(ranked, reverse=True)
                 assert entry["logprob"] == pytest.approx(ranked[0])
-            assert "".join(entry["token"] for entry in told) == small.invoke(CHAT, max_tokens=3).content
+            assert "".join(entry["token"] for entry in reported) == small.invoke(CHAT, max_tokens=3).content
 
 
 class TestManyCalls:

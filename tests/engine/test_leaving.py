@@ -38,7 +38,7 @@ def check_idle(model):
     pytest.fail("the request is still under way")
 
 
-def test_a_running_request_is_told_from_none(endless):
+def test_a_running_request_is_distinguished_from_none(endless):
     stream = endless.stream(CHAT)
     next(stream)
     assert at_work(endless)

@@ -142,7 +142,7 @@ def test_what_saves_and_is_nearly_as_good_is_to_be_used():
 
 
 @pytest.mark.parametrize(
-    ("arm", "options", "told"),
+    ("arm", "options", "expected"),
     [
         (columns([True] * N, [95] * N, added=1.0), {}, "It costs no less than the large model alone."),
         (columns([i < 20 for i in range(N)], [20] * N), {}, "no more often right than the small model alone"),
@@ -171,16 +171,16 @@ def test_what_saves_and_is_nearly_as_good_is_to_be_used():
         ),
     ],
 )
-def test_what_is_not_to_be_used(arm, options, told):
+def test_what_is_not_to_be_used(arm, options, expected):
     verdict, whole = decided(arm, **options)
     assert verdict["use"] == "no"
-    assert told in verdict["text"]
+    assert expected in verdict["text"]
     assert verdict["text"].endswith("Do not use it here.")
     assert whole.startswith("Do not use it here.")
 
 
 @pytest.mark.parametrize(
-    ("arm", "options", "told"),
+    ("arm", "options", "expected"),
     [
         (good(), {"priced": False}, "Without prices nobody can say whether that pays."),
         (
@@ -191,21 +191,21 @@ def test_what_is_not_to_be_used(arm, options, told):
         (columns([i < 34 for i in range(N)], [30] * N), {}, "whether it beats drawing one of the two models"),
     ],
 )
-def test_what_stays_open(arm, options, told):
+def test_what_stays_open(arm, options, expected):
     verdict, whole = decided(arm, **options)
     assert verdict["use"] == "undecided"
-    assert told in verdict["text"]
+    assert expected in verdict["text"]
     assert whole.startswith("Undecided.")
 
 
-def test_a_spend_beyond_the_random_curve_is_told():
+def test_a_spend_beyond_the_random_curve_is_reported():
     """A policy that spends more than the large model alone does, at small cost."""
     arm = columns([True] * N, [120] * N, cost=[1.0] * N)
     random = {"random-0.5": columns([i < 30 for i in range(N)], [50] * N)}
     verdict, _ = decided(arm, kinds={"random-0.5": "random"}, **random)
     assert verdict["use"] != "yes"
-    told = "It spends 120 large tokens a question, and routing at random was measured up to 100"
-    assert told in verdict["text"]
+    reported = "It spends 120 large tokens a question, and routing at random was measured up to 100"
+    assert reported in verdict["text"]
 
 
 def test_a_curve_is_read_off_at_the_spend_of_a_policy():

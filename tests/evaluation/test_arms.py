@@ -32,13 +32,13 @@ def test_a_name_that_no_file_can_have_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ("threshold", 'policy "threshold": t: Field required'),
         ("{type: threshold, t: 2}", r"t: Input should be less than or equal to 1"),
         ("{type: stay_on_large, k: 1, policy: {type: threshold}}", r"policy\.threshold\.t: Field required"),
     ],
 )
-def test_what_a_policy_lacks_is_named(given, told):
-    with pytest.raises(SettingsError, match=told):
+def test_what_a_policy_lacks_is_named(given, message):
+    with pytest.raises(SettingsError, match=message):
         policy_arms([given], {})

@@ -97,7 +97,7 @@ def test_kinds_of_mathematical_steps():
     assert {kind.kind for kind in fit_step_types(traces, MATHEMATICS)} == set(texts.values())
 
 
-def test_traces_that_tell_nothing():
+def test_traces_that_say_nothing():
     with pytest.raises(InputError, match="labelled or scored"):
         fit_step_types([trace(("a", "small", 1, None, None))], OPERATIONS)
     with pytest.raises(SettingsError, match="cannot be read"):

@@ -71,17 +71,17 @@ async def test_a_share_is_hit_in_few_runs_and_on_fresh_questions(family, share):
     assert found.share == pytest.approx(share, rel=0.02, abs=0.002)
     assert len(calibrator.points) <= 9
     policy = family.policy(found.setting)
-    told = forecast(await calibrator.outcomes(policy), small=calibrator.small, large=calibrator.large)
+    reported = forecast(await calibrator.outcomes(policy), small=calibrator.small, large=calibrator.large)
     fresh = World(n=3000, seed=1).calibrator()
     await fresh.measure()
     point = await fresh.point(family, found.setting)
-    low, high = told["share"]["interval"]
+    low, high = reported["share"]["interval"]
     assert low <= share <= high
     assert low <= point.share <= high
     for key, seen in (("accuracy", point.accuracy), ("pgr", point.pgr)):  # 1 in 20 is outside its interval
-        low, high = told[key]["interval"]
-        assert low <= told[key]["value"] <= high
-        assert abs(seen - told[key]["value"]) <= high - low, key
+        low, high = reported[key]["interval"]
+        assert low <= reported[key]["value"] <= high
+        assert abs(seen - reported[key]["value"]) <= high - low, key
 
 
 async def test_a_spend_needs_no_answers():
@@ -89,9 +89,9 @@ async def test_a_spend_needs_no_answers():
     found = await calibrator.find(THRESHOLD, Target("large_share", 0.3))
     assert found.share == pytest.approx(0.3, abs=0.01)
     assert (found.accuracy, found.pgr) == (None, None)
-    told = forecast(await calibrator.outcomes(THRESHOLD.policy(found.setting)), large=calibrator.large)
-    assert told["share"]["value"] == found.share
-    assert told["accuracy"] == told["pgr"] == {"value": None, "interval": None}
+    reported = forecast(await calibrator.outcomes(THRESHOLD.policy(found.setting)), large=calibrator.large)
+    assert reported["share"]["value"] == found.share
+    assert reported["accuracy"] == reported["pgr"] == {"value": None, "interval": None}
     assert calibrator.small is None  # not run: it would tell nothing
     with pytest.raises(InputError, match="the dataset has none: choose a spend"):
         await World(answers=False).calibrator().find(THRESHOLD, Target("pgr", 0.9))
@@ -266,7 +266,7 @@ def test_any_policy_with_a_number_to_choose():
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ([], "--family is missing: the policy small_only has no number to choose"),
         (["thresh"], "--family thresh: choose threshold, random_rate, policy files"),
@@ -277,8 +277,8 @@ def test_any_policy_with_a_number_to_choose():
         (["no.json"], "policy file .*no.json does not exist"),
     ],
 )
-def test_what_is_no_family(given, told):
-    with pytest.raises(SettingsError, match=told):
+def test_what_is_no_family(given, message):
+    with pytest.raises(SettingsError, match=message):
         make_family(given, {"type": "small_only"})
 
 

@@ -127,7 +127,7 @@ def test_no_letter_is_read_better_than_another(pairs, end, order):
         ("", None),
     ],
 )
-def test_the_choice_is_told_from_other_letters(text, letter):
+def test_the_choice_is_distinguished_from_other_letters(text, letter):
     assert read_choice(text) == letter
 
 

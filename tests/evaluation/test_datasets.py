@@ -81,7 +81,7 @@ def test_keys_and_grader_can_be_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "more", "told"),
+    ("rows", "more", "message"),
     [
         ([{"text": "p"}], {}, r"line 1: which key holds the question\? There are text"),
         ([{"problem": "p", "answer": "1"}, {"problem": " ", "answer": "1"}], {}, "line 2: problem is ' '"),
@@ -137,9 +137,9 @@ def test_keys_and_grader_can_be_named(tmp_path):
         ([["p"]], {}, "line 1: holds a JSON list"),
     ],
 )
-def test_a_row_that_will_not_do_is_told_with_its_line(tmp_path, rows, more, told):
+def test_a_wrong_row_is_refused_with_its_line(tmp_path, rows, more, message):
     dataset = make_dataset({"type": "file", "path": write(tmp_path, rows), **more})
-    with pytest.raises(InputError, match=rf"q\.jsonl, {told}"):
+    with pytest.raises(InputError, match=rf"q\.jsonl, {message}"):
         list(dataset.questions())
 
 
@@ -181,7 +181,7 @@ def test_the_arithmetic_world():
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ("arithmetic:easy", "split: Input should be 'standard', 'hard' or 'words'"),
         ({"type": "web"}, "does not match any of the expected tags"),
@@ -189,8 +189,8 @@ def test_the_arithmetic_world():
         ({"path": "q.jsonl"}, "Unable to extract tag"),
     ],
 )
-def test_what_is_no_dataset(given, told):
-    with pytest.raises(SettingsError, match=told):
+def test_what_is_no_dataset(given, message):
+    with pytest.raises(SettingsError, match=message):
         make_dataset(given)
 
 
@@ -249,7 +249,7 @@ def test_a_dataset_of_the_hub(hub):
         next(make_dataset({"type": "hub", "path": "here", "split": "train"}).questions())
 
 
-def test_ids_of_the_hub_are_told_from_files(tmp_path):
+def test_ids_of_the_hub_are_distinguished_from_files(tmp_path):
     named = make_dataset("HuggingFaceH4/MATH-500")
     assert (named.type, named.path, named.split) == ("hub", "HuggingFaceH4/MATH-500", "test")
     assert make_dataset("openai/gsm8k:train").split == "train"

@@ -39,7 +39,7 @@ def test_labels_end_at_the_first_wrong_step(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({"problem": "p", "steps": ["x"]}, "label is missing; expected problem, steps, label"),
         (
@@ -52,8 +52,8 @@ def test_labels_end_at_the_first_wrong_step(tmp_path, name):
         ({"problem": "p", "steps": ["x"], "label": "no"}, "label: Input should be a valid integer"),
     ],
 )
-def test_another_shape_is_told_with_its_line(tmp_path, row, told):
-    with pytest.raises(InputError, match=rf"bench\.jsonl, line 2: .*{told}"):
+def test_another_shape_is_refused_with_its_line(tmp_path, row, message):
+    with pytest.raises(InputError, match=rf"bench\.jsonl, line 2: .*{message}"):
         list(read_labelled(file_of(tmp_path, [ROWS[0], row])))
 
 

@@ -51,7 +51,7 @@ def test_accuracy_lies_beside_the_line_of_random_query_routing():
     ]
 
 
-def test_a_reliability_curve_tells_the_area():
+def test_a_reliability_curve_shows_the_area():
     pairs = [(0.05, False)] * 8 + [(0.05, True)] * 2 + [(0.95, True)] * 10
     figure = draw_reliability({"mine": discrimination(pairs), "nothing": discrimination([])})
     (drawn,) = figure.axes[0].containers
@@ -76,9 +76,9 @@ def test_any_name_can_be_drawn_and_is_not_mathematics(tmp_path):
         "n" * 500,
     )
     figure = draw_accuracy([POINTS[0]._replace(family=name) for name in names], SMALL, LARGE)
-    told = legend_of(figure)
-    assert told[3:7] == [" _hidden", "$x_1$", "\\frac{", "中文"]
-    assert all(len(name) <= 28 for name in told)
+    reported = legend_of(figure)
+    assert reported[3:7] == [" _hidden", "$x_1$", "\\frac{", "中文"]
+    assert all(len(name) <= 28 for name in reported)
     assert b"<script" not in svg_of(figure)
     files = save_plot(figure, tmp_path / "all.of it")
     assert [file.name for file in files] == ["all.of it.png", "all.of it.svg"]

@@ -79,7 +79,7 @@ def test_an_older_summary_is_not_that_of_a_run_that_goes_on(folder, make_row):
     assert not (folder / "summary.json").exists()
 
 
-def test_a_torn_line_is_passed_over_and_no_row_is_told(folder, make_row):
+def test_a_torn_line_is_skipped_and_a_wrong_row_is_refused(folder, make_row):
     with journal_of(folder, "small").open("ab") as stream:
         stream.write(to_line(make_row(index=7))[:-40])
     assert write_rows(folder, ARMS) == 24
@@ -112,26 +112,26 @@ def test_many_rows_of_an_arm(folder, make_row, monkeypatch):
 
 
 @given(data=st.data(), value=st.one_of(st.none(), st.text(max_size=5), st.integers(), st.booleans()))
-def test_any_value_is_a_rows_or_told(make_row, data, value):
+def test_any_value_is_read_or_refused(make_row, data, value):
     key = data.draw(st.sampled_from(sorted(make_row())))
-    told = "nothing"
+    reported = "nothing"
     try:
         read = parse_row({**make_row(), key: value}, "there, line 3")
     except InputError as error:
-        told = str(error)
+        reported = str(error)
     else:
         assert read[key] == value
-    assert told == "nothing" or told.startswith(f"there, line 3: not a row of an evaluation: {key}: ")
+    assert reported == "nothing" or reported.startswith(f"there, line 3: not a row of an evaluation: {key}: ")
 
 
-def test_what_is_no_run_is_told(tmp_path, folder):
+def test_what_is_no_run_is_refused(tmp_path, folder):
     with pytest.raises(InputError, match="no folder of an evaluation"):
         read_run(tmp_path)
     with pytest.raises(SettingsError, match="choose another folder"):
         check_folder(tmp_path)
-    for text, told in (("{", "cannot be read"), ("{}", "is damaged"), ('{"version": 9}', "of version 9")):
+    for text, message in (("{", "cannot be read"), ("{}", "is damaged"), ('{"version": 9}', "of version 9")):
         (folder / "settings.json").write_text(text)
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             read_run(folder)
     (folder / "rows.parquet").write_text(json.dumps({}))
     write_json(folder / "settings.json", {"version": 1, "settings": {}, "arms": {}})

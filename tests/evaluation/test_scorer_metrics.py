@@ -31,8 +31,8 @@ def benchmark_f1(rated, threshold):
     for one in rated:
         label = one.labels.index(False) if False in one.labels else -1
         below = [at for at, score in enumerate(one.scores or ()) if score < threshold]
-        told = None if one.scores is None else (below[0] if below else -1)
-        right[label >= 0].append(told == label)
+        reported = None if one.scores is None else (below[0] if below else -1)
+        right[label >= 0].append(reported == label)
     if not (right[True] and right[False]):
         return None
     wrong, fine = (sum(right[kind]) / len(right[kind]) for kind in (True, False))

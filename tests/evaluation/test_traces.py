@@ -89,7 +89,7 @@ def test_several_files_follow_each_other(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"steps": [{**a_trace()["steps"][0], "score": 1.5}]}, r"steps\.0\.score: .*\(is 1\.5\)"),
         ({"steps": [{**a_trace()["steps"][0], "score": float("nan")}]}, r"steps\.0\.score: .*finite"),
@@ -99,10 +99,10 @@ def test_several_files_follow_each_other(tmp_path):
         ({"correct": "perhaps"}, r"correct: .*\(is 'perhaps'\)"),
     ],
 )
-def test_what_is_no_trace_is_told_with_its_line_and_key(tmp_path, change, told):
+def test_what_is_no_trace_is_refused_with_its_line_and_key(tmp_path, change, message):
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps(a_trace()) + "\n\n" + json.dumps(a_trace(1, **change)) + "\n")
-    with pytest.raises(InputError, match=rf"a\.jsonl, line 3: (not a trace: )?{told}"):
+    with pytest.raises(InputError, match=rf"a\.jsonl, line 3: (not a trace: )?{message}"):
         list(read_traces(file))
 
 

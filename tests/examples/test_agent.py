@@ -25,9 +25,9 @@ def blocks(language):
 
 def call(tool, **args):
     """Call a tool as an agent does."""
-    told = tool.invoke({"type": "tool_call", "name": tool.name, "args": args, "id": "1"})
-    assert isinstance(told, ToolMessage)
-    return told.status, told.content
+    reported = tool.invoke({"type": "tool_call", "name": tool.name, "args": args, "id": "1"})
+    assert isinstance(reported, ToolMessage)
+    return reported.status, reported.content
 
 
 @pytest.fixture
@@ -64,13 +64,13 @@ def test_it_asks_about_another_database(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [(["--database", "none.db"], "there is no database none.db"), (["--config", "none.yaml"], "none.yaml")],
 )
-def test_what_is_not_there_is_told_in_a_line(arguments, told, capsys):
+def test_what_is_missing_is_reported_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_models_that_take_no_tools_are_refused(tmp_path):
@@ -135,10 +135,10 @@ def test_whatever_else_it_is_given_is_an_error_and_nothing_worse(text):
         "1" * 201,
     ],
 )
-def test_what_is_no_arithmetic_or_too_much_is_told_to_the_model(expression):
-    status, told = call(calculator, expression=expression)
+def test_what_is_no_arithmetic_or_too_much_is_an_error_for_the_model(expression):
+    status, reported = call(calculator, expression=expression)
     assert status == "error"
-    assert told
+    assert reported
 
 
 def test_results_are_short():
@@ -178,18 +178,18 @@ def test_a_query_gives_a_table(query):
 def test_what_could_change_or_exhaust_anything_is_refused(query, sql, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = (tmp_path / "shop.db").read_bytes()
-    status, told = call(query, sql=sql)
+    status, reported = call(query, sql=sql)
     assert status == "error"
-    assert told
+    assert reported
     assert [path.name for path in tmp_path.iterdir()] == ["shop.db"]
     assert (tmp_path / "shop.db").read_bytes() == before
 
 
 def test_long_tables_are_cut(query):
-    status, told = call(query, sql="SELECT a.product FROM orders a, orders b, orders c")
+    status, reported = call(query, sql="SELECT a.product FROM orders a, orders b, orders c")
     assert status == "success"
-    assert told.splitlines()[-1] == "(only the first 50 rows)"
-    assert len(told.splitlines()) == 52
+    assert reported.splitlines()[-1] == "(only the first 50 rows)"
+    assert len(reported.splitlines()) == 52
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path):

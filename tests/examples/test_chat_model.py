@@ -29,7 +29,7 @@ def test_the_readmes_python_runs(capsys):
     assert capsys.readouterr().out.splitlines() == shown
 
 
-def test_a_worksheet_that_is_not_there_is_told_in_a_line(capsys):
+def test_a_worksheet_that_is_missing_is_reported_in_one_line(capsys):
     with pytest.raises(SystemExit):
         main(["the cellar"])
     assert "no worksheet has a word of that in its title" in capsys.readouterr().err

@@ -26,9 +26,9 @@ def test_it_runs_from_end_to_end_with_other_models_in_place(tmp_path, monkeypatc
     given = ["--models", "example", "--math", "math.jsonl", "--aime", "aime.jsonl", "--validation", "none"]
     given += ["--thresholds", "1", "--baselines", "cascade", "--out", "runs"]
     assert evaluate.main(given) == 0
-    told = capsys.readouterr().out
-    assert told.startswith("GPU hours to expect with Qwen2.5 on one GPU of 80 GB: ")
-    assert "Estimated, not measured" in told
+    reported = capsys.readouterr().out
+    assert reported.startswith("GPU hours to expect with Qwen2.5 on one GPU of 80 GB: ")
+    assert "Estimated, not measured" in reported
     for name in ("math", "aime"):
         rows = list(read_run(f"runs/{name}").rows())
         assert {row["arm"].partition("-")[0] for row in rows} == {
@@ -77,7 +77,7 @@ def test_what_is_said_of_qwen_is_marked():
 
 
 def test_the_readme_is_as_printed():
-    estimate = evaluate.told(evaluate.parsed(["--out", "runs"]))
+    estimate = evaluate.report(evaluate.parsed(["--out", "runs"]))
     assert estimate in README
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()

@@ -86,7 +86,7 @@ def test_the_codes_of_the_tokens_arrive_unchanged(judge, large, tokenizer, solut
     assert len(set(numbers)) == len(numbers) >= 8
 
 
-def test_it_tells_a_wrong_digit_before_it_has_learned_anything(judge, large, tokenizer, solutions):
+def test_it_detects_a_wrong_digit_before_it_has_learned_anything(judge, large, tokenizer, solutions):
     labels, verdicts = [], []
     for solution in solutions:
         ids, found = states(judge.model, tokenizer, solution, large.config.num_hidden_layers + 1)

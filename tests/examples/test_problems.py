@@ -54,7 +54,7 @@ def test_training_draws_only_the_training_part_and_both_families():
     assert {problem.split for problem in drawn} == set(SPLITS)
 
 
-def test_held_out_words_tell_known_stories_of_objects_never_seen_in_them():
+def test_held_out_words_combine_known_stories_with_objects_never_seen_in_them():
     held_out = {p.combination for p in problems("words", 300)}
     rng = random.Random(1)
     seen = {draw_problem(rng, "words", "train").combination for _ in range(3000)}

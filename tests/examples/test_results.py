@@ -179,7 +179,7 @@ def test_the_arm_at_equal_spend_is_never_the_poorer_one(world):
         assert rate == 0 or tokens > 0
 
 
-def test_a_ratio_is_told_only_where_the_denominator_is_clear_of_zero():
+def test_a_ratio_is_reported_only_where_the_denominator_is_clear_of_zero():
     draws = np.linspace(0.5, 1.5, 101)
     one, wide = Figure(2.0, 2 * draws), Figure(1.0, draws - 1)
     assert one.over(wide) is None

@@ -70,16 +70,16 @@ async def test_turns_are_routed_between_hosted_models(serve, tools, asynchronous
         assert usage.usage_metadata[writer]["output_tokens"] == spend[writer]["output_tokens"]
 
 
-async def test_usage_is_told_too_where_messages_are_streamed(serve, tools):
+async def test_usage_is_reported_too_where_messages_are_streamed(serve, tools):
     server = serve(shop)
     routing = TrimMiddleware(
         openai(server, "large"), LLMJudge(openai(server, "judge")), policy=threshold(7 / 9)
     )
     agent = create_agent(openai(server, "small"), tools, middleware=[routing])
     given = {"messages": [("user", QUESTION)]}
-    told = [message async for message, _ in agent.astream(given, stream_mode="messages")]
-    assert [message.type for message in told] == ["ai", "tool", "ai", "tool", "ai"]
-    assert told[-1].text == "With tax they came to 71.76."
+    reported = [message async for message, _ in agent.astream(given, stream_mode="messages")]
+    assert [message.type for message in reported] == ["ai", "tool", "ai", "tool", "ai"]
+    assert reported[-1].text == "With tax they came to 71.76."
 
 
 def test_token_probabilities_of_hosted_models_are_scores(serve, tools):

@@ -74,8 +74,8 @@ def test_the_readmes_table_is_the_measured_one():
 
 
 def test_the_server_counts_and_cuts_by_pieces(serve):
-    told = "Add| |123|4| to| x|_|1|:| done|!"
-    assert pieces("Add 1234 to x_1: done!") == told.split("|")
+    reported = "Add| |123|4| to| x|_|1|:| done|!"
+    assert pieces("Add 1234 to x_1: done!") == reported.split("|")
     server = serve(lambda body: Answer("one two three four"))
     body = {"model": "m", "messages": [{"role": "user", "content": "Go on"}], "max_tokens": 2}
     status, made = server.answer(body)

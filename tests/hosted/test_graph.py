@@ -33,15 +33,15 @@ def exact_answers():
     """What models that continue exactly make of the problems, over the same server."""
     from trim_graph.examples.hosted.scripted_server import ScriptedServer
 
-    told = {}
+    reported = {}
     with ScriptedServer(Arithmetic(ASKED)) as server:
         small, large = (
             ChatVLLM(model=n, base_url=server.url, continuation="chat") for n in ("small", "large")
         )
         graph = create_trim_graph(small, large, LLMJudge(openai(server, "judge")), policy=threshold(7 / 9))
         for problem in ASKED:
-            told[problem.question] = ask(graph, problem)
-    return told
+            reported[problem.question] = ask(graph, problem)
+    return reported
 
 
 @pytest.mark.parametrize("asynchronously", [False, True])
@@ -104,8 +104,8 @@ def test_every_token_of_every_call_is_counted_once(serve):
     spend = result["trim"]["usage"]
     for writer in ("small", "large"):
         assert [spend[writer]["input_tokens"], spend[writer]["output_tokens"]] == billed[writer]
-        told = counted.usage_metadata[writer]
-        assert [told["input_tokens"], told["output_tokens"]] == billed[writer]
+        reported = counted.usage_metadata[writer]
+        assert [reported["input_tokens"], reported["output_tokens"]] == billed[writer]
     assert spend["scorer"]["input_tokens"] == billed["judge"][0]
 
 
@@ -216,12 +216,12 @@ def test_a_failing_server_takes_the_declared_way_out(serve):
 def test_token_probability_scores_hosted_models(serve):
     import math
 
-    def told(body):
+    def reported(body):
         tokens = [(START, 0.1), ("\n", 0.1), ("So ", 0.9), ("it is.", 0.5), ("\n", 0.1), (DONE, 0.1)]
         content = [{"token": t, "logprob": math.log(p), "bytes": None, "top_logprobs": []} for t, p in tokens]
         return Answer("".join(t for t, _ in tokens), logprobs={"content": content, "refusal": None})
 
-    server = serve(told)
+    server = serve(reported)
     models = [openai(server, name, logprobs=True) for name in ("small", "large")]
     graph = create_trim_graph(*models, TokenProbability(), policy=threshold(0.5))
     assert ask(graph)["trim"]["scores"] == [pytest.approx(0.7)]

@@ -133,7 +133,7 @@ def test_a_handover_cut_right_behind_a_delimiter_is_not_glued_to_what_follows(ma
     assert rig.prompts("small")[0][-1].content == "L one\n\nL two\n\n"
 
 
-def test_a_model_that_cannot_tell_a_steps_end_is_refused_with_the_reason(make):
+def test_a_model_that_cannot_report_a_steps_end_is_refused_with_the_reason(make):
     class Hosted(ScriptedChatModel):
         def _generate(self, *args, **kwargs):
             result = super()._generate(*args, **kwargs)

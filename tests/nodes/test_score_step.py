@@ -208,7 +208,7 @@ def test_what_a_scorer_writes_is_on_the_bill(make, asynchronously):
     ]
 
 
-def test_a_scorer_that_fails_has_cost_what_it_told(make):
+def test_a_scorer_that_fails_costs_what_it_reported(make):
     def fails(question, steps):
         error = ScorerError("no digit")
         error.attempts = FailedAttempts(count=2, input_tokens=7, output_tokens=9, unknown=1)

@@ -40,7 +40,7 @@ def notes(result):
 
 
 @pytest.mark.parametrize("asynchronously", [False, True], ids=["sync", "async"])
-def test_thoughts_that_use_up_all_tokens_are_named_and_not_paid_for_again(make, asynchronously):
+def test_reasoning_that_uses_up_all_tokens_is_named_and_not_paid_for_again(make, asynchronously):
     small = Thinker(script=STEPS, thinks_at=(1, 2, 3, 4))
     result = make(small, scores={}).solve(asynchronously=asynchronously)
     assert result["trim"]["stopped"] == "no_step"

@@ -279,7 +279,7 @@ def test_a_probe_cut_before_its_token_is_asked_again_and_at_last_given_up(make):
 # What can go wrong
 
 
-def test_a_model_that_tells_no_entropy_is_refused_at_the_first_probe(make):
+def test_a_model_that_reports_no_entropy_is_refused_at_the_first_probe(make):
     rig = make(policy=entropy_probe(1.0), scorer=None, on_small_error="large")
     with pytest.raises(ChatModelContractError, match="small model does not report the entropy"):
         rig.ask()

@@ -106,7 +106,7 @@ def test_the_least_score_is_not_counted_again_and_again():
     assert lost("memoryless", 5) == lost("memoryless", 0)
 
 
-def test_a_regeneration_tells_of_the_steps_before():
+def test_a_regeneration_reports_the_steps_before():
     policy = PLANS["carried"]
     bad = seen(0.05, scores=[0.95])
     memory = policy.decide(bad).memory

@@ -195,8 +195,8 @@ def test_tables_of_another_program_are_refused_and_left_alone(spec, database, op
         connection.execute(f"DROP TABLE IF EXISTS {table}")
         connection.execute(f"CREATE TABLE {table} (a INTEGER)")
     try:
-        told = rf"database host=.* cannot be opened: its table {table} has the columns a, where "
-        with pytest.raises(StorageError, match=told), opened(spec):
+        message = rf"database host=.* cannot be opened: its table {table} has the columns a, where "
+        with pytest.raises(StorageError, match=message), opened(spec):
             pass
         assert columns_of(database, table) == {"a"}
     finally:

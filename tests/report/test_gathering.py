@@ -53,7 +53,7 @@ def test_places_weigh_steps_by_their_part_of_a_solution():
 
 
 @pytest.mark.parametrize(
-    ("mine", "large", "told"),
+    ("mine", "large", "expected"),
     [
         ({"correct": True, "answer": "1/2"}, {"correct": True, "answer": "0.5"}, False),
         ({"correct": False, "answer": "3"}, {"correct": True, "answer": "2"}, True),
@@ -62,8 +62,8 @@ def test_places_weigh_steps_by_their_part_of_a_solution():
         ({"correct": None, "answer": " 3"}, {"correct": None, "answer": "3"}, False),
     ],
 )
-def test_disagreeing_with_the_large_model(mine, large, told):
-    assert differs(a_row("small", 0, **mine), a_row("large", 0, **large)) is told
+def test_disagreeing_with_the_large_model(mine, large, expected):
+    assert differs(a_row("small", 0, **mine), a_row("large", 0, **large)) is expected
 
 
 def test_flags_are_of_the_same_sample():
@@ -140,8 +140,8 @@ def test_what_is_no_run_leaves_nothing_behind(tmp_path, monkeypatch):
     (broken / "rows" / "small.jsonl").write_text('{"arm": 3}\n')
     with pytest.raises(InputError, match=r"small\.jsonl, line 1: not a row"):
         write_report(broken)
-    for summary, told in (([], "accuracy|arms"), (a_summary(1, version=3), "version 3")):
-        other = write_run(tmp_path / f"summary-{told[:3]}", usual_rows(1), summary=summary)
-        with pytest.raises(InputError, match=rf"summary\.json is no summary of this release: .*({told})"):
+    for summary, message in (([], "accuracy|arms"), (a_summary(1, version=3), "version 3")):
+        other = write_run(tmp_path / f"summary-{message[:3]}", usual_rows(1), summary=summary)
+        with pytest.raises(InputError, match=rf"summary\.json is no summary of this release: .*({message})"):
             write_report(other)
     assert not list(tmp_path.rglob("*.html*"))

@@ -28,7 +28,7 @@ def test_summary_pictures_and_a_trace(report, opened):
     assert seen.clean()
 
 
-def test_drafts_tell_their_writer_without_colour_and_hide_drafts(report, opened):
+def test_drafts_show_their_writer_without_colour_and_hide_drafts(report, opened):
     seen = opened(report)
     page = seen.page
     page.locator(".row", has_text="q-1").first.click()
@@ -153,7 +153,7 @@ def test_every_control_can_be_reached_and_is_seen_to_have_the_focus(report, open
     assert seen.question() == "q-2"
 
 
-def test_samples_thoughts_and_what_nobody_graded(tmp_path, opened):
+def test_samples_reasoning_and_what_nobody_graded(tmp_path, opened):
     rows = [
         a_row(arm, index, sample, correct=None if index else sample == 0, seconds=float("inf"))
         for arm in ("large", "threshold-0.5")

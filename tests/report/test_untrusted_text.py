@@ -120,24 +120,24 @@ def test_a_megabyte_is_there_when_asked_for(hostile, opened):
 
 def test_the_policy_of_the_page_stops_what_might_get_in(report, opened):
     seen = opened(report)
-    told = seen.page.evaluate(
+    reported = seen.page.evaluate(
         """() => {
             const script = document.createElement("script");
-            let told = "";
+            let errors = "";
             try {
                 script.textContent = "window.pwned = 1";
                 document.body.append(script);
-            } catch (error) { told += error.name; }
+            } catch (error) { errors += error.name; }
             try {
                 document.body.innerHTML += "<img src=x onerror='window.pwned = 1'>";
-            } catch (error) { told += error.name; }
+            } catch (error) { errors += error.name; }
             const image = document.createElement("img");
             image.src = "http://127.0.0.1:9/";
             document.body.append(image);
-            return told;
+            return errors;
         }"""
     )
-    assert told == "TypeErrorTypeError"
+    assert reported == "TypeErrorTypeError"
     assert seen.page.evaluate("window.pwned") is None
     seen.page.wait_for_function("() => true")
     assert any("Content Security Policy" in complaint for complaint in seen.complaints)

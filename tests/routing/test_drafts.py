@@ -144,11 +144,11 @@ def test_punctuation_that_ends_a_cut_step_is_a_draft(end, previous_end, kept):
         (reply("plain"), None),
     ],
 )
-def test_a_first_draft_belongs_to_a_thought_where_one_was_opened(said, part):
+def test_a_first_draft_belongs_to_the_reasoning_where_it_was_opened(said, part):
     assert parsed(said).get("part") == part
 
 
-def test_a_thought_that_closes_within_an_answer_ends_the_draft():
+def test_a_reasoning_that_closes_within_an_answer_ends_the_draft():
     draft = parsed(reply("<think>hm</think>so it is", "eos"))
     assert (draft["text"], draft["separator"], draft["part"]) == ("<think>hm", "</think>", "reasoning")
 
@@ -175,7 +175,7 @@ def test_a_draft_begins_the_answer_holds_no_more_tokens_and_ends_once(text, end,
 # Where an answer is to stop
 
 
-def test_an_answer_stops_at_the_delimiter_and_where_a_thought_may_close():
+def test_an_answer_stops_at_the_delimiter_and_where_the_reasoning_may_close():
     def stops(way: Any, previous: Any) -> Any:
         found = stop_arguments(way, Thinking(), previous, partial_text="", takes_stop_when=True)
         return found.get("stop")
@@ -232,7 +232,7 @@ def test_a_separator_that_is_not_the_delimiter_is_kept_with_each_step():
     assert [one.get("separator") for one in split(whole("one\ntwo"), LINES)] == ["\n", None]
 
 
-def test_a_thought_and_its_answer_are_two_steps_of_their_parts():
+def test_a_reasoning_and_its_answer_are_two_steps_of_their_parts():
     steps = split(whole("<think>hm\n\nso</think>It is 4.", part="reasoning"), thinking=Thinking())
     assert [(one["text"], one["part"], one.get("separator")) for one in steps] == [
         ("<think>hm", "reasoning", None),

@@ -35,7 +35,7 @@ class Failing(ScriptedChatModel):
 
     fails_at: Any = ()
     begun: bool = False
-    told: Any = None
+    reported: Any = None
     error: Any = None
     asked: int = 0
 
@@ -44,7 +44,7 @@ class Failing(ScriptedChatModel):
         if self.fails_at == "always" or number in self.fails_at:
             error = self.error or ModelServerError("the server is gone", begun=self.begun)
             if isinstance(error, ModelServerError):
-                error.attempts = self.told
+                error.attempts = self.reported
             raise error
         return super()._generate(*arguments, **named)
 
@@ -218,12 +218,12 @@ class Refused(Exception):
 
 def test_a_setting_that_a_server_refuses_is_named_with_its_remedy():
     error = Refused("Unsupported value: 'temperature' does not support 0 with this model.")
-    told = "the model refuses the setting temperature: build the model without temperature"
+    reported = "the model refuses the setting temperature: build the model without temperature"
     with pytest.raises(Refused) as raised:
         run(graph_of(Failing(script=STEPS, fails_at=[0], error=error)))
-    assert f"trim-graph, small: {told}" in raised.value.__notes__
+    assert f"trim-graph, small: {reported}" in raised.value.__notes__
     result = run(graph_of(Failing(script=STEPS, fails_at=[0], error=error), **GO_ON))
-    assert any(note.endswith(told) for note in result["notes"])
+    assert any(note.endswith(reported) for note in result["notes"])
 
 
 def test_a_failure_is_an_event_of_the_stream():
@@ -361,8 +361,8 @@ def test_tokens_of_a_failed_call_that_nobody_reported_are_charged_in_full():
 
 
 def test_tokens_of_a_failed_call_that_were_reported_are_counted():
-    told = FailedAttempts(count=4, input_tokens=40, output_tokens=8, unknown=1)
-    large = Failing(script=STEPS, fails_at=[0], told=told)
+    reported = FailedAttempts(count=4, input_tokens=40, output_tokens=8, unknown=1)
+    large = Failing(script=STEPS, fails_at=[0], reported=reported)
     result = run(graph_of(large=large, score=0.0, max_step_tokens=50, on_large_error="accept"))
     spent = result["usage"]["large"]
     billed = [(call["prompt_tokens"], call["tokens"]) for call in large.calls]

@@ -127,7 +127,7 @@ def test_a_step_by_hand_is_scored_with_the_next_draft(make):
     assert rig.graph.get_state(THREAD).values["scores"]["1"] == 0.25
 
 
-def test_a_step_by_hand_belongs_to_the_thought_it_goes_on_with(make):
+def test_a_step_by_hand_belongs_to_the_reasoning_it_continues(make):
     rig = asking(make, ["<think>small one", "two"], ["<think>LARGE one", "two"])
     rig.ask(config=THREAD)
     done = answer(rig, {"step": "that is it</think>\n\nso \\boxed{1}", "ends": True})["trim"]
@@ -138,7 +138,7 @@ def test_a_step_by_hand_belongs_to_the_thought_it_goes_on_with(make):
     assert done["answer"] == "1"
 
 
-def test_a_step_by_hand_behind_a_thought_does_not_close_it_again(make):
+def test_a_step_by_hand_behind_the_reasoning_does_not_close_it_again(make):
     text = "<think>one</think>It is one."
 
     def script(prefix):
@@ -293,7 +293,7 @@ def test_a_score_to_ask_below_needs_a_scorer(make):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"mor": {"large_tokens": 5}}, "mor\n.*not permitted"),
         ({"more": {"tokens": 5}}, "more.tokens\n.*not permitted"),
@@ -311,10 +311,10 @@ def test_a_score_to_ask_below_needs_a_scorer(make):
         ("yes", "valid dictionary"),
     ],
 )
-def test_a_wrong_answer_says_what_would_be_right_and_the_question_stays(make, wrong, told):
+def test_a_wrong_answer_says_what_would_be_right_and_the_question_stays(make, wrong, message):
     rig = asking(make)
     question = asked(rig.ask(config=THREAD))
-    with pytest.raises(ValidationError, match=told) as caught:
+    with pytest.raises(ValidationError, match=message) as caught:
         answer(rig, wrong)
     assert is_invalid_resume(caught.value)
     (task,) = rig.graph.get_state(THREAD).tasks
@@ -372,7 +372,7 @@ def test_what_a_policy_remembers_is_as_if_nobody_had_been_asked(make):
     assert done["trim"]["steps"] == whole["trim"]["steps"] == {"small": 1, "large": 3}
 
 
-def test_events_tell_every_step_once(make):
+def test_events_report_every_step_once(make):
     rig = asking(make)
     events = list(rig.graph.stream({"messages": "2 + 2?"}, THREAD, stream_mode="custom"))
     assert events[-1] == {
@@ -389,8 +389,8 @@ def test_events_tell_every_step_once(make):
     assert accepted == [(0, "large"), (1, "human"), (2, "small"), (3, "small")]
     kinds = [event["event"] for event in events]
     assert kinds.count("started") == kinds.count("finished") == 1
-    (told,) = (e["answer"] for e in events if e["event"] == "answered" and e["step"] == 1)
-    assert told == {"step": "by hand", "ends": False}
+    (reported,) = (e["answer"] for e in events if e["event"] == "answered" and e["step"] == 1)
+    assert reported == {"step": "by hand", "ends": False}
 
 
 def test_the_messages_stream_goes_on_where_it_stopped(make):

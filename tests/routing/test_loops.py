@@ -117,7 +117,7 @@ def test_drafts_that_do_not_repeat_at_their_end_are_no_loop(steps):
 
 
 @pytest.mark.parametrize(
-    ("steps", "told"),
+    ("steps", "expected"),
     [
         (steps_of(*[AGAIN, f" {AGAIN}\n"] * 2), "the last step was written 4 times word for word"),
         (steps_of("One.", *[AGAIN, OTHER] * 4), "the last 2 steps were written 4 times word for word"),
@@ -125,8 +125,8 @@ def test_drafts_that_do_not_repeat_at_their_end_are_no_loop(steps):
         (steps_of(*[AGAIN] * 4, part="reasoning"), "the last step was written 4 times word for word"),
     ],
 )
-def test_drafts_that_repeat_often_enough_are_a_loop_and_say_how_often(steps, told):
-    assert loop_in(steps, 3) == told
+def test_drafts_that_repeat_often_enough_are_a_loop_and_say_how_often(steps, expected):
+    assert loop_in(steps, 3) == expected
 
 
 words = st.text("abc \\boxed{}12", max_size=40)

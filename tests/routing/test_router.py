@@ -529,10 +529,10 @@ def test_a_text_to_the_end_that_was_cut_ends_the_run_if_it_has_used_all_that_rem
     assert str(ruling) == expected
 
 
-def test_an_accepted_step_is_told_once_and_streamed_with_what_separates_it():
+def test_an_accepted_step_is_reported_once_and_streamed_with_its_separator():
     ruling = route(draft=draft(0.9))
-    (told,) = ruling.events("accepted")
-    assert told == {"step": 2, "writer": "small", "text": "a draft", "score": 0.9, "tokens": 10}
+    (reported,) = ruling.events("accepted")
+    assert reported == {"step": 2, "writer": "small", "text": "a draft", "score": 0.9, "tokens": 10}
     assert [e.text for e in ruling.action.events if isinstance(e, AcceptedText)] == ["\n\na draft"]
 
 
@@ -840,7 +840,7 @@ def test_a_step_by_hand_is_separated_as_the_steps_before_it(waiting, separator):
     assert ruling.action.update["steps"][-1].get("separator") == separator
 
 
-def test_a_step_by_hand_within_a_thought_belongs_to_it():
+def test_a_step_by_hand_within_the_reasoning_belongs_to_it():
     thought = [step("<think>hm", part="reasoning")]
     ruling = route(steps=thought, human_response={"step": "by hand", "ends": False})
     assert ruling.action.update["steps"][0]["part"] == "reasoning"
@@ -1414,13 +1414,13 @@ def test_an_action_holds_known_channels_of_plain_json_and_an_end_its_reason(unit
 
 @UNITS
 @given(st.data())
-def test_an_accepted_step_is_told_by_exactly_one_event(unit, data):
+def test_an_accepted_step_is_reported_by_exactly_one_event(unit, data):
     view = data.draw(views(unit))
     action = decide(view, unit)
     if action is None:
         return
-    told = [e.content["text"] for e in action.events if isinstance(e, Event) and e.name == "accepted"]
-    assert told == [one["text"] for one in action.update.get("steps", [])]
+    reported = [e.content["text"] for e in action.events if isinstance(e, Event) and e.name == "accepted"]
+    assert reported == [one["text"] for one in action.update.get("steps", [])]
 
 
 def _after_generate(data: Any, state: TrimState) -> dict[str, Any]:

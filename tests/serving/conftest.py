@@ -20,9 +20,9 @@ if "-c" in arguments:  # asked whether it has vLLM
 given = dict(zip(arguments, arguments[1:]))
 name, port = given["--served-model-name"], int(given["--port"])
 with open(os.environ["FAKE_LOG"], "a") as log:
-    told = {{"name": name, "pid": os.getpid(), "at": time.monotonic(), "arguments": arguments}}
-    told |= {{"key": os.environ["VLLM_API_KEY"], "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}}
-    log.write(json.dumps(told) + "\\n")
+    record = {{"name": name, "pid": os.getpid(), "at": time.monotonic(), "arguments": arguments}}
+    record |= {{"key": os.environ["VLLM_API_KEY"], "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}}
+    log.write(json.dumps(record) + "\\n")
 # As vLLM does, a process that works beside the server.
 worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 with open(os.environ["FAKE_LOG"], "a") as log:

@@ -22,11 +22,11 @@ from trim_graph.serving.plan import LEAST, WHOLE, share_out, weights_bytes
         ("7B/model", None),
     ],
 )
-def test_a_name_may_tell_the_size(name, billions):
+def test_a_name_may_contain_the_size(name, billions):
     assert weights_bytes(name) == (None if billions is None else billions * 2e9)
 
 
-def test_files_tell_the_size_better(tmp_path):
+def test_files_determine_the_size_better(tmp_path):
     folder = tmp_path / "model-7B"
     folder.mkdir()
     (folder / "model-00001-of-00002.safetensors").write_bytes(b"1" * 30)

@@ -33,13 +33,13 @@ def test_a_chat_model(plan, tmp_path):
     }
     server = plan(large={"serve": {**serve, "args": ["--enforce-eager", "--seed=3"]}}).servers[1]
     assert server.command(PROGRAM)[:3] == ["vllm", "serve", str(tmp_path / "weights")]
-    told = options(server)
-    assert told["--served-model-name"] == "large"
-    assert (told["--host"], told["--port"]) == ("127.0.0.1", "8002")
-    assert (told["--dtype"], told["--max-model-len"]) == ("bfloat16", "4096")
-    assert told["--gpu-memory-utilization"] == "0.5"
-    assert told["--tensor-parallel-size"] == "2"
-    assert {"--enable-prefix-caching", "--enable-prompt-tokens-details", "--enforce-eager"} <= told.keys()
+    flags = options(server)
+    assert flags["--served-model-name"] == "large"
+    assert (flags["--host"], flags["--port"]) == ("127.0.0.1", "8002")
+    assert (flags["--dtype"], flags["--max-model-len"]) == ("bfloat16", "4096")
+    assert flags["--gpu-memory-utilization"] == "0.5"
+    assert flags["--tensor-parallel-size"] == "2"
+    assert {"--enable-prefix-caching", "--enable-prompt-tokens-details", "--enforce-eager"} <= flags.keys()
     assert server.arguments[-2:] == ("--enforce-eager", "--seed=3")
     assert server.environment == {"CUDA_VISIBLE_DEVICES": "0,1"}
 
@@ -51,10 +51,10 @@ def test_a_reward_model_knows_its_step_token(plan):
         "base_url": "http://localhost:8003",
         "serve": {"example": "prm"},
     }
-    told = options(plan(scorer=entry).servers[2])
-    assert told["--runner"] == "pooling"
-    assert json.loads(told["--pooler-config"]) == {"pooling_type": "STEP", "step_tag_id": 3}
-    assert "--enable-prefix-caching" not in told
+    flags = options(plan(scorer=entry).servers[2])
+    assert flags["--runner"] == "pooling"
+    assert json.loads(flags["--pooler-config"]) == {"pooling_type": "STEP", "step_tag_id": 3}
+    assert "--enable-prefix-caching" not in flags
     own = {"example": "prm", "args": ["--pooler-config", "{}"]}
     server = plan(scorer={**entry, "serve": own}).servers[2]
     assert server.arguments.count("--pooler-config") == 1
@@ -62,9 +62,9 @@ def test_a_reward_model_knows_its_step_token(plan):
 
 def test_the_reward_models_known_by_name_need_no_tokenizer(plan):
     entry = {"type": "vllm_prm", "model": "Qwen/Qwen2.5-Math-PRM-7B", "base_url": "http://localhost:8003"}
-    told = options(plan(scorer=entry).servers[2])
-    assert told["--runner"] == "pooling"
-    assert json.loads(told["--pooler-config"]) == {"pooling_type": "STEP", "step_tag_id": 151651}
+    flags = options(plan(scorer=entry).servers[2])
+    assert flags["--runner"] == "pooling"
+    assert json.loads(flags["--pooler-config"]) == {"pooling_type": "STEP", "step_tag_id": 151651}
 
 
 def test_a_step_token_that_the_tokenizer_lacks(plan):
@@ -86,9 +86,9 @@ def test_shares_are_per_gpu(plan):
 
 
 def test_on_a_cpu_there_is_no_share_but_a_cache(plan):
-    told = options(plan(small={"serve": {"example": "small", "cpu": True}}).servers[0])
-    assert "--gpu-memory-utilization" not in told
-    assert told["--kv-cache-memory-bytes"] == str(4 * 2**30)
+    flags = options(plan(small={"serve": {"example": "small", "cpu": True}}).servers[0])
+    assert "--gpu-memory-utilization" not in flags
+    assert flags["--kv-cache-memory-bytes"] == str(4 * 2**30)
 
 
 def test_parts_that_name_one_server_share_it(plan):
@@ -110,7 +110,7 @@ def test_replicas_are_left_alone(plan):
 
 
 @pytest.mark.parametrize(
-    ("parts", "told"),
+    ("parts", "message"),
     [
         ({"large": {"base_url": "http://127.0.0.1:8001"}}, "small and large both have port 8001"),
         ({"large": {"base_url": "https://localhost:8002"}}, "plain http servers"),
@@ -123,13 +123,13 @@ def test_replicas_are_left_alone(plan):
         ),
     ],
 )
-def test_what_cannot_be_started_is_refused(parts, told, plan):
-    with pytest.raises(SettingsError, match=told):
+def test_what_cannot_be_started_is_refused(parts, message, plan):
+    with pytest.raises(SettingsError, match=message):
         plan(**parts)
 
 
 @pytest.mark.parametrize(
-    ("serve", "told"),
+    ("serve", "message"),
     [
         ({"gpus": 0}, "large.serve.gpus: unknown key, did you mean gpu?"),
         ({"memory_share": 1.5}, "large.serve.memory_share: is 1.5; it should be less than or equal to 0.95"),
@@ -148,10 +148,10 @@ def test_what_cannot_be_started_is_refused(parts, told, plan):
         ({"args": [3]}, "large.serve.args"),
     ],
 )
-def test_errors_in_serve_name_the_key(serve, told, write):
+def test_errors_in_serve_name_the_key(serve, message, write):
     with pytest.raises(SettingsError) as error:
         load_config(write(large={"serve": serve}))
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "sk-1" not in str(error.value)
 
 

@@ -99,8 +99,8 @@ def no_process_is_left(tmp_path):
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_servers_live_and_end_together(kind, up, tmp_path):
     process = up(large={"api_key_env": "LARGE_KEY"}, environment={"LARGE_KEY": "sk-secret"})
-    told = until_up(process)
-    assert "trim-graph doctor --config" in told
+    reported = until_up(process)
+    assert "trim-graph doctor --config" in reported
     running = servers(tmp_path)
     assert running["large"]["key"] == "sk-secret"
     assert running["small"]["key"] == ""
@@ -109,7 +109,7 @@ def test_servers_live_and_end_together(kind, up, tmp_path):
     out, err = process.communicate(timeout=20)
     assert process.returncode == 0
     assert no_process_is_left(tmp_path)
-    assert "sk-secret" not in told + out + err + json.dumps([s["arguments"] for s in running.values()])
+    assert "sk-secret" not in reported + out + err + json.dumps([s["arguments"] for s in running.values()])
 
 
 @pytest.mark.parametrize(("gpus", "in_turn"), [((0, 0), True), ((0, 1), False)])
@@ -180,7 +180,7 @@ def test_a_second_interrupt_ends_them_at_once(up, tmp_path):
     assert no_process_is_left(tmp_path)
 
 
-def test_a_port_taken_by_something_else_is_told_before_anything_starts(up, tmp_path):
+def test_a_port_taken_by_something_else_is_refused_before_anything_starts(up, tmp_path):
     other = subprocess.Popen(
         [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", port := str(free_port())],
         cwd=tmp_path,
@@ -221,14 +221,14 @@ def test_a_server_that_runs_already_is_used_and_left(up, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--patience", "0"], "--patience is 0"),
         (["--python", "/no/python"], "--python /no/python: there is no such program"),
         (["--logs", "/proc/none"], "--logs /proc/none cannot be made"),
     ],
 )
-def test_bad_input(options, told, write, tmp_path, fake_python):
+def test_bad_input(options, message, write, tmp_path, fake_python):
     config = write(
         small={"base_url": f"http://127.0.0.1:{free_port()}"},
         large={"base_url": f"http://127.0.0.1:{free_port()}"},
@@ -236,7 +236,7 @@ def test_bad_input(options, told, write, tmp_path, fake_python):
     options = options if "--python" in options else [*options, "--python", str(fake_python)]
     done = CliRunner().invoke(app, ["up", "--config", str(config), *options])
     assert done.exit_code == 2
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 def test_a_configuration_without_servers_of_its_own(write, fake_python):
@@ -277,9 +277,9 @@ def test_print_shows_commands_that_a_shell_understands(name, monkeypatch, tmp_pa
     total = {}
     for line in lines:
         words = shlex.split(line)
-        told = dict(pairwise(words))
+        reported = dict(pairwise(words))
         gpu = next((word for word in words if word.startswith("CUDA_VISIBLE")), "")
-        total[gpu] = total.get(gpu, 0) + float(told.get("--gpu-memory-utilization", 0))
+        total[gpu] = total.get(gpu, 0) + float(reported.get("--gpu-memory-utilization", 0))
     assert max(total.values()) <= 0.9 + 1e-9
     ran = subprocess.run(["sh", "-e"], input=done.stdout, capture_output=True, text=True, check=True)
     said = ran.stdout.splitlines()

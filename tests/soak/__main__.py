@@ -95,7 +95,7 @@ def _graph(urls: dict[str, str]) -> Any:
     )
 
 
-def _report(load: Load, output: Path | None, told: dict[str, Any]) -> None:
+def _report(load: Load, output: Path | None, reported: dict[str, Any]) -> None:
     console = Console()
     console.print(Sample.table(load.samples))
     broken = [*load.broken, *grown(load.samples)]
@@ -105,7 +105,7 @@ def _report(load: Load, output: Path | None, told: dict[str, Any]) -> None:
             f"{len(late)} questions ended later than a second after their deadline of {DEADLINE_S} s"
         )
     figures = {
-        **told,
+        **reported,
         "date": time.strftime("%Y-%m-%d"),
         "ended": dict(load.ended),
         "longest_s": max(load.seconds, default=0.0),

@@ -165,7 +165,7 @@ class TestGoodness:
             assert state["total_variation_score"] < 0.1
         assert json.loads(json.dumps(right)) == right
 
-    def test_accuracy_that_changes_from_step_to_step_is_told(self):
+    def test_accuracy_that_changes_from_step_to_step_is_reported(self):
         traces = traces_from(world(), 1500, rate=0.0)
         for one in traces:
             one["steps"][0]["label"] = True  # nobody slips in the first step

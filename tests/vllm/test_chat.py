@@ -255,10 +255,12 @@ class TestUsage:
 
     def test_top_log_probabilities(self, small, large):
         for model in (small, large):
-            told = model.invoke(CHAT, max_tokens=1, top_logprobs=5).response_metadata["logprobs"]["content"]
-            assert len(told) == 1
-            assert len(told[0]["top_logprobs"]) == 5
-            assert told[0]["logprob"] == pytest.approx(told[0]["top_logprobs"][0]["logprob"])
+            reported = model.invoke(CHAT, max_tokens=1, top_logprobs=5).response_metadata["logprobs"][
+                "content"
+            ]
+            assert len(reported) == 1
+            assert len(reported[0]["top_logprobs"]) == 5
+            assert reported[0]["logprob"] == pytest.approx(reported[0]["top_logprobs"][0]["logprob"])
 
 
 class TestEntropy:
@@ -269,12 +271,17 @@ class TestEntropy:
         [HumanMessage("Hi"), AIMessage("47 ")],
     )
 
-    def test_it_is_a_lower_bound_of_the_exact_one_and_close_where_little_is_untold(self, small, local_small):
+    def test_it_is_a_lower_bound_of_the_exact_one_and_close_where_little_is_unobserved(
+        self, small, local_small
+    ):
         close = 0
         for chat in self.CHATS:
-            told = small.invoke(chat, max_tokens=1, first_token_entropy=True).response_metadata
+            reported = small.invoke(chat, max_tokens=1, first_token_entropy=True).response_metadata
             exact = local_small.invoke(chat, max_tokens=1, first_token_entropy=True).response_metadata
-            bound, unobserved_probability = told["first_token_entropy"], told["unobserved_probability"]
+            bound, unobserved_probability = (
+                reported["first_token_entropy"],
+                reported["unobserved_probability"],
+            )
             assert bound <= exact["first_token_entropy"] + 1e-3
             if unobserved_probability < 1e-3:
                 close += 1
@@ -326,7 +333,7 @@ class TestLeaving:
     def endless(self, small):
         return small.model_copy(update={"extra_body": EVERLASTING, "max_tokens": 1900})
 
-    async def told(self, model, name):
+    async def reported(self, model, name):
         """One figure of vLLM's own metrics."""
         async with httpx.AsyncClient(timeout=30) as client:
             lines = (await client.get(f"{model._server.root}/metrics")).text.splitlines()
@@ -339,13 +346,13 @@ class TestLeaving:
         nothing left to be ended: then it is tried again.
         """
         for _ in range(10):
-            before = await self.told(model, "generation_tokens_total")
+            before = await self.reported(model, "generation_tokens_total")
             await leave()
             for _ in range(800):
-                if not await self.told(model, "num_requests_running"):
+                if not await self.reported(model, "num_requests_running"):
                     break
                 await asyncio.sleep(0.025)
-            if 0 < await self.told(model, "generation_tokens_total") - before < 1900:
+            if 0 < await self.reported(model, "generation_tokens_total") - before < 1900:
                 return
         pytest.fail("the server wrote all it was asked for, each time")
 

@@ -106,13 +106,13 @@ def test_a_gateway_that_passes_everything_on_passes_too(config, doctor, behind):
     assert {one["status"] for one in found.values()} == {"ok"}
 
 
-def check(outcome: Any, part: str, name: str, *told: str) -> None:
+def check(outcome: Any, part: str, name: str, *reported: str) -> None:
     """The error is found, and it alone, and its text says what the reader needs."""
     code, errors = outcome
     assert code == 1
     assert set(errors) == {(part, name)}, errors
     text = errors[part, name]["found"] + " FIX " + errors[part, name]["fix"]
-    assert all(piece in text for piece in told), text
+    assert all(piece in text for piece in reported), text
 
 
 def test_a_server_that_is_not_there(config, doctor):
@@ -209,7 +209,7 @@ def test_a_gateway_that_forgets_to_carry_on(config, doctor, behind):
     check(doctor(config), "small", "carrying on", "tokens", "continue_final_message")
 
 
-def test_a_gateway_that_tells_no_usage(config, doctor, behind):
+def test_a_gateway_that_reports_no_usage(config, doctor, behind):
     def drop(path: str, body: Any) -> Any:
         body.pop("usage", None)
         return body

@@ -53,14 +53,14 @@ async def test_a_probe_finds_the_same_entropies_and_writers_as_in_this_process(
 
 async def counted(servers):
     """Tokens that the servers themselves have counted: prompt and generated, by server."""
-    told = {}
+    reported = {}
     async with httpx.AsyncClient(timeout=60) as client:
         for name, server in servers.items():
             lines = (await client.get(server.url.replace("/v1", "/metrics"))).text.splitlines()
             for kind in ("prompt", "generation"):
                 found = [line for line in lines if line.startswith(f"vllm:{kind}_tokens_total")]
-                told[name, kind] = sum(float(line.split()[-1]) for line in found)
-    return told
+                reported[name, kind] = sum(float(line.split()[-1]) for line in found)
+    return reported
 
 
 @pytest.mark.parametrize("policy", [threshold(0.9), entropy_probe(0.001)])

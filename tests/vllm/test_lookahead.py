@@ -13,7 +13,7 @@ from .test_chat import EVERLASTING
 MOST = 600
 
 
-async def told(server, name):
+async def outcome(server, name):
     """One figure of vLLM's own metrics."""
     async with httpx.AsyncClient(timeout=30) as client:
         lines = (await client.get(server.url.replace("/v1", "/metrics"))).text.splitlines()
@@ -23,7 +23,7 @@ async def told(server, name):
 async def until(server, running):
     """Wait until the server has requests under way, or has none."""
     for _ in range(2000):
-        if bool(await told(server, "num_requests_running")) == running:
+        if bool(await outcome(server, "num_requests_running")) == running:
             return
         await asyncio.sleep(0.01)
 
@@ -35,10 +35,10 @@ async def test_answers_are_those_without_and_every_token_is_counted(servers, sma
         return await asyncio.gather(*map(graph.ainvoke, asked))
 
     without = await answers(False)
-    before = await told(servers["small"], "generation_tokens_total")
+    before = await outcome(servers["small"], "generation_tokens_total")
     ahead = await answers(True)
     await until(servers["small"], running=False)
-    generated = await told(servers["small"], "generation_tokens_total") - before
+    generated = await outcome(servers["small"], "generation_tokens_total") - before
     same = sum(a["messages"][-1].text == b["messages"][-1].text for a, b in zip(ahead, without, strict=True))
     assert same >= 9  # in another order of summation two near tokens may change places
     spends = [result["trim"]["usage"] for result in ahead]
@@ -75,10 +75,10 @@ async def test_a_step_given_up_ends_on_the_server(servers, small, large):
         lookahead=True,
     )
     for problem in ASKED[:10]:
-        before = await told(servers["small"], "generation_tokens_total")
+        before = await outcome(servers["small"], "generation_tokens_total")
         result = await graph.ainvoke({"messages": [("user", problem.question)]})
         await until(servers["small"], running=False)
-        generated = await told(servers["small"], "generation_tokens_total") - before
+        generated = await outcome(servers["small"], "generation_tokens_total") - before
         spend = result["trim"]["usage"]
         assert spend["lookahead"]["discarded"] == 1
         assert spend["small"]["output_tokens"] <= generated

@@ -75,7 +75,7 @@ async def test_a_plain_chat_model_works_as_a_judge_of_digits_written(small):
 
 async def test_token_probabilities_are_those_of_transformers(servers, monkeypatch):
     monkeypatch.setenv(KEY_ENV, KEY)
-    told = []
+    reported = []
     for small, large in (
         (
             ChatVLLM(model="small", base_url=servers["small"].url, logprobs=True),
@@ -91,9 +91,9 @@ async def test_token_probabilities_are_those_of_transformers(servers, monkeypatc
         for problem in problems("standard", 10, seed=5):
             result = await graph.ainvoke({"messages": [("user", problem.question)]})
             runs.append((result["messages"][-1].text, result["trim"]))
-        told.append(runs)
-    for (text, summary), (other_text, other) in zip(*told, strict=True):
+        reported.append(runs)
+    for (text, summary), (other_text, other) in zip(*reported, strict=True):
         assert text == other_text
         assert summary["decisions"] == other["decisions"]
         assert summary["scores"] == pytest.approx(other["scores"], abs=1e-4)
-    assert sum(summary["decisions"].get("regenerate", 0) for _, summary in told[0]) > 3
+    assert sum(summary["decisions"].get("regenerate", 0) for _, summary in reported[0]) > 3

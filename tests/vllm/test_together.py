@@ -52,8 +52,8 @@ async def test_texts_ends_and_tokens_are_those_of_calls_on_their_own(models, set
         for name in ("input_tokens", "output_tokens", "total_tokens"):
             assert one.usage_metadata[name] == other.usage_metadata[name]
         if settings.get("logprobs"):
-            told = [message.response_metadata["mean_token_probability"] for message in (one, other)]
-            assert told[0] == pytest.approx(told[1], abs=1e-3)
+            reported = [message.response_metadata["mean_token_probability"] for message in (one, other)]
+            assert reported[0] == pytest.approx(reported[1], abs=1e-3)
 
 
 async def test_one_that_is_cancelled_and_one_too_long_cost_the_others_nothing(models):

@@ -78,12 +78,12 @@ def test_the_arithmetic_servers_start_pass_the_doctor_and_end(vllm_python, tmp_p
     )
     try:
         assert up.stderr is not None
-        told = []
+        reported = []
         for line in up.stderr:  # ends with the process at the latest, and that within its patience
-            told.append(line)
+            reported.append(line)
             if line.startswith("all up"):
                 break
-        assert told[-1].startswith("all up"), "".join(told)
+        assert reported[-1].startswith("all up"), "".join(reported)
         assert len(processes_of(marker)) >= 1 + 3 * 2  # vLLM works with an engine beside the server
         doctor = subprocess.run(
             [*command, "doctor", "--config", "trim.yaml", "--json"],

@@ -74,7 +74,7 @@ def figures(solved: Sequence[Solved], clock: Clock) -> dict[str, float]:
     steps = sum(one.steps for one in solved)
     seconds = sorted(one.seconds for one in solved)
     first = sorted(one.first_seconds for one in solved if one.first_seconds is not None)
-    told = (
+    reported = (
         {"first_step_s": statistics.median(first), "first_step_p95_s": quantile(first, 0.95)} if first else {}
     )
     return {
@@ -85,7 +85,7 @@ def figures(solved: Sequence[Solved], clock: Clock) -> dict[str, float]:
         "tokens_per_s": sum(one.tokens for one in solved) / clock.seconds,
         "latency_s": statistics.median(seconds),
         "latency_p95_s": quantile(seconds, 0.95),
-        **told,
+        **reported,
         "cpu_ms_a_step": 1000 * clock.cpu / steps,
         "cpu_elsewhere_ms_a_step": 1000 * clock.cpu_elsewhere / steps,
     }

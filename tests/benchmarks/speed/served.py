@@ -57,14 +57,14 @@ def on_a_gpu(name: str) -> dict[str, Any]:
 def server_options(name: str) -> list[str]:
     """Tell a server on a GPU what an engine in process is told."""
     engine = on_a_gpu(name)
-    told = {
+    reported = {
         "dtype": engine["dtype"],
         "kv_cache_memory_bytes": int(engine["kv_cache_gib"] * 2**30),
         "gpu_memory_utilization": engine["gpu_memory_utilization"],
         **engine["engine_args"],
     }
     words: list[str] = []
-    for option, value in told.items():
+    for option, value in reported.items():
         words.append(f"--{option.replace('_', '-')}")
         if value is not True:
             words.append(value if isinstance(value, str) else json.dumps(value))

@@ -213,7 +213,7 @@ def _watched(method: Any, instant: Instants) -> Any:
 
 
 @dataclass
-class Told:
+class Outcome:
     """What a run came to, over all its processes."""
 
     kills: int
@@ -223,7 +223,7 @@ class Told:
     billed: dict[str, int]
 
 
-def run(world: World, spec: str, thread: str, folder: Path, kill_at: list[int]) -> Told:
+def run(world: World, spec: str, thread: str, folder: Path, kill_at: list[int]) -> Outcome:
     """Run a world, killed at one instant after the other, each counted from where it was gone on with.
 
     Args:
@@ -248,12 +248,12 @@ def run(world: World, spec: str, thread: str, folder: Path, kill_at: list[int]) 
         kills += status == -signal.SIGKILL
         if status == 0:
             break
-    told = json.loads(out.read_text())
+    reported = json.loads(out.read_text())
     billed = {"small": 0, "large": 0}
     for line in bill.read_text().splitlines():
         name, tokens = line.split()
         billed[name] += int(tokens)
-    return Told(kills, told["instants"], told["result"], billed)
+    return Outcome(kills, reported["instants"], reported["result"], billed)
 
 
 def _child(world: World, spec: str, thread: str, bill: Path, out: Path, instant: Instants) -> None:
@@ -270,27 +270,27 @@ def _child(world: World, spec: str, thread: str, bill: Path, out: Path, instant:
         os._exit(status)
 
 
-def check_text(world: World, told: Told, whole: Told) -> None:
+def check_text(world: World, reported: Outcome, whole: Outcome) -> None:
     """The killed run ends as the whole one does, step by step."""
     for key in ("text", "messages", "steps", "decisions", "scores"):
-        assert told.result[key] == whole.result[key], (key, world)
-    assert told.result["trim"]["answer"] == whole.result["trim"]["answer"]
-    assert told.result["trim"]["stopped"] == "finished"
+        assert reported.result[key] == whole.result[key], (key, world)
+    assert reported.result["trim"]["answer"] == whole.result["trim"]["answer"]
+    assert reported.result["trim"]["stopped"] == "finished"
 
 
-def check_bill(world: World, told: Told) -> None:
+def check_bill(world: World, reported: Outcome) -> None:
     """Nothing that was generated is missing from the summary, and a crash costs at most one step."""
-    trim = told.result["trim"]
+    trim = reported.result["trim"]
     charged = (
         trim["tokens"]["large"] + trim["tokens"]["large_discarded"] + trim["tokens"]["large_unaccounted"]
     )
-    assert told.billed["large"] <= charged, world
+    assert reported.billed["large"] <= charged, world
     said = [note for note in trim["notes"] if "cut off by a crash" in note]
     assert bool(said) == bool(trim["tokens"]["large_unaccounted"]), world
-    assert len(said) <= told.kills
+    assert len(said) <= reported.kills
     if world.large_tokens is not None:
         assert charged <= world.large_tokens, world
-        assert told.billed["large"] <= world.large_tokens + told.kills * STEP_TOKENS
+        assert reported.billed["large"] <= world.large_tokens + reported.kills * STEP_TOKENS
 
 
 def kill_at_random(chance: random.Random, spec: str, folder: Path, count: int) -> int:
@@ -304,9 +304,9 @@ def kill_at_random(chance: random.Random, spec: str, folder: Path, count: int) -
         # What is gone on with is killed soon again: a call that a crash cut off is cut off once more.
         instants = [chance.randint(1, whole.instants)]
         instants += [chance.randint(1, 6) for _ in range(chance.choice((0, 1, 3)))]
-        told = run(world, spec, f"{number}-killed", folder, instants)
+        reported = run(world, spec, f"{number}-killed", folder, instants)
         if not tight:
-            check_text(world, told, whole)
-        check_bill(world, told)
-        done += told.kills
+            check_text(world, reported, whole)
+        check_bill(world, reported)
+        done += reported.kills
     return done

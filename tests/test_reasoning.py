@@ -68,7 +68,7 @@ def test_each_step_says_which_part_it_belongs_to(make):
     json.dumps(result["trim"])
 
 
-def test_the_answer_is_looked_for_behind_the_thought(make):
+def test_the_answer_is_looked_for_behind_the_reasoning(make):
     text = "<think>\nSo \\boxed{3}.\n</think>\n\nI do not know."
     assert make(model(text), model(text), scores={}).ask()["trim"]["answer"] is None
     unfinished = "<think>\nSo \\boxed{3}."
@@ -76,7 +76,7 @@ def test_the_answer_is_looked_for_behind_the_thought(make):
     assert make(model(), model(), scores={}).ask()["trim"]["answer"] == "4"
 
 
-def test_the_end_of_the_thought_ends_a_step_wherever_it_stands(make):
+def test_the_end_of_the_reasoning_ends_a_step_wherever_it_is(make):
     text = "<think>\nOne.\n\nTwo.</think>It is \\boxed{2}."
     rig = make(model(text), model(text), scores={})
     assert part_texts(rig) == [
@@ -92,7 +92,7 @@ def test_the_end_of_the_thought_ends_a_step_wherever_it_stands(make):
     ]
 
 
-def test_a_template_may_have_opened_the_thought(make):
+def test_a_template_may_have_opened_the_reasoning(make):
     text = TEXT.removeprefix("<think>\n")
 
     def opened():
@@ -103,7 +103,7 @@ def test_a_template_may_have_opened_the_thought(make):
     assert rig.ask()["trim"]["answer"] == "4"
 
 
-def test_a_model_told_not_to_think_writes_its_answer(make):
+def test_a_model_with_reasoning_disabled_writes_its_answer(make):
     text = "<think>\n\n</think>\n\nTwo and two.\n\n\\boxed{4}"
     rig = make(model(text), model(text), scores={})
     assert [part for part, _ in part_texts(rig)] == ["answer", "answer"]
@@ -157,7 +157,7 @@ def test_other_tags(make):
     assert [part for part, _ in part_texts(rig)] == ["reasoning"] * 3 + ["answer"] * 2
 
 
-def test_without_thoughts_nothing_is_said_of_parts(make, rig):
+def test_without_reasoning_nothing_is_said_of_parts(make, rig):
     result = rig.ask()
     assert "parts" not in result["trim"]
     assert all("part" not in step for step in rig.steps())
@@ -178,7 +178,7 @@ SHORT = "<think>\nAdd 2.\n</think>\nIt is 4.\n\n\\boxed{4}"
 
 @pytest.mark.parametrize("kind", [ScriptedChatModel, Deaf])
 @pytest.mark.parametrize("policy", [None, large_only()], ids=["stepwise", "in one go"])
-def test_a_thought_shorter_than_a_step_ends_it(make, kind, policy):
+def test_a_reasoning_shorter_than_a_step_ends_it(make, kind, policy):
     writer = kind(script=lambda prefix: SHORT[len(prefix) :])
     rig = make(writer, writer, scores={}, policy=policy)
     assert part_texts(rig) == [
@@ -190,7 +190,7 @@ def test_a_thought_shorter_than_a_step_ends_it(make, kind, policy):
 
 
 @pytest.mark.parametrize("kind", [ScriptedChatModel, Deaf])
-def test_the_answer_behind_a_short_thought_is_decided_on(make, kind):
+def test_the_answer_behind_a_short_reasoning_is_decided_on(make, kind):
     better = SHORT.replace("4", "5")
     small = kind(script=lambda prefix: SHORT[len(prefix) :])
     large = kind(script=lambda prefix: better[len(prefix) :])
@@ -198,7 +198,7 @@ def test_the_answer_behind_a_short_thought_is_decided_on(make, kind):
     assert rig.ask()["trim"]["parts"]["answer"]["large"] == 1
 
 
-def test_a_template_may_open_a_thought_shorter_than_a_step(make):
+def test_a_template_may_open_a_reasoning_shorter_than_a_step(make):
     text = SHORT.removeprefix("<think>\n")
     writer = Opened(script=lambda prefix: text[len(prefix) :])
     assert [part for part, _ in part_texts(make(writer, writer, scores={}))] == [
@@ -208,7 +208,7 @@ def test_a_template_may_open_a_thought_shorter_than_a_step(make):
     ]
 
 
-def test_a_thought_may_be_opened_by_a_later_step(make):
+def test_a_reasoning_may_be_opened_by_a_later_step(make):
     text = "Let me see.\n\n<think>Two.</think>It is 2.\n\n<think>Sure?</think>Yes."
     rig = make(model(text), model(text), scores={})
     parts = [event.get("part") for event in rig.steps()]
@@ -222,7 +222,7 @@ def test_a_close_mark_that_the_open_mark_contains_is_refused():
 
 
 @pytest.mark.parametrize("at", range(1, len("</think>")))
-def test_a_close_mark_that_the_token_limit_cut_in_two_ends_the_thought(at):
+def test_a_close_mark_that_the_token_limit_cut_in_two_ends_the_reasoning(at):
     marks, close = Thinking(), "</think>"
     previous = {"text": f"Add 2.{close[:at]}", "part": "reasoning", "end": "length"}
     assert marks.part_of(previous, f"{close[at:]} It is 4.") == "answer"

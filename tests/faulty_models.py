@@ -188,13 +188,13 @@ class _Generation:
         return text + (self._stop or "") if keeps else text
 
     def _usage(self, written: int) -> dict[str, Any] | None:
-        told = usage(self.read, written, self.cached)
+        reported = usage(self.read, written, self.cached)
         if self.kind in ("no usage", "usage null"):
             return None
         if self.kind == "no prompt tokens":
-            del told["prompt_tokens"]
+            del reported["prompt_tokens"]
         odd = {"usage 0": 0, "usage -1": -1}
-        return told | {"completion_tokens": odd.get(self.kind, written)}
+        return reported | {"completion_tokens": odd.get(self.kind, written)}
 
     def _choice(self, text: str, *, last: bool, chunk: bool) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0, "finish_reason": self._finish if last else None}
@@ -234,10 +234,10 @@ class _Generation:
             known = self.kind not in ("no usage", "usage last", "usage first")
             if known or (self.kind == "usage first" and number == 1):
                 sofar = self.written * number // len(pieces)
-                told = self._usage(sofar)
-                if told and number == 1:  # an odd number comes behind one that is right
-                    told["completion_tokens"] = sofar
-                event["usage"] = told
+                reported = self._usage(sofar)
+                if reported and number == 1:  # an odd number comes behind one that is right
+                    reported["completion_tokens"] = sofar
+                event["usage"] = reported
             yield event
         if not broken and self.kind not in ("no usage", "usage first"):
             yield {"model": "m", "choices": [], "usage": self._usage(self.written)}
@@ -267,11 +267,11 @@ class ForeignModel(ScriptedChatModel):
             },
         )
         if plan.kind != "no usage":
-            told = 0 if plan.kind == "usage 0" else written
+            reported = 0 if plan.kind == "usage 0" else written
             message.usage_metadata = {
                 "input_tokens": read,
-                "output_tokens": told,
-                "total_tokens": read + told,
+                "output_tokens": reported,
+                "total_tokens": read + reported,
             }
         return ChatResult(generations=[ChatGeneration(message=message)])
 

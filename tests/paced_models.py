@@ -48,7 +48,7 @@ class PacedModel(ScriptedChatModel):
             self.cancelled.append(prefix)
             raise
         if self.fails(prefix, number):
-            raise ConnectionError("told to by the test")
+            raise ConnectionError("the test asked for it")
         return self._generate(messages, stop, **kwargs)
 
     async def _pace(self, prefix: str, stop_when: Any) -> None:
@@ -57,7 +57,7 @@ class PacedModel(ScriptedChatModel):
             await asyncio.Event().wait()
 
 
-class TellingModel(PacedModel):
+class StoppableModel(PacedModel):
     """Ends where ``stop_when`` says so, and tells what it has written.
 
     At prefixes in ``hangs`` it writes a word a turn, for ever, after ``silent`` turns without one.
@@ -111,7 +111,7 @@ class PacedScorer:
 
     def score(self, question: str, steps: Sequence[Any]) -> list[float]:
         if steps[-1]["text"] in self.fails:
-            raise ConnectionError("told to by the test")
+            raise ConnectionError("the test asked for it")
         return [self.scores.get(step["text"], 0.9) for step in steps]
 
     async def ascore(self, question: str, steps: Sequence[Any]) -> list[float]:
