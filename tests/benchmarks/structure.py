@@ -11,9 +11,9 @@ scripted models' included. A crossing is a call in another file than the call be
 follows the run turns to another file. The files of a ``generate_step`` are the most that one execution of
 that node enters.
 
-A room is a sub-package, or a module of `trim_graph` itself; all import statements count, also those under
-``TYPE_CHECKING`` and in functions. (`trim_graph`'s own modules as one room would always be in a circle with
-the nodes: ``graph.py`` is above them, ``state.py`` below.) A circle is a pair of rooms that import each
+A unit is a sub-package, or a module of `trim_graph` itself; all import statements count, also those under
+``TYPE_CHECKING`` and in functions. (`trim_graph`'s own modules as one unit would always be in a circle with
+the nodes: ``graph.py`` is above them, ``state.py`` below.) A circle is a pair of units that import each
 other, or a longer ring without such a pair.
 
 The layers of ``trim-graph eval`` are the functions and methods on the way from `main` to the first `ainvoke`
@@ -61,7 +61,7 @@ ROWS = {
     "crossings": ("crossings from file to file", 285),
     "calls": ("calls of our functions", None),
     "generate_step": ("files one generate_step enters", 12),
-    "circles": ("circles between rooms", 0),
+    "circles": ("circles between packages", 0),
     "architecture": ("rows in ARCHITECTURE.md", 15),
     "eval_layers": ("functions from `trim-graph eval` to the graph", None),
     "eval_modules": ("files of these functions", None),
@@ -122,15 +122,15 @@ def imports() -> Iterator[tuple[str, str]]:
 
 
 def circles() -> list[list[str]]:
-    """Return the rooms that import each other: pairs, and longer rings without a pair."""
+    """Return the units that import each other: pairs, and longer rings without a pair."""
     below: dict[str, set[str]] = {}
     for one, other in imports():
-        rooms = [".".join(name.split(".")[:2]) for name in (one, other)]
-        if rooms[0] != rooms[1]:
-            below.setdefault(rooms[0], set()).add(rooms[1])
+        units = [".".join(name.split(".")[:2]) for name in (one, other)]
+        if units[0] != units[1]:
+            below.setdefault(units[0], set()).add(units[1])
 
-    def reached(room: str) -> set[str]:
-        seen, left = set[str](), [room]
+    def reached(unit: str) -> set[str]:
+        seen, left = set[str](), [unit]
         while left:
             new = below.get(left.pop(), set()) - seen
             seen |= new

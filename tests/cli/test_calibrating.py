@@ -159,7 +159,7 @@ def test_an_interrupted_calibration_goes_on(world, run, start, config):
     process.send_signal(signal.SIGINT)
     _, reported = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "interrupted; what was measured is in kept: the same command goes on" in reported
+    assert "interrupted; what was measured is in kept: the same command resumes it" in reported
     assert not (world / "trim.calibrated.yaml").exists()
     before = {file: file.read_bytes() for file in (world / "kept").glob("*.jsonl")}
     result = run(*arguments)

@@ -232,7 +232,7 @@ def test_ctrl_c_says_what_is_there(world, start):
     process.send_signal(signal.SIGINT)
     _, reported = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "questions in t.jsonl; the same command goes on" in reported
+    assert "questions in t.jsonl; the same command resumes it" in reported
     assert "Traceback" not in reported
     assert all(trace["error"] is None for trace in read_traces(world / "t.jsonl", errors=True))
 

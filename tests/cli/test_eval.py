@@ -167,7 +167,7 @@ def test_an_interrupt_says_how_to_go_on(world, run, start):
     process.send_signal(signal.SIGINT)
     _, reported = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on with run" in reported
+    assert "the same command resumes run" in reported
     assert "Traceback" not in reported
 
 

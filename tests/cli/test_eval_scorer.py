@@ -106,7 +106,7 @@ def test_an_interrupt_keeps_what_was_scored(scorer, run, tmp_path, monkeypatch):
     monkeypatch.setattr("trim_graph.cli.eval_scorer.load_scorer", lambda config: interrupted)
     result = run("eval-scorer", "bench.jsonl", "--out", ".", "--concurrency", 1)
     assert result.exit_code == 130
-    assert "what was scored is in .: the same command goes on" in result.stderr
+    assert "what was scored is in .: the same command resumes it" in result.stderr
     assert len((tmp_path / "bench.scores.jsonl").read_text().splitlines()) == 2
 
 

@@ -142,7 +142,7 @@ same command. Is it better than token probability? trim-graph eval-scorer
 
 
 class GuardedGroup(TyperGroup):
-    """All commands, and what typer itself says of their options, with stdout and stderr guarded."""
+    """All commands, and typer's own messages about their options, with stdout and stderr guarded."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Runs a command."""
@@ -375,7 +375,7 @@ def list_reservations(options: LedgerListOptions) -> None:
     """Shows what calls of the large model have reserved in a ledger, the oldest first.
 
     A reservation counts as used in full until its call has ended. One that has expired belongs to a call
-    whose end nobody saw, of a process that was killed for instance.
+    whose end is unknown, of a process that was killed for instance.
     """
     from .ledger import run_list
 

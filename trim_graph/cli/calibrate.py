@@ -66,7 +66,9 @@ def run_calibrate(options: CalibrateOptions) -> None:
     try:
         point = asyncio.run(calibrator.find(family, target))
     except KeyboardInterrupt as error:
-        kept = f"; what was measured is in {options.keep}: the same command goes on" if options.keep else ""
+        kept = (
+            f"; what was measured is in {options.keep}: the same command resumes it" if options.keep else ""
+        )
         raise Interrupted(f"interrupted{kept}") from error
     finally:
         work.close()
@@ -125,7 +127,7 @@ def _rated(family: ParameterSweep | PolicyList) -> bool:
 
 
 class _Calibration:
-    """What the commands adds to a `Calibrator`: the models of a configuration, a folder, progress."""
+    """A `Calibrator` with the models of a configuration, a folder and progress."""
 
     def __init__(self, options: CalibrateOptions, config: TrimConfig, dataset: Dataset, parts: Parts) -> None:
         self.options, self.config, self.dataset = options, config, dataset

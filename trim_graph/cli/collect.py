@@ -119,7 +119,7 @@ class _Collection:
                 asyncio.run(work())
         except KeyboardInterrupt as error:
             raise Interrupted(
-                f"interrupted: {self.progress(journal)} in {journal.path}; the same command goes on"
+                f"interrupted: {self.progress(journal)} in {journal.path}; the same command resumes it"
             ) from error
 
     def _give_up(self, record: Record, journal: Journal) -> None:

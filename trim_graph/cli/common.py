@@ -1,4 +1,4 @@
-"""What commands share: models of a configuration, who does the work, progress, and consoles."""
+"""Parts that commands share: models of a configuration, who does the work, progress, and consoles."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ class Progress:
 
     Args:
         what: In a word.
-        total: How many items there are; None if nobody knows.
+        total: How many items there are; None if unknown.
         done: How many were done before.
         every: Seconds between two lines, where stderr is no terminal.
     """

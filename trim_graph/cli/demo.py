@@ -42,7 +42,7 @@ ARMS = ("small", "large", "threshold", *FROM_FILES, "random")
 CLOSE = 0.01
 """How far the share of the random arm may be from that of the threshold arm."""
 ROUNDS = 4
-"""How often its rate is tried, at most."""
+"""Most attempts to find its rate."""
 
 
 @dataclass

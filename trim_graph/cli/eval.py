@@ -56,7 +56,7 @@ def run_eval(request: EvalOptions) -> RunSummary:
             runner = asyncio.run(evaluation.run(executor))
         summary = evaluation.finish(runner)
     except KeyboardInterrupt as error:
-        raise Interrupted(f"interrupted: the same command goes on with {request.out}") from error
+        raise Interrupted(f"interrupted: the same command resumes {request.out}") from error
     finally:
         evaluation.close()
 
@@ -86,7 +86,7 @@ class Evaluation:
         self.judge = judge_of(request.judge, self.config)
         self.leak: str | None = None
         self.warnings = list[str]()
-        """What a reader of the summary should know."""
+        """Warnings for a reader of the summary."""
         self.validation = self._validation()
         self.run_config = self._run_config()
         known_arms(request.out, self.run_config.settings)  # refuses a folder that was begun otherwise

@@ -126,7 +126,9 @@ def _rate(sets: list[_Set], scorer: Any, options: EvalScorerOptions) -> None:
         try:
             asyncio.run(work())
         except KeyboardInterrupt as error:
-            kept = f"; what was scored is in {options.out}: the same command goes on" if options.out else ""
+            kept = (
+                f"; what was scored is in {options.out}: the same command resumes it" if options.out else ""
+            )
             raise Interrupted(f"interrupted{kept}") from error
 
 

@@ -97,7 +97,7 @@ def _check(options: SolveOptions) -> None:
     if options.thread is None:
         raise SettingsError("--resume needs --thread: the name of the run to resume")
     if options.problem is not None:
-        raise SettingsError("--resume goes on with the problem of the thread: leave out the problem")
+        raise SettingsError("--resume continues the problem of the thread: leave out the problem")
     if _overrides(options):
         raise SettingsError("--resume keeps the policy and limits of the run: leave out the options for them")
 
@@ -133,7 +133,7 @@ def _run(options: SolveOptions, config: TrimConfig, graph: Any, question: str | 
 
 
 def _given(options: SolveOptions, question: str | None) -> Any:
-    """What the graph is invoked with.
+    """Input with which the graph is invoked.
 
     Raises:
         SettingsError: ``--answer`` is not YAML.
@@ -182,7 +182,7 @@ def may_ask_human(config: TrimConfig) -> bool:
 
 
 def waiting(graph: Any, place: Any) -> dict[str, Any] | None:
-    """What the run of a thread asks a human; None where it does not wait."""
+    """Question that the run of a thread asks a human; None where it does not wait."""
     if graph.checkpointer is None:
         return None
     tasks = graph.get_state(place).tasks

@@ -1,4 +1,4 @@
-"""What reaches the terminal: text without control characters of others, and errors in a line or two.
+"""Output to the terminal: text without control characters of others, and errors in a line or two.
 
 A user's mistake ends in a message on stderr and an exit code, never in a traceback.
 """

@@ -33,7 +33,7 @@ SERVER_FAILED = 1
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """What was asked for from outside.
+    """Requests from outside.
 
     Attributes:
         stop: Ctrl-C, SIGTERM or SIGHUP.

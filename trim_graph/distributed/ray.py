@@ -168,7 +168,7 @@ class RayExecutor:
                 worker.busy -= 1
         raise TrimError(
             f"{TRIES} workers died one after the other, all with the same question under way: "
-            f"{_reason(died)}. When that is put right, the same command goes on"
+            f"{_reason(died)}. When that is put right, the same command resumes it"
         )
 
     async def _least_busy(self) -> _Live:

@@ -31,7 +31,7 @@ from .subjects import (
 )
 
 _ROUTE_IS_MISSING = (400, 404, 405, 501)
-"""What vLLM's versions answer where a model's runner has no such endpoint."""
+"""Answers of vLLM's versions where a model's runner has no such endpoint."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -177,7 +177,7 @@ _ALIKE = 8
 
 
 def conversation(subject: Subject, prefix: str = "") -> list[BaseMessage]:
-    """What a run would ask about the first sample, with `prefix` written already."""
+    """Messages that a run would send for the first sample, with `prefix` written already."""
     question = HumanMessage(subject.samples[0].question)
     return compose([question], subject.settings.instruction, prefix)
 

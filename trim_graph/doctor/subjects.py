@@ -1,4 +1,4 @@
-"""What is examined, what a check finds, and the sample questions that are asked."""
+"""Subjects of checks, their findings, and the sample questions."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """What findings call it: the part, and which of its replicas."""
+        """Name in findings: the part, and which of its replicas."""
         return f"{self.part} at {self.on_server.root}" if self.replica else self.part
 
     @property
@@ -297,7 +297,7 @@ class Finding:
 
     @property
     def sentence(self) -> str:
-        """What is wrong and how to fix it, in full."""
+        """The problem and its fix, in full."""
         fix = f"; fix it: {self.fix}" if self.fix else ""
         return f"{self.part}, {self.check}: what is wrong: {self.found}{fix}"
 

@@ -174,7 +174,7 @@ SWEPT = {
     **FAMILIES,
     "entropy_probe": ParameterSweep({"type": "entropy_probe", "limit": PLACEHOLDER}, scored=False),
 }
-"""What may be swept by name."""
+"""Families of policies that may be swept by name."""
 RESERVED = ("small", "large")
 LONGEST = 200
 """Bytes of an arm's name in the name of a file, which has 255 at most, endings included."""

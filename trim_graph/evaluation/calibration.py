@@ -43,7 +43,7 @@ _MEASURED = ("correct", "large_tokens", "seconds", "cost")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is wanted.
+    """The target of a calibration.
 
     Attributes:
         kind: ``large_share``: this share of the tokens that the large model alone uses. ``max_cost``: no more

@@ -172,7 +172,7 @@ NUMBERS: dict[str, Callable[[Row], float | None]] = {
     "seconds": lambda row: row["seconds"],
     "first_step": lambda row: row["first_step_seconds"],
 }
-"""What is read off a row; None where it is not known."""
+"""Value of a row; None where it is unknown."""
 ADDED = "added_cost"
 """Cost of the small model and of the scorer, the part of ``cost`` that is not the large model's."""
 

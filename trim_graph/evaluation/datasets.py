@@ -169,7 +169,7 @@ class ArithmeticDataset(ConfigSection):
 
     @property
     def name(self) -> str:
-        """What traces and reports call it."""
+        """Name in traces and reports."""
         return f"arithmetic:{self.split}"
 
     @property
@@ -214,7 +214,7 @@ class FileDataset(KeyMapping):
 
     @property
     def name(self) -> str:
-        """What traces and reports call it."""
+        """Name in traces and reports."""
         return Path(self.path).stem
 
     @property
@@ -270,7 +270,7 @@ class HubDataset(KeyMapping):
 
     @property
     def name(self) -> str:
-        """What traces and reports call it."""
+        """Name in traces and reports."""
         return f"{self.path}:{self.split}"
 
     @property

@@ -39,7 +39,7 @@ WRITERS = ("small", "large")
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """What all arms of an evaluation have in common.
+    """Settings that all arms of an evaluation share.
 
     Attributes:
         dataset: The questions.

@@ -170,7 +170,7 @@ _LARGEST = 400
 _NESTED = 8
 """Most layers of dollars, braces and the like around a number."""
 
-# What changes the look of a text only.
+# Commands that change the look of a text only.
 _SIGNS = str.maketrans(
     {
         "\u2212": "-",
@@ -389,7 +389,7 @@ def _raised(base: Fraction | None, exponent: str) -> Fraction | None:
     return None if size > 4 * _LARGEST else base ** int(exponent)
 
 
-# What changes the look of a text only.
+# Commands that change the look of a text only.
 _CHOICE_STYLE = re.compile(
     r"\\(?:text(?:bf|rm|it|normal)?|math(?:bf|rm|it)|mbox|boldsymbol|bm)\s*\{([^{}]*)\}"
 )

@@ -40,7 +40,7 @@ class Point(NamedTuple):
 
 
 class Positions(NamedTuple):
-    """How much of the solutions of one arm the large model wrote, and where."""
+    """Shares of the solutions of one arm that the large model wrote, by place."""
 
     by_step: Sequence[float | None]
     """Share of the first, second, ... steps; None where too few solutions are that long."""

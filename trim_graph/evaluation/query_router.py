@@ -33,7 +33,7 @@ class Example(NamedTuple):
     question: str
     small: float
     large: float | None
-    """None where nobody knows: the large model is taken for right then."""
+    """None where unknown: the large model is taken for right then."""
 
     @property
     def benefits(self) -> bool:

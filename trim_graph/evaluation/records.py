@@ -51,7 +51,7 @@ class Question:
 
     Attributes:
         text: What the models are asked.
-        grade: Says of the text of a solution whether it is right; None where nobody knows the answer.
+        grade: Says of the text of a solution whether it is right; None where the answer is unknown.
         expected: The right answer, for the record only.
         id: Its name in the dataset.
         label_steps: Says of each step whether it is right given those before it, where that can be checked.
@@ -95,7 +95,7 @@ class RecordStep(TypedDict):
     text: str
     writer: Writer
     tokens: Count
-    """0 where nobody counted, as in labelled solutions."""
+    """0 where uncounted, as in labelled solutions."""
     score: Probability | None
     """The scorer's probability that the step is right given what stands before it."""
     decision: str | None
@@ -103,7 +103,7 @@ class RecordStep(TypedDict):
     mean_token_probability: Probability | None
     label: bool | None
     """Whether the step is right given what stands before it: the first False of a solution is its first wrong
-    step. None where nobody knows."""
+    step. None where unknown."""
     discarded: DiscardedDraft | None
     value: NotRequired[Probability | None]
     """Target that a scorer learns for the step, by a method of `trim_graph.training.step_labels`; only in
@@ -136,7 +136,7 @@ class Outline(TypedDict):
     seed: int | None
     """Of the run."""
     correct: bool | None
-    """Whether the solution was graded right; None where nobody knows the answer. After an error False in a
+    """Whether the solution was graded right; None where the answer is unknown. After an error False in a
     record, None in a trace."""
     answer: str | None
     """Content of the last ``\\boxed{}`` of the solution."""
@@ -145,14 +145,14 @@ class Outline(TypedDict):
     steps: list[RecordStep]
     tokens: dict[str, Count]
     """``small``, ``large``: in accepted steps; ``small_discarded``, ``large_discarded``: generated besides;
-    ``large_unaccounted``: charged for calls whose end nobody saw; ``scorer``: read;
+    ``large_unaccounted``: charged for calls whose end is unknown; ``scorer``: read;
     ``scorer_output``: written by a judge, not in rows of earlier releases."""
     error: str | None
-    """Type and message of what went wrong, or None. The tokens of such a run are 0: nobody knows them."""
+    """Type and message of what went wrong, or None. The tokens of such a run are 0: they are unknown."""
 
 
 class Record(Outline):
-    """What happened to one question under one policy."""
+    """Outcome of one question under one policy."""
 
     sample: Count
     """Which of the repeated samples, from 0."""
@@ -167,7 +167,7 @@ class Record(Outline):
     first_step_seconds: float | None
     """Wall clock until the first step was accepted."""
     large_tokens: Count
-    """What the large model generated, discarded, unaccounted and failed attempts included."""
+    """Tokens that the large model generated, discarded, unaccounted and failed attempts included."""
     prefill: PerWriter
     """Prompt tokens of all calls."""
     cached_prefill: PerWriter
@@ -295,7 +295,7 @@ def row_of(record: Record, arm: str) -> Row:
 
 
 class ArmSettings(TypedDict):
-    """What an arm is."""
+    """Description of an arm."""
 
     kind: ArmKind
     family: str
@@ -306,7 +306,7 @@ class ArmSettings(TypedDict):
 
 
 class RunSettings(TypedDict):
-    """What a run was begun with."""
+    """Settings with which a run was begun."""
 
     version: int
     settings: dict[str, Any]
@@ -562,7 +562,7 @@ class CurveSummary(TypedDict):
 
 
 class Verdict(TypedDict):
-    """What one arm saves and costs compared to the large model alone."""
+    """Savings and costs of one arm compared to the large model alone."""
 
     arm: str
     use: Literal["yes", "no", "undecided"]

@@ -32,7 +32,7 @@ MAX_CONSECUTIVE_FAILURES = 20
 
 
 class Graph(Protocol):
-    """What `run_question` needs of a graph built by `create_trim_graph`."""
+    """Parts of a graph that `run_question` needs, built by `create_trim_graph`."""
 
     def astream(
         self,

@@ -45,7 +45,7 @@ class Rated(NamedTuple):
 
     @property
     def first_wrong(self) -> int | None:
-        """Index of the first wrong step; -1 where all are right, None where nobody knows."""
+        """Index of the first wrong step; -1 where all are right, None where unknown."""
         for index, label in enumerate(self.labels):
             if not label:
                 return index if label is False else None
@@ -53,7 +53,7 @@ class Rated(NamedTuple):
 
 
 class FirstErrorMetrics(TypedDict):
-    """What ProcessBench reports. A figure is None where there are no solutions of that kind."""
+    """Metrics that ProcessBench reports. A metric is None where there are no solutions of that kind."""
 
     threshold: float
     n: int
@@ -66,7 +66,7 @@ class FirstErrorMetrics(TypedDict):
 
 
 class ReliabilityBin(TypedDict):
-    """What lies between two scores."""
+    """Bin of scores between two bounds."""
 
     low: float
     high: float
@@ -112,7 +112,7 @@ def compute_scorer_metrics(
     """Computes all metrics of a scorer.
 
     Args:
-        rated: Solutions; those whose first wrong step nobody knows count in ``steps`` only.
+        rated: Solutions; those whose first wrong step is unknown count in ``steps`` only.
         threshold: A step is taken for wrong if its score is below it.
         resamples: Of the bootstrap over solutions.
         seed: Of the bootstrap.
@@ -136,7 +136,7 @@ def compute_scorer_metrics(
 
 
 def looked_at(solution: Rated) -> list[tuple[float, bool]]:
-    """Returns score and label of each step up to the first that is wrong, or that nobody looked at."""
+    """Returns score and label of each step up to the first that is wrong or unlabelled."""
     known: list[tuple[float, bool]] = []
     for score, label in zip(solution.scores or (), solution.labels, strict=False):
         if label is None:
@@ -437,7 +437,7 @@ class LabelledSolution(TypedDict):
     generator: str | None
     steps: list[str]
     labels: list[bool | None]
-    """True up to the first wrong step, False there, None after it: nobody looked."""
+    """True up to the first wrong step, False there, None after it: unlabelled."""
     correct: bool | None
     """Whether the final answer is right."""
 

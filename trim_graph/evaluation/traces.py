@@ -32,7 +32,7 @@ class Trace(Outline):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What the traces of one collection have in common.
+    """Settings that the traces of one collection share.
 
     Attributes:
         dataset: Its name.

@@ -1,4 +1,4 @@
-"""What a report needs of the rows of a run, from one pass: metrics at once, rows put in order on disk."""
+"""Data of a report, from one pass over the rows of a run: metrics at once, rows put in order on disk."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class ServerPlan:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name in messages."""
         return " and ".join(self.names)
 
     @property
