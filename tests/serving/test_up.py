@@ -147,7 +147,7 @@ def test_one_that_dies_later_ends_all(up, tmp_path):
 
 def test_one_that_never_gets_healthy(up, tmp_path):
     environment = {"VLLM_API_KEY": "sk-secret"}
-    process = up("--patience", "2", faults={"small": "never"}, environment=environment)
+    process = up("--startup-timeout", "2", faults={"small": "never"}, environment=environment)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "small was not healthy within 2 s" in err
@@ -223,7 +223,7 @@ def test_a_server_that_runs_already_is_used_and_left(up, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--patience", "0"], "--patience is 0"),
+        (["--startup-timeout", "0"], "--startup-timeout is 0"),
         (["--python", "/no/python"], "--python /no/python: there is no such program"),
         (["--logs", "/proc/none"], "--logs /proc/none cannot be made"),
     ],

@@ -81,11 +81,11 @@ def steady(
 
 def _graph(urls: dict[str, str]) -> Any:
     os.environ[KEY_ENV] = KEY
-    patience: dict[str, Any] = {"read_timeout": 5.0, "max_retries": 2}
+    timeouts: dict[str, Any] = {"read_timeout": 5.0, "max_retries": 2}
     return create_trim_graph(
-        ChatVLLM(model="small", base_url=urls["small"], **patience),
-        ChatVLLM(model="large", base_url=urls["large"], api_key_env=KEY_ENV, **patience),
-        VLLMProcessReward("prm", base_url=urls["prm"], **patience),
+        ChatVLLM(model="small", base_url=urls["small"], **timeouts),
+        ChatVLLM(model="large", base_url=urls["large"], api_key_env=KEY_ENV, **timeouts),
+        VLLMProcessReward("prm", base_url=urls["prm"], **timeouts),
         policy=threshold(0.9),
         budget={"seconds": DEADLINE_S, "large_tokens": 400},
         on_small_error="large",

@@ -49,11 +49,11 @@ def run(servers, monkeypatch):
             urls = {name: server.url for name, server in servers.items()}
             proxy = stack.enter_context(FaultProxy(urls[name], first, then))
             urls[name] = proxy.url
-            patience = {"read_timeout": 2.0, "max_retries": retries}
+            timeouts = {"read_timeout": 2.0, "max_retries": retries}
             graph = create_trim_graph(
-                ChatVLLM(model="small", base_url=urls["small"], **patience),
-                ChatVLLM(model="large", base_url=urls["large"], api_key_env=KEY_ENV, **patience),
-                VLLMProcessReward("prm", base_url=urls["prm"], **patience),
+                ChatVLLM(model="small", base_url=urls["small"], **timeouts),
+                ChatVLLM(model="large", base_url=urls["large"], api_key_env=KEY_ENV, **timeouts),
+                VLLMProcessReward("prm", base_url=urls["prm"], **timeouts),
                 policy=threshold(1.0),
                 checkpointer=InMemorySaver(),
                 max_steps=3,

@@ -67,7 +67,7 @@ def test_the_arithmetic_servers_start_pass_the_doctor_and_end(vllm_python, tmp_p
             vllm_python,
             "--logs",
             "logs",
-            "--patience",
+            "--startup-timeout",
             "400",
         ],
         cwd=tmp_path,
@@ -79,7 +79,7 @@ def test_the_arithmetic_servers_start_pass_the_doctor_and_end(vllm_python, tmp_p
     try:
         assert up.stderr is not None
         reported = []
-        for line in up.stderr:  # ends with the process at the latest, and that within its patience
+        for line in up.stderr:  # ends with the process at the latest, and that within its startup timeout
             reported.append(line)
             if line.startswith("all up"):
                 break

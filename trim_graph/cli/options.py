@@ -227,7 +227,7 @@ class UpOptions(Options):
     logs: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where logs go; default: a new temporary folder.")
     ] = None
-    patience: Annotated[
+    startup_timeout: Annotated[
         float,
         typer.Option(help="Most seconds for one server to become healthy, downloads included."),
         SECONDS,

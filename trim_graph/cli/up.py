@@ -116,7 +116,12 @@ def _run(plan: Plan, launcher: Launcher, folder: Path, options: UpOptions) -> in
     failure: ServerFailed | None = None
     with _signals() as signals, _Display(console, missing) as display:
         fleet = Fleet(
-            missing, launcher, folder, logs, patience=options.patience, on_change=display.show_state
+            missing,
+            launcher,
+            folder,
+            logs,
+            startup_timeout=options.startup_timeout,
+            on_change=display.show_state,
         )
         try:
             if not fleet.start(signals.stop):

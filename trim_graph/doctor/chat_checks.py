@@ -454,10 +454,10 @@ async def time_limits(subject: Subject) -> Finding:
     tokens = subject.settings.max_step_tokens
     step = subject.seconds + tokens / subject.tokens_per_second
     seen = f"a step of max_step_tokens={tokens} takes about {step:.1f} s"
-    patience, seconds = getattr(subject.entry, "read_timeout", None), subject.budget.seconds
-    if patience is not None and step > patience:
+    read_timeout, seconds = getattr(subject.entry, "read_timeout", None), subject.budget.seconds
+    if read_timeout is not None and step > read_timeout:
         return Finding.error(
-            f"{seen}, and read_timeout={patience:g} would end it before as a dropped connection",
+            f"{seen}, and read_timeout={read_timeout:g} would end it before as a dropped connection",
             f"set read_timeout of {subject.part} to {2 * step:.0f} or more",
         )
     if seconds is not None and step > seconds:

@@ -303,10 +303,10 @@ async def latency(subject: Subject) -> Finding:
     """How long one scoring takes."""
     sample = subject.samples[0]
     subject.seconds = await median_seconds(lambda: _scores(subject, sample.question, sample.right_steps))
-    patience = getattr(subject.entry, "read_timeout", None)
-    if patience is not None and subject.seconds > patience / 4:
+    read_timeout = getattr(subject.entry, "read_timeout", None)
+    if read_timeout is not None and subject.seconds > read_timeout / 4:
         return Finding.warning(
-            f"{subject.seconds:.1f} s for one short solution; read_timeout={patience:g} is close",
+            f"{subject.seconds:.1f} s for one short solution; read_timeout={read_timeout:g} is close",
             "raise read_timeout of scorer",
         )
     return Finding.ok(f"{subject.seconds * 1000:.0f} ms for one short solution (median)")

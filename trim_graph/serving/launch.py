@@ -66,7 +66,7 @@ class Fleet:
         launcher: How vLLM is called.
         folder: Where they run.
         logs: Folder for their logs.
-        patience: Seconds that one may take until it is healthy.
+        startup_timeout: Seconds that one may take until it is healthy.
         on_change: Called with each server that has reached another state.
     """
 
@@ -77,13 +77,13 @@ class Fleet:
         folder: Path,
         logs: Path,
         *,
-        patience: float,
+        startup_timeout: float,
         on_change: Callable[[Member], None],
     ) -> None:
         self.members = [Member(plan, logs / f"{'-'.join(plan.names)}.log") for plan in plans]
         self._launcher = launcher
         self._folder = folder
-        self._patience = patience
+        self._startup_timeout = startup_timeout
         self._on_change = on_change
 
     def start(self, stop: threading.Event) -> bool:
@@ -105,9 +105,9 @@ class Fleet:
                 for member in self._in("starting"):
                     if _healthy(client, member):
                         self._enter(member, "up")
-                    elif time.monotonic() - member.begun > self._patience:
+                    elif time.monotonic() - member.begun > self._startup_timeout:
                         raise ServerFailed(
-                            f"{member.plan.name} was not healthy within {self._patience:g} s; "
+                            f"{member.plan.name} was not healthy within {self._startup_timeout:g} s; "
                             f"its log, {member.log}, ends:\n{member.tail()}"
                         )
                 if len(self._in("up")) == len(self.members):
