@@ -59,8 +59,8 @@ class Hosted(Counting):
 
 def estimated(writer, by):
     return (
-        f"the {writer} model does not report its tokens: they are estimated by {by}, and thoughts that it "
-        "does not show are not among them"
+        f"the {writer} model does not report its tokens: they are estimated by {by}, and reasoning that it "
+        "does not show is not among them"
     )
 
 

@@ -15,7 +15,7 @@ from trim_graph.testing import ScriptedChatModel
 
 
 class Thinker(ScriptedChatModel):
-    """Spends all its tokens on thoughts that it does not show, at the calls that are named."""
+    """Spends all its tokens on reasoning that it does not show, at the calls that are named."""
 
     thinks_at: tuple[int, ...] = tuple(range(99))
 
@@ -47,7 +47,7 @@ def test_reasoning_that_uses_up_all_tokens_is_named_and_not_paid_for_again(make,
     assert result["messages"][-1].text == "one"
     assert notes(result) == [
         ONLY_THOUGHT.format("small")
-        + " into thoughts that are not shown; raise max_step_tokens, or have it think less"
+        + " are reasoning that is not shown; raise max_step_tokens, or have it think less"
     ]
     assert len(small.calls) == 2
     spent = result["trim"]["usage"]["small"]

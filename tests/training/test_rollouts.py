@@ -83,11 +83,11 @@ def test_they_are_kept_in_a_file(explored, tmp_path):
     again = Rollouts(questions(N))
     again.add(read_traces(tmp_path / "rollouts.jsonl"))
     for policy in (threshold(0.5), threshold(0.9)):
-        figures = [
+        metrics = [
             [(one.correct, one.large_tokens) for one in evaluate_offline(rollouts, policy)]
             for rollouts in (explored, again)
         ]
-        assert figures[0] == figures[1]
+        assert metrics[0] == metrics[1]
 
 
 def test_without_a_graph_only_what_is_known_can_be_taken():

@@ -134,7 +134,6 @@ OUT is a folder of weights that a configuration names as it is:
 \b
   scorer: {type: transformers_prm, model: OUT}
 
-\b
 README.md in it has AUC, AUC within a kind of step, reliability and first-error
 F1 on held-out questions. An interrupted training of lora or full resumes by the
 same command. Is it better than token probability? trim-graph eval-scorer

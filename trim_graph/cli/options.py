@@ -546,7 +546,7 @@ class ScorerOptions(Options):
         float, typer.Option(help="Share of the questions for early stopping and calibration."), _SHARE
     ] = 0.15
     test: Annotated[
-        float, typer.Option(help="Share of the questions for the figures of the card."), _SHARE
+        float, typer.Option(help="Share of the questions for the metrics of the card."), _SHARE
     ] = 0.15
     epochs: Annotated[float, typer.Option(help="Most passes over the solutions, for lora and full.")] = 3.0
     learning_rate: Annotated[

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def run_train_scorer(options: ScorerOptions) -> None:
-    """Trains a scorer, and prints its figures.
+    """Trains a scorer, and prints its metrics.
 
     Raises:
         TrimError: An option is not valid, or the work cannot be done.

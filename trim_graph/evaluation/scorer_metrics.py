@@ -270,7 +270,7 @@ def reliability(scores: Floats, right: NDArray[np.bool_], *, bins: int = BINS) -
     return found
 
 
-class KindFigures(TypedDict):
+class KindMetrics(TypedDict):
     """Steps of one kind."""
 
     kind: str | None
@@ -281,13 +281,13 @@ class KindFigures(TypedDict):
 
 
 class WithinKinds(TypedDict):
-    """How well scores tell right from wrong among steps of one kind, where the kind alone tells nothing."""
+    """How well scores separate right from wrong among steps of one kind, where the kind alone says nothing."""
 
     auc: float | None
     """Chance that a right step scores above a wrong one of its kind; None where no kind has both."""
     auc_of_kind: float | None
     """AUC of the kind alone: each step scored by the share of its kind that is right."""
-    kinds: list[KindFigures]
+    kinds: list[KindMetrics]
     """The most frequent first."""
 
 
@@ -303,20 +303,20 @@ def within_kinds(steps: Sequence[tuple[float, bool]], kinds: Sequence[str | None
     found: dict[str | None, list[tuple[float, bool]]] = {}
     for step, kind in zip(steps, kinds, strict=True):
         found.setdefault(kind, []).append(step)
-    figures, won, pairs = list[KindFigures](), 0.0, 0
+    metrics, won, pairs = list[KindMetrics](), 0.0, 0
     for kind, those in sorted(found.items(), key=lambda item: -len(item[1])):
         right = sum(label for _, label in those)
         auc = None
         if 0 < right < len(those):
             auc = float(roc_auc_score([label for _, label in those], [score for score, _ in those]))
             won, pairs = won + auc * right * (len(those) - right), pairs + right * (len(those) - right)
-        figures.append(KindFigures(kind=kind, n=len(those), right=right, auc=auc))
-    shares = {one["kind"]: one["right"] / one["n"] for one in figures}
+        metrics.append(KindMetrics(kind=kind, n=len(those), right=right, auc=auc))
+    shares = {one["kind"]: one["right"] / one["n"] for one in metrics}
     labels = [label for _, label in steps]
     alone = None
     if any(labels) and not all(labels):
         alone = float(roc_auc_score(labels, [shares[kind] for kind in kinds]))
-    return WithinKinds(auc=won / pairs if pairs else None, auc_of_kind=alone, kinds=figures)
+    return WithinKinds(auc=won / pairs if pairs else None, auc_of_kind=alone, kinds=metrics)
 
 
 class Paired(TypedDict):

@@ -58,7 +58,7 @@ class ScorerTraining:
     validation: float = 0.15
     """Share of the questions for early stopping, calibration and the threshold."""
     test: float = 0.15
-    """Share of the questions for the figures of the model card. 0: they are measured on the validation
+    """Share of the questions for the metrics of the model card. 0: they are measured on the validation
     questions, and the card says so."""
     epochs: float = 3.0
     """Most passes over the training solutions, for ``lora`` and ``full``."""
@@ -132,7 +132,7 @@ class TrainedScorer:
 
     Attributes:
         folder: Folder of the scorer; every adapter of reward models takes it.
-        file: Content of its `trim_scorer.json`, with the figures.
+        file: Content of its `trim_scorer.json`, with the metrics.
         skipped: Solutions left out as too long.
     """
 

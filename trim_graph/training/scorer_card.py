@@ -1,4 +1,4 @@
-"""Calibration of a trained scorer, its figures on held-out questions, and its model card.
+"""Calibration of a trained scorer, its metrics on held-out questions, and its model card.
 
 Imports no torch.
 """
@@ -18,9 +18,9 @@ from trim_graph.adapters.prm.scorer_file import ScorerFile
 from trim_graph.evaluation.baselines import MATHEMATICS
 from trim_graph.evaluation.scorer_metrics import (
     best_threshold,
+    compute_scorer_metrics,
     looked_at,
     paired_auc,
-    scorer_figures,
     within_kinds,
 )
 from trim_graph.policies.baselines import step_type_of
@@ -47,7 +47,7 @@ class Measured:
 
     Attributes:
         validation: Solutions of the validation questions and the finished scorer's scores.
-        held_out: Solutions that the figures are of, and the scores.
+        held_out: Solutions that the metrics are of, and the scores.
         held_out_is: ``test`` or ``validation``.
         calibrated_on: What the calibration was fitted on.
         skipped: Solutions left out as too long.
@@ -129,7 +129,7 @@ def fit_platt(logits: Floats, targets: Floats, name: str) -> tuple[float, float,
 
 
 def measure(measured: Measured, *, pattern: str | None, seed: int) -> dict[str, Any]:
-    """Computes the figures of a scorer on held-out questions.
+    """Computes the metrics of a scorer on held-out questions.
 
     The threshold of the first-error F1 is the best one on the validation questions.
 
@@ -140,7 +140,9 @@ def measure(measured: Measured, *, pattern: str | None, seed: int) -> dict[str, 
     """
     threshold = best_threshold([one.rated(scores) for one, scores in measured.validation])
     threshold = 0.5 if threshold is None else threshold
-    figures = scorer_figures([one.rated(scores) for one, scores in measured.held_out], threshold, seed=seed)
+    metrics = compute_scorer_metrics(
+        [one.rated(scores) for one, scores in measured.held_out], threshold, seed=seed
+    )
     expression = re.compile(pattern or MATHEMATICS)
     steps, kinds = list[tuple[float, bool]](), list[str | None]()
     for one, scores in measured.held_out:
@@ -152,7 +154,7 @@ def measure(measured: Measured, *, pattern: str | None, seed: int) -> dict[str, 
         "questions": len({one.question for one, _ in measured.held_out}),
         "auc_within_kinds": within_kinds(steps, kinds),
         "against_token_probability": against_token_probability(measured.held_out, seed=seed),
-        **figures,
+        **metrics,
     }
 
 
@@ -218,7 +220,7 @@ def write_card(
         "scorer: {type: transformers_prm, model: THIS_FOLDER}",
         "```",
         "",
-        f"## Figures on {found['questions']} {found['measured_on']}",
+        f"## Metrics on {found['questions']} {found['measured_on']}",
         "",
         *_notes(measured),
         "",
@@ -269,7 +271,7 @@ def _notes(measured: Measured) -> list[str]:
     lines = ["In brackets 95 % intervals, by bootstrap over solutions or questions."]
     if measured.held_out_is == "validation":
         lines.append(
-            "These questions also served early stopping, calibration and the threshold, so the figures are "
+            "These questions also served early stopping, calibration and the threshold, so the metrics are "
             "somewhat too good."
         )
     if not all(one.hard for one, _ in measured.held_out):
@@ -278,7 +280,7 @@ def _notes(measured: Measured) -> list[str]:
 
 
 def figure_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns names and texts of the figures, for people."""
+    """Returns names and texts of the metrics, for people."""
     steps, first = found["steps"], found["first_error"]
     other = found["against_token_probability"]
     rows = [
