@@ -31,7 +31,7 @@ class Thinker(ScriptedChatModel):
 
 
 STEPS = ["one", "two", "so it is \\boxed{4}"]
-ONLY_THOUGHT = "the {} model wrote no step: all 512 tokens of its answer were used up and 512 of them went"
+ONLY_REASONING = "the {} model wrote no step: all 512 tokens of its answer were used up and 512 of them"
 GO_ON = {"on_small_error": "large", "on_large_error": "accept"}
 
 
@@ -46,7 +46,7 @@ def test_reasoning_that_uses_up_all_tokens_is_named_and_not_paid_for_again(make,
     assert result["trim"]["stopped"] == "no_step"
     assert result["messages"][-1].text == "one"
     assert notes(result) == [
-        ONLY_THOUGHT.format("small")
+        ONLY_REASONING.format("small")
         + " are reasoning that is not shown; raise max_step_tokens, or have it think less"
     ]
     assert len(small.calls) == 2
@@ -68,7 +68,7 @@ def test_the_draft_stays_where_the_large_model_writes_no_step(make):
     rig = make(STEPS, Thinker(script=STEPS), {"two": 0.1}, **GO_ON)
     result = rig.ask()
     assert result["messages"][-1].text == "\n\n".join(STEPS)
-    assert notes(result)[0].startswith(ONLY_THOUGHT.format("large"))
+    assert notes(result)[0].startswith(ONLY_REASONING.format("large"))
     assert len(rig.large.calls) == 1
     assert make(STEPS, Thinker(script=STEPS), {"two": 0.1}).ask()["trim"]["stopped"] == "no_step"
 

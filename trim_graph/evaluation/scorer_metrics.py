@@ -281,7 +281,7 @@ class KindMetrics(TypedDict):
 
 
 class WithinKinds(TypedDict):
-    """How well scores separate right from wrong among steps of one kind, where the kind alone says nothing."""
+    """How well scores separate right and wrong steps of one kind, where the kind alone says nothing."""
 
     auc: float | None
     """Chance that a right step scores above a wrong one of its kind; None where no kind has both."""
