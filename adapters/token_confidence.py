@@ -59,7 +59,7 @@ def entropy_of_likeliest(logprobs: Sequence[float], chosen: float | None = None)
     return Entropy(max(0.0, nats), rest)
 
 
-_HINT = "set logprobs=True on both chat models (ChatTransformers, ChatVLLM, ChatVLLMEngine, ChatOpenAI)"
+_FIX = "set logprobs=True on both chat models (ChatTransformers, ChatVLLM, ChatVLLMEngine, ChatOpenAI)"
 
 
 class TokenProbability:
@@ -81,7 +81,7 @@ class TokenProbability:
             probability = 1.0 if step["writer"] == "human" else step.get("mean_token_probability")
             if probability is None:
                 raise ScorerError(
-                    f"step {index}, by the {step['writer']} model, came without a token probability: {_HINT}"
+                    f"step {index}, by the {step['writer']} model, came without a token probability: {_FIX}"
                 )
             scores.append(probability)
         return ScorerReply(scores)
@@ -99,5 +99,5 @@ class TokenProbability:
         known = "logprobs" in getattr(type(chat_model_inside(model)), "model_fields", {})
         if known and not bound_setting(model, "logprobs"):
             raise ValueError(
-                f"the scorer TokenProbability needs token probabilities: {_HINT}; {writer} has not"
+                f"the scorer TokenProbability needs token probabilities: {_FIX}; {writer} has not"
             )

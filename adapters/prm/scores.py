@@ -37,7 +37,7 @@ def probability(outputs: Sequence[float]) -> float:
     return 1 / (1 + small) if value >= 0 else small / (1 + small)
 
 
-def read_pooled(rows: Any, asked: PRMInput, head: Head, *, at: str, hint: str) -> list[float]:
+def read_pooled(rows: Any, asked: PRMInput, head: Head, *, at: str, fix: str) -> list[float]:
     """Reads a vLLM pooler's answer for one solution.
 
     vLLM gives a row for every token (pooling type ALL), or for every token with the id of a step's position
@@ -48,7 +48,7 @@ def read_pooled(rows: Any, asked: PRMInput, head: Head, *, at: str, hint: str) -
         asked: Input of the PRM.
         head: Kind of head that the format is read from.
         at: Name of the PRM, for errors.
-        hint: Remedy, for errors about the number of rows.
+        fix: Remedy, for errors about the number of rows.
 
     Returns:
         One probability per step.
@@ -56,18 +56,18 @@ def read_pooled(rows: Any, asked: PRMInput, head: Head, *, at: str, hint: str) -
     Raises:
         ScorerError: The answer is anything else.
     """
-    chosen = _rows_of_steps(rows if isinstance(rows, list) else [], asked, at, hint)
+    chosen = _rows_of_steps(rows if isinstance(rows, list) else [], asked, at, fix)
     return [_score(row, number, len(chosen), head, at) for number, row in enumerate(chosen, start=1)]
 
 
-def _rows_of_steps(rows: list[Any], asked: PRMInput, at: str, hint: str) -> list[Any]:
+def _rows_of_steps(rows: list[Any], asked: PRMInput, at: str, fix: str) -> list[Any]:
     ids, positions = asked.ids, asked.step_positions
     if len(rows) == len(ids):
         return [rows[position] for position in positions]
     tag = ids[positions[0]]
     tagged = [position for position, token in enumerate(ids) if token == tag]
     if len(rows) != len(tagged) or any(ids[position] != tag for position in positions):
-        raise ScorerError(f"the PRM at {at} gave {len(rows)} scores for {len(positions)} steps; {hint}")
+        raise ScorerError(f"the PRM at {at} gave {len(rows)} scores for {len(positions)} steps; {fix}")
     by_position = dict(zip(tagged, rows, strict=True))
     return [by_position[position] for position in positions]
 

@@ -350,7 +350,7 @@ class VLLMCall:
         Raises:
             ChatModelContractError: The server does not keep it.
         """
-        self._max_tokens = min(self._granted(), 16)
+        self._max_tokens = min(self._cap_tokens(), 16)
         body = {
             "model": self._prompts.model,
             "messages": [{"role": "user", "content": "Describe the weather in one sentence."}],
@@ -402,7 +402,7 @@ class VLLMCall:
         return self._server.events(path, body | STREAM)
 
     async def _request(self) -> tuple[str, dict[str, Any]]:
-        self._max_tokens = self._granted()
+        self._max_tokens = self._cap_tokens()
         settings = replace(self._settings, max_tokens=self._max_tokens)
         path, body = await self._prompts.request(self._messages, settings)
         self._prompt = body.get("prompt", body.get("messages"))
@@ -411,7 +411,7 @@ class VLLMCall:
             body |= _KEEP_STOP
         return path, body | self._extra_body
 
-    def _granted(self) -> int:
+    def _cap_tokens(self) -> int:
         """Returns the most tokens that the next attempt may generate: all attempts share the call's grant.
 
         Raises:

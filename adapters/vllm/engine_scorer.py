@@ -27,7 +27,7 @@ from .engine import CallRefused, EngineHandle, EngineSpec, EngineUser, VLLMEngin
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_HINT = "engine_args must leave the pooler as it is"
+_FIX = "engine_args must leave the pooler as it is"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
             rows = await _pooled(engine, asked.ids)
         except (ModelServerError, CallRefused) as error:
             raise ScorerError(f"the PRM {self.model} gave no scores: {error}") from error
-        scores = read_pooled(rows, asked, ready.format.head, at=self.model, hint=_HINT)
+        scores = read_pooled(rows, asked, ready.format.head, at=self.model, fix=_FIX)
         return ScorerReply(scores=scores, input_tokens=len(asked.ids))
 
     async def _start(self) -> None:

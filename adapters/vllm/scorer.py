@@ -138,7 +138,7 @@ class VLLMProcessReward(VLLMServerPRMSettings):
                 unknown=0,
             )
             raise failed from error
-        scores = read_pooled(answer, asked, ready.format.head, at=route.root, hint=ready.served_with)
+        scores = read_pooled(answer, asked, ready.format.head, at=route.root, fix=ready.served_with)
         read = (1 + route.begun) * len(asked.ids)
         return ScorerReply(scores=scores, input_tokens=read, failed_attempts=route.failures)
 

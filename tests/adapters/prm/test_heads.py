@@ -295,7 +295,7 @@ class TestScores:
     ASKED = PRMInput([5, 9, 1, 9, 2, 9], [3, 5])
 
     def read(self, rows, head="value"):
-        return read_pooled(rows, self.ASKED, head, at="http://prm", hint="start it right")
+        return read_pooled(rows, self.ASKED, head, at="http://prm", fix="start it right")
 
     def test_a_row_for_every_token_or_for_every_tag(self):
         every = [[n / 10] for n in range(6)]
@@ -306,9 +306,9 @@ class TestScores:
 
     def test_positions_with_different_tokens_need_a_row_for_every_token(self):
         asked = PRMInput([5, 9, 1], [1, 2])
-        assert read_pooled([[0.1], [0.2], [0.3]], asked, "value", at="", hint="") == [0.2, 0.3]
+        assert read_pooled([[0.1], [0.2], [0.3]], asked, "value", at="", fix="") == [0.2, 0.3]
         with pytest.raises(ScorerError, match="gave 1 scores for 2 steps"):
-            read_pooled([[0.1]], asked, "value", at="", hint="")
+            read_pooled([[0.1]], asked, "value", at="", fix="")
 
     @pytest.mark.parametrize(
         ("rows", "head", "complaint"),

@@ -189,7 +189,7 @@ async def _all(ask: Callable[[list[int]], Awaitable[Any]], given: list[list[int]
 
 def _last_scores(rows: Sequence[Any], inputs: Sequence[PRMInput], layout: PRMFormat) -> list[float]:
     pairs = zip(rows, inputs, strict=True)
-    return [read_pooled(row, one, layout.head, at="the PRM", hint="")[-1] for row, one in pairs]
+    return [read_pooled(row, one, layout.head, at="the PRM", fix="")[-1] for row, one in pairs]
 
 
 def conversation(question: str) -> Any:
