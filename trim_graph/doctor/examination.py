@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shlex
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 from trim_graph.adapters.base import ScorableStep, as_scorer, read_scores
 from trim_graph.adapters.prm.formats import STEP_TOKENS
 from trim_graph.adapters.prm.scorer_file import chosen_format
+from trim_graph.adapters.prm.scores import serve_options
+from trim_graph.adapters.vllm.plugin import serves
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
 from trim_graph.errors import ModelServerError, ScorerError, SettingsError, TrimError
 from trim_graph.policies.parsing import Threshold
@@ -312,6 +316,66 @@ async def latency(subject: Subject) -> Finding:
     return Finding.ok(f"{subject.seconds * 1000:.0f} ms for one short solution (median)")
 
 
+_CACHED_INPUT = 640
+"""Tokens of the input that is asked twice: several blocks, which have 128 tokens on CPUs and 16 on GPUs."""
+_HITS = re.compile(r"^vllm:prefix_cache_hits_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+
+
+async def prefix_cache(subject: Subject) -> Finding:
+    """Passes take what they have read before from the server's prefix cache."""
+    if not subject.adapter.scores_by_step:
+        return _without_cache(subject)
+    sample = subject.samples[0]
+    once = subject.known["input_tokens"][sample.question, 1]
+    most = min(_CACHED_INPUT, (longest(subject) or _CACHED_INPUT) * 3 // 4)
+    text = " ".join(sample.right[:1] * max(1, (most - once) // once))
+    steps: list[ScorableStep] = [{"text": text, "writer": "small", "mean_token_probability": 0.9}]
+    await _scores(subject, sample.question, steps)
+    before = await _cache_hits(subject)
+    await _scores(subject, sample.question, steps)
+    after = await _cache_hits(subject)
+    if before is None or after is None:
+        return Finding.warning(
+            "whether the prefix cache is used cannot be checked: the server does not answer /metrics with "
+            "vllm:prefix_cache_hits",
+            "let a gateway pass /metrics on, and start vLLM without --disable-log-stats",
+        )
+    read = subject.known["input_tokens"][sample.question, 1]
+    subject.known["input_tokens"][sample.question, 1] = once
+    if after <= before:
+        return Finding.warning(
+            f"none of the {read} tokens of a repeated input came from the server's prefix cache, so each pass "
+            "reads the whole solution again",
+            "start the server with --enable-prefix-caching and with room for the cache "
+            "(--gpu-memory-utilization, on CPUs --kv-cache-memory-bytes)",
+        )
+    return Finding.ok(f"{min(after - before, read):.0f} of {read} tokens of a repeated input came from it")
+
+
+async def _cache_hits(subject: Subject) -> float | None:
+    """Tokens that the server has taken from its prefix cache; None where it does not say."""
+    try:
+        found = _HITS.findall(await subject.on_server.get_text("/metrics"))
+    except ModelServerError:
+        return None
+    return sum(map(float, found)) if found else None
+
+
+def _without_cache(subject: Subject) -> Finding:
+    """Judges a server that pools STEP or ALL, for which vLLM reads no prefix from its cache."""
+    entry, loaded = subject.entry, subject.known["tokenizer"]
+    root = str(subject.served.get("root") or entry.model)
+    choice = chosen_format(entry, entry.tokenizer or root)
+    seen = "each pass reads the whole solution: the server pools tokens (STEP or ALL)"
+    if choice.name == "qwen" and not serves(root):
+        return Finding.ok(f"{seen}, the only way for this model")
+    options = serve_options(choice.name, tokenizer=loaded, step_token=choice.step_token, plugin=True)
+    start = f"start the server with {shlex.join(options)}, and a pass reads the newest step only"
+    if choice.name == "qwen":
+        return Finding.ok(f"{seen}; where trim-graph is installed beside vLLM, {start}")
+    return Finding.warning(seen, start)
+
+
 async def _scores(subject: Subject, question: str, steps: list[ScorableStep]) -> list[float]:
     reply = read_scores(await as_scorer(subject.adapter).ascore(question, steps), len(steps))
     subject.known.setdefault("input_tokens", {})[question, len(steps)] = reply.input_tokens
@@ -366,7 +430,7 @@ def checks_of(subject: Subject) -> list[tuple[str, Check]]:
         if subject.server is None:
             return list(SCORER)
         first = [("pooling", chat_checks.pools), ("tokenizer", tokenizer)]
-        return [*SERVER, *first, ("step token", step_token), *SCORER]
+        return [*SERVER, *first, ("step token", step_token), *SCORER, ("prefix cache", prefix_cache)]
     if subject.server is None:
         return [(name, check) for name, check in CHAT if name not in _OF_SERVERS]
     return [*SERVER, ("generation", chat_checks.writes), *CHAT]
