@@ -344,8 +344,8 @@ async def prefix_cache(subject: Subject) -> Finding:
     subject.known["input_tokens"][sample.question, 1] = once
     if after <= before:
         return Finding.warning(
-            f"none of the {read} tokens of a repeated input came from the server's prefix cache, so each pass "
-            "reads the whole solution again",
+            f"none of the {read} tokens of a repeated input came from the server's prefix cache, so each "
+            "pass reads the whole solution again",
             "start the server with --enable-prefix-caching and with room for the cache "
             "(--gpu-memory-utilization, on CPUs --kv-cache-memory-bytes)",
         )
