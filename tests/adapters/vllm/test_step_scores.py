@@ -1,4 +1,4 @@
-"""Scores of single steps: which inputs a pass sends, what is kept, and how a server's pooling is found out."""
+"""Scores of single steps: what a pass sends, what is kept, and how a server's pooling is found out."""
 
 import asyncio
 import json
