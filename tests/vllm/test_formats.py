@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,12 +12,11 @@ import pytest
 import pytest_socket
 
 from tests import tiny_prms
-from tests.vllm.conftest import STARTED_WITHIN, start_server, stop_servers, wait_for
+from tests.vllm.conftest import STARTED_WITHIN, need_plugin, start_server, stop_servers, wait_for
 from trim_graph.adapters import ScorerError, TransformersProcessReward, VLLMProcessReward
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.prm.convert import convert_value_head
 from trim_graph.adapters.prm.scores import serve_options
-from trim_graph.adapters.vllm.plugin import GROUP, NAME
 from trim_graph.examples.arithmetic import PRM
 
 QUESTION, TEXTS = tiny_prms.QUESTION, tiny_prms.TEXTS
@@ -56,8 +54,7 @@ def served(request, vllm_python, tmp_path_factory) -> Iterator[Served]:
     format, _, pooling = request.param.partition(" ")
     folder = tmp_path_factory.mktemp(format)
     if format == "qwen":
-        if not _has_plugin(vllm_python):
-            pytest.skip(f"trim-graph as it is here is not installed beside the vLLM of {vllm_python}")
+        need_plugin(vllm_python)
         original = weights = PRM
     else:
         save = tiny_prms.save_trim if format == "auto" else getattr(tiny_prms, f"save_{format}")
