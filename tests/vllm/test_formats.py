@@ -75,13 +75,6 @@ def served(request, vllm_python, tmp_path_factory) -> Iterator[Served]:
         stop_servers(server)
 
 
-def _has_plugin(python: str) -> bool:
-    code = f"from importlib.metadata import entry_points as e; print([p.name for p in e(group={GROUP!r})])"
-    return (
-        NAME in subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
-    )
-
-
 def steps(*texts):
     return [{"text": text, "writer": "small"} for text in texts]
 
