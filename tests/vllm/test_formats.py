@@ -143,7 +143,7 @@ def test_a_pass_computes_the_newest_step_and_no_more_for_the_last_than_for_the_f
         assert max(computed) < BLOCK + 2 * step
         assert scorer.score(question, given).input_tokens == 0
     else:
-        assert computed[-1] == reply.input_tokens == whole
+        assert reply.input_tokens == whole  # vLLM counts no queries where it looks for nothing
 
 
 def test_another_process_sends_all_steps_in_one_request_that_shares_its_prefixes(served):
