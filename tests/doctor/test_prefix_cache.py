@@ -63,7 +63,7 @@ def subject(scorer, metrics, root=PRM, **entry):
     made = Subject("scorer", config.scorer, scorer, metrics, FileSettings(), Budget(), 9.0)
     made.served = {"root": str(root), "max_model_len": 2048}
     made.samples = ARITHMETIC
-    made.known["tokenizer"] = load_tokenizer(str(PRM))
+    made.known |= {"tokenizer": load_tokenizer(str(PRM)), "tokenizer_place": str(PRM)}
     made.known["input_tokens"] = {(ARITHMETIC[0].question, 1): 40}
     return made
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from trim_graph.adapters.base import ScorableStep, as_scorer, read_scores
 from trim_graph.adapters.prm.formats import STEP_TOKENS
-from trim_graph.adapters.prm.scorer_file import chosen_format
+from trim_graph.adapters.prm.scorer_file import FormatChoice, chosen_format
 from trim_graph.adapters.prm.scores import serve_options
 from trim_graph.adapters.vllm.plugin import serves
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
@@ -217,7 +217,7 @@ async def tokenizer(subject: Subject) -> Finding:
 async def step_token(subject: Subject) -> Finding:
     """The step token is one token of the PRM's tokenizer."""
     loaded = subject.known["tokenizer"]
-    choice = await in_thread(lambda: chosen_format(subject.entry, subject.known["tokenizer_place"]))
+    choice = await _choice(subject)
     token = choice.step_token or (STEP_TOKENS["qwen"] if choice.name == "qwen" else None)
     if token is None:
         return Finding.ok("the format's own")
@@ -229,7 +229,6 @@ async def step_token(subject: Subject) -> Finding:
             f"write the PRM's step token, often one of its added tokens: {special}",
             ends=True,
         )
-    subject.known["step_id"] = ids[0]
     return Finding.ok(f"{token!r} is token {ids[0]}")
 
 
@@ -248,12 +247,9 @@ async def scores(subject: Subject) -> Finding:
             await _scores(subject, sample.question, steps)
     except ScorerError as error:
         fix = "a scorer gives one probability per step"
-        if "step_id" in subject.known and not isinstance(error.__cause__, ModelServerError):
-            fix = (
-                "start the server with --runner pooling --pooler-config "
-                f'\'{{"pooling_type": "STEP", "step_tag_id": {subject.known["step_id"]}}}\' '
-                "(trim-graph up --print shows the whole command)"
-            )
+        if "tokenizer" in subject.known and not isinstance(error.__cause__, ModelServerError):
+            start = await _serve_line(subject, plugin=False)
+            fix = f"start the server with {start} (trim-graph up --print shows the whole command)"
         return Finding.error(str(error), fix, ends=True)
     return Finding.ok("one probability a step")
 
@@ -324,7 +320,7 @@ _HITS = re.compile(r"^vllm:prefix_cache_hits_total(?:\{[^}]*\})? (\S+)$", re.MUL
 async def prefix_cache(subject: Subject) -> Finding:
     """Passes take what they have read before from the server's prefix cache."""
     if not subject.adapter.scores_by_step:
-        return _without_cache(subject)
+        return await _without_cache(subject)
     sample = subject.samples[0]
     once = subject.known["input_tokens"][sample.question, 1]
     most = min(_CACHED_INPUT, (longest(subject) or _CACHED_INPUT) * 3 // 4)
@@ -361,19 +357,29 @@ async def _cache_hits(subject: Subject) -> float | None:
     return sum(map(float, found)) if found else None
 
 
-def _without_cache(subject: Subject) -> Finding:
+async def _without_cache(subject: Subject) -> Finding:
     """Judges a server that pools STEP or ALL, for which vLLM reads no prefix from its cache."""
-    entry, loaded = subject.entry, subject.known["tokenizer"]
-    root = str(subject.served.get("root") or entry.model)
-    choice = chosen_format(entry, entry.tokenizer or root)
+    choice = await _choice(subject)
     seen = "each pass reads the whole solution: the server pools tokens (STEP or ALL)"
-    if choice.name == "qwen" and not serves(root):
+    if choice.name == "qwen" and not serves(str(subject.served.get("root") or subject.entry.model)):
         return Finding.ok(f"{seen}, the only way for this model")
-    options = serve_options(choice.name, tokenizer=loaded, step_token=choice.step_token, plugin=True)
-    start = f"start the server with {shlex.join(options)}, and a pass reads the newest step only"
+    options = await _serve_line(subject, plugin=True)
+    start = f"start the server with {options}, and a pass reads the newest step only"
     if choice.name == "qwen":
         return Finding.ok(f"{seen}; where trim-graph is installed beside vLLM, {start}")
     return Finding.warning(seen, start)
+
+
+async def _choice(subject: Subject) -> FormatChoice:
+    """Format of a served PRM, after `tokenizer`."""
+    return await in_thread(lambda: chosen_format(subject.entry, subject.known["tokenizer_place"]))
+
+
+async def _serve_line(subject: Subject, *, plugin: bool) -> str:
+    choice, loaded = await _choice(subject), subject.known["tokenizer"]
+    return shlex.join(
+        serve_options(choice.name, tokenizer=loaded, step_token=choice.step_token, plugin=plugin)
+    )
 
 
 async def _scores(subject: Subject, question: str, steps: list[ScorableStep]) -> list[float]:
