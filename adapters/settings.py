@@ -165,6 +165,13 @@ class PRMSettings(BaseModel):
         return self
 
 
+class StepCacheSettings(BaseModel):
+    """Scores that are kept where the model scores one step a pass (pooling type LAST)."""
+
+    cache_size: int = Field(default=65536, ge=0)
+    """Scores of steps to keep, some 200 bytes each; with 0 each pass scores all steps again."""
+
+
 class TransformersPRMSettings(PRMSettings):
     """Settings of `TransformersProcessReward`."""
 
@@ -178,7 +185,7 @@ class TransformersPRMSettings(PRMSettings):
     """Most solutions to run as one batch."""
 
 
-class VLLMServerPRMSettings(PRMSettings):
+class VLLMServerPRMSettings(PRMSettings, StepCacheSettings):
     """Settings of `VLLMProcessReward`."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -193,7 +200,8 @@ class VLLMServerPRMSettings(PRMSettings):
     tokenizer: str | None = None
     """Folder or hub id of the PRM's tokenizer; None: where the server says it has the PRM from."""
     max_batch_size: int = Field(default=64, ge=1)
-    """Most solutions in a request."""
+    """Most inputs in a request: solutions, or steps not scored yet where the server scores one step an input.
+    Those of one solution stay together."""
     max_requests: int = Field(default=2, ge=1)
     """Most requests at once from one event loop; calls that arrive meanwhile are in the next."""
     read_timeout: float = Field(default=600.0, gt=0.0)
@@ -202,7 +210,7 @@ class VLLMServerPRMSettings(PRMSettings):
     """Retries after no connection, a dropped one, 429 or 5xx."""
 
 
-class VLLMEnginePRMSettings(PRMSettings, EngineSettings):
+class VLLMEnginePRMSettings(PRMSettings, EngineSettings, StepCacheSettings):
     """Settings of `VLLMEngineProcessReward`."""
 
     model: Weights = Field(kw_only=False)

@@ -28,6 +28,7 @@ from transformers import (
 
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.prm.heads import linear_scorer
+from trim_graph.adapters.prm.scorer_file import ScorerFile
 from trim_graph.examples.arithmetic import PRM
 
 QUESTION = "What is (3 + 4) * 2?"
@@ -134,6 +135,22 @@ def save_skywork(folder: Path) -> Path:
         architectures=["Qwen2ForPrmModel"],
         auto_map={"AutoModel": "modeling_qwen2_rm.Qwen2ForPrmModel"},
     )
+
+
+def save_trim(folder: Path) -> Path:
+    """A Qwen2 with a linear head, in the layout of ``trim-graph train scorer``."""
+    tokenizer = load_tokenizer(str(PRM))
+    torch.manual_seed(14)
+    config = Qwen2Config(vocab_size=len(tokenizer), id2label={0: "right"}, label2id={"right": 0}, **_SHAPE)
+    network = linear_scorer(config)(config)
+    with torch.no_grad():
+        network.score.bias.fill_(-0.9)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    ScorerFile(step_token=str(tokenizer.eos_token), base="tiny", tuning="head", method="labelled").write(
+        folder
+    )
+    return folder
 
 
 def rewrite_config(folder: Path, name: str = "config.json", **changes: Any) -> Path:

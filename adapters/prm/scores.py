@@ -17,6 +17,9 @@ from .formats import Head, PRMInput, prm_format
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PLUGIN_ARCHITECTURE = "TrimQwen2ForProcessReward"
+"""Name of the model class that the plugin for vLLM registers (`trim_graph.adapters.vllm.plugin`)."""
+
 _SUM = 1e-2
 """Tolerance of the sum of two labels' probabilities: bfloat16 has three digits."""
 
@@ -60,6 +63,27 @@ def read_pooled(rows: Any, asked: PRMInput, head: Head, *, at: str, fix: str) ->
     return [_score(row, number, len(chosen), head, at) for number, row in enumerate(chosen, start=1)]
 
 
+def read_classified(
+    rows: Sequence[Any], steps: Sequence[int], count: int, head: Head, *, at: str
+) -> list[float]:
+    """Reads a vLLM pooler's answers to inputs of which each ends at a step (pooling type LAST).
+
+    Args:
+        rows: One for each input: the probabilities (wrong, right), or the probability of right alone.
+        steps: Number of the step that each input ends at, from 1.
+        count: Number of steps of the solution.
+        head: Kind of head that the format is read from.
+        at: Name of the PRM, for errors.
+
+    Returns:
+        One probability per input.
+
+    Raises:
+        ScorerError: An answer is anything else.
+    """
+    return [_score(row, step, count, head, at) for row, step in zip(rows, steps, strict=True)]
+
+
 def _rows_of_steps(rows: list[Any], asked: PRMInput, at: str, fix: str) -> list[Any]:
     ids, positions = asked.ids, asked.step_positions
     if len(rows) == len(ids):
@@ -92,22 +116,34 @@ def _score(row: Any, number: int, count: int, head: Head, at: str) -> float:
 
 
 def serve_options(
-    format: str, *, tokenizer: PreTrainedTokenizerBase, step_token: str | None = None
+    format: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    step_token: str | None = None,
+    plugin: bool = False,
 ) -> list[str]:
     """Returns the arguments after ``vllm serve MODEL`` for a PRM of this format.
 
-    A language model that answers + or - is served as a classifier of one label, whose weights vLLM takes from
-    the two rows of the output matrix (``method: from_2_way_softmax``): the sigmoid of their difference is the
-    probability of + against -. The pooler answers for tokens with the id of a step's position only; the
-    client knows which of them are steps. Needs vLLM 0.32 or later; loads neither torch nor vllm.
+    The server classifies an input at its last token (pooling type LAST), which is where the score of its last
+    step is, and vLLM takes what stands before from its prefix cache. The cache is on by default for this
+    pooling type. A language model that answers + or - is served as a classifier of one label, whose weights
+    vLLM takes from the two rows of the output matrix (``method: from_2_way_softmax``): the sigmoid of their
+    difference is the probability of + against -.
+
+    The two-layer head of the format ``qwen`` is none that vLLM classifies inputs with. The plugin of this
+    package has a model class that does (`trim_graph.adapters.vllm.plugin`). Without it the pooler answers for
+    tokens with the id of the step token (STEP), which reads the whole input at each pass.
 
     A checkpoint with a value head is not in a layout that vLLM serves; ``trim-graph convert-prm`` writes one
-    (`trim_graph.adapters.prm.convert`), and these are the arguments for that.
+    (`trim_graph.adapters.prm.convert`), and these are the arguments for that. Needs vLLM 0.32 or later; loads
+    neither torch nor vllm.
 
     Args:
         format: ``qwen``, ``math_shepherd``, ``skywork``, ``rlhflow`` or ``trim``.
         tokenizer: The PRM's tokenizer.
         step_token: The token after each step; None: the format's own.
+        plugin: Whether the vLLM loads this package's plugin, and the PRM is of a layout that this serves; see
+            `trim_graph.adapters.vllm.plugin.serves`.
 
     Returns:
         Arguments, one list element each, unquoted: ready for `subprocess`, to be quoted for a shell.
@@ -116,15 +152,25 @@ def serve_options(
         ValueError: The format is not known, or the tokenizer does not fit it.
     """
     layout = prm_format(format, tokenizer, step_token=step_token)
-    sample = layout.encode("a", ["b"])
-    pooler: dict[str, Any] = {"pooling_type": "STEP", "step_tag_id": sample.ids[sample.step_positions[0]]}
-    convert = []
-    if layout.head != "labels":
-        convert = ["--convert", "classify"]
-        pooler["task"] = "token_classify"  # else a classifier takes whole texts only
-    options = ["--runner", "pooling", *convert, "--pooler-config", json.dumps(pooler)]
+    if layout.head == "labels":
+        if plugin:
+            return plugin_options()
+        sample = layout.encode("a", ["b"])
+        step: dict[str, Any] = {"pooling_type": "STEP", "step_tag_id": sample.ids[sample.step_positions[0]]}
+        return ["--runner", "pooling", "--pooler-config", json.dumps(step)]
+    options = ["--runner", "pooling", "--convert", "classify", "--pooler-config", json.dumps(_LAST)]
     if layout.answer_ids is not None:
         names = tokenizer.convert_ids_to_tokens(list(layout.answer_ids))
         overrides: dict[str, Any] = {"method": "from_2_way_softmax", "classifier_from_token": names}
         options += ["--hf-overrides", json.dumps(overrides)]
     return options
+
+
+_LAST = {"pooling_type": "LAST", "task": "classify"}
+
+
+def plugin_options() -> list[str]:
+    """Returns the arguments for a PRM that the plugin's model class serves; see `serve_options`."""
+    overrides = {"architectures": [PLUGIN_ARCHITECTURE]}
+    pooler = ["--pooler-config", json.dumps(_LAST)]
+    return ["--runner", "pooling", *pooler, "--hf-overrides", json.dumps(overrides)]

@@ -233,8 +233,9 @@ class ScoreBatcher(Generic[Q, R]):
 
     Args:
         send: Gets the questions of a batch and returns their answers in the same order.
-        max_batch: Most questions in a request.
+        max_batch: Most inputs in a request; one question may have more.
         max_requests: Most requests at once from one event loop.
+        inputs: Returns the number of inputs that a question is sent as; None: one.
     """
 
     def __init__(
@@ -243,10 +244,12 @@ class ScoreBatcher(Generic[Q, R]):
         *,
         max_batch: int,
         max_requests: int = 2,
+        inputs: Callable[[Q], int] | None = None,
     ) -> None:
         self._send = send
         self._max_batch = max_batch
         self._max_requests = max_requests
+        self._inputs = inputs or (lambda question: 1)
         self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _ScoreQueue[Q, R]] = WeakKeyDictionary()
 
     async def ask(self, question: Q) -> R:
@@ -272,8 +275,14 @@ class ScoreBatcher(Generic[Q, R]):
 
     def _take(self, queue: _ScoreQueue[Q, R]) -> list[tuple[Q, asyncio.Future[R]]]:
         wanted = [item for item in queue.waiting if not item[1].done()]
-        queue.waiting = wanted[self._max_batch :]
-        return wanted[: self._max_batch]
+        taken = total = 0
+        for question, _ in wanted:
+            total += self._inputs(question)
+            if taken and total > self._max_batch:
+                break
+            taken += 1
+        queue.waiting = wanted[taken:]
+        return wanted[:taken]
 
     async def _send_batch(self, batch: list[tuple[Q, asyncio.Future[R]]]) -> None:
         sending = asyncio.create_task(self._send([q for q, _ in batch]))  # noqa: RUF006 - awaited below

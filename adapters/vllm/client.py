@@ -112,6 +112,15 @@ class VLLMServer:
         """Gets a JSON document, with retries."""
         return await retry(lambda: self._json("GET", path, None), self.max_retries)
 
+    async def get_text(self, path: str) -> str:
+        """Gets a text, with retries."""
+
+        async def attempt() -> str:
+            async with self._response("GET", path, None) as response:
+                return (await response.aread()).decode("utf-8", "replace")
+
+        return await retry(attempt, self.max_retries)
+
     async def post(self, path: str, payload: dict[str, Any]) -> Any:
         """Posts a JSON document and returns the answer, with retries.
 

@@ -110,6 +110,14 @@ class VLLMEngine:
         """
         return int((await self._started()).model_config.max_model_len)
 
+    async def pools_last(self) -> bool:
+        """Returns whether a pooling engine scores an input at its last token. Starts the engine."""
+        llm = await self._started()
+        pooler = llm.model_config.pooler_config
+        if pooler is None or pooler.tok_pooling_type == "STEP" or pooler.seq_pooling_type != "LAST":
+            return False
+        return "classify" in await llm.get_supported_tasks()
+
     async def generate(self, prompt: list[int], params: Any) -> AsyncGenerator[Any, None]:
         """Yields vLLM's outputs for token ids and ``SamplingParams``. Leaving early aborts the request."""
         llm = await self._started()

@@ -16,13 +16,15 @@ from pydantic import PrivateAttr
 from trim_graph.adapters.base import ScorableStep, ScorerReply
 from trim_graph.adapters.event_loop import run_aside, run_sync
 from trim_graph.adapters.model_source import load_tokenizer
-from trim_graph.adapters.prm.formats import FormatName, PRMFormat
+from trim_graph.adapters.prm.formats import FormatName, Head, PRMFormat, PRMInput
 from trim_graph.adapters.prm.scorer_file import chosen_format
 from trim_graph.adapters.prm.scores import read_pooled, serve_options
 from trim_graph.adapters.settings import VLLMEnginePRMSettings
 from trim_graph.errors import ModelServerError, ScorerError
 
 from .engine import CallRefused, EngineHandle, EngineSpec, EngineUser, VLLMEngine, engine_options, vllm_module
+from .plugin import is_allowed, is_installed, serves
+from .step_scores import StepScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +43,9 @@ class _Ready:
 class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
     """Scores steps with a process reward model on vLLM's asynchronous engine in this process.
 
-    Token ids and positions are made here, so that special tokens in a text stay text. For the engine see
+    Where the format allows it, the engine scores an input at its end (pooling type LAST), its prefix cache
+    holds what stands before, and a pass reads the newest step only; see `VLLMProcessReward`. Token ids and
+    positions are made here, so that special tokens in a text stay text. For the engine see
     `ChatVLLMEngine`, for the formats `TransformersProcessReward`; a checkpoint with a value head has to be
     converted for vLLM (``trim-graph convert-prm``).
 
@@ -53,11 +57,16 @@ class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
 
     _loading: threading.Lock = PrivateAttr(default_factory=threading.Lock)
     _ready: _Ready | None = PrivateAttr(default=None)
+    _known: StepScores = PrivateAttr()
 
     if not TYPE_CHECKING:
 
         def __init__(self, model: str | os.PathLike[str], **settings: Any) -> None:
             super().__init__(model=model, **settings)
+
+    def model_post_init(self, context: Any) -> None:
+        """Makes room for scores; the engine is started at the first call."""
+        self._known = StepScores(self.cache_size)
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         return ((name, value) for name, value in self if value not in (None, "auto", {}))
@@ -70,6 +79,7 @@ class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
         """A copy shares the engine."""
         copy = type(self)(**self.model_dump())
         copy._ready = self._ready
+        copy._known = self._known
         return copy
 
     def close(self) -> None:  # noqa: D102 - see `EngineUser`
@@ -84,7 +94,8 @@ class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
             steps: All steps so far, in order.
 
         Returns:
-            One probability in [0, 1] per step, and the number of tokens read.
+            One probability in [0, 1] per step, and the number of tokens in the engine's inputs, those that it
+            took from its cache among them.
 
         Raises:
             ScorerError: No steps, an empty question, an input longer than the PRM takes, an engine that did
@@ -103,11 +114,20 @@ class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
             engine = ready.handle.engine()
             longest = await engine.max_model_len()
             asked = await asyncio.to_thread(ready.format.encode, question, texts, max_tokens=longest)
-            rows = await _pooled(engine, asked.ids)
+            if await engine.pools_last():
+                return await self._newest_steps(engine, asked, ready.format.head)
+            rows = await _pooled(engine, asked.ids, "token_classify")
         except (ModelServerError, CallRefused) as error:
             raise ScorerError(f"the PRM {self.model} gave no scores: {error}") from error
         scores = read_pooled(rows, asked, ready.format.head, at=self.model, fix=_FIX)
         return ScorerReply(scores=scores, input_tokens=len(asked.ids))
+
+    async def _newest_steps(self, engine: VLLMEngine, asked: PRMInput, head: Head) -> ScorerReply:
+        """Scores the steps that were not scored before, each at the end of an input."""
+        pending = self._known.pending(asked)
+        rows = await asyncio.gather(*(_pooled(engine, ids, "classify") for ids in pending.prefixes))
+        scores = self._known.settle(pending, rows, head, at=self.model)
+        return ScorerReply(scores=scores, input_tokens=pending.tokens)
 
     async def _start(self) -> None:
         ready = await asyncio.to_thread(self._load)
@@ -120,17 +140,19 @@ class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
                 choice = chosen_format(self, self.model)
                 tokenizer = load_tokenizer(self.model, chat=choice.needs_chat_template)
                 layout = choice.layout(tokenizer)
-                pooling = pooling_options(choice.name, tokenizer, choice.step_token)
+                plugin = is_installed() and is_allowed() and serves(self.model)
+                plugin = plugin and not {"hf_overrides", "pooler_config"} & self.engine_args.keys()
+                pooling = pooling_options(choice.name, tokenizer, choice.step_token, plugin=plugin)
                 options = {**pooling, **engine_options(self)}
                 self._ready = _Ready(layout, EngineHandle(EngineSpec(self.model, "pooling", options)))
             return self._ready
 
 
 def pooling_options(
-    format: FormatName, tokenizer: PreTrainedTokenizerBase, step_token: str | None
+    format: FormatName, tokenizer: PreTrainedTokenizerBase, step_token: str | None, *, plugin: bool = False
 ) -> dict[str, Any]:
     """Returns `serve_options` as fields of vLLM's ``AsyncEngineArgs``, plain values all of them."""
-    words = serve_options(format, tokenizer=tokenizer, step_token=step_token)
+    words = serve_options(format, tokenizer=tokenizer, step_token=step_token, plugin=plugin)
     options: dict[str, Any] = {}
     for name, value in zip(words[::2], words[1::2], strict=True):
         options[name.removeprefix("--").replace("-", "_")] = (
@@ -140,7 +162,7 @@ def pooling_options(
     return options
 
 
-async def _pooled(engine: VLLMEngine, ids: list[int]) -> Any:
-    params = vllm_module("vllm").PoolingParams(task="token_classify", use_activation=True)
+async def _pooled(engine: VLLMEngine, ids: list[int], task: str) -> Any:
+    params = vllm_module("vllm").PoolingParams(task=task, use_activation=True)
     output = await engine.encode(ids, params)
     return output.outputs.data.tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from trim_graph.errors import FailedAttempts, ModelServerError, ScorerError
 from .batching import ScoreBatcher
 from .client import VLLMServer
 from .replicas import Replicas
+from .step_scores import PendingSteps, StepScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,13 +42,36 @@ class _Ready:
     """Text on how the server has to be started."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A server's answer to one solution.
+
+    Attributes:
+        rows: Rows of the pooler.
+        pending: Steps that the rows are of; None: the rows are of the whole input.
+        tokens: Tokens that were sent.
+    """
+
+    rows: Any
+    pending: PendingSteps | None
+    tokens: int
+
+
 class VLLMProcessReward(VLLMServerPRMSettings):
     """Scores steps with a process reward model that a vLLM server serves.
 
     The server is started as ``vllm serve MODEL`` with what `trim_graph.adapters.prm.scores.serve_options`
-    gives for the format; a server with the pooling type ALL instead of STEP is understood too. Token ids and
-    positions are made here, so that special tokens in a text stay text; calls that wait are sent as one
-    request. For the formats see `TransformersProcessReward`.
+    gives for the format. Its answers show how it pools:
+
+    - LAST (``classify``): it scores an input at its end, and its prefix cache holds what stands before.
+      Scores that are known are kept here (``cache_size``), so a pass scores the newest step only, and takes
+      as long for the hundredth step as for the first. Steps that were not scored yet, such as those of the
+      large model, are further inputs of the same request.
+    - STEP or ALL (``token_classify``): it scores all steps in one pass over the whole input. vLLM reads no
+      prefix from its cache for that.
+
+    The scores are the same. Token ids and positions are made here, so that special tokens in a text stay
+    text; calls that wait are sent as one request. For the formats see `TransformersProcessReward`.
 
     Settings, by keyword but for ``model``: `trim_graph.adapters.settings.VLLMServerPRMSettings`.
 
@@ -57,6 +82,9 @@ class VLLMProcessReward(VLLMServerPRMSettings):
     _server: Replicas = PrivateAttr()
     _ready: AsyncLazy[_Ready] = PrivateAttr()
     _requests: dict[str, ScoreBatcher[PRMInput, Any]] = PrivateAttr()
+    _known: StepScores = PrivateAttr()
+    _by_step: dict[str, bool] = PrivateAttr(default_factory=dict)
+    """By replica, whether it pools LAST, once an answer has shown it."""
 
     if not TYPE_CHECKING:
 
@@ -74,10 +102,14 @@ class VLLMProcessReward(VLLMServerPRMSettings):
         self._ready = AsyncLazy(self._get_ready)
         self._requests = {
             root: ScoreBatcher(
-                partial(self._send, server), max_batch=self.max_batch_size, max_requests=self.max_requests
+                partial(self._send, server),
+                max_batch=self.max_batch_size,
+                max_requests=self.max_requests,
+                inputs=partial(self._count_inputs, root),
             )
             for root, server in self._server.servers.items()
         }
+        self._known = StepScores(self.cache_size)
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         shown = ("model", "base_url", "format", "step_token", "max_batch_size")
@@ -99,7 +131,8 @@ class VLLMProcessReward(VLLMServerPRMSettings):
             steps: All steps so far, in order.
 
         Returns:
-            One probability in [0, 1] per step, and the number of tokens read.
+            One probability in [0, 1] per step, and the number of tokens in the inputs that were sent. Tokens
+            that the server takes from its cache are among them, since its answer does not report those.
 
         Raises:
             ScorerError: No steps, an empty question, an input longer than the PRM takes, a server that
@@ -113,10 +146,11 @@ class VLLMProcessReward(VLLMServerPRMSettings):
         asked: PRMInput | None = None
         route = self._server.route(question)
 
-        async def attempt(asked: PRMInput) -> Any:
+        async def attempt(asked: PRMInput) -> _Answer:
             answer = await self._requests[route.root].ask(asked)
             if isinstance(answer, ModelServerError):
                 raise answer
+            assert isinstance(answer, _Answer)
             return answer
 
         try:
@@ -133,14 +167,23 @@ class VLLMProcessReward(VLLMServerPRMSettings):
             failed = ScorerError(said)
             failed.attempts = FailedAttempts(
                 count=max(route.failures, 1),
-                input_tokens=0 if asked is None else route.begun * len(asked.ids),
+                input_tokens=0 if asked is None else route.begun * self._count_tokens(route.root, asked),
                 output_tokens=0,
                 unknown=0,
             )
             raise failed from error
-        scores = read_pooled(answer, asked, ready.format.head, at=route.root, fix=ready.served_with)
-        read = (1 + route.begun) * len(asked.ids)
+        head = ready.format.head
+        if answer.pending is not None:
+            scores = self._known.settle(answer.pending, answer.rows, head, at=route.root)
+        else:
+            scores = read_pooled(answer.rows, asked, head, at=route.root, fix=ready.served_with)
+        read = (1 + route.begun) * answer.tokens
         return ScorerReply(scores=scores, input_tokens=read, failed_attempts=route.failures)
+
+    @property
+    def scores_by_step(self) -> bool | None:
+        """Whether all replicas that have answered pool LAST; None before the first answer."""
+        return all(self._by_step.values()) if self._by_step else None
 
     async def _get_ready(self) -> _Ready:
         served = await self._server.served(self.model)
@@ -168,32 +211,77 @@ class VLLMProcessReward(VLLMServerPRMSettings):
                 return None
             raise
 
-    async def _send(self, server: VLLMServer, inputs: list[PRMInput]) -> list[Any]:
+    def _count_inputs(self, root: str, asked: PRMInput) -> int:
+        return len(self._known.pending(asked).prefixes) if self._by_step.get(root) else 1
+
+    def _count_tokens(self, root: str, asked: PRMInput) -> int:
+        return self._known.pending(asked).tokens if self._by_step.get(root) else len(asked.ids)
+
+    async def _send(self, server: VLLMServer, inputs: list[PRMInput]) -> list[_Answer | ModelServerError]:
         """Asks a replica once. The answer to an input may be an error, which is that input's own."""
-        body = {
-            "model": self.model,
-            "task": "token_classify",
-            "use_activation": True,
-            "input": [one.ids for one in inputs],
-        }
+        by_step = self._by_step.get(server.root, False)
         try:
-            answer = await server.post_once("/pooling", body)
+            answers = await self._ask(server, inputs, by_step=by_step)
         except ModelServerError as error:
-            if error.status != 400 or len(inputs) == 1:
-                raise
-            # One bad input must not cost the others their scores.
-            return [await self._alone(server, one) for one in inputs]
+            if not _refuses_task(error):
+                return await self._each_alone(server, inputs, error)
+            # A server has one task, and its refusal alone shows which.
+            by_step = not by_step
+            try:
+                answers = await self._ask(server, inputs, by_step=by_step)
+            except ModelServerError as other:
+                if _refuses_task(other):
+                    raise error from None
+                if other.status == 400:
+                    self._by_step[server.root] = by_step
+                return await self._each_alone(server, inputs, other)
+        self._by_step[server.root] = by_step
+        return answers
+
+    async def _each_alone(
+        self, server: VLLMServer, inputs: list[PRMInput], error: ModelServerError
+    ) -> list[_Answer | ModelServerError]:
+        """Asks for one solution at a time: a bad one must not cost the others their scores."""
+        if error.status != 400 or len(inputs) == 1:
+            raise error
+        answers: list[_Answer | ModelServerError] = []
+        for one in inputs:
+            try:
+                answers += await self._send(server, [one])
+            except ModelServerError as refusal:
+                answers.append(refusal)
+        return answers
+
+    async def _ask(
+        self, server: VLLMServer, inputs: list[PRMInput], *, by_step: bool
+    ) -> list[_Answer | ModelServerError]:
+        if not by_step:
+            rows = await self._pooled(server, "token_classify", [one.ids for one in inputs])
+            return [_Answer(row, None, len(one.ids)) for row, one in zip(rows, inputs, strict=True)]
+        pending = [self._known.pending(one) for one in inputs]
+        rows = await self._pooled(server, "classify", [ids for one in pending for ids in one.prefixes])
+        parts = iter(rows)
+        return [_Answer([next(parts) for _ in one.prefixes], one, one.tokens) for one in pending]
+
+    async def _pooled(self, server: VLLMServer, task: str, inputs: list[list[int]]) -> list[Any]:
+        """Returns the pooler's answer to each input; None where the server has left one out."""
+        if not inputs:
+            return []
+        body = {"model": self.model, "task": task, "use_activation": True, "input": inputs}
+        answer = await server.post_once("/pooling", body)
         entries = answer.get("data")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise ModelServerError(f"{server.root} answered /pooling with {str(answer)[:200]}", begun=True)
         found = {entry.get("index"): entry.get("data") for entry in entries}
         return [found.get(number) for number in range(len(inputs))]
 
-    async def _alone(self, server: VLLMServer, one: PRMInput) -> Any:
-        try:
-            return (await self._send(server, [one]))[0]
-        except ModelServerError as error:
-            return error
+
+_OF_TASK = re.compile(r"answered 400: .*\btasks?\b|pooling_task", re.DOTALL | re.IGNORECASE)
+
+
+def _refuses_task(error: ModelServerError) -> bool:
+    """Returns whether a server refuses a request because it serves another pooling task."""
+    return error.status == 400 and _OF_TASK.search(str(error)) is not None
 
 
 def _load_format(settings: PRMSettings, place: str) -> tuple[FormatChoice, PreTrainedTokenizerBase]:

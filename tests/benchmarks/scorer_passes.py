@@ -1,10 +1,13 @@
 """What a scorer's passes cost: one a step over a long solution, and many runs that are scored together.
 
 ``TRIM_VLLM_PYTHON=... python -m tests.benchmarks.scorer_passes [--json FILE]`` prints two tables. The first
-scores a solution step by step, as a run does, on vLLM servers with and without prefix caching: tokens read,
+scores a solution step by step, as a run does, on vLLM servers with and without prefix caching: tokens sent,
 those of them that the server took from its cache (by its metrics), seconds. The second has 64 runs at once,
-and counts what their passes are sent as: requests to a vLLM server, batches in this process. The PRM is that
-of the examples.
+and counts what their passes are sent as: requests to a vLLM server, batches in this process.
+
+Two scorers: the PRM of the examples (two-layer head; LAST by the plugin, where trim-graph is installed beside
+that vLLM), and a random Qwen2 of 4 layers and 256 hidden units in the layout of ``trim-graph train scorer``.
+``--only WORD`` leaves out servers without the word in their name.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ from tests.vllm.conftest import STARTED_WITHIN, start_server, stop_servers, wait
 from trim_graph import create_trim_graph
 from trim_graph.adapters import TransformersProcessReward, VLLMProcessReward, serve_options
 from trim_graph.adapters.model_source import load_tokenizer
+from trim_graph.adapters.prm.heads import linear_scorer
+from trim_graph.adapters.prm.scorer_file import ScorerFile
 from trim_graph.adapters.vllm.client import VLLMServer
 from trim_graph.examples.arithmetic import PRM, problems
 from trim_graph.policies import threshold
@@ -37,24 +42,76 @@ from trim_graph.testing import ScriptedChatModel
 LENGTHS = (10, 40, 100)
 RUNS = 64
 _CACHE = "--enable-prefix-caching"
+_NO_CACHE = "--no-enable-prefix-caching"
 _CACHED = re.compile(r"^vllm:prefix_cache_hits_total\{[^}]*\} ([0-9.e+]+)$", re.MULTILINE)
 
 
-def variants() -> dict[str, list[str]]:
-    """The servers: arguments by name."""
-    step = serve_options("qwen", tokenizer=load_tokenizer(str(PRM)))
+@dataclass(frozen=True)
+class Variant:
+    """A server: its name in the table, its weights, and the arguments that decide how it pools."""
+
+    name: str
+    weights: Path
+    options: list[str]
+
+
+def variants(folder: Path) -> list[Variant]:
+    """The servers; ``folder`` gets the weights of the random scorer."""
+    tokenizer = load_tokenizer(str(PRM))
+    step = serve_options("qwen", tokenizer=tokenizer)
     every = ["--runner", "pooling", "--pooler-config", json.dumps({"pooling_type": "ALL"})]
-    return {"STEP": step, f"STEP {_CACHE}": [*step, _CACHE], f"ALL {_CACHE}": [*every, _CACHE]}
+    last = serve_options("qwen", tokenizer=tokenizer, plugin=True)
+    scorer = random_scorer(folder)
+    linear = serve_options("trim", tokenizer=tokenizer)
+    pooler = {"pooling_type": "STEP", "step_tag_id": tokenizer.eos_token_id, "task": "token_classify"}
+    tags = ["--runner", "pooling", "--convert", "classify", "--pooler-config", json.dumps(pooler)]
+    return [
+        Variant("PRM STEP", PRM, step),
+        Variant(f"PRM STEP {_CACHE}", PRM, [*step, _CACHE]),
+        Variant(f"PRM ALL {_CACHE}", PRM, [*every, _CACHE]),
+        Variant(f"PRM LAST {_NO_CACHE}", PRM, [*last, _NO_CACHE]),
+        Variant("PRM LAST", PRM, last),
+        Variant("random STEP", scorer, tags),
+        Variant(f"random LAST {_NO_CACHE}", scorer, [*linear, _NO_CACHE]),
+        Variant("random LAST", scorer, linear),
+    ]
+
+
+def random_scorer(folder: Path) -> Path:
+    """A scorer whose passes take a while, with the tokenizer of the examples."""
+    import torch
+    from transformers import Qwen2Config
+
+    tokenizer = load_tokenizer(str(PRM))
+    torch.manual_seed(3)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        dtype="float32",
+        id2label={0: "right"},
+        label2id={"right": 0},
+    )
+    linear_scorer(config)(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    tag = str(tokenizer.eos_token)
+    ScorerFile(step_token=tag, base="random", tuning="full", method="none").write(folder)
+    return folder
 
 
 @contextmanager
-def served(options: list[str]) -> Iterator[str]:
+def served(weights: Path, options: list[str]) -> Iterator[str]:
     """A PRM server; gives its address."""
     python = os.environ.get("TRIM_VLLM_PYTHON", "")
     if not Path(python).is_file():
         raise SystemExit(f"TRIM_VLLM_PYTHON={python!r}: name the python of an environment with vLLM")
     with tempfile.TemporaryDirectory(prefix="trim-vllm-") as logs:
-        server = start_server(python, "prm", PRM, tuple(options), None, Path(logs) / "prm.log")
+        server = start_server(python, "prm", weights, tuple(options), None, Path(logs) / "prm.log")
         try:
             wait_for(server, time.monotonic() + STARTED_WITHIN)
             yield server.url
@@ -78,10 +135,11 @@ def cached_tokens(url: str) -> int:
 def step_by_step(name: str, url: str, local: TransformersProcessReward) -> list[dict[str, Any]]:
     """Score growing solutions, one pass a step."""
     rows = []
-    scorer = VLLMProcessReward("prm", base_url=url)
+    scorer = VLLMProcessReward("prm", base_url=url, tokenizer=local.model)
     scorer.score(*solution(1))
     for steps in LENGTHS:
         question, records = solution(steps)
+        question = f"{steps}: {question}"  # else the cache held the first steps already
         before, begun, read = cached_tokens(url), time.monotonic(), 0
         passes = []
         for count in range(1, steps + 1):
@@ -96,7 +154,7 @@ def step_by_step(name: str, url: str, local: TransformersProcessReward) -> list[
             {
                 "server": name,
                 "steps": steps,
-                "tokens_of_the_whole": reply.input_tokens,
+                "tokens_of_the_whole": expected.input_tokens,
                 "tokens_read": read,
                 "tokens_cached": cached_tokens(url) - before,
                 "seconds": took,
@@ -141,14 +199,14 @@ def _run_all(scorer: Any) -> None:
     asyncio.run(ask())
 
 
-def together_vllm(url: str) -> Together:
+def together_vllm(name: str, url: str) -> Together:
     """64 runs at once, scored by a server."""
     scorer = _Counted("prm", base_url=url)
     scorer.sizes = []
     scorer.score(*solution(1))
     scorer.sizes.clear()
     _run_all(scorer)
-    return Together("vllm_prm", sum(scorer.sizes), len(scorer.sizes))
+    return Together(f"vllm_prm, {name}", sum(scorer.sizes), len(scorer.sizes))
 
 
 def together_here(local: TransformersProcessReward) -> Together:
@@ -169,19 +227,21 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Cost of a scorer's passes.")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--only", default="", metavar="WORD")
     given = parser.parse_args(arguments)
-    local = TransformersProcessReward(str(PRM), max_batch_size=RUNS)
     rows, together = [], []
-    for name, options in variants().items():
-        with served(options) as url:
-            rows += step_by_step(name, url, local)
-            if name == "STEP":
-                together.append(together_vllm(url))
-    together.append(together_here(local))
-    print(
-        f"{datetime.now(UTC).date()}  the examples' PRM on {os.cpu_count()} CPU cores, vLLM beside the caller"
-    )
-    print("| server | steps | tokens at the end | read in all | cached | s | first pass, ms | last, ms |")
+    with tempfile.TemporaryDirectory(prefix="trim-scorer-") as folder:
+        for one in variants(Path(folder)):
+            if given.only not in one.name:
+                continue
+            local = TransformersProcessReward(str(one.weights), max_batch_size=RUNS)
+            with served(one.weights, one.options) as url:
+                rows += step_by_step(one.name, url, local)
+                if one.name in ("PRM STEP", "PRM LAST"):
+                    together.append(together_vllm(one.name, url))
+    together.append(together_here(TransformersProcessReward(str(PRM), max_batch_size=RUNS)))
+    print(f"{datetime.now(UTC).date()}  two scorers on {os.cpu_count()} CPU cores, vLLM beside the caller")
+    print("| server | steps | tokens at the end | sent in all | cached | s | first pass, ms | last, ms |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         counts = [row[n] for n in ("steps", "tokens_of_the_whole", "tokens_read", "tokens_cached")]

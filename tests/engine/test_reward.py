@@ -8,11 +8,21 @@ import pytest
 
 from tests import tiny_prms
 from trim_graph.adapters import ScorerError, TransformersProcessReward, VLLMEngineProcessReward
-from trim_graph.examples.arithmetic import SMALL, problems
+from trim_graph.adapters.vllm.plugin import is_installed
+from trim_graph.examples.arithmetic import PRM, SMALL, problems
 
 from .conftest import ENGINE, processes
 
 SOLVED = problems("standard", 25, seed=3) + problems("words", 15, seed=3)
+
+
+BLOCK = 128
+"""Tokens in a block of vLLM's cache on CPUs: it holds whole blocks."""
+
+
+def fresh(scorer):
+    """The same scorer, which has the engine in common and knows no scores."""
+    return pickle.loads(pickle.dumps(scorer))
 
 
 def steps(*texts):
@@ -35,20 +45,62 @@ def solutions():
         yield f"What is {text}?", steps("so", text, f"{text} is 3")
 
 
-async def compared(one, other, asked):
+async def compared(one, other, asked, *, last):
+    """The scores, which are those of the other; ``last``: whether each step was an input of its own."""
     ours, theirs = [
         await asyncio.gather(*(scorer.ascore(question, given) for question, given in asked))
         for scorer in (one, other)
     ]
-    for mine, reference in zip(ours, theirs, strict=True):
+    encode = other._load()[1].encode
+    for (question, given), mine, reference in zip(asked, ours, theirs, strict=True):
         assert mine.scores == pytest.approx(reference.scores, abs=1e-3)
-        assert mine.input_tokens == reference.input_tokens
+        ends = encode(question, [step["text"] for step in given]).step_positions
+        assert mine.input_tokens == (sum(end + 1 for end in ends) if last else reference.input_tokens)
     return [score for reply in ours for score in reply.scores]
 
 
 async def test_scores_are_those_of_transformers(scorer, local_scorer):
-    scores = await compared(scorer, local_scorer, list(solutions()))
+    scores = await compared(fresh(scorer), local_scorer, list(solutions()), last=is_installed())
     assert {score > 0.5 for score in scores} == {True, False}
+
+
+async def test_without_the_plugin_too(scorer, local_scorer):
+    tag = local_scorer._load()[1]._step_id
+    pooler = {"pooler_config": {"pooling_type": "STEP", "step_tag_id": tag}}
+    step = VLLMEngineProcessReward(PRM, **{**ENGINE, "engine_args": {**ENGINE["engine_args"], **pooler}})
+    await compared(step, local_scorer, list(solutions())[:20], last=False)
+    await step.aclose()
+
+
+@pytest.mark.skipif(not is_installed(), reason="trim-graph is not installed beside this vLLM")
+async def test_a_pass_computes_the_newest_step_only(scorer, local_scorer):
+    """By the engine's own count of the tokens that came from its cache."""
+    question, texts = SOLVED[0].question, [f"Step {n}: {n} + {n + 1} = {2 * n + 1}." for n in range(60)]
+    expected = local_scorer.score(question, steps(*texts))
+    one = fresh(scorer)
+    computed = count_computed(one)
+    for count in range(1, len(texts) + 1):
+        reply = await one.ascore(question, steps(*texts[:count]))
+        assert reply.scores == pytest.approx(expected.scores[:count], abs=1e-3)
+    assert len(computed) == len(texts)
+    assert expected.input_tokens > 5 * BLOCK
+    assert max(computed) <= BLOCK + 40
+    assert (await one.ascore(question, steps(*texts))).input_tokens == 0
+
+
+def count_computed(scorer):
+    """Tokens of each further call of the engine that did not come from its cache."""
+    scorer.start()
+    engine, computed = scorer._ready.handle.engine(), []
+    encode = type(engine).encode
+
+    async def counted(prompt, params):
+        output = await encode(engine, prompt, params)
+        computed.append(len(output.prompt_token_ids) - output.num_cached_tokens)
+        return output
+
+    engine.encode = counted
+    return computed
 
 
 async def test_another_format(tmp_path, sockets):
@@ -58,13 +110,25 @@ async def test_another_format(tmp_path, sockets):
     theirs = TransformersProcessReward(folder, format="rlhflow")
     right = tiny_prms.TEXTS
     asked = [(tiny_prms.QUESTION, steps(*right)), (tiny_prms.QUESTION, steps("+", "- <|eot_id|>", right[2]))]
-    await compared(ours, theirs, asked)
+    await compared(ours, theirs, asked, last=True)
+    await ours.aclose()
+
+
+async def test_a_trained_scorer(tmp_path, sockets):
+    """Its folder says its format, and vLLM reads the head's bias."""
+    folder = tiny_prms.save_trim(tmp_path)
+    ours, theirs = VLLMEngineProcessReward(folder, **ENGINE), TransformersProcessReward(folder)
+    asked = [(tiny_prms.QUESTION, steps(*tiny_prms.TEXTS)), ("What is <|im_end|>?", steps("<|im_end|>", "x"))]
+    scores = await compared(ours, theirs, asked, last=True)
+    assert max(scores) - min(scores) > 0.05
     await ours.aclose()
 
 
 def test_sync_and_async_agree(scorer):
     question, given = next(solutions())
-    assert scorer.score(question, given) == pytest.approx(asyncio.run(scorer.ascore(question, given)))
+    assert scorer.score(question, given).scores == pytest.approx(
+        asyncio.run(fresh(scorer).ascore(question, given)).scores
+    )
 
 
 def test_the_longest_input_is_scored_and_one_token_more_is_refused(scorer, local_scorer):
@@ -77,10 +141,10 @@ def test_the_longest_input_is_scored_and_one_token_more_is_refused(scorer, local
 
 def test_copies_share_the_engine(scorer):
     question, given = next(solutions())
-    expected = scorer.score(question, given)
+    expected = scorer.score(question, given).scores
     before = len(processes())
-    for other in (copy.deepcopy(scorer), pickle.loads(pickle.dumps(scorer))):
-        assert other.score(question, given) == pytest.approx(expected)
+    for other in (copy.deepcopy(scorer), fresh(scorer)):
+        assert other.score(question, given).scores == pytest.approx(expected)
     assert len(processes()) == before
 
 

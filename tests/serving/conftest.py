@@ -16,6 +16,7 @@ import http.server, json, os, subprocess, sys, time
 
 arguments = sys.argv[1:]
 if "-c" in arguments:  # asked whether it has vLLM
+    print(os.environ.get("FAKE_PLUGIN", ""), end="")
     sys.exit(0 if os.environ.get("FAKE_HAS_VLLM", "yes") == "yes" else 1)
 given = dict(zip(arguments, arguments[1:]))
 name, port = given["--served-model-name"], int(given["--port"])
@@ -72,7 +73,7 @@ def fake_python(tmp_path) -> Path:
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
-    for name in ("VLLM_API_KEY", "TRIM_VLLM_PYTHON", "CUDA_VISIBLE_DEVICES"):
+    for name in ("VLLM_API_KEY", "VLLM_PLUGINS", "TRIM_VLLM_PYTHON", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "100")
 

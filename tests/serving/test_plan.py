@@ -1,10 +1,14 @@
 """The commands that a configuration makes, and what is refused before anything is started."""
 
 import json
+import os
 import shlex
+import shutil
+from dataclasses import replace
 
 import pytest
 
+from tests import tiny_prms
 from trim_graph.config import load_config
 from trim_graph.errors import SettingsError
 from trim_graph.examples.arithmetic import LARGE, PRM
@@ -65,6 +69,38 @@ def test_the_reward_models_known_by_name_need_no_tokenizer(plan):
     flags = options(plan(scorer=entry).servers[2])
     assert flags["--runner"] == "pooling"
     assert json.loads(flags["--pooler-config"]) == {"pooling_type": "STEP", "step_tag_id": 151651}
+
+
+LAST = {"pooling_type": "LAST", "task": "classify"}
+
+
+def test_where_vllm_has_the_plugin_a_reward_model_is_served_with_the_prefix_cache(write, tmp_path):
+    entry = {"type": "vllm_prm", "model": "Qwen/Qwen2.5-Math-PRM-7B", "base_url": "http://localhost:8003"}
+    for scorer in (entry, {**entry, "model": "prm", "serve": {"example": "prm"}}):
+        made = plan_servers(load_config(write(scorer=scorer)), tmp_path, plugin=True)
+        told = options(made.servers[2])
+        assert json.loads(told["--pooler-config"]) == LAST
+        assert json.loads(told["--hf-overrides"]) == {"architectures": ["TrimQwen2ForProcessReward"]}
+
+
+def test_the_plugin_is_for_its_layout_only(write, tmp_path):
+    """A classifier of another layout, in the format qwen, is served as before."""
+    folder = tmp_path / "other"
+    shutil.copytree(PRM, folder)
+    tiny_prms.rewrite_config(folder, architectures=["Qwen2ForTokenClassification"])
+    entry = {"type": "vllm_prm", "model": "prm", "base_url": "http://localhost:8003"}
+    scorer = {**entry, "serve": {"path": str(folder)}}
+    made = plan_servers(load_config(write(scorer=scorer)), tmp_path, plugin=True)
+    assert json.loads(options(made.servers[2])["--pooler-config"])["pooling_type"] == "STEP"
+
+
+def test_a_trained_scorer_is_served_with_the_prefix_cache_by_vllm_alone(plan, tmp_path):
+    folder = tiny_prms.save_trim(tmp_path / "scorer")
+    entry = {"type": "vllm_prm", "model": str(folder), "base_url": "http://localhost:8003"}
+    told = options(plan(scorer=entry).servers[2])
+    assert told["--convert"] == "classify"
+    assert json.loads(told["--pooler-config"]) == LAST
+    assert "--hf-overrides" not in told
 
 
 def test_a_step_token_that_the_tokenizer_lacks(plan):
@@ -199,3 +235,28 @@ def test_a_python_that_is_none_or_has_no_vllm(tmp_path, fake_python, monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SettingsError, match="pip install vllm"):
         find_launcher(None)
+
+
+def test_the_plugin_is_looked_for_in_the_python_that_runs_vllm(tmp_path, fake_python, monkeypatch):
+    assert not find_launcher(str(fake_python)).plugin
+    monkeypatch.setenv("FAKE_PLUGIN", "plugin")
+    assert find_launcher(str(fake_python)).plugin
+    program = tmp_path / "vllm"
+    program.write_text(f"#!{fake_python}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert find_launcher(None) == replace(PROGRAM, plugin=True)
+    monkeypatch.setenv("VLLM_PLUGINS", "another")
+    assert not find_launcher(None).plugin
+    assert not find_launcher(str(fake_python)).plugin
+    monkeypatch.setenv("VLLM_PLUGINS", "another,trim_graph")
+    assert find_launcher(str(fake_python)).plugin
+
+
+@pytest.mark.parametrize("content", ["", "#!/nowhere/python\n", "#!/bin/false\n", "\x7fELF"])
+def test_a_program_that_is_no_script_of_a_python_has_no_plugin(tmp_path, monkeypatch, content):
+    program = tmp_path / "vllm"
+    program.write_text(content)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert find_launcher(None) == PROGRAM

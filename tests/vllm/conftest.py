@@ -70,6 +70,14 @@ def vllm_python() -> str:
     return _PYTHON
 
 
+def need_plugin(python: str) -> None:
+    """Skip where the plugin is not installed beside vLLM."""
+    from trim_graph.serving.plan import find_launcher
+
+    if not find_launcher(python).plugin:
+        pytest.skip(f"trim-graph as it is here is not installed beside the vLLM of {python}: see .ci/vllm")
+
+
 @pytest.fixture(scope="session")
 def servers(vllm_python) -> Iterator[dict[str, Server]]:
     """The three servers."""

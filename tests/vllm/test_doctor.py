@@ -18,10 +18,11 @@ from typer.testing import CliRunner
 from tests.fault_proxy import FaultProxy
 from tests.gateway import Gateway
 from trim_graph.adapters.model_source import load_tokenizer
+from trim_graph.adapters.prm.scores import serve_options
 from trim_graph.cli.app import app
 from trim_graph.examples.arithmetic import PRM
 
-from .conftest import KEY, KEY_ENV, start_server, stop_servers, wait_for
+from .conftest import KEY, KEY_ENV, need_plugin, start_server, stop_servers, wait_for
 
 
 @pytest.fixture
@@ -324,6 +325,27 @@ def test_thresholds_and_policies_that_do_nothing(config, doctor):
     assert found["set-up", "threshold"]["status"] == "warning"
     del config["scorer"]
     check(doctor(config), "set-up", "graph", "no scorer", "add a scorer")
+
+
+@pytest.mark.parametrize(
+    ("flag", "status", "said"),
+    [("--enable-prefix-caching", "ok", "tokens"), ("--no-enable-prefix-caching", "warning", "none of the")],
+)
+def test_a_scorer_that_the_prefix_cache_may_help(flag, status, said, config, doctor, vllm_python, tmp_path):
+    need_plugin(vllm_python)
+    options = serve_options("qwen", tokenizer=load_tokenizer(str(PRM)), plugin=True)
+    server = start_server(vllm_python, "prm", PRM, (*options, flag), None, tmp_path / "prm.log")
+    try:
+        wait_for(server, time.monotonic() + 300)
+        config["scorer"]["base_url"] = server.url
+        code, found = doctor(config)
+    finally:
+        stop_servers(server)
+    assert code == 0
+    assert found["scorer", "prefix cache"]["status"] == status
+    assert said in found["scorer", "prefix cache"]["found"]
+    rest = {place: one["status"] for place, one in found.items() if place != ("scorer", "prefix cache")}
+    assert set(rest.values()) == {"ok"}
 
 
 @pytest.mark.parametrize("pooler", [None, {"pooling_type": "STEP", "step_tag_id": 13}])

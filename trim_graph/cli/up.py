@@ -62,22 +62,24 @@ def run_up(options: UpOptions) -> int:
     if config.scorer is not None and config.scorer.type == "vllm_prm":
         need("cli,vllm", "transformers")
     plan = plan_servers(config, folder)
-    python = options.python or os.environ.get("TRIM_VLLM_PYTHON") or None
-    if options.show:
-        try:
-            launcher = find_launcher(python)
-        except SettingsError:
-            if python is not None:
-                raise
-            launcher = PROGRAM
-        _print(plan, launcher, folder)
-        return 0
-    if not plan.servers:
+    if not plan.servers and not options.show:
         raise SettingsError(
             f"{options.config} names no vLLM server on this machine: up starts parts of type vllm and "
             f"vllm_prm whose base_url is at localhost. {'; '.join(plan.elsewhere)}".rstrip(". ")
         )
-    return _run(plan, find_launcher(python), folder, options)
+    python = options.python or os.environ.get("TRIM_VLLM_PYTHON") or None
+    try:
+        launcher = find_launcher(python)
+    except SettingsError:
+        if python is not None or not options.show:
+            raise
+        launcher = PROGRAM
+    if launcher.plugin:
+        plan = plan_servers(config, folder, plugin=True)
+    if options.show:
+        _print(plan, launcher, folder)
+        return 0
+    return _run(plan, launcher, folder, options)
 
 
 def _print(plan: Plan, launcher: Launcher, folder: Path) -> None:

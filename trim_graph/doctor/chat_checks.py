@@ -162,7 +162,7 @@ def _further(subject: Subject) -> dict[str, Any]:
 
 
 def _pool(subject: Subject) -> dict[str, Any]:
-    return {"task": "token_classify", "input": "1"}
+    return {"input": "1"}
 
 
 def _is_here(subject: Subject) -> bool:

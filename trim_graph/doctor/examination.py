@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shlex
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,9 @@ from typing import Any
 
 from trim_graph.adapters.base import ScorableStep, as_scorer, read_scores
 from trim_graph.adapters.prm.formats import STEP_TOKENS
-from trim_graph.adapters.prm.scorer_file import chosen_format
+from trim_graph.adapters.prm.scorer_file import FormatChoice, chosen_format
+from trim_graph.adapters.prm.scores import serve_options
+from trim_graph.adapters.vllm.plugin import serves
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
 from trim_graph.errors import ModelServerError, ScorerError, SettingsError, TrimError
 from trim_graph.policies.parsing import Threshold
@@ -213,7 +217,7 @@ async def tokenizer(subject: Subject) -> Finding:
 async def step_token(subject: Subject) -> Finding:
     """The step token is one token of the PRM's tokenizer."""
     loaded = subject.known["tokenizer"]
-    choice = await in_thread(lambda: chosen_format(subject.entry, subject.known["tokenizer_place"]))
+    choice = await _choice(subject)
     token = choice.step_token or (STEP_TOKENS["qwen"] if choice.name == "qwen" else None)
     if token is None:
         return Finding.ok("the format's own")
@@ -225,7 +229,6 @@ async def step_token(subject: Subject) -> Finding:
             f"write the PRM's step token, often one of its added tokens: {special}",
             ends=True,
         )
-    subject.known["step_id"] = ids[0]
     return Finding.ok(f"{token!r} is token {ids[0]}")
 
 
@@ -244,12 +247,9 @@ async def scores(subject: Subject) -> Finding:
             await _scores(subject, sample.question, steps)
     except ScorerError as error:
         fix = "a scorer gives one probability per step"
-        if "step_id" in subject.known and not isinstance(error.__cause__, ModelServerError):
-            fix = (
-                "start the server with --runner pooling --pooler-config "
-                f'\'{{"pooling_type": "STEP", "step_tag_id": {subject.known["step_id"]}}}\' '
-                "(trim-graph up --print shows the whole command)"
-            )
+        if "tokenizer" in subject.known and not isinstance(error.__cause__, ModelServerError):
+            start = await _serve_line(subject, plugin=False)
+            fix = f"start the server with {start} (trim-graph up --print shows the whole command)"
         return Finding.error(str(error), fix, ends=True)
     return Finding.ok("one probability a step")
 
@@ -312,6 +312,76 @@ async def latency(subject: Subject) -> Finding:
     return Finding.ok(f"{subject.seconds * 1000:.0f} ms for one short solution (median)")
 
 
+_CACHED_INPUT = 640
+"""Tokens of the input that is asked twice: several blocks, which have 128 tokens on CPUs and 16 on GPUs."""
+_HITS = re.compile(r"^vllm:prefix_cache_hits_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+
+
+async def prefix_cache(subject: Subject) -> Finding:
+    """Passes take what they have read before from the server's prefix cache."""
+    if not subject.adapter.scores_by_step:
+        return await _without_cache(subject)
+    sample = subject.samples[0]
+    once = subject.known["input_tokens"][sample.question, 1]
+    most = min(_CACHED_INPUT, (longest(subject) or _CACHED_INPUT) * 3 // 4)
+    text = " ".join(sample.right[:1] * max(1, (most - once) // once))
+    steps: list[ScorableStep] = [{"text": text, "writer": "small", "mean_token_probability": 0.9}]
+    await _scores(subject, sample.question, steps)
+    before = await _cache_hits(subject)
+    await _scores(subject, sample.question, steps)
+    after = await _cache_hits(subject)
+    if before is None or after is None:
+        return Finding.warning(
+            "whether the prefix cache is used cannot be checked: the server does not answer /metrics with "
+            "vllm:prefix_cache_hits",
+            "let a gateway pass /metrics on, and start vLLM without --disable-log-stats",
+        )
+    read = subject.known["input_tokens"][sample.question, 1]
+    subject.known["input_tokens"][sample.question, 1] = once
+    if after <= before:
+        return Finding.warning(
+            f"none of the {read} tokens of a repeated input came from the server's prefix cache, so each "
+            "pass reads the whole solution again",
+            "start the server with --enable-prefix-caching and with room for the cache "
+            "(--gpu-memory-utilization, on CPUs --kv-cache-memory-bytes)",
+        )
+    return Finding.ok(f"{min(after - before, read):.0f} of {read} tokens of a repeated input came from it")
+
+
+async def _cache_hits(subject: Subject) -> float | None:
+    """Tokens that the server has taken from its prefix cache; None where it does not say."""
+    try:
+        found = _HITS.findall(await subject.on_server.get_text("/metrics"))
+    except ModelServerError:
+        return None
+    return sum(map(float, found)) if found else None
+
+
+async def _without_cache(subject: Subject) -> Finding:
+    """Judges a server that pools STEP or ALL, for which vLLM reads no prefix from its cache."""
+    choice = await _choice(subject)
+    seen = "each pass reads the whole solution: the server pools tokens (STEP or ALL)"
+    if choice.name == "qwen" and not serves(str(subject.served.get("root") or subject.entry.model)):
+        return Finding.ok(f"{seen}, the only way for this model")
+    options = await _serve_line(subject, plugin=True)
+    start = f"start the server with {options}, and a pass reads the newest step only"
+    if choice.name == "qwen":
+        return Finding.ok(f"{seen}; where trim-graph is installed beside vLLM, {start}")
+    return Finding.warning(seen, start)
+
+
+async def _choice(subject: Subject) -> FormatChoice:
+    """Format of a served PRM, after `tokenizer`."""
+    return await in_thread(lambda: chosen_format(subject.entry, subject.known["tokenizer_place"]))
+
+
+async def _serve_line(subject: Subject, *, plugin: bool) -> str:
+    choice, loaded = await _choice(subject), subject.known["tokenizer"]
+    return shlex.join(
+        serve_options(choice.name, tokenizer=loaded, step_token=choice.step_token, plugin=plugin)
+    )
+
+
 async def _scores(subject: Subject, question: str, steps: list[ScorableStep]) -> list[float]:
     reply = read_scores(await as_scorer(subject.adapter).ascore(question, steps), len(steps))
     subject.known.setdefault("input_tokens", {})[question, len(steps)] = reply.input_tokens
@@ -366,7 +436,7 @@ def checks_of(subject: Subject) -> list[tuple[str, Check]]:
         if subject.server is None:
             return list(SCORER)
         first = [("pooling", chat_checks.pools), ("tokenizer", tokenizer)]
-        return [*SERVER, *first, ("step token", step_token), *SCORER]
+        return [*SERVER, *first, ("step token", step_token), *SCORER, ("prefix cache", prefix_cache)]
     if subject.server is None:
         return [(name, check) for name, check in CHAT if name not in _OF_SERVERS]
     return [*SERVER, ("generation", chat_checks.writes), *CHAT]

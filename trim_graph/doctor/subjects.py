@@ -219,7 +219,9 @@ def subject_of(part: str, entry: Any, settings: FileSettings, budget: Budget, ti
         ImportError: What it needs is not installed.
     """
     # The entry's own read_timeout is judged against the speed that is seen.
-    limits = {"max_retries": 0, "read_timeout": timeout}
+    limits: dict[str, float] = {"max_retries": 0, "read_timeout": timeout}
+    if entry.type in ("vllm_prm", "vllm_engine_prm"):
+        limits["cache_size"] = 0  # a check that asks again wants an answer of the model
     hasty = entry.model_copy(update={k: v for k, v in limits.items() if hasattr(entry, k)})
     # As a run has it: a model that cannot carry on a text is asked by prompt.
     adapter = hasty.build() if part == "scorer" else as_writer(hasty.build(part), settings.delimiter)

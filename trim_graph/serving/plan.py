@@ -12,10 +12,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from trim_graph.adapters.prm.scorer_file import chosen_format
+from trim_graph.adapters.prm.scores import plugin_options, serve_options
+from trim_graph.adapters.vllm.plugin import GROUP, NAME, PUBLISHED, is_allowed, is_installed, serves
 from trim_graph.config import TrimConfig
 from trim_graph.config.schema import VLLMPRM, VLLMModel
 from trim_graph.errors import SettingsError
@@ -25,11 +28,7 @@ Entry = VLLMModel | VLLMPRM
 _LOOPBACK = {"localhost": "127.0.0.1", "127.0.0.1": "127.0.0.1", "::1": "::1"}
 _KEY = "VLLM_API_KEY"
 _CPU_CACHE_GB = 4.0
-STEP_TOKEN_IDS = {
-    "Qwen/Qwen2.5-Math-PRM-7B": 151651,
-    "Qwen/Qwen2.5-Math-PRM-72B": 151651,
-    "Qwen/Qwen2.5-Math-7B-PRM800K": 151651,
-}
+STEP_TOKEN_IDS = dict.fromkeys(PUBLISHED, 151651)
 """Ids of ``<extra_0>``, so that the command is known without the tokenizer at hand (tokenizer.json of
 https://huggingface.co/Qwen/Qwen2.5-Math-PRM-7B; vLLM's own default)."""
 
@@ -107,12 +106,13 @@ class Plan:
     elsewhere: tuple[str, ...]
 
 
-def plan_servers(config: TrimConfig, folder: Path) -> Plan:
+def plan_servers(config: TrimConfig, folder: Path, *, plugin: bool = False) -> Plan:
     """Works out the servers of a configuration.
 
     Args:
         config: The configuration.
         folder: Where its file is.
+        plugin: Whether the vLLM loads this package's plugin; see `Launcher.plugin`.
 
     Raises:
         SettingsError: Two parts want one port for different models, an address is not one that a server can
@@ -132,7 +132,7 @@ def plan_servers(config: TrimConfig, folder: Path) -> Plan:
             elsewhere.append(f"{name}: {entry.base_url} is another machine's: not started here")
     groups = _grouped(here)
     shares = _shares(groups, here, folder)
-    servers = [_server(group, here[group[0]], folder, shares.get(group[0])) for group in groups]
+    servers = [_server(names, here[names[0]], folder, shares.get(names[0]), plugin) for names in groups]
     return Plan(tuple(servers), tuple(elsewhere))
 
 
@@ -210,7 +210,9 @@ def _shares(groups: list[tuple[str, ...]], entries: dict[str, Entry], folder: Pa
     return shares
 
 
-def _server(names: tuple[str, ...], entry: Entry, folder: Path, share: float | None) -> ServerPlan:
+def _server(
+    names: tuple[str, ...], entry: Entry, folder: Path, share: float | None, plugin: bool
+) -> ServerPlan:
     name, serve = names[0], entry.serve
     host, port = _address(name, entry)
     weights = _weights(name, entry, folder)
@@ -227,7 +229,7 @@ def _server(names: tuple[str, ...], entry: Entry, folder: Path, share: float | N
     if serve.max_model_len is not None:
         arguments += ["--max-model-len", str(serve.max_model_len)]
     if isinstance(entry, VLLMPRM):
-        arguments += _pooling(name, entry, weights)
+        arguments += _pooling(name, entry, weights, plugin and serves(weights))
     else:
         arguments += ["--enable-prefix-caching", "--enable-prompt-tokens-details"]
     share = serve.memory_share if serve.cpu else share
@@ -256,25 +258,25 @@ def _given(flag: str, args: list[str]) -> bool:
     return any(arg.partition("=")[0].replace("_", "-") == flag for arg in args)
 
 
-def _pooling(name: str, entry: VLLMPRM, weights: str) -> list[str]:
-    """Runner and pooler of a process reward model."""
+def _pooling(name: str, entry: VLLMPRM, weights: str, plugin: bool) -> list[str]:
+    """Runner and pooler of a process reward model; ``plugin``: whether vLLM's plugin serves its layout."""
     if _given("--pooler-config", entry.serve.args):
         return ["--runner", "pooling"]
     place = entry.tokenizer or weights
     published = place in STEP_TOKEN_IDS and entry.format in ("auto", "qwen")
     if published and entry.step_token in (None, "<extra_0>"):
+        if plugin:
+            return plugin_options()
         pooler = {"pooling_type": "STEP", "step_tag_id": STEP_TOKEN_IDS[place]}
         return ["--runner", "pooling", "--pooler-config", json.dumps(pooler)]
     from trim_graph.adapters.model_source import load_tokenizer
-    from trim_graph.adapters.prm.scorer_file import chosen_format
-    from trim_graph.adapters.prm.scores import serve_options
 
     form: str = entry.format
     try:
         choice = chosen_format(entry, place)
         form = choice.name
         tokenizer = load_tokenizer(place, chat=choice.needs_chat_template)
-        return serve_options(choice.name, tokenizer=tokenizer, step_token=choice.step_token)
+        return serve_options(form, tokenizer=tokenizer, step_token=choice.step_token, plugin=plugin)
     except (OSError, ValueError) as error:
         raise SettingsError(
             f"{name}: the arguments for format {form} cannot be determined: {error}. Name the PRM's "
@@ -389,10 +391,13 @@ class Launcher:
     Attributes:
         command: Everything before the weights.
         module: Whether it is the server's module, which wants ``--model``.
+        plugin: Whether this package is installed beside that vLLM, which then loads its plugin
+            (`trim_graph.adapters.vllm.plugin`).
     """
 
     command: tuple[str, ...]
     module: bool
+    plugin: bool = False
 
     def __call__(self, weights: str) -> list[str]:
         """The command up to and with the weights."""
@@ -401,10 +406,18 @@ class Launcher:
 
 PROGRAM = Launcher(("vllm", "serve"), False)
 """The program that an installed vLLM brings."""
+_MODULE = ("-m", "vllm.entrypoints.openai.api_server")
+_FIND = f"""
+import importlib.metadata, importlib.util, sys
+if importlib.util.find_spec("vllm") is None:
+    sys.exit(1)
+points = importlib.metadata.entry_points(group={GROUP!r})
+sys.stdout.write("plugin" if any(point.name == {NAME!r} for point in points) else "")
+"""
 
 
 def find_launcher(python: str | None) -> Launcher:
-    """Finds vLLM.
+    """Finds vLLM, and whether this package's plugin is installed beside it.
 
     Args:
         python: A Python that has it; None: this one if it does, else the program ``vllm``.
@@ -412,26 +425,43 @@ def find_launcher(python: str | None) -> Launcher:
     Raises:
         SettingsError: There is none.
     """
-    module = ("-m", "vllm.entrypoints.openai.api_server")
     if python is None:
         # A folder of that name on the path has a spec, but no origin.
         if (spec := importlib.util.find_spec("vllm")) is not None and spec.origin:
-            return Launcher((sys.executable, *module), True)
-        if shutil.which("vllm") is None:
+            return Launcher((sys.executable, *_MODULE), True, is_installed() and is_allowed())
+        if (program := shutil.which("vllm")) is None:
             raise SettingsError(
                 "vLLM is not installed here: pip install vllm, or name the Python of an environment that has "
                 "it, with --python or in TRIM_VLLM_PYTHON"
             )
-        return PROGRAM
+        return replace(PROGRAM, plugin=_has_plugin(program))
     place = shutil.which(os.path.expanduser(python))
     if place is None:
         raise SettingsError(f"--python {python}: there is no such program")
-    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
-    # Isolated: a folder of that name in the working directory is not vLLM.
     try:
-        found = subprocess.run([place, "-I", "-c", code], capture_output=True, timeout=60, check=False)
+        found = _look_for_vllm(place)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SettingsError(f"--python {python} does not run: {error}") from error
     if found.returncode:
         raise SettingsError(f"--python {python} has no vLLM: name the Python of an environment that has it")
-    return Launcher((os.path.abspath(place), *module), True)
+    return Launcher((os.path.abspath(place), *_MODULE), True, found.stdout == "plugin" and is_allowed())
+
+
+def _look_for_vllm(python: str) -> subprocess.CompletedProcess[str]:
+    # Isolated: a folder of that name in the working directory is not vLLM.
+    return subprocess.run(
+        [python, "-I", "-c", _FIND], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def _has_plugin(program: str) -> bool:
+    """Asks the Python of a console script, which its first line names."""
+    try:
+        with open(program, "rb") as file:
+            line = file.readline(4096)
+        if not line.startswith(b"#!/"):
+            return False
+        found = _look_for_vllm(os.fsdecode(line[2:].strip()))
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return found.returncode == 0 and found.stdout == "plugin" and is_allowed()

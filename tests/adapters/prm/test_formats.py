@@ -286,6 +286,25 @@ class TestAll:
         assert whole.ids[: last + 1] == part.ids[: last + 1]
 
 
+@pytest.mark.parametrize("name", ["qwen", "math_shepherd", "skywork", "rlhflow", "trim"])
+@relaxed
+@given(questions, solutions, plain)
+def test_ids_up_to_a_steps_score_do_not_depend_on_later_steps(name, request, question, texts, further):
+    """So a prefix cache holds them, and so do the scores that are kept by them."""
+    tokenizer = request.getfixturevalue(
+        {"math_shepherd": "mistral", "rlhflow": "llama", "skywork": "skywork"}.get(name, "tokenizer")
+    )
+    made = prm_format(name, tokenizer)
+    if name == "qwen":
+        texts = [text or "x" for text in texts]
+    whole = made.encode(question, [*texts, further])
+    for count in range(1, len(texts) + 1):
+        part = made.encode(question, texts[:count])
+        last = part.step_positions[-1]
+        assert part.step_positions == whole.step_positions[:count]
+        assert part.ids[: last + 1] == whole.ids[: last + 1]
+
+
 class TestFactory:
     def test_qwen_with_its_own_prompt_another_or_none(self, tokenizer):
         assert isinstance(prm_format("qwen", tokenizer), QwenPRMFormat)

@@ -246,18 +246,20 @@ class TestServeOptions:
         with pytest.raises(ValueError, match="step_token='<step>' is not an added token"):
             serve_options("qwen", tokenizer=tokenizer, step_token="<step>")
 
+    def test_qwen_where_vllm_has_the_plugin(self, tokenizer):
+        assert self.options("qwen", tokenizer, plugin=True) == {
+            "--runner": "pooling",
+            "--pooler-config": {"pooling_type": "LAST", "task": "classify"},
+            "--hf-overrides": {"architectures": ["TrimQwen2ForProcessReward"]},
+        }
+
     def test_the_others(self, folders, name):
         tokenizer = load_tokenizer(str(folders[name]), chat=False)
-        tag = {"math_shepherd": "▁ки", "skywork": "Ċ", "rlhflow": "ĊĊ"}[name]
         signs = {"math_shepherd": ["▁-", "▁+"], "rlhflow": ["-", "+"]}.get(name)
         expected = {
             "--runner": "pooling",
             "--convert": "classify",
-            "--pooler-config": {
-                "pooling_type": "STEP",
-                "step_tag_id": tokenizer.convert_tokens_to_ids(tag),
-                "task": "token_classify",
-            },
+            "--pooler-config": {"pooling_type": "LAST", "task": "classify"},
         }
         if signs:
             expected["--hf-overrides"] = {"method": "from_2_way_softmax", "classifier_from_token": signs}
