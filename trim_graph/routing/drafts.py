@@ -105,6 +105,8 @@ def parse_draft(
         mean_token_probability=reply.mean_token_probability,
         end=end,
     )
+    if reply.lowest_window_probability is not None:
+        step["lowest_window_probability"] = reply.lowest_window_probability
     if end == "delimiter":
         step = end_step(step, separator, settings.delimiter)
     if thinking is not None:
