@@ -27,6 +27,9 @@ FormatName = Literal["qwen", "math_shepherd", "skywork", "rlhflow"]
 STEP_TOKENS = {"qwen": "<extra_0>", "math_shepherd": "ки"}
 """The token after each step of those formats that have one to choose, unless another is chosen."""
 
+TOKEN_FORMATS = ("math_shepherd", "rlhflow")
+"""Formats of language models that answer + or -, in a token of the vocabulary."""
+
 Head = Literal["labels", "value", "tokens"]
 """Output of the model at a step: logits of two labels (wrong, right), one value, or next-token logits."""
 
