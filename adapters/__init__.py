@@ -20,6 +20,7 @@ from trim_graph.errors import (
 from .base import ScorableStep, Scorer, ScorerFunction, ScorerReply, StepEnd
 
 if TYPE_CHECKING:
+    from .cascade import CascadeScorer
     from .prm.scores import serve_options
     from .prompted.chat import ContinueByPrompt
     from .prompted.judge import LLMJudge
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
     from .vllm.chat import ChatVLLM
     from .vllm.engine_chat import ChatVLLMEngine
     from .vllm.engine_scorer import VLLMEngineProcessReward
+    from .vllm.generative_scoring import VLLMGenerativeProcessReward
     from .vllm.scorer import VLLMProcessReward
 
 _LAZY = {
+    "CascadeScorer": "cascade",
     "ChatTransformers": "transformers.chat",
     "ChatVLLM": "vllm.chat",
     "ChatVLLMEngine": "vllm.engine_chat",
@@ -40,11 +43,13 @@ _LAZY = {
     "TokenProbability": "token_confidence",
     "TransformersProcessReward": "transformers.scorer",
     "VLLMEngineProcessReward": "vllm.engine_scorer",
+    "VLLMGenerativeProcessReward": "vllm.generative_scoring",
     "VLLMProcessReward": "vllm.scorer",
     "serve_options": "prm.scores",
 }
 
 __all__ = [
+    "CascadeScorer",
     "ChatModelContractError",
     "ChatTransformers",
     "ChatVLLM",
@@ -63,6 +68,7 @@ __all__ = [
     "TransformersProcessReward",
     "TrimError",
     "VLLMEngineProcessReward",
+    "VLLMGenerativeProcessReward",
     "VLLMProcessReward",
     "serve_options",
 ]

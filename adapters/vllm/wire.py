@@ -13,7 +13,7 @@ from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
 from trim_graph.adapters.base import STOPPED, RetryTokens, StopWhen
 from trim_graph.adapters.responses import classify
-from trim_graph.adapters.token_confidence import Entropy, entropy_of_likeliest
+from trim_graph.adapters.token_confidence import Entropy, entropy_of_likeliest, lowest_window_mean
 from trim_graph.adapters.tokenization import role_of, text_of
 from trim_graph.errors import FailedAttempts, ModelServerError
 
@@ -36,6 +36,10 @@ class CallSettings:
     seed: int | None
     logprobs: bool
     top_logprobs: int
+    probability_window: int | None = None
+    """Tokens of the window whose lowest mean probability is wanted; None: it is not."""
+    label_tokens: tuple[str, ...] = ()
+    """Labels whose probabilities as the first token are wanted."""
     entropy_logprobs: int = 0
     """Number of tokens that the first one's entropy is computed from; 0: no entropy."""
     timeout: float | None
@@ -214,14 +218,23 @@ class Answer:
             raise AnswerError("its usage reports 0 completion_tokens for an answer that has text")
 
     @property
-    def mean_token_probability(self) -> float | None:
-        """Mean over the generated tokens; the end of sequence counts only if it is the only one."""
+    def token_probabilities(self) -> list[float]:
+        """Those of the generated tokens, none where they are unknown.
+
+        The end of sequence counts only if it is the only one.
+        """
         if not self.logprobs_known:
-            return None
-        reported = [entry["logprob"] for entry in self.logprobs]
+            return []
+        reported = [math.exp(entry["logprob"]) for entry in self.logprobs]
         if self.finish_reason == "stop" and self.stop_reason is None and len(reported) > 1:
             del reported[-1]
-        return sum(map(math.exp, reported)) / len(reported) if reported else None
+        return reported
+
+    @property
+    def mean_token_probability(self) -> float | None:
+        """Mean of the `token_probabilities`; None where they are unknown."""
+        probabilities = self.token_probabilities
+        return sum(probabilities) / len(probabilities) if probabilities else None
 
     @property
     def first_token_entropy(self) -> Entropy | None:
@@ -293,6 +306,9 @@ def metadata_of(
         metadata["stop_reason"] = answer.stop_reason
     if settings.logprobs and answer.mean_token_probability is not None:
         metadata["mean_token_probability"] = answer.mean_token_probability
+        if settings.probability_window is not None:
+            lowest = lowest_window_mean(answer.token_probabilities, settings.probability_window)
+            metadata["lowest_window_probability"] = lowest
     if settings.entropy_logprobs and (entropy := answer.first_token_entropy) is not None:
         metadata["first_token_entropy"], metadata["unobserved_probability"] = (
             entropy.nats,
@@ -431,11 +447,13 @@ class Dialect:
         renders: Whether the server returns the tokens of a conversation without answering it. Where it does
             not, its chat endpoint must continue a text exactly by itself.
         takes_text: Whether a completion's prompt may be a text that is tokenised as it is; else ids are sent.
+        reads_labels: Whether it may know `trim_graph.adapters.vllm.label_tokens`.
     """
 
     name = "vLLM"
     renders = True
     takes_text = True
+    reads_labels = True
 
     def max_model_len(self, entry: Mapping[str, Any]) -> int | None:
         """Returns the longest sequence in tokens, from the model's entry in ``/v1/models``."""
@@ -460,6 +478,7 @@ class SGLang(Dialect):
 
     name = "SGLang"
     renders = False
+    reads_labels = False
 
     async def tokens(self, post: Post, body: dict[str, Any]) -> list[int]:
         """Returns token ids of a text; of a conversation SGLang returns none."""
@@ -481,6 +500,7 @@ class LlamaCpp(Dialect):
 
     name = "llama.cpp"
     takes_text = False
+    reads_labels = False
 
     def max_model_len(self, entry: Mapping[str, Any]) -> int | None:
         """Returns the longest sequence of one slot in tokens, where the server names it."""
