@@ -14,9 +14,9 @@ from trim_graph.budget.reservations import Reservations
 from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls, stored_calls
 from trim_graph.calls.speculation import Speculation, slot_of
 from trim_graph.events import emit
+from trim_graph.routing import RunView
 from trim_graph.runtime import Node, invocation_of
 from trim_graph.segmentation import join_steps, separator_of
-from trim_graph.settings import settings_of
 from trim_graph.state import TrimState, reduce_state
 from trim_graph.summary import summarise, usage_of
 
@@ -53,19 +53,19 @@ def finalize_node(ledger: Ledger | None = None, speculation: Speculation | None 
 
 
 def _ended(state: TrimState, ledger: Ledger | None) -> dict[str, Any]:
-    delimiter = settings_of(state["run"]).delimiter
-    summary = summarise(state)
-    if accounts := state["run"].get("accounts"):
-        summary["accounts"] = Reservations(accounts, ledger).used()
-    steps = state["steps"]
+    view = RunView(state)
+    delimiter, steps = view.settings.delimiter, view.steps
+    summary = summarise(view)
+    if view.accounts:
+        summary["accounts"] = Reservations(view.accounts, ledger).used()
     text = join_steps(steps, delimiter)
     if steps:
         text = text.removesuffix(separator_of(steps[-1], delimiter))
     models = {step["writer"]: step["model"] for step in steps}
     message = AIMessage(
         content=text,
-        id=state["run"]["message_id"],
-        usage_metadata=usage_of(state["usage"]),
+        id=view.run["message_id"],
+        usage_metadata=usage_of(view.usage),
         response_metadata={
             "model_name": " + ".join(models[w] for w in ("small", "large") if w in models) or "trim-graph",
             "finish_reason": "stop" if summary["stopped"] == "finished" else "length",

@@ -1,7 +1,11 @@
+import time
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 
-from trim_graph.conversation import DEFAULT_INSTRUCTION, compose
+from trim_graph.conversation import DEFAULT_INSTRUCTION, compose, extract_answer
 from trim_graph.errors import InputError
 
 from_system = [
@@ -10,6 +14,11 @@ from_system = [
     AIMessage("2"),
     HumanMessage("And 2 + 2?"),
 ]
+balanced = st.recursive(
+    st.text(alphabet="ab1+ \\", max_size=5),
+    lambda inner: inner.map(lambda text: "{" + text + "}"),
+    max_leaves=4,
+)
 
 
 def test_both_models_see_the_whole_conversation_and_the_accepted_steps_byte_for_byte(make):
@@ -102,3 +111,33 @@ def test_an_application_may_give_the_scorer_another_question(make):
 def test_text_that_is_not_valid_unicode_does_not_stop_a_run(make):
     rig = make(seed=1, budget={"large_cost": 1.0}, prices={"large": {"input": 1, "output": 1}})
     assert rig.ask("What is \ud800?")["trim"]["stopped"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("no box", None),
+        (r"\boxed{4}", "4"),
+        (r"\boxed {4}", "4"),
+        (r"first \boxed{3}, no, \boxed{4}.", "4"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{4} and \boxed{unfinished", "4"),
+        (r"\boxed{\text{outer } \boxed{4}}", "4"),
+        (r"} \boxed{4} {", "4"),
+        (r"\boxed{}", ""),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+    ],
+)
+def test_the_answer_is_the_last_complete_box(text: str, answer: str | None):
+    assert extract_answer(text) == answer
+
+
+@given(st.text(), balanced, st.text(alphabet="xy{ \n"))
+def test_whatever_stands_around_a_box_its_content_is_found(before: str, content: str, after: str):
+    assert extract_answer(f"{before}\\boxed{{{content}}}{after}") == content.strip()
+
+
+def test_a_model_that_repeats_an_open_box_forever_is_read_in_no_time():
+    begun = time.perf_counter()
+    assert extract_answer("\\boxed{ " * 50_000) is None
+    assert time.perf_counter() - begun < 2

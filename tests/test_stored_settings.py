@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from trim_graph.errors import SettingsError
-from trim_graph.settings import make_settings, settings_of
+from trim_graph.routing.view import settings_of
+from trim_graph.settings import make_settings
 from trim_graph.state import SCHEMA_VERSION, Run
 
 

@@ -1,7 +1,8 @@
-"""The conversation that both models see, and the question that the scorer sees."""
+"""The conversation that both models see, the question that the scorer sees, and the answer in a solution."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage
@@ -13,6 +14,8 @@ DEFAULT_INSTRUCTION = (
     "Put the final answer into \\boxed{}."
 )
 """Asks for the two things the graph relies on: steps separated by the delimiter, and a boxed answer."""
+
+_BRACE = re.compile(r"\\boxed\s*\{|[{}]")
 
 
 def compose(messages: Sequence[BaseMessage], instruction: str | None, prefix: str) -> list[BaseMessage]:
@@ -58,3 +61,17 @@ def require_answerable(messages: Sequence[AnyMessage], question: str) -> None:
         raise InputError(
             "the question is empty: the last human message has no text, and no `question` was given"
         )
+
+
+def extract_answer(text: str) -> str | None:
+    r"""Returns the content of the last complete ``\boxed{...}``, braces inside it balanced; else None."""
+    opened: list[int | None] = []
+    last, answer = -1, None
+    for brace in _BRACE.finditer(text):
+        if brace[0] == "{":
+            opened.append(None)
+        elif brace[0] != "}":
+            opened.append(brace.end())
+        elif opened and (start := opened.pop()) is not None and start > last:
+            last, answer = start, text[start : brace.start()].strip()
+    return answer

@@ -8,7 +8,6 @@ pydantic model, so `TurnSettings`, `CallSettings` and `RunSettings` repeat names
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Never, Self, TypeVar
 
@@ -35,7 +34,6 @@ from .segmentation import (
     Thinking,
     as_segmentation,
 )
-from .state import SCHEMA_VERSION, Run, check_schema
 
 OnScorerError = Literal["accept", "regenerate", "raise"]
 OnLargeError = Literal["accept", "raise"]
@@ -289,36 +287,6 @@ def make_settings(budget: Budget | None, prices: Prices | None, settings: Mappin
         return check_prices(Settings(budget=budget or Budget(), prices=prices or Prices(), **settings))
     except ValidationError as error:
         raise SettingsError(describe(error)) from error
-
-
-def settings_of(run: Run) -> Settings:
-    """Returns the settings of a run, as they were stored when it began.
-
-    Raises:
-        SettingsError: Another release began the run, or the stored settings are not valid (an edited state).
-    """
-    if run["schema"] != SCHEMA_VERSION:
-        check_schema(run)
-    for known, settings in _recent:
-        if known == run["settings"]:
-            return settings
-    return _read(run["settings"], run["id"])
-
-
-_recent: tuple[tuple[dict[str, Any], Settings], ...] = ()
-"""Settings read last, newest first: every node reads them, and most runs have the same ones."""
-_RECENT_KEPT = 8
-
-
-def _read(stored: dict[str, Any], run: str) -> Settings:
-    global _recent
-    try:
-        settings = Settings.model_validate(stored)
-    except ValidationError as error:
-        raise SettingsError(f"the stored settings of run {run} are not valid: {describe(error)}") from error
-    # A copy, since the owner of the state may change it in place.
-    _recent = ((deepcopy(stored), settings), *_recent[: _RECENT_KEPT - 1])
-    return settings
 
 
 def check_prices(settings: Settings) -> Settings:

@@ -329,9 +329,3 @@ def state_delta(before: TrimState, after: TrimState) -> dict[str, Any]:
             key: score for key, score in after["scores"].items() if key not in before["scores"]
         }
     return update
-
-
-def scores_of(state: TrimState) -> tuple[float | None, ...]:
-    """Returns one score in [0, 1] per accepted step; None for a step that was never scored."""
-    scores = state["scores"]
-    return tuple([scores.get(str(index)) for index in range(len(state["steps"]))])

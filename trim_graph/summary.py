@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
 from .budget.usage import StepWriter, Usage, lookahead_usage, total_cost
+from .conversation import extract_answer
+from .routing import RunView
 from .segmentation import Part, join_steps
-from .settings import settings_of
-from .state import Step, Summary, TrimState, scores_of
-
-_BRACE = re.compile(r"\\boxed\s*\{|[{}]")
+from .state import Step, Summary
 
 
-def extract_answer(text: str) -> str | None:
-    r"""Returns the content of the last complete ``\boxed{...}``, braces inside it balanced; else None."""
-    opened: list[int | None] = []
-    last, answer = -1, None
-    for brace in _BRACE.finditer(text):
-        if brace[0] == "{":
-            opened.append(None)
-        elif brace[0] != "}":
-            opened.append(brace.end())
-        elif opened and (start := opened.pop()) is not None and start > last:
-            last, answer = start, text[start : brace.start()].strip()
-    return answer
-
-
-def summarise(state: TrimState) -> Summary:
+def summarise(view: RunView) -> Summary:
     """Returns the summary of a run that has ended."""
-    settings = settings_of(state["run"])
-    steps, usage, decisions = state["steps"], state["usage"], state["decisions"]
+    state, settings, steps, usage = view.state, view.settings, view.steps, view.usage
     writers = Counter(step["writer"] for step in steps)
     small = sum(step["tokens"] for step in steps if step["writer"] == "small")
     large = sum(step["tokens"] for step in steps if step["writer"] == "large")
@@ -51,8 +34,8 @@ def summarise(state: TrimState) -> Summary:
         stopped=state["stopped"],
         answer=extract_answer(text),
         steps=by_writer | by_person,
-        decisions=dict(Counter(d["decision"] for d in decisions)),
-        scores=list(scores_of(state)),
+        decisions=dict(Counter(d["decision"] for d in state["decisions"])),
+        scores=list(view.scores),
         tokens={
             "small": small,
             "large": large,

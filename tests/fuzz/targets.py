@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tests import tiny_prms
 from trim_graph.adapters.prm.formats import prm_format
+from trim_graph.conversation import extract_answer
 from trim_graph.segmentation import (
     DelimiterSteps,
     MarkdownSteps,
@@ -17,7 +18,6 @@ from trim_graph.segmentation import (
     join_steps,
     split_steps,
 )
-from trim_graph.summary import extract_answer
 
 Check = Callable[[Sequence[str], Sequence[int]], None]
 PIECES = [

@@ -12,7 +12,7 @@ from trim_graph import SettingsError
 from trim_graph.cli.solve import WHY
 from trim_graph.config import make_config
 from trim_graph.policies import large_only, small_only, threshold
-from trim_graph.routing.loops import loop_in
+from trim_graph.routing.router import loop_in
 from trim_graph.state import TrimState
 
 AGAIN = "Let me look at the sum once more."

@@ -6,9 +6,9 @@ from typing import ClassVar
 from langchain_core.language_models import BaseChatModel
 
 from trim_graph import create_trim_graph
+from trim_graph.conversation import extract_answer
 from trim_graph.evaluation import Question
 from trim_graph.segmentation import DEFAULT_DELIMITER
-from trim_graph.summary import extract_answer
 from trim_graph.testing import ScriptedChatModel
 
 LENGTH = 5

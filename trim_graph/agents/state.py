@@ -13,6 +13,7 @@ from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.reservations import Reservations
 from trim_graph.budget.usage import Usage, usage_delta
 from trim_graph.conversation import question_of
+from trim_graph.routing import RunView
 from trim_graph.state import (
     Decisions,
     InFlight,
@@ -141,7 +142,7 @@ def summary_of(state: AgentRouting, before: Usage | None, ledger: Ledger | None)
         ledger: Holds the accounts that runs share.
     """
     usage = state["usage"] if before is None else usage_delta(before, state["usage"])
-    summary = summarise(cast(TrimState, {**state, "usage": usage}))
+    summary = summarise(RunView(cast(TrimState, {**state, "usage": usage})))
     if accounts := Reservations(state["run"].get("accounts"), ledger):
         summary["accounts"] = accounts.used()
     return summary

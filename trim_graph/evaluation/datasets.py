@@ -18,12 +18,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from trim_graph.conversation import extract_answer
 from trim_graph.errors import InputError, SettingsError, may_be_shown
 from trim_graph.examples.arithmetic import Part, Split, is_right, label_steps, stream_problems
 from trim_graph.examples.arithmetic.problems import Problem
 from trim_graph.settings import ConfigSection
 from trim_graph.storage.rows import SUFFIXES, Row, import_parquet, read_rows
-from trim_graph.summary import extract_answer
 
 from .graders import Grader, find_grader
 from .records import Question

@@ -10,8 +10,8 @@ from fractions import Fraction
 from importlib import import_module
 from typing import Any
 
+from trim_graph.conversation import extract_answer
 from trim_graph.errors import SettingsError
-from trim_graph.summary import extract_answer
 
 Grade = Callable[[str], bool]
 Grader = Callable[[str, dict[str, Any]], Grade]

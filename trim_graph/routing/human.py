@@ -9,8 +9,9 @@ from typing_extensions import TypedDict
 
 from trim_graph.budget.usage import Usage
 from trim_graph.segmentation import is_step
-from trim_graph.settings import settings_of
-from trim_graph.state import HumanResponse, Run, TrimState, scores_of
+from trim_graph.state import HumanResponse, Run, TrimState
+
+from .view import RunView
 
 SMALL_ONLY = {"type": "small_only"}
 
@@ -121,9 +122,9 @@ class PersonQuestion(TypedDict):
 
 def question_to_person(state: TrimState) -> PersonQuestion:
     """Returns the value of the interrupt; the same whenever the node runs again."""
-    pending_interrupt, run, draft = state["pending_interrupt"], state["run"], state.get("draft")
+    view = RunView(state)
+    pending_interrupt, run, draft = state["pending_interrupt"], view.run, view.draft
     assert pending_interrupt is not None
-    settings = settings_of(run)
     answers = {
         "more": 'a larger budget: {"more": {"large_tokens": 200}}',
         "continue_with": '"small": without the large model and further questions; '
@@ -140,14 +141,14 @@ def question_to_person(state: TrimState) -> PersonQuestion:
         question=run["question"],
         steps=[
             ShownStep(text=step["text"], writer=step["writer"], score=score, end=step["end"])
-            for step, score in zip(state["steps"], scores_of(state), strict=True)
+            for step, score in zip(view.steps, view.scores, strict=True)
         ],
         draft=None
         if draft is None
         else ShownStep(text=draft["text"], writer=draft["writer"], score=draft["score"], end=draft["end"]),
         score=None if draft is None else draft["score"],
-        usage=state["usage"],
-        budget=settings.budget.model_dump(exclude_none=True),
+        usage=view.usage,
+        budget=view.budget.model_dump(exclude_none=True),
         accounts=run.get("accounts", {}),
         answers=answers,
     )

@@ -6,12 +6,15 @@ the state. The graph, an agent's turn, lookahead and offline replay use the same
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from typing import Any, Literal
 
 from trim_graph.budget.limits import cost_limit, grant, tightest
+from trim_graph.conversation import extract_answer
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, Choice, Observation, Policy, checked
 from trim_graph.process import this_process
@@ -32,7 +35,6 @@ from trim_graph.state import (
 )
 
 from .drafts import as_step, rejected_draft, split_into_steps
-from .loops import loop_in
 from .view import RunView
 
 SCORED_ROUND = 6
@@ -54,6 +56,12 @@ MAX_IDLE = 3
 MAX_LARGE_FAILURES = 3
 """Failed calls of the large model after which a run stops calling it, so that a dead server does not cost a
 timeout at every step."""
+REPEATED_CHARACTERS = 20
+"""Characters below which repeated steps are short, such as ``end`` or a row of a table. Short steps must
+repeat more often, until as many characters repeat as of steps of this length."""
+REPEATED_ANSWERS = 3
+"""Factor by which a boxed answer must repeat more often than a step: the questions of one message may have
+the same answer a few times in a row."""
 
 _LARGE_FAILURES = "large_failures"
 _UNBOUNDED = "unbounded_prompt"
@@ -791,3 +799,44 @@ class _Decision:
 
 def _name(failed: Failure) -> str:
     return "scorer" if failed["part"] == "scorer" else f"{failed['part']} model"
+
+
+def loop_in(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str | None:
+    """Returns a description of the loop at the end of a solution; None if there is none.
+
+    In a loop the last steps repeat word for word, or box the same answer repeatedly. Only the end of a
+    solution counts. So a step that reappears later is no loop, nor is an answer restated once or twice.
+
+    Args:
+        steps: The accepted steps.
+        max_repeats: Number of repetitions that make a loop, as in `trim_graph.Settings`.
+    """
+    return _repeated_steps(steps, max_repeats) or _repeated_answer(steps, max_repeats)
+
+
+def _repeated_steps(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str | None:
+    texts = [step["text"].strip() for step in steps]
+    for size in range(1, len(texts) // (max_repeats + 1) + 1):
+        characters = sum(map(len, texts[-size:]))
+        repeats = math.ceil(max_repeats * max(1.0, REPEATED_CHARACTERS / max(characters, 1)))
+        again = size * repeats
+        if len(texts) >= again + size and texts[-again:] == texts[-again - size : -size]:
+            what = "step was" if size == 1 else f"{size} steps were"
+            return f"the last {what} written {repeats + 1} times word for word"
+    return None
+
+
+def _repeated_answer(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str | None:
+    last = _boxed(steps[-1]) if steps else None
+    if last is None:
+        return None
+    times = sum(1 for _ in takewhile(lambda step: _boxed(step) == last, reversed(steps)))
+    most = REPEATED_ANSWERS * max_repeats
+    return f"{times} steps in a row box the answer {last}" if times > most else None
+
+
+def _boxed(step: Mapping[str, Any]) -> str | None:
+    """Returns the answer that a step boxes; one in reasoning does not count, as reasoning tries answers."""
+    if "\\boxed" not in step["text"] or step.get("part") == "reasoning":
+        return None
+    return extract_answer(step["text"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -14,12 +15,42 @@ from trim_graph.budget.usage import Prices, Usage
 from trim_graph.errors import SettingsError
 from trim_graph.policies.base import Policy
 from trim_graph.segmentation import DelimiterSteps, FunctionSteps, Segmentation
-from trim_graph.settings import Settings, describe, settings_of
-from trim_graph.state import Draft, Run, Step, StepRequest, TrimState, scores_of
+from trim_graph.settings import Settings, describe
+from trim_graph.state import SCHEMA_VERSION, Draft, Run, Step, StepRequest, TrimState, check_schema
 
 CountPrompt = Callable[[Sequence[Step], str], int]
 """Gets accepted steps and the partial text of the next one; returns an upper bound of the large model's
 prompt in tokens. Raises `trim_graph.prompt_size.UnboundedPrompt` if there is no bound."""
+
+
+def settings_of(run: Run) -> Settings:
+    """Returns the settings of a run, as they were stored when it began.
+
+    Raises:
+        SettingsError: Another release began the run, or the stored settings are not valid (an edited state).
+    """
+    if run["schema"] != SCHEMA_VERSION:
+        check_schema(run)
+    for known, settings in _recent:
+        if known == run["settings"]:
+            return settings
+    return _read(run["settings"], run["id"])
+
+
+_recent: tuple[tuple[dict[str, Any], Settings], ...] = ()
+"""Settings read last, newest first: every node reads them, and most runs have the same ones."""
+_RECENT_KEPT = 8
+
+
+def _read(stored: dict[str, Any], run: str) -> Settings:
+    global _recent
+    try:
+        settings = Settings.model_validate(stored)
+    except ValidationError as error:
+        raise SettingsError(f"the stored settings of run {run} are not valid: {describe(error)}") from error
+    # A copy, since the owner of the state may change it in place.
+    _recent = ((deepcopy(stored), settings), *_recent[: _RECENT_KEPT - 1])
+    return settings
 
 
 def policy_of(settings: Settings, own: Policy | None) -> Policy:
@@ -149,5 +180,6 @@ class RunView:
 
     @cached_property
     def scores(self) -> tuple[float | None, ...]:
-        """One entry per accepted step; None where a step was never scored."""
-        return scores_of(self.state)
+        """One score in [0, 1] per accepted step; None for a step that was never scored."""
+        scores = self.state["scores"]
+        return tuple([scores.get(str(index)) for index in range(len(self.steps))])
