@@ -3,12 +3,13 @@
 from .ask_person import ask_person_node
 from .finalize import finalize_node
 from .generate_step import after_generate_step, generate_step_node
-from .route import route_node
+from .route import begin_route, route_node
 from .score_step import score_step_node
 
 __all__ = [
     "after_generate_step",
     "ask_person_node",
+    "begin_route",
     "finalize_node",
     "generate_step_node",
     "route_node",

@@ -13,9 +13,8 @@ from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.reservations import Reservations
 from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls, stored_calls
 from trim_graph.calls.speculation import Speculation, slot_of
-from trim_graph.events import emit
 from trim_graph.routing import RunView
-from trim_graph.runtime import Node, invocation_of
+from trim_graph.runtime import Node, emit, invocation_of
 from trim_graph.segmentation import join_steps, separator_of
 from trim_graph.state import TrimState, reduce_state
 from trim_graph.summary import summarise, usage_of

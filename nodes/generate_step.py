@@ -30,11 +30,10 @@ from trim_graph.calls.model_call import (
 )
 from trim_graph.calls.speculation import Speculation
 from trim_graph.errors import ModelServerError
-from trim_graph.events import emit
 from trim_graph.routing import RunView
 from trim_graph.routing.drafts import parse_draft, why_no_step
 from trim_graph.routing.router import MAX_ATTEMPTS, MAX_IDLE
-from trim_graph.runtime import CallNode, Invocation
+from trim_graph.runtime import CallNode, Invocation, emit
 from trim_graph.segmentation import Segmentation
 from trim_graph.state import Failure, Probe, StepRequest, TrimState
 

@@ -9,21 +9,20 @@ from typing import Any, Literal
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.runtime import get_runtime
-from langgraph.types import Command
+from langgraph.types import Command, Send
 
 from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.reservations import Reservations
 from trim_graph.calls.speculation import Speculation
 from trim_graph.conversation import compose
-from trim_graph.events import emit, push_text
 from trim_graph.policies.base import Policy
 from trim_graph.prompt_size import counts_itself, prompt_bound
 from trim_graph.routing import AcceptedText, Action, AskHuman, Generate, Router, RunView
 from trim_graph.run import begin_run
-from trim_graph.runtime import Node, invocation_of
+from trim_graph.runtime import Node, emit, invocation_of, push_text
 from trim_graph.segmentation import join_steps
 from trim_graph.settings import Settings
-from trim_graph.state import Step, TrimState, fresh_channels
+from trim_graph.state import Step, TrimInput, TrimState, fresh_channels
 
 Goto = Literal["generate_step", "ask_person", "finalize"]
 
@@ -105,6 +104,12 @@ def route_node(
         return leave(*await asyncio.to_thread(decide, given, config, view), config)
 
     return Node(run, arun, name="route")
+
+
+def begin_route(state: TrimInput) -> list[Send]:
+    """Returns the input of `route` for a new question, also on a thread with earlier ones."""
+    begin = {"begin": True, "messages": state.get("messages", []), "question": state.get("question")}
+    return [Send("route", begin)]
 
 
 _GOTO: dict[type[Action], Goto] = {Generate: "generate_step", AskHuman: "ask_person"}

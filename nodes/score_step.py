@@ -17,9 +17,8 @@ from trim_graph.budget.usage import Usage, attempts_of, charge_scorer
 from trim_graph.calls.model_call import failure, has_way_out, note_full
 from trim_graph.calls.speculation import Speculation, slot_of
 from trim_graph.errors import FailedAttempts, is_context_full
-from trim_graph.events import emit
 from trim_graph.routing import RunView
-from trim_graph.runtime import GRACE, CallNode, Invocation, call_with_timeout, tagged
+from trim_graph.runtime import GRACE, CallNode, Invocation, call_with_timeout, emit, tagged
 from trim_graph.state import Draft, Step, StepRequest, TrimState
 
 

@@ -9,7 +9,7 @@ from langchain_core.messages import convert_to_messages
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
 from .errors import InputError, SettingsError
-from .graph import with_recursion_limit
+from .run import with_recursion_limit
 
 Form = Literal["message", "conversation", "text", "answer"]
 _FORMS: tuple[Form, ...] = ("message", "conversation", "text", "answer")

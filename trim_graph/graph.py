@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any
 
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable
 from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.types import Checkpointer, Send
+from langgraph.types import Checkpointer
 from typing_extensions import Unpack
 
 from .adapters.base import AnyScorer, as_scorer
@@ -20,107 +18,23 @@ from .adapters.responses import CountTokens, TokenCounter, check_count_tokens
 from .adapters.token_confidence import TokenProbability
 from .budget import Budget, Prices, Quotas, Writer
 from .budget.ledger import Ledger
-from .calls.interrupted import clear_aborted
-from .calls.speculation import Speculation, SpeculationSlot
+from .calls.speculation import Speculation
 from .errors import SettingsError
 from .nodes import (
     after_generate_step,
     ask_person_node,
+    begin_route,
     finalize_node,
     generate_step_node,
     route_node,
     score_step_node,
 )
 from .policies import Observation, Policy, as_policy
-from .runtime import INVOCATION, Branch, Invocation
+from .run import TrimGraph
+from .runtime import Branch
 from .segmentation import DelimiterSteps
 from .settings import RunSettings, TrimContext, make_settings
 from .state import TrimInput, TrimOutput, TrimState
-
-DEFAULT_RECURSION_LIMIT = 10_000
-"""Recursion limit of a call that names none; ``max_steps`` ends a run long before."""
-
-
-class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput]):
-    """A `CompiledStateGraph` that gives each call an `Invocation` and a recursion limit."""
-
-    def stream(self, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
-        """Streams a run, as LangGraph documents; `invoke` and its like call this too."""
-        # Without a slot for speculation, even if an outer graph's invocation has one.
-        invocation, stored = Invocation(), False
-        try:
-            for part in super().stream(input, _of_invocation(config, invocation), **kwargs):
-                handed_over = time.monotonic()
-                yield part
-                invocation.stopwatch.leave_out(handed_over)
-            stored = True
-        finally:
-            _end(invocation, stored=stored)
-
-    async def astream(self, input: Any, config: Any = None, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        """Streams a run, as LangGraph documents; `ainvoke` and its like call this too."""
-        slot, stored = SpeculationSlot(), False
-        invocation = Invocation(slot)
-        parts: Any = super().astream(input, _of_invocation(config, invocation), **kwargs)
-        try:
-            async with contextlib.aclosing(parts):
-                async for part in parts:
-                    handed_over = time.monotonic()
-                    yield part
-                    invocation.stopwatch.leave_out(handed_over)
-            stored = True
-        finally:
-            _end(invocation, stored=stored)
-            await slot.close()
-
-    def batch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
-        """Runs several inputs in threads, at most ``max_concurrency`` of the config at once."""
-        return super().batch(inputs, self._limited(config), **kwargs)
-
-    async def abatch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
-        """Runs several inputs at once, at most ``max_concurrency`` of the config."""
-        return await super().abatch(inputs, self._limited(config), **kwargs)
-
-    def batch_as_completed(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> Any:
-        """Runs several inputs as `batch` does; yield each result with its index as soon as it is ready."""
-        return super().batch_as_completed(inputs, self._limited(config), **kwargs)
-
-    def abatch_as_completed(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> Any:
-        """Runs several inputs as `abatch` does; yield each result with its index as soon as it is ready."""
-        return super().abatch_as_completed(inputs, self._limited(config), **kwargs)
-
-    def astream_events(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
-        """Streams every event inside a run, as `langchain_core` documents."""
-        return super().astream_events(input, self._limited(config), **kwargs)
-
-    def _limited(self, config: Any) -> Any:
-        if isinstance(config, Sequence):
-            return [self._limited(one) for one in config]
-        return with_recursion_limit(
-            config, (self.config or {}).get("recursion_limit", DEFAULT_RECURSION_LIMIT)
-        )
-
-
-def _of_invocation(config: RunnableConfig | None, invocation: Invocation) -> RunnableConfig:
-    """Returns the config with the invocation, for `invocation_of`."""
-    given = config or {}
-    return {**given, "configurable": {**(given.get("configurable") or {}), INVOCATION: invocation}}
-
-
-def _end(invocation: Invocation, *, stored: bool) -> None:
-    """Marks an invocation as ended; LangGraph has stored all of one that ended without an error."""
-    invocation.running = False
-    if stored:
-        clear_aborted(invocation)
-
-
-def with_recursion_limit(
-    config: RunnableConfig | None, limit: int = DEFAULT_RECURSION_LIMIT
-) -> RunnableConfig:
-    """Returns the config with a recursion limit if it has none; LangChain's own default would be 25."""
-    given: RunnableConfig = {"recursion_limit": limit}
-    return {**given, **(config or {})}
-
 
 FROM_ROUTE = {"generate_step": "write a step", "ask_person": "ask a person", "finalize": "done"}
 """Nodes that `route` may go to, with the labels of the edges."""
@@ -226,7 +140,7 @@ def create_trim_graph(
     builder.add_node("ask_person", ask_person_node())
     builder.add_edge("ask_person", "route")
     builder.add_node("finalize", finalize_node(ledger, speculation))
-    builder.add_conditional_edges(START, Branch(_begin, name="begin"), ["route"])
+    builder.add_conditional_edges(START, Branch(begin_route, name="begin"), ["route"])
     if scorer is None:
         builder.add_edge("generate_step", "route")
     else:
@@ -254,9 +168,3 @@ def _check_probabilities(scorer: TokenProbability, **writers: Any) -> None:
             scorer.check_writer(writer, model)
         except ValueError as error:
             raise SettingsError(str(error)) from error
-
-
-def _begin(state: TrimInput) -> list[Send]:
-    """Returns the input of `route` for a new question, also on a thread with earlier ones."""
-    begin = {"begin": True, "messages": state.get("messages", []), "question": state.get("question")}
-    return [Send("route", begin)]

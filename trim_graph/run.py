@@ -1,28 +1,91 @@
-"""The beginning of a run: checks of its input and settings, and its first state."""
+"""A run from outside: the compiled graph that begins an invocation, checks of the input, the first state."""
 
 from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
+from langgraph.graph.state import CompiledStateGraph
 
 from .budget.ledger import Ledger
 from .budget.limits import Quotas, cost_limit
 from .budget.reservations import open_accounts
 from .budget.usage import zero_usage
+from .calls.interrupted import clear_aborted
+from .calls.speculation import SpeculationSlot
 from .conversation import question_of, require_answerable
 from .errors import InputError, SettingsError
 from .policies import Policy
 from .prompt_size import counts_itself, uncountable
 from .routing.router import RECURSION_FLOOR
 from .routing.view import policy_of
-from .runtime import CHECKPOINTER
-from .settings import Settings, check_prices, overridden, trim_context
-from .state import SCHEMA_VERSION, Run, TrimState
+from .runtime import CHECKPOINTER, INVOCATION, Invocation
+from .settings import Settings, TrimContext, check_prices, overridden, trim_context
+from .state import SCHEMA_VERSION, Run, TrimInput, TrimOutput, TrimState
+
+DEFAULT_RECURSION_LIMIT = 10_000
+"""Recursion limit of a call that names none; ``max_steps`` ends a run long before."""
+
+
+class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput]):
+    """A `CompiledStateGraph` that gives each call an `Invocation` and a recursion limit."""
+
+    def stream(self, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
+        """Streams a run, as LangGraph documents; `invoke` and its like call this too."""
+        # Without a slot for speculation, even if an outer graph's invocation has one.
+        invocation = Invocation(clear_aborted)
+        return invocation.stream(super().stream(input, _of_invocation(config, invocation), **kwargs))
+
+    def astream(self, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
+        """Streams a run, as LangGraph documents; `ainvoke` and its like call this too."""
+        invocation = Invocation(clear_aborted, SpeculationSlot())
+        parts: Any = super().astream(input, _of_invocation(config, invocation), **kwargs)
+        return invocation.astream(parts)
+
+    def batch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
+        """Runs several inputs in threads, at most ``max_concurrency`` of the config at once."""
+        return super().batch(inputs, self._limited(config), **kwargs)
+
+    async def abatch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
+        """Runs several inputs at once, at most ``max_concurrency`` of the config."""
+        return await super().abatch(inputs, self._limited(config), **kwargs)
+
+    def batch_as_completed(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> Any:
+        """Runs several inputs as `batch` does; yield each result with its index as soon as it is ready."""
+        return super().batch_as_completed(inputs, self._limited(config), **kwargs)
+
+    def abatch_as_completed(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> Any:
+        """Runs several inputs as `abatch` does; yield each result with its index as soon as it is ready."""
+        return super().abatch_as_completed(inputs, self._limited(config), **kwargs)
+
+    def astream_events(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        """Streams every event inside a run, as `langchain_core` documents."""
+        return super().astream_events(input, self._limited(config), **kwargs)
+
+    def _limited(self, config: Any) -> Any:
+        if isinstance(config, Sequence):
+            return [self._limited(one) for one in config]
+        return with_recursion_limit(
+            config, (self.config or {}).get("recursion_limit", DEFAULT_RECURSION_LIMIT)
+        )
+
+
+def _of_invocation(config: RunnableConfig | None, invocation: Invocation) -> RunnableConfig:
+    """Returns the config with the invocation, for `invocation_of`."""
+    given = config or {}
+    return {**given, "configurable": {**(given.get("configurable") or {}), INVOCATION: invocation}}
+
+
+def with_recursion_limit(
+    config: RunnableConfig | None, limit: int = DEFAULT_RECURSION_LIMIT
+) -> RunnableConfig:
+    """Returns the config with a recursion limit if it has none; LangChain's own default would be 25."""
+    given: RunnableConfig = {"recursion_limit": limit}
+    return {**given, **(config or {})}
 
 
 def _check_interrupts(settings: Settings, has_scorer: bool, configurable: dict[str, Any]) -> None:

@@ -1,15 +1,19 @@
-"""How nodes run: node and branch as LangGraph calls them, the invocation, its stopwatch, time limits."""
+"""How nodes run: as LangGraph calls them, in an invocation with stopwatch and streams, within time limits."""
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
+from langchain_core.messages import AIMessageChunk
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config
+from langgraph.config import get_stream_writer
+from langgraph.graph.message import push_message
 
 from .budget.usage import Usage
 from .state import SCHEMA_VERSION, TrimState, check_schema, diff_update
@@ -85,6 +89,22 @@ def tagged(config: RunnableConfig, *tags: str) -> RunnableConfig:
     return {**config, "tags": [*(config.get("tags") or ()), *tags]}
 
 
+def emit(event: str, **content: Any) -> None:
+    """Emits one step event to ``stream_mode="custom"``.
+
+    Args:
+        event: ``started``, ``probe``, ``draft``, ``decision``, ``accepted``, ``asked``, ``answered``,
+            ``retried``, ``failed``, ``note`` or ``finished``.
+        content: JSON-native values of the event.
+    """
+    get_stream_writer()({"type": "trim", "event": event, **content})
+
+
+def push_text(text: str, message_id: str) -> None:
+    """Emits accepted text to ``stream_mode="messages"`` as a chunk of the final message."""
+    push_message(AIMessageChunk(content=text, id=message_id), state_key=None)
+
+
 class Stopwatch:
     """Measures the time of an invocation between its calls: the event loop, checkpoints, the policy.
 
@@ -118,18 +138,59 @@ class Stopwatch:
 class Invocation:
     """One invocation of a graph.
 
+    Args:
+        when_stored: Called with the invocation once it has ended without an error: LangGraph has stored all
+            of it.
+        speculative: Its `trim_graph.calls.speculation.SpeculationSlot`; None in a synchronous invocation.
+
     Attributes:
         stopwatch: Measures the time between its calls.
         running: Whether the invocation has not ended.
         runs: Ids of the runs in which it made large calls.
-        speculative: Its `trim_graph.calls.speculation.SpeculationSlot`; None in a synchronous invocation.
     """
 
-    def __init__(self, speculative: Any = None) -> None:
+    def __init__(self, when_stored: Callable[[Invocation], None], speculative: Any = None) -> None:
         self.stopwatch = Stopwatch()
         self.running = True
         self.runs: set[str] = set()
         self.speculative = speculative
+        self._when_stored = when_stored
+
+    def stream(self, parts: Iterator[T]) -> Iterator[T]:
+        """Yields the parts of the invocation's stream, and ends the invocation.
+
+        Args:
+            parts: What LangGraph streams.
+        """
+        self.stopwatch.restart()
+        try:
+            for part in parts:
+                handed_over = time.monotonic()
+                yield part
+                self.stopwatch.leave_out(handed_over)
+        except BaseException:
+            self.running = False
+            raise
+        self.running = False
+        self._when_stored(self)
+
+    async def astream(self, parts: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """Does the same as `stream`, and closes the slot for speculation."""
+        self.stopwatch.restart()
+        try:
+            async with contextlib.aclosing(parts):
+                async for part in parts:
+                    handed_over = time.monotonic()
+                    yield part
+                    self.stopwatch.leave_out(handed_over)
+        except BaseException:
+            self.running = False
+            raise
+        else:
+            self.running = False
+            self._when_stored(self)
+        finally:
+            await self.speculative.close()
 
 
 def invocation_of(config: RunnableConfig) -> Invocation | None:

@@ -31,11 +31,11 @@ from trim_graph.budget.usage import Prices, Usage, zero_usage
 from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls, stored_calls
 from trim_graph.calls.model_call import error_text
 from trim_graph.errors import InputError, SettingsError
-from trim_graph.events import emit
 from trim_graph.nodes import score_step_node
 from trim_graph.policies import Observation, Policy, as_policy
 from trim_graph.prompt_size import turn_prompt_bound
 from trim_graph.run import begin_run
+from trim_graph.runtime import emit
 from trim_graph.settings import Settings, TurnSettings, make_settings, overridden
 from trim_graph.state import Run, TrimState, fresh_channels, reduce_state
 

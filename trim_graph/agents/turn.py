@@ -45,11 +45,11 @@ from trim_graph.calls.model_call import (
     with_reservation,
 )
 from trim_graph.errors import ChatModelContractError, InputError, SettingsError
-from trim_graph.events import emit
 from trim_graph.nodes import after_generate_step
 from trim_graph.policies import Policy
 from trim_graph.prompt_size import turn_prompt_bound
 from trim_graph.routing import AcceptedText, Action, Generate, Router, RouterOptions, RunView
+from trim_graph.runtime import emit
 from trim_graph.state import DecisionRecord, Draft, Step, StepRequest, reduce_state
 
 from .models import TurnModel, turn_models

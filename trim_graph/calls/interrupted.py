@@ -32,10 +32,9 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 
 from trim_graph.budget.usage import Usage, add_usage
-from trim_graph.events import emit
 from trim_graph.process import this_process
 from trim_graph.routing.view import settings_of
-from trim_graph.runtime import CHECKPOINTER, Invocation
+from trim_graph.runtime import CHECKPOINTER, Invocation, emit
 from trim_graph.state import TrimState
 
 CHANNELS = ("charged_call", "trim_charged_call")

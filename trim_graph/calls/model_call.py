@@ -34,10 +34,9 @@ from trim_graph.budget.usage import (
 )
 from trim_graph.conversation import compose
 from trim_graph.errors import ChatModelContractError, FailedAttempts, SettingsError, is_context_full
-from trim_graph.events import emit
 from trim_graph.routing.drafts import partial_text_counts, stop_arguments
 from trim_graph.routing.view import RunView
-from trim_graph.runtime import GRACE, Invocation, call_with_timeout, tagged
+from trim_graph.runtime import GRACE, Invocation, call_with_timeout, emit, tagged
 from trim_graph.segmentation import Segmentation, cut_text, join_steps
 from trim_graph.settings import Settings
 from trim_graph.state import Failure, Step, StepRequest
