@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
@@ -10,26 +9,23 @@ from typing import Any, Literal
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from trim_graph.adapters.responses import Reply, TokenCounter, read_entropy, read_reply, reports_usage
+from trim_graph.adapters.responses import Reply, TokenCounter, read_entropy
 from trim_graph.budget.ledger import Ledger
-from trim_graph.budget.usage import Usage, Writer, attempts_of_answer
+from trim_graph.budget.usage import Usage, Writer
 from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls, stored_calls
 from trim_graph.calls.model_call import (
     StepCall,
     WriterModel,
-    amake_call,
-    awith_reservation,
+    amake_step,
     deadline_passed,
-    make_call,
+    make_step,
     nobody_may_decide,
     notes_on,
     prepare_step,
     skip_call,
     usage_with_reply,
-    with_reservation,
 )
 from trim_graph.calls.speculation import Speculation
-from trim_graph.errors import ModelServerError
 from trim_graph.routing import RunView
 from trim_graph.routing.drafts import parse_draft, why_no_step
 from trim_graph.routing.router import MAX_ATTEMPTS, MAX_IDLE
@@ -71,7 +67,7 @@ def generate_step_node(
             if charge:
                 return _charged_first(state, charge)
         call = prepare(state, config, invocation)
-        return skip_call(call) if deadline_passed(call) else with_reservation(call, ledger, _ask)
+        return skip_call(call) if deadline_passed(call) else make_step(call, ledger, _apply_reply)
 
     async def arun(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> dict[str, Any]:
         if state.get("in_flight") is not None:
@@ -82,8 +78,8 @@ def generate_step_node(
         if deadline_passed(call):
             return skip_call(call)
         if call.writer == "small" and speculation is not None and call.settings.lookahead:
-            return await speculation.on_generate(call, partial(_aask, call))
-        return await awith_reservation(call, ledger, _aask)
+            return await speculation.on_generate(call, partial(amake_step, call, ledger, _apply_reply))
+        return await amake_step(call, ledger, _apply_reply)
 
     return CallNode(run, arun, name="generate_step")
 
@@ -105,33 +101,6 @@ def _charged_first(state: TrimState, charge: dict[str, Any]) -> dict[str, Any]:
         "request": StepRequest(**{**request, "interrupted": True}),
         "draft": None,
     }
-
-
-def _ask(call: StepCall) -> dict[str, Any]:
-    ask = partial(call.model.invoke, call.messages, call.config, **call.arguments)
-    return make_call(call, ask, partial(_read, call), partial(_apply_reply, call))
-
-
-async def _aask(call: StepCall, started: asyncio.Task[Any] | None = None) -> dict[str, Any]:
-    answering = started or call.model.ainvoke(call.messages, call.config, **call.arguments)
-    return await amake_call(call, answering, partial(_aread, call), partial(_apply_reply, call))
-
-
-def _read(call: StepCall, message: Any) -> Reply:
-    """Reads an answer; one that is an error by itself, such as a filtered one, is charged by its usage."""
-    try:
-        return read_reply(message, call.arguments.get("stop", ()), call.writer, call.estimate)
-    except ModelServerError as error:
-        if error.attempts is None:
-            error.attempts = attempts_of_answer(message)
-        raise
-
-
-async def _aread(call: StepCall, message: Any) -> Reply:
-    """Does the same as `_read`, in a thread if tokens must be counted: a tokenizer may have to be loaded."""
-    if call.estimate is None or not isinstance(message, AIMessage) or reports_usage(message):
-        return _read(call, message)
-    return await asyncio.to_thread(_read, call, message)
 
 
 def _apply_reply(call: StepCall, message: Any, reply: Reply, seconds: float) -> dict[str, Any]:

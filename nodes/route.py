@@ -18,6 +18,7 @@ from trim_graph.conversation import compose
 from trim_graph.policies.base import Policy
 from trim_graph.prompt_size import counts_itself, prompt_bound
 from trim_graph.routing import AcceptedText, Action, AskHuman, Generate, Router, RunView
+from trim_graph.routing.view import settings_of
 from trim_graph.run import begin_run
 from trim_graph.runtime import Node, emit, invocation_of, push_text
 from trim_graph.segmentation import join_steps
@@ -62,18 +63,19 @@ def route_node(
         emit("started", run=state["run"]["id"])
         return state
 
-    def blocks(view: RunView | None) -> bool:
+    def blocks(given: TrimState) -> bool:
         # Prompts that have a price are counted, which may load a model or query a server; a ledger blocks.
-        price = (settings if view is None else view.settings).prices.large
-        return ledger is not None or (counts and bool(price.input or price.output))
+        if ledger is None and not counts:
+            return False
+        price = (settings if given.get("begin") else settings_of(given["run"])).prices.large
+        return ledger is not None or bool(price.input or price.output)
 
     def view_of(state: TrimState) -> RunView:
         return RunView(state, policy, settings.segmentation)
 
-    def decide(given: TrimState, config: RunnableConfig, view: RunView | None) -> tuple[RunView, Action]:
-        begins = view is None
-        if view is None:
-            view = view_of(begin(given, config))
+    def decide(given: TrimState, config: RunnableConfig) -> tuple[RunView, Action]:
+        begins = bool(given.get("begin"))
+        view = view_of(begin(given, config) if begins else given)
         if view.accounts:
             view.accounts_left = Reservations(view.accounts, ledger).left()
         view.count_prompt = partial(_count_prompt, view, large)
@@ -83,25 +85,23 @@ def route_node(
             # No text went before: a run that ends at once has its message streamed whole.
             events = [event for event in action.events if event != AcceptedText("")]
             action = type(action)(reset | action.update, events)
-        _report(action, view.run["message_id"])
         return view, action
 
     def leave(view: RunView, action: Action, config: RunnableConfig) -> Command[Goto]:
         update = action.update
         if speculation is not None and view.settings.lookahead:
             update = speculation.after_route(view, action, invocation_of(config))
+        _report(action, view.run["message_id"])
         return Command(update=update, goto=_GOTO.get(type(action), "finalize"))
 
     def run(given: TrimState, config: RunnableConfig) -> Command[Goto]:
-        view = None if given.get("begin") else view_of(given)
-        return leave(*decide(given, config, view), config)
+        return leave(*decide(given, config), config)
 
     async def arun(given: TrimState, config: RunnableConfig) -> Command[Goto]:
-        view = None if given.get("begin") else view_of(given)
-        if not blocks(view):
-            return leave(*decide(given, config, view), config)
+        if not blocks(given):
+            return leave(*decide(given, config), config)
         # A speculative call belongs to the event loop, so only the decision is made in a thread.
-        return leave(*await asyncio.to_thread(decide, given, config, view), config)
+        return leave(*await asyncio.to_thread(decide, given, config), config)
 
     return Node(run, arun, name="route")
 

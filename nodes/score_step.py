@@ -36,20 +36,22 @@ def score_step_node(
 
     def run(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> dict[str, Any]:
         begun, view = time.monotonic(), RunView(state)
+        left = view.seconds_left
         if speculation is not None and view.settings.lookahead:
             speculation.before_score(state, config, invocation)
         try:
+            steps = _scorable(view)
             with _quiet(config) as context:
                 # A scorer that hangs stays in its context: one of its own, then.
-                ask = partial(context.copy().run, scorer.score, view.run["question"], _scorable(view))
-                answer = call_with_timeout(view.left.seconds, ask)
+                ask = partial(context.copy().run, scorer.score, view.run["question"], steps)
+                answer = call_with_timeout(left, ask)
             return _apply_reply(state, answer, time.monotonic() - begun)
         except Exception as error:
             return _handle_error(view, error, time.monotonic() - begun, solution=solution)
 
     async def arun(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> dict[str, Any]:
         begun, view = time.monotonic(), RunView(state)
-        left = view.left.seconds
+        left = view.seconds_left
         try:
             if speculation is not None and view.settings.lookahead:
                 speculation.before_score(state, config, invocation)
@@ -76,7 +78,7 @@ def _handle_error(view: RunView, error: Exception, seconds: float, *, solution: 
     Raises:
         Exception: The error itself, if the settings declare no way out.
     """
-    state, left = view.state, view.left.seconds
+    state, left = view.state, view.seconds_left
     if isinstance(error, TimeoutError) and left is not None and seconds >= left:
         return _unrated(state, seconds)
     full = is_context_full(error)

@@ -5,9 +5,19 @@ from __future__ import annotations
 import os
 import uuid
 
-_LOADED = uuid.uuid4().hex
+
+def _new_name() -> str:
+    return f"{os.getpid()}-{uuid.uuid4().hex}"
 
 
-def this_process() -> str:
-    """Returns a name that no other process has, not even a forked child."""
-    return f"{os.getpid()}-{_LOADED}"
+NAME = _new_name()
+"""A name that no other process has, not even a forked child."""
+
+
+def _rename() -> None:
+    global NAME
+    NAME = _new_name()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_rename)

@@ -218,10 +218,6 @@ class Segmentation(BaseModel):
         """Whether `boundary` finds the end of a step while the text is written."""
         return False
 
-    def cap(self, max_step_tokens: int) -> int:
-        """Returns the most tokens of a step."""
-        return max_step_tokens
-
     def continuing(self, cut: str) -> Segmentation:
         """Returns the segmentation for text that continues a step that its token limit cut.
 
@@ -388,10 +384,6 @@ class TokenSteps(Segmentation):
 
     type: Literal["tokens"] = "tokens"
     tokens: int = Field(ge=1)
-
-    def cap(self, max_step_tokens: int) -> int:
-        """Returns the smaller of both limits."""
-        return min(self.tokens, max_step_tokens)
 
 
 class FunctionSteps(Segmentation):
@@ -572,3 +564,47 @@ class Thinking(BaseModel):
 
     def _closed(self, step: Mapping[str, Any]) -> bool:
         return self.close in step["text"] or self.close in step.get("separator", "")
+
+
+def partial_text_counts(previous: Mapping[str, Any] | None, partial_text: str) -> bool:
+    """Returns whether text of earlier attempts belongs to this step.
+
+    Blank lines after a blank separator do not.
+
+    Args:
+        previous: The step accepted last.
+        partial_text: Text of earlier attempts, which was no step by itself.
+    """
+    if partial_text.strip():
+        return True
+    return previous is not None and (not separator_of(previous) or bool(separator_of(previous).strip()))
+
+
+def stop_arguments(
+    segmentation: Segmentation,
+    thinking: Thinking | None,
+    previous: Mapping[str, Any] | None,
+    *,
+    partial_text: str,
+    takes_stop_when: bool,
+) -> dict[str, Any]:
+    """Returns the call settings that end an answer at the end of a step: ``stop`` and ``stop_when``.
+
+    Args:
+        segmentation: Finds the end of a step.
+        thinking: How reasoning is marked; its end ends a step too.
+        previous: The step accepted last.
+        partial_text: Text of this step from earlier attempts.
+        takes_stop_when: Whether the model takes ``stop_when``; the answer of another is cut afterwards.
+    """
+    stops = list(segmentation.stops)
+    if thinking is not None and thinking.may_close(previous, partial_text):
+        stops.append(thinking.close)
+    arguments: dict[str, Any] = {"stop": stops} if stops else {}
+    if segmentation.watches and takes_stop_when:
+
+        def stop_when(text: str) -> bool:
+            return segmentation.boundary(partial_text + text, ended=False) is not None
+
+        arguments["stop_when"] = stop_when
+    return arguments

@@ -335,8 +335,7 @@ def crash(monkeypatch):
         thread = {"configurable": {"thread_id": "1"}}
         with pytest.raises(Crash):
             rig.ask(config=thread, durability="sync")
-        for module in ("routing.router", "calls.interrupted"):
-            monkeypatch.setattr(f"trim_graph.{module}.this_process", lambda: "another")
+        monkeypatch.setattr("trim_graph.process.NAME", "another")
         return rig, rig.agent.invoke(go_on, thread, durability="sync")
 
     return run

@@ -9,14 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trim_graph.adapters.responses import Reply
-from trim_graph.routing.drafts import (
-    parse_draft,
+from trim_graph.routing.drafts import parse_draft, rejected_draft, split_into_steps
+from trim_graph.routing.router import as_step
+from trim_graph.segmentation import (
+    DelimiterSteps,
+    Thinking,
+    delimiter,
+    join_steps,
     partial_text_counts,
-    rejected_draft,
-    split_into_steps,
+    pattern,
     stop_arguments,
 )
-from trim_graph.segmentation import DelimiterSteps, Thinking, delimiter, join_steps, pattern
 from trim_graph.settings import Settings
 from trim_graph.state import Draft
 
@@ -70,7 +73,7 @@ def whole(text: str, end: str = "eos", **more: Any) -> Draft:
 
 
 def split(draft: Draft, way: Any = PARAGRAPHS, thinking: Any = None) -> list[Any]:
-    return list(split_into_steps(draft, way, delimiter="\n\n", thinking=thinking))
+    return list(split_into_steps(as_step(draft), way, delimiter="\n\n", thinking=thinking))
 
 
 # From an answer to a draft

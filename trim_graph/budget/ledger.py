@@ -28,8 +28,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import NamedTuple, Protocol
 
+from trim_graph import process
 from trim_graph.errors import SettingsError
-from trim_graph.process import this_process
 from trim_graph.storage.checkpoint import LEDGERS, existing_place
 from trim_graph.storage.sqlite_file import BUSY_S, errors_named, open_file
 
@@ -65,7 +65,7 @@ class Reservation(NamedTuple):
 
 def this_owner() -> str:
     """Returns the name of this process as the owner of reservations."""
-    return f"{socket.gethostname()}/{this_process()}"
+    return f"{socket.gethostname()}/{process.NAME}"
 
 
 DecideAmount = Callable[[LargeUsage], LargeUsage | None]

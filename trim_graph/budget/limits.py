@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -165,13 +165,11 @@ def grant(
     return granted, None
 
 
-def tightest(own: RemainingBudget, others: Sequence[RemainingBudget]) -> RemainingBudget:
-    """Returns the smallest remainder of each limit, over a run's own budget and others."""
-    if not others:
-        return own
+def tightest(own: RemainingBudget, accounts: Mapping[str, RemainingBudget]) -> RemainingBudget:
+    """Returns the smallest remainder of each limit, over a run's own budget and its accounts."""
 
     def least(name: str) -> Any:
-        known = [left for one in (own, *others) if (left := getattr(one, name)) is not None]
+        known = [left for one in (own, *accounts.values()) if (left := getattr(one, name)) is not None]
         return min(known, default=None)
 
     return RemainingBudget(**{name: least(name) for name in RemainingBudget.__slots__})

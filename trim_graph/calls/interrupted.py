@@ -31,8 +31,8 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 
+from trim_graph import process
 from trim_graph.budget.usage import Usage, add_usage
-from trim_graph.process import this_process
 from trim_graph.routing.view import settings_of
 from trim_graph.runtime import CHECKPOINTER, Invocation, emit
 from trim_graph.state import TrimState
@@ -77,7 +77,7 @@ class _Calls:
 
     def add(self, run: str, call: LargeCall) -> None:
         with self._lock:
-            key = this_process(), run
+            key = process.NAME, run
             self._runs.setdefault(key, {})[call.id] = call
             self._runs.move_to_end(key)
             self._count += 1
@@ -88,12 +88,12 @@ class _Calls:
 
     def of(self, run: str) -> list[LargeCall]:
         with self._lock:
-            return list(self._runs.get((this_process(), run), {}).values())
+            return list(self._runs.get((process.NAME, run), {}).values())
 
     def merge(self, run: str, lost: Collection[LargeCall], into: LargeCall) -> None:
         """Replaces several calls by one: a state is about to be charged for them together."""
         with self._lock:
-            known = self._runs.setdefault((this_process(), run), {})
+            known = self._runs.setdefault((process.NAME, run), {})
             for one in lost:
                 known.pop(one.id, None)
             known[into.id] = into
@@ -104,11 +104,11 @@ class _Calls:
     def forget(self, invocation: Invocation) -> None:
         with self._lock:
             for run in invocation.runs:
-                known = self._runs.pop((this_process(), run), {})
+                known = self._runs.pop((process.NAME, run), {})
                 kept = {name: call for name, call in known.items() if call.invocation is not invocation}
                 self._count -= len(known) - len(kept)
                 if kept:
-                    self._runs[this_process(), run] = kept
+                    self._runs[process.NAME, run] = kept
 
 
 _aborted_calls = _Calls()
@@ -196,7 +196,7 @@ def charge_interrupted_calls(
                 charge_note(how, call.used["large"]["output_tokens"] + call.used["unaccounted_tokens"])
             )
     in_flight = state.get("in_flight")
-    if in_flight is not None and in_flight["process"] != this_process():
+    if in_flight is not None and in_flight["process"] != process.NAME:
         tokens, prices = in_flight["max_tokens"], settings_of(state["run"]).prices
         usage: Usage = update.get("usage", state["usage"])
         charged = Usage(**{**usage, "large": {**usage["large"], "calls": usage["large"]["calls"] + 1}})

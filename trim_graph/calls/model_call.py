@@ -10,14 +10,15 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, Self, TypeVar
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
 from trim_graph.adapters.capabilities import LOGPROBS, capable, refused_setting, remedy
-from trim_graph.adapters.responses import Estimate, Reply, TokenCounter
+from trim_graph.adapters.responses import Estimate, Reply, TokenCounter, read_reply, reports_usage
 from trim_graph.adapters.token_confidence import TOP_LOGPROBS
 from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.limits import grant
@@ -26,6 +27,7 @@ from trim_graph.budget.usage import (
     Usage,
     Writer,
     attempts_of,
+    attempts_of_answer,
     charge_attempts,
     charge_failed_call,
     charge_lost,
@@ -33,15 +35,20 @@ from trim_graph.budget.usage import (
     usage_delta,
 )
 from trim_graph.conversation import compose
-from trim_graph.errors import ChatModelContractError, FailedAttempts, SettingsError, is_context_full
-from trim_graph.routing.drafts import partial_text_counts, stop_arguments
+from trim_graph.errors import (
+    ChatModelContractError,
+    FailedAttempts,
+    ModelServerError,
+    SettingsError,
+    is_context_full,
+)
 from trim_graph.routing.view import RunView
 from trim_graph.runtime import GRACE, Invocation, call_with_timeout, emit, tagged
-from trim_graph.segmentation import Segmentation, cut_text, join_steps
+from trim_graph.segmentation import Segmentation, cut_text, join_steps, partial_text_counts, stop_arguments
 from trim_graph.settings import Settings
 from trim_graph.state import Failure, Step, StepRequest
 
-from .interrupted import CheckpointKey, LargeCall, charge_note, checkpoint_key_of, remember
+from .interrupted import LargeCall, charge_note, checkpoint_key_of, remember
 
 SHOWN = 300
 """Characters of an error that the state keeps."""
@@ -99,7 +106,8 @@ class Call:
         view: View of the run before the call.
         request: The step that `route` requests.
         id: Name of this execution of the call.
-        checkpoint_key: Where the run's checkpoints are.
+        config: Config of the node, for a step with the tags of the call.
+        limit: Seconds that the call may take; None without a limit.
         invocation: The invocation that makes the call; None in an agent.
         solution: Whether the steps form a solution, which ends if it fills the context. An agent's error is
             raised instead, so that another middleware may shorten the conversation.
@@ -108,13 +116,13 @@ class Call:
         settings: Settings of the run.
         usage: Usage of the run before the call.
         notes: Notes of the run before the call.
-        limit: Seconds that the call may take.
     """
 
     view: RunView
     request: StepRequest
     id: str
-    checkpoint_key: CheckpointKey
+    config: RunnableConfig
+    limit: float | None
     invocation: Invocation | None
     solution: bool = True
     retry: RetryGrant | None = None
@@ -123,16 +131,14 @@ class Call:
     settings: Settings = field(init=False)
     usage: Usage = field(init=False)
     notes: list[str] = field(init=False)
-    limit: float | None = field(init=False)
 
     def __post_init__(self) -> None:
-        view, seconds = self.view, self.view.left.seconds
+        view = self.view
         for name, value in (
             ("writer", self.request["writer"]),
             ("settings", view.settings),
             ("usage", view.usage),
             ("notes", view.state["notes"]),
-            ("limit", None if seconds is None else max(seconds, 0.01)),
         ):
             object.__setattr__(self, name, value)
 
@@ -162,7 +168,6 @@ class StepCall(Call):
     Attributes:
         model: The writer.
         messages: The prompt.
-        config: The call's config.
         arguments: Call settings of the model, such as ``max_tokens`` and ``stop``.
         segmentation: Finds the end of the step.
         previous: The step accepted last.
@@ -174,7 +179,6 @@ class StepCall(Call):
 
     model: Runnable[Any, Any]
     messages: list[BaseMessage]
-    config: RunnableConfig
     arguments: dict[str, Any]
     segmentation: Segmentation
     previous: Step | None
@@ -191,6 +195,21 @@ class StepCall(Call):
             return call
         retry = RetryGrant(call, reserved=True)
         return replace(call, retry=retry, arguments={**call.arguments, "retry_tokens": retry})
+
+    def read(self, message: Any) -> Reply:
+        """Reads an answer; one that is an error by itself, such as a filtered one, is charged."""
+        try:
+            return read_reply(message, self.arguments.get("stop", ()), self.writer, self.estimate)
+        except ModelServerError as error:
+            if error.attempts is None:
+                error.attempts = attempts_of_answer(message)
+            raise
+
+    async def aread(self, message: Any) -> Reply:
+        """Does the same as `read`, in a thread if tokens are counted: a tokenizer may have to be loaded."""
+        if self.estimate is None or not isinstance(message, AIMessage) or reports_usage(message):
+            return self.read(message)
+        return await asyncio.to_thread(self.read, message)
 
 
 class RetryGrant:
@@ -245,7 +264,8 @@ def begin_turn(view: RunView, config: RunnableConfig) -> Call:
         view=view,
         request=view.request,
         id=uuid.uuid4().hex,
-        checkpoint_key=checkpoint_key_of(config),
+        config=config,
+        limit=_limit(view),
         invocation=None,
         solution=False,
     )
@@ -273,11 +293,12 @@ def prepare_step(
         counters: Token counters for writers that do not report their tokens.
     """
     settings, writer = view.settings, request["writer"]
-    prefix = join_steps(steps, settings.delimiter) + request["partial_text"]
-    model = models[writer]
-    segmentation = view.segmentation.continuing(cut_text(steps))
-    previous = steps[-1] if steps else None
-    partial_text = request["partial_text"] if partial_text_counts(previous, request["partial_text"]) else ""
+    model, previous = models[writer], steps[-1] if steps else None
+    limit, segmentation = _limit(view), view.segmentation.continuing(cut_text(steps))
+    partial_text = request["partial_text"]
+    prefix = join_steps(steps, settings.delimiter) + partial_text
+    if partial_text and not partial_text_counts(previous, partial_text):
+        partial_text = ""
     arguments: dict[str, Any] = {"max_tokens": request["max_tokens"]}
     if "probe" in request:
         arguments |= model.entropy_arguments()
@@ -297,11 +318,11 @@ def prepare_step(
         view=view,
         request=request,
         id=uuid.uuid4().hex,
-        checkpoint_key=checkpoint_key_of(config),
+        config=tagged(config, "nostream", tag, f"trim:{writer}"),
+        limit=limit,
         invocation=invocation,
         model=model.runnable,
         messages=messages,
-        config=tagged(config, "nostream", tag, f"trim:{writer}"),
         arguments=arguments,
         segmentation=segmentation,
         previous=previous,
@@ -310,14 +331,19 @@ def prepare_step(
         key=_key(prefix, arguments),
         estimate=None,
     )
-    if call.limit is not None:
-        arguments["timeout"] = call.limit
+    if limit is not None:
+        arguments["timeout"] = limit
     if (estimate := estimate_of(call, (counters or {}).get(writer), messages)) is not None:
         call = replace(call, estimate=estimate)
     if writer == "large" and model.takes_retry_tokens:
         retry = arguments["retry_tokens"] = RetryGrant(call)
         call = replace(call, retry=retry)
     return call
+
+
+def _limit(view: RunView) -> float | None:
+    seconds = view.seconds_left
+    return None if seconds is None else max(seconds, 0.01)
 
 
 def _key(prefix: str, arguments: dict[str, Any]) -> str:
@@ -457,6 +483,46 @@ async def amake_call(
         return charged(call, apply_reply(answer, reply, time.monotonic() - begun))
 
 
+def make_step(
+    call: StepCall, ledger: Ledger | None, apply_reply: Callable[[StepCall, Any, Reply, float], Update]
+) -> Update:
+    """Makes a call for a step within its reservation.
+
+    Args:
+        call: The prepared call.
+        ledger: The graph's ledger.
+        apply_reply: Returns the update of the state from call, answer, reply and seconds.
+    """
+
+    def ask(granted: StepCall) -> Update:
+        answer = partial(granted.model.invoke, granted.messages, granted.config, **granted.arguments)
+        return make_call(granted, answer, granted.read, partial(apply_reply, granted))
+
+    return with_reservation(call, ledger, ask)
+
+
+async def amake_step(
+    call: StepCall,
+    ledger: Ledger | None,
+    apply_reply: Callable[[StepCall, Any, Reply, float], Update],
+    started: asyncio.Task[Any] | None = None,
+) -> Update:
+    """Does the same as `make_step`, without blocking the event loop.
+
+    Args:
+        call: The prepared call.
+        ledger: The graph's ledger.
+        apply_reply: Returns the update of the state from call, answer, reply and seconds.
+        started: The speculative call, if it is the same one.
+    """
+
+    def ask(granted: StepCall) -> Awaitable[Update]:
+        answer = started or granted.model.ainvoke(granted.messages, granted.config, **granted.arguments)
+        return amake_call(granted, answer, granted.aread, partial(apply_reply, granted))
+
+    return await awith_reservation(call, ledger, ask)
+
+
 @contextmanager
 def record_on_abort(call: Call) -> Iterator[None]:
     """Records the possible usage of a large call if an error leaves the node: the run may resume later."""
@@ -496,9 +562,13 @@ def charged(call: Call, update: Update) -> Update:
 
 
 def _remember(call: Call, usage: Usage, *, raised: bool) -> None:
-    used = usage_delta(call.usage, usage)
     made = LargeCall(
-        call.id, call.view.state.get("charged_call"), used, call.checkpoint_key, raised, call.invocation
+        call.id,
+        parent=call.view.state.get("charged_call"),
+        used=usage_delta(call.usage, usage),
+        checkpoint_key=checkpoint_key_of(call.config),
+        raised=raised,
+        invocation=call.invocation,
     )
     remember(call.view.run["id"], made)
 
@@ -550,7 +620,8 @@ def _later(call: Call, seconds: float) -> Usage:
 
 def deadline_passed(call: Call) -> bool:
     """Returns whether no time is left for a large call, which would be cut off and charged in full."""
-    return call.writer == "large" and call.view.out_of_time
+    left = call.view.seconds_left
+    return call.writer == "large" and left is not None and left <= 0
 
 
 def skip_call(call: Call) -> Update:

@@ -1,59 +1,15 @@
-"""Text to steps: where a call stops, the draft in its answer, and the steps that a draft becomes."""
+"""Text to steps: the draft in an answer, and the steps of a text that was written to its end in one call."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from trim_graph.adapters.base import StepEnd
 from trim_graph.adapters.responses import Reply
-from trim_graph.segmentation import Part, Segmentation, Thinking, is_step, separator_of, share_out
+from trim_graph.segmentation import Part, Segmentation, Thinking, is_step, share_out
 from trim_graph.settings import Settings
 from trim_graph.state import DecisionRecord, Draft, Step
-
-
-def partial_text_counts(previous: Step | None, partial_text: str) -> bool:
-    """Returns whether text of earlier attempts belongs to this step.
-
-    Blank lines after a blank separator do not.
-
-    Args:
-        previous: The step accepted last.
-        partial_text: Text of earlier attempts, which was no step by itself.
-    """
-    if partial_text.strip():
-        return True
-    return previous is not None and (not separator_of(previous) or bool(separator_of(previous).strip()))
-
-
-def stop_arguments(
-    segmentation: Segmentation,
-    thinking: Thinking | None,
-    previous: Step | None,
-    *,
-    partial_text: str,
-    takes_stop_when: bool,
-) -> dict[str, Any]:
-    """Returns the call settings that end an answer at the end of a step: ``stop`` and ``stop_when``.
-
-    Args:
-        segmentation: Finds the end of a step.
-        thinking: How reasoning is marked; its end ends a step too.
-        previous: The step accepted last.
-        partial_text: Text of this step from earlier attempts.
-        takes_stop_when: Whether the model takes ``stop_when``; the answer of another is cut afterwards.
-    """
-    stops = list(segmentation.stops)
-    if thinking is not None and thinking.may_close(previous, partial_text):
-        stops.append(thinking.close)
-    arguments: dict[str, Any] = {"stop": stops} if stops else {}
-    if segmentation.watches and takes_stop_when:
-
-        def stop_when(text: str) -> bool:
-            return segmentation.boundary(partial_text + text, ended=False) is not None
-
-        arguments["stop_when"] = stop_when
-    return arguments
 
 
 def _ends_a_cut_step(text: str, end: StepEnd, previous: Step | None) -> bool:
@@ -105,8 +61,8 @@ def parse_draft(
         mean_token_probability=reply.mean_token_probability,
         end=end,
     )
-    if end == "delimiter":
-        step = end_step(step, separator, settings.delimiter)
+    if end == "delimiter" and separator != settings.delimiter:
+        step["separator"] = separator
     if thinking is not None:
         part = thinking.part_of(previous, text, opened=reply.starts_in_reasoning)
         if part is not None:
@@ -137,23 +93,8 @@ def why_no_step(reply: Reply, partial_text: str, *, timed_out: bool) -> str:
     return "its answer was empty" if reply.end == "eos" else "its answer had nothing new in it"
 
 
-def as_step(draft: Draft) -> Step:
-    """Returns the draft without its score, which has a channel of its own."""
-    kept = {**draft}
-    del kept["score"]
-    return cast(Step, kept)
-
-
-def end_step(step: Step, separator: str, delimiter: str) -> Step:
-    """Returns the step as ended by a separator, stored only if it is not the delimiter."""
-    ended = Step(**{**step, "end": "delimiter"})
-    if separator != delimiter:
-        ended["separator"] = separator
-    return ended
-
-
 def split_into_steps(
-    draft: Draft,
+    whole: Step,
     segmentation: Segmentation,
     *,
     delimiter: str,
@@ -162,24 +103,25 @@ def split_into_steps(
     """Returns the steps of a text that was written to its end in one call.
 
     Args:
-        draft: The text as one draft.
+        whole: The text as one step.
         segmentation: Finds the end of a step.
         delimiter: Delimiter of the settings.
         thinking: How reasoning is marked, which decides the part of each step.
     """
-    texts = segmentation.split(draft["text"]) or [(draft["text"], "")]
-    parts: list[Part | None] = [draft.get("part"), *[None] * (len(texts) - 1)]
+    texts = segmentation.split(whole["text"]) or [(whole["text"], "")]
+    parts: list[Part | None] = [whole.get("part"), *[None] * (len(texts) - 1)]
     if thinking is not None:
-        texts, parts = _split_at_reasoning(texts, thinking, draft.get("part"))
-    tokens = share_out(draft["tokens"], [text for text, _ in texts])
-    whole = as_step(draft)
+        texts, parts = _split_at_reasoning(texts, thinking, whole.get("part"))
+    tokens = share_out(whole["tokens"], [text for text, _ in texts])
     found: list[Step] = []
     for (text, separator), part, share in zip(texts, parts, tokens, strict=True):
         step = Step(**{**whole, "text": text, "tokens": share})
         last = len(found) == len(texts) - 1
         # A text cut by its token limit right after a separator: the next text begins a new step.
-        if not last or (separator and draft["end"] == "length"):
-            step = end_step(step, separator, delimiter)
+        if not last or (separator and whole["end"] == "length"):
+            step["end"] = "delimiter"
+            if separator != delimiter:
+                step["separator"] = separator
         if part is not None:
             step["part"] = part
         found.append(step)

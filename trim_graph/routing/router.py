@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from trim_graph import process
 from trim_graph.budget.limits import cost_limit, grant, tightest
 from trim_graph.conversation import extract_answer
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, Choice, Observation, Policy, checked
-from trim_graph.process import this_process
 from trim_graph.prompt_size import UnboundedPrompt
 from trim_graph.segmentation import DelimiterSteps, cut_text, separator_of
 from trim_graph.settings import Settings
@@ -34,7 +34,7 @@ from trim_graph.state import (
     diff_update,
 )
 
-from .drafts import as_step, rejected_draft, split_into_steps
+from .drafts import rejected_draft, split_into_steps
 from .view import RunView
 
 SCORED_ROUND = 6
@@ -229,7 +229,9 @@ class _Decision:
         self.state, self.settings = view.state, view.settings
         self.policy = _HandedOver() if self.state.get("handed_over") else view.policy
         self.steps: list[Step] = list(view.steps)
-        self.scores = list(view.scores)
+        self.scores, self.step_tokens = list(view.scores), view.step_tokens
+        self.left = view.left
+        self.out_of_time = self.left.seconds is not None and self.left.seconds <= 0
         self.memory = self.state.get("memory")
         self.notes: list[str] = list(self.state.get("notes", []))
         self._prompts: dict[tuple[int, str], tuple[int, bool]] = {}
@@ -243,7 +245,7 @@ class _Decision:
                 return acted
         if (failed := self.state.get("failed")) is not None:
             assert request is not None
-            if self.view.out_of_time:
+            if self.out_of_time:
                 return self.finish("deadline")
             return self._fall_back(failed, draft, request)
         if draft is not None:
@@ -252,7 +254,7 @@ class _Decision:
         if self.state.get("stopped"):
             return self.finish(self.state["stopped"])
         if request is not None and (request["attempt"] > 0 or "interrupted" in request):
-            return self.finish("deadline") if self.view.out_of_time else self.write(request)
+            return self.finish("deadline") if self.out_of_time else self.write(request)
         return self._next_writer(request)
 
     # Who writes the next step?
@@ -260,7 +262,7 @@ class _Decision:
     def _next_writer(self, probed: StepRequest | None = None) -> Action:
         if len(self.steps) >= self.settings.max_steps:
             return self.finish("max_steps")
-        if self.view.out_of_time:
+        if self.out_of_time:
             return self.finish("deadline")
         if self.foreseen:
             return self.write(self.small_request(needs_decision=True))
@@ -276,7 +278,7 @@ class _Decision:
             if self.asks(exhausted):  # before the choice is remembered: it is asked for again
                 return self._ask("budget", exhausted, draft=None, request=probed)
         elif self.policy.decides and self.view.budget.on_exhausted != "ask":
-            exhausted = self.grant(self.view.step_tokens)[1]
+            exhausted = self.grant(self.step_tokens)[1]
         self._remember(choice.memory)
         if request is not None:
             return self.write(request)
@@ -294,7 +296,7 @@ class _Decision:
                 f"policy {self.policy!r} wants a probe, one token of the small model, which tells nothing of "
                 "a turn with tool calls; choose a policy that decides on drafts, such as threshold(0.5)"
             )
-        exhausted = self.grant(self.view.step_tokens)[1]
+        exhausted = self.grant(self.step_tokens)[1]
         if exhausted and not self.asks(exhausted):
             self.note_exhausted(exhausted)
             return (
@@ -352,7 +354,9 @@ class _Decision:
         if request["until_eos"]:
             way = self.view.segmentation.continuing(cut_text(self.steps))
             thinking = self.settings.thinking
-            accepted = split_into_steps(draft, way, delimiter=self.settings.delimiter, thinking=thinking)
+            accepted = split_into_steps(
+                accepted[0], way, delimiter=self.settings.delimiter, thinking=thinking
+            )
         # A writer that was to continue to the end and used all remaining tokens leaves no further step.
         used_up = request["until_eos"] and request["max_tokens"] >= self._tokens_to_end()
         self._keep(accepted, draft["score"])
@@ -364,7 +368,7 @@ class _Decision:
             self.note(f"the run has ended in a loop: {loop_in(self.steps, self.settings.max_repeats)}")
         if end is not None:
             return self.finish(end)
-        if used_up and not self.view.out_of_time:
+        if used_up and not self.out_of_time:
             return self.finish("max_steps")
         return self._next_writer()
 
@@ -385,7 +389,7 @@ class _Decision:
     def replaces_cut_turn(self, request: StepRequest) -> bool:
         """Returns whether the small model's turn can replace the large one's that was cut off."""
         kept = self._rejected_draft()
-        return request["max_tokens"] < self.view.step_tokens if kept is None else kept["end"] != "length"
+        return request["max_tokens"] < self.step_tokens if kept is None else kept["end"] != "length"
 
     # What a person has answered
 
@@ -577,7 +581,7 @@ class _Decision:
         return StepRequest(
             writer="small",
             until_eos=False,
-            max_tokens=self.view.step_tokens,
+            max_tokens=self.step_tokens,
             needs_score=needs_decision and (self.policy.needs_score or self.settings.ask_below is not None),
             needs_decision=needs_decision,
             partial_text="",
@@ -586,7 +590,7 @@ class _Decision:
 
     def large_request(self, until_eos: bool) -> tuple[StepRequest | None, str | None]:
         """Returns a request for a step or for all further ones within the limits, or the exhausted limit."""
-        granted, exhausted = self.grant(self._tokens_to_end() if until_eos else self.view.step_tokens)
+        granted, exhausted = self.grant(self._tokens_to_end() if until_eos else self.step_tokens)
         if granted == 0:
             return None, exhausted
         request = StepRequest(
@@ -611,7 +615,7 @@ class _Decision:
             self.note(f"{limit} cannot be kept for this prompt: the large model is not called for it")
             return 0, _UNBOUNDED
         ask_for = partial(grant, view.budget, prices=view.prices, prompt_tokens=prompt)
-        granted, exhausted = ask_for(left=view.left, wanted=wanted)
+        granted, exhausted = ask_for(left=self.left, wanted=wanted)
         for account, left in view.accounts_left.items():
             if granted:
                 granted, exhausted = ask_for(left=left, wanted=granted)
@@ -624,7 +628,7 @@ class _Decision:
     def _tokens_to_end(self) -> int:
         """Returns what all steps that remain may take together; of an agent, what one turn may."""
         remain = 1 if self.options.unit == "turn" else self.settings.max_steps - len(self.steps)
-        return self.view.step_tokens * remain
+        return self.step_tokens * remain
 
     def _prompt_tokens(self, partial_text: str = "") -> tuple[int, bool]:
         """Returns the most tokens of the large model's prompt, and whether that is true of all it holds."""
@@ -686,7 +690,7 @@ class _Decision:
         if request["writer"] == "small" and (
             request["needs_decision"] or self.settings.on_small_error == "large"
         ):
-            most = self.grant(self.view.step_tokens)[0]
+            most = self.grant(self.step_tokens)[0]
         return self._in_flight(most) if most else None
 
     def _in_flight(self, max_tokens: int, partial_text: str = "") -> InFlight:
@@ -694,7 +698,7 @@ class _Decision:
             writer="large",
             max_tokens=max_tokens,
             prompt_tokens=self._prompt_tokens(partial_text)[0],
-            process=this_process(),
+            process=process.NAME,
         )
 
     def finish(self, reason: str) -> Action:
@@ -772,7 +776,7 @@ class _Decision:
             draft_ends=draft["end"] == "eos" if draft else False,
             part=draft.get("part") if draft else None,
             probe_entropy=entropy,
-            budget_left=tightest(self.view.left, [*self.view.accounts_left.values()]),
+            budget_left=tightest(self.left, accounts) if (accounts := self.view.accounts_left) else self.left,
             memory=self.memory,
             seed=f"{run['seed']}:{index}:{asked}",
         )
@@ -799,6 +803,13 @@ class _Decision:
 
 def _name(failed: Failure) -> str:
     return "scorer" if failed["part"] == "scorer" else f"{failed['part']} model"
+
+
+def as_step(draft: Draft) -> Step:
+    """Returns the draft without its score, which has a channel of its own."""
+    kept = {**draft}
+    del kept["score"]
+    return cast(Step, kept)
 
 
 def loop_in(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str | None:

@@ -14,7 +14,7 @@ from trim_graph.budget.limits import Budget, RemainingBudget
 from trim_graph.budget.usage import Prices, Usage
 from trim_graph.errors import SettingsError
 from trim_graph.policies.base import Policy
-from trim_graph.segmentation import DelimiterSteps, FunctionSteps, Segmentation
+from trim_graph.segmentation import DelimiterSteps, FunctionSteps, Segmentation, TokenSteps
 from trim_graph.settings import Settings, describe
 from trim_graph.state import SCHEMA_VERSION, Draft, Run, Step, StepRequest, TrimState, check_schema
 
@@ -99,6 +99,12 @@ def segmentation_of(settings: Settings, own: Segmentation | None) -> Segmentatio
     return own
 
 
+def step_tokens_of(settings: Settings) -> int:
+    """Returns the most tokens of one step."""
+    most, chosen = settings.max_step_tokens, settings.segmentation
+    return min(most, chosen.tokens) if isinstance(chosen, TokenSteps) else most
+
+
 @lru_cache(maxsize=64)
 def _delimiter_steps(delimiter: str) -> Segmentation:
     return DelimiterSteps(delimiter=delimiter)
@@ -163,10 +169,10 @@ class RunView:
         """How the end of a step is found."""
         return segmentation_of(self.settings, self._own_segmentation)
 
-    @cached_property
+    @property
     def step_tokens(self) -> int:
         """Most tokens of one step."""
-        return self.segmentation.cap(self.settings.max_step_tokens)
+        return step_tokens_of(self.settings)
 
     @cached_property
     def left(self) -> RemainingBudget:
@@ -174,9 +180,9 @@ class RunView:
         return self.budget.left(self.usage, self.prices)
 
     @property
-    def out_of_time(self) -> bool:
-        """Whether the active seconds of the run are used up."""
-        return self.left.seconds is not None and self.left.seconds <= 0
+    def seconds_left(self) -> float | None:
+        """What is left of the active seconds of the run; None without a limit."""
+        return None if self.budget.seconds is None else self.left.seconds
 
     @cached_property
     def scores(self) -> tuple[float | None, ...]:

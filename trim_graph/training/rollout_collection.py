@@ -23,10 +23,10 @@ from trim_graph.evaluation.calibration import CachedScorer
 from trim_graph.evaluation.runner import Executor, Models, run_each
 from trim_graph.evaluation.traces import Trace
 from trim_graph.policies import Policy
-from trim_graph.routing.drafts import as_step, parse_draft, partial_text_counts, stop_arguments
-from trim_graph.routing.router import MAX_ATTEMPTS, end_of_solution
-from trim_graph.routing.view import segmentation_of
-from trim_graph.segmentation import join_steps, separator_of
+from trim_graph.routing.drafts import parse_draft
+from trim_graph.routing.router import MAX_ATTEMPTS, as_step, end_of_solution
+from trim_graph.routing.view import segmentation_of, step_tokens_of
+from trim_graph.segmentation import join_steps, partial_text_counts, separator_of, stop_arguments
 from trim_graph.settings import Settings
 from trim_graph.state import Step
 
@@ -252,7 +252,7 @@ class TreeExpander:
             probed = self.probes and writer == "small" and not before
             message = await model.runnable.ainvoke(
                 self._messages(question, steps, before),
-                max_tokens=self.segmentation.cap(self.settings.max_step_tokens),
+                max_tokens=step_tokens_of(self.settings),
                 **arguments,
                 **(model.entropy_arguments() if probed else {}),
             )
