@@ -8,7 +8,7 @@ from langchain_core.runnables import RunnableLambda
 
 from trim_graph.adapters import ContinueByPrompt, ModelServerError
 from trim_graph.budget import Budget
-from trim_graph.nodes import generate_step
+from trim_graph.calls import model_call
 from trim_graph.policies import large_only, small_only
 from trim_graph.routing.router import MAX_ATTEMPTS, MAX_IDLE
 from trim_graph.testing import ScriptedChatModel
@@ -147,8 +147,8 @@ def test_an_answer_that_is_a_failure_takes_the_declared_way_out(make, monkeypatc
             raise ModelServerError("the model ended with 'content_filter'", begun=True)
         return real(message, stops, name, *others)
 
-    real = generate_step.read_reply
-    monkeypatch.setattr(generate_step, "read_reply", read)
+    real = model_call.read_reply
+    monkeypatch.setattr(model_call, "read_reply", read)
     options = {"small": {"policy": small_only()}, "large": {"policy": large_only()}}[writer]
     rig = make(STEPS, STEPS, **options, **GO_ON)
     result = rig.solve(asynchronously=asynchronously)
