@@ -21,6 +21,7 @@ from trim_graph.adapters.settings import (
     JudgeSettings,
     TransformersPRMSettings,
     TransformersSettings,
+    TurnSignalsSettings,
     VLLMEnginePRMSettings,
     VLLMEngineSettings,
     VLLMServerPRMSettings,
@@ -396,7 +397,47 @@ class TokenProbabilityScorer(ConfigSection):
         return TokenProbability()
 
 
+class TurnSignalsScorer(TurnSignalsSettings, ConfigSection):
+    """Failed tools, invalid, repeated and empty calls of an agent (`trim_graph.adapters.TurnSignals`)."""
+
+    type: Literal["turn_signals"]
+
+    def build(self) -> Any:
+        """Makes the scorer."""
+        from trim_graph.adapters import TurnSignals
+
+        return TurnSignals(**self.model_dump(exclude={"type"}))
+
+
+class MinimumOfScorers(ConfigSection):
+    """The lowest score of several scorers (`trim_graph.adapters.MinimumScorer`)."""
+
+    type: Literal["minimum"]
+    scorers: list[ScorerConfig] = Field(min_length=2)
+
+    def build(self) -> Any:
+        """Makes the scorers."""
+        from trim_graph.adapters import MinimumScorer
+
+        return MinimumScorer(*(scorer.build() for scorer in self.scorers))
+
+
 ScorerConfig = Annotated[
-    TransformersPRM | VLLMPRM | VLLMEnginePRM | LLMJudgeScorer | TokenProbabilityScorer | ExamplePRM,
+    TransformersPRM
+    | VLLMPRM
+    | VLLMEnginePRM
+    | LLMJudgeScorer
+    | TokenProbabilityScorer
+    | TurnSignalsScorer
+    | MinimumOfScorers
+    | ExamplePRM,
     Field(discriminator="type"),
 ]
+MinimumOfScorers.model_rebuild()
+
+
+def scorer_parts(scorer: Any) -> list[Any]:
+    """Returns the scorers that a configuration's scorer combines, or the scorer itself; none for None."""
+    if isinstance(scorer, MinimumOfScorers):
+        return [part for one in scorer.scorers for part in scorer_parts(one)]
+    return [] if scorer is None else [scorer]
