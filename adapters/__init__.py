@@ -21,12 +21,14 @@ from .base import ScorableStep, Scorer, ScorerFunction, ScorerReply, StepEnd
 
 if TYPE_CHECKING:
     from .cascade import CascadeScorer
+    from .minimum import MinimumScorer
     from .prm.scores import serve_options
     from .prompted.chat import ContinueByPrompt
     from .prompted.judge import LLMJudge
     from .token_confidence import TokenProbability
     from .transformers.chat import ChatTransformers
     from .transformers.scorer import TransformersProcessReward
+    from .turn_signals import TurnSignals
     from .vllm.chat import ChatVLLM
     from .vllm.engine_chat import ChatVLLMEngine
     from .vllm.engine_scorer import VLLMEngineProcessReward
@@ -40,8 +42,10 @@ _LAZY = {
     "ChatVLLMEngine": "vllm.engine_chat",
     "ContinueByPrompt": "prompted.chat",
     "LLMJudge": "prompted.judge",
+    "MinimumScorer": "minimum",
     "TokenProbability": "token_confidence",
     "TransformersProcessReward": "transformers.scorer",
+    "TurnSignals": "turn_signals",
     "VLLMEngineProcessReward": "vllm.engine_scorer",
     "VLLMGenerativeProcessReward": "vllm.generative_scoring",
     "VLLMProcessReward": "vllm.scorer",
@@ -57,6 +61,7 @@ __all__ = [
     "ContextLengthError",
     "ContinueByPrompt",
     "LLMJudge",
+    "MinimumScorer",
     "ModelServerError",
     "ScorableStep",
     "Scorer",
@@ -67,6 +72,7 @@ __all__ = [
     "TokenProbability",
     "TransformersProcessReward",
     "TrimError",
+    "TurnSignals",
     "VLLMEngineProcessReward",
     "VLLMGenerativeProcessReward",
     "VLLMProcessReward",

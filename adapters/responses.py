@@ -133,7 +133,7 @@ def read_turn(
         raise error
     reason = provider_reason(metadata)
     kind = "unknown" if reason is None else classify(reason)
-    mean, lowest = _probabilities(metadata, probability_window)
+    mean, lowest = token_probabilities(metadata, probability_window)
     cut = kind == "cut" or (kind == "unknown" and usage["output_tokens"] >= max_tokens)
     return Reply(
         text=str(message.text),
@@ -167,8 +167,15 @@ def _counted(
     return metadata, reported_tokens(usage, writer), estimated
 
 
-def _probabilities(metadata: dict[str, Any], window: int | None) -> tuple[float | None, float | None]:
-    """Returns mean and lowest window of an answer's token probabilities: reported, or from OpenAI's form."""
+def token_probabilities(
+    metadata: dict[str, Any], window: int | None = None
+) -> tuple[float | None, float | None]:
+    """Returns mean and lowest window of an answer's token probabilities.
+
+    Args:
+        metadata: Of the answer, by one of our adapters or in OpenAI's form.
+        window: Tokens of a window; None: its lowest mean is not computed.
+    """
     entries = [math.exp(entry["logprob"]) for entry in logprob_entries(metadata)]
     mean = sum(entries) / len(entries) if entries else None
     lowest = None if window is None else lowest_window_mean(entries, window)

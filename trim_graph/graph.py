@@ -168,7 +168,7 @@ def _check_writers(scorer: Any, **writers: Any) -> None:
         SettingsError: It refuses one.
     """
     check = getattr(scorer, "check_writer", None)
-    if check is None:
+    if check is None or isinstance(scorer, type):  # `as_scorer` refuses a class
         return
     for writer, model in writers.items():
         try:

@@ -13,6 +13,7 @@ from trim_graph.adapters import (
     ChatVLLM,
     ChatVLLMEngine,
     TransformersProcessReward,
+    TurnSignals,
     VLLMEngineProcessReward,
     VLLMGenerativeProcessReward,
     VLLMProcessReward,
@@ -36,6 +37,7 @@ from trim_graph.config.schema import (
     VLLMEnginePRM,
     VLLMGenerativePRM,
     VLLMModel,
+    scorer_parts,
 )
 from trim_graph.settings import ConfigSection, Settings
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
@@ -368,6 +370,33 @@ def test_scorers_without_training(write):
 )
 def test_scorers_without_training_that_are_refused(write, scorer, said):
     assert said in refused(write(SCORERS_WITHOUT_TRAINING.replace("SCORER", scorer)))
+
+
+def test_signals_of_turns_and_the_lowest_of_several_scorers(write):
+    scorers = "[{type: turn_signals, repeated_call: null, empty: 0.1}, {type: example}]"
+    models = MODELS.replace("scorer: {type: example}\n", "")
+    text = f"{models}scorer: {{type: minimum, scorers: {scorers}}}\npolicy: {{type: threshold, t: 0.5}}\n"
+    config = load_config(write(text))
+    signals, example = build_parts(config).scorer.scorers
+    assert signals == TurnSignals(repeated_call=None, empty=0.1)
+    assert isinstance(example, TransformersProcessReward)
+    assert [part.type for part in scorer_parts(config.scorer)] == ["turn_signals", "example"]
+    with pytest.raises(SettingsError, match="TurnSignals rates an agent's turns"):
+        build_graph(config)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "said"),
+    [
+        ("{type: turn_signals, empty: 2}", "scorer.empty: is 2"),
+        ("{type: turn_signals, eror: 0}", "scorer.eror: unknown key"),
+        ("{type: minimum, scorers: [{type: turn_signals}]}", "scorer.scorers: "),
+        ("{type: minimum, scorers: [{type: example}, {type: prm}]}", "scorer.scorers[1]: unknown type 'prm'"),
+    ],
+)
+def test_scorers_of_turns_that_are_refused(write, scorer, said):
+    text = f"small: {{type: example}}\nlarge: {{type: example}}\nscorer: {scorer}\npolicy: small_only\n"
+    assert said in refused(write(text))
 
 
 PARTS_OF_ADAPTERS = [

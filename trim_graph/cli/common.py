@@ -17,7 +17,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from trim_graph.config import Parts, TrimConfig, build_parts, example_config, load_config
-from trim_graph.config.schema import models_of
+from trim_graph.config.schema import models_of, scorer_parts
 from trim_graph.errors import InputError, SettingsError, TrimError, may_be_shown
 from trim_graph.evaluation.arms import Judge
 from trim_graph.evaluation.runner import Executor, LocalExecutor, Models
@@ -106,8 +106,8 @@ def load_scorer(config: TrimConfig) -> Any:
     return scorer
 
 
-_WITHOUT_WEIGHTS = {"llm_judge", "token_probability", "cascade"}
-"""Scorers without weights of their own, or whose parts load at their first step."""
+_NOT_LOADED = {"llm_judge", "token_probability", "turn_signals"}
+"""Scorers without weights of their own, which rate no step that is a text alone."""
 _HERE = {"transformers", "transformers_prm", "example"}
 _ON_SERVERS = {"vllm", "vllm_prm", "vllm_generative_prm"}
 _ON_ENGINES = {"vllm_engine", "vllm_engine_prm"}
@@ -154,7 +154,8 @@ def load_chat_model(model: Any) -> None:
 
 def loads_scorer(config: TrimConfig) -> bool:
     """Returns whether the scorer has weights of its own to load."""
-    return config.scorer is not None and config.scorer.type not in _WITHOUT_WEIGHTS
+    parts = scorer_parts(config.scorer)
+    return bool(parts) and all(part.type not in _NOT_LOADED for part in parts)
 
 
 def _loading() -> AbstractContextManager[Callable[[str], None]]:

@@ -39,8 +39,9 @@ need none);
 ``vllm_generative_prm`` (model, format) for one that says + or - on a server for generation;
 ``type: langchain`` (model, kwargs) for hosted models by the names LangChain has for them; scorers
 ``llm_judge`` (model, ``scale: yes_no``), ``token_probability`` (wants ``logprobs: true`` of the models; or
-``statistic: lowest_window``) and ``cascade`` (first, second, ``unsure: [0.2, 0.8]``); ``type: example``
-for all three models (the arithmetic models that come with trim-graph); policies
+``statistic: lowest_window``), ``turn_signals`` (of an agent), ``cascade`` (first, second, ``unsure: [0.2,
+0.8]``) and ``minimum`` (scorers); ``type: example`` for all three models (the arithmetic models that come
+with trim-graph); policies
 ``small_only``, ``large_only``, ``random_rate`` (rate), ``entropy_probe`` (limit), ``by_pattern`` (pattern,
 rates), ``stay_on_large`` (policy, k), ``any_of`` and ``all_of`` (policies), or a policy file, ``plan.json``;
 in settings ``segmentation: {type: markdown}``, ``{type: pattern, pattern: ...}`` or ``{type: tokens, tokens:

@@ -23,6 +23,7 @@ from trim_graph.adapters.settings import (
     JudgeSettings,
     TransformersPRMSettings,
     TransformersSettings,
+    TurnSignalsSettings,
     VLLMEnginePRMSettings,
     VLLMEngineSettings,
     VLLMGenerativePRMSettings,
@@ -450,6 +451,31 @@ class CascadeScorerConfig(ConfigSection):
         return CascadeScorer(first, second, unsure=(low, high), cache_size=self.cache_size)
 
 
+class TurnSignalsScorer(TurnSignalsSettings, ConfigSection):
+    """Failed tools, invalid, repeated and empty calls of an agent (`trim_graph.adapters.TurnSignals`)."""
+
+    type: Literal["turn_signals"]
+
+    def build(self) -> Any:
+        """Makes the scorer."""
+        from trim_graph.adapters import TurnSignals
+
+        return TurnSignals(**self.model_dump(exclude={"type"}))
+
+
+class MinimumOfScorers(ConfigSection):
+    """The lowest score of several scorers (`trim_graph.adapters.MinimumScorer`)."""
+
+    type: Literal["minimum"]
+    scorers: list[ScorerConfig] = Field(min_length=2)
+
+    def build(self) -> Any:
+        """Makes the scorers."""
+        from trim_graph.adapters import MinimumScorer
+
+        return MinimumScorer(*(scorer.build() for scorer in self.scorers))
+
+
 ScorerConfig = Annotated[
     TransformersPRM
     | VLLMPRM
@@ -457,17 +483,26 @@ ScorerConfig = Annotated[
     | VLLMEnginePRM
     | LLMJudgeScorer
     | TokenProbabilityScorer
+    | TurnSignalsScorer
     | CascadeScorerConfig
+    | MinimumOfScorers
     | ExamplePRM,
     Field(discriminator="type"),
 ]
 CascadeScorerConfig.model_rebuild()
+MinimumOfScorers.model_rebuild()
+
+
+def scorer_parts(scorer: Any) -> list[Any]:
+    """Returns the scorers that a configuration's scorer combines, or the scorer itself; none for None."""
+    if isinstance(scorer, CascadeScorerConfig):
+        return [*scorer_parts(scorer.first), *scorer_parts(scorer.second)]
+    if isinstance(scorer, MinimumOfScorers):
+        return [part for one in scorer.scorers for part in scorer_parts(one)]
+    return [] if scorer is None else [scorer]
 
 
 def models_of(scorer: Any) -> list[Any]:
     """Returns what a scorer consists of: the models of its judges, and other scorers themselves."""
-    if isinstance(scorer, LLMJudgeScorer):
-        return [scorer.model]
-    if isinstance(scorer, CascadeScorerConfig):
-        return [*models_of(scorer.first), *models_of(scorer.second)]
-    return [] if scorer is None else [scorer]
+    parts = scorer_parts(scorer)
+    return [part.model if isinstance(part, LLMJudgeScorer) else part for part in parts]

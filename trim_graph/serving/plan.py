@@ -14,13 +14,14 @@ import sys
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from trim_graph.adapters.prm.scorer_file import chosen_format
 from trim_graph.adapters.prm.scores import plugin_options, serve_options
 from trim_graph.adapters.vllm.plugin import GROUP, NAME, PUBLISHED, is_allowed, is_installed, serves
 from trim_graph.config import TrimConfig
-from trim_graph.config.schema import VLLMPRM, VLLMModel
+from trim_graph.config.schema import VLLMPRM, VLLMModel, scorer_parts
 from trim_graph.errors import SettingsError
 
 Entry = VLLMModel | VLLMPRM
@@ -120,8 +121,7 @@ def plan_servers(config: TrimConfig, folder: Path, *, plugin: bool = False) -> P
     """
     here: dict[str, Entry] = {}
     elsewhere = []
-    for name in TrimConfig.model_fields:
-        entry = getattr(config, name)
+    for name, entry in _entries(config):
         if not isinstance(entry, VLLMModel | VLLMPRM):
             continue
         if not isinstance(entry.base_url, str):
@@ -134,6 +134,14 @@ def plan_servers(config: TrimConfig, folder: Path, *, plugin: bool = False) -> P
     shares = _shares(groups, here, folder)
     servers = [_server(names, here[names[0]], folder, shares.get(names[0]), plugin) for names in groups]
     return Plan(tuple(servers), tuple(elsewhere))
+
+
+def _entries(config: TrimConfig) -> list[tuple[str, Any]]:
+    """Returns the parts of a configuration by their names; each scorer of one that combines several."""
+    entries = [(name, getattr(config, name)) for name in TrimConfig.model_fields if name != "scorer"]
+    parts = scorer_parts(config.scorer)
+    scorers = [f"scorer-{number}" for number in range(1, len(parts) + 1)] if len(parts) > 1 else ["scorer"]
+    return [*entries, *zip(scorers, parts, strict=False)]
 
 
 def _grouped(entries: dict[str, Entry]) -> list[tuple[str, ...]]:
