@@ -178,12 +178,17 @@ class _Labelling:
             waited = sum(one["seconds"] for one in runs) + sum(one["seconds"] for one in readings)
             seconds_a_run = waited / max(1, len(runs) + len(readings)) / self.options.concurrency
         left = max(0, all_runs - done)
+        counts = [
+            f"{factor * rollouts:.0f} rollouts",
+            f"{factor * (len(runs) - rollouts):.0f} continuations",
+            *([f"{factor * len(readings):.0f} judgements"] if readings else []),
+            f"{factor * calls:.0f} calls",
+            f"{factor * written:.0f} tokens written ({factor * large:.0f} by the large model)",
+            f"{factor * read:.0f} read",
+        ]
         print(
-            f"estimate for {total} questions, from {pilot}: {factor * rollouts:.0f} rollouts, "
-            f"{factor * (len(runs) - rollouts):.0f} continuations"
-            + (f", {factor * len(readings):.0f} judgements" if readings else "")
-            + f"; {factor * calls:.0f} calls, {factor * written:.0f} tokens written ({factor * large:.0f} by the large model), {factor * read:.0f} read; "
-            f"{left} runs are left, about {_duration(left * seconds_a_run)}",
+            f"estimate for {total} questions, from {pilot}: {', '.join(counts)}; {left} runs are left, about "
+            f"{_duration(left * seconds_a_run)}",
             flush=True,
         )
 
