@@ -302,7 +302,10 @@ class EvalScorerOptions(Options):
 
     data: Annotated[
         list[Path],
-        typer.Argument(help="Solutions in the shape of ProcessBench, or traces of collect --label-steps."),
+        typer.Argument(
+            help="Solutions in the shape of ProcessBench, BIG-Bench-Mistake or PRM800K, files of label, or "
+            "traces of collect --label-steps."
+        ),
     ]
     config: Annotated[
         Path | None, typer.Option(help="YAML file as for solve; without it the arithmetic reward model.")
