@@ -16,6 +16,7 @@ from .options import (
     DoctorOptions,
     EvalOptions,
     EvalScorerOptions,
+    LabelOptions,
     LedgerListOptions,
     LedgerReleaseOptions,
     PlanOptions,
@@ -107,6 +108,35 @@ numbers behind a colon, or a folder of policy files.
 Baselines: router (trained), cascade (by confidence), prm (accepts at 0.7), judge
 (accepts at 7 of 9), entropy (of the first token), kind (of step alone).
 """
+)
+
+LABELLED = (
+    """\
+\b
+Methods, and the target of a step, a number from 0 to 1:
+  monte_carlo  the share of the small model's continuations behind the step
+               that end right (Math-Shepherd)
+  advantage    (1 + v_small - v_large) / 2, where v is that share behind the
+               small and behind the large model's step at the same place: 0.5
+               where a rewrite is worth nothing (Arbitrage)
+  agreement    the probability that the judge agrees with the step; needs no
+               right answers
+  labelled     1 before the first wrong step, 0 there: solutions in the shape
+               of ProcessBench, BIG-Bench-Mistake or PRM800K
+
+\b
+The hard label of a step says whether anything still ends right behind it. The
+first step behind which nothing does is found by binary search (OmegaPRM); its
+followers have no label.
+
+\b
+Against noise: questions that no rollout solves are dropped, with
+--min-confidence also those that few do, and --tolerance softens hard targets
+before the first lost step (both SCAN, arXiv 2509.16548); --consensus keeps the
+solutions whose first lost step a judge confirms (arXiv 2501.07301).
+
+"""
+    + DATASETS
 )
 
 PLANNED = """\
@@ -264,6 +294,18 @@ def collect(options: CollectOptions) -> None:
     from .collect import run_collect
 
     run_collect(options)
+
+
+@command(app, epilog=LABELLED, short_help="Label the steps of solutions, for a scorer to learn from.")
+def label(options: LabelOptions) -> None:
+    """Has the small model solve questions several times, and labels every step of its solutions.
+
+    First a pilot of a few questions, and an estimate of the whole from what it took. Every run is recorded in
+    a folder: the same command goes on where it was, and other methods use the same runs.
+    """
+    from .label import run_label
+
+    run_label(options)
 
 
 @command(app, epilog=DATASETS, short_help="Choose a policy's threshold, or a policy, for a spend.")

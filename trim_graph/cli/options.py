@@ -302,7 +302,10 @@ class EvalScorerOptions(Options):
 
     data: Annotated[
         list[Path],
-        typer.Argument(help="Solutions in the shape of ProcessBench, or traces of collect --label-steps."),
+        typer.Argument(
+            help="Solutions in the shape of ProcessBench, BIG-Bench-Mistake or PRM800K, files of label, or "
+            "traces of collect --label-steps."
+        ),
     ]
     config: Annotated[
         Path | None, typer.Option(help="YAML file as for solve; without it the arithmetic reward model.")
@@ -348,6 +351,86 @@ class CollectOptions(Options):
     label_steps: Annotated[
         bool, typer.Option("--label-steps", help="Say of each step whether it is right (arithmetic only).")
     ] = False
+    retry_errors: RetryErrors = False
+    ray: Ray = None
+    ray_workers: RayWorkers = None
+
+
+SHARE = Bound(lambda value: 0 <= value <= 1, "choose a share from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions(Options):
+    """Options of `label`."""
+
+    dataset: Annotated[
+        str, typer.Option(help="Questions with right answers, see below; for labelled, a file of solutions.")
+    ]
+    out: Annotated[Path, typer.Option(help="File for the labels, .jsonl or .parquet.")]
+    method: Annotated[str, typer.Option(help="monte_carlo, advantage, agreement or labelled; see below.")] = (
+        "monte_carlo"
+    )
+    config: Config = None
+    runs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of recorded runs, which all methods share; default: beside OUT, named after it."
+        ),
+    ] = None
+    n: Annotated[
+        int | None,
+        typer.Option("-n", help="How many questions; default: all of a file, else 300."),
+        POSITIVE,
+    ] = None
+    rollouts: Annotated[int, typer.Option(help="Solutions of each question by each generator."), POSITIVE] = 4
+    generator: Annotated[
+        list[str],
+        typer.Option(help="Whose solutions are labelled, small or large (repeatable); default: small."),
+    ] = field(default_factory=lambda: ["small"])
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Of the small model; default: the configuration's, or 0.7 where that is 0."),
+        Bound(lambda value: 0 <= value < float("inf"), "choose 0 or more"),
+    ] = None
+    continuations: Annotated[int, typer.Option(help="Most continuations of a step's prefix."), POSITIVE] = 8
+    width: Annotated[
+        float,
+        typer.Option(help="They end early where the 95 % interval of the share is as narrow as this."),
+        SHARE,
+    ] = 0.5
+    target: Annotated[
+        str,
+        typer.Option(help="soft: the share that ends right; hard: 1 before the first lost step, 0 there."),
+    ] = "soft"
+    tolerance: Annotated[
+        int,
+        typer.Option(help="With hard: so many steps before the first lost one keep the share."),
+        Bound(lambda value: value >= 0, "choose 0 or more"),
+    ] = 0
+    places: Annotated[
+        int, typer.Option(help="With advantage: steps of a solution that the large model rewrites."), POSITIVE
+    ] = 3
+    min_confidence: Annotated[
+        float,
+        typer.Option(help="Drop questions that the small model solves in a smaller share of its rollouts."),
+        SHARE,
+    ] = 0.0
+    consensus: Annotated[
+        bool,
+        typer.Option("--consensus", help="Drop solutions of which the judge finds another first wrong step."),
+    ] = False
+    judge: Annotated[str, typer.Option(help="large, small, or {type: llm_judge, model: {...}}.")] = "large"
+    agreement: Annotated[
+        float, typer.Option(help="The judge disagrees with a step below this probability."), SHARE
+    ] = 0.5
+    pilot: Annotated[
+        int, typer.Option(help="Questions done first, from which the whole is estimated."), POSITIVE
+    ] = 8
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Do the pilot, print the estimate and end.")
+    ] = False
+    seed: Annotated[int, typer.Option(help="Draws arithmetic problems and the places of advantage.")] = 0
+    concurrency: Annotated[int, typer.Option(help="Most runs under way at once."), POSITIVE] = 64
     retry_errors: RetryErrors = False
     ray: Ray = None
     ray_workers: RayWorkers = None

@@ -1,6 +1,6 @@
 """How good a scorer is, from its scores of solutions whose first wrong step is known.
 
-Labelled solutions in the shape of ProcessBench are read here, and rated by the scorer.
+Labelled solutions, in the shape of ProcessBench and others, are read here and rated by the scorer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -451,12 +451,52 @@ class _Row(TypedDict, total=False):
     final_answer_correct: bool | None
 
 
+class _MistakeRow(TypedDict):
+    input: str
+    steps: list[str]
+    mistake_index: int | None
+    target: NotRequired[str | None]
+    answer: NotRequired[str | None]
+
+
+class _RatedText(TypedDict):
+    text: str
+    rating: Literal[-1, 0, 1] | None
+
+
+class _RatedStep(TypedDict):
+    completions: list[_RatedText] | None
+    human_completion: NotRequired[_RatedText | None]
+    chosen_completion: NotRequired[int | None]
+
+
+class _RatedSolution(TypedDict):
+    steps: list[_RatedStep]
+
+
+class _RatedProblem(TypedDict):
+    problem: str
+
+
+class _RatedRow(TypedDict):
+    question: _RatedProblem
+    label: _RatedSolution
+
+
 _ROW: TypeAdapter[_Row] = TypeAdapter(_Row)
+_MISTAKE: TypeAdapter[_MistakeRow] = TypeAdapter(_MistakeRow)
+_RATED: TypeAdapter[_RatedRow] = TypeAdapter(_RatedRow)
 _REQUIRED = ("problem", "steps", "label")
 
 
 def read_labelled(path: str | Path) -> Iterator[LabelledSolution]:
-    """Reads solutions in the shape of ProcessBench, or traces with labelled steps, one at a time.
+    """Reads solutions whose first wrong step is known, one at a time.
+
+    The shape of each row decides: ProcessBench (``problem``, ``steps``, ``label``), BIG-Bench-Mistake
+    (``input``, ``steps``, ``mistake_index``; arXiv 2311.08516), PRM800K (``question.problem``,
+    ``label.steps``; arXiv 2305.20050), or a trace with labelled steps. A row of PRM800K holds the solution
+    that its annotator chose, and another one for each step that was rated -1 in its place. Its ratings 0 and
+    1 count as right.
 
     Args:
         path: JSONL, Parquet, or a JSON array.
@@ -467,38 +507,112 @@ def read_labelled(path: str | Path) -> Iterator[LabelledSolution]:
     """
     file = Path(path)
     for number, (place, values) in enumerate(read_rows(file)):
-        if "question" in values and "label" not in values:
+        if isinstance(values.get("label"), Mapping):
+            yield from _of_ratings(_checked(_RATED, values, place), place, file.stem, number)
+        elif "mistake_index" in values:
+            yield _of_mistake(_checked(_MISTAKE, values, place), place, file.stem, number)
+        elif "question" in values and "label" not in values:
             if (from_trace := _of_trace(values, place)) is not None:
                 yield from_trace
-            continue
-        missing = [key for key in _REQUIRED if key not in values]
-        if missing:
-            raise InputError(
-                f"{place}: no labelled solution: {', '.join(missing)} is missing; expected "
-                f"{', '.join(_REQUIRED)}"
-            )
-        try:
-            row = _ROW.validate_python(values)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(map(str, first["loc"]))
-            raise InputError(f"{place}: no labelled solution: {key}: {first['msg']}") from error
-        steps, label = row["steps"], row["label"]
-        if not steps:
-            raise InputError(f"{place}: no labelled solution: steps is empty")
-        if not -1 <= label < len(steps):
-            raise InputError(
-                f"{place}: label is {label}; expected the index of one of the {len(steps)} steps, or -1"
-            )
-        yield LabelledSolution(
-            id=str(row.get("id", number)),
-            dataset=file.stem,
-            question=row["problem"],
-            generator=row.get("generator"),
-            steps=steps,
-            labels=labels_from(label, len(steps)),
-            correct=row.get("final_answer_correct"),
+        else:
+            yield _of_row(values, place, file.stem, number)
+
+
+Shape = TypeVar("Shape")
+
+
+def _checked(adapter: TypeAdapter[Shape], values: dict[str, Any], place: str) -> Shape:
+    try:
+        return adapter.validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(f"{place}: no labelled solution: {key}: {first['msg']}") from error
+
+
+def _of_row(values: dict[str, Any], place: str, dataset: str, number: int) -> LabelledSolution:
+    missing = [key for key in _REQUIRED if key not in values]
+    if missing:
+        raise InputError(
+            f"{place}: no labelled solution: {', '.join(missing)} is missing; expected {', '.join(_REQUIRED)}"
         )
+    row = _checked(_ROW, values, place)
+    return LabelledSolution(
+        id=str(row.get("id", number)),
+        dataset=dataset,
+        question=row["problem"],
+        generator=row.get("generator"),
+        steps=row["steps"],
+        labels=_checked_labels("label", row["label"], row["steps"], place),
+        correct=row.get("final_answer_correct"),
+    )
+
+
+def _checked_labels(key: str, first_wrong: int, steps: Sequence[str], place: str) -> list[bool | None]:
+    if not steps:
+        raise InputError(f"{place}: no labelled solution: steps is empty")
+    if not -1 <= first_wrong < len(steps):
+        none = "-1" if key == "label" else "null"
+        raise InputError(
+            f"{place}: {key} is {first_wrong}; expected the index of one of the {len(steps)} steps, or {none}"
+        )
+    return labels_from(first_wrong, len(steps))
+
+
+def _of_mistake(row: _MistakeRow, place: str, dataset: str, number: int) -> LabelledSolution:
+    mistake, target, answer = row["mistake_index"], row.get("target"), row.get("answer")
+    return LabelledSolution(
+        id=str(number),
+        dataset=dataset,
+        question=row["input"],
+        generator=None,
+        steps=row["steps"],
+        labels=_checked_labels("mistake_index", -1 if mistake is None else mistake, row["steps"], place),
+        correct=None if target is None or answer is None else answer == target,
+    )
+
+
+def _of_ratings(row: _RatedRow, place: str, dataset: str, number: int) -> Iterator[LabelledSolution]:
+    """Yields the solution that an annotator chose step by step, and one for each wrong alternative."""
+    before = list[str]()
+    wrong = False
+    for index, step in enumerate(row["label"]["steps"]):
+        completions, chosen = step["completions"] or [], step.get("chosen_completion")
+        if chosen is not None and not 0 <= chosen < len(completions):
+            raise InputError(
+                f"{place}: label.steps.{index}.chosen_completion is {chosen}; expected the index of one of "
+                f"the {len(completions)} completions, or null"
+            )
+        for other, completion in enumerate(completions):
+            if other != chosen and completion["rating"] == -1:
+                steps = [*before, completion["text"]]
+                labels = labels_from(len(before), len(steps))
+                yield _rated_solution(row, dataset, f"{number}-{index}-{other}", steps, labels)
+        human = step.get("human_completion")
+        taken = completions[chosen] if chosen is not None else human
+        if taken is None or (taken is not human and taken["rating"] is None):
+            break
+        before.append(taken["text"])
+        wrong = taken["rating"] == -1
+        if wrong:
+            break
+    if before:
+        labels = labels_from(len(before) - 1 if wrong else -1, len(before))
+        yield _rated_solution(row, dataset, str(number), before, labels)
+
+
+def _rated_solution(
+    row: _RatedRow, dataset: str, name: str, steps: list[str], labels: list[bool | None]
+) -> LabelledSolution:
+    return LabelledSolution(
+        id=name,
+        dataset=dataset,
+        question=row["question"]["problem"],
+        generator=None,
+        steps=steps,
+        labels=labels,
+        correct=None,
+    )
 
 
 def _of_trace(values: dict[str, Any], place: str) -> LabelledSolution | None:

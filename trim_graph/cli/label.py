@@ -1,0 +1,280 @@
+"""`trim-graph label`: labels of the steps of solutions, for a scorer to learn from."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from trim_graph.config import TrimConfig, for_measuring
+from trim_graph.errors import InputError, SettingsError
+from trim_graph.evaluation import Question
+from trim_graph.evaluation.arms import Judge, identity_of, judge_of
+from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset
+from trim_graph.evaluation.runner import Executor, Models
+from trim_graph.evaluation.traces import write_traces
+from trim_graph.training.continuations import Continuations
+from trim_graph.training.judgements import Judgements
+from trim_graph.training.step_labels import (
+    LabelReport,
+    Labels,
+    LabelSettings,
+    StepLabeller,
+    read_labels,
+)
+
+from .common import Progress, chosen_config, load_parts, open_executor, parsed_option
+from .eval import count_questions
+from .options import LabelOptions
+from .terminal import Interrupted, need
+
+DEFAULT_N = 300
+"""Questions of a dataset without end, where -n does not say."""
+SAMPLING = 0.7
+"""Temperature of a small model that a configuration runs at 0, as in Math-Shepherd (arXiv 2312.08935)."""
+CONTINUATIONS = "continuations.jsonl"
+
+
+def run_label(options: LabelOptions) -> None:
+    """Labels what a request asks for, or what is left of it.
+
+    Raises:
+        TrimError: The request cannot be fulfilled.
+        Interrupted: Ctrl-C.
+    """
+    _check_out(options.out)
+    if options.method == "labelled":
+        count = write_traces(options.out, read_labels(options.dataset))
+        print(f"{count} labelled solutions in {options.out}")
+        return
+    need("cli,train", "scipy")
+    work = _Labelling(options)
+    with ExitStack() as stack:
+        work.open(stack)
+        labels = work.run(stack)
+    if labels is not None:
+        write_traces(options.out, labels.traces)
+        _show(labels.report, options)
+
+
+class _Labelling:
+    """A labelling under way."""
+
+    def __init__(self, options: LabelOptions) -> None:
+        self.options = options
+        self.settings = _settings(options)
+        self.config = _sampling(options)
+        self.judge: Judge | None = judge_of(options.judge, self.config) if self.settings.judged else None
+        given = parsed_option("--dataset", options.dataset, "{type: file, path: questions.jsonl}")
+        self.dataset: Dataset = make_dataset(given, part="train", seed=options.seed)
+        n = count_questions("--dataset", options.dataset, self.dataset, options.n, DEFAULT_N)
+        self.questions: Sequence[Question] = list(first_questions(self.dataset, n, default=n))
+        self.folder = options.runs or options.out.with_name(f"{options.out.stem}.runs")
+        self.began = time.monotonic()
+
+    def open(self, stack: ExitStack) -> None:
+        """Opens the recorded runs and judgements."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"--runs {self.folder}: cannot be made a folder: {error.strerror}") from error
+        identity, retry = identity_of(self.config), self.options.retry_errors
+        dataset = self.dataset.identity()
+        common = {key: identity[key] for key in ("small", "large", "settings")} | {"dataset": dataset}
+        self.recorded = stack.enter_context(
+            Continuations(
+                self.folder / CONTINUATIONS,
+                common,
+                delimiter=self.config.settings.delimiter,
+                retry_errors=retry,
+            )
+        )
+        self.judgements: Judgements | None = None
+        if self.judge is not None:
+            asked = {"judge": self.judge.name, "dataset": dataset, "models": common}
+            name = hashlib.sha256(json.dumps(self.judge.name, sort_keys=True).encode()).hexdigest()[:8]
+            self.judgements = stack.enter_context(
+                Judgements(self.folder / f"judgements-{name}.jsonl", asked, retry_errors=retry)
+            )
+
+    def run(self, stack: ExitStack) -> Labels | None:
+        """Does the pilot, prints the estimate, and does the rest; None where only the estimate is wanted.
+
+        Raises:
+            Interrupted: Ctrl-C.
+            TrimError: `MAX_CONSECUTIVE_FAILURES` calls failed in a row.
+        """
+        options = self.options
+
+        def load() -> Models:
+            return Models(for_measuring(self.config), load_parts(self.config), self.judge)
+
+        executor = stack.enter_context(
+            open_executor(
+                for_measuring(self.config),
+                load,
+                judge=self.judge,
+                rated=False,
+                ray=options.ray,
+                count=options.ray_workers,
+            )
+        )
+        try:
+            return asyncio.run(self._label(executor))
+        except KeyboardInterrupt as error:
+            raise Interrupted(
+                f"interrupted: {len(self.recorded.records)} runs in {self.folder}; the same command goes on"
+            ) from error
+
+    async def _label(self, executor: Executor) -> Labels | None:
+        await executor.ready()
+        labeller = StepLabeller(
+            executor,
+            self.questions,
+            self.recorded,
+            self.settings,
+            judgements=self.judgements,
+            dataset=self.dataset.name,
+            split=self.dataset.part_name,
+            show=Progress,
+        )
+        pilot = min(self.options.pilot, len(self.questions))
+        before, begun = self._made(), time.monotonic()
+        found = await labeller.label(pilot)
+        if pilot < len(self.questions) or self.options.estimate:
+            seconds = time.monotonic() - begun
+            self._estimate(pilot, seconds / new if (new := self._made() - before) else None)
+        if self.options.estimate:
+            return None
+        if pilot < len(self.questions):
+            found = await labeller.label()
+        _warn_of_repeats(found.report, self.settings)
+        return found
+
+    def _made(self) -> int:
+        return len(self.recorded.records) + (len(self.judgements.records) if self.judgements else 0)
+
+    def _estimate(self, pilot: int, seconds_a_run: float | None) -> None:
+        """Prints what the whole takes, from what the questions of the pilot took."""
+        total = len(self.questions)
+        factor = total / pilot
+        runs = [one for one in self.recorded.records if one["question"] < pilot]
+        readings = [] if self.judgements is None else self.judgements.records
+        readings = [one for one in readings if one["question"] < pilot]
+        done = self._made()
+        all_runs = round(factor * (len(runs) + len(readings)))
+        rollouts = sum(not one["prefix"] for one in runs)
+        written = sum(sum(one["tokens"].values()) for one in runs) + sum(one["written"] for one in readings)
+        read = sum(sum(one["prompt_tokens"].values()) for one in runs) + sum(one["read"] for one in readings)
+        large = sum(one["tokens"]["large"] for one in runs)
+        calls = sum(one["calls"] for one in runs)
+        if seconds_a_run is None:  # all of the pilot was recorded before
+            waited = sum(one["seconds"] for one in runs) + sum(one["seconds"] for one in readings)
+            seconds_a_run = waited / max(1, len(runs) + len(readings)) / self.options.concurrency
+        left = max(0, all_runs - done)
+        counts = [
+            f"{factor * rollouts:.0f} rollouts",
+            f"{factor * (len(runs) - rollouts):.0f} continuations",
+            *([f"{factor * len(readings):.0f} judgements"] if readings else []),
+            f"{factor * calls:.0f} calls",
+            f"{factor * written:.0f} tokens written ({factor * large:.0f} by the large model)",
+            f"{factor * read:.0f} read",
+        ]
+        print(
+            f"estimate for {total} questions, from {pilot}: {', '.join(counts)}; {left} runs are left, about "
+            f"{_duration(left * seconds_a_run)}",
+            flush=True,
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+
+
+def _settings(options: LabelOptions) -> LabelSettings:
+    for generator in options.generator:
+        if generator not in ("small", "large"):
+            raise SettingsError(f"--generator is {generator!r}: choose small or large")
+    if options.target not in ("soft", "hard"):
+        raise SettingsError(f"--target is {options.target!r}: choose soft or hard")
+    return LabelSettings(
+        method=options.method,  # type: ignore[arg-type]
+        generators=tuple(options.generator),  # type: ignore[arg-type]
+        rollouts=options.rollouts,
+        continuations=options.continuations,
+        width=options.width,
+        target=options.target,  # type: ignore[arg-type]
+        tolerance=options.tolerance,
+        places=options.places,
+        min_confidence=options.min_confidence,
+        consensus=options.consensus,
+        agreement=options.agreement,
+        seed=options.seed,
+        concurrency=options.concurrency,
+    )
+
+
+def _sampling(options: LabelOptions) -> TrimConfig:
+    """Returns the configuration with a small model that samples, and without a policy's needs."""
+    changed: dict[str, Any] = {"policy": "small_only", "budget": {}}
+    config = chosen_config(options.config, changed)
+    kwargs = getattr(config.small, "kwargs", None)
+    known = getattr(config.small, "temperature", None) if kwargs is None else kwargs.get("temperature")
+    wanted = options.temperature
+    if wanted is None and (known or (kwargs is not None and known is None)):
+        return config  # it samples, or a hosted model does so by its provider's default
+    wanted = SAMPLING if wanted is None else wanted
+    setting = {"temperature": wanted} if kwargs is None else {"kwargs": {**kwargs, "temperature": wanted}}
+    return config.model_copy(update={"small": config.small.model_copy(update=setting)})
+
+
+def _warn_of_repeats(report: LabelReport, settings: LabelSettings) -> None:
+    """Says so where every rollout of a question is the same, as from a model at temperature 0."""
+    if (
+        settings.rollouts > 1
+        and report.solutions
+        and report.repeated >= report.solutions * (settings.rollouts - 1)
+    ):
+        print(
+            f"the {settings.rollouts} rollouts of each question are the same text: the small model is "
+            "deterministic (temperature 0, or a fixed seed), so a share is 0 or 1. Give --temperature 0.7, "
+            "and the model no seed"
+        )
+
+
+def _show(report: LabelReport, options: LabelOptions) -> None:
+    value = "" if report.value is None else f", mean target {report.value:.3f}"
+    print(
+        f"{report.solutions} labelled solutions ({report.right} end right) of {report.questions} questions, "
+        f"{report.steps} steps with a target{value}, {report.lost} first lost steps in {options.out}"
+    )
+    for count, what in (
+        (report.repeated, "rollouts repeat another one of their question"),
+        (report.hopeless, "questions dropped: no rollout ends right"),
+        (report.unsure, f"questions dropped: fewer than {options.min_confidence:.0%} of rollouts end right"),
+        (report.disagreed, "solutions dropped: the judge finds another first wrong step"),
+    ):
+        if count:
+            print(f"  {count} {what}")
+    if report.failed:
+        print(f"  {report.failed} questions failed, one with {report.error}; run them with --retry-errors")
+
+
+def _check_out(out: Path) -> None:
+    """Refuses before hours of work what would fail after them."""
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise InputError(f"--out {out}: the name must end in .jsonl or .parquet")
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise SettingsError(f"--out {out}: the folder {folder} does not exist")
+    if out.is_dir() or not os.access(out if out.exists() else folder, os.W_OK):
+        raise SettingsError(
+            f"--out {out} cannot be written: {'a folder' if out.is_dir() else 'no permission'}"
+        )
