@@ -38,7 +38,8 @@ def _checked_variable(name: str | None) -> str | None:
 
 
 def _checked_name(value: Any) -> Any:
-    check_format(value)
+    if value != "auto":
+        check_format(value)
     return value
 
 
@@ -148,16 +149,19 @@ class PRMSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Annotated[FormatName, BeforeValidator(_checked_name)] = "qwen"
-    """``qwen``, ``math_shepherd``, ``skywork`` or ``rlhflow``."""
+    format: Annotated[Literal["auto"] | FormatName, BeforeValidator(_checked_name)] = "auto"
+    """``qwen``, ``math_shepherd``, ``skywork``, ``rlhflow``, ``trim``, or ``auto``: what `trim_scorer.json`
+    beside the PRM's weights says, and ``qwen`` without that file."""
     step_token: str | None = None
-    """The token after each step; None: the format's own."""
+    """The token after each step; None: what `trim_scorer.json` says, or the format's own."""
     system_prompt: str | None = "auto"
-    """First turn of a chat; None leaves it to the chat template, ``auto``: the format's own."""
+    """First turn of a chat; None leaves it to the chat template, ``auto``: what `trim_scorer.json` says, or
+    the format's own."""
 
     @model_validator(mode="after")
     def _the_format_has_these_settings(self) -> Self:
-        check_format(self.format, step_token=self.step_token, system_prompt=self.system_prompt)
+        name = "trim" if self.format == "auto" else self.format
+        check_format(name, step_token=self.step_token, system_prompt=self.system_prompt)
         return self
 
 

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from trim_graph.adapters.model_source import load_tokenizer
-from trim_graph.adapters.prm.heads import Qwen2ForValueHead
+from trim_graph.adapters.prm.heads import linear_scorer
 from trim_graph.examples.arithmetic import PRM
 
 QUESTION = "What is (3 + 4) * 2?"
@@ -118,9 +118,14 @@ def save_skywork(folder: Path) -> Path:
     """A Qwen2 with value head and language model head, in the layout of Skywork-o1-Open-PRM."""
     tokenizer = skywork_tokenizer()
     torch.manual_seed(13)
-    network = Qwen2ForValueHead(Qwen2Config(vocab_size=len(tokenizer), **_SHAPE))
+    config = Qwen2Config(vocab_size=len(tokenizer), **_SHAPE)
+    network = linear_scorer(config)(config)
+    head = torch.nn.Module()
+    head.register_module("summary", network.score)
     with torch.no_grad():
-        network.v_head.summary.bias.fill_(0.7)
+        head.summary.bias.fill_(0.7)
+    del network.score
+    network.register_module("v_head", head)
     network.register_module("lm_head", torch.nn.Linear(_SHAPE["hidden_size"], len(tokenizer), bias=False))
     # As in the example weights: else AutoTokenizer puts Qwen's own pre-tokenizer in place of the file's.
     _save(folder, tokenizer, network, tokenizer_class="PreTrainedTokenizerFast", auto_map=_PLAIN)

@@ -1,6 +1,6 @@
 """Layouts of a question and its steps for process reward models (PRM).
 
-The formats: Qwen's, Math-Shepherd's, Skywork's and RLHFlow's.
+The formats: Qwen's, Math-Shepherd's, Skywork's, RLHFlow's, and that of scorers trained here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
-from trim_graph.adapters.tokenization import SpecialTokenGuard
+from langchain_core.messages import HumanMessage, SystemMessage
+
+from trim_graph.adapters.tokenization import SpecialTokenGuard, encode_chat
 from trim_graph.errors import ContextLengthError, ScorerError
 
 if TYPE_CHECKING:
@@ -21,11 +23,12 @@ QWEN_SYSTEM_PROMPT = "Please reason step by step, and put your final answer with
 """System prompt that the model card of Qwen2.5-Math-PRM-7B uses."""
 
 
-FormatName = Literal["qwen", "math_shepherd", "skywork", "rlhflow"]
+FormatName = Literal["qwen", "math_shepherd", "skywork", "rlhflow", "trim"]
 """The formats there are."""
 
 STEP_TOKENS = {"qwen": "<extra_0>", "math_shepherd": "ки"}
-"""The token after each step of those formats that have one to choose, unless another is chosen."""
+"""The token after each step of those formats that have one to choose, unless another is chosen. The format
+``trim`` takes the tokenizer's ``eos_token``."""
 
 Head = Literal["labels", "value", "tokens"]
 """Output of the model at a step: logits of two labels (wrong, right), one value, or next-token logits."""
@@ -104,7 +107,8 @@ def prm_format(
         return MathShepherdPRMFormat(tokenizer, step_token=token)
     if name == "skywork":
         return SkyworkPRMFormat(tokenizer)
-
+    if name == "trim":
+        return TrimPRMFormat(tokenizer, step_token=step_token, system_prompt=prompt)
     return RLHFlowPRMFormat(tokenizer, system_prompt=prompt)
 
 
@@ -116,7 +120,7 @@ def check_format(name: str, *, step_token: str | None = None, system_prompt: str
     """
     if name not in get_args(FormatName):
         raise ValueError(f"format={name!r} is not known; choose one of {', '.join(get_args(FormatName))}")
-    if step_token is not None and name not in STEP_TOKENS:
+    if step_token is not None and name not in (*STEP_TOKENS, "trim"):
         own = "a line break ends" if name == "skywork" else "turns of the chat template end"
         raise ValueError(f"step_token={step_token!r}: the format {name} has none to choose, {own} a step")
     if step_token is not None and not step_token.strip():
@@ -430,3 +434,71 @@ class SkyworkPRMFormat:
             positions.append(len(ids) - 1)
         check_length(ids, steps, max_tokens)
         return PRMInput(ids, positions)
+
+
+class TrimPRMFormat:
+    """The format of scorers trained here: the question, then the steps, a step tag after each.
+
+    It works with the tokenizer of any causal model. With a chat template the question is a user's turn and
+    the steps begin the assistant's; without one the question, and a system prompt before it, end in a blank
+    line. The model puts one value at every token; a step's score is its sigmoid at the step's tag.
+
+    Question and steps are tokenised one by one, so the ids up to a step's tag are the same whatever follows:
+    a prefix cache keeps them. Special tokens in a text, the tag among them, stay text.
+
+    Args:
+        tokenizer: The scorer's tokenizer.
+        step_token: The tag after each step; None: the tokenizer's ``eos_token``.
+        system_prompt: First turn; None leaves it to the chat template.
+
+    Raises:
+        ValueError: The tag is not a token of its own, or none is given and the tokenizer has no
+            ``eos_token``.
+    """
+
+    head: Head = "value"
+    answer_ids: tuple[int, int] | None = None
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        step_token: str | None = None,
+        system_prompt: str | None = None,
+    ) -> None:
+        chosen = step_token or tokenizer.eos_token
+        if chosen is None:
+            raise ValueError("the tokenizer has no eos_token; give step_token, the token after each step")
+        self.step_token = str(chosen)
+        self._tokenizer = tokenizer
+        self._system_prompt = system_prompt
+        self._guard = SpecialTokenGuard(tokenizer, also=[self.step_token])
+        if self.step_token not in self._guard.ids:
+            raise ValueError(
+                f"step_token={self.step_token!r} is not an added token of this tokenizer, so no position can "
+                f"hold a score; its special tokens are {sorted(self._guard.ids)}"
+            )
+        self._tag_id = self._guard.ids[self.step_token]
+        self._before = [] if tokenizer.chat_template else _added_by(tokenizer)[0]
+
+    def encode(self, question: str, steps: Sequence[str], *, max_tokens: int | None = None) -> PRMInput:
+        """Lays out one solution; see `PRMFormat.encode`."""
+        check_texts(question, steps)
+        ids = self._prompt(question)
+        positions = []
+        for step in steps:
+            ids += [*self._guard.encode("", step), self._tag_id]
+            positions.append(len(ids) - 1)
+        check_length(ids, steps, max_tokens)
+        return PRMInput(ids, positions)
+
+    def _prompt(self, question: str) -> list[int]:
+        system = [] if self._system_prompt is None else [self._system_prompt]
+        if not self._tokenizer.chat_template:
+            text = "".join(f"{part}\n\n" for part in [*system, question])
+            return [*self._before, *self._guard.encode("", text)]
+        turns = [*map(SystemMessage, system), HumanMessage(question)]
+        try:
+            return encode_chat(turns, self._tokenizer, self._guard)
+        except ValueError as error:
+            raise ScorerError(f"the scorer cannot read this question: {error}") from error

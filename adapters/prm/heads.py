@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
     LlamaForCausalLM,
     MistralForCausalLM,
     PreTrainedConfig,
+    PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2Model,
@@ -83,44 +88,76 @@ class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):  # type: ignore[no-untyp
         return logits
 
 
-class _ValueHead(nn.Module):
-    """One number for a token, under the name that it has in the weights."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.summary = nn.Linear(hidden_size, 1)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        value: torch.Tensor = self.summary(hidden)
-        return value
-
-
-class Qwen2ForValueHead(Qwen2PreTrainedModel):  # type: ignore[no-untyped-call]
-    """A Qwen2 backbone with a linear head that gives one value at every token.
-
-    The layout of https://huggingface.co/Skywork/Skywork-o1-Open-PRM-Qwen-2.5-7B: backbone under ``model.``,
-    head under ``v_head.summary``; a language model head in the file is ignored. A head under ``score``, as
-    `trim_graph.adapters.prm.convert` writes it for vLLM, is read too.
-
-    Args:
-        config: A Qwen2 config.
-    """
+class LinearHead:
+    """Backbone of a causal model with a linear head ``score``, one value a token; see `linear_scorer`."""
 
     _keys_to_ignore_on_load_unexpected = [r"lm_head\."]  # noqa: RUF012 - transformers reads a plain list
 
-    def __init__(self, config: Qwen2Config) -> None:
-        super().__init__(config)
-        self.model = Qwen2Model(config)
-        self.v_head = _ValueHead(config.hidden_size)
-        self.post_init()  # type: ignore[no-untyped-call]
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        setattr(self, self.base_model_prefix, AutoModel.from_config(config))  # type: ignore[attr-defined, no-untyped-call]
+        self.score = nn.Linear(config.hidden_size, 1)
+        self.post_init()  # type: ignore[attr-defined]
+
+    def hidden(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, positions: Positions
+    ) -> torch.Tensor:
+        """Last hidden states at ``positions``, (number of positions, hidden size)."""
+        backbone = getattr(self, self.base_model_prefix)  # type: ignore[attr-defined]
+        output = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        states: torch.Tensor = output.last_hidden_state[positions]
+        return states
 
     def forward(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, positions: Positions
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, positions: Positions
     ) -> torch.Tensor:
-        """Values at ``positions``, (number of positions, 1)."""
-        output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        value: torch.Tensor = self.v_head(output.last_hidden_state[positions])
+        """Values at ``positions``, (number of positions, 1), in float32."""
+        states = self.hidden(input_ids, attention_mask, positions)
+        # Three digits of bfloat16 are too few for a sum over thousands of products.
+        value: torch.Tensor = nn.functional.linear(
+            states.float(), self.score.weight.float(), self.score.bias.float()
+        )
         return value
+
+
+def linear_scorer(config: PreTrainedConfig) -> Any:
+    """Makes the class of a causal model with a linear head of one value at every token.
+
+    Its weights are in the layout that transformers gives sequence classifiers: the backbone under its usual
+    prefix (``model.``), the head under ``score``; the head has a bias. vLLM serves that layout.
+
+    Args:
+        config: Config of the model. Only model types that come with transformers will do.
+
+    Returns:
+        A subclass of `transformers.PreTrainedModel`, named ``<Base>ForSequenceClassification``; its instances
+        are `LinearHead`.
+
+    Raises:
+        ValueError: The model type has no causal language model of text alone.
+    """
+    kind = type(config)
+    if (
+        kind not in MODEL_FOR_CAUSAL_LM_MAPPING
+        or kind not in MODEL_MAPPING
+        or not hasattr(config, "hidden_size")
+    ):
+        raise ValueError(
+            f"a model of the type {config.model_type!r} is no causal language model of text alone, which a "
+            "scorer with a linear head needs"
+        )
+    base = _pretrained_class(MODEL_MAPPING[kind])
+    name = base.__name__.replace("PreTrainedModel", "ForSequenceClassification")
+    return type(name, (LinearHead, base), {"__module__": __name__})
+
+
+def _pretrained_class(backbone: Any) -> Any:
+    """The class next to `PreTrainedModel`, which knows the model type's prefix and initialisation."""
+    return next(
+        kind
+        for kind in reversed(backbone.__mro__)
+        if issubclass(kind, PreTrainedModel) and kind is not PreTrainedModel
+    )
 
 
 # Their logits are the plain product of hidden state and output matrix; others scale or cap them.
@@ -169,7 +206,7 @@ def load_network(
     if head == "labels":
         return load_prm(model, device=device, dtype=dtype)
     if head == "value":
-        return _placed(_load_value_head(model, dtype), device)
+        return _placed(load_linear_scorer(model, dtype), device)
     if answer_ids is None:
         raise ValueError("a language model as a PRM needs to know which tokens say wrong and right")
     return _placed(AnswerLogits(_load_language_model(model, dtype), answer_ids), device)
@@ -204,16 +241,22 @@ def _placed(network: Any, device: torch.device) -> Any:
     return network.to(device).eval()
 
 
-def _load_value_head(model: str, dtype: str) -> Any:
-    settings, _ = PreTrainedConfig.get_config_dict(model)
-    if settings.get("model_type") != "qwen2":
-        raise ValueError(
-            f"model={model!r} is of the type {settings.get('model_type')!r}; the format skywork has a value "
-            "head on a qwen2"
-        )
-    renamed = {r"^score\.(weight|bias)$": r"v_head.summary.\1"}
-    config = Qwen2Config.from_pretrained(model)
-    return _load(Qwen2ForValueHead, model, dtype, config=config, key_mapping=renamed)
+def load_linear_scorer(model: str, dtype: str) -> Any:
+    """Loads a causal model with a linear head: a scorer trained here, or a value head on a Qwen2.
+
+    Skywork-o1-Open-PRM has its head under ``v_head.summary``; see `trim_graph.adapters.prm.convert`.
+
+    Args:
+        model: Folder or hub id.
+        dtype: ``auto`` or the name of a torch dtype.
+
+    Raises:
+        ValueError: The model type has no such layout, or the weights lack some.
+    """
+    # No code from the folder: transformers' own classes or none.
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    renamed = {r"^v_head\.summary\.(weight|bias)$": r"score.\1"}
+    return _load(linear_scorer(config), model, dtype, config=config, key_mapping=renamed)
 
 
 def _load_language_model(model: str, dtype: str) -> Any:

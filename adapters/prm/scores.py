@@ -105,7 +105,7 @@ def serve_options(
     (`trim_graph.adapters.prm.convert`), and these are the arguments for that.
 
     Args:
-        format: ``qwen``, ``math_shepherd``, ``skywork`` or ``rlhflow``.
+        format: ``qwen``, ``math_shepherd``, ``skywork``, ``rlhflow`` or ``trim``.
         tokenizer: The PRM's tokenizer.
         step_token: The token after each step; None: the format's own.
 

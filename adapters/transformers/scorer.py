@@ -12,7 +12,8 @@ from pydantic import PrivateAttr
 
 from trim_graph.adapters.base import ScorableStep, ScorerReply
 from trim_graph.adapters.model_source import load_tokenizer, require_local_extra, shared_engine
-from trim_graph.adapters.prm.formats import PRMFormat, is_chat, prm_format
+from trim_graph.adapters.prm.formats import PRMFormat
+from trim_graph.adapters.prm.scorer_file import chosen_format
 from trim_graph.adapters.settings import TransformersPRMSettings
 from trim_graph.errors import ScorerError
 
@@ -33,6 +34,8 @@ class TransformersProcessReward(TransformersPRMSettings):
     - ``math_shepherd``: a language model that answers + or - behind a step tag.
     - ``skywork``: Skywork-o1-Open-PRM, a value head at line breaks.
     - ``rlhflow``: a chat model that answers + or - to every step.
+    - ``trim``: a scorer of ``trim-graph train scorer``, a value head at step tags.
+    - ``auto``: ``trim`` for a folder of ``trim-graph train scorer``, else ``qwen``.
 
     See `trim_graph.adapters.prm.formats`. Weights come from safetensors and are loaded on the first call; no
     code that comes with them is run. Calls made at the same time run as one batch; instances
@@ -99,10 +102,8 @@ class TransformersProcessReward(TransformersPRMSettings):
     def _load(self) -> tuple[RewardEngine, PRMFormat]:
         if self._loaded is None:
             require_local_extra()
-            tokenizer = load_tokenizer(self.model, chat=is_chat(self.format))
-            layout = prm_format(
-                self.format, tokenizer, step_token=self.step_token, system_prompt=self.system_prompt
-            )
+            choice = chosen_format(self, self.model)
+            layout = choice.layout(load_tokenizer(self.model, chat=choice.needs_chat_template))
             self._loaded = self._engine(layout), layout
         loaded: tuple[RewardEngine, PRMFormat] = self._loaded
         return loaded

@@ -16,7 +16,8 @@ from pydantic import PrivateAttr
 from trim_graph.adapters.base import ScorableStep, ScorerReply
 from trim_graph.adapters.event_loop import run_aside, run_sync
 from trim_graph.adapters.model_source import load_tokenizer
-from trim_graph.adapters.prm.formats import FormatName, PRMFormat, is_chat, prm_format
+from trim_graph.adapters.prm.formats import FormatName, PRMFormat
+from trim_graph.adapters.prm.scorer_file import chosen_format
 from trim_graph.adapters.prm.scores import read_pooled, serve_options
 from trim_graph.adapters.settings import VLLMEnginePRMSettings
 from trim_graph.errors import ModelServerError, ScorerError
@@ -116,11 +117,11 @@ class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
         with self._loading:
             if self._ready is None:
                 vllm_module()
-                tokenizer = load_tokenizer(self.model, chat=is_chat(self.format))
-                layout = prm_format(
-                    self.format, tokenizer, step_token=self.step_token, system_prompt=self.system_prompt
-                )
-                options = {**pooling_options(self.format, tokenizer, self.step_token), **engine_options(self)}
+                choice = chosen_format(self, self.model)
+                tokenizer = load_tokenizer(self.model, chat=choice.needs_chat_template)
+                layout = choice.layout(tokenizer)
+                pooling = pooling_options(choice.name, tokenizer, choice.step_token)
+                options = {**pooling, **engine_options(self)}
                 self._ready = _Ready(layout, EngineHandle(EngineSpec(self.model, "pooling", options)))
             return self._ready
 

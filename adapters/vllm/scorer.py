@@ -14,9 +14,10 @@ from pydantic import PrivateAttr
 from trim_graph.adapters.base import ScorableStep, ScorerReply
 from trim_graph.adapters.event_loop import AsyncLazy, run_sync
 from trim_graph.adapters.model_source import check_model, load_tokenizer
-from trim_graph.adapters.prm.formats import STEP_TOKENS, PRMFormat, PRMInput, is_chat, prm_format
+from trim_graph.adapters.prm.formats import STEP_TOKENS, PRMFormat, PRMInput
+from trim_graph.adapters.prm.scorer_file import FormatChoice, chosen_format
 from trim_graph.adapters.prm.scores import read_pooled, serve_options
-from trim_graph.adapters.settings import VLLMServerPRMSettings
+from trim_graph.adapters.settings import PRMSettings, VLLMServerPRMSettings
 from trim_graph.errors import FailedAttempts, ModelServerError, ScorerError
 
 from .batching import ScoreBatcher
@@ -144,12 +145,10 @@ class VLLMProcessReward(VLLMServerPRMSettings):
     async def _get_ready(self) -> _Ready:
         served = await self._server.served(self.model)
         place = self.tokenizer or str(served.get("root") or self.model)
-        tokenizer = await asyncio.to_thread(_load_tokenizer, place, is_chat(self.format))
-        made = prm_format(
-            self.format, tokenizer, step_token=self.step_token, system_prompt=self.system_prompt
-        )
-        options = serve_options(self.format, tokenizer=tokenizer, step_token=self.step_token)
-        text = (self.step_token or STEP_TOKENS.get(self.format, "")) + _SAMPLE
+        choice, tokenizer = await asyncio.to_thread(_load_format, self, place)
+        made = choice.layout(tokenizer)
+        options = serve_options(choice.name, tokenizer=tokenizer, step_token=choice.step_token)
+        text = (choice.step_token or STEP_TOKENS.get(choice.name, "")) + _SAMPLE
         ours = tokenizer.encode(text, add_special_tokens=False)
         if (theirs := await self._tokenized(text)) not in (None, ours):
             raise ScorerError(
@@ -197,9 +196,11 @@ class VLLMProcessReward(VLLMServerPRMSettings):
             return error
 
 
-def _load_tokenizer(place: str, chat: bool) -> PreTrainedTokenizerBase:
+def _load_format(settings: PRMSettings, place: str) -> tuple[FormatChoice, PreTrainedTokenizerBase]:
     try:
-        return load_tokenizer(check_model(place), chat=chat)
+        weights = check_model(place)
+        choice = chosen_format(settings, weights)
+        return choice, load_tokenizer(weights, chat=choice.needs_chat_template)
     except ImportError as error:
         raise ImportError(
             f'the tokenizer of a PRM needs transformers: pip install "trim-graph[vllm]" ({error})'

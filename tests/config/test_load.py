@@ -414,7 +414,7 @@ def test_the_format_of_a_reward_model(write, kind):
     built = build_parts(load_config(write(f"{base}scorer: {{{scorer}}}"))).scorer
     assert (built.format, built.step_token, built.system_prompt) == ("math_shepherd", "так", "auto")
     built = build_parts(load_config(write(f"{base}scorer: {{type: {kind}, model: org/prm}}"))).scorer
-    assert (built.format, built.step_token, built.system_prompt) == ("qwen", None, "auto")
+    assert (built.format, built.step_token, built.system_prompt) == ("auto", None, "auto")
     message = refused(write(f"{base}scorer: {{type: {kind}, model: org/prm, format: llama}}"))
     assert "line 4: scorer.format" in message
     message = refused(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from trim_graph.adapters.base import ScorableStep, as_scorer, read_scores
 from trim_graph.adapters.prm.formats import STEP_TOKENS
+from trim_graph.adapters.prm.scorer_file import chosen_format
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
 from trim_graph.errors import ModelServerError, ScorerError, SettingsError, TrimError
 from trim_graph.policies.parsing import Threshold
@@ -132,8 +134,8 @@ _TRAINED_ON = {
 
 def segmentation(config: TrimConfig) -> Finding | None:
     """Steps end where those end that the PRM was trained on; None without a PRM."""
-    form = getattr(config.scorer, "format", None)
-    if form is None:
+    form = _format_of(config.scorer)
+    if form in (None, "trim"):  # a scorer trained here learned from the user's own steps
         return None
     trained = " or ".join(_ENDS[end] for end in _TRAINED_ON[form])
     found = _step_end(config.settings.segmentation or delimiter(config.settings.delimiter))
@@ -147,6 +149,15 @@ def segmentation(config: TrimConfig) -> Finding | None:
         "other steps the scores mean little",
         "set segmentation in settings to the PRM's own way to make steps, unless yours was trained on these",
     )
+
+
+def _format_of(scorer: Any) -> str | None:
+    """The format of a PRM as far as it is known without a download; None without a PRM."""
+    form: str | None = getattr(scorer, "format", None)
+    if form != "auto":
+        return form
+    place: str = getattr(scorer, "tokenizer", None) or scorer.model
+    return chosen_format(scorer, place).name if Path(place).is_dir() else "qwen"
 
 
 def _step_end(way: Segmentation) -> str | None:
@@ -179,7 +190,7 @@ async def tokenizer(subject: Subject) -> Finding:
         loaded = await in_thread(lambda: load_tokenizer(check_model(place)))
     except (OSError, ValueError) as error:
         return Finding.error(f"the tokenizer cannot be loaded from {place}: {error}", fix, ends=True)
-    subject.known["tokenizer"] = loaded
+    subject.known |= {"tokenizer": loaded, "tokenizer_place": place}
     ours = list(loaded.encode(PROBE_TEXT, add_special_tokens=False))
     theirs = await tokens_of(subject, PROBE_TEXT)
     if theirs is None:
@@ -201,13 +212,13 @@ async def tokenizer(subject: Subject) -> Finding:
 
 async def step_token(subject: Subject) -> Finding:
     """The step token is one token of the PRM's tokenizer."""
-    token, loaded = subject.entry.step_token, subject.known["tokenizer"]
-    if token is None and subject.entry.format == "qwen":
-        token = STEP_TOKENS["qwen"]
+    loaded = subject.known["tokenizer"]
+    choice = await in_thread(lambda: chosen_format(subject.entry, subject.known["tokenizer_place"]))
+    token = choice.step_token or (STEP_TOKENS["qwen"] if choice.name == "qwen" else None)
     if token is None:
         return Finding.ok("the format's own")
     ids = list(loaded.encode(token, add_special_tokens=False))
-    if len(ids) != 1 or (subject.entry.format == "qwen" and token not in loaded.get_added_vocab()):
+    if len(ids) != 1 or (choice.name in ("qwen", "trim") and token not in loaded.get_added_vocab()):
         special = ", ".join(_like_step_tokens(loaded.get_added_vocab()))
         return Finding.error(
             f"step_token={token!r} is no token of its own in the PRM's tokenizer, so nothing holds a score",

@@ -261,17 +261,23 @@ def _pooling(name: str, entry: VLLMPRM, weights: str) -> list[str]:
     if _given("--pooler-config", entry.serve.args):
         return ["--runner", "pooling"]
     place = entry.tokenizer or weights
-    if entry.format == "qwen" and entry.step_token in (None, "<extra_0>") and place in STEP_TOKEN_IDS:
+    published = place in STEP_TOKEN_IDS and entry.format in ("auto", "qwen")
+    if published and entry.step_token in (None, "<extra_0>"):
         pooler = {"pooling_type": "STEP", "step_tag_id": STEP_TOKEN_IDS[place]}
         return ["--runner", "pooling", "--pooler-config", json.dumps(pooler)]
     from trim_graph.adapters.model_source import load_tokenizer
+    from trim_graph.adapters.prm.scorer_file import chosen_format
     from trim_graph.adapters.prm.scores import serve_options
 
+    form: str = entry.format
     try:
-        return serve_options(entry.format, tokenizer=load_tokenizer(place), step_token=entry.step_token)
+        choice = chosen_format(entry, place)
+        form = choice.name
+        tokenizer = load_tokenizer(place, chat=choice.needs_chat_template)
+        return serve_options(choice.name, tokenizer=tokenizer, step_token=choice.step_token)
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"{name}: the arguments for format {entry.format} cannot be told: {error}. Name the PRM's "
+            f"{name}: the arguments for format {form} cannot be told: {error}. Name the PRM's "
             "tokenizer in the setting tokenizer, or give --pooler-config in serve.args"
         ) from error
 

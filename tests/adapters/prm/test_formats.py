@@ -12,6 +12,7 @@ from trim_graph.adapters.prm.formats import (
     QwenPRMFormat,
     RLHFlowPRMFormat,
     SkyworkPRMFormat,
+    TrimPRMFormat,
     check_format,
     prm_format,
 )
@@ -53,7 +54,9 @@ def skywork():
 
 
 def made_for(name, request):
-    tokenizer = request.getfixturevalue({"math_shepherd": "mistral", "rlhflow": "llama"}.get(name, name))
+    tokenizer = request.getfixturevalue(
+        {"math_shepherd": "mistral", "rlhflow": "llama", "trim": "tokenizer"}.get(name, name)
+    )
     return tokenizer, prm_format(name, tokenizer)
 
 
@@ -209,7 +212,59 @@ class TestRLHFlow:
                 made.encode("q", ["a"])
 
 
-@pytest.mark.parametrize("name", ["math_shepherd", "skywork", "rlhflow"])
+class TestTrim:
+    @pytest.fixture(params=["tokenizer", "llama", "mistral"])
+    def any_tokenizer(self, request):
+        return request.getfixturevalue(request.param)
+
+    def test_a_chat_has_the_question_in_the_users_turn_and_the_steps_in_the_assistants(self, tokenizer):
+        encoded = TrimPRMFormat(tokenizer).encode(QUESTION, TEXTS)
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
+        )
+        assert tokenizer.decode(encoded.ids) == prompt + "".join(f"{text}<|im_end|>" for text in TEXTS)
+        assert encoded.step_positions[-1] == len(encoded.ids) - 1
+
+    def test_without_a_chat_template_blank_lines_end_the_question(self, mistral):
+        encoded = TrimPRMFormat(mistral, system_prompt="Rate.").encode("2 + 2?", ["It is 4."])
+        assert mistral.decode(encoded.ids) == "<s> Rate.\n\n2 + 2?\n\n It is 4.</s>"
+
+    def test_a_system_prompt_and_another_tag(self, tokenizer):
+        made = TrimPRMFormat(tokenizer, step_token="<extra_0>", system_prompt="Rate.")
+        text = tokenizer.decode(made.encode("q", ["a", "b"]).ids)
+        assert "Rate." in text
+        assert text.endswith("a<extra_0>b<extra_0>")
+
+    def test_a_tag_that_no_position_can_hold_is_refused(self, tokenizer):
+        with pytest.raises(ValueError, match="step_token='<step>' is not an added token of this tokenizer"):
+            TrimPRMFormat(tokenizer, step_token="<step>")
+        without = tiny_prms.skywork_tokenizer()
+        without.eos_token = None
+        with pytest.raises(ValueError, match="no eos_token; give step_token"):
+            TrimPRMFormat(without)
+
+    @relaxed
+    @given(hostile.filter(str.strip), solutions)
+    def test_texts_add_no_tag_and_no_step_changes_ids_before_it(self, any_tokenizer, question, texts):
+        made = TrimPRMFormat(any_tokenizer)
+        encoded = made.encode(question, texts)
+        tag = any_tokenizer.eos_token_id
+        prompt = made.encode(question, [""]).step_positions[0]
+        assert encoded.step_positions == [
+            i for i, token in enumerate(encoded.ids) if token == tag and i >= prompt
+        ]
+        assert len(encoded.step_positions) == len(texts)
+        clean = made.encode("q", [""]).ids
+        assert encoded.ids[:prompt].count(tag) == clean.count(tag) - 1
+        special = set(any_tokenizer.all_special_ids) - {tag, any_tokenizer.unk_token_id}
+        assert not special.intersection(encoded.ids[prompt:])
+        for count, position in enumerate(encoded.step_positions, start=1):
+            part = made.encode(question, texts[:count])
+            assert part.ids == encoded.ids[: position + 1]
+            assert part.step_positions == encoded.step_positions[:count]
+
+
+@pytest.mark.parametrize("name", ["math_shepherd", "skywork", "rlhflow", "trim"])
 class TestAll:
     def test_what_cannot_be_laid_out_is_refused(self, name, request):
         _, made = made_for(name, request)
@@ -243,7 +298,11 @@ class TestFactory:
     @pytest.mark.parametrize(
         ("name", "settings", "complaint"),
         [
-            ("llama", {}, "format='llama' is not known; choose one of qwen, math_shepherd, skywork, rlhflow"),
+            (
+                "llama",
+                {},
+                "format='llama' is not known; choose one of qwen, math_shepherd, skywork, rlhflow, trim",
+            ),
             ("skywork", {"step_token": "\n"}, "the format skywork has none to choose, a line break ends"),
             ("rlhflow", {"step_token": "+"}, "the format rlhflow has none to choose, turns of the chat"),
             ("qwen", {"step_token": " "}, "nothing but white space"),

@@ -116,7 +116,7 @@ class TestNetworks:
         scorer = TransformersProcessReward(folders["skywork"], format="skywork", dtype="auto")
         network = scorer._load()[0]._model
         with torch.no_grad():
-            network.v_head.summary.bias.fill_(float("inf"))
+            network.score.bias.fill_(float("inf"))
         with pytest.raises(ScorerError, match="score of step 1 of 1 is nan, not a probability"):
             scorer.score(QUESTION, steps("a"))
 
@@ -136,7 +136,7 @@ class TestWrongWeights:
             ValueError, match=r"a \['Qwen2ForProcessRewardModel'\]; as a PRM .* takes LlamaFor.*MistralFor"
         ):
             TransformersProcessReward(reward_model, format="rlhflow").score("q", steps("a"))
-        with pytest.raises(ValueError, match=r"of the type 'llama'; the format skywork has a value head"):
+        with pytest.raises(ValueError, match=r"lacks weights that a PRM needs: score\.bias, score\.weight"):
             TransformersProcessReward(folders["rlhflow"], format="skywork").score("q", steps("a"))
         with pytest.raises(ValueError, match="no chat template"):
             TransformersProcessReward(folders["skywork"]).score("q", steps("a"))
@@ -147,7 +147,7 @@ class TestWrongWeights:
         weights = weights_of(folders["skywork"])
         del weights["v_head.summary.bias"]
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(ValueError, match=r"lacks weights that a PRM needs: v_head\.summary\.bias"):
+        with pytest.raises(ValueError, match=r"lacks weights that a PRM needs: score\.bias"):
             TransformersProcessReward(folder, format="skywork").score("q", steps("a"))
         with pytest.raises(ValueError, match=r"no value head: score\.bias"):
             convert_value_head(str(folder), tmp_path / "out")

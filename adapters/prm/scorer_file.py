@@ -1,0 +1,121 @@
+"""The file `trim_scorer.json` of a trained scorer's folder, and the format that a reward model is read in.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .formats import FormatName, PRMFormat, is_chat, prm_format
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from trim_graph.adapters.settings import PRMSettings
+
+SCORER_FILE = "trim_scorer.json"
+
+
+class ScorerFile(BaseModel):
+    """Content of `trim_scorer.json`: how a trained scorer reads a solution, and where it comes from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    """Version of this file's layout."""
+    format: Literal["trim"] = "trim"
+    """Format of the input; see `trim_graph.adapters.prm.formats.TrimPRMFormat`."""
+    step_token: str = Field(min_length=1)
+    """The token after each step."""
+    system_prompt: str | None = None
+    """First turn of the chat; None leaves it to the chat template."""
+    base: str
+    """Model that was trained, by its hub id or the name of its folder."""
+    tuning: Literal["head", "lora", "full"]
+    """Weights that were trained: the head alone, LoRA adapters (merged), or all."""
+    method: str
+    """Method of the step labels."""
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    """Figures of the model card, measured on held-out questions."""
+
+    def write(self, folder: Path) -> None:
+        """Writes the file into a folder."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        (folder / SCORER_FILE).write_text(text + "\n", "utf-8")
+
+
+def read_scorer_file(place: str) -> ScorerFile | None:
+    """Reads the file of a model.
+
+    Args:
+        place: Folder or hub id. Of a hub id, the file is downloaded if the repository has one.
+
+    Returns:
+        The content; None for a model without the file.
+
+    Raises:
+        ValueError: The file is not a trained scorer's.
+    """
+    file = Path(place) / SCORER_FILE
+    if not Path(place).is_dir():
+        from transformers.utils.hub import cached_file
+
+        found = cached_file(
+            place,
+            SCORER_FILE,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if found is None:
+            return None
+        file = Path(found)
+    if not file.is_file():
+        return None
+    try:
+        return ScorerFile.model_validate_json(file.read_text("utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise ValueError(f"{SCORER_FILE} of {place} is not a trained scorer's: {error}") from error
+
+
+class FormatChoice(NamedTuple):
+    """Format of a reward model with its settings, none of them left open."""
+
+    name: FormatName
+    step_token: str | None
+    system_prompt: str | None
+
+    @property
+    def needs_chat_template(self) -> bool:
+        """Whether the PRM's tokenizer must have a chat template."""
+        return is_chat(self.name)
+
+    def layout(self, tokenizer: PreTrainedTokenizerBase) -> PRMFormat:
+        """Makes the format; see `prm_format`."""
+        return prm_format(self.name, tokenizer, step_token=self.step_token, system_prompt=self.system_prompt)
+
+
+def chosen_format(settings: PRMSettings, place: str) -> FormatChoice:
+    """Returns the format of a reward model.
+
+    A setting that is given decides. What is left open, ``auto`` or None, a trained scorer's file answers; a
+    model without one has the format ``qwen`` where ``format`` is ``auto``.
+
+    Args:
+        settings: Settings of the reward model.
+        place: Folder or hub id of its tokenizer.
+
+    Raises:
+        ValueError: The model's `trim_scorer.json` cannot be read.
+    """
+    token, prompt = settings.step_token, settings.system_prompt
+    file = read_scorer_file(place) if settings.format in ("auto", "trim") else None
+    if file is None:
+        return FormatChoice("qwen" if settings.format == "auto" else settings.format, token, prompt)
+    return FormatChoice(
+        file.format, token or file.step_token, file.system_prompt if prompt == "auto" else prompt
+    )

@@ -1,0 +1,97 @@
+"""The format of a reward model, as its settings and the file beside its weights say."""
+
+import json
+import math
+
+import pytest
+import torch
+from transformers import GPT2Config, LlamaConfig, Qwen2Config, T5Config
+
+from tests import tiny_prms
+from tests.tiny_prms import QUESTION, TEXTS
+from trim_graph.adapters import TransformersProcessReward
+from trim_graph.adapters.model_source import load_tokenizer
+from trim_graph.adapters.prm.formats import TrimPRMFormat
+from trim_graph.adapters.prm.heads import linear_scorer
+from trim_graph.adapters.prm.scorer_file import SCORER_FILE, FormatChoice, ScorerFile, chosen_format
+from trim_graph.adapters.settings import TransformersPRMSettings
+
+SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48}
+CONFIGS = {
+    "qwen2": Qwen2Config(vocab_size=1000, num_key_value_heads=1, **SMALL),
+    "llama": LlamaConfig(vocab_size=1000, **SMALL),
+    "gpt2": GPT2Config(vocab_size=1000, n_embd=32, n_layer=2, n_head=2),
+}
+STEPS = [{"text": text, "writer": "small"} for text in TEXTS]
+
+
+def written(**changes):
+    facts = {"step_token": "<|im_end|>", "base": "tiny", "tuning": "head", "method": "labelled"}
+    return ScorerFile(**facts | changes)
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def choice(folder, **settings):
+    return chosen_format(TransformersPRMSettings(model=str(folder), **settings), str(folder))
+
+
+def test_auto_without_the_file_is_qwens_format(folder):
+    assert choice(folder) == FormatChoice("qwen", None, "auto")
+    assert choice(folder, step_token="<s>", system_prompt=None) == FormatChoice("qwen", "<s>", None)
+
+
+def test_the_file_answers_what_the_settings_leave_open(folder):
+    written(step_token="<tag>", system_prompt="Rate.").write(folder)
+    assert choice(folder) == FormatChoice("trim", "<tag>", "Rate.")
+    assert choice(folder, format="trim") == FormatChoice("trim", "<tag>", "Rate.")
+    assert choice(folder, step_token="<s>", system_prompt=None) == FormatChoice("trim", "<s>", None)
+    assert choice(folder, format="rlhflow") == FormatChoice("rlhflow", None, "auto")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"version": 2}', "\udcff"])
+def test_another_file_is_refused_by_name(folder, content):
+    (folder / SCORER_FILE).write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=r"trim_scorer\.json of .* is not a trained scorer's"):
+        choice(folder)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_folder_of_any_causal_model_is_read_as_it_is(tmp_path, tokenizer, name):
+    torch.manual_seed(3)
+    config = CONFIGS[name]
+    network = linear_scorer(config)(config).eval()
+    with torch.no_grad():
+        network.score.weight.normal_(std=2.0)
+        network.score.bias.fill_(0.3)
+    network.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    written().write(tmp_path)
+    encoded = TrimPRMFormat(load_tokenizer(str(tmp_path))).encode(QUESTION, TEXTS)
+    backbone = getattr(network, network.base_model_prefix)
+    with torch.no_grad():
+        hidden = backbone(torch.tensor([encoded.ids])).last_hidden_state[0, encoded.step_positions]
+    values = (hidden @ network.score.weight.T + network.score.bias)[:, 0].tolist()
+
+    reply = TransformersProcessReward(tmp_path).score(QUESTION, STEPS)
+
+    assert reply.scores == pytest.approx([1 / (1 + math.exp(-value)) for value in values], abs=1e-6)
+    assert len(set(reply.scores)) == 3
+    kind = json.loads((tmp_path / "config.json").read_text())["architectures"]
+    assert kind == [type(network).__name__]
+    assert kind[0].endswith("ForSequenceClassification")
+
+
+def test_a_model_that_is_not_causal_is_refused():
+    with pytest.raises(ValueError, match="type 't5' is no causal language model"):
+        linear_scorer(T5Config())
+
+
+def test_a_skywork_prm_is_read_by_the_same_class(tmp_path):
+    folder = tiny_prms.save_skywork(tmp_path / "prm")
+    scores = TransformersProcessReward(folder, format="skywork").score(QUESTION, STEPS).scores
+    assert len(set(scores)) == 3
