@@ -259,6 +259,26 @@ def load_linear_scorer(model: str, dtype: str) -> Any:
     return _load(linear_scorer(config), model, dtype, config=config, key_mapping=renamed)
 
 
+def load_base(model: str, dtype: str) -> Any:
+    """Loads a causal model, and puts a head on it that still has to be trained.
+
+    Args:
+        model: Folder or hub id of a causal language model, or of a scorer trained here.
+        dtype: ``auto`` or the name of a torch dtype.
+
+    Returns:
+        A `LinearHead`; the weights of its head are random unless the model is a scorer.
+
+    Raises:
+        ValueError: The model type has no such layout, or the weights lack some of the backbone.
+    """
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    config.num_labels = 1
+    kind = linear_scorer(config)
+    kind._keys_to_ignore_on_load_missing = [r"score\."]
+    return _load(kind, model, dtype, config=config)
+
+
 def _load_language_model(model: str, dtype: str) -> Any:
     settings, _ = PreTrainedConfig.get_config_dict(model)
     named = settings.get("architectures") or []

@@ -34,7 +34,8 @@ checkpoint: sqlite:runs.db
 """Also: ``type: vllm`` (model, base_url, api_key_env) and ``vllm_prm`` for models behind vLLM servers, whose
 ``serve`` says how `trim-graph up` starts them; ``vllm_engine`` and ``vllm_engine_prm`` (model,
 ``gpu_memory_utilization`` or ``kv_cache_gib``, ``engine_args``) for vLLM in this process;
-reward models of another ``format``: ``math_shepherd``, ``skywork``, ``rlhflow``, or ``trim`` (found by itself);
+reward models of another ``format``: ``math_shepherd``, ``skywork`` or ``rlhflow`` (scorers of `train scorer`
+need none);
 ``type: langchain`` (model, kwargs) for hosted models by the names LangChain has for them; scorers
 ``llm_judge`` (model) and ``token_probability`` (wants ``logprobs: true`` of the models); ``type: example``
 for all three models (the arithmetic models that come with trim-graph); policies

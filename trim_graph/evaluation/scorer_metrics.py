@@ -270,6 +270,114 @@ def reliability(scores: Floats, right: NDArray[np.bool_], *, bins: int = BINS) -
     return found
 
 
+class KindFigures(TypedDict):
+    """Steps of one kind."""
+
+    kind: str | None
+    """As `trim_graph.policies.by_pattern` names it; None: steps without a match."""
+    n: int
+    right: int
+    auc: float | None
+
+
+class WithinKinds(TypedDict):
+    """How well scores tell right from wrong among steps of one kind, where the kind alone tells nothing."""
+
+    auc: float | None
+    """Chance that a right step scores above a wrong one of its kind; None where no kind has both."""
+    auc_of_kind: float | None
+    """AUC of the kind alone: each step scored by the share of its kind that is right."""
+    kinds: list[KindFigures]
+    """The most frequent first."""
+
+
+def within_kinds(steps: Sequence[tuple[float, bool]], kinds: Sequence[str | None]) -> WithinKinds:
+    """Computes the area within kinds of steps: the mean over kinds, weighted by pairs of right and wrong.
+
+    Args:
+        steps: Score, and whether the step is right.
+        kinds: Kind of each; see `trim_graph.policies.baselines.step_type_of`.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    found: dict[str | None, list[tuple[float, bool]]] = {}
+    for step, kind in zip(steps, kinds, strict=True):
+        found.setdefault(kind, []).append(step)
+    figures, won, pairs = list[KindFigures](), 0.0, 0
+    for kind, those in sorted(found.items(), key=lambda item: -len(item[1])):
+        right = sum(label for _, label in those)
+        auc = None
+        if 0 < right < len(those):
+            auc = float(roc_auc_score([label for _, label in those], [score for score, _ in those]))
+            won, pairs = won + auc * right * (len(those) - right), pairs + right * (len(those) - right)
+        figures.append(KindFigures(kind=kind, n=len(those), right=right, auc=auc))
+    shares = {one["kind"]: one["right"] / one["n"] for one in figures}
+    labels = [label for _, label in steps]
+    alone = None
+    if any(labels) and not all(labels):
+        alone = float(roc_auc_score(labels, [shares[kind] for kind in kinds]))
+    return WithinKinds(auc=won / pairs if pairs else None, auc_of_kind=alone, kinds=figures)
+
+
+class Paired(TypedDict):
+    """Two scorers on the same steps."""
+
+    n: int
+    questions: int
+    auc: float
+    auc_of_other: float
+    difference: float
+    """AUC less that of the other."""
+    difference_interval: Interval | None
+    """By bootstrap over questions."""
+    better: bool
+    """Whether all of the interval is above 0."""
+
+
+def paired_auc(
+    scores: Sequence[float],
+    other: Sequence[float],
+    right: Sequence[bool],
+    questions: Sequence[str],
+    *,
+    seed: int = 0,
+) -> Paired | None:
+    """Compares the areas of two scorers on the same steps, with whole questions drawn again.
+
+    Args:
+        scores: Of the first scorer.
+        other: Of the second one.
+        right: Whether each step is right.
+        questions: Question of each step.
+        seed: Of the bootstrap.
+
+    Returns:
+        The comparison; None where there are only right or only wrong steps.
+    """
+    import numpy as np
+    from sklearn.metrics import roc_auc_score
+
+    label = np.array(right, dtype=np.bool_)
+    if not label.any() or label.all():
+        return None
+    columns = [np.array(values, dtype=np.float64) for values in (scores, other)]
+    areas = [float(roc_auc_score(label, values)) for values in columns]
+    _, owner = np.unique(list(questions), return_inverse=True)
+    drawn = [_drawn_areas(values, label, owner, seed) for values in columns]
+    spread = interval(
+        [None if one is None or two is None else one - two for one, two in zip(*drawn, strict=True)]
+    )
+    return Paired(
+        n=len(label),
+        questions=int(owner.max()) + 1,
+        auc=areas[0],
+        auc_of_other=areas[1],
+        difference=areas[0] - areas[1],
+        difference_interval=spread,
+        better=spread is not None and spread.low > 0,
+    )
+
+
 def _predicted_first_error(solution: Rated, threshold: float) -> int | None:
     if solution.scores is None:
         return None
@@ -294,10 +402,18 @@ def _harmonic(left: float | None, right: float | None) -> float | None:
 def _auc_interval(
     scores: Floats, right: NDArray[np.bool_], owners: Sequence[int] | None, seed: int
 ) -> Interval | None:
-    """Draws solutions with replacement; a solution drawn twice has the weight 2."""
     import numpy as np
 
     _, owner = np.unique(np.arange(len(scores)) if owners is None else owners, return_inverse=True)
+    return interval(_drawn_areas(scores, right, owner, seed))
+
+
+def _drawn_areas(
+    scores: Floats, right: NDArray[np.bool_], owner: NDArray[np.intp], seed: int
+) -> list[float | None]:
+    """Draws owners with replacement; an owner drawn twice has the weight 2. One seed, the same draws."""
+    import numpy as np
+
     levels, place = np.unique(scores, return_inverse=True)
     count = int(owner.max()) + 1
     rng = np.random.default_rng(seed)
@@ -309,7 +425,7 @@ def _auc_interval(
         pairs = above.sum() * below.sum()
         won = (above * (np.cumsum(below) - below / 2)).sum()  # what is level counts half
         values.append(float(won / pairs) if pairs else None)
-    return interval(values)
+    return values
 
 
 class LabelledSolution(TypedDict):
@@ -403,6 +519,19 @@ def _of_trace(values: dict[str, Any], place: str) -> LabelledSolution | None:
         labels=labels if wrong < 0 else labels_from(wrong, len(labels)),
         correct=trace["correct"],
     )
+
+
+RIGHT_FROM = 0.5
+"""Least value of a step that counts as right where no label is known."""
+
+
+def labels_of_values(values: Sequence[float | None]) -> list[bool | None]:
+    """Makes hard labels of soft targets: True up to the first value below `RIGHT_FROM`, False there."""
+    known = values[: values.index(None)] if None in values else values
+    wrong = next((at for at, value in enumerate(known) if value is not None and value < RIGHT_FROM), None)
+    if wrong is not None:
+        return labels_from(wrong, len(values))
+    return [*([True] * len(known)), *([None] * (len(values) - len(known)))]
 
 
 def labels_from(first_wrong: int, count: int) -> list[bool | None]:

@@ -1,0 +1,545 @@
+"""Training of a step scorer: a causal model with a linear head, on labelled steps.
+
+The head reads the hidden state at the tag after each step, and all steps of a solution are learned in one
+pass. The head is fitted first, on the frozen model's hidden states (scikit-learn). ``lora`` and ``full`` then
+train further from it, which keeps the features of the base better than a random head does (Kumar et al.,
+arXiv 2202.10054).
+
+Fine-tuning runs on transformers' `Trainer`. TRL's `PRMTrainer` is experimental, classifies tokens into two
+classes, and takes hard labels; the targets here are soft, and vLLM serves a head of one label.
+
+Imports torch and transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+
+from trim_graph.adapters.model_source import check_model, load_tokenizer, max_positions, pick_device
+from trim_graph.adapters.prm.formats import TrimPRMFormat
+from trim_graph.adapters.prm.heads import load_base
+from trim_graph.adapters.prm.scorer_file import ScorerFile
+from trim_graph.errors import InputError, SettingsError, is_context_full
+
+from .scorer_data import LabelledSteps, Split, methods_of, read_label_files, split_by_question
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+Tuning = Literal["head", "lora", "full"]
+LEARNING_RATES = {"lora": 1e-4, "full": 1e-5}
+UNFINISHED = "unfinished"
+"""Folder of checkpoints within the scorer's, until it is finished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerTraining:
+    """Settings of a training.
+
+    Raises:
+        SettingsError: One is out of its bounds.
+    """
+
+    tuning: Tuning = "head"
+    """``head``: the base is frozen. ``lora``: adapters on all its linear layers. ``full``: all weights."""
+    validation: float = 0.15
+    """Share of the questions for early stopping, calibration and the threshold."""
+    test: float = 0.15
+    """Share of the questions for the figures of the model card. 0: they are measured on the validation
+    questions, and the card says so."""
+    epochs: float = 3.0
+    """Most passes over the training solutions, for ``lora`` and ``full``."""
+    learning_rate: float | None = None
+    """Peak; None: 1e-4 for ``lora``, 1e-5 for ``full``."""
+    batch_size: int = 8
+    """Solutions in a batch."""
+    patience: int = 3
+    """Evaluations in a row without improvement after which training ends."""
+    evaluations: int = 4
+    """Evaluations on the validation questions in an epoch."""
+    lora_rank: int = 16
+    """Rank of the adapters."""
+    gradient_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass: less memory, more time."""
+    device: str = "auto"
+    """``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: CUDA where there is one."""
+    dtype: str = "auto"
+    """``float32`` or ``bfloat16``; ``auto``: bfloat16 on CUDA, else float32."""
+    step_token: str | None = None
+    """The token after each step; None: the tokenizer's ``eos_token``."""
+    system_prompt: str | None = None
+    """First turn of the chat; None leaves it to the chat template."""
+    max_tokens: int | None = None
+    """Longest solution in tokens; None: what the base takes. Longer ones are left out and counted."""
+    calibrate_on: Literal["auto", "value", "label"] = "auto"
+    """Target of the calibration. ``auto``: the label where there is one, the value for the methods
+    ``advantage`` and ``agreement``, whose values are no probability that a step is right."""
+    pattern: str | None = None
+    """Regular expression that finds the kind of a step, for AUC within a kind; None: marks of mathematics."""
+    seed: int = 0
+    """Draws held-out questions, batches and adapters."""
+
+    def __post_init__(self) -> None:
+        for name in ("validation", "test"):
+            share = getattr(self, name)
+            if not 0 <= share < 1 or (name == "validation" and share == 0):
+                raise SettingsError(
+                    f"{name} is {share:g}: choose a share of the questions below 1, such as 0.15"
+                )
+        for name in ("batch_size", "patience", "evaluations", "lora_rank"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}: choose 1 or more")
+        if not self.epochs > 0:
+            raise SettingsError(f"epochs is {self.epochs:g}: choose a number above 0")
+        if self.tuning not in ("head", "lora", "full"):
+            raise SettingsError(f"tuning is {self.tuning!r}: choose head, lora or full")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise SettingsError(f"dtype is {self.dtype!r}: choose auto, float32 or bfloat16")
+
+
+class Encoded(NamedTuple):
+    """A solution as the model reads it."""
+
+    solution: LabelledSteps
+    ids: list[int]
+    positions: list[int]
+
+
+class Heading(NamedTuple):
+    """What a progress display shows: phase, items done and items in all."""
+
+    phase: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class TrainedScorer:
+    """A finished training.
+
+    Attributes:
+        folder: Folder of the scorer; every adapter of reward models takes it.
+        file: Content of its `trim_scorer.json`, with the figures.
+        skipped: Solutions left out as too long.
+    """
+
+    folder: Path
+    file: ScorerFile
+    skipped: int
+
+
+def train_scorer(
+    labels: Sequence[str | Path],
+    *,
+    base: str,
+    out: str | Path,
+    training: ScorerTraining | None = None,
+    on_progress: Callable[[Heading], None] | None = None,
+) -> TrainedScorer:
+    """Trains a scorer and writes its folder.
+
+    The folder is in the layout of transformers: weights with LoRA merged and calibration in the head,
+    tokenizer, `trim_scorer.json` and a model card. An interrupted training of ``lora`` or ``full`` resumes
+    from its last evaluation when called again with the same arguments.
+
+    Args:
+        labels: Label files; see `trim_graph.training.scorer_data.read_label_files`.
+        base: Causal model: folder or hub id.
+        out: Folder to be made, empty, or of an interrupted training.
+        training: Settings.
+        on_progress: Called as work advances.
+
+    Raises:
+        InputError: The labels are missing, of one kind only, or of too few questions.
+        SettingsError: A setting does not fit, or the folder is not empty.
+        ValueError: The base cannot be read: no safetensors, no causal model, no ``eos_token``.
+    """
+    settings = training or ScorerTraining()
+    begun = time.monotonic()
+    files, folder = [Path(file) for file in labels], Path(out)
+    base = check_model(base)
+    solutions = read_label_files(files)
+    split = split_by_question(
+        solutions, validation=settings.validation, test=settings.test, seed=settings.seed
+    )
+    checkpoints = _open_folder(folder, settings, base, solutions)
+    tokenizer = load_tokenizer(base, chat=False)
+    layout = TrimPRMFormat(tokenizer, step_token=settings.step_token, system_prompt=settings.system_prompt)
+    device = pick_device(settings.device)
+    dtype = _dtype(settings, device)
+    say = on_progress or (lambda heading: None)
+    # Full tuning keeps its weights in float32 until it is done: bfloat16 loses small steps.
+    network = load_base(base, "float32" if settings.tuning == "full" else dtype).to(device).eval()
+    encoded, skipped = _encode(layout, split, settings.max_tokens or max_positions(network))
+    _set_head(network, *_fit_head(network, encoded, settings, say))
+    if settings.tuning != "head":
+        network = _fine_tune(network, encoded, settings, dtype, checkpoints, say)
+    network = network.to(getattr(torch, dtype)).eval()
+    from .scorer_card import Measured, calibration_targets, fit_platt, measure, write_card
+
+    held_out = encoded.test or encoded.validation
+    logits = _logits(network, encoded.validation, "calibrating", say)
+    scale, shift, calibrated_on = fit_platt(
+        *calibration_targets(encoded.validation, logits, settings.calibrate_on)
+    )
+    _set_head(
+        network,
+        network.score.weight.float() * scale,
+        network.score.bias.float() * scale + shift,
+    )
+    measured = Measured(
+        validation=_scored(network, encoded.validation, say),
+        held_out=_scored(network, held_out, say),
+        held_out_is="test" if encoded.test else "validation",
+        calibrated_on=calibrated_on,
+        skipped=skipped,
+        questions={
+            part: len({one.solution.question for one in those}) for part, those in encoded._asdict().items()
+        },
+        steps={
+            part: sum(one.solution.labelled for one in those) for part, those in encoded._asdict().items()
+        },
+        seconds=time.monotonic() - begun,
+    )
+    file = ScorerFile(
+        step_token=layout.step_token,
+        system_prompt=settings.system_prompt,
+        base=_public_name(base),
+        tuning=settings.tuning,
+        method=methods_of(solutions),
+        metrics=measure(measured, pattern=settings.pattern, seed=settings.seed),
+    )
+    _save(folder, network, tokenizer, dtype)
+    file.write(folder)
+    write_card(folder, file, measured, settings, [one.name for one in files], device=str(device), dtype=dtype)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return TrainedScorer(folder, file, skipped)
+
+
+class EncodedSplit(NamedTuple):
+    """Solutions by use, as the model reads them."""
+
+    train: list[Encoded]
+    validation: list[Encoded]
+    test: list[Encoded]
+
+
+def _encode(layout: TrimPRMFormat, split: Split, max_tokens: int | None) -> tuple[EncodedSplit, int]:
+    """Encodes all solutions; too long ones are left out, never truncated, and counted."""
+    skipped, parts = 0, dict[str, list[Encoded]]()
+    for part, solutions in split._asdict().items():
+        parts[part] = []
+        for solution in solutions:
+            try:
+                found = layout.encode(solution.question, solution.steps, max_tokens=max_tokens)
+            except Exception as error:
+                if not is_context_full(error):
+                    raise InputError(
+                        f"the question {solution.question[:80]!r} cannot be encoded: {error}"
+                    ) from error
+                skipped += 1
+                continue
+            parts[part].append(Encoded(solution, found.ids, found.step_positions))
+        if solutions and not parts[part]:
+            raise InputError(
+                f"all {len(solutions)} solutions of the {part} questions are longer than {max_tokens} "
+                "tokens, the most that the base takes; choose a base with a longer context"
+            )
+    return EncodedSplit(**parts), skipped
+
+
+def _dtype(settings: ScorerTraining, device: torch.device) -> str:
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "bfloat16" if device.type == "cuda" else "float32"
+
+
+def _public_name(base: str) -> str:
+    """Names the base without a path of this machine."""
+    return Path(base).resolve().name if Path(base).is_dir() else base
+
+
+_BATCH_TOKENS = 16384
+
+
+def _states(
+    network: Any, encoded: Sequence[Encoded], phase: str, say: Callable[[Heading], None]
+) -> list[Any]:
+    """Computes the hidden states at the tags, (steps, hidden size) in float32 for each solution."""
+    found: list[Any] = [None] * len(encoded)
+    order = sorted(range(len(encoded)), key=lambda at: len(encoded[at].ids))
+    done = 0
+    while done < len(order):
+        batch: list[int] = []
+        for at in order[done:]:
+            if batch and (len(batch) + 1) * len(encoded[at].ids) > _BATCH_TOKENS:
+                break
+            batch.append(at)
+        ids, mask, positions = _padded([encoded[at] for at in batch])
+        device = network.score.weight.device
+        with torch.inference_mode():
+            states = network.hidden(ids.to(device), mask.to(device), tuple(p.to(device) for p in positions))
+        counts = [len(encoded[at].positions) for at in batch]
+        for at, rows in zip(batch, states.float().cpu().split(counts), strict=True):
+            found[at] = rows.numpy()
+        done += len(batch)
+        say(Heading(phase, done, len(order)))
+    return found
+
+
+def _padded(batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Pads on the right, which no token before the padding attends to."""
+    longest = max(len(one.ids) for one in batch)
+    ids = torch.zeros((len(batch), longest), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, one in enumerate(batch):
+        ids[row, : len(one.ids)] = torch.tensor(one.ids)
+        mask[row, : len(one.ids)] = 1
+    rows = torch.tensor([row for row, one in enumerate(batch) for _ in one.positions])
+    columns = torch.tensor([position for one in batch for position in one.positions])
+    return ids, mask, (rows, columns)
+
+
+def _logits(
+    network: Any, encoded: Sequence[Encoded], phase: str, say: Callable[[Heading], None]
+) -> list[Floats]:
+    """Computes the head's value of each step, one array for each solution."""
+    weight = network.score.weight.detach().float().cpu().numpy()[0].astype(np.float64)
+    bias = float(network.score.bias.detach().float())
+    return [states.astype(np.float64) @ weight + bias for states in _states(network, encoded, phase, say)]
+
+
+def _scored(
+    network: Any, encoded: Sequence[Encoded], say: Callable[[Heading], None]
+) -> list[tuple[LabelledSteps, list[float]]]:
+    from scipy.special import expit  # type: ignore[import-untyped]
+
+    logits = _logits(network, encoded, "measuring", say)
+    return [(one.solution, expit(values).tolist()) for one, values in zip(encoded, logits, strict=True)]
+
+
+def _rows(encoded: Sequence[Encoded], states: Sequence[Any]) -> tuple[Any, Floats]:
+    """Joins the hidden states of all steps with a target, and the targets."""
+    known = [[target is not None for target in one.solution.targets] for one in encoded]
+    rows = np.concatenate([rows[keep] for rows, keep in zip(states, known, strict=True)])
+    targets = [target for one in encoded for target in one.solution.targets if target is not None]
+    return rows, np.array(targets, dtype=np.float64)
+
+
+_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Inverse regularisation strengths of the head that are tried on the validation questions."""
+
+
+def _fit_head(
+    network: Any, encoded: EncodedSplit, settings: ScorerTraining, say: Callable[[Heading], None]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fits the head on frozen hidden states by logistic regression.
+
+    A soft target v counts as a right step of weight v and a wrong one of weight 1 - v, whose loss is the
+    cross entropy with v. The strength of regularisation is the one of the least loss on the validation
+    questions.
+
+    Returns:
+        Weight (1, hidden size) and bias (1,).
+    """
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+    from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
+
+    states, targets = _rows(encoded.train, _states(network, encoded.train, "reading", say))
+    held_out, wanted = _rows(encoded.validation, _states(network, encoded.validation, "reading", say))
+    scaler = StandardScaler().fit(states)
+    rows, right, weights = _weighted(scaler.transform(states), targets)
+    held_out = scaler.transform(held_out)
+    best: tuple[float, Any] | None = None
+    model = LogisticRegression(max_iter=500, warm_start=True, random_state=settings.seed)
+    for number, strength in enumerate(_STRENGTHS):
+        model.set_params(C=strength).fit(rows, right, sample_weight=weights)
+        weight, bias = model.coef_[0].astype(np.float64), float(model.intercept_[0])
+        loss = cross_entropy(held_out @ weight + bias, wanted)
+        if best is None or loss < best[0]:
+            best = loss, (weight, bias)
+        say(Heading("fitting the head", number + 1, len(_STRENGTHS)))
+    assert best is not None
+    weight, bias = best[1]
+    weight = weight / scaler.scale_
+    return torch.tensor(weight[None]), torch.tensor([bias - float(weight @ scaler.mean_)])
+
+
+def _weighted(states: Any, targets: Floats) -> tuple[Any, Any, Any]:
+    soft = (targets > 0) & (targets < 1)
+    rows = np.concatenate([states, states[soft]])
+    right = np.concatenate([targets > 0, np.zeros(int(soft.sum()), dtype=bool)])
+    weights = np.concatenate([np.where(soft, targets, 1.0), 1 - targets[soft]])
+    return rows, right, weights
+
+
+def cross_entropy(logits: Floats, targets: Floats) -> float:
+    """Computes the mean cross entropy of sigmoids of ``logits`` with soft targets, in nats."""
+    return float((np.logaddexp(0, logits) - targets * logits).mean())
+
+
+def _set_head(network: Any, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    with torch.no_grad():
+        network.score.weight.copy_(weight)
+        network.score.bias.copy_(bias)
+
+
+class _Solutions(torch.utils.data.Dataset[Encoded]):
+    def __init__(self, encoded: Sequence[Encoded]) -> None:
+        self._encoded = encoded
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitem__(self, index: int) -> Encoded:
+        return self._encoded[index]
+
+
+def _collate(batch: Sequence[Encoded]) -> dict[str, Any]:
+    ids, mask, (rows, columns) = _padded(batch)
+    targets = [target for one in batch for target in one.solution.targets]
+    keep = torch.tensor([target is not None for target in targets])
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "positions": (rows[keep], columns[keep]),
+        "targets": torch.tensor([target for target in targets if target is not None]),
+    }
+
+
+class _StepTrainer(Trainer):
+    """Trains on the cross entropy with the targets, at the tags that have one."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Computes the mean over the tags of a batch."""
+        targets = inputs["targets"]
+        values = model(**{name: value for name, value in inputs.items() if name != "targets"})
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(values[:, 0].float(), targets.float())
+        return (loss, values) if return_outputs else loss
+
+
+class _Reporter(TrainerCallback):
+    def __init__(self, say: Callable[[Heading], None]) -> None:
+        self._say = say
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._say(Heading("training", state.global_step, state.max_steps))
+
+
+def _fine_tune(
+    network: Any,
+    encoded: EncodedSplit,
+    settings: ScorerTraining,
+    dtype: str,
+    checkpoints: Path,
+    say: Callable[[Heading], None],
+) -> Any:
+    """Trains adapters or all weights, keeps the state of the least validation loss, and merges it."""
+    if settings.tuning == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(settings.seed)
+        adapters = LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=2 * settings.lora_rank,
+            lora_dropout=0.05,
+            target_modules="all-linear",
+            exclude_modules=["score"],
+            modules_to_save=["score"],
+        )
+        network = get_peft_model(network, adapters)
+    steps_an_epoch = -(-len(encoded.train) // settings.batch_size)
+    every = max(1, steps_an_epoch // settings.evaluations)
+    on_cpu = next(network.parameters()).device.type == "cpu"
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate or LEARNING_RATES[settings.tuning],
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        warmup_steps=0.1,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=every,
+        save_steps=every,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        prediction_loss_only=True,
+        label_names=["targets"],
+        remove_unused_columns=False,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        use_cpu=on_cpu,
+        bf16=dtype == "bfloat16",
+        seed=settings.seed,
+        report_to=[],
+        logging_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=not on_cpu,
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # positions index a whole batch, which replicas would split
+    trainer = _StepTrainer(
+        model=network,
+        args=arguments,
+        train_dataset=_Solutions(encoded.train),
+        eval_dataset=_Solutions(encoded.validation),
+        data_collator=_collate,
+        callbacks=[EarlyStoppingCallback(settings.patience), _Reporter(say)],
+    )
+    trainer.train(resume_from_checkpoint=any(checkpoints.glob("checkpoint-*")))
+    return network.merge_and_unload() if settings.tuning == "lora" else network
+
+
+_SETTINGS = "settings.json"
+
+
+def _open_folder(
+    folder: Path, settings: ScorerTraining, base: str, solutions: Sequence[LabelledSteps]
+) -> Path:
+    """Makes the scorer's folder, or takes that of an interrupted training with the same settings.
+
+    Returns:
+        The folder for checkpoints.
+
+    Raises:
+        SettingsError: It holds something else.
+    """
+    checkpoints = folder / UNFINISHED
+    same = {**asdict(settings), "base": base, "solutions": len(solutions), "methods": methods_of(solutions)}
+    text = json.dumps(same, sort_keys=True)
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"{folder} is a file; name a folder that is not there yet")
+    held = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
+    if held and held != [UNFINISHED]:
+        raise SettingsError(f"{folder} is not empty; name a folder that is not there yet")
+    if held and (checkpoints / _SETTINGS).is_file() and (checkpoints / _SETTINGS).read_text("utf-8") != text:
+        raise SettingsError(
+            f"{folder} holds an interrupted training with other settings; remove it, or name another folder"
+        )
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    (checkpoints / _SETTINGS).write_text(text, "utf-8")
+    return checkpoints
+
+
+def _save(folder: Path, network: Any, tokenizer: Any, dtype: str) -> None:
+    network.config.id2label = {0: "right"}
+    network.config.label2id = {"right": 0}
+    network.config.dtype = dtype
+    network.config.use_cache = True
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,321 @@
+"""Calibration of a trained scorer, its figures on held-out questions, and its model card.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trim_graph.adapters.prm.scorer_file import ScorerFile
+from trim_graph.evaluation.baselines import MATHEMATICS
+from trim_graph.evaluation.scorer_metrics import (
+    best_threshold,
+    looked_at,
+    paired_auc,
+    scorer_figures,
+    within_kinds,
+)
+from trim_graph.policies.baselines import step_type_of
+
+from .scorer_data import LabelledSteps
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .scorer import Encoded, ScorerTraining
+
+    Floats = NDArray[np.float64]
+
+ScoredSolutions = Sequence[tuple[LabelledSteps, list[float]]]
+
+_OF_VALUE = ("advantage", "agreement")
+"""Methods whose values are no probability that a step is right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a training leaves for its card.
+
+    Attributes:
+        validation: Solutions of the validation questions and the finished scorer's scores.
+        held_out: Solutions that the figures are of, and the scores.
+        held_out_is: ``test`` or ``validation``.
+        calibrated_on: What the calibration was fitted on.
+        skipped: Solutions left out as too long.
+        questions: Number of questions by part.
+        steps: Number of steps with a target by part.
+        seconds: Duration of the training.
+    """
+
+    validation: ScoredSolutions
+    held_out: ScoredSolutions
+    held_out_is: str
+    calibrated_on: str
+    skipped: int
+    questions: dict[str, int]
+    steps: dict[str, int]
+    seconds: float
+
+
+def calibration_targets(
+    encoded: Sequence[Encoded], logits: Sequence[Floats], asked: str
+) -> tuple[Floats, Floats, str]:
+    """Joins the logits of validation steps and the targets to calibrate them on.
+
+    Args:
+        encoded: Validation solutions.
+        logits: One array for each.
+        asked: ``auto``, ``value`` or ``label``; see `trim_graph.training.scorer.ScorerTraining`.
+
+    Returns:
+        Logits, targets, and which targets they are: ``labels`` or ``values``.
+    """
+    import numpy as np
+
+    hard = all(one.solution.hard and one.solution.method not in _OF_VALUE for one in encoded)
+    on_labels = asked == "label" or (asked == "auto" and hard)
+    found = list[tuple[float, float]]()
+    for one, values in zip(encoded, logits, strict=True):
+        if on_labels:
+            found += [(value, float(right)) for value, right in _looked_at(one.solution, values.tolist())]
+        else:
+            targets = zip(values.tolist(), one.solution.targets, strict=True)
+            found += [(value, target) for value, target in targets if target is not None]
+    pairs = np.array(found, dtype=np.float64)
+    return pairs[:, 0], pairs[:, 1], "labels" if on_labels else "values"
+
+
+def _looked_at(solution: LabelledSteps, scores: Sequence[float]) -> list[tuple[float, bool]]:
+    return looked_at(solution.rated(scores))
+
+
+def fit_platt(logits: Floats, targets: Floats, name: str) -> tuple[float, float, str]:
+    """Fits scale and shift of the logits so that their sigmoids are calibrated.
+
+    Platt's method (1999): least cross entropy, with his smoothed targets, (n + 1) / (n + 2) for n right steps
+    and 1 / (n + 2) for n wrong ones, so that a scorer without errors does not become certain. The scale stays
+    above 0, so that the order of the scores stays.
+
+    Args:
+        logits: Of validation steps.
+        targets: In [0, 1].
+        name: What the targets are; returned.
+    """
+    import numpy as np
+    from scipy.optimize import minimize  # type: ignore[import-untyped]
+
+    right = float(targets.sum())
+    high, low = (right + 1) / (right + 2), 1 / (len(targets) - right + 2)
+    smoothed = low + (high - low) * targets
+    spread = float(logits.std()) or 1.0
+
+    def loss(parameters: Floats) -> tuple[float, Floats]:
+        values = parameters[0] / spread * logits + parameters[1]
+        error = 1 / (1 + np.exp(-np.clip(values, -500, 500))) - smoothed
+        gradient = np.array([float((error * logits).mean()) / spread, float(error.mean())])
+        return float((np.logaddexp(0, values) - smoothed * values).mean()), gradient
+
+    found = minimize(loss, np.array([spread, 0.0]), jac=True, bounds=[(1e-3, None), (None, None)])
+    return float(found.x[0]) / spread, float(found.x[1]), name
+
+
+def measure(measured: Measured, *, pattern: str | None, seed: int) -> dict[str, Any]:
+    """Computes the figures of a scorer on held-out questions.
+
+    The threshold of the first-error F1 is the best one on the validation questions.
+
+    Args:
+        measured: Solutions and scores.
+        pattern: Regular expression that finds the kind of a step; None: marks of mathematics.
+        seed: Of the bootstraps.
+    """
+    threshold = best_threshold([one.rated(scores) for one, scores in measured.validation])
+    threshold = 0.5 if threshold is None else threshold
+    figures = scorer_figures([one.rated(scores) for one, scores in measured.held_out], threshold, seed=seed)
+    expression = re.compile(pattern or MATHEMATICS)
+    steps, kinds = list[tuple[float, bool]](), list[str | None]()
+    for one, scores in measured.held_out:
+        known = _looked_at(one, scores)
+        steps += known
+        kinds += [step_type_of(expression, text) for text in one.steps[: len(known)]]
+    return {
+        "measured_on": f"{measured.held_out_is} questions",
+        "questions": len({one.question for one, _ in measured.held_out}),
+        "auc_within_kinds": within_kinds(steps, kinds),
+        "against_token_probability": against_token_probability(measured.held_out, seed=seed),
+        **figures,
+    }
+
+
+def against_token_probability(solutions: ScoredSolutions, *, seed: int) -> dict[str, Any] | None:
+    """Compares scores with the mean token probability on the steps that have one; None without any."""
+    rows = [
+        (score, probability, right, one.question)
+        for one, scores in solutions
+        for (score, right), probability in zip(_looked_at(one, scores), one.token_probabilities, strict=False)
+        if probability is not None
+    ]
+    if not rows:
+        return None
+    found = paired_auc(*map(list, zip(*rows, strict=True)), seed=seed)
+    return None if found is None else dict(found)
+
+
+_LIBRARIES = ("trim-graph", "torch", "transformers", "peft", "scikit-learn")
+
+
+def write_card(
+    folder: Path,
+    file: ScorerFile,
+    measured: Measured,
+    training: ScorerTraining,
+    labels: Sequence[str],
+    *,
+    device: str,
+    dtype: str,
+) -> None:
+    """Writes the model card, README.md.
+
+    Args:
+        folder: Folder of the scorer.
+        file: Content of its `trim_scorer.json`.
+        measured: What the training left.
+        training: Its settings.
+        labels: Names of the label files.
+        device: Device it ran on.
+        dtype: Type of the weights.
+    """
+    found = file.metrics
+    versions = ", ".join(f"{name} {version}" for name in _LIBRARIES if (version := _version(name)))
+    machine = f"{platform.system()} {platform.machine()}, {device}, {dtype}"
+    tuned = {
+        "head": "head only, base frozen",
+        "lora": f"LoRA of rank {training.lora_rank}, merged",
+        "full": "all",
+    }
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"base_model: {file.base}",
+        "pipeline_tag: text-classification",
+        "tags: [process-reward-model, trim-graph]",
+        "---",
+        "",
+        f"# Step scorer on {file.base}",
+        "",
+        "Gives each step of a solution a probability that it is right. Made by `trim-graph train scorer`.",
+        "",
+        "```yaml",
+        "scorer: {type: transformers_prm, model: THIS_FOLDER}",
+        "```",
+        "",
+        f"## Figures on {found['questions']} {found['measured_on']}",
+        "",
+        *_notes(measured),
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {text} |" for name, text in _figures(found)),
+        "",
+        "| score from | to | steps | mean score | share right |",
+        "|---|---|---|---|---|",
+        *map(_bin_row, found["steps"]["bins"]),
+        "",
+        "| kind of step | steps | right | AUC |",
+        "|---|---|---|---|",
+        *(
+            f"| {_cell(one['kind'])} | {one['n']} | {one['right']} | {_number(one['auc'])} |"
+            for one in found["auc_within_kinds"]["kinds"]
+        ),
+        "",
+        "## Training",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| labels | {', '.join(labels)}; method {file.method} |",
+        *(
+            f"| {part} | {measured.questions[part]} questions, {measured.steps[part]} steps with a target |"
+            for part in ("train", "validation", "test")
+        ),
+        f"| left out as too long | {measured.skipped} solutions |",
+        f"| trained weights | {tuned[file.tuning]} |",
+        f"| step token | `{file.step_token}` |",
+        f"| calibration | Platt's, on the {measured.calibrated_on} of the validation questions |",
+        f"| seed | {training.seed} |",
+        f"| time | {measured.seconds:.0f} s |",
+        f"| machine | {machine} |",
+        f"| libraries | {versions} |",
+        f"| date | {datetime.date.today().isoformat()} |",
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(lines), "utf-8")
+
+
+def _bin_row(one: dict[str, Any]) -> str:
+    shares = f"{one['mean_score']:.3f} | {one['right']:.3f}"
+    return f"| {one['low']:.1f} | {one['high']:.1f} | {one['n']} | {shares} |"
+
+
+def _notes(measured: Measured) -> list[str]:
+    lines = ["In brackets 95 % intervals, by bootstrap over solutions or questions."]
+    if measured.held_out_is == "validation":
+        lines.append(
+            "These questions also served early stopping, calibration and the threshold, so the figures are "
+            "somewhat too good."
+        )
+    if not all(one.hard for one, _ in measured.held_out):
+        lines.append("Where no label is known, a step counts as right if its value is 0.5 or more.")
+    return lines
+
+
+def _figures(found: dict[str, Any]) -> list[tuple[str, str]]:
+    steps, first = found["steps"], found["first_error"]
+    other = found["against_token_probability"]
+    rows = [
+        ("AUC of steps", _number(steps["auc"], steps["auc_interval"])),
+        ("AUC within a kind of step", _number(found["auc_within_kinds"]["auc"])),
+        ("AUC of the kind of step alone", _number(found["auc_within_kinds"]["auc_of_kind"])),
+        (
+            "AUC of solutions, by the least score",
+            _number(found["whole"]["auc"], found["whole"]["auc_interval"]),
+        ),
+        ("first-error F1", _number(first["f1"], first["f1_interval"])),
+        ("threshold of the F1", f"{first['threshold']:.4g}"),
+        ("calibration error (ECE)", _number(steps["calibration_error"])),
+        ("Brier score", _number(steps["brier"])),
+        ("steps", f"{steps['n']}, {steps['right']} of them right"),
+    ]
+    if other is None:
+        return [*rows, ("against token probability", "unknown: the steps have none")]
+    less = _number(other["difference"], other["difference_interval"])
+    return [
+        *rows,
+        ("AUC of the mean token probability", _number(other["auc_of_other"])),
+        ("AUC less that of token probability", less),
+    ]
+
+
+def _number(value: float | None, spread: Any = None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if spread is None else f"{value:.3f} ({spread[0]:.3f} to {spread[1]:.3f})"
+
+
+def _cell(kind: str | None) -> str:
+    return "other" if kind is None else f"`{kind}`".replace("|", "\\|")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,161 @@
+"""Label files as training data of a scorer: targets of steps, and the split by questions.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from trim_graph.errors import InputError
+from trim_graph.evaluation.scorer_metrics import RIGHT_FROM, Rated, labels_from, labels_of_values
+from trim_graph.evaluation.traces import Trace, read_traces
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSteps:
+    """A solution whose steps have targets.
+
+    Attributes:
+        question: Question that the steps answer.
+        steps: Their texts.
+        targets: Target of each step in [0, 1]: its ``value`` where there is one, else 1 or 0 for its label;
+            None where nothing is known.
+        labels: Hard label of each step: True up to the first wrong one, False there, None after it. Where no
+            label is known, a value of `RIGHT_FROM` or more counts as right.
+        hard: Whether ``labels`` come from labels, not from values.
+        token_probabilities: Mean probability of each step's tokens; None where nobody measured it.
+        method: Method of the labels.
+    """
+
+    question: str
+    steps: tuple[str, ...]
+    targets: tuple[float | None, ...]
+    labels: tuple[bool | None, ...]
+    hard: bool
+    token_probabilities: tuple[float | None, ...]
+    method: str
+
+    @property
+    def labelled(self) -> int:
+        """Number of steps with a target."""
+        return sum(target is not None for target in self.targets)
+
+    def rated(self, scores: Sequence[float] | None) -> Rated:
+        """Joins scores of the steps and their labels."""
+        return Rated(None if scores is None else tuple(scores), self.labels)
+
+
+def read_label_files(files: Sequence[Path]) -> list[LabelledSteps]:
+    """Reads the solutions with at least one known target.
+
+    Args:
+        files: Traces with labelled steps: of ``trim-graph label``, or of ``collect --label-steps``.
+
+    Raises:
+        InputError: A file cannot be read, or none of them has a step with a target.
+    """
+    if not files:
+        raise InputError("no label files: name one or more")
+    found = [of_trace(trace) for trace in read_traces(*files)]
+    solutions = [solution for solution in found if solution.labelled]
+    if not solutions:
+        raise InputError(
+            f"{', '.join(map(str, files))}: {len(found)} solutions, and none has a step with a label or a "
+            "value; trim-graph label writes them, or collect --label-steps"
+        )
+    return solutions
+
+
+def of_trace(trace: Trace) -> LabelledSteps:
+    """Takes texts and targets of a trace.
+
+    Labels after the first wrong step are dropped: `collect --label-steps` gives some to steps that follow
+    from a wrong one.
+    """
+    values = [step.get("value") for step in trace["steps"]]
+    labels = [step["label"] for step in trace["steps"]]
+    hard = any(label is not None for label in labels)
+    if False in labels:
+        labels = labels_from(labels.index(False), len(labels))
+    targets = [
+        value if value is not None else None if label is None else float(label)
+        for value, label in zip(values, labels, strict=True)
+    ]
+    return LabelledSteps(
+        question=trace["question"],
+        steps=tuple(step["text"] for step in trace["steps"]),
+        targets=tuple(targets),
+        labels=tuple(labels if hard else labels_of_values(values)),
+        hard=hard,
+        token_probabilities=tuple(step["mean_token_probability"] for step in trace["steps"]),
+        method=str(trace["policy"].get("method", "labelled")),
+    )
+
+
+class Split(NamedTuple):
+    """Solutions by use. No question is in two of them."""
+
+    train: list[LabelledSteps]
+    validation: list[LabelledSteps]
+    test: list[LabelledSteps]
+
+
+def split_by_question(
+    solutions: Iterable[LabelledSteps], *, validation: float, test: float, seed: int
+) -> Split:
+    """Draws the questions for validation and test; all solutions of a question go with it.
+
+    Args:
+        solutions: All of them.
+        validation: Share of the questions.
+        test: Share of the questions; 0: none.
+        seed: Draws them.
+
+    Raises:
+        InputError: There are too few questions, or a part would have right or wrong steps only.
+    """
+    by_question: dict[str, list[LabelledSteps]] = {}
+    for solution in solutions:
+        by_question.setdefault(solution.question, []).append(solution)
+    names = sorted(by_question)
+    random.Random(seed).shuffle(names)
+    counts = {"validation": _count(len(names), validation), "test": _count(len(names), test)}
+    if sum(counts.values()) >= len(names):
+        raise InputError(
+            f"{len(names)} questions are too few to hold out {counts['validation']} for validation and "
+            f"{counts['test']} for the test; label more questions"
+        )
+    parts = dict[str, list[LabelledSteps]]()
+    for part, count in counts.items():
+        parts[part] = [solution for name in names[:count] for solution in by_question[name]]
+        names = names[count:]
+    parts["train"] = [solution for name in names for solution in by_question[name]]
+    for part, those in parts.items():
+        if those or part != "test":
+            _check_both_kinds(part, those)
+    return Split(**parts)
+
+
+def _count(questions: int, share: float) -> int:
+    return max(1, round(share * questions)) if share > 0 else 0
+
+
+def _check_both_kinds(part: str, solutions: Sequence[LabelledSteps]) -> None:
+    counts = Counter(label for one in solutions for label in one.labels if label is not None)
+    if not counts[True] or not counts[False]:
+        kind = "right" if counts[True] else "wrong"
+        raise InputError(
+            f"all {counts.total()} labelled steps of the {part} questions are {kind}: a scorer learns "
+            f"from both kinds. Label more questions, or harder ones (a value counts as right from {RIGHT_FROM:g} on)"
+        )
+
+
+def methods_of(solutions: Iterable[LabelledSteps]) -> str:
+    """Names the methods of the labels, the most frequent first."""
+    return "+".join(name for name, _ in Counter(one.method for one in solutions).most_common())
