@@ -21,6 +21,7 @@ from .options import (
     PlanOptions,
     QueryRouterOptions,
     ReportOptions,
+    ScorerOptions,
     SequenceOptions,
     SolveOptions,
     UpOptions,
@@ -124,6 +125,18 @@ TRAINED = """\
 The models are run first, and what they wrote is kept: to train on it again needs
 no model. That is exact for models at temperature 0. --rollouts resumes from what
 it holds; what other models, settings or datasets have left there is refused.
+"""
+
+
+SCORER_TRAINED = """\
+\b
+OUT is a folder of weights that a configuration names as it is:
+\b
+  scorer: {type: transformers_prm, model: OUT}
+\b
+README.md in it has AUC, AUC within a kind of step, reliability and first-error
+F1 on held-out questions. An interrupted training of lora or full resumes by the
+same command. Is it better than token probability? trim-graph eval-scorer
 """
 
 
@@ -293,13 +306,15 @@ def eval_scorer(options: EvalScorerOptions) -> None:
     run_eval_scorer(options)
 
 
-train = typer.Typer(name="train", help="Train a policy.", no_args_is_help=True, rich_markup_mode=None)
+train = typer.Typer(
+    name="train", help="Train a policy or a scorer.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(train)
 
 
 @train.callback()
 def _group() -> None:
-    """Trains a policy, and writes it to a file that a configuration can name."""
+    """Trains a policy or a scorer, and writes it to a file or folder that a configuration can name."""
 
 
 @command(train, epilog=TRAINED, short_help="PPO on five features of the steps so far.")
@@ -335,6 +350,19 @@ def query_router(options: QueryRouterOptions) -> None:
     from .train import run_query_router
 
     run_query_router(options)
+
+
+@command(train, epilog=SCORER_TRAINED, short_help="Train a step scorer on labelled steps.")
+def scorer(options: ScorerOptions) -> None:
+    """Trains a scorer that gives each step the probability that it is right.
+
+    Its base is a causal model, by default the small model itself, with a linear head on the hidden state
+    after each step. Questions are held out for early stopping and calibration, others for the figures. Needs
+    labelled steps only: no server, no graph.
+    """
+    from .train_scorer import run_train_scorer
+
+    run_train_scorer(options)
 
 
 ledger = typer.Typer(name="ledger", rich_markup_mode=None, help="Look after a ledger of shared budgets.")

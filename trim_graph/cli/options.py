@@ -521,6 +521,72 @@ class QueryRouterOptions(Options):
     seed: Annotated[int, typer.Option(help="Draws the validation questions and the folds.")] = 0
 
 
+_SHARE = Bound(lambda value: 0 <= value < 1, "choose a share of the questions below 1, such as 0.15")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerOptions(Options):
+    """Options of `train scorer`."""
+
+    labels: Annotated[
+        list[Path],
+        typer.Option(help="Labelled steps: of label, or collect --label-steps; give it once for each file."),
+    ]
+    out: Annotated[Path, typer.Option(help="Folder of the scorer, to be made.")]
+    base: Annotated[
+        str | None,
+        typer.Option(help="Causal model: folder or hub id; default: the small model of the configuration."),
+    ] = None
+    config: Config = None
+    tuning: Annotated[
+        Literal["head", "lora", "full"],
+        typer.Option(help="What is trained: a head on the frozen base, LoRA adapters too, or all weights."),
+    ] = "head"
+    validation: Annotated[
+        float, typer.Option(help="Share of the questions for early stopping and calibration."), _SHARE
+    ] = 0.15
+    test: Annotated[
+        float, typer.Option(help="Share of the questions for the figures of the card."), _SHARE
+    ] = 0.15
+    epochs: Annotated[float, typer.Option(help="Most passes over the solutions, for lora and full.")] = 3.0
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak; default: 1e-4 for lora, 1e-5 for full.")
+    ] = None
+    batch_size: Annotated[int, typer.Option(help="Solutions in a batch."), POSITIVE] = 8
+    patience: Annotated[
+        int, typer.Option(help="Looks at the validation questions without improvement."), POSITIVE
+    ] = 3
+    lora_rank: Annotated[int, typer.Option(help="Rank of the adapters."), POSITIVE] = 16
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
+    ] = False
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="auto: bfloat16 on CUDA, else float32."),
+    ] = "auto"
+    step_token: Annotated[
+        str | None, typer.Option(help="Token after each step; default: the tokenizer's eos token.")
+    ] = None
+    system_prompt: Annotated[
+        str | None, typer.Option(help="First turn of the chat; default: that of the chat template.")
+    ] = None
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Longest solution, others are left out; default: what the base takes."),
+        POSITIVE,
+    ] = None
+    calibrate_on: Annotated[
+        Literal["auto", "value", "label"],
+        typer.Option(help="auto: labels, but values for the methods advantage and agreement."),
+    ] = "auto"
+    pattern: Annotated[
+        str | None, typer.Option(help="Regular expression that finds the kind of a step, for the card.")
+    ] = None
+    seed: Annotated[int, typer.Option(help="Draws held-out questions, batches and adapters.")] = 0
+    as_json: AsJson = False
+
+
 LedgerPlace = Annotated[
     str,
     typer.Argument(metavar="PLACE", help="As ledger: in a file: sqlite:PATH, postgresql://..., env:NAME."),

@@ -13,6 +13,7 @@ Imports torch and transformers.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -169,15 +170,16 @@ def train_scorer(
     settings = training or ScorerTraining()
     begun = time.monotonic()
     files, folder = [Path(file) for file in labels], Path(out)
-    base = check_model(base)
+    base, device = check_model(base), pick_device(settings.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(f"device is {settings.device!r}, and torch sees no CUDA here: choose cpu or auto")
     solutions = read_label_files(files)
     split = split_by_question(
         solutions, validation=settings.validation, test=settings.test, seed=settings.seed
     )
-    checkpoints = _open_folder(folder, settings, base, solutions)
+    checkpoints = _Checkpoints(folder, settings, base, solutions)
     tokenizer = load_tokenizer(base, chat=False)
     layout = TrimPRMFormat(tokenizer, step_token=settings.step_token, system_prompt=settings.system_prompt)
-    device = pick_device(settings.device)
     dtype = _dtype(settings, device)
     say = on_progress or (lambda heading: None)
     # Full tuning keeps its weights in float32 until it is done: bfloat16 loses small steps.
@@ -224,7 +226,7 @@ def train_scorer(
     _save(folder, network, tokenizer, dtype)
     file.write(folder)
     write_card(folder, file, measured, settings, [one.name for one in files], device=str(device), dtype=dtype)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    checkpoints.remove()
     return TrainedScorer(folder, file, skipped)
 
 
@@ -445,7 +447,7 @@ def _fine_tune(
     encoded: EncodedSplit,
     settings: ScorerTraining,
     dtype: str,
-    checkpoints: Path,
+    checkpoints: _Checkpoints,
     say: Callable[[Heading], None],
 ) -> Any:
     """Trains adapters or all weights, keeps the state of the least validation loss, and merges it."""
@@ -466,7 +468,7 @@ def _fine_tune(
     every = max(1, steps_an_epoch // settings.evaluations)
     on_cpu = next(network.parameters()).device.type == "cpu"
     arguments = TrainingArguments(
-        output_dir=str(checkpoints),
+        output_dir=str(checkpoints.path),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate or LEARNING_RATES[settings.tuning],
         per_device_train_batch_size=settings.batch_size,
@@ -501,42 +503,54 @@ def _fine_tune(
         data_collator=_collate,
         callbacks=[EarlyStoppingCallback(settings.patience), _Reporter(say)],
     )
-    trainer.train(resume_from_checkpoint=any(checkpoints.glob("checkpoint-*")))
+    trainer.train(resume_from_checkpoint=checkpoints.begin())
     return network.merge_and_unload() if settings.tuning == "lora" else network
 
 
-_SETTINGS = "settings.json"
+class _Checkpoints:
+    """Checkpoints within a scorer's folder, with the settings they belong to.
 
-
-def _open_folder(
-    folder: Path, settings: ScorerTraining, base: str, solutions: Sequence[LabelledSteps]
-) -> Path:
-    """Makes the scorer's folder, or takes that of an interrupted training with the same settings.
-
-    Returns:
-        The folder for checkpoints.
+    Args:
+        folder: Folder of the scorer: not there yet, empty, or of an interrupted training.
+        settings: Settings of the training.
+        base: Model to be trained.
+        solutions: All labelled solutions.
 
     Raises:
-        SettingsError: It holds something else.
+        SettingsError: The folder holds something else, or a training with other settings.
     """
-    checkpoints = folder / UNFINISHED
-    same = {**asdict(settings), "base": base, "solutions": len(solutions), "methods": methods_of(solutions)}
-    text = json.dumps(same, sort_keys=True)
-    if folder.exists() and not folder.is_dir():
-        raise SettingsError(f"{folder} is a file; name a folder that is not there yet")
-    held = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
-    if held and held != [UNFINISHED]:
-        raise SettingsError(f"{folder} is not empty; name a folder that is not there yet")
-    if held and (checkpoints / _SETTINGS).is_file() and (checkpoints / _SETTINGS).read_text("utf-8") != text:
-        raise SettingsError(
-            f"{folder} holds an interrupted training with other settings; remove it, or name another folder"
-        )
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    (checkpoints / _SETTINGS).write_text(text, "utf-8")
-    return checkpoints
+
+    def __init__(
+        self, folder: Path, settings: ScorerTraining, base: str, solutions: Sequence[LabelledSteps]
+    ) -> None:
+        self.path = folder / UNFINISHED
+        self._settings = self.path / "settings.json"
+        digest = hashlib.sha256(repr(solutions).encode("utf-8", "surrogatepass")).hexdigest()
+        self._text = json.dumps({**asdict(settings), "base": base, "labels": digest}, sort_keys=True)
+        if folder.exists() and not folder.is_dir():
+            raise SettingsError(f"{folder} is a file; name a folder that is not there yet")
+        held = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
+        if held and held != [UNFINISHED]:
+            raise SettingsError(f"{folder} is not empty; name a folder that is not there yet")
+        if held and (not self._settings.is_file() or self._settings.read_text("utf-8") != self._text):
+            raise SettingsError(
+                f"{folder} holds an interrupted training with other settings or labels; remove it, or name "
+                "another folder"
+            )
+
+    def begin(self) -> bool:
+        """Makes the folder; returns whether it holds a checkpoint to resume from."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._settings.write_text(self._text, "utf-8")
+        return any(self.path.glob("checkpoint-*"))
+
+    def remove(self) -> None:
+        """Removes the checkpoints of a finished training."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 def _save(folder: Path, network: Any, tokenizer: Any, dtype: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     network.config.id2label = {0: "right"}
     network.config.label2id = {"right": 0}
     network.config.dtype = dtype

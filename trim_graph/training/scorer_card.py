@@ -224,7 +224,7 @@ def write_card(
         "",
         "| | |",
         "|---|---|",
-        *(f"| {name} | {text} |" for name, text in _figures(found)),
+        *(f"| {name} | {text} |" for name, text in figure_rows(found)),
         "",
         "| score from | to | steps | mean score | share right |",
         "|---|---|---|---|---|",
@@ -277,7 +277,8 @@ def _notes(measured: Measured) -> list[str]:
     return lines
 
 
-def _figures(found: dict[str, Any]) -> list[tuple[str, str]]:
+def figure_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns names and texts of the figures, for people."""
     steps, first = found["steps"], found["first_error"]
     other = found["against_token_probability"]
     rows = [

@@ -152,7 +152,8 @@ def _check_both_kinds(part: str, solutions: Sequence[LabelledSteps]) -> None:
         kind = "right" if counts[True] else "wrong"
         raise InputError(
             f"all {counts.total()} labelled steps of the {part} questions are {kind}: a scorer learns "
-            f"from both kinds. Label more questions, or harder ones (a value counts as right from {RIGHT_FROM:g} on)"
+            f"from both kinds. Label more questions, or harder ones (without labels, a value counts as right "
+            f"from {RIGHT_FROM:g} on)"
         )
 
 
