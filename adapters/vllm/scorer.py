@@ -188,7 +188,7 @@ class VLLMProcessReward(VLLMServerPRMSettings):
     async def _get_ready(self) -> _Ready:
         served = await self._server.served(self.model)
         place = self.tokenizer or str(served.get("root") or self.model)
-        choice, tokenizer = await asyncio.to_thread(_load_format, self, place)
+        choice, tokenizer = await asyncio.to_thread(load_format, self, place)
         made = choice.layout(tokenizer)
         options = serve_options(choice.name, tokenizer=tokenizer, step_token=choice.step_token)
         text = (choice.step_token or STEP_TOKENS.get(choice.name, "")) + _SAMPLE
@@ -284,7 +284,17 @@ def _refuses_task(error: ModelServerError) -> bool:
     return error.status == 400 and _OF_TASK.search(str(error)) is not None
 
 
-def _load_format(settings: PRMSettings, place: str) -> tuple[FormatChoice, PreTrainedTokenizerBase]:
+def load_format(settings: PRMSettings, place: str) -> tuple[FormatChoice, PreTrainedTokenizerBase]:
+    """Returns the format of a served reward model and its tokenizer.
+
+    Args:
+        settings: Settings of the reward model.
+        place: Folder or hub id of its tokenizer.
+
+    Raises:
+        ScorerError: The tokenizer cannot be loaded.
+        ImportError: transformers is not installed.
+    """
     try:
         weights = check_model(place)
         choice = chosen_format(settings, weights)

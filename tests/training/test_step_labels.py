@@ -1,11 +1,9 @@
 """Labels of scripted models, whose values are known exactly, and of the example models."""
 
 import asyncio
-import hashlib
 import json
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import pytest
 

@@ -340,16 +340,20 @@ def report(options: ReportOptions) -> None:
 
 
 @command(app, short_help="Measure a scorer on labelled solutions.")
-def eval_scorer(options: EvalScorerOptions) -> None:
+def eval_scorer(options: EvalScorerOptions) -> int:
     """Has a scorer rate solutions whose first wrong step is known, and says how good it is.
 
     First-error F1 as ProcessBench (arXiv 2412.06559) defines it: the harmonic mean of the accuracy on
     solutions with an error, whose first wrong step must be found, and on those without, where none must be.
-    Also AUC, calibration and reliability.
+    Also AUC, AUC within kinds of steps, calibration and reliability.
+
+    With --against token_probability the exit code is 1 unless the scorer's AUC is above that of the mean
+    token probability on the same steps, by a 95 % interval over questions, in every file. Exit code 2: bad
+    input, or no step has a token probability.
     """
     from .eval_scorer import run_eval_scorer
 
-    run_eval_scorer(options)
+    return run_eval_scorer(options)
 
 
 train = typer.Typer(

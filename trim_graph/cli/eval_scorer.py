@@ -10,7 +10,7 @@ from contextlib import ExitStack, aclosing
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from trim_graph.config import TrimConfig
 from trim_graph.config.schema import scorer_parts
@@ -26,14 +26,17 @@ from .options import EvalScorerOptions
 from .terminal import Interrupted, need
 
 if TYPE_CHECKING:
-    from trim_graph.evaluation.scorer_metrics import Rated, ScorerMetrics
+    from trim_graph.evaluation.scorer_metrics import Paired, Rated, ScorerMetrics, WithinKinds
 
 METRICS = "metrics.json"
 PLOT = "reliability"
 
 
-def run_eval_scorer(options: EvalScorerOptions) -> None:
+def run_eval_scorer(options: EvalScorerOptions) -> int:
     """Rates what is not rated yet, and prints and writes the metrics.
+
+    Returns:
+        Exit code: 1 where the scorer is no better than what it is compared with, else 0.
 
     Raises:
         TrimError: An option is not valid, or the work cannot be done.
@@ -42,6 +45,9 @@ def run_eval_scorer(options: EvalScorerOptions) -> None:
     need("cli,eval", "numpy", "scipy", "sklearn", "matplotlib")
     config = _config(options)
     sets = [_Set(file, config, options) for file in options.data]
+    if options.against is not None:
+        for one in sets:
+            one.check_token_probabilities()
     with ExitStack() as stack:
         folder = options.out or Path(stack.enter_context(TemporaryDirectory()))
         for one in sets:
@@ -49,7 +55,10 @@ def run_eval_scorer(options: EvalScorerOptions) -> None:
         if any(one.left() for one in sets):
             _rate(sets, load_scorer(config), options)
         rated = {one.name: one.rated() for one in sets}
-    _report(options, config, rated)
+    extras = {one.name: one.extras(rated[one.name]) for one in sets}
+    _report(options, config, rated, extras)
+    compared = [extra["against_token_probability"] for extra in extras.values()]
+    return int(options.against is not None and not all(one and one["better"] for one in compared))
 
 
 class _Set:
@@ -116,6 +125,43 @@ class _Set:
             for index, solution in enumerate(self.solutions())
         ]
 
+    def check_token_probabilities(self) -> None:
+        """Refuses a file without them.
+
+        Raises:
+            InputError: No step has a mean token probability.
+        """
+        if not any(one is not None for found in self.solutions() for one in found["token_probabilities"]):
+            raise InputError(
+                f"--against token_probability: no step in {self.file} has a mean token probability; label or "
+                "collect solutions of a small model with logprobs: true"
+            )
+
+    def extras(self, rated: list[Rated]) -> Extras:
+        """Computes the metrics that need texts and token probabilities.
+
+        Raises:
+            SettingsError: --pattern cannot be read.
+        """
+        from trim_graph.evaluation.baselines import step_pattern
+        from trim_graph.evaluation.scorer_metrics import against_token_probability, step_rows, within_kinds
+
+        rows = step_rows(
+            (found["question"], found["steps"], found["token_probabilities"], one)
+            for found, one in zip(self.solutions(), rated, strict=True)
+        )
+        pattern = self.options.pattern or step_pattern(found["dataset"] for found in self.solutions())
+        compared = None if self.options.against is None else against_token_probability(rows)
+        return Extras(auc_within_kinds=within_kinds(rows, pattern), against_token_probability=compared)
+
+
+class Extras(TypedDict):
+    """Figures that need the texts of steps, or probabilities of their tokens."""
+
+    auc_within_kinds: WithinKinds
+    against_token_probability: Paired | None
+    """None without --against, and where the steps with a token probability are all right or all wrong."""
+
 
 def _rate(sets: list[_Set], scorer: Any, options: EvalScorerOptions) -> None:
     async def work() -> None:
@@ -161,7 +207,12 @@ def _config(options: EvalScorerOptions) -> TrimConfig:
     return config
 
 
-def _report(options: EvalScorerOptions, config: TrimConfig, rated: dict[str, list[Rated]]) -> None:
+def _report(
+    options: EvalScorerOptions,
+    config: TrimConfig,
+    rated: dict[str, list[Rated]],
+    extras: dict[str, Extras],
+) -> None:
     from trim_graph.evaluation.scorer_metrics import best_threshold, compute_scorer_metrics
 
     threshold, chosen = options.threshold, "as given"
@@ -172,7 +223,7 @@ def _report(options: EvalScorerOptions, config: TrimConfig, rated: dict[str, lis
         if threshold is None:
             threshold, chosen = 0.5, f"since {first} has no solutions with an error, or none without"
     metrics = {name: compute_scorer_metrics(solutions, threshold) for name, solutions in rated.items()}
-    _show(metrics, threshold, chosen)
+    _show(metrics, extras, threshold, chosen, compared=options.against is not None)
     if options.out is None:
         return
     from trim_graph.evaluation.plots import draw_reliability, save_plot
@@ -183,7 +234,7 @@ def _report(options: EvalScorerOptions, config: TrimConfig, rated: dict[str, lis
         "threshold": threshold,
         "threshold_is": chosen,
         "average_f1": average_f1(metrics),
-        "sets": metrics,
+        "sets": {name: {**found, **extras[name]} for name, found in metrics.items()},
     }
     (options.out / METRICS).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     curves = {name: found["steps"] for name, found in metrics.items()}
@@ -197,7 +248,14 @@ def average_f1(metrics: dict[str, ScorerMetrics]) -> float | None:
     return None if None in known else sum(f1 for f1 in known if f1 is not None) / len(known)
 
 
-def _show(metrics: dict[str, ScorerMetrics], threshold: float, chosen: str) -> None:
+def _show(
+    metrics: dict[str, ScorerMetrics],
+    extras: dict[str, Extras],
+    threshold: float,
+    chosen: str,
+    *,
+    compared: bool,
+) -> None:
     from rich.table import Table
 
     from .common import Console
@@ -212,13 +270,30 @@ def _show(metrics: dict[str, ScorerMetrics], threshold: float, chosen: str) -> N
         table = Table(box=None, title=name, title_justify="left", show_header=False)
         for label, text in _ROWS:
             table.add_row(label, text(found))
+        table.add_row("AUC within kinds of steps", _number(extras[name]["auc_within_kinds"]["auc"]))
         console.print(table)
+        if compared:
+            console.print(verdict(extras[name]["against_token_probability"]), soft_wrap=True)
     mean = average_f1(metrics)
     if len(metrics) > 1 and mean is not None:
         console.print(f"average F1: {mean:.3f}")
     failed = sum(found["errors"] for found in metrics.values())
     if failed:
         console.print(f"the scorer failed on {failed} solutions, which count as judged wrong in the F1")
+
+
+def verdict(found: Paired | None) -> str:
+    """Says whether the scorer is better than token probability."""
+    if found is None:
+        return "The steps with a token probability are all right or all wrong: nothing can be compared."
+    place = f"on your {found['questions']} questions ({found['n']} steps)"
+    figures = (
+        f"AUC {found['auc']:.3f} against {found['auc_of_other']:.3f}, difference "
+        f"{_number(found['difference'], found['difference_interval'])}"
+    )
+    if found["better"]:
+        return f"This scorer is better than token probability {place}: {figures}."
+    return f"This scorer is no better than token probability {place}: {figures}."
 
 
 def _number(value: float | None, spread: Any = None) -> str:

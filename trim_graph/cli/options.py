@@ -313,6 +313,14 @@ class EvalScorerOptions(Options):
     scorer: Annotated[
         str | None, typer.Option(help="Instead of --config: {type: transformers_prm, model: FOLDER}.")
     ] = None
+    against: Annotated[
+        Literal["token_probability"] | None,
+        typer.Option(help="Compare with it on the same steps; exit code 1 if the scorer is no better."),
+    ] = None
+    pattern: Annotated[
+        str | None,
+        typer.Option(help="Regular expression that finds the kind of a step, for AUC within kinds."),
+    ] = None
     threshold: Annotated[
         float | None,
         typer.Option(help="A step below it is taken for wrong; default: the best on the first file."),

@@ -168,6 +168,12 @@ MATHEMATICS = r"(\\boxed|\\[dt]?frac|\\sqrt|\\times|\\cdot|\\binom|\^|[*/=])"
 """Types of steps elsewhere: what comes first of the marks that mathematical text has."""
 
 
+def step_pattern(datasets: Iterable[str]) -> str:
+    """Returns the expression that finds the kind of a step in solutions of these datasets."""
+    named = set(datasets)
+    return OPERATIONS if named and all(name.startswith("arithmetic") for name in named) else MATHEMATICS
+
+
 class StepType(NamedTuple):
     """Drafts of one type of step.
 

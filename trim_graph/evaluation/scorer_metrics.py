@@ -6,6 +6,7 @@ Labelled solutions, in the shape of ProcessBench and others, are read here and r
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing_extensions import TypedDict
 
 from trim_graph.adapters import ScorableStep
 from trim_graph.adapters.base import as_scorer, read_scores
-from trim_graph.errors import InputError
+from trim_graph.errors import InputError, SettingsError
+from trim_graph.policies.baselines import step_type_of
 from trim_graph.storage.rows import read_rows
 
 from .metrics import RESAMPLES, Interval, interval, resampled_means
@@ -270,6 +272,31 @@ def reliability(scores: Floats, right: NDArray[np.bool_], *, bins: int = BINS) -
     return found
 
 
+def step_rows(
+    solutions: Iterable[tuple[str, Sequence[str], Sequence[float | None], Rated]],
+) -> list[StepRow]:
+    """Returns the steps of rated solutions up to the first wrong one of each.
+
+    Args:
+        solutions: Question, texts of the steps, mean token probabilities of the steps, scores and labels.
+    """
+    return [
+        StepRow(question, text, probability, score, right)
+        for question, texts, probabilities, rated in solutions
+        for (score, right), text, probability in zip(looked_at(rated), texts, probabilities, strict=False)
+    ]
+
+
+class StepRow(NamedTuple):
+    """A rated step."""
+
+    question: str
+    text: str
+    token_probability: float | None
+    score: float
+    right: bool
+
+
 class KindMetrics(TypedDict):
     """Steps of one kind."""
 
@@ -291,18 +318,26 @@ class WithinKinds(TypedDict):
     """The most frequent first."""
 
 
-def within_kinds(steps: Sequence[tuple[float, bool]], kinds: Sequence[str | None]) -> WithinKinds:
+def within_kinds(rows: Sequence[StepRow], pattern: str) -> WithinKinds:
     """Computes the area within kinds of steps: the mean over kinds, weighted by pairs of right and wrong.
 
     Args:
-        steps: Score, and whether the step is right.
-        kinds: Kind of each; see `trim_graph.policies.baselines.step_type_of`.
+        rows: Rated steps.
+        pattern: Regular expression that finds the kind; see `trim_graph.policies.by_pattern`.
+
+    Raises:
+        SettingsError: The expression cannot be read.
     """
     from sklearn.metrics import roc_auc_score
 
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise SettingsError(f"the pattern {pattern!r} cannot be read: {error}") from error
+    kinds = [step_type_of(expression, row.text) for row in rows]
     found: dict[str | None, list[tuple[float, bool]]] = {}
-    for step, kind in zip(steps, kinds, strict=True):
-        found.setdefault(kind, []).append(step)
+    for row, kind in zip(rows, kinds, strict=True):
+        found.setdefault(kind, []).append((row.score, row.right))
     metrics, won, pairs = list[KindMetrics](), 0.0, 0
     for kind, those in sorted(found.items(), key=lambda item: -len(item[1])):
         right = sum(label for _, label in those)
@@ -312,7 +347,7 @@ def within_kinds(steps: Sequence[tuple[float, bool]], kinds: Sequence[str | None
             won, pairs = won + auc * right * (len(those) - right), pairs + right * (len(those) - right)
         metrics.append(KindMetrics(kind=kind, n=len(those), right=right, auc=auc))
     shares = {one["kind"]: one["right"] / one["n"] for one in metrics}
-    labels = [label for _, label in steps]
+    labels = [row.right for row in rows]
     alone = None
     if any(labels) and not all(labels):
         alone = float(roc_auc_score(labels, [shares[kind] for kind in kinds]))
@@ -334,35 +369,27 @@ class Paired(TypedDict):
     """Whether all of the interval is above 0."""
 
 
-def paired_auc(
-    scores: Sequence[float],
-    other: Sequence[float],
-    right: Sequence[bool],
-    questions: Sequence[str],
-    *,
-    seed: int = 0,
-) -> Paired | None:
-    """Compares the areas of two scorers on the same steps, with whole questions drawn again.
+def against_token_probability(rows: Sequence[StepRow], *, seed: int = 0) -> Paired | None:
+    """Compares the areas of scores and of mean token probabilities, with whole questions drawn again.
 
     Args:
-        scores: Of the first scorer.
-        other: Of the second one.
-        right: Whether each step is right.
-        questions: Question of each step.
+        rows: Rated steps; those without a token probability are left out.
         seed: Of the bootstrap.
 
     Returns:
-        The comparison; None where there are only right or only wrong steps.
+        The comparison; None where no step has a token probability, or those that have are of one kind.
     """
     import numpy as np
     from sklearn.metrics import roc_auc_score
 
-    label = np.array(right, dtype=np.bool_)
+    known = [row for row in rows if row.token_probability is not None]
+    label = np.array([row.right for row in known], dtype=np.bool_)
     if not label.any() or label.all():
         return None
-    columns = [np.array(values, dtype=np.float64) for values in (scores, other)]
+    scores = [[row.score for row in known], [row.token_probability for row in known]]
+    columns = [np.array(values, dtype=np.float64) for values in scores]
     areas = [float(roc_auc_score(label, values)) for values in columns]
-    _, owner = np.unique(list(questions), return_inverse=True)
+    _, owner = np.unique([row.question for row in known], return_inverse=True)
     drawn = [_drawn_areas(values, label, owner, seed) for values in columns]
     spread = interval(
         [None if one is None or two is None else one - two for one, two in zip(*drawn, strict=True)]
@@ -440,6 +467,8 @@ class LabelledSolution(TypedDict):
     """True up to the first wrong step, False there, None after it: unlabelled."""
     correct: bool | None
     """Whether the final answer is right."""
+    token_probabilities: list[float | None]
+    """Mean probability of each step's tokens; None where nobody measured it."""
 
 
 class _Row(TypedDict, total=False):
@@ -545,6 +574,7 @@ def _of_row(values: dict[str, Any], place: str, dataset: str, number: int) -> La
         steps=row["steps"],
         labels=_checked_labels("label", row["label"], row["steps"], place),
         correct=row.get("final_answer_correct"),
+        token_probabilities=[None] * len(row["steps"]),
     )
 
 
@@ -569,6 +599,7 @@ def _of_mistake(row: _MistakeRow, place: str, dataset: str, number: int) -> Labe
         steps=row["steps"],
         labels=_checked_labels("mistake_index", -1 if mistake is None else mistake, row["steps"], place),
         correct=None if target is None or answer is None else answer == target,
+        token_probabilities=[None] * len(row["steps"]),
     )
 
 
@@ -612,15 +643,20 @@ def _rated_solution(
         steps=steps,
         labels=labels,
         correct=None,
+        token_probabilities=[None] * len(steps),
     )
 
 
 def _of_trace(values: dict[str, Any], place: str) -> LabelledSolution | None:
-    """Takes the accepted steps of a trace; None where its question failed."""
+    """Takes the accepted steps of a trace; None where its question failed, or a label file knows nothing."""
     trace = parse_trace(values, place)
     if trace["error"] is not None:
         return None
     labels = [step["label"] for step in trace["steps"]]
+    if all(label is None for label in labels):
+        labels = labels_of_values([step.get("value") for step in trace["steps"]])
+    if (not labels or labels[0] is None) and trace["policy"].get("type") == "labelled":
+        return None
     if not labels or labels[0] is None:
         raise InputError(f"{place}: no labelled solution: this trace says of no step whether it is right")
     wrong = labels.index(False) if False in labels else -1
@@ -632,6 +668,7 @@ def _of_trace(values: dict[str, Any], place: str) -> LabelledSolution | None:
         steps=[step["text"] for step in trace["steps"]],
         labels=labels if wrong < 0 else labels_from(wrong, len(labels)),
         correct=trace["correct"],
+        token_probabilities=[step["mean_token_probability"] for step in trace["steps"]],
     )
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from trim_graph.adapters.model_source import check_model, load_tokenizer, max_positions, pick_device
 from trim_graph.adapters.prm.formats import TrimPRMFormat
@@ -88,7 +88,8 @@ class ScorerTraining:
     """Target of the calibration. ``auto``: the label where there is one, the value for the methods
     ``advantage`` and ``agreement``, whose values are no probability that a step is right."""
     pattern: str | None = None
-    """Regular expression that finds the kind of a step, for AUC within a kind; None: marks of mathematics."""
+    """Regular expression that finds the kind of a step, for AUC within a kind; None: operations in the
+    arithmetic world, else marks of mathematics."""
     seed: int = 0
     """Draws held-out questions, batches and adapters."""
 
@@ -451,6 +452,9 @@ def _fine_tune(
     say: Callable[[Heading], None],
 ) -> Any:
     """Trains adapters or all weights, keeps the state of the least validation loss, and merges it."""
+    if settings.gradient_checkpointing:
+        network.gradient_checkpointing_enable()
+        network.enable_input_require_grads()
     if settings.tuning == "lora":
         from peft import LoraConfig, get_peft_model
 
@@ -485,7 +489,6 @@ def _fine_tune(
         prediction_loss_only=True,
         label_names=["targets"],
         remove_unused_columns=False,
-        gradient_checkpointing=settings.gradient_checkpointing,
         use_cpu=on_cpu,
         bf16=dtype == "bfloat16",
         seed=settings.seed,
@@ -503,6 +506,7 @@ def _fine_tune(
         data_collator=_collate,
         callbacks=[EarlyStoppingCallback(settings.patience), _Reporter(say)],
     )
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout
     trainer.train(resume_from_checkpoint=checkpoints.begin())
     return network.merge_and_unload() if settings.tuning == "lora" else network
 

@@ -8,22 +8,21 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_graph.adapters.prm.scorer_file import ScorerFile
-from trim_graph.evaluation.baselines import MATHEMATICS
+from trim_graph.evaluation.baselines import step_pattern
 from trim_graph.evaluation.scorer_metrics import (
+    against_token_probability,
     best_threshold,
     compute_scorer_metrics,
     looked_at,
-    paired_auc,
+    step_rows,
     within_kinds,
 )
-from trim_graph.policies.baselines import step_type_of
 
 from .scorer_data import LabelledSteps
 
@@ -86,16 +85,13 @@ def calibration_targets(
     found = list[tuple[float, float]]()
     for one, values in zip(encoded, logits, strict=True):
         if on_labels:
-            found += [(value, float(right)) for value, right in _looked_at(one.solution, values.tolist())]
+            known = looked_at(one.solution.rated(values.tolist()))
+            found += [(value, float(right)) for value, right in known]
         else:
             targets = zip(values.tolist(), one.solution.targets, strict=True)
             found += [(value, target) for value, target in targets if target is not None]
     pairs = np.array(found, dtype=np.float64)
     return pairs[:, 0], pairs[:, 1], "labels" if on_labels else "values"
-
-
-def _looked_at(solution: LabelledSteps, scores: Sequence[float]) -> list[tuple[float, bool]]:
-    return looked_at(solution.rated(scores))
 
 
 def fit_platt(logits: Floats, targets: Floats, name: str) -> tuple[float, float, str]:
@@ -135,7 +131,7 @@ def measure(measured: Measured, *, pattern: str | None, seed: int) -> dict[str, 
 
     Args:
         measured: Solutions and scores.
-        pattern: Regular expression that finds the kind of a step; None: marks of mathematics.
+        pattern: Regular expression that finds the kind of a step; None: that of the datasets.
         seed: Of the bootstraps.
     """
     threshold = best_threshold([one.rated(scores) for one, scores in measured.validation])
@@ -143,33 +139,18 @@ def measure(measured: Measured, *, pattern: str | None, seed: int) -> dict[str, 
     metrics = compute_scorer_metrics(
         [one.rated(scores) for one, scores in measured.held_out], threshold, seed=seed
     )
-    expression = re.compile(pattern or MATHEMATICS)
-    steps, kinds = list[tuple[float, bool]](), list[str | None]()
-    for one, scores in measured.held_out:
-        known = _looked_at(one, scores)
-        steps += known
-        kinds += [step_type_of(expression, text) for text in one.steps[: len(known)]]
+    rows = step_rows(
+        (one.question, one.steps, one.token_probabilities, one.rated(scores))
+        for one, scores in measured.held_out
+    )
+    pattern = pattern or step_pattern(one.dataset for one, _ in measured.held_out)
     return {
         "measured_on": f"{measured.held_out_is} questions",
         "questions": len({one.question for one, _ in measured.held_out}),
-        "auc_within_kinds": within_kinds(steps, kinds),
-        "against_token_probability": against_token_probability(measured.held_out, seed=seed),
+        "auc_within_kinds": within_kinds(rows, pattern),
+        "against_token_probability": against_token_probability(rows, seed=seed),
         **metrics,
     }
-
-
-def against_token_probability(solutions: ScoredSolutions, *, seed: int) -> dict[str, Any] | None:
-    """Compares scores with the mean token probability on the steps that have one; None without any."""
-    rows = [
-        (score, probability, right, one.question)
-        for one, scores in solutions
-        for (score, right), probability in zip(_looked_at(one, scores), one.token_probabilities, strict=False)
-        if probability is not None
-    ]
-    if not rows:
-        return None
-    found = paired_auc(*map(list, zip(*rows, strict=True)), seed=seed)
-    return None if found is None else dict(found)
 
 
 _LIBRARIES = ("trim-graph", "torch", "transformers", "peft", "scikit-learn")

@@ -31,6 +31,7 @@ class LabelledSteps:
         hard: Whether ``labels`` come from labels, not from values.
         token_probabilities: Mean probability of each step's tokens; None where nobody measured it.
         method: Method of the labels.
+        dataset: Name of the dataset that the question is from.
     """
 
     question: str
@@ -40,6 +41,7 @@ class LabelledSteps:
     hard: bool
     token_probabilities: tuple[float | None, ...]
     method: str
+    dataset: str
 
     @property
     def labelled(self) -> int:
@@ -95,6 +97,7 @@ def of_trace(trace: Trace) -> LabelledSteps:
         hard=hard,
         token_probabilities=tuple(step["mean_token_probability"] for step in trace["steps"]),
         method=str(trace["policy"].get("method", "labelled")),
+        dataset=trace["dataset"],
     )
 
 
