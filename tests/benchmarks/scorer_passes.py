@@ -7,7 +7,7 @@ and counts what their passes are sent as: requests to a vLLM server, batches in 
 
 Two scorers: the PRM of the examples (two-layer head; LAST by the plugin, where trim-graph is installed beside
 that vLLM), and a random Qwen2 of 4 layers and 256 hidden units in the layout of ``trim-graph train scorer``.
-``--only WORD`` leaves out servers without the word in their name.
+``--only NAME ...`` takes some of the servers.
 """
 
 from __future__ import annotations
@@ -227,12 +227,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Cost of a scorer's passes.")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--only", default="", metavar="WORD")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="servers of the table, by name")
     given = parser.parse_args(arguments)
     rows, together = [], []
     with tempfile.TemporaryDirectory(prefix="trim-scorer-") as folder:
         for one in variants(Path(folder)):
-            if given.only not in one.name:
+            if given.only and one.name not in given.only:
                 continue
             local = TransformersProcessReward(str(one.weights), max_batch_size=RUNS)
             with served(one.weights, one.options) as url:

@@ -22,6 +22,7 @@ BLOCK = 128
 
 def fresh(scorer):
     """The same scorer, which has the engine in common and knows no scores."""
+    scorer.start()
     return pickle.loads(pickle.dumps(scorer))
 
 
