@@ -1,4 +1,4 @@
-"""Scores that are known, so that a scorer rates each step once: by question and the steps up to it."""
+"""Scores that are known, so that a scorer rates each step once."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ class KnownScores:
     """The scores used last. Threads share it.
 
     Args:
-        size: Scores to keep.
+        size: Most scores to keep; 0 keeps none.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._kept: OrderedDict[bytes, float] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Returns how many scores are kept."""
+        return len(self._kept)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KnownScores:
         """Copies of a scorer share it."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from array import array
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
+from trim_graph.adapters.known_scores import KnownScores
 from trim_graph.adapters.prm.formats import Head, PRMInput
 from trim_graph.adapters.prm.scores import read_classified
 
@@ -46,18 +45,16 @@ class StepScores:
     """
 
     def __init__(self, size: int) -> None:
-        self._size = size
-        self._scores: OrderedDict[bytes, float] = OrderedDict()
-        self._lock = threading.Lock()  # adapters are called from several event loops and threads
+        self._kept = KnownScores(size)
+
+    def __len__(self) -> int:
+        """Returns how many scores are kept."""
+        return len(self._kept)
 
     def pending(self, asked: PRMInput) -> PendingSteps:
         """Returns what is known of a solution and what has to be sent."""
         keys = _keys(asked)
-        with self._lock:
-            known = [self._scores.get(key) for key in keys]
-            for key in keys:
-                if key in self._scores:
-                    self._scores.move_to_end(key)
+        known = [self._kept.get(key) for key in keys]
         ends = [end for end, score in zip(asked.step_positions, known, strict=True) if score is None]
         return PendingSteps(keys, known, [asked.ids[: end + 1] for end in ends])
 
@@ -79,12 +76,8 @@ class StepScores:
         missing = [number for number, score in enumerate(pending.known) if score is None]
         computed = read_classified(rows, [n + 1 for n in missing], len(pending.known), head, at=at)
         found = dict(zip(missing, computed, strict=True))
-        with self._lock:
-            for number, score in found.items():
-                self._scores[pending.keys[number]] = score
-                self._scores.move_to_end(pending.keys[number])
-            while len(self._scores) > self._size:
-                self._scores.popitem(last=False)
+        for number, score in found.items():
+            self._kept.put(pending.keys[number], score)
         return [found[n] if score is None else score for n, score in enumerate(pending.known)]
 
 

@@ -220,7 +220,7 @@ def test_whatever_is_kept_scores_are_those_of_the_prefixes(solutions, size):
         rows = [[of(ids)] for ids in pending.prefixes]
         scores = known.settle(pending, rows, "value", at="here")
         assert scores == [of(asked.ids[: end + 1]) for end in asked.step_positions]
-        assert len(known._scores) <= size
+        assert len(known) <= size
         again = known.pending(asked)
         if size >= len(parts):
             assert not again.prefixes
