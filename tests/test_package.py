@@ -64,6 +64,7 @@ PUBLIC = {
         "NextWriter",
         "Observation",
         "Policy",
+        "advantage",
         "as_policy",
         "by_pattern",
         "entropy_probe",

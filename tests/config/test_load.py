@@ -39,6 +39,7 @@ from trim_graph.config.schema import (
     VLLMModel,
     scorer_parts,
 )
+from trim_graph.examples.arithmetic.shipped import POLICIES
 from trim_graph.settings import ConfigSection, Settings
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
@@ -119,6 +120,11 @@ def test_run_settings_are_those_of_the_graph():
         ("small_only", "small_only()"),
         ("{type: large_only}", "large_only()"),
         ("{type: threshold, t: 0.4}", "threshold(0.4)"),
+        ("{type: advantage, minimum: 0.1}", "advantage(0.1, price_per_token=0.0)"),
+        (
+            "{type: advantage, minimum: -0.2, price_per_token: 0.01}",
+            "advantage(-0.2, price_per_token=0.01)",
+        ),
         ("{type: random_rate, rate: 0.3}", "random_rate(0.3)"),
         (
             "{type: stay_on_large, k: 2, policy: {type: threshold, t: 1}}",
@@ -133,6 +139,23 @@ def test_run_settings_are_those_of_the_graph():
 )
 def test_policies(write, policy, shown):
     assert repr(load_config(write(f"{MODELS}policy: {policy}")).policy.build()) == shown
+
+
+def test_a_learned_policy_takes_another_threshold_in_the_file(write):
+    path = POLICIES / "sequence-0.02.json"
+    config = load_config(write(f"{MODELS}policy: {{type: file, path: {path}, threshold: 0.3}}"))
+    assert config.policy.build().threshold == 0.3
+    assert config.policy.model_dump() == {"type": "file", "path": str(path), "threshold": 0.3}
+    plain = load_config(write(f"{MODELS}policy: {path}"))
+    assert plain.policy.build().threshold == 0.5
+    assert plain.policy.model_dump() == {"type": "file", "path": str(path)}
+
+
+@pytest.mark.parametrize("threshold", ["1.1", "-0.1", ".nan", "high"])
+def test_a_threshold_of_a_policy_file_that_is_no_probability_is_refused(write, threshold):
+    path = POLICIES / "sequence-0.02.json"
+    with pytest.raises(SettingsError, match="threshold"):
+        load_config(write(f"{MODELS}policy: {{type: file, path: {path}, threshold: {threshold}}}"))
 
 
 def test_build_graph_passes_everything_on(write):

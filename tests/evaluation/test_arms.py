@@ -1,8 +1,9 @@
 import pytest
 
 from trim_graph import SettingsError
-from trim_graph.evaluation.arms import Arm, check_names, policy_arms, sweep_arms
+from trim_graph.evaluation.arms import Arm, check_names, policy_arms, policy_config, sweep_arms
 from trim_graph.evaluation.records import journal_of
+from trim_graph.examples.arithmetic.shipped import POLICIES
 
 PATTERN = "{type: by_pattern, pattern: 'PATTERN', rates: {}, default: 0.2}"
 
@@ -13,6 +14,43 @@ def test_a_sweep_leaves_a_number_open():
     assert [arm.policy["policy"]["t"] for arm in swept] == [0.1, 0.2]
     with pytest.raises(SettingsError, match=r'put "\?" in place of the number'):
         sweep_arms([given.replace("TOLD", "0.3")])
+
+
+def test_a_sweep_moves_the_threshold_of_one_learned_policy(monkeypatch):
+    monkeypatch.chdir(POLICIES)
+    swept = sweep_arms(["aggregate-0.02.json:0.1,0.3"])
+    assert [arm.name for arm in swept] == ["aggregate-0.02-0.1", "aggregate-0.02-0.3"]
+    assert {arm.family for arm in swept} == {"aggregate-0.02"}
+    assert [policy_config(arm.policy).build().threshold for arm in swept] == [0.1, 0.3]
+    check_names(swept)
+    # What was run under one threshold is not taken for the results of another.
+    assert swept[0].settings != swept[1].settings
+    named = sweep_arms(['{type: file, path: aggregate-0.02.json, threshold: "?"}:0.1,0.3'])
+    assert [arm.policy for arm in named] == [arm.policy for arm in swept]
+    assert [arm.name for arm in sweep_arms(["advantage:-0.1,0.2"])] == ["advantage--0.1", "advantage-0.2"]
+
+
+def test_a_policy_file_without_a_threshold_is_what_it_was():
+    path = str(POLICIES / "aggregate-0.02.json")
+    (arm,) = policy_arms([path], {})
+    assert arm.policy == {"type": "file", "path": path}
+    assert set(arm.settings.policy) == {"type", "sha256"}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("no.json:0.1", "policy file .*no.json does not exist"),
+        ("pomdp-1.json:0.1", "pomdp.* has none; learned policies have one"),
+        ("aggregate-0.02.json:1.1", "threshold: Input should be less than or equal to 1"),
+        ("aggregate-0.02.json:x", "'x' is no number"),
+        ("aggregate:0.1", "there is no family 'aggregate'.* or the file of a learned policy"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(given, told, monkeypatch):
+    monkeypatch.chdir(POLICIES)
+    with pytest.raises(SettingsError, match=told):
+        sweep_arms([given])
 
 
 @pytest.mark.parametrize("word", ["a", "\u9577"])

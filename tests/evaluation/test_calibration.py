@@ -16,6 +16,7 @@ from trim_graph.evaluation.calibration import (
     choose,
     forecast,
 )
+from trim_graph.examples.arithmetic.shipped import POLICIES
 from trim_graph.policies import files, save_policy
 from trim_graph.testing import ScriptedScorer
 
@@ -51,6 +52,7 @@ class World:
                 "large_only": True,
                 "threshold": score < policy.get("t", 0),
                 "random_rate": drawn < policy.get("rate", 0),
+                "advantage": 1 - 2 * score > policy.get("minimum", 1),
             }[policy["type"]]
             tokens += TOKENS * regenerate
             right &= regenerate or wrong < score
@@ -127,6 +129,21 @@ async def test_without_a_gap_there_is_no_pgr_to_recover():
     world.questions = [Question(q.text, lambda text: True) for q in world.questions]
     with pytest.raises(InputError, match="no better than the small one"):
         await world.calibrator().find(THRESHOLD, Target("pgr", 0.8))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.2])
+async def test_a_share_is_hit_by_a_number_that_spends_less_the_higher_it_is(share):
+    calibrator = World(n=600).calibrator()
+    found = await calibrator.find(FAMILIES["advantage"], Target("large_share", share))
+    assert found.share == pytest.approx(share, rel=0.02, abs=0.002)
+    assert 0 < found.setting < 1
+
+
+async def test_a_gain_below_zero_is_not_bought_for_a_share():
+    calibrator = World(n=200).calibrator()
+    found = await calibrator.find(FAMILIES["advantage"], Target("large_share", 0.9))
+    assert found.setting == 0
+    assert found.share == max(point.share for point in calibrator.points.values())
 
 
 async def test_a_list_is_measured_whole():
@@ -254,6 +271,37 @@ def test_families_by_name(tmp_path, monkeypatch):
     assert make_family(["threshold"], {"type": "small_only"}) == THRESHOLD
 
 
+LEARNED = POLICIES / "aggregate-0.02.json"
+
+
+@pytest.mark.parametrize(
+    ("given", "own"),
+    [
+        (["aggregate-0.02.json:?"], {"type": "small_only"}),
+        (['{type: file, path: aggregate-0.02.json, threshold: "?"}'], {"type": "small_only"}),
+        ([], {"type": "file", "path": str(LEARNED), "threshold": 0.3}),
+    ],
+)
+def test_the_thresholds_of_one_learned_policy_are_a_family(given, own, monkeypatch):
+    monkeypatch.chdir(POLICIES)
+    family = make_family(given, own)
+    assert (family.rising, family.scored) == (False, False)
+    # Absolute: the configuration with the result may be in another folder.
+    assert family.policy(0.25) == {"type": "file", "path": str(LEARNED), "threshold": 0.25}
+
+
+def test_the_price_of_a_token_stays_where_the_minimum_is_chosen():
+    family = make_family([], {"type": "advantage", "minimum": 0.1, "price_per_token": 0.01})
+    assert family.policy(0.3) == {"type": "advantage", "minimum": 0.3, "price_per_token": 0.01}
+    assert not family.rising
+
+
+def test_numbers_that_pull_apart_are_no_family():
+    both = '{type: any_of, policies: [{type: threshold, t: "?"}, {type: advantage, minimum: "?"}]}'
+    with pytest.raises(SettingsError, match="some spend more the higher they are and some less"):
+        make_family([both], {"type": "small_only"})
+
+
 def test_any_policy_with_a_number_to_choose():
     own = {"type": "small_only"}
     stay = make_family(['{type: stay_on_large, k: 2, policy: {type: threshold, t: "?"}}'], own)
@@ -269,12 +317,15 @@ def test_any_policy_with_a_number_to_choose():
     ("given", "message"),
     [
         ([], "--family is missing: the policy small_only has no number to choose"),
-        (["thresh"], "--family thresh: choose threshold, random_rate, policy files"),
+        (["thresh"], "--family thresh: choose threshold, random_rate, advantage, policy files"),
         (["{type: threshold, t: 0.5}"], r'put "\?" in place of the number'),
         (['{type: threshold, x: "?"}'], "policy .*: Field required"),
         (["{type: "], "is not YAML"),
         (['{type: entropy_probe, limit: "?"}'], "entropy_probe.limit does not. Give policy files"),
         (["no.json"], "policy file .*no.json does not exist"),
+        (["no.json:?"], "policy file .*no.json does not exist"),
+        ([f"{POLICIES / 'pomdp-1.json'}:?"], r"threshold is 0\.5, and pomdp.* has none"),
+        ([f"{{type: file, path: {LEARNED}, threshold: 0.5}}"], r'put "\?" in place of the number'),
     ],
 )
 def test_what_is_no_family(given, message):

@@ -149,7 +149,7 @@ def test_the_transformer_is_torchs(observation, layers):
     assert policy.logit(observation) == pytest.approx(wanted, abs=1e-4)
 
 
-def test_the_limit_makes_a_family():
+def test_the_threshold_makes_a_family():
     policy = cuts_at(0.5, sharpness=5.0)
     decisions = {limit: policy.at(limit).decide(seen(0.3)) for limit in (0.0, 0.5, 0.7, 0.75, 1.0)}
     assert policy.probability(seen(0.3)) == pytest.approx(1 / (1 + math.exp(-1)))
@@ -161,7 +161,7 @@ def test_it_comes_back_from_a_file(policy, tmp_path):
     save_policy(policy.at(0.3), tmp_path / "it.json", data="made up")
     back = load_policy(tmp_path / "it.json")
     assert type(back) is type(policy)
-    assert (back.limit, back.made["data"]) == (0.3, "made up")
+    assert (back.threshold, back.made["data"]) == (0.3, "made up")
     for observation in (seen(0.2), seen(0.9, 0.5), seen(0.9, 1.0, None)):
         assert back.logit(observation) == policy.logit(observation)
 
@@ -185,8 +185,8 @@ def test_what_is_no_network_is_refused(policy, changes, complaint, tmp_path):
         load_policy(tmp_path / "it.json")
 
 
-def test_a_limit_is_a_probability():
-    with pytest.raises(SettingsError, match=r"limit is 1\.5"):
+def test_a_threshold_is_a_probability():
+    with pytest.raises(SettingsError, match=r"threshold is 1\.5"):
         cuts_at(0.5).at(1.5)
 
 

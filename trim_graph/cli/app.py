@@ -46,20 +46,24 @@ are relative to the file):
   settings: {max_steps: 40, max_step_tokens: 512}
   checkpoint: sqlite:runs.db
 
-Policies: small_only, large_only, threshold (t), random_rate (rate),
-entropy_probe (limit), by_pattern (pattern, rates), stay_on_large (policy, k),
-any_of and all_of (policies);
-FILE.json for one that was trained or planned. Models and scorer may be {type:
-example}; models on servers are {type: vllm} and {type: langchain, model:
-"openai:..."}, on vLLM in this process {type: vllm_engine}; reward models there
-{type: vllm_prm} and {type: vllm_engine_prm}, or {type: vllm_generative_prm} on
-a server for generation; scorers without one {type: llm_judge, model: {...},
+Policies: small_only, large_only, threshold (t), advantage (minimum,
+price_per_token), random_rate (rate), entropy_probe (limit), by_pattern
+(pattern, rates), stay_on_large (policy, k), any_of and all_of (policies);
+FILE.json for one that was trained or planned, {type: file, path: FILE.json,
+threshold: 0.3} for a trained one at another threshold.
+
+Models and scorer may be {type: example}; models on servers are {type: vllm}
+and {type: langchain, model: "openai:..."}, on vLLM in this process {type:
+vllm_engine}. Reward models there are {type: vllm_prm} and {type:
+vllm_engine_prm}, or {type: vllm_generative_prm} on a server for generation.
+Their formats: qwen, math_shepherd, skywork, rlhflow; a folder of train scorer
+says its own. Scorers without a reward model: {type: llm_judge, model: {...},
 scale: yes_no}, {type: token_probability, statistic: lowest_window}, {type:
 turn_signals} for an agent's turns; of several {type: cascade, first: {...},
-second: {...}, unsure: [0.2, 0.8]} and {type: minimum, scorers: [...]}. Formats
-of a reward model: qwen,
-math_shepherd, skywork, rlhflow. Checkpoint: none, memory, sqlite:PATH,
-postgresql://USER@HOST/DATABASE, or env:NAME for a variable that holds one.
+second: {...}, unsure: [0.2, 0.8]} and {type: minimum, scorers: [...]}.
+
+Checkpoint: none, memory, sqlite:PATH, postgresql://USER@HOST/DATABASE, or
+env:NAME for a variable that holds one.
 A spent budget: on_exhausted small, stop or ask. What users and threads may
 spend over all runs: quotas {user: {large_tokens: 20000}}, counted by a
 ledger such as sqlite:spend.db.

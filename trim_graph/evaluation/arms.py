@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from trim_graph.config import Parts, TrimConfig
 from trim_graph.config.schema import LLMJudgeScorer
 from trim_graph.errors import SettingsError
 from trim_graph.policies.files import is_policy_file
+from trim_graph.policies.learned import LearnedPolicy
 from trim_graph.policies.parsing import PolicyConfig
 
 from .records import ArmKind, ArmSettings, file_name
@@ -33,15 +34,17 @@ PLACEHOLDER = "?"
 
 @dataclass(frozen=True, slots=True)
 class ParameterSweep:
-    """A policy with a number from 0 to 1 to be chosen, that spends more the higher the number is.
+    """A policy with a number from 0 to 1 to be chosen.
 
     Attributes:
         template: The policy, with `PLACEHOLDER` where the number belongs.
         scored: Whether the number is one that scores are compared with.
+        rising: Whether a higher number spends more; if not, a lower one does.
     """
 
     template: PolicyMapping
     scored: bool = True
+    rising: bool = True
 
     def policy(self, setting: float | str) -> PolicyMapping:
         """Returns the policy with this number."""
@@ -75,10 +78,16 @@ def _filled(value: Any, setting: float | str) -> Any:
 FAMILIES: dict[str, ParameterSweep] = {
     "threshold": ParameterSweep({"type": "threshold", "t": PLACEHOLDER}),
     "random_rate": ParameterSweep({"type": "random_rate", "rate": PLACEHOLDER}, scored=False),
+    "advantage": ParameterSweep({"type": "advantage", "minimum": PLACEHOLDER}, scored=False, rising=False),
 }
 _POLICY: TypeAdapter[Any] = TypeAdapter(PolicyConfig)
-_RISING = {"threshold.t", "random_rate.rate"}
-"""Numbers that a search can choose: in [0, 1], and the higher the more is spent."""
+_SEARCHED = {
+    "threshold.t": True,
+    "random_rate.rate": True,
+    "file.threshold": False,
+    "advantage.minimum": False,
+}
+"""Numbers in [0, 1] that a search can choose, and whether a higher one spends more."""
 
 
 def make_family(given: Sequence[str], own: PolicyMapping) -> ParameterSweep | PolicyList:
@@ -86,7 +95,8 @@ def make_family(given: Sequence[str], own: PolicyMapping) -> ParameterSweep | Po
 
     Args:
         given: A name in `FAMILIES`; a YAML mapping of a policy with ``"?"`` in place of the number to be
-            chosen; or any number of policy files and folders of them. Nothing: the family of ``own``.
+            chosen; ``FILE.json:?`` for the threshold of a learned policy; or any number of policy files and
+            folders of them. Nothing: the family of ``own``.
         own: The policy of the configuration.
 
     Raises:
@@ -94,18 +104,35 @@ def make_family(given: Sequence[str], own: PolicyMapping) -> ParameterSweep | Po
     """
     if not given:
         name = own["type"]
+        if name == "file" and isinstance(policy_config(own).build(), LearnedPolicy):
+            return learned_sweep(own["path"])
         if name not in FAMILIES:
             raise SettingsError(f"--family is missing: the policy {name} has no number to choose")
-        given = [name]
+        # What else the policy has, such as a price, stays as it is.
+        return replace(FAMILIES[name], template={**own, **FAMILIES[name].template})
     if len(given) == 1 and given[0] in FAMILIES:
         return FAMILIES[given[0]]
     if len(given) == 1 and given[0].lstrip().startswith("{"):
         return _template(given[0])
+    if len(given) == 1 and given[0].endswith(f".json:{PLACEHOLDER}"):
+        return learned_sweep(given[0].removesuffix(f":{PLACEHOLDER}"))
     files = [file for name in given for file in _files(name)]
     policies = {str(file): {"type": "file", "path": str(file.absolute())} for file in files}
     for policy in policies.values():
         policy_config(policy).build()  # refused here if it is none
     return PolicyList(policies)
+
+
+def learned_sweep(path: str) -> ParameterSweep:
+    """Returns the thresholds of one learned policy, from a file.
+
+    Raises:
+        SettingsError: The file holds no learned policy.
+    """
+    template = {"type": "file", "path": str(Path(path).expanduser().absolute()), "threshold": PLACEHOLDER}
+    sweep = ParameterSweep(template, scored=False, rising=False)
+    policy_config(sweep.policy(0.5)).build()
+    return sweep
 
 
 def policy_config(policy: PolicyMapping) -> Any:
@@ -135,12 +162,32 @@ def _template(text: str) -> ParameterSweep:
     if PLACEHOLDER not in json.dumps(template):
         raise SettingsError(f'--family {text}: put "{PLACEHOLDER}" in place of the number to be chosen')
     example = policy_config(ParameterSweep(template).policy(0.5)).build()
-    if kinds := sorted(_swept_keys(template) - _RISING):
+    swept = _swept_keys(template)
+    if kinds := sorted(swept - _SEARCHED.keys()):
         raise SettingsError(
-            f"--family {text}: a number is chosen of {' and '.join(sorted(_RISING))}, which lie in [0, 1] "
-            f"and spend more the higher they are; {', '.join(kinds)} does not. Give policy files instead"
+            f"--family {text}: a number is chosen of {', '.join(sorted(_SEARCHED))}, which lie in [0, 1]; "
+            f"{', '.join(kinds)} does not. Give policy files instead"
         )
-    return ParameterSweep(template, scored=example.needs_score)
+    directions = {_SEARCHED[key] for key in swept}
+    if len(directions) > 1:
+        raise SettingsError(
+            f"--family {text}: of {', '.join(sorted(swept))} some spend more the higher they are and some "
+            "less: leave one of them open"
+        )
+    scored = example.needs_score and "threshold.t" in swept
+    return ParameterSweep(_at_home(template), scored=scored, rising=directions.pop())
+
+
+def _at_home(policy: Any) -> Any:
+    """Makes paths of policy files absolute: the configuration with the result may be in another folder."""
+    if isinstance(policy, list):
+        return [_at_home(part) for part in policy]
+    if not isinstance(policy, dict):
+        return policy
+    inner = {key: _at_home(value) for key, value in policy.items()}
+    if inner.get("type") == "file":
+        inner["path"] = str(Path(inner["path"]).expanduser().absolute())
+    return inner
 
 
 def _swept_keys(policy: Any) -> set[str]:
@@ -249,7 +296,8 @@ def sweep_arms(given: Sequence[str]) -> list[Arm]:
 
     Args:
         given: Each a family and its numbers, ``threshold:0.1,0.3``; a policy with ``"?"`` in place of the
-            number; or a folder of policy files.
+            number; a learned policy and thresholds, ``aggregate-0.02.json:0.1,0.3``; or a folder of policy
+            files.
 
     Raises:
         SettingsError: One is none of these.
@@ -275,9 +323,14 @@ def _swept(text: str) -> Iterator[Arm]:
         family = ParameterSweep(_yaml(template))
         if PLACEHOLDER not in json.dumps(family.template):
             raise SettingsError(f'--sweep {text}: put "{PLACEHOLDER}" in place of the number in the policy')
-        name = str(family.template.get("type"))
+        name = next(_words(family.template))
+    elif template.endswith(".json"):
+        family, name = learned_sweep(template), Path(template).stem
     else:
-        raise SettingsError(f"--sweep {text}: there is no family {template!r}: choose {', '.join(SWEPT)}")
+        raise SettingsError(
+            f"--sweep {text}: there is no family {template!r}: choose {', '.join(SWEPT)}, or the file of a "
+            "learned policy, FILE.json"
+        )
     for number in numbers.split(","):
         try:
             value = float(number)
@@ -307,10 +360,8 @@ def check_names(arms: Sequence[Arm]) -> None:
 
 def arm_name(policy: PolicyMapping) -> str:
     """Names an arm by its policy: ``threshold-0.3``, the stem of a file; a digest where that is too long."""
-    if policy.get("type") == "file":
-        return Path(policy["path"]).stem
     name = "-".join(_words(policy))
-    if len(file_name(name)) <= LONGEST:
+    if policy.get("type") == "file" or len(file_name(name)) <= LONGEST:
         return name
     return f"{policy['type']}-{hashlib.sha256(json.dumps(policy, sort_keys=True).encode()).hexdigest()[:8]}"
 
@@ -319,6 +370,8 @@ def _words(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         if value.get("type") == "file":
             yield Path(value["path"]).stem
+            if value.get("threshold") is not None:
+                yield f"{value['threshold']:g}"
             return
         yield str(value.get("type"))
         for key, inner in value.items():
@@ -441,7 +494,7 @@ def identity_of(config: TrimConfig) -> dict[str, Any]:
 
 
 def by_content(policy: Any) -> Any:
-    """Replaces the path of a policy file, at any depth, by what is in the file.
+    """Replaces the path of a policy file, at any depth, by what is in the file; its threshold stays.
 
     Args:
         policy: As a configuration names it.
@@ -453,7 +506,8 @@ def by_content(policy: Any) -> Any:
     if policy.get("type") == "file":
         # The JSON names the digest of the arrays beside it.
         content = Path(policy["path"]).read_bytes()
-        return {"type": "file", "sha256": hashlib.sha256(content).hexdigest()}
+        kept = {key: value for key, value in policy.items() if key != "path"}
+        return {**kept, "sha256": hashlib.sha256(content).hexdigest()}
     return {key: by_content(value) for key, value in policy.items()}
 
 

@@ -226,7 +226,11 @@ class Calibrator:
         return choose(points, target)
 
     async def _search(self, family: ParameterSweep, target: Target) -> list[Point]:
-        """Closes in on the setting that meets the target; spend and PGR rise with it, but for noise."""
+        """Closes in on the setting that meets the target; spend and PGR are monotonic, but for noise."""
+
+        def setting(rising: float) -> float:
+            return rising if family.rising else round(1 - rising, _DIGITS)
+
         low, high = 0.0, 1.0
         values: dict[float, float] = {}
         if target.kind != "max_cost":
@@ -236,7 +240,7 @@ class Calibrator:
             guess = _between(low, high, values, target, self.scores() if family.scored else ())
             if guess is None:
                 break
-            point = await self.point(family, guess)
+            point = await self.point(family, setting(guess))
             points.append(point)
             value = point.value(target) or 0.0
             values[guess] = value
@@ -244,7 +248,8 @@ class Calibrator:
                 return points
             low, high = (guess, high) if value < target.value else (low, guess)
         # At an end the search has taken a value for granted.
-        return points + [await self.point(family, end) for end in (low, high) if end in (0.0, 1.0)]
+        ends = [setting(end) for end in (low, high) if end in (0.0, 1.0)]
+        return points + [await self.point(family, end) for end in ends]
 
 
 def _between(

@@ -2,6 +2,7 @@
 
 from .base import AllOf, AnyOf, Choice, Decision, FunctionPolicy, NextWriter, Observation, Policy, as_policy
 from .baselines import (
+    advantage,
     by_pattern,
     entropy_probe,
     large_only,
@@ -22,6 +23,7 @@ __all__ = [
     "NextWriter",
     "Observation",
     "Policy",
+    "advantage",
     "as_policy",
     "by_pattern",
     "entropy_probe",

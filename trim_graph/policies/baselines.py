@@ -1,4 +1,4 @@
-"""Policies of one rule: threshold, entropy, pattern, rate, one model alone, and staying on the large one."""
+"""Policies of one rule: threshold, advantage, entropy, pattern, rate, one model, staying on the large one."""
 
 from __future__ import annotations
 
@@ -44,6 +44,50 @@ class threshold(Policy):
 
     def __repr__(self) -> str:
         return f"threshold({self.t})"
+
+
+class advantage(Policy):
+    """Regenerate the draft where a rewrite is estimated to gain enough (Arbitrage, arXiv 2512.05033).
+
+    For scorers that were trained on advantage labels (`trim-graph label --method advantage`). Such a score is
+    ``(1 + v_small - v_large) / 2``, where v_small and v_large are the chances that the solution ends right
+    behind the small and the large model's step. The draft is regenerated where ::
+
+        gain = 1 - 2 * score = v_large - v_small
+        gain > minimum + price_per_token * tokens
+
+    ``tokens`` is the expected length of the large model's step: the length of the draft, which is known
+    before the large model is called. A draft that is wrong beyond repair has no gain and stays, unlike under
+    `threshold`.
+
+    Args:
+        minimum: Least gain, in [-1, 1]. At 0 a draft is regenerated where that is estimated to help at all; a
+            higher one spends less, and at 1 nothing is regenerated.
+        price_per_token: Gain that a large token must be worth, 0 or more; 0.01: a rewrite of 20 tokens must
+            raise the chance of a right answer by 0.2. The same unit as ``--lambda`` of `trim-graph train`.
+
+    Raises:
+        SettingsError: A number is out of range.
+    """
+
+    def __init__(self, minimum: float = 0.0, price_per_token: float = 0.0) -> None:
+        if not -1 <= minimum <= 1:
+            raise SettingsError(f"advantage: minimum is {minimum}: choose a gain in [-1, 1]")
+        if not 0 <= price_per_token < math.inf:
+            raise SettingsError(
+                f"advantage: price_per_token is {price_per_token}: choose a finite number of 0 or more"
+            )
+        self.minimum, self.price_per_token = minimum, price_per_token
+
+    def decide(self, observation: Observation) -> str:
+        """Compares the estimated gain with what it must be."""
+        if observation.score is None:
+            return "accept"
+        needed = self.minimum + self.price_per_token * observation.draft_tokens
+        return "regenerate" if 1 - 2 * observation.score > needed else "accept"
+
+    def __repr__(self) -> str:
+        return f"advantage({self.minimum}, price_per_token={self.price_per_token})"
 
 
 class entropy_probe(Policy):

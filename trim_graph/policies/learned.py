@@ -1,7 +1,8 @@
 """Policies in which a network decides, and the features of an `Observation` that it reads.
 
 `aggregate` reads five features of the run so far (TRIM-Agg), `sequence` the whole sequence of steps with a
-small transformer (TRIM-Seq, arXiv 2601.10245).
+small transformer (TRIM-Seq, arXiv 2601.10245). One trained network gives a whole curve of accuracy over
+spend: its threshold is moved, as in RoRo (arXiv 2605.29310), and nothing is trained again.
 """
 
 from __future__ import annotations
@@ -22,30 +23,35 @@ if TYPE_CHECKING:
 
 
 class LearnedPolicy(Policy):
-    """Regenerate a draft where the network's probability of doing so is at least ``limit``.
+    """Regenerate a draft where the network's probability of doing so is at least ``threshold``.
 
     Args:
         arrays: The network's weights by name.
-        limit: In [0, 1]; 0.5 takes the likelier decision. Other values make a family of policies, from
-            generous to thrifty, of one network.
+        threshold: In [0, 1]; 0.5 takes the likelier decision. A lower one spends more: at 0 every draft is
+            regenerated.
         made: How it was trained, for the file.
         **parameters: What else the network needs.
 
     Raises:
-        SettingsError: ``limit`` is out of range.
+        SettingsError: ``threshold`` is out of range.
         ValueError: An array is missing, does not fit the others, or holds what is no number.
     """
 
     type: ClassVar[str]
 
     def __init__(
-        self, arrays: Arrays, *, limit: float = 0.5, made: Mapping[str, Any] | None = None, **parameters: Any
+        self,
+        arrays: Arrays,
+        *,
+        threshold: float = 0.5,
+        made: Mapping[str, Any] | None = None,
+        **parameters: Any,
     ) -> None:
         import numpy as np
 
-        if not 0 <= limit <= 1:
-            raise SettingsError(f"limit is {limit}: choose a probability in [0, 1]")
-        self.limit, self.made, self.parameters = limit, dict(made or {}), parameters
+        if not 0 <= threshold <= 1:
+            raise SettingsError(f"{self.type}: threshold is {threshold}: choose a probability in [0, 1]")
+        self.threshold, self.made, self.parameters = threshold, dict(made or {}), parameters
         self.arrays = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()}
         for name, array in self.arrays.items():
             if not np.isfinite(array).all():
@@ -65,16 +71,22 @@ class LearnedPolicy(Policy):
         return 0.5 * (1 + math.tanh(0.5 * self.logit(observation)))
 
     def decide(self, observation: Observation) -> str:
-        """Compares the probability with the limit."""
-        return "regenerate" if self.probability(observation) >= self.limit else "accept"
+        """Compares the probability with the threshold."""
+        return "regenerate" if self.probability(observation) >= self.threshold else "accept"
 
-    def at(self, limit: float) -> Self:
-        """Returns the same network with another limit."""
-        return type(self)(self.arrays, limit=limit, made=self.made, **self.parameters)
+    def at(self, threshold: float) -> Self:
+        """Returns the same network with another threshold.
+
+        Raises:
+            SettingsError: ``threshold`` is out of range.
+        """
+        return type(self)(self.arrays, threshold=threshold, made=self.made, **self.parameters)
 
     def contents(self) -> PolicyContents:
         """Returns what a file holds of it."""
-        return PolicyContents(self.type, {"limit": self.limit, **self.parameters}, self.arrays, self.made)
+        return PolicyContents(
+            self.type, {"threshold": self.threshold, **self.parameters}, self.arrays, self.made
+        )
 
     @classmethod
     def from_contents(cls, contents: PolicyContents) -> Self:
@@ -82,7 +94,7 @@ class LearnedPolicy(Policy):
         return cls(contents.arrays, made=contents.made, **contents.parameters)
 
     def __repr__(self) -> str:
-        return f"{self.type}(limit={self.limit})"
+        return f"{self.type}(threshold={self.threshold})"
 
     def _shape(self, name: str, *shape: int | None) -> tuple[int, ...]:
         """Checks the shape of an array; None is any length."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, ValidationInfo, model_serializer
 
+from trim_graph.errors import SettingsError
 from trim_graph.settings import ConfigSection, base_folder
 
 from .base import Policy
 from .baselines import (
+    advantage,
     by_pattern,
     entropy_probe,
     large_only,
@@ -20,6 +22,7 @@ from .baselines import (
     threshold,
 )
 from .files import load_policy
+from .learned import LearnedPolicy
 
 
 def _beside_file(value: Any, info: ValidationInfo) -> Any:
@@ -58,6 +61,18 @@ class Threshold(ConfigSection):
     def build(self) -> Policy:
         """Makes the policy."""
         return threshold(self.t)
+
+
+class Advantage(ConfigSection):
+    """`trim_graph.policies.advantage`."""
+
+    type: Literal["advantage"]
+    minimum: float = Field(default=0.0, ge=-1, le=1)
+    price_per_token: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+    def build(self) -> Policy:
+        """Makes the policy."""
+        return advantage(self.minimum, self.price_per_token)
 
 
 class RandomRate(ConfigSection):
@@ -122,14 +137,37 @@ class Combined(ConfigSection):
 
 
 class PolicyFile(ConfigSection):
-    """A policy that was written to a file (`trim_graph.policies.load_policy`)."""
+    """A policy that was written to a file (`trim_graph.policies.load_policy`).
+
+    Attributes:
+        path: The file.
+        threshold: Of a learned policy, in place of the one in the file (`LearnedPolicy.at`).
+    """
 
     type: Literal["file"]
     path: Annotated[str, BeforeValidator(_beside_file)]
+    threshold: float | None = Field(default=None, ge=0, le=1)
 
     def build(self) -> Policy:
-        """Reads the file."""
-        return load_policy(self.path)
+        """Reads the file.
+
+        Raises:
+            SettingsError: The file holds no valid policy, or a threshold is given and the policy has none.
+        """
+        policy = load_policy(self.path)
+        if self.threshold is None:
+            return policy
+        if not isinstance(policy, LearnedPolicy):
+            raise SettingsError(
+                f"policy file {self.path}: threshold is {self.threshold}, and {policy!r} has none; learned "
+                "policies have one (aggregate, sequence)"
+            )
+        return policy.at(self.threshold)
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves the threshold out where the one in the file holds."""
+        return {key: value for key, value in handler(self).items() if value is not None}
 
 
 def _named(value: Any) -> Any:
@@ -142,6 +180,7 @@ PolicyConfig = Annotated[
     SmallOnly
     | LargeOnly
     | Threshold
+    | Advantage
     | RandomRate
     | EntropyProbe
     | ByPattern

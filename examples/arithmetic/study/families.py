@@ -32,7 +32,8 @@ SHARES = tuple(round(0.05 * number, 2) for number in range(1, 20))
 COSTS = (0.1, 0.5, 1.0, 2.0, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.0, 8.0, 10.0)
 """Prices of a large token for which plans are made; a right solution is worth 100."""
 LAMBDAS = ("0.01", "0.02", "0.04", "0.05", "0.06")
-LIMITS = (0.2, 0.35, 0.5, 0.65, 0.8)
+LEARNED_THRESHOLDS = (0.2, 0.35, 0.5, 0.65, 0.8)
+"""Of each trained policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ def families(router: query_router) -> list[Family]:
 
 
 LEARNED = ("aggregate", "sequence")
-_LEARNED = [(price, limit) for price in LAMBDAS for limit in LIMITS]
+_LEARNED = [(price, moved) for price in LAMBDAS for moved in LEARNED_THRESHOLDS]
 
 
 def _staying(k: int) -> Family:
@@ -166,9 +167,9 @@ def _staying(k: int) -> Family:
 
 def _learned(kind: str) -> Callable[[Any], Policy]:
     def make(setting: tuple[str, float]) -> Policy:
-        price, limit = setting
+        price, moved = setting
         network: Any = _loaded(POLICIES / f"{kind}-{price}.json")
-        return network.at(limit)  # type: ignore[no-any-return]
+        return network.at(moved)  # type: ignore[no-any-return]
 
     return make
 
