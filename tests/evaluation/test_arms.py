@@ -34,7 +34,7 @@ def test_a_policy_file_without_a_threshold_is_what_it_was():
     path = str(POLICIES / "aggregate-0.02.json")
     (arm,) = policy_arms([path], {})
     assert arm.policy == {"type": "file", "path": path}
-    assert set(arm.settings.policy) == {"type", "sha256"}
+    assert set(arm.settings["policy"]) == {"type", "sha256"}
 
 
 @pytest.mark.parametrize(

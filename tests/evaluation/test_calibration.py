@@ -143,7 +143,7 @@ async def test_a_gain_below_zero_is_not_bought_for_a_share():
     calibrator = World(n=200).calibrator()
     found = await calibrator.find(FAMILIES["advantage"], Target("large_share", 0.9))
     assert found.setting == 0
-    assert found.share == max(point.share for point in calibrator.points.values())
+    assert len(calibrator.points) == 1
 
 
 async def test_a_list_is_measured_whole():
@@ -271,7 +271,7 @@ def test_families_by_name(tmp_path, monkeypatch):
     assert make_family(["threshold"], {"type": "small_only"}) == THRESHOLD
 
 
-LEARNED = POLICIES / "aggregate-0.02.json"
+LEARNED = POLICIES.resolve() / "aggregate-0.02.json"
 
 
 @pytest.mark.parametrize(

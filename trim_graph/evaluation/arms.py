@@ -40,11 +40,13 @@ class ParameterSweep:
         template: The policy, with `PLACEHOLDER` where the number belongs.
         scored: Whether the number is one that scores are compared with.
         rising: Whether a higher number spends more; if not, a lower one does.
+        complete: Whether the number that spends most regenerates everything.
     """
 
     template: PolicyMapping
     scored: bool = True
     rising: bool = True
+    complete: bool = True
 
     def policy(self, setting: float | str) -> PolicyMapping:
         """Returns the policy with this number."""
@@ -78,7 +80,9 @@ def _filled(value: Any, setting: float | str) -> Any:
 FAMILIES: dict[str, ParameterSweep] = {
     "threshold": ParameterSweep({"type": "threshold", "t": PLACEHOLDER}),
     "random_rate": ParameterSweep({"type": "random_rate", "rate": PLACEHOLDER}, scored=False),
-    "advantage": ParameterSweep({"type": "advantage", "minimum": PLACEHOLDER}, scored=False, rising=False),
+    "advantage": ParameterSweep(
+        {"type": "advantage", "minimum": PLACEHOLDER}, scored=False, rising=False, complete=False
+    ),
 }
 _POLICY: TypeAdapter[Any] = TypeAdapter(PolicyConfig)
 _SEARCHED = {
@@ -175,7 +179,8 @@ def _template(text: str) -> ParameterSweep:
             "less: leave one of them open"
         )
     scored = example.needs_score and "threshold.t" in swept
-    return ParameterSweep(_at_home(template), scored=scored, rising=directions.pop())
+    complete = "advantage.minimum" not in swept
+    return ParameterSweep(_at_home(template), scored=scored, rising=directions.pop(), complete=complete)
 
 
 def _at_home(policy: Any) -> Any:

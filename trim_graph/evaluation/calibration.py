@@ -236,6 +236,11 @@ class Calibrator:
         if target.kind != "max_cost":
             values = {low: 0.0, high: 1.0}  # roughly; measured only where needed
         points: list[Point] = []
+        if not family.complete:
+            points.append(await self.point(family, setting(high)))
+            values[high] = points[0].value(target) or 0.0
+            if values[high] <= target.value:
+                return points
         for _ in range(ROUNDS):
             guess = _between(low, high, values, target, self.scores() if family.scored else ())
             if guess is None:
@@ -249,7 +254,7 @@ class Calibrator:
             low, high = (guess, high) if value < target.value else (low, guess)
         # At an end the search has taken a value for granted.
         ends = [setting(end) for end in (low, high) if end in (0.0, 1.0)]
-        return points + [await self.point(family, end) for end in ends]
+        return [*points, *[await self.point(family, end) for end in ends]]
 
 
 def _between(
