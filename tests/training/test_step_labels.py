@@ -27,22 +27,22 @@ def grade(solution):
 QUESTION = Question("Which way?", grade, "right", id="q")
 
 
-class Rounds:
-    """A small model whose first solution is ``first``, and that continues each prefix in turn by ``rest``."""
+LAST = ("right", "wrong")
 
-    def __init__(self, first, rest):
-        self.first, self.rest, self.seen = first, rest, {}
+
+class Turns:
+    """A small model by what it writes behind each text: in turn, and in the end the last again and again."""
+
+    def __init__(self, written):
+        self.written, self.seen = written, {}
 
     def __call__(self, prefix):
-        steps = [step for step in prefix.split("\n\n") if step]
-        if self.seen.setdefault("", 0) == 0 and steps == self.first[: len(steps)]:
-            if len(steps) == len(self.first) - 1:
-                self.seen[""] = 1
-            return "\n\n".join(self.first[len(steps) :])
-        turn = self.seen.get(prefix, 0)
-        self.seen[prefix] = turn + 1
-        outcomes = self.rest(steps)
-        return outcomes[turn % len(outcomes)]
+        place = prefix.strip().replace("\n\n", " ")
+        turn = self.seen.get(place, 0)
+        self.seen[place] = turn + 1
+        steps = self.written[place]
+        step = steps[min(turn, len(steps) - 1)]
+        return step if step in LAST else f"{step}\n\n..."
 
 
 def models(small, large=("L.", "right"), judge=None):
@@ -74,17 +74,27 @@ def column(traces, key, place=0):
 
 
 WRONG = ["a.", "b.", "c.", "wrong"]
-"""From "a." half of the continuations end right, from "b." none."""
 
 
-def half_behind_a(steps):
-    return ["right", "wrong"] if len(steps) < 2 else ["wrong"]
+def half_behind_a():
+    """One rollout is WRONG, the others end right at once. Behind "a." every other one ends right, behind "b."
+    none does."""
+    behind_a = ["b.", *["right", "wrong"] * 20]
+    return Turns({"": ["a.", "right"], "a.": behind_a, "a. b.": ["c.", "wrong"], "a. b. c.": ["wrong"]})
+
+
+def right_until(last, steps):
+    """One rollout has all steps. Up to the step of this number, what is written anew is right."""
+    written = {"": [steps[0], "right"]}
+    for end in range(1, len(steps)):
+        written[" ".join(steps[:end])] = [steps[end], "right" if end <= last else "wrong"]
+    return Turns(written)
 
 
 def test_the_share_of_right_continuations_is_the_target_and_the_first_lost_step_is_found(tmp_path):
     # Two rollouts: one of them right, or the question would be dropped.
-    small = Rounds(WRONG, half_behind_a)
-    (traces, report), records = label(tmp_path, models(small), replace(SETTINGS, rollouts=2))
+    loaded = models(half_behind_a())
+    (traces, report), records = label(tmp_path, loaded, replace(SETTINGS, rollouts=2))
     wrong, right = traces
     assert [step["text"] for step in wrong["steps"]] == WRONG
     assert column(traces, "label") == [True, False, None, None]
@@ -110,12 +120,8 @@ def test_the_share_of_right_continuations_is_the_target_and_the_first_lost_step_
 
 def test_a_binary_search_continues_few_prefixes_of_a_long_solution(tmp_path):
     steps = [f"{number}." for number in range(15)] + ["wrong"]
-
-    def outcomes(before):
-        return ["right"] if len(before) <= 9 else ["wrong"]
-
     settings = replace(SETTINGS, rollouts=2, target="hard")
-    (traces, _), records = label(tmp_path, models(Rounds(steps, outcomes)), settings)
+    (traces, _), records = label(tmp_path, models(right_until(9, steps)), settings)
     assert column(traces, "label") == [True] * 9 + [False] + [None] * 6
     assert column(traces, "value") == [1.0] * 9 + [0.0] + [None] * 6
     assert len({record["prefix"] for record in records} - {""}) == 4
@@ -123,22 +129,17 @@ def test_a_binary_search_continues_few_prefixes_of_a_long_solution(tmp_path):
 
 def test_steps_before_the_first_lost_one_keep_their_share_within_the_tolerance(tmp_path):
     steps = ["a.", "b.", "c.", "d.", "wrong"]
-
-    def outcomes(before):
-        return ["right", "wrong"] if len(before) <= 2 else ["wrong"]
-
     settings = replace(SETTINGS, rollouts=2, target="hard", tolerance=1)
-    (traces, _), _ = label(tmp_path, models(Rounds(steps, outcomes)), settings)
+    (traces, _), _ = label(tmp_path, models(right_until(2, steps)), settings)
     assert column(traces, "label") == [True, True, False, None, None]
-    first, second, third = column(traces, "value")[:3]
-    assert (first, third) == (1.0, 0.0)
-    assert 0 < second < 1
+    # Behind the second step the first rollout ended wrong, and three continuations end right.
+    assert column(traces, "value") == [1.0, 0.75, 0.0, None, None]
 
 
 def test_continuations_end_early_where_the_interval_is_narrow(tmp_path):
     steps = ["a.", "b.", "right"]
     settings = replace(SETTINGS, continuations=40, width=0.5)
-    (traces, _), records = label(tmp_path, models(Rounds(steps, lambda before: ["right"])), settings)
+    (traces, _), records = label(tmp_path, models(ScriptedChatModel(script=steps)), settings)
     assert column(traces, "value") == [1.0, 1.0, 1.0]
     per_prefix = [sum(r["prefix"] == prefix for r in records) for prefix in {r["prefix"] for r in records}]
     assert max(per_prefix) == 4
@@ -151,38 +152,38 @@ def test_the_interval_is_wilsons():
 
 
 def test_what_is_recorded_is_never_made_again_and_other_methods_use_it(tmp_path):
-    small = Rounds(WRONG, half_behind_a)
-    settings = replace(SETTINGS, rollouts=2)
+    small, settings = half_behind_a(), replace(SETTINGS, rollouts=2)
     first, records = label(tmp_path, models(small), settings)
     silent = models(ScriptedChatModel(script=lambda prefix: 1 / 0))
     again, same = label(tmp_path, silent, settings)
     assert same == records
     assert again == first
     other = replace(settings, method="advantage", places=4)
-    (traces, _), more = label(tmp_path, models(small, ["b.", "c.", "right"]), other)
+    (traces, _), more = label(tmp_path, models(small, ScriptedChatModel(script=lambda _: "right")), other)
     assert more[: len(records)] == records
-    assert [r["writer"] for r in more[len(records) :] if r["one_step"]] == ["large"] * 5
+    assert [(r["writer"], r["one_step"]) for r in more[len(records) :] if r["one_step"]] == [
+        ("large", True)
+    ] * 4
     assert column(traces, "label") == [True, False, None, None]
 
 
 def test_an_advantage_is_half_where_both_steps_are_worth_the_same(tmp_path):
-    def outcomes(before):
-        if "L." in before:
-            return ["right"]
-        return ["right", "wrong"] if len(before) < 2 else ["wrong"]
-
     settings = replace(SETTINGS, rollouts=2, method="advantage", places=4)
-    large = ScriptedChatModel(script=lambda prefix: "a.\n\nL.\n\nright" if not prefix else "L.\n\nright")
-    (traces, _), _ = label(tmp_path, models(Rounds(WRONG, outcomes), large), settings)
-    # The large model writes "a." too; behind "a." its step always leads to a right end, and "b." never.
-    assert column(traces, "value")[:2] == [0.5, 0.0]
+    small = half_behind_a()
+    small.written |= {"a. L.": ["right"], "a. b. L.": ["wrong"], "a. b. c. L.": ["right", "wrong"]}
+    large = ScriptedChatModel(script=lambda prefix: "L.\n\n..." if prefix else "a.\n\n...")
+    (traces, _), _ = label(tmp_path, models(small, large), settings)
+    # The large model writes "a." too. Its step behind "a." leads to a right end always, behind "b." never.
+    assert column(traces, "value")[:3] == [0.5, 0.0, 0.5]
+    # Behind "c." one of four continuations of its step is right, and the small model's step ends wrong.
+    assert column(traces, "value")[3] == (1 + 0 - 0.25) / 2
     assert traces[0]["policy"]["method"] == "advantage"
 
 
 def test_a_step_of_the_large_model_that_ends_the_solution_is_graded(tmp_path):
     settings = replace(SETTINGS, rollouts=2, method="advantage", places=4)
     large = ScriptedChatModel(script=lambda prefix: "right")
-    (traces, _), records = label(tmp_path, models(Rounds(WRONG, half_behind_a), large), settings)
+    (traces, _), records = label(tmp_path, models(half_behind_a(), large), settings)
     assert column(traces, "value")[1] == 0.0  # (1 + 0 - 1) / 2
     assert column(traces, "value")[0] == 0.25  # (1 + 0.5 - 1) / 2
     assert {r["correct"] for r in records if r["one_step"]} == {True}
@@ -190,7 +191,7 @@ def test_a_step_of_the_large_model_that_ends_the_solution_is_graded(tmp_path):
 
 def test_places_are_drawn_once(tmp_path):
     settings = replace(SETTINGS, rollouts=2, method="advantage", places=2)
-    loaded = models(Rounds(WRONG, half_behind_a), ["b.", "right"])
+    loaded = models(half_behind_a(), ScriptedChatModel(script=lambda prefix: "right"))
     (traces, report), records = label(tmp_path, loaded, settings)
     assert [sum(v is not None for v in column(traces, "value", at)) for at in (0, 1)] == [2, 1]
     assert report.steps == 3
@@ -202,17 +203,10 @@ class Reader(ScriptedChatModel):
 
     ratings: dict[str, int]
 
-    def _rest(self, prefix):
-        asked = self.asked.rpartition("Next step:\n")[2].splitlines()[1]
-        return str(self.ratings[asked])
-
     def _generate(self, messages, *args, **kwargs):
-        object.__setattr__(self, "asked", messages[-1].text)
-        return super()._generate(messages, *args, **kwargs)
-
-    @property
-    def asked(self):
-        return self.__dict__["asked"]
+        step = messages[-1].text.rpartition("Next step:\n")[2].splitlines()[1]
+        answering = ScriptedChatModel(script=[str(self.ratings[step])])
+        return answering._generate(messages, *args, **kwargs)
 
 
 RATINGS = {"a.": 9, "b.": 3, "c.": 9, "wrong": 0, "right": 9}
@@ -238,7 +232,7 @@ def test_agreement_is_the_judges_probability_and_needs_no_grader(tmp_path):
 @pytest.mark.parametrize(("rating", "kept"), [({}, 2), ({"a.": 1}, 1)])
 def test_consensus_keeps_solutions_whose_first_lost_step_the_judge_finds_too(tmp_path, rating, kept):
     settings = replace(SETTINGS, rollouts=2, consensus=True)
-    loaded = models(Rounds(WRONG, half_behind_a), reader(**rating))
+    loaded = models(half_behind_a(), reader(**rating))
     (traces, report), _ = label(tmp_path, loaded, settings, judged=True)
     assert (len(traces), report.disagreed) == (kept, 2 - kept)
 
@@ -252,7 +246,7 @@ def test_questions_that_no_rollout_solves_are_dropped(tmp_path):
 
 def test_questions_that_few_rollouts_solve_are_dropped_where_that_is_wanted(tmp_path):
     settings = replace(SETTINGS, rollouts=2, min_confidence=0.6)
-    (traces, report), _ = label(tmp_path, models(Rounds(WRONG, half_behind_a)), settings)
+    (traces, report), _ = label(tmp_path, models(half_behind_a()), settings)
     assert (traces, report.unsure) == ([], 1)
 
 
@@ -264,13 +258,14 @@ def test_equal_rollouts_are_labelled_once(tmp_path):
 
 def test_solutions_of_the_large_model_are_continued_by_the_small_one(tmp_path):
     settings = replace(SETTINGS, generators=("large",), rollouts=1)
-    small = ScriptedChatModel(script=lambda prefix: "right" if "L." in prefix else "S.\n\nright")
-    (traces, _), records = label(tmp_path, models(small, ["L.", "wrong"]), settings)
+    small = ScriptedChatModel(script=lambda prefix: "right")
+    large = ScriptedChatModel(script=["L.", "wrong"])
+    (traces, _), records = label(tmp_path, models(small, large), settings)
     assert [step["writer"] for step in traces[0]["steps"]] == ["large", "large"]
     assert column(traces, "label") == [True, False]
     assert column(traces, "value") == [1.0, 0.0]
     assert traces[0]["policy"]["generator"] == "large"
-    assert {r["writer"] for r in records if r["prefix"]} == {"small"}
+    assert sorted(r["writer"] for r in records) == ["large", *["small"] * (1 + 4)]
 
 
 def test_a_question_that_fails_is_left_out_until_it_is_tried_again(tmp_path):
@@ -334,7 +329,7 @@ def test_a_record_that_is_no_continuation_is_refused_by_name(tmp_path):
 
 
 def test_labels_are_traces(tmp_path):
-    (traces, _), _ = label(tmp_path, models(Rounds(WRONG, half_behind_a)), replace(SETTINGS, rollouts=2))
+    (traces, _), _ = label(tmp_path, models(half_behind_a()), replace(SETTINGS, rollouts=2))
     write_traces(tmp_path / "labels.jsonl", traces)
     assert list(read_traces(tmp_path / "labels.jsonl")) == traces
 

@@ -71,11 +71,11 @@ class advantage(Policy):
     """
 
     def __init__(self, minimum: float = 0.0, price_per_token: float = 0.0) -> None:
-        if not -1 <= minimum <= 1:
-            raise SettingsError(f"advantage: minimum is {minimum}: choose a gain in [-1, 1]")
-        if not 0 <= price_per_token < math.inf:
+        if not in_range(minimum, -1, 1):
+            raise SettingsError(f"advantage: minimum is {minimum!r}: choose a gain in [-1, 1]")
+        if not in_range(price_per_token, 0, sys.float_info.max):
             raise SettingsError(
-                f"advantage: price_per_token is {price_per_token}: choose a finite number of 0 or more"
+                f"advantage: price_per_token is {price_per_token!r}: choose a finite number of 0 or more"
             )
         self.minimum, self.price_per_token = minimum, price_per_token
 

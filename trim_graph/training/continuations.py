@@ -227,6 +227,7 @@ class Continuations:
 
     Attributes:
         records: All of them, in the order in which they were recorded.
+        failed: The last error of each question that has one, by its index.
 
     Raises:
         SettingsError: The journal was begun with other settings, or another process writes to it.

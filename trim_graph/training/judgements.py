@@ -105,6 +105,7 @@ class Judgements:
 
     Attributes:
         records: All of them, in the order in which they were recorded.
+        failed: The last error of each question that has one, by its index.
 
     Raises:
         SettingsError: The journal was begun with other settings, or another process writes to it.
@@ -113,6 +114,7 @@ class Judgements:
 
     def __init__(self, path: Path, settings: dict[str, Any], *, retry_errors: bool = False) -> None:
         self.records: list[Judgement] = []
+        self.failed: dict[int, str] = {}
         self._of: dict[tuple[int, str], Judgement] = {}
         self.journal = Journal(
             path, settings, keep=lambda record: not retry_errors or record.get("error") is None
@@ -138,6 +140,8 @@ class Judgements:
     def _note(self, record: Judgement) -> None:
         self.records.append(record)
         self._of[record["question"], record["solution"]] = record
+        if record["error"] is not None:
+            self.failed[record["question"]] = record["error"]
 
     def __enter__(self) -> Self:
         return self

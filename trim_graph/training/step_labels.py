@@ -312,10 +312,8 @@ class StepLabeller:
         solutions = [one for one in solutions if not self._has_failed(one)]
         solutions = self._agreed(solutions, report)
         traces = [self._trace(solution) for solution in solutions]
-        report.failed = sum(self._failure(index) is not None for index in range(report.questions))
-        report.error = next(
-            (found for index in range(report.questions) if (found := self._failure(index))), None
-        )
+        errors = [found for index in range(report.questions) if (found := self._failure(index)) is not None]
+        report.failed, report.error = len(errors), errors[-1] if errors else None
         report.count(traces)
         return Labels(traces, report)
 
@@ -487,13 +485,12 @@ class StepLabeller:
             )
 
     def _failure(self, index: int) -> str | None:
-        return self.recorded.failed.get(index)
+        """Returns why a call for a question failed; None where none did."""
+        judged = None if self.judgements is None else self.judgements.failed.get(index)
+        return self.recorded.failed.get(index, judged)
 
     def _has_failed(self, solution: _Solution) -> bool:
-        if self._failure(solution.question) is not None:
-            return True
-        judged = None if self.judgements is None else self.judgements.of(solution.question, solution.digest)
-        return judged is not None and judged["error"] is not None
+        return self._failure(solution.question) is not None
 
     # Advantage
 
