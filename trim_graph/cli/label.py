@@ -129,7 +129,7 @@ class _Labelling:
             return asyncio.run(self._label(executor))
         except KeyboardInterrupt as error:
             raise Interrupted(
-                f"interrupted: {len(self.recorded.records)} runs in {self.folder}; the same command resumes them"
+                f"interrupted: {len(self.recorded.records)} runs in {self.folder}; the same command resumes"
             ) from error
 
     async def _label(self, executor: Executor) -> Labels | None:
