@@ -43,6 +43,25 @@ class ScorableStep(TypedDict):
     """The model that wrote it, or a human."""
     mean_token_probability: NotRequired[float | None]
     """Mean probability of the step's tokens under its writer; None where the writer does not report it."""
+    lowest_window_probability: NotRequired[float | None]
+    """Lowest mean probability of a window of its tokens; only where the scorer asked the writers for it, see
+    `trim_graph.adapters.TokenProbability`."""
+
+
+def scorable_step(step: Mapping[str, Any]) -> ScorableStep:
+    """Returns a step of a run or a record as a scorer gets it.
+
+    Args:
+        step: With ``text``; ``writer`` is the small model where it is absent, as in a discarded draft.
+    """
+    known = ScorableStep(
+        text=step["text"],
+        writer=step.get("writer", "small"),
+        mean_token_probability=step.get("mean_token_probability"),
+    )
+    if (lowest := step.get("lowest_window_probability")) is not None:
+        known["lowest_window_probability"] = lowest
+    return known
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +128,7 @@ def check_call_settings(settings: dict[str, Any]) -> None:
     number("temperature", real, lambda v: 0 <= v < math.inf, "a number, 0 or more")
     number("top_p", real, lambda v: 0 < v <= 1, "a number above 0, 1 at most")
     number("top_logprobs", int, lambda v: v >= 0, "a whole number, 0 or more")
+    number("probability_window", int, lambda v: v >= 1, "a whole number of tokens, 1 or more")
     number("seed", int, lambda v: -(2**63) <= v < 2**64, "a 64-bit whole number")
     if settings.get("stop_when") is not None and not callable(settings["stop_when"]):
         raise ValueError(f"stop_when={settings['stop_when']!r} is not a function of the text so far")
@@ -127,6 +147,8 @@ class ExactChatModel(BaseChatModel):
     """Declares that a call may end its own answer with ``stop_when``."""
     reports_entropy: ClassVar[bool] = True
     """Declares that a call may ask for the entropy of its first token."""
+    reports_window: ClassVar[bool] = True
+    """Declares that a call may ask for the lowest mean probability of ``probability_window`` tokens."""
 
     max_tokens: int = Field(default=512, ge=1)
     """Most tokens to generate in a call; cut to the room behind the prompt."""

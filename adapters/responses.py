@@ -21,7 +21,7 @@ from trim_graph.errors import ChatModelContractError, FailedAttempts, ModelServe
 
 from .base import STOPPED, StepEnd
 from .capabilities import chat_model_inside
-from .token_confidence import Entropy, entropy_of_likeliest
+from .token_confidence import Entropy, entropy_of_likeliest, lowest_window_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class Reply:
         cached_tokens: Prompt tokens served from a cache.
         output_tokens: Tokens generated, those of the delimiter included.
         mean_token_probability: Mean over the generated tokens; None where the adapter does not report it.
+        lowest_window_probability: Lowest mean of a window of them; None where it was not asked for.
         starts_in_reasoning: Whether the chat template opened reasoning before the model wrote.
         reasoning_tokens: Generated tokens of reasoning that is not shown, as far as the answer reports them.
         estimated: Name of the counter of the tokens, where the model does not report them; else None.
@@ -51,6 +52,7 @@ class Reply:
     cached_tokens: int
     output_tokens: int
     mean_token_probability: float | None
+    lowest_window_probability: float | None = None
     starts_in_reasoning: bool = False
     reasoning_tokens: int = 0
     estimated: str | None = None
@@ -89,6 +91,7 @@ def read_reply(message: Any, stops: Collection[str], writer: str, estimate: Esti
         separator=separator,
         model=str(metadata.get("model_name", writer)),
         mean_token_probability=metadata.get("mean_token_probability"),
+        lowest_window_probability=metadata.get("lowest_window_probability"),
         starts_in_reasoning=bool(metadata.get("starts_in_reasoning")),
         estimated=estimated,
         **usage,
@@ -102,6 +105,7 @@ def read_turn(
     *,
     last: bool,
     max_tokens: int,
+    probability_window: int | None = None,
     estimate: Estimate | None = None,
 ) -> Reply:
     """Reads a whole turn of an agent from an AIMessage: text, tool calls, or both.
@@ -116,6 +120,7 @@ def read_turn(
         model: The model, for its name where the answer does not report it.
         last: Whether the agent ends with it even where it calls a tool, as for structured output.
         max_tokens: Most tokens it was asked for.
+        probability_window: Tokens of the window whose lowest mean probability is wanted; None: it is not.
         estimate: Counts its tokens where it does not report them; None refuses it then.
 
     Raises:
@@ -128,13 +133,15 @@ def read_turn(
         raise error
     reason = provider_reason(metadata)
     kind = "unknown" if reason is None else classify(reason)
+    mean, lowest = _probabilities(metadata, probability_window)
     cut = kind == "cut" or (kind == "unknown" and usage["output_tokens"] >= max_tokens)
     return Reply(
         text=str(message.text),
         end="length" if cut else "delimiter" if message.tool_calls and not last else "eos",
         separator="",
         model=model_name(message, model),
-        mean_token_probability=_mean_probability(metadata),
+        mean_token_probability=mean,
+        lowest_window_probability=lowest,
         estimated=estimated,
         notes=() if reason is None or kind != "unknown" else (_not_known(writer, reason, cut=cut),),
         **usage,
@@ -160,12 +167,13 @@ def _counted(
     return metadata, reported_tokens(usage, writer), estimated
 
 
-def _mean_probability(metadata: dict[str, Any]) -> float | None:
-    """Returns the mean probability of an answer's tokens, by one of our adapters or from OpenAI's form."""
-    if (reported := metadata.get("mean_token_probability")) is not None:
-        return float(reported)
-    entries = logprob_entries(metadata)
-    return sum(math.exp(entry["logprob"]) for entry in entries) / len(entries) if entries else None
+def _probabilities(metadata: dict[str, Any], window: int | None) -> tuple[float | None, float | None]:
+    """Returns mean and lowest window of an answer's token probabilities: reported, or from OpenAI's form."""
+    entries = [math.exp(entry["logprob"]) for entry in logprob_entries(metadata)]
+    mean = sum(entries) / len(entries) if entries else None
+    lowest = None if window is None else lowest_window_mean(entries, window)
+    own = (metadata.get("mean_token_probability"), metadata.get("lowest_window_probability"))
+    return mean if own[0] is None else float(own[0]), lowest if own[1] is None else float(own[1])
 
 
 def logprob_entries(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -287,8 +295,8 @@ def failed_attempts(answer: AIMessage) -> dict[str, FailedAttempts]:
     return {"failed_attempts": failed} if failed else {}
 
 
-def span_probability(answer: AIMessage, text: str, spans: Sequence[tuple[int, int]]) -> float | None:
-    """Returns the mean probability of the tokens of some spans of an answer; None where it is unknown.
+def span_probabilities(answer: AIMessage, text: str, spans: Sequence[tuple[int, int]]) -> list[float]:
+    """Returns the probabilities of the tokens of some spans of an answer; none where they are unknown.
 
     Source: OpenAI chat completions, ``logprobs.content``: token, logprob, and bytes where a token is part of
     a character.
@@ -296,7 +304,7 @@ def span_probability(answer: AIMessage, text: str, spans: Sequence[tuple[int, in
     entries = logprob_entries(answer.response_metadata)
     kept = [(len(_bytes(text[:first])), len(_bytes(text[:last]))) for first, last in spans if first < last]
     if not entries or not kept:
-        return None
+        return []
     at, whole, probabilities = 0, b"", []
     for entry in entries:
         raw = entry.get("bytes")
@@ -305,9 +313,7 @@ def span_probability(answer: AIMessage, text: str, spans: Sequence[tuple[int, in
             probabilities.append(math.exp(entry["logprob"]))
         whole, at = whole + piece, at + len(piece)
     # Behind the text there may be an end of sequence.
-    return (
-        sum(probabilities) / len(probabilities) if probabilities and whole.startswith(_bytes(text)) else None
-    )
+    return probabilities if whole.startswith(_bytes(text)) else []
 
 
 def _bytes(text: str) -> bytes:

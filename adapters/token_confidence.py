@@ -1,16 +1,18 @@
-"""Confidence of a model in its tokens: the entropy of one token, and a scorer of mean probabilities."""
+"""Confidence of a model in its tokens: the entropy of one token, and a scorer of token probabilities."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from langchain_core.runnables import Runnable
 
 from trim_graph.errors import ScorerError
 
 from .base import ScorableStep, ScorerReply
-from .capabilities import bound_setting, chat_model_inside
+from .capabilities import bound_setting, capable, chat_model_inside, continues_exactly
 
 TOP_LOGPROBS = 20
 """Number of likeliest tokens to request: the most that OpenAI's API reports, and a vLLM server without
@@ -59,16 +61,72 @@ def entropy_of_likeliest(logprobs: Sequence[float], chosen: float | None = None)
     return Entropy(max(0.0, nats), rest)
 
 
+def lowest_window_mean(probabilities: Sequence[float], window: int) -> float | None:
+    """Returns the lowest mean of ``window`` consecutive probabilities, None of none.
+
+    Of fewer than ``window`` it is the mean of all. Source: the lowest group confidence of "Deep Think with
+    Confidence" (arXiv 2508.15260), the lowest mean over a sliding window of tokens. There a token counts by
+    the negative mean log-probability of its likeliest alternatives; here by the probability of the token
+    itself, so that the figure is in [0, 1] and, with a window as long as the step, its mean token
+    probability.
+
+    Args:
+        probabilities: Those of the tokens generated, in order.
+        window: Tokens of a window, 1 or more; 1 gives the least probable token.
+    """
+    if not probabilities:
+        return None
+    width = min(window, len(probabilities))
+    starts = range(len(probabilities) - width + 1)
+    return min(math.fsum(probabilities[start : start + width]) / width for start in starts)
+
+
+DEFAULT_WINDOW = 8
+"""Tokens of a window unless another number is given: a short clause or one calculation."""
+
 _FIX = "set logprobs=True on both chat models (ChatTransformers, ChatVLLM, ChatVLLMEngine, ChatOpenAI)"
 
 
 class TokenProbability:
-    """Scores each step with the mean probability of its tokens under the model that wrote it.
+    """Scores each step with the probability of its tokens under the model that wrote it.
 
-    It needs no further model, and no call: the chat models report the figure with ``logprobs=True``. It
-    measures how sure a writer was, not whether it was right; scores of the two models are on different
-    scales. A step that a human wrote by hand scores 1.
+    It needs no further model, and no call. It measures how sure a writer was, not whether it was right;
+    scores of the two models are on different scales. A step that a human wrote by hand scores 1.
+
+    ``mean``: the mean over the step, which the chat models report with ``logprobs=True``.
+
+    ``lowest_window``: the lowest mean of ``window`` consecutive tokens (`lowest_window_mean`), so that one
+    doubtful place counts also in a long step. The graph asks the chat models for it with each call, by the
+    call setting ``probability_window``, and our adapters report it without ``logprobs=True``.
+
+    Args:
+        statistic: ``mean`` or ``lowest_window``.
+        window: Tokens of a window; None: `DEFAULT_WINDOW`. Only ``lowest_window`` has one.
+
+    Attributes:
+        probability_window: Tokens of the window that the scorer reads; None: it reads none.
+
+    Raises:
+        ValueError: A setting is wrong.
     """
+
+    def __init__(
+        self, statistic: Literal["mean", "lowest_window"] = "mean", *, window: int | None = None
+    ) -> None:
+        if statistic not in ("mean", "lowest_window"):
+            raise ValueError(f"statistic={statistic!r} is neither mean nor lowest_window")
+        if window is not None and statistic == "mean":
+            raise ValueError(f"window={window!r}: only statistic='lowest_window' has a window")
+        if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+            raise ValueError(f"window={window!r} is not a whole number of tokens, 1 or more")
+        self.statistic = statistic
+        self.probability_window = None if statistic == "mean" else (window or DEFAULT_WINDOW)
+
+    def __repr__(self) -> str:
+        shown = (
+            "" if self.probability_window is None else f"'lowest_window', window={self.probability_window}"
+        )
+        return f"TokenProbability({shown})"
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Looks up the probabilities.
@@ -76,28 +134,59 @@ class TokenProbability:
         Raises:
             ScorerError: A model did not report them.
         """
-        scores = []
-        for index, step in enumerate(steps):
-            probability = 1.0 if step["writer"] == "human" else step.get("mean_token_probability")
-            if probability is None:
-                raise ScorerError(
-                    f"step {index}, by the {step['writer']} model, came without a token probability: {_FIX}"
-                )
-            scores.append(probability)
-        return ScorerReply(scores)
+        return ScorerReply([self._score(index, step) for index, step in enumerate(steps)])
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Looks up the probabilities; see `score`."""
         return self.score(question, steps)
 
+    def _score(self, index: int, step: ScorableStep) -> float:
+        if step["writer"] == "human":
+            return 1.0
+        if self.probability_window is None:
+            probability, what, fix = step.get("mean_token_probability"), "token probability", _FIX
+        else:
+            probability = step.get("lowest_window_probability")
+            what, fix = "lowest_window_probability", self._window_fix
+        if probability is None:
+            raise ScorerError(f"step {index}, by the {step['writer']} model, came without a {what}: {fix}")
+        return probability
+
+    @property
+    def _window_fix(self) -> str:
+        return (
+            "it is known only of steps written under a scorer of this statistic, by ChatTransformers, "
+            "ChatVLLM, ChatVLLMEngine, or one that reports its logprobs as ChatOpenAI does (logprobs=True)"
+        )
+
     def check_writer(self, writer: str, model: Any) -> None:
-        """Refuses a chat model that is set not to report its token probabilities.
+        """Refuses a chat model that does not report its token probabilities, as far as that is known.
 
         Raises:
-            ValueError: It has a setting ``logprobs``, and that is off.
+            ValueError: It has a setting ``logprobs``, and that is off; or it continues exactly, and does not
+                know the call setting ``probability_window``.
         """
+        if self.probability_window is not None and continues_exactly(model):
+            if not capable(model, "reports_window"):
+                raise ValueError(
+                    f"the scorer {self!r} needs a writer that takes the call setting probability_window and "
+                    f"declares reports_window = True; {writer}, "
+                    f"{type(chat_model_inside(model) or model).__name__}, does not"
+                )
+            return
         known = "logprobs" in getattr(type(chat_model_inside(model)), "model_fields", {})
         if known and not bound_setting(model, "logprobs"):
-            raise ValueError(
-                f"the scorer TokenProbability needs token probabilities: {_FIX}; {writer} has not"
-            )
+            raise ValueError(f"the scorer {self!r} needs token probabilities: {_FIX}; {writer} has not")
+
+
+def reporting_window(model: Runnable[Any, Any], scorer: Any) -> Runnable[Any, Any]:
+    """Returns a writer that reports with every call the window's probability that a scorer reads.
+
+    Args:
+        model: A chat model that takes the call setting ``probability_window``.
+        scorer: Any scorer; one that reads a window has the attribute ``probability_window``, in tokens.
+    """
+    window = getattr(scorer, "probability_window", None)
+    if window is None or bound_setting(model, "probability_window") == window:
+        return model
+    return model.bind(probability_window=window)

@@ -12,7 +12,7 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import set_config_context
 
-from trim_graph.adapters.base import ScorableStep, Scorer, read_scores
+from trim_graph.adapters.base import ScorableStep, Scorer, read_scores, scorable_step
 from trim_graph.budget.usage import Usage, attempts_of, charge_scorer
 from trim_graph.calls.model_call import error_has_fallback, failure, note_full
 from trim_graph.calls.speculation import Speculation, slot_of
@@ -123,12 +123,7 @@ def _unrated(state: TrimState, seconds: float) -> dict[str, Any]:
 def _scorable(view: RunView) -> list[ScorableStep]:
     assert view.draft is not None
     steps: list[Step | Draft] = [*view.steps, view.draft]
-    return [
-        ScorableStep(
-            text=step["text"], writer=step["writer"], mean_token_probability=step["mean_token_probability"]
-        )
-        for step in steps
-    ]
+    return [scorable_step(step) for step in steps]
 
 
 def _apply_reply(state: TrimState, answer: Any, seconds: float) -> dict[str, Any]:

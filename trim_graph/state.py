@@ -36,6 +36,8 @@ class Step(TypedDict):
     their lengths."""
     mean_token_probability: float | None
     end: StepEnd
+    lowest_window_probability: NotRequired[float]
+    """Lowest mean probability of a window of its tokens, if the scorer asked for it."""
     separator: NotRequired[str]
     """Text between this step and the next, if it is not the delimiter of the settings."""
     part: NotRequired[Part]

@@ -29,8 +29,9 @@ from trim_graph.adapters.responses import (
     provider_reason,
     refusal,
     reports_usage,
-    span_probability,
+    span_probabilities,
 )
+from trim_graph.adapters.token_confidence import lowest_window_mean
 from trim_graph.adapters.tokenization import without_reasoning
 from trim_graph.errors import ChatModelContractError
 from trim_graph.segmentation import DEFAULT_DELIMITER
@@ -55,7 +56,8 @@ class ContinueByPrompt(BaseChatModel):
     dropped. Settings of the call go to the model: ``max_tokens`` and ``timeout`` by its names for them,
     others as they are; ``stop`` only with ``send_stop=True``. The model's own call shows up in no callback
     of the outer one, so nothing is counted or streamed twice. Of a model that reports its ``logprobs`` as
-    ``ChatOpenAI`` does, the answer has a ``mean_token_probability``: of the text kept.
+    ``ChatOpenAI`` does, the answer has a ``mean_token_probability``: of the text kept; and with the call
+    setting ``probability_window`` a ``lowest_window_probability``.
 
     `create_trim_graph` wraps a model that does not say ``continues_exactly = True`` by itself, or one whose
     fallbacks or configurable alternatives does not. Of a call's config the model gets ``configurable``, so
@@ -74,6 +76,7 @@ class ContinueByPrompt(BaseChatModel):
 
     continues_exactly: ClassVar[bool] = True
     """It keeps the contract as far as a prompt can."""
+    reports_window: ClassVar[bool] = True
 
     model: Runnable[Any, Any]
     """The chat model; may be bound, configured or retried."""
@@ -151,10 +154,11 @@ class ContinueByPrompt(BaseChatModel):
     ) -> ChatResult:
         stops = stop_strings(stop)
         asked = self.prompt(messages, to_end=self.delimiter not in stops)
+        window = kwargs.pop("probability_window", None)
         settings = self._settings(stops, kwargs)
         # A separate context: callbacks that count or stream tokens see the outer call already.
         answer = Context().run(self.model.invoke, asked, _own_config(), **settings)
-        return self._result(answer, messages, asked, stops)
+        return self._result(answer, messages, asked, stops, window)
 
     async def _agenerate(
         self,
@@ -165,13 +169,14 @@ class ContinueByPrompt(BaseChatModel):
     ) -> ChatResult:
         stops = stop_strings(stop)
         asked = self.prompt(messages, to_end=self.delimiter not in stops)
+        window = kwargs.pop("probability_window", None)
         settings = self._settings(stops, kwargs)
         call = self.model.ainvoke(asked, _own_config(), **settings)
         answer = await asyncio.create_task(_awaited(call), context=Context())
         if self.counter is None or not isinstance(answer, AIMessage) or reports_usage(answer):
-            return self._result(answer, messages, asked, stops)
+            return self._result(answer, messages, asked, stops, window)
         # The counter's tokenizer may have to be loaded first.
-        return await asyncio.to_thread(self._result, answer, messages, asked, stops)
+        return await asyncio.to_thread(self._result, answer, messages, asked, stops, window)
 
     def _stream(
         self,
@@ -207,6 +212,7 @@ class ContinueByPrompt(BaseChatModel):
         messages: Sequence[BaseMessage],
         asked: Sequence[BaseMessage],
         stops: tuple[str, ...],
+        window: int | None,
     ) -> ChatResult:
         if not isinstance(answer, AIMessage):
             raise ChatModelContractError(
@@ -232,8 +238,10 @@ class ContinueByPrompt(BaseChatModel):
             "stop_reason": found.stop,
             "continuation": "prompt",
         }
-        if (probability := span_probability(answer, said, found.spans)) is not None:
-            metadata["mean_token_probability"] = probability
+        if probabilities := span_probabilities(answer, said, found.spans):
+            metadata["mean_token_probability"] = sum(probabilities) / len(probabilities)
+            if window is not None:
+                metadata["lowest_window_probability"] = lowest_window_mean(probabilities, window)
         metadata |= failed_attempts(answer)
         usage = answer.usage_metadata
         if self.counter is not None and not reports_usage(answer):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from trim_graph.adapters.base import STOPPED, StopWhen
 from trim_graph.adapters.prm.formats import PRMInput
+from trim_graph.adapters.token_confidence import lowest_window_mean
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -178,6 +179,7 @@ class Settings:
         seed: Makes sampling repeatable; None draws anew each time.
         stop: Strings that end the answer.
         logprobs: Whether the mean token probability is wanted.
+        probability_window: Tokens of the window whose lowest mean probability is wanted; None: it is not.
         first_token_entropy: Whether the entropy of the first token's distribution is wanted.
         timeout: Seconds until the answer is cut.
         stop_when: Ends the answer where it says so of the text so far.
@@ -189,6 +191,7 @@ class Settings:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: bool = False
+    probability_window: int | None = None
     first_token_entropy: bool = False
     timeout: float | None = None
     stop_when: StopWhen | None = None
@@ -206,6 +209,7 @@ class Generated:
             cut.
         mean_token_probability: Mean probability of the tokens chosen, under the model's distribution before
             temperature and top_p. The end of sequence is left out unless it is the only token.
+        lowest_window_probability: Lowest mean of ``probability_window`` consecutive ones of them.
         timed_out: Whether the time limit cut it.
         first_token_entropy: In nats, of the whole vocabulary, before temperature and top_p.
     """
@@ -215,6 +219,7 @@ class Generated:
     finish_reason: Literal["stop", "length"]
     stop_reason: str | None = None
     mean_token_probability: float | None = None
+    lowest_window_probability: float | None = None
     timed_out: bool = False
     first_token_entropy: float | None = None
 
@@ -340,7 +345,7 @@ class Row:
     ) -> None:
         self.done = True
         self._send(len(self._text))
-        seen = self._probabilities
+        seen, window = self._probabilities, self.job.settings.probability_window
         self.job.settle(
             Generated(
                 text=self._text,
@@ -348,6 +353,7 @@ class Row:
                 finish_reason=reason,
                 stop_reason=stop_reason,
                 mean_token_probability=sum(seen) / len(seen) if seen else None,
+                lowest_window_probability=None if window is None else lowest_window_mean(seen, window),
                 timed_out=timed_out,
                 first_token_entropy=self.first_token_entropy,
             )

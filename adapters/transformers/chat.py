@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .generation import GenerationEngine
 
 _OWN_SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "logprobs")
-_CALL_SETTINGS = (*_OWN_SETTINGS, "first_token_entropy", "timeout", "stop_when")
+_CALL_SETTINGS = (*_OWN_SETTINGS, "probability_window", "first_token_entropy", "timeout", "stop_when")
 
 
 class ChatTransformers(TransformersSettings, ExactChatModel):
@@ -46,15 +46,17 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
     ``stop_reason`` (the stop string met, or None at the end of sequence, as vLLM reports it),
     ``timed_out=True`` where a ``timeout`` cut it, with ``logprobs=True`` ``mean_token_probability``: the
     mean probability of the generated tokens under the model's own distribution, before temperature and
-    top_p, without the end of sequence unless that is the only token; and with ``first_token_entropy=True``
-    that of the first token under the same distribution, in nats. ``usage_metadata`` counts every generated
-    token, as vLLM does: those of the stop string and the end of sequence too.
+    top_p, without the end of sequence unless that is the only token; with ``probability_window`` also
+    ``lowest_window_probability``, the lowest mean of so many of them in a row
+    (`trim_graph.adapters.token_confidence.lowest_window_mean`); and with ``first_token_entropy=True`` that of
+    the first token under the same distribution, in nats. ``usage_metadata`` counts every generated token, as
+    vLLM does: those of the stop string and the end of sequence too.
 
     Every call takes ``stop`` and, by keyword, ``max_tokens``, ``temperature``, ``top_p``, ``seed``,
-    ``logprobs``, ``first_token_entropy``, ``timeout`` (seconds in the queue and in generation, without
-    loading; the answer ends at the next token) and ``stop_when`` (a function of the text so far that ends
-    the answer; its ``stop_reason`` is ``"stop_when"``). The model's own generation_config is asked for its
-    end-of-sequence ids only.
+    ``logprobs``, ``probability_window``, ``first_token_entropy``, ``timeout`` (seconds in the queue and in
+    generation, without loading; the answer ends at the next token) and ``stop_when`` (a function of the text
+    so far that ends the answer; its ``stop_reason`` is ``"stop_when"``). The model's own generation_config is
+    asked for its end-of-sequence ids only.
 
     Example:
         ```python
@@ -214,6 +216,8 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
 
     def _settings(self, stop: list[str] | None, kwargs: dict[str, Any]) -> Settings:
         merged = self._merged_settings(kwargs, _OWN_SETTINGS, _CALL_SETTINGS)
+        if merged.get("probability_window") is not None:
+            merged["logprobs"] = True
         return Settings(stop=stop_strings(stop), **merged)
 
     def _metadata(self, done: Generated) -> dict[str, Any]:
@@ -224,6 +228,8 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
         }
         if done.mean_token_probability is not None:
             metadata["mean_token_probability"] = done.mean_token_probability
+        if done.lowest_window_probability is not None:
+            metadata["lowest_window_probability"] = done.lowest_window_probability
         if done.first_token_entropy is not None:
             metadata["first_token_entropy"] = done.first_token_entropy
         if self._load().starts_in_reasoning:

@@ -48,7 +48,8 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
     (``"stop"``, ``"length"``; see `trim_graph.adapters.responses.classify`), ``stop_reason`` (the stop string
     met, or None at the end of sequence), ``timed_out=True`` where a ``timeout`` cut it,
     ``starts_in_reasoning=True`` where the chat template opens reasoning, with ``logprobs=True``
-    ``mean_token_probability`` as in `ChatTransformers`, with ``top_logprobs`` the raw ``logprobs``, with
+    ``mean_token_probability`` and with ``probability_window`` ``lowest_window_probability`` as in
+    `ChatTransformers`, with ``top_logprobs`` the raw ``logprobs``, with
     ``first_token_entropy=True`` a lower bound of the first token's entropy in nats and the
     ``unobserved_probability`` of the tokens it leaves out (see `entropy_logprobs`), and ``failed_attempts``
     where some were, with the tokens known of them. ``usage_metadata`` counts those too, and prompt tokens
@@ -57,11 +58,11 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
     is True.
 
     Every call takes ``stop`` and, by keyword, ``max_tokens``, ``temperature``, ``top_p``, ``seed``,
-    ``logprobs``, ``top_logprobs``, ``first_token_entropy``, ``timeout``, ``stop_when`` (a function of the
-    text so far that ends the answer; its ``stop_reason`` is ``"stop_when"``) and ``retry_tokens`` (a function
-    of what failed attempts have used that limits the next one; see `RetryTokens`). Of the model's
-    generation_config only the ends of sequence count. Cancelling a call, or leaving a stream, ends the
-    request on the server.
+    ``logprobs``, ``top_logprobs``, ``probability_window``, ``first_token_entropy``, ``timeout``,
+    ``stop_when`` (a function of the text so far that ends the answer; its ``stop_reason`` is
+    ``"stop_when"``) and ``retry_tokens`` (a function of what failed attempts have used that limits the next
+    one; see `RetryTokens`). Of the model's generation_config only the ends of sequence count. Cancelling a
+    call, or leaving a stream, ends the request on the server.
 
     Raises:
         ContextLengthError: The conversation fills the model's context; by a call.

@@ -21,7 +21,7 @@ from trim_graph.adapters.settings import VLLMSettings
 from .wire import Answer, CallSettings
 
 CALL_SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs", "timeout")
-_OF_A_CALL = (*CALL_SETTINGS, "first_token_entropy", "stop_when", "retry_tokens")
+_OF_A_CALL = (*CALL_SETTINGS, "probability_window", "first_token_entropy", "stop_when", "retry_tokens")
 
 T = TypeVar("T")
 
@@ -154,6 +154,8 @@ class VLLMChatModel(VLLMSettings, ExactChatModel):
     def _settings(self, stop: list[str] | None, kwargs: dict[str, Any]) -> CallSettings:
         merged = self._merged_settings(kwargs, CALL_SETTINGS, _OF_A_CALL)
         wants_entropy = merged.pop("first_token_entropy", False)
+        if merged.get("probability_window") is not None:
+            merged["logprobs"] = True
         return CallSettings(
             stop=stop_strings(self.stop if stop is None else stop),
             entropy_logprobs=self.entropy_logprobs if wants_entropy else 0,

@@ -13,7 +13,7 @@ from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
 from trim_graph.adapters.base import STOPPED, RetryTokens, StopWhen
 from trim_graph.adapters.responses import classify
-from trim_graph.adapters.token_confidence import Entropy, entropy_of_likeliest
+from trim_graph.adapters.token_confidence import Entropy, entropy_of_likeliest, lowest_window_mean
 from trim_graph.adapters.tokenization import role_of, text_of
 from trim_graph.errors import FailedAttempts, ModelServerError
 
@@ -36,6 +36,8 @@ class CallSettings:
     seed: int | None
     logprobs: bool
     top_logprobs: int
+    probability_window: int | None = None
+    """Tokens of the window whose lowest mean probability is wanted; None: it is not."""
     entropy_logprobs: int = 0
     """Number of tokens that the first one's entropy is computed from; 0: no entropy."""
     timeout: float | None
@@ -214,14 +216,23 @@ class Answer:
             raise AnswerError("its usage reports 0 completion_tokens for an answer that has text")
 
     @property
-    def mean_token_probability(self) -> float | None:
-        """Mean over the generated tokens; the end of sequence counts only if it is the only one."""
+    def token_probabilities(self) -> list[float]:
+        """Those of the generated tokens, none where they are unknown.
+
+        The end of sequence counts only if it is the only one.
+        """
         if not self.logprobs_known:
-            return None
-        reported = [entry["logprob"] for entry in self.logprobs]
+            return []
+        reported = [math.exp(entry["logprob"]) for entry in self.logprobs]
         if self.finish_reason == "stop" and self.stop_reason is None and len(reported) > 1:
             del reported[-1]
-        return sum(map(math.exp, reported)) / len(reported) if reported else None
+        return reported
+
+    @property
+    def mean_token_probability(self) -> float | None:
+        """Mean of the `token_probabilities`; None where they are unknown."""
+        probabilities = self.token_probabilities
+        return sum(probabilities) / len(probabilities) if probabilities else None
 
     @property
     def first_token_entropy(self) -> Entropy | None:
@@ -293,6 +304,9 @@ def metadata_of(
         metadata["stop_reason"] = answer.stop_reason
     if settings.logprobs and answer.mean_token_probability is not None:
         metadata["mean_token_probability"] = answer.mean_token_probability
+        if settings.probability_window is not None:
+            lowest = lowest_window_mean(answer.token_probabilities, settings.probability_window)
+            metadata["lowest_window_probability"] = lowest
     if settings.entropy_logprobs and (entropy := answer.first_token_entropy) is not None:
         metadata["first_token_entropy"], metadata["unobserved_probability"] = (
             entropy.nats,

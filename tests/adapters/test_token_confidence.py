@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trim_graph.adapters.token_confidence import entropy_of_likeliest
+from trim_graph.adapters.token_confidence import entropy_of_likeliest, lowest_window_mean
 
 weights = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=200)
 
@@ -57,3 +57,22 @@ def test_a_certain_token_has_none_and_minus_infinity_is_no_obstacle():
 def test_what_are_no_log_probabilities_is_refused(wrong):
     with pytest.raises(ValueError, match="not log-probabilities"):
         entropy_of_likeliest(wrong)
+
+
+probabilities = st.lists(st.floats(0, 1), min_size=1, max_size=40)
+
+
+@given(probabilities, st.integers(1, 50))
+def test_the_lowest_window_is_the_least_mean_of_neighbours(probabilities, window):
+    found = lowest_window_mean(probabilities, window)
+    mean = math.fsum(probabilities) / len(probabilities)
+    assert min(probabilities) - 1e-9 <= found
+    assert lowest_window_mean(probabilities, 1) == min(probabilities)
+    assert lowest_window_mean(probabilities, len(probabilities)) == pytest.approx(mean)
+    if window < len(probabilities):
+        whole = [probabilities[i : i + window] for i in range(0, len(probabilities) - window + 1)]
+        assert found == pytest.approx(min(math.fsum(part) / window for part in whole))
+
+
+def test_the_lowest_window_of_no_token_is_unknown():
+    assert lowest_window_mean([], 4) is None

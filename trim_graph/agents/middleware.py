@@ -145,6 +145,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         self.count_tokens = count_tokens
         self.budget_per, self.ledger, self.longest_result = budget_per, ledger, longest_result
         self.keep_discarded = keep_discarded
+        self.probability_window: int | None = getattr(scorer, "probability_window", None)
         self._raised: OrderedDict[str, str] = OrderedDict()
         try:
             self._scoring = None if scorer is None else score_step_node(as_scorer(scorer), solution=False)
@@ -255,6 +256,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             self.longest_result,
             self.keep_discarded,
             self.count_tokens,
+            self.probability_window,
         )
 
     @contextmanager

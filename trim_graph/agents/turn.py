@@ -111,6 +111,8 @@ class TurnRouting:
     longest_result: int
     keep_discarded: bool
     count_tokens: CountTokens | None = None
+    probability_window: int | None = None
+    """Tokens of the window whose lowest mean probability the scorer reads; None: it reads none."""
     responses: dict[Writer, ModelResponse[Any]] = field(default_factory=dict)
     drafts: dict[str, AIMessage] = field(default_factory=dict)
     """Turns written so far, by the ids of their messages."""
@@ -209,6 +211,7 @@ class TurnRouting:
             model,
             last=answer.last,
             max_tokens=call.request["max_tokens"],
+            probability_window=self.probability_window,
             estimate=estimate,
         )
 
@@ -230,6 +233,8 @@ class TurnRouting:
             end=reply.end,
             score=None,
         )
+        if reply.lowest_window_probability is not None:
+            draft["lowest_window_probability"] = reply.lowest_window_probability
         if message.id is not None:
             draft["message"] = message.id
         update: dict[str, Any] = {

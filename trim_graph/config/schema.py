@@ -388,12 +388,19 @@ class TokenProbabilityScorer(ConfigSection):
     """How sure the writer was of its tokens (`trim_graph.adapters.TokenProbability`); costs nothing."""
 
     type: Literal["token_probability"]
+    statistic: Literal["mean", "lowest_window"] = "mean"
+    window: int | None = Field(default=None, ge=1, strict=True)
+
+    @model_validator(mode="after")
+    def _the_statistic_has_a_window(self) -> TokenProbabilityScorer:
+        self.build()
+        return self
 
     def build(self) -> Any:
         """Makes the scorer."""
         from trim_graph.adapters import TokenProbability
 
-        return TokenProbability()
+        return TokenProbability(self.statistic, window=self.window)
 
 
 ScorerConfig = Annotated[

@@ -379,6 +379,12 @@ class CachedScorer:
         self.known: dict[tuple[str, ...], ScorerReply] = {}
         self._recalled: dict[str, float] = {}
 
+    @property
+    def probability_window(self) -> int | None:
+        """Tokens of the window that the scorer reads, if it does (`trim_graph.adapters.TokenProbability`)."""
+        window: int | None = getattr(self.scorer, "probability_window", None)
+        return window
+
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Recalls or ask."""
         key = (question, *(step["text"] for step in steps))

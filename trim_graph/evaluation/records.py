@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
 from urllib.parse import quote, unquote
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -87,6 +87,7 @@ class DiscardedDraft(TypedDict):
     score: Probability | None
     label: bool | None
     mean_token_probability: NotRequired[Probability | None]
+    lowest_window_probability: NotRequired[Probability | None]
 
 
 class RecordStep(TypedDict):
@@ -105,6 +106,8 @@ class RecordStep(TypedDict):
     """Whether the step is right given what stands before it: the first False of a solution is its first wrong
     step. None where unknown."""
     discarded: DiscardedDraft | None
+    lowest_window_probability: NotRequired[Probability | None]
+    """Lowest mean probability of a window of its tokens; absent where the scorer did not ask for it."""
     value: NotRequired[Probability | None]
     """Target that a scorer learns for the step, by a method of `trim_graph.training.step_labels`; only in
     files of labels."""
@@ -149,6 +152,9 @@ class Outline(TypedDict):
     ``scorer_output``: written by a judge, not in rows of earlier releases."""
     error: str | None
     """Type and message of what went wrong, or None. The tokens of such a run are 0: they are unknown."""
+
+
+AnyOutline = TypeVar("AnyOutline", bound=Outline)
 
 
 class Record(Outline):
@@ -251,28 +257,34 @@ def _steps(result: dict[str, Any]) -> list[RecordStep]:
     for number, step in enumerate(result["steps"]):
         record = decided.get(number, {})
         draft = record.get("discarded")
-        steps.append(
-            RecordStep(
-                text=step["text"],
-                writer=step["writer"],
-                tokens=step["tokens"],
-                score=result["scores"].get(str(number)),
-                decision=record.get("decision"),
-                mean_token_probability=step["mean_token_probability"],
-                label=None,
-                discarded=None
-                if draft is None
-                else DiscardedDraft(
-                    text=draft["text"],
-                    tokens=draft["tokens"],
-                    score=record["score"],
-                    label=None,
-                    mean_token_probability=draft["mean_token_probability"],
-                ),
-                part=step.get("part"),
-            )
+        recorded = RecordStep(
+            text=step["text"],
+            writer=step["writer"],
+            tokens=step["tokens"],
+            score=result["scores"].get(str(number)),
+            decision=record.get("decision"),
+            mean_token_probability=step["mean_token_probability"],
+            label=None,
+            discarded=None if draft is None else _discarded(draft, record["score"]),
+            part=step.get("part"),
         )
+        if "lowest_window_probability" in step:
+            recorded["lowest_window_probability"] = step["lowest_window_probability"]
+        steps.append(recorded)
     return steps
+
+
+def _discarded(draft: Mapping[str, Any], score: float | None) -> DiscardedDraft:
+    recorded = DiscardedDraft(
+        text=draft["text"],
+        tokens=draft["tokens"],
+        score=score,
+        label=None,
+        mean_token_probability=draft["mean_token_probability"],
+    )
+    if "lowest_window_probability" in draft:
+        recorded["lowest_window_probability"] = draft["lowest_window_probability"]
+    return recorded
 
 
 VERSION = 1
@@ -430,7 +442,7 @@ def parse_row(values: dict[str, Any], place: str) -> Row:
         InputError: It is none.
     """
     try:
-        return _ROW.validate_python(values, strict=True)
+        return without_empty_windows(_ROW.validate_python(values, strict=True))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
@@ -744,19 +756,29 @@ def restore_journal(folder: Path, arm: str) -> None:
         beside.unlink(missing_ok=True)
 
 
+def without_empty_windows(read: AnyOutline) -> AnyOutline:
+    """Removes each ``lowest_window_probability`` that is None, as Parquet writes an absent one."""
+    for step in read["steps"]:
+        for one in filter(None, (step, step["discarded"])):
+            if one.get("lowest_window_probability") is None:
+                one.pop("lowest_window_probability", None)
+    return read
+
+
 def step_columns() -> dict[str, Any]:
     """Returns the columns of a step in a Parquet file, of traces too."""
     import pyarrow as pa
 
     text, number, flag, real = pa.string(), pa.int64(), pa.bool_(), pa.float64()
-    draft = {"text": text, "tokens": number, "score": real, "label": flag, "mean_token_probability": real}
+    probabilities = {"mean_token_probability": real, "lowest_window_probability": real}
+    draft = {"text": text, "tokens": number, "score": real, "label": flag, **probabilities}
     return {
         "text": text,
         "writer": text,
         "tokens": number,
         "score": real,
         "decision": text,
-        "mean_token_probability": real,
+        **probabilities,
         "label": flag,
         "discarded": pa.struct(list(draft.items())),
     }

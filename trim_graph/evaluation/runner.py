@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 from trim_graph.adapters import ScorableStep
-from trim_graph.adapters.base import as_scorer, read_scores
+from trim_graph.adapters.base import as_scorer, read_scores, scorable_step
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
 from trim_graph.settings import TrimContext
 
@@ -193,27 +193,16 @@ async def _rate(record: Record, scorer: Any) -> None:
 
     async def accepted() -> None:
         if any(step["score"] is None for step in steps):
-            scores = await rated([_scorable(step) for step in steps])
+            scores = await rated([scorable_step(step) for step in steps])
             for step, score in zip(steps, scores, strict=True):
                 step["score"] = score if step["score"] is None else step["score"]
 
     async def discarded(number: int, draft: DiscardedDraft) -> None:
-        last = ScorableStep(
-            text=draft["text"],
-            writer="small",
-            mean_token_probability=draft.get("mean_token_probability"),
-        )
-        draft["score"] = (await rated([*map(_scorable, steps[:number]), last]))[-1]
+        draft["score"] = (await rated([*map(scorable_step, steps[:number]), scorable_step(draft)]))[-1]
 
     drafts = [(number, draft) for number, step in enumerate(steps) if (draft := step["discarded"])]
     missing = [discarded(number, draft) for number, draft in drafts if draft["score"] is None]
     await asyncio.gather(accepted(), *missing)
-
-
-def _scorable(step: RecordStep) -> ScorableStep:
-    return ScorableStep(
-        text=step["text"], writer=step["writer"], mean_token_probability=step["mean_token_probability"]
-    )
 
 
 @dataclass(frozen=True)

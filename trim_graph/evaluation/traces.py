@@ -14,7 +14,7 @@ from trim_graph.errors import InputError
 from trim_graph.storage.journal import to_line
 from trim_graph.storage.rows import import_parquet, read_rows
 
-from .records import TOKENS, Outline, Record, RecordStep, step_columns
+from .records import TOKENS, Outline, Record, RecordStep, step_columns, without_empty_windows
 
 _GROUP = 512
 """Traces to a row group of Parquet; as many are in memory while one is written."""
@@ -110,7 +110,7 @@ def parse_trace(values: dict[str, Any], place: str) -> Trace:
         except ValueError as error:
             raise InputError(f"{place}: policy: is no JSON: {error}") from error
     try:
-        return _TRACE.validate_python(values)
+        return without_empty_windows(_TRACE.validate_python(values))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))

@@ -61,6 +61,8 @@ def parse_draft(
         mean_token_probability=reply.mean_token_probability,
         end=end,
     )
+    if reply.lowest_window_probability is not None:
+        step["lowest_window_probability"] = reply.lowest_window_probability
     if end == "delimiter" and separator != settings.delimiter:
         step["separator"] = separator
     if thinking is not None:

@@ -11,9 +11,9 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import Runnable
 from langgraph.graph.state import CompiledStateGraph
 
-from trim_graph.adapters import ScorableStep
-from trim_graph.adapters.base import as_scorer, read_scores
+from trim_graph.adapters.base import as_scorer, read_scores, scorable_step
 from trim_graph.adapters.responses import read_entropy, read_reply
+from trim_graph.adapters.token_confidence import reporting_window
 from trim_graph.budget import Writer
 from trim_graph.calls.model_call import WriterModel
 from trim_graph.config import Parts, TrimConfig
@@ -161,8 +161,8 @@ class TreeExpander:
         max_nodes: int = 1000,
     ) -> None:
         self.models: dict[Writer, WriterModel] = {
-            "small": WriterModel.of(small),
-            "large": WriterModel.of(large),
+            "small": WriterModel.of(reporting_window(small, scorer)),
+            "large": WriterModel.of(reporting_window(large, scorer)),
         }
         self.scorer = as_scorer(scorer)
         self.settings = settings or Settings()
@@ -218,7 +218,7 @@ class TreeExpander:
         (draft, node.entropy), (large, _) = await asyncio.gather(
             self._next_step("small", question, steps), self._next_step("large", question, steps)
         )
-        asked = [_scorable(step) for step in (*steps, draft)]
+        asked = [scorable_step(step) for step in (*steps, draft)]
         scores = read_scores(await self.scorer.ascore(question.text, asked), len(asked)).scores
         node.ended, node.draft_score = False, scores[-1]
         if steps and node.score is None:
@@ -316,9 +316,3 @@ class ExpandingRollouts(Rollouts):
 
 def _stored_step(text: str) -> Step:
     return Step(text=text, writer="small", model="", tokens=0, mean_token_probability=None, end="delimiter")
-
-
-def _scorable(step: Step) -> ScorableStep:
-    return ScorableStep(
-        text=step["text"], writer=step["writer"], mean_token_probability=step["mean_token_probability"]
-    )

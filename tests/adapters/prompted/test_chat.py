@@ -194,6 +194,9 @@ def test_the_token_probability_is_that_of_the_text_kept():
     answer, _ = ask(said(text, logprobs=logprobs(*tokens)))
     assert answer.text == "Thrée."
     assert answer.response_metadata["mean_token_probability"] == pytest.approx(0.8)
+    wrapped = ContinueByPrompt(ProviderModel(said(text, logprobs=logprobs(*tokens))))
+    windowed = wrapped.invoke(SOFAR, stop=[D], probability_window=1)
+    assert windowed.response_metadata["lowest_window_probability"] == pytest.approx(0.7)
     answer, _ = ask(said("Something else.", logprobs=logprobs(*tokens)))
     assert "mean_token_probability" not in answer.response_metadata
 

@@ -209,6 +209,11 @@ class TestCounts:
         assert ids[-1] != tokenizer.eos_token_id
         mean = answer.response_metadata["mean_token_probability"]
         assert mean == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+        windowed = noisy.invoke(QUESTION, probability_window=3, max_tokens=12).response_metadata
+        lowest = min(sum(expected[i : i + 3]) / 3 for i in range(10))
+        assert windowed["lowest_window_probability"] == pytest.approx(lowest, abs=1e-5)
+        assert windowed["mean_token_probability"] == mean
+        assert "lowest_window_probability" not in answer.response_metadata
 
     def test_temperature_does_not_change_a_tokens_probability(self, noisy):
         sampled = noisy.invoke(QUESTION, logprobs=True, max_tokens=1, temperature=1e-3)

@@ -101,6 +101,10 @@ class TestAnswers:
             metadata = model.invoke(QUESTION).response_metadata
             assert metadata["mean_token_probability"] == pytest.approx(mean)
             assert "logprobs" not in metadata
+            _, model = connect(made("ab", logprobs=logprobs, **fields), continuation=mode["continuation"])
+            windowed = model.invoke(QUESTION, probability_window=2).response_metadata
+            lowest = 0.7 if fields == {} else 0.5
+            assert windowed["lowest_window_probability"] == pytest.approx(lowest)
 
     def test_raw_log_probabilities_have_one_form(self, connect):
         chat = {
