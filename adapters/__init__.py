@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .vllm.chat import ChatVLLM
     from .vllm.engine_chat import ChatVLLMEngine
     from .vllm.engine_scorer import VLLMEngineProcessReward
+    from .vllm.generative_scoring import VLLMGenerativeProcessReward
     from .vllm.scorer import VLLMProcessReward
 
 _LAZY = {
@@ -40,6 +41,7 @@ _LAZY = {
     "TokenProbability": "token_confidence",
     "TransformersProcessReward": "transformers.scorer",
     "VLLMEngineProcessReward": "vllm.engine_scorer",
+    "VLLMGenerativeProcessReward": "vllm.generative_scoring",
     "VLLMProcessReward": "vllm.scorer",
     "serve_options": "prm.scores",
 }
@@ -63,6 +65,7 @@ __all__ = [
     "TransformersProcessReward",
     "TrimError",
     "VLLMEngineProcessReward",
+    "VLLMGenerativeProcessReward",
     "VLLMProcessReward",
     "serve_options",
 ]

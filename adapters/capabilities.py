@@ -151,8 +151,11 @@ def _names(inside: Any) -> CallNames:
 
 
 LOGPROBS = ("logprobs", "top_logprobs")
+LABEL_TOKENS = ("logprob_token_ids", "return_tokens_as_token_ids")
+"""Fields of a request by which `ChatVLLM` asks for the setting ``label_tokens``."""
 
 _REMEDIES = {
+    **dict.fromkeys(LABEL_TOKENS, "vLLM 0.32 and later have it; a gateway must let it through"),
     "top_logprobs": "choose a model that reports log-probabilities, or do without them",
     "logprobs": "choose a model that reports log-probabilities, or do without them",
     "stop": "leave out stop strings: ContinueByPrompt sends them with send_stop=True only",

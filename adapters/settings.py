@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from trim_graph.errors import check_variable_name
 
 from .model_source import check_dtype, check_model
-from .prm.formats import FormatName, check_format
+from .prm.formats import TOKEN_FORMATS, FormatName, check_format
 from .token_confidence import TOP_LOGPROBS
 
 
@@ -178,8 +178,8 @@ class TransformersPRMSettings(PRMSettings):
     """Most solutions to run as one batch."""
 
 
-class VLLMServerPRMSettings(PRMSettings):
-    """Settings of `VLLMProcessReward`."""
+class ServedPRMSettings(PRMSettings):
+    """Settings of a process reward model behind a vLLM server."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
@@ -193,13 +193,34 @@ class VLLMServerPRMSettings(PRMSettings):
     tokenizer: str | None = None
     """Folder or hub id of the PRM's tokenizer; None: where the server says it has the PRM from."""
     max_batch_size: int = Field(default=64, ge=1)
-    """Most solutions in a request."""
-    max_requests: int = Field(default=2, ge=1)
-    """Most requests at once from one event loop; calls that arrive meanwhile are in the next."""
+    """Most solutions in a request, or steps of one solution (`VLLMGenerativeProcessReward`)."""
     read_timeout: float = Field(default=600.0, gt=0.0)
     """Seconds without a byte from the server after which the connection counts as dropped."""
     max_retries: int = Field(default=3, ge=0)
     """Retries after no connection, a dropped one, 429 or 5xx."""
+
+
+class VLLMServerPRMSettings(ServedPRMSettings):
+    """Settings of `VLLMProcessReward`."""
+
+    max_requests: int = Field(default=2, ge=1)
+    """Most requests at once from one event loop; calls that arrive meanwhile are in the next."""
+
+
+class VLLMGenerativePRMSettings(ServedPRMSettings):
+    """Settings of `VLLMGenerativeProcessReward`; ``format`` is ``math_shepherd`` or ``rlhflow``."""
+
+    cache_size: int = Field(default=4096, ge=1, strict=True)
+    """Scores to keep."""
+
+    @model_validator(mode="after")
+    def _the_format_answers_in_tokens(self) -> Self:
+        if self.format not in TOKEN_FORMATS:
+            raise ValueError(
+                f"format={self.format!r} has a head of its own, which a server for generation does not run: "
+                f"choose {' or '.join(TOKEN_FORMATS)}, or the scorer for the pooling runner (vllm_prm)"
+            )
+        return self
 
 
 class VLLMEnginePRMSettings(PRMSettings, EngineSettings):
@@ -214,10 +235,12 @@ class JudgeSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    scale: Literal["digits", "yes_no"] = "digits"
+    """``digits``: the expected rating from 0 to 9, over 9. ``yes_no``: the probability of yes against no."""
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    """Alternatives to ask for; 0 reads the digit written. None: 20 where the model has a setting of that
-    name, else 0. Where its server then refuses log-probabilities, the judge warns, and reads the digit from
-    then on."""
+    """Alternatives to ask for; 0 reads the answer written. None: each answer's own probability where the
+    model reports that (`ChatVLLM`, `ChatVLLMEngine`), 20 where it has a setting of this name, else 0. Where
+    its server then refuses log-probabilities, the judge warns, and reads the answer from then on."""
     max_tokens: int = Field(default=1, ge=1, strict=True)
     """Most tokens of a call. One is enough unless the model reasons before it answers."""
     cache_size: int = Field(default=4096, ge=1, strict=True)

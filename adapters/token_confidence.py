@@ -81,8 +81,8 @@ def lowest_window_mean(probabilities: Sequence[float], window: int) -> float | N
     return min(math.fsum(probabilities[start : start + width]) / width for start in starts)
 
 
-DEFAULT_WINDOW = 8
-"""Tokens of a window unless another number is given: a short clause or one calculation."""
+DEFAULT_WINDOW = 16
+"""Tokens of a window unless another number is given: a clause or one calculation."""
 
 _FIX = "set logprobs=True on both chat models (ChatTransformers, ChatVLLM, ChatVLLMEngine, ChatOpenAI)"
 

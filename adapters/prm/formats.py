@@ -30,6 +30,9 @@ STEP_TOKENS = {"qwen": "<extra_0>", "math_shepherd": "ки"}
 """The token after each step of those formats that have one to choose, unless another is chosen. The format
 ``trim`` takes the tokenizer's ``eos_token``."""
 
+TOKEN_FORMATS = ("math_shepherd", "rlhflow")
+"""Formats of language models that answer + or -, in a token of the vocabulary."""
+
 Head = Literal["labels", "value", "tokens"]
 """Output of the model at a step: logits of two labels (wrong, right), one value, or next-token logits."""
 

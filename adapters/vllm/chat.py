@@ -22,6 +22,7 @@ from trim_graph.errors import CallTimeoutError, ChatModelContractError, ModelSer
 from .batching import STREAM, RequestBatcher
 from .chat_base import VLLMChatModel
 from .client import TransientError
+from .label_tokens import label_metadata
 from .prompts import KEPT, VLLMPrompts
 from .replicas import Replicas, Route, conversation_key
 from .wire import Answer, AnswerError, CallSettings, Lost, metadata_of, usage_of
@@ -50,6 +51,7 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
     ``starts_in_reasoning=True`` where the chat template opens reasoning, with ``logprobs=True``
     ``mean_token_probability`` and with ``probability_window`` ``lowest_window_probability`` as in
     `ChatTransformers`, with ``top_logprobs`` the raw ``logprobs``, with
+    ``label_tokens`` the ``label_probabilities`` of `trim_graph.adapters.vllm.label_tokens`, with
     ``first_token_entropy=True`` a lower bound of the first token's entropy in nats and the
     ``unobserved_probability`` of the tokens it leaves out (see `entropy_logprobs`), and ``failed_attempts``
     where some were, with the tokens known of them. ``usage_metadata`` counts those too, and prompt tokens
@@ -58,11 +60,11 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
     is True.
 
     Every call takes ``stop`` and, by keyword, ``max_tokens``, ``temperature``, ``top_p``, ``seed``,
-    ``logprobs``, ``top_logprobs``, ``probability_window``, ``first_token_entropy``, ``timeout``,
-    ``stop_when`` (a function of the text so far that ends the answer; its ``stop_reason`` is
-    ``"stop_when"``) and ``retry_tokens`` (a function of what failed attempts have used that limits the next
-    one; see `RetryTokens`). Of the model's generation_config only the ends of sequence count. Cancelling a
-    call, or leaving a stream, ends the request on the server.
+    ``logprobs``, ``top_logprobs``, ``probability_window``, ``label_tokens`` (texts such as
+    ``("yes", "no")``), ``first_token_entropy``, ``timeout``, ``stop_when`` (a function of the text so far
+    that ends the answer; its ``stop_reason`` is ``"stop_when"``) and ``retry_tokens`` (a function of what
+    failed attempts have used that limits the next one; see `RetryTokens`). Of the model's generation_config
+    only the ends of sequence count. Cancelling a call, or leaving a stream, ends the request on the server.
 
     Raises:
         ContextLengthError: The conversation fills the model's context; by a call.
@@ -207,6 +209,7 @@ class VLLMCall:
         self._lost = Lost()
         self._max_tokens = settings.max_tokens
         """Limit of the current attempt."""
+        self._labels: dict[int, str] = {}
         self._prompt: Any = None
         """The prompt as it was sent."""
         self._under_way = False
@@ -218,13 +221,14 @@ class VLLMCall:
     @property
     def metadata(self) -> dict[str, Any]:
         """The answer's ``response_metadata``."""
-        return metadata_of(
+        metadata = metadata_of(
             self.answer,
             self._settings,
             self._lost,
             self._prompts.model,
             starts_in_reasoning=self._prompts.starts_in_reasoning,
         )
+        return metadata | (label_metadata(self.answer.logprobs, self._labels) if self._labels else {})
 
     @property
     def usage(self) -> UsageMetadata:
@@ -406,6 +410,7 @@ class VLLMCall:
         self._max_tokens = self._cap_tokens()
         settings = replace(self._settings, max_tokens=self._max_tokens)
         path, body = await self._prompts.request(self._messages, settings)
+        self._labels = await self._prompts.label_ids(settings.label_tokens)
         self._prompt = body.get("prompt", body.get("messages"))
         self._under_way = True
         if self._prompts.keeps_stop and self._settings.stop:

@@ -17,11 +17,19 @@ from pydantic import ConfigDict, Field
 from trim_graph.adapters.base import ExactChatModel, stop_strings
 from trim_graph.adapters.event_loop import iterate_sync, run_sync
 from trim_graph.adapters.settings import VLLMSettings
+from trim_graph.adapters.token_confidence import TOP_LOGPROBS
 
 from .wire import Answer, CallSettings
 
 CALL_SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs", "timeout")
-_OF_A_CALL = (*CALL_SETTINGS, "probability_window", "first_token_entropy", "stop_when", "retry_tokens")
+_OF_A_CALL = (
+    *CALL_SETTINGS,
+    "probability_window",
+    "label_tokens",
+    "first_token_entropy",
+    "stop_when",
+    "retry_tokens",
+)
 
 T = TypeVar("T")
 
@@ -55,6 +63,8 @@ class VLLMChatModel(VLLMSettings, ExactChatModel):
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
+    reads_labels: ClassVar[bool] = True
+    """Declares that a call may ask for the probabilities of ``label_tokens`` as its first token."""
     takes_retry_tokens: ClassVar[bool] = False
     """Declares that a call may limit what its further attempts generate with ``retry_tokens``."""
 
@@ -156,7 +166,11 @@ class VLLMChatModel(VLLMSettings, ExactChatModel):
         wants_entropy = merged.pop("first_token_entropy", False)
         if merged.get("probability_window") is not None:
             merged["logprobs"] = True
+        labels = tuple(merged.pop("label_tokens", ()))
+        if labels:
+            merged |= {"logprobs": True, "top_logprobs": merged["top_logprobs"] or TOP_LOGPROBS}
         return CallSettings(
+            label_tokens=labels,
             stop=stop_strings(self.stop if stop is None else stop),
             entropy_logprobs=self.entropy_logprobs if wants_entropy else 0,
             **merged,

@@ -20,6 +20,7 @@ from trim_graph.errors import ContextLengthError, FailedAttempts, ModelServerErr
 
 from .chat_base import CALL_SETTINGS, VLLMChatModel
 from .engine import EngineHandle, EngineSpec, EngineUser, VLLMEngine, engine_options, vllm_module
+from .label_tokens import find_label_ids, label_metadata, name_of
 from .wire import Answer, CallSettings, Lost, metadata_of, usage_of
 
 T = TypeVar("T")
@@ -160,14 +161,16 @@ class EngineCall:
         self._sampling_params = sampling_params
         self._model = ""
         self._starts_in_reasoning = False
+        self._labels: dict[int, str] = {}
         self.answer = Answer(usage_known=True, stop_field="stop_reason")
 
     @property
     def metadata(self) -> dict[str, Any]:
         """The answer's ``response_metadata``."""
-        return metadata_of(
+        metadata = metadata_of(
             self.answer, self._settings, Lost(), self._model, starts_in_reasoning=self._starts_in_reasoning
         )
+        return metadata | (label_metadata(self.answer.logprobs, self._labels) if self._labels else {})
 
     @property
     def usage(self) -> UsageMetadata:
@@ -231,7 +234,9 @@ class EngineCall:
         self.answer.input_tokens = len(prompt)
         # Output by output costs more, but leaves an answer at the time limit.
         whole = not streaming and self._settings.timeout is None and self._settings.stop_when is None
-        params = sampling_params(replace(self._settings, max_tokens=room), self._sampling_params, whole=whole)
+        self._labels = await _label_ids(engine, self._settings.label_tokens)
+        settings = replace(self._settings, max_tokens=room)
+        params = sampling_params(settings, self._sampling_params, whole=whole, labels=list(self._labels))
         return engine.generate(prompt, params)
 
     def _take(self, output: Any) -> str:
@@ -241,9 +246,12 @@ class EngineCall:
             answer.cached_tokens = output.num_cached_tokens
         answer.output_tokens += len(choice.token_ids)
         answer.text += choice.text
-        answer.logprobs += logprob_entries(
-            choice, max(self._settings.top_logprobs, self._settings.entropy_logprobs)
-        )
+        if self._labels:
+            answer.logprobs += entries_by_id(choice)
+        else:
+            answer.logprobs += logprob_entries(
+                choice, max(self._settings.top_logprobs, self._settings.entropy_logprobs)
+            )
         if choice.finish_reason is not None:
             answer.finish_reason = choice.finish_reason
             # A token id is one of several ends of sequence that the model's generation_config names.
@@ -266,13 +274,26 @@ def prompt_tokens(
     return encode_chat(messages, engine.tokenizer, engine.guard, template_kwargs)
 
 
-def sampling_params(settings: CallSettings, further: Mapping[str, Any], *, whole: bool) -> Any:
+async def _label_ids(engine: VLLMEngine, labels: Sequence[str]) -> dict[int, str]:
+    async def tokenize(text: str) -> list[int]:
+        return engine.guard.encode("", text)
+
+    async def text_of(tokens: list[int]) -> str:
+        return str(engine.tokenizer.decode(tokens))
+
+    return await find_label_ids(labels, tokenize, text_of)
+
+
+def sampling_params(
+    settings: CallSettings, further: Mapping[str, Any], *, whole: bool, labels: Sequence[int] = ()
+) -> Any:
     """Returns the settings as vLLM's ``SamplingParams``.
 
     Args:
         settings: Settings of the call.
         further: Fields beyond them.
         whole: Whether only the finished answer is wanted.
+        labels: Tokens to read, in place of the likeliest ones.
 
     Raises:
         ValueError: vLLM does not know a field, or refuses a value.
@@ -288,7 +309,8 @@ def sampling_params(settings: CallSettings, further: Mapping[str, Any], *, whole
             top_p=settings.top_p,
             seed=settings.seed,
             stop=list(settings.stop),
-            logprobs=tops if wants_logprobs else None,
+            logprobs=tops if wants_logprobs and not labels else None,
+            logprob_token_ids=list(labels) or None,
             output_kind=kinds.FINAL_ONLY if whole else kinds.DELTA,
             **further,
         )
@@ -309,6 +331,21 @@ def logprob_entries(choice: Any, top: int) -> list[dict[str, Any]]:
         ranked = sorted(by_token.values(), key=lambda one: -one.logprob)
         entries.append({**_entry(by_token[token]), "top_logprobs": [_entry(one) for one in ranked[:top]]})
     return entries
+
+
+def entries_by_id(choice: Any) -> list[dict[str, Any]]:
+    """Log-probabilities of an output's tokens and of all that were read beside them, named by their ids."""
+    return [
+        {
+            "token": name_of(token),
+            "logprob": max(by_token[token].logprob, _LEAST_LOGPROB),
+            "top_logprobs": [
+                {"token": name_of(other), "logprob": max(one.logprob, _LEAST_LOGPROB)}
+                for other, one in by_token.items()
+            ],
+        }
+        for token, by_token in zip(choice.token_ids, choice.logprobs or (), strict=False)
+    ]
 
 
 def _entry(one: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from trim_graph.adapters.tokenization import (
 from trim_graph.errors import ContextLengthError, ModelServerError
 
 from .client import VLLMServer
+from .label_tokens import find_label_ids, label_request
 from .replicas import Replicas
 from .wire import CallSettings, Dialect, dialect_of, openai_messages, sampling
 
@@ -309,6 +310,7 @@ class VLLMPrompts:
         default_factory=dict
     )
     _forms: dict[str, AsyncLazy[int]] = field(default_factory=dict)
+    _labels: dict[str, AsyncLazy[dict[int, str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._facts = AsyncLazy(self._ask)
@@ -353,9 +355,11 @@ class VLLMPrompts:
         turns, text, ids = await self._read(messages)
         facts = await self.facts()
         raw = facts.raw or ids is not None
+        labels = await self.label_ids(settings.label_tokens)
         if facts.raw and ids is None and not facts.dialect.takes_text:
             ids = await self.tokenize(await self._render(turns) + text)
         body = {"model": self.model, **facts.dialect.adapted(sampling(settings, raw=raw))}
+        body |= label_request(labels, settings.top_logprobs)
         if facts.max_model_len is not None:
             # vLLM cuts max_tokens to the room behind the prompt, but refuses more than its whole length.
             body["max_tokens"] = min(settings.max_tokens, facts.max_model_len)
@@ -368,6 +372,24 @@ class VLLMPrompts:
             prompt = ids or await self._render(turns) + text
             return "/v1/completions", body | {"prompt": prompt, "add_special_tokens": False}
         return "/v1/chat/completions", body | self._chat(turns, text)
+
+    async def label_ids(self, labels: Sequence[str]) -> dict[int, str]:
+        """Returns the tokens that spell a label; none where the server cannot read given tokens."""
+        if not labels or not (await self.facts()).dialect.reads_labels:
+            return {}
+        key = "\0".join(labels)
+        if key not in self._labels:
+            _evict_oldest(self._labels)
+            self._labels[key] = AsyncLazy(lambda: self._find_labels(labels))
+        return await self._labels[key].get()
+
+    async def _find_labels(self, labels: Sequence[str]) -> dict[int, str]:
+        try:
+            return await find_label_ids(labels, self.tokenize, self.text_of)
+        except ModelServerError as error:
+            if error.status not in (404, 405):
+                raise
+            return {}  # a gateway without /tokenize
 
     async def count(self, messages: Sequence[BaseMessage]) -> int:
         """Returns the exact number of prompt tokens."""

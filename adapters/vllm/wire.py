@@ -38,6 +38,8 @@ class CallSettings:
     top_logprobs: int
     probability_window: int | None = None
     """Tokens of the window whose lowest mean probability is wanted; None: it is not."""
+    label_tokens: tuple[str, ...] = ()
+    """Labels whose probabilities as the first token are wanted."""
     entropy_logprobs: int = 0
     """Number of tokens that the first one's entropy is computed from; 0: no entropy."""
     timeout: float | None
@@ -445,11 +447,13 @@ class Dialect:
         renders: Whether the server returns the tokens of a conversation without answering it. Where it does
             not, its chat endpoint must continue a text exactly by itself.
         takes_text: Whether a completion's prompt may be a text that is tokenised as it is; else ids are sent.
+        reads_labels: Whether it may know `trim_graph.adapters.vllm.label_tokens`.
     """
 
     name = "vLLM"
     renders = True
     takes_text = True
+    reads_labels = True
 
     def max_model_len(self, entry: Mapping[str, Any]) -> int | None:
         """Returns the longest sequence in tokens, from the model's entry in ``/v1/models``."""
@@ -474,6 +478,7 @@ class SGLang(Dialect):
 
     name = "SGLang"
     renders = False
+    reads_labels = False
 
     async def tokens(self, post: Post, body: dict[str, Any]) -> list[int]:
         """Returns token ids of a text; of a conversation SGLang returns none."""
@@ -495,6 +500,7 @@ class LlamaCpp(Dialect):
 
     name = "llama.cpp"
     takes_text = False
+    reads_labels = False
 
     def max_model_len(self, entry: Mapping[str, Any]) -> int | None:
         """Returns the longest sequence of one slot in tokens, where the server names it."""

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda
 
 from trim_graph.adapters import ChatTransformers, ChatVLLM, LLMJudge, TokenProbability
@@ -97,3 +97,51 @@ async def test_token_probabilities_are_those_of_transformers(servers, monkeypatc
         assert summary["decisions"] == other["decisions"]
         assert summary["scores"] == pytest.approx(other["scores"], abs=1e-4)
     assert sum(summary["decisions"].get("regenerate", 0) for _, summary in reported[0]) > 3
+
+
+def to_judge():
+    return [HumanMessage(problems("standard", 1)[0].question)]
+
+
+def label_probabilities_by_transformers(local, messages, labels) -> dict[str, float]:
+    """Those of all tokens that spell a label, from the model's own logits."""
+    import torch
+
+    engine = local._load()
+    with torch.no_grad():
+        ids = torch.tensor([engine.encode(messages)])
+        probabilities = engine._model(ids).logits[0, -1].softmax(-1)
+    found = dict.fromkeys(labels, 0.0)
+    for token, p in enumerate(probabilities.tolist()):
+        if (text := engine.tokenizer.decode([token]).strip()) in found:
+            found[text] += p
+    return found
+
+
+@pytest.mark.parametrize("writer", ["small", "large"])
+@pytest.mark.parametrize("settings", [{}, {"max_batch_size": 4}, {"continuation": "raw"}])
+async def test_label_tokens_are_read_exactly(servers, monkeypatch, request, writer, settings):
+    monkeypatch.setenv(KEY_ENV, KEY)
+    local, labels = request.getfixturevalue(f"local_{writer}"), tuple("0123456789")
+    model = ChatVLLM(model=writer, base_url=servers[writer].url, api_key_env=KEY_ENV, **settings)
+    conversation = [*to_judge(), AIMessage(BEGUN)]
+    asked = {"max_tokens": 1, "label_tokens": labels}
+    metadata = (await model.ainvoke(conversation, **asked)).response_metadata
+    assert metadata["label_tokens_exact"]
+    expected = label_probabilities_by_transformers(local, conversation, labels)
+    assert metadata["label_probabilities"] == pytest.approx(expected, abs=1e-4)
+    assert min(expected.values()) > 0
+
+
+@pytest.mark.parametrize("writer", ["small", "large"])
+async def test_a_judge_of_exact_labels_agrees_with_one_of_the_likeliest(request, writer):
+    served = request.getfixturevalue(writer)
+    steps = [{"text": text, "writer": "small"} for text in ("Step 1: 47 + 38 = 85.", "Step 2: 85 * 7 = 595.")]
+    scores = []
+    for settings in ({}, {"top_logprobs": TOP}):
+        judge = LLMJudge(served, **settings)
+        form = judge._asked
+        judge._asked = lambda *args, form=form: [*form(*args), AIMessage(BEGUN)]
+        scores.append((await judge.ascore(problems("standard", 1)[0].question, steps)).scores)
+    # The likeliest 20 hold nearly all of the digits' probability behind this beginning.
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)

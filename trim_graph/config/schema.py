@@ -23,6 +23,7 @@ from trim_graph.adapters.settings import (
     TransformersSettings,
     VLLMEnginePRMSettings,
     VLLMEngineSettings,
+    VLLMGenerativePRMSettings,
     VLLMServerPRMSettings,
     VLLMServerSettings,
 )
@@ -343,6 +344,19 @@ class VLLMPRM(VLLMServerPRMSettings, ConfigSection):
         return VLLMProcessReward(**self.model_dump(exclude={"type", "serve"}))
 
 
+class VLLMGenerativePRM(VLLMGenerativePRMSettings, ConfigSection):
+    """A PRM that says + or -, on a vLLM server for generation (`VLLMGenerativeProcessReward`)."""
+
+    type: Literal["vllm_generative_prm"]
+    tokenizer: ModelPlace | None = None
+
+    def build(self) -> Any:
+        """Makes the adapter; the server is asked at the first call."""
+        from trim_graph.adapters import VLLMGenerativeProcessReward
+
+        return VLLMGenerativeProcessReward(**self.model_dump(exclude={"type"}))
+
+
 class VLLMEnginePRM(VLLMEnginePRMSettings, ConfigSection):
     """A process reward model on a vLLM engine here (`trim_graph.adapters.VLLMEngineProcessReward`)."""
 
@@ -404,6 +418,12 @@ class TokenProbabilityScorer(ConfigSection):
 
 
 ScorerConfig = Annotated[
-    TransformersPRM | VLLMPRM | VLLMEnginePRM | LLMJudgeScorer | TokenProbabilityScorer | ExamplePRM,
+    TransformersPRM
+    | VLLMPRM
+    | VLLMGenerativePRM
+    | VLLMEnginePRM
+    | LLMJudgeScorer
+    | TokenProbabilityScorer
+    | ExamplePRM,
     Field(discriminator="type"),
 ]

@@ -218,7 +218,7 @@ class TestRequests:
             ({"timeout": 0}, "timeout=0"),
             ({"stop": [""]}, "non-empty"),
             ({"stop_when": "\n"}, "stop_when='"),
-            ({"n": 3, "beams": 2}, "beams, n; it takes stop, first_token_entropy, logprobs"),
+            ({"n": 3, "beams": 2}, "beams, n; it takes stop, first_token_entropy, label_tokens, logprobs"),
         ],
     )
     def test_a_call_refuses_what_it_cannot_do(self, connect, kwargs, complaint):
