@@ -20,6 +20,7 @@ from trim_graph.errors import (
 from .base import ScorableStep, Scorer, ScorerFunction, ScorerReply, StepEnd
 
 if TYPE_CHECKING:
+    from .cascade import CascadeScorer
     from .prm.scores import serve_options
     from .prompted.chat import ContinueByPrompt
     from .prompted.judge import LLMJudge
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .vllm.scorer import VLLMProcessReward
 
 _LAZY = {
+    "CascadeScorer": "cascade",
     "ChatTransformers": "transformers.chat",
     "ChatVLLM": "vllm.chat",
     "ChatVLLMEngine": "vllm.engine_chat",
@@ -47,6 +49,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "CascadeScorer",
     "ChatModelContractError",
     "ChatTransformers",
     "ChatVLLM",

@@ -50,13 +50,20 @@ class KnownSteps:
         question: Question that they answer.
         steps: All of them.
         known: Scores of earlier requests.
+        only: Indices of the steps that are wanted, in order; None: all.
 
     Attributes:
         scores: Those known, None for the others.
-        missing: Indices of the steps without a score.
+        missing: Indices of the wanted steps without a score.
     """
 
-    def __init__(self, question: str, steps: Sequence[ScorableStep], known: KnownScores) -> None:
+    def __init__(
+        self,
+        question: str,
+        steps: Sequence[ScorableStep],
+        known: KnownScores,
+        only: Sequence[int] | None = None,
+    ) -> None:
         self._known = known
         self._keys = []
         digest = hashlib.sha256(_bytes(question))
@@ -64,7 +71,8 @@ class KnownSteps:
             digest.update(hashlib.sha256(_bytes(step["text"])).digest())
             self._keys.append(digest.digest())
         self.scores: list[float | None] = [known.get(key) for key in self._keys]
-        self.missing = [index for index, score in enumerate(self.scores) if score is None]
+        self._wanted = range(len(steps)) if only is None else only
+        self.missing = [index for index in self._wanted if self.scores[index] is None]
 
     def keep(self, index: int, score: float) -> None:
         """Keeps the score of a step, for later requests too."""
@@ -72,8 +80,8 @@ class KnownSteps:
         self._known.put(self._keys[index], score)
 
     def whole(self) -> list[float]:
-        """Returns the scores; all of them are known."""
-        return [score for score in self.scores if score is not None]
+        """Returns the scores of the wanted steps; all of them are known."""
+        return [score for index in self._wanted if (score := self.scores[index]) is not None]
 
 
 def _bytes(text: str) -> bytes:

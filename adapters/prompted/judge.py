@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable
@@ -110,6 +110,9 @@ class LLMJudge(JudgeSettings):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
+    rates_some: ClassVar[bool] = True
+    """Declares that a call may ask about some of the steps only."""
+
     model: Annotated[Runnable[Any, Any], BeforeValidator(_checked_model)] = Field(kw_only=False)
     """The judge; may be the small or the large model itself. Its temperature should be 0."""
     prompt: Annotated[str, AfterValidator(_checked_prompt)] = ""
@@ -152,9 +155,17 @@ class LLMJudge(JudgeSettings):
 
     __str__ = __repr__
 
-    def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Rates every step that was not rated before."""
-        form = _Form(question, steps, self._scores)
+    def score(
+        self, question: str, steps: Sequence[ScorableStep], *, only: Sequence[int] | None = None
+    ) -> ScorerReply:
+        """Rates every step that was not rated before.
+
+        Args:
+            question: Question that the steps answer.
+            steps: All steps so far, in order.
+            only: Indices of the steps to rate; the reply has the scores of these. None: all.
+        """
+        form = _Form(question, steps, self._scores, only)
         calls = {index: partial(self._ask, self._asked(form, index)) for index in form.missing}
         answers: dict[int, Any] = {}
         if len(calls) < 2:
@@ -168,9 +179,11 @@ class LLMJudge(JudgeSettings):
             answers = {index: future.result() for index, future in running.items()}
         return self._reply(form, answers)
 
-    async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Rates every step that was not rated before, without blocking the event loop."""
-        form = _Form(question, steps, self._scores)
+    async def ascore(
+        self, question: str, steps: Sequence[ScorableStep], *, only: Sequence[int] | None = None
+    ) -> ScorerReply:
+        """Rates every step that was not rated before, without blocking the event loop; see `score`."""
+        form = _Form(question, steps, self._scores, only)
         slots = asyncio.Semaphore(self.concurrency)
 
         async def ask(index: int) -> Any:
@@ -318,8 +331,14 @@ class LLMJudge(JudgeSettings):
 class _Form(KnownSteps):
     """One request for scores, with the fence of its prompts."""
 
-    def __init__(self, question: str, steps: Sequence[ScorableStep], known: KnownScores) -> None:
-        super().__init__(question, steps, known)
+    def __init__(
+        self,
+        question: str,
+        steps: Sequence[ScorableStep],
+        known: KnownScores,
+        only: Sequence[int] | None,
+    ) -> None:
+        super().__init__(question, steps, known, only)
         self.question, self.texts = question, [step["text"] for step in steps]
         digest = hashlib.sha256(_bytes(question))
         self.fence = _fence(digest.hexdigest(), [question, *self.texts])

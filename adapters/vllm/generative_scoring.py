@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import PrivateAttr
 
@@ -67,6 +67,9 @@ class VLLMGenerativeProcessReward(VLLMGenerativePRMSettings):
         ValueError: A setting is wrong; the message names it.
     """
 
+    rates_some: ClassVar[bool] = True
+    """Declares that a call may ask about some of the steps only."""
+
     _server: Replicas = PrivateAttr()
     _ready: AsyncLazy[_Ready] = PrivateAttr()
     _scores: KnownScores = PrivateAttr()
@@ -100,12 +103,15 @@ class VLLMGenerativeProcessReward(VLLMGenerativePRMSettings):
         """A copy asks the server anew."""
         return type(self)(**self.model_dump())
 
-    def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+    def score(
+        self, question: str, steps: Sequence[ScorableStep], *, only: Sequence[int] | None = None
+    ) -> ScorerReply:
         """Scores every step that was not scored before.
 
         Args:
             question: Question that the steps answer.
             steps: All steps so far, in order.
+            only: Indices of the steps to score; the reply has the scores of these. None: all.
 
         Returns:
             One probability in [0, 1] per step; the tokens read, those served from the cache included, and one
@@ -115,11 +121,13 @@ class VLLMGenerativeProcessReward(VLLMGenerativePRMSettings):
             ScorerError: No steps, an empty question, an input longer than the PRM takes, a server that is not
                 there, refuses or lacks the route, or an answer that is no probability.
         """
-        return run_sync(self.ascore(question, steps))
+        return run_sync(self.ascore(question, steps, only=only))
 
-    async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
+    async def ascore(
+        self, question: str, steps: Sequence[ScorableStep], *, only: Sequence[int] | None = None
+    ) -> ScorerReply:
         """Scores every step that was not scored before without blocking the event loop; see `score`."""
-        known = KnownSteps(question, steps, self._scores)
+        known = KnownSteps(question, steps, self._scores, only)
         route, spent = self._server.route(question), _Spent()
         try:
             ready = await self._ready.get()

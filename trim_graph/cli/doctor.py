@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from trim_graph.config import TrimConfig
+from trim_graph.config.schema import models_of
 from trim_graph.errors import TrimError
 
 from .common import chosen_config, load_chat_model, loads_scorer, need_extras
@@ -34,7 +35,7 @@ def run_doctor(options: DoctorOptions) -> int:
         MissingExtra: What the models need is not installed.
     """
     config = chosen_config(options.config, {})
-    entries = [entry for entry in (config.small, config.large, config.scorer) if entry is not None]
+    entries = [config.small, config.large, *models_of(config.scorer)]
     need_extras(config)
     report = _examined(config, options.timeout).without(_keys(entries))
     if options.as_json:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     ValidationInfo,
@@ -15,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from trim_graph.adapters.cascade import UNSURE, check_limits
 from trim_graph.adapters.model_source import check_model
 from trim_graph.adapters.settings import (
     Dtype,
@@ -347,6 +349,8 @@ class VLLMPRM(VLLMServerPRMSettings, ConfigSection):
 class VLLMGenerativePRM(VLLMGenerativePRMSettings, ConfigSection):
     """A PRM that says + or -, on a vLLM server for generation (`VLLMGenerativeProcessReward`)."""
 
+    keeps_scores: ClassVar[bool] = True
+
     type: Literal["vllm_generative_prm"]
     tokenizer: ModelPlace | None = None
 
@@ -387,6 +391,8 @@ class ExamplePRM(ConfigSection):
 class LLMJudgeScorer(JudgeSettings, ConfigSection):
     """A chat model that rates each step from 0 to 9 (`trim_graph.adapters.LLMJudge`)."""
 
+    keeps_scores: ClassVar[bool] = True
+
     type: Literal["llm_judge"]
     model: ModelConfig
 
@@ -417,6 +423,33 @@ class TokenProbabilityScorer(ConfigSection):
         return TokenProbability(self.statistic, window=self.window)
 
 
+def _checked_limits(unsure: list[float]) -> list[float]:
+    return list(check_limits(unsure))
+
+
+Limits = Annotated[list[float], AfterValidator(_checked_limits)]
+
+
+class CascadeScorerConfig(ConfigSection):
+    """A cheap scorer, and a costly one where it is unsure (`trim_graph.adapters.CascadeScorer`)."""
+
+    keeps_scores: ClassVar[bool] = True
+
+    type: Literal["cascade"]
+    first: ScorerConfig
+    second: ScorerConfig
+    unsure: Limits = Field(default_factory=lambda: list(UNSURE))
+    cache_size: int = Field(default=4096, ge=1, strict=True)
+
+    def build(self) -> Any:
+        """Makes both scorers and what they ask; models are asked at the first draft."""
+        from trim_graph.adapters import CascadeScorer
+
+        low, high = self.unsure
+        first, second = self.first.build(), self.second.build()
+        return CascadeScorer(first, second, unsure=(low, high), cache_size=self.cache_size)
+
+
 ScorerConfig = Annotated[
     TransformersPRM
     | VLLMPRM
@@ -424,6 +457,17 @@ ScorerConfig = Annotated[
     | VLLMEnginePRM
     | LLMJudgeScorer
     | TokenProbabilityScorer
+    | CascadeScorerConfig
     | ExamplePRM,
     Field(discriminator="type"),
 ]
+CascadeScorerConfig.model_rebuild()
+
+
+def models_of(scorer: Any) -> list[Any]:
+    """Returns what a scorer consists of: the models of its judges, and other scorers themselves."""
+    if isinstance(scorer, LLMJudgeScorer):
+        return [scorer.model]
+    if isinstance(scorer, CascadeScorerConfig):
+        return [*models_of(scorer.first), *models_of(scorer.second)]
+    return [] if scorer is None else [scorer]

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 from trim_graph.config import TrimConfig
+from trim_graph.config.schema import models_of
 from trim_graph.errors import SettingsError, TrimError, shown_address
 from trim_graph.evaluation.arms import code_identity
 from trim_graph.evaluation.runner import Item, Models, Result, Task, run_each
@@ -41,7 +42,7 @@ TRIES = 3
 """Workers that may die at one item."""
 PLACED_IN = 60.0
 """Seconds for the cluster to find a place for a worker."""
-_SHARED = ("vllm", "vllm_prm", "langchain", "token_probability")
+_SHARED = ("vllm", "vllm_prm", "vllm_generative_prm", "langchain", "token_probability")
 """Parts that are elsewhere, or nothing to load."""
 
 
@@ -272,22 +273,18 @@ def open_ray_executor(
 
 def loaded_by_each(config: TrimConfig) -> list[str]:
     """Returns the parts of a configuration that every worker loads for itself."""
-    return [part for part in ("small", "large", "scorer") if _type(config, part) not in (None, *_SHARED)]
+    return [part for part in ("small", "large", "scorer") if _own_models(config, part)]
 
 
-def _part(config: TrimConfig, part: str) -> Any:
+def _own_models(config: TrimConfig, part: str) -> list[Any]:
+    """Returns the models of a part that are not elsewhere."""
     given = getattr(config, part)
-    return given.model if given is not None and given.type == "llm_judge" else given
-
-
-def _type(config: TrimConfig, part: str) -> str | None:
-    given = _part(config, part)
-    return None if given is None else given.type
+    models = models_of(given) if part == "scorer" else [given]
+    return [model for model in models if model.type not in _SHARED]
 
 
 def _on_gpu(config: TrimConfig, part: str) -> bool:
-    given = _part(config, part)
-    return bool(getattr(given, "device", "engine") != "cpu")
+    return any(getattr(model, "device", "engine") != "cpu" for model in _own_models(config, part))
 
 
 def _cause(error: Exception) -> Exception:

@@ -470,7 +470,9 @@ async def _samples_here(subject: Subject) -> tuple[Sample, ...]:
         return ARITHMETIC
     from trim_graph.adapters.model_source import load_tokenizer
 
-    place = getattr(subject.entry, "model", None)
+    # The model of a server is but a name.
+    served = subject.entry.type == "vllm_generative_prm"
+    place = getattr(subject.entry, "tokenizer" if served else "model", None)
     if not isinstance(place, str):
         return GENERAL
     try:

@@ -35,7 +35,7 @@ class Sample:
 
 
 def _step(text: str) -> ScorableStep:
-    return {"text": text, "writer": "small", "mean_token_probability": 0.9}
+    return ScorableStep(text=text, writer="small", mean_token_probability=0.9, lowest_window_probability=0.9)
 
 
 GENERAL = (

@@ -441,7 +441,7 @@ class Baselines:
 
     async def prm(self) -> None:
         """Accepts drafts by the reward model's score alone, at the published level."""
-        if self.scorer_type in (None, "llm_judge", "token_probability"):
+        if self.scorer_type in (None, "llm_judge", "token_probability", "cascade"):
             raise Missing("it needs a process reward model as the scorer")
         await self._run(f"prm-{PRM_LEVEL:g}", "prm", {"type": "threshold", "t": PRM_LEVEL})
 

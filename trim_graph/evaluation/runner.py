@@ -235,7 +235,7 @@ class Models:
             assert self.judge is not None
             scorer, prices = self.judge.build(self.parts), self.judge.prices(self.config.prices)
             changed |= {} if prices is None else {"prices": prices}
-        elif fresh and self.config.scorer is not None and self.config.scorer.type == "llm_judge":
+        elif fresh and self.config.scorer is not None and getattr(self.config.scorer, "keeps_scores", False):
             scorer = self.config.scorer.build()
         parts = Parts(self.parts.small, self.parts.large, scorer)
         return build_graph(for_measuring(self.config.model_copy(update=changed)), parts=parts)

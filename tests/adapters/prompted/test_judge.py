@@ -4,6 +4,7 @@ import asyncio
 import copy
 import math
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -12,8 +13,10 @@ from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 
 from tests.adapters.provider_model import ProviderModel, said
+from tests.adapters.recorded_server import RecordedServer, chat_answer, failed
 from trim_graph.adapters import ChatTransformers, ChatVLLM, LLMJudge, ModelServerError, Scorer, ScorerError
 from trim_graph.adapters.prompted.judge import DEFAULT_PROMPT
+from trim_graph.adapters.vllm import client
 
 QUESTION = "What is 2 + 2?"
 
@@ -347,3 +350,100 @@ def test_an_answer_that_a_filter_ended_is_no_rating():
     with pytest.raises(ScorerError, match="content_filter") as raised:
         judge.score("1 + 1?", [{"text": "2", "writer": "small"}])
     assert raised.value.attempts["output_tokens"] == 7
+
+
+class TestLabels:
+    """Models that report each answer's probability: the judge asks for them and reads nothing else."""
+
+    @pytest.fixture
+    def connect(self, monkeypatch):
+        monkeypatch.setattr(client, "_backoff", lambda state: 0.0)
+        monkeypatch.delenv("VLLM_API_KEY", raising=False)
+
+        def make(*script, **settings):
+            server = RecordedServer(*script)
+            server.models = {"data": [{"id": "m", "root": "org/m", "max_model_len": 4000}]}
+            monkeypatch.setattr(client, "new_client", server.client)
+            base_url = f"http://judge.{time.monotonic_ns()}.test:8000/v1"
+            return server, ChatVLLM(model="m", base_url=base_url, **settings)
+
+        return make
+
+    @staticmethod
+    def labelled(text, **probabilities):
+        """An answer that reports tokens by their ids, which on the recorded server are bytes."""
+        tops = [
+            {"token": f"token_id:{ord(token)}", "logprob": math.log(p)} for token, p in probabilities.items()
+        ]
+        return chat_answer(text, logprobs={"content": [{**tops[0], "top_logprobs": tops}]})
+
+    @WAYS
+    def test_the_expected_digit_is_read_from_all_ten(self, connect, way):
+        digits = {f"{digit}": 0.01 for digit in range(10)} | {"9": 0.5, "0": 0.2, "x": 0.22}
+        server, model = connect(self.labelled("x", **dict(sorted(digits.items(), reverse=True))))
+        reply = asks(LLMJudge(model), QUESTION, "one", way=way)
+        expected = (0.5 * 9 + 0.01 * sum(range(1, 9))) / (0.7 + 0.08) / 9
+        assert reply.scores == [pytest.approx(expected)]
+        ((_, body),) = server.generations
+        assert body["logprob_token_ids"] == [ord(digit) for digit in "0123456789"]
+        assert (body["return_tokens_as_token_ids"], body["max_tokens"]) == (True, 1)
+
+    def test_yes_counts_against_no(self):
+        exact = {"label_probabilities": {"yes": 0.3, "Yes": 0.3, "no": 0.2}, "label_tokens_exact": True}
+        judge = LLMJudge(ProviderModel(said("yes", 20, 1, **exact)), scale="yes_no")
+        assert judge.score(QUESTION, steps("one")).scores == [pytest.approx(0.75)]
+        exact["label_probabilities"] = {"yes": 0.6}
+        with pytest.raises(ScorerError, match="no is not one token of its tokenizer"):
+            LLMJudge(ProviderModel(said("yes", 20, 1, **exact)), scale="yes_no").score(QUESTION, steps("one"))
+        for answers, score in (((("Yes", 0.6), (" no", 0.2), ("maybe", 0.2)), 0.75), ((("NO", 0.9),), 0.0)):
+            tops = [{"token": token, "logprob": math.log(p)} for token, p in answers]
+            answer = said(answers[0][0], 20, 1, logprobs={"content": [{**tops[0], "top_logprobs": tops}]})
+            judge = LLMJudge(ProviderModel(answer), scale="yes_no", top_logprobs=5)
+            assert judge.score(QUESTION, steps("one")).scores == [pytest.approx(score)]
+        written = LLMJudge(ProviderModel("No, 2 + 2 = 4."), scale="yes_no")
+        assert written.score(QUESTION, steps("one")).scores == [0.0]
+        with pytest.raises(ScorerError, match="wrote 'Perhaps' instead of yes or no"):
+            LLMJudge(ProviderModel("Perhaps"), scale="yes_no").score(QUESTION, steps("one"))
+
+    def test_a_server_too_old_for_it_is_named_and_the_likeliest_tokens_are_read(self, connect):
+        server, model = connect(self.labelled("7", **{"7": 0.6, "9": 0.2}))
+        judge = LLMJudge(model)
+        with pytest.warns(RuntimeWarning, match="does not report the tokens .* 20 likeliest tokens"):
+            reply = judge.score(QUESTION, steps("one"))
+        assert reply.scores == [pytest.approx((0.6 * 7 + 0.2 * 9) / 0.8 / 9)]
+        assert judge.score(QUESTION, steps("other")).scores == reply.scores  # without another warning
+        assert [body["top_logprobs"] for _, body in server.generations] == [20, 20]
+
+    @WAYS
+    def test_a_gateway_that_refuses_the_field_is_named_and_asked_without(self, connect, way):
+        message = "Unrecognized request argument supplied: 'logprob_token_ids'"
+        content = rated(7, 0.75).response_metadata["logprobs"]
+        server, model = connect(failed(400, message), chat_answer("7", logprobs=content))
+        judge = LLMJudge(model)
+        with pytest.warns(RuntimeWarning, match="its server refuses logprob_token_ids"):
+            reply = asks(judge, QUESTION, "one", way=way)
+        assert reply.scores == [pytest.approx(0.75 * 7 / 9)]
+        assert ["logprob_token_ids" in body for _, body in server.generations] == [True, False]
+
+    def test_a_server_that_does_not_tokenize_is_asked_for_the_likeliest(self, connect):
+        answer = chat_answer("7", logprobs=rated(7, 0.75).response_metadata["logprobs"])
+        server, model = connect(answer, continuation="chat")
+        server.tokenizer_is_there = False
+        with pytest.warns(RuntimeWarning, match="20 likeliest tokens"):
+            reply = LLMJudge(model).score(QUESTION, steps("one"))
+        assert reply.scores == [pytest.approx(0.75 * 7 / 9)]
+        assert "logprob_token_ids" not in server.generations[0][1]
+
+    def test_digits_that_are_improbable_together_are_an_error(self, connect):
+        digits = dict.fromkeys("9876543210", 0.001) | {"x": 0.9}
+        _, model = connect(self.labelled("x", **digits))
+        with pytest.raises(ScorerError, match="about to write 'x': digits have less than 10%"):
+            LLMJudge(model).score(QUESTION, steps("one"))
+
+    def test_it_is_not_asked_where_the_judge_reasons_first_or_likeliest_tokens_are_asked_for(self, connect):
+        for settings in ({"max_tokens": 200}, {"top_logprobs": 20}):
+            server, model = connect(chat_answer("7", logprobs=rated(7, 0.75).response_metadata["logprobs"]))
+            assert LLMJudge(model, **settings).score(QUESTION, steps("one")).scores == [
+                pytest.approx(0.75 * 7 / 9)
+            ]
+            assert "logprob_token_ids" not in server.generations[0][1]
