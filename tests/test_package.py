@@ -77,6 +77,7 @@ PUBLIC = {
         "threshold",
     },
     trim_graph.adapters: {
+        "CascadeScorer",
         "ChatModelContractError",
         "ChatTransformers",
         "ChatVLLM",
@@ -95,6 +96,7 @@ PUBLIC = {
         "TransformersProcessReward",
         "TrimError",
         "VLLMEngineProcessReward",
+        "VLLMGenerativeProcessReward",
         "VLLMProcessReward",
         "serve_options",
     },

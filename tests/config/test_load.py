@@ -8,11 +8,13 @@ from pydantic import ValidationError
 
 from trim_graph import SettingsError, TrimContext, open_ledger
 from trim_graph.adapters import (
+    CascadeScorer,
     ChatTransformers,
     ChatVLLM,
     ChatVLLMEngine,
     TransformersProcessReward,
     VLLMEngineProcessReward,
+    VLLMGenerativeProcessReward,
     VLLMProcessReward,
 )
 from trim_graph.config import (
@@ -32,6 +34,7 @@ from trim_graph.config.schema import (
     TransformersPRM,
     VLLMEngineModel,
     VLLMEnginePRM,
+    VLLMGenerativePRM,
     VLLMModel,
 )
 from trim_graph.settings import ConfigSection, Settings
@@ -321,6 +324,52 @@ def test_token_probabilities_must_be_reported_by_the_models(write):
         build_graph(load_config(write(text.replace("LARGE", "false"))))
 
 
+SCORERS_WITHOUT_TRAINING = """\
+small: &small {type: vllm, model: s}
+large: &large {type: vllm, model: l}
+scorer: SCORER
+policy: {type: threshold, t: 0.5}
+"""
+
+
+def test_scorers_without_training(write):
+    def built(scorer):
+        config = load_config(write(SCORERS_WITHOUT_TRAINING.replace("SCORER", scorer)))
+        return build_graph(config).name and build_parts(config).scorer
+
+    window = built("{type: token_probability, statistic: lowest_window, window: 6}")
+    assert repr(window) == "TokenProbability('lowest_window', window=6)"
+    plus = built("{type: vllm_generative_prm, model: p, format: math_shepherd}")
+    assert isinstance(plus, VLLMGenerativeProcessReward)
+    cascade = built(
+        "{type: cascade, first: {type: llm_judge, model: *small, scale: yes_no}, "
+        "second: {type: llm_judge, model: *large}, unsure: [0.1, 0.9]}"
+    )
+    assert isinstance(cascade, CascadeScorer)
+    assert (cascade.first.model.model, cascade.second.model.model) == ("s", "l")
+    assert (cascade.first.scale, cascade.unsure) == ("yes_no", (0.1, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("scorer", "said"),
+    [
+        ("{type: token_probability, window: 6}", "only statistic='lowest_window' has a window"),
+        ("{type: token_probability, statistic: least}", "scorer.statistic"),
+        ("{type: token_probability, statistic: lowest_window, window: 0}", "scorer.window"),
+        ("{type: vllm_generative_prm, model: p, format: qwen}", "choose math_shepherd or rlhflow"),
+        ("{type: llm_judge, model: *small, scale: stars}", "scorer.scale"),
+        ("{type: cascade, first: {type: example}}", "scorer.second"),
+        ("{type: cascade, first: {type: example}, second: {type: exampel}}", "unknown type 'exampel'"),
+        (
+            "{type: cascade, first: {type: example}, second: {type: example}, unsure: [0.9, 0.1]}",
+            "no pair of probabilities",
+        ),
+    ],
+)
+def test_scorers_without_training_that_are_refused(write, scorer, said):
+    assert said in refused(write(SCORERS_WITHOUT_TRAINING.replace("SCORER", scorer)))
+
+
 PARTS_OF_ADAPTERS = [
     (TransformersModel, ChatTransformers, set()),
     (VLLMModel, ChatVLLM, {"serve"}),
@@ -329,6 +378,14 @@ PARTS_OF_ADAPTERS = [
     (VLLMPRM, VLLMProcessReward, {"serve"}),
     (VLLMEnginePRM, VLLMEngineProcessReward, set()),
 ]
+GENERATIVE = {"format": "math_shepherd"}
+
+
+def test_every_setting_of_a_generative_prm_is_one_of_its_adapter():
+    settings = set(VLLMGenerativePRM.model_fields) - {"type"}
+    written = VLLMGenerativePRM(type="vllm_generative_prm", model="org/m", **GENERATIVE).model_dump()
+    made = VLLMGenerativeProcessReward("org/m", **GENERATIVE)
+    assert {name: getattr(made, name) for name in settings} == {name: written[name] for name in settings}
 
 
 @pytest.mark.parametrize(("part", "adapter", "own"), PARTS_OF_ADAPTERS, ids=lambda one: str(one)[:30])
