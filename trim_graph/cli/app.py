@@ -51,8 +51,11 @@ any_of and all_of (policies);
 FILE.json for one that was trained or planned. Models and scorer may be {type:
 example}; models on servers are {type: vllm} and {type: langchain, model:
 "openai:..."}, on vLLM in this process {type: vllm_engine}; reward models there
-{type: vllm_prm} and {type: vllm_engine_prm}, scorers without one {type:
-llm_judge, model: {...}} and {type: token_probability}. Formats of a reward model: qwen,
+{type: vllm_prm} and {type: vllm_engine_prm}, or {type: vllm_generative_prm} on
+a server for generation; scorers without one {type: llm_judge, model: {...},
+scale: yes_no}, {type: token_probability, statistic: lowest_window} and {type:
+cascade, first: {...}, second: {...}, unsure: [0.2, 0.8]}. Formats of a reward
+model: qwen,
 math_shepherd, skywork, rlhflow. Checkpoint: none, memory, sqlite:PATH,
 postgresql://USER@HOST/DATABASE, or env:NAME for a variable that holds one.
 A spent budget: on_exhausted small, stop or ask. What users and threads may

@@ -36,8 +36,10 @@ checkpoint: sqlite:runs.db
 ``gpu_memory_utilization`` or ``kv_cache_gib``, ``engine_args``) for vLLM in this process;
 reward models of another ``format``: ``math_shepherd``, ``skywork`` or ``rlhflow`` (scorers of `train scorer`
 need none);
+``vllm_generative_prm`` (model, format) for one that says + or - on a server for generation;
 ``type: langchain`` (model, kwargs) for hosted models by the names LangChain has for them; scorers
-``llm_judge`` (model) and ``token_probability`` (wants ``logprobs: true`` of the models); ``type: example``
+``llm_judge`` (model, ``scale: yes_no``), ``token_probability`` (wants ``logprobs: true`` of the models; or
+``statistic: lowest_window``) and ``cascade`` (first, second, ``unsure: [0.2, 0.8]``); ``type: example``
 for all three models (the arithmetic models that come with trim-graph); policies
 ``small_only``, ``large_only``, ``random_rate`` (rate), ``entropy_probe`` (limit), ``by_pattern`` (pattern,
 rates), ``stay_on_large`` (policy, k), ``any_of`` and ``all_of`` (policies), or a policy file, ``plan.json``;
