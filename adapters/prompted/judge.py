@@ -195,22 +195,22 @@ class LLMJudge(JudgeSettings):
 
     def _ask(self, messages: list[BaseMessage]) -> Any:
         arguments = self._arguments
-        try:
-            return self.model.invoke(messages, **arguments)
-        except Exception as error:
-            arguments = self._without_logprobs(arguments, error)
-        return self.model.invoke(messages, **arguments)
+        while True:
+            try:
+                return self.model.invoke(messages, **arguments)
+            except Exception as error:
+                arguments = self._without_refused(arguments, error)
 
     async def _aask(self, messages: list[BaseMessage]) -> Any:
         arguments = self._arguments
-        try:
-            return await self.model.ainvoke(messages, **arguments)
-        except Exception as error:
-            arguments = self._without_logprobs(arguments, error)
-        return await self.model.ainvoke(messages, **arguments)
+        while True:
+            try:
+                return await self.model.ainvoke(messages, **arguments)
+            except Exception as error:
+                arguments = self._without_refused(arguments, error)
 
-    def _without_logprobs(self, arguments: dict[str, Any], error: Exception) -> dict[str, Any]:
-        """Returns the settings of another attempt, where log-probabilities asked for by default were refused.
+    def _without_refused(self, arguments: dict[str, Any], error: Exception) -> dict[str, Any]:
+        """Returns the settings of another attempt, where what was asked for by default was refused.
 
         Raises:
             ScorerError: They were asked for by number.

@@ -425,6 +425,15 @@ class TestLabels:
         assert reply.scores == [pytest.approx(0.75 * 7 / 9)]
         assert ["logprob_token_ids" in body for _, body in server.generations] == [True, False]
 
+    def test_a_gateway_that_refuses_log_probabilities_too_is_read_by_what_it_writes(self, connect):
+        refusals = [failed(400, f"'{name}' is not supported") for name in ("logprob_token_ids", "logprobs")]
+        server, model = connect(*refusals, chat_answer("7"))
+        judge = LLMJudge(model)
+        with pytest.warns(RuntimeWarning) as seen:
+            assert judge.score(QUESTION, steps("one")).scores == [7 / 9]
+        assert ["refuses log" in str(one.message) for one in seen] == [True, True]
+        assert "logprobs" not in server.generations[-1][1]
+
     def test_a_server_that_does_not_tokenize_is_asked_for_the_likeliest(self, connect):
         answer = chat_answer("7", logprobs=rated(7, 0.75).response_metadata["logprobs"])
         server, model = connect(answer, continuation="chat")
