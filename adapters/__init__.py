@@ -20,12 +20,14 @@ from trim_graph.errors import (
 from .base import ScorableStep, Scorer, ScorerFunction, ScorerReply, StepEnd
 
 if TYPE_CHECKING:
+    from .minimum import MinimumScorer
     from .prm.scores import serve_options
     from .prompted.chat import ContinueByPrompt
     from .prompted.judge import LLMJudge
     from .token_confidence import TokenProbability
     from .transformers.chat import ChatTransformers
     from .transformers.scorer import TransformersProcessReward
+    from .turn_signals import TurnSignals
     from .vllm.chat import ChatVLLM
     from .vllm.engine_chat import ChatVLLMEngine
     from .vllm.engine_scorer import VLLMEngineProcessReward
@@ -37,8 +39,10 @@ _LAZY = {
     "ChatVLLMEngine": "vllm.engine_chat",
     "ContinueByPrompt": "prompted.chat",
     "LLMJudge": "prompted.judge",
+    "MinimumScorer": "minimum",
     "TokenProbability": "token_confidence",
     "TransformersProcessReward": "transformers.scorer",
+    "TurnSignals": "turn_signals",
     "VLLMEngineProcessReward": "vllm.engine_scorer",
     "VLLMProcessReward": "vllm.scorer",
     "serve_options": "prm.scores",
@@ -52,6 +56,7 @@ __all__ = [
     "ContextLengthError",
     "ContinueByPrompt",
     "LLMJudge",
+    "MinimumScorer",
     "ModelServerError",
     "ScorableStep",
     "Scorer",
@@ -62,6 +67,7 @@ __all__ = [
     "TokenProbability",
     "TransformersProcessReward",
     "TrimError",
+    "TurnSignals",
     "VLLMEngineProcessReward",
     "VLLMProcessReward",
     "serve_options",

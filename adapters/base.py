@@ -34,6 +34,34 @@ RetryTokens = Callable[[FailedAttempts], int]
 further attempt. `ChatVLLM` takes one as the call setting ``retry_tokens``."""
 
 
+class ToolResult(TypedDict):
+    """Result of a tool that an agent's previous turn called."""
+
+    name: str
+    status: Literal["success", "error"]
+
+
+class TurnCall(TypedDict):
+    """A tool call of an agent's turn."""
+
+    name: str
+    args: dict[str, Any] | str
+    """The arguments; their text where that is no JSON object."""
+    invalid: Literal["no_json", "unknown_tool", "arguments"] | None
+    """Why no tool can be called so: the arguments are no JSON, the model was offered no tool of the name, or
+    the tool's schema refuses the arguments. None where nothing is wrong, or no schema says."""
+
+
+class Turn(TypedDict):
+    """An agent's turn as data, from the messages that the models get; nothing in it is read from a text."""
+
+    results: list[ToolResult]
+    """Results of the tools that the previous turn called, in order."""
+    text: str
+    """The turn's own text."""
+    calls: list[TurnCall]
+
+
 class ScorableStep(TypedDict):
     """One step as a scorer gets it; of an agent, one turn, written by `trim_graph.agents.render_turn`."""
 
@@ -43,6 +71,8 @@ class ScorableStep(TypedDict):
     """The model that wrote it, or a human."""
     mean_token_probability: NotRequired[float | None]
     """Mean probability of the step's tokens under its writer; None where the writer does not report it."""
+    turn: NotRequired[Turn | None]
+    """The turn as data, only of an agent's; None where another middleware has removed its message."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,7 @@ def read_turn(
         end="length" if cut else "delimiter" if message.tool_calls and not last else "eos",
         separator="",
         model=model_name(message, model),
-        mean_token_probability=_mean_probability(metadata),
+        mean_token_probability=mean_probability(metadata),
         estimated=estimated,
         notes=() if reason is None or kind != "unknown" else (_not_known(writer, reason, cut=cut),),
         **usage,
@@ -160,7 +160,7 @@ def _counted(
     return metadata, reported_tokens(usage, writer), estimated
 
 
-def _mean_probability(metadata: dict[str, Any]) -> float | None:
+def mean_probability(metadata: dict[str, Any]) -> float | None:
     """Returns the mean probability of an answer's tokens, by one of our adapters or from OpenAI's form."""
     if (reported := metadata.get("mean_token_probability")) is not None:
         return float(reported)

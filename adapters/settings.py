@@ -50,6 +50,8 @@ ServerURLs = Annotated[str | list[str], BeforeValidator(_checked_urls)]
 """One address, or those of several replicas of a server."""
 KeyVariable = Annotated[str | None, AfterValidator(_checked_variable)]
 """Name of an environment variable that holds a key."""
+Signal = Annotated[float, Field(ge=0.0, le=1.0)] | None
+"""Score in [0, 1] of a turn that shows a signal; None ignores the signal."""
 
 
 class SamplingSettings(BaseModel):
@@ -224,3 +226,20 @@ class JudgeSettings(BaseModel):
     """Scores to keep."""
     concurrency: int = Field(default=8, ge=1, strict=True)
     """Most calls at the same time for one draft."""
+
+
+class TurnSignalsSettings(BaseModel):
+    """Settings of `TurnSignals`: the score of each signal."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tool_error: Signal = 0.2
+    """The small model writes the turn after a tool has failed."""
+    invalid_call: Signal = 0.0
+    """The turn calls an unknown tool, or its arguments are no JSON or do not fit the tool's schema."""
+    repeated_call: Signal = 0.2
+    """An earlier turn of the question called the same tool with the same arguments."""
+    empty: Signal = 0.0
+    """The turn has neither text nor a call."""
+    otherwise: float = Field(default=1.0, ge=0.0, le=1.0)
+    """None of these."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import Context
 from functools import partial
@@ -23,7 +24,11 @@ from trim_graph.state import Draft, Step, StepRequest, TrimState
 
 
 def score_step_node(
-    scorer: Scorer, speculation: Speculation | None = None, *, solution: bool = True
+    scorer: Scorer,
+    speculation: Speculation | None = None,
+    *,
+    solution: bool = True,
+    extend: Callable[[RunView, list[ScorableStep]], list[ScorableStep]] = lambda view, steps: steps,
 ) -> CallNode:
     """Builds the node.
 
@@ -32,6 +37,7 @@ def score_step_node(
         speculation: Has the small model write the next step meanwhile.
         solution: Whether the steps form a solution, which ends if it fills the scorer's context; else they
             are an agent's turns.
+        extend: Adds to the accepted steps and the draft what the scorer gets besides.
     """
 
     def run(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> dict[str, Any]:
@@ -40,7 +46,7 @@ def score_step_node(
         if speculation is not None and view.settings.lookahead:
             speculation.before_score(state, config, invocation)
         try:
-            steps = _scorable(view)
+            steps = extend(view, _scorable(view))
             with _quiet(config) as context:
                 # A scorer that hangs stays in its context: one of its own, then.
                 ask = partial(context.copy().run, scorer.score, view.run["question"], steps)
@@ -58,7 +64,7 @@ def score_step_node(
             try:
                 async with asyncio.timeout(None if left is None else left + GRACE):
                     with _quiet(config) as context:
-                        asked = scorer.ascore(view.run["question"], _scorable(view))
+                        asked = scorer.ascore(view.run["question"], extend(view, _scorable(view)))
                         answer = await asyncio.create_task(asked, context=context)
                 return _apply_reply(state, answer, time.monotonic() - begun)
             except Exception as error:

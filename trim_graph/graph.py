@@ -15,7 +15,6 @@ from .adapters.base import AnyScorer, as_scorer
 from .adapters.capabilities import continues_exactly, unaskable
 from .adapters.prompted.chat import as_writer
 from .adapters.responses import CountTokens, TokenCounter, check_count_tokens
-from .adapters.token_confidence import TokenProbability
 from .budget import Budget, Prices, Quotas, Writer
 from .budget.ledger import Ledger
 from .calls.speculation import Speculation
@@ -119,8 +118,7 @@ def create_trim_graph(
     fixed = make_settings(budget, prices, settings)
     if ledger is None and fixed.quotas != Quotas():
         raise SettingsError("quotas are given, but no ledger that counts: pass ledger=, of open_ledger")
-    if isinstance(scorer, TokenProbability):
-        _check_probabilities(scorer, small=small, large=large)
+    _check_writers(scorer, small=small, large=large)
     way = fixed.segmentation
     delimiter = way.delimiter if isinstance(way, DelimiterSteps) else fixed.delimiter
     counters: dict[Writer, TokenCounter] = {
@@ -162,9 +160,17 @@ def _writer(model: Runnable[Any, Any], delimiter: str, counter: TokenCounter) ->
     return as_writer(model, delimiter, counter)
 
 
-def _check_probabilities(scorer: TokenProbability, **writers: Any) -> None:
+def _check_writers(scorer: Any, **writers: Any) -> None:
+    """Has a scorer that reads what the writers report refuse those that do not.
+
+    Raises:
+        SettingsError: It refuses one.
+    """
+    check = getattr(scorer, "check_writer", None)
+    if check is None or isinstance(scorer, type):  # `as_scorer` refuses a class
+        return
     for writer, model in writers.items():
         try:
-            scorer.check_writer(writer, model)
+            check(writer, model)
         except ValueError as error:
             raise SettingsError(str(error)) from error

@@ -12,6 +12,7 @@ from trim_graph.adapters import (
     ChatVLLM,
     ChatVLLMEngine,
     TransformersProcessReward,
+    TurnSignals,
     VLLMEngineProcessReward,
     VLLMProcessReward,
 )
@@ -33,6 +34,7 @@ from trim_graph.config.schema import (
     VLLMEngineModel,
     VLLMEnginePRM,
     VLLMModel,
+    models_of,
 )
 from trim_graph.settings import ConfigSection, Settings
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
@@ -319,6 +321,33 @@ def test_token_probabilities_must_be_reported_by_the_models(write):
     assert build_graph(load_config(write(text.replace("LARGE", "true")))).name
     with pytest.raises(SettingsError, match=r"set logprobs=True on both .*; large has not"):
         build_graph(load_config(write(text.replace("LARGE", "false"))))
+
+
+def test_signals_of_turns_and_the_lowest_of_several_scorers(write):
+    scorers = "[{type: turn_signals, repeated_call: null, empty: 0.1}, {type: example}]"
+    models = MODELS.replace("scorer: {type: example}\n", "")
+    text = f"{models}scorer: {{type: minimum, scorers: {scorers}}}\npolicy: {{type: threshold, t: 0.5}}\n"
+    config = load_config(write(text))
+    signals, example = build_parts(config).scorer.scorers
+    assert signals == TurnSignals(repeated_call=None, empty=0.1)
+    assert isinstance(example, TransformersProcessReward)
+    assert [part.type for part in models_of(config.scorer)] == ["turn_signals", "example"]
+    with pytest.raises(SettingsError, match="TurnSignals rates an agent's turns"):
+        build_graph(config)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "said"),
+    [
+        ("{type: turn_signals, empty: 2}", "scorer.empty: is 2"),
+        ("{type: turn_signals, eror: 0}", "scorer.eror: unknown key"),
+        ("{type: minimum, scorers: [{type: turn_signals}]}", "scorer.scorers: "),
+        ("{type: minimum, scorers: [{type: example}, {type: prm}]}", "scorer.scorers[1]: unknown type 'prm'"),
+    ],
+)
+def test_scorers_of_turns_that_are_refused(write, scorer, said):
+    text = f"small: {{type: example}}\nlarge: {{type: example}}\nscorer: {scorer}\npolicy: small_only\n"
+    assert said in refused(write(text))
 
 
 PARTS_OF_ADAPTERS = [

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from trim_graph.config import Parts, make_config
 from trim_graph.doctor.chat_checks import room
-from trim_graph.doctor.examination import alike, graph, segmentation, thresholds, two_models
+from trim_graph.doctor.examination import alike, checks_of, graph, segmentation, thresholds, two_models
 from trim_graph.doctor.subjects import ARITHMETIC, GENERAL, Finding, Report, subject_of, subjects_of
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
@@ -49,6 +49,16 @@ def test_what_the_graph_refuses_is_an_error():
     finding = graph(config(scorer=PRM), Parts(None, *parts()[1:]))
     assert finding.status == "error"
     assert "pass a LangChain chat model" in finding.found
+
+
+def test_a_scorer_of_an_agents_turns_is_not_for_a_graph():
+    scorer = {"type": "minimum", "scorers": [{"type": "turn_signals"}, PRM]}
+    for one in (scorer, {"type": "turn_signals"}):
+        finding = graph(config(scorer=one), parts())
+        assert finding.status == "warning"
+        assert "for TrimMiddleware only" in finding.found
+        made = config(scorer=one)
+        assert checks_of(subject_of("scorer", made.scorer, made.settings, made.budget, 1.0)) == []
 
 
 def test_small_and_large_may_be_the_same():

@@ -44,6 +44,13 @@ def test_a_chat_model(plan, tmp_path):
     assert server.environment == {"CUDA_VISIBLE_DEVICES": "0,1"}
 
 
+def test_reward_models_within_a_minimum_are_served_too(plan):
+    entry = {"type": "vllm_prm", "model": "prm", "serve": {"example": "prm"}}
+    scorers = [{"type": "turn_signals"}, {**entry, "base_url": "http://localhost:8003"}]
+    planned = plan(scorer={"type": "minimum", "scorers": scorers})
+    assert [server.name for server in planned.servers][2:] == ["scorer"]
+
+
 def test_a_reward_model_knows_its_step_token(plan):
     entry = {
         "type": "vllm_prm",

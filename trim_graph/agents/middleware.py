@@ -51,7 +51,7 @@ from .state import (
     update_of,
     with_current_texts,
 )
-from .turn import ROUTER, TurnRouting, report, turn_view
+from .turn import ROUTER, TurnRouting, report, turn_view, with_turns
 
 DEFAULT_TURN_TOKENS = 4096
 """Default token limit of one turn: room for a tool call with a whole program, or a long answer."""
@@ -147,7 +147,11 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         self.keep_discarded = keep_discarded
         self._raised: OrderedDict[str, str] = OrderedDict()
         try:
-            self._scoring = None if scorer is None else score_step_node(as_scorer(scorer), solution=False)
+            self._scoring = (
+                None
+                if scorer is None
+                else score_step_node(as_scorer(scorer), solution=False, extend=with_turns)
+            )
         except TypeError as error:
             raise SettingsError(str(error)) from error
 

@@ -77,6 +77,20 @@ def results_of(messages: Sequence[BaseMessage]) -> list[ToolMessage]:
     return results[::-1]
 
 
+def find_turns(
+    steps: Sequence[Step], messages: Sequence[BaseMessage]
+) -> list[tuple[AIMessage, list[ToolMessage]] | None]:
+    """Returns the message of each turn and the tool results before it; None where the message was removed.
+
+    Args:
+        steps: The turns, with the ids of their messages.
+        messages: The conversation.
+    """
+    at = {one.id: (index, one) for index, one in enumerate(messages) if isinstance(one, AIMessage)}
+    found = [at.get(step["message"]) if "message" in step else None for step in steps]
+    return [None if one is None else (one[1], results_of(messages[: one[0]])) for one in found]
+
+
 def with_message_texts(
     steps: Sequence[Step], messages: Sequence[BaseMessage], *, longest_result: int
 ) -> list[Step]:
@@ -87,19 +101,14 @@ def with_message_texts(
         messages: The conversation.
         longest_result: Characters of each tool result to show.
     """
-    at = {message.id: index for index, message in enumerate(messages) if isinstance(message, AIMessage)}
 
-    def text(step: Step) -> str:
+    def text(step: Step, turn: tuple[AIMessage, list[ToolMessage]] | None) -> str:
         if "message" not in step:
             return step["text"]
-        index = at.get(step["message"])
-        if index is None:
-            return REMOVED
-        message = messages[index]
-        assert isinstance(message, AIMessage)
-        return render_turn(message, results_of(messages[:index]), longest_result=longest_result)
+        return REMOVED if turn is None else render_turn(*turn, longest_result=longest_result)
 
-    return [Step(**{**step, "text": text(step)}) for step in steps]
+    turns = zip(steps, find_turns(steps, messages), strict=True)
+    return [Step(**{**step, "text": text(step, turn)}) for step, turn in turns]
 
 
 def _result(result: ToolMessage, longest: int) -> str:

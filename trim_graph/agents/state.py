@@ -9,6 +9,7 @@ from langchain.agents import AgentState
 from langchain.agents.middleware.types import OmitFromInput, PrivateStateAttr
 from langchain_core.messages import AIMessage, BaseMessage
 
+from trim_graph.adapters.base import Turn
 from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.reservations import Reservations
 from trim_graph.budget.usage import Usage, usage_delta
@@ -56,6 +57,8 @@ class AgentRouting(TrimState, total=False):
     """Whether the agent ends with what the tools of the last turn return."""
     ended: bool
     """Whether the question has ended: its summary is complete and was emitted."""
+    turns: list[Turn | None]
+    """Accepted turns and the draft as data, while they are scored; never stored."""
 
 
 class TrimAgentState(AgentState[Any]):
@@ -121,15 +124,16 @@ def with_current_texts(
         messages: The conversation.
         longest_result: Characters of each tool result in the text of a turn.
     """
-    run = Run(**{**routing["run"], "question": _question(routing["run"], messages)})
+    run = Run(
+        **{**routing["run"], "question": question_text(routing["run"].get("question_message"), messages)}
+    )
     steps = with_message_texts(routing["steps"], messages, longest_result=longest_result)
     return cast(AgentRouting, {**routing, "run": run, "steps": steps})
 
 
-def _question(run: Run, messages: Sequence[BaseMessage]) -> str:
+def question_text(message_id: str | None, messages: Sequence[BaseMessage]) -> str:
     """Returns the text of the message that began the run; of the last human message if that was removed."""
-    known = run.get("question_message")
-    found = next((one for one in messages if known is not None and one.id == known), None)
+    found = next((one for one in messages if message_id is not None and one.id == message_id), None)
     return question_of(messages) if found is None else str(found.text)
 
 

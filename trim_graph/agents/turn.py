@@ -24,6 +24,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.types import Command
 
+from trim_graph.adapters.base import ScorableStep
 from trim_graph.adapters.capabilities import call_names
 from trim_graph.adapters.responses import CountTokens, Reply, TokenCounter, read_turn, reports_usage
 from trim_graph.budget.ledger import Ledger
@@ -53,8 +54,9 @@ from trim_graph.runtime import emit
 from trim_graph.state import DecisionRecord, Draft, Step, StepRequest, reduce_state
 
 from .models import TurnModel, turn_models
-from .rendering import render_turn, results_of
+from .rendering import find_turns, render_turn, results_of
 from .state import AgentRouting, from_agent_keys, stop_message, summary_of, update_of, with_current_texts
+from .turn_data import offered_tools, turn_data
 
 Handler = Callable[[ModelRequest[Any]], ModelResponse[Any]]
 AsyncHandler = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
@@ -90,6 +92,12 @@ def turn_view(
     if view.accounts:
         view.accounts_left = Reservations(view.accounts, ledger).left()
     return view
+
+
+def with_turns(view: RunView, steps: list[ScorableStep]) -> list[ScorableStep]:
+    """Returns the accepted turns and the draft with the turns as data."""
+    turns = cast(AgentRouting, view.state)["turns"]
+    return [ScorableStep(**{**step, "turn": turn}) for step, turn in zip(steps, turns, strict=True)]
 
 
 def report(action: Action) -> None:
@@ -156,7 +164,7 @@ class TurnRouting:
             if self._falls_back():
                 continue
             if self.scoring is not None and after_generate_step(self.state) == "score decides":
-                self._update(self.scoring.invoke(self.state))
+                self._update(self.scoring.invoke(self._scorable()))
             self._follow(ROUTER.next)
         return self._response()
 
@@ -170,7 +178,7 @@ class TurnRouting:
             if self._falls_back():
                 continue
             if self.scoring is not None and after_generate_step(self.state) == "score decides":
-                self._update(await self.scoring.ainvoke(self.state))
+                self._update(await self.scoring.ainvoke(self._scorable()))
             await self._in_thread(self._follow, ROUTER.next)
         return await self._in_thread(self._response)
 
@@ -286,6 +294,16 @@ class TurnRouting:
     def _view(self, **changes: Any) -> RunView:
         state = cast(AgentRouting, {**self.state, **changes})
         return turn_view(state, self.policy, self.ledger, self._prompt_tokens)
+
+    def _scorable(self) -> AgentRouting:
+        """Returns the state with all turns as data, which is never stored."""
+        tools = offered_tools(self.request)
+        before = find_turns(self.state["steps"], self.request.messages)
+        draft = self.state["draft"]
+        assert draft is not None
+        turns = [*before, (self.drafts[draft["message"]], self.results)]
+        data = [None if turn is None else turn_data(*turn, tools) for turn in turns]
+        return AgentRouting(**{**self.state, "turns": data})
 
     def _open_request(self) -> StepRequest:
         request = self.state["request"]

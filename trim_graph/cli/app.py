@@ -52,7 +52,8 @@ FILE.json for one that was trained or planned. Models and scorer may be {type:
 example}; models on servers are {type: vllm} and {type: langchain, model:
 "openai:..."}, on vLLM in this process {type: vllm_engine}; reward models there
 {type: vllm_prm} and {type: vllm_engine_prm}, scorers without one {type:
-llm_judge, model: {...}} and {type: token_probability}. Formats of a reward model: qwen,
+llm_judge, model: {...}}, {type: token_probability}, {type: turn_signals} for an
+agent's turns, and {type: minimum, scorers: [...]}. Formats of a reward model: qwen,
 math_shepherd, skywork, rlhflow. Checkpoint: none, memory, sqlite:PATH,
 postgresql://USER@HOST/DATABASE, or env:NAME for a variable that holds one.
 A spent budget: on_exhausted small, stop or ask. What users and threads may

@@ -17,6 +17,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from trim_graph.config import Parts, TrimConfig, build_parts, example_config, load_config
+from trim_graph.config.schema import models_of
 from trim_graph.errors import InputError, SettingsError, TrimError, may_be_shown
 from trim_graph.evaluation.arms import Judge
 from trim_graph.evaluation.runner import Executor, LocalExecutor, Models
@@ -105,6 +106,8 @@ def load_scorer(config: TrimConfig) -> Any:
     return scorer
 
 
+_WITHOUT_WEIGHTS = {"llm_judge", "token_probability", "turn_signals", "minimum"}
+"""Scorers without weights of their own, or whose parts load at their first step."""
 _HERE = {"transformers", "transformers_prm", "example"}
 _ON_SERVERS = {"vllm", "vllm_prm"}
 _ON_ENGINES = {"vllm_engine", "vllm_engine_prm"}
@@ -120,9 +123,7 @@ def need_extras(config: TrimConfig) -> None:
 
 
 def _scorer_types(config: TrimConfig) -> set[str]:
-    if config.scorer is None:
-        return set()
-    return {config.scorer.model.type if config.scorer.type == "llm_judge" else config.scorer.type}
+    return {part.type for part in models_of(config.scorer)}
 
 
 def _need(types: set[str]) -> None:
@@ -153,7 +154,7 @@ def load_chat_model(model: Any) -> None:
 
 def loads_scorer(config: TrimConfig) -> bool:
     """Returns whether the scorer has weights of its own to load."""
-    return config.scorer is not None and config.scorer.type not in ("llm_judge", "token_probability")
+    return config.scorer is not None and config.scorer.type not in _WITHOUT_WEIGHTS
 
 
 def _loading() -> AbstractContextManager[Callable[[str], None]]:

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from trim_graph.config import TrimConfig
+from trim_graph.config.schema import models_of
 from trim_graph.errors import InputError, SettingsError, TrimError
 from trim_graph.evaluation.arms import identity_of
 from trim_graph.evaluation.runner import MAX_CONSECUTIVE_FAILURES
@@ -150,11 +151,13 @@ def _config(options: EvalScorerOptions) -> TrimConfig:
     config = chosen_config(options.config, overrides)
     if config.scorer is None:
         raise SettingsError(f"{options.config} names no scorer")
-    if config.scorer.type == "token_probability":
-        raise SettingsError(
-            "the scorer token_probability rates only what a model writes in a run: a solution in a file has "
-            "no token probabilities"
-        )
+    for part in models_of(config.scorer):
+        if part.type in ("token_probability", "turn_signals"):
+            lacking = "no token probabilities" if part.type == "token_probability" else "no turns of an agent"
+            raise SettingsError(
+                f"the scorer {part.type} rates only what a model writes in a run: a solution in a file has "
+                f"{lacking}"
+            )
     return config
 
 

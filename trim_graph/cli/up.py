@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trim_graph.config import load_config
+from trim_graph.config.schema import models_of
 from trim_graph.errors import ServerFailed, SettingsError
 
 from .options import UpOptions
@@ -59,7 +60,7 @@ def run_up(options: UpOptions) -> int:
 
     folder = options.config.absolute().parent
     config = load_config(options.config)
-    if config.scorer is not None and config.scorer.type == "vllm_prm":
+    if any(part.type == "vllm_prm" for part in models_of(config.scorer)):
         need("cli,vllm", "transformers")
     plan = plan_servers(config, folder)
     python = options.python or os.environ.get("TRIM_VLLM_PYTHON") or None

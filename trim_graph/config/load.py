@@ -37,8 +37,9 @@ checkpoint: sqlite:runs.db
 reward models of another ``format``: ``math_shepherd``, ``skywork`` or ``rlhflow`` (scorers of `train scorer`
 need none);
 ``type: langchain`` (model, kwargs) for hosted models by the names LangChain has for them; scorers
-``llm_judge`` (model) and ``token_probability`` (wants ``logprobs: true`` of the models); ``type: example``
-for all three models (the arithmetic models that come with trim-graph); policies
+``llm_judge`` (model), ``token_probability`` (wants ``logprobs: true`` of the models), ``turn_signals`` (of
+an agent) and ``minimum`` (scorers); ``type: example`` for all three models (the arithmetic models that come
+with trim-graph); policies
 ``small_only``, ``large_only``, ``random_rate`` (rate), ``entropy_probe`` (limit), ``by_pattern`` (pattern,
 rates), ``stay_on_large`` (policy, k), ``any_of`` and ``all_of`` (policies), or a policy file, ``plan.json``;
 in settings ``segmentation: {type: markdown}``, ``{type: pattern, pattern: ...}`` or ``{type: tokens, tokens:

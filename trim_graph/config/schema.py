@@ -21,6 +21,7 @@ from trim_graph.adapters.settings import (
     JudgeSettings,
     TransformersPRMSettings,
     TransformersSettings,
+    TurnSignalsSettings,
     VLLMEnginePRMSettings,
     VLLMEngineSettings,
     VLLMServerPRMSettings,
@@ -396,7 +397,49 @@ class TokenProbabilityScorer(ConfigSection):
         return TokenProbability()
 
 
+class TurnSignalsScorer(TurnSignalsSettings, ConfigSection):
+    """Failed tools, invalid, repeated and empty calls of an agent (`trim_graph.adapters.TurnSignals`)."""
+
+    type: Literal["turn_signals"]
+
+    def build(self) -> Any:
+        """Makes the scorer."""
+        from trim_graph.adapters import TurnSignals
+
+        return TurnSignals(**self.model_dump(exclude={"type"}))
+
+
+class MinimumOfScorers(ConfigSection):
+    """The lowest score of several scorers (`trim_graph.adapters.MinimumScorer`)."""
+
+    type: Literal["minimum"]
+    scorers: list[ScorerConfig] = Field(min_length=2)
+
+    def build(self) -> Any:
+        """Makes the scorers."""
+        from trim_graph.adapters import MinimumScorer
+
+        return MinimumScorer(*(scorer.build() for scorer in self.scorers))
+
+
 ScorerConfig = Annotated[
-    TransformersPRM | VLLMPRM | VLLMEnginePRM | LLMJudgeScorer | TokenProbabilityScorer | ExamplePRM,
+    TransformersPRM
+    | VLLMPRM
+    | VLLMEnginePRM
+    | LLMJudgeScorer
+    | TokenProbabilityScorer
+    | TurnSignalsScorer
+    | MinimumOfScorers
+    | ExamplePRM,
     Field(discriminator="type"),
 ]
+MinimumOfScorers.model_rebuild()
+
+
+def models_of(scorer: Any) -> list[Any]:
+    """Returns what a scorer consists of: the models of its judges, and other scorers themselves."""
+    if isinstance(scorer, LLMJudgeScorer):
+        return [scorer.model]
+    if isinstance(scorer, MinimumOfScorers):
+        return [model for one in scorer.scorers for model in models_of(one)]
+    return [] if scorer is None else [scorer]

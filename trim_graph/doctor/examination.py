@@ -12,6 +12,7 @@ from trim_graph.adapters.base import ScorableStep, as_scorer, read_scores
 from trim_graph.adapters.prm.formats import STEP_TOKENS
 from trim_graph.adapters.prm.scorer_file import chosen_format
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
+from trim_graph.config.schema import models_of
 from trim_graph.errors import ModelServerError, ScorerError, SettingsError, TrimError
 from trim_graph.policies.parsing import Threshold
 from trim_graph.segmentation import Segmentation, delimiter
@@ -39,6 +40,11 @@ def graph(config: TrimConfig, parts: Parts) -> Finding:
         return Finding.error(
             f"the policy {config.policy.type} decides by scores, and there is no scorer",
             "add a scorer, or choose a policy that needs none: small_only, large_only, random_rate",
+        )
+    if any(part.type == "turn_signals" for part in models_of(config.scorer)):
+        return Finding.warning(
+            "the scorer turn_signals rates an agent's turns: this configuration is for TrimMiddleware only",
+            "choose another scorer for a graph or a command that solves questions",
         )
     try:
         build_graph(for_measuring(config), parts=parts)
@@ -358,8 +364,8 @@ SCORER: tuple[tuple[str, Check], ...] = (
 
 def checks_of(subject: Subject) -> list[tuple[str, Check]]:
     """The checks that apply to a part, in order."""
-    if subject.entry.type == "token_probability":
-        return []  # it reads what the writers report; `graph` checks that they do
+    if any(part.type in ("token_probability", "turn_signals") for part in models_of(subject.entry)):
+        return []  # it reads what the writers report, or an agent's turns; `graph` checks that there are any
     if subject.by_prompt:
         return [("continuation", chat_checks.by_prompt), *(one for one in CHAT if one[0] not in _EXACT)]
     if subject.part == "scorer":

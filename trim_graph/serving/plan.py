@@ -14,10 +14,11 @@ import sys
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from trim_graph.config import TrimConfig
-from trim_graph.config.schema import VLLMPRM, VLLMModel
+from trim_graph.config.schema import VLLMPRM, VLLMModel, models_of
 from trim_graph.errors import SettingsError
 
 Entry = VLLMModel | VLLMPRM
@@ -120,8 +121,7 @@ def plan_servers(config: TrimConfig, folder: Path) -> Plan:
     """
     here: dict[str, Entry] = {}
     elsewhere = []
-    for name in TrimConfig.model_fields:
-        entry = getattr(config, name)
+    for name, entry in _entries(config):
         if not isinstance(entry, VLLMModel | VLLMPRM):
             continue
         if not isinstance(entry.base_url, str):
@@ -134,6 +134,14 @@ def plan_servers(config: TrimConfig, folder: Path) -> Plan:
     shares = _shares(groups, here, folder)
     servers = [_server(group, here[group[0]], folder, shares.get(group[0])) for group in groups]
     return Plan(tuple(servers), tuple(elsewhere))
+
+
+def _entries(config: TrimConfig) -> list[tuple[str, Any]]:
+    """Returns the parts of a configuration by their names; each scorer of one that combines several."""
+    entries = [(name, getattr(config, name)) for name in TrimConfig.model_fields if name != "scorer"]
+    parts = [part for part in models_of(config.scorer) if isinstance(part, VLLMPRM)]
+    scorers = [f"scorer-{number}" for number in range(1, len(parts) + 1)] if len(parts) > 1 else ["scorer"]
+    return [*entries, *zip(scorers, parts, strict=False)]
 
 
 def _grouped(entries: dict[str, Entry]) -> list[tuple[str, ...]]:
