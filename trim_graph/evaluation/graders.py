@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 from trim_graph.conversation import extract_answer
 from trim_graph.errors import SettingsError
@@ -147,20 +147,36 @@ def find_grader(name: str) -> Grader:
     """
     if name in GRADERS:
         return GRADERS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise SettingsError(
             f"grader {name!r} is unknown; there are {', '.join(GRADERS)}, and your own as module:function"
         )
+    function = import_grader(name, "(solution, row)")
+    return lambda expected, row: lambda solution: bool(function(solution, row))
+
+
+def import_grader(name: str, arguments: str) -> Callable[..., Any]:
+    """Imports a user's function; the working directory is searched too, as for ``python -m``.
+
+    Args:
+        name: As ``module:function``. Such a name runs code: take it from no stranger.
+        arguments: Its arguments, for the message.
+
+    Raises:
+        SettingsError: There is none of that name.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise SettingsError(f"grader {name!r} names no function: give module:function")
     if "" not in sys.path and "." not in sys.path:
-        sys.path.insert(0, "")  # the working directory, as for python -m
+        sys.path.insert(0, "")
     try:
         function = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise SettingsError(f"grader {name!r} cannot be imported: {error}") from error
     if not callable(function):
-        raise SettingsError(f"grader {name!r} is no function of (solution, row)")
-    return lambda expected, row: lambda solution: bool(function(solution, row))
+        raise SettingsError(f"grader {name!r} is no function of {arguments}")
+    return cast(Callable[..., Any], function)
 
 
 _LONGEST = 1000
