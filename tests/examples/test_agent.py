@@ -44,14 +44,20 @@ def test_it_prints_what_the_readme_shows(capsys):
 
 
 def test_the_readmes_python_runs(capsys):
-    (block,) = blocks("python")
-    exec(compile(block, "README.md", "exec"), {})
-    assert capsys.readouterr().out == "With tax they came to 71.76. {'small': 2, 'large': 1}\n"
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == [
+        "With tax they came to 71.76. {'small': 2, 'large': 1}",
+        "['error', 'success'] {'small': 2, 'large': 1}",
+        "4 runs",
+        *["False [0.0, 0.0, 0.0]"] * 2,
+        *["True [1.0, 1.0, 1.0]"] * 2,
+    ]
 
 
 def test_the_readmes_configuration_is_valid():
-    (block,) = blocks("yaml")
-    TrimConfig.model_validate(yaml.safe_load(block))
+    for block in blocks("yaml"):
+        TrimConfig.model_validate(yaml.safe_load(block))
 
 
 def test_it_asks_about_another_database(tmp_path, capsys):
