@@ -220,7 +220,7 @@ def test_an_option_that_is_no_yaml_is_not_quoted_where_a_secret_may_stand():
 
 @pytest.mark.parametrize("address", [f"ray://u:{SECRET}@h:10001", f"u:{SECRET}@h:6379", f"h:6379?{SECRET}"])
 def test_the_address_of_a_cluster_is_not_repeated(address):
-    cluster = pytest.importorskip("trim_graph.distributed.ray")
+    cluster = pytest.importorskip("trim_graph.distributed")
     with pytest.raises(SettingsError, match="give HOST:PORT") as caught:
         cluster._reach(address)
     assert SECRET not in all_of(caught.value)

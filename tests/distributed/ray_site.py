@@ -20,9 +20,9 @@ import toy
 from ray import cloudpickle
 
 from trim_graph import TrimError
+from trim_graph import distributed as on_ray
 from trim_graph.config import Parts, make_config
-from trim_graph.distributed import ray as on_ray
-from trim_graph.distributed.ray import connected, open_ray_executor
+from trim_graph.distributed import connected, open_ray_executor
 from trim_graph.evaluation.records import WorkItem
 from trim_graph.evaluation.runner import LocalExecutor, Models, RunQuestions
 from trim_graph.training.rollout_collection import explore_with

@@ -15,9 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from trim_graph import SettingsError, TrimError, __version__
+from trim_graph import distributed as on_ray
 from trim_graph.cli.app import app
-from trim_graph.distributed import ray as on_ray
-from trim_graph.distributed.ray import RayExecutor, _Live
+from trim_graph.distributed import RayExecutor, _Live
 from trim_graph.evaluation.records import read_run
 from trim_graph.evaluation.traces import read_traces
 

@@ -293,7 +293,7 @@ OPENING = """
 import sys, time
 from pathlib import Path
 from trim_graph import open_checkpointer, open_ledger
-import trim_graph.storage.checkpoint_sqlite
+import langgraph.checkpoint.sqlite.aio
 Path(f"ready{sys.argv[1]}").touch()
 while not Path("go").exists():
     time.sleep(0.001)

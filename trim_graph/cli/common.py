@@ -204,7 +204,7 @@ def open_executor(
         return
     need("ray", "ray")
     need_extras(config)
-    from trim_graph.distributed.ray import open_ray_executor
+    from trim_graph.distributed import open_ray_executor
 
     with open_ray_executor(ray, partial(_models, config, judge, rated), config, count=count) as executor:
         yield executor

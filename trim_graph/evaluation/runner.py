@@ -3,7 +3,7 @@
 An executor does a task on many items, in this process or elsewhere. A task can be pickled, and so can its
 items (one sample of a question) and its results. One process keeps each result once, as they come, so that
 the same journals and the same checks serve one machine and many. The executor on a Ray cluster:
-`trim_graph.distributed.ray`.
+`trim_graph.distributed`.
 """
 
 from __future__ import annotations

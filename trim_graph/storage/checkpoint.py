@@ -5,6 +5,7 @@ Every checkpointer names its file or database in errors, and rejects data that n
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -15,9 +16,11 @@ from contextlib import (
     AsyncExitStack,
     ExitStack,
     asynccontextmanager,
+    closing,
     contextmanager,
 )
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -29,6 +32,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from trim_graph.errors import SECRET_NAME, SettingsError, StorageError, is_variable_name, may_be_shown
+
+from .sqlite_file import errors_named, open_file
 
 Saver = BaseCheckpointSaver[Any] | None
 
@@ -238,24 +243,52 @@ async def _amemory(place: str) -> AsyncIterator[Saver]:
     yield InMemorySaver()
 
 
+_SQLITE_KEY = ("thread_id", "checkpoint_ns", "checkpoint_id")
+_SQLITE_COLUMNS = {
+    "checkpoints": (*_SQLITE_KEY, "parent_checkpoint_id", "type", "checkpoint", "metadata"),
+    "writes": (*_SQLITE_KEY, "task_id", "idx", "channel", "type", "value"),
+}
+
+
+def _named(place: str) -> tuple[str, Callable[[], AbstractContextManager[None]]]:
+    return f"the checkpoint {place}", partial(errors_named, "checkpoint", place)
+
+
 @contextmanager
 def _sqlite(place: str) -> Iterator[Saver]:
     try:
-        from .checkpoint_sqlite import open_sqlite
+        import sqlite3
+
+        from langgraph.checkpoint.sqlite import SqliteSaver
     except ImportError as error:
         raise missing_extra("SQLite", "sqlite") from error
-    with open_sqlite(place) as saver:
-        yield saver
+
+    class NamedSaver(NamingSaver, SqliteSaver):
+        pass
+
+    open_file("checkpoint", place, _SQLITE_COLUMNS)
+    with closing(sqlite3.connect(place, check_same_thread=False)) as connection:
+        yield NamedSaver(connection).name_place(
+            f"the checkpoint {place}", partial(errors_named, "checkpoint", place)
+        )
 
 
 @asynccontextmanager
 async def _asqlite(place: str) -> AsyncIterator[Saver]:
     try:
-        from .checkpoint_sqlite import aopen_sqlite
+        import aiosqlite
+        from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
     except ImportError as error:
         raise missing_extra("SQLite", "sqlite") from error
-    async with aopen_sqlite(place) as saver:
-        yield saver
+
+    class NamedSaver(NamingSaver, AsyncSqliteSaver):
+        pass
+
+    await asyncio.to_thread(open_file, "checkpoint", place, _SQLITE_COLUMNS)
+    async with aiosqlite.connect(place) as connection:
+        yield NamedSaver(connection).name_place(
+            f"the checkpoint {place}", partial(errors_named, "checkpoint", place)
+        )
 
 
 @contextmanager
