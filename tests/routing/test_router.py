@@ -333,6 +333,9 @@ def test_a_handed_over_run_asks_the_policy_no_more():
 # Is a decision needed?
 
 
+ASKS = Budget(large_calls=9, on_exhausted="ask")
+
+
 @pytest.mark.parametrize(
     ("policy", "options", "needs_decision", "needs_score"),
     [
@@ -346,6 +349,8 @@ def test_a_handed_over_run_asks_the_policy_no_more():
         (threshold(0.5), {"budget": Budget(large_calls=0, on_exhausted="ask")}, True, True),
         (threshold(0.5), {"budget": Budget(large_calls=0), "ask_below": 0.3}, True, True),
         (threshold(0.5), {"usage": used(failed=MAX_LARGE_FAILURES)}, False, False),
+        (threshold(0.5), {"budget": ASKS, "usage": used(failed=MAX_LARGE_FAILURES)}, False, False),
+        (threshold(0.5), {"budget": ASKS, "ask_below": 0.3, "usage": used(failed=9)}, True, True),
     ],
 )
 def test_a_draft_is_decided_on_where_the_policy_or_a_human_can_act_and_scored_where_one_looks(

@@ -277,8 +277,10 @@ class _Decision:
             request, exhausted = self.large_request(choice.value == "large_to_end")
             if self.asks(exhausted):  # before the choice is remembered: it is asked for again
                 return self._ask("budget", exhausted, draft=None, request=probed)
-        elif self.policy.decides and self.view.budget.on_exhausted != "ask":
+        elif self.policy.decides:
             exhausted = self.grant(self.step_tokens)[1]
+            if self.asks(exhausted):  # only if the policy wants the large model
+                exhausted = None
         self._remember(choice.memory)
         if request is not None:
             return self.write(request)
