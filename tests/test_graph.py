@@ -36,7 +36,7 @@ THREAD = {"configurable": {"thread_id": "1"}}
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"max_step": 5}, "unknown setting max_step; there are: .*max_steps"),
+        ({"max_step": 5}, "unknown setting max_step, did you mean max_steps. There are: .*max_steps"),
         ({"max_steps": 0}, "max_steps: .*got 0"),
         ({"max_step_tokens": 0}, "max_step_tokens"),
         ({"delimiter": ""}, "delimiter"),

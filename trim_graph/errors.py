@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, NotRequired
 
 from langchain_core.exceptions import ContextOverflowError
+from pydantic import BaseModel, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import TypedDict
 
 
@@ -187,3 +190,40 @@ def check_variable_name(setting: str, name: str | None) -> str | None:
 def _is_like_a_key(name: str) -> bool:
     varied = any(c.isdigit() for c in name) or name != name.lower()
     return len(name) >= _KEY_LENGTH and name != name.upper() and varied
+
+
+RENAMED = {"allowances": "quotas", "batch_patience": "batch_wait_factor", "go_on": "continue_with"}
+"""Names of settings that release 0.1.0 had, and those of today."""
+
+
+def nearest(given: str, known: Sequence[str]) -> str:
+    """Returns the end of an error about an unknown name: what may be meant, and what there is."""
+    new = RENAMED.get(given)
+    close = get_close_matches(given, known, n=1, cutoff=0.5)
+    hint = f", did you mean {close[0]}?" if close else "."
+    if new in known:
+        hint = f", it is called {new} now."
+    return f"{hint} There are: {', '.join(known)}" if known else hint
+
+
+class KnownFields(BaseModel):
+    """Base of settings that users write in code: an error about an unknown field says which there are."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown(cls, given: Any) -> Any:
+        known = list(cls.model_fields)
+        unknown = [name for name in given if name not in known] if isinstance(given, Mapping) else []
+        if unknown:
+            problems = [
+                InitErrorDetails(
+                    type=PydanticCustomError(
+                        "extra_forbidden", "unknown field{hint}", {"hint": nearest(str(name), known)}
+                    ),
+                    loc=(name,),
+                    input=given[name],
+                )
+                for name in unknown
+            ]
+            raise ValidationError.from_exception_data(cls.__name__, problems)
+        return given

@@ -25,7 +25,7 @@ from typing_extensions import TypedDict, Unpack
 from .budget.limits import Budget, Quotas
 from .budget.usage import Prices
 from .conversation import DEFAULT_INSTRUCTION
-from .errors import SettingsError
+from .errors import KnownFields, SettingsError, nearest
 from .segmentation import (
     DEFAULT_DELIMITER,
     AnySegmentation,
@@ -171,12 +171,13 @@ def _optional(name: str) -> Any:
 
 if TYPE_CHECKING:
 
-    class _Overrides(BaseModel):
+    class _Overrides(KnownFields):
         def __getattr__(self, name: str) -> Any: ...
 
 else:
     _Overrides = create_model(
         "_Overrides",
+        __base__=KnownFields,
         **{
             name: _optional(name)
             for name in Settings.model_fields
@@ -287,8 +288,8 @@ def make_settings(budget: Budget | None, prices: Prices | None, settings: Mappin
     """
     unknown = settings.keys() - Settings.model_fields.keys()
     if unknown:
-        known = ", ".join(sorted(Settings.model_fields))
-        raise SettingsError(f"unknown setting {', '.join(sorted(unknown))}; there are: {known}")
+        name = min(unknown)
+        raise SettingsError(f"unknown setting {name}{nearest(name, sorted(Settings.model_fields))}")
     if "segmentation" in settings:
         settings = {**settings, "segmentation": as_segmentation(settings["segmentation"])}
     try:

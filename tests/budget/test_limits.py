@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from trim_graph import SettingsError, TrimContext
 from trim_graph.adapters import ContinueByPrompt
-from trim_graph.budget import Budget, ModelPrice, Prices, RemainingBudget
+from trim_graph.budget import Budget, ModelPrice, Prices, Quota, RemainingBudget
 from trim_graph.budget.limits import grant
 from trim_graph.budget.usage import zero_usage
 from trim_graph.policies import Policy, large_only, small_only
@@ -437,3 +437,17 @@ def test_a_limit_on_cost_is_refused_where_a_cache_is_dearer_than_what_bounds_a_p
     with pytest.raises(SettingsError, match=r"prices\.large\.cached_input is 0\.1.*budget\.large_cost"):
         make(prices=prices, budget={"large_cost": 0.5})
     make(prices=prices, budget={"large_tokens": 5})
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Budget(large_token=5), r"large_token\n  unknown field, did you mean large_tokens\?"),  # type: ignore[call-arg]
+        (lambda: Quota(tokens=5), r"tokens\n  unknown field.* There are: large_tokens"),  # type: ignore[call-arg]
+        (lambda: TrimContext(allowances={}), "unknown field, it is called quotas now"),  # type: ignore[call-arg]
+        (lambda: TrimContext(budget={"calls": 1}), r"budget\.calls\n  unknown field"),  # type: ignore[typeddict-item]
+    ],
+)
+def test_an_unknown_field_is_refused_with_the_names_that_there_are(make, told):
+    with pytest.raises(ValidationError, match=told):
+        make()

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticKnownError
+
+from trim_graph.errors import KnownFields
 
 from .usage import LargeUsage, Prices, Usage, large_usage
 
 
-class _LargeLimits(BaseModel):
+class _LargeLimits(KnownFields):
     """Limits on the large model, by the fields of `LargeUsage`; a field that is None sets no limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -91,7 +93,7 @@ class Quota(_LargeLimits):
         return RemainingBudget(**self._rest(used))
 
 
-class Quotas(BaseModel):
+class Quotas(KnownFields):
     """Quotas of the thread and of the user that a run is charged to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, NotRequired, cast
 
 from langchain_core.messages import AIMessage
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from trim_graph.errors import FailedAttempts, ModelServerError, is_context_full
+from trim_graph.errors import FailedAttempts, KnownFields, ModelServerError, is_context_full
 
 Writer = Literal["small", "large"]
 StepWriter = Literal["small", "large", "human"]
 """Author of a step: a model, or a human in response to an interrupt."""
 
 
-class ModelPrice(BaseModel):
+class ModelPrice(KnownFields):
     """Prices of one model in one currency per million tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -33,7 +33,7 @@ class ModelPrice(BaseModel):
         return (fresh * self.input + cached_tokens * cached_price + output_tokens * self.output) / 1e6
 
 
-class Prices(BaseModel):
+class Prices(KnownFields):
     """Prices of the three models of a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

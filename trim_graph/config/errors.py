@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from trim_graph.errors import SECRET_NAME, SettingsError, may_be_shown
+from trim_graph.errors import SECRET_NAME, SettingsError, may_be_shown, nearest
 
 Place = tuple[str | int, ...]
 Lines = Callable[[Place], int | None]
@@ -209,14 +208,14 @@ def _path(place: Place) -> str:
 def _problem(item: Any, place: Place, keys: list[str]) -> str:
     kind, context = item["type"], item.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"unknown key{_nearest(str(place[-1]), keys)}"
+        return f"unknown key{nearest(str(place[-1]), keys)}"
     if kind == "missing":
         return "this key is missing"
     seen = _seen(place, item["input"])
     if kind == "union_tag_invalid":
         tags = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
         tag = f" {context['tag']!r}" if may_be_shown(context["tag"]) else ""
-        return f"unknown type{tag}{_nearest(context['tag'], tags)}"
+        return f"unknown type{tag}{nearest(context['tag'], tags)}"
     if kind in ("union_tag_not_found", "model_type", "model_attributes_type", "dict_type"):
         return f"{seen}expected a mapping{' with a type' if 'tag' in kind else ''}"
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input ")
@@ -233,12 +232,6 @@ def _seen(place: Place, value: Any) -> str:
     """Says what was seen, where that may be repeated."""
     guarded = any(key in _GUARDED or SECRET_NAME.search(str(key)) for key in place)
     return "" if guarded or not may_be_shown(value) else f"is {_shown(value)}; "
-
-
-def _nearest(given: str, known: Sequence[str]) -> str:
-    close = get_close_matches(given, known, n=1, cutoff=0.5)
-    hint = f", did you mean {close[0]}?" if close else "."
-    return f"{hint} There are: {', '.join(known)}" if known else hint
 
 
 def _shown(value: Any) -> str:

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, Literal
 
 from trim_graph.budget import RemainingBudget, StepWriter
@@ -212,6 +213,11 @@ class AllOf(_Combined):
     @staticmethod
     def _pick(ranks: tuple[int, int]) -> int:
         return min(ranks)
+
+
+def in_range(value: Any, least: float, most: float) -> bool:
+    """Returns whether a parameter is a number within bounds, both included."""
+    return isinstance(value, Real) and not isinstance(value, bool) and least <= float(value) <= most
 
 
 def remembering(observation: Observation, memory: Any) -> Observation:

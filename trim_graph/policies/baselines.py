@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from trim_graph.errors import SettingsError
 
-from .base import DECISIONS, NEXT_WRITERS, Choice, Observation, Policy, as_policy, checked, remembering
+from .base import (
+    DECISIONS,
+    NEXT_WRITERS,
+    Choice,
+    Observation,
+    Policy,
+    as_policy,
+    checked,
+    in_range,
+    remembering,
+)
 
 
 class threshold(Policy):
@@ -23,8 +33,8 @@ class threshold(Policy):
     """
 
     def __init__(self, t: float) -> None:
-        if not 0 <= t <= 1:
-            raise SettingsError(f"threshold is {t}: scores are probabilities, choose a value in [0, 1]")
+        if not in_range(t, 0, 1):
+            raise SettingsError(f"threshold is {t!r}: scores are probabilities, choose a value in [0, 1]")
         self.t = t
 
     def decide(self, observation: Observation) -> str:
@@ -53,8 +63,8 @@ class entropy_probe(Policy):
     decides = False
 
     def __init__(self, limit: float) -> None:
-        if not 0 <= limit < math.inf:
-            raise SettingsError(f"entropy_probe is {limit}: choose an entropy in nats, 0 or more")
+        if not in_range(limit, 0, sys.float_info.max):
+            raise SettingsError(f"entropy_probe is {limit!r}: choose an entropy in nats, 0 or more")
         self.limit = limit
 
     def next_writer(self, observation: Observation) -> str:
@@ -89,11 +99,13 @@ class by_pattern(Policy):
     def __init__(self, pattern: str, rates: Mapping[str, float], default: float = 0.0) -> None:
         try:
             self._expression = re.compile(pattern)
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise SettingsError(f"by_pattern: pattern {pattern!r} cannot be read: {error}") from error
+        if not isinstance(rates, Mapping):
+            raise SettingsError(f"by_pattern: rates is {rates!r}: give a probability for each kind of draft")
         for kind, rate in {**rates, "default": default}.items():
-            if not (math.isfinite(rate) and 0 <= rate <= 1):
-                raise SettingsError(f"by_pattern: the rate of {kind!r} is {rate}: choose a probability")
+            if not in_range(rate, 0, 1):
+                raise SettingsError(f"by_pattern: the rate of {kind!r} is {rate!r}: choose a probability")
         self.pattern, self.rates, self.default = pattern, dict(rates), default
 
     def decide(self, observation: Observation) -> str:
@@ -151,8 +163,8 @@ class random_rate(Policy):
     needs_score = False
 
     def __init__(self, rate: float) -> None:
-        if not 0 <= rate <= 1:
-            raise SettingsError(f"random_rate is {rate}: choose a probability in [0, 1]")
+        if not in_range(rate, 0, 1):
+            raise SettingsError(f"random_rate is {rate!r}: choose a probability in [0, 1]")
         self.rate = rate
 
     def decide(self, observation: Observation) -> str:
@@ -175,8 +187,8 @@ class stay_on_large(Policy):
     """
 
     def __init__(self, policy: Policy | Callable[[Observation], Any], k: int) -> None:
-        if k < 0:
-            raise SettingsError(f"stay_on_large for k={k} steps: choose 0 or more")
+        if not isinstance(k, int) or isinstance(k, bool) or k < 0:
+            raise SettingsError(f"stay_on_large for k={k!r} steps: choose a whole number, 0 or more")
         self.policy, self.k = as_policy(policy), k
         self.needs_score, self.decides = self.policy.needs_score, self.policy.decides
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trim_graph.errors import SettingsError
 
-from .base import Choice, Observation, Policy
+from .base import Choice, Observation, Policy, in_range
 from .files import PolicyContents
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class query_router(Policy):
     ) -> None:
         import numpy as np
 
-        if not 0 <= limit <= 1:
-            raise SettingsError(f"query_router's limit is {limit}: choose a probability in [0, 1]")
+        if not in_range(limit, 0, 1):
+            raise SettingsError(f"query_router's limit is {limit!r}: choose a probability in [0, 1]")
         for name, array in (("weights", weights), ("idf", idf)):
             if array.shape != (SIZE,) or array.dtype != np.float64 or not np.isfinite(array).all():
                 raise ValueError(f"{name} must be {SIZE} finite numbers of float64")
