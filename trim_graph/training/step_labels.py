@@ -664,7 +664,11 @@ class StepLabeller:
             answer=rollout["answer"],
             stopped=rollout["stopped"],
             steps=steps,
-            tokens={**dict.fromkeys(TOKENS, 0), **rollout["tokens"]},
+            tokens={
+                **dict.fromkeys(TOKENS, 0),
+                "small": rollout["tokens"]["small"],
+                "large": rollout["tokens"]["large"],
+            },
             error=None,
         )
 
