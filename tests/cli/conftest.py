@@ -111,7 +111,7 @@ def world_parts(delay=0.0, wavers=False):
     return Parts(World(errs=True, delay=delay), World(errs=False, delay=delay), Judge(wavers))
 
 
-COMMANDS = {"solve": False, "demo": False, "collect": True, "calibrate": True, "eval": False}
+COMMANDS = {"solve": False, "demo": False, "collect": True, "calibrate": True, "eval": False, "label": False}
 """The modules that load models, and whether the judge wavers there."""
 
 

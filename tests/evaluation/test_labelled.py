@@ -57,6 +57,62 @@ def test_another_shape_is_refused_with_its_line(tmp_path, row, message):
         list(read_labelled(file_of(tmp_path, [ROWS[0], row])))
 
 
+def test_big_bench_mistake_has_the_index_of_the_first_mistake(tmp_path):
+    row = {"input": "q", "steps": ["x", "y", "z"], "mistake_index": 1, "target": "(A)", "answer": "(B)"}
+    wrong, right = read_labelled(file_of(tmp_path, [row, {**row, "mistake_index": None, "answer": "(A)"}]))
+    assert (wrong["question"], wrong["labels"], wrong["correct"]) == ("q", [True, False, None], False)
+    assert (right["labels"], right["correct"]) == ([True, True, True], True)
+
+
+def rated(*steps):
+    """A row of PRM800K: of each step the ratings of its completions, and which of them was chosen."""
+    return {
+        "question": {"problem": "q"},
+        "label": {
+            "steps": [
+                {
+                    "completions": [{"text": f"{rating}", "rating": rating} for rating in ratings],
+                    "human_completion": None,
+                    "chosen_completion": chosen,
+                }
+                for ratings, chosen in steps
+            ]
+        },
+    }
+
+
+def test_prm800k_gives_the_chosen_solution_and_each_wrong_alternative(tmp_path):
+    row = rated(([1, -1], 0), ([0], 0), ([-1, 1], 1))
+    found = [(one["id"], one["steps"], one["labels"]) for one in read_labelled(file_of(tmp_path, [row]))]
+    assert found == [
+        ("0-0-1", ["-1"], [False]),
+        ("0-2-0", ["1", "0", "-1"], [True, True, False]),
+        ("0", ["1", "0", "1"], [True, True, True]),
+    ]
+
+
+def test_prm800k_ends_where_nothing_was_chosen_and_takes_what_a_person_wrote(tmp_path):
+    row = rated(([1], 0), ([-1], None), ([1], 0))
+    row["label"]["steps"][1]["human_completion"] = {"text": "by hand", "rating": None}
+    found = [(one["steps"], one["labels"]) for one in read_labelled(file_of(tmp_path, [row]))]
+    assert found == [(["1", "-1"], [True, False]), (["1", "by hand", "1"], [True, True, True])]
+    row["label"]["steps"][1]["human_completion"] = None
+    assert [one["steps"] for one in read_labelled(file_of(tmp_path, [row]))] == [["1", "-1"], ["1"]]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"input": "q", "steps": ["x"], "mistake_index": 1}, "mistake_index is 1; expected .* or null"),
+        (rated(([1], 3)), "chosen_completion is 3; expected the index of one of the 1 completions"),
+        (rated(([2], 0)), "label.steps.0.completions.0.rating: Input should be"),
+    ],
+)
+def test_damaged_rows_of_other_shapes_are_refused_with_their_line(tmp_path, row, message):
+    with pytest.raises(InputError, match=rf"bench\.jsonl, line 1: .*{message}"):
+        list(read_labelled(file_of(tmp_path, [row])))
+
+
 async def test_scored_solutions_are_traces(tmp_path):
     rows = [{**ROWS[index % 2], "id": index} for index in range(40)]
     solutions = read_labelled(file_of(tmp_path, rows))

@@ -305,7 +305,7 @@ def label(options: LabelOptions) -> None:
     """Has the small model solve questions several times, and labels every step of its solutions.
 
     First a pilot of a few questions, and an estimate of the whole from what it took. Every run is recorded in
-    a folder: the same command goes on where it was, and other methods use the same runs.
+    a folder: the same command resumes them, and other methods use the same runs.
     """
     from .label import run_label
 

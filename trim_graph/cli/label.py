@@ -76,7 +76,6 @@ class _Labelling:
         n = count_questions("--dataset", options.dataset, self.dataset, options.n, DEFAULT_N)
         self.questions: Sequence[Question] = list(first_questions(self.dataset, n, default=n))
         self.folder = options.runs or options.out.with_name(f"{options.out.stem}.runs")
-        self.began = time.monotonic()
 
     def open(self, stack: ExitStack) -> None:
         """Opens the recorded runs and judgements."""
@@ -129,11 +128,10 @@ class _Labelling:
             return asyncio.run(self._label(executor))
         except KeyboardInterrupt as error:
             raise Interrupted(
-                f"interrupted: {len(self.recorded.records)} runs in {self.folder}; the same command resumes"
+                f"interrupted: {self._made()} runs in {self.folder}; the same command resumes them"
             ) from error
 
     async def _label(self, executor: Executor) -> Labels | None:
-        await executor.ready()
         labeller = StepLabeller(
             executor,
             self.questions,
@@ -144,12 +142,13 @@ class _Labelling:
             split=self.dataset.part_name,
             show=Progress,
         )
+        await executor.ready()
         pilot = min(self.options.pilot, len(self.questions))
         before, begun = self._made(), time.monotonic()
         found = await labeller.label(pilot)
-        if pilot < len(self.questions) or self.options.estimate:
-            seconds = time.monotonic() - begun
-            self._estimate(pilot, seconds / new if (new := self._made() - before) else None)
+        new = self._made() - before
+        if self.options.estimate or (new and pilot < len(self.questions)):
+            self._estimate(pilot, (time.monotonic() - begun) / new if new else None)
         if self.options.estimate:
             return None
         if pilot < len(self.questions):
@@ -237,11 +236,8 @@ def _sampling(options: LabelOptions) -> TrimConfig:
 
 def _warn_of_repeats(report: LabelReport, settings: LabelSettings) -> None:
     """Says so where every rollout of a question is the same, as from a model at temperature 0."""
-    if (
-        settings.rollouts > 1
-        and report.solutions
-        and report.repeated >= report.solutions * (settings.rollouts - 1)
-    ):
+    answered = report.questions - report.failed
+    if answered and settings.rollouts > 1 and report.repeated >= answered * (settings.rollouts - 1):
         print(
             f"the {settings.rollouts} rollouts of each question are the same text: the small model is "
             "deterministic (temperature 0, or a fixed seed), so a share is 0 or 1. Give --temperature 0.7, "

@@ -40,7 +40,7 @@ class Ask(NamedTuple):
     """A continuation to be made.
 
     Attributes:
-        index: Index of the question in its dataset.
+        question_index: Index of the question in its dataset.
         question: Text and grader.
         steps: Steps before it; none of a rollout.
         prefix: Their digest; see `extended`.
@@ -49,7 +49,7 @@ class Ask(NamedTuple):
         one_step: Whether it ends behind its first step.
     """
 
-    index: int
+    question_index: int
     question: Question
     steps: tuple[Step, ...]
     prefix: str
@@ -170,8 +170,8 @@ async def _continue(graphs: Mapping[tuple[Writer, bool], Any], seed: int, ask: A
     begun, own_seed = time.monotonic(), seed + ask.sample
     record = Continuation(
         index=-1,
-        question=ask.index,
-        id=ask.question.id or str(ask.index),
+        question=ask.question_index,
+        id=ask.question.id or str(ask.question_index),
         prefix=ask.prefix,
         writer=ask.writer,
         sample=ask.sample,
@@ -197,7 +197,7 @@ async def _continue(graphs: Mapping[tuple[Writer, bool], Any], seed: int, ask: A
         result = await graphs[ask.writer, ask.one_step].ainvoke(
             {"messages": [("user", ask.question.text)]}, context=context, output_keys=CHANNELS
         )
-        whole = record_of(result, WorkItem(ask.index, ask.sample, ask.question))
+        whole = record_of(result, WorkItem(ask.question_index, ask.sample, ask.question))
         usage = result["trim"]["usage"]
         record["steps"] = list(result["steps"][len(given) :])
         record["answer"], record["stopped"] = whole["answer"], whole["stopped"]

@@ -23,13 +23,13 @@ class Reading(NamedTuple):
     """A solution to be judged.
 
     Attributes:
-        index: Index of the question in its dataset.
+        question_index: Index of the question in its dataset.
         question: Its text.
         solution: Digest of all steps; see `trim_graph.training.continuations.extended`.
         steps: The steps.
     """
 
-    index: int
+    question_index: int
     question: str
     solution: str
     steps: tuple[Step, ...]
@@ -74,7 +74,7 @@ class JudgeSolutions:
             begun = time.monotonic()
             judged = Judgement(
                 index=-1,
-                question=reading.index,
+                question=reading.question_index,
                 solution=reading.solution,
                 scores=[],
                 read=0,

@@ -341,6 +341,7 @@ class StepLabeller:
         for index in range(report.questions):
             if self._failure(index) is not None:
                 continue
+            solutions = self._distinct(index, report)
             if self.settings.continued:
                 share = self._confidence(index)
                 if not share.right:
@@ -349,16 +350,19 @@ class StepLabeller:
                 if share.value < self.settings.min_confidence:
                     report.unsure += 1
                     continue
-            known = set[str]()
-            for writer in self.settings.generators:
-                for rollout in self.recorded.made(index, START, writer)[: self.settings.rollouts]:
-                    digests = prefixes(rollout["steps"], self.recorded.delimiter)
-                    if digests[-1] in known:
-                        report.repeated += 1
-                    elif rollout["steps"]:
-                        known.add(digests[-1])
-                        found.append(_Solution(rollout, digests))
+            found += solutions
         return found
+
+    def _distinct(self, index: int, report: LabelReport) -> list[_Solution]:
+        found: dict[str, _Solution] = {}
+        for writer in self.settings.generators:
+            for rollout in self.recorded.made(index, START, writer)[: self.settings.rollouts]:
+                digests = prefixes(rollout["steps"], self.recorded.delimiter)
+                if digests[-1] in found:
+                    report.repeated += 1
+                elif rollout["steps"]:
+                    found[digests[-1]] = _Solution(rollout, digests)
+        return list(found.values())
 
     def _confidence(self, index: int) -> Share:
         """Returns how many of the small model's rollouts of a question end right."""
@@ -660,7 +664,11 @@ class StepLabeller:
             answer=rollout["answer"],
             stopped=rollout["stopped"],
             steps=steps,
-            tokens={**dict.fromkeys(TOKENS, 0), **rollout["tokens"]},
+            tokens={
+                **dict.fromkeys(TOKENS, 0),
+                "small": rollout["tokens"]["small"],
+                "large": rollout["tokens"]["large"],
+            },
             error=None,
         )
 
