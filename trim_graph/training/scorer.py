@@ -32,6 +32,7 @@ from trim_graph.adapters.prm.heads import load_base
 from trim_graph.adapters.prm.scorer_file import ScorerFile
 from trim_graph.errors import InputError, SettingsError, is_context_full
 
+from .scorer_card import Measured, calibration_targets, fit_platt, measure, write_card
 from .scorer_data import LabelledSteps, Split, methods_of, read_label_files, split_by_question
 
 if TYPE_CHECKING:
@@ -190,8 +191,6 @@ def train_scorer(
     if settings.tuning != "head":
         network = _fine_tune(network, encoded, settings, dtype, checkpoints, say)
     network = network.to(getattr(torch, dtype)).eval()
-    from .scorer_card import Measured, calibration_targets, fit_platt, measure, write_card
-
     held_out = encoded.test or encoded.validation
     logits = _logits(network, encoded.validation, "calibrating", say)
     scale, shift, calibrated_on = fit_platt(
