@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from trim_graph.evaluation.records import TOKENS
 from trim_graph.testing import ScriptedScorer
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "processbench_gsm8k.json"
@@ -156,3 +157,104 @@ def test_processbench(scorer, run):
     # This scorer knows none of these texts and doubts nothing.
     assert re.search(r"accuracy on the others +1\.000", result.stdout)
     assert re.search(r"accuracy on those +0\.000", result.stdout)
+
+
+def labelled(question, *steps):
+    """A trace with labels and token probabilities: (text, label, probability) of each step."""
+    return {
+        "id": question,
+        "index": 0,
+        "dataset": "d",
+        "split": None,
+        "question": question,
+        "policy": {"type": "labelled", "method": "labelled"},
+        "seed": None,
+        "correct": None,
+        "answer": None,
+        "stopped": "finished",
+        "steps": [
+            {
+                "text": text,
+                "writer": "small",
+                "tokens": 1,
+                "score": None,
+                "decision": None,
+                "mean_token_probability": probability,
+                "label": label,
+                "discarded": None,
+            }
+            for text, label, probability in steps
+        ],
+        "tokens": dict.fromkeys(TOKENS, 0),
+        "error": None,
+    }
+
+
+class TestAgainstTokenProbability:
+    def write(self, folder, *traces):
+        (folder / "traces.jsonl").write_text("\n".join(map(json.dumps, traces)))
+        return ("eval-scorer", "traces.jsonl", "--against", "token_probability", "--out", "out")
+
+    def figures(self, folder):
+        return json.loads((folder / "out/figures.json").read_text())["sets"]["traces"]
+
+    def test_a_better_scorer_passes(self, scorer, run, tmp_path):
+        rows = [labelled(f"q{at}", ("fine", True, 0.5), ("wrong", False, 0.5 + at / 100)) for at in range(20)]
+        result = run(*self.write(tmp_path, *rows))
+        assert result.exit_code == 0, result.output
+        assert "This scorer is better than token probability on your 20 questions (40 steps)" in result.stdout
+        found = self.figures(tmp_path)["against_token_probability"]
+        assert (found["better"], found["auc"], found["questions"]) == (True, 1.0, 20)
+        assert found["auc_of_other"] < 0.5
+
+    def test_one_that_is_no_better_fails(self, scorer, run, tmp_path):
+        rows = [labelled(f"q{at}", ("fine", True, 0.9), ("wrong", False, 0.1)) for at in range(20)]
+        result = run(*self.write(tmp_path, *rows))
+        assert result.exit_code == 1
+        assert "This scorer is no better than token probability on your 20 questions" in result.stdout
+        assert self.figures(tmp_path)["against_token_probability"]["difference"] == 0
+
+    def test_steps_of_one_kind_cannot_be_compared(self, scorer, run, tmp_path):
+        result = run(*self.write(tmp_path, labelled("q", ("fine", True, 0.9))))
+        assert result.exit_code == 1
+        assert "all right or all wrong: nothing can be compared" in result.stdout
+
+    def test_steps_without_a_token_probability_are_refused_before_anything_is_scored(
+        self, scorer, run, tmp_path
+    ):
+        result = run(*self.write(tmp_path, labelled("q", ("fine", True, None))))
+        assert result.exit_code == 2
+        assert "no step in traces.jsonl has a mean token probability" in result.stderr
+        assert not scorer.calls
+
+
+def test_the_area_within_kinds_is_that_of_pairs_of_one_kind(scorer, run, tmp_path):
+    # "wrong" and "fine" are of one kind, "doubted" of its own: between kinds nothing is compared.
+    rows = [
+        labelled("a", ("fine", True, None), ("wrong", False, None)),
+        labelled("b", ("doubted", True, None)),
+    ]
+    (tmp_path / "traces.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = run("eval-scorer", "traces.jsonl", "--pattern", "doubted", "--out", "out")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out/figures.json").read_text())["sets"]["traces"]["auc_within_kinds"]
+    assert found["auc"] == 1.0
+    assert {one["kind"]: (one["n"], one["right"], one["auc"]) for one in found["kinds"]} == {
+        None: (2, 1, 1.0),
+        "doubted": (1, 1, None),
+    }
+    assert found["auc_of_kind"] == 0.75
+    refused = run("eval-scorer", "traces.jsonl", "--pattern", "(")
+    assert (refused.exit_code, "the pattern '(' cannot be read" in refused.stderr) == (2, True)
+
+
+def test_values_without_labels_are_right_from_a_half_on(scorer, run, tmp_path):
+    row = labelled("a", ("fine", None, None), ("wrong", None, None), ("after", None, None))
+    for step, value in zip(row["steps"], (0.5, 0.3, None), strict=True):
+        step["value"] = value
+    unknown = labelled("b", ("fine", None, None))
+    (tmp_path / "traces.jsonl").write_text("\n".join(map(json.dumps, [row, unknown])))
+    result = run("eval-scorer", "traces.jsonl", "--out", "out", "--threshold", 0.5)
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out/figures.json").read_text())["sets"]["traces"]
+    assert (found["solutions"], found["steps"]["n"], found["steps"]["right"]) == (1, 2, 1)

@@ -17,7 +17,12 @@ from trim_graph.config.schema import scorer_parts
 from trim_graph.errors import InputError, SettingsError, TrimError
 from trim_graph.evaluation.arms import identity_of
 from trim_graph.evaluation.runner import MAX_CONSECUTIVE_FAILURES
-from trim_graph.evaluation.scorer_metrics import LabelledSolution, read_labelled, score_labelled
+from trim_graph.evaluation.scorer_metrics import (
+    LabelledSolution,
+    compiled_pattern,
+    read_labelled,
+    score_labelled,
+)
 from trim_graph.storage.journal import Journal
 from trim_graph.storage.rows import read_rows
 
@@ -44,6 +49,8 @@ def run_eval_scorer(options: EvalScorerOptions) -> int:
     """
     need("cli,eval", "numpy", "scipy", "sklearn", "matplotlib")
     config = _config(options)
+    if options.pattern is not None:
+        compiled_pattern(options.pattern)
     sets = [_Set(file, config, options) for file in options.data]
     if options.against is not None:
         for one in sets:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ from .records import (
     write_json,
 )
 from .runner import Models, RunQuestions, run_question
+from .scorer_metrics import compiled_pattern
 from .traces import Source, Trace, read_traces, trace_of
 
 if TYPE_CHECKING:
@@ -204,10 +204,7 @@ def fit_step_types(traces: Iterable[Trace], pattern: str) -> list[StepType]:
         SettingsError: The expression cannot be read.
         InputError: No step is labelled or scored.
     """
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise SettingsError(f"the pattern {pattern!r} cannot be read: {error}") from error
+    expression = compiled_pattern(pattern)
     found: dict[str | None, list[tuple[int, float]]] = {}
     for trace in traces:
         for step in trace["steps"]:

@@ -318,6 +318,18 @@ class WithinKinds(TypedDict):
     """The most frequent first."""
 
 
+def compiled_pattern(pattern: str) -> re.Pattern[str]:
+    """Compiles the expression that finds the kind of a step.
+
+    Raises:
+        SettingsError: It cannot be read.
+    """
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise SettingsError(f"the pattern {pattern!r} cannot be read: {error}") from error
+
+
 def within_kinds(rows: Sequence[StepRow], pattern: str) -> WithinKinds:
     """Computes the area within kinds of steps: the mean over kinds, weighted by pairs of right and wrong.
 
@@ -330,10 +342,7 @@ def within_kinds(rows: Sequence[StepRow], pattern: str) -> WithinKinds:
     """
     from sklearn.metrics import roc_auc_score
 
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise SettingsError(f"the pattern {pattern!r} cannot be read: {error}") from error
+    expression = compiled_pattern(pattern)
     kinds = [step_type_of(expression, row.text) for row in rows]
     found: dict[str | None, list[tuple[float, bool]]] = {}
     for row, kind in zip(rows, kinds, strict=True):

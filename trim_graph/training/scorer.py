@@ -31,7 +31,9 @@ from trim_graph.adapters.prm.formats import TrimPRMFormat
 from trim_graph.adapters.prm.heads import load_base
 from trim_graph.adapters.prm.scorer_file import ScorerFile
 from trim_graph.errors import InputError, SettingsError, is_context_full
+from trim_graph.evaluation.scorer_metrics import compiled_pattern
 
+from .scorer_card import Measured, calibration_targets, fit_platt, measure, write_card
 from .scorer_data import LabelledSteps, Split, methods_of, read_label_files, split_by_question
 
 if TYPE_CHECKING:
@@ -109,6 +111,8 @@ class ScorerTraining:
             raise SettingsError(f"tuning is {self.tuning!r}: choose head, lora or full")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise SettingsError(f"dtype is {self.dtype!r}: choose auto, float32 or bfloat16")
+        if self.pattern is not None:
+            compiled_pattern(self.pattern)
 
 
 class Encoded(NamedTuple):
@@ -190,8 +194,6 @@ def train_scorer(
     if settings.tuning != "head":
         network = _fine_tune(network, encoded, settings, dtype, checkpoints, say)
     network = network.to(getattr(torch, dtype)).eval()
-    from .scorer_card import Measured, calibration_targets, fit_platt, measure, write_card
-
     held_out = encoded.test or encoded.validation
     logits = _logits(network, encoded.validation, "calibrating", say)
     scale, shift, calibrated_on = fit_platt(

@@ -1,0 +1,240 @@
+"""Training of a scorer on the shipped small model, whose steps an exact checker has labelled."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from trim_graph.adapters import TransformersProcessReward
+from trim_graph.adapters.prm.heads import load_base
+from trim_graph.adapters.prm.scorer_file import read_scorer_file
+from trim_graph.errors import InputError, SettingsError
+from trim_graph.evaluation.traces import read_traces, write_traces
+from trim_graph.examples.arithmetic import SMALL
+from trim_graph.training import scorer as scorer_module
+from trim_graph.training.scorer import ScorerTraining, train_scorer
+from trim_graph.training.scorer_data import read_label_files, split_by_question
+
+QUESTIONS = 200
+TAG = "<extra_0>"
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    """Solutions of the small model, with exact labels and token probabilities."""
+    from trim_graph.cli.collect import run_collect
+    from trim_graph.cli.options import CollectOptions
+
+    folder = tmp_path_factory.mktemp("labels")
+    config = folder / "trim.yaml"
+    config.write_text("small: {type: example, logprobs: true}\nlarge: {type: example}\npolicy: small_only\n")
+    file = folder / "labels.jsonl"
+    run_collect(
+        CollectOptions(dataset="arithmetic:standard", out=file, config=config, n=QUESTIONS, label_steps=True)
+    )
+    return file
+
+
+@pytest.fixture(scope="module")
+def few(labels):
+    """Some of them, for what needs no good scorer."""
+    file = labels.with_name("few.jsonl")
+    write_traces(file, list(read_traces(labels))[:40])
+    return file
+
+
+@pytest.fixture(scope="module")
+def head(labels, tmp_path_factory):
+    out = tmp_path_factory.mktemp("scorers") / "head"
+    training = ScorerTraining(step_token=TAG, test=0.4)
+    return train_scorer([labels], base=str(SMALL), out=out, training=training)
+
+
+def held_out(file, **shares):
+    return split_by_question(
+        read_label_files([file]), **{"validation": 0.15, "test": 0.4, "seed": 0} | shares
+    )
+
+
+def scored(folder, solutions):
+    prm = TransformersProcessReward(folder)
+    return [
+        prm.score(one.question, [{"text": text, "writer": "small"} for text in one.steps]).scores
+        for one in solutions
+    ]
+
+
+def test_a_trained_head_tells_right_from_wrong_where_an_untrained_one_does_not(labels, head):
+    found = head.file.metrics["steps"]
+    assert found["auc_interval"].low > 0.5
+    split = held_out(labels)
+    assert head.file.metrics["questions"] == len({one.question for one in split.test})
+    torch.manual_seed(0)
+    network = load_base(str(SMALL), "float32").eval()
+    encoded, _ = scorer_module._encode(
+        scorer_module.TrimPRMFormat(scorer_module.load_tokenizer(str(SMALL)), step_token=TAG), split, None
+    )
+    from trim_graph.evaluation.scorer_metrics import scorer_figures
+
+    untrained = [
+        one.rated(scores)
+        for one, scores in scorer_module._scored(network, encoded.test, lambda heading: None)
+    ]
+    assert found["auc"] > scorer_figures(untrained, 0.5)["steps"]["auc"] + 0.05
+
+
+def test_the_folder_is_read_as_it_is_with_the_trainers_own_probabilities(labels, head):
+    from trim_graph.evaluation.scorer_metrics import scorer_figures
+
+    split = held_out(labels)
+    scores = scored(head.folder, split.test)
+    rated = [one.rated(found) for one, found in zip(split.test, scores, strict=True)]
+    threshold = head.file.metrics["first_error"]["threshold"]
+    again = scorer_figures(rated, threshold)["steps"]
+    assert again["auc"] == pytest.approx(head.file.metrics["steps"]["auc"], abs=1e-3)
+    assert again["brier"] == pytest.approx(head.file.metrics["steps"]["brier"], abs=1e-4)
+    config = json.loads((head.folder / "config.json").read_text())
+    assert config["architectures"] == ["Qwen2ForSequenceClassification"]
+    assert config["id2label"] == {"0": "right"}
+    assert not list(head.folder.glob("*.bin"))
+    whole = "".join(
+        file.read_text("utf-8") for file in head.folder.glob("*.[jm][sd]*") if file.suffix != ".safetensors"
+    )
+    assert str(SMALL) not in whole
+
+
+def test_transformers_own_class_holds_the_same_backbone_and_weight(head):
+    network = AutoModelForSequenceClassification.from_pretrained(head.folder)
+    base = load_base(str(SMALL), "float32")
+    assert torch.equal(network.model.norm.weight, base.model.norm.weight)
+    assert network.score.weight.shape == (1, base.config.hidden_size)
+
+
+def test_the_card_says_what_it_was_made_of(head):
+    card = (head.folder / "README.md").read_text("utf-8")
+    for text in (
+        "AUC within a kind of step",
+        "calibration error",
+        "first-error F1",
+        "labels.jsonl",
+        "80 test",
+    ):
+        assert text in card
+    file = read_scorer_file(str(head.folder))
+    assert (file.base, file.tuning, file.step_token, file.method) == ("small", "head", TAG, "labelled")
+    json.dumps(file.metrics)
+
+
+def test_token_probability_is_compared_on_the_same_steps(head):
+    found = head.file.metrics["against_token_probability"]
+    assert found["n"] == head.file.metrics["steps"]["n"]
+    assert found["difference"] == pytest.approx(found["auc"] - found["auc_of_other"])
+    assert found["better"] is (found["difference_interval"].low > 0)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_more_than_the_head_is_trained(few, tmp_path, tuning):
+    phases = []
+    trained = train_scorer(
+        [few],
+        base=str(SMALL),
+        out=tmp_path / tuning,
+        training=ScorerTraining(
+            tuning=tuning, epochs=1, evaluations=1, learning_rate=1e-3, validation=0.3, test=0.3
+        ),
+        on_progress=lambda heading: phases.append(heading.phase),
+    )
+    assert "training" in phases
+    assert sorted(file.name for file in trained.folder.iterdir() if file.is_dir()) == []
+    network, base = load_base(str(trained.folder), "float32"), load_base(str(SMALL), "float32")
+    before = base.model.layers[0].self_attn.q_proj.weight
+    assert not torch.equal(network.model.layers[0].self_attn.q_proj.weight, before)
+    split = held_out(few, validation=0.3, test=0.3)
+    scores = scored(trained.folder, split.test)
+    own = trained.file.metrics["steps"]
+    from trim_graph.evaluation.scorer_metrics import scorer_figures
+
+    rated = [one.rated(found) for one, found in zip(split.test, scores, strict=True)]
+    assert scorer_figures(rated, 0.5)["steps"]["brier"] == pytest.approx(own["brier"], abs=1e-4)
+
+
+def test_an_interrupted_training_resumes_with_the_same_settings_only(few, tmp_path, monkeypatch):
+    training = ScorerTraining(tuning="full", epochs=2, evaluations=1, validation=0.3, test=0.3)
+    seen = []
+
+    def interrupt(heading):
+        seen.append(heading)
+        # One evaluation has been saved by then.
+        if heading.phase == "training" and heading.done == heading.total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_scorer([few], base=str(SMALL), out=tmp_path / "s", training=training, on_progress=interrupt)
+    steps = [heading.done for heading in seen if heading.phase == "training"]
+    with pytest.raises(SettingsError, match="interrupted training with other settings"):
+        train_scorer([few], base=str(SMALL), out=tmp_path / "s")
+    again = []
+    train_scorer([few], base=str(SMALL), out=tmp_path / "s", training=training, on_progress=again.append)
+    resumed = [heading.done for heading in again if heading.phase == "training"]
+    assert min(resumed) > min(steps)
+    assert not (tmp_path / "s" / scorer_module.UNFINISHED).exists()
+
+
+class TestRefusals:
+    def test_a_folder_that_is_not_empty(self, few, tmp_path):
+        (tmp_path / "x").write_text("")
+        with pytest.raises(SettingsError, match="is not empty"):
+            train_scorer([few], base=str(SMALL), out=tmp_path)
+
+    def test_a_base_without_safetensors(self, few, tmp_path):
+        base = tmp_path / "base"
+        shutil.copytree(SMALL, base, ignore=shutil.ignore_patterns("*.safetensors"))
+        with pytest.raises(ValueError, match=r"holds no weights: no \*\.safetensors"):
+            train_scorer([few], base=str(base), out=tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_a_device_that_is_not_there(self, few, tmp_path):
+        if torch.cuda.is_available():
+            pytest.skip("there is CUDA")
+        with pytest.raises(SettingsError, match="torch sees no CUDA here"):
+            train_scorer([few], base=str(SMALL), out=tmp_path / "out", training=ScorerTraining(device="cuda"))
+
+    def test_too_long_solutions_are_left_out_and_counted(self, few, tmp_path):
+        training = ScorerTraining(validation=0.3, test=0.3, max_tokens=130)
+        trained = train_scorer([few], base=str(SMALL), out=tmp_path / "out", training=training)
+        lengths = trained.skipped
+        assert 0 < lengths < 40
+        assert f"| left out as too long | {lengths} solutions |" in (trained.folder / "README.md").read_text()
+        with pytest.raises(InputError, match="solutions of the train questions are longer than 5 tokens"):
+            train_scorer([few], base=str(SMALL), out=tmp_path / "b", training=ScorerTraining(max_tokens=5))
+
+    @pytest.mark.parametrize(
+        ("settings", "complaint"),
+        [
+            ({"validation": 0.0}, "validation is 0: choose a share"),
+            ({"test": 1.0}, "test is 1: choose a share"),
+            ({"batch_size": 0}, "batch_size is 0: choose 1 or more"),
+            ({"epochs": 0.0}, "epochs is 0"),
+            ({"tuning": "qlora"}, "tuning is 'qlora'"),
+            ({"dtype": "float16"}, "dtype is 'float16'"),
+        ],
+    )
+    def test_settings_out_of_bounds(self, settings, complaint):
+        with pytest.raises(SettingsError, match=complaint):
+            ScorerTraining(**settings)
+
+
+def test_the_heads_loss_is_the_cross_entropy_with_soft_targets():
+    logits, targets = np.array([0.3, -1.2]), np.array([0.25, 1.0])
+    expected = [
+        -(t * math.log(1 / (1 + math.exp(-z))) + (1 - t) * math.log(1 - 1 / (1 + math.exp(-z))))
+        for z, t in zip(logits, targets, strict=True)
+    ]
+    assert scorer_module.cross_entropy(logits, targets) == pytest.approx(sum(expected) / 2)
+    rows, right, weights = scorer_module._weighted(np.array([[1.0], [2.0]]), targets)
+    assert rows[:, 0].tolist() == [1.0, 2.0, 1.0]
+    assert (right.tolist(), weights.tolist()) == ([True, True, False], [0.25, 1.0, 0.75])

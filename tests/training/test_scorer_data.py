@@ -1,0 +1,170 @@
+"""Targets of labelled steps, their split by questions, and the calibration on them."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trim_graph.errors import InputError
+from trim_graph.evaluation.scorer_metrics import labels_of_values
+from trim_graph.training.scorer_card import calibration_targets, fit_platt
+from trim_graph.training.scorer_data import LabelledSteps, methods_of, read_label_files, split_by_question
+
+
+def trace(question="q", *, labels, values=None, method="monte_carlo"):
+    steps = [
+        {
+            "text": f"step {at}",
+            "writer": "small",
+            "tokens": 3,
+            "score": None,
+            "decision": None,
+            "mean_token_probability": 0.9,
+            "label": label,
+            "discarded": None,
+            "value": None if values is None else values[at],
+        }
+        for at, label in enumerate(labels)
+    ]
+    tokens = dict.fromkeys(
+        ("small", "large", "small_discarded", "large_discarded", "large_unaccounted", "scorer"), 0
+    )
+    return {
+        "id": question,
+        "index": 0,
+        "dataset": "d",
+        "split": None,
+        "question": question,
+        "policy": {"type": "labelled", "method": method},
+        "seed": 0,
+        "correct": True,
+        "answer": None,
+        "stopped": "finished",
+        "steps": steps,
+        "tokens": {**tokens, "scorer_output": 0},
+        "error": None,
+    }
+
+
+def read(tmp_path, *traces):
+    file = tmp_path / "labels.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in traces))
+    return read_label_files([file])
+
+
+def labelled(question, *labels, method="labelled", hard=True, targets=None):
+    found = tuple(None if one is None else float(one) for one in labels) if targets is None else targets
+    return LabelledSteps(
+        question=question,
+        steps=tuple("s" for _ in labels),
+        targets=found,
+        labels=labels,
+        hard=hard,
+        token_probabilities=tuple(0.9 for _ in labels),
+        method=method,
+        dataset="d",
+    )
+
+
+def test_a_value_is_the_target_and_a_label_where_there_is_none(tmp_path):
+    (one,) = read(tmp_path, trace(labels=[True, True, False, None], values=[0.75, None, 0.0, None]))
+    assert one.targets == (0.75, 1.0, 0.0, None)
+    assert one.labels == (True, True, False, None)
+    assert (one.labelled, one.hard, one.method) == (3, True, "monte_carlo")
+
+
+def test_labels_after_the_first_wrong_step_are_dropped(tmp_path):
+    (one,) = read(tmp_path, trace(labels=[True, False, True]))
+    assert one.labels == (True, False, None)
+
+
+def test_values_without_labels_are_right_from_a_half_on(tmp_path):
+    (one,) = read(tmp_path, trace(labels=[None] * 3, values=[0.5, 0.4, 0.9], method="advantage"))
+    assert (one.labels, one.hard) == ((True, False, None), False)
+    assert one.targets == (0.5, 0.4, 0.9)
+
+
+@given(st.lists(st.none() | st.floats(0, 1), max_size=8))
+def test_labels_of_values_are_true_up_to_the_first_false(values):
+    labels = labels_of_values(values)
+    assert len(labels) == len(values)
+    known = [label for label in labels if label is not None]
+    assert labels == [*known, *[None] * (len(values) - len(known))]
+    assert all(known[:-1])
+    assert all((value >= 0.5) is label for value, label in zip(values, known, strict=False))
+
+
+def test_files_without_a_target_are_refused(tmp_path):
+    with pytest.raises(InputError, match="1 solutions, and none has a step with a label or a value"):
+        read(tmp_path, trace(labels=[None, None]))
+    with pytest.raises(InputError, match="no label files"):
+        read_label_files([])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from([f"q{at}" for at in range(8)]), min_size=30, max_size=60),
+    st.integers(0, 5),
+    st.sampled_from([0.0, 0.2]),
+)
+def test_no_question_is_in_two_parts(questions, seed, test):
+    solutions = [labelled(question, True, False) for question in questions]
+    if len(set(questions)) < 4:
+        return
+    split = split_by_question(solutions, validation=0.25, test=test, seed=seed)
+    parts = [{one.question for one in part} for part in split]
+    assert sum(map(len, parts)) == len(set(questions)) == len(set.union(*parts))
+    assert sum(map(len, split)) == len(solutions)
+    assert bool(split.test) is (test > 0)
+    again = split_by_question(solutions[::-1], validation=0.25, test=test, seed=seed)
+    assert [{one.question for one in part} for part in again] == parts
+
+
+def test_one_kind_of_step_is_refused_by_name():
+    solutions = [labelled(f"q{at}", True) for at in range(20)]
+    with pytest.raises(InputError, match=r"all \d+ labelled steps of the validation questions are right"):
+        split_by_question(solutions, validation=0.2, test=0.2, seed=0)
+    with pytest.raises(InputError, match="2 questions are too few to hold out 1 for validation and 1"):
+        split_by_question(
+            [labelled(f"q{at}", True, False) for at in range(2)], validation=0.1, test=0.1, seed=0
+        )
+
+
+def test_methods_are_named_the_most_frequent_first():
+    made = [labelled("q", True, method=name) for name in ("outcome", "advantage", "advantage")]
+    assert methods_of(made) == "advantage+outcome"
+
+
+class TestCalibration:
+    def targets(self, asked, **changes):
+        one = labelled("q", True, False, None, targets=(0.9, 0.2, 0.1), **changes)
+        return calibration_targets([SimpleNamespace(solution=one)], [np.array([1.0, 2.0, 3.0])], asked)
+
+    def test_labels_unless_the_values_are_no_probability_of_a_right_step(self):
+        logits, wanted, name = self.targets("auto")
+        assert (logits.tolist(), wanted.tolist(), name) == ([1.0, 2.0], [1.0, 0.0], "labels")
+        for changes in ({"method": "advantage"}, {"method": "agreement"}, {"hard": False}):
+            logits, wanted, name = self.targets("auto", **changes)
+            assert (wanted.tolist(), name) == ([0.9, 0.2, 0.1], "values")
+        assert self.targets("value")[2] == "values"
+        assert self.targets("label", method="advantage")[2] == "labels"
+
+    def test_platt_finds_the_scale_and_shift_of_miscalibrated_logits(self):
+        rng = np.random.default_rng(0)
+        true = rng.normal(size=20_000) * 2
+        right = (rng.random(20_000) < 1 / (1 + np.exp(-true))).astype(float)
+        scale, shift, _ = fit_platt(true * 3 + 1, right, "labels")
+        assert scale == pytest.approx(1 / 3, rel=0.05)
+        assert shift == pytest.approx(-1 / 3, abs=0.05)
+
+    def test_the_order_of_scores_stays_even_where_they_are_worse_than_chance(self):
+        logits = np.array([2.0, 1.0, -1.0, -2.0])
+        scale, _, _ = fit_platt(logits, np.array([0.0, 0.0, 1.0, 1.0]), "labels")
+        assert scale > 0
+
+    def test_a_scorer_without_errors_does_not_become_certain(self):
+        scale, shift, _ = fit_platt(np.array([5.0, 5.0, -5.0]), np.array([1.0, 1.0, 0.0]), "labels")
+        assert 1 / (1 + np.exp(-(5 * scale + shift))) == pytest.approx(3 / 4, abs=1e-3)
