@@ -286,3 +286,13 @@ def test_print_shows_commands_that_a_shell_understands(name, monkeypatch, tmp_pa
     assert said.count("serve") == len(lines)
     for word in shlex.split(lines[-1]):
         assert "=" in word or word == "vllm" or word in said
+
+
+@pytest.mark.parametrize(("plugin", "pooling"), [("", "STEP"), ("plugin", "LAST")])
+def test_print_has_the_flags_that_the_vllm_named_can_take(plugin, pooling, fake_python, monkeypatch):
+    monkeypatch.setenv("FAKE_PLUGIN", plugin)
+    example = str(EXAMPLES / "arithmetic_cpu.yaml")
+    done = CliRunner().invoke(app, ["up", "--config", example, "--print", "--python", str(fake_python)])
+    assert done.exit_code == 0, done.output
+    assert f'"pooling_type": "{pooling}"' in done.stdout
+    assert ("TrimQwen2ForProcessReward" in done.stdout) is bool(plugin)
