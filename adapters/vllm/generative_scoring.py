@@ -15,12 +15,12 @@ from pydantic import PrivateAttr
 from trim_graph.adapters.base import ScorableStep, ScorerReply
 from trim_graph.adapters.event_loop import AsyncLazy, run_sync
 from trim_graph.adapters.known_scores import KnownScores, KnownSteps
-from trim_graph.adapters.prm.formats import PRMFormat, check_length, is_chat, prm_format
+from trim_graph.adapters.prm.formats import PRMFormat, check_length
 from trim_graph.adapters.settings import VLLMGenerativePRMSettings
 from trim_graph.errors import FailedAttempts, ModelServerError, ScorerError
 
 from .replicas import Replicas, Route
-from .scorer import _load_tokenizer as load_prm_tokenizer
+from .scorer import _load_format as load_prm_format
 
 PATH = "/generative_scoring"
 MIN_MASS = 0.1
@@ -220,10 +220,8 @@ class VLLMGenerativeProcessReward(VLLMGenerativePRMSettings):
                 "longer without a word: vLLM reports it in /v1/models; have the gateway let it through"
             )
         place = self.tokenizer or str(served.get("root") or self.model)
-        tokenizer = await asyncio.to_thread(load_prm_tokenizer, place, is_chat(self.format))
-        layout = prm_format(
-            self.format, tokenizer, step_token=self.step_token, system_prompt=self.system_prompt
-        )
+        choice, tokenizer = await asyncio.to_thread(load_prm_format, self, place)
+        layout = choice.layout(tokenizer)
         assert layout.answer_ids is not None  # by the settings' check
         wrong, right = layout.answer_ids
         return _Ready(layout, [right, wrong], longest - 1)
