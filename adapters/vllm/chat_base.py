@@ -18,7 +18,7 @@ from trim_graph.adapters.base import ExactChatModel, stop_strings
 from trim_graph.adapters.event_loop import iterate_sync, run_sync
 from trim_graph.adapters.settings import VLLMSettings
 
-from .wire import Answer, CallSettings
+from .wire import Answer, VLLMCallSettings
 
 CALL_SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs", "timeout")
 _OF_A_CALL = (*CALL_SETTINGS, "first_token_entropy", "stop_when", "retry_tokens")
@@ -81,7 +81,7 @@ class VLLMChatModel(VLLMSettings, ExactChatModel):
         return params
 
     @abstractmethod
-    def _call(self, messages: list[BaseMessage], settings: CallSettings) -> ChatCall:
+    def _call(self, messages: list[BaseMessage], settings: VLLMCallSettings) -> ChatCall:
         """Prepares a call."""
 
     async def _await(self, call: Coroutine[Any, Any, T]) -> T:
@@ -131,7 +131,7 @@ class VLLMChatModel(VLLMSettings, ExactChatModel):
             async for chunk in chunks:
                 yield chunk
 
-    async def _ask(self, messages: list[BaseMessage], settings: CallSettings) -> ChatResult:
+    async def _ask(self, messages: list[BaseMessage], settings: VLLMCallSettings) -> ChatResult:
         call = self._call(messages, settings)
         await call.finish()
         message = AIMessage(
@@ -140,7 +140,7 @@ class VLLMChatModel(VLLMSettings, ExactChatModel):
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     async def _chunks(
-        self, messages: list[BaseMessage], settings: CallSettings
+        self, messages: list[BaseMessage], settings: VLLMCallSettings
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         call = self._call(messages, settings)
         async with contextlib.aclosing(call.pieces()) as pieces:
@@ -151,11 +151,10 @@ class VLLMChatModel(VLLMSettings, ExactChatModel):
         )
         yield ChatGenerationChunk(message=last)
 
-    def _settings(self, stop: list[str] | None, kwargs: dict[str, Any]) -> CallSettings:
+    def _settings(self, stop: list[str] | None, kwargs: dict[str, Any]) -> VLLMCallSettings:
         merged = self._merged_settings(kwargs, CALL_SETTINGS, _OF_A_CALL)
-        wants_entropy = merged.pop("first_token_entropy", False)
-        return CallSettings(
+        return VLLMCallSettings(
             stop=stop_strings(self.stop if stop is None else stop),
-            entropy_logprobs=self.entropy_logprobs if wants_entropy else 0,
+            entropy_logprobs=self.entropy_logprobs if merged.get("first_token_entropy") else 0,
             **merged,
         )
