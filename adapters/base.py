@@ -27,6 +27,36 @@ one as the call setting ``stop_when`` and answer with ``stop_reason`` `STOPPED`.
 
 STOPPED = "stop_when"
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallSettings:
+    """Settings of one call of our chat models.
+
+    Attributes:
+        max_tokens: Most tokens to generate.
+        temperature: 0 takes the likeliest token.
+        top_p: Sample from the likeliest tokens that make up this probability.
+        seed: Makes sampling repeatable; None draws anew each time.
+        stop: Strings that end the answer.
+        logprobs: Whether the mean token probability is wanted.
+        probability_window: Tokens of the window whose lowest mean probability is wanted; None: it is not.
+        first_token_entropy: Whether the entropy of the first token's distribution is wanted.
+        timeout: Seconds until the answer is cut.
+        stop_when: Ends the answer where it says so of the text so far.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    probability_window: int | None = None
+    first_token_entropy: bool = False
+    timeout: float | None = None
+    stop_when: StopWhen | None = None
+
+
 _LANGCHAIN_KWARGS = {"stream"}  # given by LangChain's own plumbing
 
 RetryTokens = Callable[[FailedAttempts], int]

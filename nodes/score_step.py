@@ -39,12 +39,14 @@ def score_step_node(
             are an agent's turns.
         extend: Adds to the accepted steps and the draft what the scorer gets besides.
     """
+    policy = None if speculation is None else speculation.policy
+    segmentation = None if speculation is None else speculation.segmentation
 
     def run(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> dict[str, Any]:
-        begun, view = time.monotonic(), RunView(state)
+        begun, view = time.monotonic(), RunView(state, policy, segmentation)
         left = view.seconds_left
         if speculation is not None and view.settings.lookahead:
-            speculation.before_score(state, config, invocation)
+            speculation.before_score(view, config, invocation)
         try:
             steps = extend(view, _scorable(view))
             with _quiet(config) as context:
@@ -56,11 +58,11 @@ def score_step_node(
             return _handle_error(view, error, time.monotonic() - begun, solution=solution)
 
     async def arun(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> dict[str, Any]:
-        begun, view = time.monotonic(), RunView(state)
+        begun, view = time.monotonic(), RunView(state, policy, segmentation)
         left = view.seconds_left
         try:
             if speculation is not None and view.settings.lookahead:
-                speculation.before_score(state, config, invocation)
+                speculation.before_score(view, config, invocation)
             try:
                 async with asyncio.timeout(None if left is None else left + GRACE):
                     with _quiet(config) as context:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from trim_graph.adapters.base import STOPPED, StopWhen
+from trim_graph.adapters.base import STOPPED, CallSettings
 from trim_graph.adapters.prm.formats import PRMInput
 from trim_graph.adapters.token_confidence import lowest_window_mean
 
@@ -169,35 +169,6 @@ _CONTEXT_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """Settings of one call.
-
-    Attributes:
-        max_tokens: Most tokens to generate.
-        temperature: 0 takes the likeliest token.
-        top_p: Sample from the likeliest tokens that make up this probability.
-        seed: Makes sampling repeatable; None draws anew each time.
-        stop: Strings that end the answer.
-        logprobs: Whether the mean token probability is wanted.
-        probability_window: Tokens of the window whose lowest mean probability is wanted; None: it is not.
-        first_token_entropy: Whether the entropy of the first token's distribution is wanted.
-        timeout: Seconds until the answer is cut.
-        stop_when: Ends the answer where it says so of the text so far.
-    """
-
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    logprobs: bool = False
-    probability_window: int | None = None
-    first_token_entropy: bool = False
-    timeout: float | None = None
-    stop_when: StopWhen | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
     """Result of one call.
 
@@ -237,7 +208,7 @@ class GenerationJob(Job[Generated]):
     def __init__(
         self,
         prompt: list[int],
-        settings: Settings,
+        settings: CallSettings,
         *,
         batch_limit: int,
         on_text: Callable[[str], None] | None = None,

@@ -16,13 +16,13 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from pydantic import PrivateAttr
 
-from trim_graph.adapters.base import ExactChatModel, stop_strings
+from trim_graph.adapters.base import CallSettings, ExactChatModel, stop_strings
 from trim_graph.adapters.model_source import shared_engine
 from trim_graph.adapters.settings import TransformersSettings
 from trim_graph.adapters.tokenization import takes_system_role
 from trim_graph.errors import ContextLengthError
 
-from .batching import Generated, GenerationJob, Settings
+from .batching import Generated, GenerationJob
 
 if TYPE_CHECKING:
     import torch
@@ -177,7 +177,10 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
         return engine
 
     def _submit(
-        self, messages: list[BaseMessage], settings: Settings, on_text: Callable[[str], None] | None = None
+        self,
+        messages: list[BaseMessage],
+        settings: CallSettings,
+        on_text: Callable[[str], None] | None = None,
     ) -> GenerationJob:
         engine = self._load()
         with engine.worker.preparing():
@@ -186,7 +189,10 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
         return job
 
     async def _asubmit(
-        self, messages: list[BaseMessage], settings: Settings, on_text: Callable[[str], None] | None = None
+        self,
+        messages: list[BaseMessage],
+        settings: CallSettings,
+        on_text: Callable[[str], None] | None = None,
     ) -> GenerationJob:
         engine = self._engine or await asyncio.to_thread(self._load)
         # Tokenising a long prompt takes milliseconds: not on the loop. Submitted only here, so that a task
@@ -200,7 +206,7 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
         self,
         engine: GenerationEngine,
         messages: list[BaseMessage],
-        settings: Settings,
+        settings: CallSettings,
         on_text: Callable[[str], None] | None,
     ) -> GenerationJob:
         prompt = engine.encode(messages)
@@ -214,11 +220,11 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
             settings = dataclasses.replace(settings, max_tokens=min(settings.max_tokens, room))
         return GenerationJob(prompt, settings, batch_limit=self.max_batch_size, on_text=on_text)
 
-    def _settings(self, stop: list[str] | None, kwargs: dict[str, Any]) -> Settings:
+    def _settings(self, stop: list[str] | None, kwargs: dict[str, Any]) -> CallSettings:
         merged = self._merged_settings(kwargs, _OWN_SETTINGS, _CALL_SETTINGS)
         if merged.get("probability_window") is not None:
             merged["logprobs"] = True
-        return Settings(stop=stop_strings(stop), **merged)
+        return CallSettings(stop=stop_strings(stop), **merged)
 
     def _metadata(self, done: Generated) -> dict[str, Any]:
         metadata: dict[str, Any] = {

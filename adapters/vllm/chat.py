@@ -25,7 +25,7 @@ from .client import TransientError
 from .label_tokens import label_metadata
 from .prompts import KEPT, VLLMPrompts
 from .replicas import Replicas, Route, conversation_key
-from .wire import Answer, AnswerError, CallSettings, Lost, metadata_of, usage_of
+from .wire import Answer, AnswerError, Lost, VLLMCallSettings, metadata_of, usage_of
 
 
 class ChatVLLM(VLLMServerSettings, VLLMChatModel):
@@ -165,7 +165,7 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
         super().__setstate__({**state, "__pydantic_private__": {}})
         self.model_post_init(None)
 
-    def _call(self, messages: list[BaseMessage], settings: CallSettings) -> VLLMCall:
+    def _call(self, messages: list[BaseMessage], settings: VLLMCallSettings) -> VLLMCall:
         route = self._server.route(lambda: conversation_key(messages))
         return VLLMCall(route, self._prompts, messages, settings, self.extra_body, self._batchers)
 
@@ -195,7 +195,7 @@ class VLLMCall:
         server: Route,
         prompts: VLLMPrompts,
         messages: Sequence[BaseMessage],
-        settings: CallSettings,
+        settings: VLLMCallSettings,
         extra_body: dict[str, Any],
         batchers: Mapping[str, RequestBatcher] | None = None,
     ) -> None:

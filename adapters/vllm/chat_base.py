@@ -19,7 +19,7 @@ from trim_graph.adapters.event_loop import iterate_sync, run_sync
 from trim_graph.adapters.settings import VLLMSettings
 from trim_graph.adapters.token_confidence import TOP_LOGPROBS
 
-from .wire import Answer, CallSettings
+from .wire import Answer, VLLMCallSettings
 
 CALL_SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs", "timeout")
 _OF_A_CALL = (
@@ -91,7 +91,7 @@ class VLLMChatModel(VLLMSettings, ExactChatModel):
         return params
 
     @abstractmethod
-    def _call(self, messages: list[BaseMessage], settings: CallSettings) -> ChatCall:
+    def _call(self, messages: list[BaseMessage], settings: VLLMCallSettings) -> ChatCall:
         """Prepares a call."""
 
     async def _await(self, call: Coroutine[Any, Any, T]) -> T:
@@ -141,7 +141,7 @@ class VLLMChatModel(VLLMSettings, ExactChatModel):
             async for chunk in chunks:
                 yield chunk
 
-    async def _ask(self, messages: list[BaseMessage], settings: CallSettings) -> ChatResult:
+    async def _ask(self, messages: list[BaseMessage], settings: VLLMCallSettings) -> ChatResult:
         call = self._call(messages, settings)
         await call.finish()
         message = AIMessage(
@@ -150,7 +150,7 @@ class VLLMChatModel(VLLMSettings, ExactChatModel):
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     async def _chunks(
-        self, messages: list[BaseMessage], settings: CallSettings
+        self, messages: list[BaseMessage], settings: VLLMCallSettings
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         call = self._call(messages, settings)
         async with contextlib.aclosing(call.pieces()) as pieces:
@@ -161,17 +161,16 @@ class VLLMChatModel(VLLMSettings, ExactChatModel):
         )
         yield ChatGenerationChunk(message=last)
 
-    def _settings(self, stop: list[str] | None, kwargs: dict[str, Any]) -> CallSettings:
+    def _settings(self, stop: list[str] | None, kwargs: dict[str, Any]) -> VLLMCallSettings:
         merged = self._merged_settings(kwargs, CALL_SETTINGS, _OF_A_CALL)
-        wants_entropy = merged.pop("first_token_entropy", False)
         if merged.get("probability_window") is not None:
             merged["logprobs"] = True
         labels = tuple(merged.pop("label_tokens", ()))
         if labels:
             merged |= {"logprobs": True, "top_logprobs": merged["top_logprobs"] or TOP_LOGPROBS}
-        return CallSettings(
+        return VLLMCallSettings(
             label_tokens=labels,
             stop=stop_strings(self.stop if stop is None else stop),
-            entropy_logprobs=self.entropy_logprobs if wants_entropy else 0,
+            entropy_logprobs=self.entropy_logprobs if merged.get("first_token_entropy") else 0,
             **merged,
         )

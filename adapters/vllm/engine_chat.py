@@ -21,7 +21,7 @@ from trim_graph.errors import ContextLengthError, FailedAttempts, ModelServerErr
 from .chat_base import CALL_SETTINGS, VLLMChatModel
 from .engine import EngineHandle, EngineSpec, EngineUser, VLLMEngine, engine_options, vllm_module
 from .label_tokens import find_label_ids, label_metadata, name_of
-from .wire import Answer, CallSettings, Lost, metadata_of, usage_of
+from .wire import Answer, Lost, VLLMCallSettings, metadata_of, usage_of
 
 T = TypeVar("T")
 
@@ -118,7 +118,7 @@ class ChatVLLMEngine(EngineUser, VLLMEngineSettings, VLLMChatModel):
     async def _start(self) -> None:
         await self._handle.engine().max_model_len()
 
-    def _call(self, messages: list[BaseMessage], settings: CallSettings) -> EngineCall:
+    def _call(self, messages: list[BaseMessage], settings: VLLMCallSettings) -> EngineCall:
         return EngineCall(self._handle, messages, settings, self.chat_template_kwargs, self.sampling_params)
 
     async def _await(self, call: Coroutine[Any, Any, T]) -> T:
@@ -150,7 +150,7 @@ class EngineCall:
         self,
         handle: EngineHandle,
         messages: Sequence[BaseMessage],
-        settings: CallSettings,
+        settings: VLLMCallSettings,
         template_kwargs: Mapping[str, Any],
         sampling_params: Mapping[str, Any],
     ) -> None:
@@ -285,7 +285,7 @@ async def _label_ids(engine: VLLMEngine, labels: Sequence[str]) -> dict[int, str
 
 
 def sampling_params(
-    settings: CallSettings, further: Mapping[str, Any], *, whole: bool, labels: Sequence[int] = ()
+    settings: VLLMCallSettings, further: Mapping[str, Any], *, whole: bool, labels: Sequence[int] = ()
 ) -> Any:
     """Returns the settings as vLLM's ``SamplingParams``.
 

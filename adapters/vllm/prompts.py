@@ -28,7 +28,7 @@ from trim_graph.errors import ContextLengthError, ModelServerError
 from .client import VLLMServer
 from .label_tokens import find_label_ids, label_request
 from .replicas import Replicas
-from .wire import CallSettings, Dialect, dialect_of, openai_messages, sampling
+from .wire import Dialect, VLLMCallSettings, dialect_of, openai_messages, sampling
 
 _SHAPES = [
     # The rest behind the first character is a lookahead, since shapes may overlap.
@@ -344,7 +344,7 @@ class VLLMPrompts:
         return True
 
     async def request(
-        self, messages: Sequence[BaseMessage], settings: CallSettings
+        self, messages: Sequence[BaseMessage], settings: VLLMCallSettings
     ) -> tuple[str, dict[str, Any]]:
         """Returns the path and body of the request that continues a conversation.
 

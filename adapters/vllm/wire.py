@@ -11,7 +11,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
-from trim_graph.adapters.base import STOPPED, RetryTokens, StopWhen
+from trim_graph.adapters.base import STOPPED, CallSettings, RetryTokens, StopWhen
 from trim_graph.adapters.responses import classify
 from trim_graph.adapters.token_confidence import Entropy, entropy_of_likeliest, lowest_window_mean
 from trim_graph.adapters.tokenization import role_of, text_of
@@ -26,24 +26,19 @@ class AnswerError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallSettings:
-    """Settings of one call; units as in `ChatVLLM`."""
+class VLLMCallSettings(CallSettings):
+    """Settings of one call of a vLLM model.
 
-    stop: tuple[str, ...] = ()
-    max_tokens: int
-    temperature: float
-    top_p: float
-    seed: int | None
-    logprobs: bool
+    Attributes:
+        top_logprobs: Number of the likeliest tokens to report at each place.
+        label_tokens: Labels whose probabilities as the first token are wanted.
+        entropy_logprobs: Number of tokens that the first one's entropy is computed from; 0 if none is wanted.
+        retry_tokens: Grants tokens to further attempts.
+    """
+
     top_logprobs: int
-    probability_window: int | None = None
-    """Tokens of the window whose lowest mean probability is wanted; None: it is not."""
     label_tokens: tuple[str, ...] = ()
-    """Labels whose probabilities as the first token are wanted."""
-    entropy_logprobs: int = 0
-    """Number of tokens that the first one's entropy is computed from; 0: no entropy."""
-    timeout: float | None
-    stop_when: StopWhen | None = None
+    entropy_logprobs: int
     retry_tokens: RetryTokens | None = None
 
 
@@ -72,7 +67,7 @@ def _turn(message: BaseMessage) -> dict[str, Any]:
     return turn
 
 
-def sampling(settings: CallSettings, *, raw: bool) -> dict[str, Any]:
+def sampling(settings: VLLMCallSettings, *, raw: bool) -> dict[str, Any]:
     """Returns the part of a request that does not depend on the prompt.
 
     Args:
@@ -295,7 +290,7 @@ class Lost:
 
 
 def metadata_of(
-    answer: Answer, settings: CallSettings, lost: Lost, model: str, *, starts_in_reasoning: bool
+    answer: Answer, settings: VLLMCallSettings, lost: Lost, model: str, *, starts_in_reasoning: bool
 ) -> dict[str, Any]:
     """Returns the ``response_metadata`` of an answer."""
     metadata: dict[str, Any] = {

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.goodness import batch_threshold, goodness_of_fit, least_distance, log_loss, losses
 from trim_graph.config import build_parts, example_config
 from trim_graph.evaluation.datasets import first_questions, make_dataset
 from trim_graph.evaluation.runner import run_arm
@@ -29,13 +30,12 @@ from trim_graph.evaluation.traces import read_traces
 from trim_graph.policies import threshold
 from trim_graph.policies.base import Observation
 from trim_graph.policies.pomdp import BELIEFS, Plan, pomdp
-from trim_graph.training.fitting import fit, goodness_of_fit, least_distance, read_training_data
-from trim_graph.training.planner import BatchPomdp, Beliefs, Terms, log_loss, losses, solve
+from trim_graph.training.fitting import fit, read_training_data
+from trim_graph.training.planner import BatchPomdp, Beliefs, Terms, solve
 from trim_graph.training.simulator import (
     BatchPolicy,
     Simulator,
     StatelessBatchPolicy,
-    batch_threshold,
     simulate,
 )
 from trim_graph.training.step_model import StepModel, load_published

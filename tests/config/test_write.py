@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from trim_graph import SettingsError
 from trim_graph.config import load_config
-from trim_graph.config.write import check_place, with_policy, write_config
+from trim_graph.config.load import check_place, with_policy, write_config
 
 NEW = {"type": "threshold", "t": 0.25}
 MODELS = "small: {type: example}\nlarge: {type: example}\nscorer: {type: example}\n"

@@ -1,17 +1,14 @@
-"""The environment is a Gymnasium environment on both back ends, and pays what it says."""
+"""The environment works on both back ends, and pays what it says."""
 
 import asyncio
 
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
-from stable_baselines3.common.env_checker import check_env as check_for_sb3
 from toy import build, questions
 
 from trim_graph.policies.learned import AGGREGATE, SEQUENCE
 from trim_graph.training.env import (
     RecordedEpisodes,
-    RoutingEnvironment,
     RoutingVecEnv,
     SimulatedEpisodes,
     aggregate_extractor,
@@ -51,27 +48,23 @@ def batches(rollouts, n=1):
 
 @pytest.mark.parametrize("back_end", [0, 1], ids=["recorded", "simulated"])
 @pytest.mark.parametrize("extractor", EXTRACTORS, ids=["aggregate", "sequence"])
-# An unbounded box, and no spec to make a second one of: both are meant.
-@pytest.mark.filterwarnings("ignore:.*infinity. This is probably too high:UserWarning")
-@pytest.mark.filterwarnings("ignore:.*Not able to test alternative render modes:UserWarning")
-@pytest.mark.filterwarnings(
-    "ignore:.*2D observation:UserWarning", "ignore:.*unconventional shape:UserWarning"
-)
-def test_it_is_an_environment(back_end, extractor, rollouts):
-    environment = RoutingEnvironment(batches(rollouts)[back_end], extractor, price=0.01)
-    check_env(environment, skip_render_check=True)
-    check_for_sb3(environment)
+def test_each_observation_is_of_the_space_it_declares(back_end, extractor, rollouts):
+    rows = RoutingVecEnv(batches(rollouts, 3)[back_end], extractor, price=0.01)
+    seen = rows.reset()
+    for action in (0, 1, 0, 1, 1, 0):
+        assert all(rows.observation_space.contains(one) for one in seen)
+        seen, reward, _, _ = rows.step(np.full(3, action))
+        assert reward.dtype == np.float32
 
 
 @pytest.mark.parametrize("back_end", [0, 1], ids=["recorded", "simulated"])
 def test_a_seed_repeats_everything(back_end, rollouts):
     def play():
-        environment = RoutingEnvironment(batches(rollouts)[back_end], EXTRACTORS[0], price=0.01)
-        seen = [environment.reset(seed=5)[0]]
+        rows = RoutingVecEnv(batches(rollouts)[back_end], EXTRACTORS[0], price=0.01)
+        rows.seed(5)
+        seen = [rows.reset()]
         rng = np.random.default_rng(0)
-        for _ in range(60):
-            now, _, ended, _, _ = environment.step(np.int64(rng.integers(2)))
-            seen.append(environment.reset()[0] if ended else now)
+        seen.extend(rows.step(rng.integers(2, size=1))[0] for _ in range(60))
         return np.array(seen)
 
     assert np.array_equal(play(), play())
@@ -79,20 +72,26 @@ def test_a_seed_repeats_everything(back_end, rollouts):
 
 @pytest.mark.parametrize("back_end", [0, 1], ids=["recorded", "simulated"])
 def test_the_reward_is_right_answers_less_tokens(back_end, rollouts):
-    environment = RoutingEnvironment(batches(rollouts)[back_end], EXTRACTORS[0], price=0.01)
+    batch = batches(rollouts)[back_end]
+    made, decide = [], batch.decide
+
+    def noted(regenerates):
+        observations, transition = decide(regenerates)
+        made.append(transition)
+        return observations, transition
+
+    batch.decide = noted
+    rows = RoutingVecEnv(batch, EXTRACTORS[0], price=0.01)
     rng = np.random.default_rng(1)
-    environment.reset(seed=1)
+    rows.reset()
     for _ in range(40):
-        total, tokens, correct, ended = 0.0, 0, False, False
+        total, tokens, ended = 0.0, 0, False
         while not ended:
-            action = int(rng.integers(2))
-            _, reward, ended, cut_off, info = environment.step(np.int64(action))
-            total, tokens = total + reward, tokens + info["large_tokens"]
-            assert (info["large_tokens"] > 0) is bool(action)
-            assert not cut_off
-            correct = info["correct"]
-        assert total == pytest.approx(correct - 0.01 * tokens)
-        environment.reset()
+            action = rng.integers(2, size=1)
+            _, reward, over, _ = rows.step(action)
+            total, tokens, ended = total + float(reward[0]), tokens + int(made[-1].large_tokens[0]), over[0]
+            assert (made[-1].large_tokens[0] > 0) == (action[0] == 1)
+        assert total == pytest.approx(bool(made[-1].correct[0]) - 0.01 * tokens, abs=1e-6)
 
 
 def test_every_question_comes_once_before_any_comes_again(rollouts):

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from goodness import batch_threshold, drafts_of, goodness_of_fit, least_distance, losses
 from step_worlds import PUBLISHED, trace, traces_from, world, write
 
 from trim_graph import SettingsError
@@ -15,13 +16,11 @@ from trim_graph.training.fitting import (
     ending_chances,
     estimate,
     fit,
-    goodness_of_fit,
     hazard_of,
-    least_distance,
     read_training_data,
 )
-from trim_graph.training.planner import BatchPomdp, Terms, drafts_of, losses, solve
-from trim_graph.training.simulator import SCORES, Simulator, StatelessBatchPolicy, batch_threshold, simulate
+from trim_graph.training.planner import BatchPomdp, Terms, solve
+from trim_graph.training.simulator import SCORES, Simulator, StatelessBatchPolicy, simulate
 from trim_graph.training.step_model import LOST, RIGHT, SLIP, StepModel, load_published
 
 NEVER = StatelessBatchPolicy(lambda seen: 0 * seen.index)

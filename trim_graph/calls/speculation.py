@@ -267,7 +267,7 @@ class Speculation:
         self, small: Runnable[Any, Any], scorer: Any, policy: Policy, segmentation: Segmentation | None
     ) -> None:
         self._model = WriterModel.of(small)
-        self._small, self._policy, self._segmentation = small, policy, segmentation
+        self._small, self.policy, self.segmentation = small, policy, segmentation
         self._obstacle = _obstacle(small, scorer)
         self._warned = False
         self._unsettled = UnsettledUsage()
@@ -287,12 +287,18 @@ class Speculation:
             warnings.warn(f"lookahead=True has no effect: {obstacle}", RuntimeWarning, stacklevel=2)
         return wanted and obstacle is None
 
-    def before_score(self, state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> None:
-        """Starts the call for the step after the draft that the scorer is about to rate, if it may help."""
+    def before_score(self, view: RunView, config: RunnableConfig, invocation: Invocation | None) -> None:
+        """Starts the call for the step after the draft that the scorer is about to rate, if it may help.
+
+        Args:
+            view: View of the run, with the graph's policy and segmentation.
+            config: The node's config.
+            invocation: The invocation of the node.
+        """
         slot = slot_of(invocation)
         if not self.check(wanted=True, synchronous=slot is None) or slot is None:
             return
-        call = self._next_call(RunView(state, self._policy, self._segmentation), config, invocation)
+        call = self._next_call(view, config, invocation)
         if call is None:
             return
         arguments, stop_signal = call.arguments, None

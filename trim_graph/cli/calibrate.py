@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
-from trim_graph.config.write import check_place, write_config
+from trim_graph.config.load import check_place, write_config
 from trim_graph.errors import SettingsError
 from trim_graph.evaluation.arms import ParameterSweep, PolicyList, identity_of, make_family, policy_config
 from trim_graph.evaluation.calibration import (

@@ -23,7 +23,6 @@ from trim_graph.storage.rows import read_rows
 from .arms import ParameterSweep, PolicyList, PolicyMapping
 from .comparison import graded
 from .metrics import (
-    RESAMPLES,
     accuracy,
     interval,
     performance_gap_recovered,
@@ -333,7 +332,6 @@ def forecast(
     *,
     small: Sequence[Record] | None = None,
     large: Sequence[Record] | None = None,
-    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Forecast:
     """Computes the metrics of a policy.
@@ -342,7 +340,6 @@ def forecast(
         outcomes: Of the policy.
         small: Of the small model alone on the same questions, if it was run.
         large: Of the large model alone on the same questions, if it was run.
-        resamples: Of the bootstrap.
         seed: Of the bootstrap.
 
     Raises:
@@ -356,7 +353,7 @@ def forecast(
         columns[f"{name} tokens"] = [float(record["large_tokens"]) for record in arm]
         if all(record["correct"] is not None for record in arm):
             columns[f"{name} correct"] = [float(right) for right in graded(arm)]
-    means = resampled_means(columns, resamples=resamples, seed=seed)
+    means = resampled_means(columns, seed=seed)
     plain = {name: sum(column) / len(column) for name, column in columns.items()}
 
     def estimate(*names: str, metric: object = None) -> Metric:

@@ -241,28 +241,27 @@ def discrimination(
     )
 
 
-def reliability(scores: Floats, right: NDArray[np.bool_], *, bins: int = BINS) -> list[ReliabilityBin]:
+def reliability(scores: Floats, right: NDArray[np.bool_]) -> list[ReliabilityBin]:
     """Returns the bins of a reliability curve that are not empty, from low to high.
 
     Args:
         scores: (n,) in [0, 1].
         right: (n,) of what was scored.
-        bins: How many of equal width.
     """
     import numpy as np
     from scipy.stats import binomtest  # type: ignore[import-untyped]
 
-    place = np.minimum((scores * bins).astype(np.intp), bins - 1)
+    place = np.minimum((scores * BINS).astype(np.intp), BINS - 1)
     found: list[ReliabilityBin] = []
-    for index in range(bins):
+    for index in range(BINS):
         here = place == index
         n, hits = int(here.sum()), int(right[here].sum())
         if n:
             spread = binomtest(hits, n).proportion_ci(method="wilson")
             found.append(
                 ReliabilityBin(
-                    low=index / bins,
-                    high=(index + 1) / bins,
+                    low=index / BINS,
+                    high=(index + 1) / BINS,
                     n=n,
                     mean_score=float(scores[here].mean()),
                     right=hits / n,

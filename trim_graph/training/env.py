@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
@@ -185,58 +184,13 @@ def rewards(transition: Transition, price: float) -> npt.NDArray[np.float64]:
     return earned
 
 
-class RoutingEnvironment(gymnasium.Env[Floats, np.int64]):
-    """One question; the action 0 accepts the draft, 1 regenerates it.
+class RoutingVecEnv(VecEnv):
+    """Many questions side by side for stable-baselines3; the action 0 accepts a draft, 1 regenerates it.
 
     Args:
-        batch: Episodes with one row.
+        batch: The questions.
         extractor: Makes the input of the network.
-        price: Price of a large token, in right answers.
-
-    Raises:
-        ValueError: The back end has more rows than one.
-    """
-
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
-
-    def __init__(self, batch: EpisodeBatch, extractor: FeatureExtractor, *, price: float) -> None:
-        if batch.n != 1:
-            raise ValueError(f"the back end has {batch.n} rows; an environment takes one")
-        self.batch, self.extractor, self.price = batch, extractor, price
-        box, self.action_space = _spaces(extractor)
-        self.observation_space = cast("spaces.Space[Floats]", box)
-        self._next: Observation | None = None
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Floats, dict[str, Any]]:
-        """Begins the next question."""
-        super().reset(seed=seed)
-        if seed is not None or self._next is None:
-            (self._next,) = self.batch.begin(seed)
-        observation, self._next = self._next, None
-        return _input([observation], self.extractor)[0], {}
-
-    def step(self, action: np.int64) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
-        """Accepts or regenerates. An observation after an end is the next question's draft."""
-        (observation,), transition = self.batch.decide([bool(action)])
-        ended = bool(transition.ended[0])
-        self._next = observation if ended else None
-        info = {"large_tokens": int(transition.large_tokens[0]), "correct": bool(transition.correct[0])}
-        return (
-            _input([observation], self.extractor)[0],
-            float(rewards(transition, self.price)[0]),
-            ended,
-            False,
-            info,
-        )
-
-
-class RoutingVecEnv(VecEnv):
-    """Many questions side by side for stable-baselines3; see `RoutingEnvironment`.
-
-    Attributes:
-        price: Price of a large token; may change between rollouts.
+        price: Price of a large token, in right answers; may change between rollouts.
     """
 
     def __init__(self, batch: EpisodeBatch, extractor: FeatureExtractor, *, price: float) -> None:

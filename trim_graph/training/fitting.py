@@ -1,4 +1,4 @@
-"""Fits a step model on traces or on labelled solutions, and measures how well it describes them."""
+"""Fits a step model on traces or on labelled solutions, and draws how well it describes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from scipy.stats import chi2  # type: ignore[import-untyped]
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.policies.pomdp import step_tables
 
-from .simulator import Simulator
 from .step_model import LOST, NO_EARLIER, RIGHT, SLIP, STATES, Floats, Ints, StepModel, labelled_steps
 
 Method = Literal["kernel", "histogram"]
@@ -285,37 +284,6 @@ MIN_DRAFTS = 20
 """Fewer drafts than this at one step say nothing of the accuracy there."""
 
 
-def goodness_of_fit(model: StepModel, data: TrainingData, *, simulated: int = 5000) -> dict[str, Any]:
-    """Compares a model with traces, best with others than it was fitted on.
-
-    Args:
-        model: The step model.
-        data: From `trim_graph.training.fitting.read_training_data`.
-        simulated: Solutions to draw for the comparison of least scores.
-
-    Returns:
-        JSON-native. ``observation``: of each state the number of drafts ``n``; mean log-likelihood in nats of
-        (least, score) under the model, with the two taken as independent, and uniform; total variation of
-        the score and of the pair. ``accuracy``: by step, and the p-value of its being the same everywhere
-        (chi-square). ``length``: means, and the greatest distance of the distribution functions.
-        ``simulated_least``: total variation between the least scores that the simulator derives and those of
-        the tables.
-    """
-    drafts = data.drafts.scored()
-    return {
-        "observation": {
-            name: _observation(model, drafts.of(drafts.state == state), state)
-            for state, name in enumerate(STATES)
-        },
-        "accuracy": {
-            "small": _accuracy(data.drafts, model.p_small, large=False),
-            "large": _accuracy(data.drafts, model.p_large, large=True),
-        },
-        "length": _length(model, data),
-        "simulated_least": least_distance(model, simulated),
-    }
-
-
 def counts_of(model: StepModel, drafts: Drafts) -> Floats:
     """Returns how many drafts fall into each bin of (least, score)."""
     counts = np.zeros((model.bins, model.bins))
@@ -323,29 +291,7 @@ def counts_of(model: StepModel, drafts: Drafts) -> Floats:
     return counts
 
 
-def _observation(model: StepModel, drafts: Drafts, state: int) -> dict[str, Any]:
-    counts = counts_of(model, drafts)
-    n = int(counts.sum())
-    if not n:
-        return {"n": 0}
-    table, share = model.tables[state], counts / n
-    margins = np.outer(table.sum(1), table.sum(0))
-    tiny = np.finfo(np.float64).tiny
-
-    def mean(of: Floats) -> float:
-        return float((share * np.log(np.maximum(of, tiny))).sum())
-
-    return {
-        "n": n,
-        "log_likelihood": mean(table),
-        "log_likelihood_independent": mean(margins),
-        "log_likelihood_uniform": -float(np.log(counts.size)),
-        "total_variation_score": float(np.abs(share.sum(0) - table.sum(0)).sum() / 2),
-        "total_variation_pair": float(np.abs(share - table).sum() / 2),
-    }
-
-
-def _accuracy(drafts: Drafts, modelled: float, *, large: bool) -> dict[str, Any]:
+def step_accuracy(drafts: Drafts, modelled: float, *, large: bool) -> dict[str, Any]:
     """Compares the accuracy at each step with one for all, the model's."""
     own = drafts.of((drafts.large == large) & (drafts.state != LOST))
     steps = []
@@ -366,34 +312,6 @@ def _accuracy(drafts: Drafts, modelled: float, *, large: bool) -> dict[str, Any]
 def ending_chances(model: StepModel) -> Floats:
     """Returns the probability that a solution has 1, 2, ... steps."""
     return np.asarray(np.cumprod(np.concatenate([[1.0], 1 - model.hazard[:-1]])) * model.hazard)
-
-
-def _length(model: StepModel, data: TrainingData) -> dict[str, float]:
-    lengths, chances = data.lengths[data.finished], ending_chances(model)
-    if not len(lengths):
-        return {"n": 0}
-    seen = np.bincount(np.minimum(lengths, model.steps) - 1, minlength=model.steps) / len(lengths)
-    return {
-        "n": len(lengths),
-        "mean": float(lengths.mean()),
-        "mean_modelled": float((chances * np.arange(1, model.steps + 1)).sum()),
-        "distance": float(np.abs(np.cumsum(seen) - np.cumsum(chances)).max()),
-    }
-
-
-def least_distance(model: StepModel, n: int, seed: int = 0) -> dict[str, float]:
-    """Returns, by state, the total variation between derived least scores and the tables'.
-
-    All drafts are accepted. The scores themselves agree by construction, given the least one.
-    """
-    counts = np.zeros((3, model.bins))
-    simulator = Simulator(model, n, seed=seed)
-    while not simulator.done.all():
-        under_way = ~simulator.done
-        np.add.at(counts, (simulator.state[under_way], model.bin_of(simulator.least[under_way])), 1)
-        simulator.step(np.zeros(n, np.intp))
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    return dict(zip(STATES, (np.abs(shares - model.tables.sum(2)).sum(1) / 2).tolist(), strict=True))
 
 
 def draw(model: StepModel, path: str | os.PathLike[str], data: TrainingData | None = None) -> None:
@@ -455,7 +373,7 @@ def _accuracies(axis: Any, model: StepModel, data: TrainingData | None) -> None:
     for large, name, chance in ((False, "small", model.p_small), (True, "large", model.p_large)):
         line = axis.plot([1, model.steps], [chance, chance], label=name)[0]
         if data is not None:
-            steps = _accuracy(data.drafts, chance, large=large)["by_step"]
+            steps = step_accuracy(data.drafts, chance, large=large)["by_step"]
             share = [entry["right"] / entry["n"] for entry in steps]
             error = [(p * (1 - p) / entry["n"]) ** 0.5 for p, entry in zip(share, steps, strict=True)]
             at = [entry["step"] + 1 for entry in steps]

@@ -1,19 +1,16 @@
 """Planning when to pay for the large model: backward induction over step, belief and tokens left. NumPy only.
 
-`BatchPomdp` carries out a plan on a batch of simulated solutions, `losses` on recorded traces.
+`BatchPomdp` carries out a plan on a batch of simulated solutions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trim_graph.errors import SettingsError
-from trim_graph.policies.base import Observation, remembering
 from trim_graph.policies.pomdp import (
     BELIEFS,
     CLOSE,
@@ -25,12 +22,11 @@ from trim_graph.policies.pomdp import (
     Values,
     decision_values,
     draft_prior,
-    pomdp,
     step_tables,
 )
 
 from .simulator import ACCEPT, HANDOVER, REGENERATE, ObservationBatch
-from .step_model import RIGHT, SLIP, Ints, StepModel, labelled_steps
+from .step_model import RIGHT, SLIP, Ints, StepModel
 
 LEVELS = 32
 """Levels of the budget, zero and the whole included."""
@@ -376,48 +372,3 @@ class BatchPomdp:
         far = np.minimum(near + 1, table.shape[1] - 1)
         rest = np.where(level - near < CLOSE, 0.0, level - near)
         return np.asarray(table[step, near] * (1 - rest) + table[step, far] * rest)
-
-
-def log_loss(belief: Floats, state: Ints) -> Floats:
-    """Returns minus the log of the belief in the true state, in nats; beliefs below 1e-6 count as that."""
-    return np.asarray(-np.log(np.maximum(belief[state, np.arange(len(state))], 1e-6)))
-
-
-def drafts_of(trace: Mapping[str, Any]) -> Iterator[tuple[Observation, int | None]]:
-    """Yields the observation and the true state of each draft of the small model, discarded drafts included.
-
-    The state is None where the labels do not show it. Steps of the large model are not yielded; the
-    observations behind them hold their scores.
-    """
-    steps = trace["steps"]
-    for index, step, state, discarded_state in labelled_steps(trace):
-        before = steps[:index]
-        draft = step["discarded"] or (step if step["writer"] == "small" else None)
-        if draft is not None:
-            observation = Observation(
-                question=trace["question"],
-                index=index,
-                max_steps=max(len(steps), 1),
-                scores=tuple(other["score"] for other in before),
-                tokens=tuple(other["tokens"] for other in before),
-                writers=tuple(other["writer"] for other in before),
-                score=draft["score"],
-                draft=draft["text"],
-                draft_tokens=draft["tokens"],
-                draft_ends=index == len(steps) - 1 and trace["stopped"] == "finished",
-            )
-            yield observation, discarded_state if step["discarded"] else state
-
-
-def losses(policy: pomdp, trace: Mapping[str, Any]) -> Floats:
-    """Returns the log-loss of the true state, in nats, at each draft whose state is known."""
-    beliefs, states, memory = [], [], None
-    for observation, state in drafts_of(trace):
-        remembered = remembering(observation, memory)
-        if state is not None:
-            beliefs.append(policy.belief(remembered))
-            states.append(state)
-        memory = policy.decide(remembered).memory
-    if not states:
-        return np.zeros(0)
-    return log_loss(np.array(beliefs).T, np.array(states))

@@ -224,12 +224,16 @@ def _learner(kind: Kind, env: RoutingVecEnv, spread: tuple[Any, Any], given: Tra
     )
 
 
-def _sample(batch: RecordedEpisodes, extractor: FeatureExtractor, seed: int, decisions: int = 64) -> Any:
+SAMPLED = 64
+"""Decisions from whose inputs the spread of each feature is measured."""
+
+
+def _sample(batch: RecordedEpisodes, extractor: FeatureExtractor, seed: int) -> Any:
     """Returns the inputs of a policy that decides at random."""
     rng = np.random.default_rng(seed)
     observations = list(batch.begin(seed))
     inputs = [extractor.features(one) for one in observations]
-    for _ in range(decisions):
+    for _ in range(SAMPLED):
         observations, _ = batch.decide((rng.random(batch.n) < 0.3).tolist())
         inputs.extend(extractor.features(one) for one in observations)
     return np.array(inputs, dtype=np.float32)

@@ -253,11 +253,6 @@ class StatelessBatchPolicy:
         return np.asarray(self.function(batch), np.intp)
 
 
-def batch_threshold(t: float) -> StatelessBatchPolicy:
-    """Regenerates drafts whose score is below ``t``."""
-    return StatelessBatchPolicy(lambda batch: (batch.score < t).astype(np.intp))
-
-
 @dataclass(frozen=True, slots=True)
 class EpisodeStats:
     """Results of ``n`` simulated solutions; arrays of shape (n,)."""

@@ -18,7 +18,8 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from transformers import AutoModelForCausalLM
 
 from trim_graph.adapters import ChatTransformers, ContextLengthError
-from trim_graph.adapters.transformers.batching import GenerationJob, Row, Settings
+from trim_graph.adapters.base import CallSettings
+from trim_graph.adapters.transformers.batching import GenerationJob, Row
 
 SCRIPT = "First, add 3 and 4.\n\nThen"
 QUESTION = [HumanMessage("What is it?")]
@@ -349,14 +350,14 @@ class TestBatches:
 
     def test_rows_that_would_leave_the_models_positions_get_their_own_batch(self, noisy):
         fits = noisy._load()._fits
-        job = lambda prompt, new: GenerationJob([1] * prompt, Settings(max_tokens=new), batch_limit=9)  # noqa: E731
+        job = lambda prompt, new: GenerationJob([1] * prompt, CallSettings(max_tokens=new), batch_limit=9)  # noqa: E731
         assert fits([job(100, 10)], job(90, 400))
         assert not fits([job(500, 10)], job(90, 400))
 
     def test_prompts_of_very_different_length_get_their_own_batches(self, noisy):
         engine = copy.copy(noisy._load())
         engine.max_positions = None
-        job = lambda prompt: GenerationJob([1] * prompt, Settings(max_tokens=1), batch_limit=9)  # noqa: E731
+        job = lambda prompt: GenerationJob([1] * prompt, CallSettings(max_tokens=1), batch_limit=9)  # noqa: E731
         assert engine._fits([job(10)], job(1000))
         assert not engine._fits([job(10)] * 3, job(4000))
         assert engine._fits([job(3900)] * 3, job(4000))
