@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 
@@ -169,7 +169,7 @@ def step_by_step(name: str, url: str, local: TransformersProcessReward) -> list[
 class _Counted(VLLMProcessReward):
     """Notes how many solutions each request holds."""
 
-    sizes: list[int]
+    sizes: ClassVar[list[int]] = []
 
     async def _send(self, server: VLLMServer, inputs: list[Any]) -> list[Any]:
         self.sizes.append(len(inputs))
@@ -202,7 +202,6 @@ def _run_all(scorer: Any) -> None:
 def together_vllm(name: str, url: str) -> Together:
     """64 runs at once, scored by a server."""
     scorer = _Counted("prm", base_url=url)
-    scorer.sizes = []
     scorer.score(*solution(1))
     scorer.sizes.clear()
     _run_all(scorer)
