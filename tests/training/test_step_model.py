@@ -75,7 +75,8 @@ class TestReading:
     def test_what_the_traces_do_not_hold_must_be_given(self):
         traces = traces_from(world(), 300, rate=0.0)
         with pytest.raises(
-            InputError, match="no labelled step of the large model in the traces; give p_large"
+            InputError,
+            match=r"no labelled step of the large model in the traces, and 0 advantage labels.*give p_large",
         ):
             fit(traces)
         for one in traces:
@@ -85,6 +86,48 @@ class TestReading:
             fit(traces, p_large=0.9)
         model = fit(traces, p_large=0.9, tokens=30)
         assert (model.p_large, model.tokens.tolist(), model.large_ratio) == (0.9, [30.0], 1.0)
+
+    def test_targets_say_what_is_right_where_labels_are_missing(self):
+        unlabelled = trace(("small", 0.9, None), ("small", 0.4, None), ("small", 0.3, None))
+        for step, value in zip(unlabelled["steps"], (0.8, 0.3, 0.9), strict=True):
+            step["value"] = value
+        states = read_training_data([unlabelled]).drafts.state
+        assert states.tolist() == [RIGHT, SLIP, LOST]
+        with pytest.raises(InputError, match="no labelled step"):
+            # A target of 0.3 says that a rewrite helps, not that the step is wrong.
+            read_training_data([{**unlabelled, "policy": {"type": "labelled", "method": "advantage"}}])
+
+    @pytest.mark.parametrize("p_large", [0.85, 0.95])
+    def test_advantage_labels_say_how_good_the_large_model_is(self, p_large):
+        """Solutions of a chain: each step is right with p_small, and nothing ends right behind a slip."""
+        rng, p_small, length, traces = np.random.default_rng(1), 0.8, 4, []
+        for _ in range(3000):
+            right = np.cumprod(rng.random(length) < p_small).astype(bool)
+            alive = np.concatenate([[True], right[:-1]])
+            labels = [bool(good) if before else None for good, before in zip(right, alive, strict=True)]
+            one = trace(*(("small", rng.random(), label) for label in labels))
+            one |= {"policy": {"type": "labelled", "method": "advantage"}, "correct": bool(right[-1])}
+            place = rng.integers(length)
+            if alive[place]:
+                left = p_small ** (length - 1 - place)
+                # As labels have it: what a whole solution shows of its own last step, else continuations.
+                small = rng.binomial(4, left if right[place] else 0.0) / 4
+                large = rng.binomial(4, p_large * left) / 4
+                one["steps"][place]["value"] = (1 + small - large) / 2
+            traces.append(one)
+        data = read_training_data(traces)
+        assert fit(data).p_large == pytest.approx(p_large, abs=0.03)
+        assert fit(data, p_large=0.7).p_large == 0.7
+
+    def test_labelled_solutions_of_both_models_say_how_good_and_how_long_their_steps_are(self):
+        traces = traces_from(world(), 300, rate=0.0)
+        large = trace(*[("large", None, True)] * 19, ("large", None, False))
+        for step in large["steps"]:
+            step["tokens"] = 60
+        model = fit([*traces, large])
+        assert model.p_large == pytest.approx(19.5 / 21)
+        mean = np.mean([step["tokens"] for one in traces for step in one["steps"]])
+        assert model.large_ratio == pytest.approx(60 / mean)
 
     @pytest.mark.skipif(not PROCESSBENCH.exists(), reason="ProcessBench is not here")
     def test_labelled_solutions(self):

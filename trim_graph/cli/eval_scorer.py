@@ -22,7 +22,9 @@ from trim_graph.evaluation.scorer_metrics import (
     compiled_pattern,
     read_labelled,
     score_labelled,
+    scored_trace,
 )
+from trim_graph.evaluation.traces import Trace, write_traces
 from trim_graph.storage.journal import Journal
 from trim_graph.storage.rows import read_rows
 
@@ -52,9 +54,13 @@ def run_eval_scorer(options: EvalScorerOptions) -> int:
     if options.pattern is not None:
         compiled_pattern(options.pattern)
     sets = [_Set(file, config, options) for file in options.data]
-    if options.against is not None:
-        for one in sets:
-            one.check_token_probabilities()
+    for one in sets:
+        if any(part.type == "token_probability" for part in scorer_parts(config.scorer)):
+            one.check_token_probabilities(
+                "the scorer token_probability rates only what a model writes in a run"
+            )
+        if options.against is not None:
+            one.check_token_probabilities("--against token_probability")
     with ExitStack() as stack:
         folder = options.out or Path(stack.enter_context(TemporaryDirectory()))
         for one in sets:
@@ -62,6 +68,9 @@ def run_eval_scorer(options: EvalScorerOptions) -> int:
         if any(one.left() for one in sets):
             _rate(sets, load_scorer(config), options)
         rated = {one.name: one.rated() for one in sets}
+        if options.out is not None:
+            for one in sets:
+                write_traces(options.out / f"{one.name}.traces.jsonl", one.traces(rated[one.name]))
     extras = {one.name: one.extras(rated[one.name]) for one in sets}
     _report(options, config, rated, extras)
     compared = [extra["against_token_probability"] for extra in extras.values()]
@@ -132,15 +141,24 @@ class _Set:
             for index, solution in enumerate(self.solutions())
         ]
 
-    def check_token_probabilities(self) -> None:
+    def traces(self, rated: list[Rated]) -> Iterator[Trace]:
+        """Yields the solutions with scores and labels, for `trim-graph plan`; not those that failed."""
+        for index, (solution, one) in enumerate(zip(self.solutions(), rated, strict=True)):
+            if one.scores is not None:
+                yield scored_trace(index, solution, one.scores)
+
+    def check_token_probabilities(self, wanted_by: str) -> None:
         """Refuses a file without them.
+
+        Args:
+            wanted_by: The setting that needs them.
 
         Raises:
             InputError: No step has a mean token probability.
         """
         if not any(one is not None for found in self.solutions() for one in found["token_probabilities"]):
             raise InputError(
-                f"--against token_probability: no step in {self.file} has a mean token probability; label or "
+                f"{wanted_by}: no step in {self.file} has a mean token probability; label or "
                 "collect solutions of a small model with logprobs: true"
             )
 
@@ -204,13 +222,11 @@ def _config(options: EvalScorerOptions) -> TrimConfig:
     config = chosen_config(options.config, overrides)
     if config.scorer is None:
         raise SettingsError(f"{options.config} names no scorer")
-    for part in scorer_parts(config.scorer):
-        if part.type in ("token_probability", "turn_signals"):
-            lacking = "no token probabilities" if part.type == "token_probability" else "no turns of an agent"
-            raise SettingsError(
-                f"the scorer {part.type} rates only what a model writes in a run: a solution in a file has "
-                f"{lacking}"
-            )
+    if any(part.type == "turn_signals" for part in scorer_parts(config.scorer)):
+        raise SettingsError(
+            "the scorer turn_signals rates only what a model writes in a run: a solution in a file has no turns "
+            "of an agent"
+        )
     return config
 
 
@@ -246,7 +262,8 @@ def _report(
     (options.out / METRICS).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     curves = {name: found["steps"] for name, found in metrics.items()}
     files = save_plot(draw_reliability(curves), options.out / PLOT)
-    print(f"scores, {', '.join(file.name for file in files)} and {METRICS} in {options.out}")
+    names = ", ".join(file.name for file in files)
+    print(f"scores, traces with scores and labels, {names} and {METRICS} in {options.out}")
 
 
 def average_f1(metrics: dict[str, ScorerMetrics]) -> float | None:

@@ -477,6 +477,8 @@ class LabelledSolution(TypedDict):
     """Whether the final answer is right."""
     token_probabilities: list[float | None]
     """Mean probability of each step's tokens; None where nobody measured it."""
+    trace: Trace | None
+    """The trace that it was read from; None of a solution in the shape of ProcessBench."""
 
 
 class _Row(TypedDict, total=False):
@@ -583,6 +585,7 @@ def _of_row(values: dict[str, Any], place: str, dataset: str, number: int) -> La
         labels=_checked_labels("label", row["label"], row["steps"], place),
         correct=row.get("final_answer_correct"),
         token_probabilities=[None] * len(row["steps"]),
+        trace=None,
     )
 
 
@@ -608,6 +611,7 @@ def _of_mistake(row: _MistakeRow, place: str, dataset: str, number: int) -> Labe
         labels=_checked_labels("mistake_index", -1 if mistake is None else mistake, row["steps"], place),
         correct=None if target is None or answer is None else answer == target,
         token_probabilities=[None] * len(row["steps"]),
+        trace=None,
     )
 
 
@@ -652,6 +656,7 @@ def _rated_solution(
         labels=labels,
         correct=None,
         token_probabilities=[None] * len(steps),
+        trace=None,
     )
 
 
@@ -677,6 +682,7 @@ def _of_trace(values: dict[str, Any], place: str) -> LabelledSolution | None:
         labels=labels if wrong < 0 else labels_from(wrong, len(labels)),
         correct=trace["correct"],
         token_probabilities=[step["mean_token_probability"] for step in trace["steps"]],
+        trace=trace,
     )
 
 
@@ -720,7 +726,10 @@ async def score_labelled(
     asked, waiting = as_scorer(scorer), iter(enumerate(solutions))
 
     async def rated(index: int, solution: LabelledSolution) -> Trace:
-        steps = [ScorableStep(text=text, writer="small") for text in solution["steps"]]
+        steps = [
+            ScorableStep(text=text, writer="small", mean_token_probability=probability)
+            for text, probability in zip(solution["steps"], solution["token_probabilities"], strict=True)
+        ]
         try:
             reply = read_scores(await asked.ascore(solution["question"], steps), len(steps))
         except Exception as error:
@@ -773,3 +782,22 @@ def _trace(
     )
     policy = {"type": "labelled", "generator": solution["generator"]}
     return trace_of(record, Source(solution["dataset"], None, policy))
+
+
+def scored_trace(index: int, solution: LabelledSolution, scores: Sequence[float]) -> Trace:
+    """Returns a solution as a trace with the scores of a scorer, and its labels.
+
+    Args:
+        index: Of the solution in its file.
+        solution: From `read_labelled`. One that was a trace keeps its other values: writers, tokens, targets.
+        scores: Of each step.
+    """
+    source = solution["trace"]
+    if source is None:
+        return _trace(index, solution, scores, None, {})
+    steps = []
+    for step, score, label in zip(source["steps"], scores, solution["labels"], strict=True):
+        # Whatever scored a discarded draft was another scorer.
+        discarded = None if step["discarded"] is None else {**step["discarded"], "score": None}
+        steps.append({**step, "score": score, "label": label, "discarded": discarded})
+    return {**source, "steps": steps}  # type: ignore[typeddict-item]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -71,6 +71,9 @@ class TrainingData:
         finished: Whether the solution ended by itself, and was not cut off.
         replaced: Tokens of discarded drafts.
         replacing: Tokens of the steps that replaced them.
+        gains: Estimated gain of a rewrite, v_large - v_small, at each place with an advantage label; shape
+            (m,).
+        ended_right: Whether the solution with that place ended right; shape (m,).
     """
 
     drafts: Drafts
@@ -78,6 +81,8 @@ class TrainingData:
     finished: npt.NDArray[np.bool_]
     replaced: float
     replacing: float
+    gains: Floats = field(default_factory=lambda: np.empty(0))
+    ended_right: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
 
 
 def read_training_data(traces: Iterable[Mapping[str, Any]]) -> TrainingData:
@@ -92,14 +97,19 @@ def read_training_data(traces: Iterable[Mapping[str, Any]]) -> TrainingData:
     rows: list[tuple[float, ...]] = []
     lengths, finished = [], []
     replaced = replacing = 0.0
+    gains, ended_right = list[float](), list[bool]()
     for run, trace in enumerate(traces):
         if trace.get("error"):
             continue
+        compared = (trace.get("policy") or {}).get("method") == "advantage" and trace["correct"] is not None
         lengths.append(len(trace["steps"]))
         finished.append(trace["stopped"] == "finished")
         least = NO_EARLIER
         for index, step, state, discarded_state in labelled_steps(trace):
             draft, large = step["discarded"], step["writer"] == "large"
+            if compared and state in (RIGHT, SLIP) and not large and step.get("value") is not None:
+                gains.append(1 - 2 * step["value"])
+                ended_right.append(trace["correct"])
             if draft is not None and step["decision"] == "regenerate":
                 replaced += draft["tokens"]
                 replacing += step["tokens"]
@@ -122,7 +132,15 @@ def read_training_data(traces: Iterable[Mapping[str, Any]]) -> TrainingData:
         tokens=table[:, 5],
         large=table[:, 6] > 0,
     )
-    return TrainingData(drafts, np.array(lengths), np.array(finished), replaced, replacing)
+    return TrainingData(
+        drafts,
+        np.array(lengths),
+        np.array(finished),
+        replaced,
+        replacing,
+        np.array(gains, np.float64),
+        np.array(ended_right, np.bool_),
+    )
 
 
 def fit(
@@ -140,12 +158,13 @@ def fit(
     Args:
         traces: Traces with labels and scores, or the result of `read_training_data`. Labelled solutions in
             the shape of ProcessBench become traces by `trim_graph.evaluation.scorer_metrics.score_labelled`.
-        p_large: Chance of the large model's step to be right. Needed where the traces hold none of its
-            steps; replaces what they say.
+        p_large: Chance of the large model's step to be right; replaces what the traces say. Needed where they
+            hold neither labelled steps of it nor advantage labels.
         bins: Number of bins of a score.
         method: ``kernel``: reflected Gaussian kernels; ``histogram``: smoothed counts.
         tokens: Token counts of a draft. Needed where nobody counted; replaces what the traces say.
-        large_ratio: Large tokens for one token of a draft; default: as seen, or 1.
+        large_ratio: Large tokens for one token of a draft; default: as seen where drafts were replaced, else
+            by the mean tokens of a step of each model, else 1.
         made: Says where the traces come from.
 
     Raises:
@@ -167,23 +186,25 @@ def fit(
         if len(part.run) < 2 * FOLDS:
             raise InputError(
                 f"step model: only {len(part.run)} scored drafts of the small model are {name}; "
-                f"at least {2 * FOLDS} are needed"
+                f"at least {2 * FOLDS} are needed. Files of labels have no scores: score them first, with "
+                "trim-graph eval-scorer --out"
             )
         tables[state], width, shrink[state] = estimate(part, edges, method)
         widths.append(width)
+    p_small = _chance(drafts.state[~drafts.large & alive])
     if p_large is None:
-        if not (drafts.large & alive).any():
-            raise InputError("step model: no labelled step of the large model in the traces; give p_large")
-        p_large = _chance(drafts.state[drafts.large & alive])
+        p_large = _large_chance(data, p_small)
     if tokens is None:
         counted = drafts.tokens[~drafts.large & (drafts.tokens > 0)]
         if not len(counted):
-            raise InputError("step model: nobody counted tokens in the traces; give tokens of a draft")
+            raise InputError(
+                "step model: nobody counted tokens in the traces; give tokens of a draft (--tokens)"
+            )
         tokens = np.round(np.quantile(counted, (np.arange(9) + 0.5) / 9))
     if large_ratio is None:
-        large_ratio = data.replacing / data.replaced if data.replaced and data.replacing else 1.0
+        large_ratio = _large_ratio(data)
     return StepModel(
-        p_small=_chance(drafts.state[~drafts.large & alive]),
+        p_small=p_small,
         p_large=float(p_large),
         hazard=hazard_of(data.lengths, data.finished),
         edges=edges,
@@ -204,6 +225,42 @@ def fit(
 def _chance(states: Ints) -> float:
     """Share of right steps; half a step of either kind keeps it off 0 and 1 (Jeffreys' prior)."""
     return float(((states == RIGHT).sum() + 0.5) / (len(states) + 1))
+
+
+def _large_chance(data: TrainingData, p_small: float) -> float:
+    """Returns how likely the large model's step is right, from its labelled steps or from advantage labels.
+
+    With advantage labels: the small model continues behind either step, and ends right with the same chance c
+    behind any right step and never behind a wrong one. Then the mean of v_small is p_small * c and that of
+    v_large is p_large * c, so p_large / p_small = 1 + mean(gain) / mean(v_small). For v_small, which the
+    labels do not hold, the outcome of the labelled solution is an unbiased estimate.
+
+    Raises:
+        InputError: The traces hold too little of either.
+    """
+    drafts = data.drafts
+    own = drafts.large & (drafts.state != LOST)
+    if own.any():
+        return _chance(drafts.state[own])
+    places, right = len(data.gains), int(data.ended_right.sum())
+    if right < 2 * FOLDS:
+        raise InputError(
+            f"step model: no labelled step of the large model in the traces, and {places} advantage labels, "
+            f"{right} of them in solutions that ended right, where {2 * FOLDS} are needed; give p_large "
+            "(--p-large), or label solutions of the large model too"
+        )
+    return float(np.clip(p_small * (1 + data.gains.sum() / right), UNIFORM, 1 - UNIFORM))
+
+
+def _large_ratio(data: TrainingData) -> float:
+    """Returns large tokens for one token of a draft."""
+    if data.replaced and data.replacing:
+        return data.replacing / data.replaced
+    large, small = (
+        data.drafts.tokens[(data.drafts.large == by_large) & (data.drafts.tokens > 0)]
+        for by_large in (True, False)
+    )
+    return float(large.mean() / small.mean()) if len(large) and len(small) else 1.0
 
 
 def hazard_of(lengths: Ints, finished: npt.NDArray[np.bool_], prior: float = 2.0) -> Floats:

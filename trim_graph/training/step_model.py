@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trim_graph.errors import SettingsError
+from trim_graph.evaluation.scorer_metrics import labels_of_values
 from trim_graph.policies.pomdp import step_tables
 
 Floats = npt.NDArray[np.float64]
@@ -249,20 +250,31 @@ def labelled_steps(
 ) -> Iterator[tuple[int, Mapping[str, Any], int | None, int | None]]:
     """Yields the index of each step of a trace, the step, its state, and the state of its discarded draft.
 
-    A state is known up to the first step without a label, and None behind it. Behind the first wrong step
-    every draft is `LOST`, whatever its label says: labels judge a step given the steps before it.
+    Where a trace has no label at all, its targets (``value``) say what is right, as in
+    `trim_graph.evaluation.scorer_metrics.labels_of_values`; those of the method ``advantage`` do not: they
+    say what a rewrite gains. A state is known up to the first step without a label, and None behind it. After
+    the first wrong step every draft is `LOST`, whatever its label says: labels judge a step given the steps
+    before it.
     """
     lost, known = False, True
 
-    def state_of(part: Mapping[str, Any] | None) -> int | None:
-        if part is None or not known:
+    def state_of(label: bool | None) -> int | None:
+        if not known:
             return None
-        return LOST if lost else {True: RIGHT, False: SLIP}.get(part["label"])
+        return LOST if lost else {True: RIGHT, False: SLIP}.get(label)  # type: ignore[arg-type]
 
-    for index, step in enumerate(trace["steps"]):
-        yield index, step, state_of(step), state_of(step["discarded"])
-        known = known and (lost or step["label"] is not None)
-        lost = lost or step["label"] is False
+    for index, (step, label) in enumerate(zip(trace["steps"], _labels(trace), strict=True)):
+        discarded = step["discarded"]
+        yield index, step, state_of(label), None if discarded is None else state_of(discarded["label"])
+        known = known and (lost or label is not None)
+        lost = lost or label is False
+
+
+def _labels(trace: Mapping[str, Any]) -> list[bool | None]:
+    labels = [step["label"] for step in trace["steps"]]
+    if (trace.get("policy") or {}).get("method") == "advantage" or any(label is not None for label in labels):
+        return labels
+    return labels_of_values([step.get("value") for step in trace["steps"]])
 
 
 def _require(holds: bool, name: str, complaint: str) -> None:
