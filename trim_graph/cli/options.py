@@ -460,8 +460,8 @@ class CalibrateOptions(Options):
     family: Annotated[
         list[str],
         typer.Option(
-            help='threshold, random_rate, a policy with "?" for a number, policy files or a folder of them '
-            "(may be repeated); default: that of the configuration."
+            help='threshold, random_rate, advantage, a policy with "?" for a number, FILE.json:? for the '
+            "threshold of a learned policy, policy files or a folder of them (may be repeated); default: that of the configuration."
         ),
     ] = field(default_factory=list)
     dataset: Annotated[
