@@ -106,8 +106,8 @@ ARMS = (
 
 Policies: small_only, {type: threshold, t: 0.3}, plan.json, each perhaps with a
 name: mine={type: threshold, t: 0.3}. Sweeps: threshold:0.1,0.3,0.5,
-random_rate:..., entropy_probe:..., advantage:..., a learned policy and
-thresholds, aggregate-0.02.json:0.1,0.5, a policy with "?" for its number and the
+random_rate:..., entropy_probe:..., advantage:..., thresholds of a learned
+policy, aggregate-0.02.json:0.1,0.5, a policy with "?" for its number and the
 numbers behind a colon, or a folder of policy files.
 
 Baselines: router (trained), cascade (by confidence), prm (accepts at 0.7), judge

@@ -461,7 +461,8 @@ class CalibrateOptions(Options):
         list[str],
         typer.Option(
             help='threshold, random_rate, advantage, a policy with "?" for a number, FILE.json:? for the '
-            "threshold of a learned policy, policy files or a folder of them (may be repeated); default: that of the configuration."
+            "threshold of a learned policy, policy files or a folder of them (may be repeated); default: "
+            "that of the configuration."
         ),
     ] = field(default_factory=list)
     dataset: Annotated[
