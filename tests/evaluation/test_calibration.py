@@ -1,7 +1,10 @@
+import math
 import random
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from made_records import Answering, ended
 
 from trim_graph import InputError, SettingsError, TrimError
@@ -52,6 +55,7 @@ class World:
                 "large_only": True,
                 "threshold": score < policy.get("t", 0),
                 "random_rate": drawn < policy.get("rate", 0),
+                "file": 1 / (1 + math.exp(4 + 7 * score)) >= policy.get("threshold", 1),
                 "advantage": 1 - 2 * score > policy.get("minimum", 1),
             }[policy["type"]]
             tokens += TOKENS * regenerate
@@ -63,6 +67,7 @@ class World:
 
 
 THRESHOLD, RATE = FAMILIES["threshold"], FAMILIES["random_rate"]
+LEARNED = POLICIES.resolve() / "aggregate-0.02.json"
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.2, 0.5, 0.9])
@@ -137,6 +142,24 @@ async def test_a_share_is_hit_by_a_number_that_spends_less_the_higher_it_is(shar
     found = await calibrator.find(FAMILIES["advantage"], Target("large_share", share))
     assert found.share == pytest.approx(share, rel=0.02, abs=0.002)
     assert 0 < found.setting < 1
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+async def test_a_threshold_is_found_among_probabilities_that_crowd_at_zero(share):
+    family = make_family([f"{LEARNED}:?"], {"type": "small_only"})
+    found = await World(n=600).calibrator().find(family, Target("large_share", share))
+    assert found.share == pytest.approx(share, rel=0.1)
+    assert 0 < found.setting < 0.02
+
+
+@pytest.mark.parametrize("family", [*FAMILIES.values(), make_family([f"{LEARNED}:?"], {})])
+@given(positions=st.lists(st.floats(0, 1), min_size=2, max_size=2))
+def test_a_higher_position_never_spends_less(family, positions):
+    low, high = (family.setting(position) for position in sorted(positions))
+    assert 0 <= min(low, high) <= max(low, high) <= 1
+    assert low <= high if family.rising else low >= high
+    ends = [family.setting(0.0), family.setting(1.0)]
+    assert ends == ([0, 1] if family.rising else [1, 0])
 
 
 async def test_a_gain_below_zero_is_not_bought_for_a_share():
@@ -269,9 +292,6 @@ def test_families_by_name(tmp_path, monkeypatch):
     ]
     assert make_family([], {"type": "random_rate", "rate": 0.1}) == RATE
     assert make_family(["threshold"], {"type": "small_only"}) == THRESHOLD
-
-
-LEARNED = POLICIES.resolve() / "aggregate-0.02.json"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,10 @@ PLACEHOLDER = "?"
 """Placeholder of the number to be chosen in the policy of a `ParameterSweep`."""
 
 
+_LOG_ODDS = 12.0
+"""Bound of the log-odds that a search moves through; beyond it only 0 and 1 are tried."""
+
+
 @dataclass(frozen=True, slots=True)
 class ParameterSweep:
     """A policy with a number from 0 to 1 to be chosen.
@@ -41,12 +46,27 @@ class ParameterSweep:
         scored: Whether the number is one that scores are compared with.
         rising: Whether a higher number spends more; if not, a lower one does.
         complete: Whether the number that spends most regenerates everything.
+        log_odds: Whether a search moves the log-odds of the number: probabilities of a trained policy crowd
+            at 0 and 1.
     """
 
     template: PolicyMapping
     scored: bool = True
     rising: bool = True
     complete: bool = True
+    log_odds: bool = False
+
+    def setting(self, position: float) -> float:
+        """Returns the number at a position of a search.
+
+        Args:
+            position: In [0, 1]; the higher the more is spent.
+        """
+        if self.log_odds and 0 < position < 1:
+            rising = 1 / (1 + math.exp(_LOG_ODDS * (1 - 2 * position)))
+        else:
+            rising = position
+        return float(f"{rising if self.rising else 1 - rising:.6g}")
 
     def policy(self, setting: float | str) -> PolicyMapping:
         """Returns the policy with this number."""
@@ -134,7 +154,7 @@ def learned_sweep(path: str) -> ParameterSweep:
         SettingsError: The file holds no learned policy.
     """
     template = {"type": "file", "path": str(Path(path).expanduser().absolute()), "threshold": PLACEHOLDER}
-    sweep = ParameterSweep(template, scored=False, rising=False)
+    sweep = ParameterSweep(template, scored=False, rising=False, log_odds=True)
     policy_config(sweep.policy(0.5)).build()
     return sweep
 
@@ -180,7 +200,10 @@ def _template(text: str) -> ParameterSweep:
         )
     scored = example.needs_score and "threshold.t" in swept
     complete = "advantage.minimum" not in swept
-    return ParameterSweep(_at_home(template), scored=scored, rising=directions.pop(), complete=complete)
+    log_odds = "file.threshold" in swept
+    return ParameterSweep(
+        _at_home(template), scored=scored, rising=directions.pop(), complete=complete, log_odds=log_odds
+    )
 
 
 def _at_home(policy: Any) -> Any:

@@ -226,17 +226,14 @@ class Calibrator:
 
     async def _search(self, family: ParameterSweep, target: Target) -> list[Point]:
         """Closes in on the setting that meets the target; spend and PGR are monotonic, but for noise."""
-
-        def setting(rising: float) -> float:
-            return rising if family.rising else round(1 - rising, _DIGITS)
-
         low, high = 0.0, 1.0
         values: dict[float, float] = {}
-        if target.kind != "max_cost":
+        # In log-odds most of the spend may lie anywhere: halving finds it, guessing from the ends does not.
+        if target.kind != "max_cost" and not family.log_odds:
             values = {low: 0.0, high: 1.0}  # roughly; measured only where needed
         points: list[Point] = []
         if not family.complete:
-            points.append(await self.point(family, setting(high)))
+            points.append(await self.point(family, family.setting(high)))
             values[high] = points[0].value(target) or 0.0
             if values[high] <= target.value:
                 return points
@@ -244,7 +241,7 @@ class Calibrator:
             guess = _between(low, high, values, target, self.scores() if family.scored else ())
             if guess is None:
                 break
-            point = await self.point(family, setting(guess))
+            point = await self.point(family, family.setting(guess))
             points.append(point)
             value = point.value(target) or 0.0
             values[guess] = value
@@ -252,7 +249,7 @@ class Calibrator:
                 return points
             low, high = (guess, high) if value < target.value else (low, guess)
         # At an end the search has taken a value for granted.
-        ends = [setting(end) for end in (low, high) if end in (0.0, 1.0)]
+        ends = [family.setting(end) for end in (low, high) if end in (0.0, 1.0)]
         return [*points, *[await self.point(family, end) for end in ends]]
 
 
