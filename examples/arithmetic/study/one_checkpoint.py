@@ -127,7 +127,7 @@ def _row(world: World, price: str, curve: Curve, apart: Mapping[str, Arm]) -> di
             differences[other] = own - arm.correct
     mean = {"mean": np.mean(list(differences.values()), axis=0)} if differences else {}
     drawn = resampled_means({name: found.tolist() for name, found in {**differences, **mean}.items()})
-    found = {
+    found: dict[str, dict[str, Any]] = {
         name: {"difference": float(values.mean()), "interval": interval(drawn[name])}
         for name, values in {**differences, **mean}.items()
     }
