@@ -56,7 +56,7 @@ def test_a_model_set_not_to_report_is_refused_before_any_call():
 def test_the_lowest_window_is_a_statistic_of_its_own():
     scorer = TokenProbability("lowest_window", window=4)
     assert repr(scorer) == "TokenProbability('lowest_window', window=4)"
-    steps = [{**step(0.9), "lowest_window_probability": 0.5}, step(None, "person")]
+    steps = [{**step(0.9), "lowest_window_probability": 0.5}, step(None, "human")]
     assert scorer.score("q", steps).scores == [0.5, 1.0]
     with pytest.raises(ScorerError, match=r"step 0, by the small model, .* lowest_window_probability"):
         scorer.score("q", [step(0.9)])

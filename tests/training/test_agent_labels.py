@@ -172,7 +172,7 @@ def test_a_run_that_was_interrupted_is_recorded_as_it_resumed(asynchronously):
     made = asyncio.run(agent.ainvoke(resumed, THREAD)) if asynchronously else agent.invoke(resumed, THREAD)
     trace = recorder.record(made, lambda final: True, task="one")
     assert texts(trace)[0] == '[tool_call] lookup {"name": "Eve"}'
-    assert "Tom is eve@example.com" in texts(trace)[1]  # the call that a person put in place of it
+    assert "Tom is eve@example.com" in texts(trace)[1]  # the call that a human put in place of it
 
 
 turn_scripts = st.lists(

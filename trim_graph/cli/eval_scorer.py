@@ -224,8 +224,8 @@ def _config(options: EvalScorerOptions) -> TrimConfig:
         raise SettingsError(f"{options.config} names no scorer")
     if any(part.type == "turn_signals" for part in scorer_parts(config.scorer)):
         raise SettingsError(
-            "the scorer turn_signals rates only what a model writes in a run: a solution in a file has no turns "
-            "of an agent"
+            "the scorer turn_signals rates only what a model writes in a run: a solution in a file has no "
+            "turns of an agent"
         )
     return config
 

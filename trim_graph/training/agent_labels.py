@@ -397,7 +397,7 @@ def _step(message: AIMessage) -> Step:
 
 
 def _record_step(step: Step, value: float | None, score: float | None) -> RecordStep:
-    assert step["writer"] != "person"
+    assert step["writer"] != "human"
     return RecordStep(
         text=step["text"],
         writer=step["writer"],
