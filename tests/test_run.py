@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 
-from trim_graph.errors import SettingsError
+from trim_graph import TrimContext, create_trim_graph
+from trim_graph.errors import InputError, SettingsError
 from trim_graph.policies import (
     FunctionPolicy,
     Policy,
@@ -162,3 +163,57 @@ def test_a_run_stopped_before_every_node_goes_on_under_the_lowest_limit(make, no
             break
         result = rig.graph.invoke(None, config, interrupt_before=[node])
     assert result["trim"]["stopped"] in ("finished", "recursion_limit")
+
+
+def given_step(text, **changed):
+    """A step of another run."""
+    step = {"text": text, "writer": "small", "model": "m", "tokens": 7, "mean_token_probability": None}
+    return {**step, "end": "delimiter", **changed}
+
+
+@pytest.mark.parametrize("asynchronously", [False, True])
+def test_a_run_begins_with_the_steps_of_its_context_and_pays_for_its_own_only(asynchronously):
+    small = ScriptedChatModel(script=["one.", "two.", "three."])
+    graph = create_trim_graph(small, small, policy=small_only(), checkpointer=InMemorySaver())
+    config = {"configurable": {"thread_id": "1"}}
+
+    def ask(context=None):
+        question = {"messages": [("user", "?")]}
+        if asynchronously:
+            return asyncio.run(graph.ainvoke(question, config, context=context))
+        return graph.invoke(question, config, context=context)
+
+    answer = ask(TrimContext(steps=[given_step("other.", separator="\n\n\n")]))
+    assert answer["messages"][-1].text == "other.\n\n\ntwo.\n\nthree."
+    assert small.calls[0]["messages"][-1].text == "other.\n\n\n"
+    assert answer["trim"]["steps"] == {"small": 3, "large": 0}
+    tokens = answer["trim"]["tokens"]
+    assert (tokens["small"], tokens["small_discarded"]) == (
+        answer["trim"]["usage"]["small"]["output_tokens"],
+        0,
+    )
+    # The next question of the thread begins with none.
+    assert ask()["messages"][-1].text == "one.\n\ntwo.\n\nthree."
+
+
+def test_given_steps_are_streamed_as_the_beginning_of_the_message():
+    small = ScriptedChatModel(script=["one.", "two."])
+    graph = create_trim_graph(small, small, policy=small_only())
+    context = TrimContext(steps=[given_step("one.")])
+    streamed = graph.stream({"messages": [("user", "?")]}, context=context, stream_mode="messages")
+    assert "".join(chunk.text for chunk, _ in streamed) == "one.\n\ntwo."
+
+
+def test_given_steps_count_towards_the_limit():
+    small = ScriptedChatModel(script=["one.", "two.", "three."])
+    graph = create_trim_graph(small, small, policy=small_only(), max_steps=2)
+    answer = graph.invoke({"messages": [("user", "?")]}, context=TrimContext(steps=[given_step("one.")]))
+    assert (answer["messages"][-1].text, answer["trim"]["stopped"]) == ("one.\n\ntwo.", "max_steps")
+
+
+def test_given_steps_that_end_the_solution_are_refused():
+    small = ScriptedChatModel(script=["one."])
+    graph = create_trim_graph(small, small, policy=small_only())
+    with pytest.raises(InputError, match="step 0 has end eos, so nothing follows it"):
+        graph.invoke({"messages": [("user", "?")]}, context=TrimContext(steps=[given_step("a", end="eos")]))
+    assert not small.calls

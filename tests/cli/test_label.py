@@ -169,6 +169,22 @@ def test_labelled_solutions_need_no_model(world, run, monkeypatch):
     assert [step["value"] for step in trace["steps"]] == [1.0, 0.0]
 
 
+def test_the_large_model_is_loaded_only_where_it_is_needed(sampling, run, monkeypatch):
+    import trim_graph.cli.label as module
+
+    load, wanted = module.load_parts, list[bool]()
+
+    def noting(config, *, large):
+        wanted.append(large)
+        return load(config)
+
+    monkeypatch.setattr(module, "load_parts", noting)
+    label(run, n=2)
+    label(run, "--method", "advantage", "--runs", "l.runs", n=2)
+    label(run, "--generator", "large", "--runs", "l.runs", n=2)
+    assert wanted == [False, True, True]
+
+
 def test_ctrl_c_says_what_is_recorded_and_the_same_command_resumes_it(world, run, start):
     arguments = ("label", "--dataset", "arithmetic:standard", "-n", 20, "--out", "l.jsonl", *FEW)
     process = start(*arguments, "--concurrency", 2, delay=0.05)

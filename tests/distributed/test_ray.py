@@ -216,6 +216,26 @@ def test_a_collection_has_each_question_once_after_killed_workers_and_commands(
     assert there == here
 
 
+def test_continuations_for_labels_are_made_once_each_by_all_workers(cluster, environment, tmp_path):
+    given = ["label", "--dataset", "arithmetic:standard", "-n", "6", "--rollouts", "2", "--pilot", "2"]
+    given += ["--continuations", "4", "--out", "labels.jsonl"]
+    journal = tmp_path / "labels.runs/continuations.jsonl"
+    command = Command(cluster, given, journal, cwd=tmp_path, env=environment)
+    command.finish()
+    records = [json.loads(line) for line in journal.read_bytes().splitlines()]
+    keys = [(one["question"], one["prefix"], one["writer"], one["sample"]) for one in records]
+    assert len(set(keys)) == len(keys) > 12
+    assert {one["question"] for one in records} == set(range(6))
+    assert not any(one["error"] for one in records)
+    assert sum(bool(one["prefix"]) for one in records)
+    before = journal.read_bytes()
+    command.finish()
+    assert journal.read_bytes() == before
+    traces = list(read_traces(tmp_path / "labels.jsonl"))
+    assert traces
+    assert all(trace["policy"]["method"] == "monte_carlo" for trace in traces)
+
+
 def actors():
     """Return the process ids of our actors."""
     return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and is_worker(pid)]

@@ -62,12 +62,13 @@ def readable(problem: str, config: TrimConfig) -> str:
     return read_problem(problem)
 
 
-def load_parts(config: TrimConfig, *, rated: bool = False) -> Parts:
+def load_parts(config: TrimConfig, *, rated: bool = False, large: bool = True) -> Parts:
     """Makes the models and loads their weights, so that loading counts neither as a step nor as time spent.
 
     Args:
         config: Names them.
         rated: Whether the scorer is needed also where the policy looks at no score.
+        large: Whether the large model is needed; else it is made, and neither loaded nor asked.
 
     Raises:
         SettingsError: A model cannot be loaded.
@@ -77,6 +78,8 @@ def load_parts(config: TrimConfig, *, rated: bool = False) -> Parts:
     parts = build_parts(config)
     with _loading() as show:
         for name, model in (("small", parts.small), ("large", parts.large)):
+            if name == "large" and not large:
+                continue
             show(f"loading the {name} model")
             with _refusing(name):
                 load_chat_model(model)
@@ -184,6 +187,7 @@ def open_executor(
     rated: bool,
     ray: str | None,
     count: int | None,
+    large: bool = True,
 ) -> Iterator[Executor]:
     """Opens the executor that a command line asks for.
 
@@ -194,6 +198,7 @@ def open_executor(
         rated: Whether the scorer is needed also where the policy looks at no score.
         ray: Address of a Ray cluster, or ``auto``; None: the models run here.
         count: Workers on the cluster.
+        large: Whether its workers need the large model.
 
     Raises:
         SettingsError: The cluster cannot be reached, or there is none to have workers on.
@@ -208,13 +213,15 @@ def open_executor(
     need_extras(config)
     from trim_graph.distributed import open_ray_executor
 
-    with open_ray_executor(ray, partial(_models, config, judge, rated), config, count=count) as executor:
+    with open_ray_executor(
+        ray, partial(_models, config, judge, rated, large), config, count=count
+    ) as executor:
         yield executor
 
 
-def _models(config: TrimConfig, judge: Judge | None, rated: bool) -> Models:
+def _models(config: TrimConfig, judge: Judge | None, rated: bool, large: bool) -> Models:
     """Loads the models on a worker."""
-    return Models(config, load_parts(config, rated=rated), judge)
+    return Models(config, load_parts(config, rated=rated, large=large), judge)
 
 
 EVERY = 30.0

@@ -70,7 +70,10 @@ class _Labelling:
         self.options = options
         self.settings = _settings(options)
         self.config = _sampling(options)
-        self.judge: Judge | None = judge_of(options.judge, self.config) if self.settings.judged else None
+        self.judge: Judge | None = None
+        if self.settings.judged:
+            self.judge = judge_of(options.judge, self.config) or judge_of("large", self.config)
+        self.config = self.config.model_copy(update={"scorer": None})
         given = parsed_option("--dataset", options.dataset, "{type: file, path: questions.jsonl}")
         self.dataset: Dataset = make_dataset(given, part="train", seed=options.seed)
         n = count_questions("--dataset", options.dataset, self.dataset, options.n, DEFAULT_N)
@@ -111,8 +114,14 @@ class _Labelling:
         """
         options = self.options
 
+        needs_large = (
+            self.settings.method == "advantage"
+            or "large" in self.settings.generators
+            or (self.judge is not None and self.judge.writer == "large")
+        )
+
         def load() -> Models:
-            return Models(for_measuring(self.config), load_parts(self.config), self.judge)
+            return Models(for_measuring(self.config), load_parts(self.config, large=needs_large), self.judge)
 
         executor = stack.enter_context(
             open_executor(
@@ -122,6 +131,7 @@ class _Labelling:
                 rated=False,
                 ray=options.ray,
                 count=options.ray_workers,
+                large=needs_large,
             )
         )
         try:
@@ -193,8 +203,9 @@ class _Labelling:
 
 
 def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def _settings(options: LabelOptions) -> LabelSettings:

@@ -427,7 +427,13 @@ class LabelOptions(Options):
         bool,
         typer.Option("--consensus", help="Drop solutions of which the judge finds another first wrong step."),
     ] = False
-    judge: Annotated[str, typer.Option(help="large, small, or {type: llm_judge, model: {...}}.")] = "large"
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="large, small, or {type: llm_judge, model: {...}}; default: the configuration's llm_judge, "
+            "else large."
+        ),
+    ] = None
     agreement: Annotated[
         float, typer.Option(help="The judge disagrees with a step below this probability."), SHARE
     ] = 0.5
