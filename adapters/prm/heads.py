@@ -267,7 +267,7 @@ def load_base(model: str, dtype: str) -> Any:
         dtype: ``auto`` or the name of a torch dtype.
 
     Returns:
-        A `LinearHead`; the weights of its head are random unless the model is a scorer.
+        A `LinearHead`; the weights of its head are in float32, and random unless the model is a scorer.
 
     Raises:
         ValueError: The model type has no such layout, or the weights lack some of the backbone.
@@ -276,7 +276,9 @@ def load_base(model: str, dtype: str) -> Any:
     config.num_labels = 1
     kind = linear_scorer(config)
     kind._keys_to_ignore_on_load_missing = [r"score\."]
-    return _load(kind, model, dtype, config=config)
+    network = _load(kind, model, dtype, config=config)
+    network.score.float()
+    return network
 
 
 def _load_language_model(model: str, dtype: str) -> Any:

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from trim_graph.adapters import TransformersProcessReward
@@ -160,6 +161,32 @@ def test_more_than_the_head_is_trained(few, tmp_path, tuning):
 
     rated = [one.rated(found) for one, found in zip(split.test, scores, strict=True)]
     assert scorer_figures(rated, 0.5)["steps"]["brier"] == pytest.approx(own["brier"], abs=1e-4)
+
+
+@pytest.mark.parametrize("tuning", ["head", "lora", "full"])
+def test_in_bfloat16_the_head_stays_in_float32(few, tmp_path, tuning):
+    training = ScorerTraining(
+        tuning=tuning,
+        dtype="bfloat16",
+        device="cpu",
+        epochs=1,
+        evaluations=1,
+        validation=0.3,
+        test=0.3,
+        gradient_checkpointing=tuning == "lora",
+    )
+    folder = train_scorer([few], base=str(SMALL), out=tmp_path / "s", training=training).folder
+    weights = load_file(folder / "model.safetensors")
+    assert {name for name, weight in weights.items() if weight.dtype == torch.float32} == {
+        "score.weight",
+        "score.bias",
+    }
+    step = [{"text": "Step 1: 2 + 2 = 4.", "writer": "small"}]
+    exact, half = (
+        TransformersProcessReward(folder, dtype=dtype).score("2 + 2?", step).scores[0]
+        for dtype in ("float32", "bfloat16")
+    )
+    assert half == pytest.approx(exact, abs=0.05)
 
 
 def test_an_interrupted_training_resumes_with_the_same_settings_only(few, tmp_path, monkeypatch):

@@ -193,7 +193,9 @@ def train_scorer(
     _set_head(network, *_fit_head(network, encoded, settings, say))
     if settings.tuning != "head":
         network = _fine_tune(network, encoded, settings, dtype, checkpoints, say)
-    network = network.to(getattr(torch, dtype)).eval()
+    # The head stays in float32: rounding would undo its calibration.
+    getattr(network, network.base_model_prefix).to(getattr(torch, dtype))
+    network.eval()
     held_out = encoded.test or encoded.validation
     logits = _logits(network, encoded.validation, "calibrating", say)
     scale, shift, calibrated_on = fit_platt(
@@ -455,7 +457,8 @@ def _fine_tune(
 ) -> Any:
     """Trains adapters or all weights, keeps the state of the least validation loss, and merges it."""
     if settings.gradient_checkpointing:
-        network.gradient_checkpointing_enable()
+        # Its older name is deprecated where there is the newer one.
+        getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)()
         network.enable_input_require_grads()
     if settings.tuning == "lora":
         from peft import LoraConfig, get_peft_model
