@@ -39,7 +39,7 @@ def sampling(world, models, monkeypatch):
 
 
 def test_every_step_up_to_the_first_lost_one_has_label_and_target(sampling, run):
-    result = label(run, n=6)
+    result = label(run, "--target", "soft", n=6)
     assert result.exit_code == 0, result.output
     traces = list(read_traces(sampling / "l.jsonl"))
     assert f"{len(traces)} labelled solutions" in result.stdout
@@ -84,8 +84,8 @@ def test_methods_share_the_runs_of_a_folder(sampling, run):
         assert all(0 <= value <= 1 for value in values if value is not None)
 
 
-def test_hard_targets_are_the_labels(sampling, run):
-    assert label(run, "--target", "hard").exit_code == 0
+def test_targets_are_the_hard_labels_by_default(sampling, run):
+    assert label(run).exit_code == 0
     for trace in read_traces(sampling / "l.jsonl"):
         assert [step["value"] for step in trace["steps"]] == [
             None if step["label"] is None else float(step["label"]) for step in trace["steps"]
@@ -137,7 +137,7 @@ def test_runs_of_other_settings_are_never_mixed(sampling, run, more, message):
         (["--target", "firm"], "--target is 'firm': choose soft or hard"),
         (["--rollouts", 0], "--rollouts is 0: choose 1 or more"),
         (["--width", 2], "--width is 2.0: choose a share from 0 to 1"),
-        (["--tolerance", 1], "tolerance is 1, with target 'soft'"),
+        (["--tolerance", 1, "--target", "soft"], "tolerance is 1, with target 'soft'"),
         (["--out", "l.txt"], "--out l.txt: the name must end in .jsonl or .parquet"),
         (["--out", "no/l.jsonl"], "does not exist"),
         (["--consensus", "--judge", "nobody"], "--judge nobody: give large, small, or"),

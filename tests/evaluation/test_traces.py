@@ -28,7 +28,7 @@ def a_trace(index=0, **changes):
             "mean_token_probability": 0.5,
         },
     }
-    unlabelled = {key: value for key, value in step.items() if key != "value"}
+    unlabelled = {**step, "label": None}
     trace = {
         "id": f"q{index}",
         "index": index,
@@ -40,7 +40,7 @@ def a_trace(index=0, **changes):
         "correct": True,
         "answer": "4",
         "stopped": "finished",
-        "steps": [step, {**unlabelled, "discarded": None, "decision": None, "score": None, "label": None}],
+        "steps": [step, {**unlabelled, "discarded": None, "decision": None, "score": None, "value": None}],
         "tokens": {**dict.fromkeys(TOKENS, 0), "large": 14, "small_discarded": 6},
         "error": None,
     }

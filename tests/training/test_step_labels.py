@@ -17,7 +17,7 @@ from trim_graph.training.continuations import Continuations, Share
 from trim_graph.training.judgements import Judgements
 from trim_graph.training.step_labels import LabelSettings, StepLabeller, interval_width, read_labels
 
-SETTINGS = LabelSettings(rollouts=1, continuations=4, width=0.0, batch=2)
+SETTINGS = LabelSettings(rollouts=1, continuations=4, width=0.0, batch=2, target="soft")
 
 
 def grade(solution):
@@ -301,7 +301,7 @@ def test_many_failures_in_a_row_end_the_work(tmp_path):
         ({"method": "labelled"}, "method is 'labelled': choose monte_carlo"),
         ({"rollouts": 0}, "rollouts is 0: choose 1 or more"),
         ({"width": 1.5}, "width is 1.5: choose a number from 0 to 1"),
-        ({"tolerance": 1}, "tolerance is 1, with target 'soft'"),
+        ({"tolerance": 1, "target": "soft"}, "tolerance is 1, with target 'soft'"),
         ({"method": "agreement", "consensus": True}, "consensus compares another method"),
     ],
 )

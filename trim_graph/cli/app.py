@@ -119,8 +119,8 @@ LABELLED = (
     """\
 \b
 Methods, and the target of a step, a number from 0 to 1:
-  monte_carlo  the share of the small model's continuations behind the step
-               that end right (Math-Shepherd)
+  monte_carlo  whether one of the small model's continuations behind the step
+               ends right, or with --target soft their share (Math-Shepherd)
   advantage    (1 + v_small - v_large) / 2, where v is that share behind the
                small and behind the large model's step at the same place: 0.5
                where a rewrite is worth nothing (Arbitrage)

@@ -408,8 +408,8 @@ class LabelOptions(Options):
     ] = 0.5
     target: Annotated[
         str,
-        typer.Option(help="soft: the share that ends right; hard: 1 before the first lost step, 0 there."),
-    ] = "soft"
+        typer.Option(help="hard: 1 before the first lost step, 0 there; soft: the share that ends right."),
+    ] = "hard"
     tolerance: Annotated[
         int,
         typer.Option(help="With hard: so many steps before the first lost one keep the share."),

@@ -109,8 +109,11 @@ def parse_trace(values: dict[str, Any], place: str) -> Trace:
             values = {**values, "policy": json.loads(values["policy"])}
         except ValueError as error:
             raise InputError(f"{place}: policy: is no JSON: {error}") from error
-        for step in values.get("steps") or ():
-            if step.get("value") is None:  # a column, which steps without a target have too
+        steps = values.get("steps") or ()
+        if all(
+            step.get("value") is None for step in steps
+        ):  # a column, which traces without targets have too
+            for step in steps:
                 step.pop("value", None)
     try:
         return without_empty_windows(_TRACE.validate_python(values))

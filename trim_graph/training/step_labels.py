@@ -62,8 +62,9 @@ class LabelSettings:
         batch: Continuations of a prefix that are made at a time, before the rule looks again.
         width: Continuations of a prefix end once Wilson's 95 % interval around the share that ends right is
             no wider.
-        target: ``soft``: a step's target is the share of continuations that end right; ``hard``: 1.0 for
-            steps before the first lost one, 0.0 for that.
+        target: ``hard``: a step's target is 1.0 before the first lost one, 0.0 for that; ``soft``: the share
+            of continuations that end right. Hard ones trained the better scorer in the arithmetic world, and
+            do so after filtering in "Lessons" (arXiv 2501.07301).
         tolerance: With ``hard``, this many steps before the first lost one keep the share: the search tends
             to blame a step too late (SCAN, arXiv 2509.16548).
         places: With ``advantage``, steps of each solution at which the large model writes, drawn at random.
@@ -86,7 +87,7 @@ class LabelSettings:
     continuations: int = 8
     batch: int = 4
     width: float = 0.5
-    target: Target = "soft"
+    target: Target = "hard"
     tolerance: int = 0
     places: int = 3
     min_confidence: float = 0.0

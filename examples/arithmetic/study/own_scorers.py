@@ -38,7 +38,7 @@ TEMPERATURE = 0.7
 BASE = LARGE
 """Model that the scorers are made of: the small one's hidden states hold too little."""
 METHODS: dict[str, dict[str, Any]] = {
-    "monte_carlo": {"method": "monte_carlo"},
+    "monte_carlo": {"method": "monte_carlo", "target": "soft"},
     "monte_carlo, hard": {"method": "monte_carlo", "target": "hard"},
     "advantage": {"method": "advantage", "places": 2},
 }
