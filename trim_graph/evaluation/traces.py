@@ -112,7 +112,7 @@ def parse_trace(values: dict[str, Any], place: str) -> Trace:
         steps = values.get("steps") or ()
         if all(
             step.get("value") is None for step in steps
-        ):  # a column, which traces without targets have too
+        ):  # the column of others
             for step in steps:
                 step.pop("value", None)
     try:
