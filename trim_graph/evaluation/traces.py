@@ -110,9 +110,7 @@ def parse_trace(values: dict[str, Any], place: str) -> Trace:
         except ValueError as error:
             raise InputError(f"{place}: policy: is no JSON: {error}") from error
         steps = values.get("steps") or ()
-        if all(
-            step.get("value") is None for step in steps
-        ):  # the column of others
+        if all(step.get("value") is None for step in steps):  # the column of others
             for step in steps:
                 step.pop("value", None)
     try:
