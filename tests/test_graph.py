@@ -89,6 +89,7 @@ def test_its_schemas_show_what_goes_in_and_comes_out(rig):
     context = rig.graph.get_context_jsonschema()["properties"]
     assert set(context) == {
         "threshold",
+        "steps",
         "policy",
         "max_steps",
         "max_step_tokens",

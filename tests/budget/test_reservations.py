@@ -392,7 +392,7 @@ def test_an_answer_is_not_lost_where_the_ledger_fails_to_settle(make):
     rig = sharing(make, ledger)
     summary = rig.ask(context=ADA)["trim"]
     assert summary["steps"]["large"] >= 1
-    assert "so all that was set aside counts: OSError: the database is away" in summary["notes"][0]
+    assert "so all that was reserved counts: OSError: the database is away" in summary["notes"][0]
     assert ledger.used("user:ada").large_tokens >= 8
 
 

@@ -196,7 +196,7 @@ class TestAgainstTokenProbability:
         return ("eval-scorer", "traces.jsonl", "--against", "token_probability", "--out", "out")
 
     def figures(self, folder):
-        return json.loads((folder / "out/figures.json").read_text())["sets"]["traces"]
+        return json.loads((folder / "out/metrics.json").read_text())["sets"]["traces"]
 
     def test_a_better_scorer_passes(self, scorer, run, tmp_path):
         rows = [labelled(f"q{at}", ("fine", True, 0.5), ("wrong", False, 0.5 + at / 100)) for at in range(20)]
@@ -237,7 +237,7 @@ def test_the_area_within_kinds_is_that_of_pairs_of_one_kind(scorer, run, tmp_pat
     (tmp_path / "traces.jsonl").write_text("\n".join(map(json.dumps, rows)))
     result = run("eval-scorer", "traces.jsonl", "--pattern", "doubted", "--out", "out")
     assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "out/figures.json").read_text())["sets"]["traces"]["auc_within_kinds"]
+    found = json.loads((tmp_path / "out/metrics.json").read_text())["sets"]["traces"]["auc_within_kinds"]
     assert found["auc"] == 1.0
     assert {one["kind"]: (one["n"], one["right"], one["auc"]) for one in found["kinds"]} == {
         None: (2, 1, 1.0),
@@ -256,5 +256,5 @@ def test_values_without_labels_are_right_from_a_half_on(scorer, run, tmp_path):
     (tmp_path / "traces.jsonl").write_text("\n".join(map(json.dumps, [row, unknown])))
     result = run("eval-scorer", "traces.jsonl", "--out", "out", "--threshold", 0.5)
     assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "out/figures.json").read_text())["sets"]["traces"]
+    found = json.loads((tmp_path / "out/metrics.json").read_text())["sets"]["traces"]
     assert (found["solutions"], found["steps"]["n"], found["steps"]["right"]) == (1, 2, 1)

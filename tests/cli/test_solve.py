@@ -249,7 +249,7 @@ def test_a_run_that_asks_says_how_it_is_answered(world, run):
     run("solve", *options, "--thread", "a", "--resume", "--answer", by_hand)
     done = run("solve", *options, "--thread", "a", "--resume", "--answer", "{continue_with: small}")
     assert "  2  human     -  by_hand    Step 2: 46 * 7 = 322, keep 22." in done.stdout
-    assert "\nhuman  1 step\n" in done.stdout
+    assert "\nhuman   1 step\n" in done.stdout
     assert "answer  17" in done.stdout
 
 

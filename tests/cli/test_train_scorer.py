@@ -85,7 +85,7 @@ def test_without_test_questions_the_card_says_what_the_figures_are_of(labels, ru
     result = run("train", "scorer", "--labels", labels, "--out", "s", "--base", SMALL, *shares)
     assert result.exit_code == 0, result.output
     assert "on 10 validation questions" in result.stdout
-    assert "the figures are somewhat too good" in (tmp_path / "s/README.md").read_text()
+    assert "the metrics are somewhat too good" in (tmp_path / "s/README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_an_evaluation_has_each_question_once_after_killed_workers_and_commands(
     command = Command(cluster, [*EVALUATION, "--out", "there"], journal, cwd=tmp_path, env=environment)
     before, errors = command.run_until_killed(how)
     if how == signal.SIGINT:
-        assert errors.splitlines()[-1] == "trim-graph: interrupted: the same command resumes it with there"
+        assert errors.splitlines()[-1] == "trim-graph: interrupted: the same command resumes there"
         assert "Traceback" not in errors
     command.finish()
 

@@ -265,7 +265,7 @@ def test_a_few_questions_decide_nothing(n):
     comparison = compared({**arms, "p": columns([True] * n, [20] * n)})
     (verdict,) = judge(comparison, CostModel(priced=True))
     assert verdict["use"] == ("undecided" if n < LEAST else "yes")
-    assert (f"{n} questions are too few to tell" in verdict["text"]) is (n < LEAST)
+    assert (f"{n} questions are too few to decide" in verdict["text"]) is (n < LEAST)
 
 
 def test_a_slower_way_says_what_waiting_may_cost():

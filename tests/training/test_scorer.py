@@ -79,23 +79,23 @@ def test_a_trained_head_tells_right_from_wrong_where_an_untrained_one_does_not(l
     encoded, _ = scorer_module._encode(
         scorer_module.TrimPRMFormat(scorer_module.load_tokenizer(str(SMALL)), step_token=TAG), split, None
     )
-    from trim_graph.evaluation.scorer_metrics import scorer_figures
+    from trim_graph.evaluation.scorer_metrics import compute_scorer_metrics
 
     untrained = [
         one.rated(scores)
         for one, scores in scorer_module._scored(network, encoded.test, lambda heading: None)
     ]
-    assert found["auc"] > scorer_figures(untrained, 0.5)["steps"]["auc"] + 0.05
+    assert found["auc"] > compute_scorer_metrics(untrained, 0.5)["steps"]["auc"] + 0.05
 
 
 def test_the_folder_is_read_as_it_is_with_the_trainers_own_probabilities(labels, head):
-    from trim_graph.evaluation.scorer_metrics import scorer_figures
+    from trim_graph.evaluation.scorer_metrics import compute_scorer_metrics
 
     split = held_out(labels)
     scores = scored(head.folder, split.test)
     rated = [one.rated(found) for one, found in zip(split.test, scores, strict=True)]
     threshold = head.file.metrics["first_error"]["threshold"]
-    again = scorer_figures(rated, threshold)["steps"]
+    again = compute_scorer_metrics(rated, threshold)["steps"]
     assert again["auc"] == pytest.approx(head.file.metrics["steps"]["auc"], abs=1e-3)
     assert again["brier"] == pytest.approx(head.file.metrics["steps"]["brier"], abs=1e-4)
     config = json.loads((head.folder / "config.json").read_text())
@@ -157,10 +157,10 @@ def test_more_than_the_head_is_trained(few, tmp_path, tuning):
     split = held_out(few, validation=0.3, test=0.3)
     scores = scored(trained.folder, split.test)
     own = trained.file.metrics["steps"]
-    from trim_graph.evaluation.scorer_metrics import scorer_figures
+    from trim_graph.evaluation.scorer_metrics import compute_scorer_metrics
 
     rated = [one.rated(found) for one, found in zip(split.test, scores, strict=True)]
-    assert scorer_figures(rated, 0.5)["steps"]["brier"] == pytest.approx(own["brier"], abs=1e-4)
+    assert compute_scorer_metrics(rated, 0.5)["steps"]["brier"] == pytest.approx(own["brier"], abs=1e-4)
 
 
 @pytest.mark.parametrize("tuning", ["head", "lora", "full"])

@@ -30,7 +30,7 @@ def served(request, vllm_python, tmp_path_factory) -> Iterator[Served]:
     server = start_server(vllm_python, "prm", weights, (), None, folder / "server.log")
     try:
         wait_for(server, time.monotonic() + STARTED_WITHIN)
-        yield Served(format, server.url, TransformersProcessReward(weights, format=format))
+        yield Served(format, server.url, TransformersProcessReward(weights, format=format), last=False)
     finally:
         stop_servers(server)
 
