@@ -328,6 +328,21 @@ def as_scorer(scorer: Any) -> Scorer:
     )
 
 
+def common_window(scorers: Sequence[Scorer]) -> int | None:
+    """Returns the ``probability_window`` of scorers, in tokens; None if none of them has one.
+
+    Raises:
+        ValueError: Two read windows of different lengths, and a writer reports one.
+    """
+    read = {window for one in scorers if (window := getattr(one, "probability_window", None)) is not None}
+    if len(read) > 1:
+        raise ValueError(
+            f"scorers read windows of {' and '.join(map(str, sorted(read)))} tokens, but a writer reports "
+            "one: give them the same window"
+        )
+    return next(iter(read), None)
+
+
 def read_scores(answer: Any, expected: int) -> ScorerReply:
     """Checks a scorer's answer: one probability per step.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from trim_graph.errors import ChatModelContractError, FailedAttempts, ScorerError, SettingsError
 
-from .base import AnyScorer, ScorableStep, Scorer, ScorerReply, as_scorer, read_scores
+from .base import AnyScorer, ScorableStep, Scorer, ScorerReply, as_scorer, common_window, read_scores
 from .known_scores import KnownScores, KnownSteps
 
 _NOT_OF_A_CALL = (SettingsError, ChatModelContractError)
@@ -61,14 +61,7 @@ class CascadeScorer:
         self.unsure = check_limits(unsure)
         self.first, self.second = as_scorer(first), as_scorer(second)
         self._scores = KnownScores(cache_size)
-        windows = [getattr(one, "probability_window", None) for one in (self.first, self.second)]
-        read = [window for window in windows if window is not None]
-        if len(set(read)) > 1:
-            raise ValueError(
-                f"first reads windows of {read[0]} tokens and second of {read[1]}, but a writer reports one: "
-                "give both the same window"
-            )
-        self.probability_window: int | None = read[0] if read else None
+        self.probability_window = common_window((self.first, self.second))
 
     def __repr__(self) -> str:
         return f"CascadeScorer({self.first!r}, {self.second!r}, unsure={self.unsure})"

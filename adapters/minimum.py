@@ -8,7 +8,7 @@ from typing import Any
 
 from trim_graph.errors import FailedAttempts
 
-from .base import AnyScorer, ScorableStep, Scorer, ScorerReply, as_scorer, read_scores
+from .base import AnyScorer, ScorableStep, Scorer, ScorerReply, as_scorer, common_window, read_scores
 
 
 class MinimumScorer:
@@ -22,7 +22,7 @@ class MinimumScorer:
 
     Raises:
         TypeError: One is no scorer.
-        ValueError: There are fewer than two.
+        ValueError: There are fewer than two, or they read windows of different lengths.
 
     Example:
         ```python
@@ -34,6 +34,7 @@ class MinimumScorer:
         if len(scorers) < 2:
             raise ValueError(f"MinimumScorer got {len(scorers)} scorers: pass two or more")
         self.scorers: tuple[Scorer, ...] = tuple(map(as_scorer, scorers))
+        self.probability_window = common_window(self.scorers)
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Scores every step, by one scorer after the other."""

@@ -139,7 +139,7 @@ def test_the_small_model_judges_itself_and_a_large_judge_the_doubtful_steps():
 def test_what_one_of_them_reads_of_the_writers_is_asked_and_checked():
     window = TokenProbability("lowest_window", window=3)
     assert CascadeScorer(window, Recorded(1)).probability_window == 3
-    with pytest.raises(ValueError, match="first reads windows of 3 tokens and second of 4"):
+    with pytest.raises(ValueError, match="windows of 3 and 4 tokens"):
         CascadeScorer(window, TokenProbability("lowest_window", window=4))
     writer, policy = ScriptedChatModel(script=["one"]), threshold(0.5)
     with pytest.raises(SettingsError, match="probability_window"):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.runnables import RunnableLambda
 
-from trim_graph.adapters import MinimumScorer, Scorer, ScorerError, ScorerReply
+from trim_graph.adapters import MinimumScorer, Scorer, ScorerError, ScorerReply, TokenProbability
 from trim_graph.budget.usage import attempts_of
 from trim_graph.errors import FailedAttempts
 
@@ -59,3 +59,11 @@ def test_two_or_more_scorers_are_needed():
         MinimumScorer(lambda q, s: [])
     with pytest.raises(TypeError, match=r"scorer is 0\.5"):
         MinimumScorer(0.5, 0.5)
+
+
+def test_the_writers_are_asked_for_the_window_that_one_of_them_reads():
+    scorer = MinimumScorer(TokenProbability("lowest_window", window=3), lambda q, s: [1.0] * len(s))
+    assert scorer.probability_window == 3
+    assert MinimumScorer(TokenProbability(), TokenProbability()).probability_window is None
+    with pytest.raises(ValueError, match="windows of 3 and 4 tokens"):
+        MinimumScorer(scorer, TokenProbability("lowest_window", window=4))
