@@ -92,6 +92,17 @@ def test_targets_are_the_hard_labels_by_default(sampling, run):
         ]
 
 
+def test_labels_of_the_example_models_have_token_probabilities(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(
+        "label", "--dataset", "arithmetic:standard", "-n", "3", "--continuations", "2", "--out", "l.jsonl"
+    )
+    assert result.exit_code == 0, result.output
+    steps = [step for trace in read_traces("l.jsonl") for step in trace["steps"]]
+    assert steps
+    assert all(0 < step["mean_token_probability"] <= 1 for step in steps)
+
+
 def test_an_estimate_ends_behind_the_pilot(sampling, run):
     result = label(run, "--estimate", n=100)
     assert result.exit_code == 0, result.output

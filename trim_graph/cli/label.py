@@ -232,9 +232,17 @@ def _settings(options: LabelOptions) -> LabelSettings:
 
 
 def _sampling(options: LabelOptions) -> TrimConfig:
-    """Returns the configuration with a small model that samples, and without a policy's needs."""
+    """Returns the configuration with a small model that samples, and without a policy's needs.
+
+    Models of our adapters report token probabilities, which a trained scorer is compared with.
+    """
     changed: dict[str, Any] = {"policy": "small_only", "budget": {}}
     config = chosen_config(options.config, changed)
+    for part in ("small", "large"):
+        model = getattr(config, part)
+        if "logprobs" in type(model).model_fields:
+            reporting = model.model_copy(update={"logprobs": True})
+            config = config.model_copy(update={part: reporting})
     kwargs = getattr(config.small, "kwargs", None)
     known = getattr(config.small, "temperature", None) if kwargs is None else kwargs.get("temperature")
     wanted = options.temperature
