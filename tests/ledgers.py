@@ -140,7 +140,7 @@ class LedgerMachine(RuleBasedStateMachine):
         used = granted + over if over else int(granted * part)
         self.generated, self.overshoot = self.generated + used, self.overshoot + over
         self.settled += used
-        for _ in range(data.draw(st.integers(1, 2))):  # told twice changes nothing
+        for _ in range(data.draw(st.integers(1, 2))):  # reported twice changes nothing
             self.ledger.settle("a", entry, LargeUsage(used, 1, 0.0))
 
     @precondition(lambda self: self.calls)

@@ -26,7 +26,7 @@ def written_before(messages: Sequence[Any]) -> str:
 class PacedModel(ScriptedChatModel):
     """Lets other tasks run before it answers; hangs at prefixes in ``hangs``; fails where ``fails`` says so.
 
-    Its calls cannot be told to end: who gives one up is not told what it has used.
+    Its calls cannot be reported to end: who gives one up is not reported what it has used.
     """
 
     turns: int = 0
@@ -66,7 +66,7 @@ class StoppableModel(PacedModel):
     takes_stop_when: ClassVar[bool] = True
     silent: int = 0
     ended_at: dict[str, int] = Field(default_factory=dict)
-    """Words that a call had written when it was told to end, by its prefix."""
+    """Words that a call had written when it was reported to end, by its prefix."""
     writing: asyncio.Event = Field(default_factory=asyncio.Event)
     """Set once a call that hangs has written a word."""
 

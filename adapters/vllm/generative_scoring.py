@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from pydantic import PrivateAttr
 
@@ -19,8 +18,8 @@ from trim_graph.adapters.prm.formats import PRMFormat, check_length
 from trim_graph.adapters.settings import VLLMGenerativePRMSettings
 from trim_graph.errors import FailedAttempts, ModelServerError, ScorerError
 
-from .replicas import Replicas, Route
-from .scorer import load_format
+from .replicas import Route
+from .scorer import ServedReward, load_format
 
 PATH = "/generative_scoring"
 MIN_MASS = 0.1
@@ -49,7 +48,7 @@ class _Spent:
     written: int = 0
 
 
-class VLLMGenerativeProcessReward(VLLMGenerativePRMSettings):
+class VLLMGenerativeProcessReward(ServedReward, VLLMGenerativePRMSettings):
     """Scores steps with a PRM of format ``math_shepherd`` or ``rlhflow`` that a server has for generation.
 
     A causal language model that answers + or - needs no second copy for pooling: ``POST /generative_scoring``
@@ -70,38 +69,15 @@ class VLLMGenerativeProcessReward(VLLMGenerativePRMSettings):
     rates_some: ClassVar[bool] = True
     """Declares that a call may ask about some of the steps only."""
 
-    _server: Replicas = PrivateAttr()
     _ready: AsyncLazy[_Ready] = PrivateAttr()
     _scores: KnownScores = PrivateAttr()
     _checked: bool = PrivateAttr(default=False)
 
-    if not TYPE_CHECKING:
-
-        def __init__(self, model: str, **settings: Any) -> None:
-            super().__init__(model=model, **settings)
-
     def model_post_init(self, context: Any) -> None:
         """Connects the parts; nothing is sent."""
-        self._server = Replicas.at(
-            self.base_url,
-            api_key_env=self.api_key_env,
-            read_timeout=self.read_timeout,
-            max_retries=self.max_retries,
-        )
+        super().model_post_init(context)
         self._ready = AsyncLazy(self._get_ready)
         self._scores = KnownScores(self.cache_size)
-
-    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
-        shown = ("model", "base_url", "format", "step_token", "max_batch_size")
-        return ((name, getattr(self, name)) for name in shown)
-
-    def __reduce__(self) -> Any:
-        """Pickles the settings; the server is asked anew on the other side."""
-        return partial(type(self), **self.model_dump()), ()
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """A copy asks the server anew."""
-        return type(self)(**self.model_dump())
 
     def score(
         self, question: str, steps: Sequence[ScorableStep], *, only: Sequence[int] | None = None

@@ -18,7 +18,7 @@ from trim_graph.adapters.model_source import check_model, load_tokenizer
 from trim_graph.adapters.prm.formats import STEP_TOKENS, PRMFormat, PRMInput
 from trim_graph.adapters.prm.scorer_file import FormatChoice, chosen_format
 from trim_graph.adapters.prm.scores import read_pooled, serve_options
-from trim_graph.adapters.settings import PRMSettings, VLLMServerPRMSettings
+from trim_graph.adapters.settings import PRMSettings, ServedPRMSettings, VLLMServerPRMSettings
 from trim_graph.errors import FailedAttempts, ModelServerError, ScorerError
 
 from .batching import ScoreBatcher
@@ -57,7 +57,39 @@ class _Answer:
     tokens: int
 
 
-class VLLMProcessReward(VLLMServerPRMSettings):
+class ServedReward(ServedPRMSettings):
+    """A process reward model behind a vLLM server: its connections, and copies that connect anew."""
+
+    _server: Replicas = PrivateAttr()
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, model: str, **settings: Any) -> None:
+            super().__init__(model=model, **settings)
+
+    def model_post_init(self, context: Any) -> None:
+        """Connects the parts; nothing is sent."""
+        self._server = Replicas.at(
+            self.base_url,
+            api_key_env=self.api_key_env,
+            read_timeout=self.read_timeout,
+            max_retries=self.max_retries,
+        )
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        shown = ("model", "base_url", "format", "step_token", "max_batch_size")
+        return ((name, getattr(self, name)) for name in shown)
+
+    def __reduce__(self) -> Any:
+        """Pickles the settings; the server is asked anew on the other side."""
+        return partial(type(self), **self.model_dump()), ()
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy asks the server anew."""
+        return type(self)(**self.model_dump())
+
+
+class VLLMProcessReward(ServedReward, VLLMServerPRMSettings):
     """Scores steps with a process reward model that a vLLM server serves.
 
     The server is started as ``vllm serve MODEL`` with what `trim_graph.adapters.prm.scores.serve_options`
@@ -79,26 +111,15 @@ class VLLMProcessReward(VLLMServerPRMSettings):
         ValueError: A setting is wrong; the message names it.
     """
 
-    _server: Replicas = PrivateAttr()
     _ready: AsyncLazy[_Ready] = PrivateAttr()
     _requests: dict[str, ScoreBatcher[PRMInput, Any]] = PrivateAttr()
     _known: StepScores = PrivateAttr()
     _by_step: dict[str, bool] = PrivateAttr(default_factory=dict)
     """By replica, whether it pools LAST, once an answer has shown it."""
 
-    if not TYPE_CHECKING:
-
-        def __init__(self, model: str, **settings: Any) -> None:
-            super().__init__(model=model, **settings)
-
     def model_post_init(self, context: Any) -> None:
         """Connects the parts; nothing is sent."""
-        self._server = Replicas.at(
-            self.base_url,
-            api_key_env=self.api_key_env,
-            read_timeout=self.read_timeout,
-            max_retries=self.max_retries,
-        )
+        super().model_post_init(context)
         self._ready = AsyncLazy(self._get_ready)
         self._requests = {
             root: ScoreBatcher(
@@ -110,18 +131,6 @@ class VLLMProcessReward(VLLMServerPRMSettings):
             for root, server in self._server.servers.items()
         }
         self._known = StepScores(self.cache_size)
-
-    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
-        shown = ("model", "base_url", "format", "step_token", "max_batch_size")
-        return ((name, getattr(self, name)) for name in shown)
-
-    def __reduce__(self) -> Any:
-        """Pickles the settings; the server is asked anew on the other side."""
-        return partial(type(self), **self.model_dump()), ()
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """A copy asks the server anew."""
-        return type(self)(**self.model_dump())
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Scores every step.

@@ -85,12 +85,12 @@ def test_a_large_turn_cut_off_by_the_budget_gives_way_to_the_small_ones():
     assert rig.ran == [("multiply", 12, 21)]
     assert turns(result)[0].tool_calls == SMALL[0].tool_calls
     assert result["trim"]["tokens"]["large_discarded"] == 3
-    told = "the large model's turn was cut off at 3 tokens"
-    assert told in result["trim"]["notes"]
+    reported = "the large model's turn was cut off at 3 tokens"
+    assert reported in result["trim"]["notes"]
     events = rig.agent.stream({"messages": [("user", "12 * 12?")]}, stream_mode="custom")
     decided = [e for e in events if e["event"] == "decision"]
     assert [d["decision"] for d in decided] == ["regenerate", "accept"]
-    assert (decided[1]["fallback"], decided[1]["score"]) == (told, 0.1)
+    assert (decided[1]["fallback"], decided[1]["score"]) == (reported, 0.1)
 
 
 def test_a_large_turn_cut_off_where_there_is_no_draft_is_written_small():
@@ -265,7 +265,7 @@ def test_agents_draw_from_the_accounts_of_users_and_threads(kind, asynchronously
         return rig.ask(config=config, context=context, asynchronously=asynchronously)["trim"]
 
     first, second, other = ask("ada"), ask("ada"), ask("grace")
-    assert [told["steps"]["large"] for told in (first, second, other)] == [2, 0, 2]
+    assert [reported["steps"]["large"] for reported in (first, second, other)] == [2, 0, 2]
     used = sum(call["tokens"] for call in rig.large.calls[:2])
     assert first["accounts"] == {f"{kind}:ada": {"large_tokens": used, "large_calls": 2, "large_cost": 0.0}}
     assert ledger.used(f"{kind}:ada").large_tokens <= 13
@@ -387,13 +387,13 @@ def test_a_tool_call_that_was_cut_off_is_not_executed_and_the_model_gets_an_erro
     rig = build([cut({"a": 1, "b": 1}), multiply(12, 12, by="s"), "done"], scores={})
     result = rig.ask(asynchronously=asynchronously)
     assert rig.ran == [("multiply", 12, 12)]
-    told = [m for m in result["messages"] if isinstance(m, ToolMessage)]
-    assert [(m.tool_call_id, m.status) for m in told] == [
+    reported = [m for m in result["messages"] if isinstance(m, ToolMessage)]
+    assert [(m.tool_call_id, m.status) for m in reported] == [
         ("cut-0", "error"),
         ("cut-1", "error"),
         ("s0", "success"),
     ]
-    assert "cut off" in told[0].text
+    assert "cut off" in reported[0].text
     assert "a turn of the small model was cut off at 4096 tokens" in result["trim"]["notes"]
 
 
@@ -471,9 +471,9 @@ def test_no_call_of_a_turn_that_was_cut_off_is_executed_whatever_its_provider_ca
     )
     result = rig.ask(asynchronously=asynchronously)
     assert rig.ran == []
-    told = [m for m in result["messages"] if isinstance(m, ToolMessage)]
-    assert {m.tool_call_id for m in told} >= {"cut-0", "cut-1"}
-    assert {m.status for m in told} == {"error"}
+    reported = [m for m in result["messages"] if isinstance(m, ToolMessage)]
+    assert {m.tool_call_id for m in reported} >= {"cut-0", "cut-1"}
+    assert {m.status for m in reported} == {"error"}
     assert result["trim"]["stopped"] == ("max_steps" if turns_allowed == 1 else "finished")
 
 

@@ -106,7 +106,7 @@ def test_a_policy_sees_turns_as_it_sees_steps():
     assert second.budget_left.large_calls == 4
 
 
-# What is streamed, and what callbacks are told
+# What is streamed, and what callbacks get
 
 
 def streamed(rig, mode, asynchronously):
@@ -120,13 +120,13 @@ def streamed(rig, mode, asynchronously):
 
 @both_ways
 def test_nothing_of_a_discarded_turn_is_streamed_as_a_message(asynchronously):
-    told = streamed(build(), "messages", asynchronously)
-    assert [(message.type, message.text) for message, _ in told] == [
+    reported = streamed(build(), "messages", asynchronously)
+    assert [(message.type, message.text) for message, _ in reported] == [
         ("ai", ""),
         ("tool", "144"),
         ("ai", "small answer"),
     ]
-    assert told[0][0].tool_calls == LARGE[0].tool_calls
+    assert reported[0][0].tool_calls == LARGE[0].tool_calls
 
 
 @both_ways
@@ -150,9 +150,9 @@ def test_a_judges_words_are_not_streamed_either():
         judge.invoke([("user", "rate")])
         return [1.0] * len(steps)
 
-    told = streamed(build(scorer=scorer), "messages", False)
+    reported = streamed(build(scorer=scorer), "messages", False)
     assert judge.calls
-    assert "9" not in [message.text for message, _ in told]
+    assert "9" not in [message.text for message, _ in reported]
 
 
 @both_ways
@@ -178,7 +178,7 @@ def test_events_of_each_call_carry_distinct_tags():
         events = build().agent.astream_events({"messages": [("user", QUESTION)]}, version="v2")
         return [e["tags"] async for e in events if e["event"] == "on_chat_model_end"]
 
-    kinds = [{tag for tag in told if tag.startswith("trim:")} for told in asyncio.run(tags())]
+    kinds = [{tag for tag in reported if tag.startswith("trim:")} for reported in asyncio.run(tags())]
     assert kinds == [
         {"trim:draft", "trim:small"},
         {"trim:accepted", "trim:large"},
@@ -268,7 +268,7 @@ def test_a_call_goes_by_settings_of_its_own(context):
 
 
 @pytest.mark.parametrize(
-    ("trim", "told"),
+    ("trim", "reported"),
     [
         ({"treshold": 0.5}, "treshold"),
         ({"budget": {"large_tokens": 1.5}}, "budget.large_tokens"),
@@ -276,9 +276,9 @@ def test_a_call_goes_by_settings_of_its_own(context):
         ({"quotas": {"user": {"large_calls": 1}}}, "without a ledger"),
     ],
 )
-def test_wrong_settings_of_a_call_are_refused_before_any_model_is_called(trim, told):
+def test_wrong_settings_of_a_call_are_refused_before_any_model_is_called(trim, reported):
     rig = build(agent={"context_schema": dict})
-    with pytest.raises(SettingsError, match=told):
+    with pytest.raises(SettingsError, match=reported):
         rig.ask(context={"trim": trim})
     assert rig.unasked
 
@@ -296,7 +296,7 @@ def test_a_calls_policy_that_needs_scores_needs_a_scorer():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "reported"),
     [
         (
             {"delimiter": "\n"},
@@ -315,10 +315,10 @@ def test_a_calls_policy_that_needs_scores_needs_a_scorer():
         ({"quotas": {"user": {"large_calls": 1}}}, "quotas are given, but no ledger"),
     ],
 )
-def test_wrong_settings_are_refused_when_it_is_built(wrong, told):
+def test_wrong_settings_are_refused_when_it_is_built(wrong, reported):
     large = wrong.pop("large", ScriptedToolModel(script=LARGE))
     given = {"scorer": ScriptedScorer(), "policy": threshold(0.5)} | wrong
-    with pytest.raises(SettingsError, match=told):
+    with pytest.raises(SettingsError, match=reported):
         TrimMiddleware(large, **given)
 
 

@@ -326,18 +326,18 @@ REFUSED = {
 
 @pytest.mark.parametrize("wrong", REFUSED)
 def test_a_large_model_that_cannot_write_turns_is_refused_when_it_is_given(wrong):
-    model, told = REFUSED[wrong]
-    with pytest.raises(SettingsError, match=rf"large .*{told}"):
+    model, reported = REFUSED[wrong]
+    with pytest.raises(SettingsError, match=rf"large .*{reported}"):
         TrimMiddleware(model, ScriptedScorer(), policy=large_only())
 
 
 @pytest.mark.parametrize("wrong", [name for name in REFUSED if name != "an alternative"])
 def test_an_agents_own_model_that_cannot_is_refused_before_any_is_asked(wrong):
-    model, told = REFUSED[wrong]
+    model, reported = REFUSED[wrong]
     large = ScriptedToolModel(script=LARGE)
     agent = create_agent(model, [], middleware=[TrimMiddleware(large, policy=large_only())])
     before = len(PLAIN.calls)
-    with pytest.raises(SettingsError, match=rf"small .*{told}"):
+    with pytest.raises(SettingsError, match=rf"small .*{reported}"):
         agent.invoke({"messages": [("user", QUESTION)]})
     assert (large.calls, len(PLAIN.calls)) == ([], before)
 

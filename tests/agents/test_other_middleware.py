@@ -282,7 +282,7 @@ def test_a_turn_that_another_rewrites_behind_it_is_shown_and_kept_as_rewritten()
 
 
 def ended(agent, given=None, config=None):
-    """Run an agent; return its last state, and how often its end was told."""
+    """Run an agent; return its last state, and how often its end was reported."""
     given, finished, state = given or {"messages": [("user", QUESTION)]}, [], {}
     for mode, event in agent.stream(given, config, stream_mode=["custom", "values"]):
         if mode == "values":
@@ -519,5 +519,5 @@ def test_an_agent_that_is_sent_on_after_its_end_reports_the_end_of_each():
             return {"jump_to": "model"} if len(turns(state)) < 2 else None
 
     rig = build(lambda messages: "yes", before=[Again()], scores={}, tools=False)
-    told = [e for e in events_of(rig.agent) if e["event"] == "finished"]
-    assert [e["summary"]["steps"]["small"] for e in told] == [1, 2]
+    reported = [e for e in events_of(rig.agent) if e["event"] == "finished"]
+    assert [e["summary"]["steps"]["small"] for e in reported] == [1, 2]

@@ -89,18 +89,18 @@ def test_only_accepted_calls_run_and_every_token_counts(
         call["args"]["a"] for call in calls if answers[call["id"]].status != "error"
     )
     assert len(calls) == len(answers)
-    told = result["trim"]
+    reported = result["trim"]
     named = {"tiny": "small", "huge": "large"}
     wrote = [named.get(turn.response_metadata["model_name"]) for turn in turns]
-    assert told["steps"] == {writer: wrote.count(writer) for writer in ("small", "large")}
-    assert (wrote[-1] is None) == (told["stopped"] != "finished")
+    assert reported["steps"] == {writer: wrote.count(writer) for writer in ("small", "large")}
+    assert (wrote[-1] is None) == (reported["stopped"] != "finished")
     for writer, one in (("small", rig.small), ("large", rig.large)):
-        spent = told["usage"][writer]["output_tokens"]
+        spent = reported["usage"][writer]["output_tokens"]
         assert spent == sum(call["tokens"] for call in one.calls)
-        assert told["tokens"][writer] + told["tokens"][f"{writer}_discarded"] == spent
-    charged = told["usage"]["large"]["output_tokens"] + told["usage"]["unaccounted_tokens"]
+        assert reported["tokens"][writer] + reported["tokens"][f"{writer}_discarded"] == spent
+    charged = reported["usage"]["large"]["output_tokens"] + reported["usage"]["unaccounted_tokens"]
     assert budget.large_tokens is None or charged <= budget.large_tokens
-    assert budget.large_calls is None or told["usage"]["large"]["calls"] <= budget.large_calls
+    assert budget.large_calls is None or reported["usage"]["large"]["calls"] <= budget.large_calls
 
 
 @settings(max_examples=60, deadline=None)
@@ -125,10 +125,10 @@ def test_fallbacks_of_a_writer_keep_within_its_budget_too(written, wanted, budge
     )
     given = {"messages": [("user", "Go.")]}
     result = asyncio.run(rig.agent.ainvoke(given)) if asynchronously else rig.agent.invoke(given)
-    told = result["trim"]
+    reported = result["trim"]
     answered = sum(call["tokens"] for one in models for call in one.calls)
-    assert told["usage"][writer]["output_tokens"] == answered
-    charged = told["usage"]["large"]["output_tokens"] + told["usage"]["unaccounted_tokens"]
+    assert reported["usage"][writer]["output_tokens"] == answered
+    charged = reported["usage"]["large"]["output_tokens"] + reported["usage"]["unaccounted_tokens"]
     assert budget.large_tokens is None or charged <= budget.large_tokens
-    assert budget.large_calls is None or told["usage"]["large"]["calls"] <= budget.large_calls
-    assert told["usage"][writer]["calls"] >= sum(len(one.calls) for one in models)
+    assert budget.large_calls is None or reported["usage"]["large"]["calls"] <= budget.large_calls
+    assert reported["usage"][writer]["calls"] >= sum(len(one.calls) for one in models)

@@ -66,16 +66,16 @@ calls = st.lists(st.tuples(st.one_of(st.just("multiply"), texts.filter(bool)), a
 
 @settings(deadline=None)
 @given(texts, calls, st.lists(st.tuples(texts, st.booleans()), max_size=2))
-def test_what_is_read_is_what_was_written(text, called, told):
+def test_what_is_read_is_what_was_written(text, called, reported):
     message = AIMessage(
         text, tool_calls=[tool_call(name=n, args=a, id=str(i)) for i, (n, a) in enumerate(called)]
     )
     results = [
         ToolMessage(t, tool_call_id="x", name="query", status="error" if failed else "success")
-        for t, failed in told
+        for t, failed in reported
     ]
     marked, shown = read(render_turn(message, results))
-    expected = [("[tool_error]" if failed else "[tool_result]", "query", t) for t, failed in told]
+    expected = [("[tool_error]" if failed else "[tool_result]", "query", t) for t, failed in reported]
     expected += [("[tool_call]", name, args) for name, args in called]
     if not text.strip() and not called:
         expected.append(("[tool_none]",))
@@ -124,8 +124,8 @@ def test_only_text_is_taken_of_a_message_in_parts():
 
 
 def test_a_long_result_is_cut_in_its_middle():
-    told = ToolMessage("a" * 60 + "b" * 60, tool_call_id="0", name="query")
+    reported = ToolMessage("a" * 60 + "b" * 60, tool_call_id="0", name="query")
     shown = json.loads(
-        render_turn(AIMessage("x"), [told], longest_result=21).splitlines()[0].split(" ", 2)[2]
+        render_turn(AIMessage("x"), [reported], longest_result=21).splitlines()[0].split(" ", 2)[2]
     )
     assert shown == "a" * 11 + " ... 99 characters left out ... " + "b" * 10

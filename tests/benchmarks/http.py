@@ -80,7 +80,7 @@ async def cpu_of(ask: Ask, at_once: int) -> float:
 
 
 def serve(reported: Connection) -> None:
-    """Answer requests until the process ends; the port is told first."""
+    """Answer requests until the process ends; its port is printed first."""
     body = json.dumps(ANSWER).encode()
     head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
 

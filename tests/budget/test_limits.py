@@ -440,7 +440,7 @@ def test_a_limit_on_cost_is_refused_where_a_cache_is_dearer_than_what_bounds_a_p
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "reported"),
     [
         (lambda: Budget(large_token=5), r"large_token\n  unknown field, did you mean large_tokens\?"),  # type: ignore[call-arg]
         (lambda: Quota(tokens=5), r"tokens\n  unknown field.* There are: large_tokens"),  # type: ignore[call-arg]
@@ -448,6 +448,6 @@ def test_a_limit_on_cost_is_refused_where_a_cache_is_dearer_than_what_bounds_a_p
         (lambda: TrimContext(budget={"calls": 1}), r"budget\.calls\n  unknown field"),  # type: ignore[typeddict-item]
     ],
 )
-def test_an_unknown_field_is_refused_with_the_names_that_there_are(make, told):
-    with pytest.raises(ValidationError, match=told):
+def test_an_unknown_field_is_refused_with_the_names_that_there_are(make, reported):
+    with pytest.raises(ValidationError, match=reported):
         make()

@@ -533,7 +533,7 @@ def test_the_format_of_a_reward_model(write, kind):
 
 
 @pytest.mark.parametrize(
-    ("added", "told"),
+    ("added", "reported"),
     [
         (
             "quotas: {user: {large_tokens: 5}}",
@@ -545,10 +545,10 @@ def test_the_format_of_a_reward_model(write, kind):
         ("ledger: memory\nquotas: {user: {tokens: 5}}", r"quotas\.user\.tokens"),
     ],
 )
-def test_a_ledger_and_quotas_go_together(write, added, told):
+def test_a_ledger_and_quotas_go_together(write, added, reported):
     said = refused(write(f"{MODELS}policy: small_only\n{added}\n"))
     assert "secret" not in said
-    assert re.search(told, said), said
+    assert re.search(reported, said), said
 
 
 def test_a_graph_of_a_file_draws_from_its_ledger(write, tmp_path):

@@ -79,7 +79,7 @@ def test_what_cannot_continue_is_reported(scenes):
 
 
 class Scripted(RayExecutor):
-    """An executor whose workers' starts end as told: with a worker (None), or with an error."""
+    """An executor whose workers' starts end as given: with a worker (None), or with an error."""
 
     def __init__(self, *ends):
         super().__init__(None, lambda: None, count=2)

@@ -1,4 +1,4 @@
-"""What is told of a chat template and of special tokens, on a recorded server."""
+"""What is reported of a chat template and of special tokens, on a recorded server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told about a configuration and its measurements, without a model."""
+"""What is reported about a configuration and its measurements, without a model."""
 
 import pytest
 from hypothesis import given

@@ -21,7 +21,7 @@ from .conftest import ENGINE, chat, processes
 
 CHAT = [HumanMessage(problems("standard", 1)[0].question)]
 WITHIN = 60.0
-"""Seconds. An engine that is told to end takes about 5 on two idle cores."""
+"""Seconds. An engine that is reported to end takes about 5 on two idle cores."""
 
 SCRIPT = f"""
 import sys, time

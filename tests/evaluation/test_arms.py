@@ -38,7 +38,7 @@ def test_a_policy_file_without_a_threshold_is_what_it_was():
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "reported"),
     [
         ("no.json:0.1", "policy file .*no.json does not exist"),
         ("pomdp-1.json:0.1", "pomdp.* has none; learned policies have one"),
@@ -47,16 +47,16 @@ def test_a_policy_file_without_a_threshold_is_what_it_was():
         ("aggregate:0.1", "there is no family 'aggregate'.* or the file of a learned policy"),
     ],
 )
-def test_what_cannot_be_swept_is_refused(given, told, monkeypatch):
+def test_what_cannot_be_swept_is_refused(given, reported, monkeypatch):
     monkeypatch.chdir(POLICIES)
-    with pytest.raises(SettingsError, match=told):
+    with pytest.raises(SettingsError, match=reported):
         sweep_arms([given])
 
 
 @pytest.mark.parametrize("word", ["a", "\u9577"])
 def test_the_name_of_any_policy_is_one_of_a_file(tmp_path, word):
     arms = policy_arms([PATTERN.replace("PATTERN", f"{word * 300}{end}") for end in "xy"], {})
-    check_names(arms)  # they are told apart
+    check_names(arms)  # they differ in name
     for arm in arms:
         place = journal_of(tmp_path, arm.name)
         place.parent.mkdir(exist_ok=True)

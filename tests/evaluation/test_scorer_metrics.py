@@ -61,8 +61,8 @@ def test_no_threshold_is_better_than_the_best(rated):
 def test_a_known_case():
     rated = [
         Rated((0.9, 0.2, 0.1), (True, False, None)),  # found
-        Rated((0.4, 0.2, 0.9), (True, False, None)),  # told one step too early
-        Rated((0.9, 0.8), (True, True)),  # none told
+        Rated((0.4, 0.2, 0.9), (True, False, None)),  # predicted one step too early
+        Rated((0.9, 0.8), (True, True)),  # none predicted
         Rated((0.9, 0.3), (True, True)),  # a false alarm
         Rated(None, (True, True)),  # the scorer failed: judged wrong
     ]

@@ -326,10 +326,10 @@ def calls_of(model: Any) -> Any:
     """What a scripted model or scorer was asked: all messages of its first call, then what is new."""
     if isinstance(model, ScriptedScorer):
         return [{"steps": len(texts), "last": texts[-1]} for texts in model.calls]
-    told = []
+    reported = []
     for number, call in enumerate(getattr(model, "calls", ())):
         kept = {name: call.get(name) for name in ("stop", "max_tokens", "tools", "tool_choice", "tokens")}
         shown = call["messages"] if number == 0 else call["messages"][-1:]
         kept["messages"] = [f"{message.type}: {message.text}" for message in shown]
-        told.append({name: value for name, value in kept.items() if value is not None})
-    return told
+        reported.append({name: value for name, value in kept.items() if value is not None})
+    return reported

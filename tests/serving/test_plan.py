@@ -85,9 +85,9 @@ def test_where_vllm_has_the_plugin_a_reward_model_is_served_with_the_prefix_cach
     entry = {"type": "vllm_prm", "model": "Qwen/Qwen2.5-Math-PRM-7B", "base_url": "http://localhost:8003"}
     for scorer in (entry, {**entry, "model": "prm", "serve": {"example": "prm"}}):
         made = plan_servers(load_config(write(scorer=scorer)), tmp_path, plugin=True)
-        told = options(made.servers[2])
-        assert json.loads(told["--pooler-config"]) == LAST
-        assert json.loads(told["--hf-overrides"]) == {"architectures": ["TrimQwen2ForProcessReward"]}
+        reported = options(made.servers[2])
+        assert json.loads(reported["--pooler-config"]) == LAST
+        assert json.loads(reported["--hf-overrides"]) == {"architectures": ["TrimQwen2ForProcessReward"]}
 
 
 def test_the_plugin_is_for_its_layout_only(write, tmp_path):
@@ -104,10 +104,10 @@ def test_the_plugin_is_for_its_layout_only(write, tmp_path):
 def test_a_trained_scorer_is_served_with_the_prefix_cache_by_vllm_alone(plan, tmp_path):
     folder = tiny_prms.save_trim(tmp_path / "scorer")
     entry = {"type": "vllm_prm", "model": str(folder), "base_url": "http://localhost:8003"}
-    told = options(plan(scorer=entry).servers[2])
-    assert told["--convert"] == "classify"
-    assert json.loads(told["--pooler-config"]) == LAST
-    assert "--hf-overrides" not in told
+    reported = options(plan(scorer=entry).servers[2])
+    assert reported["--convert"] == "classify"
+    assert json.loads(reported["--pooler-config"]) == LAST
+    assert "--hf-overrides" not in reported
 
 
 def test_a_step_token_that_the_tokenizer_lacks(plan):

@@ -369,3 +369,10 @@ def test_labels_of_the_example_models_agree_with_the_exact_checker(tmp_path):
                 break
     assert len(exact) >= 20
     assert roc_auc_score(exact, values) > 0.6
+
+
+def test_a_record_that_is_no_judgement_is_refused_by_name(tmp_path):
+    (tmp_path / "judged.jsonl").write_text('{"index": 0}\n')
+    (tmp_path / "judged.jsonl.settings.json").write_text(json.dumps({"version": 1, "settings": {}}))
+    with pytest.raises(InputError, match=r"judged\.jsonl, line 1: no judgement: question"):
+        Judgements(tmp_path / "judged.jsonl", {})

@@ -94,7 +94,7 @@ def running_servers(
 
     Args:
         weights: Folders by the names of the servers.
-        common: What a server is told about its engine.
+        common: What a server is reported about its engine.
     """
     from trim_graph.adapters.model_source import load_tokenizer
 

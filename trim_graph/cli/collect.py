@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from trim_graph.evaluation.runner import MAX_CONSECUTIVE_FAILURES, Executor, Mod
 from trim_graph.evaluation.traces import Source, parse_trace, read_traces, trace_of, write_traces
 from trim_graph.storage.journal import Journal, settings_beside
 
-from .common import Progress, chosen_config, load_parts, open_executor, parsed_option
+from .common import Progress, check_trace_file, chosen_config, load_parts, open_executor, parsed_option
 from .eval import count_questions
 from .options import CollectOptions
 from .terminal import Interrupted, need
@@ -51,7 +50,7 @@ class _Collection:
     """A collection under way."""
 
     def __init__(self, request: CollectOptions) -> None:
-        _check(request)
+        check_trace_file(request.out)
         self.request = request
         overrides: dict[str, Any] = {"settings": {"seed": request.seed}}
         if request.policy is not None:
@@ -153,17 +152,3 @@ def _open(path: Path, request: CollectOptions, settings: dict[str, Any]) -> Jour
         return not request.retry_errors or parse_trace(record, str(path))["error"] is None
 
     return Journal(path, settings, keep=keep)
-
-
-def _check(request: CollectOptions) -> None:
-    """Refuses before minutes of work what would fail after them."""
-    out = request.out
-    if out.suffix not in (".jsonl", ".parquet"):
-        raise SettingsError(f"--out {out}: the name must end in .jsonl or .parquet")
-    folder = out.absolute().parent
-    if not folder.is_dir():
-        raise SettingsError(f"--out {out}: the folder {folder} does not exist")
-    if out.is_dir() or not os.access(out if out.exists() else folder, os.W_OK):
-        raise SettingsError(
-            f"--out {out} cannot be written: {'a folder' if out.is_dir() else 'no permission'}"
-        )

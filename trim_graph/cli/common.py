@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -45,6 +46,23 @@ def parsed_option(option: str, given: str, example: str) -> Any:
     except yaml.YAMLError:
         shown = f" {given!r}" if may_be_shown(given) else ""
     raise SettingsError(f"{option}{shown} is neither a name nor a mapping such as '{example}'")
+
+
+def check_trace_file(out: Path) -> None:
+    """Checks that traces can be written to ``--out``, before the work whose results would be lost.
+
+    Raises:
+        SettingsError: The name ends otherwise, the folder does not exist, or it cannot be written.
+    """
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise SettingsError(f"--out {out}: the name must end in .jsonl or .parquet")
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise SettingsError(f"--out {out}: the folder {folder} does not exist")
+    if out.is_dir() or not os.access(out if out.exists() else folder, os.W_OK):
+        raise SettingsError(
+            f"--out {out} cannot be written: {'a folder' if out.is_dir() else 'no permission'}"
+        )
 
 
 def readable(problem: str, config: TrimConfig) -> str:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from trim_graph.config import TrimConfig, for_measuring
-from trim_graph.errors import InputError, SettingsError
+from trim_graph.errors import SettingsError
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.arms import Judge, identity_of, judge_of
 from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset
@@ -29,7 +27,7 @@ from trim_graph.training.step_labels import (
     read_labels,
 )
 
-from .common import Progress, chosen_config, load_parts, open_executor, parsed_option
+from .common import Progress, check_trace_file, chosen_config, load_parts, open_executor, parsed_option
 from .eval import count_questions
 from .options import LabelOptions
 from .terminal import Interrupted, need
@@ -48,7 +46,7 @@ def run_label(options: LabelOptions) -> None:
         TrimError: The request cannot be fulfilled.
         Interrupted: Ctrl-C.
     """
-    _check_out(options.out)
+    check_trace_file(options.out)
     if options.method == "labelled":
         count = write_traces(options.out, read_labels(options.dataset))
         print(f"{count} labelled solutions in {options.out}")
@@ -280,16 +278,3 @@ def _show(report: LabelReport, options: LabelOptions) -> None:
             print(f"  {count} {what}")
     if report.failed:
         print(f"  {report.failed} questions failed, one with {report.error}; run them with --retry-errors")
-
-
-def _check_out(out: Path) -> None:
-    """Refuses before hours of work what would fail after them."""
-    if out.suffix not in (".jsonl", ".parquet"):
-        raise InputError(f"--out {out}: the name must end in .jsonl or .parquet")
-    folder = out.absolute().parent
-    if not folder.is_dir():
-        raise SettingsError(f"--out {out}: the folder {folder} does not exist")
-    if out.is_dir() or not os.access(out if out.exists() else folder, os.W_OK):
-        raise SettingsError(
-            f"--out {out} cannot be written: {'a folder' if out.is_dir() else 'no permission'}"
-        )

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -216,6 +216,47 @@ async def _continue(graphs: Mapping[tuple[Writer, bool], Any], seed: int, ask: A
 _CONTINUATION: TypeAdapter[Continuation] = TypeAdapter(Continuation)
 
 
+Recorded = TypeVar("Recorded")
+
+
+def open_journal(
+    path: Path,
+    settings: dict[str, Any],
+    shape: TypeAdapter[Recorded],
+    note: Callable[[Recorded], None],
+    *,
+    name: str,
+    retry_errors: bool,
+) -> Journal:
+    """Opens a journal and reads what it holds.
+
+    Args:
+        path: Path of the journal, created if it is missing.
+        settings: What its records must have in common, JSON-native.
+        shape: Shape of a record, which has a key ``error``.
+        note: Receives each record.
+        name: Name of a record, for errors.
+        retry_errors: Whether to drop records of failures, so that the work is done again.
+
+    Raises:
+        SettingsError: The journal was begun with other settings, or another process writes to it.
+        InputError: A record has another shape; the message names file, line and key.
+    """
+    journal = Journal(path, settings, keep=lambda record: not retry_errors or record.get("error") is None)
+    try:
+        for place, values in read_rows(path):
+            try:
+                note(shape.validate_python(values))
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                key = ".".join(map(str, first["loc"]))
+                raise InputError(f"{place}: no {name}: {key}: {first['msg']}") from error
+    except BaseException:
+        journal.close()
+        raise
+    return journal
+
+
 class Continuations:
     """The continuations of a journal, open for more; use it as a context manager.
 
@@ -244,21 +285,9 @@ class Continuations:
         self._made: dict[tuple[int, str, Writer, bool], dict[int, Continuation]] = defaultdict(dict)
         self._next = 0
 
-        def keep(record: dict[str, Any]) -> bool:
-            return not retry_errors or record.get("error") is None
-
-        self.journal = Journal(path, settings, keep=keep)
-        try:
-            for place, values in read_rows(path):
-                try:
-                    self._note(_CONTINUATION.validate_python(values))
-                except ValidationError as error:
-                    first = error.errors(include_url=False)[0]
-                    key = ".".join(map(str, first["loc"]))
-                    raise InputError(f"{place}: no continuation: {key}: {first['msg']}") from error
-        except BaseException:
-            self.journal.close()
-            raise
+        self.journal = open_journal(
+            path, settings, _CONTINUATION, self._note, name="continuation", retry_errors=retry_errors
+        )
 
     def keep(self, record: Continuation) -> None:
         """Records a new continuation; gives it its number."""

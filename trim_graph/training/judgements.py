@@ -9,14 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from trim_graph.adapters import ScorableStep
 from trim_graph.adapters.base import as_scorer, read_scores
 from trim_graph.evaluation.runner import Models
 from trim_graph.state import Step
-from trim_graph.storage.journal import Journal
-from trim_graph.storage.rows import read_rows
+
+from .continuations import open_journal
 
 
 class Reading(NamedTuple):
@@ -95,6 +96,9 @@ class JudgeSolutions:
         return work
 
 
+_JUDGEMENT: TypeAdapter[Judgement] = TypeAdapter(Judgement)
+
+
 class Judgements:
     """The judgements of a journal, open for more; use it as a context manager.
 
@@ -116,11 +120,9 @@ class Judgements:
         self.records: list[Judgement] = []
         self.failed: dict[int, str] = {}
         self._of: dict[tuple[int, str], Judgement] = {}
-        self.journal = Journal(
-            path, settings, keep=lambda record: not retry_errors or record.get("error") is None
+        self.journal = open_journal(
+            path, settings, _JUDGEMENT, self._note, name="judgement", retry_errors=retry_errors
         )
-        for _, values in read_rows(path):
-            self._note(Judgement(**values))  # type: ignore[typeddict-item]
 
     def keep(self, record: Judgement) -> None:
         """Records a new judgement; gives it its number."""

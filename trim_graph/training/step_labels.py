@@ -486,7 +486,7 @@ class StepLabeller:
         if self._in_a_row >= MAX_CONSECUTIVE_FAILURES:
             raise TrimError(
                 f"{self._in_a_row} calls failed in a row, the last with {error}. When that is put right, "
-                "go on with --retry-errors"
+                "resume with --retry-errors"
             )
 
     def _failure(self, index: int) -> str | None:
