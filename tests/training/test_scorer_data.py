@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from trim_graph.errors import InputError
 from trim_graph.evaluation.scorer_metrics import labels_of_values
 from trim_graph.training.scorer_card import calibration_targets, fit_platt
-from trim_graph.training.scorer_data import LabelledSteps, methods_of, read_label_files, split_by_question
+from trim_graph.training.scorer_data import (
+    LabelledSteps,
+    methods_of,
+    of_trace,
+    read_label_files,
+    split_by_question,
+)
 
 
 def trace(question="q", *, labels, values=None, method="monte_carlo"):
@@ -69,11 +75,11 @@ def labelled(question, *labels, method="labelled", hard=True, targets=None):
     )
 
 
-def test_a_value_is_the_target_and_a_label_where_there_is_none(tmp_path):
+def test_a_value_is_the_target_and_a_step_without_one_has_none(tmp_path):
     (one,) = read(tmp_path, trace(labels=[True, True, False, None], values=[0.75, None, 0.0, None]))
-    assert one.targets == (0.75, 1.0, 0.0, None)
+    assert one.targets == (0.75, None, 0.0, None)
     assert one.labels == (True, True, False, None)
-    assert (one.labelled, one.hard, one.method) == (3, True, "monte_carlo")
+    assert (one.labelled, one.hard, one.method) == (2, True, "monte_carlo")
 
 
 def test_labels_after_the_first_wrong_step_are_dropped(tmp_path):
@@ -168,3 +174,24 @@ class TestCalibration:
     def test_a_scorer_without_errors_does_not_become_certain(self):
         scale, shift, _ = fit_platt(np.array([5.0, 5.0, -5.0]), np.array([1.0, 1.0, 0.0]), "labels")
         assert 1 / (1 + np.exp(-(5 * scale + shift))) == pytest.approx(3 / 4, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "targets"),
+    [
+        ("advantage", [0.5, None, None], (0.5, None, None)),
+        ("advantage", [None, None, None], (None, None, None)),
+        ("monte_carlo", [0.75, 0.0, None], (0.75, 0.0, None)),
+        (None, [None, None, None], (1.0, 0.0, None)),
+    ],
+)
+def test_a_label_stands_in_for_no_missing_value(method, values, targets):
+    labels = [True, False, None]
+    steps = [
+        {"text": "a", "label": label, "value": value, "mean_token_probability": None}
+        for label, value in zip(labels, values, strict=True)
+    ]
+    policy = {"type": "labelled"} if method is None else {"type": "labelled", "method": method}
+    found = of_trace({"question": "q", "steps": steps, "policy": policy, "dataset": "d"})
+    assert found.targets == targets
+    assert found.labels == (True, False, None)

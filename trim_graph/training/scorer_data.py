@@ -24,8 +24,8 @@ class LabelledSteps:
     Attributes:
         question: Question that the steps answer.
         steps: Their texts.
-        targets: Target of each step in [0, 1]: its ``value`` where there is one, else 1 or 0 for its label;
-            None where nothing is known.
+        targets: Target of each step in [0, 1]: its ``value``, or 1 or 0 for its label where the solution has
+            no values; None where nothing is known.
         labels: Hard label of each step: True up to the first wrong one, False there, None after it. Where no
             label is known, a value of `RIGHT_FROM` or more counts as right.
         hard: Whether ``labels`` come from labels, not from values.
@@ -85,10 +85,10 @@ def of_trace(trace: Trace) -> LabelledSteps:
     hard = any(label is not None for label in labels)
     if False in labels:
         labels = labels_from(labels.index(False), len(labels))
-    targets = [
-        value if value is not None else None if label is None else float(label)
-        for value, label in zip(values, labels, strict=True)
-    ]
+    targets = values
+    # A label is no stand-in for a missing value: an advantage of 0.5 says something else than right.
+    if all(value is None for value in values) and trace["policy"].get("method") != "advantage":
+        targets = [None if label is None else float(label) for label in labels]
     return LabelledSteps(
         question=trace["question"],
         steps=tuple(step["text"] for step in trace["steps"]),
