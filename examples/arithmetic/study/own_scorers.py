@@ -37,6 +37,8 @@ TEMPERATURE = 0.7
 """Of the small model's rollouts and continuations."""
 BASE = LARGE
 """Model that the scorers are made of: the small one's hidden states hold too little."""
+HELD_OUT = 0.15
+"""Share of the labelled problems that calibrate a scorer."""
 METHODS: dict[str, dict[str, Any]] = {
     "monte_carlo": {"method": "monte_carlo", "target": "soft"},
     "monte_carlo, hard": {"method": "monte_carlo", "target": "hard"},
@@ -98,7 +100,9 @@ def train(folder: Path, name: str, labels: Path) -> Path:
 
     out = folder / f"scorer, {name}"
     if not (out / "trim_scorer.json").exists():
-        train_scorer([labels], base=str(BASE), out=out, training=ScorerTraining(test=0.0))
+        train_scorer(
+            [labels], base=str(BASE), out=out, training=ScorerTraining(validation=HELD_OUT, test=0.0)
+        )
         print(f"{name}: trained", file=sys.stderr, flush=True)
     return out
 
