@@ -229,6 +229,11 @@ class ExactChatModel(BaseChatModel):
             raise ValueError(f"{type(self).__name__} does not take tools")
         return self.count_prompt_tokens(messages)
 
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        # The key of LangChain's cache: how long and how often may be tried does not change a response.
+        named = {name: value for name, value in kwargs.items() if name not in ("timeout", "retry_tokens")}
+        return super()._get_llm_string(stop=stop, **named)
+
     def _merged_settings(
         self, kwargs: dict[str, Any], own: Sequence[str], of_a_call: Sequence[str]
     ) -> dict[str, Any]:

@@ -87,6 +87,15 @@ class Evaluation:
         self.leak: str | None = None
         self.warnings = list[str]()
         """Warnings for a reader of the summary."""
+        if (cache := self.config.response_cache) is not None:
+            if request.samples > 1:
+                raise SettingsError(
+                    f"--samples {request.samples}: response_cache would answer all samples of a question "
+                    "alike: leave one of them out"
+                )
+            self.warnings.append(
+                f"responses were read from {cache.name} where known: no seconds were measured"
+            )
         self.validation = self._validation()
         self.run_config = self._run_config()
         known_arms(request.out, self.run_config.settings)  # refuses a folder that was begun otherwise

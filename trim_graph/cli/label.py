@@ -234,7 +234,7 @@ def _sampling(options: LabelOptions) -> TrimConfig:
 
     Models of our adapters report token probabilities, which a trained scorer is compared with.
     """
-    changed: dict[str, Any] = {"policy": "small_only", "budget": {}}
+    changed: dict[str, Any] = {"policy": "small_only", "budget": {}, "response_cache": None}
     config = chosen_config(options.config, changed)
     for part in ("small", "large"):
         model = getattr(config, part)

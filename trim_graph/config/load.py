@@ -14,7 +14,7 @@ from trim_graph.policies.parsing import PolicyConfig
 from trim_graph.settings import ConfigSection
 
 from .errors import explain, read_yaml
-from .schema import CheckpointSpec, FileSettings, LedgerSpec, ModelConfig, ScorerConfig
+from .schema import CheckpointSpec, FileSettings, LedgerSpec, ModelConfig, ResponseCachePath, ScorerConfig
 
 if TYPE_CHECKING:
     from langgraph.graph.state import CompiledStateGraph
@@ -50,7 +50,8 @@ in settings ``segmentation: {type: markdown}``, ``{type: pattern, pattern: ...}`
 64}`` (a PRM's steps are made as those it was trained on), ``max_repeats: 5`` (null looks for no loop),
 ``thinking: {routed: reasoning}``, ``ask_below: 0.2``, ``lookahead: true``; ``quotas: {user:
 {large_tokens: 20000}}`` with ``ledger: sqlite:spend.db`` (or what checkpoint takes, but for none); checkpoint
-``none``, ``memory``, ``sqlite:PATH``, ``postgresql://USER@HOST/DATABASE``, ``env:NAME``."""
+``none``, ``memory``, ``sqlite:PATH``, ``postgresql://USER@HOST/DATABASE``, ``env:NAME``; ``response_cache:
+calls.db`` keeps the chat models' responses, so that equal calls of several measurements are made once."""
 
 
 class TrimConfig(ConfigSection):
@@ -66,6 +67,24 @@ class TrimConfig(ConfigSection):
     prices: Prices = Prices()
     settings: FileSettings = FileSettings()
     checkpoint: CheckpointSpec = "none"
+    response_cache: ResponseCachePath = None
+
+    @model_validator(mode="after")
+    def _repeatable(self) -> TrimConfig:
+        for name in ("small", "large") if self.response_cache is not None else ():
+            kwargs = getattr(getattr(self, name), "kwargs", None)
+            known = (
+                getattr(getattr(self, name), "temperature", None)
+                if kwargs is None
+                else kwargs.get("temperature")
+            )
+            if known != 0:
+                raise ValueError(
+                    f"response_cache answers equal requests alike, and {name} draws (temperature "
+                    f"{'not given' if known is None else known}): set its temperature to 0, "
+                    "or leave the cache out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _counted(self) -> TrimConfig:
@@ -165,6 +184,11 @@ def build_parts(config: TrimConfig) -> Parts:
     made: dict[str, Any] = {"scorer": None}
     for part in ("small", "large"):
         made[part] = _built(part, lambda part=part: getattr(config, part).build(part))
+    if config.response_cache is not None:
+        from trim_graph.storage.response_cache import ResponseCache
+
+        for part in ("small", "large"):
+            made[part].cache = ResponseCache(config.response_cache, scope=part)
     if config.scorer is not None:
         made["scorer"] = _built("scorer", config.scorer.build)
     return Parts(**made)

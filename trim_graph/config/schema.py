@@ -88,6 +88,15 @@ CheckpointSpec = Annotated[str, BeforeValidator(placed_checkpoint)]
 LedgerSpec = Annotated[str | None, BeforeValidator(placed_ledger)]
 
 
+def placed_beside(value: Any, info: ValidationInfo) -> Any:
+    """Finds a file that is written from the folder of the configuration file."""
+    return base_folder(info) / Path(value).expanduser() if isinstance(value, str | os.PathLike) else value
+
+
+ResponseCachePath = Annotated[Path | None, BeforeValidator(placed_beside)]
+"""SQLite file of `trim_graph.storage.response_cache.ResponseCache`."""
+
+
 _OWNED = {
     "--model": "the setting model, or path in serve",
     "--served-model-name": "the setting model",
