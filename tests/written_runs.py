@@ -96,6 +96,8 @@ def a_summary(n, **changes):
         "points": [{"arm": "threshold-0.5", "share": 0.26, "pgr": 0.96}],
         "mean_ibc": {"value": 2.1, "interval": [2.0, 2.2]},
         "mean_delta_ibc": {"value": 1.1, "interval": [1.0, 1.2]},
+        "delta_ibc": {"value": 1.6, "interval": [1.4, 1.8]},
+        "over_query_level": None,
         "cpt": {level: {"value": 0.2, "interval": None} for level in ("50", "80", "95")},
         "budgeted_accuracy": {},
     }

@@ -416,10 +416,10 @@ def test_all_baselines_of_models_that_report_all(world, models, run, monkeypatch
 
     parts = Parts(Reporting(errs=True), Reporting(errs=False), models.Judge())
     monkeypatch.setattr("trim_graph.cli.eval.load_parts", lambda config, **_: parts)
-    result = evaluate(run, "--prices", PRICES, n=12, baselines="cascade,entropy")
+    result = evaluate(run, "--prices", PRICES, n=12, baselines="cascade,score_cascade,entropy")
     assert result.exit_code == 0, result.output
     arms = {arm["arm"]: arm for arm in read_run("run").summary["arms"]}
-    for family in ("cascade", "entropy"):
+    for family in ("cascade", "score_cascade", "entropy"):
         shares = [arms[f"{family}-{share}"]["metrics"]["share"]["value"] for share in ("0.25", "0.5", "0.75")]
         assert shares == sorted(shares)
         assert 0 < shares[1] < 1
@@ -434,6 +434,31 @@ def test_all_baselines_of_models_that_report_all(world, models, run, monkeypatch
             assert row["tokens"]["small_discarded"] == one["tokens"]["small"]
         else:
             assert {**row, "arm": "small"} == one
+    # That by scores asks the scorer for each question, and the large model where a step is low.
+    own = rows_of("run", "score_cascade-0.5")
+    assert all(row["calls"]["scorer"] == 1 for row in own)
+    scored = [json.loads(line) for line in (world / "run/scores.jsonl").read_text().splitlines()]
+    least = {one["index"]: min(one["scores"]) for one in scored}
+    asked = {bool(row["large_tokens"]): [] for row in own}
+    for row in own:
+        asked[bool(row["large_tokens"])].append(least[row["index"]])
+    assert max(asked[True]) < min(asked[False])
+    curves = {curve["family"]: curve for curve in read_run("run").summary["curves"]}
+    beside = curves["threshold-0.5"]["over_query_level"]
+    assert beside["family"] in ("cascade", "score_cascade")
+    assert curves["cascade"]["over_query_level"] is None
+
+
+def test_scores_of_whole_solutions_are_kept_for_the_next_run(world, models, run, monkeypatch):
+    parts = Parts(models.World(errs=True), models.World(errs=False), models.Judge())
+    monkeypatch.setattr("trim_graph.cli.eval.load_parts", lambda config, **_: parts)
+    assert evaluate(run, n=6, baselines="score_cascade").exit_code == 0
+    first = (world / "run/scores.jsonl").read_text()
+
+    assert evaluate(run, n=6, baselines="score_cascade").exit_code == 0
+
+    assert (world / "run/scores.jsonl").read_text() == first
+    assert len(first.splitlines()) == 6
 
 
 @pytest.mark.parametrize(

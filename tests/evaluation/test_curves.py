@@ -33,6 +33,20 @@ def test_the_published_figures_come_out(published):
     assert mean_delta_ibc(published) == pytest.approx(0.908, abs=5e-4)
 
 
+def test_the_mean_up_to_a_share_leaves_out_what_is_beyond(published):
+    within = cpt(published, 0.95)
+
+    assert mean_delta_ibc(published, up_to=within) == pytest.approx(1.559, abs=5e-4)
+    # On a straight piece every share has the same slope.
+    assert mean_ibc([(0.2, 0.8)], up_to=0.2) == pytest.approx(4)
+
+
+@pytest.mark.parametrize("up_to", [0, -0.1, 1.1, float("nan")])
+def test_a_mean_up_to_no_share_is_refused(up_to):
+    with pytest.raises(ValueError, match=f"up_to={up_to}: choose a share above 0"):
+        mean_ibc([], up_to=up_to)
+
+
 def test_the_straight_line_is_one():
     assert mean_ibc([]) == pytest.approx(1)
     assert mean_delta_ibc([(0.3, 0.3), (0.6, 0.6)]) == pytest.approx(0)

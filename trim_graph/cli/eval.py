@@ -31,7 +31,15 @@ from trim_graph.evaluation.datasets import (
     shared_questions,
 )
 from trim_graph.evaluation.experiment import ExperimentRunner, RunConfig, known_arms
-from trim_graph.evaluation.records import SUMMARY, ArmSummary, Metric, RunSummary, write_json, write_rows
+from trim_graph.evaluation.records import (
+    SUMMARY,
+    ArmSummary,
+    Metric,
+    OverQueryLevel,
+    RunSummary,
+    write_json,
+    write_rows,
+)
 from trim_graph.evaluation.runner import Executor, Models
 from trim_graph.evaluation.verdicts import CostModel, summarise_run
 
@@ -399,7 +407,7 @@ def _usage_table(summary: RunSummary) -> Table:
 def _curves(summary: RunSummary) -> Table:
     budgets = list(summary["budgets"])
     table = _table(
-        "curves", "family", "arms", "mean IBC", "CPT 50 %", "80 %", "95 %",
+        "curves", "family", "arms", "mean IBC", "Delta IBC", "to query-level", "CPT 50 %", "80 %", "95 %",
         *(f"accuracy at {100 * float(budget):g} %" for budget in budgets),
     )  # fmt: skip
     spread = summary["n"] >= _SPREAD_FROM
@@ -408,10 +416,15 @@ def _curves(summary: RunSummary) -> Table:
             curve["family"],
             str(len(curve["points"])),
             _formatted(curve["mean_ibc"], digits=2, spread=spread),
+            _formatted(curve["delta_ibc"], digits=2, spread=spread),
+            _over_query_level(curve["over_query_level"], spread=spread),
             *(_formatted(figure) for figure in curve["cpt"].values()),
             *(_formatted(curve["budgeted_accuracy"][budget]) for budget in budgets),
         )
-    table.caption = "CPT and accuracy within a budget: large tokens as a share of the large model's own"
+    table.caption = (
+        "CPT and accuracy within a budget: large tokens as a share of the large model's own; Delta IBC: its "
+        "mean up to CPT(95); to query-level: its ratio to the best of router, cascade and score_cascade"
+    )
     return table
 
 
@@ -423,6 +436,12 @@ def _formatted(figure: Metric | None, *, digits: int = 3, signed: bool = False, 
     if spread and figure["interval"] is not None:
         text += f" ({figure['interval'][0]:{sign}.{digits}f} to {figure['interval'][1]:{sign}.{digits}f})"
     return text
+
+
+def _over_query_level(found: OverQueryLevel | None, *, spread: bool) -> str:
+    return (
+        "-" if found is None else f"{_formatted(found['ratio'], digits=1, spread=spread)} {found['family']}"
+    )
 
 
 def _over_random(arm: ArmSummary, *, spread: bool) -> str:

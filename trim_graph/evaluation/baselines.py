@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from typing_extensions import TypedDict
 
+from trim_graph.adapters.base import as_scorer, read_scores, scorable_step
+from trim_graph.budget import Prices
 from trim_graph.errors import InputError, SettingsError, TrimError
 from trim_graph.policies.baselines import step_type_of
 from trim_graph.policies.files import save_policy
@@ -20,7 +23,7 @@ from trim_graph.storage.rows import read_rows
 from .arms import Arm
 from .comparison import LARGE, SMALL
 from .datasets import Dataset, first_questions
-from .experiment import ExperimentRunner, WorkItems
+from .experiment import ExperimentRunner, WorkItems, unit_of
 from .query_router import read_examples, train_query_router
 from .records import (
     ArmSettings,
@@ -156,7 +159,9 @@ def _after(small: Row, large: Row) -> Row:
         },
         "prefill": total("prefill"),
         "cached_prefill": total("cached_prefill"),
-        "calls": Calls(small=small["calls"]["small"], large=large["calls"]["large"], scorer=0),
+        "calls": Calls(
+            small=small["calls"]["small"], large=large["calls"]["large"], scorer=small["calls"]["scorer"]
+        ),
         "cost": small["cost"] + large["cost"],
     }
     return Row(**{**large, **changed})  # type: ignore[typeddict-item]
@@ -320,6 +325,100 @@ def _read_entropies(path: Path) -> tuple[list[float], str | None]:
     return sorted(entropy for record in records for entropy in record["entropies"]), failed
 
 
+class Scored(TypedDict):
+    """Scores of the steps of a solution, and what they took."""
+
+    index: int
+    sample: int
+    scores: list[float]
+    tokens: int
+    output_tokens: int
+    seconds: float
+
+
+class ScoreSolutions:
+    """The task of scoring whole solutions, each in one call (`trim_graph.evaluation.runner.Task`)."""
+
+    def setup(self, models: Models) -> Callable[[Row], Awaitable[Scored]]:
+        """Returns the scoring of one row. An error of the scorer raises."""
+        scorer = as_scorer(models.parts.scorer)
+
+        async def work(row: Row) -> Scored:
+            begun = time.monotonic()
+            reply = read_scores(
+                await scorer.ascore(row["question"], [scorable_step(step) for step in row["steps"]]),
+                len(row["steps"]),
+            )
+            return Scored(
+                index=row["index"],
+                sample=row["sample"],
+                scores=list(reply.scores),
+                tokens=reply.input_tokens,
+                output_tokens=reply.output_tokens,
+                seconds=time.monotonic() - begun,
+            )
+
+        return work
+
+
+async def score_solutions(runner: ExperimentRunner) -> dict[tuple[int, int], Scored]:
+    """Scores the solutions of the small model alone, or reads what an earlier run found.
+
+    Returns:
+        By question and sample; a run that failed or wrote no step has no scores.
+    """
+    run_config = runner.run_config
+    samples = run_config.samples
+    found = dict[tuple[int, int], Scored]()
+
+    def keep(scored: Scored) -> None:
+        found[scored["index"], scored["sample"]] = scored
+
+    def add(scored: Scored) -> None:
+        journal.append(dict(scored))
+        keep(scored)
+
+    file = runner.folder / "scores.jsonl"
+    with Journal(
+        file, run_config.settings, unit=lambda one: unit_of(one["index"], one["sample"], samples)
+    ) as journal:
+        for _, record in read_rows(file):
+            keep(Scored(**record))  # type: ignore[typeddict-item]
+        rows = [small for small, _ in pairs(runner.folder, run_config.n, samples)]
+        left = [row for row in rows if row["steps"] and (row["index"], row["sample"]) not in found]
+        runner.on_begin("scores of the small model's solutions", len(rows), len(rows) - len(left))
+        if left:
+            concurrency = min(run_config.concurrency, len(left))
+            await runner.executor.map(ScoreSolutions(), left, concurrency=concurrency, on_result=add)
+    for row in rows:
+        index, sample = row["index"], row["sample"]
+        nothing = Scored(index=index, sample=sample, scores=[], tokens=0, output_tokens=0, seconds=0.0)
+        found.setdefault((index, sample), nothing)
+    return found
+
+
+def _with_scores(row: Row, scored: Scored, prices: Prices) -> Row:
+    """Returns the small model's row with the scores of its steps, and what they cost."""
+    tokens, written = scored["tokens"], scored["output_tokens"]
+    steps = [
+        {**step, "score": score}
+        for step, score in zip(row["steps"], scored["scores"] or [0.0] * len(row["steps"]), strict=True)
+    ]
+    changed = {
+        "steps": steps,
+        "tokens": {**row["tokens"], "scorer": tokens, "scorer_output": written},
+        "calls": Calls(**{**row["calls"], "scorer": int(bool(scored["scores"]))}),
+        "cost": row["cost"] + prices.scorer.cost(tokens, written),
+        "seconds": row["seconds"] + scored["seconds"],
+    }
+    return Row(**{**row, **changed})  # type: ignore[typeddict-item]
+
+
+def least_score(row: Row) -> float:
+    """Returns 1 minus the least score of a step: one wrong step makes the answer wrong."""
+    return 1 - min((step["score"] or 0.0 for step in row["steps"]), default=0.0)
+
+
 FOLDER = "validation"
 
 
@@ -375,6 +474,7 @@ class Validation:
 BASELINES = {
     "router": "a trained classifier gives whole questions to one model; needs validation questions",
     "cascade": "the large model answers where the small one's whole answer has improbable tokens",
+    "score_cascade": "the large model answers where a step of the small one's whole answer has a low score",
     "prm": "a draft stays at a score of 0.7 and more (reward-guided speculative decoding)",
     "judge": "a draft stays at 7 of 9 of a judge (speculative reasoning); needs a judge",
     "entropy": "the entropy of a step's first token says who writes it",
@@ -427,6 +527,7 @@ class Baselines:
         ways: dict[str, Callable[[], Awaitable[None]]] = {
             "router": self.router,
             "cascade": self.cascade,
+            "score_cascade": self.score_cascade,
             "prm": self.prm,
             "judge": self.llm_judge_arm,
             "entropy": self.entropy,
@@ -460,6 +561,21 @@ class Baselines:
     async def cascade(self) -> None:
         """Lets the large model answer where the small one's whole answer is improbable."""
         self._query_level_baselines("cascade", {"type": "answer_cascade"}, uncertainty, both=True)
+
+    async def score_cascade(self) -> None:
+        """Lets the large model answer where the least score of the small one's steps is low."""
+        if self.scorer_type is None:
+            raise Missing("it needs a scorer: name one in the configuration")
+        scored = await score_solutions(self.runner)
+        self._query_level_baselines(
+            "score_cascade",
+            {"type": "answer_cascade", "signal": "least_score"},
+            least_score,
+            both=True,
+            small=lambda row: _with_scores(
+                row, scored[row["index"], row["sample"]], self.runner.run_config.prices
+            ),
+        )
 
     async def router(self) -> None:
         """Lets a classifier give whole questions to one model."""
@@ -499,11 +615,22 @@ class Baselines:
         await self.runner.run(arm.name, arm.settings, arm.policy)
 
     def _query_level_baselines(
-        self, family: str, policy: dict[str, Any], signal: Signal, *, both: bool
+        self,
+        family: str,
+        policy: dict[str, Any],
+        signal: Signal,
+        *,
+        both: bool,
+        small: Callable[[Row], Row] = lambda row: row,
     ) -> None:
         """Puts arms together of the models alone, at fixed shares of the large model's tokens."""
         runner, run_config = self.runner, self.runner.run_config
-        signals, tokens = read_signals(pairs(self.runner.folder, run_config.n, run_config.samples), signal)
+
+        def rows() -> Iterator[tuple[Row, Row]]:
+            of_both = pairs(self.runner.folder, run_config.n, run_config.samples)
+            return ((small(first), second) for first, second in of_both)
+
+        signals, tokens = read_signals(rows(), signal)
         for share in SHARES:
             limit = limit_for(signals, tokens, share * float(tokens.mean()))
             questions = round(float((signals > limit).mean()), DIGITS)
@@ -513,8 +640,7 @@ class Baselines:
             arm = f"{family}-{share:g}"
             runner.forget(arm)  # its limit may have been another on fewer questions
             runner.note(arm, settings)
-            rows = pairs(self.runner.folder, run_config.n, run_config.samples)
-            write_query_level_arm(self.runner.folder, arm, rows, signal, limit, both=both)
+            write_query_level_arm(self.runner.folder, arm, rows(), signal, limit, both=both)
             runner.take(arm)
 
     def _validated(self) -> Validation:

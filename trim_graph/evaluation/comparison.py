@@ -18,6 +18,7 @@ from .metrics import (
     ibc,
     interpolated,
     interval,
+    mean_delta_ibc,
     mean_ibc,
     performance_gap_recovered,
     quantile,
@@ -34,6 +35,7 @@ from .records import (
     CurveSummary,
     MatchedBudget,
     Metric,
+    OverQueryLevel,
     Record,
     Row,
 )
@@ -239,6 +241,8 @@ def read_metric_columns(rows: Iterable[Row], *, n: int, samples: int, prices: Pr
 
 SMALL, LARGE = "small", "large"
 """The arms of the models alone."""
+QUERY_LEVEL = ("router", "cascade", "score_cascade")
+"""Families of baselines that route whole questions."""
 _MEANS = (*(name for name in NUMBERS if name != "first_step"), ADDED)
 _PLAIN = tuple(name for name in _MEANS if name not in ("correct", ADDED))
 _QUANTILES = {
@@ -417,12 +421,49 @@ class Comparison:
         if not self.graded:
             return []
         families = self._families("policy", "sweep", "random", "baseline")
-        return [self._curve(family, names) for family, names in families.items()]
+        deltas = {family: self._delta_ibc(names) for family, names in families.items()}
+        return [self._curve(family, names, deltas) for family, names in families.items()]
 
-    def _curve(self, family: str, names: Sequence[str]) -> CurveSummary:
+    def _ordered(self, names: Sequence[str]) -> list[str] | None:
+        """Returns a family's arms in order of share; None where a share or PGR is undefined."""
         points = {name: self.point(name, drawn=False) for name in names}
         known = all(value is not None for point in points.values() for value in point)
-        order = sorted(names, key=lambda name: points[name] if known else (0, 0))
+        return sorted(names, key=lambda name: points[name]) if known else None
+
+    def _delta_ibc(self, names: Sequence[str]) -> tuple[float, Array] | None:
+        """Returns a curve's mean Delta IBC up to its CPT(95), and the same in each resample."""
+        if (order := self._ordered(names)) is None:
+            return None
+        plain = [self.point(name, drawn=False) for name in order]
+        up_to = cpt(plain, CPT_TARGETS[-1])
+        drawn = [self.point(name, drawn=True) for name in order]
+        return mean_delta_ibc(plain, up_to=up_to), mean_delta_ibc(drawn, up_to=up_to)
+
+    def _over_query_level(
+        self, family: str, deltas: Mapping[str, tuple[float, Array] | None]
+    ) -> OverQueryLevel | None:
+        query_level = {name: delta for name in QUERY_LEVEL if (delta := deltas.get(name)) is not None}
+        ours = deltas[family]
+        if ours is None or not query_level or family in query_level:
+            return None
+        best = max(query_level, key=lambda name: query_level[name][0])
+        theirs = query_level[best]
+        spread = interval(theirs[1])
+        clear = spread is not None and spread.low > 0
+        return OverQueryLevel(
+            family=best,
+            difference=Metric(value=ours[0] - theirs[0], interval=interval(ours[1] - theirs[1])),
+            ratio=Metric(value=ours[0] / theirs[0], interval=interval(ours[1] / theirs[1]))
+            if clear
+            else UNKNOWN,
+        )
+
+    def _curve(
+        self, family: str, names: Sequence[str], deltas: Mapping[str, tuple[float, Array] | None]
+    ) -> CurveSummary:
+        points = {name: self.point(name, drawn=False) for name in names}
+        ordered, delta = self._ordered(names), deltas[family]
+        known, order = ordered is not None, ordered or list(names)
         plain = [points[name] for name in order]
         drawn = [self.point(name, drawn=True) for name in order]
 
@@ -451,6 +492,8 @@ class Comparison:
                 f"{round(100 * target)}": metric(lambda given, t=target: cpt(given, t))
                 for target in CPT_TARGETS
             },
+            delta_ibc=UNKNOWN if delta is None else Metric(value=delta[0], interval=interval(delta[1])),
+            over_query_level=self._over_query_level(family, deltas),
             budgeted_accuracy={f"{share:g}": within(share) for share in BUDGETS},
         )
 

@@ -159,22 +159,28 @@ def ibc(pgr: Number, share: Number) -> Any:
     return np.divide(pgrs, shares, out=np.full(shares.shape, np.nan), where=shares > 0)
 
 
-def mean_ibc(points: Sequence[Point], *, shares: int = SHARES) -> Any:
+def mean_ibc(points: Sequence[Point], *, shares: int = SHARES, up_to: float = 1.0) -> Any:
     """Returns the mean of the curve's IBC over evenly spaced shares.
+
+    The paper (arXiv 2601.10245) does not say over which shares it takes the mean; its values mean small
+    ones. With ``up_to`` the curve's own CPT(95) the mean is over the shares that a user would choose from.
 
     Args:
         points: ``(share, pgr)`` in order of share; all of them count, those below others too.
         shares: How many: at 20 they are 0.05, 0.10, ..., 1.00.
+        up_to: The greatest of them, in (0, 1].
 
     Returns:
         A number, None where a point is undefined; of arrays an array.
 
     Raises:
-        ValueError: ``shares`` is below 1, or the points are not in order.
+        ValueError: ``shares`` is below 1, ``up_to`` out of range, or the points are not in order.
     """
     if shares < 1:
         raise ValueError(f"shares={shares}: a mean needs 1 or more")
-    spaced = [number / shares for number in range(1, shares + 1)]
+    if not 0 < up_to <= 1:
+        raise ValueError(f"up_to={up_to}: choose a share above 0 and at most 1")
+    spaced = [up_to * number / shares for number in range(1, shares + 1)]
 
     def mean(curve: list[tuple[float, float]]) -> float:
         return fmean(pgr_at(curve, share) / share for share in spaced)
@@ -182,17 +188,18 @@ def mean_ibc(points: Sequence[Point], *, shares: int = SHARES) -> Any:
     return _on_curve(points, mean, lambda curve: curve.mean_ibc(spaced))
 
 
-def mean_delta_ibc(points: Sequence[Point], *, shares: int = SHARES) -> Any:
+def mean_delta_ibc(points: Sequence[Point], *, shares: int = SHARES, up_to: float = 1.0) -> Any:
     """Returns the mean of IBC - 1: how far the curve lies above the straight line, relative to the spend.
 
     Args:
         points: See `mean_ibc`.
         shares: See `mean_ibc`.
+        up_to: See `mean_ibc`.
 
     Raises:
         ValueError: See `mean_ibc`.
     """
-    mean = mean_ibc(points, shares=shares)
+    mean = mean_ibc(points, shares=shares, up_to=up_to)
     return None if mean is None else mean - 1
 
 

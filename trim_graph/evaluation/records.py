@@ -558,6 +558,19 @@ class CurvePoint(TypedDict):
     pgr: float | None
 
 
+class OverQueryLevel(TypedDict):
+    """The Delta IBC of a family beside that of the best query-level baseline, both up to their CPT(95).
+
+    The paper's test: its "5x" is the ratio (arXiv 2601.10245, MATH-500).
+    """
+
+    family: str
+    """The query-level baseline of the greatest Delta IBC."""
+    difference: Metric
+    ratio: Metric
+    """Unknown where the interval of what it is divided by is not clear of zero."""
+
+
 class CurveSummary(TypedDict):
     """Curve of the arms of one family (`trim_graph.evaluation.metrics`)."""
 
@@ -568,6 +581,10 @@ class CurveSummary(TypedDict):
     mean_delta_ibc: Metric
     cpt: dict[str, Metric]
     """By the PGR in per cent: ``50``, ``80``, ``95``."""
+    delta_ibc: Metric
+    """Mean Delta IBC over the shares up to CPT(95)."""
+    over_query_level: OverQueryLevel | None
+    """Of a family that routes steps; None where no query-level baseline was run."""
     budgeted_accuracy: dict[str, Metric]
     """The accuracy reached within a budget of large tokens, by its share of the large model's own (see
     `BUDGETS`), on the lines that CPT is read off."""
