@@ -65,7 +65,7 @@ soak: $(READY)
 train: $(READY)
 	$(BIN)/python -m trim_graph.examples.arithmetic.training.train
 
-# What it records stays in .results; an interrupted run goes on there.
+# What it records stays in .results; an interrupted run resumes there.
 results: $(READY)
 	$(BIN)/python -m trim_graph.examples.arithmetic.study.results .results
 

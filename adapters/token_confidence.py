@@ -67,7 +67,7 @@ def lowest_window_mean(probabilities: Sequence[float], window: int) -> float | N
     Of fewer than ``window`` it is the mean of all. Source: the lowest group confidence of "Deep Think with
     Confidence" (arXiv 2508.15260), the lowest mean over a sliding window of tokens. There a token counts by
     the negative mean log-probability of its likeliest alternatives; here by the probability of the token
-    itself, so that the figure is in [0, 1] and, with a window as long as the step, its mean token
+    itself, so that the value is in [0, 1] and, with a window as long as the step, its mean token
     probability.
 
     Args:

@@ -77,7 +77,7 @@ def build(
     tools: bool = True,
     **settings: Any,
 ) -> Rig:
-    """Build an agent; by default the small model's wrong product is rated 0.1, under ``threshold(0.5)``."""
+    """Builds an agent; by default the small model's wrong product is rated 0.1, under ``threshold(0.5)``."""
     ran: list[tuple[Any, ...]] = []
 
     @tool

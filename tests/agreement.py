@@ -48,13 +48,13 @@ async def outcome(graph: Any, problem: Problem) -> Outcome:
 
 
 async def run_all(small: Any, large: Any, scorer: Any) -> list[Outcome]:
-    """Run every problem at temperature 0, all at once."""
+    """Runs every problem at temperature 0, all at once."""
     graph = create_trim_graph(small, large, scorer, policy=threshold(0.5))
     return await asyncio.gather(*(outcome(graph, problem) for problem in ASKED))
 
 
 def check_agreement(ours: list[Outcome], reference: list[Outcome]) -> None:
-    """Fail where more than `TOLERATED` problems differ, and list each with its first differing event."""
+    """Fails where more than `TOLERATED` problems differ, and lists each with its first differing event."""
     pairs = zip(ASKED, ours, reference, strict=True)
     differing = [
         _difference(number, problem, one, other)

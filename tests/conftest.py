@@ -63,7 +63,7 @@ def build(
     policy: Any = None,
     **settings: Any,
 ) -> Rig:
-    """Build a rig; by default ``small two`` scores 0.1 and everything else 1.0, under ``threshold(0.5)``."""
+    """Builds a rig; by default ``small two`` scores 0.1 and everything else 1.0, under ``threshold(0.5)``."""
     if scorer == "scripted":
         scorer = ScriptedScorer({"small two": 0.1} if scores is None else scores)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trim_graph.policies.base import Observation, remembering
+from trim_graph.policies.base import Observation, with_memory
 from trim_graph.policies.pomdp import Floats, pomdp
 from trim_graph.training.fitting import Drafts, TrainingData, counts_of, ending_chances, step_accuracy
 from trim_graph.training.simulator import Simulator, StatelessBatchPolicy
@@ -130,7 +130,7 @@ def losses(policy: pomdp, trace: Mapping[str, Any]) -> Floats:
     """Returns the log-loss of the true state, in nats, at each draft whose state is known."""
     beliefs, states, memory = [], [], None
     for observation, state in drafts_of(trace):
-        remembered = remembering(observation, memory)
+        remembered = with_memory(observation, memory)
         if state is not None:
             beliefs.append(policy.belief(remembered))
             states.append(state)

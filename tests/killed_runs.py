@@ -1,4 +1,4 @@
-"""Runs that are killed at chosen instants and gone on with, each attempt in a process of its own.
+"""Runs that are killed at chosen instants and resumed, each attempt in a process of its own.
 
 An instant is a point that a run passes: before, within and after every call of a model or the scorer, before
 and after everything its checkpointer writes. A process at its instant sends itself SIGKILL. What the models
@@ -98,14 +98,14 @@ class World:
 
 
 def chance_of_this_run() -> random.Random:
-    """Draw a seed, and print it: ``TRIM_KILL_SEED`` repeats a run."""
+    """Draws a seed, and prints it: ``TRIM_KILL_SEED`` repeats a run."""
     seed = int(os.environ.get("TRIM_KILL_SEED") or random.SystemRandom().randrange(10**9))
     print(f"TRIM_KILL_SEED={seed}")
     return random.Random(seed)
 
 
 def draw(chance: random.Random, *, tight: bool) -> World:
-    """Draw a world; a tight budget is spent before the solution ends."""
+    """Draws a world; a tight budget is spent before the solution ends."""
     steps = chance.randint(2, 7)
     return World(
         number=chance.randrange(1000),
@@ -117,7 +117,7 @@ def draw(chance: random.Random, *, tight: bool) -> World:
 
 
 def attempt(world: World, spec: str, thread: str, bill: Path, instant: Instants) -> dict[str, Any]:
-    """Begin the run, or go on with it, in the recommended configuration."""
+    """Begins the run, or resumes it, in the recommended configuration."""
 
     def score(question: str, steps: Any) -> list[float]:
         instant()
@@ -214,7 +214,7 @@ def _watched(method: Any, instant: Instants) -> Any:
 
 @dataclass
 class Outcome:
-    """What a run came to, over all its processes."""
+    """Totals of a run, over all its processes."""
 
     kills: int
     instants: int
@@ -224,7 +224,7 @@ class Outcome:
 
 
 def run(world: World, spec: str, thread: str, folder: Path, kill_at: list[int]) -> Outcome:
-    """Run a world, killed at one instant after the other, each counted from where it was gone on with.
+    """Runs a world, killed at one instant after the other, each counted from where it was resumed.
 
     Args:
         world: What is run.
@@ -294,14 +294,14 @@ def check_bill(world: World, reported: Outcome) -> None:
 
 
 def kill_at_random(chance: random.Random, spec: str, folder: Path, count: int) -> int:
-    """Kill runs until so many processes were killed; most once, some up to four times."""
+    """Kills runs until so many processes were killed; most once, some up to four times."""
     done = number = 0
     while done < count:
         number += 1
         tight = chance.random() < 0.4
         world = draw(chance, tight=tight)
         whole = run(world, spec, f"{number}-whole", folder, [])
-        # What is gone on with is killed soon again: a call that a crash cut off is cut off once more.
+        # A resumed run is killed again soon: a call that a crash cut off is cut off once more.
         instants = [chance.randint(1, whole.instants)]
         instants += [chance.randint(1, 6) for _ in range(chance.choice((0, 1, 3)))]
         reported = run(world, spec, f"{number}-killed", folder, instants)

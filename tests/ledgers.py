@@ -14,7 +14,7 @@ from trim_graph.budget.ledger import LargeUsage, Ledger, MemoryLedger, this_owne
 
 
 def up_to(limit: int, wanted: int):
-    """Ask for tokens under a limit, in one call."""
+    """Asks for tokens under a limit, in one call."""
 
     def ask(used: LargeUsage) -> LargeUsage | None:
         granted = min(wanted, limit - used.large_tokens)

@@ -38,6 +38,6 @@ class NoSkips:
 
 
 def register(config: pytest.Config) -> None:
-    """Take effect where the environment asks for it."""
+    """Takes effect where the environment asks for it."""
     if os.environ.get("TRIM_NO_SKIP") == "1":
         config.pluginmanager.register(NoSkips())

@@ -14,7 +14,7 @@ from trim_graph.testing import ScriptedChatModel
 
 
 async def pause(turns: int) -> None:
-    """Let other tasks run so many times."""
+    """Lets other tasks run so many times."""
     for _ in range(turns):
         await asyncio.sleep(0)
 

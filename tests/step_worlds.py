@@ -98,7 +98,7 @@ def trace(*steps, stopped="finished"):
 
 
 def write(path, traces):
-    """Write them in the trace format, what nobody looks at made up."""
+    """Writes them in the trace format, what nobody looks at made up."""
     with Path(path).open("w") as file:
         for index, one in enumerate(traces):
             rest = {

@@ -228,7 +228,7 @@ def build_wheel(source, folder):
 
 
 def build(kind, source, folder):
-    """Build what pip itself gives no command for: an sdist, or the wheel of an editable install."""
+    """Builds what pip itself gives no command for: an sdist, or the wheel of an editable install."""
     code = f"from setuptools import build_meta; build_meta.build_{kind}({str(folder)!r})"
     subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
     return next(folder.iterdir())

@@ -195,7 +195,7 @@ def test_an_agents_response_format_counts(strategy):
 
 @tool
 def look() -> list[dict[str, str]]:
-    """Take a picture."""
+    """Takes a picture."""
     return [{"type": "image", "base64": "AAAA", "mime_type": "image/png"}]
 
 

@@ -172,7 +172,7 @@ def sqlite_file(tmp_path):
 
 
 def walk(rig, node):
-    """Run with a stop before every execution of a node; return the stops and the result."""
+    """Runs with a stop before every execution of a node; returns the stops and the result."""
     stops, result = 0, rig.ask(config=THREAD, interrupt_before=[node])
     while rig.graph.get_state(THREAD).next:
         stops += 1

@@ -71,10 +71,10 @@ def a_summary(n, **changes):
     """A summary with plausible metrics; a report only shows them."""
     accuracy = {"small": 0.4, "large": 0.995, "threshold-0.5": 0.97, "random": 0.5}
     share = {"small": 0.0, "large": 1.0, "threshold-0.5": 0.26, "random": 0.26}
-    figure = {"value": None, "interval": None}
+    metric = {"value": None, "interval": None}
     arms = []
     for name, kind in ARMS.items():
-        metrics = dict.fromkeys(METRICS, figure)
+        metrics = dict.fromkeys(METRICS, metric)
         metrics["accuracy"] = {"value": accuracy[name], "interval": [accuracy[name] - 0.03, accuracy[name]]}
         metrics["share"] = {"value": share[name], "interval": [share[name], share[name] + 0.02]}
         metrics["large_tokens"] = {"value": 62.6 * share[name], "interval": None}
@@ -105,7 +105,7 @@ def a_summary(n, **changes):
         "arm": "threshold-0.5",
         "use": "yes",
         "text": "threshold-0.5: It saves 46 large tokens a question and loses 2 points of accuracy",
-        **dict.fromkeys(("saved", "added", "net", "accuracy", "seconds"), figure),
+        **dict.fromkeys(("saved", "added", "net", "accuracy", "seconds"), metric),
     }
     summary = {
         "version": 2,
@@ -127,7 +127,7 @@ def a_summary(n, **changes):
 
 
 def write_run(folder, rows, *, summary=None, budget=None, arms=ARMS, parquet=False):
-    """Write a run folder."""
+    """Writes a run folder."""
     (folder / "rows").mkdir(parents=True)
     settings = {
         "dataset": {"type": "arithmetic", "split": "standard", "part": "test"},

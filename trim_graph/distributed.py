@@ -215,7 +215,7 @@ class RayExecutor:
             self._why = _cause(error)
             self._kill(actor)
             if self._live:
-                _report(f"a worker could not start, {len(self._live)} go on: {_reason(self._why)}")
+                _report(f"a worker could not start, {len(self._live)} continue: {_reason(self._why)}")
 
     def _failure(self) -> Exception:
         why = self._why

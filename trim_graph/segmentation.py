@@ -501,17 +501,17 @@ class Thinking(BaseModel):
         """Returns whether the last accepted step left its reasoning open."""
         return previous is not None and previous.get("part") == "reasoning" and not self._closed(previous)
 
-    def may_close(self, previous: Mapping[str, Any] | None, lead: str) -> bool:
+    def may_close(self, previous: Mapping[str, Any] | None, partial_text: str) -> bool:
         """Returns whether the close mark of reasoning may occur in the next text of a writer.
 
         At the first step it may: whether the step or its prompt opens reasoning is not known before.
 
         Args:
             previous: The previous step.
-            lead: Text of the step from earlier attempts.
+            partial_text: Text of the step from earlier attempts.
         """
-        opens = previous is None or self.inside(previous) or lead.lstrip().startswith(self.open)
-        return opens and self.close not in lead
+        opens = previous is None or self.inside(previous) or partial_text.lstrip().startswith(self.open)
+        return opens and self.close not in partial_text
 
     def boundary(
         self, previous: Mapping[str, Any] | None, text: str, *, opened: bool = False

@@ -134,14 +134,14 @@ class DecisionRecord(TypedDict):
     part: NotRequired[Part]
     """Part of a thinking model's text that the draft belongs to."""
     fallback: NotRequired[str]
-    """What failed, if ``on_scorer_error`` or its like decided in place of the policy."""
+    """The failed part, if ``on_scorer_error`` or its like decided in place of the policy."""
     by: NotRequired[Literal["human"]]
-    """Who decided, if it was not the policy."""
+    """``human`` if a human decided, not the policy."""
     discarded: NotRequired[Step]
 
 
 class Run(TypedDict):
-    """What is fixed when a run begins; nodes read the settings here and nowhere else."""
+    """Constants of a run, set when it begins; nodes read the settings here and nowhere else."""
 
     schema: int
     id: str
@@ -156,7 +156,7 @@ class Run(TypedDict):
 
 
 class Summary(TypedDict):
-    """What a run did; also in the final message's ``response_metadata["trim"]``."""
+    """Summary of a run; also in the final message's ``response_metadata["trim"]``."""
 
     stopped: str
     """``finished``, ``max_steps``, ``length`` (the steps fill the context of the small model or the scorer),

@@ -1,4 +1,4 @@
-"""From the output of a process reward model (PRM) to one probability per step, and its vLLM server options.
+"""Step scores from the output of a process reward model (PRM), and its vLLM server options.
 
 Imports no torch.
 """

@@ -106,15 +106,15 @@ class ContinueByPrompt(BaseChatModel):
             raise ValueError(why)
         return model
 
-    def prompt(self, messages: Sequence[BaseMessage], *, to_end: bool = False) -> list[BaseMessage]:
+    def prompt(self, messages: Sequence[BaseMessage], *, until_eos: bool = False) -> list[BaseMessage]:
         """Returns the messages that the model is really sent.
 
         Args:
             messages: The conversation; a trailing AIMessage holds the steps so far.
-            to_end: Whether all that remains is asked for, as in a call without ``stop``.
+            until_eos: Whether all that remains is asked for, as in a call without ``stop``.
         """
         asked, written = _split([without_reasoning(message) for message in messages])
-        question = request(written, self.delimiter, to_end=to_end)
+        question = request(written, self.delimiter, until_eos=until_eos)
         if written.strip():
             # Where a step was cut off, its last blanks show where it continues.
             return [*asked, AIMessage(written.removesuffix(self.delimiter)), HumanMessage(question)]
@@ -126,7 +126,7 @@ class ContinueByPrompt(BaseChatModel):
 
     def may_send(self, messages: Sequence[BaseMessage]) -> list[list[BaseMessage]]:
         """Returns the prompts that a call may really send; their size bounds its cost."""
-        return [self.prompt(messages), self.prompt(messages, to_end=True)]
+        return [self.prompt(messages), self.prompt(messages, until_eos=True)]
 
     @property
     def _llm_type(self) -> str:
@@ -153,7 +153,7 @@ class ContinueByPrompt(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         stops = stop_strings(stop)
-        asked = self.prompt(messages, to_end=self.delimiter not in stops)
+        asked = self.prompt(messages, until_eos=self.delimiter not in stops)
         window = kwargs.pop("probability_window", None)
         settings = self._settings(stops, kwargs)
         # A separate context: callbacks that count or stream tokens see the outer call already.
@@ -168,7 +168,7 @@ class ContinueByPrompt(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         stops = stop_strings(stop)
-        asked = self.prompt(messages, to_end=self.delimiter not in stops)
+        asked = self.prompt(messages, until_eos=self.delimiter not in stops)
         window = kwargs.pop("probability_window", None)
         settings = self._settings(stops, kwargs)
         call = self.model.ainvoke(asked, _own_config(), **settings)

@@ -62,15 +62,15 @@ class PromptedStep:
     spans: tuple[tuple[int, int], ...]
 
 
-def request(written: str, delimiter: str, *, to_end: bool) -> str:
+def request(written: str, delimiter: str, *, until_eos: bool) -> str:
     """Returns the request to a model after the steps so far.
 
     Args:
         written: The steps so far.
         delimiter: Separator of steps.
-        to_end: Whether all that remains is wanted.
+        until_eos: Whether all that remains is wanted.
     """
-    if to_end:
+    if until_eos:
         template = REST
     elif not written.strip():
         template = FIRST_STEP
@@ -111,13 +111,13 @@ def read_step(
     repeated = begin > behind_mark
     done = _DONE.search(answer, begin)
     end = done.start() if done else _without_torn_mark(answer) if truncated else len(answer)
-    cut, to_end = truncated and done is None, delimiter not in stops
+    cut, until_eos = truncated and done is None, delimiter not in stops
     begins = not written.strip() or written.endswith(delimiter)
     if begins:
-        begin = _skip(answer, begin, end, () if to_end else stops)
+        begin = _skip(answer, begin, end, () if until_eos else stops)
     elif repeated:
         begin += _common_blanks(written, answer[begin:end])
-    if to_end:
+    if until_eos:
         found = _rest(answer, begin, end, stops, done=done is not None, cut=cut)
     else:
         found = _read(answer, begin, end, stops, done=done is not None, cut=cut, repeated=repeated)

@@ -202,7 +202,7 @@ class GenerationJob(Job[Generated]):
         prompt: Token ids.
         settings: Settings of the call; ``max_tokens`` fits behind the prompt.
         batch_limit: Most calls to share a batch with, this one included.
-        on_text: Called on the worker's thread with each piece of the answer, in order.
+        on_text: Called on the worker's thread with each chunk of the answer, in order.
     """
 
     def __init__(
@@ -282,7 +282,7 @@ class Row:
             self._send(len(self._text) - self._held_back())
 
     def _first_stop(self, new_from: int) -> tuple[int, str] | None:
-        """Returns the offset and text of the earliest stop string that the newest piece completed."""
+        """Returns the offset and text of the earliest stop string that the newest chunk completed."""
         start = max(0, new_from - self._longest_stop + 1)
         found = [(self._text.find(stop, start), stop) for stop in self.job.settings.stop]
         return min((hit for hit in found if hit[0] >= 0), default=None)

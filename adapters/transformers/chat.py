@@ -137,12 +137,12 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        job = self._submit(messages, self._settings(stop, kwargs), pieces.put)
-        job.future.add_done_callback(lambda _: pieces.put(None))
+        chunks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        job = self._submit(messages, self._settings(stop, kwargs), chunks.put)
+        job.future.add_done_callback(lambda _: chunks.put(None))
         try:
-            while (piece := pieces.get()) is not None:
-                yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
+            while (chunk := chunks.get()) is not None:
+                yield ChatGenerationChunk(message=AIMessageChunk(content=chunk))
             yield self._last_chunk(job, job.future.result())
         finally:
             job.future.cancel()
@@ -154,18 +154,18 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        chunks: asyncio.Queue[str | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
-        def put(piece: str | None) -> None:
+        def put(chunk: str | None) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and its reader with it
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
 
         job = await self._asubmit(messages, self._settings(stop, kwargs), put)
         job.future.add_done_callback(lambda _: put(None))
         try:
-            while (piece := await pieces.get()) is not None:
-                yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
+            while (chunk := await chunks.get()) is not None:
+                yield ChatGenerationChunk(message=AIMessageChunk(content=chunk))
             yield self._last_chunk(job, job.future.result())
         finally:
             job.future.cancel()

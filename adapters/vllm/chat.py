@@ -176,7 +176,7 @@ _KEEP_STOP = {KEPT: True}
 
 
 class VLLMCall:
-    """One call; `finish` it, or iterate over its `pieces`.
+    """One call; `finish` it, or iterate over its `chunks`.
 
     Args:
         server: The route of this call through the model's replicas.
@@ -258,7 +258,7 @@ class VLLMCall:
                 raise
             self._cut(error)
 
-    async def pieces(self) -> AsyncGenerator[str, None]:
+    async def chunks(self) -> AsyncGenerator[str, None]:
         """Yields the answer's text as it arrives.
 
         Raises:
@@ -267,7 +267,7 @@ class VLLMCall:
         """
         timeout = self._settings.timeout
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        # Only the waiting is under the limit: between two pieces the consumer is at work.
+        # Only the waiting is under the limit: between two chunks the consumer is at work.
         try:
             with self._attempts_reported():
                 async with asyncio.timeout_at(deadline):
@@ -276,19 +276,19 @@ class VLLMCall:
             self._cut(error)
             return
         async with contextlib.aclosing(events):
-            piece: str | None = self.answer.text
-            if piece:
-                yield piece
-            while piece is not None and not self._stops(piece):
+            chunk: str | None = self.answer.text
+            if chunk:
+                yield chunk
+            while chunk is not None and not self._stops(chunk):
                 try:
-                    piece = await self._next_piece(events, deadline)
+                    chunk = await self._next_chunk(events, deadline)
                 except TimeoutError as error:
                     self._cut(error)
                     return
-                if piece:
-                    yield piece
+                if chunk:
+                    yield chunk
 
-    async def _next_piece(self, events: Events, deadline: float | None) -> str | None:
+    async def _next_chunk(self, events: Events, deadline: float | None) -> str | None:
         """Returns the text of the next event; None at the end of the answer."""
         with self._attempts_reported():
             try:
@@ -302,9 +302,9 @@ class VLLMCall:
                 raise ModelServerError(f"{error}, after a part of it had been streamed") from error
         return None
 
-    def _stops(self, piece: str) -> bool:
-        """Returns whether the caller wants no more after a piece; leaving the stream ends the request."""
-        return bool(piece) and self.answer.stopped_by(self._settings.stop_when)
+    def _stops(self, chunk: str) -> bool:
+        """Returns whether the caller wants no more after a chunk; leaving the stream ends the request."""
+        return bool(chunk) and self.answer.stopped_by(self._settings.stop_when)
 
     async def _attempt(self) -> None:
         path, body = await self._request()

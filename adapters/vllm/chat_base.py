@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class ChatCall(Protocol):
-    """One call: `finish` it, or iterate over its `pieces`; then read the rest."""
+    """One call: `finish` it, or iterate over its `chunks`; then read the rest."""
 
     answer: Answer
 
@@ -53,7 +53,7 @@ class ChatCall(Protocol):
         """Gets the whole answer."""
         ...
 
-    def pieces(self) -> AsyncGenerator[str, None]:
+    def chunks(self) -> AsyncGenerator[str, None]:
         """Yields the answer's text as it arrives."""
         ...
 
@@ -153,9 +153,9 @@ class VLLMChatModel(VLLMSettings, ExactChatModel):
         self, messages: list[BaseMessage], settings: VLLMCallSettings
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         call = self._call(messages, settings)
-        async with contextlib.aclosing(call.pieces()) as pieces:
-            async for piece in pieces:
-                yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
+        async with contextlib.aclosing(call.chunks()) as chunks:
+            async for chunk in chunks:
+                yield ChatGenerationChunk(message=AIMessageChunk(content=chunk))
         last = AIMessageChunk(
             content="", response_metadata=call.metadata, usage_metadata=call.usage, chunk_position="last"
         )

@@ -395,7 +395,7 @@ class ClientSlot:
     """Connections that it may have."""
     busy: int = 0
     left_at: float = 0.0
-    """When its last request ended, in seconds of the monotonic clock."""
+    """Time of the end of its last request, in seconds of the monotonic clock."""
 
 
 @dataclass(slots=True, eq=False)

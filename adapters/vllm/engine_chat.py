@@ -133,7 +133,7 @@ _LEAST_LOGPROB = -9999.0
 
 
 class EngineCall:
-    """One call; `finish` it, or iterate over its `pieces`, on the background loop.
+    """One call; `finish` it, or iterate over its `chunks`, on the background loop.
 
     Args:
         handle: Brings the engine.
@@ -188,7 +188,7 @@ class EngineCall:
         async for _ in self._pieces(streaming=False):
             pass
 
-    def pieces(self) -> AsyncGenerator[str, None]:
+    def chunks(self) -> AsyncGenerator[str, None]:
         """Yields the answer's text as it arrives; raises what `finish` does."""
         return self._pieces(streaming=True)
 
@@ -210,8 +210,8 @@ class EngineCall:
                     raise
                 if output is None:
                     break
-                if piece := self._take(output):
-                    yield piece
+                if chunk := self._take(output):
+                    yield chunk
                     if self.answer.stopped_by(self._settings.stop_when):
                         return  # leaving the engine's outputs aborts the request
         if self.answer.finish_reason is None or classify(self.answer.finish_reason) == "failed":

@@ -1,7 +1,7 @@
 """Probabilities of label tokens as the first token of an answer: of each, not of the likeliest only.
 
 Source: ``logprob_token_ids`` of vLLM 0.32, in ``SamplingParams`` and in requests to ``/v1/completions`` and
-``/v1/chat/completions``. Its ``/generative_scoring`` reads the same figures, but returns that of the first
+``/v1/chat/completions``. Its ``/generative_scoring`` reads the same numbers, but returns that of the first
 label only. That is enough for two labels (`trim_graph.adapters.vllm.generative_scoring`), not for ten grades.
 """
 
@@ -46,7 +46,7 @@ def label_request(ids: Mapping[int, str], top: int) -> dict[str, Any]:
     """Returns the fields that add label tokens to a generation request.
 
     A server that does not know ``logprob_token_ids`` answers with the ``top`` likeliest tokens instead, which
-    `label_metadata` tells apart.
+    `label_metadata` detects.
     """
     return {"logprob_token_ids": list(ids), "return_tokens_as_token_ids": True} if ids and top else {}
 

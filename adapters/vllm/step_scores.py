@@ -15,7 +15,7 @@ from trim_graph.adapters.prm.scores import read_classified
 
 @dataclass(frozen=True, slots=True)
 class PendingSteps:
-    """What has to be sent for one solution.
+    """The steps of one solution whose scores must be requested.
 
     Attributes:
         keys: A key for each step: the digest of the tokens up to its score.

@@ -1,4 +1,4 @@
-"""Ask the agent: ``python -m trim_graph.examples.agent``, or with models of your own, ``--config FILE``."""
+"""Asks the agent: ``python -m trim_graph.examples.agent``, or with models of your own, ``--config FILE``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def show(agent: Any, question: str) -> None:
-    """Print each turn as it is accepted, and what they took together."""
+    """Prints each turn as it is accepted, and what they took together."""
     decided: dict[str, Any] = {}
     for event in agent.stream({"messages": [("user", question)]}, stream_mode="custom"):
         if event["event"] == "decision":

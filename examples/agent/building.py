@@ -19,7 +19,7 @@ _OF_TURNS = ("max_steps", "max_step_tokens", "seed", "on_scorer_error", "on_larg
 
 
 def build_agent(tools: Sequence[Any], config: TrimConfig | None = None, **options: Any) -> Any:
-    """Build the agent.
+    """Builds the agent.
 
     Args:
         tools: It may call.

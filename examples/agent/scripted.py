@@ -14,7 +14,7 @@ from trim_graph.adapters import LLMJudge
 from trim_graph.testing import ScriptedToolModel
 
 MISTAKE = "sum(unit_price)"
-"""What the small model asks the database for: each product once, whatever its quantity."""
+"""The small model's wrong query: it counts each product once, whatever its quantity."""
 
 
 def small_turn(messages: Sequence[BaseMessage]) -> AIMessage:

@@ -19,7 +19,7 @@ _ORDERS = [
 
 
 def create_shop(path: str | Path) -> Path:
-    """Write the database.
+    """Writes the database.
 
     Args:
         path: Of a file that does not exist yet.

@@ -34,7 +34,7 @@ calculator.handle_tool_error = True
 
 
 def query_tool(database: str | Path) -> BaseTool:
-    """Make the tool that queries one database file.
+    """Makes the tool that queries one database file.
 
     Args:
         database: An SQLite file. It is opened for reading only, at each call.

@@ -35,7 +35,7 @@ __all__ = [
 
 
 def draw_problem(rng: random.Random, split: Split, part: Part) -> Problem:
-    """Draw one problem of ``split`` that belongs to ``part``."""
+    """Draws one problem of ``split`` that belongs to ``part``."""
     while True:
         problem = draw_words(rng) if split == "words" else draw_chain(rng, split)
         if part_of(problem.combination) == part:
@@ -43,7 +43,7 @@ def draw_problem(rng: random.Random, split: Split, part: Part) -> Problem:
 
 
 def problems(split: Split, n: int, *, part: Part = "test", seed: int = 0) -> list[Problem]:
-    """Draw ``n`` different problems; the same arguments always give the same ones.
+    """Draws ``n`` different problems; the same arguments always give the same ones.
 
     Args:
         split: ``standard`` (chains of 4 to 7 operations), ``hard`` (8 to 12) or ``words``.
@@ -55,7 +55,7 @@ def problems(split: Split, n: int, *, part: Part = "test", seed: int = 0) -> lis
 
 
 def stream_problems(split: Split, *, part: Part = "test", seed: int = 0) -> Iterator[Problem]:
-    """Draw different problems without end; the first ``n`` are those of `problems`."""
+    """Draws different problems without end; the first ``n`` are those of `problems`."""
     seen: set[str] = set()
     for index in count():
         problem = draw_problem(random.Random(f"{seed}:{split}:{part}:{index}"), split, part)

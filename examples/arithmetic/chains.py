@@ -74,7 +74,7 @@ def _kind(value: int, hard_share: float, rng: random.Random) -> Kind:
 
 
 def draw_chain(rng: random.Random, split: Split, length: int | None = None) -> Problem:
-    """Draw one chain, of any part (`problems.part_of` says which).
+    """Draws one chain, of any part (`problems.part_of` says which).
 
     Args:
         rng: Source of randomness.

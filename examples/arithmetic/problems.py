@@ -87,14 +87,14 @@ class Problem:
 
     @property
     def answer(self) -> str:
-        r"""What the right solution puts into ``\boxed{}``."""
+        r"""Answer of the right solution, the content of its ``\boxed{}``."""
         answer = extract_boxed(self.steps[-1])
         assert answer is not None
         return answer
 
 
 def part_of(combination: str) -> Part:
-    """Say which part a combination belongs to: 1/16 test, 1/16 validation, the rest training.
+    """Says which part a combination belongs to: 1/16 test, 1/16 validation, the rest training.
 
     The parts are cut by a hash of what must not be seen twice (chains: the start and all operations;
     words: the story and the objects), so no list of held-out problems is needed to keep them apart.
@@ -104,18 +104,18 @@ def part_of(combination: str) -> Part:
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""Return the content of the last ``\boxed{...}`` in ``text``, or None."""
+    r"""Returns the content of the last ``\boxed{...}`` in ``text``, or None."""
     found = _BOXED.findall(text)
     return found[-1].strip() if found else None
 
 
 def is_right(problem: Problem, solution: str) -> bool:
-    """Tell whether ``solution`` ends in the right answer."""
+    """Returns whether ``solution`` ends in the right answer."""
     return extract_boxed(solution) == problem.answer
 
 
 def render(operation: Operation, left: int, right: int) -> str | None:
-    """Write one step with its operands filled in; None where no right step exists (12 - 15, 34 / 3)."""
+    """Writes one step with its operands filled in; None where no right step exists (12 - 15, 34 / 3)."""
     kind = operation.kind
     if kind in ("larger", "smaller"):
         chosen = max(left, right) if kind == "larger" else min(left, right)
@@ -140,13 +140,13 @@ def render(operation: Operation, left: int, right: int) -> str | None:
 
 
 def stated_result(step: str) -> int | None:
-    """Return the number a step arrives at: the last one before its final words."""
+    """Returns the number a step arrives at: the last one before its final words."""
     match = re.search(r"(?:= (?:\d+, keep )?|is )(\d{1,6})(?!.*(?: = |, keep ))", step)
     return int(match[1]) if match else None
 
 
 def expected_step(problem: Problem, before: Sequence[str]) -> str | None:
-    """Write the right next step after ``before``, taking the results stated there as given.
+    """Writes the right next step after ``before``, taking the results stated there as given.
 
     Returns:
         The step; None where no right step exists: the solution has ended, a result it builds on is
@@ -168,7 +168,7 @@ def expected_step(problem: Problem, before: Sequence[str]) -> str | None:
 
 
 def label_steps(problem: Problem, steps: Sequence[str]) -> list[bool]:
-    """Say for each step whether it is right given what stands before it."""
+    """Says for each step whether it is right given what stands before it."""
     return [step == expected_step(problem, steps[:index]) for index, step in enumerate(steps)]
 
 

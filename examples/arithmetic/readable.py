@@ -1,4 +1,4 @@
-"""Tell whether the example models can read a problem: they know two families of text and nothing else.
+"""Whether the example models can read a problem: they know two families of text and nothing else.
 
 Every sentence of a problem is held against the sentences that the generators write. What is looked at is
 the form alone; whether the numbers work out is left to the models.
@@ -30,7 +30,7 @@ _SLOT = re.compile(r"\\\{(\w+)\\\}")
 
 
 def read_problem(text: str) -> str:
-    """Return the problem as the models were taught to see it: one space between words.
+    """Returns the problem in the form that the models are trained on: one space between words.
 
     Raises:
         InputError: They cannot read it; the message says which sentence, and shows both forms.
@@ -72,7 +72,7 @@ def _unread_in_chain(sentences: list[str]) -> str | None:
 
 
 def _unread_in_words(sentences: list[str]) -> str | None:
-    """Return what is wrong by the story that fits best."""
+    """Returns the errors by the story that fits best."""
     readings = []
     for forms in _stories():
         strange = [s for s in sentences if not any(form.fullmatch(s) for form in (*forms, *_facts()))]
@@ -81,13 +81,13 @@ def _unread_in_words(sentences: list[str]) -> str | None:
     if strange:
         return f"{_short(strange[0])} belongs to none of their stories"
     if len(sentences) < 3 or not sentences[-1].endswith("?"):
-        return "a story tells at least two facts and ends with its question"
+        return "a story has at least two facts and ends with its question"
     return None
 
 
 @cache
 def _stories() -> tuple[tuple[re.Pattern[str], ...], ...]:
-    """Return, for every story, a pattern for each sentence it may tell."""
+    """Returns, for every story, a pattern for each of its possible sentences."""
     stories = []
     for tell, objects in STORIES.values():
         forms: set[str] = set()
@@ -124,7 +124,7 @@ def _matches(form: str, text: str) -> bool:
 
 @cache
 def _pattern(form: str, objects: tuple[str, ...] = ()) -> re.Pattern[str]:
-    """Make a pattern of a form such as ``{name} has {n} {obj}.``."""
+    """Makes a pattern of a form such as ``{name} has {n} {obj}.``."""
     known = {"name": _NAMES, "other": _NAMES, "obj": objects}
 
     def slot(found: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""What was chosen for the example models and ships with them: threshold, random rate, policy files."""
+"""Policies that ship with the example models: threshold, random rate, policy files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CALIBRATED = Path(__file__).parent / "calibrated.json"
 POLICIES = Path(__file__).parent / "policies"
 CHOSEN = POLICIES / "chosen.json"
 KINDS = {"planned": "pomdp", "aggregate": "aggregate", "sequence": "sequence"}
-"""What the demo calls a kind of policy, and how its files begin."""
+"""Name of each kind of policy in the demo, and the prefix of its files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Calibration:
 
 
 def load_calibration(path: Path | None = None) -> Calibration:
-    """Read the threshold and the rate that were chosen.
+    """Reads the threshold and the rate that were chosen.
 
     Args:
         path: Default: the file that ships with the package.
@@ -57,7 +57,7 @@ def load_calibration(path: Path | None = None) -> Calibration:
 
 
 def load_chosen() -> dict[str, Path]:
-    """Return the file of each kind.
+    """Returns the file of each kind.
 
     Raises:
         SettingsError: The choice is missing or damaged.

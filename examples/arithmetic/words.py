@@ -435,7 +435,7 @@ STORIES: dict[str, tuple[Callable[[_Story], None], Sequence[str]]] = {
 
 
 def draw_words(rng: random.Random) -> Problem:
-    """Draw one word problem, of any part (`problems.part_of` says which)."""
+    """Draws one word problem, of any part (`problems.part_of` says which)."""
     title = rng.choice(list(STORIES))
     tell, objects = STORIES[title]
     thing = rng.choice(objects)
@@ -454,7 +454,7 @@ def draw_words(rng: random.Random) -> Problem:
 
 
 def fixed_leads() -> set[str]:
-    """Return the beginnings of steps that hold neither a name nor an object; tokens of their own."""
+    """Returns the beginnings of steps that hold neither a name nor an object; tokens of their own."""
     rng = random.Random("leads")
     seen: dict[str, set[str]] = {}
     for _ in range(4000):

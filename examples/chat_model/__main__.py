@@ -1,4 +1,4 @@
-"""Solve a worksheet: ``python -m trim_graph.examples.chat_model "the greenhouse"``."""
+"""Solves a worksheet: ``python -m trim_graph.examples.chat_model "the greenhouse"``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .chain import build_chain, example_model
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the solution step by step, and what it took."""
+    """Prints the solution step by step, and what it took."""
     parser = argparse.ArgumentParser(prog="python -m trim_graph.examples.chat_model", description=__doc__)
     parser.add_argument("worksheet", nargs="?", default="the greenhouse")
     given = parser.parse_args(arguments)

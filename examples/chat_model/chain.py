@@ -18,7 +18,7 @@ from .worksheets import WORKSHEETS, WordRetriever
 
 
 def example_model() -> TrimChatModel:
-    """Build the router over the three models that come with trim-graph."""
+    """Builds the router over the three models that come with trim-graph."""
     small, large = ChatTransformers(model=str(SMALL)), ChatTransformers(model=str(LARGE))
     return create_trim_chat_model(small, large, TransformersProcessReward(str(PRM)), policy=threshold(0.9))
 

@@ -1,6 +1,6 @@
 """``python -m trim_graph.examples.conversation [FOLDER]``: two users ask until their quotas are spent.
 
-Threads and accounts are kept in FOLDER (default: a temporary one), so that a second call goes on with them.
+Threads and accounts are kept in FOLDER (default: a temporary one), so that a second call continues them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOGETHER = Quotas(thread=Quota(large_tokens=60), user=Quota(large_tokens=90))
 
 
 def build(checkpointer: Any, ledger: Ledger) -> Any:
-    """Build a graph whose runs draw from the accounts of their thread and of their user."""
+    """Builds a graph whose runs draw from the accounts of their thread and of their user."""
     small, large = ChatTransformers(model=str(SMALL)), ChatTransformers(model=str(LARGE))
     scorer = TransformersProcessReward(model=str(PRM))
     return create_trim_graph(
@@ -43,7 +43,7 @@ def build(checkpointer: Any, ledger: Ledger) -> Any:
 
 
 async def ask(graph: Any, user: str, thread: str, question: str) -> None:
-    """Ask one question, and say what it cost whom."""
+    """Asks one question, and says what it cost whom."""
     place: RunnableConfig = {"configurable": {"thread_id": thread}}
     context = TrimContext(user=user)
     result = await graph.ainvoke(

@@ -31,7 +31,7 @@ class Arithmetic:
         self.manner = manner
 
     def __call__(self, body: dict[str, Any]) -> Answer:
-        """Answer a request as one of the models ``small``, ``large`` and ``judge``."""
+        """Answers a request as one of the models ``small``, ``large`` and ``judge``."""
         turns = [(turn["role"], turn["content"]) for turn in body["messages"]]
         problem = next(p for p in self.known if any(p.question in content for _, content in turns))
         if body["model"] == "judge":

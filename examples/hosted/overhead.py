@@ -1,4 +1,4 @@
-"""Measure what asking by prompt costs: ``python -m trim_graph.examples.hosted.overhead [--json FILE]``.
+"""Measures what asking by prompt costs: ``python -m trim_graph.examples.hosted.overhead [--json FILE]``.
 
 A scripted local server answers, with a latency of so many milliseconds a call and a token. Four arms solve
 the same problems and take the same decisions: models that continue exactly (`ChatVLLM`), and plain
@@ -50,7 +50,7 @@ class Arm:
         self.seconds: list[float] = []
 
     def solve(self, problem: Problem, repeats: int) -> None:
-        """Solve a problem, and count it once.
+        """Solves a problem, and counts it once.
 
         Raises:
             RuntimeError: The solution is wrong: then the arms are not doing the same work.
@@ -89,7 +89,7 @@ class Arm:
 
 
 def measure(asked: list[Problem], latency: float, token_latency: float, repeats: int) -> dict[str, Any]:
-    """Have every arm solve all problems.
+    """Has every arm solve all problems.
 
     Args:
         asked: The problems.
@@ -108,12 +108,12 @@ def measure(asked: list[Problem], latency: float, token_latency: float, repeats:
     return {arm.name: {**arm.total, "seconds": sum(arm.seconds)} for arm in arms}
 
 
-def report(figures: dict[str, Any]) -> Iterator[str]:
-    """Return the lines of a Markdown table."""
-    n, base = figures["n"], figures["arms"][EXACT]
+def report(results: dict[str, Any]) -> Iterator[str]:
+    """Returns the lines of a Markdown table."""
+    n, base = results["n"], results["arms"][EXACT]
     yield "| arm | calls | judge calls | prompt tokens | written tokens | seconds | ms more a step |"
     yield "|---|---|---|---|---|---|---|"
-    for name, arm in figures["arms"].items():
+    for name, arm in results["arms"].items():
         more = 1000 * (arm["seconds"] - base["seconds"]) / arm["steps"]
         yield (
             f"| {name} | {arm['calls'] / n:.2f} | {arm['judge_calls'] / n:.2f} "
@@ -124,7 +124,7 @@ def report(figures: dict[str, Any]) -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, and write JSON."""
+    """Measures, prints, and writes JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split(":")[0])
     parser.add_argument("-n", type=int, default=20, help="problems")
     parser.add_argument("--latency", type=float, default=50.0, help="milliseconds a call")
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     asked = problems("standard", given.n, seed=7)
     arms = measure(asked, given.latency / 1000, given.token_latency / 1000, given.repeats)
-    figures: dict[str, Any] = {
+    results: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "n": given.n,
@@ -143,13 +143,13 @@ def main(arguments: list[str] | None = None) -> None:
         "token_latency_ms": given.token_latency,
         "arms": arms,
     }
-    print(f"{figures['date']}  {figures['machine']}")
+    print(f"{results['date']}  {results['machine']}")
     print(f"{given.n} questions, {arms[EXACT]['steps']} steps; the least of {given.repeats} times counts")
     print(f"latency: {given.latency:g} ms a call, {given.token_latency:g} ms a token written")
     print("calls and seconds are a question's; tokens a step's, in brackets those more than exact ones\n")
-    print("\n".join(report(figures)))
+    print("\n".join(report(results)))
     if given.json:
-        given.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        given.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ _PIECES = re.compile(r" ?[^\W\d_]+|\d{1,3}| ?[^\s\w]+|_+|\s+")
 
 
 def pieces(text: str) -> list[str]:
-    """Cut a text much as GPT-4's tokenizer does first: words, digits by three, signs, space."""
+    """Cuts a text much as GPT-4's tokenizer does first: words, digits by three, signs, space."""
     return _PIECES.findall(text)
 
 
 @dataclass
 class Answer:
-    """What the server answers.
+    """An answer of the server.
 
     Attributes:
         text: Of the message.
@@ -81,7 +81,7 @@ class ScriptedServer:
         self._http.server_close()
 
     def answer(self, body: Body) -> tuple[int, Body]:
-        """Answer one request: status and body."""
+        """Answers one request: status and body."""
         with self._lock:
             self.requests.append(body)
         given = self._script(body)

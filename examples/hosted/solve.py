@@ -1,4 +1,4 @@
-"""Solve a question with two hosted models and a judge: ``python -m trim_graph.examples.hosted.solve "..."``.
+"""Solves a question with two hosted models and a judge: ``python -m trim_graph.examples.hosted.solve "..."``.
 
 Model names are those of `langchain.chat_models.init_chat_model`; keys come from the environment.
 """
@@ -17,7 +17,7 @@ from trim_graph.policies import threshold
 
 
 def build(small: str, large: str, judge: str, *, t: float, large_tokens: int) -> Any:
-    """Build the graph.
+    """Builds the graph.
 
     Args:
         small: Name of the model that drafts, such as ``openai:gpt-4.1-nano``.
@@ -32,7 +32,7 @@ def build(small: str, large: str, judge: str, *, t: float, large_tokens: int) ->
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Solve a question and say what it took."""
+    """Solves a question and says what it took."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split(":")[0])
     parser.add_argument("question")
     parser.add_argument("--small", default="openai:gpt-4.1-nano")

@@ -25,7 +25,7 @@ PLACE: RunnableConfig = {"configurable": {"thread_id": "1"}}
 
 
 def build(checkpointer: Any) -> Any:
-    """Build a graph that asks when the large model may not be called again, or a step looks very wrong."""
+    """Builds a graph that asks when the large model may not be called again, or a step looks very wrong."""
     small, large = ChatTransformers(model=str(SMALL)), ChatTransformers(model=str(LARGE))
     scorer = TransformersProcessReward(model=str(PRM))
     return create_trim_graph(
@@ -40,7 +40,7 @@ def build(checkpointer: Any) -> Any:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print what is asked, or the solution."""
+    """Prints what is asked, or the solution."""
     if "__interrupt__" not in result:
         print(result["messages"][-1].text)
         print(f"\nsteps {result['trim']['steps']}  decisions {result['trim']['decisions']}")
@@ -58,7 +58,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Ask, or answer."""
+    """Asks, or answers."""
     parser = argparse.ArgumentParser(description="A run that waits for a human.")
     commands = parser.add_subparsers(dest="command", required=True)
     ask = commands.add_parser("ask", help="begin a run")

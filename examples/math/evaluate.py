@@ -1,9 +1,9 @@
-"""Run MATH-500 and AIME with Qwen2.5-1.5B/7B-Instruct and Qwen2.5-Math-PRM-7B, all policies and baselines.
+"""Runs MATH-500 and AIME with Qwen2.5-1.5B/7B-Instruct and Qwen2.5-Math-PRM-7B, all policies and baselines.
 
     python -m trim_graph.examples.math.evaluate --out runs
 
 Prints the GPU hours to expect and what they are estimated from, then runs `trim-graph eval` for either
-dataset. The same command goes on with what was interrupted. Not run by us with Qwen; with
+dataset. The same command resumes what was interrupted. Not run by us with Qwen; with
 ``--models example`` the arithmetic models take its place, which shows that all of it runs and solves nothing.
 """
 
@@ -27,7 +27,7 @@ VALIDATION = 500
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Reads the command line."""
     rates = Rates()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -54,12 +54,12 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def datasets(given: argparse.Namespace) -> dict[str, str]:
-    """Return the datasets to run, by name."""
+    """Returns the datasets to run, by name."""
     return {name: getattr(given, name) for name in QUESTIONS if getattr(given, name) != "none"}
 
 
 def estimate(given: argparse.Namespace) -> dict[str, float]:
-    """Return the GPU hours of each dataset."""
+    """Returns the GPU hours of each dataset."""
     policies = len(given.thresholds.split(",")) + len(given.policy)
     every = given.baselines == "all"
     validation = given.validation_n if every else 0
@@ -79,7 +79,7 @@ def estimate(given: argparse.Namespace) -> dict[str, float]:
 
 
 def report(given: argparse.Namespace) -> str:
-    """Say what to expect, and that it is a guess."""
+    """Says what to expect, and that it is a guess."""
     hours = estimate(given)
     parts = ", ".join(f"{name} {value:.1f}" for name, value in hours.items())
     return (
@@ -91,7 +91,7 @@ def report(given: argparse.Namespace) -> str:
 
 
 def command(given: argparse.Namespace, name: str, dataset: str) -> list[str]:
-    """Return the arguments of `trim-graph` for one dataset."""
+    """Returns the arguments of `trim-graph` for one dataset."""
     config = given.config or CONFIGS[given.models]
     options = ["eval", "--config", str(config), "--dataset", dataset, "--out", str(given.out / name)]
     for policy in given.policy:
@@ -112,7 +112,7 @@ def command(given: argparse.Namespace, name: str, dataset: str) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the estimate, then run each dataset."""
+    """Prints the estimate, then runs each dataset."""
     given = parsed(arguments)
     print(report(given), flush=True)
     if given.estimate:

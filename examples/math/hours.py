@@ -32,13 +32,13 @@ class Rates:
     reading: float = 30_000
 
     def seconds(self, small: float, large: float, reading: float) -> float:
-        """Return how long so many tokens take."""
+        """Returns how long so many tokens take."""
         return small / self.small + large / self.large + reading / self.reading
 
 
 @dataclass(frozen=True, slots=True)
 class Arms:
-    """How many arms of each cost there are.
+    """Numbers of arms by their cost.
 
     Attributes:
         scored: Policies and baselines that score each step.
@@ -54,7 +54,7 @@ class Arms:
 
 
 def gpu_hours(questions: int, arms: Arms, rates: Rates, *, factor: float = 1.0) -> float:
-    """Return the GPU hours of an evaluation.
+    """Returns the GPU hours of an evaluation.
 
     Args:
         questions: Of the dataset.

@@ -12,7 +12,7 @@ from .application import TutorContext, solver, tutor, worksheet
 
 
 def main() -> None:
-    """Ask the tutor twice on one thread, then solve a sheet in parallel."""
+    """Asks the tutor twice on one thread, then solves a sheet in parallel."""
     graph = solver()
     app = tutor(graph, checkpointer=InMemorySaver())
     thread: RunnableConfig = {"configurable": {"thread_id": "ada"}}

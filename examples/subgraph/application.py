@@ -24,7 +24,7 @@ ROUNDS = 2
 
 
 def solver() -> Any:
-    """Build the trim graph, without a checkpointer: it takes the application's."""
+    """Builds the trim graph, without a checkpointer: it takes the application's."""
     small, large = ChatTransformers(model=str(SMALL)), ChatTransformers(model=str(LARGE))
     scorer = TransformersProcessReward(model=str(PRM))
     budget = Budget(large_tokens=100)
@@ -35,7 +35,7 @@ def solver() -> Any:
 
 
 class TutorState(MessagesState):
-    """What the tutor keeps besides the messages."""
+    """State of the tutor besides the messages."""
 
     solved: bool
     rounds: int
@@ -43,14 +43,14 @@ class TutorState(MessagesState):
 
 @dataclass
 class TutorContext:
-    """What a call brings: the application's own settings, and under ``trim`` those of the trim graph."""
+    """Context of a call: the application's own settings, and under ``trim`` those of the trim graph."""
 
     pupil: str = "nobody"
     trim: TrimContext | None = None
 
 
 def check(state: TutorState) -> Command[Literal["solve", "__end__"]]:
-    """Look for an answer; without one, ask again: a loop round the subgraph."""
+    """Looks for an answer; without one, asks again: a loop round the subgraph."""
     last = state["messages"][-1]
     rounds = state.get("rounds", 0) + 1
     solved = isinstance(last, AIMessage) and last.response_metadata["trim"]["answer"] is not None
@@ -60,7 +60,7 @@ def check(state: TutorState) -> Command[Literal["solve", "__end__"]]:
 
 
 def tutor(graph: Any, checkpointer: Any = None) -> Any:
-    """Build the application: solve, check, perhaps solve again."""
+    """Builds the application: solves, checks, perhaps solves again."""
     builder = StateGraph(TutorState, TutorContext)
     builder.add_node("solve", graph)
     builder.add_node("check", check)
@@ -80,12 +80,12 @@ class Sheet(TypedDict, total=False):
 
 
 def each(state: Sheet) -> list[Send]:
-    """Send every problem to a branch of its own."""
+    """Sends every problem to a branch of its own."""
     return [Send("solve", {"problem": problem}) for problem in state["problems"]]
 
 
 def worksheet(graph: Any, checkpointer: Any = None) -> Any:
-    """Build the application: one wrapper node, as many branches as there are problems."""
+    """Builds the application: one wrapper node, as many branches as there are problems."""
 
     def solved(result: dict[str, Any]) -> dict[str, Any]:
         return {"answers": [result["trim"]["answer"]]}

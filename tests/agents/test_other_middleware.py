@@ -282,7 +282,7 @@ def test_a_turn_that_another_rewrites_behind_it_is_shown_and_kept_as_rewritten()
 
 
 def ended(agent, given=None, config=None):
-    """Run an agent; return its last state, and how often its end was reported."""
+    """Runs an agent; returns its last state, and how often its end was reported."""
     given, finished, state = given or {"messages": [("user", QUESTION)]}, [], {}
     for mode, event in agent.stream(given, config, stream_mode=["custom", "values"]):
         if mode == "values":

@@ -15,7 +15,7 @@ MARKS = ("[tool_call]", "[tool_result]", "[tool_error]", "[tool_invalid]", "[too
 
 
 def read(rendering):
-    """Read a rendering as the module's documentation describes it, and as generously as any reader might."""
+    """Reads a rendering as the module's documentation describes it, and as generously as any reader might."""
     marked, text = [], []
     for line in rendering.splitlines(keepends=True):
         bare = line.strip()

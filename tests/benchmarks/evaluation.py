@@ -42,7 +42,7 @@ PRICES = Prices(small=ModelPrice(input=0.1, output=0.1), large=ModelPrice(input=
 
 
 def made_up(arm: str, index: int, rng: random.Random) -> Row:
-    """Return a row that nobody ran."""
+    """Returns a row that nobody ran."""
     right, tokens = ARMS[arm]
     question = Question("What is it? " * 10, expected="4", id=f"q{index}")
     row = row_of(new_record(WorkItem(index, 0, question), 0), arm)
@@ -69,12 +69,12 @@ def made_up(arm: str, index: int, rng: random.Random) -> Row:
 
 
 def peak() -> float:
-    """Return the most memory this process has had, in MB."""
+    """Returns the most memory this process has had, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(n: int, folder: Path) -> dict[str, Any]:
-    """Write rows, and take the time and memory of each part of the end."""
+    """Writes rows, and takes the time and memory of each part of the end."""
     (folder / "rows").mkdir()
     rng = random.Random(0)
     for arm in ARMS:
@@ -114,7 +114,7 @@ def measure(n: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print a table, write JSON."""
+    """Measures, prints a table, writes JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -29,8 +29,8 @@ ANSWER = {"choices": [{"index": 0, "text": "3 + 4 = 7", "finish_reason": "stop"}
 Ask = Callable[[], Awaitable[Any]]
 
 
-def main(output: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None) -> None:
-    """Print a table, and write it where that is wanted."""
+def main(output: Annotated[Path | None, typer.Option("--json", help="File for the results.")] = None) -> None:
+    """Prints a table, and writes it where that is wanted."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
     process.start()
@@ -80,7 +80,7 @@ async def cpu_of(ask: Ask, at_once: int) -> float:
 
 
 def serve(reported: Connection) -> None:
-    """Answer requests until the process ends; its port is printed first."""
+    """Answers requests until the process ends; its port is printed first."""
     body = json.dumps(ANSWER).encode()
     head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
 

@@ -89,7 +89,7 @@ class Drafts(AsyncCallbackHandler):
 
 
 async def asked(graph: Any, questions: list[str], concurrency: int, callbacks: list[Any]) -> dict[str, Any]:
-    """Ask all questions, so many at once."""
+    """Asks all questions, so many at once."""
     gate, seconds = asyncio.Semaphore(concurrency), []
 
     async def one(question: str) -> dict[str, Any]:
@@ -109,7 +109,7 @@ async def asked(graph: Any, questions: list[str], concurrency: int, callbacks: l
 async def cell(
     parts: tuple[Any, Any, Any], t: float, concurrency: int, count: int, rounds: int
 ) -> dict[str, Any]:
-    """Measure one line of the table: the arms take turns at every question, or at as many as go at once."""
+    """Measures one line of the table: the arms take turns at every question, or at as many as go at once."""
     small, large, scorer = parts
     timed, drafts = Timed(scorer), Drafts()
     graphs = {
@@ -130,10 +130,10 @@ async def cell(
             for on in (False, True) if number % 2 == 0 else (True, False):
                 one = await asked(graphs[on], together, concurrency, [] if on else [drafts])
                 reported[on][-1].append(one)
-    return figures(reported, timed.seconds, drafts.seconds) | {"t": t, "concurrency": concurrency}
+    return metrics(reported, timed.seconds, drafts.seconds) | {"t": t, "concurrency": concurrency}
 
 
-def figures(
+def metrics(
     reported: dict[bool, list[list[dict[str, Any]]]], scores: list[float], drafts: list[float]
 ) -> dict[str, Any]:
     """Sum up both arms.
@@ -265,7 +265,7 @@ def line(models: str, place: str, one: dict[str, Any]) -> str:
 async def measured(
     models: str, places: dict[str, tuple[Any, Any, Any]], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Measure all lines of one kind of models."""
+    """Measures all lines of one kind of models."""
     lines = []
     small, large, scorer = next(iter(places.values()))
     # The large model's weights are loaded, and its server is asked once, before anything is timed.
@@ -281,7 +281,7 @@ async def measured(
 
 
 def main() -> None:
-    """Measure, print, and write JSON."""
+    """Measures, prints, and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--questions", type=int, default=6, help="of each cell; at least 32 at 16 at once")

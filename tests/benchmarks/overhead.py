@@ -33,7 +33,7 @@ class _Count(TypedDict):
 
 
 def skeleton() -> Any:
-    """Build a graph of four empty nodes: generate, score, route, finalize."""
+    """Builds a graph of four empty nodes: generate, score, route, finalize."""
     builder = StateGraph(_Count)
     builder.add_node("generate", lambda state: {})
     builder.add_node("score", lambda state: {})
@@ -52,7 +52,7 @@ def skeleton() -> Any:
 
 
 def solver(steps: int, checkpointer: Any = None) -> Any:
-    """Build a trim graph whose scripted small model writes ``steps`` steps of about 50 characters."""
+    """Builds a trim graph whose scripted small model writes ``steps`` steps of about 50 characters."""
     script = [f"step {number} " + "says about ten words " * 2 for number in range(steps - 1)] + ["\\boxed{1}"]
     model = ScriptedChatModel(script=script)
     return create_trim_graph(
@@ -61,7 +61,7 @@ def solver(steps: int, checkpointer: Any = None) -> Any:
 
 
 def cpu_a_step(graph: Any, given: dict[str, Any], steps: int, repeats: int) -> float:
-    """Return the CPU milliseconds of one step, the least of ``repeats`` runs."""
+    """Returns the CPU milliseconds of one step, the least of ``repeats`` runs."""
     spent = []
     for _ in range(repeats):
         begun = time.process_time()
@@ -71,7 +71,7 @@ def cpu_a_step(graph: Any, given: dict[str, Any], steps: int, repeats: int) -> f
 
 
 def bytes_a_step(steps: int, durability: str) -> float:
-    """Return the bytes of a SQLite file per step."""
+    """Returns the bytes of a SQLite file per step."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "runs.db"
         with open_checkpointer(f"sqlite:{path}") as checkpointer:
@@ -87,14 +87,14 @@ def bytes_a_step(steps: int, durability: str) -> float:
 
 
 def main() -> None:
-    """Measure, print, and write JSON."""
+    """Measures, prints, and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     question = {"messages": [("user", "a question")]}
-    figures: dict[str, Any] = {
+    results: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "cpu_ms_a_step": {
@@ -106,14 +106,14 @@ def main() -> None:
             for durability in DURABILITIES
         },
     }
-    print(f"{figures['date']}  {figures['machine']}")
-    for name, value in figures["cpu_ms_a_step"].items():
+    print(f"{results['date']}  {results['machine']}")
+    for name, value in results["cpu_ms_a_step"].items():
         print(f"CPU a step, {name:9} {value:8.2f} ms")
-    for durability, sizes in figures["checkpoint_bytes_a_step"].items():
+    for durability, sizes in results["checkpoint_bytes_a_step"].items():
         cells = "  ".join(f"{steps} steps: {size / 1000:6.1f} kB a step" for steps, size in sizes.items())
         print(f"SQLite, durability={durability:6} {cells}")
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        args.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

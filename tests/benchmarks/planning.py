@@ -50,12 +50,12 @@ TUNING, TEST = 1, 2
 
 
 def interval(values: np.ndarray) -> dict[str, float]:
-    """Return a mean and the half-width of its 95 % interval."""
+    """Returns a mean and the half-width of its 95 % interval."""
     return {"mean": float(values.mean()), "half_width": float(1.96 * values.std() / len(values) ** 0.5)}
 
 
 def cpu(work: Callable[[], Any], repeats: int = 3) -> float:
-    """Return the least CPU seconds of several runs."""
+    """Returns the least CPU seconds of several runs."""
     spent = []
     for _ in range(repeats):
         begun = time.process_time()
@@ -65,7 +65,7 @@ def cpu(work: Callable[[], Any], repeats: int = 3) -> float:
 
 
 def times(model: StepModel) -> dict[str, float]:
-    """Measure solving and deciding."""
+    """Measures solving and deciding."""
     found = {}
     for belief in ("carried_joint", "carried"):
         found[f"solve_seconds_{belief}"] = cpu(lambda b=belief: solve(model, Terms(0.05), belief=b))
@@ -86,7 +86,7 @@ def times(model: StepModel) -> dict[str, float]:
 
 
 def simulated_observations(policy: pomdp, model: StepModel, budget: int | None, n: int) -> list[Observation]:
-    """Give what a policy sees over simulated solutions, as the graph would show it."""
+    """Gives what a policy sees over simulated solutions, as the graph would show it."""
     from trim_graph.budget import RemainingBudget
 
     limit = np.inf if budget is None else budget
@@ -126,7 +126,7 @@ def simulated_observations(policy: pomdp, model: StepModel, budget: int | None, 
 
 
 def played(model: StepModel, policy: BatchPolicy, n: int, seed: int, **settings: Any) -> dict[str, Any]:
-    """Play, and sum up."""
+    """Simulates, and sums up."""
     result = simulate(model, policy, n, seed=seed, **settings)
     return {"accuracy": interval(result.right.astype(float)), "large_tokens": interval(result.large_tokens)}
 
@@ -154,7 +154,7 @@ class Mixed:
 
 
 def beliefs(model: StepModel, n: int) -> dict[str, Any]:
-    """Compare the beliefs where the least score is derived from the trajectory's own scores."""
+    """Compares the beliefs where the least score is derived from the trajectory's own scores."""
     mixed = Mixed({belief: solve(model, belief=belief) for belief in BELIEFS})
     simulate(model, mixed, n // 4, rounds=1, seed=TEST, on_step=mixed.on_step)
     found: dict[str, Any] = {}
@@ -174,7 +174,7 @@ def beliefs(model: StepModel, n: int) -> dict[str, Any]:
 
 
 def budgets(model: StepModel, n: int, scores: str, belief: str) -> dict[str, Any]:
-    """Compare under hard budgets one plan that knows the budget with cut-off plans and thresholds.
+    """Compares under hard budgets one plan that knows the budget with cut-off plans and thresholds.
 
     The aware plan is solved once, for the largest budget, with no price on tokens.
     """
@@ -274,7 +274,7 @@ def routed(model: StepModel, dataset: str, n: int, costs: tuple[float, ...]) -> 
 
 
 def graph_with(config: Any, parts: Any, policy: Any) -> Any:
-    """Build the configuration's graph with a policy that is an object."""
+    """Builds the configuration's graph with a policy that is an object."""
     from trim_graph import create_trim_graph
 
     return create_trim_graph(
@@ -283,7 +283,7 @@ def graph_with(config: Any, parts: Any, policy: Any) -> Any:
 
 
 def shown(row: dict[str, Any]) -> str:
-    """Say accuracy and large tokens in a line."""
+    """Says accuracy and large tokens in a line."""
     accuracy, tokens = row["accuracy"], row["large_tokens"]
     best = f"  (best: {row['best']})" if "best" in row else ""
     best += f"  (planned: {row['planned']:.4f})" if "planned" in row else ""
@@ -292,13 +292,13 @@ def shown(row: dict[str, Any]) -> str:
     )
 
 
-def report(figures: dict[str, Any]) -> None:
-    """Print what was measured on the published parameters."""
-    for name, value in figures["times"].items():
+def report(results: dict[str, Any]) -> None:
+    """Prints what was measured on the published parameters."""
+    for name, value in results["times"].items():
         print(f"{name:44} {value:.3f}")
-    print(f"small alone, simulated: {shown(figures['small_alone'])}")
-    print(f"derived least scores, total variation from the tables: {figures['least_distance']}")
-    for belief, row in figures["beliefs"].items():
+    print(f"small alone, simulated: {shown(results['small_alone'])}")
+    print(f"derived least scores, total variation from the tables: {results['least_distance']}")
+    for belief, row in results["beliefs"].items():
         loss = row["log_loss"]
         print(f"{belief:14} log-loss {loss['mean']:.4f} ± {loss['half_width']:.4f}")
         for cost, came in row["routing"].items():
@@ -310,7 +310,7 @@ def report(figures: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure, print, and write JSON."""
+    """Measures, prints, and writes JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -324,38 +324,38 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=100_000, help="simulated solutions")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    figures: dict[str, Any] = {
+    results: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "n": args.n,
     }
-    print(f"{figures['date']}  {figures['machine']}")
+    print(f"{results['date']}  {results['machine']}")
     if args.n:
         model = load_published(args.published)
         spread = model.changed(tokens=(20, 40, 60, 80, 100))
-        figures["times"] = times(model)
-        figures["small_alone"] = played(
+        results["times"] = times(model)
+        results["small_alone"] = played(
             model, StatelessBatchPolicy(lambda seen: 0 * seen.index), args.n, TEST
         )
-        figures["least_distance"] = least_distance(model, args.n // 2)
-        figures["beliefs"] = beliefs(model, args.n)
-        report(figures)
+        results["least_distance"] = least_distance(model, args.n // 2)
+        results["beliefs"] = beliefs(model, args.n)
+        report(results)
         settings = (
             ("independent scores, 60 tokens a step", model, "alone", "carried_alone"),
             ("scores given the least, 60 tokens a step", model, "given_min", "carried"),
             ("scores given the least, 20 to 100 tokens a step", spread, "given_min", "carried"),
         )
-        figures["budgets"] = {}
+        results["budgets"] = {}
         for name, world, scores, belief in settings:
             print(f"hard budgets, {name}", flush=True)
-            figures["budgets"][name] = budgets(world, args.n, scores, belief)
+            results["budgets"][name] = budgets(world, args.n, scores, belief)
     for path in args.traces:
-        fitted, figures[str(path.name)] = real(path)
-        print(f"{path.name}: {json.dumps(figures[str(path.name)]['log_loss'], indent=1)}", flush=True)
+        fitted, results[str(path.name)] = real(path)
+        print(f"{path.name}: {json.dumps(results[str(path.name)]['log_loss'], indent=1)}", flush=True)
         if args.graph and path == args.traces[0]:
-            figures["graph"] = routed(fitted, args.dataset, args.graph, tuple(args.costs))
+            results["graph"] = routed(fitted, args.dataset, args.graph, tuple(args.costs))
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        args.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ PADDING = " and so on" * 30
 
 
 def padded_row(arm: str, index: int) -> dict[str, Any]:
-    """Return a row with steps of a usual length."""
+    """Returns a row with steps of a usual length."""
     row = a_row(arm, index)
     for step in row["steps"]:
         step["text"] += PADDING
@@ -38,7 +38,7 @@ def padded_row(arm: str, index: int) -> dict[str, Any]:
 
 
 def write(folder: Path) -> dict[str, float]:
-    """Write a report in a process of its own, and say what it took."""
+    """Writes a report in a process of its own, and says what it took."""
     begun = time.perf_counter()
     page = write_report(folder)[0]
     return {
@@ -49,7 +49,7 @@ def write(folder: Path) -> dict[str, float]:
 
 
 def open_page(page: Path) -> dict[str, float]:
-    """Open it, and go to the next question; seconds of each."""
+    """Opens it, and goes to the next question; seconds of each."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
@@ -74,7 +74,7 @@ def open_page(page: Path) -> dict[str, float]:
 
 
 def measure(n: int) -> dict[str, float]:
-    """Measure one size."""
+    """Measures one size."""
     with TemporaryDirectory() as place:
         rows = (padded_row(arm, index) for arm in ARMS for index in range(n))
         folder = write_run(Path(place) / "run", rows, summary=a_summary(n))
@@ -85,7 +85,7 @@ def measure(n: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure all sizes and print a table."""
+    """Measures all sizes and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     wanted = parser.parse_args()

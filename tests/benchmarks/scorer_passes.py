@@ -133,7 +133,7 @@ def cached_tokens(url: str) -> int:
 
 
 def step_by_step(name: str, url: str, local: TransformersProcessReward) -> list[dict[str, Any]]:
-    """Score growing solutions, one pass a step."""
+    """Scores growing solutions, one pass a step."""
     rows = []
     scorer = VLLMProcessReward("prm", base_url=url, tokenizer=local.model)
     scorer.score(*solution(1))
@@ -223,7 +223,7 @@ def together_here(local: TransformersProcessReward) -> Together:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and print."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description="Cost of a scorer's passes.")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="servers of the table, by name")
@@ -253,9 +253,9 @@ def main(arguments: list[str] | None = None) -> None:
     for one in together:
         print(f"| {one.scorer} | {one.passes} | {one.batches} | {one.passes / one.batches:.1f} |")
     if given.json:
-        figures = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "rows": rows}
-        figures |= {"runs": RUNS, "together": [vars(one) for one in together]}
-        given.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        results = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "rows": rows}
+        results |= {"runs": RUNS, "together": [vars(one) for one in together]}
+        given.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

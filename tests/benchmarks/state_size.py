@@ -62,7 +62,7 @@ class CountingSerializer(JsonPlusSerializer):
 
 
 def written(steps: int, durability: Any) -> Counted:
-    """Solve a problem in ``steps`` steps with SQLite checkpoints, and return what counted."""
+    """Solves a problem in ``steps`` steps with SQLite checkpoints, and returns what counted."""
     serde = CountingSerializer()
     with closing(sqlite3.connect(":memory:", check_same_thread=False)) as connection:
         solve(steps, SqliteSaver(connection, serde=serde), durability=durability)
@@ -82,7 +82,7 @@ class Took:
 
 
 def solve(steps: int, checkpointer: Any, **options: Any) -> Took:
-    """Solve a problem in ``steps`` steps; gives what that took."""
+    """Solves a problem in ``steps`` steps; gives what that took."""
     script = [f"step {n} ".ljust(CHARACTERS, "x") for n in range(steps - 1)] + ["\\boxed{1}"]
     graph = create_trim_graph(
         ScriptedChatModel(script=script),
@@ -147,7 +147,7 @@ def costs(repeats: int) -> list[dict[str, Any]]:
 
 
 def _count_json(counted: Counted) -> None:
-    """Count what goes into PostgreSQL's columns of JSON too, which do not pass the serialiser."""
+    """Counts what goes into PostgreSQL's columns of JSON too, which do not pass the serialiser."""
     from psycopg.types.json import set_json_dumps
 
     def dumps(value: Any) -> str:
@@ -159,7 +159,7 @@ def _count_json(counted: Counted) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and print."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description="Bytes written by the number of steps.")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
@@ -185,8 +185,8 @@ def main(arguments: list[str] | None = None) -> None:
         times = [f"{row[name]:.1f}" for name in ("clock_ms_a_step", "clock_ms_more", "cpu_ms_more")]
         print("|", " | ".join([*names, f"{row['bytes_a_step'] / 1000:.1f}", *times]), "|")
     if given.json:
-        figures = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "rows": rows, "cost": cost_rows}
-        given.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        results = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "rows": rows, "cost": cost_rows}
+        given.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

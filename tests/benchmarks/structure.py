@@ -1,6 +1,6 @@
 """How much a reader must hop: the size of the tree, and the files that one question goes through.
 
-``python -m tests.benchmarks.structure [--json FILE]`` prints each figure beside that of ``structure.json``,
+``python -m tests.benchmarks.structure [--json FILE]`` prints each metric beside that of ``structure.json``,
 taken before the tree was rebuilt, and the goal. Production code is `trim_graph`, `trim_graph.nodes` and
 `trim_graph.adapters`, found by these names wherever their files lie; the examples do not count.
 
@@ -66,17 +66,17 @@ ROWS = {
     "eval_layers": ("functions from `trim-graph eval` to the graph", None),
     "eval_modules": ("files of these functions", None),
 }
-"""Each figure's words and the most it should be."""
+"""Each metric's words and the most it should be."""
 
 
 def folder_of(package: str) -> Path:
-    """Return the real folder of a package."""
+    """Returns the real folder of a package."""
     return Path(str(import_module(package).__file__)).resolve().parent
 
 
 @cache
 def production() -> dict[Path, str]:
-    """Return the production files with the names of their modules."""
+    """Returns the production files with the names of their modules."""
     files = {}
     excluded = folder_of(f"{NAME}.examples")
     for package in (NAME, f"{NAME}.nodes", f"{NAME}.adapters"):
@@ -92,17 +92,17 @@ def production() -> dict[Path, str]:
 
 @cache
 def our_file(filename: str) -> str | None:
-    """Return the module of a production file; None for all other code."""
+    """Returns the module of a production file; None for all other code."""
     return production().get(Path(filename).resolve())
 
 
 def our_function(frame: FrameType) -> str | None:
-    """Return the module of a production function; None for other code and functions without a name."""
+    """Returns the module of a production function; None for other code and functions without a name."""
     return None if frame.f_code.co_name.startswith("<") else our_file(frame.f_code.co_filename)
 
 
 def imports() -> Iterator[tuple[str, str]]:
-    """Yield who imports whom, module by module."""
+    """Yields who imports whom, module by module."""
     names = {name: file for file, name in production().items()}
     for name, file in names.items():
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
@@ -122,7 +122,7 @@ def imports() -> Iterator[tuple[str, str]]:
 
 
 def circles() -> list[list[str]]:
-    """Return the units that import each other: pairs, and longer rings without a pair."""
+    """Returns the units that import each other: pairs, and longer rings without a pair."""
     below: dict[str, set[str]] = {}
     for one, other in imports():
         units = [".".join(name.split(".")[:2]) for name in (one, other)]
@@ -144,7 +144,7 @@ def circles() -> list[list[str]]:
 
 
 def traced_question() -> dict[str, Any]:
-    """Solve the question, and count calls, files and crossings."""
+    """Solves the question, and counts calls, files and crossings."""
     steps = ["first step", "second step", "the answer is \\boxed{1}"]
     small, large = ScriptedChatModel(script=[steps[0], "slip", steps[2]]), ScriptedChatModel(script=steps)
     graph = create_trim_graph(small, large, ScriptedScorer({"slip": 0.1}), policy=threshold(0.5))
@@ -183,11 +183,11 @@ def traced_question() -> dict[str, Any]:
 
 
 def way_to_the_graph() -> list[tuple[str, str]]:
-    """Run ``trim-graph eval`` on one question; return module and name of the functions on the way."""
+    """Runs ``trim-graph eval`` on one question; returns module and name of the functions on the way."""
     from trim_graph.cli import main
 
     started: dict[Any, list[FrameType]] = {}
-    ways: list[list[FrameType]] = []
+    paths: list[list[FrameType]] = []
 
     def stack() -> list[FrameType]:
         frames, frame = [], sys._getframe(2)
@@ -201,18 +201,18 @@ def way_to_the_graph() -> list[tuple[str, str]]:
                 return frames[:inside] + started[task]
         return frames + started.get(threading.current_thread(), [])
 
-    def noting(function: Callable[..., Any], *, by_result: bool) -> Callable[..., Any]:
-        def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def starting(function: Callable[..., Any], *, by_result: bool) -> Callable[..., Any]:
+        def started_with(self: Any, *args: Any, **kwargs: Any) -> Any:
             frames = stack()
             made = function(self, *args, **kwargs)
             started[made if by_result else self] = frames
             return made
 
-        return noted
+        return started_with
 
     def arrived(function: Callable[..., Any]) -> Callable[..., Any]:
         def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-            ways.append(stack())
+            paths.append(stack())
             return function(self, *args, **kwargs)
 
         return called
@@ -225,27 +225,27 @@ def way_to_the_graph() -> list[tuple[str, str]]:
         enter(contextlib.redirect_stdout(io.StringIO()))
         enter(contextlib.redirect_stderr(io.StringIO()))
         enter(mock.patch.object(sys, "argv", [NAME, *words, "--baselines", "none", "--out", f"{folder}/run"]))
-        enter(mock.patch.object(loop, "create_task", noting(loop.create_task, by_result=True)))
-        enter(mock.patch.object(threading.Thread, "start", noting(threading.Thread.start, by_result=False)))
+        enter(mock.patch.object(loop, "create_task", starting(loop.create_task, by_result=True)))
+        enter(mock.patch.object(threading.Thread, "start", starting(threading.Thread.start, by_result=False)))
         for name in ("ainvoke", "astream"):
             enter(mock.patch.object(Pregel, name, arrived(getattr(Pregel, name))))
         with contextlib.suppress(SystemExit):
             main()
     functions = []
-    for frame in reversed(ways[0]):
+    for frame in reversed(paths[0]):
         if (module := our_function(frame)) and not isinstance(frame.f_locals.get("self"), Pregel):
             functions.append((module, frame.f_code.co_qualname))
     return functions
 
 
 def measure() -> tuple[dict[str, Any], list[str]]:
-    """Return the figures, and what lies behind those that a reader cannot count alone."""
+    """Returns the metrics, and the evidence for those that a reader cannot count alone."""
     nodes = folder_of(f"{NAME}.nodes")
     page = (ROOT / "ARCHITECTURE.md").read_text("utf-8").splitlines()
     architecture = [line for line in page if line.startswith("|")]
     heads = sum(not line.strip("|-: ") for line in architecture)
     rings, way = circles(), way_to_the_graph()
-    figures = {
+    metrics = {
         "date": datetime.now(UTC).date().isoformat(),
         "files": len(production()),
         "lines": sum(len(file.read_text("utf-8").splitlines()) for file in production()),
@@ -257,24 +257,24 @@ def measure() -> tuple[dict[str, Any], list[str]]:
         "eval_modules": len({module for module, _ in way}),
     }
     details = ["circles:", *("  " + " <-> ".join(ring) for ring in rings), "eval:"]
-    return figures, [*details, *(f"  {module}: {name}" for module, name in way)]
+    return metrics, [*details, *(f"  {module}: {name}" for module, name in way)]
 
 
 def main() -> None:
-    """Measure, print, and write JSON."""
+    """Measures, prints, and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--json", type=Path, help="file for the metrics")
     args = parser.parse_args()
     os.environ.setdefault("TQDM_DISABLE", "1")
     before = json.loads(BEFORE.read_text("utf-8"))["before"] if BEFORE.exists() else {}
-    figures, details = measure()
+    metrics, details = measure()
     print(*details, sep="\n", end="\n\n")
-    print(f"{'':46} {before.get('date', 'before'):>11} {figures['date']:>11} {'goal':>9}")
+    print(f"{'':46} {before.get('date', 'before'):>11} {metrics['date']:>11} {'goal':>9}")
     for key, (words, goal) in ROWS.items():
         wanted = "" if goal is None else f"<= {goal}" if goal else "0"
-        print(f"{words:46} {before.get(key, '-'):>11} {figures[key]:>11} {wanted:>9}")
+        print(f"{words:46} {before.get(key, '-'):>11} {metrics[key]:>11} {wanted:>9}")
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        args.json.write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ CALIBRATION = {
 
 
 def enter_world(folder, delay=0.0):
-    """Put the world in place of the weights; also in a subprocess."""
+    """Puts the world in place of the weights; also in a subprocess."""
     from trim_graph.examples.arithmetic import shipped
 
     file = Path(folder) / "calibrated.json"
@@ -161,7 +161,7 @@ def models():
 
 @pytest.fixture
 def run():
-    """Run a command in this process."""
+    """Runs a command in this process."""
     from trim_graph.cli.app import app
 
     return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))
@@ -169,7 +169,7 @@ def run():
 
 @pytest.fixture
 def start(tmp_path):
-    """Start a command in a process of its own, with slow models and, if wanted, modules that are missing."""
+    """Starts a command in a process of its own, with slow models and, if wanted, modules that are missing."""
     started = []
 
     def begin(*arguments, delay=0.0, missing=(), in_world=True):

@@ -53,7 +53,7 @@ def test_intervals_where_there_are_questions_enough(world, run, monkeypatch):
     assert max(map(len, result.stdout.splitlines())) <= 120
 
 
-def test_the_same_seed_gives_the_same_figures(world, run):
+def test_the_same_seed_gives_the_same_metrics(world, run):
     for name in ("a.json", "b.json"):
         assert run("demo", "-n", "8", "--json", name, "--concurrency", "3").exit_code == 0
     a, b = (json.loads((world / name).read_text()) for name in ("a.json", "b.json"))

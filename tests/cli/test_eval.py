@@ -50,7 +50,7 @@ def test_a_run_from_end_to_end(world, run):
     assert arms["small"]["metrics"]["accuracy"]["value"] < 0.9
     for name, arm in arms.items():  # metrics are those of the rows
         rows = rows_of("run", name)
-        metrics = {key: figure["value"] for key, figure in arm["metrics"].items()}
+        metrics = {key: metric["value"] for key, metric in arm["metrics"].items()}
         assert metrics["accuracy"] == pytest.approx(sum(row["correct"] for row in rows) / 20)
         assert metrics["large_tokens"] == pytest.approx(sum(row["large_tokens"] for row in rows) / 20)
         assert metrics["cost"] == pytest.approx(sum(row["cost"] for row in rows) / 20)

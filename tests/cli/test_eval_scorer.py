@@ -26,7 +26,7 @@ def scorer(tmp_path, monkeypatch):
     return made
 
 
-def test_figures_and_picture(scorer, run, tmp_path):
+def test_metrics_and_plot(scorer, run, tmp_path):
     result = run("eval-scorer", "bench.jsonl", "--threshold", 0.5, "--out", "new/found")
     assert result.exit_code == 0, result.output
     metrics = json.loads((tmp_path / "new/found/metrics.json").read_text())
@@ -195,7 +195,7 @@ class TestAgainstTokenProbability:
         (folder / "traces.jsonl").write_text("\n".join(map(json.dumps, traces)))
         return ("eval-scorer", "traces.jsonl", "--against", "token_probability", "--out", "out")
 
-    def figures(self, folder):
+    def metrics(self, folder):
         return json.loads((folder / "out/metrics.json").read_text())["sets"]["traces"]
 
     def test_a_better_scorer_passes(self, scorer, run, tmp_path):
@@ -203,7 +203,7 @@ class TestAgainstTokenProbability:
         result = run(*self.write(tmp_path, *rows))
         assert result.exit_code == 0, result.output
         assert "This scorer is better than token probability on your 20 questions (40 steps)" in result.stdout
-        found = self.figures(tmp_path)["against_token_probability"]
+        found = self.metrics(tmp_path)["against_token_probability"]
         assert (found["better"], found["auc"], found["questions"]) == (True, 1.0, 20)
         assert found["auc_of_other"] < 0.5
 
@@ -212,7 +212,7 @@ class TestAgainstTokenProbability:
         result = run(*self.write(tmp_path, *rows))
         assert result.exit_code == 1
         assert "This scorer is no better than token probability on your 20 questions" in result.stdout
-        assert self.figures(tmp_path)["against_token_probability"]["difference"] == 0
+        assert self.metrics(tmp_path)["against_token_probability"]["difference"] == 0
 
     def test_steps_of_one_kind_cannot_be_compared(self, scorer, run, tmp_path):
         result = run(*self.write(tmp_path, labelled("q", ("fine", True, 0.9))))

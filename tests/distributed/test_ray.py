@@ -132,7 +132,7 @@ class Command:
         return subprocess.Popen(self.given, **pipes, **self.popen)
 
     def wait_for(self, process, rows):
-        """Wait until so many rows are in the journal."""
+        """Waits until so many rows are in the journal."""
         deadline = time.monotonic() + LIMIT
         while not self.journal.exists() or self.journal.read_bytes().count(b"\n") < rows:
             assert process.poll() is None, process.communicate()
@@ -140,7 +140,7 @@ class Command:
             time.sleep(0.02)
 
     def run_until_killed(self, how):
-        """Kill a worker in the middle, then the command itself; return the rows that are there and stderr."""
+        """Kills a worker in the middle, then the command; returns the rows so far and stderr."""
         process = self.start()
         self.wait_for(process, rows=1)
         worker = actors()[0]
@@ -159,7 +159,7 @@ class Command:
         return [json.loads(line) for line in lines if line.endswith(b"\n")], errors
 
     def finish(self):
-        """Run the same command to its end."""
+        """Runs the same command to its end."""
         process = self.start()
         _, errors = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, errors
@@ -237,12 +237,12 @@ def test_continuations_for_labels_are_made_once_each_by_all_workers(cluster, env
 
 
 def actors():
-    """Return the process ids of our actors."""
+    """Returns the process ids of our actors."""
     return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and is_worker(pid)]
 
 
 def is_worker(pid):
-    """Tell whether a process is one of our actors."""
+    """Returns whether a process is one of our actors."""
     try:
         return b"ray::Worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

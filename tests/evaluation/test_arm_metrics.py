@@ -35,7 +35,7 @@ def columns(correct, large_tokens, *, cost=None, added=0.0, seconds=1.0):
 
 
 def compared(arms, kinds=()):
-    """Compare arms; ``small`` and ``large`` are among them."""
+    """Compares arms; ``small`` and ``large`` are among them."""
     known = {"small": "reference", "large": "reference", **dict(kinds)}
     settings = {
         name: {
@@ -65,7 +65,7 @@ numbers = st.lists(
 
 @settings(max_examples=20)
 @given(numbers)
-def test_figures_are_those_of_compare(rows):
+def test_metrics_are_those_of_compare(rows):
     """The same accuracy, share and PGR, with the same intervals, as the function for outcomes in memory."""
     small, large, policy, own, whole = (list(column) for column in zip(*rows, strict=True))
     of = {"small": (small, [0] * len(rows)), "large": (large, whole), "p": (policy, own)}
@@ -102,9 +102,9 @@ def test_curves_of_families():
     assert curve["cpt"]["80"]["value"] == pytest.approx(0.6)
     # Within a tenth of the large tokens: a quarter of the gap, 20 of 60 and a sixth more.
     assert curve["budgeted_accuracy"]["0.1"]["value"] == pytest.approx(20 / 60 + 0.25 * 40 / 60)
-    for figure in (curve["mean_ibc"], curve["cpt"]["80"], curve["budgeted_accuracy"]["0.2"]):
-        low, high = figure["interval"]
-        assert low <= figure["value"] <= high
+    for metric in (curve["mean_ibc"], curve["cpt"]["80"], curve["budgeted_accuracy"]["0.2"]):
+        low, high = metric["interval"]
+        assert low <= metric["value"] <= high
         assert low < high
 
 

@@ -19,7 +19,7 @@ ARMS = {
 }
 
 
-def test_figures():
+def test_metrics():
     metrics = compare(ARMS)
     row = metrics["threshold"]
     assert (row["accuracy"], row["share"], row["pgr"]) == (0.5, 0.25, 0.5)
@@ -52,7 +52,7 @@ def test_a_difference_is_paired():
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 50)), min_size=1, max_size=30))
-def test_any_outcomes_have_figures(rows):
+def test_any_outcomes_have_metrics(rows):
     arms = {
         "small": arm([a for a, _, _ in rows], [0] * len(rows)),
         "large": arm([b for _, b, _ in rows], [t for _, _, t in rows]),

@@ -27,7 +27,7 @@ def published():
     )
 
 
-def test_the_published_figures_come_out(published):
+def test_the_published_metrics_are_reproduced(published):
     assert [round(100 * cpt(published, target), 1) for target in (0.5, 0.8, 0.95)] == [19.7, 27.8, 43.4]
     assert mean_ibc(published) == pytest.approx(1.908, abs=5e-4)
     assert mean_delta_ibc(published) == pytest.approx(0.908, abs=5e-4)
@@ -103,14 +103,14 @@ def test_arrays_give_each_resample_its_own_figure(resamples, share, target):
         (np.array([one[place][0] for one in resamples]), np.array([one[place][1] for one in resamples]))
         for place in range(3)
     ]
-    for figure in (
+    for metric in (
         mean_ibc,
         mean_delta_ibc,
         lambda given: cpt(given, target),
         lambda given: best_pgr(given, share),
     ):
-        alone = [figure(sorted(one)) for one in resamples]
-        assert figure(points).tolist() == pytest.approx(alone, rel=1e-9, abs=1e-9)
+        alone = [metric(sorted(one)) for one in resamples]
+        assert metric(points).tolist() == pytest.approx(alone, rel=1e-9, abs=1e-9)
     plain = [ibc(one[0][1], one[0][0]) for one in resamples]
     found = ibc(points[0][1], points[0][0]).tolist()
     assert [None if value != value else value for value in found] == plain

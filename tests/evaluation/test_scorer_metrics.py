@@ -73,7 +73,7 @@ def test_a_known_case():
     assert first["f1"] == pytest.approx(0.4)
     low, high = first_error(rated * 4, 0.5, resamples=200)["f1_interval"]
     assert 0 <= low < 0.4 < high <= 1
-    # What stands behind a first wrong step is in no figure.
+    # What stands behind a first wrong step is in no metric.
     assert (found["steps"]["n"], found["steps"]["right"]) == (8, 6)
     assert (found["whole"]["n"], found["whole"]["right"]) == (4, 2)
 

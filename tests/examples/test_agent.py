@@ -24,7 +24,7 @@ def blocks(language):
 
 
 def call(tool, **args):
-    """Call a tool as an agent does."""
+    """Calls a tool as an agent does."""
     reported = tool.invoke({"type": "tool_call", "name": tool.name, "args": args, "id": "1"})
     assert isinstance(reported, ToolMessage)
     return reported.status, reported.content

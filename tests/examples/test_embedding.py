@@ -24,7 +24,7 @@ def blocks(name, language):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Run the Python commands of a README, and return what each printed."""
+    """Runs the Python commands of a README, and returns what each printed."""
     monkeypatch.chdir(tmp_path)
 
     def commands(name):

@@ -5,9 +5,9 @@ import pytest
 from trim_graph.adapters import ChatTransformers
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, WEIGHTS, problems
 from trim_graph.examples.arithmetic.training.evaluate import (
-    judge_figures,
+    judge_metrics,
     judge_solutions,
-    solver_figures,
+    solver_metrics,
     write_solutions,
 )
 from trim_graph.examples.arithmetic.training.tokenizer import load_tokenizer
@@ -39,7 +39,7 @@ def by_small(request, tokenizer):
 def test_small_is_weak_but_not_hopeless(by_small):
     split, held_out, solutions = by_small
     low, high = SMALL_RANGE[split]
-    assert low - MARGIN <= solver_figures(held_out, solutions)["accuracy"] <= high + MARGIN
+    assert low - MARGIN <= solver_metrics(held_out, solutions)["accuracy"] <= high + MARGIN
 
 
 def judged(folder, tokenizer, held_out, solutions):
@@ -48,26 +48,26 @@ def judged(folder, tokenizer, held_out, solutions):
     from trim_graph.adapters.prm.heads import load_prm
 
     judge = load_prm(str(folder), device=torch.device("cpu"), dtype="float32")
-    return judge_figures(held_out, solutions, judge_solutions(judge, tokenizer, held_out, solutions))
+    return judge_metrics(held_out, solutions, judge_solutions(judge, tokenizer, held_out, solutions))
 
 
 def test_the_judge_spots_wrong_steps_also_within_one_kind(by_small, tokenizer):
     _, held_out, solutions = by_small
-    figures = judged(PRM, tokenizer, held_out, solutions)
-    assert figures["auc"] >= AUC_FLOOR - AUC_MARGIN
-    assert figures["auc_within_kind"] >= WITHIN_KIND_FLOOR - AUC_MARGIN
+    metrics = judged(PRM, tokenizer, held_out, solutions)
+    assert metrics["auc"] >= AUC_FLOOR - AUC_MARGIN
+    assert metrics["auc_within_kind"] >= WITHIN_KIND_FLOOR - AUC_MARGIN
 
 
 def test_the_early_judge_is_worse_but_no_coin(by_small, tokenizer):
     _, held_out, solutions = by_small
-    figures = judged(WEIGHTS / "prm_early", tokenizer, held_out, solutions)
-    assert 0.6 < figures["auc"] < judged(PRM, tokenizer, held_out, solutions)["auc"]
+    metrics = judged(WEIGHTS / "prm_early", tokenizer, held_out, solutions)
+    assert 0.6 < metrics["auc"] < judged(PRM, tokenizer, held_out, solutions)["auc"]
 
 
 @pytest.mark.parametrize("split", LARGE_FLOOR)
 def test_large_solves_nearly_everything(split, tokenizer):
-    figures = solver_figures(*solved(LARGE, tokenizer, split))
-    assert figures["accuracy"] >= LARGE_FLOOR[split] - MARGIN
+    metrics = solver_metrics(*solved(LARGE, tokenizer, split))
+    assert metrics["accuracy"] >= LARGE_FLOOR[split] - MARGIN
 
 
 @pytest.mark.parametrize("folder", [SMALL, LARGE], ids=["small", "large"])

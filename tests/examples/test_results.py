@@ -41,7 +41,7 @@ def world(kept):
     return World("standard", recorded_trees(Problems("standard", "test", 5), kept[0]))
 
 
-def test_the_command_writes_report_figures_and_picture(kept):
+def test_the_command_writes_report_metrics_and_plot(kept):
     _, out = kept
     document = json.loads((out / "results.json").read_text())
     assert document["worlds"]["standard"]["n"] == 5
@@ -154,11 +154,11 @@ def test_the_ends_of_the_threshold_are_the_models_alone(world):
     assert THRESHOLD.on(world, 0.0).spent == 0
 
 
-def listed(world, figures):
+def listed(world, results):
     """A family whose settings came to these numbers of right answers and large tokens."""
     arms = {
         number: Arm(np.arange(len(world)) < right, np.full(len(world), tokens))
-        for number, (right, tokens) in enumerate(figures)
+        for number, (right, tokens) in enumerate(results)
     }
     return Family("listed", lambda _: list(arms), lambda _, setting: arms[setting], object())
 

@@ -64,7 +64,7 @@ WAYS: list[Segmentation] = [
 
 
 def spiced(texts: Sequence[str], choices: Sequence[int]) -> list[str]:
-    """Put what means something to a model or a parser among the letters."""
+    """Puts what means something to a model or a parser among the letters."""
     return [
         texts[i]
         + PIECES[choices[2 * i] % len(PIECES)]

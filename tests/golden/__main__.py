@@ -42,14 +42,14 @@ SHOWN = 300
 
 
 def recorded(part: str) -> dict[str, Any]:
-    """Return what is on record; for ``async`` that of ``graph``, which has to be the same."""
+    """Returns what is on record; for ``async`` that of ``graph``, which has to be the same."""
     file = HERE / f"{'graph' if part == 'async' else part}.json"
     record: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return record
 
 
 def compared(part: str, names: dict[str, str], wanted: Callable[[str], bool]) -> list[Difference]:
-    """Play a part anew and compare it with the record.
+    """Plays a part anew and compares it with the record.
 
     Args:
         part: ``graph``, ``async`` or ``commands``.
@@ -65,7 +65,7 @@ def compared(part: str, names: dict[str, str], wanted: Callable[[str], bool]) ->
 
 
 def printed(found: Iterable[Difference]) -> str:
-    """Return differences as text, by scenario."""
+    """Returns differences as text, by scenario."""
     lines, scenario = [], None
     for one in found:
         name, *place = one.place
@@ -84,7 +84,7 @@ def _short(value: Any) -> str:
 
 
 def main() -> int:
-    """Run the command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(prog="python -m tests.golden", description="The golden record.")
     parser.add_argument("action", choices=["record", "diff"])
     parser.add_argument("part", nargs="?", choices=[*PARTS, "all"], default="all")

@@ -103,7 +103,7 @@ COMMANDS = {
 
 
 def record(wanted: Callable[[str], bool]) -> dict[str, Any]:
-    """Run the commands in one folder, in order, and return the records of those that are wanted.
+    """Runs the commands in one folder, in order, and returns the records of those that are wanted.
 
     Some read what earlier ones have written, so all run up to the last one that is wanted.
     """

@@ -46,7 +46,7 @@ _MESSAGE = ("content", "id", "name", "tool_calls", "invalid_tool_calls", "tool_c
 
 
 def encode(value: Any, varying: frozenset[str] = VARYING_KEYS) -> Any:
-    """Return plain JSON of a value, with placeholders for what varies.
+    """Returns plain JSON of a value, with placeholders for what varies.
 
     Args:
         value: Of JSON, messages, pydantic models, tuples and sets.
@@ -85,7 +85,7 @@ def encode(value: Any, varying: frozenset[str] = VARYING_KEYS) -> Any:
 
 
 def pretty(value: Any, indent: str = "") -> str:
-    """Return JSON text with sorted keys, in which what fits into a line is on one."""
+    """Returns JSON text with sorted keys, in which what fits into a line is on one."""
     line = json.dumps(value, ensure_ascii=False, sort_keys=True)
     if len(indent) + len(line) <= WIDTH or not value or not isinstance(value, dict | list):
         return line
@@ -125,7 +125,7 @@ ABSENT = _Absent()
 
 
 def differences(before: Any, after: Any, place: tuple[str, ...] = ()) -> Iterator[Difference]:
-    """Find where two records differ; a list is compared item by item."""
+    """Finds where two records differ; a list is compared item by item."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in sorted(before.keys() | after.keys()):
             yield from differences(before.get(key, ABSENT), after.get(key, ABSENT), (*place, key))
@@ -151,7 +151,7 @@ def _same_size(place: tuple[str, ...], before: Any, after: Any) -> bool:
 
 
 def renamed(record: Any, names: Mapping[str, str]) -> Any:
-    """Apply new names to the keys of a record and to texts that are a name as a whole."""
+    """Applies new names to the keys of a record and to texts that are a name as a whole."""
     if isinstance(record, dict):
         return {names.get(key, key): renamed(value, names) for key, value in record.items()}
     if isinstance(record, list):

@@ -127,7 +127,7 @@ def play(
     ledger: Any = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Play a graph; by default the second draft scores 0.1 under ``threshold(0.5)``.
+    """Plays a graph; by default the second draft scores 0.1 under ``threshold(0.5)``.
 
     Args:
         turns: After the question; see `drive`.
@@ -183,13 +183,13 @@ def deadline_cuts_a_call() -> dict[str, Any]:
 
 
 def until_large_call(graph: Any, config: Any) -> None:
-    """Resume superstep by superstep, up to the checkpoint before the large model is called."""
+    """Resumes superstep by superstep, up to the checkpoint before the large model is called."""
     while not graph.get_state(config).values["in_flight"]:
         graph.invoke(None, config, interrupt_before=["generate_step"])
 
 
 def as_another_process(graph: Any, config: Any) -> None:
-    """Make it look as if another process had begun the call, and died."""
+    """Makes it look as if another process had begun the call, and died."""
     lost = {**graph.get_state(config).values["in_flight"], "process": "another"}
     graph.update_state(config, Command(update={"in_flight": lost}, goto="generate_step"), as_node="route")
 
@@ -243,7 +243,7 @@ def resumed_from_sqlite() -> dict[str, Any]:
 def with_ledger(
     *turns: Any, spec: str = "memory", used: int = 0, plays: Any = play, **settings: Any
 ) -> dict[str, Any]:
-    """Play with accounts of thread and user; other runs of the user have ``used`` so many tokens."""
+    """Plays with accounts of thread and user; other runs of the user have ``used`` so many tokens."""
     with TemporaryDirectory() as folder, open_ledger(spec.replace("FOLDER", folder)) as ledger:
         if used:
             ledger.reserve("user:ada", "another run", lambda before: LargeUsage(used, 1, 0.0))
@@ -376,7 +376,7 @@ def agent(
     ledger: Any = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Play an agent; by default the small model's first turn scores 0.1 under ``threshold(0.5)``."""
+    """Plays an agent; by default the small model's first turn scores 0.1 under ``threshold(0.5)``."""
     ran: list[Any] = []
 
     @tool
@@ -772,12 +772,12 @@ ONE_WAY = frozenset({"deadline cuts a call", "lookahead, not async", "chat model
 
 
 def record(wanted: Callable[[str], bool]) -> dict[str, Any]:
-    """Play the scenarios that are wanted by their names, and return their records."""
+    """Plays the scenarios that are wanted by their names, and returns their records."""
     return {name: record_of(name) for name in SCENARIOS if wanted(name)}
 
 
 def record_async(wanted: Callable[[str], bool]) -> dict[str, Any]:
-    """Play them asynchronously."""
+    """Plays them asynchronously."""
     usual_settings()
     before = ASYNCHRONOUSLY.set(True)
     try:
@@ -787,7 +787,7 @@ def record_async(wanted: Callable[[str], bool]) -> dict[str, Any]:
 
 
 def record_of(name: str) -> dict[str, Any]:
-    """Play a scenario; leave out what its record repeats, and the settings that are the first scenario's."""
+    """Plays a scenario; leaves out what its record repeats, and settings equal to the first scenario's."""
     played: dict[str, Any] = encode(SCENARIOS[name]())
     state = played.get("state", {})
     for key in ("run", "trim_run"):

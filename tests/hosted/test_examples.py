@@ -66,11 +66,11 @@ def test_the_measurement_counts_what_the_arms_differ_in(capsys, tmp_path):
 
 
 def test_the_readmes_table_is_the_measured_one():
-    figures = json.loads((FOLDER / "overhead.json").read_text("utf-8"))
-    for line in overhead.report(figures):
+    results = json.loads((FOLDER / "overhead.json").read_text("utf-8"))
+    for line in overhead.report(results):
         assert line in README
-    assert f"{figures['n']} questions" in README
-    assert figures["date"][:10] in README
+    assert f"{results['n']} questions" in README
+    assert results["date"][:10] in README
 
 
 def test_the_server_counts_and_cuts_by_pieces(serve):

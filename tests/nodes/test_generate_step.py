@@ -104,7 +104,7 @@ def test_however_a_text_is_cut_its_words_arrive_in_order(make, said, max_step_to
     text = " ".join(said)
 
     def script(prefix):
-        """Carry on behind as many letters as stand in the prefix."""
+        """Carries on behind as many letters as stand in the prefix."""
         place, left = 0, sum(not character.isspace() for character in prefix)
         while left:
             left -= not text[place].isspace()
@@ -271,7 +271,7 @@ def interrupted_before_large(make, **options):
 
 
 def plant(rig):
-    """Make it look as if another process had begun the call."""
+    """Makes it look as if another process had begun the call."""
     lost = {**rig.graph.get_state(THREAD).values["in_flight"], "process": "another"}
     rig.graph.update_state(THREAD, Command(update={"in_flight": lost}, goto="generate_step"), as_node="route")
 

@@ -47,7 +47,7 @@ def installed() -> bool:
 
 @contextmanager
 def running_postgres(*, fsync: bool = False) -> Iterator[str]:
-    """Start a server, which need not wait for the disk; gives the URL of a database, with its password."""
+    """Starts a server, which need not wait for the disk; gives the URL of a database, with its password."""
     initdb, postgres = _program("initdb"), _program("postgres")
     assert initdb is not None
     assert postgres is not None

@@ -23,7 +23,7 @@ QUESTION = {"messages": [("user", "What is 2 + 2?")]}
 
 
 def build(checkpointer, large=LARGE):
-    """Build the graph that the threads belong to."""
+    """Builds the graph that the threads belong to."""
     return create_trim_graph(
         ScriptedChatModel(script=SMALL, name="tiny"),
         ScriptedChatModel(script=large, name="huge"),
@@ -45,7 +45,7 @@ def _fails(prefix):
 
 
 def main() -> None:
-    """Write the file."""
+    """Writes the file."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "runs.db"
         with open_checkpointer(f"sqlite:{file}") as checkpointer:

@@ -72,7 +72,7 @@ class Opened:
 
 @pytest.fixture
 def opened(chromium):
-    """Open a file as a reader would."""
+    """Opens a file as a reader would."""
     contexts = []
 
     def open_file(file, width=1280, height=900, **options):

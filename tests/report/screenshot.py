@@ -13,7 +13,7 @@ COLOURS = 96
 
 
 def main():
-    """Take the picture."""
+    """Takes the picture."""
     from PIL import Image
     from playwright.sync_api import sync_playwright
 

@@ -83,7 +83,7 @@ def graph_of(
 
 
 def run(graph: Any, how: str = "sync", **named: Any) -> Any:
-    """Run, and return the state that it leaves."""
+    """Runs, and returns the state that it leaves."""
     thread = {"configurable": {"thread_id": "1"}}
     if how == "async":
         asyncio.run(graph.ainvoke(QUESTION, thread, **named))

@@ -130,7 +130,7 @@ def view_of(
     count_prompt: Callable[..., int] = lambda steps, written: 0,
     **given: Any,
 ) -> RunView:
-    """Return the view of a run; what is given are settings or channels, by their names."""
+    """Returns the view of a run; what is given are settings or channels, by their names."""
     named = {name: given.pop(name) for name in Settings.model_fields if name in given}
     named = {"max_steps": MAX_STEPS, "max_step_tokens": STEP_TOKENS, "instruction": None} | named
     run: dict[str, Any] = {
@@ -1267,7 +1267,7 @@ def unbounded_or(tokens: int | None) -> Callable[..., int]:
 
 @st.composite
 def views(draw: Any, unit: str = "step") -> RunView:
-    """Return a view of a run as the nodes of a graph, or an agent, may leave it."""
+    """Returns a view of a run as the nodes of a graph, or an agent, may leave it."""
     steps = [
         step(draw(TEXTS), draw(WRITERS), draw(ENDS.filter(lambda end: end != "eos")), **draw(PARTS))
         for _ in range(draw(st.integers(0, 5)))
@@ -1340,7 +1340,7 @@ def _answer(view: RunView, said: dict[str, Any]) -> None:
 
 
 def decide(view: RunView, unit: Literal["step", "turn"]) -> Action | None:
-    """Return the action; None where the conversation has no room, which is an error by the rules."""
+    """Returns the action; None where the conversation has no room, which is an error by the rules."""
     try:
         return Router(RouterOptions(unit)).next(view)
     except InputError:
@@ -1429,7 +1429,7 @@ def test_an_accepted_step_is_reported_by_exactly_one_event(unit, data):
 
 
 def _after_generate(data: Any, state: TrimState) -> dict[str, Any]:
-    """Return what the writer's node may leave: a draft, less than a step, a failure, the end."""
+    """Returns what the writer's node may leave: a draft, less than a step, a failure, the end."""
     request = state["request"]
     assert request is not None
     writer, usage = request["writer"], copy.deepcopy(state["usage"])

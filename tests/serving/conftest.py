@@ -86,7 +86,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a configuration; models on ports of their own unless given."""
+    """Writes a configuration; models on ports of their own unless given."""
 
     def make(name: str = "trim.yaml", **parts) -> Path:
         (tmp_path / "weights").mkdir(exist_ok=True)

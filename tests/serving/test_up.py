@@ -24,7 +24,7 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples" / "vllm"
 
 @pytest.fixture
 def up(write, fake_python, tmp_path):
-    """Begin `up` with small and large on free ports; ends everything that is left afterwards."""
+    """Begins `up` with small and large on free ports; ends everything that is left afterwards."""
     started = []
 
     def begin(*options, faults=None, ports=None, environment=None, **parts):

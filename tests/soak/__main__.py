@@ -33,7 +33,7 @@ from trim_graph.policies import threshold
 
 DEADLINE_S = 60.0
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-Output = Annotated[Path | None, typer.Option("--json", help="File for the figures.")]
+Output = Annotated[Path | None, typer.Option("--json", help="File for the results.")]
 
 
 @app.command()
@@ -104,7 +104,7 @@ def _report(load: Load, output: Path | None, reported: dict[str, Any]) -> None:
         broken.append(
             f"{len(late)} questions ended later than a second after their deadline of {DEADLINE_S} s"
         )
-    figures = {
+    results = {
         **reported,
         "date": time.strftime("%Y-%m-%d"),
         "ended": dict(load.ended),
@@ -113,9 +113,9 @@ def _report(load: Load, output: Path | None, reported: dict[str, Any]) -> None:
         "samples": [sample._asdict() for sample in load.samples],
         "broken": broken,
     }
-    console.print({key: value for key, value in figures.items() if key != "samples"})
+    console.print({key: value for key, value in results.items() if key != "samples"})
     if output is not None:
-        output.write_text(json.dumps(figures, indent=1) + "\n")
+        output.write_text(json.dumps(results, indent=1) + "\n")
     sys.exit(bool(broken))
 
 

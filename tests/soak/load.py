@@ -34,7 +34,7 @@ class Sample(NamedTuple):
 
     @staticmethod
     def table(samples: Sequence[Sample]) -> Table:
-        """Show them."""
+        """Shows them."""
         table = Table("questions", "MiB", "tasks", "handles", "connections", "longest lag, ms")
         for one in samples:
             table.add_row(*(f"{value:.0f}" for value in one))
@@ -81,12 +81,12 @@ class Load:
         self.took = 0.0
 
     async def questions(self, n: int) -> None:
-        """Ask so many."""
+        """Asks so many."""
         left = iter(range(n))
         await self._run(lambda: next(left, None) is not None, lambda done: done % EVERY == 0)
 
     async def minutes(self, minutes: float) -> None:
-        """Ask for so long."""
+        """Asks for so long."""
         end = time.monotonic() + 60 * minutes
         self._next = time.monotonic() + EVERY_S
 

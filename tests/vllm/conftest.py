@@ -90,7 +90,7 @@ def servers(vllm_python) -> Iterator[dict[str, Server]]:
 def running_servers(
     weights: Mapping[str, Path] = EXAMPLES, common: Callable[[str], Sequence[str]] = lambda name: _ON_CPUS
 ) -> Iterator[dict[str, Server]]:
-    """Start three servers. The large model's wants a key, and its chat template trims what it renders.
+    """Starts three servers. The large model's wants a key, and its chat template trims what it renders.
 
     Args:
         weights: Folders by the names of the servers.

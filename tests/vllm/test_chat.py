@@ -334,7 +334,7 @@ class TestLeaving:
         return small.model_copy(update={"extra_body": EVERLASTING, "max_tokens": 1900})
 
     async def reported(self, model, name):
-        """One figure of vLLM's own metrics."""
+        """One of vLLM's own metrics."""
         async with httpx.AsyncClient(timeout=30) as client:
             lines = (await client.get(f"{model._server.root}/metrics")).text.splitlines()
         return float(next(line for line in lines if line.startswith(f"vllm:{name}")).split()[-1])

@@ -61,7 +61,7 @@ def doctor(tmp_path):
 
 @pytest.fixture
 def behind(config):
-    """Put a gateway before the server of a part."""
+    """Puts a gateway before the server of a part."""
     with ExitStack() as stack:
 
         def put(part: str, **rewrites: Any) -> Gateway:

@@ -40,7 +40,7 @@ WORKED_ON = {
 
 @pytest.fixture
 def run(servers, monkeypatch):
-    """Run the graph with one part behind a proxy; gives its state and the proxy."""
+    """Runs the graph with one part behind a proxy; gives its state and the proxy."""
     monkeypatch.setenv(KEY_ENV, KEY)
 
     def go(part: str, first: Any = (), then: Any = None, retries: int = 2, **settings: Any) -> Any:

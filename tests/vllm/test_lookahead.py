@@ -14,14 +14,14 @@ MOST = 600
 
 
 async def outcome(server, name):
-    """One figure of vLLM's own metrics."""
+    """One of vLLM's own metrics."""
     async with httpx.AsyncClient(timeout=30) as client:
         lines = (await client.get(server.url.replace("/v1", "/metrics"))).text.splitlines()
     return float(next(line for line in lines if line.startswith(f"vllm:{name}")).split()[-1])
 
 
 async def until(server, running):
-    """Wait until the server has requests under way, or has none."""
+    """Waits until the server has requests under way, or has none."""
     for _ in range(2000):
         if bool(await outcome(server, "num_requests_running")) == running:
             return

@@ -67,7 +67,7 @@ class TrimAgentState(AgentState[Any]):
     trim: NotRequired[Annotated[Summary | None, OmitFromInput]]
     """Summary of the current question so far: turns by writer, decisions, scores, tokens, notes."""
     trim_run: NotRequired[Annotated[Run, PrivateStateAttr]]
-    """What is fixed when a question begins: settings, seed; its text once the question has ended."""
+    """Settings and seed of the question, fixed at its beginning; its text once the question has ended."""
     trim_steps: NotRequired[Annotated[Steps, PrivateStateAttr]]
     """Accepted turns of the question; their texts once the question has ended."""
     trim_scores: NotRequired[Annotated[Scores, PrivateStateAttr]]
@@ -76,7 +76,7 @@ class TrimAgentState(AgentState[Any]):
     trim_request: NotRequired[Annotated[StepRequest | None, PrivateStateAttr]]
     """Request for the current turn."""
     trim_in_flight: NotRequired[Annotated[InFlight | None, PrivateStateAttr]]
-    """What the large model may use in the current turn; charged if a crash interrupts it."""
+    """Grant of the large call in the current turn; charged if a crash interrupts it."""
     trim_memory: NotRequired[Annotated[Any, PrivateStateAttr]]
     """The policy's own memory."""
     trim_usage: NotRequired[Annotated[Usage, PrivateStateAttr]]

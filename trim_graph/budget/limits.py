@@ -51,7 +51,7 @@ class Budget(_LargeLimits):
     min_tokens: int = Field(default=8, ge=1, description="fewer tokens than this are not worth a large call")
     on_exhausted: Literal["small", "stop", "ask"] = Field(
         default="small",
-        description="when the large model may not be called any more: go on small, stop, or ask a human",
+        description="when the large model may not be called any more: continue small, stop, or ask a human",
     )
 
     @field_validator("large_tokens", "large_calls", "large_cost", "seconds")
@@ -124,7 +124,7 @@ def cost_limit(budget: Budget, prices: Prices, accounts: Mapping[str, Mapping[st
 
 @dataclass(frozen=True, slots=True)
 class RemainingBudget:
-    """What is left of each limit, never negative; None without a limit. Fields are as in `Budget`."""
+    """The rest of each limit, never negative; None without a limit. Fields are as in `Budget`."""
 
     large_tokens: int | None = None
     large_calls: int | None = None

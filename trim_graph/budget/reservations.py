@@ -81,7 +81,7 @@ class Reservations:
         self._limits = {name: Quota(**limit) for name, limit in (limits or {}).items()}
         if self._limits and ledger is None:
             raise SettingsError(
-                f"this run draws from {', '.join(self._limits)}: build the graph with its ledger to go on"
+                f"this run draws from {', '.join(self._limits)}: build the graph with its ledger to resume it"
             )
         self._ledger = ledger
 

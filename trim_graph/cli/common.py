@@ -247,7 +247,7 @@ EVERY = 30.0
 
 
 class Progress:
-    """How far a piece of work has come.
+    """Progress display of a piece of work.
 
     Args:
         what: In a word.

@@ -212,7 +212,7 @@ def _run_with_progress(demo: Demo) -> None:
 INTERVALS_FROM = 200
 """Fewest questions for which the table shows intervals; below, they say little but noise."""
 WIDTH = 120
-"""Of the table where stdout is no terminal."""
+"""Width of the table where stdout is no terminal."""
 _PACKAGES = ("trim-graph", "langgraph", "langchain-core", "torch", "transformers", "numpy")
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ERRORS = 1
 """Exit code where there are errors."""
 WIDTH = 120
-"""Of the table where stdout is no terminal."""
+"""Width of the table where stdout is no terminal."""
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red", "skipped": "dim"}
 
 

@@ -309,7 +309,7 @@ def chosen_rates(given: str) -> list[float]:
 
 
 WIDTH = 150
-"""Of the tables where stdout is no terminal."""
+"""Width of the tables where stdout is no terminal."""
 _SPREAD_FROM = 50
 """Fewest questions for which the table shows intervals; below, they say little but noise."""
 
@@ -418,7 +418,7 @@ def _curves(summary: RunSummary) -> Table:
             _formatted(curve["mean_ibc"], digits=2, spread=spread),
             _formatted(curve["delta_ibc"], digits=2, spread=spread),
             _over_query_level(curve["over_query_level"], spread=spread),
-            *(_formatted(figure) for figure in curve["cpt"].values()),
+            *(_formatted(metric) for metric in curve["cpt"].values()),
             *(_formatted(curve["budgeted_accuracy"][budget]) for budget in budgets),
         )
     table.caption = (
@@ -428,13 +428,13 @@ def _curves(summary: RunSummary) -> Table:
     return table
 
 
-def _formatted(figure: Metric | None, *, digits: int = 3, signed: bool = False, spread: bool = False) -> str:
-    if figure is None or figure["value"] is None:
+def _formatted(metric: Metric | None, *, digits: int = 3, signed: bool = False, spread: bool = False) -> str:
+    if metric is None or metric["value"] is None:
         return "-"
     sign = "+" if signed else ""
-    text = f"{figure['value']:{sign}.{digits}f}"
-    if spread and figure["interval"] is not None:
-        text += f" ({figure['interval'][0]:{sign}.{digits}f} to {figure['interval'][1]:{sign}.{digits}f})"
+    text = f"{metric['value']:{sign}.{digits}f}"
+    if spread and metric["interval"] is not None:
+        text += f" ({metric['interval'][0]:{sign}.{digits}f} to {metric['interval'][1]:{sign}.{digits}f})"
     return text
 
 

@@ -311,13 +311,13 @@ def verdict(found: Paired | None) -> str:
     if found is None:
         return "The steps with a token probability are all right or all wrong: nothing can be compared."
     place = f"on your {found['questions']} questions ({found['n']} steps)"
-    figures = (
+    numbers = (
         f"AUC {found['auc']:.3f} against {found['auc_of_other']:.3f}, difference "
         f"{_number(found['difference'], found['difference_interval'])}"
     )
     if found["better"]:
-        return f"This scorer is better than token probability {place}: {figures}."
-    return f"This scorer is no better than token probability {place}: {figures}."
+        return f"This scorer is better than token probability {place}: {numbers}."
+    return f"This scorer is no better than token probability {place}: {numbers}."
 
 
 def _number(value: float | None, spread: Any = None) -> str:

@@ -128,7 +128,7 @@ def _listed(value: Any) -> Any:
 
 
 class Serve(ConfigSection):
-    """How `trim-graph up` starts a vLLM server; the rest follows from the part itself.
+    """Settings of the vLLM server that `trim-graph up` starts; the rest follows from the part itself.
 
     Attributes:
         gpu: Index of the GPU, or several, over which the model is split; empty: the first that is visible.
@@ -415,7 +415,7 @@ class LLMJudgeScorer(JudgeSettings, ConfigSection):
 
 
 class TokenProbabilityScorer(ConfigSection):
-    """How sure the writer was of its tokens (`trim_graph.adapters.TokenProbability`); costs nothing."""
+    """Scorer by the writer's token probabilities (`trim_graph.adapters.TokenProbability`); no extra call."""
 
     type: Literal["token_probability"]
     statistic: Literal["mean", "lowest_window"] = "mean"

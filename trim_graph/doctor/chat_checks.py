@@ -427,7 +427,7 @@ def longest(subject: Subject) -> int | None:
 
 
 async def latency(subject: Subject) -> Finding:
-    """How long the shortest call takes."""
+    """Seconds of the shortest call."""
 
     async def call() -> Any:
         return await subject.adapter.ainvoke(conversation(subject), max_tokens=1, temperature=0.0)

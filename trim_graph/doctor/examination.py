@@ -139,7 +139,7 @@ _TRAINED_ON = {
     "skywork": ("\n",),
     "rlhflow": ("\n\n", "\n"),  # Deepseek-Data, Mistral-Data
 }
-"""By format, what ends a step in the solutions that its PRMs were trained on."""
+"""Ends of steps in the solutions that PRMs of each format were trained on."""
 
 
 def segmentation(config: TrimConfig) -> Finding | None:
@@ -306,7 +306,7 @@ async def context_length(subject: Subject) -> Finding:
 
 
 async def latency(subject: Subject) -> Finding:
-    """How long one scoring takes."""
+    """Seconds of one scoring."""
     sample = subject.samples[0]
     subject.seconds = await median_seconds(lambda: _scores(subject, sample.question, sample.right_steps))
     read_timeout = getattr(subject.entry, "read_timeout", None)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Signal = Callable[[Row], float]
-"""From the small model's row of a question to a number: the higher, the sooner the large model is asked."""
+"""Maps the small model's row of a question to a number: the higher, the sooner the large model is asked."""
 
 
 def pairs(folder: Path, n: int, samples: int) -> Iterator[tuple[Row, Row]]:
@@ -485,7 +485,7 @@ SHARES = (0.25, 0.5, 0.75)
 PRM_LEVEL = 0.7
 """ArXiv 2501.19324: reward-guided speculative decoding accepts steps of this reward and more."""
 DIGITS = 4
-"""Of a share of questions, as it is written down."""
+"""Digits of a share of questions, as it is written down."""
 JUDGE_LEVEL = 7 / 9
 """ArXiv 2504.07891: speculative reasoning accepts steps rated 7 of 9 and more."""
 
@@ -524,7 +524,7 @@ class Baselines:
         Raises:
             TrimError: One cannot be run, or its runs fail.
         """
-        ways: dict[str, Callable[[], Awaitable[None]]] = {
+        runs: dict[str, Callable[[], Awaitable[None]]] = {
             "router": self.router,
             "cascade": self.cascade,
             "score_cascade": self.score_cascade,
@@ -536,7 +536,7 @@ class Baselines:
         warnings = []
         for name in names:
             try:
-                await ways[name]()
+                await runs[name]()
             except (TrimError, ImportError) as error:
                 if not all_of_them:
                     raise

@@ -37,7 +37,7 @@ _OLYMPIAD = "final_answer"
 
 
 class KeyMapping(ConfigSection):
-    """How the rows of a dataset are read.
+    """Keys by which the rows of a dataset are read.
 
     Attributes:
         question: Key of the question's text; default: the first of `QUESTION_KEYS` that is there.
@@ -55,7 +55,7 @@ class KeyMapping(ConfigSection):
 
 
 class Shape:
-    """Where in the rows of one dataset the question and its answer stand."""
+    """Keys of question, answer and id in the rows of one dataset, and its grader."""
 
     def __init__(self, question: str, answer: str | None, id: str | None, grader: Grader | None) -> None:
         self.keys, self.grader = (question, answer, id), grader

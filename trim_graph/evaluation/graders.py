@@ -15,7 +15,7 @@ from trim_graph.errors import SettingsError
 
 Grade = Callable[[str], bool]
 Grader = Callable[[str, dict[str, Any]], Grade]
-"""From the expected answer and the dataset's row to a grade."""
+"""Makes a grade from the expected answer and the dataset's row."""
 
 CLOSE = Fraction(1, 10**6)
 """Relative difference of two numbers that count as one, where they are not both whole."""
@@ -95,7 +95,7 @@ def math(expected: str, row: dict[str, Any] | None = None) -> Grade:
         raise ImportError(
             f'the grader math needs math-verify: pip install "trim-graph[eval]" ({error})'
         ) from error
-    # A box that is no LaTeX as a whole is compared as text: math-verify would go on to search it for numbers.
+    # A box that is no LaTeX as a whole is compared as text: math-verify would then search it for numbers.
     box = [LatexExtractionConfig(boxed_match_priority=0)]
 
     def read(answer: str, seconds: int | None) -> list[Any]:

@@ -22,7 +22,7 @@ _COUNTS = 2_000_000
 _MANY = 50_000
 """Questions from which drawing each one is faster than drawing how often each was drawn."""
 UNDEFINED_ALLOWED = 0.05
-"""Share of resamples in which a figure may be undefined (no gap) for its interval still to be given."""
+"""Share of resamples in which a metric may be undefined (no gap) for its interval still to be given."""
 
 
 class Interval(NamedTuple):
@@ -306,16 +306,16 @@ def _least_share(curve: Sequence[tuple[float, float]], target: float) -> float:
 
 def _on_curve(
     points: Sequence[Point],
-    figure: Callable[[list[tuple[float, float]]], float],
+    metric: Callable[[list[tuple[float, float]]], float],
     resampled: Callable[[ResampledCurve], Any],
 ) -> Any:
-    """Computes a figure of a curve, in all resamples where points are arrays."""
+    """Computes a metric of a curve, in all resamples where points are arrays."""
     if any(_is_array(value) for point in points for value in point):
         return resampled(ResampledCurve(points))
     if any(value is None or value != value for point in points for value in point):
         return None
     _in_order(points)
-    return figure(whole_curve([(float(share), float(pgr)) for share, pgr in points]))
+    return metric(whole_curve([(float(share), float(pgr)) for share, pgr in points]))
 
 
 def _in_order(points: Sequence[Any]) -> None:

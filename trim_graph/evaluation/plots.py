@@ -45,7 +45,7 @@ class Positions(NamedTuple):
     by_step: Sequence[float | None]
     """Share of the first, second, ... steps; None where too few solutions are that long."""
     by_place: Sequence[float | None]
-    """Share of what stands in each tenth of a solution, steps counted as equally long."""
+    """Share of the steps in each tenth of a solution, steps counted as equally long."""
 
 
 def save_plot(figure: Figure, stem: Path) -> list[Path]:

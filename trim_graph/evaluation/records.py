@@ -132,9 +132,9 @@ class Outline(TypedDict):
     """Keys that records and traces have in common."""
 
     id: str
-    """Of the question in the dataset; its place where it has none."""
+    """Id of the question in the dataset; its place where it has none."""
     index: Count
-    """Of the question in the dataset, from 0."""
+    """Place of the question in the dataset, from 0."""
     question: str
     seed: int | None
     """Of the run."""
@@ -177,10 +177,10 @@ class Record(Outline):
     prefill: PerWriter
     """Prompt tokens of all calls."""
     cached_prefill: PerWriter
-    """Those of them that were served from a cache, where the model reports it."""
+    """The part of the prefill that was served from a cache, where the model reports it."""
     calls: Calls
     cost: float
-    """By the price table; 0 where there is none."""
+    """Cost by the price table; 0 where there is none."""
 
 
 def new_record(item: WorkItem, seed: int | None = None, **known: Any) -> Record:
@@ -324,7 +324,7 @@ class RunSettings(TypedDict):
     settings: dict[str, Any]
     """Models, scorer, prices, budget, dataset, seed and samples: what makes outcomes comparable."""
     arms: dict[str, ArmSettings]
-    """By name, in the order in which they were begun."""
+    """Arms by name, in the order in which they were begun."""
 
 
 _ROW: TypeAdapter[Row] = TypeAdapter(Row)
@@ -522,7 +522,7 @@ class MatchedBudget(TypedDict):
     """
 
     accuracy: Metric
-    """Of the family's curve at this spend."""
+    """Accuracy of the family's curve at this spend."""
     difference: Metric
     """Accuracy of the arm minus that."""
     curve_ends: float | None

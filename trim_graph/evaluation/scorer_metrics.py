@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 BINS = 10
-"""Of a reliability curve, of equal width."""
+"""Number of bins of a reliability curve, of equal width."""
 AUC_RESAMPLES = 500
-"""Of the bootstrap of an area, which is dearer than that of a mean."""
+"""Resamples of the bootstrap of an area, which is dearer than that of a mean."""
 
 
 class Rated(NamedTuple):
@@ -81,7 +81,7 @@ class ReliabilityBin(TypedDict):
 
 
 class Discrimination(TypedDict):
-    """How well scores separate right from wrong, and whether they are probabilities."""
+    """Discrimination (AUC) and calibration of scores."""
 
     n: int
     right: int
@@ -103,9 +103,9 @@ class ScorerMetrics(TypedDict):
     """Solutions the scorer failed on; in the F1 they count as judged wrong, elsewhere they are left out."""
     first_error: FirstErrorMetrics
     steps: Discrimination
-    """Of each step up to the first wrong one."""
+    """Scores of each step up to the first wrong one."""
     whole: Discrimination
-    """Of whole solutions by their least score: right means that no step is wrong."""
+    """Whole solutions by their least score: right means that no step is wrong."""
 
 
 def compute_scorer_metrics(
@@ -218,7 +218,7 @@ def discrimination(
 
     Args:
         pairs: Score, and whether what was scored is right.
-        owners: Of each pair the solution it stands in; whole solutions are resampled. Default: one each.
+        owners: Solution of each pair; whole solutions are resampled. Default: one each.
         seed: Of the bootstrap.
     """
     import numpy as np
@@ -307,7 +307,7 @@ class KindMetrics(TypedDict):
 
 
 class WithinKinds(TypedDict):
-    """How well scores separate right and wrong steps of one kind, where the kind alone says nothing."""
+    """Discrimination among steps of one kind, where the kind itself carries no information."""
 
     auc: float | None
     """Chance that a right step scores above a wrong one of its kind; None where no kind has both."""

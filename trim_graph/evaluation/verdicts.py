@@ -20,7 +20,7 @@ LEAST = 20
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """How what an arm saves and costs is compared.
+    """Prices by which savings and costs of an arm are compared.
 
     Attributes:
         priced: Whether there is a price table.

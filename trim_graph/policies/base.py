@@ -220,7 +220,7 @@ def in_range(value: Any, least: float, most: float) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and least <= float(value) <= most
 
 
-def remembering(observation: Observation, memory: Any) -> Observation:
+def with_memory(observation: Observation, memory: Any) -> Observation:
     """Returns the observation with another memory: each of several policies has its own."""
     return replace(observation, memory=memory)
 

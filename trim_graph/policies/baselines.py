@@ -18,7 +18,7 @@ from .base import (
     as_policy,
     checked,
     in_range,
-    remembering,
+    with_memory,
 )
 
 
@@ -246,14 +246,14 @@ class stay_on_large(Policy):
         left, inner = observation.memory or (0, None)
         if left > 0:
             return Choice("large", [left - 1, inner])
-        answer = self.policy.next_writer(remembering(observation, inner))
+        answer = self.policy.next_writer(with_memory(observation, inner))
         choice = checked(answer, NEXT_WRITERS, self.policy, inner)
         return Choice(choice.value, [0, choice.memory])
 
     def decide(self, observation: Observation) -> Choice:
         """Asks the wrapped policy, and remembers a regeneration."""
         _, inner = observation.memory or (0, None)
-        choice = checked(self.policy.decide(remembering(observation, inner)), DECISIONS, self.policy, inner)
+        choice = checked(self.policy.decide(with_memory(observation, inner)), DECISIONS, self.policy, inner)
         stay = self.k if choice.value == "regenerate" else 0
         return Choice(choice.value, [stay, choice.memory])
 

@@ -109,7 +109,7 @@ class LearnedPolicy(Policy):
 
 
 UNSCORED = 1.0
-"""Stands in place of a score that is not there."""
+"""Value of a score that is missing."""
 TOKENS = 300
 """Tokens of a step that count as 1."""
 
@@ -261,20 +261,20 @@ class sequence(LearnedPolicy):
         x = self._apply("embed", (rows - self.arrays["mean"]) / self.arrays["scale"])
         for layer in range(self._depth):
             # Of the last layer only the draft's row is read.
-            asking = slice(-1, None) if layer == self._depth - 1 else slice(None)
-            x = x[asking] + self._attend(layer, self._normed(f"{layer}.norm1", x), asking)
+            queries = slice(-1, None) if layer == self._depth - 1 else slice(None)
+            x = x[queries] + self._attend(layer, self._normed(f"{layer}.norm1", x), queries)
             inner = self._apply(f"{layer}.up", self._normed(f"{layer}.norm2", x))
             x = x + self._apply(f"{layer}.down", np.maximum(inner, 0))
         return float(self._apply("head", self._normed("norm", x[-1:]))[0, 0])
 
-    def _attend(self, layer: int, x: Any, asking: slice) -> np.ndarray:
+    def _attend(self, layer: int, x: Any, queries: slice) -> np.ndarray:
         import numpy as np
 
         heads, (length, width) = self.parameters["heads"], x.shape
         # (steps, 3, heads, width of a head) -> 3 times (heads, steps, width of a head)
         qkv = self._apply(f"{layer}.qkv", x).reshape(length, 3, heads, width // heads)
         query, key, value = qkv.transpose(1, 2, 0, 3)
-        weights = query[:, asking] @ key.transpose(0, 2, 1) / np.float32((width // heads) ** 0.5)
+        weights = query[:, queries] @ key.transpose(0, 2, 1) / np.float32((width // heads) ** 0.5)
         weights = np.exp(weights - weights.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
         return self._apply(f"{layer}.out", (weights @ value).transpose(1, 0, 2).reshape(-1, width))

@@ -108,7 +108,7 @@ class Plan:
         values: ``values[t, i, c, j]``: value before draft ``t`` with ``right = i / (I - 1)``, context ``c``
             (bin of the least score) and budget level ``j``; the last level is no limit. One step more than
             there are.
-        regenerated: Value of going on behind step ``t`` if the large model wrote it; ``right`` and ``c`` are
+        regenerated: Value of continuing after step ``t`` if the large model wrote it; ``right`` and ``c`` are
             those of the steps before it, ``j`` is what is left afterwards.
         rest_right: ``[t, j]``: chance that the large model writes all behind step ``t`` right.
         rest_tokens: ``[t, j]``: tokens it takes.

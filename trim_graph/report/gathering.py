@@ -76,7 +76,7 @@ class Calibration:
 
 
 class Places:
-    """Where in the solutions of one arm the large model wrote."""
+    """Shares of the large model by the place in the solutions of one arm."""
 
     def __init__(self) -> None:
         self.solutions = 0

@@ -93,7 +93,7 @@ class ShownStep(TypedDict):
     writer: str
     score: float | None
     end: str
-    """How the step ends; after ``length`` the next text continues directly after its last word."""
+    """End of the step; after ``length`` the next text continues directly after its last word."""
 
 
 class HumanQuestion(TypedDict):

@@ -98,15 +98,15 @@ class Action:
 
 
 class Generate(Action):
-    """Call a writer for the step that ``update["request"]`` requests."""
+    """A writer is called for the step that ``update["request"]`` requests."""
 
 
 class AskHuman(Action):
-    """Interrupt the run for a human; ``update["pending_interrupt"]`` holds the reason."""
+    """The run is interrupted for a human; ``update["pending_interrupt"]`` holds the reason."""
 
 
 class Finish(Action):
-    """End the run, or the turn of an agent; ``update["stopped"]`` names the reason."""
+    """The run ends, or the turn of an agent; ``update["stopped"]`` names the reason."""
 
 
 def end_of_solution(

@@ -94,7 +94,7 @@ def segmentation_of(settings: Settings, own: Segmentation | None) -> Segmentatio
     if not isinstance(own, FunctionSteps) or own.name != chosen.name:
         raise SettingsError(
             f"this run was begun with the segmentation function {chosen.name}; build the graph "
-            "with it to go on"
+            "with it to resume it"
         )
     return own
 
@@ -166,7 +166,7 @@ class RunView:
 
     @cached_property
     def segmentation(self) -> Segmentation:
-        """How the end of a step is found."""
+        """Segmentation of the run, which finds the ends of steps."""
         return segmentation_of(self.settings, self._own_segmentation)
 
     @property

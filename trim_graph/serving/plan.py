@@ -394,7 +394,7 @@ def _listed(shares: Mapping[str, float]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """How vLLM is called.
+    """Command that starts vLLM.
 
     Attributes:
         command: Everything before the weights.

@@ -122,7 +122,7 @@ def _is_host(rest: str) -> bool:
 
 
 class open_checkpointer:
-    """Open the checkpointer that a specification names, as a context manager.
+    """Opens the checkpointer that a specification names, as a context manager.
 
     Works with ``with`` (for ``invoke``) and ``async with`` (for ``ainvoke``)::
 

@@ -68,7 +68,7 @@ class RecordedState(TrimAgentState):
 
 @dataclass(slots=True)
 class _Recording:
-    """What the recorder has seen of one run.
+    """Data of one run that the recorder has collected.
 
     Attributes:
         question: Id of the message that began the run.

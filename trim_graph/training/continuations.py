@@ -73,7 +73,7 @@ class Continuation(TypedDict):
     one_step: bool
     seed: int | None
     steps: list[Step]
-    """What was written."""
+    """Steps that were written."""
     correct: bool | None
     """Whether the whole solution was graded right; None where nobody knows, and of a single step that is not
     the last."""
@@ -88,7 +88,7 @@ class Continuation(TypedDict):
 
 
 class Share(NamedTuple):
-    """How many continuations of some steps end right.
+    """Counts of the continuations of some steps, in all and right.
 
     Attributes:
         right: Those that end right.

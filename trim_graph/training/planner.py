@@ -220,7 +220,7 @@ class _Induction:
         """Returns the values before a draft, from those behind it."""
         model, terms = self.model, self.terms
         chance, right, open_ = self._observe(np.stack(draft_prior(self.grid, model.p_small)))
-        # What the three decisions give if the solution ends here, and if it goes on.
+        # Values of the three decisions if the solution ends here, and if it continues.
         end = REWARD * right[..., None], REWARD * model.p_large * open_[..., None]
         on_accept = self._at(following, right, self.next_context)
         on_large = self._at(behind, open_, self.context)

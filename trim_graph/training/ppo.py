@@ -497,7 +497,7 @@ def write_curves(trained: Sequence[Trained], folder: Path, name: str) -> list[Pa
 
 
 def draw_curves(trained: Sequence[Trained], file: Path) -> None:
-    """Draws the reward on the validation questions over the decisions, one picture for each lambda."""
+    """Draws the reward on the validation questions over the decisions, one plot for each lambda."""
     from matplotlib.figure import Figure
 
     prices = sorted({one.price for one in trained})

@@ -222,7 +222,7 @@ class Rollouts:
 
     @property
     def contradictions(self) -> int:
-        """How often a run wrote another text than an earlier run at the same node."""
+        """Count of runs that wrote another text than an earlier run at the same node."""
         return sum(tree.contradictions for tree in self.trees)
 
     def add(self, traces: Iterable[Trace]) -> None:

@@ -124,7 +124,7 @@ class Encoded(NamedTuple):
 
 
 class Heading(NamedTuple):
-    """What a progress display shows: phase, items done and items in all."""
+    """State of a progress display: phase, items done and items in all."""
 
     phase: str
     done: int

@@ -42,7 +42,7 @@ _OF_VALUE = ("advantage", "agreement")
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a training leaves for its card.
+    """Results of a training, for its card.
 
     Attributes:
         validation: Solutions of the validation questions and the finished scorer's scores.

@@ -79,7 +79,7 @@ class StepModel:
         _require(
             self.hazard.ndim == 1 and self.hazard.min() >= 0 and self.hazard.max() <= 1, "hazard", "is off"
         )
-        _require(self.hazard[-1] == 1, "hazard", "must end with 1: a solution cannot go on for ever")
+        _require(self.hazard[-1] == 1, "hazard", "must end with 1: a solution cannot be endless")
         ordered = self.edges.ndim == 1 and bins >= 1 and bool((np.diff(self.edges) > 0).all())
         _require(ordered and self.edges[0] == 0 and self.edges[-1] == 1, "edges", "must rise from 0 to 1")
         shape = (3, bins, bins)

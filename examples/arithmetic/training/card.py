@@ -1,4 +1,4 @@
-"""The model card of the example models, written from measured figures."""
+"""The model card of the example models, written from measured metrics."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Licence: MIT, as the package.
 """
 
 
-def write_card(path: Path, figures: dict[str, Any], *, n: int, seed: int, seconds: dict[str, int]) -> None:
+def write_card(path: Path, metrics: dict[str, Any], *, n: int, seed: int, seconds: dict[str, int]) -> None:
     """Writes the card.
 
     Args:
         path: The file.
-        figures: By model and split, as `train.measure` returns them.
+        metrics: By model and split, as `train.measure` returns them.
         n: Test problems a split.
         seed: Seed of the training.
         seconds: Wall-clock seconds of each training of this run; empty if it only measured.
@@ -48,8 +48,8 @@ def write_card(path: Path, figures: dict[str, Any], *, n: int, seed: int, second
         "| split | small right | large right | small, steps right | large, steps right |",
         "|---|---|---|---|---|",
     ]
-    for split in figures["small"]:
-        small, large = figures["small"][split], figures["large"][split]
+    for split in metrics["small"]:
+        small, large = metrics["small"][split], metrics["large"][split]
         cells = (small["accuracy"], large["accuracy"], small["step_accuracy"], large["step_accuracy"])
         lines.append(f"| {split} | " + " | ".join(f"{100 * cell:.1f} %" for cell in cells) + " |")
     lines += [
@@ -62,8 +62,8 @@ def write_card(path: Path, figures: dict[str, Any], *, n: int, seed: int, second
         "| split | steps | wrong | prm AUC | prm AUC within | prm_early AUC | prm_early AUC within |",
         "|---|---|---|---|---|---|---|",
     ]
-    for split in figures["prm"]:
-        prm, early = figures["prm"][split], figures["prm_early"][split]
+    for split in metrics["prm"]:
+        prm, early = metrics["prm"][split], metrics["prm_early"][split]
         aucs = (prm["auc"], prm["auc_within_kind"], early["auc"], early["auc_within_kind"])
         lines.append(
             f"| {split} | {prm['steps']} | {100 * prm['wrong_share']:.1f} % | "

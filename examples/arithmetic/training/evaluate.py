@@ -1,4 +1,4 @@
-"""Measure the example models: greedy accuracy of the solvers, AUC of the process reward model."""
+"""Measures the example models: greedy accuracy of the solvers, AUC of the process reward model."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write_solutions(
     return solutions
 
 
-def solver_figures(problems: Sequence[Problem], solutions: Sequence[str]) -> dict[str, float]:
+def solver_metrics(problems: Sequence[Problem], solutions: Sequence[str]) -> dict[str, float]:
     """Returns the share of right answers and, up to the first wrong step, the share of right steps."""
     right = sum(is_right(p, s) for p, s in zip(problems, solutions, strict=True))
     good = seen = 0
@@ -96,12 +96,12 @@ def judge_solutions(
     return scores
 
 
-def judge_figures(
+def judge_metrics(
     problems: Sequence[Problem], solutions: Sequence[str], scores: Sequence[Sequence[float]]
 ) -> dict[str, Any]:
     """Returns AUC for spotting a wrong step: over all steps, within each kind of operation, and pooled.
 
-    The pooled figure counts only pairs of a right and a wrong step of the same kind: what a judge knows
+    The pooled AUC counts only pairs of a right and a wrong step of the same kind: what a judge knows
     beyond "this kind of operation is hard".
     """
     from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]

@@ -51,7 +51,7 @@ def new_judge(large: Any, tokenizer: PreTrainedTokenizerFast, solutions: Sequenc
     Args:
         large: The large model; not changed.
         tokenizer: The tokenizer of all models.
-        solutions: Tell how often tokens are written, and how large the states are.
+        solutions: Show how often tokens are written, and how large the states are.
     """
     width = large.config.hidden_size + CODES + NOTES
     settings = {

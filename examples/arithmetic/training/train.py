@@ -1,4 +1,4 @@
-"""Train the three example models from scratch: ``python -m trim_graph.examples.arithmetic.training.train``.
+"""Trains the three example models from scratch: ``python -m trim_graph.examples.arithmetic.training.train``.
 
 The order is small, large, judge (the process reward model). The judge starts from the large model and is
 trained on solutions sampled from both, labelled by the exact check of `problems.expected_step`. Numbers of
@@ -20,7 +20,7 @@ from trim_graph.examples.arithmetic.problems import Split
 
 from .card import write_card
 from .corpus import Batch, LanguagePools, Mixture, stream
-from .evaluate import judge_figures, judge_solutions, solver_figures, write_solutions
+from .evaluate import judge_metrics, judge_solutions, solver_metrics, write_solutions
 from .optimizer import Schedule, optimise
 from .tokenizer import END_OF_TEXT, TURN_END, VOCABULARY, build_tokenizer, load_tokenizer
 from .workshop import Workshop, compiled
@@ -143,19 +143,19 @@ def measure(shop: Workshop, n: int) -> dict[str, Any]:
     from trim_graph.adapters.prm.heads import load_prm
 
     models = {name: shop.load(name) for name in ("small", "large")}
-    figures: dict[str, Any] = {name: {} for name in ("small", "large", "prm", "prm_early")}
+    metrics: dict[str, Any] = {name: {} for name in ("small", "large", "prm", "prm_early")}
     for split in SPLITS:
         held_out = problems(split, n)
         solutions = {name: write_solutions(model, shop.tokenizer, held_out) for name, model in models.items()}
         for name in models:
-            figures[name][split] = solver_figures(held_out, solutions[name])
+            metrics[name][split] = solver_metrics(held_out, solutions[name])
         for name in ("prm", "prm_early"):
             import torch
 
             judge = load_prm(str(shop.out / name), device=torch.device(shop.device), dtype="float32")
             scores = judge_solutions(judge, shop.tokenizer, held_out, solutions["small"])
-            figures[name][split] = judge_figures(held_out, solutions["small"], scores)
-    return figures
+            metrics[name][split] = judge_metrics(held_out, solutions["small"], scores)
+    return metrics
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -206,9 +206,9 @@ def main() -> None:
         seconds[name] = round(time.monotonic() - begun)
         shop.log(f"{name}: {seconds[name]} s")
     if args.only in (None, "measure"):
-        figures = measure(shop, args.measure_on)
-        shop.log(json.dumps(figures, indent=1))
-        write_card(args.out / "README.md", figures, n=args.measure_on, seed=args.seed, seconds=seconds)
+        metrics = measure(shop, args.measure_on)
+        shop.log(json.dumps(metrics, indent=1))
+        write_card(args.out / "README.md", metrics, n=args.measure_on, seed=args.seed, seconds=seconds)
 
 
 if __name__ == "__main__":

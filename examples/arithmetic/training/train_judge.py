@@ -64,7 +64,7 @@ def sample_source(shop: Workshop, model: Any, source: int, count: int) -> list[J
 
 
 class Lesson(torch.nn.Module):
-    """What the layers on top of the large model's are taught; besides verdicts, what leads up to them.
+    """Training loss of the layers on top of the large model's: the verdicts, and auxiliary targets.
 
     The sum of three mean losses: the verdict at every step token; the verdict so far at every token; after
     the first layer on top whether a token is the first wrong one of its step, through a probe that is thrown

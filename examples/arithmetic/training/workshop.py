@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where and how the trainings run."""
+    """Folder and settings of the trainings."""
 
     out: Path
     seed: int

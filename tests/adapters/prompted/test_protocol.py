@@ -155,12 +155,12 @@ def test_repeated_words_of_a_cut_step_show_where_it_continues(blanks, rest):
 
 
 def test_a_cut_step_is_asked_for_by_its_last_words():
-    asked = request("Two is 2.\n\n```\nx = the sum of both\n    ", D, to_end=False)
+    asked = request("Two is 2.\n\n```\nx = the sum of both\n    ", D, until_eos=False)
     assert '"sum of both"' not in asked
     assert '"the sum of both"' in asked
     assert "Repeat nothing" not in asked
     for few in ("```\nx = 1", "x" * 500, f"Two\n\n{'x' * 500} y"):
-        assert "Repeat nothing" in request(few, D, to_end=False)
+        assert "Repeat nothing" in request(few, D, until_eos=False)
 
 
 @pytest.mark.parametrize("torn", ["[", "[[", "[[ST", "[[DONE]", "  [[D"])
@@ -182,14 +182,14 @@ def test_the_stop_string_met_is_reported():
 
 
 def test_what_is_asked_depends_on_what_is_written():
-    first, following, rest = request("", D, to_end=False), request(WRITTEN, D, to_end=False), ""
-    rest = request(WRITTEN, D, to_end=True)
-    cut_off = request(WRITTEN + "Thr", D, to_end=False)
+    first, following, rest = request("", D, until_eos=False), request(WRITTEN, D, until_eos=False), ""
+    rest = request(WRITTEN, D, until_eos=True)
+    cut_off = request(WRITTEN + "Thr", D, until_eos=False)
     assert len({first, following, rest, cut_off}) == 4
     assert all(START in asked and DONE in asked for asked in (first, following, rest, cut_off))
     assert "cut off" in cut_off
     assert "blank line" in following
-    assert '"###"' in request("One.###", "###", to_end=False)
+    assert '"###"' in request("One.###", "###", until_eos=False)
 
 
 texts = st.text("ab1. \n*[]", max_size=40) | st.sampled_from([START, DONE, D, WRITTEN, ""])
@@ -197,12 +197,12 @@ answers = st.lists(texts, max_size=5).map("".join)
 
 
 @given(answers, st.sampled_from(["", WRITTEN, WRITTEN + "Thr"]), st.booleans(), st.booleans())
-def test_no_answer_breaks_it_and_spans_show_where_the_text_is(answer, written, truncated, to_end):
-    stops = () if to_end else (D,)
+def test_no_answer_breaks_it_and_spans_show_where_the_text_is(answer, written, truncated, until_eos):
+    stops = () if until_eos else (D,)
     found = read_step(answer, written, D, stops=stops, truncated=truncated)
     assert "".join(answer[a:b] for a, b in found.spans) in (found.text, found.text[1:])
     assert (found.stop is not None) == (found.end == "delimiter")
-    if not to_end:
+    if not until_eos:
         assert f"{D}a" not in found.text.lstrip("*[]. \n")
     if truncated:
         assert found.end != "eos" or DONE in answer

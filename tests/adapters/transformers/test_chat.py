@@ -295,7 +295,7 @@ class TestBatches:
         return [noisy.invoke(chat) for chat in self.CHATS]
 
     def batches_of(self, model):
-        """Record the batch sizes of a model."""
+        """Records the batch sizes of a model."""
         worker = model._load().worker
         sizes = []
         run = worker._run

@@ -87,7 +87,7 @@ async def until(condition) -> None:
 
 
 async def warm(server: RecordedServer, model: ChatVLLM, *texts: str) -> None:
-    """Ask what is asked once, so that the calls of a test wait at the same time."""
+    """Asks what is asked once, so that the calls of a test wait at the same time."""
     for text in texts:
         await ask(model, text)
     server.requests.clear()

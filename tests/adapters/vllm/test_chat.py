@@ -379,7 +379,7 @@ class TestContinuation:
 
 
 def without_system(server):
-    """Make a server's template refuse system messages and turns of one role in a row."""
+    """Makes a server's template refuse system messages and turns of one role in a row."""
     tokenizer = server._tokenizer
 
     def strict(body):

@@ -22,7 +22,7 @@ def steps(*texts):
 
 
 def score_of(prompt, labels):
-    """A figure that differs from prompt to prompt, as a server would give it for the first label."""
+    """A number that differs from prompt to prompt, as a server would give it for the first label."""
     plus = (len(prompt) % 7 + 1) / 10
     return plus if labels[0] > labels[1] else 1 - plus
 

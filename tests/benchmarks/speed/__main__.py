@@ -10,9 +10,9 @@
     python -m tests.benchmarks.speed paced     # engines with accelerators of their own, emulated
     python -m tests.benchmarks.speed widen DIR # models as large as the paper's, with the examples' answers;
                                                # servers and engines with --widened DIR measure them on a GPU
-    python -m tests.benchmarks.speed report    # the table and the picture of all that was measured
+    python -m tests.benchmarks.speed report    # the table and the plot of all that was measured
 
-Each measures all ways in turn, several times, and takes medians: of figures, and of the ratios within a turn.
+Each measures all ways in turn, several times, and takes medians: of metrics, and of the ratios within a turn.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .load import Clock, Peak, ask_all, figures, medians, mixed, mixed_problems, ratios, same
+from .load import Clock, Peak, ask_all, medians, metrics, mixed, mixed_problems, ratios, same
 from .ways import bare, skeleton, streamed, trim
 
-FIGURES = Path(__file__).with_name("figures.json")
+RESULTS = Path(__file__).with_name("results.json")
 WAYS = {"trim": trim, "streamed": streamed, "bare": bare, "skeleton": skeleton}
 QUESTIONS = {1: 6, 8: 24, 64: 96, 256: 256}
 """How many are asked, by how many at once."""
@@ -46,7 +46,7 @@ WAIT_FACTOR = 4.0
 """The example models write a step in a tenth of a second."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-Output = Annotated[Path, typer.Option("--json", help="File for the figures; other parts of it stay.")]
+Output = Annotated[Path, typer.Option("--json", help="File for the results; other parts of it stay.")]
 Turns = Annotated[int, typer.Option("--turns", min=1)]
 WaitFactor = Annotated[float, typer.Option("--wait-factor", help="`batch_wait_factor` of the chat models.")]
 Widened = Annotated[
@@ -63,7 +63,7 @@ def servers(
     together: int = TOGETHER,
     wait_factor: WaitFactor = WAIT_FACTOR,
     widened: Widened = None,
-    output: Output = FIGURES,
+    output: Output = RESULTS,
     lock: bool = True,
 ) -> None:
     """Over HTTP."""
@@ -88,7 +88,7 @@ def engines(
     turns: Turns = 3,
     at_once: AtOnce = None,
     widened: Widened = None,
-    output: Output = FIGURES,
+    output: Output = RESULTS,
     lock: bool = True,
 ) -> None:
     """In process."""
@@ -111,7 +111,7 @@ def engines(
 
 @app.command()
 def widen(folder: Path) -> None:
-    """Write the example models with as many parameters as those of the paper."""
+    """Writes the example models with as many parameters as those of the paper."""
     import torch
 
     from .widened import widen_all
@@ -121,7 +121,7 @@ def widen(folder: Path) -> None:
 
 
 @app.command()
-def graph(output: Output = FIGURES) -> None:
+def graph(output: Output = RESULTS) -> None:
     """Without models: CPU, memory, ten thousand questions at once, starting."""
     from . import alone
 
@@ -133,7 +133,7 @@ def graph(output: Output = FIGURES) -> None:
 
 
 @app.command()
-def crowd(n: int = 10_000, steps: int = 2, output: Output = FIGURES) -> None:
+def crowd(n: int = 10_000, steps: int = 2, output: Output = RESULTS) -> None:
     """So many questions at once over HTTP, cut off after a few steps."""
     from tests.vllm.conftest import running_servers
 
@@ -150,7 +150,7 @@ def crowd(n: int = 10_000, steps: int = 2, output: Output = FIGURES) -> None:
 
 
 @app.command()
-def parts(turns: Turns = 3, output: Output = FIGURES) -> None:
+def parts(turns: Turns = 3, output: Output = RESULTS) -> None:
     """Tokens a second of each server alone, over HTTP."""
     from tests.vllm.conftest import running_servers
 
@@ -164,7 +164,7 @@ def parts(turns: Turns = 3, output: Output = FIGURES) -> None:
 
 
 @app.command()
-def paced(turns: Turns = 3, output: Output = FIGURES) -> None:
+def paced(turns: Turns = 3, output: Output = RESULTS) -> None:
     """Against the lock-step loop, with engines that take time and no CPU."""
     from .paced import Pace, Paced, Solutions
 
@@ -186,13 +186,13 @@ def held(name: str, n: int) -> None:
 
 
 @app.command()
-def report(given: Output = FIGURES) -> None:
-    """The tables, and the picture beside the figures."""
-    from . import picture
+def report(given: Output = RESULTS) -> None:
+    """The tables, and the plot beside the results."""
+    from . import plot
 
     found = json.loads(given.read_text("utf-8"))
-    print(picture.table(picture.rows(found)), "", picture.table(picture.ratio_rows(found)), sep="\n")
-    print(*picture.draw(found, given.with_name("speed")))
+    print(plot.table(plot.rows(found)), "", plot.table(plot.ratio_rows(found)), sep="\n")
+    print(*plot.draw(found, given.with_name("speed")))
 
 
 async def _measured(
@@ -213,7 +213,7 @@ async def _measured(
                         solved = await ask_all(way, questions, concurrency)
                 texts[name] = solved
                 runs[name].append(
-                    figures(solved, clock) | {"mb_a_question": (peak.mb - peak.before) / concurrency}
+                    metrics(solved, clock) | {"mb_a_question": (peak.mb - peak.before) / concurrency}
                 )
                 _say(concurrency, name, runs[name][-1])
             for name in WAYS:
@@ -241,7 +241,7 @@ async def _against_lock_step(place: Any, turns: int) -> dict[str, Any]:
                 async with place.lock_step(questions) as loop:
                     with Clock(place.elsewhere) as clock:
                         texts[name] = await loop()
-            runs[name].append(figures(texts[name], clock))
+            runs[name].append(metrics(texts[name], clock))
             _say(LOCK_STEPPED, name, runs[name][-1])
         runs["trim"][-1]["same_solutions"] = same(texts["trim"], texts["lock_step"])
         runs["lock_step"][-1]["same_solutions"] = 1.0
@@ -258,7 +258,7 @@ def _seed(turn: int) -> int:
 
 
 def _turned(names: list[str], turn: int) -> list[str]:
-    """Begin with another one at each turn."""
+    """Begins with another one at each turn."""
     return names[turn % len(names) :] + names[: turn % len(names)]
 
 

@@ -97,12 +97,12 @@ def crowd() -> dict[str, Any]:
 
 
 def held(name: str, n: int) -> dict[str, Any]:
-    """Ask so many questions at once of models that take their time; all of them must be answered."""
+    """Asks so many questions at once of models that take their time; all of them must be answered."""
     return asyncio.run(all_at_once(WAYS[name](instant(WAIT_S, steps=HELD_STEPS)), n))
 
 
 async def all_at_once(ask: Ask, n: int) -> dict[str, Any]:
-    """Ask so many questions at once, and count those that failed."""
+    """Asks so many questions at once, and counts those that failed."""
     await ask(mixed(1, seed=1000)[0])
     questions = (mixed(20) * (n // 20 + 1))[:n]
     gc.collect()

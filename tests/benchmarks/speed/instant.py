@@ -35,7 +35,7 @@ class InstantModel(BaseChatModel):
         return "instant"
 
     def step_after(self, messages: list[BaseMessage]) -> Written:
-        """Return the step that follows a conversation."""
+        """Returns the step that follows a conversation."""
         last = messages[-1]
         done = str(last.content).count(DEFAULT_DELIMITER) if isinstance(last, AIMessage) else 0
         if done == self.steps - 1:
@@ -43,7 +43,7 @@ class InstantModel(BaseChatModel):
         return Written(f"Step {done + 1}: what is said here takes about sixty letters.", False, TOKENS)
 
     async def take(self, step: Written) -> None:
-        """Take the time that writing a step takes."""
+        """Takes the time that writing a step takes."""
         await asyncio.sleep(self.delay)
 
     def _generate(

@@ -18,19 +18,19 @@ from .ways import Solved, Way
 
 
 def mixed_problems(n: int, seed: int = 0) -> list[Problem]:
-    """Draw problems of mixed length: half of them of 4 to 7 operations, half of 8 to 12."""
+    """Draws problems of mixed length: half of them of 4 to 7 operations, half of 8 to 12."""
     drawn = [*problems("standard", n - n // 2, seed=seed), *problems("hard", n // 2, seed=seed)]
     random.Random(seed).shuffle(drawn)
     return drawn
 
 
 def mixed(n: int, seed: int = 0) -> list[str]:
-    """Draw the questions of such problems."""
+    """Draws the questions of such problems."""
     return [problem.question for problem in mixed_problems(n, seed)]
 
 
 async def ask_all(way: Way, questions: Sequence[str], concurrency: int) -> list[Solved]:
-    """Ask all questions, at most ``concurrency`` at once."""
+    """Asks all questions, at most ``concurrency`` at once."""
     waiting = iter(enumerate(questions))
     solved: dict[int, Solved] = {}
 
@@ -46,7 +46,7 @@ class Clock:
     """Seconds that passed, and seconds of CPU that this process used, and others.
 
     Args:
-        elsewhere: Tells the CPU seconds of other processes so far.
+        elsewhere: Returns the CPU seconds of other processes so far.
     """
 
     def __init__(self, elsewhere: Callable[[], float] = lambda: 0.0) -> None:
@@ -69,8 +69,8 @@ def cpu_of(processes: Iterable[psutil.Process]) -> float:
     return float(sum(one.user + one.system for one in times))
 
 
-def figures(solved: Sequence[Solved], clock: Clock) -> dict[str, float]:
-    """Say what a run came to."""
+def metrics(solved: Sequence[Solved], clock: Clock) -> dict[str, float]:
+    """Returns the totals of a run."""
     steps = sum(one.steps for one in solved)
     seconds = sorted(one.seconds for one in solved)
     first = sorted(one.first_seconds for one in solved if one.first_seconds is not None)
@@ -97,7 +97,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 
 def medians(runs: Iterable[dict[str, float]]) -> dict[str, float]:
-    """The median of each figure over repeated runs."""
+    """The median of each metric over repeated runs."""
     runs = list(runs)
     return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
@@ -131,7 +131,7 @@ class Peak:
 
 
 def ratios(runs: dict[str, list[dict[str, float]]], of: str, to: Sequence[str]) -> dict[str, Any]:
-    """Ratios of figures within each repetition, the median of them."""
+    """Ratios of metrics within each repetition, the median of them."""
     names = ("questions_per_s", "tokens_per_s", "latency_s", "latency_p95_s", "first_step_s", "cpu_ms_a_step")
     return {
         other: {

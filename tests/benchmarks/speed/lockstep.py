@@ -27,11 +27,11 @@ class Batches(Protocol):
     """Answers a batch at a time."""
 
     async def write(self, writer: str, prompts: list[Any]) -> list[Written]:
-        """Have one model write one step for each prompt."""
+        """Has one model write one step for each prompt."""
         ...
 
     async def score(self, asked: list[tuple[str, list[str]]]) -> list[float]:
-        """Have the PRM rate the last of each question's steps."""
+        """Has the PRM rate the last of each question's steps."""
         ...
 
 
@@ -56,7 +56,7 @@ async def solve_all(
     batches: Batches,
     join: Callable[[str, Any, str], Any],
 ) -> list[Solved]:
-    """Solve questions in lock-step.
+    """Solves questions in lock-step.
 
     Args:
         questions: All of them advance together; those that have ended leave the batch.

@@ -39,7 +39,7 @@ class Writing:
         self._begun = self._busy_until = -math.inf
 
     async def passes(self, n: int) -> None:
-        """Take part in the next so many passes."""
+        """Takes part in the next so many passes."""
         now = asyncio.get_running_loop().time()
         if now >= self._busy_until:
             self._begun = now
@@ -57,7 +57,7 @@ class Scoring:
         self._busy_until = -math.inf
 
     async def read(self, n: int) -> None:
-        """Read so many solutions."""
+        """Reads so many solutions."""
         now = asyncio.get_running_loop().time()
         self._busy_until = max(now, self._busy_until) + n * self.solution_s
         await asyncio.sleep(self._busy_until - now)
@@ -79,7 +79,7 @@ class Solutions:
             ]
 
     def after(self, question: str, prefix: str) -> Written:
-        """Return the step that follows."""
+        """Returns the step that follows."""
         return self._steps[question][prefix.count(DEFAULT_DELIMITER)]
 
     def score(self, question: str, number: int) -> float:
@@ -96,14 +96,14 @@ class PacedModel(InstantModel):
     solutions: Solutions
 
     def step_after(self, messages: list[BaseMessage]) -> Written:
-        """Return the right step that follows a conversation."""
+        """Returns the right step that follows a conversation."""
         last = messages[-1]
         prefix = str(last.content) if isinstance(last, AIMessage) else ""
         question = next(str(one.content) for one in messages if one.type == "human")
         return self.solutions.after(question, prefix)
 
     async def take(self, step: Written) -> None:
-        """Take part in as many passes as the step has tokens, and one that reads the prompt."""
+        """Takes part in as many passes as the step has tokens, and one that reads the prompt."""
         await self.engine.passes(step.tokens + 1)
 
 

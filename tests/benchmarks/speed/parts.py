@@ -22,7 +22,7 @@ Call = tuple[str, list[str]]
 
 
 async def measured(place: Servers, turns: int) -> dict[str, Any]:
-    """Ask one server after the other; medians of the turns."""
+    """Asks one server after the other; medians of the turns."""
     found: dict[str, list[float]] = {"small": [], "large": [], "scorer": []}
     for turn in range(turns + 1):
         models, calls = await place.fresh(), _calls(turn)

@@ -55,7 +55,7 @@ def on_a_gpu(name: str) -> dict[str, Any]:
 
 
 def server_options(name: str) -> list[str]:
-    """Give a server on a GPU the settings of an engine in this process."""
+    """Gives a server on a GPU the settings of an engine in this process."""
     engine = on_a_gpu(name)
     reported = {
         "dtype": engine["dtype"],

@@ -104,7 +104,7 @@ class Written(NamedTuple):
 
 
 async def write(model: Any, question: str, prefix: str) -> Written:
-    """Ask for one step, as `generate_step` does."""
+    """Asks for one step, as `generate_step` does."""
     message = await model.ainvoke(
         compose([HumanMessage(question)], DEFAULT_INSTRUCTION, prefix),
         stop=[DEFAULT_DELIMITER],

@@ -44,7 +44,7 @@ SHAPES = {
 
 
 def widen_all(target: Path, *, device: str = "cpu") -> dict[str, Path]:
-    """Write the three models in bfloat16 to a folder.
+    """Writes the three models in bfloat16 to a folder.
 
     Args:
         target: Gets a folder for each.
@@ -69,7 +69,7 @@ def widen(
     device: str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
 ) -> Path:
-    """Write one model in another shape.
+    """Writes one model in another shape.
 
     Args:
         source: Folder of a Qwen2 model, with one key and value head for each head.
@@ -126,7 +126,7 @@ class _Wider:
         }
 
     def config(self, dtype: torch.dtype) -> dict[str, Any]:
-        """Return that of the new model."""
+        """Returns that of the new model."""
         shape = self._shape
         return self._config | {
             "hidden_size": shape.hidden,
@@ -141,7 +141,7 @@ class _Wider:
         }
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the new weights by their names."""
+        """Yields the new weights by their names."""
         for name, old in self._old.items():
             if not name.startswith("model.layers."):
                 size = tuple(self._shape.hidden if n == self._hidden else n for n in old.shape)
@@ -165,7 +165,7 @@ class _Wider:
         rows: torch.Tensor | None = None,
         columns: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Put what was learned into zeros."""
+        """Puts what was learned into zeros."""
         if name.endswith("norm.weight"):
             # The mean square that it divides by is taken over the new zeros too.
             old = old * (self._hidden / self._shape.hidden) ** 0.5

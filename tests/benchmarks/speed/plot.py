@@ -1,4 +1,4 @@
-"""The table and the picture of what was measured."""
+"""The table and the plot of what was measured."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ PLACES = {
 }
 
 
-def _parts(figures: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """What was measured: where, how many at once, and the figures."""
+def _parts(results: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """What was measured: where, how many at once, and the metrics."""
     for place, called in PLACES.items():
-        parts = {key: found for key, found in figures.get(place, {}).items() if isinstance(found, dict)}
+        parts = {key: found for key, found in results.get(place, {}).items() if isinstance(found, dict)}
         for at_once in sorted(parts, key=lambda key: int(key) if key.isdigit() else math.inf):
             found = parts[at_once]
             yield called, "128, lock-step" if at_once == "lock_step" else at_once, found
-    for pace, found in figures.get("paced", {}).items():
+    for pace, found in results.get("paced", {}).items():
         if isinstance(found, dict):
             yield f"emulated, {pace}", "128, lock-step", found
 
 
-def rows(figures: dict[str, Any]) -> Iterator[list[str]]:
+def rows(results: dict[str, Any]) -> Iterator[list[str]]:
     """The cells of the table, its head first."""
     yield [
         "where",
@@ -39,7 +39,7 @@ def rows(figures: dict[str, Any]) -> Iterator[list[str]]:
         "first step s (p95)",
         "CPU ms a step (elsewhere)",
     ]
-    for called, label, found in _parts(figures):
+    for called, label, found in _parts(results):
         for way, run in found["ways"].items():
             yield [
                 called,
@@ -53,10 +53,10 @@ def rows(figures: dict[str, Any]) -> Iterator[list[str]]:
             ]
 
 
-def ratio_rows(figures: dict[str, Any]) -> Iterator[list[str]]:
-    """The graph's figures as ratios to the others', medians over the turns."""
+def ratio_rows(results: dict[str, Any]) -> Iterator[list[str]]:
+    """The graph's metrics as ratios to the others', medians over the turns."""
     yield ["where", "at once", "the graph to", "throughput", "latency", "CPU a step"]
-    for called, label, found in _parts(figures):
+    for called, label, found in _parts(results):
         for other, ratio in found["trim_to"].items():
             names = ("questions_per_s", "latency_s", "cpu_ms_a_step")
             cells = [f"{ratio[name]:.2f}" for name in names]
@@ -69,8 +69,8 @@ def table(cells: Iterator[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * (lines[0].count("|") - 1), *lines[1:]])
 
 
-def draw(figures: dict[str, Any], stem: Path) -> list[Path]:
-    """Draw throughput by way, and CPU by way."""
+def draw(results: dict[str, Any], stem: Path) -> list[Path]:
+    """Draws throughput by way, and CPU by way."""
     from matplotlib.figure import Figure
 
     from trim_graph.evaluation.plots import COLOURS, save_plot
@@ -88,7 +88,7 @@ def draw(figures: dict[str, Any], stem: Path) -> list[Path]:
     groups = [
         (f"{called}\n{'128' if at_once == 'lock_step' else at_once}", found["ways"])
         for place, called in PLACES.items()
-        for at_once, found in figures.get(place, {}).items()
+        for at_once, found in results.get(place, {}).items()
         if at_once in ("64", "lock_step")
     ]
     for number, name in enumerate(names):
@@ -111,8 +111,8 @@ def draw(figures: dict[str, Any], stem: Path) -> list[Path]:
     left.set_xlabel("where, and questions at once")
     left.set_ylabel("questions/s")
     left.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-    if "graph" in figures:
-        spent = figures["graph"]["cpu"]["ms_a_step"]
+    if "graph" in results:
+        spent = results["graph"]["cpu"]["ms_a_step"]
         order = ("bare", "empty", "skeleton", "trim")
         shown = {
             "empty": "four empty\nnodes",
@@ -123,6 +123,6 @@ def draw(figures: dict[str, Any], stem: Path) -> list[Path]:
         right.bar([shown[name] for name in order], [spent[name] for name in order], color=COLOURS[2])
         right.tick_params(axis="x", labelsize=7)
         right.set_ylabel("CPU ms a step, instant models")
-    picture, drawing = save_plot(figure, stem)
-    drawing.unlink()  # the README shows the other
-    return [picture]
+    png, svg = save_plot(figure, stem)
+    svg.unlink()  # the README shows the other
+    return [png]
