@@ -1,4 +1,4 @@
-"""An agent with two tools, on scripted models, whose turns are routed; it tells which tools ran."""
+"""An agent with two tools, on scripted models, whose turns are routed; it records which tools ran."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUESTION = "What is 12 * 12, and which city is largest?"
 
 
 def calling(*calls: tuple[str, dict[str, Any]], text: str = "", by: str = "") -> AIMessage:
-    """A turn that calls tools, each given by name and arguments; their ids tell the writer."""
+    """A turn that calls tools, each given by name and arguments; their ids name the writer."""
     made = [tool_call(name=name, args=args, id=f"{by}{index}") for index, (name, args) in enumerate(calls)]
     return AIMessage(text, tool_calls=made)
 

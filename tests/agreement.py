@@ -1,4 +1,4 @@
-"""Two sets of models that should do the same: what runs over many problems tell, and where they differ."""
+"""Two sets of models that should do the same: events of runs over many problems, and where they differ."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 
 class ByFolder(LoadScopeScheduling):
-    """Hands out folders in the order of the tests; of the files that stand in no folder, one by one."""
+    """Hands out folders in the order of the tests; of the files in no folder, one by one."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "/".join(nodeid.partition("::")[0].split("/")[:2])

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hypothesis  # noqa: F401 - or its plugin does at the very end, where Python 3.11 fails to parse it
+import hypothesis  # here, or its plugin does at the very end, where Python 3.11 fails to parse it
 import pytest
 from langchain_core.messages import BaseMessage, HumanMessage
 
 from trim_graph.graph import create_trim_graph
 from trim_graph.policies import threshold
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
+
+# On a busy machine any example may take long; what must be fast has a test of its own.
+hypothesis.settings.register_profile("tests", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("tests")
 
 SMALL = ["small one", "small two", "small three", "so it is \\boxed{4}"]
 LARGE = ["LARGE one", "LARGE two", "LARGE three", "SO it is \\boxed{5}"]
@@ -49,7 +53,7 @@ class Rig:
         return [call["messages"] for call in getattr(self, writer).calls]
 
     def steps(self, question: str = QUESTION, **options: Any) -> list[dict[str, Any]]:
-        """The accepted steps, as the events of a run tell them."""
+        """The accepted steps, as the events of a run report them."""
         stream = self.graph.stream({"messages": [HumanMessage(question)]}, stream_mode="custom", **options)
         return [event for event in stream if event["event"] == "accepted"]
 

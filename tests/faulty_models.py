@@ -78,7 +78,7 @@ class Made:
 
 @dataclass(eq=False)
 class Line:
-    """One run as its user goes on with it."""
+    """One run as its user resumes it."""
 
     thread: str
     plans: deque[Plan] = field(default_factory=deque)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy as np
 from trim_graph.policies.base import Observation, with_memory
 from trim_graph.policies.pomdp import Floats, pomdp
 from trim_graph.training.fitting import Drafts, TrainingData, counts_of, ending_chances, step_accuracy
-from trim_graph.training.simulator import Simulator, StatelessBatchPolicy
+from trim_graph.training.planner import BatchPomdp
+from trim_graph.training.simulator import ACCEPT, ObservationBatch, Simulator, StatelessBatchPolicy
 from trim_graph.training.step_model import STATES, Ints, StepModel, labelled_steps
 
 
@@ -143,3 +145,20 @@ def losses(policy: pomdp, trace: Mapping[str, Any]) -> Floats:
 def batch_threshold(t: float) -> StatelessBatchPolicy:
     """Regenerates drafts whose score is below ``t``."""
     return StatelessBatchPolicy(lambda batch: (batch.score < t).astype(np.intp))
+
+
+@dataclass
+class CutOff:
+    """A planned policy that knows no budget; a draft that the budget cannot replace stays."""
+
+    policy: BatchPomdp
+
+    def begin(self, n: int) -> None:
+        """Begins ``n`` new solutions."""
+        self.policy.begin(n)
+
+    def decide(self, seen: ObservationBatch) -> Ints:
+        """Returns one decision a row."""
+        unlimited = replace(seen, large_left=np.full_like(seen.large_left, np.inf))
+        affordable = seen.tokens * self.policy.plan.large_ratio <= seen.large_left
+        return np.where(affordable, self.policy.decide(unlimited), ACCEPT)

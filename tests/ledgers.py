@@ -105,7 +105,7 @@ def check_expired(ledger: Ledger) -> None:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Calls that reserve, end, crash, go on beside each other and are cleared away, in any order.
+    """Calls that reserve, end, crash, continue beside each other and are cleared away, in any order.
 
     ``generated`` is what models really wrote. It may pass the limit only by what they wrote beyond what they
     were granted.

@@ -58,7 +58,7 @@ class PacedModel(ScriptedChatModel):
 
 
 class StoppableModel(PacedModel):
-    """Ends where ``stop_when`` says so, and tells what it has written.
+    """Ends where ``stop_when`` says so, and reports what it has written.
 
     At prefixes in ``hangs`` it writes a word a turn, for ever, after ``silent`` turns without one.
     """
@@ -105,7 +105,7 @@ class PacedScorer:
     def __init__(self, scores: dict[str, float] | None = None, *, turns: int = 0, fails: Any = ()) -> None:
         self.scores, self.turns, self.fails = scores or {}, turns, fails
         self.at_work: Callable[[str], None] = lambda text: None
-        """Told of the draft once it has waited."""
+        """Gets the draft once it has waited."""
         self.waits: dict[str, asyncio.Event] = {}
         """What it waits for besides, by the text of the draft."""
 

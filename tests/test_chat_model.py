@@ -1,4 +1,4 @@
-"""The router as a chat model: one call to whoever uses it, whatever goes on inside."""
+"""The router as a chat model: one call to whoever uses it, whatever happens inside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Large calls that an error or a cancellation cut off: a run that goes on in the same process pays."""
+"""Large calls that an error or a cancellation cut off: a run that resumes in the same process pays."""
 
 from __future__ import annotations
 

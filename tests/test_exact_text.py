@@ -55,7 +55,7 @@ class Hosted(BaseChatModel):
     talkative: bool = False
     """Whether it writes all that remains when asked for a step."""
     again: bool = False
-    """Whether it repeats the words of a cut step as it is asked to, or just goes on."""
+    """Whether it repeats the words of a cut step as it is asked to, or just continues."""
 
     @property
     def _llm_type(self) -> str:

@@ -258,7 +258,7 @@ def test_each_word_belongs_to_the_part_that_the_marks_say(
 
 
 def carries_on(text):
-    """Goes on behind the visible characters of the prefix; the graph drops blank pieces."""
+    """Continues after the visible characters of the prefix; the graph drops blank pieces."""
 
     def rest(prefix):
         place, seen = 0, len("".join(prefix.split()))

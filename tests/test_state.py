@@ -1,4 +1,4 @@
-"""What stands in the checkpoints: JSON, only what changed, append-only steps, nothing of another run."""
+"""The content of the checkpoints: JSON, only what changed, append-only steps, nothing of another run."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_new_question_in_the_middle_of_a_run_drops_that_run(make, sqlite):
     assert result["trim"]["steps"] == {"small": 3, "large": 1}
 
 
-# Stopping, going on, going another way
+# Stopping, resuming, taking another way
 
 
 @contextmanager

@@ -105,21 +105,7 @@ class ScriptedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        message = self._generate(messages, stop, **kwargs).generations[0].message
-        assert isinstance(message, AIMessage)
-        for index, word in enumerate(str(message.text).split(" ")):
-            chunk = ChatGenerationChunk(message=AIMessageChunk(content=f" {word}" if index else word))
-            if run_manager:
-                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-            yield chunk
-        yield ChatGenerationChunk(
-            message=AIMessageChunk(
-                content="",
-                usage_metadata=message.usage_metadata,
-                response_metadata=message.response_metadata,
-                chunk_position="last",
-            )
-        )
+        return _word_by_word(self._generate(messages, stop, **kwargs), run_manager)
 
     def _rest(self, prefix: str) -> str:
         if callable(self.script):
@@ -209,28 +195,34 @@ class ScriptedToolModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        message = self._generate(messages, stop, **kwargs).generations[0].message
-        assert isinstance(message, AIMessage)
-        for index, word in enumerate(str(message.text).split(" ")):
-            chunk = ChatGenerationChunk(message=AIMessageChunk(content=f" {word}" if index else word))
-            if run_manager:
-                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-            yield chunk
-        whole = [(call["name"], json.dumps(call["args"]), call["id"]) for call in message.tool_calls]
-        broken = [(call["name"], call["args"], call["id"]) for call in message.invalid_tool_calls]
-        chunks = [
-            tool_call_chunk(name=name, args=args, id=called, index=index)
-            for index, (name, args, called) in enumerate([*whole, *broken])
-        ]
-        yield ChatGenerationChunk(
-            message=AIMessageChunk(
-                content="",
-                tool_call_chunks=chunks,
-                usage_metadata=message.usage_metadata,
-                response_metadata=message.response_metadata,
-                chunk_position="last",
-            )
+        return _word_by_word(self._generate(messages, stop, **kwargs), run_manager)
+
+
+def _word_by_word(
+    result: ChatResult, run_manager: CallbackManagerForLLMRun | None
+) -> Iterator[ChatGenerationChunk]:
+    message = result.generations[0].message
+    assert isinstance(message, AIMessage)
+    for index, word in enumerate(str(message.text).split(" ")):
+        chunk = ChatGenerationChunk(message=AIMessageChunk(content=f" {word}" if index else word))
+        if run_manager:
+            run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+        yield chunk
+    whole = [(call["name"], json.dumps(call["args"]), call["id"]) for call in message.tool_calls]
+    broken = [(call["name"], call["args"], call["id"]) for call in message.invalid_tool_calls]
+    chunks = [
+        tool_call_chunk(name=name, args=args, id=called, index=index)
+        for index, (name, args, called) in enumerate([*whole, *broken])
+    ]
+    yield ChatGenerationChunk(
+        message=AIMessageChunk(
+            content="",
+            tool_call_chunks=chunks,
+            usage_metadata=message.usage_metadata,
+            response_metadata=message.response_metadata,
+            chunk_position="last",
         )
+    )
 
 
 def _within(turn: AIMessage, limit: int | None) -> tuple[AIMessage, int]:

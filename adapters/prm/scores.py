@@ -125,7 +125,7 @@ def serve_options(
     """Returns the arguments after ``vllm serve MODEL`` for a PRM of this format.
 
     The server classifies an input at its last token (pooling type LAST), which is where the score of its last
-    step is, and vLLM takes what stands before from its prefix cache. The cache is on by default for this
+    step is, and vLLM takes the tokens before from its prefix cache. The cache is on by default for this
     pooling type. A language model that answers + or - is served as a classifier of one label, whose weights
     vLLM takes from the two rows of the output matrix (``method: from_2_way_softmax``): the sigmoid of their
     difference is the probability of + against -.

@@ -44,7 +44,7 @@ class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
     """Scores steps with a process reward model on vLLM's asynchronous engine in this process.
 
     Where the format allows it, the engine scores an input at its end (pooling type LAST), its prefix cache
-    holds what stands before, and a pass reads the newest step only; see `VLLMProcessReward`. Token ids and
+    holds the tokens before, and a pass reads the newest step only; see `VLLMProcessReward`. Token ids and
     positions are made here, so that special tokens in a text stay text. For the engine see
     `ChatVLLMEngine`, for the formats `TransformersProcessReward`; a checkpoint with a value head has to be
     converted for vLLM (``trim-graph convert-prm``).

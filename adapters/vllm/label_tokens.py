@@ -12,9 +12,6 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-LIMIT = 128
-"""Most token ids that vLLM reads for one answer (``MAX_LOGPROB_TOKEN_IDS``)."""
-
 _BEFORE = ":"
 """Text in front of a label, so that no tokenizer takes it for the beginning of a text."""
 

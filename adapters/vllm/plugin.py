@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -40,9 +39,9 @@ def is_installed() -> bool:
     return any(point.name == NAME for point in entry_points(group=GROUP))
 
 
-def is_allowed(environment: Mapping[str, str] = os.environ) -> bool:
-    """Returns whether a vLLM with these environment variables loads the plugin that it finds."""
-    allowed = environment.get("VLLM_PLUGINS")
+def is_allowed() -> bool:
+    """Returns whether a vLLM with this process's environment variables loads the plugin that it finds."""
+    allowed = os.environ.get("VLLM_PLUGINS")
     return allowed is None or NAME in allowed.split(",")
 
 

@@ -95,7 +95,7 @@ class VLLMProcessReward(ServedReward, VLLMServerPRMSettings):
     The server is started as ``vllm serve MODEL`` with what `trim_graph.adapters.prm.scores.serve_options`
     gives for the format. Its answers show how it pools:
 
-    - LAST (``classify``): it scores an input at its end, and its prefix cache holds what stands before.
+    - LAST (``classify``): it scores an input at its end, and its prefix cache holds the tokens before.
       Scores that are known are kept here (``cache_size``), so a pass scores the newest step only, and takes
       as long for the hundredth step as for the first. Steps that were not scored yet, such as those of the
       large model, are further inputs of the same request.

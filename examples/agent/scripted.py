@@ -1,6 +1,6 @@
 """Models from a script for the shop's question: what the small one gets wrong, a judge notices.
 
-The tools are real, and so is the judge's prompt; the models only say what stands here, whatever the question.
+The tools are real, and so is the judge's prompt; the models only say the texts below, whatever the question.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Problems of the arithmetic world, their exact solutions, and the exact check of a step.
 
 A problem is a question in plain English and a sequence of `Operation`s. An operand is a number from the
-question or the result of an earlier step, so that a step can be checked *given what stands before it*: a
+question or the result of an earlier step, so that a step can be checked *given the text before it*: a
 step that carries on correctly from an earlier mistake is a correct step of a lost solution.
 """
 
@@ -168,7 +168,7 @@ def expected_step(problem: Problem, before: Sequence[str]) -> str | None:
 
 
 def label_steps(problem: Problem, steps: Sequence[str]) -> list[bool]:
-    """Says for each step whether it is right given what stands before it."""
+    """Says for each step whether it is right given the text before it."""
     return [step == expected_step(problem, steps[:index]) for index, step in enumerate(steps)]
 
 

@@ -48,7 +48,7 @@ class ScriptedServer:
     """Answers ``POST /v1/chat/completions`` on a free local port while used as a context manager.
 
     Args:
-        script: From a request's body to the answer; a text stands for an answer that ended by itself.
+        script: Makes the answer from a request's body; a text is an answer that ended by itself.
         latency: Seconds that every answer takes.
         token_latency: Seconds more for each token of it.
 

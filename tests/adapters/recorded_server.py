@@ -57,7 +57,7 @@ def _event(delta, *, written, finish=None, stop=None):
 
 
 class Broken(httpx.AsyncByteStream):
-    """A body that stops in the middle: with an error, or by never going on."""
+    """A body that stops in the middle: with an error, or it never continues."""
 
     def __init__(self, events: list[dict[str, Any]], *, hangs: bool = False) -> None:
         self._events = events

@@ -327,7 +327,7 @@ class Crashing(ScriptedToolModel):
 
 @pytest.fixture
 def crash(monkeypatch):
-    """An agent that dies in a turn, and goes on as another process."""
+    """An agent that dies in a turn, and resumes as another process."""
 
     def run(writer, go_on=None, **options):
         model = Crashing(script={"small": SMALL, "large": LARGE}[writer], name="huge")

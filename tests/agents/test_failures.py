@@ -102,7 +102,7 @@ def test_where_the_small_model_fails_the_large_one_writes(asynchronously):
 @both_ways
 @pytest.mark.parametrize("part", ["small", "large", "scorer"])
 def test_a_conversation_that_has_grown_too_long_is_an_error_that_others_may_act_on(part, asynchronously):
-    """LangChain's middleware shortens it then, which an agent that has ended would not come to."""
+    """LangChain's middleware shortens it then, which an agent that has ended never reaches."""
 
     class Full(ScriptedToolModel):
         def _generate(self, messages, *given, **options):

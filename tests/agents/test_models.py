@@ -28,7 +28,7 @@ ALWAYS = {"large": ALWAYS_LARGE, "small": {"policy": small_only(), "scorer": Non
 
 
 class Down(ScriptedToolModel):
-    """Fails, and tells what that has used as its adapter would; or tells nothing."""
+    """Fails, and reports its usage as its adapter would; or reports nothing."""
 
     used: tuple[int, int] | None = None
     times: int = 99

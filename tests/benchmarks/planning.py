@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.goodness import batch_threshold, goodness_of_fit, least_distance, log_loss, losses
+from tests.goodness import CutOff, batch_threshold, goodness_of_fit, least_distance, log_loss, losses
 from trim_graph.config import build_parts, example_config
 from trim_graph.evaluation.datasets import first_questions, make_dataset
 from trim_graph.evaluation.runner import run_arm
@@ -143,7 +143,7 @@ class Mixed:
         for belief in self.beliefs.values():
             belief.begin(n)
 
-    def on_step(self, simulator: Simulator) -> None:
+    def see(self, simulator: Simulator) -> None:
         under_way = ~simulator.done
         for name, belief in self.beliefs.items():
             found = log_loss(belief.see(simulator.observations), simulator.state)
@@ -156,7 +156,11 @@ class Mixed:
 def beliefs(model: StepModel, n: int) -> dict[str, Any]:
     """Compares the beliefs where the least score is derived from the trajectory's own scores."""
     mixed = Mixed({belief: solve(model, belief=belief) for belief in BELIEFS})
-    simulate(model, mixed, n // 4, rounds=1, seed=TEST, on_step=mixed.on_step)
+    simulator = Simulator(model, n // 4, seed=TEST)
+    mixed.begin(n // 4)
+    while not simulator.done.all():
+        mixed.see(simulator)
+        simulator.step(mixed.decide(simulator.observations))
     found: dict[str, Any] = {}
     for belief in BELIEFS:
         per_solution = np.nanmean(np.stack(mixed.losses[belief]), axis=0)
@@ -180,7 +184,7 @@ def budgets(model: StepModel, n: int, scores: str, belief: str) -> dict[str, Any
     """
     families: dict[str, dict[str, BatchPolicy]] = {
         "cut_off_plans": {
-            str(cost): BatchPomdp(solve(model, Terms(cost), belief=belief), cut_off=True) for cost in COSTS
+            str(cost): CutOff(BatchPomdp(solve(model, Terms(cost), belief=belief))) for cost in COSTS
         },
         "thresholds_of_4": {str(t): batch_threshold(t) for t in FOUR},
         "thresholds_of_19": {str(t): batch_threshold(t) for t in FINE},
@@ -223,7 +227,7 @@ def budgets(model: StepModel, n: int, scores: str, belief: str) -> dict[str, Any
 
 def real(path: Path) -> tuple[StepModel, dict[str, Any]]:
     """Fit on four fifths of the traces; compare beliefs on the rest."""
-    traces = list(read_traces(path, torn=True))
+    traces = list(read_traces(path))
     cut = len(traces) * 4 // 5
     model = fit(traces[:cut], made={"traces": path.name})
     found: dict[str, Any] = {

@@ -220,7 +220,7 @@ class BudgetMachine(RuleBasedStateMachine):
         self.lines.append(line)
         self._invoke(line, {"messages": [HumanMessage(question)]}, before, asynchronously)
         if self._run_id(line) == known:
-            # Nothing of it was stored, so nobody can go on with it.
+            # Nothing of it was stored, so nobody can resume it.
             assert not line.made or self.durability == "async"
         else:
             self.open.append(line)
@@ -253,7 +253,7 @@ class BudgetMachine(RuleBasedStateMachine):
         asynchronously=st.booleans(),
     )
     def branch(self, data: st.DataObject, number: int, steps: int, image: bool, asynchronously: bool) -> None:
-        """Several invocations go on from one checkpoint at once; each is a run of its own from there on."""
+        """Several invocations resume from one checkpoint at once; each is a run of its own from there on."""
         parent = self._line(data, str(next(self.threads)), image)
         self.saver.fails_in = 0
         self._ask(parent, image, "generate_step", asynchronously)

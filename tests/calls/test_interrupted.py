@@ -131,7 +131,7 @@ def test_a_call_whose_result_is_lost_again_and_again_stays_within_the_limit(
 def test_a_bill_is_what_was_written_whatever_is_lost(
     make, outages, durability, limit, asynchronously, explicit
 ):
-    # With "async" the first calls may come before the run itself is stored; nobody can go on with that one.
+    # With "async" the first calls may come before the run itself is stored; nobody can resume that one.
     saver = Flaky({write + (8 if durability == "async" else 0) for write in outages})
     rig = make(
         STEPS,

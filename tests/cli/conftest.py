@@ -71,7 +71,7 @@ class World(BaseChatModel):
 
     def _generate(self, messages, stop=None, run_manager=None, **kwargs):
         if self.delay:
-            Path("started").touch()  # tells a test that the work is under way
+            Path("started").touch()  # shows a test that the work is under way
             time.sleep(self.delay)
         problem = known(next(m.text for m in messages if m.type == "human"))
 

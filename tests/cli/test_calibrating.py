@@ -185,7 +185,7 @@ def test_a_calibration_that_goes_on_tries_what_one_at_a_stretch_does(world, run,
     with monkeypatch.context() as patch:
         patch.setattr(RecordFile, "append", append)
         assert run(*common, "--keep", "cut").exit_code == 130
-    for folder in ("cut", "whole"):  # gone on with, and asked for again
+    for folder in ("cut", "whole"):  # resumed, and asked for again
         assert run(*common, "--keep", folder, "--json", "again.json").exit_code == 0
         assert json.loads((world / "again.json").read_text())["points"] == points
 

@@ -146,7 +146,7 @@ def test_garbage_in_the_middle_is_reported_and_left_alone(world, run):
 
 
 class Failing:
-    """Wraps the world's small model; some questions fail until it is mended."""
+    """Wraps the world's small model; some questions fail until it is repaired."""
 
     def __init__(self, monkeypatch, fails):
         from trim_graph.cli import collect as cli_collect

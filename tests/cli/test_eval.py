@@ -301,10 +301,10 @@ def test_an_evaluation_asks_nobody_and_draws_from_no_account(world, run):
 
 
 class Failing:
-    """Wraps a model; calls for some questions fail until it is mended."""
+    """Wraps a model; calls for some questions fail until it is repaired."""
 
     def __init__(self, models, fails):
-        self.models, self.fails, self.mended = models, fails, False
+        self.models, self.fails, self.repaired = models, fails, False
 
     def parts(self):
         outer, models = self, self.models
@@ -312,7 +312,7 @@ class Failing:
         class Broken(models.World):
             def _generate(self, messages, *given, **named):
                 asked = next(message.text for message in messages if message.type == "human")
-                if not outer.mended and outer.fails(asked):
+                if not outer.repaired and outer.fails(asked):
                     raise OSError("the server is gone")
                 return super()._generate(messages, *given, **named)
 
@@ -331,13 +331,13 @@ def test_what_fails_is_reported_counts_as_wrong_and_is_run_again(world, models, 
     assert failed[0]["error"] == "OSError: the server is gone"
     assert f"{len(failed)} runs of small failed: they count as wrong, and as free" in result.stdout
     whole = {row["index"]: row for row in rows if not row["error"]}
-    failing.mended = True
+    failing.repaired = True
     assert evaluate(run, n=8).exit_code == 0
     assert [row["error"] for row in rows_of("run", "small")] == [row["error"] for row in rows]
     assert evaluate(run, "--retry-errors", n=8).exit_code == 0
-    mended = rows_of("run", "small")
-    assert not any(row["error"] for row in mended)
-    assert {row["index"]: row for row in mended if row["index"] in whole} == whole
+    repaired = rows_of("run", "small")
+    assert not any(row["error"] for row in repaired)
+    assert {row["index"]: row for row in repaired if row["index"] in whole} == whole
 
 
 def test_a_dead_server_ends_the_run(world, models, run, monkeypatch):

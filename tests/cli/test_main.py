@@ -88,7 +88,7 @@ def test_missing_extras(start, missing, arguments, line):
 
 
 def test_hosted_models_need_no_load(tmp_path):
-    """No call is made before the question's own, whose first step tells of the server that is not there."""
+    """No call is made before the question's own, whose first step reports the server that is not there."""
     place = "kwargs: {base_url: 'http://127.0.0.1:9/v1', max_retries: 0}"
     hosted = f"{{type: langchain, model: 'openai:m', {place}}}"
     (tmp_path / "trim.yaml").write_text(

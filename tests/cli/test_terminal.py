@@ -260,8 +260,8 @@ def test_nor_does_what_is_printed_while_a_display_moves(stream):
         ) as bar:
             bar.add_task(POISON)
             print(f"{POISON}\x1b[31mred", file=getattr(sys, stream), flush=True)
-        with status(POISON) as tell:
-            tell(f"next {POISON}")
+        with status(POISON) as report:
+            report(f"next {POISON}")
     assert not ACTS.search(others(err))
     assert "\x1b[31m" not in err.getvalue()
     assert "\x1b]8" not in err.getvalue()

@@ -1,4 +1,4 @@
-"""A process that has workers on a cluster and tells a test, a JSON object a line, what they do.
+"""A process that has workers on a cluster and reports to a test, a JSON object a line, what they do.
 
 It is one of its own because a cluster is left as it was found only when its process has ended. Called as
 ``python ray_site.py ADDRESS FOLDER``.
@@ -39,7 +39,7 @@ CONFIG = make_config(
 N = 24
 
 
-def tell(**what: Any) -> None:
+def report(**what: Any) -> None:
     print(json.dumps(what), file=sys.__stdout__, flush=True)
 
 
@@ -73,7 +73,7 @@ def collect(executor: Any, *, aloud: bool = False) -> list[Any]:
     def keep(record: Any) -> None:
         records.append({**record, "seconds": 0.0, "first_step_seconds": None})
         if aloud and len(records) == N // 3:
-            tell(scene="begun")
+            report(scene="begun")
 
     task = RunQuestions({"type": "threshold", "t": 0.5}, seed=0, rated=True)
     items = [WorkItem(index, 0, question) for index, question in enumerate(toy.questions(N))]
@@ -87,7 +87,7 @@ def killed(address: str, folder: str) -> None:
     with open_ray_executor(address, partial(models, folder), CONFIG, count=2) as executor:
         records = collect(executor, aloud=True)
     ordered = sorted(records, key=lambda record: record["index"])
-    tell(
+    report(
         scene="killed",
         indices=[record["index"] for record in records],
         same=ordered == sorted(here, key=lambda record: record["index"]),
@@ -106,7 +106,7 @@ def explored(address: str, folder: str) -> None:
     def known(found: Rollouts) -> list[Any]:
         return sorted((trace["index"], str(trace["steps"])) for trace in found.traces)
 
-    tell(
+    report(
         scene="explored",
         left=[left, left_there],
         runs=[here.runs, there.runs],
@@ -132,7 +132,7 @@ def failing(address: str, folder: str) -> None:
                 collect(executor)
         except TrimError as error:
             reported[name] = str(error)
-    tell(scene="failing", **reported)
+    report(scene="failing", **reported)
 
 
 OWN = on_ray.code_identity

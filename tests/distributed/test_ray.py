@@ -29,7 +29,7 @@ LIMIT = 240
 
 @pytest.fixture(scope="module")
 def scenes(cluster, environment, tmp_path_factory):
-    """What ``ray_site.py`` tells, by scene, of a worker that is killed in the middle of the first."""
+    """Reports of ``ray_site.py``, by scene, of a worker that is killed in the middle of the first."""
     folder, training = tmp_path_factory.mktemp("asked"), str(SITE.parent.parent / "training")
     paths = os.pathsep.join([training, environment.get("PYTHONPATH", "")])
     process = subprocess.Popen(

@@ -16,7 +16,7 @@ from trim_graph.doctor.subjects import Subject, subject_of
 
 
 class Server(RecordedServer):
-    """Has special tokens of its own, and strings of tokens as vLLM tells them."""
+    """Has special tokens of its own, and strings of tokens as vLLM reports them."""
 
     end = "<|end|>"
     eats = ""

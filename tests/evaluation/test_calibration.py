@@ -27,7 +27,7 @@ STEPS, TOKENS = 5, 10
 
 
 class World:
-    """Questions whose drafts have scores: a step is wrong with the probability the score tells.
+    """Questions whose drafts have scores: a step is wrong with the probability that the score says.
 
     What costs nothing to compute: a graph that only counts. Its questions are their own seeds.
     """
@@ -99,7 +99,7 @@ async def test_a_spend_needs_no_answers():
     reported = forecast(await calibrator.outcomes(THRESHOLD.policy(found.setting)), large=calibrator.large)
     assert reported["share"]["value"] == found.share
     assert reported["accuracy"] == reported["pgr"] == {"value": None, "interval": None}
-    assert calibrator.small is None  # not run: it would tell nothing
+    assert calibrator.small is None  # not run: it would add nothing
     with pytest.raises(InputError, match="the dataset has none: choose a spend"):
         await World(answers=False).calibrator().find(THRESHOLD, Target("pgr", 0.9))
 

@@ -57,7 +57,7 @@ def test_any_outcomes_have_metrics(rows):
         "small": arm([a for a, _, _ in rows], [0] * len(rows)),
         "large": arm([b for _, b, _ in rows], [t for _, _, t in rows]),
     }
-    for row in compare(arms, resamples=20).values():
+    for row in compare(arms).values():
         assert row["accuracy_interval"].low <= row["accuracy"] + 1e-9 or len(rows) < 30
         assert row["share"] is None or 0 <= row["share"] <= 1
 

@@ -97,7 +97,7 @@ resampled = st.lists(
 
 
 @given(resampled, st.sampled_from([0.0, 0.2, 0.3, 0.5, 1.0]), st.sampled_from([0.2, 0.5, 0.95, 1.0]))
-def test_arrays_give_each_resample_its_own_figure(resamples, share, target):
+def test_arrays_give_each_resample_its_own_metric(resamples, share, target):
     """Points of a resample may have changed places."""
     points = [
         (np.array([one[place][0] for one in resamples]), np.array([one[place][1] for one in resamples]))

@@ -249,11 +249,12 @@ def test_a_dataset_of_the_hub(hub):
         next(make_dataset({"type": "hub", "path": "here", "split": "train"}).questions())
 
 
-def test_ids_of_the_hub_are_distinguished_from_files(tmp_path):
+def test_ids_of_the_hub_are_distinguished_from_files(tmp_path, monkeypatch):
     named = make_dataset("HuggingFaceH4/MATH-500")
     assert (named.type, named.path, named.split) == ("hub", "HuggingFaceH4/MATH-500", "test")
     assert make_dataset("openai/gsm8k:train").split == "train"
     assert make_dataset("a/q.jsonl").type == "file"
     (tmp_path / "a").mkdir()
     (tmp_path / "a/b").write_text("")
-    assert make_dataset("a/b", base=tmp_path).type == "file"
+    monkeypatch.chdir(tmp_path)
+    assert make_dataset("a/b").type == "file"

@@ -36,7 +36,7 @@ def examples():
 
 @pytest.fixture(scope="module")
 def trained(examples):
-    return train_query_router(examples, share=0.4, seed=3)
+    return train_query_router(examples, seed=3).at_share(0.4)
 
 
 def write(path, *rows):
@@ -126,7 +126,7 @@ def test_labels_that_say_nothing_have_an_auc_near_one_half():
 
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.8])
 def test_the_limit_gives_the_share_that_was_asked_for(examples, share):
-    found = train_query_router(examples, share=share, seed=3)
+    found = train_query_router(examples, seed=3).at_share(share)
     assert found.share == pytest.approx(share, abs=0.05)
     fresh = [text for text, _ in questions(400, seed=9)]
     spent = np.mean([found.policy.probability(text) > found.policy.limit for text in fresh])
@@ -157,7 +157,7 @@ def test_run_time_gives_the_probabilities_of_scikit_learn(examples, trained):
 
 
 def test_the_same_seed_trains_the_same_router(examples, trained):
-    again = train_query_router(examples, share=0.4, seed=3)
+    again = train_query_router(examples, seed=3).at_share(0.4)
     assert np.array_equal(again.policy.weights, trained.policy.weights)
     assert again.policy.limit == trained.policy.limit
 
@@ -167,10 +167,12 @@ def test_too_few_questions_of_a_kind_are_refused():
         train_query_router([Example(f"q{n}", float(n >= 5), 1.0) for n in range(40)])
 
 
-@pytest.mark.parametrize("wrong", [{"share": 0.0}, {"share": 1.0}, {"validation": 1.2}])
-def test_a_share_out_of_range_is_refused(examples, wrong):
-    with pytest.raises(SettingsError, match=next(iter(wrong))):
-        train_query_router(examples, **wrong)
+def test_a_share_out_of_range_is_refused(examples, trained):
+    for share in (0.0, 1.0):
+        with pytest.raises(SettingsError, match="share"):
+            trained.at_share(share)
+    with pytest.raises(SettingsError, match="validation"):
+        train_query_router(examples, validation=1.2)
 
 
 # The command

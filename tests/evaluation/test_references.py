@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the data folder besid
 MATH_VERIFY_FAILS = {"2022-II-8": "080 and 081 were both accepted; math-verify reads a set and asks for both"}
 """References that math-verify does not accept as their own answer, by their id, and why. With math-verify
 0.9.0 there is this one among the 500 of MATH-500 and the 482 of AIME; one that appears with a later release
-belongs here with its reason, or the grader is to be mended."""
+belongs here with its reason, or the grader is to be corrected."""
 
 READ_DIFFERENTLY = {
     "52_8": "52",

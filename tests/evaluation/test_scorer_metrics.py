@@ -41,7 +41,7 @@ def benchmark_f1(rated, threshold):
 
 @given(st.lists(solutions(), max_size=12), SCORES)
 def test_f1_is_that_of_the_benchmark(rated, threshold):
-    found = first_error(rated, threshold, resamples=20)["f1"]
+    found = first_error(rated, threshold)["f1"]
     expected = benchmark_f1(rated, threshold)
     assert (found is None) == (expected is None)
     assert found is None or math.isclose(found, expected, abs_tol=1e-12)
@@ -66,12 +66,12 @@ def test_a_known_case():
         Rated((0.9, 0.3), (True, True)),  # a false alarm
         Rated(None, (True, True)),  # the scorer failed: judged wrong
     ]
-    found = compute_scorer_metrics(rated, 0.5, resamples=200)
+    found = compute_scorer_metrics(rated, 0.5)
     first = found["first_error"]
     assert (first["n"], first["erroneous"], found["errors"]) == (5, 2, 1)
     assert (first["accuracy_erroneous"], first["accuracy_correct"]) == (0.5, 1 / 3)
     assert first["f1"] == pytest.approx(0.4)
-    low, high = first_error(rated * 4, 0.5, resamples=200)["f1_interval"]
+    low, high = first_error(rated * 4, 0.5)["f1_interval"]
     assert 0 <= low < 0.4 < high <= 1
     # What stands behind a first wrong step is in no metric.
     assert (found["steps"]["n"], found["steps"]["right"]) == (8, 6)

@@ -1,4 +1,4 @@
-"""The trained policies that ship with the example: they load, route, and stand in the measured table."""
+"""The trained policies that ship with the example: they load, route, and are in the measured table."""
 
 import asyncio
 import json

@@ -155,7 +155,7 @@ def test_the_ends_of_the_threshold_are_the_models_alone(world):
 
 
 def listed(world, results):
-    """A family whose settings came to these numbers of right answers and large tokens."""
+    """A family whose settings gave these numbers of right answers and large tokens."""
     arms = {
         number: Arm(np.arange(len(world)) < right, np.full(len(world), tokens))
         for number, (right, tokens) in enumerate(results)

@@ -200,7 +200,7 @@ def crash_of_another_process(**settings: Any) -> dict[str, Any]:
 
 
 def database_away(**settings: Any) -> dict[str, Any]:
-    """The large model's first answer cannot be stored; the process goes on."""
+    """The large model's first answer cannot be stored; the process continues."""
     saver = MeasuringSaver()
     large = AwayModel(script=LARGE, name="huge", saver=saver)
     return play(lambda graph, config: saver.come_back(), None, large=large, saver=saver, **settings)

@@ -104,7 +104,7 @@ def test_however_a_text_is_cut_its_words_arrive_in_order(make, said, max_step_to
     text = " ".join(said)
 
     def script(prefix):
-        """Carries on behind as many letters as stand in the prefix."""
+        """Continues after as many letters as are in the prefix."""
         place, left = 0, sum(not character.isspace() for character in prefix)
         while left:
             left -= not text[place].isspace()

@@ -1,4 +1,4 @@
-"""A human in the loop: what one is asked, what may be answered, and that the run waits and goes on."""
+"""A human in the loop: what one is asked, what may be answered, and that the run waits and resumes."""
 
 from __future__ import annotations
 

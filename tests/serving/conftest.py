@@ -1,4 +1,4 @@
-"""A program that stands in for a Python with vLLM, in subprocesses of real commands."""
+"""A program in place of a Python with vLLM, in subprocesses of real commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint or ledger file that is damaged or another program's is refused by name, or goes on right."""
+"""A checkpoint or ledger file that is damaged or another program's is refused by name, or resumes right."""
 
 import asyncio
 import random

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 from enumeration import Enumeration
+from goodness import CutOff
 from step_worlds import PUBLISHED, dependent, tables_from, world
 
 from trim_graph import SettingsError
@@ -184,7 +185,7 @@ class TestPublished:
     def test_one_plan_that_knows_the_budget_is_as_good_as_the_best_of_four_that_do_not(self):
         model = load_published(PUBLISHED)
         aware = BatchPomdp(solve(model, budget=240))
-        others = [BatchPomdp(solve(model, Terms(cost)), cut_off=True) for cost in (0.02, 0.05, 0.1, 0.2)]
+        others = [CutOff(BatchPomdp(solve(model, Terms(cost)))) for cost in (0.02, 0.05, 0.1, 0.2)]
         for budget in (60, 120, 240):
             own, *rest = (
                 simulate(model, policy, 20_000, budget=budget, seed=3).right.mean()

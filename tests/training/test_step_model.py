@@ -148,11 +148,10 @@ class TestReading:
 
 
 class TestFitting:
-    @pytest.mark.parametrize("method", ["kernel", "histogram"])
-    def test_it_finds_the_world_the_traces_come_from(self, method):
+    def test_it_finds_the_world_the_traces_come_from(self):
         true = world(large_ratio=1.5)
         traces = traces_from(true, 2000)
-        model = fit(traces[:1700], bins=5, method=method)
+        model = fit(traces[:1700], bins=5)
         assert model.p_small == pytest.approx(true.p_small, abs=0.02)
         assert model.p_large == pytest.approx(true.p_large, abs=0.02)
         assert np.abs(ending_chances(model)[:6] - ending_chances(true)).max() < 0.03
@@ -176,14 +175,15 @@ class TestFitting:
 
     def test_hazard_of_solutions_that_were_cut_off(self):
         lengths, finished = np.array([2, 2, 3, 3, 3]), np.array([True, True, True, True, False])
-        assert hazard_of(lengths, finished, prior=0).tolist() == [0.0, 0.4, 1.0]
+        overall = 4 / 13  # 4 ends, 5 + 5 + 3 solutions that got to a step
+        assert hazard_of(lengths, finished).tolist() == [0.0, (2 + 2 * overall) / (5 + 2), 1.0]
         with pytest.raises(InputError, match="ended by itself"):
             hazard_of(lengths, np.zeros(5, bool))
 
     def test_kernels_keep_their_mass_at_the_borders(self):
         drafts = read_training_data(traces_from(world(), 200)).drafts.scored()
         top = dataclasses.replace(drafts, score=np.ones_like(drafts.score), least=np.ones_like(drafts.least))
-        table, _, _ = estimate(top, np.linspace(0, 1, 11), "kernel")
+        table, _, _ = estimate(top, np.linspace(0, 1, 11))
         assert table.sum() == pytest.approx(1)
         assert table[-1, -1] > 0.95
 
@@ -258,10 +258,13 @@ class TestFile:
 
     @pytest.mark.skipif(not PUBLISHED.exists(), reason="the published parameters are not here")
     def test_published(self):
-        model = load_published(PUBLISHED, scores="omni", ends="llm", large="qwen3-8b", tokens=[10, 20])
-        assert (model.p_large, model.tokens.tolist()) == (pytest.approx(0.99236, abs=1e-5), [10, 20])
-        with pytest.raises(SettingsError, match="no entry 'gsm8k'"):
-            load_published(PUBLISHED, scores="gsm8k")
+        model = load_published(PUBLISHED)
+        assert (model.p_large, model.tokens.tolist()) == (pytest.approx(0.97043, abs=1e-5), [60])
+
+    def test_published_without_an_entry(self, tmp_path):
+        (tmp_path / "published.json").write_text('{"obs": {}}')
+        with pytest.raises(SettingsError, match="no entry 'math-train'"):
+            load_published(tmp_path / "published.json")
 
 
 class TestSimulator:
@@ -269,13 +272,12 @@ class TestSimulator:
     def test_scores_are_the_models(self, scores):
         model = world()
         counts = np.zeros((3, 5, 5))
-
-        def on_step(simulator):
+        simulator = Simulator(model, 40_000, scores=scores)
+        while not simulator.done.all():
             rows = ~simulator.done
             where = (simulator.state, model.bin_of(simulator.least), model.bin_of(simulator.score))
             np.add.at(counts, tuple(part[rows] for part in where), 1)
-
-        simulate(model, NEVER, 40_000, scores=scores, on_step=on_step)
+            simulator.step(NEVER.decide(simulator.observations))
         alone = counts.sum(1) / counts.sum((1, 2))[:, None]
         assert np.abs(alone - model.score_alone()).max() < 0.02
         if scores == "published":
@@ -324,11 +326,14 @@ class TestSimulator:
         assert (seen.index[some] == 0).all()
         assert np.array_equal(simulator.large_tokens[~some], spent[~some])
 
-    def test_rounds_change_nothing(self):
+    def test_rounds_change_nothing(self, monkeypatch):
         """A row's next solution knows nothing of the one before."""
         router = BatchPomdp(solve(world(), Terms(0.5)))
         for one in (router, batch_threshold(0.5)):
-            once, again = (simulate(world(), one, 24_000, rounds=rounds, seed=4) for rounds in (1, 8))
+            again = simulate(world(), one, 24_000, seed=4)
+            with monkeypatch.context() as patch:
+                patch.setattr("trim_graph.training.simulator.ROUNDS", 1)
+                once = simulate(world(), one, 24_000, seed=4)
             assert once.right.mean() == pytest.approx(again.right.mean(), abs=0.015)
             assert once.large_tokens.mean() == pytest.approx(again.large_tokens.mean(), rel=0.05)
 

@@ -174,7 +174,7 @@ def _without(*names: str):
 def test_a_gateway_that_drops_stop_reason(config, doctor, behind):
     behind("small", answered=_without("stop_reason"))
     code, found = doctor(config)
-    assert code == 0  # a stop string that is kept in the text tells it as well
+    assert code == 0  # a stop string that is kept in the text shows it as well
     for name in ("stop string", "stop string, streamed"):
         assert found["small", name]["status"] == "warning"
         assert "include_stop_str_in_output" in found["small", name]["found"]

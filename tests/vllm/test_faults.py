@@ -35,7 +35,7 @@ WORKED_ON = {
     "garbage",
     "wrong_json",
 }
-"""Faults of which nobody can tell whether the server has worked, and on how much."""
+"""Faults of which nobody knows whether the server has worked, and on how much."""
 
 
 @pytest.fixture

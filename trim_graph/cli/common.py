@@ -253,14 +253,13 @@ class Progress:
         what: In a word.
         total: How many items there are; None if unknown.
         done: How many were done before.
-        every: Seconds between two lines, where stderr is no terminal.
     """
 
-    def __init__(self, what: str, total: int | None, *, done: int = 0, every: float = EVERY) -> None:
+    def __init__(self, what: str, total: int | None, *, done: int = 0) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
 
-        self.what, self.total, self.done, self.every = what, total, done, every
+        self.what, self.total, self.done = what, total, done
         self.now = self.failed = 0
         self._begun = self._printed = time.monotonic()
         console = Console(stderr=True)
@@ -278,7 +277,7 @@ class Progress:
         self.now, self.failed = self.now + 1, self.failed + failed
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done + self.now, rate=self.rate())
-        elif time.monotonic() - self._printed >= self.every:
+        elif time.monotonic() - self._printed >= EVERY:
             self._printed = time.monotonic()
             print(f"{self.what}: {self.line()}", file=sys.stderr, flush=True)
 

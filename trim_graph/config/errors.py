@@ -156,7 +156,7 @@ def _walk(loc: Sequence[str | int], data: Any, schema: dict[str, Any]) -> tuple[
     """Follows a pydantic location through data and schema.
 
     Returns:
-        The location without the names of union members, and the keys known where its last key stands.
+        The location without the names of union members, and the keys known beside its last key.
     """
     place: list[str | int] = []
     here: dict[str, Any] = schema

@@ -231,7 +231,7 @@ def _swept_keys(policy: Any) -> set[str]:
 def _files(name: str) -> list[Path]:
     path = Path(name)
     if path.is_dir():
-        # Learning curves and metrics may stand beside the policies.
+        # Learning curves and metrics may be beside the policies.
         found = [file for file in sorted(path.glob("*.json")) if is_policy_file(file)]
         if not found:
             raise SettingsError(f"--family {name}: there is no policy file (*.json) in this folder")

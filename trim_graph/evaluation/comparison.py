@@ -10,7 +10,6 @@ from trim_graph.budget import Prices
 from trim_graph.errors import InputError
 
 from .metrics import (
-    RESAMPLES,
     Interval,
     accuracy,
     best_pgr,
@@ -70,36 +69,26 @@ class Difference(TypedDict):
     interval: Interval | None
 
 
-def compare(
-    arms: Mapping[str, Sequence[Record]],
-    *,
-    small: str = "small",
-    large: str = "large",
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, ArmMetrics]:
+def compare(arms: Mapping[str, Sequence[Record]], *, seed: int = 0) -> dict[str, ArmMetrics]:
     """Computes the metrics of each arm.
 
     Args:
-        arms: Records by arm, all of the same questions in the same order. A question that failed counts
-            as answered wrong.
-        small: The arm of the small model alone.
-        large: The arm of the large model alone.
-        resamples: Of the bootstrap.
+        arms: Records by arm, all of the same questions in the same order; ``small`` and ``large``, the models
+            alone, are among them. A question that failed counts as answered wrong.
         seed: Of the bootstrap.
 
     Raises:
         ValueError: The arms are empty, did not get the same number of questions, or questions have no known
             answer.
     """
-    means = _means(arms, resamples, seed)
+    means = _means(arms, seed)
     plain = {name: accuracy(graded(records)) or 0.0 for name, records in arms.items()}
     tokens = {name: sum(o["large_tokens"] for o in records) for name, records in arms.items()}
     metrics: dict[str, ArmMetrics] = {}
     for name, records in arms.items():
-        accuracies = zip(*(means[f"{arm} correct"] for arm in (name, small, large)), strict=True)
-        spent = zip(*(means[f"{arm} tokens"] for arm in (name, large)), strict=True)
-        reference = name in (small, large)  # their share and PGR are 0 and 1 by definition
+        accuracies = zip(*(means[f"{arm} correct"] for arm in (name, SMALL, LARGE)), strict=True)
+        spent = zip(*(means[f"{arm} tokens"] for arm in (name, LARGE)), strict=True)
+        reference = name in (SMALL, LARGE)  # their share and PGR are 0 and 1 by definition
         metrics[name] = ArmMetrics(
             n=len(records),
             errors=sum(record["error"] is not None for record in records),
@@ -107,9 +96,9 @@ def compare(
             accuracy_interval=interval(means[f"{name} correct"]),
             large_tokens=tokens[name],
             large_tokens_per_question=tokens[name] / len(records),
-            share=share_of_large_tokens(tokens[name], tokens[large]),
+            share=share_of_large_tokens(tokens[name], tokens[LARGE]),
             share_interval=None if reference else interval([share_of_large_tokens(*row) for row in spent]),
-            pgr=performance_gap_recovered(plain[name], plain[small], plain[large]),
+            pgr=performance_gap_recovered(plain[name], plain[SMALL], plain[LARGE]),
             pgr_interval=None
             if reference
             else interval([performance_gap_recovered(*row) for row in accuracies]),
@@ -117,15 +106,13 @@ def compare(
     return metrics
 
 
-def accuracy_difference(
-    left: Sequence[Record], right: Sequence[Record], *, resamples: int = RESAMPLES, seed: int = 0
-) -> Difference:
+def accuracy_difference(left: Sequence[Record], right: Sequence[Record], *, seed: int = 0) -> Difference:
     """Returns the accuracy of ``left`` minus that of ``right``, paired by question.
 
     Raises:
         ValueError: They are empty or did not get the same number of questions.
     """
-    means = _means({"left": left, "right": right}, resamples, seed)
+    means = _means({"left": left, "right": right}, seed)
     plain = (accuracy(graded(left)) or 0.0) - (accuracy(graded(right)) or 0.0)
     return Difference(accuracy=plain, interval=interval(means["left correct"] - means["right correct"]))
 
@@ -141,12 +128,12 @@ def graded(records: Sequence[Record]) -> list[bool]:
     return [bool(record["correct"]) for record in records]
 
 
-def _means(arms: Mapping[str, Sequence[Record]], resamples: int, seed: int) -> Means:
+def _means(arms: Mapping[str, Sequence[Record]], seed: int) -> Means:
     columns: dict[str, list[float]] = {}
     for name, records in arms.items():
         columns[f"{name} correct"] = [float(right) for right in graded(records)]
         columns[f"{name} tokens"] = [float(record["large_tokens"]) for record in records]
-    return resampled_means(columns, resamples=resamples, seed=seed)
+    return resampled_means(columns, seed=seed)
 
 
 def _cost_of_small_and_scorer(row: Row, prices: Prices) -> float:
@@ -271,25 +258,24 @@ class Resampled:
     errors: int
 
 
-def resample(columns: MetricColumns, *, resamples: int = RESAMPLES, seed: int = 0) -> Resampled:
+def resample(columns: MetricColumns, *, seed: int = 0) -> Resampled:
     """Draws questions with replacement; after this the columns are not needed any more."""
     names = [name for name in _MEANS if name != "correct" or columns.graded]
     return Resampled(
         plain={name: columns.mean(name) for name in names},
-        means=resampled_means({name: columns.of[name] for name in names}, resamples=resamples, seed=seed),
+        means=resampled_means({name: columns.of[name] for name in names}, seed=seed),
         quantiles={
-            metric: _quantile(columns.of[name], share, resamples, seed)
-            for metric, (name, share) in _QUANTILES.items()
+            metric: _quantile(columns.of[name], share, seed) for metric, (name, share) in _QUANTILES.items()
         },
         errors=columns.errors,
     )
 
 
-def _quantile(values: Array, share: float, resamples: int, seed: int) -> Metric:
+def _quantile(values: Array, share: float, seed: int) -> Metric:
     known = values[values == values]
     if not len(known):
         return UNKNOWN
-    drawn = resampled_quantiles(known, share, resamples=resamples, seed=seed)
+    drawn = resampled_quantiles(known, share, seed=seed)
     return Metric(value=quantile(known, share), interval=interval(drawn))
 
 

@@ -309,9 +309,7 @@ _HUB = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
 _DATASET: TypeAdapter[Dataset] = TypeAdapter(DatasetConfig)
 
 
-def make_dataset(
-    given: str | Mapping[str, Any], *, part: Part = "test", seed: int = 0, base: str | Path = "."
-) -> Dataset:
+def make_dataset(given: str | Mapping[str, Any], *, part: Part = "test", seed: int = 0) -> Dataset:
     """Takes a dataset as a command line or a configuration names it.
 
     Args:
@@ -319,7 +317,6 @@ def make_dataset(
             ``OWNER/NAME:SPLIT`` of the hub, or a mapping.
         part: Of the arithmetic world, where ``given`` names none.
         seed: Of the arithmetic world, where ``given`` names none.
-        base: What a relative path is relative to.
 
     Raises:
         SettingsError: It is none of these.
@@ -328,7 +325,7 @@ def make_dataset(
         kind, *rest = given.split(":")
         if kind == "arithmetic" and len(rest) <= 2:
             given = {"type": kind, **dict(zip(("split", "part"), filter(None, rest), strict=False))}
-        elif (named := _HUB.fullmatch(given)) and not _is_file(Path(base) / given):
+        elif (named := _HUB.fullmatch(given)) and not _is_file(Path(given)):
             given = {"type": "hub", "path": named[1], **({"split": named[2]} if named[2] else {})}
         else:
             given = {"type": "file", "path": given}
@@ -337,10 +334,10 @@ def make_dataset(
         raise SettingsError("a dataset is a file, a folder or an id on the hub, not a URL: download it first")
     if values.get("type") == "arithmetic":
         values = {"part": part, "seed": seed, **values}
-    if isinstance(values.get("path"), str) and (
-        values.get("type") != "hub" or _is_folder(values["path"], base)
-    ):
-        values["path"] = os.fspath(Path(base) / os.path.expanduser(values["path"]))
+    if isinstance(values.get("path"), str):
+        path = Path(os.path.expanduser(values["path"]))
+        if values.get("type") != "hub" or path.is_dir():
+            values["path"] = os.fspath(path)
     try:
         return _DATASET.validate_python(values)
     except ValidationError as error:
@@ -356,10 +353,6 @@ def make_dataset(
 
 def _is_file(path: Path) -> bool:
     return path.suffix in SUFFIXES or path.exists()
-
-
-def _is_folder(path: str, base: str | Path) -> bool:
-    return (Path(base) / os.path.expanduser(path)).is_dir()
 
 
 def first_questions(dataset: Dataset, n: int | None, *, default: int) -> Iterator[Question]:

@@ -226,7 +226,7 @@ _HEAD = re.compile(
 )
 """The characters a number is made of; behind them a unit may follow."""
 
-# Units and what stands before a number.
+# Units and prefixes of a number.
 _CURRENCY = r"(?:(?:US|CA|AU|HK)?\\?\$|[\u20ac\u00a3\u00a5\u20b9]|\\(?:pounds|euro|textdollar)(?![A-Za-z]))"
 _PRICED = re.compile(rf"^([-+]?)\s*{_CURRENCY}\s*")
 _RAISED = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"

@@ -140,22 +140,22 @@ def _mean(outcomes: Sequence[bool]) -> float:
 
 
 def train_query_router(
-    examples: Sequence[Example], *, share: float = 0.5, validation: float = 0.2, seed: int = 0
+    examples: Sequence[Example], *, validation: float = 0.2, seed: int = 0
 ) -> TrainedRouter:
     """Fits a logistic regression; cross-validation chooses how much it is regularised, by log loss.
 
+    Half of the validation questions are then above the limit; `TrainedRouter.at_share` chooses another share.
+
     Args:
         examples: One per question.
-        share: Share of questions to give to the large model; sets the limit, on the validation questions.
         validation: Share of the questions kept from training.
         seed: Draws them, and the folds.
 
     Raises:
-        SettingsError: A share is out of range.
+        SettingsError: ``validation`` is out of range.
         InputError: There are too few questions of either kind.
         ImportError: scikit-learn is not installed.
     """
-    _check_share("share", share)
     _check_share("validation", validation)
     labels = [example.benefits for example in examples]
     rarest = min(sum(labels), len(labels) - sum(labels))
@@ -203,7 +203,7 @@ def train_query_router(
         "validated_on": len(held),
         "base_rate": sum(labels) / len(labels),
     }
-    limit = _limit(probabilities, share)
+    limit = _limit(probabilities, 0.5)
     policy = query_router(router.weights, idf, router.bias, limit=limit, made={**made, "seed": seed})
     return TrainedRouter(policy=policy, probabilities=tuple(probabilities), **made)
 

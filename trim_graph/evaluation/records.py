@@ -98,12 +98,12 @@ class RecordStep(TypedDict):
     tokens: Count
     """0 where uncounted, as in labelled solutions."""
     score: Probability | None
-    """The scorer's probability that the step is right given what stands before it."""
+    """The scorer's probability that the step is right given the steps before it."""
     decision: str | None
     """``accept``, ``regenerate`` or ``handover``; None where the policy was not asked about a draft."""
     mean_token_probability: Probability | None
     label: bool | None
-    """Whether the step is right given what stands before it: the first False of a solution is its first wrong
+    """Whether the step is right given the steps before it: the first False of a solution is its first wrong
     step. None where unknown."""
     discarded: DiscardedDraft | None
     lowest_window_probability: NotRequired[Probability | None]
@@ -436,7 +436,7 @@ def parse_row(values: dict[str, Any], place: str) -> Row:
 
     Args:
         values: As read from a file; keys that a row does not have are left out.
-        place: Where it stands, for the message.
+        place: File and line, for the message.
 
     Raises:
         InputError: It is none.

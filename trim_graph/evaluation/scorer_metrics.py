@@ -21,7 +21,7 @@ from trim_graph.errors import InputError, SettingsError
 from trim_graph.policies.baselines import step_type_of
 from trim_graph.storage.rows import read_rows
 
-from .metrics import RESAMPLES, Interval, interval, resampled_means
+from .metrics import Interval, interval, resampled_means
 from .records import TOKENS, Question, RecordStep, WorkItem, new_record
 from .traces import Source, Trace, parse_trace, trace_of
 
@@ -43,7 +43,7 @@ class Rated(NamedTuple):
     scores: tuple[float, ...] | None
     """One for each step; None where the scorer failed."""
     labels: tuple[bool | None, ...]
-    """True for right steps up to the first wrong one, False there; what stands after it is not looked at."""
+    """True for right steps up to the first wrong one, False there; later steps are not looked at."""
 
     @property
     def first_wrong(self) -> int | None:
@@ -108,16 +108,13 @@ class ScorerMetrics(TypedDict):
     """Whole solutions by their least score: right means that no step is wrong."""
 
 
-def compute_scorer_metrics(
-    rated: Sequence[Rated], threshold: float, *, resamples: int = RESAMPLES, seed: int = 0
-) -> ScorerMetrics:
+def compute_scorer_metrics(rated: Sequence[Rated], threshold: float, *, seed: int = 0) -> ScorerMetrics:
     """Computes all metrics of a scorer.
 
     Args:
         rated: Solutions; those whose first wrong step is unknown count in ``steps`` only.
         threshold: A step is taken for wrong if its score is below it.
-        resamples: Of the bootstrap over solutions.
-        seed: Of the bootstrap.
+        seed: Of the bootstrap over solutions.
     """
     steps, whole, owners = list[tuple[float, bool]](), list[tuple[float, bool]](), list[int]()
     for index, solution in enumerate(rated):
@@ -131,7 +128,7 @@ def compute_scorer_metrics(
     return ScorerMetrics(
         solutions=len(rated),
         errors=sum(solution.scores is None for solution in rated),
-        first_error=first_error(rated, threshold, resamples=resamples, seed=seed),
+        first_error=first_error(rated, threshold, seed=seed),
         steps=discrimination(steps, owners, seed=seed),
         whole=discrimination(whole, seed=seed),
     )
@@ -149,9 +146,7 @@ def looked_at(solution: Rated) -> list[tuple[float, bool]]:
     return known
 
 
-def first_error(
-    rated: Iterable[Rated], threshold: float, *, resamples: int = RESAMPLES, seed: int = 0
-) -> FirstErrorMetrics:
+def first_error(rated: Iterable[Rated], threshold: float, *, seed: int = 0) -> FirstErrorMetrics:
     """Computes ProcessBench's F1 at a threshold, with an interval by bootstrap over the solutions."""
     known = [solution for solution in rated if solution.first_wrong is not None]
     wrong = [solution.first_wrong != -1 for solution in known]
@@ -164,7 +159,7 @@ def first_error(
     on_wrong, on_right = _accuracies(len(known), *map(sum, columns.values()))
     spread = None
     if known:
-        means = zip(*resampled_means(columns, resamples=resamples, seed=seed).values(), strict=True)
+        means = zip(*resampled_means(columns, seed=seed).values(), strict=True)
         spread = interval([_harmonic(*_accuracies(1, *map(float, row))) for row in means])
     return FirstErrorMetrics(
         threshold=threshold,

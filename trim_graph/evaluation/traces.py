@@ -73,14 +73,12 @@ def _without_part(step: RecordStep) -> RecordStep:
 _TRACE: TypeAdapter[Trace] = TypeAdapter(Trace)
 
 
-def read_traces(*paths: str | Path, errors: bool = False, torn: bool = False) -> Iterator[Trace]:
+def read_traces(*paths: str | Path, errors: bool = False) -> Iterator[Trace]:
     """Reads traces one at a time, from one file after the other.
 
     Args:
         paths: Files named ``.jsonl`` or ``.parquet``.
         errors: Whether to give also the traces of questions that failed; they have no steps.
-        torn: Whether a last line that ends in the middle, as in a file that is still being written, is passed
-            over.
 
     Raises:
         InputError: A file cannot be read, or holds something that is no trace; the message names file, line
@@ -88,7 +86,7 @@ def read_traces(*paths: str | Path, errors: bool = False, torn: bool = False) ->
         ImportError: A Parquet file, and pyarrow is not installed.
     """
     for path in paths:
-        for place, values in read_rows(path, torn=torn):
+        for place, values in read_rows(path):
             trace = parse_trace(values, place)
             if errors or trace["error"] is None:
                 yield trace
@@ -99,7 +97,7 @@ def parse_trace(values: dict[str, Any], place: str) -> Trace:
 
     Args:
         values: As read from a file; keys that a trace does not have are left out.
-        place: Where it stands, for the message.
+        place: File and line, for the message.
 
     Raises:
         InputError: It is none.

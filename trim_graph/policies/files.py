@@ -146,7 +146,7 @@ def read_contents(file: Path) -> PolicyContents:
 def _arrays(file: Path, named: Any) -> dict[str, np.ndarray]:
     name = named.get("file") if isinstance(named, dict) else None
     if not isinstance(name, str) or Path(name).name != name:
-        raise SettingsError(f"policy file {file} names its arrays {name!r}; they stand beside it")
+        raise SettingsError(f"policy file {file} names its arrays {name!r}; they are beside it")
     try:
         data = (file.parent / name).read_bytes()
     except OSError as error:

@@ -336,8 +336,8 @@ def share_out(
 ) -> dict[str, float]:
     """Divides one GPU's memory among its servers.
 
-    A share that is given stays. The others divide what is left of `WHOLE` as their weights stand to each
-    other, so that all fit if any division does, but none gets less than `LEAST`; equally where a size is
+    A share that is given stays. The others divide what is left of `WHOLE` in proportion to their weights,
+    so that all fit if any division does, but none gets less than `LEAST`; equally where a size is
     not known.
 
     Args:

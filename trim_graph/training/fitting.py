@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,8 @@ from trim_graph.policies.pomdp import step_tables
 
 from .step_model import LOST, NO_EARLIER, RIGHT, SLIP, STATES, Floats, Ints, StepModel, labelled_steps
 
-Method = Literal["kernel", "histogram"]
-
 BANDWIDTHS = (0.01, 0.02, 0.04, 0.08)
 """Widths of the kernels to choose from, the same for both scores, by held-out likelihood."""
-PSEUDOCOUNTS = (0.5, 2.0, 8.0, 32.0)
-"""Pseudocounts of histograms to choose from, spread as the product of the margins."""
 SHRINKS = (0.001, 0.01, 0.1, 1.0, 10.0)
 """Weights to choose from, by held-out likelihood, of a score that is independent of the least earlier one."""
 FOLDS = 5
@@ -148,9 +144,7 @@ def fit(
     *,
     p_large: float | None = None,
     bins: int = 20,
-    method: Method = "kernel",
     tokens: npt.ArrayLike | None = None,
-    large_ratio: float | None = None,
     made: dict[str, Any] | None = None,
 ) -> StepModel:
     """Fits a step model.
@@ -161,20 +155,15 @@ def fit(
         p_large: Chance of the large model's step to be right; replaces what the traces say. Needed where they
             hold neither labelled steps of it nor advantage labels.
         bins: Number of bins of a score.
-        method: ``kernel``: reflected Gaussian kernels; ``histogram``: smoothed counts.
         tokens: Token counts of a draft. Needed where nobody counted; replaces what the traces say.
-        large_ratio: Large tokens for one token of a draft; default: as seen where drafts were replaced, else
-            by the mean tokens of a step of each model, else 1.
         made: Says where the traces come from.
 
     Raises:
         InputError: The traces do not hold enough to fit on; the message says what is missing.
         SettingsError: A setting is out of range.
     """
-    if method not in ("kernel", "histogram") or bins < 2:
-        raise SettingsError(
-            f"step model: method={method!r}, bins={bins}; choose kernel or histogram, bins >= 2"
-        )
+    if bins < 2:
+        raise SettingsError(f"step model: bins={bins}; choose 2 or more")
     data = traces if isinstance(traces, TrainingData) else read_training_data(traces)
     drafts = data.drafts
     alive, scored = drafts.state != LOST, drafts.scored()
@@ -189,7 +178,7 @@ def fit(
                 f"at least {2 * FOLDS} are needed. Files of labels have no scores: score them first, with "
                 "trim-graph eval-scorer --out"
             )
-        tables[state], width, shrink[state] = estimate(part, edges, method)
+        tables[state], width, shrink[state] = estimate(part, edges)
         widths.append(width)
     p_small = _chance(drafts.state[~drafts.large & alive])
     if p_large is None:
@@ -201,8 +190,6 @@ def fit(
                 "step model: nobody counted tokens in the traces; give tokens of a draft (--tokens)"
             )
         tokens = np.round(np.quantile(counted, (np.arange(9) + 0.5) / 9))
-    if large_ratio is None:
-        large_ratio = _large_ratio(data)
     return StepModel(
         p_small=p_small,
         p_large=float(p_large),
@@ -211,12 +198,12 @@ def fit(
         tables=tables,
         tokens=np.atleast_1d(np.asarray(tokens, np.float64)),
         shrink=shrink,
-        large_ratio=float(large_ratio),
+        large_ratio=_large_ratio(data),
         made={
             "solutions": len(data.lengths),
             "drafts": len(scored.run),
-            "method": method,
-            "widths" if method == "kernel" else "pseudocounts": widths,
+            "method": "kernel",
+            "widths": widths,
             **(made or {}),
         },
     )
@@ -253,7 +240,7 @@ def _large_chance(data: TrainingData, p_small: float) -> float:
 
 
 def _large_ratio(data: TrainingData) -> float:
-    """Returns large tokens for one token of a draft."""
+    """Returns large tokens for one token of a draft: where drafts were replaced, else by the mean steps."""
     if data.replaced and data.replacing:
         return data.replacing / data.replaced
     large, small = (
@@ -263,11 +250,15 @@ def _large_ratio(data: TrainingData) -> float:
     return float(large.mean() / small.mean()) if len(large) and len(small) else 1.0
 
 
-def hazard_of(lengths: Ints, finished: npt.NDArray[np.bool_], prior: float = 2.0) -> Floats:
+PSEUDO_SOLUTIONS = 2.0
+"""Weight of the hazard over all steps in that of one step, in solutions."""
+
+
+def hazard_of(lengths: Ints, finished: npt.NDArray[np.bool_]) -> Floats:
     """Returns the hazard of ending at each step, from solutions of which some were cut off.
 
     Ends divided by solutions that got there (the life-table estimate); where few did, drawn to the hazard
-    over all steps by ``prior`` pseudo-solutions.
+    over all steps by `PSEUDO_SOLUTIONS`.
 
     Raises:
         InputError: No solution ended by itself.
@@ -278,27 +269,25 @@ def hazard_of(lengths: Ints, finished: npt.NDArray[np.bool_], prior: float = 2.0
     ends = np.bincount(lengths[finished] - 1, minlength=steps)[:steps].astype(np.float64)
     reached = np.array([(lengths > step).sum() for step in range(steps)], np.float64)
     overall = ends.sum() / reached.sum()
-    hazard = (ends + prior * overall) / (reached + prior)
+    hazard = (ends + PSEUDO_SOLUTIONS * overall) / (reached + PSEUDO_SOLUTIONS)
     # Before the first end ever seen nothing ends.
     hazard[: int(np.flatnonzero(ends)[0])] = 0.0
     hazard[-1] = 1.0
     return np.asarray(hazard)
 
 
-def estimate(drafts: Drafts, edges: Floats, method: Method) -> tuple[Floats, float, float]:
-    """Returns P(least, score) over the bins, its width or pseudocount, and how far to shrink.
+def estimate(drafts: Drafts, edges: Floats) -> tuple[Floats, float, float]:
+    """Returns P(least, score) over the bins, the width of the kernels, and the weight of shrinking.
 
     Both are chosen by held-out likelihood: the one of the pair, then that of the score given the least one.
     Whole solutions are held out: steps of one solution share their least score.
     """
-    smooth = _kernel if method == "kernel" else _histogram
     parts = [
         (drafts.of(drafts.run % FOLDS != fold), drafts.of(drafts.run % FOLDS == fold))
         for fold in range(FOLDS)
     ]
     parts = [(train, test) for train, test in parts if len(train.run) and len(test.run)]
-    choices = BANDWIDTHS if method == "kernel" else PSEUDOCOUNTS
-    tables = {width: [smooth(train, edges, width) for train, _ in parts] for width in choices}
+    tables = {width: [_kernel(train, edges, width) for train, _ in parts] for width in BANDWIDTHS}
 
     def likelihood(of: list[Floats]) -> float:
         return sum(float(np.log(_at(t, test, edges)).sum()) for t, (_, test) in zip(of, parts, strict=True))
@@ -306,9 +295,9 @@ def estimate(drafts: Drafts, edges: Floats, method: Method) -> tuple[Floats, flo
     def given(shrink: float) -> list[Floats]:
         return [step_tables(table[None], "carried", shrink)[0] for table in tables[width]]
 
-    width = max(choices, key=lambda choice: likelihood(tables[choice]))
+    width = max(BANDWIDTHS, key=lambda choice: likelihood(tables[choice]))
     shrink = max(SHRINKS, key=lambda choice: likelihood(given(choice)))
-    return smooth(drafts, edges, width), width, shrink
+    return _kernel(drafts, edges, width), width, shrink
 
 
 def _at(table: Floats, drafts: Drafts, edges: Floats) -> Floats:
@@ -327,14 +316,6 @@ def _mass(values: Floats, edges: Floats, width: float) -> Floats:
     copies = np.stack([values, -values, 2 - values])
     below = ndtr((edges - copies[..., None]) / width)
     return np.asarray(np.diff(below, axis=-1).sum(0))
-
-
-def _histogram(drafts: Drafts, edges: Floats, pseudo: float) -> Floats:
-    """Counts, and pseudocounts spread as the product of the margins."""
-    counts = np.histogram2d(drafts.least, drafts.score, bins=(edges, edges))[0]
-    margins = np.outer(counts.sum(1), counts.sum(0)) / counts.sum() ** 2
-    table = (counts + pseudo * margins) / (counts.sum() + pseudo)
-    return np.asarray((1 - UNIFORM) * table + UNIFORM / table.size)
 
 
 MIN_DRAFTS = 20

@@ -299,11 +299,10 @@ class BatchPomdp:
 
     Args:
         plan: The plan.
-        cut_off: Whether to decide as if there were no budget, and to accept drafts that it cannot replace.
     """
 
-    def __init__(self, plan: Plan, *, cut_off: bool = False) -> None:
-        self.plan, self.cut_off = plan, cut_off
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
         self.beliefs = Beliefs(plan)
         self.begin(0)
 
@@ -325,8 +324,7 @@ class BatchPomdp:
         hazard = batch.ends.astype(np.float64) if plan.knows_end else plan.hazard[step]
         context = self.beliefs.bin_of(batch.least) if plan.belief == "carried" else np.zeros_like(step)
         after = np.minimum(context, self.beliefs.bin_of(batch.score))
-        left = np.full_like(batch.large_left, np.inf) if self.cut_off else batch.large_left
-        fixed, spent = self._level(left), self._level(left - cost)
+        fixed, spent = self._level(batch.large_left), self._level(batch.large_left - cost)
         going_on = self._value(plan.regenerated, step, open_, context, spent)
         hit = REWARD * plan.p_large * open_
         more = np.full_like(hit, -1.0)

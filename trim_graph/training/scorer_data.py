@@ -86,7 +86,7 @@ def of_trace(trace: Trace) -> LabelledSteps:
     if False in labels:
         labels = labels_from(labels.index(False), len(labels))
     targets = values
-    # A label is no stand-in for a missing value: an advantage of 0.5 says something else than right.
+    # A label does not replace a missing value: an advantage of 0.5 says something else than right.
     if all(value is None for value in values) and trace["policy"].get("method") != "advantage":
         targets = [None if label is None else float(label) for label in labels]
     return LabelledSteps(

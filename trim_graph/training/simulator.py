@@ -263,28 +263,26 @@ class EpisodeStats:
     large_calls: Ints
 
 
-def simulate(
-    model: StepModel, policy: BatchPolicy, n: int, *, rounds: int = 8, on_step: Any = None, **settings: Any
-) -> EpisodeStats:
+ROUNDS = 8
+"""Solutions that a row of `simulate` holds in turn, so that a row never waits for the longest one."""
+
+
+def simulate(model: StepModel, policy: BatchPolicy, n: int, **settings: Any) -> EpisodeStats:
     """Simulates at least ``n`` solutions of a policy to their ends.
 
     Args:
         model: The step model.
-        policy: Decides. Each row holds ``rounds`` solutions in turn; a new one has index 0.
+        policy: Decides. Each row holds `ROUNDS` solutions in turn; a new one has index 0.
         n: Number of solutions.
-        rounds: Solutions a row; rows whose solutions end early do not wait for the others.
-        on_step: Called with the simulator before each decision.
         **settings: Of `Simulator`.
     """
-    rows = -(-n // rounds)
+    rows = -(-n // ROUNDS)
     simulator = Simulator(model, rows, **settings)
     policy.begin(rows)
-    right, calls = np.zeros((rounds, rows), np.bool_), np.zeros((rounds, rows), np.intp)
-    large, small = np.zeros((rounds, rows)), np.zeros((rounds, rows))
+    right, calls = np.zeros((ROUNDS, rows), np.bool_), np.zeros((ROUNDS, rows), np.intp)
+    large, small = np.zeros((ROUNDS, rows)), np.zeros((ROUNDS, rows))
     finished = np.zeros(rows, np.intp)
     while not simulator.done.all():
-        if on_step is not None:
-            on_step(simulator)
         under_way = ~simulator.done
         simulator.step(policy.decide(simulator.observations))
         ended = np.flatnonzero(under_way & simulator.done)
@@ -297,7 +295,7 @@ def simulate(
             kept[finished[ended], ended] = now[ended]
         finished[ended] += 1
         again = np.zeros(rows, np.bool_)
-        again[ended[finished[ended] < rounds]] = True
+        again[ended[finished[ended] < ROUNDS]] = True
         simulator.reset(again)
     return EpisodeStats(right.ravel(), large.ravel(), small.ravel(), calls.ravel())
 

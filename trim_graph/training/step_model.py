@@ -179,34 +179,35 @@ class StepModel:
             raise SettingsError(f"step model {path} is not valid: {error!r}") from error
 
 
-def load_published(
-    path: str | os.PathLike[str],
-    *,
-    scores: str = "math-train",
-    ends: str = "slm",
-    small: str = "qwen2.5-1.5b-instruct",
-    large: str = "qwen2.5-7b-instruct",
-    tokens: npt.ArrayLike = (60.0,),
-) -> StepModel:
+_PUBLISHED = {
+    "scores": "math-train",
+    "ends": "slm",
+    "small": "qwen2.5-1.5b-instruct",
+    "large": "qwen2.5-7b-instruct",
+}
+"""Entries of the published parameters: scorer tables, solutions that give the hazard of ending, models."""
+_PUBLISHED_TOKENS = 60.0
+"""Tokens of a step, which are not among the parameters; the release's runs take 62 large tokens a step."""
+
+
+def load_published(path: str | os.PathLike[str]) -> StepModel:
     """Reads the parameters that TRIM's authors published (arXiv 2601.10245; their release as JSON).
+
+    They are those of Qwen2.5-1.5B and 7B; `StepModel.changed` replaces ``p_large`` and the tokens.
 
     Args:
         path: The JSON file.
-        scores: ``math-train`` or ``omni``: where the scorer's tables come from.
-        ends: ``slm``, ``llm`` or ``slm_llm``: whose solutions the hazard of ending comes from.
-        small: The small model.
-        large: The large model.
-        tokens: Token counts of a step, equally likely. The parameters say nothing of tokens; the measured
-            runs of the same release take 62 large tokens a step.
 
     Raises:
-        SettingsError: There is no such file or no such entry in it.
+        SettingsError: There is no such file, or an entry is not in it.
     """
     document = read_document(path)
     try:
-        published = document["obs"][scores]
-        ending = document["terminal"][f"math_train_terminal_predictor_{ends}"]
-        accuracies = [document["transition"][name]["per_step_accuracy"] for name in (small, large)]
+        published = document["obs"][_PUBLISHED["scores"]]
+        ending = document["terminal"][f"math_train_terminal_predictor_{_PUBLISHED['ends']}"]
+        p_small, p_large = (
+            document["transition"][_PUBLISHED[writer]]["per_step_accuracy"] for writer in ("small", "large")
+        )
         # The hazard's first entry is step 0, before any step: solutions of no step do not exist.
         hazard = [ending["hazard"][str(step)] for step in range(1, ending["max_steps"] + 1)]
         centres = np.unique(np.array(published["grid"])[:, 0])
@@ -216,15 +217,14 @@ def load_published(
     except KeyError as error:
         raise SettingsError(f"published parameters {path} have no entry {error}") from error
     edges = np.concatenate([[0.0], (centres[1:] + centres[:-1]) / 2, [1.0]])
-    made = {"published": Path(path).name, "scores": scores, "ends": ends, "small": small, "large": large}
     return StepModel(
-        p_small=accuracies[0],
-        p_large=accuracies[1],
+        p_small=p_small,
+        p_large=p_large,
         hazard=np.array(hazard, np.float64),
         edges=edges,
         tables=tables / tables.sum((1, 2), keepdims=True),
-        tokens=np.array(tokens, np.float64),
-        made=made,
+        tokens=np.array([_PUBLISHED_TOKENS]),
+        made={"published": Path(path).name, **_PUBLISHED},
     )
 
 

@@ -84,7 +84,7 @@ def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Writes the tokenizer's files so that ``AutoTokenizer`` takes tokenizer.json as it stands.
+    """Writes the tokenizer's files so that ``AutoTokenizer`` takes tokenizer.json as it is.
 
     For a Qwen2 model transformers 5 would replace the pre-tokenizer by Qwen's and add a normaliser that
     changes bytes; a mapping to nothing makes it, and vLLM with it, keep what the file says.

@@ -65,8 +65,11 @@ def test_it_imports_neither_vllm_nor_torch(monkeypatch):
     ("environment", "allowed"),
     [({}, True), ({"VLLM_PLUGINS": ""}, False), ({"VLLM_PLUGINS": "a,trim_graph"}, True)],
 )
-def test_vllms_variable_decides_which_plugins_are_loaded(environment, allowed):
-    assert plugin.is_allowed(environment) is allowed
+def test_vllms_variable_decides_which_plugins_are_loaded(environment, allowed, monkeypatch):
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert plugin.is_allowed() is allowed
 
 
 def test_it_serves_the_layout_of_qwens_reward_models(tmp_path):

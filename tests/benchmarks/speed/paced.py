@@ -1,4 +1,4 @@
-"""Engines that each have an accelerator of their own, emulated: what scheduling alone comes to.
+"""Engines that each have an accelerator of their own, emulated: the cost of scheduling alone.
 
 Nothing is computed, engines only take time. One that writes makes one pass after the other, each as long as
 the next whatever number of prompts is in it, as where reading the weights takes longer than the arithmetic;

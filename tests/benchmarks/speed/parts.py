@@ -55,7 +55,7 @@ async def _read(scorer: Any, call: Call) -> int:
 
 
 def _calls(turn: int) -> list[Call]:
-    """Solutions as they stand in the middle of a run: at least a step, not yet the last."""
+    """Unfinished solutions, as in the middle of a run: at least a step, not yet the last."""
     chance = random.Random(turn)
     drawn = [(problem.question, problem.steps) for problem in mixed_problems(N, seed=200 + turn)]
     return [(question, steps[: chance.randint(1, len(steps) - 1)]) for question, steps in drawn]

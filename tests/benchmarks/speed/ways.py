@@ -115,7 +115,7 @@ async def write(model: Any, question: str, prefix: str) -> Written:
 
 
 def prefix_of(texts: Sequence[str]) -> str:
-    """Accepted steps as a writer goes on with them."""
+    """Accepted steps as a writer continues them."""
     return "".join(text + DEFAULT_DELIMITER for text in texts)
 
 
