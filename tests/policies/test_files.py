@@ -65,7 +65,7 @@ def test_it_comes_back(file):
         ({"parameters": None}, "has no parameters"),
         ({"parameters": {"steps": 3}}, "not a valid table policy: steps=3"),
         ({"parameters": {}}, "not a valid table policy"),
-        ({"arrays": {"file": "../x.safetensors", "sha256": ""}}, "stand beside it"),
+        ({"arrays": {"file": "../x.safetensors", "sha256": ""}}, "are beside it"),
         ({"arrays": {"file": "x.safetensors", "sha256": ""}}, "cannot be read"),
         ({"arrays": {"file": "table.safetensors", "sha256": "0"}}, "not the file it was written with"),
     ],
