@@ -153,7 +153,8 @@ def _prompt(schema: str, question: str, instructions: str) -> str:
     """Returns the text of a question. The schema comes first, so that servers cache it."""
     hints = f"\nHints: {' '.join(instructions.split())}" if instructions.strip() else ""
     return (
-        f"SQLite database (today is {NOW[:10]}):\n{schema}\n\nQuestion: {' '.join(question.split())}{hints}"
+        f"SQLite database:\n{schema}\n\nQuestion: {' '.join(question.split())}{hints}\n"
+        "Answer with Tables:, Conditions:, Result: and the query."
     )
 
 
@@ -248,6 +249,7 @@ def make_database(dump: Path, path: Path) -> str:
             fresh.unlink(missing_ok=True)
             raise InputError(f"dump {dump}: SQLite does not execute it: {error}") from error
         fresh.replace(path)
+        execute.cache_clear()
     return compact_schema(text)
 
 

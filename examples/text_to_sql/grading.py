@@ -23,8 +23,10 @@ RELATIVE, ABSOLUTE = 1e-5, 1e-8
 
 _FENCE = re.compile(r"```[ \t]*(\w*)[ \t]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _BEGIN = re.compile(r"^[ \t]*(?:SELECT|WITH)\b", re.IGNORECASE | re.MULTILINE)
-_TOKEN = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?(?:\*/|\Z)|\w+|\s+|.", re.DOTALL)
-"""Of SQL: a text, a name in quotes, a comment, a word, space, a sign."""
+_TOKEN = re.compile(
+    r"'(?:[^']|'')*+(?:'|\Z)|\"(?:[^\"]|\"\")*+(?:\"|\Z)|--[^\n]*|/\*.*?(?:\*/|\Z)|\w+|\s+|.", re.DOTALL
+)
+"""Of SQL: a text, a name in quotes, a comment, a word, space, a sign. What is not closed extends to the end."""
 _DIRECTION = re.compile(r"\s+(?:(?:ASC|DESC)\b\s*)?(?:NULLS\s+(?:FIRST|LAST)\s*)?$", re.IGNORECASE)
 _Row = tuple[Value, ...]
 _ORDER = re.compile(r"\b(?:order|sort|arrange)\b", re.IGNORECASE)
@@ -47,17 +49,17 @@ def grade(solution: str, row: Mapping[str, Any]) -> bool:
         raise InputError(
             f"a row of text-to-SQL data has no {error}: make the data with this example"
         ) from error
-    query = final_query(solution)
-    if query is None:
-        return False
-    found = execute(database, query)
-    if found.error:
-        return False
-    golds = [(gold, result) for gold in alternatives(answer) if not (result := execute(database, gold)).error]
+    results = [(gold, execute(database, gold)) for gold in alternatives(answer)]
+    golds = [(gold, result) for gold, result in results if result.error is None]
     if not golds:
-        raise InputError(f"no gold query of {row.get('id', answer)!r} runs on {database}")
-    golds = [gold for gold in golds if gold[1].rows] or golds
-    return any(is_same(gold, found, order_by(query) if ordered else None) for query, gold in golds)
+        errors = "; ".join(str(result.error) for _, result in results) or "there is none"
+        raise InputError(f"no gold query of {row.get('id', answer)!r} runs on {database}: {errors}")
+    golds = [(gold, result) for gold, result in golds if result.rows] or golds
+    query = final_query(solution)
+    found = Result(error="there is no query") if query is None else execute(database, query)
+    if found.error is not None:
+        return False
+    return any(is_same(result, found, order_by(gold) if ordered else None) for gold, result in golds)
 
 
 def final_query(solution: str) -> str | None:

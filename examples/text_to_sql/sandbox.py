@@ -96,7 +96,12 @@ class _Sandbox:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
-        self._owner = 0
+
+    def forget(self) -> None:
+        """Leaves the process to the one that this process was forked from."""
+        if self._process is not None:
+            self._process.returncode = 0  # else its object warns that it still runs
+        self._lock, self._process = threading.Lock(), None
 
     def execute(self, database: str, query: str, limits: Limits) -> Result:
         with self._lock:
@@ -129,11 +134,8 @@ class _Sandbox:
             self._end()
 
     def _started(self) -> subprocess.Popen[str]:
-        if self._owner != os.getpid():
-            self._process = None  # that of the process this one was forked from
         if self._process is None or self._process.poll() is not None:
             self._end()
-            self._owner = os.getpid()
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", __file__],
                 stdin=subprocess.PIPE,
@@ -145,7 +147,7 @@ class _Sandbox:
 
     def _end(self) -> None:
         process, self._process = self._process, None
-        if process is None or self._owner != os.getpid():
+        if process is None:
             return
         process.kill()
         process.wait()
@@ -158,6 +160,8 @@ class _Sandbox:
 _SANDBOX = _Sandbox()
 close = _SANDBOX.close
 atexit.register(close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_SANDBOX.forget)
 
 # What follows runs in the process.
 
