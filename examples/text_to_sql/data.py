@@ -295,7 +295,8 @@ def _asked(query: str, *values: Any) -> Any:
 
 _TABLE = re.compile(r"CREATE TABLE\s+(?:public\.)?(\w+)\s*\((.*?)\n\);", re.IGNORECASE | re.DOTALL)
 _COLUMN = re.compile(
-    r"^\s*(\w+)\s+([a-z]+)[^\n]*?(?:--\s*(?P<comment>[^\n]*))?$", re.IGNORECASE | re.MULTILINE
+    r"^\s*(?!PRIMARY|FOREIGN|UNIQUE|CHECK|CONSTRAINT)(\w+)\s+([a-z]+)[^\n]*?(?:--\s*(?P<comment>[^\n]*))?$",
+    re.IGNORECASE | re.MULTILINE,
 )
 _TYPES = {
     "bigint": "int",

@@ -165,9 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     count, rest = len(tested), len(prepared.rows) - len(tested)
     expected = hours(given, min(given.n or count, count), rest)
     print(
-        f"Hours to expect: {expected:.1f}, if the small model writes {given.small_rate:g} tokens a second, the "
-        f"large one {given.large_rate:g}, and {given.reading_rate:g} are read (--small-rate, --large-rate, "
-        f"--reading-rate), with {PROMPT} tokens a question and {SOLUTION} a solution.",
+        f"Hours to expect: {expected:.1f}. Assumed: the small model writes {given.small_rate:g} tokens a "
+        f"second, the large one {given.large_rate:g}, and {given.reading_rate:g} are read (--small-rate, "
+        f"--large-rate, --reading-rate); {PROMPT} tokens a question, {SOLUTION} a solution.",
         flush=True,
     )
     if given.estimate:

@@ -26,7 +26,7 @@ _BEGIN = re.compile(r"^[ \t]*(?:SELECT|WITH)\b", re.IGNORECASE | re.MULTILINE)
 _TOKEN = re.compile(
     r"'(?:[^']|'')*+(?:'|\Z)|\"(?:[^\"]|\"\")*+(?:\"|\Z)|--[^\n]*|/\*.*?(?:\*/|\Z)|\w+|\s+|.", re.DOTALL
 )
-"""Of SQL: a text, a name in quotes, a comment, a word, space, a sign. What is not closed extends to the end."""
+"""Of SQL: a text, a name in quotes, a comment, a word, space, a sign. Open ones extend to the end."""
 _DIRECTION = re.compile(r"\s+(?:(?:ASC|DESC)\b\s*)?(?:NULLS\s+(?:FIRST|LAST)\s*)?$", re.IGNORECASE)
 _Row = tuple[Value, ...]
 _ORDER = re.compile(r"\b(?:order|sort|arrange)\b", re.IGNORECASE)

@@ -46,7 +46,7 @@ class Limits:
     """
 
     seconds: float = 2.0
-    wall_seconds: float = 60.0
+    wall_seconds: float = 20.0
     rows: int = 10_000
     bytes: int = 1_000_000
     memory: int = 64_000_000
