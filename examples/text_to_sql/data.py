@@ -45,12 +45,13 @@ class Prepared:
     left_out: dict[str, str]
 
 
-def questions(folder: str | Path, databases: str | Path) -> list[Question]:
+def questions(folder: str | Path, databases: str | Path | None = None) -> list[Question]:
     """Returns the questions that can be graded.
 
     Args:
         folder: `QUESTIONS` and one dump a database, ``NAME.sql``.
         databases: Folder for the SQLite databases; they are made where they are missing or outdated.
+            Default: ``databases`` in ``folder``.
 
     Raises:
         InputError: A file cannot be read, or a dump cannot be loaded.
@@ -63,9 +64,10 @@ def question_of(row: Row) -> Question:
     return Question(row["question"], lambda solution: grade(solution, row), row["answer"], id=row["id"])
 
 
-def prepare(folder: str | Path, databases: str | Path) -> Prepared:
+def prepare(folder: str | Path, databases: str | Path | None = None) -> Prepared:
     """Makes the databases and reads the questions; arguments and errors as of `questions`."""
-    source, target = Path(folder), Path(databases)
+    source = Path(folder)
+    target = source / "databases" if databases is None else Path(databases)
     schemas: dict[str, str] = {}
     for dump in sorted(source.glob("*.sql")):
         schemas[dump.stem] = make_database(dump, _path(target, dump.stem))
@@ -101,13 +103,12 @@ def _path(folder: Path, name: str) -> Path:
 
 
 def _fault(row: Row) -> str | None:
-    """Returns why a question cannot be graded."""
+    """Returns why a question cannot be graded: none of its gold queries gives rows."""
     results = [execute(row["database"], query) for query in alternatives(row["answer"])]
-    if not results:
-        return "there is no gold query"
-    if error := next((result.error for result in results if result.error), None):
-        return error
-    return None if any(result.rows for result in results) else "the gold query gives no rows"
+    if any(result.rows for result in results):
+        return None
+    errors = [result.error for result in results if result.error]
+    return "; ".join(errors) or "the gold query gives no rows"
 
 
 def database_of(id: str) -> str:
@@ -239,16 +240,18 @@ def make_database(dump: Path, path: Path) -> str:
     script = edited(text)
     version = int(hashlib.sha256(f"{NOW}{script}".encode()).hexdigest()[:7], 16)
     if not path.is_file() or _version(path) != version:
-        path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(f".{os.getpid()}.new")
-        fresh.unlink(missing_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh.unlink(missing_ok=True)
             with closing(sqlite3.connect(fresh)) as connection:
                 _load(connection, script, version)
+            fresh.replace(path)
+        except OSError as error:
+            raise InputError(f"database {path} cannot be written: {error.strerror}") from error
         except (sqlite3.Error, sqlite3.Warning) as error:
             fresh.unlink(missing_ok=True)
             raise InputError(f"dump {dump}: SQLite does not execute it: {error}") from error
-        fresh.replace(path)
         execute.cache_clear()
     return compact_schema(text)
 

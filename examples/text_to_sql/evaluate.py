@@ -112,7 +112,7 @@ def configuration(given: argparse.Namespace) -> Path:
     content = yaml.safe_load(given.config.read_text("utf-8"))
     for writer in ("small", "large"):
         content[writer] = model(given, getattr(given, writer), getattr(given, f"{writer}_url"))
-    path = given.out / "trim.yaml"
+    path = Path(given.out) / "trim.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
     return path
 

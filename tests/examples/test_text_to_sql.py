@@ -210,8 +210,8 @@ def test_edits_leave_texts_and_comments_alone():
     )
 
 
-def test_questions_are_graded_by_what_their_query_gives(source, tmp_path):
-    first, *_ = questions(source, tmp_path)
+def test_questions_are_graded_by_what_their_query_gives(source):
+    first, *_ = questions(source)
     assert first.id == "shop-0"
     assert first.expected == ROWS[0][2]
     assert first.grade is not None
