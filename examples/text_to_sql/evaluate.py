@@ -15,20 +15,20 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from trim_graph.errors import TrimError
 from trim_graph.evaluation.arms import RANDOM_RATES
 from trim_graph.evaluation.baselines import SHARES
-from trim_graph.examples.math.hours import Rates
+from trim_graph.examples import own_pair
+from trim_graph.examples.own_pair import Lengths
 
 from .data import FOLDS, Prepared, Row, prepare, write_rows
 
 CONFIG = Path(__file__).parent / "trim.yaml"
 GRADER = "trim_graph.examples.text_to_sql.grading:grade"
 THRESHOLDS = "0.5,0.6,0.7,0.8,0.9,0.95"
-PROMPT, SOLUTION = 700, 120
-"""Tokens of a question with its schema and of a solution, roughly, by the tokenizer of Qwen2.5."""
+LENGTHS = Lengths(prompt=700, solution=120)
+"""Roughly, by the tokenizer of Qwen2.5; the question has its schema with it."""
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -38,30 +38,13 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of defog's files, see README.md")
     parser.add_argument("--out", type=Path, required=True, help="folder for databases, questions and runs")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="a configuration of your own")
-    parser.add_argument("--small", help="instead of the configuration's model: hub id or folder")
-    parser.add_argument("--large", help="likewise")
-    parser.add_argument(
-        "--run",
-        choices=["servers", "engine", "transformers"],
-        default="servers",
-        help="where --small and --large run: behind vLLM servers, on vLLM or transformers in this process",
-    )
-    parser.add_argument("--small-url", default="http://localhost:8101", help="of its server")
-    parser.add_argument("--large-url", default="http://localhost:8102", help="likewise")
-    parser.add_argument("--device", default="cpu", help="of transformers: cpu, cuda, cuda:1")
+    own_pair.add_options(parser, CONFIG)
     parser.add_argument("--fold", type=int, choices=range(FOLDS), help="test on the databases of this fold")
     parser.add_argument("--policy", action="append", default=[], help="besides the thresholds, as of eval")
     parser.add_argument("--thresholds", default=THRESHOLDS)
     parser.add_argument("-n", type=int, help="questions, the first of the file; default: all")
-    parser.add_argument("--concurrency", type=int, default=24)
-    parser.add_argument("--small-rate", type=float, default=30, help="tokens a second, for the hours")
-    parser.add_argument("--large-rate", type=float, default=11, help="likewise")
-    parser.add_argument("--reading-rate", type=float, default=90, help="likewise")
-    parser.add_argument("--estimate", action="store_true", help="end before a model is called")
     given = parser.parse_args(arguments)
-    if (given.small is None) != (given.large is None):
-        parser.error("give --small and --large, or neither")
+    own_pair.check(parser, given)
     if given.n is not None and given.n < 1:
         parser.error(f"-n is {given.n}: choose 1 or more")
     return given
@@ -83,48 +66,17 @@ def write_parts(rows: Sequence[Row], out: Path) -> None:
         write_rows([row for row in rows if row["fold"] != fold], out / f"train-{fold}.jsonl")
 
 
-def hours(given: argparse.Namespace, questions: int, validation: int) -> float:
-    """Returns the hours to expect.
-
-    Args:
-        given: The command line.
-        questions: To test on.
-        validation: Run by both models alone, and scored.
-    """
-    rates = Rates(given.small_rate, given.large_rate, given.reading_rate)
-    alone = rates.seconds(SOLUTION, SOLUTION, 2 * PROMPT)
-    # Half of the steps by either model; a prompt is read once by each, the rest is in its cache.
-    routed = rates.seconds(SOLUTION, SOLUTION / 2, 2 * PROMPT)
+def count_arms(given: argparse.Namespace) -> int:
+    """Returns how many arms are run beside the models alone."""
     fitted = 2 if given.fold is not None else 0
-    arms = (
-        len(given.thresholds.split(",")) + len(given.policy) + len(RANDOM_RATES) + (1 + fitted) * len(SHARES)
-    )
-    return (questions * (alone + arms * routed) + validation * alone) / 3600
+    swept = len(given.thresholds.split(",")) + len(given.policy) + len(RANDOM_RATES)
+    return swept + (1 + fitted) * len(SHARES)
 
 
 def configuration(given: argparse.Namespace) -> Path:
     """Returns the configuration to use; with models of the command line it is written to the folder."""
-    if given.small is None:
-        own: Path = given.config
-        return own
-    import yaml
-
-    content = yaml.safe_load(given.config.read_text("utf-8"))
-    for writer in ("small", "large"):
-        content[writer] = model(given, getattr(given, writer), getattr(given, f"{writer}_url"))
-    path = Path(given.out) / "trim.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
-    return path
-
-
-def model(given: argparse.Namespace, name: str, url: str) -> dict[str, Any]:
-    """Returns a model as a configuration names it."""
-    place = str(Path(name).resolve()) if Path(name).is_dir() else name
-    if given.run == "servers":
-        return {"type": "vllm", "model": name, "base_url": url, "read_timeout": 1800, "logprobs": True}
-    if given.run == "engine":
-        return {"type": "vllm_engine", "model": place, "gpu_memory_utilization": 0.4, "logprobs": True}
-    return {"type": "transformers", "model": place, "device": given.device, "logprobs": True}
+    own: Path = given.config
+    return own if given.small is None else own_pair.write_configuration(given, "trim")
 
 
 def dataset(path: Path) -> str:
@@ -163,13 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(summarize(prepared))
     tested = [row for row in prepared.rows if given.fold in (None, row["fold"])]
     count, rest = len(tested), len(prepared.rows) - len(tested)
-    expected = hours(given, min(given.n or count, count), rest)
-    print(
-        f"Hours to expect: {expected:.1f}. Assumed: the small model writes {given.small_rate:g} tokens a "
-        f"second, the large one {given.large_rate:g}, and {given.reading_rate:g} are read (--small-rate, "
-        f"--large-rate, --reading-rate); {PROMPT} tokens a question, {SOLUTION} a solution.",
-        flush=True,
-    )
+    questions = min(given.n or count, count)
+    expected = own_pair.hours(given, LENGTHS, questions=questions, arms=count_arms(given), alone=rest)
+    print(f"Hours to expect: {expected:.1f}. {own_pair.assumption(given, LENGTHS)}", flush=True)
     if given.estimate:
         return 0
     from trim_graph.cli.app import app
