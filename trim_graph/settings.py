@@ -26,6 +26,7 @@ from .budget.limits import Budget, Quotas
 from .budget.usage import Prices
 from .conversation import DEFAULT_INSTRUCTION
 from .errors import KnownFields, SettingsError, nearest
+from .savings import LargeAlone
 from .segmentation import (
     DEFAULT_DELIMITER,
     AnySegmentation,
@@ -109,6 +110,10 @@ class Settings(StepSettings):
     prices: Prices = Field(
         default=Prices(), description="Price table, for the limit on cost and the cost of the summary"
     )
+    large_alone: LargeAlone = Field(
+        default=LargeAlone(),
+        description="What is known of the large model alone, for the net savings of the summary",
+    )
     policy: dict[str, Any] | None = Field(
         default=None, description="Instead of the graph's own; as in a configuration file"
     )
@@ -133,6 +138,7 @@ class TurnSettings(TypedDict, Generic[Unset], total=False):
     on_large_error: OnLargeError | Unset
     on_small_error: OnSmallError | Unset
     quotas: Quotas | Unset
+    large_alone: LargeAlone | Unset
 
 
 class CallSettings(TurnSettings[Unset], Generic[Unset], total=False):

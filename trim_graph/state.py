@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 from .adapters.base import StepEnd
 from .budget.usage import StepWriter, Usage, Writer
 from .errors import SettingsError
+from .savings import Savings
 from .segmentation import Part
 
 SCHEMA_VERSION = 2
@@ -178,6 +179,9 @@ class Summary(TypedDict):
     usage: Usage
     cost: float
     seconds: float
+    savings: NotRequired[Savings]
+    """Against an estimate of the large model alone (`trim_graph.savings.net_savings`); absent in a run that
+    an earlier release ended."""
     parts: NotRequired[dict[Part, dict[StepWriter, int]]]
     """Steps by writer in reasoning and answer, where a model thinks."""
     accounts: NotRequired[dict[str, dict[str, float]]]

@@ -10,6 +10,7 @@ from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from .budget.usage import StepWriter, Usage, lookahead_usage, total_cost
 from .conversation import extract_answer
 from .routing import RunView
+from .savings import net_savings
 from .segmentation import Part, join_steps
 from .state import Step, Summary
 
@@ -30,6 +31,7 @@ def summarise(view: RunView) -> Summary:
             f"the large model ignored max_tokens and wrote {usage['overshoot_tokens']} tokens too many"
         )
     by_writer: dict[StepWriter, int] = {"small": writers["small"], "large": writers["large"]}
+    accepted: dict[StepWriter, int] = {"small": small, "large": large}
     summary = Summary(
         stopped=state["stopped"],
         answer=extract_answer(text),
@@ -48,6 +50,7 @@ def summarise(view: RunView) -> Summary:
         usage=usage,
         cost=total_cost(usage, settings.prices),
         seconds=usage["seconds"],
+        savings=net_savings(accepted | by_human, usage, settings.prices, settings.large_alone),
         notes=notes,
     )
     if settings.lookahead or "lookahead" in usage:

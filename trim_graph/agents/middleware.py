@@ -205,7 +205,10 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         routing = from_agent_keys(state)
         usage: Usage = charge_interrupted_calls(routing, stored).get("usage", routing["usage"])
         # A model that failed too often in one question gets another chance in the next.
-        return Usage(**{**usage, "large": {**usage["large"], "failed_calls": 0}})
+        usage = Usage(**{**usage, "large": {**usage["large"], "failed_calls": 0}})
+        if "prompt" in usage:  # the next question's turns count from 0 again
+            usage["prompt"] = {**usage["prompt"], "step": -1}
+        return usage
 
     @hook_config(can_jump_to=["end"])
     def before_model(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class ModelPrice(KnownFields):
         default=None, ge=0, description="per million prompt tokens served from a cache; default: as `input`"
     )
 
-    def cost(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> float:
+    def cost(self, input_tokens: int, output_tokens: float, cached_tokens: int = 0) -> float:
         """Returns the cost of a call in the currency used; ``cached_tokens`` are part of ``input_tokens``."""
         cached_price = self.input if self.cached_input is None else self.cached_input
         fresh = input_tokens - cached_tokens
@@ -84,6 +84,8 @@ class WriterUsage(TypedDict):
     """Failed attempts, also of calls that a later attempt completed."""
     failed_calls: int
     """Calls whose attempts all failed."""
+    seconds: NotRequired[float]
+    """Duration of the answered calls; absent before the first, and in a run of an earlier release."""
 
 
 class ScorerUsage(TypedDict):
@@ -95,6 +97,22 @@ class ScorerUsage(TypedDict):
     """Tokens that an LLM judge wrote; absent in a run of an earlier release."""
     failed_attempts: int
     failed_calls: int
+    seconds: NotRequired[float]
+    """Duration of its calls; absent before the first, and in a run of an earlier release."""
+
+
+class PromptUsage(TypedDict):
+    """Prompts of the run without any step, each counted once: the estimate of the large model alone."""
+
+    input_tokens: int
+    """Prompt tokens of the question; in an agent, of each turn. As the large model counts them where it read
+    the same prompt, else as the small one does."""
+    cached_tokens: int
+    """Those of them that the large model reported as cached."""
+    small_tokens: int
+    """Those of the last prompt as the small model counts them; 0 if the large one has read it."""
+    step: int
+    """Index of the turn whose prompt was counted last; 0 for a solution."""
 
 
 class LookaheadUsage(TypedDict):
@@ -126,6 +144,8 @@ class Usage(TypedDict):
     seconds: float
     lookahead: NotRequired[LookaheadUsage]
     """Present once there was a speculative call."""
+    prompt: NotRequired[PromptUsage]
+    """Present once a call has been answered; absent in a run of an earlier release."""
 
 
 def zero_usage() -> Usage:
@@ -170,6 +190,33 @@ def lookahead_usage(usage: Usage) -> LookaheadUsage:
     """Returns the usage of speculative calls; zeros for a run without one."""
     nothing = LookaheadUsage(taken=0, discarded=0, input_tokens=0, output_tokens=0, unaccounted_tokens=0)
     return usage.get("lookahead", nothing)
+
+
+def count_prompt_once(
+    prompt: PromptUsage | None, writer: Writer, step: int, *, input_tokens: int, cached_tokens: int
+) -> PromptUsage:
+    """Returns the prompts counted once, with that of a call that no accepted step precedes.
+
+    Args:
+        prompt: Counted so far; None before the first call.
+        writer: The model that was called. The large model's count replaces the small one's.
+        step: Index of the turn; 0 for a solution.
+        input_tokens: Prompt tokens of the call, without those of failed attempts.
+        cached_tokens: Those of them served from a cache.
+    """
+    before = prompt or PromptUsage(input_tokens=0, cached_tokens=0, small_tokens=0, step=-1)
+    replaced = 0
+    if before["step"] == step:
+        if writer == "small" or not before["small_tokens"]:
+            return before
+        replaced = before["small_tokens"]
+    return PromptUsage(
+        input_tokens=before["input_tokens"] - replaced + input_tokens,
+        # The small model's cache says nothing of the large one's.
+        cached_tokens=before["cached_tokens"] + (cached_tokens if writer == "large" else 0),
+        small_tokens=input_tokens if writer == "small" else 0,
+        step=step,
+    )
 
 
 def usage_delta(before: Usage, now: Usage) -> Usage:
@@ -323,5 +370,6 @@ def charge_scorer(usage: Usage, seconds: float, used: FailedAttempts, *, failed:
         output_tokens=before.get("output_tokens", 0) + used["output_tokens"],
         failed_attempts=before["failed_attempts"] + used["count"],
         failed_calls=before["failed_calls"] + failed,
+        seconds=before.get("seconds", 0.0) + seconds,
     )
     return charged

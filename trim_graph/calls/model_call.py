@@ -31,6 +31,7 @@ from trim_graph.budget.usage import (
     charge_attempts,
     charge_failed_call,
     charge_lost,
+    count_prompt_once,
     read_attempts,
     usage_delta,
 )
@@ -584,8 +585,17 @@ def usage_with_reply(call: Call, reply: Reply, metadata: dict[str, Any], seconds
         "input_tokens": before["input_tokens"] + reply.input_tokens,
         "output_tokens": before["output_tokens"] + reply.output_tokens,
         "cached_tokens": before["cached_tokens"] + reply.cached_tokens,
+        "seconds": before.get("seconds", 0.0) + seconds,
     }
     lost = read_attempts(metadata)
+    if not call.solution or not (call.request["partial_text"] or any(s["tokens"] for s in call.view.steps)):
+        usage["prompt"] = count_prompt_once(
+            call.usage.get("prompt"),
+            writer,
+            0 if call.solution else len(call.view.steps),
+            input_tokens=reply.input_tokens - (lost["input_tokens"] if lost else 0),
+            cached_tokens=reply.cached_tokens,
+        )
     if lost is not None:
         emit("retried", part=writer, attempts=lost["count"])
     if writer == "large":

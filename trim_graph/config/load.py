@@ -11,6 +11,7 @@ from pydantic import ValidationError, model_validator
 from trim_graph.budget import Budget, Prices, Quotas
 from trim_graph.errors import SettingsError
 from trim_graph.policies.parsing import PolicyConfig
+from trim_graph.savings import LargeAlone
 from trim_graph.settings import ConfigSection
 
 from .errors import explain, read_yaml
@@ -65,6 +66,7 @@ class TrimConfig(ConfigSection):
     quotas: Quotas = Quotas()
     ledger: LedgerSpec = None
     prices: Prices = Prices()
+    large_alone: LargeAlone = LargeAlone()
     settings: FileSettings = FileSettings()
     checkpoint: CheckpointSpec = "none"
     response_cache: ResponseCachePath = None
@@ -231,6 +233,7 @@ def build_graph(
         policy=config.policy.build(),
         budget=config.budget,
         prices=config.prices,
+        large_alone=config.large_alone,
         quotas=config.quotas,
         checkpointer=checkpointer,
         ledger=ledger,
