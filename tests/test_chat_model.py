@@ -17,7 +17,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import BaseModel, ValidationError
 
-from trim_graph import InputError, TrimChatModel, TrimContext, create_trim_chat_model
+from trim_graph import InputError, SettingsError, TrimChatModel, TrimContext, create_trim_chat_model
 from trim_graph.policies import large_only, small_only, threshold
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
@@ -160,6 +160,19 @@ def test_a_call_may_go_by_other_settings(model, given):
     answer = model.invoke("?", trim=given)
     assert answer.response_metadata["trim"]["steps"]["large"] == 0
     assert model.bind(trim=given).invoke("?").content == answer.content
+
+
+@pytest.mark.parametrize(("policy", "large"), [("small", 0), ("large", 4), (0.05, 0), (0.5, 1)])
+def test_a_call_may_name_a_model_or_a_threshold(model, policy, large):
+    for bound in (model.bind(trim={"policy": policy}), model.bind(trim=TrimContext(policy=policy))):
+        assert bound.invoke("?").response_metadata["trim"]["steps"]["large"] == large
+
+
+def test_a_call_that_names_no_policy_is_refused_and_the_setting_named(model):
+    with pytest.raises(SettingsError, match=r"policy is 1\.5: choose small, large, a threshold"):
+        model.invoke("?", trim={"policy": 1.5})
+    with pytest.raises(SettingsError, match=r"policy is not valid: .*medium"):
+        model.invoke("?", trim={"policy": "medium"})
 
 
 @pytest.mark.parametrize(

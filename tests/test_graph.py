@@ -96,6 +96,7 @@ def test_its_schemas_show_what_goes_in_and_comes_out(rig):
         "seed",
         "budget",
         "quotas",
+        "large_alone",
         "ask_below",
         "lookahead",
         "user",

@@ -6,6 +6,7 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
 from trim_graph.budget import Budget
+from trim_graph.config import make_config
 from trim_graph.errors import SettingsError
 from trim_graph.policies import small_only
 from trim_graph.settings import ContextSettings, RunSettings, Settings, TrimContext, Unset, overridden
@@ -125,6 +126,11 @@ def test_one_runs_overrides_are_not_the_next_runs(rig):
         (TrimContext(policy={"type": "random_rate", "rate": 1.0}), 4),
         (TrimContext(threshold=0.05), 0),
         (TrimContext(threshold=0.5), 1),
+        (TrimContext(policy="large"), 1),
+        (TrimContext(policy="small"), 0),
+        ({"trim": {"policy": 0.05}}, 0),
+        (TrimContext(policy=0.5), 1),
+        (TrimContext(policy=1), 1),
         (None, 1),
     ],
 )
@@ -132,6 +138,50 @@ def test_a_call_may_go_by_another_policy(make, context: Any, large: int):
     rig = make()
     rig.ask(context=context)
     assert len(rig.large.calls) == large
+
+
+@pytest.mark.parametrize(
+    ("policy", "steps"), [("large", {"small": 0, "large": 4}), (0.05, {"small": 4, "large": 0})]
+)
+def test_a_calls_config_may_name_a_policy_where_there_is_no_context(make, policy: Any, steps: dict[str, int]):
+    config = {"configurable": {"trim": {"policy": policy}}}
+    rig = make()
+    assert rig.ask(config=config)["trim"]["steps"] == steps
+    assert rig.ask(config=config, context=TrimContext(policy="small"))["trim"]["steps"]["large"] == 0
+    assert rig.ask()["trim"]["steps"] == {"small": 3, "large": 1}
+
+
+@pytest.mark.parametrize("policy", [1.5, -0.1, True, float("nan")])
+def test_a_number_that_is_no_threshold_is_refused_and_the_setting_named(rig, policy: Any):
+    with pytest.raises(ValueError, match=r"policy.* is .*: choose small, large, a threshold in \[0, 1\]"):
+        rig.ask(context={"trim": {"policy": policy}})
+    with pytest.raises(
+        SettingsError, match=r"trim settings are not valid: policy: .*a threshold in \[0, 1\]"
+    ):
+        rig.ask(config={"configurable": {"trim": {"policy": policy}}})
+    assert rig.unasked
+
+
+def test_a_config_with_an_unknown_override_is_refused(rig):
+    with pytest.raises(SettingsError, match="max_step"):
+        rig.ask(config={"configurable": {"trim": {"max_step": 2}}})
+    assert rig.unasked
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("small", {"type": "small_only"}),
+        ("large", {"type": "large_only"}),
+        (0.6, {"type": "threshold", "t": 0.6}),
+        (0, {"type": "threshold", "t": 0.0}),
+    ],
+)
+def test_a_configuration_names_policies_as_a_call_does(given: Any, meant: dict[str, Any]):
+    data = {part: {"type": "example"} for part in ("small", "large", "scorer")}
+    assert make_config({**data, "policy": given}).policy.model_dump() == meant
+    with pytest.raises(SettingsError, match="policy"):
+        make_config({**data, "policy": 1.5})
 
 
 def test_the_contexts_policy_outlives_an_interruption(make):

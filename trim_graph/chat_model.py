@@ -65,6 +65,7 @@ class TrimChatModel(BaseChatModel):
         model = create_trim_chat_model(small, large, scorer, policy=threshold(0.9))
         model.invoke("What is 12 * 12?").text
         model.invoke("What is 12 * 13?", trim={"threshold": 0.5})
+        model.bind(trim={"policy": "large"}).invoke("What is 12 * 14?")  # small, or a threshold
         ```
     """
 

@@ -24,7 +24,7 @@ from .prompt_size import counts_itself, uncountable
 from .routing.router import RECURSION_FLOOR
 from .routing.view import policy_of
 from .runtime import CHECKPOINTER, INVOCATION, Invocation
-from .settings import Settings, TrimContext, check_prices, overridden, trim_context
+from .settings import Settings, TrimContext, check_prices, context_of_call, overridden, trim_context
 from .state import SCHEMA_VERSION, Run, Step, TrimInput, TrimOutput, TrimState
 
 DEFAULT_RECURSION_LIMIT = 10_000
@@ -143,7 +143,8 @@ def begin_run(
         given: The channels of the input: ``messages`` and perhaps ``question``.
         config: Config of the call: recursion limit, thread, checkpointer.
         settings: The graph's settings.
-        context: Context of the call; may hold overrides (`TrimContext`).
+        context: Context of the call; may hold overrides (`TrimContext`). Without them, those under the key
+            ``trim`` of the config's ``configurable`` count.
         policy: The graph's policy.
         large: The large model, checked for whether it counts its prompts; None does not.
         has_scorer: Whether the graph has a scorer, which a context's policy may need.
@@ -164,13 +165,14 @@ def begin_run(
             f"recursion_limit={limit} is too low for a single step: trim-graph needs at least "
             f"{RECURSION_FLOOR} supersteps, and 3 to 5 more for every further step (2 more with a probe)"
         )
+    configurable = config.get("configurable", {})
+    context = context_of_call(context, configurable)
     settings = check_prices(overridden(settings, context))
     routing = policy_of(settings, policy)
     if routing.needs_score and not has_scorer:
         raise SettingsError(
             f"the context's policy {settings.policy} needs scores, but the graph was built without a scorer"
         )
-    configurable = config.get("configurable", {})
     _check_interrupts(settings, has_scorer, configurable)
     overrides = trim_context(context)
     thread = configurable.get("thread_id")

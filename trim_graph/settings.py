@@ -18,6 +18,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     create_model,
+    field_validator,
     model_validator,
 )
 from typing_extensions import TypedDict, Unpack
@@ -162,7 +163,7 @@ class ContextSettings(CallSettings[None], total=False):
     """Keywords of `TrimContext`."""
 
     threshold: float | None
-    policy: str | dict[str, Any] | None
+    policy: float | str | dict[str, Any] | None
     budget: Budget | None
     user: str | None
     steps: list[Step] | None
@@ -204,10 +205,10 @@ class TrimContext(_Overrides):
     threshold: float | None = Field(
         default=None, ge=0, le=1, description="Short for the policy threshold at this score"
     )
-    policy: str | dict[str, Any] | None = Field(
+    policy: float | str | dict[str, Any] | None = Field(
         default=None,
-        description="Policy instead of the graph's own, as in a configuration file: large_only, or "
-        '{"type": "random_rate", "rate": 0.3}',
+        description="Policy instead of the graph's own, as in a configuration file: small or large (that "
+        'model alone), a threshold in [0, 1], or {"type": "random_rate", "rate": 0.3}',
     )
     user: str | None = Field(
         default=None, min_length=1, description="Whose account the run draws from, if users have quotas"
@@ -231,6 +232,11 @@ class TrimContext(_Overrides):
         own = given["trim"]
         return own.model_dump(exclude_unset=True) if isinstance(own, cls) else own or {}
 
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _policy_named(cls, given: Any) -> Any:
+        return policy_mapping(given)
+
     @model_validator(mode="after")
     def _one_policy(self) -> TrimContext:
         if self.threshold is not None and self.policy is not None:
@@ -244,9 +250,34 @@ class TrimContext(_Overrides):
             given.pop(name, None)
         if (t := given.pop("threshold", None)) is not None:
             given["policy"] = {"type": "threshold", "t": t}
-        if isinstance(given.get("policy"), str):
-            given["policy"] = {"type": given["policy"]}
         return given
+
+
+_ALONE = {"small": "small_only", "large": "large_only"}
+
+
+def policy_mapping(given: Any) -> Any:
+    """Returns the mapping that the short form of a policy stands for; anything else as it is.
+
+    Args:
+        given: ``small`` or ``large``: that model alone. A number in [0, 1]: `trim_graph.policies.threshold`
+            at it. A name ending in ``.json``: the policy in that file. Another name: the policy of this type.
+
+    Raises:
+        ValueError: It is a number out of range, or True or False.
+    """
+    if isinstance(given, str):
+        if given.endswith(".json"):
+            return {"type": "file", "path": given}
+        return {"type": _ALONE.get(given, given)}
+    if not isinstance(given, int | float):
+        return given
+    if isinstance(given, bool) or not 0 <= given <= 1:
+        raise ValueError(
+            f"policy is {given!r}: choose small, large, a threshold in [0, 1], or a policy such as "
+            '{"type": "random_rate", "rate": 0.3}'
+        )
+    return {"type": "threshold", "t": float(given)}
 
 
 def overridden(settings: Settings, context: Any) -> Settings:
@@ -264,6 +295,17 @@ def overridden(settings: Settings, context: Any) -> Settings:
     return settings if given is None else settings.model_copy(update=given.overrides())
 
 
+def context_of_call(context: Any, configurable: Mapping[str, Any]) -> Any:
+    """Returns the context of a call; without overrides in it, that of the config.
+
+    Args:
+        context: Context of the call.
+        configurable: Of the call's config. Its key ``trim`` holds overrides, so that a graph without a
+            context of ours and a chain can pass them.
+    """
+    return context if trim_context(context) is not None else {"trim": configurable.get("trim")}
+
+
 def trim_context(context: Any) -> TrimContext | None:
     """Returns the overrides of a call in its context, found as by `overridden`; None if there are none.
 
@@ -278,7 +320,7 @@ def trim_context(context: Any) -> TrimContext | None:
     try:
         return TrimContext.model_validate(given)
     except ValidationError as error:
-        raise SettingsError(f"the context's trim settings are not valid: {describe(error)}") from error
+        raise SettingsError(f"the call's trim settings are not valid: {describe(error)}") from error
 
 
 def make_settings(budget: Budget | None, prices: Prices | None, settings: Mapping[str, Any]) -> Settings:

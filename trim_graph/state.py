@@ -45,6 +45,8 @@ class Step(TypedDict):
     """Whether the step belongs to the reasoning or to the answer of a model that thinks."""
     message: NotRequired[str]
     """Id of the message, if the step is an agent's turn."""
+    why: NotRequired[str]
+    """Why the step was accepted from this writer, in a sentence; absent in steps of an earlier release."""
 
 
 class Draft(Step):
@@ -79,6 +81,8 @@ class StepRequest(TypedDict):
     """Number of answers without a step, in a row."""
     probe: NotRequired[Probe]
     """Present if the request is for a probe: one token that is discarded, with its entropy noted here."""
+    why: NotRequired[str]
+    """Explanation of the step; absent if a decision on the draft will give it."""
     interrupted: NotRequired[bool]
     """A crash interrupted the call and was charged; `route` requests it again within what is left."""
 

@@ -267,10 +267,41 @@ def test_a_call_goes_by_settings_of_its_own(context):
     assert rig.ask()["trim"]["steps"] == {"small": 1, "large": 1}
 
 
+@pytest.mark.parametrize(("policy", "large"), [("small", 0), ("large", 2), (0.05, 0), (0.5, 1)])
+def test_a_call_may_name_a_model_or_a_threshold_in_its_context_or_its_config(policy, large):
+    rig = build(agent={"context_schema": dict})
+    steps = {"small": 2 - large, "large": large}
+    assert rig.ask(context={"trim": {"policy": policy}})["trim"]["steps"] == steps
+    config = {"configurable": {"trim": {"policy": policy}, "thread_id": "own"}}
+    assert rig.ask(config=config)["trim"]["steps"] == steps
+
+
+def test_every_turn_says_why_it_went_to_its_writer():
+    rig = build(agent={"checkpointer": InMemorySaver()})
+    config = {"configurable": {"thread_id": "explained"}}
+    rig.ask(config=config)
+    whys = [step["why"] for step in rig.agent.get_state(config).values["trim_steps"]]
+    assert [why.partition(" ")[2].partition(" (")[0] for why in whys] == [
+        "had the large model write the turn again",
+        "accepted the small model's draft",
+    ]
+
+
+def test_an_agents_savings_count_the_prompt_of_each_turn_once():
+    rig = build()
+    savings = rig.ask()["trim"]["savings"]
+    (first,) = rig.large.calls
+    _, second = rig.small.calls
+    assert savings["large_alone"]["read"] == first["prompt_tokens"] + second["prompt_tokens"]
+    alone = build(policy=large_only()).ask()["trim"]["savings"]
+    assert alone["tokens"] == alone["large_tokens"] == 0
+
+
 @pytest.mark.parametrize(
     ("trim", "reported"),
     [
         ({"treshold": 0.5}, "treshold"),
+        ({"policy": 1.5}, "policy is 1.5: choose small, large"),
         ({"budget": {"large_tokens": 1.5}}, "budget.large_tokens"),
         ({"ask_below": 0.5}, "ask_below has a human asked"),
         ({"quotas": {"user": {"large_calls": 1}}}, "without a ledger"),
@@ -300,7 +331,7 @@ def test_a_calls_policy_that_needs_scores_needs_a_scorer():
     [
         (
             {"delimiter": "\n"},
-            "unknown setting delimiter; settings of an agent's turns: max_step_tokens, max_steps",
+            "unknown setting delimiter; settings of an agent's turns: large_alone, max_step_tokens",
         ),
         ({"max_steps": 0}, "max_steps"),
         ({"lookahead": True}, "lookahead is no setting of an agent: what follows a turn depends on"),

@@ -29,6 +29,24 @@ def test_drafts_scores_decisions_and_the_bill(world, run):
     assert not any(line.startswith("cost") for line in lines)
 
 
+def test_explain_says_below_each_step_why_it_went_to_its_writer(world, run):
+    lines = [line.strip() for line in run("solve", CHAIN, "--explain").stdout.splitlines()]
+    rewritten = lines.index("because threshold(0.5) had the large model write the step again (score 0.1)")
+    assert lines[rewritten - 1].startswith("instead of: Step 2")
+    accepted = "because threshold(0.5) accepted the small model's draft (score 0.9)"
+    assert lines.count(accepted) == 3
+    assert not any(line.startswith("because") for line in run("solve", CHAIN).stdout.split("\n"))
+
+
+def test_net_savings_are_shown_and_in_the_record(world, run):
+    (line,) = [line for line in run("solve", CHAIN).stdout.splitlines() if line.startswith("saved")]
+    assert line.startswith("saved   +21 large tokens, -")
+    assert line.endswith(" s; net, against an estimate of the large model alone")
+    record = json.loads(run("solve", CHAIN, "--policy", "large", "--json").stdout)
+    assert record["summary"]["savings"]["tokens"] == 0
+    assert record["steps"][0]["why"] == ("large_only() named the large model for this and all further steps")
+
+
 def test_json(world, run):
     result = run("solve", CHAIN, "--json")
     record = json.loads(result.stdout)
@@ -49,6 +67,8 @@ def test_options_replace_policy_and_limits(world, run):
     assert "large   0 steps" in run("solve", CHAIN, "--policy", "small_only").stdout
     assert "large   4 steps" in run("solve", CHAIN, "--threshold", "1").stdout
     assert "large   4 steps" in run("solve", CHAIN, "--policy", "{type: random_rate, rate: 1}").stdout
+    for policy, steps in (("small", 0), ("large", 4), ("1", 4), ("0.05", 0)):
+        assert f"large   {steps} steps" in run("solve", CHAIN, "--policy", policy).stdout
     spent = run("solve", CHAIN, "--threshold", "1", "--large-calls", "1").stdout
     assert "large   1 step " in spent
     assert "note    the limit on large_calls is spent: the large model is not called any more" in spent

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trim_graph import SettingsError
-from trim_graph.cli.solve import WHY
 from trim_graph.config import make_config
 from trim_graph.policies import large_only, small_only, threshold
+from trim_graph.routing.explain import WHY_STOPPED
 from trim_graph.routing.router import loop_in
 from trim_graph.state import TrimState
 
@@ -148,4 +148,4 @@ def test_drafts_that_come_again_so_often_are_found_whatever_stands_before_them(b
 
 def test_every_reason_to_stop_has_words():
     reasons = set(get_args(get_type_hints(TrimState)["stopped"]))
-    assert reasons - {""} == set(WHY)
+    assert reasons - {""} == set(WHY_STOPPED)

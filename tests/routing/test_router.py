@@ -386,7 +386,7 @@ def test_a_draft_below_the_threshold_is_discarded_and_the_large_model_writes_the
     ruling = route(threshold(0.5), draft=draft(0.4))
     assert (str(ruling), ruling.texts) == ("large step", [])
     assert ruling.decision == {"decision": "regenerate", "discarded": step("a draft")}
-    assert ruling.request == LARGE
+    assert ruling.request == {**LARGE, "why": ruling.request["why"]}
     assert ruling.state["draft"] is None
     assert ruling.state["scores"] == {}
 
@@ -537,7 +537,9 @@ def test_a_text_to_the_end_that_was_cut_ends_the_run_if_it_has_used_all_that_rem
 def test_an_accepted_step_is_reported_once_and_streamed_with_its_separator():
     ruling = route(draft=draft(0.9))
     (reported,) = ruling.events("accepted")
-    assert reported == {"step": 2, "writer": "small", "text": "a draft", "score": 0.9, "tokens": 10}
+    why = "threshold(0.5) accepted the small model's draft (score 0.9)"
+    step_event = {"step": 2, "writer": "small", "text": "a draft", "score": 0.9, "tokens": 10}
+    assert reported == {**step_event, "why": why}
     assert [e.text for e in ruling.action.events if isinstance(e, AcceptedText)] == ["\n\na draft"]
 
 

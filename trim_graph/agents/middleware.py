@@ -36,7 +36,7 @@ from trim_graph.policies import Observation, Policy, as_policy
 from trim_graph.prompt_size import turn_prompt_bound
 from trim_graph.run import begin_run
 from trim_graph.runtime import emit
-from trim_graph.settings import Settings, TurnSettings, make_settings, overridden
+from trim_graph.settings import Settings, TurnSettings, context_of_call, make_settings, overridden
 from trim_graph.state import Run, TrimState, fresh_channels, reduce_state
 
 from .models import check_turn_model
@@ -172,14 +172,15 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
 
     def _begun(self, state: TrimAgentState, runtime: Runtime[Any], stored: Collection[str]) -> dict[str, Any]:
         given = TrimState(messages=state["messages"])
-        effective = overridden(self.settings, runtime.context)
+        configurable = ensure_config().get("configurable", {})
+        effective = overridden(self.settings, context_of_call(runtime.context, configurable))
         _check_no_interrupts(effective)
         if effective.lookahead:
             raise SettingsError(NO_LOOKAHEAD)
         routing = begin_run(
             given,
             # Without the recursion limit, which counts the agent's supersteps.
-            {"configurable": ensure_config().get("configurable", {})},
+            {"configurable": configurable},
             self.settings,
             runtime.context,
             policy=self.policy,

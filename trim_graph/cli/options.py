@@ -156,7 +156,10 @@ class SolveOptions(Options):
         Path | None, typer.Option(help="YAML file with models, scorer, policy and limits; example below.")
     ] = None
     policy: Annotated[
-        str | None, typer.Option(help="Replaces the policy: a name, or {type: random_rate, rate: 0.3}.")
+        str | None,
+        typer.Option(
+            help="Replaces the policy: small, large, a threshold, or {type: random_rate, rate: 0.3}."
+        ),
     ] = None
     threshold: Annotated[float | None, typer.Option(help="Short for the policy threshold at this score.")] = (
         None
@@ -173,6 +176,9 @@ class SolveOptions(Options):
         ),
     ] = None
     user: Annotated[str | None, typer.Option(help="Whose quota the run draws from.")] = None
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print below each step why it went to its writer.")
+    ] = False
     as_json: AsJson = False
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from trim_graph.config import TrimConfig, build_graph
 from trim_graph.errors import SettingsError, TrimError
+from trim_graph.routing.explain import WHY_STOPPED
 from trim_graph.settings import describe
 
 from .common import chosen_config, load_parts, parsed_option, readable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
     from trim_graph.budget import Prices
+    from trim_graph.savings import Savings
 
     from .common import Console
 
@@ -106,7 +108,7 @@ def _run(options: SolveOptions, config: TrimConfig, graph: Any, question: str | 
     from trim_graph.settings import TrimContext
 
     place: RunnableConfig = {"configurable": {"thread_id": thread}}
-    transcript = Transcript(None if options.as_json else _stdout())
+    transcript = Transcript(None if options.as_json else _stdout(), explain=options.explain)
     given = _given(options, question)
     if question is None:
         question = _resumed(graph, place, thread, transcript)
@@ -220,19 +222,6 @@ def show_question(console: Console, asked: dict[str, Any], command: str) -> None
 
 
 COLOURS = {"small": "cyan", "large": "magenta", "human": "green"}
-WHY = {
-    "finished": "the solution has ended",
-    "max_steps": "the limit on steps is reached",
-    "length": "a model's context is full",
-    "loop": "the same was written again and again",
-    "budget": "the budget is spent",
-    "deadline": "the time is up",
-    "recursion_limit": "the recursion limit is reached",
-    "no_step": "the model wrote nothing that is a step",
-    "failed": "no model was left to write the next step",
-    "human": "who was asked ended it",
-    "middleware": "another middleware ended the agent",
-}
 _INDENT = " " * 27
 
 
@@ -241,10 +230,11 @@ class Transcript:
 
     Args:
         console: Where steps are printed as they are accepted; None prints nothing.
+        explain: Whether each step is followed by why it went to its writer.
     """
 
-    def __init__(self, console: Console | None) -> None:
-        self.console = console
+    def __init__(self, console: Console | None, *, explain: bool = False) -> None:
+        self.console, self.explain = console, explain
         self.steps: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         self._decisions: dict[int, dict[str, Any]] = {}
@@ -285,6 +275,8 @@ class Transcript:
             "score": event["score"],
             "decision": decision.get("decision"),
         }
+        if "why" in event:
+            step["why"] = event["why"]
         if decision.get("exhausted_limit"):
             step["exhausted_limit"] = decision["exhausted_limit"]
         if discarded:
@@ -297,8 +289,7 @@ class Transcript:
         if self.console:
             self._show(self.console, step)
 
-    @staticmethod
-    def _show(console: Console, step: dict[str, Any]) -> None:
+    def _show(self, console: Console, step: dict[str, Any]) -> None:
         discarded = step.get("discarded")
         colour = COLOURS[step["writer"]]
         score = discarded["score"] if discarded else step["score"]
@@ -315,6 +306,8 @@ class Transcript:
         if "exhausted_limit" in step:
             said = f"{_INDENT}wanted the large model; the limit on {step['exhausted_limit']} is spent"
             console.print(Text(said, style="yellow"), soft_wrap=True)
+        if self.explain and "why" in step:
+            console.print(Text(f"{_INDENT}because {printable(step['why'])}", style="dim"), soft_wrap=True)
 
 
 def printable(text: str) -> str:
@@ -350,11 +343,28 @@ def show_usage(console: Console, summary: dict[str, Any], prices: Prices) -> Non
     if prices != type(prices)():
         rows.append(("cost", f"{summary['cost']:.6g}"))
     rows.append(("seconds", f"{summary['seconds']:.2f}"))
+    if (savings := summary.get("savings")) is not None:
+        rows.append(("saved", saved(savings)))
     rows.append(("answer", summary["answer"] if summary["answer"] is not None else "none found"))
-    rows.append(("stopped", f"{summary['stopped']}: {WHY.get(summary['stopped'], 'see the notes')}"))
+    rows.append(("stopped", f"{summary['stopped']}: {WHY_STOPPED.get(summary['stopped'], 'see the notes')}"))
     rows.extend(("note", note) for note in summary["notes"])
     for name, value in rows:
         console.print(Text.assemble((f"{name:<8}", "bold"), printable(value)), soft_wrap=True)
+
+
+def saved(savings: Savings) -> str:
+    """Returns net savings in words; what is unknown is left out."""
+    parts = [
+        f"{amount:+.4g}{unit}"
+        for amount, unit in (
+            (savings["large_tokens"], " large tokens"),
+            (savings["tokens"], " tokens in all"),
+            (savings["cost"], " in cost"),
+            (savings["seconds"], " s"),
+        )
+        if amount is not None
+    ]
+    return f"{', '.join(parts) or 'unknown'}; net, against an estimate of the large model alone"
 
 
 def counted(number: int, noun: str) -> str:

@@ -43,13 +43,15 @@ need none);
 ``statistic: lowest_window``), ``turn_signals`` (of an agent), ``cascade`` (first, second, ``unsure: [0.2,
 0.8]``) and ``minimum`` (scorers); ``type: example`` for all three models (the arithmetic models that come
 with trim-graph); policies
-``small_only``, ``large_only``, ``advantage`` (minimum, price_per_token), ``random_rate`` (rate),
+``small_only`` or ``small``, ``large_only`` or ``large``, a number (``threshold`` at it), ``advantage``
+(minimum, price_per_token), ``random_rate`` (rate),
 ``entropy_probe`` (limit), ``by_pattern`` (pattern, rates), ``stay_on_large`` (policy, k), ``any_of`` and
 ``all_of`` (policies), or a policy file, ``plan.json``, of a learned one also with another threshold,
 ``{type: file, path: aggregate-0.02.json, threshold: 0.3}``;
 in settings ``segmentation: {type: markdown}``, ``{type: pattern, pattern: ...}`` or ``{type: tokens, tokens:
 64}`` (a PRM's steps are made as those it was trained on), ``max_repeats: 5`` (null looks for no loop),
-``thinking: {routed: reasoning}``, ``ask_below: 0.2``, ``lookahead: true``; ``quotas: {user:
+``thinking: {routed: reasoning}``, ``ask_below: 0.2``, ``lookahead: true``; ``large_alone: {length_ratio: 1.1,
+seconds_per_token: 0.02}``, with which a run estimates its net savings; ``quotas: {user:
 {large_tokens: 20000}}`` with ``ledger: sqlite:spend.db`` (or what checkpoint takes, but for none); checkpoint
 ``none``, ``memory``, ``sqlite:PATH``, ``postgresql://USER@HOST/DATABASE``, ``env:NAME``; ``response_cache:
 calls.db`` keeps the chat models' responses, so that equal calls of several measurements are made once."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, ValidationInfo, model_serializer
 
 from trim_graph.errors import SettingsError
-from trim_graph.settings import ConfigSection, base_folder
+from trim_graph.settings import ConfigSection, base_folder, policy_mapping
 
 from .base import Policy
 from .baselines import (
@@ -170,12 +170,6 @@ class PolicyFile(ConfigSection):
         return {key: value for key, value in handler(self).items() if value is not None}
 
 
-def _named(value: Any) -> Any:
-    if isinstance(value, str):
-        return {"type": "file", "path": value} if value.endswith(".json") else {"type": value}
-    return value
-
-
 PolicyConfig = Annotated[
     SmallOnly
     | LargeOnly
@@ -188,7 +182,7 @@ PolicyConfig = Annotated[
     | Combined
     | PolicyFile,
     Field(discriminator="type"),
-    BeforeValidator(_named),
+    BeforeValidator(policy_mapping),
 ]
 
 for _recursive in (StayOnLarge, Combined):

@@ -34,6 +34,7 @@ from trim_graph.state import (
     diff_update,
 )
 
+from . import explain
 from .drafts import rejected_draft, split_into_steps
 from .view import RunView
 
@@ -63,10 +64,7 @@ REPEATED_ANSWERS = 3
 """Factor by which a boxed answer must repeat more often than a step: the questions of one message may have
 the same answer a few times in a row."""
 
-_LARGE_FAILURES = "large_failures"
-_UNBOUNDED = "unbounded_prompt"
-_NO_LIMIT = (_LARGE_FAILURES, _UNBOUNDED)
-"""Reasons not to call the large model other than an exhausted limit; a larger budget does not help."""
+_NO_LIMIT = (explain.LARGE_FAILURES, explain.UNBOUNDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +187,8 @@ class Router:
         decision.note_exhausted(exhausted)
         if decision.stops(exhausted):
             return decision.finish("budget")
-        return decision.write(decision.small_request(needs_decision=False))
+        because = explain.exhausted(exhausted, request.get("why"))
+        return decision.write(decision.small_request(why=explain.left_to("small", because)))
 
     def for_fallback(self, view: RunView, request: StepRequest) -> StepRequest | None:
         """Returns the request for a writer's next fallback; None if the budget leaves nothing for it."""
@@ -211,6 +210,9 @@ class _HandedOver(Policy):
 
     def next_writer(self, observation: Observation) -> str:
         return "large_to_end"
+
+    def __repr__(self) -> str:
+        return "the handover"
 
 
 @dataclass
@@ -265,7 +267,7 @@ class _Decision:
         if self.out_of_time:
             return self.finish("deadline")
         if self.foreseen:
-            return self.write(self.small_request(needs_decision=True))
+            return self.write(self.small_request())
         entropy = probed["probe"]["entropy"] if probed is not None and "probe" in probed else None
         seen = self._observation("next_writer", entropy=entropy)
         answers = NEXT_WRITERS if entropy is None else WRITERS
@@ -273,8 +275,9 @@ class _Decision:
         if choice.value == "probe":
             return self._probe()
         request, exhausted = None, None
+        why = explain.named(self.policy, seen, choice.value, self.options.unit)
         if choice.value != "small":
-            request, exhausted = self.large_request(choice.value == "large_to_end")
+            request, exhausted = self.large_request(choice.value == "large_to_end", why)
             if self.asks(exhausted):  # before the choice is remembered: it is asked for again
                 return self._ask("budget", exhausted, draft=None, request=probed)
         elif self.policy.decides:
@@ -288,8 +291,10 @@ class _Decision:
             self.note_exhausted(exhausted)
             if self.stops(exhausted):
                 return self.finish("budget")
+            because = explain.exhausted(exhausted, None if choice.value == "small" else why)
+            why = explain.left_to("small", because)
         needs_decision = (self.policy.decides and not exhausted) or self.settings.ask_below is not None
-        return self.write(self.small_request(needs_decision=needs_decision))
+        return self.write(self.small_request(why=None if needs_decision else why))
 
     def _probe(self) -> Action:
         """Requests one token of the small model, unless the budget leaves no choice to its entropy."""
@@ -301,12 +306,9 @@ class _Decision:
         exhausted = self.grant(self.step_tokens)[1]
         if exhausted and not self.asks(exhausted):
             self.note_exhausted(exhausted)
-            return (
-                self.finish("budget")
-                if self.stops(exhausted)
-                else self.write(self.small_request(needs_decision=False))
-            )
-        request = self.small_request(needs_decision=False)
+            why = explain.left_to("small", explain.exhausted(exhausted))
+            return self.finish("budget") if self.stops(exhausted) else self.write(self.small_request(why=why))
+        request = self.small_request(why="")
         return self.write(
             StepRequest(
                 **{**request, "max_tokens": 1, "probe": Probe(entropy=None, unobserved_probability=None)}
@@ -321,11 +323,13 @@ class _Decision:
         score, bar = draft["score"], self.settings.ask_below
         if bar is not None and score is not None and score < bar and self.state.get("human_response") is None:
             return self._ask("score", None, draft=draft, request=request)
-        answer = self.policy.decide(self._observation("decide", draft))
-        return self._carry_out(checked(answer, DECISIONS, self.policy, self.memory), draft, request)
+        seen = self._observation("decide", draft)
+        choice = checked(self.policy.decide(seen), DECISIONS, self.policy, self.memory)
+        why = explain.decided(self.policy, seen, choice.value, self.options.unit)
+        return self._carry_out(choice, draft, request, why)
 
     def _carry_out(
-        self, choice: Choice, draft: Draft, request: StepRequest, *, by_human: bool = False
+        self, choice: Choice, draft: Draft, request: StepRequest, why: str, *, by_human: bool = False
     ) -> Action:
         """Carries out the decision on a draft, as far as the budget allows."""
         record = self._record(choice.value, draft["score"])
@@ -335,23 +339,31 @@ class _Decision:
             record["by"] = "human"
         large: StepRequest | None = None
         if choice.value != "accept":
-            large, exhausted = self.large_request(choice.value == "handover")
+            large, exhausted = self.large_request(choice.value == "handover", why)
             if self.asks(exhausted):  # before the choice is remembered: it is asked for again
                 return self._ask("budget", exhausted, draft=draft, request=request)
             if large is None:
                 assert exhausted is not None
                 record["decision"], record["exhausted_limit"] = "accept", exhausted
                 self.note_exhausted(exhausted)
+                why = explain.left_to("draft", explain.exhausted(exhausted, why))
             else:
                 record["discarded"] = step_from_draft(draft)
         self._remember(choice.memory)
         self._decide(record)
-        return self.accept(draft, request) if large is None else self.write(large)
+        return self.accept(draft, request, why) if large is None else self.write(large)
 
-    def accept(self, draft: Draft, request: StepRequest) -> Action:
-        """Adds a draft to the solution, and returns the next action."""
+    def accept(self, draft: Draft, request: StepRequest, why: str | None = None) -> Action:
+        """Adds a draft to the solution, and returns the next action.
+
+        Args:
+            draft: The draft.
+            request: Its request.
+            why: Explanation; default: that of the request, or why there was no decision on the draft.
+        """
+        why = why or request.get("why") or self._undecided(draft)
         if self.options.unit == "turn":
-            return self._accept_turn(draft, request)
+            return self._accept_turn(draft, request, why)
         accepted: Sequence[Step] = [step_from_draft(draft)]
         if request["until_eos"]:
             way = self.view.segmentation.continuing(cut_text(self.steps))
@@ -361,7 +373,7 @@ class _Decision:
             )
         # A writer that was to continue to the end and used all remaining tokens leaves no further step.
         used_up = request["until_eos"] and request["max_tokens"] >= self._tokens_to_end()
-        self._keep(accepted, draft["score"])
+        self._keep(accepted, draft["score"], why)
         end = end_of_solution(self.steps, self.settings)
         if end != "finished" and self.state.get("stopped"):
             return self.finish(self.state["stopped"])
@@ -374,14 +386,23 @@ class _Decision:
             return self.finish("max_steps")
         return self._next_writer()
 
-    def _accept_turn(self, draft: Draft, request: StepRequest) -> Action:
+    def _undecided(self, draft: Draft) -> str | None:
+        """Explains a draft without the decision that its request asked for; None if that is unknown."""
+        part, thinking = draft.get("part"), self.settings.thinking
+        if part is not None and thinking is not None and thinking.routed not in ("both", part):
+            return explain.not_routed(part, thinking.routed)
+        if self.state.get("stopped") == "length":
+            return explain.NO_ROOM
+        return explain.NO_TIME if self.out_of_time else None
+
+    def _accept_turn(self, draft: Draft, request: StepRequest, why: str | None) -> Action:
         """Ends an agent's turn with this draft, unless it was cut off and the small model has a better."""
         cut = draft["end"] == "length"
         if cut and draft["writer"] == "large" and self.replaces_cut_turn(request):
-            why = f"the large model's turn was cut off at {request['max_tokens']} tokens"
-            self.note(why)
-            return self._instead_of_large(self._record("accept", None, fallback=why))
-        self._keep([step_from_draft(draft)], draft["score"])
+            cut_off = f"the large model's turn was cut off at {request['max_tokens']} tokens"
+            self.note(cut_off)
+            return self._instead_of_large(self._record("accept", None, fallback=cut_off), cut_off)
+        self._keep([step_from_draft(draft)], draft["score"], why)
         if request["until_eos"]:
             self.update["handed_over"] = True
         if cut:
@@ -429,9 +450,9 @@ class _Decision:
         if "decision" in human_response:
             assert draft is not None
             assert request is not None
-            return self._carry_out(
-                Choice(human_response["decision"], self.memory), draft, request, by_human=True
-            )
+            choice = Choice(human_response["decision"], self.memory)
+            why = explain.decided_by_human(choice.value, self.options.unit)
+            return self._carry_out(choice, draft, request, why, by_human=True)
         if "more" in human_response:
             raised = ", ".join(f"{name} by {amount:g}" for name, amount in human_response["more"].items())
             self.note(f"a human raised the limits: {raised or 'none of those that are set'}")
@@ -444,7 +465,7 @@ class _Decision:
             return None
         record = self._record("accept", None)
         record["by"] = "human"
-        return self._instead_of_large(record)
+        return self._instead_of_large(record, explain.HUMAN_CONTINUES_SMALL)
 
     def _by_hand(self, text: str, *, ends: bool, draft: Draft | None) -> Action:
         record = self._record("by_hand", None)
@@ -466,9 +487,7 @@ class _Decision:
         if thinking is not None and (part := thinking.part_of(previous, step["text"])) is not None:
             step["part"] = part
         # To the end: what was written may be several steps.
-        whole = StepRequest(
-            **{**self.small_request(needs_decision=False), "until_eos": True, "max_tokens": 0}
-        )
+        whole = StepRequest(**{**self.small_request(why=explain.BY_HAND), "until_eos": True, "max_tokens": 0})
         return self.accept(Draft(**step, score=None), whole)
 
     def _separator(self, draft: Draft | None) -> str | None:
@@ -508,8 +527,9 @@ class _Decision:
             assert draft is not None
             return self._unrated(failed, draft, request)
         if failed["part"] == "large":
-            return self._large_failed(failed)
-        large, exhausted = self.large_request(until_eos=False)
+            return self._large_failed(failed, request)
+        because = explain.failed(name, failed, self.settings)
+        large, exhausted = self.large_request(False, explain.left_to("large", because))
         if large is not None:
             return self.write(large)
         assert exhausted is not None
@@ -522,27 +542,29 @@ class _Decision:
 
     def _exhausted_by_others(self, limit: str, request: StepRequest) -> Action:
         """Returns the action after other runs exhausted an account before the large model could be called."""
-        large, exhausted = self.large_request(request["until_eos"])
+        wanted = request.get("why")
+        large, exhausted = self.large_request(request["until_eos"], wanted)
         if large is not None:  # there is some again: another run has used less than it had reserved
             return self.write(large)
         if self.asks(exhausted):
             failed = Failure(part="large", error="", exhausted_limit=limit)
             return self._ask("budget", exhausted, draft=None, request=request, failed=failed)
-        return self._fall_back_to_small(exhausted or limit)
+        return self._fall_back_to_small(exhausted or limit, wanted)
 
-    def _fall_back_to_small(self, limit: str) -> Action:
+    def _fall_back_to_small(self, limit: str, wanted: str | None) -> Action:
         """Continues without the large model if an exhausted limit prevents a call requested of it."""
         self.note_exhausted(limit)
         if self._rejected_draft() is None and self.stops(limit):
             return self.finish("budget")
         record = self._record("accept", None)
         record["exhausted_limit"] = limit
-        return self._instead_of_large(record)
+        return self._instead_of_large(record, explain.exhausted(limit, wanted))
 
     def _unrated(self, failed: Failure, draft: Draft, request: StepRequest) -> Action:
         record = self._record("accept", None, fallback=f"the {_name(failed)} failed")
+        because = explain.failed(_name(failed), failed, self.settings)
         if self.settings.on_scorer_error == "regenerate":
-            large, exhausted = self.large_request(until_eos=False)
+            large, exhausted = self.large_request(False, explain.left_to("large", because))
             if large is not None:
                 record["decision"], record["discarded"] = "regenerate", step_from_draft(draft)
                 self._decide(record)
@@ -552,21 +574,26 @@ class _Decision:
                 return self._ask("budget", exhausted, draft=draft, request=request, failed=failed)
             record["exhausted_limit"] = exhausted
             self.note_exhausted(exhausted)
+            because = explain.exhausted(exhausted, because)
         self._decide(record)
-        return self.accept(draft, request)
+        return self.accept(draft, request, explain.left_to("draft", because))
 
-    def _large_failed(self, failed: Failure) -> Action:
+    def _large_failed(self, failed: Failure, request: StepRequest) -> Action:
         if self._given_up():
             self.note(f"the large model failed {MAX_LARGE_FAILURES} times: it is not called any more")
-        return self._instead_of_large(self._record("accept", None, fallback=f"the {_name(failed)} failed"))
+        name = _name(failed)
+        because = explain.failed(name, failed, self.settings, request.get("why"))
+        return self._instead_of_large(self._record("accept", None, fallback=f"the {name} failed"), because)
 
-    def _instead_of_large(self, record: DecisionRecord) -> Action:
+    def _instead_of_large(self, record: DecisionRecord, because: str) -> Action:
         """Keeps the draft that the large model was to replace, or has the small one write the step.
 
         Args:
             record: Of the decision, where there is such a draft.
+            because: Beginning of the explanation.
         """
-        kept, small = self._rejected_draft(), self.small_request(needs_decision=False)
+        kept = self._rejected_draft()
+        small = self.small_request(why=explain.left_to("small" if kept is None else "draft", because))
         if kept is None:
             return self.write(small)
         record["score"] = kept["score"]
@@ -578,9 +605,14 @@ class _Decision:
 
     # What may be requested
 
-    def small_request(self, needs_decision: bool) -> StepRequest:
-        """Returns a request for a draft; it is scored only if a decision depends on the score."""
-        return StepRequest(
+    def small_request(self, why: str | None = None) -> StepRequest:
+        """Returns a request for a draft; it is scored only if a decision depends on the score.
+
+        Args:
+            why: Explanation of a step that is accepted as it is; None if its draft needs a decision.
+        """
+        needs_decision = why is None
+        request = StepRequest(
             writer="small",
             until_eos=False,
             max_tokens=self.step_tokens,
@@ -589,9 +621,15 @@ class _Decision:
             partial_text="",
             attempt=0,
         )
+        return _explained(request, why)
 
-    def large_request(self, until_eos: bool) -> tuple[StepRequest | None, str | None]:
-        """Returns a request for a step or for all further ones within the limits, or the exhausted limit."""
+    def large_request(self, until_eos: bool, why: str | None) -> tuple[StepRequest | None, str | None]:
+        """Returns a request for a step or for all further ones within the limits, or the exhausted limit.
+
+        Args:
+            until_eos: Whether the large model is to write all further steps.
+            why: Explanation of the step; None if it is unknown.
+        """
         granted, exhausted = self.grant(self._tokens_to_end() if until_eos else self.step_tokens)
         if granted == 0:
             return None, exhausted
@@ -604,18 +642,18 @@ class _Decision:
             partial_text="",
             attempt=0,
         )
-        return request, None
+        return _explained(request, why), None
 
     def grant(self, wanted: int, partial_text: str = "") -> tuple[int, str | None]:
         """Returns how many tokens the large model may generate and None, or 0 and the exhausted limit."""
         if self._given_up():
-            return 0, _LARGE_FAILURES
+            return 0, explain.LARGE_FAILURES
         view = self.view
         prompt, bounded = self._prompt_tokens(partial_text)
         limit = None if bounded else cost_limit(view.budget, view.prices, view.accounts)
         if limit is not None:
             self.note(f"{limit} cannot be kept for this prompt: the large model is not called for it")
-            return 0, _UNBOUNDED
+            return 0, explain.UNBOUNDED
         ask_for = partial(grant, view.budget, prices=view.prices, prompt_tokens=prompt)
         granted, exhausted = ask_for(left=self.left, wanted=wanted)
         for account, left in view.accounts_left.items():
@@ -672,7 +710,7 @@ class _Decision:
                 assert exhausted is not None
                 if self.asks(exhausted):
                     return self._ask("budget", exhausted, draft=None, request=request)
-                return self._fall_back_to_small(exhausted)
+                return self._fall_back_to_small(exhausted, request.get("why"))
             request = StepRequest(**{**request, "max_tokens": granted})
             request.pop("interrupted", None)
         needed = SCORED_ROUND if request["needs_decision"] else PLAIN_ROUND
@@ -729,9 +767,13 @@ class _Decision:
         self.update["decisions"] = [record]
         self._event("decision", **record)
 
-    def _keep(self, accepted: Sequence[Step], score: float | None) -> None:
-        """Adds steps to the solution; the score is that of the first."""
+    def _keep(self, accepted: Sequence[Step], score: float | None, why: str | None) -> None:
+        """Adds steps to the solution; score and explanation are those of the first."""
         first = len(self.steps)
+        if why is not None:
+            further = why if why == explain.BY_HAND else explain.CONTINUED
+            whys = [why, *[further] * (len(accepted) - 1)]
+            accepted = [Step(**{**step, "why": one}) for step, one in zip(accepted, whys, strict=True)]
         if score is not None:
             self.update["scores"] = {str(first): score}
         for index, step in enumerate(accepted, first):
@@ -744,6 +786,7 @@ class _Decision:
                 score=own,
                 tokens=step["tokens"],
                 **({"part": step["part"]} if "part" in step else {}),
+                **({"why": step["why"]} if "why" in step else {}),
             )
             if self.options.unit == "step":
                 # With the separator before it, so that the chunks join to the final message.
@@ -801,6 +844,10 @@ class _Decision:
 
     def _event(self, name: str, **content: Any) -> None:
         self.events.append(Event(name, content))
+
+
+def _explained(request: StepRequest, why: str | None) -> StepRequest:
+    return StepRequest(**{**request, "why": why}) if why else request
 
 
 def _name(failed: Failure) -> str:

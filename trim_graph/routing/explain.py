@@ -1,0 +1,139 @@
+"""Explanations: one sentence for each way that the router can take a step, with the numbers it depends on.
+
+A step holds its sentence as ``why``; policies are named as Python writes them, such as ``threshold(0.5)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from trim_graph.policies.base import Observation, Policy
+from trim_graph.settings import Settings
+from trim_graph.state import Failure
+
+LARGE_FAILURES = "large_failures"
+UNBOUNDED = "unbounded_prompt"
+"""Reasons not to call the large model other than an exhausted limit; a larger budget does not help."""
+
+Unit = Literal["step", "turn"]
+
+WHY_STOPPED: Mapping[str, str] = {
+    "finished": "the solution has ended",
+    "max_steps": "the limit on steps is reached",
+    "length": "a model's context is full",
+    "loop": "the same was written again and again",
+    "budget": "the budget is spent",
+    "deadline": "the time is up",
+    "recursion_limit": "the recursion limit is reached",
+    "no_step": "the model wrote nothing that is a step",
+    "failed": "no model was left to write the next step",
+    "human": "who was asked ended it",
+    "middleware": "another middleware ended the agent",
+}
+"""Why a run ended, by the ``stopped`` of its summary."""
+
+CONTINUED = "the large model wrote it in the same call as the step before"
+NO_TIME = "no time is left for a decision: the small model's draft stays"
+NO_ROOM = "the scorer's context is full: the small model's draft stays without a score"
+BY_HAND = "a human wrote it"
+HUMAN_CONTINUES_SMALL = "a human had the small model continue"
+"""Begins an explanation; `left_to` ends it."""
+
+Way = Literal["large", "draft", "small"]
+"""To whom a step is left that went another way than the policy chose: the large model, the draft of the small
+model that stays, the small model."""
+_WAYS: Mapping[Way, str] = {
+    "large": "the large model writes",
+    "draft": "the small model's draft stays",
+    "small": "the small model writes",
+}
+
+
+def left_to(way: Way, because: str) -> str:
+    """Returns the sentence on a step that is left to a writer for a reason."""
+    return f"{because}: {_WAYS[way]}"
+
+
+def named(policy: Policy, observation: Observation, writer: str, unit: Unit) -> str:
+    """Explains a step whose writer the policy named before there was a draft."""
+    if writer == "small":
+        what = "named the small model and decides on no draft"
+    elif writer == "large":
+        what = "named the large model"
+    else:
+        what = f"named the large model for this and all further {unit}s"
+    return f"{_name(policy)} {what}{_evidence(observation)}"
+
+
+def decided(policy: Policy, observation: Observation, decision: str, unit: Unit) -> str:
+    """Explains a step that the policy's decision on a draft settled."""
+    return f"{_name(policy)} {_done(decision, unit)}{_evidence(observation)}"
+
+
+def decided_by_human(decision: str, unit: Unit) -> str:
+    """Explains a step that a human's decision on a draft settled."""
+    return f"a human {_done(decision, unit)}"
+
+
+def exhausted(limit: str, wanted: str | None = None) -> str:
+    """Explains that the large model may not be called; `left_to` ends the sentence.
+
+    Args:
+        limit: The exhausted limit, or another reason.
+        wanted: Why it would have been called; None if nothing called for it yet.
+    """
+    if limit == LARGE_FAILURES:
+        why = "the large model has failed too often to be called again"
+    elif limit == UNBOUNDED:
+        why = "the limit on cost cannot be kept for this prompt"
+    else:
+        why = f"the limit on {limit} is spent"
+    return why if wanted is None else f"{wanted}, but {why}"
+
+
+def failed(part: str, failure: Failure, settings: Settings, wanted: str | None = None) -> str:
+    """Explains what followed a failed call; `left_to` ends the sentence.
+
+    Args:
+        part: Name of what failed, such as ``large model``.
+        failure: The failure.
+        settings: Settings of the run, one of which says what follows.
+        wanted: Why it was called; None if that explains nothing.
+    """
+    if failure.get("context_full"):
+        why = f"the context of the {part} is full"
+    else:
+        setting = f"on_{failure['part']}_error"
+        what = "wrote no step" if "no_step" in failure else "failed"
+        why = f"the {part} {what} and {setting} is {getattr(settings, setting)}"
+    return why if wanted is None else f"{wanted}, but {why}"
+
+
+def not_routed(part: str, routed: str) -> str:
+    """Explains a draft of a thinking model in a part that is not routed."""
+    return left_to("draft", f"the draft is {part}, and only {routed} is routed")
+
+
+def _name(policy: Policy) -> str:
+    """Returns the policy as Python writes it; of a class without ``__repr__`` its name."""
+    own = type(policy).__repr__ is not object.__repr__
+    return repr(policy) if own else type(policy).__name__
+
+
+def _evidence(observation: Observation) -> str:
+    """Returns the numbers that the policy saw, in brackets; empty if it saw none."""
+    seen = []
+    if observation.score is not None:
+        seen.append(f"score {observation.score:.3g}")
+    if observation.probe_entropy is not None:
+        seen.append(f"entropy {observation.probe_entropy:.3g} nats")
+    return f" ({', '.join(seen)})" if seen else ""
+
+
+def _done(decision: str, unit: Unit) -> str:
+    if decision == "accept":
+        return "accepted the small model's draft"
+    if decision == "handover":
+        return f"handed this and all further {unit}s over to the large model"
+    return f"had the large model write the {unit} again"
