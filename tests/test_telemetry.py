@@ -19,7 +19,7 @@ from paced_models import PacedModel, PacedScorer, pause
 
 from trim_graph import create_trim_chat_model, create_trim_graph
 from trim_graph.adapters import ScorerReply
-from trim_graph.policies import threshold
+from trim_graph.policies import random_rate, small_only, threshold
 from trim_graph.telemetry import TrimTelemetry
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
@@ -96,6 +96,8 @@ def test_spans_say_what_was_decided_and_used(rig, backend):
         "trim.steps.small": 3,
         "trim.steps.large": 1,
         **{f"trim.tokens.{kind}": count for kind, count in summary["tokens"].items()},
+        # Without a price of the large model nothing is known of money.
+        **{f"trim.savings.{kind}": summary["savings"][kind] for kind in ("tokens", "seconds")},
     }
     decisions = [s.attributes for s in backend.spans("trim.route") if "trim.decision" in s.attributes]
     assert [(a["trim.step"], a["trim.decision"], a["trim.score"]) for a in decisions] == [
@@ -122,6 +124,19 @@ def test_what_a_judge_writes_is_counted(make, backend):
     rig = make(scorer=lambda question, steps: ScorerReply([1.0] * len(steps), 50, 0, 300))
     summary = rig.ask(config=backend.config)["trim"]
     assert backend.numbers("trim.tokens")["output", "scorer"] == summary["tokens"]["scorer_output"] == 1200
+
+
+def test_savings_fall_where_routing_spent_more(make, backend):
+    rig = make(policy=random_rate(1.0), prices={"large": {"output": 1}, "small": {"output": 1}})
+    savings = [rig.ask(config=backend.config)["trim"]["savings"] for _ in range(2)]
+    for kind in ("tokens", "cost", "seconds"):
+        (total,) = backend.numbers(f"trim.savings.{kind}").values()
+        assert total == pytest.approx(sum(one[kind] for one in savings))
+        assert total < 0
+    known = {("tokens",): 2, ("cost",): 2, ("seconds",): 2}
+    assert backend.numbers("trim.savings.runs") == known
+    make(policy=small_only()).ask(config=backend.config)  # no price, and the large model's pace is unknown
+    assert backend.numbers("trim.savings.runs") == {**known, ("tokens",): 3}
 
 
 def test_counters_add_up_to_the_summaries(make, backend):

@@ -89,6 +89,12 @@ def a_summary(n, **changes):
                 "metrics": metrics,
                 "matched_budget": {},
                 "differences": {"large": {"accuracy": {"value": -0.02, "interval": [-0.03, -0.01]}}},
+                "savings": {
+                    "tokens": {"value": -120.5, "interval": [-130.0, -111.0]},
+                    "large_tokens": {"value": 46.3, "interval": [45.0, 47.5]},
+                    "cost": figure,
+                    "seconds": {"value": -0.25, "interval": None},
+                },
             }
         )
     curve = {

@@ -20,7 +20,7 @@ accepted step, and the prompts of both models."""
 class LargeAlone(KnownFields):
     """What is known of the large model alone; `net_savings` estimates its usage for a question with it.
 
-    `trim-graph calibrate` measures both and writes them into the configuration.
+    `trim-graph eval` measures both and prints them as ``large_alone`` of a configuration.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -180,9 +180,9 @@ def _spent(accepted: Mapping[StepWriter, int], usage: Usage, prices: Prices | No
         "prefill": small["input_tokens"] + large["input_tokens"],
     }
     seconds: dict[SpentOn, float | None] = {
-        "large": large.get("seconds"),
-        "small": small.get("seconds"),
-        "scorer": scorer.get("seconds"),
+        "large": large.get("seconds", None if large["calls"] else 0.0),
+        "small": small.get("seconds", None if small["calls"] else 0.0),
+        "scorer": scorer.get("seconds", None if scorer["calls"] else 0.0),
     }
     return {
         kind: Spent(

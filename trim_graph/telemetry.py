@@ -32,7 +32,8 @@ class TrimTelemetry(BaseTracer):
     Spans: ``trim.run``, whose parent is the span that is current when the run begins; its children, one for
     each node such as ``trim.route``; and theirs, ``chat MODEL`` for each call, with OpenTelemetry's
     attributes for generative AI. Counters: ``trim.runs``, ``trim.nodes``, ``trim.tokens``,
-    ``trim.decisions``, ``trim.steps``, and the histogram ``trim.node.duration`` in seconds;
+    ``trim.decisions``, ``trim.steps``, ``trim.savings.tokens`` (``cost``, ``seconds``, ``runs``), and the
+    histogram ``trim.node.duration`` in seconds;
     `trim_graph.telemetry.Meters` lists their attributes.
 
     Args:
@@ -140,6 +141,8 @@ def _name(run: Run, *, outermost: bool) -> str | None:
     return f"trim.{run.name}" if is_node else None
 
 
+SAVINGS = {"tokens": "{token}", "cost": "1", "seconds": "s"}
+"""Units of net savings; the cost is in the currency of the price table."""
 KINDS = ("input_tokens", "output_tokens", "cached_tokens")
 
 
@@ -151,6 +154,11 @@ class Meters:
     cached, unaccounted); ``trim.decisions`` ``decision`` and ``by`` (policy, human, fallback);
     ``trim.steps`` ``writer``. ``trim.node.duration`` has the ``node``.
 
+    ``trim.savings.tokens``, ``trim.savings.cost`` and ``trim.savings.seconds`` are net savings against the
+    large model alone (`trim_graph.savings.net_savings`). They fall where routing spent more, so they are
+    up-down counters. ``trim.savings.runs`` counts the runs whose savings are known, by ``of`` (tokens, cost,
+    seconds).
+
     Args:
         meter: Creates the instruments.
     """
@@ -161,12 +169,22 @@ class Meters:
         self._tokens = meter.create_counter("trim.tokens", "{token}", "tokens used, discarded ones included")
         self._decisions = meter.create_counter("trim.decisions", "{decision}", "decisions on drafts")
         self._steps = meter.create_counter("trim.steps", "{step}", "accepted steps")
+        self._savings = {
+            kind: meter.create_up_down_counter(
+                f"trim.savings.{kind}", unit, f"net {kind} saved against the large model alone"
+            )
+            for kind, unit in SAVINGS.items()
+        }
+        self._saving_runs = meter.create_counter("trim.savings.runs", "{run}", "runs with known savings")
         self._duration = meter.create_histogram("trim.node.duration", "s", "time of one node")
 
     def run(self, run: Run) -> None:
         """Counts a run that has ended, which an interrupted one has not."""
         if (summary := summary_of(run)) is not None:
             self._runs.add(1, {"stopped": summary["stopped"]})
+            for kind, saved in _savings(summary).items():
+                self._savings[kind].add(saved)
+                self._saving_runs.add(1, {"of": kind})
 
     def node(self, run: Run, outcome: str) -> None:
         """Counts an execution of a node, with its decisions, steps and tokens."""
@@ -236,7 +254,13 @@ def run_attributes(run: Run) -> dict[str, Any]:
         attributes[f"trim.steps.{writer}"] = count
     for kind, count in summary["tokens"].items():
         attributes[f"trim.tokens.{kind}"] = count
-    return attributes
+    return attributes | {f"trim.savings.{kind}": saved for kind, saved in _savings(summary).items()}
+
+
+def _savings(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the known net savings of a run by the keys of `SAVINGS`."""
+    savings = summary.get("savings") or {}
+    return {kind: saved for kind in SAVINGS if (saved := savings.get(kind)) is not None}
 
 
 def summary_of(run: Run) -> dict[str, Any] | None:

@@ -183,4 +183,5 @@ def test_a_pass_of_the_scorer_is_counted_with_its_time_and_tokens(failed):
         "output_tokens": 8,
         "failed_attempts": 0,
         "failed_calls": int(failed),
+        "seconds": 1.5,
     }

@@ -90,6 +90,38 @@ def test_metrics_are_those_of_compare(rows):
         assert set(new[name]) == set(METRICS)
 
 
+def test_savings_are_those_against_the_large_model_as_it_was_run():
+    arms = {**small_and_large(), "p": columns([True] * N, [120] * N, added=3.0, seconds=1.5)}
+    for arm, tokens in (("small", 40), ("large", 200), ("p", 500)):
+        arms[arm].of["tokens"] += tokens
+    savings = {arm["arm"]: arm["savings"] for arm in compared(arms).summaries()}
+    assert {key: one["value"] for key, one in savings["p"].items()} == {
+        "tokens": -300,
+        "large_tokens": -20,
+        "cost": -5,
+        "seconds": -0.5,
+    }
+    assert savings["small"]["cost"]["value"] == 9.5
+    assert all(one["value"] == 0 for one in savings["large"].values())
+    for one in savings["p"].values():
+        low, high = one["interval"]
+        assert low <= one["value"] <= high
+
+
+def test_savings_in_money_are_unknown_without_a_price_of_the_large_model():
+    arms = {**small_and_large(cost=[0] * N), "p": columns([True] * N, [10] * N, cost=[0] * N)}
+    (*_, p) = compared(arms).summaries()
+    assert p["savings"]["cost"] == {"value": None, "interval": None}
+
+
+def test_the_models_alone_show_length_ratio_and_pace_of_the_large_one():
+    arms = small_and_large(seconds=2.0)
+    arms["small"].of["small_tokens"] += 80
+    found = compared(arms).large_alone()
+    assert (found.length_ratio, found.seconds_per_token) == (1.25, 0.02)
+    assert compared(small_and_large()).large_alone().length_ratio is None
+
+
 def test_curves_of_families():
     arms = small_and_large()
     arms["t-1"] = columns([i < 40 for i in range(N)], [20] * N)

@@ -329,6 +329,7 @@ def show(summary: RunSummary, folder: Path, *, as_json: bool) -> None:
     )
     console.print(_accuracy(summary))
     console.print(_usage_table(summary))
+    console.print(_savings_table(summary))
     if summary["curves"]:
         console.print(_curves(summary))
     for warning in summary["warnings"]:
@@ -400,6 +401,35 @@ def _usage_table(summary: RunSummary) -> Table:
             _formatted(own["cost"], digits=6) if summary["priced"] else "-",
             *(_formatted(own[name], digits=2) for name in ("seconds_median", "seconds_p95")),
             *(_formatted(own[name], digits=2) for name in ("first_step_median", "first_step_p95")),
+        )
+    return table
+
+
+def _savings_table(summary: RunSummary) -> Table:
+    """Returns what each arm saves net, with what a configuration may say of the large model alone."""
+    table = _table(
+        "net savings a question, against the large model alone",
+        "arm", "large tokens", "tokens in all", "cost", "seconds",
+    )  # fmt: skip
+    spread = summary["n"] >= _SPREAD_FROM
+    for arm in summary["arms"]:
+        if arm["arm"] != "large":
+            saved = arm.get("savings", {})
+            table.add_row(
+                arm["arm"],
+                *(
+                    _formatted(saved.get(kind), digits=1, spread=spread)
+                    for kind in ("large_tokens", "tokens")
+                ),
+                _formatted(saved.get("cost"), digits=6, spread=spread),
+                _formatted(saved.get("seconds"), digits=2, spread=spread),
+            )
+    known = {key: round(value, 5) for key, value in summary.get("large_alone", {}).items() if value}
+    if known:
+        stated = ", ".join(f"{key}: {value:g}" for key, value in known.items())
+        table.caption = (
+            "scorer, discarded drafts and prompts are spent too; runs estimate their own savings best with "
+            f"large_alone: {{{stated}}} in the configuration, as measured here"
         )
     return table
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from trim_graph.budget import Prices
 from trim_graph.errors import InputError
+from trim_graph.savings import LargeAlone
 
 from .metrics import (
     Interval,
@@ -28,6 +29,7 @@ from .metrics import (
 from .records import (
     BUDGETS,
     CPT_TARGETS,
+    TOKENS,
     ArmSettings,
     ArmSummary,
     CurvePoint,
@@ -160,6 +162,9 @@ NUMBERS: dict[str, Callable[[Row], float | None]] = {
     "cost": lambda row: row["cost"],
     "seconds": lambda row: row["seconds"],
     "first_step": lambda row: row["first_step_seconds"],
+    "tokens": lambda row: (
+        row["prefill"]["small"] + row["prefill"]["large"] + sum(row["tokens"].get(kind, 0) for kind in TOKENS)
+    ),
 }
 """Value of a row; None where it is unknown."""
 ADDED = "added_cost"
@@ -308,6 +313,30 @@ class Comparison:
             metrics=self._metrics(name),
             matched_budget=self.matched_budget(name),
             differences={other: self.differences(name, other) for other in (SMALL, LARGE) if other != name},
+            savings=self.savings(name),
+        )
+
+    def savings(self, name: str) -> dict[str, Metric]:
+        """Returns what an arm saves net against the large model alone, which was run on the same questions.
+
+        By the keys of `trim_graph.savings.Savings`: ``tokens`` of all models and kinds, ``large_tokens``,
+        ``cost`` (None where the large model has no price) and ``seconds`` of wall clock. Negative where the
+        arm used more.
+        """
+        spent = {key: self.difference(name, LARGE, key) for key in ("tokens", "large_tokens", "seconds")}
+        priced = self.arms[LARGE].plain["cost"] > 0
+        spent["cost"] = self.difference(name, LARGE, "cost") if priced else UNKNOWN
+        return {key: _negative(spent[key]) for key in ("tokens", "large_tokens", "cost", "seconds")}
+
+    def large_alone(self) -> LargeAlone:
+        """Returns what the arms of the models alone show of the large one, for `net_savings` of later runs.
+
+        The pace is that of the runs' wall clock, at the concurrency of the evaluation.
+        """
+        small, large = self.arms[SMALL].plain, self.arms[LARGE].plain
+        return LargeAlone(
+            length_ratio=_ratio(large["large_tokens"], small["small_tokens"]) or None,
+            seconds_per_token=_ratio(large["seconds"], large["large_tokens"]),
         )
 
     def matched_budget(self, name: str) -> dict[str, MatchedBudget]:
@@ -482,6 +511,14 @@ class Comparison:
             over_query_level=self._over_query_level(family, deltas),
             budgeted_accuracy={f"{share:g}": within(share) for share in BUDGETS},
         )
+
+
+def _negative(metric: Metric) -> Metric:
+    value, spread = metric["value"], metric["interval"]
+    if value is None:
+        return UNKNOWN
+    turned = None if spread is None else Interval(0.0 - spread.high, 0.0 - spread.low)
+    return Metric(value=0.0 - value, interval=turned)
 
 
 def _ratio(above: Any, below: Any) -> Any:

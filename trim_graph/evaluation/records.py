@@ -505,6 +505,7 @@ METRICS = {
     "large_calls": "calls of the large model",
     "scorer_calls": "calls of the scorer",
     "cost": "cost by the price table",
+    "tokens": "tokens that all models read and wrote",
     "seconds": "mean wall clock",
     "seconds_median": "median wall clock",
     "seconds_p95": "95th percentile of the wall clock",
@@ -548,6 +549,9 @@ class ArmSummary(TypedDict):
     differences: dict[str, dict[str, Metric]]
     """This arm minus ``small`` and ``large``, paired by question: by the other's name, then ``accuracy``,
     ``cost``, ``seconds``, ``large_tokens``."""
+    savings: NotRequired[dict[str, Metric]]
+    """Net savings a question against the large model alone, as that was run: ``tokens`` (of all models, read
+    and written), ``large_tokens``, ``cost``, ``seconds``. Absent in summaries of earlier releases."""
 
 
 class CurvePoint(TypedDict):
@@ -629,6 +633,9 @@ class RunSummary(TypedDict):
     verdicts: list[Verdict]
     verdict: str
     """In words, of the whole."""
+    large_alone: NotRequired[dict[str, float | None]]
+    """Fields of `trim_graph.savings.LargeAlone`, as measured: ``large_alone`` of a configuration. Absent in
+    summaries of earlier releases."""
     warnings: list[str]
 
 

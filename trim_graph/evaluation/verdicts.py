@@ -289,5 +289,6 @@ def summarise_run(
         curves=comparison.curves(),
         verdicts=verdicts,
         verdict=overall(verdicts, comparison),
+        large_alone=comparison.large_alone().model_dump(),
         warnings=[*warnings, *text],
     )

@@ -74,6 +74,26 @@ function curvesTable(curves) {
   );
 }
 
+// Net: scorer, discarded drafts and prompts are spent too. Summaries of earlier releases have none.
+function savingsTable(arms) {
+  const kinds = [
+    ["large_tokens", "Large tokens", (v) => fixed(v, 1)],
+    ["tokens", "Tokens in all", (v) => fixed(v, 1)],
+    ["cost", "Cost", (v) => v.toPrecision(3)],
+    ["seconds", "Seconds", (v) => fixed(v, 2)],
+  ];
+  const rows = arms.map((arm) =>
+    el(
+      "tr",
+      { class: arm.kind === "policy" ? "main" : null },
+      el("th", { scope: "row" }, inline(arm.arm, 60)),
+      kinds.map(([key, , format]) => el("td", {}, withInterval(arm.savings[key], format))),
+    ),
+  );
+  const title = "Net savings per question against the large model alone, with 95 % intervals";
+  return table(title, ["Arm", ...kinds.map(([, name]) => name)], rows);
+}
+
 // Of a run that has not ended, or of which no summary was made: counts, no intervals.
 function countsTable() {
   const rows = data.arms.map((arm, number) => {
@@ -132,6 +152,8 @@ function showSummary() {
     const title = "Random routing";
     tables.append(el("details", {}, el("summary", {}, title), armsTable(summary, random, title)));
   }
+  const saving = others.filter((arm) => arm.savings && arm.arm !== "large");
+  if (saving.length) tables.append(savingsTable(saving));
   if (summary.curves.length) tables.append(curvesTable(summary.curves));
   place.append(tables);
 }
