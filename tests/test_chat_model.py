@@ -169,7 +169,7 @@ def test_a_call_may_name_a_model_or_a_threshold(model, policy, large):
 
 
 def test_a_call_that_names_no_policy_is_refused_and_the_setting_named(model):
-    with pytest.raises(SettingsError, match=r"policy is 1\.5: choose small, large, a threshold"):
+    with pytest.raises(ValidationError, match=r"policy is 1\.5: choose small, large, a threshold"):
         model.invoke("?", trim={"policy": 1.5})
     with pytest.raises(SettingsError, match=r"policy is not valid: .*medium"):
         model.invoke("?", trim={"policy": "medium"})
