@@ -222,7 +222,9 @@ def test_a_scorer_that_fails_costs_what_it_reported(make):
         "output_tokens": 36,
         "failed_attempts": 8,
         "failed_calls": 4,
+        "seconds": summary["usage"]["scorer"]["seconds"],
     }
+    assert summary["usage"]["scorer"]["seconds"] > 0
     assert summary["cost"] == pytest.approx((28 + 360) / 1e6)
     assert any("attempts of the scorer broke off" in note for note in summary["notes"])
 
