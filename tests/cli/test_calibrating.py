@@ -119,7 +119,7 @@ def test_what_no_policy_reaches_is_reported(world, run, config):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "give one of --large-share, --max-cost and --pgr"),
+        ([], "give one of --large-share, --max-cost, --pgr, --max-loss and --save"),
         (["--large-share", 0.2, "--pgr", 0.9], "give one of"),
         (["--large-share", 1.2], "--large-share: large_share is 1.2: choose a number above 0 and at most 1"),
         (["--large-share", 0.2, "-n", -1], "-n is -1: choose 1 or more"),

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from trim_graph import SettingsError
 from trim_graph.config import load_config
-from trim_graph.config.load import check_place, with_policy, write_config
+from trim_graph.config.load import check_place, with_value, write_config
 
 NEW = {"type": "threshold", "t": 0.25}
 MODELS = "small: {type: example}\nlarge: {type: example}\nscorer: {type: example}\n"
@@ -27,7 +27,7 @@ MODELS = "small: {type: example}\nlarge: {type: example}\nscorer: {type: example
 )
 def test_the_rest_stays_as_it_is(policy, after):
     text = f"# begin\n{MODELS}\n{policy}{after}"
-    new = with_policy(text, NEW)
+    new = with_value(text, ["policy"], NEW)
     assert yaml.safe_load(new) == {**yaml.safe_load(text), "policy": NEW}
     assert new.startswith(f"# begin\n{MODELS}\n")
     assert new.endswith(after)
@@ -35,7 +35,7 @@ def test_the_rest_stays_as_it_is(policy, after):
 
 def test_what_cannot_be_replaced_in_place_is_written_anew():
     text = f"{MODELS}policy: &p {{type: threshold, t: 0.5}}\nother: *p\n"
-    new = with_policy(text, NEW)
+    new = with_value(text, ["policy"], NEW)
     assert yaml.safe_load(new) == {**yaml.safe_load(text), "policy": NEW}
 
 
@@ -56,18 +56,18 @@ values = st.recursive(
 def test_any_file_keeps_its_other_keys(before, policy, after, flow):
     data = {**before, "policy": policy, **after}
     text = yaml.safe_dump(data, sort_keys=False, default_flow_style=flow, allow_unicode=True)
-    assert yaml.safe_load(with_policy(text, NEW)) == {**yaml.safe_load(text), "policy": NEW}
+    assert yaml.safe_load(with_value(text, ["policy"], NEW)) == {**yaml.safe_load(text), "policy": NEW}
 
 
 def test_of_the_example_models(tmp_path):
-    write_config(None, tmp_path / "trim.yaml", NEW)
+    write_config(None, tmp_path / "trim.yaml", {("policy",): NEW})
     assert load_config(tmp_path / "trim.yaml").policy.model_dump() == NEW
 
 
 def test_a_policy_file_is_named_from_where_the_configuration_stands(tmp_path):
     (tmp_path / "policies").mkdir()
     policy = {"type": "file", "path": str(tmp_path / "policies" / "a.json")}
-    write_config(None, tmp_path / "trim.yaml", policy)
+    write_config(None, tmp_path / "trim.yaml", {("policy",): policy})
     assert "path: policies/a.json" in (tmp_path / "trim.yaml").read_text()
 
 
@@ -75,7 +75,8 @@ def test_policy_files_within_policies_are_named_from_there_too(tmp_path):
     (tmp_path / "policies").mkdir()
     file = {"type": "file", "path": str(tmp_path / "policies" / "a.json")}
     joined = {"type": "any_of", "policies": [{"type": "threshold", "t": 0.5}, file]}
-    write_config(None, tmp_path / "trim.yaml", {"type": "stay_on_large", "k": 2, "policy": joined})
+    policy = {"type": "stay_on_large", "k": 2, "policy": joined}
+    write_config(None, tmp_path / "trim.yaml", {("policy",): policy})
     text = (tmp_path / "trim.yaml").read_text()
     assert "path: policies/a.json" in text
     assert str(tmp_path) not in text

@@ -50,7 +50,8 @@ Policies: small_only, large_only, threshold (t), advantage (minimum,
 price_per_token), random_rate (rate), entropy_probe (limit), by_pattern
 (pattern, rates), stay_on_large (policy, k), any_of and all_of (policies);
 FILE.json for one that was trained or planned, {type: file, path: FILE.json,
-threshold: 0.3} for a trained one at another threshold.
+threshold: 0.3} for a trained one at another threshold; {type: quality, name:
+high} for one that trim-graph calibrate has chosen, see its help.
 
 Models and scorer may be {type: example}; models on servers are {type: vllm}
 and {type: langchain, model: "openai:..."}, on vLLM in this process {type:
@@ -313,15 +314,20 @@ def label(options: LabelOptions) -> None:
     run_label(options)
 
 
-@command(app, epilog=DATASETS, short_help="Choose a policy's threshold, or a policy, for a spend.")
-def calibrate(options: CalibrateOptions) -> None:
-    """Chooses the operating point of a policy for a spend or for a PGR, on validation questions.
+@command(app, epilog=DATASETS, short_help="Choose a policy's threshold, or a policy, for a spend or a loss.")
+def calibrate(options: CalibrateOptions) -> int:
+    """Chooses the operating point of a policy for a spend, a loss or a PGR, on validation questions.
 
-    Says what to expect with 95 % intervals, and writes the configuration with that policy.
+    Says what to expect with 95 % intervals, and writes the configuration with that policy. Without a target
+    the operating points of the configuration are calibrated, each for its own, such as quality: {high:
+    {max_loss: 0.01}, fast: {save: 0.7}}; its policy may be one of them, {type: quality, name: high}.
+
+    A loss is tested: its exact upper bound is at most --max-loss with a confidence of 95 %. Exit code 3: the
+    questions do not decide; the output says how many more are likely to. 2: bad input.
     """
     from .calibrate import run_calibrate
 
-    run_calibrate(options)
+    return run_calibrate(options)
 
 
 @command(app, epilog=PLANNED, short_help="Plan when to ask the large model.")

@@ -1,17 +1,19 @@
-"""`trim-graph calibrate`: the operating point of a family of policies for a spend or a PGR."""
+"""`trim-graph calibrate`: the operating point of a family of policies for a spend, a loss or a PGR."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
 from trim_graph.config.load import check_place, write_config
+from trim_graph.config.quality import Measured, QualityPoint
 from trim_graph.errors import SettingsError
 from trim_graph.evaluation.arms import ParameterSweep, PolicyList, identity_of, make_family, policy_config
 from trim_graph.evaluation.calibration import (
@@ -20,35 +22,75 @@ from trim_graph.evaluation.calibration import (
     Forecast,
     Point,
     RecordFile,
+    Selection,
     Target,
     forecast,
 )
 from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset
+from trim_graph.evaluation.noninferiority import POWER, PairedOutcomes, least_questions
 from trim_graph.evaluation.records import Metric
 
 from .common import Progress, chosen_config, load_parts, parsed_option
 from .options import CalibrateOptions
-from .terminal import Interrupted, need
+from .terminal import UNDECIDED, Interrupted, need
 
 DEFAULT_N = 500
 """Questions of a dataset without end, where -n does not say."""
 FAR = 0.1
 """A spend that is off by more than this, relative to the target, is remarked on."""
+TARGETS = ("large_share", "max_cost", "pgr", "max_loss", "save")
+Family = ParameterSweep | PolicyList
 
 
-def run_calibrate(options: CalibrateOptions) -> None:
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One operating point to be chosen.
+
+    Attributes:
+        name: Under ``quality``; None: the policy of the configuration.
+        target: The target.
+        family: What is chosen from.
+    """
+
+    name: str | None
+    target: Target
+    family: Family
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """Answer to a task.
+
+    Attributes:
+        task: The task.
+        selection: The point, or what is missing.
+        policy: As a configuration names it; None: undecided.
+        expected: Of the policy.
+    """
+
+    task: _Task
+    selection: Selection
+    policy: dict[str, Any] | None
+    expected: Forecast | None
+
+
+def run_calibrate(options: CalibrateOptions) -> int:
     """Calibrates, says what to expect, and writes the configuration.
+
+    Returns:
+        The exit code: 0, or `UNDECIDED` where something wanted is.
 
     Raises:
         TrimError: An option is not valid, or the work cannot be done.
         Interrupted: Ctrl-C.
     """
-    need("cli", "numpy")
+    need("cli,eval", "numpy", "scipy")
     target = _target(options)
     config = chosen_config(options.config, {"settings": {"seed": options.seed}})
     out = _place(options)
-    family = make_family(options.family, config.policy.model_dump())
-    if target.kind == "max_cost" and not any(price.input or price.output for _, price in config.prices):
+    tasks = _tasks(options, config, target)
+    kinds = {task.target.kind for task in tasks}
+    if "max_cost" in kinds and not any(price.input or price.output for _, price in config.prices):
         raise SettingsError(
             "--max-cost needs prices: put `prices: {large: {input: 0.5, output: 1.5}}` and the "
             "like into the file of --config"
@@ -61,10 +103,14 @@ def run_calibrate(options: CalibrateOptions) -> None:
         raise SettingsError(
             f"--dataset {options.dataset} has {len(questions)} questions; {options.n} are wanted"
         )
-    work = _Calibration(options, config, dataset, load_parts(config, rated=_rated(family)))
+    _warn_of_few(tasks, len(questions))
+    rated = any(_rated(task.family) for task in tasks)
+    # The policy of the configuration, which may have none yet, is not run.
+    config = config.model_copy(update={"policy": policy_config({"type": "small_only"})})
+    work = _Calibration(options, config, dataset, load_parts(config, rated=rated))
     calibrator = work.calibrator(questions)
     try:
-        point = asyncio.run(calibrator.find(family, target))
+        answers = asyncio.run(_answer(calibrator, tasks, options.seed))
     except KeyboardInterrupt as error:
         kept = (
             f"; what was measured is in {options.keep}: the same command resumes it" if options.keep else ""
@@ -72,28 +118,79 @@ def run_calibrate(options: CalibrateOptions) -> None:
         raise Interrupted(f"interrupted{kept}") from error
     finally:
         work.close()
-    policy = family.policy(point.setting)
-    expected = asyncio.run(_forecast(calibrator, policy, options.seed))
-    write_config(options.config, out, policy)
+    changes = dict(_change(answer) for answer in answers if answer.policy is not None)
+    if changes:
+        write_config(options.config, out, changes)
     if options.json_file:
-        _write_report(options, target, policy, expected, calibrator, dataset)
-    _show(point, target, policy, expected, dataset, out)
+        _write_report(options, answers, calibrator, dataset)
+    for answer in answers:
+        _show(answer, dataset)
+    if calibrator.none_right:
+        print("Neither model alone answered one question right: check the grader and the prompt.")
+    print(f"written to {out}" if changes else "nothing written")
+    return UNDECIDED if len(changes) < len(answers) else 0
 
 
-def _target(options: CalibrateOptions) -> Target:
-    given = {"large_share": options.large_share, "max_cost": options.max_cost, "pgr": options.pgr}
-    chosen = [(kind, value) for kind, value in given.items() if value is not None]
-    if len(chosen) != 1:
-        raise SettingsError("give one of --large-share, --max-cost and --pgr")
-    kind, value = chosen[0]
+def _target(options: CalibrateOptions) -> Target | None:
+    """Returns the target of the command line; None: those of the configuration."""
+    given = [(kind, value) for kind in TARGETS if (value := getattr(options, kind)) is not None]
+    if not given and options.config is not None:
+        return None
+    if len(given) != 1:
+        raise SettingsError("give one of --large-share, --max-cost, --pgr, --max-loss and --save")
+    kind, value = given[0]
     try:
-        return Target(kind, value)  # type: ignore[arg-type]
+        return Target(cast(Any, kind), value)
     except SettingsError as error:
         raise SettingsError(f"--{kind.replace('_', '-')}: {error}") from error
 
 
+def _tasks(options: CalibrateOptions, config: TrimConfig, target: Target | None) -> list[_Task]:
+    if target is not None:
+        return [_Task(None, target, make_family(options.family, _own_policy(config)))]
+    if not config.quality:
+        raise SettingsError(
+            "give one of --large-share, --max-cost, --pgr, --max-loss and --save, or operating points: "
+            f"{options.config} has none, such as quality: {{high: {{max_loss: 0.02}}}}"
+        )
+    return [
+        _Task(name, _target_of(point), make_family(options.family, _own_policy(config, point)))
+        for name, point in config.quality.items()
+    ]
+
+
+def _target_of(point: QualityPoint) -> Target:
+    if point.max_loss is not None:
+        return Target("max_loss", point.max_loss)
+    assert point.save is not None
+    return Target("save", point.save)
+
+
+def _own_policy(config: TrimConfig, point: QualityPoint | None = None) -> dict[str, Any]:
+    """Returns the policy whose family is searched where --family does not say."""
+    for policy in (point.policy if point else None, config.policy):
+        if policy is not None and policy.type != "quality":
+            return cast(dict[str, Any], policy.model_dump())
+    return {"type": "threshold"}
+
+
+def _warn_of_few(tasks: Sequence[_Task], n: int) -> None:
+    losses = [task.target.value for task in tasks if task.target.kind == "max_loss"]
+    for loss in losses:
+        if n < (least := least_questions(loss)):
+            print(
+                f"{n} questions show a loss of at most {loss:g} only where a policy is right more often than "
+                f"the large model: without any difference it takes {least}",
+                file=sys.stderr,
+            )
+
+
 def _place(options: CalibrateOptions) -> Path:
     out = options.out
+    if options.write:
+        if options.config is None or out is not None:
+            raise SettingsError("--write replaces the file of --config: give that file, and no --out")
+        out = options.config
     if out is None:
         source = options.config or Path("trim.yaml")
         out = source.with_name(f"{source.stem}.calibrated.yaml")
@@ -121,7 +218,7 @@ def _dataset(options: CalibrateOptions) -> Dataset:
     return make_dataset(parsed, part="validation", seed=options.seed)
 
 
-def _rated(family: ParameterSweep | PolicyList) -> bool:
+def _rated(family: Family) -> bool:
     settings = family.policies if isinstance(family, PolicyList) else [0.5]
     return any(policy_config(family.policy(setting)).build().needs_score for setting in settings)
 
@@ -192,14 +289,52 @@ def _remembering(model: Any) -> Any:
     return model
 
 
-async def _forecast(calibrator: Calibrator, policy: dict[str, Any], seed: int) -> Forecast:
-    outcomes = await calibrator.outcomes(policy)
-    return forecast(outcomes, small=calibrator.small, large=calibrator.large, seed=seed)
+async def _answer(calibrator: Calibrator, tasks: Sequence[_Task], seed: int) -> list[_Answer]:
+    answers = []
+    for task in tasks:
+        found = await calibrator.select(task.family, task.target)
+        policy = expected = None
+        if found.point is not None:
+            policy = task.family.policy(found.point.setting)
+            expected = forecast(
+                await calibrator.outcomes(policy),
+                small=calibrator.small,
+                large=calibrator.large,
+                seed=seed,
+                confidence=found.confidence,
+            )
+        answers.append(_Answer(task, found, policy, expected))
+    return answers
 
 
-def _show(
-    point: Point, target: Target, policy: dict[str, Any], expected: Forecast, dataset: Dataset, out: Path
-) -> None:
+def _change(answer: _Answer) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Returns the place of a policy in the configuration, and what is written there."""
+    task, policy, expected = answer.task, answer.policy, answer.expected
+    assert policy is not None
+    assert expected is not None
+    if task.name is None:
+        return ("policy",), policy
+    loss = expected["loss"]
+    measured = Measured(
+        n=expected["n"],
+        saved=round(1 - (expected["share"]["value"] or 0.0), 4),
+        loss=loss and round(loss["value"], 4),
+        loss_bound=loss and round(loss["bound"], 4),
+    )
+    return ("quality", task.name), {
+        task.target.kind: task.target.value,
+        "policy": policy,
+        "measured": measured.model_dump(exclude_none=True),
+    }
+
+
+def _show(answer: _Answer, dataset: Dataset) -> None:
+    task, policy, expected = answer.task, answer.policy, answer.expected
+    if task.name is not None:
+        print(f"{task.name} ({task.target.kind} {task.target.value:g})")
+    if policy is None or expected is None:
+        print(f"Undecided: {_undecided(answer)}")
+        return
     part = f", {dataset.part_name}" if dataset.part_name else ""
     print(f"policy: {json.dumps(policy)}")
     print(f"To expect, measured on {expected['n']} questions of {dataset.name}{part} (95 % intervals):")
@@ -216,27 +351,80 @@ def _show(
             spread = figure["interval"]
             between = f" ({spread.low:.4g} to {spread.high:.4g})" if spread else ""
             print(f"  {name:<24} {figure['value']:.4g}{between}")
+    if (loss := expected["loss"]) is not None:
+        print(
+            f"  {'loss of accuracy':<24} {loss['value']:.4g} (at most {loss['bound']:.4g}; "
+            f"{loss['lost']} lost, {loss['gained']} gained against the large model alone)"
+        )
+    _show_miss(answer)
+
+
+def _show_miss(answer: _Answer) -> None:
+    """Says where the target is missed, or what is not decided about a cheaper policy."""
+    target, point, undecided = answer.task.target, answer.selection.point, answer.selection.undecided
+    assert point is not None
     value = point.value(target) or 0.0
-    off = target.value - value if target.kind == "pgr" else abs(value - target.value) - FAR * target.value
+    if target.kind == "max_loss":
+        if undecided is not None:
+            print(f"The next that would spend less {_differs(undecided)}. {_further(answer)}")
+        return
+    if target.kind in ("pgr", "save"):
+        off = target.level - value if target.kind == "pgr" else value - target.level
+    else:
+        off = abs(value - target.value) - FAR * target.value
     if off > 0:
         wanted = f"{target.kind.replace('_', ' ')} of {target.value:g}"
         print(f"No policy of this family comes closer to the {wanted}.")
-    print(f"written to {out}")
+
+
+def _undecided(answer: _Answer) -> str:
+    target, seen = answer.task.target, answer.selection.undecided
+    if seen is None:
+        return "no policy of this family saves any tokens of the large model."
+    if target.kind == "pgr":
+        return (
+            f"the large model is not shown to be better than the small one, which of {seen.n} questions lost "
+            f"{seen.gained} and gained {seen.lost} against it. {_further(answer)}"
+        )
+    bound = seen.loss_bound(answer.selection.confidence)
+    return (
+        f"a loss of at most {target.value:g} is not shown. The policy nearest to it {_differs(seen)}: its "
+        f"loss is at most {bound:.3g}, with 95 % confidence. {_further(answer)}"
+    )
+
+
+def _differs(seen: PairedOutcomes) -> str:
+    return f"lost {seen.lost} of {seen.n} questions and gained {seen.gained} against the large model alone"
+
+
+def _further(answer: _Answer) -> str:
+    further, seen = answer.selection.further, answer.selection.undecided
+    assert seen is not None
+    if further is None:
+        return "At this rate more questions will not show it."
+    return (
+        f"Ask {further} more questions (-n {seen.n + further}): a decision then has a chance of {POWER:.0%}, "
+        "if questions are lost and gained as here, half a question added to either count."
+    )
 
 
 def _write_report(
-    options: CalibrateOptions,
-    target: Target,
-    policy: dict[str, Any],
-    expected: Forecast,
-    calibrator: Calibrator,
-    dataset: Dataset,
+    options: CalibrateOptions, answers: Sequence[_Answer], calibrator: Calibrator, dataset: Dataset
 ) -> None:
+    found = [
+        {
+            "name": answer.task.name,
+            "target": asdict(answer.task.target),
+            "policy": answer.policy,
+            "expected": answer.expected,
+            "undecided": answer.selection.undecided and asdict(answer.selection.undecided),
+            "further_questions": answer.selection.further,
+        }
+        for answer in answers
+    ]
     report = {
         "what": "trim-graph calibrate",
-        "target": asdict(target),
-        "policy": policy,
-        "expected": expected,
+        **(found[0] if found[0]["name"] is None else {"quality": found}),
         "dataset": dataset.identity(),
         "seed": options.seed,
         "points": [asdict(point) for point in calibrator.points.values()],

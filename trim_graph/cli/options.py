@@ -469,6 +469,17 @@ class CalibrateOptions(Options):
     pgr: Annotated[
         float | None, typer.Option(help="Wanted: this much of the performance gap, at the least spend.")
     ] = None
+    max_loss: Annotated[
+        float | None,
+        typer.Option(
+            help="Wanted: shown to lose no more accuracy than this against the large model alone, at the "
+            "least spend; 0.02 are two points."
+        ),
+    ] = None
+    save: Annotated[
+        float | None,
+        typer.Option(help="Wanted: this share of the large model's tokens saved, with the least loss."),
+    ] = None
     family: Annotated[
         list[str],
         typer.Option(
@@ -489,6 +500,7 @@ class CalibrateOptions(Options):
     out: Annotated[
         Path | None, typer.Option(help="File for the configuration; default: CONFIG.calibrated.yaml.")
     ] = None
+    write: Annotated[bool, typer.Option("--write", help="Write into the file of --config itself.")] = False
     keep: Annotated[
         Path | None, typer.Option(help="Folder for what was measured, to resume after an interrupt.")
     ] = None

@@ -89,6 +89,8 @@ def unguarded(stream: Any) -> Any:
 
 
 BAD_INPUT = 2
+UNDECIDED = 3
+"""The questions do not decide what was asked; nothing has failed."""
 INTERRUPTED = 130
 TERMINATED = 143
 

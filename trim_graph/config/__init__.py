@@ -11,6 +11,7 @@ from .load import (
     load_config,
     make_config,
 )
+from .quality import quality_policy
 
 __all__ = [
     "EXAMPLE",
@@ -22,4 +23,5 @@ __all__ = [
     "for_measuring",
     "load_config",
     "make_config",
+    "quality_policy",
 ]

@@ -171,7 +171,8 @@ def _walk(loc: Sequence[str | int], data: Any, schema: dict[str, Any]) -> tuple[
         required = here.get("required", ())
         keys = sorted(properties, key=lambda key: (key != "type", key not in required))
         place.append(step)
-        here = here.get("items", {}) if isinstance(step, int) else properties.get(step, {})
+        inner = properties.get(step, here.get("additionalProperties"))
+        here = here.get("items", {}) if isinstance(step, int) else inner if isinstance(inner, dict) else {}
         try:
             data = data[step]
         except (KeyError, IndexError, TypeError):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from trim_graph.budget import Budget, Prices, Quotas
 from trim_graph.errors import SettingsError
-from trim_graph.policies.parsing import PolicyConfig
+from trim_graph.policies.parsing import PolicyConfig, Quality
 from trim_graph.savings import LargeAlone
 from trim_graph.settings import ConfigSection
 
 from .errors import explain, read_yaml
+from .quality import QualityPoints, check_named, policy_by_name
 from .schema import CheckpointSpec, FileSettings, LedgerSpec, ModelConfig, ResponseCachePath, ScorerConfig
 
 if TYPE_CHECKING:
@@ -47,7 +49,9 @@ with trim-graph); policies
 (minimum, price_per_token), ``random_rate`` (rate),
 ``entropy_probe`` (limit), ``by_pattern`` (pattern, rates), ``stay_on_large`` (policy, k), ``any_of`` and
 ``all_of`` (policies), or a policy file, ``plan.json``, of a learned one also with another threshold,
-``{type: file, path: aggregate-0.02.json, threshold: 0.3}``;
+``{type: file, path: aggregate-0.02.json, threshold: 0.3}``, or an operating point by its name, ``{type:
+quality, name: high}``, with ``quality: {high: {max_loss: 0.01}, fast: {save: 0.7}}``, which `trim-graph
+calibrate --write` gives their policies;
 in settings ``segmentation: {type: markdown}``, ``{type: pattern, pattern: ...}`` or ``{type: tokens, tokens:
 64}`` (a PRM's steps are made as those it was trained on), ``max_repeats: 5`` (null looks for no loop),
 ``thinking: {routed: reasoning}``, ``ask_below: 0.2``, ``lookahead: true``; ``large_alone: {length_ratio: 1.1,
@@ -64,6 +68,7 @@ class TrimConfig(ConfigSection):
     large: ModelConfig
     scorer: ScorerConfig | None = None
     policy: PolicyConfig
+    quality: QualityPoints = Field(default_factory=dict)
     budget: Budget = Budget()
     quotas: Quotas = Quotas()
     ledger: LedgerSpec = None
@@ -88,6 +93,14 @@ class TrimConfig(ConfigSection):
                     f"{'not given' if known is None else known}): set its temperature to 0, "
                     "or leave the cache out"
                 )
+        return self
+
+    _named = model_validator(mode="before")(policy_by_name)
+
+    @model_validator(mode="after")
+    def _known_quality(self) -> TrimConfig:
+        if isinstance(self.policy, Quality):
+            check_named(self.quality, self.policy.name)
         return self
 
     @model_validator(mode="after")
@@ -243,21 +256,26 @@ def build_graph(
     )
 
 
-def with_policy(text: str, policy: Any) -> str:
-    """Replaces the policy in the text of a configuration file; comments stay where they are.
+def with_value(text: str, place: Sequence[str], value: Any) -> str:
+    """Replaces a value in the text of a configuration file; comments outside of it stay where they are.
 
     Where that cannot be done (an anchor that is used elsewhere), the whole is written anew, without comments.
 
     Args:
         text: YAML, a valid configuration.
-        policy: As a configuration names it.
+        place: Keys that lead to the value, which is there.
+        value: The new one, as a configuration names it.
     """
     import yaml
 
-    data = yaml.safe_load(text)
-    wanted = {**data, "policy": policy}
-    root: Any = yaml.compose(text)
-    name, node = next((key, value) for key, value in root.value if key.value == "policy")
+    wanted = yaml.safe_load(text)
+    holder = wanted
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    node: Any = yaml.compose(text)
+    for key in place:
+        name, node = next((name, inner) for name, inner in node.value if name.value == key)
     start, end = node.start_mark.index, node.end_mark.index
     # The end of a block shows where the next token begins: what lies between belongs to the next key.
     old = text[start:end]
@@ -265,7 +283,7 @@ def with_policy(text: str, policy: Any) -> str:
     while (line := kept.rstrip("\n").rpartition("\n"))[1] and line[2].strip().startswith("#"):
         kept = line[0] + "\n"
     kept = kept.rstrip()
-    written = yaml.safe_dump(policy, default_flow_style=True, width=10_000, sort_keys=False)
+    written = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
     flow = written.removesuffix("\n").removesuffix("\n...").strip()
     new = f"{text[: name.end_mark.index]}: {flow}{old[len(kept) :]}{text[end:]}"
     try:
@@ -307,21 +325,23 @@ def check_place(source: Path | None, out: Path) -> None:
         )
 
 
-def write_config(source: Path | None, out: Path, policy: dict[str, Any]) -> None:
-    """Writes a configuration with a policy.
+def write_config(source: Path | None, out: Path, values: Mapping[tuple[str, ...], Any]) -> None:
+    """Writes a configuration with other values.
 
     Args:
         source: The configuration it is made of; None for that of the example models.
         out: Where it goes; may be ``source``.
-        policy: The new one. Paths of policy files, at any depth, become relative to ``out``.
+        values: By their places, such as ``("policy",)``, where ``source`` has some. Paths of policy files, at
+            any depth, become relative to ``out``.
     """
-    policy = _relative(policy, out.absolute().parent)
     text = "small: {type: example}\nlarge: {type: example}\nscorer: {type: example}\npolicy: small_only\n"
     if source is not None:
         text = source.read_text(encoding="utf-8")
+    for place, value in values.items():
+        text = with_value(text, place, _relative(value, out.absolute().parent))
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        beside.write_text(with_policy(text, policy), encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
         load_config(beside)
         beside.replace(out)
     finally:

@@ -35,6 +35,8 @@ PLACEHOLDER = "?"
 
 _LOG_ODDS = 12.0
 """Bound of the log-odds that a search moves through; beyond it only 0 and 1 are tried."""
+_SEQUENCE = 48
+"""Steps of a `ParameterSweep.sequence`; half a log-odd each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,15 @@ class ParameterSweep:
         else:
             rising = position
         return float(f"{rising if self.rising else 1 - rising:.6g}")
+
+    def sequence(self) -> list[float]:
+        """Returns numbers from the one that spends most to the one that spends least, whatever was measured.
+
+        Scores and probabilities crowd at 0 and 1: numbers that are compared with them are even in their
+        log-odds.
+        """
+        spread = replace(self, log_odds=self.log_odds or self.scored)
+        return [spread.setting(1 - place / _SEQUENCE) for place in range(_SEQUENCE + 1)]
 
     def policy(self, setting: float | str) -> PolicyMapping:
         """Returns the policy with this number."""

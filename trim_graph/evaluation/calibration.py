@@ -1,4 +1,10 @@
-"""Chooses the operating point of a family of policies on validation questions, for a spend or for a PGR.
+"""Chooses the operating point of a family of policies on validation questions: for a spend, a loss or a PGR.
+
+A loss of accuracy against the large model alone is tested, not estimated: the cheapest of many points looks
+better on the questions it was chosen on than it is. The numbers of a `ParameterSweep` are tested in a fixed
+sequence, from the one that spends most downwards, until one fails; each test may then have the whole error
+(fixed sequence testing: A. N. Angelopoulos et al., "Learn then Test", arXiv 2110.01052). The policies of a
+`PolicyList` have no order, and share the error (Bonferroni).
 
 Records are kept in a folder, so that an interrupted calibration resumes, and scores in memory.
 """
@@ -23,12 +29,14 @@ from trim_graph.storage.rows import read_rows
 from .arms import ParameterSweep, PolicyList, PolicyMapping
 from .comparison import graded
 from .metrics import (
+    Interval,
     accuracy,
     interval,
     performance_gap_recovered,
     resampled_means,
     share_of_large_tokens,
 )
+from .noninferiority import CONFIDENCE, PairedOutcomes, chance_interval, further_questions
 from .records import Metric, Question, Record, WorkItem, new_record, write_json
 from .runner import Graph, run_arm
 
@@ -47,19 +55,33 @@ class Target:
     Attributes:
         kind: ``large_share``: this share of the tokens that the large model alone uses. ``max_cost``: no more
             than this per question, by the price table. ``pgr``: this much of the gap, as cheap as can be.
-        value: In [0, 1], but for a cost.
+            ``save``: at least this share of those tokens is saved, with the least loss. ``max_loss``: at most
+            this loss of accuracy is shown, as cheap as can be.
+        value: In (0, 1], but for a cost.
 
     Raises:
         SettingsError: The value is out of range.
     """
 
-    kind: Literal["large_share", "max_cost", "pgr"]
+    kind: Literal["large_share", "max_cost", "pgr", "save", "max_loss"]
     value: float
 
     def __post_init__(self) -> None:
         if not 0 < self.value < float("inf") or (self.kind != "max_cost" and self.value > 1):
             allowed = "above 0" if self.kind == "max_cost" else "above 0 and at most 1"
             raise SettingsError(f"{self.kind} is {self.value}: choose a number {allowed}")
+        if self.kind in ("save", "max_loss") and self.value == 1:
+            raise SettingsError(f"{self.kind} is {self.value}: choose a number above 0 and below 1")
+
+    @property
+    def level(self) -> float:
+        """What `Point.value` is compared with."""
+        return 1 - self.value if self.kind == "save" else self.value
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether `Point.value` must not exceed the level."""
+        return self.kind in ("max_cost", "save", "max_loss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +94,7 @@ class Point:
         share: Of large tokens; None where the large model alone was not run.
         pgr: None where the models alone were not run, or the large one is no better.
         cost: Per question, by the price table.
+        paired: Compared to the large model alone; None where it was not run, or no answers are known.
     """
 
     setting: float | str
@@ -79,10 +102,35 @@ class Point:
     share: float | None
     pgr: float | None
     cost: float = 0.0
+    paired: PairedOutcomes | None = None
 
     def value(self, target: Target) -> float | None:
         """Returns the metric that a target is about."""
-        return {"large_share": self.share, "max_cost": self.cost, "pgr": self.pgr}[target.kind]
+        return {
+            "large_share": self.share,
+            "max_cost": self.cost,
+            "pgr": self.pgr,
+            "save": self.share,
+            "max_loss": None if self.paired is None else self.paired.loss,
+        }[target.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Answer of a calibration.
+
+    Attributes:
+        point: The operating point; None: undecided.
+        undecided: What a decision, or one for a cheaper point, failed on: the first point of a sequence whose
+            loss is not shown to be allowed, or the large model against the small one for a PGR.
+        further: How many more questions are likely to decide that; None where nothing failed, or none would.
+        confidence: Of the bound of each point's loss.
+    """
+
+    point: Point | None
+    undecided: PairedOutcomes | None = None
+    further: int | None = None
+    confidence: float = CONFIDENCE
 
 
 class Store(Protocol):
@@ -161,6 +209,7 @@ class Calibrator:
                 else share_of_large_tokens(spent(outcomes), spent(self.large)),
                 pgr=self._pgr(right),
                 cost=sum(record["cost"] for record in outcomes) / len(outcomes),
+                paired=self._paired(outcomes, self.large),
             )
             self.on_point(self.points[key])
         return self.points[key]
@@ -170,6 +219,20 @@ class Calibrator:
             return None
         alone = [accuracy(graded(outcomes)) or 0.0 for outcomes in (self.small, self.large)]
         return performance_gap_recovered(right, *alone)
+
+    def _paired(
+        self, outcomes: Sequence[Record], reference: Sequence[Record] | None
+    ) -> PairedOutcomes | None:
+        if not self.graded or reference is None:
+            return None
+        return PairedOutcomes.of(graded(outcomes), graded(reference))
+
+    @property
+    def none_right(self) -> bool:
+        """Whether both models alone were run and neither answered a single question right."""
+        alone = [*(self.small or ()), *(self.large or ())]
+        measured = self.graded and self.small is not None and self.large is not None
+        return measured and not any(graded(alone))
 
     async def outcomes(self, policy: PolicyMapping) -> list[Record]:
         """Runs a policy, or returns the records of an earlier run.
@@ -203,26 +266,88 @@ class Calibrator:
             await run_arm(graph, questions, concurrency=self.concurrency, on_record=keep)
         return [found[index] for index in range(len(self.questions))]
 
-    async def find(self, family: ParameterSweep | PolicyList, target: Target) -> Point:
-        """Chooses the operating point for a target.
+    async def select(self, family: ParameterSweep | PolicyList, target: Target) -> Selection:
+        """Chooses the operating point for a target, or says how many questions are missing.
 
         Raises:
-            InputError: A PGR is wanted, and answers are missing or the large model is no better.
+            InputError: See `find`.
             TrimError: A question failed.
         """
-        if target.kind == "pgr" and not self.graded:
-            raise InputError("a PGR needs the right answers, and the dataset has none: choose a spend")
-        alone = self.graded and target.kind != "max_cost"
-        await self.measure(small=alone, large=target.kind != "max_cost")
-        if target.kind == "large_share" and not spent(self.large or ()):
-            raise InputError("the large model alone wrote nothing: there is no share to choose")
-        if target.kind == "pgr" and self._pgr(1.0) is None:
-            raise InputError("the large model is no better than the small one on these questions")
+        confidence = CONFIDENCE
+        if isinstance(family, PolicyList):
+            confidence = 1 - (1 - CONFIDENCE) / len(family.policies)
+        if target.kind == "max_loss":
+            return await self._test(family, target, confidence)
+        point = await self.find(family, target)
+        gap = self._paired(self.large or (), self.small) if target.kind == "pgr" else None
+        if gap is not None and gap.loss_bound() > 0:
+            return Selection(None, gap, further_questions(gap, 0.0), confidence)
+        return Selection(point, confidence=confidence)
+
+    async def _test(
+        self, family: ParameterSweep | PolicyList, target: Target, confidence: float
+    ) -> Selection:
+        """Chooses the cheapest point whose loss is shown to be allowed."""
+        await self._measure_for(target)
+        if isinstance(family, PolicyList):
+            points = [await self.point(family, name) for name in family.policies]
+        else:
+            points = await self._descend(family, target.value)
+        # All that are shown are so together: which of them is chosen needs no further correction.
+        shown = [point for point in points if _bound(point, confidence) <= target.value]
+        saving = [point for point in shown if (point.share or 0.0) < 1]
+        failed = [point.paired for point in points if point.paired is not None and point not in shown]
+        undecided = min(failed, key=lambda paired: paired.loss, default=None)
+        return Selection(
+            point=min(saving, key=lambda point: point.share or 0.0, default=None),
+            undecided=undecided,
+            further=undecided and further_questions(undecided, target.value, confidence),
+            confidence=confidence,
+        )
+
+    async def _descend(self, family: ParameterSweep, max_loss: float) -> list[Point]:
+        """Measures the numbers of a sequence up to the first whose loss is not shown to be allowed."""
+        points: list[Point] = []
+        for setting in family.sequence():
+            scores = self.scores() if family.scored and points else ()
+            if scores and bisect_left(scores, setting) == bisect_left(scores, points[-1].setting):
+                continue  # no draft has a score between the two thresholds: the runs would be the same
+            points.append(await self.point(family, setting))
+            if _bound(points[-1], CONFIDENCE) > max_loss:
+                break
+        return points
+
+    async def find(self, family: ParameterSweep | PolicyList, target: Target) -> Point:
+        """Returns the point that was measured nearest to a target, be it shown or not.
+
+        Raises:
+            InputError: Answers are needed and missing, neither model has any right, or the large model is no
+                better than the small one.
+            TrimError: A question failed.
+        """
+        await self._measure_for(target)
         if isinstance(family, PolicyList):
             points = [await self.point(family, name) for name in family.policies]
         else:
             points = await self._search(family, target)
-        return choose(points, target)
+        return choose(points, target, by_accuracy=isinstance(family, PolicyList))
+
+    async def _measure_for(self, target: Target) -> None:
+        """Runs the models alone where a target is relative to them, and checks that it can be."""
+        if target.kind in ("pgr", "max_loss") and not self.graded:
+            what = "a PGR" if target.kind == "pgr" else "a loss of accuracy"
+            raise InputError(f"{what} needs the right answers, and the dataset has none: choose a spend")
+        alone = self.graded and target.kind != "max_cost"
+        await self.measure(small=alone, large=target.kind != "max_cost")
+        if target.kind in ("large_share", "save", "max_loss") and not spent(self.large or ()):
+            raise InputError("the large model alone wrote nothing: there is no share to choose")
+        if target.kind in ("pgr", "max_loss", "save") and self.none_right:
+            raise InputError(
+                f"neither model alone answered one of {len(self.questions)} questions right, so nothing is "
+                "known of a loss: check the grader and the prompt"
+            )
+        if target.kind == "pgr" and self._pgr(1.0) is None:
+            raise InputError("the large model is no better than the small one on these questions")
 
     async def _search(self, family: ParameterSweep, target: Target) -> list[Point]:
         """Closes in on the setting that meets the target; spend and PGR are monotonic, but for noise."""
@@ -235,7 +360,7 @@ class Calibrator:
         if not family.complete:
             points.append(await self.point(family, family.setting(high)))
             values[high] = points[0].value(target) or 0.0
-            if values[high] <= target.value:
+            if values[high] <= target.level:
                 return points
         for _ in range(ROUNDS):
             guess = _between(low, high, values, target, self.scores() if family.scored else ())
@@ -245,12 +370,19 @@ class Calibrator:
             points.append(point)
             value = point.value(target) or 0.0
             values[guess] = value
-            if target.kind != "pgr" and abs(value - target.value) <= CLOSE * target.value:
+            near = abs(value - target.level) <= CLOSE * target.level
+            if target.kind != "pgr" and near and not (target.is_limit and value > target.level):
                 return points
-            low, high = (guess, high) if value < target.value else (low, guess)
+            low, high = (guess, high) if value < target.level else (low, guess)
         # At an end the search has taken a value for granted.
         ends = [family.setting(end) for end in (low, high) if end in (0.0, 1.0)]
         return [*points, *[await self.point(family, end) for end in ends]]
+
+
+def _bound(point: Point, confidence: float) -> float:
+    """Returns the bound of a point's loss, which is known."""
+    assert point.paired is not None
+    return point.paired.loss_bound(confidence)
 
 
 def _between(
@@ -263,7 +395,7 @@ def _between(
     """
     part = 0.5
     if target.kind != "pgr" and {low, high} <= values.keys() and values[high] > values[low]:
-        part = (target.value - values[low]) / (values[high] - values[low])
+        part = (target.level - values[low]) / (values[high] - values[low])
         part = min(max(part, 0.05), 0.95)
     below, above = bisect_left(scores, low), bisect_left(scores, high)
     if not scores:
@@ -277,11 +409,17 @@ def _between(
     return guess if low < guess < high else None
 
 
-def choose(points: Sequence[Point], target: Target) -> Point:
+def choose(points: Sequence[Point], target: Target, *, by_accuracy: bool = False) -> Point:
     """Returns the point that meets a target best.
 
-    For a share the nearest; for a cost the dearest that does not exceed it, else the cheapest; for a PGR the
-    cheapest that recovers enough, else the one that recovers most.
+    For a share the nearest; for a cost, or a share to be saved, the dearest within it, else the cheapest; for
+    a PGR the cheapest that recovers enough, else the one that recovers most.
+
+    Args:
+        points: Any number.
+        target: The target.
+        by_accuracy: Whether of those that save enough the most accurate is chosen, where that is known: a
+            policy of a list is not better because it spends more.
 
     Raises:
         ValueError: No point has the metric the target is about.
@@ -291,9 +429,13 @@ def choose(points: Sequence[Point], target: Target) -> Point:
         raise ValueError("the large model is no better than the small one on these questions")
     if target.kind == "large_share":
         return min(known, key=lambda item: (abs(item[1] - target.value), item[1]))[0]
-    if target.kind == "max_cost":
-        within = [item for item in known if item[1] <= target.value]
-        return max(within, key=lambda item: item[1])[0] if within else min(known, key=lambda item: item[1])[0]
+    if target.is_limit:
+        within = [item for item in known if item[1] <= target.level]
+        if not within:
+            return min(known, key=lambda item: item[1])[0]
+        if target.kind == "save" and by_accuracy:
+            return max(within, key=lambda item: (item[0].accuracy or 0.0, -item[1]))[0]
+        return max(within, key=lambda item: item[1])[0]
     good = [point for point, value in known if value >= target.value]
     if good:
         return min(good, key=lambda point: (point.share or 0.0, point.setting))
@@ -321,7 +463,24 @@ class Forecast(TypedDict):
     cost: Metric
     """Per question, by the price table."""
     accuracy: Metric
+    """The interval is that of Clopper and Pearson."""
     pgr: Metric
+    """Without an interval where no question tells the policy from the large model: a bootstrap of those shows
+    nothing."""
+    loss: Loss | None
+    """None where the large model alone was not run, or no answers are known."""
+
+
+class Loss(TypedDict):
+    """Loss of accuracy against the large model alone."""
+
+    value: float
+    bound: float
+    """Upper one, exact: `trim_graph.evaluation.noninferiority`."""
+    lost: int
+    """Questions that only the large model alone answered right."""
+    gained: int
+    """Questions that only the policy answered right."""
 
 
 def forecast(
@@ -330,6 +489,7 @@ def forecast(
     small: Sequence[Record] | None = None,
     large: Sequence[Record] | None = None,
     seed: int = 0,
+    confidence: float = CONFIDENCE,
 ) -> Forecast:
     """Computes the metrics of a policy.
 
@@ -338,6 +498,7 @@ def forecast(
         small: Of the small model alone on the same questions, if it was run.
         large: Of the large model alone on the same questions, if it was run.
         seed: Of the bootstrap.
+        confidence: Of the bound of the loss.
 
     Raises:
         ValueError: There are no outcomes, or not as many of each.
@@ -365,13 +526,31 @@ def forecast(
         )
 
     gap = ("it correct", "small correct", "large correct")
+    right = estimate("it correct")
+    if right["value"] is not None:
+        n = len(outcomes)
+        right["interval"] = Interval(*chance_interval(round(right["value"] * n), n))
+    paired = None
+    if large is not None and {"it correct", "large correct"} <= columns.keys():
+        paired = PairedOutcomes.of(graded(outcomes), graded(large))
+    pgr = estimate(*gap, metric=performance_gap_recovered)
+    if paired is not None and not paired.lost + paired.gained:
+        pgr["interval"] = None
     return Forecast(
         n=len(outcomes),
         large_tokens=estimate("it tokens"),
         share=estimate("it tokens", "large tokens", metric=share_of_large_tokens),
         cost=estimate("cost"),
-        accuracy=estimate("it correct"),
-        pgr=estimate(*gap, metric=performance_gap_recovered),
+        accuracy=right,
+        pgr=pgr,
+        loss=None
+        if paired is None
+        else Loss(
+            value=paired.loss,
+            bound=paired.loss_bound(confidence),
+            lost=paired.lost,
+            gained=paired.gained,
+        ),
     )
 
 

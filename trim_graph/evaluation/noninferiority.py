@@ -4,18 +4,19 @@ A policy and the large model alone answer the same questions. Of n questions the
 large model is right) and gains others (only the policy is right). The loss of accuracy is the chance of the
 first less that of the second.
 
-The bound is Buehler's: over all chances under which a result at least as good as the one seen has a probability
-above 1 - confidence, the largest loss. It holds for every n and all chances, since no normal approximation
-enters. The order of results, from good to bad, is that of lost - gained + 1.645 * sqrt(lost + gained + 1), the
-upper limit of Agresti and Min without its small terms: a result without any difference is then bounded by
-1 - (1 - confidence) ** (1 / n), as by Clopper and Pearson. Chances of a gain are those within an interval of
-theirs whose error is taken from that of the bound.
+The bound is Buehler's: the largest loss under which a result at least as good as the one seen still has a
+probability above 1 - confidence, whatever the chance of a gain. No normal approximation enters: it holds for
+every n. Results are ordered, from good to bad, by lost - gained + 1.645 * sqrt(lost + gained + 1), the upper
+limit of Agresti and Min without its small terms. A result without any difference is then bounded by
+1 - (1 - confidence) ** (1 / n), as by Clopper and Pearson. The chance of a gain is sought within an interval
+of its own, whose error counts against the bound.
 
 Sources:
     R. J. Buehler (1957), Journal of the American Statistical Association 52, 482-493.
-    C. J. Lloyd and M. V. Moldovan (2007), Statistics in Medicine 26, 3369-3384: such limits for paired outcomes.
+    C. J. Lloyd and M. V. Moldovan (2007), Statistics in Medicine 26, 3369-3384: for paired outcomes.
     A. Agresti and Y. Min (2005), Statistics in Medicine 24, 729-740: the order.
-    R. L. Berger and D. D. Boos (1994), Journal of the American Statistical Association 89, 1012-1016: the interval.
+    R. L. Berger and D. D. Boos (1994), Journal of the American Statistical Association 89, 1012-1016: the
+    interval of the chance of a gain.
 """
 
 from __future__ import annotations

@@ -170,6 +170,23 @@ class PolicyFile(ConfigSection):
         return {key: value for key, value in handler(self).items() if value is not None}
 
 
+class Quality(ConfigSection):
+    """An operating point of a configuration by name, which has no policy yet.
+
+    A configuration replaces it by the policy of that name (`trim_graph.config.quality`).
+    """
+
+    type: Literal["quality"]
+    name: str
+
+    def build(self) -> Policy:
+        """Raises a `SettingsError`: what has a policy has been replaced by it."""
+        raise SettingsError(
+            f"quality {self.name!r} has no policy here: name an operating point under quality in the "
+            "configuration, and run trim-graph calibrate --write"
+        )
+
+
 PolicyConfig = Annotated[
     SmallOnly
     | LargeOnly
@@ -180,7 +197,8 @@ PolicyConfig = Annotated[
     | ByPattern
     | StayOnLarge
     | Combined
-    | PolicyFile,
+    | PolicyFile
+    | Quality,
     Field(discriminator="type"),
     BeforeValidator(policy_mapping),
 ]

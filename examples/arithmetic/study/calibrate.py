@@ -90,7 +90,7 @@ async def calibrate(
 
 
 def _row(point: Point) -> dict[str, Any]:
-    return {key: value for key, value in asdict(point).items() if key != "cost"}
+    return {key: value for key, value in asdict(point).items() if key not in ("cost", "paired")}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
