@@ -6,7 +6,7 @@ import time
 import pytest
 import yaml
 
-from trim_graph.config import load_config
+from trim_graph.config import load_config, quality_policy
 from trim_graph.evaluation import run_arm, share_of_large_tokens
 from trim_graph.evaluation.calibration import RecordFile
 from trim_graph.evaluation.datasets import arithmetic_question
@@ -85,6 +85,88 @@ def test_a_pgr(world, run, config):
     assert json.loads((world / "r.json").read_text())["expected"]["pgr"]["value"] >= 0.6
 
 
+def test_a_loss_is_shown(world, run, config):
+    result = run("calibrate", "--config", config, *DATASET, "--max-loss", 0.05, "-n", 100, "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    report = json.loads((world / "r.json").read_text())
+    assert 0.59 < report["policy"]["t"] < 0.65  # the judge wavers below 0.6
+    assert report["expected"]["loss"]["bound"] <= 0.05
+    assert "loss of accuracy         0 (at most 0.02951; 0 lost, 0 gained" in result.stdout
+    assert "The next that would spend less lost" in result.stdout
+    assert report["undecided"]["lost"] > 0
+    assert load_config("trim.calibrated.yaml").policy.model_dump() == report["policy"]
+
+
+def test_a_loss_that_is_not_shown_is_undecided_and_says_how_many_more(world, run, config):
+    result = run("calibrate", "--config", config, *DATASET, "--max-loss", 0.02, "-n", 20, "--json", "r.json")
+    assert result.exit_code == 3, result.output
+    assert "without any difference it takes 149" in result.stderr
+    further = json.loads((world / "r.json").read_text())["further_questions"]
+    assert further > 129
+    assert "Undecided: a loss of at most 0.02 is not shown" in result.stdout
+    assert "lost 0 of 20 questions and gained 0" in result.stdout
+    assert f"at most 0.139, with 95 % confidence. Ask {further} more questions (-n {20 + further})" in (
+        result.stdout
+    )
+    assert "nothing written" in result.stdout
+    assert not (world / "trim.calibrated.yaml").exists()
+
+
+def test_tokens_are_saved(world, run, config):
+    result = run("calibrate", "--config", config, *DATASET, "--save", 0.7, "-n", 60, "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    assert 0.28 <= json.loads((world / "r.json").read_text())["expected"]["share"]["value"] <= 0.3
+
+
+QUALITY = """\
+small: {type: example}
+large: {type: example}
+scorer: {type: example}
+policy: {type: quality, name: high}  # in use
+quality:
+  high: {max_loss: 0.05}  # five points
+  top: {max_loss: 0.001}
+  fast: {save: 0.8}
+"""
+
+
+def test_operating_points_by_name_are_written_into_the_file(world, run):
+    (world / "trim.yaml").write_text(QUALITY)
+    common = ("--config", "trim.yaml", *DATASET, "-n", 80)
+    result = run("calibrate", *common, "--write", "--json", "r.json")
+    assert result.exit_code == 3, result.output  # 80 questions do not show a tenth of a point
+    assert "high (max_loss 0.05)" in result.stdout
+    assert "top (max_loss 0.001)\nUndecided" in result.stdout
+    written = (world / "trim.yaml").read_text()
+    assert "# in use" in written
+    assert "# five points" in written
+    assert "  top: {max_loss: 0.001}\n" in written
+    chosen = load_config("trim.yaml")
+    high = chosen.quality["high"]
+    assert chosen.policy == high.policy == quality_policy(chosen.quality, 0.05)
+    assert high.measured.loss_bound <= 0.05
+    assert (high.measured.n, high.measured.loss) == (80, 0)
+    assert chosen.quality["fast"].measured.saved >= 0.8
+    report = json.loads((world / "r.json").read_text())["quality"]
+    assert [point["name"] for point in report] == ["high", "top", "fast"]
+    # What is calibrated can be calibrated again.
+    assert run("calibrate", *common, "--write").exit_code == 3
+    assert load_config("trim.yaml").quality["high"].policy == high.policy
+
+
+def test_where_no_answer_is_right_the_grader_is_in_doubt(world, run, config):
+    rows = [{"text": p.question, "answer": "x"} for p in problems("standard", 5, part="validation")]
+    (world / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = "{type: file, path: q.jsonl, question: text, answer: answer, grader: exact}"
+    common = ("calibrate", "--config", config, "--dataset", dataset)
+    result = run(*common, "--max-loss", 0.1)
+    assert result.exit_code == 2
+    assert "check the grader and the prompt" in result.stderr
+    result = run(*common, "--large-share", 0.3)  # a spend needs no answers
+    assert result.exit_code == 0, result.output
+    assert "check the grader and the prompt" in result.stdout
+
+
 def test_a_spend_needs_only_questions(world, run, config):
     rows = [{"text": problem.question} for problem in problems("standard", 40, part="validation")]
     (world / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -121,6 +203,8 @@ def test_what_no_policy_reaches_is_reported(world, run, config):
     [
         ([], "give one of --large-share, --max-cost, --pgr, --max-loss and --save"),
         (["--large-share", 0.2, "--pgr", 0.9], "give one of"),
+        (["--max-loss", 1.0], "--max-loss: max_loss is 1.0: choose a number above 0 and below 1"),
+        (["--max-loss", 0.1, "--write"], "--write replaces the file of --config: give that file"),
         (["--large-share", 1.2], "--large-share: large_share is 1.2: choose a number above 0 and at most 1"),
         (["--large-share", 0.2, "-n", -1], "-n is -1: choose 1 or more"),
         (["--large-share", 0.2, "--concurrency", 0], "--concurrency is 0"),
@@ -146,6 +230,7 @@ def test_a_configuration_asks_for_its_questions_and_prices(world, run, monkeypat
     common = ("calibrate", "--config", "trim.yaml", "--family", "random_rate")
     assert "--dataset is missing" in run(*common, "--large-share", 0.2).stderr
     assert "--max-cost needs prices" in run(*common, *DATASET, "--max-cost", 0.2).stderr
+    assert "trim.yaml has none, such as quality: {high:" in run(*common, *DATASET).stderr
     assert "--family is missing" in run("calibrate", "--config", "trim.yaml", *DATASET, "--pgr", 0.5).stderr
 
 

@@ -39,6 +39,27 @@ def test_what_cannot_be_replaced_in_place_is_written_anew():
     assert yaml.safe_load(new) == {**yaml.safe_load(text), "policy": NEW}
 
 
+@pytest.mark.parametrize(
+    ("text", "new"),
+    [
+        (
+            "quality:\n  # for the shop\n  high: {max_loss: 0.01}  # one\n  fast: {save: 0.7}\n",
+            "quality:\n  # for the shop\n  high: {type: threshold, t: 0.25}  # one\n  fast: {save: 0.7}\n",
+        ),
+        (
+            "quality: {high: {max_loss: 0.01}, b: 1}  # q\n",
+            "quality: {high: {type: threshold, t: 0.25}, b: 1}  # q\n",
+        ),
+        (
+            "quality:\n  high:\n    max_loss: 0.01\n  b: 1\n",
+            "quality:\n  high: {type: threshold, t: 0.25}\n  b: 1\n",
+        ),
+    ],
+)
+def test_a_value_within_a_section_is_replaced_in_place(text, new):
+    assert with_value(text, ["quality", "high"], NEW) == new
+
+
 scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=8)
 values = st.recursive(
     scalars,

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_records import Answering, ended
+from made_records import Answering, a_record, ended
 
 from trim_graph import InputError, SettingsError, TrimError
 from trim_graph.evaluation import Question
@@ -19,6 +19,7 @@ from trim_graph.evaluation.calibration import (
     choose,
     forecast,
 )
+from trim_graph.evaluation.noninferiority import PairedOutcomes
 from trim_graph.examples.arithmetic.shipped import POLICIES
 from trim_graph.policies import files, save_policy
 from trim_graph.testing import ScriptedScorer
@@ -64,6 +65,26 @@ class World:
 
     def calibrator(self, **more):
         return Calibrator(self.build, self.questions, scores=lambda: sorted(self.scores), **more)
+
+
+class Drawn(Calibrator):
+    """Outcomes that are drawn, not run: the large model alone is right, a threshold loses at its own rate."""
+
+    def __init__(self, n, losses, seed):
+        super().__init__(lambda policy: None, [Question("?", bool)] * n)
+        self.losses = losses
+        rng = random.Random(seed)
+        self.luck = [rng.random() for _ in range(n)]
+
+    async def outcomes(self, policy):
+        loss = {"large_only": 0.0, "small_only": 0.9}.get(policy["type"])
+        if loss is None:
+            loss = self.losses[policy["rate"]]
+        # A cheaper policy loses what a dearer one does, as with thresholds.
+        return [
+            a_record(index, correct=luck >= loss, large_tokens=round(100 * policy.get("rate", 1)))
+            for index, luck in enumerate(self.luck)
+        ]
 
 
 THRESHOLD, RATE = FAMILIES["threshold"], FAMILIES["random_rate"]
@@ -220,6 +241,113 @@ async def test_what_was_kept_is_not_run_again(tmp_path):
     assert third.asked == []
 
 
+async def test_a_loss_is_shown_at_the_least_spend_and_holds_on_fresh_questions():
+    calibrator = World(n=600).calibrator()
+    found = await calibrator.select(THRESHOLD, Target("max_loss", 0.05))
+    assert found.point.paired.loss_bound() <= 0.05
+    assert 0 < found.point.share < 1
+    tried = [point.setting for point in calibrator.points.values()]
+    assert tried == sorted(tried, reverse=True)
+    *shown, failed = calibrator.points.values()
+    assert found.point == shown[-1]
+    assert failed.paired == found.undecided
+    assert failed.paired.loss_bound() > 0.05
+    fresh = World(n=3000, seed=1).calibrator()
+    await fresh.measure()
+    assert (await fresh.point(THRESHOLD, found.point.setting)).paired.loss <= 0.05
+
+
+async def test_a_choice_for_a_loss_is_wrong_in_at_most_5_of_100_calibrations():
+    rates = RATE.sequence()
+    losses = {rate: 0.12 * (1 - rate) for rate in rates}
+    allowed = losses[rates[20]] - 1e-6  # from there on too much is lost, and just before hardly less
+    wrong, decided, runs = 0, 0, 300
+    for seed in range(runs):
+        found = await Drawn(80, losses, seed).select(RATE, Target("max_loss", allowed))
+        if found.point is not None:
+            decided += 1
+            wrong += losses[found.point.setting] > allowed
+    assert decided > 0.9 * runs
+    assert wrong <= 0.05 * runs
+
+
+@pytest.mark.parametrize("n", [1, 20])
+async def test_too_few_questions_decide_nothing_and_say_how_many_do(n):
+    found = await World(n=n).calibrator().select(THRESHOLD, Target("max_loss", 0.02))
+    assert found.point is None
+    assert found.undecided == PairedOutcomes(n, 0, 0)
+    assert n + found.further > 149
+
+
+async def test_one_question_shows_no_gap_to_recover():
+    found = await World(n=60, seed=3).calibrator().select(THRESHOLD, Target("pgr", 0.9))
+    assert found.point is not None
+    world = World(n=60, seed=3)
+    small = [
+        (await world.answer(q.text, {"type": "small_only"}))["messages"][0].text for q in world.questions
+    ]
+    world.questions = [world.questions[small.index("wrong")]]
+    found = await world.calibrator().select(THRESHOLD, Target("pgr", 0.9))
+    assert found.point is None
+    assert found.undecided == PairedOutcomes(1, lost=0, gained=1)
+
+
+async def test_policies_of_a_list_share_the_error():
+    policies = {name: {"type": "threshold", "t": t} for name, t in (("a", 0.2), ("b", 0.95), ("c", 0.99))}
+    found = await World(n=600).calibrator().select(PolicyList(policies), Target("max_loss", 0.05))
+    assert found.confidence == pytest.approx(1 - 0.05 / 3)
+    assert found.point.setting in ("b", "c")
+    assert found.point.paired.loss_bound(found.confidence) <= 0.05
+
+
+async def test_runs_that_decide_alike_are_not_repeated():
+    calibrator = World(n=3).calibrator()
+    found = await calibrator.select(THRESHOLD, Target("max_loss", 0.999))
+    assert found.point.share == 0
+    assert len(calibrator.points) <= 3 * STEPS + 1 < len(THRESHOLD.sequence())
+
+
+@pytest.mark.parametrize("family", FAMILIES.values())
+def test_a_sequence_goes_from_the_most_spent_to_the_least(family):
+    sequence = family.sequence()
+    assert sequence == sorted(set(sequence), reverse=family.rising)
+    assert [sequence[0], sequence[-1]] == ([1, 0] if family.rising else [0, 1])
+
+
+@pytest.mark.parametrize("save", [0.5, 0.9])
+async def test_so_much_is_saved_at_least_and_hardly_more(save):
+    found = (await World(n=600).calibrator().select(THRESHOLD, Target("save", save))).point
+    assert 0.97 * (1 - save) <= found.share <= 1 - save
+
+
+def test_of_a_list_the_most_accurate_that_saves_enough_is_chosen():
+    points = [Point("a", 0.9, 0.25, 0.5), Point("b", 0.8, 0.3, 0.5), Point("c", 1.0, 0.4, 0.5)]
+    assert choose(points, Target("save", 0.7), by_accuracy=True).setting == "a"
+    assert choose(points, Target("save", 0.7)).setting == "b"
+    assert choose(points, Target("save", 0.9)).setting == "a"  # none saves enough: the nearest
+
+
+@pytest.mark.parametrize("target", [Target("max_loss", 0.1), Target("save", 0.5), Target("pgr", 0.9)])
+async def test_where_neither_model_has_an_answer_right_the_grader_is_in_doubt(target):
+    world = World(n=10)
+    world.questions = [Question(q.text, lambda text: False) for q in world.questions]
+    with pytest.raises(InputError, match=r"of 10 questions right.* check the grader and the prompt"):
+        await world.calibrator().select(THRESHOLD, target)
+
+
+async def test_a_loss_needs_answers():
+    with pytest.raises(InputError, match="a loss of accuracy needs the right answers"):
+        await World(answers=False).calibrator().select(THRESHOLD, Target("max_loss", 0.1))
+
+
+def test_a_small_sample_is_not_expected_to_be_certain():
+    right = [a_record(index, correct=True, large_tokens=10) for index in range(20)]
+    expected = forecast(right, small=[{**record, "correct": False} for record in right], large=right)
+    assert expected["accuracy"]["interval"] == pytest.approx((0.8316, 1), abs=1e-4)
+    assert expected["pgr"] == {"value": 1, "interval": None}
+    assert expected["loss"] == {"value": 0, "bound": pytest.approx(0.139, abs=1e-3), "lost": 0, "gained": 0}
+
+
 def point(setting, share, pgr, cost=0.0):
     return Point(setting, 0.5, share, pgr, cost)
 
@@ -241,7 +369,15 @@ def test_without_a_gap_there_is_nothing_to_choose():
 
 @pytest.mark.parametrize(
     ("kind", "value"),
-    [("large_share", 0), ("large_share", 1.1), ("pgr", 2), ("max_cost", -1)],
+    [
+        ("large_share", 0),
+        ("large_share", 1.1),
+        ("pgr", 2),
+        ("max_cost", -1),
+        ("max_loss", 0),
+        ("max_loss", 1),
+        ("save", 1),
+    ],
 )
 def test_a_target_out_of_range(kind, value):
     with pytest.raises(SettingsError, match=rf"{kind} is {value}: choose a number above 0"):
