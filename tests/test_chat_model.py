@@ -189,6 +189,7 @@ async def test_stop_strings(rig, model, stop, text):
     whole = model.invoke("?", stop=stop)
     assert whole.content == text
     assert (whole.response_metadata["stop_reason"] is None) == (text == TEXT)
+    assert whole.response_metadata["trim"]["stopped"] == ("finished" if text == TEXT else "stop_string")
     assert whole.usage_metadata["output_tokens"] > 0
     streamed = [chunk.content async for chunk in model.astream("?", stop=stop)]
     assert "".join(streamed) == text
@@ -200,6 +201,10 @@ async def test_max_tokens_end_it_behind_a_step(rig, model):
         assert answer.content == "small one\n\nLARGE two"
         assert answer.response_metadata["finish_reason"] == "length"
         assert answer.usage_metadata["output_tokens"] > 4
+        summary = answer.response_metadata["trim"]
+        assert (summary["stopped"], summary["steps"]) == ("max_tokens", {"small": 1, "large": 1})
+        assert summary["decisions"] == {"accept": 1, "regenerate": 1}
+        assert summary["tokens"]["small_discarded"] > 0
     assert "".join([c.content async for c in model.astream("?", max_tokens=1)]) == "small one"
     assert model.invoke("?", max_tokens=999).response_metadata["finish_reason"] == "stop"
     with pytest.raises(ValueError, match="max_tokens=0"):

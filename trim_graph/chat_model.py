@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 from uuid import UUID
 
 from langchain_core.caches import BaseCache
@@ -28,6 +28,7 @@ from langchain_core.runnables.config import ensure_config, get_callback_manager_
 from langchain_core.tracers.base import BaseTracer
 from langchain_core.tracers.log_stream import LogStreamCallbackHandler
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import Overwrite
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from typing_extensions import Unpack
 
@@ -35,13 +36,13 @@ from .adapters.base import AnyScorer, check_call_settings, stop_strings
 from .adapters.responses import CountTokens
 from .budget import Budget, Prices
 from .budget.ledger import Ledger
-from .budget.usage import Usage
 from .graph import create_trim_graph
 from .policies import Observation, Policy
-from .segmentation import DEFAULT_DELIMITER, separator_of
+from .routing import RunView
+from .segmentation import separator_of
 from .settings import RunSettings
-from .state import Step
-from .summary import usage_of
+from .state import Step, TrimState, reduce_state
+from .summary import summarise, usage_of
 
 _LANGCHAIN_KWARGS = {"stream"}  # passed by LangChain itself
 _BUFFERED = 64
@@ -58,7 +59,8 @@ class TrimChatModel(BaseChatModel):
 
     Every call takes ``stop``, ``max_tokens``, and ``trim``: settings of this call as in
     `trim_graph.TrimContext`. A stop string ends the run as soon as an accepted step contains it.
-    ``max_tokens`` ends it after the step that reaches it. The answer has no summary then.
+    ``max_tokens`` ends it after the step that reaches it. The summary then covers the run so far, and its
+    ``stopped`` is ``stop_string`` or ``max_tokens``.
 
     Example:
         ```python
@@ -321,9 +323,8 @@ class Answer:
         self._finishing = False
         self._held = ""
         self._final: AIMessage | None = None
-        self._usage: Usage | None = None
+        self._state: TrimState = {}  # type: ignore[typeddict-item]
         self._previous: Step | None = None
-        self._delimiter = DEFAULT_DELIMITER
 
     @property
     def ended(self) -> bool:
@@ -340,13 +341,14 @@ class Answer:
             if update is None:  # a node without an update
                 continue
             self._finishing = self._finishing or bool(update.get("stopped"))
-            self._usage = update.get("usage", self._usage)
             self._final = update.get("messages", [self._final])[-1]
             if "run" in update:  # the beginning of the run: earlier steps are another run's
-                self._delimiter = update["run"]["settings"]["delimiter"]
+                self._state = _first_state(update)
                 continue
+            self._state = reduce_state(self._state, update)
+            delimiter = self._state["run"]["settings"]["delimiter"]
             for step in update.get("steps", ()):
-                before = separator_of(self._previous, self._delimiter) if self._previous else ""
+                before = separator_of(self._previous, delimiter) if self._previous else ""
                 self._previous = step
                 self.tokens += step["tokens"]
                 if text := self._shown(before + step["text"]):
@@ -373,10 +375,14 @@ class Answer:
         """Returns the last chunk: the text held back, metadata and usage."""
         final = self._final
         if final is None:
-            assert self._usage is not None
-            reason = "length" if self.stopped is None else "stop"
-            metadata = {"model_name": "trim-graph", "finish_reason": reason, "stop_reason": self.stopped}
-            usage: UsageMetadata | None = usage_of(self._usage)
+            reason, stopped = ("length", "max_tokens") if self.stopped is None else ("stop", "stop_string")
+            metadata = {
+                "model_name": "trim-graph",
+                "finish_reason": reason,
+                "stop_reason": self.stopped,
+                "trim": {**summarise(RunView(self._state)), "stopped": stopped},
+            }
+            usage: UsageMetadata | None = usage_of(self._state["usage"])
         else:
             metadata, usage = final.response_metadata, final.usage_metadata
         return ChatGenerationChunk(
@@ -387,6 +393,12 @@ class Answer:
                 chunk_position="last",
             )
         )
+
+
+def _first_state(update: dict[str, Any]) -> TrimState:
+    """Returns the state that the first update of a run leaves, with all channels that a summary reads."""
+    state = {key: value.value if isinstance(value, Overwrite) else value for key, value in update.items()}
+    return cast(TrimState, state)
 
 
 def as_result(chunks: list[ChatGenerationChunk]) -> ChatResult:

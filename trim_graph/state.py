@@ -167,7 +167,8 @@ class Summary(TypedDict):
     """``finished``, ``max_steps``, ``length`` (the steps fill the context of the small model or the scorer),
     ``loop`` (it repeated itself), ``budget``, ``deadline``, ``recursion_limit``, ``no_step`` (a model
     answered without a step, which ``notes`` explain), ``failed`` (no model was left to write the next step),
-    ``human`` (who was asked, and ended it) or ``middleware`` (another middleware of an agent ended it)."""
+    ``human`` (who was asked, and ended it) or ``middleware`` (another middleware of an agent ended it); of a
+    `trim_graph.TrimChatModel` also ``stop_string`` and ``max_tokens``, the limits of a call."""
     answer: str | None
     """Content of the last ``\\boxed{}``, if any."""
     steps: dict[StepWriter, int]
