@@ -24,6 +24,7 @@ from .options import (
     ReportOptions,
     ScorerOptions,
     SequenceOptions,
+    ServeOptions,
     SolveOptions,
     UpOptions,
     command,
@@ -86,6 +87,19 @@ gpu: an index or several, [0, 1]; or cpu: true. memory_share: by default the
 weights' share in 0.9 of the GPU. kv_cache_gb: memory for keys and values.
 path: the weights where model is but a name; example: small, large or prm
 for those that come with trim-graph.
+"""
+
+SERVED_MODELS = """\
+\b
+The model of a request is one of
+  trim                 the policy of the configuration
+  trim:0.6             a threshold: drafts that score below it are regenerated
+  trim:quality=NAME    an operating point that the configuration names
+  small, large         that model alone
+
+The field trim of a request does the same, and lowers limits: {"threshold": 0.6,
+"budget": {"large_tokens": 200}}. Tools, schemas and whatever else cannot be kept
+are refused with OpenAI's error; nothing is ignored that could change an answer.
 """
 
 DATASETS = """\
@@ -275,6 +289,19 @@ def up(options: UpOptions) -> int:
     from .up import run_up
 
     return run_up(options)
+
+
+@command(app, epilog=SERVED_MODELS, short_help="Answer requests in OpenAI's protocol.")
+def serve(options: ServeOptions) -> int:
+    """Serves a configuration over HTTP: /v1/chat/completions, /v1/models, /health and /metrics.
+
+    Whatever speaks OpenAI's protocol can ask it, whole or streamed; a stream has accepted steps only. Each
+    key has an account of its own where the configuration has quotas.user. SIGTERM and Ctrl-C let questions
+    under way end. With --workers each process loads the models that run in it.
+    """
+    from .serve import run_serve
+
+    return run_serve(options)
 
 
 @command(app, "eval", epilog=ARMS, short_help="Compare policies, models and baselines on a dataset.")

@@ -241,6 +241,39 @@ class UpOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServeOptions(Options):
+    """Options of `serve`."""
+
+    config: Config = None
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all of the machine.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[
+        int, typer.Option(help="Port to listen at."), Bound(lambda value: 1 <= value <= 65535, "1 to 65535")
+    ] = 8000
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Clients' keys, a line NAME=KEY each; more may be in the variable TRIM_API_KEYS.",
+        ),
+    ] = None
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Answer without keys also beyond this machine.")
+    ] = False
+    model_name: Annotated[str, typer.Option(help="Name of the routed pair of models in requests.")] = "trim"
+    max_questions: Annotated[
+        int, typer.Option(help="Most questions under way in each process; others get 429."), POSITIVE
+    ] = 256
+    workers: Annotated[int, typer.Option(help="Processes that share the address."), POSITIVE] = 1
+    drain: Annotated[
+        float,
+        typer.Option(help="Seconds that SIGTERM and Ctrl-C leave to questions under way."),
+        SECONDS,
+    ] = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalOptions(Options):
     """Options of `eval`."""
 

@@ -1,0 +1,191 @@
+"""Questions: each request is a run of the configuration's graph, as `TrimChatModel` makes it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
+
+from langchain_core.messages import AIMessageChunk
+from langchain_core.messages.ai import UsageMetadata
+
+from trim_graph.budget.ledger import Ledger
+from trim_graph.chat_model import TrimChatModel
+from trim_graph.config import Parts, TrimConfig, build_graph
+from trim_graph.state import Summary
+
+from .errors import ApiError, of_run
+from .operating_points import OperatingPoint, tightened
+from .protocol import ChatCompletionRequest
+
+logger = logging.getLogger("trim_graph.server")
+_SAMPLINGS_KEPT = 16
+_BUFFERED = 8
+"""Most parts of an answer that wait for a slow client."""
+
+
+class Question(NamedTuple):
+    """A request that was accepted.
+
+    Attributes:
+        id: Id of the request and of its answer.
+        request: The body.
+        point: Its operating point.
+        owner: Name of the API key's owner; None without keys.
+    """
+
+    id: str
+    request: ChatCompletionRequest
+    point: OperatingPoint
+    owner: str | None
+
+
+class Ended(NamedTuple):
+    """The end of an answer.
+
+    Attributes:
+        finish_reason: ``stop`` or ``length``.
+        usage: Usage of both models together, in OpenAI's shape.
+        summary: Summary of the run.
+    """
+
+    finish_reason: str
+    usage: dict[str, Any]
+    summary: Summary
+
+
+class Solver:
+    """Runs questions.
+
+    Args:
+        config: The configuration.
+        parts: Its models and scorer.
+        ledger: Holds the accounts of API keys, if users have quotas.
+    """
+
+    def __init__(self, config: TrimConfig, parts: Parts, ledger: Ledger | None) -> None:
+        self._config, self._parts, self._ledger = config, parts, ledger
+        self._model = lru_cache(_SAMPLINGS_KEPT)(self._build)
+
+    def check(self) -> None:
+        """Builds the graph, so that parts that do not go together are found before the first request.
+
+        Raises:
+            SettingsError: They do not.
+        """
+        self._model()
+
+    def _build(self, **sampling: float) -> TrimChatModel:
+        """Returns the chat model whose two models sample by a request's settings."""
+        small, large, scorer = self._parts
+        parts = Parts(small.bind(**sampling), large.bind(**sampling), scorer) if sampling else self._parts
+        return TrimChatModel(graph=build_graph(self._config, parts=parts, ledger=self._ledger))
+
+    async def answer(self, question: Question) -> AsyncGenerator[str | Ended]:
+        """Yields each accepted piece of text, and last the end of the answer.
+
+        Closing the generator cancels the calls of models; what they used is charged.
+
+        Raises:
+            ApiError: The run failed, or the account of the key has nothing left and the configuration stops
+                then.
+        """
+        begun = time.monotonic()
+        try:
+            async for part in self._run(question):
+                yield part
+        except ApiError:
+            raise
+        except Exception as error:
+            wrong = of_run(error, question.id)
+            if wrong.status >= 500:
+                logger.error(
+                    "%s failed after %.2f s: %s: %s",
+                    question.id,
+                    time.monotonic() - begun,
+                    type(error).__name__,
+                    error,
+                    exc_info=error if wrong.status == 500 else None,
+                )
+            raise wrong from error
+
+    async def _run(self, question: Question) -> AsyncGenerator[str | Ended]:
+        request = question.request
+        settings: dict[str, Any] = dict(question.point.settings)
+        if question.owner is not None and self._config.quotas.user is not None:
+            settings["user"] = question.owner
+        if request.seed is not None:
+            settings["seed"] = request.seed
+        budget = tightened(self._config.budget, request.trim.budget, request.limit)
+        if budget is not None:
+            settings["budget"] = budget
+        if request.limit is not None:
+            settings["max_step_tokens"] = min(request.limit, self._config.settings.max_step_tokens)
+        chunks = self._model(**request.sampling).astream(
+            request.conversation(), stop=request.stop, max_tokens=request.limit, trim=settings
+        )
+        async with contextlib.aclosing(cast(AsyncGenerator[AIMessageChunk], chunks)) as stream:
+            async for chunk in stream:
+                if text := str(chunk.text):
+                    yield text
+                if chunk.chunk_position == "last":
+                    yield _ended(chunk)
+
+
+def _ended(chunk: AIMessageChunk) -> Ended:
+    metadata = chunk.response_metadata
+    summary: Summary = metadata["trim"]
+    if summary["stopped"] == "budget" and not any(summary["steps"].values()) and "accounts" in summary:
+        raise ApiError(
+            429,
+            "the quota of this API key is spent",
+            kind="insufficient_quota",
+            code="insufficient_quota",
+        )
+    assert chunk.usage_metadata is not None
+    return Ended(metadata["finish_reason"], _usage(chunk.usage_metadata), summary)
+
+
+def _usage(usage: UsageMetadata) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage["input_tokens"],
+        "completion_tokens": usage["output_tokens"],
+        "total_tokens": usage["total_tokens"],
+        "prompt_tokens_details": {"cached_tokens": usage["input_token_details"]["cache_read"]},
+    }
+
+
+class Running(AsyncIterator[str | Ended]):
+    """An answer that is written in a task of its own, so that a client that leaves can end it at once.
+
+    Args:
+        answer: What `Solver.answer` returns.
+    """
+
+    def __init__(self, answer: AsyncGenerator[str | Ended]) -> None:
+        self._parts: asyncio.Queue[str | Ended | None] = asyncio.Queue(_BUFFERED)
+        self._task = asyncio.create_task(self._write(answer))
+
+    async def _write(self, answer: AsyncGenerator[str | Ended]) -> None:
+        try:
+            async with contextlib.aclosing(answer):
+                async for part in answer:
+                    await self._parts.put(part)
+        finally:
+            if not cast(asyncio.Task[None], asyncio.current_task()).cancelling():
+                await self._parts.put(None)
+
+    async def __anext__(self) -> str | Ended:
+        if (part := await self._parts.get()) is None:
+            await self._task  # raises what ended it
+            raise StopAsyncIteration
+        return part
+
+    async def aclose(self) -> None:
+        """Cancels what is left of the run, and waits until its calls have ended."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
