@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,14 +14,13 @@ import httpx
 import pytest
 import uvicorn
 
+from tests.server.processes import LARGE, SMALL, Process, start, wait_until
 from trim_graph.config import Parts, make_config
 from trim_graph.server import ApiKeys, create_app
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
 HERE = Path(__file__).parent
 KEY = "key-of-ada-0123456789"
-SMALL = ["small one", "small two", "small three", "so it is \\boxed{4}"]
-LARGE = ["LARGE one", "LARGE two", "LARGE three", "SO it is \\boxed{5}"]
 TEXT = "small one\n\nLARGE two\n\nsmall three\n\nso it is \\boxed{4}"
 QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
 
@@ -109,14 +104,6 @@ class Served:
         return httpx.post(f"{self.url}/chat/completions", json=body, headers=headers, timeout=30)
 
 
-def wait_until(holds: Callable[[], Any], seconds: float = 30.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
-    return found
-
-
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Served]]:
     """Serves a configuration with scripted models."""
@@ -139,53 +126,17 @@ def served() -> Iterator[Served]:
         yield running
 
 
-class Process:
-    """`trim-graph serve` in a process of its own."""
-
-    def __init__(self, arguments: list[str], folder: Path, port: int, environment: dict[str, str]) -> None:
-        self.root = f"http://127.0.0.1:{port}"
-        self.url = f"{self.root}/v1"
-        self.log = folder / "serve.log"
-        self._file = self.log.open("w")
-        command = [sys.executable, "-m", "trim_graph.cli", "serve", "--port", str(port), *arguments]
-        self.process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=self._file, stderr=subprocess.STDOUT
-        )
-
-    def wait_until_up(self) -> None:
-        def up() -> bool:
-            assert self.process.poll() is None, self.log.read_text()
-            with contextlib.suppress(httpx.HTTPError):
-                return httpx.get(f"{self.root}/health", timeout=1).status_code == 200
-            return False
-
-        wait_until(up, 120)
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-        self.process.wait(60)
-        self._file.close()
-
-
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     """Starts `trim-graph serve` with a configuration file."""
     running: list[Process] = []
 
-    def start(config: str, *arguments: str, up: bool = True, **environment: str) -> Process:
-        (tmp_path / "trim.yaml").write_text(config)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        env = {**os.environ, **environment}
-        env.pop("TRIM_API_KEYS", None)
-        env.update(environment)
-        running.append(Process(["--config", "trim.yaml", *arguments], tmp_path, port, env))
+    def begin(config: str, *arguments: str, up: bool = True, **environment: str) -> Process:
+        running.append(start(tmp_path, config, *arguments, **environment))
         if up:
             running[-1].wait_until_up()
         return running[-1]
 
-    yield start
+    yield begin
     for process in running:
         process.end()

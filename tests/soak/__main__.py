@@ -17,6 +17,7 @@ import json
 import os
 import random
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,10 +26,14 @@ import typer
 from rich.console import Console
 
 from tests.fault_proxy import FAULTS, FaultProxy
+from tests.server.conftest import SMALL
+from tests.server.processes import config, script, start
+from tests.soak.connections import Connections
 from tests.soak.load import Load, Sample, grown
 from tests.vllm.conftest import KEY, KEY_ENV, running_servers
 from trim_graph import create_trim_graph
 from trim_graph.adapters import ChatVLLM, VLLMProcessReward
+from trim_graph.examples.hosted.scripted_server import ScriptedServer
 from trim_graph.policies import threshold
 
 DEADLINE_S = 60.0
@@ -77,6 +82,32 @@ def steady(
         load = Load(_graph({name: server.url for name, server in servers.items()}), concurrency=concurrency)
         asyncio.run(load.minutes(minutes))
     _report(load, output, {"minutes": minutes})
+
+
+@app.command()
+def serve(
+    seconds: Annotated[float, typer.Option(min=1)] = 60.0,
+    connections: Annotated[int, typer.Option(min=1)] = 256,
+    workers: Annotated[int, typer.Option(min=1)] = 2,
+    latency: Annotated[float, typer.Option(min=0, help="Seconds that a model takes for a step.")] = 0.05,
+    output: Output = None,
+) -> None:
+    """Connections that ask `trim-graph serve`, in front of a scripted model server; none is lost."""
+    text, figures = "\n\n".join(SMALL), {"workers": workers, "latency_s": latency}
+    with tempfile.TemporaryDirectory() as folder, ScriptedServer(script, latency=latency) as models:
+        limit = ("--max-questions", str(connections))
+        process = start(Path(folder), config(models.url), "--workers", str(workers), *limit)
+        try:
+            process.wait_until_up()
+            load = Connections(process.url, connections, text)
+            asyncio.run(load.run(seconds))
+        finally:
+            process.end()
+    figures |= {"date": time.strftime("%Y-%m-%d"), **load.figures()}
+    Console().print(figures)
+    if output is not None:
+        output.write_text(json.dumps(figures, indent=1) + "\n")
+    sys.exit(bool(load.lost))
 
 
 def _graph(urls: dict[str, str]) -> Any:

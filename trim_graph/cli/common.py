@@ -80,13 +80,14 @@ def readable(problem: str, config: TrimConfig) -> str:
     return read_problem(problem)
 
 
-def load_parts(config: TrimConfig, *, rated: bool = False, large: bool = True) -> Parts:
+def load_parts(config: TrimConfig, *, rated: bool = False, large: bool = True, servers: bool = True) -> Parts:
     """Makes the models and loads their weights, so that loading counts neither as a step nor as time spent.
 
     Args:
         config: Names them.
         rated: Whether the scorer is needed also where the policy looks at no score.
         large: Whether the large model is needed; else it is made, and neither loaded nor asked.
+        servers: Whether models on servers are asked too; else they may start later.
 
     Raises:
         SettingsError: A model cannot be loaded.
@@ -96,12 +97,14 @@ def load_parts(config: TrimConfig, *, rated: bool = False, large: bool = True) -
     parts = build_parts(config)
     with _loading() as show:
         for name, model in (("small", parts.small), ("large", parts.large)):
-            if name == "large" and not large:
+            elsewhere = getattr(config, name).type in _ON_SERVERS
+            if (name == "large" and not large) or (elsewhere and not servers):
                 continue
             show(f"loading the {name} model")
             with _refusing(name):
                 load_chat_model(model)
-        if loads_scorer(config) and (rated or config.policy.build().needs_score):
+        asked = servers or not _scorer_types(config) & _ON_SERVERS
+        if asked and loads_scorer(config) and (rated or config.policy.build().needs_score):
             show("loading the scorer")
             with _refusing("scorer"):
                 parts.scorer.score("1", [{"text": "1", "writer": "small"}])

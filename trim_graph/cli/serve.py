@@ -165,7 +165,7 @@ def _app(options: ServeOptions) -> FastAPI:
     config, keys = _checked(options)
     return create_app(
         config,
-        parts=load_parts(config),
+        parts=load_parts(config, servers=False),
         keys=keys,
         model_name=options.model_name,
         max_questions=options.max_questions,

@@ -213,6 +213,7 @@ async def chat_completions(request: Request, owner: str | None = Depends(_author
     """Answers a conversation, whole or streamed."""
     service = _service(request)
     record = _Record(service, owner)
+    response: Response
     try:
         body = read_request(await _body(request))
         point = service.points.of_request(body)

@@ -17,6 +17,8 @@ from .errors import ApiError
 from .protocol import BudgetOptions, ChatCompletionRequest
 
 Kind = Literal["configured", "threshold", "quality", "small", "large"]
+_ALONE: Mapping[str, Kind] = {"small": "small", "large": "large"}
+"""Names of the two models, each of which may answer by itself."""
 
 
 class OperatingPoint(NamedTuple):
@@ -52,7 +54,7 @@ class OperatingPoints:
     def names(self) -> list[str]:
         """Names of models that a client may choose from; thresholds are too many to list."""
         qualities = [f"{self._name}:quality={name}" for name in self._qualities]
-        return [self._name, *qualities, "small", "large"]
+        return [self._name, *qualities, *_ALONE]
 
     def of_request(self, request: ChatCompletionRequest) -> OperatingPoint:
         """Returns the operating point that a request names.
@@ -78,7 +80,7 @@ class OperatingPoints:
         Raises:
             ApiError: 404, there is no such model.
         """
-        if name in ("small", "large"):
+        if name in _ALONE:
             return self._point(name, name, "model")
         base, colon, text = name.partition(":")
         if base != self._name:
@@ -86,8 +88,8 @@ class OperatingPoints:
         return self._point(text, name, "model") if colon else OperatingPoint("configured", "configured", {})
 
     def _point(self, text: str, asked: str, param: str) -> OperatingPoint:
-        if text == "small" or text == "large":
-            return OperatingPoint(text, text, {"policy": {"type": f"{text}_only"}})
+        if (alone := _ALONE.get(text)) is not None:
+            return OperatingPoint(alone, text, {"policy": {"type": f"{text}_only"}})
         kind, equals, value = text.partition("=")
         if equals and kind == "quality":
             return self._quality(value, asked, param)
