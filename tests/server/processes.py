@@ -22,7 +22,7 @@ LARGE = ["LARGE one", "LARGE two", "LARGE three", "SO it is \\boxed{5}"]
 STEPS = {"small": SMALL, "large": LARGE}
 
 
-def script(body):
+def script(body: dict[str, Any]) -> Answer:
     """Continues as a vLLM server does."""
     last = body["messages"][-1]
     done = last["content"].count("\n\n") if last["role"] == "assistant" else 0
@@ -40,7 +40,8 @@ settings: {{on_large_error: accept}}
 """
 
 
-def config(url, more=""):
+def config(url: str, more: str = "") -> str:
+    """Returns a configuration with both models behind a server; ``more`` are settings of both."""
     return CONFIG.format(small=url, large=url, more=more)
 
 

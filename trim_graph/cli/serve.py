@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -96,17 +96,17 @@ def _listening(options: ServeOptions) -> Iterator[socket.socket]:
     Raises:
         SettingsError: It is taken, or is none of this machine.
     """
-    place = f"--host {options.host} --port {options.port}"
-    try:
-        ((family, *_, address), *_) = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)
-        bound = socket.socket(family, socket.SOCK_STREAM)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or "there is no such host"
-        raise SettingsError(f"{place}: cannot listen there: {why}") from error
-    with bound:
-        bound.set_inheritable(True)
+    place = f"--host {options.host} --port {options.port}: cannot listen there"
+    with ExitStack() as resources:
+        try:
+            found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)
+            family, *_, address = found[0]
+            bound = resources.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or "there is no such host"
+            raise SettingsError(f"{place}: {why}") from error
         yield bound
 
 
