@@ -78,7 +78,7 @@ class Process:
     def end(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-        self.process.wait(60)
+        self.process.wait(120)
         self._file.close()
 
 

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from trim_graph.budget.ledger import open_ledger
+from trim_graph.budget.ledger import Ledger, open_ledger
 from trim_graph.budget.limits import Quotas
 from trim_graph.config import Parts, TrimConfig, build_parts
 from trim_graph.errors import SettingsError
@@ -94,25 +94,27 @@ def create_app(
 
     Args:
         config: From `trim_graph.config.load_config` or `make_config`.
-        parts: From `build_parts`; default: made when the application starts.
+        parts: From `build_parts`; default: new ones.
         keys: API keys of clients; default: none, and every request is answered.
         model_name: Name of the routed pair of models in requests.
         max_questions: Most questions under way at once; others get 429.
 
     Raises:
         SettingsError: The configuration needs what a server has not: a human, threads, or users without keys.
+            Or its parts do not go together, or its ledger cannot be opened.
     """
     keys = keys or ApiKeys({})
     check_servable(config, keys)
     service = Service(config, keys, model_name, max_questions)
+    made = parts or build_parts(config)
+    with _ledger(config) as ledger:  # here, since an error within a lifespan has no message of its own
+        Solver(config, made, ledger).check()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         forget_dead_processes()
-        counts = config.quotas != Quotas()
-        with open_ledger(str(config.ledger)) if counts else contextlib.nullcontext() as ledger:
-            service.solver = Solver(config, parts or build_parts(config), ledger)
-            service.solver.check()
+        with _ledger(config) as ledger:
+            service.solver = Solver(config, made, ledger)
             yield
 
     # Without pages of documentation: they load scripts from elsewhere.
@@ -122,6 +124,12 @@ def create_app(
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _no_route)
     return app
+
+
+def _ledger(config: TrimConfig) -> contextlib.AbstractContextManager[Ledger | None]:
+    """Opens the ledger of a configuration that has quotas."""
+    counts = config.quotas != Quotas()
+    return open_ledger(str(config.ledger)) if counts else contextlib.nullcontext()
 
 
 def check_servable(config: TrimConfig, keys: ApiKeys) -> None:
