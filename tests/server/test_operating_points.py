@@ -21,18 +21,25 @@ def config(policy="small_only", **more):
     return make_config({**MODELS, "policy": policy, **more})
 
 
-class WithQuality(SimpleNamespace):
-    """A configuration with a mapping ``quality``, whose policies are mappings or sections."""
-
-    def __init__(self, qualities):
-        of = config()
-        super().__init__(policy=of.policy, scorer=of.scorer, quality=qualities)
+def quality(policy, max_loss=None, saved=None):
+    measured = None if saved is None else SimpleNamespace(saved=saved)
+    policy = None if policy is None else config(policy).policy
+    return SimpleNamespace(policy=policy, max_loss=max_loss, measured=measured)
 
 
 @pytest.fixture
 def points():
-    qualities = {"0.02": config({"type": "threshold", "t": 0.7}).policy, "cheap": {"type": "small_only"}}
-    return OperatingPoints(WithQuality(qualities), "trim")
+    """Of a configuration with the mapping ``quality``; ``best`` is not calibrated."""
+    qualities = {
+        "best": quality(None, max_loss=0.001),
+        "high": quality({"type": "threshold", "t": 0.9}, max_loss=0.01, saved=0.2),
+        "good": quality({"type": "threshold", "t": 0.7}, max_loss=0.02, saved=0.5),
+        "fast": quality("small_only", saved=0.9),
+    }
+    plain = config()
+    return OperatingPoints(
+        SimpleNamespace(policy=plain.policy, scorer=plain.scorer, quality=qualities), "trim"
+    )
 
 
 def test_names_stand_for_operating_points(points):
@@ -40,10 +47,20 @@ def test_names_stand_for_operating_points(points):
     assert points.of_model("trim:0.6") == ("threshold", "0.6", {"threshold": 0.6})
     assert points.of_model("small") == ("small", "small", {"policy": {"type": "small_only"}})
     assert points.of_model("trim:large") == points.of_model("large")
-    assert points.of_model("trim:quality=0.02").settings["policy"]["t"] == 0.7
-    assert points.of_model("trim:quality=0.020") == points.of_model("trim:quality=0.02")
-    assert points.of_model("trim:quality=cheap").settings == {"policy": {"type": "small_only"}}
-    assert points.names == ["trim", "trim:quality=0.02", "trim:quality=cheap", "small", "large"]
+    assert points.of_model("trim:quality=fast").settings == {"policy": {"type": "small_only"}}
+    assert points.names == [
+        "trim",
+        *(f"trim:quality={one}" for one in ("high", "good", "fast")),
+        "small",
+        "large",
+    ]
+
+
+def test_a_number_is_the_most_accuracy_that_may_be_lost(points):
+    for most, name in (("0.02", "good"), ("0.5", "good"), ("0.015", "high"), ("0.0100", "high")):
+        point = points.of_model(f"trim:quality={most}")
+        assert (point.kind, point.name) == ("quality", f"quality={name}")
+    assert point.settings["policy"]["t"] == 0.9
 
 
 @pytest.mark.parametrize(
@@ -56,7 +73,8 @@ def test_names_stand_for_operating_points(points):
         "trim:-0.1",
         "trim:nan",
         "trim:x",
-        "trim:quality=0.5",
+        "trim:quality=best",
+        "trim:quality=0.005",
         "Trim",
         "trim:0.5:1",
     ],
@@ -81,7 +99,7 @@ def test_any_name_is_known_or_does_not_exist(text):
 
 
 def test_without_a_mapping_quality_the_error_says_so():
-    with pytest.raises(ApiError, match="names no quality"):
+    with pytest.raises(ApiError, match="no calibrated quality"):
         OperatingPoints(config(), "trim").of_model("trim:quality=0.02")
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
-
-from pydantic import BaseModel
 
 from trim_graph.budget import Budget
 from trim_graph.config import TrimConfig
@@ -45,7 +44,7 @@ class OperatingPoints:
 
     def __init__(self, config: TrimConfig, model_name: str) -> None:
         self._config, self._name = config, model_name
-        self._qualities = {str(name): policy for name, policy in _qualities(config).items()}
+        self._qualities = _qualities(config)
         self._is_learned = isinstance(config.policy, PolicyFile) and isinstance(
             config.policy.build(), LearnedPolicy
         )
@@ -102,13 +101,21 @@ class OperatingPoints:
         return OperatingPoint("threshold", text, self._threshold(threshold, asked, param))
 
     def _quality(self, value: str, asked: str, param: str) -> OperatingPoint:
-        if (policy := self._qualities.get(value)) is None:
-            same = [name for name in self._qualities if _number(name) == _number(value) is not None]
-            if not same:
-                why = "" if self._qualities else "the configuration names no quality. "
-                raise self._unknown(asked, param, why)
-            value, policy = same[0], self._qualities[same[0]]
-        return OperatingPoint("quality", f"quality={value}", {"policy": policy})
+        """Returns the point of a name, or of a number: the most accuracy that may be lost."""
+        name = value if value in self._qualities else self._within(value)
+        if name is None:
+            why = "" if self._qualities else "the configuration has no calibrated quality. "
+            raise self._unknown(asked, param, why)
+        return OperatingPoint("quality", f"quality={name}", {"policy": self._qualities[name].policy})
+
+    def _within(self, value: str) -> str | None:
+        """Returns the name of the point with at most this loss of accuracy that saves most."""
+        try:
+            most = float(value)
+        except ValueError:
+            return None
+        within = {name: point for name, point in self._qualities.items() if point.max_loss <= most}
+        return max(within, key=lambda name: (within[name].saved, within[name].max_loss), default=None)
 
     def _threshold(self, threshold: float, asked: str, param: str) -> dict[str, Any]:
         """Returns the settings of a threshold: of the learned policy if there is one, else of the score."""
@@ -129,20 +136,33 @@ class OperatingPoints:
         return ApiError(404, message, code="model_not_found", param=param)
 
 
-def _qualities(config: TrimConfig) -> dict[str, dict[str, Any]]:
-    """Returns the policies of a configuration's mapping ``quality`` by their names."""
-    named: Mapping[Any, Any] = getattr(config, "quality", None) or {}
+class _Quality(NamedTuple):
+    """A point of a configuration's mapping ``quality`` that is calibrated.
+
+    Attributes:
+        policy: As a configuration has it.
+        max_loss: Most accuracy that it may lose; infinite where it has another target.
+        saved: Share of the large model's tokens that it saved on validation questions.
+    """
+
+    policy: dict[str, Any]
+    max_loss: float
+    saved: float
+
+
+def _qualities(config: TrimConfig) -> dict[str, _Quality]:
+    """Returns the calibrated points of a configuration's mapping ``quality`` by name."""
+    # Each has policy, max_loss and measured; a release without the mapping has none.
+    points: Mapping[str, Any] = getattr(config, "quality", {})
     return {
-        str(name): policy.model_dump(mode="json") if isinstance(policy, BaseModel) else dict(policy)
-        for name, policy in named.items()
+        name: _Quality(
+            point.policy.model_dump(mode="json"),
+            math.inf if point.max_loss is None else point.max_loss,
+            0.0 if point.measured is None else point.measured.saved,
+        )
+        for name, point in points.items()
+        if point.policy is not None
     }
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def tightened(own: Budget, asked: BudgetOptions, max_tokens: int | None) -> Budget | None:
