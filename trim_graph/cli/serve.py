@@ -138,8 +138,8 @@ def _serve_together(options: ServeOptions, config: TrimConfig, bound: socket.soc
             host=options.host,
             port=options.port,
             workers=options.workers,
-            # Loading models may keep a process from answering its parent for long.
-            timeout_worker_healthcheck=120,
+            # A process that loads models answers its parent late; one that died is found as late.
+            timeout_worker_healthcheck=20,
             **_uvicorn_settings(options),
         )
         return 1 if Path(folder, _FAILED).exists() else 0
