@@ -64,6 +64,7 @@ bench: $(READY)
 soak: $(READY)
 	.ci/vllm
 	TRIM_KILL_POINTS=2000 $(BIN)/pytest -q -s tests/test_killed_runs.py tests/postgres/test_killed_runs.py
+	$(BIN)/python -m tests.soak serve
 	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.soak faults
 	TRIM_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.soak steady
 

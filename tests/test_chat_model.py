@@ -66,6 +66,9 @@ async def test_every_way_to_call_it_gives_the_same(model):
         assert answer.usage_metadata == answers[0].usage_metadata
         assert answer.response_metadata["trim"]["answer"] == "4"
         assert answer.response_metadata["trim"]["steps"] == {"small": 3, "large": 1}
+        first, second, *_ = answer.response_metadata["trim_steps"]
+        assert (first["writer"], first["decision"], first["draft_score"]) == ("small", "accept", 1.0)
+        assert (second["writer"], second["decision"], second["draft_score"]) == ("large", "regenerate", 0.1)
 
 
 async def test_drafts_are_streamed_as_they_are_accepted(model):

@@ -18,6 +18,7 @@ import trim_graph.config
 import trim_graph.evaluation
 import trim_graph.examples.arithmetic
 import trim_graph.policies
+import trim_graph.server
 import trim_graph.testing
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +115,7 @@ PUBLIC = {
         "load_config",
         "make_config",
     },
+    trim_graph.server: {"ApiKeys", "check_servable", "create_app", "read_keys"},
     trim_graph.evaluation: {
         "ArmMetrics",
         "Difference",

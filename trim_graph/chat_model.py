@@ -55,7 +55,8 @@ class TrimChatModel(BaseChatModel):
     Each call is a run of its own: it has its own recursion limit and writes no checkpoint. Only tracers see
     its inner calls, so a usage callback counts the call once, and no draft enters a stream. `stream` yields
     each accepted step. The answer's ``usage_metadata`` sums both models, discarded drafts included;
-    ``response_metadata["trim"]`` is the run's summary (`trim_graph.Summary`).
+    ``response_metadata["trim"]`` is the run's summary (`trim_graph.Summary`), and ``"trim_steps"`` has the
+    writer, tokens, score and decision of each step.
 
     Every call takes ``stop``, ``max_tokens``, and ``trim``: settings of this call as in
     `trim_graph.TrimContext`. A stop string ends the run as soon as an accepted step contains it.
@@ -388,11 +389,27 @@ class Answer:
         return ChatGenerationChunk(
             message=AIMessageChunk(
                 content=self._held,
-                response_metadata=metadata,
+                response_metadata={**metadata, "trim_steps": _outcomes(RunView(self._state))},
                 usage_metadata=usage,
                 chunk_position="last",
             )
         )
+
+
+def _outcomes(view: RunView) -> list[dict[str, Any]]:
+    """Returns who wrote each step, its tokens and score, and what was decided on it; no text."""
+    decisions = {record["step"]: record for record in view.state["decisions"]}
+    outcomes = []
+    for index, (step, score) in enumerate(zip(view.steps, view.scores, strict=True)):
+        outcome = {key: value for key, value in step.items() if key in ("writer", "tokens", "why")}
+        outcome["score"] = score
+        for key, value in decisions.get(index, {}).items():
+            if key == "score":  # of the draft, which was perhaps rejected
+                outcome["draft_score"] = value
+            elif key not in ("step", "discarded", "part"):
+                outcome[key] = value
+        outcomes.append(outcome)
+    return outcomes
 
 
 def _first_state(update: dict[str, Any]) -> TrimState:

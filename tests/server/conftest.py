@@ -67,7 +67,7 @@ def config_of(**more: Any) -> Any:
 class Served:
     """An application that answers on a free local port, in a thread."""
 
-    def __init__(self, app: Any, parts: Parts, **settings: Any) -> None:
+    def __init__(self, app: Any, parts: Any, **settings: Any) -> None:
         self.parts, self.app = parts, app
         self._uvicorn = uvicorn.Server(
             uvicorn.Config(app, port=0, log_config=None, lifespan="on", **settings)

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.server.conftest import KEY, LARGE, QUESTION, SMALL, TEXT, config_of, parts_of, wait_until
+from trim_graph.budget.ledger import open_ledger
 from trim_graph.errors import ContextLengthError, ModelServerError, SettingsError
 from trim_graph.server import ApiKeys, create_app
 
@@ -33,6 +34,8 @@ def test_a_whole_answer_has_the_accepted_text_the_usage_of_both_models_and_what_
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert (trim["operating_point"], trim["steps"]) == ("configured", {"small": 3, "large": 1})
     assert trim["decisions"] == {"accept": 3, "regenerate": 1}
+    assert [step["writer"] for step in trim["each_step"]] == ["small", "large", "small", "small"]
+    assert trim["each_step"][1]["decision"] == "regenerate"
     assert answer.headers["x-request-id"] == body["id"]
     assert answer.headers["x-trim-large-steps"] == "1"
     assert answer.headers["x-trim-stopped"] == "finished"
@@ -133,6 +136,13 @@ def test_other_paths_and_methods_get_openais_error(served):
     assert (wrong.status_code, wrong.json()["error"]["type"]) == (405, "invalid_request_error")
 
 
+def test_a_bug_gets_openais_error_too(serve, monkeypatch):
+    server = serve()
+    monkeypatch.setattr("trim_graph.server.app._model", None)
+    answer = httpx.get(f"{server.url}/models")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+
+
 def test_a_body_that_is_too_large_is_refused(served, monkeypatch):
     monkeypatch.setattr("trim_graph.server.app.MAX_BODY", 1000)
     answer = served.ask(messages=[{"role": "user", "content": "x" * 2000}])
@@ -203,6 +213,21 @@ def test_a_client_that_leaves_ends_the_calls_of_models(serve, stream):
     assert small.ends == ["finished", "cancelled"]
     assert server.metrics['trim_requests_total{point="configured",status="499"}'] == 1
     assert server.ask().status_code == 200
+
+
+def test_a_call_of_the_large_model_that_a_client_left_is_settled_in_the_ledger(serve, tmp_path):
+    spec = f"sqlite:{tmp_path / 'spend.db'}"
+    quotas = {"user": {"large_tokens": 1000}}
+    server = serve(parts_of(pace=1.0), {"ada": KEY}, quotas=quotas, ledger=spec)
+    body = {"model": "large", "messages": QUESTION}
+    headers = {"authorization": f"Bearer {KEY}"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/chat/completions", json=body, headers=headers, timeout=0.6)
+    wait_until(lambda: server.under_way == 0)
+    assert server.parts.large.ends == ["cancelled"]
+    with open_ledger(spec) as ledger:
+        assert ledger.reservations() == []
+        assert ledger.used("user:ada").large_calls == 1
 
 
 def test_a_stream_is_sent_as_it_is_written(serve):

@@ -48,7 +48,7 @@ def run_serve(options: ServeOptions) -> int:
         TrimError: An option or the configuration is not valid, or the address is taken.
         MissingExtra: A package is not installed.
     """
-    need("cli,serve", "fastapi", "uvicorn", "prometheus_client")
+    need("serve", "fastapi", "uvicorn", "prometheus_client")
     config, _ = _checked(options)
     with _listening(options) as bound:
         return (
@@ -182,6 +182,8 @@ def _uvicorn_settings(options: ServeOptions) -> dict[str, Any]:
         # The server logs each question itself; uvicorn's lines would repeat the query of a URL.
         "access_log": False,
         "server_header": False,
+        # Longer than proxies keep an idle connection, so that none sends into one that is being closed.
+        "timeout_keep_alive": 75,
         "timeout_graceful_shutdown": max(1, round(options.drain)),
     }
 

@@ -123,6 +123,7 @@ def create_app(
     app.include_router(router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _no_route)
+    app.add_exception_handler(Exception, _bug)
     return app
 
 
@@ -172,6 +173,11 @@ async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     _service(request).metrics.requests.labels(str(error.status), "none").inc()
     return error.response()
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    """Answers in OpenAI's shape; Starlette raises the error once more, so that the log has it."""
+    return ApiError(500, "internal error", kind="server_error", code="internal_error").response()
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
@@ -404,8 +410,8 @@ class Answer:
         yield "data: [DONE]\n\n"
 
     def _trim(self, end: Ended) -> dict[str, Any]:
-        """Returns the field ``trim`` of the answer: the run's summary and the operating point."""
-        return {"operating_point": self._question.point.name, **end.summary}
+        """Returns the field ``trim`` of the answer: operating point, the run's summary, and each step."""
+        return {"operating_point": self._question.point.name, **end.summary, "each_step": end.steps}
 
     async def _parts(self, first: str | Ended) -> AsyncGenerator[str | Ended | None]:
         """Yields the parts of the run; None for each `PING_S` seconds without one."""

@@ -51,11 +51,13 @@ class Ended(NamedTuple):
         finish_reason: ``stop`` or ``length``.
         usage: Usage of both models together, in OpenAI's shape.
         summary: Summary of the run.
+        steps: Writer, tokens, score and decision of each step.
     """
 
     finish_reason: str
     usage: dict[str, Any]
     summary: Summary
+    steps: list[dict[str, Any]]
 
 
 class Solver:
@@ -147,7 +149,7 @@ def _ended(chunk: AIMessageChunk) -> Ended:
             code="insufficient_quota",
         )
     assert chunk.usage_metadata is not None
-    return Ended(metadata["finish_reason"], _usage(chunk.usage_metadata), summary)
+    return Ended(metadata["finish_reason"], _usage(chunk.usage_metadata), summary, metadata["trim_steps"])
 
 
 def _usage(usage: UsageMetadata) -> dict[str, Any]:
@@ -181,7 +183,9 @@ class Running(AsyncIterator[str | Ended]):
 
     async def __anext__(self) -> str | Ended:
         if (part := await self._parts.get()) is None:
-            await self._task  # raises what ended it
+            # Not awaited itself, since a caller that gives up would cancel it.
+            await asyncio.wait({self._task})
+            self._task.result()  # raises what ended it
             raise StopAsyncIteration
         return part
 
