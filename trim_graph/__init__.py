@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .errors import ChatModelContractError, InputError, ScorerError, SettingsError, TrimError
     from .graph import create_trim_graph
     from .settings import Settings, TrimContext
+    from .shadow.agents import ShadowMiddleware
+    from .shadow.runner import Shadow
     from .state import Step, Summary, TrimInput, TrimOutput, TrimState
     from .storage.checkpoint import open_checkpointer
 
@@ -36,6 +38,8 @@ __all__ = [
     "ScorerReply",
     "Settings",
     "SettingsError",
+    "Shadow",
+    "ShadowMiddleware",
     "Step",
     "Summary",
     "TrimChatModel",
@@ -76,6 +80,8 @@ _HOMES = {
     "DEFAULT_INSTRUCTION": "conversation",
     "Settings": "settings",
     "TrimContext": "settings",
+    "Shadow": "shadow.runner",
+    "ShadowMiddleware": "shadow.agents",
     "Step": "state",
     "Summary": "state",
     "TrimInput": "state",
