@@ -365,12 +365,16 @@ def plan(options: PlanOptions) -> None:
     run_plan(options)
 
 
-@command(app, short_help="Write an HTML page and plots of an evaluation.")
+@command(app, short_help="Write an HTML page of an evaluation or of a shadow.")
 def report(options: ReportOptions) -> None:
     """Writes one HTML page with summary, curves and the trace of every question, and its plots beside it.
 
     The page loads nothing and needs no server. Plots, as PNG and SVG, go into a folder plots. An
     evaluation that is still running may be looked at too.
+
+    Of a file of shadow records (.jsonl, .db) it writes and prints what routing would have done beside the
+    application: share of large tokens, net savings, agreement, a verdict, and how many more questions it
+    needs.
     """
     from .report import run_report
 

@@ -329,10 +329,24 @@ class EvalOptions(Options):
 class ReportOptions(Options):
     """Options of `report`."""
 
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an evaluation: eval --out RUN.")]
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Folder of an evaluation: eval --out RUN; or a file of shadow records."
+        ),
+    ]
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The page; default: report.html in RUN.")
+        Path | None,
+        typer.Option("--out", "-o", help="The page; default: report.html in RUN, or beside the file."),
     ] = None
+    max_loss: Annotated[
+        float | None,
+        typer.Option(help="Of a shadow: loss of accuracy that is acceptable; default: 0.02."),
+        Bound(lambda value: 0 < value < 1, "choose a share of the questions between 0 and 1", "g"),
+    ] = None
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Of a shadow: print the figures as one JSON object.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

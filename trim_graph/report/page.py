@@ -109,11 +109,11 @@ def _checked(run: Run) -> Run:
 
 def _parts(run: Run, gathered: Gathered, plots: str) -> Iterator[str]:
     """Gives the page piece by piece; of the rows one question is in memory at a time."""
-    style, script = _source("page.css"), "\n".join(map(_source, SCRIPTS))
+    style, script = source("page.css"), "\n".join(map(source, SCRIPTS))
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
     yield _filled(
-        _source("page.html"),
-        {"policy": _policy(script, style), "style": style, "plots": plots},
+        source("page.html"),
+        {"policy": content_policy(script, style), "style": style, "plots": plots},
     )
     names = list(dict.fromkeys([*run.settings["arms"], *sorted(gathered.places)]))
     ran = [name for name in names if name in gathered.places]
@@ -196,7 +196,8 @@ def _data(name: str, values: Any) -> str:
     return f'<script type="application/json" id="{name}">{text}</script>\n'
 
 
-def _policy(script: str, style: str) -> str:
+def content_policy(script: str, style: str) -> str:
+    """Returns the policy of a page that runs this script and style, and loads nothing."""
     hashes = {
         name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for name, text in (("script", script), ("style", style))
@@ -214,7 +215,8 @@ def _filled(template: str, values: Mapping[str, str]) -> str:
     return template
 
 
-def _source(name: str) -> str:
+def source(name: str) -> str:
+    """Returns the text of a file of this package."""
     return resources.files(__package__).joinpath(name).read_text("utf-8")
 
 

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Never, Self, TypedDict, cast
+from weakref import WeakValueDictionary
 
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
@@ -38,7 +39,7 @@ from trim_graph.agents import TrimMiddleware
 from trim_graph.agents.rendering import LONGEST_RESULT
 from trim_graph.budget import Budget, Prices, Quota
 from trim_graph.budget.ledger import Ledger, MemoryLedger
-from trim_graph.budget.usage import LargeUsage, Usage, large_usage, total_cost
+from trim_graph.budget.usage import LargeUsage, Usage, large_usage, total_cost, usage_delta, zero_usage
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.policies import Observation, Policy
 from trim_graph.settings import TurnSettings
@@ -58,8 +59,10 @@ from .records import (
 from .runner import TAGS, Agreement, awaited, new_record, same_answer
 from .worker import Counts, ShadowWorker
 
-MOST_MEMORIES = 1_000
-"""Most questions whose policy's memory is kept; the end of a question is not always seen."""
+MOST_CARRIED = 1_000
+"""Most questions of which a turn's routing is kept for the next; the end of a question is not always seen."""
+_CARRIED = ("trim_memory", "trim_handed_over", "trim_usage")
+"""Channels that a turn takes from the one before: the policy's memory, a handover, what the budget counts."""
 
 
 class _Replay(BaseChatModel):
@@ -192,7 +195,8 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any]):
         self._worker = ShadowWorker(
             sink, rate=rate, capacity=capacity, concurrency=concurrency, timeout=timeout
         )
-        self._memories: OrderedDict[str, tuple[int, Any]] = OrderedDict()
+        self._carried: OrderedDict[str, tuple[int, dict[str, Any]]] = OrderedDict()
+        self._orders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # The steps of routing emit events, for which they must run in a node.
         builder = StateGraph(_JobState)
         builder.add_node("job", _do_job)
@@ -248,7 +252,9 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any]):
         asynchronous: bool,
     ) -> None:
         messages = request.messages
-        asked = next((i for i in reversed(range(len(messages))) if isinstance(messages[i], HumanMessage)), None)
+        asked = next(
+            (i for i in reversed(range(len(messages))) if isinstance(messages[i], HumanMessage)), None
+        )
         if asked is None:
             self._worker.offer(None)
             return
@@ -272,8 +278,10 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any]):
         record = new_record(self.answers, priced=self.priced)
         record["kind"], record["turn"] = "turn", turn.index
         record["question"] = text_of(str(turn.question.text), kept=self.text)
+        order = self._orders.setdefault(self._key(turn), asyncio.Lock())
         try:
-            await self._node.ainvoke({"job": lambda: self._fill(record, turn)}, {"tags": TAGS})
+            async with order:  # the turns of one question in their order
+                await self._node.ainvoke({"job": lambda: self._fill(record, turn)}, {"tags": TAGS})
         except Exception as error:
             record["error"] = f"{type(error).__name__}: {error}" if self.text else type(error).__name__
         return cast(dict[str, Any], record)
@@ -291,13 +299,13 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any]):
         try:
             routed, summary, decisions = await self._route(turn, called=reserved is not None)
             large_wanted = summary["steps"]["large"] > (turn.index if self.answers == "large" else 0)
-            used = large_usage(summary["usage"], self._real.settings.prices)
+            usage: Usage = summary["usage"]
+            used = large_usage(usage, self._real.settings.prices)
             if self.answers == "large" or reserved is None:  # what was "written" is the agent's own answer
                 used = LargeUsage()
         finally:
             if reserved is not None and self._allowance is not None:
                 self._allowance.settle(record["id"], used)
-        usage: Usage = summary["usage"]
         known = self.answers == "large" or reserved is not None or not large_wanted
         record["would"] = self._would(record["answered"], summary, decisions, large=large_wanted, known=known)
         scorer = usage["scorer"]["input_tokens"] + usage["scorer"].get("output_tokens", 0)
@@ -306,7 +314,7 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any]):
             small_tokens=usage["small"]["output_tokens"] if self.answers == "large" else 0,
             scorer_tokens=scorer,
             large_cost=used.large_cost,
-            seconds=summary["seconds"],
+            seconds=usage["seconds"],
         )
         if known:
             record["routed"] = text_of(_shown(routed), kept=self.text)
@@ -369,7 +377,8 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any]):
         state = self._state_before(routing, turn)
         if update := routing.before_model(state, request.runtime):
             if "jump_to" in update:
-                return update["messages"][0], update["trim"], {}
+                ended = {**update["trim"], "usage": zero_usage()}
+                return update["messages"][0], ended, {}
             state |= {key: value for key, value in update.items() if key.startswith("trim_")}
         drafted = self.other if self.answers == "large" else _Replay()
         asked = request.override(model=cast(Any, drafted), state=cast(Any, state))
@@ -380,14 +389,19 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any]):
         command = answered.command
         assert command is not None
         update = cast(dict[str, Any], command.update)
-        self._memories[self._key(turn)] = turn.index, update.get("trim_memory", state.get("trim_memory"))
-        while len(self._memories) > MOST_MEMORIES:
-            self._memories.popitem(last=False)
+        self._carried[self._key(turn)] = (
+            turn.index,
+            {name: update.get(name, state.get(name)) for name in _CARRIED},
+        )
+        while len(self._carried) > MOST_CARRIED:
+            self._carried.popitem(last=False)
         counted: dict[str, int] = {}
         for one in update.get("trim_decisions", ()):
             counted[one["decision"]] = counted.get(one["decision"], 0) + 1
+        # Of this turn only: the state counts the question.
+        summary = {**update["trim"], "usage": usage_delta(state["trim_usage"], update["trim"]["usage"])}
         message = next(one for one in answered.model_response.result if isinstance(one, AIMessage))
-        return message, update["trim"], counted
+        return message, summary, counted
 
     def _state_before(self, routing: TrimMiddleware, turn: _Turn) -> Any:
         """Returns the agent's state as if the earlier turns of the question had been routed."""
@@ -408,15 +422,11 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any]):
             )
             for one in earlier
         ]
-        after, memory = self._memories.get(self._key(turn), (-1, None))
-        own = {
-            "trim_steps": steps,
-            "trim_decisions": [],
-            "trim_scores": {},
-            # Of the turn before only: after a turn that was dropped nothing is known.
-            "trim_memory": memory if after == turn.index - 1 else None,
-        }
-        return {**request.state, **begun, "messages": messages, **own}
+        own = {"messages": messages, "trim_steps": steps, "trim_decisions": [], "trim_scores": {}}
+        after, carried = self._carried.get(self._key(turn), (None, {}))
+        # Of the turn before only: after a turn that was dropped nothing is known.
+        known = carried if after == turn.index - 1 else {}
+        return {**request.state, **begun, **own, **known}
 
     @staticmethod
     def _key(turn: _Turn) -> str:

@@ -53,9 +53,9 @@ if TYPE_CHECKING:
 TAGS = ["trim:shadow"]
 """Tags of every call that a shadow makes, for tracers."""
 
-Agreement = Callable[[str, str], bool | None | Awaitable[bool | None]]
+Agreement = Callable[[str, str], bool | Awaitable[bool | None] | None]
 """Gets the application's answer and the routed one; returns whether they say the same, None if unknown."""
-Grade = Callable[[str, str], bool | None | Awaitable[bool | None]]
+Grade = Callable[[str, str], bool | Awaitable[bool | None] | None]
 """Gets the question and an answer; returns whether it is right, None if unknown."""
 Watched = TypeVar("Watched", bound=Runnable[Any, Any])
 
@@ -108,7 +108,7 @@ class Shadow:
         run_rate: Share of these that are routed from the beginning, with large calls; along the others goes a
             `trim_graph.shadow.walk.Walk`, which makes none.
         shadow_budget: Limits of all runs together; needed if ``run_rate`` is above 0. A run is made only if
-            what it may use at most is left, so none is cut short: else a walk is made, and counted as refused.
+            what it may use at most is left, so none is cut short; else a walk is made, counted as refused.
         ledger: Counts what the runs use, over processes and restarts; default: in this process only.
         text: Whether records hold questions, answers and notes, besides their digests.
         agreement: Compares the application's answer with the routed one; a judge may be asynchronous.
@@ -188,9 +188,7 @@ class Shadow:
         self._allowance = None
         if shadow_budget is not None:
             counting = ledger or MemoryLedger(reservation_s=2 * timeout)
-            self._allowance = Allowance(
-                shadow_budget, counting, self.settings, steps=self.settings.max_steps
-            )
+            self._allowance = Allowance(shadow_budget, counting, self.settings, steps=self.settings.max_steps)
         self.run_rate, self.text = run_rate, text
         self._agreement, self._grade = agreement, grade
         self._random = random.Random(sampling_seed)
@@ -424,9 +422,7 @@ class Shadow:
             return await self._draft(asked, steps)
 
         begun = time.monotonic()
-        walk = Walk(
-            question, forced, self.policy, self.settings, self._scorer, write if small else None
-        )
+        walk = Walk(question, forced, self.policy, self.settings, self._scorer, write if small else None)
         await walk.go()
         seconds = time.monotonic() - begun
         large = walk.large_tokens
@@ -576,7 +572,7 @@ def _share(large: int | None, answered: AnswerRecord, answers: Application) -> f
     return None if answers == "small" or large is None or not whole else large / whole
 
 
-async def awaited(given: bool | None | Awaitable[bool | None]) -> bool | None:
+async def awaited(given: bool | Awaitable[bool | None] | None) -> bool | None:
     """Returns a verdict, awaited if it is asynchronous."""
     return await given if inspect.isawaitable(given) else given
 
