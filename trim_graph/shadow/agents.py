@@ -290,7 +290,7 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any]):
         own = next((one for one in turn.response.result if isinstance(one, AIMessage)), None)
         if own is None:
             raise InputError("the agent's turn holds no AIMessage")
-        record["answered"] = self._answered(own, turn)
+        record["answered"] = answered = self._answered(own, turn)
         reserved: LargeUsage | None = None
         if self._allowance is not None and self._random.random() < self.run_rate:
             reserved = self._allowance.reserve(record["id"])
@@ -307,7 +307,7 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any]):
             if reserved is not None and self._allowance is not None:
                 self._allowance.settle(record["id"], used)
         known = self.answers == "large" or reserved is not None or not large_wanted
-        record["would"] = self._would(record["answered"], summary, decisions, large=large_wanted, known=known)
+        record["would"] = self._would(answered, summary, decisions, large=large_wanted, known=known)
         scorer = usage["scorer"]["input_tokens"] + usage["scorer"].get("output_tokens", 0)
         record["spent"] = Spent(
             large_tokens=used.large_tokens,
@@ -323,17 +323,17 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _answered(self, own: AIMessage, turn: _Turn) -> AnswerRecord:
         usage, price = own.usage_metadata, getattr(self._real.settings.prices, self.answers)
-        cached = ((usage or {}).get("input_token_details") or {}).get("cache_read") or 0
-        priced = self.priced and usage is not None
+        cost = None
+        if self.priced and usage is not None:
+            cached = (usage.get("input_token_details") or {}).get("cache_read") or 0
+            cost = price.cost(usage["input_tokens"], usage["output_tokens"], cached)
         return AnswerRecord(
             answer=text_of(_shown(own), kept=self.text),
             model=str(own.response_metadata.get("model_name") or ""),
             input_tokens=usage["input_tokens"] if usage else None,
             output_tokens=usage["output_tokens"] if usage else None,
             seconds=turn.seconds,
-            cost=price.cost(usage["input_tokens"], usage["output_tokens"], cached)
-            if priced and usage
-            else None,
+            cost=cost,
             steps=1,
         )
 

@@ -3,9 +3,9 @@
 Questions are the units: records of one question (the turns of an agent, a question that was asked again) are
 summed first, so that repeated questions do not narrow an interval. Intervals are 95 %:
 
-- shares, and sums an answer, by the ratio estimator, its variance by linearisation, Student's t (Cochran, *Sampling
-  Techniques*, section 6.4). Where every question has the same ratio that variance is 0; where the ratio is 0
-  the bound is then the exact one of the share of questions with any large token.
+- shares, and sums an answer, by the ratio estimator, its variance by linearisation, Student's t (Cochran,
+  *Sampling Techniques*, section 6.4). Where the share is 0 that variance is 0 too: the bound is then the
+  exact one of the share of questions with any large token.
 - agreement, and whether the large model is asked at all, by Clopper and Pearson's exact method.
 - the loss of accuracy is at most the share of questions whose answers differ; with a grader, exact bounds of
   both kinds of change (right to wrong, wrong to right), each at half the error.
@@ -210,7 +210,9 @@ def _group(application: Application, kind: Kind, found: _Gathered) -> Group:
     questions = list(found.questions.values())
 
     def mean(name: str) -> Estimate:
-        return ratio_of([(value, q.answers) for q in questions if (value := q.sums.get(name)) is not None])
+        known = [(value, q.answers) for q in questions if (value := q.sums.get(name)) is not None]
+        # A walk knows the cost of the questions that need no large model: no sample of all.
+        return UNKNOWN if kind != "run" and len(known) < len(questions) else ratio_of(known)
 
     pairs = [
         (would, own, q.answers)
@@ -260,7 +262,7 @@ def proportion(count: int, n: int) -> Estimate:
     """Returns a share of questions with Clopper and Pearson's interval."""
     if not n:
         return UNKNOWN
-    from scipy.stats import binomtest
+    from scipy.stats import binomtest  # type: ignore[import-untyped]
 
     found = binomtest(count, n).proportion_ci(0.95, method="exact")
     return Estimate(value=count / n, low=float(found.low), high=float(found.high), n=n)

@@ -178,7 +178,7 @@ class Shadow:
         self._graph = create_trim_graph(
             small, large, scorer, policy=self.policy, name="trim-shadow", **shared, **settings
         )
-        drafting = {**settings, "lookahead": False, "on_small_error": "raise"}
+        drafting: dict[str, Any] = {**settings, "lookahead": False, "on_small_error": "raise"}
         # Without the large model: no answer of the policy small_only asks for one.
         self._drafts = create_trim_graph(
             small, small, policy=small_only(), name="trim-shadow-draft", count_tokens=count_tokens, **drafting
@@ -320,11 +320,8 @@ class Shadow:
         return cast(dict[str, Any], record)
 
     async def _fill(self, record: ShadowRecord, given: Answered) -> None:
-        asked: list[AnyMessage] = (
-            convert_to_messages([("user", given.messages)])
-            if isinstance(given.messages, str)
-            else convert_to_messages(given.messages)
-        )  # type: ignore[assignment]
+        kept = [("user", given.messages)] if isinstance(given.messages, str) else given.messages
+        asked = cast(list[AnyMessage], convert_to_messages(kept))
         question = question_of(asked)
         record["question"] = text_of(question, kept=self.text)
         require_answerable(asked, question)
@@ -438,7 +435,9 @@ class Shadow:
             cost = spent_cost + (own or 0.0) + prices.large.cost(read, large)
         record["would"] = WouldBe(
             stopped=walk.stopped,
-            **walk.as_record(),
+            steps=walk.steps,
+            decisions=walk.decisions,
+            scores=walk.scores,
             large_tokens=large,
             small_tokens=walk.small_tokens if small else answered["output_tokens"] if exact else None,
             scorer_tokens=walk.scorer_tokens + walk.scorer_output_tokens,

@@ -23,9 +23,10 @@ budget, as in a run.
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from trim_graph.adapters.base import Scorer, read_scores, scorable_step
 from trim_graph.budget.usage import Usage, zero_usage
@@ -154,7 +155,7 @@ class Walk:
     def _force(self, at: int) -> None:
         """Puts the application's step in the place of the accepted one, whose tokens and writer stay."""
         accepted = self.state["steps"][at]
-        kept = {name: accepted[name] for name in ("writer", "model", "tokens", "mean_token_probability")}  # type: ignore[literal-required]
+        kept = {name: accepted[name] for name in ("writer", "model", "tokens", "mean_token_probability")}
         forced = Step(**{**self.forced[at], **kept})  # type: ignore[typeddict-item]
         self.state = cast(TrimState, {**self.state, "steps": [*self.state["steps"][:at], forced]})
 
@@ -214,19 +215,21 @@ class Walk:
             scores = {**late, **scores}
         self.state = cast(TrimState, {**self.state, "draft": draft, "scores": scores})
 
-    def as_record(self) -> dict[str, Any]:
-        """Returns steps, decisions and scores as a record holds them."""
-        steps: dict[str, int] = {"small": 0, "large": 0}
-        for step in self.state["steps"]:
-            steps[step["writer"]] += 1
-        if self.stopped == "forced":
-            steps["large"] += len(self.forced) - len(self.state["steps"])
-        decisions: dict[str, int] = {}
-        for record in self.state["decisions"]:
-            decisions[record["decision"]] = decisions.get(record["decision"], 0) + 1
-        scores = self.state["scores"]
-        return {
-            "steps": steps,
-            "decisions": decisions,
-            "scores": [scores.get(str(index)) for index in range(len(self.state["steps"]))],
-        }
+    @property
+    def steps(self) -> dict[str, int]:
+        """Number of steps by the writer that the virtual run gives them."""
+        counted = Counter(str(step["writer"]) for step in self.state["steps"])
+        if self.stopped == "forced":  # the large model would have written all that remains
+            counted["large"] += len(self.forced) - len(self.state["steps"])
+        return {writer: counted[writer] for writer in ("small", "large")}
+
+    @property
+    def decisions(self) -> dict[str, int]:
+        """Number of decisions of each kind."""
+        return dict(Counter(record["decision"] for record in self.state["decisions"]))
+
+    @property
+    def scores(self) -> list[float | None]:
+        """Scores of the accepted drafts and of the large model's steps."""
+        known = self.state["scores"]
+        return [known.get(str(index)) for index in range(len(self.state["steps"]))]
