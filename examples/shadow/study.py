@@ -64,7 +64,7 @@ def shadowed(
         run_rate: As in `Shadow`.
         file: Gets the records.
     """
-    right = {question.text: question.grade for question in questions}
+    right: dict[str, Any] = {question.text: question.grade for question in questions}
     # Each run may use what its limits allow: the budget admits all of them.
     budget = Quota(large_tokens=10**9)
     with Shadow(
