@@ -19,6 +19,7 @@ import trim_graph.evaluation
 import trim_graph.examples.arithmetic
 import trim_graph.policies
 import trim_graph.server
+import trim_graph.shadow
 import trim_graph.testing
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,8 @@ PUBLIC = {
         "ScorerReply",
         "Settings",
         "SettingsError",
+        "Shadow",
+        "ShadowMiddleware",
         "Step",
         "Summary",
         "TrimChatModel",
@@ -56,6 +59,7 @@ PUBLIC = {
         "open_ledger",
         "trim_node",
     },
+    trim_graph.shadow: {"Counts", "Shadow", "ShadowMiddleware", "ShadowRecord", "read_shadow"},
     trim_graph.policies: {
         "AllOf",
         "AnyOf",

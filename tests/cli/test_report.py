@@ -49,3 +49,27 @@ def test_bad_input(run, tmp_path):
         result = run("report", *arguments)
         assert (result.exit_code, complaint in result.stderr) == (2, True), result.output
     assert not list(tmp_path.rglob("*.html*"))
+
+
+def test_a_report_of_a_shadow(run, tmp_path):
+    from trim_graph.shadow.records import open_sink
+    from trim_graph.shadow.runner import new_record
+
+    for name in ("shadow.jsonl", "shadow.db"):
+        sink = open_sink(tmp_path / name)
+        sink.write({**new_record("large", priced=True), "error": "ScorerError"})
+        sink.close()
+        result = run("report", tmp_path / name, "--max-loss", 0.01)
+        assert result.exit_code == 0, result.output
+        assert "1 of 1 records failed" in result.stdout
+        assert "Undecided" in result.stdout
+        assert (tmp_path / "shadow.html").read_text("utf-8").startswith("<!doctype html>")
+        assert json.loads(run("report", tmp_path / name, "--json").stdout)["max_loss"] == 0.02
+
+
+def test_options_of_a_shadow_are_refused_for_an_evaluation(run, tmp_path):
+    write_run(tmp_path / "run", usual_rows(1))
+    for arguments in (("--json",), ("--max-loss", 0.1)):
+        result = run("report", tmp_path / "run", *arguments)
+        assert (result.exit_code, "is for a file of shadow records" in result.stderr) == (2, True)
+    assert "--max-loss is 2" in run("report", tmp_path / "run", "--max-loss", 2).stderr

@@ -61,7 +61,7 @@ def test_a_file_of_another_name_is_refused(tmp_path, name):
 
 def test_a_file_that_cannot_be_written_is_refused(tmp_path):
     for name in ("no/shadow.jsonl", "no/shadow.db"):
-        with pytest.raises(SettingsError, match="record .* cannot be"):
+        with pytest.raises(SettingsError, match=r"record .* cannot be"):
             open_sink(tmp_path / name)
 
 

@@ -1,17 +1,17 @@
-"""A shadow beside chat models, nodes and plain calls: what it records, and that the application never sees it."""
+"""A shadow beside chat models, nodes and plain calls: what it records, and that nobody notices it."""
 
 import asyncio
 import json
+from typing import Annotated
 
 import pytest
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langchain_core.tools import tool
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
-from typing_extensions import Annotated, TypedDict
+from typing_extensions import TypedDict
 
 from trim_graph import Budget, Prices, Quota, SettingsError, Shadow, create_trim_chat_model, create_trim_graph
-from trim_graph.adapters.base import ScorerReply
 from trim_graph.policies import (
     Choice,
     Policy,
@@ -158,7 +158,7 @@ def test_a_walk_keeps_the_budget_of_the_run(file):
 
 
 def test_a_policy_without_scores_needs_no_scorer(file):
-    record, models = recorded(file, policy=small_only())
+    record, _ = recorded(file, policy=small_only())
     assert record["would"]["large_tokens"] == 0
     record, _ = recorded(file.with_name("other.jsonl"), policy=large_only())
     assert record["would"]["share"] == 1
@@ -208,7 +208,7 @@ def test_the_routed_run_is_that_of_the_graph(file):
 
 
 def test_a_run_that_may_exceed_the_shadows_budget_is_not_begun_but_walked(file):
-    shadow, own, models = build(
+    shadow, own, _ = build(
         file, run_rate=1.0, shadow_budget=Quota(large_tokens=70), max_steps=8, max_step_tokens=8
     )
     with shadow:
@@ -439,18 +439,13 @@ def test_without_text_no_word_of_the_conversation_is_written(file):
 
 
 def test_a_call_of_the_shadow_is_no_call_of_the_application(file):
-    """Even where the same watched model is the shadow's own, it is not watched again."""
-    shadow, own, _ = build(file)
-    seen = []
-
-    class Usage(ScriptedScorer):
-        async def ascore(self, question, steps):
-            seen.append(len(steps))
-            return ScorerReply([1.0] * len(steps))
-
+    """Not even where a watched model is the shadow's own."""
+    shadow, own, models = build(file, run_rate=1.0, shadow_budget=Quota(large_tokens=100_000))
+    models["large"].callbacks = shadow.watch(own).callbacks
     with shadow:
-        shadow.watch(own).invoke("What is 2 + 2?")
+        models["large"].invoke("What is 2 + 2?")
         shadow.drain(10)
+    assert len(models["large"].calls) == 2
     assert shadow.counts.seen == 1
 
 

@@ -19,6 +19,8 @@ from langgraph.pregel import Pregel
 from trim_graph.errors import SettingsError
 from trim_graph.runtime import Node
 
+from .worker import EXAMINING
+
 if TYPE_CHECKING:
     from .runner import Shadow
 
@@ -57,6 +59,8 @@ class ShadowHandler(BaseCallbackHandler):
         self, serialized: dict[str, Any], messages: list[list[BaseMessage]], *, run_id: UUID, **kwargs: Any
     ) -> None:
         """Remembers what was asked."""
+        if EXAMINING.get():
+            return
         given = kwargs.get("invocation_params") or {}
         suitable = len(messages) == 1 and not any(given.get(name) for name in _OTHER_ANSWERS)
         with self._lock:

@@ -17,6 +17,7 @@ import uuid
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ from .records import RecordSink
 Job = Callable[[], Awaitable[dict[str, Any]]]
 """Makes one record; called in the worker's thread."""
 
+EXAMINING: ContextVar[bool] = ContextVar("trim_graph_shadow_examining", default=False)
+"""Whether a call is a shadow's own; such calls are not watched, or a shadow would examine itself."""
 EXIT_S = 1.0
 """Seconds that the end of the process waits for jobs under way."""
 _log = logging.getLogger("trim_graph.shadow")
@@ -173,6 +176,7 @@ class ShadowWorker:
             runner.run(self._work())
 
     async def _work(self) -> None:
+        EXAMINING.set(True)
         with self._changed:
             self._loop = asyncio.get_running_loop()
             self._tasks = [asyncio.create_task(self._empty_queue()) for _ in range(self.concurrency)]
