@@ -43,7 +43,6 @@ PUBLIC = {
         "Settings",
         "SettingsError",
         "Shadow",
-        "ShadowMiddleware",
         "Step",
         "Summary",
         "TrimChatModel",

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from .errors import ChatModelContractError, InputError, ScorerError, SettingsError, TrimError
     from .graph import create_trim_graph
     from .settings import Settings, TrimContext
-    from .shadow.agents import ShadowMiddleware
     from .shadow.runner import Shadow
     from .state import Step, Summary, TrimInput, TrimOutput, TrimState
     from .storage.checkpoint import open_checkpointer
@@ -39,7 +38,6 @@ __all__ = [
     "Settings",
     "SettingsError",
     "Shadow",
-    "ShadowMiddleware",
     "Step",
     "Summary",
     "TrimChatModel",
@@ -81,7 +79,6 @@ _HOMES = {
     "Settings": "settings",
     "TrimContext": "settings",
     "Shadow": "shadow.runner",
-    "ShadowMiddleware": "shadow.agents",
     "Step": "state",
     "Summary": "state",
     "TrimInput": "state",

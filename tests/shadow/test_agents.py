@@ -8,9 +8,9 @@ from langchain.agents import create_agent
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 
-from trim_graph import Quota, SettingsError, ShadowMiddleware
+from trim_graph import Quota, SettingsError
 from trim_graph.policies import Choice, Policy, stay_on_large, threshold
-from trim_graph.shadow import read_shadow
+from trim_graph.shadow import ShadowMiddleware, read_shadow
 from trim_graph.testing import ScriptedScorer, ScriptedToolModel
 
 
