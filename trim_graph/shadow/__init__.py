@@ -1,6 +1,7 @@
 """Shadow mode: an application answers as before, and what routing would have done is recorded beside it.
 
-`Shadow` watches chat models, nodes and plain calls, `ShadowMiddleware` (extra ``agents``) an agent's turns.
+`Shadow` watches chat models, nodes and plain calls, `ShadowProcess` does so from a process of its own, and
+`ShadowMiddleware` (extra ``agents``) watches an agent's turns.
 What a record can and cannot say is in `trim_graph.shadow.walk` and ``examples/guides/shadow.md``.
 """
 
@@ -11,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agents import ShadowMiddleware
+    from .process import ShadowProcess
     from .records import ShadowRecord, read_shadow
     from .runner import Shadow
     from .worker import Counts
 
-__all__ = ["Counts", "Shadow", "ShadowMiddleware", "ShadowRecord", "read_shadow"]
+__all__ = ["Counts", "Shadow", "ShadowMiddleware", "ShadowProcess", "ShadowRecord", "read_shadow"]
 
 _HOMES = {
     "Counts": "worker",
     "Shadow": "runner",
     "ShadowMiddleware": "agents",
+    "ShadowProcess": "process",
     "ShadowRecord": "records",
     "read_shadow": "records",
 }

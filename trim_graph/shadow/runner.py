@@ -90,7 +90,100 @@ class Answered(NamedTuple):
     seconds: float | None
 
 
-class Shadow:
+class ShadowBase:
+    """What an application does with a shadow, whatever examines the answers."""
+
+    _worker: ShadowWorker
+
+    async def _examine(self, given: Answered) -> dict[str, Any]:
+        """Returns the record of one answer; runs in the worker's thread."""
+        raise NotImplementedError
+
+    @property
+    def counts(self) -> Counts:
+        """What happened to the application's answers so far."""
+        return self._worker.counts
+
+    def submit(
+        self,
+        messages: str | Sequence[Any],
+        answer: AIMessage | str,
+        *,
+        usage: Mapping[str, int] | None = None,
+        seconds: float | None = None,
+    ) -> bool:
+        """Takes one answer of the application; returns at once and never raises for what it is given.
+
+        Args:
+            messages: The conversation that was answered, in any form that LangChain takes; or its question.
+            answer: The answer, a message or its text.
+            usage: ``input_tokens`` and ``output_tokens`` of the answer; default: those of the message.
+            seconds: Time that the answer took.
+
+        Returns:
+            Whether the answer will be examined; else it was not drawn, or was dropped.
+        """
+        # A list of its own: the application may append to the conversation at once.
+        kept = messages if isinstance(messages, str) else list(messages)
+        given = Answered(kept, answer, usage, seconds)
+        return self._worker.offer(lambda: self._examine(given))
+
+    def skip(self) -> None:
+        """Counts an answer that cannot be routed, such as one with tool calls."""
+        self._worker.offer(None)
+
+    def watch(self, model: Watched) -> Watched:
+        """Returns the application's chat model with the shadow attached; use it in place of the model.
+
+        A chat model stays of its class: tools, streams and structured output work as before. Answers with
+        tool calls or a schema are counted as unsuitable. Another Runnable, such as a bound model, a model
+        with fallbacks or a chain, has every chat model inside watched.
+
+        Args:
+            model: The chat model, or a Runnable around it.
+
+        Raises:
+            SettingsError: It is a graph: add `node` to it instead.
+        """
+        return watched(model, ShadowHandler(self))
+
+    def node(self, messages: str = "messages") -> Runnable[Any, Any]:
+        """Returns a node for a LangGraph graph: it submits the last answer in the state, and changes nothing.
+
+        Args:
+            messages: Key of the conversation in the state; its last message is the answer.
+        """
+        return shadow_node(self, messages)
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Waits until every submitted answer is examined; returns whether that is so.
+
+        Args:
+            timeout: Most seconds to wait; None waits without a limit.
+        """
+        return self._worker.drain(timeout)
+
+    def close(self, timeout: float | None = 10.0) -> bool:
+        """Takes no further answers, waits for those under way, drops the others, and closes the file.
+
+        The end of the process does the same, but waits a second at most.
+
+        Args:
+            timeout: Most seconds to wait; None waits without a limit.
+
+        Returns:
+            Whether all submitted answers were examined.
+        """
+        return self._worker.close(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Shadow(ShadowBase):
     """Records what routing would have done with an application's questions, beside the application.
 
     The application answers with its own model: nothing that a shadow does delays it, changes its answer, or
@@ -224,89 +317,6 @@ class Shadow:
             **made.settings.model_dump(),
         }
         return cls(parts.small, parts.large, parts.scorer, **{**given, **options})
-
-    @property
-    def counts(self) -> Counts:
-        """What happened to the application's answers so far."""
-        return self._worker.counts
-
-    def submit(
-        self,
-        messages: str | Sequence[Any],
-        answer: AIMessage | str,
-        *,
-        usage: Mapping[str, int] | None = None,
-        seconds: float | None = None,
-    ) -> bool:
-        """Takes one answer of the application; returns at once and never raises for what it is given.
-
-        Args:
-            messages: The conversation that was answered, in any form that LangChain takes; or its question.
-            answer: The answer, a message or its text.
-            usage: ``input_tokens`` and ``output_tokens`` of the answer; default: those of the message.
-            seconds: Time that the answer took.
-
-        Returns:
-            Whether the answer will be examined; else it was not drawn, or was dropped.
-        """
-        # A list of its own: the application may append to the conversation at once.
-        kept = messages if isinstance(messages, str) else list(messages)
-        given = Answered(kept, answer, usage, seconds)
-        return self._worker.offer(lambda: self._examine(given))
-
-    def skip(self) -> None:
-        """Counts an answer that cannot be routed, such as one with tool calls."""
-        self._worker.offer(None)
-
-    def watch(self, model: Watched) -> Watched:
-        """Returns the application's chat model with the shadow attached; use it in place of the model.
-
-        A chat model stays of its class: tools, streams and structured output work as before. Answers with
-        tool calls or a schema are counted as unsuitable. Another Runnable, such as a bound model, a model
-        with fallbacks or a chain, has every chat model inside watched.
-
-        Args:
-            model: The chat model, or a Runnable around it.
-
-        Raises:
-            SettingsError: It is a graph: add `node` to it instead.
-        """
-        return watched(model, ShadowHandler(self))
-
-    def node(self, messages: str = "messages") -> Runnable[Any, Any]:
-        """Returns a node for a LangGraph graph: it submits the last answer in the state, and changes nothing.
-
-        Args:
-            messages: Key of the conversation in the state; its last message is the answer.
-        """
-        return shadow_node(self, messages)
-
-    def drain(self, timeout: float | None = None) -> bool:
-        """Waits until every submitted answer is examined; returns whether that is so.
-
-        Args:
-            timeout: Most seconds to wait; None waits without a limit.
-        """
-        return self._worker.drain(timeout)
-
-    def close(self, timeout: float | None = 10.0) -> bool:
-        """Takes no further answers, waits for those under way, drops the others, and closes the file.
-
-        The end of the process does the same, but waits a second at most.
-
-        Args:
-            timeout: Most seconds to wait; None waits without a limit.
-
-        Returns:
-            Whether all submitted answers were examined.
-        """
-        return self._worker.close(timeout)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # What runs in the worker's thread
 

@@ -22,7 +22,7 @@ from trim_graph.runtime import Node
 from .worker import EXAMINING
 
 if TYPE_CHECKING:
-    from .runner import Shadow
+    from .runner import ShadowBase
 
 AnyRunnable = TypeVar("AnyRunnable", bound=Runnable[Any, Any])
 
@@ -50,7 +50,7 @@ class ShadowHandler(BaseCallbackHandler):
 
     run_inline = True  # else asynchronous calls would run it in a thread, and wait for that
 
-    def __init__(self, shadow: Shadow) -> None:
+    def __init__(self, shadow: ShadowBase) -> None:
         self.shadow = shadow
         self._open: dict[UUID, _Begun] = {}
         self._lock = threading.Lock()
@@ -124,7 +124,7 @@ def _added(callbacks: Any, handler: ShadowHandler) -> Any:
     return [*(callbacks or ()), handler]
 
 
-def shadow_node(shadow: Shadow, key: str) -> Runnable[Any, Any]:
+def shadow_node(shadow: ShadowBase, key: str) -> Runnable[Any, Any]:
     """Returns a node that submits the last answer of a conversation.
 
     Args:
