@@ -36,7 +36,7 @@ class CascadeScorer:
         first: Rates every step; a `Scorer`, a Runnable or a function, as for `create_trim_graph`.
         second: Rates those of which the first is unsure.
         unsure: Lowest and highest score of the first at which the second is asked.
-        cache_size: Scores to keep.
+        cache_size: Scores to keep; with 0 each step is rated again each time.
 
     Raises:
         ValueError: The limits are none, or both scorers read windows of different lengths.

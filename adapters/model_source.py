@@ -118,6 +118,28 @@ def load_tokenizer(model: str, *, chat: bool = True) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def local_file(model: str, name: str) -> Path | None:
+    """Finds a file of a model on this machine: in its folder, or in the cache of the Hugging Face hub.
+
+    Args:
+        model: Folder or hub id.
+        name: Name of the file.
+
+    Returns:
+        Its path; None where it is not here. Nothing is downloaded.
+    """
+    if Path(model).is_dir():
+        file = Path(model) / name
+        return file if file.is_file() else None
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(model, name)
+    except (ImportError, ValueError):  # not installed, or no hub id
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
 def max_positions(model: Any) -> int | None:
     """Returns a transformers model's longest sequence in tokens; None where its config does not say."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -220,8 +220,8 @@ class VLLMServerPRMSettings(ServedPRMSettings, StepCacheSettings):
 class VLLMGenerativePRMSettings(ServedPRMSettings):
     """Settings of `VLLMGenerativeProcessReward`; ``format`` is ``math_shepherd`` or ``rlhflow``."""
 
-    cache_size: int = Field(default=4096, ge=1, strict=True)
-    """Scores to keep."""
+    cache_size: int = Field(default=4096, ge=0, strict=True)
+    """Scores to keep; with 0 each step is rated again each time."""
 
     @model_validator(mode="after")
     def _the_format_answers_in_tokens(self) -> Self:
@@ -253,8 +253,8 @@ class JudgeSettings(BaseModel):
     its server then refuses log-probabilities, the judge warns, and reads the answer from then on."""
     max_tokens: int = Field(default=1, ge=1, strict=True)
     """Most tokens of a call. One is enough unless the model reasons before it answers."""
-    cache_size: int = Field(default=4096, ge=1, strict=True)
-    """Scores to keep."""
+    cache_size: int = Field(default=4096, ge=0, strict=True)
+    """Scores to keep; with 0 each step is rated again each time."""
     concurrency: int = Field(default=8, ge=1, strict=True)
     """Most calls at the same time for one draft."""
 

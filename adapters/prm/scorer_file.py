@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trim_graph.adapters.model_source import local_file
+
 from .formats import FormatName, PRMFormat, is_chat, prm_format
 
 if TYPE_CHECKING:
@@ -49,11 +51,13 @@ class ScorerFile(BaseModel):
         (folder / SCORER_FILE).write_text(text + "\n", "utf-8")
 
 
-def read_scorer_file(place: str) -> ScorerFile | None:
+def read_scorer_file(place: str, *, download: bool = True) -> ScorerFile | None:
     """Reads the file of a model.
 
     Args:
-        place: Folder or hub id. Of a hub id, the file is downloaded if the repository has one.
+        place: Folder or hub id.
+        download: Whether the file of a hub id is downloaded if the repository has one; else it is read where
+            the hub's cache has it.
 
     Returns:
         The content; None for a model without the file.
@@ -61,8 +65,8 @@ def read_scorer_file(place: str) -> ScorerFile | None:
     Raises:
         ValueError: The file is not a trained scorer's.
     """
-    file = Path(place) / SCORER_FILE
-    if not Path(place).is_dir():
+    file = local_file(place, SCORER_FILE)
+    if file is None and download and not Path(place).is_dir():
         from transformers.utils.hub import cached_file
 
         found = cached_file(
@@ -71,10 +75,8 @@ def read_scorer_file(place: str) -> ScorerFile | None:
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-        if found is None:
-            return None
-        file = Path(found)
-    if not file.is_file():
+        file = None if found is None else Path(found)
+    if file is None:
         return None
     try:
         return ScorerFile.model_validate_json(file.read_text("utf-8"))
@@ -99,7 +101,7 @@ class FormatChoice(NamedTuple):
         return prm_format(self.name, tokenizer, step_token=self.step_token, system_prompt=self.system_prompt)
 
 
-def chosen_format(settings: PRMSettings, place: str) -> FormatChoice:
+def chosen_format(settings: PRMSettings, place: str, *, download: bool = True) -> FormatChoice:
     """Returns the format of a reward model.
 
     A setting that is given decides. What is left open, ``auto`` or None, a trained scorer's file answers; a
@@ -108,12 +110,13 @@ def chosen_format(settings: PRMSettings, place: str) -> FormatChoice:
     Args:
         settings: Settings of the reward model.
         place: Folder or hub id of its tokenizer.
+        download: See `read_scorer_file`.
 
     Raises:
         ValueError: The model's `trim_scorer.json` cannot be read.
     """
     token, prompt = settings.step_token, settings.system_prompt
-    file = read_scorer_file(place) if settings.format in ("auto", "trim") else None
+    file = read_scorer_file(place, download=download) if settings.format in ("auto", "trim") else None
     if file is None:
         return FormatChoice("qwen" if settings.format == "auto" else settings.format, token, prompt)
     return FormatChoice(

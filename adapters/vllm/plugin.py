@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 from importlib.metadata import entry_points
-from pathlib import Path
 
+from trim_graph.adapters.model_source import local_file
 from trim_graph.adapters.prm.scores import PLUGIN_ARCHITECTURE
 
 GROUP = "vllm.general_plugins"
@@ -53,9 +53,9 @@ def serves(model: str) -> bool:
     """
     if model in PUBLISHED:
         return True
-    config = Path(model) / "config.json"
+    config = local_file(model, "config.json")
     try:
-        found = json.loads(config.read_text("utf-8"))
+        found = json.loads(config.read_text("utf-8")) if config else None
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and LAYOUT in (found.get("architectures") or [])

@@ -4,9 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trim_graph.budget import Budget
 from trim_graph.config import Parts, make_config
+from trim_graph.config.schema import FileSettings
 from trim_graph.doctor.chat_checks import room
-from trim_graph.doctor.examination import alike, checks_of, graph, segmentation, thresholds, two_models
+from trim_graph.doctor.examination import (
+    alike,
+    checks_of,
+    examine,
+    graph,
+    segmentation,
+    thresholds,
+    two_models,
+)
 from trim_graph.doctor.subjects import ARITHMETIC, GENERAL, Finding, Report, subject_of, subjects_of
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
@@ -107,6 +117,71 @@ def test_an_adapter_is_made_impatient():
         subject = subject_of(part, getattr(made, part), made.settings, made.budget, 3.0)
         assert (subject.server.max_retries, subject.server.read_timeout) == (0, 3.0)
     assert subject_of("small", made.small, made.settings, made.budget, 3.0).adapter.max_retries == 0
+
+
+GENERATIVE = {**PRM, "type": "vllm_generative_prm", "format": "math_shepherd", "cache_size": 9}
+JUDGE = {"type": "llm_judge", "model": SERVED}
+
+
+def names_of_checks(part, made):
+    return [name for name, _ in checks_of(subject_of(part, made, FileSettings(), Budget(), 3.0))]
+
+
+def test_a_scorer_behind_a_server_for_generation_is_examined_as_one():
+    made = config(scorer=GENERATIVE).scorer
+    names = names_of_checks("scorer", made)
+    assert names[:4] == ["server", "key", "model", "tokenizer"]
+    assert {"scores", "right and wrong", "prefix cache"} <= set(names)
+    assert not {"pooling", "step token", "continuation"} & set(names)
+
+
+def test_the_server_of_a_judges_model_is_examined():
+    made = config(scorer=JUDGE).scorer
+    assert names_of_checks("scorer", made)[:4] == ["server", "key", "model", "generation"]
+    subject = subject_of("scorer", made, FileSettings(), Budget(), 3.0)
+    assert subject.server.root == "http://127.0.0.1:8001"
+    urls = ["http://a:1", "http://b:1"]
+    spread = config(scorer={**JUDGE, "model": {**SERVED, "base_url": urls}}).scorer
+    replicas = subjects_of("scorer", spread, FileSettings(), Budget(), 3.0)
+    assert [one.name for one in replicas] == ["scorer at http://a:1", "scorer at http://b:1"]
+
+
+def test_the_parts_of_a_combined_scorer_are_made_impatient_too():
+    scorer = {"type": "minimum", "scorers": [{"type": "cascade", "first": JUDGE, "second": PRM}, GENERATIVE]}
+    hasty = subject_of("scorer", config(scorer=scorer).scorer, FileSettings(), Budget(), 3.0)
+    assert hasty.server is None
+    cascade, plus = hasty.adapter.scorers
+    assert (cascade.first.cache_size, cascade.first.model.max_retries) == (0, 0)
+    for one in (cascade.second, plus):
+        assert (one.cache_size, one.max_retries, one.read_timeout) == (0, 0, 3.0)
+
+
+async def test_each_part_of_a_combined_scorer_is_examined_under_its_own_name(monkeypatch):
+    """No check needs a server here: each of them says what it is of."""
+    seen = []
+
+    async def examined(subject, on_check):
+        seen.append((subject.name, subject.entry.type))
+        return []
+
+    monkeypatch.setattr("trim_graph.doctor.examination._examine", examined)
+    scorer = {"type": "cascade", "first": JUDGE, "second": GENERATIVE}
+    report = await examine(config(scorer=scorer), limit=3.0, on_check=print)
+    assert seen == [
+        ("small", "vllm"),
+        ("large", "vllm"),
+        ("scorer-1", "vllm"),
+        ("scorer-2", "vllm_generative_prm"),
+        ("scorer", "cascade"),
+    ]
+    assert not report.errors
+
+
+def test_steps_are_compared_with_those_of_each_part():
+    scorer = {"type": "cascade", "first": {"type": "token_probability"}, "second": GENERATIVE}
+    finding = segmentation(config(scorer=scorer))
+    assert finding.status == "warning"
+    assert "PRMs of the format math_shepherd" in finding.found
 
 
 def test_samples_differ_in_their_last_step_only():

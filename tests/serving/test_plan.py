@@ -55,6 +55,73 @@ def test_reward_models_within_a_minimum_are_served_too(plan):
     assert [server.name for server in planned.servers][2:] == ["scorer-2"]
 
 
+GENERATIVE = {
+    "type": "vllm_generative_prm",
+    "model": "plus",
+    "format": "math_shepherd",
+    "base_url": "http://localhost:8003",
+}
+
+
+def test_a_reward_model_that_says_plus_or_minus_is_served_for_generation(plan):
+    serve = {"path": "./weights", "gpu": 0, "max_model_len": 4096}
+    server = plan(scorer={**GENERATIVE, "serve": serve}).servers[2]
+    flags = options(server)
+    assert server.name == "scorer"
+    assert (flags["--served-model-name"], flags["--port"]) == ("plus", "8003")
+    assert flags["--max-model-len"] == "4096"
+    assert "--enable-prefix-caching" in flags
+    assert not {"--runner", "--pooler-config", "--convert"} & flags.keys()
+
+
+def test_the_parts_of_a_cascade_have_the_flags_of_their_own_type(plan):
+    pooled = {"type": "vllm_prm", "model": "prm", "serve": {"example": "prm", "gpu": 1}}
+    judged = {"type": "vllm", "model": "org/judge", "base_url": "http://localhost:8005", "serve": {"gpu": 1}}
+    scorer = {
+        "type": "cascade",
+        "first": {
+            "type": "minimum",
+            "scorers": [
+                {**pooled, "base_url": "http://localhost:8003"},
+                {**GENERATIVE, "base_url": "http://localhost:8004", "serve": {"path": "./weights"}},
+            ],
+        },
+        "second": {"type": "llm_judge", "model": judged},
+    }
+    made = plan(scorer=scorer).servers[2:]
+    assert [(server.name, server.port) for server in made] == [
+        ("scorer-1", 8003),
+        ("scorer-2", 8004),
+        ("scorer-3", 8005),
+    ]
+    assert ["--runner" in options(server) for server in made] == [True, False, False]
+    assert made[2].weights == "org/judge"
+    assert [options(server)["--gpu-memory-utilization"] for server in made] == ["0.45", "0.3", "0.45"]
+
+
+@pytest.mark.parametrize("serve", [{}, {"serve": {"path": "./weights", "gpu": 0}}])
+@pytest.mark.parametrize("part", ["small", "large"])
+def test_a_judge_that_is_the_small_or_large_model_shares_its_server(part, serve, plan):
+    port = {"small": 8001, "large": 8002}[part]
+    model = {"type": "vllm", "model": part, "base_url": f"http://localhost:{port}", **serve}
+    made = plan(scorer={"type": "llm_judge", "model": model})
+    alone = plan()
+    assert [(*server.names,) for server in made.servers if part in server.names] == [(part, "scorer")]
+    assert [server.arguments for server in made.servers] == [server.arguments for server in alone.servers]
+
+
+def test_a_part_without_serve_takes_the_server_of_a_later_part(plan):
+    scorer = {
+        **GENERATIVE,
+        "model": "small",
+        "base_url": "http://localhost:8001",
+        "serve": {"path": "./weights"},
+    }
+    (server, _) = plan(small={"serve": {}}, scorer=scorer).servers
+    assert server.names == ("small", "scorer")
+    assert server.weights.endswith("weights")
+
+
 def test_a_reward_model_knows_its_step_token(plan):
     entry = {
         "type": "vllm_prm",
@@ -160,6 +227,25 @@ def test_replicas_are_left_alone(plan):
         ({"large": {"base_url": "http://localhost:8002/vllm/v1"}}, "has a path, as a gateway does"),
         ({"large": {"serve": {}}}, "model='large' is neither a folder nor a hub id"),
         ({"large": {"serve": {"path": "./none"}}}, "no such folder"),
+        (
+            {"scorer": {**GENERATIVE, "model": "small", "base_url": "http://localhost:8002"}},
+            "large and scorer both have port 8002 .* not the same model",
+        ),
+        (
+            {"scorer": {"type": "vllm_prm", "model": "large", "base_url": "http://localhost:8002"}},
+            "a server of one model either writes text or pools scores",
+        ),
+        (
+            {
+                "scorer": {
+                    **GENERATIVE,
+                    "model": "large",
+                    "base_url": "http://localhost:8002",
+                    "serve": {"path": "./weights", "gpu": 1},
+                }
+            },
+            "large and scorer both have port 8002 .* the same serve",
+        ),
         (
             {name: {"serve": {"path": "a/b", "memory_share": 0.6}} for name in ("small", "large")},
             "make 1.20 of GPU 0",

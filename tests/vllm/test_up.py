@@ -11,7 +11,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import yaml
+
+from tests import tiny_prms
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "vllm" / "arithmetic_cpu.yaml"
 
@@ -49,70 +55,99 @@ def readme_commands() -> list[list[str]]:
     return [["trim.yaml" if word == place else word for word in words] for words in commands]
 
 
-def test_the_arithmetic_servers_start_pass_the_doctor_and_end(vllm_python, tmp_path):
-    ports = iter(free_ports(3))
-    text = re.sub(r"127\.0\.0\.1:\d+", lambda _: f"127.0.0.1:{next(ports)}", EXAMPLE.read_text("utf-8"))
-    (tmp_path / "trim.yaml").write_text(text)
+COMMAND = [sys.executable, "-m", "trim_graph.cli"]
+KEPT = {n: v for n, v in os.environ.items() if not n.startswith(("VLLM_", "PYTHON"))}
+KEPT |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+
+
+@contextmanager
+def up(vllm_python: str, folder: Path) -> Iterator[str]:
+    """Starts the servers of ``trim.yaml`` in a folder, and sees that nothing is left of them.
+
+    Yields:
+        A text that is in the environment of all their processes.
+    """
     marker = f"trim-graph-test-{os.getpid()}-{time.monotonic_ns()}"
-    kept = {n: v for n, v in os.environ.items() if not n.startswith(("VLLM_", "PYTHON"))}
-    kept |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    command = [sys.executable, "-m", "trim_graph.cli"]
-    up = subprocess.Popen(
-        [
-            *command,
-            "up",
-            "--config",
-            "trim.yaml",
-            "--python",
-            vllm_python,
-            "--logs",
-            "logs",
-            "--startup-timeout",
-            "400",
-        ],
-        cwd=tmp_path,
-        env={**kept, "TRIM_TEST_MARKER": marker},
+    options = ["--config", "trim.yaml", "--python", vllm_python, "--logs", "logs", "--startup-timeout", "400"]
+    process = subprocess.Popen(
+        [*COMMAND, "up", *options],
+        cwd=folder,
+        env={**KEPT, "TRIM_TEST_MARKER": marker},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        assert up.stderr is not None
+        assert process.stderr is not None
         reported = []
-        for line in up.stderr:  # ends with the process at the latest, and that within its startup timeout
+        for line in process.stderr:  # ends with the process at the latest, within its startup timeout
             reported.append(line)
             if line.startswith("all up"):
                 break
         assert reported[-1].startswith("all up"), "".join(reported)
-        assert len(processes_of(marker)) >= 1 + 3 * 2  # vLLM works with an engine beside the server
-        doctor = subprocess.run(
-            [*command, "doctor", "--config", "trim.yaml", "--json"],
-            cwd=tmp_path,
-            env=kept,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        report = json.loads(doctor.stdout)
-        assert doctor.returncode == 0, report
-        assert report["errors"] == 0
-        assert "6 of 6" in doctor.stdout
-        for words in readme_commands():
-            done = subprocess.run(
-                [*command, *words], cwd=tmp_path, env=kept, capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, done.stderr
-        assert "\\boxed" in done.stdout
-        up.send_signal(signal.SIGINT)
-        _, rest = up.communicate(timeout=60)
-        assert up.returncode == 0, rest
+        yield marker
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+        assert process.returncode == 0, rest
         deadline = time.monotonic() + 10
         while processes_of(marker) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert processes_of(marker) == []
     finally:
-        if up.poll() is None:
-            up.terminate()
-            up.communicate(timeout=60)
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=60)
         for pid in processes_of(marker):
             os.kill(pid, signal.SIGKILL)
+
+
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command of ours while the servers run."""
+    return subprocess.run(
+        [*COMMAND, *words], cwd=folder, env=KEPT, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_arithmetic_servers_start_pass_the_doctor_and_end(vllm_python, tmp_path):
+    ports = iter(free_ports(3))
+    text = re.sub(r"127\.0\.0\.1:\d+", lambda _: f"127.0.0.1:{next(ports)}", EXAMPLE.read_text("utf-8"))
+    (tmp_path / "trim.yaml").write_text(text)
+    with up(vllm_python, tmp_path) as marker:
+        assert len(processes_of(marker)) >= 1 + 3 * 2  # vLLM works with an engine beside the server
+        doctor = command(tmp_path, "doctor", "--config", "trim.yaml", "--json")
+        report = json.loads(doctor.stdout)
+        assert doctor.returncode == 0, report
+        assert report["errors"] == 0
+        assert "6 of 6" in doctor.stdout
+        for words in readme_commands():
+            done = command(tmp_path, *words)
+            assert done.returncode == 0, done.stderr
+        assert "\\boxed" in done.stdout
+
+
+def test_a_cascade_of_a_reward_model_and_a_judge_shares_one_server_for_generation(vllm_python, tmp_path):
+    tiny_prms.save_math_shepherd(tmp_path / "plus")
+    (port,) = free_ports(1)
+    served = {"model": "plus", "base_url": f"http://127.0.0.1:{port}/v1"}
+    args = ["--enforce-eager", "--max-num-seqs", "8"]
+    serve = {"path": "./plus", "cpu": True, "kv_cache_gb": 0.25, "dtype": "float32", "args": args}
+    first = {"type": "vllm_generative_prm", "format": "math_shepherd", **served, "serve": serve}
+    second = {"type": "llm_judge", "model": {"type": "vllm", **served}}
+    config = {
+        "small": {"type": "example"},
+        "large": {"type": "example"},
+        "scorer": {"type": "cascade", "first": first, "second": second},
+        "policy": {"type": "threshold", "t": 0.5},
+        "settings": {"max_steps": 4, "max_step_tokens": 32},
+    }
+    (tmp_path / "trim.yaml").write_text(yaml.safe_dump(config))
+    with up(vllm_python, tmp_path):
+        report = json.loads(command(tmp_path, "doctor", "--config", "trim.yaml", "--json").stdout)
+    seen = {(one["part"], one["check"]): one for one in report["checks"]}
+    for part, check in [
+        *(("scorer-1", check) for check in ("server", "model", "tokenizer", "scores", "prefix cache")),
+        *(("scorer-2", check) for check in ("server", "model")),
+    ]:
+        assert seen[part, check]["status"] == "ok", seen[part, check]
+    # Their weights are random: they rate, and rate nothing rightly.
+    assert seen["scorer-1", "right and wrong"]["found"]

@@ -282,9 +282,10 @@ def doctor(options: DoctorOptions) -> int:
 def up(options: UpOptions) -> int:
     """Starts the vLLM servers of a configuration and ends them together.
 
-    They are the parts of type vllm and vllm_prm whose base_url is at localhost; servers elsewhere are left
-    alone, and so is one that runs already with the same model from the same weights. Servers on one GPU
-    start one after the other. Ctrl-C, SIGTERM or the death of one ends all.
+    They are the parts of type vllm, vllm_prm and vllm_generative_prm whose base_url is at localhost, those
+    within a scorer too, such as the model of a judge. Parts of one address share a server. Servers elsewhere
+    are left alone, and so is one that runs already with the same model from the same weights. Servers on one
+    GPU start one after the other. Ctrl-C, SIGTERM or the death of one ends all.
     """
     from .up import run_up
 

@@ -65,8 +65,10 @@ def run_up(options: UpOptions) -> int:
     plan = plan_servers(config, folder)
     if not plan.servers and not options.show:
         raise SettingsError(
-            f"{options.config} names no vLLM server on this machine: up starts parts of type vllm and "
-            f"vllm_prm whose base_url is at localhost. {'; '.join(plan.elsewhere)}".rstrip(". ")
+            f"{options.config} names no vLLM server on this machine: up starts parts of type vllm, vllm_prm "
+            f"and vllm_generative_prm whose base_url is at localhost. {'; '.join(plan.elsewhere)}".rstrip(
+                ". "
+            )
         )
     python = options.python or os.environ.get("TRIM_VLLM_PYTHON") or None
     try:

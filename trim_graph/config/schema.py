@@ -363,12 +363,13 @@ class VLLMGenerativePRM(VLLMGenerativePRMSettings, ConfigSection):
 
     type: Literal["vllm_generative_prm"]
     tokenizer: ModelPlace | None = None
+    serve: Serve = Serve()
 
     def build(self) -> Any:
         """Makes the adapter; the server is asked at the first call."""
         from trim_graph.adapters import VLLMGenerativeProcessReward
 
-        return VLLMGenerativeProcessReward(**self.model_dump(exclude={"type"}))
+        return VLLMGenerativeProcessReward(**self.model_dump(exclude={"type", "serve"}))
 
 
 class VLLMEnginePRM(VLLMEnginePRMSettings, ConfigSection):
@@ -449,7 +450,7 @@ class CascadeScorerConfig(ConfigSection):
     first: ScorerConfig
     second: ScorerConfig
     unsure: Limits = Field(default_factory=lambda: list(UNSURE))
-    cache_size: int = Field(default=4096, ge=1, strict=True)
+    cache_size: int = Field(default=4096, ge=0, strict=True)
 
     def build(self) -> Any:
         """Makes both scorers and what they ask; models are asked at the first draft."""
@@ -511,7 +512,17 @@ def scorer_parts(scorer: Any) -> list[Any]:
     return [] if scorer is None else [scorer]
 
 
+def named_scorers(scorer: Any) -> dict[str, Any]:
+    """Returns a scorer as ``scorer``, or the parts of one that combines several as ``scorer-1`` and on."""
+    parts = scorer_parts(scorer)
+    return {f"scorer-{n}" if len(parts) > 1 else "scorer": part for n, part in enumerate(parts, 1)}
+
+
+def asked_by(scorer: Any) -> Any:
+    """Returns what a scorer asks: the model of a judge, another scorer itself."""
+    return scorer.model if isinstance(scorer, LLMJudgeScorer) else scorer
+
+
 def models_of(scorer: Any) -> list[Any]:
     """Returns what a scorer consists of: the models of its judges, and other scorers themselves."""
-    parts = scorer_parts(scorer)
-    return [part.model if isinstance(part, LLMJudgeScorer) else part for part in parts]
+    return [asked_by(part) for part in scorer_parts(scorer)]

@@ -6,8 +6,8 @@ import asyncio
 import re
 import shlex
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from trim_graph.adapters.base import ScorableStep, as_scorer, read_scores
@@ -16,7 +16,7 @@ from trim_graph.adapters.prm.scorer_file import FormatChoice, chosen_format
 from trim_graph.adapters.prm.scores import serve_options
 from trim_graph.adapters.vllm.plugin import serves
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
-from trim_graph.config.schema import scorer_parts
+from trim_graph.config.schema import asked_by, named_scorers, scorer_parts
 from trim_graph.errors import ModelServerError, ScorerError, SettingsError, TrimError
 from trim_graph.policies.parsing import Threshold
 from trim_graph.segmentation import Segmentation, delimiter
@@ -29,7 +29,6 @@ from .subjects import (
     PROBE_TEXT,
     Finding,
     Report,
-    Sample,
     Subject,
     in_thread,
     reads_arithmetic,
@@ -143,8 +142,14 @@ _TRAINED_ON = {
 
 
 def segmentation(config: TrimConfig) -> Finding | None:
-    """Steps end where those end that the PRM was trained on; None without a PRM."""
-    form = _format_of(config.scorer)
+    """Steps end where those end that the PRM was trained on, each of several; None without a PRM."""
+    findings = [_segmentation(config, part) for part in scorer_parts(config.scorer)]
+    known = [finding for finding in findings if finding is not None]
+    return next((one for one in known if one.status != "ok"), known[0] if known else None)
+
+
+def _segmentation(config: TrimConfig, scorer: Any) -> Finding | None:
+    form = _format_of(scorer)
     if form in (None, "trim"):  # a scorer trained here learned from the user's own steps
         return None
     trained = " or ".join(_ENDS[end] for end in _TRAINED_ON[form])
@@ -167,7 +172,7 @@ def _format_of(scorer: Any) -> str | None:
     if form != "auto":
         return form
     place: str = getattr(scorer, "tokenizer", None) or scorer.model
-    return chosen_format(scorer, place).name if Path(place).is_dir() else "qwen"
+    return chosen_format(scorer, place, download=False).name
 
 
 def _step_end(way: Segmentation) -> str | None:
@@ -253,7 +258,7 @@ async def scores(subject: Subject) -> Finding:
             await _scores(subject, sample.question, steps)
     except ScorerError as error:
         fix = "a scorer gives one probability per step"
-        if "tokenizer" in subject.known and not isinstance(error.__cause__, ModelServerError):
+        if subject.entry.type == "vllm_prm" and not isinstance(error.__cause__, ModelServerError):
             start = await _serve_line(subject, plugin=False)
             fix = f"start the server with {start} (trim-graph up --print shows the whole command)"
         return Finding.error(str(error), fix, ends=True)
@@ -325,7 +330,7 @@ _HITS = re.compile(r"^vllm:prefix_cache_hits_total(?:\{[^}]*\})? (\S+)$", re.MUL
 
 async def prefix_cache(subject: Subject) -> Finding:
     """Passes take what they have read before from the server's prefix cache."""
-    if not subject.adapter.scores_by_step:
+    if subject.entry.type == "vllm_prm" and not subject.adapter.scores_by_step:
         return await _without_cache(subject)
     sample = subject.samples[0]
     once = subject.known["input_tokens"][sample.question, 1]
@@ -432,17 +437,30 @@ SCORER: tuple[tuple[str, Check], ...] = (
 )
 
 
+_OF_SERVED_SCORERS: dict[str, list[tuple[str, Check]]] = {
+    "vllm": [("generation", chat_checks.writes), *SCORER],  # a judge
+    "vllm_prm": [
+        ("pooling", chat_checks.pools),
+        ("tokenizer", tokenizer),
+        ("step token", step_token),
+        *SCORER,
+        ("prefix cache", prefix_cache),
+    ],
+    "vllm_generative_prm": [("tokenizer", tokenizer), *SCORER, ("prefix cache", prefix_cache)],
+}
+"""Checks of a scorer behind a server, by the type of its part in a configuration."""
+
+
 def checks_of(subject: Subject) -> list[tuple[str, Check]]:
     """The checks that apply to a part, in order."""
     if any(part.type in ("token_probability", "turn_signals") for part in scorer_parts(subject.entry)):
         return []  # it reads what the writers report, or an agent's turns; `graph` checks that there are any
     if subject.by_prompt:
         return [("continuation", chat_checks.by_prompt), *(one for one in CHAT if one[0] not in _EXACT)]
-    if subject.part == "scorer":
+    if subject.is_scorer:
         if subject.server is None:
             return list(SCORER)
-        first = [("pooling", chat_checks.pools), ("tokenizer", tokenizer)]
-        return [*SERVER, *first, ("step token", step_token), *SCORER, ("prefix cache", prefix_cache)]
+        return [*SERVER, *_OF_SERVED_SCORERS[subject.entry.type]]
     if subject.server is None:
         return [(name, check) for name, check in CHAT if name not in _OF_SERVERS]
     return [*SERVER, ("generation", chat_checks.writes), *CHAT]
@@ -469,10 +487,10 @@ async def examine(
     """
     left_out = {finding.part for finding in unusable}
     subjects: dict[str, list[Subject]] = {}
-    for part in ("small", "large", "scorer"):
-        entry = getattr(config, part)
-        if entry is None:
-            continue
+    entries = {"small": config.small, "large": config.large, **named_scorers(config.scorer)}
+    if config.scorer is not None:
+        entries["scorer"] = config.scorer
+    for part, entry in entries.items():
         try:
             subjects[part] = subjects_of(part, entry, config.settings, config.budget, limit)
         except ValueError as error:
@@ -487,6 +505,8 @@ async def examine(
         findings.append(_named(steps, "set-up", "segmentation"))
     findings += unusable
     for part, replicas in subjects.items():
+        if part == "scorer":
+            _share_samples(subjects)
         if part not in left_out:
             for subject in replicas:
                 findings += await _examine(subject, on_check)
@@ -499,14 +519,21 @@ async def examine(
     return Report(tuple(findings))
 
 
+def _share_samples(subjects: dict[str, list[Subject]]) -> None:
+    """Gives a scorer that combines several the samples that one of them reads, if it reads nothing else."""
+    parts = [one for part, replicas in subjects.items() if part.startswith("scorer-") for one in replicas]
+    if any(one.samples == ARITHMETIC for one in parts):
+        subjects["scorer"][0].samples = ARITHMETIC
+
+
 async def _examine(subject: Subject, on_check: OnCheck) -> list[Finding]:
     findings: list[Finding] = []
     checks = checks_of(subject)
     for place, (name, check) in enumerate(checks):
         if name == "writing":
             await _limited(chat_checks.choose_samples, subject)
-        elif subject.part == "scorer" and not subject.samples and subject.server is None:
-            subject.samples = await _samples_here(subject)
+        elif subject.is_scorer and not subject.samples and name in ("generation", "scores"):
+            await _limited(_choose_samples, subject)
         on_check(f"{subject.name}: {name}")
         finding = _named(await _limited(check, subject), subject.name, name)
         findings.append(finding)
@@ -540,22 +567,22 @@ async def _limited(check: Callable[[Subject], Awaitable[Finding | None]], subjec
         )
 
 
-async def _samples_here(subject: Subject) -> tuple[Sample, ...]:
-    """Samples for a scorer in this process, by its tokenizer."""
-    if subject.entry.type == "example":
-        return ARITHMETIC
+async def _choose_samples(subject: Subject) -> None:
+    """Finds the samples that a scorer, or the model of a judge, reads."""
+    if subject.server is not None:
+        await chat_checks.choose_samples(subject)
+        return
+    asked = asked_by(subject.entry)
+    subject.samples = ARITHMETIC if asked.type == "example" else GENERAL
+    place = getattr(asked, "model", None)
+    if asked.type == "langchain" or not isinstance(place, str):
+        return
     from trim_graph.adapters.model_source import load_tokenizer
 
-    # The model of a server is but a name.
-    served = subject.entry.type == "vllm_generative_prm"
-    place = getattr(subject.entry, "tokenizer" if served else "model", None)
-    if not isinstance(place, str):
-        return GENERAL
-    try:
-        loaded = await in_thread(lambda: load_tokenizer(place))
-    except (OSError, ValueError):
-        return GENERAL
-    return ARITHMETIC if reads_arithmetic(loaded.encode(PROBE_TEXT, add_special_tokens=False)) else GENERAL
+    with suppress(OSError, ValueError):
+        loaded = await in_thread(lambda: load_tokenizer(place, chat=False))
+        if reads_arithmetic(loaded.encode(PROBE_TEXT, add_special_tokens=False)):
+            subject.samples = ARITHMETIC
 
 
 def _named(finding: Finding, part: str, check: str) -> Finding:

@@ -12,7 +12,13 @@ from trim_graph.adapters.base import ScorableStep
 from trim_graph.adapters.prompted.chat import ContinueByPrompt, as_writer
 from trim_graph.adapters.vllm.client import VLLMServer, check_base_url
 from trim_graph.budget import Budget
-from trim_graph.config.schema import FileSettings
+from trim_graph.config.schema import (
+    CascadeScorerConfig,
+    FileSettings,
+    LLMJudgeScorer,
+    MinimumOfScorers,
+    asked_by,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +153,9 @@ class Subject:
     """A part under examination.
 
     Attributes:
-        part: ``small``, ``large`` or ``scorer``.
-        entry: Its mapping in the configuration; of a replica, with its own address alone.
+        part: ``small``, ``large`` or ``scorer``; ``scorer-1`` and on of a scorer that combines several.
+        entry: Its mapping in the configuration, of a judge behind a server that of its model; of a replica,
+            with its own address alone.
         adapter: The chat model or scorer, which tries each call once.
         server: The server behind it; None for what runs in this process or elsewhere.
         settings: Of a run.
@@ -186,6 +193,11 @@ class Subject:
         return f"{self.part} at {self.on_server.root}" if self.replica else self.part
 
     @property
+    def is_scorer(self) -> bool:
+        """Whether it rates steps."""
+        return self.part.startswith("scorer")
+
+    @property
     def by_prompt(self) -> bool:
         """Whether it is asked by prompt for each step."""
         return isinstance(self.adapter, ContinueByPrompt)
@@ -201,10 +213,13 @@ def subjects_of(
     part: str, entry: Any, settings: FileSettings, budget: Budget, timeout: float
 ) -> list[Subject]:
     """Makes what is examined of a part: each replica where ``base_url`` lists several; see `subject_of`."""
-    urls = getattr(entry, "base_url", None)
+    asked = asked_by(entry)
+    urls = getattr(asked, "base_url", None)
     if not isinstance(urls, list):
         return [subject_of(part, entry, settings, budget, timeout)]
-    single = [entry.model_copy(update={"base_url": url}) for url in urls]
+    single = [asked.model_copy(update={"base_url": url}) for url in urls]
+    if isinstance(entry, LLMJudgeScorer):
+        single = [entry.model_copy(update={"model": model}) for model in single]
     subjects = [subject_of(part, one, settings, budget, timeout) for one in single]
     for subject in subjects:
         subject.replica = len(subjects) > 1
@@ -218,22 +233,35 @@ def subject_of(part: str, entry: Any, settings: FileSettings, budget: Budget, ti
         ValueError: The adapter refuses its settings.
         ImportError: What it needs is not installed.
     """
-    # The entry's own read_timeout is judged against the speed that is seen.
-    limits: dict[str, float] = {"max_retries": 0, "read_timeout": timeout}
-    if entry.type in ("vllm_prm", "vllm_engine_prm"):
-        limits["cache_size"] = 0  # a check that asks again wants an answer of the model
-    hasty = entry.model_copy(update={k: v for k, v in limits.items() if hasattr(entry, k)})
+    hasty = _hasty(entry, timeout)
     # As a run has it: a model that cannot carry on a text is asked by prompt.
-    adapter = hasty.build() if part == "scorer" else as_writer(hasty.build(part), settings.delimiter)
-    server = None
-    if entry.type in ("vllm", "vllm_prm"):
-        server = VLLMServer(
-            root=check_base_url(entry.base_url),
-            api_key_env=entry.api_key_env,
-            read_timeout=timeout,
-            max_retries=0,
-        )
-    return Subject(part, entry, adapter, server, settings, budget, timeout)
+    scorer = part.startswith("scorer")
+    adapter = hasty.build() if scorer else as_writer(hasty.build(part), settings.delimiter)
+    asked = asked_by(entry)
+    if asked.type not in ("vllm", "vllm_prm", "vllm_generative_prm"):
+        return Subject(part, entry, adapter, None, settings, budget, timeout)
+    server = VLLMServer(
+        root=check_base_url(asked.base_url),
+        api_key_env=asked.api_key_env,
+        read_timeout=timeout,
+        max_retries=0,
+    )
+    return Subject(part, asked, adapter, server, settings, budget, timeout)
+
+
+def _hasty(entry: Any, timeout: float) -> Any:
+    """Returns a part that tries each call once and waits ``timeout`` seconds, and the parts within it too."""
+    # The entry's own read_timeout is judged against the speed that is seen.
+    # A check that asks again wants an answer of the model, not a score that is kept.
+    changed: dict[str, Any] = {"max_retries": 0, "read_timeout": timeout, "cache_size": 0}
+    changed = {name: value for name, value in changed.items() if hasattr(entry, name)}
+    if isinstance(entry, LLMJudgeScorer):
+        changed["model"] = _hasty(entry.model, timeout)
+    elif isinstance(entry, CascadeScorerConfig):
+        changed |= {"first": _hasty(entry.first, timeout), "second": _hasty(entry.second, timeout)}
+    elif isinstance(entry, MinimumOfScorers):
+        changed["scorers"] = [_hasty(scorer, timeout) for scorer in entry.scorers]
+    return entry.model_copy(update=changed)
 
 
 async def in_thread(work: Callable[[], T]) -> T:

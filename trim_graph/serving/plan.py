@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from trim_graph.adapters.model_source import local_file
 from trim_graph.adapters.prm.scorer_file import chosen_format
 from trim_graph.adapters.prm.scores import plugin_options, serve_options
 from trim_graph.adapters.vllm.plugin import GROUP, NAME, PUBLISHED, is_allowed, is_installed, serves
 from trim_graph.config import TrimConfig
-from trim_graph.config.schema import VLLMPRM, VLLMModel, scorer_parts
+from trim_graph.config.schema import VLLMPRM, Serve, VLLMGenerativePRM, VLLMModel, asked_by, named_scorers
 from trim_graph.errors import SettingsError
 
-Entry = VLLMModel | VLLMPRM
+Entry = VLLMModel | VLLMPRM | VLLMGenerativePRM
 
 _LOOPBACK = {"localhost": "127.0.0.1", "127.0.0.1": "127.0.0.1", "::1": "::1"}
 _KEY = "VLLM_API_KEY"
@@ -122,7 +123,7 @@ def plan_servers(config: TrimConfig, folder: Path, *, plugin: bool = False) -> P
     here: dict[str, Entry] = {}
     elsewhere = []
     for name, entry in _entries(config):
-        if not isinstance(entry, VLLMModel | VLLMPRM):
+        if not isinstance(entry, Entry):
             continue
         if not isinstance(entry.base_url, str):
             elsewhere.append(f"{name}: base_url is a list of replicas, which up does not start")
@@ -132,33 +133,50 @@ def plan_servers(config: TrimConfig, folder: Path, *, plugin: bool = False) -> P
             elsewhere.append(f"{name}: {entry.base_url} is another machine's: not started here")
     groups = _grouped(here)
     shares = _shares(groups, here, folder)
-    servers = [_server(names, here[names[0]], folder, shares.get(names[0]), plugin) for names in groups]
+    servers = [
+        _server(names, leading, here[leading], folder, shares.get(leading), plugin)
+        for names, leading in groups.items()
+    ]
     return Plan(tuple(servers), tuple(elsewhere))
 
 
 def _entries(config: TrimConfig) -> list[tuple[str, Any]]:
-    """Returns the parts of a configuration by their names; each scorer of one that combines several."""
+    """Returns the parts of a configuration by name: the two models, and what each scorer asks."""
     entries = [(name, getattr(config, name)) for name in TrimConfig.model_fields if name != "scorer"]
-    parts = scorer_parts(config.scorer)
-    scorers = [f"scorer-{number}" for number in range(1, len(parts) + 1)] if len(parts) > 1 else ["scorer"]
-    return [*entries, *zip(scorers, parts, strict=False)]
+    return [*entries, *((name, asked_by(part)) for name, part in named_scorers(config.scorer).items())]
 
 
-def _grouped(entries: dict[str, Entry]) -> list[tuple[str, ...]]:
-    """Parts that share a server, in order."""
-    groups: dict[int, list[str]] = {}
+def _grouped(entries: dict[str, Entry]) -> dict[tuple[str, ...], str]:
+    """Returns the parts that share a server, in order, and which of them says how it is started."""
+    groups: dict[int, dict[str, Entry]] = {}
     for name, entry in entries.items():
-        port = _address(name, entry)[1]
-        others = groups.setdefault(port, [])
-        others.append(name)
-        first = entries[others[0]]
-        same = (type(entry), entry.model, entry.serve, entry.api_key_env)
-        if same != (type(first), first.model, first.serve, first.api_key_env):
+        groups.setdefault(_address(name, entry)[1], {})[name] = entry
+    return {tuple(parts): _leading(port, parts) for port, parts in groups.items()}
+
+
+def _leading(port: int, parts: dict[str, Entry]) -> str:
+    """Returns the first part of a server with ``serve``; one without it takes the server as it is.
+
+    Raises:
+        SettingsError: The parts are not the same model, started in the same way.
+    """
+    unsaid = Serve()
+    leading = next((name for name, entry in parts.items() if entry.serve != unsaid), next(iter(parts)))
+    first = parts[leading]
+    for name, entry in parts.items():
+        if isinstance(entry, VLLMPRM) != isinstance(first, VLLMPRM):
             raise SettingsError(
-                f"{others[0]} and {name} both have port {port} in base_url, but are not the same model with "
+                f"{leading} and {name} both have port {port} in base_url, but a server of one model either "
+                "writes text or pools scores (vllm_prm): give each its own port"
+            )
+        same = (entry.model, entry.api_key_env) == (first.model, first.api_key_env)
+        if not same or entry.serve not in (first.serve, unsaid):
+            earlier, later = sorted((leading, name), key=list(parts).index)
+            raise SettingsError(
+                f"{earlier} and {later} both have port {port} in base_url, but are not the same model with "
                 "the same serve and api_key_env: give each its own port"
             )
-    return [tuple(names) for names in groups.values()]
+    return leading
 
 
 def _address(name: str, entry: Entry) -> tuple[str, int]:
@@ -200,12 +218,14 @@ def _gpus(entry: Entry) -> list[str]:
     return [str(gpu) for gpu in entry.serve.gpu] or [visible[0].strip() or "0"]
 
 
-def _shares(groups: list[tuple[str, ...]], entries: dict[str, Entry], folder: Path) -> dict[str, float]:
-    """The memory share of the first part of each group; the smallest where a model is on several GPUs."""
+def _shares(
+    groups: Mapping[tuple[str, ...], str], entries: dict[str, Entry], folder: Path
+) -> dict[str, float]:
+    """The memory share of each server, by its leading part; the smallest where it is on several GPUs."""
     users: dict[str, list[str]] = {}
-    for names in groups:
-        for gpu in _gpus(entries[names[0]]):
-            users.setdefault(gpu, []).append(names[0])
+    for leading in groups.values():
+        for gpu in _gpus(entries[leading]):
+            users.setdefault(gpu, []).append(leading)
     shares: dict[str, float] = {}
     for gpu, tenants in users.items():
         given = {name: entries[name].serve.memory_share for name in tenants}
@@ -219,9 +239,9 @@ def _shares(groups: list[tuple[str, ...]], entries: dict[str, Entry], folder: Pa
 
 
 def _server(
-    names: tuple[str, ...], entry: Entry, folder: Path, share: float | None, plugin: bool
+    names: tuple[str, ...], name: str, entry: Entry, folder: Path, share: float | None, plugin: bool
 ) -> ServerPlan:
-    name, serve = names[0], entry.serve
+    serve = entry.serve
     host, port = _address(name, entry)
     weights = _weights(name, entry, folder)
     arguments = [
@@ -310,25 +330,13 @@ def weights_bytes(weights: str) -> int | None:
     Returns:
         Bytes, at two a weight where only the name shows them; None where nothing does.
     """
-    folder = Path(weights) if Path(weights).is_dir() else _in_cache(weights)
-    files = [file.stat().st_size for file in folder.glob("*.safetensors")] if folder else []
+    config = Path(weights) / "config.json" if Path(weights).is_dir() else local_file(weights, "config.json")
+    files = [file.stat().st_size for file in config.parent.glob("*.safetensors")] if config else []
     if files:
         return sum(files)
     found = _SIZE.findall(weights.rpartition("/")[2])
     sizes = [int(times or 1) * float(billions) for times, billions in found]
     return int(max(sizes) * 1e9 * _BYTES_PER_WEIGHT) if sizes else None
-
-
-def _in_cache(hub_id: str) -> Path | None:
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:
-        return None
-    try:
-        config = try_to_load_from_cache(hub_id, "config.json")
-    except ValueError:  # no hub id
-        return None
-    return Path(config).parent if isinstance(config, str) else None
 
 
 def share_out(

@@ -324,7 +324,7 @@ def test_another_setting_that_is_refused_is_named_with_its_remedy(way):
     ("settings", "match"),
     [
         ({"max_tokens": 0}, r"max_tokens\n.*greater than or equal to 1"),
-        ({"cache_size": 0}, r"cache_size\n.*greater than or equal to 1"),
+        ({"cache_size": -1}, r"cache_size\n.*greater than or equal to 0"),
         ({"concurrency": True}, r"concurrency\n.*valid integer"),
         ({"top_logprobs": -1}, r"top_logprobs\n.*greater than or equal to 0"),
         ({"prompt": "{question} {step}"}, "lacks {before}, {fence}"),
