@@ -434,7 +434,7 @@ GENERATIVE = {"format": "math_shepherd"}
 
 
 def test_every_setting_of_a_generative_prm_is_one_of_its_adapter():
-    settings = set(VLLMGenerativePRM.model_fields) - {"type"}
+    settings = set(VLLMGenerativePRM.model_fields) - {"type", "serve"}
     written = VLLMGenerativePRM(type="vllm_generative_prm", model="org/m", **GENERATIVE).model_dump()
     made = VLLMGenerativeProcessReward("org/m", **GENERATIVE)
     assert {name: getattr(made, name) for name in settings} == {name: written[name] for name in settings}

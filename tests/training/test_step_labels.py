@@ -6,6 +6,8 @@ from dataclasses import replace
 from itertools import islice
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trim_graph.config import Parts, example_config
 from trim_graph.errors import InputError, SettingsError, TrimError
@@ -15,9 +17,15 @@ from trim_graph.evaluation.traces import read_traces, write_traces
 from trim_graph.testing import ScriptedChatModel
 from trim_graph.training.continuations import Continuations, Share
 from trim_graph.training.judgements import Judgements
-from trim_graph.training.step_labels import LabelSettings, StepLabeller, interval_width, read_labels
+from trim_graph.training.step_labels import (
+    LabelSettings,
+    StepLabeller,
+    interval_width,
+    read_labels,
+    reweighted,
+)
 
-SETTINGS = LabelSettings(rollouts=1, continuations=4, width=0.0, batch=2, target="soft")
+SETTINGS = LabelSettings(rollouts=1, continuations=4, width=0.0, batch=2, target="soft", reweight=False)
 
 
 def grade(solution):
@@ -113,6 +121,7 @@ def test_the_share_of_right_continuations_is_the_target_and_the_first_lost_step_
         "width": 0.0,
         "target": "soft",
         "tolerance": 0,
+        "reweight": False,
     }
     assert (report.solutions, report.right, report.lost, report.steps) == (2, 1, 1, 3)
     assert len(records) == 2 + 3 + 3  # the third prefix, which is lost, was never continued
@@ -134,6 +143,39 @@ def test_steps_before_the_first_lost_one_keep_their_share_within_the_tolerance(t
     assert column(traces, "label") == [True, True, False, None, None]
     # Behind the second step the first rollout ended wrong, and three continuations end right.
     assert column(traces, "value") == [1.0, 0.75, 0.0, None, None]
+
+
+def test_a_share_counts_in_relation_to_that_of_the_questions_rollouts(tmp_path):
+    """One of three rollouts ends right; behind each of the first two steps, one of four continuations."""
+    behind_b = ["c.", "wrong", "right", "wrong"]
+    written = {
+        "": ["a.", "right", "wrong"],
+        "a.": ["b.", "wrong", "wrong", "right", "wrong"],
+        "a. b.": behind_b,
+        "a. b. c.": ["wrong"],
+    }
+    settings = replace(SETTINGS, rollouts=3)
+    values = {}
+    for name, changes in {
+        "raw": {},
+        "soft": {"reweight": True},
+        "scan": {"reweight": True, "target": "hard", "tolerance": 1},
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (traces, _), _ = label(folder, models(Turns(written)), replace(settings, **changes))
+        assert column(traces, "label") == [True, True, False, None]
+        values[name] = column(traces, "value")
+    assert values["raw"] == [0.25, 0.25, 0.0, None]
+    assert values["soft"] == [pytest.approx(0.75), pytest.approx(0.75), 0.0, None]
+    assert values["scan"] == [1.0, pytest.approx(0.75), 0.0, None]
+
+
+@given(st.floats(0, 1), st.floats(0, 1, exclude_min=True))
+def test_a_reweighted_share_is_a_target_and_never_below_the_share(share, confidence):
+    found = reweighted(share, confidence)
+    assert share <= found <= 1
+    assert reweighted(confidence, confidence) == 1
 
 
 def test_continuations_end_early_where_the_interval_is_narrow(tmp_path):
@@ -355,8 +397,8 @@ def test_labels_of_the_example_models_agree_with_the_exact_checker(tmp_path):
     from trim_graph.evaluation.datasets import make_dataset
 
     config = example_config({"small": {"type": "example", "temperature": 0.4}, "policy": "small_only"})
-    questions = list(islice(make_dataset("arithmetic:standard:train").questions(), 16))
-    settings = LabelSettings(rollouts=2, continuations=4)
+    questions = list(islice(make_dataset("arithmetic:standard:train").questions(), 24))
+    settings = LabelSettings(rollouts=2, continuations=4, target="soft")
     (traces, _), _ = label(tmp_path, Models(config, build_parts(config)), settings, questions)
     exact, values = list[bool](), list[float]()
     for trace in traces:

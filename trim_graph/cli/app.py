@@ -151,8 +151,9 @@ followers have no label.
 
 \b
 Against noise: questions that no rollout solves are dropped, with
---min-confidence also those that few do, and --tolerance softens hard targets
-before the first lost step (both SCAN, arXiv 2509.16548); --consensus keeps the
+--min-confidence also those that few do, --tolerance softens hard targets
+before the first lost step, and shares count in relation to that of the
+question's rollouts (all SCAN, arXiv 2509.16548); --consensus keeps the
 solutions whose first lost step a judge confirms (arXiv 2501.07301).
 
 """

@@ -220,6 +220,7 @@ def _settings(options: LabelOptions) -> LabelSettings:
         width=options.width,
         target=options.target,  # type: ignore[arg-type]
         tolerance=options.tolerance,
+        reweight=options.reweight,
         places=options.places,
         min_confidence=options.min_confidence,
         consensus=options.consensus,

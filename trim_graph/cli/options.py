@@ -468,6 +468,13 @@ class LabelOptions(Options):
         typer.Option(help="With hard: so many steps before the first lost one keep the share."),
         Bound(lambda value: value >= 0, "choose 0 or more"),
     ] = 0
+    reweight: Annotated[
+        bool,
+        typer.Option(
+            "--reweight/--no-reweight",
+            help="Divide a share that is a target by that of the question's rollouts; 1 at most.",
+        ),
+    ] = True
     places: Annotated[
         int, typer.Option(help="With advantage: steps of a solution that the large model rewrites."), POSITIVE
     ] = 3

@@ -66,11 +66,12 @@ class LabelSettings:
             of continuations that end right. Hard ones trained the better scorer in the arithmetic world, and
             do so after filtering in "Lessons" (arXiv 2501.07301).
         tolerance: With ``hard``, this many steps before the first lost one keep the share: the search tends
-            to blame a step too late (SCAN, arXiv 2509.16548).
+            to blame a step too late (SCAN, arXiv 2509.16548, where 2 was best).
+        reweight: Whether a share that is a target counts in relation to the question's own, by `reweighted`.
         places: With ``advantage``, steps of each solution at which the large model writes, drawn at random.
         min_confidence: Questions of which a smaller share of the small model's rollouts ends right are
-            dropped: their labels are mostly errors of the small model (SCAN). Questions of which none does
-            are dropped in any case.
+            dropped: their labels are mostly errors of the small model (SCAN, whose authors drop below
+            0.75). Questions of which none does are dropped in any case.
         consensus: Whether solutions are dropped whose first lost step is another than the first one that the
             judge disagrees with ("Lessons", arXiv 2501.07301).
         agreement: The judge disagrees with a step below this probability.
@@ -89,6 +90,7 @@ class LabelSettings:
     width: float = 0.5
     target: Target = "hard"
     tolerance: int = 0
+    reweight: bool = True
     places: int = 3
     min_confidence: float = 0.0
     consensus: bool = False
@@ -625,6 +627,13 @@ class StepLabeller:
         share = self.recorded.share(solution.question, solution.digests[length])
         return share.value if share.n else None
 
+    def _target(self, solution: _Solution, length: int) -> float | None:
+        """Returns the share of a prefix as a target; None where nothing continues it."""
+        share = self._value_of(solution, length)
+        if share is None or not self.settings.reweight:
+            return share
+        return reweighted(share, self._confidence(solution.question).value)
+
     def _targets(self, solution: _Solution) -> Iterator[tuple[bool | None, float | None]]:
         """Yields hard label and target of each step."""
         settings, count = self.settings, len(solution.steps)
@@ -645,7 +654,7 @@ class StepLabeller:
             ):
                 yield label, float(label)
             else:
-                yield label, self._value_of(solution, place + 1)
+                yield label, self._target(solution, place + 1)
 
     def _trace(self, solution: _Solution) -> Trace:
         rollout = solution.rollout
@@ -679,10 +688,32 @@ class StepLabeller:
         if settings.continued:
             policy |= {"continuations": settings.continuations, "width": settings.width}
         if settings.method == "monte_carlo":
-            policy |= {"target": settings.target, "tolerance": settings.tolerance}
+            policy |= {
+                "target": settings.target,
+                "tolerance": settings.tolerance,
+                "reweight": settings.reweight,
+            }
         if settings.judged:
             policy |= {"agreement": settings.agreement, "consensus": settings.consensus}
         return policy
+
+
+def reweighted(share: float, confidence: float) -> float:
+    """Returns a share in relation to how able the small model is at the question: min(c_t / SC(q), 1).
+
+    c_t is the share of the small model's continuations of step t that end right. SC(q), its self-confidence,
+    is the same of its rollouts of the question. A step that leaves the model's chances as they were is worth
+    1, also of a question that the model seldom solves.
+
+    Source: SCAN (arXiv 2509.16548; https://scan-prm.github.io, "Robust Learning"; `process.py` in
+    https://github.com/yyDing1/SCAN-PRM): the target of a step at most d before the first lost one is
+    min(c_t / SC(q), 1), that of any other step I(c_t > 0). d is `LabelSettings.tolerance`.
+
+    Args:
+        share: c_t.
+        confidence: SC(q), above 0.
+    """
+    return min(share / confidence, 1.0)
 
 
 def interval_width(share: Share) -> float:

@@ -40,7 +40,7 @@ BASE = LARGE
 HELD_OUT = 0.15
 """Share of the labelled problems that calibrate a scorer."""
 METHODS: dict[str, dict[str, Any]] = {
-    "monte_carlo": {"method": "monte_carlo", "target": "soft"},
+    "monte_carlo": {"method": "monte_carlo", "target": "soft", "reweight": False},
     "monte_carlo, hard": {"method": "monte_carlo", "target": "hard"},
     "advantage": {"method": "advantage", "places": 2},
 }
