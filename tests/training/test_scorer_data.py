@@ -129,6 +129,16 @@ def test_no_question_is_in_two_parts(questions, seed, test):
     assert [{one.question for one in part} for part in again] == parts
 
 
+@given(st.integers(0, 99), st.integers(2, 4))
+def test_each_part_has_its_share_of_the_questions_with_a_wrong_step(seed, wrong):
+    """One question in two to four has one: drawn without regard to that, a part of eight may have none."""
+    solutions = [labelled(f"q{at}", True, *([False] if at % wrong == 0 else [])) for at in range(64)]
+    split = split_by_question(solutions, validation=0.125, test=0.125, seed=seed)
+    for part in split:
+        expected = len(part) / wrong
+        assert abs(sum(False in one.labels for one in part) - expected) <= 1
+
+
 def test_one_kind_of_step_is_refused_by_name():
     solutions = [labelled(f"q{at}", True) for at in range(20)]
     with pytest.raises(InputError, match=r"all \d+ labelled steps of the validation questions are right"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -114,6 +114,8 @@ def split_by_question(
 ) -> Split:
     """Draws the questions for validation and test; all solutions of a question go with it.
 
+    Questions with a wrong step are spread evenly, so that each part has its share of them.
+
     Args:
         solutions: All of them.
         validation: Share of the questions.
@@ -126,8 +128,7 @@ def split_by_question(
     by_question: dict[str, list[LabelledSteps]] = {}
     for solution in solutions:
         by_question.setdefault(solution.question, []).append(solution)
-    names = sorted(by_question)
-    random.Random(seed).shuffle(names)
+    names = _spread(by_question, random.Random(seed))
     counts = {"validation": _count(len(names), validation), "test": _count(len(names), test)}
     if sum(counts.values()) >= len(names):
         raise InputError(
@@ -143,6 +144,18 @@ def split_by_question(
         if those or part != "test":
             _check_both_kinds(part, those)
     return Split(**parts)
+
+
+def _spread(by_question: Mapping[str, Sequence[LabelledSteps]], draw: random.Random) -> list[str]:
+    """Shuffles the questions, those with a wrong step evenly among the others."""
+    groups: dict[bool, list[str]] = {True: [], False: []}
+    for name in sorted(by_question):
+        groups[any(False in one.labels for one in by_question[name])].append(name)
+    places = list[tuple[float, str]]()
+    for names in groups.values():
+        draw.shuffle(names)
+        places += [((at + 0.5) / len(names), name) for at, name in enumerate(names)]
+    return [name for _, name in sorted(places)]
 
 
 def _count(questions: int, share: float) -> int:
