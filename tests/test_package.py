@@ -58,7 +58,14 @@ PUBLIC = {
         "open_ledger",
         "trim_node",
     },
-    trim_graph.shadow: {"Counts", "Shadow", "ShadowMiddleware", "ShadowProcess", "ShadowRecord", "read_shadow"},
+    trim_graph.shadow: {
+        "Counts",
+        "Shadow",
+        "ShadowMiddleware",
+        "ShadowProcess",
+        "ShadowRecord",
+        "read_shadow",
+    },
     trim_graph.policies: {
         "AllOf",
         "AnyOf",

@@ -92,7 +92,7 @@ def a_summary(n, **changes):
                 "savings": {
                     "tokens": {"value": -120.5, "interval": [-130.0, -111.0]},
                     "large_tokens": {"value": 46.3, "interval": [45.0, 47.5]},
-                    "cost": figure,
+                    "cost": metric,
                     "seconds": {"value": -0.25, "interval": None},
                 },
             }

@@ -188,7 +188,8 @@ class _Child:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 limit=LONGEST,
             )
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             process.stdin.write(json.dumps(settings).encode() + b"\n")
             async with asyncio.timeout(_START_S):
                 ready = await process.stdout.readline()
