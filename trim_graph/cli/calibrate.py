@@ -170,7 +170,7 @@ def _own_policy(config: TrimConfig, point: QualityPoint | None = None) -> dict[s
     """Returns the policy whose family is searched where --family does not say."""
     for policy in (point.policy if point else None, config.policy):
         if policy is not None and policy.type != "quality":
-            return cast(dict[str, Any], policy.model_dump())
+            return policy.model_dump()
     return {"type": "threshold"}
 
 

@@ -301,7 +301,9 @@ class Calibrator:
         return Selection(
             point=min(saving, key=lambda point: point.share or 0.0, default=None),
             undecided=undecided,
-            further=undecided and further_questions(undecided, target.value, confidence),
+            further=None
+            if undecided is None
+            else further_questions(undecided, target.value, confidence),
             confidence=confidence,
         )
 

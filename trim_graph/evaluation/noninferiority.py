@@ -102,7 +102,7 @@ class PairedOutcomes:
 
 @lru_cache(maxsize=4096)
 def _loss_bound(seen: PairedOutcomes, confidence: float) -> float:
-    from scipy.optimize import brentq
+    from scipy.optimize import brentq  # type: ignore[import-untyped]
 
     error = 1 - confidence
 
@@ -131,7 +131,7 @@ def further_questions(
         At least 1; None where the supposed loss is not below ``max_loss``, or so near that it would take more
         than `MOST_QUESTIONS` questions.
     """
-    from scipy.stats import norm
+    from scipy.stats import norm  # type: ignore[import-untyped]
 
     lose, gain = (seen.lost + 0.5) / (seen.n + 1), (seen.gained + 0.5) / (seen.n + 1)
     margin = max_loss - (lose - gain)
