@@ -105,6 +105,8 @@ def run_calibrate(options: CalibrateOptions) -> int:
         )
     _warn_of_few(tasks, len(questions))
     rated = any(_rated(task.family) for task in tasks)
+    if rated and config.scorer is None:
+        raise SettingsError("the policies to choose from need scores, and the configuration names no scorer")
     # The policy of the configuration, which may have none yet, is not run.
     config = config.model_copy(update={"policy": policy_config({"type": "small_only"})})
     work = _Calibration(options, config, dataset, load_parts(config, rated=rated))
@@ -318,8 +320,8 @@ def _change(answer: _Answer) -> tuple[tuple[str, ...], dict[str, Any]]:
     measured = Measured(
         n=expected["n"],
         saved=round(1 - (expected["share"]["value"] or 0.0), 4),
-        loss=loss and round(loss["value"], 4),
-        loss_bound=loss and round(loss["bound"], 4),
+        loss=None if loss is None else round(loss["value"], 4),
+        loss_bound=None if loss is None else round(loss["bound"], 4),
     )
     return ("quality", task.name), {
         task.target.kind: task.target.value,

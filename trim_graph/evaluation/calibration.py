@@ -301,9 +301,7 @@ class Calibrator:
         return Selection(
             point=min(saving, key=lambda point: point.share or 0.0, default=None),
             undecided=undecided,
-            further=None
-            if undecided is None
-            else further_questions(undecided, target.value, confidence),
+            further=None if undecided is None else further_questions(undecided, target.value, confidence),
             confidence=confidence,
         )
 
@@ -312,7 +310,7 @@ class Calibrator:
         points: list[Point] = []
         for setting in family.sequence():
             scores = self.scores() if family.scored and points else ()
-            if scores and bisect_left(scores, setting) == bisect_left(scores, points[-1].setting):
+            if scores and bisect_left(scores, setting) == bisect_left(scores, float(points[-1].setting)):
                 continue  # no draft has a score between the two thresholds: the runs would be the same
             points.append(await self.point(family, setting))
             if _bound(points[-1], CONFIDENCE) > max_loss:

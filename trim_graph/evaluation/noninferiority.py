@@ -119,6 +119,7 @@ def least_questions(max_loss: float, confidence: float = CONFIDENCE) -> int:
     return math.ceil(math.log(1 - confidence) / math.log1p(-max_loss))
 
 
+@lru_cache(maxsize=4096)
 def further_questions(
     seen: PairedOutcomes, max_loss: float, confidence: float = CONFIDENCE, power: float = POWER
 ) -> int | None:
@@ -158,10 +159,14 @@ def _power(n: int, lose: float, gain: float, max_loss: float, confidence: float)
     import numpy as np
 
     interval = chance_interval(round(n * gain), n, 1 - _NUISANCE_ERROR)
-    accepted, refused = -n - 2.0, n + 2 * _Z * math.sqrt(n + 1)
-    while refused - accepted > 0.01:
+    # Four deviations around the allowed loss: below nobody would be refused, above nobody accepted.
+    spread = 4 * _Z * math.sqrt(n + 1)
+    accepted, refused = n * max_loss - spread, n * max_loss + spread
+    while refused - accepted > 0.1:
         middle = (accepted + refused) / 2
-        if _worst_probability(n, middle, max_loss, *interval) + _NUISANCE_ERROR <= 1 - confidence:
+        # A plan bears a coarse search.
+        worst = _worst_probability(n, middle, max_loss, *interval, chances=8)
+        if worst + _NUISANCE_ERROR <= 1 - confidence:
             accepted = middle
         else:
             refused = middle
@@ -186,7 +191,9 @@ def _badness(lost: float, gained: float) -> float:
     return lost - gained + _Z * math.sqrt(lost + gained + 1)
 
 
-def _worst_probability(n: int, badness: float, loss: float, low: float, high: float) -> float:
+def _worst_probability(
+    n: int, badness: float, loss: float, low: float, high: float, chances: int = _CHANCES
+) -> float:
     """Returns the largest probability of a result no worse than one, over chances of a gain in an interval.
 
     Args:
@@ -195,6 +202,7 @@ def _worst_probability(n: int, badness: float, loss: float, low: float, high: fl
         loss: Chance of a lost question less that of a gained one.
         low: Least chance of a gain.
         high: Largest one.
+        chances: How many chances of a gain are tried.
     """
     import numpy as np
 
@@ -202,7 +210,7 @@ def _worst_probability(n: int, badness: float, loss: float, low: float, high: fl
     if low > high:
         return 0.0
     # Even in the square root, the scale on which the spread of a count does not depend on its chance.
-    gain = np.linspace(math.sqrt(low), math.sqrt(high), _CHANCES) ** 2
+    gain = np.linspace(math.sqrt(low), math.sqrt(high), chances) ** 2
     return float(_probability(n, badness, np.clip(gain + loss, 0.0, 1.0), gain).max())
 
 
