@@ -22,7 +22,7 @@ from tests.routing.test_router import (
     view_of,
 )
 from trim_graph.budget import Budget
-from trim_graph.policies import entropy_probe, large_only, small_only
+from trim_graph.policies import advantage, entropy_probe, large_only, small_only
 from trim_graph.routing import Router, RouterOptions
 from trim_graph.routing.explain import WHY_STOPPED
 from trim_graph.routing.router import MAX_LARGE_FAILURES
@@ -56,6 +56,14 @@ def test_an_accepted_draft_is_explained_by_policy_and_score():
 
 def test_a_rewritten_draft_is_explained_by_policy_and_score():
     assert requested(draft=draft(0.2)) == WANTED
+
+
+def test_a_policy_may_name_numbers_of_its_own():
+    why = requested(advantage(0.1, price_per_token=0.01), draft=draft(0.2))
+    assert why == (
+        "advantage(0.1, price_per_token=0.01) had the large model write the step again "
+        "(gain 0.6, more than 0.2 needed)"
+    )
 
 
 def test_a_handover_is_explained_by_the_policys_decision():

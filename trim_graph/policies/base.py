@@ -121,6 +121,18 @@ class Policy:
         """Decides on the small model's draft."""
         return "accept"
 
+    def evidence(self, observation: Observation) -> str:
+        """Returns the numbers that an answer depends on, for the explanation of a step; empty without any.
+
+        Default: the draft's score, and the entropy of a probe.
+        """
+        seen = []
+        if observation.score is not None:
+            seen.append(f"score {observation.score:.3g}")
+        if observation.probe_entropy is not None:
+            seen.append(f"entropy {observation.probe_entropy:.3g} nats")
+        return ", ".join(seen)
+
     def __or__(self, other: Policy | Callable[[Observation], Any]) -> Policy:
         """Returns a policy that regenerates where either policy says so."""
         return AnyOf(self, as_policy(other))

@@ -83,8 +83,16 @@ class advantage(Policy):
         """Compares the estimated gain with what it must be."""
         if observation.score is None:
             return "accept"
-        needed = self.minimum + self.price_per_token * observation.draft_tokens
-        return "regenerate" if 1 - 2 * observation.score > needed else "accept"
+        return "regenerate" if 1 - 2 * observation.score > self._needed(observation) else "accept"
+
+    def evidence(self, observation: Observation) -> str:
+        """Returns the estimated gain and what it must exceed."""
+        if observation.score is None:
+            return ""
+        return f"gain {1 - 2 * observation.score:.3g}, more than {self._needed(observation):.3g} needed"
+
+    def _needed(self, observation: Observation) -> float:
+        return self.minimum + self.price_per_token * observation.draft_tokens
 
     def __repr__(self) -> str:
         return f"advantage({self.minimum}, price_per_token={self.price_per_token})"
@@ -256,6 +264,11 @@ class stay_on_large(Policy):
         choice = checked(self.policy.decide(with_memory(observation, inner)), DECISIONS, self.policy, inner)
         stay = self.k if choice.value == "regenerate" else 0
         return Choice(choice.value, [stay, choice.memory])
+
+    def evidence(self, observation: Observation) -> str:
+        """Returns the numbers of the wrapped policy."""
+        _, inner = observation.memory or (0, None)
+        return self.policy.evidence(remembering(observation, inner))
 
     def __repr__(self) -> str:
         return f"stay_on_large({self.policy!r}, k={self.k})"

@@ -63,12 +63,12 @@ def named(policy: Policy, observation: Observation, writer: str, unit: Unit) -> 
         what = "named the large model"
     else:
         what = f"named the large model for this and all further {unit}s"
-    return f"{_name(policy)} {what}{_evidence(observation)}"
+    return f"{_name(policy)} {what}{_evidence(policy, observation)}"
 
 
 def decided(policy: Policy, observation: Observation, decision: str, unit: Unit) -> str:
     """Explains a step that the policy's decision on a draft settled."""
-    return f"{_name(policy)} {_done(decision, unit)}{_evidence(observation)}"
+    return f"{_name(policy)} {_done(decision, unit)}{_evidence(policy, observation)}"
 
 
 def decided_by_human(decision: str, unit: Unit) -> str:
@@ -121,14 +121,10 @@ def _name(policy: Policy) -> str:
     return repr(policy) if own else type(policy).__name__
 
 
-def _evidence(observation: Observation) -> str:
+def _evidence(policy: Policy, observation: Observation) -> str:
     """Returns the numbers that the policy saw, in brackets; empty if it saw none."""
-    seen = []
-    if observation.score is not None:
-        seen.append(f"score {observation.score:.3g}")
-    if observation.probe_entropy is not None:
-        seen.append(f"entropy {observation.probe_entropy:.3g} nats")
-    return f" ({', '.join(seen)})" if seen else ""
+    found = policy.evidence(observation)
+    return f" ({found})" if found else ""
 
 
 def _done(decision: str, unit: Unit) -> str:
