@@ -15,8 +15,8 @@ PRICES = {
     "large": {"input": 0.5, "output": 1.5},
     "scorer": {"input": 0.05},
 }
-TOLERANCE = 0.05
-"""Relative error of a mean over `N` questions."""
+TOLERANCE = 0.01
+"""Relative error of a mean over `N` questions. Over 200 it was 0.0004, below 0.0013 in 95 % of resamples."""
 
 
 @pytest.fixture(scope="module")
