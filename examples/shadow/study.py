@@ -1,9 +1,9 @@
 """Does a shadow say what routing would do? ``python -m trim_graph.examples.shadow.study [-n 200]``.
 
-The application asks the large arithmetic model alone, and in a second part the small one. Its shadows walk
-along the answers, and route the questions. Beside them the same questions are routed by the graph itself.
-The result, ``study.json``, holds the figures of all, and whether each figure of a shadow has the routed run's
-in its interval.
+The application asks the large arithmetic model alone, with two shadows beside it: one walks along every
+answer, one routes every question. In a second part it asks the small model, with a shadow that walks. The
+same questions are then routed by the graph itself. The result, ``study.json``, holds the figures of all, and
+whether each figure of a shadow has the routed runs' in its interval.
 """
 
 from __future__ import annotations
@@ -12,96 +12,103 @@ import argparse
 import asyncio
 import json
 import platform
+import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from langchain_core.messages import HumanMessage, SystemMessage
-
-from trim_graph import DEFAULT_INSTRUCTION, Prices, Quota, Shadow
+from trim_graph import Quota, Shadow
 from trim_graph.config import Parts, TrimConfig, build_graph, build_parts, example_config
 from trim_graph.evaluation import Question, run_arm
 from trim_graph.evaluation.datasets import arithmetic_question
-from trim_graph.examples.arithmetic import problems
 from trim_graph.shadow import read_shadow
 from trim_graph.shadow.estimates import Group, proportion, share_of, summarise_shadow
+from trim_graph.shadow.records import text_of
+
+from .application import PRICES, answer, questions
 
 RESULT = Path(__file__).with_name("study.json")
-PRICES = Prices.model_validate(
-    {"small": {"input": 0.1, "output": 0.3}, "large": {"input": 1.5, "output": 4.5}, "scorer": {"input": 0.1}}
-)
-"""Per million tokens: the ratio of hosted 7B and 72B models, with a 7B reward model."""
-SHADOWS: tuple[tuple[str, Any, float], ...] = (
-    ("large answers, walks", "large", 0.0),
-    ("large answers, runs", "large", 1.0),
-    ("small answers, walks", "small", 0.0),
-)
+NAMES = ("large answers, walks", "large answers, runs", "small answers, walks")
 
 
-def held_out(n: int) -> list[Question]:
-    """Returns problems that no model, policy or threshold was made with."""
-    return [arithmetic_question(problem) for problem in problems("standard", n, part="test")]
-
-
-async def answer_all(model: Any, questions: Sequence[Question]) -> None:
-    """Has an application answer questions, one after the other, with one call each."""
-    for question in questions:
-        await model.ainvoke([SystemMessage(DEFAULT_INSTRUCTION), HumanMessage(question.text)])
-
-
-def shadowed(
-    config: TrimConfig, parts: Parts, questions: Sequence[Question], answers: Any, run_rate: float, file: Path
-) -> Group:
-    """Returns what a shadow says beside an application that answers questions.
+class Study:
+    """The study of some questions.
 
     Args:
-        config: Whose policy would route.
-        parts: The models.
-        questions: The questions.
-        answers: Model of the application, ``large`` or ``small``.
-        run_rate: As in `Shadow`.
-        file: Gets the records.
+        n: Questions.
+        folder: Gets the records.
     """
-    right: dict[str, Any] = {question.text: question.grade for question in questions}
-    # Each run may use what its limits allow: the budget admits all of them.
-    budget = Quota(large_tokens=10**9)
-    with Shadow(
-        parts.small,
-        parts.large,
-        parts.scorer,
-        policy=config.policy.build(),
-        answers=answers,
-        record=file,
-        run_rate=run_rate,
-        shadow_budget=budget,
-        prices=PRICES,
-        capacity=len(questions),
-        grade=lambda question, text: right[question](text),
-        **config.settings.model_dump(),
-    ) as shadow:
-        asyncio.run(answer_all(shadow.watch(getattr(parts, answers)), questions))
-        shadow.drain()
-        if shadow.counts.recorded != len(questions):
-            raise RuntimeError(f"{shadow.counts}: not every question has a record")
-    (group,) = summarise_shadow(read_shadow(file))["groups"]
-    return group
+
+    def __init__(self, n: int, folder: Path) -> None:
+        self.n, self.folder = n, folder
+        self.config: TrimConfig = example_config()
+        self.parts: Parts = build_parts(self.config)
+        self.problems = questions(n)
+        self.asked: Sequence[Question] = [arithmetic_question(problem) for problem in self.problems]
+
+    def shadow(self, name: str) -> Shadow:
+        """Returns the shadow of a name."""
+        right: dict[str, Any] = {question.text: question.grade for question in self.asked}
+        # The application's own prompt asks for steps: the runs' prompts are then those of the graph.
+        settings = {**self.config.settings.model_dump(), "instruction": None}
+        return Shadow(
+            self.parts.small,
+            self.parts.large,
+            self.parts.scorer,
+            policy=self.config.policy.build(),
+            answers="large" if name.startswith("large") else "small",
+            record=self.folder / f"{name}.jsonl",
+            run_rate=1.0 if name.endswith("runs") else 0.0,
+            shadow_budget=Quota(large_tokens=10**9),
+            prices=PRICES,
+            capacity=self.n,
+            grade=lambda question, text: right[question](text),
+            **settings,
+        )
+
+    def shadowed(self) -> dict[str, Group]:
+        """Returns what the shadows say beside the application."""
+        walks, runs, small = shadows = [self.shadow(name) for name in NAMES]
+        answer(walks.watch(runs.watch(self.parts.large)), self.problems)
+        answer(small.watch(self.parts.small), self.problems)
+        groups = {}
+        for name, shadow in zip(NAMES, shadows, strict=True):
+            shadow.drain()
+            if shadow.counts.recorded != self.n:
+                raise RuntimeError(f"{name}: {shadow.counts}: not every question has a record")
+            shadow.close()
+            (groups[name],) = summarise_shadow(read_shadow(self.folder / f"{name}.jsonl"))["groups"]
+        return groups
+
+    def routed(self) -> dict[str, Any]:
+        """Returns the same figures of the graph itself."""
+        graph = build_graph(self.config, parts=self.parts)
+        runs = asyncio.run(run_arm(graph, self.asked, concurrency=2))
+        alone = {
+            record["question"]["sha256"]: record["answered"]
+            for record in read_shadow(self.folder / f"{NAMES[0]}.jsonl")
+        }
+        whole = [alone[text_of(question.text, kept=False)["sha256"]] for question in self.asked]
+        tokens = [float(one["output_tokens"] or 0) if one is not None else 0.0 for one in whole]
+        return {
+            "share": share_of([(run["large_tokens"], of) for run, of in zip(runs, tokens, strict=True)]),
+            "asked": proportion(sum(run["large_tokens"] > 0 for run in runs), len(runs)),
+            "accuracy": proportion(sum(bool(run["correct"]) for run in runs), len(runs)),
+        }
 
 
-def routed(config: TrimConfig, parts: Parts, questions: Sequence[Question]) -> dict[str, Any]:
-    """Returns the same figures of the graph itself, and of the large model alone."""
-    graph = build_graph(config, parts=parts)
-    only_large = build_graph(example_config({"policy": {"type": "large_only"}}), parts=parts)
-    runs = asyncio.run(run_arm(graph, questions, concurrency=2))
-    whole = asyncio.run(run_arm(only_large, questions, concurrency=2))
-    large = [(float(a["large_tokens"]), float(b["large_tokens"])) for a, b in zip(runs, whole, strict=True)]
-    return {
-        "share": share_of(large),
-        "asked": proportion(sum(run["large_tokens"] > 0 for run in runs), len(runs)),
-        "accuracy": proportion(sum(bool(run["correct"]) for run in runs), len(runs)),
-        "accuracy_large": proportion(sum(bool(run["correct"]) for run in whole), len(whole)),
-    }
+def compared(groups: dict[str, Group], routed: dict[str, Any]) -> dict[str, bool]:
+    """Returns of each figure of a shadow whether the routed runs' is in its interval."""
+    matches = {}
+    for name, group in groups.items():
+        figures: dict[str, Any] = {"asked": group["asked"], "share": group["share"]}
+        figures["accuracy"] = group["correct"].get("routed")
+        for figure, one in figures.items():
+            if one is not None and one["value"] is not None:
+                value = routed[figure]["value"]
+                matches[f"{name}: {figure}"] = one["low"] <= value <= one["high"]
+    return matches
 
 
 def study(n: int) -> dict[str, Any]:
@@ -110,31 +117,18 @@ def study(n: int) -> dict[str, Any]:
     Args:
         n: Questions.
     """
-    config = example_config({})
-    parts, questions = build_parts(config), held_out(n)
-    own = routed(config, parts, questions)
-    shadows: dict[str, Any] = {}
-    matches: dict[str, bool] = {}
-    with TemporaryDirectory() as folder:
-        for name, answers, run_rate in SHADOWS:
-            file = Path(folder) / f"{name}.jsonl"
-            group = shadows[name] = shadowed(config, parts, questions, answers, run_rate, file)
-            wanted = {"asked": own["asked"]["value"]}
-            if answers == "large":
-                wanted["share"] = own["share"]["value"]
-            if run_rate:
-                wanted["accuracy"] = own["accuracy"]["value"]
-            for figure, value in wanted.items():
-                one: Any = group["correct"]["routed"] if figure == "accuracy" else group[figure]  # type: ignore[literal-required]
-                matches[f"{name}: {figure}"] = one["low"] <= value <= one["high"]
+    with tempfile.TemporaryDirectory() as folder:
+        work = Study(n, Path(folder))
+        groups = work.shadowed()
+        routed = work.routed()
     return {
         "command": f"python -m trim_graph.examples.shadow.study -n {n}",
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "n": n,
-        "routed": own,
-        "shadows": shadows,
-        "matches": matches,
+        "routed": routed,
+        "shadows": groups,
+        "matches": compared(groups, routed),
     }
 
 
