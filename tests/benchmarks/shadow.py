@@ -2,9 +2,10 @@
 
 ``python -m tests.benchmarks.shadow [--json FILE] [--calls N]``. The application makes calls at a steady pace,
 from one event loop or several threads; its model answers at once or after 20 ms, as a server does. The same
-calls are timed without a shadow, with one that draws nothing, and with one that walks along every answer, its
-models scripted, so that its Python competes for the interpreter as much as it can. ``submit`` alone is timed
-inside the calls. The ways take turns within a round.
+calls are timed without a shadow, with one that draws nothing, with one that examines every answer in a thread
+(its models scripted, so that its Python competes for the interpreter as much as it can), and with one that
+does so in a process of its own (on the example models). ``submit`` alone is timed inside the calls. CPU is
+that of the calling thread, which does not depend on what else the machine does. The ways take turns.
 """
 
 from __future__ import annotations
@@ -24,10 +25,17 @@ from typing import Any
 
 from trim_graph import Shadow
 from trim_graph.policies import threshold
+from trim_graph.shadow import ShadowProcess
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
 ANSWER = [f"step {number} says about ten words of text on this one" for number in range(5)] + ["\\boxed{1}"]
-DRAWN = {"without": None, "nothing drawn": 0.0, "every answer": 1.0}
+WAYS = ("without", "nothing drawn", "in a thread", "in a process")
+CONFIG = """\
+small: {type: example}
+large: {type: example}
+scorer: {type: example}
+policy: {type: threshold, t: 0.9}
+"""
 
 
 class Paced(ScriptedChatModel):
@@ -48,44 +56,60 @@ class Paced(ScriptedChatModel):
         )
 
 
-class TimedShadow(Shadow):
-    """A shadow that notes how long each `submit` takes."""
+class TimedWorker:
+    """Stands before a shadow's worker, and notes how long each offer takes."""
 
-    times: list[float]
+    def __init__(self, worker: Any) -> None:
+        self._worker, self.times = worker, list[float]()
 
-    def submit(self, *given: Any, **options: Any) -> bool:
+    def offer(self, *given: Any, **options: Any) -> bool:
+        """Offers an answer."""
         begun = time.perf_counter()
-        taken = super().submit(*given, **options)
+        taken: bool = self._worker.offer(*given, **options)
         self.times.append(time.perf_counter() - begun)
         return taken
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._worker, name)
 
-def a_shadow(rate: float, folder: str) -> TimedShadow:
-    """Returns a shadow of scripted models that examines a share of the answers."""
-    small, large = ScriptedChatModel(script=ANSWER), ScriptedChatModel(script=ANSWER)
-    shadow = TimedShadow(
-        small,
-        large,
-        ScriptedScorer(),
-        policy=threshold(0.5),
-        answers="large",
-        record=Path(folder) / f"{time.monotonic_ns()}.jsonl",
-        rate=rate,
-        capacity=64,
-    )
-    shadow.times = []
+
+def a_shadow(way: str, folder: str) -> Any:
+    """Returns a shadow that examines nothing, or every answer in a thread or a process."""
+    record = Path(folder) / f"{time.monotonic_ns()}.jsonl"
+    if way == "in a process":
+        config = Path(folder) / "trim.yaml"
+        config.write_text(CONFIG)
+        shadow: Any = ShadowProcess(config, answers="large", record=record)
+        shadow.submit("a question", "an answer", usage={"input_tokens": 1, "output_tokens": 2})
+        shadow.drain(300)  # until its models are loaded
+    else:
+        small, large = ScriptedChatModel(script=ANSWER), ScriptedChatModel(script=ANSWER)
+        shadow = Shadow(
+            small,
+            large,
+            ScriptedScorer(),
+            policy=threshold(0.5),
+            answers="large",
+            record=record,
+            rate=float(way == "in a thread"),
+        )
+    shadow._worker = TimedWorker(shadow._worker)
     return shadow
 
 
-def in_threads(model: Any, calls: int, pause: float) -> list[float]:
-    """Returns the seconds of each call, made by four threads at a pace."""
+Spent = tuple[float, float]
+"""Seconds of a call by the clock, and of CPU of its thread."""
 
-    def work(_: int) -> list[float]:
+
+def in_threads(model: Any, calls: int, pause: float) -> list[Spent]:
+    """Returns what each call takes, made by four threads at a pace."""
+
+    def work(_: int) -> list[Spent]:
         spent = []
         for _ in range(calls // 4):
-            begun = time.perf_counter()
+            begun, cpu = time.perf_counter(), time.thread_time()
             model.invoke("a question")
-            spent.append(time.perf_counter() - begun)
+            spent.append((time.perf_counter() - begun, time.thread_time() - cpu))
             time.sleep(pause)
         return spent
 
@@ -93,19 +117,19 @@ def in_threads(model: Any, calls: int, pause: float) -> list[float]:
         return [one for spent in pool.map(work, range(4)) for one in spent]
 
 
-def in_a_loop(model: Any, calls: int, pause: float) -> list[float]:
-    """Returns the seconds of each call, made by four tasks of an event loop at a pace."""
+def in_a_loop(model: Any, calls: int, pause: float) -> list[Spent]:
+    """Returns what each call takes, made by four tasks of an event loop; CPU includes that of other tasks."""
 
-    async def work() -> list[float]:
+    async def work() -> list[Spent]:
         spent = []
         for _ in range(calls // 4):
-            begun = time.perf_counter()
+            begun, cpu = time.perf_counter(), time.thread_time()
             await model.ainvoke("a question")
-            spent.append(time.perf_counter() - begun)
+            spent.append((time.perf_counter() - begun, time.thread_time() - cpu))
             await asyncio.sleep(pause)
         return spent
 
-    async def all_of_them() -> list[float]:
+    async def all_of_them() -> list[Spent]:
         return [one for spent in await asyncio.gather(*(work() for _ in range(4))) for one in spent]
 
     return asyncio.run(all_of_them())
@@ -120,65 +144,76 @@ def quantiles(spent: list[float]) -> dict[str, float]:
 def measured(calls: int, rounds: int, pause: float) -> dict[str, Any]:
     """Returns the figures of all ways."""
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, way in (("threads", in_threads), ("event loop", in_a_loop)):
+    with tempfile.TemporaryDirectory() as folder, a_shadow("in a process", folder) as process:
+        for name, call_all in (("threads", in_threads), ("event loop", in_a_loop)):
             for seconds in (0.0, 0.02):
-                spent: dict[str, list[float]] = {one: [] for one in DRAWN}
-                submits: dict[str, list[float]] = {one: [] for one in DRAWN}
-                counted: dict[str, Any] = {}
+                spent: dict[str, list[Spent]] = {way: [] for way in WAYS}
+                offers: dict[str, list[float]] = {way: [] for way in WAYS}
+                counts: dict[str, Any] = {}
                 for number in range(rounds):
-                    order = list(DRAWN)[number % 3 :] + list(DRAWN)[: number % 3]
-                    for one in order:
+                    for way in WAYS[number % 4 :] + WAYS[: number % 4]:
                         model: Any = Paced(script=ANSWER, seconds=seconds)
-                        rate = DRAWN[one]
-                        if rate is None:
-                            spent[one] += way(model, calls, pause)
+                        if way == "without":
+                            spent[way] += call_all(model, calls, pause)
                             continue
-                        shadow = a_shadow(rate, folder)
-                        spent[one] += way(shadow.watch(model), calls, pause)
-                        submits[one] += shadow.times
-                        counts = shadow.counts
-                        counted[one] = {"recorded": counts.recorded, "dropped": counts.dropped}
-                        shadow.close(0)
-                plain = quantiles(spent["without"])
-                rows = {}
-                for one in DRAWN:
-                    row: dict[str, Any] = quantiles(spent[one])
-                    row |= {f"added_{key}": row[key] - plain[key] for key in ("p50_ms", "p99_ms")}
-                    if submits[one]:
-                        row["submit"] = quantiles(submits[one])
-                        row["last_round"] = counted[one]
-                    rows[one] = row
-                found[f"{name}, answers after {1000 * seconds:g} ms"] = rows
+                        shadow = process if way == "in a process" else a_shadow(way, folder)
+                        shadow._worker.times.clear()
+                        spent[way] += call_all(shadow.watch(model), calls, pause)
+                        offers[way] += shadow._worker.times
+                        counted = shadow.counts
+                        counts[way] = {"recorded": counted.recorded, "dropped": counted.dropped}
+                        if shadow is not process:
+                            shadow.close(0)
+                found[f"{name}, answers after {1000 * seconds:g} ms"] = {
+                    way: _row(spent[way], spent["without"], offers[way], counts.get(way)) for way in WAYS
+                }
     return found
+
+
+def _row(spent: list[Spent], plain: list[Spent], offers: list[float], counts: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for at, clock in enumerate(("wall", "cpu")):
+        own, without = (quantiles([one[at] for one in of]) for of in (spent, plain))
+        row[clock] = own | {f"added_{key}": own[key] - without[key] for key in own}
+    if offers:
+        row["offer"] = quantiles(offers)
+        row["last_round"] = counts
+    return row
 
 
 def main() -> None:
     """Measures, prints a table, and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=200, help="of each way in each round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pause", type=float, default=0.05, help="seconds between the calls of a client")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--pause", type=float, default=0.1, help="seconds between the calls of a client")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    load = os.getloadavg()[0]
     figures = measured(given.calls, given.rounds, given.pause)
     for name, rows in figures.items():
         print(name)
-        for one, row in rows.items():
-            submit = row.get("submit")
-            inside = f"   submit {submit['p50_ms']:.3f} / {submit['p99_ms']:.3f} ms" if submit else ""
-            print(
-                f"  {one:14} p50 {row['p50_ms']:8.3f} ms ({row['added_p50_ms']:+.3f})   "
-                f"p99 {row['p99_ms']:8.3f} ms ({row['added_p99_ms']:+.3f}){inside}"
-            )
+        for way, row in rows.items():
+            offer = row.get("offer")
+            inside = f"   offer {offer['p50_ms']:.3f} / {offer['p99_ms']:.3f}" if offer else ""
+            print(f"  {way:14}", *(_shown(clock, row[clock]) for clock in ("wall", "cpu")), inside)
     if given.json:
         about = {
-            "command": f"python -m tests.benchmarks.shadow --calls {given.calls} --rounds {given.rounds}",
+            "command": f"python -m tests.benchmarks.shadow --calls {given.calls} --rounds {given.rounds} "
+            f"--pause {given.pause:g}",
             "date": datetime.now(UTC).date().isoformat(),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
             f"Python {platform.python_version()}",
+            "load_average": [load, os.getloadavg()[0]],
         }
         given.json.write_text(json.dumps({**about, "figures": figures}, indent=1) + "\n", encoding="utf-8")
+
+
+def _shown(clock: str, one: dict[str, float]) -> str:
+    return (
+        f"  {clock} p50 {one['p50_ms']:.3f} ({one['added_p50_ms']:+.3f}) "
+        f"p99 {one['p99_ms']:.3f} ({one['added_p99_ms']:+.3f}) ms"
+    )
 
 
 if __name__ == "__main__":
