@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trim_graph.errors import SettingsError
+from trim_graph.shadow import read_shadow
 from trim_graph.shadow.worker import ShadowWorker
 
 
@@ -231,15 +232,17 @@ def test_the_end_of_a_process_waits_for_jobs_a_little(tmp_path, sleep, written):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_forked_child_has_a_thread_and_counts_of_its_own(tmp_path):
+@pytest.mark.parametrize("name", ["shadow.jsonl", "shadow.db"])
+def test_a_forked_child_has_a_thread_and_counts_of_its_own(tmp_path, name):
     code = """
 import os, sys
 from pathlib import Path
-from trim_graph.shadow.records import JsonLines
+from trim_graph.shadow.records import open_sink
+from trim_graph.shadow.runner import new_record
 from trim_graph.shadow.worker import ShadowWorker
 async def work():
-    return {"error": None, "of": os.getpid()}
-worker = ShadowWorker(JsonLines(Path(sys.argv[1])))
+    return dict(new_record("large", priced=True))
+worker = ShadowWorker(open_sink(Path(sys.argv[1])))
 worker.offer(work)
 worker.drain(10)
 child = os.fork()
@@ -249,7 +252,8 @@ assert ended and worker.counts.recorded == (2 if child else 1), worker.counts
 if child:
     assert os.waitpid(child, 0)[1] == 0
 """
-    file = tmp_path / "shadow.jsonl"
-    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / name], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
-    assert len(file.read_text().splitlines()) == 3
+    assert len(list(read_shadow(tmp_path / name))) == 3

@@ -171,7 +171,8 @@ class _Child:
             assert process.stdin is not None
             process.stdin.write(json.dumps({**question, "name": name}).encode() + b"\n")
             await process.stdin.drain()
-            return await answered
+            record: dict[str, Any] = await answered
+            return record
         except OSError as error:
             raise TrimError("the process of the shadow has ended") from error
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
@@ -193,22 +194,32 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
+        self._connect()
         try:
-            self._connection = sqlite3.connect(path, timeout=30.0, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute(
-                f"CREATE TABLE IF NOT EXISTS {_TABLE} "
-                "(id TEXT PRIMARY KEY, at TEXT, application TEXT, kind TEXT, record TEXT)"
-            )
-            self._connection.commit()
+            with self._connection:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                self._connection.execute(
+                    f"CREATE TABLE IF NOT EXISTS {_TABLE} "
+                    "(id TEXT PRIMARY KEY, at TEXT, application TEXT, kind TEXT, record TEXT)"
+                )
         except sqlite3.Error as error:
             raise SettingsError(f"record {path} cannot be opened as SQLite: {error}") from error
+
+    def _connect(self) -> None:
+        try:
+            self._connection = sqlite3.connect(self.path, timeout=30.0, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise SettingsError(f"record {self.path} cannot be opened as SQLite: {error}") from error
+        self._pid = os.getpid()
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes one record."""
         values = (*(record[name] for name in ("id", "at", "application", "kind")), to_line(record).decode())
-        with self._lock, self._connection:
-            self._connection.execute(f"INSERT INTO {_TABLE} VALUES (?, ?, ?, ?, ?)", values)
+        with self._lock:
+            if self._pid != os.getpid():  # SQLite's connections do not survive a fork
+                self._connect()
+            with self._connection:
+                self._connection.execute(f"INSERT INTO {_TABLE} VALUES (?, ?, ?, ?, ?)", values)
 
     def close(self) -> None:
         """Closes the file."""
