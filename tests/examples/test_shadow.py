@@ -34,6 +34,12 @@ def test_the_commands_print_what_the_readme_shows(tmp_path, monkeypatch, capsys)
     assert "Answers of the application: 8 seen" in Path("shadow.html").read_text("utf-8")
 
 
+def test_the_readmes_python_runs(capsys):
+    (block,) = blocks("python")
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.count("True") == 6
+
+
 def test_shadows_of_the_example_models_find_what_the_graph_does():
     """The models take the likeliest token, so runs, and how often walks ask, are the graph's to the token."""
     found = study(5)
