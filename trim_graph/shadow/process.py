@@ -40,7 +40,6 @@ LONGEST = 2**26
 """Most bytes of one line between the processes."""
 NICE = 10
 """By how much the child yields to other processes, where the system knows that."""
-_START_S = 120.0
 
 
 class _Nowhere:
@@ -164,7 +163,7 @@ class _Child:
         Raises:
             TrimError: The child has ended.
         """
-        process = await asyncio.shield(self._ready)
+        process = await asyncio.shield(self._ready)  # which goes on if this answer's time is up
         name = uuid.uuid4().hex
         answered = self._open[name] = asyncio.get_running_loop().create_future()
         try:
@@ -179,6 +178,7 @@ class _Child:
             self._open.pop(name, None)
 
     async def _start(self, settings: dict[str, Any]) -> asyncio.subprocess.Process:
+        process: asyncio.subprocess.Process | None = None
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -192,15 +192,16 @@ class _Child:
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdin.write(json.dumps(settings).encode() + b"\n")
-            async with asyncio.timeout(_START_S):
-                ready = await process.stdout.readline()
-            if not ready:
+            # However long its imports take: an answer that waits for them has a time limit of its own.
+            if not await process.stdout.readline():
                 raise TrimError("the process of the shadow has ended before it was ready")
-            self._reading = asyncio.create_task(self._read(process))
-            return process
         except BaseException:
             self.ended = True
+            if process is not None and process.returncode is None:
+                process.kill()
             raise
+        self._reading = asyncio.create_task(self._read(process))
+        return process
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
