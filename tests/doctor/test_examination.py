@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import tiny_prms
 from trim_graph.budget import Budget
 from trim_graph.config import Parts, make_config
 from trim_graph.config.schema import FileSettings
@@ -15,9 +16,11 @@ from trim_graph.doctor.examination import (
     graph,
     segmentation,
     thresholds,
+    tokenizer,
     two_models,
 )
 from trim_graph.doctor.subjects import ARITHMETIC, GENERAL, Finding, Report, subject_of, subjects_of
+from trim_graph.errors import ModelServerError
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
 SERVED = {"type": "vllm", "model": "m", "base_url": "http://127.0.0.1:8001"}
@@ -133,6 +136,23 @@ def test_a_scorer_behind_a_server_for_generation_is_examined_as_one():
     assert names[:4] == ["server", "key", "model", "tokenizer"]
     assert {"scores", "right and wrong", "prefix cache"} <= set(names)
     assert not {"pooling", "step token", "continuation"} & set(names)
+
+
+async def test_a_reward_model_that_is_no_chat_needs_no_chat_template(tmp_path):
+    class Gateway:
+        """Lets no question about tokens through."""
+
+        async def post(self, path, body):
+            raise ModelServerError("no such route", status=404)
+
+    tiny_prms.save_math_shepherd(tmp_path)
+    subject = subject_of("scorer", config(scorer=GENERATIVE).scorer, FileSettings(), Budget(), 3.0)
+    subject.served, subject.server = {"root": str(tmp_path)}, Gateway()
+    assert (await tokenizer(subject)).status == "warning"
+    assert subject.known["tokenizer"].chat_template is None
+    chat = subject_of("scorer", config(scorer=PRM).scorer, FileSettings(), Budget(), 3.0)
+    chat.served, chat.server = subject.served, subject.server
+    assert "has no chat template" in (await tokenizer(chat)).found
 
 
 def test_the_server_of_a_judges_model_is_examined():

@@ -201,8 +201,13 @@ async def tokenizer(subject: Subject) -> Finding:
     entry = subject.entry
     place = entry.tokenizer or str(subject.served.get("root") or entry.model)
     fix = "name the PRM's own folder or hub id in the setting tokenizer of scorer"
+
+    def load() -> Any:
+        choice = chosen_format(entry, check_model(place))
+        return load_tokenizer(place, chat=choice.needs_chat_template)
+
     try:
-        loaded = await in_thread(lambda: load_tokenizer(check_model(place)))
+        loaded = await in_thread(load)
     except (OSError, ValueError) as error:
         return Finding.error(f"the tokenizer cannot be loaded from {place}: {error}", fix, ends=True)
     subject.known |= {"tokenizer": loaded, "tokenizer_place": place}
