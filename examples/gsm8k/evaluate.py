@@ -32,8 +32,6 @@ THRESHOLDS = {
     "own_scorer": "0.2,0.4,0.6,0.8",
 }
 RANDOM_RATES = "0.2,0.4,0.7"
-VALIDATION = 300
-"""Of the training questions the last: nothing is trained on them."""
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -48,6 +46,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     own_pair.add_options(parser, CONFIG)
     parser.add_argument("-n", type=int, default=300, help="test questions, the first of the file")
     parser.add_argument("--labelled", type=int, default=400, help="training questions for the scorer")
+    parser.add_argument("--validation", type=int, default=300, help="training questions for the query router")
     parser.add_argument("--tuning", choices=["head", "lora", "full"], default="head", help="of the scorer")
     parser.add_argument(
         "--scorer-url", help="a vLLM server of runs/scorer; default: transformers, in process"
@@ -55,15 +54,17 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stage", action="append", choices=STAGES, help="may be repeated; default: all")
     given = parser.parse_args(arguments)
     own_pair.check(parser, given)
-    for option in ("n", "labelled"):
+    for option in ("n", "labelled", "validation"):
         if getattr(given, option) < 1:
             parser.error(f"--{option} is {getattr(given, option)}: choose 1 or more")
     given.stage = given.stage or list(STAGES)
     return given
 
 
-def write_questions(data: Path, out: Path, labelled: int) -> None:
+def write_questions(data: Path, out: Path, labelled: int, validation: int) -> None:
     """Writes ``train``, ``validation`` and ``test`` from the two files of GSM8K.
+
+    Of the training questions the first are labelled, and the last are for validation.
 
     Raises:
         InputError: A file is missing, or has too few questions.
@@ -74,14 +75,14 @@ def write_questions(data: Path, out: Path, labelled: int) -> None:
         if not file.is_file():
             raise InputError(f"--data {data}: there is no {file.name} in it; README.md says where to get it")
         lines[part] = file.read_text("utf-8").splitlines(keepends=True)
-    if labelled + VALIDATION > len(lines["train"]):
+    if labelled + validation > len(lines["train"]):
         raise InputError(
             f"--labelled {labelled}: {data / 'gsm8k_train.jsonl'} has {len(lines['train'])} questions, and "
-            f"{VALIDATION} of them are for validation"
+            f"{validation} of them are for validation"
         )
     parts = {
         "train": lines["train"][:labelled],
-        "validation": lines["train"][-VALIDATION:],
+        "validation": lines["train"][-validation:],
         "test": lines["test"],
     }
     for name, rows in parts.items():
@@ -146,12 +147,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parsed(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     try:
-        write_questions(given.data, given.out, given.labelled)
+        write_questions(given.data, given.out, given.labelled, given.validation)
     except TrimError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     # A label takes two solutions and some continuations, about as much as six solutions of the small model.
-    alone = VALIDATION + 3 * given.labelled * ("own_scorer" in given.stage)
+    alone = given.validation + 3 * given.labelled * ("own_scorer" in given.stage)
     expected = own_pair.hours(given, LENGTHS, questions=given.n, arms=count_arms(given), alone=alone)
     print(f"Hours to expect: {expected:.1f}. {own_pair.assumption(given, LENGTHS)}", flush=True)
     if given.estimate:

@@ -1,0 +1,246 @@
+"""Write RESULTS.md, results.json and results.png from the runs of an example's folder.
+
+    python -m trim_graph.examples.gsm8k.results RUNS --title "GSM8K" --out FOLDER
+
+Reads the ``summary.json`` of each run below RUNS, one for each scorer, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trim_graph.errors import InputError
+from trim_graph.evaluation.comparison import LARGE, QUERY_LEVEL, SMALL
+from trim_graph.evaluation.metrics import Interval
+from trim_graph.evaluation.plots import Point, draw_accuracy, save_plot
+
+TARGETS = ("50", "80", "95")
+PAPER = "the paper, MATH-500: 4.75 beside 0.95"
+PAPER_CPT = "the paper: 17.2 %"
+LEGEND = (
+    "In brackets 95 % intervals of a bootstrap over questions, paired between arms. Share: tokens written by "
+    "the large model as a share of what it writes alone. PGR: the part of the gap in accuracy between the "
+    "models that is recovered. CPT(x): the least share that recovers x % of the gap, on lines between the "
+    "points. Delta IBC: how much more of the gap is recovered than by drawing a model for each question at "
+    "the same spend, its mean up to CPT(95)."
+)
+
+
+def read_runs(folder: Path) -> dict[str, Any]:
+    """Returns the summary of each run, by the name of its folder.
+
+    Raises:
+        InputError: There is none, or runs are of different questions.
+    """
+    runs = {
+        file.parent.name: json.loads(file.read_text("utf-8"))
+        for file in sorted(folder.glob("*/summary.json"))
+    }
+    if not runs:
+        raise InputError(f"{folder} holds no run with a summary.json: run the evaluation first")
+    seen = {(json.dumps(run["dataset"], sort_keys=True), run["n"]) for run in runs.values()}
+    if len(seen) > 1:
+        sizes = ", ".join(f"{name}: {run['n']} of {run['dataset']['name']}" for name, run in runs.items())
+        raise InputError(f"the runs of {folder} are of different questions ({sizes}): take one -n for all")
+    return runs
+
+
+def write_results(folder: Path, out: Path, *, title: str = "GSM8K", note: str = "") -> None:
+    """Writes the three files.
+
+    Args:
+        folder: Holds the runs.
+        out: Where the files go.
+        title: Of the page.
+        note: Says which models these are and how they ran.
+    """
+    runs = read_runs(folder)
+    document = {
+        "title": title,
+        "note": note,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "runs": {name: _kept(run) for name, run in runs.items()},
+    }
+    (out / "results.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    (out / "RESULTS.md").write_text(page(document), "utf-8")
+    draw(document, out / "results")
+
+
+def _kept(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the page is written from."""
+    metrics = ("accuracy", "share", "pgr", "large_tokens", "small_tokens", "scorer_tokens", "cost")
+    return {
+        **{key: run[key] for key in ("n", "models", "dataset", "curves", "priced", "warnings")},
+        "arms": [
+            {
+                **{key: arm[key] for key in ("arm", "kind", "family", "errors")},
+                "metrics": {name: arm["metrics"][name] for name in metrics},
+                "beside_large": arm["differences"].get(LARGE, {}).get("accuracy"),
+            }
+            for arm in run["arms"]
+        ],
+    }
+
+
+def page(document: Mapping[str, Any]) -> str:
+    """Returns the page as Markdown."""
+    runs = document["runs"]
+    first = next(iter(runs.values()))
+    parts = [
+        f"# {document['title']}: what step-level routing saves and loses",
+        f"{first['n']} questions; {document['date']}; {document['machine']}. {document['note']}".strip(),
+        LEGEND,
+        "![accuracy against the share of large tokens](results.png)",
+        "## The models alone",
+        _table(
+            ["model", "accuracy", "tokens a question"],
+            [
+                [name, _value(_arm(first, name), "accuracy"), _tokens(_arm(first, name))]
+                for name in (SMALL, LARGE)
+            ],
+        ),
+        "## The paper's claims here",
+        "\n".join(f"- {line}" for line in claims(runs)),
+    ]
+    for name, run in runs.items():
+        parts += [f"## Scorer: {name.replace('_', ' ')}", _points(run), _curves(run)]
+    return "\n\n".join(parts) + "\n"
+
+
+def claims(runs: Mapping[str, Any]) -> list[str]:
+    """Says for each scorer which claims of the paper hold."""
+    lines = []
+    for name, run in runs.items():
+        for curve in run["curves"]:
+            beside = curve["over_query_level"]
+            if beside is None or curve["family"].startswith("random"):
+                continue
+            ratio, difference = beside["ratio"], beside["difference"]
+            own, other = _metric(curve["delta_ibc"], 2), f"`{beside['family']}`"
+            if ratio["value"] is not None:
+                shown = f"{_metric(ratio, 1)} times that of {other}"
+            else:
+                more = _metric(difference, 2, signed=True)
+                shown = f"{more} beside {other}, whose own is not clear of 0"
+            lines.append(
+                f"{name.replace('_', ' ')}, {curve['family']}: Delta IBC {own}, {shown} ({PAPER}); "
+                f"CPT(95) {_cpt(curve, '95')} ({PAPER_CPT})."
+            )
+    return lines or ["No query-level baseline was run."]
+
+
+def _points(run: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            arm["arm"],
+            _value(arm, "accuracy"),
+            _metric(arm["beside_large"], 3, signed=True),
+            _value(arm, "share"),
+            _value(arm, "pgr", 2),
+            *(f"{arm['metrics'][key]['value']:.0f}" for key in ("small_tokens", "large_tokens")),
+            f"{1e6 * arm['metrics']['cost']['value']:.1f}" if run["priced"] else "-",
+        ]
+        for arm in run["arms"]
+    ]
+    heads = ["arm", "accuracy", "beside large alone", "share", "PGR", "small tokens", "large tokens"]
+    return _table([*heads, "cost of a million questions"], rows)
+
+
+def _curves(run: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            f"{curve['family']}{' (whole questions)' if curve['family'] in QUERY_LEVEL else ''}",
+            _metric(curve["delta_ibc"], 2),
+            *(_cpt(curve, target) for target in TARGETS),
+        ]
+        for curve in run["curves"]
+    ]
+    return _table(["family", "Delta IBC", *(f"CPT({target})" for target in TARGETS)], rows)
+
+
+def _cpt(curve: Mapping[str, Any], target: str) -> str:
+    """Returns a CPT; where no measured point recovers as much, only the large model alone does."""
+    reached = any((point["pgr"] or 0.0) >= int(target) / 100 for point in curve["points"])
+    return _metric(curve["cpt"][target], 3) if reached else "not reached"
+
+
+def _arm(run: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(arm for arm in run["arms"] if arm["arm"] == name)
+    return found
+
+
+def _value(arm: Mapping[str, Any], key: str, digits: int = 3) -> str:
+    return _metric(arm["metrics"][key], digits)
+
+
+def _tokens(arm: Mapping[str, Any]) -> str:
+    key = "large_tokens" if arm["arm"] == LARGE else "small_tokens"
+    return f"{arm['metrics'][key]['value']:.0f}"
+
+
+def _metric(metric: Mapping[str, Any] | None, digits: int, *, signed: bool = False) -> str:
+    if metric is None or metric["value"] is None:
+        return "-"
+    sign = "+" if signed else ""
+    text = f"{metric['value']:{sign}.{digits}f}"
+    spread = metric["interval"]
+    return (
+        text if spread is None else f"{text} ({spread[0]:{sign}.{digits}f} to {spread[1]:{sign}.{digits}f})"
+    )
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw(document: Mapping[str, Any], stem: Path) -> None:
+    """Draws accuracy against share: each scorer's sweep, and the baselines of the first run."""
+    runs = document["runs"]
+    points = []
+    for number, (name, run) in enumerate(runs.items()):
+        for arm in run["arms"]:
+            if arm["kind"] == "reference" or (arm["kind"] != "sweep" and number):
+                continue
+            family = name.replace("_", " ") if arm["kind"] == "sweep" else arm["family"]
+            points.append(_point(arm, family))
+    first = next(iter(runs.values()))
+    small, large = (_point(_arm(first, name), name) for name in (SMALL, LARGE))
+    for file in save_plot(draw_accuracy(points, small, large), stem):
+        if file.suffix != ".png":
+            file.unlink()
+
+
+def _point(arm: Mapping[str, Any], family: str) -> Point:
+    accuracy, share = (arm["metrics"][key] for key in ("accuracy", "share"))
+    spread = accuracy["interval"]
+    return Point(family, share["value"] or 0.0, accuracy["value"], None, spread and Interval(*spread))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes the three files."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, help="folder whose subfolders are runs of trim-graph eval")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--title", default="GSM8K")
+    parser.add_argument("--note", default="", help="which models these are, and how they ran")
+    given = parser.parse_args(arguments)
+    try:
+        write_results(given.runs, given.out, title=given.title, note=given.note)
+    except InputError as error:
+        parser.error(str(error))
+    print(f"written: RESULTS.md, results.json and results.png in {given.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trim_graph.config import load_config
+from trim_graph.examples.arithmetic import stream_problems
+from trim_graph.examples.gsm8k import evaluate, results
+
+EXAMPLE = {part: {"type": "example"} for part in ("small", "large")}
+
+
+def _rows(count, part):
+    """Arithmetic problems in the shape of GSM8K, which the example models can solve."""
+    drawn = stream_problems("standard", part=part, seed=0)
+    return [
+        {
+            "question": problem.question,
+            "answer": f"Steps are here.\n#### {problem.answer}",
+        }
+        for problem, _ in zip(drawn, range(count), strict=False)
+    ]
+
+
+@pytest.fixture
+def data(tmp_path):
+    for name, count in (("train", 40), ("test", 30)):
+        lines = (json.dumps(row) + "\n" for row in _rows(count, name))
+        (tmp_path / f"gsm8k_{name}.jsonl").write_text("".join(lines))
+    content = yaml.safe_load(evaluate.CONFIG.read_text("utf-8"))
+    content["settings"].pop("instruction")
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**content, **EXAMPLE}))
+    return tmp_path
+
+
+def _given(data, *more):
+    options = ["--data", str(data), "--out", str(data / "runs"), "--config", str(data / "own.yaml")]
+    return [*options, "--labelled", "16", "--validation", "20", "-n", "20", *more]
+
+
+def test_one_command_measures_a_pair_and_resumes(data, capfd):
+    stages = ("--stage", "own_scorer", "--stage", "report")
+
+    assert evaluate.main(_given(data, *stages)) == 0
+
+    page = (data / "runs/RESULTS.md").read_text("utf-8")
+    document = json.loads((data / "runs/results.json").read_text("utf-8"))
+    assert "20 questions" in page
+    assert "## Scorer: own scorer" in page
+    assert {"small", "large", "threshold-0.4"} <= {
+        arm["arm"] for arm in document["runs"]["own_scorer"]["arms"]
+    }
+    assert "score_cascade" in page
+    assert (data / "runs/results.png").stat().st_size > 10_000
+    assert (data / "runs/calls.db").exists()
+    assert (data / "runs/scorer/trim_scorer.json").exists()
+    rows = (data / "runs/labels.jsonl").read_text("utf-8")
+    capfd.readouterr()
+
+    assert evaluate.main(_given(data, "--stage", "report")) == 0
+
+    assert (data / "runs/RESULTS.md").read_text("utf-8") == page
+    assert (data / "runs/labels.jsonl").read_text("utf-8") == rows
+
+
+def test_the_hours_come_before_any_model(data, capfd):
+    assert evaluate.main(_given(data, "--estimate")) == 0
+
+    assert capfd.readouterr().out.startswith("Hours to expect: ")
+    assert not list((data / "runs").glob("*.db"))
+
+
+def test_no_training_question_is_a_validation_or_test_question(data):
+    out = data / "parts"
+    out.mkdir()
+    evaluate.write_questions(data, out, 16, 20)
+
+    parts = {
+        name: (out / f"{name}.jsonl").read_text().splitlines() for name in ("train", "validation", "test")
+    }
+    assert [len(rows) for rows in parts.values()] == [16, 20, 30]
+    assert not set(parts["train"]) & set(parts["validation"])
+
+
+@pytest.mark.parametrize(
+    ("more", "reported"),
+    [
+        (["--labelled", "30"], "--labelled 30: "),
+        (["--data", "nowhere"], "--data nowhere: there is no gsm8k_train.jsonl in it"),
+    ],
+)
+def test_wrong_data_is_named_before_any_model(data, capfd, more, reported):
+    assert evaluate.main(_given(data, *more)) == 2
+    assert reported in capfd.readouterr().err
+
+
+def test_every_configuration_of_the_command_is_valid(tmp_path):
+    given = evaluate.parsed(
+        ["--data", "d", "--out", str(tmp_path), "--small", "o/small", "--large", "o/large"]
+    )
+
+    listed = list(evaluate.commands(given))
+
+    assert [options[0] for options in listed] == ["eval", "eval", "label", "train", "eval"]
+    for options in listed:
+        config = load_config(options[options.index("--config") + 1])
+        assert (config.small.model, config.large.model) == ("o/small", "o/large")
+    assert config.scorer.model == str(tmp_path / "scorer")
+
+
+def test_runs_of_different_questions_make_no_page(tmp_path):
+    for name, n in (("one", 10), ("two", 20)):
+        (tmp_path / name).mkdir()
+        run = {"dataset": {"name": "q"}, "n": n}
+        (tmp_path / name / "summary.json").write_text(json.dumps(run))
+
+    with pytest.raises(SystemExit):
+        results.main([str(tmp_path)])
+    with pytest.raises(results.InputError, match=r"different questions \(one: 10 of q, two: 20 of q\)"):
+        results.read_runs(tmp_path)
+
+
+def test_the_commands_of_the_readme_are_those_of_the_example():
+    text = (Path(evaluate.__file__).parent / "README.md").read_text("utf-8")
+    blocks = [block.replace("\\\n", " ") for block in text.split("```bash\n")[1:]]
+    commands = [line for block in blocks for line in block.split("```")[0].splitlines()]
+    own = [line for line in commands if "gsm8k.evaluate" in line]
+
+    assert own
+    for line in own:
+        evaluate.parsed(shlex.split(line.partition("#")[0])[3:])
