@@ -155,7 +155,7 @@ def _prompt(schema: str, question: str, instructions: str) -> str:
     hints = f"\nHints: {' '.join(instructions.split())}" if instructions.strip() else ""
     return (
         f"SQLite database:\n{schema}\n\nQuestion: {' '.join(question.split())}{hints}\n"
-        "Answer with Tables:, Conditions:, Result: and the query."
+        "Plan in one or two short comments, then write the query."
     )
 
 

@@ -162,27 +162,36 @@ def is_same(gold: Result, found: Result, order: Sequence[str] | None = None) -> 
     columns = [_values(found.rows, place, unique=not extra) for place in range(len(found.columns))]
     wanted = [_values(gold.rows, place, unique=not extra) for place in range(len(gold.columns))]
     fitting = [[place for place, have in enumerate(columns) if _all_equal(want, have)] for want in wanted]
-    return any(
+    tries = iter(range(MOST_TRIES))
+    return all(fitting) and any(
         _same_order(gold, _project(found.rows, places), order)
-        for places in itertools.islice(_assignments(gold.rows, found.rows, fitting, ()), MOST_ASSIGNMENTS)
+        for places in _assignments(gold.rows, found.rows, fitting, (), tries)
     )
 
 
-MOST_ASSIGNMENTS = 100
-"""Of columns to gold columns that are tried where columns hold the same values."""
+MOST_TRIES = 1000
+"""Of columns for gold columns, where many columns hold the same values."""
 
 
 def _assignments(
-    gold: Sequence[_Row], found: Sequence[_Row], fitting: Sequence[Sequence[int]], chosen: tuple[int, ...]
+    gold: Sequence[_Row],
+    found: Sequence[_Row],
+    fitting: Sequence[Sequence[int]],
+    chosen: tuple[int, ...],
+    tries: Iterator[int],
 ) -> Iterator[tuple[int, ...]]:
     """Yields which columns of a result may be those of the gold one: the rows are the same in them."""
     if len(chosen) == len(fitting):
         yield chosen
         return
     for place in fitting[len(chosen)]:
+        if place in chosen:
+            continue
+        if next(tries, None) is None:
+            return
         places = (*chosen, place)
-        if place not in chosen and _same_rows(_project(gold, range(len(places))), _project(found, places)):
-            yield from _assignments(gold, found, fitting, places)
+        if _same_rows(_project(gold, range(len(places))), _project(found, places)):
+            yield from _assignments(gold, found, fitting, places, tries)
 
 
 def _project(rows: Sequence[_Row], places: Sequence[int]) -> list[_Row]:
@@ -233,9 +242,9 @@ def _values(rows: Sequence[_Row], place: int, *, unique: bool) -> list[Value]:
 
 
 def _key(row: _Row) -> tuple[Any, ...]:
-    """Sorts rows by their texts first, so that numbers that differ in the last digit change no order."""
+    """Sorts rows by types and texts first, so that numbers that differ in the last digit change no order."""
     return (
-        [value is None for value in row],
+        [0 if value is None else 1 if isinstance(value, int | float) else 2 for value in row],
         [value if isinstance(value, str) else "" for value in row],
         [value if isinstance(value, int | float) else 0 for value in row],
     )

@@ -161,7 +161,7 @@ def test_a_question_holds_schema_question_and_hints(prepared):
         "opened date /* first day */, seen timestamp);\n"
         "CREATE TABLE visit (shop_id int, made timestamp, year_made int, epoch int);\n\n"
         "Question: How many shops are in each city?\nHints: Match names with LIKE.\n"
-        "Answer with Tables:, Conditions:, Result: and the query."
+        "Plan in one or two short comments, then write the query."
     )
 
 
