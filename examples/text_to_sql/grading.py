@@ -22,7 +22,8 @@ RELATIVE, ABSOLUTE = 1e-5, 1e-8
 """Tolerances of two numbers that count as one: those of ``pandas.testing``, which sql-eval compares with."""
 
 _FENCE = re.compile(r"```[ \t]*(\w*)[ \t]*\n?(.*?)(?:```|\Z)", re.DOTALL)
-_BEGIN = re.compile(r"^[ \t]*(?:SELECT|WITH)\b", re.IGNORECASE | re.MULTILINE)
+_BEGIN = re.compile(r"^[ \t]*(?:SELECT|WITH|select|with)\b", re.MULTILINE)
+_PROSE = re.compile(r"\n[ \t]*\n(?=[A-Z][a-z])")
 _TOKEN = re.compile(
     r"'(?:[^']|'')*+(?:'|\Z)|\"(?:[^\"]|\"\")*+(?:\"|\Z)|--[^\n]*|/\*.*?(?:\*/|\Z)|\w+|\s+|.", re.DOTALL
 )
@@ -66,19 +67,19 @@ def final_query(solution: str) -> str | None:
     """Returns the query that a solution ends in; None without one.
 
     It is the content of the last code block marked ``sql`` or ``sqlite``, else of the last unmarked block
-    that begins with SELECT or WITH. A block that is not closed extends to the end. Without a block, it is in
-    the last paragraph with a line that starts with SELECT or WITH: from the first such line to the next
-    semicolon or the end of the paragraph.
+    that begins with a query. A block that is not closed extends to the end. Without a block, it is the last
+    statement that begins with SELECT or WITH (all capitals or none); it ends at a semicolon or before a
+    paragraph that begins as prose does.
     """
     blocks: list[tuple[str, str]] = [(mark.lower(), text.strip()) for mark, text in _FENCE.findall(solution)]
     marked = [text for mark, text in blocks if mark in ("sql", "sqlite") and text]
     unmarked = [text for mark, text in blocks if not mark and _BEGIN.match(text)]
-    for texts in (marked, unmarked):
+    bare = []
+    if begin := _BEGIN.search(solution):
+        bare = [text for text in statements(solution[begin.start() :]) if _BEGIN.match(text)]
+    for texts in (marked, unmarked, [_PROSE.split(text)[0] for text in bare]):
         if texts:
             return texts[-1]
-    for paragraph in reversed(re.split(r"\n[ \t]*\n", solution)):
-        if begin := _BEGIN.search(paragraph):
-            return next(statements(paragraph[begin.start() :]), None)
     return None
 
 

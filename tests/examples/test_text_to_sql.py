@@ -38,7 +38,6 @@ from trim_graph.examples.text_to_sql.grading import (
     statements,
 )
 from trim_graph.examples.text_to_sql.sandbox import Limits, Result, execute
-from trim_graph.segmentation import markdown
 
 DUMP = """
 CREATE TABLE public.shop (
@@ -125,7 +124,7 @@ def database(prepared) -> str:
 
 
 def solution(query: str) -> str:
-    return f"The table is shop.\n\nAll shops count.\n\n```sql\n{query}\n```"
+    return f"-- The table is shop.\n\n-- All shops count.\n\n```sql\n{query}\n```"
 
 
 # The data.
@@ -411,7 +410,9 @@ def test_a_row_of_other_data_is_refused():
         ("```python\nprint()\n```\n\nSELECT 1; It is one.", "SELECT 1"),
         ("Select the name.\n\nselect a\nfrom b", "select a\nfrom b"),
         ("WITH x AS (\n  SELECT 1)\nSELECT * FROM x;", "WITH x AS (\n  SELECT 1)\nSELECT * FROM x"),
-        ("SELECT ';' AS a; SELECT 2", "SELECT ';' AS a"),
+        ("SELECT ';' AS a; -- done", "SELECT ';' AS a"),
+        ("SELECT 1;\n\nSELECT 2", "SELECT 2"),
+        ("-- All of shop.\n\nSELECT a\n\nFROM b\n\nThis is all.", "SELECT a\n\nFROM b"),
         ("I do not know.", None),
         ("", None),
     ],
@@ -420,11 +421,22 @@ def test_the_final_query_of_a_solution(text, query):
     assert final_query(text) == query
 
 
-def test_a_query_with_blank_lines_is_one_step():
-    text = "The table is shop.\n\nAll count.\n\n```sql\nSELECT name\n\nFROM shop\n\nWHERE id = 1\n```"
-    *_, (last, _) = steps = markdown().split(text)
-    assert len(steps) == 3
-    assert final_query(last) == final_query(text) == "SELECT name\n\nFROM shop\n\nWHERE id = 1"
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT name\n\nFROM shop\n\nWHERE id = 1;",
+        "WITH a AS (\n\n  SELECT 1 AS x\n\n)\n\nSELECT x\n\nFROM a",
+        "SELECT 1\n\nUNION ALL\n\nSELECT 2",
+        "```sql\nSELECT name\n\nFROM shop\n```",
+    ],
+)
+def test_a_query_is_one_step_whatever_blank_lines_it_has(query):
+    segmentation = load_config(evaluate.CONFIG).settings.segmentation
+    assert segmentation is not None
+    text = f"-- The table shop has all.\n\n-- Select its names.\n\n{query}"
+    steps = segmentation.split(text)
+    assert [step for step, _ in steps] == ["-- The table shop has all.", "-- Select its names.", query]
+    assert final_query(text) == query.strip("`;").removeprefix("sql").strip()
 
 
 def test_alternatives_and_optional_columns():
