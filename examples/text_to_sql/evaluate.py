@@ -27,7 +27,7 @@ from .data import FOLDS, Prepared, Row, prepare, write_rows
 CONFIG = Path(__file__).parent / "trim.yaml"
 GRADER = "trim_graph.examples.text_to_sql.grading:grade"
 THRESHOLDS = "0.5,0.6,0.7,0.8,0.9,0.95"
-LENGTHS = Lengths(prompt=700, solution=120)
+LENGTHS = Lengths(prompt=600, solution=80)
 """Roughly, by the tokenizer of Qwen2.5; the question has its schema with it."""
 
 
