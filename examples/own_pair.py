@@ -108,5 +108,6 @@ def assumption(given: argparse.Namespace, lengths: Lengths) -> str:
     return (
         f"Assumed: the small model writes {given.small_rate:g} tokens a second, the large one "
         f"{given.large_rate:g}, and {given.reading_rate:g} are read (--small-rate, --large-rate, "
-        f"--reading-rate); {lengths.prompt} tokens a question, {lengths.solution} a solution."
+        f"--reading-rate); {lengths.prompt} tokens a question, {lengths.solution} a solution; "
+        "no cache for prompts."
     )

@@ -48,6 +48,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--labelled", type=int, default=400, help="training questions for the scorer")
     parser.add_argument("--validation", type=int, default=300, help="training questions for the query router")
     parser.add_argument("--tuning", choices=["head", "lora", "full"], default="head", help="of the scorer")
+    parser.add_argument("--base", help="of the scorer: folder or hub id; default: the small model")
     parser.add_argument(
         "--scorer-url", help="a vLLM server of runs/scorer; default: transformers, in process"
     )

@@ -26,7 +26,7 @@ def _rows(count, part):
 
 @pytest.fixture
 def data(tmp_path):
-    for name, count in (("train", 40), ("test", 30)):
+    for name, count in (("train", 90), ("test", 30)):
         lines = (json.dumps(row) + "\n" for row in _rows(count, name))
         (tmp_path / f"gsm8k_{name}.jsonl").write_text("".join(lines))
     content = yaml.safe_load(evaluate.CONFIG.read_text("utf-8"))
@@ -37,7 +37,7 @@ def data(tmp_path):
 
 def _given(data, *more):
     options = ["--data", str(data), "--out", str(data / "runs"), "--config", str(data / "own.yaml")]
-    return [*options, "--labelled", "16", "--validation", "20", "-n", "20", *more]
+    return [*options, "--labelled", "60", "--validation", "20", "-n", "20", *more]
 
 
 def test_one_command_measures_a_pair_and_resumes(data, capfd):
@@ -75,19 +75,19 @@ def test_the_hours_come_before_any_model(data, capfd):
 def test_no_training_question_is_a_validation_or_test_question(data):
     out = data / "parts"
     out.mkdir()
-    evaluate.write_questions(data, out, 16, 20)
+    evaluate.write_questions(data, out, 60, 20)
 
     parts = {
         name: (out / f"{name}.jsonl").read_text().splitlines() for name in ("train", "validation", "test")
     }
-    assert [len(rows) for rows in parts.values()] == [16, 20, 30]
+    assert [len(rows) for rows in parts.values()] == [60, 20, 30]
     assert not set(parts["train"]) & set(parts["validation"])
 
 
 @pytest.mark.parametrize(
     ("more", "reported"),
     [
-        (["--labelled", "30"], "--labelled 30: "),
+        (["--labelled", "80"], "--labelled 80: "),
         (["--data", "nowhere"], "--data nowhere: there is no gsm8k_train.jsonl in it"),
     ],
 )
