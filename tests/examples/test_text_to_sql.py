@@ -18,6 +18,7 @@ from trim_graph.config import load_config
 from trim_graph.errors import InputError
 from trim_graph.evaluation.datasets import make_dataset
 from trim_graph.evaluation.records import read_run
+from trim_graph.examples.arithmetic import SMALL
 from trim_graph.examples.text_to_sql import evaluate, sandbox
 from trim_graph.examples.text_to_sql.data import (
     NOW,
@@ -666,15 +667,13 @@ def test_the_command_runs_from_end_to_end_and_resumes(source, tmp_path, monkeypa
 
 @pytest.mark.parametrize("run", ["servers", "engine", "transformers"])
 def test_a_pair_of_the_users_own_is_a_valid_configuration(tmp_path, run):
-    folder = tmp_path / "model"
-    folder.mkdir()
     given = [
         "--data",
         "d",
         "--out",
         str(tmp_path),
         "--small",
-        str(folder),
+        str(SMALL),
         "--large",
         "owner/name",
         "--run",
