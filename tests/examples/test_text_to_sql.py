@@ -220,6 +220,7 @@ def test_questions_are_graded_by_what_their_query_gives(source):
 
 
 @given(st.lists(st.sampled_from("abcdefghij"), max_size=60), st.integers(1, 7))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_folds_share_no_database_and_are_the_same_each_time(groups, count):
     found = folds(groups, count)
     assert len(found) == len(groups)
@@ -302,7 +303,11 @@ REINDEX json_each('[1]') x'00ff' randomblob(9) ?1 :a @b $c LIKE GLOB CAST( date(
         " ".join
     )
 )
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 def test_no_text_changes_the_database_or_ends_the_grader(prepared, text):
     row = prepared.rows[0]
     content = Path(row["database"]).read_bytes()
@@ -316,7 +321,7 @@ def test_no_text_changes_the_database_or_ends_the_grader(prepared, text):
 @given(
     st.text(max_size=20), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False)
 )
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_values_arrive_as_they_are(database, text, whole, real):
     text = text.replace("\x00", "").encode("utf-8", "ignore").decode()
     quoted = text.replace("'", "''")
@@ -450,6 +455,7 @@ def test_alternatives_and_optional_columns():
 
 
 @given(st.text(max_size=50))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_statements_lose_no_text(text):
     assert "".join("".join(statements(text)).split()).replace(";", "") == "".join(text.split()).replace(
         ";", ""
@@ -555,6 +561,7 @@ VALUES = (
 
 
 @given(st.data())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_shuffled_rows_and_columns_are_the_same_and_a_changed_value_is_not(data):
     width = data.draw(st.integers(1, 4))
     rows = data.draw(st.lists(st.tuples(*[VALUES] * width), min_size=1, max_size=6, unique=True))
