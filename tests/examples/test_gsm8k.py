@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from trim_graph.config import load_config
-from trim_graph.examples.arithmetic import stream_problems
+from trim_graph.examples.arithmetic import PRM, stream_problems
 from trim_graph.examples.gsm8k import evaluate, results
 
 EXAMPLE = {part: {"type": "example"} for part in ("small", "large")}
@@ -97,6 +97,7 @@ def test_wrong_data_is_named_before_any_model(data, capfd, more, reported):
 
 
 def test_every_configuration_of_the_command_is_valid(tmp_path):
+    (tmp_path / "scorer").symlink_to(PRM)  # as if it had been trained
     given = evaluate.parsed(
         ["--data", "d", "--out", str(tmp_path), "--small", "o/small", "--large", "o/large"]
     )
@@ -107,7 +108,7 @@ def test_every_configuration_of_the_command_is_valid(tmp_path):
     for options in listed:
         config = load_config(options[options.index("--config") + 1])
         assert (config.small.model, config.large.model) == ("o/small", "o/large")
-    assert config.scorer.model == str(tmp_path / "scorer")
+    assert config.scorer.type == "transformers_prm"
 
 
 def test_runs_of_different_questions_make_no_page(tmp_path):
