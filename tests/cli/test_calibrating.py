@@ -86,12 +86,12 @@ def test_a_pgr(world, run, config):
 
 
 def test_a_loss_is_shown(world, run, config):
-    result = run("calibrate", "--config", config, *DATASET, "--max-loss", 0.05, "-n", 100, "--json", "r.json")
+    result = run("calibrate", "--config", config, *DATASET, "--max-loss", 0.05, "-n", 60, "--json", "r.json")
     assert result.exit_code == 0, result.output
     report = json.loads((world / "r.json").read_text())
     assert 0.59 < report["policy"]["t"] < 0.65  # the judge wavers below 0.6
     assert report["expected"]["loss"]["bound"] <= 0.05
-    assert "loss of accuracy         0 (at most 0.02951; 0 lost, 0 gained" in result.stdout
+    assert "loss of accuracy         0 (at most 0.04871; 0 lost, 0 gained" in result.stdout
     assert "The next that would spend less lost" in result.stdout
     assert report["undecided"]["lost"] > 0
     assert load_config("trim.calibrated.yaml").policy.model_dump() == report["policy"]
@@ -132,9 +132,9 @@ quality:
 
 def test_operating_points_by_name_are_written_into_the_file(world, run):
     (world / "trim.yaml").write_text(QUALITY)
-    common = ("--config", "trim.yaml", *DATASET, "-n", 80)
+    common = ("--config", "trim.yaml", *DATASET, "-n", 60, "--keep", "kept")
     result = run("calibrate", *common, "--write", "--json", "r.json")
-    assert result.exit_code == 3, result.output  # 80 questions do not show a tenth of a point
+    assert result.exit_code == 3, result.output  # 60 questions do not show a tenth of a point
     assert "high (max_loss 0.05)" in result.stdout
     assert "top (max_loss 0.001)\nUndecided" in result.stdout
     written = (world / "trim.yaml").read_text()
@@ -145,7 +145,7 @@ def test_operating_points_by_name_are_written_into_the_file(world, run):
     high = chosen.quality["high"]
     assert chosen.policy == high.policy == quality_policy(chosen.quality, 0.05)
     assert high.measured.loss_bound <= 0.05
-    assert (high.measured.n, high.measured.loss) == (80, 0)
+    assert (high.measured.n, high.measured.loss) == (60, 0)
     assert chosen.quality["fast"].measured.saved >= 0.8
     report = json.loads((world / "r.json").read_text())["quality"]
     assert [point["name"] for point in report] == ["high", "top", "fast"]
