@@ -108,7 +108,7 @@ def test_relative_paths_are_relative_to_the_file(tmp_path, monkeypatch):
 
 
 def test_run_settings_are_those_of_the_graph():
-    known = set(Settings.model_fields) - {"budget", "quotas", "prices", "policy"}
+    known = set(Settings.model_fields) - {"budget", "quotas", "prices", "large_alone", "policy"}
     assert set(FileSettings.model_fields) == known
     assert FileSettings().model_dump() == Settings().model_dump(include=known)
     assert FileSettings.model_config == ConfigSection.model_config
@@ -200,7 +200,10 @@ def test_weights_that_are_not_there(tmp_path, monkeypatch):
             f"{MODELS}policy: treshold",
             "trim.yaml, line 4: policy: unknown type 'treshold', did you mean threshold? There are: small",
         ),
-        (f"{MODELS}policy: 3", "line 4: policy: is 3; expected a mapping"),
+        (
+            f"{MODELS}policy: 3",
+            "line 4: policy: is 3: choose small, large, a threshold in [0, 1], or a policy",
+        ),
         (f"{MODELS}policy: {{t: 0.5}}", "line 4: policy: is {'t': 0.5}; expected a mapping with a type"),
         (
             f"{MODELS}policy: {{type: threshold, t: 1.5}}",

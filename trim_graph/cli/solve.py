@@ -342,8 +342,11 @@ def show_usage(console: Console, summary: dict[str, Any], prices: Prices) -> Non
         rows.insert(0, ("human", counted(by_hand, "step")))
     if prices != type(prices)():
         rows.append(("cost", f"{summary['cost']:.6g}"))
-    rows.append(("seconds", f"{summary['seconds']:.2f}"))
-    if (savings := summary.get("savings")) is not None:
+    savings: Savings | None = summary.get("savings")
+    gained = None if savings is None else savings["seconds"]
+    pace = "" if gained is None else f", {gained:+.2f} saved net"
+    rows.append(("seconds", f"{summary['seconds']:.2f}{pace}"))
+    if savings is not None:
         rows.append(("saved", saved(savings)))
     rows.append(("answer", summary["answer"] if summary["answer"] is not None else "none found"))
     rows.append(("stopped", f"{summary['stopped']}: {WHY_STOPPED.get(summary['stopped'], 'see the notes')}"))
@@ -353,14 +356,13 @@ def show_usage(console: Console, summary: dict[str, Any], prices: Prices) -> Non
 
 
 def saved(savings: Savings) -> str:
-    """Returns net savings in words; what is unknown is left out."""
+    """Returns net savings in tokens and money in words; what is unknown is left out."""
     parts = [
         f"{amount:+.4g}{unit}"
         for amount, unit in (
             (savings["large_tokens"], " large tokens"),
             (savings["tokens"], " tokens in all"),
             (savings["cost"], " in cost"),
-            (savings["seconds"], " s"),
         )
         if amount is not None
     ]
