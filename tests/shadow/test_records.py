@@ -5,7 +5,7 @@ import sqlite3
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trim_graph.errors import InputError, SettingsError
@@ -84,6 +84,7 @@ def test_a_line_that_is_no_record_is_refused_with_its_place(tmp_path, change, co
         list(read_shadow(file))
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.integers() | st.text(),
