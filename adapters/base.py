@@ -41,6 +41,7 @@ class CallSettings:
         logprobs: Whether the mean token probability is wanted.
         probability_window: Tokens of the window whose lowest mean probability is wanted; None: it is not.
         first_token_entropy: Whether the entropy of the first token's distribution is wanted.
+        label_tokens: Labels whose probabilities as the first token are wanted.
         timeout: Seconds until the answer is cut.
         stop_when: Ends the answer where it says so of the text so far.
     """
@@ -53,6 +54,7 @@ class CallSettings:
     logprobs: bool = False
     probability_window: int | None = None
     first_token_entropy: bool = False
+    label_tokens: tuple[str, ...] = ()
     timeout: float | None = None
     stop_when: StopWhen | None = None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
@@ -183,6 +183,7 @@ class Generated:
         lowest_window_probability: Lowest mean of ``probability_window`` consecutive ones of them.
         timed_out: Whether the time limit cut it.
         first_token_entropy: In nats, of the whole vocabulary, before temperature and top_p.
+        label_probabilities: Probability of each label as the first token, under the same distribution.
     """
 
     text: str
@@ -193,17 +194,20 @@ class Generated:
     lowest_window_probability: float | None = None
     timed_out: bool = False
     first_token_entropy: float | None = None
+    label_probabilities: dict[str, float] | None = None
 
 
 class GenerationJob(Job[Generated]):
     """One call to a local chat model.
 
-    Args:
-        prompt: Token ids.
-        settings: Settings of the call; ``max_tokens`` fits behind the prompt.
-        batch_limit: Most calls to share a batch with, this one included.
-        on_text: Called on the worker's thread with each chunk of the answer, in order.
-    """
+        Args:
+            prompt: Token ids.
+            settings: Settings of the call; ``max_tokens`` fits behind the prompt.
+            batch_limit: Most calls to share a batch with, this one included.
+                on_text: Called on the worker's thread with each chunk of the answer, in order.
+                labels: Tokens whose probability as the first one is wanted, with the label that each spells; None:
+                of none.
+        """
 
     def __init__(
         self,
@@ -212,8 +216,10 @@ class GenerationJob(Job[Generated]):
         *,
         batch_limit: int,
         on_text: Callable[[str], None] | None = None,
+        labels: Mapping[int, str] | None = None,
     ) -> None:
         super().__init__(batch_limit=batch_limit)
+        self.labels = labels
         self.prompt = prompt
         self.settings = settings
         self.on_text = on_text
@@ -239,6 +245,7 @@ class Row:
 
     Attributes:
         first_token_entropy: Set by the code that sees the distribution.
+        label_probabilities: Set there too.
     """
 
     def __init__(self, job: GenerationJob, tokenizer: Tokenizer, end_ids: Set[int]) -> None:
@@ -253,6 +260,7 @@ class Row:
         self._tokens = 0
         self._probabilities: list[float] = []
         self.first_token_entropy: float | None = None
+        self.label_probabilities: dict[str, float] | None = None
 
     def push(self, token: int, probability: float | None) -> None:
         """Takes the next token; nothing happens once the row is done."""
@@ -327,6 +335,7 @@ class Row:
                 lowest_window_probability=None if window is None else lowest_window_mean(seen, window),
                 timed_out=timed_out,
                 first_token_entropy=self.first_token_entropy,
+                label_probabilities=self.label_probabilities,
             )
         )
 

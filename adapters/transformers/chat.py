@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models.base import LangSmithParams
@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     from .generation import GenerationEngine
 
 _OWN_SETTINGS = ("max_tokens", "temperature", "top_p", "seed", "logprobs")
-_CALL_SETTINGS = (*_OWN_SETTINGS, "probability_window", "first_token_entropy", "timeout", "stop_when")
+_CALL_SETTINGS = (
+    *_OWN_SETTINGS,
+    "probability_window",
+    "label_tokens",
+    "first_token_entropy",
+    "timeout",
+    "stop_when",
+)
 
 
 class ChatTransformers(TransformersSettings, ExactChatModel):
@@ -48,15 +55,16 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
     mean probability of the generated tokens under the model's own distribution, before temperature and
     top_p, without the end of sequence unless that is the only token; with ``probability_window`` also
     ``lowest_window_probability``, the lowest mean of so many of them in a row
-    (`trim_graph.adapters.token_confidence.lowest_window_mean`); and with ``first_token_entropy=True`` that of
-    the first token under the same distribution, in nats. ``usage_metadata`` counts every generated token, as
-    vLLM does: those of the stop string and the end of sequence too.
+    (`trim_graph.adapters.token_confidence.lowest_window_mean`); with ``first_token_entropy=True`` that of
+    the first token under the same distribution, in nats; and with ``label_tokens`` (texts such as
+    ``("yes", "no")``) their ``label_probabilities`` as the first token. ``usage_metadata`` counts every
+    generated token, as vLLM does: those of the stop string and the end of sequence too.
 
     Every call takes ``stop`` and, by keyword, ``max_tokens``, ``temperature``, ``top_p``, ``seed``,
-    ``logprobs``, ``probability_window``, ``first_token_entropy``, ``timeout`` (seconds in the queue and in
-    generation, without loading; the answer ends at the next token) and ``stop_when`` (a function of the text
-    so far that ends the answer; its ``stop_reason`` is ``"stop_when"``). The model's own generation_config is
-    asked for its end-of-sequence ids only.
+    ``logprobs``, ``probability_window``, ``label_tokens``, ``first_token_entropy``, ``timeout`` (seconds in
+    the queue and in generation, without loading; the answer ends at the next token) and ``stop_when`` (a
+    function of the text so far that ends the answer; its ``stop_reason`` is ``"stop_when"``). The model's own
+    generation_config is asked for its end-of-sequence ids only.
 
     Example:
         ```python
@@ -64,6 +72,9 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
         step = model.invoke([("human", "What is 12 * 12?"), ("ai", "First step.\n\n")], stop=["\n\n"])
         ```
     """
+
+    reads_labels: ClassVar[bool] = True
+    """Declares that a call may ask for the probabilities of ``label_tokens`` as its first token."""
 
     _engine: Any = PrivateAttr(default=None)
 
@@ -218,12 +229,16 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
                     f"most (max_position_embeddings={engine.max_positions}, and one token must fit behind it)"
                 )
             settings = dataclasses.replace(settings, max_tokens=min(settings.max_tokens, room))
-        return GenerationJob(prompt, settings, batch_limit=self.max_batch_size, on_text=on_text)
+        labels = engine.label_ids(settings.label_tokens) if settings.label_tokens else None
+        return GenerationJob(
+            prompt, settings, batch_limit=self.max_batch_size, on_text=on_text, labels=labels
+        )
 
     def _settings(self, stop: list[str] | None, kwargs: dict[str, Any]) -> CallSettings:
         merged = self._merged_settings(kwargs, _OWN_SETTINGS, _CALL_SETTINGS)
         if merged.get("probability_window") is not None:
             merged["logprobs"] = True
+        merged["label_tokens"] = tuple(merged.get("label_tokens", ()))
         return CallSettings(stop=stop_strings(stop), **merged)
 
     def _metadata(self, done: Generated) -> dict[str, Any]:
@@ -238,6 +253,8 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
             metadata["lowest_window_probability"] = done.lowest_window_probability
         if done.first_token_entropy is not None:
             metadata["first_token_entropy"] = done.first_token_entropy
+        if done.label_probabilities is not None:
+            metadata |= {"label_probabilities": done.label_probabilities, "label_tokens_exact": True}
         if self._load().starts_in_reasoning:
             metadata["starts_in_reasoning"] = True
         if done.timed_out:

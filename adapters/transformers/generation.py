@@ -66,6 +66,17 @@ class GenerationEngine:
         """Returns token ids of the prompt for a conversation."""
         return encode_chat(messages, self.tokenizer, self.guard)
 
+    def label_ids(self, labels: Sequence[str]) -> dict[int, str]:
+        """Returns the tokens that spell a label, alone or behind a space, with the label."""
+        found = dict[int, str]()
+        for label in labels:
+            for text in (label, f" {label}"):
+                # Behind a sign, no tokenizer takes a label for the beginning of a text.
+                token = self.guard.encode("", f":{text}")[-1]
+                if self._backend.decode([token]).strip() == label:
+                    found[token] = label
+        return found
+
     def _fits(self, batch: list[GenerationJob], job: GenerationJob) -> bool:
         jobs = [*batch, job]
         lengths = [len(one.prompt) for one in jobs]
@@ -110,6 +121,7 @@ class _Chooser(LogitsProcessor):
         self._rows = rows
         self._wants_probability = any(row.job.settings.logprobs for row in rows)
         self._entropies_wanted = [row for row in rows if row.job.settings.first_token_entropy]
+        self._labels_wanted = [(i, row) for i, row in enumerate(rows) if row.job.labels is not None]
         self._generators = {
             i: _generator(row.job.settings.seed, device)
             for i, row in enumerate(rows)
@@ -119,6 +131,8 @@ class _Chooser(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         if self._entropies_wanted:
             self._record_entropies(scores)
+        if self._labels_wanted:
+            self._record_labels(scores)
         if not self._generators and not self._wants_probability:
             return scores
         choice = scores.argmax(dim=-1)
@@ -140,6 +154,16 @@ class _Chooser(LogitsProcessor):
             if row in self._entropies_wanted:
                 row.first_token_entropy = entropy
         self._entropies_wanted = []
+
+    def _record_labels(self, scores: torch.Tensor) -> None:
+        """Records the probability of each label as the first token, that of all its tokens together."""
+        for i, row in self._labels_wanted:
+            labels = row.job.labels or {}
+            seen = scores[i].float().softmax(dim=-1)[list(labels)].tolist()
+            row.label_probabilities = dict.fromkeys(labels.values(), 0.0)
+            for label, probability in zip(labels.values(), seen, strict=True):
+                row.label_probabilities[label] += probability
+        self._labels_wanted = []
 
 
 class _RowsDone(StoppingCriteria):

@@ -31,13 +31,11 @@ class VLLMCallSettings(CallSettings):
 
     Attributes:
         top_logprobs: Number of the likeliest tokens to report at each place.
-        label_tokens: Labels whose probabilities as the first token are wanted.
         entropy_logprobs: Number of tokens that the first one's entropy is computed from; 0 if none is wanted.
         retry_tokens: Grants tokens to further attempts.
     """
 
     top_logprobs: int
-    label_tokens: tuple[str, ...] = ()
     entropy_logprobs: int
     retry_tokens: RetryTokens | None = None
 

@@ -17,7 +17,7 @@ from langchain_core.callbacks import get_usage_metadata_callback
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from transformers import AutoModelForCausalLM
 
-from trim_graph.adapters import ChatTransformers, ContextLengthError
+from trim_graph.adapters import ChatTransformers, ContextLengthError, LLMJudge
 from trim_graph.adapters.base import CallSettings
 from trim_graph.adapters.transformers.batching import GenerationJob, Row
 
@@ -235,6 +235,57 @@ class TestCounts:
             for tokens in (1, 9):
                 answer = noisy.invoke(chat, first_token_entropy=True, max_tokens=tokens, **settings)
                 assert answer.response_metadata["first_token_entropy"] == pytest.approx(expected, abs=1e-5)
+
+    @pytest.mark.parametrize("settings", [{}, {"temperature": 5.0, "seed": 1}, {"logprobs": True}])
+    def test_labels_have_the_probability_of_all_tokens_that_spell_them(self, noisy, settings):
+        engine = noisy._load()
+        with torch.no_grad():
+            logits = AutoModelForCausalLM.from_pretrained(noisy.model)(
+                torch.tensor([engine.encode(QUESTION)])
+            )
+        p = logits.logits[0, -1].softmax(-1)
+        ids = {
+            label: [engine.guard.encode("", f":{text}")[-1] for text in (label, f" {label}")]
+            for label in "37"
+        }
+        asked = {"label_tokens": ("3", "7", "nowhere one token"), "max_tokens": 3}
+        found = noisy.invoke(QUESTION, **asked, **settings).response_metadata
+        assert found["label_tokens_exact"]
+        assert found["label_probabilities"] == {
+            label: pytest.approx(sum(p[token].item() for token in set(tokens)), abs=1e-6)
+            for label, tokens in ids.items()
+        }
+
+    def test_only_those_of_a_batch_that_ask_get_labels_and_each_its_own(self, noisy):
+        chats = [[HumanMessage(text)] for text in ("a", "what is 3 and 4", "b")]
+        alone = [noisy.invoke(chat, label_tokens=["3"]).response_metadata for chat in chats]
+
+        async def gather():
+            asked = zip(chats, (["3"], [], ["3"]), strict=True)
+            return await asyncio.gather(*(noisy.ainvoke(c, label_tokens=labels) for c, labels in asked))
+
+        key = "label_probabilities"
+        one, none, other = (message.response_metadata for message in asyncio.run(gather()))
+        assert key not in none
+        assert one[key] == pytest.approx(alone[0][key])
+        assert other[key] == pytest.approx(alone[2][key])
+
+    def test_a_judge_reads_the_expected_grade_not_the_one_written(self, noisy, monkeypatch):
+        """With random weights digits are as likely as anything else."""
+        monkeypatch.setattr("trim_graph.adapters.prompted.judge.MIN_MASS", 0.0)
+        digits, seen = tuple("0123456789"), []
+
+        class Noting(ChatTransformers):
+            def _result(self, job, done):
+                seen.append(done.label_probabilities)
+                return super()._result(job, done)
+
+        judge = LLMJudge(Noting(model=noisy.model))
+        (score,) = judge.score("What is 3 + 4?", [{"text": "7", "writer": "small"}]).scores
+        (labels,) = seen
+        mass = sum(labels.values())
+        assert set(labels) == set(digits)
+        assert score == pytest.approx(sum(labels[d] * int(d) / 9 for d in digits) / mass)
 
     def test_only_those_of_a_batch_that_ask_get_an_entropy_and_each_its_own(self, noisy):
         chats = [[HumanMessage(text)] for text in ("a", "what is 3 and 4", "b")]
