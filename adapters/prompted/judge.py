@@ -85,10 +85,11 @@ class LLMJudge(JudgeSettings):
     the probability of yes against no. Source: P(True) in "Language Models (Mostly) Know What They Know"
     (arXiv 2207.05221), where a model judges what it wrote itself.
 
-    `ChatTransformers`, `ChatVLLM` on vLLM 0.32 or later, and `ChatVLLMEngine` report the probability of each answer
-    (``label_tokens``), so nothing is cut off. Of other models that report ``top_logprobs`` (``ChatOpenAI``,
-    older servers) the likeliest tokens are read; a vLLM server that is too old is named in a warning. Of a
-    model without either, and where ``max_tokens`` leaves it room to reason first, it is the answer written.
+    `ChatTransformers`, `ChatVLLM` on vLLM 0.32 or later, and `ChatVLLMEngine` report the probability of each
+    answer (``label_tokens``), so nothing is cut off. Of other models that report ``top_logprobs``
+    (``ChatOpenAI``, older servers) the likeliest tokens are read; a vLLM server that is too old is named in a
+    warning. Of a model without either, and where ``max_tokens`` leaves it room to reason first, it is the
+    answer written.
 
     Each step is asked about once: scores are kept by question and steps up to it, so a draft costs one call,
     and a step of the large model one when it first precedes a draft. Missing ones are asked about at the same
