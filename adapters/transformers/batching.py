@@ -200,14 +200,14 @@ class Generated:
 class GenerationJob(Job[Generated]):
     """One call to a local chat model.
 
-        Args:
-            prompt: Token ids.
-            settings: Settings of the call; ``max_tokens`` fits behind the prompt.
-            batch_limit: Most calls to share a batch with, this one included.
-                on_text: Called on the worker's thread with each chunk of the answer, in order.
-                labels: Tokens whose probability as the first one is wanted, with the label that each spells; None:
-                of none.
-        """
+    Args:
+        prompt: Token ids.
+        settings: Settings of the call; ``max_tokens`` fits behind the prompt.
+        batch_limit: Most calls to share a batch with, this one included.
+            on_text: Called on the worker's thread with each chunk of the answer, in order.
+            labels: Tokens whose probability as the first one is wanted, with the label that each spells; None:
+            of none.
+    """
 
     def __init__(
         self,

@@ -268,7 +268,7 @@ class stay_on_large(Policy):
     def evidence(self, observation: Observation) -> str:
         """Returns the numbers of the wrapped policy."""
         _, inner = observation.memory or (0, None)
-        return self.policy.evidence(remembering(observation, inner))
+        return self.policy.evidence(with_memory(observation, inner))
 
     def __repr__(self) -> str:
         return f"stay_on_large({self.policy!r}, k={self.k})"
