@@ -204,8 +204,8 @@ class GenerationJob(Job[Generated]):
         prompt: Token ids.
         settings: Settings of the call; ``max_tokens`` fits behind the prompt.
         batch_limit: Most calls to share a batch with, this one included.
-            on_text: Called on the worker's thread with each chunk of the answer, in order.
-            labels: Tokens whose probability as the first one is wanted, with the label that each spells; None:
+        on_text: Called on the worker's thread with each chunk of the answer, in order.
+        labels: Tokens whose probability as the first one is wanted, with the label that each spells; None:
             of none.
     """
 
