@@ -399,9 +399,11 @@ class Answer:
 def _outcomes(view: RunView) -> list[dict[str, Any]]:
     """Returns who wrote each step, its tokens and score, and what was decided on it; no text."""
     decisions = {record["step"]: record for record in view.state["decisions"]}
-    outcomes = []
+    outcomes: list[dict[str, Any]] = []
     for index, (step, score) in enumerate(zip(view.steps, view.scores, strict=True)):
-        outcome = {key: value for key, value in step.items() if key in ("writer", "tokens", "why")}
+        outcome: dict[str, Any] = {
+            key: value for key, value in step.items() if key in ("writer", "tokens", "why")
+        }
         outcome["score"] = score
         for key, value in decisions.get(index, {}).items():
             if key == "score":  # of the draft, which was perhaps rejected
