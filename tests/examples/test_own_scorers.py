@@ -75,7 +75,7 @@ def test_labels_without_a_checker_come_near_exact_ones():
         assert f"| {name} |" in table(document)
 
 
-QUESTIONS, TESTED = 200, 150
+QUESTIONS, TESTED = 200, 100
 TOLERANCE = 0.15
 
 
@@ -116,9 +116,10 @@ def areas(tmp_path_factory):
 def test_continuations_alone_train_a_scorer_near_that_of_the_exact_checker(areas):
     """The study's claim, 0.03, on a run that a test can afford.
 
-    Sampling has no seed, and so few problems spread: three runs with 200 questions had areas of 0.63 to 0.73
-    by continuations and of 0.64 to 0.72 by the checker, with differences of 0.01, -0.04 and 0.03. The
-    tolerance is four times their spread. With 60 questions, all areas were 0.52 to 0.57: nothing to compare.
+    Sampling has no seed, and so few problems spread: three runs with 200 questions, tested on 150, had areas
+    of 0.63 to 0.73 by continuations and of 0.64 to 0.72 by the checker, with differences of 0.01, -0.04 and
+    0.03. The tolerance is four times their spread. With 60 questions, all areas were 0.52 to 0.57: nothing to
+    compare.
     """
     assert areas["monte_carlo"] > 0.5
     assert areas["monte_carlo"] > areas["exact"] - TOLERANCE
