@@ -1,7 +1,5 @@
 """Names of models: which operating point each stands for, and which do not exist."""
 
-from types import SimpleNamespace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,25 +19,21 @@ def config(policy="small_only", **more):
     return make_config({**MODELS, "policy": policy, **more})
 
 
-def quality(policy, max_loss=None, saved=None):
-    measured = None if saved is None else SimpleNamespace(saved=saved)
-    policy = None if policy is None else config(policy).policy
-    return SimpleNamespace(policy=policy, max_loss=max_loss, measured=measured)
-
-
 @pytest.fixture
 def points():
     """Of a configuration with the mapping ``quality``; ``best`` is not calibrated."""
+    measured = {"n": 200, "saved": 0.2}
     qualities = {
-        "best": quality(None, max_loss=0.001),
-        "high": quality({"type": "threshold", "t": 0.9}, max_loss=0.01, saved=0.2),
-        "good": quality({"type": "threshold", "t": 0.7}, max_loss=0.02, saved=0.5),
-        "fast": quality("small_only", saved=0.9),
+        "best": {"max_loss": 0.001},
+        "high": {"max_loss": 0.01, "policy": {"type": "threshold", "t": 0.9}, "measured": measured},
+        "good": {
+            "max_loss": 0.02,
+            "policy": {"type": "threshold", "t": 0.7},
+            "measured": {**measured, "saved": 0.5},
+        },
+        "fast": {"save": 0.7, "policy": "small_only", "measured": {**measured, "saved": 0.9}},
     }
-    plain = config()
-    return OperatingPoints(
-        SimpleNamespace(policy=plain.policy, scorer=plain.scorer, quality=qualities), "trim"
-    )
+    return OperatingPoints(config(quality=qualities), "trim")
 
 
 def test_names_stand_for_operating_points(points):
@@ -99,7 +93,7 @@ def test_any_name_is_known_or_does_not_exist(text):
 
 
 def test_without_a_mapping_quality_the_error_says_so():
-    with pytest.raises(ApiError, match="no calibrated quality"):
+    with pytest.raises(ApiError, match=r"calibrated for a loss of 0\.02 or less; there are none"):
         OperatingPoints(config(), "trim").of_model("trim:quality=0.02")
 
 

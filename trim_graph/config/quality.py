@@ -83,16 +83,13 @@ def policy_by_name(data: Any) -> Any:
     return data if own is None else {**data, "policy": own}
 
 
-def quality_policy(points: Mapping[str, QualityPoint], wanted: str | float) -> PolicyConfig:
-    """Returns the policy of an operating point.
+def quality_name(points: Mapping[str, QualityPoint], wanted: str | float) -> str:
+    """Returns the name of a calibrated operating point.
 
     Args:
         points: ``quality`` of a configuration.
         wanted: A name, or the most accuracy that may be lost: 0.02, also as text. Of the points calibrated
             for so much or less the one that saves most is taken.
-
-    Returns:
-        The policy as a configuration holds it: ``.build()`` makes it.
 
     Raises:
         SettingsError: There is no such point, or it is not calibrated.
@@ -104,8 +101,8 @@ def quality_policy(points: Mapping[str, QualityPoint], wanted: str | float) -> P
     if not 0 < most < 1:
         raise SettingsError(f"quality is {wanted}: choose a name, or a loss of accuracy between 0 and 1")
     within = [
-        (point.measured.saved if point.measured else 0.0, point.max_loss, point.policy)
-        for point in points.values()
+        (point.measured.saved if point.measured else 0.0, point.max_loss, name)
+        for name, point in points.items()
         if point.max_loss is not None and point.max_loss <= most and point.policy is not None
     ]
     if not within:
@@ -113,7 +110,22 @@ def quality_policy(points: Mapping[str, QualityPoint], wanted: str | float) -> P
             f"no operating point is calibrated for a loss of {most:g} or less; there {_listed(points)}: add "
             f"one with max_loss: {most:g} under quality and run trim-graph calibrate --write"
         )
-    return max(within, key=lambda item: item[:2])[2]
+    return max(within)[2]
+
+
+def quality_policy(points: Mapping[str, QualityPoint], wanted: str | float) -> PolicyConfig:
+    """Returns the policy of an operating point as a configuration holds it: ``.build()`` makes it.
+
+    Args:
+        points: See `quality_name`.
+        wanted: See `quality_name`.
+
+    Raises:
+        SettingsError: See `quality_name`.
+    """
+    policy = points[quality_name(points, wanted)].policy
+    assert policy is not None
+    return policy
 
 
 def check_named(points: Mapping[str, QualityPoint], name: str) -> QualityPoint:
@@ -127,14 +139,14 @@ def check_named(points: Mapping[str, QualityPoint], name: str) -> QualityPoint:
     return points[name]
 
 
-def _calibrated(points: Mapping[str, QualityPoint], name: str) -> PolicyConfig:
+def _calibrated(points: Mapping[str, QualityPoint], name: str) -> str:
     try:
         point = check_named(points, name)
     except ValueError as error:
         raise SettingsError(str(error)) from error
     if point.policy is None:
         raise SettingsError(f"quality {name!r} is not calibrated: run trim-graph calibrate --write")
-    return point.policy
+    return name
 
 
 def _listed(points: Mapping[str, QualityPoint]) -> str:

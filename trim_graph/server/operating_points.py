@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
 from trim_graph.budget import Budget
-from trim_graph.config import TrimConfig
+from trim_graph.config import TrimConfig, quality_policy
+from trim_graph.config.quality import quality_name
+from trim_graph.errors import SettingsError
 from trim_graph.policies.learned import LearnedPolicy
 from trim_graph.policies.parsing import PolicyFile
 
@@ -44,7 +45,6 @@ class OperatingPoints:
 
     def __init__(self, config: TrimConfig, model_name: str) -> None:
         self._config, self._name = config, model_name
-        self._qualities = _qualities(config)
         self._is_learned = isinstance(config.policy, PolicyFile) and isinstance(
             config.policy.build(), LearnedPolicy
         )
@@ -52,7 +52,11 @@ class OperatingPoints:
     @property
     def names(self) -> list[str]:
         """Names of models that a client may choose from; thresholds are too many to list."""
-        qualities = [f"{self._name}:quality={name}" for name in self._qualities]
+        qualities = [
+            f"{self._name}:quality={name}"
+            for name, point in self._config.quality.items()
+            if point.policy is not None
+        ]
         return [self._name, *qualities, *_ALONE]
 
     def of_request(self, request: ChatCompletionRequest) -> OperatingPoint:
@@ -102,20 +106,12 @@ class OperatingPoints:
 
     def _quality(self, value: str, asked: str, param: str) -> OperatingPoint:
         """Returns the point of a name, or of a number: the most accuracy that may be lost."""
-        name = value if value in self._qualities else self._within(value)
-        if name is None:
-            why = "" if self._qualities else "the configuration has no calibrated quality. "
-            raise self._unknown(asked, param, why)
-        return OperatingPoint("quality", f"quality={name}", {"policy": self._qualities[name].policy})
-
-    def _within(self, value: str) -> str | None:
-        """Returns the name of the point with at most this loss of accuracy that saves most."""
         try:
-            most = float(value)
-        except ValueError:
-            return None
-        within = {name: point for name, point in self._qualities.items() if point.max_loss <= most}
-        return max(within, key=lambda name: (within[name].saved, within[name].max_loss), default=None)
+            name = quality_name(self._config.quality, value)
+        except SettingsError as error:
+            raise self._unknown(asked, param, f"{error}. ") from None
+        policy = quality_policy(self._config.quality, name).model_dump(mode="json")
+        return OperatingPoint("quality", f"quality={name}", {"policy": policy})
 
     def _threshold(self, threshold: float, asked: str, param: str) -> dict[str, Any]:
         """Returns the settings of a threshold: of the learned policy if there is one, else of the score."""
@@ -134,35 +130,6 @@ class OperatingPoints:
         known = ", ".join([*self.names, f"{self._name}:THRESHOLD"])
         message = f"The model {asked[:200]!r} does not exist: {why}{meant}There are: {known}"
         return ApiError(404, message, code="model_not_found", param=param)
-
-
-class _Quality(NamedTuple):
-    """A point of a configuration's mapping ``quality`` that is calibrated.
-
-    Attributes:
-        policy: As a configuration has it.
-        max_loss: Most accuracy that it may lose; infinite where it has another target.
-        saved: Share of the large model's tokens that it saved on validation questions.
-    """
-
-    policy: dict[str, Any]
-    max_loss: float
-    saved: float
-
-
-def _qualities(config: TrimConfig) -> dict[str, _Quality]:
-    """Returns the calibrated points of a configuration's mapping ``quality`` by name."""
-    # Each has policy, max_loss and measured; a release without the mapping has none.
-    points: Mapping[str, Any] = getattr(config, "quality", {})
-    return {
-        name: _Quality(
-            point.policy.model_dump(mode="json"),
-            math.inf if point.max_loss is None else point.max_loss,
-            0.0 if point.measured is None else point.measured.saved,
-        )
-        for name, point in points.items()
-        if point.policy is not None
-    }
 
 
 def tightened(own: Budget, asked: BudgetOptions, max_tokens: int | None) -> Budget | None:
