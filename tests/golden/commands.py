@@ -22,6 +22,7 @@ VARYING = frozenset(
     {
         "seconds",
         "seconds_median",
+        "seconds_per_token",
         "seconds_p95",
         "first_step_seconds",
         "first_step_median",
