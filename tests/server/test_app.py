@@ -185,6 +185,19 @@ def test_each_key_has_an_account_in_the_ledger(serve, tmp_path, on_exhausted):
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "insufficient_quota")
 
 
+def test_a_limit_of_the_request_is_not_called_the_quota_of_its_key(serve, tmp_path):
+    server = serve(
+        keys={"ada": KEY},
+        quotas={"user": {"large_calls": 1}},
+        ledger=f"sqlite:{tmp_path / 'spend.db'}",
+        budget={"on_exhausted": "stop"},
+    )
+    answer = server.ask(KEY, model="large", trim={"budget": {"large_tokens": 0}})
+    assert (answer.status_code, answer.json()["trim"]["stopped"]) == (200, "budget")
+    assert answer.json()["trim"]["accounts"]["user:ada"]["large_calls"] == 0
+    assert server.ask(KEY).json()["trim"]["steps"]["large"] == 1
+
+
 def test_more_questions_than_the_limit_get_429_and_when_to_come_back(serve):
     server = serve(parts_of(pace=0.3), max_questions=1)
     asking = threading.Thread(target=server.ask)

@@ -141,7 +141,7 @@ class Solver:
 def _ended(chunk: AIMessageChunk) -> Ended:
     metadata = chunk.response_metadata
     summary: Summary = metadata["trim"]
-    if summary["stopped"] == "budget" and not any(summary["steps"].values()) and "accounts" in summary:
+    if summary["stopped"] == "budget" and not any(summary["steps"].values()) and _is_quota_spent(summary):
         raise ApiError(
             429,
             "the quota of this API key is spent",
@@ -150,6 +150,12 @@ def _ended(chunk: AIMessageChunk) -> Ended:
         )
     assert chunk.usage_metadata is not None
     return Ended(metadata["finish_reason"], _usage(chunk.usage_metadata), summary, metadata["trim_steps"])
+
+
+def _is_quota_spent(summary: Summary) -> bool:
+    """Returns whether an account prevented a large call, rather than a limit of the run alone."""
+    accounts, notes = summary.get("accounts", {}), summary["notes"]
+    return any(f" of {account} is spent: " in note for account in accounts for note in notes)
 
 
 def _usage(usage: UsageMetadata) -> dict[str, Any]:
