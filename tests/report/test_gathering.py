@@ -130,6 +130,15 @@ def test_a_report_of_fewer_questions_than_the_folder_has_shows_those(tmp_path):
     assert 'id="row-4"' not in page
 
 
+def test_a_summary_of_an_earlier_release_has_no_savings_and_is_shown(tmp_path):
+    summary = a_summary(1)
+    for arm in summary["arms"]:
+        del arm["savings"]
+    assert "large_alone" not in summary
+    write_run(tmp_path / "run", usual_rows(1), summary=summary)
+    assert data_of(write_report(tmp_path / "run")[0])["summary"]["arms"] == summary["arms"]
+
+
 def test_what_is_no_run_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no folder of an evaluation"):
         write_report(tmp_path)

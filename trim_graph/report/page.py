@@ -16,7 +16,7 @@ from importlib import resources
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, get_origin, get_type_hints
 
 from trim_graph.errors import InputError
 from trim_graph.evaluation.plots import (
@@ -100,7 +100,9 @@ def _checked(run: Run) -> Run:
     """Refuses a summary that is not one this release wrote or knows."""
     if run.summary is not None:
         given = run.summary if isinstance(run.summary, dict) else {}
-        missing = RunSummary.__required_keys__ - given.keys()
+        # Of annotations that are strings, `__required_keys__` does not know which are NotRequired.
+        hints = get_type_hints(RunSummary, include_extras=True)
+        missing = {name for name, hint in hints.items() if get_origin(hint) is not NotRequired} - given.keys()
         if missing or given["version"] > SUMMARY_VERSION:
             seen = f"{', '.join(sorted(missing))} missing" if missing else f"version {given['version']}"
             raise InputError(f"{run.folder / SUMMARY} is no summary of this release: {seen}")
