@@ -43,6 +43,8 @@ def test_bad_input(run, tmp_path):
     write_run(tmp_path / "run", usual_rows(1))
     for arguments, complaint in (
         ((tmp_path,), "is no folder of an evaluation"),
+        ((tmp_path / "shadow.jsonl",), "shadow.jsonl does not exist"),
+        ((tmp_path / "shadow.db", "--max-loss", "0.1"), "shadow.db does not exist"),
         ((tmp_path / "run", "--out", tmp_path / "page.txt"), "must end in .html"),
         ((tmp_path / "run", "--out", tmp_path / "no/page.html"), "cannot be written: No such file"),
     ):

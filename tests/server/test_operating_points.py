@@ -97,6 +97,14 @@ def test_without_a_mapping_quality_the_error_says_so():
         OperatingPoints(config(), "trim").of_model("trim:quality=0.02")
 
 
+def test_the_error_of_an_unknown_quality_reads_as_sentences(points):
+    with pytest.raises(ApiError) as unknown:
+        points.of_model("trim:quality=nope")
+    assert "'nope'. There are: best, fast, good, high. Models: trim, " in str(unknown.value)
+    with pytest.raises(ApiError, match=r"exist: unknown quality 'nope'\. Models: trim, "):
+        OperatingPoints(config(), "trim").of_model("trim:quality=nope")
+
+
 def test_a_threshold_is_of_the_learned_policy_if_there_is_one():
     path = str(POLICIES / "aggregate-0.02.json")
     settings = OperatingPoints(config(path), "trim").of_model("trim:0.3").settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from trim_graph.errors import SettingsError
+from trim_graph.errors import InputError, SettingsError
 
 from .options import ReportOptions
 from .terminal import need
@@ -21,6 +21,10 @@ def run_report(options: ReportOptions) -> None:
     from trim_graph.shadow.records import is_shadow
 
     run, out = options.run, options.out
+    if not run.exists():
+        raise InputError(
+            f"{run} does not exist: name the folder of an evaluation, or a file of shadow records"
+        )
     shadow = is_shadow(run)
     if shadow:
         need("cli,eval", "scipy")

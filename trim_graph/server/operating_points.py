@@ -109,7 +109,7 @@ class OperatingPoints:
         try:
             name = quality_name(self._config.quality, value)
         except SettingsError as error:
-            raise self._unknown(asked, param, f"{error}. ") from None
+            raise self._unknown(asked, param, f"{str(error).rstrip('.')}. ") from None
         policy = quality_policy(self._config.quality, name).model_dump(mode="json")
         return OperatingPoint("quality", f"quality={name}", {"policy": policy})
 
@@ -128,7 +128,7 @@ class OperatingPoints:
         close = [] if why else get_close_matches(asked, self.names, n=1)
         meant = f"did you mean {close[0]}? " if close else ""
         known = ", ".join([*self.names, f"{self._name}:THRESHOLD"])
-        message = f"The model {asked[:200]!r} does not exist: {why}{meant}There are: {known}"
+        message = f"The model {asked[:200]!r} does not exist: {why}{meant}Models: {known}"
         return ApiError(404, message, code="model_not_found", param=param)
 
 
