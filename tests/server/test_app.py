@@ -86,6 +86,19 @@ def test_stop_strings_and_max_tokens_end_an_answer(served):
     assert served.ask(model="large", max_tokens=2).json()["usage"]["completion_tokens"] <= 3
 
 
+@pytest.mark.parametrize("on_exhausted", ["small", "stop"])
+def test_an_answer_cut_by_max_tokens_names_no_budget(serve, on_exhausted):
+    server = serve(budget={"on_exhausted": on_exhausted})
+    for model in ("trim", "large"):
+        cut = server.ask(model=model, max_tokens=2).json()
+        assert cut["choices"][0]["finish_reason"] == "length"
+        assert cut["trim"]["stopped"] == "max_tokens"
+        assert "large_tokens" not in json.dumps([cut["trim"]["notes"], cut["trim"]["each_step"]])
+    assert cut["trim"]["notes"] == ["max_tokens is spent: the large model is not called any more"]
+    own = server.ask(model="large", max_tokens=3, trim={"budget": {"large_tokens": 2}}).json()["trim"]
+    assert own["notes"] == ["the limit on large_tokens is spent: the large model is not called any more"]
+
+
 def test_limits_of_a_request_hold(served):
     spent = served.ask(trim={"budget": {"large_tokens": 0}}).json()["trim"]
     assert spent["usage"]["large"]["calls"] == 0

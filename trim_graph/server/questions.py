@@ -24,6 +24,8 @@ from .protocol import ChatCompletionRequest
 
 logger = logging.getLogger("trim_graph.server")
 _SAMPLINGS_KEPT = 16
+_LARGE_TOKENS_SPENT = "the limit on large_tokens is spent"
+_MAX_TOKENS_SPENT = "max_tokens is spent"
 _BUFFERED = 8
 """Most parts of an answer that wait for a slow client."""
 
@@ -135,7 +137,9 @@ class Solver:
                 if text := str(chunk.text):
                     yield text
                 if chunk.chunk_position == "last":
-                    yield _ended(chunk)
+                    ended = _ended(chunk)
+                    is_cap = budget is not None and budget.large_tokens == request.limit
+                    yield _named_max_tokens(ended) if request.limit is not None and is_cap else ended
 
 
 def _ended(chunk: AIMessageChunk) -> Ended:
@@ -150,6 +154,24 @@ def _ended(chunk: AIMessageChunk) -> Ended:
         )
     assert chunk.usage_metadata is not None
     return Ended(metadata["finish_reason"], _usage(chunk.usage_metadata), summary, metadata["trim_steps"])
+
+
+def _named_max_tokens(ended: Ended) -> Ended:
+    """Returns the end of an answer whose limit on large tokens was ``max_tokens``, and named so."""
+    summary = ended.summary
+    notes = [note.replace(_LARGE_TOKENS_SPENT, _MAX_TOKENS_SPENT) for note in summary["notes"]]
+    if notes == summary["notes"]:
+        return ended
+    summary = Summary(**{**summary, "notes": notes})
+    if summary["stopped"] == "budget":
+        summary["stopped"] = "max_tokens"
+    steps = [
+        {**step, "why": step["why"].replace(_LARGE_TOKENS_SPENT, _MAX_TOKENS_SPENT)}
+        if "why" in step
+        else step
+        for step in ended.steps
+    ]
+    return ended._replace(summary=summary, steps=steps)
 
 
 def _is_quota_spent(summary: Summary) -> bool:
