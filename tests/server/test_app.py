@@ -211,6 +211,19 @@ def test_a_limit_of_the_request_is_not_called_the_quota_of_its_key(serve, tmp_pa
     assert server.ask(KEY).json()["trim"]["steps"]["large"] == 1
 
 
+def test_an_answer_that_was_cut_has_the_account_of_its_key_too(serve, tmp_path):
+    server = serve(
+        keys={"ada": KEY},
+        quotas={"user": {"large_calls": 9}},
+        ledger=f"sqlite:{tmp_path / 'spend.db'}",
+    )
+    for calls, cut in enumerate(({"max_tokens": 4}, {"stop": " two"}), 1):
+        summary = server.ask(KEY, **cut).json()["trim"]
+        assert summary["stopped"] in ("max_tokens", "stop_string")
+        assert summary["accounts"]["user:ada"]["large_calls"] == calls
+    assert server.ask(KEY).json()["trim"]["accounts"]["user:ada"]["large_calls"] == 3
+
+
 def test_more_questions_than_the_limit_get_429_and_when_to_come_back(serve):
     server = serve(parts_of(pace=0.3), max_questions=1)
     asking = threading.Thread(target=server.ask)

@@ -139,7 +139,18 @@ class Solver:
                 if chunk.chunk_position == "last":
                     ended = _ended(chunk)
                     is_cap = budget is not None and budget.large_tokens == request.limit
-                    yield _named_max_tokens(ended) if request.limit is not None and is_cap else ended
+                    if request.limit is not None and is_cap:
+                        ended = _named_max_tokens(ended)
+                    if "user" in settings and "accounts" not in ended.summary:
+                        ended = await self._with_account(ended, f"user:{question.owner}")
+                    yield ended
+
+    async def _with_account(self, ended: Ended, account: str) -> Ended:
+        """Returns the end of an answer that was cut before the run summed its accounts up."""
+        assert self._ledger is not None
+        used = await asyncio.to_thread(self._ledger.used, account)
+        summary = Summary(**{**ended.summary, "accounts": {account: used._asdict()}})
+        return ended._replace(summary=summary)
 
 
 def _ended(chunk: AIMessageChunk) -> Ended:
