@@ -311,6 +311,7 @@ def test_a_user_has_one_quota_over_all_commands(world, run):
     assert counts == [3, 0, 3]
     nobody = run("solve", CHAIN, *options[:-1])
     assert (nobody.exit_code, "does not name its user" in nobody.stderr) == (2, True)
+    assert "add --user NAME" in nobody.stderr
 
 
 def test_two_processes_are_not_at_one_thread(world, run, start):

@@ -53,6 +53,8 @@ def run_solve(options: SolveOptions) -> None:
             f"--thread needs a checkpoint that outlives the command, and it is {config.checkpoint}: "
             "put `checkpoint: sqlite:runs.db` into the file of --config"
         )
+    if config.quotas.user is not None and not options.user and not options.resume:
+        raise SettingsError("quotas.user is set, but the command does not name its user: add --user NAME")
     question = None if options.resume else readable(options.problem or "", config)
     thread = options.thread or uuid.uuid4().hex[:8]
     lock = lock_thread(opening.place, thread)
