@@ -6,6 +6,7 @@ from typing import Annotated
 
 import pytest
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
@@ -298,6 +299,17 @@ def test_a_watched_chat_model_answers_as_before_and_is_recorded(file, way):
     assert record["question"]["text"] == "What is 2 + 2?"
     assert record["answered"]["output_tokens"] == len(plain.split(" ")) + 1
     assert record["answered"]["seconds"] > 0
+
+
+def test_a_model_watched_twice_has_each_answer_counted_once(file):
+    shadow, own, _ = build(file)
+    with shadow:
+        twice = shadow.watch(shadow.watch(own))
+        twice.invoke("What is 2 + 2?")
+        shadow.watch(RunnableLambda(lambda question: question) | twice).invoke("What is 2 + 3?")
+        asyncio.run(twice.ainvoke("What is 2 + 4?"))
+        assert shadow.drain(10)
+    assert (shadow.counts.seen, len(list(read_shadow(file)))) == (3, 3)
 
 
 def test_a_chain_has_its_chat_model_watched(file):

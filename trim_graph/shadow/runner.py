@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
@@ -95,6 +96,11 @@ class ShadowBase:
 
     _worker: ShadowWorker
 
+    @cached_property
+    def _handler(self) -> ShadowHandler:
+        """One for all models: LangChain calls a handler once, also where chain and model both have it."""
+        return ShadowHandler(self)
+
     async def _examine(self, given: Answered) -> dict[str, Any]:
         """Returns the record of one answer; runs in the worker's thread."""
         raise NotImplementedError
@@ -145,7 +151,7 @@ class ShadowBase:
         Raises:
             SettingsError: It is a graph: add `node` to it instead.
         """
-        return watched(model, ShadowHandler(self))
+        return watched(model, self._handler)
 
     def node(self, messages: str = "messages") -> Runnable[Any, Any]:
         """Returns a node for a LangGraph graph: it submits the last answer in the state, and changes nothing.
