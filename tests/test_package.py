@@ -124,6 +124,7 @@ PUBLIC = {
         "for_measuring",
         "load_config",
         "make_config",
+        "quality_policy",
     },
     trim_graph.server: {"ApiKeys", "check_servable", "create_app", "read_keys"},
     trim_graph.evaluation: {
