@@ -115,7 +115,7 @@ async def test_a_share_is_hit_in_few_runs_and_on_fresh_questions(family, share):
     assert low <= share <= high
     assert low <= point.share <= high
     for key, seen in (("accuracy", point.accuracy), ("pgr", point.pgr)):  # 1 in 20 is outside its interval
-        if reported[key]["interval"] is None:  # of a PGR, where no question tells the policy from the large model
+        if reported[key]["interval"] is None:  # nothing differs from the large model
             assert (key, reported[key]["value"]) == ("pgr", 1)
             continue
         low, high = reported[key]["interval"]
