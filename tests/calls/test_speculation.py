@@ -581,7 +581,9 @@ def test_answers_and_decisions_with_lookahead_are_those_without(
     for channel in ("steps", "scores", "decisions", "stopped", "notes", "memory"):
         assert after[channel] == before[channel], channel
     spend, without, reported = ahead["trim"]["usage"], plain["trim"]["usage"], bill(ahead)
-    for part in ("large", "scorer", "unaccounted_tokens", "overshoot_tokens"):
+    for part in ("large", "scorer"):
+        assert {**spend[part], "seconds": 0} == {**without[part], "seconds": 0}
+    for part in ("unaccounted_tokens", "overshoot_tokens"):
         assert spend[part] == without[part]
     # Each call is a step's, as without, or was given up; and each is on the bill.
     assert spend["small"]["calls"] - reported["discarded"] == without["small"]["calls"]

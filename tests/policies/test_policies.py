@@ -287,3 +287,10 @@ async def _apolicy(observation):
 def test_what_is_no_policy_is_refused(wrong, named):
     with pytest.raises(SettingsError, match=named):
         as_policy(wrong)
+
+
+def test_a_policy_without_a_repr_of_its_own_is_called_by_its_class():
+    class Mine(Policy):
+        """Keeps every draft."""
+
+    assert repr(Mine() | threshold(0.5)) == "(Mine | threshold(0.5))"

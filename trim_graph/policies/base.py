@@ -133,6 +133,10 @@ class Policy:
             seen.append(f"entropy {observation.probe_entropy:.3g} nats")
         return ", ".join(seen)
 
+    def __repr__(self) -> str:
+        """Returns the name by which explanations and errors call a policy, the same in every process."""
+        return type(self).__name__
+
     def __or__(self, other: Policy | Callable[[Observation], Any]) -> Policy:
         """Returns a policy that regenerates where either policy says so."""
         return AnyOf(self, as_policy(other))
