@@ -400,10 +400,7 @@ async def score_solutions(runner: ExperimentRunner) -> dict[tuple[int, int], Sco
 def _with_scores(row: Row, scored: Scored, prices: Prices) -> Row:
     """Returns the small model's row with the scores of its steps, and what they cost."""
     tokens, written = scored["tokens"], scored["output_tokens"]
-    steps = [
-        {**step, "score": score}
-        for step, score in zip(row["steps"], scored["scores"] or [0.0] * len(row["steps"]), strict=True)
-    ]
+    steps = [{**step, "score": score} for step, score in zip(row["steps"], scored["scores"], strict=True)]
     changed = {
         "steps": steps,
         "tokens": {**row["tokens"], "scorer": tokens, "scorer_output": written},

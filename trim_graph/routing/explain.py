@@ -63,12 +63,12 @@ def named(policy: Policy, observation: Observation, writer: str, unit: Unit) -> 
         what = "named the large model"
     else:
         what = f"named the large model for this and all further {unit}s"
-    return f"{_name(policy)} {what}{_evidence(policy, observation)}"
+    return f"{policy!r} {what}{_evidence(policy, observation)}"
 
 
 def decided(policy: Policy, observation: Observation, decision: str, unit: Unit) -> str:
     """Explains a step that the policy's decision on a draft settled."""
-    return f"{_name(policy)} {_done(decision, unit)}{_evidence(policy, observation)}"
+    return f"{policy!r} {_done(decision, unit)}{_evidence(policy, observation)}"
 
 
 def decided_by_human(decision: str, unit: Unit) -> str:
@@ -113,12 +113,6 @@ def failed(part: str, failure: Failure, settings: Settings, wanted: str | None =
 def not_routed(part: str, routed: str) -> str:
     """Explains a draft of a thinking model in a part that is not routed."""
     return left_to("draft", f"the draft is {part}, and only {routed} is routed")
-
-
-def _name(policy: Policy) -> str:
-    """Returns the policy as Python writes it; of a class without ``__repr__`` its name."""
-    own = type(policy).__repr__ is not object.__repr__
-    return repr(policy) if own else type(policy).__name__
 
 
 def _evidence(policy: Policy, observation: Observation) -> str:

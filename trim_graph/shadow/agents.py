@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Never, Self, TypedDict, cast
+from typing import Any, Never, TypedDict, cast
 from weakref import WeakValueDictionary
 
 from langchain_core.language_models.chat_models import BaseChatModel
@@ -53,11 +53,11 @@ from .records import (
     ShadowRecord,
     Spent,
     WouldBe,
-    open_sink,
+    error_of,
     text_of,
 )
 from .runner import TAGS, Agreement, awaited, new_record, same_answer
-from .worker import Counts, ShadowWorker
+from .worker import ShadowWorker, WorkerControl
 
 MOST_CARRIED = 1_000
 """Most questions of which a turn's routing is kept for the next; the end of a question is not always seen."""
@@ -97,7 +97,7 @@ class _JobState(TypedDict):
     job: Any
 
 
-class ShadowMiddleware(AgentMiddleware[Any, Any, Any]):
+class ShadowMiddleware(AgentMiddleware[Any, Any, Any], WorkerControl):
     """Records what routing an agent's turns would have done; the agent itself runs as without it.
 
     Put it last in the list of middlewares: what stands behind it runs again for the shadow's own calls.
@@ -191,9 +191,8 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any]):
         if shadow_budget is not None:
             counting = ledger or MemoryLedger(reservation_s=2 * timeout)
             self._allowance = Allowance(shadow_budget, counting, self._real.settings, steps=1)
-        sink = open_sink(record) if isinstance(record, str | Path) else record
         self._worker = ShadowWorker(
-            sink, rate=rate, capacity=capacity, concurrency=concurrency, timeout=timeout
+            record, rate=rate, capacity=capacity, concurrency=concurrency, timeout=timeout
         )
         self._carried: OrderedDict[str, tuple[int, dict[str, Any]]] = OrderedDict()
         self._orders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -202,25 +201,6 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any]):
         builder.add_node("job", _do_job)
         builder.add_edge(START, "job")
         self._node = builder.compile(name="trim-shadow")
-
-    @property
-    def counts(self) -> Counts:
-        """What happened to the agent's turns so far."""
-        return self._worker.counts
-
-    def drain(self, timeout: float | None = None) -> bool:
-        """Waits until every turn is examined; see `Shadow.drain`."""
-        return self._worker.drain(timeout)
-
-    def close(self, timeout: float | None = 10.0) -> bool:
-        """Takes no further turns and closes the file; see `Shadow.close`."""
-        return self._worker.close(timeout)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
@@ -283,7 +263,7 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any]):
             async with order:  # the turns of one question in their order
                 await self._node.ainvoke({"job": lambda: self._fill(record, turn)}, {"tags": TAGS})
         except Exception as error:
-            record["error"] = f"{type(error).__name__}: {error}" if self.text else type(error).__name__
+            record["error"] = error_of(error, kept=self.text)
         return cast(dict[str, Any], record)
 
     async def _fill(self, record: ShadowRecord, turn: _Turn) -> None:

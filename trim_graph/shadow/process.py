@@ -32,7 +32,7 @@ from langchain_core.messages import (
 from trim_graph.budget import Quota
 from trim_graph.errors import SettingsError, TrimError
 
-from .records import Application, RecordSink, open_sink
+from .records import Application, RecordSink, error_of
 from .runner import Answered, Shadow, ShadowBase, new_record
 from .worker import ShadowWorker
 
@@ -117,9 +117,8 @@ class ShadowProcess(ShadowBase):
         }
         # Built here too, for its errors: weights are loaded at the first call, which is the child's.
         self.priced = _built({**self._settings, "ledger": None}).priced
-        sink = open_sink(record) if isinstance(record, str | Path) else record
         self._worker = ShadowWorker(
-            sink,
+            record,
             rate=rate,
             capacity=capacity,
             concurrency=concurrency,
@@ -143,7 +142,7 @@ class ShadowProcess(ShadowBase):
             return await self._child.ask(question)
         except Exception as error:
             record = new_record(self.answers, priced=self.priced)
-            record["error"] = f"{type(error).__name__}: {error}" if self.text else type(error).__name__
+            record["error"] = error_of(error, kept=self.text)
             return cast(dict[str, Any], record)
 
 

@@ -140,6 +140,11 @@ def text_of(text: str, *, kept: bool) -> Text:
     return Text(sha256=digest, text=text if kept else None)
 
 
+def error_of(error: Exception, *, kept: bool) -> str:
+    """Returns an error as a record holds it: its message may repeat a text, and goes with the texts."""
+    return f"{type(error).__name__}: {error}" if kept else type(error).__name__
+
+
 def summary_record(summary: Mapping[str, Any], *, text: bool) -> dict[str, Any]:
     """Returns a summary as a record holds it; without ``text`` its answer and notes are left out."""
     kept = dict(summary)

@@ -40,13 +40,13 @@ from .records import (
     ShadowRecord,
     Spent,
     WouldBe,
-    open_sink,
+    error_of,
     summary_record,
     text_of,
 )
 from .walk import DraftOf, Walk
 from .watching import ShadowHandler, shadow_node, watched
-from .worker import Counts, ShadowWorker
+from .worker import ShadowWorker, WorkerControl
 
 if TYPE_CHECKING:
     from trim_graph.config import TrimConfig
@@ -91,10 +91,8 @@ class Answered(NamedTuple):
     seconds: float | None
 
 
-class ShadowBase:
+class ShadowBase(WorkerControl):
     """What an application does with a shadow, whatever examines the answers."""
-
-    _worker: ShadowWorker
 
     @cached_property
     def _handler(self) -> ShadowHandler:
@@ -104,11 +102,6 @@ class ShadowBase:
     async def _examine(self, given: Answered) -> dict[str, Any]:
         """Returns the record of one answer; runs in the worker's thread."""
         raise NotImplementedError
-
-    @property
-    def counts(self) -> Counts:
-        """What happened to the application's answers so far."""
-        return self._worker.counts
 
     def submit(
         self,
@@ -160,33 +153,6 @@ class ShadowBase:
             messages: Key of the conversation in the state; its last message is the answer.
         """
         return shadow_node(self, messages)
-
-    def drain(self, timeout: float | None = None) -> bool:
-        """Waits until every submitted answer is examined; returns whether that is so.
-
-        Args:
-            timeout: Most seconds to wait; None waits without a limit.
-        """
-        return self._worker.drain(timeout)
-
-    def close(self, timeout: float | None = 10.0) -> bool:
-        """Takes no further answers, waits for those under way, drops the others, and closes the file.
-
-        The end of the process does the same, but waits a second at most.
-
-        Args:
-            timeout: Most seconds to wait; None waits without a limit.
-
-        Returns:
-            Whether all submitted answers were examined.
-        """
-        return self._worker.close(timeout)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Shadow(ShadowBase):
@@ -291,9 +257,8 @@ class Shadow(ShadowBase):
         self.run_rate, self.text = run_rate, text
         self._agreement, self._grade = agreement, grade
         self._random = random.Random(sampling_seed)
-        sink = open_sink(record) if isinstance(record, str | Path) else record
         self._worker = ShadowWorker(
-            sink,
+            record,
             rate=rate,
             capacity=capacity,
             concurrency=concurrency,
@@ -332,7 +297,7 @@ class Shadow(ShadowBase):
         try:
             await self._fill(record, given)
         except Exception as error:
-            record["error"] = f"{type(error).__name__}: {error}" if self.text else type(error).__name__
+            record["error"] = error_of(error, kept=self.text)
         return cast(dict[str, Any], record)
 
     async def _fill(self, record: ShadowRecord, given: Answered) -> None:

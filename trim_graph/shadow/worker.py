@@ -19,11 +19,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from trim_graph.errors import SettingsError
 
-from .records import RecordSink
+from .records import RecordSink, open_sink
 
 Job = Callable[[], Awaitable[dict[str, Any]]]
 """Makes one record; called in the worker's thread."""
@@ -70,7 +71,7 @@ class ShadowWorker:
     thread of its own.
 
     Args:
-        sink: Where records go.
+        record: File of the records, or a sink.
         rate: Share of the answers that become jobs, in [0, 1].
         capacity: Most jobs that wait; further ones are dropped.
         concurrency: Most jobs under way at once.
@@ -83,7 +84,7 @@ class ShadowWorker:
 
     def __init__(
         self,
-        sink: RecordSink,
+        record: str | Path | RecordSink,
         *,
         rate: float = 1.0,
         capacity: int = 64,
@@ -98,7 +99,8 @@ class ShadowWorker:
                 raise SettingsError(f"{name} is {value!r}: choose 1 or more")
         if not timeout > 0:
             raise SettingsError(f"timeout is {timeout!r}: choose a number of seconds above 0")
-        self.sink, self.rate, self.capacity = sink, rate, capacity
+        self.sink = open_sink(record) if isinstance(record, str | Path) else record
+        self.rate, self.capacity = rate, capacity
         self.concurrency, self.timeout = concurrency, timeout
         self._random = random.Random(seed)
         self.closed = False
@@ -265,6 +267,44 @@ class ShadowWorker:
         if thread is None or not thread.is_alive():
             self.sink.close()
         return whole
+
+
+class WorkerControl:
+    """What an application reads of a shadow's worker, and how it ends it."""
+
+    _worker: ShadowWorker
+
+    @property
+    def counts(self) -> Counts:
+        """What happened to the application's answers so far."""
+        return self._worker.counts
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Waits until every submitted answer is examined; returns whether that is so.
+
+        Args:
+            timeout: Most seconds to wait; None waits without a limit.
+        """
+        return self._worker.drain(timeout)
+
+    def close(self, timeout: float | None = 10.0) -> bool:
+        """Takes no further answers, waits for those under way, drops the others, and closes the file.
+
+        The end of the process does the same, but waits a second at most.
+
+        Args:
+            timeout: Most seconds to wait; None waits without a limit.
+
+        Returns:
+            Whether all submitted answers were examined.
+        """
+        return self._worker.close(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _close_at_exit(own: weakref.ref[ShadowWorker]) -> None:
