@@ -123,9 +123,10 @@ def commands(given: argparse.Namespace) -> Iterator[list[str]]:
             labels, base = str(out / "labels.jsonl"), str(own_pair.write_configuration(given, "label"))
             yield ["label", "--config", base, "--dataset", dataset(out / "train.jsonl"), "--out", labels,
                    "--rollouts", "2", "--continuations", "4", *concurrency]  # fmt: skip
-            own = ["--base", given.base] if given.base else ["--config", base]
-            yield ["train", "scorer", "--labels", labels, *own, "--tuning", given.tuning,
-                   "--out", str(out / "scorer")]  # fmt: skip
+            if not (out / "scorer" / "trim_scorer.json").exists():  # it is written last
+                own = ["--base", given.base] if given.base else ["--config", base]
+                yield ["train", "scorer", "--labels", labels, *own, "--tuning", given.tuning,
+                       "--out", str(out / "scorer")]  # fmt: skip
         baselines = "cascade,score_cascade,router" if stage == "token_probability" else "score_cascade"
         options = ["eval", "--config", config, "--dataset", dataset(out / "test.jsonl"), "-n", str(given.n),
                    "--out", str(out / stage), "--sweep", f"threshold:{THRESHOLDS[stage]}",

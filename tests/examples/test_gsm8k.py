@@ -59,7 +59,7 @@ def test_one_command_measures_a_pair_and_resumes(data, capfd):
     rows = (data / "runs/labels.jsonl").read_text("utf-8")
     capfd.readouterr()
 
-    assert evaluate.main(_given(data, "--stage", "report")) == 0
+    assert evaluate.main(_given(data, *stages)) == 0
 
     assert (data / "runs/RESULTS.md").read_text("utf-8") == page
     assert (data / "runs/labels.jsonl").read_text("utf-8") == rows

@@ -44,9 +44,7 @@ def build(file, answers="large", *, small=SMALL, large=LARGE, scorer=None, polic
         "small": ScriptedChatModel(script=small, name="tiny"),
         "large": ScriptedChatModel(script=large, name="huge"),
     }
-    own = models[answers].model_copy(
-        update={"calls": []}
-    )  # the application's own calls
+    own = models[answers].model_copy(update={"calls": []})  # the application's own calls
     scorer = ScriptedScorer({"small two": 0.1}) if scorer is None else scorer
     shadow = Shadow(
         models["small"],
