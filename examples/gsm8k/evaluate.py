@@ -123,7 +123,7 @@ def commands(given: argparse.Namespace) -> Iterator[list[str]]:
             labels, base = str(out / "labels.jsonl"), str(own_pair.write_configuration(given, "label"))
             yield ["label", "--config", base, "--dataset", dataset(out / "train.jsonl"), "--out", labels,
                    "--rollouts", "2", "--continuations", "4", *concurrency]  # fmt: skip
-            if not (out / "scorer" / "trim_scorer.json").exists():  # it is written last
+            if not (out / "scorer" / "trim_scorer.json").exists():  # written after the weights
                 own = ["--base", given.base] if given.base else ["--config", base]
                 yield ["train", "scorer", "--labels", labels, *own, "--tuning", given.tuning,
                        "--out", str(out / "scorer")]  # fmt: skip
