@@ -11,8 +11,10 @@ from langchain_core.runnables import RunnableConfig
 
 from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.reservations import Reservations
+from trim_graph.budget.usage import Usage
 from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls, stored_calls
-from trim_graph.calls.speculation import Speculation, slot_of
+from trim_graph.calls.speculation import Speculation
+from trim_graph.calls.warming import Warming
 from trim_graph.routing import RunView
 from trim_graph.runtime import Node, emit, invocation_of
 from trim_graph.segmentation import join_steps, separator_of
@@ -20,19 +22,25 @@ from trim_graph.state import TrimState, reduce_state
 from trim_graph.summary import summarise, usage_of
 
 
-def finalize_node(ledger: Ledger | None = None, speculation: Speculation | None = None) -> Node:
+def finalize_node(
+    ledger: Ledger | None = None, speculation: Speculation | None = None, warming: Warming | None = None
+) -> Node:
     """Builds the node.
 
     Args:
         ledger: Holds the accounts of the run, whose usage the summary reports.
         speculation: Holds the usage of discarded speculative calls.
+        warming: Holds the usage of the call that warmed the large model's cache last.
     """
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         return settled(state, stored_calls(state, config), config)
 
     def settled(state: TrimState, stored: Collection[str], config: RunnableConfig) -> dict[str, Any]:
-        update = charge_interrupted_calls(state, stored, invocation_of(config))
+        update = charge_interrupted_calls(state, stored, invocation := invocation_of(config))
+        charged: Usage = update.get("usage", state["usage"])
+        if warming is not None and (usage := warming.settle(charged, invocation)) is not None:
+            update["usage"] = usage
         usage = None
         if speculation is not None and state["run"]["settings"].get("lookahead"):
             usage = speculation.settle(reduce_state(state, update))
@@ -41,8 +49,8 @@ def finalize_node(ledger: Ledger | None = None, speculation: Speculation | None 
         return {**update, **_ended(reduce_state(state, update), ledger)}
 
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
-        if (slot := slot_of(invocation_of(config))) is not None:
-            await slot.close()
+        if (invocation := invocation_of(config)) is not None:
+            await invocation.close()
         stored = await astored_calls(state, config)
         if ledger is None:
             return settled(state, stored, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from langgraph.types import Command, Overwrite, Send
 from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.reservations import Reservations
 from trim_graph.calls.speculation import Speculation
+from trim_graph.calls.warming import Warming
 from trim_graph.conversation import compose
 from trim_graph.policies.base import Policy
 from trim_graph.prompt_size import counts_itself, prompt_bound
@@ -36,6 +38,7 @@ def route_node(
     has_scorer: bool,
     ledger: Ledger | None = None,
     speculation: Speculation | None = None,
+    warming: Warming | None = None,
 ) -> Node:
     """Builds the node.
 
@@ -46,6 +49,7 @@ def route_node(
         has_scorer: Whether the graph has a scorer.
         ledger: Holds the accounts that runs share.
         speculation: Holds speculative calls; `route` drops one that its action makes useless.
+        warming: Warms the large model's cache while the small model drafts.
     """
     router, counts = Router(), counts_itself(large)
 
@@ -76,6 +80,8 @@ def route_node(
     def decide(given: TrimState, config: RunnableConfig) -> tuple[RunView, Action]:
         begins = bool(given.get("begin"))
         view = view_of(begin(given, config) if begins else given)
+        if begins and warming is not None:
+            warming.check(wanted=view.settings.warm_large)
         if view.accounts:
             view.accounts_left = Reservations(view.accounts, ledger).left()
         view.count_prompt = partial(_count_prompt, view, large)
@@ -89,24 +95,38 @@ def route_node(
                 text = join_steps(view.steps, view.settings.delimiter)
                 text = text.removesuffix(separator_of(view.steps[-1], view.settings.delimiter))
                 events.insert(0, AcceptedText(text))
-            action = type(action)(reset | action.update, events)
+            action = replace(action, update=reset | action.update, events=events)
         return view, action
 
     def leave(view: RunView, action: Action, config: RunnableConfig) -> Command[Goto]:
-        update = action.update
+        update, invocation = action.update, invocation_of(config)
         if speculation is not None and view.settings.lookahead:
-            update = speculation.after_route(view, action, invocation_of(config))
+            update = speculation.after_route(view, action, invocation)
+        if warming is not None and isinstance(action, Generate) and action.warm is not None:
+            usage = warming.start(view, action.warm, update.get("usage") or view.usage, config, invocation)
+            update = update if usage is None else {**update, "usage": usage}
         _report(action, view.run["message_id"])
         return Command(update=update, goto=_GOTO.get(type(action), "finalize"))
 
     def run(given: TrimState, config: RunnableConfig) -> Command[Goto]:
         return leave(*decide(given, config), config)
 
+    def settled(given: TrimState, config: RunnableConfig) -> TrimState:
+        if warming is None or given.get("begin"):
+            return given
+        usage = warming.settle(given["usage"], invocation_of(config))
+        return given if usage is None else {**given, "usage": usage}
+
     async def arun(given: TrimState, config: RunnableConfig) -> Command[Goto]:
-        if not blocks(given):
-            return leave(*decide(given, config), config)
-        # A speculative call belongs to the event loop, so only the decision is made in a thread.
-        return leave(*await asyncio.to_thread(decide, given, config), config)
+        before, given = given, settled(given, config)
+        # Background calls belong to the event loop, so only the decision is made in a thread.
+        if blocks(given):
+            view, action = await asyncio.to_thread(decide, given, config)
+        else:
+            view, action = decide(given, config)
+        if given is not before:
+            action = replace(action, update={"usage": given["usage"], **action.update})
+        return leave(view, action, config)
 
     return Node(run, arun, name="route")
 

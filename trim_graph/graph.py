@@ -19,6 +19,7 @@ from .adapters.token_confidence import reporting_window
 from .budget import Budget, Prices, Quotas, Writer
 from .budget.ledger import Ledger
 from .calls.speculation import Speculation
+from .calls.warming import Warming
 from .errors import SettingsError
 from .nodes import (
     after_generate_step,
@@ -84,7 +85,7 @@ def create_trim_graph(
         **settings: Fields of `Settings`, which documents each: ``max_steps``, ``max_step_tokens``,
             ``delimiter``, ``segmentation`` (see `trim_graph.segmentation`; or a function), ``thinking``,
             ``instruction``, ``max_repeats``, ``seed``, ``on_scorer_error``, ``on_large_error``,
-            ``on_small_error``, ``ask_below``, ``lookahead``, ``quotas``.
+            ``on_small_error``, ``ask_below``, ``lookahead``, ``warm_large``, ``quotas``.
 
     Returns:
         A compiled graph from ``{"messages": [...]}`` to ``{"messages": [..., AIMessage], "trim": ...}``.
@@ -131,14 +132,24 @@ def create_trim_graph(
     builder = StateGraph(TrimState, TrimContext, input_schema=TrimInput, output_schema=TrimOutput)
     speculation = Speculation(small, scorer, routing, fixed.segmentation)
     speculation.check(wanted=fixed.lookahead)
+    warming = Warming(large, ledger, counters)
+    warming.check(wanted=fixed.warm_large)
     has_scorer = scorer is not None
-    route = route_node(fixed, routing, large, has_scorer=has_scorer, ledger=ledger, speculation=speculation)
+    route = route_node(
+        fixed,
+        routing,
+        large,
+        has_scorer=has_scorer,
+        ledger=ledger,
+        speculation=speculation,
+        warming=warming,
+    )
     builder.add_node("route", route, destinations=FROM_ROUTE)
     generate_step = generate_step_node(small, large, fixed.segmentation, ledger, counters, speculation)
     builder.add_node("generate_step", generate_step)
     builder.add_node("ask_human", ask_human_node())
     builder.add_edge("ask_human", "route")
-    builder.add_node("finalize", finalize_node(ledger, speculation))
+    builder.add_node("finalize", finalize_node(ledger, speculation, warming))
     builder.add_conditional_edges(START, Branch(begin_route, name="begin"), ["route"])
     if scorer is None:
         builder.add_edge("generate_step", "route")

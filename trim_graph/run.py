@@ -17,6 +17,7 @@ from .budget.reservations import open_accounts
 from .budget.usage import zero_usage
 from .calls.interrupted import clear_aborted
 from .calls.speculation import SpeculationSlot
+from .calls.warming import WarmingSlot
 from .conversation import question_of, require_answerable
 from .errors import InputError, SettingsError
 from .policies import Policy
@@ -36,13 +37,13 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
 
     def stream(self, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         """Streams a run, as LangGraph documents; `invoke` and its like call this too."""
-        # Without a slot for speculation, even if an outer graph's invocation has one.
+        # Without slots for background calls, even if an outer graph's invocation has one.
         invocation = Invocation(clear_aborted)
         return invocation.stream(super().stream(input, _of_invocation(config, invocation), **kwargs))
 
     def astream(self, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         """Streams a run, as LangGraph documents; `ainvoke` and its like call this too."""
-        invocation = Invocation(clear_aborted, SpeculationSlot())
+        invocation = Invocation(clear_aborted, SpeculationSlot(), WarmingSlot())
         parts: Any = super().astream(input, _of_invocation(config, invocation), **kwargs)
         return invocation.astream(parts)
 

@@ -94,7 +94,7 @@ def emit(event: str, **content: Any) -> None:
 
     Args:
         event: ``started``, ``probe``, ``draft``, ``decision``, ``accepted``, ``asked``, ``answered``,
-            ``retried``, ``failed``, ``note`` or ``finished``.
+            ``retried``, ``failed``, ``warmed``, ``note`` or ``finished``.
         content: JSON-native values of the event.
     """
     get_stream_writer()({"type": "trim", "event": event, **content})
@@ -142,6 +142,7 @@ class Invocation:
         when_stored: Called with the invocation once it has ended without an error: LangGraph has stored all
             of it.
         speculative: Its `trim_graph.calls.speculation.SpeculationSlot`; None in a synchronous invocation.
+        warming: Its `trim_graph.calls.warming.WarmingSlot`; None in a synchronous invocation.
 
     Attributes:
         stopwatch: Measures the time between its calls.
@@ -149,11 +150,13 @@ class Invocation:
         runs: Ids of the runs in which it made large calls.
     """
 
-    def __init__(self, when_stored: Callable[[Invocation], None], speculative: Any = None) -> None:
+    def __init__(
+        self, when_stored: Callable[[Invocation], None], speculative: Any = None, warming: Any = None
+    ) -> None:
         self.stopwatch = Stopwatch()
         self.running = True
         self.runs: set[str] = set()
-        self.speculative = speculative
+        self.speculative, self.warming = speculative, warming
         self._when_stored = when_stored
 
     def stream(self, parts: Iterator[T]) -> Iterator[T]:
@@ -175,7 +178,7 @@ class Invocation:
         self._when_stored(self)
 
     async def astream(self, parts: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """Does the same as `stream`, and closes the slot for speculation."""
+        """Does the same as `stream`, and ends the calls that run in the background."""
         self.stopwatch.restart()
         try:
             async with contextlib.aclosing(parts):
@@ -190,7 +193,13 @@ class Invocation:
             self.running = False
             self._when_stored(self)
         finally:
-            await self.speculative.close()
+            await self.close()
+
+    async def close(self) -> None:
+        """Ends the calls that run in the background; a synchronous invocation has none."""
+        for slot in (self.warming, self.speculative):
+            if slot is not None:
+                await slot.close()
 
 
 def invocation_of(config: RunnableConfig) -> Invocation | None:

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from .budget.usage import Prices, StepWriter, Usage, lookahead_usage, total_cost
+from .budget.usage import Prices, StepWriter, Usage, lookahead_usage, total_cost, warming_usage
 from .errors import KnownFields
 
 SpentOn = Literal["large", "small", "scorer", "discarded", "prefill"]
@@ -143,8 +143,9 @@ def _estimate(
     if prices is not None and read is not None and cached is not None and written is not None:
         cost = _finite(prices.large.cost(read, written, cached))
     pace = known.seconds_per_token
-    if (seconds := large.get("seconds")) is not None and large["output_tokens"]:
-        pace = seconds / large["output_tokens"]
+    timed = large["output_tokens"] - warming_usage(usage)["output_tokens"]  # the run waits for no warm call
+    if (seconds := large.get("seconds")) is not None and timed > 0:
+        pace = seconds / timed
     return LargeAloneEstimate(
         read=read,
         cached=cached,

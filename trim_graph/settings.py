@@ -95,6 +95,11 @@ class StepSettings(BaseModel):
         default=False,
         description="The small model writes the next step while the scorer rates this one; async calls only",
     )
+    warm_large: bool = Field(
+        default=False,
+        description="The large model reads the steps so far while the small one drafts, so that its prefix "
+        "cache is warm for a rewrite: one token of the budget each; async calls only",
+    )
 
     @model_validator(mode="after")
     def _one_segmentation(self) -> Self:
@@ -147,6 +152,7 @@ class CallSettings(TurnSettings[Unset], Generic[Unset], total=False):
 
     ask_below: float | None
     lookahead: bool | Unset
+    warm_large: bool | Unset
 
 
 class RunSettings(CallSettings[Never], total=False):

@@ -180,7 +180,8 @@ class Summary(TypedDict):
     accepted step; ``large_unaccounted``: charged for calls that reported no usage; ``scorer``: read by the
     scorer; ``scorer_output``: written by it (an LLM judge). With lookahead also ``lookahead_discarded``: the
     part of ``small_discarded`` from speculative calls that were not taken; ``lookahead_unaccounted``: charged
-    for such calls that reported no usage."""
+    for such calls that reported no usage. With ``warm_large`` also ``warming``: the part of
+    ``large_discarded`` from calls that warmed the large model's cache."""
     usage: Usage
     cost: float
     seconds: float

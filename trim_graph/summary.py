@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
-from .budget.usage import StepWriter, Usage, lookahead_usage, total_cost
+from .budget.usage import StepWriter, Usage, lookahead_usage, total_cost, warming_usage
 from .conversation import extract_answer
 from .routing import RunView
 from .savings import net_savings
@@ -57,6 +57,8 @@ def summarise(view: RunView) -> Summary:
         lookahead = lookahead_usage(usage)
         summary["tokens"]["lookahead_discarded"] = lookahead["output_tokens"]
         summary["tokens"]["lookahead_unaccounted"] = lookahead["unaccounted_tokens"]
+    if settings.warm_large or "warming" in usage:
+        summary["tokens"]["warming"] = warming_usage(usage)["output_tokens"]
     if parts := _parts(steps):
         summary["parts"] = parts
     return summary

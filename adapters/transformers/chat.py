@@ -75,6 +75,8 @@ class ChatTransformers(TransformersSettings, ExactChatModel):
 
     reads_labels: ClassVar[bool] = True
     """Declares that a call may ask for the probabilities of ``label_tokens`` as its first token."""
+    caches_prefixes: ClassVar[bool] = False
+    """Declares that each call reads its whole prompt, so that ``warm_large`` would save nothing."""
 
     _engine: Any = PrivateAttr(default=None)
 

@@ -61,6 +61,11 @@ NO_LOOKAHEAD = (
     "can be written ahead; leave it out"
 )
 
+NO_WARMING = (
+    "warm_large is no setting of an agent: other middlewares may rewrite the conversation before each turn, "
+    "so the prompt of a rewrite is not known beforehand; leave it out"
+)
+
 _RAISED_KEPT = 10_000
 """Most runs whose error is kept; the end of some runs is never seen."""
 
@@ -177,6 +182,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         _check_no_interrupts(effective)
         if effective.lookahead:
             raise SettingsError(NO_LOOKAHEAD)
+        if effective.warm_large:
+            raise SettingsError(NO_WARMING)
         routing = begin_run(
             given,
             # Without the recursion limit, which counts the agent's supersteps.
@@ -335,6 +342,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
 def _settings(budget: Budget | None, prices: Prices | None, given: Mapping[str, Any]) -> Settings:
     if "lookahead" in given:
         raise SettingsError(NO_LOOKAHEAD)
+    if "warm_large" in given:
+        raise SettingsError(NO_WARMING)
     known = TurnSettings.__annotations__.keys()
     unknown = sorted(given.keys() - known)
     if unknown:

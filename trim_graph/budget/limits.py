@@ -131,6 +131,15 @@ class RemainingBudget:
     large_cost: float | None = None
     seconds: float | None = None
 
+    def after(self, used: LargeUsage) -> RemainingBudget:
+        """Returns what is left after further usage of the large model."""
+        rest = {name: getattr(self, name) for name in LargeUsage._fields}
+        less = {
+            name: None if left is None else max(left - amount, type(left)(0))
+            for (name, left), amount in zip(rest.items(), used, strict=True)
+        }
+        return RemainingBudget(**less, seconds=self.seconds)
+
 
 def grant(
     budget: Budget, left: RemainingBudget, prices: Prices, *, wanted: int, prompt_tokens: int

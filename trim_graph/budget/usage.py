@@ -130,6 +130,21 @@ class LookaheadUsage(TypedDict):
     """Tokens charged for dropped calls without a report, ``max_tokens`` each."""
 
 
+class WarmingUsage(TypedDict):
+    """Usage of the calls that warm the large model's prefix cache; all of it is part of the large model's."""
+
+    calls: int
+    """Calls, also those still running."""
+    failed_calls: int
+    """Calls without an answer; none of them is a failure of the run."""
+    input_tokens: int
+    cached_tokens: int
+    """Those of the prompt tokens that the cache held already."""
+    output_tokens: int
+    unaccounted_tokens: int
+    """Tokens charged for calls that reported none, among them those cut off at the end of the run."""
+
+
 class Usage(TypedDict):
     """Usage of a run so far; a state channel."""
 
@@ -144,6 +159,8 @@ class Usage(TypedDict):
     seconds: float
     lookahead: NotRequired[LookaheadUsage]
     """Present once there was a speculative call."""
+    warming: NotRequired[WarmingUsage]
+    """Present once a call has warmed the large model's cache."""
     prompt: NotRequired[PromptUsage]
     """Present once a call has been answered; absent in a run of an earlier release."""
 
@@ -190,6 +207,14 @@ def lookahead_usage(usage: Usage) -> LookaheadUsage:
     """Returns the usage of speculative calls; zeros for a run without one."""
     nothing = LookaheadUsage(taken=0, discarded=0, input_tokens=0, output_tokens=0, unaccounted_tokens=0)
     return usage.get("lookahead", nothing)
+
+
+def warming_usage(usage: Usage) -> WarmingUsage:
+    """Returns the usage of calls that warm the large model's cache; zeros for a run without one."""
+    nothing = WarmingUsage(
+        calls=0, failed_calls=0, input_tokens=0, cached_tokens=0, output_tokens=0, unaccounted_tokens=0
+    )
+    return usage.get("warming", nothing)
 
 
 def count_prompt_once(

@@ -575,6 +575,13 @@ def _remember(call: Call, usage: Usage, *, raised: bool) -> None:
 
 
 def usage_with_reply(call: Call, reply: Reply, metadata: dict[str, Any], seconds: float) -> Usage:
+    """Does the same as `charge_reply`, and emits ``retried`` if attempts have failed before the answer."""
+    if (lost := read_attempts(metadata)) is not None:
+        emit("retried", part=call.writer, attempts=lost["count"])
+    return charge_reply(call, reply, metadata, seconds)
+
+
+def charge_reply(call: Call, reply: Reply, metadata: dict[str, Any], seconds: float) -> Usage:
     """Returns the run's usage with an answer's tokens and seconds, and those of failed attempts before it."""
     writer = call.writer
     before = call.usage[writer]
@@ -596,8 +603,6 @@ def usage_with_reply(call: Call, reply: Reply, metadata: dict[str, Any], seconds
             input_tokens=reply.input_tokens - (lost["input_tokens"] if lost else 0),
             cached_tokens=reply.cached_tokens,
         )
-    if lost is not None:
-        emit("retried", part=writer, attempts=lost["count"])
     if writer == "large":
         written = reply.output_tokens - (lost["output_tokens"] if lost else 0)
         most = call.retry.max_tokens if call.retry else call.request["max_tokens"]

@@ -54,11 +54,12 @@ quality, name: high}``, with ``quality: {high: {max_loss: 0.01}, fast: {save: 0.
 calibrate --write` gives their policies;
 in settings ``segmentation: {type: markdown}``, ``{type: pattern, pattern: ...}`` or ``{type: tokens, tokens:
 64}`` (a PRM's steps are made as those it was trained on), ``max_repeats: 5`` (null looks for no loop),
-``thinking: {routed: reasoning}``, ``ask_below: 0.2``, ``lookahead: true``; ``large_alone: {length_ratio: 1.1,
-seconds_per_token: 0.02}``, with which a run estimates its net savings; ``quotas: {user:
-{large_tokens: 20000}}`` with ``ledger: sqlite:spend.db`` (or what checkpoint takes, but for none); checkpoint
-``none``, ``memory``, ``sqlite:PATH``, ``postgresql://USER@HOST/DATABASE``, ``env:NAME``; ``response_cache:
-calls.db`` keeps the chat models' responses, so that equal calls of several measurements are made once."""
+``thinking: {routed: reasoning}``, ``ask_below: 0.2``, ``lookahead: true``, ``warm_large: true``;
+``large_alone: {length_ratio: 1.1, seconds_per_token: 0.02}``, with which a run estimates its net savings;
+``quotas: {user: {large_tokens: 20000}}`` with ``ledger: sqlite:spend.db`` (or what checkpoint takes, but for
+none); checkpoint ``none``, ``memory``, ``sqlite:PATH``, ``postgresql://USER@HOST/DATABASE``, ``env:NAME``;
+``response_cache: calls.db`` keeps the chat models' responses, so that equal calls of several measurements are
+made once."""
 
 
 class TrimConfig(ConfigSection):

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 
 from trim_graph import process
 from trim_graph.budget.limits import cost_limit, grant, tightest
+from trim_graph.budget.usage import LargeUsage, warming_usage
 from trim_graph.conversation import extract_answer
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, Choice, Observation, Policy, checked
@@ -54,6 +55,8 @@ MAX_ATTEMPTS = 16
 """Consecutive answers without a step (blank lines, a rule, a lone tag) after which the writer has failed."""
 MAX_IDLE = 3
 """The same for answers that added no text, since the next prompt would be the same."""
+WARM_TOKENS = 1
+"""Tokens that the large model writes where it only reads a prompt; servers take no call for none."""
 MAX_LARGE_FAILURES = 3
 """Failed calls of the large model after which a run stops calling it, so that a dead server does not cost a
 timeout at every step."""
@@ -95,8 +98,28 @@ class Action:
     events: Sequence[Event | AcceptedText]
 
 
+@dataclass(frozen=True, slots=True)
+class WarmRequest:
+    """A call of the large model that reads the steps so far, so that its cache holds them for a rewrite.
+
+    Attributes:
+        steps: The accepted steps.
+        prompt_tokens: Upper bound of the prompt in tokens; 0 if prompts have no price.
+    """
+
+    steps: Sequence[Step]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Generate(Action):
-    """A writer is called for the step that ``update["request"]`` requests."""
+    """A writer is called for the step that ``update["request"]`` requests.
+
+    Attributes:
+        warm: Call of the large model that may be made in the background meanwhile; None if none is of use.
+    """
+
+    warm: WarmRequest | None = None
 
 
 class AskHuman(Action):
@@ -722,7 +745,35 @@ class _Decision:
             return self.finish("recursion_limit")
         large = request["writer"] == "large"
         in_flight = self._in_flight(request["max_tokens"], request["partial_text"]) if large else None
-        return self._leave(Generate, request=request, in_flight=in_flight)
+        warm = self._warm_request(request)
+        generate = self._leave(Generate, request=request, in_flight=in_flight)
+        return generate if warm is None else Generate(generate.update, generate.events, warm)
+
+    def _warm_request(self, request: StepRequest) -> WarmRequest | None:
+        """Returns the call that warms the large model's cache beside a draft that it may have to rewrite.
+
+        It takes nothing that a rewrite needs: what is left after it allows a whole step, and a call for each
+        step that may follow.
+        """
+        may_be_rewritten = request["needs_decision"] or "probe" in request
+        if not self.settings.warm_large or self.foreseen or request["writer"] != "small":
+            return None
+        if not may_be_rewritten or request["attempt"] or "interrupted" in request:
+            return None
+        if self.steps and self.steps[-1]["writer"] == "large":  # its cache holds what it wrote itself
+            return None
+        view, wanted = self.view, self.step_tokens
+        if warming_usage(view.usage)["failed_calls"] >= MAX_LARGE_FAILURES or self.grant(wanted)[0] < wanted:
+            return None
+        prompt, _ = self._prompt_tokens()
+        used = LargeUsage(WARM_TOKENS, 1, view.prices.large.cost(prompt, WARM_TOKENS))
+        for left in (self.left, *view.accounts_left.values()):
+            rest = left.after(used)
+            granted, _ = grant(view.budget, rest, view.prices, wanted=wanted, prompt_tokens=prompt)
+            calls = math.inf if rest.large_calls is None else rest.large_calls
+            if granted < wanted or calls < self.settings.max_steps - len(self.steps):
+                return None
+        return WarmRequest(tuple(self.steps), prompt)
 
     def _turn_in_flight(self, request: StepRequest) -> InFlight | None:
         """Notes what a call of the large model in this turn may use, one in place of a draft included."""

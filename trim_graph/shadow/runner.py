@@ -243,7 +243,8 @@ class Shadow(ShadowBase):
         self._graph = create_trim_graph(
             small, large, scorer, policy=self.policy, name="trim-shadow", **shared, **settings
         )
-        drafting: dict[str, Any] = {**settings, "lookahead": False, "on_small_error": "raise"}
+        drafting: dict[str, Any] = {**settings, "lookahead": False, "warm_large": False}
+        drafting["on_small_error"] = "raise"
         # Without the large model: no answer of the policy small_only asks for one.
         self._drafts = create_trim_graph(
             small, small, policy=small_only(), name="trim-shadow-draft", count_tokens=count_tokens, **drafting

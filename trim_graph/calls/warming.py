@@ -1,0 +1,288 @@
+"""Cache warming: the large model reads the accepted steps while the small one drafts, ahead of a rewrite.
+
+`route` starts a call (`Warming.start`), and settles it when it runs again (`Warming.settle`). `finalize`
+cancels a call that still runs. A call is charged in full when it starts, so that limits hold while it runs;
+what it reports replaces that charge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from inspect import getattr_static
+from typing import Any, Literal
+
+from langchain_core.runnables import Runnable, RunnableConfig
+
+from trim_graph import process
+from trim_graph.adapters.capabilities import models_inside, native_async
+from trim_graph.adapters.responses import TokenCounter
+from trim_graph.budget.ledger import Ledger
+from trim_graph.budget.usage import (
+    Usage,
+    WarmingUsage,
+    Writer,
+    add_usage,
+    charge_lost,
+    count_prompt_once,
+    usage_delta,
+    warming_usage,
+)
+from trim_graph.errors import FailedAttempts, SettingsError
+from trim_graph.routing import RunView
+from trim_graph.routing.router import WARM_TOKENS, WarmRequest
+from trim_graph.runtime import Invocation, emit, tagged
+from trim_graph.state import InFlight, StepRequest
+
+from .model_call import StepCall, WriterModel, awith_reservation, charge_reply, prepare_step, usage_of_raised
+
+STOP_S = 0.5
+"""Seconds that the end of an invocation waits for a cancelled call."""
+TASK = "trim-graph warming"
+"""Name of the asyncio tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmCall:
+    """One call that warms the cache.
+
+    Attributes:
+        call: The prepared call, whose ``usage`` is that of the run without it.
+        charged: Usage of the run with the call charged in full.
+    """
+
+    call: StepCall
+    charged: Usage
+
+    async def make(self, ledger: Ledger | None) -> tuple[Usage, Literal["answered", "failed", "not made"]]:
+        """Returns the usage of the run with what the call has used, and how it ended; raises no error.
+
+        Args:
+            ledger: Holds the accounts of the run, which may refuse the call.
+        """
+
+        async def ask(call: StepCall) -> dict[str, Any]:
+            message = await call.model.ainvoke(call.messages, call.config, **call.arguments)
+            return {"usage": charge_reply(call, await call.aread(message), message.response_metadata, 0.0)}
+
+        await asyncio.sleep(0)  # the draft's call goes first, since the run waits for that one
+        try:
+            update = await awith_reservation(self.call, ledger, ask)
+        except Exception as error:
+            return _with_warming(self.call.usage, usage_of_raised(self.call, error), failed=1), "failed"
+        if "failed" in update:  # other runs have exhausted an account meanwhile
+            return _with_warming(self.call.usage, self.call.usage), "not made"
+        return _with_warming(self.call.usage, update["usage"]), "answered"
+
+
+class WarmingSlot:
+    """The calls of one invocation that warm the cache: at most one runs at a time.
+
+    `TrimGraph.astream` makes a slot for each invocation and closes it however the invocation ends.
+    """
+
+    def __init__(self) -> None:
+        self._current: tuple[WarmCall, asyncio.Task[Any]] | None = None
+        self._read = -1
+        """Number of steps in the last prompt."""
+
+    def takes(self, steps: int) -> bool:
+        """Returns whether a call for so many steps may start: none is running, and none has read as many."""
+        return self._current is None and steps > self._read
+
+    def start(self, call: WarmCall, ledger: Ledger | None) -> None:
+        """Starts a call."""
+        self._read = call.call.index
+        self._current = call, asyncio.create_task(call.make(ledger), name=TASK)
+
+    def ended(self) -> tuple[WarmCall, asyncio.Task[Any]] | None:
+        """Returns the call with its task once it has ended, and forgets it; else None."""
+        if self._current is None or not self._current[1].done():
+            return None
+        current, self._current = self._current, None
+        return current
+
+    async def close(self) -> None:
+        """Cancels a running call, and waits for its end, at most `STOP_S` seconds."""
+        if self._current is not None and not (task := self._current[1]).done():
+            task.cancel()
+            await asyncio.wait([task], timeout=STOP_S)
+
+
+class Warming:
+    """Warms the large model's prefix cache; one for each graph.
+
+    Args:
+        large: The large model.
+        ledger: The graph's ledger.
+        counters: Token counters for writers that do not report their tokens.
+    """
+
+    def __init__(
+        self,
+        large: Runnable[Any, Any],
+        ledger: Ledger | None = None,
+        counters: Mapping[Writer, TokenCounter] | None = None,
+    ) -> None:
+        self._large, self._ledger, self._counters = large, ledger, counters
+        self._models: Mapping[Writer, WriterModel] = {"large": WriterModel.of(large)}
+        self._warned = False
+
+    def check(self, *, wanted: bool, synchronous: bool = False) -> bool:
+        """Returns whether warming is on and possible; warns once if it is on and impossible.
+
+        Args:
+            wanted: Whether the settings turn it on.
+            synchronous: Whether the graph is called by ``invoke`` or ``stream``.
+
+        Raises:
+            SettingsError: It is on, and the large model has no cache of prompts.
+        """
+        if not wanted:
+            return False
+        for inside in models_inside(self._large):
+            if getattr_static(type(inside), "caches_prefixes", None) is False:
+                raise SettingsError(
+                    f"warm_large is True, but the large model, {type(inside).__name__}, reads each prompt "
+                    "anew and has no cache of prefixes to warm: leave it out, or serve the model (ChatVLLM)"
+                )
+        obstacle = None
+        if not native_async(self._large):
+            obstacle = (
+                f"the large model, {type(self._large).__name__}, has no asynchronous calls of its own, so "
+                "that a call could not be given up; use a chat model that implements _agenerate"
+            )
+        elif synchronous:
+            obstacle = "the graph is called synchronously; call ainvoke or astream"
+        if obstacle is not None and not self._warned:
+            self._warned = True
+            warnings.warn(f"warm_large=True has no effect: {obstacle}", RuntimeWarning, stacklevel=2)
+        return obstacle is None
+
+    def start(
+        self,
+        view: RunView,
+        request: WarmRequest,
+        usage: Usage,
+        config: RunnableConfig,
+        invocation: Invocation | None,
+    ) -> Usage | None:
+        """Starts a call in the background, unless one is running.
+
+        Args:
+            view: View of the run.
+            request: The router's request.
+            usage: Usage of the run.
+            config: The node's config.
+            invocation: The invocation of the node.
+
+        Returns:
+            The usage with the call charged in full; None if no call was started.
+        """
+        slot = slot_of(invocation)
+        if not self.check(wanted=True, synchronous=slot is None) or slot is None:
+            return None
+        if not slot.takes(len(request.steps)):
+            return None
+        call = self._prepare(view, request, usage, config)
+        lost = FailedAttempts(count=0, input_tokens=0, output_tokens=0, unknown=1)
+        charged = charge_lost(usage, "large", lost, **call.unreported())
+        large = charged["large"]
+        charged["large"] = {**large, "calls": large["calls"] + 1, "seconds": large.get("seconds", 0.0)}
+        charged = _with_warming(usage, charged)
+        slot.start(WarmCall(call, charged), self._ledger)
+        return charged
+
+    def _prepare(self, view: RunView, request: WarmRequest, usage: Usage, config: RunnableConfig) -> StepCall:
+        """Returns the call: the prompt of a rewrite, with one token to write and no further attempt."""
+        in_flight = InFlight(
+            writer="large",
+            max_tokens=WARM_TOKENS,
+            prompt_tokens=request.prompt_tokens,
+            process=process.NAME,
+        )
+        view = view.after(
+            {**view.state, "steps": list(request.steps), "usage": usage, "in_flight": in_flight}
+        )
+        to_read = StepRequest(
+            writer="large",
+            until_eos=False,  # a model that continues by prompt is asked otherwise for all further steps
+            max_tokens=WARM_TOKENS,
+            needs_score=False,
+            needs_decision=False,
+            partial_text="",
+            attempt=0,
+        )
+        call = prepare_step(
+            view, to_read, request.steps, config, self._models, invocation=None, counters=self._counters
+        )
+        arguments = dict(call.arguments)
+        if call.retry is not None:
+            arguments["retry_tokens"] = lambda lost: 0
+        config = tagged(config, "nostream", "trim:warm", "trim:large")
+        return replace(call, retry=None, arguments=arguments, config=config)
+
+    def settle(self, usage: Usage, invocation: Invocation | None) -> Usage | None:
+        """Returns the usage of a run with what a call that has ended reported; None if none has.
+
+        Args:
+            usage: Usage of the run, with the call charged in full.
+            invocation: The invocation that started it.
+        """
+        slot = slot_of(invocation)
+        found = None if slot is None else slot.ended()
+        if found is None:
+            return None
+        warm, task = found
+        if task.cancelled() or task.exception() is not None:
+            return None  # the charge in full stays
+        used, how = task.result()
+        settled = _corrected(usage, warm.charged, used)
+        if how != "answered":
+            return settled
+        mine = usage_delta(warm.call.usage, used)["warming"]
+        read = {name: mine[name] for name in ("input_tokens", "cached_tokens")}
+        if used.get("prompt") != warm.call.usage.get("prompt"):  # it has read the question without a step
+            settled["prompt"] = count_prompt_once(usage.get("prompt"), "large", 0, **read)
+        emit("warmed", step=warm.call.index, **read, tokens=mine["output_tokens"])
+        return settled
+
+
+def slot_of(invocation: Invocation | None) -> WarmingSlot | None:
+    """Returns the slot of an invocation; None in a synchronous one."""
+    found = None if invocation is None else invocation.warming
+    return found if isinstance(found, WarmingSlot) else None
+
+
+def _corrected(usage: Usage, charged: Usage, used: Usage) -> Usage:
+    """Returns a usage with what a call has used in place of its charge in full."""
+    correction = usage_delta(charged, used)
+    correction.pop("prompt", None)
+    corrected = add_usage(usage, correction)
+    if usage["unaccounted_cost"] == charged["unaccounted_cost"]:  # a difference of costs is not exact
+        corrected["unaccounted_cost"] = used["unaccounted_cost"]
+    return corrected
+
+
+def _with_warming(before: Usage, after: Usage, *, failed: int = 0) -> Usage:
+    """Returns the usage after a call, with what the call used in its ``warming`` too.
+
+    Args:
+        before: Usage of the run before the call.
+        after: Usage of the run after it.
+        failed: 1 if it failed: not a failure of the run's large model, which has its own limit.
+    """
+    used, known = usage_delta(before, after), warming_usage(before)
+    large = used["large"]
+    warming = WarmingUsage(
+        calls=known["calls"] + large["calls"],
+        failed_calls=known["failed_calls"] + failed,
+        input_tokens=known["input_tokens"] + large["input_tokens"],
+        cached_tokens=known["cached_tokens"] + large["cached_tokens"],
+        output_tokens=known["output_tokens"] + large["output_tokens"],
+        unaccounted_tokens=known["unaccounted_tokens"] + used["unaccounted_tokens"],
+    )
+    kept = {**after["large"], "failed_calls": before["large"]["failed_calls"]}
+    return Usage(**{**after, "large": kept, "warming": warming})
