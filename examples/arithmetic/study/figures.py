@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trim_graph.evaluation import Interval, accuracy_difference, interval, resampled_means
-from trim_graph.evaluation.metrics import RESAMPLES, cpt, mean_ibc
+from trim_graph.evaluation.metrics import RESAMPLES, cpt, mean_delta_ibc, mean_ibc
 
 from .worlds import Arm, Floats, World
 
@@ -89,7 +89,10 @@ class Draws:
         return Figure(plain, np.divide(lifted, gap, out=np.full_like(gap, np.nan), where=gap > 0))
 
     def curve(self, names: Sequence[str]) -> dict[str, Figure]:
-        """Returns the figures of the curve through some arms: mean IBC, mean Delta IBC, CPT."""
+        """Returns the figures of the curve through some arms: mean IBC, mean Delta IBC, CPT.
+
+        ``delta_ibc`` is the mean Delta IBC over the shares up to the curve's own CPT(95).
+        """
         ordered = sorted(names, key=lambda name: self.arms[name].spent)
         plain = [(self.share(name).value, self.pgr(name).value) for name in ordered]
         drawn = [(self.share(name).draws, self.pgr(name).draws) for name in ordered]
@@ -100,6 +103,12 @@ class Draws:
         }
         for target in TARGETS:
             found[f"cpt_{round(100 * target)}"] = Figure(cpt(plain, target), cpt(drawn, target))  # type: ignore[arg-type]
+        up_to = cpt(plain, TARGETS[-1])  # type: ignore[arg-type]
+        found["delta_ibc"] = (
+            Figure(None, np.full_like(means, np.nan))
+            if up_to is None
+            else Figure(mean_delta_ibc(plain, up_to=up_to), mean_delta_ibc(drawn, up_to=up_to))  # type: ignore[arg-type]
+        )
         return found
 
 

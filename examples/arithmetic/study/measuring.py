@@ -20,6 +20,7 @@ from .families import (
     router_family,
 )
 from .figures import Draws, difference, over_random_questions
+from .paper_test import BY_QUESTION, over_query_level
 from .scorers import step_auc
 from .worlds import Arm, World
 
@@ -38,7 +39,6 @@ STEPWISE = (
     "learned (aggregate)",
     "learned (sequence)",
 )
-BY_QUESTION = ("query router", "cascade, token probability", "cascade, least PRM score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,7 @@ def study_world(world: Studied, *, resamples: int = RESAMPLES) -> dict[str, Any]
             for name, (family, point) in best.items()
         },
         "against": _against(curves),
+        "over_query_level": over_query_level(curves),
         "adds": _adds(world, chosen),
     }
 

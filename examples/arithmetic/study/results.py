@@ -1,7 +1,8 @@
 """Measure the example world and write RESULTS.md: `python -m ...arithmetic.study.results FOLDER`.
 
 Every branch of a solution is recorded once, in FOLDER, from which an interrupted run resumes.
-Operating points are chosen on validation problems; the test problems are looked at once.
+Operating points are chosen on validation problems; the test problems are looked at once. With --rewrite
+RESULTS.md is written anew from results.json, and nothing is measured.
 """
 
 from __future__ import annotations
@@ -118,7 +119,10 @@ def _once(name: str, given: argparse.Namespace, make: Callable[[], Any]) -> Any:
 def _code() -> str:
     """Returns the digest of what measures and of what is measured."""
     whole = hashlib.sha256()
-    measuring = [HERE / f"{name}.py" for name in ("families", "figures", "measuring", "scorers", "worlds")]
+    measuring = [
+        HERE / f"{name}.py"
+        for name in ("families", "figures", "measuring", "paper_test", "scorers", "worlds")
+    ]
     for file in [*measuring, *sorted(POLICIES.glob("*.json"))]:
         whole.update(file.read_bytes())
     return whole.hexdigest()[:16]
@@ -248,7 +252,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="keeps what was recorded; a later run goes on there")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="keeps what was recorded; a later run goes on there"
+    )
+    parser.add_argument(
+        "--rewrite",
+        action="store_true",
+        help="write RESULTS.md from the results.json in --out, measure nothing",
+    )
     parser.add_argument(
         "--split",
         action="append",
@@ -268,6 +279,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--{option.replace('_', '-')} is {value}: choose 1 or more")
     if not given.out.is_dir():
         parser.error(f"--out {given.out}: name a folder that exists")
+    if given.rewrite:
+        _rewrite(given.out)
+        return
+    if given.folder is None:
+        parser.error("name the FOLDER that keeps what is recorded, or --rewrite")
     given.split = list(dict.fromkeys(given.split or TEST))
     document = _rounded(study(given))
     from .picture import draw
@@ -277,6 +293,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (given.out / "RESULTS.md").write_text(report(document), encoding="utf-8")
     draw(document, given.out / "results.png")
     print(f"written: RESULTS.md, results.json and results.png in {given.out}")
+
+
+def _rewrite(out: Path) -> None:
+    """Writes ``RESULTS.md`` from ``results.json``, which gets the paper's test if it was measured without."""
+    from .paper_test import completed
+    from .report import report
+
+    file = out / "results.json"
+    document = _rounded(completed(json.loads(file.read_text(encoding="utf-8"))))
+    file.write_text(json.dumps(document) + "\n", encoding="utf-8")
+    (out / "RESULTS.md").write_text(report(document), encoding="utf-8")
+    print(f"written: RESULTS.md and results.json in {out}; nothing was measured")
 
 
 if __name__ == "__main__":
