@@ -14,7 +14,6 @@ from paced_models import PacedModel, PacedScorer, pause, written_before
 
 from trim_graph import (
     Budget,
-    MemoryLedger,
     ModelPrice,
     Prices,
     Quota,
@@ -23,6 +22,7 @@ from trim_graph import (
     TrimContext,
     create_trim_graph,
 )
+from trim_graph.budget.ledger import MemoryLedger
 from trim_graph.budget.usage import large_usage
 from trim_graph.calls import warming
 from trim_graph.policies import Policy, entropy_probe, random_rate, small_only, threshold

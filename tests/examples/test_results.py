@@ -18,6 +18,7 @@ from trim_graph.examples.arithmetic.study.families import (
     operating_points,
 )
 from trim_graph.examples.arithmetic.study.figures import Draws, Figure, difference, over_random_questions
+from trim_graph.examples.arithmetic.study.paper_test import BY_QUESTION, completed
 from trim_graph.examples.arithmetic.study.report import report
 from trim_graph.examples.arithmetic.study.trees import Problems, recorded_trees
 from trim_graph.examples.arithmetic.study.worlds import Arm, World
@@ -55,6 +56,38 @@ def test_the_command_writes_report_metrics_and_plot(kept):
     for said in ("5 test, 5 validation", "cores", "Seeds: test 0", *families):
         assert said in text
     assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_papers_test_is_in_the_document_and_reads_the_same_off_its_points(kept):
+    document = json.loads((kept[1] / "results.json").read_text())
+    world = document["worlds"]["standard"]
+    measured = world.pop("over_query_level")
+    curves = {name: dict(family["curve"]) for name, family in world["families"].items()}
+    assert {found["beside"] for found in measured.values()} <= set(BY_QUESTION)
+    assert not set(measured) & {*BY_QUESTION, "random steps"}
+    for family in world["families"].values():
+        family["curve"].pop("delta_ibc")
+    (again,) = completed(document)["worlds"].values()
+    for name, family in again["families"].items():
+        value = curves[name]["delta_ibc"]["value"]
+        assert family["curve"]["delta_ibc"]["value"] == pytest.approx(value, abs=1e-4)
+    for name, found in again["over_query_level"].items():
+        assert found["beside"] == measured[name]["beside"]
+        expected = measured[name]["difference"]["value"]
+        assert found["difference"] == {"value": pytest.approx(expected, abs=1e-4), "interval": None}
+
+
+def test_a_report_is_written_anew_without_measuring(kept, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "study", None)
+    document = json.loads((kept[1] / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps(document))
+    results.main(["--rewrite", "--out", str(tmp_path)])
+    assert json.loads((tmp_path / "results.json").read_text()) == document
+    assert (tmp_path / "RESULTS.md").read_text() == (kept[1] / "RESULTS.md").read_text()
+    assert "nothing was measured" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        results.main(["--out", str(tmp_path)])
+    assert "name the FOLDER" in capsys.readouterr().err
 
 
 def test_a_second_run_asks_no_model_and_finds_the_same(kept, tmp_path, monkeypatch):
@@ -214,6 +247,26 @@ def test_claims_are_judged_by_their_intervals(kept):
     for interval, verdict in (((5.1, 6), "it holds"), ((4, 6), "open"), ((2, 4.9), "it does not hold")):
         measures["ratio"] = {"value": 5.0, "interval": interval}
         assert any(verdict in line for line in claims(document) if "cost efficiency" in line)
+
+
+def test_the_papers_test_holds_by_the_ratio_to_the_best_query_level_method(kept):
+    document = json.loads((kept[1] / "results.json").read_text())
+    world = document["worlds"]["standard"]
+    world["families"]["cascade, least PRM score"]["curve"]["delta_ibc"] = metric(0.4, 0.3, 0.5)
+
+    def said(ratio):
+        found = {"beside": "cascade, least PRM score", "difference": metric(1.0, 0.5, 2.0), "ratio": ratio}
+        world["over_query_level"] = {"threshold": found}
+        return next(line for line in claims(document) if "the paper's test" in line)
+
+    assert "it holds for the threshold" in said(metric(6.0, 5.1, 7.0))
+    assert "it does not hold for the threshold" in said(metric(4.0, 3.0, 4.9))
+    assert "open: the interval holds both for the threshold" in said(metric(5.0, 4.0, 6.0))
+    assert "no ratio can be reported for the threshold" in said(None)
+
+
+def metric(value, low, high):
+    return {"value": value, "interval": [low, high]}
 
 
 def test_a_probability_of_a_whole_answer_is_weighed_by_tokens(world):
