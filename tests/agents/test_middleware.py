@@ -318,6 +318,8 @@ def test_a_call_cannot_have_an_agent_look_ahead():
     rig = build(agent={"context_schema": dict})
     with pytest.raises(SettingsError, match="lookahead is no setting of an agent"):
         rig.ask(context={"trim": {"lookahead": True}})
+    with pytest.raises(SettingsError, match="warm_large is no setting of an agent"):
+        rig.ask(context={"trim": {"warm_large": True}})
 
 
 def test_a_calls_policy_that_needs_scores_needs_a_scorer():
@@ -335,6 +337,7 @@ def test_a_calls_policy_that_needs_scores_needs_a_scorer():
         ),
         ({"max_steps": 0}, "max_steps"),
         ({"lookahead": True}, "lookahead is no setting of an agent: what follows a turn depends on"),
+        ({"warm_large": True}, "warm_large is no setting of an agent: other middlewares may rewrite"),
         ({"budget_per": "day"}, "budget_per is 'day': choose question or thread"),
         ({"longest_result": 0}, "longest_result is 0"),
         ({"scorer": None}, "needs scores, but scorer is None"),

@@ -21,6 +21,7 @@ from trim_graph.budget.usage import (
     lookahead_usage,
     total_cost,
     usage_delta,
+    warming_usage,
     zero_usage,
 )
 from trim_graph.errors import FailedAttempts, ModelServerError
@@ -50,8 +51,8 @@ def _usages() -> Any:
         "overshoot_tokens": COUNTS,
         "seconds": QUARTERS,
     }
-    ahead = _counts(lookahead_usage(fresh))
-    return st.fixed_dictionaries(known) | st.fixed_dictionaries({**known, "lookahead": ahead})
+    ahead, warm = _counts(lookahead_usage(fresh)), _counts(warming_usage(fresh))
+    return st.fixed_dictionaries(known, optional={"lookahead": ahead, "warming": warm})
 
 
 USAGES = _usages()
@@ -70,7 +71,7 @@ def lost(count: int = 1, **more: int) -> FailedAttempts:
 
 
 def complete(usage: Usage) -> Usage:
-    return Usage(**{**usage, "lookahead": lookahead_usage(usage)})
+    return Usage(**{**usage, "lookahead": lookahead_usage(usage), "warming": warming_usage(usage)})
 
 
 @given(USAGES, USAGES)

@@ -25,7 +25,7 @@ from trim_graph import (
 from trim_graph.budget.ledger import MemoryLedger
 from trim_graph.budget.usage import large_usage
 from trim_graph.calls import warming
-from trim_graph.policies import Policy, entropy_probe, random_rate, small_only, threshold
+from trim_graph.policies import Policy, entropy_probe, small_only, threshold
 from trim_graph.testing import ScriptedChatModel
 
 SMALL = ["one", "two", "three", "four \\boxed{4}"]
@@ -40,6 +40,8 @@ class Large(PacedModel):
     warm_turns: int = 0
     warm_hangs: Any = frozenset()
     warm_fails: Any = frozenset()
+    at_once: int = 0
+    most_at_once: int = 0
 
     async def _agenerate(
         self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
@@ -47,6 +49,8 @@ class Large(PacedModel):
         if kwargs.get("max_tokens") != 1:
             return await super()._agenerate(messages, stop, run_manager, **kwargs)
         prefix = written_before(messages)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             await pause(self.warm_turns)
             if prefix in self.warm_hangs:
@@ -54,6 +58,8 @@ class Large(PacedModel):
         except asyncio.CancelledError:
             self.cancelled.append(prefix)
             raise
+        finally:
+            self.at_once -= 1
         if prefix in self.warm_fails:
             raise ConnectionError("the test asked for it")
         return self._generate(messages, stop, **kwargs)
@@ -140,9 +146,8 @@ async def test_the_solution_is_the_one_without():
     assert shown(await Rig(poor=["two"]).ask()) == shown(await Rig(poor=["two"], warm_large=False).ask())
 
 
-@pytest.mark.parametrize("policy", [small_only(), random_rate(0.0)], ids=repr)
-async def test_nothing_is_read_for_a_policy_that_never_has_a_draft_rewritten(policy):
-    rig = Rig(policy=policy)
+async def test_nothing_is_read_for_a_policy_that_never_has_a_draft_rewritten():
+    rig = Rig(policy=small_only())
     await rig.ask()
     assert not rig.large.calls
 
@@ -248,10 +253,10 @@ async def test_a_call_that_hangs_delays_nothing_and_is_cancelled_and_charged_at_
 
 
 async def test_one_call_at_a_time_runs():
-    rig = Rig(model={"warm_turns": 30})
+    rig = Rig(model={"warm_turns": 100})
     await rig.ask()
+    assert rig.large.most_at_once == 1
     assert rig.warmed()[0] == ""
-    assert len(rig.warmed()) < len(SMALL)
 
 
 async def test_failures_are_counted_and_show_nowhere_else():
@@ -365,9 +370,9 @@ async def test_shared_accounts_are_charged_for_each_call():
     quotas = Quotas(user=Quota(large_tokens=1000, large_calls=100))
     rig = Rig(poor=["two"], ledger=ledger, quotas=quotas)
     result = await rig.ask(context=TrimContext(user="ada"))
-    used, large = ledger.used("user:ada"), result["trim"]["usage"]["large"]
-    assert (used.large_tokens, used.large_calls) == (large["output_tokens"], large["calls"])
-    assert bill(result)["calls"] == 3
+    used, counted = ledger.used("user:ada"), large_usage(result["trim"]["usage"], Prices())
+    assert (used.large_tokens, used.large_calls) == (counted.large_tokens, counted.large_calls)
+    assert used.large_calls == bill(result)["calls"] + 1
 
 
 async def test_an_account_that_is_nearly_spent_is_left_to_rewrites():
