@@ -281,3 +281,17 @@ async def test_a_call_ahead_that_outlives_its_node_is_a_call(backend, caplog):
     assert sum(backend.numbers("trim.runs").values()) == 1
     assert len(backend.spans("trim.run")) == 1
     assert not caplog.records  # OpenTelemetry's word on a span that is ended twice
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_tokens_that_warm_a_cache_are_counted_once_and_no_count_falls(backend, caplog, hangs):
+    small = PacedModel(script=["one", "two", "three \\boxed{3}"], name="tiny", turns=20)
+    large = PacedModel(script=["ONE"], name="huge", hangs={""} if hangs else frozenset())
+    graph = create_trim_graph(small, large, PacedScorer(), policy=threshold(0.5), warm_large=True)
+    result = await graph.ainvoke({"messages": [("user", "2 + 2?")]}, backend.config)
+    usage, counted = result["trim"]["usage"], backend.numbers("trim.tokens")
+    assert usage["unaccounted_tokens"] == hangs
+    assert counted.get(("unaccounted", "large"), 0) == usage["unaccounted_tokens"]
+    assert counted.get(("output", "large"), 0) == usage["large"]["output_tokens"]
+    assert usage["large"]["output_tokens"] + usage["unaccounted_tokens"] == usage["warming"]["calls"]
+    assert not caplog.records  # OpenTelemetry's word on a count that falls

@@ -11,13 +11,14 @@ except ImportError as error:
     raise SettingsError('telemetry needs an extra: pip install "trim-graph[otel]"') from error
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.tracers.base import BaseTracer
 from langchain_core.tracers.schemas import Run
 from langgraph.errors import GraphBubbleUp
 from langgraph.types import Command, Overwrite
 
+from .budget.usage import Usage, warming_usage
 from .graph import TAG
 
 if TYPE_CHECKING:
@@ -182,6 +183,8 @@ class Meters:
         """Counts a run that has ended, which an interrupted one has not."""
         if (summary := summary_of(run)) is not None:
             self._runs.add(1, {"stopped": summary["stopped"]})
+            if lost := warming_usage(summary["usage"])["unaccounted_tokens"]:
+                self._tokens.add(lost, {"part": "large", "kind": "unaccounted"})
             for kind, saved in _savings(summary).items():
                 self._savings[kind].add(saved)
                 self._saving_runs.add(1, {"of": kind})
@@ -206,9 +209,14 @@ class Meters:
                 used = after[part].get(kind, 0) - before[part].get(kind, 0)
                 if used:
                     self._tokens.add(used, {"part": part, "kind": kind.removesuffix("_tokens")})
-        lost = after["unaccounted_tokens"] - before["unaccounted_tokens"]
-        if lost:
+        if lost := _unaccounted(after) - _unaccounted(before):
             self._tokens.add(lost, {"part": "large", "kind": "unaccounted"})
+
+
+def _unaccounted(usage: Mapping[str, Any]) -> int:
+    """Returns tokens charged without a report, without those of warm calls, whose charge may be undone."""
+    charged: int = usage["unaccounted_tokens"]
+    return charged - warming_usage(cast(Usage, usage))["unaccounted_tokens"]
 
 
 def call_attributes(run: Run) -> dict[str, Any]:

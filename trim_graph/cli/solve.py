@@ -328,7 +328,9 @@ def show_usage(console: Console, summary: dict[str, Any], prices: Prices) -> Non
         if writer == "small":
             parts.append(f"{tokens['small_discarded']} discarded")
         elif tokens["large_unaccounted"]:
-            parts.append(f"{tokens['large_unaccounted']} charged for calls lost in a crash")
+            parts.append(f"{tokens['large_unaccounted']} charged for calls that reported none")
+        if writer == "large" and tokens.get("warming"):
+            parts.append(f"{tokens['warming']} to warm its cache")
         parts.append(counted(spend[writer]["calls"], "call"))
         steps = counted(summary["steps"][writer], "step")
         console.print(
