@@ -529,6 +529,8 @@ def identity_of(config: TrimConfig) -> dict[str, Any]:
         if whole[part] is not None:
             whole[part] = {key: value for key, value in whole[part].items() if key not in _INCIDENTAL}
     whole["policy"] = by_content(whole["policy"])
+    if not config.settings.warm_large:  # off, it changes nothing that is recorded
+        del whole["settings"]["warm_large"]
     return whole
 
 

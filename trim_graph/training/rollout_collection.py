@@ -55,7 +55,7 @@ def graph_builder(
     scorer = CachedScorer(parts.scorer)
 
     def build(policy: Policy) -> CompiledStateGraph[Any, Any, Any, Any]:
-        settings = config.settings.model_dump()
+        settings = {**config.settings.model_dump(), "warm_large": False}  # nobody waits for a rewrite
         return create_trim_graph(parts.small, parts.large, scorer, policy=policy, **settings)
 
     return build
