@@ -1,7 +1,8 @@
 import pytest
 
 from trim_graph import SettingsError
-from trim_graph.evaluation.arms import Arm, check_names, policy_arms, policy_config, sweep_arms
+from trim_graph.config import example_config
+from trim_graph.evaluation.arms import Arm, check_names, identity_of, policy_arms, policy_config, sweep_arms
 from trim_graph.evaluation.records import journal_of
 from trim_graph.examples.arithmetic.shipped import POLICIES
 
@@ -35,6 +36,13 @@ def test_a_policy_file_without_a_threshold_is_what_it_was():
     (arm,) = policy_arms([path], {})
     assert arm.policy == {"type": "file", "path": path}
     assert set(arm.settings["policy"]) == {"type", "sha256"}
+
+
+def test_warming_the_large_models_cache_makes_another_recording_only_where_it_is_on():
+    off, on = (identity_of(example_config({"settings": {"warm_large": warm}})) for warm in (False, True))
+    assert off == identity_of(example_config())
+    assert "warm_large" not in off["settings"]
+    assert on["settings"] == {**off["settings"], "warm_large": True}
 
 
 @pytest.mark.parametrize(
