@@ -105,6 +105,8 @@ def route_node(
         if warming is not None and isinstance(action, Generate) and action.warm is not None:
             usage = warming.start(view, action.warm, update.get("usage") or view.usage, config, invocation)
             update = update if usage is None else {**update, "usage": usage}
+        elif warming is not None and isinstance(action, AskHuman):
+            warming.stop(invocation)
         _report(action, view.run["message_id"])
         return Command(update=update, goto=_GOTO.get(type(action), "finalize"))
 

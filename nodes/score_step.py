@@ -16,7 +16,7 @@ from langchain_core.runnables.config import set_config_context
 from trim_graph.adapters.base import ScorableStep, Scorer, read_scores, scorable_step
 from trim_graph.budget.usage import Usage, attempts_of, charge_scorer
 from trim_graph.calls.model_call import error_has_fallback, failure, note_full
-from trim_graph.calls.speculation import Speculation, slot_of
+from trim_graph.calls.speculation import Speculation
 from trim_graph.errors import FailedAttempts, is_context_full
 from trim_graph.routing import RunView
 from trim_graph.runtime import GRACE, CallNode, Invocation, call_with_timeout, emit, tagged
@@ -60,22 +60,16 @@ def score_step_node(
     async def arun(state: TrimState, config: RunnableConfig, invocation: Invocation | None) -> dict[str, Any]:
         begun, view = time.monotonic(), RunView(state, policy, segmentation)
         left = view.seconds_left
+        if speculation is not None and view.settings.lookahead:
+            speculation.before_score(view, config, invocation)
         try:
-            if speculation is not None and view.settings.lookahead:
-                speculation.before_score(view, config, invocation)
-            try:
-                async with asyncio.timeout(None if left is None else left + GRACE):
-                    with _quiet(config) as context:
-                        asked = scorer.ascore(view.run["question"], extend(view, _scorable(view)))
-                        answer = await asyncio.create_task(asked, context=context)
-                return _apply_reply(state, answer, time.monotonic() - begun)
-            except Exception as error:
-                return _handle_error(view, error, time.monotonic() - begun, solution=solution)
-        except BaseException:
-            # Closed here, not only at the end of the run: in traces a call ends before its node.
-            if (slot := slot_of(invocation)) is not None:
-                await slot.close()
-            raise
+            async with asyncio.timeout(None if left is None else left + GRACE):
+                with _quiet(config) as context:
+                    asked = scorer.ascore(view.run["question"], extend(view, _scorable(view)))
+                    answer = await asyncio.create_task(asked, context=context)
+            return _apply_reply(state, answer, time.monotonic() - begun)
+        except Exception as error:
+            return _handle_error(view, error, time.monotonic() - begun, solution=solution)
 
     return CallNode(run, arun, name="score_step")
 

@@ -295,3 +295,14 @@ async def test_tokens_that_warm_a_cache_are_counted_once_and_no_count_falls(back
     assert counted.get(("output", "large"), 0) == usage["large"]["output_tokens"]
     assert usage["large"]["output_tokens"] + usage["unaccounted_tokens"] == usage["warming"]["calls"]
     assert not caplog.records  # OpenTelemetry's word on a count that falls
+
+
+async def test_a_call_that_warms_a_cache_ends_before_a_run_that_fails(backend, caplog):
+    small = PacedModel(script=["one"], name="tiny", turns=20, fails=lambda prefix, call: True)
+    large = PacedModel(script=["ONE"], name="huge", hangs={""})
+    graph = create_trim_graph(small, large, PacedScorer(), policy=threshold(0.5), warm_large=True)
+    with pytest.raises(ConnectionError):
+        await graph.ainvoke({"messages": [("user", "2 + 2?")]}, backend.config)
+    assert large.cancelled == [""]
+    assert len(backend.spans("chat")) == 2
+    assert not caplog.records

@@ -247,6 +247,11 @@ class CallNode(Runnable[Any, Any]):
         invocation = invocation_of(config)
         try:
             return diff_update(input, await self._arun(_waited(input, invocation), config, invocation))
+        except BaseException:
+            # Not only at the end of the invocation: in traces a call ends before its run does.
+            if invocation is not None:
+                await invocation.close()
+            raise
         finally:
             if invocation is not None:
                 invocation.stopwatch.restart()

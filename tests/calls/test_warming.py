@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
 from paced_models import PacedModel, PacedScorer, pause, written_before
 
 from trim_graph import (
@@ -314,6 +315,18 @@ async def test_a_run_that_is_resumed_keeps_the_charge_of_a_call_cut_off():
     await nothing_left()
     assert bill(result)["unaccounted_tokens"] == 1
     assert bill(result)["calls"] == 1 + len(rig.large.warm)
+
+
+async def test_no_call_outlives_the_question_to_a_human():
+    rig = Rig(poor=["one"], model={"warm_hangs": {""}}, ask_below=0.3, checkpointer=InMemorySaver())
+    config = {"configurable": {"thread_id": "1"}}
+    result = await rig.ask(config)
+    assert "__interrupt__" in result
+    assert rig.large.cancelled == [""]
+    answered = await rig.graph.ainvoke(Command(resume={"decision": "accept"}), config)
+    await nothing_left()
+    assert bill(answered)["unaccounted_tokens"] == 1
+    assert answered["messages"][-1].text == "\n\n".join(SMALL)
 
 
 async def test_no_task_is_left_that_nobody_has_awaited():

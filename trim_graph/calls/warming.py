@@ -104,11 +104,16 @@ class WarmingSlot:
         current, self._current = self._current, None
         return current
 
+    def stop(self) -> None:
+        """Cancels a running call."""
+        if self._current is not None:
+            self._current[1].cancel()
+
     async def close(self) -> None:
         """Cancels a running call, and waits for its end, at most `STOP_S` seconds."""
-        if self._current is not None and not (task := self._current[1]).done():
-            task.cancel()
-            await asyncio.wait([task], timeout=STOP_S)
+        self.stop()
+        if self._current is not None:
+            await asyncio.wait([self._current[1]], timeout=STOP_S)
 
 
 class Warming:
@@ -223,6 +228,11 @@ class Warming:
             arguments["retry_tokens"] = lambda lost: 0
         config = tagged(config, "nostream", "trim:warm", "trim:large")
         return replace(call, retry=None, arguments=arguments, config=config)
+
+    def stop(self, invocation: Invocation | None) -> None:
+        """Cancels a running call: the invocation ends, and nobody knows when the run resumes."""
+        if (slot := slot_of(invocation)) is not None:
+            slot.stop()
 
     def settle(self, usage: Usage, invocation: Invocation | None) -> Usage | None:
         """Returns the usage of a run with what a call that has ended reported; None if none has.
