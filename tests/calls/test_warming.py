@@ -147,6 +147,18 @@ async def test_the_solution_is_the_one_without():
     assert shown(await Rig(poor=["two"]).ask()) == shown(await Rig(poor=["two"], warm_large=False).ask())
 
 
+async def test_it_goes_with_lookahead():
+    rig = Rig(poor=["two"], lookahead=True)
+    rig.scorer.turns = 20
+    result = await rig.ask()
+    usage, calls = result["trim"]["usage"], rig.large.calls
+    assert rig.warmed() == ["", "one\n\n", "one\n\nTWO\n\nthree\n\n"]
+    assert (usage["lookahead"]["taken"], usage["lookahead"]["discarded"]) == (2, 1)
+    assert usage["small"]["output_tokens"] == sum(call["tokens"] for call in rig.small.calls)
+    assert usage["large"]["output_tokens"] == sum(call["tokens"] for call in calls)
+    assert result["messages"][-1].text == "one\n\nTWO\n\nthree\n\n" + SMALL[3]
+
+
 async def test_nothing_is_read_for_a_policy_that_never_has_a_draft_rewritten():
     rig = Rig(policy=small_only())
     await rig.ask()
