@@ -154,7 +154,6 @@ async def test_it_goes_with_lookahead():
     usage, calls = result["trim"]["usage"], rig.large.calls
     assert rig.warmed() == ["", "one\n\n", "one\n\nTWO\n\nthree\n\n"]
     assert (usage["lookahead"]["taken"], usage["lookahead"]["discarded"]) == (2, 1)
-    assert usage["small"]["output_tokens"] == sum(call["tokens"] for call in rig.small.calls)
     assert usage["large"]["output_tokens"] == sum(call["tokens"] for call in calls)
     assert result["messages"][-1].text == "one\n\nTWO\n\nthree\n\n" + SMALL[3]
 
