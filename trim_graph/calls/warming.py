@@ -253,7 +253,7 @@ class Warming:
         if how != "answered":
             return settled
         mine = usage_delta(warm.call.usage, used)["warming"]
-        read = {name: mine[name] for name in ("input_tokens", "cached_tokens")}
+        read = {"input_tokens": mine["input_tokens"], "cached_tokens": mine["cached_tokens"]}
         if used.get("prompt") != warm.call.usage.get("prompt"):  # it has read the question without a step
             settled["prompt"] = count_prompt_once(usage.get("prompt"), "large", 0, **read)
         emit("warmed", step=warm.call.index, **read, tokens=mine["output_tokens"])
