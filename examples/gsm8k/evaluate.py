@@ -2,9 +2,10 @@
 
     python -m trim_graph.examples.gsm8k.evaluate --data gsm8k --out runs
 
-Prints the hours to expect, then runs `trim-graph eval` with two scorers that need no training, `label`,
-`train scorer`, and `eval` with the new scorer, and writes ``RESULTS.md``. Equal calls of all evaluations are
-made once (``calls.db``). The same command resumes what was interrupted; ``--stage`` runs some of it.
+Prints the hours to expect, then runs `trim-graph eval` with three scorers that need no training, `label`,
+`train scorer`, `eval` with the new scorer and with policies planned and trained on its scores, and writes
+``RESULTS.md``. Equal calls of all evaluations are made once (``calls.db``). The same command resumes what was
+interrupted; ``--stage`` runs some of it.
 """
 
 from __future__ import annotations
@@ -25,12 +26,27 @@ from trim_graph.examples.own_pair import Lengths
 CONFIG = Path(__file__).parent / "trim.yaml"
 LENGTHS = Lengths(prompt=150, solution=160)
 """Roughly, by the tokenizer of Qwen2.5."""
-STAGES = ("token_probability", "judge", "own_scorer", "report")
+STAGES = (
+    "token_probability",
+    "group_confidence",
+    "judge",
+    "own_scorer",
+    "policies",
+    "scorers",
+    "processbench",
+    "report",
+)
 THRESHOLDS = {
     "token_probability": "0.8,0.85,0.9,0.95",
+    "group_confidence": "0.5,0.65,0.8,0.9",
     "judge": "0.3,0.5,0.7,0.9",
     "own_scorer": "0.2,0.4,0.6,0.8",
 }
+LEARNED_THRESHOLDS = "0.1,0.3,0.5,0.7,0.9"
+COSTS_PER_TOKEN = ("0.05", "0.1", "0.2", "0.4")
+"""Of planned policies, where a right answer is worth 100."""
+LARGE_TOKEN_PRICE = "0.002"
+"""Lambda of the learned policy, where a right answer is worth 1."""
 RANDOM_RATES = "0.2,0.4,0.7"
 
 
@@ -46,7 +62,16 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     own_pair.add_options(parser, CONFIG)
     parser.add_argument("-n", type=int, default=300, help="test questions, the first of the file")
     parser.add_argument("--labelled", type=int, default=400, help="training questions for the scorer")
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=100,
+        help="further training questions, on which scorers are compared and policies planned and trained",
+    )
     parser.add_argument("--validation", type=int, default=300, help="training questions for the query router")
+    parser.add_argument(
+        "--processbench", type=Path, help="gsm8k.json of ProcessBench, for first-error F1; default: left out"
+    )
     parser.add_argument("--tuning", choices=["head", "lora", "full"], default="head", help="of the scorer")
     parser.add_argument("--base", help="of the scorer: folder or hub id; default: the small model")
     parser.add_argument(
@@ -55,17 +80,22 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stage", action="append", choices=STAGES, help="may be repeated; default: all")
     given = parser.parse_args(arguments)
     own_pair.check(parser, given)
-    for option in ("n", "labelled", "validation"):
+    for option in ("n", "labelled", "held_out", "validation"):
         if getattr(given, option) < 1:
-            parser.error(f"--{option} is {getattr(given, option)}: choose 1 or more")
-    given.stage = given.stage or list(STAGES)
+            parser.error(f"--{option.replace('_', '-')} is {getattr(given, option)}: choose 1 or more")
+    if given.processbench is None and "processbench" in (given.stage or ()):
+        parser.error("--stage processbench: name its file by --processbench")
+    given.stage = given.stage or [
+        stage for stage in STAGES if stage != "processbench" or given.processbench is not None
+    ]
     return given
 
 
-def write_questions(data: Path, out: Path, labelled: int, validation: int) -> None:
-    """Writes ``train``, ``validation`` and ``test`` from the two files of GSM8K.
+def write_questions(data: Path, out: Path, labelled: int, held_out: int, validation: int) -> None:
+    """Writes ``train``, ``held-out``, ``validation`` and ``test`` from the two files of GSM8K.
 
-    Of the training questions the first are labelled, and the last are for validation.
+    Of the training questions the first are for the scorer, those after them are held out from it, and the
+    last are for validation.
 
     Raises:
         InputError: A file is missing, or has too few questions.
@@ -76,13 +106,14 @@ def write_questions(data: Path, out: Path, labelled: int, validation: int) -> No
         if not file.is_file():
             raise InputError(f"--data {data}: there is no {file.name} in it; README.md says where to get it")
         lines[part] = file.read_text("utf-8").splitlines(keepends=True)
-    if labelled + validation > len(lines["train"]):
+    if labelled + held_out + validation > len(lines["train"]):
         raise InputError(
-            f"--labelled {labelled}: {data / 'gsm8k_train.jsonl'} has {len(lines['train'])} questions, and "
-            f"{validation} of them are for validation"
+            f"--labelled {labelled}: {data / 'gsm8k_train.jsonl'} has {len(lines['train'])} questions, "
+            f"of which {held_out} are held out and {validation} for validation"
         )
     parts = {
         "train": lines["train"][:labelled],
+        "held-out": lines["train"][labelled : labelled + held_out],
         "validation": lines["train"][-validation:],
         "test": lines["test"],
     }
@@ -98,12 +129,13 @@ def dataset(path: Path) -> str:
 
 
 def scorers(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Returns the scorer of each stage, as a configuration names it."""
+    """Returns the scorer of each stage that has one, as a configuration names it."""
     folder = str((given.out / "scorer").resolve())
     served = {"type": "vllm_prm", "model": folder, "base_url": given.scorer_url, "read_timeout": 1800}
     here = {"type": "transformers_prm", "model": folder, "device": given.device}
     return {
         "token_probability": {"type": "token_probability"},
+        "group_confidence": {"type": "token_probability", "statistic": "lowest_window", "window": 8},
         "judge": {"type": "llm_judge", "model": own_pair.content(given)["large"], "scale": "yes_no"},
         "own_scorer": served if given.scorer_url else here,
     }
@@ -111,37 +143,97 @@ def scorers(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def commands(given: argparse.Namespace) -> Iterator[list[str]]:
     """Yields the arguments of each `trim-graph` command, in their order."""
-    out = given.out
-    cache = str((out / "calls.db").resolve())
-    for stage, scorer in scorers(given).items():
-        if stage not in given.stage:
-            continue
-        written = own_pair.write_configuration(given, stage, scorer=scorer, response_cache=cache)
-        config = str(written)
-        concurrency = ["--concurrency", str(given.concurrency)]
-        if stage == "own_scorer":
-            labels, base = str(out / "labels.jsonl"), str(own_pair.write_configuration(given, "label"))
-            yield ["label", "--config", base, "--dataset", dataset(out / "train.jsonl"), "--out", labels,
-                   "--rollouts", "2", "--continuations", "4", *concurrency]  # fmt: skip
-            if not (out / "scorer" / "trim_scorer.json").exists():  # written after the weights
-                own = ["--base", given.base] if given.base else ["--config", base]
-                yield ["train", "scorer", "--labels", labels, *own, "--tuning", given.tuning,
-                       "--out", str(out / "scorer")]  # fmt: skip
-        baselines = "cascade,score_cascade,router" if stage == "token_probability" else "score_cascade"
-        options = ["eval", "--config", config, "--dataset", dataset(out / "test.jsonl"), "-n", str(given.n),
-                   "--out", str(out / stage), "--sweep", f"threshold:{THRESHOLDS[stage]}",
-                   "--random-rates", RANDOM_RATES, "--baselines", baselines, *concurrency]  # fmt: skip
-        if "router" in baselines:
-            options += ["--validation", dataset(out / "validation.jsonl")]
-        yield options
+    for stage in THRESHOLDS:
+        if stage in given.stage:
+            if stage == "own_scorer":
+                yield from _make_scorer(given)
+            yield [*_evaluation(given, stage, stage), "--sweep", f"threshold:{THRESHOLDS[stage]}"]
+    if {"policies", "scorers"} & set(given.stage):
+        yield from _rate_held_out(given)
+    if "policies" in given.stage:
+        yield from _make_policies(given)
+    if "processbench" in given.stage:
+        for name in ("judge", "own_scorer"):
+            yield ["eval-scorer", str(given.processbench), "--config", str(_config(given, name)),
+                   "--out", str(given.out / "processbench" / name), *_concurrency(given)]  # fmt: skip
+
+
+def _config(given: argparse.Namespace, scorer: str) -> Path:
+    """Writes the configuration with this scorer."""
+    cache = str((given.out / "calls.db").resolve())
+    return own_pair.write_configuration(given, scorer, scorer=scorers(given)[scorer], response_cache=cache)
+
+
+def _concurrency(given: argparse.Namespace) -> list[str]:
+    return ["--concurrency", str(given.concurrency)]
+
+
+def _evaluation(given: argparse.Namespace, name: str, scorer: str) -> list[str]:
+    """Returns an evaluation on the test questions without its policies."""
+    known = scorers(given)[scorer]["type"] == "token_probability"
+    baselines = "cascade,score_cascade,router" if known else "score_cascade,router"
+    return ["eval", "--config", str(_config(given, scorer)), "--dataset", dataset(given.out / "test.jsonl"),
+            "-n", str(given.n), "--out", str(given.out / name), "--random-rates", RANDOM_RATES,
+            "--baselines", baselines, *_concurrency(given),
+            "--validation", dataset(given.out / "validation.jsonl")]  # fmt: skip
+
+
+def _label(given: argparse.Namespace, questions: str, labels: str, *more: str) -> list[str]:
+    """Returns the command that labels solutions of training questions."""
+    config = str(own_pair.write_configuration(given, "label"))
+    return ["label", "--config", config, "--dataset", dataset(given.out / f"{questions}.jsonl"),
+            "--out", str(given.out / f"{labels}.jsonl"), "--rollouts", "2", "--continuations", "4",
+            *more, *_concurrency(given)]  # fmt: skip
+
+
+def _make_scorer(given: argparse.Namespace) -> Iterator[list[str]]:
+    """Yields the commands from training questions to a scorer."""
+    yield _label(given, "train", "labels")
+    if not (given.out / "scorer" / "trim_scorer.json").exists():  # written after the weights
+        own = ["--base", given.base] if given.base else ["--config", str(given.out / "label.yaml")]
+        yield ["train", "scorer", "--labels", str(given.out / "labels.jsonl"), *own,
+               "--tuning", given.tuning, "--out", str(given.out / "scorer")]  # fmt: skip
+
+
+def _rate_held_out(given: argparse.Namespace) -> Iterator[list[str]]:
+    """Yields the commands that score labelled solutions of questions that no scorer has learned from."""
+    # The large model's solutions say how often its steps are right, which a plan needs.
+    yield _label(given, "held-out", "held-out-labels", "--generator", "small", "--generator", "large")
+    for name in ("token_probability", "judge", "own_scorer"):
+        yield ["eval-scorer", str(given.out / "held-out-labels.jsonl"), "--config", str(_config(given, name)),
+               "--out", str(given.out / "rated" / name), *_concurrency(given)]  # fmt: skip
+
+
+def _make_policies(given: argparse.Namespace) -> Iterator[list[str]]:
+    """Yields the commands that plan and train policies on the new scorer's scores, and test them."""
+    traces = str(given.out / "rated" / "own_scorer" / "held-out-labels.traces.jsonl")
+    folder, config = given.out / "policy-files", str(_config(given, "own_scorer"))
+    folder.mkdir(exist_ok=True)
+    costs = [part for cost in COSTS_PER_TOKEN for part in ("--cost-per-token", cost)]
+    yield ["plan", traces, "--out", str(folder / "planned.json"), *costs]
+    learned = folder / f"aggregate-{LARGE_TOKEN_PRICE}.json"
+    if not learned.exists():
+        yield ["train", "aggregate", "--config", config, "--dataset", dataset(given.out / "held-out.jsonl"),
+               "--validation-dataset", dataset(given.out / "validation.jsonl"), "-n", str(given.held_out),
+               "--validation", str(min(given.validation, given.held_out)), "--simulator", traces,
+               "--rounds", "4", "--lambda", LARGE_TOKEN_PRICE, "--out", str(folder),
+               "--rollouts", str(given.out / "rollouts"), *_concurrency(given)]  # fmt: skip
+    planned = [part for file in planned_files(folder) for part in ("--policy", str(file))]
+    yield [*_evaluation(given, "policies", "own_scorer"), *planned,
+           "--sweep", f"{learned}:{LEARNED_THRESHOLDS}"]  # fmt: skip
+
+
+def planned_files(folder: Path) -> list[Path]:
+    """Returns the files that `plan` writes, one for each cost of a token."""
+    return [folder / f"planned-{cost}.json" for cost in COSTS_PER_TOKEN]
 
 
 def count_arms(given: argparse.Namespace) -> int:
     """Returns how many arms call the models beside the models alone; random routing is run once."""
-    swept = [THRESHOLDS[stage] for stage in scorers(given) if stage in given.stage]
-    return (
-        sum(len(thresholds.split(",")) for thresholds in swept) + len(RANDOM_RATES.split(",")) + len(SHARES)
-    )
+    arms = sum(len(swept.split(",")) for stage, swept in THRESHOLDS.items() if stage in given.stage)
+    if "policies" in given.stage:
+        arms += len(COSTS_PER_TOKEN) + len(LEARNED_THRESHOLDS.split(","))
+    return arms + len(RANDOM_RATES.split(",")) + len(SHARES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,12 +241,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parsed(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     try:
-        write_questions(given.data, given.out, given.labelled, given.validation)
+        write_questions(given.data, given.out, given.labelled, given.held_out, given.validation)
     except TrimError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     # A label takes two solutions and some continuations, about as much as six solutions of the small model.
-    alone = given.validation + 3 * given.labelled * ("own_scorer" in given.stage)
+    solutions = 3 * given.labelled * ("own_scorer" in given.stage)
+    solutions += 3 * given.held_out * bool({"policies", "scorers"} & set(given.stage))
+    alone = given.validation + solutions
     expected = own_pair.hours(given, LENGTHS, questions=given.n, arms=count_arms(given), alone=alone)
     print(f"Hours to expect: {expected:.1f}. {own_pair.assumption(given, LENGTHS)}", flush=True)
     if given.estimate:

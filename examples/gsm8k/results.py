@@ -2,7 +2,8 @@
 
     python -m trim_graph.examples.gsm8k.results RUNS --title "GSM8K" --out FOLDER
 
-Reads the ``summary.json`` of each run below RUNS, one for each scorer, and nothing else.
+Reads the ``summary.json`` of each run below RUNS, one for each scorer, and the metrics of scorers in
+RUNS/rated and RUNS/processbench, where there are any.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from trim_graph.evaluation.metrics import Interval
 from trim_graph.evaluation.plots import Point, draw_accuracy, save_plot
 
 TARGETS = ("50", "80", "95")
+SOLUTIONS = {
+    "rated": "solutions of held-out training questions by both models, labelled by continuations",
+    "processbench": "ProcessBench: solutions of GSM8K by other models, labelled by people",
+}
+"""Folders with metrics of scorers, and what was rated there."""
 PAPER = "the paper, MATH-500: 4.75 beside 0.95"
 PAPER_CPT = "the paper: 17.2 %"
 LEGEND = (
@@ -68,10 +74,20 @@ def write_results(folder: Path, out: Path, *, title: str = "GSM8K", note: str = 
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "runs": {name: _kept(run) for name, run in runs.items()},
+        "scorers": {part: read_metrics(folder / part) for part in SOLUTIONS},
     }
     (out / "results.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     (out / "RESULTS.md").write_text(page(document), "utf-8")
     draw(document, out / "results")
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Returns by scorer the metrics that `trim-graph eval-scorer` wrote; empty where there are none."""
+    kept = {}
+    for file in sorted(folder.glob("*/metrics.json")):
+        (found,) = json.loads(file.read_text("utf-8"))["sets"].values()
+        kept[file.parent.name] = {key: found[key] for key in ("solutions", "first_error", "steps", "whole")}
+    return kept
 
 
 def _kept(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,8 +126,11 @@ def page(document: Mapping[str, Any]) -> str:
         "## The paper's claims here",
         "\n".join(f"- {line}" for line in claims(runs)),
     ]
+    if any(document["scorers"].values()):
+        parts += ["## How good the scorers are", *_scorers(document["scorers"])]
     for name, run in runs.items():
-        parts += [f"## Scorer: {name.replace('_', ' ')}", _points(run), _curves(run)]
+        heading = "Policies on the own scorer" if name == "policies" else f"Scorer: {name.replace('_', ' ')}"
+        parts += [f"## {heading}", _points(run), _curves(run)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -135,6 +154,30 @@ def claims(runs: Mapping[str, Any]) -> list[str]:
                 f"CPT(95) {_cpt(curve, '95')} ({PAPER_CPT})."
             )
     return lines or ["No query-level baseline was run."]
+
+
+def _scorers(found: Mapping[str, Any]) -> Iterable[str]:
+    """Yields for each set of solutions what was rated, and a table of the scorers."""
+    heads = ["scorer", "AUC, steps", "AUC, solutions by their least score", "first-error F1", "solutions"]
+    for part, scorers in found.items():
+        if not scorers:
+            continue
+        rows = [
+            [
+                name.replace("_", " "),
+                _area(metrics["steps"], "auc"),
+                _area(metrics["whole"], "auc"),
+                _area(metrics["first_error"], "f1"),
+                str(metrics["solutions"]),
+            ]
+            for name, metrics in scorers.items()
+        ]
+        yield f"{SOLUTIONS[part][0].upper()}{SOLUTIONS[part][1:]}."
+        yield _table(heads, rows)
+
+
+def _area(metrics: Mapping[str, Any], key: str) -> str:
+    return _metric({"value": metrics[key], "interval": metrics[f"{key}_interval"]}, 3)
 
 
 def _points(run: Mapping[str, Any]) -> str:

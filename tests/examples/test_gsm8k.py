@@ -30,14 +30,15 @@ def data(tmp_path):
         lines = (json.dumps(row) + "\n" for row in _rows(count, name))
         (tmp_path / f"gsm8k_{name}.jsonl").write_text("".join(lines))
     content = yaml.safe_load(evaluate.CONFIG.read_text("utf-8"))
-    content["settings"].pop("instruction")
+    for setting in ("instruction", "segmentation"):
+        content["settings"].pop(setting)
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({**content, **EXAMPLE}))
     return tmp_path
 
 
 def _given(data, *more):
     options = ["--data", str(data), "--out", str(data / "runs"), "--config", str(data / "own.yaml")]
-    return [*options, "--labelled", "60", "--validation", "20", "-n", "20", *more]
+    return [*options, "--labelled", "60", "--held-out", "10", "--validation", "20", "-n", "20", *more]
 
 
 def test_one_command_measures_a_pair_and_resumes(data, capfd):
@@ -75,19 +76,18 @@ def test_the_hours_come_before_any_model(data, capfd):
 def test_no_training_question_is_a_validation_or_test_question(data):
     out = data / "parts"
     out.mkdir()
-    evaluate.write_questions(data, out, 60, 20)
+    evaluate.write_questions(data, out, 60, 10, 20)
 
-    parts = {
-        name: (out / f"{name}.jsonl").read_text().splitlines() for name in ("train", "validation", "test")
-    }
-    assert [len(rows) for rows in parts.values()] == [60, 20, 30]
-    assert not set(parts["train"]) & set(parts["validation"])
+    names = ("train", "held-out", "validation", "test")
+    parts = [(out / f"{name}.jsonl").read_text().splitlines() for name in names]
+    assert [len(rows) for rows in parts] == [60, 10, 20, 30]
+    assert len(set().union(*parts)) == 120
 
 
 @pytest.mark.parametrize(
     ("more", "reported"),
     [
-        (["--labelled", "80"], "--labelled 80: "),
+        (["--labelled", "70"], "--labelled 70: "),
         (["--data", "nowhere"], "--data nowhere: there is no gsm8k_train.jsonl in it"),
     ],
 )
@@ -98,17 +98,52 @@ def test_wrong_data_is_named_before_any_model(data, capfd, more, reported):
 
 def test_every_configuration_of_the_command_is_valid(tmp_path):
     (tmp_path / "scorer").symlink_to(PRM)  # as if it had been trained
-    given = evaluate.parsed(
-        ["--data", "d", "--out", str(tmp_path), "--small", "o/small", "--large", "o/large"]
-    )
+    models = ["--small", "o/small", "--large", "o/large"]
+    given = evaluate.parsed(["--data", "d", "--out", str(tmp_path), *models, "--processbench", "p.json"])
 
     listed = list(evaluate.commands(given))
 
-    assert [options[0] for options in listed] == ["eval", "eval", "label", "train", "eval"]
+    assert [options[0] for options in listed] == [
+        *["eval", "eval", "eval", "label", "train", "eval"],
+        *["label", "eval-scorer", "eval-scorer", "eval-scorer", "plan", "train", "eval"],
+        *["eval-scorer", "eval-scorer"],
+    ]
     for options in listed:
-        config = load_config(options[options.index("--config") + 1])
-        assert (config.small.model, config.large.model) == ("o/small", "o/large")
+        if options[0] != "plan":
+            config = load_config(options[options.index("--config") + 1])
+            assert (config.small.model, config.large.model) == ("o/small", "o/large")
     assert config.scorer.type == "transformers_prm"
+
+
+def test_lines_are_steps_but_not_those_that_open_a_formula():
+    steps = load_config(evaluate.CONFIG).settings.segmentation.split(
+        "Tom has 3 * 4 = 12 eggs.\nAfter lunch he has:\n\\[\n12 - 5 = 7\n\\]\n\n"
+        "He sells (\n\n2 each)  \n \\boxed{7}"
+    )
+
+    assert steps == [
+        ("Tom has 3 * 4 = 12 eggs.", "\n"),
+        ("After lunch he has:\n\\[\n12 - 5 = 7\n\\]", "\n\n"),
+        ("He sells (\n\n2 each)  \n \\boxed{7}", ""),
+    ]
+
+
+def test_metrics_of_scorers_are_on_the_page(tmp_path):
+    interval = [0.6, 0.8]
+    metrics = {
+        "solutions": 9,
+        "first_error": {"f1": 0.5, "f1_interval": None},
+        "steps": {"auc": 0.7, "auc_interval": interval},
+        "whole": {"auc": None, "auc_interval": None},
+    }
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "metrics.json").write_text(json.dumps({"sets": {"held-out": metrics}}))
+
+    read = results.read_metrics(tmp_path)
+
+    assert read == {"judge": metrics}
+    _, table = results._scorers({"rated": read, "processbench": {}})
+    assert table.splitlines()[-1] == "| judge | 0.700 (0.600 to 0.800) | - | 0.500 | 9 |"
 
 
 def test_runs_of_different_questions_make_no_page(tmp_path):
