@@ -8,11 +8,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NotRequired, Protocol, runtime_checkable
+from numbers import Real
+from typing import Any, ClassVar, Literal, Protocol, Self, SupportsIndex, runtime_checkable
 
+from langchain_core.language_models.base import BaseLanguageModel
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable
+from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import Field
 from typing_extensions import TypedDict
 
@@ -94,20 +97,72 @@ class Turn(TypedDict):
     calls: list[TurnCall]
 
 
-class ScorableStep(TypedDict):
-    """One step as a scorer gets it; of an agent, one turn, written by `trim_graph.agents.render_turn`."""
+class ScorableStep(str):
+    """One step as a scorer gets it: the text without its delimiter, and what is known of it.
 
-    text: str
-    """The step without its delimiter."""
+    Of an agent it is one turn, written by `trim_graph.agents.render_turn`. Everything that takes a text takes
+    a step. As JSON or msgpack, and after a method such as ``strip``, it is the plain text.
+
+    Args:
+        text: The text.
+        writer: The model that wrote it, or a human.
+        mean_token_probability: Mean probability of the step's tokens under its writer; None where the writer
+            does not report it.
+        lowest_window_probability: Lowest mean probability of a window of its tokens; None unless the scorer
+            asked the writers for it, see `trim_graph.adapters.TokenProbability`.
+
+    Attributes:
+        is_turn: Whether it is an agent's turn.
+        turn: The turn as data; None of a step that is none, or whose message another middleware has removed.
+    """
+
+    __slots__ = ("is_turn", "lowest_window_probability", "mean_token_probability", "turn", "writer")
+
     writer: Literal["small", "large", "human"]
-    """The model that wrote it, or a human."""
-    mean_token_probability: NotRequired[float | None]
-    """Mean probability of the step's tokens under its writer; None where the writer does not report it."""
-    lowest_window_probability: NotRequired[float | None]
-    """Lowest mean probability of a window of its tokens; only where the scorer asked the writers for it, see
-    `trim_graph.adapters.TokenProbability`."""
-    turn: NotRequired[Turn | None]
-    """The turn as data, only of an agent's; None where another middleware has removed its message."""
+    mean_token_probability: float | None
+    lowest_window_probability: float | None
+    is_turn: bool
+    turn: Turn | None
+
+    def __new__(
+        cls,
+        text: str,
+        writer: Literal["small", "large", "human"] = "small",
+        *,
+        mean_token_probability: float | None = None,
+        lowest_window_probability: float | None = None,
+    ) -> Self:
+        """Makes a step of a solution; `as_turn` makes an agent's of it."""
+        step = super().__new__(cls, text)
+        step.writer = writer
+        step.mean_token_probability = mean_token_probability
+        step.lowest_window_probability = lowest_window_probability
+        step.is_turn, step.turn = False, None
+        return step
+
+    def as_turn(self, turn: Turn | None) -> Self:
+        """Returns the step as an agent's turn, with its data."""
+        one = type(self)(
+            self,
+            self.writer,
+            mean_token_probability=self.mean_token_probability,
+            lowest_window_probability=self.lowest_window_probability,
+        )
+        one.is_turn, one.turn = True, turn
+        return one
+
+    def __getitem__(self, key: SupportsIndex | slice) -> str:
+        """Returns a part of the text.
+
+        Raises:
+            TypeError: The key is a name, as in the steps of a run's state.
+        """
+        if isinstance(key, str):
+            raise TypeError(
+                f"step[{key!r}]: a step that a scorer gets is its text; writer and mean_token_probability "
+                "are attributes, as in step.writer"
+            )
+        return super().__getitem__(key)
 
 
 def scorable_step(step: Mapping[str, Any]) -> ScorableStep:
@@ -116,14 +171,26 @@ def scorable_step(step: Mapping[str, Any]) -> ScorableStep:
     Args:
         step: With ``text``; ``writer`` is the small model where it is absent, as in a discarded draft.
     """
-    known = ScorableStep(
-        text=step["text"],
-        writer=step.get("writer", "small"),
+    return ScorableStep(
+        step["text"],
+        step.get("writer", "small"),
         mean_token_probability=step.get("mean_token_probability"),
+        lowest_window_probability=step.get("lowest_window_probability"),
     )
-    if (lowest := step.get("lowest_window_probability")) is not None:
-        known["lowest_window_probability"] = lowest
-    return known
+
+
+def step_texts(steps: Sequence[str]) -> list[str]:
+    """Returns the plain texts of steps.
+
+    Raises:
+        TypeError: One is no text, such as a step of a run's state.
+    """
+    for step in steps:
+        if not isinstance(step, str):
+            raise TypeError(
+                f"a step is a {type(step).__name__}, and a scorer reads texts: ScorableStep(text)"
+            )
+    return [str(step) for step in steps]
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,20 +386,77 @@ def as_scorer(scorer: Any) -> Scorer:
     """Returns a `Scorer` as it is, and wraps a Runnable or a function.
 
     Raises:
-        TypeError: It is none of these.
+        TypeError: It is none of these, takes other arguments than a question and steps, or returns no
+            sequence by its annotation.
     """
     if isinstance(scorer, type):
         raise TypeError(f"scorer is the class {scorer.__name__}: pass an instance, {scorer.__name__}(...)")
     if isinstance(scorer, Scorer):
+        for name in ("score", "ascore"):
+            _check_function(f"{type(scorer).__name__}.{name}", getattr(scorer, name))
         return scorer
     if isinstance(scorer, Runnable):
+        if isinstance(_bound(scorer), BaseLanguageModel):
+            kind = type(_bound(scorer)).__name__
+            raise TypeError(
+                f"scorer is the model {kind}, which writes and rates no step: wrap it, LLMJudge(model)"
+            )
         return RunnableScorer(scorer)
     if callable(scorer):
+        _check_function(getattr(scorer, "__name__", type(scorer).__name__), scorer)
         return FunctionScorer(scorer)
+    if hasattr(scorer, "score") or hasattr(scorer, "ascore"):
+        missing = "ascore" if hasattr(scorer, "score") else "score"
+        raise TypeError(
+            f"scorer is a {type(scorer).__name__} without {missing}: it needs both, score(question, steps) "
+            "and async ascore(question, steps); or pass a function of (question, steps)"
+        )
+    named = (
+        "; for a chat model by its name LLMJudge(init_chat_model(name))" if isinstance(scorer, str) else ""
+    )
     raise TypeError(
         f"scorer is {scorer!r}: pass an object with score and ascore, a Runnable, or a function "
-        "of (question, steps)"
+        f"of (question, steps){named}"
     )
+
+
+def _bound(runnable: Any) -> Any:
+    """Returns what a Runnable with bound settings runs, the Runnable itself where nothing is bound."""
+    while isinstance(runnable, RunnableBindingBase):
+        runnable = runnable.bound
+    return runnable
+
+
+def _check_function(name: str, function: Callable[..., Any]) -> None:
+    """Checks the parameters and the annotated result of a function that rates steps.
+
+    Raises:
+        TypeError: It cannot be called with a question and steps, or is annotated to return one value.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # it has none, as some in C
+        return
+    try:
+        signature.bind("question", [])
+    except TypeError as error:
+        raise TypeError(
+            f"scorer {name}{signature} cannot be called with a question and the steps so far ({error}): give "
+            "it two parameters, (question, steps)"
+        ) from None
+    if list(signature.parameters)[:2] == ["steps", "question"]:
+        raise TypeError(f"scorer {name}{signature} has its parameters the other way round: (question, steps)")
+    returned = signature.return_annotation
+    if returned in _ONE_VALUE or returned in {kind.__name__ for kind in _ONE_VALUE if kind is not None}:
+        shown = getattr(returned, "__name__", returned)
+        raise TypeError(
+            f"scorer {name} returns {shown} by its annotation: return a list with one score per step, in "
+            "[0, 1], in the order of the steps"
+        )
+
+
+_ONE_VALUE = (float, int, bool, str, None)
+"""Annotations of a result that cannot hold one score per step; as text too, ``None`` aside."""
 
 
 def common_window(scorers: Sequence[Scorer]) -> int | None:
@@ -361,6 +485,11 @@ def read_scores(answer: Any, expected: int) -> ScorerReply:
         ScorerError: Wrong count, not a number, NaN, or outside [0, 1].
     """
     reply = answer if isinstance(answer, ScorerReply) else ScorerReply(answer)
+    if reply.scores is None or isinstance(reply.scores, Real):
+        raise ScorerError(
+            f"the scorer returned {reply.scores!r} for {expected} steps: return a list with one score per "
+            "step, in [0, 1], in the order of the steps"
+        )
     try:
         if isinstance(reply.scores, str | bytes | Mapping):
             raise TypeError("not a sequence of numbers")

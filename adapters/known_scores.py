@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from .base import ScorableStep
+from .base import ScorableStep, step_texts
 
 
 class KnownScores:
@@ -71,8 +71,8 @@ class KnownSteps:
         self._known = known
         self._keys = []
         digest = hashlib.sha256(_bytes(question))
-        for step in steps:
-            digest.update(hashlib.sha256(_bytes(step["text"])).digest())
+        for text in step_texts(steps):
+            digest.update(hashlib.sha256(_bytes(text)).digest())
             self._keys.append(digest.digest())
         self.scores: list[float | None] = [known.get(key) for key in self._keys]
         self._wanted = range(len(steps)) if only is None else only

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
-from trim_graph.errors import may_be_shown
+from trim_graph.errors import SettingsError, may_be_shown
+
+from .hub import hub_options
 
 if TYPE_CHECKING:
     import torch
@@ -82,16 +84,55 @@ def pick_device(device: str) -> torch.device:
     """Turns the `device` setting into a device; ``auto`` is CUDA where there is one, else the CPU.
 
     Raises:
-        ValueError: torch does not know the name.
+        ValueError: torch does not know the name, or has no such device here.
     """
     import torch
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(device)
+        target = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device={device!r} is not known; use 'cpu', 'cuda', 'cuda:0' or 'auto'") from error
+    if target.type == "cuda":
+        _check_cuda(device, target.index or 0)
+    elif target.type == "mps" and not torch.backends.mps.is_available():
+        raise SettingsError(f"device={device!r}, but torch finds no Apple GPU here: choose 'cpu' or 'auto'")
+    return target
+
+
+def _check_cuda(device: str, index: int) -> None:
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if index < count:
+        return
+    if count:
+        raise SettingsError(
+            f"device={device!r}, but torch sees {count} GPU{'s' if count > 1 else ''} here, counted from 0: "
+            f"choose cuda:{count - 1} or lower, or check CUDA_VISIBLE_DEVICES"
+        )
+    built = torch.version.cuda or torch.version.hip
+    why = "finds no GPU here" if built else "is a build without CUDA"
+    fix = "check nvidia-smi and CUDA_VISIBLE_DEVICES" if built else "install a torch with CUDA (pytorch.org)"
+    raise SettingsError(
+        f"device={device!r}, but torch {torch.__version__} {why}: choose device cpu or auto, or {fix}"
+    )
+
+
+def check_available(entry: Any) -> None:
+    """Checks that the device and the weights of a model in this process are to be had; loads nothing.
+
+    Args:
+        entry: Settings of a model or scorer: ``device`` and, where it names weights, ``model``.
+
+    Raises:
+        ValueError: torch has no such device here, or the hub does not give the weights.
+    """
+    if (device := getattr(entry, "device", None)) is not None:
+        pick_device(device)
+    if (model := getattr(entry, "model", None)) is not None:
+        hub_options(model)
 
 
 def load_tokenizer(model: str, *, chat: bool = True) -> PreTrainedTokenizerBase:
@@ -105,14 +146,16 @@ def load_tokenizer(model: str, *, chat: bool = True) -> PreTrainedTokenizerBase:
         chat: Whether it needs a chat template.
 
     Raises:
-        ValueError: It has no ``tokenizer.json``, or no chat template where it needs one.
+        ValueError: It has no ``tokenizer.json``, or no chat template where it needs one; or the hub does not
+            give it, see `trim_graph.adapters.hub`.
     """
     from transformers import PreTrainedTokenizerFast
     from transformers.utils.hub import cached_file
 
-    if cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False) is None:
+    options = hub_options(model)
+    if cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **options) is None:
         raise ValueError(f"model={model!r} has no tokenizer.json, which this adapter needs")
-    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(model)
+    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(model, **options)
     if chat and not tokenizer.chat_template:
         raise ValueError(f"model={model!r}: its tokenizer has no chat template (tokenizer_config.json)")
     return tokenizer

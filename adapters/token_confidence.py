@@ -141,15 +141,15 @@ class TokenProbability:
         return self.score(question, steps)
 
     def _score(self, index: int, step: ScorableStep) -> float:
-        if step["writer"] == "human":
+        if step.writer == "human":
             return 1.0
         if self.probability_window is None:
-            probability, what, fix = step.get("mean_token_probability"), "token probability", _FIX
+            probability, what, fix = step.mean_token_probability, "token probability", _FIX
         else:
-            probability = step.get("lowest_window_probability")
+            probability = step.lowest_window_probability
             what, fix = "lowest_window_probability", self._window_fix
         if probability is None:
-            raise ScorerError(f"step {index}, by the {step['writer']} model, came without a {what}: {fix}")
+            raise ScorerError(f"step {index}, by the {step.writer} model, came without a {what}: {fix}")
         return probability
 
     @property

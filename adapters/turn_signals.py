@@ -49,16 +49,16 @@ class TurnSignals(TurnSignalsSettings):
         called: set[str] = set()
         scores = []
         for index, step in enumerate(steps):
-            if "turn" not in step:
+            if not step.is_turn:
                 raise ScorerError(
                     f"step {index} is not an agent's turn, and the scorer TurnSignals rates nothing else: "
                     "use it with TrimMiddleware"
                 )
-            turn = step["turn"]
+            turn = step.turn
             if turn is None:
                 scores.append(self.otherwise)
                 continue
-            scores.append(self._score(turn, step["writer"], called))
+            scores.append(self._score(turn, step.writer, called))
             called.update(map(_identity, turn["calls"]))
         return ScorerReply(scores)
 

@@ -110,13 +110,13 @@ class PacedScorer:
         """What it waits for besides, by the text of the draft."""
 
     def score(self, question: str, steps: Sequence[Any]) -> list[float]:
-        if steps[-1]["text"] in self.fails:
+        if steps[-1] in self.fails:
             raise ConnectionError("the test asked for it")
-        return [self.scores.get(step["text"], 0.9) for step in steps]
+        return [self.scores.get(step, 0.9) for step in steps]
 
     async def ascore(self, question: str, steps: Sequence[Any]) -> list[float]:
         await pause(self.turns)
-        if steps[-1]["text"] in self.waits:
-            await self.waits[steps[-1]["text"]].wait()
-        self.at_work(steps[-1]["text"])
+        if steps[-1] in self.waits:
+            await self.waits[steps[-1]].wait()
+        self.at_work(steps[-1])
         return self.score(question, steps)

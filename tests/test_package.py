@@ -356,11 +356,11 @@ small, large = ScriptedChatModel(script=["a"]), ScriptedChatModel(script=["b"])
 
 
 def rate(question: str, steps: list[ScorableStep]) -> list[float]:
-    return [step["mean_token_probability"] or 0.0 for step in steps]
+    return [step.mean_token_probability or 0.0 for step in steps]
 
 
 async def arate(question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-    return ScorerReply([len(step["text"]) for step in steps])
+    return ScorerReply([len(step) for step in steps])
 
 
 def unlike(question: str, steps: list[int]) -> list[float]:

@@ -127,7 +127,7 @@ def test_one_part_alone_may_be_routed(make, routed):
     rig = make(
         model(),
         model(),
-        scorer=lambda question, steps: [seen.append(steps[-1]["text"]) or 1.0] * len(steps),
+        scorer=lambda question, steps: [seen.append(steps[-1]) or 1.0] * len(steps),
         thinking=Thinking(routed=routed),
     )
     result = rig.ask()

@@ -1,6 +1,7 @@
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 
+from trim_graph import ScorableStep
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
 ASK = HumanMessage("q")
@@ -57,5 +58,5 @@ def test_it_remembers_every_call(model):
 
 async def test_the_scorer_looks_steps_up():
     scorer = ScriptedScorer({"bad": 0.1}, default=0.9)
-    steps = [{"text": "good", "writer": "small"}, {"text": "bad", "writer": "small"}]
+    steps = [ScorableStep("good"), ScorableStep("bad")]
     assert scorer.score("q", steps).scores == (await scorer.ascore("q", steps)).scores == [0.9, 0.1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trim_graph import open_checkpointer
+from trim_graph import ScorableStep, open_checkpointer
 from trim_graph.adapters import ChatTransformers, TransformersProcessReward
 from trim_graph.adapters.tokenization import json_body, valid_utf8
 from trim_graph.examples.arithmetic import PRM, SMALL
@@ -57,7 +57,7 @@ def test_a_text_is_a_step_like_any_other(make, text, way):
     seen = []
 
     def score(question, steps):
-        seen.append([step["text"] for step in steps])
+        seen.append(list(steps))
         return [1.0] * len(steps)
 
     rig = make(script, script, scorer=score, segmentation=way)
@@ -101,7 +101,7 @@ def scorer():
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_real_models_read_it(small, scorer, text):
     assert small.invoke([("user", text), ("ai", text)]).usage_metadata["output_tokens"] > 0
-    steps = [{"text": step, "writer": "small", "mean_token_probability": None} for step in (text, "b", text)]
+    steps = [ScorableStep(step) for step in (text, "b", text)]
     alone = scorer.score(text, steps[:1])
     whole = scorer.score(text, steps)
     assert len(whole.scores) == 3

@@ -4,12 +4,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.benchmarks.speed.widened import Shape, widen
+from trim_graph import ScorableStep
 from trim_graph.adapters import TransformersProcessReward
 from trim_graph.examples.arithmetic import LARGE, PRM, SMALL, problems
 
-STEPS = [
-    {"text": text, "writer": "small", "mean_token_probability": None} for text in ("3 + 4 = 7", "7 + 1 = 9")
-]
+STEPS = [ScorableStep(text) for text in ("3 + 4 = 7", "7 + 1 = 9")]
 
 
 def test_a_chat_model_has_the_same_logits(tmp_path):

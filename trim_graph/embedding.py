@@ -10,6 +10,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
 from .errors import InputError, SettingsError
 from .run import with_recursion_limit
+from .runtime import OWN_INPUT
 
 Form = Literal["message", "conversation", "text", "answer"]
 _FORMS: tuple[Form, ...] = ("message", "conversation", "text", "answer")
@@ -56,10 +57,10 @@ def trim_node(
         raise SettingsError(f"form is {form!r}: choose {', '.join(_FORMS)}")
 
     def run(state: Any, config: RunnableConfig) -> dict[str, Any]:
-        return _written(graph.invoke(_input(state, problem), config))
+        return _written(graph.invoke(_input(state, problem), _own_input(config)))
 
     async def arun(state: Any, config: RunnableConfig) -> dict[str, Any]:
-        return _written(await graph.ainvoke(_input(state, problem), config))
+        return _written(await graph.ainvoke(_input(state, problem), _own_input(config)))
 
     def _written(result: dict[str, Any]) -> dict[str, Any]:
         if callable(solution):
@@ -74,6 +75,10 @@ def trim_node(
         return {solution: forms[form]} | ({summary: run_summary} if summary is not None else {})
 
     return _Node(run, arun, name=name)
+
+
+def _own_input(config: RunnableConfig) -> RunnableConfig:
+    return {**config, "configurable": {**config.get("configurable", {}), OWN_INPUT: True}}
 
 
 class _Node(RunnableLambda[Any, Any]):

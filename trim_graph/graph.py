@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 from langchain_core.runnables import Runnable
@@ -11,7 +11,8 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer
 from typing_extensions import Unpack
 
-from .adapters.base import AnyScorer, as_scorer
+from .adapters.base import AnyScorer, Scorer, as_scorer
+from .adapters.by_name import as_chat_model
 from .adapters.capabilities import continues_exactly, unaskable
 from .adapters.prompted.chat import as_writer
 from .adapters.responses import CountTokens, TokenCounter, check_count_tokens
@@ -30,7 +31,7 @@ from .nodes import (
     route_node,
     score_step_node,
 )
-from .policies import Observation, Policy, as_policy
+from .policies import AnyPolicy, as_policy
 from .run import TrimGraph
 from .runtime import Branch
 from .segmentation import DelimiterSteps
@@ -46,11 +47,11 @@ AFTER_GENERATE_STEP: dict[Hashable, str] = {"score decides": "score_step", "no s
 
 
 def create_trim_graph(
-    small: Runnable[Any, Any],
-    large: Runnable[Any, Any],
+    small: Runnable[Any, Any] | str,
+    large: Runnable[Any, Any] | str,
     scorer: AnyScorer | None = None,
     *,
-    policy: Policy | Callable[[Observation], Any],
+    policy: AnyPolicy,
     budget: Budget | None = None,
     prices: Prices | None = None,
     checkpointer: Checkpointer = None,
@@ -68,15 +69,21 @@ def create_trim_graph(
             have this attribute too. Any other model continues by prompt
             (`trim_graph.adapters.ContinueByPrompt`): a chat model, one of
             ``init_chat_model(configurable_fields=...)``, or a Runnable from messages to an AIMessage. A chain
-            is refused.
+            is refused. A name, such as ``"openai:gpt-4.1-mini"``, is that of a chat model as for LangChain's
+            ``create_agent`` and ``init_chat_model``, with the provider's own settings.
         large: Chat model that rewrites a step if the policy says so; as ``small``.
         scorer: Rates each step: a `Scorer`, a Runnable from ``{"question", "steps"}`` to one probability
-            per step, or a function of (question, steps), plain or ``async``. Each step is a `ScorableStep`.
+            per step, or a function of (question, steps), plain or ``async``. Each step is a `ScorableStep`: a
+            text with ``writer`` and ``mean_token_probability``.
             A policy that uses no scores needs none.
-        policy: Decides when the large model writes; a policy, or a plain function of an `Observation`.
+        policy: Decides when the large model writes: a policy, a plain function of an `Observation`, or what a
+            configuration file has: a number (`trim_graph.policies.threshold` at it), ``"small"`` or
+            ``"large"``, a policy file, or a mapping such as ``{"type": "random_rate", "rate": 0.3}``. A
+            function is asked about two sample observations first, so that a wrong answer shows here.
         budget: Hard limits on the large model; default: none.
         prices: Price table, for the limit on cost and the cost of the summary.
-        checkpointer: LangGraph checkpointer; None inherits the parent's when embedded as a subgraph.
+        checkpointer: LangGraph checkpointer, as `open_checkpointer` opens one; None inherits the parent's
+            when embedded as a subgraph.
         ledger: Holds the accounts of threads and users that have ``quotas``; see `open_ledger`.
         count_tokens: Returns the number of tokens of a text, for models whose answers have no
             ``usage_metadata``. Without it such a model's own ``get_num_tokens`` counts; but if a limit
@@ -92,6 +99,7 @@ def create_trim_graph(
 
     Raises:
         SettingsError: A setting is wrong or missing; the message names it.
+        ImportError: The package of a model's provider is not installed; the message names it.
 
     Example:
         ```python
@@ -100,7 +108,7 @@ def create_trim_graph(
         from trim_graph.testing import ScriptedChatModel
 
         def rate(question: str, steps: list[ScorableStep]) -> list[float]:
-            return [0.1 if "guess" in step["text"] else 0.9 for step in steps]
+            return [0.1 if "guess" in step else 0.9 for step in steps]
 
         small = ScriptedChatModel(script=["12 * 12 is 12 * 10 + 12 * 2.", r"I guess \boxed{142}."])
         large = ScriptedChatModel(script=["12 * 12 = 120 + 24.", r"The answer is \boxed{144}."])
@@ -113,9 +121,13 @@ def create_trim_graph(
     routing = as_policy(policy)
     if scorer is None and routing.needs_score:
         raise SettingsError(f"policy {routing!r} needs scores, but scorer is None: pass a scorer")
-    for writer, model in (("small", small), ("large", large)):
-        if not isinstance(model, Runnable):
-            raise SettingsError(f"{writer} is {model!r}: pass a LangChain chat model")
+    rater = None if scorer is None else _scorer(scorer)
+    if isinstance(checkpointer, str):
+        raise SettingsError(
+            "checkpointer is a text, and a store must be closed after use: open it, as in "
+            'with open_checkpointer("sqlite:runs.db") as checkpointer: ...'
+        )
+    small, large = as_chat_model("small", small), as_chat_model("large", large)
     check_count_tokens(count_tokens)
     fixed = make_settings(budget, prices, settings)
     if ledger is None and fixed.quotas != Quotas():
@@ -134,7 +146,7 @@ def create_trim_graph(
     speculation.check(wanted=fixed.lookahead)
     warming = Warming(large, ledger, counters)
     warming.check(wanted=fixed.warm_large)
-    has_scorer = scorer is not None
+    has_scorer = rater is not None
     route = route_node(
         fixed,
         routing,
@@ -151,13 +163,10 @@ def create_trim_graph(
     builder.add_edge("ask_human", "route")
     builder.add_node("finalize", finalize_node(ledger, speculation, warming))
     builder.add_conditional_edges(START, Branch(begin_route, name="begin"), ["route"])
-    if scorer is None:
+    if rater is None:
         builder.add_edge("generate_step", "route")
     else:
-        try:
-            builder.add_node("score_step", score_step_node(as_scorer(scorer), speculation))
-        except TypeError as error:
-            raise SettingsError(str(error)) from error
+        builder.add_node("score_step", score_step_node(rater, speculation))
         choice = Branch(after_generate_step, name="after_generate_step")
         builder.add_conditional_edges("generate_step", choice, AFTER_GENERATE_STEP)
         builder.add_edge("score_step", "route")
@@ -172,6 +181,13 @@ def _writer(model: Runnable[Any, Any], delimiter: str, counter: TokenCounter) ->
     return as_writer(model, delimiter, counter)
 
 
+def _scorer(scorer: Any) -> Scorer:
+    try:
+        return as_scorer(scorer)
+    except TypeError as error:
+        raise SettingsError(str(error)) from None
+
+
 def _check_writers(scorer: Any, **writers: Any) -> None:
     """Has a scorer that reads what the writers report refuse those that do not.
 
@@ -179,7 +195,7 @@ def _check_writers(scorer: Any, **writers: Any) -> None:
         SettingsError: It refuses one.
     """
     check = getattr(scorer, "check_writer", None)
-    if check is None or isinstance(scorer, type):  # `as_scorer` refuses a class
+    if check is None:
         return
     for writer, model in writers.items():
         try:

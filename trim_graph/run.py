@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph.state import CompiledStateGraph
 
@@ -24,7 +24,7 @@ from .policies import Policy
 from .prompt_size import counts_itself, uncountable
 from .routing.router import RECURSION_FLOOR
 from .routing.view import policy_of
-from .runtime import CHECKPOINTER, INVOCATION, Invocation
+from .runtime import CHECKPOINTER, INVOCATION, OWN_INPUT, Invocation
 from .settings import Settings, TrimContext, check_prices, context_of_call, overridden, trim_context
 from .state import SCHEMA_VERSION, Run, Step, TrimInput, TrimOutput, TrimState
 
@@ -117,6 +117,37 @@ def _check_countable(
     )
 
 
+def _check_question(question: Any, messages: Sequence[BaseMessage], configurable: Mapping[str, Any]) -> None:
+    """Checks the question that the scorer gets.
+
+    A parent graph shares its key ``question`` with a graph that is its node, whatever the key means there.
+
+    Raises:
+        InputError: It is no text, or a parent's and in none of the user's messages.
+    """
+    advice = "An application whose key question means something else embeds the graph by trim_node"
+    if not isinstance(question, str):
+        raise InputError(
+            f"question is of type {type(question).__name__}: it is what the scorer takes for the question, a "
+            f"text. {advice}"
+        )
+    inside = CHECKPOINT_SEPARATOR in str(configurable.get("checkpoint_ns", ""))
+    if not inside or configurable.get(OWN_INPUT):
+        return
+    asked = " ".join(question.split())
+    if not any(asked in " ".join(str(one.text).split()) for one in messages if isinstance(one, HumanMessage)):
+        shown = question if len(question) <= 60 else f"{question[:57]}..."
+        raise InputError(
+            f"the parent graph's key question holds {shown!r}, which is in no message of the user, and the "
+            f"scorer would rate steps by it. {advice}; so does one whose scorer needs another question than "
+            'the messages ask: problem=lambda state: {"messages": ..., "question": ...}'
+        )
+
+
+CHECKPOINT_SEPARATOR = "|"
+"""Between the names of nested graphs in a checkpoint's namespace; LangGraph's own."""
+
+
 def _given_steps(context: TrimContext | None) -> list[Step]:
     """Returns the steps that the context begins the solution with, without their tokens: other runs paid."""
     steps = (context.steps if context is not None else None) or []
@@ -187,11 +218,7 @@ def begin_run(
         )
     messages = given.get("messages", [])
     question = given.get("question") or question_of(messages)
-    if not isinstance(question, str):
-        raise InputError(
-            f"question is of type {type(question).__name__}: it is what the scorer takes for the question, a "
-            "text. An application whose key question means something else embeds the graph by trim_node"
-        )
+    _check_question(question, messages, configurable)
     require_answerable(messages, question)
     _check_countable(messages, settings, accounts, large)
     run_id = uuid.uuid4().hex

@@ -23,6 +23,8 @@ T = TypeVar("T")
 INVOCATION = "__pregel_trim_invocation"
 """Key of the `Invocation` in a node's config. LangGraph treats this prefix as its own: such keys enter no
 checkpoint, stream or trace."""
+OWN_INPUT = "__pregel_trim_own_input"
+"""Key that `trim_node` sets in its graph's config: the input is the graph's own, not a parent's state."""
 CHECKPOINTER = "__pregel_checkpointer"
 """Key of the effective checkpointer in a node's config, also of a parent graph's."""
 GRACE = 0.5

@@ -389,6 +389,9 @@ def describe(error: ValidationError) -> str:
     for item in error.errors(include_url=False):
         place = ".".join(map(str, item["loc"]))
         message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "union_tag_invalid":
+            known = [tag.strip(" '") for tag in item["ctx"]["expected_tags"].split(",")]
+            message = f"unknown type {item['ctx']['tag']!r}{nearest(item['ctx']['tag'], known)}"
         seen = (
             ""
             if item["type"] == "missing" or isinstance(item["input"], dict)

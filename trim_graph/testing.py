@@ -15,7 +15,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field
 
-from .adapters.base import ScorableStep, ScorerReply
+from .adapters.base import ScorableStep, ScorerReply, step_texts
 from .segmentation import DEFAULT_DELIMITER
 
 __all__ = ["ScriptedChatModel", "ScriptedScorer", "ScriptedToolModel"]
@@ -259,7 +259,7 @@ class ScriptedScorer:
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Returns the score of every step."""
-        texts = [step["text"] for step in steps]
+        texts = step_texts(steps)
         self.calls.append(texts)
         return ScorerReply([self.scores.get(t, self.default) for t in texts], sum(map(len, texts)))
 

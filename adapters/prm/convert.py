@@ -71,7 +71,9 @@ def _folder_of(model: str) -> Path:
         return Path(model)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(model, allow_patterns=["*.safetensors", *_COPIED]))
+    from trim_graph.adapters.hub import hub_options
+
+    return Path(snapshot_download(model, allow_patterns=["*.safetensors", *_COPIED], **hub_options(model)))
 
 
 def _converted_config(config: dict[str, Any], model: str) -> dict[str, Any]:

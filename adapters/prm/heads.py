@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel
 
+from trim_graph.adapters.hub import hub_options
 from trim_graph.adapters.model_source import max_positions
 from trim_graph.adapters.transformers.batching import BatchWorker
 
@@ -225,7 +226,7 @@ def load_prm(model: str, *, device: torch.device, dtype: str) -> Qwen2ForProcess
     Raises:
         ValueError: The folder holds another architecture, pickled weights only, or weights without the head.
     """
-    config = Qwen2Config.from_pretrained(model)
+    config = Qwen2Config.from_pretrained(model, **hub_options(model))
     if ARCHITECTURE not in (config.architectures or []):
         raise ValueError(
             f"model={model!r} is a {config.architectures or 'model of unnamed architecture'}, not a PRM in "
@@ -254,7 +255,7 @@ def load_linear_scorer(model: str, dtype: str) -> Any:
         ValueError: The model type has no such layout, or the weights lack some.
     """
     # No code from the folder: transformers' own classes or none.
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False, **hub_options(model))
     renamed = {r"^v_head\.summary\.(weight|bias)$": r"score.\1"}
     return _load(linear_scorer(config), model, dtype, config=config, key_mapping=renamed)
 
@@ -272,7 +273,7 @@ def load_base(model: str, dtype: str) -> Any:
     Raises:
         ValueError: The model type has no such layout, or the weights lack some of the backbone.
     """
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False, **hub_options(model))
     config.num_labels = 1
     kind = linear_scorer(config)
     kind._keys_to_ignore_on_load_missing = [r"score\."]
@@ -282,7 +283,7 @@ def load_base(model: str, dtype: str) -> Any:
 
 
 def _load_language_model(model: str, dtype: str) -> Any:
-    settings, _ = PreTrainedConfig.get_config_dict(model)
+    settings, _ = PreTrainedConfig.get_config_dict(model, **hub_options(model))
     named = settings.get("architectures") or []
     for kind in _LANGUAGE_MODELS:
         if kind.__name__ in named:
@@ -299,7 +300,12 @@ def _load(kind: Any, model: str, dtype: str, **options: Any) -> Any:
     _refuse_pickles(model)
     try:
         network, info = kind.from_pretrained(
-            model, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            model,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+            **hub_options(model),
         )
     except OSError as error:
         # Of a hub id, only the download shows it.

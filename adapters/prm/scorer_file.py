@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trim_graph.adapters.hub import hub_options
 from trim_graph.adapters.model_source import local_file
 
 from .formats import FormatName, PRMFormat, is_chat, prm_format
@@ -63,7 +64,7 @@ def read_scorer_file(place: str, *, download: bool = True) -> ScorerFile | None:
         The content; None for a model without the file.
 
     Raises:
-        ValueError: The file is not a trained scorer's.
+        ValueError: The file is not a trained scorer's, or the hub does not give the model.
     """
     file = local_file(place, SCORER_FILE)
     if file is None and download and not Path(place).is_dir():
@@ -73,7 +74,7 @@ def read_scorer_file(place: str, *, download: bool = True) -> ScorerFile | None:
             place,
             SCORER_FILE,
             _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
+            **hub_options(place),
         )
         file = None if found is None else Path(found)
     if file is None:

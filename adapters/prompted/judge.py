@@ -19,7 +19,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PrivateAttr
 
-from trim_graph.adapters.base import ScorableStep, ScorerReply
+from trim_graph.adapters.base import ScorableStep, ScorerReply, step_texts
 from trim_graph.adapters.capabilities import (
     LABEL_TOKENS,
     LOGPROBS,
@@ -340,7 +340,7 @@ class _Form(KnownSteps):
         only: Sequence[int] | None,
     ) -> None:
         super().__init__(question, steps, known, only)
-        self.question, self.texts = question, [step["text"] for step in steps]
+        self.question, self.texts = question, step_texts(steps)
         digest = hashlib.sha256(_bytes(question))
         self.fence = _fence(digest.hexdigest(), [question, *self.texts])
 

@@ -16,6 +16,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from trim_graph.adapters.hub import hub_options
 from trim_graph.adapters.model_source import load_tokenizer, max_positions
 from trim_graph.adapters.tokenization import SpecialTokenGuard, encode_chat, template_opens_reasoning
 
@@ -41,7 +42,9 @@ class GenerationEngine:
         self.tokenizer = load_tokenizer(model)
         self.guard = SpecialTokenGuard(self.tokenizer)
         self._backend = self.tokenizer.backend_tokenizer
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model, dtype=dtype, trust_remote_code=False, **hub_options(model)
+        )
         self._model = loaded.to(device).eval()
         self._device = device
         self.max_positions = max_positions(self._model)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import PrivateAttr
 
-from trim_graph.adapters.base import ScorableStep, ScorerReply
+from trim_graph.adapters.base import ScorableStep, ScorerReply, step_texts
 from trim_graph.adapters.model_source import load_tokenizer, require_local_extra, shared_engine
 from trim_graph.adapters.prm.formats import PRMFormat
 from trim_graph.adapters.prm.scorer_file import chosen_format
@@ -124,7 +124,7 @@ class TransformersProcessReward(TransformersPRMSettings):
         question: str,
         steps: Sequence[ScorableStep],
     ) -> RewardJob:
-        texts = [step["text"] for step in steps]
+        texts = step_texts(steps)
         prm_input = layout.encode(question, texts, max_tokens=engine.max_positions)
         return RewardJob(prm_input, batch_limit=self.max_batch_size)
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trim_graph.adapters.event_loop import run_aside, run_sync
+from trim_graph.adapters.hub import hub_options
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.settings import EngineSettings
 from trim_graph.adapters.tokenization import SpecialTokenGuard, template_opens_reasoning
@@ -415,10 +416,11 @@ def start_engine(spec: EngineSpec) -> Any:
 
     Raises:
         ImportError: vllm is not installed.
-        ValueError: vLLM does not know an option, or refuses its value.
+        ValueError: vLLM does not know an option, or refuses its value; or the hub does not give the model.
         ModelServerError: The engine did not come up.
     """
     make_args = vllm_module("vllm.engine.arg_utils").AsyncEngineArgs
+    hub_options(spec.model)
     known = {option.name for option in dataclasses.fields(make_args)}
     if unknown := sorted(set(spec.options) - known):
         raise ValueError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import PrivateAttr
 
-from trim_graph.adapters.base import ScorableStep, ScorerReply
+from trim_graph.adapters.base import ScorableStep, ScorerReply, step_texts
 from trim_graph.adapters.event_loop import run_aside, run_sync
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.prm.formats import FormatName, Head, PRMFormat, PRMInput
@@ -109,7 +109,7 @@ class VLLMEngineProcessReward(EngineUser, VLLMEnginePRMSettings):
 
     async def _score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         ready = await asyncio.to_thread(self._load)
-        texts = [step["text"] for step in steps]
+        texts = step_texts(steps)
         try:
             engine = ready.handle.engine()
             longest = await engine.max_model_len()

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import PrivateAttr
 
-from trim_graph.adapters.base import ScorableStep, ScorerReply
+from trim_graph.adapters.base import ScorableStep, ScorerReply, step_texts
 from trim_graph.adapters.event_loop import AsyncLazy, run_sync
 from trim_graph.adapters.known_scores import KnownScores, KnownSteps
 from trim_graph.adapters.prm.formats import PRMFormat, check_length
@@ -207,7 +207,7 @@ def _prompts(
     ready: _Ready, question: str, steps: Sequence[ScorableStep], missing: Sequence[int]
 ) -> list[list[int]]:
     """Returns the token ids up to and with the position of each missing step's score."""
-    texts = [step["text"] for step in steps]
+    texts = step_texts(steps)
     asked = ready.format.encode(question, texts)
     prompts = [asked.ids[: asked.step_positions[index] + 1] for index in missing]
     check_length(prompts[-1], texts, ready.longest)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import PrivateAttr
 
-from trim_graph.adapters.base import ScorableStep, ScorerReply
+from trim_graph.adapters.base import ScorableStep, ScorerReply, step_texts
 from trim_graph.adapters.event_loop import AsyncLazy, run_sync
 from trim_graph.adapters.model_source import check_model, load_tokenizer
 from trim_graph.adapters.prm.formats import STEP_TOKENS, PRMFormat, PRMInput
@@ -164,7 +164,7 @@ class VLLMProcessReward(ServedReward, VLLMServerPRMSettings):
 
         try:
             ready = await self._ready.get()
-            texts = [step["text"] for step in steps]
+            texts = step_texts(steps)
             asked = await asyncio.to_thread(
                 ready.format.encode, question, texts, max_tokens=ready.max_model_len
             )

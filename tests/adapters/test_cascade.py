@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from trim_graph import ScorableStep
 from trim_graph.adapters import (
     CascadeScorer,
     LLMJudge,
@@ -24,7 +25,7 @@ WAYS = pytest.mark.parametrize("way", ["sync", "async"])
 
 
 def ask(scorer, *texts, way="sync", question="q"):
-    steps = [{"text": text, "writer": "small"} for text in texts]
+    steps = [ScorableStep(text) for text in texts]
     return scorer.score(question, steps) if way == "sync" else asyncio.run(scorer.ascore(question, steps))
 
 
@@ -35,8 +36,8 @@ class Recorded:
         self.cost, self.scores, self.asked = cost, scores, []
 
     def score(self, question, steps):
-        self.asked.append([step["text"] for step in steps])
-        scores = [self.scores[step["text"]] for step in steps]
+        self.asked.append([str(step) for step in steps])
+        scores = [self.scores[step] for step in steps]
         return ScorerReply(scores, input_tokens=self.cost, output_tokens=1, failed_attempts=1)
 
     async def ascore(self, question, steps):

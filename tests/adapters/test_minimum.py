@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.runnables import RunnableLambda
 
+from trim_graph import ScorableStep
 from trim_graph.adapters import MinimumScorer, Scorer, ScorerError, ScorerReply, TokenProbability
 from trim_graph.budget.usage import attempts_of
 from trim_graph.errors import FailedAttempts
 
-STEPS = [{"text": "a", "writer": "small"}, {"text": "b", "writer": "small"}]
+STEPS = [ScorableStep("a"), ScorableStep("b")]
 both_ways = pytest.mark.parametrize("asynchronously", [False, True])
 
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.runnables import RunnableLambda
 
+from trim_graph import ScorableStep
 from trim_graph.adapters.base import ScorerReply, as_scorer, read_scores
 from trim_graph.errors import ScorerError
 from trim_graph.testing import ScriptedScorer
@@ -51,7 +52,7 @@ async def _afunction(question, steps):
     ],
 )
 def test_functions_runnables_and_scorers_are_taken_sync_and_async(scorer):
-    taken, steps = as_scorer(scorer), [{"text": "a", "writer": "small"}]
+    taken, steps = as_scorer(scorer), [ScorableStep("a")]
     assert read_scores(taken.score("q", steps), 1).scores == [0.5]
     assert read_scores(asyncio.run(taken.ascore("q", steps)), 1).scores == [0.5]
 

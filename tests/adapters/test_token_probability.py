@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import pytest
 
+from trim_graph import ScorableStep
 from trim_graph.adapters import ChatTransformers, ChatVLLM, Scorer, ScorerError, TokenProbability
 from trim_graph.errors import SettingsError
 from trim_graph.evaluation import Question
@@ -19,7 +20,7 @@ from .provider_model import ProviderModel
 
 
 def step(probability, writer="small"):
-    return {"text": "one", "writer": writer, "mean_token_probability": probability}
+    return ScorableStep("one", writer, mean_token_probability=probability)
 
 
 async def test_scores_are_the_probabilities():
@@ -30,7 +31,7 @@ async def test_scores_are_the_probabilities():
     assert scorer.score("q", [step(0.5)]).input_tokens == 0
 
 
-@pytest.mark.parametrize("missing", [step(None, "large"), {"text": "one", "writer": "large"}])
+@pytest.mark.parametrize("missing", [step(None, "large"), ScorableStep("one", "large")])
 def test_a_writer_that_reports_none_is_named(missing):
     with pytest.raises(ScorerError, match=r"step 1, by the large model, .* set logprobs=True"):
         TokenProbability().score("q", [step(0.5), missing])
@@ -56,7 +57,7 @@ def test_a_model_set_not_to_report_is_refused_before_any_call():
 def test_the_lowest_window_is_a_statistic_of_its_own():
     scorer = TokenProbability("lowest_window", window=4)
     assert repr(scorer) == "TokenProbability('lowest_window', window=4)"
-    steps = [{**step(0.9), "lowest_window_probability": 0.5}, step(None, "human")]
+    steps = [ScorableStep("one", lowest_window_probability=0.5), step(None, "human")]
     assert scorer.score("q", steps).scores == [0.5, 1.0]
     with pytest.raises(ScorerError, match=r"step 0, by the small model, .* lowest_window_probability"):
         scorer.score("q", [step(0.9)])

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from trim_graph import ScorableStep
 from trim_graph.adapters import Scorer, ScorerError, TurnSignals
 from trim_graph.adapters.base import ToolResult, Turn, TurnCall, read_scores
 
@@ -29,7 +30,7 @@ scores = st.none() | st.floats(0, 1)
 
 
 def steps(turns):
-    return [{"text": "whatever", "writer": "small", "turn": turn} for turn in turns]
+    return [ScorableStep("whatever").as_turn(turn) for turn in turns]
 
 
 def turn(*called, text="Hm.", failed=(), invalid=None):
@@ -70,8 +71,8 @@ def test_each_signal_has_its_score_and_the_lowest_holds(shown, score):
 
 
 def test_a_failed_tool_says_nothing_of_the_large_models_turn():
-    (step,) = steps([turn(SEARCH, failed=[True])])
-    assert TurnSignals().score("q", [{**step, "writer": "large"}]).scores == [1.0]
+    step = ScorableStep("whatever", "large").as_turn(turn(SEARCH, failed=[True]))
+    assert TurnSignals().score("q", [step]).scores == [1.0]
 
 
 def test_a_call_is_repeated_whatever_the_order_of_its_arguments():
@@ -108,7 +109,7 @@ def test_no_text_makes_or_hides_a_signal_of_calls_and_results(turns, text):
 
 async def test_it_needs_turns():
     with pytest.raises(ScorerError, match="step 1 is not an agent's turn"):
-        await TurnSignals().ascore("q", [*steps([turn()]), {"text": "x", "writer": "small"}])
+        await TurnSignals().ascore("q", [*steps([turn()]), ScorableStep("x")])
 
 
 @pytest.mark.parametrize(

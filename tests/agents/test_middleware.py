@@ -78,8 +78,8 @@ def test_the_scorer_gets_turns_with_the_results_of_tools():
     seen = []
 
     def scorer(question, steps):
-        seen.append((question, [(step["writer"], step["text"]) for step in steps]))
-        return [0.1 if step["text"] == WRONG else 0.9 for step in steps]
+        seen.append((question, [(step.writer, step) for step in steps]))
+        return [0.1 if step == WRONG else 0.9 for step in steps]
 
     build(scorer=scorer).ask()
     assert seen == [

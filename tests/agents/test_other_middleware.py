@@ -41,7 +41,7 @@ class Watching:
         self.seen, self.scores = [], scores
 
     def __call__(self, question, steps):
-        texts = [step["text"] for step in steps]
+        texts = [str(step) for step in steps]
         self.seen.append((question, texts))
         return [next((s for part, s in self.scores.items() if part in text), 1.0) for text in texts]
 

@@ -201,8 +201,7 @@ class WaitingScorer:
 
     def score(self, question: str, steps: Any) -> list[float]:
         return [
-            int(hashlib.sha256((question + step["text"]).encode()).hexdigest()[:4], 16) / 0xFFFF
-            for step in steps
+            int(hashlib.sha256((question + step).encode()).hexdigest()[:4], 16) / 0xFFFF for step in steps
         ]
 
     async def ascore(self, question: str, steps: Any) -> list[float]:

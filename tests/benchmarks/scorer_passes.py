@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import httpx
 
 from tests.vllm.conftest import STARTED_WITHIN, start_server, stop_servers, wait_for
-from trim_graph import create_trim_graph
+from trim_graph import ScorableStep, create_trim_graph
 from trim_graph.adapters import TransformersProcessReward, VLLMProcessReward, serve_options
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.prm.heads import linear_scorer
@@ -123,7 +123,7 @@ def solution(steps: int) -> tuple[str, list[dict[str, Any]]]:
     """A question and right steps of several problems, the shortest: 100 are within the PRM's 2048 tokens."""
     found = problems("standard", 200, seed=5)
     texts = sorted({step for problem in found for step in problem.steps}, key=len)[:steps]
-    return found[0].question, [{"text": text, "writer": "small"} for text in texts]
+    return found[0].question, [ScorableStep(text) for text in texts]
 
 
 def cached_tokens(url: str) -> int:

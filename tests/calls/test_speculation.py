@@ -196,7 +196,7 @@ async def test_a_call_that_nobody_takes_is_given_up_after_a_while(monkeypatch):
     class Slow(PacedScorer):
         async def ascore(self, question: str, steps: Any) -> list[float]:
             await pause(5)
-            if steps[-1]["text"] == "two":
+            if steps[-1] == "two":
                 await asyncio.wait(in_flight())
                 small.hangs = frozenset()
             return self.score(question, steps)
@@ -400,7 +400,7 @@ async def test_a_run_that_is_cancelled_leaves_nothing_and_is_charged_when_it_goe
     class Waits(PacedScorer):
         async def ascore(self, question: str, steps: Any) -> list[float]:
             await pause(5)
-            if steps[-1]["text"] == "two" and not waiting.is_set():
+            if steps[-1] == "two" and not waiting.is_set():
                 waiting.set()
                 await asyncio.Event().wait()
             return self.score(question, steps)

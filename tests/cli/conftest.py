@@ -100,7 +100,7 @@ class Judge:
         return (0.4 if right else 0.0) + 0.6 * part
 
     def score(self, question, steps):
-        texts = [step["text"] for step in steps]
+        texts = [str(step) for step in steps]
         return [self.rate(question, texts[:end]) for end in range(1, len(texts) + 1)]
 
     async def ascore(self, question, steps):

@@ -23,7 +23,7 @@ class Scorer:
         self.read = 0
 
     def score(self, question, steps):
-        words = len(question.split()) + sum(len(step["text"].split()) for step in steps)
+        words = len(question.split()) + sum(len(step.split()) for step in steps)
         self.read += words
         return ScorerReply([0.5] * len(steps), input_tokens=words)
 

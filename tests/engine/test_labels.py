@@ -4,6 +4,7 @@ import pytest
 import torch
 from langchain_core.messages import AIMessage, HumanMessage
 
+from trim_graph import ScorableStep
 from trim_graph.adapters import CascadeScorer, LLMJudge
 from trim_graph.examples.arithmetic import problems
 
@@ -42,7 +43,7 @@ async def test_a_judge_reads_them_and_a_cascade_of_two_counts_both(small, large,
 
     total = sum(expected.values())
     score = sum(int(label) * p for label, p in expected.items()) / total / 9
-    steps = [{"text": "Step 1: 47 + 38 = 85.", "writer": "small"}]
+    steps = [ScorableStep("Step 1: 47 + 38 = 85.")]
     own = await begun(LLMJudge(small)).ascore(QUESTION, steps)
     assert own.scores == [pytest.approx(score, abs=1e-4)]
     both = CascadeScorer(begun(LLMJudge(small)), begun(LLMJudge(large)), unsure=(0.0, 1.0))

@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from tests import tiny_prms
+from trim_graph import ScorableStep
 from trim_graph.adapters import ScorerError, TransformersProcessReward, VLLMEngineProcessReward
 from trim_graph.adapters.vllm.plugin import is_installed
 from trim_graph.examples.arithmetic import PRM, SMALL, problems
@@ -27,7 +28,7 @@ def fresh(scorer):
 
 
 def steps(*texts):
-    return [{"text": text, "writer": "small"} for text in texts]
+    return [ScorableStep(text) for text in texts]
 
 
 def solutions():
@@ -55,7 +56,7 @@ async def compared(one, other, asked, *, last):
     encode = other._load()[1].encode
     for (question, given), mine, reference in zip(asked, ours, theirs, strict=True):
         assert mine.scores == pytest.approx(reference.scores, abs=1e-3)
-        ends = encode(question, [step["text"] for step in given]).step_positions
+        ends = encode(question, list(given)).step_positions
         assert mine.input_tokens == (sum(end + 1 for end in ends) if last else reference.input_tokens)
     return [score for reply in ours for score in reply.scores]
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_records import Answering, a_record, ended
 
-from trim_graph import InputError, SettingsError, TrimError
+from trim_graph import InputError, ScorableStep, SettingsError, TrimError
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.arms import FAMILIES, ParameterSweep, PolicyList, make_family
 from trim_graph.evaluation.calibration import (
@@ -397,7 +397,7 @@ def test_a_target_out_of_range(kind, value):
 async def test_no_solution_is_scored_twice():
     scorer = ScriptedScorer()
     remembering = CachedScorer(scorer)
-    steps = [{"text": "a", "writer": "small"}, {"text": "b", "writer": "small"}]
+    steps = [ScorableStep("a"), ScorableStep("b")]
     replies = [await remembering.ascore("q", steps), remembering.score("q", steps)]
     assert replies[0] == replies[1]
     assert len(scorer.calls) == 1

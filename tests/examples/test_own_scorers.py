@@ -5,6 +5,7 @@ import json
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from trim_graph import ScorableStep
 from trim_graph.adapters import TransformersProcessReward
 from trim_graph.cli.collect import run_collect
 from trim_graph.cli.options import CollectOptions
@@ -84,7 +85,7 @@ def area(scorer, traces):
     rated = list[tuple[bool, float]]()
     for trace in traces:
         labels = [step["label"] for step in trace["steps"]]
-        steps = [{"text": step["text"], "writer": "small"} for step in trace["steps"]]
+        steps = [ScorableStep(step["text"]) for step in trace["steps"]]
         scores = scorer.score(trace["question"], steps).scores
         end = labels.index(False) + 1 if False in labels else len(labels)
         rated += zip(labels[:end], scores[:end], strict=True)

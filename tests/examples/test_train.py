@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from trim_graph import ScorableStep
 from trim_graph.adapters import TransformersProcessReward
 from trim_graph.examples.arithmetic import LARGE, SMALL, problems
 from trim_graph.examples.arithmetic.training import train
@@ -42,7 +43,7 @@ def test_the_judge_learns_from_the_solvers_and_loads_in_its_adapter(tmp_path, ru
     assert "40 solutions" in log
     assert losses(log)[-1] < losses(log)[0]
     (problem,) = problems("standard", 1)
-    steps = [{"text": step, "writer": "small"} for step in problem.steps]
+    steps = [ScorableStep(step) for step in problem.steps]
     late, early = (
         TransformersProcessReward(tmp_path / name).score(problem.question, steps)
         for name in ("prm", "prm_early")

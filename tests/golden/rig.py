@@ -196,7 +196,7 @@ class FailingScorer(ScriptedScorer):
 
     def score(self, question: str, steps: Sequence[Any]) -> Any:
         if len(self.calls) in self.fails_at:
-            self.calls.append([step["text"] for step in steps])
+            self.calls.append([str(step) for step in steps])
             raise self.error
         return super().score(question, steps)
 

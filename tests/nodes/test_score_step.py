@@ -16,17 +16,15 @@ def test_the_scorer_gets_the_question_and_every_step_with_its_writer(make):
     given = []
 
     def scorer(question, steps):
-        given.append((question, [dict(step) for step in steps]))
-        return [0.1 if step["text"] == "small two" else 1.0 for step in steps]
+        given.append((question, steps))
+        return [0.1 if step == "small two" else 1.0 for step in steps]
 
     make(scorer=scorer).ask("What is 2 + 2?")
     question, steps = given[2]
     assert question == "What is 2 + 2?"
-    assert steps == [
-        {"text": "small one", "writer": "small", "mean_token_probability": None},
-        {"text": "LARGE two", "writer": "large", "mean_token_probability": None},
-        {"text": "small three", "writer": "small", "mean_token_probability": None},
-    ]
+    assert steps == ["small one", "LARGE two", "small three"]
+    assert [step.writer for step in steps] == ["small", "large", "small"]
+    assert [step.mean_token_probability for step in steps] == [None] * 3
 
 
 def test_a_large_step_is_scored_late_with_the_next_draft(make):

@@ -93,7 +93,7 @@ from tests.postgres.test_checkpoint import QUESTION, RIGHT, STEPS, on
 def score(question, steps):
     if len(steps) == 3 and sys.argv[1] == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    return [0.1 if "wrong" in step["text"] else 1.0 for step in steps]
+    return [0.1 if "wrong" in step else 1.0 for step in steps]
 
 with open_checkpointer("env:RUNS") as checkpointer:
     graph = create_trim_graph(

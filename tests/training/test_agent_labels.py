@@ -109,8 +109,8 @@ def test_accepted_turns_of_a_routed_agent_are_recorded_with_writer_and_score(asy
     seen = []
 
     def scorer(question, steps):
-        seen.append((question, [step["text"] for step in steps]))
-        return [0.1 if "21}" in step["text"] else 0.9 for step in steps]
+        seen.append((question, list(steps)))
+        return [0.1 if "21}" in step else 0.9 for step in steps]
 
     recorder = AgentRecorder()
     trim = TrimMiddleware(ScriptedToolModel(script=LARGE, name="huge"), scorer, policy=threshold(0.5))
@@ -186,8 +186,8 @@ def test_what_is_recorded_is_what_the_scorer_got_and_the_state_keeps(small, larg
     seen, recorder = [], AgentRecorder()
 
     def scorer(question, steps):
-        seen.append([step["text"] for step in steps])
-        return [0.1 if '{"a": 1' in step["text"] else 0.9 for step in steps]
+        seen.append(list(steps))
+        return [0.1 if '{"a": 1' in step else 0.9 for step in steps]
 
     def scripted(turns, name):
         made = [
@@ -271,7 +271,7 @@ def test_no_redacted_text_reaches_the_label_file(tmp_path, redacting, routed, as
     recorder, seen = AgentRecorder(), []
 
     def scorer(question, steps):
-        seen.append((question, [step["text"] for step in steps]))
+        seen.append((question, list(steps)))
         return [1.0] * len(steps)
 
     trim = TrimMiddleware(ScriptedToolModel(script=["-"]), scorer, policy=threshold(0.5))

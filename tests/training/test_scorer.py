@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from trim_graph import ScorableStep
 from trim_graph.adapters import TransformersProcessReward
 from trim_graph.adapters.prm.heads import load_base
 from trim_graph.adapters.prm.scorer_file import read_scorer_file
@@ -63,10 +64,7 @@ def held_out(file, **shares):
 
 def scored(folder, solutions):
     prm = TransformersProcessReward(folder)
-    return [
-        prm.score(one.question, [{"text": text, "writer": "small"} for text in one.steps]).scores
-        for one in solutions
-    ]
+    return [prm.score(one.question, [ScorableStep(text) for text in one.steps]).scores for one in solutions]
 
 
 def test_a_trained_head_tells_right_from_wrong_where_an_untrained_one_does_not(labels, head):
@@ -181,7 +179,7 @@ def test_in_bfloat16_the_head_stays_in_float32(few, tmp_path, tuning):
         "score.weight",
         "score.bias",
     }
-    step = [{"text": "Step 1: 2 + 2 = 4.", "writer": "small"}]
+    step = [ScorableStep("Step 1: 2 + 2 = 4.")]
     exact, half = (
         TransformersProcessReward(folder, dtype=dtype).score("2 + 2?", step).scores[0]
         for dtype in ("float32", "bfloat16")

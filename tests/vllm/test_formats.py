@@ -13,6 +13,7 @@ import pytest_socket
 
 from tests import tiny_prms
 from tests.vllm.conftest import STARTED_WITHIN, need_plugin, start_server, stop_servers, wait_for
+from trim_graph import ScorableStep
 from trim_graph.adapters import ScorerError, TransformersProcessReward, VLLMProcessReward
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.prm.convert import convert_value_head
@@ -76,7 +77,7 @@ def served(request, vllm_python, tmp_path_factory) -> Iterator[Served]:
 
 
 def steps(*texts):
-    return [{"text": text, "writer": "small"} for text in texts]
+    return [ScorableStep(text) for text in texts]
 
 
 def solutions():
@@ -117,7 +118,7 @@ async def test_scores_are_those_of_transformers(served):
     encode = served.local._load()[1].encode
     for (question, given), one, other in zip(asked, ours, theirs, strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-3)
-        positions = encode(question, [step["text"] for step in given]).step_positions
+        positions = encode(question, list(given)).step_positions
         read = sum(position + 1 for position in positions) if served.last else other.input_tokens
         assert one.input_tokens == read
     scores = [score for reply in ours for score in reply.scores]

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from trim_graph import ScorableStep
 from trim_graph.adapters import ScorerError, VLLMProcessReward
 from trim_graph.examples.arithmetic import problems
 
@@ -11,7 +12,7 @@ SOLVED = problems("standard", 25, seed=3) + problems("words", 15, seed=3)
 
 
 def steps(*texts):
-    return [{"text": text, "writer": "small"} for text in texts]
+    return [ScorableStep(text) for text in texts]
 
 
 def solutions():

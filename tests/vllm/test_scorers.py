@@ -6,6 +6,7 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda
 
+from trim_graph import ScorableStep
 from trim_graph.adapters import ChatTransformers, ChatVLLM, LLMJudge, TokenProbability
 from trim_graph.adapters.prompted.judge import HIGHEST
 from trim_graph.examples.arithmetic import LARGE, SMALL, problems
@@ -55,7 +56,7 @@ async def test_a_judge_reads_the_digits_probabilities(request, writer):
     judge = LLMJudge(begun(served), top_logprobs=TOP)
     form = judge._asked
     judge._asked = lambda *args: asked.append(form(*args)) or asked[-1]
-    steps = [{"text": text, "writer": "small"} for text in ("Step 1: 47 + 38 = 85.", "Step 2: 85 * 7 = 595.")]
+    steps = [ScorableStep(text) for text in ("Step 1: 47 + 38 = 85.", "Step 2: 85 * 7 = 595.")]
     reply = await judge.ascore(problems("standard", 1)[0].question, steps)
     assert len(asked) == 2
     expected = [expected_by_transformers(local, messages) for messages in asked]
@@ -69,7 +70,7 @@ async def test_a_judge_reads_the_digits_probabilities(request, writer):
 
 async def test_a_plain_chat_model_works_as_a_judge_of_digits_written(small):
     judge = LLMJudge(begun(small), top_logprobs=0)
-    reply = await judge.ascore("1 + 1?", [{"text": "2", "writer": "small"}])
+    reply = await judge.ascore("1 + 1?", [ScorableStep("2")])
     assert round(reply.scores[0] * HIGHEST) == reply.scores[0] * HIGHEST
 
 
@@ -136,7 +137,7 @@ async def test_label_tokens_are_read_exactly(servers, monkeypatch, request, writ
 @pytest.mark.parametrize("writer", ["small", "large"])
 async def test_a_judge_of_exact_labels_agrees_with_one_of_the_likeliest(request, writer):
     served = request.getfixturevalue(writer)
-    steps = [{"text": text, "writer": "small"} for text in ("Step 1: 47 + 38 = 85.", "Step 2: 85 * 7 = 595.")]
+    steps = [ScorableStep(text) for text in ("Step 1: 47 + 38 = 85.", "Step 2: 85 * 7 = 595.")]
     scores = []
     for settings in ({}, {"top_logprobs": TOP}):
         judge = LLMJudge(served, **settings)

@@ -13,7 +13,6 @@ try:
 except ImportError as error:
     raise ImportError('TrimMiddleware needs pip install "trim-graph[agents]"') from error
 from langchain.agents.middleware.types import ExtendedModelResponse, ModelRequest, ModelResponse
-from langchain.chat_models import init_chat_model
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import Runnable
@@ -24,6 +23,7 @@ from langgraph.types import Overwrite
 from typing_extensions import Unpack
 
 from trim_graph.adapters.base import AnyScorer, as_scorer
+from trim_graph.adapters.by_name import as_chat_model
 from trim_graph.adapters.responses import CountTokens, check_count_tokens
 from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.limits import Budget, Quotas
@@ -32,7 +32,7 @@ from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls
 from trim_graph.calls.model_call import error_text
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.nodes import score_step_node
-from trim_graph.policies import Observation, Policy, as_policy
+from trim_graph.policies import AnyPolicy, as_policy
 from trim_graph.prompt_size import turn_prompt_bound
 from trim_graph.run import begin_run
 from trim_graph.runtime import emit
@@ -87,11 +87,12 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
     ``on_exhausted="stop"``, after ``max_steps`` turns, or at the deadline.
 
     Args:
-        large: Chat model, or its name for ``init_chat_model``. It must take tools if the agent has some. It
-            may have fallbacks or bound settings, or be chosen by the call, as one of
+        large: Chat model, or its name as in `trim_graph.create_trim_graph`. It must take tools if the agent
+            has some. It may have fallbacks or bound settings, or be chosen by the call, as one of
             ``init_chat_model(configurable_fields=...)``.
         scorer: Rates each turn; as in `trim_graph.create_trim_graph`.
-        policy: Decides when the large model writes; ``handover`` gives it all further turns of the question.
+        policy: Decides when the large model writes; as in `trim_graph.create_trim_graph`. ``handover`` gives
+            it all further turns of the question.
         budget: Hard limits on the large model; default: none.
         prices: Price table, for the limit on cost and the cost of the summary.
         budget_per: Scope of the budget: each ``question`` of the user, or the whole ``thread``.
@@ -123,7 +124,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         large: BaseChatModel | Runnable[Any, Any] | str,
         scorer: AnyScorer | None = None,
         *,
-        policy: Policy | Callable[[Observation], Any],
+        policy: AnyPolicy,
         budget: Budget | None = None,
         prices: Prices | None = None,
         budget_per: Literal["question", "thread"] = "question",
@@ -141,7 +142,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             raise SettingsError(f"budget_per is {budget_per!r}: choose question or thread")
         if isinstance(longest_result, bool) or longest_result < 1:
             raise SettingsError(f"longest_result is {longest_result!r}: choose a whole number, 1 or more")
-        self.large = init_chat_model(large) if isinstance(large, str) else large
+        self.large = as_chat_model("large", large)
         check_turn_model("large", self.large)
         self.settings = _settings(budget, prices, settings)
         if ledger is None and self.settings.quotas != Quotas():
@@ -153,13 +154,10 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         self.probability_window: int | None = getattr(scorer, "probability_window", None)
         self._raised: OrderedDict[str, str] = OrderedDict()
         try:
-            self._scoring = (
-                None
-                if scorer is None
-                else score_step_node(as_scorer(scorer), solution=False, extend=with_turns)
-            )
+            rater = None if scorer is None else as_scorer(scorer)
         except TypeError as error:
-            raise SettingsError(str(error)) from error
+            raise SettingsError(str(error)) from None
+        self._scoring = None if rater is None else score_step_node(rater, solution=False, extend=with_turns)
 
     def before_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Begins a question: checks it and the call's settings before any model call."""

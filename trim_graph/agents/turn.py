@@ -97,7 +97,7 @@ def turn_view(
 def with_turns(view: RunView, steps: list[ScorableStep]) -> list[ScorableStep]:
     """Returns the accepted turns and the draft with the turns as data."""
     turns = cast(AgentRouting, view.state)["turns"]
-    return [ScorableStep(**{**step, "turn": turn}) for step, turn in zip(steps, turns, strict=True)]
+    return [step.as_turn(turn) for step, turn in zip(steps, turns, strict=True)]
 
 
 def report(action: Action) -> None:

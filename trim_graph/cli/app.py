@@ -16,12 +16,14 @@ from .options import (
     DoctorOptions,
     EvalOptions,
     EvalScorerOptions,
+    InitOptions,
     LabelOptions,
     LedgerListOptions,
     LedgerReleaseOptions,
     PlanOptions,
     QueryRouterOptions,
     ReportOptions,
+    SchemaOptions,
     ScorerOptions,
     SequenceOptions,
     ServeOptions,
@@ -69,6 +71,13 @@ env:NAME for a variable that holds one.
 A spent budget: on_exhausted small, stop or ask. What users and threads may
 spend over all runs: quotas {user: {large_tokens: 20000}}, counted by a
 ledger such as sqlite:spend.db.
+"""
+
+WRITTEN = """\
+\b
+  trim-graph init --models servers
+  trim-graph init --models hosted --small openai:gpt-4.1-mini --large openai:gpt-4.1
+  trim-graph init --models local --scorer prm --prm ./my-scorer
 """
 
 SERVE_HELP = """\
@@ -242,6 +251,29 @@ def solve(options: SolveOptions) -> None:
     from .solve import run_solve
 
     run_solve(options)
+
+
+@command(app, epilog=WRITTEN, short_help="Write a new configuration.")
+def init(options: InitOptions) -> None:
+    """Writes a commented configuration that loads, and its JSON schema beside it.
+
+    On a terminal it asks for what the options leave open. Without one --models is needed.
+    """
+    from .init import run_init
+
+    run_init(options)
+
+
+@command(app, short_help="Print the JSON schema of configurations.")
+def schema(options: SchemaOptions) -> None:
+    """Prints the JSON schema of a configuration file.
+
+    Editors complete and check a file that names it in a line, as init writes it:
+    # yaml-language-server: $schema=trim.schema.json
+    """
+    from .init import run_schema
+
+    run_schema(options)
 
 
 @command(app, short_help="Compare ways to solve many problems.")

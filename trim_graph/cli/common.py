@@ -17,6 +17,7 @@ from rich.progress import TextColumn
 from rich.segment import Segment
 from rich.text import Text
 
+from trim_graph.adapters import ScorableStep
 from trim_graph.config import Parts, TrimConfig, build_parts, example_config, load_config
 from trim_graph.config.schema import models_of, scorer_parts
 from trim_graph.errors import InputError, SettingsError, TrimError, may_be_shown
@@ -95,6 +96,7 @@ def load_parts(config: TrimConfig, *, rated: bool = False, large: bool = True, s
     """
     need_extras(config)
     parts = build_parts(config)
+    _check_here(config, large=large)
     with _loading() as show:
         for name, model in (("small", parts.small), ("large", parts.large)):
             elsewhere = getattr(config, name).type in _ON_SERVERS
@@ -107,8 +109,19 @@ def load_parts(config: TrimConfig, *, rated: bool = False, large: bool = True, s
         if asked and loads_scorer(config) and (rated or config.policy.build().needs_score):
             show("loading the scorer")
             with _refusing("scorer"):
-                parts.scorer.score("1", [{"text": "1", "writer": "small"}])
+                parts.scorer.score("1", [ScorableStep("1")])
     return parts
+
+
+def _check_here(config: TrimConfig, *, large: bool) -> None:
+    """Checks devices and the hub for all models of this process, before the first takes minutes to load."""
+    from trim_graph.adapters.model_source import check_available
+
+    named = {"small": config.small, **({"large": config.large} if large else {})}
+    for name, entry in (*named.items(), *(("scorer", one) for one in models_of(config.scorer))):
+        if entry.type in _HERE:
+            with _refusing(name):
+                check_available(entry)
 
 
 def load_scorer(config: TrimConfig) -> Any:
@@ -126,7 +139,7 @@ def load_scorer(config: TrimConfig) -> Any:
         with _refusing("scorer"):
             scorer = config.scorer.build()
             if loads_scorer(config):
-                scorer.score("1", [{"text": "1", "writer": "small"}])
+                scorer.score("1", [ScorableStep("1")])
     return scorer
 
 

@@ -7,9 +7,10 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from trim_graph.adapters import ScorableStep
 from trim_graph.config import TrimConfig
 from trim_graph.config.schema import models_of
-from trim_graph.errors import TrimError
+from trim_graph.errors import SettingsError, TrimError
 
 from .common import chosen_config, load_chat_model, loads_scorer, need_extras
 from .options import DoctorOptions
@@ -79,10 +80,11 @@ def _load(config: TrimConfig) -> tuple[list[Finding], list[Any]]:
                 load_chat_model(loaded[-1])
             elif loads_scorer(config):
                 loaded.append(entry.build())
-                loaded[-1].score("1", [{"text": "1", "writer": "small"}])
+                loaded[-1].score("1", [ScorableStep("1")])
         except (TrimError, OSError, ValueError, RuntimeError, AttributeError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            found.append(Finding("error", lines[0], "see what it says", part=part, check="loading"))
+            fix = "" if isinstance(error, SettingsError) else "see what it says"
+            found.append(Finding("error", lines[0], fix, part=part, check="loading"))
     return found, loaded
 
 

@@ -183,6 +183,37 @@ class SolveOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InitOptions(Options):
+    """Options of `init`."""
+
+    out: Annotated[Path, typer.Argument(help="The file to be written.")] = Path("trim.yaml")
+    models: Annotated[
+        Literal["servers", "hosted", "local", "example"] | None,
+        typer.Option(
+            help="Where the models run: on vLLM servers, at a provider, or in this process; example: those "
+            "that come with trim-graph. Asked for on a terminal."
+        ),
+    ] = None
+    scorer: Annotated[
+        Literal["prm", "judge", "token_probability", "cascade"] | None,
+        typer.Option(help="What rates a step; default: a reward model, of hosted models a judge."),
+    ] = None
+    small: Annotated[
+        str | None, typer.Option(help="Small model: hub id, folder, or a name such as openai:gpt-4.1-mini.")
+    ] = None
+    large: Annotated[str | None, typer.Option(help="Large model, as --small.")] = None
+    prm: Annotated[str | None, typer.Option(help="Process reward model: hub id or folder.")] = None
+    replace: Annotated[bool, typer.Option("--replace", help="Write over a file that exists.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemaOptions(Options):
+    """Options of `schema`."""
+
+    out: Annotated[Path | None, typer.Option(help="File to write it to, instead of stdout.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoOptions(Options):
     """Options of `demo`."""
 

@@ -127,6 +127,9 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, int) else value
 
 
+_GPU = Annotated[int, Field(ge=0)]
+
+
 class Serve(ConfigSection):
     """Settings of the vLLM server that `trim-graph up` starts; the rest follows from the part itself.
 
@@ -142,7 +145,9 @@ class Serve(ConfigSection):
         args: Further arguments of ``vllm serve``; relative paths in them are relative to the file.
     """
 
-    gpu: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed)] = Field(default_factory=list)
+    gpu: Annotated[list[_GPU], BeforeValidator(_listed, json_schema_input_type=_GPU | list[_GPU])] = Field(
+        default_factory=list
+    )
     cpu: bool = False
     memory_share: float | None = Field(default=None, gt=0, le=0.95)
     kv_cache_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -291,17 +296,9 @@ class LangChainModel(ConfigSection):
         Raises:
             ImportError: The extra ``hosted`` or the provider's package is not installed.
         """
-        try:
-            from langchain.chat_models import init_chat_model
-        except ImportError as error:
-            raise ImportError('type: langchain needs pip install "trim-graph[hosted]"') from error
-        try:
-            return init_chat_model(self.model, **self.kwargs)
-        except ImportError:
-            raise
-        except Exception as error:  # each provider's class has its own for a missing key or a wrong setting
-            wrong = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{self.model}: {wrong}")
+        from trim_graph.adapters.by_name import chat_model_by_name
+
+        return chat_model_by_name(self.model, **self.kwargs)
 
 
 _USERINFO = re.compile(r"://[^/?#]*@")

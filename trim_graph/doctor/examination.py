@@ -341,7 +341,7 @@ async def prefix_cache(subject: Subject) -> Finding:
     once = subject.known["input_tokens"][sample.question, 1]
     most = min(_CACHED_INPUT, (longest(subject) or _CACHED_INPUT) * 3 // 4)
     text = " ".join(sample.right[:1] * max(1, (most - once) // once))
-    steps: list[ScorableStep] = [{"text": text, "writer": "small", "mean_token_probability": 0.9}]
+    steps = [ScorableStep(text, mean_token_probability=0.9)]
     await _scores(subject, sample.question, steps)
     before = await _cache_hits(subject)
     await _scores(subject, sample.question, steps)

@@ -41,7 +41,7 @@ class Sample:
 
 
 def _step(text: str) -> ScorableStep:
-    return ScorableStep(text=text, writer="small", mean_token_probability=0.9, lowest_window_probability=0.9)
+    return ScorableStep(text, mean_token_probability=0.9, lowest_window_probability=0.9)
 
 
 GENERAL = (

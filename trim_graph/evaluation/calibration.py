@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
 from trim_graph.adapters import ScorableStep, ScorerReply
-from trim_graph.adapters.base import as_scorer, read_scores
+from trim_graph.adapters.base import as_scorer, read_scores, step_texts
 from trim_graph.errors import InputError, SettingsError, TrimError
 from trim_graph.storage.journal import Journal
 from trim_graph.storage.rows import read_rows
@@ -570,14 +570,14 @@ class CachedScorer:
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Recalls or ask."""
-        key = (question, *(step["text"] for step in steps))
+        key = (question, *step_texts(steps))
         if key not in self.known:
             self.known[key] = read_scores(self.scorer.score(question, steps), len(steps))
         return self.known[key]
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Recalls or ask."""
-        key = (question, *(step["text"] for step in steps))
+        key = (question, *step_texts(steps))
         if key not in self.known:
             self.known[key] = read_scores(await self.scorer.ascore(question, steps), len(steps))
         return self.known[key]

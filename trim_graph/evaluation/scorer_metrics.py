@@ -722,7 +722,7 @@ async def score_labelled(
 
     async def rated(index: int, solution: LabelledSolution) -> Trace:
         steps = [
-            ScorableStep(text=text, writer="small", mean_token_probability=probability)
+            ScorableStep(text, mean_token_probability=probability)
             for text, probability in zip(solution["steps"], solution["token_probabilities"], strict=True)
         ]
         try:

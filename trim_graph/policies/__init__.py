@@ -1,6 +1,17 @@
 """Routing policies: small pure objects, composable with ``|`` and ``&``; a plain function is one too."""
 
-from .base import AllOf, AnyOf, Choice, Decision, FunctionPolicy, NextWriter, Observation, Policy, as_policy
+from .base import (
+    AllOf,
+    AnyOf,
+    AnyPolicy,
+    Choice,
+    Decision,
+    FunctionPolicy,
+    NextWriter,
+    Observation,
+    Policy,
+    as_policy,
+)
 from .baselines import (
     advantage,
     by_pattern,
@@ -17,6 +28,7 @@ from .query_router import query_router
 __all__ = [
     "AllOf",
     "AnyOf",
+    "AnyPolicy",
     "Choice",
     "Decision",
     "FunctionPolicy",

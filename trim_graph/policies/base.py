@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal
@@ -137,11 +137,11 @@ class Policy:
         """Returns the name by which explanations and errors call a policy, the same in every process."""
         return type(self).__name__
 
-    def __or__(self, other: Policy | Callable[[Observation], Any]) -> Policy:
+    def __or__(self, other: AnyPolicy) -> Policy:
         """Returns a policy that regenerates where either policy says so."""
         return AnyOf(self, as_policy(other))
 
-    def __and__(self, other: Policy | Callable[[Observation], Any]) -> Policy:
+    def __and__(self, other: AnyPolicy) -> Policy:
         """Returns a policy that regenerates where both policies say so."""
         return AllOf(self, as_policy(other))
 
@@ -241,13 +241,31 @@ def with_memory(observation: Observation, memory: Any) -> Observation:
     return replace(observation, memory=memory)
 
 
-def as_policy(policy: Policy | Callable[[Observation], Any]) -> Policy:
-    """Returns a policy as it is, and a plain function wrapped.
+AnyPolicy = Policy | Callable[[Observation], Any] | float | str | Mapping[str, Any]
+"""Types that `as_policy` takes."""
+
+
+def as_policy(policy: AnyPolicy) -> Policy:
+    """Returns a policy as it is, a plain function wrapped, and one built from its form in a configuration.
+
+    A function, and a policy of the caller's own class, is asked about two sample observations: an answer
+    that is no decision shows before a model is called. What it raises there is ignored.
+
+    Args:
+        policy: A policy; a function; a number, the threshold at it; ``small`` or ``large``, that model alone;
+            a policy file; or a mapping such as ``{"type": "random_rate", "rate": 0.3}``. A relative path is
+            relative to the working directory.
 
     Raises:
-        SettingsError: It is neither.
+        SettingsError: It is none of these, or answers with something else than a decision.
     """
+    if isinstance(policy, str | int | float | Mapping):
+        from .parsing import build_policy  # slow to import
+
+        return build_policy(policy)
     if isinstance(policy, Policy):
+        if not type(policy).__module__.startswith("trim_graph."):
+            _check_decisions(policy)
         return policy
     if isinstance(policy, type):
         raise SettingsError(
@@ -255,11 +273,38 @@ def as_policy(policy: Policy | Callable[[Observation], Any]) -> Policy:
         )
     if inspect.iscoroutinefunction(policy):
         raise SettingsError(f"policy {policy.__name__} is an async function: pass a plain one")
-    if callable(policy):
-        return FunctionPolicy(policy)
-    raise SettingsError(
-        f"policy is {policy!r}: pass a policy such as threshold(0.5), or a function of an Observation"
-    )
+    if not callable(policy):
+        raise SettingsError(
+            f"policy is {policy!r}: pass a policy such as threshold(0.5), a function of an Observation, or "
+            "the form of one in a configuration, such as 0.5"
+        )
+    try:
+        inspect.signature(policy).bind(None)
+    except TypeError as error:
+        raise SettingsError(
+            f"policy {getattr(policy, '__name__', policy)!r} cannot be called with an Observation alone "
+            f"({error}): give it one parameter"
+        ) from None
+    except ValueError:  # a function without a signature
+        pass
+    function = FunctionPolicy(policy)
+    _check_decisions(function)
+    return function
+
+
+def _check_decisions(policy: Policy) -> None:
+    """Asks a policy about a draft that scores 0 and one that scores 1.
+
+    Raises:
+        SettingsError: An answer is no decision.
+    """
+    draft = Observation("What is 1 + 1?", 0, 8, score=0.0, draft="1 + 1 = 2.", draft_tokens=8)
+    for observation in (draft, replace(draft, score=1.0)):
+        try:
+            answer = policy.decide(observation)
+        except Exception:  # it may need what the sample lacks; a run shows it
+            continue
+        checked(answer, DECISIONS, policy, None)
 
 
 def checked(answer: Any, allowed: tuple[str, ...], policy: Policy, memory: Any) -> Choice:
@@ -270,8 +315,13 @@ def checked(answer: Any, allowed: tuple[str, ...], policy: Policy, memory: Any) 
     """
     choice = answer if isinstance(answer, Choice) else Choice(answer, memory)
     if choice.value not in allowed:
+        meant = ""
+        if isinstance(choice.value, bool) and allowed == DECISIONS:
+            meant = ': return "regenerate" where the large model is to write the step again, else "accept"'
+        elif choice.value is None:
+            meant = ": return one on every path"
         raise SettingsError(
-            f"policy {policy!r} answered {choice.value!r}; expected one of {', '.join(allowed)}"
+            f"policy {policy!r} answered {choice.value!r}; expected one of {', '.join(allowed)}{meant}"
         )
     try:
         if choice.memory is not None:

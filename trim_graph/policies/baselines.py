@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from trim_graph.errors import SettingsError
 
 from .base import (
     DECISIONS,
     NEXT_WRITERS,
+    AnyPolicy,
     Choice,
     Observation,
     Policy,
@@ -34,7 +34,10 @@ class threshold(Policy):
 
     def __init__(self, t: float) -> None:
         if not in_range(t, 0, 1):
-            raise SettingsError(f"threshold is {t!r}: scores are probabilities, choose a value in [0, 1]")
+            number = ", and the number without quotes" if isinstance(t, str) else ""
+            raise SettingsError(
+                f"threshold is {t!r}: scores are probabilities, choose a value in [0, 1]{number}"
+            )
         self.t = t
 
     def decide(self, observation: Observation) -> str:
@@ -238,7 +241,7 @@ class stay_on_large(Policy):
         SettingsError: ``k`` is negative.
     """
 
-    def __init__(self, policy: Policy | Callable[[Observation], Any], k: int) -> None:
+    def __init__(self, policy: AnyPolicy, k: int) -> None:
         if not isinstance(k, int) or isinstance(k, bool) or k < 0:
             raise SettingsError(f"stay_on_large for k={k!r} steps: choose a whole number, 0 or more")
         self.policy, self.k = as_policy(policy), k

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, ValidationInfo, model_serializer
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+)
 
 from trim_graph.errors import SettingsError
-from trim_graph.settings import ConfigSection, base_folder, policy_mapping
+from trim_graph.settings import ConfigSection, base_folder, describe, policy_mapping
 
 from .base import Policy
 from .baselines import (
@@ -187,7 +196,7 @@ class Quality(ConfigSection):
         )
 
 
-PolicyConfig = Annotated[
+_PolicyMapping = Annotated[
     SmallOnly
     | LargeOnly
     | Threshold
@@ -200,8 +209,29 @@ PolicyConfig = Annotated[
     | PolicyFile
     | Quality,
     Field(discriminator="type"),
-    BeforeValidator(policy_mapping),
+]
+_ShortForm = Literal["small", "large"] | Annotated[float, Field(ge=0, le=1)] | str
+PolicyConfig = Annotated[
+    _PolicyMapping, BeforeValidator(policy_mapping, json_schema_input_type=_PolicyMapping | _ShortForm)
 ]
 
 for _recursive in (StayOnLarge, Combined):
     _recursive.model_rebuild()
+
+
+def build_policy(given: float | str | Mapping[str, Any]) -> Policy:
+    """Makes the policy that a caller names as a configuration file does.
+
+    Args:
+        given: A number, a name, a file, or a mapping; see `trim_graph.settings.policy_mapping`. A relative
+            path is relative to the working directory.
+
+    Raises:
+        SettingsError: It names no policy.
+    """
+    named = dict(given) if isinstance(given, Mapping) else given
+    try:
+        policy: Policy = TypeAdapter[Any](PolicyConfig).validate_python(named, context={"base": "."}).build()
+    except ValidationError as error:
+        raise SettingsError(f"the policy is not valid: {describe(error)}") from None
+    return policy

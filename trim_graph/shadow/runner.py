@@ -17,6 +17,7 @@ from langchain_core.runnables import Runnable
 from typing_extensions import Unpack
 
 from trim_graph.adapters.base import AnyScorer, as_scorer
+from trim_graph.adapters.by_name import as_chat_model
 from trim_graph.adapters.responses import CountTokens
 from trim_graph.budget import Budget, Prices, Quota, Quotas
 from trim_graph.budget.ledger import Ledger, MemoryLedger
@@ -24,7 +25,7 @@ from trim_graph.budget.usage import LargeUsage, large_usage
 from trim_graph.conversation import extract_answer, question_of, require_answerable
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.graph import create_trim_graph
-from trim_graph.policies import Observation, Policy, as_policy, small_only
+from trim_graph.policies import AnyPolicy, as_policy, small_only
 from trim_graph.routing.drafts import split_into_steps
 from trim_graph.routing.view import segmentation_of
 from trim_graph.segmentation import as_segmentation
@@ -201,11 +202,11 @@ class Shadow(ShadowBase):
 
     def __init__(
         self,
-        small: Runnable[Any, Any],
-        large: Runnable[Any, Any],
+        small: Runnable[Any, Any] | str,
+        large: Runnable[Any, Any] | str,
         scorer: AnyScorer | None = None,
         *,
-        policy: Policy | Callable[[Observation], Any],
+        policy: AnyPolicy,
         answers: Application,
         record: str | Path | RecordSink,
         rate: float = 1.0,
@@ -234,6 +235,7 @@ class Shadow(ShadowBase):
                 "limit: give a Quota, such as Quota(large_tokens=100_000)"
             )
         self.answers: Application = answers
+        small, large = as_chat_model("small", small), as_chat_model("large", large)
         self.policy = as_policy(policy)
         self.settings = make_settings(budget, prices, settings)
         _check_settings(self.settings)

@@ -83,7 +83,7 @@ class JudgeSolutions:
                 seconds=0.0,
                 error=None,
             )
-            asked = [ScorableStep(text=step["text"], writer=step["writer"]) for step in reading.steps]
+            asked = [ScorableStep(step["text"], step["writer"]) for step in reading.steps]
             try:
                 reply = read_scores(await scorer.ascore(reading.question, asked), len(asked))
                 judged["scores"] = list(reply.scores)

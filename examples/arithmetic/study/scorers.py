@@ -96,7 +96,7 @@ async def _record(
     async def draft_score(tree: Tree, node: Node) -> float:
         assert node.draft is not None
         texts = [*node.steps, node.draft.text]
-        steps = [ScorableStep(text=text, writer="small", mean_token_probability=None) for text in texts]
+        steps = [ScorableStep(text) for text in texts]
         return read_scores(await scorer.ascore(tree.question.text, steps), len(steps)).scores[-1]
 
     async def work(index: int) -> None:

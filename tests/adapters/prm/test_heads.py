@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2Config, Qwen
 
 from tests import tiny_prms
 from tests.tiny_prms import QUESTION, TEXTS
+from trim_graph import ScorableStep
 from trim_graph.adapters import ScorerError, TransformersProcessReward
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.prm.convert import convert_value_head
@@ -26,7 +27,7 @@ NAMES = ["math_shepherd", "skywork", "rlhflow"]
 
 
 def steps(*texts):
-    return [{"text": text, "writer": "small"} for text in texts]
+    return [ScorableStep(text) for text in texts]
 
 
 @pytest.fixture(scope="session")

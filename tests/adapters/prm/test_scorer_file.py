@@ -9,6 +9,7 @@ from transformers import GPT2Config, LlamaConfig, Qwen2Config, T5Config
 
 from tests import tiny_prms
 from tests.tiny_prms import QUESTION, TEXTS
+from trim_graph import ScorableStep
 from trim_graph.adapters import TransformersProcessReward
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.prm.formats import TrimPRMFormat
@@ -22,7 +23,7 @@ CONFIGS = {
     "llama": LlamaConfig(vocab_size=1000, **SMALL),
     "gpt2": GPT2Config(vocab_size=1000, n_embd=32, n_layer=2, n_head=2),
 }
-STEPS = [{"text": text, "writer": "small"} for text in TEXTS]
+STEPS = [ScorableStep(text) for text in TEXTS]
 
 
 def written(**changes):

@@ -9,6 +9,7 @@ import pytest
 from tests import tiny_prms
 from tests.adapters.recorded_server import RecordedServer
 from tests.adapters.vllm.test_step_scores import classifies, of
+from trim_graph import ScorableStep
 from trim_graph.adapters import TransformersProcessReward, VLLMProcessReward
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.prm.formats import TrimPRMFormat
@@ -24,7 +25,7 @@ HUB_ID = "owner/step-scorer"
 COMMIT = "0" * 39 + "1"
 QUESTION = "Start with 47. Step 1: add 38. Step 2: double the result."
 TEXTS = ["Step 1: 47 + 38 = 85.", "Step 2: 85 * 2 = 170, keep 70."]
-STEPS = [{"text": text, "writer": "small"} for text in TEXTS]
+STEPS = [ScorableStep(text) for text in TEXTS]
 
 
 @pytest.fixture(scope="module")

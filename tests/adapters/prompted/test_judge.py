@@ -14,6 +14,7 @@ from langchain_openai import ChatOpenAI
 
 from tests.adapters.provider_model import ProviderModel, said
 from tests.adapters.recorded_server import RecordedServer, chat_answer, failed
+from trim_graph import ScorableStep
 from trim_graph.adapters import ChatTransformers, ChatVLLM, LLMJudge, ModelServerError, Scorer, ScorerError
 from trim_graph.adapters.prompted.judge import DEFAULT_PROMPT
 from trim_graph.adapters.vllm import client
@@ -22,7 +23,7 @@ QUESTION = "What is 2 + 2?"
 
 
 def steps(*texts):
-    return [{"text": text, "writer": "small"} for text in texts]
+    return [ScorableStep(text) for text in texts]
 
 
 def rated(digit, p=0.8, read=20, **metadata):
@@ -348,7 +349,7 @@ def test_it_is_a_scorer_that_shows_no_key_and_can_be_copied():
 def test_an_answer_that_a_filter_ended_is_no_rating():
     judge = LLMJudge(ProviderModel(said("9", finish_reason="content_filter")), top_logprobs=0)
     with pytest.raises(ScorerError, match="content_filter") as raised:
-        judge.score("1 + 1?", [{"text": "2", "writer": "small"}])
+        judge.score("1 + 1?", [ScorableStep("2")])
     assert raised.value.attempts["output_tokens"] == 7
 
 

@@ -17,6 +17,7 @@ from langchain_core.callbacks import get_usage_metadata_callback
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from transformers import AutoModelForCausalLM
 
+from trim_graph import ScorableStep
 from trim_graph.adapters import ChatTransformers, ContextLengthError, LLMJudge
 from trim_graph.adapters.base import CallSettings
 from trim_graph.adapters.transformers.batching import GenerationJob, Row
@@ -281,7 +282,7 @@ class TestCounts:
                 return super()._result(job, done)
 
         judge = LLMJudge(Noting(model=noisy.model))
-        (score,) = judge.score("What is 3 + 4?", [{"text": "7", "writer": "small"}]).scores
+        (score,) = judge.score("What is 3 + 4?", [ScorableStep("7")]).scores
         (labels,) = seen
         mass = sum(labels.values())
         assert set(labels) == set(digits)

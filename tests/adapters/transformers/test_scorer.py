@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from trim_graph import ScorableStep
 from trim_graph.adapters import Scorer, ScorerError, TransformersProcessReward
 from trim_graph.adapters.prm.formats import QWEN_SYSTEM_PROMPT, QwenPRMFormat
 from trim_graph.adapters.prm.heads import Qwen2ForProcessRewardModel, load_prm
@@ -33,7 +34,7 @@ relaxed = settings(
 
 
 def steps(*texts):
-    return [{"text": text, "writer": "small"} for text in texts]
+    return [ScorableStep(text) for text in texts]
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_tests.unit_tests import ChatModelUnitTests
 
+from trim_graph import ScorableStep
 from trim_graph.adapters import ChatVLLMEngine, VLLMEngineProcessReward
 from trim_graph.adapters.settings import EngineSettings
 from trim_graph.adapters.vllm import engine as vllm_engine
@@ -103,7 +104,7 @@ class TestWithoutVLLM:
         with pytest.raises(ImportError, match=self.match):
             asyncio.run(model.astart())
         with pytest.raises(ImportError, match=self.match):
-            VLLMEngineProcessReward(PRM).score("q", [{"text": "a", "writer": "small"}])
+            VLLMEngineProcessReward(PRM).score("q", [ScorableStep("a")])
 
     def test_tokens_are_counted_all_the_same(self):
         model = ChatVLLMEngine(model=SMALL)

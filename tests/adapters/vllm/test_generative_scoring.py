@@ -9,6 +9,7 @@ import pytest
 
 from tests import tiny_prms
 from tests.adapters.recorded_server import RecordedServer, failed
+from trim_graph import ScorableStep
 from trim_graph.adapters import Scorer, ScorerError, VLLMGenerativeProcessReward
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.prm.formats import prm_format
@@ -18,7 +19,7 @@ QUESTION, PATH = tiny_prms.QUESTION, "/generative_scoring"
 
 
 def steps(*texts):
-    return [{"text": text, "writer": "small"} for text in texts]
+    return [ScorableStep(text) for text in texts]
 
 
 def score_of(prompt, labels):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 from tests.adapters.recorded_server import RecordedServer, chat_answer, failed
+from trim_graph import ScorableStep
 from trim_graph.adapters import ChatVLLM, ModelServerError, ScorerError, VLLMProcessReward
 from trim_graph.adapters.vllm import client
 from trim_graph.adapters.vllm.client import VLLMServer
@@ -259,7 +260,7 @@ class TestScorer:
 
 
 def _steps(count):
-    return [{"text": f"step {n}", "writer": "small"} for n in range(count)]
+    return [ScorableStep(f"step {n}") for n in range(count)]
 
 
 def _pooled(request: httpx.Request) -> httpx.Response:

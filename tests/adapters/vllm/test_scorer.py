@@ -12,6 +12,7 @@ import pytest
 
 from tests import tiny_prms
 from tests.adapters.recorded_server import RecordedServer, failed
+from trim_graph import ScorableStep
 from trim_graph.adapters import Scorer, ScorerError, VLLMProcessReward, serve_options
 from trim_graph.adapters.model_source import load_tokenizer
 from trim_graph.adapters.prm.formats import QwenPRMFormat, prm_format
@@ -23,7 +24,7 @@ QUESTION = "What is (3 + 4) * 2?"
 
 
 def steps(*texts):
-    return [{"text": text, "writer": "small"} for text in texts]
+    return [ScorableStep(text) for text in texts]
 
 
 @pytest.fixture

@@ -1,0 +1,82 @@
+"""Chat models by LangChain's names for them, such as ``openai:gpt-4.1-mini``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.runnables import Runnable
+
+from trim_graph.errors import SettingsError, may_be_shown
+
+EXAMPLE_NAME = "openai:gpt-4.1-mini"
+
+
+def as_chat_model(part: str, model: Any) -> Runnable[Any, Any]:
+    """Returns the chat model that a caller gives for a part: itself, or one by its name.
+
+    Args:
+        part: Name of the part, ``small`` or ``large``, for errors.
+        model: A chat model or another Runnable, or a name as for `chat_model_by_name`.
+
+    Raises:
+        SettingsError: It is neither, or no chat model has that name.
+        ImportError: As `chat_model_by_name`.
+    """
+    if isinstance(model, str):
+        try:
+            model = chat_model_by_name(model)
+        except ValueError as error:
+            raise SettingsError(f"{part}: {error}") from None
+        except ImportError as error:
+            raise ImportError(f"{part}: {error}") from None
+    if isinstance(model, type):
+        raise SettingsError(f"{part} is the class {model.__name__}: pass an instance, {model.__name__}(...)")
+    if not isinstance(model, Runnable):
+        raise SettingsError(
+            f"{part} is {model!r}: pass a LangChain chat model, or the name of one such as {EXAMPLE_NAME!r}"
+        )
+    return model
+
+
+def chat_model_by_name(name: str, **settings: Any) -> Any:
+    """Makes a chat model by its name, as ``langchain.chat_models.init_chat_model`` does.
+
+    Args:
+        name: Provider and model, as in ``openai:gpt-4.1-mini``; the provider may be left out where LangChain
+            infers it from the model. Keys come from the environment, by the provider's variable
+            (``OPENAI_API_KEY``).
+        settings: Settings of the provider's class, such as ``temperature=0``.
+
+    Raises:
+        ImportError: The package ``langchain`` or that of the provider is not installed; the message has the
+            command that installs it.
+        ValueError: There is no such provider, a key is missing, or a setting is wrong.
+    """
+    if not name.strip():
+        raise ValueError(f"the name of a chat model is empty: give one such as {EXAMPLE_NAME!r}")
+    try:
+        from langchain.chat_models import init_chat_model
+    except ImportError as error:
+        raise ImportError(
+            f'{_shown(name)} is a name of LangChain\'s, which needs pip install "trim-graph[hosted]"'
+        ) from error
+    try:
+        return init_chat_model(name, **settings)
+    except ImportError as error:
+        wrong: str | None = str(error)
+    except Exception as error:  # each provider's class has its own for a missing key or a wrong setting
+        wrong = None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # Out of the except clauses: a provider's own error may repeat a key.
+    if wrong is not None:
+        raise ImportError(f"{_shown(name)}: {wrong}")
+    if "infer model provider" in reason or "Unsupported provider" in reason or "model_provider=" in reason:
+        reason = (
+            f"LangChain knows no provider for it: name one in front, as in {EXAMPLE_NAME}, or pass a chat "
+            "model, such as ChatVLLM(model=...) or ChatTransformers(model=...)"
+        )
+    raise ValueError(f"{_shown(name)}: {reason}")
+
+
+def _shown(name: str) -> str:
+    return name if may_be_shown(name) else "the model's name"
