@@ -32,15 +32,18 @@ def hub_options(model: str) -> dict[str, Any]:
         SettingsError: The model cannot be had: the hub cannot be reached, has no such model, or gives it to
             nobody without a licence or a token.
     """
-    return {} if Path(model).is_dir() else dict(_options(model))
+    if Path(model).is_dir():
+        return {}
+    from huggingface_hub import constants
+
+    return dict(_options(model, str(constants.HF_HUB_CACHE), bool(constants.HF_HUB_OFFLINE)))
 
 
 @lru_cache(maxsize=64)
-def _options(model: str) -> tuple[tuple[str, Any], ...]:
+def _options(model: str, cache: str, offline: bool) -> tuple[tuple[str, Any], ...]:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    offline = bool(constants.HF_HUB_OFFLINE)
     try:
         if not offline:
             get_hf_file_metadata(hf_hub_url(model, "config.json"), timeout=TIMEOUT)
@@ -58,7 +61,7 @@ def _options(model: str) -> tuple[tuple[str, Any], ...]:
         fix = "check the network and HTTPS_PROXY, or give the folder of a model that is here"
     if isinstance(try_to_load_from_cache(model, "config.json"), str):
         return (("local_files_only", True),)
-    where = "" if "has no" in why else f"; the cache {constants.HF_HUB_CACHE} does not have it"
+    where = "" if "has no" in why else f"; the cache {cache} does not have it"
     raise SettingsError(f"model={model!r}: {why}{where}: {fix}")
 
 

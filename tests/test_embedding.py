@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -281,3 +282,42 @@ async def test_a_wrapper_node_does_not_shorten_a_long_solution(make, asynchronou
     given = {"question": "2 + 2?"}
     result = await app.ainvoke(given) if asynchronously else app.invoke(given)
     assert result["bill"]["stopped"] == "finished"
+
+
+class WithQuestion(MessagesState):
+    """A state whose key ``question`` the graph shares, whatever it means there."""
+
+    question: str
+
+
+def with_question(node: Any) -> Any:
+    builder = StateGraph(WithQuestion)
+    builder.add_node("solve", node)
+    builder.add_edge(START, "solve")
+    return builder.compile()
+
+
+@pytest.mark.parametrize("question", ["billing", "Who are you?"])
+def test_a_parents_question_that_the_user_has_not_asked_is_refused_before_any_call(make, question):
+    rig = make()
+    given = {"messages": [("user", "Please say: what is 2 + 2?")], "question": question}
+    with pytest.raises(InputError, match=rf"key question holds '{re.escape(question)}', .*trim_node"):
+        with_question(rig.graph).invoke(given)
+    assert (rig.small.calls, rig.large.calls, rig.scorer.calls) == ([], [], [])
+
+
+def test_a_parents_question_that_is_in_a_message_is_the_scorers(make):
+    asked = []
+    rig = make(scorer=lambda question, steps: asked.append(question) or [1.0] * len(steps))
+    question = "what is  2 + 2?"
+    with_question(rig.graph).invoke({"messages": [("user", f"Please: {question}")], "question": question})
+    assert set(asked) == {question}
+
+
+def test_trim_node_leaves_a_parents_question_alone(make):
+    asked = []
+    rig = make(scorer=lambda question, steps: asked.append(question) or [1.0] * len(steps))
+    with_question(trim_node(rig.graph)).invoke(
+        {"messages": [("user", "What is 2 + 2?")], "question": "billing"}
+    )
+    assert set(asked) == {"What is 2 + 2?"}

@@ -394,7 +394,7 @@ def describe(error: ValidationError) -> str:
             message = f"unknown type {item['ctx']['tag']!r}{nearest(item['ctx']['tag'], known)}"
         seen = (
             ""
-            if item["type"] == "missing" or isinstance(item["input"], dict)
+            if item["type"] == "missing" or isinstance(item["input"], dict) or repr(item["input"]) in message
             else f" (got {item['input']!r})"
         )
         parts.append(f"{place}: {message}{seen}" if place else f"{message}{seen}")
