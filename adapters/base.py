@@ -411,9 +411,7 @@ def as_scorer(scorer: Any) -> Scorer:
             f"scorer is a {type(scorer).__name__} without {missing}: it needs both, score(question, steps) "
             "and async ascore(question, steps); or pass a function of (question, steps)"
         )
-    named = (
-        "; for a chat model by its name LLMJudge(init_chat_model(name))" if isinstance(scorer, str) else ""
-    )
+    named = "; for a chat model by its name LLMJudge(name)" if isinstance(scorer, str) else ""
     raise TypeError(
         f"scorer is {scorer!r}: pass an object with score and ascore, a Runnable, or a function "
         f"of (question, steps){named}"
@@ -446,17 +444,16 @@ def _check_function(name: str, function: Callable[..., Any]) -> None:
         ) from None
     if list(signature.parameters)[:2] == ["steps", "question"]:
         raise TypeError(f"scorer {name}{signature} has its parameters the other way round: (question, steps)")
-    returned = signature.return_annotation
-    if returned in _ONE_VALUE or returned in {kind.__name__ for kind in _ONE_VALUE if kind is not None}:
-        shown = getattr(returned, "__name__", returned)
+    returned = getattr(signature.return_annotation, "__name__", str(signature.return_annotation))
+    if returned in _ONE_VALUE:
         raise TypeError(
-            f"scorer {name} returns {shown} by its annotation: return a list with one score per step, in "
+            f"scorer {name} returns {returned} by its annotation: return a list with one score per step, in "
             "[0, 1], in the order of the steps"
         )
 
 
-_ONE_VALUE = (float, int, bool, str, None)
-"""Annotations of a result that cannot hold one score per step; as text too, ``None`` aside."""
+_ONE_VALUE = ("float", "int", "bool", "str", "None")
+"""Annotations of a result that cannot hold one score per step."""
 
 
 def common_window(scorers: Sequence[Scorer]) -> int | None:

@@ -71,7 +71,7 @@ def nothing(question, steps) -> None: ...
             r"scorer is the model ScriptedChatModel.*: wrap it, LLMJudge\(model\)",
         ),
         (ScriptedChatModel(script=[]).bind(stop=["x"]), r"ScriptedChatModel.*: wrap it, LLMJudge\(model\)"),
-        ("openai:gpt-4.1", r"scorer is 'openai:gpt-4.1': .* by its name LLMJudge\(init_chat_model\(name\)\)"),
+        ("openai:gpt-4.1", r"scorer is 'openai:gpt-4.1': .* by its name LLMJudge\(name\)"),
         (0.5, r"scorer is 0\.5: pass an object with score and ascore, a Runnable, or a function"),
     ],
 )

@@ -20,6 +20,7 @@ from langchain_core.runnables import Runnable
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from trim_graph.adapters.base import ScorableStep, ScorerReply, step_texts
+from trim_graph.adapters.by_name import as_chat_model
 from trim_graph.adapters.capabilities import (
     LABEL_TOKENS,
     LOGPROBS,
@@ -65,9 +66,7 @@ YES_NO_PROMPT = _QUESTION + "Is the next step right? Answer with one word only: 
 
 
 def _checked_model(model: Any) -> Any:
-    if not isinstance(model, Runnable):
-        raise ValueError(f"model={model!r} is not a LangChain chat model")
-    return model
+    return as_chat_model("model", model)
 
 
 def _checked_prompt(prompt: str) -> str:
@@ -115,7 +114,8 @@ class LLMJudge(JudgeSettings):
     """Declares that a call may ask about some of the steps only."""
 
     model: Annotated[Runnable[Any, Any], BeforeValidator(_checked_model)] = Field(kw_only=False)
-    """The judge; may be the small or the large model itself. Its temperature should be 0."""
+    """The judge; may be the small or the large model itself, or a name as of `create_trim_graph`. Its
+    temperature should be 0."""
     prompt: Annotated[str, AfterValidator(_checked_prompt)] = ""
     """Default: that of the scale. With ``{fence}``, ``{question}``, ``{before}`` and ``{step}``; a fence is a
     line that is in none of the texts."""
@@ -128,7 +128,7 @@ class LLMJudge(JudgeSettings):
 
     if not TYPE_CHECKING:
 
-        def __init__(self, model: Runnable[Any, Any], **settings: Any) -> None:
+        def __init__(self, model: Runnable[Any, Any] | str, **settings: Any) -> None:
             super().__init__(model=model, **settings)
 
     def model_post_init(self, context: Any) -> None:
