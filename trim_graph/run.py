@@ -217,8 +217,9 @@ def begin_run(
             ledger=ledger,
         )
     messages = given.get("messages", [])
-    question = given.get("question") or question_of(messages)
-    _check_question(question, messages, configurable)
+    if own_question := given.get("question"):
+        _check_question(own_question, messages, configurable)
+    question = own_question or question_of(messages)
     require_answerable(messages, question)
     _check_countable(messages, settings, accounts, large)
     run_id = uuid.uuid4().hex

@@ -19,7 +19,7 @@ ERRORS = {
     "disabled": (403, {"X-Error-Message": "Access to this resource is disabled."}),
     "busy": (503, {}),
 }
-"""Status and headers by which the hub says what is wrong, as its client reads them (`hf_raise_for_status`)."""
+"""Status and headers by which the hub says what is wrong, as `hf_raise_for_status` reads them."""
 
 
 def serve(monkeypatch, answer, *, token=None, cache=None):
