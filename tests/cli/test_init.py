@@ -49,7 +49,7 @@ def test_a_terminal_is_asked_for_what_is_left_open(folder, monkeypatch):
     config = load_config("trim.yaml")
     assert config.scorer.type == "llm_judge"
     assert (config.small.model, config.large.model) == ("openai:gpt-4.1-nano", "openai:gpt-4.1")
-    assert "'nothing' is not one of" in done.output
+    assert "Please select one of the available options" in done.output
 
 
 @pytest.mark.parametrize(

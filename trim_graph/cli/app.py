@@ -257,7 +257,7 @@ def solve(options: SolveOptions) -> None:
 def init(options: InitOptions) -> None:
     """Writes a commented configuration that loads, and its JSON schema beside it.
 
-    On a terminal it asks for what the options leave open. Without one --models is needed.
+    Without --models it asks, on a terminal, for what the options leave open.
     """
     from .init import run_init
 

@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
-import typer
-
 from trim_graph.config import load_config, make_config
 from trim_graph.config.json_schema import config_schema
 from trim_graph.config.template import (
@@ -120,7 +118,7 @@ def _choices(options: InitOptions) -> Choices:
         if (given := getattr(options, part)) is not None:
             names[part] = _checked_name(part, given, models, scorer)
         elif asks and default and (part != "prm" or scorer == "prm"):
-            names[part] = typer.prompt(_LABELS[part], default=default, err=True)
+            names[part] = _asked(_LABELS[part], default)
     return Choices(models, scorer, **names)
 
 
@@ -141,11 +139,17 @@ def is_terminal() -> bool:
 
 
 def _asked_kind(what: str, texts: dict[str, str], kinds: tuple[str, ...]) -> Any:
-    import click
-
     for kind in kinds:
-        typer.echo(f"  {kind:<18}{texts[kind]}", err=True)
-    return typer.prompt(what, default=kinds[0], type=click.Choice(kinds), show_choices=False, err=True)
+        print(f"  {kind:<18}{texts[kind]}", file=sys.stderr)
+    return _asked(what, kinds[0], choices=list(kinds))
+
+
+def _asked(what: str, default: str, **options: Any) -> str:
+    from rich.prompt import Prompt
+
+    from .common import Console
+
+    return Prompt.ask(what, default=default, console=Console(stderr=True), show_choices=False, **options)
 
 
 def _next(choices: Choices, out: Path) -> list[str]:
