@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trim_graph import Budget, create_trim_graph, open_checkpointer
+from trim_graph import Budget, ScorableStep, create_trim_graph, open_checkpointer
 from trim_graph.policies import random_rate, stay_on_large, threshold
 from trim_graph.testing import ScriptedChatModel
 
@@ -93,8 +93,8 @@ class World:
 
         return rest
 
-    def score(self, step: dict[str, Any], index: int) -> float:
-        return 0.1 if step["writer"] == "small" and index in self.poor else 0.9
+    def score(self, step: ScorableStep, index: int) -> float:
+        return 0.1 if step.writer == "small" and index in self.poor else 0.9
 
 
 def chance_of_this_run() -> random.Random:

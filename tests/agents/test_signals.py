@@ -28,7 +28,7 @@ class Watching(TurnSignals):
     """Signals that keep the turns they were given."""
 
     def score(self, question, steps):
-        self.__dict__.setdefault("given", []).append([step["turn"] for step in steps])
+        self.__dict__.setdefault("given", []).append([step.turn for step in steps])
         return super().score(question, steps)
 
 

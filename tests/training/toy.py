@@ -63,8 +63,8 @@ class ToyScorer:
     def score(self, question, steps):
         scores = []
         for index, given in enumerate(steps):
-            noise = random.Random(f"{question}:{index}:{given['text']}").random()
-            scores.append(0.4 * noise if "wrong" in given["text"] else 0.6 + 0.4 * noise)
+            noise = random.Random(f"{question}:{index}:{given}").random()
+            scores.append(0.4 * noise if "wrong" in given else 0.6 + 0.4 * noise)
         return scores
 
     async def ascore(self, question, steps):

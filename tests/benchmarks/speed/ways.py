@@ -12,7 +12,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import Command
 from typing_extensions import TypedDict
 
-from trim_graph import create_trim_graph
+from trim_graph import ScorableStep, create_trim_graph
 from trim_graph.conversation import DEFAULT_INSTRUCTION, compose
 from trim_graph.policies import threshold
 from trim_graph.segmentation import DEFAULT_DELIMITER, is_step
@@ -121,7 +121,7 @@ def prefix_of(texts: Sequence[str]) -> str:
 
 def scorable(texts: list[str]) -> Any:
     """Texts as a scorer takes them."""
-    return [{"text": text, "writer": "small", "mean_token_probability": None} for text in texts]
+    return [ScorableStep(text) for text in texts]
 
 
 def bare(models: Models) -> Way:
