@@ -23,12 +23,12 @@ def as_chat_model(part: str, model: Any) -> Runnable[Any, Any]:
         ImportError: As `chat_model_by_name`.
     """
     if isinstance(model, str):
-        try:
-            model = chat_model_by_name(model)
-        except ValueError as error:
-            raise SettingsError(f"{part}: {error}") from None
-        except ImportError as error:
-            raise ImportError(f"{part}: {error}") from None
+        made, wrong = _made(model, {})
+        if wrong is not None:
+            raise (ImportError if made is ImportError else SettingsError)(
+                f"{part} is {_shown(model)}: {wrong}"
+            )
+        model = made
     if isinstance(model, type):
         raise SettingsError(f"{part} is the class {model.__name__}: pass an instance, {model.__name__}(...)")
     if not isinstance(model, Runnable):
@@ -52,31 +52,36 @@ def chat_model_by_name(name: str, **settings: Any) -> Any:
             command that installs it.
         ValueError: There is no such provider, a key is missing, or a setting is wrong.
     """
+    made, wrong = _made(name, settings)
+    if wrong is not None:
+        raise (ImportError if made is ImportError else ValueError)(f"{_shown(name)}: {wrong}")
+    return made
+
+
+def _made(name: str, settings: dict[str, Any]) -> tuple[Any, str | None]:
+    """Returns a model and None, or the kind of an error and what it says.
+
+    Nothing is raised from a provider's own error, which may repeat a key.
+    """
     if not name.strip():
-        raise ValueError(f"the name of a chat model is empty: give one such as {EXAMPLE_NAME!r}")
+        return ValueError, f"the name of a chat model is empty: give one such as {EXAMPLE_NAME!r}"
     try:
         from langchain.chat_models import init_chat_model
-    except ImportError as error:
-        raise ImportError(
-            f'{_shown(name)} is a name of LangChain\'s, which needs pip install "trim-graph[hosted]"'
-        ) from error
+    except ImportError:
+        return ImportError, 'a chat model by its name needs pip install "trim-graph[hosted]"'
     try:
-        return init_chat_model(name, **settings)
+        return init_chat_model(name, **settings), None
     except ImportError as error:
-        wrong: str | None = str(error)
+        return ImportError, str(error)
     except Exception as error:  # each provider's class has its own for a missing key or a wrong setting
-        wrong = None
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    # Out of the except clauses: a provider's own error may repeat a key.
-    if wrong is not None:
-        raise ImportError(f"{_shown(name)}: {wrong}")
     if "infer model provider" in reason or "Unsupported provider" in reason or "model_provider=" in reason:
         reason = (
             f"LangChain knows no provider for it: name one in front, as in {EXAMPLE_NAME}, or pass a chat "
             "model, such as ChatVLLM(model=...) or ChatTransformers(model=...)"
         )
-    raise ValueError(f"{_shown(name)}: {reason}")
+    return ValueError, reason
 
 
 def _shown(name: str) -> str:
-    return name if may_be_shown(name) else "the model's name"
+    return repr(name) if may_be_shown(name) else "the model's name"

@@ -5,7 +5,7 @@ import pytest
 from trim_graph import ScorableStep, TrimContext, create_trim_graph
 from trim_graph.agents import TrimMiddleware
 from trim_graph.errors import ScorerError, SettingsError
-from trim_graph.policies import Observation, Policy, random_rate, small_only, stay_on_large, threshold
+from trim_graph.policies import Observation, random_rate, small_only, stay_on_large, threshold
 from trim_graph.testing import ScriptedChatModel
 
 SCRIPT = ["one", "two \\boxed{2}"]
@@ -84,14 +84,9 @@ def test_a_scorer_that_rates_no_steps_is_refused(where, scorer, said):
 def test_a_single_number_for_scores_says_what_is_wanted(answer):
     graph = build("graph", scorer=lambda question, steps: answer)
     with pytest.raises(
-        ScorerError, match=rf"returned {answer} for 1 steps: return a list with one score per step"
+        ScorerError, match=rf"one for each of 1 steps, but {answer}: return a list with one score"
     ):
         graph.invoke({"messages": "1 + 1?"})
-
-
-class Truthful(Policy):
-    def decide(self, observation):
-        return True
 
 
 def is_low(observation):
@@ -108,7 +103,6 @@ def falls_through(observation):
     ("policy", "said"),
     [
         (is_low, 'policy is_low answered True; .*: return "regenerate" where the large model is to write'),
-        (Truthful(), 'policy Truthful answered True; .*: return "regenerate" where'),
         (falls_through, "policy falls_through answered None; .*: return one on every path"),
         (
             lambda observation, more: "accept",

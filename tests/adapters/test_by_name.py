@@ -27,7 +27,7 @@ def test_a_model_is_taken_as_it_is():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("openai:gpt-4.1-mini", "large: openai:gpt-4.1-mini: .*OPENAI_API_KEY"),
+        ("openai:gpt-4.1-mini", "large is 'openai:gpt-4.1-mini': .*OPENAI_API_KEY"),
         (
             "Qwen/Qwen2.5-7B-Instruct",
             r"LangChain knows no provider for it: name one in front.* ChatVLLM\(model=",
@@ -50,8 +50,8 @@ def test_what_names_no_model_is_refused_with_what_would(monkeypatch, name, said)
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ("langchain.chat_models", r"large: anthropic:m .* needs pip install \"trim-graph\[hosted\]\""),
-        ("langchain_anthropic", "large: anthropic:m: .*pip install langchain-anthropic"),
+        ("langchain.chat_models", r"large is 'anthropic:m': .* needs pip install \"trim-graph\[hosted\]\""),
+        ("langchain_anthropic", "large is 'anthropic:m': .*pip install langchain-anthropic"),
     ],
 )
 def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(monkeypatch, missing, said):

@@ -1,6 +1,7 @@
 """What is said of a model that the hub does not give, by the hub's own client and its own errors."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -105,7 +106,7 @@ def test_a_model_in_the_cache_loads_without_the_hub_and_without_retries(monkeypa
         lambda: ChatTransformers(model=MODEL).invoke("1 + 1"),
         lambda: TransformersProcessReward(MODEL).score("1 + 1?", ["2"]),
         lambda: TransformersProcessReward(MODEL, format="skywork").score("1 + 1?", ["2"]),
-        lambda: convert_value_head(MODEL, "converted"),
+        lambda: convert_value_head(MODEL, Path("converted")),
     ],
     ids=["chat", "reward model", "value head", "convert"],
 )

@@ -81,4 +81,4 @@ def test_a_mapping_is_no_step():
 
 def test_a_function_may_look_for_a_text_in_a_step(make):
     rig = make(scorer=lambda question, steps: [0.1 if "small two" in step else 1.0 for step in steps])
-    assert [event["writer"] for event in rig.steps()] == ["small", "large", "small"]
+    assert [event["writer"] for event in rig.steps()] == ["small", "large", "small", "small"]

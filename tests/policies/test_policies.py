@@ -62,7 +62,7 @@ def test_at_zero_a_threshold_keeps_everything():
         (lambda: random_rate(-0.1), "random_rate is -0.1"),
         (lambda: stay_on_large(threshold(0.5), -1), "k=-1"),
         (lambda: stay_on_large(threshold, 1), "class threshold"),
-        (lambda: threshold(0.5) | "large", "policy is 'large'"),
+        (lambda: threshold(0.5) | "larg", "unknown type 'larg'"),
         (lambda: threshold("high"), "threshold is 'high': .* choose a value in"),
         (lambda: threshold(True), "threshold is True"),
         (lambda: random_rate(None), "random_rate is None"),
@@ -282,7 +282,7 @@ async def _apolicy(observation):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "named"), [(threshold, "class threshold"), (0.5, "policy is 0.5"), (_apolicy, "async")]
+    ("wrong", "named"), [(threshold, "class threshold"), (1.5, "policy is 1.5"), (_apolicy, "async")]
 )
 def test_what_is_no_policy_is_refused(wrong, named):
     with pytest.raises(SettingsError, match=named):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -183,6 +184,8 @@ def _reward_model(choices: Choices) -> str:
 
 def _quoted(name: str) -> str:
     """Returns a name as YAML that is the same inside and outside of a mapping in braces."""
-    import json
+    import yaml
 
-    return json.dumps(name, ensure_ascii=False)
+    return str(yaml.safe_dump(name, default_style='"', allow_unicode=True, width=sys.maxsize)).removesuffix(
+        "\n"
+    )

@@ -248,8 +248,8 @@ AnyPolicy = Policy | Callable[[Observation], Any] | float | str | Mapping[str, A
 def as_policy(policy: AnyPolicy) -> Policy:
     """Returns a policy as it is, a plain function wrapped, and one built from its form in a configuration.
 
-    A function, and a policy of the caller's own class, is asked about two sample observations: an answer
-    that is no decision shows before a model is called. What it raises there is ignored.
+    A function is asked about two sample observations: an answer that is no decision shows before a model is
+    called. What it raises there is ignored.
 
     Args:
         policy: A policy; a function; a number, the threshold at it; ``small`` or ``large``, that model alone;
@@ -264,8 +264,6 @@ def as_policy(policy: AnyPolicy) -> Policy:
 
         return build_policy(policy)
     if isinstance(policy, Policy):
-        if not type(policy).__module__.startswith("trim_graph."):
-            _check_decisions(policy)
         return policy
     if isinstance(policy, type):
         raise SettingsError(
@@ -292,8 +290,8 @@ def as_policy(policy: AnyPolicy) -> Policy:
     return function
 
 
-def _check_decisions(policy: Policy) -> None:
-    """Asks a policy about a draft that scores 0 and one that scores 1.
+def _check_decisions(policy: FunctionPolicy) -> None:
+    """Asks a function about a draft that scores 0 and one that scores 1.
 
     Raises:
         SettingsError: An answer is no decision.
