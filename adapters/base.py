@@ -484,8 +484,8 @@ def read_scores(answer: Any, expected: int) -> ScorerReply:
     reply = answer if isinstance(answer, ScorerReply) else ScorerReply(answer)
     if reply.scores is None or isinstance(reply.scores, Real):
         raise ScorerError(
-            f"the scorer did not return numbers, one for each of {expected} steps, but {reply.scores!r}: return "
-            "a list with one score per step, in [0, 1], in the order of the steps"
+            f"the scorer did not return numbers, one for each of {expected} steps, but {reply.scores!r}: "
+            "return a list with one score per step, in [0, 1], in the order of the steps"
         )
     try:
         if isinstance(reply.scores, str | bytes | Mapping):

@@ -54,7 +54,8 @@ def chat_model_by_name(name: str, **settings: Any) -> Any:
     """
     made, wrong = _made(name, settings)
     if wrong is not None:
-        raise (ImportError if made is ImportError else ValueError)(f"{_shown(name)}: {wrong}")
+        shown = name if may_be_shown(name) else "the model's name"
+        raise (ImportError if made is ImportError else ValueError)(f"{shown}: {wrong}")
     return made
 
 
@@ -81,7 +82,3 @@ def _made(name: str, settings: dict[str, Any]) -> tuple[Any, str | None]:
             "model, such as ChatVLLM(model=...) or ChatTransformers(model=...)"
         )
     return ValueError, reason
-
-
-def _shown(name: str) -> str:
-    return repr(name) if may_be_shown(name) else "the model's name"
