@@ -23,12 +23,12 @@ def as_chat_model(part: str, model: Any) -> Runnable[Any, Any]:
         ImportError: As `chat_model_by_name`.
     """
     if isinstance(model, str):
-        made, wrong = _made(model, {})
-        if wrong is not None:
-            raise (ImportError if made is ImportError else SettingsError)(
-                f"{part} is {_shown(model)}: {wrong}"
-            )
-        model = made
+        name, model = model, _made(model, {})
+        shown = repr(name) if may_be_shown(name) else "what may hold a key"
+        if isinstance(model, ImportError):
+            raise ImportError(f"{part} is {shown}: {model}")
+        if isinstance(model, ValueError):
+            raise SettingsError(f"{part} is {shown}: {model}")
     if isinstance(model, type):
         raise SettingsError(f"{part} is the class {model.__name__}: pass an instance, {model.__name__}(...)")
     if not isinstance(model, Runnable):
@@ -52,28 +52,25 @@ def chat_model_by_name(name: str, **settings: Any) -> Any:
             command that installs it.
         ValueError: There is no such provider, a key is missing, or a setting is wrong.
     """
-    made, wrong = _made(name, settings)
-    if wrong is not None:
+    made = _made(name, settings)
+    if isinstance(made, ImportError | ValueError):
         shown = name if may_be_shown(name) else "the model's name"
-        raise (ImportError if made is ImportError else ValueError)(f"{shown}: {wrong}")
+        raise type(made)(f"{shown}: {made}")
     return made
 
 
-def _made(name: str, settings: dict[str, Any]) -> tuple[Any, str | None]:
-    """Returns a model and None, or the kind of an error and what it says.
-
-    Nothing is raised from a provider's own error, which may repeat a key.
-    """
+def _made(name: str, settings: dict[str, Any]) -> Any:
+    """Returns a model, or an error; raised from a provider's own, it would show a key that this one repeats."""
     if not name.strip():
-        return ValueError, f"the name of a chat model is empty: give one such as {EXAMPLE_NAME!r}"
+        return ValueError(f"the name of a chat model is empty: give one such as {EXAMPLE_NAME!r}")
     try:
         from langchain.chat_models import init_chat_model
     except ImportError:
-        return ImportError, 'a chat model by its name needs pip install "trim-graph[hosted]"'
+        return ImportError('a chat model by its name needs pip install "trim-graph[hosted]"')
     try:
-        return init_chat_model(name, **settings), None
+        return init_chat_model(name, **settings)
     except ImportError as error:
-        return ImportError, str(error)
+        return ImportError(str(error))
     except Exception as error:  # each provider's class has its own for a missing key or a wrong setting
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if "infer model provider" in reason or "Unsupported provider" in reason or "model_provider=" in reason:
@@ -81,4 +78,4 @@ def _made(name: str, settings: dict[str, Any]) -> tuple[Any, str | None]:
             f"LangChain knows no provider for it: name one in front, as in {EXAMPLE_NAME}, or pass a chat "
             "model, such as ChatVLLM(model=...) or ChatTransformers(model=...)"
         )
-    return ValueError, reason
+    return ValueError(reason)
