@@ -60,7 +60,7 @@ def chat_model_by_name(name: str, **settings: Any) -> Any:
 
 
 def _made(name: str, settings: dict[str, Any]) -> Any:
-    """Returns a model, or an error; raised from a provider's own, it would show a key that this one repeats."""
+    """Returns a model, or an error without the provider's own as its cause, which may repeat a key."""
     if not name.strip():
         return ValueError(f"the name of a chat model is empty: give one such as {EXAMPLE_NAME!r}")
     try:

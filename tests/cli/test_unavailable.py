@@ -7,11 +7,12 @@ import pytest
 from tests.adapters.hub_server import serve
 
 PROBLEM = (
-    "Start with 34. Step 1: add 12. Step 2: multiply by 7. Step 3: take away 5. Step 4: add 1. Which number?"
+    "Start with 34. Step 1: add 12. Step 2: multiply by 7. Step 3: take away 5. "
+    "Always keep only the last two digits. What is the final number?"
 )
 CONFIG = """
 small: {type: transformers, model: owner/name}
-large: {type: example}
+large: {type: transformers, model: owner/large}
 scorer: {type: transformers_prm, model: owner/prm}
 policy: {type: threshold, t: 0.5}
 """
@@ -47,7 +48,7 @@ def test_doctor_finds_it_for_each_part(run, config, monkeypatch, tmp_path):
     found = {
         one["part"]: one["found"] for one in json.loads(done.stdout)["checks"] if one["status"] == "error"
     }
-    assert found.keys() == {"small", "scorer"}
+    assert found.keys() == {"small", "large", "scorer"}
     assert all(
         "the Hugging Face hub (https://huggingface.co) cannot be reached" in text for text in found.values()
     )
