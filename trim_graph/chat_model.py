@@ -37,7 +37,7 @@ from .adapters.responses import CountTokens
 from .budget import Budget, Prices
 from .budget.ledger import Ledger
 from .graph import create_trim_graph
-from .policies import Observation, Policy
+from .policies import AnyPolicy
 from .routing import RunView
 from .segmentation import separator_of
 from .settings import RunSettings
@@ -240,11 +240,11 @@ class TrimChatModel(BaseChatModel):
 
 
 def create_trim_chat_model(
-    small: Runnable[Any, Any],
-    large: Runnable[Any, Any],
+    small: Runnable[Any, Any] | str,
+    large: Runnable[Any, Any] | str,
     scorer: AnyScorer | None = None,
     *,
-    policy: Policy | Callable[[Observation], Any],
+    policy: AnyPolicy,
     budget: Budget | None = None,
     prices: Prices | None = None,
     ledger: Ledger | None = None,

@@ -34,6 +34,7 @@ except ImportError as error:
 from langchain.agents.middleware.types import ModelRequest, ModelResponse
 
 from trim_graph.adapters.base import AnyScorer
+from trim_graph.adapters.by_name import as_chat_model
 from trim_graph.adapters.responses import CountTokens
 from trim_graph.agents import TrimMiddleware
 from trim_graph.agents.rendering import LONGEST_RESULT
@@ -41,7 +42,7 @@ from trim_graph.budget import Budget, Prices, Quota
 from trim_graph.budget.ledger import Ledger, MemoryLedger
 from trim_graph.budget.usage import LargeUsage, Usage, large_usage, total_cost, usage_delta, zero_usage
 from trim_graph.errors import InputError, SettingsError
-from trim_graph.policies import Observation, Policy
+from trim_graph.policies import AnyPolicy
 from trim_graph.settings import TurnSettings
 from trim_graph.state import Step
 
@@ -140,10 +141,10 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any], WorkerControl):
 
     def __init__(
         self,
-        other: BaseChatModel | Runnable[Any, Any],
+        other: BaseChatModel | Runnable[Any, Any] | str,
         scorer: AnyScorer | None = None,
         *,
-        policy: Policy | Callable[[Observation], Any],
+        policy: AnyPolicy,
         answers: Application,
         record: str | Path | RecordSink,
         rate: float = 1.0,
@@ -179,6 +180,7 @@ class ShadowMiddleware(AgentMiddleware[Any, Any, Any], WorkerControl):
                 "quotas are the application's users': a shadow has a shadow_budget of its own"
             )
         self.answers: Application = answers
+        other = as_chat_model("other", other)
         self.other, self.text = other, text
         self.rate, self.run_rate, self.priced = rate, run_rate, prices is not None
         self._agreement, self._seed = agreement, sampling_seed
