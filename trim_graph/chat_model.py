@@ -37,7 +37,7 @@ from .adapters.responses import CountTokens
 from .budget import Budget, Prices
 from .budget.ledger import Ledger
 from .graph import create_trim_graph
-from .policies import AnyPolicy
+from .policies.base import AnyPolicy
 from .routing import RunView
 from .segmentation import separator_of
 from .settings import RunSettings

@@ -31,7 +31,7 @@ from .nodes import (
     route_node,
     score_step_node,
 )
-from .policies import AnyPolicy, as_policy
+from .policies.base import AnyPolicy, as_policy
 from .run import TrimGraph
 from .runtime import Branch
 from .segmentation import DelimiterSteps

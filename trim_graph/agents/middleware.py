@@ -32,7 +32,7 @@ from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls
 from trim_graph.calls.model_call import error_text
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.nodes import score_step_node
-from trim_graph.policies import AnyPolicy, as_policy
+from trim_graph.policies.base import AnyPolicy, as_policy
 from trim_graph.prompt_size import turn_prompt_bound
 from trim_graph.run import begin_run
 from trim_graph.runtime import emit

@@ -3,7 +3,6 @@
 from .base import (
     AllOf,
     AnyOf,
-    AnyPolicy,
     Choice,
     Decision,
     FunctionPolicy,
@@ -28,7 +27,6 @@ from .query_router import query_router
 __all__ = [
     "AllOf",
     "AnyOf",
-    "AnyPolicy",
     "Choice",
     "Decision",
     "FunctionPolicy",

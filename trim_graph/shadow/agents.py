@@ -42,7 +42,7 @@ from trim_graph.budget import Budget, Prices, Quota
 from trim_graph.budget.ledger import Ledger, MemoryLedger
 from trim_graph.budget.usage import LargeUsage, Usage, large_usage, total_cost, usage_delta, zero_usage
 from trim_graph.errors import InputError, SettingsError
-from trim_graph.policies import AnyPolicy
+from trim_graph.policies.base import AnyPolicy
 from trim_graph.settings import TurnSettings
 from trim_graph.state import Step
 

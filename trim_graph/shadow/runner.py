@@ -25,7 +25,8 @@ from trim_graph.budget.usage import LargeUsage, large_usage
 from trim_graph.conversation import extract_answer, question_of, require_answerable
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.graph import create_trim_graph
-from trim_graph.policies import AnyPolicy, as_policy, small_only
+from trim_graph.policies import small_only
+from trim_graph.policies.base import AnyPolicy, as_policy
 from trim_graph.routing.drafts import split_into_steps
 from trim_graph.routing.view import segmentation_of
 from trim_graph.segmentation import as_segmentation
