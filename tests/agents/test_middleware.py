@@ -96,6 +96,7 @@ def test_a_policy_sees_turns_as_it_sees_steps():
         return Choice("regenerate" if observation.index == 0 else "accept", observation.index)
 
     rig = build(policy=policy, budget=Budget(large_calls=5))
+    seen.clear()  # of the samples
     rig.ask()
     first, second = seen
     assert (first.question, first.index, first.score, first.draft) == (QUESTION, 0, 0.1, WRONG)

@@ -342,8 +342,17 @@ def test_it_is_a_scorer_that_shows_no_key_and_can_be_copied():
     assert "secret" not in repr(judge)
     own = LLMJudge(ProviderModel("9"))
     assert copy.deepcopy(own)._scores is own._scores
-    with pytest.raises(ValueError, match="not a LangChain chat model"):
-        LLMJudge("gpt-4.1")
+    with pytest.raises(ValueError, match="model is 9: pass a LangChain chat model, or the name of one"):
+        LLMJudge(9)
+
+
+def test_a_judge_may_be_named(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    judge = LLMJudge("openai:gpt-4.1")
+    assert isinstance(judge.model, ChatOpenAI)
+    assert judge.top_logprobs == 20
+    with pytest.raises(ValueError, match="model is 'nobody:m': LangChain knows no provider for it"):
+        LLMJudge("nobody:m")
 
 
 def test_an_answer_that_a_filter_ended_is_no_rating():
