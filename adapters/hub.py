@@ -48,7 +48,7 @@ def _options(model: str, cache: str, offline: bool) -> tuple[tuple[str, Any], ..
         if not offline:
             get_hf_file_metadata(hf_hub_url(model, "config.json"), timeout=TIMEOUT)
             return ()
-        why = "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids to ask the hub"
+        why = f"HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids asking the hub, and the cache {cache} lacks it"
         fix = f"unset the variable, or download the model before: hf download {model}"
     except HFValidationError as error:
         raise SettingsError(f"model={model!r} is neither a folder nor a hub id: {_line(error)}") from None
@@ -57,12 +57,12 @@ def _options(model: str, cache: str, offline: bool) -> tuple[tuple[str, Any], ..
             return ()
         why, fix = _refusal(model, error)
     except Exception as error:  # of the HTTP client, httpx or httpx2 by the release of the hub's client
-        why = f"the Hugging Face hub ({constants.ENDPOINT}) cannot be reached: {_line(error)}"
+        hub = f"the Hugging Face hub ({constants.ENDPOINT})"
+        why = f"{hub} cannot be reached ({_line(error)}), and the cache {cache} lacks it"
         fix = "check the network and HTTPS_PROXY, or give the folder of a model that is here"
     if isinstance(try_to_load_from_cache(model, "config.json"), str):
         return (("local_files_only", True),)
-    where = "" if "has no" in why else f"; the cache {cache} does not have it"
-    raise SettingsError(f"model={model!r}: {why}{where}: {fix}")
+    raise SettingsError(f"model={model!r}: {why}: {fix}")
 
 
 def _refusal(model: str, error: Any) -> tuple[str, str]:
