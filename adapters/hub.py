@@ -56,7 +56,10 @@ def _options(model: str, cache: str, offline: bool) -> tuple[tuple[str, Any], ..
         if error.response.status_code in _PASSING:
             return ()
         why, fix = _refusal(model, error)
-    except Exception as error:  # of the HTTP client, httpx or httpx2 by the release of the hub's client
+    except Exception as error:
+        # Of the HTTP client, which is httpx or httpx2 by the release of the hub's.
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
+            raise
         hub = f"the Hugging Face hub ({constants.ENDPOINT})"
         why = f"{hub} cannot be reached ({_line(error)}), and the cache {cache} lacks it"
         fix = "check the network and HTTPS_PROXY, or give the folder of a model that is here"

@@ -23,7 +23,7 @@ COMMIT = "0" * 40
         (
             "unreachable",
             None,
-            r"hub \(https://.*\) cannot be reached \(.*Name or service not known\), and the cache .* lacks it",
+            r"hub \(https://.*\) cannot be reached \(.*service not known\), and the cache .* lacks it",
         ),
         (
             "gated",
