@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import RunnableConfig
 
 from trim_graph.budget.ledger import Ledger
@@ -21,9 +21,15 @@ from trim_graph.segmentation import join_steps, separator_of
 from trim_graph.state import TrimState, reduce_state
 from trim_graph.summary import summarise, usage_of
 
+OnAnswer = Callable[[Sequence[BaseMessage], AIMessage], None]
+"""Gets the conversation and its answer."""
+
 
 def finalize_node(
-    ledger: Ledger | None = None, speculation: Speculation | None = None, warming: Warming | None = None
+    ledger: Ledger | None = None,
+    speculation: Speculation | None = None,
+    warming: Warming | None = None,
+    on_answer: OnAnswer | None = None,
 ) -> Node:
     """Builds the node.
 
@@ -31,6 +37,7 @@ def finalize_node(
         ledger: Holds the accounts of the run, whose usage the summary reports.
         speculation: Holds the usage of discarded speculative calls.
         warming: Holds the usage of the call that warmed the large model's cache last.
+        on_answer: Called with each answer.
     """
 
     def run(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
@@ -46,7 +53,10 @@ def finalize_node(
             usage = speculation.settle(reduce_state(state, update))
         if usage is not None:
             update["usage"] = usage
-        return {**update, **_ended(reduce_state(state, update), ledger)}
+        ended = _ended(reduce_state(state, update), ledger)
+        if on_answer is not None:
+            on_answer(state["messages"], ended["messages"][0])
+        return {**update, **ended}
 
     async def arun(state: TrimState, config: RunnableConfig) -> dict[str, Any]:
         if (invocation := invocation_of(config)) is not None:

@@ -23,6 +23,7 @@ from .calls.speculation import Speculation
 from .calls.warming import Warming
 from .errors import SettingsError
 from .nodes import (
+    OnAnswer,
     after_generate_step,
     ask_human_node,
     begin_route,
@@ -57,6 +58,7 @@ def create_trim_graph(
     checkpointer: Checkpointer = None,
     ledger: Ledger | None = None,
     count_tokens: CountTokens | None = None,
+    on_answer: OnAnswer | None = None,
     name: str = "trim",
     **settings: Unpack[RunSettings],
 ) -> CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput]:
@@ -88,6 +90,8 @@ def create_trim_graph(
         count_tokens: Returns the number of tokens of a text, for models whose answers have no
             ``usage_metadata``. Without it such a model's own ``get_num_tokens`` counts; but if a limit
             depends on its tokens, its first answer is refused. The summary notes that tokens are estimated.
+        on_answer: Called with the conversation and the answer of each run that ends, such as
+            `Shadow.observe`; an error in it is the run's.
         name: Name of the graph, in traces and as a subgraph.
         **settings: Fields of `Settings`, which documents each: ``max_steps``, ``max_step_tokens``,
             ``delimiter``, ``segmentation`` (see `trim_graph.segmentation`; or a function), ``thinking``,
@@ -161,7 +165,7 @@ def create_trim_graph(
     builder.add_node("generate_step", generate_step)
     builder.add_node("ask_human", ask_human_node())
     builder.add_edge("ask_human", "route")
-    builder.add_node("finalize", finalize_node(ledger, speculation, warming))
+    builder.add_node("finalize", finalize_node(ledger, speculation, warming, on_answer))
     builder.add_conditional_edges(START, Branch(begin_route, name="begin"), ["route"])
     if rater is None:
         builder.add_edge("generate_step", "route")

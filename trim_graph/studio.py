@@ -16,4 +16,5 @@ _file = os.environ.get("TRIM_CONFIG")
 _config = load_config(_file) if _file else example_config()
 _stays_open = ExitStack()
 _ledger = _stays_open.enter_context(open_ledger(_config.ledger)) if _config.ledger else None
-graph = build_graph(_config, ledger=_ledger)
+# It shows how a run is routed, so without a shadow, which is of an application.
+graph = build_graph(_config.model_copy(update={"shadow": None}), ledger=_ledger)

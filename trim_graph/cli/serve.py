@@ -79,6 +79,11 @@ def _checked(options: ServeOptions) -> tuple[TrimConfig, ApiKeys]:
         )
     if options.workers > 1 and config.ledger == "memory":
         raise SettingsError("ledger: memory counts in each of --workers by itself: choose sqlite:PATH")
+    if options.workers > 1 and config.ledger is None and config.shadow is not None and config.shadow.budget:
+        raise SettingsError(
+            "shadow.budget would hold for each of --workers by itself: add ledger: sqlite:PATH, which counts "
+            "for all of them"
+        )
     return config, keys
 
 

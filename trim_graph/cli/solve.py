@@ -63,7 +63,8 @@ def run_solve(options: SolveOptions) -> None:
         if persistent and options.thread is None:
             print(f"thread {thread}", file=sys.stderr)
         try:
-            graph = build_graph(config, checkpointer, parts=parts, ledger=ledger)
+            routed = config.model_copy(update={"shadow": None})  # a shadow is of an application
+            graph = build_graph(routed, checkpointer, parts=parts, ledger=ledger)
             _run(options, config, graph, question, thread)
         except KeyboardInterrupt as error:
             hint = f"; resume with: trim-graph solve --config {options.config} --thread {thread} --resume"

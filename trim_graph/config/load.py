@@ -18,6 +18,7 @@ from trim_graph.settings import ConfigSection
 from .errors import explain, read_yaml
 from .quality import QualityPoints, check_named, policy_by_name
 from .schema import CheckpointSpec, FileSettings, LedgerSpec, ModelConfig, ResponseCachePath, ScorerConfig
+from .shadow import AnswerWatcher, ShadowSection, policy_beside
 
 if TYPE_CHECKING:
     from langgraph.graph.state import CompiledStateGraph
@@ -56,10 +57,11 @@ in settings ``segmentation: {type: markdown}``, ``{type: pattern, pattern: ...}`
 64}`` (a PRM's steps are made as those it was trained on), ``max_repeats: 5`` (null looks for no loop),
 ``thinking: {routed: reasoning}``, ``ask_below: 0.2``, ``lookahead: true``, ``warm_large: true``;
 ``large_alone: {length_ratio: 1.1, seconds_per_token: 0.02}``, with which a run estimates its net savings;
-``quotas: {user: {large_tokens: 20000}}`` with ``ledger: sqlite:spend.db`` (or what checkpoint takes, but for
-none); checkpoint ``none``, ``memory``, ``sqlite:PATH``, ``postgresql://USER@HOST/DATABASE``, ``env:NAME``;
-``response_cache: calls.db`` keeps the chat models' responses, so that equal calls of several measurements are
-made once."""
+``shadow: {answers: large, record: shadow.jsonl, rate: 0.1}``, with which the large model answers alone and
+routing runs beside it; ``quotas: {user: {large_tokens: 20000}}`` with ``ledger: sqlite:spend.db`` (or what
+checkpoint takes, but for none); checkpoint ``none``, ``memory``, ``sqlite:PATH``,
+``postgresql://USER@HOST/DATABASE``, ``env:NAME``; ``response_cache: calls.db`` keeps the chat models'
+responses, so that equal calls of several measurements are made once."""
 
 
 class TrimConfig(ConfigSection):
@@ -78,6 +80,7 @@ class TrimConfig(ConfigSection):
     settings: FileSettings = FileSettings()
     checkpoint: CheckpointSpec = "none"
     response_cache: ResponseCachePath = None
+    shadow: ShadowSection | None = None
 
     @model_validator(mode="after")
     def _repeatable(self) -> TrimConfig:
@@ -185,12 +188,17 @@ def example_config(overrides: dict[str, Any] | None = None) -> TrimConfig:
 
 
 def for_measuring(config: TrimConfig) -> TrimConfig:
-    """The configuration without what belongs to users: runs that measure draw from no account, ask nobody."""
+    """The configuration without what belongs to users: runs that measure draw from no account, ask nobody.
+
+    They route, with a section ``shadow`` too.
+    """
     budget = config.budget
     if budget.on_exhausted == "ask":
         budget = budget.model_copy(update={"on_exhausted": "small"})
     settings = config.settings.model_copy(update={"ask_below": None})
-    return config.model_copy(update={"quotas": Quotas(), "budget": budget, "settings": settings})
+    return config.model_copy(
+        update={"quotas": Quotas(), "budget": budget, "settings": settings, "shadow": None}
+    )
 
 
 def build_parts(config: TrimConfig) -> Parts:
@@ -226,6 +234,7 @@ def build_graph(
     *,
     parts: Parts | None = None,
     ledger: Ledger | None = None,
+    shadow: AnswerWatcher | None = None,
 ) -> CompiledStateGraph[Any, Any, Any, Any]:
     """Builds the graph that a configuration describes.
 
@@ -234,25 +243,29 @@ def build_graph(
         checkpointer: What `trim_graph.storage.checkpoint.open_checkpointer(config.checkpoint)` opened.
         parts: From `build_parts`, to share models between graphs; default: new ones.
         ledger: What `trim_graph.open_ledger(config.ledger)` opened, for a configuration with quotas.
+        shadow: What `trim_graph.Shadow.from_config` built, for a configuration with a section ``shadow``. The
+            graph then answers with one model, and the shadow routes beside it.
 
     Raises:
-        SettingsError: Parts do not go together, such as a policy that needs scores and no scorer, or
-            quotas and no ledger.
+        SettingsError: Parts do not go together, such as a policy that needs scores and no scorer, quotas and
+            no ledger, or a section ``shadow`` and no shadow.
     """
     from trim_graph.graph import create_trim_graph
 
+    alone = policy_beside(config.shadow, shadow)
     small, large, scorer = parts or build_parts(config)
     return create_trim_graph(
         small,
         large,
         scorer,
-        policy=config.policy.build(),
+        policy=alone or config.policy.build(),
         budget=config.budget,
         prices=config.prices,
         large_alone=config.large_alone,
         quotas=config.quotas,
         checkpointer=checkpointer,
         ledger=ledger,
+        on_answer=None if shadow is None else shadow.observe,
         **config.settings.model_dump(),
     )
 

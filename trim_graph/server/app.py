@@ -8,7 +8,8 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
+from dataclasses import asdict
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -22,6 +23,7 @@ from trim_graph.budget.ledger import Ledger, open_ledger
 from trim_graph.budget.limits import Quotas
 from trim_graph.config import Parts, TrimConfig, build_parts
 from trim_graph.errors import SettingsError
+from trim_graph.shadow import Shadow
 from trim_graph.state import Summary
 
 from .admission import Admission
@@ -63,6 +65,8 @@ class Service:
         self.started = int(time.time())
         self.solver: Solver | None = None
         """Set while the application runs."""
+        self.shadow: Shadow | None = None
+        """Set while it runs, if the configuration has a section ``shadow``."""
 
     def owner(self, request: Request) -> str | None:
         """Returns the name of the owner of a request's API key; None if there are no keys.
@@ -107,14 +111,15 @@ def create_app(
     check_servable(config, keys)
     service = Service(config, keys, model_name, max_questions)
     made = parts or build_parts(config)
-    with _ledger(config) as ledger:  # here, since an error within a lifespan has no message of its own
+    with _ledger(config) as ledger, _shadow(config, made, ledger):
+        # Here, since an error within a lifespan has no message of its own.
         Solver(config, made, ledger).check()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         forget_dead_processes()
-        with _ledger(config) as ledger:
-            service.solver = Solver(config, made, ledger)
+        with _ledger(config) as ledger, _shadow(config, made, ledger) as shadow:
+            service.solver, service.shadow = Solver(config, made, ledger, shadow), shadow
             yield
 
     # Without pages of documentation: they load scripts from elsewhere.
@@ -128,9 +133,23 @@ def create_app(
 
 
 def _ledger(config: TrimConfig) -> contextlib.AbstractContextManager[Ledger | None]:
-    """Opens the ledger of a configuration that has quotas."""
-    counts = config.quotas != Quotas()
+    """Opens the ledger of a configuration that has quotas, or a shadow with a budget."""
+    shadowed = config.shadow is not None and config.shadow.budget is not None and config.ledger is not None
+    counts = config.quotas != Quotas() or shadowed
     return open_ledger(str(config.ledger)) if counts else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _shadow(config: TrimConfig, parts: Parts, ledger: Ledger | None) -> Iterator[Shadow | None]:
+    """Opens the shadow of a configuration that has one."""
+    if config.shadow is None:
+        yield None
+        return
+    shadow = Shadow.from_config(config, parts=parts, ledger=ledger)
+    try:
+        yield shadow
+    finally:
+        shadow.close()
 
 
 def check_servable(config: TrimConfig, keys: ApiKeys) -> None:
@@ -193,8 +212,10 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 @router.get("/health")
 async def health(request: Request) -> dict[str, Any]:
-    """Says that the server takes requests, and how many questions are under way in this process."""
-    return {"status": "ok", "questions_under_way": _service(request).admission.under_way}
+    """Says that the server takes requests, how many are under way here, and what its shadow has counted."""
+    service = _service(request)
+    shadow = {} if service.shadow is None else {"shadow": asdict(service.shadow.counts)}
+    return {"status": "ok", "questions_under_way": service.admission.under_way, **shadow}
 
 
 @router.get("/metrics")

@@ -16,7 +16,7 @@ from trim_graph.policies.parsing import PolicyFile
 from .errors import ApiError
 from .protocol import BudgetOptions, ChatCompletionRequest
 
-Kind = Literal["configured", "threshold", "quality", "small", "large"]
+Kind = Literal["configured", "shadow", "threshold", "quality", "small", "large"]
 _ALONE: Mapping[str, Kind] = {"small": "small", "large": "large"}
 """Names of the two models, each of which may answer by itself."""
 
@@ -26,7 +26,8 @@ class OperatingPoint(NamedTuple):
 
     Attributes:
         kind: How it was chosen.
-        name: As in a model's name; ``configured`` for the configuration's own policy.
+        name: As in a model's name; ``configured`` for the configuration's own policy, ``shadow`` for the one
+            model that answers while a shadow routes.
         settings: Fields of `trim_graph.TrimContext` that set it.
     """
 
@@ -68,7 +69,7 @@ class OperatingPoints:
         named = self.of_model(request.model)
         if (text := request.trim.as_point()) is None:
             return named
-        if named.kind != "configured":
+        if named.kind not in ("configured", "shadow"):
             raise ApiError(
                 400,
                 f"model names the operating point {named.name}, and trim another: give one of them",
@@ -88,7 +89,11 @@ class OperatingPoints:
         base, colon, text = name.partition(":")
         if base != self._name:
             raise self._unknown(name, "model")
-        return self._point(text, name, "model") if colon else OperatingPoint("configured", "configured", {})
+        if colon:
+            return self._point(text, name, "model")
+        if (shadow := self._config.shadow) is not None:
+            return OperatingPoint("shadow", "shadow", {"policy": {"type": f"{shadow.answers}_only"}})
+        return OperatingPoint("configured", "configured", {})
 
     def _point(self, text: str, asked: str, param: str) -> OperatingPoint:
         if (alone := _ALONE.get(text)) is not None:

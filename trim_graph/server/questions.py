@@ -10,12 +10,13 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
-from langchain_core.messages import AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import UsageMetadata
 
 from trim_graph.budget.ledger import Ledger
 from trim_graph.chat_model import TrimChatModel
 from trim_graph.config import Parts, TrimConfig, build_graph
+from trim_graph.shadow import Shadow
 from trim_graph.state import Summary
 
 from .errors import ApiError, of_run
@@ -69,10 +70,15 @@ class Solver:
         config: The configuration.
         parts: Its models and scorer.
         ledger: Holds the accounts of API keys, if users have quotas.
+        shadow: Routes beside the answers of one model, if the configuration has it so.
     """
 
-    def __init__(self, config: TrimConfig, parts: Parts, ledger: Ledger | None) -> None:
-        self._config, self._parts, self._ledger = config, parts, ledger
+    def __init__(
+        self, config: TrimConfig, parts: Parts, ledger: Ledger | None, shadow: Shadow | None = None
+    ) -> None:
+        # Of each request its operating point says whether it is the shadow's.
+        self._config = config.model_copy(update={"shadow": None})
+        self._parts, self._ledger, self._shadow = parts, ledger, shadow
         self._model = lru_cache(_SAMPLINGS_KEPT)(self._build)
 
     def check(self) -> None:
@@ -132,18 +138,31 @@ class Solver:
         chunks = self._model(**request.sampling).astream(
             request.conversation(), stop=request.stop, max_tokens=request.limit, trim=settings
         )
+        written = ""
         async with contextlib.aclosing(cast(AsyncGenerator[AIMessageChunk], chunks)) as stream:
             async for chunk in stream:
                 if text := str(chunk.text):
+                    written += text
                     yield text
                 if chunk.chunk_position == "last":
                     ended = _ended(chunk)
+                    self._observe(question, written, chunk)
                     is_cap = budget is not None and budget.large_tokens == request.limit
                     if request.limit is not None and is_cap:
                         ended = _named_max_tokens(ended)
                     if "user" in settings and "accounts" not in ended.summary:
                         ended = await self._with_account(ended, f"user:{question.owner}")
                     yield ended
+
+    def _observe(self, question: Question, text: str, last: AIMessageChunk) -> None:
+        """Gives the answer of one model to the shadow, which never raises; one that was cut is unsuitable."""
+        if self._shadow is None or question.point.kind != "shadow":
+            return
+        if last.response_metadata["finish_reason"] != "stop":
+            self._shadow.skip()
+            return
+        answer = AIMessage(text, usage_metadata=last.usage_metadata, response_metadata=last.response_metadata)
+        self._shadow.observe(question.request.conversation(), answer)
 
     async def _with_account(self, ended: Ended, account: str) -> Ended:
         """Returns the end of an answer that was cut before the run summed its accounts up."""

@@ -51,7 +51,7 @@ from .watching import ShadowHandler, shadow_node, watched
 from .worker import ShadowWorker, WorkerControl
 
 if TYPE_CHECKING:
-    from trim_graph.config import TrimConfig
+    from trim_graph.config import Parts, TrimConfig
 
 TAGS = ["trim:shadow"]
 """Tags of every call that a shadow makes, for tracers."""
@@ -96,6 +96,8 @@ class Answered(NamedTuple):
 class ShadowBase(WorkerControl):
     """What an application does with a shadow, whatever examines the answers."""
 
+    answers: Application
+
     @cached_property
     def _handler(self) -> ShadowHandler:
         """One for all models: LangChain calls a handler once, also where chain and model both have it."""
@@ -128,6 +130,22 @@ class ShadowBase(WorkerControl):
         kept = messages if isinstance(messages, str) else list(messages)
         given = Answered(kept, answer, usage, seconds)
         return self._worker.offer(lambda: self._examine(given))
+
+    def observe(self, messages: Sequence[Any], answer: AIMessage) -> None:
+        """Takes an answer of a trim graph that answers with one model: `create_trim_graph` calls it.
+
+        An answer that has steps of the other model, as a fallback or a call's own policy writes them, is
+        none of the application's model, and is counted as unsuitable.
+
+        Args:
+            messages: The conversation.
+            answer: The answer of the graph, with its summary.
+        """
+        summary = answer.response_metadata["trim"]
+        if any(count for writer, count in summary["steps"].items() if writer != self.answers):
+            self.skip()
+            return
+        self.submit(messages, answer, seconds=summary["seconds"])
 
     def skip(self) -> None:
         """Counts an answer that cannot be routed, such as one with tool calls."""
@@ -235,7 +253,7 @@ class Shadow(ShadowBase):
                 f"run_rate is {run_rate:g}, so the shadow calls the large model, but shadow_budget sets no "
                 "limit: give a Quota, such as Quota(large_tokens=100_000)"
             )
-        self.answers: Application = answers
+        self.answers = answers
         small, large = as_chat_model("small", small), as_chat_model("large", large)
         self.policy = as_policy(policy)
         self.settings = make_settings(budget, prices, settings)
@@ -271,12 +289,16 @@ class Shadow(ShadowBase):
         )
 
     @classmethod
-    def from_config(cls, config: TrimConfig | str | Path, **options: Any) -> Self:
+    def from_config(
+        cls, config: TrimConfig | str | Path, *, parts: Parts | None = None, **options: Any
+    ) -> Self:
         """Builds a shadow of the models, policy and settings of a configuration.
 
         Args:
             config: The configuration, or the path of its YAML file.
-            **options: ``answers``, ``record`` and the other options of a shadow.
+            parts: Its models, to share them with the application; default: new ones.
+            **options: Options of a shadow, in place of those in the section ``shadow``. Without that section
+                ``answers`` and ``record`` are needed.
 
         Raises:
             SettingsError: The configuration or an option is not valid.
@@ -284,14 +306,21 @@ class Shadow(ShadowBase):
         from trim_graph.config import build_parts, load_config
 
         made = load_config(config) if isinstance(config, str | Path) else config
-        parts = build_parts(made)
+        section = {} if made.shadow is None else made.shadow.options()
+        if missing := [name for name in ("answers", "record") if name not in {**section, **options}]:
+            raise SettingsError(
+                f"the configuration has no section shadow, and {' and '.join(missing)} not given: pass "
+                "answers= and record=, or add shadow: {answers: large, record: shadow.jsonl}"
+            )
+        parts = parts or build_parts(made)
         given: dict[str, Any] = {
             "policy": made.policy.build(),
             "budget": made.budget,
             "prices": made.prices if "prices" in made.model_fields_set else None,
+            "large_alone": made.large_alone,
             **made.settings.model_dump(),
         }
-        return cls(parts.small, parts.large, parts.scorer, **{**given, **options})
+        return cls(parts.small, parts.large, parts.scorer, **{**given, **section, **options})
 
     # What runs in the worker's thread
 

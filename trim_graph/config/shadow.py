@@ -1,0 +1,102 @@
+"""The section ``shadow`` of a configuration: an application answers with one model, and routing runs beside.
+
+    shadow: {answers: large, record: shadow.jsonl, rate: 0.1}
+
+Without the section the same configuration routes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+from langchain_core.messages import AIMessage, BaseMessage
+from pydantic import BeforeValidator, Field, model_validator
+
+from trim_graph.budget import Quota
+from trim_graph.errors import SettingsError
+from trim_graph.policies import Policy, large_only, small_only
+from trim_graph.settings import ConfigSection
+
+from .schema import placed_beside
+
+
+class ShadowSection(ConfigSection):
+    """Options of `trim_graph.Shadow`, which documents each.
+
+    Attributes:
+        answers: Model that answers alone.
+        record: File of the records, ``.jsonl`` or ``.db``; relative to the configuration file.
+        rate: Share of the answers that are examined.
+        run_rate: Share of these that are routed from the beginning, with large calls.
+        budget: Limits of all these runs together.
+        text: Whether records hold texts; else digests.
+        capacity: Most answers that wait.
+        concurrency: Most answers examined at once.
+        timeout: Seconds after which the examination of an answer fails.
+        sampling_seed: Makes the sampling repeatable.
+    """
+
+    answers: Literal["large", "small"]
+    record: Annotated[Path, BeforeValidator(placed_beside)]
+    rate: float = Field(default=1.0, ge=0, le=1)
+    run_rate: float = Field(default=0.0, ge=0, le=1)
+    budget: Quota | None = None
+    text: bool = False
+    capacity: int = Field(default=64, ge=1)
+    concurrency: int = Field(default=2, ge=1)
+    timeout: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    sampling_seed: int | None = None
+
+    @model_validator(mode="after")
+    def _limited(self) -> ShadowSection:
+        if self.run_rate and self.budget is None:
+            raise ValueError(
+                f"run_rate is {self.run_rate:g}, so the shadow calls the large model, and no budget limits "
+                "it: add budget: {large_tokens: 100000}"
+            )
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """Returns the keywords of `trim_graph.Shadow`."""
+        names = {"budget": "shadow_budget"}
+        return {names.get(name, name): getattr(self, name) for name in type(self).model_fields}
+
+
+class AnswerWatcher(Protocol):
+    """A shadow, as far as a graph needs it: `trim_graph.Shadow` is one."""
+
+    @property
+    def answers(self) -> Literal["large", "small"]:
+        """Model that the application answers with."""
+        ...
+
+    def observe(self, messages: Sequence[BaseMessage], answer: AIMessage) -> None:
+        """Takes the answer of a graph."""
+        ...
+
+
+def policy_beside(section: ShadowSection | None, shadow: AnswerWatcher | None) -> Policy | None:
+    """Returns the policy by which a graph answers while a shadow routes beside it; None without one.
+
+    Args:
+        section: The section of the configuration.
+        shadow: What was built of it.
+
+    Raises:
+        SettingsError: There is a section and no shadow, or they name two models.
+    """
+    if shadow is None:
+        if section is not None:
+            raise SettingsError(
+                f"the section shadow has the {section.answers} model answer and routing run beside it: pass "
+                "shadow=Shadow.from_config(config), or leave the section out to route"
+            )
+        return None
+    if section is not None and section.answers != shadow.answers:
+        raise SettingsError(
+            f"shadow.answers is {section.answers}, and the shadow that was passed is of an application that "
+            f"answers with the {shadow.answers} model: make it by Shadow.from_config(config)"
+        )
+    return large_only() if shadow.answers == "large" else small_only()
