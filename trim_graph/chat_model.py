@@ -41,7 +41,7 @@ from .policies.base import AnyPolicy
 from .routing import RunView
 from .segmentation import separator_of
 from .settings import RunSettings
-from .state import Step, TrimState, reduce_state
+from .state import DecisionRecord, Step, TrimState, reduce_state
 from .summary import summarise, usage_of
 
 _LANGCHAIN_KWARGS = {"stream"}  # passed by LangChain itself
@@ -372,6 +372,10 @@ class Answer:
         self._held = seen[max(cut, 0) :]
         return seen[: max(cut, 0)]
 
+    def _outcomes(self) -> list[dict[str, Any]]:
+        view = RunView(self._state)
+        return step_outcomes(view.steps, view.scores, self._state["decisions"])
+
     def last(self) -> ChatGenerationChunk:
         """Returns the last chunk: the text held back, metadata and usage."""
         final = self._final
@@ -389,23 +393,25 @@ class Answer:
         return ChatGenerationChunk(
             message=AIMessageChunk(
                 content=self._held,
-                response_metadata={**metadata, "trim_steps": _outcomes(RunView(self._state))},
+                response_metadata={**metadata, "trim_steps": self._outcomes()},
                 usage_metadata=usage,
                 chunk_position="last",
             )
         )
 
 
-def _outcomes(view: RunView) -> list[dict[str, Any]]:
+def step_outcomes(
+    steps: Sequence[Step], scores: Sequence[float | None], decisions: Sequence[DecisionRecord]
+) -> list[dict[str, Any]]:
     """Returns who wrote each step, its tokens and score, and what was decided on it; no text."""
-    decisions = {record["step"]: record for record in view.state["decisions"]}
+    decided = {record["step"]: record for record in decisions}
     outcomes: list[dict[str, Any]] = []
-    for index, (step, score) in enumerate(zip(view.steps, view.scores, strict=True)):
+    for index, (step, score) in enumerate(zip(steps, scores, strict=True)):
         outcome: dict[str, Any] = {
             key: value for key, value in step.items() if key in ("writer", "tokens", "why")
         }
         outcome["score"] = score
-        for key, value in decisions.get(index, {}).items():
+        for key, value in decided.get(index, {}).items():
             if key == "score":  # of the draft, which was perhaps rejected
                 outcome["draft_score"] = value
             elif key not in ("step", "discarded", "part"):

@@ -128,7 +128,7 @@ def test_sampling_of_a_request_reaches_both_models(serve):
     [
         ({"model": "gpt-4"}, 404, "model_not_found"),
         ({"model": "trim:quality=0.02"}, 404, "model_not_found"),
-        ({"tools": [{"type": "function"}]}, 400, "unsupported_value"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "unsupported_value"),
         ({"messages": [*QUESTION, {"role": "assistant", "content": "4"}]}, 400, "invalid_value"),
         ({"messages": [{"role": "user", "content": " "}]}, 400, "invalid_value"),
         ({"wrong": 1}, 400, "unknown_parameter"),

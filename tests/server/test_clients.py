@@ -58,6 +58,8 @@ def test_openai_sends_the_field_trim_and_reads_errors(client):
             model="trim", messages=QUESTION, tools=[{"type": "function", "function": {"name": "f"}}]
         )
     assert (refused.value.param, refused.value.type) == ("tools", "invalid_request_error")
+    assert "the small model of this server takes no tools" in refused.value.message
+    assert "the small model of this server takes no tools" in refused.value.message
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(
             model="trim", messages=QUESTION, response_format={"type": "json_object"}
@@ -113,7 +115,7 @@ async def test_langchain_asks_it_as_any_other_model(served):
         whole = chunk if whole is None else whole + chunk
     assert whole.text == TEXT
     assert whole.usage_metadata["output_tokens"] == answer.usage_metadata["output_tokens"]
-    with pytest.raises(openai.BadRequestError, match="tools: it is not supported"):
+    with pytest.raises(openai.BadRequestError, match="the small model of this server takes no tools"):
         model.bind_tools([{"type": "function", "function": {"name": "f", "parameters": {}}}]).invoke("x")
     with pytest.raises(openai.BadRequestError, match="has no schema"):
         model.with_structured_output(method="json_mode").invoke("x")

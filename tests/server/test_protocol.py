@@ -11,6 +11,7 @@ from trim_graph.server.errors import ApiError
 from trim_graph.server.protocol import ChatCompletionRequest, read_request
 
 ASKED = {"model": "trim", "messages": [{"role": "user", "content": "2 + 2?"}]}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
 def read(**more):
@@ -75,8 +76,6 @@ def test_settings_that_ask_for_nothing_are_taken(neutral):
     [
         ("n", 2),
         ("n", True),
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
         ("function_call", {"name": "f"}),
         ("response_format", {"type": "json_object"}),
@@ -116,11 +115,34 @@ def test_settings_that_cannot_be_kept_are_refused_by_name(name, value):
         ({**ASKED, "messages": [{"role": "user", "content": 3}]}, "messages[0].content", "invalid_type"),
         ({**ASKED, "messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
         ({**ASKED, "messages": [{"role": "king", "content": "x"}]}, "messages[0].role", "invalid_value"),
-        ({**ASKED, "messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "unsupported_value"),
+        ({**ASKED, "messages": [{"role": "tool", "content": "x"}]}, "messages[0]", "invalid_value"),
+        (
+            {**ASKED, "messages": [{"role": "function", "content": "x"}]},
+            "messages[0].role",
+            "unsupported_value",
+        ),
         (
             {**ASKED, "messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]},
-            "messages[0].tool_calls",
+            "messages[0].tool_calls[0].id",
+            "missing_required_parameter",
+        ),
+        (
+            {**ASKED, "messages": [{"role": "tool", "content": "x", "tool_call_id": "a"}]},
+            None,
+            "invalid_value",
+        ),
+        ({**ASKED, "tools": [{"type": "function"}]}, "tools[0].function", "missing_required_parameter"),
+        (
+            {**ASKED, "tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
+            "tools[0].function.strict",
             "unsupported_value",
+        ),
+        ({**ASKED, "tools": [TOOL, TOOL]}, None, "invalid_value"),
+        ({**ASKED, "tool_choice": "required"}, None, "invalid_value"),
+        (
+            {**ASKED, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+            None,
+            "invalid_value",
         ),
         (
             {**ASKED, "messages": [{"role": "user", "content": "x", "mood": 1}]},
@@ -164,6 +186,34 @@ def test_the_field_trim_may_be_short():
     assert read(trim={"quality": 0.02}).trim.as_point() == "quality=0.02"
     assert read(trim={"model": "large"}).trim.as_point() == "large"
     assert read(trim={"budget": {"large_tokens": 5}}).trim.as_point() is None
+
+
+CALL = {"id": "call-1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+
+
+def test_tools_their_calls_and_their_results_are_read():
+    called = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    result = {"role": "tool", "tool_call_id": "call-1", "content": "4"}
+    request = read(
+        messages=[*ASKED["messages"], called, result], tools=[TOOL], parallel_tool_calls=False, stop="x"
+    )
+    assert (request.is_turn, request.offered_tools, request.langchain_tool_choice) == (True, [TOOL], None)
+    assert request.turn_settings == {"stop": ["x"], "parallel_tool_calls": False}
+    _, turn, answer = request.conversation()
+    assert (turn.content, turn.tool_calls[0]["args"]) == ("", {"x": 1})
+    assert (answer.tool_call_id, answer.name, answer.content) == ("call-1", "f", "4")
+    broken = {**CALL, "function": {"name": "f", "arguments": '{"x": '}}
+    sent_back = {**called, "tool_calls": [broken], "content": "I call"}
+    _, turn, _ = read(messages=[*ASKED["messages"], sent_back, result]).conversation()
+    assert (turn.text, turn.invalid_tool_calls[0]["args"]) == ("I call", '{"x": ')
+
+
+def test_the_choice_of_a_tool_is_kept():
+    named = {"type": "function", "function": {"name": "f"}}
+    assert read(tools=[TOOL], tool_choice=named).langchain_tool_choice == "f"
+    assert read(tools=[TOOL], tool_choice="required").langchain_tool_choice == "any"
+    nothing = read(tools=[TOOL], tool_choice="none", parallel_tool_calls=False)
+    assert (nothing.is_turn, nothing.offered_tools, nothing.turn_settings) == (False, [], {})
 
 
 JSON = st.recursive(

@@ -399,7 +399,7 @@ class Answer:
                 text += part
             elif part is not None:
                 end = part
-        content = self._head.completion(text, end.finish_reason, end.usage, self._trim(end))
+        content = self._head.completion(text, end.finish_reason, end.usage, self._trim(end), end.tool_calls)
         return JSONResponse(content, headers=self.headers | _decided(end.summary))
 
     async def events(self, first: str | Ended) -> AsyncGenerator[str]:
@@ -420,6 +420,9 @@ class Answer:
                 elif isinstance(part, str):
                     yield _event(self._head.chunk({"content": part}, **usage))
                 else:
+                    for index, call in enumerate(part.tool_calls):
+                        delta = {"tool_calls": [{"index": index, **call}]}
+                        yield _event(self._head.chunk(delta, **usage))
                     yield _event(self._head.chunk({}, part.finish_reason, trim=self._trim(part), **usage))
                     if with_usage:
                         yield _event(self._head.usage_chunk(part.usage))

@@ -6,10 +6,11 @@ What cannot be kept is refused by name. Nothing that could change an answer is i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, LiteralString
 
-from langchain_core.messages import BaseMessage, convert_to_messages
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage, convert_to_messages
+from langchain_core.messages.tool import invalid_tool_call, tool_call
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
@@ -17,14 +18,12 @@ from .errors import ApiError, of_validation
 
 _UNSUPPORTED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "n": ((1,), "one question has one answer here: send the request n times"),
-    "tools": (([],), "an answer is routed step by step, and its steps are text: give tools to another model"),
-    "tool_choice": (("none", "auto"), "there are no tools here"),
-    "functions": (([],), "there are no functions here"),
-    "function_call": (("none", "auto"), "there are no functions here"),
+    "functions": (([],), "give tools, which replaced them"),
+    "function_call": (("none", "auto"), "give tool_choice, which replaced it"),
     "response_format": (
         ({"type": "text"},),
-        "a solution written step by step has no schema: ask in the prompt for the form of its last step, or "
-        "have another model put the solution into the schema",
+        "a solution written step by step has no schema: ask in the prompt for the form of its last step, "
+        "give the schema as a tool, or have another model put the solution into it",
     ),
     "logprobs": ((False,), "the steps are of two models, whose probabilities do not compare"),
     "top_logprobs": ((0,), "the steps are of two models, whose probabilities do not compare"),
@@ -48,12 +47,11 @@ _NO_EFFECT = (
     "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
-    "parallel_tool_calls",
 )
-"""Settings that never change the text of an answer that has no tools."""
+"""Settings that never change an answer."""
 
-_NOT_TEXT = ("tool_calls", "function_call", "tool_call_id", "audio")
-"""Keys of messages that hold something else than text and images."""
+_NOT_TEXT = ("function_call", "audio")
+"""Keys of messages that hold something else than text, images and tool calls."""
 
 
 class _Strict(BaseModel):
@@ -81,26 +79,97 @@ class ImagePart(_Strict):
     image_url: ImageUrl
 
 
+ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class CalledFunction(_Strict):
+    """Name and arguments of a tool call; the arguments are JSON unless a model has failed."""
+
+    name: str
+    arguments: str
+
+
+class CalledTool(_Strict):
+    """A tool call in an assistant's message."""
+
+    id: str = Field(min_length=1)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Function(_Strict):
+    """What a tool does and takes."""
+
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    @field_validator("strict")
+    @classmethod
+    def _not_strict(cls, wanted: bool | None) -> bool | None:
+        if wanted:
+            raise PydanticCustomError(
+                "unsupported_value",
+                "neither model is held to a schema here: leave it out, and check the arguments",
+            )
+        return wanted
+
+
+class Tool(_Strict):
+    """A tool that the client executes."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class ChosenFunction(_Strict):
+    """Name of the tool that must be called."""
+
+    name: ToolName
+
+
+class ChosenTool(_Strict):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: ChosenFunction
+
+
 class Message(_Strict):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
     name: str | None = None
+    tool_calls: list[CalledTool] = Field(default_factory=list)
+    tool_call_id: str | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _of_a_client(cls, given: Any) -> Any:
-        """Leaves out what is null or empty, as clients send an answer back, and refuses tools by name."""
+        """Leaves out what is null or empty, as clients send an answer back, and refuses functions by name."""
         if not isinstance(given, Mapping):
             return given
-        if given.get("role") in ("tool", "function"):
-            raise _unsupported(cls, "role", "tools are not supported: answers are text")
+        if given.get("role") == "function":
+            raise _unsupported(cls, "role", "functions are not supported: give tools, which replaced them")
         for key in _NOT_TEXT:
             if given.get(key):
-                raise _unsupported(cls, key, "messages are text here, or images")
+                raise _unsupported(cls, key, "messages are text here, images or tool calls")
         kept = {key: value for key, value in given.items() if value is not None and value != []}
-        return {**kept, "content": given["content"]} if "content" in given else kept
+        if given.get("role") == "assistant" and given.get("tool_calls"):
+            kept.setdefault("content", "")
+        elif "content" in given:
+            kept["content"] = given["content"]
+        return kept
+
+    @model_validator(mode="after")
+    def _of_its_role(self) -> Message:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("tool_calls are the assistant's")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("a message of the role tool, and no other, has a tool_call_id")
+        return self
 
     @field_validator("content", mode="before")
     @classmethod
@@ -183,6 +252,9 @@ class ChatCompletionRequest(_Strict):
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    tools: list[Tool] = Field(default_factory=list)
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool = "auto"
+    parallel_tool_calls: bool = True
     trim: TrimOptions = TrimOptions()
 
     @model_validator(mode="before")
@@ -213,6 +285,22 @@ class ChatCompletionRequest(_Strict):
             raise ValueError("max_tokens and max_completion_tokens are both given: they are one limit")
         return self
 
+    @model_validator(mode="after")
+    def _consistent_tools(self) -> ChatCompletionRequest:
+        names = [tool.function.name for tool in self.tools]
+        if len(set(names)) < len(names):
+            raise ValueError("tools has two tools of one name")
+        if self.tool_choice not in ("none", "auto") and not names:
+            raise ValueError("tool_choice asks for a tool, and there are no tools")
+        if isinstance(self.tool_choice, ChosenTool) and self.tool_choice.function.name not in names:
+            raise ValueError("tool_choice names a tool that is not in tools")
+        called: set[str] = set()
+        for message in self.messages:
+            called |= {call.id for call in message.tool_calls}
+            if message.tool_call_id is not None and message.tool_call_id not in called:
+                raise ValueError("a message of the role tool answers a call that no message before it makes")
+        return self
+
     @property
     def limit(self) -> int | None:
         """Tokens of accepted steps after which the answer ends."""
@@ -224,9 +312,71 @@ class ChatCompletionRequest(_Strict):
         given = {"temperature": self.temperature, "top_p": self.top_p}
         return {name: value for name, value in given.items() if value is not None}
 
+    @property
+    def is_turn(self) -> bool:
+        """Whether the answer is one turn of an agent: it may call tools, or follows such calls."""
+        return bool(self.offered_tools) or any(
+            message.tool_calls or message.role == "tool" for message in self.messages
+        )
+
+    @property
+    def offered_tools(self) -> list[dict[str, Any]]:
+        """The tools that the models may call, as OpenAI has them."""
+        if self.tool_choice == "none":
+            return []
+        return [tool.model_dump(exclude_none=True) for tool in self.tools]
+
+    @property
+    def langchain_tool_choice(self) -> str | None:
+        """The choice as LangChain's models take it: None lets the model choose."""
+        if isinstance(self.tool_choice, ChosenTool):
+            return self.tool_choice.function.name
+        return "any" if self.tool_choice == "required" else None
+
+    @property
+    def turn_settings(self) -> dict[str, Any]:
+        """Settings of a turn that both models get, besides `sampling`."""
+        settings: dict[str, Any] = {"stop": self.stop} if self.stop else {}
+        if self.offered_tools and not self.parallel_tool_calls:
+            settings["parallel_tool_calls"] = False
+        return settings
+
     def conversation(self) -> list[BaseMessage]:
         """Returns the messages as LangChain has them."""
-        return convert_to_messages([message.model_dump(exclude_none=True) for message in self.messages])
+        names = {call.id: call.function.name for message in self.messages for call in message.tool_calls}
+        return [_converted(message, names) for message in self.messages]
+
+
+def _converted(message: Message, names: Mapping[str, str]) -> BaseMessage:
+    """Returns a message as LangChain has it.
+
+    Args:
+        message: The message.
+        names: Names of the tools by the ids of their calls.
+    """
+    given = message.model_dump(exclude_none=True, exclude={"tool_calls", "tool_call_id"})
+    if message.tool_call_id is not None:
+        return ToolMessage(
+            given["content"], tool_call_id=message.tool_call_id, name=names.get(message.tool_call_id)
+        )
+    if not message.tool_calls:
+        (converted,) = convert_to_messages([given])
+        return converted
+    answer = AIMessage(given["content"], name=message.name)
+    for call in message.tool_calls:
+        try:
+            arguments = json.loads(call.function.arguments)
+        except (ValueError, RecursionError):
+            arguments = None
+        if isinstance(arguments, dict):
+            answer.tool_calls.append(tool_call(name=call.function.name, args=arguments, id=call.id))
+        else:
+            answer.invalid_tool_calls.append(
+                invalid_tool_call(
+                    name=call.function.name, args=call.function.arguments, id=call.id, error="no JSON object"
+                )
+            )
+    return answer
 
 
 def _unsupported(
@@ -275,10 +425,17 @@ class Head:
         self._common = {"id": answer_id, "created": created, "model": model}
 
     def completion(
-        self, text: str, finish_reason: str, usage: dict[str, Any], trim: dict[str, Any]
+        self,
+        text: str,
+        finish_reason: str,
+        usage: dict[str, Any],
+        trim: dict[str, Any],
+        tool_calls: Sequence[dict[str, Any]] = (),
     ) -> dict[str, Any]:
         """Returns a whole answer."""
-        message = {"role": "assistant", "content": text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if tool_calls:
+            message |= {"content": text or None, "tool_calls": list(tool_calls)}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
         return {
             **self._common,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
@@ -18,10 +18,12 @@ from trim_graph.chat_model import TrimChatModel
 from trim_graph.config import Parts, TrimConfig, build_graph
 from trim_graph.shadow import Shadow
 from trim_graph.state import Summary
+from trim_graph.summary import usage_of
 
 from .errors import ApiError, of_run
 from .operating_points import OperatingPoint, tightened
 from .protocol import ChatCompletionRequest
+from .turns import TurnSolver
 
 logger = logging.getLogger("trim_graph.server")
 _SAMPLINGS_KEPT = 16
@@ -51,16 +53,18 @@ class Ended(NamedTuple):
     """The end of an answer.
 
     Attributes:
-        finish_reason: ``stop`` or ``length``.
+        finish_reason: ``stop``, ``tool_calls`` or ``length``.
         usage: Usage of both models together, in OpenAI's shape.
         summary: Summary of the run.
         steps: Writer, tokens, score and decision of each step.
+        tool_calls: Calls of a turn, in OpenAI's shape.
     """
 
     finish_reason: str
     usage: dict[str, Any]
     summary: Summary
     steps: list[dict[str, Any]]
+    tool_calls: Sequence[dict[str, Any]] = ()
 
 
 class Solver:
@@ -80,6 +84,7 @@ class Solver:
         self._config = config.model_copy(update={"shadow": None})
         self._parts, self._ledger, self._shadow = parts, ledger, shadow
         self._model = lru_cache(_SAMPLINGS_KEPT)(self._build)
+        self._turns = TurnSolver(config, parts, ledger)
 
     def check(self) -> None:
         """Builds the graph, so that parts that do not go together are found before the first request.
@@ -106,7 +111,7 @@ class Solver:
         """
         begun = time.monotonic()
         try:
-            async for part in self._run(question):
+            async for part in self._turn(question) if question.request.is_turn else self._run(question):
                 yield part
         except ApiError:
             raise
@@ -123,13 +128,31 @@ class Solver:
                 )
             raise wrong from error
 
-    async def _run(self, question: Question) -> AsyncGenerator[str | Ended]:
-        request = question.request
+    def _settings(self, question: Question) -> dict[str, Any]:
+        """Returns the fields of `trim_graph.TrimContext` that a question sets, but for limits."""
         settings: dict[str, Any] = dict(question.point.settings)
         if question.owner is not None and self._config.quotas.user is not None:
             settings["user"] = question.owner
-        if request.seed is not None:
-            settings["seed"] = request.seed
+        if question.request.seed is not None:
+            settings["seed"] = question.request.seed
+        return settings
+
+    async def _turn(self, question: Question) -> AsyncGenerator[str | Ended]:
+        """Yields the text of a turn, if it has some, and its end."""
+        request, settings = question.request, self._settings(question)
+        if (budget := tightened(self._config.budget, request.trim.budget, None)) is not None:
+            settings["budget"] = budget
+        turn = await self._turns.route(request, settings)
+        if self._shadow is not None and question.point.kind == "shadow":
+            self._shadow.skip()
+        _check_quota(turn.summary, is_empty=turn.message is None)
+        if turn.message is not None and (text := str(turn.message.text)):
+            yield text
+        usage = _usage(usage_of(turn.summary["usage"]))
+        yield Ended(turn.finish_reason, usage, turn.summary, turn.outcome, turn.tool_calls)
+
+    async def _run(self, question: Question) -> AsyncGenerator[str | Ended]:
+        request, settings = question.request, self._settings(question)
         budget = tightened(self._config.budget, request.trim.budget, request.limit)
         if budget is not None:
             settings["budget"] = budget
@@ -175,15 +198,24 @@ class Solver:
 def _ended(chunk: AIMessageChunk) -> Ended:
     metadata = chunk.response_metadata
     summary: Summary = metadata["trim"]
-    if summary["stopped"] == "budget" and not any(summary["steps"].values()) and _is_quota_spent(summary):
+    _check_quota(summary, is_empty=not any(summary["steps"].values()))
+    assert chunk.usage_metadata is not None
+    return Ended(metadata["finish_reason"], _usage(chunk.usage_metadata), summary, metadata["trim_steps"])
+
+
+def _check_quota(summary: Summary, *, is_empty: bool) -> None:
+    """Refuses an answer that a spent quota has left empty.
+
+    Raises:
+        ApiError: 429, it has.
+    """
+    if summary["stopped"] == "budget" and is_empty and _is_quota_spent(summary):
         raise ApiError(
             429,
             "the quota of this API key is spent",
             kind="insufficient_quota",
             code="insufficient_quota",
         )
-    assert chunk.usage_metadata is not None
-    return Ended(metadata["finish_reason"], _usage(chunk.usage_metadata), summary, metadata["trim_steps"])
 
 
 def _named_max_tokens(ended: Ended) -> Ended:
