@@ -8,7 +8,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from trim_graph.budget import Budget
 from trim_graph.config import make_config
 from trim_graph.errors import SettingsError
-from trim_graph.policies import small_only
+from trim_graph.policies import small_only, threshold
 from trim_graph.settings import ContextSettings, RunSettings, Settings, TrimContext, Unset, overridden
 
 SETTINGS = Settings(max_steps=9)
@@ -73,6 +73,14 @@ def test_a_wrong_override_is_refused_by_its_name(wrong: Any):
     named = next(iter(wrong)) if isinstance(wrong, dict) else "7"
     with pytest.raises(SettingsError, match=named):
         overridden(SETTINGS, {"trim": wrong})
+
+
+def test_a_policy_object_in_a_context_is_refused_with_what_is_taken():
+    for given in (threshold(0.5), lambda seen: "accept"):
+        with pytest.raises(ValueError, match=r"a call takes a policy by its name: small, large, a threshold"):
+            TrimContext(policy=given)  # type: ignore[arg-type]
+        with pytest.raises(SettingsError, match=r"an object is for policy= of create_trim_graph"):
+            overridden(SETTINGS, {"trim": {"policy": given}})
 
 
 @dataclass

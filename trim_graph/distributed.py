@@ -23,7 +23,7 @@ from typing import Any
 
 from trim_graph.config import TrimConfig
 from trim_graph.config.schema import models_of
-from trim_graph.errors import SettingsError, TrimError, shown_address
+from trim_graph.errors import SettingsError, TrimError, counted, shown_address
 from trim_graph.evaluation.arms import code_identity
 from trim_graph.evaluation.runner import Item, Models, Result, Task, run_each
 
@@ -185,7 +185,8 @@ class RayExecutor:
             self._live.remove(worker)
             self._kill(worker.actor)
             _report(
-                f"the worker at {worker.place} died; its {worker.busy} questions are run by another: "
+                f"the worker at {worker.place} died; its "
+                f"{counted(worker.busy, 'question is', 'questions are')} run by another: "
                 f"{_reason(error)}"
             )
             self._start_one()

@@ -206,6 +206,17 @@ def nearest(given: str, known: Sequence[str]) -> str:
     return f"{hint} There are: {', '.join(known)}" if known else hint
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Returns a number with its noun, as in ``1 question`` and ``2 questions``.
+
+    Args:
+        number: The number.
+        noun: In the singular; a verb may follow, as in ``question is``.
+        plural: Default: the noun with an s.
+    """
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 class KnownFields(BaseModel):
     """Base of settings that users write in code: an error about an unknown field says which there are."""
 

@@ -241,6 +241,13 @@ class TrimContext(_Overrides):
     @field_validator("policy", mode="before")
     @classmethod
     def _policy_named(cls, given: Any) -> Any:
+        if not isinstance(given, str | int | float | Mapping | None):
+            # A run stores its settings as JSON, so that it can be resumed.
+            raise ValueError(
+                f"policy is {given!r}, an object, and a call takes a policy by its name: small, large, a "
+                'threshold in [0, 1], or a mapping such as {"type": "threshold", "t": 0.5}; an object is for '
+                "policy= of create_trim_graph"
+            )
         return policy_mapping(given)
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
 from .budget.usage import StepWriter, Usage, lookahead_usage, total_cost, warming_usage
 from .conversation import extract_answer
+from .errors import counted
 from .routing import RunView
 from .savings import net_savings
 from .segmentation import Part, join_steps
@@ -28,7 +29,8 @@ def summarise(view: RunView) -> Summary:
         text = settings.thinking.answer_in(text, steps[0] if steps else None)
     if usage["overshoot_tokens"]:
         notes.append(
-            f"the large model ignored max_tokens and wrote {usage['overshoot_tokens']} tokens too many"
+            "the large model ignored max_tokens and wrote "
+            f"{counted(usage['overshoot_tokens'], 'token')} too many"
         )
     by_writer: dict[StepWriter, int] = {"small": writers["small"], "large": writers["large"]}
     accepted: dict[StepWriter, int] = {"small": small, "large": large}

@@ -63,7 +63,7 @@ def test_a_report_of_a_shadow(run, tmp_path):
         sink.close()
         result = run("report", tmp_path / name, "--max-loss", 0.01)
         assert result.exit_code == 0, result.output
-        assert "1 of 1 records failed" in result.stdout
+        assert "1 of 1 record failed (application=large, kind=walk), by ScorerError (1)" in result.stdout
         assert "Undecided" in result.stdout
         assert (tmp_path / "shadow.html").read_text("utf-8").startswith("<!doctype html>")
         assert json.loads(run("report", tmp_path / name, "--json").stdout)["max_loss"] == 0.02

@@ -33,6 +33,7 @@ from langgraph.checkpoint.base import CheckpointTuple
 
 from trim_graph import process
 from trim_graph.budget.usage import Usage, add_usage
+from trim_graph.errors import counted
 from trim_graph.routing.view import settings_of
 from trim_graph.runtime import CHECKPOINTER, Invocation, emit
 from trim_graph.state import TrimState
@@ -211,7 +212,7 @@ def charge_interrupted_calls(
 
 def charge_note(how: str, tokens: int) -> str:
     """Returns the note on a charge for a call that reported no usage."""
-    return f"a call of the large model {how}; {tokens} tokens were charged for it"
+    return f"a call of the large model {how}; {counted(tokens, 'token was', 'tokens were')} charged for it"
 
 
 def stored_calls(state: TrimState, config: RunnableConfig) -> set[str]:

@@ -41,6 +41,7 @@ from trim_graph.errors import (
     FailedAttempts,
     ModelServerError,
     SettingsError,
+    counted,
     is_context_full,
 )
 from trim_graph.routing.view import RunView
@@ -706,7 +707,8 @@ def _timed_out(call: Call, error: Exception, seconds: float) -> Update:
     if writer == "large":
         before = usage["unaccounted_tokens"]
         usage = charge_lost(usage, writer, attempts_of(error), **call.unreported())
-        note += f"; {usage['unaccounted_tokens'] - before} tokens were charged for it"
+        charged = counted(usage["unaccounted_tokens"] - before, "token was", "tokens were")
+        note += f"; {charged} charged for it"
     update = {"usage": usage, "draft": None, "in_flight": None, "stopped": "deadline"}
     return add_note(call, update, note)
 

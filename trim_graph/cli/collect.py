@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trim_graph.config import TrimConfig, for_measuring
-from trim_graph.errors import SettingsError, TrimError
+from trim_graph.errors import SettingsError, TrimError, counted
 from trim_graph.evaluation.arms import identity_of
 from trim_graph.evaluation.datasets import Dataset, make_dataset
 from trim_graph.evaluation.experiment import WorkItems
@@ -80,7 +80,7 @@ class _Collection:
     def progress(self, journal: Journal) -> str:
         """Says how far it is."""
         failed = f", {self.errors} of them failed now" if self.errors else ""
-        return f"{len(journal.finished)} questions{failed}"
+        return f"{counted(len(journal.finished), 'question')}{failed}"
 
     def run(self, journal: Journal, executor: Executor) -> None:
         """Runs what is left.

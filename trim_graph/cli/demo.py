@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from trim_graph.config import Parts, TrimConfig, build_graph, example_config
-from trim_graph.errors import SettingsError, TrimError
+from trim_graph.errors import SettingsError, TrimError, counted
 from trim_graph.evaluation import (
     ArmMetrics,
     Difference,
@@ -317,7 +317,7 @@ def show_table(demo: Demo) -> None:
         console.print(f"in brackets: 95 % intervals, paired bootstrap, {RESAMPLES} resamples")
     errors = {name: row["errors"] for name, row in metrics.items() if row["errors"]}
     for name, count in errors.items():
-        console.print(f"{name}: {count} of {options.n} questions failed and count as wrong")
+        console.print(f"{name}: {count} of {counted(options.n, 'question')} failed and count as wrong")
 
 
 def _figure(value: float | None, within: Interval | None, form: str = ".3f") -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_graph.budget import Prices
-from trim_graph.errors import InputError, SettingsError
+from trim_graph.errors import InputError, SettingsError, counted
 from trim_graph.evaluation.arms import (
     REFERENCES,
     Arm,
@@ -170,7 +170,8 @@ class Evaluation:
         n = count_questions("--validation", given, dataset, request.validation_n, VALIDATION_N)
         if shared := shared_questions(self.dataset, self.n, dataset, n):
             self.leak = (
-                f"{shared} of the {n} questions of --validation are among those of --dataset: what is fitted "
+                f"{shared} of the {n} questions of --validation {'is' if shared == 1 else 'are'} among "
+                "those of --dataset: what is fitted "
                 "on them, router and kind, looks better here than it is"
             )
         return dataset, n
@@ -231,7 +232,7 @@ class Evaluation:
         runs = self.n * self.request.samples
         names = [arm.name for arm in self.arms] + list(self.baselines)
         print(
-            f"{runs} runs an arm: small, large, {', '.join(names)}",
+            f"{counted(runs, 'run')} an arm: small, large, {', '.join(names)}",
             file=sys.stderr,
             flush=True,
         )
@@ -274,7 +275,7 @@ def count_questions(option: str, named: str, dataset: Dataset, wanted: int | Non
     if there is None:
         return default if wanted is None else wanted
     if wanted is not None and wanted > there:
-        raise SettingsError(f"{option} {named} has {there} questions; {wanted} are wanted")
+        raise SettingsError(f"{option} {named} has {counted(there, 'question')}; {wanted} are wanted")
     n = there if wanted is None else wanted
     read_through(dataset, n)
     return n
@@ -324,7 +325,8 @@ def show(summary: RunSummary, folder: Path, *, as_json: bool) -> None:
     console = Console(plain_width=WIDTH)
     samples = f", {summary['samples']} samples of each" if summary["samples"] > 1 else ""
     console.print(
-        f"{summary['n']} questions of {summary['dataset']['name']}{samples}, {summary['concurrency']} at "
+        f"{counted(summary['n'], 'question')} of {summary['dataset']['name']}{samples}, "
+        f"{summary['concurrency']} at "
         "a time; 95 % intervals by bootstrap, paired between arms"
     )
     console.print(_accuracy(summary))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from trim_graph.config import TrimConfig
 from trim_graph.config.schema import scorer_parts
-from trim_graph.errors import InputError, SettingsError, TrimError
+from trim_graph.errors import InputError, SettingsError, TrimError, counted
 from trim_graph.evaluation.arms import identity_of
 from trim_graph.evaluation.runner import MAX_CONSECUTIVE_FAILURES
 from trim_graph.evaluation.scorer_metrics import (
@@ -303,14 +303,14 @@ def _show(
         console.print(f"average F1: {mean:.3f}")
     failed = sum(found["errors"] for found in metrics.values())
     if failed:
-        console.print(f"the scorer failed on {failed} solutions, which count as judged wrong in the F1")
+        console.print(f"the scorer failed on {counted(failed, 'solution')}: judged wrong in the F1")
 
 
 def verdict(found: Paired | None) -> str:
     """Says whether the scorer is better than token probability."""
     if found is None:
         return "The steps with a token probability are all right or all wrong: nothing can be compared."
-    place = f"on your {found['questions']} questions ({found['n']} steps)"
+    place = f"on your {counted(found['questions'], 'question')} ({counted(found['n'], 'step')})"
     numbers = (
         f"AUC {found['auc']:.3f} against {found['auc_of_other']:.3f}, difference "
         f"{_number(found['difference'], found['difference_interval'])}"

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from trim_graph.config import TrimConfig, for_measuring
-from trim_graph.errors import SettingsError
+from trim_graph.errors import SettingsError, counted
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.arms import Judge, identity_of, judge_of
 from trim_graph.evaluation.datasets import Dataset, first_questions, make_dataset
@@ -49,7 +49,7 @@ def run_label(options: LabelOptions) -> None:
     check_trace_file(options.out)
     if options.method == "labelled":
         count = write_traces(options.out, read_labels(options.dataset))
-        print(f"{count} labelled solutions in {options.out}")
+        print(f"{counted(count, 'labelled solution')} in {options.out}")
         return
     need("cli,train", "scipy")
     work = _Labelling(options)
@@ -136,7 +136,7 @@ class _Labelling:
             return asyncio.run(self._label(executor))
         except KeyboardInterrupt as error:
             raise Interrupted(
-                f"interrupted: {self._made()} runs in {self.folder}; the same command resumes them"
+                f"interrupted: {counted(self._made(), 'run')} in {self.folder}; the same command resumes them"
             ) from error
 
     async def _label(self, executor: Executor) -> Labels | None:
@@ -194,7 +194,8 @@ class _Labelling:
             f"{factor * read:.0f} read",
         ]
         print(
-            f"estimate for {total} questions, from {pilot}: {', '.join(counts)}; {left} runs are left, about "
+            f"estimate for {counted(total, 'question')}, from {pilot}: {', '.join(counts)}; {left} "
+            "runs are left, about "
             f"{_duration(left * seconds_a_run)}",
             flush=True,
         )
@@ -266,8 +267,10 @@ def _warn_of_repeats(report: LabelReport, settings: LabelSettings) -> None:
 def _show(report: LabelReport, options: LabelOptions) -> None:
     value = "" if report.value is None else f", mean target {report.value:.3f}"
     print(
-        f"{report.solutions} labelled solutions ({report.right} end right) of {report.questions} questions, "
-        f"{report.steps} steps with a target{value}, {report.lost} first lost steps in {options.out}"
+        f"{counted(report.solutions, 'labelled solution')} ({report.right} end right) of "
+        f"{counted(report.questions, 'question')}, "
+        f"{counted(report.steps, 'step')} with a target{value}, "
+        f"{counted(report.lost, 'first lost step')} in {options.out}"
     )
     for count, what in (
         (report.repeated, "rollouts repeat another one of their question"),
@@ -278,4 +281,7 @@ def _show(report: LabelReport, options: LabelOptions) -> None:
         if count:
             print(f"  {count} {what}")
     if report.failed:
-        print(f"  {report.failed} questions failed, one with {report.error}; run them with --retry-errors")
+        print(
+            f"  {counted(report.failed, 'question')} failed, one with {report.error}; run them with "
+            "--retry-errors"
+        )

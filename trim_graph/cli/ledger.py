@@ -8,11 +8,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from trim_graph.budget.ledger import Ledger, Reservation, open_ledger
-from trim_graph.errors import InputError, SettingsError
+from trim_graph.errors import InputError, SettingsError, counted
 from trim_graph.storage.checkpoint import existing_place
 
 from .options import LedgerListOptions, LedgerReleaseOptions
-from .solve import counted
 
 
 def run_list(options: LedgerListOptions) -> None:

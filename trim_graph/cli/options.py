@@ -563,7 +563,11 @@ class CalibrateOptions(Options):
     ] = None
     save: Annotated[
         float | None,
-        typer.Option(help="Wanted: this share of the large model's tokens saved, with the least loss."),
+        typer.Option(
+            help="Wanted: at least this share of the large model's tokens saved; 0.7 leaves it 30 %. Of the "
+            "policies that save so much the one that spends most is chosen; of a list of policies, the one "
+            "that is most often right."
+        ),
     ] = None
     family: Annotated[
         list[str],

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.text import Text
 
 from trim_graph.config import TrimConfig, build_graph
-from trim_graph.errors import SettingsError, TrimError
+from trim_graph.errors import SettingsError, TrimError, counted
 from trim_graph.routing.explain import WHY_STOPPED
 from trim_graph.settings import describe
 
@@ -372,8 +372,3 @@ def saved(savings: Savings) -> str:
         if amount is not None
     ]
     return f"{', '.join(parts) or 'unknown'}; net, against an estimate of the large model alone"
-
-
-def counted(number: int, noun: str) -> str:
-    """Puts a number before its noun."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_graph.config import TrimConfig
-from trim_graph.errors import SettingsError
+from trim_graph.errors import SettingsError, counted
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.arms import identity_of
 from trim_graph.evaluation.datasets import Dataset, make_dataset
@@ -213,7 +213,8 @@ class _Recording:
 
 def _report(name: str, found: Rollouts, _round: int, left: int) -> None:
     print(
-        f"{name} questions: {found.runs} runs, {left} of {len(found)} questions with unexplored branches",
+        f"{name} questions: {counted(found.runs, 'run')}, {left} of {counted(len(found), 'question')} "
+        "with unexplored branches",
         file=sys.stderr,
         flush=True,
     )
@@ -285,7 +286,9 @@ def named_dataset(option: str, named: str) -> Dataset:
 def _first(wanted: int, option: str, named: str) -> list[Question]:
     questions = list(islice(named_dataset(option, named).questions(), wanted))
     if len(questions) < wanted:
-        raise SettingsError(f"{option} {named} has {len(questions)} questions; {wanted} are needed")
+        raise SettingsError(
+            f"{option} {named} has {counted(len(questions), 'question')}; {wanted} are needed"
+        )
     if any(question.grade is None for question in questions):
         raise SettingsError(f"{option} {named} has questions without a right answer")
     return questions
@@ -307,7 +310,8 @@ def run_query_router(options: QueryRouterOptions) -> None:
         read_examples(options.traces), validation=options.validation, seed=options.seed
     )
     print(
-        f"trained on {trained.trained_on} questions; {trained.base_rate:.3f} of all benefit from the "
+        f"trained on {counted(trained.trained_on, 'question')}; {trained.base_rate:.3f} of all benefit "
+        "from the "
         f"large model; AUC {trained.auc:.3f} on {trained.validated_on} others"
     )
     for share in options.share:

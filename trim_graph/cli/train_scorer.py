@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_graph.config import TrimConfig
-from trim_graph.errors import SettingsError, TrimError
+from trim_graph.errors import SettingsError, TrimError, counted
 
 from .common import Progress, chosen_config
 from .options import ScorerOptions
@@ -102,7 +102,7 @@ def _print(trained: TrainedScorer, options: ScorerOptions) -> None:
     for name, text in figure_rows(found):
         print(f"  {name}: {text}")
     if trained.skipped:
-        print(f"  left out as too long: {trained.skipped} solutions")
+        print(f"  left out as too long: {counted(trained.skipped, 'solution')}")
     print(f"{trained.folder}: scorer: {{type: transformers_prm, model: {_shown(trained.folder)}}}")
 
 

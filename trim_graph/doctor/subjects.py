@@ -19,6 +19,7 @@ from trim_graph.config.schema import (
     MinimumOfScorers,
     asked_by,
 )
+from trim_graph.errors import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,11 +352,11 @@ class Report:
     @property
     def verdict(self) -> str:
         """The whole in a sentence."""
-        warnings = f", {_counted(len(self.warnings), 'warning')}" if self.warnings else ""
+        warnings = f", {counted(len(self.warnings), 'warning')}" if self.warnings else ""
         if not self.errors:
             return f"no error{warnings}: this set-up does what a run needs"
         parts = ", ".join(dict.fromkeys(finding.part for finding in self.errors))
-        return f"{_counted(len(self.errors), 'error')} ({parts}){warnings}: fix them before a run"
+        return f"{counted(len(self.errors), 'error')} ({parts}){warnings}: fix them before a run"
 
     def record(self) -> dict[str, Any]:
         """The report, JSON-native."""
@@ -384,7 +385,3 @@ class Report:
                 for f in self.findings
             )
         )
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

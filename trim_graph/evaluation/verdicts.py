@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trim_graph.config import TrimConfig
+from trim_graph.errors import counted
 
 from .comparison import ADDED, LARGE, SMALL, UNKNOWN, Comparison
 from .experiment import ExperimentRunner
@@ -168,7 +169,8 @@ def _decide(comparison: Comparison, name: str, net: Metric, cost_model: CostMode
     if not cost_model.priced:
         found.append(("undecided", "Without prices nobody can say whether that pays."))
     if comparison.n < LEAST:
-        found.append(("undecided", f"{comparison.n} questions are too few to decide: take {LEAST} or more."))
+        few = counted(comparison.n, "question is", "questions are")
+        found.append(("undecided", f"{few} too few to decide: take {LEAST} or more."))
     order = ("no", "undecided", "yes")
     use: Use = min((use for use, _ in found), key=order.index, default="yes")
     return use, [reason for one, reason in found if one == use and reason]
@@ -270,7 +272,9 @@ def summarise_run(
     whole = done[LARGE].plain["large_tokens"]
     failed = {name: arm.errors for name, arm in done.items() if arm.errors}
     text = [
-        f"{count} runs of {name} failed: they count as wrong, and as free" for name, count in failed.items()
+        f"{counted(count, 'run')} of {name} failed: "
+        f"{'it counts' if count == 1 else 'they count'} as wrong, and as free"
+        for name, count in failed.items()
     ]
     return RunSummary(
         version=SUMMARY_VERSION,

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from trim_graph.errors import InputError
+from trim_graph.errors import InputError, counted
 from trim_graph.shadow.estimates import Estimate, Group, ShadowSummary, summarise_shadow
 from trim_graph.shadow.records import ShadowRecord, read_shadow
 
@@ -99,7 +99,7 @@ def _interval(one: Estimate, scale: float) -> str:
 def heading_of(group: Group) -> str:
     """Returns what the records of a group are, and how many."""
     questions, kind = group["questions"], _KINDS[group["kind"]]
-    return f"{_ANSWERS[group['application']]}: {kind}, {questions} question{'' if questions == 1 else 's'}"
+    return f"{_ANSWERS[group['application']]}: {kind}, {counted(questions, 'question')}"
 
 
 def text_of_summary(summary: ShadowSummary) -> str:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from trim_graph.errors import counted
+
 from .errors import ApiError
 
 _WEIGHT = 0.1
@@ -36,7 +38,8 @@ class Admission:
         if self.under_way >= self._most:
             raise ApiError(
                 429,
-                f"{self.under_way} questions are under way, as many as this server takes at once; try again",
+                f"{counted(self.under_way, 'question is', 'questions are')} under way, as many as this "
+                "server takes at once; try again",
                 kind="requests",
                 code="rate_limit_exceeded",
                 retry_after=self.retry_after(),

@@ -14,10 +14,12 @@ summed first, so that repeated questions do not narrow an interval. Intervals ar
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
+
+from trim_graph.errors import counted
 
 from .records import Application, Kind, ShadowRecord
 
@@ -47,6 +49,8 @@ class Group(TypedDict):
     records: int
     questions: int
     failed: int
+    errors: dict[str, int]
+    """Types of the errors of failed records, the most frequent first, with their numbers."""
     refused: int
     """Records of runs that the shadow's budget did not admit."""
     share: Estimate
@@ -119,7 +123,7 @@ class _Question:
 class _Gathered:
     questions: dict[str, _Question] = field(default_factory=lambda: defaultdict(_Question))
     records: int = 0
-    failed: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
     refused: int = 0
 
 
@@ -176,7 +180,8 @@ def _gather(into: _Gathered, record: ShadowRecord) -> None:
     into.refused += record["refused"] is not None
     would, answered = record["would"], record["answered"]
     if record["error"] is not None or would is None or answered is None:
-        into.failed += 1
+        # Its type: a message may be in the record, and repeat a text.
+        into.errors[(record["error"] or "incomplete record").partition(":")[0]] += 1
         return
     question = into.questions[record["question"]["sha256"]]
     question.answers = 1 if record["kind"] == "turn" else question.answers + 1
@@ -238,7 +243,8 @@ def _group(application: Application, kind: Kind, found: _Gathered) -> Group:
         kind=kind,
         records=found.records,
         questions=len(questions),
-        failed=found.failed,
+        failed=found.errors.total(),
+        errors=dict(found.errors.most_common()),
         refused=found.refused,
         share=share_of([(would, own) for would, own, _ in pairs]) if large else UNKNOWN,
         asked=proportion(sum(q.asked for q in questions), len(questions)),
@@ -389,7 +395,8 @@ def _verdict(
     else:
         findings = [_gains(best, graded)]
     if best["questions"] < LEAST:
-        findings.append(_Finding("undecided", f"{best['questions']} questions are too few to decide.", LEAST))
+        few = counted(best["questions"], "question is", "questions are")
+        findings.append(_Finding("undecided", f"{few} too few to decide.", LEAST))
     order = ("no", "undecided", "yes")
     use: Use = min((one.use for one in findings), key=order.index)
     end = {"yes": "Turn it on.", "no": "Do not turn it on.", "undecided": "Undecided."}[use]
@@ -402,8 +409,10 @@ def _verdict(
     if more is not None and best["questions"]:
         answers = math.ceil(more * max(counts.get("seen", 0), best["records"]) / best["questions"])
     if use == "undecided" and more:
-        end += f" With figures as these, {more} more examined questions decide"
-        end += f" (about {answers} more answers of the application)." if answers else "."
+        decide = counted(more, "more examined question decides", "more examined questions decide")
+        end += f" With figures as these, {decide}"
+        further = "" if answers is None else counted(answers, "more answer")
+        end += f" (about {further} of the application)." if answers else "."
     elif use == "undecided" and more is None:
         end += " More questions of this kind do not decide."
     text = " ".join([*(one.text for one in findings), end])
@@ -438,7 +447,7 @@ def _keeps_quality(group: Group, graded: Sequence[dict[str, bool]], max_loss: fl
         )
     if graded:
         n, lost, gained = len(graded), *_changes(graded)
-        what = f"Of {n} graded questions routing loses {lost} and gains {gained}"
+        what = f"Of {counted(n, 'graded question')} routing loses {lost} and gains {gained}"
     else:
         agreement = group["agreement"]
         if agreement["value"] is None:
@@ -482,7 +491,7 @@ def _gains(group: Group, graded: Sequence[dict[str, bool]]) -> _Finding:
             "undecided", f"{text} Whether its answers are better only a grader can say: give grade=."
         )
     n, lost, gained = len(graded), *_changes(graded)
-    text += f" Of {n} graded questions it gains {gained} and loses {lost}."
+    text += f" Of {counted(n, 'graded question')} it gains {gained} and loses {lost}."
 
     def low(count: int) -> float:
         return _lower_bound(gained * count // n, count, 0.975) - upper_bound(
@@ -509,11 +518,13 @@ def _warnings(groups: Sequence[Group], counts: dict[str, int]) -> list[str]:
         name = f"application={group['application']}, kind={group['kind']}"
         if group["failed"]:
             warnings.append(
-                f"{group['failed']} of {group['records']} records failed ({name}): they are in no figure"
+                f"{group['failed']} of {counted(group['records'], 'record')} failed ({name}), by "
+                f"{_by_number(group['errors'])}: no figure has them"
             )
         if group["refused"]:
             warnings.append(
-                f"{group['refused']} runs were refused because the shadow's budget was spent ({name}): what "
+                f"{counted(group['refused'], 'run was', 'runs were')} refused because the shadow's "
+                f"budget was spent ({name}): what "
                 "came later is underrepresented among the runs"
             )
     by_kind: dict[Any, Group] = {(g["application"], g["kind"]): g for g in groups}
@@ -525,6 +536,11 @@ def _warnings(groups: Sequence[Group], counts: dict[str, int]) -> list[str]:
             text += f". Here they are {100 * off:+.3g} points beside those of runs"
         warnings.append(text)
     return warnings
+
+
+def _by_number(errors: dict[str, int]) -> str:
+    """Returns the types of errors, the most frequent first, with their numbers."""
+    return ", ".join(f"{name} ({number})" for name, number in errors.items())
 
 
 def _negative(one: Estimate) -> Estimate:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from trim_graph.errors import InputError
+from trim_graph.errors import InputError, counted
 from trim_graph.evaluation.scorer_metrics import RIGHT_FROM, Rated, labels_from, labels_of_values
 from trim_graph.evaluation.traces import Trace, read_traces
 
@@ -68,7 +68,8 @@ def read_label_files(files: Sequence[Path]) -> list[LabelledSteps]:
     solutions = [solution for solution in found if solution.labelled]
     if not solutions:
         raise InputError(
-            f"{', '.join(map(str, files))}: {len(found)} solutions, and none has a step with a label or a "
+            f"{', '.join(map(str, files))}: {counted(len(found), 'solution')}, and none has a step "
+            "with a label or a "
             "value; trim-graph label writes them, or collect --label-steps"
         )
     return solutions
@@ -132,7 +133,8 @@ def split_by_question(
     counts = {"validation": _count(len(names), validation), "test": _count(len(names), test)}
     if sum(counts.values()) >= len(names):
         raise InputError(
-            f"{len(names)} questions are too few to hold out {counts['validation']} for validation and "
+            f"{counted(len(names), 'question is', 'questions are')} too few to hold out "
+            f"{counts['validation']} for validation and "
             f"{counts['test']} for the test; label more questions"
         )
     parts = dict[str, list[LabelledSteps]]()
