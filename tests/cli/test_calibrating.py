@@ -61,12 +61,19 @@ def test_a_share_is_hit_on_fresh_questions(world, run, config):
     assert low <= share_of_large_tokens(*spent) <= high
 
 
-def test_only_the_policy_of_the_file_changes(world, run, config):
-    assert run("calibrate", "--config", config, *DATASET, "--large-share", 0.4, "-n", 20).exit_code == 0
+def test_only_the_policy_of_the_file_changes_and_what_is_known_of_the_large_model(world, run, config):
+    result = run("calibrate", "--config", config, *DATASET, "--large-share", 0.4, "-n", 20)
+    assert result.exit_code == 0
     written = (world / "trim.calibrated.yaml").read_text()
     policy = yaml.safe_load(written)["policy"]
     before, after = CONFIG.split("policy:\n  type: threshold  # chosen by hand\n  t: 0.5\n")
-    assert written == f"{before}policy: {{type: threshold, t: {policy['t']}}}\n{after}"
+    unchanged = f"{before}policy: {{type: threshold, t: {policy['t']}}}\n{after}"
+    assert written.startswith(unchanged)
+    assert written.removeprefix(unchanged).startswith("large_alone: {length_ratio: ")
+    known = load_config("trim.calibrated.yaml").large_alone
+    assert known.length_ratio == pytest.approx(1, abs=0.3)
+    assert known.seconds_per_token > 0
+    assert f"large_alone: {{length_ratio: {known.length_ratio:g}, seconds_per_token: " in result.stdout
     assert (world / config).read_text() == CONFIG
 
 
@@ -151,6 +158,7 @@ def test_operating_points_by_name_are_written_into_the_file(world, run):
     assert [point["name"] for point in report] == ["high", "top", "fast"]
     # What is calibrated can be calibrated again.
     assert run("calibrate", *common, "--write").exit_code == 3
+    assert (world / "trim.yaml").read_text().count("large_alone") == 1
     assert load_config("trim.yaml").quality["high"].policy == high.policy
 
 

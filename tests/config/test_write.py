@@ -33,6 +33,15 @@ def test_the_rest_stays_as_it_is(policy, after):
     assert new.endswith(after)
 
 
+@pytest.mark.parametrize("after", ["", "\n", "\n# the end\n", "\n...\n"])
+def test_a_key_that_is_missing_is_added_at_the_end(after):
+    text = f"{MODELS}policy: small_only  # p{after}"
+    new = with_value(text, ["large_alone"], {"length_ratio": 1.1})
+    assert new.startswith(f"{MODELS}policy: small_only  # p\n")
+    assert new.endswith("\nlarge_alone: {length_ratio: 1.1}\n")
+    assert yaml.safe_load(new) == {**yaml.safe_load(text), "large_alone": {"length_ratio": 1.1}}
+
+
 def test_what_cannot_be_replaced_in_place_is_written_anew():
     text = f"{MODELS}policy: &p {{type: threshold, t: 0.5}}\nother: *p\n"
     new = with_value(text, ["policy"], NEW)

@@ -14,7 +14,7 @@ from typing import Any, cast
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
 from trim_graph.config.load import check_place, write_config
 from trim_graph.config.quality import Measured, QualityPoint
-from trim_graph.errors import SettingsError
+from trim_graph.errors import SettingsError, counted
 from trim_graph.evaluation.arms import ParameterSweep, PolicyList, identity_of, make_family, policy_config
 from trim_graph.evaluation.calibration import (
     CachedScorer,
@@ -101,7 +101,7 @@ def run_calibrate(options: CalibrateOptions) -> int:
         raise SettingsError(f"--dataset {options.dataset}: there are no questions in it")
     if options.n is not None and options.n > len(questions):
         raise SettingsError(
-            f"--dataset {options.dataset} has {len(questions)} questions; {options.n} are wanted"
+            f"--dataset {options.dataset} has {counted(len(questions), 'question')}; {options.n} are wanted"
         )
     _warn_of_few(tasks, len(questions))
     rated = any(_rated(task.family) for task in tasks)
@@ -121,16 +121,28 @@ def run_calibrate(options: CalibrateOptions) -> int:
     finally:
         work.close()
     changes = dict(_change(answer) for answer in answers if answer.policy is not None)
+    alone = _large_alone(calibrator, config)
     if changes:
-        write_config(options.config, out, changes)
+        kept = config.large_alone.model_dump(exclude_none=True)
+        write_config(options.config, out, changes | ({("large_alone",): {**kept, **alone}} if alone else {}))
     if options.json_file:
-        _write_report(options, answers, calibrator, dataset)
+        _write_report(options, answers, calibrator, dataset, alone)
     for answer in answers:
         _show(answer, dataset)
     if calibrator.none_right:
         print("Neither model alone answered one question right: check the grader and the prompt.")
+    if changes and alone:
+        stated = ", ".join(f"{key}: {value:g}" for key, value in alone.items())
+        print(f"large_alone: {{{stated}}}, as measured here: runs estimate their net savings with it")
     print(f"written to {out}" if changes else "nothing written")
     return UNDECIDED if len(changes) < len(answers) else 0
+
+
+def _large_alone(calibrator: Calibrator, config: TrimConfig) -> dict[str, float]:
+    """Returns what was measured of ``large_alone``; a cache of responses has no pace of its own."""
+    measured = calibrator.large_alone(timed=config.response_cache is None)
+    known = measured.model_dump(exclude_none=True)
+    return {key: rounded for key, value in known.items() if (rounded := round(value, 5))}
 
 
 def _target(options: CalibrateOptions) -> Target | None:
@@ -181,7 +193,8 @@ def _warn_of_few(tasks: Sequence[_Task], n: int) -> None:
     for loss in losses:
         if n < (least := least_questions(loss)):
             print(
-                f"{n} questions show a loss of at most {loss:g} only where a policy is right more often than "
+                f"{counted(n, 'question shows', 'questions show')} a loss of at most {loss:g} only "
+                "where a policy is right more often than "
                 f"the large model: without any difference it takes {least}",
                 file=sys.stderr,
             )
@@ -339,7 +352,10 @@ def _show(answer: _Answer, dataset: Dataset) -> None:
         return
     part = f", {dataset.part_name}" if dataset.part_name else ""
     print(f"policy: {json.dumps(policy)}")
-    print(f"To expect, measured on {expected['n']} questions of {dataset.name}{part} (95 % intervals):")
+    print(
+        f"To expect, measured on {counted(expected['n'], 'question')} of {dataset.name}{part} "
+        "(95 % intervals):"
+    )
     names = {
         "share": "share of large tokens",
         "large_tokens": "large tokens a question",
@@ -385,7 +401,8 @@ def _undecided(answer: _Answer) -> str:
         return "no policy of this family saves any tokens of the large model."
     if target.kind == "pgr":
         return (
-            f"the large model is not shown to be better than the small one, which of {seen.n} questions lost "
+            "the large model is not shown to be better than the small one, which of "
+            f"{counted(seen.n, 'question')} lost "
             f"{seen.gained} and gained {seen.lost} against it. {_further(answer)}"
         )
     bound = seen.loss_bound(answer.selection.confidence)
@@ -396,7 +413,8 @@ def _undecided(answer: _Answer) -> str:
 
 
 def _differs(seen: PairedOutcomes) -> str:
-    return f"lost {seen.lost} of {seen.n} questions and gained {seen.gained} against the large model alone"
+    of = counted(seen.n, "question")
+    return f"lost {seen.lost} of {of} and gained {seen.gained} against the large model alone"
 
 
 def _further(answer: _Answer) -> str:
@@ -405,13 +423,18 @@ def _further(answer: _Answer) -> str:
     if further is None:
         return "At this rate more questions will not show it."
     return (
-        f"Ask {further} more questions (-n {seen.n + further}): a decision then has a chance of {POWER:.0%}, "
+        f"Ask {counted(further, 'more question')} (-n {seen.n + further}): a decision then has a "
+        f"chance of {POWER:.0%}, "
         "if questions are lost and gained as here, half a question added to either count."
     )
 
 
 def _write_report(
-    options: CalibrateOptions, answers: Sequence[_Answer], calibrator: Calibrator, dataset: Dataset
+    options: CalibrateOptions,
+    answers: Sequence[_Answer],
+    calibrator: Calibrator,
+    dataset: Dataset,
+    large_alone: dict[str, float],
 ) -> None:
     found = [
         {
@@ -429,6 +452,7 @@ def _write_report(
         **(found[0] if found[0]["name"] is None else {"quality": found}),
         "dataset": dataset.identity(),
         "seed": options.seed,
+        "large_alone": large_alone,
         "points": [asdict(point) for point in calibrator.points.values()],
     }
     assert options.json_file is not None

@@ -273,11 +273,12 @@ def build_graph(
 def with_value(text: str, place: Sequence[str], value: Any) -> str:
     """Replaces a value in the text of a configuration file; comments outside of it stay where they are.
 
-    Where that cannot be done (an anchor that is used elsewhere), the whole is written anew, without comments.
+    A key of the whole that is missing is added at the end. Where a replacement cannot be done (an anchor that
+    is used elsewhere), the whole is written anew, without comments.
 
     Args:
         text: YAML, a valid configuration.
-        place: Keys that lead to the value, which is there.
+        place: Keys that lead to the value, which is there if there are several.
         value: The new one, as a configuration names it.
     """
     import yaml
@@ -286,7 +287,12 @@ def with_value(text: str, place: Sequence[str], value: Any) -> str:
     holder = wanted
     for key in place[:-1]:
         holder = holder[key]
+    is_new = place[-1] not in holder
     holder[place[-1]] = value
+    written = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
+    flow = written.removesuffix("\n").removesuffix("\n...").strip()
+    if is_new:
+        return _appended(text, f"{place[-1]}: {flow}\n", wanted)
     node: Any = yaml.compose(text)
     for key in place:
         name, node = next((name, inner) for name, inner in node.value if name.value == key)
@@ -297,9 +303,20 @@ def with_value(text: str, place: Sequence[str], value: Any) -> str:
     while (line := kept.rstrip("\n").rpartition("\n"))[1] and line[2].strip().startswith("#"):
         kept = line[0] + "\n"
     kept = kept.rstrip()
-    written = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
-    flow = written.removesuffix("\n").removesuffix("\n...").strip()
     new = f"{text[: name.end_mark.index]}: {flow}{old[len(kept) :]}{text[end:]}"
+    return _checked(new, wanted)
+
+
+def _appended(text: str, line: str, wanted: Any) -> str:
+    """Returns a configuration with a further line, before the mark that ends a document."""
+    kept = text.removesuffix("\n").removesuffix("\n...")
+    return _checked(f"{kept}\n{line}", wanted)
+
+
+def _checked(new: str, wanted: Any) -> str:
+    """Returns the new text if it means what it should, else a text without comments that does."""
+    import yaml
+
     try:
         if yaml.safe_load(new) == wanted:
             return new
@@ -345,8 +362,8 @@ def write_config(source: Path | None, out: Path, values: Mapping[tuple[str, ...]
     Args:
         source: The configuration it is made of; None for that of the example models.
         out: Where it goes; may be ``source``.
-        values: By their places, such as ``("policy",)``, where ``source`` has some. Paths of policy files, at
-            any depth, become relative to ``out``.
+        values: By their places, such as ``("policy",)``. Below the keys of the whole, ``source`` has some
+            there. Paths of policy files, at any depth, become relative to ``out``.
     """
     text = "small: {type: example}\nlarge: {type: example}\nscorer: {type: example}\npolicy: small_only\n"
     if source is not None:

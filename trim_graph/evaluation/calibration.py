@@ -22,7 +22,8 @@ from typing import Any, Literal, Protocol, TypedDict
 
 from trim_graph.adapters import ScorableStep, ScorerReply
 from trim_graph.adapters.base import as_scorer, read_scores, step_texts
-from trim_graph.errors import InputError, SettingsError, TrimError
+from trim_graph.errors import InputError, SettingsError, TrimError, counted
+from trim_graph.savings import LargeAlone
 from trim_graph.storage.journal import Journal
 from trim_graph.storage.rows import read_rows
 
@@ -194,6 +195,25 @@ class Calibrator:
         if large:
             self.large = await self.outcomes({"type": "large_only"})
 
+    def large_alone(self, *, timed: bool = True) -> LargeAlone:
+        """Returns what the runs of the models alone show of the large one, for `net_savings` of later runs.
+
+        The pace is that of the runs' wall clock, at the concurrency of the calibration.
+
+        Args:
+            timed: Whether the seconds were those of calls, and not of a cache.
+        """
+        large, tokens = self.large or [], spent(self.large or ())
+        written = sum(
+            record["tokens"]["small"] + record["tokens"]["small_discarded"] for record in self.small or ()
+        )
+        return LargeAlone(
+            length_ratio=tokens / written if tokens and written else None,
+            seconds_per_token=sum(record["seconds"] for record in large) / tokens
+            if tokens and timed
+            else None,
+        )
+
     async def point(self, family: ParameterSweep | PolicyList, setting: float | str) -> Point:
         """Measures one operating point."""
         policy = family.policy(setting)
@@ -343,7 +363,8 @@ class Calibrator:
             raise InputError("the large model alone wrote nothing: there is no share to choose")
         if target.kind in ("pgr", "max_loss", "save") and self.none_right:
             raise InputError(
-                f"neither model alone answered one of {len(self.questions)} questions right, so nothing is "
+                f"neither model alone answered one of {counted(len(self.questions), 'question')} "
+                "right, so nothing is "
                 "known of a loss: check the grader and the prompt"
             )
         if target.kind == "pgr" and self._pgr(1.0) is None:
