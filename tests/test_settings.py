@@ -75,6 +75,16 @@ def test_a_wrong_override_is_refused_by_its_name(wrong: Any):
         overridden(SETTINGS, {"trim": wrong})
 
 
+@pytest.mark.parametrize("policy", ["small_only", "large_only", {"type": "threshold", "t": 0.5}])
+@pytest.mark.parametrize("most", [1, 3, 4, 5])
+def test_max_tokens_is_the_limit_of_the_accepted_steps(make, policy: Any, most: int):
+    rig = make(scores={}, max_tokens=most)
+    result = rig.ask(context=TrimContext(policy=policy))["trim"]
+    written = result["tokens"]["small"] + result["tokens"]["large"]
+    assert (result["stopped"], written) == ("max_tokens", most)
+    assert rig.ask(context=TrimContext(policy=policy, max_tokens=999))["trim"]["stopped"] == "finished"
+
+
 def test_a_policy_object_in_a_context_is_refused_with_what_is_taken():
     for given in (threshold(0.5), lambda seen: "accept"):
         with pytest.raises(ValueError, match=r"a call takes a policy by its name: small, large, a threshold"):

@@ -60,8 +60,8 @@ class TrimChatModel(BaseChatModel):
 
     Every call takes ``stop``, ``max_tokens``, and ``trim``: settings of this call as in
     `trim_graph.TrimContext`. A stop string ends the run as soon as an accepted step contains it.
-    ``max_tokens`` ends it after the step that reaches it. The summary then covers the run so far, and its
-    ``stopped`` is ``stop_string`` or ``max_tokens``.
+    ``max_tokens`` ends it after the step that reaches it; a ``max_tokens`` within ``trim`` cuts that step.
+    The summary then covers the run so far, and its ``stopped`` is ``stop_string`` or ``max_tokens``.
 
     Example:
         ```python

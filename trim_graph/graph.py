@@ -94,8 +94,8 @@ def create_trim_graph(
             `Shadow.observe`; an error in it is the run's.
         name: Name of the graph, in traces and as a subgraph.
         **settings: Fields of `Settings`, which documents each: ``max_steps``, ``max_step_tokens``,
-            ``delimiter``, ``segmentation`` (see `trim_graph.segmentation`; or a function), ``thinking``,
-            ``instruction``, ``max_repeats``, ``seed``, ``on_scorer_error``, ``on_large_error``,
+            ``max_tokens``, ``delimiter``, ``segmentation`` (see `trim_graph.segmentation`; or a function),
+            ``thinking``, ``instruction``, ``max_repeats``, ``seed``, ``on_scorer_error``, ``on_large_error``,
             ``on_small_error``, ``ask_below``, ``lookahead``, ``warm_large``, ``quotas``.
 
     Returns:

@@ -62,6 +62,11 @@ class StepSettings(BaseModel):
 
     max_steps: int = Field(default=32, ge=1, description="Most steps of a solution")
     max_step_tokens: int = Field(default=512, ge=1, description="Most tokens of one step")
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most tokens of a solution: of its accepted steps, discarded and failed attempts aside",
+    )
     delimiter: str = Field(default=DEFAULT_DELIMITER, min_length=1, description="What separates steps")
     segmentation: AnySegmentation | None = Field(
         default=None, description="How the end of a step is found, if not by the delimiter"
@@ -153,6 +158,7 @@ class CallSettings(TurnSettings[Unset], Generic[Unset], total=False):
     ask_below: float | None
     lookahead: bool | Unset
     warm_large: bool | Unset
+    max_tokens: int | None
 
 
 class RunSettings(CallSettings[Never], total=False):

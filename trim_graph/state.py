@@ -164,11 +164,12 @@ class Summary(TypedDict):
     """Summary of a run; also in the final message's ``response_metadata["trim"]``."""
 
     stopped: str
-    """``finished``, ``max_steps``, ``length`` (the steps fill the context of the small model or the scorer),
-    ``loop`` (it repeated itself), ``budget``, ``deadline``, ``recursion_limit``, ``no_step`` (a model
-    answered without a step, which ``notes`` explain), ``failed`` (no model was left to write the next step),
+    """``finished``, ``max_steps``, ``max_tokens``, ``length`` (the steps fill the context of the small model
+    or the scorer), ``loop`` (it repeated itself), ``budget``, ``deadline``, ``recursion_limit``, ``no_step``
+    (a model answered without a step, which ``notes`` explain), ``failed`` (no model was left to write the
+    next step),
     ``human`` (who was asked, and ended it) or ``middleware`` (another middleware of an agent ended it); of a
-    `trim_graph.TrimChatModel` also ``stop_string`` and ``max_tokens``, the limits of a call."""
+    `trim_graph.TrimChatModel` also ``stop_string``."""
     answer: str | None
     """Content of the last ``\\boxed{}``, if any."""
     steps: dict[StepWriter, int]
@@ -257,6 +258,7 @@ class TrimState(TrimInput, total=False):
         "",
         "finished",
         "max_steps",
+        "max_tokens",
         "length",
         "loop",
         "budget",

@@ -82,8 +82,8 @@ def test_stop_strings_and_max_tokens_end_an_answer(served):
     cut = served.ask(max_tokens=4).json()
     assert cut["choices"][0]["finish_reason"] == "length"
     assert cut["trim"]["stopped"] == "max_tokens"
-    assert cut["trim"]["tokens"]["small"] + cut["trim"]["tokens"]["large"] < 4 + 4
-    assert served.ask(model="large", max_tokens=2).json()["usage"]["completion_tokens"] <= 3
+    assert cut["trim"]["tokens"]["small"] + cut["trim"]["tokens"]["large"] == 4
+    assert served.ask(model="large", max_tokens=2).json()["usage"]["completion_tokens"] == 2
 
 
 @pytest.mark.parametrize("on_exhausted", ["small", "stop"])
@@ -94,9 +94,26 @@ def test_an_answer_cut_by_max_tokens_names_no_budget(serve, on_exhausted):
         assert cut["choices"][0]["finish_reason"] == "length"
         assert cut["trim"]["stopped"] == "max_tokens"
         assert "large_tokens" not in json.dumps([cut["trim"]["notes"], cut["trim"]["each_step"]])
-    assert cut["trim"]["notes"] == ["max_tokens is spent: the large model is not called any more"]
+    assert cut["trim"]["notes"] == []
     own = server.ask(model="large", max_tokens=3, trim={"budget": {"large_tokens": 2}}).json()["trim"]
     assert own["notes"] == ["the limit on large_tokens is spent: the large model is not called any more"]
+
+
+def test_max_tokens_bounds_the_text_and_not_what_failed_attempts_of_the_large_model_cost(serve):
+    class FailsOnce(type(parts_of().large)):
+        async def _agenerate(self, *args, **kwargs):
+            self.ends.append("called")
+            if len(self.ends) == 1:
+                raise TimeoutError
+            return await super()._agenerate(*args, **kwargs)
+
+    parts = parts_of(scores={"small two": 0.1, "small three": 0.1})
+    large = FailsOnce(script=parts.large.script, name="huge", ends=[])
+    server = serve(parts._replace(large=large), settings={"on_large_error": "accept"})
+    answer = server.ask(max_tokens=30).json()
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["choices"][0]["message"]["content"].startswith("small one\n\nsmall two\n\nLARGE three")
+    assert answer["trim"]["tokens"]["large_unaccounted"] >= 20  # the call that failed was charged in full
 
 
 def test_limits_of_a_request_hold(served):

@@ -132,9 +132,7 @@ def test_the_field_trim_chooses_too_and_contradicts_a_name_with_a_point(points):
 
 def test_a_request_lowers_limits_and_never_raises_them():
     own = Budget(large_tokens=100, seconds=9, on_exhausted="stop")
-    assert tightened(own, BudgetOptions(), None) is None
-    more = tightened(own, BudgetOptions(large_tokens=500, large_calls=2), None)
+    assert tightened(own, BudgetOptions()) is None
+    more = tightened(own, BudgetOptions(large_tokens=500, large_calls=2))
     assert (more.large_tokens, more.large_calls, more.seconds, more.on_exhausted) == (100, 2, 9, "stop")
-    assert tightened(own, BudgetOptions(large_tokens=50), None).large_tokens == 50
-    assert tightened(own, BudgetOptions(large_tokens=50), 30).large_tokens == 30
-    assert tightened(Budget(), BudgetOptions(), 3).min_tokens == 3
+    assert tightened(own, BudgetOptions(large_tokens=50)).large_tokens == 50

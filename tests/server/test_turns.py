@@ -113,7 +113,9 @@ async def test_langchain_binds_tools_and_runs_its_loop(agent_server):
         """Adds."""
         return a + b
 
-    model = ChatOpenAI(model="trim", base_url=agent_server.url, api_key="any", max_retries=0)
+    model = ChatOpenAI(
+        model="trim", base_url=agent_server.url, api_key="any", stream_usage=True, max_retries=0
+    )
     bound = model.bind_tools([add])
     messages = [HumanMessage("What is 2 + 2?")]
     first = bound.invoke(messages)

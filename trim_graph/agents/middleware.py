@@ -182,6 +182,8 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
             raise SettingsError(NO_LOOKAHEAD)
         if effective.warm_large:
             raise SettingsError(NO_WARMING)
+        if effective.max_tokens is not None:
+            raise SettingsError("max_tokens is of a solution in steps: limit a turn by max_step_tokens")
         routing = begin_run(
             given,
             # Without the recursion limit, which counts the agent's supersteps.

@@ -21,6 +21,7 @@ Unit = Literal["step", "turn"]
 WHY_STOPPED: Mapping[str, str] = {
     "finished": "the solution has ended",
     "max_steps": "the limit on steps is reached",
+    "max_tokens": "the limit on the solution's tokens is reached",
     "length": "a model's context is full",
     "loop": "the same was written again and again",
     "budget": "the budget is spent",

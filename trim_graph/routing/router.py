@@ -254,12 +254,25 @@ class _Decision:
         self.state, self.settings = view.state, view.settings
         self.policy = _HandedOver() if self.state.get("handed_over") else view.policy
         self.steps: list[Step] = list(view.steps)
-        self.scores, self.step_tokens = list(view.scores), view.step_tokens
+        self.scores = list(view.scores)
         self.left = view.left
         self.out_of_time = self.left.seconds is not None and self.left.seconds <= 0
         self.memory = self.state.get("memory")
         self.notes: list[str] = list(self.state.get("notes", []))
         self._prompts: dict[tuple[int, str], tuple[int, bool]] = {}
+
+    @property
+    def step_tokens(self) -> int:
+        """Most tokens of the next step: what one may have, within what is left of the solution's limit."""
+        left = self._tokens_left()
+        return self.view.step_tokens if left is None else max(1, min(self.view.step_tokens, left))
+
+    def _tokens_left(self) -> int | None:
+        """Returns what is left of the limit on a solution's tokens; None without one, as of an agent."""
+        most = self.settings.max_tokens
+        if most is None or self.options.unit == "turn":
+            return None
+        return most - sum(step["tokens"] for step in self.steps)
 
     def take(self) -> Action:
         """Returns the next action, given the state that the last node left."""
@@ -287,6 +300,8 @@ class _Decision:
     def _next_writer(self, probed: StepRequest | None = None) -> Action:
         if len(self.steps) >= self.settings.max_steps:
             return self.finish("max_steps")
+        if (left := self._tokens_left()) is not None and left <= 0:
+            return self.finish("max_tokens")
         if self.out_of_time:
             return self.finish("deadline")
         if self.foreseen:
@@ -406,7 +421,8 @@ class _Decision:
         if end is not None:
             return self.finish(end)
         if used_up and not self.out_of_time:
-            return self.finish("max_steps")
+            left = self._tokens_left()
+            return self.finish("max_steps" if left is None or left > 0 else "max_tokens")
         return self._next_writer()
 
     def _undecided(self, draft: Draft) -> str | None:
@@ -691,7 +707,8 @@ class _Decision:
     def _tokens_to_end(self) -> int:
         """Returns what all steps that remain may take together; of an agent, what one turn may."""
         remain = 1 if self.options.unit == "turn" else self.settings.max_steps - len(self.steps)
-        return self.step_tokens * remain
+        most, left = self.view.step_tokens * remain, self._tokens_left()
+        return most if left is None else max(1, min(most, left))
 
     def _prompt_tokens(self, partial_text: str = "") -> tuple[int, bool]:
         """Returns the most tokens of the large model's prompt, and whether that is true of all it holds."""

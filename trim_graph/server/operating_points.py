@@ -137,21 +137,16 @@ class OperatingPoints:
         return ApiError(404, message, code="model_not_found", param=param)
 
 
-def tightened(own: Budget, asked: BudgetOptions, max_tokens: int | None) -> Budget | None:
+def tightened(own: Budget, asked: BudgetOptions) -> Budget | None:
     """Returns the budget of a request; None if it is the configuration's.
 
     Args:
         own: The budget of the configuration.
         asked: Limits of the request; the lower one of each pair holds.
-        max_tokens: Most tokens of the answer. The large model, which may write to the end, gets no more.
     """
     limits = asked.model_dump(exclude_none=True)
-    if max_tokens is not None:
-        limits["large_tokens"] = min(max_tokens, limits.get("large_tokens", max_tokens))
     lowered = {
         name: limit if (old := getattr(own, name)) is None else min(limit, old)
         for name, limit in limits.items()
     }
-    if max_tokens is not None:
-        lowered["min_tokens"] = min(own.min_tokens, max_tokens)
     return own.model_copy(update=lowered) if lowered else None

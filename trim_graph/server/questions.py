@@ -27,8 +27,6 @@ from .turns import TurnSolver
 
 logger = logging.getLogger("trim_graph.server")
 _SAMPLINGS_KEPT = 16
-_LARGE_TOKENS_SPENT = "the limit on large_tokens is spent"
-_MAX_TOKENS_SPENT = "max_tokens is spent"
 _BUFFERED = 8
 """Most parts of an answer that wait for a slow client."""
 
@@ -129,19 +127,19 @@ class Solver:
             raise wrong from error
 
     def _settings(self, question: Question) -> dict[str, Any]:
-        """Returns the fields of `trim_graph.TrimContext` that a question sets, but for limits."""
+        """Returns the fields of `trim_graph.TrimContext` that a question sets, but for ``max_tokens``."""
         settings: dict[str, Any] = dict(question.point.settings)
         if question.owner is not None and self._config.quotas.user is not None:
             settings["user"] = question.owner
         if question.request.seed is not None:
             settings["seed"] = question.request.seed
+        if (budget := tightened(self._config.budget, question.request.trim.budget)) is not None:
+            settings["budget"] = budget
         return settings
 
     async def _turn(self, question: Question) -> AsyncGenerator[str | Ended]:
         """Yields the text of a turn, if it has some, and its end."""
         request, settings = question.request, self._settings(question)
-        if (budget := tightened(self._config.budget, request.trim.budget, None)) is not None:
-            settings["budget"] = budget
         turn = await self._turns.route(request, settings)
         if self._shadow is not None and question.point.kind == "shadow":
             self._shadow.skip()
@@ -153,13 +151,11 @@ class Solver:
 
     async def _run(self, question: Question) -> AsyncGenerator[str | Ended]:
         request, settings = question.request, self._settings(question)
-        budget = tightened(self._config.budget, request.trim.budget, request.limit)
-        if budget is not None:
-            settings["budget"] = budget
         if request.limit is not None:
-            settings["max_step_tokens"] = min(request.limit, self._config.settings.max_step_tokens)
+            own = self._config.settings.max_tokens
+            settings["max_tokens"] = request.limit if own is None else min(own, request.limit)
         chunks = self._model(**request.sampling).astream(
-            request.conversation(), stop=request.stop, max_tokens=request.limit, trim=settings
+            request.conversation(), stop=request.stop, trim=settings
         )
         written = ""
         async with contextlib.aclosing(cast(AsyncGenerator[AIMessageChunk], chunks)) as stream:
@@ -170,9 +166,6 @@ class Solver:
                 if chunk.chunk_position == "last":
                     ended = _ended(chunk)
                     self._observe(question, written, chunk)
-                    is_cap = budget is not None and budget.large_tokens == request.limit
-                    if request.limit is not None and is_cap:
-                        ended = _named_max_tokens(ended)
                     if "user" in settings and "accounts" not in ended.summary:
                         ended = await self._with_account(ended, f"user:{question.owner}")
                     yield ended
@@ -216,24 +209,6 @@ def _check_quota(summary: Summary, *, is_empty: bool) -> None:
             kind="insufficient_quota",
             code="insufficient_quota",
         )
-
-
-def _named_max_tokens(ended: Ended) -> Ended:
-    """Returns the end of an answer whose limit on large tokens was ``max_tokens``, and named so."""
-    summary = ended.summary
-    notes = [note.replace(_LARGE_TOKENS_SPENT, _MAX_TOKENS_SPENT) for note in summary["notes"]]
-    if notes == summary["notes"]:
-        return ended
-    summary = Summary(**{**summary, "notes": notes})
-    if summary["stopped"] == "budget":
-        summary["stopped"] = "max_tokens"
-    steps = [
-        {**step, "why": step["why"].replace(_LARGE_TOKENS_SPENT, _MAX_TOKENS_SPENT)}
-        if "why" in step
-        else step
-        for step in ended.steps
-    ]
-    return ended._replace(summary=summary, steps=steps)
 
 
 def _is_quota_spent(summary: Summary) -> bool:

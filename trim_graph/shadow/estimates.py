@@ -456,8 +456,8 @@ def _keeps_quality(group: Group, graded: Sequence[dict[str, bool]], max_loss: fl
             )
         n, gained = agreement["n"], 0
         lost = round((1 - agreement["value"]) * n)
-        unit = "questions" if group["kind"] == "run" else "questions, turn by turn"
-        what = f"The answers agree in {n - lost} of {n} {unit} ({_percent(agreement)})"
+        unit = counted(n, "question") + ("" if group["kind"] == "run" else ", turn by turn")
+        what = f"The answers agree in {n - lost} of {unit} ({_percent(agreement)})"
     bound = loss_bound(lost, gained, n)
     text = f"{what}: at most {100 * bound:.3g} points of accuracy are lost, with 95 % confidence."
     if group["kind"] == "turn":
