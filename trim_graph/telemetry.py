@@ -5,11 +5,12 @@ from __future__ import annotations
 from .errors import SettingsError
 
 try:
-    from opentelemetry import context, metrics, trace
+    from opentelemetry import context, metrics, propagate, trace
     from opentelemetry.trace import Span, Status, StatusCode
 except ImportError as error:
     raise SettingsError('telemetry needs an extra: pip install "trim-graph[otel]"') from error
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -60,6 +61,29 @@ class TrimTelemetry(BaseTracer):
         """Id of the outermost run of each open run, by id."""
         self._spans: dict[str, Span] = {}
         """Span of each open run, by id; a run without a span of its own has its parent's."""
+        self._outside: context.Context | None = None
+        """Context of the outermost runs' spans; None: the one that is current when they begin."""
+        self._attributes: Mapping[str, str] = {}
+        """Attributes of each span."""
+
+    def request(self, name: str, request_id: str, headers: Mapping[str, str]) -> RequestSpan:
+        """Begins the span of a request to a server.
+
+        Args:
+            name: Of the span, such as ``POST /v1/chat/completions``.
+            request_id: The attribute ``trim.request.id`` of this span and of all below it.
+            headers: Of the request; a ``traceparent`` in them makes the span part of the client's trace.
+        """
+        attributes = {"trim.request.id": request_id}
+        span = self._tracer.start_span(
+            name, propagate.extract(headers), kind=trace.SpanKind.SERVER, attributes=attributes
+        )
+        # Of this request alone: LangChain reports no end of some cancelled runs, and they end with it.
+        tracer = copy.copy(self)
+        BaseTracer.__init__(tracer)
+        tracer._roots, tracer._spans = {}, {}
+        tracer._outside, tracer._attributes = trace.set_span_in_context(span), attributes
+        return RequestSpan(span, tracer)
 
     def _persist_run(self, run: Run) -> None:
         pass
@@ -73,9 +97,12 @@ class TrimTelemetry(BaseTracer):
             if above is not None:
                 self._spans[str(run.id)] = above
             return
-        within = context.get_current() if above is None else trace.set_span_in_context(above)
+        outside = context.get_current() if self._outside is None else self._outside
         self._spans[str(run.id)] = self._tracer.start_span(
-            name, within, kind=trace.SpanKind.CLIENT if run.run_type == "llm" else trace.SpanKind.INTERNAL
+            name,
+            outside if above is None else trace.set_span_in_context(above),
+            kind=trace.SpanKind.CLIENT if run.run_type == "llm" else trace.SpanKind.INTERNAL,
+            attributes=dict(self._attributes),
         )
 
     def _on_run_update(self, run: Run) -> None:
@@ -120,6 +147,31 @@ class TrimTelemetry(BaseTracer):
         # Without its message, which may quote the prompt.
         span.set_status(Status(StatusCode.ERROR, kind))
         return "error"
+
+
+class RequestSpan:
+    """Span of a request.
+
+    Args:
+        span: The span.
+        tracer: Writes the spans of the request's runs below it; for their ``callbacks``.
+    """
+
+    def __init__(self, span: Span, tracer: TrimTelemetry) -> None:
+        self._span, self.tracer = span, tracer
+
+    def end(self, status: int, attributes: Mapping[str, str]) -> None:
+        """Ends the span.
+
+        Args:
+            status: HTTP status of the answer.
+            attributes: What else is known by then.
+        """
+        self._span.set_attributes({"http.response.status_code": status, **attributes})
+        if status >= 500:
+            self._span.set_attribute("error.type", str(status))
+            self._span.set_status(Status(StatusCode.ERROR))
+        self._span.end()
 
 
 _BUBBLES: list[type[BaseException]] = [GraphBubbleUp, *GraphBubbleUp.__subclasses__()]

@@ -297,6 +297,14 @@ class ServeOptions(Options):
         int, typer.Option(help="Most questions under way in each process; others get 429."), POSITIVE
     ] = 256
     workers: Annotated[int, typer.Option(help="Processes that share the address."), POSITIVE] = 1
+    telemetry: Annotated[
+        bool,
+        typer.Option(
+            "--telemetry",
+            help="Report spans and counters to OpenTelemetry, as the program opentelemetry-instrument that "
+            "starts this one sets it up.",
+        ),
+    ] = False
     drain: Annotated[
         float,
         typer.Option(help="Seconds that SIGTERM and Ctrl-C leave to questions under way."),

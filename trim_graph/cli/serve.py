@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from trim_graph.server import ApiKeys
+    from trim_graph.telemetry import TrimTelemetry
 
 _OPTIONS = "TRIM_SERVE_OPTIONS"
 """Environment variable from which a worker process reads the options, which hold no key."""
@@ -49,6 +50,8 @@ def run_serve(options: ServeOptions) -> int:
         MissingExtra: A package is not installed.
     """
     need("serve", "fastapi", "uvicorn", "prometheus_client")
+    if options.telemetry:
+        need("otel", "opentelemetry")
     config, _ = _checked(options)
     with _listening(options) as bound:
         return (
@@ -174,7 +177,16 @@ def _app(options: ServeOptions) -> FastAPI:
         keys=keys,
         model_name=options.model_name,
         max_questions=options.max_questions,
+        telemetry=_telemetry(options),
     )
+
+
+def _telemetry(options: ServeOptions) -> TrimTelemetry | None:
+    if not options.telemetry:
+        return None
+    from trim_graph.telemetry import TrimTelemetry
+
+    return TrimTelemetry()
 
 
 def _uvicorn_settings(options: ServeOptions) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -34,6 +34,9 @@ from .operating_points import OperatingPoints
 from .protocol import Head, read_request
 from .questions import Ended, Question, Running, Solver
 
+if TYPE_CHECKING:
+    from trim_graph.telemetry import TrimTelemetry
+
 logger = logging.getLogger("trim_graph.server")
 MAX_BODY = 10 * 2**20
 """Largest body of a request in bytes."""
@@ -55,10 +58,18 @@ class Service:
         keys: API keys of clients; empty: every request is answered.
         model_name: Name of the routed pair of models.
         max_questions: Most questions under way at once.
+        telemetry: Writes OpenTelemetry's spans and counters; None writes none.
     """
 
-    def __init__(self, config: TrimConfig, keys: ApiKeys, model_name: str, max_questions: int) -> None:
-        self.keys = keys
+    def __init__(
+        self,
+        config: TrimConfig,
+        keys: ApiKeys,
+        model_name: str,
+        max_questions: int,
+        telemetry: TrimTelemetry | None = None,
+    ) -> None:
+        self.keys, self.telemetry = keys, telemetry
         self.points = OperatingPoints(config, model_name)
         self.admission = Admission(max_questions)
         self.metrics = Metrics()
@@ -93,6 +104,7 @@ def create_app(
     keys: ApiKeys | None = None,
     model_name: str = "trim",
     max_questions: int = 256,
+    telemetry: TrimTelemetry | None = None,
 ) -> FastAPI:
     """Builds the application that answers with a configuration.
 
@@ -102,6 +114,8 @@ def create_app(
         keys: API keys of clients; default: none, and every request is answered.
         model_name: Name of the routed pair of models in requests.
         max_questions: Most questions under way at once; others get 429.
+        telemetry: Writes a span for each request, with those of its run below it, and counters to
+            OpenTelemetry; default: none.
 
     Raises:
         SettingsError: The configuration needs what a server has not: a human, threads, or users without keys.
@@ -109,7 +123,7 @@ def create_app(
     """
     keys = keys or ApiKeys({})
     check_servable(config, keys)
-    service = Service(config, keys, model_name, max_questions)
+    service = Service(config, keys, model_name, max_questions, telemetry)
     made = parts or build_parts(config)
     with _ledger(config) as ledger, _shadow(config, made, ledger):
         # Here, since an error within a lifespan has no message of its own.
@@ -247,14 +261,14 @@ def _model(service: Service, name: str) -> dict[str, Any]:
 async def chat_completions(request: Request, owner: str | None = Depends(_authorized)) -> Response:
     """Answers a conversation, whole or streamed."""
     service = _service(request)
-    record = _Record(service, owner)
+    record = _Record(service, owner, request)
     response: Response
     try:
         body = read_request(await _body(request))
         point = service.points.of_request(body)
         record.point = point.kind
         async with contextlib.AsyncExitStack() as resources:
-            question = Question(record.id, body, point, owner)
+            question = Question(record.id, body, point, owner, record.callbacks)
             running = await resources.enter_async_context(_under_way(service, question))
             answer = Answer(question, running, record)
             # Before the first text of a stream too, an error has an HTTP status of its own.
@@ -338,15 +352,25 @@ class _Record:
     Args:
         service: Has the metrics.
         owner: Name of the API key's owner.
+        request: The request.
     """
 
-    def __init__(self, service: Service, owner: str | None) -> None:
+    def __init__(self, service: Service, owner: str | None, request: Request) -> None:
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self.point = "none"
         """Kind of the operating point; ``none`` before it is known."""
         self._metrics, self._owner = service.metrics, owner
         self._begun = time.monotonic()
         self._has_text = False
+        self._span = None
+        if service.telemetry is not None:
+            name = f"{request.method} {request.url.path}"
+            self._span = service.telemetry.request(name, self.id, request.headers)
+
+    @property
+    def callbacks(self) -> Sequence[TrimTelemetry]:
+        """Tracers of the request's run."""
+        return () if self._span is None else (self._span.tracer,)
 
     def text(self) -> None:
         """Notes that a step was accepted."""
@@ -363,6 +387,8 @@ class _Record:
         took = time.monotonic() - self._begun
         self._metrics.requests.labels(str(status), self.point).inc()
         self._metrics.seconds.labels(self.point).observe(took)
+        if self._span is not None:
+            self._span.end(status, {"trim.operating_point": self.point})
         logger.info("%s %s %s %d %.3f s", self.id, self._owner or "-", self.point, status, took)
 
 

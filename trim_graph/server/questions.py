@@ -39,12 +39,14 @@ class Question(NamedTuple):
         request: The body.
         point: Its operating point.
         owner: Name of the API key's owner; None without keys.
+        callbacks: Tracers of its run.
     """
 
     id: str
     request: ChatCompletionRequest
     point: OperatingPoint
     owner: str | None
+    callbacks: Sequence[Any] = ()
 
 
 class Ended(NamedTuple):
@@ -140,7 +142,7 @@ class Solver:
     async def _turn(self, question: Question) -> AsyncGenerator[str | Ended]:
         """Yields the text of a turn, if it has some, and its end."""
         request, settings = question.request, self._settings(question)
-        turn = await self._turns.route(request, settings)
+        turn = await self._turns.route(request, settings, question.callbacks)
         if self._shadow is not None and question.point.kind == "shadow":
             self._shadow.skip()
         _check_quota(turn.summary, is_empty=turn.message is None)
@@ -155,7 +157,7 @@ class Solver:
             own = self._config.settings.max_tokens
             settings["max_tokens"] = request.limit if own is None else min(own, request.limit)
         chunks = self._model(**request.sampling).astream(
-            request.conversation(), stop=request.stop, trim=settings
+            request.conversation(), {"callbacks": list(question.callbacks)}, stop=request.stop, trim=settings
         )
         written = ""
         async with contextlib.aclosing(cast(AsyncGenerator[AIMessageChunk], chunks)) as stream:

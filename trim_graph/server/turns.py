@@ -8,7 +8,7 @@ They count as turns of the small model without tokens, and a ``handover`` holds 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypedDict, cast
 
@@ -18,12 +18,13 @@ from langgraph.graph import START, StateGraph
 from langgraph.runtime import Runtime
 
 from trim_graph.budget.ledger import Ledger
+from trim_graph.budget.usage import Usage, zero_usage
 from trim_graph.chat_model import step_outcomes
 from trim_graph.config import Parts, TrimConfig
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.graph import TAG
 from trim_graph.settings import TurnSettings
-from trim_graph.state import Step, Summary
+from trim_graph.state import DecisionRecord, Step, Summary
 
 from .errors import ApiError
 from .protocol import ChatCompletionRequest
@@ -73,8 +74,14 @@ class RoutedTurn(NamedTuple):
         return "tool_calls" if self.tool_calls else "stop"
 
 
-class _Job(TypedDict):
-    work: Callable[[], Awaitable[None]]
+class _TurnState(TypedDict, total=False):
+    """State of a run of one turn; all but the work is there for tracers."""
+
+    work: Callable[[], Awaitable[dict[str, Any]]]
+    trim: Summary
+    steps: list[Step]
+    decisions: list[DecisionRecord]
+    usage: Usage
 
 
 class TurnSolver:
@@ -90,7 +97,7 @@ class TurnSolver:
         self._config, self._parts, self._ledger = config, parts, ledger
         self._middleware = lru_cache(16)(self._build)
         # The steps of routing emit events, for which they must run in a node.
-        builder = StateGraph(_Job)
+        builder = StateGraph(_TurnState)
         builder.add_node("turn", _work)
         builder.add_edge(START, "turn")
         self._node = builder.compile(name="trim-turn").with_config(tags=[TAG])
@@ -130,12 +137,15 @@ class TurnSolver:
         except SettingsError as error:
             raise _no_tools(str(error)) from error
 
-    async def route(self, request: ChatCompletionRequest, settings: Mapping[str, Any]) -> RoutedTurn:
+    async def route(
+        self, request: ChatCompletionRequest, settings: Mapping[str, Any], callbacks: Sequence[Any] = ()
+    ) -> RoutedTurn:
         """Routes the turn that a request asks for.
 
         Args:
             request: The request.
             settings: Fields of `trim_graph.TrimContext`.
+            callbacks: Tracers of the run.
 
         Raises:
             ApiError: 400, this server cannot route turns.
@@ -144,15 +154,19 @@ class TurnSolver:
         middleware = self._middleware(**request.sampling)
         found: list[RoutedTurn] = []
 
-        async def work() -> None:
-            found.append(await self._route(middleware, request, settings))
+        async def work() -> dict[str, Any]:
+            turn, made = await self._route(middleware, request, settings)
+            found.append(turn)
+            return {"trim": turn.summary, "usage": turn.summary["usage"], **made}
 
-        await self._node.ainvoke({"work": work})
+        given = {"work": work, "usage": zero_usage()}
+        await self._node.ainvoke(given, {"callbacks": list(callbacks)})
         return found[0]
 
     async def _route(
         self, middleware: Any, request: ChatCompletionRequest, settings: Mapping[str, Any]
-    ) -> RoutedTurn:
+    ) -> tuple[RoutedTurn, dict[str, Any]]:
+        """Returns the turn, and its steps and decisions."""
         from langchain.agents.middleware.types import ModelRequest
 
         messages = cast(list[AnyMessage], request.conversation())
@@ -176,7 +190,7 @@ class TurnSolver:
         state: Any = {**begun, **own}
         update = await middleware.abefore_model(state, runtime) or {}
         if "jump_to" in update:
-            return RoutedTurn(None, False, _of_turn(update["trim"], len(earlier)), [])
+            return RoutedTurn(None, False, _of_turn(update["trim"], len(earlier)), []), {}
         state |= {key: value for key, value in update.items() if key.startswith("trim_")}
         small = self._parts.small
         answered = await middleware.awrap_model_call(
@@ -194,16 +208,16 @@ class TurnSolver:
         update = answered.command.update
         summary, steps = _of_turn(update["trim"], len(earlier)), update.get("trim_steps", [])
         if not steps:
-            return RoutedTurn(None, False, summary, [])
+            return RoutedTurn(None, False, summary, []), {}
         decisions = [{**one, "step": 0} for one in update.get("trim_decisions", [])]
         outcome = step_outcomes(steps, summary["scores"], decisions)
         message = next(one for one in answered.model_response.result if isinstance(one, AIMessage))
-        return RoutedTurn(message, steps[-1]["end"] == "length", summary, outcome)
+        turn = RoutedTurn(message, steps[-1]["end"] == "length", summary, outcome)
+        return turn, {"steps": steps, "decisions": decisions}
 
 
-async def _work(state: _Job) -> dict[str, Any]:
-    await state["work"]()
-    return {}
+async def _work(state: _TurnState) -> dict[str, Any]:
+    return await state["work"]()
 
 
 async def _call(request: Any) -> Any:
