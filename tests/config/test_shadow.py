@@ -1,5 +1,7 @@
 """The section ``shadow``: what it is read as, and a graph that answers with one model beside it."""
 
+import json
+
 import pytest
 from langchain_core.messages import AIMessage
 
@@ -121,3 +123,18 @@ def test_a_graph_calls_its_observer_with_conversation_and_answer(load, parts):
     ((asked, answer),) = seen
     assert asked == ["x"]
     assert isinstance(answer, AIMessage)
+
+
+def test_a_shadow_in_a_process_gets_the_configuration_as_json(load, tmp_path, monkeypatch):
+    from trim_graph.shadow.process import ShadowProcess, _built
+
+    section = "{answers: large, record: s.db, run_rate: 0.5, budget: {large_tokens: 20000}, process: true}"
+    config = load(f"{section}\nsettings: {{max_steps: 7}}\nprices: {{large: {{output: 2}}}}")
+    monkeypatch.chdir("/")
+    with ShadowProcess.from_config(config) as shadow:
+        assert (shadow.answers, shadow.priced) == ("large", True)
+        built = _built({**json.loads(json.dumps(shadow._settings)), "ledger": None})
+    assert (built.settings.max_steps, built.settings.prices.large.output) == (7, 2)
+    assert (repr(built.policy), built.run_rate, built.priced) == ("threshold(0.5)", 0.5, True)
+    with ShadowProcess.from_config(load("{answers: large, record: s.db}")) as unpriced:
+        assert not _built({**unpriced._settings, "ledger": None}).priced

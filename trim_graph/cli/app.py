@@ -71,6 +71,8 @@ env:NAME for a variable that holds one.
 A spent budget: on_exhausted small, stop or ask. What users and threads may
 spend over all runs: quotas {user: {large_tokens: 20000}}, counted by a
 ledger such as sqlite:spend.db.
+With shadow: {answers: large, record: shadow.jsonl, rate: 0.1} trim-graph serve
+answers with that model alone, and records what routing would have done.
 """
 
 WRITTEN = """\

@@ -36,6 +36,8 @@ class ShadowSection(ConfigSection):
         concurrency: Most answers examined at once.
         timeout: Seconds after which the examination of an answer fails.
         sampling_seed: Makes the sampling repeatable.
+        process: Whether `trim-graph serve` has the shadow compute in a process of its own
+            (`trim_graph.shadow.ShadowProcess`), with models of its own.
     """
 
     answers: Literal["large", "small"]
@@ -48,6 +50,7 @@ class ShadowSection(ConfigSection):
     concurrency: int = Field(default=2, ge=1)
     timeout: float = Field(default=300.0, gt=0, allow_inf_nan=False)
     sampling_seed: int | None = None
+    process: bool = False
 
     @model_validator(mode="after")
     def _limited(self) -> ShadowSection:
@@ -61,7 +64,8 @@ class ShadowSection(ConfigSection):
     def options(self) -> dict[str, Any]:
         """Returns the keywords of `trim_graph.Shadow`."""
         names = {"budget": "shadow_budget"}
-        return {names.get(name, name): getattr(self, name) for name in type(self).model_fields}
+        given = (name for name in type(self).model_fields if name != "process")
+        return {names.get(name, name): getattr(self, name) for name in given}
 
 
 class AnswerWatcher(Protocol):

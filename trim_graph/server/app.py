@@ -23,7 +23,8 @@ from trim_graph.budget.ledger import Ledger, open_ledger
 from trim_graph.budget.limits import Quotas
 from trim_graph.config import Parts, TrimConfig, build_parts
 from trim_graph.errors import SettingsError
-from trim_graph.shadow import Shadow
+from trim_graph.shadow import Shadow, ShadowProcess
+from trim_graph.shadow.runner import ShadowBase
 from trim_graph.state import Summary
 
 from .admission import Admission
@@ -76,7 +77,7 @@ class Service:
         self.started = int(time.time())
         self.solver: Solver | None = None
         """Set while the application runs."""
-        self.shadow: Shadow | None = None
+        self.shadow: ShadowBase | None = None
         """Set while it runs, if the configuration has a section ``shadow``."""
 
     def owner(self, request: Request) -> str | None:
@@ -154,12 +155,16 @@ def _ledger(config: TrimConfig) -> contextlib.AbstractContextManager[Ledger | No
 
 
 @contextlib.contextmanager
-def _shadow(config: TrimConfig, parts: Parts, ledger: Ledger | None) -> Iterator[Shadow | None]:
+def _shadow(config: TrimConfig, parts: Parts, ledger: Ledger | None) -> Iterator[ShadowBase | None]:
     """Opens the shadow of a configuration that has one."""
     if config.shadow is None:
         yield None
         return
-    shadow = Shadow.from_config(config, parts=parts, ledger=ledger)
+    shadow: ShadowBase
+    if config.shadow.process:
+        shadow = ShadowProcess.from_config(config)
+    else:
+        shadow = Shadow.from_config(config, parts=parts, ledger=ledger)
     try:
         yield shadow
     finally:

@@ -16,7 +16,7 @@ from langchain_core.messages.ai import UsageMetadata
 from trim_graph.budget.ledger import Ledger
 from trim_graph.chat_model import TrimChatModel
 from trim_graph.config import Parts, TrimConfig, build_graph
-from trim_graph.shadow import Shadow
+from trim_graph.shadow.runner import ShadowBase
 from trim_graph.state import Summary
 from trim_graph.summary import usage_of
 
@@ -78,7 +78,7 @@ class Solver:
     """
 
     def __init__(
-        self, config: TrimConfig, parts: Parts, ledger: Ledger | None, shadow: Shadow | None = None
+        self, config: TrimConfig, parts: Parts, ledger: Ledger | None, shadow: ShadowBase | None = None
     ) -> None:
         # Of each request its operating point says whether it is the shadow's.
         self._config = config.model_copy(update={"shadow": None})

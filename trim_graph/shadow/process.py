@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from langchain_core.messages import (
     AIMessage,
@@ -30,6 +30,7 @@ from langchain_core.messages import (
 )
 
 from trim_graph.budget import Quota
+from trim_graph.config import TrimConfig, make_config
 from trim_graph.errors import SettingsError, TrimError
 
 from .records import Application, RecordSink, error_of
@@ -58,7 +59,8 @@ class ShadowProcess(ShadowBase):
     It is used as a `Shadow`. Functions are named, since they run in the other process.
 
     Args:
-        config: Path of the YAML file with models, scorer, policy, budget, prices and settings.
+        config: Models, scorer, policy, budget, prices and settings: the path of a YAML file, or what was read
+            of one.
         answers: Model that the application answers with; this and the others are as in `Shadow`.
         record: File of the records, or a sink.
         rate: Share of the application's answers that are examined.
@@ -86,7 +88,7 @@ class ShadowProcess(ShadowBase):
 
     def __init__(
         self,
-        config: str | Path,
+        config: str | Path | TrimConfig,
         *,
         answers: Application,
         record: str | Path | RecordSink,
@@ -104,7 +106,7 @@ class ShadowProcess(ShadowBase):
     ) -> None:
         self.answers, self.text = answers, text
         self._settings = {
-            "config": str(Path(config).absolute()),
+            "config": _portable(config),
             "answers": answers,
             "run_rate": run_rate,
             "shadow_budget": None if shadow_budget is None else shadow_budget.model_dump(mode="json"),
@@ -126,6 +128,23 @@ class ShadowProcess(ShadowBase):
             seed=sampling_seed,
         )
         self._child: _Child | None = None
+
+    @classmethod
+    def from_config(cls, config: TrimConfig) -> Self:
+        """Builds the shadow that the section ``shadow`` of a configuration describes.
+
+        Args:
+            config: The configuration; its ``ledger`` counts the budget of the section.
+
+        Raises:
+            SettingsError: There is no such section, or the configuration is not valid.
+        """
+        if config.shadow is None:
+            raise SettingsError(
+                "the configuration has no section shadow: add {answers: large, record: shadow.jsonl}"
+            )
+        ledger = None if config.shadow.budget is None else config.ledger
+        return cls(config, ledger=ledger, **config.shadow.options())
 
     async def _examine(self, given: Answered) -> dict[str, Any]:
         try:
@@ -232,7 +251,19 @@ def _built(settings: dict[str, Any], ledger: Any = None) -> Shadow:
     for name in ("agreement", "grade"):
         if settings[name] is not None:
             options[name] = _function(name, settings[name])
-    return Shadow.from_config(settings["config"], record=_Nowhere(), ledger=ledger, **options)
+    config = settings["config"]
+    if isinstance(config, dict):
+        config = make_config(config)  # its paths are absolute
+    return Shadow.from_config(config, record=_Nowhere(), ledger=ledger, **options)
+
+
+def _portable(config: str | Path | TrimConfig) -> Any:
+    """Returns a configuration as JSON that another process can read, or the path of its file."""
+    if isinstance(config, str | Path):
+        return str(Path(config).absolute())
+    # Without the section, whose options are given by themselves, and without defaults: a price table that
+    # nobody gave is none.
+    return config.model_dump(mode="json", exclude_unset=True, exclude={"shadow"})
 
 
 def _function(option: str, name: str) -> Any:
