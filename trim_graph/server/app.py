@@ -394,6 +394,7 @@ class _Record:
         self._metrics.seconds.labels(self.point).observe(took)
         if self._span is not None:
             self._span.end(status, {"trim.operating_point": self.point})
+            self._span = None  # a client may leave while the last chunk is sent
         logger.info("%s %s %s %d %.3f s", self.id, self._owner or "-", self.point, status, took)
 
 
