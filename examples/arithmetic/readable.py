@@ -1,7 +1,7 @@
 """Whether the example models can read a problem: they know two families of text and nothing else.
 
-Every sentence of a problem is held against the sentences that the generators write. What is looked at is
-the form alone; whether the numbers work out is left to the models.
+Every sentence of a problem is compared with the sentences that the generators write, and the problem's length
+with theirs. Whether the numbers work out is left to the models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ WORDS_EXAMPLE = (
     "Tom has 23 apples. Then Tom buys 4 packs of 6 apples. Tom gives 15 apples to Mia. "
     "How many apples does Tom have now?"
 )
-LONGEST_CHAIN = 12
+SHORTEST_CHAIN, LONGEST_CHAIN = 4, 12
+"""Steps of the chains that the models were trained on; they fail at others."""
+_NUMBERS = 3
+"""Fewest numbers in a story: those of two calculations, the fewest that the models were trained on."""
 _SENTENCE = re.compile(r"(?<=[.?!]) (?!$)")
 _STEP = re.compile(r"Step (\d+): (.*)\.")
 _SLOT = re.compile(r"\\\{(\w+)\\\}")
@@ -66,8 +69,12 @@ def _unread_in_chain(sentences: list[str]) -> str | None:
             return f"{_short(sentence)} stands where 'Step {number}: ...' should"
         if not any(_matches(phrase, step[2]) for phrase in phrases):
             return f"{_short(sentence)} is not an operation they know"
-    if not 1 <= len(steps) <= LONGEST_CHAIN:
-        return f"it has {len(steps)} steps; from 1 to {LONGEST_CHAIN} they can do"
+    if not SHORTEST_CHAIN <= len(steps) <= LONGEST_CHAIN:
+        count = f"{len(steps)} step{'' if len(steps) == 1 else 's'}"
+        return (
+            f"it has {count}; they were trained on chains of {SHORTEST_CHAIN} to {LONGEST_CHAIN} steps and "
+            "fail at others"
+        )
     return None
 
 
@@ -82,6 +89,9 @@ def _unread_in_words(sentences: list[str]) -> str | None:
         return f"{_short(strange[0])} belongs to none of their stories"
     if len(sentences) < 3 or not sentences[-1].endswith("?"):
         return "a story has at least two facts and ends with its question"
+    facts = [s for s in sentences if not any(form.fullmatch(s) for form in _facts())]
+    if len(re.findall(r"\d+", " ".join(facts))) < _NUMBERS:
+        return "it takes one calculation; they were trained on stories of two to four and fail at others"
     return None
 
 

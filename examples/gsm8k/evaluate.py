@@ -174,7 +174,7 @@ def _evaluation(given: argparse.Namespace, name: str, scorer: str) -> list[str]:
     baselines = "cascade,score_cascade,router" if known else "score_cascade,router"
     return ["eval", "--config", str(_config(given, scorer)), "--dataset", dataset(given.out / "test.jsonl"),
             "-n", str(given.n), "--out", str(given.out / name), "--random-rates", RANDOM_RATES,
-            "--baselines", baselines, *_concurrency(given),
+            "--baselines", baselines, "--yes", *_concurrency(given),
             "--validation", dataset(given.out / "validation.jsonl")]  # fmt: skip
 
 

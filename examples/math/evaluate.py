@@ -99,6 +99,8 @@ def command(given: argparse.Namespace, name: str, dataset: str) -> list[str]:
     options += [
         "--sweep",
         f"threshold:{given.thresholds}",
+        "--random-rates",
+        "usual",
         "--baselines",
         given.baselines,
         "--judge",
@@ -108,7 +110,7 @@ def command(given: argparse.Namespace, name: str, dataset: str) -> list[str]:
         options += ["--validation", given.validation, "--validation-n", str(given.validation_n)]
     if given.n is not None:
         options += ["-n", str(given.n)]
-    return [*options, "--concurrency", str(given.concurrency)]
+    return [*options, "--concurrency", str(given.concurrency), "--yes"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

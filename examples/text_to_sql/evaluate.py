@@ -92,6 +92,7 @@ def command(given: argparse.Namespace, config: Path) -> list[str]:
     options = ["eval", "--config", str(config), "--dataset", dataset(out / f"{name}.jsonl")]
     options += ["--out", str(out / ("eval" if fold is None else f"eval-{fold}"))]
     options += ["--sweep", f"threshold:{given.thresholds}", "--concurrency", str(given.concurrency)]
+    options += ["--random-rates", "usual", "--yes"]
     for policy in given.policy:
         options += ["--policy", policy]
     if fold is None:

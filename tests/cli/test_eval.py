@@ -11,7 +11,6 @@ from typing import ClassVar
 import pytest
 
 from trim_graph.cli.eval import chosen_rates
-from trim_graph.cli.options import EvalOptions
 from trim_graph.config import Parts
 from trim_graph.evaluation.arms import RANDOM_RATES
 from trim_graph.evaluation.records import read_run
@@ -35,7 +34,8 @@ def metrics_of(folder, arm):
 
 
 def test_a_run_from_end_to_end(world, run):
-    result = evaluate(run, "--prices", PRICES, "--validation-n", 20, baselines="kind", n=20)
+    terms = ("--prices", PRICES, "--max-loss", 0.15, "--random-rates", "usual")
+    result = evaluate(run, *terms, "--validation-n", 20, baselines="kind", n=20)
     assert result.exit_code == 0, result.output
     done = read_run("run")
     arms = {arm["arm"]: arm for arm in done.summary["arms"]}
@@ -77,6 +77,14 @@ def test_a_run_from_end_to_end(world, run):
     assert curve["mean_ibc"]["value"] > 1
     assert done.summary["verdict"].startswith("Use it here, with threshold-0.5: It saves")
     assert " ".join(done.summary["verdict"].split()) in " ".join(result.stdout.split())
+    lines = result.stdout.splitlines()
+    assert lines[0] == done.summary["headline"]["text"]
+    assert lines[0].startswith("Use it: score < 0.5 saves ")
+    assert max(map(len, lines)) <= 80
+    for shown in ("random 25 % of steps", "kind 25 % of tokens", "performance gap recovered", "CPT", "IBC"):
+        assert shown in result.stdout
+    assert done.summary["command"].startswith("trim-graph eval --dataset arithmetic:standard --out run")
+    assert "--max-loss 0.15" in done.summary["command"]
     assert "threshold-0.5: 20/20" in result.stderr
 
 
@@ -225,7 +233,8 @@ def test_samples_have_seeds_of_their_own(world, run):
 
 
 def test_a_sweep_is_one_curve(world, run):
-    result = evaluate(run, "--sweep", "threshold:0.05,0.5,0.95", policy=None, n=6)
+    swept = ("--sweep", "threshold:0.05,0.5,0.95", "--random-rates", "usual")
+    result = evaluate(run, *swept, policy=None, n=6)
     assert result.exit_code == 0, result.output
     curves = {curve["family"]: curve for curve in read_run("run").summary["curves"]}
     assert [point["arm"] for point in curves["threshold"]["points"]] == [
@@ -243,8 +252,15 @@ def test_rates_of_random_routing(world, run):
     assert result.exit_code == 0, result.output
     arms = read_run("run").summary["arms"]
     assert [arm["arm"] for arm in arms if arm["kind"] == "random"] == ["random-0.2", "random-0.6"]
-    default = EvalOptions(dataset="arithmetic:standard", out=world / "run").random_rates
-    assert chosen_rates(default) == list(RANDOM_RATES)
+    assert chosen_rates("usual") == list(RANDOM_RATES)
+
+
+def test_nothing_that_calls_a_model_is_run_beside_policies_and_models_alone(world, run):
+    result = run("eval", "--dataset", "arithmetic:standard", "--out", "run", "-n", 2, "--policy", POLICY)
+    assert result.exit_code == 0, result.output
+    assert [arm["arm"] for arm in read_run("run").summary["arms"]] == ["small", "large", "threshold-0.5"]
+    # This small model reports no probabilities, or the cascade would be there as well.
+    assert "baseline cascade was not run" in result.stdout
 
 
 def test_the_summary_as_json(world, run):
@@ -255,7 +271,7 @@ def test_the_summary_as_json(world, run):
 
 def test_do_not_use_it_here(world, run):
     dear = "{small: {input: 9, output: 9}, large: {input: 1, output: 9}, scorer: {input: 5}}"
-    evaluate(run, "--prices", dear, n=6)
+    evaluate(run, "--prices", dear, n=20)
     verdict = read_run("run").summary["verdict"]
     assert verdict.startswith("Do not use it here.")
     assert "It costs no less than the large model alone." in verdict
@@ -266,6 +282,96 @@ def test_do_not_use_it_here(world, run):
         found["net"]["value"],
         found["saved"]["value"] - found["added"]["value"] - 1e6 * found["seconds"]["value"],
     )
+
+
+def estimated(run, *more, n=30, baselines="none"):
+    result = evaluate(run, "--estimate", "--json", *more, n=n, baselines=baselines)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_the_estimate_names_all_runs_and_calls_no_model(world, run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("trim_graph.cli.eval.load_parts", lambda *a, **k: pytest.fail("loaded"))
+        more = ("--validation-n", 40, "--random-rates", "0.2,0.5", "--prices", PRICES)
+        found = estimated(run, *more, baselines="all")
+        text = evaluate(run, "--estimate", *more, baselines="all").stdout
+    assert not (world / "run").exists()
+    groups = found["groups"]
+    assert {name: group["runs"] for name, group in groups.items()} == {
+        "models alone": 60,
+        "policies": 30,
+        "random routing": 60,
+        "validation": 80,
+        "baselines": 30 * 8 + 30,  # prm, judge, three of kind and of entropy; a pilot of entropies
+        "in all": 60 + 30 + 60 + 80 + 270,
+    }
+    assert found["cost"] > 0
+    assert not found["measured"]
+    assert "Cost at the prices given" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_estimate_is_measured_on_the_runs_that_are_there_and_an_upper_end(world, run):
+    assert evaluate(run, n=5).exit_code == 0
+    found = estimated(run, n=12)
+    assert found["measured"]
+    assert found["groups"]["in all"]["runs"] == 3 * 7
+    result = evaluate(run, n=12)
+    spent = Counter()
+    for row in read_run("run").rows():
+        if row["index"] >= 5:
+            spent.update(row["calls"])
+    for model, calls in found["groups"]["in all"]["calls"].items():
+        assert calls == pytest.approx(spent[model], rel=0.35)
+    assert "To spend, at most" in result.stderr
+    assert estimated(run, n=12)["groups"]["in all"]["runs"] == 0
+    assert "To spend" not in evaluate(run, n=12).stderr
+
+
+def test_a_person_at_a_terminal_is_asked_before_much_is_spent(world, run, monkeypatch):
+    asked = []
+
+    def confirm(text, err):
+        asked.append(text)
+        return False
+
+    monkeypatch.setattr("trim_graph.cli.eval.ASK_CALLS", 5)
+    monkeypatch.setattr("typer.confirm", confirm)
+    monkeypatch.setattr("trim_graph.cli.eval.at_terminal", lambda: True)
+    result = evaluate(run, n=2)
+    assert result.exit_code == 130
+    assert "nothing was run; --yes starts without asking" in result.stderr
+    assert not (world / "run/rows").exists()
+    assert evaluate(run, "--yes", n=2).exit_code == 0
+    assert asked == ["Start?"]
+
+
+def test_one_question_decides_nothing_and_has_wide_intervals(world, run):
+    result = evaluate(run, "--prices", PRICES, n=1)
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("Undecided: score < 0.5 saves")
+    assert "1 questions are too few to decide: take 20 or more." in result.stdout.replace("\n", " ")
+    low, high = metrics_of("run", "large")["accuracy"]["interval"]
+    assert (low, high) == pytest.approx((0.025, 1))
+    assert metrics_of("run", "large")["cost"]["interval"] is None
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("option", ["--dataset", "--validation"])
+def test_questions_that_the_example_models_cannot_read_are_refused(world, run, monkeypatch, option):
+    monkeypatch.setattr("trim_graph.cli.eval.load_parts", lambda *a, **k: pytest.fail("loaded"))
+    known = problems("standard", 1)[0]
+    short = "Start with 34. Step 1: add 1. Always keep only the last two digits. What is the result?"
+    rows = [{"problem": known.question, "answer": known.answer}, {"problem": short, "answer": "35"}]
+    (world / "short.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = evaluate(run, option, "short.jsonl", n=2)
+    assert result.exit_code == 2
+    reported = result.stderr.replace("\n", " ")
+    assert (
+        f"{option} short, question 1: the example models cannot read this problem: it has 1 step" in reported
+    )
+    assert "trained on chains of 4 to 12 steps" in reported
 
 
 def test_scores_that_say_nothing_are_reported(world, models, run, monkeypatch):
@@ -483,6 +589,7 @@ def test_scores_of_whole_solutions_are_kept_for_the_next_run(world, models, run,
         ({}, ["--judge", "medium"], "--judge medium: give large, small, or"),
         ({}, ["--validation", "arithmetic:standard:test"], "are the questions of --dataset"),
         ({"baselines": "rooter"}, [], "there is no 'rooter'; choose all, none, or of router"),
+        ({}, ["--max-loss", 0], "--max-loss is 0: choose a share of the questions between 0 and 1"),
         ({"dataset": "torn.jsonl", "n": 2}, [], "torn.jsonl, line 2: not JSON"),
         ({"dataset": "holes.jsonl", "n": 2}, [], "holes.jsonl, line 2: answer is None"),
         ({}, ["--validation", "holes.jsonl"], "holes.jsonl, line 2: answer is None"),
@@ -553,7 +660,8 @@ def test_the_shipped_models(tmp_path, run, monkeypatch):
         "small: {type: example, logprobs: true}\nlarge: {type: example, logprobs: true}\n"
         "scorer: {type: example}\npolicy: {type: threshold, t: 0.9}\n"
     )
-    result = evaluate(run, "--config", "trim.yaml", "--prices", PRICES, n=8, policy=None, baselines="cascade")
+    given = ("--config", "trim.yaml", "--prices", PRICES, "--random-rates", "usual")
+    result = evaluate(run, *given, n=8, policy=None, baselines="free")
     assert result.exit_code == 0, result.output
     done = read_run("run")
     arms = {arm["arm"]: arm for arm in done.summary["arms"]}

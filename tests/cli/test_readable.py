@@ -42,6 +42,17 @@ RULE, END = "Always keep only the last two digits.", "What is the result?"
         (f"Start with 340. Step 1: add 1. {RULE} {END}", "a chain opens as"),
         (f"Start with 34. {' '.join(f'Step {i}: add 1.' for i in range(1, 14))} {RULE} {END}", "13 steps"),
         ("Step 1: add", "a chain opens as"),
+        *(
+            (
+                f"Start with 34. {' '.join(f'Step {i}: add 9.' for i in range(1, n + 1))} {RULE} {END}",
+                f"it has {n} step{'s' * (n > 1)}; they were trained on chains of 4 to 12 steps",
+            )
+            for n in (1, 2, 3)
+        ),
+        (
+            "Tom has 23 apples. Tom gives 15 apples to Mia. How many apples does Tom have now?",
+            "it takes one calculation; they were trained on stories of two to four",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(problem, said):

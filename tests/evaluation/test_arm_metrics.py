@@ -17,7 +17,7 @@ from trim_graph.evaluation.comparison import (
 )
 from trim_graph.evaluation.metrics import mean_ibc, quantile, resampled_means, resampled_quantiles
 from trim_graph.evaluation.records import METRICS
-from trim_graph.evaluation.verdicts import LEAST, CostModel, judge, overall
+from trim_graph.evaluation.verdicts import LEAST, CostModel, headline, judge, overall
 
 N = 60
 
@@ -150,9 +150,9 @@ def test_without_a_gap_there_is_no_curve():
     assert "use the small one alone" in verdict["text"]
 
 
-def decided(arm, *, priced=True, second=0.0, kinds=(), **others):
+def decided(arm, *, priced=True, second=0.0, max_loss=0.5, kinds=(), **others):
     comparison = compared({**small_and_large(), "p": arm, **others}, kinds)
-    verdicts = {verdict["arm"]: verdict for verdict in judge(comparison, CostModel(priced, second))}
+    verdicts = {verdict["arm"]: verdict for verdict in judge(comparison, CostModel(priced, second, max_loss))}
     return verdicts["p"], overall(list(verdicts.values()), comparison)
 
 
@@ -295,9 +295,64 @@ def test_a_curve_is_that_of_each_resample():
 def test_a_few_questions_decide_nothing(n):
     arms = {"small": columns([False] * n, [0] * n), "large": columns([True] * n, [100] * n)}
     comparison = compared({**arms, "p": columns([True] * n, [20] * n)})
-    (verdict,) = judge(comparison, CostModel(priced=True))
+    (verdict,) = judge(comparison, CostModel(priced=True, max_loss=0.2))
     assert verdict["use"] == ("undecided" if n < LEAST else "yes")
     assert (f"{n} questions are too few to decide" in verdict["text"]) is (n < LEAST)
+    metrics = comparison.summaries()[2]["metrics"]
+    assert metrics["accuracy"]["interval"].low == pytest.approx(0.025 ** (1 / n))
+    assert (metrics["share"]["interval"] is None) is (n < LEAST)
+
+
+def test_nothing_is_refused_on_one_question_either():
+    arms = {"small": columns([True], [0]), "large": columns([False], [1]), "p": columns([False], [9])}
+    assert judge(compared(arms), CostModel(priced=True))[0]["use"] == "undecided"
+
+
+def test_a_loss_is_to_be_used_only_where_its_bound_is_within_the_margin():
+    """One question lost of 60: seen is 1.7 points, and the exact bound 7.7."""
+    arm = columns([i < 59 for i in range(N)], [20] * N, added=1.0)
+    for max_loss, use in ((0.08, "yes"), (0.07, "undecided"), (0.01, "no")):
+        verdict, whole = decided(arm, max_loss=max_loss)
+        assert verdict["use"] == use
+        assert verdict["loss_bound"] == pytest.approx(0.0766, abs=1e-3)
+        assert ("its loss may be 7.7 points (95 % confidence); about" in whole) is (use == "undecided")
+        assert ("loses 1.7 points of accuracy, more than the 1 points" in whole) is (use == "no")
+
+
+@pytest.mark.parametrize("n", [1, N])
+def test_two_models_that_are_never_right_say_to_check_grader_and_prompt(n):
+    wrong = {"small": columns([False] * n, [0] * n), "large": columns([False] * n, [100] * n)}
+    comparison = compared({**wrong, "p": columns([False] * n, [20] * n)})
+    verdicts = judge(comparison, CostModel(priced=True))
+    assert verdicts[0]["use"] == "undecided"
+    assert "check grader and prompt" in verdicts[0]["text"]
+    said = headline(verdicts, comparison, CostModel(priced=True))
+    assert said["text"] == f"Undecided: both models answer 0 of {n} right. Check grader and prompt."
+
+
+@pytest.mark.parametrize("name", ["threshold-0.5", "p" * 200])
+@pytest.mark.parametrize("priced", [True, False])
+def test_a_headline_is_one_line_with_its_number(name, priced):
+    terms = CostModel(priced, max_loss=0.5)
+    comparison = compared({**small_and_large(), name: good()})
+    said = headline(judge(comparison, terms), comparison, terms)
+    assert len(said["text"]) <= 80
+    assert said["use"] == ("yes" if priced else "undecided")
+    assert (said["arm"], said["number"]) == (name, "saves 70 %" if priced else "saves 80 %")
+    assert "accuracy -8.3 points." in said["text"]
+    nothing = headline([], compared(small_and_large()), terms)
+    assert nothing["text"] == "Undecided: no policy was evaluated."
+
+
+def test_samples_of_one_question_are_no_further_questions():
+    """Four samples each, half of them right: as wide as 20 questions, not as 80."""
+    arms = {"small": columns([0.0] * 20, [0] * 20), "large": columns([0.5] * 20, [9] * 20)}
+    metrics = {arm["arm"]: arm for arm in compared(arms).summaries()}
+    low, high = metrics["large"]["metrics"]["accuracy"]["interval"]
+    assert (low, high) == pytest.approx((0.272, 0.728), abs=1e-3)
+    low, high = metrics["large"]["differences"]["small"]["accuracy"]["interval"]
+    assert low == pytest.approx(0.265, abs=0.03)
+    assert high == pytest.approx(0.71, abs=0.03)
 
 
 def test_a_slower_way_says_what_waiting_may_cost():

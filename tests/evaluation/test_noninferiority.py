@@ -106,3 +106,36 @@ def test_the_questions_asked_for_decide_with_the_stated_power(seen, max_loss):
 def test_a_loss_that_is_too_large_takes_no_number_of_questions():
     assert further_questions(PairedOutcomes(100, 5, 1), 0.02) is None
     assert further_questions(PairedOutcomes(10_000, 200, 0), 0.0201) is None
+
+
+@given(outcomes())
+def test_a_score_interval_is_around_what_was_seen_and_turns_with_the_arms(seen):
+    low, high = seen.gain_interval()
+    assert -1 <= low <= -seen.loss + 1e-6
+    assert -seen.loss - 1e-6 <= high <= 1
+    assert low < high
+    turned = seen.reversed.gain_interval()
+    assert (-turned.high, -turned.low) == pytest.approx((low, high), abs=1e-6)
+
+
+@given(outcomes(most=200))
+def test_a_score_interval_holds_no_difference_where_the_test_of_mcnemar_sees_none(seen):
+    differing = seen.lost + seen.gained
+    statistic = abs(seen.lost - seen.gained) / np.sqrt(differing) if differing else 0.0
+    low, high = seen.gain_interval()
+    if abs(statistic - 1.96) > 1e-3:
+        assert (low <= 0 <= high) is (statistic < 1.96)
+
+
+@pytest.mark.parametrize("n", [1, 20, 500])
+def test_outcomes_without_difference_leave_one_possible(n):
+    assert PairedOutcomes(n, 0, 0).gain_interval() == pytest.approx(
+        (-3.8415 / (n + 3.8415), 3.8415 / (n + 3.8415)), abs=1e-4
+    )
+
+
+def test_outcomes_of_samples_count_in_shares():
+    seen = PairedOutcomes.of([0.5, 1.0, 0.25], [1.0, 1.0, 0.0])
+    assert seen == PairedOutcomes(3, lost=0.5, gained=0.25)
+    assert PairedOutcomes(20, 0, 0).loss_bound() < PairedOutcomes(20, 0.5, 0).loss_bound()
+    assert PairedOutcomes(20, 0.5, 0).loss_bound() < PairedOutcomes(20, 1, 0).loss_bound()

@@ -86,7 +86,8 @@ COMMANDS = {
     "demo": Command("demo -n 2 --concurrency 1 --json demo.json", ("demo.json",), prints=False),
     "eval": Command(
         "eval --dataset arithmetic:words --out eval -n 2 --concurrency 1 --config confident.yaml "
-        "--policy '{type: threshold, t: 0.5}' --sweep threshold:0.9 --baselines prm,cascade,entropy",
+        "--policy '{type: threshold, t: 0.5}' --sweep threshold:0.9 --random-rates usual "
+        "--baselines prm,cascade,entropy",
         ("eval/summary.json", "eval/settings.json", "eval/rows.parquet"),
         prints=False,
     ),

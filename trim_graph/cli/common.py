@@ -22,6 +22,7 @@ from trim_graph.config import Parts, TrimConfig, build_parts, example_config, lo
 from trim_graph.config.schema import models_of, scorer_parts
 from trim_graph.errors import InputError, SettingsError, TrimError, may_be_shown
 from trim_graph.evaluation.arms import Judge
+from trim_graph.evaluation.datasets import Dataset, first_questions
 from trim_graph.evaluation.runner import Executor, LocalExecutor, Models
 
 from .terminal import guarded, need, unguarded, visible
@@ -79,6 +80,28 @@ def readable(problem: str, config: TrimConfig) -> str:
     from trim_graph.examples.arithmetic.readable import read_problem
 
     return read_problem(problem)
+
+
+def check_readable(config: TrimConfig, option: str, dataset: Dataset, n: int) -> None:
+    """Checks the questions of a dataset before a model sees one.
+
+    Args:
+        config: Names the models.
+        option: That named the dataset.
+        dataset: The questions.
+        n: How many of them: the first.
+
+    Raises:
+        InputError: The example models cannot read one.
+    """
+    if "example" not in (config.small.type, config.large.type) or dataset.type == "arithmetic":
+        return
+    for number, question in enumerate(first_questions(dataset, n, default=n)):
+        try:
+            readable(question.text, config)
+        except InputError as error:
+            name = question.id or str(number)
+            raise InputError(f"{option} {dataset.name}, question {name}: {error}") from error
 
 
 def load_parts(config: TrimConfig, *, rated: bool = False, large: bool = True, servers: bool = True) -> Parts:

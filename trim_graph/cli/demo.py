@@ -224,7 +224,7 @@ def metrics_of(demo: Demo) -> tuple[dict[str, ArmMetrics], Difference | None]:
     metrics = compare(done, seed=demo.options.seed)
     if not {"threshold", "random"} <= done.keys():
         return metrics, None
-    return metrics, accuracy_difference(done["threshold"], done["random"], seed=demo.options.seed)
+    return metrics, accuracy_difference(done["threshold"], done["random"])
 
 
 def report(demo: Demo, *, partial: bool) -> dict[str, Any]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trim_graph.budget import Prices
 from trim_graph.errors import InputError, SettingsError, counted
 from trim_graph.evaluation.arms import (
+    RANDOM_RATES,
     REFERENCES,
     Arm,
     check_names,
@@ -22,7 +22,17 @@ from trim_graph.evaluation.arms import (
     random_arms,
     sweep_arms,
 )
-from trim_graph.evaluation.baselines import BASELINES, MATHEMATICS, OPERATIONS, Baselines, Validation
+from trim_graph.evaluation.baselines import (
+    BASELINES,
+    FOLDER,
+    FREE,
+    MATHEMATICS,
+    NAME,
+    OPERATIONS,
+    Baselines,
+    Validation,
+    planned_runs,
+)
 from trim_graph.evaluation.datasets import (
     Dataset,
     first_questions,
@@ -31,34 +41,41 @@ from trim_graph.evaluation.datasets import (
     shared_questions,
 )
 from trim_graph.evaluation.experiment import ExperimentRunner, RunConfig, known_arms
-from trim_graph.evaluation.records import (
-    SUMMARY,
-    ArmSummary,
-    Metric,
-    OverQueryLevel,
-    RunSummary,
-    write_json,
-    write_rows,
+from trim_graph.evaluation.forecast import (
+    PlannedRuns,
+    SpendEstimate,
+    count_and_measure,
+    estimate_spend,
+    lengths_of,
 )
+from trim_graph.evaluation.records import SUMMARY, RunSummary, write_json, write_rows
 from trim_graph.evaluation.runner import Executor, Models
 from trim_graph.evaluation.verdicts import CostModel, summarise_run
 
-from .common import Progress, chosen_config, load_parts, open_executor, parsed_option
-from .options import EvalOptions
+from .common import Progress, check_readable, chosen_config, load_parts, open_executor, parsed_option
+from .eval_output import estimate_as_json, print_estimate, print_summary
+from .options import EvalOptions, command_line
 from .terminal import Interrupted, need
 
-if TYPE_CHECKING:
-    from rich.table import Table
+ASK_CALLS, ASK_COST = 20_000, 1.0
+"""Calls, and cost in the currency of the prices, above which a person at a terminal is asked first."""
 
 
-def run_eval(request: EvalOptions) -> RunSummary:
-    """Evaluates, write the run's folder, print the summary.
+def run_eval(request: EvalOptions) -> RunSummary | None:
+    """Evaluates, writes the run's folder, prints the summary; None where only the estimate is wanted.
 
     Raises:
         TrimError: The request cannot be fulfilled.
-        Interrupted: Ctrl-C.
+        Interrupted: Ctrl-C, or the spend was declined.
     """
     evaluation = Evaluation(request)
+    estimate = evaluation.estimate()
+    if request.estimate:
+        print_estimate(estimate) if not request.as_json else print(estimate_as_json(estimate))
+        return None
+    if estimate.calls >= 1:
+        print_estimate(estimate, stderr=True)
+        _confirm(estimate, request)
     try:
         with evaluation.executor() as executor:
             runner = asyncio.run(evaluation.run(executor))
@@ -68,8 +85,28 @@ def run_eval(request: EvalOptions) -> RunSummary:
     finally:
         evaluation.close()
 
-    show(summary, request.out, as_json=request.as_json)
+    print_summary(summary, request.out, as_json=request.as_json)
     return summary
+
+
+def at_terminal() -> bool:
+    """Returns whether a person can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _confirm(estimate: SpendEstimate, request: EvalOptions) -> None:
+    """Asks a person at a terminal whether to spend that much.
+
+    Raises:
+        Interrupted: They say no.
+    """
+    much = estimate.calls > ASK_CALLS or (estimate.cost or 0.0) > ASK_COST
+    if request.yes or not much or not at_terminal():
+        return
+    import typer
+
+    if not typer.confirm("Start?", err=True):
+        raise Interrupted("nothing was run; --yes starts without asking")
 
 
 class Evaluation:
@@ -105,10 +142,42 @@ class Evaluation:
                 f"responses were read from {cache.name} where known: no seconds were measured"
             )
         self.validation = self._validation()
+        check_readable(self.config, "--dataset", self.dataset, self.n)
+        if self.validation is not None:
+            check_readable(self.config, "--validation", *self.validation)
         self.run_config = self._run_config()
+        there = request.out.exists()
         known_arms(request.out, self.run_config.settings)  # refuses a folder that was begun otherwise
+        if request.estimate and not there:
+            request.out.rmdir()
         self._bar: Progress | None = None
         self._opened = ExitStack()
+
+    def estimate(self) -> SpendEstimate:
+        """Returns what is left to spend, from what is done in the folder and what that took."""
+        folder, config, n, samples = self.request.out, self.config, self.n, self.request.samples
+        arms = [*REFERENCES, *self.arms]
+        fitted = [f"{name}-{share}" for name in ("kind", "entropy") for share in ("0.25", "0.5", "0.75")]
+        counts, seen = count_and_measure(
+            folder, [*(one.name for one in arms), *fitted, "prm-0.7", "judge-7of9"]
+        )
+        files = {f"{FOLDER}/{writer}": f"{FOLDER}/{writer}.jsonl" for writer in ("small", "large")}
+        files |= {"scores": "scores.jsonl", "pilot": NAME}
+        counts |= {name: _lines(folder / file) for name, file in files.items()}
+        planned = [_planned(arm, max(0, n * samples - counts[arm.name])) for arm in arms]
+        baselines = planned_runs(
+            self.baselines,
+            n=n,
+            samples=samples,
+            validation_n=0 if self.validation is None else self.validation[1],
+            scored=config.scorer is not None,
+            judge=None if self.judge is None else self.judge.writer,
+            done=lambda name: counts.get(name, 0),
+        )
+        texts = [one.text for one in first_questions(self.dataset, min(n, 100), default=n)]
+        lengths = lengths_of(texts, config.settings.instruction, seen)
+        prices = config.prices if _priced(config.prices) else None
+        return estimate_spend([*planned, *baselines], lengths, seen, prices)
 
     def executor(self) -> AbstractContextManager[Executor]:
         """Returns a context with the executor that runs the models."""
@@ -203,8 +272,10 @@ class Evaluation:
             f"the arm {arm} is left out: questions are lacking, or all failed" for arm in runner.take_older()
         ]
         write_rows(request.out, list(runner.arms))
-        cost_model = CostModel(priced=_priced(self.config.prices), second=request.cost_per_second)
-        summary = summarise_run(runner, self.config, cost_model, self.warnings)
+        cost_model = CostModel(_priced(self.config.prices), request.cost_per_second, request.max_loss)
+        summary = summarise_run(
+            runner, self.config, cost_model, self.warnings, command=command_line("eval", request)
+        )
         write_json(request.out / SUMMARY, summary)
         return summary
 
@@ -219,7 +290,7 @@ class Evaluation:
             pattern=pattern or (OPERATIONS if self.dataset.type == "arithmetic" else MATHEMATICS),
             seed=self.request.seed,
         )
-        self.warnings += await work.run(self.baselines, all_of_them=self.request.baselines == "all")
+        self.warnings += await work.run(self.baselines, all_of_them=self.request.baselines in ("all", "free"))
 
     def _validate(self, runner: ExperimentRunner) -> Validation | None:
         """Returns what runs the models alone on the validation questions, where there are any."""
@@ -249,6 +320,26 @@ class Evaluation:
         """Ends the progress bar."""
         self._opened.close()
         self._bar = None
+
+
+def _planned(arm: Arm, left: int) -> PlannedRuns:
+    """Returns the runs of an arm that are left, with what its policy says of their spend."""
+    type, group = arm.policy.get("type"), "random routing" if arm.kind == "random" else "policies"
+    if type in ("small_only", "large_only"):
+        group = "models alone" if arm.kind == "reference" else group
+        return PlannedRuns(group, arm.name, "small" if type == "small_only" else "large", left)
+    rate = float(arm.policy["rate"]) if type == "random_rate" else 1.0
+    kind = "probed" if type == "entropy_probe" else "routed"
+    scored = policy_config(arm.policy).build().needs_score
+    return PlannedRuns(group, arm.name, "probed" if kind == "probed" else "routed", left, rate, scored)
+
+
+def _lines(file: Path) -> int:
+    """Returns how many lines a file has; 0 where it is not there."""
+    if not file.exists():
+        return 0
+    with file.open("rb") as stream:
+        return sum(1 for _ in stream)
 
 
 def _priced(prices: Prices) -> bool:
@@ -283,13 +374,15 @@ def count_questions(option: str, named: str, dataset: Dataset, wanted: int | Non
 
 def chosen_baselines(given: str) -> list[str]:
     """Returns the names of the baselines that are wanted."""
-    if given in ("all", "none"):
-        return list(BASELINES) if given == "all" else []
+    groups = {"all": list(BASELINES), "free": list(FREE), "none": []}
+    if given in groups:
+        return groups[given]
     names = [name.strip() for name in given.split(",")]
     for name in names:
         if name not in BASELINES:
             raise SettingsError(
-                f"--baselines {given}: there is no {name!r}; choose all, none, or of {', '.join(BASELINES)}"
+                f"--baselines {given}: there is no {name!r}; choose all, none, or of {', '.join(BASELINES)}; "
+                "free are those that call no model"
             )
     return names
 
@@ -300,188 +393,15 @@ def chosen_rates(given: str) -> list[float]:
     Raises:
         SettingsError: One is no rate between 0 and 1.
     """
+    groups: dict[str, list[float]] = {"none": [], "usual": list(RANDOM_RATES)}
+    if given in groups:
+        return groups[given]
     try:
         rates = sorted({float(rate) for rate in given.split(",")})
     except ValueError:
         rates = []
     if not rates or not all(0 < rate < 1 for rate in rates):
-        raise SettingsError(f"--random-rates {given}: give rates between 0 and 1, such as 0.1,0.5,0.9")
+        raise SettingsError(
+            f"--random-rates {given}: give rates between 0 and 1, such as 0.1,0.5,0.9, or usual, or none"
+        )
     return rates
-
-
-WIDTH = 150
-"""Width of the tables where stdout is no terminal."""
-_SPREAD_FROM = 50
-"""Fewest questions for which the table shows intervals; below, they say little but noise."""
-
-
-def show(summary: RunSummary, folder: Path, *, as_json: bool) -> None:
-    """Prints the summary."""
-    if as_json:
-        print(json.dumps(summary, indent=1))
-        return
-    from .common import Console
-
-    console = Console(plain_width=WIDTH)
-    samples = f", {summary['samples']} samples of each" if summary["samples"] > 1 else ""
-    console.print(
-        f"{counted(summary['n'], 'question')} of {summary['dataset']['name']}{samples}, "
-        f"{summary['concurrency']} at "
-        "a time; 95 % intervals by bootstrap, paired between arms"
-    )
-    console.print(_accuracy(summary))
-    console.print(_usage_table(summary))
-    console.print(_savings_table(summary))
-    if summary["curves"]:
-        console.print(_curves(summary))
-    for warning in summary["warnings"]:
-        console.print(f"warning: {warning}")
-    kinds = {arm["arm"]: arm["kind"] for arm in summary["arms"]}
-    for verdict in summary["verdicts"]:
-        if kinds[verdict["arm"]] != "baseline":
-            console.print(f"- {verdict['text']}")
-    console.print(f"\n{summary['verdict']}")
-    console.print(f"\nrows and summary in {folder}")
-
-
-def _table(title: str, *columns: str) -> Table:
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table
-
-
-def _accuracy(summary: RunSummary) -> Table:
-    table = _table(
-        "accuracy and spend",
-        "arm",
-        "accuracy",
-        "compared to large",
-        "large tokens",
-        "share",
-        "PGR",
-        "IBC",
-        "over random",
-    )
-    spread = summary["n"] >= _SPREAD_FROM
-    for arm in summary["arms"]:
-        own = arm["metrics"]
-        compared_to = arm["differences"].get("large", {}).get("accuracy")
-        table.add_row(
-            arm["arm"],
-            _formatted(own["accuracy"], spread=spread),
-            _formatted(compared_to, signed=True, spread=spread),
-            _formatted(own["large_tokens"], digits=1),
-            _formatted(own["share"], spread=spread),
-            _formatted(own["pgr"], spread=spread),
-            _formatted(own["ibc"], digits=2),
-            _over_random(arm, spread=spread),
-        )
-    table.caption = (
-        "over random: accuracy minus that of random routing with as many large tokens, read off the straight "
-        "lines between its rates"
-    )
-    return table
-
-
-def _usage_table(summary: RunSummary) -> Table:
-    table = _table(
-        "a question", "arm", "small tokens", "discarded", "scorer", "prefill small/large", "cached",
-        "calls s/l/score", "cost", "seconds median", "p95", "first step", "p95",
-    )  # fmt: skip
-    for arm in summary["arms"]:
-        own = arm["metrics"]
-        table.add_row(
-            arm["arm"],
-            *(_formatted(own[f"{name}_tokens"], digits=1) for name in ("small", "discarded", "scorer")),
-            _joined(arm, "small_prefill", "large_prefill"),
-            _joined(arm, "small_cached_prefill", "large_cached_prefill"),
-            _joined(arm, "small_calls", "large_calls", "scorer_calls", digits=1),
-            _formatted(own["cost"], digits=6) if summary["priced"] else "-",
-            *(_formatted(own[name], digits=2) for name in ("seconds_median", "seconds_p95")),
-            *(_formatted(own[name], digits=2) for name in ("first_step_median", "first_step_p95")),
-        )
-    return table
-
-
-def _savings_table(summary: RunSummary) -> Table:
-    """Returns what each arm saves net, with what a configuration may say of the large model alone."""
-    table = _table(
-        "net savings a question, against the large model alone",
-        "arm", "large tokens", "tokens in all", "cost", "seconds",
-    )  # fmt: skip
-    spread = summary["n"] >= _SPREAD_FROM
-    for arm in summary["arms"]:
-        if arm["arm"] != "large":
-            saved = arm.get("savings", {})
-            table.add_row(
-                arm["arm"],
-                *(
-                    _formatted(saved.get(kind), digits=1, spread=spread)
-                    for kind in ("large_tokens", "tokens")
-                ),
-                _formatted(saved.get("cost"), digits=6, spread=spread),
-                _formatted(saved.get("seconds"), digits=2, spread=spread),
-            )
-    known = {key: round(value, 5) for key, value in summary.get("large_alone", {}).items() if value}
-    if known:
-        stated = ", ".join(f"{key}: {value:g}" for key, value in known.items())
-        table.caption = (
-            "scorer, discarded drafts and prompts are spent too; runs estimate their own savings best with "
-            f"large_alone: {{{stated}}} in the configuration, as measured here"
-        )
-    return table
-
-
-def _curves(summary: RunSummary) -> Table:
-    budgets = list(summary["budgets"])
-    table = _table(
-        "curves", "family", "arms", "mean IBC", "Delta IBC", "to query-level", "CPT 50 %", "80 %", "95 %",
-        *(f"accuracy at {100 * float(budget):g} %" for budget in budgets),
-    )  # fmt: skip
-    spread = summary["n"] >= _SPREAD_FROM
-    for curve in summary["curves"]:
-        table.add_row(
-            curve["family"],
-            str(len(curve["points"])),
-            _formatted(curve["mean_ibc"], digits=2, spread=spread),
-            _formatted(curve["delta_ibc"], digits=2, spread=spread),
-            _over_query_level(curve["over_query_level"], spread=spread),
-            *(_formatted(metric) for metric in curve["cpt"].values()),
-            *(_formatted(curve["budgeted_accuracy"][budget]) for budget in budgets),
-        )
-    table.caption = (
-        "CPT and accuracy within a budget: large tokens as a share of the large model's own; Delta IBC: its "
-        "mean up to CPT(95); to query-level: its ratio to the best of router, cascade and score_cascade"
-    )
-    return table
-
-
-def _formatted(metric: Metric | None, *, digits: int = 3, signed: bool = False, spread: bool = False) -> str:
-    if metric is None or metric["value"] is None:
-        return "-"
-    sign = "+" if signed else ""
-    text = f"{metric['value']:{sign}.{digits}f}"
-    if spread and metric["interval"] is not None:
-        text += f" ({metric['interval'][0]:{sign}.{digits}f} to {metric['interval'][1]:{sign}.{digits}f})"
-    return text
-
-
-def _over_query_level(found: OverQueryLevel | None, *, spread: bool) -> str:
-    return (
-        "-" if found is None else f"{_formatted(found['ratio'], digits=1, spread=spread)} {found['family']}"
-    )
-
-
-def _over_random(arm: ArmSummary, *, spread: bool) -> str:
-    found = arm["matched_budget"].get("random")
-    if found is not None and found["curve_ends"] is not None:
-        return f"beyond {found['curve_ends']:.1f}"
-    return _formatted(found and found["difference"], signed=True, spread=spread)
-
-
-def _joined(arm: ArmSummary, *names: str, digits: int = 0) -> str:
-    return "/".join(_formatted(arm["metrics"][name], digits=digits) for name in names)

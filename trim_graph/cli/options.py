@@ -6,6 +6,7 @@ Nothing heavy is imported here, for ``--help``. What a command does is in the mo
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -115,6 +116,26 @@ def _parameters(kind: type[Options]) -> list[inspect.Parameter]:
 
 def _metadata(hint: Any) -> tuple[Any, ...]:
     return get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+
+
+def command_line(name: str, options: Options) -> str:
+    """Returns the command line that gives these options; defaults and what looks like a secret are left out.
+
+    Args:
+        name: Of the command.
+        options: Its options.
+    """
+    from trim_graph.errors import may_be_shown
+
+    words, hints = ["trim-graph", name], get_type_hints(type(options), include_extras=True)
+    for one in fields(options):
+        value, default = getattr(options, one.name), one.default
+        if value is None or value == default or value == []:
+            continue
+        flag = _flag(one.name, hints[one.name])
+        for given in value if isinstance(value, list) else [value]:
+            words += [flag] if given is True else [flag, str(given) if may_be_shown(str(given)) else "..."]
+    return shlex.join(words)
 
 
 def _flag(name: str, hint: Any) -> str:
@@ -329,9 +350,15 @@ class EvalOptions(Options):
         list[str], typer.Option("--sweep", help="Several operating points; may be repeated. See below.")
     ] = field(default_factory=list)
     random_rates: Annotated[
-        str, typer.Option(help="Rates of random routing: shares of steps that it has written again.")
-    ] = "0.1,0.25,0.5,0.75,0.9"
-    baselines: Annotated[str, typer.Option(help="all, none, or some: router,cascade,kind.")] = "all"
+        str,
+        typer.Option(
+            help="Rates of random routing, shares of steps that it has written again: 0.2,0.5, usual (five "
+            "rates), or none. Each costs as much as a policy."
+        ),
+    ] = "none"
+    baselines: Annotated[
+        str, typer.Option(help="free (those that call no model), all, none, or some: router,cascade,kind.")
+    ] = "free"
     validation: Annotated[
         str | None, typer.Option(help="Other questions, to fit router and kind on; a dataset.")
     ] = None
@@ -352,6 +379,15 @@ class EvalOptions(Options):
         typer.Option(help="What a second of waiting costs, in the currency of the prices."),
         Bound(lambda value: 0 <= value < float("inf"), "choose 0 or more"),
     ] = 0.0
+    max_loss: Annotated[
+        float,
+        typer.Option(help="Loss of accuracy against the large model alone that is acceptable."),
+        Bound(lambda value: 0 < value < 1, "choose a share of the questions between 0 and 1", "g"),
+    ] = 0.02
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Print what the evaluation will spend, and end.")
+    ] = False
+    yes: Annotated[bool, typer.Option("--yes", help="Start without asking, however much it spends.")] = False
     n: Annotated[
         int | None, typer.Option("-n", help="How many questions; default: all of a file, else 200."), POSITIVE
     ] = None

@@ -24,6 +24,7 @@ from .arms import Arm
 from .comparison import LARGE, SMALL
 from .datasets import Dataset, first_questions
 from .experiment import ExperimentRunner, WorkItems, unit_of
+from .forecast import Kind, PlannedRuns
 from .query_router import read_examples, train_query_router
 from .records import (
     ArmSettings,
@@ -477,6 +478,8 @@ BASELINES = {
     "entropy": "the entropy of a step's first token says who writes it",
     "kind": "the kind of step alone decides; needs validation questions",
 }
+FREE = ("cascade",)
+"""Baselines that call no model: they are put together of the answers of the models alone."""
 SHARES = (0.25, 0.5, 0.75)
 """Points of the curve of a baseline that has a number to choose."""
 PRM_LEVEL = 0.7
@@ -485,6 +488,52 @@ DIGITS = 4
 """Digits of a share of questions, as it is written down."""
 JUDGE_LEVEL = 7 / 9
 """ArXiv 2504.07891: speculative reasoning accepts steps rated 7 of 9 and more."""
+
+
+def planned_runs(
+    names: Sequence[str],
+    *,
+    n: int,
+    samples: int,
+    validation_n: int,
+    scored: bool,
+    judge: str | None,
+    done: Callable[[str], int],
+) -> Iterator[PlannedRuns]:
+    """Yields the runs that baselines have left to do.
+
+    Args:
+        names: Of `BASELINES`.
+        n: Questions of the evaluation.
+        samples: Of each.
+        validation_n: Validation questions; 0 where there are none.
+        scored: Whether there is a scorer.
+        judge: ``small`` or ``large``, where that model is the judge.
+        done: Returns how many runs of an arm are done; of ``validation/small`` and the like too.
+    """
+    runs = n * samples
+    writers = [] if "kind" not in names and "router" not in names else ["small"]
+    for writer in [*writers, *(["large"] if "router" in names else [])] if validation_n else []:
+        left = max(0, validation_n - done(f"{FOLDER}/{writer}"))
+        yield PlannedRuns("validation", None, "small" if writer == "small" else "large", left)
+        if writer == "small" and scored:
+            yield PlannedRuns("validation", None, "scores", left)
+    if "score_cascade" in names and scored:
+        yield PlannedRuns("baselines", None, "scores", max(0, runs - done("scores")))
+    if "entropy" in names:
+        yield PlannedRuns("baselines", None, "probed", max(0, min(n, PILOT) - done("pilot")), 0.0, False)
+
+    def arm(name: str, kind: Kind, rate: float, scores: bool, judged: str | None = None) -> PlannedRuns:
+        return PlannedRuns("baselines", name, kind, max(0, runs - done(name)), rate, scores, judged)
+
+    if "prm" in names and scored:
+        yield arm(f"prm-{PRM_LEVEL:g}", "routed", 1.0, True)
+    if "judge" in names:
+        yield arm("judge-7of9", "routed", 1.0, True, judge)
+    for family, kind, wanted in (("kind", "routed", bool(validation_n)), ("entropy", "probed", True)):
+        if family in names and wanted:
+            for share in SHARES:
+                yield arm(f"{family}-{share:g}", "routed" if kind == "routed" else "probed", share, False)
 
 
 class Missing(SettingsError):

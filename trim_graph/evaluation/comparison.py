@@ -1,4 +1,8 @@
-"""Arms side by side: numbers of their rows, metrics of each, and 95 % intervals paired by question."""
+"""Arms side by side: numbers of their rows, metrics of each, and 95 % intervals paired by question.
+
+Intervals of accuracies are those of Clopper and Pearson, those of differences in accuracy Tango's: both hold
+for any number of questions. All others are resampled, and are given from `metrics.LEAST` questions.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from trim_graph.errors import InputError
 from trim_graph.savings import LargeAlone
 
 from .metrics import (
+    LEAST,
     Interval,
     accuracy,
     best_pgr,
@@ -26,6 +31,7 @@ from .metrics import (
     resampled_quantiles,
     share_of_large_tokens,
 )
+from .noninferiority import PairedOutcomes, chance_interval
 from .records import (
     BUDGETS,
     CPT_TARGETS,
@@ -39,6 +45,7 @@ from .records import (
     OverQueryLevel,
     Record,
     Row,
+    arm_label,
 )
 
 if TYPE_CHECKING:
@@ -84,39 +91,38 @@ def compare(arms: Mapping[str, Sequence[Record]], *, seed: int = 0) -> dict[str,
             answer.
     """
     means = _means(arms, seed)
+    enough = len(next(iter(arms.values()))) >= LEAST
     plain = {name: accuracy(graded(records)) or 0.0 for name, records in arms.items()}
     tokens = {name: sum(o["large_tokens"] for o in records) for name, records in arms.items()}
     metrics: dict[str, ArmMetrics] = {}
     for name, records in arms.items():
         accuracies = zip(*(means[f"{arm} correct"] for arm in (name, SMALL, LARGE)), strict=True)
         spent = zip(*(means[f"{arm} tokens"] for arm in (name, LARGE)), strict=True)
-        reference = name in (SMALL, LARGE)  # their share and PGR are 0 and 1 by definition
+        # Share and PGR of the models alone are 0 and 1 by definition.
+        given = enough and name not in (SMALL, LARGE)
         metrics[name] = ArmMetrics(
             n=len(records),
             errors=sum(record["error"] is not None for record in records),
             accuracy=plain[name],
-            accuracy_interval=interval(means[f"{name} correct"]),
+            accuracy_interval=chance_interval(sum(graded(records)), len(records)),
             large_tokens=tokens[name],
             large_tokens_per_question=tokens[name] / len(records),
             share=share_of_large_tokens(tokens[name], tokens[LARGE]),
-            share_interval=None if reference else interval([share_of_large_tokens(*row) for row in spent]),
+            share_interval=interval([share_of_large_tokens(*row) for row in spent]) if given else None,
             pgr=performance_gap_recovered(plain[name], plain[SMALL], plain[LARGE]),
-            pgr_interval=None
-            if reference
-            else interval([performance_gap_recovered(*row) for row in accuracies]),
+            pgr_interval=interval([performance_gap_recovered(*row) for row in accuracies]) if given else None,
         )
     return metrics
 
 
-def accuracy_difference(left: Sequence[Record], right: Sequence[Record], *, seed: int = 0) -> Difference:
+def accuracy_difference(left: Sequence[Record], right: Sequence[Record]) -> Difference:
     """Returns the accuracy of ``left`` minus that of ``right``, paired by question.
 
     Raises:
         ValueError: They are empty or did not get the same number of questions.
     """
-    means = _means({"left": left, "right": right}, seed)
-    plain = (accuracy(graded(left)) or 0.0) - (accuracy(graded(right)) or 0.0)
-    return Difference(accuracy=plain, interval=interval(means["left correct"] - means["right correct"]))
+    seen = PairedOutcomes.of(graded(left), graded(right))
+    return Difference(accuracy=0.0 - seen.loss, interval=seen.gain_interval())
 
 
 def graded(records: Sequence[Record]) -> list[bool]:
@@ -255,12 +261,14 @@ class Resampled:
         means: By name, shape (resamples,).
         quantiles: Metrics that are no means.
         errors: Runs that failed.
+        correct: Share of right samples of each question; None where the right answers are not known.
     """
 
     plain: Mapping[str, float]
     means: Mapping[str, Array]
     quantiles: Mapping[str, Metric]
     errors: int
+    correct: Array | None
 
 
 def resample(columns: MetricColumns, *, seed: int = 0) -> Resampled:
@@ -273,6 +281,7 @@ def resample(columns: MetricColumns, *, seed: int = 0) -> Resampled:
             metric: _quantile(columns.of[name], share, seed) for metric, (name, share) in _QUANTILES.items()
         },
         errors=columns.errors,
+        correct=columns.of["correct"] if columns.graded else None,
     )
 
 
@@ -280,8 +289,8 @@ def _quantile(values: Array, share: float, seed: int) -> Metric:
     known = values[values == values]
     if not len(known):
         return UNKNOWN
-    drawn = resampled_quantiles(known, share, seed=seed)
-    return Metric(value=quantile(known, share), interval=interval(drawn))
+    drawn = resampled_quantiles(known, share, seed=seed) if len(known) >= LEAST else None
+    return Metric(value=quantile(known, share), interval=None if drawn is None else interval(drawn))
 
 
 class Comparison:
@@ -297,6 +306,17 @@ class Comparison:
         self.arms, self.settings, self.n = arms, settings, n
         self.graded = all("correct" in arm.plain for arm in arms.values())
 
+    def spread(self, drawn: Any) -> Interval | None:
+        """Returns the interval of resampled values; None of too few questions to resample."""
+        return interval(drawn) if self.n >= LEAST else None
+
+    def outcomes(self, name: str, other: str) -> PairedOutcomes | None:
+        """Returns where two arms differ in what is right; None where the right answers are not known."""
+        own, reference = self.arms[name].correct, self.arms[other].correct
+        if own is None or reference is None:
+            return None
+        return PairedOutcomes.of(own.tolist(), reference.tolist())
+
     def summaries(self) -> list[ArmSummary]:
         """Returns the metrics of each arm."""
         return [self._summary(name) for name in self.arms]
@@ -305,6 +325,7 @@ class Comparison:
         settings = self.settings[name]
         return ArmSummary(
             arm=name,
+            label=arm_label(name, settings),
             kind=settings["kind"],
             family=settings["family"],
             policy=settings["policy"],
@@ -365,8 +386,8 @@ class Comparison:
         value = interpolated(spends, rights, spend)
         drawn = interpolated(drawn_spends, drawn_rights, arm.means["large_tokens"])
         return MatchedBudget(
-            accuracy=Metric(value=value, interval=interval(drawn)),
-            difference=Metric(value=right - value, interval=interval(arm.means["correct"] - drawn)),
+            accuracy=Metric(value=value, interval=self.spread(drawn)),
+            difference=Metric(value=right - value, interval=self.spread(arm.means["correct"] - drawn)),
             curve_ends=None,
         )
 
@@ -391,7 +412,9 @@ class Comparison:
         arm = self.arms[name]
         if key not in arm.plain:
             return UNKNOWN
-        return Metric(value=arm.plain[key], interval=interval(arm.means[key]))
+        if key == "correct" and arm.correct is not None:
+            return Metric(value=arm.plain[key], interval=chance_interval(float(arm.correct.sum()), self.n))
+        return Metric(value=arm.plain[key], interval=self.spread(arm.means[key]))
 
     def differences(self, name: str, other: str) -> dict[str, Metric]:
         """Returns what one arm has more of than another: accuracy, cost, seconds."""
@@ -403,9 +426,10 @@ class Comparison:
         left, right = self.arms[name], self.arms[other]
         if key not in left.plain or key not in right.plain:
             return UNKNOWN
-        return Metric(
-            value=left.plain[key] - right.plain[key], interval=interval(left.means[key] - right.means[key])
-        )
+        value = left.plain[key] - right.plain[key]
+        if key == "correct" and (seen := self.outcomes(name, other)) is not None:
+            return Metric(value=value, interval=seen.gain_interval())
+        return Metric(value=value, interval=self.spread(left.means[key] - right.means[key]))
 
     def _derived(self, name: str, metric: str) -> Metric:
         """Returns a metric that the models alone have by definition, and so without an interval."""
@@ -418,7 +442,7 @@ class Comparison:
         if value is None:
             return UNKNOWN
         reference = name in (SMALL, LARGE)
-        return Metric(value=value, interval=None if reference or values is None else interval(values))
+        return Metric(value=value, interval=None if reference or values is None else self.spread(values))
 
     def point(self, name: str, *, drawn: bool) -> tuple[Any, Any]:
         """Returns share and PGR of an arm: numbers or None, or arrays over the resamples."""
@@ -463,12 +487,12 @@ class Comparison:
             return None
         best = max(query_level, key=lambda name: query_level[name][0])
         theirs = query_level[best]
-        spread = interval(theirs[1])
+        spread = self.spread(theirs[1])
         clear = spread is not None and spread.low > 0
         return OverQueryLevel(
             family=best,
-            difference=Metric(value=ours[0] - theirs[0], interval=interval(ours[1] - theirs[1])),
-            ratio=Metric(value=ours[0] / theirs[0], interval=interval(ours[1] / theirs[1]))
+            difference=Metric(value=ours[0] - theirs[0], interval=self.spread(ours[1] - theirs[1])),
+            ratio=Metric(value=ours[0] / theirs[0], interval=self.spread(ours[1] / theirs[1]))
             if clear
             else UNKNOWN,
         )
@@ -483,7 +507,7 @@ class Comparison:
         drawn = [self.point(name, drawn=True) for name in order]
 
         def metric(compute: Any) -> Metric:
-            return Metric(value=compute(plain), interval=interval(compute(drawn))) if known else UNKNOWN
+            return Metric(value=compute(plain), interval=self.spread(compute(drawn))) if known else UNKNOWN
 
         small, large = (self.arms[name] for name in (SMALL, LARGE))
         mean = metric(mean_ibc)
@@ -495,7 +519,7 @@ class Comparison:
             gaps = large.means["correct"] - small.means["correct"]
             return Metric(
                 value=small.plain["correct"] + best_pgr(plain, share) * gap,
-                interval=interval(small.means["correct"] + best_pgr(drawn, share) * gaps),
+                interval=self.spread(small.means["correct"] + best_pgr(drawn, share) * gaps),
             )
 
         return CurveSummary(
@@ -507,7 +531,7 @@ class Comparison:
                 f"{round(100 * target)}": metric(lambda given, t=target: cpt(given, t))
                 for target in CPT_TARGETS
             },
-            delta_ibc=UNKNOWN if delta is None else Metric(value=delta[0], interval=interval(delta[1])),
+            delta_ibc=UNKNOWN if delta is None else Metric(value=delta[0], interval=self.spread(delta[1])),
             over_query_level=self._over_query_level(family, deltas),
             budgeted_accuracy={f"{share:g}": within(share) for share in BUDGETS},
         )

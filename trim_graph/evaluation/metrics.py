@@ -21,6 +21,8 @@ _COUNTS = 2_000_000
 """Most counts in memory at once: with many questions fewer resamples are drawn at a time."""
 _MANY = 50_000
 """Questions from which drawing each one is faster than drawing how often each was drawn."""
+LEAST = 20
+"""Fewest questions for resampled intervals, which are too narrow of fewer, and for verdicts that decide."""
 UNDEFINED_ALLOWED = 0.05
 """Share of resamples in which a metric may be undefined (no gap) for its interval still to be given."""
 

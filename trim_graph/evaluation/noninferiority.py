@@ -1,4 +1,4 @@
-"""Loss of accuracy on paired outcomes: an exact upper bound, and how many questions a bound needs.
+"""Accuracy on few questions: intervals of chances and of paired differences, and bounds of a loss.
 
 A policy and the large model alone answer the same questions. Of n questions the policy loses some (only the
 large model is right) and gains others (only the policy is right). The loss of accuracy is the chance of the
@@ -11,7 +11,14 @@ limit of Agresti and Min without its small terms. A result without any differenc
 1 - (1 - confidence) ** (1 / n), as by Clopper and Pearson. The chance of a gain is sought within an interval
 of its own, whose error counts against the bound.
 
+The two-sided interval of a difference is Tango's, a score method: also after outcomes without any difference
+it has a width, and it takes a thousandth of the time.
+
+Outcomes may be means over several samples of a question, and counts then have fractions. That is on the safe
+side: of all outcomes with one mean, right or wrong spread most.
+
 Sources:
+    T. Tango (1998), Statistics in Medicine 17, 891-908: the score interval, and its variance.
     R. J. Buehler (1957), Journal of the American Statistical Association 52, 482-493.
     C. J. Lloyd and M. V. Moldovan (2007), Statistics in Medicine 26, 3369-3384: for paired outcomes.
     A. Agresti and Y. Min (2005), Statistics in Medicine 24, 729-740: the order.
@@ -27,6 +34,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Self
 
+from .metrics import Interval
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -34,7 +43,9 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95
-"""Confidence of one-sided bounds."""
+"""Confidence of one-sided bounds, and of two-sided intervals."""
+MAX_LOSS = 0.02
+"""Loss of accuracy that is acceptable where nobody names another."""
 POWER = 0.8
 """Chance that the questions of a plan suffice."""
 MOST_QUESTIONS = 100_000
@@ -54,7 +65,7 @@ class PairedOutcomes:
 
     Attributes:
         n: All questions.
-        lost: Those that only the reference answered right.
+        lost: Those that only the reference answered right; with fractions where questions have samples.
         gained: Those that only the policy answered right.
 
     Raises:
@@ -62,21 +73,19 @@ class PairedOutcomes:
     """
 
     n: int
-    lost: int
-    gained: int
+    lost: float
+    gained: float
 
     def __post_init__(self) -> None:
         if self.n < 1 or min(self.lost, self.gained) < 0 or self.lost + self.gained > self.n:
             raise ValueError(f"{self} are no counts of paired outcomes: of n >= 1 questions some differ")
 
     @classmethod
-    def of(cls, policy: Sequence[bool], reference: Sequence[bool]) -> Self:
-        """Counts the outcomes of the same questions in the same order."""
-        pairs = list(zip(policy, reference, strict=True))
+    def of(cls, policy: Sequence[float], reference: Sequence[float]) -> Self:
+        """Counts the outcomes of the same questions in the same order: right, wrong, or shares of samples."""
+        more = [own - right for own, right in zip(policy, reference, strict=True)]
         return cls(
-            n=len(pairs),
-            lost=sum(right and not own for own, right in pairs),
-            gained=sum(own and not right for own, right in pairs),
+            n=len(more), lost=sum(max(0, -one) for one in more), gained=sum(max(0, one) for one in more)
         )
 
     @property
@@ -94,6 +103,10 @@ class PairedOutcomes:
         low, high = chance_interval(self.gained, self.n, 1 - _NUISANCE_ERROR)
         worst = _worst_probability(self.n, _badness(self.lost, self.gained), max_loss, low, high)
         return min(1.0, worst + _NUISANCE_ERROR)
+
+    def gain_interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """Returns the score interval of Tango for the accuracy of the policy less that of the reference."""
+        return Interval(_gain_limit(self, confidence), 0.0 - _gain_limit(self.reversed, confidence))
 
     def loss_bound(self, confidence: float = CONFIDENCE) -> float:
         """Returns the upper bound of the loss: the least that `p_value` refutes at this confidence."""
@@ -114,6 +127,28 @@ def _loss_bound(seen: PairedOutcomes, confidence: float) -> float:
     return float(brentq(excess, -1.0, 1.0, xtol=1e-7))
 
 
+def _gain_limit(seen: PairedOutcomes, confidence: float) -> float:
+    """Returns the lower limit of the score interval."""
+    from scipy.optimize import brentq
+    from scipy.stats import norm  # type: ignore[import-untyped]
+
+    n, lost, gained = seen.n, seen.lost, seen.gained
+    z = float(norm.isf((1 - confidence) / 2))
+
+    def excess(gain: float) -> float:
+        """Returns how far the result lies above a true gain, less what chance allows for."""
+        # The likeliest chance of a lost question, if this is the gain.
+        b = (2 * n - gained + lost) * gain - gained - lost
+        lose = (math.sqrt(max(0.0, b * b + 8 * n * lost * gain * (1 - gain))) - b) / (4 * n)
+        variance = n * max(0.0, 2 * lose + gain * (1 - gain))
+        return gained - lost - n * gain - z * math.sqrt(variance)
+
+    highest = max(-1.0, -seen.loss - 1e-9)
+    if excess(-1.0) <= 0 or excess(highest) >= 0:
+        return -1.0
+    return float(brentq(excess, -1.0, highest, xtol=1e-7))
+
+
 def least_questions(max_loss: float, confidence: float = CONFIDENCE) -> int:
     """Returns how many questions bound the loss by ``max_loss`` if the arms differ on none of them."""
     return math.ceil(math.log(1 - confidence) / math.log1p(-max_loss))
@@ -132,7 +167,7 @@ def further_questions(
         At least 1; None where the supposed loss is not below ``max_loss``, or so near that it would take more
         than `MOST_QUESTIONS` questions.
     """
-    from scipy.stats import norm  # type: ignore[import-untyped]
+    from scipy.stats import norm
 
     lose, gain = (seen.lost + 0.5) / (seen.n + 1), (seen.gained + 0.5) / (seen.n + 1)
     margin = max_loss - (lose - gain)
@@ -173,7 +208,7 @@ def _power(n: int, lose: float, gain: float, max_loss: float, confidence: float)
     return float(_probability(n, accepted, np.array([lose]), np.array([gain]))[0])
 
 
-def chance_interval(count: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def chance_interval(count: float, n: int, confidence: float = CONFIDENCE) -> Interval:
     """Returns the interval of Clopper and Pearson (1934) for a chance, exact for every n.
 
     Args:
@@ -181,10 +216,12 @@ def chance_interval(count: int, n: int, confidence: float = CONFIDENCE) -> tuple
         n: Of how many, 1 or more.
         confidence: Two-sided.
     """
-    from scipy.stats import binomtest
+    from scipy.stats import beta
 
-    found = binomtest(count, n).proportion_ci(confidence, method="exact")
-    return float(found.low), float(found.high)
+    tail = (1 - confidence) / 2
+    low = beta.ppf(tail, count, n - count + 1) if count > 0 else 0.0
+    high = beta.isf(tail, count + 1, n - count) if count < n else 1.0
+    return Interval(float(low), float(high))
 
 
 def _badness(lost: float, gained: float) -> float:

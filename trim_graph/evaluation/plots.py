@@ -114,6 +114,13 @@ def draw_accuracy(points: Sequence[Point], small: Point, large: Point, *, dark: 
         return figure
 
 
+def positions_of(figure: Figure, points: Sequence[Point]) -> list[tuple[float, float]]:
+    """Returns where points lie in a figure of `draw_accuracy`: shares of its size, from the top left."""
+    figure.draw_without_rendering()
+    places = figure.axes[0].transData.transform([(point.share, point.accuracy) for point in points])
+    return [(float(x / figure.bbox.width), float(1 - y / figure.bbox.height)) for x, y in places]
+
+
 def draw_reliability(curves: Mapping[str, Discrimination], *, dark: bool = False) -> Figure:
     """Draws reliability curves: of what scored so much, the share that was right.
 

@@ -481,7 +481,7 @@ BUDGETS = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 
 class Metric(TypedDict):
-    """A metric and its 95 % interval by bootstrap over questions; None where it is undefined."""
+    """A metric and its 95 % interval; None where it is undefined, or there are too few questions for one."""
 
     value: float | None
     interval: Interval | None
@@ -535,6 +535,8 @@ class ArmSummary(TypedDict):
     """Metrics of one arm."""
 
     arm: str
+    label: NotRequired[str]
+    """Name that says what its number means. Absent in summaries of earlier releases."""
     kind: ArmKind
     family: str
     policy: dict[str, Any]
@@ -552,6 +554,44 @@ class ArmSummary(TypedDict):
     savings: NotRequired[dict[str, Metric]]
     """Net savings a question against the large model alone, as that was run: ``tokens`` (of all models, read
     and written), ``large_tokens``, ``cost``, ``seconds``. Absent in summaries of earlier releases."""
+
+
+_OF_SHARES = {
+    "random": "of steps",
+    "router": "of tokens",
+    "cascade": "of tokens",
+    "score_cascade": "of tokens",
+    "entropy": "of steps",
+    "kind": "of tokens",
+}
+"""What a share in the name of an arm is of, by family."""
+
+
+def arm_label(name: str, settings: ArmSettings) -> str:
+    """Returns the name of an arm with what its number means: ``random 25 % of steps``.
+
+    Args:
+        name: Of the arm.
+        settings: What it is.
+    """
+    if settings["kind"] == "reference":
+        return f"{name} alone"
+    family, policy = settings["family"], settings["policy"]
+    share = name.removeprefix(f"{family}-")
+    if settings["kind"] in ("random", "baseline") and family in _OF_SHARES and _is_number(share):
+        return f"{family.replace('_', ' ')} {100 * float(share):g} % {_OF_SHARES[family]}"
+    level = policy.get("t") if policy.get("type") == "threshold" else None
+    if isinstance(level, float | int) and name.startswith(("threshold-", "prm-", "judge-")):
+        return f"{name.partition('-')[0].removeprefix('threshold')} score < {level:.3g}".lstrip()
+    return name
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class CurvePoint(TypedDict):
@@ -610,6 +650,21 @@ class Verdict(TypedDict):
     """Accuracy minus that of the large model alone."""
     seconds: Metric
     """Wall clock added to that of the large model alone, mean a question."""
+    loss_bound: NotRequired[float | None]
+    """Upper bound of the loss of accuracy against the large model alone, exact, with a confidence of 95 %;
+    None where right answers are not known or questions too few. Absent in summaries of earlier releases."""
+
+
+class Headline(TypedDict):
+    """The verdict of a whole evaluation, in one number and one line."""
+
+    use: Literal["yes", "no", "undecided"]
+    arm: str | None
+    """The arm that it is about."""
+    number: str | None
+    """What that arm saves or adds, as a share of what the large model alone spends."""
+    text: str
+    """One line of at most 80 letters."""
 
 
 class RunSummary(TypedDict):
@@ -633,6 +688,11 @@ class RunSummary(TypedDict):
     verdicts: list[Verdict]
     verdict: str
     """In words, of the whole."""
+    headline: NotRequired[Headline]
+    max_loss: NotRequired[float]
+    """Loss of accuracy that was taken as acceptable."""
+    command: NotRequired[str]
+    """The command that made it. This and the two above are absent in summaries of earlier releases."""
     large_alone: NotRequired[dict[str, float | None]]
     """Fields of `trim_graph.savings.LargeAlone`, as measured: ``large_alone`` of a configuration. Absent in
     summaries of earlier releases."""

@@ -1,4 +1,7 @@
-"""Verdicts: what an arm saves compared to the large model alone, what it costs, and the summary."""
+"""Verdicts: what an arm saves compared to the large model alone, what it costs, and the summary.
+
+"Use it" takes evidence: `LEAST` questions, and a loss of accuracy whose exact upper bound is allowed.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,30 @@ from trim_graph.errors import counted
 
 from .comparison import ADDED, LARGE, SMALL, UNKNOWN, Comparison
 from .experiment import ExperimentRunner
-from .metrics import interval
-from .records import BUDGETS, SUMMARY_VERSION, Metric, RunSummary, Verdict
+from .metrics import LEAST
+from .noninferiority import CONFIDENCE, MAX_LOSS, further_questions
+from .records import BUDGETS, SUMMARY_VERSION, Headline, Metric, RunSummary, Verdict, arm_label
 
 Use = Literal["yes", "no", "undecided"]
-LEAST = 20
-"""Questions from which a verdict may be "yes": resampled intervals of fewer are much too narrow."""
+WIDTH = 80
+"""Letters of a headline."""
+Finding = tuple[Use, str]
+"""What one comparison says, and the sentence for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Prices by which savings and costs of an arm are compared.
+    """Terms on which savings and losses of an arm are weighed.
 
     Attributes:
         priced: Whether there is a price table.
         second: What a second of waiting costs, in the table's currency.
+        max_loss: Loss of accuracy against the large model alone that is acceptable.
     """
 
     priced: bool
     second: float = 0.0
+    max_loss: float = MAX_LOSS
 
 
 def judge(comparison: Comparison, cost_model: CostModel) -> list[Verdict]:
@@ -41,21 +49,60 @@ def judge(comparison: Comparison, cost_model: CostModel) -> list[Verdict]:
     ]
 
 
+def best_of(verdicts: Sequence[Verdict], comparison: Comparison) -> Verdict | None:
+    """Returns the verdict of the whole evaluation: the best of those that say "use it", else "undecided"."""
+    own = [v for v in verdicts if comparison.settings[v["arm"]]["kind"] != "baseline"] or list(verdicts)
+    for use in ("yes", "undecided", "no"):
+        if those := [verdict for verdict in own if verdict["use"] == use]:
+            return max(those, key=lambda verdict: _gain(verdict["arm"], comparison))
+    return None
+
+
+_OVERALL = {
+    "yes": "Use it here, with",
+    "no": "Do not use it here. The best of them is",
+    "undecided": "Undecided. The best so far is",
+}
+
+
 def overall(verdicts: Sequence[Verdict], comparison: Comparison) -> str:
     """Says of the whole evaluation whether to use trim-graph here, and with which policy."""
-    if not verdicts:
+    best = best_of(verdicts, comparison)
+    if best is None:
         return "No policy was evaluated beside the models alone."
-    own = [v for v in verdicts if comparison.settings[v["arm"]]["kind"] != "baseline"] or list(verdicts)
-    good = [verdict for verdict in own if verdict["use"] == "yes"]
-    if good:
-        best = max(good, key=lambda verdict: _gain(verdict["arm"], comparison))
-        return f"Use it here, with {_without_end(best)}"
-    undecided = [verdict for verdict in own if verdict["use"] == "undecided"]
-    if undecided:
-        best = max(undecided, key=lambda verdict: _gain(verdict["arm"], comparison))
-        return f"Undecided. The best so far is {_without_end(best)}"
-    best = max(own, key=lambda verdict: _gain(verdict["arm"], comparison))
-    return f"Do not use it here. The best of them is {_without_end(best)}"
+    return f"{_OVERALL[best['use']]} {_without_end(best)}"
+
+
+def headline(verdicts: Sequence[Verdict], comparison: Comparison, cost_model: CostModel) -> Headline:
+    """Returns the verdict of the whole evaluation as one number and one short line."""
+    best = best_of(verdicts, comparison)
+    if best is None:
+        return Headline(use="undecided", arm=None, number=None, text="Undecided: no policy was evaluated.")
+    found = Headline(use=best["use"], arm=best["arm"], number=None, text="")
+    if _nothing_right(comparison):
+        text = f"Undecided: both models answer 0 of {comparison.n} right. Check grader and prompt."
+        return Headline(**{**found, "text": text})
+    saved = best["net"] if cost_model.priced else best["saved"]
+    key = "cost" if cost_model.priced else "large_tokens"
+    whole, value = comparison.arms[LARGE].plain[key], saved["value"] or 0.0
+    if whole <= 0:
+        return Headline(**{**found, "text": f"{_LEADS[best['use']]}: the large model alone spends nothing."})
+    verb, what = "saves" if value >= 0 else "adds", "cost" if cost_model.priced else "large tokens"
+    number = f"{abs(100 * value / whole):.0f} %"
+    right = best["accuracy"]["value"]
+    lead, end = f"{_LEADS[best['use']]}: ", f" {verb} {number} of {what}"
+    end += "." if right is None else f", accuracy {100 * right:+.1f} points."
+    label, room = arm_label(best["arm"], comparison.settings[best["arm"]]), WIDTH - len(lead + end)
+    text = f"{lead}{label if len(label) <= room else f'{label[: max(0, room - 3)]}...'}{end}"
+    return Headline(**{**found, "number": f"{verb} {number}", "text": text})
+
+
+_LEADS = {"yes": "Use it", "no": "Do not use it", "undecided": "Undecided"}
+
+
+def _nothing_right(comparison: Comparison) -> bool:
+    """Returns whether neither model alone answers any question right."""
+    return comparison.graded and not any(comparison.arms[one].plain["correct"] for one in (SMALL, LARGE))
 
 
 _ENDS = {"yes": "Use it here.", "no": "Do not use it here.", "undecided": "Undecided."}
@@ -83,9 +130,18 @@ def _verdict(comparison: Comparison, name: str, cost_model: CostModel) -> Verdic
         added = _metric(comparison, name, lambda large, arm: arm[ADDED] - large[ADDED])
         net = _metric(comparison, name, lambda large, arm: _net(large, arm, cost_model))
     accuracy = comparison.difference(name, LARGE, "correct")
-    use, reasons = _decide(comparison, name, net if cost_model.priced else saved, cost_model)
+    loss = _loss(comparison, name, cost_model)
+    use, reasons = _decide(comparison, name, net if cost_model.priced else saved, cost_model, loss)
     found = Verdict(
-        arm=name, use=use, text="", saved=saved, added=added, net=net, accuracy=accuracy, seconds=seconds
+        arm=name,
+        use=use,
+        text="",
+        saved=saved,
+        added=added,
+        net=net,
+        accuracy=accuracy,
+        seconds=seconds,
+        loss_bound=loss.bound,
     )
     text = [
         _cost_sentence(found, comparison, cost_model),
@@ -106,7 +162,7 @@ def _net_spread(comparison: Comparison, name: str, cost_model: CostModel) -> str
     if not (large["cost"] > 0).all():
         return ""
     share = _net(large, arm, cost_model) / large["cost"]
-    return _between(Metric(value=None, interval=interval(share)), 100, "%")
+    return _between(Metric(value=None, interval=comparison.spread(share)), 100, "%")
 
 
 def _large(of: Any, key: str) -> Any:
@@ -116,13 +172,50 @@ def _large(of: Any, key: str) -> Any:
 def _metric(comparison: Comparison, name: str, compute: Any) -> Metric:
     large, arm = comparison.arms[LARGE], comparison.arms[name]
     return Metric(
-        value=float(compute(large.plain, arm.plain)), interval=interval(compute(large.means, arm.means))
+        value=float(compute(large.plain, arm.plain)),
+        interval=comparison.spread(compute(large.means, arm.means)),
     )
 
 
-def _decide(comparison: Comparison, name: str, net: Metric, cost_model: CostModel) -> tuple[Use, list[str]]:
-    """Weighs an arm: the worst of what is found counts."""
-    found: list[tuple[Use, str]] = []
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """Loss of accuracy against the large model alone: its exact upper bound, and what that says."""
+
+    bound: float | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+def _loss(comparison: Comparison, name: str, cost_model: CostModel) -> _Loss:
+    seen = comparison.outcomes(name, LARGE)
+    if seen is None or comparison.n < LEAST:
+        return _Loss()
+    bound, allowed = seen.loss_bound(), cost_model.max_loss
+    margin = f"{100 * allowed:.3g} points that --max-loss allows"
+    if seen.loss > allowed:
+        text = f"It loses {100 * seen.loss:.1f} points of accuracy, more than the {margin}."
+        return _Loss(bound, (("no", text),))
+    if bound <= allowed:
+        return _Loss(bound)
+    more = further_questions(seen, allowed)
+    needed = "no number of questions is" if more is None else f"about {more} more questions are"
+    text = (
+        f"These questions do not show that it loses at most the {margin}: its loss may be "
+        f"{100 * bound:.1f} points ({100 * CONFIDENCE:g} % confidence); {needed} likely to show it."
+    )
+    return _Loss(bound, (("undecided", text),))
+
+
+def _decide(
+    comparison: Comparison, name: str, net: Metric, cost_model: CostModel, loss: _Loss
+) -> tuple[Use, list[str]]:
+    """Weighs an arm: the worst of what is found counts; of too few questions nothing does."""
+    if _nothing_right(comparison):
+        text = f"Neither model answers any of the {comparison.n} questions right: check grader and prompt."
+        return "undecided", [text]
+    if comparison.n < LEAST:
+        few = counted(comparison.n, "question is", "questions are")
+        return "undecided", [f"{few} too few to decide: take {LEAST} or more."]
+    found: list[Finding] = list(loss.findings)
 
     def above(metric: Metric, least: float, failed: str, doubtful: str) -> None:
         value, spread = metric["value"], metric["interval"]
@@ -168,9 +261,6 @@ def _decide(comparison: Comparison, name: str, net: Metric, cost_model: CostMode
         )
     if not cost_model.priced:
         found.append(("undecided", "Without prices nobody can say whether that pays."))
-    if comparison.n < LEAST:
-        few = counted(comparison.n, "question is", "questions are")
-        found.append(("undecided", f"{few} too few to decide: take {LEAST} or more."))
     order = ("no", "undecided", "yes")
     use: Use = min((use for use, _ in found), key=order.index, default="yes")
     return use, [reason for one, reason in found if one == use and reason]
@@ -199,7 +289,7 @@ def _above_line(comparison: Comparison, name: str) -> Metric:
     (share, pgr), (shares, pgrs) = (comparison.point(name, drawn=drawn) for drawn in (False, True))
     if share is None or pgr is None:
         return UNKNOWN
-    return Metric(value=pgr - share, interval=interval(pgrs - shares))
+    return Metric(value=pgr - share, interval=comparison.spread(pgrs - shares))
 
 
 def _cost_sentence(verdict: Verdict, comparison: Comparison, cost_model: CostModel) -> str:
@@ -255,7 +345,12 @@ def _between(metric: Metric, scale: float, unit: str) -> str:
 
 
 def summarise_run(
-    runner: ExperimentRunner, config: TrimConfig, cost_model: CostModel, warnings: Sequence[str]
+    runner: ExperimentRunner,
+    config: TrimConfig,
+    cost_model: CostModel,
+    warnings: Sequence[str],
+    *,
+    command: str,
 ) -> RunSummary:
     """Returns metrics, curves and verdicts of all arms that are complete.
 
@@ -264,6 +359,7 @@ def summarise_run(
         config: Whose models they are.
         cost_model: How costs are compared.
         warnings: What a reader should know besides.
+        command: That made it.
     """
     run_config = runner.run_config
     done = {name: runner.done[name] for name in (SMALL, LARGE)} | runner.done
@@ -293,6 +389,9 @@ def summarise_run(
         curves=comparison.curves(),
         verdicts=verdicts,
         verdict=overall(verdicts, comparison),
+        headline=headline(verdicts, comparison, cost_model),
+        max_loss=cost_model.max_loss,
+        command=command,
         large_alone=comparison.large_alone().model_dump(),
         warnings=[*warnings, *text],
     )

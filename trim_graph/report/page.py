@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -26,6 +27,7 @@ from trim_graph.evaluation.plots import (
     draw_places,
     draw_reliability,
     draw_steps,
+    positions_of,
     save_plot,
     svg_of,
 )
@@ -41,6 +43,7 @@ from trim_graph.evaluation.records import (
     read_run,
 )
 
+from .formulas import formulas_of, tree_of
 from .gathering import Gathered
 
 if TYPE_CHECKING:
@@ -76,7 +79,8 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
                 raise InputError(f"{folder} has no rows yet: nothing to show")
             plots = list(plots_of(gathered, run.summary, run.settings["arms"]))
             with beside.open("w", encoding="utf-8", newline="\n") as stream:
-                for part in _parts(run, gathered, "".join(plot.html() for plot in plots)):
+                command = ["trim-graph", "report", str(folder), *(["--out", str(out)] if out else [])]
+                for part in _parts(run, gathered, plots, shlex.join(command)):
                     stream.write(part)
             beside.replace(page)
         finally:
@@ -109,13 +113,17 @@ def _checked(run: Run) -> Run:
     return run
 
 
-def _parts(run: Run, gathered: Gathered, plots: str) -> Iterator[str]:
+def _parts(run: Run, gathered: Gathered, plots: Sequence[Plot], command: str) -> Iterator[str]:
     """Gives the page piece by piece; of the rows one question is in memory at a time."""
     style, script = source("page.css"), "\n".join(map(source, SCRIPTS))
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
     yield _filled(
         source("page.html"),
-        {"policy": content_policy(script, style), "style": style, "plots": plots},
+        {
+            "policy": content_policy(script, style),
+            "style": style,
+            "plots": "".join(plot.html() for plot in plots),
+        },
     )
     names = list(dict.fromkeys([*run.settings["arms"], *sorted(gathered.places)]))
     ran = [name for name in names if name in gathered.places]
@@ -125,7 +133,8 @@ def _parts(run: Run, gathered: Gathered, plots: str) -> Iterator[str]:
         rows.sort(key=lambda row: (arms[row["arm"]], row["sample"]))
         questions.append(index_of(rows, arms))
         yield _data(f"row-{position}", trace_of(rows, arms))
-    yield _data("data", _document(run, ran, questions))
+    spots = [[arms[arm], x, y] for plot in plots for arm, x, y in plot.spots() if arm in arms]
+    yield _data("data", {**_document(run, ran, questions), "spots": spots, "made": _made(run, command)})
     yield f"<script>{script}</script>\n</body>\n</html>\n"
 
 
@@ -180,6 +189,12 @@ def _about(run: Run, questions: int) -> str:
         if isinstance(model := settings.get(part), dict):
             facts.append(f"{part}: {model.get('model') or model.get('type')}")
     return "; ".join(map(str, facts))
+
+
+def _made(run: Run, command: str) -> list[str]:
+    """Returns the commands that made the run and its page."""
+    own = (run.summary or {}).get("command")
+    return [*([own] if own else []), command]
 
 
 def _dataset_name(dataset: Any) -> str:
@@ -269,15 +284,25 @@ def trace_of(rows: Sequence[Row], arms: Mapping[str, int]) -> dict[str, Any]:
     def place(text: str) -> int:
         return texts.setdefault(text, len(texts))
 
-    runs = [_run_of(row, arms[row["arm"]], place) for row in rows]
     first = rows[0]
+    runs = [_run_of(row, arms[row["arm"]], place) for row in rows]
+    formulas = {at: formulas_of(text) for text, at in texts.items()}
+    answers = {row["answer"] for row in rows} | {first["expected"]}
     return {
         "id": first["id"],
         "question": first["question"],
+        "question_formulas": formulas_of(first["question"]),
         "expected": first["expected"],
         "runs": runs,
         "texts": list(texts),
+        "formulas": {at: found for at, found in formulas.items() if found},
+        "answers": {text: tree for text in answers if text and (tree := _answer(text)) is not None},
     }
+
+
+def _answer(text: str) -> list[Any] | None:
+    """Returns the tree of an answer that is LaTeX; None of others."""
+    return tree_of(text) if "\\" in text else None
 
 
 def _run_of(row: Row, arm: int, place: Callable[[str], int]) -> dict[str, Any]:
@@ -347,11 +372,20 @@ class Plot:
         name: Of its files.
         caption: What it shows, as HTML without markup.
         draw: Draws it for a light or a dark ground.
+        points: Arms that are points of it.
     """
 
     name: str
     caption: str
     draw: Callable[[bool], Figure]
+    points: Sequence[tuple[str, Point]] = ()
+
+    def spots(self) -> Iterator[tuple[str, float, float]]:
+        """Yields the arm of each point, and where it lies: shares of width and height, from top left."""
+        if self.points:
+            places = positions_of(self.draw(False), [point for _, point in self.points])
+            for (arm, _), (x, y) in zip(self.points, places, strict=True):
+                yield arm, round(x, 4), round(y, 4)
 
     def save(self, folder: Path) -> list[Path]:
         """Writes it as PNG and SVG."""
@@ -361,9 +395,10 @@ class Plot:
         """Returns it for a page, light or dark as the reader has it."""
         light, dark = (base64.b64encode(svg_of(self.draw(ground))).decode() for ground in (False, True))
         kind = "data:image/svg+xml;base64,"
+        dark_source = f'<source media="(prefers-color-scheme: dark)" srcset="{kind}{dark}">'
         return (
-            f'<figure class="card"><picture><source media="(prefers-color-scheme: dark)" '
-            f'srcset="{kind}{dark}"><img alt="{self.caption}" src="{kind}{light}"></picture>'
+            f'<figure class="card" id="plot-{self.name}"><picture>{dark_source}'
+            f'<img alt="{self.caption}" src="{kind}{light}"></picture>'
             f"<figcaption>{self.caption}</figcaption></figure>"
         )
 
@@ -409,13 +444,19 @@ def _accuracy(summary: RunSummary) -> Plot | None:
     known = [end for end in ends if end is not None]
     if len(known) < 2:
         return None
-    points = [point for arm in summary["arms"] if arm["kind"] != "reference" and (point := _point(arm))]
+    named = [
+        (arm["arm"], point)
+        for arm in summary["arms"]
+        if arm["kind"] != "reference" and (point := _point(arm)) is not None
+    ]
+    points = [point for _, point in named]
     small, large = known[0]._replace(family="small alone"), known[1]._replace(family="large alone")
     return Plot(
         "accuracy",
         "Accuracy against the share of large tokens, with 95 % intervals. On the dashed line: whole "
-        "questions given to one of the two models at random.",
+        "questions given to one of the two models at random. A point opens the questions of its arm.",
         lambda dark: draw_accuracy(points, small, large, dark=dark),
+        [(SMALL, small), *named, (LARGE, large)],
     )
 
 

@@ -4,7 +4,7 @@ const ROW_HEIGHT = 58;
 const SPARE = 8;
 const LONGEST_STRIP = 40;
 
-const state = { arm: data.chosen, shown: [], at: -1, wrong: false, over: false, differs: false, failed: false, words: "", limit: data.limit };
+const state = { arm: data.chosen, shown: [], at: -1, wrong: false, over: false, differs: false, failed: false, words: "", limit: data.limit, raw: false };
 const list = document.getElementById("list");
 const inner = el("div", { class: "inner", role: "presentation" });
 const detail = document.getElementById("detail");
@@ -113,14 +113,17 @@ function showDetail(wanted = null) {
   const runs = question.runs;
   const chosen = wanted === null ? runs.find((run) => run.arm === state.arm) || runs[0] : runs[wanted];
   const held = detail.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
-  const moves = el("span", { class: "moves" }, moveButton("Previous question", "↑ k", -1), moveButton("Next question", "↓ j", 1));
-  const expected = question.expected === null ? null : el("p", {}, el("span", { class: "muted" }, "expected "), inline(question.expected, 200));
+  const moves = el("span", { class: "moves" }, rawButton(), moveButton("Previous question", "↑ k", -1), moveButton("Next question", "↓ j", 1));
+  const expected =
+    question.expected === null
+      ? null
+      : el("p", {}, el("span", { class: "muted" }, "expected "), answerOf(question.expected, question.answers));
   detail.replaceChildren(
     el("div", { class: "detail-head" }, el("h3", {}, inline(question.id, 80)), moves),
-    block(question.question),
+    block(question.question, question.question_formulas),
     ...[expected].filter(Boolean),
     chips(runs, chosen, (run) => showDetail(runs.indexOf(run))),
-    ...runOf(question.texts, chosen).filter(Boolean),
+    ...runOf(question, chosen).filter(Boolean),
   );
   detail.dataset.position = position;
   // On a phone arms stand in one row, which is moved to the chosen one.
@@ -130,6 +133,27 @@ function showDetail(wanted = null) {
   document.getElementById("status").textContent = `Question ${state.at + 1} of ${state.shown.length}: ${verdict}`;
   // What had the focus was replaced by its like.
   if (held) [...detail.querySelectorAll("[data-key]")].find((node) => node.dataset.key === held && !node.disabled)?.focus();
+}
+
+function rawButton() {
+  const pressed = state.raw ? "true" : "false";
+  const attributes = { type: "button", "aria-pressed": pressed, "data-key": "raw", title: "Formulas as the models wrote them (key r)" };
+  return on(el("button", attributes, "Raw text"), "click", showRaw);
+}
+
+function showRaw() {
+  const run = [...detail.querySelectorAll(".chip")].findIndex((chip) => chip.getAttribute("aria-pressed") === "true");
+  state.raw = !state.raw;
+  showDetail(run < 0 ? null : run);
+}
+
+// The questions of an arm, from a point of a plot.
+function openArm(arm) {
+  const arms = document.getElementById("arm");
+  arms.value = arm;
+  arms.dispatchEvent(new Event("change"));
+  document.getElementById("questions").scrollIntoView();
+  list.focus({ preventScroll: true });
 }
 
 function moveButton(name, sign, by) {
@@ -161,8 +185,8 @@ function tools() {
     state.words = words.value.toLowerCase();
     refresh();
   });
-  const keys = [["j", "k"], ["o"], ["[", "]"], ["/"]];
-  const meanings = [" next, previous ", " all drafts ", " other arm ", " search"];
+  const keys = [["j", "k"], ["o"], ["r"], ["[", "]"], ["/"]];
+  const meanings = [" next, previous ", " all drafts ", " raw text ", " other arm ", " search"];
   document.getElementById("tools").append(
     el("label", {}, "Arm ", arms),
     el("div", { class: "toggles", role: "group", "aria-label": "Filters" },
@@ -194,6 +218,7 @@ const KEYS = {
   ArrowRight: () => move(1),
   ArrowLeft: () => move(-1),
   o: allDrafts,
+  r: showRaw,
   "]": () => otherArm(1),
   "[": () => otherArm(-1),
   "/": () => document.getElementById("words").focus(),
@@ -220,8 +245,11 @@ function keyed(event) {
 
 list.append(inner);
 on(list, "scroll", () => requestAnimationFrame(draw));
-on(window, "resize", () => requestAnimationFrame(draw));
+on(window, "resize", () => requestAnimationFrame(() => { draw(); markWide(); }));
 on(document, "keydown", keyed);
 showSummary();
+showSpots();
+showMade();
 tools();
 refresh();
+markWide();

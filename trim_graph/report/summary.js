@@ -5,9 +5,26 @@ const METRICS = [
   ["large_tokens", "Large tokens", count],
   ["share", "Share", (v) => fixed(v, 3)],
   ["pgr", "PGR", (v) => fixed(v, 3)],
+  ["ibc", "IBC", (v) => fixed(v, 2)],
   ["cost", "Cost", (v) => (v === null ? "–" : v.toPrecision(3))],
+  ["tokens", "Cost in tokens", count],
   ["seconds_median", "Median seconds", (v) => fixed(v, 2)],
 ];
+const MEANINGS = {
+  "Accuracy": "Share of right answers, with its exact 95 % interval",
+  "Large tokens": "Tokens that the large model writes, mean of a question",
+  "Share": "Large tokens as a share of those that the large model alone writes",
+  "PGR": "Performance gap recovered: 0 is the small model alone, 1 the large one",
+  "IBC": "Incremental benefit per cost, PGR divided by share; 1 is drawing one of the two models for each question",
+  "Cost": "By the price table, all models, mean of a question",
+  "Cost in tokens": "Tokens that all models read and write, prompts, discarded drafts and the scorer included; there is no price table",
+  "Median seconds": "Wall clock of a question, other questions under way",
+  "Accuracy minus large": "Paired by question, with its 95 % score interval, against the large model alone",
+  "Over random": "Accuracy minus that of random routing with as many large tokens",
+  "Failed": "Runs that failed: they count as wrong",
+  "Mean IBC": "Mean of the IBC along the curve; 1 is the straight line from small alone to large alone",
+  "CPT": "Cost-performance threshold: the least share of large tokens at which this PGR is reached",
+};
 const USE = { yes: ["good", "✓ worth it"], no: ["bad", "✗ not worth it"], undecided: ["open", "? undecided"] };
 
 function withInterval(figure, format) {
@@ -17,8 +34,25 @@ function withInterval(figure, format) {
   return [el("span", {}, format(figure.value)), between];
 }
 
+function headOf(name) {
+  const meaning = MEANINGS[name.startsWith("CPT") ? "CPT" : name];
+  return el("th", { scope: "col" }, meaning ? el("span", { class: "explained", title: meaning }, name) : name);
+}
+
+// A tooltip needs a mouse; the legend says the same.
+function legend() {
+  const pairs = Object.entries(MEANINGS).filter(([name]) => name !== (data.summary.priced ? "Cost in tokens" : "Cost"));
+  const entries = pairs.flatMap(([name, meaning]) => [el("dt", {}, name), el("dd", {}, meaning)]);
+  return el("details", { class: "legend" }, el("summary", {}, "What the columns mean"), el("dl", {}, entries));
+}
+
+function named(arm) {
+  const label = arm.label || arm.arm;
+  return [inline(label, 60), label === arm.arm ? null : el("span", { class: "spread" }, inline(arm.arm, 60))];
+}
+
 function table(caption, heads, rows) {
-  const head = el("tr", {}, heads.map((name) => el("th", { scope: "col" }, name)));
+  const head = el("tr", {}, heads.map(headOf));
   return el(
     "div",
     {},
@@ -28,8 +62,17 @@ function table(caption, heads, rows) {
       { class: "scroll", role: "region", tabindex: "0", "aria-label": caption },
       el("table", { "aria-label": caption }, el("thead", {}, head), el("tbody", {}, rows)),
     ),
+    el("p", { class: "sideways", "aria-hidden": "true" }, "↔ more columns: scroll sideways"),
   );
 }
+
+// A table that is wider than its place says so.
+function markWide() {
+  for (const place of document.querySelectorAll(".scroll")) {
+    place.parentElement.classList.toggle("wide", place.scrollWidth > place.clientWidth + 1);
+  }
+}
+document.addEventListener("toggle", markWide, true);
 
 const signed = (v) => (v > 0 ? "+" : "") + fixed(v, 3);
 
@@ -40,12 +83,12 @@ function overRandom(matched) {
 }
 
 function armsTable(summary, arms, caption) {
-  const shown = METRICS.filter(([key]) => key !== "cost" || summary.priced);
+  const shown = METRICS.filter(([key]) => key !== (summary.priced ? "tokens" : "cost"));
   const rows = arms.map((arm) =>
     el(
       "tr",
       { class: arm.kind === "policy" ? "main" : null },
-      el("th", { scope: "row" }, inline(arm.arm, 60)),
+      el("th", { scope: "row" }, named(arm)),
       shown.map(([key, , format]) => el("td", {}, withInterval(arm.metrics[key], format))),
       el("td", {}, withInterval((arm.differences.large || {}).accuracy, signed)),
       el("td", {}, overRandom((arm.matched_budget || {}).random)),
@@ -86,7 +129,7 @@ function savingsTable(arms) {
     el(
       "tr",
       { class: arm.kind === "policy" ? "main" : null },
-      el("th", { scope: "row" }, inline(arm.arm, 60)),
+      el("th", { scope: "row" }, named(arm)),
       kinds.map(([key, , format]) => el("td", {}, withInterval(arm.savings[key], format))),
     ),
   );
@@ -131,12 +174,54 @@ function verdicts(summary) {
   return el("details", {}, el("summary", {}, `What each of ${items.length} arms saves`), list);
 }
 
+// Summaries of earlier releases have no headline: the best verdict serves.
+function headline(summary) {
+  const found = summary.headline || { use: useOf(summary), number: null, text: summary.verdict };
+  const [look, word] = USE[found.use] || USE.undecided;
+  return el(
+    "div",
+    { class: `card headline ${look}` },
+    el("p", { class: "number" }, found.number === null ? word : inline(found.number, 40)),
+    el("h2", {}, inline(found.text, 200)),
+  );
+}
+
+function useOf(summary) {
+  const uses = summary.verdicts.map((one) => one.use);
+  return ["yes", "undecided", "no"].find((use) => uses.includes(use)) || "undecided";
+}
+
+// A button over each point of the plot of accuracies; the plot is a picture.
+function showSpots() {
+  const picture = document.querySelector("#plot-accuracy picture");
+  if (!picture || !data.spots.length) return;
+  const place = el("div", { class: "spots" });
+  picture.replaceWith(place);
+  place.append(picture);
+  const arms = new Map(data.summary.arms.map((arm) => [arm.arm, arm]));
+  for (const [number, x, y] of data.spots) {
+    const { name } = data.arms[number];
+    const { label, metrics } = arms.get(name);
+    const figures = `accuracy ${fixed(metrics.accuracy.value, 3)}, share ${fixed(metrics.share.value, 3)}`;
+    const text = readable(`${(label || name).slice(0, 60)}: ${figures}. Show its questions`);
+    const spot = el("button", { type: "button", class: "spot", title: text, "aria-label": text });
+    [spot.style.left, spot.style.top] = [`${100 * x}%`, `${100 * y}%`];
+    place.append(on(spot, "click", () => openArm(number)));
+  }
+}
+
+function showMade() {
+  const commands = data.made.map((command) => el("code", {}, readable(command)));
+  document.getElementById("made").append("Made by", ...commands);
+}
+
 function showSummary() {
   const { summary, title, about } = data;
   document.title = `${readable(title)} – trim-graph report`;
   document.getElementById("title").append(inline(title));
   document.getElementById("about").append(inline(about, 400));
   const place = document.getElementById("summary");
+  if (summary) place.append(headline(summary));
   for (const warning of data.warnings) {
     place.append(el("p", { class: "card warning" }, "⚠ ", inline(warning, 1000)));
   }
@@ -144,7 +229,7 @@ function showSummary() {
     place.append(el("div", { class: "card" }, countsTable()));
     return;
   }
-  place.append(el("div", { class: "card verdict" }, el("p", {}, inline(summary.verdict, 1000)), verdicts(summary)));
+  place.append(el("div", { class: "card verdict" }, el("p", {}, inline(summary.verdict, 1000)), verdicts(summary), legend()));
   const random = summary.arms.filter((arm) => arm.kind === "random");
   const others = summary.arms.filter((arm) => arm.kind !== "random");
   const tables = el("div", { class: "card" }, armsTable(summary, others, "Metrics per question, with 95 % intervals"));

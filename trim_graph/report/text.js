@@ -38,13 +38,49 @@ function inline(text, longest = 120) {
   return el("bdi", {}, readable(shown));
 }
 
+const MATHML = "http://www.w3.org/1998/Math/MathML";
+
+// Trees are `[tag, attributes, text or trees]`; `formulas.py` says which tags and attributes there are.
+function mathOf([tag, attributes, content]) {
+  const node = document.createElementNS(MATHML, tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  if (typeof content === "string") node.append(readable(content));
+  else node.append(...content.map(mathOf));
+  return node;
+}
+
+function formula(tree, raw) {
+  const node = el("span", { class: "formula", title: readable(raw) });
+  node.append(mathOf(tree));
+  return node;
+}
+
+// A text with its formulas drawn, unless the reader wants it as it was written.
+function written(text, formulas) {
+  if (state.raw || !formulas) return [readable(text)];
+  const parts = [];
+  let place = 0;
+  for (const [start, end, tree] of formulas) {
+    if (end > text.length) break;
+    parts.push(readable(text.slice(place, start)), formula(tree, text.slice(start, end)));
+    place = end;
+  }
+  return [...parts, readable(text.slice(place))];
+}
+
+// An answer within a line; it is LaTeX without signs around it.
+function answerOf(text, trees) {
+  const tree = trees[text];
+  return tree && !state.raw ? formula(tree, text) : inline(text, 200);
+}
+
 // A text of any length; what is beyond a preview is put there when asked for.
-function block(text) {
-  const body = el("div", { class: "text", dir: "auto" }, readable(text.slice(0, PREVIEW)));
+function block(text, formulas = null) {
+  const body = el("div", { class: "text", dir: "auto" }, written(text.slice(0, PREVIEW), formulas));
   if (text.length <= PREVIEW) return body;
   const more = el("button", { type: "button", class: "more" }, `Show all ${NUMBER.format(text.length)} characters`);
   on(more, "click", () => {
-    body.textContent = readable(text);
+    body.replaceChildren(...written(text, formulas));
     more.remove();
     body.tabIndex = -1;
     body.focus();

@@ -30,7 +30,7 @@ function label(right) {
   return el("span", { class: `badge ${right ? "good" : "bad"}` }, right ? "✓ right" : "✗ wrong");
 }
 
-function draftOf(texts, draft) {
+function draftOf({ texts, formulas }, draft) {
   return el(
     "details",
     { class: "draft" },
@@ -45,11 +45,11 @@ function draftOf(texts, draft) {
       " ",
       el("span", { class: "muted" }, plural(draft.tokens, "token")),
     ),
-    block(texts[draft.text]),
+    block(texts[draft.text], formulas[draft.text]),
   );
 }
 
-function stepOf(texts, step, number) {
+function stepOf(question, step, number) {
   const decided = step.decision && step.decision !== "accept" ? el("span", { class: "badge" }, inline(step.decision)) : null;
   return el(
     "li",
@@ -65,14 +65,14 @@ function stepOf(texts, step, number) {
       step.part === "reasoning" ? el("span", { class: "badge" }, "reasoning") : null,
       el("span", { class: "muted" }, plural(step.tokens, "token")),
     ),
-    block(texts[step.text]),
-    step.discarded ? draftOf(texts, step.discarded) : null,
+    block(question.texts[step.text], question.formulas[step.text]),
+    step.discarded ? draftOf(question, step.discarded) : null,
   );
 }
 
-function factsOf(run) {
+function factsOf(question, run) {
   const facts = [
-    run.answer === null ? "no answer in a box" : ["answer ", inline(run.answer, 200)],
+    run.answer === null ? "no answer in a box" : ["answer ", answerOf(run.answer, question.answers)],
     `${plural(run.large_tokens, "large token")}, ${plural(run.small_tokens, "small token")}`,
     run.stopped && run.stopped !== "finished" ? ["stopped: ", inline(run.stopped)] : null,
     run.seconds === null ? null : `${run.seconds.toFixed(1)} s`,
@@ -102,14 +102,15 @@ function chips(runs, chosen, choose) {
   );
 }
 
-function runOf(texts, run) {
+function runOf(question, run) {
+  const { texts, formulas } = question;
   return [
-    el("ul", { class: "facts" }, el("li", {}, mark(run), " ", el("strong", {}, inline(data.arms[run.arm].name, 60))), factsOf(run)),
+    el("ul", { class: "facts" }, el("li", {}, mark(run), " ", el("strong", {}, inline(data.arms[run.arm].name, 60))), factsOf(question, run)),
     run.error === null ? null : el("div", { class: "warning inner" }, el("strong", {}, "Failed: "), block(run.error)),
     run.notes.length ? el("ul", { class: "notes muted" }, run.notes.map((note) => el("li", {}, inline(note, 600)))) : null,
     run.steps.length
-      ? el("ol", { class: "steps" }, run.steps.map((step, at) => stepOf(texts, step, at + 1)))
+      ? el("ol", { class: "steps" }, run.steps.map((step, at) => stepOf(question, step, at + 1)))
       : el("p", { class: "muted" }, "No steps."),
-    run.solution === null ? null : block(texts[run.solution]),
+    run.solution === null ? null : block(texts[run.solution], formulas[run.solution]),
   ];
 }
