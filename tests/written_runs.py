@@ -126,6 +126,14 @@ def a_summary(n, **changes):
         "arms": arms,
         "curves": [curve],
         "verdicts": [verdict],
+        "headline": {
+            "use": "yes",
+            "arm": "threshold-0.5",
+            "number": "saves 74 %",
+            "text": "Use it: score < 0.5 saves 74 % of large tokens, accuracy -2.0 points.",
+        },
+        "max_loss": 0.05,
+        "command": "trim-graph eval --dataset arithmetic:standard --out run",
         "verdict": "threshold-0.5 recovers 0.96 of the gap with 0.26 of the large tokens.",
         "warnings": [],
     }

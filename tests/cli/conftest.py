@@ -27,7 +27,7 @@ from trim_graph.testing import ScriptedChatModel
 HERE = Path(__file__)
 CHAIN = (
     "Start with 34. Step 1: add 12. Step 2: multiply by 7. Step 3: take away 5. "
-    "Always keep only the last two digits. What is the final number?"
+    "Step 4: take the larger of it and 20. Always keep only the last two digits. What is the final number?"
 )
 WORLD = {
     p.question: p
@@ -44,7 +44,7 @@ def known(question):
 def next_step(problem, before, errs):
     if problem == CHAIN:
         steps = ["Step 1: 34 + 12 = 46.", "Step 2: 46 * 7 = 322, keep 22.", "Step 3: 22 - 5 = 17."]
-        steps.append("The answer is \\boxed{17}.")
+        steps += ["Step 4: the larger of 17 and 20 is 20.", "The answer is \\boxed{20}."]
         right = steps[len(before)] if len(before) < len(steps) else None
         hard = len(before) == 1
     else:

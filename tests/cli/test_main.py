@@ -11,7 +11,10 @@ from trim_graph import __version__
 from trim_graph.cli.app import EXAMPLE_CONFIG, app
 from trim_graph.config import EXAMPLE
 
-CHAIN = "Start with 34. Step 1: add 12. Always keep only the last two digits. What is the result?"
+CHAIN = (
+    "Start with 34. Step 1: add 12. Step 2: add 1. Step 3: add 2. Step 4: add 3. "
+    "Always keep only the last two digits. What is the result?"
+)
 
 
 def test_version(run):

@@ -6,7 +6,7 @@ import pytest
 
 CHAIN = (
     "Start with 34. Step 1: add 12. Step 2: multiply by 7. Step 3: take away 5. "
-    "Always keep only the last two digits. What is the final number?"
+    "Step 4: take the larger of it and 20. Always keep only the last two digits. What is the final number?"
 )
 
 
@@ -14,17 +14,18 @@ def test_drafts_scores_decisions_and_the_bill(world, run):
     result = run("solve", CHAIN)
     assert result.exit_code == 0, result.output
     lines = [line.rstrip() for line in result.stdout.splitlines()]
-    assert lines[:6] == [
+    assert lines[:7] == [
         "  1  small  0.90  accept     Step 1: 34 + 12 = 46.",
         "  2  large  0.10  regenerate Step 2: 46 * 7 = 322, keep 22.",
         "                           instead of: Step 2: 46 * 7 = 322, keep 1.",
         "  3  small  0.90  accept     Step 3: 22 - 5 = 17.",
-        "  4  small  0.90  accept     The answer is \\boxed{17}.",
+        "  4  small  0.90  accept     Step 4: the larger of 17 and 20 is 20.",
+        "  5  small  0.90  accept     The answer is \\boxed{20}.",
         "",
     ]
-    assert "small   3 steps   21 tokens accepted, 10 discarded, 4 calls" in lines
+    assert "small   4 steps   32 tokens accepted, 10 discarded, 5 calls" in lines
     assert "large   1 step    10 tokens accepted, 1 call" in lines
-    assert "answer  17" in lines
+    assert "answer  20" in lines
     assert "stopped finished: the solution has ended" in lines
     assert not any(line.startswith("cost") for line in lines)
 
@@ -34,13 +35,13 @@ def test_explain_says_below_each_step_why_it_went_to_its_writer(world, run):
     rewritten = lines.index("because threshold(0.5) had the large model write the step again (score 0.1)")
     assert lines[rewritten - 1].startswith("instead of: Step 2")
     accepted = "because threshold(0.5) accepted the small model's draft (score 0.9)"
-    assert lines.count(accepted) == 3
+    assert lines.count(accepted) == 4
     assert not any(line.startswith("because") for line in run("solve", CHAIN).stdout.split("\n"))
 
 
 def test_net_savings_are_shown_and_in_the_record(world, run):
     lines = run("solve", CHAIN).stdout.splitlines()
-    tokens = "saved   +21 large tokens, -263 tokens in all; net, against an estimate of the large model alone"
+    tokens = "saved   +32 large tokens, -391 tokens in all; net, against an estimate of the large model alone"
     assert tokens in lines
     (seconds,) = [line for line in lines if line.startswith("seconds")]
     assert seconds.endswith(" saved net")
@@ -52,9 +53,9 @@ def test_net_savings_are_shown_and_in_the_record(world, run):
 def test_json(world, run):
     result = run("solve", CHAIN, "--json")
     record = json.loads(result.stdout)
-    assert record["answer"] == "17"
+    assert record["answer"] == "20"
     assert record["question"] == CHAIN
-    assert [step["writer"] for step in record["steps"]] == ["small", "large", "small", "small"]
+    assert [step["writer"] for step in record["steps"]] == ["small", "large", "small", "small", "small"]
     assert record["steps"][1]["discarded"]["score"] == 0.1
     assert record["steps"][1]["score"] == 0.9  # scored with the draft after it
     assert record["summary"]["usage"]["large"]["calls"] == 1
@@ -67,9 +68,9 @@ def test_space_in_the_problem_does_not_matter(world, run):
 
 def test_options_replace_policy_and_limits(world, run):
     assert "large   0 steps" in run("solve", CHAIN, "--policy", "small_only").stdout
-    assert "large   4 steps" in run("solve", CHAIN, "--threshold", "1").stdout
-    assert "large   4 steps" in run("solve", CHAIN, "--policy", "{type: random_rate, rate: 1}").stdout
-    for policy, steps in (("small", 0), ("large", 4), ("1", 4), ("0.05", 0)):
+    assert "large   5 steps" in run("solve", CHAIN, "--threshold", "1").stdout
+    assert "large   5 steps" in run("solve", CHAIN, "--policy", "{type: random_rate, rate: 1}").stdout
+    for policy, steps in (("small", 0), ("large", 5), ("1", 5), ("0.05", 0)):
         assert f"large   {steps} steps" in run("solve", CHAIN, "--policy", policy).stdout
     spent = run("solve", CHAIN, "--threshold", "1", "--large-calls", "1").stdout
     assert "large   1 step " in spent
@@ -231,9 +232,9 @@ def test_nothing_but_the_end_is_missing(world, run):
         graph = build_graph(config, checkpointer, parts=load_parts(config))
         graph.invoke({"messages": [("user", CHAIN)]}, place, interrupt_before=["finalize"], durability="sync")
     record = json.loads(run("solve", *options, "--thread", "a", "--resume", "--json").stdout)
-    assert record["answer"] == "17"
+    assert record["answer"] == "20"
     assert record["question"] == CHAIN
-    assert [step["score"] for step in record["steps"]] == [0.9, 0.9, 0.9, 0.9]
+    assert [step["score"] for step in record["steps"]] == [0.9, 0.9, 0.9, 0.9, 0.9]
 
 
 def test_ctrl_c_without_a_checkpoint(start, world):
@@ -272,7 +273,7 @@ def test_a_run_that_asks_says_how_it_is_answered(world, run):
     done = run("solve", *options, "--thread", "a", "--resume", "--answer", "{continue_with: small}")
     assert "  2  human     -  by_hand    Step 2: 46 * 7 = 322, keep 22." in done.stdout
     assert "\nhuman   1 step\n" in done.stdout
-    assert "answer  17" in done.stdout
+    assert "answer  20" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,105 @@ def test_samples_reasoning_and_what_nobody_graded(tmp_path, opened):
     assert seen.clean()
 
 
+def test_the_verdict_with_its_number_and_colour_comes_first(tmp_path, opened):
+    colours = set()
+    for use, look in (("yes", "good"), ("no", "bad"), ("undecided", "open")):
+        said = {"use": use, "arm": "threshold-0.5", "number": "saves 74 %", "text": f"Verdict {use}."}
+        summary = a_summary(3, headline=said, warnings=["a warning"])
+        page = opened(write_report(write_run(tmp_path / use, usual_rows(3), summary=summary))[0]).page
+        first = page.locator("#summary > *").first
+        assert first.get_attribute("class") == f"card headline {look}"
+        assert first.text_content() == f"saves 74 %Verdict {use}."
+        figure = first.locator(".figure")
+        colours.add(figure.evaluate("node => getComputedStyle(node).color"))
+        assert figure.evaluate("node => parseFloat(getComputedStyle(node).fontSize)") > 24
+        assert page.locator("#summary > *").nth(1).text_content() == "⚠ a warning"
+    assert len(colours) == 3
+
+
+def test_a_summary_of_an_earlier_release_has_the_words_of_its_verdict_as_headline(tmp_path, opened):
+    summary = a_summary(3)
+    for name in ("headline", "command", "max_loss"):
+        del summary[name]
+    seen = opened(write_report(write_run(tmp_path / "run", usual_rows(3), summary=summary))[0])
+    assert "worth itthreshold-0.5 recovers 0.96" in seen.page.locator(".headline.good").text_content()
+    assert seen.clean()
+
+
+def test_columns_are_explained_and_cost_is_in_tokens_without_prices(report, opened):
+    page = opened(report).page
+    heads = page.locator("#summary table").first.locator("th[scope=col]").all_text_contents()
+    assert "Cost in tokens" in heads
+    assert "Cost" not in heads
+    tip = page.locator("#summary th .explained", has_text="PGR").first.get_attribute("title")
+    assert "gap recovered" in tip
+    assert not page.locator(".legend dl").is_visible()
+    page.locator(".legend summary").click()
+    assert tip in page.locator(".legend dl").text_content()
+    assert page.locator(".legend dt").count() == page.locator(".legend dd").count() > 8
+
+
+def test_a_point_of_the_plot_opens_the_questions_of_its_arm(report, opened):
+    seen = opened(report)
+    page = seen.page
+    assert page.locator(".spot").count() == 4
+    spot = page.get_by_label("large: accuracy 0.995, share 1.000. Show its questions")
+    # It lies where the point is drawn: right of all others, and above the small model's.
+    small = page.get_by_label("small: accuracy 0.400, share 0.000. Show its questions")
+    own, other = (one.bounding_box() for one in (spot, small))
+    assert own["x"] > other["x"] + 100
+    assert own["y"] < other["y"] - 100
+    spot.click()
+    assert page.locator("#arm").input_value() == "1"
+    assert "large" in page.locator(".chip[aria-pressed=true]").text_content()
+    assert page.locator("#questions").evaluate("node => node.getBoundingClientRect().top") < 200
+    assert page.evaluate("document.activeElement.id") == "list"
+    assert seen.clean()
+
+
+def test_the_commands_that_made_the_page_are_on_it(report, opened):
+    commands = opened(report).page.locator("#made code").all_text_contents()
+    assert commands == [
+        "trim-graph eval --dataset arithmetic:standard --out run",
+        f"trim-graph report {report.parent}",
+    ]
+
+
+def test_formulas_are_drawn_and_their_text_is_one_click_away(tmp_path, opened):
+    written = r"So $\frac{x^2}{3} \le 4$, and $5 and $6 are money. \(\nonsense{1}\) stays."
+    rows = [a_row("large", 0, expected=r"\frac{1}{2}", answer=r"\frac{1}{2}", question=f"q: {written}")]
+    rows[0]["steps"][0]["text"] = written
+    seen = opened(write_report(write_run(tmp_path / "run", rows))[0])
+    page = seen.page
+    text = page.locator(".step .text").first
+    assert text.locator("math mfrac").count() == 1
+    assert text.locator("math").evaluate("node => node.getBoundingClientRect().height") > 15
+    assert text.text_content().endswith(r", and $5 and $6 are money. \(\nonsense{1}\) stays.")
+    assert text.locator(".formula").get_attribute("title") == r"$\frac{x^2}{3} \le 4$"
+    assert page.locator("#detail mfrac").count() == 4  # question, step, expected, answer
+    assert page.locator(".step .text").last.locator("menclose").text_content() == "2"
+    page.get_by_role("button", name="Raw text").click()
+    assert page.locator("#detail math").count() == 0
+    assert page.locator(".step .text").first.text_content() == written
+    page.keyboard.press("r")
+    assert page.locator("#detail mfrac").count() == 4
+    assert seen.clean()
+
+
+@pytest.mark.parametrize(("width", "wide"), [(390, True), (1900, False)])
+def test_a_table_that_is_wider_than_the_page_says_that_it_scrolls(report, opened, width, wide):
+    page = opened(report, width=width).page
+    table = page.locator("#summary .scroll").first
+    assert (table.evaluate("node => node.scrollWidth > node.clientWidth + 1")) is wide
+    assert page.locator(".sideways").first.is_visible() is wide
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if wide:  # the name of the arm stays where it is
+        left = "node => node.querySelector('tbody th').getBoundingClientRect().left"
+        before = table.evaluate(left)
+        table.evaluate("node => { node.scrollLeft = 120; }")
+        assert table.evaluate(left) == pytest.approx(before, abs=1)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone(report, opened, scheme):
     seen = opened(report, width=360, height=740, color_scheme=scheme, has_touch=True, is_mobile=True)

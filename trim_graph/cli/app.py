@@ -136,8 +136,9 @@ random_rate:..., entropy_probe:..., advantage:..., thresholds of a learned
 policy, aggregate-0.02.json:0.1,0.5, a policy with "?" for its number and the
 numbers behind a colon, or a folder of policy files.
 
-Baselines: router (trained), cascade (by confidence), prm (accepts at 0.7), judge
-(accepts at 7 of 9), entropy (of the first token), kind (of step alone).
+Baselines: router (trained), cascade (by confidence; calls no model), score_cascade
+(calls the scorer only), prm (accepts at 0.7), judge (accepts at 7 of 9), entropy (of
+the first token), kind (of step alone). Random routing: --random-rates usual.
 """
 )
 
@@ -344,9 +345,11 @@ def serve(options: ServeOptions) -> int:
 def evaluate(options: EvalOptions) -> None:
     """Runs policies, the models alone and baselines on a dataset, and says whether a policy is worth it.
 
-    Small alone, large alone and random routing are always among the arms; each policy is compared with random
-    routing at its own spend, on the lines between --random-rates. Wall clock is measured with --concurrency
-    questions under way. The same command resumes an interrupted or killed run.
+    First it prints what it will spend, validation included; at a terminal it asks before it spends much. It
+    says "use it" only where the exact upper bound of the loss of accuracy is within --max-loss. Beside the
+    policies it runs small alone and large alone; further arms, which call models too, take --random-rates and
+    --baselines. Wall clock is measured with --concurrency questions under way. The same command resumes an
+    interrupted or killed run.
     """
     from .eval import run_eval
 

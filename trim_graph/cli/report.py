@@ -9,9 +9,6 @@ from trim_graph.errors import InputError, SettingsError
 from .options import ReportOptions
 from .terminal import need
 
-MAX_LOSS = 0.02
-
-
 def run_report(options: ReportOptions) -> None:
     """Writes the page and the plots, and says where.
 
@@ -29,7 +26,7 @@ def run_report(options: ReportOptions) -> None:
     if shadow:
         need("cli,eval", "scipy")
     else:
-        need("cli,eval", "numpy", "scipy", "sklearn", "matplotlib", "pyarrow")
+        need("cli,eval", "numpy", "scipy", "sklearn", "matplotlib", "pyarrow", "latex2mathml")
     if out is not None and out.suffix not in (".html", ".htm"):
         raise SettingsError(f"--out {out}: the name must end in .html")
     if not shadow and (options.max_loss is not None or options.as_json):
@@ -54,6 +51,7 @@ def _report_run(options: ReportOptions) -> None:
 
 
 def _report_shadow(options: ReportOptions) -> None:
+    from trim_graph.evaluation.noninferiority import MAX_LOSS
     from trim_graph.report.shadow import text_of_summary, write_shadow_report
 
     page, summary = write_shadow_report(

@@ -110,7 +110,9 @@ def compare(arms: Mapping[str, Sequence[Record]], *, seed: int = 0) -> dict[str,
             share=share_of_large_tokens(tokens[name], tokens[LARGE]),
             share_interval=interval([share_of_large_tokens(*row) for row in spent]) if given else None,
             pgr=performance_gap_recovered(plain[name], plain[SMALL], plain[LARGE]),
-            pgr_interval=interval([performance_gap_recovered(*row) for row in accuracies]) if given else None,
+            pgr_interval=interval([performance_gap_recovered(*row) for row in accuracies])
+            if given and PairedOutcomes.of(graded(records), graded(arms[LARGE])).differing
+            else None,
         )
     return metrics
 
@@ -441,8 +443,11 @@ class Comparison:
             value, values = plain[place], drawn[place]
         if value is None:
             return UNKNOWN
-        reference = name in (SMALL, LARGE)
-        return Metric(value=value, interval=None if reference or values is None else self.spread(values))
+        # Where no question differs from the large model's, no resample has another PGR.
+        seen = self.outcomes(name, LARGE)
+        alike = metric != "share" and seen is not None and not seen.differing
+        unspread = name in (SMALL, LARGE) or values is None or alike
+        return Metric(value=value, interval=None if unspread else self.spread(values))
 
     def point(self, name: str, *, drawn: bool) -> tuple[Any, Any]:
         """Returns share and PGR of an arm: numbers or None, or arrays over the resamples."""

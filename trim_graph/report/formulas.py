@@ -19,6 +19,8 @@ Tree = list[Any]
 LONGEST_TEXT, LONGEST = 20_000, 1_000
 """Letters of a text, and of a formula, above which nothing is drawn."""
 _DEEPEST = 30
+_UNCLOSED = 20
+"""Boxes without an end after which a text is no longer searched."""
 _TAGS = frozenset(
     [
         "math",
@@ -106,13 +108,15 @@ def _units(text: str) -> int:
 
 def _spans(text: str) -> Iterator[tuple[int, int, str, bool]]:
     """Yields start, end and LaTeX of each formula, and whether it stands in a line of its own."""
-    place = 0
+    place = unclosed = 0
     while (match := _FORMULA.search(text, place)) is not None:
         kind = str(match.lastgroup)
         if kind == "boxed":
             end = _closing(text, match.end())
             if end is None:
-                place = match.end()
+                place, unclosed = match.end(), unclosed + 1
+                if unclosed == _UNCLOSED:
+                    return
                 continue
             yield match.start(), end, text[match.start() : end], False
             place = end

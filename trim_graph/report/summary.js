@@ -181,7 +181,7 @@ function headline(summary) {
   return el(
     "div",
     { class: `card headline ${look}` },
-    el("p", { class: "number" }, found.number === null ? word : inline(found.number, 40)),
+    el("p", { class: "figure" }, found.number === null ? word : inline(found.number, 40)),
     el("h2", {}, inline(found.text, 200)),
   );
 }
