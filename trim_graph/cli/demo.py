@@ -242,7 +242,13 @@ def report(demo: Demo, *, partial: bool) -> dict[str, Any]:
         "concurrency": options.concurrency,
         "threshold": demo.threshold,
         "random_rate": demo.random_rate,
-        "intervals": {"level": 0.95, "method": "paired bootstrap over questions", "resamples": RESAMPLES},
+        "intervals": {
+            "level": 0.95,
+            "method": "paired bootstrap over questions",
+            "resamples": RESAMPLES,
+            "accuracy": "Clopper and Pearson",
+            "difference": "Tango",
+        },
         "machine": {
             "platform": platform.platform(),
             "processor": platform.processor() or platform.machine(),
@@ -314,7 +320,9 @@ def show_table(demo: Demo) -> None:
         text = _figure(difference["accuracy"], difference["interval"] if precise else None, "+.3f")
         console.print(f"accuracy of threshold minus random: {text}")
     if precise:
-        console.print(f"in brackets: 95 % intervals, paired bootstrap, {RESAMPLES} resamples")
+        console.print(
+            f"in brackets: 95 % intervals, paired bootstrap, {RESAMPLES} resamples; of accuracies exact ones"
+        )
     errors = {name: row["errors"] for name, row in metrics.items() if row["errors"]}
     for name, count in errors.items():
         console.print(f"{name}: {count} of {counted(options.n, 'question')} failed and count as wrong")

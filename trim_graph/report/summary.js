@@ -84,6 +84,7 @@ function overRandom(matched) {
 
 function armsTable(summary, arms, caption) {
   const shown = METRICS.filter(([key]) => key !== (summary.priced ? "tokens" : "cost"));
+  const failed = arms.some((arm) => arm.errors);
   const rows = arms.map((arm) =>
     el(
       "tr",
@@ -92,10 +93,10 @@ function armsTable(summary, arms, caption) {
       shown.map(([key, , format]) => el("td", {}, withInterval(arm.metrics[key], format))),
       el("td", {}, withInterval((arm.differences.large || {}).accuracy, signed)),
       el("td", {}, overRandom((arm.matched_budget || {}).random)),
-      el("td", {}, arm.errors ? count(arm.errors) : "0"),
+      failed ? el("td", {}, count(arm.errors)) : null,
     ),
   );
-  const heads = ["Arm", ...shown.map(([, name]) => name), "Accuracy minus large", "Over random", "Failed"];
+  const heads = ["Arm", ...shown.map(([, name]) => name), "Accuracy minus large", "Over random", ...(failed ? ["Failed"] : [])];
   return table(caption, heads, rows);
 }
 
