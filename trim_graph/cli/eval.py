@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
 from typing import Any
 
 from trim_graph.budget import Prices
@@ -24,13 +24,12 @@ from trim_graph.evaluation.arms import (
 )
 from trim_graph.evaluation.baselines import (
     BASELINES,
-    FOLDER,
     FREE,
     MATHEMATICS,
-    NAME,
     OPERATIONS,
     Baselines,
     Validation,
+    count_fitting_runs,
     planned_runs,
 )
 from trim_graph.evaluation.datasets import (
@@ -42,6 +41,7 @@ from trim_graph.evaluation.datasets import (
 )
 from trim_graph.evaluation.experiment import ExperimentRunner, RunConfig, known_arms
 from trim_graph.evaluation.forecast import (
+    Kind,
     PlannedRuns,
     SpendEstimate,
     count_and_measure,
@@ -155,29 +155,29 @@ class Evaluation:
 
     def estimate(self) -> SpendEstimate:
         """Returns what is left to spend, from what is done in the folder and what that took."""
-        folder, config, n, samples = self.request.out, self.config, self.n, self.request.samples
-        arms = [*REFERENCES, *self.arms]
-        fitted = [f"{name}-{share}" for name in ("kind", "entropy") for share in ("0.25", "0.5", "0.75")]
-        counts, seen = count_and_measure(
-            folder, [*(one.name for one in arms), *fitted, "prm-0.7", "judge-7of9"]
-        )
-        files = {f"{FOLDER}/{writer}": f"{FOLDER}/{writer}.jsonl" for writer in ("small", "large")}
-        files |= {"scores": "scores.jsonl", "pilot": NAME}
-        counts |= {name: _lines(folder / file) for name, file in files.items()}
-        planned = [_planned(arm, max(0, n * samples - counts[arm.name])) for arm in arms]
+        named = [one.arm for one in self._planned({}) if one.arm is not None]
+        counts, seen = count_and_measure(self.request.out, named)
+        texts = [one.text for one in first_questions(self.dataset, min(self.n, 100), default=self.n)]
+        lengths = lengths_of(texts, self.config.settings.instruction, seen)
+        prices = self.config.prices if _priced(self.config.prices) else None
+        planned = self._planned({**counts, **count_fitting_runs(self.request.out)})
+        return estimate_spend(planned, lengths, seen, prices)
+
+    def _planned(self, done: Mapping[str, int]) -> list[PlannedRuns]:
+        """Returns the runs that are left, where so many of each arm are done."""
+        runs = self.n * self.request.samples
+        arms = [_planned_arm(arm, max(0, runs - done.get(arm.name, 0))) for arm in (*REFERENCES, *self.arms)]
         baselines = planned_runs(
             self.baselines,
-            n=n,
-            samples=samples,
+            n=self.n,
+            samples=self.request.samples,
             validation_n=0 if self.validation is None else self.validation[1],
-            scored=config.scorer is not None,
+            scored=self.config.scorer is not None,
+            judged=self.judge is not None,
             judge=None if self.judge is None else self.judge.writer,
-            done=lambda name: counts.get(name, 0),
+            done=lambda name: done.get(name, 0),
         )
-        texts = [one.text for one in first_questions(self.dataset, min(n, 100), default=n)]
-        lengths = lengths_of(texts, config.settings.instruction, seen)
-        prices = config.prices if _priced(config.prices) else None
-        return estimate_spend([*planned, *baselines], lengths, seen, prices)
+        return [*arms, *baselines]
 
     def executor(self) -> AbstractContextManager[Executor]:
         """Returns a context with the executor that runs the models."""
@@ -322,24 +322,15 @@ class Evaluation:
         self._bar = None
 
 
-def _planned(arm: Arm, left: int) -> PlannedRuns:
+def _planned_arm(arm: Arm, left: int) -> PlannedRuns:
     """Returns the runs of an arm that are left, with what its policy says of their spend."""
     type, group = arm.policy.get("type"), "random routing" if arm.kind == "random" else "policies"
     if type in ("small_only", "large_only"):
         group = "models alone" if arm.kind == "reference" else group
         return PlannedRuns(group, arm.name, "small" if type == "small_only" else "large", left)
+    kind: Kind = "probed" if type == "entropy_probe" else "routed"
     rate = float(arm.policy["rate"]) if type == "random_rate" else 1.0
-    kind = "probed" if type == "entropy_probe" else "routed"
-    scored = policy_config(arm.policy).build().needs_score
-    return PlannedRuns(group, arm.name, "probed" if kind == "probed" else "routed", left, rate, scored)
-
-
-def _lines(file: Path) -> int:
-    """Returns how many lines a file has; 0 where it is not there."""
-    if not file.exists():
-        return 0
-    with file.open("rb") as stream:
-        return sum(1 for _ in stream)
+    return PlannedRuns(group, arm.name, kind, left, rate, policy_config(arm.policy).build().needs_score)
 
 
 def _priced(prices: Prices) -> bool:

@@ -9,6 +9,7 @@ from trim_graph.errors import InputError, SettingsError
 from .options import ReportOptions
 from .terminal import need
 
+
 def run_report(options: ReportOptions) -> None:
     """Writes the page and the plots, and says where.
 

@@ -326,6 +326,9 @@ def _read_entropies(path: Path) -> tuple[list[float], str | None]:
     return sorted(entropy for record in records for entropy in record["entropies"]), failed
 
 
+SCORES = "scores.jsonl"
+
+
 class Scored(TypedDict):
     """Scores of the steps of a solution, and what they took."""
 
@@ -379,7 +382,7 @@ async def score_solutions(runner: ExperimentRunner) -> dict[tuple[int, int], Sco
         journal.append(dict(scored))
         keep(scored)
 
-    file = runner.folder / "scores.jsonl"
+    file = runner.folder / SCORES
     with Journal(
         file, run_config.settings, unit=lambda one: unit_of(one["index"], one["sample"], samples)
     ) as journal:
@@ -490,6 +493,22 @@ JUDGE_LEVEL = 7 / 9
 """ArXiv 2504.07891: speculative reasoning accepts steps rated 7 of 9 and more."""
 
 
+def count_fitting_runs(folder: Path) -> dict[str, int]:
+    """Counts what is done of the runs that fit baselines, by the names of `planned_runs`."""
+    files = {f"{FOLDER}/{writer}": f"{FOLDER}/{writer}.jsonl" for writer in (SMALL, LARGE)}
+    files |= {"scores": SCORES, "pilot": NAME}
+    counts = {name: _lines(folder / file) for name, file in files.items()}
+    return {**counts, "pilot": PILOT} if (folder / FILE).exists() else counts
+
+
+def _lines(file: Path) -> int:
+    """Returns how many lines a file has; 0 where it is not there."""
+    if not file.exists():
+        return 0
+    with file.open("rb") as stream:
+        return sum(1 for _ in stream)
+
+
 def planned_runs(
     names: Sequence[str],
     *,
@@ -497,6 +516,7 @@ def planned_runs(
     samples: int,
     validation_n: int,
     scored: bool,
+    judged: bool,
     judge: str | None,
     done: Callable[[str], int],
 ) -> Iterator[PlannedRuns]:
@@ -508,32 +528,39 @@ def planned_runs(
         samples: Of each.
         validation_n: Validation questions; 0 where there are none.
         scored: Whether there is a scorer.
+        judged: Whether there is a judge.
         judge: ``small`` or ``large``, where that model is the judge.
-        done: Returns how many runs of an arm are done; of ``validation/small`` and the like too.
+        done: Returns how many runs are done, by the name of an arm; of the runs that fit baselines too:
+            ``validation/small``, ``validation/large``, ``scores``, ``pilot``.
     """
-    runs = n * samples
-    writers = [] if "kind" not in names and "router" not in names else ["small"]
-    for writer in [*writers, *(["large"] if "router" in names else [])] if validation_n else []:
-        left = max(0, validation_n - done(f"{FOLDER}/{writer}"))
-        yield PlannedRuns("validation", None, "small" if writer == "small" else "large", left)
-        if writer == "small" and scored:
-            yield PlannedRuns("validation", None, "scores", left)
-    if "score_cascade" in names and scored:
-        yield PlannedRuns("baselines", None, "scores", max(0, runs - done("scores")))
-    if "entropy" in names:
-        yield PlannedRuns("baselines", None, "probed", max(0, min(n, PILOT) - done("pilot")), 0.0, False)
+    runs, wanted = n * samples, set(names)
 
-    def arm(name: str, kind: Kind, rate: float, scores: bool, judged: str | None = None) -> PlannedRuns:
-        return PlannedRuns("baselines", name, kind, max(0, runs - done(name)), rate, scores, judged)
+    def left(name: str, count: int) -> int:
+        return max(0, count - done(name))
 
-    if "prm" in names and scored:
-        yield arm(f"prm-{PRM_LEVEL:g}", "routed", 1.0, True)
-    if "judge" in names:
-        yield arm("judge-7of9", "routed", 1.0, True, judge)
-    for family, kind, wanted in (("kind", "routed", bool(validation_n)), ("entropy", "probed", True)):
-        if family in names and wanted:
-            for share in SHARES:
-                yield arm(f"{family}-{share:g}", "routed" if kind == "routed" else "probed", share, False)
+    def arm(name: str, kind: Kind, rate: float, *, scores: bool, judge: str | None = None) -> PlannedRuns:
+        return PlannedRuns("baselines", name, kind, left(name, runs), rate, scores, judge)
+
+    if wanted & {"kind", "router"} and validation_n:
+        count = left(f"{FOLDER}/{SMALL}", validation_n)
+        yield PlannedRuns("validation", None, "small", count)
+        if scored:
+            yield PlannedRuns("validation", None, "scores", count)
+    if "router" in wanted and validation_n:
+        yield PlannedRuns("validation", None, "large", left(f"{FOLDER}/{LARGE}", validation_n))
+    if "score_cascade" in wanted and scored:
+        yield PlannedRuns("baselines", None, "scores", left("scores", runs))
+    if "prm" in wanted and scored:
+        yield arm(f"prm-{PRM_LEVEL:g}", "routed", 1.0, scores=True)
+    if "judge" in wanted and judged:
+        yield arm("judge-7of9", "routed", 1.0, scores=True, judge=judge)
+    if "entropy" in wanted:
+        yield PlannedRuns("baselines", None, "probed", left("pilot", min(n, PILOT)), 0.0, False)
+        for share in SHARES:
+            yield arm(f"entropy-{share:g}", "probed", share, scores=False)
+    if "kind" in wanted and validation_n:
+        for share in SHARES:
+            yield arm(f"kind-{share:g}", "routed", share, scores=False)
 
 
 class Missing(SettingsError):
