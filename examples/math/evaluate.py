@@ -4,7 +4,7 @@
 
 Prints the GPU hours to expect and what they are estimated from, then runs `trim-graph eval` for either
 dataset. The same command resumes what was interrupted. Not run by us with Qwen; with
-``--models example`` the arithmetic models take its place, which shows that all of it runs and solves nothing.
+``--models example --math arithmetic:standard --aime none`` the arithmetic models solve problems of their own.
 """
 
 from __future__ import annotations

@@ -351,7 +351,7 @@ def test_one_question_decides_nothing_and_has_wide_intervals(world, run):
     result = evaluate(run, "--prices", PRICES, n=1)
     lines = result.stdout.splitlines()
     assert lines[0].startswith("Undecided: score < 0.5 saves")
-    assert "1 questions are too few to decide: take 20 or more." in result.stdout.replace("\n", " ")
+    assert "1 questions are too few to decide: take 20 or more." in " ".join(result.stdout.split())
     low, high = metrics_of("run", "large")["accuracy"]["interval"]
     assert (low, high) == pytest.approx((0.025, 1))
     assert metrics_of("run", "large")["cost"]["interval"] is None

@@ -124,7 +124,7 @@ def test_a_score_interval_holds_no_difference_where_the_test_of_mcnemar_sees_non
     statistic = abs(seen.lost - seen.gained) / np.sqrt(differing) if differing else 0.0
     low, high = seen.gain_interval()
     if abs(statistic - 1.96) > 1e-3:
-        assert (low <= 0 <= high) is (statistic < 1.96)
+        assert (low <= 0 <= high) == (statistic < 1.96)
 
 
 @pytest.mark.parametrize("n", [1, 20, 500])

@@ -116,7 +116,8 @@ def draw_accuracy(points: Sequence[Point], small: Point, large: Point, *, dark: 
 
 def positions_of(figure: Figure, points: Sequence[Point]) -> list[tuple[float, float]]:
     """Returns where points lie in a figure of `draw_accuracy`: shares of its size, from the top left."""
-    figure.draw_without_rendering()
+    with _writing():
+        figure.draw_without_rendering()
     places = figure.axes[0].transData.transform([(point.share, point.accuracy) for point in points])
     return [(float(x / figure.bbox.width), float(1 - y / figure.bbox.height)) for x, y in places]
 
