@@ -350,7 +350,7 @@ def test_a_person_at_a_terminal_is_asked_before_much_is_spent(world, run, monkey
 def test_one_question_decides_nothing_and_has_wide_intervals(world, run):
     result = evaluate(run, "--prices", PRICES, n=1)
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("Undecided: score < 0.5 saves")
+    assert lines[0].startswith("Undecided on 1 of 20 questions or more: score < 0.5 ")
     assert "1 questions are too few to decide: take 20 or more." in " ".join(result.stdout.split())
     low, high = metrics_of("run", "large")["accuracy"]["interval"]
     assert (low, high) == pytest.approx((0.025, 1))

@@ -84,7 +84,8 @@ def print_summary(summary: RunSummary, folder: Path, *, as_json: bool) -> None:
     tables = [_accuracy_table(summary), _spend_table(summary), _savings_table(summary)]
     if any(arm["matched_budget"] for arm in summary["arms"]):
         tables.insert(1, _matched_table(summary))
-    for table in [*tables, *(_curve_tables(summary) if summary["curves"] else [])]:
+    known = any(curve["delta_ibc"]["value"] is not None for curve in summary["curves"])
+    for table in [*tables, *(_curve_tables(summary) if known else [])]:
         console.print(table)
     _print_legend(console, summary)
     for warning in summary["warnings"]:

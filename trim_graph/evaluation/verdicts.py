@@ -90,8 +90,9 @@ def headline(verdicts: Sequence[Verdict], comparison: Comparison, cost_model: Co
     verb, what = "saves" if value >= 0 else "adds", "cost" if cost_model.priced else "large tokens"
     number = f"{abs(100 * value / whole):.0f} %"
     right = best["accuracy"]["value"]
-    lead, end = f"{_LEADS[best['use']]}: ", f" {verb} {number} of {what}"
-    end += "." if right is None else f", accuracy {100 * right:+.1f} points."
+    few = f" on {comparison.n} of {LEAST} questions or more" if comparison.n < LEAST else ""
+    lead, end = f"{_LEADS[best['use']]}{few}: ", f" {verb} {number} of {what}"
+    end += "." if right is None or few else f", accuracy {100 * right:+.1f} points."
     label, room = arm_label(best["arm"], comparison.settings[best["arm"]]), WIDTH - len(lead + end)
     text = f"{lead}{label if len(label) <= room else f'{label[: max(0, room - 3)]}...'}{end}"
     return Headline(**{**found, "number": f"{verb} {number}", "text": text})
