@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -311,12 +313,21 @@ def test_nothing_is_refused_on_one_question_either():
 def test_a_loss_is_to_be_used_only_where_its_bound_is_within_the_margin():
     """One question lost of 60: seen is 1.7 points, and the exact bound 7.7."""
     arm = columns([i < 59 for i in range(N)], [20] * N, added=1.0)
-    for max_loss, use in ((0.08, "yes"), (0.07, "undecided"), (0.01, "no")):
+    for max_loss, use, more in ((0.08, "yes", ""), (0.07, "undecided", "About"), (0.01, "undecided", "No")):
         verdict, whole = decided(arm, max_loss=max_loss)
         assert verdict["use"] == use
         assert verdict["loss_bound"] == pytest.approx(0.0766, abs=1e-3)
-        assert ("its loss may be 7.7 points (95 % confidence); about" in whole) is (use == "undecided")
-        assert ("loses 1.7 points of accuracy, more than the 1 points" in whole) is (use == "no")
+        assert ("its loss may be 7.7 points (95 % confidence)." in whole) is (use == "undecided")
+        assert re.search(rf"confidence\). {more} .* likely to show it", whole) or use == "yes"
+
+
+def test_a_loss_beyond_doubt_is_not_to_be_used():
+    arm = columns([i < 45 for i in range(N)], [20] * N, added=1.0)
+    verdict, whole = decided(arm, max_loss=0.1)
+    assert verdict["use"] == "no"
+    assert (
+        "It loses at least 15.8 points of accuracy, more than the 10 points that --max-loss allows." in whole
+    )
 
 
 @pytest.mark.parametrize("n", [1, N])

@@ -192,17 +192,20 @@ def _loss(comparison: Comparison, name: str, cost_model: CostModel) -> _Loss:
         return _Loss()
     bound, allowed = seen.loss_bound(), cost_model.max_loss
     margin = f"{100 * allowed:.3g} points that --max-loss allows"
-    if seen.loss > allowed:
-        text = f"It loses {100 * seen.loss:.1f} points of accuracy, more than the {margin}."
-        return _Loss(bound, (("no", text),))
     if bound <= allowed:
         return _Loss(bound)
-    more = further_questions(seen, allowed)
-    needed = "no number of questions is" if more is None else f"about {more} more questions are"
+    least = 0.0 - seen.gain_interval().high
+    if least > allowed:
+        text = f"It loses at least {100 * least:.1f} points of accuracy, more than the {margin}."
+        return _Loss(bound, (("no", text),))
     text = (
         f"These questions do not show that it loses at most the {margin}: its loss may be "
-        f"{100 * bound:.1f} points ({100 * CONFIDENCE:g} % confidence); {needed} likely to show it."
+        f"{100 * bound:.1f} points ({100 * CONFIDENCE:g} % confidence)."
     )
+    if comparison.settings[name]["kind"] != "baseline":
+        more = further_questions(seen, allowed)
+        needed = "No number of questions is" if more is None else f"About {more} more questions are"
+        text += f" {needed} likely to show it."
     return _Loss(bound, (("undecided", text),))
 
 
