@@ -569,8 +569,8 @@ def forecast(
         else Loss(
             value=paired.loss,
             bound=paired.loss_bound(confidence),
-            lost=paired.lost,
-            gained=paired.gained,
+            lost=round(paired.lost),
+            gained=round(paired.gained),
         ),
     )
 

@@ -18,7 +18,7 @@ from trim_graph.budget import Prices
 
 from .records import Row, read_rows_of
 
-MODELS = ("small", "large", "scorer")
+MODELS: tuple[Literal["small", "large", "scorer"], ...] = ("small", "large", "scorer")
 LETTERS_A_TOKEN = 4
 """Roughly, of English text."""
 ASSUMED_STEPS, ASSUMED_TOKENS = 8, 400
@@ -81,10 +81,11 @@ class Spend:
 
     def cost(self, prices: Prices) -> float:
         """Returns the cost by a price table; no prompt counts as cached."""
-        return sum(
+        costs = (
             price.cost(round(self.read.get(model, 0.0)), self.written.get(model, 0.0))
             for model, price in prices
         )
+        return float(sum(costs))
 
 
 Kind = Literal["small", "large", "routed", "probed", "scores"]

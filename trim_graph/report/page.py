@@ -193,7 +193,7 @@ def _about(run: Run, questions: int) -> str:
 
 def _made(run: Run, command: str) -> list[str]:
     """Returns the commands that made the run and its page."""
-    own = (run.summary or {}).get("command")
+    own = run.summary.get("command") if run.summary is not None else None
     return [*([own] if own else []), command]
 
 
