@@ -1,4 +1,4 @@
-"""Executor on a Ray cluster: actors over its nodes, each with models of its own; needs the extra ``ray``.
+"""Executor on Ray, a cluster or this machine: actors, each with models of its own; needs the extra ``ray``.
 
 The process with the journal gives one item after the other to the workers and keeps each result as it comes.
 Where a worker dies, its unfinished items go to another one, and its finished ones do not: every result is
@@ -42,7 +42,9 @@ TRIES = 3
 """Workers that may die at one item."""
 PLACED_IN = 60.0
 """Seconds for the cluster to find a place for a worker."""
-_SHARED = ("vllm", "vllm_prm", "vllm_generative_prm", "langchain", "token_probability")
+OBJECTS = 200 * 2**20
+"""Bytes of shared memory for questions and records, which the processes of one machine exchange."""
+_SHARED = ("vllm", "vllm_prm", "vllm_generative_prm", "langchain", "token_probability", "turn_signals")
 """Parts that are elsewhere, or nothing to load."""
 
 
@@ -255,21 +257,45 @@ def open_ray_executor(
     """
     if count is not None and count < 1:
         raise SettingsError(f"--ray-workers is {count}: choose 1 or more")
-    with connected(address) as ray:
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        wanted = nodes if count is None else count
-        own = loaded_by_each(config)
-        gpus = int(any(_on_gpu(config, part) for part in own) and ray.cluster_resources().get("GPU", 0) > 0)
-        if own:
-            _report(
-                f"each of {wanted} workers loads {', '.join(own)} of its own; models behind servers (type: "
-                "vllm) are shared"
-            )
-        executor = RayExecutor(ray, make, count=wanted, gpus=gpus)
-        try:
-            yield executor
-        finally:
-            executor.close()
+    with connected(address) as ray, _executor(ray, make, config, count) as executor:
+        yield executor
+
+
+@contextmanager
+def open_local_executor(
+    make: Callable[[], Models], config: TrimConfig, *, count: int
+) -> Iterator[RayExecutor]:
+    """Starts Ray on this machine alone, and as many processes as workers; both end with the context.
+
+    An application that is connected to a cluster has its workers there.
+
+    Args:
+        make: Loads a worker's models, on the worker; is pickled.
+        config: Names the models.
+        count: Workers, each with an event loop of its own.
+    """
+    with started(count) as ray, _executor(ray, make, config, count) as executor:
+        yield executor
+
+
+@contextmanager
+def _executor(
+    ray: Any, make: Callable[[], Models], config: TrimConfig, count: int | None
+) -> Iterator[RayExecutor]:
+    """Yields the executor on what this process is connected to, and ends its workers."""
+    wanted = sum(node["Alive"] for node in ray.nodes()) if count is None else count
+    own = loaded_by_each(config)
+    gpus = int(any(_on_gpu(config, part) for part in own) and ray.cluster_resources().get("GPU", 0) > 0)
+    if own:
+        _report(
+            f"each of {wanted} workers loads {', '.join(own)} of its own; models behind servers (type: "
+            "vllm) are shared"
+        )
+    executor = RayExecutor(ray, make, count=wanted, gpus=gpus)
+    try:
+        yield executor
+    finally:
+        executor.close()
 
 
 def loaded_by_each(config: TrimConfig) -> list[str]:
@@ -326,15 +352,44 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
         return
     _reach(address)
+    with _initialized(address=address):
+        yield ray
+
+
+@contextmanager
+def started(cpus: int) -> Iterator[Any]:
+    """Starts Ray on this machine for as long as the context lasts; meanwhile all prints go to stderr.
+
+    Args:
+        cpus: Most workers. It may be more than the machine has cores.
+
+    Yields:
+        The module ``ray``.
+    """
+    import ray
+
+    if ray.is_initialized():  # by the application that calls
+        yield ray
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with _initialized(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECTS):
+        yield ray
+
+
+@contextmanager
+def _initialized(**options: Any) -> Iterator[None]:
+    """Connects to Ray and leaves it again, with this process's output and signals as they were."""
+    import ray
+
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
     # Ray prints notes of its own, the last of them as it ends; they do not belong into a command's output.
     with redirect_stdout(sys.stderr):
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
             if main:  # Ray's own would end the process without a word of what is left
                 signal.signal(signal.SIGTERM, handler)
-            yield ray
+            yield
         finally:
             ray.shutdown()
             if main:

@@ -160,7 +160,16 @@ class Command:
 
     def finish(self):
         """Runs the same command to its end."""
-        process = self.start()
+        self._end(self.start())
+
+    def finish_with_workers(self, cluster):
+        """Does so with ``--workers`` in an application that is connected to the cluster."""
+        connected = f"import ray; ray.init(address={cluster!r}, log_to_driver=False); {CODE}"
+        self.given[2] = connected
+        self.given[-2:] = ["--workers", "2", "--load-per-worker"]
+        self._end(self.start())
+
+    def _end(self, process):
         _, errors = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, errors
 
@@ -203,7 +212,7 @@ def test_a_collection_has_each_question_once_after_killed_workers_and_commands(
     command = Command(cluster, [*COLLECTION, "--out", out.name], out, cwd=tmp_path, env=environment)
     before, _ = command.run_until_killed(signal.SIGKILL)
     assert 7 <= len(before) < 20
-    command.finish()
+    command.finish_with_workers(cluster)
 
     monkeypatch.chdir(tmp_path)
     run_here([*COLLECTION, "--out", "here.jsonl"])

@@ -75,7 +75,15 @@ class _Collection:
         def load() -> Models:
             return Models(config, load_parts(self.config, rated=True))
 
-        return open_executor(config, load, rated=True, ray=request.ray, count=request.ray_workers)
+        return open_executor(
+            config,
+            load,
+            rated=True,
+            ray=request.ray,
+            count=request.ray_workers,
+            workers=request.workers,
+            load_per_worker=request.load_per_worker,
+        )
 
     def progress(self, journal: Journal) -> str:
         """Says how far it is."""

@@ -244,6 +244,8 @@ def open_executor(
     rated: bool,
     ray: str | None,
     count: int | None,
+    workers: int | None = None,
+    load_per_worker: bool = False,
     large: bool = True,
 ) -> Iterator[Executor]:
     """Opens the executor that a command line asks for.
@@ -253,25 +255,43 @@ def open_executor(
         load: Loads them in this process.
         judge: Scores in the scorer's place where a task says so.
         rated: Whether the scorer is needed also where the policy looks at no score.
-        ray: Address of a Ray cluster, or ``auto``; None: the models run here.
+        ray: Address of a Ray cluster, or ``auto``; None: the models run on this machine.
         count: Workers on the cluster.
-        large: Whether its workers need the large model.
+        workers: Processes on this machine; None or 1: the models run in this one.
+        load_per_worker: Whether each of these processes may load models of its own.
+        large: Whether workers need the large model.
 
     Raises:
-        SettingsError: The cluster cannot be reached, or there is none to have workers on.
+        SettingsError: Options exclude each other, the cluster cannot be reached, or each process would load
+            models without being asked to.
         MissingExtra: Ray is not installed.
     """
-    if ray is None:
-        if count is not None:
-            raise SettingsError("--ray-workers needs --ray")
+    if count is not None and ray is None:
+        raise SettingsError("--ray-workers needs --ray")
+    if load_per_worker and workers is None:
+        raise SettingsError("--load-per-worker needs --workers")
+    if ray is not None and workers is not None:
+        raise SettingsError(
+            "--workers are processes on this machine, and --ray names a cluster: give --ray-workers instead"
+        )
+    if ray is None and workers in (None, 1):
         yield LocalExecutor(load)
         return
+    from trim_graph.distributed import loaded_by_each, open_local_executor, open_ray_executor
+
+    own = [part for part in loaded_by_each(config) if large or part != "large"]
+    if workers is not None and own and not load_per_worker:
+        raise SettingsError(
+            f"--workers {workers}: each process would load {', '.join(own)} of its own: name models behind "
+            "servers (trim-graph up starts some), or add --load-per-worker"
+        )
     need("ray", "ray")
     need_extras(config)
-    from trim_graph.distributed import open_ray_executor
-
-    with open_ray_executor(
-        ray, partial(_models, config, judge, rated, large), config, count=count
+    make = partial(_models, config, judge, rated, large)
+    with (
+        open_ray_executor(ray, make, config, count=count)
+        if ray is not None
+        else open_local_executor(make, config, count=workers or 1)
     ) as executor:
         yield executor
 

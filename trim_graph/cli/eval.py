@@ -188,7 +188,14 @@ class Evaluation:
 
         request = self.request
         return open_executor(
-            self.config, load, judge=self.judge, rated=rated, ray=request.ray, count=request.ray_workers
+            self.config,
+            load,
+            judge=self.judge,
+            rated=rated,
+            ray=request.ray,
+            count=request.ray_workers,
+            workers=request.workers,
+            load_per_worker=request.load_per_worker,
         )
 
     def _arms(self) -> list[Arm]:

@@ -129,6 +129,8 @@ class _Labelling:
                 rated=False,
                 ray=options.ray,
                 count=options.ray_workers,
+                workers=options.workers,
+                load_per_worker=options.load_per_worker,
                 large=needs_large,
             )
         )

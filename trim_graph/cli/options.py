@@ -164,6 +164,17 @@ Ray = Annotated[
 RayWorkers = Annotated[
     int | None, typer.Option(help="Processes on the Ray cluster; default: one for each of its nodes.")
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Processes on this machine, for models behind servers; default: this process alone."),
+    POSITIVE,
+]
+LoadPerWorker = Annotated[
+    bool,
+    typer.Option(
+        "--load-per-worker", help="With --workers: each process loads the models that are not behind servers."
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,6 +406,8 @@ class EvalOptions(Options):
     seed: Annotated[int, typer.Option(help="Draws arithmetic problems, random policies, intervals.")] = 0
     concurrency: Concurrency = 32
     retry_errors: RetryErrors = False
+    workers: Workers = None
+    load_per_worker: LoadPerWorker = False
     ray: Ray = None
     ray_workers: RayWorkers = None
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False
@@ -488,6 +501,8 @@ class CollectOptions(Options):
         bool, typer.Option("--label-steps", help="Say of each step whether it is right (arithmetic only).")
     ] = False
     retry_errors: RetryErrors = False
+    workers: Workers = None
+    load_per_worker: LoadPerWorker = False
     ray: Ray = None
     ray_workers: RayWorkers = None
 
@@ -581,6 +596,8 @@ class LabelOptions(Options):
     seed: Annotated[int, typer.Option(help="Draws arithmetic problems and the places of advantage.")] = 0
     concurrency: Annotated[int, typer.Option(help="Most runs under way at once."), POSITIVE] = 64
     retry_errors: RetryErrors = False
+    workers: Workers = None
+    load_per_worker: LoadPerWorker = False
     ray: Ray = None
     ray_workers: RayWorkers = None
 
