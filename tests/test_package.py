@@ -21,8 +21,11 @@ import trim_graph.policies
 import trim_graph.server
 import trim_graph.shadow
 import trim_graph.testing
+from trim_graph.examples.arithmetic.shipped import load_chosen
 
 ROOT = Path(__file__).parent.parent
+ENDS = (".json", ".safetensors")
+"""Of the two files of a policy."""
 LINKED = ("nodes", "adapters", "examples")
 """Folders that links in `trim_graph` lead to."""
 PUBLIC = {
@@ -209,6 +212,17 @@ def test_imports_stay_light(statement):
     assert run(f"{statement}\nimport sys\nprint([m for m in {heavy} if m in sys.modules])") == "[]"
 
 
+def test_the_graph_loads_little_beside_langgraph_and_the_interface_of_models():
+    code = """
+import sys
+import langgraph.graph
+before = set(sys.modules)
+from trim_graph import create_trim_graph
+print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+"""
+    assert set(run(code).split()) <= {"trim_graph", "langchain_core", "langgraph", "sqlite3", "_sqlite3"}
+
+
 def test_the_middleware_says_what_it_needs():
     code = """
 import sys
@@ -274,6 +288,11 @@ def test_the_wheel_holds_code_types_and_weights_and_nothing_else(wheel):
         f"trim_graph-{trim_graph.__version__}.dist-info",
     }
     assert "trim_graph/examples/arithmetic/policies/aggregate-0.02.safetensors" in names
+    for file in load_chosen().values():
+        assert {f"trim_graph/examples/arithmetic/policies/{file.stem}{end}" for end in ENDS} <= set(names)
+    # Of the study: the early state of the scorer, and policies at prices that were not chosen.
+    assert not [name for name in names if "prm_early" in name or "sequence-0.05" in name]
+    assert wheel.stat().st_size < 7.5e6
     python = {str(p.relative_to(ROOT)) for p in (ROOT / "trim_graph").rglob("*.py")}
     for name in LINKED:
         python |= {f"trim_graph/{p.relative_to(ROOT)}" for p in (ROOT / name).rglob("*.py")}
