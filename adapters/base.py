@@ -254,6 +254,7 @@ def check_call_settings(settings: dict[str, Any]) -> None:
 
     real = (int, float)
     number("max_tokens", int, lambda v: v >= 1, "a whole number of tokens, 1 or more")
+    number("thinking_token_budget", int, lambda v: v >= 0, "a whole number of tokens, 0 or more")
     number("temperature", real, lambda v: 0 <= v < math.inf, "a number, 0 or more")
     number("top_p", real, lambda v: 0 < v <= 1, "a number above 0, 1 at most")
     number("top_logprobs", int, lambda v: v >= 0, "a whole number, 0 or more")

@@ -62,8 +62,9 @@ class ChatVLLM(VLLMServerSettings, VLLMChatModel):
     Every call takes ``stop`` and, by keyword, ``max_tokens``, ``temperature``, ``top_p``, ``seed``,
     ``logprobs``, ``top_logprobs``, ``probability_window``, ``label_tokens`` (texts such as
     ``("yes", "no")``), ``first_token_entropy``, ``timeout``, ``stop_when`` (a function of the text so far
-    that ends the answer; its ``stop_reason`` is ``"stop_when"``) and ``retry_tokens`` (a function of what
-    failed attempts have used that limits the next one; see `RetryTokens`). Of the model's generation_config
+    that ends the answer; its ``stop_reason`` is ``"stop_when"``), ``retry_tokens`` (a function of what
+    failed attempts have used that limits the next one; see `RetryTokens`) and ``thinking_token_budget``
+    (most tokens of reasoning, with those at the end of the conversation). Of the model's generation_config
     only the ends of sequence count. Cancelling a call, or leaving a stream, ends the request on the server.
 
     Raises:
@@ -471,6 +472,8 @@ class VLLMCall:
             if self._under_way:
                 self._lose(error if isinstance(error, ModelServerError) else None)
             error.attempts = self._lost.reported
+            if (refused := self._refused_limit(error)) is not None:
+                raise refused from error
             raise
         except (TimeoutError, asyncio.CancelledError) as error:
             lost = copy.copy(self._lost)
@@ -478,6 +481,24 @@ class VLLMCall:
                 lost.add(self.answer, max_tokens=self._max_tokens, worked_on=True)
             error.attempts = lost.reported  # type: ignore[union-attr]
             raise
+
+    def _refused_limit(
+        self, error: ModelServerError | ChatModelContractError
+    ) -> ChatModelContractError | None:
+        """Returns the error of a server that cannot limit reasoning, which no fallback covers."""
+        if (
+            self._settings.thinking_token_budget is None
+            or getattr(error, "status", None) != 400
+            or "thinking_token_budget" not in str(error)
+        ):
+            return None
+        refused = ChatModelContractError(
+            f"the server at {self._server.root} does not limit reasoning: start vLLM 0.32 or later with "
+            "--reasoning-parser or --reasoning-config, or leave out min_answer_tokens and "
+            f"thinking_token_budget ({error})"
+        )
+        refused.attempts = error.attempts
+        return refused
 
     def _cut(self, error: TimeoutError) -> None:
         """Makes an answer of the text that arrived within the time limit."""

@@ -29,6 +29,7 @@ _OF_A_CALL = (
     "first_token_entropy",
     "stop_when",
     "retry_tokens",
+    "thinking_token_budget",
 )
 
 T = TypeVar("T")

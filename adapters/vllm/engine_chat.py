@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from langchain_core.messages import BaseMessage
 from langchain_core.messages.ai import UsageMetadata
-from pydantic import PrivateAttr, field_validator
+from pydantic import PrivateAttr, field_validator, model_validator
 
 from trim_graph.adapters.event_loop import iterate_aside, run_aside
 from trim_graph.adapters.responses import classify
@@ -25,7 +25,12 @@ from .wire import Answer, Lost, VLLMCallSettings, metadata_of, usage_of
 
 T = TypeVar("T")
 
-_OF_CALLS = {*CALL_SETTINGS, "stop", "n", "output_kind", "detokenize", "prompt_logprobs"}
+_OF_CALLS = {
+    *(*CALL_SETTINGS, "stop", "thinking_token_budget"),
+    *("n", "output_kind", "detokenize", "prompt_logprobs"),
+}
+_REASONING = {"reasoning_parser", "reasoning_config"}
+"""Arguments of an engine that let it find reasoning."""
 
 
 class ChatVLLMEngine(EngineUser, VLLMEngineSettings, VLLMChatModel):
@@ -75,6 +80,15 @@ class ChatVLLMEngine(EngineUser, VLLMEngineSettings, VLLMChatModel):
         if taken := sorted(_OF_CALLS & set(params)):
             raise ValueError(f"sampling_params may not hold {', '.join(taken)}: the adapter sets them itself")
         return params
+
+    @model_validator(mode="after")
+    def _reasoning_is_configured(self) -> Self:
+        if self.min_answer_tokens is not None and not _REASONING & set(self.engine_args):
+            raise ValueError(
+                f"min_answer_tokens={self.min_answer_tokens} needs an engine that knows reasoning: give "
+                'engine_args {"reasoning_parser": ...} or {"reasoning_config": ...}'
+            )
+        return self
 
     def model_post_init(self, context: Any) -> None:
         """Describes the engine; nothing is started."""
@@ -309,6 +323,7 @@ def sampling_params(
             top_p=settings.top_p,
             seed=settings.seed,
             stop=list(settings.stop),
+            thinking_token_budget=settings.thinking_token_budget,
             logprobs=tops if wants_logprobs and not labels else None,
             logprob_token_ids=list(labels) or None,
             output_kind=kinds.FINAL_ONLY if whole else kinds.DELTA,

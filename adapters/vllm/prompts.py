@@ -23,7 +23,7 @@ from trim_graph.adapters.tokenization import (
     split_continuation,
     system_texts,
 )
-from trim_graph.errors import ContextLengthError, ModelServerError
+from trim_graph.errors import ChatModelContractError, ContextLengthError, ModelServerError
 
 from .client import VLLMServer
 from .label_tokens import find_label_ids, label_request
@@ -355,6 +355,11 @@ class VLLMPrompts:
         turns, text, ids = await self._read(messages)
         facts = await self.facts()
         raw = facts.raw or ids is not None
+        if settings.thinking_token_budget is not None and not facts.dialect.limits_reasoning:
+            raise ChatModelContractError(
+                f"a {facts.dialect.name} server does not end reasoning at a number of tokens: leave out "
+                "min_answer_tokens and thinking_token_budget, or serve the model with vLLM"
+            )
         labels = await self.label_ids(settings.label_tokens)
         if facts.raw and ids is None and not facts.dialect.takes_text:
             ids = await self.tokenize(await self._render(turns) + text)

@@ -33,11 +33,14 @@ class VLLMCallSettings(CallSettings):
         top_logprobs: Number of the likeliest tokens to report at each place.
         entropy_logprobs: Number of tokens that the first one's entropy is computed from; 0 if none is wanted.
         retry_tokens: Grants tokens to further attempts.
+        thinking_token_budget: Most tokens of reasoning, those that the prompt ends with included; None
+            without a limit.
     """
 
     top_logprobs: int
     entropy_logprobs: int
     retry_tokens: RetryTokens | None = None
+    thinking_token_budget: int | None = None
 
 
 def openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
@@ -85,6 +88,8 @@ def sampling(settings: VLLMCallSettings, *, raw: bool) -> dict[str, Any]:
         body["stop"] = list(settings.stop)
     if settings.seed is not None:
         body["seed"] = settings.seed
+    if settings.thinking_token_budget is not None:
+        body["thinking_token_budget"] = settings.thinking_token_budget
     tops = max(settings.top_logprobs, settings.entropy_logprobs)
     if settings.logprobs or tops:
         wanted: dict[str, Any] = {"logprobs": True, "top_logprobs": tops}
@@ -441,12 +446,14 @@ class Dialect:
             not, its chat endpoint must continue a text exactly by itself.
         takes_text: Whether a completion's prompt may be a text that is tokenised as it is; else ids are sent.
         reads_labels: Whether it may know `trim_graph.adapters.vllm.label_tokens`.
+        limits_reasoning: Whether it may end reasoning at a number of tokens.
     """
 
     name = "vLLM"
     renders = True
     takes_text = True
     reads_labels = True
+    limits_reasoning = True
 
     def max_model_len(self, entry: Mapping[str, Any]) -> int | None:
         """Returns the longest sequence in tokens, from the model's entry in ``/v1/models``."""
@@ -472,6 +479,7 @@ class SGLang(Dialect):
     name = "SGLang"
     renders = False
     reads_labels = False
+    limits_reasoning = False
 
     async def tokens(self, post: Post, body: dict[str, Any]) -> list[int]:
         """Returns token ids of a text; of a conversation SGLang returns none."""
@@ -494,6 +502,7 @@ class LlamaCpp(Dialect):
     name = "llama.cpp"
     takes_text = False
     reads_labels = False
+    limits_reasoning = False
 
     def max_model_len(self, entry: Mapping[str, Any]) -> int | None:
         """Returns the longest sequence of one slot in tokens, where the server names it."""

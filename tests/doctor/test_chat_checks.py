@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,8 @@ from tests.adapters.recorded_server import RecordedServer, chat_answer, failed
 from trim_graph.adapters.vllm import client
 from trim_graph.budget import Budget
 from trim_graph.config import make_config
-from trim_graph.doctor.chat_checks import special_tokens, system_message
+from trim_graph.doctor.chat_checks import reasoning_limit, special_tokens, system_message
+from trim_graph.doctor.examination import checks_of
 from trim_graph.doctor.subjects import Subject, subject_of
 
 
@@ -36,9 +38,14 @@ class Server(RecordedServer):
 
 @pytest.fixture
 def subject(monkeypatch):
-    def make(server: RecordedServer) -> Subject:
+    def make(server: RecordedServer, **settings: Any) -> Subject:
         monkeypatch.setattr(client, "new_client", server.client)
-        entry = {"type": "vllm", "model": "m", "base_url": f"http://vllm{time.monotonic_ns()}.test/v1"}
+        entry = {
+            "type": "vllm",
+            "model": "m",
+            "base_url": f"http://vllm{time.monotonic_ns()}.test/v1",
+            **settings,
+        }
         config = make_config({"small": entry, "large": {**entry, "model": "n"}, "policy": "small_only"})
         return subject_of("small", config.small, config.settings, Budget(), 5.0)
 
@@ -81,3 +88,33 @@ async def test_where_the_instruction_goes_is_reported(subject):
     finding = await system_message(subject(server))
     assert finding.status == "ok"
     assert "in front of the first human message" in finding.found
+
+
+@pytest.mark.parametrize(
+    ("reply", "owner", "status", "found"),
+    [
+        (chat_answer("so"), "vllm", "ok", "ends reasoning at a number of tokens"),
+        (
+            failed(400, "reasoning_config is not configured"),
+            "vllm",
+            "error",
+            "reasoning_config is not configured",
+        ),
+        (chat_answer("so"), "sglang", "error", "SGLang has no such field"),
+    ],
+)
+async def test_a_server_that_cannot_limit_reasoning_is_found(subject, reply, owner, status, found):
+    examined = subject(Server(reply), min_answer_tokens=50)
+    examined.served = {"owned_by": owner}
+    finding = await reasoning_limit(examined)
+    assert (finding.status, found in finding.found) == (status, True)
+    if status == "error":
+        assert (
+            "--reasoning-parser or --reasoning-config, or leave min_answer_tokens out of small" in finding.fix
+        )
+
+
+def test_reasoning_is_examined_where_a_model_keeps_tokens_for_its_answer(subject):
+    server = Server(chat_answer("so"))
+    assert "reasoning limit" in dict(checks_of(subject(server, min_answer_tokens=50)))
+    assert "reasoning limit" not in dict(checks_of(subject(server)))

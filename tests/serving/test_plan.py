@@ -48,6 +48,15 @@ def test_a_chat_model(plan, tmp_path):
     assert server.environment == {"CUDA_VISIBLE_DEVICES": "0,1"}
 
 
+@pytest.mark.parametrize("args", [[], ["--reasoning-parser", "qwen3"]])
+def test_a_model_that_keeps_tokens_for_its_answer_has_its_reasoning_marked(plan, args):
+    small, large = plan(large={"min_answer_tokens": 300, "serve": {"args": args}}).servers[:2]
+    assert "--reasoning-config" not in options(small)
+    marks = options(large).get("--reasoning-config")
+    wanted = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}
+    assert (json.loads(marks) if marks else None) == (None if args else wanted)
+
+
 def test_reward_models_within_a_minimum_are_served_too(plan):
     entry = {"type": "vllm_prm", "model": "prm", "serve": {"example": "prm"}}
     scorers = [{"type": "turn_signals"}, {**entry, "base_url": "http://localhost:8003"}]

@@ -42,6 +42,7 @@ _ON_CPUS = (
     *("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64", "--enable-prompt-tokens-details"),
     *("--distributed-executor-backend", IN_ENGINE),
 )
+_REASONING = ("--reasoning-config", '{"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}')
 EXAMPLES = {"small": SMALL, "large": LARGE, "prm": PRM}
 
 
@@ -92,6 +93,8 @@ def running_servers(
 ) -> Iterator[dict[str, Server]]:
     """Starts three servers. The large model's wants a key, and its chat template trims what it renders.
 
+    The small model's server ends reasoning at a number of tokens.
+
     Args:
         weights: Folders by the names of the servers.
         common: What a server is reported about its engine.
@@ -100,7 +103,7 @@ def running_servers(
 
     pooling = tuple(serve_options("qwen", tokenizer=load_tokenizer(str(PRM))))
     wanted = {
-        "small": ((), None),
+        "small": (_REASONING, None),
         "large": (("--chat-template", str(HERE / "trimming.jinja")), KEY),
         "prm": (pooling, None),
     }

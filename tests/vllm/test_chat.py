@@ -12,7 +12,7 @@ from langchain_core.callbacks import get_usage_metadata_callback
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 from trim_graph import create_trim_graph
-from trim_graph.adapters import ChatVLLM, ContextLengthError, ModelServerError
+from trim_graph.adapters import ChatModelContractError, ChatVLLM, ContextLengthError, ModelServerError
 from trim_graph.adapters.vllm.client import _pools
 from trim_graph.examples.arithmetic import SMALL, problems
 from trim_graph.policies import small_only
@@ -429,3 +429,21 @@ class TestKey:
             ModelServerError, match=rf"no server answers at http://127.0.0.1:{unused_tcp_port}"
         ):
             absent.invoke(CHAT)
+
+
+class TestReasoning:
+    @pytest.mark.parametrize("written", ["", "Step 1: 1 + 1 = 2."])
+    def test_it_ends_at_its_limit_which_counts_what_the_prompt_holds(self, servers, written):
+        small = ChatVLLM(model="small", base_url=servers["small"].url, extra_body=EVERLASTING)
+        before = len(small.get_token_ids(written))
+        answer = small.invoke(
+            [*CHAT, AIMessage(f"<think>{written}")], max_tokens=40, thinking_token_budget=before + 5
+        )
+        reasoning, closed, rest = answer.content.partition("</think>")
+        assert closed
+        assert rest
+        assert 1 <= len(small.get_token_ids(reasoning)) <= 6
+
+    def test_a_server_that_was_not_set_up_for_it_is_named(self, large):
+        with pytest.raises(ChatModelContractError, match="does not limit reasoning"):
+            large.invoke(CHAT, max_tokens=4, thinking_token_budget=2)

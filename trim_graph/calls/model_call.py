@@ -17,7 +17,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
-from trim_graph.adapters.capabilities import LOGPROBS, capable, refused_setting, remedy
+from trim_graph.adapters.capabilities import LOGPROBS, capable, models_inside, refused_setting, remedy
 from trim_graph.adapters.responses import Estimate, Reply, TokenCounter, read_reply, reports_usage
 from trim_graph.adapters.token_confidence import TOP_LOGPROBS
 from trim_graph.budget.ledger import Ledger
@@ -72,12 +72,14 @@ class WriterModel:
         takes_stop_when: Whether it watches its text itself.
         takes_retry_tokens: Whether its adapter asks how many tokens another attempt may generate.
         reports_entropy: Whether it knows the setting of our adapters for the entropy of the first token.
+        min_answer_tokens: Tokens that it keeps for its answer, if its server can end its reasoning.
     """
 
     runnable: Runnable[Any, Any]
     takes_stop_when: bool
     takes_retry_tokens: bool
     reports_entropy: bool
+    min_answer_tokens: int | None
 
     @classmethod
     def of(cls, model: Runnable[Any, Any]) -> WriterModel:
@@ -87,6 +89,7 @@ class WriterModel:
             takes_stop_when=capable(model, "takes_stop_when"),
             takes_retry_tokens=capable(model, "takes_retry_tokens"),
             reports_entropy=capable(model, "reports_entropy"),
+            min_answer_tokens=_shared_min_answer_tokens(model),
         )
 
     def entropy_arguments(self) -> dict[str, Any]:
@@ -304,14 +307,17 @@ def prepare_step(
     arguments: dict[str, Any] = {"max_tokens": request["max_tokens"]}
     if "probe" in request:
         arguments |= model.entropy_arguments()
-    elif not request["until_eos"]:
-        arguments |= stop_arguments(
-            segmentation,
-            settings.thinking,
-            previous,
-            partial_text=partial_text,
-            takes_stop_when=model.takes_stop_when,
-        )
+    else:
+        if not request["until_eos"]:
+            arguments |= stop_arguments(
+                segmentation,
+                settings.thinking,
+                previous,
+                partial_text=partial_text,
+                takes_stop_when=model.takes_stop_when,
+            )
+        if model.min_answer_tokens is not None:
+            arguments |= _reasoning_limit(view, request, steps, partial_text, model.min_answer_tokens)
     tag = (
         "trim:probe" if "probe" in request else "trim:draft" if request["needs_decision"] else "trim:accepted"
     )
@@ -341,6 +347,49 @@ def prepare_step(
         retry = arguments["retry_tokens"] = RetryGrant(call)
         call = replace(call, retry=retry)
     return call
+
+
+def _reasoning_limit(
+    view: RunView, request: StepRequest, steps: Sequence[Step], partial_text: str, kept: int
+) -> dict[str, Any]:
+    """Returns the call setting that ends a writer's reasoning while tokens for its answer are left.
+
+    vLLM counts the reasoning at the end of the prompt too, so the limit is for that of all steps together. A
+    call that cannot reach the limit goes without one, apart from the first call of a run: a server that was
+    not set up for it refuses at once.
+
+    Args:
+        view: View of the run.
+        request: Request of `route`.
+        steps: The accepted steps.
+        partial_text: Text of this step from earlier attempts.
+        kept: Tokens that are kept for the answer.
+    """
+    settings, granted = view.settings, request["max_tokens"]
+    if settings.thinking is None or not settings.thinking.may_close(
+        steps[-1] if steps else None, partial_text
+    ):
+        return {}
+    left = view.step_tokens * (settings.max_steps - len(steps))
+    if request["until_eos"] or granted < view.step_tokens:  # `route` has cut it to what limits leave
+        left = min(left, granted)
+    if request["writer"] == "large" and view.left.large_tokens is not None:
+        left = min(left, view.left.large_tokens)
+    more = max(left - kept, 0)
+    if steps and more >= granted:
+        return {}
+    written = 0
+    for step in reversed(steps):
+        if step.get("part") != "reasoning":
+            break
+        written += step["tokens"]
+    return {"thinking_token_budget": written + more}
+
+
+def _shared_min_answer_tokens(model: Runnable[Any, Any]) -> int | None:
+    """Returns the setting that all models share which may answer; None where one does not have it."""
+    found = {getattr(inside, "min_answer_tokens", None) for inside in models_inside(model)}
+    return found.pop() if len(found) == 1 else None
 
 
 def _limit(view: RunView) -> float | None:

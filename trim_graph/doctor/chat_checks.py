@@ -378,6 +378,26 @@ async def cached_tokens(subject: Subject) -> Finding:
     return Finding.ok(f"reported: {cached} of {again.usage_metadata['input_tokens']} at a repeated call")
 
 
+async def reasoning_limit(subject: Subject) -> Finding:
+    """The server ends reasoning at a number of tokens, where the setting ``min_answer_tokens`` needs it."""
+    dialect = dialect_of(subject.served)
+    if dialect.limits_reasoning:
+        error = await _refusal(
+            subject, "/v1/chat/completions", {**_chat(subject), "thinking_token_budget": 1}
+        )
+        if error is None:
+            return Finding.ok("the server ends reasoning at a number of tokens")
+        why = str(error)
+    else:
+        why = f"{dialect.name} has no such field"
+    return Finding.error(
+        f"the server cannot keep min_answer_tokens={subject.entry.min_answer_tokens}, as it does not limit "
+        f"reasoning: {why}",
+        "start vLLM 0.32 or later with --reasoning-parser or --reasoning-config, or leave min_answer_tokens "
+        f"out of {subject.part}",
+    )
+
+
 async def context_length(subject: Subject) -> Finding:
     """The longest sequence holds a step, and better a whole solution."""
     length, settings = longest(subject), subject.settings

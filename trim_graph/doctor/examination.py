@@ -423,11 +423,12 @@ CHAT: tuple[tuple[str, Check], ...] = (
     ("end of sequence", chat_checks.end_of_sequence),
     ("usage", chat_checks.usage),
     ("cached tokens", chat_checks.cached_tokens),
+    ("reasoning limit", chat_checks.reasoning_limit),
     ("context length", chat_checks.context_length),
     ("latency", chat_checks.latency),
     ("time limits", chat_checks.time_limits),
 )
-_OF_SERVERS = {"special tokens", "cached tokens"}
+_OF_SERVERS = {"special tokens", "cached tokens", "reasoning limit"}
 """Checks of a chat model behind a server."""
 _EXACT = {
     *("continuation", "carrying on", "system message", "stop string", "stop string, streamed"),
@@ -468,7 +469,9 @@ def checks_of(subject: Subject) -> list[tuple[str, Check]]:
         return [*SERVER, *_OF_SERVED_SCORERS[subject.entry.type]]
     if subject.server is None:
         return [(name, check) for name, check in CHAT if name not in _OF_SERVERS]
-    return [*SERVER, ("generation", chat_checks.writes), *CHAT]
+    limited = getattr(subject.entry, "min_answer_tokens", None) is not None
+    chat = [one for one in CHAT if limited or one[0] != "reasoning limit"]
+    return [*SERVER, ("generation", chat_checks.writes), *chat]
 
 
 async def examine(

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from trim_graph.adapters.vllm.plugin import GROUP, NAME, PUBLISHED, is_allowed, 
 from trim_graph.config import TrimConfig
 from trim_graph.config.schema import VLLMPRM, Serve, VLLMGenerativePRM, VLLMModel, asked_by, named_scorers
 from trim_graph.errors import SettingsError
+from trim_graph.segmentation import Thinking
 
 Entry = VLLMModel | VLLMPRM | VLLMGenerativePRM
 
@@ -133,10 +134,11 @@ def plan_servers(config: TrimConfig, folder: Path, *, plugin: bool = False) -> P
             elsewhere.append(f"{name}: {entry.base_url} is another machine's: not started here")
     groups = _grouped(here)
     shares = _shares(groups, here, folder)
-    servers = [
-        _server(names, leading, here[leading], folder, shares.get(leading), plugin)
-        for names, leading in groups.items()
-    ]
+    servers = []
+    for names, leading in groups.items():
+        server = _server(names, leading, here[leading], folder, shares.get(leading), plugin)
+        reasoning = _reasoning([here[name] for name in names], server, config.settings.thinking)
+        servers.append(replace(server, arguments=(*server.arguments, *reasoning)))
     return Plan(tuple(servers), tuple(elsewhere))
 
 
@@ -282,7 +284,17 @@ def _server(
     )
 
 
-def _given(flag: str, args: list[str]) -> bool:
+def _reasoning(entries: Sequence[Entry], server: ServerPlan, marks: Thinking | None) -> tuple[str, ...]:
+    """Returns the arguments that let a server end reasoning, where a model keeps tokens for its answer."""
+    if marks is None or all(getattr(entry, "min_answer_tokens", None) is None for entry in entries):
+        return ()
+    if any(_given(flag, server.arguments) for flag in ("--reasoning-parser", "--reasoning-config")):
+        return ()
+    strings = {"reasoning_start_str": marks.open, "reasoning_end_str": marks.close}
+    return "--reasoning-config", json.dumps(strings)
+
+
+def _given(flag: str, args: Sequence[str]) -> bool:
     return any(arg.partition("=")[0].replace("_", "-") == flag for arg in args)
 
 

@@ -55,6 +55,8 @@ def without_vllm(monkeypatch):
         ({"kv_cache_gib": 0.0}, "greater than 0"),
         ({"sampling_params": {"stop": "x", "top_k": 3}}, "may not hold stop: the adapter sets them itself"),
         ({"sampling_params": {"n": 2}}, "may not hold n"),
+        ({"sampling_params": {"thinking_token_budget": 9}}, "may not hold thinking_token_budget"),
+        ({"min_answer_tokens": 9, "engine_args": {"seed": 1}}, "needs an engine that knows reasoning"),
         ({"url": "x"}, "Extra inputs are not permitted"),
     ],
 )
