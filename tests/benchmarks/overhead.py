@@ -1,7 +1,8 @@
-"""What the graph itself costs: CPU time and checkpoint bytes per reasoning step, models scripted.
+"""What the graph itself costs: CPU time, calls and checkpoint bytes per reasoning step, models scripted.
 
 ``python -m tests.benchmarks.overhead [--json FILE]`` prints a table; the models answer at once, so all time
 is LangGraph's and ours. The skeleton is a LangGraph of four empty nodes that takes the same supersteps.
+Calls are those of functions, in Python and C; a busy machine does not change their number.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import json
 import os
 import platform
 import sqlite3
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -70,6 +73,27 @@ def cpu_a_step(graph: Any, given: dict[str, Any], steps: int, repeats: int) -> f
     return min(spent)
 
 
+def calls_a_step(graph: Callable[[int], Any], given: Callable[[int], dict[str, Any]]) -> float:
+    """Returns the function calls of one step, between a run of 10 steps and one of 50."""
+    counted = []
+    for steps in (10, 50):
+        built, config = graph(steps), {"recursion_limit": 10 * steps + 20}
+        built.invoke(given(steps), config)
+        calls = 0
+
+        def count(frame: Any, event: str, argument: Any) -> None:
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        sys.setprofile(count)
+        try:
+            built.invoke(given(steps), config)
+        finally:
+            sys.setprofile(None)
+        counted.append(calls)
+    return (counted[1] - counted[0]) / 40
+
+
 def bytes_a_step(steps: int, durability: str) -> float:
     """Returns the bytes of a SQLite file per step."""
     with tempfile.TemporaryDirectory() as folder:
@@ -101,6 +125,10 @@ def main() -> None:
             "skeleton": cpu_a_step(skeleton(), {"left": args.steps}, args.steps, args.repeats),
             "trim": cpu_a_step(solver(args.steps), question, args.steps, args.repeats),
         },
+        "calls_a_step": {
+            "skeleton": calls_a_step(lambda steps: skeleton(), lambda steps: {"left": steps}),
+            "trim": calls_a_step(solver, lambda steps: question),
+        },
         "checkpoint_bytes_a_step": {
             durability: {steps: bytes_a_step(steps, durability) for steps in (20, 200)}
             for durability in DURABILITIES
@@ -108,7 +136,7 @@ def main() -> None:
     }
     print(f"{results['date']}  {results['machine']}")
     for name, value in results["cpu_ms_a_step"].items():
-        print(f"CPU a step, {name:9} {value:8.2f} ms")
+        print(f"CPU a step, {name:9} {value:8.2f} ms, {results['calls_a_step'][name]:6.0f} calls")
     for durability, sizes in results["checkpoint_bytes_a_step"].items():
         cells = "  ".join(f"{steps} steps: {size / 1000:6.1f} kB a step" for steps, size in sizes.items())
         print(f"SQLite, durability={durability:6} {cells}")
