@@ -166,7 +166,13 @@ def join_steps(steps: Iterable[Mapping[str, Any]], delimiter: str = DEFAULT_DELI
             (``length``), nor the last one (``eos``).
         delimiter: Default separator of steps.
     """
-    return "".join(step["text"] + separator_of(step, delimiter) for step in steps)
+    # As `separator_of`, without a call a step: every call of a model joins all steps.
+    return "".join(
+        [
+            step["text"] + step.get("separator", delimiter) if step["end"] == "delimiter" else step["text"]
+            for step in steps
+        ]
+    )
 
 
 def cut_text(steps: Sequence[Mapping[str, Any]]) -> str:
