@@ -497,6 +497,6 @@ def read_scores(answer: Any, expected: int) -> ScorerReply:
     if len(scores) != expected:
         raise ScorerError(f"the scorer returned {len(scores)} scores for {expected} steps")
     for index, score in enumerate(scores):
-        if math.isnan(score) or not 0 <= score <= 1:
+        if not 0 <= score <= 1:  # nor is NaN
             raise ScorerError(f"the scorer rated step {index} with {score}; expected a value in [0, 1]")
     return replace(reply, scores=scores)
