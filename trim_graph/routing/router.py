@@ -945,6 +945,8 @@ def loop_in(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str | None:
 def _repeated_steps(steps: Sequence[Mapping[str, Any]], max_repeats: int) -> str | None:
     texts = [step["text"].strip() for step in steps]
     for size in range(1, len(texts) // (max_repeats + 1) + 1):
+        if texts[-1] != texts[-1 - size]:  # as with most steps
+            continue
         characters = sum(map(len, texts[-size:]))
         repeats = math.ceil(max_repeats * max(1.0, REPEATED_CHARACTERS / max(characters, 1)))
         again = size * repeats
