@@ -9,10 +9,11 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
+from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.messages import AIMessageChunk
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config
-from langgraph.config import get_stream_writer
+from langgraph.config import get_config, get_stream_writer
 from langgraph.graph.message import push_message
 
 from .budget.usage import Usage
@@ -104,6 +105,10 @@ def emit(event: str, **content: Any) -> None:
 
 def push_text(text: str, message_id: str) -> None:
     """Emits accepted text to ``stream_mode="messages"`` as a chunk of the final message."""
+    callbacks = get_config().get("callbacks")
+    # Without a handler nobody streams messages, and a message that is made for nobody costs its validation.
+    if isinstance(callbacks, BaseCallbackManager) and not callbacks.handlers:
+        return
     push_message(AIMessageChunk(content=text, id=message_id), state_key=None)
 
 
