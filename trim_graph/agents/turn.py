@@ -212,7 +212,8 @@ class TurnRouting:
     def _read(self, call: Call, answer: ModelAnswer) -> Reply:
         writer = call.request["writer"]
         model = self.untried[0].model
-        estimate = estimate_of(call, TokenCounter(writer, model, self.count_tokens), self._prompt())
+        counter = TokenCounter(writer, model, self.count_tokens)
+        estimate = estimate_of(call.settings, writer, counter, self._prompt())
         return read_turn(
             answer.message,
             writer,

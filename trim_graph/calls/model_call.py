@@ -322,6 +322,9 @@ def prepare_step(
         "trim:probe" if "probe" in request else "trim:draft" if request["needs_decision"] else "trim:accepted"
     )
     messages = compose(view.state["messages"], settings.instruction, prefix)
+    key = _key(prefix, arguments)
+    if limit is not None:
+        arguments["timeout"] = limit
     call = StepCall(
         view=view,
         request=request,
@@ -336,13 +339,9 @@ def prepare_step(
         previous=previous,
         index=len(steps),
         partial_text=partial_text,
-        key=_key(prefix, arguments),
-        estimate=None,
+        key=key,
+        estimate=estimate_of(settings, writer, (counters or {}).get(writer), messages),
     )
-    if limit is not None:
-        arguments["timeout"] = limit
-    if (estimate := estimate_of(call, (counters or {}).get(writer), messages)) is not None:
-        call = replace(call, estimate=estimate)
     if writer == "large" and model.takes_retry_tokens:
         retry = arguments["retry_tokens"] = RetryGrant(call)
         call = replace(call, retry=retry)
@@ -403,19 +402,21 @@ def _key(prefix: str, arguments: dict[str, Any]) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def estimate_of(call: Call, counter: TokenCounter | None, prompt: Sequence[BaseMessage]) -> Estimate | None:
+def estimate_of(
+    settings: Settings, writer: Writer, counter: TokenCounter | None, prompt: Sequence[BaseMessage]
+) -> Estimate | None:
     """Returns the estimate of a call's tokens; None if a limit needs them exactly and no counter was given.
 
     Args:
-        call: The call.
+        settings: Settings of the run.
+        writer: The model that is called.
         counter: Token counter of its model.
         prompt: The messages that are sent.
     """
     if counter is None:
         return None
-    settings = call.settings
     limits = (settings.budget, settings.quotas.thread, settings.quotas.user)
-    limited = call.writer == "large" and any(
+    limited = writer == "large" and any(
         limit is not None and (limit.large_tokens is not None or limit.large_cost is not None)
         for limit in limits
     )
