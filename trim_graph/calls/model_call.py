@@ -387,7 +387,7 @@ def _reasoning_limit(
 
 def _shared_min_answer_tokens(model: Runnable[Any, Any]) -> int | None:
     """Returns the setting that all models share which may answer; None where one does not have it."""
-    found = {getattr(inside, "min_answer_tokens", None) for inside in models_inside(model)}
+    found: set[int | None] = {getattr(inside, "min_answer_tokens", None) for inside in models_inside(model)}
     return found.pop() if len(found) == 1 else None
 
 
