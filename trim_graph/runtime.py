@@ -17,6 +17,7 @@ from langgraph.config import get_config, get_stream_writer
 from langgraph.graph.message import push_message
 
 from .budget.usage import Usage
+from .events import EventName
 from .state import SCHEMA_VERSION, TrimState, check_schema, diff_update
 
 T = TypeVar("T")
@@ -92,13 +93,12 @@ def tagged(config: RunnableConfig, *tags: str) -> RunnableConfig:
     return {**config, "tags": [*(config.get("tags") or ()), *tags]}
 
 
-def emit(event: str, **content: Any) -> None:
+def emit(event: EventName, **content: Any) -> None:
     """Emits one step event to ``stream_mode="custom"``.
 
     Args:
-        event: ``started``, ``probe``, ``draft``, ``decision``, ``accepted``, ``asked``, ``answered``,
-            ``retried``, ``failed``, ``warmed``, ``note`` or ``finished``.
-        content: JSON-native values of the event.
+        event: Name of the event.
+        content: JSON-native values, the fields of its class in `trim_graph.events`.
     """
     get_stream_writer()({"type": "trim", "event": event, **content})
 

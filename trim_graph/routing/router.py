@@ -18,6 +18,7 @@ from trim_graph.budget.limits import cost_limit, grant, tightest
 from trim_graph.budget.usage import LargeUsage, warming_usage
 from trim_graph.conversation import extract_answer
 from trim_graph.errors import InputError, SettingsError
+from trim_graph.events import EventName
 from trim_graph.policies.base import DECISIONS, NEXT_WRITERS, WRITERS, Choice, Observation, Policy, checked
 from trim_graph.prompt_size import UnboundedPrompt
 from trim_graph.segmentation import DelimiterSteps, cut_text, separator_of
@@ -72,9 +73,9 @@ _NO_LIMIT = (explain.LARGE_FAILURES, explain.UNBOUNDED)
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One step event of a run, for ``stream_mode="custom"``."""
+    """One step event of a run, for ``stream_mode="custom"``; its fields are in `trim_graph.events`."""
 
-    name: str
+    name: EventName
     content: Mapping[str, Any]
 
 
@@ -910,7 +911,7 @@ class _Decision:
             self.update["notes"] = self.notes
             self._event("note", text=note)
 
-    def _event(self, name: str, **content: Any) -> None:
+    def _event(self, name: EventName, **content: Any) -> None:
         self.events.append(Event(name, content))
 
 

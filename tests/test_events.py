@@ -1,0 +1,67 @@
+"""The events that runs emit are those that `trim_graph.events` declares, with no field besides."""
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict, get_type_hints
+
+from trim_graph import ScorerReply, create_trim_graph
+from trim_graph.events import EVENTS, EventName
+from trim_graph.policies import threshold
+from trim_graph.testing import ScriptedChatModel
+
+GOLDEN = json.loads((Path(__file__).parent / "golden/graph.json").read_text("utf-8"))
+
+
+def events(recorded):
+    """Yields the step events within a JSON value."""
+    if isinstance(recorded, dict) and recorded.get("type") == "trim" and "event" in recorded:
+        yield recorded
+    inner = recorded.values() if isinstance(recorded, dict) else recorded
+    for value in inner if isinstance(recorded, dict | list) else ():
+        yield from events(value)
+
+
+# The record holds a summary where the state does.
+RECORDED = [event for event in events(GOLDEN) if event["event"] != "finished"]
+
+
+def rate(question, steps):
+    """A scorer whose first attempt failed."""
+    return ScorerReply([0.9] * len(steps), failed_attempts=1)
+
+
+@pytest.fixture(scope="module")
+def scripted():
+    """Events of a run with a retried call."""
+    small, large = (ScriptedChatModel(script=["one", r"\boxed{2}"]) for _ in range(2))
+    graph = create_trim_graph(small, large, rate, policy=threshold(0.5))
+    return list(graph.stream({"messages": [("user", "1 + 1?")]}, stream_mode="custom"))
+
+
+def strict(kind):
+    """The event's class, with unknown keys refused."""
+    closed = TypedDict(kind.__name__, get_type_hints(kind, include_extras=True))
+    closed.__pydantic_config__ = ConfigDict(extra="forbid")
+    return TypeAdapter(closed)
+
+
+def test_each_event_is_declared_under_its_name():
+    assert set(EVENTS) == set(get_args(EventName))
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_events_of_this_name_have_the_declared_fields(name, scripted):
+    found = [event for event in RECORDED + scripted if event["event"] == name]
+    assert found
+    adapter = strict(EVENTS[name])
+    for event in found:
+        adapter.validate_python(event)
+
+
+def test_an_undeclared_field_is_found():
+    with pytest.raises(ValidationError):
+        strict(EVENTS["note"]).validate_python({"type": "trim", "event": "note", "text": "", "more": 1})

@@ -1,0 +1,169 @@
+"""The step events of a run, as ``stream_mode="custom"`` reports them: plain JSON, one class for each.
+
+An application that streams other things by ``custom`` too knows the events by ``event["type"] == "trim"``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, get_args, get_type_hints
+
+from typing_extensions import TypedDict
+
+from .budget.usage import StepWriter, Writer
+from .segmentation import Part
+from .state import DecisionRecord, Summary
+
+EventName = Literal[
+    "started",
+    "probe",
+    "draft",
+    "decision",
+    "accepted",
+    "asked",
+    "answered",
+    "retried",
+    "failed",
+    "note",
+    "finished",
+]
+"""What an event reports; its key ``event``."""
+
+
+class StartedEvent(TypedDict):
+    """A run begins."""
+
+    type: Literal["trim"]
+    event: Literal["started"]
+    run: str
+    """Id of the run."""
+
+
+class ProbeEvent(TypedDict):
+    """A probe has ended: one token of the small model, for its entropy."""
+
+    type: Literal["trim"]
+    event: Literal["probe"]
+    step: int
+    """Index of the step that the probe precedes."""
+    entropy: float
+    """Entropy of the first token's distribution in nats; a lower bound if some tokens are unobserved."""
+    unobserved_probability: float
+    """Probability mass in [0, 1] of the tokens that the model's server did not report."""
+
+
+class DraftEvent(TypedDict):
+    """A writer has written a step that awaits a decision; a step without one has no such event."""
+
+    type: Literal["trim"]
+    event: Literal["draft"]
+    writer: Writer
+    text: str
+    tokens: int
+    """Tokens generated for it."""
+    part: NotRequired[Part]
+    """``reasoning`` or ``answer``, of a model that thinks."""
+
+
+class DecisionEvent(DecisionRecord):
+    """A draft was decided on, by the policy, a fallback or a human."""
+
+    type: Literal["trim"]
+    event: Literal["decision"]
+
+
+class AcceptedEvent(TypedDict):
+    """A step joins the solution."""
+
+    type: Literal["trim"]
+    event: Literal["accepted"]
+    step: int
+    """Its index, from 0."""
+    writer: StepWriter
+    text: str
+    score: float | None
+    """None where it was not scored."""
+    tokens: int
+    part: NotRequired[Part]
+    """``reasoning`` or ``answer``, of a model that thinks."""
+    why: NotRequired[str]
+    """Why the step was accepted from this writer, in a sentence."""
+
+
+class AskedEvent(TypedDict):
+    """The run is interrupted for a human."""
+
+    type: Literal["trim"]
+    event: Literal["asked"]
+    step: int
+    """Index of the step in question."""
+    reason: Literal["budget", "score"]
+    limit: str | None
+    """The exhausted limit if ``reason`` is ``budget``; else None."""
+
+
+class AnsweredEvent(TypedDict):
+    """A human has answered, and the run resumes."""
+
+    type: Literal["trim"]
+    event: Literal["answered"]
+    step: int
+    """Index of the step in question."""
+    answer: dict[str, Any]
+    """The answer, by the keys that it has: ``more``, ``continue_with``, ``step``, ``decision``."""
+
+
+class RetriedEvent(TypedDict):
+    """A call has succeeded after attempts that failed."""
+
+    type: Literal["trim"]
+    event: Literal["retried"]
+    part: Literal["small", "large", "scorer"]
+    attempts: int
+    """Number of attempts that failed."""
+
+
+class FailedEvent(TypedDict):
+    """A call has failed for good; a fallback or an error follows."""
+
+    type: Literal["trim"]
+    event: Literal["failed"]
+    part: Literal["small", "large", "scorer"]
+    error: str
+    """Type and message of the error, in one line."""
+
+
+class NoteEvent(TypedDict):
+    """A fact for the user, which the summary keeps under ``notes``."""
+
+    type: Literal["trim"]
+    event: Literal["note"]
+    text: str
+
+
+class FinishedEvent(TypedDict):
+    """The run has ended."""
+
+    type: Literal["trim"]
+    event: Literal["finished"]
+    summary: Summary
+
+
+TrimEvent = (
+    StartedEvent
+    | ProbeEvent
+    | DraftEvent
+    | DecisionEvent
+    | AcceptedEvent
+    | AskedEvent
+    | AnsweredEvent
+    | RetriedEvent
+    | FailedEvent
+    | NoteEvent
+    | FinishedEvent
+)
+"""Any step event; a type checker narrows it by its key ``event``."""
+
+EVENTS: dict[EventName, type] = {
+    get_args(get_type_hints(one)["event"])[0]: one for one in get_args(TrimEvent)
+}
+"""Class of each event by name."""
