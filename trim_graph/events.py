@@ -57,7 +57,9 @@ class DraftEvent(TypedDict):
     type: Literal["trim"]
     event: Literal["draft"]
     writer: Writer
+    """Who wrote it."""
     text: str
+    """Text of the draft."""
     tokens: int
     """Tokens generated for it."""
     part: NotRequired[Part]
@@ -79,10 +81,13 @@ class AcceptedEvent(TypedDict):
     step: int
     """Its index, from 0."""
     writer: StepWriter
+    """Who wrote it."""
     text: str
+    """Text of the step."""
     score: float | None
-    """None where it was not scored."""
+    """Its score; None where it was not scored."""
     tokens: int
+    """Tokens generated for it."""
     part: NotRequired[Part]
     """``reasoning`` or ``answer``, of a model that thinks."""
     why: NotRequired[str]
@@ -97,6 +102,7 @@ class AskedEvent(TypedDict):
     step: int
     """Index of the step in question."""
     reason: Literal["budget", "score"]
+    """An exhausted limit, or a score below ``ask_below``."""
     limit: str | None
     """The exhausted limit if ``reason`` is ``budget``; else None."""
 
@@ -118,6 +124,7 @@ class RetriedEvent(TypedDict):
     type: Literal["trim"]
     event: Literal["retried"]
     part: Literal["small", "large", "scorer"]
+    """Whose call."""
     attempts: int
     """Number of attempts that failed."""
 
@@ -128,6 +135,7 @@ class FailedEvent(TypedDict):
     type: Literal["trim"]
     event: Literal["failed"]
     part: Literal["small", "large", "scorer"]
+    """Whose call."""
     error: str
     """Type and message of the error, in one line."""
 
@@ -138,6 +146,7 @@ class NoteEvent(TypedDict):
     type: Literal["trim"]
     event: Literal["note"]
     text: str
+    """The fact."""
 
 
 class FinishedEvent(TypedDict):
@@ -146,6 +155,7 @@ class FinishedEvent(TypedDict):
     type: Literal["trim"]
     event: Literal["finished"]
     summary: Summary
+    """As ``result["trim"]``."""
 
 
 TrimEvent = (

@@ -50,12 +50,14 @@ class LargeAloneEstimate(TypedDict):
     cost: float | None
     """By the price table, in its currency."""
     seconds: float | None
+    """Of its calls."""
 
 
 class Spent(TypedDict):
     """What a run spent on one thing."""
 
     tokens: int
+    """Read and generated."""
     cost: float | None
     """None without prices."""
     seconds: float | None
@@ -74,7 +76,9 @@ class Savings(TypedDict):
     seconds: float | None
     """Estimated seconds of the large model alone minus the active seconds of the run."""
     large_alone: LargeAloneEstimate
+    """What the large model alone would have used."""
     spent: dict[SpentOn, Spent]
+    """What the run used, by what it was spent on."""
 
 
 def net_savings(

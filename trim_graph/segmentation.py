@@ -269,6 +269,7 @@ class DelimiterSteps(Segmentation):
 
     type: Literal["delimiter"] = "delimiter"
     delimiter: str = Field(default=DEFAULT_DELIMITER, min_length=1)
+    """The string."""
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -312,6 +313,7 @@ class PatternSteps(WatchedSteps):
 
     type: Literal["pattern"] = "pattern"
     pattern: str = Field(min_length=1)
+    """The regular expression, in Python's syntax."""
 
     @field_validator("pattern")
     @classmethod
@@ -390,6 +392,7 @@ class TokenSteps(Segmentation):
 
     type: Literal["tokens"] = "tokens"
     tokens: int = Field(ge=1)
+    """Their number."""
 
 
 class FunctionSteps(Segmentation):
@@ -491,7 +494,9 @@ class Thinking(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     open: str = Field(default="<think>", min_length=1)
+    """Text that opens the reasoning."""
     close: str = Field(default="</think>", min_length=1)
+    """Text that closes it."""
     routed: Literal["both", "reasoning", "answer"] = "both"
     """Drafts of a part that is not routed are accepted without score and decision."""
 

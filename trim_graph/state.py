@@ -30,13 +30,18 @@ class Step(TypedDict):
     """One accepted step. It never changes; its score has a channel of its own."""
 
     text: str
+    """Text of the step, without its delimiter."""
     writer: StepWriter
+    """Who wrote it: ``small``, ``large`` or ``human``."""
     model: str
+    """Name of the model, as its answers report it."""
     tokens: int
     """Tokens generated for the step, its delimiter included. Several steps of one answer share its tokens by
     their lengths."""
     mean_token_probability: float | None
+    """Mean probability of its tokens under the model that wrote it; None where that is not reported."""
     end: StepEnd
+    """What ended it: the ``delimiter``, the model's end of sequence (``eos``), or a limit (``length``)."""
     lowest_window_probability: NotRequired[float]
     """Lowest mean probability of a window of its tokens, if the scorer asked for it."""
     separator: NotRequired[str]
@@ -131,9 +136,11 @@ class DecisionRecord(TypedDict):
     """One decision of the policy, and the draft that it rejected."""
 
     step: int
+    """Index of the step, from 0."""
     decision: str
     """``accept``, ``regenerate`` or ``handover``; ``by_hand``: a human wrote the step."""
     score: float | None
+    """Score of the draft; None where it was not scored."""
     exhausted_limit: NotRequired[str]
     """Exhausted limit that turned the policy's choice of the large model into ``accept``."""
     part: NotRequired[Part]
@@ -143,6 +150,7 @@ class DecisionRecord(TypedDict):
     by: NotRequired[Literal["human"]]
     """``human`` if a human decided, not the policy."""
     discarded: NotRequired[Step]
+    """The draft, if it was rejected."""
 
 
 class Run(TypedDict):
@@ -175,7 +183,9 @@ class Summary(TypedDict):
     steps: dict[StepWriter, int]
     """By writer; ``human`` only where one wrote a step."""
     decisions: dict[str, int]
+    """Number of decisions by kind: ``accept``, ``regenerate``, ``handover``, ``by_hand``."""
     scores: list[float | None]
+    """Score of each accepted step; None where it was not scored."""
     tokens: dict[str, int]
     """``small``, ``large``: in accepted steps; ``small_discarded``, ``large_discarded``: generated but in no
     accepted step; ``large_unaccounted``: charged for calls that reported no usage; ``scorer``: read by the
@@ -184,8 +194,11 @@ class Summary(TypedDict):
     for such calls that reported no usage. With ``warm_large`` also ``warming``: the part of
     ``large_discarded`` from calls that warmed the large model's cache."""
     usage: Usage
+    """Calls, tokens and seconds of each model."""
     cost: float
+    """Of all calls by the price table, in its currency; 0 without prices."""
     seconds: float
+    """Active seconds of the run; waiting for a human does not count."""
     savings: NotRequired[Savings]
     """Against an estimate of the large model alone (`trim_graph.savings.net_savings`); absent in a run that
     an earlier release ended."""

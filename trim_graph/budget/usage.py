@@ -39,8 +39,11 @@ class Prices(KnownFields):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     small: ModelPrice = ModelPrice()
+    """Of the small model."""
     large: ModelPrice = ModelPrice()
+    """Of the large model."""
     scorer: ModelPrice = ModelPrice()
+    """Of the scorer."""
 
 
 class LargeUsage(NamedTuple):
@@ -77,9 +80,13 @@ class WriterUsage(TypedDict):
     """Usage of one of the two writers."""
 
     calls: int
+    """Answered calls."""
     input_tokens: int
+    """Prompt tokens, failed attempts included."""
     output_tokens: int
+    """Generated tokens, failed attempts included."""
     cached_tokens: int
+    """Those of the prompt tokens that the server reported as cached."""
     failed_attempts: int
     """Failed attempts, also of calls that a later attempt completed."""
     failed_calls: int
@@ -92,11 +99,15 @@ class ScorerUsage(TypedDict):
     """Usage of the scorer."""
 
     calls: int
+    """Answered calls."""
     input_tokens: int
+    """Tokens that it read, failed attempts included."""
     output_tokens: NotRequired[int]
     """Tokens that an LLM judge wrote; absent in a run of an earlier release."""
     failed_attempts: int
+    """Failed attempts, also of calls that a later attempt completed."""
     failed_calls: int
+    """Calls whose attempts all failed."""
     seconds: NotRequired[float]
     """Duration of its calls; absent before the first, and in a run of an earlier release."""
 
@@ -149,14 +160,19 @@ class Usage(TypedDict):
     """Usage of a run so far; a state channel."""
 
     small: WriterUsage
+    """Of the small model."""
     large: WriterUsage
+    """Of the large model."""
     scorer: ScorerUsage
+    """Of the scorer."""
     unaccounted_tokens: int
     """Large tokens charged for calls without a report (a crash, a broken connection), ``max_tokens`` each."""
     unaccounted_cost: float
+    """Cost of such calls, an upper bound."""
     overshoot_tokens: int
     """Large tokens beyond the grant of a call, by a model that ignores ``max_tokens``."""
     seconds: float
+    """Active seconds of the run."""
     lookahead: NotRequired[LookaheadUsage]
     """Present once there was a speculative call."""
     warming: NotRequired[WarmingUsage]

@@ -65,7 +65,26 @@ responses, so that equal calls of several measurements are made once."""
 
 
 class TrimConfig(ConfigSection):
-    """A whole configuration."""
+    """A whole configuration.
+
+    Attributes:
+        small: The model that drafts every step.
+        large: The model that writes a step again where the policy says so.
+        scorer: Rates each step; needed by policies that use scores.
+        policy: Decides on each draft.
+        quality: Operating points by name, which `trim-graph calibrate` gives their policies.
+        budget: Hard limits on the large model in one run.
+        quotas: Limits of a thread and of a user over all their runs.
+        ledger: Where usage under quotas is counted: ``sqlite:PATH``, ``memory``, ``postgresql://...`` or
+            ``env:NAME``.
+        prices: Price table, for the limit on cost and the cost of the summary.
+        large_alone: What is known of the large model alone, for the net savings of the summary.
+        settings: The other settings of a run.
+        checkpoint: Where runs are stored: ``none``, ``memory``, ``sqlite:PATH``, ``postgresql://...`` or
+            ``env:NAME``.
+        response_cache: SQLite file that keeps the chat models' responses, for measurements; needs models at
+            temperature 0.
+    """
 
     small: ModelConfig
     large: ModelConfig

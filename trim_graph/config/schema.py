@@ -220,6 +220,7 @@ class VLLMModel(VLLMServerSettings, ConfigSection):
 
     type: Literal["vllm"]
     serve: Serve = Serve()
+    """How `trim-graph up` starts the server."""
 
     def build(self, writer: Writer) -> Any:
         """Makes the adapter; the server is asked at the first call."""
@@ -246,8 +247,11 @@ class ExampleModel(ConfigSection):
 
     type: Literal["example"]
     device: str = "cpu"
+    """``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: CUDA where there is one."""
     logprobs: bool = False
+    """Whether answers report their mean token probability."""
     temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """0 takes the likeliest token."""
 
     def build(self, writer: Writer) -> Any:
         """Makes the adapter; the weights are loaded at the first call."""
@@ -345,6 +349,7 @@ class VLLMPRM(VLLMServerPRMSettings, ConfigSection):
     type: Literal["vllm_prm"]
     tokenizer: ModelPlace | None = None
     serve: Serve = Serve()
+    """How `trim-graph up` starts the server."""
 
     def build(self) -> Any:
         """Makes the adapter; the server is asked at the first call."""
@@ -361,6 +366,7 @@ class VLLMGenerativePRM(VLLMGenerativePRMSettings, ConfigSection):
     type: Literal["vllm_generative_prm"]
     tokenizer: ModelPlace | None = None
     serve: Serve = Serve()
+    """How `trim-graph up` starts the server."""
 
     def build(self) -> Any:
         """Makes the adapter; the server is asked at the first call."""
@@ -387,6 +393,7 @@ class ExamplePRM(ConfigSection):
 
     type: Literal["example"]
     device: str = "cpu"
+    """``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: CUDA where there is one."""
 
     def build(self) -> Any:
         """Makes the adapter; the weights are loaded at the first call."""
@@ -403,6 +410,7 @@ class LLMJudgeScorer(JudgeSettings, ConfigSection):
 
     type: Literal["llm_judge"]
     model: ModelConfig
+    """The chat model that is asked."""
 
     def build(self) -> Any:
         """Makes the scorer and its model; the model is asked at the first draft."""
@@ -475,6 +483,7 @@ class MinimumOfScorers(ConfigSection):
 
     type: Literal["minimum"]
     scorers: list[ScorerConfig] = Field(min_length=2)
+    """Two or more."""
 
     def build(self) -> Any:
         """Makes the scorers."""

@@ -136,6 +136,7 @@ class Combined(ConfigSection):
 
     type: Literal["any_of", "all_of"]
     policies: list[PolicyConfig] = Field(min_length=1)
+    """``any_of`` regenerates where one of them says so, ``all_of`` where all do."""
 
     def build(self) -> Policy:
         """Makes the policy."""
@@ -187,6 +188,7 @@ class Quality(ConfigSection):
 
     type: Literal["quality"]
     name: str
+    """A key of the mapping ``quality``."""
 
     def build(self) -> Policy:
         """Raises a `SettingsError`: what has a policy has been replaced by it."""
