@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo check types fast test test-engine lint bench soak train results clean
+.PHONY: demo check types fast test test-engine lint docs bench soak train results clean
 
 demo: $(READY)
 	$(BIN)/trim-graph demo
@@ -46,6 +46,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	.ci/typecheck $(BIN)/python
+
+# The documentation site, in .site; a broken link or reference is an error. "mkdocs serve -f examples/site/mkdocs.yml"
+# shows it while pages are written.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f examples/site/mkdocs.yml
 
 # Against real vLLM servers and engines on the example models; about an hour on two idle cores.
 bench: $(READY)

@@ -104,7 +104,7 @@ def settings_page() -> str:
 def configuration_page() -> str:
     """Returns the page of a configuration file: its keys, and each part that it may name by ``type``."""
     from trim_graph.config.load import EXAMPLE, TrimConfig
-    from trim_graph.config.quality import QualityPoints
+    from trim_graph.config.quality import QualityPoint
     from trim_graph.config.schema import FileSettings, ModelConfig, ScorerConfig, Serve
     from trim_graph.policies.parsing import PolicyConfig
 
@@ -128,10 +128,7 @@ def configuration_page() -> str:
         "## Segmentation",
         *_typed(ways),
         "## Operating points\n\nValues of the mapping `quality`, each under a name of its own.",
-        *(
-            f"{summary_of(kind)}\n\n{table(HEAD, map(_row, fields_of(kind)))}"
-            for kind in _models_in(QualityPoints)[:1]
-        ),
+        table(HEAD, map(_row, fields_of(QualityPoint))),
         f"## serve\n\n{summary_of(Serve)}\n\n{table(HEAD, map(_row, fields_of(Serve)))}",
     )
 
