@@ -16,7 +16,12 @@ from .problems import Part, Problem, Split, is_right, label_steps, part_of
 from .words import draw_words
 
 WEIGHTS = Path(__file__).parent / "weights"
-SMALL, LARGE, PRM = WEIGHTS / "small", WEIGHTS / "large", WEIGHTS / "prm"
+SMALL = WEIGHTS / "small"
+"""Folder of the small model."""
+LARGE = WEIGHTS / "large"
+"""Folder of the large model."""
+PRM = WEIGHTS / "prm"
+"""Folder of the process reward model."""
 
 __all__ = [
     "LARGE",

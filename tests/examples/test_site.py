@@ -1,4 +1,4 @@
-"""The reference names all that the code declares, with a meaning; guides and pages of the site fit together."""
+"""The reference names all that the code declares, with a meaning; all pages are in the navigation."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,6 @@ from typing import get_args
 import pytest
 import yaml
 from pydantic import BaseModel
-
-pytest.importorskip("griffe")
 
 from trim_graph import Budget, Quota, Quotas, Settings, Step, Summary, TrimContext
 from trim_graph.budget.usage import ModelPrice, Prices, Usage, WriterUsage
