@@ -13,6 +13,23 @@ from .budget.usage import StepWriter, Writer
 from .segmentation import Part
 from .state import DecisionRecord, Summary
 
+__all__ = [
+    "EVENTS",
+    "AcceptedEvent",
+    "AnsweredEvent",
+    "AskedEvent",
+    "DecisionEvent",
+    "DraftEvent",
+    "EventName",
+    "FailedEvent",
+    "FinishedEvent",
+    "NoteEvent",
+    "ProbeEvent",
+    "RetriedEvent",
+    "StartedEvent",
+    "TrimEvent",
+]
+
 EventName = Literal[
     "started",
     "probe",

@@ -19,22 +19,22 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from .declared import Declared, arguments_of, fields_of, keys_of, sentence, summary_of, table, type_name
 
-API = (
-    "trim_graph",
-    "trim_graph.policies",
-    "trim_graph.adapters",
-    "trim_graph.segmentation",
-    "trim_graph.events",
-    "trim_graph.agents",
-    "trim_graph.telemetry",
-    "trim_graph.shadow",
-    "trim_graph.config",
-    "trim_graph.evaluation",
-    "trim_graph.server",
-    "trim_graph.testing",
-    "trim_graph.examples.arithmetic",
-)
-"""Modules whose public names have a page."""
+API: dict[str, tuple[str, ...]] = {
+    "trim_graph": (),
+    "trim_graph.policies": (),
+    "trim_graph.adapters": (),
+    "trim_graph.segmentation": ("delimiter", "markdown", "pattern", "token_cap", "Segmentation", "Thinking"),
+    "trim_graph.events": (),
+    "trim_graph.agents": (),
+    "trim_graph.telemetry": ("TrimTelemetry",),
+    "trim_graph.shadow": (),
+    "trim_graph.config": (),
+    "trim_graph.evaluation": (),
+    "trim_graph.server": (),
+    "trim_graph.testing": (),
+    "trim_graph.examples.arithmetic": (),
+}
+"""Modules with a page, and the names on it where these are not the module's ``__all__``."""
 
 PAGES_OF = {
     "trim_graph/settings.py": "reference/settings.md",
@@ -189,20 +189,9 @@ def summary_page() -> str:
 def api_page(name: str) -> str:
     """Returns the page of a module's public names, which mkdocstrings fills from their docstrings."""
     module = import_module(name)
-    public = sorted(_public(module), key=str.lower)
+    public = sorted(API[name] or module.__all__, key=str.lower)
     entries = [f"::: {name}.{one}" for one in public if one != "__version__"]
     return _page(name, sentence((inspect.getdoc(module) or "").replace("::\n", ":\n")), *entries)
-
-
-def _public(module: Any) -> Iterable[str]:
-    """Returns the names that a module exports, or, without ``__all__``, what it defines."""
-    if hasattr(module, "__all__"):
-        return list(module.__all__)
-    return [
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
-    ]
 
 
 def _page(title: str, *parts: str) -> str:
