@@ -97,7 +97,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def sentence(text: str) -> str:
     """Returns a docstring's text as one paragraph of Markdown that begins with a capital letter."""
-    text = re.sub(r"``([^`]+)``", r"`\1`", " ".join(text.split()))
+    text = as_markdown(" ".join(text.split()))
     return text[:1].upper() + text[1:] if re.match(r"[a-z]", text) else text
 
 
@@ -106,7 +106,12 @@ def summary_of(kind: Any) -> str:
     text = inspect.getdoc(kind) or ""
     parts = Docstring(text).parse("google", warnings=False)
     paragraphs = [part.value for part in parts[:1] if part.kind is DocstringSectionKind.text]
-    return re.sub(r"``([^`]+)``", r"`\1`", "\n\n".join(paragraphs))
+    return as_markdown("\n\n".join(paragraphs))
+
+
+def as_markdown(text: str) -> str:
+    """Returns a docstring's text without the marks of reStructuredText: doubled backticks and colons."""
+    return re.sub(r" ?::$", ":", re.sub(r"``([^`]+)``", r"`\1`", text), flags=re.MULTILINE)
 
 
 def type_name(hint: Any) -> str:

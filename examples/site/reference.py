@@ -17,7 +17,17 @@ import typer
 from pydantic import BaseModel
 from typer.models import ArgumentInfo, OptionInfo
 
-from .declared import Declared, arguments_of, fields_of, keys_of, sentence, summary_of, table, type_name
+from .declared import (
+    Declared,
+    arguments_of,
+    as_markdown,
+    fields_of,
+    keys_of,
+    sentence,
+    summary_of,
+    table,
+    type_name,
+)
 
 API: dict[str, tuple[str, ...]] = {
     "trim_graph": (),
@@ -191,7 +201,7 @@ def api_page(name: str) -> str:
     module = import_module(name)
     public = sorted(API[name] or module.__all__, key=str.lower)
     entries = [f"::: {name}.{one}" for one in public if one != "__version__"]
-    return _page(name, sentence((inspect.getdoc(module) or "").replace("::\n", ":\n")), *entries)
+    return _page(name, as_markdown(inspect.getdoc(module) or ""), *entries)
 
 
 def _page(title: str, *parts: str) -> str:
