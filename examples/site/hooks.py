@@ -38,6 +38,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name in sorted(linked - {file.src_uri for file in shown}):
         if (ROOT / name).is_file() and name not in PAGES_OF:
             shown.append(_file(config, name, name + (".txt" if name.endswith(AS_TEXT) else "")))
+    shown.append(File.generated(config, "site.css", abs_src_path=str(Path(__file__).with_name("site.css"))))
     for name, text in pages().items():
         shown.append(File.generated(config, name, content=text))
     return shown

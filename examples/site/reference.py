@@ -55,7 +55,7 @@ PAGES_OF = {
 }
 """Page that shows what a module declares: a guide links to the module, which it can on GitHub too."""
 
-HEAD = ("setting", "type", "default", "meaning")
+HEAD = ("setting", "meaning", "type", "default")
 
 
 def pages() -> dict[str, str]:
@@ -212,11 +212,11 @@ def _page(title: str, *parts: str) -> str:
 
 
 def _row(one: Declared) -> tuple[str, str, str, str]:
-    return f"`{one.name}`", one.kind, one.default, one.meaning
+    return f"`{one.name}`", one.meaning, one.kind, one.default
 
 
 def _keys(keys: Iterable[Declared]) -> str:
-    return table(("key", "type", "meaning"), ((f"`{one.name}`", one.kind, one.meaning) for one in keys))
+    return table(("key", "meaning", "type"), ((f"`{one.name}`", one.meaning, one.kind) for one in keys))
 
 
 def _places(name: str) -> str:
@@ -273,7 +273,7 @@ def _commands(app: typer.Typer, path: str) -> Iterator[str]:
         words = [path, str(info.name), "[OPTIONS]", *(one.name for one in parameters if one.name.isupper())]
         yield f"## {' '.join(words[:2])}\n\n```text\n{' '.join(words)}\n```\n"
         yield _prose(info.callback.__doc__ or "")
-        yield table(("option", "type", "default", "meaning"), map(_row, parameters))
+        yield table(("option", "meaning", "type", "default"), map(_row, parameters))
         if info.epilog:
             yield _prose(info.epilog)
     for group in app.registered_groups:
