@@ -65,7 +65,7 @@ def keys_of(kind: type) -> list[Declared]:
     return [
         Declared(
             name,
-            type_name(hint) + (", may be absent" if get_origin(hint) is NotRequired else ""),
+            type_name(hint) + (", may be absent" if get_origin(hint) in (NotRequired,) else ""),
             "",
             sentence(documented.get(name, "")),
         )
