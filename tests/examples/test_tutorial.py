@@ -8,7 +8,6 @@ import nbformat
 import pytest
 import yaml
 from nbclient import NotebookClient
-from traitlets.config import Config
 from typer.testing import CliRunner
 
 from trim_graph.cli.app import app
@@ -59,12 +58,12 @@ def test_the_notebook_is_kept_without_outputs(notebook):
         assert (NOTEBOOK.parent / target).exists(), target
 
 
+@pytest.mark.enable_socket  # to the kernel, at this machine
 # Of the packages that run the kernel.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_the_notebook_runs(notebook, tmp_path):
     place = {"metadata": {"path": str(tmp_path)}}
-    kernel = Config({"AsyncKernelManager": {"transport": "ipc"}})  # no port that others can reach
-    done = NotebookClient(notebook, config=kernel, timeout=120, resources=place).execute()
+    done = NotebookClient(notebook, timeout=120, resources=place).execute()
     alone, routed, traced, evaluated = [
         "".join(one.text for one in cell.outputs if one.name == "stdout").splitlines()
         for cell in done.cells
