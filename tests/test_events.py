@@ -1,10 +1,12 @@
 """The events that runs emit are those that `trim_graph.events` declares, with no field besides."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from paced_models import PacedModel
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict, get_type_hints
 
@@ -36,10 +38,16 @@ def rate(question, steps):
 
 @pytest.fixture(scope="module")
 def scripted():
-    """Events of a run with a retried call."""
-    small, large = (ScriptedChatModel(script=["one", r"\boxed{2}"]) for _ in range(2))
-    graph = create_trim_graph(small, large, rate, policy=threshold(0.5))
-    return list(graph.stream({"messages": [("user", "1 + 1?")]}, stream_mode="custom"))
+    """Events of a run with a retried call, while the large model's cache is warmed."""
+    small = PacedModel(script=["one", r"\boxed{2}"], turns=20)
+    large = ScriptedChatModel(script=["one", r"\boxed{2}"])
+    graph = create_trim_graph(small, large, rate, policy=threshold(0.5), warm_large=True, max_steps=8)
+
+    async def listed():
+        run = graph.astream({"messages": [("user", "1 + 1?")]}, stream_mode="custom")
+        return [event async for event in run]
+
+    return asyncio.run(listed())
 
 
 def strict(kind):

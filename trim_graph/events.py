@@ -40,6 +40,7 @@ EventName = Literal[
     "answered",
     "retried",
     "failed",
+    "warmed",
     "note",
     "finished",
 ]
@@ -157,6 +158,21 @@ class FailedEvent(TypedDict):
     """Type and message of the error, in one line."""
 
 
+class WarmedEvent(TypedDict):
+    """A call that warmed the large model's prefix cache has ended."""
+
+    type: Literal["trim"]
+    event: Literal["warmed"]
+    step: int
+    """Index of the step that the small model wrote meanwhile."""
+    input_tokens: int
+    """Tokens of its prompt."""
+    cached_tokens: int
+    """Those of them that the cache held already."""
+    tokens: int
+    """Tokens written, which are thrown away."""
+
+
 class NoteEvent(TypedDict):
     """A fact for the user, which the summary keeps under ``notes``."""
 
@@ -185,6 +201,7 @@ TrimEvent = (
     | AnsweredEvent
     | RetriedEvent
     | FailedEvent
+    | WarmedEvent
     | NoteEvent
     | FinishedEvent
 )

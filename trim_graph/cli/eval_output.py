@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trim_graph.errors import counted
 from trim_graph.evaluation.forecast import MODELS, Spend, SpendEstimate
 from trim_graph.evaluation.records import ArmSummary, MatchedBudget, Metric, RunSummary
 
@@ -79,7 +80,7 @@ def print_summary(summary: RunSummary, folder: Path, *, as_json: bool) -> None:
     console = _console()
     console.print(summary["headline"]["text"])
     samples = f", {summary['samples']} samples of each" if summary["samples"] > 1 else ""
-    count = f"{summary['n']} question{'' if summary['n'] == 1 else 's'}"
+    count = counted(summary["n"], "question")
     console.print(f"\n{count} of {summary['dataset']['name']}{samples}, {summary['concurrency']} at a time.")
     tables = [_accuracy_table(summary), _spend_table(summary), _savings_table(summary)]
     if any(arm["matched_budget"] for arm in summary["arms"]):
