@@ -4,18 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo check types fast test test-engine lint docs bench soak train results clean
+.PHONY: demo check style types wheel-types fast test test-engine lint docs bench soak train results clean
 
 demo: $(READY)
 	$(BIN)/trim-graph demo
 
 # Under 90 seconds on two idle cores: what is worth running before each commit. Types are checked beside the tests,
 # because mypy uses one core and takes a minute where it has no cache.
-check: $(READY)
+check: style
+	$(MAKE) --no-print-directory --jobs 2 types fast
+
+style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
-	$(MAKE) --no-print-directory --jobs 2 types fast
 
 types: $(READY)
 	$(BIN)/mypy
@@ -41,10 +43,9 @@ test-engine:
 	.ci/vllm
 	.venv-vllm/bin/python -m pytest -q tests/engine
 
-lint: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --no-cache
+lint: style wheel-types
+
+wheel-types: $(READY)
 	.ci/typecheck $(BIN)/python
 
 # The documentation site, in .site; a broken link or reference is an error. "mkdocs serve -f examples/site/mkdocs.yml"

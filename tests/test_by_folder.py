@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,8 +31,9 @@ def test_a_folder_is_of_one_process_and_a_file_beside_them_too(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(TEST.format(reported=str(reported)))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
-    command += ["-n", "2", "--dist", "loadscope", "--no-loadscope-reorder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    command += ["-p", "xdist", "-n", "2", "--dist", "loadscope", "--no-loadscope-reorder", str(tmp_path)]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout
     ran = [line.split() for line in reported.read_text().splitlines()]
     assert sorted(name for _, name in ran) == sorted(files)

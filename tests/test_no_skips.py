@@ -23,12 +23,23 @@ def test_a_skipped_test_fails_the_run_where_the_environment_says_so(tmp_path, no
         "import pytest\n\npytest.skip('no such system', allow_module_level=True)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *processes, str(tmp_path)],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "xdist",
+            *processes,
+            str(tmp_path),
+        ],
         capture_output=True,
         text=True,
         check=False,
         cwd=tmp_path,
-        env={**os.environ, "TRIM_NO_SKIP": no_skip},
+        env={**os.environ, "TRIM_NO_SKIP": no_skip, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     )
     assert done.returncode == code, done.stdout
     for skipped in ("test_it.py::test_not", "test_file.py"):

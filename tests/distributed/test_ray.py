@@ -179,16 +179,17 @@ def run_here(given):
     assert result.exit_code == 0, result.output
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_evaluation_has_each_question_once_after_killed_workers_and_commands(
-    cluster, environment, tmp_path, monkeypatch, how
+    cluster, environment, tmp_path, monkeypatch
 ):
-    journal = tmp_path / "there/rows/small.jsonl"
-    command = Command(cluster, [*EVALUATION, "--out", "there"], journal, cwd=tmp_path, env=environment)
-    before, errors = command.run_until_killed(how)
-    if how == signal.SIGINT:
-        assert errors.splitlines()[-1] == "trim-graph: interrupted: the same command resumes there"
-        assert "Traceback" not in errors
+    before = {}
+    for arm, how in (("small", signal.SIGINT), ("large", signal.SIGKILL)):
+        journal = tmp_path / f"there/rows/{arm}.jsonl"
+        command = Command(cluster, [*EVALUATION, "--out", "there"], journal, cwd=tmp_path, env=environment)
+        before[arm], errors = command.run_until_killed(how)
+        if how == signal.SIGINT:
+            assert errors.splitlines()[-1] == "trim-graph: interrupted: the same command resumes there"
+            assert "Traceback" not in errors
     command.finish()
 
     monkeypatch.chdir(tmp_path)
@@ -196,9 +197,10 @@ def test_an_evaluation_has_each_question_once_after_killed_workers_and_commands(
     here, there = read_run("here"), read_run("there")
     units = [(row["arm"], row["index"], row["sample"]) for row in there.rows()]
     assert sorted(units) == sorted((arm, index, 0) for arm in there.settings["arms"] for index in range(10))
-    kept = {row["index"]: row for row in there.rows("small")}
-    assert len({row["index"] for row in before}) == len(before) >= 7
-    assert all(kept[row["index"]] == row for row in before)
+    for arm, rows in before.items():
+        kept = {row["index"]: row for row in there.rows(arm)}
+        assert len({row["index"] for row in rows}) == len(rows) >= 7
+        assert all(kept[row["index"]] == row for row in rows)
     assert there.settings == here.settings
     assert [same(row) for row in there.rows()] == [same(row) for row in here.rows()]
     metrics = [[arm["metrics"]["accuracy"] for arm in run.summary["arms"]] for run in (here, there)]

@@ -20,7 +20,7 @@ def ran(tmp_path_factory):
     """A folder in which the command has run once, and what it wrote."""
     folder = tmp_path_factory.mktemp("own")
     out = folder / "own_scorers.json"
-    sizes = ["--questions", "60", "--validation", "20", "--test", "20"]
+    sizes = ["--questions", "30", "--validation", "12", "--test", "12"]
     with pytest.MonkeyPatch.context() as patch:
         # Sampling has no seed: of fewer problems all steps may be right, which trains nothing.
         patch.setattr(own_scorers, "HELD_OUT", 0.5)
@@ -64,7 +64,7 @@ def test_every_scorer_has_an_area_and_a_curve(ran):
 def test_a_second_run_trains_nothing(ran, monkeypatch):
     folder, document = ran
     monkeypatch.setattr("trim_graph.training.scorer.train_scorer", None)
-    again = own_scorers.study(folder, questions=60, validation=20, test=20)
+    again = own_scorers.study(folder, questions=30, validation=12, test=12)
     assert json.loads(json.dumps(again)) == document
 
 

@@ -87,6 +87,22 @@ def servers(vllm_python) -> Iterator[dict[str, Server]]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def plugin_server(vllm_python, tmp_path_factory) -> Iterator[Server]:
+    """The process reward model as this package's plugin of vLLM serves it, with the prefix cache."""
+    from trim_graph.adapters.model_source import load_tokenizer
+
+    need_plugin(vllm_python)
+    pytest_socket.enable_socket()
+    options = tuple(serve_options("qwen", tokenizer=load_tokenizer(str(PRM)), plugin=True))
+    server = start_server(vllm_python, "prm", PRM, options, None, tmp_path_factory.mktemp("plugin") / "log")
+    try:
+        wait_for(server, time.monotonic() + STARTED_WITHIN)
+        yield server
+    finally:
+        stop_servers(server)
+
+
 @contextmanager
 def running_servers(
     weights: Mapping[str, Path] = EXAMPLES, common: Callable[[str], Sequence[str]] = lambda name: _ON_CPUS

@@ -327,30 +327,41 @@ def test_thresholds_and_policies_that_do_nothing(config, doctor):
     check(doctor(config), "set-up", "graph", "no scorer", "add a scorer")
 
 
-@pytest.mark.parametrize(
-    ("flag", "status", "said"),
-    [("--enable-prefix-caching", "ok", "tokens"), ("--no-enable-prefix-caching", "warning", "none of the")],
-)
-def test_a_scorer_that_the_prefix_cache_may_help(flag, status, said, config, doctor, vllm_python, tmp_path):
+def check_prefix_cache(outcome: Any, status: str, reported: str) -> None:
+    """What is found of the scorer's prefix cache; all else is well."""
+    code, found = outcome
+    assert code == 0
+    cache = found.pop(("scorer", "prefix cache"))
+    assert cache["status"] == status
+    assert reported in cache["found"]
+    assert {one["status"] for one in found.values()} == {"ok"}
+
+
+def test_a_scorer_that_the_prefix_cache_helps(config, doctor, plugin_server):
+    config["scorer"]["base_url"] = plugin_server.url
+    check_prefix_cache(doctor(config), "ok", "tokens")
+
+
+def test_a_scorer_without_the_prefix_cache(config, doctor, vllm_python, tmp_path):
     need_plugin(vllm_python)
     options = serve_options("qwen", tokenizer=load_tokenizer(str(PRM)), plugin=True)
-    server = start_server(vllm_python, "prm", PRM, (*options, flag), None, tmp_path / "prm.log")
+    options.append("--no-enable-prefix-caching")
+    server = start_server(vllm_python, "prm", PRM, tuple(options), None, tmp_path / "prm.log")
     try:
         wait_for(server, time.monotonic() + 300)
         config["scorer"]["base_url"] = server.url
-        code, found = doctor(config)
+        check_prefix_cache(doctor(config), "warning", "none of the")
     finally:
         stop_servers(server)
-    assert code == 0
-    assert found["scorer", "prefix cache"]["status"] == status
-    assert said in found["scorer", "prefix cache"]["found"]
-    rest = {place: one["status"] for place, one in found.items() if place != ("scorer", "prefix cache")}
-    assert set(rest.values()) == {"ok"}
 
 
-@pytest.mark.parametrize("pooler", [None, {"pooling_type": "STEP", "step_tag_id": 13}])
-def test_a_reward_model_served_with_another_step_tag(pooler, config, doctor, vllm_python, tmp_path):
-    options = ("--runner", "pooling", *(("--pooler-config", json.dumps(pooler)) if pooler else ()))
+def test_a_reward_model_served_with_another_step_tag(config, doctor):
+    config["scorer"]["step_token"] = "<|endoftext|>"  # token 0; the server scores token 3
+    check(doctor(config), "scorer", "scores", "0 scores for", '"step_tag_id": 0')
+
+
+def test_a_reward_model_served_without_a_step_tag(config, doctor, vllm_python, tmp_path):
+    options = ("--runner", "pooling")
     server = start_server(vllm_python, "prm", PRM, options, None, tmp_path / "prm.log")
     try:
         wait_for(server, time.monotonic() + 300)

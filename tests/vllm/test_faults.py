@@ -13,6 +13,7 @@ from tests.fault_proxy import DELAY_S, FAULTS, RETRY_AFTER_S, FaultProxy
 from tests.vllm.conftest import KEY, KEY_ENV
 from trim_graph import create_trim_graph
 from trim_graph.adapters import ChatVLLM, VLLMProcessReward
+from trim_graph.adapters.vllm import client
 from trim_graph.errors import ModelServerError, ScorerError
 from trim_graph.examples.arithmetic import problems
 from trim_graph.policies import threshold
@@ -40,8 +41,12 @@ WORKED_ON = {
 
 @pytest.fixture
 def run(servers, monkeypatch):
-    """Runs the graph with one part behind a proxy; gives its state and the proxy."""
+    """Runs the graph with one part behind a proxy; gives its state and the proxy.
+
+    Between two attempts it waits only where the server asks for it.
+    """
     monkeypatch.setenv(KEY_ENV, KEY)
+    monkeypatch.setattr(client, "_backoff", lambda state: 0.0)
 
     def go(part: str, first: Any = (), then: Any = None, retries: int = 2, **settings: Any) -> Any:
         with ExitStack() as stack:

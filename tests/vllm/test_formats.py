@@ -12,7 +12,7 @@ import pytest
 import pytest_socket
 
 from tests import tiny_prms
-from tests.vllm.conftest import STARTED_WITHIN, need_plugin, start_server, stop_servers, wait_for
+from tests.vllm.conftest import STARTED_WITHIN, start_server, stop_servers, wait_for
 from trim_graph import ScorableStep
 from trim_graph.adapters import ScorerError, TransformersProcessReward, VLLMProcessReward
 from trim_graph.adapters.model_source import load_tokenizer
@@ -53,13 +53,13 @@ def served(request, vllm_python, tmp_path_factory) -> Iterator[Served]:
     """A server with a tiny model of the format, started as `serve_options` says; the last as it once said."""
     pytest_socket.enable_socket()
     format, _, pooling = request.param.partition(" ")
-    folder = tmp_path_factory.mktemp(format)
     if format == "qwen":
-        need_plugin(vllm_python)
-        original = weights = PRM
-    else:
-        save = tiny_prms.save_trim if format == "auto" else getattr(tiny_prms, f"save_{format}")
-        original = weights = save(folder / "original")
+        local = TransformersProcessReward(PRM, format=format)
+        yield Served(format, request.getfixturevalue("plugin_server").url, local, last=True)
+        return
+    folder = tmp_path_factory.mktemp(format)
+    save = tiny_prms.save_trim if format == "auto" else getattr(tiny_prms, f"save_{format}")
+    original = weights = save(folder / "original")
     if format == "skywork":
         weights = folder / "converted"
         convert_value_head(str(original), weights)
