@@ -299,7 +299,7 @@ def test_a_few_questions_decide_nothing(n):
     comparison = compared({**arms, "p": columns([True] * n, [20] * n)})
     (verdict,) = judge(comparison, CostModel(priced=True, max_loss=0.2))
     assert verdict["use"] == ("undecided" if n < LEAST else "yes")
-    assert (f"{n} questions are too few to decide" in verdict["text"]) is (n < LEAST)
+    assert ("too few to decide" in verdict["text"]) is (n < LEAST)
     metrics = comparison.summaries()[2]["metrics"]
     assert metrics["accuracy"]["interval"].low == pytest.approx(0.025 ** (1 / n))
     assert (metrics["share"]["interval"] is None) is (n < LEAST)

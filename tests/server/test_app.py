@@ -234,7 +234,7 @@ def test_an_answer_that_was_cut_has_the_account_of_its_key_too(serve, tmp_path):
         quotas={"user": {"large_calls": 9}},
         ledger=f"sqlite:{tmp_path / 'spend.db'}",
     )
-    for calls, cut in enumerate(({"max_tokens": 4}, {"stop": " two"}), 1):
+    for calls, cut in enumerate(({"max_tokens": 5}, {"stop": " two"}), 1):
         summary = server.ask(KEY, **cut).json()["trim"]
         assert summary["stopped"] in ("max_tokens", "stop_string")
         assert summary["accounts"]["user:ada"]["large_calls"] == calls

@@ -123,8 +123,8 @@ def run_calibrate(options: CalibrateOptions) -> int:
     changes = dict(_change(answer) for answer in answers if answer.policy is not None)
     alone = _large_alone(calibrator, config)
     if changes:
-        kept = config.large_alone.model_dump(exclude_none=True)
-        write_config(options.config, out, changes | ({("large_alone",): {**kept, **alone}} if alone else {}))
+        old = config.large_alone.model_dump(exclude_none=True)
+        write_config(options.config, out, changes | ({("large_alone",): {**old, **alone}} if alone else {}))
     if options.json_file:
         _write_report(options, answers, calibrator, dataset, alone)
     for answer in answers:

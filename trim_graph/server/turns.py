@@ -159,7 +159,7 @@ class TurnSolver:
             found.append(turn)
             return {"trim": turn.summary, "usage": turn.summary["usage"], **made}
 
-        given = {"work": work, "usage": zero_usage()}
+        given = _TurnState(work=work, usage=zero_usage())
         await self._node.ainvoke(given, {"callbacks": list(callbacks)})
         return found[0]
 
@@ -197,7 +197,7 @@ class TurnSolver:
             ModelRequest(
                 model=small.bind(**request.sampling) if request.sampling else small,
                 messages=messages,
-                tools=request.offered_tools,
+                tools=[*request.offered_tools],
                 tool_choice=request.langchain_tool_choice,
                 state=state,
                 runtime=runtime,
@@ -209,7 +209,7 @@ class TurnSolver:
         summary, steps = _of_turn(update["trim"], len(earlier)), update.get("trim_steps", [])
         if not steps:
             return RoutedTurn(None, False, summary, []), {}
-        decisions = [{**one, "step": 0} for one in update.get("trim_decisions", [])]
+        decisions = [DecisionRecord(**{**one, "step": 0}) for one in update.get("trim_decisions", [])]
         outcome = step_outcomes(steps, summary["scores"], decisions)
         message = next(one for one in answered.model_response.result if isinstance(one, AIMessage))
         turn = RoutedTurn(message, steps[-1]["end"] == "length", summary, outcome)
@@ -249,9 +249,7 @@ def _of_turn(summary: Summary, earlier: int) -> Summary:
     """Returns the summary without the turns before, which other requests were charged for."""
     steps = {**summary["steps"], "small": summary["steps"]["small"] - earlier}
     stopped = summary["stopped"] or "finished"
-    return Summary(
-        **{**summary, "steps": steps, "scores": summary["scores"][earlier:], "stopped": stopped}  # type: ignore[typeddict-item]
-    )
+    return Summary(**{**summary, "steps": steps, "scores": summary["scores"][earlier:], "stopped": stopped})
 
 
 def _no_tools(why: str) -> ApiError:
