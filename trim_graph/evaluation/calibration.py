@@ -46,7 +46,7 @@ ROUNDS = 9
 CLOSE = 0.01
 """How far, relative to the target, a spend may be off for the search to end."""
 _DIGITS = 6
-_MEASURED = ("correct", "large_tokens", "seconds", "cost")
+_MEASURED = ("correct", "large_tokens", "tokens", "seconds", "cost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -633,7 +633,9 @@ class RecordFile:
 
     def __init__(self, folder: Path, settings: dict[str, Any], scorer: CachedScorer | None = None) -> None:
         self.folder, self.settings, self.scorer = folder, settings, scorer
-        name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        # Files that hold less, of an earlier release, have other names.
+        kept = {**settings, "measured": _MEASURED}
+        name = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
         self.path = folder / f"{name}.jsonl"
         self._drafts, self._added = folder / f"{name}.scores.json", False
 

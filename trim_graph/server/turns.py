@@ -209,7 +209,8 @@ class TurnSolver:
         summary, steps = _of_turn(update["trim"], len(earlier)), update.get("trim_steps", [])
         if not steps:
             return RoutedTurn(None, False, summary, []), {}
-        decisions = [DecisionRecord(**{**one, "step": 0}) for one in update.get("trim_decisions", [])]
+        made: list[DecisionRecord] = update.get("trim_decisions", [])
+        decisions = [DecisionRecord(**{**one, "step": 0}) for one in made]
         outcome = step_outcomes(steps, summary["scores"], decisions)
         message = next(one for one in answered.model_response.result if isinstance(one, AIMessage))
         turn = RoutedTurn(message, steps[-1]["end"] == "length", summary, outcome)
