@@ -18,7 +18,14 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command
 from pydantic import ValidationError
 
-from trim_graph import Budget, SettingsError, TrimContext, create_trim_chat_model, open_checkpointer
+from trim_graph import (
+    Budget,
+    ScorableStep,
+    SettingsError,
+    TrimContext,
+    create_trim_chat_model,
+    open_checkpointer,
+)
 from trim_graph.budget.ledger import LargeUsage, MemoryLedger
 from trim_graph.policies import large_only, small_only, stay_on_large
 from trim_graph.routing.router import RECURSION_FLOOR
@@ -201,8 +208,7 @@ def test_a_run_that_goes_on_small_does_not_finish_the_large_models_step(make, fa
 def test_token_probabilities_know_no_doubt_of_a_human():
     from trim_graph.adapters import TokenProbability
 
-    steps = [{"text": "by hand", "writer": "human"}, {"text": "a", "writer": "small"}]
-    steps[1]["mean_token_probability"] = 0.5
+    steps = [ScorableStep("by hand", "human"), ScorableStep("a", mean_token_probability=0.5)]
     assert TokenProbability().score("q", steps).scores == [1.0, 0.5]
 
 
