@@ -50,7 +50,9 @@ def test_a_chat_model(plan, tmp_path):
 
 @pytest.mark.parametrize("args", [[], ["--reasoning-parser", "qwen3"]])
 def test_a_model_that_keeps_tokens_for_its_answer_has_its_reasoning_marked(plan, args):
-    small, large = plan(large={"min_answer_tokens": 300, "serve": {"args": args}}).servers[:2]
+    small, large = plan(
+        large={"min_answer_tokens": 300, "serve": {"path": "./weights", "args": args}}
+    ).servers[:2]
     assert "--reasoning-config" not in options(small)
     marks = options(large).get("--reasoning-config")
     wanted = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}
