@@ -24,6 +24,7 @@ from trim_graph.budget.usage import (
     Usage,
     WarmingUsage,
     Writer,
+    WriterUsage,
     add_usage,
     charge_lost,
     count_prompt_once,
