@@ -65,7 +65,7 @@ def keys_of(kind: type) -> list[Declared]:
     return [
         Declared(
             name,
-            type_name(hint) + (", may be absent" if get_origin(hint) in (NotRequired,) else ""),
+            type_name(hint) + (", may be absent" if _may_be_absent(hint) else ""),
             "",
             sentence(documented.get(name, "")),
         )
@@ -134,6 +134,11 @@ def type_name(hint: Any) -> str:
         return "function"
     name = getattr(hint, "__name__", None) or str(hint).rpartition(".")[2]
     return {"NoneType": "`null`", "Any": "any"}.get(name, f"`{name}`")
+
+
+def _may_be_absent(hint: Any) -> bool:
+    origin: Any = get_origin(hint)
+    return origin is NotRequired
 
 
 def _type_value(hint: Any) -> str:
