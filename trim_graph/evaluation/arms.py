@@ -552,7 +552,7 @@ def by_content(policy: Any) -> Any:
     return {key: by_content(value) for key, value in policy.items()}
 
 
-_NOT_SHIPPED = ("examples/arithmetic/study/", "examples/arithmetic/training/")
+_NOT_SHIPPED = ("examples/arithmetic/study/", "examples/arithmetic/training/", "examples/site/")
 """Folders of the repository that no wheel holds, and that no evaluation runs."""
 
 
