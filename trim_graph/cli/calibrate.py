@@ -120,7 +120,9 @@ def run_calibrate(options: CalibrateOptions) -> int:
         raise Interrupted(f"interrupted{kept}") from error
     finally:
         work.close()
-    changes = dict(_change(answer) for answer in answers if answer.policy is not None)
+    changes: dict[tuple[str, ...], dict[str, Any]] = dict(
+        _change(answer) for answer in answers if answer.policy is not None
+    )
     alone = _large_alone(calibrator, config)
     if changes:
         old = config.large_alone.model_dump(exclude_none=True)
