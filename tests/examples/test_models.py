@@ -51,17 +51,20 @@ def judged(folder, tokenizer, held_out, solutions):
     return judge_metrics(held_out, solutions, judge_solutions(judge, tokenizer, held_out, solutions))
 
 
-def test_the_judge_spots_wrong_steps_also_within_one_kind(by_small, tokenizer):
-    _, held_out, solutions = by_small
-    metrics = judged(PRM, tokenizer, held_out, solutions)
-    assert metrics["auc"] >= AUC_FLOOR - AUC_MARGIN
-    assert metrics["auc_within_kind"] >= WITHIN_KIND_FLOOR - AUC_MARGIN
+@pytest.fixture(scope="module")
+def by_judge(by_small, tokenizer):
+    """Metrics of the judge on the small model's solutions."""
+    return judged(PRM, tokenizer, *by_small[1:])
 
 
-def test_the_early_judge_is_worse_but_no_coin(by_small, tokenizer):
-    _, held_out, solutions = by_small
-    metrics = judged(WEIGHTS / "prm_early", tokenizer, held_out, solutions)
-    assert 0.6 < metrics["auc"] < judged(PRM, tokenizer, held_out, solutions)["auc"]
+def test_the_judge_spots_wrong_steps_also_within_one_kind(by_judge):
+    assert by_judge["auc"] >= AUC_FLOOR - AUC_MARGIN
+    assert by_judge["auc_within_kind"] >= WITHIN_KIND_FLOOR - AUC_MARGIN
+
+
+def test_the_early_judge_is_worse_but_no_coin(by_small, by_judge, tokenizer):
+    metrics = judged(WEIGHTS / "prm_early", tokenizer, *by_small[1:])
+    assert 0.6 < metrics["auc"] < by_judge["auc"]
 
 
 @pytest.mark.parametrize("split", LARGE_FLOOR)
