@@ -44,7 +44,8 @@ def fields_of(kind: type[BaseModel], *, skip: Iterable[str] = ()) -> list[Declar
     """Returns the fields of a pydantic model in order.
 
     The meaning is the description of the field, else the docstring below it, else its entry in the section
-    "Attributes" of the class, else in the section "Args" of the object that the class docstring names.
+    "Attributes" of the class, else in the section "Args" of the object that the class docstring names, else
+    the first line of the docstring of the model that the field holds.
     """
     documented = _attribute_docs(kind)
     return [
@@ -52,11 +53,26 @@ def fields_of(kind: type[BaseModel], *, skip: Iterable[str] = ()) -> list[Declar
             name,
             _kind_of_field(field),
             _default(field),
-            sentence(field.description or documented.get(name, "")),
+            sentence(field.description or documented.get(name, "") or _meaning_of(field.annotation)),
         )
         for name, field in kind.model_fields.items()
         if name not in skip
     ]
+
+
+def models_in(hint: Any) -> list[type[BaseModel]]:
+    """Returns the pydantic models within a type, such as a union of them, in order."""
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        return [hint]
+    return [model for inner in get_args(hint) for model in models_in(inner)]
+
+
+def mappings_in(hint: Any) -> list[type]:
+    """Returns the `TypedDict`s within a type, each before those of its keys."""
+    if is_typeddict(hint):
+        keys = get_type_hints(hint, include_extras=True).values()
+        return list(dict.fromkeys([hint, *(inner for key in keys for inner in mappings_in(key))]))
+    return list(dict.fromkeys(one for inner in get_args(hint) for one in mappings_in(inner)))
 
 
 def keys_of(kind: type) -> list[Declared]:
@@ -134,6 +150,11 @@ def type_name(hint: Any) -> str:
         return "function"
     name = getattr(hint, "__name__", None) or str(hint).rpartition(".")[2]
     return {"NoneType": "`null`", "Any": "any"}.get(name, f"`{name}`")
+
+
+def _meaning_of(hint: Any) -> str:
+    models = models_in(hint)
+    return (inspect.getdoc(models[0]) or "").split("\n")[0] if len(models) == 1 else ""
 
 
 def _may_be_absent(hint: Any) -> bool:

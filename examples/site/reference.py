@@ -23,6 +23,8 @@ from .declared import (
     as_markdown,
     fields_of,
     keys_of,
+    mappings_in,
+    models_in,
     sentence,
     summary_of,
     table,
@@ -113,12 +115,20 @@ def settings_page() -> str:
 
 def configuration_page() -> str:
     """Returns the page of a configuration file: its keys, and each part that it may name by ``type``."""
+    from trim_graph import Budget, Prices, Quotas
     from trim_graph.config.load import EXAMPLE, TrimConfig
-    from trim_graph.config.quality import QualityPoint
     from trim_graph.config.schema import FileSettings, ModelConfig, ScorerConfig, Serve
     from trim_graph.policies.parsing import PolicyConfig
+    from trim_graph.savings import LargeAlone
 
-    ways = _models_in(FileSettings.model_fields["segmentation"].annotation)
+    ways = models_in(FileSettings.model_fields["segmentation"].annotation)
+    elsewhere = {Budget, Quotas, Prices, LargeAlone, FileSettings}
+    sections: list[type[BaseModel]] = [
+        kind
+        for field in TrimConfig.model_fields.values()
+        for kind in models_in(field.annotation)
+        if kind not in elsewhere and "type" not in kind.model_fields
+    ]
     return _page(
         "Configuration file",
         f"A YAML file that `trim-graph` reads by `--config`, and Python by "
@@ -129,17 +139,18 @@ def configuration_page() -> str:
         "The keys of `settings`, `budget`, `quotas`, `prices` and `large_alone` are in "
         "[Settings of a run](settings.md).",
         "## Chat models\n\nOf `small`, `large` and the model of a judge.",
-        *_typed(_models_in(ModelConfig)),
+        *_typed(models_in(ModelConfig)),
         "## Scorers",
-        *_typed(_models_in(ScorerConfig)),
+        *_typed(models_in(ScorerConfig)),
         "## Policies\n\nA number in [0, 1] is short for `threshold` at it, `small` and `large` are short for "
         "that model alone, and the name of a policy file for `{type: file, path: NAME}`.",
-        *_typed(_models_in(PolicyConfig)),
+        *_typed(models_in(PolicyConfig)),
         "## Segmentation",
         *_typed(ways),
-        "## Operating points\n\nValues of the mapping `quality`, each under a name of its own.",
-        table(HEAD, map(_row, fields_of(QualityPoint))),
-        f"## serve\n\n{summary_of(Serve)}\n\n{table(HEAD, map(_row, fields_of(Serve)))}",
+        *(
+            f"## {kind.__name__}\n\n{summary_of(kind)}\n\n{table(HEAD, map(_row, fields_of(kind)))}"
+            for kind in [*sections, Serve]
+        ),
     )
 
 
@@ -171,27 +182,14 @@ def events_page() -> str:
 def summary_page() -> str:
     """Returns the page of the summary of a run, with the mappings within it, and of a step."""
     from trim_graph import Step, Summary
-    from trim_graph.budget.usage import LookaheadUsage, PromptUsage, ScorerUsage, Usage, WriterUsage
-    from trim_graph.savings import LargeAloneEstimate, Savings, Spent
 
     return _page(
         "Summary",
         'The value of `result["trim"]`, of the event `finished`, and of the final message\'s '
         '`response_metadata["trim"]`: plain JSON.',
         *(
-            f"## {title}\n\n{summary_of(kind)}\n\n{_keys(keys_of(kind))}"
-            for title, kind in (
-                ("Summary", Summary),
-                ("Savings", Savings),
-                ("LargeAloneEstimate", LargeAloneEstimate),
-                ("Spent", Spent),
-                ("Usage", Usage),
-                ("WriterUsage", WriterUsage),
-                ("ScorerUsage", ScorerUsage),
-                ("PromptUsage", PromptUsage),
-                ("LookaheadUsage", LookaheadUsage),
-                ("Step", Step),
-            )
+            f"## {kind.__name__}\n\n{summary_of(kind)}\n\n{_keys(keys_of(kind))}"
+            for kind in (*mappings_in(Summary), Step)
         ),
     )
 
@@ -248,13 +246,6 @@ def _others(function: Any, settings: type[BaseModel]) -> list[Declared]:
         if one.kind is not one.VAR_KEYWORD and (one.name == "policy" or one.name not in settings.model_fields)
     ]
     return arguments_of(function, only=names)
-
-
-def _models_in(hint: Any) -> list[type[BaseModel]]:
-    """Returns the pydantic models within a type, such as a union of them, in order."""
-    if isinstance(hint, type) and issubclass(hint, BaseModel):
-        return [hint]
-    return [model for inner in get_args(hint) for model in _models_in(inner)]
 
 
 def _typed(kinds: Iterable[type[BaseModel]]) -> Iterator[str]:

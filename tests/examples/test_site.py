@@ -86,7 +86,7 @@ def test_each_key_of_a_configuration_and_of_what_it_names_by_type_is_in_the_refe
         for kind in models(hint):
             names = ", ".join(get_args(kind.model_fields["type"].annotation))
             assert {name for name, _ in rows(parts[names])} == set(kind.model_fields) - {"type"}
-    assert {name for name, _ in rows(part(text, "serve"))} == set(Serve.model_fields)
+    assert {name for name, _ in rows(part(text, "Serve"))} == set(Serve.model_fields)
 
 
 def test_each_event_has_its_keys(made):
