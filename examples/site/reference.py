@@ -129,6 +129,7 @@ def configuration_page() -> str:
         for kind in models_in(field.annotation)
         if kind not in elsewhere and "type" not in kind.model_fields
     ]
+    sections.append(Serve)
     return _page(
         "Configuration file",
         f"A YAML file that `trim-graph` reads by `--config`, and Python by "
@@ -149,7 +150,7 @@ def configuration_page() -> str:
         *_typed(ways),
         *(
             f"## {kind.__name__}\n\n{summary_of(kind)}\n\n{table(HEAD, map(_row, fields_of(kind)))}"
-            for kind in [*sections, Serve]
+            for kind in sections
         ),
     )
 
