@@ -149,9 +149,11 @@ class WarmingUsage(TypedDict):
     failed_calls: int
     """Calls without an answer; none of them is a failure of the run."""
     input_tokens: int
+    """Tokens of their prompts."""
     cached_tokens: int
     """Those of the prompt tokens that the cache held already."""
     output_tokens: int
+    """Tokens that they wrote, which are thrown away."""
     unaccounted_tokens: int
     """Tokens charged for calls that reported none, among them those cut off at the end of the run."""
 
