@@ -295,5 +295,5 @@ def _with_warming(before: Usage, after: Usage, *, failed: int = 0) -> Usage:
         output_tokens=known["output_tokens"] + large["output_tokens"],
         unaccounted_tokens=known["unaccounted_tokens"] + used["unaccounted_tokens"],
     )
-    kept = WriterUsage(**{**after["large"], "failed_calls": before["large"]["failed_calls"]})
+    kept: WriterUsage = {**after["large"], "failed_calls": before["large"]["failed_calls"]}
     return Usage(**{**after, "large": kept, "warming": warming})
