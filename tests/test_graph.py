@@ -99,6 +99,7 @@ def test_its_schemas_show_what_goes_in_and_comes_out(rig):
         "large_alone",
         "ask_below",
         "lookahead",
+        "max_tokens",
         "warm_large",
         "user",
         "on_scorer_error",
