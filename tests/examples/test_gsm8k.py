@@ -26,7 +26,7 @@ def _rows(count, part):
 
 @pytest.fixture
 def data(tmp_path):
-    for name, count in (("train", 90), ("test", 30)):
+    for name, count in (("train", 140), ("test", 30)):
         lines = (json.dumps(row) + "\n" for row in _rows(count, name))
         (tmp_path / f"gsm8k_{name}.jsonl").write_text("".join(lines))
     content = yaml.safe_load(evaluate.CONFIG.read_text("utf-8"))
@@ -38,7 +38,7 @@ def data(tmp_path):
 
 def _given(data, *more):
     options = ["--data", str(data), "--out", str(data / "runs"), "--config", str(data / "own.yaml")]
-    return [*options, "--labelled", "60", "--held-out", "10", "--validation", "20", "-n", "20", *more]
+    return [*options, "--labelled", "60", "--held-out", "10", "--validation", "70", "-n", "20", *more]
 
 
 def test_one_command_measures_a_pair_and_resumes(data, capfd):
@@ -76,12 +76,12 @@ def test_the_hours_come_before_any_model(data, capfd):
 def test_no_training_question_is_a_validation_or_test_question(data):
     out = data / "parts"
     out.mkdir()
-    evaluate.write_questions(data, out, 60, 10, 20)
+    evaluate.write_questions(data, out, 60, 10, 70)
 
     names = ("train", "held-out", "validation", "test")
     parts = [(out / f"{name}.jsonl").read_text().splitlines() for name in names]
-    assert [len(rows) for rows in parts] == [60, 10, 20, 30]
-    assert len(set().union(*parts)) == 120
+    assert [len(rows) for rows in parts] == [60, 10, 70, 30]
+    assert len(set().union(*parts)) == 170
 
 
 @pytest.mark.parametrize(

@@ -640,8 +640,9 @@ def test_the_command_runs_from_end_to_end_and_resumes(source, tmp_path, monkeypa
     """The arithmetic models write no SQL: what is tested is that all of it runs, and is not run twice."""
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "arithmetic.yaml"
+    model = f"{{type: transformers, model: {SMALL}, logprobs: true}}"
     config.write_text(
-        "small: {type: example, logprobs: true}\nlarge: {type: example, logprobs: true}\n"
+        f"small: {model}\nlarge: {model}\n"
         "scorer: {type: token_probability}\npolicy: {type: threshold, t: 0.5}\n"
         "settings: {max_steps: 2, max_step_tokens: 8}\n"
     )

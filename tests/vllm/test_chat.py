@@ -442,7 +442,9 @@ class TestReasoning:
         reasoning, closed, rest = answer.content.partition("</think>")
         assert closed
         assert rest
-        assert 1 <= len(small.get_token_ids(reasoning)) <= 6
+        # vLLM counts the first token of an opening mark only; that of models that reason is one token.
+        mark = len(small.get_token_ids("<think>"))
+        assert 1 <= len(small.get_token_ids(reasoning)) <= 5 + mark - 1
 
     def test_a_server_that_was_not_set_up_for_it_is_named(self, large):
         with pytest.raises(ChatModelContractError, match="does not limit reasoning"):
