@@ -351,7 +351,7 @@ def test_one_question_decides_nothing_and_has_wide_intervals(world, run):
     result = evaluate(run, "--prices", PRICES, n=1)
     lines = result.stdout.splitlines()
     assert lines[0].startswith("Undecided on 1 of 20 questions or more: score < 0.5 ")
-    assert "1 questions are too few to decide: take 20 or more." in " ".join(result.stdout.split())
+    assert "1 question is too few to decide: take 20 or more." in " ".join(result.stdout.split())
     low, high = metrics_of("run", "large")["accuracy"]["interval"]
     assert (low, high) == pytest.approx((0.025, 1))
     assert metrics_of("run", "large")["cost"]["interval"] is None
@@ -575,7 +575,7 @@ def test_scores_of_whole_solutions_are_kept_for_the_next_run(world, models, run,
         ({}, ["--concurrency", 0], "--concurrency is 0"),
         ({}, ["--cost-per-second", -1], "--cost-per-second is -1"),
         ({"dataset": "no.jsonl"}, [], "no.jsonl does not exist"),
-        ({"dataset": "q.jsonl", "n": 5}, [], "has 1 questions; 5 are wanted"),
+        ({"dataset": "q.jsonl", "n": 5}, [], "has 1 question; 5 are wanted"),
         ({"policy": "{type: threshold, t: 2}"}, [], "less than or equal to 1"),
         ({"policy": "no.json"}, [], "no.json"),
         ({"policy": "small={type: threshold, t: 0.2}"}, [], "that is the model alone"),

@@ -79,7 +79,7 @@ def test_what_the_scorer_fails_on_counts_as_judged_wrong_until_it_is_rated(
     monkeypatch.setattr("trim_graph.cli.eval_scorer.load_scorer", lambda config: broken)
     failed = run("eval-scorer", "bench.jsonl", "--out", ".", "--threshold", 0.25)
     assert failed.exit_code == 0
-    assert "the scorer failed on 1 solutions" in failed.stdout
+    assert "the scorer failed on 1 solution" in failed.stdout
     assert json.loads((tmp_path / "metrics.json").read_text())["average_f1"] == pytest.approx(2 / 3)
     monkeypatch.setattr("trim_graph.cli.eval_scorer.load_scorer", lambda config: scorer)
     rated = run("eval-scorer", "bench.jsonl", "--out", ".", "--threshold", 0.25, "--retry-errors")

@@ -175,7 +175,7 @@ def test_labelled_solutions_need_no_model(world, run, monkeypatch):
     (world / "known.jsonl").write_text(json.dumps(row) + "\n")
     result = run("label", "--method", "labelled", "--dataset", "known.jsonl", "--out", "l.jsonl")
     assert result.exit_code == 0, result.output
-    assert "1 labelled solutions in l.jsonl" in result.stdout
+    assert "1 labelled solution in l.jsonl" in result.stdout
     (trace,) = read_traces(world / "l.jsonl")
     assert [step["value"] for step in trace["steps"]] == [1.0, 0.0]
 

@@ -104,7 +104,7 @@ def test_labels_of_values_are_true_up_to_the_first_false(values):
 
 
 def test_files_without_a_target_are_refused(tmp_path):
-    with pytest.raises(InputError, match="1 solutions, and none has a step with a label or a value"):
+    with pytest.raises(InputError, match="1 solution, and none has a step with a label or a value"):
         read(tmp_path, trace(labels=[None, None]))
     with pytest.raises(InputError, match="no label files"):
         read_label_files([])
