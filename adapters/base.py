@@ -193,6 +193,19 @@ def step_texts(steps: Sequence[str]) -> list[str]:
     return [str(step) for step in steps]
 
 
+def step_facts(steps: Sequence[str]) -> list[tuple[str, float | None, float | None, Turn | None]]:
+    """Returns what a scorer may read of steps beside their texts: writer, token probabilities, turn."""
+    return [
+        (
+            getattr(step, "writer", "small"),
+            getattr(step, "mean_token_probability", None),
+            getattr(step, "lowest_window_probability", None),
+            getattr(step, "turn", None),
+        )
+        for step in steps
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class ScorerReply:
     """Scores and what they cost.
@@ -455,6 +468,14 @@ def _check_function(name: str, function: Callable[..., Any]) -> None:
 
 _ONE_VALUE = ("float", "int", "bool", "str", "None")
 """Annotations of a result that cannot hold one score per step."""
+
+
+def reads_reports(scorer: Scorer) -> bool:
+    """Returns whether a scorer may read more of a step than its text, such as its token probabilities.
+
+    A scorer of a model's reports has ``check_writer``; what a user's function reads is not known.
+    """
+    return hasattr(scorer, "check_writer") or isinstance(scorer, FunctionScorer | RunnableScorer)
 
 
 def common_window(scorers: Sequence[Scorer]) -> int | None:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from .base import ScorableStep, step_texts
+from .base import ScorableStep, step_facts, step_texts
 
 
 class KnownScores:
@@ -55,6 +55,7 @@ class KnownSteps:
         steps: All of them.
         known: Scores of earlier requests.
         only: Indices of the steps that are wanted, in order; None: all.
+        reported: Whether a score depends on what the writer of a step reports too (`reads_reports`).
 
     Attributes:
         scores: Those known, None for the others.
@@ -67,12 +68,17 @@ class KnownSteps:
         steps: Sequence[ScorableStep],
         known: KnownScores,
         only: Sequence[int] | None = None,
+        *,
+        reported: bool = False,
     ) -> None:
         self._known = known
         self._keys = []
         digest = hashlib.sha256(_bytes(question))
-        for text in step_texts(steps):
+        facts = step_facts(steps) if reported else [None] * len(steps)
+        for text, fact in zip(step_texts(steps), facts, strict=True):
             digest.update(hashlib.sha256(_bytes(text)).digest())
+            if fact is not None:
+                digest.update(repr(fact).encode())
             self._keys.append(digest.digest())
         self.scores: list[float | None] = [known.get(key) for key in self._keys]
         self._wanted = range(len(steps)) if only is None else only

@@ -165,3 +165,12 @@ def test_a_runs_usage_holds_both_and_a_failure_has_its_way_out():
     graph = create_trim_graph(writer, writer, failing, policy=threshold(0.6), on_scorer_error="accept")
     usage = graph.invoke({"messages": [("user", "q")]})["trim"]["usage"]["scorer"]
     assert (usage["input_tokens"], usage["failed_calls"]) == (10 + 10, 1)
+
+
+def test_equal_texts_of_other_writers_and_turns_are_rated_apart():
+    cascade = CascadeScorer(TokenProbability(), lambda question, steps: [0.5] * len(steps))
+    steps = [
+        ScorableStep("x = 4", writer, mean_token_probability=seen)
+        for writer, seen in (("small", 0.05), ("large", 0.99), ("human", None))
+    ]
+    assert [cascade.score("q", [step]).scores[0] for step in steps] == [0.05, 0.99, 1.0]

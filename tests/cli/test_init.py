@@ -1,6 +1,7 @@
 """`trim-graph init` and `trim-graph schema`."""
 
 import json
+import shlex
 
 import pytest
 import yaml
@@ -84,6 +85,19 @@ def test_a_file_that_exists_stays_unless_it_is_to_be_replaced(run, folder):
     assert "trim.yaml exists: choose another name, or --replace" in done.stderr
     assert run("init", "--models", "example", "--replace").exit_code == 0
     load_config("trim.yaml")
+
+
+def test_a_schema_that_exists_stays_too(run, folder):
+    (folder / "trim.schema.json").write_text("mine")
+    assert run("init", "--models", "example").exit_code == 2
+    assert (folder / "trim.schema.json").read_text() == "mine"
+    assert not (folder / "trim.yaml").exists()
+
+
+def test_the_question_that_is_printed_is_one_that_the_example_models_answer(run, folder):
+    said = run("init", "--models", "example").stdout
+    command = next(line for line in said.splitlines() if "trim-graph solve" in line)
+    assert run(*shlex.split(command)[1:]).exit_code == 0
 
 
 def test_the_schema_is_printed_or_written(run, folder):

@@ -8,7 +8,7 @@ from tests.adapters.hub_server import serve
 
 PROBLEM = (
     "Start with 34. Step 1: add 12. Step 2: multiply by 7. Step 3: take away 5. "
-    "Always keep only the last two digits. What is the final number?"
+    "Step 4: take the larger of it and 20. Always keep only the last two digits. What is the final number?"
 )
 CONFIG = """
 small: {type: transformers, model: owner/name}

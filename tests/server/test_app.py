@@ -1,5 +1,6 @@
 """The application over real connections: answers, errors, keys, quotas, limits, metrics, clients that go."""
 
+import asyncio
 import json
 import logging
 import threading
@@ -269,6 +270,33 @@ def test_a_client_that_leaves_ends_the_calls_of_models(serve, stream):
     assert small.ends == ["finished", "cancelled"]
     assert server.metrics['trim_requests_total{point="configured",status="499"}'] == 1
     assert server.ask().status_code == 200
+
+
+async def test_a_request_counts_once_where_its_client_leaves_with_the_last_chunk():
+    app = create_app(config_of(), parts=parts_of())
+    request = {"model": "trim", "stream": True, "messages": QUESTION}
+    incoming = [{"type": "http.request", "body": json.dumps(request).encode(), "more_body": False}]
+    left = asyncio.Event()
+
+    async def receive():
+        if incoming:
+            return incoming.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        if b"[DONE]" in message.get("body", b""):
+            left.set()
+            await asyncio.sleep(0.2)  # the server sees that the client has gone
+
+    path = "/v1/chat/completions"
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST"}
+    scope |= {"path": path, "raw_path": path.encode(), "query_string": b"", "scheme": "http", "root_path": ""}
+    scope |= {"headers": [(b"content-type", b"application/json")], "client": ("a", 1), "server": ("b", 2)}
+    async with app.router.lifespan_context(app):
+        await app(scope, receive, send)
+        lines = app.state.service.metrics.text().decode().splitlines()
+    assert sum(float(line.split()[-1]) for line in lines if line.startswith("trim_requests_total{")) == 1
 
 
 def test_a_call_of_the_large_model_that_a_client_left_is_settled_in_the_ledger(serve, tmp_path):

@@ -38,6 +38,8 @@ def test_answers_to_other_operating_points_and_cut_ones_are_no_records(shadowed)
     assert counts(shadowed)["seen"] == 0
     assert shadowed.ask(max_tokens=2).json()["choices"][0]["finish_reason"] == "length"
     assert (counts(shadowed)["seen"], counts(shadowed)["unsuitable"]) == (1, 1)
+    assert shadowed.ask(stop=["two"]).json()["choices"][0]["finish_reason"] == "stop"
+    assert (counts(shadowed)["seen"], counts(shadowed)["unsuitable"]) == (2, 2)
 
 
 def test_the_name_of_the_pair_stands_for_one_model(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import openai
 import pytest
+from fastapi.testclient import TestClient
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
@@ -190,3 +191,15 @@ def test_a_turn_that_fails_gets_openais_error(serve):
         refused = server.ask(tools=TOOLS, stream=stream)
         assert refused.status_code in (500, 502)
         assert "10.0.0.1" not in refused.text
+
+
+def test_the_configured_limit_of_an_answer_is_that_of_a_turn_too():
+    models = [
+        ScriptedToolModel(script=lambda messages: "one two three four", name=name) for name in ("a", "b")
+    ]
+    app = create_app(config_of(settings={"max_tokens": 2}), parts=Parts(*models, ScriptedScorer()))
+    body = {"model": "trim", "messages": [{"role": "user", "content": "1 + 1?"}], "tools": TOOLS}
+    with TestClient(app) as client:
+        for more, words in (({}, 2), ({"max_tokens": 3}, 2), ({"max_tokens": 1}, 1)):
+            (choice,) = client.post("/v1/chat/completions", json={**body, **more}).json()["choices"]
+            assert (len(choice["message"]["content"].split()), choice["finish_reason"]) == (words, "length")

@@ -50,9 +50,10 @@ def run_init(options: InitOptions) -> None:
     import yaml
 
     out = options.out
-    _check_place(out, replace=options.replace)
-    choices = _choices(options)
     schema = out.with_name(f"{out.stem}.schema.json")
+    for file in (out, schema):
+        _check_place(file, replace=options.replace)
+    choices = _choices(options)
     text = config_text(choices, schema=schema.name)
     make_config(yaml.safe_load(text), base=out.absolute().parent, name=str(out))
     _write(schema, _schema_text())
@@ -159,7 +160,11 @@ def _next(choices: Choices, out: Path) -> list[str]:
         "servers": [f"trim-graph up --config {file}        # in another terminal: starts the servers"],
         "hosted": [f"export {_key(choices.small)}=...        # the provider's key"],
     }
-    problem = "Start with 34. Step 1: add 12. Step 2: multiply by 7. Step 3: take away 5. What is the result?"
+    problem = (
+        "Start with 34. Step 1: add 12. Step 2: multiply by 7. Step 3: take away 5. "
+        "Step 4: take the larger of it and 20. "
+        "Always keep only the last two digits. What is the final number?"
+    )
     if choices.models != "example":
         problem = "What is 12 * 12?"
     return [

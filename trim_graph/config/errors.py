@@ -18,7 +18,9 @@ SHOWN = 2
 """Problems shown at once; more would scroll the first one away."""
 _GUARDED = ("base_url", "checkpoint", "ledger")
 """Keys whose values may hold a password; so may those that `SECRET_NAME` matches."""
-_QUOTED = re.compile(r"'[^'<]{2,}'")
+_QUOTED = re.compile(r"'([^']*)'")
+_PUNCTUATION = 2
+"""Letters of a mark or an escape, as in ``':'`` and ``'\\t'``; a longer text may be a secret."""
 
 
 def read_yaml(file: Path) -> tuple[dict[str, Any], Lines]:
@@ -60,7 +62,13 @@ def _yaml_problem(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "malformed"
-    return f"{place}: not valid YAML: {_QUOTED.sub('(what stands there)', str(problem))}"
+    return f"{place}: not valid YAML: {_QUOTED.sub(_shown_mark, str(problem))}"
+
+
+def _shown_mark(quoted: re.Match[str]) -> str:
+    """Returns a mark or a kind of token, such as ``'<scalar>'``, as it is."""
+    short = len(quoted[1]) <= _PUNCTUATION or quoted[1].startswith("<")
+    return quoted[0] if short else "(what stands there)"
 
 
 def _parsed(text: str, file: Path) -> tuple[Any, Any]:

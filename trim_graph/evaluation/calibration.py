@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
 from trim_graph.adapters import ScorableStep, ScorerReply
-from trim_graph.adapters.base import as_scorer, read_scores, step_texts
+from trim_graph.adapters.base import as_scorer, read_scores, reads_reports, step_facts, step_texts
 from trim_graph.errors import InputError, SettingsError, TrimError, counted
 from trim_graph.savings import LargeAlone
 from trim_graph.storage.journal import Journal
@@ -591,17 +591,22 @@ class CachedScorer:
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Recalls or ask."""
-        key = (question, *step_texts(steps))
+        key = self._key(question, steps)
         if key not in self.known:
             self.known[key] = read_scores(self.scorer.score(question, steps), len(steps))
         return self.known[key]
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Recalls or ask."""
-        key = (question, *step_texts(steps))
+        key = self._key(question, steps)
         if key not in self.known:
             self.known[key] = read_scores(await self.scorer.ascore(question, steps), len(steps))
         return self.known[key]
+
+    def _key(self, question: str, steps: Sequence[ScorableStep]) -> tuple[str, ...]:
+        """Returns what the scores of steps depend on."""
+        reported = map(repr, step_facts(steps)) if reads_reports(self.scorer) else ()
+        return (question, *step_texts(steps), *reported)
 
     def draft_scores(self) -> list[float]:
         """Returns the scores of all drafts so far, in order of size."""

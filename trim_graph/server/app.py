@@ -366,7 +366,7 @@ class _Record:
         """Kind of the operating point; ``none`` before it is known."""
         self._metrics, self._owner = service.metrics, owner
         self._begun = time.monotonic()
-        self._has_text = False
+        self._has_text = self._has_ended = False
         self._span = None
         if service.telemetry is not None:
             name = f"{request.method} {request.url.path}"
@@ -388,13 +388,15 @@ class _Record:
         self._metrics.count(end.summary)
 
     def end(self, status: int) -> None:
-        """Notes the end of the request."""
+        """Notes the end of the request, once: a client may leave while the last chunk is sent."""
+        if self._has_ended:
+            return
+        self._has_ended = True
         took = time.monotonic() - self._begun
         self._metrics.requests.labels(str(status), self.point).inc()
         self._metrics.seconds.labels(self.point).observe(took)
         if self._span is not None:
             self._span.end(status, {"trim.operating_point": self.point})
-            self._span = None  # a client may leave while the last chunk is sent
         logger.info("%s %s %s %d %.3f s", self.id, self._owner or "-", self.point, status, took)
 
 

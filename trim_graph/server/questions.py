@@ -176,7 +176,8 @@ class Solver:
         """Gives the answer of one model to the shadow, which never raises; one that was cut is unsuitable."""
         if self._shadow is None or question.point.kind != "shadow":
             return
-        if last.response_metadata["finish_reason"] != "stop":
+        # A stop string of the client's is the finish reason "stop" too.
+        if last.response_metadata["trim"]["stopped"] != "finished":
             self._shadow.skip()
             return
         answer = AIMessage(text, usage_metadata=last.usage_metadata, response_metadata=last.response_metadata)

@@ -182,8 +182,9 @@ class TurnSolver:
         earlier = [_earlier(one) for one in messages[asked[-1] :] if isinstance(one, AIMessage)]
         # Room for this turn: the client decides how many follow.
         limits = {**settings, "max_steps": max(middleware.settings.max_steps, len(earlier) + 1)}
-        if request.limit is not None:
-            limits[_TURN_TOKENS] = request.limit
+        configured = self._config.settings.max_tokens
+        if bounds := [limit for limit in (configured, request.limit) if limit is not None]:
+            limits[_TURN_TOKENS] = min(bounds)
         runtime: Runtime[Any] = Runtime(context={"trim": limits})
         begun = await middleware.abefore_agent({"messages": messages[: asked[-1] + 1]}, runtime)
         own = {"messages": messages, "trim_steps": earlier, "trim_decisions": [], "trim_scores": {}}
