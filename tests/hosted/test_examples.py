@@ -33,14 +33,19 @@ def account(serve, monkeypatch):
 def test_the_readme_runs_as_printed(account, capsys):
     problem = problems("standard", 1)[0]
     server = account([problem])
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    block, by_names = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     question = re.search(r'"user", "(.*?)"\)', block)[1]
     assert len(block.strip().splitlines()) == 10
-    exec(compile(block.replace(question, problem.question), "README.md", "exec"), {})
+    names = {}
+    exec(compile(block.replace(question, problem.question), "README.md", "exec"), names)
     printed = capsys.readouterr().out
     assert is_right(problem, printed)
     assert "continues by prompt" in printed
     assert {body["model"] for body in server.requests} == set(NAMES)
+    exec(compile(by_names, "README.md", "exec"), names)
+    capsys.readouterr()
+    answer = names["graph"].invoke({"messages": [("user", problem.question)]})["messages"][-1].text
+    assert is_right(problem, answer)
 
 
 def test_the_script_solves_a_question(account, capsys):

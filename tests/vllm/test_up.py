@@ -116,7 +116,7 @@ def test_the_arithmetic_servers_start_pass_the_doctor_and_end(vllm_python, tmp_p
         assert len(processes_of(marker)) >= 1 + 3 * 2  # vLLM works with an engine beside the server
         doctor = command(tmp_path, "doctor", "--config", "trim.yaml", "--json")
         report = json.loads(doctor.stdout)
-        assert doctor.returncode == 0, report
+        assert doctor.returncode == 0, [c for c in report["checks"] if c["status"] != "ok"]
         assert report["errors"] == 0
         assert "6 of 6" in doctor.stdout
         for words in readme_commands():

@@ -519,6 +519,8 @@ _INCIDENTAL = (
     "api_key_env",
 )
 """Settings of models that change how fast an answer comes, not which."""
+_OFF = {"warm_large": False, "max_tokens": None}
+"""Settings that recordings of earlier releases lack."""
 _PARTS = ("small", "large", "scorer", "policy", "budget", "settings")
 
 
@@ -529,8 +531,9 @@ def identity_of(config: TrimConfig) -> dict[str, Any]:
         if whole[part] is not None:
             whole[part] = {key: value for key, value in whole[part].items() if key not in _INCIDENTAL}
     whole["policy"] = by_content(whole["policy"])
-    if not config.settings.warm_large:  # off, it changes nothing that is recorded
-        del whole["settings"]["warm_large"]
+    for name, off in _OFF.items():  # then it changes nothing that is recorded
+        if whole["settings"][name] == off:
+            del whole["settings"][name]
     return whole
 
 
