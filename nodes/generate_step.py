@@ -26,6 +26,7 @@ from trim_graph.calls.model_call import (
     usage_with_reply,
 )
 from trim_graph.calls.speculation import Speculation
+from trim_graph.calls.warming import Warming
 from trim_graph.routing import RunView
 from trim_graph.routing.drafts import parse_draft, why_no_step
 from trim_graph.routing.router import MAX_ATTEMPTS, MAX_IDLE
@@ -41,6 +42,7 @@ def generate_step_node(
     ledger: Ledger | None = None,
     counters: Mapping[Writer, TokenCounter] | None = None,
     speculation: Speculation | None = None,
+    warming: Warming | None = None,
 ) -> CallNode:
     """Builds the node.
 
@@ -51,6 +53,7 @@ def generate_step_node(
         ledger: Holds the accounts that runs share.
         counters: Token counters for writers that do not report their tokens.
         speculation: Holds speculative calls; one for the requested step replaces the call.
+        warming: Starts the call that warms the large model's cache while the small one drafts.
     """
     models: dict[Writer, WriterModel] = {"small": WriterModel.of(small), "large": WriterModel.of(large)}
 
@@ -77,6 +80,8 @@ def generate_step_node(
         call = prepare(state, config, invocation)
         if deadline_passed(call):
             return skip_call(call)
+        if warming is not None and "warm" in call.request:
+            warming.start(call.view, config, invocation)
         if call.writer == "small" and speculation is not None and call.settings.lookahead:
             return await speculation.on_generate(call, partial(amake_step, call, ledger, _apply_reply))
         return await amake_step(call, ledger, _apply_reply)

@@ -161,7 +161,9 @@ def create_trim_graph(
         warming=warming,
     )
     builder.add_node("route", route, destinations=FROM_ROUTE)
-    generate_step = generate_step_node(small, large, fixed.segmentation, ledger, counters, speculation)
+    generate_step = generate_step_node(
+        small, large, fixed.segmentation, ledger, counters, speculation, warming
+    )
     builder.add_node("generate_step", generate_step)
     builder.add_node("ask_human", ask_human_node())
     builder.add_edge("ask_human", "route")

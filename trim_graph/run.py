@@ -43,7 +43,13 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
 
     def astream(self, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         """Streams a run, as LangGraph documents; `ainvoke` and its like call this too."""
-        invocation = Invocation(clear_aborted, SpeculationSlot(), WarmingSlot())
+        slot = WarmingSlot()
+
+        def when_stored(ended: Invocation) -> None:
+            clear_aborted(ended)
+            slot.stored = True
+
+        invocation = Invocation(when_stored, SpeculationSlot(), slot)
         parts: Any = super().astream(input, _of_invocation(config, invocation), **kwargs)
         return invocation.astream(parts)
 

@@ -69,6 +69,19 @@ class Probe(TypedDict):
     """Probability mass in [0, 1] of the tokens that the model's server did not report."""
 
 
+class WarmMark(TypedDict):
+    """A call that warms the large model's cache, charged in full by `route` before it is started."""
+
+    steps: int
+    """Number of accepted steps in its prompt."""
+    prompt_tokens: int
+    """Upper bound of its prompt in tokens; 0 if prompts have no price."""
+    unaccounted_cost: float
+    """The run's `unaccounted_cost` without it."""
+    process: str
+    """Name of the process that charged it; no other one starts it."""
+
+
 class StepRequest(TypedDict):
     """The step that `route` requests from `generate_step`."""
 
@@ -90,6 +103,8 @@ class StepRequest(TypedDict):
     """Explanation of the step; absent if a decision on the draft will give it."""
     interrupted: NotRequired[bool]
     """A crash interrupted the call and was charged; `route` requests it again within what is left."""
+    warm: NotRequired[WarmMark]
+    """Present if `usage` is charged for a call that warms the large model's cache, which is to be started."""
 
 
 class InFlight(TypedDict):

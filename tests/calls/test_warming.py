@@ -22,6 +22,7 @@ from trim_graph import (
     SettingsError,
     TrimContext,
     create_trim_graph,
+    process,
 )
 from trim_graph.budget.ledger import MemoryLedger
 from trim_graph.budget.usage import large_usage
@@ -428,6 +429,118 @@ async def test_a_call_that_is_cut_off_is_settled_in_its_accounts():
     result = await rig.ask(context=TrimContext(user="ada"))
     assert ledger.used("user:ada").large_tokens == 1
     assert result["trim"]["usage"]["unaccounted_tokens"] == 1
+
+
+# Runs that are interrupted
+
+
+class Outage(InMemorySaver):
+    """A slow database that refuses the first `route` or the second, as often as ``down`` says."""
+
+    first = True
+    down = 0
+
+    async def aput(self, config: Any, checkpoint: Any, metadata: Any, *arguments: Any) -> Any:
+        await asyncio.sleep(0.005)
+        self._refuse(metadata["step"] == (1 if self.first else 4))
+        return await super().aput(config, checkpoint, metadata, *arguments)
+
+    async def aput_writes(self, config: Any, writes: Any, *arguments: Any) -> Any:
+        await asyncio.sleep(0.005)
+        channels = {channel for channel, _ in writes}
+        self._refuse("decisions" in channels and ("question" in channels) == self.first)
+        return await super().aput_writes(config, writes, *arguments)
+
+    def _refuse(self, matches: bool) -> None:
+        if self.down and matches:
+            self.down -= 1
+            raise OSError("the database is away")
+
+
+THREAD: Any = {"configurable": {"thread_id": "1"}}
+SHORT: Any = {"max_steps": 2, "max_step_tokens": 8, "budget": Budget(large_calls=5)}
+
+
+# Not the first with "async": a run of which nothing was stored begins anew, with a charge of its own.
+@pytest.mark.parametrize(("first", "durability"), [(True, "sync"), (False, "sync"), (False, "async")])
+async def test_a_call_is_charged_however_often_the_database_refuses_its_charge(first, durability):
+    saver = Outage()
+    saver.first, saver.down = first, 20
+    rig = Rig(poor=["two"], checkpointer=saver, **SHORT)
+    given: Any = GIVEN
+    while True:
+        try:
+            result = await rig.graph.ainvoke(given, THREAD, durability=durability)
+            break
+        except OSError:
+            given = None
+    await nothing_left()
+    assert not saver.down
+    assert len(rig.large.calls) <= result["trim"]["usage"]["large"]["calls"] <= 5
+    assert rig.warmed() == ["", "one\n\n"]
+
+
+async def test_no_call_is_free_in_a_run_that_is_cancelled_again_and_again():
+    rig = Rig(poor=["two"], checkpointer=Outage(), **SHORT)
+    given: Any = GIVEN
+    for _ in range(20):
+        made = len(rig.large.calls)
+        run = asyncio.create_task(rig.graph.ainvoke(given, THREAD, durability="sync"))
+        while len(rig.large.calls) == made and not run.done():
+            await pause(1)
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+        given = None
+    result = await rig.graph.ainvoke(None, THREAD, durability="sync")
+    await nothing_left()
+    assert len(rig.large.calls) <= result["trim"]["usage"]["large"]["calls"] <= 5
+    assert len(rig.large.warm) == len(set(rig.warmed()))
+
+
+async def test_a_charge_is_stored_before_its_call_is_made():
+    rig = Rig(checkpointer=InMemorySaver())
+    await rig.graph.ainvoke(GIVEN, THREAD, durability="sync", interrupt_before=["generate_step"])
+    assert not rig.large.calls
+    stored = await rig.graph.aget_state(THREAD)
+    assert stored.values["usage"]["warming"]["calls"] == 1
+    await rig.graph.ainvoke(None, THREAD, durability="sync", interrupt_before=["generate_step"])
+    assert rig.warmed() == [""]
+
+
+async def test_a_call_that_another_process_has_charged_is_not_made(monkeypatch):
+    rig = Rig(checkpointer=InMemorySaver())
+    await rig.graph.ainvoke(GIVEN, THREAD, durability="sync", interrupt_before=["generate_step"])
+    monkeypatch.setattr(process, "NAME", "another")
+    result = await rig.graph.ainvoke(None, THREAD, durability="sync")
+    await nothing_left()
+    assert rig.warmed() == ["one\n\n", "one\n\ntwo\n\n", "one\n\ntwo\n\nthree\n\n"]
+    assert bill(result)["calls"] == 4
+    assert bill(result)["unaccounted_tokens"] == 1
+
+
+async def test_a_branch_of_a_run_is_charged_for_its_own_calls():
+    rig = Rig(poor=["two"], checkpointer=InMemorySaver())
+    first = await rig.ask(THREAD, durability="sync")
+    history = [one async for one in rig.graph.aget_state_history(THREAD)]
+    for begun in [one for one in history if one.next and one.next != ("__start__",)]:
+        made = len(rig.large.warm)
+        result = await rig.graph.ainvoke(None, begun.config, durability="sync")
+        await nothing_left()
+        assert bill(result)["calls"] == bill(first)["calls"] == 3
+        own = bill(result)["calls"] - begun.values.get("usage", {}).get("warming", {}).get("calls", 0)
+        assert len(rig.large.warm) - made >= own
+
+
+async def test_another_attempt_at_a_step_carries_no_mark():
+    rig = Rig(small=PacedModel(script=["\n\n", *SMALL], turns=20), checkpointer=InMemorySaver())
+    await rig.ask(THREAD, durability="sync")
+    marked = [
+        (one.values["request"]["attempt"], "warm" in one.values["request"])
+        async for one in rig.graph.aget_state_history(THREAD)
+        if one.next == ("generate_step",)
+    ]
+    assert {(0, True), (1, False)} <= set(marked)
+    assert (1, True) not in marked
 
 
 # Where it makes no sense

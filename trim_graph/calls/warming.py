@@ -1,14 +1,22 @@
 """Cache warming: the large model reads the accepted steps while the small one drafts, ahead of a rewrite.
 
-`route` starts a call (`Warming.start`), and settles it when it runs again (`Warming.settle`). `finalize`
-cancels a call that still runs. A call is charged in full when it starts, so that limits hold while it runs;
-what it reports replaces that charge.
+`route` charges a call in full (`Warming.charge`) and leaves a `WarmMark` in its request. `generate_step`
+starts it (`Warming.start`): with ``durability="sync"`` a checkpoint holds the charge by then, so that no call
+is free, whatever is lost. `route` replaces the charge by what the call reports when it runs again
+(`Warming.settle`). `finalize` cancels a call that still runs.
+
+`generate_step` runs again with the same mark after an error or a cancellation, and `route` charges again
+where a charge was lost (``durability="async"``). So a call is started once for a run and its number of steps,
+until the invocation that started it has ended without an error. It is started by the process that charged it
+alone: of another one nobody knows whether it has.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from inspect import getattr_static
@@ -21,6 +29,7 @@ from trim_graph.adapters.capabilities import models_inside, native_async
 from trim_graph.adapters.responses import TokenCounter
 from trim_graph.budget.ledger import Ledger
 from trim_graph.budget.usage import (
+    Prices,
     Usage,
     WarmingUsage,
     Writer,
@@ -35,7 +44,7 @@ from trim_graph.errors import FailedAttempts, SettingsError
 from trim_graph.routing import RunView
 from trim_graph.routing.router import WARM_TOKENS, WarmRequest
 from trim_graph.runtime import Invocation, emit, tagged
-from trim_graph.state import InFlight, StepRequest
+from trim_graph.state import InFlight, StepRequest, WarmMark
 
 from .model_call import StepCall, WriterModel, awith_reservation, charge_reply, prepare_step, usage_of_raised
 
@@ -43,6 +52,8 @@ STOP_S = 0.5
 """Seconds that the end of an invocation waits for a cancelled call."""
 TASK = "trim-graph warming"
 """Name of the asyncio tasks."""
+KEPT = 10_000
+"""Most started calls recorded; beyond that the oldest is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +93,34 @@ class WarmingSlot:
     """The calls of one invocation that warm the cache: at most one runs at a time.
 
     `TrimGraph.astream` makes a slot for each invocation and closes it however the invocation ends.
+
+    Attributes:
+        closed: Whether the invocation makes no further call.
+        stored: Whether the invocation has ended without an error, so that LangGraph has stored all of it.
     """
 
     def __init__(self) -> None:
+        self.closed = self.stored = False
         self._current: tuple[WarmCall, asyncio.Task[Any]] | None = None
-        self._read = -1
+        self._charged = -1
         """Number of steps in the last prompt."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether a call is running, or has ended and is not settled."""
+        return self._current is not None
+
     def takes(self, steps: int) -> bool:
-        """Returns whether a call for so many steps may start: none is running, and none has read as many."""
-        return self._current is None and steps > self._read
+        """Returns whether a call for so many steps may be charged: none is running or has read as many."""
+        return not self.busy and steps > self._charged
+
+    def charge(self, steps: int) -> None:
+        """Notes that a call for so many steps is charged."""
+        self._charged = steps
 
     def start(self, call: WarmCall, ledger: Ledger | None) -> None:
         """Starts a call."""
-        self._read = call.call.index
+        self._charged = call.call.index
         self._current = call, asyncio.create_task(call.make(ledger), name=TASK)
 
     def ended(self) -> tuple[WarmCall, asyncio.Task[Any]] | None:
@@ -112,6 +137,7 @@ class WarmingSlot:
 
     async def close(self) -> None:
         """Cancels a running call, and waits for its end, at most `STOP_S` seconds."""
+        self.closed = True
         self.stop()
         if self._current is not None:
             await asyncio.wait([self._current[1]], timeout=STOP_S)
@@ -135,6 +161,9 @@ class Warming:
         self._large, self._ledger, self._counters = large, ledger, counters
         self._models: Mapping[Writer, WriterModel] = {"large": WriterModel.of(large)}
         self._warned = False
+        self._lock = threading.Lock()
+        self._started: OrderedDict[tuple[str, str, int], WarmingSlot] = OrderedDict()
+        """Slots of the calls started, by process, run and number of steps."""
 
     def check(self, *, wanted: bool, synchronous: bool = False) -> bool:
         """Returns whether warming is on and possible; warns once if it is on and impossible.
@@ -167,51 +196,73 @@ class Warming:
             warnings.warn(f"warm_large=True has no effect: {obstacle}", RuntimeWarning, stacklevel=2)
         return obstacle is None
 
-    def start(
-        self,
-        view: RunView,
-        request: WarmRequest,
-        usage: Usage,
-        config: RunnableConfig,
-        invocation: Invocation | None,
-    ) -> Usage | None:
-        """Starts a call in the background, unless one is running.
+    def charge(
+        self, view: RunView, request: WarmRequest, usage: Usage, invocation: Invocation | None
+    ) -> tuple[Usage, WarmMark] | None:
+        """Charges a call in full, which `generate_step` then starts.
 
         Args:
             view: View of the run.
             request: The router's request.
             usage: Usage of the run.
-            config: The node's config.
-            invocation: The invocation of the node.
+            invocation: The invocation of `route`.
 
         Returns:
-            The usage with the call charged in full; None if no call was started.
+            The usage with the call, and the mark for `generate_step`; None if no call is to be started.
         """
-        slot = slot_of(invocation)
-        if not self.check(wanted=True, synchronous=slot is None) or slot is None:
+        slot, steps = slot_of(invocation), len(request.steps)
+        if not self.check(wanted=True, synchronous=slot is None) or slot is None or not slot.takes(steps):
             return None
-        if not slot.takes(len(request.steps)):
-            return None
-        call = self._prepare(view, request, usage, config)
-        lost = FailedAttempts(count=0, input_tokens=0, output_tokens=0, unknown=1)
-        charged = charge_lost(usage, "large", lost, **call.unreported())
-        large = charged["large"]
-        charged["large"] = {**large, "calls": large["calls"] + 1, "seconds": large.get("seconds", 0.0)}
-        charged = _with_warming(usage, charged)
-        slot.start(WarmCall(call, charged), self._ledger)
-        return charged
+        with self._lock:
+            other = self._started.get(_key(view, steps))
+        if other is not None and not other.closed:
+            return None  # a branch of this run, which is charged for it, has the prompt read
+        slot.charge(steps)
+        mark = WarmMark(
+            steps=steps,
+            prompt_tokens=request.prompt_tokens,
+            unaccounted_cost=usage["unaccounted_cost"],
+            process=process.NAME,
+        )
+        return _in_full(usage, mark, view.prices), mark
 
-    def _prepare(self, view: RunView, request: WarmRequest, usage: Usage, config: RunnableConfig) -> StepCall:
+    def start(self, view: RunView, config: RunnableConfig, invocation: Invocation | None) -> None:
+        """Starts the call in the background for which `route` has left a mark.
+
+        Args:
+            view: View of the run, charged in full for the call.
+            config: The node's config.
+            invocation: The invocation of `generate_step`.
+        """
+        assert view.request is not None
+        mark, slot = view.request.get("warm"), slot_of(invocation)
+        if mark is None or slot is None or slot.busy:
+            return
+        if mark["process"] != process.NAME or mark["steps"] != len(view.steps):
+            return
+        with self._lock:
+            key = _key(view, mark["steps"])
+            before = self._started.get(key)
+            if before is not None and not before.stored:
+                return  # what it has read may be charged in this very state
+            self._started[key] = slot
+            self._started.move_to_end(key)
+            if len(self._started) > KEPT:
+                self._started.popitem(last=False)
+        charged = view.usage
+        uncharged = add_usage(charged, usage_delta(_in_full(charged, mark, view.prices), charged))
+        uncharged["unaccounted_cost"] = mark["unaccounted_cost"]  # a difference of costs is not exact
+        slot.start(WarmCall(self._prepare(view, mark, uncharged, config), charged), self._ledger)
+
+    def _prepare(self, view: RunView, mark: WarmMark, usage: Usage, config: RunnableConfig) -> StepCall:
         """Returns the call: the prompt of a rewrite, with one token to write and no further attempt."""
         in_flight = InFlight(
             writer="large",
             max_tokens=WARM_TOKENS,
-            prompt_tokens=request.prompt_tokens,
-            process=process.NAME,
+            prompt_tokens=mark["prompt_tokens"],
+            process=mark["process"],
         )
-        view = view.after(
-            {**view.state, "steps": list(request.steps), "usage": usage, "in_flight": in_flight}
-        )
+        view = view.after({**view.state, "usage": usage, "in_flight": in_flight})
         to_read = StepRequest(
             writer="large",
             until_eos=False,  # a model that continues by prompt is asked otherwise for all further steps
@@ -222,7 +273,7 @@ class Warming:
             attempt=0,
         )
         call = prepare_step(
-            view, to_read, request.steps, config, self._models, invocation=None, counters=self._counters
+            view, to_read, view.steps, config, self._models, invocation=None, counters=self._counters
         )
         arguments = dict(call.arguments)
         if call.retry is not None:
@@ -265,6 +316,21 @@ def slot_of(invocation: Invocation | None) -> WarmingSlot | None:
     """Returns the slot of an invocation; None in a synchronous one."""
     found = None if invocation is None else invocation.warming
     return found if isinstance(found, WarmingSlot) else None
+
+
+def _key(view: RunView, steps: int) -> tuple[str, str, int]:
+    return process.NAME, view.run["id"], steps
+
+
+def _in_full(usage: Usage, mark: WarmMark, prices: Prices) -> Usage:
+    """Returns the usage with the most that a call may use."""
+    lost = FailedAttempts(count=0, input_tokens=0, output_tokens=0, unknown=1)
+    charged = charge_lost(
+        usage, "large", lost, max_tokens=WARM_TOKENS, prompt_tokens=mark["prompt_tokens"], prices=prices
+    )
+    large = charged["large"]
+    charged["large"] = {**large, "calls": large["calls"] + 1, "seconds": large.get("seconds", 0.0)}
+    return _with_warming(usage, charged)
 
 
 def _corrected(usage: Usage, charged: Usage, used: Usage) -> Usage:
