@@ -8,8 +8,11 @@ from tests.adapters.recorded_server import RecordedServer, chat_answer, failed
 from trim_graph import Budget, create_trim_graph
 from trim_graph.adapters import ChatVLLM
 from trim_graph.adapters.vllm import client
+from trim_graph.budget.ledger import MemoryLedger
+from trim_graph.budget.limits import Quota, Quotas
+from trim_graph.budget.usage import LargeUsage, ModelPrice, Prices
 from trim_graph.errors import ChatModelContractError
-from trim_graph.policies import large_only, small_only
+from trim_graph.policies import large_only, small_only, threshold
 
 REFUSED = (
     "thinking_token_budget is set but reasoning_config is not configured. Please set --reasoning-parser "
@@ -58,9 +61,9 @@ async def test_reasoning_ends_while_steps_are_left_for_the_answer(connect, async
         "reasoning": 5,
         "answer": 1,
     }
-    # The first call says what is wanted. The fifth may take 10 of the 40 tokens that two steps have, behind
-    # the 20 of four steps; in the answer nothing is limited.
-    assert asked(server) == [90, None, None, None, 30, None]
+    # The first call says what is wanted. The fifth ends the reasoning, as the answer may need two steps; in
+    # the answer nothing is limited.
+    assert asked(server) == [80, None, None, None, 0, None]
 
 
 def test_reasoning_that_goes_on_may_take_no_more(connect):
@@ -69,7 +72,75 @@ def test_reasoning_that_goes_on_may_take_no_more(connect):
     create_trim_graph(small, small, policy=small_only(), **SETTINGS).invoke(
         {"messages": [("user", "2 + 2?")]}
     )
-    assert asked(server)[4:] == [30, 25]
+    assert asked(server)[4:] == [0, 0]
+
+
+def test_reasoning_in_short_steps_leaves_steps_for_the_answer(connect):
+    closed = chat_answer("", stop="</think>", spent=(30, 1))
+    thought = thoughts("<think>One.", "Two.", "Three.", end="\n\n")
+    server, small = connect(*thought, closed, ANSWER, min_answer_tokens=30)
+    settings = {**SETTINGS, "max_steps": 4, "max_step_tokens": 100}
+    graph = create_trim_graph(small, small, policy=small_only(), **settings)
+    result = graph.invoke({"messages": [("user", "2 + 2?")]})
+    assert asked(server) == [300, None, None, 0, None]
+    assert result["trim"]["answer"] == "4"
+
+
+def test_tokens_for_the_answer_are_kept_of_the_solutions_limit(connect):
+    server, small = connect(*thoughts("<think>One.", "Two."), ANSWER, min_answer_tokens=30)
+    graph = create_trim_graph(small, small, policy=small_only(), max_tokens=45, **SETTINGS)
+    graph.invoke({"messages": [("user", "2 + 2?")]})
+    # 15 of the 45 are for reasoning, 10 of them after the first step.
+    assert asked(server) == [15, 15, None]
+
+
+@pytest.mark.parametrize(
+    ("budget", "limit"),
+    [
+        (Budget(large_tokens=35), None),
+        (Budget(large_tokens=35, on_exhausted="stop"), 10),
+        (Budget(large_cost=35e-6, on_exhausted="stop"), 10),
+    ],
+    ids=["small", "stop", "stop at a cost"],
+)
+def test_a_rewrite_leaves_reasoning_to_the_small_model_unless_the_budget_ends_the_run(connect, budget, limit):
+    server, model = connect(*thoughts("<think>One.", "Two.", "2."), ANSWER, min_answer_tokens=30)
+    graph = create_trim_graph(
+        model,
+        model,
+        lambda question, steps: [0.1 if step == "Two." else 0.9 for step in steps],
+        policy=threshold(0.5),
+        budget=budget,
+        prices=Prices(large=ModelPrice(output=1)),
+        **SETTINGS,
+    )
+    graph.invoke({"messages": [("user", "2 + 2?")]})
+    assert asked(server) == [80, None, limit, None]
+
+
+class BlindLedger(MemoryLedger):
+    """Tells `route` that nothing is used, as where other runs use the account between route and call."""
+
+    def used(self, account):
+        return LargeUsage()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_call_to_the_end_keeps_them_of_what_its_reservation_leaves(connect, asynchronous):
+    server, large = connect(chat_answer("<think>One.</think>\n\nIt is \\boxed{4}."), min_answer_tokens=30)
+    ledger = BlindLedger()
+    ledger.reserve("user:ann", "another run", lambda used: LargeUsage(60, 1))
+    quotas = Quotas(user=Quota(large_tokens=100))
+    graph = create_trim_graph(
+        large, large, policy=large_only(), ledger=ledger, quotas=quotas, **{**SETTINGS, "max_steps": 4}
+    )
+    question, context = {"messages": [("user", "2 + 2?")]}, {"user": "ann"}
+    if asynchronous:
+        await graph.ainvoke(question, context=context)
+    else:
+        graph.invoke(question, context=context)
+    assert [body["max_tokens"] for _, body in server.generations] == [40]
+    assert asked(server) == [10]
 
 
 def test_a_call_to_the_end_keeps_them_of_what_the_budget_leaves(connect):
@@ -98,7 +169,7 @@ def test_a_server_without_reasoning_ends_the_run_at_its_first_call_whatever_the_
         ChatModelContractError, match=r"does not limit reasoning: start vLLM .*--reasoning-parser"
     ):
         graph.invoke({"messages": [("user", "2 + 2?")]})
-    assert asked(server) == [90]
+    assert asked(server) == [80]
 
 
 def test_another_server_is_refused_before_it_is_asked(connect):

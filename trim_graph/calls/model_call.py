@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -180,6 +181,7 @@ class StepCall(Call):
         partial_text: Text of this step from earlier calls, as far as it counts.
         key: Name of the call within its run; the same call has the same key.
         estimate: Estimates the tokens if the model does not report them.
+        min_answer_tokens: Tokens that the model keeps for its answer; None if it keeps none.
     """
 
     model: Runnable[Any, Any]
@@ -191,11 +193,18 @@ class StepCall(Call):
     partial_text: str
     key: str
     estimate: Estimate | None
+    min_answer_tokens: int | None
 
     def cap_tokens(self, tokens: int) -> Self:
         """Returns the call, and its further attempts, with ``max_tokens`` as the accounts grant it."""
         request = StepRequest(**{**self.request, "max_tokens": tokens})
-        call = replace(self, request=request, arguments={**self.arguments, "max_tokens": tokens})
+        arguments = {**self.arguments, "max_tokens": tokens}
+        if self.min_answer_tokens is not None:
+            arguments.pop("thinking_token_budget", None)
+            arguments |= _reasoning_limit(
+                self.view, request, self.view.steps, self.partial_text, self.min_answer_tokens
+            )
+        call = replace(self, request=request, arguments=arguments)
         if call.retry is None:
             return call
         retry = RetryGrant(call, reserved=True)
@@ -341,6 +350,7 @@ def prepare_step(
         partial_text=partial_text,
         key=key,
         estimate=estimate_of(settings, writer, (counters or {}).get(writer), messages),
+        min_answer_tokens=model.min_answer_tokens,
     )
     if writer == "large" and model.takes_retry_tokens:
         retry = arguments["retry_tokens"] = RetryGrant(call)
@@ -357,6 +367,9 @@ def _reasoning_limit(
     call that cannot reach the limit goes without one, apart from the first call of a run: a server that was
     not set up for it refuses at once.
 
+    Limits of the large model count where they end its text: in a call to the end of the solution, and where
+    they end the run. Otherwise the small model may continue.
+
     Args:
         view: View of the run.
         request: Request of `route`.
@@ -369,12 +382,15 @@ def _reasoning_limit(
         steps[-1] if steps else None, partial_text
     ):
         return {}
-    left = view.step_tokens * (settings.max_steps - len(steps))
-    if request["until_eos"] or granted < view.step_tokens:  # `route` has cut it to what limits leave
-        left = min(left, granted)
-    if request["writer"] == "large" and view.left.large_tokens is not None:
-        left = min(left, view.left.large_tokens)
-    more = max(left - kept, 0)
+    if request["until_eos"]:
+        more = granted - kept
+    else:  # any step may be short, so whole steps are kept for the answer
+        more = view.step_tokens * (settings.max_steps - len(steps) - math.ceil(kept / view.step_tokens))
+    if settings.max_tokens is not None:
+        more = min(more, settings.max_tokens - sum(step["tokens"] for step in steps) - kept)
+    if request["writer"] == "large" and view.budget.on_exhausted == "stop":
+        more = min(more, _large_tokens_left(view, request) - kept)
+    more = max(more, 0)
     if steps and more >= granted:
         return {}
     written = 0
@@ -382,7 +398,27 @@ def _reasoning_limit(
         if step.get("part") != "reasoning":
             break
         written += step["tokens"]
-    return {"thinking_token_budget": written + more}
+    # The server counts its own tokens, so only 0 ends the reasoning at once whatever it counts.
+    return {"thinking_token_budget": written + more if more else 0}
+
+
+def _large_tokens_left(view: RunView, request: StepRequest) -> int:
+    """Returns how many tokens of the large model are left in a run that ends once there are none.
+
+    Accounts are not known here, but `route` has cut the step's tokens to what they leave.
+    """
+    wanted = view.step_tokens * (view.settings.max_steps - len(view.steps))
+    if request["max_tokens"] < view.step_tokens:
+        wanted = request["max_tokens"]
+    in_flight = view.state.get("in_flight")
+    tokens, _ = grant(
+        view.budget,
+        view.left,
+        view.prices,
+        wanted=wanted,
+        prompt_tokens=in_flight["prompt_tokens"] if in_flight else 0,
+    )
+    return tokens
 
 
 def _shared_min_answer_tokens(model: Runnable[Any, Any]) -> int | None:
