@@ -90,8 +90,8 @@ class VLLMSettings(SamplingSettings):
     """Further arguments of the chat template, such as ``{"enable_thinking": False}``."""
     min_answer_tokens: int | None = Field(default=None, ge=1)
     """Tokens that a model that thinks keeps for its answer: vLLM ends the reasoning in a run of a graph while
-    so many, and the steps that they may fill, are left of the run's limits. vLLM needs ``--reasoning-parser`` or ``--reasoning-config`` for
-    that. None: reasoning may take all that is left."""
+    so many, and the steps that they may fill, are left of the run's limits. vLLM needs
+    ``--reasoning-parser`` or ``--reasoning-config`` for that. None: reasoning may take all that is left."""
 
 
 class VLLMServerSettings(VLLMSettings):
