@@ -28,7 +28,7 @@ from trim_graph.calls.model_call import (
 from trim_graph.calls.speculation import Speculation
 from trim_graph.calls.warming import Warming
 from trim_graph.routing import RunView
-from trim_graph.routing.drafts import parse_draft, why_no_step
+from trim_graph.routing.drafts import parse_draft, partial_tokens, why_no_step
 from trim_graph.routing.router import MAX_ATTEMPTS, MAX_IDLE
 from trim_graph.runtime import CallNode, Invocation, emit
 from trim_graph.segmentation import Segmentation
@@ -127,6 +127,7 @@ def _apply_reply(call: StepCall, message: Any, reply: Reply, seconds: float) -> 
         segmentation=None if request["until_eos"] else call.segmentation,
         settings=call.settings,
         previous=call.previous,
+        partial_tokens=partial_tokens(request, call.previous),
     )
     update["draft"] = draft
     if draft is not None:
@@ -173,7 +174,10 @@ def _without_step(call: StepCall, reply: Reply, usage: Usage, metadata: dict[str
     most = MAX_ATTEMPTS if text else MAX_IDLE
     only_reasoning = reply.end == "length" and not text.strip() and reply.reasoning_tokens > 0
     if reply.end != "eos" and not only_reasoning and attempt < most:
-        return {"request": StepRequest(**{**request, "partial_text": partial_text, "attempt": attempt})}
+        again = StepRequest(**{**request, "partial_text": partial_text, "attempt": attempt})
+        if partial_text:
+            again["partial_tokens"] = request.get("partial_tokens", 0) + reply.output_tokens
+        return {"request": again}
     written = partial_text if text else request["partial_text"].strip()
     return _no_step(call, usage, why_no_step(reply, written, timed_out=bool(metadata.get("timed_out"))))
 

@@ -5,11 +5,13 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
+from trim_graph import create_trim_graph
 from trim_graph.budget import Budget
 from trim_graph.config import make_config
 from trim_graph.errors import SettingsError
 from trim_graph.policies import small_only, threshold
 from trim_graph.settings import ContextSettings, RunSettings, Settings, TrimContext, Unset, overridden
+from trim_graph.testing import ScriptedChatModel
 
 SETTINGS = Settings(max_steps=9)
 
@@ -83,6 +85,29 @@ def test_max_tokens_is_the_limit_of_the_accepted_steps(make, policy: Any, most: 
     written = result["tokens"]["small"] + result["tokens"]["large"]
     assert (result["stopped"], written) == ("max_tokens", most)
     assert rig.ask(context=TrimContext(policy=policy, max_tokens=999))["trim"]["stopped"] == "finished"
+
+
+@pytest.mark.parametrize("policy", ["small_only", {"type": "threshold", "t": 0.5}])
+@pytest.mark.parametrize(
+    ("most", "steps", "tokens"),
+    [(3, 1, 2), (10, 1, 2), (11, 2, 11), (12, 2, 12), (16, 2, 12), (17, 3, 17), (99, 3, 18)],
+)
+def test_max_tokens_counts_answers_without_a_step_whose_text_is_in_the_solution(
+    policy: Any, most: int, steps: int, tokens: int
+):
+    rule = "--- --- ---"  # four tokens with the blank line behind it
+    model = ScriptedChatModel(script=["one", rule, rule, "two", rule, "three"])
+
+    def scorer(question: str, steps: Any) -> list[float]:
+        return [0.1] * len(steps)
+
+    graph = create_trim_graph(model, model, scorer, policy=small_only(), max_tokens=most)
+    result = graph.invoke({"messages": [("user", "?")]}, context=TrimContext(policy=policy))
+    summary, text = result["trim"], result["messages"][-1].text
+    assert len(text.split()) == {1: 1, 2: 8, 3: 12}[steps]
+    assert sum(summary["steps"].values()) == steps
+    assert summary["tokens"]["small"] + summary["tokens"]["large"] == tokens
+    assert summary["stopped"] == ("finished" if most == 99 else "max_tokens")
 
 
 def test_a_policy_object_in_a_context_is_refused_with_what_is_taken():

@@ -36,8 +36,8 @@ class Step(TypedDict):
     model: str
     """Name of the model, as its answers report it."""
     tokens: int
-    """Tokens generated for the step, its delimiter included. Several steps of one answer share its tokens by
-    their lengths."""
+    """Tokens generated for the step, its delimiter and earlier answers that it begins with included. Several
+    steps of one answer share its tokens by their lengths."""
     mean_token_probability: float | None
     """Mean probability of its tokens under the model that wrote it; None where that is not reported."""
     end: StepEnd
@@ -95,6 +95,8 @@ class StepRequest(TypedDict):
     """Whether the policy decides on the draft; otherwise it is accepted."""
     partial_text: str
     """Text of earlier attempts at this step, which were no step by themselves."""
+    partial_tokens: NotRequired[int]
+    """Tokens generated for ``partial_text``; absent if it is empty, and in requests of an earlier release."""
     attempt: int
     """Number of answers without a step, in a row."""
     probe: NotRequired[Probe]

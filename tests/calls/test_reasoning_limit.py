@@ -94,6 +94,13 @@ def test_tokens_for_the_answer_are_kept_of_the_solutions_limit(connect):
     assert asked(server) == [15, 15, None]
 
 
+def test_a_rule_in_the_reasoning_counts_as_reasoning(connect):
+    server, small = connect(*thoughts("<think>One.", "---", "Two."), ANSWER, min_answer_tokens=30)
+    graph = create_trim_graph(small, small, policy=small_only(), max_tokens=50, **SETTINGS)
+    graph.invoke({"messages": [("user", "2 + 2?")]})
+    assert asked(server) == [20, 20, 20, None]
+
+
 @pytest.mark.parametrize(
     ("budget", "limit"),
     [

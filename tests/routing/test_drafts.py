@@ -46,7 +46,13 @@ def reply(
 
 
 def parsed(
-    said: Reply, *, partial_text: str = "", way: Any = PARAGRAPHS, previous: Any = None, **more: Any
+    said: Reply,
+    *,
+    partial_text: str = "",
+    way: Any = PARAGRAPHS,
+    previous: Any = None,
+    partial_tokens: int = 0,
+    **more: Any,
 ) -> Any:
     return parse_draft(
         said,
@@ -55,7 +61,13 @@ def parsed(
         segmentation=way,
         settings=Settings(**more),
         previous=previous,
+        partial_tokens=partial_tokens,
     )
+
+
+def test_text_of_earlier_attempts_counts_among_the_tokens_of_the_step():
+    step = parsed(reply("two", tokens=4), partial_text="---\n\n", partial_tokens=3)
+    assert (step["text"], step["tokens"]) == ("---\n\ntwo", 7)
 
 
 def whole(text: str, end: str = "eos", **more: Any) -> Draft:

@@ -45,6 +45,7 @@ from trim_graph.errors import (
     counted,
     is_context_full,
 )
+from trim_graph.routing.drafts import partial_tokens
 from trim_graph.routing.view import RunView
 from trim_graph.runtime import GRACE, Invocation, call_with_timeout, emit, tagged
 from trim_graph.segmentation import Segmentation, cut_text, join_steps, partial_text_counts, stop_arguments
@@ -378,22 +379,22 @@ def _reasoning_limit(
         kept: Tokens that are kept for the answer.
     """
     settings, granted = view.settings, request["max_tokens"]
-    if settings.thinking is None or not settings.thinking.may_close(
-        steps[-1] if steps else None, partial_text
-    ):
+    previous = steps[-1] if steps else None
+    if settings.thinking is None or not settings.thinking.may_close(previous, partial_text):
         return {}
+    begun = partial_tokens(request, previous)
     if request["until_eos"]:
         more = granted - kept
     else:  # any step may be short, so whole steps are kept for the answer
         more = view.step_tokens * (settings.max_steps - len(steps) - math.ceil(kept / view.step_tokens))
     if settings.max_tokens is not None:
-        more = min(more, settings.max_tokens - sum(step["tokens"] for step in steps) - kept)
+        more = min(more, settings.max_tokens - sum(step["tokens"] for step in steps) - begun - kept)
     if request["writer"] == "large" and view.budget.on_exhausted == "stop":
         more = min(more, _large_tokens_left(view, request) - kept)
     more = max(more, 0)
     if steps and more >= granted:
         return {}
-    written = 0
+    written = begun
     for step in reversed(steps):
         if step.get("part") != "reasoning":
             break

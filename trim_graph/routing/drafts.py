@@ -7,14 +7,24 @@ from typing import Any
 
 from trim_graph.adapters.base import StepEnd
 from trim_graph.adapters.responses import Reply
-from trim_graph.segmentation import Part, Segmentation, Thinking, is_step, share_out
+from trim_graph.segmentation import Part, Segmentation, Thinking, is_step, partial_text_counts, share_out
 from trim_graph.settings import Settings
-from trim_graph.state import DecisionRecord, Draft, Step
+from trim_graph.state import DecisionRecord, Draft, Step, StepRequest
 
 
 def _ends_a_cut_step(text: str, end: StepEnd, previous: Step | None) -> bool:
     """Returns whether punctuation completes a step that its token limit cut, as ``}.`` of a boxed answer."""
     return end == "eos" and bool(text.strip()) and previous is not None and previous["end"] == "length"
+
+
+def partial_tokens(request: StepRequest, previous: Step | None) -> int:
+    """Returns the tokens of earlier attempts whose text is in the step.
+
+    Args:
+        request: Request of the step.
+        previous: The step accepted last.
+    """
+    return request.get("partial_tokens", 0) if partial_text_counts(previous, request["partial_text"]) else 0
 
 
 def parse_draft(
@@ -25,6 +35,7 @@ def parse_draft(
     segmentation: Segmentation | None,
     settings: Settings,
     previous: Step | None,
+    partial_tokens: int = 0,
 ) -> Draft | None:
     """Returns the draft in an answer; None if it holds no step.
 
@@ -35,8 +46,10 @@ def parse_draft(
         segmentation: Finds the end of the step; None if the writer continues to the end of the solution.
         settings: Settings of the run.
         previous: The step accepted last.
+        partial_tokens: Tokens of ``partial_text``.
     """
-    text, tokens, end, separator = partial_text + reply.text, reply.output_tokens, reply.end, reply.separator
+    text, end, separator = partial_text + reply.text, reply.end, reply.separator
+    tokens = partial_tokens + reply.output_tokens
     thinking = settings.thinking
     if segmentation is not None:
         ends = [segmentation.boundary(text, ended=True)]

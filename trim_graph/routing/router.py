@@ -37,7 +37,7 @@ from trim_graph.state import (
 )
 
 from . import explain
-from .drafts import rejected_draft, split_into_steps
+from .drafts import partial_tokens, rejected_draft, split_into_steps
 from .view import RunView
 
 SCORED_ROUND = 6
@@ -293,8 +293,17 @@ class _Decision:
         if self.state.get("stopped"):
             return self.finish(self.state["stopped"])
         if request is not None and (request["attempt"] > 0 or "interrupted" in request):
-            return self.finish("deadline") if self.out_of_time else self.write(request)
+            return self.finish("deadline") if self.out_of_time else self._write_again(request)
         return self._next_writer(request)
+
+    def _write_again(self, request: StepRequest) -> Action:
+        """Requests a step again; text of earlier attempts counts for the limit on the solution's tokens."""
+        if (left := self._tokens_left()) is not None:
+            left -= partial_tokens(request, self.steps[-1] if self.steps else None)
+            if left <= 0:
+                return self.finish("max_tokens")
+            request = StepRequest(**{**request, "max_tokens": min(request["max_tokens"], left)})
+        return self.write(request)
 
     # Who writes the next step?
 

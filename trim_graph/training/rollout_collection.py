@@ -238,7 +238,7 @@ class TreeExpander:
         self, writer: Writer, question: Question, steps: list[Step]
     ) -> tuple[Step, float | None]:
         """Returns the writer's next step, and the entropy of its first token if it is probed."""
-        model, previous, before = self.models[writer], steps[-1] if steps else None, ""
+        model, previous, before, spent = self.models[writer], steps[-1] if steps else None, "", 0
         first_entropy: float | None = None
         for _ in range(MAX_ATTEMPTS):
             partial_text = before if partial_text_counts(previous, before) else ""
@@ -266,13 +266,14 @@ class TreeExpander:
                 segmentation=self.segmentation,
                 settings=self.settings,
                 previous=previous,
+                partial_tokens=spent if partial_text else 0,
             )
             if draft is not None and draft["end"] != "length" and not {"part", "separator"} & draft.keys():
                 return step_from_draft(draft), first_entropy
             added = reply.text + reply.separator
             if draft is not None or reply.end == "eos" or not added:
                 break
-            before += added
+            before, spent = before + added, spent + reply.output_tokens
         raise NotExpandable
 
     def _messages(self, question: Question, steps: list[Step], before: str) -> list[Any]:
