@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 from trim_graph.errors import counted
+from trim_graph.evaluation.noninferiority import chance_interval
 
 from .records import Application, Kind, ShadowRecord
 
@@ -268,10 +269,8 @@ def proportion(count: int, n: int) -> Estimate:
     """Returns a share of questions with Clopper and Pearson's interval."""
     if not n:
         return UNKNOWN
-    from scipy.stats import binomtest  # type: ignore[import-untyped]
-
-    found = binomtest(count, n).proportion_ci(0.95, method="exact")
-    return Estimate(value=count / n, low=float(found.low), high=float(found.high), n=n)
+    low, high = chance_interval(count, n)
+    return Estimate(value=count / n, low=low, high=high, n=n)
 
 
 def ratio_of(pairs: Sequence[tuple[float, float]]) -> Estimate:
@@ -303,16 +302,14 @@ def share_of(pairs: Sequence[tuple[float, float]]) -> Estimate:
 
 
 def _student(n: int) -> float:
-    from scipy.stats import t
+    from scipy.stats import t  # type: ignore[import-untyped]
 
     return float(t.ppf(0.975, n - 1))
 
 
 def upper_bound(count: int, n: int, confidence: float = 0.95) -> float:
     """Returns the exact one-sided upper bound of a share of questions (Clopper and Pearson)."""
-    from scipy.stats import beta
-
-    return 1.0 if count >= n else float(beta.ppf(confidence, count + 1, n - count))
+    return chance_interval(count, n, 2 * confidence - 1).high
 
 
 def _lower_bound(count: int, n: int, confidence: float) -> float:
