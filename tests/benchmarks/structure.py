@@ -115,6 +115,8 @@ def imports() -> Iterator[tuple[str, str]]:
                 base = ".".join([*above, *filter(None, [node.module])])
                 found = [f"{base}.{alias.name}" for alias in node.names]
             for target in found:
+                if target.startswith("trim_graph.examples"):  # no part of it, so not the root either
+                    continue
                 while target and target not in names:
                     target = target.rpartition(".")[0]
                 if target:
