@@ -35,10 +35,10 @@ def test_the_cost_is_the_price_of_every_call(make):
     assert summary["cost"] == pytest.approx((billed + 5 * summary["tokens"]["scorer"]) / 1e6)
 
 
-def test_pieces_that_were_no_step_are_counted_as_discarded(make):
+def test_pieces_that_were_no_step_are_counted_in_the_step_that_begins_with_them(make):
     def script(prefix: str) -> str:
         return "" if prefix.endswith("done") else "---\n\nall done" if not prefix else "all done"
 
-    tokens = make(script, scores={}).ask()["trim"]["tokens"]
-    assert tokens["small"] + tokens["small_discarded"] == 5
-    assert tokens["small_discarded"] == 2
+    result = make(script, scores={}).ask()
+    assert result["messages"][-1].text == "---\n\nall done"
+    assert (result["trim"]["tokens"]["small"], result["trim"]["tokens"]["small_discarded"]) == (5, 0)

@@ -435,10 +435,13 @@ async def test_a_call_that_is_cut_off_is_settled_in_its_accounts():
 
 
 class Outage(InMemorySaver):
-    """A slow database that refuses the first `route` or the second, as often as ``down`` says."""
+    """A slow database that refuses the first `route` or the second, once for each item of ``down``.
+
+    A list, since LangGraph may run on a copy of a checkpointer.
+    """
 
     first = True
-    down = 0
+    down: Any = ()
 
     async def aput(self, config: Any, checkpoint: Any, metadata: Any, *arguments: Any) -> Any:
         await asyncio.sleep(0.005)
@@ -453,8 +456,7 @@ class Outage(InMemorySaver):
 
     def _refuse(self, matches: bool) -> None:
         if self.down and matches:
-            self.down -= 1
-            raise OSError("the database is away")
+            raise OSError(f"the database is {self.down.pop()}")
 
 
 THREAD: Any = {"configurable": {"thread_id": "1"}}
@@ -465,7 +467,7 @@ SHORT: Any = {"max_steps": 2, "max_step_tokens": 8, "budget": Budget(large_calls
 @pytest.mark.parametrize(("first", "durability"), [(True, "sync"), (False, "sync"), (False, "async")])
 async def test_a_call_is_charged_however_often_the_database_refuses_its_charge(first, durability):
     saver = Outage()
-    saver.first, saver.down = first, 20
+    saver.first, saver.down = first, ["away"] * 20
     rig = Rig(poor=["two"], checkpointer=saver, **SHORT)
     given: Any = GIVEN
     while True:
