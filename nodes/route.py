@@ -22,10 +22,10 @@ from trim_graph.prompt_size import counts_itself, prompt_bound
 from trim_graph.routing import AcceptedText, Action, AskHuman, Generate, Router, RunView
 from trim_graph.routing.view import settings_of
 from trim_graph.run import begin_run
-from trim_graph.runtime import Invocation, Node, emit, invocation_of, push_text
+from trim_graph.runtime import Node, emit, invocation_of, push_text
 from trim_graph.segmentation import join_steps, separator_of
 from trim_graph.settings import Settings
-from trim_graph.state import Step, StepRequest, TrimInput, TrimState, fresh_channels
+from trim_graph.state import Step, TrimInput, TrimState, fresh_channels
 
 Goto = Literal["generate_step", "ask_human", "finalize"]
 
@@ -98,32 +98,12 @@ def route_node(
             action = replace(action, update=reset | action.update, events=events)
         return view, action
 
-    def warm(
-        view: RunView, action: Generate, update: dict[str, Any], invocation: Invocation | None
-    ) -> dict[str, Any]:
-        assert warming is not None
-        request: StepRequest | None = update.get("request", view.request)
-        assert request is not None
-        if action.warm is not None:
-            usage = update.get("usage") or view.usage
-            if (charged := warming.charge(view, action.warm, usage, invocation)) is not None:
-                usage, mark = charged
-                return {**update, "usage": usage, "request": StepRequest(**{**request, "warm": mark})}
-        if "warm" not in request:
-            return update
-        # Another attempt at the step: the call was started with the first one.
-        further = StepRequest(**request)
-        del further["warm"]
-        return {**update, "request": further}
-
     def leave(view: RunView, action: Action, config: RunnableConfig) -> Command[Goto]:
         update, invocation = action.update, invocation_of(config)
         if speculation is not None and view.settings.lookahead:
             update = speculation.after_route(view, action, invocation)
-        if warming is not None and isinstance(action, Generate):
-            update = warm(view, action, update, invocation)
-        elif warming is not None and isinstance(action, AskHuman):
-            warming.stop(invocation)
+        if warming is not None:
+            update = warming.after_route(view, action, update, invocation)
         _report(action, view.run["message_id"])
         return Command(update=update, goto=_GOTO.get(type(action), "finalize"))
 

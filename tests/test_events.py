@@ -11,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict, get_type_hints
 
 from trim_graph import ScorerReply, create_trim_graph
+from trim_graph import events as module
 from trim_graph.events import EVENTS, EventName
 from trim_graph.policies import threshold
 from trim_graph.testing import ScriptedChatModel
@@ -73,3 +74,7 @@ def test_events_of_this_name_have_the_declared_fields(name, scripted):
 def test_an_undeclared_field_is_found():
     with pytest.raises(ValidationError):
         strict(EVENTS["note"]).validate_python({"type": "trim", "event": "note", "text": "", "more": 1})
+
+
+def test_each_class_of_an_event_is_exported():
+    assert {kind.__name__ for kind in EVENTS.values()} <= set(module.__all__)

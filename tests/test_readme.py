@@ -1,4 +1,4 @@
-"""The Python and YAML of README and guides do what they say, in order; files that pages name exist."""
+"""The Python of README and guides runs, the YAML of the README is valid; files that pages name exist."""
 
 import inspect
 import re

@@ -28,6 +28,7 @@ __all__ = [
     "RetriedEvent",
     "StartedEvent",
     "TrimEvent",
+    "WarmedEvent",
 ]
 
 EventName = Literal[

@@ -125,7 +125,7 @@ def create_trim_graph(
     routing = as_policy(policy)
     if scorer is None and routing.needs_score:
         raise SettingsError(f"policy {routing!r} needs scores, but scorer is None: pass a scorer")
-    rater = None if scorer is None else _scorer(scorer)
+    rater = None if scorer is None else checked_scorer(scorer)
     if isinstance(checkpointer, str):
         raise SettingsError(
             "checkpointer is a text, and a store must be closed after use: open it, as in "
@@ -187,7 +187,12 @@ def _writer(model: Runnable[Any, Any], delimiter: str, counter: TokenCounter) ->
     return as_writer(model, delimiter, counter)
 
 
-def _scorer(scorer: Any) -> Scorer:
+def checked_scorer(scorer: Any) -> Scorer:
+    """Returns a scorer.
+
+    Raises:
+        SettingsError: It is none.
+    """
     try:
         return as_scorer(scorer)
     except TypeError as error:

@@ -72,8 +72,6 @@ class Probe(TypedDict):
 class WarmMark(TypedDict):
     """A call that warms the large model's cache, charged in full by `route` before it is started."""
 
-    steps: int
-    """Number of accepted steps in its prompt."""
     prompt_tokens: int
     """Upper bound of its prompt in tokens; 0 if prompts have no price."""
     unaccounted_cost: float

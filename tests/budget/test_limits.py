@@ -16,6 +16,7 @@ from trim_graph.adapters import ContinueByPrompt
 from trim_graph.budget import Budget, ModelPrice, Prices, Quota, RemainingBudget
 from trim_graph.budget.limits import grant
 from trim_graph.budget.usage import zero_usage
+from trim_graph.errors import counted
 from trim_graph.policies import Policy, large_only, small_only
 from trim_graph.prompt_size import counts_itself, prompt_bound
 from trim_graph.testing import ScriptedChatModel
@@ -278,7 +279,7 @@ def test_a_model_that_ignores_max_tokens_passes_the_limit_in_its_last_call_only(
     assert sum(earlier) < large_tokens
     over = sum(max(0, call["tokens"] - call["max_tokens"]) for call in stubborn.calls)
     assert summary["usage"]["overshoot_tokens"] == over
-    assert bool(over) == any(f"{over} tokens too many" in note for note in summary["notes"])
+    assert bool(over) == any(f"{counted(over, 'token')} too many" in note for note in summary["notes"])
 
 
 def regenerating(make, **budget):

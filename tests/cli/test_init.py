@@ -43,7 +43,7 @@ def test_options_name_models_and_scorer(run):
 def test_a_terminal_is_asked_for_what_is_left_open(folder, monkeypatch):
     from typer.testing import CliRunner
 
-    monkeypatch.setattr(init, "is_terminal", lambda: True)
+    monkeypatch.setattr(init, "at_terminal", lambda: True)
     answers = "nothing\nhosted\njudge\nopenai:gpt-4.1-nano\n\n"
     done = CliRunner().invoke(app, ["init"], input=answers)
     assert done.exit_code == 0, done.output

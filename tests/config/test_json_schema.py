@@ -70,6 +70,7 @@ def test_what_does_not_load_does_not_fit(schema, text):
 
 
 def test_keys_have_a_meaning(schema):
+    assert schema.schema["properties"]["small"].get("description")
     parts = schema.schema["$defs"]
     for part, key in (
         ("VLLMModel", "base_url"),
@@ -79,5 +80,7 @@ def test_keys_have_a_meaning(schema):
         ("LangChainModel", "kwargs"),
         ("FileSettings", "max_steps"),
         ("Budget", "large_tokens"),
+        ("Serve", "gpu"),
+        ("ShadowSection", "rate"),
     ):
         assert parts[part]["properties"][key].get("description"), f"{part}.{key}"

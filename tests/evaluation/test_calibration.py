@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from made_records import Answering, a_record, ended
 
 from trim_graph import InputError, ScorableStep, SettingsError, TrimError
+from trim_graph.adapters import TokenProbability
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.arms import FAMILIES, ParameterSweep, PolicyList, make_family
 from trim_graph.evaluation.calibration import (
@@ -502,3 +503,9 @@ def test_what_is_no_family(given, message):
 def test_a_folder_without_policies(tmp_path):
     with pytest.raises(SettingsError, match="there is no policy file"):
         make_family([str(tmp_path)], {"type": "small_only"})
+
+
+def test_equal_texts_are_apart_where_the_scorer_reads_more():
+    scorer = CachedScorer(TokenProbability())
+    seen = [ScorableStep("a", mean_token_probability=probability) for probability in (0.2, 0.8)]
+    assert [scorer.score("q", [one]).scores[0] for one in seen] == [0.2, 0.8]

@@ -18,7 +18,7 @@ from trim_graph.examples.arithmetic.study.families import (
     operating_points,
 )
 from trim_graph.examples.arithmetic.study.figures import Draws, Figure, difference, over_random_questions
-from trim_graph.examples.arithmetic.study.paper_test import BY_QUESTION, completed
+from trim_graph.examples.arithmetic.study.paper_test import BY_QUESTION
 from trim_graph.examples.arithmetic.study.report import report
 from trim_graph.examples.arithmetic.study.trees import Problems, recorded_trees
 from trim_graph.examples.arithmetic.study.worlds import Arm, World
@@ -58,23 +58,12 @@ def test_the_command_writes_report_metrics_and_plot(kept):
     assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_papers_test_is_in_the_document_and_reads_the_same_off_its_points(kept):
+def test_the_papers_test_is_in_the_document(kept):
     document = json.loads((kept[1] / "results.json").read_text())
     world = document["worlds"]["standard"]
-    measured = world.pop("over_query_level")
-    curves = {name: dict(family["curve"]) for name, family in world["families"].items()}
+    measured = world["over_query_level"]
     assert {found["beside"] for found in measured.values()} <= set(BY_QUESTION)
     assert not set(measured) & {*BY_QUESTION, "random steps"}
-    for family in world["families"].values():
-        family["curve"].pop("delta_ibc")
-    (again,) = completed(document)["worlds"].values()
-    for name, family in again["families"].items():
-        value = curves[name]["delta_ibc"]["value"]
-        assert family["curve"]["delta_ibc"]["value"] == pytest.approx(value, abs=1e-4)
-    for name, found in again["over_query_level"].items():
-        assert found["beside"] == measured[name]["beside"]
-        expected = measured[name]["difference"]["value"]
-        assert found["difference"] == {"value": pytest.approx(expected, abs=1e-4), "interval": None}
 
 
 def test_a_report_is_written_anew_without_measuring(kept, tmp_path, monkeypatch, capsys):

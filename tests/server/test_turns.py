@@ -132,7 +132,7 @@ async def test_langchain_binds_tools_and_runs_its_loop(agent_server):
     assert whole.usage_metadata["output_tokens"] == first.usage_metadata["output_tokens"]
 
 
-def test_choice_stop_and_limit_reach_the_models(client, agent_server):
+def test_choice_and_limit_reach_the_models(client, agent_server):
     named = {"type": "function", "function": {"name": "add"}}
     client.chat.completions.create(
         model="small", messages=QUESTION, tools=TOOLS, tool_choice=named, max_tokens=50, temperature=0.5
@@ -203,3 +203,29 @@ def test_the_configured_limit_of_an_answer_is_that_of_a_turn_too():
         for more, words in (({}, 2), ({"max_tokens": 3}, 2), ({"max_tokens": 1}, 1)):
             (choice,) = client.post("/v1/chat/completions", json={**body, **more}).json()["choices"]
             assert (len(choice["message"]["content"].split()), choice["finish_reason"]) == (words, "length")
+
+
+def test_sampling_stop_and_parallel_calls_reach_both_models():
+    given = []
+
+    class Noting(ScriptedToolModel):
+        def _generate(self, messages, stop=None, run_manager=None, **settings):
+            given.append((self.name, stop, settings.get("temperature"), settings.get("parallel_tool_calls")))
+            return super()._generate(messages, stop, run_manager, **settings)
+
+    models = [Noting(script=turns, name=name) for turns, name in ((SMALL, "tiny"), (LARGE, "huge"))]
+    app = create_app(config_of(), parts=Parts(*models, turn_parts().scorer))
+    more = {"stop": "x", "temperature": 0.5, "parallel_tool_calls": False}
+    with TestClient(app) as client:
+        body = {"model": "trim", "messages": QUESTION, "tools": TOOLS, **more}
+        assert client.post("/v1/chat/completions", json=body).is_success
+    assert given == [("tiny", ["x"], 0.5, False), ("huge", ["x"], 0.5, False)]
+
+
+def test_a_turn_is_no_answer_for_the_shadow(tmp_path):
+    shadow = {"answers": "large", "record": str(tmp_path / "s.jsonl")}
+    with TestClient(create_app(config_of(shadow=shadow), parts=turn_parts())) as client:
+        body = {"model": "trim", "messages": QUESTION, "tools": TOOLS}
+        assert client.post("/v1/chat/completions", json=body).is_success
+        counts = client.get("/health").json()["shadow"]
+    assert (counts["seen"], counts["unsuitable"]) == (1, 1)

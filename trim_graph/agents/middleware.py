@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Never
 
@@ -22,7 +22,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Overwrite
 from typing_extensions import Unpack
 
-from trim_graph.adapters.base import AnyScorer, as_scorer
+from trim_graph.adapters.base import AnyScorer
 from trim_graph.adapters.by_name import as_chat_model
 from trim_graph.adapters.responses import CountTokens, check_count_tokens
 from trim_graph.budget.ledger import Ledger
@@ -31,6 +31,7 @@ from trim_graph.budget.usage import Prices, Usage, zero_usage
 from trim_graph.calls.interrupted import astored_calls, charge_interrupted_calls, stored_calls
 from trim_graph.calls.model_call import error_text
 from trim_graph.errors import InputError, SettingsError
+from trim_graph.graph import checked_scorer
 from trim_graph.nodes import score_step_node
 from trim_graph.policies.base import AnyPolicy, as_policy
 from trim_graph.prompt_size import turn_prompt_bound
@@ -56,15 +57,14 @@ from .turn import ROUTER, TurnRouting, report, turn_view, with_turns
 DEFAULT_TURN_TOKENS = 4096
 """Default token limit of one turn: room for a tool call with a whole program, or a long answer."""
 
-NO_LOOKAHEAD = (
-    "lookahead is no setting of an agent: what follows a turn depends on what its tools answer, so nothing "
-    "can be written ahead; leave it out"
-)
-
-NO_WARMING = (
-    "warm_large is no setting of an agent: other middlewares may rewrite the conversation before each turn, "
-    "so the prompt of a rewrite is not known beforehand; leave it out"
-)
+_NOT_OF_AGENTS = {
+    "lookahead": "lookahead is no setting of an agent: what follows a turn depends on what its tools answer, "
+    "so nothing can be written ahead; leave it out",
+    "warm_large": "warm_large is no setting of an agent: other middlewares may rewrite the conversation "
+    "before each turn, so the prompt of a rewrite is not known beforehand; leave it out",
+    "max_tokens": "max_tokens is of a solution in steps: limit a turn by max_step_tokens",
+}
+"""Settings that an agent has not, with the reason."""
 
 _RAISED_KEPT = 10_000
 """Most runs whose error is kept; the end of some runs is never seen."""
@@ -153,10 +153,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         self.keep_discarded = keep_discarded
         self.probability_window: int | None = getattr(scorer, "probability_window", None)
         self._raised: OrderedDict[str, str] = OrderedDict()
-        try:
-            rater = None if scorer is None else as_scorer(scorer)
-        except TypeError as error:
-            raise SettingsError(str(error)) from None
+        rater = None if scorer is None else checked_scorer(scorer)
         self._scoring = None if rater is None else score_step_node(rater, solution=False, extend=with_turns)
 
     def before_agent(self, state: TrimAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
@@ -178,12 +175,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
         configurable = ensure_config().get("configurable", {})
         effective = overridden(self.settings, context_of_call(runtime.context, configurable))
         _check_no_interrupts(effective)
-        if effective.lookahead:
-            raise SettingsError(NO_LOOKAHEAD)
-        if effective.warm_large:
-            raise SettingsError(NO_WARMING)
-        if effective.max_tokens is not None:
-            raise SettingsError("max_tokens is of a solution in steps: limit a turn by max_step_tokens")
+        _refuse(name for name in _NOT_OF_AGENTS if getattr(effective, name))
         routing = begin_run(
             given,
             # Without the recursion limit, which counts the agent's supersteps.
@@ -340,10 +332,7 @@ class TrimMiddleware(AgentMiddleware[TrimAgentState, Any, Any]):
 
 
 def _settings(budget: Budget | None, prices: Prices | None, given: Mapping[str, Any]) -> Settings:
-    if "lookahead" in given:
-        raise SettingsError(NO_LOOKAHEAD)
-    if "warm_large" in given:
-        raise SettingsError(NO_WARMING)
+    _refuse(name for name in _NOT_OF_AGENTS if name in given)
     known = TurnSettings.__annotations__.keys()
     unknown = sorted(given.keys() - known)
     if unknown:
@@ -354,6 +343,11 @@ def _settings(budget: Budget | None, prices: Prices | None, given: Mapping[str, 
     made = make_settings(budget, prices, {**own, **given})
     _check_no_interrupts(made)
     return made
+
+
+def _refuse(names: Iterable[str]) -> None:
+    for name in names:
+        raise SettingsError(_NOT_OF_AGENTS[name])
 
 
 def _check_no_interrupts(settings: Settings) -> None:

@@ -25,14 +25,6 @@ class _LargeLimits(KnownFields):
         default=None, description="cost of the large model's calls, prompts included, by the price table"
     )
 
-    def _rest(self, used: LargeUsage) -> dict[str, Any]:
-        """Returns each limit minus its usage, at least 0; None without a limit."""
-        rest = {}
-        for name, amount in zip(LargeUsage._fields, used, strict=True):
-            limit = getattr(self, name)
-            rest[name] = None if limit is None else max(limit - amount, type(limit)(0))
-        return rest
-
 
 class Budget(_LargeLimits):
     """Hard limits of one run. A field that is None sets no limit.
@@ -69,7 +61,7 @@ class Budget(_LargeLimits):
         seconds = None if self.seconds is None else max(self.seconds - usage["seconds"], 0.0)
         if self.large_tokens is self.large_calls is self.large_cost is None:
             return RemainingBudget(seconds=seconds)
-        return RemainingBudget(**self._rest(large_usage(usage, prices)), seconds=seconds)
+        return RemainingBudget(**_rest(self, large_usage(usage, prices)), seconds=seconds)
 
 
 class Quota(_LargeLimits):
@@ -90,7 +82,7 @@ class Quota(_LargeLimits):
 
     def left(self, used: LargeUsage) -> RemainingBudget:
         """Returns what is left after the usage of the account."""
-        return RemainingBudget(**self._rest(used))
+        return RemainingBudget(**_rest(self, used))
 
 
 class Quotas(KnownFields):
@@ -133,12 +125,16 @@ class RemainingBudget:
 
     def after(self, used: LargeUsage) -> RemainingBudget:
         """Returns what is left after further usage of the large model."""
-        rest = {name: getattr(self, name) for name in LargeUsage._fields}
-        less = {
-            name: None if left is None else max(left - amount, type(left)(0))
-            for (name, left), amount in zip(rest.items(), used, strict=True)
-        }
-        return RemainingBudget(**less, seconds=self.seconds)
+        return RemainingBudget(**_rest(self, used), seconds=self.seconds)
+
+
+def _rest(limits: _LargeLimits | RemainingBudget, used: LargeUsage) -> dict[str, Any]:
+    """Returns each limit of the large model minus its usage, at least 0; None without a limit."""
+    rest = {}
+    for name, amount in zip(LargeUsage._fields, used, strict=True):
+        limit = getattr(limits, name)
+        rest[name] = None if limit is None else max(limit - amount, type(limit)(0))
+    return rest
 
 
 def grant(

@@ -80,7 +80,7 @@ class WriterUsage(TypedDict):
     """Usage of one of the two writers."""
 
     calls: int
-    """Answered calls."""
+    """Calls, failed ones included."""
     input_tokens: int
     """Prompt tokens, failed attempts included."""
     output_tokens: int
@@ -99,7 +99,7 @@ class ScorerUsage(TypedDict):
     """Usage of the scorer."""
 
     calls: int
-    """Answered calls."""
+    """Calls, failed ones included."""
     input_tokens: int
     """Tokens that it read, failed attempts included."""
     output_tokens: NotRequired[int]

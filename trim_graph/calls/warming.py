@@ -1,6 +1,6 @@
 """Cache warming: the large model reads the accepted steps while the small one drafts, ahead of a rewrite.
 
-`route` charges a call in full (`Warming.charge`) and leaves a `WarmMark` in its request. `generate_step`
+`route` charges a call in full (`Warming.after_route`) and leaves a `WarmMark` in its request. `generate_step`
 starts it (`Warming.start`): with ``durability="sync"`` a checkpoint holds the charge by then, so that no call
 is free, whatever is lost. `route` replaces the charge by what the call reports when it runs again
 (`Warming.settle`). `finalize` cancels a call that still runs.
@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from inspect import getattr_static
-from typing import Any, Literal
+from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
 
@@ -41,8 +41,8 @@ from trim_graph.budget.usage import (
     warming_usage,
 )
 from trim_graph.errors import FailedAttempts, SettingsError
-from trim_graph.routing import RunView
-from trim_graph.routing.router import WARM_TOKENS, WarmRequest
+from trim_graph.routing import Action, AskHuman, Generate, RunView
+from trim_graph.routing.router import WARM_TOKENS
 from trim_graph.runtime import Invocation, emit, tagged
 from trim_graph.state import InFlight, StepRequest, WarmMark
 
@@ -68,8 +68,10 @@ class WarmCall:
     call: StepCall
     charged: Usage
 
-    async def make(self, ledger: Ledger | None) -> tuple[Usage, Literal["answered", "failed", "not made"]]:
-        """Returns the usage of the run with what the call has used, and how it ended; raises no error.
+    async def make(self, ledger: Ledger | None) -> tuple[Usage, bool]:
+        """Returns the usage of the run with what the call has used, and whether it was answered.
+
+        It raises no error.
 
         Args:
             ledger: Holds the accounts of the run, which may refuse the call.
@@ -83,10 +85,10 @@ class WarmCall:
         try:
             update = await awith_reservation(self.call, ledger, ask)
         except Exception as error:
-            return _with_warming(self.call.usage, usage_of_raised(self.call, error), failed=1), "failed"
+            return _with_warming(self.call.usage, usage_of_raised(self.call, error), failed=1), False
         if "failed" in update:  # other runs have exhausted an account meanwhile
-            return _with_warming(self.call.usage, self.call.usage), "not made"
-        return _with_warming(self.call.usage, update["usage"]), "answered"
+            return _with_warming(self.call.usage, self.call.usage), False
+        return _with_warming(self.call.usage, update["usage"]), True
 
 
 class WarmingSlot:
@@ -196,35 +198,43 @@ class Warming:
             warnings.warn(f"warm_large=True has no effect: {obstacle}", RuntimeWarning, stacklevel=2)
         return obstacle is None
 
-    def charge(
-        self, view: RunView, request: WarmRequest, usage: Usage, invocation: Invocation | None
-    ) -> tuple[Usage, WarmMark] | None:
-        """Charges a call in full, which `generate_step` then starts.
+    def after_route(
+        self, view: RunView, action: Action, update: dict[str, Any], invocation: Invocation | None
+    ) -> dict[str, Any]:
+        """Charges the call that an action asks for, and marks its request; cancels one before a question.
 
         Args:
-            view: View of the run.
-            request: The router's request.
-            usage: Usage of the run.
+            view: View of the run before the action.
+            action: Action of the router.
+            update: Its update of the state.
             invocation: The invocation of `route`.
 
         Returns:
-            The usage with the call, and the mark for `generate_step`; None if no call is to be started.
+            The update of the state.
         """
-        slot, steps = slot_of(invocation), len(request.steps)
+        slot = slot_of(invocation)
+        if isinstance(action, AskHuman) and slot is not None:
+            slot.stop()  # the invocation ends, and nobody knows when the run resumes
+        if not isinstance(action, Generate) or action.warm is None:
+            return update
+        steps = len(action.warm.steps)
         if not self.check(wanted=True, synchronous=slot is None) or slot is None or not slot.takes(steps):
-            return None
+            return update
         with self._lock:
             other = self._started.get(_key(view, steps))
         if other is not None and not other.closed:
-            return None  # a branch of this run, which is charged for it, has the prompt read
+            return update  # a branch of this run, which is charged for it, has the prompt read
         slot.charge(steps)
+        usage: Usage = update.get("usage") or view.usage
         mark = WarmMark(
-            steps=steps,
-            prompt_tokens=request.prompt_tokens,
+            prompt_tokens=action.warm.prompt_tokens,
             unaccounted_cost=usage["unaccounted_cost"],
             process=process.NAME,
         )
-        return _in_full(usage, mark, view.prices), mark
+        request: StepRequest | None = update.get("request", view.request)
+        assert request is not None
+        marked = StepRequest(**{**request, "warm": mark})
+        return {**update, "usage": _in_full(usage, mark, view.prices), "request": marked}
 
     def start(self, view: RunView, config: RunnableConfig, invocation: Invocation | None) -> None:
         """Starts the call in the background for which `route` has left a mark.
@@ -238,10 +248,10 @@ class Warming:
         mark, slot = view.request.get("warm"), slot_of(invocation)
         if mark is None or slot is None or slot.busy:
             return
-        if mark["process"] != process.NAME or mark["steps"] != len(view.steps):
+        if mark["process"] != process.NAME:
             return
         with self._lock:
-            key = _key(view, mark["steps"])
+            key = _key(view, len(view.steps))
             before = self._started.get(key)
             if before is not None and not before.stored:
                 return  # what it has read may be charged in this very state
@@ -281,11 +291,6 @@ class Warming:
         config = tagged(config, "nostream", "trim:warm", "trim:large")
         return replace(call, retry=None, arguments=arguments, config=config)
 
-    def stop(self, invocation: Invocation | None) -> None:
-        """Cancels a running call: the invocation ends, and nobody knows when the run resumes."""
-        if (slot := slot_of(invocation)) is not None:
-            slot.stop()
-
     def settle(self, usage: Usage, invocation: Invocation | None) -> Usage | None:
         """Returns the usage of a run with what a call that has ended reported; None if none has.
 
@@ -300,9 +305,9 @@ class Warming:
         warm, task = found
         if task.cancelled() or task.exception() is not None:
             return None  # the charge in full stays
-        used, how = task.result()
+        used, answered = task.result()
         settled = _corrected(usage, warm.charged, used)
-        if how != "answered":
+        if not answered:
             return settled
         mine = usage_delta(warm.call.usage, used)["warming"]
         read = {"input_tokens": mine["input_tokens"], "cached_tokens": mine["cached_tokens"]}

@@ -55,7 +55,7 @@ from trim_graph.evaluation.verdicts import CostModel, summarise_run
 from .common import Progress, check_readable, chosen_config, load_parts, open_executor, parsed_option
 from .eval_output import estimate_as_json, print_estimate, print_summary
 from .options import EvalOptions, command_line
-from .terminal import Interrupted, need
+from .terminal import Interrupted, at_terminal, need
 
 ASK_CALLS, ASK_COST = 20_000, 1.0
 """Calls, and cost in the currency of the prices, above which a person at a terminal is asked first."""
@@ -71,7 +71,10 @@ def run_eval(request: EvalOptions) -> RunSummary | None:
     evaluation = Evaluation(request)
     estimate = evaluation.estimate()
     if request.estimate:
-        print_estimate(estimate) if not request.as_json else print(estimate_as_json(estimate))
+        if request.as_json:
+            print(estimate_as_json(estimate))
+        else:
+            print_estimate(estimate)
         return None
     if estimate.calls >= 1:
         print_estimate(estimate, stderr=True)
@@ -87,11 +90,6 @@ def run_eval(request: EvalOptions) -> RunSummary | None:
 
     print_summary(summary, request.out, as_json=request.as_json)
     return summary
-
-
-def at_terminal() -> bool:
-    """Returns whether a person can be asked."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _confirm(estimate: SpendEstimate, request: EvalOptions) -> None:
@@ -146,10 +144,8 @@ class Evaluation:
         if self.validation is not None:
             check_readable(self.config, "--validation", *self.validation)
         self.run_config = self._run_config()
-        there = request.out.exists()
-        known_arms(request.out, self.run_config.settings)  # refuses a folder that was begun otherwise
-        if request.estimate and not there:
-            request.out.rmdir()
+        if request.out.exists() or not request.estimate:
+            known_arms(request.out, self.run_config.settings)  # refuses a folder that was begun otherwise
         self._bar: Progress | None = None
         self._opened = ExitStack()
 

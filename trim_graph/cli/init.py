@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, get_args
 
 from trim_graph.config import load_config, make_config
 from trim_graph.config.json_schema import config_schema
+from trim_graph.config.load import check_writable
 from trim_graph.config.template import (
     Choices,
     ModelKind,
@@ -22,7 +22,7 @@ from trim_graph.config.template import (
 from trim_graph.errors import SettingsError
 
 from .options import InitOptions, SchemaOptions
-from .terminal import need
+from .terminal import at_terminal, need
 
 _KINDS = {
     "servers": "vLLM servers",
@@ -74,7 +74,7 @@ def run_schema(options: SchemaOptions) -> None:
     if options.out is None:
         print(text, end="")
         return
-    _check_place(options.out, replace=True)
+    check_writable(options.out)
     _write(options.out, text)
 
 
@@ -83,11 +83,7 @@ def _schema_text() -> str:
 
 
 def _check_place(out: Path, *, replace: bool) -> None:
-    folder = out.absolute().parent
-    if not folder.is_dir():
-        raise SettingsError(f"{out}: the folder {folder} does not exist")
-    if out.is_dir() or not os.access(out if out.exists() else folder, os.W_OK):
-        raise SettingsError(f"{out} cannot be written: {'a folder' if out.is_dir() else 'no permission'}")
+    check_writable(out)
     if out.exists() and not replace:
         raise SettingsError(f"{out} exists: choose another name, or --replace to write over it")
 
@@ -105,7 +101,7 @@ def _choices(options: InitOptions) -> Choices:
     Raises:
         SettingsError: ``--models`` is missing and there is no terminal to ask on.
     """
-    asks = options.models is None and is_terminal()
+    asks = options.models is None and at_terminal()
     if options.models is None and not asks:
         raise SettingsError(
             "--models is missing, and there is no terminal to ask on: choose "
@@ -132,11 +128,6 @@ def _checked_name(part: str, given: str, models: str, scorer: str) -> str:
     if part == "prm" and scorer != "prm":
         raise SettingsError(f"--prm names a process reward model, and --scorer is {scorer}: leave one out")
     return given
-
-
-def is_terminal() -> bool:
-    """Returns whether somebody can be asked."""
-    return sys.stdin.isatty()
 
 
 def _asked_kind(what: str, texts: dict[str, str], kinds: tuple[str, ...]) -> Any:

@@ -24,6 +24,11 @@ _VISIBLE = {
 }
 
 
+def at_terminal() -> bool:
+    """Returns whether a person can be asked: input and messages are a terminal's."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def visible(text: str) -> str:
     r"""Returns a text with every control character but newline and tab as its escape, such as ``\x1b``.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -14,18 +15,23 @@ from trim_graph.settings import ConfigSection
 
 from .load import TrimConfig
 
+_ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n     +.+)*)", re.MULTILINE)
+"""An attribute in the docstring of a class."""
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def config_schema() -> dict[str, Any]:
-    """Returns the JSON schema of a configuration file: every key with type, default, bounds and meaning.
+    """Returns the JSON schema of a configuration file: keys with type, default and bounds.
+
+    A key has its meaning where one is documented.
 
     It is derived from the models that read a file. A file that it accepts may still be refused: whether
     policy, scorer and models go together, and whether paths exist, no schema says.
     """
     schema = TrimConfig.model_json_schema()
     for section in _sections(ConfigSection):
-        properties = schema["$defs"].get(section.__name__, {}).get("properties", {})
+        part = schema if section is TrimConfig else schema["$defs"].get(section.__name__, {})
+        properties = part.get("properties", {})
         for name, text in _documented(section):
             if name in properties:
                 properties[name].setdefault("description", text)
@@ -49,4 +55,10 @@ def _documented(section: type[BaseModel]) -> Iterator[tuple[str, str]]:
             if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
                 continue
             if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-                yield field.target.id, " ".join(str(below.value.value).replace("``", "").split())
+                yield field.target.id, _plain(str(below.value.value))
+        for name, text in _ATTRIBUTE.findall(inspect.getdoc(kind) or ""):
+            yield name, _plain(text)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.replace("``", "").split())

@@ -79,6 +79,7 @@ class TrimConfig(ConfigSection):
             ``env:NAME``.
         prices: Price table, for the limit on cost and the cost of the summary.
         large_alone: What is known of the large model alone, for the net savings of the summary.
+        shadow: Has one model answer alone, while routing runs beside it.
         settings: The other settings of a run.
         checkpoint: Where runs are stored: ``none``, ``memory``, ``sqlite:PATH``, ``postgresql://...`` or
             ``env:NAME``.
@@ -344,6 +345,24 @@ def _checked(new: str, wanted: Any) -> str:
     return str(yaml.safe_dump(wanted, sort_keys=False, width=110))
 
 
+def check_writable(out: Path, option: str = "") -> None:
+    """Refuses a file that cannot be written.
+
+    Args:
+        out: The file.
+        option: Stands before its name in an error.
+
+    Raises:
+        SettingsError: Its folder does not exist, or it cannot be written to.
+    """
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise SettingsError(f"{option}{out}: the folder {folder} does not exist")
+    if out.is_dir() or not os.access(out if out.exists() else folder, os.W_OK):
+        why = "a folder" if out.is_dir() else "no permission"
+        raise SettingsError(f"{option}{out} cannot be written: {why}")
+
+
 def check_place(source: Path | None, out: Path) -> None:
     """Refuses a place for a configuration where it would mean something else.
 
@@ -355,11 +374,8 @@ def check_place(source: Path | None, out: Path) -> None:
         SettingsError: The folder does not exist or cannot be written to, or relative paths in ``source``
             would lead elsewhere from there.
     """
+    check_writable(out, "--out ")
     folder = out.absolute().parent
-    if not folder.is_dir():
-        raise SettingsError(f"--out {out}: the folder {folder} does not exist")
-    if out.is_dir() or not os.access(out if out.exists() else folder, os.W_OK):
-        raise SettingsError(f"--out {out} cannot be written")
     if source is None or folder == source.absolute().parent:
         return
     data, _ = read_yaml(source)

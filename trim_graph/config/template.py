@@ -130,12 +130,16 @@ def _writer(part: Literal["small", "large"], choices: Choices) -> str:
     if choices.models == "servers":
         port, more = (8001 if part == "small" else 8002), "\n  logprobs: true" if logprobs else ""
         return f"{part}:\n  type: vllm\n  model: {name}\n  base_url: http://localhost:{port}/v1{more}"
-    more = ", logprobs: true" if logprobs else ""
-    if choices.models == "hosted":
-        return f"{part}: {{type: langchain, model: {name}, kwargs: {{temperature: 0{more}}}}}"
-    if choices.models == "local":
-        return f"{part}: {{type: transformers, model: {name}, device: auto, dtype: auto{more}}}"
-    return f"{part}: {{type: example{more}}}"
+    return f"{part}: {_in_braces(choices.models, name, ', logprobs: true' if logprobs else '')}"
+
+
+def _in_braces(models: ModelKind, name: str, more: str = "") -> str:
+    """Returns a chat model that needs no server, with further settings."""
+    if models == "hosted":
+        return f"{{type: langchain, model: {name}, kwargs: {{temperature: 0{more}}}}}"
+    if models == "local":
+        return f"{{type: transformers, model: {name}, device: auto, dtype: auto{more}}}"
+    return f"{{type: example{more}}}"
 
 
 def _first_rates_tokens(choices: Choices) -> bool:
@@ -164,9 +168,7 @@ def _judge(choices: Choices) -> str:
     name = _quoted(choices.large)
     if choices.models == "servers":
         return f'{{type: vllm, model: {name}, base_url: "http://localhost:8002/v1"}}'
-    if choices.models == "hosted":
-        return f"{{type: langchain, model: {name}, kwargs: {{temperature: 0}}}}"
-    return f"{{type: transformers, model: {name}, device: auto, dtype: auto}}"
+    return _in_braces(choices.models, name)
 
 
 def _reward_model(choices: Choices) -> str:

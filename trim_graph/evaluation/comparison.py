@@ -111,7 +111,7 @@ def compare(arms: Mapping[str, Sequence[Record]], *, seed: int = 0) -> dict[str,
             share_interval=interval([share_of_large_tokens(*row) for row in spent]) if given else None,
             pgr=performance_gap_recovered(plain[name], plain[SMALL], plain[LARGE]),
             pgr_interval=interval([performance_gap_recovered(*row) for row in accuracies])
-            if given and PairedOutcomes.of(graded(records), graded(arms[LARGE])).differing
+            if given and graded(records) != graded(arms[LARGE])
             else None,
         )
     return metrics
@@ -445,7 +445,7 @@ class Comparison:
             return UNKNOWN
         # Where no question differs from the large model's, no resample has another PGR.
         seen = self.outcomes(name, LARGE)
-        alike = metric != "share" and seen is not None and not seen.differing
+        alike = metric != "share" and seen is not None and seen.lost == seen.gained == 0
         unspread = name in (SMALL, LARGE) or values is None or alike
         return Metric(value=value, interval=None if unspread else self.spread(values))
 

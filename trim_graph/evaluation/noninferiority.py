@@ -94,11 +94,6 @@ class PairedOutcomes:
         return (self.lost - self.gained) / self.n
 
     @property
-    def differing(self) -> float:
-        """On how many questions the arms differ."""
-        return self.lost + self.gained
-
-    @property
     def reversed(self) -> PairedOutcomes:
         """The same questions with the arms exchanged."""
         return PairedOutcomes(self.n, lost=self.gained, gained=self.lost)

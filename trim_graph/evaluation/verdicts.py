@@ -21,7 +21,7 @@ from .records import BUDGETS, SUMMARY_VERSION, Headline, Metric, RunSummary, Ver
 Use = Literal["yes", "no", "undecided"]
 WIDTH = 80
 """Letters of a headline."""
-Finding = tuple[Use, str]
+_Finding = tuple[Use, str]
 """What one comparison says, and the sentence for it."""
 
 
@@ -78,24 +78,25 @@ def headline(verdicts: Sequence[Verdict], comparison: Comparison, cost_model: Co
     best = best_of(verdicts, comparison)
     if best is None:
         return Headline(use="undecided", arm=None, number=None, text="Undecided: no policy was evaluated.")
-    found = Headline(use=best["use"], arm=best["arm"], number=None, text="")
+    use, arm = best["use"], best["arm"]
     if _nothing_right(comparison):
         text = f"Undecided: both models answer 0 of {comparison.n} right. Check grader and prompt."
-        return Headline(**{**found, "text": text})
+        return Headline(use=use, arm=arm, number=None, text=text)
     saved = best["net"] if cost_model.priced else best["saved"]
     key = "cost" if cost_model.priced else "large_tokens"
     whole, value = comparison.arms[LARGE].plain[key], saved["value"] or 0.0
     if whole <= 0:
-        return Headline(**{**found, "text": f"{_LEADS[best['use']]}: the large model alone spends nothing."})
+        text = f"{_LEADS[use]}: the large model alone spends nothing."
+        return Headline(use=use, arm=arm, number=None, text=text)
     verb, what = "saves" if value >= 0 else "adds", "cost" if cost_model.priced else "large tokens"
     number = f"{abs(100 * value / whole):.0f} %"
     right = best["accuracy"]["value"]
     few = f" on {comparison.n} of {LEAST} questions or more" if comparison.n < LEAST else ""
-    lead, end = f"{_LEADS[best['use']]}{few}: ", f" {verb} {number} of {what}"
+    lead, end = f"{_LEADS[use]}{few}: ", f" {verb} {number} of {what}"
     end += "." if right is None or few else f", accuracy {100 * right:+.1f} points."
-    label, room = arm_label(best["arm"], comparison.settings[best["arm"]]), WIDTH - len(lead + end)
+    label, room = arm_label(arm, comparison.settings[arm]), WIDTH - len(lead + end)
     text = f"{lead}{label if len(label) <= room else f'{label[: max(0, room - 3)]}...'}{end}"
-    return Headline(**{**found, "number": f"{verb} {number}", "text": text})
+    return Headline(use=use, arm=arm, number=f"{verb} {number}", text=text)
 
 
 _LEADS = {"yes": "Use it", "no": "Do not use it", "undecided": "Undecided"}
@@ -131,8 +132,8 @@ def _verdict(comparison: Comparison, name: str, cost_model: CostModel) -> Verdic
         added = _metric(comparison, name, lambda large, arm: arm[ADDED] - large[ADDED])
         net = _metric(comparison, name, lambda large, arm: _net(large, arm, cost_model))
     accuracy = comparison.difference(name, LARGE, "correct")
-    loss = _loss(comparison, name, cost_model)
-    use, reasons = _decide(comparison, name, net if cost_model.priced else saved, cost_model, loss)
+    bound, findings = _loss(comparison, name, cost_model)
+    use, reasons = _decide(comparison, name, net if cost_model.priced else saved, cost_model, findings)
     found = Verdict(
         arm=name,
         use=use,
@@ -142,7 +143,7 @@ def _verdict(comparison: Comparison, name: str, cost_model: CostModel) -> Verdic
         net=net,
         accuracy=accuracy,
         seconds=seconds,
-        loss_bound=loss.bound,
+        loss_bound=bound,
     )
     text = [
         _cost_sentence(found, comparison, cost_model),
@@ -178,26 +179,19 @@ def _metric(comparison: Comparison, name: str, compute: Any) -> Metric:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Loss:
-    """Loss of accuracy against the large model alone: its exact upper bound, and what that says."""
-
-    bound: float | None = None
-    findings: tuple[Finding, ...] = ()
-
-
-def _loss(comparison: Comparison, name: str, cost_model: CostModel) -> _Loss:
+def _loss(comparison: Comparison, name: str, cost_model: CostModel) -> tuple[float | None, list[_Finding]]:
+    """Returns the exact upper bound of the loss against the large model alone, and what it says."""
     seen = comparison.outcomes(name, LARGE)
     if seen is None or comparison.n < LEAST:
-        return _Loss()
+        return None, []
     bound, allowed = seen.loss_bound(), cost_model.max_loss
     margin = f"{100 * allowed:.3g} points that --max-loss allows"
     if bound <= allowed:
-        return _Loss(bound)
+        return bound, []
     least = 0.0 - seen.gain_interval().high
     if least > allowed:
         text = f"It loses at least {100 * least:.1f} points of accuracy, more than the {margin}."
-        return _Loss(bound, (("no", text),))
+        return bound, [("no", text)]
     text = (
         f"These questions do not show that it loses at most the {margin}: its loss may be "
         f"{100 * bound:.1f} points ({100 * CONFIDENCE:g} % confidence)."
@@ -206,11 +200,11 @@ def _loss(comparison: Comparison, name: str, cost_model: CostModel) -> _Loss:
         more = further_questions(seen, allowed)
         needed = "No number of questions is" if more is None else f"About {more} more questions are"
         text += f" {needed} likely to show it."
-    return _Loss(bound, (("undecided", text),))
+    return bound, [("undecided", text)]
 
 
 def _decide(
-    comparison: Comparison, name: str, net: Metric, cost_model: CostModel, loss: _Loss
+    comparison: Comparison, name: str, net: Metric, cost_model: CostModel, found: list[_Finding]
 ) -> tuple[Use, list[str]]:
     """Weighs an arm: the worst of what is found counts; of too few questions nothing does."""
     if _nothing_right(comparison):
@@ -219,7 +213,6 @@ def _decide(
     if comparison.n < LEAST:
         few = counted(comparison.n, "question is", "questions are")
         return "undecided", [f"{few} too few to decide: take {LEAST} or more."]
-    found: list[Finding] = list(loss.findings)
 
     def above(metric: Metric, least: float, failed: str, doubtful: str) -> None:
         value, spread = metric["value"], metric["interval"]

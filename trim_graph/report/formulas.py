@@ -107,7 +107,7 @@ def _units(text: str) -> int:
 
 
 def _spans(text: str) -> Iterator[tuple[int, int, str, bool]]:
-    """Yields start, end and LaTeX of each formula, and whether it stands in a line of its own."""
+    """Yields start, end and LaTeX of each formula, and whether it is a display formula."""
     place = unclosed = 0
     while (match := _FORMULA.search(text, place)) is not None:
         kind = str(match.lastgroup)
@@ -121,7 +121,7 @@ def _spans(text: str) -> Iterator[tuple[int, int, str, bool]]:
             yield match.start(), end, text[match.start() : end], False
             place = end
         else:
-            yield match.start(), match.end(), match[kind], kind in ("shown", "bracket")
+            yield match.start(), match.end(), match[kind], kind in ("display", "bracket")
             place = match.end()
 
 
@@ -141,7 +141,7 @@ def tree_of(latex: str, *, block: bool = False) -> Tree | None:
 
     Args:
         latex: Without the signs around it.
-        block: Whether it stands in a line of its own.
+        block: Whether it is a display formula.
     """
     from latex2mathml.converter import convert_to_element
 

@@ -286,7 +286,6 @@ def trace_of(rows: Sequence[Row], arms: Mapping[str, int]) -> dict[str, Any]:
 
     first = rows[0]
     runs = [_run_of(row, arms[row["arm"]], place) for row in rows]
-    formulas = {at: formulas_of(text) for text, at in texts.items()}
     answers = {row["answer"] for row in rows} | {first["expected"]}
     return {
         "id": first["id"],
@@ -295,7 +294,7 @@ def trace_of(rows: Sequence[Row], arms: Mapping[str, int]) -> dict[str, Any]:
         "expected": first["expected"],
         "runs": runs,
         "texts": list(texts),
-        "formulas": {at: found for at, found in formulas.items() if found},
+        "formulas": {at: found for text, at in texts.items() if (found := formulas_of(text))},
         "answers": {text: tree for text in answers if text and (tree := _answer(text)) is not None},
     }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trim_graph.errors import InputError, counted
+from trim_graph.evaluation.noninferiority import MAX_LOSS
 from trim_graph.shadow.estimates import Estimate, Group, ShadowSummary, summarise_shadow
 from trim_graph.shadow.records import ShadowRecord, read_shadow
 
@@ -21,7 +22,7 @@ _ANSWERS = {"large": "The large model answers", "small": "The small model answer
 
 
 def write_shadow_report(
-    records: str | Path, out: str | Path | None = None, *, max_loss: float = 0.02
+    records: str | Path, out: str | Path | None = None, *, max_loss: float = MAX_LOSS
 ) -> tuple[Path, ShadowSummary]:
     """Writes the page of a file of shadow records.
 

@@ -298,6 +298,8 @@ class _Decision:
 
     def _write_again(self, request: StepRequest) -> Action:
         """Requests a step again; text of earlier attempts counts for the limit on the solution's tokens."""
+        request = StepRequest(**request)
+        request.pop("warm", None)  # the call was started with the first attempt
         if (left := self._tokens_left()) is not None:
             left -= partial_tokens(request, self.steps[-1] if self.steps else None)
             if left <= 0:

@@ -335,8 +335,8 @@ class ChatCompletionRequest(_Strict):
 
     @property
     def turn_settings(self) -> dict[str, Any]:
-        """Settings of a turn that both models get, besides `sampling`."""
-        settings: dict[str, Any] = {"stop": self.stop} if self.stop else {}
+        """Settings of a turn that both models get."""
+        settings: dict[str, Any] = {**self.sampling, **({"stop": self.stop} if self.stop else {})}
         if self.offered_tools and not self.parallel_tool_calls:
             settings["parallel_tool_calls"] = False
         return settings
@@ -430,7 +430,7 @@ class Head:
         finish_reason: str,
         usage: dict[str, Any],
         trim: dict[str, Any],
-        tool_calls: Sequence[dict[str, Any]] = (),
+        tool_calls: Sequence[dict[str, Any]],
     ) -> dict[str, Any]:
         """Returns a whole answer."""
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}

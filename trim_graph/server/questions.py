@@ -46,7 +46,7 @@ class Question(NamedTuple):
     request: ChatCompletionRequest
     point: OperatingPoint
     owner: str | None
-    callbacks: Sequence[Any] = ()
+    callbacks: Sequence[Any]
 
 
 class Ended(NamedTuple):
@@ -129,7 +129,7 @@ class Solver:
             raise wrong from error
 
     def _settings(self, question: Question) -> dict[str, Any]:
-        """Returns the fields of `trim_graph.TrimContext` that a question sets, but for ``max_tokens``."""
+        """Returns the fields of `trim_graph.TrimContext` that a question sets."""
         settings: dict[str, Any] = dict(question.point.settings)
         if question.owner is not None and self._config.quotas.user is not None:
             settings["user"] = question.owner
@@ -137,6 +137,9 @@ class Solver:
             settings["seed"] = question.request.seed
         if (budget := tightened(self._config.budget, question.request.trim.budget)) is not None:
             settings["budget"] = budget
+        if (asked := question.request.limit) is not None:
+            own = self._config.settings.max_tokens
+            settings["max_tokens"] = asked if own is None else min(own, asked)
         return settings
 
     async def _turn(self, question: Question) -> AsyncGenerator[str | Ended]:
@@ -153,9 +156,6 @@ class Solver:
 
     async def _run(self, question: Question) -> AsyncGenerator[str | Ended]:
         request, settings = question.request, self._settings(question)
-        if request.limit is not None:
-            own = self._config.settings.max_tokens
-            settings["max_tokens"] = request.limit if own is None else min(own, request.limit)
         chunks = self._model(**request.sampling).astream(
             request.conversation(), {"callbacks": list(question.callbacks)}, stop=request.stop, trim=settings
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property
 from typing import Any, NamedTuple, TypedDict, cast
 
 from langchain_core.language_models.chat_models import BaseChatModel
@@ -95,15 +95,15 @@ class TurnSolver:
 
     def __init__(self, config: TrimConfig, parts: Parts, ledger: Ledger | None) -> None:
         self._config, self._parts, self._ledger = config, parts, ledger
-        self._middleware = lru_cache(16)(self._build)
         # The steps of routing emit events, for which they must run in a node.
         builder = StateGraph(_TurnState)
         builder.add_node("turn", _work)
         builder.add_edge(START, "turn")
         self._node = builder.compile(name="trim-turn").with_config(tags=[TAG])
 
-    def _build(self, **sampling: float) -> Any:
-        """Returns the middleware whose large model samples by a request's settings.
+    @cached_property
+    def _middleware(self) -> Any:
+        """Routes the turns of all requests; built with the first.
 
         Raises:
             ApiError: 400, this server cannot route turns.
@@ -124,7 +124,7 @@ class TurnSolver:
         }
         try:
             return TrimMiddleware(
-                large.bind(**sampling) if sampling else large,
+                large,
                 scorer,
                 policy=config.policy.build(),
                 budget=config.budget,
@@ -138,7 +138,7 @@ class TurnSolver:
             raise _no_tools(str(error)) from error
 
     async def route(
-        self, request: ChatCompletionRequest, settings: Mapping[str, Any], callbacks: Sequence[Any] = ()
+        self, request: ChatCompletionRequest, settings: Mapping[str, Any], callbacks: Sequence[Any]
     ) -> RoutedTurn:
         """Routes the turn that a request asks for.
 
@@ -151,7 +151,7 @@ class TurnSolver:
             ApiError: 400, this server cannot route turns.
             InputError: The conversation has no question, or ends with the assistant's message.
         """
-        middleware = self._middleware(**request.sampling)
+        middleware = self._middleware
         found: list[RoutedTurn] = []
 
         async def work() -> dict[str, Any]:
@@ -182,9 +182,8 @@ class TurnSolver:
         earlier = [_earlier(one) for one in messages[asked[-1] :] if isinstance(one, AIMessage)]
         # Room for this turn: the client decides how many follow.
         limits = {**settings, "max_steps": max(middleware.settings.max_steps, len(earlier) + 1)}
-        configured = self._config.settings.max_tokens
-        if bounds := [limit for limit in (configured, request.limit) if limit is not None]:
-            limits[_TURN_TOKENS] = min(bounds)
+        if (most := limits.pop("max_tokens", self._config.settings.max_tokens)) is not None:
+            limits[_TURN_TOKENS] = most
         runtime: Runtime[Any] = Runtime(context={"trim": limits})
         begun = await middleware.abefore_agent({"messages": messages[: asked[-1] + 1]}, runtime)
         own = {"messages": messages, "trim_steps": earlier, "trim_decisions": [], "trim_scores": {}}
@@ -193,10 +192,9 @@ class TurnSolver:
         if "jump_to" in update:
             return RoutedTurn(None, False, _of_turn(update["trim"], len(earlier)), []), {}
         state |= {key: value for key, value in update.items() if key.startswith("trim_")}
-        small = self._parts.small
         answered = await middleware.awrap_model_call(
             ModelRequest(
-                model=small.bind(**request.sampling) if request.sampling else small,
+                model=self._parts.small,
                 messages=messages,
                 tools=[*request.offered_tools],
                 tool_choice=request.langchain_tool_choice,

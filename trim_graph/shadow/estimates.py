@@ -20,13 +20,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 from trim_graph.errors import counted
-from trim_graph.evaluation.noninferiority import chance_interval
+from trim_graph.evaluation.metrics import LEAST
+from trim_graph.evaluation.noninferiority import MAX_LOSS, chance_interval
 
 from .records import Application, Kind, ShadowRecord
 
 Use = Literal["yes", "no", "undecided"]
-LEAST = 20
-"""Questions from which a verdict may be "yes"."""
 MOST = 10_000_000
 """Questions beyond which no number is given."""
 _KINDS: tuple[Kind, ...] = ("run", "walk", "turn")
@@ -128,7 +127,7 @@ class _Gathered:
     refused: int = 0
 
 
-def summarise_shadow(records: Iterable[ShadowRecord], *, max_loss: float = 0.02) -> ShadowSummary:
+def summarise_shadow(records: Iterable[ShadowRecord], *, max_loss: float = MAX_LOSS) -> ShadowSummary:
     """Returns what records say.
 
     Args:

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trim_graph.evaluation.metrics import cpt, mean_delta_ibc
-
-from .figures import TARGETS, Figure
+from .figures import Figure
 
 BY_QUESTION = ("query router", "cascade, token probability", "cascade, least PRM score")
 """Families that give whole questions to one model."""
@@ -47,46 +45,6 @@ def over_query_level(curves: Mapping[str, Mapping[str, Figure]]) -> dict[str, An
     return compared
 
 
-def completed(document: dict[str, Any]) -> dict[str, Any]:
-    """Returns a document with the test, read off its operating points where it was measured without.
-
-    The values are exact. They have no intervals, since the answers to single problems are not in a document.
-
-    Args:
-        document: Of `results.study`.
-    """
-    return {**document, "worlds": {name: _completed(world) for name, world in document["worlds"].items()}}
-
-
-def _completed(world: dict[str, Any]) -> dict[str, Any]:
-    if "over_query_level" in world:
-        return world
-    families = {}
-    for name, family in world["families"].items():
-        points = sorted((point["share"]["value"], point["pgr"]["value"]) for point in family["points"])
-        value = mean_delta_ibc(points, up_to=cpt(points, TARGETS[-1])) if points else None
-        curve = {**family["curve"], "delta_ibc": _without_interval(value)}
-        families[name] = {**family, "curve": curve if points else family["curve"]}
-    values = {
-        name: found["curve"]["delta_ibc"]["value"] for name, found in families.items() if found["points"]
-    }
-    best = _best({name: values[name] for name in BY_QUESTION if name in values})
-    compared = {
-        name: {
-            "beside": best,
-            "difference": _without_interval(value - values[best]),
-            "ratio": _without_interval(value / values[best]) if values[best] > 0 else None,
-        }
-        for name, value in values.items()
-        if best is not None and name not in (*BY_QUESTION, *NOT_ROUTED)
-    }
-    return {**world, "families": families, "over_query_level": compared}
-
-
 def _best(values: Mapping[str, float | None]) -> str | None:
     known = {name: value for name, value in values.items() if value is not None}
     return max(known, key=lambda name: known[name]) if known else None
-
-
-def _without_interval(value: float | None) -> dict[str, Any]:
-    return {"value": value, "interval": None}
