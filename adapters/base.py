@@ -473,9 +473,10 @@ _ONE_VALUE = ("float", "int", "bool", "str", "None")
 def reads_reports(scorer: Scorer) -> bool:
     """Returns whether a scorer may read more of a step than its text, such as its token probabilities.
 
-    A scorer of a model's reports has ``check_writer``; what a user's function reads is not known.
+    A scorer that reads texts alone says so by an attribute, ``reads_reports = False``. Of others, such as a
+    user's function, it is not known.
     """
-    return hasattr(scorer, "check_writer") or isinstance(scorer, FunctionScorer | RunnableScorer)
+    return bool(getattr(scorer, "reads_reports", True))
 
 
 def common_window(scorers: Sequence[Scorer]) -> int | None:

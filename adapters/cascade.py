@@ -70,7 +70,7 @@ class CascadeScorer:
         self.unsure = check_limits(unsure)
         self.first, self.second = as_scorer(first), as_scorer(second)
         self._scores = KnownScores(cache_size)
-        self._reported = reads_reports(self.first) or reads_reports(self.second)
+        self.reads_reports = reads_reports(self.first) or reads_reports(self.second)
         self.probability_window = common_window((self.first, self.second))
 
     def __repr__(self) -> str:
@@ -88,7 +88,7 @@ class CascadeScorer:
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Rates every step that was not rated before."""
-        known = KnownSteps(question, steps, self._scores, reported=self._reported)
+        known = KnownSteps(question, steps, self._scores, reported=self.reads_reports)
         if not known.missing:
             return ScorerReply(known.whole())
         asked = _Asked(self.first, steps, known.missing)
@@ -106,7 +106,7 @@ class CascadeScorer:
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Rates every step that was not rated before, without blocking the event loop."""
-        known = KnownSteps(question, steps, self._scores, reported=self._reported)
+        known = KnownSteps(question, steps, self._scores, reported=self.reads_reports)
         if not known.missing:
             return ScorerReply(known.whole())
         asked = _Asked(self.first, steps, known.missing)

@@ -8,7 +8,16 @@ from typing import Any
 
 from trim_graph.errors import FailedAttempts
 
-from .base import AnyScorer, ScorableStep, Scorer, ScorerReply, as_scorer, common_window, read_scores
+from .base import (
+    AnyScorer,
+    ScorableStep,
+    Scorer,
+    ScorerReply,
+    as_scorer,
+    common_window,
+    read_scores,
+    reads_reports,
+)
 
 
 class MinimumScorer:
@@ -35,6 +44,7 @@ class MinimumScorer:
             raise ValueError(f"MinimumScorer got {len(scorers)} scorers: pass two or more")
         self.scorers: tuple[Scorer, ...] = tuple(map(as_scorer, scorers))
         self.probability_window = common_window(self.scorers)
+        self.reads_reports = any(map(reads_reports, self.scorers))
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Scores every step, by one scorer after the other."""

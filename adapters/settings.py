@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -154,6 +154,7 @@ class PRMSettings(BaseModel):
     """Format that a process reward model reads."""
 
     model_config = ConfigDict(extra="forbid")
+    reads_reports: ClassVar[bool] = False  # of a step it reads the text alone
 
     format: Annotated[Literal["auto"] | FormatName, BeforeValidator(_checked_name)] = "auto"
     """``qwen``, ``math_shepherd``, ``skywork``, ``rlhflow``, ``trim``, or ``auto``: what `trim_scorer.json`
@@ -248,6 +249,7 @@ class JudgeSettings(BaseModel):
     """Settings of `LLMJudge`, but for its model."""
 
     model_config = ConfigDict(extra="forbid")
+    reads_reports: ClassVar[bool] = False  # of a step it reads the text alone
 
     scale: Literal["digits", "yes_no"] = "digits"
     """``digits``: the expected rating from 0 to 9, over 9. ``yes_no``: the probability of yes against no."""

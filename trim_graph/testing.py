@@ -253,6 +253,8 @@ def _within(turn: AIMessage, limit: int | None) -> tuple[AIMessage, int]:
 class ScriptedScorer:
     """Scores a step by its text; steps that ``scores`` does not list get ``default``."""
 
+    reads_reports = False
+
     def __init__(self, scores: dict[str, float] | None = None, default: float = 1.0) -> None:
         self.scores, self.default = scores or {}, default
         self.calls: list[list[str]] = []

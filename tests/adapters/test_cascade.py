@@ -8,6 +8,7 @@ from trim_graph import ScorableStep
 from trim_graph.adapters import (
     CascadeScorer,
     LLMJudge,
+    MinimumScorer,
     ModelServerError,
     Scorer,
     ScorerError,
@@ -174,3 +175,32 @@ def test_equal_texts_of_other_writers_and_turns_are_rated_apart():
         for writer, seen in (("small", 0.05), ("large", 0.99), ("human", None))
     ]
     assert [cascade.score("q", [step]).scores[0] for step in steps] == [0.05, 0.99, 1.0]
+
+
+def test_a_scorer_of_ones_own_may_read_what_writers_report():
+    class Own:
+        def score(self, question, steps):
+            return [step.mean_token_probability for step in steps]
+
+        async def ascore(self, question, steps):
+            return self.score(question, steps)
+
+    cascade = CascadeScorer(Own(), lambda question, steps: [0.5] * len(steps))
+    seen = [ScorableStep("x = 4", mean_token_probability=probability) for probability in (0.9, 0.1)]
+    assert [cascade.score("q", [step]).scores[0] for step in seen] == [0.9, 0.1]
+
+
+def test_scorers_that_read_texts_alone_rate_equal_texts_once():
+    asked = []
+
+    class Reads(TokenProbability):
+        reads_reports = False
+
+        def score(self, question, steps):
+            asked.append(len(steps))
+            return ScorerReply([0.9] * len(steps))
+
+    cascade = CascadeScorer(MinimumScorer(Reads(), Reads()), Reads())
+    for probability in (0.9, 0.1):
+        cascade.score("q", [ScorableStep("x = 4", mean_token_probability=probability)])
+    assert asked == [1, 1]
