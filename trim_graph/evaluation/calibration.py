@@ -383,8 +383,12 @@ class Calibrator:
             values[high] = points[0].value(target) or 0.0
             if values[high] <= target.level:
                 return points
+        above: list[bool] = []
         for _ in range(ROUNDS):
-            guess = _between(low, high, values, target, self.scores() if family.scored else ())
+            # An end that has stayed twice is far off: cutting in proportion to it creeps (false position).
+            halve = target.kind == "pgr" or above[-2:] in ([True, True], [False, False])
+            level = None if halve else target.level
+            guess = _between(low, high, values, level, self.scores() if family.scored else ())
             if guess is None:
                 break
             point = await self.point(family, family.setting(guess))
@@ -394,7 +398,8 @@ class Calibrator:
             near = abs(value - target.level) <= CLOSE * target.level
             if target.kind != "pgr" and near and not (target.is_limit and value > target.level):
                 return points
-            low, high = (guess, high) if value < target.level else (low, guess)
+            above.append(value >= target.level)
+            low, high = (low, guess) if above[-1] else (guess, high)
         # At an end the search has taken a value for granted.
         ends = [family.setting(end) for end in (low, high) if end in (0.0, 1.0)]
         return [*points, *[await self.point(family, end) for end in ends]]
@@ -407,25 +412,32 @@ def _bound(point: Point, confidence: float) -> float:
 
 
 def _between(
-    low: float, high: float, values: dict[float, float], target: Target, scores: Sequence[float]
+    low: float, high: float, values: dict[float, float], level: float | None, scores: Sequence[float]
 ) -> float | None:
     """Guesses a setting between two; None where none of those between makes a difference.
 
-    Where scores are known, it is not the setting that is cut in proportion but the number of drafts with a
-    score below it: scores crowd at 0 and 1.
+    Where scores are known, it is not the setting that is cut in proportion but the number of scores below it:
+    scores crowd at 0 and 1.
+
+    Args:
+        low: A setting below the one looked for.
+        high: A setting above it.
+        values: What was measured at settings.
+        level: The value looked for, which cuts in proportion to the values at the ends; None: in halves.
+        scores: Of the drafts so far.
     """
     part = 0.5
-    if target.kind != "pgr" and {low, high} <= values.keys() and values[high] > values[low]:
-        part = (target.level - values[low]) / (values[high] - values[low])
+    if level is not None and {low, high} <= values.keys() and values[high] > values[low]:
+        part = (level - values[low]) / (values[high] - values[low])
         part = min(max(part, 0.05), 0.95)
-    below, above = bisect_left(scores, low), bisect_left(scores, high)
     if not scores:
         guess = low + part * (high - low)
-    elif above - below < 2:
-        return None
     else:
-        place = below + min(max(round(part * (above - below)), 1), above - below - 1)
-        guess = (scores[place - 1] + scores[place]) / 2
+        between = sorted({score for each in scores if low <= (score := round(each, _DIGITS)) < high})
+        if len(between) < 2:
+            return None
+        place = min(max(round(part * len(between)), 1), len(between) - 1)
+        guess = (between[place - 1] + between[place]) / 2
     guess = round(guess, _DIGITS)
     return guess if low < guess < high else None
 
@@ -590,14 +602,14 @@ class CachedScorer:
         return window
 
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Recalls or ask."""
+        """Recalls or asks."""
         key = self._key(question, steps)
         if key not in self.known:
             self.known[key] = read_scores(self.scorer.score(question, steps), len(steps))
         return self.known[key]
 
     async def ascore(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
-        """Recalls or ask."""
+        """Recalls or asks."""
         key = self._key(question, steps)
         if key not in self.known:
             self.known[key] = read_scores(await self.scorer.ascore(question, steps), len(steps))
