@@ -212,6 +212,14 @@ def test_on_a_cpu_there_is_no_share_but_a_cache(plan):
     assert flags["--kv-cache-memory-bytes"] == str(4 * 2**30)
 
 
+def test_on_a_cpu_the_prefix_cache_keeps_blocks_shorter_than_a_step(plan):
+    assert "--block-size" not in options(plan(small={"serve": {"example": "small"}}).servers[0])
+    serve = {"example": "small", "cpu": True}
+    assert options(plan(small={"serve": serve}).servers[0])["--block-size"] == "32"
+    own = plan(small={"serve": {**serve, "args": ["--block_size=64"]}}).servers[0]
+    assert "--block-size" not in own.arguments
+
+
 def test_parts_that_name_one_server_share_it(plan):
     same = {"model": "one", "base_url": "http://localhost:8001/v1"}
     (server,) = plan(small=same, large=same).servers

@@ -31,6 +31,9 @@ Entry = VLLMModel | VLLMPRM | VLLMGenerativePRM
 _LOOPBACK = {"localhost": "127.0.0.1", "127.0.0.1": "127.0.0.1", "::1": "::1"}
 _KEY = "VLLM_API_KEY"
 _CPU_CACHE_GB = 4.0
+_CPU_BLOCK_TOKENS = 32
+# vLLM caches whole blocks of a prefix, on CPUs of 128 tokens: the call of a short step would read up to 127
+# again. Its CPU kernels want multiples of 32 (vllm/platforms/cpu.py).
 STEP_TOKEN_IDS = dict.fromkeys(PUBLISHED, 151651)
 """Ids of ``<extra_0>``, so that the command is known without the tokenizer at hand (tokenizer.json of
 https://huggingface.co/Qwen/Qwen2.5-Math-PRM-7B; vLLM's own default)."""
@@ -262,6 +265,8 @@ def _server(
         arguments += _pooling(name, entry, weights, plugin and serves(weights))
     else:
         arguments += ["--enable-prefix-caching", "--enable-prompt-tokens-details"]
+    if serve.cpu and not _given("--block-size", serve.args):
+        arguments += ["--block-size", str(_CPU_BLOCK_TOKENS)]
     share = serve.memory_share if serve.cpu else share
     if share is not None:
         arguments += ["--gpu-memory-utilization", f"{share:g}"]
