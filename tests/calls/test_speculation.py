@@ -113,6 +113,19 @@ async def test_lookahead_is_off_unless_asked_for():
     assert "lookahead_discarded" not in result["trim"]["tokens"]
 
 
+class SlowAtFirst(PacedModel):
+    """Takes a fifth of a second for the first step."""
+
+    async def _pace(self, prefix: str, stop_when: Any) -> None:
+        await asyncio.sleep(0.0 if prefix else 0.2)
+
+
+async def test_the_seconds_of_drafts_are_kept_where_a_call_is_discarded():
+    result = await Rig(SlowAtFirst, poor=["two"]).ask()
+    assert bill(result)["discarded"] == 1
+    assert result["trim"]["usage"]["small"]["seconds"] >= 0.2
+
+
 async def test_a_call_that_has_ended_is_counted_where_the_decision_goes_the_other_way():
     rig = Rig(poor=["two"])
     result = await rig.ask()

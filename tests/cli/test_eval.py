@@ -324,7 +324,8 @@ def test_the_estimate_is_measured_on_the_runs_that_are_there_and_an_upper_end(wo
             spent.update(row["calls"])
     for model, calls in found["groups"]["in all"]["calls"].items():
         assert calls == pytest.approx(spent[model], rel=0.35)
-    assert "To spend, at most" in result.stderr
+    assert "To spend" in result.stderr
+    assert "at most" not in result.stderr
     assert estimated(run, n=12)["groups"]["in all"]["runs"] == 0
     assert "To spend" not in evaluate(run, n=12).stderr
 
@@ -440,6 +441,9 @@ def test_what_fails_is_reported_counts_as_wrong_and_is_run_again(world, models, 
     )
     assert int(failed_text.split()[0]) == len(failed)
     whole = {row["index"]: row for row in rows if not row["error"]}
+    again = estimated(run, "--retry-errors", n=8)["groups"]["models alone"]["runs"]
+    assert again == len(failed)
+    assert estimated(run, n=8)["groups"]["models alone"]["runs"] == 0
     failing.repaired = True
     assert evaluate(run, n=8).exit_code == 0
     assert [row["error"] for row in rows_of("run", "small")] == [row["error"] for row in rows]

@@ -392,6 +392,8 @@ def _with_discarded(usage: Usage, discarded: DiscardedUsage) -> Usage:
         failed_attempts=before["failed_attempts"] + discarded.failed_attempts,
         failed_calls=before["failed_calls"] + discarded.failed_calls,
     )
+    if "seconds" in before:  # of a call that nobody waits for no duration is known
+        small["seconds"] = before["seconds"]
     lookahead = LookaheadUsage(
         taken=lookahead["taken"],
         discarded=lookahead["discarded"] + discarded.calls,

@@ -152,7 +152,7 @@ class Evaluation:
     def estimate(self) -> SpendEstimate:
         """Returns what is left to spend, from what is done in the folder and what that took."""
         named = [one.arm for one in self._planned({}) if one.arm is not None]
-        counts, seen = count_and_measure(self.request.out, named)
+        counts, seen = count_and_measure(self.request.out, named, retry_errors=self.request.retry_errors)
         texts = [one.text for one in first_questions(self.dataset, min(self.n, 100), default=self.n)]
         lengths = lengths_of(texts, self.config.settings.instruction, seen)
         prices = self.config.prices if _priced(self.config.prices) else None

@@ -33,9 +33,10 @@ LEGEND = (
 
 
 def print_estimate(estimate: SpendEstimate, *, stderr: bool = False) -> None:
-    """Prints what an evaluation will spend at most."""
+    """Prints what an evaluation will spend: at most, where no run has been measured."""
     console = _console(stderr=stderr)
-    table = _table("To spend, at most", "for", "runs", "calls", "tokens read", "tokens written")
+    title = "To spend" if estimate.lengths.measured else "To spend, at most"
+    table = _table(title, "for", "runs", "calls", "tokens read", "tokens written")
     for name, spend in {**estimate.groups, "in all": estimate.total}.items():
         table.add_row(name, f"{spend.runs:,.0f}", *(f"{_whole(spend, key):,.0f}" for key in _KINDS))
     console.print(table)

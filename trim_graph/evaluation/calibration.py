@@ -601,6 +601,11 @@ class CachedScorer:
         window: int | None = getattr(self.scorer, "probability_window", None)
         return window
 
+    def check_writer(self, writer: str, model: Any) -> None:
+        """Has the scorer refuse a model that does not report what it reads."""
+        if (check := getattr(self.scorer, "check_writer", None)) is not None:
+            check(writer, model)
+
     def score(self, question: str, steps: Sequence[ScorableStep]) -> ScorerReply:
         """Recalls or asks."""
         key = self._key(question, steps)

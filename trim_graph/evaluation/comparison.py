@@ -351,15 +351,18 @@ class Comparison:
         spent["cost"] = self.difference(name, LARGE, "cost") if priced else UNKNOWN
         return {key: _negative(spent[key]) for key in ("tokens", "large_tokens", "cost", "seconds")}
 
-    def large_alone(self) -> LargeAlone:
+    def large_alone(self, *, timed: bool = True) -> LargeAlone:
         """Returns what the arms of the models alone show of the large one, for `net_savings` of later runs.
 
         The pace is that of the runs' wall clock, at the concurrency of the evaluation.
+
+        Args:
+            timed: Whether the runs took their time; not where a cache has answered.
         """
         small, large = self.arms[SMALL].plain, self.arms[LARGE].plain
         return LargeAlone(
             length_ratio=_ratio(large["large_tokens"], small["small_tokens"]) or None,
-            seconds_per_token=_ratio(large["seconds"], large["large_tokens"]),
+            seconds_per_token=_ratio(large["seconds"], large["large_tokens"]) if timed else None,
         )
 
     def matched_budget(self, name: str) -> dict[str, MatchedBudget]:

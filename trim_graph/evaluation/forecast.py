@@ -140,19 +140,22 @@ class PlannedRuns:
         return alone + again.times(self.rate) + (scoring if self.scored else Spend())
 
 
-def count_and_measure(folder: Path, arms: Iterable[str]) -> tuple[dict[str, int], dict[str, Spend]]:
+def count_and_measure(
+    folder: Path, arms: Iterable[str], *, retry_errors: bool = False
+) -> tuple[dict[str, int], dict[str, Spend]]:
     """Counts the rows of each arm that a folder holds, and measures what a run took.
 
     Args:
         folder: Of the run.
         arms: Names.
+        retry_errors: Whether runs that failed are run again, and so are not counted.
 
     Raises:
         InputError: A row cannot be read.
     """
     counts, seen = dict[str, int](), dict[str, Spend]()
     for arm in arms:
-        rows = read_rows_of(folder, arm)
+        rows = (row for row in read_rows_of(folder, arm) if not retry_errors or row["error"] is None)
         first = list(islice(rows, _MEASURED))
         counts[arm] = len(first) + sum(1 for _ in rows)
         if first:

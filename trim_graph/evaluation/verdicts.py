@@ -389,6 +389,6 @@ def summarise_run(
         headline=headline(verdicts, comparison, cost_model),
         max_loss=cost_model.max_loss,
         command=command,
-        large_alone=comparison.large_alone().model_dump(),
+        large_alone=comparison.large_alone(timed=config.response_cache is None).model_dump(),
         warnings=[*warnings, *text],
     )
