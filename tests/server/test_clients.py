@@ -66,6 +66,15 @@ def test_openai_sends_the_field_trim_and_reads_errors(client):
     assert {model.id for model in client.models.list()} == {"trim", "small", "large"}
 
 
+def test_tools_are_refused_where_a_fallback_takes_none(serve):
+    parts = parts_of()
+    server = serve(parts._replace(small=parts.small.with_fallbacks([parts.small])))
+    client = openai.OpenAI(base_url=server.url, api_key="any", max_retries=0)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    with pytest.raises(openai.BadRequestError, match="the small model of this server takes no tools"):
+        client.chat.completions.create(model="trim", messages=QUESTION, tools=tools)
+
+
 def test_openai_comes_back_when_the_server_is_full(serve):
     server = serve(parts_of(pace=0.2), max_questions=1)
     with openai.OpenAI(base_url=server.url, api_key="any", max_retries=5) as client:

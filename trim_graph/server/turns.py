@@ -110,12 +110,10 @@ class TurnSolver:
         """
         try:
             from trim_graph.agents import TrimMiddleware
+            from trim_graph.agents.models import turn_models
         except ImportError as error:
             raise _no_tools("the server lacks a package: pip install trim-graph[agents]") from error
         small, large, scorer = self._parts
-        for name, model in (("small", small), ("large", large)):
-            if isinstance(model, BaseChatModel) and type(model).bind_tools is BaseChatModel.bind_tools:
-                raise _no_tools(f"the {name} model of this server takes no tools")
         config = self._config
         given = {
             name: value
@@ -123,6 +121,10 @@ class TurnSolver:
             if name in TurnSettings.__annotations__ and name != _TURN_TOKENS
         }
         try:
+            for name, given_model in (("small", small), ("large", large)):
+                writers = [one.model for one in turn_models(name, given_model, {})]
+                if any(type(one).bind_tools is BaseChatModel.bind_tools for one in writers):
+                    raise _no_tools(f"the {name} model of this server takes no tools")
             return TrimMiddleware(
                 large,
                 scorer,
