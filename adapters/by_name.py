@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
 from typing import Any
 
 from langchain_core.runnables import Runnable
@@ -63,6 +65,8 @@ def _made(name: str, settings: dict[str, Any]) -> Any:
     """Returns a model, or an error without the provider's own as its cause, which may repeat a key."""
     if not name.strip():
         return ValueError(f"the name of a chat model is empty: give one such as {EXAMPLE_NAME!r}")
+    if name.rstrip().endswith(":"):
+        return ValueError(f"it names a provider and no model: give one such as {EXAMPLE_NAME!r}")
     try:
         from langchain.chat_models import init_chat_model
     except ImportError:
@@ -72,10 +76,16 @@ def _made(name: str, settings: dict[str, Any]) -> Any:
     except ImportError as error:
         return ImportError(str(error))
     except Exception as error:  # each provider's class has its own for a missing key or a wrong setting
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        told = str(error)
+        reason = (told.strip().splitlines() or [type(error).__name__])[0]
     if "infer model provider" in reason or "Unsupported provider" in reason or "model_provider=" in reason:
+        # LangChain lists its providers in the error, and nowhere in its interface.
+        listed = re.search(r"Supported (?:model )?providers(?: are)?: ([\w, ]+)", told)
+        provider = name.partition(":")[0]
+        close = get_close_matches(provider, listed[1].split(", ")) if listed and ":" in name else []
         reason = (
-            f"LangChain knows no provider for it: name one in front, as in {EXAMPLE_NAME}, or pass a chat "
-            "model, such as ChatVLLM(model=...) or ChatTransformers(model=...)"
+            f"LangChain knows no provider for it{f', did you mean {close[0]}' if close else ''}: name one in "
+            f"front, as in {EXAMPLE_NAME}, or pass a chat model, such as ChatVLLM(model=...) or "
+            "ChatTransformers(model=...)"
         )
     return ValueError(reason)

@@ -32,7 +32,9 @@ def test_a_model_is_taken_as_it_is():
             "Qwen/Qwen2.5-7B-Instruct",
             r"LangChain knows no provider for it: name one in front.* ChatVLLM\(model=",
         ),
-        ("nobody:m", "LangChain knows no provider for it"),
+        ("nobody:m", "LangChain knows no provider for it: name one"),
+        ("opnai:gpt-4.1-mini", "LangChain knows no provider for it, did you mean openai: name one in front"),
+        ("openai:", "large is 'openai:': it names a provider and no model"),
         (" ", "the name of a chat model is empty: give one such as 'openai:gpt-4.1-mini'"),
         (7, "large is 7: pass a LangChain chat model, or the name of one"),
         (
