@@ -104,6 +104,12 @@ def test_what_is_no_trace_is_refused_with_its_line_and_key(tmp_path, change, mes
         list(read_traces(file))
 
 
+def test_a_file_of_questions_is_told_what_makes_traces(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "2 + 2?", "answer": "4"}\n')
+    with pytest.raises(InputError, match=r"a\.jsonl, line 1: a question without steps: .* trim-graph label"):
+        list(read_traces(tmp_path / "a.jsonl"))
+
+
 def test_a_missing_key_is_named(tmp_path):
     trace = a_trace()
     del trace["steps"][0]["label"]

@@ -111,6 +111,11 @@ def parse_trace(values: dict[str, Any], place: str) -> Trace:
         if all(step.get("value") is None for step in steps):  # the column of others
             for step in steps:
                 step.pop("value", None)
+    if "steps" not in values and "question" in values:
+        raise InputError(
+            f"{place}: a question without steps: a trace is a solution with a label for each step, as "
+            "trim-graph label and trim-graph collect --label-steps write it"
+        )
     try:
         return without_empty_windows(_TRACE.validate_python(values))
     except ValidationError as error:
