@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from trim_graph.errors import InputError, TrimError
-from trim_graph.evaluation.baselines import SHARES
 from trim_graph.examples import own_pair
 from trim_graph.examples.own_pair import Lengths
 
 CONFIG = Path(__file__).parent / "trim.yaml"
-LENGTHS = Lengths(prompt=150, solution=160)
+LENGTHS = Lengths(prompt=150, solution=220)
 """Roughly, by the tokenizer of Qwen2.5."""
 STAGES = (
     "token_probability",
@@ -47,7 +46,7 @@ COSTS_PER_TOKEN = ("0.05", "0.1", "0.2", "0.4")
 """Of planned policies, where a right answer is worth 100."""
 LARGE_TOKEN_PRICE = "0.002"
 """Lambda of the learned policy, where a right answer is worth 1."""
-RANDOM_RATES = "0.2,0.4,0.7"
+RANDOM_RATES = "0.3"
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -233,7 +232,7 @@ def count_arms(given: argparse.Namespace) -> int:
     arms = sum(len(swept.split(",")) for stage, swept in THRESHOLDS.items() if stage in given.stage)
     if "policies" in given.stage:
         arms += len(COSTS_PER_TOKEN) + len(LEARNED_THRESHOLDS.split(","))
-    return arms + len(RANDOM_RATES.split(",")) + len(SHARES)
+    return arms + len(RANDOM_RATES.split(","))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

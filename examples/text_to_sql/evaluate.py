@@ -70,7 +70,7 @@ def count_arms(given: argparse.Namespace) -> int:
     """Returns how many arms are run beside the models alone."""
     fitted = 2 if given.fold is not None else 0
     swept = len(given.thresholds.split(",")) + len(given.policy) + len(RANDOM_RATES)
-    return swept + (1 + fitted) * len(SHARES)
+    return swept + fitted * len(SHARES)
 
 
 def configuration(given: argparse.Namespace) -> Path:
