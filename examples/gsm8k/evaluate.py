@@ -23,7 +23,7 @@ from trim_graph.examples import own_pair
 from trim_graph.examples.own_pair import Lengths
 
 CONFIG = Path(__file__).parent / "trim.yaml"
-LENGTHS = Lengths(prompt=150, solution=220)
+LENGTHS = Lengths(prompt=150, solution=310)
 """Roughly, by the tokenizer of Qwen2.5."""
 STAGES = (
     "token_probability",
@@ -36,7 +36,7 @@ STAGES = (
     "report",
 )
 THRESHOLDS = {
-    "token_probability": "0.8,0.85,0.9,0.95",
+    "token_probability": "0.85,0.9,0.95",
     "group_confidence": "0.5,0.65,0.8,0.9",
     "judge": "0.3,0.5,0.7,0.9",
     "own_scorer": "0.2,0.4,0.6,0.8",

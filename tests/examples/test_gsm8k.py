@@ -30,8 +30,7 @@ def data(tmp_path):
         lines = (json.dumps(row) + "\n" for row in _rows(count, name))
         (tmp_path / f"gsm8k_{name}.jsonl").write_text("".join(lines))
     content = yaml.safe_load(evaluate.CONFIG.read_text("utf-8"))
-    for setting in ("instruction", "segmentation"):
-        content["settings"].pop(setting)
+    content["settings"].pop("instruction")
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({**content, **EXAMPLE}))
     return tmp_path
 
@@ -113,19 +112,6 @@ def test_every_configuration_of_the_command_is_valid(tmp_path):
             config = load_config(options[options.index("--config") + 1])
             assert (config.small.model, config.large.model) == ("o/small", "o/large")
     assert config.scorer.type == "transformers_prm"
-
-
-def test_lines_are_steps_but_not_those_that_open_a_formula():
-    steps = load_config(evaluate.CONFIG).settings.segmentation.split(
-        "Tom has 3 * 4 = 12 eggs.\nAfter lunch he has:\n\\[\n12 - 5 = 7\n\\]\n\n"
-        "He sells (\n\n2 each)  \n \\boxed{7}"
-    )
-
-    assert steps == [
-        ("Tom has 3 * 4 = 12 eggs.", "\n"),
-        ("After lunch he has:\n\\[\n12 - 5 = 7\n\\]", "\n\n"),
-        ("He sells (\n\n2 each)  \n \\boxed{7}", ""),
-    ]
 
 
 def test_metrics_of_scorers_are_on_the_page(tmp_path):
