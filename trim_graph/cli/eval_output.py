@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from trim_graph.errors import counted
 from trim_graph.evaluation.forecast import MODELS, Spend, SpendEstimate
-from trim_graph.evaluation.records import ArmSummary, MatchedBudget, Metric, RunSummary
+from trim_graph.evaluation.records import ArmSummary, CurveSummary, MatchedBudget, Metric, RunSummary
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -206,18 +206,28 @@ def _curve_tables(summary: RunSummary) -> list[Table]:
         "family", *(f"{100 * float(budget):g} %" for budget in budgets),
     )  # fmt: skip
     for curve in summary["curves"]:
-        over = curve["over_query_level"]
-        beside = "-" if over is None else f"{_number(over['ratio'], 1)}x {over['family'].replace('_', ' ')}"
         curves.add_row(
             curve["family"].replace("_", " "),
             str(len(curve["points"])),
             _number(curve["delta_ibc"], 2),
-            beside,
+            _over_query_level(curve),
             *(_percent(metric, spread=False) for metric in curve["cpt"].values()),
         )
         reached = (_percent(curve["budgeted_accuracy"][budget], spread=False) for budget in budgets)
         within.add_row(curve["family"].replace("_", " "), *reached)
     return [curves, within]
+
+
+def _over_query_level(curve: CurveSummary) -> str:
+    """Returns the factor over the best query-level method, or the difference where no factor is known."""
+    over = curve["over_query_level"]
+    if over is None:
+        return "-"
+    family, ratio = over["family"].replace("_", " "), over["ratio"]["value"]
+    if ratio is not None:
+        return f"{ratio:.1f}x {family}"
+    more = over["difference"]["value"]
+    return "-" if more is None else f"{more:+.2f} {family}"
 
 
 def _print_legend(console: Console, summary: RunSummary) -> None:
