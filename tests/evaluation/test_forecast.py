@@ -95,7 +95,14 @@ def test_cost_is_that_of_the_price_table():
 
 
 def left(names, **more):
-    given = {"n": 60, "samples": 2, "validation_n": 30, "scored": True, "judged": True, "judge": None}
+    given = {
+        "n": 60,
+        "samples": 2,
+        "validation_n": 30,
+        "scorer_type": "vllm_prm",
+        "judged": True,
+        "judge": None,
+    }
     return list(planned_runs(names, **{**given, "done": lambda name: 0, **more}))
 
 
@@ -110,7 +117,8 @@ def test_baselines_plan_the_runs_that_they_make():
         "kind": 30 + 3 * 120,
     }
     assert [(one.kind, one.left) for one in left(["score_cascade"])] == [("scores", 120)]
-    assert left(["kind", "router"], validation_n=0) == left(["prm"], scored=False) == []
+    assert left(["kind", "router"], validation_n=0) == left(["prm"], scorer_type=None) == []
+    assert left(["prm"], scorer_type="token_probability") == []
     assert left(["judge"], judged=False) == []
 
 

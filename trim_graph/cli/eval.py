@@ -168,7 +168,7 @@ class Evaluation:
             n=self.n,
             samples=self.request.samples,
             validation_n=0 if self.validation is None else self.validation[1],
-            scored=self.config.scorer is not None,
+            scorer_type=None if self.config.scorer is None else self.config.scorer.type,
             judged=self.judge is not None,
             judge=None if self.judge is None else self.judge.writer,
             done=lambda name: done.get(name, 0),

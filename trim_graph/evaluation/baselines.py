@@ -515,7 +515,7 @@ def planned_runs(
     n: int,
     samples: int,
     validation_n: int,
-    scored: bool,
+    scorer_type: str | None,
     judged: bool,
     judge: str | None,
     done: Callable[[str], int],
@@ -527,13 +527,13 @@ def planned_runs(
         n: Questions of the evaluation.
         samples: Of each.
         validation_n: Validation questions; 0 where there are none.
-        scored: Whether there is a scorer.
+        scorer_type: The type of the configuration's scorer, if it has one.
         judged: Whether there is a judge.
         judge: ``small`` or ``large``, where that model is the judge.
         done: Returns how many runs are done, by the name of an arm; of the runs that fit baselines too:
             ``validation/small``, ``validation/large``, ``scores``, ``pilot``.
     """
-    runs, wanted = n * samples, set(names)
+    runs, wanted, scored = n * samples, set(names), scorer_type is not None
 
     def left(name: str, count: int) -> int:
         return max(0, count - done(name))
@@ -550,7 +550,7 @@ def planned_runs(
         yield PlannedRuns("validation", None, "large", left(f"{FOLDER}/{LARGE}", validation_n))
     if "score_cascade" in wanted and scored:
         yield PlannedRuns("baselines", None, "scores", left("scores", runs))
-    if "prm" in wanted and scored:
+    if "prm" in wanted and _is_reward_model(scorer_type):
         yield arm(f"prm-{PRM_LEVEL:g}", "routed", 1.0, scores=True)
     if "judge" in wanted and judged:
         yield arm("judge-7of9", "routed", 1.0, scores=True, judge=judge)
@@ -561,6 +561,11 @@ def planned_runs(
     if "kind" in wanted and validation_n:
         for share in SHARES:
             yield arm(f"kind-{share:g}", "routed", share, scores=False)
+
+
+def _is_reward_model(scorer_type: str | None) -> bool:
+    """Returns whether the level that was published for reward models is one of this scorer's."""
+    return scorer_type is not None and (scorer_type == "example" or scorer_type.endswith("_prm"))
 
 
 class Missing(SettingsError):
@@ -618,7 +623,7 @@ class Baselines:
 
     async def prm(self) -> None:
         """Accepts drafts by the reward model's score alone, at the published level."""
-        if self.scorer_type in (None, "llm_judge", "token_probability", "cascade"):
+        if not _is_reward_model(self.scorer_type):
             raise Missing("it needs a process reward model as the scorer")
         await self._run(f"prm-{PRM_LEVEL:g}", "prm", {"type": "threshold", "t": PRM_LEVEL})
 
