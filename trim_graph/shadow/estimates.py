@@ -7,27 +7,30 @@ summed first, so that repeated questions do not narrow an interval. Intervals ar
   *Sampling Techniques*, section 6.4). Where the share is 0 that variance is 0 too: the bound is then the
   exact one of the share of questions with any large token.
 - agreement, and whether the large model is asked at all, by Clopper and Pearson's exact method.
-- the loss of accuracy is at most the share of questions whose answers differ; with a grader, exact bounds of
-  both kinds of change (right to wrong, wrong to right), each at half the error.
+- the loss of accuracy as `trim-graph eval` tests it (`trim_graph.evaluation.noninferiority`); without a
+  grader all answers that differ count as lost.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 from trim_graph.errors import counted
 from trim_graph.evaluation.metrics import LEAST
-from trim_graph.evaluation.noninferiority import MAX_LOSS, chance_interval
+from trim_graph.evaluation.noninferiority import (
+    MAX_LOSS,
+    PairedOutcomes,
+    chance_interval,
+    further_questions,
+)
 
 from .records import Application, Kind, ShadowRecord
 
 Use = Literal["yes", "no", "undecided"]
-MOST = 10_000_000
-"""Questions beyond which no number is given."""
 _KINDS: tuple[Kind, ...] = ("run", "walk", "turn")
 
 
@@ -306,65 +309,16 @@ def _student(n: int) -> float:
     return float(t.ppf(0.975, n - 1))
 
 
-def upper_bound(count: int, n: int, confidence: float = 0.95) -> float:
-    """Returns the exact one-sided upper bound of a share of questions (Clopper and Pearson)."""
-    return chance_interval(count, n, 2 * confidence - 1).high
-
-
-def _lower_bound(count: int, n: int, confidence: float) -> float:
-    return 1.0 - upper_bound(n - count, n, confidence)
+def _paired(graded: Sequence[dict[str, bool]]) -> PairedOutcomes:
+    """Returns how many questions routing loses and gains against the application."""
+    return PairedOutcomes.of(*([one[name] for one in graded] for name in ("routed", "application")))
 
 
 def _accuracy_difference(graded: Sequence[dict[str, bool]]) -> Estimate:
-    """Returns the accuracy of routing minus the application's; exact bounds of both kinds of change."""
-    n, lost, gained = len(graded), *_changes(graded)
-    # Each of the four bounds at 98.75 %: together 95 %.
-    each = 0.9875
-    return Estimate(
-        value=(gained - lost) / n,
-        low=_lower_bound(gained, n, each) - upper_bound(lost, n, each),
-        high=upper_bound(gained, n, each) - _lower_bound(lost, n, each),
-        n=n,
-    )
-
-
-def _changes(graded: Sequence[dict[str, bool]]) -> tuple[int, int]:
-    """Returns how many questions routing loses and gains."""
-    lost = sum(one["application"] and not one["routed"] for one in graded)
-    gained = sum(one["routed"] and not one["application"] for one in graded)
-    return lost, gained
-
-
-def loss_bound(lost: int, gained: int, n: int) -> float:
-    """Returns the one-sided 95 % upper bound of the loss of accuracy.
-
-    Args:
-        lost: Questions that only the application answered right; of unknown ones, all that differ.
-        gained: Questions that only routing answered right.
-        n: All questions.
-    """
-    if not gained:
-        return upper_bound(lost, n)
-    return upper_bound(lost, n, 0.975) - _lower_bound(gained, n, 0.975)
-
-
-def questions_needed(enough: Callable[[int], bool], n: int) -> int | None:
-    """Returns the fewest questions that are enough, at least ``n``; None if `MOST` are not.
-
-    Args:
-        enough: Whether so many questions would be enough if the shares stay as they are; once they are, more
-            are too, but for rounding.
-        n: Questions so far.
-    """
-    low, high = n - 1, max(n, 1)
-    while not enough(high):
-        low, high = high, 2 * high
-        if high > MOST:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    """Returns the accuracy of routing minus the application's."""
+    paired = _paired(graded)
+    low, high = paired.gain_interval()
+    return Estimate(value=0.0 - paired.loss, low=low, high=high, n=paired.n)
 
 
 @dataclass(frozen=True)
@@ -442,36 +396,35 @@ def _keeps_quality(group: Group, graded: Sequence[dict[str, bool]], max_loss: fl
             "undecided", "A walk does not know the routed answers: set run_rate above 0 to compare them."
         )
     if graded:
-        n, lost, gained = len(graded), *_changes(graded)
-        what = f"Of {counted(n, 'graded question')} routing loses {lost} and gains {gained}"
+        paired = _paired(graded)
+        what = (
+            f"Of {counted(paired.n, 'graded question')} routing loses {paired.lost:g} and gains "
+            f"{paired.gained:g}"
+        )
     else:
         agreement = group["agreement"]
         if agreement["value"] is None:
             return _Finding(
                 "undecided", "No answers could be compared: give agreement= or grade= to the shadow."
             )
-        n, gained = agreement["n"], 0
-        lost = round((1 - agreement["value"]) * n)
+        n = agreement["n"]
+        # At worst all answers that differ are lost.
+        paired = PairedOutcomes(n, lost=round((1 - agreement["value"]) * n), gained=0)
         unit = counted(n, "question") + ("" if group["kind"] == "run" else ", turn by turn")
-        what = f"The answers agree in {n - lost} of {unit} ({_percent(agreement)})"
-    bound = loss_bound(lost, gained, n)
+        what = f"The answers agree in {n - paired.lost:g} of {unit} ({_percent(agreement)})"
+    bound = paired.loss_bound()
     text = f"{what}: at most {100 * bound:.3g} points of accuracy are lost, with 95 % confidence."
     if group["kind"] == "turn":
         return _Finding("undecided", f"{text} What tools would have answered to another turn is not known.")
     if bound <= max_loss:
         return _Finding("yes", text)
-    if graded and _lower_bound(lost, n, 0.975) - upper_bound(gained, n, 0.975) > max_loss:
+    if graded and paired.gain_interval().high < -max_loss:
         return _Finding("no", f"{text} More than {100 * max_loss:.3g} points are lost.")
-
-    def enough(count: int) -> bool:
-        return loss_bound(math.ceil(lost * count / n), gained * count // n, count) <= max_loss
-
-    if (lost - gained) / n >= max_loss:
-        hint = "" if graded else " Answers that differ need not be wrong: give grade= to the shadow."
-        return _Finding("undecided", f"{text} {100 * max_loss:.3g} points are acceptable.{hint}")
-    return _Finding(
-        "undecided", f"{text} {100 * max_loss:.3g} points are acceptable.", questions_needed(enough, n)
-    )
+    text += f" {100 * max_loss:.3g} points are acceptable."
+    further = further_questions(paired, max_loss)
+    if further is None and not graded:
+        text += " Answers that differ need not be wrong: give grade= to the shadow."
+    return _Finding("undecided", text, None if further is None else paired.n + further)
 
 
 def _gains(group: Group, graded: Sequence[dict[str, bool]]) -> _Finding:
@@ -486,20 +439,16 @@ def _gains(group: Group, graded: Sequence[dict[str, bool]]) -> _Finding:
         return _Finding(
             "undecided", f"{text} Whether its answers are better only a grader can say: give grade=."
         )
-    n, lost, gained = len(graded), *_changes(graded)
-    text += f" Of {counted(n, 'graded question')} it gains {gained} and loses {lost}."
-
-    def low(count: int) -> float:
-        return _lower_bound(gained * count // n, count, 0.975) - upper_bound(
-            math.ceil(lost * count / n), count, 0.975
-        )
-
-    if low(n) > 0:
+    paired = _paired(graded)
+    text += (
+        f" Of {counted(paired.n, 'graded question')} it gains {paired.gained:g} and loses {paired.lost:g}."
+    )
+    if paired.loss_bound() < 0:
         return _Finding("yes", text)
-    if loss_bound(gained, lost, n) <= 0:
+    if paired.reversed.loss_bound() <= 0:
         return _Finding("no", f"{text} It is no more often right than the small model alone.")
-    needed = questions_needed(lambda count: low(count) > 0, n) if gained > lost else None
-    return _Finding("undecided", text, needed)
+    further = further_questions(paired, 0.0)
+    return _Finding("undecided", text, None if further is None else paired.n + further)
 
 
 def _warnings(groups: Sequence[Group], counts: dict[str, int]) -> list[str]:
