@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,14 @@ def content(given: argparse.Namespace) -> dict[str, Any]:
         for writer in ("small", "large"):
             read[writer] = model(given, getattr(given, writer), getattr(given, f"{writer}_url"))
     return read
+
+
+def made_by(given: argparse.Namespace) -> str:
+    """Says which models run, when and where, for a page of results."""
+    models = {part: content(given)[part] for part in ("small", "large")}
+    named = ", ".join(f"{part}: {one.get('model', one['type'])}" for part, one in models.items())
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return f"{named[0].upper()}{named[1:]}; {datetime.now(UTC).date().isoformat()}; {machine}."
 
 
 def write_configuration(given: argparse.Namespace, name: str, **changes: Any) -> Path:

@@ -259,9 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if code := int(app(options, prog_name="trim-graph", standalone_mode=False) or 0):
             return code
     if "report" in given.stage:
-        from .results import write_results
+        from trim_graph.examples.pair_results import write_results
 
-        write_results(given.out, given.out)
+        write_results(given.out, given.out, title="GSM8K", note=own_pair.made_by(given))
         print(f"written: RESULTS.md, results.json and results.png in {given.out}")
     return 0
 

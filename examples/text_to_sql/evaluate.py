@@ -2,9 +2,9 @@
 
     python -m trim_graph.examples.text_to_sql.evaluate --data defog --out runs
 
-Makes the databases, says which gold queries run and how many hours to expect, then runs `trim-graph eval`.
-The same command resumes what was interrupted. ``--fold K`` tests on the databases of one fold and gives those
-of the others to the baselines that are fitted.
+Makes the databases, says which gold queries run and how many hours to expect, runs `trim-graph eval`, and
+writes ``RESULTS.md``. The same command resumes what was interrupted. ``--fold K`` tests on the databases of
+one fold and gives those of the others to the baselines that are fitted.
 """
 
 from __future__ import annotations
@@ -125,7 +125,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options = command(given, configuration(given))
     print(f"\ntrim-graph {shlex.join(options)}", flush=True)
-    return int(app(options, prog_name="trim-graph", standalone_mode=False) or 0)
+    if code := int(app(options, prog_name="trim-graph", standalone_mode=False) or 0):
+        return code
+    if given.fold is None:
+        from trim_graph.examples.pair_results import write_results
+
+        write_results(given.out, given.out, title="Text to SQL", note=own_pair.made_by(given))
+        print(f"written: RESULTS.md, results.json and results.png in {given.out}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from trim_graph.config import load_config
+from trim_graph.examples import pair_results as results
 from trim_graph.examples.arithmetic import PRM, stream_problems
-from trim_graph.examples.gsm8k import evaluate, results
+from trim_graph.examples.gsm8k import evaluate
 
 EXAMPLE = {part: {"type": "example"} for part in ("small", "large")}
 
@@ -139,7 +140,7 @@ def test_runs_of_different_questions_make_no_page(tmp_path):
         (tmp_path / name / "summary.json").write_text(json.dumps(run))
 
     with pytest.raises(SystemExit):
-        results.main([str(tmp_path)])
+        results.main([str(tmp_path), "--title", "Q"])
     with pytest.raises(results.InputError, match=r"different questions \(one: 10 of q, two: 20 of q\)"):
         results.read_runs(tmp_path)
 

@@ -668,6 +668,7 @@ def test_the_command_runs_from_end_to_end_and_resumes(source, tmp_path, monkeypa
     assert {"small", "large", "threshold-0.5"} <= {row["arm"] for row in rows}
     assert not any(row["error"] for row in rows)
     assert not any(row["correct"] for row in rows)
+    assert "| threshold-0.5 | 0.000" in Path("runs/RESULTS.md").read_text("utf-8")
     before = {(row["arm"], row["index"]): row["seconds"] for row in rows}
     assert evaluate.main(given) == 0
     assert {(row["arm"], row["index"]): row["seconds"] for row in read_run("runs/eval").rows()} == before

@@ -1,19 +1,17 @@
-"""Write RESULTS.md, results.json and results.png from the runs of an example's folder.
+"""Write RESULTS.md, results.json and results.png from the runs of a pair of models.
 
-    python -m trim_graph.examples.gsm8k.results RUNS --title "GSM8K" --out FOLDER
+    python -m trim_graph.examples.pair_results RUNS --title GSM8K --out FOLDER
 
-Reads the ``summary.json`` of each run below RUNS, one for each scorer, and the metrics of scorers in
-RUNS/rated and RUNS/processbench, where there are any.
+Reads the ``summary.json`` of each run below RUNS, one for each scorer. Where there are any, it reads too the
+metrics of scorers in RUNS/rated and RUNS/processbench, and the runs in RUNS/times, which no cache of
+responses has answered. The note of an earlier results.json is kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,25 +57,27 @@ def read_runs(folder: Path) -> dict[str, Any]:
     return runs
 
 
-def write_results(folder: Path, out: Path, *, title: str = "GSM8K", note: str = "") -> None:
+def write_results(folder: Path, out: Path, *, title: str, note: str | None = None) -> None:
     """Writes the three files.
 
     Args:
         folder: Holds the runs.
         out: Where the files go.
         title: Of the page.
-        note: Says which models these are and how they ran.
+        note: Says which models these are, and when, where and how they ran; default: that of an earlier
+            results.json in ``out``.
     """
-    runs = read_runs(folder)
+    runs, file = read_runs(folder), out / "results.json"
+    if note is None:
+        note = json.loads(file.read_text("utf-8"))["note"] if file.exists() else ""
     document = {
         "title": title,
         "note": note,
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "runs": {name: _kept(run) for name, run in runs.items()},
         "scorers": {part: read_metrics(folder / part) for part in SOLUTIONS},
+        "times": _read_times(folder / "times"),
     }
-    (out / "results.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    file.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     (out / "RESULTS.md").write_text(page(document), "utf-8")
     draw(document, out / "results")
 
@@ -89,6 +89,24 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         (found,) = json.loads(file.read_text("utf-8"))["sets"].values()
         kept[file.parent.name] = {key: found[key] for key in ("solutions", "first_error", "steps", "whole")}
     return kept
+
+
+def _read_times(folder: Path) -> list[dict[str, Any]]:
+    """Returns what each run took; empty where none was timed."""
+    kept, found = ("seconds", "large_tokens", "small_tokens"), []
+    for file in sorted(folder.glob("*/summary.json")):
+        run = json.loads(file.read_text("utf-8"))
+        arms = [
+            {
+                "arm": arm["arm"],
+                "metrics": {name: arm["metrics"][name] for name in kept},
+                "beside_large": arm["differences"].get(LARGE, {}).get("seconds"),
+            }
+            for arm in run["arms"]
+        ]
+        taken = {key: run[key] for key in ("n", "concurrency")}
+        found.append({"run": file.parent.name, **taken, "arms": arms})
+    return found
 
 
 def _kept(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +131,7 @@ def page(document: Mapping[str, Any]) -> str:
     first = next(iter(runs.values()))
     parts = [
         f"# {document['title']}: what step-level routing saves and loses",
-        f"{first['n']} questions; {document['date']}; {document['machine']}. {document['note']}".strip(),
+        f"{first['n']} questions. {document['note']}".strip(),
         LEGEND,
         "![accuracy against the share of large tokens](results.png)",
         "## The models alone",
@@ -129,6 +147,8 @@ def page(document: Mapping[str, Any]) -> str:
     ]
     if any(document["scorers"].values()):
         parts += ["## How good the scorers are", *_scorers(document["scorers"])]
+    if document["times"]:
+        parts += ["## How long it takes", *_times(document["times"])]
     for name, run in runs.items():
         heading = "Policies on the own scorer" if name == "policies" else f"Scorer: {name.replace('_', ' ')}"
         parts += [f"## {heading}", _points(run), _curves(run)]
@@ -179,6 +199,23 @@ def _scorers(found: Mapping[str, Any]) -> Iterable[str]:
 
 def _area(metrics: Mapping[str, Any], key: str) -> str:
     return _metric({"value": metrics[key], "interval": metrics[f"{key}_interval"]}, 3)
+
+
+def _times(found: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    """Yields a table for each timed run."""
+    heads = ["arm", "seconds a question", "beside large alone", "small tokens", "large tokens"]
+    for run in found:
+        rows = [
+            [
+                arm["arm"],
+                _metric(arm["metrics"]["seconds"], 1),
+                _metric(arm["beside_large"], 1, signed=True),
+                *(f"{arm['metrics'][key]['value']:.0f}" for key in ("small_tokens", "large_tokens")),
+            ]
+            for arm in run["arms"]
+        ]
+        yield f"{run['run'].replace('_', ' ')}: {run['n']} questions, {run['concurrency']} at once."
+        yield _table(heads, rows)
 
 
 def _points(run: Mapping[str, Any]) -> str:
@@ -275,15 +312,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path, help="folder whose subfolders are runs of trim-graph eval")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    parser.add_argument("--title", default="GSM8K")
-    parser.add_argument("--note", default="", help="which models these are, and how they ran")
+    parser.add_argument("--out", type=Path, help="folder of the three files; default: RUNS")
+    parser.add_argument("--title", required=True)
+    parser.add_argument("--note", help="which models these are, and when, where and how they ran")
     given = parser.parse_args(arguments)
+    out = given.out or given.runs
     try:
-        write_results(given.runs, given.out, title=given.title, note=given.note)
+        write_results(given.runs, out, title=given.title, note=given.note)
     except InputError as error:
         parser.error(str(error))
-    print(f"written: RESULTS.md, results.json and results.png in {given.out}")
+    print(f"written: RESULTS.md, results.json and results.png in {out}")
 
 
 if __name__ == "__main__":
