@@ -199,17 +199,21 @@ async def test_stop_strings(rig, model, stop, text):
     assert TrimChatModel(graph=rig.graph, stop=stop).invoke("?").content == text
 
 
-async def test_max_tokens_end_it_behind_a_step(rig, model):
-    for answer in (model.invoke("?", max_tokens=4), TrimChatModel(graph=rig.graph, max_tokens=4).invoke("?")):
-        assert answer.content == "small one\n\nLARGE two"
+async def test_max_tokens_are_those_of_the_graph(rig, model):
+    own = TrimChatModel(graph=rig.graph, max_tokens=4)
+    asked = rig.graph.invoke({"messages": [("user", "?")]}, context={"trim": {"max_tokens": 4}})
+    given = {"max_tokens": 4}
+    for answer in (model.invoke("?", **given), model.invoke("?", trim=given), own.invoke("?")):
+        assert answer.content == asked["messages"][-1].text
+        assert answer.content.startswith("small one\n\n")
         assert answer.response_metadata["finish_reason"] == "length"
-        assert answer.usage_metadata["output_tokens"] > 4
         summary = answer.response_metadata["trim"]
-        assert (summary["stopped"], summary["steps"]) == ("max_tokens", {"small": 1, "large": 1})
-        assert summary["decisions"] == {"accept": 1, "regenerate": 1}
-        assert summary["tokens"]["small_discarded"] > 0
-    assert "".join([c.content async for c in model.astream("?", max_tokens=1)]) == "small one"
-    assert model.invoke("?", max_tokens=999).response_metadata["finish_reason"] == "stop"
+        assert summary["stopped"] == "max_tokens"
+        assert summary["tokens"]["small"] + summary["tokens"]["large"] <= 4
+    assert "".join([c.content async for c in model.astream("?", max_tokens=1)]) == "small"
+    assert own.invoke("?", max_tokens=999).response_metadata["finish_reason"] == "stop"
+    with pytest.raises(ValueError, match="max_tokens and that of trim are both given"):
+        model.invoke("?", max_tokens=3, trim={"max_tokens": 4})
     with pytest.raises(ValueError, match="max_tokens=0"):
         model.invoke("?", max_tokens=0)
 
@@ -274,13 +278,6 @@ async def test_an_answer_without_a_step_is_asked_again(make):
 
     model = TrimChatModel(graph=make(script, policy=small_only()).graph)
     assert model.invoke("?").content == (await model.ainvoke("?")).content == "first\n\nlast"
-
-
-def test_an_answer_that_ends_at_its_limit_has_ended(make):
-    model = TrimChatModel(graph=make(["one two"], policy=small_only()).graph, max_tokens=1)
-    answer = model.invoke("?")
-    assert answer.response_metadata["finish_reason"] == "stop"
-    assert answer.response_metadata["trim"]["stopped"] == "finished"
 
 
 def test_a_cache_does_not_take_one_router_for_another(make):

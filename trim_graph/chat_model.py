@@ -40,7 +40,7 @@ from .graph import create_trim_graph
 from .policies.base import AnyPolicy
 from .routing import RunView
 from .segmentation import separator_of
-from .settings import RunSettings
+from .settings import RunSettings, TrimContext
 from .state import DecisionRecord, Step, TrimState, reduce_state
 from .summary import summarise, usage_of
 
@@ -59,9 +59,9 @@ class TrimChatModel(BaseChatModel):
     writer, tokens, score and decision of each step.
 
     Every call takes ``stop``, ``max_tokens``, and ``trim``: settings of this call as in
-    `trim_graph.TrimContext`. A stop string ends the run as soon as an accepted step contains it.
-    ``max_tokens`` ends it after the step that reaches it; a ``max_tokens`` within ``trim`` cuts that step.
-    The summary then covers the run so far, and its ``stopped`` is ``stop_string`` or ``max_tokens``.
+    `trim_graph.TrimContext`. A stop string ends the run as soon as an accepted step contains it; the summary
+    then covers the run so far, and its ``stopped`` is ``stop_string``. ``max_tokens`` is the setting of that
+    name: it cuts the step that reaches it.
 
     Example:
         ```python
@@ -79,7 +79,7 @@ class TrimChatModel(BaseChatModel):
     stop: list[str] | None = None
     """Stop strings of calls without ``stop``."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Tokens of accepted steps after which an answer ends; None leaves only the graph's own limits."""
+    """Most tokens of an answer's accepted steps, in calls without one; None leaves the graph's setting."""
     cache: BaseCache | bool | None = False
     """Off: LangChain's cache cannot distinguish two graphs. The two models inside may have caches."""
     streaming: bool = False
@@ -233,10 +233,16 @@ class TrimChatModel(BaseChatModel):
                 "max_tokens and trim (settings as in TrimContext); what the two models go by is set on them"
             )
         check_call_settings(dict(kwargs))
-        given = kwargs.get("trim")
-        context = {"trim": given} if isinstance(given, Mapping) else given
-        stops = stop_strings(self.stop if stop is None else stop)
-        return Answer(stops, kwargs.get("max_tokens") or self.max_tokens), context
+        given, limit = kwargs.get("trim"), kwargs.get("max_tokens")
+        settings: Any = given
+        if given is None or isinstance(given, Mapping | TrimContext):
+            settings = {key: value for key, value in dict(given or {}).items() if value is not None}
+            if limit is not None and "max_tokens" in settings:
+                raise ValueError("max_tokens and that of trim are both given: they are one limit")
+            if (most := limit or settings.get("max_tokens") or self.max_tokens) is not None:
+                settings["max_tokens"] = most
+            settings = {"trim": settings}
+        return Answer(stop_strings(self.stop if stop is None else stop)), settings
 
 
 def create_trim_chat_model(
@@ -314,14 +320,11 @@ async def _run_isolated(
 
 
 class Answer:
-    """Converts the events of a run to chunks; ends at a stop string, or after ``max_tokens``."""
+    """Converts the events of a run to chunks; ends at a stop string."""
 
-    def __init__(self, stops: tuple[str, ...], max_tokens: int | None) -> None:
+    def __init__(self, stops: tuple[str, ...]) -> None:
         self.stopped: str | None = None
-        self.tokens = 0
         self._stops = stops
-        self._max_tokens = max_tokens
-        self._finishing = False
         self._held = ""
         self._final: AIMessage | None = None
         self._state: TrimState = {}  # type: ignore[typeddict-item]
@@ -329,9 +332,8 @@ class Answer:
 
     @property
     def ended(self) -> bool:
-        """Whether the answer is complete."""
-        full = self._max_tokens is not None and self.tokens >= self._max_tokens and not self._finishing
-        return self.stopped is not None or full
+        """Whether the answer has a stop string."""
+        return self.stopped is not None
 
     def take(self, updates: dict[str, dict[str, Any] | None]) -> Iterator[ChatGenerationChunk]:
         """Takes the updates of nodes, and yield the new text.
@@ -341,7 +343,6 @@ class Answer:
         for update in updates.values():
             if update is None:  # a node without an update
                 continue
-            self._finishing = self._finishing or bool(update.get("stopped"))
             self._final = update.get("messages", [self._final])[-1]
             if "run" in update:  # the beginning of the run: earlier steps are another run's
                 self._state = _first_state(update)
@@ -351,7 +352,6 @@ class Answer:
             for step in update.get("steps", ()):
                 before = separator_of(self._previous, delimiter) if self._previous else ""
                 self._previous = step
-                self.tokens += step["tokens"]
                 if text := self._shown(before + step["text"]):
                     yield ChatGenerationChunk(message=AIMessageChunk(content=text))
                 if self.ended:
@@ -380,12 +380,11 @@ class Answer:
         """Returns the last chunk: the text held back, metadata and usage."""
         final = self._final
         if final is None:
-            reason, stopped = ("length", "max_tokens") if self.stopped is None else ("stop", "stop_string")
             metadata = {
                 "model_name": "trim-graph",
-                "finish_reason": reason,
+                "finish_reason": "stop",
                 "stop_reason": self.stopped,
-                "trim": {**summarise(RunView(self._state)), "stopped": stopped},
+                "trim": {**summarise(RunView(self._state)), "stopped": "stop_string"},
             }
             usage: UsageMetadata | None = usage_of(self._state["usage"])
         else:
