@@ -82,6 +82,14 @@ def test_without_rows_lengths_are_assumed_from_the_texts():
     assert (lengths.prompt, lengths.steps, lengths.measured) == (60, ASSUMED_STEPS, False)
 
 
+def test_a_judge_is_the_model_that_it_is_where_rows_are_there_too():
+    seen = {"judge-7of9": Spend(1, {"large": 2, "scorer": 5}, {"scorer": 100}, {"large": 30, "scorer": 5})}
+    planned = PlannedRuns("baselines", "judge-7of9", "routed", 2, judge="large")
+    found = planned.spend(LENGTHS, seen)
+    assert (found.calls["large"], found.read["large"], found.written["large"]) == (14, 200, 70)
+    assert found.calls["scorer"] == found.read["scorer"] == found.written["scorer"] == 0
+
+
 def test_cost_is_that_of_the_price_table():
     prices = Prices(small=ModelPrice(input=1, output=2), large=ModelPrice(output=10))
     one = Spend(1, {}, {"small": 1e6, "large": 1e6}, {"small": 1e6, "large": 1e6})

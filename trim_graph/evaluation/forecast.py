@@ -79,6 +79,14 @@ class Spend:
         )
         return Spend(count * self.runs, calls, read, written)
 
+    def scored_by(self, judge: str) -> Spend:
+        """Returns the same with what the scorer takes as the model's that scores: a row does not name it."""
+
+        def moved(one: Mapping[str, float]) -> dict[str, float]:
+            return {**one, judge: one.get(judge, 0.0) + one.get("scorer", 0.0), "scorer": 0.0}
+
+        return Spend(self.runs, moved(self.calls), moved(self.read), moved(self.written))
+
     def cost(self, prices: Prices) -> float:
         """Returns the cost by a price table; no prompt counts as cached."""
         costs = (
@@ -121,8 +129,8 @@ class PlannedRuns:
             lengths: Of questions and solutions.
             seen: What a run of an arm took, by arm, where some are done.
         """
-        each = seen.get(self.arm or "")
-        return (each or self._run(lengths)).times(self.left)
+        each = seen.get(self.arm or "") or self._run(lengths)
+        return (each.scored_by(self.judge) if self.judge else each).times(self.left)
 
     def _run(self, one: Lengths) -> Spend:
         alone = Spend(1.0, {"small": one.steps}, {"small": one.reading}, {"small": one.tokens})
