@@ -328,6 +328,7 @@ def test_the_estimate_is_measured_on_the_runs_that_are_there_and_an_upper_end(wo
     assert "at most" not in result.stderr
     assert estimated(run, n=12)["groups"]["in all"]["runs"] == 0
     assert "To spend" not in evaluate(run, n=12).stderr
+    assert "Nothing is left to spend: all runs are in --out." in evaluate(run, "--estimate", n=12).stdout
 
 
 def test_a_person_at_a_terminal_is_asked_before_much_is_spent(world, run, monkeypatch):

@@ -35,6 +35,9 @@ LEGEND = (
 def print_estimate(estimate: SpendEstimate, *, stderr: bool = False) -> None:
     """Prints what an evaluation will spend: at most, where no run has been measured."""
     console = _console(stderr=stderr)
+    if not estimate.calls:
+        console.print("Nothing is left to spend: all runs are in --out.")
+        return
     title = "To spend" if estimate.lengths.measured else "To spend, at most"
     table = _table(title, "for", "runs", "calls", "tokens read", "tokens written")
     for name, spend in {**estimate.groups, "in all": estimate.total}.items():
