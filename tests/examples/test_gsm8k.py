@@ -133,6 +133,21 @@ def test_metrics_of_scorers_are_on_the_page(tmp_path):
     assert table.splitlines()[-1] == "| judge | 0.700 (0.600 to 0.800) | - | 0.500 | 9 |"
 
 
+def test_what_a_run_without_a_cache_took_is_on_the_page(tmp_path):
+    tokens = {"small_tokens": {"value": 9}, "large_tokens": {"value": 4}}
+    large = {"arm": "large", "metrics": {**tokens, "seconds": {"value": 2.0, "interval": None}}}
+    faster = {"seconds": {"value": -0.5, "interval": [-0.7, -0.2]}}
+    routed = {**large, "arm": "threshold-0.9", "differences": {"large": faster}}
+    (tmp_path / "24_at_once").mkdir()
+    run = {"n": 3, "concurrency": 24, "arms": [{**large, "differences": {}}, routed]}
+    (tmp_path / "24_at_once/summary.json").write_text(json.dumps(run))
+
+    said, table = results._times(results._read_times(tmp_path))
+
+    assert said == "24 at once: 3 questions, 24 at once."
+    assert table.splitlines()[-1] == "| threshold-0.9 | 2.0 | -0.5 (-0.7 to -0.2) | 9 | 4 |"
+
+
 def test_runs_of_different_questions_make_no_page(tmp_path):
     for name, n in (("one", 10), ("two", 20)):
         (tmp_path / name).mkdir()
