@@ -76,11 +76,11 @@ def _made(name: str, settings: dict[str, Any]) -> Any:
     except ImportError as error:
         return ImportError(str(error))
     except Exception as error:  # each provider's class has its own for a missing key or a wrong setting
-        told = str(error)
-        reason = (told.strip().splitlines() or [type(error).__name__])[0]
+        message = str(error)
+        reason = (message.strip().splitlines() or [type(error).__name__])[0]
     if "infer model provider" in reason or "Unsupported provider" in reason or "model_provider=" in reason:
         # LangChain lists its providers in the error, and nowhere in its interface.
-        listed = re.search(r"Supported (?:model )?providers(?: are)?: ([\w, ]+)", told)
+        listed = re.search(r"Supported (?:model )?providers(?: are)?: ([\w, ]+)", message)
         provider = name.partition(":")[0]
         close = get_close_matches(provider, listed[1].split(", ")) if listed and ":" in name else []
         reason = (
