@@ -1,6 +1,7 @@
 """Records that nobody ran, and graphs that only answer."""
 
-from types import SimpleNamespace
+from langchain_core.messages import AIMessage
+from langgraph.types import Overwrite
 
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.records import TOKENS, WorkItem, new_record
@@ -11,7 +12,7 @@ def a_record(index, correct=None, **known):
 
 
 def ended(text, *, large_tokens=0, unaccounted_tokens=0, cost=0.0):
-    """The state of a run that has ended with this text."""
+    """The update that ends a run with this text."""
     nothing = {"input_tokens": 0, "output_tokens": 0, "cached_tokens": 0, "calls": 0}
     usage = {"small": nothing, "scorer": nothing, "large": {**nothing, "output_tokens": large_tokens}}
     summary = {
@@ -22,8 +23,8 @@ def ended(text, *, large_tokens=0, unaccounted_tokens=0, cost=0.0):
         "notes": [],
         "cost": cost,
     }
-    message = SimpleNamespace(text=text)
-    return {"trim": summary, "messages": [message], "steps": [], "scores": {}, "decisions": []}
+    none: dict = {"steps": Overwrite([]), "scores": Overwrite({}), "decisions": Overwrite([])}
+    return {"trim": summary, "messages": [AIMessage(text)], **none}
 
 
 class Answering:
@@ -32,5 +33,5 @@ class Answering:
     def __init__(self, answer):
         self.answer = answer
 
-    async def astream(self, given, **options):
-        yield "values", await self.answer(given["messages"][0][1])
+    async def astream(self, given, config=None, **options):
+        yield "updates", {"finalize": await self.answer(given["messages"][0][1])}

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import contextvars
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 from uuid import UUID
 
 from langchain_core.caches import BaseCache
@@ -28,7 +28,6 @@ from langchain_core.runnables.config import ensure_config, get_callback_manager_
 from langchain_core.tracers.base import BaseTracer
 from langchain_core.tracers.log_stream import LogStreamCallbackHandler
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.types import Overwrite
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from typing_extensions import Unpack
 
@@ -36,17 +35,18 @@ from .adapters.base import AnyScorer, check_call_settings, stop_strings
 from .adapters.responses import CountTokens
 from .budget import Budget, Prices
 from .budget.ledger import Ledger
+from .driver import Progress, adrive, drive
 from .graph import create_trim_graph
 from .policies.base import AnyPolicy
 from .routing import RunView
 from .segmentation import separator_of
 from .settings import RunSettings, TrimContext
-from .state import DecisionRecord, Step, TrimState, reduce_state
+from .state import DecisionRecord, Step, TrimState
 from .summary import summarise, usage_of
 
 _LANGCHAIN_KWARGS = {"stream"}  # passed by LangChain itself
 _BUFFERED = 64
-"""Most events of a run that are buffered for a slow reader."""
+"""Most nodes of a run whose updates are buffered for a slow reader."""
 
 
 class TrimChatModel(BaseChatModel):
@@ -196,12 +196,12 @@ class TrimChatModel(BaseChatModel):
         config = self._config(run_manager, CallbackManager)
         # An empty context, so that the run inherits nothing of a surrounding graph: limits, store, callbacks.
         own = contextvars.Context()
-        events = own.run(self._begin, self.graph.stream, messages, config, given)
+        nodes = own.run(drive, self.graph, messages, config, context=given)
         try:
-            while not answer.ended and (event := own.run(next, events, None)) is not None:
-                yield from answer.take(event)
+            while not answer.ended and (progress := own.run(next, nodes, None)) is not None:
+                yield from answer.take(progress)
         finally:
-            own.run(events.close)
+            own.run(nodes.close)
         yield answer.last()
 
     async def _astream(
@@ -213,17 +213,13 @@ class TrimChatModel(BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         answer, given = self._answer(stop, kwargs)
         config = self._config(run_manager, AsyncCallbackManager)
-        async with contextlib.aclosing(_run_isolated(self.graph, messages, config, given)) as events:
-            async for event in events:
-                for chunk in answer.take(event):
+        async with contextlib.aclosing(_run_isolated(self.graph, messages, config, given)) as nodes:
+            async for progress in nodes:
+                for chunk in answer.take(progress):
                     yield chunk
                 if answer.ended:
                     break
         yield answer.last()
-
-    @staticmethod
-    def _begin(stream: Callable[..., Any], messages: Any, config: RunnableConfig, given: Any) -> Any:
-        return stream({"messages": messages}, config, context=given, stream_mode="updates")
 
     def _answer(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> tuple[Answer, Any]:
         unknown = sorted(set(kwargs) - {"trim", "max_tokens"} - _LANGCHAIN_KWARGS)
@@ -295,24 +291,23 @@ def create_trim_chat_model(
 
 async def _run_isolated(
     graph: Any, messages: list[BaseMessage], config: RunnableConfig, given: Any
-) -> AsyncGenerator[dict[str, Any], None]:
-    """Yields the events of a run in a task of its own, and so in an empty context."""
-    events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(_BUFFERED)
+) -> AsyncGenerator[Progress, None]:
+    """Yields the progress of a run in a task of its own, and so in an empty context."""
+    nodes: asyncio.Queue[Progress | None] = asyncio.Queue(_BUFFERED)
 
     async def run() -> None:
         try:
-            stream = graph.astream({"messages": messages}, config, context=given, stream_mode="updates")
-            async with contextlib.aclosing(stream):
-                async for event in stream:
-                    await events.put(event)
+            async with contextlib.aclosing(adrive(graph, messages, config, context=given)) as ran:
+                async for progress in ran:
+                    await nodes.put(progress)
         finally:
             if not asyncio.current_task().cancelling():  # type: ignore[union-attr]
-                await events.put(None)
+                await nodes.put(None)
 
     task = asyncio.create_task(run(), context=contextvars.Context())
     try:
-        while (event := await events.get()) is not None:
-            yield event
+        while (progress := await nodes.get()) is not None:
+            yield progress
         await task
     finally:
         task.cancel()
@@ -320,7 +315,7 @@ async def _run_isolated(
 
 
 class Answer:
-    """Converts the events of a run to chunks; ends at a stop string."""
+    """Converts the progress of a run to chunks; ends at a stop string."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self.stopped: str | None = None
@@ -335,27 +330,23 @@ class Answer:
         """Whether the answer has a stop string."""
         return self.stopped is not None
 
-    def take(self, updates: dict[str, dict[str, Any] | None]) -> Iterator[ChatGenerationChunk]:
-        """Takes the updates of nodes, and yield the new text.
+    def take(self, progress: Progress) -> Iterator[ChatGenerationChunk]:
+        """Takes what a node wrote, and yields the new text.
 
         The stream of messages would serve too, but LangChain then streams every inner call.
         """
-        for update in updates.values():
-            if update is None:  # a node without an update
-                continue
-            self._final = update.get("messages", [self._final])[-1]
-            if "run" in update:  # the beginning of the run: earlier steps are another run's
-                self._state = _first_state(update)
-                continue
-            self._state = reduce_state(self._state, update)
-            delimiter = self._state["run"]["settings"]["delimiter"]
-            for step in update.get("steps", ()):
-                before = separator_of(self._previous, delimiter) if self._previous else ""
-                self._previous = step
-                if text := self._shown(before + step["text"]):
-                    yield ChatGenerationChunk(message=AIMessageChunk(content=text))
-                if self.ended:
-                    return
+        update, self._state = progress
+        self._final = update.get("messages", [self._final])[-1]
+        if "run" in update:  # the beginning of the run: earlier steps are another run's
+            return
+        delimiter = self._state["run"]["settings"]["delimiter"]
+        for step in update.get("steps", ()):
+            before = separator_of(self._previous, delimiter) if self._previous else ""
+            self._previous = step
+            if text := self._shown(before + step["text"]):
+                yield ChatGenerationChunk(message=AIMessageChunk(content=text))
+            if self.ended:
+                return
 
     def _shown(self, text: str) -> str:
         """Returns the text up to a stop string, and hold back what may be the beginning of one."""
@@ -417,12 +408,6 @@ def step_outcomes(
                 outcome[key] = value
         outcomes.append(outcome)
     return outcomes
-
-
-def _first_state(update: dict[str, Any]) -> TrimState:
-    """Returns the state that the first update of a run leaves, with all channels that a summary reads."""
-    state = {key: value.value if isinstance(value, Overwrite) else value for key, value in update.items()}
-    return cast(TrimState, state)
 
 
 def as_result(chunks: list[ChatGenerationChunk]) -> ChatResult:

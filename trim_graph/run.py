@@ -37,19 +37,12 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
 
     def stream(self, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         """Streams a run, as LangGraph documents; `invoke` and its like call this too."""
-        # Without slots for background calls, even if an outer graph's invocation has one.
-        invocation = Invocation(clear_aborted)
+        invocation = new_invocation()
         return invocation.stream(super().stream(input, _of_invocation(config, invocation), **kwargs))
 
     def astream(self, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         """Streams a run, as LangGraph documents; `ainvoke` and its like call this too."""
-        slot = WarmingSlot()
-
-        def when_stored(ended: Invocation) -> None:
-            clear_aborted(ended)
-            slot.stored = True
-
-        invocation = Invocation(when_stored, SpeculationSlot(), slot)
+        invocation = new_async_invocation()
         parts: Any = super().astream(input, _of_invocation(config, invocation), **kwargs)
         return invocation.astream(parts)
 
@@ -79,6 +72,22 @@ class TrimGraph(CompiledStateGraph[TrimState, TrimContext, TrimInput, TrimOutput
         return with_recursion_limit(
             config, (self.config or {}).get("recursion_limit", DEFAULT_RECURSION_LIMIT)
         )
+
+
+def new_invocation() -> Invocation:
+    """Returns an invocation for a synchronous call: it has no slots for calls in the background."""
+    return Invocation(clear_aborted)
+
+
+def new_async_invocation() -> Invocation:
+    """Returns an invocation for an asynchronous call."""
+    slot = WarmingSlot()
+
+    def when_stored(ended: Invocation) -> None:
+        clear_aborted(ended)
+        slot.stored = True
+
+    return Invocation(when_stored, SpeculationSlot(), slot)
 
 
 def _of_invocation(config: RunnableConfig | None, invocation: Invocation) -> RunnableConfig:

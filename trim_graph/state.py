@@ -6,7 +6,7 @@ not the whole list. Only this file uses that beta API of LangGraph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired, cast
 
 from langchain_core.messages import AnyMessage
@@ -240,7 +240,12 @@ Steps = Annotated[list[Step], DeltaChannel(_extend)]
 Scores = Annotated[dict[str, float], DeltaChannel(_merge)]
 Decisions = Annotated[list[DecisionRecord], DeltaChannel(_extend)]
 
-_REDUCED: dict[str, Any] = {"steps": _extend, "decisions": _extend, "scores": _merge}
+_REDUCED: dict[str, Callable[[Any, Any], Any]] = {
+    "steps": lambda current, write: _extend(current, [write]),
+    "decisions": lambda current, write: _extend(current, [write]),
+    "scores": lambda current, write: _merge(current, [write]),
+    "messages": add_messages,
+}
 
 
 class TrimInput(TypedDict):
@@ -354,9 +359,12 @@ def diff_update(state: TrimState, update: dict[str, Any]) -> dict[str, Any]:
 
 def reduce_state(state: TrimState, update: Mapping[str, Any]) -> TrimState:
     """Returns the state after an update, reduced as the graph's channels do, for code without a graph."""
-    new = dict(state)
+    new: dict[str, Any] = dict(state)
     for key, value in update.items():
-        new[key] = _REDUCED[key](state[key], [value]) if key in _REDUCED else value  # type: ignore[literal-required]
+        if isinstance(value, Overwrite):
+            new[key] = value.value
+        else:
+            new[key] = _REDUCED[key](new[key], value) if key in _REDUCED else value
     return cast(TrimState, new)
 
 

@@ -1,7 +1,8 @@
 """What the graph itself costs: CPU time, calls and checkpoint bytes per reasoning step, models scripted.
 
 ``python -m tests.benchmarks.overhead [--json FILE]`` prints a table; the models answer at once, so all time
-is LangGraph's and ours. The skeleton is a LangGraph of four empty nodes that takes the same supersteps.
+is LangGraph's and ours. The skeleton is a LangGraph of four empty nodes that takes the same supersteps;
+the driver (`trim_graph.driver`) runs the nodes of the graph without LangGraph's loop.
 Calls are those of functions, in Python and C; a busy machine does not change their number.
 """
 
@@ -15,6 +16,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +27,7 @@ from langgraph.types import Command
 from typing_extensions import TypedDict
 
 from trim_graph import create_trim_graph, open_checkpointer
+from trim_graph.driver import drive
 from trim_graph.policies import threshold
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer
 
@@ -94,6 +97,17 @@ def calls_a_step(graph: Callable[[int], Any], given: Callable[[int], dict[str, A
     return (counted[1] - counted[0]) / 40
 
 
+class _Driven:
+    """A graph whose ``invoke`` runs it without LangGraph's loop."""
+
+    def __init__(self, graph: Any) -> None:
+        self._graph = graph
+
+    def invoke(self, given: dict[str, Any], config: Any = None) -> None:
+        """Runs a question."""
+        deque(drive(self._graph, given["messages"], config), maxlen=0)
+
+
 def bytes_a_step(steps: int, durability: str) -> float:
     """Returns the bytes of a SQLite file per step."""
     with tempfile.TemporaryDirectory() as folder:
@@ -124,10 +138,12 @@ def main() -> None:
         "cpu_ms_a_step": {
             "skeleton": cpu_a_step(skeleton(), {"left": args.steps}, args.steps, args.repeats),
             "trim": cpu_a_step(solver(args.steps), question, args.steps, args.repeats),
+            "driver": cpu_a_step(_Driven(solver(args.steps)), question, args.steps, args.repeats),
         },
         "calls_a_step": {
             "skeleton": calls_a_step(lambda steps: skeleton(), lambda steps: {"left": steps}),
             "trim": calls_a_step(solver, lambda steps: question),
+            "driver": calls_a_step(lambda steps: _Driven(solver(steps)), lambda steps: question),
         },
         "checkpoint_bytes_a_step": {
             durability: {steps: bytes_a_step(steps, durability) for steps in (20, 200)}

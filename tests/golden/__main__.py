@@ -4,7 +4,7 @@
 
     python -m tests.golden diff                         # plays anew, prints the differences, exits 1 on any
     python -m tests.golden diff --renamed names.json    # {"old name": "new name"}: pure renames show none
-    python -m tests.golden diff graph --only lookahead  # graph, async or commands; by a word in names
+    python -m tests.golden diff graph --only lookahead  # graph, async, driver or commands; by a word
     python -m tests.golden record                       # writes both files, after a change that is meant
 
 ``graph.json`` has a record for each of `scenarios.SCENARIOS`: by invocation the custom events, the text
@@ -13,8 +13,9 @@ asked; the channels of the final state, messages included; of the last checkpoin
 not hold whole and those that differ from the state; the sizes of all checkpoints. What repeats another part
 is ``= state.trim`` or the like, and of settings only those are recorded that are not the first scenario's.
 ``commands.json`` has what the commands of `commands.COMMANDS` write, with the models that are shipped.
-Scripted runs are played synchronously and asynchronously, against one record. `normal` lists all that is
-replaced by a placeholder, and how far sizes may be off.
+Scripted runs are played synchronously, asynchronously and, where they need no loop of LangGraph, by
+`trim_graph.driver`, against one record. `normal` lists all that is replaced by a placeholder, and how far
+sizes may be off.
 
 A refactoring leaves no difference. One that moves modules changes imports of this package and nothing else,
 since scenarios use the public surface only. New names apply to the recorded side: to keys, and to texts
@@ -35,15 +36,20 @@ from tests.golden import commands, scenarios
 from tests.golden.normal import ABSENT, Difference, differences, pretty, renamed
 
 HERE = Path(__file__).parent
-PARTS = {"graph": scenarios.record, "async": scenarios.record_async, "commands": commands.record}
+PARTS = {
+    "graph": scenarios.record,
+    "async": scenarios.record_async,
+    "driver": scenarios.record_driven,
+    "commands": commands.record,
+}
 FILES = ("graph", "commands")
 SHOWN = 300
 """Characters of a value in a printed difference."""
 
 
 def recorded(part: str) -> dict[str, Any]:
-    """Returns what is on record; for ``async`` that of ``graph``, which has to be the same."""
-    file = HERE / f"{'graph' if part == 'async' else part}.json"
+    """Returns what is on record; for ``async`` and ``driver`` that of ``graph``, which has to be the same."""
+    file = HERE / f"{part if part in FILES else 'graph'}.json"
     record: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return record
 
@@ -58,10 +64,24 @@ def compared(part: str, names: dict[str, str], wanted: Callable[[str], bool]) ->
     """
 
     def plays(name: str) -> bool:
-        return wanted(name) and not (part == "async" and name in scenarios.ONE_WAY)
+        one_way = part in ("async", "driver") and name in scenarios.ONE_WAY
+        return wanted(name) and not one_way and not (part == "driver" and name in scenarios.FASTER)
 
     before = {name: renamed(one, names) for name, one in recorded(part).items() if plays(name)}
-    return list(differences(before, PARTS[part](plays)))
+    after = PARTS[part](plays)
+    if part == "driver":
+        before, after = ({name: _without_loop(one[name]) for name in after} for one in (before, after))
+    return list(differences(before, after))
+
+
+def _without_loop(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns the part of a scenario's record that needs no loop, nor checkpoints: of an error no state."""
+    if "invocations" not in record:  # it calls no graph itself, such as a chat model
+        return record
+    (invocation,) = record["invocations"]
+    kept = {name: one for name, one in invocation.items() if name in ("events", "raised", "warnings")}
+    left_out = ("checkpoint", "state") if "raised" in kept else ("checkpoint",)
+    return {**{name: one for name, one in record.items() if name not in left_out}, "invocations": [kept]}
 
 
 def printed(found: Iterable[Difference]) -> str:

@@ -19,10 +19,14 @@ from langgraph.types import Command
 from pydantic import BaseModel, Field
 
 from trim_graph.adapters import ModelServerError, ScorerError
+from trim_graph.driver import final_state
+from trim_graph.run import TrimGraph
 from trim_graph.testing import ScriptedChatModel, ScriptedScorer, ScriptedToolModel
 
 ASYNCHRONOUSLY = ContextVar("ASYNCHRONOUSLY", default=False)
 """Whether `drive` calls ``astream`` where a scenario does not say."""
+DRIVEN = ContextVar("DRIVEN", default=False)
+"""Whether `drive` runs a graph by `trim_graph.driver`, without LangGraph's loop and without its saver."""
 _PROCESS = re.compile(rb"\d+-[0-9a-f]{32}")
 """The name of a process, whose length varies."""
 A_WHILE = 0.02
@@ -265,6 +269,8 @@ def drive(
         options: Of all invocations, such as ``context``.
     """
     config = {**THREAD, **(config or {})}
+    if DRIVEN.get():
+        return _driven(graph, turns, config, options)
     asynchronously = ASYNCHRONOUSLY.get() if asynchronously is None else asynchronously
     invocations = []
     for turn in turns:
@@ -293,6 +299,32 @@ def drive(
     if isinstance(saver, MeasuringSaver):
         checkpoint["sizes"] = saver.sizes
     return {"invocations": invocations, "state": state, "checkpoint": checkpoint}
+
+
+class NotDriven(Exception):
+    """A scenario needs LangGraph's loop: several invocations, a parent graph, an agent."""
+
+
+def _driven(graph: Any, turns: Sequence[Any], config: Any, options: Any) -> dict[str, Any]:
+    if not isinstance(graph, TrimGraph) or len(turns) != 1 or not isinstance(turns[0], str):
+        raise NotDriven
+    alone = graph.with_config()
+    alone.checkpointer = None
+    events: list[Any] = []
+    record: dict[str, Any] = {}
+    state: Any = {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            run = final_state(
+                alone, [("user", turns[0])], config, context=options.get("context"), on_event=events.append
+            )
+            state = asyncio.run(run)
+        except Exception as error:
+            record["raised"] = f"{type(error).__name__}: {error}"
+    if shown := sorted({str(w.message) for w in caught if w.category in (UserWarning, RuntimeWarning)}):
+        record["warnings"] = shown
+    return {"invocations": [{**record, "events": events}], "state": dict(state)}
 
 
 def _invoke(graph: Any, given: Any, config: Any, asynchronously: bool, options: Any) -> dict[str, Any]:

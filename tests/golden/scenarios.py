@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, TypedDict
@@ -20,6 +21,7 @@ from langgraph.types import Command
 from tests.golden.normal import encode
 from tests.golden.rig import (
     ASYNCHRONOUSLY,
+    DRIVEN,
     AwayModel,
     AwayToolModel,
     Confident,
@@ -28,6 +30,7 @@ from tests.golden.rig import (
     FailingToolModel,
     HangingModel,
     MeasuringSaver,
+    NotDriven,
     OpenedReasoning,
     PromptedModel,
     SlowModel,
@@ -769,6 +772,8 @@ SCENARIOS: dict[str, Scenario] = {
 
 ONE_WAY = frozenset({"deadline cuts a call", "lookahead, not async", "chat model", "resumed from SQLite"})
 """Scenarios that cannot be the same on an event loop. All others have one record for both ways."""
+FASTER = frozenset({"lookahead, unaccounted"})
+"""Scenarios in which a call ends, or is cut off, in the time that LangGraph takes between two nodes."""
 
 
 def record(wanted: Callable[[str], bool]) -> dict[str, Any]:
@@ -784,6 +789,20 @@ def record_async(wanted: Callable[[str], bool]) -> dict[str, Any]:
         return record(wanted)
     finally:
         ASYNCHRONOUSLY.reset(before)
+
+
+def record_driven(wanted: Callable[[str], bool]) -> dict[str, Any]:
+    """Plays by `trim_graph.driver` those that need nothing of LangGraph's loop."""
+    usual_settings()
+    before, played = DRIVEN.set(True), {}
+    try:
+        for name in SCENARIOS:
+            if wanted(name):
+                with suppress(NotDriven):
+                    played[name] = record_of(name)
+    finally:
+        DRIVEN.reset(before)
+    return played
 
 
 def record_of(name: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.golden.__main__ import compared, printed, recorded
+from tests.golden.__main__ import PARTS, compared, printed, recorded
 from tests.golden.commands import COMMANDS
 from tests.golden.normal import differences, renamed
 from tests.golden.scenarios import SCENARIOS
@@ -17,7 +17,7 @@ def test_every_scenario_and_command_is_on_record():
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_scripted_run_is_as_recorded(name):
-    for part in ("graph", "async"):
+    for part in ("graph", "async", "driver"):
         found = [one for one in compared(part, {}, name.__eq__) if one.counts]
         assert not found, f"{part}: {printed(found)}"
 
@@ -25,6 +25,10 @@ def test_a_scripted_run_is_as_recorded(name):
 def test_commands_write_what_is_recorded():
     found = [one for one in compared("commands", {}, lambda name: True) if one.counts]
     assert not found, printed(found)
+
+
+def test_the_driver_plays_the_scenarios_that_need_no_loop():
+    assert len(PARTS["driver"](lambda name: True)) > 50
 
 
 def test_a_rename_shows_no_difference_and_a_change_does():

@@ -39,7 +39,7 @@ from .metrics import (
 )
 from .noninferiority import CONFIDENCE, PairedOutcomes, chance_interval, further_questions
 from .records import Metric, Question, Record, WorkItem, new_record, write_json
-from .runner import Graph, run_arm
+from .runner import run_arm
 
 ROUNDS = 9
 """Most operating points tried in a search."""
@@ -170,7 +170,7 @@ class Calibrator:
 
     def __init__(
         self,
-        build: Callable[[PolicyMapping], Graph],
+        build: Callable[[PolicyMapping], Any],
         questions: Sequence[Question],
         *,
         scores: Callable[[], Sequence[float]] = list,

@@ -31,8 +31,6 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 StepLabels = Callable[[Sequence[str]], Sequence[bool | None]]
 
-CHANNELS = ("trim", "messages", "run", "steps", "scores", "decisions")
-"""Channels of the graph's state that a record is made of."""
 TOKENS = (
     "small",
     "large",
@@ -219,11 +217,11 @@ def new_record(item: WorkItem, seed: int | None = None, **known: Any) -> Record:
     return record
 
 
-def record_of(result: dict[str, Any], item: WorkItem, seed: int | None = None, **known: Any) -> Record:
+def record_of(result: Mapping[str, Any], item: WorkItem, seed: int | None = None, **known: Any) -> Record:
     """Makes the record of a run that has ended.
 
     Args:
-        result: The channels `CHANNELS` of the graph's state.
+        result: The graph's state.
         item: The question with its place.
         seed: Of the run.
         known: Further keys, such as ``seconds``.
@@ -250,7 +248,7 @@ def record_of(result: dict[str, Any], item: WorkItem, seed: int | None = None, *
     )
 
 
-def _steps(result: dict[str, Any]) -> list[RecordStep]:
+def _steps(result: Mapping[str, Any]) -> list[RecordStep]:
     """Returns the accepted steps of a run with the score, decision and discarded draft of each."""
     decided = {record["step"]: record for record in result["decisions"]}
     steps: list[RecordStep] = []

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from trim_graph.adapters import ScorableStep
 from trim_graph.adapters.base import as_scorer, read_scores, scorable_step
 from trim_graph.config import Parts, TrimConfig, build_graph, for_measuring
+from trim_graph.driver import final_state
 from trim_graph.settings import TrimContext
 
 from .arms import Judge, policy_config
-from .records import CHANNELS, DiscardedDraft, Question, Record, RecordStep, WorkItem, new_record, record_of
+from .records import DiscardedDraft, Question, Record, RecordStep, WorkItem, new_record, record_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,24 +32,8 @@ MAX_CONSECUTIVE_FAILURES = 20
 """Runs that may fail in a row, before any has succeeded since: then something else is wrong."""
 
 
-class Graph(Protocol):
-    """Parts of a graph that `run_question` needs, built by `create_trim_graph`."""
-
-    def astream(
-        self,
-        input: Any,
-        /,
-        *,
-        context: TrimContext | None,
-        stream_mode: Sequence[Literal["custom", "values"]],
-        output_keys: Sequence[str],
-    ) -> AsyncIterator[Any]:
-        """Yields events and states."""
-        ...
-
-
 async def run_question(
-    graph: Graph,
+    graph: Any,
     item: WorkItem,
     *,
     seed: int | None = None,
@@ -71,22 +56,18 @@ async def run_question(
         The record; of a run that failed, one that says why.
     """
     seed = None if seed is None else seed + item.sample
-    result: dict[str, Any] = {}
     first_step: float | None = None
     begun = time.monotonic()
+
+    def take(event: dict[str, Any]) -> None:
+        nonlocal first_step
+        on_event(event)
+        if event.get("event") == "accepted" and first_step is None:
+            first_step = time.monotonic() - begun
+
     try:
-        async for mode, content in graph.astream(
-            {"messages": [("user", item.question.text)]},
-            context=None if seed is None else TrimContext(seed=seed),
-            stream_mode=["custom", "values"],
-            output_keys=CHANNELS,
-        ):
-            if mode == "values":
-                result = content
-                continue
-            on_event(content)
-            if content.get("event") == "accepted" and first_step is None:
-                first_step = time.monotonic() - begun
+        context = None if seed is None else TrimContext(seed=seed)
+        result = await final_state(graph, [("user", item.question.text)], context=context, on_event=take)
         seconds = time.monotonic() - begun
         record = record_of(result, item, seed, seconds=seconds, first_step_seconds=first_step)
         if rater is not None:
@@ -100,7 +81,7 @@ async def run_question(
 
 
 async def run_arm(
-    graph: Graph,
+    graph: Any,
     questions: Sequence[Question],
     *,
     concurrency: int = 32,

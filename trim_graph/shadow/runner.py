@@ -23,6 +23,7 @@ from trim_graph.budget import Budget, Prices, Quota, Quotas
 from trim_graph.budget.ledger import Ledger, MemoryLedger
 from trim_graph.budget.usage import LargeUsage, large_usage
 from trim_graph.conversation import extract_answer, question_of, require_answerable
+from trim_graph.driver import adrive
 from trim_graph.errors import InputError, SettingsError
 from trim_graph.graph import create_trim_graph
 from trim_graph.policies import small_only
@@ -473,7 +474,7 @@ class Shadow(ShadowBase):
     async def _draft(self, asked: Sequence[AnyMessage], steps: Sequence[Step]) -> DraftOf:
         """Has the small model write the step behind the given ones, by the graph's own nodes."""
         context = TrimContext(steps=list(steps) or None, max_steps=len(steps) + 1)
-        found, summary, _ = await _streamed(self._drafts, asked, context)
+        found, summary, _ = await _driven(self._drafts, asked, context)
         if len(found) != 1:
             raise InputError(f"the small model wrote no step behind {len(steps)} steps: {summary['notes']}")
         usage = summary["usage"]["small"]
@@ -491,7 +492,7 @@ class Shadow(ShadowBase):
         used = reserved  # a run that breaks off counts in full
         try:
             context = TrimContext(budget=self._allowance.budget())
-            steps, summary, text = await _streamed(self._graph, asked, context)
+            steps, summary, text = await _driven(self._graph, asked, context)
             used = large_usage(summary["usage"], self.settings.prices)
         finally:
             self._allowance.settle(record["id"], used)
@@ -548,24 +549,18 @@ def new_record(answers: Application, *, priced: bool) -> ShadowRecord:
     )
 
 
-async def _streamed(
+async def _driven(
     graph: Any, asked: Sequence[BaseMessage], context: TrimContext
 ) -> tuple[list[Step], Summary, str]:
     """Runs a graph; returns the steps that it wrote, its summary and its answer."""
     steps: list[Step] = []
     summary: Summary | None = None
     text = ""
-    config = {"tags": TAGS}
-    async for updates in graph.astream(
-        {"messages": list(asked)}, config, context=context, stream_mode="updates"
-    ):
-        for update in updates.values():
-            if not update:
-                continue
-            if "run" not in update:  # the beginning of a run holds the given steps
-                steps += update.get("steps", ())
-            if update.get("trim") is not None:
-                summary, text = update["trim"], str(update["messages"][-1].text)
+    async for update, _ in adrive(graph, asked, {"tags": TAGS}, context=context):
+        if "run" not in update:  # the beginning of a run holds the given steps
+            steps += update.get("steps", ())
+        if update.get("trim") is not None:
+            summary, text = update["trim"], str(update["messages"][-1].text)
     assert summary is not None
     return steps, summary, text
 

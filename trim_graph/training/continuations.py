@@ -20,9 +20,10 @@ from typing_extensions import TypedDict
 
 from trim_graph.budget import Writer
 from trim_graph.config import for_measuring
+from trim_graph.driver import final_state
 from trim_graph.errors import InputError
 from trim_graph.evaluation import Question
-from trim_graph.evaluation.records import CHANNELS, WorkItem, record_of
+from trim_graph.evaluation.records import WorkItem, record_of
 from trim_graph.evaluation.runner import Models
 from trim_graph.policies import Observation, Policy, large_only, small_only
 from trim_graph.segmentation import separator_of
@@ -194,10 +195,10 @@ async def _continue(graphs: Mapping[tuple[Writer, bool], Any], seed: int, ask: A
         max_steps=len(given) + 1 if ask.one_step else None,
     )
     try:
-        result = await graphs[ask.writer, ask.one_step].ainvoke(
-            {"messages": [("user", ask.question.text)]}, context=context, output_keys=CHANNELS
-        )
+        graph = graphs[ask.writer, ask.one_step]
+        result = await final_state(graph, [("user", ask.question.text)], context=context)
         whole = record_of(result, WorkItem(ask.question_index, ask.sample, ask.question))
+        assert result["trim"] is not None
         usage = result["trim"]["usage"]
         record["steps"] = list(result["steps"][len(given) :])
         record["answer"], record["stopped"] = whole["answer"], whole["stopped"]

@@ -1,0 +1,242 @@
+"""Runs of a graph without LangGraph's loop, where nobody asks for what the loop adds.
+
+`adrive` and `drive` call the nodes of a `TrimGraph` one after another, in the order of its edges, and reduce
+their updates as its channels do. A run that has a checkpointer, a parent graph or a callback handler goes
+through LangGraph instead; both yield the same. Evaluation, collection, labels, the shadow, `TrimChatModel`
+and ``trim-graph serve`` run questions so. Measured by ``python -m tests.benchmarks.overhead``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import (
+    ensure_config,
+    get_callback_manager_for_config,
+    merge_configs,
+    var_child_runnable_config,
+)
+from langgraph.errors import GraphRecursionError
+from langgraph.graph.message import add_messages
+from langgraph.runtime import Runtime
+from langgraph.types import Command
+
+from .graph import AFTER_GENERATE_STEP
+from .nodes import after_generate_step, begin_route
+from .run import TrimGraph, new_async_invocation, new_invocation, with_recursion_limit
+from .runtime import INVOCATION, RUNTIME, Invocation
+from .settings import TrimContext
+from .state import TrimState, reduce_state
+
+OnEvent = Callable[[dict[str, Any]], None]
+"""Receives each event of a run, as ``stream_mode="custom"`` has it."""
+LANGGRAPH = "__pregel_"
+"""Prefix of the keys that LangGraph sets in the config of a node."""
+
+
+class Progress(NamedTuple):
+    """One node has run.
+
+    Attributes:
+        update: The channels that it wrote, as ``stream_mode="updates"`` has them.
+        state: All channels after it.
+    """
+
+    update: dict[str, Any]
+    state: TrimState
+
+
+def _ignore(event: dict[str, Any]) -> None:
+    """Drops an event."""
+
+
+def drive(
+    graph: Any,
+    messages: Sequence[Any],
+    config: RunnableConfig | None = None,
+    *,
+    context: Any = None,
+    on_event: OnEvent = _ignore,
+) -> Iterator[Progress]:
+    """Runs a question, and yields after each node.
+
+    Args:
+        graph: Built by `create_trim_graph`, without a checkpointer.
+        messages: The conversation; the last message holds the problem.
+        config: Of the call.
+        context: Of the call: a `TrimContext`, or a mapping that LangGraph makes one of.
+        on_event: Receives each event.
+
+    Raises:
+        Exception: What ``graph.stream`` raises.
+    """
+    if needs_langgraph(graph, config):
+        state = _first_state(messages)
+        parts = graph.stream({"messages": messages}, config, context=context, stream_mode=_MODES)
+        with contextlib.closing(parts):
+            for part in parts:
+                for progress in _progress(part, state, on_event):
+                    state = progress.state
+                    yield progress
+        return
+    invocation = new_invocation()
+    run = _Run(graph, messages, config, context, on_event, invocation)
+    yield from invocation.stream(run.nodes())
+
+
+async def adrive(
+    graph: Any,
+    messages: Sequence[Any],
+    config: RunnableConfig | None = None,
+    *,
+    context: Any = None,
+    on_event: OnEvent = _ignore,
+) -> AsyncGenerator[Progress, None]:
+    """Runs a question as `drive` does, without blocking the event loop."""
+    if needs_langgraph(graph, config):
+        state = _first_state(messages)
+        parts = graph.astream({"messages": messages}, config, context=context, stream_mode=_MODES)
+        async with contextlib.aclosing(parts):
+            async for part in parts:
+                for progress in _progress(part, state, on_event):
+                    state = progress.state
+                    yield progress
+        return
+    invocation = new_async_invocation()
+    run = _Run(graph, messages, config, context, on_event, invocation)
+    async with contextlib.aclosing(invocation.astream(run.anodes())) as steps:
+        async for progress in steps:
+            yield progress
+
+
+async def final_state(
+    graph: Any,
+    messages: Sequence[Any],
+    config: RunnableConfig | None = None,
+    *,
+    context: Any = None,
+    on_event: OnEvent = _ignore,
+) -> TrimState:
+    """Runs a question by `adrive`; returns all channels at its end."""
+    state = _first_state(messages)
+    async for progress in adrive(graph, messages, config, context=context, on_event=on_event):
+        state = progress.state
+    return state
+
+
+def needs_langgraph(graph: Any, config: RunnableConfig | None) -> bool:
+    """Returns whether a call asks for what only LangGraph's loop has: checkpoints, a parent graph, traces.
+
+    Args:
+        graph: The graph.
+        config: Of the call; the surrounding one, its callback handlers and those of the environment count.
+    """
+    if not isinstance(graph, TrimGraph) or graph.checkpointer:
+        return True
+    if any(key.startswith(LANGGRAPH) for key in ensure_config(config)["configurable"]):
+        return True
+    return bool(get_callback_manager_for_config(_whole_config(graph, config)).handlers)
+
+
+def _whole_config(graph: TrimGraph, config: RunnableConfig | None) -> RunnableConfig:
+    return ensure_config(with_recursion_limit(merge_configs(graph.config, config)))
+
+
+def _first_state(messages: Sequence[Any]) -> TrimState:
+    return cast(TrimState, {"messages": add_messages([], list(messages))})
+
+
+_MODES = ["custom", "updates"]
+
+
+def _progress(part: tuple[str, Any], state: TrimState, on_event: OnEvent) -> Iterator[Progress]:
+    """Yields the progress in a part of LangGraph's stream; an event goes to ``on_event``."""
+    mode, content = part
+    if mode == "custom":
+        on_event(content)
+        return
+    for update in content.values():
+        state = reduce_state(state, update or {})
+        yield Progress(update or {}, state)
+
+
+class _Run:
+    """A run between two of its nodes.
+
+    Args:
+        graph: The graph, whose nodes and config count.
+        messages: The conversation.
+        config: Of the call.
+        context: Of the call.
+        on_event: Receives each event.
+        invocation: Of the run.
+    """
+
+    def __init__(
+        self,
+        graph: TrimGraph,
+        messages: Sequence[Any],
+        config: RunnableConfig | None,
+        context: Any,
+        on_event: OnEvent,
+        invocation: Invocation,
+    ) -> None:
+        whole = _whole_config(graph, config)
+        if isinstance(context, Mapping):
+            context = TrimContext(**context)
+        runtime = Runtime(context=context, stream_writer=on_event)
+        self._config: RunnableConfig = {
+            **whole,
+            "callbacks": get_callback_manager_for_config(whole),
+            "configurable": {**whole["configurable"], INVOCATION: invocation, RUNTIME: runtime},
+        }
+        self._graph, self._left = graph, whole["recursion_limit"]
+        self._state = _first_state(messages)
+        self._node = "route"
+        self._input: Any = begin_route(self._state)[0].arg
+
+    def nodes(self) -> Iterator[Progress]:
+        """Runs the nodes."""
+        while self._node:
+            node, token = self._next(), var_child_runnable_config.set(self._config)
+            try:
+                output = node.invoke(self._input, self._config)
+            finally:
+                var_child_runnable_config.reset(token)
+            yield self._take(output)
+
+    async def anodes(self) -> AsyncGenerator[Progress, None]:
+        """Runs the nodes without blocking the event loop."""
+        while self._node:
+            node, token = self._next(), var_child_runnable_config.set(self._config)
+            try:
+                output = await node.ainvoke(self._input, self._config)
+            finally:
+                var_child_runnable_config.reset(token)
+            yield self._take(output)
+
+    def _next(self) -> Runnable[Any, Any]:
+        if self._left <= 0:
+            raise GraphRecursionError(
+                f"recursion_limit={self._config['recursion_limit']} is reached before the run has ended"
+            )
+        self._left -= 1
+        return self._graph.nodes[self._node].bound
+
+    def _take(self, output: Command[Any] | dict[str, Any]) -> Progress:
+        update = output.update if isinstance(output, Command) else output
+        self._state = reduce_state(self._state, update or {})
+        self._node = self._following(output)
+        self._input = {**self._state, "remaining_steps": self._left - 1}
+        return Progress(update or {}, self._state)
+
+    def _following(self, output: Command[Any] | dict[str, Any]) -> str:
+        """Returns the next node by the edges of `create_trim_graph`; an empty text ends the run."""
+        if isinstance(output, Command):
+            return str(output.goto)
+        if self._node == "generate_step" and "score_step" in self._graph.nodes:
+            return AFTER_GENERATE_STEP[after_generate_step(self._state)]
+        return "" if self._node == "finalize" else "route"
