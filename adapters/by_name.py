@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from typing import Any
 
 from langchain_core.runnables import Runnable
 
-from trim_graph.errors import SettingsError, may_be_shown
+from trim_graph.errors import SettingsError, closest, may_be_shown
 
 EXAMPLE_NAME = "openai:gpt-4.1-mini"
 
@@ -82,9 +81,9 @@ def _made(name: str, settings: dict[str, Any]) -> Any:
         # LangChain lists its providers in the error, and nowhere in its interface.
         listed = re.search(r"Supported (?:model )?providers(?: are)?: ([\w, ]+)", message)
         provider = name.partition(":")[0]
-        close = get_close_matches(provider, listed[1].split(", ")) if listed and ":" in name else []
+        close = closest(provider, listed[1].split(", ")) if listed and ":" in name else None
         reason = (
-            f"LangChain knows no provider for it{f', did you mean {close[0]}' if close else ''}: name one in "
+            f"LangChain knows no provider for it{f', did you mean {close}' if close else ''}: name one in "
             f"front, as in {EXAMPLE_NAME}, or pass a chat model, such as ChatVLLM(model=...) or "
             "ChatTransformers(model=...)"
         )

@@ -196,11 +196,16 @@ RENAMED = {"allowances": "quotas", "batch_patience": "batch_wait_factor", "go_on
 """Names of settings that release 0.1.0 had, and those of today."""
 
 
+def closest(given: str, known: Sequence[str]) -> str | None:
+    """Returns the known name that may be meant; None if none is near."""
+    return next(iter(get_close_matches(given, known, n=1, cutoff=0.5)), None)
+
+
 def nearest(given: str, known: Sequence[str]) -> str:
     """Returns the end of an error about an unknown name: what may be meant, and what there is."""
     new = RENAMED.get(given)
-    close = get_close_matches(given, known, n=1, cutoff=0.5)
-    hint = f", did you mean {close[0]}?" if close else "."
+    close = closest(given, known)
+    hint = f", did you mean {close}?" if close else "."
     if new in known:
         hint = f", it is called {new} now."
     return f"{hint} There are: {', '.join(known)}" if known else hint

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr
 
 from trim_graph.adapters.base import ScorableStep, ScorerReply, step_texts
 from trim_graph.adapters.by_name import as_chat_model
@@ -65,10 +65,6 @@ DEFAULT_PROMPT = (
 YES_NO_PROMPT = _QUESTION + "Is the next step right? Answer with one word only: yes or no."
 
 
-def _checked_model(model: Any) -> Any:
-    return as_chat_model("model", model)
-
-
 def _checked_prompt(prompt: str) -> str:
     if missing := [name for name in ("{question}", "{before}", "{step}", "{fence}") if name not in prompt]:
         raise ValueError(f"prompt lacks {', '.join(missing)}")
@@ -113,7 +109,7 @@ class LLMJudge(JudgeSettings):
     rates_some: ClassVar[bool] = True
     """Declares that a call may ask about some of the steps only."""
 
-    model: Annotated[Runnable[Any, Any], BeforeValidator(_checked_model)] = Field(kw_only=False)
+    model: Runnable[Any, Any] = Field(kw_only=False)
     """The judge; may be the small or the large model itself, or a name as of `create_trim_graph`. Its
     temperature should be 0."""
     prompt: Annotated[str, AfterValidator(_checked_prompt)] = ""
@@ -129,7 +125,7 @@ class LLMJudge(JudgeSettings):
     if not TYPE_CHECKING:
 
         def __init__(self, model: Runnable[Any, Any] | str, **settings: Any) -> None:
-            super().__init__(model=model, **settings)
+            super().__init__(model=as_chat_model("model", model), **settings)
 
     def model_post_init(self, context: Any) -> None:
         """Reads from the model's class which settings it takes."""

@@ -14,7 +14,7 @@ from langchain_openai import ChatOpenAI
 
 from tests.adapters.provider_model import ProviderModel, said
 from tests.adapters.recorded_server import RecordedServer, chat_answer, failed
-from trim_graph import ScorableStep
+from trim_graph import ScorableStep, SettingsError
 from trim_graph.adapters import ChatTransformers, ChatVLLM, LLMJudge, ModelServerError, Scorer, ScorerError
 from trim_graph.adapters.prompted.judge import DEFAULT_PROMPT
 from trim_graph.adapters.vllm import client
@@ -351,8 +351,11 @@ def test_a_judge_may_be_named(monkeypatch):
     judge = LLMJudge("openai:gpt-4.1")
     assert isinstance(judge.model, ChatOpenAI)
     assert judge.top_logprobs == 20
-    with pytest.raises(ValueError, match="model is 'nobody:m': LangChain knows no provider for it"):
+    with pytest.raises(SettingsError, match="^model is 'nobody:m': LangChain knows no provider for it"):
         LLMJudge("nobody:m")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(SettingsError, match="^model is 'openai:gpt-4.1': .*OPENAI_API_KEY"):
+        LLMJudge("openai:gpt-4.1")
 
 
 def test_an_answer_that_a_filter_ended_is_no_rating():
