@@ -351,10 +351,10 @@ def test_a_judge_may_be_named(monkeypatch):
     judge = LLMJudge("openai:gpt-4.1")
     assert isinstance(judge.model, ChatOpenAI)
     assert judge.top_logprobs == 20
-    with pytest.raises(SettingsError, match="^model is 'nobody:m': LangChain knows no provider for it"):
+    with pytest.raises(SettingsError, match=r"^model is 'nobody:m': LangChain knows no provider for it"):
         LLMJudge("nobody:m")
     monkeypatch.delenv("OPENAI_API_KEY")
-    with pytest.raises(SettingsError, match="^model is 'openai:gpt-4.1': .*OPENAI_API_KEY"):
+    with pytest.raises(SettingsError, match=r"^model is 'openai:gpt-4.1': .*OPENAI_API_KEY"):
         LLMJudge("openai:gpt-4.1")
 
 
