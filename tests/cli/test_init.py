@@ -33,6 +33,14 @@ def test_a_file_and_its_schema_are_written_and_the_next_commands_named(run, fold
     assert ("OPENAI_API_KEY" in done.stdout) == (models == "hosted")
 
 
+def test_the_example_has_nothing_to_warn_of(run):
+    assert run("init", "--models", "example").exit_code == 0
+    done = run("doctor", "--config", "trim.yaml")
+    assert done.exit_code == 0, done.output
+    assert "no error: this set-up does what a run needs" in done.output
+    assert "warning" not in done.output
+
+
 def test_options_name_models_and_scorer(run):
     named = ("--small", "org/s", "--large", "org/l", "--prm", "org/p")
     assert run("init", "mine.yaml", "--models", "local", "--scorer", "prm", *named).exit_code == 0

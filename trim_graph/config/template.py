@@ -79,6 +79,8 @@ def config_text(choices: Choices, *, schema: str | None = None) -> str:
         )
     head = "" if schema is None else SCHEMA_LINE.format(name=schema)
     t = _THRESHOLDS[choices.scorer]
+    # The example models take 2048 tokens.
+    steps, tokens = (24, 64) if choices.models == "example" else (32, 512)
     text = f"""\
 # The small model drafts each step, the scorer rates it, and the large model rewrites what scores too low.
 # Relative paths are relative to this file. Check it: trim-graph doctor --config FILE
@@ -99,8 +101,8 @@ budget: {{large_tokens: 2000, seconds: 300}}
 # prices: {{small: {{input: 0.4, output: 1.6}}, large: {{input: 2, output: 8}}}}
 
 settings:
-  max_steps: 32          # of one solution
-  max_step_tokens: {64 if choices.models == "example" else 512}
+  max_steps: {steps}          # of one solution
+  max_step_tokens: {tokens}
   # on_scorer_error: accept  # a draft that cannot be scored stays; by default the run ends with the error
   # ask_below: 0.1       # a draft that scores below it is shown to a human first; needs a checkpoint
 
