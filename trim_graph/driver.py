@@ -9,7 +9,7 @@ and ``trim-graph serve`` run questions so. Measured by ``python -m tests.benchma
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -60,7 +60,7 @@ def drive(
     *,
     context: Any = None,
     on_event: OnEvent = _ignore,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Runs a question, and yields after each node.
 
     Args:

@@ -16,7 +16,7 @@ from trim_graph.budget.usage import zero_usage
 from trim_graph.errors import InputError, TrimError
 from trim_graph.evaluation import Question
 from trim_graph.evaluation.records import RecordStep, WorkItem
-from trim_graph.evaluation.runner import Graph, run_each, run_question
+from trim_graph.evaluation.runner import run_each, run_question
 from trim_graph.evaluation.traces import Source, Trace, trace_of
 from trim_graph.policies import Choice, Observation, Policy
 from trim_graph.routing import Router, RunView
@@ -200,7 +200,7 @@ class Rollouts:
     def __init__(
         self,
         questions: Sequence[Question],
-        build: Callable[[Policy], Graph] | None = None,
+        build: Callable[[Policy], Any] | None = None,
         *,
         max_steps: int = 32,
         concurrency: int = 128,
@@ -213,7 +213,7 @@ class Rollouts:
         self.max_steps, self.concurrency, self.on_trace = max_steps, concurrency, on_trace
         self._scripted = ScriptedPolicy()
         self._build = build
-        self._built: Graph | None = None
+        self._built: Any = None
         self.traces: list[Trace] = []
         self.runs = 0
 
