@@ -10,15 +10,14 @@ import json
 import os
 import re
 import ssl
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
 
-import aiohttp
 import httpx
-from httpx_aiohttp import HttpxAiohttpClient
 from pydantic import SecretStr
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 from tenacity.wait import wait_exponential, wait_random
@@ -36,14 +35,6 @@ _CONTEXT_FULL = re.compile(
 Versions that do not cut ``max_tokens`` to the room name the tokens requested: fewer would fit."""
 _JSON = {"Content-Type": "application/json"}
 _BOM = b"\xef\xbb\xbf"
-_NO_CONNECTION = (
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    aiohttp.ClientConnectorError,
-    aiohttp.ConnectionTimeoutError,
-)
-"""Causes of an error before a request was sent. `httpx_aiohttp` raises ConnectTimeout for a server that
-disconnects during a request too."""
 _backoff = wait_exponential(multiplier=0.2, max=5.0) + wait_random(0.0, 0.2)
 
 
@@ -193,8 +184,8 @@ class VLLMServer:
         timeout = httpx.Timeout(self.read_timeout, connect=_CONNECT_S, pool=None)
         try:
             async with (
-                pool.gate,
-                pool.client.stream(
+                pool.client() as client,
+                client.stream(
                     method,
                     self.root + path,
                     headers=self._headers() | _JSON,
@@ -207,11 +198,11 @@ class VLLMServer:
                 yield response
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError):
             raise
-        except (httpx.TransportError, aiohttp.ClientError) as error:
-            if isinstance(error.__cause__ or error, _NO_CONNECTION):
-                raise TransientError(
-                    f"no server answers at {self.root} ({error}); start it, or correct base_url"
-                ) from error
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise TransientError(
+                f"no server answers at {self.root} ({error}); start it, or correct base_url"
+            ) from error
+        except httpx.TransportError as error:
             what = str(error) or type(error).__name__
             raise TransientError(f"the connection to {self.root} failed: {what}", begun=True) from error
         except httpx.RequestError as error:
@@ -390,6 +381,21 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
 
 KEEP_ALIVE_S = 4.0
 """Below the 5 s after which uvicorn, which vLLM runs on, drops an idle connection."""
+SLOT_CONNECTIONS = 8
+"""Most connections of one client. For every request httpx compares all connections of its client with all
+others, which with a hundred of them takes ten times as long as all else (`tests.benchmarks.http`)."""
+
+
+@dataclass(slots=True, eq=False)
+class ClientSlot:
+    """A client with a few connections."""
+
+    client: httpx.AsyncClient
+    room: int
+    """Connections that it may have."""
+    busy: int = 0
+    left_at: float = 0.0
+    """Time of the end of its last request, in seconds of the monotonic clock."""
 
 
 @dataclass(slots=True, eq=False)
@@ -397,17 +403,51 @@ class Pool:
     """The connections from one event loop to one server.
 
     Args:
-        max_connections: Most at once.
+        max_connections: All clients' together.
     """
 
     max_connections: int
-    client: httpx.AsyncClient = field(init=False)
     gate: asyncio.Semaphore = field(init=False)
+    """Queues callers; httpx's own queue takes quadratic time with thousands of them."""
+    slots: list[ClientSlot] = field(init=False, default_factory=list)
     life: AsyncGenerator[None, None] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.client = new_client(self.max_connections)
         self.gate = asyncio.Semaphore(self.max_connections)
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[httpx.AsyncClient]:
+        """Waits for a free connection, and yields its client for one request."""
+        async with self.gate:
+            await self._close_idle()
+            # The first that has room, so that the last ones fall idle under less load.
+            slot = next((slot for slot in self.slots if slot.busy < slot.room), None) or self._new_slot()
+            slot.busy += 1
+            try:
+                yield slot.client
+            finally:
+                slot.busy -= 1
+                slot.left_at = time.monotonic()
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        for slot in self.slots:
+            await slot.client.aclose()
+
+    def _new_slot(self) -> ClientSlot:
+        room = min(SLOT_CONNECTIONS, self.max_connections - sum(slot.room for slot in self.slots))
+        slot = ClientSlot(new_client(room), room)
+        self.slots.append(slot)
+        return slot
+
+    async def _close_idle(self) -> None:
+        """Closes clients that were needed at a busier time: httpx drops old connections only at a request."""
+        since = time.monotonic() - KEEP_ALIVE_S
+        idle = [slot for slot in self.slots[1:] if not slot.busy and slot.left_at < since]
+        for slot in idle:  # all before the first wait, during which other calls run
+            self.slots.remove(slot)
+        for slot in idle:
+            await slot.client.aclose()
 
 
 _Key = tuple[str, int, asyncio.AbstractEventLoop]
@@ -421,18 +461,14 @@ def _certificates() -> ssl.SSLContext:
 
 
 def new_client(max_connections: int) -> httpx.AsyncClient:
-    """Returns a client without its own time limit.
-
-    Its connections are aiohttp's: httpx's own compares all connections with all others at every request
-    (`tests.benchmarks.http`).
-    """
+    """Returns a client without its own time limit."""
     limits = httpx.Limits(
         max_connections=max_connections,
         max_keepalive_connections=max_connections,
         keepalive_expiry=KEEP_ALIVE_S,
     )
     try:
-        return HttpxAiohttpClient(limits=limits, verify=_certificates())
+        return httpx.AsyncClient(limits=limits, verify=_certificates())
     except (ValueError, ImportError, httpx.InvalidURL):
         fault = "is not the URL of a proxy that httpx can use"
     # Out of the except clause: httpx's own words may repeat a proxy's password.
@@ -458,4 +494,4 @@ async def _lifetime(key: _Key, pool: Pool) -> AsyncGenerator[None, None]:
         yield
     finally:
         _pools.pop(key, None)
-        await pool.client.aclose()
+        await pool.close()

@@ -1,7 +1,7 @@
 """CPU of an HTTP request, by requests at once: ``python -m tests.benchmarks.http``.
 
-An httpx client with httpx's own connections, and the client of this project, whose connections are aiohttp's.
-The server, a process of its own, answers each request after a tenth of a second and does nothing else.
+One httpx client with as many connections as there are requests at once, and the pool of this project. The
+server, a process of its own, answers each request after a tenth of a second and does nothing else.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
 
-from trim_graph.adapters.vllm.client import VLLMServer
+from trim_graph.adapters.vllm.client import VLLMServer, new_client
 
 AT_ONCE = (1, 8, 64, 256)
 EACH = 6
@@ -36,9 +35,9 @@ def main(output: Annotated[Path | None, typer.Option("--json", help="File for th
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
     process.start()
     root = f"http://127.0.0.1:{ours.recv()}"
-    found: dict[str, dict[str, float]] = {"httpx": {}, "trim-graph": {}}
+    found: dict[str, dict[str, float]] = {"one client": {}, "trim-graph": {}}
     for at_once in AT_ONCE:
-        for name, way in (("httpx", by_httpx), ("trim-graph", by_adapters)):
+        for name, way in (("one client", one_client), ("trim-graph", pooled)):
             found[name][str(at_once)] = asyncio.run(way(root, at_once))
     process.terminate()
     print("| CPU ms a request, at once | " + " | ".join(map(str, AT_ONCE)) + " |")
@@ -49,10 +48,9 @@ def main(output: Annotated[Path | None, typer.Option("--json", help="File for th
         output.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 
-async def by_httpx(root: str, at_once: int) -> float:
-    """By httpx alone."""
-    limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once)
-    async with httpx.AsyncClient(limits=limits) as client:
+async def one_client(root: str, at_once: int) -> float:
+    """All connections in one client."""
+    async with new_client(at_once) as client:
 
         async def ask() -> Any:
             return (await client.post(f"{root}/v1/completions", json=PROMPT)).json()
@@ -60,7 +58,7 @@ async def by_httpx(root: str, at_once: int) -> float:
         return await cpu_of(ask, at_once)
 
 
-async def by_adapters(root: str, at_once: int) -> float:
+async def pooled(root: str, at_once: int) -> float:
     """As the adapters ask."""
     server = VLLMServer(root)
     return await cpu_of(lambda: server.post("/v1/completions", PROMPT), at_once)

@@ -678,11 +678,11 @@ class TestConnections:
         async def main():
             await asyncio.gather(*(m.ainvoke(QUESTION) for m in (model, other) for _ in range(4)))
             (pool,) = [p for key, p in client._pools.items() if key[0] == model._server.root]
-            return pool.client
+            return pool.slots
 
-        used = asyncio.run(main())
+        (slot,) = asyncio.run(main())
         assert server.clients == 1
-        assert used.is_closed
+        assert slot.client.is_closed
         assert not [key for key in client._pools if key[0] == model._server.root]
         model.invoke(QUESTION)
         other.invoke(QUESTION)

@@ -1,76 +1,64 @@
-"""Connections of an event loop to a server: how many, and how they fail."""
+"""Connections of an event loop to a server: how many, of which client, and how long."""
 
 import asyncio
-from types import SimpleNamespace
 
-import aiohttp
 import httpx
 import pytest
-from httpx_aiohttp.transport import map_aiohttp_exceptions
 
 from trim_graph.adapters.vllm import client
-from trim_graph.adapters.vllm.client import TransientError, VLLMServer
+from trim_graph.adapters.vllm.client import VLLMServer
 
 
 @pytest.fixture
-def crowd(monkeypatch):
-    """Most requests at once, of all clients, in a list of one."""
-    now, most = [0], [0]
+def crowds(monkeypatch):
+    """Most requests at once: of each client in the order of their making, and of all."""
+    now, most, most_of_all = [], [], [0]
 
-    def new_client(max_connections):
+    def new_client(room):
+        number = len(most)
+        most.append(0)
+        now.append(0)
+
         async def handler(request):
-            now[0] += 1
-            most[0] = max(most[0], now[0])
+            now[number] += 1
+            most[number] = max(most[number], now[number])
+            most_of_all[0] = max(most_of_all[0], sum(now))
             await asyncio.sleep(0.005)
-            now[0] -= 1
+            now[number] -= 1
             return httpx.Response(200, json={})
 
-        return httpx.AsyncClient(transport=httpx.MockTransport(handler))
+        assert room > 0
+        return SlowlyClosed(transport=httpx.MockTransport(handler))
+
+    class SlowlyClosed(httpx.AsyncClient):
+        async def aclose(self):
+            await asyncio.sleep(0.01)
+            await super().aclose()
 
     monkeypatch.setattr(client, "new_client", new_client)
-    return most
+    return most, most_of_all
 
 
 @pytest.mark.parametrize("allowed", [3, 8, 20])
-async def test_no_more_requests_at_once_than_allowed(crowd, allowed):
+async def test_no_more_requests_at_once_than_allowed(crowds, allowed):
     server = VLLMServer("http://nobody", max_connections=allowed)
     await asyncio.gather(*(server.get("/") for _ in range(50)))
-    assert crowd == [allowed]
+    each, of_all = crowds
+    assert of_all == [allowed]
+    assert sum(each) == allowed
+    assert max(each) <= client.SLOT_CONNECTIONS
 
 
-ADDRESS = SimpleNamespace(host="nobody", port=80, ssl=None, real_url="http://nobody/")
-"""What aiohttp says in its errors that it asked."""
-
-
-class Raising(httpx.AsyncBaseTransport):
-    """Raises what aiohttp would, as `httpx_aiohttp` passes it on."""
-
-    def __init__(self, error):
-        self._error = error
-
-    async def handle_async_request(self, request):
-        with map_aiohttp_exceptions():
-            raise self._error
-
-
-@pytest.mark.parametrize(
-    ("error", "says", "begun"),
-    [
-        (aiohttp.ClientConnectorError(ADDRESS, OSError(111, "refused")), "no server answers", False),
-        (aiohttp.ConnectionTimeoutError("slow"), "no server answers", False),
-        (aiohttp.ServerDisconnectedError(), "the connection to http://nobody failed", True),
-        (aiohttp.ClientOSError(104, "reset"), "the connection to http://nobody failed", True),
-        (aiohttp.SocketTimeoutError("silent"), "the connection to http://nobody failed", True),
-        (aiohttp.ClientPayloadError("cut"), "the connection to http://nobody failed", True),
-        (aiohttp.ClientResponseError(ADDRESS, (), message="no HTTP"), "the connection to", True),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-async def test_only_a_server_that_was_not_reached_has_not_begun(monkeypatch, error, says, begun):
-    def new_client(max_connections):
-        return httpx.AsyncClient(transport=Raising(error))
-
-    monkeypatch.setattr(client, "new_client", new_client)
-    with pytest.raises(TransientError, match=says) as raised:
-        await VLLMServer("http://nobody").post_once("/", {})
-    assert raised.value.begun == begun
+async def test_connections_of_a_busier_time_are_closed(crowds, monkeypatch):
+    server = VLLMServer("http://nobody")
+    await asyncio.gather(*(server.get("/") for _ in range(3 * client.SLOT_CONNECTIONS)))
+    pool = await client.pool_for(server.root, server.max_connections)
+    first, *others = pool.slots
+    assert len(others) == 2
+    await server.get("/")
+    assert len(pool.slots) == 3
+    monkeypatch.setattr(client, "KEEP_ALIVE_S", -1.0)
+    await asyncio.gather(*(server.get("/") for _ in range(3)))
+    assert pool.slots == [first]
+    assert all(slot.client.is_closed for slot in others)
+    assert not first.client.is_closed
