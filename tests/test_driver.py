@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
+import uuid
+from collections import deque
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -13,7 +18,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from test_run import Fickle, texts
 
-from trim_graph import Budget, TrimContext
+from trim_graph import Budget, Quota, Quotas, TrimContext, open_ledger
 from trim_graph.adapters import ModelServerError
 from trim_graph.driver import adrive, drive, final_state, needs_langgraph
 from trim_graph.policies import entropy_probe, large_only, small_only, stay_on_large, threshold
@@ -96,7 +101,7 @@ def check_equal(build: Any, config: Any = None, context: Any = None) -> dict[str
     return expected
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     limit=st.none() | st.integers(1, 40),
     small=texts,
@@ -131,6 +136,14 @@ def test_it_does_what_langgraph_does(
     step = {**given_step, "mean_token_probability": None, "end": "delimiter"}
     context = TrimContext(steps=[step]) if begun else None
     check_equal(build, None if limit is None else {"recursion_limit": limit}, context)
+
+
+@pytest.mark.parametrize("limit", [7, 25, 26])
+def test_every_recursion_limit_is_taken_as_named(make, limit):
+    def build():
+        return make([f"step {number}" for number in range(40)])
+
+    check_equal(build, {"recursion_limit": limit})
 
 
 @pytest.mark.parametrize(
@@ -236,6 +249,64 @@ async def test_being_cancelled_reaches_the_model(make):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert cancelled.is_set()
+
+
+def test_time_of_whoever_takes_events_is_not_the_runs(make):
+    def take(event: dict[str, Any]) -> None:
+        time.sleep(0.02)
+
+    (*_, last) = drive(make().graph, ASKED, on_event=take)
+    assert last.state["trim"]["seconds"] < 0.1
+
+
+async def test_events_come_in_the_callers_thread(make, tmp_path):
+    threads = set()
+    quotas = Quotas(user=Quota(large_tokens=100))
+
+    def take(event: dict[str, Any]) -> None:
+        threads.add(threading.get_ident())
+
+    with open_ledger(f"sqlite:{tmp_path / 'ledger.db'}") as ledger:
+        graph = make(ledger=ledger, quotas=quotas).graph
+        await final_state(graph, ASKED, context=TrimContext(user="me"), on_event=take)
+    assert threads == {threading.get_ident()}
+
+
+def test_what_a_model_sets_in_its_context_stays_there(make):
+    seen = ContextVar("seen", default="nothing")
+
+    class Setting(ScriptedChatModel):
+        def _generate(self, *given: Any, **options: Any) -> Any:
+            assert seen.get() == "nothing"
+            seen.set("something")
+            return super()._generate(*given, **options)
+
+    assert len(list(drive(make(Setting(script=["a", "b", "c \\boxed{1}"])).graph, ASKED))) > 3
+    assert seen.get() == "nothing"
+
+
+def test_a_reader_cannot_change_the_run(make):
+    for progress in drive(make().graph, ASKED):
+        last = progress.state.copy()
+        progress.state["steps"] = []
+    assert last["trim"]["steps"] == {"small": 3, "large": 1}
+
+
+def test_calls_have_names_and_ids_of_their_own(make):
+    class Seen(BaseCallbackHandler):
+        def __init__(self) -> None:
+            self.runs: list[Any] = []
+
+        def on_chat_model_start(self, serialized: Any, messages: Any, *, run_id: Any, **options: Any) -> None:
+            self.runs.append((run_id, options.get("name")))
+
+    handler = Seen()
+    model = ScriptedChatModel(script=["a", "b \\boxed{1}"], callbacks=[handler])
+    own = uuid.uuid4()
+    deque(drive(make(model).graph, ASKED, {"run_id": own, "run_name": "mine"}), maxlen=0)
+    assert len({run_id for run_id, _ in handler.runs}) == len(handler.runs) == 2
+    assert own not in {run_id for run_id, _ in handler.runs}
+    assert "mine" not in {name for _, name in handler.runs}
 
 
 async def test_runs_at_once_do_not_mix(make):

@@ -4,12 +4,16 @@
 their updates as its channels do. A run that has a checkpointer, a parent graph or a callback handler goes
 through LangGraph instead; both yield the same. Evaluation, collection, labels, the shadow, `TrimChatModel`
 and ``trim-graph serve`` run questions so. Measured by ``python -m tests.benchmarks.overhead``.
+
+A handler of a chat model itself, not of the call, sees the model's calls without LangGraph's metadata
+(``langgraph_node`` and the like) and without a parent run.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -17,6 +21,7 @@ from langchain_core.runnables.config import (
     ensure_config,
     get_callback_manager_for_config,
     merge_configs,
+    set_config_context,
     var_child_runnable_config,
 )
 from langgraph.errors import GraphRecursionError
@@ -32,7 +37,7 @@ from .settings import TrimContext
 from .state import TrimState, reduce_state
 
 OnEvent = Callable[[dict[str, Any]], None]
-"""Receives each event of a run, as ``stream_mode="custom"`` has it."""
+"""Receives each event of a run, as ``stream_mode="custom"`` has it, when its node has run."""
 LANGGRAPH = "__pregel_"
 """Prefix of the keys that LangGraph sets in the config of a node."""
 
@@ -142,7 +147,9 @@ def needs_langgraph(graph: Any, config: RunnableConfig | None) -> bool:
 
 
 def _whole_config(graph: TrimGraph, config: RunnableConfig | None) -> RunnableConfig:
-    return ensure_config(with_recursion_limit(merge_configs(graph.config, config)))
+    # LangChain takes a limit of 25, its default, for one that nobody named.
+    named = with_recursion_limit({**(graph.config or {}), **(config or {})})["recursion_limit"]
+    return ensure_config({**merge_configs(graph.config, config), "recursion_limit": named})
 
 
 def _first_state(messages: Sequence[Any]) -> TrimState:
@@ -185,9 +192,13 @@ class _Run:
         invocation: Invocation,
     ) -> None:
         whole = _whole_config(graph, config)
-        if isinstance(context, Mapping):
+        for own in ("run_id", "run_name"):  # the run's, not its calls'
+            whole.pop(own, None)
+        if isinstance(context, dict):
             context = TrimContext(**context)
-        runtime = Runtime(context=context, stream_writer=on_event)
+        self._events: list[dict[str, Any]] = []
+        runtime = Runtime(context=context, stream_writer=self._events.append)
+        self._on_event, self._invocation = on_event, invocation
         self._config: RunnableConfig = {
             **whole,
             "callbacks": get_callback_manager_for_config(whole),
@@ -201,11 +212,12 @@ class _Run:
     def nodes(self) -> Iterator[Progress]:
         """Runs the nodes."""
         while self._node:
-            node, token = self._next(), var_child_runnable_config.set(self._config)
+            node = self._next()
             try:
-                output = node.invoke(self._input, self._config)
+                with set_config_context(self._config) as own:
+                    output = own.run(node.invoke, self._input, self._config)
             finally:
-                var_child_runnable_config.reset(token)
+                self._deliver()
             yield self._take(output)
 
     async def anodes(self) -> AsyncGenerator[Progress, None]:
@@ -216,10 +228,19 @@ class _Run:
                 output = await node.ainvoke(self._input, self._config)
             finally:
                 var_child_runnable_config.reset(token)
+                self._deliver()
             yield self._take(output)
 
+    def _deliver(self) -> None:
+        """Passes the node's events on: in the caller's thread, in time that is not the run's."""
+        events, begun = self._events.copy(), time.monotonic()
+        self._events.clear()
+        for event in events:
+            self._on_event(event)
+        self._invocation.stopwatch.leave_out(begun)
+
     def _next(self) -> Runnable[Any, Any]:
-        if self._left <= 0:
+        if self._left <= 0 and self._state.get("run"):  # before the first node the limit itself is checked
             raise GraphRecursionError(
                 f"recursion_limit={self._config['recursion_limit']} is reached before the run has ended"
             )
@@ -231,7 +252,7 @@ class _Run:
         self._state = reduce_state(self._state, update or {})
         self._node = self._following(output)
         self._input = {**self._state, "remaining_steps": self._left - 1}
-        return Progress(update or {}, self._state)
+        return Progress(update or {}, cast(TrimState, {**self._state}))
 
     def _following(self, output: Command[Any] | dict[str, Any]) -> str:
         """Returns the next node by the edges of `create_trim_graph`; an empty text ends the run."""

@@ -96,7 +96,7 @@ def command(given: argparse.Namespace, config: Path) -> list[str]:
     for policy in given.policy:
         options += ["--policy", policy]
     if fold is None:
-        options += ["--baselines", "cascade"]
+        options += ["--baselines", "cascade,score_cascade"]
     else:
         options += ["--baselines", "all", "--validation", dataset(out / f"train-{fold}.jsonl")]
     if given.n is not None:
