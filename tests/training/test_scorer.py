@@ -81,7 +81,9 @@ def test_a_trained_head_tells_right_from_wrong_where_an_untrained_one_does_not(l
 
     untrained = [
         one.rated(scores)
-        for one, scores in scorer_module._scored(network, encoded.test, lambda heading: None)
+        for one, scores in scorer_module._scored(
+            encoded.test, scorer_module._logits(network, encoded.test, "measuring", lambda heading: None)
+        )
     ]
     assert found["auc"] > compute_scorer_metrics(untrained, 0.5)["steps"]["auc"] + 0.05
 

@@ -196,7 +196,6 @@ def train_scorer(
     # The head stays in float32: rounding would undo its calibration.
     getattr(network, network.base_model_prefix).to(getattr(torch, dtype))
     network.eval()
-    held_out = encoded.test or encoded.validation
     logits = _logits(network, encoded.validation, "calibrating", say)
     scale, shift, calibrated_on = fit_platt(
         *calibration_targets(encoded.validation, logits, settings.calibrate_on)
@@ -206,9 +205,11 @@ def train_scorer(
         network.score.weight.float() * scale,
         network.score.bias.float() * scale + shift,
     )
+    validation = _scored(encoded.validation, [scale * values + shift for values in logits])
+    test = _scored(encoded.test, _logits(network, encoded.test, "measuring", say))
     measured = Measured(
-        validation=_scored(network, encoded.validation, say),
-        held_out=_scored(network, held_out, say),
+        validation=validation,
+        held_out=test or validation,
         held_out_is="test" if encoded.test else "validation",
         calibrated_on=calibrated_on,
         skipped=skipped,
@@ -328,12 +329,9 @@ def _logits(
     return [states.astype(np.float64) @ weight + bias for states in _states(network, encoded, phase, say)]
 
 
-def _scored(
-    network: Any, encoded: Sequence[Encoded], say: Callable[[Heading], None]
-) -> list[tuple[LabelledSteps, list[float]]]:
+def _scored(encoded: Sequence[Encoded], logits: Sequence[Floats]) -> list[tuple[LabelledSteps, list[float]]]:
     from scipy.special import expit  # type: ignore[import-untyped]
 
-    logits = _logits(network, encoded, "measuring", say)
     return [(one.solution, expit(values).tolist()) for one, values in zip(encoded, logits, strict=True)]
 
 
