@@ -563,6 +563,28 @@ def test_all_baselines_of_models_that_report_all(world, models, run, monkeypatch
     assert curves["cascade"]["over_query_level"] is None
 
 
+CACHED = """\
+small: {type: example}
+large: {type: example}
+scorer: {type: example}
+policy: {type: small_only}
+response_cache: calls.db
+"""
+
+
+def test_seconds_of_cached_responses_are_nowhere(world, run):
+    (world / "cached.yaml").write_text(CACHED)
+    result = evaluate(run, "--config", "cached.yaml", n=4)
+    assert result.exit_code == 0, result.output
+    summary = read_run("run").summary
+    assert "no seconds were measured" in summary["warnings"][0]
+    assert {arm["metrics"]["seconds"]["value"] for arm in summary["arms"]} == {None}
+    assert "Wall clock" not in result.output
+    result = evaluate(run, "--config", "cached.yaml", "--cost-per-second", 1, n=4)
+    assert result.exit_code == 2
+    assert "--cost-per-second 1: response_cache answers known calls at once" in result.stderr
+
+
 def test_scores_of_whole_solutions_are_kept_for_the_next_run(world, models, run, monkeypatch):
     parts = Parts(models.World(errs=True), models.World(errs=False), models.Judge())
     monkeypatch.setattr("trim_graph.cli.eval.load_parts", lambda config, **_: parts)

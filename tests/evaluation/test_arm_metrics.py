@@ -36,7 +36,7 @@ def columns(correct, large_tokens, *, cost=None, added=0.0, seconds=1.0):
     return MetricColumns(0, of)
 
 
-def compared(arms, kinds=()):
+def compared(arms, kinds=(), *, timed=True):
     """Compares arms; ``small`` and ``large`` are among them."""
     known = {"small": "reference", "large": "reference", **dict(kinds)}
     settings = {
@@ -48,7 +48,7 @@ def compared(arms, kinds=()):
         for name in arms
     }
     n = len(next(iter(arms.values())).of["correct"])
-    return Comparison({name: resample(arm) for name, arm in arms.items()}, settings, n=n)
+    return Comparison({name: resample(arm, timed=timed) for name, arm in arms.items()}, settings, n=n)
 
 
 def small_and_large(n=N, right=20, **more):
@@ -114,6 +114,18 @@ def test_savings_in_money_are_unknown_without_a_price_of_the_large_model():
     arms = {**small_and_large(cost=[0] * N), "p": columns([True] * N, [10] * N, cost=[0] * N)}
     (*_, p) = compared(arms).summaries()
     assert p["savings"]["cost"] == {"value": None, "interval": None}
+
+
+def test_seconds_of_a_cache_are_of_no_arm():
+    arms = {**small_and_large(seconds=2.0), "p": columns([True] * N, [10] * N, seconds=1.0)}
+    found = compared(arms, timed=False)
+    (*_, p) = found.summaries()
+    seconds = [p["savings"]["seconds"], p["differences"]["large"]["seconds"]]
+    seconds += [p["metrics"][name] for name in ("seconds", "seconds_median", "seconds_p95", "first_step_p95")]
+    assert seconds == [{"value": None, "interval": None}] * 6
+    assert found.large_alone().seconds_per_token is None
+    (*_, p) = compared(arms).summaries()
+    assert p["differences"]["large"]["seconds"]["value"] == -1.0
 
 
 def test_the_models_alone_show_length_ratio_and_pace_of_the_large_one():

@@ -136,6 +136,11 @@ class Evaluation:
                     f"--samples {request.samples}: response_cache would answer all samples of a question "
                     "alike: leave one of them out"
                 )
+            if request.cost_per_second:
+                raise SettingsError(
+                    f"--cost-per-second {request.cost_per_second:g}: response_cache answers known calls at "
+                    "once, so no seconds are measured: leave one of them out"
+                )
             self.warnings.append(
                 f"responses were read from {cache.name} where known: no seconds were measured"
             )
@@ -255,7 +260,12 @@ class Evaluation:
             executor: Runs the models.
         """
         runner = ExperimentRunner(
-            self.request.out, self.run_config, executor, on_begin=self._begin, on_row=self._advance
+            self.request.out,
+            self.run_config,
+            executor,
+            on_begin=self._begin,
+            on_row=self._advance,
+            timed=self.config.response_cache is None,
         )
         self._announce()
         if self.leak and {"router", "kind"} & set(self.baselines):

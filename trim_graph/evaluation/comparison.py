@@ -273,14 +273,23 @@ class Resampled:
     correct: Array | None
 
 
-def resample(columns: MetricColumns, *, seed: int = 0) -> Resampled:
-    """Draws questions with replacement; after this the columns are not needed any more."""
-    names = [name for name in _MEANS if name != "correct" or columns.graded]
+def resample(columns: MetricColumns, *, seed: int = 0, timed: bool = True) -> Resampled:
+    """Draws questions with replacement; after this the columns are not needed any more.
+
+    Args:
+        columns: The numbers of an arm.
+        seed: Of the draws.
+        timed: Whether the seconds are those that the models took; not where a cache has answered.
+    """
+    unknown = {"correct"} if not columns.graded else set()
+    unknown |= {"seconds"} if not timed else set()
+    names = [name for name in _MEANS if name not in unknown]
     return Resampled(
         plain={name: columns.mean(name) for name in names},
         means=resampled_means({name: columns.of[name] for name in names}, seed=seed),
         quantiles={
-            metric: _quantile(columns.of[name], share, seed) for metric, (name, share) in _QUANTILES.items()
+            metric: _quantile(columns.of[name], share, seed) if timed else UNKNOWN
+            for metric, (name, share) in _QUANTILES.items()
         },
         errors=columns.errors,
         correct=columns.of["correct"] if columns.graded else None,
@@ -351,18 +360,15 @@ class Comparison:
         spent["cost"] = self.difference(name, LARGE, "cost") if priced else UNKNOWN
         return {key: _negative(spent[key]) for key in ("tokens", "large_tokens", "cost", "seconds")}
 
-    def large_alone(self, *, timed: bool = True) -> LargeAlone:
+    def large_alone(self) -> LargeAlone:
         """Returns what the arms of the models alone show of the large one, for `net_savings` of later runs.
 
         The pace is that of the runs' wall clock, at the concurrency of the evaluation.
-
-        Args:
-            timed: Whether the runs took their time; not where a cache has answered.
         """
         small, large = self.arms[SMALL].plain, self.arms[LARGE].plain
         return LargeAlone(
             length_ratio=_ratio(large["large_tokens"], small["small_tokens"]) or None,
-            seconds_per_token=_ratio(large["seconds"], large["large_tokens"]) if timed else None,
+            seconds_per_token=_ratio(large["seconds"], large["large_tokens"]) if "seconds" in large else None,
         )
 
     def matched_budget(self, name: str) -> dict[str, MatchedBudget]:

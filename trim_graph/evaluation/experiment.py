@@ -94,6 +94,7 @@ class ExperimentRunner:
         executor: Runs their questions.
         on_begin: Called before an arm is run, with its name, all its runs, and those done before.
         on_row: Called with each row.
+        timed: Whether the seconds of rows are those that models took; not where a cache of responses answers.
 
     Raises:
         SettingsError: The folder was begun with other settings, or cannot be used.
@@ -104,6 +105,7 @@ class ExperimentRunner:
     executor: Executor
     on_begin: Callable[[str, int, int], None] = lambda arm, total, done: None
     on_row: Callable[[Row], None] = lambda row: None
+    timed: bool = True
     arms: dict[str, ArmSettings] = field(init=False)
     """All that the folder knows of."""
     done: dict[str, Resampled] = field(default_factory=dict)
@@ -224,7 +226,7 @@ class ExperimentRunner:
                 f"all {columns.errors} runs of the arm {arm} failed, the first with {failed}. When that is "
                 "put right, resume with --retry-errors"
             )
-        self.done[arm] = resample(columns, seed=self.run_config.seed)
+        self.done[arm] = resample(columns, seed=self.run_config.seed, timed=self.timed)
         return self.done[arm]
 
     def take_older(self) -> list[str]:

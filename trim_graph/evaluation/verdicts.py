@@ -155,7 +155,8 @@ def _verdict(comparison: Comparison, name: str, cost_model: CostModel) -> Verdic
 
 
 def _net(large: Any, arm: Any, cost_model: CostModel) -> Any:
-    return large["cost"] - arm["cost"] - cost_model.second * (arm["seconds"] - large["seconds"])
+    saved = large["cost"] - arm["cost"]
+    return saved - cost_model.second * (arm["seconds"] - large["seconds"]) if cost_model.second else saved
 
 
 def _net_spread(comparison: Comparison, name: str, cost_model: CostModel) -> str:
@@ -389,6 +390,6 @@ def summarise_run(
         headline=headline(verdicts, comparison, cost_model),
         max_loss=cost_model.max_loss,
         command=command,
-        large_alone=comparison.large_alone(timed=config.response_cache is None).model_dump(),
+        large_alone=comparison.large_alone().model_dump(),
         warnings=[*warnings, *text],
     )

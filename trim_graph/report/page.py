@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from math import inf
+from math import inf, nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NotRequired, get_origin, get_type_hints
@@ -97,7 +97,12 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
 def _rows(run: Run) -> Iterator[Row]:
     """Gives the rows that the summary is of: a folder may hold those of more questions, from before."""
     n, samples = (run.summary["n"], run.summary["samples"]) if run.summary else (inf, inf)
-    return (row for row in run.rows() if row["index"] < n and row["sample"] < samples)
+    arms = run.summary["arms"] if run.summary else []
+    is_timed = not arms or any(arm["metrics"]["seconds"]["value"] is not None for arm in arms)
+    for row in run.rows():
+        if row["index"] < n and row["sample"] < samples:
+            # A cache that answered took no time that says anything of the models.
+            yield row if is_timed else Row(**{**row, "seconds": nan})
 
 
 def _checked(run: Run) -> Run:
