@@ -288,6 +288,10 @@ def test_the_wheel_holds_code_types_and_weights_and_nothing_else(wheel):
         f"trim_graph-{trim_graph.__version__}.dist-info",
     }
     assert "trim_graph/examples/arithmetic/policies/aggregate-0.02.safetensors" in names
+    # Commands of the examples read their own configuration.
+    for package in (p.parent for p in (ROOT / "examples").glob("*/__init__.py")):
+        configurations = {f"trim_graph/{p.relative_to(ROOT)}" for p in package.glob("*.yaml")}
+        assert configurations <= set(names)
     for file in load_chosen().values():
         assert {f"trim_graph/examples/arithmetic/policies/{file.stem}{end}" for end in ENDS} <= set(names)
     # Of the study: the early state of the scorer, and policies at prices that were not chosen.
