@@ -22,7 +22,7 @@ from trim_graph.evaluation.plots import Point, draw_accuracy, save_plot
 
 TARGETS = ("50", "80", "95")
 SOLUTIONS = {
-    "rated": "solutions of held-out training questions by both models, labelled by continuations",
+    "rated": "solutions of training questions that no scorer has learned from, labelled by continuations",
     "processbench": "ProcessBench: solutions of GSM8K by other models, labelled by people",
 }
 """Folders with metrics of scorers, and what was rated there."""
@@ -284,15 +284,17 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def draw(document: Mapping[str, Any], stem: Path) -> None:
-    """Draws accuracy against share: each scorer's sweep, and the baselines of the first run."""
-    runs = document["runs"]
+    """Draws accuracy against share: each scorer's sweep and cascade, and each other baseline once."""
+    runs, drawn = document["runs"], dict[str, str]()
     points = []
-    for number, (name, run) in enumerate(runs.items()):
+    for name, run in runs.items():
+        scorer = name.replace("_", " ")
         for arm in run["arms"]:
-            if arm["kind"] == "reference" or (arm["kind"] != "sweep" and number):
-                continue
-            family = name.replace("_", " ") if arm["kind"] == "sweep" else arm["family"]
-            points.append(_point(arm, family))
+            family = scorer if arm["kind"] == "sweep" else arm["family"]
+            if family == "score_cascade":
+                family = f"score_cascade, {scorer}"
+            if arm["kind"] != "reference" and drawn.setdefault(family, name) == name:
+                points.append(_point(arm, family))
     first = next(iter(runs.values()))
     small, large = (_point(_arm(first, name), name) for name in (SMALL, LARGE))
     for file in save_plot(draw_accuracy(points, small, large), stem):
